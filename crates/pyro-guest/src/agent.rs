@@ -1,0 +1,96 @@
+//! The agent: boots the machine, then serves requests, one yamux stream each, until the channel closes.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use futures::future::poll_fn;
+use pyro_wire::{Bootstrap, BootstrapReply, ExecFailure, Frame, FrameCodec, Reply, Request};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use tokio::net::unix::pipe;
+use tokio_util::codec::Framed;
+use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
+use yamux::{Config, Connection, Mode};
+
+use crate::fault::{During, Fault};
+use crate::{boot, exec, halt, handshake, identity, network, root};
+
+/// A stream to the host, as frames.
+pub(crate) type HostStream = Framed<tokio_util::compat::Compat<yamux::Stream>, FrameCodec<Request, Reply>>;
+
+/// Runs until the host is gone.
+pub(crate) fn run() -> ExitCode {
+    let result = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .during("starting the runtime")
+        .and_then(|runtime| runtime.block_on(live()));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("pyro-guest: {fault}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn live() -> Result<(), Fault> {
+    let mut channel = boot::open_channel()?;
+    exec::prepare_agent()?;
+    let bootstrap = handshake::greet(&mut channel)?;
+    let outcome = apply(&bootstrap).await;
+    let reply = match &outcome {
+        Ok(()) => BootstrapReply::Ready,
+        Err(fault) => BootstrapReply::Refused { step: fault.step.clone(), cause: fault.cause.clone() },
+    };
+    handshake::answer(&mut channel, reply)?;
+    outcome?;
+    serve(channel).await
+}
+
+async fn apply(bootstrap: &Bootstrap) -> Result<(), Fault> {
+    identity::apply_clock_and_seed(bootstrap)?;
+    root::enter(&bootstrap.base_image)?;
+    identity::apply_names(bootstrap)?;
+    network::configure(bootstrap.network.as_ref()).await
+}
+
+async fn serve(channel: File) -> Result<(), Fault> {
+    let step = "preparing the channel";
+    let reader = OwnedFd::from(channel);
+    fcntl_setfl(&reader, fcntl_getfl(&reader).during(step)? | OFlags::NONBLOCK).during(step)?;
+    let writer = reader.try_clone().during(step)?;
+    // The port is a character device with the read, write and poll of a pipe.
+    let channel = tokio::io::join(
+        pipe::Receiver::from_owned_fd_unchecked(reader).during(step)?,
+        pipe::Sender::from_owned_fd_unchecked(writer).during(step)?,
+    );
+    let mut connection = Connection::new(channel.compat(), Config::default(), Mode::Server);
+    loop {
+        match poll_fn(|context| connection.poll_next_inbound(context)).await {
+            Some(Ok(stream)) => {
+                tokio::spawn(handle(Framed::new(stream.compat(), FrameCodec::default())));
+            }
+            Some(Err(error)) => {
+                return Err(Fault { step: "serving the channel".into(), cause: error.to_string(), errno: 0 });
+            }
+            None => return Ok(()),
+        }
+    }
+}
+
+async fn handle(mut stream: HostStream) {
+    use futures::StreamExt;
+    match stream.next().await {
+        Some(Ok(Frame::Control(Request::Exec(request)))) => exec::serve(request, stream).await,
+        Some(Ok(Frame::Control(Request::Halt))) => {
+            let reply = match halt::halt() {
+                Ok(()) => Reply::Halted,
+                Err(Fault { step, cause, errno }) => Reply::NotStarted(ExecFailure { step, errno, cause }),
+            };
+            exec::finish(stream, reply).await;
+        }
+        // The host gave up or does not speak the protocol; dropping the stream resets it.
+        Some(Ok(Frame::Output(..)) | Err(_)) | None => {}
+    }
+}

@@ -1,0 +1,82 @@
+//! Copies one output pipe to the host, up to the limit, and counts what is beyond.
+
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+use pyro_wire::{Frame, OutputStream};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio_util::sync::CancellationToken;
+
+use super::Frames;
+
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Runs until the pipe ends, or until the shell has ended and what it left in the pipe is read. A background
+/// child may hold the pipe open for ever; its later output is read and thrown away so that it does not die
+/// of a broken pipe. Returns the number of bytes not sent.
+pub(super) async fn run(
+    mut pipe: pipe::Receiver,
+    stream: OutputStream,
+    limit: Option<u64>,
+    frames: Frames,
+    shell_ended: CancellationToken,
+) -> u64 {
+    let mut quota = Quota { stream, left: limit, dropped: 0, frames };
+    loop {
+        let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
+        tokio::select! {
+            // Ask for the end first: after it, reading on could follow a chatty background child for ever.
+            biased;
+            () = shell_ended.cancelled() => break,
+            read = pipe.read_buf(&mut chunk) => match read {
+                Ok(0) | Err(_) => return quota.dropped,
+                Ok(_) => quota.send(chunk.freeze()).await,
+            },
+        }
+    }
+    let _ = drain(&pipe, &mut quota).await;
+    tokio::spawn(async move { tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await });
+    quota.dropped
+}
+
+/// Reads the bytes that are in the pipe at this moment, whatever is added meanwhile.
+async fn drain(pipe: &pipe::Receiver, quota: &mut Quota) -> io::Result<()> {
+    let mut left = usize::try_from(rustix::io::ioctl_fionread(pipe)?).unwrap_or(usize::MAX);
+    while left > 0 {
+        let mut chunk = BytesMut::zeroed(left.min(CHUNK_BYTES));
+        // The descriptor itself, not tokio's idea of its readiness, which may be stale.
+        let count = rustix::io::read(pipe, &mut chunk[..])?;
+        if count == 0 {
+            break;
+        }
+        chunk.truncate(count);
+        left -= count;
+        quota.send(chunk.freeze()).await;
+    }
+    Ok(())
+}
+
+struct Quota {
+    stream: OutputStream,
+    left: Option<u64>,
+    dropped: u64,
+    frames: Frames,
+}
+
+impl Quota {
+    async fn send(&mut self, mut bytes: Bytes) {
+        let count = bytes.len() as u64;
+        if let Some(left) = &mut self.left {
+            let kept = count.min(*left);
+            *left -= kept;
+            self.dropped += count - kept;
+            // At most `count`, which came from a usize.
+            bytes.truncate(kept as usize);
+        }
+        if !bytes.is_empty() {
+            // A closed queue means that the host is gone; the watcher is about to kill the command.
+            let _ = self.frames.send(Frame::Output(self.stream, bytes)).await;
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The root filesystem: a shared read-only base image under a private writable layer.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use pyro_wire::{BASE_DISK_SERIAL, BaseImage, LAYER_DISK_SERIAL};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_move, mount_remount};
+
+use crate::boot::mount_virtual;
+use crate::fault::{During, Fault};
+
+const BASE: &str = "/base";
+const LAYER: &str = "/layer";
+const NEW_ROOT: &str = "/root";
+
+/// Where commands start; exists in every guest.
+pub(crate) const WORKSPACE: &str = "/workspace";
+
+/// Assembles the root from both disks and makes it this process's root.
+pub(crate) fn enter(image: &BaseImage) -> Result<(), Fault> {
+    for dir in [BASE, LAYER, NEW_ROOT] {
+        fs::create_dir_all(dir).during(format!("making {dir}"))?;
+    }
+    let base_disk = find_disk(BASE_DISK_SERIAL)?;
+    let layer_disk = find_disk(LAYER_DISK_SERIAL)?;
+    mount(&base_disk, BASE, image.filesystem.as_str(), MountFlags::RDONLY | MountFlags::NOATIME, None)
+        .during(format!("mounting the base image ({})", image.filesystem))?;
+    mount(&layer_disk, LAYER, "ext4", MountFlags::NOATIME, None).during("mounting the writable layer")?;
+    for dir in ["/layer/upper", "/layer/work"] {
+        fs::create_dir_all(dir).during(format!("making {dir}"))?;
+    }
+    mount(
+        "overlay",
+        NEW_ROOT,
+        "overlay",
+        MountFlags::NOATIME,
+        c"lowerdir=/base,upperdir=/layer/upper,workdir=/layer/work",
+    )
+    .during("joining base image and writable layer")?;
+
+    for dir in ["/proc", "/sys", "/dev"] {
+        let target = format!("{NEW_ROOT}{dir}");
+        fs::create_dir_all(&target).during(format!("making {target}"))?;
+        mount_move(dir, &target).during(format!("moving {dir}"))?;
+    }
+    rustix::process::chdir(NEW_ROOT).during("entering the root")?;
+    mount_move(".", "/").during("moving the root into place")?;
+    rustix::process::chroot(".").during("changing the root")?;
+    rustix::process::chdir("/").during("entering the root")?;
+    // Programs that unshare mounts expect a shared root to begin with, as systemd sets it up.
+    mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)
+        .during("sharing the mount tree")?;
+    furnish()
+}
+
+fn find_disk(serial: &str) -> Result<PathBuf, Fault> {
+    let step = || format!("looking for disk {serial}");
+    for disk in fs::read_dir("/sys/block").during(step())? {
+        let disk = disk.during(step())?;
+        if fs::read_to_string(disk.path().join("serial")).is_ok_and(|text| text.trim() == serial) {
+            return Ok(Path::new("/dev").join(disk.file_name()));
+        }
+    }
+    Err(io::Error::from(io::ErrorKind::NotFound)).during(step())
+}
+
+/// Mounts and links that programs take for granted.
+fn furnish() -> Result<(), Fault> {
+    let secure = MountFlags::NOSUID | MountFlags::NODEV;
+    mount_virtual(
+        "devpts",
+        "/dev/pts",
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+        "mode=0620,gid=5,ptmxmode=0666",
+    )?;
+    mount_virtual("tmpfs", "/dev/shm", secure, "mode=1777")?;
+    mount_virtual("tmpfs", "/run", secure, "mode=0755")?;
+    mount_virtual("cgroup2", "/sys/fs/cgroup", secure | MountFlags::NOEXEC, "")?;
+    for (target, link) in [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
+    ] {
+        symlink(target, link).during(format!("linking {link}"))?;
+    }
+    fs::create_dir_all("/run/lock").during("making /run/lock")?;
+    fs::create_dir_all(WORKSPACE).during(format!("making {WORKSPACE}"))
+}
+
+/// Makes the root read-only. Everything must have been written and closed before.
+pub(crate) fn seal() -> Result<(), Fault> {
+    mount_remount("/", MountFlags::RDONLY, c"").during("remounting the root read-only")
+}

@@ -1,0 +1,33 @@
+//! One microVM: what it is made of, how it is started, who watches it, and how to talk to its guest.
+//!
+//! ```text
+//!  caller ──start()──► supervisor process ──► VMM process (QEMU) ──► guest agent
+//!     └── GuestClient ──► control socket ──────── yamux ───────────────┘
+//! ```
+//!
+//! A VM has exactly one owner, its supervisor process; the owner's death ends the VM. The supervisor knows
+//! nothing about environments or registries: it gets a [`LaunchSpec`] with paths and limits.
+
+pub mod accel;
+mod agent;
+mod console;
+mod guest;
+mod initrd;
+mod layer;
+mod mux;
+mod network;
+mod process;
+mod qemu;
+mod spec;
+pub mod supervisor;
+mod vmm;
+
+pub use accel::Accelerator;
+pub use guest::{Exec, ExecError, ExecOutcome, ExitStatus, GuestClient, OutputChunk, OutputStream};
+pub use layer::{LayerError, LayerLifetime, LayerTemplates};
+pub use qemu::Qemu;
+pub use spec::{GuestImage, LaunchSpec, Machine};
+pub use vmm::{LaunchPlan, Vmm};
+
+/// Name of the channel between host and guest, as payloads report it.
+pub const CHANNEL: &str = "virtio-serial";

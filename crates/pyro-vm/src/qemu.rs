@@ -1,0 +1,152 @@
+//! QEMU's `microvm` machine: one code path for hosts with hardware virtualisation and for hosts without.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use pyro_wire::{BASE_DISK_SERIAL, LAYER_DISK_SERIAL, PORT_NAME};
+use serde_json::json;
+
+use crate::Accelerator;
+use crate::layer::LayerLifetime;
+use crate::spec::Machine;
+use crate::vmm::{Disks, LaunchPlan, NetworkAttachment, Vmm};
+
+/// ACPI describes the virtio-mmio devices: Debian's kernel does not take them from its command line. Without
+/// the real-time clock the kernel waits a second for it; the timer and interrupt controllers of a PC are
+/// what the kernel calibrates its clocks with under emulation.
+const MACHINE: &str = "microvm,acpi=on,rtc=on,pit=on,pic=on,isa-serial=on,usb=off,pcie=off";
+
+/// `reboot=t`: a triple fault ends the machine without ACPI. `panic=-1`: at once, and `-no-reboot` turns that
+/// into the end of the VMM. `no_timer_check`: emulated timers are late enough to fail the kernel's test.
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet reboot=t panic=-1 no_timer_check";
+
+/// The VMM may do nothing but run its machine.
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+/// The QEMU engine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Qemu;
+
+impl Vmm for Qemu {
+    fn plan(&self, machine: &Machine, disks: &Disks, network: Option<&NetworkAttachment>) -> LaunchPlan {
+        let mut args = Args::default();
+        args.flags(["-no-user-config", "-nodefaults", "-no-reboot"]);
+        args.option("-display", "none");
+        args.option("-sandbox", SANDBOX);
+        args.option("-machine", MACHINE);
+        let (accelerator, cpu) = match machine.accelerator {
+            Accelerator::Kvm => ("kvm", "host"),
+            // With one CPU a thread of its own for it only costs.
+            Accelerator::Tcg if machine.vcpu_count == 1 => ("tcg,thread=single", "max"),
+            Accelerator::Tcg => ("tcg,thread=multi", "max"),
+        };
+        args.option("-accel", accelerator);
+        args.option("-cpu", cpu);
+        args.option("-smp", machine.vcpu_count.to_string());
+        args.option("-m", format!("{}M", machine.mem_mib));
+
+        args.option("-kernel", disks.kernel.as_os_str());
+        args.option("-initrd", disks.initrd.as_os_str());
+        args.option("-append", KERNEL_ARGUMENTS);
+        args.option("-chardev", "stdio,id=console,signal=off");
+        args.option("-serial", "chardev:console");
+
+        args.option("-device", "virtio-serial-device");
+        args.option("-chardev", format!("socket,id=agent,fd={}", LaunchPlan::CHANNEL_FD));
+        args.option("-device", format!("virtserialport,chardev=agent,name={PORT_NAME}"));
+        args.option("-device", "virtio-rng-device");
+
+        args.disk("base", &disks.base_image, Access::ReadOnly);
+        args.option("-device", format!("virtio-blk-device,drive=base,serial={BASE_DISK_SERIAL}"));
+        args.disk("layer", &disks.layer, Access::Writable(disks.layer_lifetime));
+        // A full or failing host disk becomes the guest's I/O error, not a machine that stops for ever.
+        args.option(
+            "-device",
+            format!("virtio-blk-device,drive=layer,serial={LAYER_DISK_SERIAL},rerror=report,werror=report"),
+        );
+        if let Some(NetworkAttachment { mac_address }) = network {
+            args.option("-netdev", format!("stream,id=net,addr.type=fd,addr.str={}", LaunchPlan::NETWORK_FD));
+            args.option("-device", format!("virtio-net-device,netdev=net,mac={mac_address}"));
+        }
+        LaunchPlan { program: machine.vmm_program.clone(), args: args.0 }
+    }
+}
+
+enum Access {
+    ReadOnly,
+    Writable(LayerLifetime),
+}
+
+#[derive(Default)]
+struct Args(Vec<OsString>);
+
+impl Args {
+    fn flags<const N: usize>(&mut self, flags: [&str; N]) {
+        self.0.extend(flags.map(OsString::from));
+    }
+
+    fn option(&mut self, name: &str, value: impl Into<OsString>) {
+        self.0.extend([name.into(), value.into()]);
+    }
+
+    /// JSON, because in QEMU's own syntax a comma in a path would start another option.
+    fn disk(&mut self, name: &str, path: &Path, access: Access) {
+        let (read_only, no_flush) = match access {
+            Access::ReadOnly => (true, true),
+            Access::Writable(lifetime) => (false, lifetime == LayerLifetime::OneStart),
+        };
+        self.option(
+            "-blockdev",
+            json!({
+                "driver": "raw",
+                "node-name": name,
+                "read-only": read_only,
+                "discard": "unmap",
+                "cache": { "direct": false, "no-flush": no_flush },
+                "file": { "driver": "file", "filename": path, "locking": if read_only { "off" } else { "auto" } },
+            })
+            .to_string(),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(accelerator: Accelerator, vcpu_count: u32, network: Option<&NetworkAttachment>) -> String {
+        let machine = Machine {
+            vmm_program: "/usr/bin/qemu-system-x86_64".into(),
+            accelerator,
+            vcpu_count,
+            mem_mib: 1024,
+        };
+        let disks = Disks {
+            kernel: "/env/vmlinuz".into(),
+            initrd: "/vm/initrd".into(),
+            base_image: "/env/rootfs,with,commas".into(),
+            layer: "/vm/layer".into(),
+            layer_lifetime: if vcpu_count == 1 { LayerLifetime::OneStart } else { LayerLifetime::ManyStarts },
+        };
+        let LaunchPlan { program, args } = Qemu.plan(&machine, &disks, network);
+        let args = args.iter().map(|arg| arg.to_str().unwrap());
+        let lines = args.map(|arg| if arg.starts_with('-') { format!("\n{arg}") } else { format!(" {arg}") });
+        format!("{}{}", program.display(), lines.collect::<String>())
+    }
+
+    #[test]
+    fn emulated_machine_with_one_cpu() {
+        insta::assert_snapshot!(plan(Accelerator::Tcg, 1, None));
+    }
+
+    #[test]
+    fn emulated_machine_with_two_cpus_and_a_network() {
+        let network = NetworkAttachment { mac_address: "52:54:00:12:34:56".into() };
+        insta::assert_snapshot!(plan(Accelerator::Tcg, 2, Some(&network)));
+    }
+
+    #[test]
+    fn machine_with_hardware_virtualisation() {
+        insta::assert_snapshot!(plan(Accelerator::Kvm, 4, None));
+    }
+}

@@ -1,0 +1,65 @@
+//! What a VM is made of, as plain data.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Accelerator;
+use crate::layer::LayerLifetime;
+
+/// Everything a supervisor needs to start and end one VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LaunchSpec {
+    /// Name of the VM; also the guest's host name.
+    pub vm_id: String,
+    /// Directory that belongs to this VM alone. It exists; the supervisor removes it when the VM is gone for
+    /// good.
+    pub dir: PathBuf,
+    /// The VM dies with the process that started it, and leaves nothing. Otherwise it outlives that process,
+    /// and unless it is deleted or expires its layer stays for another start.
+    pub bound_to_caller: bool,
+    /// Wall-clock time, in seconds since the epoch, at which the VM is removed.
+    pub expires_at: f64,
+    /// Longest time from starting the VMM to the guest's readiness, in seconds.
+    pub boot_limit_seconds: u64,
+    /// The hardware.
+    pub machine: Machine,
+    /// What runs on it.
+    pub guest: GuestImage,
+    /// Give the guest a network interface with a way out.
+    pub network: bool,
+}
+
+impl LaunchSpec {
+    pub(crate) fn layer_lifetime(&self) -> LayerLifetime {
+        if self.bound_to_caller { LayerLifetime::OneStart } else { LayerLifetime::ManyStarts }
+    }
+}
+
+/// Virtual hardware.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The VMM's executable.
+    pub vmm_program: PathBuf,
+    /// How guest code is executed.
+    pub accelerator: Accelerator,
+    /// Virtual CPUs.
+    pub vcpu_count: u32,
+    /// Guest memory in MiB.
+    pub mem_mib: u32,
+}
+
+/// Files that make up a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestImage {
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// cpio archive with the kernel modules in load order.
+    pub modules: PathBuf,
+    /// Read-only base image, shared by all VMs of the environment.
+    pub base_image: PathBuf,
+    /// Filesystem type of the base image as the guest kernel names it.
+    pub base_filesystem: String,
+    /// Pre-made empty ext4 image that is copied, sparsely, as the VM's writable layer.
+    pub layer_template: PathBuf,
+}

@@ -1,0 +1,136 @@
+//! One supervisor process per VM.
+//!
+//! It is the parent of the VMM, the only holder of the guest channel, and the one that ends the VM: when asked,
+//! when its time is over, when the process it is bound to goes away, or when the VMM dies by itself. On every
+//! way out it removes what it made. Its own death takes the VMM with it (the kernel sees to that), and releases
+//! the lock by which others notice.
+//!
+//! ```text
+//!  starter                      supervisor
+//!    │ spawn; stdin = lifeline,      │
+//!    │ stdout = locked file          │
+//!    │ LaunchSpec ─────────────────► │ disks, VMM, guest
+//!    │ ◄──────────── Booted | Failed │
+//!    │                               │ serves control.sock
+//!    │ ◄────────────────────── Ended │ last words, after everything is cleaned up
+//! ```
+
+pub mod control;
+mod lock;
+mod machine;
+mod serve;
+mod start;
+mod timer;
+
+use serde::{Deserialize, Serialize};
+
+pub use lock::OwnerLock;
+pub use serve::{Recorder, run};
+pub use start::{Lifeline, StartError, start};
+
+/// Names of the files in a VM's directory.
+pub mod files {
+    /// What the guest's serial console and the VMM printed.
+    pub const SERIAL_LOG: &str = "serial.log";
+    /// What the supervisor itself had to say.
+    pub const SUPERVISOR_LOG: &str = "supervisor.log";
+    /// Locked while the VM's owner lives.
+    pub const OWNER_LOCK: &str = "owner.lock";
+    /// Where the supervisor is reached.
+    pub const CONTROL_SOCKET: &str = "control.sock";
+    pub(crate) const INITRD: &str = "initrd.img";
+    pub(crate) const LAYER: &str = "layer.img";
+}
+
+/// From the supervisor to whoever started it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The guest takes commands.
+    Booted(BootInfo),
+    /// The VM did not come up. Everything is cleaned up.
+    Failed(BootFailure),
+    /// The VM is gone. Everything that does not stay is cleaned up and the end is recorded.
+    Ended(EndReason),
+}
+
+/// Facts about a VM that came up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BootInfo {
+    /// `uname -r` in the guest.
+    pub kernel_release: String,
+    /// Time from the supervisor's start to the guest's readiness, in milliseconds.
+    pub boot_ms: u64,
+    /// The guest's address, with a network.
+    pub guest_ip: Option<std::net::Ipv4Addr>,
+}
+
+/// A VM that did not come up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BootFailure {
+    /// Where it stopped.
+    pub stage: BootStage,
+    /// Why, in words.
+    pub cause: String,
+    /// The latest lines of the console.
+    pub console: Vec<String>,
+}
+
+/// Steps from nothing to a guest that takes commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BootStage {
+    /// Initrd and writable layer are being made.
+    Disks,
+    /// The network helper is being started.
+    Network,
+    /// The VMM is being started.
+    Vmm,
+    /// The kernel boots; the agent has not spoken yet.
+    Kernel,
+    /// The agent mounts disks and configures the machine.
+    Guest,
+}
+
+impl std::fmt::Display for BootStage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Disks => "preparing the disks",
+            Self::Network => "starting the network",
+            Self::Vmm => "starting the VMM",
+            Self::Kernel => "booting the kernel",
+            Self::Guest => "setting up the guest",
+        })
+    }
+}
+
+/// Why a VM that was up is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// Someone asked for it and wants the files gone too.
+    Deleted,
+    /// Someone asked for it; the files stay.
+    Stopped,
+    /// Its time was over.
+    Expired,
+    /// The process it was bound to went away.
+    CallerGone,
+    /// The supervisor got SIGTERM, SIGINT or SIGHUP.
+    Terminated,
+    /// The VMM ended by itself: the guest powered off or crashed, or someone killed it.
+    VmmEnded {
+        /// Exit status in words and the latest lines of the console.
+        description: String,
+    },
+}
+
+impl EndReason {
+    /// Whether the VM's directory goes with the VM.
+    fn removes_files(&self, bound_to_caller: bool) -> bool {
+        match self {
+            Self::Deleted | Self::Expired => true,
+            Self::CallerGone | Self::Stopped | Self::Terminated | Self::VmmEnded { .. } => bound_to_caller,
+        }
+    }
+}

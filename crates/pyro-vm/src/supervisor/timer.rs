@@ -1,0 +1,39 @@
+//! Waiting for a time of the wall clock.
+
+use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use rustix::time::{timerfd_create, timerfd_settime};
+use tokio::net::unix::pipe;
+
+/// Returns when the wall clock reaches `unix_seconds`. A timer on the wall clock, not a sleep: a host that
+/// was suspended must find the time passed when it wakes up.
+pub(super) async fn wall_clock_reaches(unix_seconds: f64) -> io::Result<()> {
+    let target = Duration::try_from_secs_f64(unix_seconds).unwrap_or(Duration::ZERO);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    if target <= now {
+        return Ok(());
+    }
+    let timer = timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+    let it_value = Timespec::try_from(target).map_err(io::Error::other)?;
+    let spec = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
+    timerfd_settime(&timer, TimerfdTimerFlags::ABSTIME, &spec)?;
+    // A timer's descriptor is read like a pipe.
+    pipe::Receiver::from_owned_fd_unchecked(timer)?.readable().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_waits_for_the_future_and_not_for_the_past() {
+        wall_clock_reaches(0.0).await.unwrap();
+        wall_clock_reaches(-1.0).await.unwrap();
+        let start = std::time::Instant::now();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        wall_clock_reaches((now + Duration::from_millis(50)).as_secs_f64()).await.unwrap();
+        assert!(start.elapsed() >= Duration::from_millis(45));
+    }
+}

@@ -1,0 +1,136 @@
+//! Framing: `u32` little-endian payload length, one kind byte, payload.
+//!
+//! Control payloads are JSON (self-describing, readable in a trace, tolerant of added fields); output
+//! payloads are raw bytes, so that what a command writes crosses unchanged and without encoding cost.
+
+use std::marker::PhantomData;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio_util::codec::{Decoder, Encoder};
+
+/// Largest control payload in bytes. A command may be 128 KiB (the kernel's limit for one argument) and
+/// JSON escapes can grow it sixfold.
+pub const MAX_CONTROL_BYTES: usize = 1024 * 1024;
+/// Largest output payload in bytes.
+pub const MAX_OUTPUT_BYTES: usize = 128 * 1024;
+
+const HEADER_BYTES: usize = 5;
+const KIND_CONTROL: u8 = 0;
+const KIND_STDOUT: u8 = 1;
+const KIND_STDERR: u8 = 2;
+
+/// Which of a command's two output streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputStream {
+    /// File descriptor 1.
+    Stdout,
+    /// File descriptor 2.
+    Stderr,
+}
+
+/// One unit on the channel; `M` is the control message type of the direction and phase.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame<M> {
+    /// A typed message.
+    Control(M),
+    /// Bytes a command wrote, in order within their stream.
+    Output(OutputStream, Bytes),
+}
+
+/// Why bytes could not be turned into a frame, or a frame into bytes. The channel is unusable afterwards.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The length field exceeds the bound of its kind.
+    #[error("frame of kind {kind} declares {len} bytes, more than the {max} allowed")]
+    TooLong {
+        /// Kind byte.
+        kind: u8,
+        /// Declared payload length.
+        len: usize,
+        /// Bound for this kind.
+        max: usize,
+    },
+    /// The kind byte is none of the known ones.
+    #[error("unknown frame kind {0}")]
+    UnknownKind(u8),
+    /// A control payload is not the JSON expected at this point.
+    #[error("malformed control message")]
+    Malformed(#[source] serde_json::Error),
+    /// The channel failed below the framing.
+    #[error("channel I/O failed")]
+    Io(#[from] std::io::Error),
+}
+
+/// Encodes `Frame<Out>` and decodes `Frame<In>`.
+#[derive(Debug)]
+pub struct FrameCodec<In, Out> {
+    types: PhantomData<fn(Out) -> In>,
+}
+
+impl<In, Out> Default for FrameCodec<In, Out> {
+    fn default() -> Self {
+        Self { types: PhantomData }
+    }
+}
+
+fn limit_of(kind: u8) -> Result<usize, FrameError> {
+    match kind {
+        KIND_CONTROL => Ok(MAX_CONTROL_BYTES),
+        KIND_STDOUT | KIND_STDERR => Ok(MAX_OUTPUT_BYTES),
+        other => Err(FrameError::UnknownKind(other)),
+    }
+}
+
+impl<In: DeserializeOwned, Out> Decoder for FrameCodec<In, Out> {
+    type Item = Frame<In>;
+    type Error = FrameError;
+
+    fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Self::Item>, FrameError> {
+        let Some(&[a, b, c, d, kind]) = src.first_chunk::<HEADER_BYTES>() else {
+            return Ok(None);
+        };
+        let len = u32::from_le_bytes([a, b, c, d]) as usize;
+        let max = limit_of(kind)?;
+        if len > max {
+            return Err(FrameError::TooLong { kind, len, max });
+        }
+        if src.len() < HEADER_BYTES + len {
+            src.reserve(HEADER_BYTES + len - src.len());
+            return Ok(None);
+        }
+        src.advance(HEADER_BYTES);
+        let payload = src.split_to(len).freeze();
+        Ok(Some(match kind {
+            KIND_STDOUT => Frame::Output(OutputStream::Stdout, payload),
+            KIND_STDERR => Frame::Output(OutputStream::Stderr, payload),
+            _ => Frame::Control(serde_json::from_slice(&payload).map_err(FrameError::Malformed)?),
+        }))
+    }
+}
+
+impl<In, Out: Serialize> Encoder<Frame<Out>> for FrameCodec<In, Out> {
+    type Error = FrameError;
+
+    fn encode(&mut self, frame: Frame<Out>, dst: &mut BytesMut) -> Result<(), FrameError> {
+        let (kind, payload) = match frame {
+            Frame::Control(message) => {
+                (KIND_CONTROL, Bytes::from(serde_json::to_vec(&message).map_err(FrameError::Malformed)?))
+            }
+            Frame::Output(OutputStream::Stdout, bytes) => (KIND_STDOUT, bytes),
+            Frame::Output(OutputStream::Stderr, bytes) => (KIND_STDERR, bytes),
+        };
+        let (len, max) = (payload.len(), limit_of(kind)?);
+        if len > max {
+            return Err(FrameError::TooLong { kind, len, max });
+        }
+        dst.reserve(HEADER_BYTES + len);
+        // The bound above is far below u32::MAX.
+        dst.put_u32_le(len as u32);
+        dst.put_u8(kind);
+        dst.put_slice(&payload);
+        Ok(())
+    }
+}

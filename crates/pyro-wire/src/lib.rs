@@ -1,0 +1,45 @@
+//! What the host and the guest say to each other.
+//!
+//! One byte channel joins them. Its life has two phases:
+//!
+//! ```text
+//! guest                                host
+//!   │ Hello ───────────────────────────► │   plain frames, strictly in turn
+//!   │ ◄─────────────────────── Bootstrap │
+//!   │ Ready or Refused ────────────────► │
+//!   ├────────────────────────────────────┤
+//!   │   yamux; the host opens a stream per request, which carries
+//!   │ ◄───────────────────────── Request │   frames again
+//!   │ Output* then one final Reply ────► │
+//! ```
+//!
+//! The guest is hostile: every decoder is bounded before it allocates and never panics. This crate does
+//! no I/O; [`FrameCodec`] plugs into `tokio_util::codec::Framed`.
+//!
+//! The schema has one [`GENERATION`]. The agent is embedded in the host program, so both ends normally
+//! agree; a host that meets an older guest (a long-lived VM started by the previous release) must refuse
+//! with a clear message rather than guess.
+
+mod frame;
+mod message;
+
+pub use frame::{Frame, FrameCodec, FrameError, MAX_CONTROL_BYTES, MAX_OUTPUT_BYTES, OutputStream};
+pub use message::{
+    BaseImage, Bootstrap, BootstrapReply, Exec, ExecFailure, Exit, GENERATION, Hello, NetworkConfig, Reply,
+    Request, Status,
+};
+
+/// Name of the virtio-serial port that carries the channel.
+pub const PORT_NAME: &str = "pyro.agent";
+
+/// `serial` property of the disk with the read-only base image. Disks are found by serial because the order
+/// in which a guest numbers them depends on the VMM.
+pub const BASE_DISK_SERIAL: &str = "pyro-base";
+/// `serial` property of the disk with the private writable ext4 layer.
+pub const LAYER_DISK_SERIAL: &str = "pyro-layer";
+
+/// Directory inside the initrd that holds the kernel modules, and the file in it that lists them in load
+/// order, one file name per line.
+pub const MODULE_DIR: &str = "/lib/modules/pyro";
+/// See [`MODULE_DIR`].
+pub const MODULE_ORDER_FILE: &str = "order";

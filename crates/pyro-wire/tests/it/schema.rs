@@ -1,0 +1,42 @@
+//! The schema and the bytes of the protocol, pinned.
+//!
+//! If one of these fails you changed the protocol. Adding an optional field is compatible: accept the new
+//! snapshot. Anything else makes running guests unreadable for the new host: raise `GENERATION` too.
+
+use bytes::{Bytes, BytesMut};
+use pyro_wire::*;
+use schemars::schema_for;
+use tokio_util::codec::Encoder;
+
+#[test]
+fn schema_is_pinned() {
+    let schema = serde_json::json!({
+        "generation": GENERATION,
+        "hello": schema_for!(Hello),
+        "bootstrap": schema_for!(Bootstrap),
+        "bootstrap_reply": schema_for!(BootstrapReply),
+        "request": schema_for!(Request),
+        "reply": schema_for!(Reply),
+    });
+    insta::assert_json_snapshot!("schema", schema);
+}
+
+fn encoded<M: serde::Serialize>(frame: Frame<M>) -> String {
+    let mut bytes = BytesMut::new();
+    FrameCodec::<(), M>::default().encode(frame, &mut bytes).unwrap();
+    bytes.escape_ascii().to_string()
+}
+
+#[test]
+fn encoded_bytes_are_pinned() {
+    let exec = Exec {
+        command: "true".into(),
+        cwd: "/workspace".into(),
+        timeout_ms: 30_000,
+        kill_grace_ms: 1_000,
+        output_limit: None,
+    };
+    insta::assert_snapshot!(encoded(Frame::Control(Request::Exec(exec))), @r#"j\x00\x00\x00\x00{\"exec\":{\"command\":\"true\",\"cwd\":\"/workspace\",\"timeout_ms\":30000,\"kill_grace_ms\":1000,\"output_limit\":null}}"#);
+    insta::assert_snapshot!(encoded(Frame::Control(Request::Halt)), @r#"\x06\x00\x00\x00\x00\"halt\""#);
+    insta::assert_snapshot!(encoded(Frame::<()>::Output(OutputStream::Stderr, Bytes::from_static(b"\xff\0x"))), @r"\x03\x00\x00\x00\x02\xff\x00x");
+}
