@@ -75,12 +75,12 @@ pub struct Verdict {
     pub cached: bool,
 }
 
-/// Measures, or remembers, what this host can do. `cache_file` is read and, after a measurement, written;
-/// without it nothing is written.
+/// Measures, or remembers, what this host can do. `cache_file` is read and, after a measurement and if `may_write`,
+/// written.
 ///
 /// `probe` starts the program that runs [`measure`] and prints its result as JSON. It is a process of its
 /// own because a broken KVM may hang or crash whoever touches it.
-pub async fn choose(cache_file: Option<&Path>, may_write: bool, probe: (&Path, &[&str])) -> Verdict {
+pub async fn choose(cache_file: &Path, may_write: bool, probe: (&Path, &[&str])) -> Verdict {
     let tcg =
         |reason: String| Verdict { accelerator: Accelerator::Tcg, reason, measured_ms: None, cached: false };
     // What a user can change without a reboot is never remembered.
@@ -91,12 +91,12 @@ pub async fn choose(cache_file: Option<&Path>, may_write: bool, probe: (&Path, &
         }
         Err(error) => return tcg(format!("/dev/kvm cannot be opened: {error}")),
     }
-    if let Some(verdict) = cache_file.and_then(cache::read) {
+    if let Some(verdict) = cache::read(cache_file) {
         return Verdict { cached: true, ..verdict };
     }
     let verdict = judge(run_probe(probe.0, probe.1).await);
-    if let (Some(file), true) = (cache_file, may_write) {
-        cache::write(file, &verdict);
+    if may_write {
+        cache::write(cache_file, &verdict);
     }
     verdict
 }

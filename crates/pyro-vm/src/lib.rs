@@ -20,6 +20,7 @@ mod process;
 mod qemu;
 mod spec;
 pub mod supervisor;
+mod tsc;
 mod vmm;
 
 pub use accel::Accelerator;
@@ -27,7 +28,7 @@ pub use guest::{Exec, ExecError, ExecOutcome, ExitStatus, GuestClient, OutputChu
 pub use layer::{LayerError, LayerLifetime, LayerTemplates};
 pub use qemu::Qemu;
 pub use spec::{GuestImage, LaunchSpec, Machine};
-pub use vmm::{LaunchPlan, Vmm};
+pub use vmm::{Disks, Hardware, LaunchPlan, NetworkAttachment, Vmm};
 
 /// Name of the channel between host and guest, as payloads report it.
 pub const CHANNEL: &str = "virtio-serial";

@@ -15,6 +15,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
 
 use crate::process;
+use crate::supervisor::GuestNetwork;
 use crate::vmm::NetworkAttachment;
 
 /// Every guest has a network of its own, so all can have the same addresses.
@@ -23,6 +24,8 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// Queries to this address go to the host's own resolver, wherever that listens.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 const PREFIX_LEN: u8 = 24;
+/// Locally administered.
+const MAC_ADDRESS: &str = "52:54:00:70:79:72";
 
 /// A running network helper and what the guest must know about it.
 pub(crate) struct Network {
@@ -70,8 +73,12 @@ impl Network {
     }
 
     pub(crate) fn attachment(&self) -> NetworkAttachment {
-        // Locally administered, and the same in every guest: no two share a link.
-        NetworkAttachment { mac_address: "52:54:00:70:79:72".to_owned() }
+        NetworkAttachment { mac_address: MAC_ADDRESS.to_owned() }
+    }
+
+    pub(crate) fn description(&self) -> GuestNetwork {
+        let NetworkConfig { address, prefix_len, gateway, dns_servers } = self.config.clone();
+        GuestNetwork { address, prefix_len, gateway, dns_servers, mac_address: MAC_ADDRESS.to_owned() }
     }
 
     /// Waits for the helper's end, which is a failure at any time before the VM's, and says why.

@@ -8,8 +8,7 @@ use serde_json::json;
 
 use crate::Accelerator;
 use crate::layer::LayerLifetime;
-use crate::spec::Machine;
-use crate::vmm::{Disks, LaunchPlan, NetworkAttachment, Vmm};
+use crate::vmm::{Hardware, LaunchPlan, NetworkAttachment, Vmm};
 
 /// ACPI describes the virtio-mmio devices: Debian's kernel does not take them from its command line. Without
 /// the real-time clock the kernel waits a second for it; the timer and interrupt controllers of a PC are
@@ -28,7 +27,8 @@ const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resour
 pub struct Qemu;
 
 impl Vmm for Qemu {
-    fn plan(&self, machine: &Machine, disks: &Disks, network: Option<&NetworkAttachment>) -> LaunchPlan {
+    fn plan(&self, hardware: &Hardware) -> LaunchPlan {
+        let Hardware { machine, disks, network, tsc_khz } = hardware;
         let mut args = Args::default();
         args.flags(["-no-user-config", "-nodefaults", "-no-reboot"]);
         args.option("-display", "none");
@@ -47,7 +47,14 @@ impl Vmm for Qemu {
 
         args.option("-kernel", disks.kernel.as_os_str());
         args.option("-initrd", disks.initrd.as_os_str());
-        args.option("-append", KERNEL_ARGUMENTS);
+        args.option(
+            "-append",
+            match tsc_khz {
+                // Under emulation all processors of the guest see the host's counter.
+                Some(khz) => format!("{KERNEL_ARGUMENTS} tsc_early_khz={khz} tsc=reliable"),
+                None => KERNEL_ARGUMENTS.to_owned(),
+            },
+        );
         args.option("-chardev", "stdio,id=console,signal=off");
         args.option("-serial", "chardev:console");
 
@@ -113,8 +120,10 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Machine;
+    use crate::vmm::Disks;
 
-    fn plan(accelerator: Accelerator, vcpu_count: u32, network: Option<&NetworkAttachment>) -> String {
+    fn plan(accelerator: Accelerator, vcpu_count: u32, network: Option<NetworkAttachment>) -> String {
         let machine = Machine {
             vmm_program: "/usr/bin/qemu-system-x86_64".into(),
             accelerator,
@@ -128,7 +137,8 @@ mod tests {
             layer: "/vm/layer".into(),
             layer_lifetime: if vcpu_count == 1 { LayerLifetime::OneStart } else { LayerLifetime::ManyStarts },
         };
-        let LaunchPlan { program, args } = Qemu.plan(&machine, &disks, network);
+        let tsc_khz = (accelerator == Accelerator::Tcg).then_some(2_600_000);
+        let LaunchPlan { program, args } = Qemu.plan(&Hardware { machine, disks, network, tsc_khz });
         let args = args.iter().map(|arg| arg.to_str().unwrap());
         let lines = args.map(|arg| if arg.starts_with('-') { format!("\n{arg}") } else { format!(" {arg}") });
         format!("{}{}", program.display(), lines.collect::<String>())
@@ -142,7 +152,7 @@ mod tests {
     #[test]
     fn emulated_machine_with_two_cpus_and_a_network() {
         let network = NetworkAttachment { mac_address: "52:54:00:12:34:56".into() };
-        insta::assert_snapshot!(plan(Accelerator::Tcg, 2, Some(&network)));
+        insta::assert_snapshot!(plan(Accelerator::Tcg, 2, Some(network)));
     }
 
     #[test]

@@ -22,7 +22,11 @@ mod serve;
 mod start;
 mod timer;
 
+use std::net::Ipv4Addr;
+
 use serde::{Deserialize, Serialize};
+
+use crate::Accelerator;
 
 pub use lock::OwnerLock;
 pub use serve::{Recorder, run};
@@ -61,8 +65,33 @@ pub struct BootInfo {
     pub kernel_release: String,
     /// Time from the supervisor's start to the guest's readiness, in milliseconds.
     pub boot_ms: u64,
-    /// The guest's address, with a network.
-    pub guest_ip: Option<std::net::Ipv4Addr>,
+    /// How guest code is executed.
+    pub accelerator: Accelerator,
+    /// The guest's network, if it has one.
+    pub network: Option<GuestNetwork>,
+}
+
+/// The network of a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestNetwork {
+    /// The guest's address.
+    pub address: Ipv4Addr,
+    /// Prefix length of its subnet.
+    pub prefix_len: u8,
+    /// Its gateway.
+    pub gateway: Ipv4Addr,
+    /// Its name servers.
+    pub dns_servers: Vec<Ipv4Addr>,
+    /// Hardware address of its interface.
+    pub mac_address: String,
+}
+
+impl GuestNetwork {
+    /// The subnet in CIDR notation.
+    pub fn subnet(&self) -> String {
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix_len.min(32))).unwrap_or(0);
+        format!("{}/{}", Ipv4Addr::from_bits(self.address.to_bits() & mask), self.prefix_len)
+    }
 }
 
 /// A VM that did not come up.

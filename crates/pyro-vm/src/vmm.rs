@@ -9,7 +9,20 @@ use crate::spec::Machine;
 /// An engine that can run a [`Machine`]. Nothing above this crate may know which one it is.
 pub trait Vmm {
     /// Decides how to start the machine; touches nothing.
-    fn plan(&self, machine: &Machine, disks: &Disks, network: Option<&NetworkAttachment>) -> LaunchPlan;
+    fn plan(&self, hardware: &Hardware) -> LaunchPlan;
+}
+
+/// A machine with everything that is plugged into it.
+#[derive(Clone, Debug)]
+pub struct Hardware {
+    /// Processors and memory.
+    pub machine: Machine,
+    /// What it boots from.
+    pub disks: Disks,
+    /// Its network interface, if it has one.
+    pub network: Option<NetworkAttachment>,
+    /// Rate of the time stamp counter in kHz, for a guest that cannot measure it itself.
+    pub tsc_khz: Option<u32>,
 }
 
 /// Files the machine is started from.

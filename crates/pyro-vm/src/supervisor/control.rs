@@ -30,9 +30,11 @@ pub enum ControlRequest {
     Stop,
     /// End the VM at once and remove its directory.
     Delete,
+    /// The same, because its lifetime is over.
+    Expire,
 }
 
-/// Answer to [`ControlRequest::Stop`] and [`ControlRequest::Delete`], when it is done.
+/// Answer to all requests but [`ControlRequest::Guest`], when it is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) struct Done;

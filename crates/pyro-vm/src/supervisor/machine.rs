@@ -17,8 +17,8 @@ use crate::console::Console;
 use crate::mux::{self, Streams};
 use crate::network::Network;
 use crate::spec::LaunchSpec;
-use crate::vmm::{Disks, Vmm};
-use crate::{initrd, layer, process};
+use crate::vmm::{Disks, Hardware, Vmm};
+use crate::{Accelerator, initrd, layer, process, tsc};
 
 /// A machine whose guest takes commands.
 pub(super) struct RunningMachine {
@@ -60,7 +60,12 @@ impl Attempt {
         tasks: &LocalSet,
     ) -> Result<RunningMachine, String> {
         let started = Instant::now();
+        let tsc = (spec.machine.accelerator == Accelerator::Tcg).then(tsc::Measurement::start);
         let disks = prepare_disks(spec).map_err(|error| chain(&*error))?;
+        let tsc_khz = match tsc {
+            Some(measurement) => measurement.finish().await,
+            None => None,
+        };
 
         self.stage = BootStage::Network;
         let (mut network, network_end) = match spec.network {
@@ -70,7 +75,8 @@ impl Attempt {
 
         self.stage = BootStage::Vmm;
         let attachment = network.as_ref().map(Network::attachment);
-        let plan = vmm.plan(&spec.machine, &disks, attachment.as_ref());
+        let machine = spec.machine.clone();
+        let plan = vmm.plan(&Hardware { machine, disks, network: attachment, tsc_khz });
         let (channel, vmm_end) = UnixStream::pair().map_err(|error| chain(&error))?;
         let vmm_end = OwnedFd::from(vmm_end.into_std().map_err(|error| chain(&error))?);
         let mut command = Command::new(&plan.program);
@@ -91,7 +97,7 @@ impl Attempt {
         let console = self.follow_console(spec, &mut vmm, tasks).map_err(|error| chain(&error))?;
 
         self.stage = BootStage::Kernel;
-        let guest_ip = network.as_ref().map(|network| network.config().address);
+        let guest_network = network.as_ref().map(Network::description);
         let network_config = network.as_ref().map(|network| network.config().clone());
         let network_failure = async {
             match &mut network {
@@ -113,7 +119,8 @@ impl Attempt {
         let info = BootInfo {
             kernel_release,
             boot_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            guest_ip,
+            accelerator: spec.machine.accelerator,
+            network: guest_network,
         };
         Ok(RunningMachine { vmm, network, streams, console, info })
     }

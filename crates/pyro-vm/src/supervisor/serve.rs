@@ -173,6 +173,7 @@ async fn serve_client(client: UnixStream, streams: Streams, end: mpsc::Sender<En
         ControlRequest::Guest => return join_guest(client, streams).await,
         ControlRequest::Stop => EndReason::Stopped,
         ControlRequest::Delete => EndReason::Deleted,
+        ControlRequest::Expire => EndReason::Expired,
     };
     let (done, on_done) = oneshot::channel();
     // If another request came first, the VM ends all the same, and this client sees its connection close.

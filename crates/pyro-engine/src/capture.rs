@@ -1,0 +1,134 @@
+//! Where a command's output goes.
+
+use bytes::Bytes;
+
+use crate::{Event, Events, OutputMode, OutputStream};
+
+/// Most bytes of one stream that are kept in a result.
+pub(crate) const CAPTURE_LIMIT: usize = 16 * 1024 * 1024;
+
+/// Takes one output stream of a command, to keep it or to pass it on.
+#[derive(Debug)]
+pub(crate) struct OutputSink {
+    stream: OutputStream,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Capture { kept: Vec<u8>, limit: usize, dropped: u64 },
+    Stream(Events),
+}
+
+impl OutputSink {
+    /// A sink for `stream`; `events` are used if the output is to be streamed.
+    pub(crate) fn new(stream: OutputStream, mode: OutputMode, events: &Events) -> Self {
+        let kind = match mode {
+            OutputMode::Capture => Kind::Capture { kept: Vec::new(), limit: CAPTURE_LIMIT, dropped: 0 },
+            OutputMode::Stream => Kind::Stream(events.clone()),
+        };
+        Self { stream, kind }
+    }
+
+    /// Takes the next bytes. Waits while the reader of the events is behind.
+    pub(crate) async fn accept(&mut self, bytes: &[u8]) {
+        match &mut self.kind {
+            Kind::Capture { kept, limit, dropped } => {
+                let room = limit.saturating_sub(kept.len()).min(bytes.len());
+                let (fits, rest) = bytes.split_at(room);
+                kept.extend_from_slice(fits);
+                *dropped += rest.len() as u64;
+            }
+            Kind::Stream(events) => {
+                let bytes = Bytes::copy_from_slice(bytes);
+                events.send(Event::Output { stream: self.stream, bytes }).await;
+            }
+        }
+    }
+
+    /// Adds a line of pyro's own, on a line of its own and beyond the limit if need be.
+    pub(crate) async fn note(&mut self, line: &str) {
+        match &mut self.kind {
+            Kind::Capture { kept, .. } => {
+                if kept.last().is_some_and(|byte| *byte != b'\n') {
+                    kept.push(b'\n');
+                }
+                kept.extend_from_slice(line.as_bytes());
+                kept.push(b'\n');
+            }
+            Kind::Stream(_) => self.accept(format!("{line}\n").as_bytes()).await,
+        }
+    }
+
+    /// What was kept, and how many bytes were dropped.
+    pub(crate) fn finish(self) -> (Vec<u8>, u64) {
+        match self.kind {
+            Kind::Capture { kept, dropped, .. } => (kept, dropped),
+            Kind::Stream(_) => (Vec::new(), 0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    fn sink(limit: usize) -> OutputSink {
+        OutputSink {
+            stream: OutputStream::Stderr,
+            kind: Kind::Capture { kept: Vec::new(), limit, dropped: 0 },
+        }
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn a_note_stands_on_its_own_line_even_beyond_the_limit() {
+        for (text, expected) in [("", "note\n"), ("half", "half\nnote\n"), ("line\n", "line\nnote\n")] {
+            let mut sink = sink(text.len());
+            block_on(async {
+                sink.accept(text.as_bytes()).await;
+                sink.note("note").await;
+            });
+            assert_eq!(sink.finish(), (expected.as_bytes().to_vec(), 0));
+        }
+    }
+
+    #[tokio::test]
+    async fn streamed_output_is_passed_on_and_not_kept() {
+        let (sender, mut receiver) = mpsc::channel(4);
+        let mut sink = OutputSink::new(OutputStream::Stderr, OutputMode::Stream, &Events::to(sender));
+        sink.accept(b"\xff\0").await;
+        sink.note("note").await;
+        assert_eq!(sink.finish(), (Vec::new(), 0));
+        for expected in [&b"\xff\0"[..], b"note\n"] {
+            let bytes = Bytes::from_static(expected);
+            assert_eq!(receiver.recv().await, Some(Event::Output { stream: OutputStream::Stderr, bytes }));
+        }
+        assert_eq!(receiver.recv().await, None);
+    }
+
+    proptest! {
+        #[test]
+        fn keeps_the_beginning_and_counts_the_rest(
+            pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..20), 0..10),
+            limit in 0usize..100,
+        ) {
+            let mut sink = sink(limit);
+            block_on(async {
+                for piece in &pieces {
+                    sink.accept(piece).await;
+                }
+            });
+            let whole = pieces.concat();
+            let (kept, dropped) = sink.finish();
+            prop_assert_eq!(&kept, &whole[..whole.len().min(limit)]);
+            prop_assert_eq!(kept.len() as u64 + dropped, whole.len() as u64);
+        }
+    }
+}

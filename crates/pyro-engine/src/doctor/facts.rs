@@ -1,0 +1,306 @@
+//! Looking at the host. Changes nothing.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::fs::{Access, access, statvfs};
+use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
+
+use super::report::{BuildReport, DiskReport, KvmReport, NetworkingReport, RootlessReport};
+use crate::registry::directory_problem;
+use crate::{Config, search_path};
+
+/// The VMM that is looked for if none is configured.
+pub(super) const VMM_NAME: &str = "qemu-system-x86_64";
+
+/// How long a program may take to tell its version.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where the Debian archive keys may be, as Debian's package installs them over time.
+const KEYRINGS: [&str; 2] =
+    ["usr/share/keyrings/debian-archive-keyring.gpg", "usr/share/keyrings/debian-archive-keyring.pgp"];
+
+/// Settings that forbid user namespaces to ordinary users: file below `/proc/sys`, forbidding value,
+/// allowing value. The last two exist on some distributions only.
+const USER_NAMESPACE_SETTINGS: [(&str, &str, &str); 3] = [
+    ("user/max_user_namespaces", "0", "15000"),
+    ("kernel/unprivileged_userns_clone", "0", "1"),
+    ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
+];
+
+/// What was seen.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HostFacts {
+    pub(super) kvm: KvmReport,
+    pub(super) networking: NetworkingReport,
+    pub(super) vmm: VmmFacts,
+    pub(super) build: BuildReport,
+    pub(super) rootless: RootlessReport,
+    pub(super) disk: DiskReport,
+    /// The setting that forbids user namespaces, as an argument of `sysctl -w` that allows them.
+    pub(super) user_namespaces_allowed_by: Option<String>,
+    /// What is wrong with the state directory.
+    pub(super) state_dir_problem: Option<&'static str>,
+}
+
+/// What was seen of the VMM.
+#[derive(Debug, Clone, Default)]
+pub(super) struct VmmFacts {
+    /// The program, if it is there.
+    pub(super) program: Option<PathBuf>,
+    /// What it said to `--version`, or what went wrong.
+    pub(super) answer: Option<Result<String, String>>,
+}
+
+impl HostFacts {
+    /// Looks at the host whose file system begins at `root`, which is `/` except in tests.
+    pub(crate) async fn gather(config: &Config, root: &Path) -> Self {
+        let vmm = look_at_vmm(config).await;
+        let rest = {
+            let (config, root) = (config.clone(), root.to_owned());
+            // Only fails if the look panics; the facts are then those of a host that has nothing.
+            tokio::task::spawn_blocking(move || look(&config, &root)).await.unwrap_or_default()
+        };
+        Self { vmm, ..rest }
+    }
+}
+
+async fn look_at_vmm(config: &Config) -> VmmFacts {
+    let program = match &config.vmm_program {
+        Some(program) => access(program, Access::EXEC_OK).is_ok().then(|| program.clone()),
+        None => search_path::find(VMM_NAME, &config.search_path),
+    };
+    let answer = match &program {
+        Some(program) => Some(ask_version(program, &config.search_path).await),
+        None => None,
+    };
+    VmmFacts { program, answer }
+}
+
+/// The first 4 KiB of what `program --version` writes.
+async fn ask_version(program: &Path, search_path: &OsStr) -> Result<String, String> {
+    let mut child = tokio::process::Command::new(program)
+        .arg("--version")
+        .env_clear()
+        .env("PATH", search_path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| format!("it cannot be started ({error})"))?;
+    let mut text = Vec::new();
+    let answer = async {
+        if let Some(stdout) = child.stdout.take() {
+            stdout.take(4096).read_to_end(&mut text).await.map_err(|error| error.to_string())?;
+        }
+        child.wait().await.map_err(|error| error.to_string())
+    };
+    let status = timeout(ANSWER_TIMEOUT, answer)
+        .await
+        .map_err(|_| format!("it gave no answer within {} s", ANSWER_TIMEOUT.as_secs()))??;
+    if status.success() {
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    } else {
+        Err(format!("`--version` failed ({status})"))
+    }
+}
+
+fn look(config: &Config, root: &Path) -> HostFacts {
+    let tool =
+        |name: &str| search_path::find(name, &config.search_path).map(|path| path.display().to_string());
+    let kvm = root.join("dev/kvm");
+    let blocked_by = USER_NAMESPACE_SETTINGS
+        .into_iter()
+        .find(|(file, forbidding, _)| setting(root, file).is_some_and(|value| value == *forbidding));
+    HostFacts {
+        kvm: KvmReport {
+            exists: access(&kvm, Access::EXISTS).is_ok(),
+            readable: access(&kvm, Access::READ_OK).is_ok(),
+            writable: access(&kvm, Access::WRITE_OK).is_ok(),
+        },
+        networking: NetworkingReport {
+            enabled_by_default: false,
+            tun_available: root.join("dev/net/tun").exists(),
+            ip_binary: tool("ip"),
+            nft_binary: tool("nft"),
+            iptables_binary: tool("iptables"),
+            ip_forward_enabled: setting(root, "net/ipv4/ip_forward").is_some_and(|value| value == "1"),
+        },
+        vmm: VmmFacts::default(),
+        build: BuildReport {
+            mmdebstrap: tool("mmdebstrap"),
+            keyring: KEYRINGS
+                .into_iter()
+                .map(|file| root.join(file))
+                .find(|file| file.is_file())
+                .map(|file| file.display().to_string()),
+        },
+        rootless: RootlessReport {
+            euid: rustix::process::geteuid().as_raw(),
+            // A kernel without user namespaces does not have the first setting at all.
+            user_namespaces: blocked_by.is_none() && setting(root, USER_NAMESPACE_SETTINGS[0].0).is_some(),
+            subuid: has_subuid(root, rustix::process::geteuid().as_raw()),
+            newuidmap: tool("newuidmap").is_some(),
+        },
+        disk: DiskReport {
+            state_dir_free_mib: free_mib(&config.base_dir),
+            cache_dir_free_mib: free_mib(&config.cache_dir),
+        },
+        user_namespaces_allowed_by: blocked_by
+            .map(|(file, _, allowing)| format!("{}={allowing}", file.replace('/', "."))),
+        state_dir_problem: fs::metadata(&config.base_dir)
+            .ok()
+            .and_then(|metadata| directory_problem(&metadata)),
+    }
+}
+
+/// Value of a kernel setting.
+fn setting(root: &Path, name: &str) -> Option<String> {
+    let text = fs::read_to_string(root.join("proc/sys").join(name)).ok()?;
+    Some(text.trim().to_owned())
+}
+
+/// `/etc/subuid` gives `uid` a range, by number or by name.
+fn has_subuid(root: &Path, uid: u32) -> bool {
+    let table = |file: &str| fs::read(root.join(file)).unwrap_or_default();
+    let (uid, passwd, subuid) = (uid.to_string(), table("etc/passwd"), table("etc/subuid"));
+    let passwd = String::from_utf8_lossy(&passwd);
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid).then_some(name)
+    });
+    String::from_utf8_lossy(&subuid).lines().any(|line| {
+        let owner = line.split(':').next();
+        owner == Some(uid.as_str()) || (name.is_some() && owner == name)
+    })
+}
+
+/// Space for this user where `path` is, or would be.
+fn free_mib(path: &Path) -> Option<u64> {
+    let existing = path.ancestors().find(|ancestor| ancestor.exists())?;
+    let stat = statvfs(existing).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize) >> 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::fs::PermissionsExt;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn config(root: &Path) -> Config {
+        Config {
+            base_dir: root.join("state/pyro"),
+            cache_dir: root.join("cache/pyro"),
+            max_active_vms: 4,
+            program: root.join("pyro"),
+            accelerator: None,
+            vmm_program: None,
+            debian_mirror: None,
+            search_path: root.join("bin").into_os_string(),
+        }
+    }
+
+    fn put(root: &Path, file: &str, text: &str) {
+        let file = root.join(file);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_host_that_has_nothing() {
+        let root = TempDir::new().unwrap();
+        let facts = HostFacts::gather(&config(root.path()), root.path()).await;
+        assert_eq!(facts.kvm, KvmReport::default());
+        assert_eq!(facts.networking, NetworkingReport::default());
+        assert_eq!(facts.build, BuildReport::default());
+        assert!(facts.vmm.program.is_none() && facts.vmm.answer.is_none());
+        assert!(!facts.rootless.user_namespaces && !facts.rootless.subuid && !facts.rootless.newuidmap);
+        assert!(facts.disk.state_dir_free_mib.is_some());
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0, "looking has changed something");
+    }
+
+    #[tokio::test]
+    async fn a_host_that_has_everything() {
+        let root = TempDir::new().unwrap();
+        let uid = rustix::process::geteuid().as_raw();
+        put(root.path(), "dev/kvm", "");
+        put(root.path(), "dev/net/tun", "");
+        put(root.path(), "proc/sys/net/ipv4/ip_forward", "1\n");
+        put(root.path(), "proc/sys/user/max_user_namespaces", "1000\n");
+        put(root.path(), "etc/passwd", &format!("broken\nme:x:{uid}:1::/:/bin/sh\n"));
+        put(root.path(), "etc/subuid", "me:100000:65536\n");
+        put(root.path(), "usr/share/keyrings/debian-archive-keyring.gpg", "");
+        for tool in ["ip", "nft", "iptables", "mmdebstrap", "newuidmap"] {
+            put(root.path(), &format!("bin/{tool}"), "");
+        }
+        put(root.path(), "bin/qemu-system-x86_64", "#!/bin/sh\necho QEMU emulator version 10.0.2 $*\n");
+        let facts = HostFacts::gather(&config(root.path()), root.path()).await;
+        assert_eq!(facts.kvm, KvmReport { exists: true, readable: true, writable: true });
+        let networking = facts.networking;
+        assert!(networking.tun_available && networking.ip_forward_enabled && !networking.enabled_by_default);
+        assert!(networking.nft_binary.unwrap().ends_with("/bin/nft"));
+        assert!(networking.ip_binary.is_some() && networking.iptables_binary.is_some());
+        assert!(facts.build.mmdebstrap.is_some() && facts.build.keyring.is_some());
+        let rootless = RootlessReport { euid: uid, user_namespaces: true, subuid: true, newuidmap: true };
+        assert_eq!(facts.rootless, rootless);
+        assert_eq!(facts.vmm.answer, Some(Ok("QEMU emulator version 10.0.2 --version\n".to_owned())));
+    }
+
+    #[tokio::test]
+    async fn a_vmm_that_fails_is_not_believed() {
+        let root = TempDir::new().unwrap();
+        put(root.path(), "vmm", "#!/bin/sh\nexit 3\n");
+        let config = Config { vmm_program: Some(root.path().join("vmm")), ..config(root.path()) };
+        let facts = HostFacts::gather(&config, root.path()).await;
+        assert_eq!(facts.vmm.answer, Some(Err("`--version` failed (exit status: 3)".to_owned())));
+    }
+
+    #[test]
+    fn each_setting_can_forbid_user_namespaces() {
+        for (file, forbidding, expected) in [
+            ("user/max_user_namespaces", "0", "user.max_user_namespaces=15000"),
+            ("kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
+            (
+                "kernel/apparmor_restrict_unprivileged_userns",
+                "1",
+                "kernel.apparmor_restrict_unprivileged_userns=0",
+            ),
+        ] {
+            let root = TempDir::new().unwrap();
+            put(root.path(), "proc/sys/user/max_user_namespaces", "1000");
+            put(root.path(), &format!("proc/sys/{file}"), forbidding);
+            let config = Config { search_path: OsString::new(), ..config(root.path()) };
+            let facts = look(&config, root.path());
+            assert!(!facts.rootless.user_namespaces);
+            assert_eq!(facts.user_namespaces_allowed_by.as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn subuid_is_found_by_number_too() {
+        let root = TempDir::new().unwrap();
+        put(root.path(), "etc/subuid", "other:1:1\n4711:100000:65536\n");
+        assert!(has_subuid(root.path(), 4711));
+        assert!(!has_subuid(root.path(), 471));
+    }
+
+    #[test]
+    fn a_state_directory_open_to_others_is_seen() {
+        let root = TempDir::new().unwrap();
+        let config = config(root.path());
+        fs::create_dir_all(&config.base_dir).unwrap();
+        fs::set_permissions(&config.base_dir, fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(look(&config, root.path()).state_dir_problem, Some("may be written by other users"));
+    }
+}

@@ -1,0 +1,419 @@
+//! From what was seen to what it means. Pure.
+
+use std::collections::BTreeMap;
+
+use super::facts::{HostFacts, VMM_NAME, VmmFacts};
+use super::report::{
+    AcceleratorReport, Capabilities, DoctorReport, KvmReport, Remedy, RootlessReport, RuntimeReport,
+    VmmReport,
+};
+use crate::{Accelerator, Config, EngineError, EnvironmentList};
+
+/// The platform pyro runs on.
+const PLATFORM: &str = "linux-x86_64";
+
+/// QEMU from this major version on makes processes in an emulated guest at full speed.
+const QUICK_QEMU: u32 = 8;
+
+/// Least free space to work with: an environment's image and packages, and a few writable layers.
+const CACHE_MIB: u64 = 2048;
+const STATE_MIB: u64 = 512;
+
+/// Issues with their remedies, in order of weight.
+#[derive(Debug, Default)]
+struct Findings(Vec<Remedy>);
+
+impl Findings {
+    fn add(&mut self, issue: impl Into<String>, remedy: impl Into<String>) {
+        self.0.push(Remedy { issue: issue.into(), remedy: remedy.into() });
+    }
+}
+
+/// The report for `platform`. `accelerator` and `environments` come from those who know.
+pub(crate) fn judge(
+    platform: &str,
+    config: &Config,
+    facts: HostFacts,
+    accelerator: AcceleratorReport,
+    environments: Result<EnvironmentList, EngineError>,
+) -> DoctorReport {
+    let supported = platform == PLATFORM;
+    let vmm = judge_vmm(&facts.vmm);
+    let runtime_ok = supported && vmm.ok && accelerator.selected.is_some();
+
+    let mut findings = Findings::default();
+    if supported {
+        findings.vmm(&facts.vmm, &vmm, config);
+        findings.acceleration(facts.kvm, &vmm, &accelerator, config);
+        findings.state(&facts, config);
+        findings.building(&facts);
+        if let Err(error) = &environments {
+            let remedy = error.hints.first().cloned();
+            findings.add(
+                format!("the environments cannot be listed: {error}"),
+                remedy.unwrap_or_else(|| "`pyro env list` shows the whole error".to_owned()),
+            );
+        }
+    } else {
+        findings.add(
+            format!("platform '{}' is not supported", platform.escape_debug()),
+            format!("ask for {PLATFORM}, the only one there is"),
+        );
+    }
+
+    let reason = (!runtime_ok).then(|| if vmm.ok { accelerator.reason.clone() } else { vmm.note.clone() });
+    let runtime = supported.then(|| runtime(config, &vmm, runtime_ok, reason, environments));
+    DoctorReport {
+        platform: platform.to_owned(),
+        runtime_ok,
+        issues: findings.0.iter().map(|finding| finding.issue.clone()).collect(),
+        kvm: facts.kvm,
+        networking: facts.networking,
+        runtime,
+        accelerator,
+        vmm,
+        environment_build: facts.build,
+        rootless: facts.rootless,
+        disk: facts.disk,
+        remedies: findings.0,
+    }
+}
+
+fn runtime(
+    config: &Config,
+    vmm: &VmmReport,
+    works: bool,
+    reason: Option<String>,
+    environments: Result<EnvironmentList, EngineError>,
+) -> RuntimeReport {
+    let (catalog_version, environments) = match environments {
+        Ok(list) => (list.catalog_version, list.environments),
+        Err(_) => ("unknown".to_owned(), Vec::new()),
+    };
+    let mut component_versions = BTreeMap::from([("pyro".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]);
+    component_versions.extend(vmm.version.clone().map(|version| ("qemu".to_owned(), version)));
+    RuntimeReport {
+        capabilities: Capabilities {
+            supports_vm_boot: works,
+            supports_guest_exec: works,
+            supports_guest_network: works,
+            reason,
+        },
+        catalog_version,
+        cache_dir: config.cache_dir.display().to_string(),
+        environments,
+        component_versions,
+    }
+}
+
+fn judge_vmm(facts: &VmmFacts) -> VmmReport {
+    let program = facts.program.as_ref().map(|path| path.display().to_string());
+    let (version, note) = match &facts.answer {
+        None => (None, "no VMM was found".to_owned()),
+        Some(Err(problem)) => (None, format!("the VMM does not work: {problem}")),
+        Some(Ok(text)) => match qemu_version(text) {
+            None => (None, "the VMM does not answer as QEMU does".to_owned()),
+            Some((major, version)) if major < QUICK_QEMU => (
+                Some(version.to_owned()),
+                // Measured on one machine with 7.2 and 10.0.
+                format!(
+                    "QEMU before {QUICK_QEMU} makes processes slowly without KVM: about 24 ms each, \
+                     against 4 ms with QEMU 10"
+                ),
+            ),
+            Some((_, version)) => (Some(version.to_owned()), String::new()),
+        },
+    };
+    VmmReport { ok: version.is_some(), program, version, note }
+}
+
+/// Major version and version in what `qemu --version` writes.
+fn qemu_version(text: &str) -> Option<(u32, &str)> {
+    let (_, rest) = text.split_once("QEMU emulator version ")?;
+    let version = rest.split(|c: char| !(c.is_ascii_digit() || c == '.')).next()?;
+    let major = version.split('.').next()?.parse().ok()?;
+    Some((major, version))
+}
+
+impl Findings {
+    fn vmm(&mut self, facts: &VmmFacts, vmm: &VmmReport, config: &Config) {
+        if vmm.ok {
+            return;
+        }
+        match (&config.vmm_program, &facts.program) {
+            (Some(program), None) => self.add(
+                format!("the configured VMM {} is not an executable file", program.display()),
+                "set PYRO_QEMU to a QEMU program, or leave it unset",
+            ),
+            (None, None) => self.add(
+                format!("{VMM_NAME} was not found in PATH"),
+                "install QEMU (Debian and Ubuntu: apt install qemu-system-x86)",
+            ),
+            (_, Some(program)) => self.add(
+                format!("{} cannot be used: {}", program.display(), vmm.note),
+                "install a working QEMU (Debian and Ubuntu: apt install qemu-system-x86)",
+            ),
+        }
+    }
+
+    fn acceleration(
+        &mut self,
+        kvm: KvmReport,
+        vmm: &VmmReport,
+        accelerator: &AcceleratorReport,
+        config: &Config,
+    ) {
+        if vmm.ok && accelerator.selected.is_none() {
+            let remedy = match config.accelerator {
+                Some(_) => "unset PYRO_ACCEL, so that pyro may choose",
+                None => "install a QEMU with TCG (Debian and Ubuntu: apt install qemu-system-x86)",
+            };
+            self.add(format!("guest code cannot be run: {}", accelerator.reason), remedy);
+        }
+        if config.accelerator == Some(Accelerator::Tcg) {
+            return;
+        }
+        if !kvm.exists {
+            self.add(
+                "/dev/kvm is not available on this host",
+                "VMs are emulated, which is slower; for speed enable virtualisation in the firmware, or \
+                 nested virtualisation if this host is a VM itself",
+            );
+        } else if !kvm.readable || !kvm.writable {
+            self.add(
+                "/dev/kvm may not be used by this user",
+                "join the group that may (sudo usermod -aG kvm \"$USER\") and log in again",
+            );
+        } else if accelerator.selected.as_deref() == Some("tcg") {
+            self.add(
+                format!("KVM is not used: {}", accelerator.reason),
+                "VMs are emulated, which is slower; for speed use a host with hardware virtualisation",
+            );
+        }
+    }
+
+    fn state(&mut self, facts: &HostFacts, config: &Config) {
+        if let Some(problem) = facts.state_dir_problem {
+            self.add(
+                format!("the state directory {} {problem}", config.base_dir.display()),
+                "use a directory that only you can write to (chmod 700)",
+            );
+        }
+        let mut space = |free: Option<u64>, least: u64, what: &str, directory: String| {
+            if let Some(free) = free.filter(|free| *free < least) {
+                self.add(
+                    format!("only {free} MiB are free for {what} in {directory}"),
+                    format!("free some space; {least} MiB are enough to work with"),
+                );
+            }
+        };
+        let disk = facts.disk;
+        space(disk.cache_dir_free_mib, CACHE_MIB, "environments", config.cache_dir.display().to_string());
+        space(disk.state_dir_free_mib, STATE_MIB, "VMs", config.base_dir.display().to_string());
+    }
+
+    fn building(&mut self, facts: &HostFacts) {
+        if facts.build.mmdebstrap.is_none() {
+            self.add(
+                "environments cannot be built: mmdebstrap was not found in PATH",
+                "install it (Debian and Ubuntu: apt install mmdebstrap)",
+            );
+        }
+        if facts.build.keyring.is_none() {
+            self.add(
+                "environments cannot be built: the Debian archive keys are missing",
+                "install them (Debian and Ubuntu: apt install debian-archive-keyring)",
+            );
+        }
+        let RootlessReport { euid, user_namespaces, subuid, newuidmap } = facts.rootless;
+        if euid == 0 {
+            return;
+        }
+        if !user_namespaces {
+            let remedy = match &facts.user_namespaces_allowed_by {
+                Some(setting) => format!("allow them (sudo sysctl -w {setting})"),
+                None => "use a kernel with user namespaces (CONFIG_USER_NS)".to_owned(),
+            };
+            self.add("environments cannot be built by this user: user namespaces are not allowed", remedy);
+        }
+        if !subuid {
+            self.add(
+                "environments cannot be built by this user: /etc/subuid has no range for it",
+                "give it one (sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 \"$USER\")",
+            );
+        }
+        if !newuidmap {
+            self.add(
+                "environments cannot be built by this user: newuidmap was not found in PATH",
+                "install it (Debian and Ubuntu: apt install uidmap)",
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::path::PathBuf;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ErrorKind;
+    use crate::doctor::report::{BuildReport, DiskReport};
+
+    fn config() -> Config {
+        Config {
+            base_dir: "/home/me/.local/state/pyro".into(),
+            cache_dir: "/home/me/.cache/pyro".into(),
+            max_active_vms: 4,
+            program: "/usr/bin/pyro".into(),
+            accelerator: None,
+            vmm_program: None,
+            debian_mirror: None,
+            search_path: OsString::from("/usr/bin"),
+        }
+    }
+
+    fn good_facts() -> HostFacts {
+        HostFacts {
+            kvm: KvmReport { exists: true, readable: true, writable: true },
+            vmm: VmmFacts {
+                program: Some(PathBuf::from("/usr/bin/qemu-system-x86_64")),
+                answer: Some(Ok("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright".to_owned())),
+            },
+            build: BuildReport {
+                mmdebstrap: Some("/usr/bin/mmdebstrap".to_owned()),
+                keyring: Some("/usr/share/keyrings/debian-archive-keyring.gpg".to_owned()),
+            },
+            rootless: RootlessReport { euid: 1000, user_namespaces: true, subuid: true, newuidmap: true },
+            disk: DiskReport { state_dir_free_mib: Some(9000), cache_dir_free_mib: Some(9000) },
+            ..HostFacts::default()
+        }
+    }
+
+    fn accelerator(selected: Option<&str>, reason: &str) -> AcceleratorReport {
+        AcceleratorReport {
+            selected: selected.map(str::to_owned),
+            reason: reason.to_owned(),
+            measured_ms: Some(2.5),
+            cached: false,
+        }
+    }
+
+    fn catalog() -> Result<EnvironmentList, EngineError> {
+        Ok(EnvironmentList { catalog_version: "2.1.0".to_owned(), environments: Vec::new() })
+    }
+
+    fn report(facts: HostFacts, accelerator: AcceleratorReport) -> DoctorReport {
+        let report = judge(PLATFORM, &config(), facts, accelerator, catalog());
+        let issues: Vec<&String> = report.remedies.iter().map(|remedy| &remedy.issue).collect();
+        assert_eq!(report.issues.iter().collect::<Vec<_>>(), issues);
+        report
+    }
+
+    #[test]
+    fn a_good_host() {
+        let mut report = report(good_facts(), accelerator(Some("kvm"), "KVM works at full speed"));
+        if let Some(runtime) = &mut report.runtime {
+            runtime.component_versions.insert("pyro".to_owned(), "[version]".to_owned());
+        }
+        insta::assert_json_snapshot!(report);
+    }
+
+    #[test]
+    fn a_host_that_has_nothing() {
+        let facts = HostFacts {
+            rootless: RootlessReport { euid: 1000, ..Default::default() },
+            ..HostFacts::default()
+        };
+        let report = report(facts, accelerator(None, "no VMM to run guest code with"));
+        assert!(!report.runtime_ok);
+        insta::assert_json_snapshot!(report.remedies);
+    }
+
+    #[test]
+    fn an_emulated_host_works_and_says_why_it_is_slow() {
+        let report = report(good_facts(), accelerator(Some("tcg"), "KVM here emulates guest kernels"));
+        assert!(report.runtime_ok);
+        assert_eq!(report.issues, ["KVM is not used: KVM here emulates guest kernels"]);
+    }
+
+    #[test]
+    fn emulation_by_choice_is_no_issue() {
+        let config = Config { accelerator: Some(Accelerator::Tcg), ..config() };
+        let facts = HostFacts { kvm: KvmReport::default(), ..good_facts() };
+        let report = judge(PLATFORM, &config, facts, accelerator(Some("tcg"), "as configured"), catalog());
+        assert!(report.runtime_ok);
+        assert_eq!(report.issues, Vec::<String>::new());
+    }
+
+    #[test]
+    fn another_platform_has_no_runtime() {
+        let report =
+            judge("macos-arm64", &config(), good_facts(), accelerator(Some("kvm"), "fine"), catalog());
+        assert!(!report.runtime_ok && report.runtime.is_none());
+        assert_eq!(report.issues, ["platform 'macos-arm64' is not supported"]);
+    }
+
+    #[test]
+    fn a_failing_catalog_is_an_issue_and_not_the_end() {
+        let error =
+            EngineError::new(ErrorKind::EnvironmentUnavailable, "the cache is damaged").hint("remove it");
+        let report = judge(PLATFORM, &config(), good_facts(), accelerator(Some("kvm"), "fine"), Err(error));
+        assert!(report.runtime_ok);
+        assert_eq!(report.remedies[0].issue, "the environments cannot be listed: the cache is damaged");
+        assert_eq!(report.remedies[0].remedy, "remove it");
+    }
+
+    #[test]
+    fn versions_are_read_from_what_distributions_print() {
+        for (text, expected) in [
+            ("QEMU emulator version 7.2.19 (Debian 1:7.2+dfsg-7+deb12u14)\n", Some((7, "7.2.19"))),
+            ("QEMU emulator version 10.0.2 (qemu-10.0.2-1.fc42)", Some((10, "10.0.2"))),
+            ("QEMU emulator version 9.1.50-dirty", Some((9, "9.1.50"))),
+            ("QEMU emulator version x", None),
+            ("", None),
+        ] {
+            assert_eq!(qemu_version(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_old_vmm_works_and_its_cost_is_noted() {
+        let mut facts = good_facts();
+        facts.vmm.answer = Some(Ok("QEMU emulator version 7.2.19".to_owned()));
+        let report = report(facts, accelerator(Some("kvm"), "fine"));
+        assert!(report.vmm.ok && report.runtime_ok);
+        assert!(report.vmm.note.contains("24 ms"), "{}", report.vmm.note);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_host_each_issue_has_one_remedy(
+            platform in "linux-x86_64|.{0,12}",
+            kvm: [bool; 3],
+            rootless: [bool; 4],
+            answer in proptest::option::of(proptest::result::maybe_ok("QEMU emulator version [0-9.]{1,6}|.{0,20}", ".{0,9}")),
+            selected in proptest::option::of("kvm|tcg"),
+            free in proptest::option::of(0u64..4000),
+        ) {
+            let mut facts = good_facts();
+            facts.kvm = KvmReport { exists: kvm[0], readable: kvm[1], writable: kvm[2] };
+            let euid = if rootless[0] { 0 } else { 1000 };
+            facts.rootless =
+                RootlessReport { euid, user_namespaces: rootless[1], subuid: rootless[2], newuidmap: rootless[3] };
+            facts.vmm.program = answer.as_ref().map(|_| PathBuf::from("/qemu"));
+            facts.vmm.answer = answer;
+            facts.disk.cache_dir_free_mib = free;
+            let report = judge(&platform, &config(), facts, accelerator(selected.as_deref(), "why"), catalog());
+            prop_assert_eq!(report.runtime_ok, platform == PLATFORM && report.vmm.ok && selected.is_some());
+            prop_assert!(report.runtime_ok || !report.issues.is_empty());
+            prop_assert_eq!(report.issues.len(), report.remedies.len());
+            for (issue, remedy) in report.issues.iter().zip(&report.remedies) {
+                prop_assert_eq!(issue, &remedy.issue);
+                prop_assert!(!remedy.remedy.is_empty());
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The product: environments, VMs and one-shot runs.
+
+mod environments;
+mod exec;
+mod host;
+mod launch;
+mod lifecycle;
+mod reconcile;
+mod removal;
+mod run;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pyro_env::{CacheConfig, EnvironmentCache};
+use tokio_util::sync::CancellationToken;
+
+use crate::doctor::{self, DoctorReport, HostFacts};
+use crate::registry::Registry;
+use crate::{Config, EngineError, ErrorKind, VmId};
+
+pub use host::{PROBE_COMMAND, probe_kvm};
+pub use launch::SUPERVISE_COMMAND;
+
+/// The product: environments, VMs and one-shot runs.
+///
+/// Holds no VM: every VM has an owner process of its own, and what exists is on disk, so that any number of
+/// engines of one user see the same VMs. Methods must be called on a tokio runtime.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    registry: Registry,
+    environments: EnvironmentCache,
+}
+
+impl Engine {
+    /// An engine with these settings. Does no I/O and cannot fail.
+    pub fn new(config: Config) -> Self {
+        let registry = Registry::new(&config.base_dir);
+        let cache = CacheConfig { cache_dir: config.cache_dir.clone(), mirror: config.debian_mirror.clone() };
+        let environments = EnvironmentCache::new(cache);
+        Self { shared: Arc::new(Shared { config, registry, environments }) }
+    }
+
+    /// What this host can do, and what to change if it cannot. Changes nothing, never fails, and works on a
+    /// host that has nothing.
+    pub async fn doctor(&self, platform: &str) -> DoctorReport {
+        let accelerator = self.accelerator_report().await;
+        let environments = self.list_environments().await;
+        let facts = HostFacts::gather(self.config(), Path::new("/")).await;
+        doctor::judge(platform, self.config(), facts, accelerator, environments)
+    }
+
+    fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// Directory of one VM. The id has been validated by its type.
+    fn vm_dir(&self, id: &VmId) -> PathBuf {
+        vm_dir(&self.config().base_dir, id)
+    }
+
+    /// Runs one blocking operation on the registry.
+    async fn registry<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&Registry) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        self.blocking(move |shared| operation(&shared.registry)).await
+    }
+
+    /// Runs one blocking operation on a thread that may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&Shared) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let shared = Arc::clone(&self.shared);
+        match tokio::task::spawn_blocking(move || operation(&shared)).await {
+            Ok(result) => result,
+            Err(error) => Err(EngineError::internal("a background operation was lost").caused_by(error)),
+        }
+    }
+}
+
+/// Directory of a VM below the state directory.
+pub(crate) fn vm_dir(base_dir: &Path, id: &VmId) -> PathBuf {
+    vms_dir(base_dir).join(id.as_str())
+}
+
+/// Directory of all VMs below the state directory.
+fn vms_dir(base_dir: &Path) -> PathBuf {
+    base_dir.join("vms")
+}
+
+/// Seconds since the epoch by wall clock.
+pub(crate) fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// Gives `work` up when the caller does.
+async fn unless_cancelled<T>(
+    cancel: &CancellationToken,
+    work: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, EngineError> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(EngineError::cancelled()),
+        result = work => result,
+    }
+}
+
+/// A file of the state directory that cannot be used.
+fn state_unusable(action: &str, path: &Path, error: std::io::Error) -> EngineError {
+    let full = error.kind() == std::io::ErrorKind::StorageFull;
+    let hint = match full {
+        true => "free some space on that disk",
+        false => "check its owner and permissions, or name another state directory",
+    };
+    EngineError::new(ErrorKind::StateUnusable, format!("cannot {action} {}", path.display()))
+        .hint(hint)
+        .caused_by(error)
+}

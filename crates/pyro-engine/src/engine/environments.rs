@@ -1,0 +1,154 @@
+//! Environments: the cache of `pyro-env`, with events and engine errors.
+
+use std::cell::Cell;
+
+use pyro_env::{
+    CancelFlag, Environment, EnvironmentList, InstalledEnvironment, OpenError, PruneReport, PullObserver,
+    PullStep, PulledEnvironment,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::Engine;
+use crate::{EngineError, ErrorKind, Event, Events, PullEvent};
+
+impl Engine {
+    /// The catalog, sorted by name, and what of it is installed.
+    ///
+    /// # Errors
+    /// `EnvironmentUnavailable` if the cache cannot be read.
+    pub async fn list_environments(&self) -> Result<EnvironmentList, EngineError> {
+        self.blocking(|shared| {
+            shared.environments.list().map_err(|error| unavailable(error.kind(), &error, None))
+        })
+        .await
+    }
+
+    /// One environment of the catalog.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name that the catalog does not have, `EnvironmentUnavailable` if the cache cannot
+    /// be read.
+    pub async fn inspect_environment(&self, name: &str) -> Result<Environment, EngineError> {
+        let name = name.to_owned();
+        self.blocking(move |shared| {
+            shared.environments.inspect(&name).map_err(|error| unavailable(error.kind(), &error, None))
+        })
+        .await
+    }
+
+    /// Installs an environment, or finds it installed.
+    ///
+    /// # Errors
+    /// `InvalidInput`, `EnvironmentUnavailable`, `Cancelled`.
+    pub async fn pull_environment(
+        &self,
+        name: &str,
+        events: &Events,
+        cancel: &CancellationToken,
+    ) -> Result<PulledEnvironment, EngineError> {
+        let flag = CancelFlag::new();
+        let pull = self.blocking({
+            let (name, events, flag) = (name.to_owned(), events.clone(), flag.clone());
+            move |shared| {
+                let observer = Observer { name: &name, events: &events, step: Cell::default() };
+                let pulled = shared.environments.pull(&name, &observer, &flag);
+                pulled.map_err(|error| unavailable(error.kind(), &error, error.hint()))
+            }
+        });
+        tokio::pin!(pull);
+        tokio::select! {
+            result = &mut pull => return result,
+            () = cancel.cancelled() => flag.cancel(),
+        }
+        // The build cleans up after itself; nothing must be left when this returns.
+        pull.await
+    }
+
+    /// Removes what cannot be used from the cache.
+    ///
+    /// # Errors
+    /// `EnvironmentUnavailable` if something cannot be removed.
+    pub async fn prune_environments(&self) -> Result<PruneReport, EngineError> {
+        self.blocking(|shared| {
+            shared.environments.prune().map_err(|error| unavailable(error.kind(), &error, None))
+        })
+        .await
+    }
+
+    /// The environment, to be run; installed first if it is not.
+    pub(super) async fn environment(
+        &self,
+        name: &str,
+        events: &Events,
+        cancel: &CancellationToken,
+    ) -> Result<InstalledEnvironment, EngineError> {
+        match self.open_environment(name).await? {
+            Some(environment) => Ok(environment),
+            None => {
+                self.pull_environment(name, events, cancel).await?;
+                self.open_environment(name).await?.ok_or_else(|| {
+                    let message = format!("environment '{name}' was removed while it was being used");
+                    EngineError::new(ErrorKind::EnvironmentUnavailable, message)
+                })
+            }
+        }
+    }
+
+    /// The environment, to be run; `None` if it is not installed.
+    pub(super) async fn open_environment(
+        &self,
+        name: &str,
+    ) -> Result<Option<InstalledEnvironment>, EngineError> {
+        let name = name.to_owned();
+        self.blocking(move |shared| match shared.environments.open(&name) {
+            Ok(environment) => Ok(Some(environment)),
+            Err(OpenError::NotInstalled { .. }) => Ok(None),
+            Err(error) => Err(unavailable(error.kind(), &error, error.hint())),
+        })
+        .await
+    }
+}
+
+/// Turns the steps of a pull into events.
+struct Observer<'a> {
+    name: &'a str,
+    events: &'a Events,
+    step: Cell<Option<PullStep>>,
+}
+
+impl Observer<'_> {
+    fn send(&self, event: PullEvent) {
+        self.events.send_blocking(Event::Pull(event));
+    }
+}
+
+impl PullObserver for Observer<'_> {
+    fn step(&self, step: PullStep) {
+        if self.step.replace(Some(step)).is_none() && step != PullStep::AlreadyInstalled {
+            self.send(PullEvent::Started { environment: self.name.to_owned() });
+        }
+    }
+
+    fn progress(&self, done: u64, total: u64) {
+        if done == total {
+            self.send(PullEvent::Ready { environment: self.name.to_owned() });
+        } else if let Some(step) = self.step.get() {
+            self.send(PullEvent::Step { text: step.to_string(), done, total });
+        }
+    }
+}
+
+/// The engine's error for one of the cache's.
+fn unavailable(
+    kind: pyro_env::ErrorKind,
+    error: &dyn std::error::Error,
+    hint: Option<String>,
+) -> EngineError {
+    let kind = match kind {
+        pyro_env::ErrorKind::UnknownEnvironment => ErrorKind::InvalidInput,
+        pyro_env::ErrorKind::Cancelled => return EngineError::cancelled(),
+        _ => ErrorKind::EnvironmentUnavailable,
+    };
+    EngineError { hints: hint.into_iter().collect(), ..EngineError::new(kind, error.to_string()) }
+        .with_causes_of(error)
+}

@@ -1,0 +1,74 @@
+//! What this host offers for running VMs.
+
+use std::path::PathBuf;
+
+use pyro_vm::{Accelerator, accel};
+
+use super::Engine;
+use crate::doctor::AcceleratorReport;
+use crate::search_path;
+
+/// Name of the VMM's executable.
+const VMM: &str = "qemu-system-x86_64";
+/// Name of the hidden subcommand that measures KVM.
+pub const PROBE_COMMAND: &str = "probe-kvm";
+
+/// How a VM can be run here.
+#[derive(Debug, Clone)]
+pub(super) struct Host {
+    pub(super) vmm_program: PathBuf,
+    pub(super) accelerator: Accelerator,
+}
+
+impl Engine {
+    /// What to run VMs with; the error is the reason why there are none, in words.
+    pub(super) async fn host(&self) -> Result<Host, String> {
+        let vmm_program = self.vmm_program()?;
+        let accelerator = match self.config().accelerator {
+            Some(forced) => forced,
+            None => self.choose_accelerator(true).await.accelerator,
+        };
+        Ok(Host { vmm_program, accelerator })
+    }
+
+    /// What `doctor` says about the accelerator. Remembers nothing.
+    pub(super) async fn accelerator_report(&self) -> AcceleratorReport {
+        if let Some(forced) = self.config().accelerator {
+            return AcceleratorReport {
+                selected: Some(forced.to_string()),
+                reason: "forced by the configuration".to_owned(),
+                measured_ms: None,
+                cached: false,
+            };
+        }
+        let verdict = self.choose_accelerator(false).await;
+        AcceleratorReport {
+            selected: Some(verdict.accelerator.to_string()),
+            reason: verdict.reason,
+            measured_ms: verdict.measured_ms,
+            cached: verdict.cached,
+        }
+    }
+
+    async fn choose_accelerator(&self, may_remember: bool) -> accel::Verdict {
+        let cache = self.config().base_dir.join("accelerator.json");
+        accel::choose(&cache, may_remember, (&self.config().program, &[PROBE_COMMAND])).await
+    }
+
+    fn vmm_program(&self) -> Result<PathBuf, String> {
+        match &self.config().vmm_program {
+            Some(program) if program.is_file() => Ok(program.clone()),
+            Some(program) => Err(format!("the configured VMM {} does not exist", program.display())),
+            None => search_path::find(VMM, &self.config().search_path).ok_or_else(|| {
+                format!("{VMM} is not installed (Debian and Ubuntu: package qemu-system-x86)")
+            }),
+        }
+    }
+}
+
+/// Measures KVM and prints nothing: the caller hands the returned JSON to whoever started the process. Run as
+/// the whole of a process; a broken KVM may hang or crash it.
+pub fn probe_kvm() -> String {
+    // Two levels of plain data; it cannot fail.
+    serde_json::to_string(&accel::measure()).unwrap_or_default()
+}

@@ -1,0 +1,252 @@
+//! Commands on the host, for callers that agreed to it because no VM can be had.
+//!
+//! This is no sandbox: the command runs as the calling user. It gets a directory of its own, an
+//! environment of `PATH` and `HOME` only, no input, and limits that keep a runaway process from taking
+//! the machine with it. All its processes end with it, except those that leave its process group.
+
+mod confine;
+mod shell_exit;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Child;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use self::confine::Limits;
+use self::shell_exit::ShellExit;
+use crate::capture::OutputSink;
+use crate::{EngineError, ErrorKind, Events, OutputMode, OutputStream, search_path};
+
+/// How long a command may tidy up after it was asked to end.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Exit code of a command that reached its time limit.
+const TIMED_OUT: i64 = 124;
+
+/// Size of one read.
+const CHUNK: usize = 64 * 1024;
+
+/// A command for the host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HostCommand<'a> {
+    /// Text for `bash -lc`.
+    pub(crate) command: &'a str,
+    /// Time limit.
+    pub(crate) timeout: Duration,
+    /// Working directory and `HOME`; must exist.
+    pub(crate) directory: &'a Path,
+    /// `PATH`, which is also where `bash` is looked for.
+    pub(crate) search_path: &'a OsStr,
+    /// Memory the VM would have had, in MiB.
+    pub(crate) mem_mib: u32,
+    /// What happens to the output.
+    pub(crate) output: OutputMode,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct HostOutcome {
+    /// Exit code; −S after signal S; 124 after the time limit.
+    pub(crate) exit_code: i64,
+    /// Kept output; empty if it was streamed.
+    pub(crate) stdout: Vec<u8>,
+    /// Kept output; empty if it was streamed.
+    pub(crate) stderr: Vec<u8>,
+    /// Bytes beyond the limit of what is kept.
+    pub(crate) stdout_truncated: u64,
+    /// Bytes beyond the limit of what is kept.
+    pub(crate) stderr_truncated: u64,
+    /// The time limit ended it.
+    pub(crate) timed_out: bool,
+    /// From its start to its end.
+    pub(crate) duration: Duration,
+}
+
+/// Runs `command` and waits for its end.
+///
+/// Dropping the future, like `cancel`, kills the command and everything in its process group.
+///
+/// # Errors
+///
+/// `NotDelivered` if it could not be started, `Cancelled`.
+pub(crate) async fn run(
+    command: &HostCommand<'_>,
+    events: &Events,
+    cancel: &CancellationToken,
+) -> Result<HostOutcome, EngineError> {
+    let begin = Instant::now();
+    let (mut group, exited) = spawn(command)?;
+    let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
+    let mut stderr = OutputSink::new(OutputStream::Stderr, command.output, events);
+    let (out_pipe, err_pipe) = (group.child.stdout.take(), group.child.stderr.take());
+
+    let shell_gone = CancellationToken::new();
+    let oversight = async {
+        let ending = oversee(&mut group, &exited, command.timeout).await;
+        let duration = begin.elapsed();
+        shell_gone.cancel();
+        (ending, duration)
+    };
+    let work = async {
+        tokio::join!(
+            oversight,
+            pump(out_pipe, &mut stdout, &shell_gone),
+            pump(err_pipe, &mut stderr, &shell_gone)
+        )
+    };
+    let finished = tokio::select! {
+        biased;
+        () = cancel.cancelled() => None,
+        ((ending, duration), (), ()) = work => Some((ending, duration)),
+    };
+    let Some((ending, duration)) = finished else {
+        group.end().await.map_err(lost)?;
+        return Err(EngineError::cancelled());
+    };
+    let Ending { status, timed_out } = ending.map_err(lost)?;
+    if timed_out {
+        stderr.note(&format!("command timed out after {}s", command.timeout.as_secs())).await;
+    }
+    let (stdout, stdout_truncated) = stdout.finish();
+    let (stderr, stderr_truncated) = stderr.finish();
+    let exit_code = if timed_out { TIMED_OUT } else { exit_code(status) };
+    Ok(HostOutcome { exit_code, stdout, stderr, stdout_truncated, stderr_truncated, timed_out, duration })
+}
+
+fn spawn(command: &HostCommand<'_>) -> Result<(Group, ShellExit), EngineError> {
+    let not_started =
+        |message: &str, hint: &str| EngineError::new(ErrorKind::NotDelivered, message).hint(hint);
+    let bash = search_path::find("bash", command.search_path)
+        .ok_or_else(|| not_started("bash was not found on this host", "install bash, or put it into PATH"))?;
+    let mut shell = std::process::Command::new(bash);
+    shell
+        .arg("-lc")
+        .arg(command.command)
+        .current_dir(command.directory)
+        .env_clear()
+        .env("PATH", command.search_path)
+        .env("HOME", command.directory)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    Limits::new(command.mem_mib, command.timeout + GRACE).impose(&mut shell);
+
+    let failed = |error: io::Error| {
+        not_started("bash could not be started on this host", "the cause is in the error chain")
+            .caused_by(error)
+    };
+    let group = Group::new(tokio::process::Command::from(shell).spawn().map_err(failed)?).map_err(failed)?;
+    let exited = ShellExit::watch(group.leader).map_err(failed)?;
+    Ok((group, exited))
+}
+
+/// The shell and the processes of its group. Dropping it kills them.
+#[derive(Debug)]
+struct Group {
+    child: Child,
+    leader: Pid,
+    reaped: bool,
+}
+
+impl Group {
+    fn new(child: Child) -> io::Result<Self> {
+        let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let leader = id.ok_or_else(|| io::Error::other("the new process has no id"))?;
+        Ok(Self { child, leader, reaped: false })
+    }
+
+    fn signal(&self, signal: Signal) {
+        if !self.reaped {
+            // It may have no members left besides the dead shell.
+            let _ = kill_process_group(self.leader, signal);
+        }
+    }
+
+    /// Kills what is left of the group and takes the shell's status.
+    async fn end(&mut self) -> io::Result<ExitStatus> {
+        self.signal(Signal::KILL);
+        let status = self.child.wait().await?;
+        self.reaped = true;
+        Ok(status)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
+
+struct Ending {
+    status: ExitStatus,
+    timed_out: bool,
+}
+
+/// Waits for the shell's end and brings it about after `limit`.
+async fn oversee(group: &mut Group, exited: &ShellExit, limit: Duration) -> io::Result<Ending> {
+    let timed_out = timeout(limit, exited.wait()).await.is_err();
+    if timed_out {
+        group.signal(Signal::TERM);
+        let _ = timeout(GRACE, exited.wait()).await;
+    }
+    Ok(Ending { status: group.end().await?, timed_out })
+}
+
+/// Moves output into `sink` until its end. Once the shell is gone it takes what the pipe holds by then
+/// and no more, for a process that left the group may keep the pipe open for ever.
+async fn pump(
+    pipe: Option<impl AsyncRead + AsFd + Unpin>,
+    sink: &mut OutputSink,
+    shell_gone: &CancellationToken,
+) {
+    let Some(mut pipe) = pipe else { return };
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let read = tokio::select! {
+            biased;
+            () = shell_gone.cancelled() => break,
+            read = pipe.read(&mut buffer) => read,
+        };
+        match read {
+            // A pipe has no errors that a reader could do something about.
+            Ok(0) | Err(_) => return,
+            Ok(count) => sink.accept(&buffer[..count]).await,
+        }
+    }
+    let mut left = rustix::io::ioctl_fionread(&pipe).map_or(0, |left| usize::try_from(left).unwrap_or(0));
+    while left > 0 {
+        let room = left.min(CHUNK);
+        match pipe.read(&mut buffer[..room]).await {
+            Ok(0) | Err(_) => return,
+            Ok(count) => {
+                sink.accept(&buffer[..count]).await;
+                left -= count;
+            }
+        }
+    }
+}
+
+fn exit_code(status: ExitStatus) -> i64 {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => code.into(),
+        (None, signal) => -i64::from(signal.unwrap_or(0)),
+    }
+}
+
+fn lost(error: io::Error) -> EngineError {
+    EngineError::new(ErrorKind::OutcomeUnknown, "the status of a host command was lost")
+        .hint("the command may have run, wholly or in part; it was not repeated")
+        .caused_by(error)
+}

@@ -1,0 +1,32 @@
+//! Noticing a process's end without reaping it.
+
+#![expect(unsafe_code, reason = "tokio asks its caller to vouch for the descriptor it watches")]
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::io::unix::AsyncFd;
+
+/// Tells when a process has ended.
+///
+/// Until the process is reaped, the number of its group cannot be given to others, so the group can be
+/// signalled without hitting a stranger.
+#[derive(Debug)]
+pub(super) struct ShellExit(AsyncFd<OwnedFd>);
+
+impl ShellExit {
+    /// Watches `process`, which must be a child of ours that is not reaped yet.
+    pub(super) fn watch(process: Pid) -> io::Result<Self> {
+        let descriptor = pidfd_open(process, PidfdFlags::NONBLOCK)?;
+        // SAFETY: an `OwnedFd` is one and the same open descriptor for as long as it lives, and `AsyncFd`
+        // owns it and deregisters it before closing it.
+        let watched = unsafe { AsyncFd::register(descriptor) };
+        Ok(Self(watched.map_err(io::Error::from)?))
+    }
+
+    /// Waits for the end. May be called again.
+    pub(super) async fn wait(&self) -> io::Result<()> {
+        self.0.readable().await.map(|_| ())
+    }
+}

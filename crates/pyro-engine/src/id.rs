@@ -1,0 +1,116 @@
+//! Ids of VMs.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use crate::EngineError;
+
+/// Id of a VM: 12 lowercase hexadecimal digits.
+///
+/// A value of this type is safe to use as a file name. Text from outside becomes one only through
+/// [`VmId::parse`].
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct VmId(String);
+
+impl VmId {
+    /// Number of digits.
+    pub const LEN: usize = 12;
+
+    /// Checks `text`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) with the text for an unknown id: a VM with an
+    /// ill-formed id cannot exist, and callers need not tell the two apart.
+    pub fn parse(text: &str) -> Result<Self, EngineError> {
+        let well_formed =
+            text.len() == Self::LEN && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if well_formed { Ok(Self(text.to_owned())) } else { Err(EngineError::vm_not_found(text)) }
+    }
+
+    /// A new random id.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Internal`](crate::ErrorKind::Internal) if the system has no random numbers.
+    pub fn random() -> Result<Self, EngineError> {
+        let mut bytes = [0u8; Self::LEN / 2];
+        getrandom::fill(&mut bytes)
+            .map_err(|error| EngineError::internal("no random numbers for a VM id").caused_by(error))?;
+        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    }
+
+    /// The digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for VmId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl FromStr for VmId {
+    type Err = EngineError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text)
+    }
+}
+
+impl AsRef<str> for VmId {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn ill_formed_ids_do_not_exist() {
+        for id in
+            ["", "../victim", "de259a89b18", "de259a89b1840", "DE259A89B184", "de259a89b18g", "de259a89b1é"]
+        {
+            assert_eq!(VmId::parse(id).unwrap_err().to_string(), format!("vm '{id}' does not exist"));
+        }
+    }
+
+    #[test]
+    fn an_ill_formed_id_cannot_break_the_message() {
+        let error = VmId::parse(&"\n\u{1b}[31m".repeat(1000)).unwrap_err();
+        assert!(error.message.len() < 1024);
+        assert!(!error.message.contains(['\n', '\u{1b}']));
+        assert!(error.message.ends_with("…' does not exist"));
+    }
+
+    #[test]
+    fn random_ids_parse_and_differ() {
+        let (first, second) = (VmId::random().unwrap(), VmId::random().unwrap());
+        assert_eq!(VmId::parse(first.as_str()).unwrap(), first);
+        assert_ne!(first, second);
+    }
+
+    proptest! {
+        #[test]
+        fn accepts_exactly_twelve_hex_digits(text in "[0-9a-f]{12}") {
+            let id = VmId::parse(&text)?;
+            prop_assert_eq!(id.as_str(), text);
+        }
+
+        #[test]
+        fn whatever_parses_is_a_plain_file_name(text in ".{0,16}") {
+            if let Ok(id) = VmId::parse(&text) {
+                prop_assert!(id.as_str().bytes().all(|b| b.is_ascii_alphanumeric()));
+            }
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! What calls give back. The key names are the public contract; keys may be added, never renamed.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
+
+use crate::{VmId, VmState};
+
+/// Result of a command, of a one-shot run as well as of `exec_vm`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunResult {
+    /// Id of the VM, which is deleted already.
+    pub vm_id: VmId,
+    /// Environment name.
+    pub environment: String,
+    /// Version of the installed environment; `None` if none was needed.
+    pub environment_version: Option<String>,
+    /// The shell text that was run.
+    pub command: String,
+    /// Standard output; empty if it was streamed.
+    pub stdout: Output,
+    /// Standard error; empty if it was streamed.
+    pub stderr: Output,
+    /// Exit code; −S if signal S ended the shell; 124 after the time limit.
+    pub exit_code: i64,
+    /// Duration of the command alone, in milliseconds.
+    pub duration_ms: u64,
+    /// Where it ran.
+    pub execution_mode: ExecutionMode,
+    /// How the VM was removed.
+    pub cleanup: Deleted,
+    /// Bytes of standard output beyond the limit, which were dropped.
+    pub stdout_truncated: u64,
+    /// Bytes of standard error beyond the limit, which were dropped.
+    pub stderr_truncated: u64,
+    /// The time limit ended the command.
+    pub timed_out: bool,
+    /// `kvm` or `tcg`; `None` on the host.
+    pub accelerator: Option<String>,
+    /// How the command reached the guest, such as `virtio-serial`; `None` on the host.
+    pub channel: Option<String>,
+    /// The guest kernel, as `uname -r` gives it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_release: Option<String>,
+}
+
+/// Raw bytes that a command wrote. Serialises as text in which invalid UTF-8 is replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Output(Vec<u8>);
+
+impl Output {
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The bytes as text, with U+FFFD for what is not UTF-8.
+    pub fn to_text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.0)
+    }
+}
+
+impl From<Vec<u8>> for Output {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+}
+
+impl Serialize for Output {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.to_text())
+    }
+}
+
+/// A VM as its callers see it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Vm {
+    /// Id.
+    pub vm_id: VmId,
+    /// Environment name.
+    pub environment: String,
+    /// Version of the environment it was made from.
+    pub environment_version: Option<String>,
+    /// Virtual CPUs.
+    pub vcpu_count: u32,
+    /// Memory in MiB.
+    pub mem_mib: u32,
+    /// Lifetime in seconds, counted from creation.
+    pub ttl_seconds: u32,
+    /// When it was created, in seconds since the epoch.
+    pub created_at: f64,
+    /// When it goes away by itself, in seconds since the epoch.
+    pub expires_at: f64,
+    /// State.
+    pub state: VmState,
+    /// A network was assigned.
+    pub network_enabled: bool,
+    /// The caller agreed to host execution.
+    pub allow_host_compat: bool,
+    /// Address in its network.
+    pub guest_ip: Option<String>,
+    /// TAP device on the host; `None` with user-mode networking.
+    pub tap_name: Option<String>,
+    /// Where its commands run.
+    pub execution_mode: ExecutionMode,
+    /// Diagnostics. Not a contract.
+    pub metadata: BTreeMap<String, String>,
+    /// `kvm` or `tcg`; `None` before the start and on the host.
+    pub accelerator: Option<String>,
+}
+
+/// Where commands of a VM run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExecutionMode {
+    /// Not started yet.
+    Pending,
+    /// In the booted guest. The name is the contract's; it says nothing about the channel in use.
+    GuestVsock,
+    /// On the host, without isolation.
+    HostCompat,
+}
+
+impl ExecutionMode {
+    /// Every mode once.
+    pub const ALL: [Self; 3] = [Self::Pending, Self::GuestVsock, Self::HostCompat];
+
+    /// The contract's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::GuestVsock => "guest_vsock",
+            Self::HostCompat => "host_compat",
+        }
+    }
+}
+
+impl fmt::Display for ExecutionMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for ExecutionMode {
+    type Err = UnknownExecutionMode;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|mode| mode.as_str() == text).ok_or(UnknownExecutionMode)
+    }
+}
+
+/// A word that names no execution mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an execution mode")]
+pub struct UnknownExecutionMode;
+
+/// A VM was removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Deleted {
+    /// Id it had.
+    pub vm_id: VmId,
+    /// Always true.
+    pub deleted: bool,
+    /// Why.
+    pub reason: DeleteReason,
+}
+
+impl Deleted {
+    /// `vm_id` was removed because of `reason`.
+    pub fn new(vm_id: VmId, reason: DeleteReason) -> Self {
+        Self { vm_id, deleted: true, reason }
+    }
+}
+
+/// Why a VM was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeleteReason {
+    /// A caller asked for it.
+    ExplicitDelete,
+    /// Its command has run.
+    PostExecCleanup,
+    /// A one-shot run failed.
+    RunVmErrorCleanup,
+}
+
+/// VMs removed because their lifetime had ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reaped {
+    /// Their ids, sorted.
+    pub deleted_vm_ids: Vec<VmId>,
+    /// How many.
+    pub count: u64,
+}
+
+impl From<Vec<VmId>> for Reaped {
+    fn from(mut deleted_vm_ids: Vec<VmId>) -> Self {
+        deleted_vm_ids.sort();
+        let count = deleted_vm_ids.len() as u64;
+        Self { deleted_vm_ids, count }
+    }
+}
+
+/// The network of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NetworkInfo {
+    /// Id of the VM.
+    pub vm_id: VmId,
+    /// A network was assigned.
+    pub network_enabled: bool,
+    /// The guest should reach the outside.
+    pub outbound_connectivity_expected: bool,
+    /// Why there is no network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The network, if there is one; its keys appear beside the others.
+    #[serde(flatten)]
+    pub assignment: Option<NetworkAssignment>,
+}
+
+/// Addresses of a VM with network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NetworkAssignment {
+    /// TAP device on the host; `None` with user-mode networking.
+    pub tap_name: Option<String>,
+    /// The guest's address.
+    pub guest_ip: Option<String>,
+    /// The guest's gateway.
+    pub gateway_ip: Option<String>,
+    /// The guest's subnet.
+    pub subnet_cidr: Option<String>,
+    /// The guest's MAC address.
+    pub mac_address: Option<String>,
+    /// The guest's name servers.
+    pub dns_servers: Vec<String>,
+}
+
+impl NetworkInfo {
+    /// A VM without network.
+    pub fn disabled(vm_id: VmId) -> Self {
+        Self {
+            vm_id,
+            network_enabled: false,
+            outbound_connectivity_expected: false,
+            reason: Some("network configuration is unavailable for this VM".to_owned()),
+            assignment: None,
+        }
+    }
+
+    /// The network of `vm` as its record and `metadata` (keys `gateway_ip`, `subnet_cidr`,
+    /// `mac_address`, `dns_servers` with commas) describe it.
+    pub fn of(vm: &Vm) -> Self {
+        if !vm.network_enabled {
+            return Self::disabled(vm.vm_id.clone());
+        }
+        let known = |key: &str| vm.metadata.get(key).filter(|value| !value.is_empty()).cloned();
+        let dns = known("dns_servers").unwrap_or_default();
+        Self {
+            vm_id: vm.vm_id.clone(),
+            network_enabled: true,
+            outbound_connectivity_expected: true,
+            reason: None,
+            assignment: Some(NetworkAssignment {
+                tap_name: vm.tap_name.clone(),
+                guest_ip: vm.guest_ip.clone(),
+                gateway_ip: known("gateway_ip"),
+                subnet_cidr: known("subnet_cidr"),
+                mac_address: known("mac_address"),
+                dns_servers: dns
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|s| !s.is_empty())
+                    .map(str::to_owned)
+                    .collect(),
+            }),
+        }
+    }
+}

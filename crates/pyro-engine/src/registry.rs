@@ -1,0 +1,239 @@
+//! The registry of VMs: one SQLite file that every pyro process of the user shares.
+//!
+//! Each operation is one transaction, so processes may come, go and die at any point. The file is opened
+//! on first use. Methods block on the disk; asynchronous callers move them to a blocking thread.
+//!
+//! Times are seconds since the epoch by wall clock, because they are compared across processes.
+
+mod fault;
+mod open;
+mod row;
+mod schema;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, named_params};
+
+use self::fault::Fault;
+use self::open::Opened;
+pub(crate) use self::open::directory_problem;
+pub(crate) use self::row::{NewVm, VmPatch, VmRecord};
+use crate::state::{Transition, VmEvent};
+use crate::{EngineError, ErrorKind, VmId, VmState};
+
+/// How long a VM that was removed because of its lifetime keeps being answered for, in seconds.
+const TOMBSTONE_SECONDS: f64 = 3600.0;
+
+/// The registry in one state directory.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    base_dir: PathBuf,
+    file: PathBuf,
+    opened: Mutex<Option<Opened>>,
+}
+
+impl Registry {
+    /// The registry below `base_dir`. Does no I/O.
+    pub(crate) fn new(base_dir: &Path) -> Self {
+        Self { base_dir: base_dir.to_owned(), file: base_dir.join("state.sqlite3"), opened: Mutex::new(None) }
+    }
+
+    /// Records a VM in state `created`, unless `max_active_vms` exist already.
+    pub(crate) fn insert(&self, vm: &NewVm, max_active_vms: u32) -> Result<(), EngineError> {
+        self.write(|tx| {
+            let active: u32 =
+                tx.query_row("SELECT count(*) FROM vms WHERE expired_at IS NULL", [], |row| row.get(0))?;
+            if active >= max_active_vms {
+                return Err(EngineError::at_capacity(max_active_vms).into());
+            }
+            vm.insert(tx)?;
+            Ok(())
+        })
+    }
+
+    /// One VM.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if there is none, `Expired` if it was removed because of its lifetime.
+    pub(crate) fn get(&self, id: &VmId) -> Result<VmRecord, EngineError> {
+        self.read(|tx| load(tx, id))
+    }
+
+    /// Every VM, oldest first. A damaged record is left out, so that it cannot hide the others.
+    pub(crate) fn list(&self) -> Result<Vec<VmRecord>, EngineError> {
+        self.read(|tx| row::select(tx, "expired_at IS NULL ORDER BY created_at, vm_id", named_params! {}))
+    }
+
+    /// The ids of every VM, sorted; those of damaged records too.
+    pub(crate) fn ids(&self) -> Result<Vec<VmId>, EngineError> {
+        self.read(|tx| row::select_ids(tx, "expired_at IS NULL"))
+    }
+
+    /// Lets `event` happen to a VM if its state allows it, and stores the new state and `patch` with it.
+    ///
+    /// A removal is only decided here: the caller frees what the VM holds and then calls
+    /// [`Registry::delete`], so that a crash between the two leaves a record to delete again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::get`], and `WrongState`.
+    pub(crate) fn transition(
+        &self,
+        id: &VmId,
+        event: VmEvent,
+        patch: &VmPatch,
+    ) -> Result<(Transition, VmRecord), EngineError> {
+        self.write(|tx| {
+            let mut record = load(tx, id)?;
+            let transition = record.state.apply(event).map_err(|denied| denied.into_error(id.as_str()))?;
+            if let Transition::Become(state) = transition {
+                record.state = state;
+            }
+            if !matches!(transition, Transition::Remove { .. }) {
+                record.apply(patch);
+                record.update(tx)?;
+            }
+            Ok((transition, record))
+        })
+    }
+
+    /// The VM runs now; what is known about it is in `patch`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::transition`] for a start.
+    pub(crate) fn set_started(&self, id: &VmId, patch: VmPatch) -> Result<VmRecord, EngineError> {
+        let patch = VmPatch { last_error: Some(None), ..patch };
+        self.transition(id, VmEvent::Start, &patch).map(|(_, record)| record)
+    }
+
+    /// The VM does not run any more, for the reason `last_error` if it ended by itself. A VM that did
+    /// not run stays as it is.
+    pub(crate) fn mark_stopped(&self, id: &VmId, last_error: Option<&str>) -> Result<VmRecord, EngineError> {
+        self.write(|tx| {
+            let mut record = load(tx, id)?;
+            if let Ok(Transition::Become(state)) = record.state.apply(VmEvent::Died) {
+                record.state = state;
+                record.last_error = last_error.map(str::to_owned);
+                record.update(tx)?;
+            }
+            Ok(record)
+        })
+    }
+
+    /// Forgets a VM. Does not need its record to be readable.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::get`].
+    pub(crate) fn delete(&self, id: &VmId) -> Result<(), EngineError> {
+        self.write(|tx| {
+            let sql = "DELETE FROM vms WHERE vm_id = :id AND expired_at IS NULL";
+            match tx.execute(sql, named_params! { ":id": id })? {
+                0 => Err(absence(tx, id)?.into()),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Turns a VM into a tombstone because its lifetime has ended. False if it was none any more, so
+    /// that of several processes one reports the removal.
+    pub(crate) fn mark_expired(&self, id: &VmId, now: f64) -> Result<bool, EngineError> {
+        self.write(|tx| {
+            let sql = "UPDATE vms SET expired_at = :now, state = :state \
+                       WHERE vm_id = :id AND expired_at IS NULL";
+            let changed =
+                tx.execute(sql, named_params! { ":now": now, ":state": VmState::Stopped, ":id": id })?;
+            Ok(changed > 0)
+        })
+    }
+
+    /// VMs whose lifetime has ended and which are still there, damaged records included.
+    pub(crate) fn expired_candidates(&self, now: f64) -> Result<Vec<VmId>, EngineError> {
+        self.read(|tx| {
+            let mut statement = tx.prepare_cached(
+                "SELECT vm_id FROM vms WHERE expired_at IS NULL AND expires_at <= :now ORDER BY 1",
+            )?;
+            let ids = statement.query_map(named_params! { ":now": now }, |row| row.get(0))?;
+            row::readable(ids)
+        })
+    }
+
+    /// Forgets tombstones older than an hour.
+    pub(crate) fn purge_tombstones(&self, now: f64) -> Result<(), EngineError> {
+        self.write(|tx| {
+            let sql = "DELETE FROM vms WHERE expired_at <= :before";
+            tx.execute(sql, named_params! { ":before": now - TOMBSTONE_SECONDS })?;
+            Ok(())
+        })
+    }
+
+    /// Forgets all tombstones and returns their ids, sorted: what a reaping call reports.
+    pub(crate) fn take_tombstones(&self) -> Result<Vec<VmId>, EngineError> {
+        self.write(|tx| {
+            let ids = row::select_ids(tx, "expired_at IS NOT NULL")?;
+            tx.execute("DELETE FROM vms WHERE expired_at IS NOT NULL", [])?;
+            Ok(ids)
+        })
+    }
+
+    fn read<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T, EngineError> {
+        self.transact(TransactionBehavior::Deferred, work)
+    }
+
+    /// Writers take the lock at once: a transaction that begins as a reader and then writes fails with
+    /// "busy", without waiting, if another one has written in between.
+    fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T, EngineError> {
+        self.transact(TransactionBehavior::Immediate, work)
+    }
+
+    fn transact<T>(
+        &self,
+        behavior: TransactionBehavior,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
+    ) -> Result<T, EngineError> {
+        let mut slot = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        // Someone may have moved a damaged file away while this process runs.
+        let usable = slot.take().filter(|opened| opened.is_current(&self.file));
+        let mut opened = match usable {
+            Some(opened) => opened,
+            None => Opened::open(&self.base_dir, &self.file)?,
+        };
+        let result = transact_on(&mut opened, behavior, work).map_err(|fault| fault.into_error(&self.file));
+        // After a fault of the file the next call starts afresh, for it may have been repaired by then.
+        if !matches!(&result, Err(error) if error.kind == ErrorKind::StateUnusable) {
+            *slot = Some(opened);
+        }
+        result
+    }
+}
+
+fn transact_on<T>(
+    opened: &mut Opened,
+    behavior: TransactionBehavior,
+    work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    let tx = opened.connection.transaction_with_behavior(behavior)?;
+    let value = work(&tx)?;
+    tx.commit()?;
+    Ok(value)
+}
+
+fn load(tx: &Transaction<'_>, id: &VmId) -> Result<VmRecord, Fault> {
+    row::find(tx, id)?.map_or_else(|| Err(absence(tx, id)?.into()), Ok)
+}
+
+/// Why VM `id` is not there.
+fn absence(tx: &Transaction<'_>, id: &VmId) -> Result<EngineError, Fault> {
+    let tombstone: Option<i64> = tx
+        .query_row("SELECT 1 FROM vms WHERE vm_id = :id", named_params! { ":id": id }, |row| row.get(0))
+        .optional()?;
+    Ok(match tombstone {
+        Some(_) => EngineError::vm_expired(id.as_str()),
+        None => EngineError::vm_not_found(id.as_str()),
+    })
+}

@@ -1,0 +1,85 @@
+//! From SQLite's errors to ones that say what to do.
+
+use std::path::Path;
+
+use rusqlite::ErrorCode;
+
+use crate::{EngineError, ErrorKind};
+
+/// What can go wrong inside a transaction.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The file or the statement.
+    Sql(rusqlite::Error),
+    /// The request.
+    Refused(EngineError),
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<EngineError> for Fault {
+    fn from(error: EngineError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl Fault {
+    /// The error for a caller; `file` is the registry.
+    pub(super) fn into_error(self, file: &Path) -> EngineError {
+        let error = match self {
+            Self::Refused(error) => return error,
+            Self::Sql(error) => error,
+        };
+        let file = file.display();
+        let unusable =
+            |what: String, hint: String| EngineError::new(ErrorKind::StateUnusable, what).hint(hint);
+        let described = match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => unusable(
+                format!("the state file {file} is damaged"),
+                format!("move it away (mv '{file}' '{file}.damaged'); pyro then begins with an empty one"),
+            ),
+            Some(ErrorCode::DiskFull) => unusable(
+                format!("no space left for the state file {file}"),
+                "free some space in the state directory".to_owned(),
+            ),
+            Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => unusable(
+                format!("the state file {file} cannot be opened for writing"),
+                "make the state directory and the files in it writable for this user".to_owned(),
+            ),
+            Some(ErrorCode::SystemIoFailure) => unusable(
+                format!("reading or writing the state file {file} failed"),
+                "check the disk that holds the state directory".to_owned(),
+            ),
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => unusable(
+                format!("the state file {file} stayed locked by another process"),
+                "end the process that holds it, or try again".to_owned(),
+            ),
+            // A missing table or column: the version fits, but someone changed the tables.
+            Some(ErrorCode::Unknown) => unusable(
+                format!("the state file {file} does not have pyro's tables"),
+                format!("move it away (mv '{file}' '{file}.damaged'); pyro then begins with an empty one"),
+            ),
+            None if is_row_fault(&error) => unusable(
+                format!("a record in the state file {file} is damaged"),
+                "delete the VM; the others are not affected".to_owned(),
+            ),
+            _ => EngineError::internal(format!("a statement on the state file {file} failed")),
+        };
+        described.caused_by(error)
+    }
+}
+
+/// The error lies in one row's values, not in the file or the statement.
+pub(super) fn is_row_fault(error: &rusqlite::Error) -> bool {
+    matches!(
+        error,
+        rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::Utf8Error(..)
+    )
+}

@@ -1,0 +1,143 @@
+//! Opening the registry: the directory, the file, the settings of the connection.
+
+use std::fs::{self, DirBuilder, Metadata, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::fault::Fault;
+use super::schema;
+use crate::{EngineError, ErrorKind};
+
+/// How long a transaction waits for others. Transactions last milliseconds, so this is only reached if
+/// a process was stopped in the middle of one.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Pause between attempts where SQLite does not wait by itself.
+const RETRY_PAUSE: Duration = Duration::from_millis(5);
+
+/// A connection, and the file it was made to.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) connection: Connection,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl Opened {
+    /// Opens `file` in `base_dir`; makes both if they are not there.
+    pub(super) fn open(base_dir: &Path, file: &Path) -> Result<Self, EngineError> {
+        prepare_directory(base_dir)?;
+        let connection = connect(file).map_err(|fault| fault.into_error(file))?;
+        let metadata = fs::metadata(file).map_err(|error| {
+            EngineError::new(ErrorKind::StateUnusable, format!("the state file {} vanished", file.display()))
+                .hint("try again")
+                .caused_by(error)
+        })?;
+        Ok(Self { connection, identity: identity(&metadata) })
+    }
+
+    /// `file` is still the one that was opened. Only looks at its name: opening and closing it would drop
+    /// the locks that SQLite holds on it for this process.
+    pub(super) fn is_current(&self, file: &Path) -> bool {
+        fs::metadata(file).is_ok_and(|metadata| identity(&metadata) == self.identity)
+    }
+}
+
+fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Why a state directory with this `metadata` must not be trusted, if so.
+pub(crate) fn directory_problem(metadata: &Metadata) -> Option<&'static str> {
+    if !metadata.is_dir() {
+        Some("is not a directory")
+    } else if metadata.uid() != rustix::process::geteuid().as_raw() {
+        Some("belongs to another user")
+    } else if metadata.mode() & 0o022 != 0 {
+        Some("may be written by other users")
+    } else {
+        None
+    }
+}
+
+fn prepare_directory(base_dir: &Path) -> Result<(), EngineError> {
+    let shown = base_dir.display();
+    DirBuilder::new().recursive(true).mode(0o700).create(base_dir).or_else(|error| {
+        // Whatever is in its place is judged below, with a better text.
+        if error.kind() == io::ErrorKind::AlreadyExists {
+            Ok(())
+        } else {
+            Err(unusable_directory(base_dir, error))
+        }
+    })?;
+    let metadata = fs::metadata(base_dir).map_err(|error| unusable_directory(base_dir, error))?;
+    match directory_problem(&metadata) {
+        None => Ok(()),
+        Some(problem) => {
+            let message = format!("the state directory {shown} {problem}");
+            Err(EngineError::new(ErrorKind::StateUnusable, message)
+                .hint("use a directory that only you can write to (chmod 700)"))
+        }
+    }
+}
+
+fn unusable_directory(base_dir: &Path, error: io::Error) -> EngineError {
+    let message = format!("the state directory {} cannot be used", base_dir.display());
+    EngineError::new(ErrorKind::StateUnusable, message)
+        .hint("choose a directory that this user may create and write to")
+        .caused_by(error)
+}
+
+fn connect(file: &Path) -> Result<Connection, Fault> {
+    // Not the default flags: they read a path that begins with `file:` as a URI.
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(file, flags)?;
+    // Its journal files take over the mode, so this comes before the first statement. A file of another
+    // user stays as it is and fails below.
+    let _ = fs::set_permissions(file, Permissions::from_mode(0o600));
+
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    // Before any change: a newer program's file is left exactly as it is.
+    let version = patiently(|| schema::version(&connection))?;
+    patiently(|| use_wal(&connection))?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    if version < schema::latest() {
+        patiently(|| schema::migrate(&mut connection))?;
+    }
+    Ok(connection)
+}
+
+fn use_wal(connection: &Connection) -> Result<(), Fault> {
+    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode.eq_ignore_ascii_case("wal") {
+        return Ok(());
+    }
+    let message = "the file system of the state directory cannot share a database between processes";
+    Err(EngineError::new(ErrorKind::StateUnusable, message)
+        .hint("put the state directory on a local disk")
+        .into())
+}
+
+/// Repeats `attempt` while the file is busy. The switch to write-ahead logging and the recovery of a log
+/// need the file alone and answer "busy" without regard to the connection's timeout.
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Fault>) -> Result<T, Fault> {
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match attempt() {
+            Err(Fault::Sql(error))
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && Instant::now() < deadline =>
+            {
+                thread::sleep(RETRY_PAUSE);
+            }
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Rows of the `vms` table.
+
+use std::collections::BTreeMap;
+
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
+use rusqlite::{OptionalExtension, Row, ToSql, Transaction, named_params};
+use tracing::warn;
+
+use super::fault::{Fault, is_row_fault};
+use crate::limits::Sizing;
+use crate::{ExecutionMode, Vm, VmId, VmState};
+
+/// What is recorded when a VM is created.
+#[derive(Debug, Clone)]
+pub(crate) struct NewVm {
+    pub(crate) vm_id: VmId,
+    pub(crate) environment: String,
+    pub(crate) environment_version: Option<String>,
+    pub(crate) sizing: Sizing,
+    /// Seconds since the epoch; the lifetime counts from here.
+    pub(crate) created_at: f64,
+    /// A one-shot run: it belongs to its caller and ends with it.
+    pub(crate) ephemeral: bool,
+    pub(crate) network_enabled: bool,
+    pub(crate) allow_host_compat: bool,
+    pub(crate) metadata: BTreeMap<String, String>,
+}
+
+/// What is recorded of a VM.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct VmRecord {
+    pub(crate) vm_id: VmId,
+    pub(crate) environment: String,
+    pub(crate) environment_version: Option<String>,
+    pub(crate) sizing: Sizing,
+    pub(crate) created_at: f64,
+    pub(crate) expires_at: f64,
+    pub(crate) state: VmState,
+    pub(crate) ephemeral: bool,
+    pub(crate) network_enabled: bool,
+    pub(crate) allow_host_compat: bool,
+    pub(crate) guest_ip: Option<String>,
+    pub(crate) execution_mode: ExecutionMode,
+    pub(crate) accelerator: Option<String>,
+    pub(crate) last_error: Option<String>,
+    pub(crate) metadata: BTreeMap<String, String>,
+}
+
+/// A change of what is recorded; `None` leaves a value as it is.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct VmPatch {
+    pub(crate) execution_mode: Option<ExecutionMode>,
+    pub(crate) accelerator: Option<String>,
+    pub(crate) guest_ip: Option<String>,
+    /// `Some(None)` clears it.
+    pub(crate) last_error: Option<Option<String>>,
+    /// Entries to add or replace.
+    pub(crate) metadata: BTreeMap<String, String>,
+}
+
+impl NewVm {
+    pub(super) fn insert(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
+        let sql =
+            "INSERT INTO vms (vm_id, environment, environment_version, vcpu_count, mem_mib, ttl_seconds,
+                created_at, expires_at, state, ephemeral, network_enabled, allow_host_compat, execution_mode,
+                metadata)
+            VALUES (:vm_id, :environment, :environment_version, :vcpu_count, :mem_mib, :ttl_seconds,
+                :created_at, :expires_at, :state, :ephemeral, :network_enabled, :allow_host_compat,
+                :execution_mode, :metadata)";
+        tx.execute(
+            sql,
+            named_params! {
+                ":vm_id": self.vm_id,
+                ":environment": self.environment,
+                ":environment_version": self.environment_version,
+                ":vcpu_count": self.sizing.vcpu_count,
+                ":mem_mib": self.sizing.mem_mib,
+                ":ttl_seconds": self.sizing.ttl_seconds,
+                ":created_at": self.created_at,
+                ":expires_at": self.created_at + f64::from(self.sizing.ttl_seconds),
+                ":state": VmState::Created,
+                ":ephemeral": self.ephemeral,
+                ":network_enabled": self.network_enabled,
+                ":allow_host_compat": self.allow_host_compat,
+                ":execution_mode": ExecutionMode::Pending,
+                ":metadata": to_json(&self.metadata),
+            },
+        )?;
+        Ok(())
+    }
+}
+
+impl VmRecord {
+    /// What callers see.
+    pub(crate) fn payload(&self) -> Vm {
+        Vm {
+            vm_id: self.vm_id.clone(),
+            environment: self.environment.clone(),
+            environment_version: self.environment_version.clone(),
+            vcpu_count: self.sizing.vcpu_count,
+            mem_mib: self.sizing.mem_mib,
+            ttl_seconds: self.sizing.ttl_seconds,
+            created_at: self.created_at,
+            expires_at: self.expires_at,
+            state: self.state,
+            network_enabled: self.network_enabled,
+            allow_host_compat: self.allow_host_compat,
+            guest_ip: self.guest_ip.clone(),
+            tap_name: None,
+            execution_mode: self.execution_mode,
+            metadata: self.metadata.clone(),
+            accelerator: self.accelerator.clone(),
+        }
+    }
+
+    pub(super) fn apply(&mut self, patch: &VmPatch) {
+        if let Some(mode) = patch.execution_mode {
+            self.execution_mode = mode;
+        }
+        if let Some(accelerator) = &patch.accelerator {
+            self.accelerator = Some(accelerator.clone());
+        }
+        if let Some(guest_ip) = &patch.guest_ip {
+            self.guest_ip = Some(guest_ip.clone());
+        }
+        if let Some(last_error) = &patch.last_error {
+            self.last_error.clone_from(last_error);
+        }
+        self.metadata.extend(patch.metadata.clone());
+    }
+
+    /// Stores what can change during a VM's life.
+    pub(super) fn update(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
+        let sql = "UPDATE vms SET state = :state, guest_ip = :guest_ip, execution_mode = :execution_mode,
+                accelerator = :accelerator, last_error = :last_error, metadata = :metadata
+            WHERE vm_id = :vm_id";
+        tx.execute(
+            sql,
+            named_params! {
+                ":state": self.state,
+                ":guest_ip": self.guest_ip,
+                ":execution_mode": self.execution_mode,
+                ":accelerator": self.accelerator,
+                ":last_error": self.last_error,
+                ":metadata": to_json(&self.metadata),
+                ":vm_id": self.vm_id,
+            },
+        )?;
+        Ok(())
+    }
+
+    fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let vm_id: VmId = row.get("vm_id")?;
+        let metadata = from_json(&vm_id, &row.get::<_, String>("metadata")?);
+        Ok(Self {
+            environment: row.get("environment")?,
+            environment_version: row.get("environment_version")?,
+            sizing: Sizing {
+                vcpu_count: row.get("vcpu_count")?,
+                mem_mib: row.get("mem_mib")?,
+                ttl_seconds: row.get("ttl_seconds")?,
+            },
+            created_at: row.get("created_at")?,
+            expires_at: row.get("expires_at")?,
+            state: row.get("state")?,
+            ephemeral: row.get("ephemeral")?,
+            network_enabled: row.get("network_enabled")?,
+            allow_host_compat: row.get("allow_host_compat")?,
+            guest_ip: row.get("guest_ip")?,
+            execution_mode: row.get("execution_mode")?,
+            accelerator: row.get("accelerator")?,
+            last_error: row.get("last_error")?,
+            metadata,
+            vm_id,
+        })
+    }
+}
+
+/// The VM with this id, unless it is a tombstone.
+pub(super) fn find(tx: &Transaction<'_>, id: &VmId) -> Result<Option<VmRecord>, Fault> {
+    let sql = "SELECT * FROM vms WHERE vm_id = :id AND expired_at IS NULL";
+    Ok(tx.query_row(sql, named_params! { ":id": id }, VmRecord::from_row).optional()?)
+}
+
+/// Every VM that matches `condition`. Columns are read by name, so one that is not known does no harm.
+pub(super) fn select(
+    tx: &Transaction<'_>,
+    condition: &str,
+    values: &[(&str, &dyn ToSql)],
+) -> Result<Vec<VmRecord>, Fault> {
+    let mut statement = tx.prepare_cached(&format!("SELECT * FROM vms WHERE {condition}"))?;
+    readable(statement.query_map(values, VmRecord::from_row)?)
+}
+
+/// The ids that match `condition`, sorted.
+pub(super) fn select_ids(tx: &Transaction<'_>, condition: &str) -> Result<Vec<VmId>, Fault> {
+    let mut statement =
+        tx.prepare_cached(&format!("SELECT vm_id FROM vms WHERE {condition} ORDER BY vm_id"))?;
+    readable(statement.query_map([], |row| row.get(0))?)
+}
+
+/// Collects `rows` without the damaged ones.
+pub(super) fn readable<T>(rows: impl Iterator<Item = rusqlite::Result<T>>) -> Result<Vec<T>, Fault> {
+    let mut values = Vec::new();
+    for row in rows {
+        match row {
+            Ok(value) => values.push(value),
+            Err(error) if is_row_fault(&error) => warn!(%error, "left out a damaged record of the registry"),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(values)
+}
+
+fn to_json(metadata: &BTreeMap<String, String>) -> String {
+    let object = metadata.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
+    serde_json::Value::Object(object).to_string()
+}
+
+/// Metadata is diagnostics, so a VM whose metadata is damaged can still be used.
+fn from_json(id: &VmId, text: &str) -> BTreeMap<String, String> {
+    serde_json::from_str(text).unwrap_or_else(|error| {
+        warn!(%id, %error, "metadata in the registry is damaged");
+        BTreeMap::from([("metadata_error".to_owned(), "the stored metadata is damaged".to_owned())])
+    })
+}
+
+/// A stored word does not name one of the values of its type.
+#[derive(Debug, thiserror::Error)]
+#[error("'{0}' is not a value of this column")]
+struct UnknownWord(String);
+
+macro_rules! stored_as_text {
+    ($type:ty, $parse:expr) => {
+        impl ToSql for $type {
+            fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+                Ok(self.as_str().into())
+            }
+        }
+
+        impl FromSql for $type {
+            fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+                let text = value.as_str()?;
+                $parse(text).map_err(|_| FromSqlError::Other(Box::new(UnknownWord(text.to_owned()))))
+            }
+        }
+    };
+}
+
+stored_as_text!(VmId, VmId::parse);
+stored_as_text!(VmState, str::parse::<VmState>);
+stored_as_text!(ExecutionMode, str::parse::<ExecutionMode>);

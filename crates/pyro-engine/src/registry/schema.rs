@@ -1,0 +1,69 @@
+//! The tables, as a list of steps from one version to the next.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::fault::Fault;
+use crate::{EngineError, ErrorKind};
+
+/// Step `n` leads from version `n` to `n + 1`. Published steps never change; append new ones.
+const STEPS: &[&str] = &["
+    CREATE TABLE vms (
+        vm_id               TEXT    NOT NULL PRIMARY KEY,
+        environment         TEXT    NOT NULL,
+        environment_version TEXT,
+        vcpu_count          INTEGER NOT NULL,
+        mem_mib             INTEGER NOT NULL,
+        ttl_seconds         INTEGER NOT NULL,
+        created_at          REAL    NOT NULL,
+        expires_at          REAL    NOT NULL,
+        state               TEXT    NOT NULL,
+        -- A one-shot run: it belongs to its caller and ends with it.
+        ephemeral           INTEGER NOT NULL,
+        network_enabled     INTEGER NOT NULL,
+        allow_host_compat   INTEGER NOT NULL,
+        guest_ip            TEXT,
+        execution_mode      TEXT    NOT NULL,
+        accelerator         TEXT,
+        last_error          TEXT,
+        -- A JSON object of strings.
+        metadata            TEXT    NOT NULL,
+        -- Set: the VM is gone because its lifetime ended; the row only remembers that.
+        expired_at          REAL
+    ) STRICT, WITHOUT ROWID;
+"];
+
+/// The version this program writes.
+pub(super) fn latest() -> i64 {
+    STEPS.len() as i64
+}
+
+/// The version of the open file; 0 for a new one.
+pub(super) fn version(connection: &Connection) -> Result<i64, Fault> {
+    let version = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version > latest() {
+        return Err(newer(version).into());
+    }
+    Ok(version)
+}
+
+/// Brings the tables to this program's version. Many processes may do so at once: the first one does the
+/// work while the others wait for the lock, and then find it done.
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), Fault> {
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let from = version(&tx)?;
+    for step in STEPS.iter().skip(usize::try_from(from).unwrap_or(0)) {
+        tx.execute_batch(step)?;
+    }
+    tx.pragma_update(None, "user_version", latest())?;
+    tx.commit()?;
+    Ok(())
+}
+
+fn newer(version: i64) -> EngineError {
+    let message = format!(
+        "the state directory was written by a newer pyro (format {version}; this one knows up to {})",
+        latest()
+    );
+    EngineError::new(ErrorKind::StateUnusable, message)
+        .hint("use that pyro, or give this one a state directory of its own")
+}

@@ -1,0 +1,250 @@
+//! The state machine of a VM; pure, it decides and touches nothing.
+//!
+//! ```text
+//!              start                stop, died
+//!  created ────────────► started ───────────────► stopped
+//!     │                   │  ▲                      │ │
+//!     │ stop              │  └──────── start ───────┘ │
+//!     └───────────────────┼────────────────────────►  │
+//!                         │                           │
+//!      delete             │ delete (stop first)       │ delete
+//!        ▼                ▼                           ▼
+//!     no record        no record                  no record
+//! ```
+//!
+//! | event | created | started | stopped |
+//! |---|---|---|---|
+//! | start | → started | denied | → started |
+//! | exec | denied | keep | denied |
+//! | stop | → stopped | → stopped | keep |
+//! | delete | remove | stop, then remove | remove |
+//! | read | keep | keep | keep |
+//! | died | keep | → stopped | keep |
+//!
+//! A completed exec is followed by a delete; a failed one leaves the VM as it is. There is no state for
+//! "starting": a start becomes durable only when the guest is up.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use crate::EngineError;
+
+/// State of a VM that exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmState {
+    /// Prepared, never started.
+    Created,
+    /// Running.
+    Started,
+    /// Not running any more; its disk is kept.
+    Stopped,
+}
+
+impl VmState {
+    /// Every state once.
+    pub const ALL: [Self; 3] = [Self::Created, Self::Started, Self::Stopped];
+
+    /// The contract's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Started => "started",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// Decides what `event` means in this state.
+    pub(crate) fn apply(self, event: VmEvent) -> Result<Transition, Denied> {
+        use Transition::{Become, Keep, Remove};
+        match (event, self) {
+            (VmEvent::Start, Self::Created | Self::Stopped) => Ok(Become(Self::Started)),
+            (VmEvent::Start, Self::Started) => Err(Denied::AlreadyStarted),
+
+            (VmEvent::Exec, Self::Started) => Ok(Keep),
+            (VmEvent::Exec, Self::Created | Self::Stopped) => Err(Denied::NotStarted(self)),
+
+            (VmEvent::Stop, Self::Created | Self::Started) => Ok(Become(Self::Stopped)),
+            (VmEvent::Stop, Self::Stopped) => Ok(Keep),
+
+            (VmEvent::Delete, Self::Started) => Ok(Remove { stop_first: true }),
+            (VmEvent::Delete, Self::Created | Self::Stopped) => Ok(Remove { stop_first: false }),
+
+            (VmEvent::Read, _) => Ok(Keep),
+
+            (VmEvent::Died, Self::Started) => Ok(Become(Self::Stopped)),
+            (VmEvent::Died, Self::Created | Self::Stopped) => Ok(Keep),
+        }
+    }
+}
+
+impl fmt::Display for VmState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for VmState {
+    type Err = UnknownState;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text).ok_or(UnknownState)
+    }
+}
+
+/// A word that names no state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a VM state")]
+pub struct UnknownState;
+
+/// What may happen to a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum VmEvent {
+    /// A caller starts it.
+    Start,
+    /// A caller wants a command run in it.
+    Exec,
+    /// A caller stops it.
+    Stop,
+    /// A caller or a clean-up deletes it.
+    Delete,
+    /// A caller looks at it.
+    Read,
+    /// It ended by itself.
+    Died,
+}
+
+/// What an allowed event does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transition {
+    /// Nothing.
+    Keep,
+    /// The VM goes into another state.
+    Become(VmState),
+    /// The VM goes away.
+    Remove {
+        /// It runs and has to be stopped before.
+        stop_first: bool,
+    },
+}
+
+/// Why an event is not allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Denied {
+    /// Start of a running VM.
+    AlreadyStarted,
+    /// A command for a VM in this state, in which it does not run.
+    NotStarted(VmState),
+}
+
+impl Denied {
+    /// The error for VM `id`.
+    pub(crate) fn into_error(self, id: &str) -> EngineError {
+        match self {
+            Self::AlreadyStarted => EngineError::cannot_start(id, VmState::Started),
+            Self::NotStarted(state) => EngineError::not_started(id, state),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const EVENTS: [VmEvent; 6] =
+        [VmEvent::Start, VmEvent::Exec, VmEvent::Stop, VmEvent::Delete, VmEvent::Read, VmEvent::Died];
+
+    /// The table of the module's documentation.
+    #[test]
+    fn every_cell_of_the_table() {
+        use Transition::{Become, Keep, Remove};
+        use VmState::{Created, Started, Stopped};
+        let table = [
+            (VmEvent::Start, [Ok(Become(Started)), Err(Denied::AlreadyStarted), Ok(Become(Started))]),
+            (VmEvent::Exec, [Err(Denied::NotStarted(Created)), Ok(Keep), Err(Denied::NotStarted(Stopped))]),
+            (VmEvent::Stop, [Ok(Become(Stopped)), Ok(Become(Stopped)), Ok(Keep)]),
+            (
+                VmEvent::Delete,
+                [
+                    Ok(Remove { stop_first: false }),
+                    Ok(Remove { stop_first: true }),
+                    Ok(Remove { stop_first: false }),
+                ],
+            ),
+            (VmEvent::Read, [Ok(Keep), Ok(Keep), Ok(Keep)]),
+            (VmEvent::Died, [Ok(Keep), Ok(Become(Stopped)), Ok(Keep)]),
+        ];
+        for (event, cells) in table {
+            for (state, expected) in VmState::ALL.into_iter().zip(cells) {
+                assert_eq!(state.apply(event), expected, "{event:?} in {state}");
+            }
+        }
+    }
+
+    #[test]
+    fn words_read_back() {
+        for state in VmState::ALL {
+            assert_eq!(state.to_string().parse(), Ok(state));
+        }
+        assert_eq!("deleted".parse::<VmState>(), Err(UnknownState));
+    }
+
+    /// A VM as the contract tells it: does it exist, did it ever start, does it run?
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    struct Model {
+        exists: bool,
+        fresh: bool,
+        running: bool,
+    }
+
+    impl Model {
+        /// Whether the call works, and what it leaves.
+        fn call(self, event: VmEvent) -> (bool, Self) {
+            match event {
+                VmEvent::Start => (!self.running, Self { fresh: false, running: true, ..self }),
+                VmEvent::Exec => (self.running, self),
+                VmEvent::Stop => (true, Self { fresh: false, running: false, ..self }),
+                VmEvent::Delete => (true, Self { exists: false, running: false, ..self }),
+                VmEvent::Read => (true, self),
+                VmEvent::Died => (true, Self { running: false, ..self }),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_the_model(events in proptest::collection::vec(proptest::sample::select(&EVENTS[..]), 0..40)) {
+            let mut state = Some(VmState::Created);
+            let mut model = Model { exists: true, fresh: true, running: false };
+            for event in events {
+                let Some(now) = state else { break };
+                let (allowed, next) = model.call(event);
+                match now.apply(event) {
+                    Ok(transition) => {
+                        prop_assert!(allowed);
+                        state = match transition {
+                            Transition::Keep => Some(now),
+                            Transition::Become(to) => Some(to),
+                            Transition::Remove { stop_first } => {
+                                prop_assert_eq!(stop_first, model.running);
+                                None
+                            }
+                        };
+                        model = next;
+                    }
+                    Err(denied) => {
+                        prop_assert!(!allowed);
+                        prop_assert_eq!(denied.into_error("x").kind, crate::ErrorKind::WrongState);
+                    }
+                }
+                prop_assert_eq!(state.is_some(), model.exists);
+                prop_assert_eq!(state == Some(VmState::Started), model.running);
+                prop_assert_eq!(state == Some(VmState::Created), model.exists && model.fresh);
+            }
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! What holds on every host, with or without a VMM.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use pyro_engine::{Config, Engine, ErrorKind};
+use tempfile::TempDir;
+
+/// A host of which the engine can use nothing.
+fn engine(root: &Path) -> Engine {
+    Engine::new(Config {
+        base_dir: root.join("state"),
+        cache_dir: root.join("cache"),
+        max_active_vms: Config::DEFAULT_MAX_ACTIVE_VMS,
+        program: root.join("pyro"),
+        accelerator: None,
+        vmm_program: None,
+        debian_mirror: None,
+        search_path: OsString::new(),
+    })
+}
+
+#[tokio::test]
+async fn the_doctor_works_where_nothing_else_does() {
+    let root = TempDir::new().unwrap();
+    let report = engine(root.path()).doctor("linux-x86_64").await;
+    assert!(!report.runtime_ok);
+    assert!(
+        report.issues.contains(&"qemu-system-x86_64 was not found in PATH".to_owned()),
+        "{:?}",
+        report.issues
+    );
+    assert_eq!(report.issues.len(), report.remedies.len());
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0, "the doctor has changed something");
+}
+
+#[tokio::test]
+async fn an_ill_formed_id_is_an_unknown_vm() {
+    let root = TempDir::new().unwrap();
+    let engine = engine(root.path());
+    for error in [
+        engine.status_vm("../victim").await.unwrap_err(),
+        engine.stop_vm("../victim").await.unwrap_err(),
+        engine.delete_vm("../victim").await.unwrap_err(),
+        engine.network_info_vm("../victim").await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind, ErrorKind::NotFound);
+        assert_eq!(error.to_string(), "vm '../victim' does not exist");
+    }
+}
