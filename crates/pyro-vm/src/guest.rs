@@ -97,17 +97,20 @@ impl GuestClient {
             FrameError::Io(error) => ExecError::NotDelivered(error),
             other => ExecError::NotDelivered(io::Error::other(other)),
         })?;
-        let deadline = async {
-            match started.checked_add(patience) {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => pending().await,
-            }
-        };
-        tokio::pin!(deadline);
+        // Time in which the host itself did not listen is not held against the guest.
+        let mut deaf = Duration::ZERO;
         loop {
+            let deadline = patience.checked_add(deaf).and_then(|patience| started.checked_add(patience));
+            let silence = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => pending().await,
+                }
+            };
             let frame = tokio::select! {
+                biased;
                 frame = stream.next() => frame,
-                () = &mut deadline => {
+                () = silence => {
                     let duration = started.elapsed();
                     return Ok(ExecOutcome {
                         status: None, timed_out: true, duration, stdout_dropped: 0, stderr_dropped: 0,
@@ -115,7 +118,11 @@ impl GuestClient {
                 }
             };
             match frame {
-                Some(Ok(Frame::Output(stream, bytes))) => on_output(OutputChunk { stream, bytes }).await,
+                Some(Ok(Frame::Output(stream, bytes))) => {
+                    let received = tokio::time::Instant::now();
+                    on_output(OutputChunk { stream, bytes }).await;
+                    deaf += received.elapsed();
+                }
                 Some(Ok(Frame::Control(Reply::Exited(exit)))) => {
                     return Ok(ExecOutcome {
                         status: Some(exit.status),

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pyro_vm::supervisor::OwnerLock;
-use pyro_vm::supervisor::control::{self, ControlRequest};
+use pyro_vm::supervisor::control::ControlRequest;
 use tokio_util::sync::CancellationToken;
 
 use super::exec::Finished;
@@ -71,9 +70,23 @@ impl Engine {
         let timeout = limits::check_command(&command)?;
         let id = VmId::parse(vm_id)?;
         let record = self.admit(&id, VmEvent::Exec).await?;
-        let finished = self.execute(&record, &command, timeout, events, cancel).await?;
+        let finished = match self.execute(&record, &command, timeout, events, cancel).await {
+            Err(error) if error.kind == ErrorKind::OutcomeUnknown => {
+                return Err(self.explain_loss(&id, error).await);
+            }
+            finished => finished?,
+        };
         self.remove(&id).await?;
         Ok(run_result(record, command, finished))
+    }
+
+    /// Adds to `error` why the guest was lost, which its supervisor records before it goes.
+    async fn explain_loss(&self, id: &VmId, error: EngineError) -> EngineError {
+        match self.await_release(id).await.and(self.get(id).await) {
+            Ok(VmRecord { last_error: Some(reason), .. }) => error.caused_by(reason),
+            Ok(_) => error.caused_by(OWNER_VANISHED),
+            Err(cause) => error.caused_by(cause),
+        }
     }
 
     /// Stops a VM; what its guest wrote is kept for another start. Stopping a stopped VM is no error.
@@ -83,15 +96,7 @@ impl Engine {
     pub async fn stop_vm(&self, vm_id: &str) -> Result<Vm, EngineError> {
         let id = VmId::parse(vm_id)?;
         self.get(&id).await?;
-        let dir = self.vm_dir(&id);
-        if OwnerLock::is_held(&dir) {
-            // A supervisor that cannot be reached is on its way out; the lock comes free in any case.
-            let _ = control::end(&dir, ControlRequest::Stop).await;
-            self.blocking(move |_| {
-                OwnerLock::acquire(&dir).map_err(|e| super::state_unusable("lock", &dir, e))
-            })
-            .await?;
-        }
+        let _lock = self.end(&id, ControlRequest::Stop).await?;
         let (_, record) = self
             .registry(move |registry| registry.transition(&id, VmEvent::Stop, &VmPatch::default()))
             .await?;

@@ -30,6 +30,10 @@ impl Engine {
         let sizing = limits::check_spec(&spec)?;
         let timeout = limits::check_command(&command)?;
         events.send(Event::Phase(RunPhase::Create { environment: spec.environment.clone() })).await;
+        // Before an environment is installed for nothing.
+        if let (Err(reason), false) = (self.host().await, spec.allow_host_compat) {
+            return Err(EngineError::boot_unavailable(&reason));
+        }
         let version = self.prepare_environment(&spec, events, cancel).await?;
         unless_cancelled(cancel, self.reconcile()).await?;
 
