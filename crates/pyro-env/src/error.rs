@@ -1,0 +1,366 @@
+//! Errors: one enum per operation, each with a coarse [`ErrorKind`] and, where something mends it, a hint.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::catalog;
+use crate::process::{NO_PROGRESS, is_root};
+
+/// What a caller can do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The name is not in the catalog.
+    UnknownEnvironment,
+    /// It must be pulled first.
+    NotInstalled,
+    /// The installed files are not what was installed.
+    Damaged,
+    /// A running machine uses it.
+    InUse,
+    /// The configuration cannot be used.
+    InvalidConfig,
+    /// A program, file or permission that the build needs is missing on the host.
+    ToolMissing,
+    /// A tool of the build failed, or what it made is not usable.
+    BuildFailed,
+    /// Not enough room in the cache.
+    NoSpace,
+    /// The caller asked to stop.
+    Cancelled,
+    /// The operating system refused something.
+    Io,
+}
+
+/// A file operation that failed, and where.
+#[derive(Debug, Error)]
+#[error("cannot {action} {}", .path.display())]
+pub struct IoError {
+    /// What was tried, as a verb.
+    pub action: &'static str,
+    /// On which path.
+    pub path: PathBuf,
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+impl IoError {
+    /// For `map_err`: wraps an error of `action` on `path`.
+    pub(crate) fn at<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> IoError + 'a {
+        move |source| IoError { action, path: path.to_owned(), source }
+    }
+
+    /// [`ErrorKind::NoSpace`] when the disk or quota is full, otherwise [`ErrorKind::Io`].
+    pub fn kind(&self) -> ErrorKind {
+        match self.source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+            _ => ErrorKind::Io,
+        }
+    }
+}
+
+/// The name is not in the catalog.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub struct UnknownEnvironment {
+    /// The name that was asked for.
+    pub name: String,
+}
+
+impl UnknownEnvironment {
+    pub(crate) fn new(name: &str) -> Self {
+        UnknownEnvironment { name: name.to_owned() }
+    }
+}
+
+impl fmt::Display for UnknownEnvironment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known: Vec<&str> = catalog::entries().iter().map(|entry| entry.name.as_str()).collect();
+        write!(f, "unknown environment '{}'; expected one of: {}", self.name, known.join(", "))
+    }
+}
+
+/// Why `list` failed.
+#[derive(Debug, Error)]
+pub enum ListError {
+    /// The cache cannot be read.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+/// Why `inspect` failed.
+#[derive(Debug, Error)]
+pub enum InspectError {
+    /// The name is not in the catalog.
+    #[error(transparent)]
+    Unknown(#[from] UnknownEnvironment),
+    /// The cache cannot be read.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+/// What is wrong with an installed environment.
+#[derive(Debug, Error)]
+pub enum Damage {
+    /// `environment.json` is not what this program writes.
+    #[error("{} is not a manifest: {reason}", .path.display())]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file is gone.
+    #[error("{} is missing", .path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file has another size than was installed.
+    #[error("{} has {actual} bytes, but {expected} were installed", .path.display())]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// Bytes installed.
+        expected: u64,
+        /// Bytes now.
+        actual: u64,
+    },
+    /// A file was written to after it was installed.
+    #[error("{} was changed after it was installed", .path.display())]
+    Modified {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Why `open` failed.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The name is not in the catalog.
+    #[error(transparent)]
+    Unknown(#[from] UnknownEnvironment),
+    /// It must be pulled first.
+    #[error("environment '{name}' is not installed")]
+    NotInstalled {
+        /// The environment.
+        name: String,
+    },
+    /// The installed files are not what was installed.
+    #[error("environment '{name}' is damaged")]
+    Damaged {
+        /// The environment.
+        name: String,
+        /// The first fault found.
+        #[source]
+        damage: Damage,
+    },
+    /// The cache cannot be read.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+/// Why `pull` failed.
+#[derive(Debug, Error)]
+pub enum PullError {
+    /// The name is not in the catalog.
+    #[error(transparent)]
+    Unknown(#[from] UnknownEnvironment),
+    /// What is installed is damaged, and cannot be replaced while a machine runs on it.
+    #[error("environment '{name}' is damaged and cannot be replaced while it is in use")]
+    InUse {
+        /// The environment.
+        name: String,
+    },
+    /// The configured mirror cannot be used.
+    #[error("the mirror '{mirror}' cannot be used: {reason}")]
+    InvalidMirror {
+        /// As configured.
+        mirror: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The cache directory's name cannot be passed to the build tools.
+    #[error("the cache directory {} cannot be used: {reason}", .path.display())]
+    InvalidCacheDir {
+        /// As configured.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A program or file that the build needs is not on this host.
+    #[error("'{tool}' is needed to build an environment and was not found")]
+    ToolMissing {
+        /// The program or file.
+        tool: String,
+        /// The package that brings it.
+        package: &'static str,
+    },
+    /// This user may not create the namespaces that a build runs in.
+    #[error("cannot create the namespaces that a build runs in: {reason}")]
+    NoNamespaces {
+        /// What the kernel or its helper said.
+        reason: String,
+    },
+    /// A tool failed.
+    #[error("{tool} failed with {status}{}", Tail(.stderr_tail))]
+    BuildFailed {
+        /// The tool.
+        tool: &'static str,
+        /// How it ended.
+        status: String,
+        /// The end of its standard error.
+        stderr_tail: Vec<String>,
+    },
+    /// The tools succeeded, but what they made is not usable.
+    #[error("the build made no usable environment: {reason}")]
+    BadResult {
+        /// What is wrong.
+        reason: String,
+    },
+    /// Not enough room for a build.
+    #[error("{} has {available_mib} MiB free, and building this environment needs {needed_mib} MiB", .path.display())]
+    NoSpace {
+        /// The cache's directory.
+        path: PathBuf,
+        /// Free now.
+        available_mib: u64,
+        /// Needed while building.
+        needed_mib: u64,
+    },
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// A file operation failed.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+/// Why `prune` failed. What could be removed has been removed.
+#[derive(Debug, Error)]
+pub enum PruneError {
+    /// A directory cannot be read or removed.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+impl ListError {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        let ListError::Io(error) = self;
+        error.kind()
+    }
+}
+
+impl InspectError {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            InspectError::Unknown(_) => ErrorKind::UnknownEnvironment,
+            InspectError::Io(error) => error.kind(),
+        }
+    }
+}
+
+impl OpenError {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            OpenError::Unknown(_) => ErrorKind::UnknownEnvironment,
+            OpenError::NotInstalled { .. } => ErrorKind::NotInstalled,
+            OpenError::Damaged { .. } => ErrorKind::Damaged,
+            OpenError::Io(error) => error.kind(),
+        }
+    }
+
+    /// What mends it, if anything is known to.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            OpenError::NotInstalled { name } => Some(format!("run `pyro env pull {name}`")),
+            OpenError::Damaged { name, .. } => {
+                Some(format!("run `pyro env prune` then `pyro env pull {name}`"))
+            }
+            OpenError::Unknown(_) | OpenError::Io(_) => None,
+        }
+    }
+}
+
+impl PullError {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            PullError::Unknown(_) => ErrorKind::UnknownEnvironment,
+            PullError::InUse { .. } => ErrorKind::InUse,
+            PullError::InvalidMirror { .. } | PullError::InvalidCacheDir { .. } => ErrorKind::InvalidConfig,
+            PullError::ToolMissing { .. } | PullError::NoNamespaces { .. } => ErrorKind::ToolMissing,
+            PullError::BuildFailed { stderr_tail, .. } if disk_full(stderr_tail) => ErrorKind::NoSpace,
+            PullError::BuildFailed { .. } | PullError::BadResult { .. } => ErrorKind::BuildFailed,
+            PullError::NoSpace { .. } => ErrorKind::NoSpace,
+            PullError::Cancelled => ErrorKind::Cancelled,
+            PullError::Io(error) => error.kind(),
+        }
+    }
+
+    /// What mends it, if anything is known to.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            PullError::InUse { .. } => Some("delete the machines that run on it, then pull again".to_owned()),
+            PullError::ToolMissing { package, .. } => Some(format!("run `sudo apt-get install {package}`")),
+            PullError::NoNamespaces { .. } if is_root() => {
+                Some("pull where root may create mount and process-id namespaces".to_owned())
+            }
+            PullError::NoNamespaces { .. } => Some(
+                "give this user subordinate ids (`sudo usermod --add-subuids 100000-165535 --add-subgids \
+                 100000-165535 $USER`), allow unprivileged user namespaces, or pull as root"
+                    .to_owned(),
+            ),
+            PullError::NoSpace { .. } => Some(FREE_SPACE.to_owned()),
+            PullError::BuildFailed { stderr_tail, .. } if disk_full(stderr_tail) => {
+                Some(FREE_SPACE.to_owned())
+            }
+            PullError::BuildFailed { status, stderr_tail, .. } => {
+                let unreachable = unreachable_archive(stderr_tail) || status.starts_with(NO_PROGRESS);
+                unreachable.then(|| UNREACHABLE.to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+impl PruneError {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        let PruneError::Io(error) = self;
+        error.kind()
+    }
+}
+
+const UNREACHABLE: &str =
+    "the package archive could not be reached: check the network, or configure another mirror";
+const FREE_SPACE: &str = "free some space or use another cache directory";
+
+fn disk_full(stderr: &[String]) -> bool {
+    stderr.iter().any(|line| line.contains("No space left on device"))
+}
+
+fn unreachable_archive(stderr: &[String]) -> bool {
+    const SIGNS: [&str; 6] = [
+        "Could not connect",
+        "Could not resolve",
+        "Temporary failure resolving",
+        "Connection timed out",
+        "Connection failed",
+        "Unable to connect",
+    ];
+    stderr.iter().any(|line| SIGNS.iter().any(|sign| line.contains(sign)))
+}
+
+struct Tail<'a>(&'a [String]);
+
+impl fmt::Display for Tail<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|line| write!(f, "\n  {line}"))
+    }
+}

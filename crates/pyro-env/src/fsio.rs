@@ -1,0 +1,86 @@
+//! File operations whose errors carry the path.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::IoError;
+
+/// Creates a directory and its missing parents, private to the user.
+pub(crate) fn create_private_dirs(path: &Path) -> Result<(), IoError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(IoError::at("create", path))
+}
+
+pub(crate) fn create_private_dir(path: &Path) -> Result<(), IoError> {
+    DirBuilder::new().mode(0o700).create(path).map_err(IoError::at("create", path))
+}
+
+/// Writes a new file; one that exists is an error.
+pub(crate) fn write_new(path: &Path, mode: u32, content: &[u8]) -> Result<(), IoError> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .map_err(IoError::at("create", path))?;
+    file.write_all(content).map_err(IoError::at("write", path))
+}
+
+/// Reads a file of at most `limit` bytes; `None` if it does not exist. A longer one is an error.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, IoError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(IoError::at("open", path)(error)),
+    };
+    let mut content = Vec::new();
+    file.take(limit + 1).read_to_end(&mut content).map_err(IoError::at("read", path))?;
+    if content.len() as u64 > limit {
+        let error = std::io::Error::new(ErrorKind::FileTooLarge, format!("more than {limit} bytes"));
+        return Err(IoError::at("read", path)(error));
+    }
+    Ok(Some(content))
+}
+
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), IoError> {
+    fs::rename(from, to).map_err(IoError::at("move into place", from))
+}
+
+/// Flushes a file or the entries of a directory to disk.
+pub(crate) fn sync(path: &Path) -> Result<(), IoError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(IoError::at("flush", path))
+}
+
+pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<(), IoError> {
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(IoError::at("set permissions of", path))
+}
+
+/// SHA-256 of a file, as lower-case hex.
+pub(crate) fn sha256_file(path: &Path) -> Result<String, IoError> {
+    let mut file = File::open(path).map_err(IoError::at("open", path))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).map_err(IoError::at("read", path))? {
+            0 => return Ok(hex(&hasher.finalize())),
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+}
+
+/// SHA-256 of lines, each ended by a newline, as lower-case hex.
+pub(crate) fn sha256_lines(lines: impl Iterator<Item = String>) -> String {
+    let mut hasher = Sha256::new();
+    for line in lines {
+        hasher.update(line.as_bytes());
+        hasher.update(b"\n");
+    }
+    hex(&hasher.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,51 @@
+//! Where things are in the cache.
+//!
+//! ```text
+//! <cache>/linux-x86_64/
+//!     debian_12-1.0.0/                   an installed environment, mode 0700
+//!     .debian_12-1.0.0.build.lock        held by who builds it
+//!     .debian_12-1.0.0.use.lock          shared by who runs it; exclusive to remove or replace it
+//!     .partial-<random>/                 work of a build; its `lock` is held while anything of it lives
+//!     .lock                              held while partial directories are made or judged
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use crate::catalog::{CatalogEntry, PLATFORM};
+
+pub(crate) const PARTIAL_PREFIX: &str = ".partial-";
+
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    cache: PathBuf,
+}
+
+impl Layout {
+    pub(crate) fn new(cache: PathBuf) -> Self {
+        Layout { cache }
+    }
+
+    pub(crate) fn cache(&self) -> &Path {
+        &self.cache
+    }
+
+    pub(crate) fn platform_dir(&self) -> PathBuf {
+        self.cache.join(PLATFORM)
+    }
+
+    pub(crate) fn install_dir(&self, entry: &CatalogEntry) -> PathBuf {
+        self.platform_dir().join(entry.dir_name())
+    }
+
+    pub(crate) fn platform_lock(&self) -> PathBuf {
+        self.platform_dir().join(".lock")
+    }
+
+    pub(crate) fn build_lock(&self, dir_name: &str) -> PathBuf {
+        self.platform_dir().join(format!(".{dir_name}.build.lock"))
+    }
+
+    pub(crate) fn use_lock(&self, dir_name: &str) -> PathBuf {
+        self.platform_dir().join(format!(".{dir_name}.use.lock"))
+    }
+}

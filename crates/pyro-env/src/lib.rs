@@ -1,0 +1,40 @@
+//! Environments: the catalog, their build from Debian's signed archive, and a verified cache.
+//!
+//! An environment is a guest kernel, the modules for its initrd and a read-only base image, built on the
+//! user's machine from the distribution's archive, whose signatures apt checks. What runs from it is not
+//! this crate's business.
+//!
+//! All operations block. Nothing is printed; configuration is a value ([`CacheConfig`]).
+
+mod build;
+mod cache;
+mod cancel;
+mod catalog;
+mod debian;
+mod error;
+mod fsio;
+mod image;
+mod installed;
+mod kernel;
+mod layout;
+mod lock;
+mod manifest;
+mod modules;
+mod observer;
+mod partial;
+mod payload;
+mod process;
+mod prune;
+mod remove;
+
+pub use cache::{CacheConfig, EnvironmentCache};
+pub use cancel::CancelFlag;
+pub use catalog::CATALOG_VERSION;
+pub use error::{
+    Damage, ErrorKind, InspectError, IoError, ListError, OpenError, PruneError, PullError, UnknownEnvironment,
+};
+pub use image::RootfsFormat;
+pub use installed::InstalledEnvironment;
+pub use observer::{PullObserver, PullStep, SilentObserver};
+pub use payload::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
+pub use process::Tools;

@@ -1,0 +1,264 @@
+//! `environment.json`: what is installed, and how to tell that it still is.
+
+use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Damage, IoError};
+use crate::fsio;
+use crate::image::RootfsFormat;
+
+pub(crate) const FILE_NAME: &str = "environment.json";
+pub(crate) const KERNEL: &str = "vmlinuz";
+pub(crate) const MODULES: &str = "modules.cpio";
+
+/// A manifest lists some hundred packages, about 20 KiB.
+const LARGEST: u64 = 1 << 20;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    pub(crate) catalog_version: String,
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) source: String,
+    pub(crate) source_digest: String,
+    /// Seconds since the epoch.
+    pub(crate) installed_at: u64,
+    pub(crate) format: RootfsFormat,
+    pub(crate) kernel_release: String,
+    pub(crate) artifacts: BTreeMap<String, Artifact>,
+    pub(crate) packages: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Artifact {
+    pub(crate) sha256: String,
+    pub(crate) size: u64,
+    pub(crate) mtime_ns: i64,
+}
+
+impl Artifact {
+    pub(crate) fn of_file(path: &Path) -> Result<Artifact, IoError> {
+        let sha256 = fsio::sha256_file(path)?;
+        let metadata = std::fs::metadata(path).map_err(IoError::at("inspect", path))?;
+        Ok(Artifact { sha256, size: metadata.len(), mtime_ns: mtime_ns(&metadata) })
+    }
+
+    /// Compares size and time: enough to notice accidents, cheap enough for every start.
+    fn check(&self, path: &Path) -> Result<Result<(), Damage>, IoError> {
+        let metadata = match std::fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.is_file() => metadata,
+            Ok(_) => return Ok(Err(Damage::Missing { path: path.to_owned() })),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Ok(Err(Damage::Missing { path: path.to_owned() }));
+            }
+            Err(error) => return Err(IoError::at("inspect", path)(error)),
+        };
+        if metadata.len() != self.size {
+            let (expected, actual) = (self.size, metadata.len());
+            return Ok(Err(Damage::Size { path: path.to_owned(), expected, actual }));
+        }
+        if mtime_ns(&metadata) != self.mtime_ns {
+            return Ok(Err(Damage::Modified { path: path.to_owned() }));
+        }
+        Ok(Ok(()))
+    }
+}
+
+fn mtime_ns(metadata: &Metadata) -> i64 {
+    metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec())
+}
+
+/// What a directory holds.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// No manifest, so nothing was ever completely installed here.
+    Nothing,
+    Damaged(Damage),
+    Installed(Box<Manifest>),
+}
+
+impl Manifest {
+    fn decode(bytes: &[u8]) -> Result<Manifest, String> {
+        let manifest: Manifest = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        for wanted in [KERNEL, MODULES, manifest.format.file_name()] {
+            if !manifest.artifacts.contains_key(wanted) {
+                return Err(format!("it does not list {wanted}"));
+            }
+        }
+        Ok(manifest)
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("strings and numbers always encode");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Reads and verifies what `dir` holds. Errors are only those that say nothing about the content.
+    pub(crate) fn find(dir: &Path, name: &str, version: &str) -> Result<Found, IoError> {
+        let path = dir.join(FILE_NAME);
+        let damaged = |reason: String| Ok(Found::Damaged(Damage::Manifest { path: path.clone(), reason }));
+        let bytes = match fsio::read_bounded(&path, LARGEST) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(Found::Nothing),
+            Err(error) => match error.source.kind() {
+                ErrorKind::FileTooLarge | ErrorKind::IsADirectory => {
+                    return damaged(error.source.to_string());
+                }
+                ErrorKind::NotADirectory => return Ok(Found::Nothing),
+                _ => return Err(error),
+            },
+        };
+        let manifest = match Manifest::decode(&bytes) {
+            Ok(manifest) => manifest,
+            Err(reason) => return damaged(reason),
+        };
+        if (manifest.name.as_str(), manifest.version.as_str()) != (name, version) {
+            return damaged(format!("it describes {} {}", manifest.name, manifest.version));
+        }
+        // Only the files we would use: a manifest must not lead us to look anywhere else.
+        for file in [KERNEL, MODULES, manifest.format.file_name()] {
+            if let Some(artifact) = manifest.artifacts.get(file)
+                && let Err(damage) = artifact.check(&dir.join(file))?
+            {
+                return Ok(Found::Damaged(damage));
+            }
+        }
+        Ok(Found::Installed(Box::new(manifest)))
+    }
+
+    /// SHA-256 over the sorted `file sha256` lines: two installs with equal digests hold equal bytes.
+    pub(crate) fn digest(&self) -> String {
+        fsio::sha256_lines(
+            self.artifacts.iter().map(|(file, artifact)| format!("{file} {}", artifact.sha256)),
+        )
+    }
+}
+
+/// SHA-256 over the sorted `name=version` lines.
+pub(crate) fn packages_digest(packages: &BTreeMap<String, String>) -> String {
+    fsio::sha256_lines(packages.iter().map(|(name, version)| format!("{name}={version}")))
+}
+
+/// Reads the `name version` lines that the build leaves.
+pub(crate) fn parse_packages(text: &str) -> Result<BTreeMap<String, String>, String> {
+    text.lines()
+        .map(|line| match line.split_once(' ') {
+            Some((name, version)) if !name.is_empty() && !version.trim().is_empty() => {
+                Ok((name.to_owned(), version.trim().to_owned()))
+            }
+            _ => Err(format!("'{line}' names no package and version")),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> Manifest {
+        let artifact = Artifact { sha256: "00".repeat(32), size: 3, mtime_ns: 5 };
+        let files = [KERNEL, MODULES, RootfsFormat::Erofs.file_name()];
+        Manifest {
+            catalog_version: "2.1.0".into(),
+            name: "debian:12".into(),
+            version: "1.0.0".into(),
+            source: "debian:bookworm".into(),
+            source_digest: "11".repeat(32),
+            installed_at: 7,
+            format: RootfsFormat::Erofs,
+            kernel_release: "6.1.0-1-cloud-amd64".into(),
+            artifacts: files.into_iter().map(|file| (file.to_owned(), artifact.clone())).collect(),
+            packages: [("bash".to_owned(), "5".to_owned())].into(),
+        }
+    }
+
+    #[test]
+    fn the_manifest_keeps_its_form() {
+        insta::assert_snapshot!(String::from_utf8(sample().encode()).expect("text"), @r#"
+        {
+          "catalog_version": "2.1.0",
+          "name": "debian:12",
+          "version": "1.0.0",
+          "source": "debian:bookworm",
+          "source_digest": "1111111111111111111111111111111111111111111111111111111111111111",
+          "installed_at": 7,
+          "format": "erofs",
+          "kernel_release": "6.1.0-1-cloud-amd64",
+          "artifacts": {
+            "modules.cpio": {
+              "sha256": "0000000000000000000000000000000000000000000000000000000000000000",
+              "size": 3,
+              "mtime_ns": 5
+            },
+            "rootfs.erofs": {
+              "sha256": "0000000000000000000000000000000000000000000000000000000000000000",
+              "size": 3,
+              "mtime_ns": 5
+            },
+            "vmlinuz": {
+              "sha256": "0000000000000000000000000000000000000000000000000000000000000000",
+              "size": 3,
+              "mtime_ns": 5
+            }
+          },
+          "packages": {
+            "bash": "5"
+          }
+        }
+        "#);
+        assert_eq!(Manifest::decode(&sample().encode()), Ok(sample()));
+    }
+
+    #[test]
+    fn a_manifest_without_an_artifact_is_none() {
+        let mut manifest = sample();
+        manifest.artifacts.remove(KERNEL);
+        assert!(Manifest::decode(&manifest.encode()).is_err());
+    }
+
+    #[test]
+    fn the_digest_follows_contents_and_nothing_else() {
+        let mut other = sample();
+        other.installed_at = 8;
+        if let Some(artifact) = other.artifacts.get_mut(KERNEL) {
+            artifact.mtime_ns = 6;
+        }
+        assert_eq!(other.digest(), sample().digest());
+        if let Some(artifact) = other.artifacts.get_mut(KERNEL) {
+            artifact.sha256 = "22".repeat(32);
+        }
+        assert_ne!(other.digest(), sample().digest());
+    }
+
+    #[test]
+    fn package_lines() {
+        let packages = parse_packages("bash 5.2\ngit 1:2.39\n").expect("parses");
+        assert_eq!(packages["git"], "1:2.39");
+        assert!(parse_packages("bash").is_err());
+        assert!(parse_packages("bash 5\n\n").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Manifest::decode(&bytes);
+        }
+
+        #[test]
+        fn a_damaged_manifest_never_panics(at in 0usize..900, byte in any::<u8>()) {
+            let mut bytes = sample().encode();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            let _ = Manifest::decode(&bytes);
+            let _ = Manifest::decode(&bytes[..at]);
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! Running the build's tools: confined to namespaces of their own, cancellable, and never outliving us.
+//!
+//! Every command runs below `unshare` in a new mount and process-id namespace; without root also in a new
+//! user namespace where the user is root and the subordinate ids are everybody else. Killing the first
+//! process of that namespace ends all others and undoes all mounts, so there is no clean-up to wait for and
+//! none to miss. `setpriv` ties `unshare` to us, `--kill-child` ties the namespace to `unshare`.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::cancel::CancelFlag;
+use crate::error::PullError;
+
+/// Longer than any step takes that gets anywhere, on slow machines and slow lines.
+pub(crate) const LONGEST_SILENCE: Duration = Duration::from_secs(30 * 60);
+
+/// How [`PullError::BuildFailed`] begins its status when a tool was stopped for its silence.
+pub(crate) const NO_PROGRESS: &str = "no progress";
+
+const TAIL_LINES: usize = 12;
+const LONGEST_LINE: u64 = 4096;
+
+/// Programs of the build. By default they are looked up in `PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tools {
+    /// Builds the tree from the archive.
+    pub mmdebstrap: PathBuf,
+    /// Writes the base image.
+    pub mkfs_erofs: PathBuf,
+    /// Unpacks the kernel package.
+    pub dpkg_deb: PathBuf,
+    /// Names the archive that the host itself uses.
+    pub apt_get: PathBuf,
+    /// Creates namespaces.
+    pub unshare: PathBuf,
+    /// Ties a process to its parent.
+    pub setpriv: PathBuf,
+    /// Removes trees whose files belong to subordinate ids.
+    pub rm: PathBuf,
+    /// Maps subordinate ids; only used without root.
+    pub newuidmap: PathBuf,
+    /// The archive's public keys.
+    pub keyring: PathBuf,
+}
+
+impl Default for Tools {
+    fn default() -> Self {
+        Tools {
+            mmdebstrap: "mmdebstrap".into(),
+            mkfs_erofs: "mkfs.erofs".into(),
+            dpkg_deb: "dpkg-deb".into(),
+            apt_get: "apt-get".into(),
+            unshare: "unshare".into(),
+            setpriv: "setpriv".into(),
+            rm: "rm".into(),
+            newuidmap: "newuidmap".into(),
+            keyring: "/usr/share/keyrings/debian-archive-keyring.gpg".into(),
+        }
+    }
+}
+
+impl Tools {
+    /// Fails with the first thing that a build needs and this host does not have.
+    pub(crate) fn check(&self) -> Result<(), PullError> {
+        let mut wanted = vec![
+            (&self.mmdebstrap, "mmdebstrap"),
+            (&self.mkfs_erofs, "erofs-utils"),
+            (&self.dpkg_deb, "dpkg"),
+            (&self.unshare, "util-linux"),
+            (&self.setpriv, "util-linux"),
+        ];
+        if !is_root() {
+            wanted.push((&self.newuidmap, "uidmap"));
+        }
+        for (tool, package) in wanted {
+            if !is_executable_somewhere(tool) {
+                return Err(PullError::ToolMissing { tool: tool.display().to_string(), package });
+            }
+        }
+        if !self.keyring.is_file() {
+            let tool = self.keyring.display().to_string();
+            return Err(PullError::ToolMissing { tool, package: "debian-archive-keyring" });
+        }
+        self.check_namespaces()
+    }
+
+    /// Trying is the only reliable answer: kernel, capabilities, security module and id files all decide.
+    fn check_namespaces(&self) -> Result<(), PullError> {
+        let failed = |reason: String| PullError::NoNamespaces { reason };
+        let output = self.confined(Path::new("true")).output().map_err(|error| failed(error.to_string()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        Err(failed(stderr.lines().last().unwrap_or("no reason given").trim().to_owned()))
+    }
+
+    /// A command that will run `program` as (apparent) root in namespaces of its own.
+    pub(crate) fn confined(&self, program: &Path) -> Command {
+        let mut command = Command::new(&self.setpriv);
+        command.args(["--pdeathsig", "KILL", "--"]).arg(&self.unshare);
+        if !is_root() {
+            command.args(["--user", "--map-root-user", "--map-auto"]);
+        }
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "--"]).arg(program);
+        // Ordinary users' PATH often lacks the directories that dpkg insists on.
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"));
+        command.env("LC_ALL", "C.UTF-8").env_remove("APT_CONFIG").stdin(Stdio::null());
+        command
+    }
+}
+
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn is_executable_somewhere(tool: &Path) -> bool {
+    let usable =
+        |path: &Path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file();
+    if tool.components().count() > 1 {
+        return usable(tool);
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let extra = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(extra).any(|dir| usable(&dir.join(tool)))
+}
+
+enum Event {
+    Line(String),
+    End,
+    Cancel,
+}
+
+/// Runs a [`Tools::confined`] command to its end. `on_line` sees each line of standard error as it comes and
+/// says how long the tool may then be silent.
+///
+/// The namespace's processes inherit `lease` as standard input: a lock on it is held until the last of them
+/// is gone, even if we are killed.
+pub(crate) fn run(
+    mut command: Command,
+    tool: &'static str,
+    lease: File,
+    cancel: &CancelFlag,
+    mut on_line: impl FnMut(&str) -> Duration,
+) -> Result<(), PullError> {
+    // A process group of its own: an interrupt from the terminal is for us, and we decide what it means.
+    command.stdin(lease).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().map_err(|error| PullError::BuildFailed {
+        tool,
+        status: error.to_string(),
+        stderr_tail: Vec::new(),
+    })?;
+    // The command holds another copy of the lease.
+    drop(command);
+
+    let (sender, events) = mpsc::channel();
+    let on_cancel = sender.clone();
+    let _subscription = cancel.subscribe(move || {
+        let _ = on_cancel.send(Event::Cancel);
+    });
+    let stderr = child.stderr.take();
+    thread::spawn(move || {
+        if let Some(stderr) = stderr {
+            read_lines(stderr, |line| sender.send(Event::Line(line)).is_ok());
+        }
+        let _ = sender.send(Event::End);
+    });
+
+    let mut tail = Tail::default();
+    let mut patience = LONGEST_SILENCE;
+    loop {
+        let event = match events.recv_timeout(patience) {
+            Ok(event) => event,
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                end_namespace(&mut child, &events);
+                let status = format!("{NO_PROGRESS} for {} s", patience.as_secs());
+                return Err(PullError::BuildFailed { tool, status, stderr_tail: tail.lines });
+            }
+        };
+        match event {
+            Event::Line(line) => {
+                tracing::debug!(tool, line);
+                patience = on_line(&line);
+                tail.push(line);
+            }
+            Event::End => break,
+            Event::Cancel => {
+                end_namespace(&mut child, &events);
+                return Err(PullError::Cancelled);
+            }
+        }
+    }
+    let failed = |status: String| PullError::BuildFailed { tool, status, stderr_tail: tail.lines };
+    match child.wait() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(failed(describe(status))),
+        Err(error) => Err(failed(error.to_string())),
+    }
+}
+
+/// Kills everything the command started and waits until it is gone.
+fn end_namespace(unshare: &mut Child, events: &Receiver<Event>) {
+    kill_namespace(unshare);
+    let _ = unshare.wait();
+    // Should only `unshare` have been killed, its processes go a little later, and with them the last
+    // writers of the pipe behind these events.
+    while matches!(events.recv(), Ok(Event::Line(_) | Event::Cancel)) {}
+}
+
+/// Kills the namespace's first process rather than `unshare`, which then returns only after the kernel has
+/// ended every other process in it; so when `unshare` has been waited for, nobody is left.
+fn kill_namespace(unshare: &Child) {
+    let pid = unshare.id();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let first = children.split_whitespace().next().and_then(|child| child.parse().ok());
+    let target = first.or_else(|| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    if let Some(target) = target {
+        let _ = kill_process(target, Signal::KILL);
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+/// Passes on lines of bounded length until the end, an error, or a refusal. Longer lines come in pieces.
+fn read_lines(source: impl Read, mut pass_on: impl FnMut(String) -> bool) {
+    let mut source = BufReader::new(source);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match source.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let text: String = String::from_utf8_lossy(&line).trim_end().replace(|c: char| c.is_control(), " ");
+        if !pass_on(text) {
+            // Keep the tool from blocking on a full pipe.
+            let _ = std::io::copy(&mut source, &mut std::io::sink());
+            return;
+        }
+    }
+}
+
+#[derive(Default)]
+struct Tail {
+    lines: Vec<String>,
+}
+
+impl Tail {
+    fn push(&mut self, line: String) {
+        if line.trim().is_empty() {
+            return;
+        }
+        if self.lines.len() == TAIL_LINES {
+            self.lines.remove(0);
+        }
+        self.lines.push(line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_bounded_and_clean() {
+        let mut got = Vec::new();
+        let long = "x".repeat(10_000);
+        let input = format!("one\r\n\x1b[31mtwo\n{long}\nlast");
+        read_lines(input.as_bytes(), |line| {
+            got.push(line);
+            true
+        });
+        assert_eq!(got[..2], ["one", " [31mtwo"]);
+        assert!(got.iter().all(|line| line.len() <= LONGEST_LINE as usize));
+        assert_eq!(got.last().map(String::as_str), Some("last"));
+    }
+
+    #[test]
+    fn the_tail_keeps_the_end() {
+        let mut tail = Tail::default();
+        (0..50).for_each(|n| tail.push(n.to_string()));
+        tail.push("  ".to_owned());
+        assert_eq!(tail.lines.len(), TAIL_LINES);
+        assert_eq!(tail.lines.last().map(String::as_str), Some("49"));
+    }
+}

@@ -1,0 +1,61 @@
+//! Removing what cannot be used.
+
+use std::path::Path;
+
+use crate::catalog;
+use crate::error::{IoError, PruneError};
+use crate::layout::{Layout, PARTIAL_PREFIX};
+use crate::lock;
+use crate::manifest::{Found, Manifest};
+use crate::partial::{self, directories};
+use crate::payload::PruneReport;
+use crate::process::Tools;
+use crate::remove;
+
+pub(crate) fn run(layout: &Layout, tools: &Tools) -> Result<PruneReport, PruneError> {
+    let dir = layout.platform_dir();
+    if directories(&dir)?.is_empty() {
+        return Ok(PruneReport::default());
+    }
+    let (mut removed, mut failed) = partial::sweep(layout, tools)?;
+    for path in directories(&dir)? {
+        match prune_install(layout, &path, tools) {
+            Ok(true) => removed.push(path),
+            Ok(false) => {}
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    removed.sort();
+    Ok(PruneReport { count: removed.len(), deleted_environment_dirs: removed })
+}
+
+/// Removes one install directory unless it is good or in use.
+fn prune_install(layout: &Layout, path: &Path, tools: &Tools) -> Result<bool, IoError> {
+    let Some(dir_name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else {
+        return Ok(false);
+    };
+    if dir_name.starts_with(PARTIAL_PREFIX) || is_usable(path, &dir_name)? {
+        return Ok(false);
+    }
+    let Some(unused) = lock::try_exclusive(&layout.use_lock(&dir_name))? else {
+        return Ok(false);
+    };
+    // It may have been replaced by a good one since we looked.
+    if is_usable(path, &dir_name)? {
+        return Ok(false);
+    }
+    remove::tree(path, tools)?;
+    unused.remove_file()?;
+    Ok(true)
+}
+
+/// Whether `path` is a whole install of what the catalog holds under that directory's name.
+fn is_usable(path: &Path, dir_name: &str) -> Result<bool, IoError> {
+    let Some(entry) = catalog::entries().iter().find(|entry| entry.dir_name() == dir_name) else {
+        return Ok(false);
+    };
+    Ok(matches!(Manifest::find(path, &entry.name, &entry.version)?, Found::Installed(_)))
+}

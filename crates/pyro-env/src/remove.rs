@@ -1,0 +1,35 @@
+//! Removing directories, including those whose files belong to subordinate ids.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::process::Stdio;
+
+use crate::error::IoError;
+use crate::process::{Tools, is_root};
+
+/// Removes `dir` and everything in it; one that is not there is fine.
+pub(crate) fn tree(dir: &Path, tools: &Tools) -> Result<(), IoError> {
+    match fs::remove_dir_all(dir) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        // An unprivileged build leaves directories of subordinate ids, which only their namespace's root
+        // may empty.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied && !is_root() => {
+            as_namespace_root(dir, tools).map_err(IoError::at("remove", dir))
+        }
+        Err(error) => Err(IoError::at("remove", dir)(error)),
+    }
+}
+
+fn as_namespace_root(dir: &Path, tools: &Tools) -> io::Result<()> {
+    let mut command = tools.confined(&tools.rm);
+    command.args(["-rf", "--one-file-system", "--"]).arg(dir).stdout(Stdio::null());
+    let output = command.output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let reason = stderr.lines().last().unwrap_or("removal in a user namespace failed");
+    Err(io::Error::new(ErrorKind::PermissionDenied, reason.to_owned()))
+}

@@ -1,0 +1,84 @@
+//! Installed files that are no longer what was installed.
+
+use std::fs::{self, File, FileTimes};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use pyro_env::{CancelFlag, ErrorKind, SilentObserver};
+
+use crate::support::Fake;
+
+fn writable(path: &Path) -> File {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("mode");
+    File::options().write(true).open(path).expect("opened")
+}
+
+#[test]
+fn a_truncated_file_is_named_with_what_mends_it() {
+    let fake = Fake::new();
+    fake.pull();
+    let rootfs = fake.base_dir().join("rootfs.erofs");
+    writable(&rootfs).set_len(2).expect("truncated");
+
+    let error = fake.cache().open("debian:12-base").expect_err("damaged");
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    assert_eq!(error.to_string(), "environment 'debian:12-base' is damaged");
+    let source = std::error::Error::source(&error).expect("a cause").to_string();
+    assert_eq!(source, format!("{} has 2 bytes, but 8 were installed", rootfs.display()));
+    assert_eq!(error.hint().as_deref(), Some("run `pyro env prune` then `pyro env pull debian:12-base`"));
+    assert!(!fake.cache().inspect("debian:12-base").expect("inspected").installed);
+}
+
+#[test]
+fn a_rewritten_file_is_noticed() {
+    let fake = Fake::new();
+    fake.pull();
+    let kernel = fake.base_dir().join("vmlinuz");
+    let content = fs::read(&kernel).expect("kernel");
+    drop(writable(&kernel));
+    fs::write(&kernel, content).expect("rewritten");
+    assert_eq!(fake.cache().open("debian:12-base").expect_err("changed").kind(), ErrorKind::Damaged);
+}
+
+#[test]
+fn contents_are_compared_when_asked() {
+    let fake = Fake::new();
+    fake.pull();
+    let rootfs = fake.base_dir().join("rootfs.erofs");
+    let modified = fs::metadata(&rootfs).expect("exists").modified().expect("time");
+    drop(writable(&rootfs));
+    fs::write(&rootfs, "CONTENT\n").expect("same length");
+    writable(&rootfs).set_times(FileTimes::new().set_modified(modified)).expect("same time");
+    let opened = fake.cache().open("debian:12-base").expect("looks whole");
+    opened.verify_contents().expect("readable").expect_err("is not");
+}
+
+#[test]
+fn a_broken_manifest_stops_neither_list_nor_pull() {
+    let fake = Fake::new();
+    fake.pull();
+    let manifest = fake.base_dir().join("environment.json");
+    fs::remove_file(&manifest).expect("removed");
+    for content in ["", "{", "[]", "{\"name\": 3}", "\u{1F525}"] {
+        fs::write(&manifest, content).expect("written");
+        let list = fake.cache().list().expect("listed");
+        assert!(list.environments.iter().all(|e| !e.installed));
+        assert_eq!(fake.cache().open("debian:12-base").expect_err("broken").kind(), ErrorKind::Damaged);
+    }
+    fake.pull();
+    fake.cache().open("debian:12-base").expect("mended");
+    assert_eq!(fake.runs(), 2);
+    assert!(fake.partials().is_empty());
+}
+
+#[test]
+fn what_is_in_use_is_not_replaced() {
+    let fake = Fake::new();
+    fake.pull();
+    let opened = fake.cache().open("debian:12-base").expect("installed");
+    writable(&opened.rootfs).set_len(0).expect("truncated");
+    let pull = || fake.cache().pull("debian:12-base", &SilentObserver, &CancelFlag::new());
+    assert_eq!(pull().expect_err("in use").kind(), ErrorKind::InUse);
+    drop(opened);
+    pull().expect("replaced");
+}

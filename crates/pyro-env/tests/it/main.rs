@@ -1,0 +1,10 @@
+//! Tests of the public interface. `fake` replaces the build's tools by scripts; `real` builds from Debian's
+//! archive and is ignored unless asked for: `cargo test -p pyro-env -- --ignored real`.
+
+mod cache;
+mod damage;
+mod faults;
+mod helper;
+mod prune;
+mod real;
+mod support;

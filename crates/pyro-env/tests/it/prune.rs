@@ -1,0 +1,57 @@
+//! What prune removes and what it leaves.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::support::Fake;
+
+/// Copies the good install's manifest, changed, to a directory of its own.
+fn variant(fake: &Fake, dir: &str, change: impl FnOnce(String) -> String) -> PathBuf {
+    let path = fake.platform_dir().join(dir);
+    fs::create_dir(&path).expect("directory");
+    let manifest = fs::read_to_string(fake.base_dir().join("environment.json")).expect("manifest");
+    fs::write(path.join("environment.json"), change(manifest)).expect("manifest");
+    path
+}
+
+#[test]
+fn only_what_cannot_be_used_goes() {
+    let fake = Fake::new();
+    fake.pull();
+    let mut doomed = vec![
+        variant(&fake, "debian_12-1.0.0", |manifest| manifest.replace("debian:12-base", "debian:12")),
+        variant(&fake, "debian_12-base-0.9.0", |manifest| manifest.replace("\"1.0.0\"", "\"0.9.0\"")),
+        variant(&fake, "debian_12-build-1.0.0", |_| "{ broken".to_owned()),
+        variant(&fake, "other_1-1.0.0", |manifest| manifest.replace("debian:12-base", "other:1")),
+        variant(&fake, "strange", |_| "{\"name\": 1, \"version\": []}".to_owned()),
+    ];
+    for dir in ["no-manifest", ".partial-abandoned"] {
+        doomed.push(fake.platform_dir().join(dir));
+        fs::create_dir_all(fake.platform_dir().join(dir).join("a/b")).expect("directory");
+    }
+    fs::write(fake.platform_dir().join(".partial-abandoned/lock"), "").expect("free lock");
+    fs::write(fake.platform_dir().join("plain-file"), "").expect("file");
+    std::os::unix::fs::symlink(fake.path(), fake.platform_dir().join("link")).expect("link");
+
+    let report = fake.cache().prune().expect("pruned");
+    doomed.sort();
+    assert_eq!(report.deleted_environment_dirs, doomed);
+    assert_eq!(report.count, doomed.len());
+    assert!(doomed.iter().all(|dir| !dir.exists()));
+    assert!(fake.platform_dir().join("plain-file").exists());
+    assert!(fake.platform_dir().join("link").exists());
+    fake.cache().open("debian:12-base").expect("the good one stays");
+    assert_eq!(fake.cache().prune().expect("pruned").count, 0);
+}
+
+#[test]
+fn what_is_in_use_stays_until_it_is_not() {
+    let fake = Fake::new();
+    fake.pull();
+    let opened = fake.cache().open("debian:12-base").expect("installed");
+    fs::remove_file(&opened.kernel).expect("damaged");
+    assert_eq!(fake.cache().prune().expect("pruned").count, 0);
+    assert!(fake.base_dir().exists());
+    drop(opened);
+    assert_eq!(fake.cache().prune().expect("pruned").deleted_environment_dirs, [fake.base_dir()]);
+}
