@@ -1,0 +1,108 @@
+//! `pyro run`: one command in one disposable VM.
+
+use std::ffi::OsString;
+
+use clap::Args;
+use clap::error::ErrorKind;
+
+const RUN_EXAMPLES: &str = "\
+The command goes to `/bin/sh -lc` in the guest. A single word is passed as it is written, so it \
+may be a whole shell line; several words are quoted first, so each reaches the program unchanged.
+
+Exit status: that of the command; 124 if it ran into its time limit; 256 minus the signal number \
+if a signal ended it; 1 if pyro itself failed; 2 for a wrong command line; 130 or 143 after Ctrl-C \
+or SIGTERM; 141 if the reader of stdout went away.
+
+Examples:
+  pyro run debian:12 -- git --version
+  pyro run debian:12 -- 'cd /tmp && ls -la | wc -l'
+  pyro run debian:12 --network -- git clone https://example.com/project.git
+  pyro run debian:12-build --vcpu-count 2 --mem-mib 2048 --json -- make -j2";
+
+/// Run one command in a new VM, then remove the VM
+///
+/// Installs the environment first if it is missing. The guest's stdout and stderr come out as they are
+/// written; progress and a summary go to stderr.
+#[derive(Debug, Args)]
+#[command(after_help = RUN_EXAMPLES, override_usage = "pyro run [OPTIONS] <ENVIRONMENT> -- <COMMAND>...")]
+pub(crate) struct RunArgs {
+    /// Name from the catalog, such as debian:12; `pyro env list` shows them all
+    #[arg(value_name = "ENVIRONMENT")]
+    pub(crate) environment: String,
+    /// Virtual CPUs of the guest, 1 to 8
+    #[arg(long, value_name = "COUNT", default_value = "1", value_parser = integer, allow_hyphen_values = true)]
+    pub(crate) vcpu_count: i64,
+    /// Memory of the guest in MiB, 256 to 32768
+    #[arg(long, value_name = "MIB", default_value = "1024", value_parser = integer, allow_hyphen_values = true)]
+    pub(crate) mem_mib: i64,
+    /// Longest time the command may take, in seconds, at least 1
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = integer, allow_hyphen_values = true)]
+    pub(crate) timeout_seconds: i64,
+    /// Lifetime in seconds after which the VM is removed in any case, 60 to 3600
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = integer, allow_hyphen_values = true)]
+    pub(crate) ttl_seconds: i64,
+    /// Give the guest outbound network access [default: off]
+    #[arg(long)]
+    pub(crate) network: bool,
+    /// Agree to run the command on this machine, without isolation, if VMs cannot run here [default: off]
+    #[arg(long)]
+    pub(crate) allow_host_compat: bool,
+    /// Print one JSON document on stdout instead of text [default: off]
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Command to run in the guest, best written after `--`
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) words: Vec<OsString>,
+}
+
+/// The flags of `run`. One of them after a bare command could be meant for either program.
+pub(super) const FLAGS: [&str; 7] = [
+    "--vcpu-count",
+    "--mem-mib",
+    "--timeout-seconds",
+    "--ttl-seconds",
+    "--network",
+    "--allow-host-compat",
+    "--json",
+];
+
+impl RunArgs {
+    /// Refuses `pyro run ENV CMD --network`: taken as a word of the command the flag would silently do
+    /// nothing, taken as ours it would be missing from the command. After `--` there is no doubt.
+    pub(super) fn refuse_misplaced_flags(
+        &self,
+        command_line: &[OsString],
+        grammar: &mut clap::Command,
+    ) -> Result<(), clap::Error> {
+        let before_words = command_line.len().saturating_sub(self.words.len());
+        if command_line.iter().take(before_words).any(|word| word == "--") {
+            return Ok(());
+        }
+        let Some(flag) = self.words.iter().filter_map(|word| word.to_str()).find(|word| is_ours(word)) else {
+            return Ok(());
+        };
+        Err(grammar.error(
+            ErrorKind::UnknownArgument,
+            format!(
+                "`{flag}` after the command could be meant for pyro or for the command: \
+                 write `--` before the command, and flags of pyro before `--`"
+            ),
+        ))
+    }
+}
+
+fn is_ours(word: &str) -> bool {
+    let name = word.split_once('=').map_or(word, |(name, _)| name);
+    FLAGS.contains(&name)
+}
+
+/// Reads an integer of any size. Only the engine knows the limits, so one that does not fit becomes the
+/// nearest that does: still outside every limit, and refused with the text of that limit.
+fn integer(text: &str) -> Result<i64, String> {
+    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+    text.parse().or_else(|error: std::num::ParseIntError| match error.kind() {
+        PosOverflow => Ok(i64::MAX),
+        NegOverflow => Ok(i64::MIN),
+        _ => Err("not an integer".to_owned()),
+    })
+}

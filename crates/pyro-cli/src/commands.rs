@@ -1,0 +1,49 @@
+//! What each command does.
+
+mod completions;
+mod doctor;
+mod env;
+mod internal;
+mod man;
+mod run;
+
+use pyro_engine::Engine;
+
+use crate::args::Command;
+use crate::config::{self, Variables};
+use crate::error_report::CliError;
+use crate::exit::Exit;
+use crate::logging;
+use crate::printer::Printer;
+
+/// Carries out a command, and reports its failure in the shape the command line asked for.
+pub(crate) fn dispatch(command: Command, printer: &Printer) -> Exit {
+    let json = command.wants_json();
+    carry_out(command, printer).unwrap_or_else(|error| {
+        printer.failure(&error, json);
+        error.exit()
+    })
+}
+
+fn carry_out(command: Command, printer: &Printer) -> Result<Exit, CliError> {
+    logging::start(&Variables::of_process())?;
+    match command {
+        Command::Run(args) => run::run(args, printer),
+        Command::Env(command) => env::run(command, printer),
+        Command::Doctor(args) => doctor::run(&args, printer),
+        Command::Completions(args) => completions::run(&args, printer),
+        Command::Man(args) => man::run(&args),
+        Command::Supervise(args) => internal::supervise(&args.words),
+        Command::ProbeKvm(_) => internal::probe_kvm(printer),
+    }
+}
+
+/// The engine as this process's environment variables configure it.
+fn engine() -> Result<Engine, CliError> {
+    Ok(Engine::new(config::engine_config(&Variables::of_process())?))
+}
+
+/// `yes` or `no`.
+fn yes_no(condition: bool) -> &'static str {
+    if condition { "yes" } else { "no" }
+}

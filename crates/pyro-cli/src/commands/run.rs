@@ -1,0 +1,51 @@
+//! `pyro run`.
+
+use pyro_engine::{Command, OutputMode, RunResult, VmSpec};
+
+use crate::args::RunArgs;
+use crate::error_report::CliError;
+use crate::exit::Exit;
+use crate::printer::Printer;
+use crate::session;
+use crate::words;
+
+pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Exit, CliError> {
+    let command = words::join(&args.words)?;
+    let engine = super::engine()?;
+    let (spec, command) = request(&args, command);
+    let (result, shown) =
+        session::block_on(session::watch(printer, args.json, |events, cancel| async move {
+            engine.run(spec, command, &events, &cancel).await
+        }))?;
+    if args.json {
+        printer.json(&result)?;
+    } else {
+        if shown.inside_line && printer.stderr_is_terminal() {
+            printer.note("");
+        }
+        printer.note(&summary(&result));
+    }
+    Ok(Exit::of_run(result.exit_code, result.timed_out))
+}
+
+/// The arguments in the engine's terms.
+fn request(args: &RunArgs, command: String) -> (VmSpec, Command) {
+    let spec = VmSpec {
+        environment: args.environment.clone(),
+        vcpu_count: args.vcpu_count,
+        mem_mib: args.mem_mib,
+        ttl_seconds: args.ttl_seconds,
+        network: args.network,
+        allow_host_compat: args.allow_host_compat,
+    };
+    // People see the output as it comes; a program gets it in the document, after the end.
+    let output = if args.json { OutputMode::Capture } else { OutputMode::Stream };
+    (spec, Command { command, timeout_seconds: args.timeout_seconds, output })
+}
+
+fn summary(result: &RunResult) -> String {
+    format!(
+        "[run] environment={} execution_mode={} exit_code={} duration_ms={}",
+        result.environment, result.execution_mode, result.exit_code, result.duration_ms
+    )
+}

@@ -1,0 +1,163 @@
+//! The only place where pyro looks at environment variables.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use pyro_engine::{Accelerator, Config};
+
+/// An environment variable, or the lack of one, that leaves pyro without a usable configuration.
+#[derive(Debug)]
+pub(crate) struct ConfigError {
+    message: String,
+    pub(crate) hint: Option<String>,
+}
+
+impl ConfigError {
+    fn bad_value(name: &str, value: &OsStr, expected: &str) -> Self {
+        let shown = value.to_string_lossy();
+        Self { message: format!("{name} is set to `{shown}`; expected {expected}"), hint: None }
+    }
+}
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Environment variables by name. An empty value counts as unset, as the XDG specification wants.
+pub(crate) struct Variables(Box<Lookup>);
+
+type Lookup = dyn Fn(&str) -> Option<OsString>;
+
+impl Variables {
+    /// Those of this process.
+    pub(crate) fn of_process() -> Self {
+        Self(Box::new(|name| std::env::var_os(name)))
+    }
+
+    fn get(&self, name: &str) -> Option<OsString> {
+        (self.0)(name).filter(|value| !value.is_empty())
+    }
+
+    fn text(&self, name: &str, expected: &str) -> Result<Option<String>, ConfigError> {
+        let decode = |value: OsString| {
+            value.into_string().map_err(|value| ConfigError::bad_value(name, &value, expected))
+        };
+        self.get(name).map(decode).transpose()
+    }
+
+    /// A path of ours; a relative one counts from the current directory, and is fixed there because
+    /// helper processes may run elsewhere.
+    fn path(&self, name: &str) -> Result<Option<PathBuf>, ConfigError> {
+        let absolute = |value: OsString| {
+            std::path::absolute(&value).map_err(|_| {
+                ConfigError::bad_value(name, &value, "an absolute path, as there is no current directory")
+            })
+        };
+        self.get(name).map(absolute).transpose()
+    }
+
+    /// A directory set by somebody else's convention, where relative paths are to be disregarded.
+    fn foreign_dir(&self, name: &str) -> Option<PathBuf> {
+        self.get(name).map(PathBuf::from).filter(|path| path.is_absolute())
+    }
+
+    /// `$<ours>`, else `name` in `$<xdg>`, else `name` in `$HOME/<in_home>`.
+    fn directory(&self, ours: &str, xdg: &str, in_home: &str, name: &str) -> Result<PathBuf, ConfigError> {
+        if let Some(path) = self.path(ours)? {
+            return Ok(path);
+        }
+        let parent = self
+            .foreign_dir(xdg)
+            .or_else(|| self.foreign_dir("HOME").map(|home| home.join(in_home)))
+            .ok_or_else(|| ConfigError {
+                message: format!("cannot tell where to keep files: none of {ours}, {xdg} and HOME is set to an absolute path"),
+                hint: Some(format!("set {ours} to a directory of your own")),
+            })?;
+        Ok(parent.join(name))
+    }
+}
+
+/// Reads the engine's configuration.
+pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError> {
+    let program = std::env::current_exe().map_err(|error| ConfigError {
+        message: format!("cannot find the path of the running pyro executable: {error}"),
+        hint: Some("mount /proc".to_owned()),
+    })?;
+    Ok(Config {
+        base_dir: variables.directory("PYRO_BASE_DIR", "XDG_STATE_HOME", ".local/state", "pyro-mcp")?,
+        cache_dir: variables.directory(
+            "PYRO_ENVIRONMENT_CACHE_DIR",
+            "XDG_CACHE_HOME",
+            ".cache",
+            "pyro-mcp/environments",
+        )?,
+        max_active_vms: max_active_vms(variables)?,
+        program,
+        accelerator: accelerator(variables)?,
+        vmm_program: vmm_program(variables)?,
+        debian_mirror: debian_mirror(variables)?,
+        search_path: variables.get("PATH").unwrap_or_default(),
+    })
+}
+
+/// `PYRO_LOG`, checked only by whoever sets up the log.
+pub(crate) fn log_filter(variables: &Variables) -> Result<Option<String>, ConfigError> {
+    variables.text("PYRO_LOG", LOG_EXPECTED)
+}
+
+/// The error for a `PYRO_LOG` that is no filter.
+pub(crate) fn bad_log_filter(value: &str) -> ConfigError {
+    ConfigError::bad_value("PYRO_LOG", OsStr::new(value), LOG_EXPECTED)
+}
+
+const LOG_EXPECTED: &str = "a log filter such as `debug` or `pyro_engine=trace,info`";
+
+fn max_active_vms(variables: &Variables) -> Result<u32, ConfigError> {
+    const NAME: &str = "PYRO_MAX_ACTIVE_VMS";
+    const EXPECTED: &str = "a whole number of at least 1";
+    let Some(text) = variables.text(NAME, EXPECTED)? else { return Ok(4) };
+    match text.parse() {
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err(ConfigError::bad_value(NAME, text.as_ref(), EXPECTED)),
+    }
+}
+
+fn accelerator(variables: &Variables) -> Result<Option<Accelerator>, ConfigError> {
+    const NAME: &str = "PYRO_ACCEL";
+    const EXPECTED: &str = "`kvm` or `tcg`";
+    let Some(text) = variables.text(NAME, EXPECTED)? else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| ConfigError::bad_value(NAME, text.as_ref(), EXPECTED))
+}
+
+/// A name without a slash is looked up in `PATH`; a path is taken as it is, and the engine says what is
+/// wrong with it.
+fn vmm_program(variables: &Variables) -> Result<Option<PathBuf>, ConfigError> {
+    const NAME: &str = "PYRO_QEMU";
+    let Some(value) = variables.get(NAME) else { return Ok(None) };
+    if value.as_encoded_bytes().contains(&b'/') {
+        return variables.path(NAME);
+    }
+    let search_path = variables.get("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&search_path).map(|dir| dir.join(&value)).find(|path| path.is_file());
+    match found {
+        Some(program) => Ok(Some(program)),
+        None => Err(ConfigError::bad_value(NAME, &value, "a path, or the name of a program in PATH")),
+    }
+}
+
+fn debian_mirror(variables: &Variables) -> Result<Option<String>, ConfigError> {
+    const NAME: &str = "PYRO_DEBIAN_MIRROR";
+    const EXPECTED: &str = "an address that starts with http:// or https://";
+    let Some(address) = variables.text(NAME, EXPECTED)? else { return Ok(None) };
+    let host_and_rest = address.strip_prefix("http://").or_else(|| address.strip_prefix("https://"));
+    let is_usable = host_and_rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+        && !address.contains(|c: char| c.is_whitespace() || c.is_control());
+    if is_usable { Ok(Some(address)) } else { Err(ConfigError::bad_value(NAME, address.as_ref(), EXPECTED)) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+use std::collections::BTreeSet;
+
+use super::*;
+use pyro_engine::OutputStream;
+
+fn engine_error() -> EngineError {
+    let cause =
+        EngineError::new(ErrorKind::Internal, "middle").caused_by(io::Error::other("no room\nat all"));
+    EngineError::new(ErrorKind::StateUnusable, "cannot open the \u{1b}registry")
+        .caused_by(cause)
+        .hint("free some space")
+        .hint("or set PYRO_BASE_DIR")
+}
+
+#[test]
+fn people_get_message_causes_and_hints() {
+    let report = CliError::Engine(engine_error()).report().unwrap();
+    insta::assert_snapshot!(report.human(), @r"
+    [error] cannot open the \u{1b}registry
+      caused by: middle
+      caused by: no room
+        at all
+      hint: free some space
+      hint: or set PYRO_BASE_DIR
+    ");
+}
+
+#[test]
+fn programs_get_one_message_with_its_causes() {
+    let report = CliError::Engine(engine_error()).report().unwrap();
+    let document = String::from_utf8(crate::json::document(&report.json()).unwrap()).unwrap();
+    insta::assert_snapshot!(document, @r#"
+    {
+      "error": "cannot open the \u001bregistry: middle: no room\nat all",
+      "hints": [
+        "free some space",
+        "or set PYRO_BASE_DIR"
+      ],
+      "kind": "state_unusable",
+      "ok": false
+    }
+    "#);
+}
+
+#[test]
+fn every_engine_error_exits_with_1_and_has_a_kind_of_its_own() {
+    let mut names = BTreeSet::new();
+    for kind in ErrorKind::ALL {
+        let error = CliError::Engine(EngineError::new(kind, "text"));
+        assert_eq!(error.exit().code(), 1, "{kind:?}");
+        let name = error.report().unwrap().kind;
+        assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{name}");
+        names.insert(name);
+    }
+    assert_eq!(names.len(), ErrorKind::ALL.len());
+}
+
+#[test]
+fn a_signal_decides_the_exit_whatever_the_engine_said() {
+    for (signal, code) in [(Signal::Interrupt, 130), (Signal::Terminate, 143), (Signal::Hangup, 129)] {
+        for kind in ErrorKind::ALL {
+            assert_eq!(CliError::Stopped(signal, EngineError::new(kind, "text")).exit().code(), code);
+        }
+        assert_eq!(CliError::Abandoned(signal).exit().code(), code);
+        assert!(
+            CliError::Abandoned(signal).report().unwrap().human().contains("left in the state directory")
+        );
+    }
+}
+
+#[test]
+fn a_reader_that_left_is_no_failure_to_report() {
+    let broken = |kind| CliError::Output(OutputError::new(OutputStream::Stdout, io::Error::from(kind)));
+    assert!(broken(io::ErrorKind::BrokenPipe).report().is_none());
+    assert_eq!(broken(io::ErrorKind::BrokenPipe).exit().code(), 141);
+    assert!(broken(io::ErrorKind::StorageFull).report().is_some());
+    assert_eq!(broken(io::ErrorKind::StorageFull).exit().code(), 1);
+}
+
+#[test]
+fn our_own_failures_exit_with_1() {
+    for error in [
+        CliError::Words(WordsError::Missing),
+        CliError::Config(crate::config::bad_log_filter("x=y=z")),
+        CliError::System("cannot do it".to_owned(), io::Error::other("cause")),
+    ] {
+        assert_eq!(error.exit().code(), 1);
+        assert!(error.report().unwrap().human().starts_with("[error] "));
+    }
+}

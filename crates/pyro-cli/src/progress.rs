@@ -1,0 +1,117 @@
+//! How an environment's installation is shown on stderr: a bar for people, lines for log files.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pyro_engine::PullEvent;
+
+use crate::printer::Printer;
+
+/// Shows one installation after another.
+pub(crate) struct PullProgress<'a> {
+    printer: &'a Printer,
+    bar: Option<ProgressBar>,
+    /// The step shown last and its tenths done, so that a log file gets a line per tenth at most.
+    last_line: Option<(String, u64)>,
+}
+
+impl<'a> PullProgress<'a> {
+    pub(crate) fn new(printer: &'a Printer) -> Self {
+        Self { printer, bar: None, last_line: None }
+    }
+
+    pub(crate) fn show(&mut self, event: PullEvent) {
+        match event {
+            PullEvent::Started { environment } => {
+                self.clear();
+                self.printer.note(&format!("[pull] phase=install environment={environment}"));
+                if self.printer.stderr_is_terminal() {
+                    self.bar = Some(new_bar());
+                }
+            }
+            PullEvent::Step { text, done, total } => match &self.bar {
+                Some(bar) => {
+                    bar.set_length(total);
+                    bar.set_position(done);
+                    bar.set_message(crate::printer::printable(&text).into_owned());
+                }
+                None => {
+                    if let Some(line) = next_line(&mut self.last_line, text, done, total) {
+                        self.printer.note(&line);
+                    }
+                }
+            },
+            PullEvent::Ready { environment } => {
+                self.clear();
+                self.printer.note(&format!("[pull] phase=ready environment={environment}"));
+            }
+        }
+    }
+
+    /// Writes a line that has nothing to do with the installation without tearing the bar.
+    pub(crate) fn note(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.printer.note(line)),
+            None => self.printer.note(line),
+        }
+    }
+
+    fn clear(&mut self) {
+        self.last_line = None;
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for PullProgress<'_> {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+fn new_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {wide_msg} [{bar:24}] {percent:>3}% {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style);
+    // A step may take long without news; the clock shows that pyro is alive.
+    bar.enable_steady_tick(Duration::from_millis(120));
+    bar
+}
+
+/// The line for a step, if it says enough that is new. A `total` of 0 means that nobody knows it.
+fn next_line(last: &mut Option<(String, u64)>, text: String, done: u64, total: u64) -> Option<String> {
+    let tenths = (u128::from(done.min(total)) * 10).checked_div(u128::from(total)).map_or(0, |t| t as u64);
+    if last.as_ref().is_some_and(|(last_text, last_tenths)| *last_text == text && tenths <= *last_tenths) {
+        return None;
+    }
+    let line = if total == 0 { format!("[pull] {text}") } else { format!("[pull] {text} {}%", tenths * 10) };
+    *last = Some((text, tenths));
+    Some(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_file_gets_a_line_per_step_and_tenth() {
+        let mut last = None;
+        let mut lines = Vec::new();
+        let steps =
+            [("index", 0, 0), ("index", 5, 0), ("get", 0, 1000), ("get", 99, 1000), ("get", 100, 1000)];
+        let more =
+            [("get", 990, 1000), ("get", 1000, 1000), ("get", 2000, 1000), ("unpack", u64::MAX, u64::MAX)];
+        for (text, done, total) in steps.into_iter().chain(more) {
+            lines.extend(next_line(&mut last, text.to_owned(), done, total));
+        }
+        insta::assert_snapshot!(lines.join("\n"), @r"
+        [pull] index
+        [pull] get 0%
+        [pull] get 10%
+        [pull] get 90%
+        [pull] get 100%
+        [pull] unpack 100%
+        ");
+    }
+}

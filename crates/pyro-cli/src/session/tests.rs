@@ -1,0 +1,251 @@
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use pyro_engine::RunPhase;
+
+use super::*;
+use crate::exit::Exit;
+use crate::printer::Sink;
+
+/// Keeps what was written; may refuse stdout or never finish writing to it.
+#[derive(Default)]
+struct Recorder {
+    written: Mutex<Vec<(OutputStream, Vec<u8>)>>,
+    stdout: Behaviour,
+}
+
+#[derive(Default)]
+enum Behaviour {
+    #[default]
+    Takes,
+    Fails(io::ErrorKind),
+    Hangs,
+}
+
+impl Sink for Recorder {
+    fn write(&self, stream: OutputStream, bytes: &[u8]) -> io::Result<()> {
+        if stream == OutputStream::Stdout {
+            match self.stdout {
+                Behaviour::Takes => {}
+                Behaviour::Fails(kind) => return Err(kind.into()),
+                Behaviour::Hangs => loop {
+                    std::thread::park();
+                },
+            }
+        }
+        self.written.lock().unwrap().push((stream, bytes.to_vec()));
+        Ok(())
+    }
+}
+
+impl Recorder {
+    fn with_stdout(stdout: Behaviour) -> Arc<Self> {
+        Arc::new(Self { stdout, ..Self::default() })
+    }
+
+    fn all(&self, wanted: OutputStream) -> Vec<u8> {
+        let written = self.written.lock().unwrap();
+        written.iter().filter(|(stream, _)| *stream == wanted).flat_map(|(_, bytes)| bytes.clone()).collect()
+    }
+
+    fn stderr(&self) -> String {
+        String::from_utf8(self.all(OutputStream::Stderr)).unwrap()
+    }
+}
+
+/// Follows `call`, which also gets the way to send signals.
+fn follow<T, F>(
+    sink: &Arc<Recorder>,
+    quiet: bool,
+    call: impl FnOnce(Events, CancellationToken, mpsc::Sender<Signal>) -> F,
+) -> Result<(T, Shown), CliError>
+where
+    F: Future<Output = Result<T, EngineError>>,
+{
+    let printer = Printer::to(Arc::clone(sink) as Arc<dyn Sink>);
+    block_on(async {
+        let (signals, requests) = mpsc::channel(8);
+        let watch = Watch { printer: &printer, quiet, requests, stop: None };
+        watch.follow(|events, cancel| call(events, cancel, signals)).await
+    })
+}
+
+fn output(stream: OutputStream, bytes: &'static [u8]) -> Event {
+    Event::Output { stream, bytes: Bytes::from_static(bytes) }
+}
+
+#[test]
+fn guest_bytes_come_out_as_they_are_and_in_order() {
+    let sink = Arc::new(Recorder::default());
+    let (value, shown) = follow(&sink, false, |events, _, _| async move {
+        events.send(Event::Phase(RunPhase::Create { environment: "debian:12".to_owned() })).await;
+        for _ in 0..500 {
+            events.send(output(OutputStream::Stdout, b"\xff\x1b[2J\0")).await;
+            events.send(output(OutputStream::Stderr, b"e")).await;
+        }
+        Ok(7)
+    })
+    .unwrap();
+    assert_eq!(value, 7);
+    assert!(shown.inside_line && !shown.pull_started);
+    assert_eq!(sink.all(OutputStream::Stdout), b"\xff\x1b[2J\0".repeat(500));
+    assert_eq!(sink.stderr(), format!("[run] phase=create environment=debian:12\n{}", "e".repeat(500)));
+}
+
+#[test]
+fn quiet_shows_warnings_only() {
+    let sink = Arc::new(Recorder::default());
+    follow(&sink, true, |events, _, _| async move {
+        events.send(Event::Phase(RunPhase::Create { environment: "e".to_owned() })).await;
+        events.send(Event::Pull(PullEvent::Started { environment: "e".to_owned() })).await;
+        events.send(Event::Warning("KVM is slow\u{1b}".to_owned())).await;
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(sink.stderr(), "[warning] KVM is slow\\u{1b}\n");
+}
+
+#[test]
+fn an_installation_is_shown_in_lines() {
+    let sink = Arc::new(Recorder::default());
+    let ((), shown) = follow(&sink, false, |events, _, _| async move {
+        let environment = || "debian:12".to_owned();
+        events.send(Event::Pull(PullEvent::Started { environment: environment() })).await;
+        events.send(Event::Pull(PullEvent::Step { text: "unpack".to_owned(), done: 1, total: 2 })).await;
+        events.send(Event::Pull(PullEvent::Ready { environment: environment() })).await;
+        Ok(())
+    })
+    .unwrap();
+    assert!(shown.pull_started);
+    insta::assert_snapshot!(sink.stderr(), @r"
+    [pull] phase=install environment=debian:12
+    [pull] unpack 50%
+    [pull] phase=ready environment=debian:12
+    ");
+}
+
+#[test]
+fn a_call_that_leaks_its_events_still_ends() {
+    let sink = Arc::new(Recorder::default());
+    let mut leaked = None;
+    follow(&sink, false, |events, _, _| {
+        leaked = Some(events.clone());
+        async move {
+            events.send(output(OutputStream::Stdout, b"last words")).await;
+            Ok(())
+        }
+    })
+    .unwrap();
+    assert_eq!(sink.all(OutputStream::Stdout), b"last words");
+}
+
+#[test]
+fn a_signal_cancels_and_the_clean_up_is_waited_for() {
+    for (signal, code) in [(Signal::Interrupt, 130), (Signal::Terminate, 143), (Signal::Hangup, 129)] {
+        let sink = Arc::new(Recorder::default());
+        let mut cleaned = false;
+        let error = follow::<(), _>(&sink, false, |_, cancel, signals| {
+            let cleaned = &mut cleaned;
+            async move {
+                signals.send(signal).await.unwrap();
+                cancel.cancelled().await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                *cleaned = true;
+                Err(EngineError::cancelled())
+            }
+        })
+        .unwrap_err();
+        assert!(cleaned);
+        assert_eq!(error.exit().code(), code);
+        assert_eq!(sink.stderr(), format!("[pyro] {signal}: stopping and cleaning up\n"));
+    }
+}
+
+#[test]
+fn a_second_signal_is_answered_and_a_third_gives_up() {
+    for quiet in [false, true] {
+        let sink = Arc::new(Recorder::default());
+        let error = follow::<(), _>(&sink, quiet, |_, _, signals| async move {
+            signals.send(Signal::Interrupt).await.unwrap();
+            signals.send(Signal::Terminate).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            signals.send(Signal::Terminate).await.unwrap();
+            std::future::pending().await
+        })
+        .unwrap_err();
+        assert!(matches!(error, CliError::Abandoned(Signal::Interrupt)), "{error:?}");
+        assert!(sink.stderr().contains("still cleaning up; once more"), "{}", sink.stderr());
+        assert_eq!(sink.stderr().contains("SIGINT"), !quiet);
+    }
+}
+
+#[test]
+fn a_result_that_beat_the_signal_counts() {
+    let sink = Arc::new(Recorder::default());
+    let (value, _) = follow(&sink, false, |_, cancel, signals| async move {
+        signals.send(Signal::Interrupt).await.unwrap();
+        cancel.cancelled().await;
+        Ok(3)
+    })
+    .unwrap();
+    assert_eq!(value, 3);
+}
+
+/// A guest that writes without end until it is cancelled.
+async fn endless(events: Events, cancel: CancellationToken) -> Result<(), EngineError> {
+    while !cancel.is_cancelled() {
+        events.send(output(OutputStream::Stdout, b"y\n")).await;
+    }
+    Err(EngineError::cancelled())
+}
+
+#[test]
+fn a_reader_that_goes_away_stops_the_run_in_silence() {
+    let sink = Recorder::with_stdout(Behaviour::Fails(io::ErrorKind::BrokenPipe));
+    let error = follow(&sink, false, |events, cancel, _| endless(events, cancel)).unwrap_err();
+    assert_eq!(error.exit(), Exit::BrokenPipe);
+    assert!(error.report().is_none());
+    assert_eq!(sink.stderr(), "");
+}
+
+#[test]
+fn a_full_disk_behind_stdout_stops_the_run_with_a_message() {
+    let sink = Recorder::with_stdout(Behaviour::Fails(io::ErrorKind::StorageFull));
+    let error = follow(&sink, false, |events, cancel, _| endless(events, cancel)).unwrap_err();
+    assert_eq!(error.exit(), Exit::Failure);
+    assert!(error.report().unwrap().human().contains("cannot write to standard output"));
+}
+
+#[test]
+fn lost_output_is_an_error_even_if_the_command_succeeded() {
+    let sink = Recorder::with_stdout(Behaviour::Fails(io::ErrorKind::StorageFull));
+    let error = follow(&sink, false, |events, _, _| async move {
+        events.send(output(OutputStream::Stdout, b"lost")).await;
+        Ok(())
+    })
+    .unwrap_err();
+    assert!(matches!(error, CliError::Output(_)), "{error:?}");
+}
+
+#[test]
+fn a_pipe_that_nobody_empties_does_not_hold_up_a_signal() {
+    let sink = Recorder::with_stdout(Behaviour::Hangs);
+    let error = follow(&sink, false, |events, cancel, signals| async move {
+        signals.send(Signal::Terminate).await.unwrap();
+        endless(events, cancel).await
+    })
+    .unwrap_err();
+    assert_eq!(error.exit().code(), 143);
+    assert!(error.report().is_none());
+}
+
+#[test]
+fn a_failure_of_the_engine_is_passed_on() {
+    let sink = Arc::new(Recorder::default());
+    let error = follow::<(), _>(&sink, false, |_, _, _| async {
+        Err(EngineError::new(ErrorKind::BootFailed, "no kernel"))
+    })
+    .unwrap_err();
+    assert!(matches!(error, CliError::Engine(_)));
+    assert_eq!(error.exit(), Exit::Failure);
+}

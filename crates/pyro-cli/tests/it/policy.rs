@@ -1,0 +1,60 @@
+//! What ARCHITECTURE.md promises about the source, checked on the source.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The crates of ours that `name` depends on, outside its tests.
+fn our_dependencies(name: &str) -> Vec<String> {
+    let manifest = fs::read_to_string(root().join("crates").join(name).join("Cargo.toml")).unwrap();
+    let section = manifest.split("\n[dependencies]\n").nth(1).unwrap_or_default();
+    let section = section.split("\n[").next().unwrap_or_default();
+    let names = section.lines().filter_map(|line| line.split(['.', ' ', '=']).next());
+    names.filter(|name| name.starts_with("pyro-")).map(str::to_owned).collect()
+}
+
+#[test]
+fn crates_depend_on_each_other_as_drawn() {
+    let arrows = [
+        ("pyro-wire", &[][..]),
+        ("pyro-guest", &["pyro-wire"]),
+        ("pyro-vm", &["pyro-wire"]),
+        ("pyro-env", &[]),
+        ("pyro-engine", &["pyro-env", "pyro-vm"]),
+        ("pyro-cli", &["pyro-engine"]),
+    ];
+    for (name, expected) in arrows {
+        assert_eq!(our_dependencies(name), expected, "{name}");
+    }
+    let crates = fs::read_dir(root().join("crates")).unwrap().count();
+    assert_eq!(crates, arrows.len(), "every crate is listed here and in ARCHITECTURE.md");
+}
+
+#[test]
+fn the_map_names_what_exists() {
+    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    for entry in fs::read_dir(root().join("crates")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(map.contains(&format!("| `{name}` |")), "ARCHITECTURE.md does not describe {name}");
+    }
+}
+
+#[test]
+fn every_setting_is_documented() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let config = fs::read_to_string(root().join("crates/pyro-cli/src/config.rs")).unwrap();
+    let logging = fs::read_to_string(root().join("crates/pyro-cli/src/logging.rs")).unwrap();
+    let source = config + &logging;
+    let variables = source.split('"').filter(|word| {
+        word.starts_with("PYRO_") && word.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+    });
+    let mut count = 0;
+    for variable in variables {
+        assert!(readme.contains(&format!("`{variable}`")), "README.md does not describe {variable}");
+        count += 1;
+    }
+    assert!(count >= 7, "the variables are no longer found where they were");
+}
