@@ -30,6 +30,7 @@ impl Engine {
         let sizing = limits::check_spec(&spec)?;
         let timeout = limits::check_command(&command)?;
         events.send(Event::Phase(RunPhase::Create { environment: spec.environment.clone() })).await;
+        self.inspect_environment(&spec.environment).await?;
         // Before an environment is installed for nothing.
         if let (Err(reason), false) = (self.host().await, spec.allow_host_compat) {
             return Err(EngineError::boot_unavailable(&reason));

@@ -1,0 +1,85 @@
+# What the README tells you to type. `make` alone prints the list.
+
+TARGET := x86_64-unknown-linux-gnu
+BUILT := $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
+PYRO := $(BUILT)/release/pyro
+NEXTEST_PROFILE ?= $(if $(CI),ci,default)
+NEXTEST := cargo nextest run --locked --workspace --profile $(NEXTEST_PROFILE)
+
+PREFIX ?= /usr/local
+SHARE = $(DESTDIR)$(PREFIX)/share
+
+FUZZ_SECONDS ?= 20
+FUZZ_TARGETS = $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+
+.PHONY: help
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: setup build ## Set this host up, build, and run a first command in a microVM
+	$(PYRO) run debian:12 -- git --version
+
+.PHONY: setup
+setup: ## Install what building and running needs, as far as it is missing
+	scripts/setup-host
+
+.PHONY: build
+build: ## Build the executable, optimised
+	cargo build --locked --release --package pyro-cli
+
+.PHONY: install
+install: $(PYRO) ## Install what was built, with completions and manual pages (PREFIX, DESTDIR)
+	install -D --mode=755 $(PYRO) $(DESTDIR)$(PREFIX)/bin/pyro
+	$(PYRO) man $(SHARE)/man/man1
+	mkdir -p $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	$(PYRO) completions bash > $(SHARE)/bash-completion/completions/pyro
+	$(PYRO) completions zsh > $(SHARE)/zsh/site-functions/_pyro
+	$(PYRO) completions fish > $(SHARE)/fish/vendor_completions.d/pyro.fish
+
+# Not rebuilt when sources change, so that `sudo make install` needs no Rust and leaves no files of root's here.
+$(PYRO):
+	$(MAKE) build
+
+.PHONY: test
+test: setup-test ## Run every test, those that boot real microVMs included
+	cargo test --locked --workspace --doc --quiet
+	$(NEXTEST) --no-run
+	$(BUILT)/debug/pyro env pull debian:12
+	$(NEXTEST) --run-ignored all
+
+.PHONY: test-full
+test-full: export PROPTEST_CASES = 5000
+test-full: test fuzz-smoke ## The same with many more cases per property, then every fuzz target for a while
+
+.PHONY: setup-test
+setup-test:
+	scripts/setup-host --test
+
+.PHONY: fuzz-smoke
+fuzz-smoke: ## Run each fuzz target for a short time (FUZZ_SECONDS)
+	@cargo fuzz --version >/dev/null || { echo "needed: cargo install --locked cargo-fuzz" >&2; exit 1; }
+	set -e; for target in $(FUZZ_TARGETS); do \
+		scripts/fuzz $$target -- -max_total_time=$(FUZZ_SECONDS); \
+	done
+
+.PHONY: lint
+lint: setup-lint ## Check format, lints, licences and sources of dependencies, scripts and wording
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- --deny warnings
+	cargo deny --locked --exclude-dev check --hide-inclusion-graph bans
+	cargo deny --locked check --hide-inclusion-graph licenses sources
+	shellcheck scripts/* .ci/run
+	scripts/check-wording
+
+.PHONY: setup-lint
+setup-lint:
+	scripts/setup-host --lint
+
+.PHONY: advisories
+advisories: ## Check dependencies for known vulnerabilities (fetches the RustSec database)
+	cargo deny --locked check advisories
+
+.PHONY: bench-startup
+bench-startup: build ## Measure how fast pyro starts
+	python3 bench/startup.py $(PYRO)
