@@ -74,7 +74,12 @@ async fn run(request: Exec, frames: Frames, host_gone: impl Future<Output = ()>)
         () = tokio::time::sleep(Duration::from_millis(request.timeout_ms)) => {
             (process.shell.terminate(Duration::from_millis(request.kill_grace_ms)).await, true)
         }
-        () = &mut host_gone => (process.shell.terminate(Duration::ZERO).await, false),
+        () = &mut host_gone => {
+            // Nobody is left to tell; the pumps end when they find that out.
+            let _ = process.shell.terminate(Duration::ZERO).await;
+            shell_ended.cancel();
+            return;
+        }
     };
     let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     shell_ended.cancel();

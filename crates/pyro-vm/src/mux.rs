@@ -1,13 +1,16 @@
 //! The host's end of the guest channel: the handshake, then yamux streams on demand.
 
+use std::io;
 use std::task::Poll;
 
+use bytes::BytesMut;
 use futures::future::poll_fn;
-use futures::{SinkExt, StreamExt};
-use pyro_wire::{Bootstrap, BootstrapReply, Frame, FrameCodec, FrameError, GENERATION, Hello};
+use pyro_wire::{Bootstrap, BootstrapReply, Frame, FrameCodec, FrameError, GENERATION, Hello, bytes_missing};
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::codec::{Decoder, Encoder, Framed};
+use tokio_util::codec::{Decoder, Encoder};
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use yamux::{Config, Connection, Mode};
 
@@ -33,8 +36,7 @@ pub(crate) enum HandshakeError {
 
 /// Waits for the guest's first frame.
 pub(crate) async fn receive_hello(channel: &mut UnixStream) -> Result<Hello, HandshakeError> {
-    let mut framed = Framed::new(channel, FrameCodec::<Hello, ()>::default());
-    let hello = receive(&mut framed).await?;
+    let hello: Hello = receive(channel).await?;
     if hello.generation != GENERATION {
         return Err(HandshakeError::Generation(hello.generation));
     }
@@ -43,25 +45,33 @@ pub(crate) async fn receive_hello(channel: &mut UnixStream) -> Result<Hello, Han
 
 /// Tells the guest who it is and waits until it takes requests.
 pub(crate) async fn bootstrap(channel: &mut UnixStream, message: Bootstrap) -> Result<(), HandshakeError> {
-    let mut framed = Framed::new(channel, FrameCodec::<BootstrapReply, Bootstrap>::default());
-    framed.send(Frame::Control(message)).await?;
-    match receive(&mut framed).await? {
+    let mut bytes = BytesMut::new();
+    FrameCodec::<(), Bootstrap>::default().encode(Frame::Control(message), &mut bytes)?;
+    channel.write_all(&bytes).await.map_err(FrameError::Io)?;
+    match receive(channel).await? {
         BootstrapReply::Ready => Ok(()),
         BootstrapReply::Refused { step, cause } => Err(HandshakeError::Refused { step, cause }),
     }
 }
 
-async fn receive<In, Out>(
-    framed: &mut Framed<&mut UnixStream, FrameCodec<In, Out>>,
-) -> Result<In, HandshakeError>
-where
-    FrameCodec<In, Out>:
-        Decoder<Item = Frame<In>, Error = FrameError> + Encoder<Frame<Out>, Error = FrameError>,
-{
-    match framed.next().await.ok_or(HandshakeError::Closed)?? {
-        // Each side speaks strictly in turn in this phase, so nothing may follow yet.
-        Frame::Control(message) if framed.read_buffer().is_empty() => Ok(message),
-        Frame::Control(_) | Frame::Output(..) => Err(HandshakeError::OutOfTurn),
+/// Reads one message and not a byte more: what follows the last one belongs to yamux.
+async fn receive<In: DeserializeOwned>(channel: &mut UnixStream) -> Result<In, HandshakeError> {
+    let mut buffer = BytesMut::new();
+    loop {
+        let missing = bytes_missing(&buffer)?;
+        if missing == 0 {
+            break;
+        }
+        let start = buffer.len();
+        buffer.resize(start + missing, 0);
+        channel.read_exact(&mut buffer[start..]).await.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => HandshakeError::Closed,
+            _ => FrameError::Io(error).into(),
+        })?;
+    }
+    match FrameCodec::<In, ()>::default().decode(&mut buffer)? {
+        Some(Frame::Control(message)) => Ok(message),
+        Some(Frame::Output(..)) | None => Err(HandshakeError::OutOfTurn),
     }
 }
 

@@ -84,24 +84,38 @@ fn limit_of(kind: u8) -> Result<usize, FrameError> {
     }
 }
 
+/// How many bytes `buffer` lacks until it holds its first frame, as far as it tells; 0 when it does. For readers
+/// that must not read beyond a frame.
+///
+/// # Errors
+/// [`FrameError`] as for decoding.
+pub fn bytes_missing(buffer: &[u8]) -> Result<usize, FrameError> {
+    let Some(&[a, b, c, d, kind]) = buffer.first_chunk::<HEADER_BYTES>() else {
+        return Ok(HEADER_BYTES - buffer.len());
+    };
+    let len = u32::from_le_bytes([a, b, c, d]) as usize;
+    let max = limit_of(kind)?;
+    if len > max {
+        return Err(FrameError::TooLong { kind, len, max });
+    }
+    Ok((HEADER_BYTES + len).saturating_sub(buffer.len()))
+}
+
 impl<In: DeserializeOwned, Out> Decoder for FrameCodec<In, Out> {
     type Item = Frame<In>;
     type Error = FrameError;
 
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Self::Item>, FrameError> {
-        let Some(&[a, b, c, d, kind]) = src.first_chunk::<HEADER_BYTES>() else {
-            return Ok(None);
-        };
-        let len = u32::from_le_bytes([a, b, c, d]) as usize;
-        let max = limit_of(kind)?;
-        if len > max {
-            return Err(FrameError::TooLong { kind, len, max });
+        match bytes_missing(src)? {
+            0 => {}
+            missing => {
+                src.reserve(missing);
+                return Ok(None);
+            }
         }
-        if src.len() < HEADER_BYTES + len {
-            src.reserve(HEADER_BYTES + len - src.len());
-            return Ok(None);
-        }
-        src.advance(HEADER_BYTES);
+        let mut header = src.split_to(HEADER_BYTES);
+        let len = header.get_u32_le() as usize;
+        let kind = header.get_u8();
         let payload = src.split_to(len).freeze();
         Ok(Some(match kind {
             KIND_STDOUT => Frame::Output(OutputStream::Stdout, payload),

@@ -23,7 +23,9 @@
 mod frame;
 mod message;
 
-pub use frame::{Frame, FrameCodec, FrameError, MAX_CONTROL_BYTES, MAX_OUTPUT_BYTES, OutputStream};
+pub use frame::{
+    Frame, FrameCodec, FrameError, MAX_CONTROL_BYTES, MAX_OUTPUT_BYTES, OutputStream, bytes_missing,
+};
 pub use message::{
     BaseImage, Bootstrap, BootstrapReply, Exec, ExecFailure, Exit, GENERATION, Hello, NetworkConfig, Reply,
     Request, Status,

@@ -20,6 +20,9 @@ use crate::spec::LaunchSpec;
 use crate::vmm::{Disks, Hardware, Vmm};
 use crate::{Accelerator, initrd, layer, process, tsc};
 
+/// Time within which a VMM whose guest channel has closed is seen to end.
+const VMM_END_LIMIT: Duration = Duration::from_secs(1);
+
 /// A machine whose guest takes commands.
 pub(super) struct RunningMachine {
     pub(super) vmm: Child,
@@ -107,7 +110,10 @@ impl Attempt {
         };
         let mut channel = channel;
         let kernel_release = tokio::select! {
-            up = self.handshake(spec, &mut channel, network_config) => up?,
+            up = self.handshake(spec, &mut channel, network_config) => match up {
+                Ok(kernel_release) => kernel_release,
+                Err(cause) => return Err(self.explain(cause, &mut vmm).await),
+            },
             status = vmm.wait() => return Err(early_end(status)),
             reason = network_failure => {
                 self.stage = BootStage::Network;
@@ -123,6 +129,14 @@ impl Attempt {
             network: guest_network,
         };
         Ok(RunningMachine { vmm, network, streams, console, info })
+    }
+
+    /// The channel closes when the VMM dies; its status then says more.
+    async fn explain(&self, cause: String, vmm: &mut Child) -> String {
+        match tokio::time::timeout(VMM_END_LIMIT, vmm.wait()).await {
+            Ok(status) => format!("{}: {cause}", early_end(status)),
+            Err(_) => cause,
+        }
     }
 
     fn follow_console(
