@@ -46,7 +46,10 @@ pub(super) async fn boot(
         Ok(Err(cause)) => cause,
         Err(_) => format!("not done after {} seconds", spec.boot_limit_seconds),
     };
-    let console = attempt.console.map(|console| console.tail()).unwrap_or_default();
+    let console = match attempt.console {
+        Some(console) => console.last_words().await,
+        None => Vec::new(),
+    };
     Err(BootFailure { stage: attempt.stage, cause, console })
 }
 
@@ -147,10 +150,10 @@ impl Attempt {
     ) -> io::Result<Console> {
         let console = Console::new(File::create(spec.dir.join(files::SERIAL_LOG))?);
         if let Some(stdout) = vmm.stdout.take() {
-            tasks.spawn_local(console.clone().follow(stdout));
+            tasks.spawn_local(console.follow(stdout));
         }
         if let Some(stderr) = vmm.stderr.take() {
-            tasks.spawn_local(console.clone().follow(stderr));
+            tasks.spawn_local(console.follow(stderr));
         }
         self.console = Some(console.clone());
         Ok(console)
