@@ -3,7 +3,8 @@
 TARGET := x86_64-unknown-linux-gnu
 BUILT := $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
 PYRO := $(BUILT)/release/pyro
-NEXTEST := cargo nextest run --locked --workspace --profile $(if $(CI),ci,default)
+NEXTEST_PROFILE = $(if $(CI),ci,default)
+NEXTEST = cargo nextest run --locked --workspace --profile $(NEXTEST_PROFILE)
 # Where the tests find the environment they boot; filled beforehand, so that no test's time limit counts that.
 export PYRO_TEST_CACHE ?= $(abspath $(or $(CARGO_TARGET_DIR),target)/test-environments)
 
@@ -50,7 +51,8 @@ test: setup-test ## Run every test, those that boot real microVMs included
 	$(NEXTEST) --run-ignored all
 
 .PHONY: test-full
-test-full: export PROPTEST_CASES = 5000
+test-full: export PROPTEST_CASES = 2000
+test-full: NEXTEST_PROFILE = full
 test-full: test fuzz-smoke ## The same with many more cases per property, then every fuzz target for a while
 
 .PHONY: setup-test
