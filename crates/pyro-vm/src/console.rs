@@ -6,49 +6,91 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::Notify;
 
 /// Bytes kept in `serial.log`; a chatty or hostile guest must not fill the host's disk.
 const MAX_LOG_BYTES: usize = 1024 * 1024;
-/// Lines and bytes per line kept for error reports.
-const MAX_TAIL_LINES: usize = 20;
-const MAX_TAIL_LINE_BYTES: usize = 400;
+/// Lines shown in error reports.
+const SHOWN_LINES: usize = 20;
+/// Lines and bytes per line kept to choose them from. A kernel's panic is followed by half a hundred lines.
+const KEPT_LINES: usize = 100;
+const MAX_LINE_BYTES: usize = 400;
+/// How the kernel announces that it cannot go on. What follows says less.
+const PANIC: &str = "Kernel panic - not syncing";
+/// Time in which the rest of a dead VMM's output is waited for.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
 /// Shared by the tasks that read the console's sources; lives on one thread.
 #[derive(Clone)]
-pub(crate) struct Console(Rc<RefCell<State>>);
+pub(crate) struct Console {
+    state: Rc<RefCell<State>>,
+    source_ended: Rc<Notify>,
+}
 
 struct State {
     log: Option<File>,
     log_bytes_left: usize,
+    open_sources: usize,
     tail: VecDeque<Vec<u8>>,
     line: Vec<u8>,
 }
 
 impl Console {
     pub(crate) fn new(log: File) -> Self {
-        Self(Rc::new(RefCell::new(State {
+        let state = State {
             log: Some(log),
             log_bytes_left: MAX_LOG_BYTES,
+            open_sources: 0,
             tail: VecDeque::new(),
             line: Vec::new(),
-        })))
+        };
+        Self { state: Rc::new(RefCell::new(state)), source_ended: Rc::default() }
     }
 
-    /// Reads the source to its end.
-    pub(crate) async fn follow(self, mut source: impl AsyncRead + Unpin) {
-        let mut chunk = [0; 4096];
-        while let Ok(count @ 1..) = source.read(&mut chunk).await {
-            self.0.borrow_mut().add(&chunk[..count]);
+    /// Returns the task that reads the source to its end.
+    pub(crate) fn follow<S: AsyncRead + Unpin>(&self, mut source: S) -> impl Future<Output = ()> + use<S> {
+        let console = self.clone();
+        console.state.borrow_mut().open_sources += 1;
+        async move {
+            let mut chunk = [0; 4096];
+            while let Ok(count @ 1..) = source.read(&mut chunk).await {
+                console.state.borrow_mut().add(&chunk[..count]);
+            }
+            console.state.borrow_mut().open_sources -= 1;
+            console.source_ended.notify_waiters();
         }
     }
 
-    /// The latest lines, oldest first, printable.
+    /// The lines that say most about the end of a VMM that is dead: those from a kernel's panic on, or the
+    /// latest; oldest first, printable.
+    pub(crate) async fn last_words(&self) -> Vec<String> {
+        // Its process may be gone before all that it wrote is read.
+        let _ = tokio::time::timeout(DRAIN_LIMIT, self.drained()).await;
+        self.tail()
+    }
+
+    /// The lines that say most so far.
     pub(crate) fn tail(&self) -> Vec<String> {
-        let state = self.0.borrow();
+        let state = self.state.borrow();
         let unfinished = (!state.line.is_empty()).then_some(&state.line);
-        state.tail.iter().chain(unfinished).map(|line| printable(line)).collect()
+        let lines: Vec<String> = state.tail.iter().chain(unfinished).map(|line| printable(line)).collect();
+        let latest = lines.len().saturating_sub(SHOWN_LINES);
+        let start = lines.iter().position(|line| line.contains(PANIC)).unwrap_or(latest);
+        lines.into_iter().skip(start).take(SHOWN_LINES).collect()
+    }
+
+    async fn drained(&self) {
+        loop {
+            // Waiting begins before looking, so that an end in between is not missed.
+            let ended = self.source_ended.notified();
+            if self.state.borrow().open_sources == 0 {
+                return;
+            }
+            ended.await;
+        }
     }
 }
 
@@ -58,7 +100,7 @@ impl State {
         for &byte in bytes {
             match byte {
                 b'\n' => self.end_line(),
-                _ if self.line.len() < MAX_TAIL_LINE_BYTES => self.line.push(byte),
+                _ if self.line.len() < MAX_LINE_BYTES => self.line.push(byte),
                 _ => {}
             }
         }
@@ -69,7 +111,7 @@ impl State {
         if line.iter().all(u8::is_ascii_whitespace) {
             return;
         }
-        if self.tail.len() == MAX_TAIL_LINES {
+        if self.tail.len() == KEPT_LINES {
             self.tail.pop_front();
         }
         self.tail.push_back(line);
@@ -108,25 +150,51 @@ mod tests {
     #[test]
     fn the_tail_keeps_the_latest_lines_printable() {
         let (_file, console) = console();
-        for n in 0..30 {
-            console.0.borrow_mut().add(format!("line {n}\r\n\n").as_bytes());
+        for n in 0..200 {
+            console.state.borrow_mut().add(format!("line {n}\r\n\n").as_bytes());
         }
-        console.0.borrow_mut().add(b"\x1b[31mred \xff and unfinished");
+        console.state.borrow_mut().add(b"\x1b[31mred \xff and unfinished");
         let tail = console.tail();
-        assert_eq!(tail.len(), MAX_TAIL_LINES + 1);
-        assert_eq!(tail[0], "line 10");
-        assert_eq!(tail[MAX_TAIL_LINES], "\u{fffd}[31mred \u{fffd} and unfinished");
+        assert_eq!(tail.len(), SHOWN_LINES);
+        assert_eq!(tail[0], "line 181");
+        assert_eq!(tail[SHOWN_LINES - 1], "\u{fffd}[31mred \u{fffd} and unfinished");
+    }
+
+    #[test]
+    fn a_panic_is_what_is_shown() {
+        let (_file, console) = console();
+        console.state.borrow_mut().add(b"before\n[1.0] Kernel panic - not syncing: crash\n");
+        for n in 0..60 {
+            console.state.borrow_mut().add(format!("trace {n}\n").as_bytes());
+        }
+        let tail = console.tail();
+        assert_eq!(tail.len(), SHOWN_LINES);
+        assert_eq!(tail[0], "[1.0] Kernel panic - not syncing: crash");
+    }
+
+    #[tokio::test]
+    async fn the_last_words_are_waited_for() {
+        let (_file, console) = console();
+        let (reader, mut writer) = tokio::io::duplex(64);
+        let follow = console.follow(reader);
+        let speak = async {
+            tokio::task::yield_now().await;
+            tokio::io::AsyncWriteExt::write_all(&mut writer, b"good bye\n").await.unwrap();
+            drop(writer);
+        };
+        let ((), (), words) = tokio::join!(follow, speak, console.last_words());
+        assert_eq!(words, ["good bye"]);
     }
 
     #[test]
     fn the_log_is_bounded() {
         let (file, console) = console();
         for _ in 0..MAX_LOG_BYTES / 1000 + 50 {
-            console.0.borrow_mut().add(&[b'x'; 1000]);
+            console.state.borrow_mut().add(&[b'x'; 1000]);
         }
         let kept = std::fs::read(file.path()).unwrap();
         assert!(kept.len() < MAX_LOG_BYTES + 100);
         assert!(kept.ends_with(b"is not kept]\n"));
-        assert!(console.tail()[0].len() <= MAX_TAIL_LINE_BYTES);
+        assert!(console.tail()[0].len() <= MAX_LINE_BYTES);
     }
 }

@@ -80,7 +80,9 @@ impl Engine {
                 vcpu_count: record.sizing.vcpu_count,
                 mem_mib: record.sizing.mem_mib,
             },
+            template_dir: Some(self.config().base_dir.join("templates")),
             guest: GuestImage {
+                digest: environment.digest.clone(),
                 kernel: environment.kernel.clone(),
                 modules: environment.modules.clone(),
                 base_image: environment.rootfs.clone(),

@@ -49,7 +49,12 @@ fn socket_path(dir: &OwnedFd) -> String {
     format!("/proc/self/fd/{}/{}", dir.as_raw_fd(), files::CONTROL_SOCKET)
 }
 
+/// Whoever listens holds the VM's lock, so a socket that is there already is a dead supervisor's.
 pub(super) fn listen(dir: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(dir.join(files::CONTROL_SOCKET)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     UnixListener::bind(socket_path(&open_dir(dir)?))
 }
 

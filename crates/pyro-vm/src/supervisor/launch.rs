@@ -66,10 +66,10 @@ pub(super) fn launch(
     let mut child =
         command.spawn().map_err(|error| format!("cannot run {}: {error}", plan.program.display()))?;
     if let Some(stdout) = child.stdout.take() {
-        tasks.spawn_local(console.clone().follow(stdout));
+        tasks.spawn_local(console.follow(stdout));
     }
     if let Some(stderr) = child.stderr.take() {
-        tasks.spawn_local(console.clone().follow(stderr));
+        tasks.spawn_local(console.follow(stderr));
     }
     Ok((VmmProcess { child, console }, Connections { channel, control }))
 }

@@ -45,7 +45,10 @@ pub(super) async fn boot(
         Ok(Err(cause)) => cause,
         Err(_) => format!("not done after {} seconds", spec.boot_limit_seconds),
     };
-    let console = attempt.console.map(|console| console.tail()).unwrap_or_default();
+    let console = match attempt.console {
+        Some(console) => console.last_words().await,
+        None => Vec::new(),
+    };
     Err(BootFailure { stage: attempt.stage, cause, console })
 }
 

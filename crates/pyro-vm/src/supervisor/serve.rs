@@ -146,7 +146,7 @@ async fn wait_for_end(
     tokio::select! {
         status = machine.vmm.wait() => {
             let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-            (vmm_ended(machine, &status), None)
+            (vmm_ended(machine, &status).await, None)
         }
         () = caller_gone => (EndReason::CallerGone, None),
         () = expired => (EndReason::Expired, None),
@@ -155,8 +155,8 @@ async fn wait_for_end(
     }
 }
 
-fn vmm_ended(machine: &RunningMachine, status: &str) -> EndReason {
-    let console = machine.console.tail().join("\n");
+async fn vmm_ended(machine: &RunningMachine, status: &str) -> EndReason {
+    let console = machine.console.last_words().await.join("\n");
     let description = if console.is_empty() { status.to_owned() } else { format!("{status}\n{console}") };
     EndReason::VmmEnded { description }
 }
