@@ -71,8 +71,8 @@ pub struct PulledEnvironment {
 /// What `prune` removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct PruneReport {
-    /// The removed directories, sorted.
-    pub deleted_environment_dirs: Vec<PathBuf>,
+    /// Names of the removed directories, sorted.
+    pub deleted_environment_dirs: Vec<String>,
     /// How many.
     pub count: usize,
 }

@@ -28,8 +28,10 @@ pub(crate) fn run(layout: &Layout, tools: &Tools) -> Result<PruneReport, PruneEr
     if let Some(error) = failed {
         return Err(error.into());
     }
-    removed.sort();
-    Ok(PruneReport { count: removed.len(), deleted_environment_dirs: removed })
+    let names = removed.iter().filter_map(|path| path.file_name());
+    let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+    names.sort();
+    Ok(PruneReport { count: names.len(), deleted_environment_dirs: names })
 }
 
 /// Removes one install directory unless it is good or in use.

@@ -48,9 +48,9 @@ fn every_setting_is_documented() {
     let config = fs::read_to_string(root().join("crates/pyro-cli/src/config.rs")).unwrap();
     let logging = fs::read_to_string(root().join("crates/pyro-cli/src/logging.rs")).unwrap();
     let source = config + &logging;
-    let variables = source.split('"').filter(|word| {
-        word.starts_with("PYRO_") && word.chars().all(|c| c.is_ascii_uppercase() || c == '_')
-    });
+    let variables = source
+        .split('"')
+        .filter(|word| word.starts_with("PYRO_") && word.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
     let mut count = 0;
     for variable in variables {
         assert!(readme.contains(&format!("`{variable}`")), "README.md does not describe {variable}");

@@ -34,6 +34,7 @@ impl Fault {
             Self::Refused(error) => return error,
             Self::Sql(error) => error,
         };
+        let full = error.sqlite_error_code() == Some(ErrorCode::DiskFull) || is_full(file);
         let file = file.display();
         let unusable =
             |what: String, hint: String| EngineError::new(ErrorKind::StateUnusable, what).hint(hint);
@@ -42,7 +43,8 @@ impl Fault {
                 format!("the state file {file} is damaged"),
                 format!("move it away (mv '{file}' '{file}.damaged'); pyro then begins with an empty one"),
             ),
-            Some(ErrorCode::DiskFull) => unusable(
+            // Where there is no room for its shared memory, SQLite speaks of an I/O error.
+            Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) if full => unusable(
                 format!("no space left for the state file {file}"),
                 "free some space in the state directory".to_owned(),
             ),
@@ -71,6 +73,14 @@ impl Fault {
         };
         described.caused_by(error)
     }
+}
+
+/// The disk that holds `file` has less room than SQLite's own files need.
+fn is_full(file: &Path) -> bool {
+    const NEEDED_BYTES: u64 = 256 * 1024;
+    let Some(directory) = file.parent() else { return false };
+    rustix::fs::statvfs(directory)
+        .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < NEEDED_BYTES)
 }
 
 /// The error lies in one row's values, not in the file or the statement.

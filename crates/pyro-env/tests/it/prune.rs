@@ -35,7 +35,7 @@ fn only_what_cannot_be_used_goes() {
 
     let report = fake.cache().prune().expect("pruned");
     doomed.sort();
-    assert_eq!(report.deleted_environment_dirs, doomed);
+    assert_eq!(report.deleted_environment_dirs, names(&doomed));
     assert_eq!(report.count, doomed.len());
     assert!(doomed.iter().all(|dir| !dir.exists()));
     assert!(fake.platform_dir().join("plain-file").exists());
@@ -53,5 +53,9 @@ fn what_is_in_use_stays_until_it_is_not() {
     assert_eq!(fake.cache().prune().expect("pruned").count, 0);
     assert!(fake.base_dir().exists());
     drop(opened);
-    assert_eq!(fake.cache().prune().expect("pruned").deleted_environment_dirs, [fake.base_dir()]);
+    assert_eq!(fake.cache().prune().expect("pruned").deleted_environment_dirs, names(&[fake.base_dir()]));
+}
+
+fn names(dirs: &[PathBuf]) -> Vec<&str> {
+    dirs.iter().filter_map(|dir| dir.file_name()?.to_str()).collect()
 }

@@ -38,13 +38,7 @@ pub(super) fn pulled(pulled: &PulledEnvironment) -> String {
 pub(super) fn pruned(report: &PruneReport) -> String {
     let entries = if report.count == 1 { "entry" } else { "entries" };
     let mut lines = vec![format!("Deleted {} cached environment {entries}.", report.count)];
-    // The directory's own name is enough for people, wherever the cache is.
-    let names = report
-        .deleted_environment_dirs
-        .iter()
-        .map(Path::new)
-        .map(|dir| dir.file_name().unwrap_or(dir.as_os_str()));
-    lines.extend(names.map(|name| format!("- {}", shown(name))));
+    lines.extend(report.deleted_environment_dirs.iter().map(|name| format!("- {name}")));
     joined(&lines)
 }
 
