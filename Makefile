@@ -3,8 +3,9 @@
 TARGET := x86_64-unknown-linux-gnu
 BUILT := $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
 PYRO := $(BUILT)/release/pyro
-NEXTEST_PROFILE ?= $(if $(CI),ci,default)
-NEXTEST := cargo nextest run --locked --workspace --profile $(NEXTEST_PROFILE)
+NEXTEST := cargo nextest run --locked --workspace --profile $(if $(CI),ci,default)
+# Where the tests find the environment they boot; filled beforehand, so that no test's time limit counts that.
+export PYRO_TEST_CACHE ?= $(abspath $(or $(CARGO_TARGET_DIR),target)/test-environments)
 
 PREFIX ?= /usr/local
 SHARE = $(DESTDIR)$(PREFIX)/share
@@ -45,7 +46,7 @@ $(PYRO):
 test: setup-test ## Run every test, those that boot real microVMs included
 	cargo test --locked --workspace --doc --quiet
 	$(NEXTEST) --no-run
-	$(BUILT)/debug/pyro env pull debian:12
+	PYRO_ENVIRONMENT_CACHE_DIR=$(PYRO_TEST_CACHE) $(BUILT)/debug/pyro env pull debian:12
 	$(NEXTEST) --run-ignored all
 
 .PHONY: test-full
@@ -57,15 +58,19 @@ setup-test:
 	scripts/setup-host --test
 
 .PHONY: fuzz-smoke
-fuzz-smoke: ## Run each fuzz target for a short time (FUZZ_SECONDS)
-	@cargo fuzz --version >/dev/null || { echo "needed: cargo install --locked cargo-fuzz" >&2; exit 1; }
+fuzz-smoke: setup-fuzz ## Run each fuzz target for a short time (FUZZ_SECONDS)
 	set -e; for target in $(FUZZ_TARGETS); do \
-		scripts/fuzz $$target -- -max_total_time=$(FUZZ_SECONDS); \
+		scripts/fuzz $$target -- -max_total_time=$(FUZZ_SECONDS) -print_funcs=0 -print_final_stats=1; \
 	done
+
+.PHONY: setup-fuzz
+setup-fuzz:
+	scripts/setup-host --fuzz
 
 .PHONY: lint
 lint: setup-lint ## Check format, lints, licences and sources of dependencies, scripts and wording
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- --deny warnings
 	cargo deny --locked --exclude-dev check --hide-inclusion-graph bans
 	cargo deny --locked check --hide-inclusion-graph licenses sources

@@ -51,6 +51,9 @@ impl Engine {
         };
         let environment = self.environment(&record.environment, &Events::none(), cancel).await?;
         let lock = self.own_vm_dir(&id).await?;
+        // Whoever has the lock knows that nobody runs the VM, whatever its last owner could still write.
+        let vm = id.clone();
+        self.registry(move |registry| registry.mark_stopped(&vm, Some(OWNER_VANISHED))).await?;
         // The supervisor has the lock and the record is written; nothing more is asked of the lifeline.
         drop(unless_cancelled(cancel, self.start_guest(&record, environment, host, lock)).await?);
         Ok(self.get(&id).await?.payload())

@@ -1,0 +1,93 @@
+//! Full disks, in the guest and on the host. The host's is a small memory filesystem that only the tested
+//! program and what it starts can see.
+
+use crate::harness::{ENVIRONMENT, Ended, PYRO, Running, Sandbox};
+
+/// Runs `pyro run` with its state directory on a filesystem of this size, then says what is left there.
+fn run_on_small_disk(sandbox: &Sandbox, size: &str, line: &str) -> Ended {
+    let script = r#"
+        mount -t tmpfs -o mode=0700,size="$1" tmpfs "$PYRO_BASE_DIR" || exit 99
+        "$2" run "$3" --timeout-seconds 300 -- "$4"
+        status=$?
+        left=$(ls -A "$PYRO_BASE_DIR/vms" 2>/dev/null)
+        [ -z "$left" ] || { echo "left: $left"; exit 98; }
+        exit $status"#;
+    std::fs::create_dir_all(sandbox.state()).unwrap();
+    let mut command = sandbox.program("unshare");
+    command.args((!rustix::process::geteuid().is_root()).then_some("--map-root-user"));
+    command.args(["--mount", "sh", "-c", script, "sh", size, PYRO, ENVIRONMENT, line]);
+    Running::start(&mut command).finish()
+}
+
+#[test]
+fn a_guest_that_fills_its_disk_gets_an_error_and_lives_on() {
+    let sandbox = Sandbox::new();
+    let line = "df --output=size -m / | tail -1; dd if=/dev/zero of=/fill bs=1M 2>&1 | grep -o 'No space left on device'; \
+                rm /fill; echo room > /after && cat /after; ! dmesg | grep 'I/O error'";
+    let ended = run_on_small_disk(&sandbox, "1200m", line);
+    let lines: Vec<&str> = ended.success().lines().collect();
+    // The largest layer that leaves the host a reserve.
+    let size: u64 = lines[0].trim().parse().unwrap();
+    assert!((400..=512).contains(&size), "{size}");
+    assert_eq!(lines[1..], ["No space left on device", "room"]);
+}
+
+#[test]
+fn a_host_without_room_for_a_layer_is_reported() {
+    let sandbox = Sandbox::new();
+    let ended = run_on_small_disk(&sandbox, "600m", "echo never");
+    let error = ended.error();
+    assert!(error.contains("a VM needs at least 1024 MiB for its writable layer"), "{error}");
+    assert!(error.contains("hint: free some space on that disk"), "{error}");
+    assert_eq!(ended.text(), "");
+}
+
+#[test]
+fn a_full_state_directory_is_reported() {
+    let sandbox = Sandbox::new();
+    let mut unclear = Vec::new();
+    for size in ["4k", "8k", "16k", "24k", "32k", "48k", "64k", "100k", "200k"] {
+        let ended = run_on_small_disk(&sandbox, size, "echo never");
+        assert_eq!(ended.text(), "");
+        let error = ended.error();
+        let names_the_reason =
+            error.to_lowercase().contains("no space left") || error.contains("MiB are free");
+        if !names_the_reason || !error.contains("hint: free some space") {
+            unclear.push(format!("{size}: {error}"));
+        }
+    }
+    assert!(unclear.is_empty(), "{}", unclear.join("\n"));
+}
+
+/// The host's disk fills up while the guest writes: other programs of the host were faster.
+#[test]
+fn a_host_disk_that_fills_up_under_a_guest_is_the_guests_input_output_error() {
+    let sandbox = Sandbox::new();
+    // The guest's layer is as large as allowed, then the host takes the rest of its disk away.
+    let script = r#"
+        mount -t tmpfs -o mode=0700,size=1200m tmpfs "$PYRO_BASE_DIR" || exit 99
+        mkfifo "$HOME/go"
+        "$1" run "$2" --timeout-seconds 300 -- "$3" &
+        run=$!
+        read -r go < "$HOME/go"
+        dd if=/dev/zero of="$PYRO_BASE_DIR/filler" bs=1M 2>/dev/null
+        wait $run
+        status=$?
+        rm "$PYRO_BASE_DIR/filler"
+        left=$(ls -A "$PYRO_BASE_DIR/vms")
+        [ -z "$left" ] || { echo "left: $left"; exit 98; }
+        exit $status"#;
+    // Slowly, so that the host is first; each file takes new blocks of the layer.
+    let line = "echo started; i=0; while dd if=/dev/zero of=/fill.$i bs=1M count=1 conv=fsync 2>/dev/null; \
+                do i=$((i + 1)); sleep 0.1; done; echo refused";
+    std::fs::create_dir_all(sandbox.state()).unwrap();
+    let mut command = sandbox.program("unshare");
+    command.args((!rustix::process::geteuid().is_root()).then_some("--map-root-user"));
+    command.args(["--mount", "sh", "-c", script, "sh", PYRO, ENVIRONMENT, line]);
+    let running = Running::start(&mut command);
+    running.stdout.wait_for("started\n");
+    std::fs::write(sandbox.path("home/go"), "go\n").unwrap();
+    let ended = running.finish();
+    assert_eq!(ended.text(), "started\nrefused\n", "{ended:?}");
+    assert_eq!(ended.code(), 0, "{ended:?}");
+}

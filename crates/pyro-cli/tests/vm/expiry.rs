@@ -1,0 +1,68 @@
+//! Lifetimes. The least is 60 seconds, so these tests are slow, but they wait and do not work.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use pyro_engine::{ErrorKind, VmSpec};
+
+use crate::harness::{ENVIRONMENT, LONG, Sandbox, chain, command, never, quiet, wait_until};
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
+#[test]
+fn a_command_that_outlives_its_vm_is_told_so() {
+    let sandbox = Sandbox::new();
+    let flags = ["--ttl-seconds", "60", "--timeout-seconds", "900"];
+    let ended = sandbox.run(flags, "echo before; sleep 900");
+    let error = ended.error();
+    assert!(error.contains("the VM's lifetime ended"), "{error}");
+    assert_eq!(ended.text(), "before\n");
+    let elapsed = ended.elapsed;
+    assert!((Duration::from_secs(59)..Duration::from_secs(75)).contains(&elapsed), "{elapsed:?}");
+    sandbox.wait_until_clean();
+}
+
+/// One VM in each state: they go by themselves or when someone looks, and every later use says why.
+#[tokio::test]
+async fn vms_are_gone_at_the_end_of_their_lifetime() {
+    let sandbox = Sandbox::new();
+    let engine = sandbox.engine();
+    let spec = || VmSpec { ttl_seconds: 60, ..VmSpec::new(ENVIRONMENT) };
+    let started = engine.create_vm(spec(), &quiet(), &never()).await.unwrap();
+    let created = engine.create_vm(spec(), &quiet(), &never()).await.unwrap();
+    let stopped = engine.create_vm(spec(), &quiet(), &never()).await.unwrap();
+    assert!((started.expires_at - started.created_at - 60.0).abs() < 0.001);
+    engine.start_vm(stopped.vm_id.as_str(), &never()).await.map_err(|error| chain(&error)).unwrap();
+    engine.stop_vm(stopped.vm_id.as_str()).await.unwrap();
+    engine.start_vm(started.vm_id.as_str(), &never()).await.map_err(|error| chain(&error)).unwrap();
+
+    // Nobody asks for it: its own supervisor ends the one that runs, to the second.
+    let dir = sandbox.vm_dir(started.vm_id.as_str());
+    assert!(dir.exists());
+    wait_until(LONG, "end of the running VM", || !dir.exists());
+    let late = now() - started.expires_at;
+    println!("gone {late:.3} s after its time");
+    assert!((-0.01..2.0).contains(&late), "{late} s after its time");
+
+    wait_until(LONG, "end of the other lifetimes", || now() > stopped.expires_at);
+    for vm in [&started, &created] {
+        let id = vm.vm_id.as_str();
+        for _ in 0..2 {
+            let error = engine.status_vm(id).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Expired);
+            assert_eq!(error.message, format!("vm '{id}' expired and was automatically deleted"));
+        }
+        let error = engine.start_vm(id, &never()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Expired);
+        let error = engine.exec_vm(id, command("true"), &quiet(), &never()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Expired);
+    }
+
+    // Another process reaps: it reports all of them, once.
+    let reaped = sandbox.engine().reap_expired().await.unwrap();
+    let mut expected = vec![started.vm_id, created.vm_id, stopped.vm_id];
+    expected.sort();
+    assert_eq!((reaped.deleted_vm_ids, reaped.count), (expected, 3));
+    assert_eq!(engine.reap_expired().await.unwrap().count, 0);
+}

@@ -1,0 +1,67 @@
+//! Guests that break themselves: the command's caller gets a clear answer and the host keeps nothing.
+
+use crate::harness::Sandbox;
+
+/// The error of a command after which there is no guest any more.
+fn error_of_loss(line: &str) -> String {
+    let sandbox = Sandbox::new();
+    let ended = sandbox.run(["--timeout-seconds", "100"], &format!("echo before; {line}; sleep 1000"));
+    // The machine may be gone before its last output is.
+    assert!("before\n".starts_with(ended.text()), "{ended:?}");
+    let error = ended.error().to_owned();
+    assert!(error.contains("was lost while its command ran"), "{error}");
+    assert!(error.contains("the VM ended by itself: "), "{error}");
+    sandbox.wait_until_clean();
+    error
+}
+
+#[test]
+fn a_kernel_panic_is_shown_with_the_consoles_last_lines() {
+    let error = error_of_loss("echo c > /proc/sysrq-trigger");
+    assert!(error.contains("Kernel panic - not syncing: sysrq triggered crash"), "{error}");
+}
+
+#[test]
+fn a_guest_that_powers_off_is_a_lost_command() {
+    error_of_loss("echo o > /proc/sysrq-trigger");
+}
+
+#[test]
+fn a_guest_that_reboots_is_a_lost_command() {
+    error_of_loss("echo b > /proc/sysrq-trigger");
+}
+
+#[test]
+fn a_guest_that_kills_the_agent_is_a_lost_command() {
+    error_of_loss("kill -9 $PPID");
+}
+
+#[test]
+fn console_output_cannot_hide_or_forge_anything() {
+    let error = error_of_loss(
+        r"printf '\033[2J\033]0;title\007[error] forged\n' > /dev/console; echo c > /proc/sysrq-trigger",
+    );
+    assert!(!error.contains('\u{1b}') && !error.contains('\u{7}'), "{error:?}");
+    assert_eq!(error.matches("\n[error]").count(), 0, "{error:?}");
+}
+
+#[test]
+fn a_guest_out_of_memory_loses_the_greedy_command_only() {
+    let sandbox = Sandbox::new();
+    let line = "tail /dev/zero; echo status=$?";
+    let ended = sandbox.run(["--mem-mib", "256", "--timeout-seconds", "100"], line);
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    assert_eq!(ended.text(), "status=137\n");
+    // The command itself as the victim is a command that a signal ended.
+    let ended = sandbox.run(["--mem-mib", "256", "--timeout-seconds", "100"], "exec tail /dev/zero");
+    assert_eq!(ended.code(), 247, "{ended:?}");
+}
+
+#[test]
+fn a_guest_out_of_processes_keeps_its_agent() {
+    let sandbox = Sandbox::new();
+    let bomb = "bomb() { bomb | bomb & }; bomb; sleep 1000";
+    let ended = sandbox.run(["--mem-mib", "256", "--timeout-seconds", "5"], bomb);
+    // Either the limit ends it, or the machine does; it never takes the caller with it.
+    assert!([1, 2, 124, 247, 254].contains(&ended.code()), "{ended:?}");
+}

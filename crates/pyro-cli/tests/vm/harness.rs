@@ -1,0 +1,196 @@
+//! A state directory of its own for every test, ways to run `pyro` in it, and the proof that nothing of it is
+//! left at the end.
+
+mod cache;
+mod engine;
+mod leftovers;
+mod processes;
+mod running;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+pub(crate) use engine::{Capture, chain, command, exec_text, never, quiet};
+pub(crate) use processes::{Process, kill};
+pub(crate) use running::{Ended, Running};
+
+/// The executable under test.
+pub(crate) const PYRO: &str = env!("CARGO_BIN_EXE_pyro");
+/// The environment that the guests are made from.
+pub(crate) const ENVIRONMENT: &str = "debian:12";
+
+/// Name of the script that a test puts in the VMM's place.
+const VMM_SCRIPT: &str = "vmm-of-this-test";
+
+/// Bound on waits for something that has no event to wait for. Generous: the machine may be busy.
+pub(crate) const LONG: Duration = Duration::from_secs(120);
+/// Time in which everything of an ended run must be gone; two seconds on a machine with nothing else to do.
+pub(crate) const GONE_WITHIN: Duration = Duration::from_secs(10);
+
+/// The world of one test.
+pub(crate) struct Sandbox {
+    directory: TempDir,
+    variables: Vec<(String, String)>,
+}
+
+impl Sandbox {
+    /// An empty state directory, an empty home, and a cache that holds [`ENVIRONMENT`].
+    pub(crate) fn new() -> Self {
+        Self::with_cache(cache::with_environment())
+    }
+
+    /// The same with a cache directory that the test has made.
+    pub(crate) fn with_cache(cache: &Path) -> Self {
+        let directory = TempDir::with_prefix("pyro-vm-").unwrap();
+        let home = directory.path().join("home");
+        fs::create_dir(&home).unwrap();
+        let sandbox = Self { directory, variables: Vec::new() };
+        let state = sandbox.state();
+        sandbox
+            .set("HOME", home.to_str().unwrap())
+            .set("PATH", &std::env::var("PATH").unwrap())
+            .set("PYRO_ENVIRONMENT_CACHE_DIR", cache.to_str().unwrap())
+            .set("PYRO_BASE_DIR", state.to_str().unwrap())
+    }
+
+    /// Sets an environment variable of the processes that are started here.
+    pub(crate) fn set(mut self, name: &str, value: &str) -> Self {
+        self.variables.retain(|(known, _)| known != name);
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Puts a shell script into the sandbox and makes it the VMM.
+    pub(crate) fn with_vmm_script(self, text: &str) -> Self {
+        let script = self.directory.path().join(VMM_SCRIPT);
+        fs::write(&script, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        let script = script.to_str().unwrap().to_owned();
+        self.set("PYRO_QEMU", &script)
+    }
+
+    /// The state directory. `pyro` makes it.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// Directory of one VM.
+    pub(crate) fn vm_dir(&self, vm_id: &str) -> PathBuf {
+        self.state().join("vms").join(vm_id)
+    }
+
+    /// A path for files of the test itself.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// `program` with the variables of this sandbox and no others, and no input.
+    pub(crate) fn program(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// `pyro` with these words, started.
+    pub(crate) fn start<'a>(&self, words: impl IntoIterator<Item = &'a str>) -> Running {
+        Running::start(self.program(PYRO).args(words))
+    }
+
+    /// `pyro` with these words, run to its end.
+    pub(crate) fn pyro<'a>(&self, words: impl IntoIterator<Item = &'a str>) -> Ended {
+        self.start(words).finish()
+    }
+
+    /// `pyro run` of one shell line, with these flags, started.
+    pub(crate) fn start_run<'a>(&self, flags: impl IntoIterator<Item = &'a str>, line: &'a str) -> Running {
+        self.start(["run", ENVIRONMENT].into_iter().chain(flags).chain(["--", line]))
+    }
+
+    /// `pyro run` of one shell line, with these flags, run to its end.
+    pub(crate) fn run<'a>(&self, flags: impl IntoIterator<Item = &'a str>, line: &'a str) -> Ended {
+        self.start_run(flags, line).finish()
+    }
+
+    /// Processes that belong to this sandbox.
+    pub(crate) fn processes(&self) -> Vec<Process> {
+        processes::mentioning(self.directory.path())
+    }
+
+    /// Waits for the one supervisor of this sandbox.
+    pub(crate) fn supervisor(&self) -> Process {
+        let state = self.state();
+        self.wait_for_process("supervisor", |process| process.is_supervisor_of(&state))
+    }
+
+    /// Waits for the one VMM of this sandbox.
+    pub(crate) fn vmm(&self) -> Process {
+        self.wait_for_process("VMM", Process::is_vmm)
+    }
+
+    /// Waits for a process of this sandbox.
+    pub(crate) fn wait_for_process(&self, what: &str, wanted: impl Fn(&Process) -> bool) -> Process {
+        let mut found = None;
+        wait_until(LONG, what, || {
+            found = self.processes().into_iter().find(&wanted);
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    /// What there is of VMs at this moment, in words.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        leftovers::find(self.directory.path(), &self.state())
+    }
+
+    /// Waits until nothing is left of any VM and prints how long that took.
+    ///
+    /// # Panics
+    /// Something is left after [`GONE_WITHIN`].
+    #[expect(clippy::print_stdout, reason = "the test runner shows it on demand")]
+    pub(crate) fn wait_until_clean(&self) {
+        let start = Instant::now();
+        loop {
+            let left = self.leftovers();
+            if left.is_empty() {
+                println!("nothing left after {:?}", start.elapsed());
+                return;
+            }
+            assert!(
+                start.elapsed() < GONE_WITHIN,
+                "left behind after {:?}:\n{}",
+                start.elapsed(),
+                left.join("\n")
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.wait_until_clean();
+            return;
+        }
+        // The test has failed already; what it left must not disturb the others.
+        for process in self.processes() {
+            kill(process.pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// Polls for something that announces itself in no other way.
+pub(crate) fn wait_until(limit: Duration, what: &str, mut reached: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !reached() {
+        assert!(start.elapsed() < limit, "no {what} within {limit:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,106 @@
+//! The engine as a library, for what the command line does not offer: VMs that outlive a call.
+
+use std::error::Error;
+
+use pyro_engine::{Command, Config, Engine, EngineError, Events, OutputMode, Vm, VmSpec};
+use pyro_vm::{Exec, ExecError, ExecOutcome, GuestClient, OutputStream};
+use tokio_util::sync::CancellationToken;
+
+use super::{ENVIRONMENT, PYRO, Sandbox, cache};
+
+/// No events.
+pub(crate) fn quiet() -> Events {
+    Events::none()
+}
+
+/// A cancellation that never comes.
+pub(crate) fn never() -> CancellationToken {
+    CancellationToken::new()
+}
+
+impl Sandbox {
+    /// An engine on this sandbox's state directory, as one more process of the user would have.
+    pub(crate) fn engine(&self) -> Engine {
+        self.engine_with(|_| {})
+    }
+
+    /// The same with other settings.
+    pub(crate) fn engine_with(&self, change: impl FnOnce(&mut Config)) -> Engine {
+        let mut config = Config {
+            base_dir: self.state(),
+            cache_dir: cache::with_environment().to_owned(),
+            max_active_vms: 4,
+            program: PYRO.into(),
+            accelerator: None,
+            vmm_program: None,
+            debian_mirror: None,
+            search_path: std::env::var_os("PATH").unwrap(),
+        };
+        change(&mut config);
+        Engine::new(config)
+    }
+
+    /// A VM that has been created and started.
+    pub(crate) async fn started_vm(&self, engine: &Engine) -> Vm {
+        let vm = engine.create_vm(VmSpec::new(ENVIRONMENT), &quiet(), &never()).await.unwrap();
+        engine.start_vm(vm.vm_id.as_str(), &never()).await.map_err(|error| chain(&error)).unwrap()
+    }
+
+    /// A way to run many commands in one VM.
+    pub(crate) fn guest(&self, vm: &Vm) -> GuestClient {
+        GuestClient::new(self.vm_dir(vm.vm_id.as_str()))
+    }
+}
+
+/// An error, its causes and its hints in one text.
+pub(crate) fn chain(error: &EngineError) -> String {
+    let mut causes = String::new();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        causes.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    format!("{:?} {error}{causes} {:?}", error.kind, error.hints)
+}
+
+/// What a command in a guest wrote, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) outcome: ExecOutcome,
+}
+
+impl Capture {
+    /// Runs one command with a time limit in milliseconds.
+    pub(crate) async fn of(guest: &GuestClient, line: &str, timeout_ms: u64) -> Result<Self, ExecError> {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let exec = Exec {
+            command: line.to_owned(),
+            cwd: "/workspace".to_owned(),
+            timeout_ms,
+            kill_grace_ms: 1000,
+            output_limit: None,
+        };
+        let outcome = guest
+            .exec(exec, async |chunk| match chunk.stream {
+                OutputStream::Stdout => stdout.extend_from_slice(&chunk.bytes),
+                OutputStream::Stderr => stderr.extend_from_slice(&chunk.bytes),
+            })
+            .await?;
+        Ok(Self { stdout, stderr, outcome })
+    }
+}
+
+/// Standard output of a command that is expected to succeed.
+pub(crate) async fn exec_text(guest: &GuestClient, line: &str) -> String {
+    let capture = Capture::of(guest, line, 60_000).await.unwrap();
+    let stdout = String::from_utf8_lossy(&capture.stdout).into_owned();
+    assert_eq!(capture.outcome.status, Some(pyro_vm::ExitStatus::Code(0)), "{capture:?}");
+    stdout
+}
+
+/// A command whose output is kept.
+pub(crate) fn command(line: &str) -> Command {
+    Command { command: line.to_owned(), timeout_seconds: 60, output: OutputMode::Capture }
+}

@@ -1,0 +1,44 @@
+//! `pyro` with real VMs: every test boots at least one, or proves that a fault is reported before that.
+//!
+//! Each test has a state directory of its own, and each one ends with a look at what is left of it: no
+//! process, no file, no mount and no record. All share one environment cache, which is filled by the first
+//! test that needs it. A host where VMs cannot start fails these tests; none of them is ever skipped.
+#![expect(clippy::unwrap_used, reason = "clippy knows only functions marked as tests, not their helpers")]
+
+mod ceiling;
+mod commands;
+mod disk;
+mod doctor;
+mod environment;
+mod expiry;
+mod guest_faults;
+mod harness;
+mod identity;
+mod kills;
+mod lifecycle;
+mod network;
+mod output;
+mod parallel;
+mod persistence;
+mod registry;
+mod run;
+mod signals;
+mod timeouts;
+mod vmm_faults;
+
+use std::fs;
+use std::path::Path;
+
+/// A file that is no module is a test that never runs.
+#[test]
+fn every_file_here_is_a_module() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm");
+    let root = fs::read_to_string(directory.join("main.rs")).unwrap();
+    for entry in fs::read_dir(&directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        if path.extension().is_some_and(|extension| extension == "rs") && name != "main" {
+            assert!(root.contains(&format!("\nmod {name};\n")), "{name}.rs is not a module of main.rs");
+        }
+    }
+}
