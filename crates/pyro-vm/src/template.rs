@@ -80,13 +80,15 @@ impl Templates {
         }
     }
 
-    /// Begins to make the template, or returns it if another process has made it by then.
-    pub(crate) async fn begin(&self) -> Result<Result<Partial, Template>, String> {
+    /// Begins to make the template, or returns it if another process has made it by then. It is not begun unless
+    /// `room` bytes are free: a template must not take the space that running machines were promised.
+    pub(crate) async fn begin(&self, room: u64) -> Result<Result<Partial, Template>, String> {
         let key = self.key.clone()?;
         if let Some(reason) = self.recent_failure(&key) {
             return Err(reason);
         }
         make_dir(&self.dir)?;
+        self.check_room(room)?;
         let lock_path = self.dir.join(format!("{key}.lock"));
         let lock = File::create(&lock_path)
             .map_err(|error| format!("cannot make {}: {error}", lock_path.display()))?;
@@ -118,9 +120,10 @@ impl Templates {
         Ok(Template { dir, record })
     }
 
-    /// Notes that the template could not be made.
+    /// Notes that the template could not be made, or not be used once it was.
     pub(crate) fn failed(&self, reason: &str) {
         if let Ok(key) = &self.key {
+            // Then it is tried again, which is slow but right.
             let _ = fs::write(self.dir.join(format!("{key}.failed")), reason);
         }
     }
@@ -128,6 +131,14 @@ impl Templates {
     /// Removes a template that is of no use. Machines that run from it keep what they have open.
     pub(crate) fn discard(&self, template: &Template) {
         remove(&template.dir);
+    }
+
+    fn check_room(&self, wanted: u64) -> Result<(), String> {
+        let disk = rustix::fs::statvfs(&self.dir).map_err(|error| format!("cannot examine the disk: {error}"))?;
+        match disk.f_bavail.saturating_mul(disk.f_frsize) {
+            free if free < wanted => Err(format!("{} MiB would have to be free for a template", wanted >> 20)),
+            _ => Ok(()),
+        }
     }
 
     fn recent_failure(&self, key: &str) -> Option<String> {

@@ -133,7 +133,9 @@ impl Attempt<'_> {
 
     /// Boots a machine that nobody will use, saves it and ends it. One process makes it, others wait.
     async fn make_template(&mut self, templates: &Templates) -> Result<Template, String> {
-        let partial = match templates.begin().await? {
+        let layer_bytes = std::fs::metadata(&self.spec.guest.layer_template).map_or(0, |file| file.len());
+        let room = layer_bytes + (u64::from(self.spec.machine.mem_mib) << 20);
+        let partial = match templates.begin(room).await? {
             Ok(partial) => partial,
             Err(made_meanwhile) => return Ok(made_meanwhile),
         };
