@@ -134,9 +134,12 @@ impl Templates {
     }
 
     fn check_room(&self, wanted: u64) -> Result<(), String> {
-        let disk = rustix::fs::statvfs(&self.dir).map_err(|error| format!("cannot examine the disk: {error}"))?;
+        let disk =
+            rustix::fs::statvfs(&self.dir).map_err(|error| format!("cannot examine the disk: {error}"))?;
         match disk.f_bavail.saturating_mul(disk.f_frsize) {
-            free if free < wanted => Err(format!("{} MiB would have to be free for a template", wanted >> 20)),
+            free if free < wanted => {
+                Err(format!("{} MiB would have to be free for a template", wanted >> 20))
+            }
             _ => Ok(()),
         }
     }

@@ -90,7 +90,8 @@ fn a_template_holds_no_identity() {
     sandbox.run([], "true").success();
     let layer = templates(&sandbox)[0].join("layer.img");
     // What the template's guest has written so far. No file of it may be a key, a seed or an id.
-    let listing = std::process::Command::new("/sbin/debugfs").arg("-R").arg("ls -l /upper/etc").arg(&layer).output();
+    let listing =
+        std::process::Command::new("/sbin/debugfs").arg("-R").arg("ls -l /upper/etc").arg(&layer).output();
     let listing = String::from_utf8(listing.unwrap().stdout).unwrap();
     for name in ["machine-id", "ssh_host", "random-seed", "hostname"] {
         assert!(!listing.contains(name), "{listing}");
