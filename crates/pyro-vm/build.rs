@@ -6,6 +6,8 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use sha2::{Digest, Sha256};
+
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn main() {
@@ -32,6 +34,9 @@ fn main() {
     assert!(status.success(), "building the guest agent failed");
     let agent = target_dir.join(TARGET).join("guest").join("pyro-guest");
     println!("cargo::rustc-env=PYRO_GUEST_AGENT={}", agent.display());
+    let digest = Sha256::digest(std::fs::read(&agent).expect("the agent was built"));
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    println!("cargo::rustc-env=PYRO_GUEST_AGENT_SHA256={digest}");
 }
 
 /// The directory above this profile's, so that debug and release builds share one agent.

@@ -28,6 +28,10 @@ impl Recorder for RegistryRecorder {
                 ("boot_ms", info.boot_ms.to_string()),
                 ("kernel_release", info.kernel_release.clone()),
             ];
+            metadata.push(("start_mode", if info.from_template { "template" } else { "cold" }.to_owned()));
+            if let Some(warning) = &info.warning {
+                metadata.push(("template_warning", warning.clone()));
+            }
             if let Some(network) = &info.network {
                 metadata.extend([
                     ("gateway_ip", network.gateway.to_string()),

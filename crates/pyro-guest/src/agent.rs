@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use futures::future::poll_fn;
-use pyro_wire::{Bootstrap, BootstrapReply, ExecFailure, Frame, FrameCodec, Reply, Request};
+use pyro_wire::{Bootstrap, ExecFailure, Frame, FrameCodec, Preparation, Reply, Request};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use tokio::net::unix::pipe;
 use tokio_util::codec::Framed;
@@ -13,7 +13,7 @@ use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, Mode};
 
 use crate::fault::{During, Fault};
-use crate::{boot, exec, halt, handshake, identity, network, root};
+use crate::{boot, exec, halt, handshake, identity, network, root, warm_up};
 
 /// A stream to the host, as frames.
 pub(crate) type HostStream = Framed<tokio_util::compat::Compat<yamux::Stream>, FrameCodec<Request, Reply>>;
@@ -37,22 +37,35 @@ pub(crate) fn run() -> ExitCode {
 async fn live() -> Result<(), Fault> {
     let mut channel = boot::open_channel()?;
     exec::prepare_agent()?;
-    let bootstrap = handshake::greet(&mut channel)?;
-    let outcome = apply(&bootstrap).await;
-    let reply = match &outcome {
-        Ok(()) => BootstrapReply::Ready,
-        Err(fault) => BootstrapReply::Refused { step: fault.step.clone(), cause: fault.cause.clone() },
-    };
-    handshake::answer(&mut channel, reply)?;
-    outcome?;
+    handshake::greet(&mut channel)?;
+    let preparation = handshake::receive(&mut channel)?;
+    let prepared = prepare(&preparation).await;
+    handshake::answer(&mut channel, prepared)?;
+    // A restored machine wakes up here, with all that it has read and mounted so far.
+    let bootstrap = handshake::receive(&mut channel)?;
+    let applied = apply(&bootstrap).await;
+    handshake::answer(&mut channel, applied)?;
     serve(channel).await
 }
 
+/// What takes time and is the same in every machine of a kind.
+async fn prepare(preparation: &Preparation) -> Result<(), Fault> {
+    root::enter(preparation)?;
+    network::bring_up_loopback().await?;
+    if preparation.warm_up {
+        warm_up::run();
+    }
+    Ok(())
+}
+
+/// What makes this machine different from its siblings.
 async fn apply(bootstrap: &Bootstrap) -> Result<(), Fault> {
     identity::apply_clock_and_seed(bootstrap)?;
-    root::enter(&bootstrap.base_image)?;
     identity::apply_names(bootstrap)?;
-    network::configure(bootstrap.network.as_ref()).await
+    match &bootstrap.network {
+        Some(config) => network::configure(config).await,
+        None => Ok(()),
+    }
 }
 
 async fn serve(channel: File) -> Result<(), Fault> {

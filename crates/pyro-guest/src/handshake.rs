@@ -1,27 +1,31 @@
-//! The first phase of the channel: hello, bootstrap, ready. Strictly in turn, with blocking I/O.
+//! The first phase of the channel. Strictly in turn, with blocking I/O.
 
 use std::fs::File;
 use std::io::{Read, Write};
 
 use bytes::BytesMut;
-use pyro_wire::{Bootstrap, BootstrapReply, Frame, FrameCodec, GENERATION, Hello};
+use pyro_wire::{Frame, FrameCodec, GENERATION, Hello, SetupReply};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio_util::codec::{Decoder, Encoder};
 
 use crate::fault::{During, Fault};
 
-/// Greets the host and waits for its answer.
-pub(crate) fn greet(channel: &mut File) -> Result<Bootstrap, Fault> {
+/// Greets the host.
+pub(crate) fn greet(channel: &mut File) -> Result<(), Fault> {
     let kernel_release = rustix::system::uname().release().to_string_lossy().into_owned();
     let agent_version = env!("CARGO_PKG_VERSION").to_owned();
-    send(channel, Hello { generation: GENERATION, agent_version, kernel_release })?;
+    send(channel, Hello { generation: GENERATION, agent_version, kernel_release })
+}
 
-    let step = "receiving the bootstrap message";
-    let mut codec = FrameCodec::<Bootstrap, ()>::default();
+/// Waits for the host's next message.
+pub(crate) fn receive<M: DeserializeOwned>(channel: &mut File) -> Result<M, Fault> {
+    let step = "receiving the host's message";
+    let mut codec = FrameCodec::<M, ()>::default();
     let mut buffer = BytesMut::new();
     loop {
         match codec.decode(&mut buffer) {
-            Ok(Some(Frame::Control(bootstrap))) if buffer.is_empty() => return Ok(bootstrap),
+            Ok(Some(Frame::Control(message))) if buffer.is_empty() => return Ok(message),
             Ok(Some(_)) => return Err(Fault { step: step.into(), cause: "out of turn".into(), errno: 0 }),
             Ok(None) => {}
             Err(error) => return Err(Fault { step: step.into(), cause: error.to_string(), errno: 0 }),
@@ -35,9 +39,14 @@ pub(crate) fn greet(channel: &mut File) -> Result<Bootstrap, Fault> {
     }
 }
 
-/// Tells the host whether requests may follow.
-pub(crate) fn answer(channel: &mut File, reply: BootstrapReply) -> Result<(), Fault> {
-    send(channel, reply)
+/// Tells the host how a step of the set-up went, and hands the outcome on.
+pub(crate) fn answer(channel: &mut File, outcome: Result<(), Fault>) -> Result<(), Fault> {
+    let reply = match &outcome {
+        Ok(()) => SetupReply::Done,
+        Err(fault) => SetupReply::Refused { step: fault.step.clone(), cause: fault.cause.clone() },
+    };
+    send(channel, reply)?;
+    outcome
 }
 
 fn send<M: Serialize>(channel: &mut File, message: M) -> Result<(), Fault> {

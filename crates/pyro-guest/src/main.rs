@@ -18,6 +18,7 @@ mod identity;
 mod init;
 mod network;
 mod root;
+mod warm_up;
 
 use std::process::ExitCode;
 

@@ -8,21 +8,18 @@ use rtnetlink::{LinkUnspec, RouteMessageBuilder};
 
 use crate::fault::{During, Fault};
 
-/// Brings up loopback and, with a configuration, the Ethernet interface with its address and route.
-pub(crate) async fn configure(config: Option<&NetworkConfig>) -> Result<(), Fault> {
-    let (connection, handle, _) = rtnetlink::new_connection().during("opening a netlink socket")?;
-    let connection = tokio::spawn(connection);
-    let result = apply(&handle, config).await;
-    connection.abort();
-    result
+/// Brings up loopback.
+pub(crate) async fn bring_up_loopback() -> Result<(), Fault> {
+    const LOOPBACK_INDEX: u32 = 1;
+    with_netlink(async |handle| {
+        let up = LinkUnspec::new_with_index(LOOPBACK_INDEX).up().build();
+        handle.link().set(up).execute().await.map_err(fault("bringing up loopback"))
+    })
+    .await
 }
 
-async fn apply(handle: &rtnetlink::Handle, config: Option<&NetworkConfig>) -> Result<(), Fault> {
-    const LOOPBACK_INDEX: u32 = 1;
-    let up = |index| LinkUnspec::new_with_index(index).up().build();
-    handle.link().set(up(LOOPBACK_INDEX)).execute().await.map_err(fault("bringing up loopback"))?;
-    let Some(config) = config else { return Ok(()) };
-
+/// Brings up the Ethernet interface with its address and route.
+pub(crate) async fn configure(config: &NetworkConfig) -> Result<(), Fault> {
     let name =
         fs::read_to_string("/sys/class/net/eth0/ifindex").during("looking for the network interface")?;
     let index: u32 = name.trim().parse().map_err(|_| Fault {
@@ -30,19 +27,30 @@ async fn apply(handle: &rtnetlink::Handle, config: Option<&NetworkConfig>) -> Re
         cause: format!("{name:?} is not a number"),
         errno: 0,
     })?;
-    handle
-        .address()
-        .add(index, IpAddr::V4(config.address), config.prefix_len)
-        .execute()
-        .await
-        .map_err(fault("setting the network address"))?;
-    handle.link().set(up(index)).execute().await.map_err(fault("bringing up the network"))?;
-    let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(config.gateway).build();
-    handle.route().add(route).execute().await.map_err(fault("setting the default route"))?;
-
+    with_netlink(async |handle| {
+        handle
+            .address()
+            .add(index, IpAddr::V4(config.address), config.prefix_len)
+            .execute()
+            .await
+            .map_err(fault("setting the network address"))?;
+        let up = LinkUnspec::new_with_index(index).up().build();
+        handle.link().set(up).execute().await.map_err(fault("bringing up the network"))?;
+        let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(config.gateway).build();
+        handle.route().add(route).execute().await.map_err(fault("setting the default route"))
+    })
+    .await?;
     let resolvers: String =
         config.dns_servers.iter().map(|server| format!("nameserver {server}\n")).collect();
     fs::write("/etc/resolv.conf", resolvers).during("writing /etc/resolv.conf")
+}
+
+async fn with_netlink<T>(work: impl AsyncFnOnce(&rtnetlink::Handle) -> Result<T, Fault>) -> Result<T, Fault> {
+    let (connection, handle, _) = rtnetlink::new_connection().during("opening a netlink socket")?;
+    let connection = tokio::spawn(connection);
+    let result = work(&handle).await;
+    connection.abort();
+    result
 }
 
 fn fault(step: &'static str) -> impl Fn(rtnetlink::Error) -> Fault {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use pyro_wire::{BASE_DISK_SERIAL, BaseImage, LAYER_DISK_SERIAL};
+use pyro_wire::{BASE_DISK_SERIAL, LAYER_DISK_SERIAL, Preparation};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_move, mount_remount};
 
 use crate::boot::mount_virtual;
@@ -19,14 +19,15 @@ const NEW_ROOT: &str = "/root";
 pub(crate) const WORKSPACE: &str = "/workspace";
 
 /// Assembles the root from both disks and makes it this process's root.
-pub(crate) fn enter(image: &BaseImage) -> Result<(), Fault> {
+pub(crate) fn enter(preparation: &Preparation) -> Result<(), Fault> {
+    let filesystem = preparation.base_filesystem.as_str();
     for dir in [BASE, LAYER, NEW_ROOT] {
         fs::create_dir_all(dir).during(format!("making {dir}"))?;
     }
     let base_disk = find_disk(BASE_DISK_SERIAL)?;
     let layer_disk = find_disk(LAYER_DISK_SERIAL)?;
-    mount(&base_disk, BASE, image.filesystem.as_str(), MountFlags::RDONLY | MountFlags::NOATIME, None)
-        .during(format!("mounting the base image ({})", image.filesystem))?;
+    mount(&base_disk, BASE, filesystem, MountFlags::RDONLY | MountFlags::NOATIME, None)
+        .during(format!("mounting the base image ({})", filesystem))?;
     mount(&layer_disk, LAYER, "ext4", MountFlags::NOATIME, None).during("mounting the writable layer")?;
     for dir in ["/layer/upper", "/layer/work"] {
         fs::create_dir_all(dir).during(format!("making {dir}"))?;

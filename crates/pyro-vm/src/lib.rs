@@ -12,14 +12,17 @@ pub mod accel;
 mod agent;
 mod console;
 mod guest;
+mod hex;
 mod initrd;
 mod layer;
 mod mux;
 mod network;
 mod process;
 mod qemu;
+mod qmp;
 mod spec;
 pub mod supervisor;
+mod template;
 mod tsc;
 mod vmm;
 
@@ -28,7 +31,7 @@ pub use guest::{Exec, ExecError, ExecOutcome, ExitStatus, GuestClient, OutputChu
 pub use layer::{LayerError, LayerLifetime, LayerTemplates};
 pub use qemu::Qemu;
 pub use spec::{GuestImage, LaunchSpec, Machine};
-pub use vmm::{Disks, Hardware, LaunchPlan, NetworkAttachment, Vmm};
+pub use vmm::{Disks, Hardware, LaunchPlan, NetworkAttachment, Start, Vmm};
 
 /// Name of the channel between host and guest, as payloads report it.
 pub const CHANNEL: &str = "virtio-serial";

@@ -5,7 +5,8 @@ use std::task::Poll;
 
 use bytes::BytesMut;
 use futures::future::poll_fn;
-use pyro_wire::{Bootstrap, BootstrapReply, Frame, FrameCodec, FrameError, GENERATION, Hello, bytes_missing};
+use pyro_wire::{Frame, FrameCodec, FrameError, GENERATION, Hello, SetupReply, bytes_missing};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -43,14 +44,14 @@ pub(crate) async fn receive_hello(channel: &mut UnixStream) -> Result<Hello, Han
     Ok(hello)
 }
 
-/// Tells the guest who it is and waits until it takes requests.
-pub(crate) async fn bootstrap(channel: &mut UnixStream, message: Bootstrap) -> Result<(), HandshakeError> {
+/// Sends the guest a step of its set-up and waits until it is applied.
+pub(crate) async fn set_up(channel: &mut UnixStream, message: impl Serialize) -> Result<(), HandshakeError> {
     let mut bytes = BytesMut::new();
-    FrameCodec::<(), Bootstrap>::default().encode(Frame::Control(message), &mut bytes)?;
+    FrameCodec::<(), _>::default().encode(Frame::Control(message), &mut bytes)?;
     channel.write_all(&bytes).await.map_err(FrameError::Io)?;
     match receive(channel).await? {
-        BootstrapReply::Ready => Ok(()),
-        BootstrapReply::Refused { step, cause } => Err(HandshakeError::Refused { step, cause }),
+        SetupReply::Done => Ok(()),
+        SetupReply::Refused { step, cause } => Err(HandshakeError::Refused { step, cause }),
     }
 }
 

@@ -24,8 +24,6 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// Queries to this address go to the host's own resolver, wherever that listens.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 const PREFIX_LEN: u8 = 24;
-/// Locally administered.
-const MAC_ADDRESS: &str = "52:54:00:70:79:72";
 
 /// A running network helper and what the guest must know about it.
 pub(crate) struct Network {
@@ -51,7 +49,7 @@ impl Network {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        process::bind_to_parent(&mut command, vec![helper_end.into()]);
+        process::bind_to_parent(&mut command, vec![(helper_end.into(), 3)]);
         let mut helper = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
                 "passt is not installed (Debian package passt); it is needed for --network".to_owned()
@@ -72,13 +70,10 @@ impl Network {
         &self.config
     }
 
-    pub(crate) fn attachment(&self) -> NetworkAttachment {
-        NetworkAttachment { mac_address: MAC_ADDRESS.to_owned() }
-    }
-
     pub(crate) fn description(&self) -> GuestNetwork {
         let NetworkConfig { address, prefix_len, gateway, dns_servers } = self.config.clone();
-        GuestNetwork { address, prefix_len, gateway, dns_servers, mac_address: MAC_ADDRESS.to_owned() }
+        let NetworkAttachment { mac_address } = NetworkAttachment::default();
+        GuestNetwork { address, prefix_len, gateway, dns_servers, mac_address }
     }
 
     /// Waits for the helper's end, which is a failure at any time before the VM's, and says why.

@@ -6,15 +6,16 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use tokio::process::Command;
 
-/// Makes the child die by SIGKILL when the spawning *thread* ends, and gives it `inherited` as descriptors
-/// 3, 4 and so on. Call from the main thread of a single-threaded runtime.
-pub(crate) fn bind_to_parent(command: &mut Command, inherited: Vec<OwnedFd>) {
-    const FIRST: i32 = 3;
+/// Makes the child die by SIGKILL when the spawning *thread* ends, and gives it each descriptor of `inherited`
+/// under the number beside it. Call from the main thread of a single-threaded runtime.
+pub(crate) fn bind_to_parent(command: &mut Command, inherited: Vec<(OwnedFd, i32)>) {
+    /// Above all target numbers.
+    const FIRST_FREE: i32 = 64;
     let parent = rustix::process::getpid();
     // Out of the way of the target numbers, so that no dup2 below overwrites a source still needed.
-    let inherited: Vec<OwnedFd> = inherited
+    let inherited: Vec<(OwnedFd, i32)> = inherited
         .into_iter()
-        .map(|fd| rustix::io::fcntl_dupfd_cloexec(&fd, FIRST + 64).unwrap_or(fd))
+        .map(|(fd, target)| (rustix::io::fcntl_dupfd_cloexec(&fd, FIRST_FREE).unwrap_or(fd), target))
         .collect();
     let before_exec = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -22,11 +23,11 @@ pub(crate) fn bind_to_parent(command: &mut Command, inherited: Vec<OwnedFd>) {
         if rustix::process::getppid() != Some(parent) {
             return Err(rustix::io::Errno::SRCH.into());
         }
-        for (source, target) in inherited.iter().zip(FIRST..) {
-            debug_assert_ne!(source.as_raw_fd(), target);
+        for (source, target) in &inherited {
+            debug_assert_ne!(source.as_raw_fd(), *target);
             // SAFETY: in the child, after fork, nothing else owns a descriptor with the target's number that
             // would still be used: exec follows, and the previous one is close-on-exec.
-            let mut target = unsafe { OwnedFd::from_raw_fd(target) };
+            let mut target = unsafe { OwnedFd::from_raw_fd(*target) };
             let duplicated = rustix::io::dup2(source, &mut target);
             // Stays open for the program that is about to start.
             let _ = target.into_raw_fd();

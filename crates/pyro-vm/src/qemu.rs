@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::Accelerator;
 use crate::layer::LayerLifetime;
-use crate::vmm::{Hardware, LaunchPlan, NetworkAttachment, Vmm};
+use crate::vmm::{Hardware, LaunchPlan, NetworkAttachment, Start, Vmm};
 
 /// ACPI describes the virtio-mmio devices: Debian's kernel does not take them from its command line. Without
 /// the real-time clock the kernel waits a second for it; the timer and interrupt controllers of a PC are
@@ -28,12 +28,15 @@ pub struct Qemu;
 
 impl Vmm for Qemu {
     fn plan(&self, hardware: &Hardware) -> LaunchPlan {
-        let Hardware { machine, disks, network, tsc_khz } = hardware;
+        let Hardware { machine, disks, network, start } = hardware;
         let mut args = Args::default();
         args.flags(["-no-user-config", "-nodefaults", "-no-reboot"]);
         args.option("-display", "none");
         args.option("-sandbox", SANDBOX);
-        args.option("-machine", MACHINE);
+        match start.memory() {
+            Some(_) => args.option("-machine", format!("{MACHINE},memory-backend=memory")),
+            None => args.option("-machine", MACHINE),
+        }
         let (accelerator, cpu) = match machine.accelerator {
             Accelerator::Kvm => ("kvm", "host"),
             // With one CPU a thread of its own for it only costs.
@@ -45,16 +48,25 @@ impl Vmm for Qemu {
         args.option("-smp", machine.vcpu_count.to_string());
         args.option("-m", format!("{}M", machine.mem_mib));
 
-        args.option("-kernel", disks.kernel.as_os_str());
-        args.option("-initrd", disks.initrd.as_os_str());
-        args.option(
-            "-append",
-            match tsc_khz {
+        if let Some(memory) = start.memory() {
+            args.option("-object", memory_object(memory, machine.mem_mib, start));
+        }
+
+        match start {
+            Start::Kernel { tsc_khz, .. } => {
+                args.option("-kernel", disks.kernel.as_os_str());
+                args.option("-initrd", disks.initrd.as_os_str());
                 // Under emulation all processors of the guest see the host's counter.
-                Some(khz) => format!("{KERNEL_ARGUMENTS} tsc_early_khz={khz} tsc=reliable"),
-                None => KERNEL_ARGUMENTS.to_owned(),
-            },
-        );
+                let clock =
+                    tsc_khz.map(|khz| format!(" tsc_early_khz={khz} tsc=reliable")).unwrap_or_default();
+                args.option("-append", format!("{KERNEL_ARGUMENTS}{clock}"));
+            }
+            Start::Template { .. } => args.option("-incoming", "defer"),
+        }
+        if start.needs_control() {
+            args.option("-chardev", format!("socket,id=control,fd={}", LaunchPlan::CONTROL_FD));
+            args.option("-mon", "chardev=control,mode=control");
+        }
         args.option("-chardev", "stdio,id=console,signal=off");
         args.option("-serial", "chardev:console");
 
@@ -77,6 +89,23 @@ impl Vmm for Qemu {
         }
         LaunchPlan { program: machine.vmm_program.clone(), args: args.0 }
     }
+}
+
+/// Guest memory in a file: written to while a template is made, only read by those who start from it. For these
+/// the file must be opened read-only and yet be memory that the guest may write to (`rom`).
+fn memory_object(file: &Path, mem_mib: u32, start: &Start) -> String {
+    let mut object = json!({
+        "qom-type": "memory-backend-file",
+        "id": "memory",
+        "size": u64::from(mem_mib) * 1024 * 1024,
+        "mem-path": file,
+        "share": matches!(start, Start::Kernel { .. }),
+    });
+    if matches!(start, Start::Template { .. }) {
+        object["readonly"] = true.into();
+        object["rom"] = "off".into();
+    }
+    object.to_string()
 }
 
 enum Access {
@@ -123,7 +152,14 @@ mod tests {
     use crate::spec::Machine;
     use crate::vmm::Disks;
 
-    fn plan(accelerator: Accelerator, vcpu_count: u32, network: Option<NetworkAttachment>) -> String {
+    const KERNEL: Start = Start::Kernel { tsc_khz: Some(2_600_000), memory: None };
+
+    fn plan(
+        accelerator: Accelerator,
+        vcpu_count: u32,
+        network: Option<NetworkAttachment>,
+        start: Start,
+    ) -> String {
         let machine = Machine {
             vmm_program: "/usr/bin/qemu-system-x86_64".into(),
             accelerator,
@@ -137,8 +173,7 @@ mod tests {
             layer: "/vm/layer".into(),
             layer_lifetime: if vcpu_count == 1 { LayerLifetime::OneStart } else { LayerLifetime::ManyStarts },
         };
-        let tsc_khz = (accelerator == Accelerator::Tcg).then_some(2_600_000);
-        let LaunchPlan { program, args } = Qemu.plan(&Hardware { machine, disks, network, tsc_khz });
+        let LaunchPlan { program, args } = Qemu.plan(&Hardware { machine, disks, network, start });
         let args = args.iter().map(|arg| arg.to_str().unwrap());
         let lines = args.map(|arg| if arg.starts_with('-') { format!("\n{arg}") } else { format!(" {arg}") });
         format!("{}{}", program.display(), lines.collect::<String>())
@@ -146,17 +181,34 @@ mod tests {
 
     #[test]
     fn emulated_machine_with_one_cpu() {
-        insta::assert_snapshot!(plan(Accelerator::Tcg, 1, None));
+        insta::assert_snapshot!(plan(Accelerator::Tcg, 1, None, KERNEL));
     }
 
     #[test]
     fn emulated_machine_with_two_cpus_and_a_network() {
         let network = NetworkAttachment { mac_address: "52:54:00:12:34:56".into() };
-        insta::assert_snapshot!(plan(Accelerator::Tcg, 2, Some(network)));
+        insta::assert_snapshot!(plan(Accelerator::Tcg, 2, Some(network), KERNEL));
     }
 
     #[test]
     fn machine_with_hardware_virtualisation() {
-        insta::assert_snapshot!(plan(Accelerator::Kvm, 4, None));
+        let start = Start::Kernel { tsc_khz: None, memory: None };
+        insta::assert_snapshot!(plan(Accelerator::Kvm, 4, None, start));
+    }
+
+    #[test]
+    fn a_template_and_its_clone_differ_only_in_where_they_start() {
+        let memory = Some("/templates/x,y/memory".into());
+        let made = plan(Accelerator::Tcg, 1, None, Start::Kernel { tsc_khz: None, memory });
+        let clone =
+            plan(Accelerator::Tcg, 1, None, Start::Template { memory: "/templates/x,y/memory".into() });
+        insta::assert_snapshot!(made);
+        insta::assert_snapshot!(clone);
+        let rest = |text: &str| {
+            let differs = ["-kernel", "-initrd", "-append", "-incoming", "-object"];
+            let lines = text.lines().filter(|line| !differs.iter().any(|start| line.starts_with(start)));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(rest(&made), rest(&clone));
     }
 }

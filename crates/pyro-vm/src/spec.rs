@@ -26,6 +26,8 @@ pub struct LaunchSpec {
     pub machine: Machine,
     /// What runs on it.
     pub guest: GuestImage,
+    /// Start from a template kept in this directory, which is made when needed. Absent: boot the kernel.
+    pub template_dir: Option<PathBuf>,
     /// Give the guest a network interface with a way out.
     pub network: bool,
 }
@@ -52,6 +54,8 @@ pub struct Machine {
 /// Files that make up a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestImage {
+    /// Equal for equal kernels, modules and base images, and only then.
+    pub digest: String,
     /// Kernel image.
     pub kernel: PathBuf,
     /// cpio archive with the kernel modules in load order.

@@ -16,6 +16,7 @@
 //! ```
 
 pub mod control;
+mod launch;
 mod lock;
 mod machine;
 mod serve;
@@ -69,6 +70,10 @@ pub struct BootInfo {
     pub accelerator: Accelerator,
     /// The guest's network, if it has one.
     pub network: Option<GuestNetwork>,
+    /// It was not booted but started from a template.
+    pub from_template: bool,
+    /// Why it was booted although templates were wanted.
+    pub warning: Option<String>,
 }
 
 /// The network of a guest.
@@ -119,6 +124,8 @@ pub enum BootStage {
     Kernel,
     /// The agent mounts disks and configures the machine.
     Guest,
+    /// The saved state is being loaded and the guest given its identity.
+    Restore,
 }
 
 impl std::fmt::Display for BootStage {
@@ -129,6 +136,7 @@ impl std::fmt::Display for BootStage {
             Self::Vmm => "starting the VMM",
             Self::Kernel => "booting the kernel",
             Self::Guest => "setting up the guest",
+            Self::Restore => "restoring the template",
         })
     }
 }

@@ -21,8 +21,41 @@ pub struct Hardware {
     pub disks: Disks,
     /// Its network interface, if it has one.
     pub network: Option<NetworkAttachment>,
-    /// Rate of the time stamp counter in kHz, for a guest that cannot measure it itself.
-    pub tsc_khz: Option<u32>,
+    /// Where it starts from.
+    pub start: Start,
+}
+
+/// Where a machine starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Its kernel.
+    Kernel {
+        /// Rate of the time stamp counter in kHz, for a guest that cannot measure it itself.
+        tsc_khz: Option<u32>,
+        /// Keep the guest's memory in this file, so that it can be saved as a template.
+        memory: Option<PathBuf>,
+    },
+    /// A template: the guest's memory is mapped from this file, copy on write; the state of its devices is
+    /// loaded through the control connection.
+    Template {
+        /// The template's memory.
+        memory: PathBuf,
+    },
+}
+
+impl Start {
+    /// The file that holds the guest's memory, if it is in one.
+    pub fn memory(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Kernel { memory, .. } => memory.as_ref(),
+            Self::Template { memory } => Some(memory),
+        }
+    }
+
+    /// Whether the machine is told what to do through the control connection.
+    pub fn needs_control(&self) -> bool {
+        !matches!(self, Self::Kernel { memory: None, .. })
+    }
 }
 
 /// Files the machine is started from.
@@ -47,6 +80,13 @@ pub struct NetworkAttachment {
     pub mac_address: String,
 }
 
+impl Default for NetworkAttachment {
+    /// A locally administered address. All guests have the same: no two share a link.
+    fn default() -> Self {
+        Self { mac_address: "52:54:00:70:79:72".to_owned() }
+    }
+}
+
 /// A command line and the descriptors it expects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaunchPlan {
@@ -61,4 +101,6 @@ impl LaunchPlan {
     pub const CHANNEL_FD: i32 = 3;
     /// Descriptor of the network's stream socket, where the plan has a network attachment.
     pub const NETWORK_FD: i32 = 4;
+    /// Descriptor of the VMM's control connection, a stream socket, where [`Start::needs_control`].
+    pub const CONTROL_FD: i32 = 5;
 }

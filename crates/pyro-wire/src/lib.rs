@@ -5,8 +5,11 @@
 //! ```text
 //! guest                                host
 //!   │ Hello ───────────────────────────► │   plain frames, strictly in turn
-//!   │ ◄─────────────────────── Bootstrap │
-//!   │ Ready or Refused ────────────────► │
+//!   │ ◄───────────────────── Preparation │   what all VMs of a kind share
+//!   │ Done or Refused ─────────────────► │
+//!   ┆                                    ┆   here a guest may be saved, and others start from it
+//!   │ ◄─────────────────────── Bootstrap │   what makes this one different
+//!   │ Done or Refused ─────────────────► │
 //!   ├────────────────────────────────────┤
 //!   │   yamux; the host opens a stream per request, which carries
 //!   │ ◄───────────────────────── Request │   frames again
@@ -27,8 +30,8 @@ pub use frame::{
     Frame, FrameCodec, FrameError, MAX_CONTROL_BYTES, MAX_OUTPUT_BYTES, OutputStream, bytes_missing,
 };
 pub use message::{
-    BaseImage, Bootstrap, BootstrapReply, Exec, ExecFailure, Exit, GENERATION, Hello, NetworkConfig, Reply,
-    Request, Status,
+    Bootstrap, Exec, ExecFailure, Exit, GENERATION, Hello, NetworkConfig, Preparation, Reply, Request,
+    SetupReply, Status,
 };
 
 /// Name of the virtio-serial port that carries the channel.

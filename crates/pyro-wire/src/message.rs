@@ -18,18 +18,20 @@ pub struct Hello {
     pub kernel_release: String,
 }
 
-/// How the read-only base image is mounted.
+/// What all VMs of a kind have in common. Sent first; a guest that has applied it may be saved as a template.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct BaseImage {
-    /// Filesystem type as the guest kernel names it.
-    pub filesystem: String,
+pub struct Preparation {
+    /// The host's [`GENERATION`].
+    pub generation: u32,
+    /// Filesystem type of the base image as the guest kernel names it. The layer is always ext4.
+    pub base_filesystem: String,
+    /// Run common programs once, so that a template holds their pages.
+    pub warm_up: bool,
 }
 
 /// Everything that makes this VM different from its siblings. Sent once, applied before any command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Bootstrap {
-    /// The host's [`GENERATION`].
-    pub generation: u32,
     /// Wall clock of the host in nanoseconds since the epoch, taken just before sending.
     pub unix_time_ns: u64,
     /// Fresh random bytes as hex, credited to the guest's random pool. At least 32 bytes.
@@ -38,8 +40,6 @@ pub struct Bootstrap {
     pub hostname: String,
     /// Content of `/etc/machine-id`: 32 hex digits.
     pub machine_id: String,
-    /// The shared disk. The private one is always ext4.
-    pub base_image: BaseImage,
     /// Absent: the guest has no network interface but loopback.
     pub network: Option<NetworkConfig>,
 }
@@ -57,12 +57,12 @@ pub struct NetworkConfig {
     pub dns_servers: Vec<std::net::Ipv4Addr>,
 }
 
-/// Answer to [`Bootstrap`].
+/// Answer to [`Preparation`] and to [`Bootstrap`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum BootstrapReply {
-    /// The guest takes requests from now on; yamux starts with the next byte.
-    Ready,
+pub enum SetupReply {
+    /// It is applied. After a bootstrap the guest takes requests; yamux starts with the next byte.
+    Done,
     /// The guest could not be set up and is powering off.
     Refused {
         /// What was being done, in words a user understands.

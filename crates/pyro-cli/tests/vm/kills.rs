@@ -60,7 +60,7 @@ fn the_death_of_the_vmm_is_reported() {
 
 #[test]
 fn the_json_document_tells_of_a_loss_too() {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::new().without_templates();
     let running = sandbox.start_run(["--json", "--timeout-seconds", "500"], "sleep 1000");
     kill(sandbox.vmm().pid, Signal::KILL);
     let ended = running.finish();
@@ -96,7 +96,7 @@ fn during_the_boot_the_death_of_the_supervisor_is_reported() {
 
 #[test]
 fn during_the_boot_the_death_of_the_vmm_is_reported_with_its_stage() {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::new().without_templates();
     let running = sandbox.start_run([], "echo never");
     kill(sandbox.vmm().pid, Signal::KILL);
     let ended = running.finish();

@@ -26,6 +26,12 @@ fn boot_limit_seconds(accelerator: pyro_vm::Accelerator) -> u64 {
     }
 }
 
+/// Saved state has only been restored under emulation so far, where it saves most; a guest that wakes up with a
+/// wrong clock under KVM would be worse than a boot of half a second.
+fn templates_fit(accelerator: pyro_vm::Accelerator) -> bool {
+    accelerator == pyro_vm::Accelerator::Tcg
+}
+
 impl Engine {
     /// The VM's directory, made if missing, with its lock.
     ///
@@ -80,7 +86,9 @@ impl Engine {
                 vcpu_count: record.sizing.vcpu_count,
                 mem_mib: record.sizing.mem_mib,
             },
+            template_dir: templates_fit(host.accelerator).then(|| self.config().base_dir.join("templates")),
             guest: GuestImage {
+                digest: environment.digest.clone(),
                 kernel: environment.kernel.clone(),
                 modules: environment.modules.clone(),
                 base_image: environment.rootfs.clone(),

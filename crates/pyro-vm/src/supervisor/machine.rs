@@ -1,27 +1,25 @@
-//! Bringing one machine up: disks, VMM, kernel, guest. Each step knows its name, so that a failure can say
-//! where it happened.
+//! Bringing one machine up, from a template if there can be one, else from its kernel. Each step knows its name,
+//! so that a failure can say where it happened.
 
-use std::fs::File;
-use std::io;
 use std::os::fd::OwnedFd;
-use std::process::{ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use pyro_wire::{BaseImage, Bootstrap, GENERATION, NetworkConfig};
+use pyro_wire::{Bootstrap, GENERATION, NetworkConfig, Preparation};
 use tokio::net::UnixStream;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::task::LocalSet;
 
+use super::launch::{Connections, VmmProcess, launch};
 use super::{BootFailure, BootInfo, BootStage, files};
 use crate::console::Console;
 use crate::mux::{self, Streams};
 use crate::network::Network;
+use crate::qmp::Qmp;
 use crate::spec::LaunchSpec;
-use crate::vmm::{Disks, Hardware, Vmm};
-use crate::{Accelerator, initrd, layer, process, tsc};
-
-/// Time within which a VMM whose guest channel has closed is seen to end.
-const VMM_END_LIMIT: Duration = Duration::from_secs(1);
+use crate::template::{Template, Templates};
+use crate::vmm::{Disks, Hardware, NetworkAttachment, Start, Vmm};
+use crate::{Accelerator, hex::hex, initrd, layer, tsc};
 
 /// A machine whose guest takes commands.
 pub(super) struct RunningMachine {
@@ -38,9 +36,10 @@ pub(super) async fn boot(
     vmm: &dyn Vmm,
     tasks: &LocalSet,
 ) -> Result<RunningMachine, BootFailure> {
-    let mut attempt = Attempt { stage: BootStage::Disks, console: None };
+    let mut attempt =
+        Attempt { spec, vmm, tasks, started: Instant::now(), stage: BootStage::Disks, console: None };
     let limit = Duration::from_secs(spec.boot_limit_seconds);
-    let outcome = tokio::time::timeout(limit, attempt.boot(spec, vmm, tasks)).await;
+    let outcome = tokio::time::timeout(limit, attempt.boot()).await;
     let cause = match outcome {
         Ok(Ok(machine)) => return Ok(machine),
         Ok(Err(cause)) => cause,
@@ -53,166 +52,244 @@ pub(super) async fn boot(
     Err(BootFailure { stage: attempt.stage, cause, console })
 }
 
-struct Attempt {
+struct Attempt<'a> {
+    spec: &'a LaunchSpec,
+    vmm: &'a dyn Vmm,
+    tasks: &'a LocalSet,
+    started: Instant,
     stage: BootStage,
     console: Option<Console>,
 }
 
-impl Attempt {
-    async fn boot(
+impl Attempt<'_> {
+    async fn boot(&mut self) -> Result<RunningMachine, String> {
+        let mut warning = None;
+        // A layer from an earlier start holds what no template knows of.
+        if let (Some(dir), false) = (&self.spec.template_dir, self.spec.dir.join(files::LAYER).exists()) {
+            let templates = Templates::new(dir, self.spec, self.vmm).await;
+            match self.boot_from_template(&templates).await {
+                Ok(machine) => return Ok(machine),
+                Err(reason) => {
+                    tracing::warn!(reason, "no start from a template");
+                    let _ = std::fs::remove_file(self.spec.dir.join(files::LAYER));
+                    warning = Some(reason);
+                }
+            }
+        }
+        self.boot_kernel(warning).await
+    }
+
+    async fn boot_kernel(&mut self, warning: Option<String>) -> Result<RunningMachine, String> {
+        let mut network = self.start_network()?;
+        let network_end = network.as_mut().and_then(|(_, end)| end.take());
+        let mut network = network.map(|(network, _)| network);
+        let dir = &self.spec.dir;
+        let (mut process, mut connections) = self.launch_kernel(dir, network_end, None).await?;
+        let config = network.as_ref().map(|network| network.config().clone());
+        let up = async {
+            let release = self.prepare_guest(&mut connections.channel, false).await?;
+            bootstrap_guest(self.spec, &mut connections.channel, config).await?;
+            Ok(release)
+        };
+        let release = with_network(&mut network, process.during(up)).await?;
+        Ok(self.running(process, connections.channel, network, release, false, warning))
+    }
+
+    async fn boot_from_template(&mut self, templates: &Templates) -> Result<RunningMachine, String> {
+        let template = match templates.find() {
+            Some(template) => template,
+            None => self.make_template(templates).await.inspect_err(|reason| templates.failed(reason))?,
+        };
+        self.stage = BootStage::Disks;
+        let disks = self.disks();
+        layer::instantiate(&template.layer(), &disks.layer).map_err(|error| chain(&error))?;
+        let mut network = self.start_network()?;
+        let network_end = network.as_mut().and_then(|(_, end)| end.take());
+        let mut network = network.map(|(network, _)| network);
+
+        self.stage = BootStage::Vmm;
+        let start = Start::Template { memory: template.memory() };
+        let (mut process, mut connections) =
+            self.launch(disks, network_end, start, &self.spec.dir.join(files::SERIAL_LOG))?;
+        self.stage = BootStage::Restore;
+        let config = network.as_ref().map(|network| network.config().clone());
+        let control = connections.control.take().ok_or("no control connection")?;
+        let up = async {
+            let mut qmp = Qmp::connect(control).await.map_err(|error| chain(&error))?;
+            qmp.load(&template.state()).await.map_err(|error| chain(&error))?;
+            bootstrap_guest(self.spec, &mut connections.channel, config).await
+        };
+        match with_network(&mut network, process.during(up)).await {
+            Ok(()) => {}
+            Err(cause) => {
+                // Whatever is wrong with it, the next start must not meet it again.
+                templates.discard(&template);
+                return Err(cause);
+            }
+        }
+        let release = template.kernel_release().to_owned();
+        Ok(self.running(process, connections.channel, network, release, true, None))
+    }
+
+    /// Boots a machine that nobody will use, saves it and ends it. One process makes it, others wait.
+    async fn make_template(&mut self, templates: &Templates) -> Result<Template, String> {
+        let layer_bytes = std::fs::metadata(&self.spec.guest.layer_template).map_or(0, |file| file.len());
+        let room = layer_bytes + (u64::from(self.spec.machine.mem_mib) << 20);
+        let partial = match templates.begin(room).await? {
+            Ok(partial) => partial,
+            Err(made_meanwhile) => return Ok(made_meanwhile),
+        };
+        let dir = partial.dir().to_owned();
+        // The interface leads nowhere; a clone's is connected.
+        let network_end = match self.spec.network {
+            true => Some(std::os::unix::net::UnixStream::pair().map_err(|error| chain(&error))?),
+            false => None,
+        };
+        let (dangling, vmm_end) = network_end.unzip();
+        let (mut process, mut connections) =
+            self.launch_kernel(&dir, vmm_end.map(OwnedFd::from), Some(partial.memory())).await?;
+        let control = connections.control.take().ok_or("no control connection")?;
+        let saved = async {
+            let mut qmp = Qmp::connect(control).await.map_err(|error| chain(&error))?;
+            let release = self.prepare_guest(&mut connections.channel, true).await?;
+            qmp.save(&partial.state()).await.map_err(|error| chain(&error))?;
+            Ok(release)
+        };
+        let release = process.during(saved).await?;
+        let _ = process.child.kill().await;
+        drop(dangling);
+        for name in [files::INITRD, files::SERIAL_LOG] {
+            let _ = std::fs::remove_file(dir.join(name));
+        }
+        templates.finish(partial, release)
+    }
+
+    /// Starts the machine's kernel, with its files in `dir`.
+    async fn launch_kernel(
         &mut self,
-        spec: &LaunchSpec,
-        vmm: &dyn Vmm,
-        tasks: &LocalSet,
-    ) -> Result<RunningMachine, String> {
-        let started = Instant::now();
-        let tsc = (spec.machine.accelerator == Accelerator::Tcg).then(tsc::Measurement::start);
-        let disks = prepare_disks(spec).map_err(|error| chain(&*error))?;
+        dir: &Path,
+        network_end: Option<OwnedFd>,
+        memory: Option<PathBuf>,
+    ) -> Result<(VmmProcess, Connections), String> {
+        self.stage = BootStage::Disks;
+        let tsc = (self.spec.machine.accelerator == Accelerator::Tcg).then(tsc::Measurement::start);
+        let disks = Disks { initrd: dir.join(files::INITRD), layer: dir.join(files::LAYER), ..self.disks() };
+        initrd::write(&disks.initrd, &self.spec.guest.modules)
+            .map_err(|error| format!("cannot write {}: {error}", disks.initrd.display()))?;
+        layer::instantiate(&self.spec.guest.layer_template, &disks.layer).map_err(|error| chain(&error))?;
         let tsc_khz = match tsc {
             Some(measurement) => measurement.finish().await,
             None => None,
         };
-
-        self.stage = BootStage::Network;
-        let (mut network, network_end) = match spec.network {
-            true => Some(Network::start()?).unzip(),
-            false => (None, None),
-        };
-
         self.stage = BootStage::Vmm;
-        let attachment = network.as_ref().map(Network::attachment);
-        let machine = spec.machine.clone();
-        let plan = vmm.plan(&Hardware { machine, disks, network: attachment, tsc_khz });
-        let (channel, vmm_end) = UnixStream::pair().map_err(|error| chain(&error))?;
-        let vmm_end = OwnedFd::from(vmm_end.into_std().map_err(|error| chain(&error))?);
-        let mut command = Command::new(&plan.program);
-        command
-            .args(&plan.args)
-            .current_dir("/")
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        process::bind_to_parent(&mut command, [vmm_end].into_iter().chain(network_end).collect());
-        let mut vmm =
-            command.spawn().map_err(|error| format!("cannot run {}: {error}", plan.program.display()))?;
-        // The command holds the parent's copy of the VMM's end of the channel, which must close for the
-        // VMM's death to be seen.
-        drop(command);
-        let console = self.follow_console(spec, &mut vmm, tasks).map_err(|error| chain(&error))?;
-
+        let started =
+            self.launch(disks, network_end, Start::Kernel { tsc_khz, memory }, &dir.join(files::SERIAL_LOG))?;
         self.stage = BootStage::Kernel;
-        let guest_network = network.as_ref().map(Network::description);
-        let network_config = network.as_ref().map(|network| network.config().clone());
-        let network_failure = async {
-            match &mut network {
-                Some(network) => network.failure().await,
-                None => std::future::pending().await,
-            }
-        };
-        let mut channel = channel;
-        let kernel_release = tokio::select! {
-            up = self.handshake(spec, &mut channel, network_config) => match up {
-                Ok(kernel_release) => kernel_release,
-                Err(cause) => return Err(self.explain(cause, &mut vmm).await),
-            },
-            status = vmm.wait() => return Err(early_end(status)),
-            reason = network_failure => {
-                self.stage = BootStage::Network;
-                return Err(reason);
-            }
-        };
-        let (streams, driver) = mux::drive(channel);
-        tasks.spawn_local(driver);
-        let info = BootInfo {
-            kernel_release,
-            boot_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            accelerator: spec.machine.accelerator,
-            network: guest_network,
-        };
-        Ok(RunningMachine { vmm, network, streams, console, info })
+        Ok(started)
     }
 
-    /// The channel closes when the VMM dies; its status then says more.
-    async fn explain(&self, cause: String, vmm: &mut Child) -> String {
-        match tokio::time::timeout(VMM_END_LIMIT, vmm.wait()).await {
-            Ok(status) => format!("{}: {cause}", early_end(status)),
-            Err(_) => cause,
-        }
-    }
-
-    fn follow_console(
+    fn launch(
         &mut self,
-        spec: &LaunchSpec,
-        vmm: &mut Child,
-        tasks: &LocalSet,
-    ) -> io::Result<Console> {
-        let console = Console::new(File::create(spec.dir.join(files::SERIAL_LOG))?);
-        if let Some(stdout) = vmm.stdout.take() {
-            tasks.spawn_local(console.follow(stdout));
-        }
-        if let Some(stderr) = vmm.stderr.take() {
-            tasks.spawn_local(console.follow(stderr));
-        }
-        self.console = Some(console.clone());
-        Ok(console)
+        disks: Disks,
+        network_end: Option<OwnedFd>,
+        start: Start,
+        serial_log: &Path,
+    ) -> Result<(VmmProcess, Connections), String> {
+        let needs_control = start.needs_control();
+        let network = self.spec.network.then(NetworkAttachment::default);
+        let plan = self.vmm.plan(&Hardware { machine: self.spec.machine.clone(), disks, network, start });
+        let (process, connections) = launch(&plan, needs_control, network_end, serial_log, self.tasks)?;
+        self.console = Some(process.console.clone());
+        Ok((process, connections))
     }
 
-    async fn handshake(
-        &mut self,
-        spec: &LaunchSpec,
-        channel: &mut UnixStream,
-        network: Option<NetworkConfig>,
-    ) -> Result<String, String> {
+    /// From the kernel's start to a guest that could be saved.
+    async fn prepare_guest(&mut self, channel: &mut UnixStream, warm_up: bool) -> Result<String, String> {
         let hello = mux::receive_hello(channel).await.map_err(|error| chain(&error))?;
         self.stage = BootStage::Guest;
-        let mut random = [0; 48];
-        getrandom::fill(&mut random).map_err(|error| format!("no random numbers: {error}"))?;
-        let (seed, machine_id) = random.split_at(32);
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let bootstrap = Bootstrap {
-            generation: GENERATION,
-            // Good until the year 2554.
-            unix_time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
-            seed: hex(seed),
-            hostname: format!("pyro-{}", spec.vm_id),
-            machine_id: hex(machine_id),
-            base_image: BaseImage { filesystem: spec.guest.base_filesystem.clone() },
-            network,
-        };
-        mux::bootstrap(channel, bootstrap).await.map_err(|error| chain(&error))?;
+        let base_filesystem = self.spec.guest.base_filesystem.clone();
+        let preparation = Preparation { generation: GENERATION, base_filesystem, warm_up };
+        mux::set_up(channel, preparation).await.map_err(|error| chain(&error))?;
         Ok(hello.kernel_release)
     }
-}
 
-fn early_end(status: io::Result<ExitStatus>) -> String {
-    match status {
-        Ok(status) => format!("the VMM ended: {status}"),
-        Err(error) => format!("the VMM was lost: {error}"),
+    fn start_network(&mut self) -> Result<Option<(Network, Option<OwnedFd>)>, String> {
+        if !self.spec.network {
+            return Ok(None);
+        }
+        self.stage = BootStage::Network;
+        let (network, end) = Network::start()?;
+        Ok(Some((network, Some(end))))
+    }
+
+    fn disks(&self) -> Disks {
+        Disks {
+            kernel: self.spec.guest.kernel.clone(),
+            initrd: self.spec.dir.join(files::INITRD),
+            base_image: self.spec.guest.base_image.clone(),
+            layer: self.spec.dir.join(files::LAYER),
+            layer_lifetime: self.spec.layer_lifetime(),
+        }
+    }
+
+    fn running(
+        &self,
+        process: VmmProcess,
+        channel: UnixStream,
+        network: Option<Network>,
+        kernel_release: String,
+        from_template: bool,
+        warning: Option<String>,
+    ) -> RunningMachine {
+        let (streams, driver) = mux::drive(channel);
+        self.tasks.spawn_local(driver);
+        let info = BootInfo {
+            kernel_release,
+            boot_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            accelerator: self.spec.machine.accelerator,
+            network: network.as_ref().map(Network::description),
+            from_template,
+            warning,
+        };
+        RunningMachine { vmm: process.child, network, streams, console: process.console, info }
     }
 }
 
-fn prepare_disks(spec: &LaunchSpec) -> Result<Disks, Box<dyn std::error::Error>> {
-    let disks = Disks {
-        kernel: spec.guest.kernel.clone(),
-        initrd: spec.dir.join(files::INITRD),
-        base_image: spec.guest.base_image.clone(),
-        layer: spec.dir.join(files::LAYER),
-        layer_lifetime: spec.layer_lifetime(),
+async fn bootstrap_guest(
+    spec: &LaunchSpec,
+    channel: &mut UnixStream,
+    network: Option<NetworkConfig>,
+) -> Result<(), String> {
+    let mut random = [0; 48];
+    getrandom::fill(&mut random).map_err(|error| format!("no random numbers: {error}"))?;
+    let (seed, machine_id) = random.split_at(32);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let bootstrap = Bootstrap {
+        // Good until the year 2554.
+        unix_time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        seed: hex(seed),
+        hostname: format!("pyro-{}", spec.vm_id),
+        machine_id: hex(machine_id),
+        network,
     };
-    initrd::write(&disks.initrd, &spec.guest.modules)?;
-    layer::instantiate(&spec.guest.layer_template, &disks.layer)?;
-    Ok(disks)
+    mux::set_up(channel, bootstrap).await.map_err(|error| chain(&error))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+/// Does `work`, which needs the network's helper. If that ends, it is the reason that the work failed.
+async fn with_network<T>(
+    network: &mut Option<Network>,
+    work: impl Future<Output = Result<T, String>>,
+) -> Result<T, String> {
+    let failure = async {
+        match network {
+            Some(network) => network.failure().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        reason = failure => Err(reason),
+    }
 }
 
 /// An error and its causes in one line, for a message that leaves the process.

@@ -13,8 +13,9 @@ fn schema_is_pinned() {
     let schema = serde_json::json!({
         "generation": GENERATION,
         "hello": schema_for!(Hello),
+        "preparation": schema_for!(Preparation),
         "bootstrap": schema_for!(Bootstrap),
-        "bootstrap_reply": schema_for!(BootstrapReply),
+        "setup_reply": schema_for!(SetupReply),
         "request": schema_for!(Request),
         "reply": schema_for!(Reply),
     });

@@ -25,6 +25,8 @@ fn files(state: &Path) -> Vec<String> {
     for name in names(state) {
         match name.as_str() {
             "state.sqlite3" | "state.sqlite3-wal" | "state.sqlite3-shm" | "accelerator.json" => {}
+            // They are there to stay; one whose maker was killed goes when the next is made.
+            "templates" => {}
             "vms" => left.extend(names(&state.join("vms")).into_iter().map(|vm| format!("file vms/{vm}"))),
             "layers" => {
                 let layers = names(&state.join("layers")).into_iter();

@@ -1,0 +1,167 @@
+//! Starting from a template: that it happens, that clones are not twins, and that a bad template is not used.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use crate::harness::{Sandbox, exec_text, never, quiet};
+use pyro_engine::{Engine, VmSpec};
+
+/// Starts a VM and says how: `template` or `cold`.
+async fn start_mode(engine: &Engine, change: impl FnOnce(&mut VmSpec)) -> (String, Option<String>) {
+    let mut spec = VmSpec::new(crate::harness::ENVIRONMENT);
+    change(&mut spec);
+    let vm = engine.create_vm(spec, &quiet(), &never()).await.unwrap();
+    let vm = engine.start_vm(vm.vm_id.as_str(), &never()).await.unwrap();
+    engine.delete_vm(vm.vm_id.as_str()).await.unwrap();
+    (vm.metadata["start_mode"].clone(), vm.metadata.get("template_warning").cloned())
+}
+
+/// Directories of whole templates.
+fn templates(sandbox: &Sandbox) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(sandbox.state().join("templates")) else { return Vec::new() };
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.join("template.json").exists()).collect()
+}
+
+/// The real VMM under another version.
+fn vmm_of_version(sandbox: &Sandbox, version: &str) -> PathBuf {
+    let script = sandbox.path("vmm");
+    let path = std::env::var("PATH").unwrap();
+    let text = format!(
+        "#!/bin/sh\nPATH={path}\nif [ \"$1\" = --version ]; then echo 'QEMU emulator version {version}'; exit; fi\n\
+         exec qemu-system-x86_64 \"$@\"\n"
+    );
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    script
+}
+
+#[tokio::test]
+async fn each_kind_of_machine_gets_one_template() {
+    let sandbox = Sandbox::new();
+    let engine = sandbox.engine();
+    for _ in 0..2 {
+        assert_eq!(start_mode(&engine, |_| {}).await, ("template".to_owned(), None));
+        assert_eq!(templates(&sandbox).len(), 1);
+    }
+    assert_eq!(start_mode(&engine, |spec| spec.mem_mib = 512).await.0, "template");
+    assert_eq!(start_mode(&engine, |spec| spec.vcpu_count = 2).await.0, "template");
+    assert_eq!(templates(&sandbox).len(), 3);
+}
+
+#[test]
+fn clones_of_one_template_are_different_machines() {
+    let sandbox = Sandbox::new();
+    // The first makes the template, the others start from it.
+    let line = "cat /etc/machine-id; uname -n; cat /proc/sys/kernel/random/uuid; cat /proc/sys/kernel/random/boot_id; \
+                head -c 16 /dev/urandom | od -An -tx1; mktemp -u XXXXXXXXXXXXXXXX";
+    let seen: Vec<Vec<String>> = (0..3)
+        .map(|_| sandbox.run([], line).success().lines().map(|line| line.trim().to_owned()).collect())
+        .collect();
+    assert_eq!(templates(&sandbox).len(), 1);
+    for property in 0..6 {
+        for (one, other) in [(0, 1), (0, 2), (1, 2)] {
+            assert_ne!(seen[one][property], seen[other][property], "{seen:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_clock_of_a_clone_is_the_hosts() {
+    let sandbox = Sandbox::new();
+    let engine = sandbox.engine();
+    start_mode(&engine, |_| {}).await;
+    let vm = sandbox.started_vm(&engine).await;
+    assert_eq!(vm.metadata["start_mode"], "template");
+    let guest = sandbox.guest(&vm);
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    // The exchange itself takes time, so the guest's clock must lie between two looks at the host's.
+    let before = now();
+    let guest_time: f64 = exec_text(&guest, "date +%s.%N").await.trim().parse().unwrap();
+    let after = now();
+    assert!(before - 0.05 < guest_time && guest_time < after + 0.05, "{before} {guest_time} {after}");
+    engine.delete_vm(vm.vm_id.as_str()).await.unwrap();
+}
+
+#[test]
+fn a_template_holds_no_identity() {
+    let sandbox = Sandbox::new();
+    sandbox.run([], "true").success();
+    let layer = templates(&sandbox)[0].join("layer.img");
+    // What the template's guest has written so far. No file of it may be a key, a seed or an id.
+    let listing =
+        std::process::Command::new("/sbin/debugfs").arg("-R").arg("ls -l /upper/etc").arg(&layer).output();
+    let listing = String::from_utf8(listing.unwrap().stdout).unwrap();
+    for name in ["machine-id", "ssh_host", "random-seed", "hostname"] {
+        assert!(!listing.contains(name), "{listing}");
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_template_is_replaced() {
+    let sandbox = Sandbox::new();
+    let engine = sandbox.engine();
+    start_mode(&engine, |_| {}).await;
+    for file in ["memory", "state", "layer.img", "template.json"] {
+        let path = templates(&sandbox)[0].join(file);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_len(100).unwrap();
+        assert_eq!(start_mode(&engine, |_| {}).await, ("template".to_owned(), None), "{file}");
+        assert_eq!(templates(&sandbox).len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn state_that_the_vmm_refuses_costs_one_cold_boot() {
+    let sandbox = Sandbox::new();
+    let engine = sandbox.engine();
+    start_mode(&engine, |_| {}).await;
+    // The right size and time, the wrong content: only the VMM can tell.
+    let path = templates(&sandbox)[0].join("state");
+    let before = fs::metadata(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 512], 0).unwrap();
+    file.set_modified(before.modified().unwrap()).unwrap();
+
+    let (mode, warning) = start_mode(&engine, |_| {}).await;
+    assert_eq!(mode, "cold");
+    assert!(warning.is_some());
+    assert_eq!(start_mode(&engine, |_| {}).await, ("template".to_owned(), None));
+}
+
+#[tokio::test]
+async fn another_vmm_version_has_another_template() {
+    let sandbox = Sandbox::new();
+    start_mode(&sandbox.engine(), |_| {}).await;
+    let script = vmm_of_version(&sandbox, "99.0");
+    let engine = sandbox.engine_with(|config| config.vmm_program = Some(script));
+    assert_eq!(start_mode(&engine, |_| {}).await.0, "template");
+    assert_eq!(templates(&sandbox).len(), 2);
+}
+
+#[tokio::test]
+async fn a_vmm_that_is_too_old_boots_its_kernel() {
+    let sandbox = Sandbox::new();
+    let script = vmm_of_version(&sandbox, "7.2.0");
+    let engine = sandbox.engine_with(|config| config.vmm_program = Some(script));
+    let (mode, warning) = start_mode(&engine, |_| {}).await;
+    assert_eq!((mode.as_str(), warning.unwrap().contains("too old")), ("cold", true));
+    assert_eq!(templates(&sandbox).len(), 0);
+}
+
+#[tokio::test]
+async fn a_stopped_vm_starts_again_with_what_it_wrote() {
+    let sandbox = Sandbox::new();
+    let engine = sandbox.engine();
+    let vm = sandbox.started_vm(&engine).await;
+    let id = vm.vm_id.as_str();
+    exec_text(&sandbox.guest(&vm), "echo kept > /workspace/file").await;
+    engine.stop_vm(id).await.unwrap();
+    let again = engine.start_vm(id, &never()).await.unwrap();
+    // Its layer is not the template's any more.
+    assert_eq!(again.metadata["start_mode"], "cold");
+    assert_eq!(exec_text(&sandbox.guest(&vm), "cat /workspace/file").await, "kept\n");
+    engine.delete_vm(id).await.unwrap();
+}

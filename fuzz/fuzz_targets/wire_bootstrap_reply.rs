@@ -1,6 +1,0 @@
-//! The host decodes it, the guest wrote it.
-#![no_main]
-
-use pyro_wire::BootstrapReply;
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| pyro_fuzz::decode_frames::<BootstrapReply>(data));

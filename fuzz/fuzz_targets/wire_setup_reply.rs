@@ -1,0 +1,6 @@
+//! The host decodes it, the guest wrote it.
+#![no_main]
+
+use pyro_wire::SetupReply;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| pyro_fuzz::decode_frames::<SetupReply>(data));
