@@ -38,3 +38,22 @@ pub use installed::InstalledEnvironment;
 pub use observer::{PullObserver, PullStep, SilentObserver};
 pub use payload::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
 pub use process::Tools;
+
+/// Entrances for the fuzz targets, there in their builds only.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    use crate::manifest::Manifest;
+
+    /// Decodes an `environment.json`.
+    pub fn manifest(bytes: &[u8]) {
+        if let Ok(manifest) = Manifest::decode(bytes) {
+            assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
+        }
+    }
+
+    /// Finds the dependencies of a kernel module.
+    pub fn module(bytes: &[u8]) {
+        let _ = crate::modules::dependencies(bytes);
+    }
+}

@@ -83,7 +83,7 @@ pub(crate) enum Found {
 }
 
 impl Manifest {
-    fn decode(bytes: &[u8]) -> Result<Manifest, String> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest, String> {
         let manifest: Manifest = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         for wanted in [KERNEL, MODULES, manifest.format.file_name()] {
             if !manifest.artifacts.contains_key(wanted) {
