@@ -13,6 +13,7 @@ use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, Mode};
 
 use crate::fault::{During, Fault};
+use crate::identity::NameFiles;
 use crate::{boot, exec, halt, handshake, identity, network, root, warm_up};
 
 /// A stream to the host, as frames.
@@ -39,29 +40,28 @@ async fn live() -> Result<(), Fault> {
     exec::prepare_agent()?;
     handshake::greet(&mut channel)?;
     let preparation = handshake::receive(&mut channel)?;
-    let prepared = prepare(&preparation).await;
-    handshake::answer(&mut channel, prepared)?;
+    let names = handshake::answer(&mut channel, prepare(&preparation).await)?;
     // A restored machine wakes up here, with all that it has read and mounted so far.
     let bootstrap = handshake::receive(&mut channel)?;
-    let applied = apply(&bootstrap).await;
-    handshake::answer(&mut channel, applied)?;
+    handshake::answer(&mut channel, apply(&bootstrap, names).await)?;
     serve(channel).await
 }
 
 /// What takes time and is the same in every machine of a kind.
-async fn prepare(preparation: &Preparation) -> Result<(), Fault> {
+async fn prepare(preparation: &Preparation) -> Result<NameFiles, Fault> {
     root::enter(preparation)?;
+    let names = NameFiles::open()?;
     network::bring_up_loopback().await?;
     if preparation.warm_up {
         warm_up::run();
     }
-    Ok(())
+    Ok(names)
 }
 
 /// What makes this machine different from its siblings.
-async fn apply(bootstrap: &Bootstrap) -> Result<(), Fault> {
+async fn apply(bootstrap: &Bootstrap, names: NameFiles) -> Result<(), Fault> {
     identity::apply_clock_and_seed(bootstrap)?;
-    identity::apply_names(bootstrap)?;
+    names.fill(bootstrap)?;
     match &bootstrap.network {
         Some(config) => network::configure(config).await,
         None => Ok(()),

@@ -40,9 +40,9 @@ pub(crate) fn receive<M: DeserializeOwned>(channel: &mut File) -> Result<M, Faul
 }
 
 /// Tells the host how a step of the set-up went, and hands the outcome on.
-pub(crate) fn answer(channel: &mut File, outcome: Result<(), Fault>) -> Result<(), Fault> {
+pub(crate) fn answer<T>(channel: &mut File, outcome: Result<T, Fault>) -> Result<T, Fault> {
     let reply = match &outcome {
-        Ok(()) => SetupReply::Done,
+        Ok(_) => SetupReply::Done,
         Err(fault) => SetupReply::Refused { step: fault.step.clone(), cause: fault.cause.clone() },
     };
     send(channel, reply)?;

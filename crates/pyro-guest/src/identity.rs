@@ -1,6 +1,8 @@
 //! What makes this machine different from every other one started from the same image.
 
-use std::fs::{self, File};
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 
 use pyro_wire::Bootstrap;
 use rustix::time::{ClockId, Timespec, clock_settime};
@@ -24,19 +26,63 @@ pub(crate) fn apply_clock_and_seed(bootstrap: &Bootstrap) -> Result<(), Fault> {
     reseed(&seed)
 }
 
-/// Writes names into the mounted root.
-pub(crate) fn apply_names(bootstrap: &Bootstrap) -> Result<(), Fault> {
-    let name = &bootstrap.hostname;
-    rustix::system::sethostname(name.as_bytes()).during("setting the host name")?;
-    let files = [
-        ("/etc/hostname", format!("{name}\n")),
-        ("/etc/hosts", format!("127.0.0.1 localhost {name}\n::1 localhost ip6-localhost ip6-loopback\n")),
-        ("/etc/machine-id", format!("{}\n", bootstrap.machine_id)),
-    ];
-    for (path, text) in files {
-        fs::write(path, text).during(format!("writing {path}"))?;
+/// The files that say who this machine is, opened before it knows. Copying a file up from the base image takes
+/// some ten thousand blocks of kernel code, none of which a machine that wakes up from a template has translated;
+/// overwriting an open file takes few.
+pub(crate) struct NameFiles {
+    hostname: File,
+    hosts: File,
+    machine_id: File,
+    resolv_conf: File,
+}
+
+impl NameFiles {
+    /// Makes them, with content of the expected length that says nothing.
+    pub(crate) fn open() -> Result<Self, Fault> {
+        let open = |path: &str, length: usize| {
+            let open = || {
+                let mut file = File::create(path)?;
+                file.write_all(&vec![b'\n'; length])?;
+                Ok::<_, std::io::Error>(file)
+            };
+            open().during(format!("making {path}"))
+        };
+        let name = "pyro-0123456789ab";
+        Ok(Self {
+            hostname: open("/etc/hostname", hostname_file(name).len())?,
+            hosts: open("/etc/hosts", hosts_file(name).len())?,
+            machine_id: open("/etc/machine-id", 33)?,
+            resolv_conf: open("/etc/resolv.conf", 0)?,
+        })
     }
-    Ok(())
+
+    /// Gives this machine its names.
+    pub(crate) fn fill(&self, bootstrap: &Bootstrap) -> Result<(), Fault> {
+        let name = &bootstrap.hostname;
+        rustix::system::sethostname(name.as_bytes()).during("setting the host name")?;
+        overwrite(&self.hostname, &hostname_file(name)).during("writing /etc/hostname")?;
+        overwrite(&self.hosts, &hosts_file(name)).during("writing /etc/hosts")?;
+        overwrite(&self.machine_id, &format!("{}\n", bootstrap.machine_id))
+            .during("writing /etc/machine-id")?;
+        let Some(network) = &bootstrap.network else { return Ok(()) };
+        let resolvers: String =
+            network.dns_servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+        overwrite(&self.resolv_conf, &resolvers).during("writing /etc/resolv.conf")
+    }
+}
+
+fn hostname_file(name: &str) -> String {
+    format!("{name}\n")
+}
+
+fn hosts_file(name: &str) -> String {
+    format!("127.0.0.1 localhost {name}\n::1 localhost ip6-localhost ip6-loopback\n")
+}
+
+fn overwrite(file: &File, text: &str) -> std::io::Result<()> {
+    file.write_all_at(text.as_bytes(), 0)?;
+    let length = text.len() as u64;
+    if file.metadata()?.len() != length { file.set_len(length) } else { Ok(()) }
 }
 
 fn decode_hex(text: &str) -> Option<Vec<u8>> {

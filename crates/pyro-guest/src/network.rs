@@ -39,17 +39,16 @@ pub(crate) async fn configure(config: &NetworkConfig) -> Result<(), Fault> {
         let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(config.gateway).build();
         handle.route().add(route).execute().await.map_err(fault("setting the default route"))
     })
-    .await?;
-    let resolvers: String =
-        config.dns_servers.iter().map(|server| format!("nameserver {server}\n")).collect();
-    fs::write("/etc/resolv.conf", resolvers).during("writing /etc/resolv.conf")
+    .await
 }
 
 async fn with_netlink<T>(work: impl AsyncFnOnce(&rtnetlink::Handle) -> Result<T, Fault>) -> Result<T, Fault> {
     let (connection, handle, _) = rtnetlink::new_connection().during("opening a netlink socket")?;
     let connection = tokio::spawn(connection);
     let result = work(&handle).await;
+    // Its socket must be gone before the machine can be saved.
     connection.abort();
+    let _ = connection.await;
     result
 }
 

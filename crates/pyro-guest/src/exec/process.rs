@@ -29,8 +29,12 @@ const OPEN_FILES: Rlimit = Rlimit { current: Some(65_536), maximum: Some(1_048_5
 /// Protects the agent from the OOM killer (a machine that kills its agent is lost, one that kills the greedy
 /// command is not) and sets the limits its commands inherit.
 pub(crate) fn prepare_agent() -> Result<(), Fault> {
-    fs::write("/proc/self/oom_score_adj", "-1000").during("exempting the agent from the OOM killer")?;
+    set_oom_score_adj("-1000").during("exempting the agent from the OOM killer")?;
     setrlimit(Resource::Nofile, OPEN_FILES).during("raising the limit of open files")
+}
+
+fn set_oom_score_adj(value: &str) -> io::Result<()> {
+    fs::write("/proc/self/oom_score_adj", value)
 }
 
 /// A started command.
@@ -43,18 +47,19 @@ pub(super) struct CommandProcess {
 impl CommandProcess {
     pub(super) fn start(request: &Exec) -> Result<Self, Fault> {
         fs::create_dir_all(&request.cwd).during(format!("making {}", request.cwd))?;
+        // Inherited by the command. Setting it for the command alone would mean code between fork and exec, and
+        // then the agent is forked with all its pages; without, the standard library uses posix_spawn.
+        std::env::set_current_dir(&request.cwd).during(format!("entering {}", request.cwd))?;
         let mut command = Command::new("/bin/sh");
         command
             .args(["-lc", &request.command])
-            .current_dir(&request.cwd)
             .env_clear()
             .envs(ENVIRONMENT)
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        before_exec::end_oom_exemption(&mut command);
-        let mut child = command.spawn().during("starting /bin/sh")?;
+        let mut child = spawn_without_exemption(&mut command).during("starting /bin/sh")?;
         let step = "preparing the output pipes";
         let pipes = (child.stdout.take(), child.stderr.take());
         let (Some(stdout), Some(stderr)) = pipes else {
@@ -66,6 +71,15 @@ impl CommandProcess {
             shell: Shell { group: child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)), child },
         })
     }
+}
+
+/// Starts the command as an ordinary candidate of the OOM killer. It must be one before it can fork, or its
+/// children would inherit the agent's exemption; so the agent gives it up for that moment.
+fn spawn_without_exemption(command: &mut Command) -> io::Result<Child> {
+    set_oom_score_adj("0")?;
+    let child = command.spawn();
+    set_oom_score_adj("-1000")?;
+    child
 }
 
 /// The shell that leads the command's process group.
@@ -95,26 +109,5 @@ impl Shell {
             // The only failure is that nobody is left in the group.
             let _ = kill_process_group(group, signal);
         }
-    }
-}
-
-mod before_exec {
-    #![expect(unsafe_code, reason = "code between fork and exec")]
-
-    use rustix::fs::{CWD, Mode, OFlags, openat};
-    use tokio::process::Command;
-
-    /// Makes the command an ordinary candidate of the OOM killer again. It has to happen in the child before
-    /// it can fork, or its children would inherit the agent's exemption.
-    pub(super) fn end_oom_exemption(command: &mut Command) {
-        let reset = || {
-            let file =
-                openat(CWD, c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-            rustix::io::write(file, b"0")?;
-            Ok(())
-        };
-        // SAFETY: the closure makes three system calls through rustix, which allocates nothing and takes no
-        // lock for them, so it is safe between fork and exec.
-        unsafe { command.pre_exec(reset) };
     }
 }
