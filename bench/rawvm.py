@@ -15,7 +15,7 @@ import time
 
 KERNEL_ARGUMENTS = "console=ttyS0 quiet reboot=t panic=-1 no_timer_check"
 CONTROL, STDOUT, STDERR = range(3)
-GENERATION = 1
+GENERATION = 2
 
 
 class RawVM:

@@ -17,6 +17,9 @@ pub struct Config {
     /// Most VMs that may exist at once, in any state and over all processes that share `base_dir`.
     /// The contract's default is [`Config::DEFAULT_MAX_ACTIVE_VMS`].
     pub max_active_vms: u32,
+    /// How many spare VMs of each kind that is started shall wait for the next start; 0 for none. They fill what
+    /// `max_active_vms` leaves free and give way to VMs that someone asks for.
+    pub warm_spares: u32,
     /// The pyro executable, which the engine starts again for its helper processes.
     pub program: PathBuf,
     /// Forces an accelerator; `None` measures the host and decides.

@@ -27,6 +27,7 @@ mod request;
 mod search_path;
 mod state;
 mod supervise;
+mod timings;
 
 pub mod doctor;
 
@@ -44,3 +45,4 @@ pub use pyro_vm::Accelerator;
 pub use request::{Command, OutputMode, VmSpec};
 pub use state::VmState;
 pub use supervise::supervise;
+pub use timings::Phase;

@@ -53,6 +53,12 @@ pub(crate) struct Partial {
     _lock: File,
 }
 
+/// The key of the template for machines like that of `spec`, which is equal for machines that can take each
+/// other's place. An error says why there can be no template.
+pub(crate) async fn key(dir: &Path, spec: &LaunchSpec, vmm: &dyn Vmm) -> Result<String, String> {
+    key::of(dir, spec, vmm).await
+}
+
 impl Templates {
     /// Templates in `dir` for machines like that of `spec`.
     pub(crate) async fn new(dir: &Path, spec: &LaunchSpec, vmm: &dyn Vmm) -> Self {

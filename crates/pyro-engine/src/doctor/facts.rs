@@ -202,6 +202,7 @@ mod tests {
             base_dir: root.join("state/pyro"),
             cache_dir: root.join("cache/pyro"),
             max_active_vms: 4,
+            warm_spares: 0,
             program: root.join("pyro"),
             accelerator: None,
             vmm_program: None,

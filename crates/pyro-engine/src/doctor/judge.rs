@@ -267,6 +267,7 @@ mod tests {
             base_dir: "/home/me/.local/state/pyro".into(),
             cache_dir: "/home/me/.cache/pyro".into(),
             max_active_vms: 4,
+            warm_spares: 0,
             program: "/usr/bin/pyro".into(),
             accelerator: None,
             vmm_program: None,

@@ -7,13 +7,13 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use pyro_env::InstalledEnvironment;
-use pyro_vm::supervisor::{self, Lifeline, OwnerLock, StartError};
-use pyro_vm::{GuestImage, LaunchSpec, LayerError, LayerLifetime, LayerTemplates, Machine};
+use pyro_vm::supervisor::{self, BootInfo, Lifeline, OwnerLock, StartError};
+use pyro_vm::{GuestImage, LaunchSpec, LayerError, LayerLifetime, LayerTemplates, Machine, Spares, spares};
 
-use super::{Engine, state_unusable};
+use super::{Engine, spares_dir, state_unusable};
 use crate::engine::host::Host;
 use crate::registry::{VmPatch, VmRecord};
-use crate::{EngineError, ErrorKind, ExecutionMode, VmId};
+use crate::{EngineError, ErrorKind, ExecutionMode, VmId, VmState};
 
 /// Name of the hidden subcommand that supervises one VM.
 pub const SUPERVISE_COMMAND: &str = "supervise";
@@ -56,14 +56,15 @@ impl Engine {
         .await
     }
 
-    /// Starts the VM in a guest. The supervisor records that it is up.
+    /// Starts the VM in a guest, which may be one that waits for it. The supervisor records that it is up.
     pub(super) async fn start_guest(
         &self,
         record: &VmRecord,
         environment: InstalledEnvironment,
         host: Host,
         lock: OwnerLock,
-    ) -> Result<Lifeline, EngineError> {
+    ) -> Result<(Lifeline, BootInfo), EngineError> {
+        let spares = self.plan_spares().await?;
         let lifetime = if record.ephemeral { LayerLifetime::OneStart } else { LayerLifetime::ManyStarts };
         let layer_template = self
             .blocking(move |shared| {
@@ -96,12 +97,31 @@ impl Engine {
                 layer_template,
             },
             network: record.network_enabled,
+            spares,
+            is_spare: false,
         };
+        // A layer from an earlier start is what a spare does not have.
+        if record.state == VmState::Created
+            && let Some(claimed) = spares::claim(&spec, &lock).await
+        {
+            return Ok(claimed);
+        }
         let args = [OsStr::new(SUPERVISE_COMMAND), self.config().base_dir.as_os_str()];
-        let (lifeline, _) = supervisor::start(&self.config().program, &args, spec, &lock)
+        supervisor::start(&self.config().program, &args, spec, &lock)
             .await
-            .map_err(|error| start_error(&record.vm_id, &dir, error))?;
-        Ok(lifeline)
+            .map_err(|error| start_error(&record.vm_id, &dir, error))
+    }
+
+    /// How many spares there may be beside the VMs that were asked for.
+    async fn plan_spares(&self) -> Result<Spares, EngineError> {
+        let dir = spares_dir(&self.config().base_dir);
+        let wanted = self.config().warm_spares;
+        if wanted == 0 {
+            return Ok(Spares { dir, wanted });
+        }
+        let active = self.registry(|registry| registry.ids()).await?.len();
+        let free = u32::try_from((self.config().max_active_vms as usize).saturating_sub(active)).unwrap_or(0);
+        Ok(Spares { dir, wanted: wanted.min(free) })
     }
 
     /// Notes that commands of this VM run on the host, to which its caller has agreed.

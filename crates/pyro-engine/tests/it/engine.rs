@@ -13,6 +13,7 @@ fn engine(root: &Path) -> Engine {
         base_dir: root.join("state"),
         cache_dir: root.join("cache"),
         max_active_vms: Config::DEFAULT_MAX_ACTIVE_VMS,
+        warm_spares: 0,
         program: root.join("pyro"),
         accelerator: None,
         vmm_program: None,
