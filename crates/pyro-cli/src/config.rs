@@ -97,6 +97,7 @@ pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError
         )?,
         max_active_vms: max_active_vms(variables)?,
         warm_spares: warm_spares(variables)?,
+        spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
         program,
         accelerator: accelerator(variables)?,
         vmm_program: vmm_program(variables)?,

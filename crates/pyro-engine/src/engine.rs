@@ -97,6 +97,11 @@ fn vms_dir(base_dir: &Path) -> PathBuf {
     base_dir.join("vms")
 }
 
+/// Directory of the templates that VMs start from.
+fn templates_dir(base_dir: &Path) -> PathBuf {
+    base_dir.join("templates")
+}
+
 /// Directory of the VMs that wait to be asked for.
 fn spares_dir(base_dir: &Path) -> PathBuf {
     base_dir.join("spares")

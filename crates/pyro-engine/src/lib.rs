@@ -38,7 +38,8 @@ pub use error::{EngineError, ErrorKind};
 pub use event::{Event, Events, OutputStream, PullEvent, RunPhase};
 pub use id::VmId;
 pub use payload::{
-    DeleteReason, Deleted, ExecutionMode, NetworkAssignment, NetworkInfo, Output, Reaped, RunResult, Vm,
+    DeleteReason, Deleted, ExecutionMode, NetworkAssignment, NetworkInfo, Output, Pruned, Reaped, RunResult,
+    Vm,
 };
 pub use pyro_env::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
 pub use pyro_vm::Accelerator;

@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
+use pyro_env::PruneReport;
+
 use crate::{Phase, VmId, VmState};
 
 /// Result of a command, of a one-shot run as well as of `exec_vm`.
@@ -48,6 +50,16 @@ pub struct RunResult {
     /// Where the time went; empty unless it was a one-shot run.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub timings: Vec<Phase>,
+}
+
+/// What pruning removed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Pruned {
+    /// Environments of the cache.
+    #[serde(flatten)]
+    pub environments: PruneReport,
+    /// How many templates.
+    pub deleted_templates: usize,
 }
 
 /// Raw bytes that a command wrote. Serialises as text in which invalid UTF-8 is replaced.

@@ -14,13 +14,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::hex::hex;
 use crate::qemu::Qemu;
-use crate::spec::LaunchSpec;
+use crate::spec::{LaunchSpec, Purpose};
 use crate::supervisor::control::{self, ControlRequest};
 use crate::supervisor::{self, BootInfo, Lifeline, OwnerLock};
 use crate::template;
 
-/// A spare that nobody has wanted for this long goes.
-const IDLE_LIMIT: Duration = Duration::from_secs(300);
 /// Time that a spare has for ending when it is told to.
 const END_LIMIT: Duration = Duration::from_secs(5);
 const LOCK: &str = "lock";
@@ -74,11 +72,12 @@ async fn try_replenish(spec: &LaunchSpec) -> Result<(), String> {
         let spare_dir = dir.join(&vm_id);
         make_dir(&spare_dir).map_err(failed)?;
         let Some(owner) = OwnerLock::try_acquire(&spare_dir).map_err(failed)? else { continue };
-        let expires = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + IDLE_LIMIT;
+        let idle_limit = Duration::from_secs(spec.spares.idle_seconds.into());
+        let expires = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + idle_limit;
         let spare = LaunchSpec {
             vm_id,
             dir: spare_dir.clone(),
-            is_spare: true,
+            purpose: Purpose::Spare,
             expires_at: expires.as_secs_f64(),
             ..spec.clone()
         };

@@ -30,8 +30,8 @@ pub struct LaunchSpec {
     pub template_dir: Option<PathBuf>,
     /// Where VMs of this kind wait to be claimed, and how many there are to be once this one has started.
     pub spares: Spares,
-    /// The VM is such a spare itself.
-    pub is_spare: bool,
+    /// What is started.
+    pub purpose: Purpose,
     /// Give the guest a network interface with a way out.
     pub network: bool,
 }
@@ -42,6 +42,19 @@ impl LaunchSpec {
     }
 }
 
+/// What a supervisor is started for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// A VM that somebody wants.
+    #[default]
+    Vm,
+    /// A VM that waits until somebody wants it.
+    Spare,
+    /// No VM, but the template from which others start.
+    Template,
+}
+
 /// VMs that are started before they are wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spares {
@@ -49,6 +62,8 @@ pub struct Spares {
     pub dir: PathBuf,
     /// How many of this kind shall wait. 0 leaves those that do alone.
     pub wanted: u32,
+    /// How long one that is started now waits, in seconds.
+    pub idle_seconds: u32,
 }
 
 /// Virtual hardware.

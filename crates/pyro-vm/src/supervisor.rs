@@ -36,7 +36,7 @@ pub use lock::OwnerLock;
 pub use serve::{Recorder, run};
 pub(crate) use spare::clear_claimed;
 pub(crate) use start::spawn;
-pub use start::{Lifeline, StartError, claim, start};
+pub use start::{Lifeline, StartError, claim, make_template, start};
 
 /// Names of the files in a VM's directory.
 pub mod files {
@@ -58,6 +58,8 @@ pub mod files {
 pub enum Event {
     /// The guest takes commands.
     Booted(BootInfo),
+    /// There is a template now; [`Purpose::Template`](crate::Purpose::Template) is done.
+    TemplateReady,
     /// The VM did not come up. Everything is cleaned up.
     Failed(BootFailure),
     /// The VM is gone. Everything that does not stay is cleaned up and the end is recorded.

@@ -268,6 +268,7 @@ mod tests {
             cache_dir: "/home/me/.cache/pyro".into(),
             max_active_vms: 4,
             warm_spares: 0,
+            spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
             program: "/usr/bin/pyro".into(),
             accelerator: None,
             vmm_program: None,

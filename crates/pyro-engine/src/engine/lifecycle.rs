@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exec::Finished;
 use super::reconcile::{OWNER_VANISHED, owner_vanished};
-use super::{Engine, now, spares_dir, unless_cancelled};
+use super::{Engine, now, spares_dir};
 use crate::limits::{self, Sizing};
 use crate::registry::{NewVm, VmPatch, VmRecord};
 use crate::state::VmEvent;
@@ -56,7 +56,7 @@ impl Engine {
         let vm = id.clone();
         self.registry(move |registry| registry.mark_stopped(&vm, Some(OWNER_VANISHED))).await?;
         // The supervisor has the lock and the record is written; nothing more is asked of the lifeline.
-        drop(unless_cancelled(cancel, self.start_guest(&record, environment, host, lock)).await?);
+        drop(self.start_guest(&record, environment, host, lock, cancel).await?);
         Ok(self.get(&id).await?.payload())
     }
 

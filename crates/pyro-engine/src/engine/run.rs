@@ -108,8 +108,7 @@ impl Engine {
         events.send(Event::Phase(RunPhase::Start { vm_id: id.clone() })).await;
         let (record, lifeline) = match ground {
             Ok((host, environment)) => {
-                let start = self.start_guest(&record, environment, host, lock);
-                let (lifeline, info) = unless_cancelled(cancel, start).await?;
+                let (lifeline, info) = self.start_guest(&record, environment, host, lock, cancel).await?;
                 timings.lap_of_start(&info);
                 (self.get(id).await?, Ok(lifeline))
             }
@@ -130,15 +129,13 @@ impl Engine {
     /// Removes the VM of a run that has its result. The supervisor, which ends with its lifeline, does what takes
     /// time, and nobody waits for it.
     async fn leave(&self, id: &VmId, lifeline: Option<Lifeline>) -> Result<(), EngineError> {
-        if lifeline.is_none() {
-            return self.remove(id).await;
+        let vm = id.clone();
+        if lifeline.is_some() && self.registry(move |registry| registry.delete(&vm)).await.is_ok() {
+            return Ok(());
         }
-        let id = id.clone();
-        match self.registry(move |registry| registry.delete(&id)).await {
-            // The supervisor may have ended, and then it has removed the record.
-            Err(error) if !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Expired) => Err(error),
-            _ => Ok(()),
-        }
+        // Its files may be what keeps the record from being written: they go first.
+        drop(lifeline);
+        self.remove(id).await
     }
 }
 

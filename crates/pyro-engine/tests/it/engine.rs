@@ -14,6 +14,7 @@ fn engine(root: &Path) -> Engine {
         cache_dir: root.join("cache"),
         max_active_vms: Config::DEFAULT_MAX_ACTIVE_VMS,
         warm_spares: 0,
+        spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
         program: root.join("pyro"),
         accelerator: None,
         vmm_program: None,

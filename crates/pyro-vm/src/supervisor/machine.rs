@@ -9,6 +9,7 @@ use pyro_wire::{Bootstrap, GENERATION, NetworkConfig, Preparation};
 use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::task::LocalSet;
+use tokio::time::error::Elapsed;
 
 use super::launch::{Connections, VmmProcess, launch};
 use super::stages::Stages;
@@ -37,20 +38,26 @@ pub(super) async fn boot(
     vmm: &dyn Vmm,
     tasks: &LocalSet,
 ) -> Result<RunningMachine, BootFailure> {
-    let stages = Stages::begin(BootStage::Disks);
-    let mut attempt = Attempt { spec, vmm, tasks, started: Instant::now(), stages, console: None };
-    let limit = Duration::from_secs(spec.boot_limit_seconds);
-    let outcome = tokio::time::timeout(limit, attempt.boot()).await;
-    let cause = match outcome {
-        Ok(Ok(machine)) => return Ok(machine),
-        Ok(Err(cause)) => cause,
-        Err(_) => format!("not done after {} seconds", spec.boot_limit_seconds),
+    let mut attempt = Attempt::new(spec, vmm, tasks);
+    let outcome = tokio::time::timeout(attempt.limit(), attempt.boot()).await;
+    attempt.conclude(outcome).await
+}
+
+/// Makes the template for machines like this one, unless it is there. Dropping the future, or an error, leaves no
+/// process behind.
+pub(super) async fn make_template(
+    spec: &LaunchSpec,
+    vmm: &dyn Vmm,
+    tasks: &LocalSet,
+) -> Result<(), BootFailure> {
+    let mut attempt = Attempt::new(spec, vmm, tasks);
+    let make = async {
+        let Some(dir) = &spec.template_dir else { return Err("this host has no templates".to_owned()) };
+        let templates = Templates::new(dir, spec, vmm).await;
+        attempt.find_or_make_template(&templates).await.map(drop)
     };
-    let console = match attempt.console {
-        Some(console) => console.last_words().await,
-        None => Vec::new(),
-    };
-    Err(BootFailure { stage: attempt.stages.current(), cause, console })
+    let outcome = tokio::time::timeout(Duration::from_secs(spec.boot_limit_seconds), make).await;
+    attempt.conclude(outcome).await
 }
 
 struct Attempt<'a> {
@@ -62,7 +69,29 @@ struct Attempt<'a> {
     console: Option<Console>,
 }
 
-impl Attempt<'_> {
+impl<'a> Attempt<'a> {
+    fn new(spec: &'a LaunchSpec, vmm: &'a dyn Vmm, tasks: &'a LocalSet) -> Self {
+        let stages = Stages::begin(BootStage::Disks);
+        Self { spec, vmm, tasks, started: Instant::now(), stages, console: None }
+    }
+
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.spec.boot_limit_seconds)
+    }
+
+    async fn conclude<T>(self, outcome: Result<Result<T, String>, Elapsed>) -> Result<T, BootFailure> {
+        let cause = match outcome {
+            Ok(Ok(done)) => return Ok(done),
+            Ok(Err(cause)) => cause,
+            Err(_) => format!("not done after {} seconds", self.spec.boot_limit_seconds),
+        };
+        let console = match self.console {
+            Some(console) => console.last_words().await,
+            None => Vec::new(),
+        };
+        Err(BootFailure { stage: self.stages.current(), cause, console })
+    }
+
     async fn boot(&mut self) -> Result<RunningMachine, String> {
         let mut warning = None;
         // A layer from an earlier start holds what no template knows of.
@@ -100,10 +129,7 @@ impl Attempt<'_> {
     }
 
     async fn boot_from_template(&mut self, templates: &Templates) -> Result<RunningMachine, String> {
-        let template = match templates.find() {
-            Some(template) => template,
-            None => self.make_template(templates).await.inspect_err(|reason| templates.failed(reason))?,
-        };
+        let template = self.find_or_make_template(templates).await?;
         self.stages.enter(BootStage::Disks);
         let disks = self.disks();
         layer::instantiate(&template.layer(), &disks.layer).map_err(|error| chain(&error))?;
@@ -138,6 +164,13 @@ impl Attempt<'_> {
         Ok(self.running(process, connections.channel, network, release, StartMode::Template, None))
     }
 
+    async fn find_or_make_template(&mut self, templates: &Templates) -> Result<Template, String> {
+        match templates.find() {
+            Some(template) => Ok(template),
+            None => self.make_template(templates).await.inspect_err(|reason| templates.failed(reason)),
+        }
+    }
+
     /// Boots a machine that nobody will use, saves it and ends it. One process makes it, others wait.
     async fn make_template(&mut self, templates: &Templates) -> Result<Template, String> {
         let layer_bytes = std::fs::metadata(&self.spec.guest.layer_template).map_or(0, |file| file.len());
@@ -168,7 +201,7 @@ impl Attempt<'_> {
         for name in [files::INITRD, files::SERIAL_LOG] {
             let _ = std::fs::remove_file(dir.join(name));
         }
-        templates.finish(partial, release)
+        templates.finish(partial, release, &self.spec.guest.digest)
     }
 
     /// Starts the machine's kernel, with its files in `dir`.

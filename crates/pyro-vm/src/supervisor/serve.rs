@@ -21,7 +21,7 @@ use super::{BootInfo, EndReason, Event, files, spare, timer};
 use crate::mux::Streams;
 use crate::qemu::Qemu;
 use crate::spares;
-use crate::spec::LaunchSpec;
+use crate::spec::{LaunchSpec, Purpose};
 
 /// Time that a guest has to write everything out before its VM is ended anyway.
 const HALT_LIMIT: Duration = Duration::from_secs(10);
@@ -59,18 +59,39 @@ pub async fn run(lifeline: OwnedFd, recorder: &dyn Recorder) -> io::Result<()> {
     let mut signals = Signals::new()?;
     tasks
         .run_until(async {
-            if spec.is_spare {
-                // Whoever asked for it does not wait for it.
-                drop(lifeline);
-                spare::supervise(&spec, recorder, &tasks, &mut signals).await;
-            } else {
-                let event = supervise(&spec, &mut lifeline, recorder, &tasks, &mut signals).await;
-                // The starter may be gone, or may not care.
-                let _ = lifeline.send(Frame::Control(event)).await;
-            }
+            let event = match spec.purpose {
+                Purpose::Vm => supervise(&spec, &mut lifeline, recorder, &tasks, &mut signals).await,
+                Purpose::Template => make_template(&spec, &mut lifeline, &tasks, &mut signals).await,
+                Purpose::Spare => {
+                    // Whoever asked for it does not wait for it.
+                    drop(lifeline);
+                    return spare::supervise(&spec, recorder, &tasks, &mut signals).await;
+                }
+            };
+            // The starter may be gone, or may not care.
+            let _ = lifeline.send(Frame::Control(event)).await;
         })
         .await;
     Ok(())
+}
+
+/// Sees to it that there is a template for VMs like this one.
+async fn make_template(
+    spec: &LaunchSpec,
+    lifeline: &mut LifelineServer,
+    tasks: &LocalSet,
+    signals: &mut Signals,
+) -> Event {
+    let event = tokio::select! {
+        made = machine::make_template(spec, &Qemu, tasks) => match made {
+            Ok(()) => Event::TemplateReady,
+            Err(failure) => Event::Failed(failure),
+        },
+        _ = lifeline.next() => Event::Ended(EndReason::CallerGone),
+        () = signals.any() => Event::Ended(EndReason::Terminated),
+    };
+    remove_files(spec, true);
+    event
 }
 
 async fn supervise(

@@ -15,7 +15,7 @@ use tokio_util::codec::Framed;
 
 use super::control::{self, ControlRequest};
 use super::{BootFailure, BootInfo, EndReason, Event, OwnerLock, files, handover};
-use crate::spec::LaunchSpec;
+use crate::spec::{LaunchSpec, Purpose};
 
 /// Why a VM did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,29 @@ pub async fn start(
     lock: &OwnerLock,
 ) -> Result<(Lifeline, BootInfo), StartError> {
     spawn(program, args, spec, lock).await?.booted().await
+}
+
+/// Starts `program` with `args` to make the template for VMs like that of `spec`, if there is none yet.
+///
+/// Dropping the future gives that up.
+///
+/// # Errors
+/// As [`start`].
+pub async fn make_template(
+    program: &Path,
+    args: &[&OsStr],
+    spec: LaunchSpec,
+    lock: &OwnerLock,
+) -> Result<(), StartError> {
+    let spec = LaunchSpec { purpose: Purpose::Template, ..spec };
+    let mut lifeline = spawn(program, args, spec, lock).await?;
+    match lifeline.ready().await {
+        Ok(_) => {
+            lifeline.reap().await;
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Starts the supervisor and tells it what to do.
@@ -104,8 +127,17 @@ pub async fn claim(
 impl Lifeline {
     /// Waits until the guest takes commands.
     async fn booted(mut self) -> Result<(Self, BootInfo), StartError> {
+        match self.ready().await? {
+            Some(info) => Ok((self, info)),
+            None => Err(StartError::Lost),
+        }
+    }
+
+    /// Waits until what was asked for is there; if that is a VM, the result describes it.
+    async fn ready(&mut self) -> Result<Option<BootInfo>, StartError> {
         let error = match self.next_event().await {
-            Some(Event::Booted(info)) => return Ok((self, info)),
+            Some(Event::Booted(info)) => return Ok(Some(info)),
+            Some(Event::TemplateReady) => return Ok(None),
             Some(Event::Failed(failure)) => StartError::Boot(failure),
             Some(Event::Ended(reason)) => StartError::Ended(reason),
             None => StartError::Lost,
