@@ -6,9 +6,9 @@ use pyro_vm::spares;
 use pyro_vm::supervisor::control::ControlRequest;
 use tokio_util::sync::CancellationToken;
 
-use super::exec::Finished;
 use super::reconcile::{OWNER_VANISHED, owner_vanished};
 use super::{Engine, now, spares_dir};
+use crate::finished::Finished;
 use crate::limits::{self, Sizing};
 use crate::registry::{NewVm, VmPatch, VmRecord};
 use crate::state::VmEvent;

@@ -7,10 +7,10 @@ use pyro_env::InstalledEnvironment;
 use pyro_vm::supervisor::{EndReason, Lifeline, OwnerLock};
 use tokio_util::sync::CancellationToken;
 
-use super::exec::Finished;
 use super::host::Host;
 use super::lifecycle::run_result;
 use super::{Engine, unless_cancelled};
+use crate::finished::Finished;
 use crate::limits::{self, Sizing};
 use crate::registry::VmRecord;
 use crate::timings::Timings;
