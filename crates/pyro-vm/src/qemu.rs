@@ -87,7 +87,10 @@ impl Vmm for Qemu {
             args.option("-netdev", format!("stream,id=net,addr.type=fd,addr.str={}", LaunchPlan::NETWORK_FD));
             args.option("-device", format!("virtio-net-device,netdev=net,mac={mac_address}"));
         }
-        LaunchPlan { program: machine.vmm_program.clone(), args: args.0 }
+        // Under emulation the memory is the emulator's own, mostly translated code, of which huge pages hold more
+        // than there is: 3 MiB for each idle clone, and no command was found to run faster.
+        let huge_pages = machine.accelerator == Accelerator::Kvm;
+        LaunchPlan { program: machine.vmm_program.clone(), args: args.0, huge_pages }
     }
 }
 
@@ -173,7 +176,7 @@ mod tests {
             layer: "/vm/layer".into(),
             layer_lifetime: if vcpu_count == 1 { LayerLifetime::OneStart } else { LayerLifetime::ManyStarts },
         };
-        let LaunchPlan { program, args } = Qemu.plan(&Hardware { machine, disks, network, start });
+        let LaunchPlan { program, args, .. } = Qemu.plan(&Hardware { machine, disks, network, start });
         let args = args.iter().map(|arg| arg.to_str().unwrap());
         let lines = args.map(|arg| if arg.starts_with('-') { format!("\n{arg}") } else { format!(" {arg}") });
         format!("{}{}", program.display(), lines.collect::<String>())

@@ -94,6 +94,8 @@ pub struct LaunchPlan {
     pub program: PathBuf,
     /// Arguments without the program's name.
     pub args: Vec<OsString>,
+    /// Whether its memory may be in huge pages.
+    pub huge_pages: bool,
 }
 
 impl LaunchPlan {

@@ -58,3 +58,26 @@ fn every_setting_is_documented() {
     }
     assert!(count >= 7, "the variables are no longer found where they were");
 }
+
+/// A file that is no module of its `main.rs` is a test that never runs.
+#[test]
+fn every_file_of_tests_is_a_module() {
+    let subdirectories =
+        |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let crates = subdirectories(root().join("crates"));
+    let suites: Vec<PathBuf> = crates.flat_map(|dir| subdirectories(dir.join("tests"))).collect();
+    assert!(suites.len() >= 5, "the tests are no longer found where they were: {suites:?}");
+    for suite in suites {
+        let main = fs::read_to_string(suite.join("main.rs")).unwrap();
+        for path in subdirectories(suite.clone()) {
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            if path.extension().is_some_and(|extension| extension == "rs") && name != "main" {
+                assert!(
+                    main.contains(&format!("\nmod {name};\n")),
+                    "{} is not a module of main.rs",
+                    path.display()
+                );
+            }
+        }
+    }
+}

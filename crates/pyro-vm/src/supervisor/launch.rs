@@ -61,6 +61,9 @@ pub(super) fn launch(
         .stderr(Stdio::piped())
         .kill_on_drop(true);
     process::bind_to_parent(&mut command, inherited);
+    if !plan.huge_pages {
+        process::forgo_huge_pages(&mut command);
+    }
     // The command, gone at the end of this function, holds our copies of the VMM's ends, which must close for
     // its death to be seen.
     let mut child =
