@@ -75,7 +75,8 @@ def work_directory():
         _remove(directory)
 
 
-def _remove(directory):
+def end_processes(directory):
+    """Kills those whose arguments name the directory."""
     # Killed processes may have started others a moment before.
     for _ in range(50):
         left = processes(directory)
@@ -85,6 +86,10 @@ def _remove(directory):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)
+
+
+def _remove(directory):
+    end_processes(directory)
     with open("/proc/self/mountinfo") as mounts:
         points = [line.split()[4] for line in mounts]
     for point in reversed(points):

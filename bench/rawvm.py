@@ -18,7 +18,7 @@ import subprocess
 import time
 
 import host
-from measure import Unavailable
+from measure import Unavailable, at_most
 
 CONTROL, STDOUT, STDERR = range(3)
 GENERATION = 1
@@ -36,13 +36,18 @@ class Kind:
         command = [pyro, "run", "debian:12", "--", "echo up; sleep 60"]
         with subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.DEVNULL) as process:
-            up = False
-            while not up:
-                up = bool(select.select([process.stdout], [], [], 0.005)[0])
+            try:
+                with at_most(300):
+                    while not select.select([process.stdout], [], [], 0.005)[0]:
+                        self._look(env["PYRO_BASE_DIR"])
                 self._look(env["PYRO_BASE_DIR"])
-            if process.stdout.readline() != b"up\n":
-                raise RuntimeError("pyro cannot run a command here; ask `pyro doctor`")
-            process.send_signal(signal.SIGINT)
+                up = process.stdout.readline()
+                process.send_signal(signal.SIGINT)
+            except BaseException:
+                process.kill()
+                raise
+        if up != b"up\n":
+            raise RuntimeError("pyro cannot run a command here; ask `pyro doctor`")
         if not self.kernel:
             raise RuntimeError("no boot of a kernel was seen")
 
@@ -61,6 +66,11 @@ class Kind:
     def accelerator(self):
         """`kvm` or `tcg`."""
         return _after(self.kernel, "-accel").split(",")[0]
+
+    def base_image(self):
+        """The file system that all guests share."""
+        disks = [json.loads(word) for word in self.kernel if word.startswith('{"') and "node-name" in word]
+        return next(disk["file"]["filename"] for disk in disks if disk["node-name"] == "base")
 
     def boot(self):
         """Starts a VM from its kernel, up to being ready for commands."""
