@@ -90,4 +90,4 @@ def in_turns(contenders, rounds, seldom=()):
 
 def say(text):
     """Progress, for people."""
-    print(f"bench: {text}", file=sys.stderr, flush=True)
+    print(f"bench: {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

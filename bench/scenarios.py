@@ -13,7 +13,7 @@ MEMORY_MIB = (256, 1024, 2048, 4096, 8192)
 LIVE = (0, 10, 25, 50)
 # What a VM may need in the worst case; counts for which the host has too little are left out.
 MIB_PER_VM = 120
-OUTPUT_MIB = 256
+OUTPUT_MIB = 64
 DISK_MIB = 256
 
 
