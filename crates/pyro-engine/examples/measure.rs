@@ -91,15 +91,25 @@ impl Session {
 
     async fn start_one(&self, mem_mib: i64) -> Outcome<(String, Duration)> {
         let started = Instant::now();
-        let never = CancellationToken::new();
         let spec = VmSpec { mem_mib, ttl_seconds: 3600, ..VmSpec::new("debian:12") };
+        let never = CancellationToken::new();
         let id = self.engine.create_vm(spec, &Events::none(), &never).await?.vm_id.to_string();
-        let vm = self.engine.start_vm(&id, &never).await?;
+        match self.first_command(&id).await {
+            Ok(()) => Ok((id, started.elapsed())),
+            Err(error) => {
+                self.engine.delete_vm(&id).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn first_command(&self, id: &str) -> Outcome<()> {
+        let vm = self.engine.start_vm(id, &CancellationToken::new()).await?;
         if let Some(warning) = vm.metadata.get("template_warning") {
             return Err(format!("no template was used: {warning}").into());
         }
-        self.exec(&id, "true").await?;
-        Ok((id, started.elapsed()))
+        self.exec(id, "true").await?;
+        Ok(())
     }
 
     /// Time from before the request to after the answer, and the bytes that the command wrote.
