@@ -64,7 +64,8 @@ def work_directory():
     """A directory of our own, on a disk. At the end nothing of it is left: no process that names it, mount in it or
     control group named after it."""
     root = os.environ.get("TMPDIR", "/var/tmp")
-    directory = f"{root}/pyro-bench-{os.getpid()}"
+    # Of one length, so that no name is the beginning of another.
+    directory = f"{root}/pyro-bench-{os.getpid():07}"
     os.mkdir(directory, 0o700)
     try:
         yield directory
@@ -95,8 +96,21 @@ def _remove(directory):
     for point in reversed(points):
         if point.startswith(f"{directory}/"):
             subprocess.run(["umount", "--lazy", point], check=False)
-    for path, _, _ in os.walk("/sys/fs/cgroup", topdown=False):
-        if f"/{os.path.basename(directory)}" in path:
+    _end_groups(os.path.basename(directory))
+    shutil.rmtree(directory)
+
+
+def _end_groups(name):
+    """Removes control groups of that name, and kills who is in them: a container names nothing of ours."""
+    for _ in range(50):
+        left = [path for path, _, _ in os.walk("/sys/fs/cgroup", topdown=False) if f"/{name}" in path]
+        if not left:
+            break
+        for path in left:
+            with contextlib.suppress(OSError):
+                with open(f"{path}/cgroup.procs") as members:
+                    for pid in members:
+                        os.kill(int(pid), signal.SIGKILL)
             with contextlib.suppress(OSError):
                 os.rmdir(path)
-    shutil.rmtree(directory)
+        time.sleep(0.1)

@@ -75,7 +75,7 @@ def lines(title, x_name, y_name, series, limit=None):
         parts.append(_text(place(x, 0)[0], lower + 18, f"{x:g}", "middle"))
     if limit:
         _, y = place(xs[0], limit)
-        parts += [_line(left, y, right, y, "#dc2626", 2), _text(right, y - 6, f"target {limit:.0f}", "end")]
+        parts += [_line(left, y, right, y, "#dc2626", 2), _text(left + 6, y - 6, f"target {limit:.0f}")]
     for number, (name, points) in enumerate(series.items()):
         colour = COLOURS[number]
         corners = [place(x, row["median"]) for x, row in points]

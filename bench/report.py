@@ -115,7 +115,7 @@ def _plots(results):
              for (count, row), (_, more) in zip(pss["qemu"], pss["supervisor"])]
     sizes, live = points(results["memory_size"]), points(results["live"])
     return {
-        "one-shot": plots.bars("One `true`, from nothing to nothing left", "ms", there(results["one_shot"]["true"])),
+        "one-shot": plots.bars("One command (true), from nothing to nothing left", "ms", there(results["one_shot"]["true"])),
         "at-once": plots.lines("Until all VMs have answered", "VMs at once", "ms", {"": points(results["at_once"])}),
         "memory": plots.lines("Memory per idle VM (PSS)", "VMs", "MiB",
                               {"both": total, "QEMU": pss["qemu"], "supervisor": pss["supervisor"]}, 25),

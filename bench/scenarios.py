@@ -23,6 +23,7 @@ class Scenarios:
     def __init__(self, pyro, env, work, kind, peers, engine, quick):
         self.pyro, self.env, self.work, self.kind, self.peers = pyro, env, work, kind, peers
         self.engine = engine
+        self.spare = Spare(self)
         self.rounds = (lambda full: max(2, full // 5)) if quick else (lambda full: full)
 
     def run_ms(self, command, **env):
@@ -42,18 +43,17 @@ class Scenarios:
 
     def one_shot(self, command, rounds):
         """One command from nothing to nothing left."""
-        spare = Spare(self)
         contenders = {
             "pyro run": lambda: self.run_ms(command),
             "floor": lambda: self.raw_ms("restore", command),
-            "pyro run, spare": lambda: spare.run_ms(command),
+            "pyro run, spare": lambda: self.spare.run_ms(command),
             "cold boot": lambda: self.raw_ms("boot", command),
             **{name: lambda peer=peer: peer(command) for name, peer in self.peers.contenders().items()},
         }
         try:
             return in_turns(contenders, self.rounds(rounds), seldom=["cold boot"])
         finally:
-            spare.end()
+            self.spare.end()
 
     def round_trip(self):
         """`/bin/true` in a VM that runs: through the engine, and through the bare port of a raw VM."""
@@ -160,8 +160,11 @@ class Spare:
     def __init__(self, scenarios):
         self.scenarios = scenarios
         self.directory = f"{scenarios.work}/spare-state"
+        self.missing = False
 
     def run_ms(self, command):
+        if self.missing:
+            raise Unavailable("this pyro keeps no spare VM")
         env = {"PYRO_WARM": "1", "PYRO_BASE_DIR": self.directory}
         waiting = self._waiting()
         elapsed = self.scenarios.run_ms(command, **env)
@@ -171,6 +174,7 @@ class Spare:
         limit = time.monotonic() + 20
         while not self._waiting() - waiting:
             if time.monotonic() > limit:
+                self.missing = True
                 raise Unavailable("this pyro keeps no spare VM")
             time.sleep(0.05)
         time.sleep(0.5)
