@@ -21,7 +21,6 @@ import host
 from measure import Unavailable, at_most
 
 CONTROL, STDOUT, STDERR = range(3)
-GENERATION = 1
 # Longest time without a word from a guest or its QEMU.
 SILENCE_SECONDS = 60
 
@@ -153,8 +152,9 @@ class RawVM:
     def up_from_kernel(self):
         """Follows a start from the kernel until the guest takes commands."""
         with self._explained():
-            self._receive()
-            self._set_up({"generation": GENERATION, "base_filesystem": "erofs", "warm_up": False})
+            # The guest was built with the pyro whose command line this is.
+            generation = self._receive()["generation"]
+            self._set_up({"generation": generation, "base_filesystem": "erofs", "warm_up": False})
             self._bootstrap()
         return self
 
