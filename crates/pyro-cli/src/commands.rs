@@ -8,7 +8,7 @@ mod internal;
 mod man;
 mod run;
 
-use pyro_engine::Engine;
+use pyro_engine::{Config, Engine};
 
 use crate::args::Command;
 use crate::config::{self, Variables};
@@ -42,7 +42,12 @@ fn carry_out(command: Command, printer: &Printer) -> Result<Exit, CliError> {
 
 /// The engine as this process's environment variables configure it.
 fn engine() -> Result<Engine, CliError> {
-    Ok(Engine::new(config::engine_config(&Variables::of_process())?))
+    Ok(Engine::new(config()?))
+}
+
+/// What this process's environment variables say.
+fn config() -> Result<Config, CliError> {
+    Ok(config::engine_config(&Variables::of_process())?)
 }
 
 /// `yes` or `no`.

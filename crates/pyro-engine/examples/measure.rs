@@ -38,6 +38,8 @@ fn main() -> Outcome<()> {
         base_dir,
         cache_dir,
         max_active_vms: 1000,
+        warm_spares: 0,
+        spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
         program,
         accelerator: None,
         vmm_program: None,

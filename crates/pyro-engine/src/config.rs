@@ -17,6 +17,11 @@ pub struct Config {
     /// Most VMs that may exist at once, in any state and over all processes that share `base_dir`.
     /// The contract's default is [`Config::DEFAULT_MAX_ACTIVE_VMS`].
     pub max_active_vms: u32,
+    /// How many spare VMs of each kind that is started shall wait for the next start; 0 for none. They fill what
+    /// `max_active_vms` leaves free and give way to VMs that someone asks for.
+    pub warm_spares: u32,
+    /// How long a spare waits before it goes, in seconds; normally [`Config::DEFAULT_SPARE_IDLE_SECONDS`].
+    pub spare_idle_seconds: u32,
     /// The pyro executable, which the engine starts again for its helper processes.
     pub program: PathBuf,
     /// Forces an accelerator; `None` measures the host and decides.
@@ -33,4 +38,7 @@ pub struct Config {
 impl Config {
     /// Ceiling on existing VMs when nothing else was asked for.
     pub const DEFAULT_MAX_ACTIVE_VMS: u32 = 4;
+
+    /// How long a spare waits when nothing else was asked for: five minutes.
+    pub const DEFAULT_SPARE_IDLE_SECONDS: u32 = 300;
 }

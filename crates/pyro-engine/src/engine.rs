@@ -97,6 +97,16 @@ fn vms_dir(base_dir: &Path) -> PathBuf {
     base_dir.join("vms")
 }
 
+/// Directory of the templates that VMs start from.
+fn templates_dir(base_dir: &Path) -> PathBuf {
+    base_dir.join("templates")
+}
+
+/// Directory of the VMs that wait to be asked for.
+fn spares_dir(base_dir: &Path) -> PathBuf {
+    base_dir.join("spares")
+}
+
 /// Seconds since the epoch by wall clock.
 pub(crate) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()

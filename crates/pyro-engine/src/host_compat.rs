@@ -26,13 +26,11 @@ use tokio_util::sync::CancellationToken;
 use self::confine::Limits;
 use self::shell_exit::ShellExit;
 use crate::capture::OutputSink;
+use crate::finished::{Finished, TIMED_OUT};
 use crate::{EngineError, ErrorKind, Events, OutputMode, OutputStream, search_path};
 
 /// How long a command may tidy up after it was asked to end.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// Exit code of a command that reached its time limit.
-const TIMED_OUT: i64 = 124;
 
 /// Size of one read.
 const CHUNK: usize = 64 * 1024;
@@ -54,25 +52,6 @@ pub(crate) struct HostCommand<'a> {
     pub(crate) output: OutputMode,
 }
 
-/// How a command ended.
-#[derive(Debug)]
-pub(crate) struct HostOutcome {
-    /// Exit code; −S after signal S; 124 after the time limit.
-    pub(crate) exit_code: i64,
-    /// Kept output; empty if it was streamed.
-    pub(crate) stdout: Vec<u8>,
-    /// Kept output; empty if it was streamed.
-    pub(crate) stderr: Vec<u8>,
-    /// Bytes beyond the limit of what is kept.
-    pub(crate) stdout_truncated: u64,
-    /// Bytes beyond the limit of what is kept.
-    pub(crate) stderr_truncated: u64,
-    /// The time limit ended it.
-    pub(crate) timed_out: bool,
-    /// From its start to its end.
-    pub(crate) duration: Duration,
-}
-
 /// Runs `command` and waits for its end.
 ///
 /// Dropping the future, like `cancel`, kills the command and everything in its process group.
@@ -84,7 +63,7 @@ pub(crate) async fn run(
     command: &HostCommand<'_>,
     events: &Events,
     cancel: &CancellationToken,
-) -> Result<HostOutcome, EngineError> {
+) -> Result<Finished, EngineError> {
     let begin = Instant::now();
     let (mut group, exited) = spawn(command)?;
     let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
@@ -121,7 +100,7 @@ pub(crate) async fn run(
     let (stdout, stdout_truncated) = stdout.finish();
     let (stderr, stderr_truncated) = stderr.finish();
     let exit_code = if timed_out { TIMED_OUT } else { exit_code(status) };
-    Ok(HostOutcome { exit_code, stdout, stderr, stdout_truncated, stderr_truncated, timed_out, duration })
+    Ok(Finished { exit_code, stdout, stderr, stdout_truncated, stderr_truncated, timed_out, duration })
 }
 
 fn spawn(command: &HostCommand<'_>) -> Result<(Group, ShellExit), EngineError> {

@@ -18,6 +18,7 @@ mod config;
 mod engine;
 mod error;
 mod event;
+mod finished;
 mod host_compat;
 mod id;
 mod limits;
@@ -27,6 +28,7 @@ mod request;
 mod search_path;
 mod state;
 mod supervise;
+mod timings;
 
 pub mod doctor;
 
@@ -37,10 +39,12 @@ pub use error::{EngineError, ErrorKind};
 pub use event::{Event, Events, OutputStream, PullEvent, RunPhase};
 pub use id::VmId;
 pub use payload::{
-    DeleteReason, Deleted, ExecutionMode, NetworkAssignment, NetworkInfo, Output, Reaped, RunResult, Vm,
+    DeleteReason, Deleted, ExecutionMode, NetworkAssignment, NetworkInfo, Output, Pruned, Reaped, RunResult,
+    Vm,
 };
 pub use pyro_env::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
 pub use pyro_vm::Accelerator;
 pub use request::{Command, OutputMode, VmSpec};
 pub use state::VmState;
 pub use supervise::supervise;
+pub use timings::Phase;

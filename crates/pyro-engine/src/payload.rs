@@ -7,7 +7,9 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-use crate::{VmId, VmState};
+use pyro_env::PruneReport;
+
+use crate::{Phase, VmId, VmState};
 
 /// Result of a command, of a one-shot run as well as of `exec_vm`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -45,6 +47,19 @@ pub struct RunResult {
     /// The guest kernel, as `uname -r` gives it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel_release: Option<String>,
+    /// Where the time went; empty unless it was a one-shot run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub timings: Vec<Phase>,
+}
+
+/// What pruning removed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Pruned {
+    /// Environments of the cache.
+    #[serde(flatten)]
+    pub environments: PruneReport,
+    /// How many templates.
+    pub deleted_templates: usize,
 }
 
 /// Raw bytes that a command wrote. Serialises as text in which invalid UTF-8 is replaced.

@@ -28,7 +28,7 @@ impl Recorder for RegistryRecorder {
                 ("boot_ms", info.boot_ms.to_string()),
                 ("kernel_release", info.kernel_release.clone()),
             ];
-            metadata.push(("start_mode", if info.from_template { "template" } else { "cold" }.to_owned()));
+            metadata.push(("start_mode", info.start_mode.to_string()));
             if let Some(warning) = &info.warning {
                 metadata.push(("template_warning", warning.clone()));
             }

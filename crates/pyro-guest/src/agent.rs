@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use futures::future::poll_fn;
 use pyro_wire::{Bootstrap, ExecFailure, Frame, FrameCodec, Preparation, Reply, Request};
@@ -43,8 +44,8 @@ async fn live() -> Result<(), Fault> {
     let names = handshake::answer(&mut channel, prepare(&preparation).await)?;
     // A restored machine wakes up here, with all that it has read and mounted so far.
     let bootstrap = handshake::receive(&mut channel)?;
-    handshake::answer(&mut channel, apply(&bootstrap, names).await)?;
-    serve(channel).await
+    handshake::answer(&mut channel, apply(&bootstrap, &names).await)?;
+    serve(channel, Arc::new(names)).await
 }
 
 /// What takes time and is the same in every machine of a kind.
@@ -59,16 +60,20 @@ async fn prepare(preparation: &Preparation) -> Result<NameFiles, Fault> {
 }
 
 /// What makes this machine different from its siblings.
-async fn apply(bootstrap: &Bootstrap, names: NameFiles) -> Result<(), Fault> {
-    identity::apply_clock_and_seed(bootstrap)?;
-    names.fill(bootstrap)?;
+async fn apply(bootstrap: &Bootstrap, names: &NameFiles) -> Result<(), Fault> {
+    identify(bootstrap, names)?;
     match &bootstrap.network {
         Some(config) => network::configure(config).await,
         None => Ok(()),
     }
 }
 
-async fn serve(channel: File) -> Result<(), Fault> {
+fn identify(bootstrap: &Bootstrap, names: &NameFiles) -> Result<(), Fault> {
+    identity::apply_clock_and_seed(bootstrap)?;
+    names.fill(bootstrap)
+}
+
+async fn serve(channel: File, names: Arc<NameFiles>) -> Result<(), Fault> {
     let step = "preparing the channel";
     let reader = OwnedFd::from(channel);
     fcntl_setfl(&reader, fcntl_getfl(&reader).during(step)? | OFlags::NONBLOCK).during(step)?;
@@ -82,7 +87,7 @@ async fn serve(channel: File) -> Result<(), Fault> {
     loop {
         match poll_fn(|context| connection.poll_next_inbound(context)).await {
             Some(Ok(stream)) => {
-                tokio::spawn(handle(Framed::new(stream.compat(), FrameCodec::default())));
+                tokio::spawn(handle(Framed::new(stream.compat(), FrameCodec::default()), Arc::clone(&names)));
             }
             Some(Err(error)) => {
                 return Err(Fault { step: "serving the channel".into(), cause: error.to_string(), errno: 0 });
@@ -92,18 +97,24 @@ async fn serve(channel: File) -> Result<(), Fault> {
     }
 }
 
-async fn handle(mut stream: HostStream) {
+async fn handle(mut stream: HostStream, names: Arc<NameFiles>) {
     use futures::StreamExt;
     match stream.next().await {
         Some(Ok(Frame::Control(Request::Exec(request)))) => exec::serve(request, stream).await,
+        Some(Ok(Frame::Control(Request::Identify(bootstrap)))) => {
+            exec::finish(stream, reply_to(identify(&bootstrap, &names), Reply::Identified)).await;
+        }
         Some(Ok(Frame::Control(Request::Halt))) => {
-            let reply = match halt::halt() {
-                Ok(()) => Reply::Halted,
-                Err(Fault { step, cause, errno }) => Reply::NotStarted(ExecFailure { step, errno, cause }),
-            };
-            exec::finish(stream, reply).await;
+            exec::finish(stream, reply_to(halt::halt(), Reply::Halted)).await;
         }
         // The host gave up or does not speak the protocol; dropping the stream resets it.
         Some(Ok(Frame::Output(..)) | Err(_)) | None => {}
+    }
+}
+
+fn reply_to(outcome: Result<(), Fault>, done: Reply) -> Reply {
+    match outcome {
+        Ok(()) => done,
+        Err(Fault { step, cause, errno }) => Reply::NotStarted(ExecFailure { step, errno, cause }),
     }
 }

@@ -135,7 +135,9 @@ impl GuestClient {
                 Some(Ok(Frame::Control(Reply::NotStarted(failure)))) => {
                     return Err(ExecError::NotStarted { step: failure.step, cause: failure.cause });
                 }
-                Some(Ok(Frame::Control(Reply::Halted))) | None => return Err(ExecError::Lost(None)),
+                Some(Ok(Frame::Control(Reply::Halted | Reply::Identified))) | None => {
+                    return Err(ExecError::Lost(None));
+                }
                 Some(Err(error)) => return Err(ExecError::Lost(Some(error))),
             }
         }

@@ -20,9 +20,10 @@ mod network;
 mod process;
 mod qemu;
 mod qmp;
+pub mod spares;
 mod spec;
 pub mod supervisor;
-mod template;
+pub mod template;
 mod tsc;
 mod vmm;
 
@@ -30,7 +31,7 @@ pub use accel::Accelerator;
 pub use guest::{Exec, ExecError, ExecOutcome, ExitStatus, GuestClient, OutputChunk, OutputStream};
 pub use layer::{LayerError, LayerLifetime, LayerTemplates};
 pub use qemu::Qemu;
-pub use spec::{GuestImage, LaunchSpec, Machine};
+pub use spec::{GuestImage, LaunchSpec, Machine, Purpose, Spares};
 pub use vmm::{Disks, Hardware, LaunchPlan, NetworkAttachment, Start, Vmm};
 
 /// Name of the channel between host and guest, as payloads report it.

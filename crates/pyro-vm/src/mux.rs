@@ -5,14 +5,17 @@ use std::task::Poll;
 
 use bytes::BytesMut;
 use futures::future::poll_fn;
-use pyro_wire::{Frame, FrameCodec, FrameError, GENERATION, Hello, SetupReply, bytes_missing};
+use futures::{SinkExt, StreamExt};
+use pyro_wire::{
+    Frame, FrameCodec, FrameError, GENERATION, Hello, Reply, Request, SetupReply, bytes_missing,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::codec::{Decoder, Encoder};
-use tokio_util::compat::TokioAsyncReadCompatExt;
+use tokio_util::codec::{Decoder, Encoder, Framed};
+use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, Mode};
 
 /// Streams open at once, that is commands running at once in one guest.
@@ -86,6 +89,18 @@ impl Streams {
         let (sender, receiver) = oneshot::channel();
         self.0.send(sender).await.ok()?;
         receiver.await.ok()
+    }
+
+    /// The guest's answer to a request, without the output that may come before it; `None` when there is none.
+    pub(crate) async fn ask(&self, request: Request) -> Option<Reply> {
+        let mut stream = Framed::new(self.open().await?.compat(), FrameCodec::<Reply, Request>::default());
+        stream.send(Frame::Control(request)).await.ok()?;
+        loop {
+            match stream.next().await?.ok()? {
+                Frame::Control(reply) => return Some(reply),
+                Frame::Output(..) => {}
+            }
+        }
     }
 }
 

@@ -28,6 +28,10 @@ pub struct LaunchSpec {
     pub guest: GuestImage,
     /// Start from a template kept in this directory, which is made when needed. Absent: boot the kernel.
     pub template_dir: Option<PathBuf>,
+    /// Where VMs of this kind wait to be claimed, and how many there are to be once this one has started.
+    pub spares: Spares,
+    /// What is started.
+    pub purpose: Purpose,
     /// Give the guest a network interface with a way out.
     pub network: bool,
 }
@@ -36,6 +40,30 @@ impl LaunchSpec {
     pub(crate) fn layer_lifetime(&self) -> LayerLifetime {
         if self.bound_to_caller { LayerLifetime::OneStart } else { LayerLifetime::ManyStarts }
     }
+}
+
+/// What a supervisor is started for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// A VM that somebody wants.
+    #[default]
+    Vm,
+    /// A VM that waits until somebody wants it.
+    Spare,
+    /// No VM, but the template from which others start.
+    Template,
+}
+
+/// VMs that are started before they are wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spares {
+    /// Directory of all spares, of whatever kind.
+    pub dir: PathBuf,
+    /// How many of this kind shall wait. 0 leaves those that do alone.
+    pub wanted: u32,
+    /// How long one that is started now waits, in seconds.
+    pub idle_seconds: u32,
 }
 
 /// Virtual hardware.

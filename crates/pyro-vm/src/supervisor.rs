@@ -16,10 +16,13 @@
 //! ```
 
 pub mod control;
+mod handover;
 mod launch;
 mod lock;
 mod machine;
 mod serve;
+mod spare;
+mod stages;
 mod start;
 mod timer;
 
@@ -31,7 +34,9 @@ use crate::Accelerator;
 
 pub use lock::OwnerLock;
 pub use serve::{Recorder, run};
-pub use start::{Lifeline, StartError, start};
+pub(crate) use spare::clear_claimed;
+pub(crate) use start::spawn;
+pub use start::{Lifeline, StartError, claim, make_template, start};
 
 /// Names of the files in a VM's directory.
 pub mod files {
@@ -53,6 +58,8 @@ pub mod files {
 pub enum Event {
     /// The guest takes commands.
     Booted(BootInfo),
+    /// There is a template now; [`Purpose::Template`](crate::Purpose::Template) is done.
+    TemplateReady,
     /// The VM did not come up. Everything is cleaned up.
     Failed(BootFailure),
     /// The VM is gone. Everything that does not stay is cleaned up and the end is recorded.
@@ -70,10 +77,43 @@ pub struct BootInfo {
     pub accelerator: Accelerator,
     /// The guest's network, if it has one.
     pub network: Option<GuestNetwork>,
-    /// It was not booted but started from a template.
-    pub from_template: bool,
+    /// Where it started from.
+    pub start_mode: StartMode,
     /// Why it was booted although templates were wanted.
     pub warning: Option<String>,
+    /// What the start consisted of, in order.
+    pub stages: Vec<StageTime>,
+}
+
+/// Where a VM started from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartMode {
+    /// Its kernel.
+    Cold,
+    /// The saved state of another machine.
+    Template,
+    /// It was running already, as a spare.
+    Spare,
+}
+
+impl std::fmt::Display for StartMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Cold => "cold",
+            Self::Template => "template",
+            Self::Spare => "spare",
+        })
+    }
+}
+
+/// How long one step of a start took.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageTime {
+    /// The step.
+    pub stage: BootStage,
+    /// Milliseconds.
+    pub ms: f64,
 }
 
 /// The network of a guest.
@@ -124,8 +164,25 @@ pub enum BootStage {
     Kernel,
     /// The agent mounts disks and configures the machine.
     Guest,
-    /// The saved state is being loaded and the guest given its identity.
+    /// The saved state is being loaded.
     Restore,
+    /// The guest is given its clock, its randomness, its names and its network.
+    Identity,
+}
+
+impl BootStage {
+    /// One word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Disks => "disks",
+            Self::Network => "network",
+            Self::Vmm => "vmm",
+            Self::Kernel => "kernel",
+            Self::Guest => "guest",
+            Self::Restore => "restore",
+            Self::Identity => "identity",
+        }
+    }
 }
 
 impl std::fmt::Display for BootStage {
@@ -137,6 +194,7 @@ impl std::fmt::Display for BootStage {
             Self::Kernel => "booting the kernel",
             Self::Guest => "setting up the guest",
             Self::Restore => "restoring the template",
+            Self::Identity => "giving the guest its identity",
         })
     }
 }

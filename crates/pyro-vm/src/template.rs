@@ -13,6 +13,7 @@
 //! made under another name and renamed, so that it is whole or not there.
 
 mod key;
+mod prune;
 mod record;
 
 use std::fs::{self, File};
@@ -24,6 +25,8 @@ use crate::spec::LaunchSpec;
 use crate::supervisor::files;
 use crate::vmm::Vmm;
 use record::Record;
+
+pub use prune::prune;
 
 const MEMORY: &str = "memory";
 const STATE: &str = "state";
@@ -51,6 +54,12 @@ pub(crate) struct Template {
 pub(crate) struct Partial {
     dir: PathBuf,
     _lock: File,
+}
+
+/// The key of the template for machines like that of `spec`, which is equal for machines that can take each
+/// other's place. An error says why there can be no template.
+pub(crate) async fn key(dir: &Path, spec: &LaunchSpec, vmm: &dyn Vmm) -> Result<String, String> {
+    key::of(dir, spec, vmm).await
 }
 
 impl Templates {
@@ -109,9 +118,14 @@ impl Templates {
     }
 
     /// Puts a finished template into place.
-    pub(crate) fn finish(&self, partial: Partial, kernel_release: String) -> Result<Template, String> {
+    pub(crate) fn finish(
+        &self,
+        partial: Partial,
+        kernel_release: String,
+        environment: &str,
+    ) -> Result<Template, String> {
         let key = self.key.clone()?;
-        let record = Record::of(&partial.dir, kernel_release)?;
+        let record = Record::of(&partial.dir, kernel_release, environment)?;
         record.write(&partial.dir.join(RECORD))?;
         let dir = self.dir.join(key);
         remove(&dir);

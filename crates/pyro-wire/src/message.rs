@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Number of the current schema; both ends must agree on it.
-pub const GENERATION: u32 = 1;
+pub const GENERATION: u32 = 2;
 
 /// First frame of the guest: the kernel is up and the agent listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -78,6 +78,9 @@ pub enum SetupReply {
 pub enum Request {
     /// Run one command.
     Exec(Exec),
+    /// Become this machine, instead of the one that the bootstrap made. For a machine that was started before
+    /// anyone wanted it; its network stays as it is. Answered by [`Reply::Identified`].
+    Identify(Bootstrap),
     /// Stop every process, write everything to disk, remount read-only. Answered by [`Reply::Halted`].
     Halt,
 }
@@ -107,6 +110,8 @@ pub enum Reply {
     NotStarted(ExecFailure),
     /// [`Request::Halt`] is done; the VM may be killed without loss.
     Halted,
+    /// [`Request::Identify`] is done. A guest that cannot do it answers [`Reply::NotStarted`] and must not be used.
+    Identified,
 }
 
 /// How a command ended.

@@ -47,6 +47,12 @@ pub(crate) struct RunArgs {
     /// Agree to run the command on this machine, without isolation, if VMs cannot run here [default: off]
     #[arg(long)]
     pub(crate) allow_host_compat: bool,
+    /// Keep a VM of this kind waiting for the next run, for five minutes [default: off, or PYRO_WARM]
+    #[arg(long)]
+    pub(crate) warm: bool,
+    /// Say where the time went, on stderr or in the JSON document [default: off]
+    #[arg(long)]
+    pub(crate) timings: bool,
     /// Print one JSON document on stdout instead of text [default: off]
     #[arg(long)]
     pub(crate) json: bool,
@@ -56,13 +62,15 @@ pub(crate) struct RunArgs {
 }
 
 /// The flags of `run`. One of them after a bare command could be meant for either program.
-pub(super) const FLAGS: [&str; 7] = [
+pub(super) const FLAGS: [&str; 9] = [
     "--vcpu-count",
     "--mem-mib",
     "--timeout-seconds",
     "--ttl-seconds",
     "--network",
     "--allow-host-compat",
+    "--warm",
+    "--timings",
     "--json",
 ];
 

@@ -1,6 +1,6 @@
 //! `pyro run`.
 
-use pyro_engine::{Command, OutputMode, RunResult, VmSpec};
+use pyro_engine::{Command, Engine, OutputMode, RunResult, VmSpec};
 
 use crate::args::RunArgs;
 use crate::error_report::CliError;
@@ -11,17 +11,27 @@ use crate::words;
 
 pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Exit, CliError> {
     let command = words::join(&args.words)?;
-    let engine = super::engine()?;
+    let mut config = super::config()?;
+    if args.warm {
+        config.warm_spares = config.warm_spares.max(1);
+    }
+    let engine = Engine::new(config);
     let (spec, command) = request(&args, command);
-    let (result, shown) =
+    let (mut result, shown) =
         session::block_on(session::watch(printer, args.json, |events, cancel| async move {
             engine.run(spec, command, &events, &cancel).await
         }))?;
+    if !args.timings {
+        result.timings.clear();
+    }
     if args.json {
         printer.json(&result)?;
     } else {
         if shown.inside_line && printer.stderr_is_terminal() {
             printer.note("");
+        }
+        for phase in &result.timings {
+            printer.note(&format!("[timing] {:<12}{:9.1} ms", phase.name, phase.ms));
         }
         printer.note(&summary(&result));
     }

@@ -113,7 +113,8 @@ fn prune_of_an_empty_cache() {
     insta::assert_snapshot!(home.pyro(["env", "prune", "--json"]).stdout, @r#"
     {
       "count": 0,
-      "deleted_environment_dirs": []
+      "deleted_environment_dirs": [],
+      "deleted_templates": 0
     }
     "#);
 }
@@ -143,7 +144,8 @@ fn prune_removes_what_is_no_environment() {
       "deleted_environment_dirs": [
         "debian_12-0.0.1",
         "junk"
-      ]
+      ],
+      "deleted_templates": 0
     }
     "#);
 }

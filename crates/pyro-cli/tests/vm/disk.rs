@@ -3,19 +3,32 @@
 
 use crate::harness::{ENVIRONMENT, Ended, PYRO, Running, Sandbox};
 
+/// A shell function that waits until no VM has files any more: the supervisor clears away what `pyro run` does not
+/// wait for.
+const GONE: &str = r#"
+    gone() {
+        for i in $(seq 100); do
+            left=$(ls -A "$PYRO_BASE_DIR/vms" 2>/dev/null)
+            [ -z "$left" ] && return
+            sleep 0.1
+        done
+        echo "left: $left"
+        return 1
+    }"#;
+
 /// Runs `pyro run` with its state directory on a filesystem of this size, then says what is left there.
 fn run_on_small_disk(sandbox: &Sandbox, size: &str, line: &str) -> Ended {
-    let script = r#"
+    let script = GONE.to_owned()
+        + r#"
         mount -t tmpfs -o mode=0700,size="$1" tmpfs "$PYRO_BASE_DIR" || exit 99
         "$2" run "$3" --timeout-seconds 300 -- "$4"
         status=$?
-        left=$(ls -A "$PYRO_BASE_DIR/vms" 2>/dev/null)
-        [ -z "$left" ] || { echo "left: $left"; exit 98; }
+        gone || exit 98
         exit $status"#;
     std::fs::create_dir_all(sandbox.state()).unwrap();
     let mut command = sandbox.program("unshare");
     command.args((!rustix::process::geteuid().is_root()).then_some("--map-root-user"));
-    command.args(["--mount", "sh", "-c", script, "sh", size, PYRO, ENVIRONMENT, line]);
+    command.args(["--mount", "sh", "-c", &script, "sh", size, PYRO, ENVIRONMENT, line]);
     Running::start(&mut command).finish()
 }
 
@@ -64,7 +77,8 @@ fn a_full_state_directory_is_reported() {
 fn a_host_disk_that_fills_up_under_a_guest_is_the_guests_input_output_error() {
     let sandbox = Sandbox::new();
     // The guest's layer is as large as allowed, then the host takes the rest of its disk away.
-    let script = r#"
+    let script = GONE.to_owned()
+        + r#"
         mount -t tmpfs -o mode=0700,size=1200m tmpfs "$PYRO_BASE_DIR" || exit 99
         mkfifo "$HOME/go"
         "$1" run "$2" --timeout-seconds 300 -- "$3" &
@@ -74,8 +88,7 @@ fn a_host_disk_that_fills_up_under_a_guest_is_the_guests_input_output_error() {
         wait $run
         status=$?
         rm "$PYRO_BASE_DIR/filler"
-        left=$(ls -A "$PYRO_BASE_DIR/vms")
-        [ -z "$left" ] || { echo "left: $left"; exit 98; }
+        gone || exit 98
         exit $status"#;
     // Slowly, so that the host is first; each file takes new blocks of the layer.
     let line = "echo started; i=0; while dd if=/dev/zero of=/fill.$i bs=1M count=1 conv=fsync 2>/dev/null; \
@@ -83,7 +96,7 @@ fn a_host_disk_that_fills_up_under_a_guest_is_the_guests_input_output_error() {
     std::fs::create_dir_all(sandbox.state()).unwrap();
     let mut command = sandbox.program("unshare");
     command.args((!rustix::process::geteuid().is_root()).then_some("--map-root-user"));
-    command.args(["--mount", "sh", "-c", script, "sh", PYRO, ENVIRONMENT, line]);
+    command.args(["--mount", "sh", "-c", &script, "sh", PYRO, ENVIRONMENT, line]);
     let running = Running::start(&mut command);
     running.stdout.wait_for("started\n");
     std::fs::write(sandbox.path("home/go"), "go\n").unwrap();

@@ -24,6 +24,7 @@ mod persistence;
 mod registry;
 mod run;
 mod signals;
+mod spares;
 mod templates;
 mod timeouts;
 mod vmm_faults;

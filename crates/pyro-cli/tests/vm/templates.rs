@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
-use crate::harness::{Sandbox, exec_text, never, quiet};
+use crate::harness::{Sandbox, exec_text, kill, never, quiet};
 use pyro_engine::{Engine, VmSpec};
 
 /// Starts a VM and says how: `template` or `cold`.
@@ -90,12 +90,82 @@ fn a_template_holds_no_identity() {
     sandbox.run([], "true").success();
     let layer = templates(&sandbox)[0].join("layer.img");
     // What the template's guest has written so far. No file of it may be a key, a seed or an id.
-    let listing =
-        std::process::Command::new("/sbin/debugfs").arg("-R").arg("ls -l /upper/etc").arg(&layer).output();
-    let listing = String::from_utf8(listing.unwrap().stdout).unwrap();
-    for name in ["machine-id", "ssh_host", "random-seed", "hostname"] {
-        assert!(!listing.contains(name), "{listing}");
+    let debugfs = |request: &str| {
+        let output = std::process::Command::new("/sbin/debugfs").args(["-R", request]).arg(&layer).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let listing = debugfs("ls -p /upper/etc");
+    let names =
+        listing.lines().filter_map(|line| line.split('/').nth(5)).filter(|name| !name.starts_with('.'));
+    let mut names: Vec<&str> = names.collect();
+    names.sort_unstable();
+    assert_eq!(names, ["hostname", "hosts", "machine-id", "resolv.conf"], "{listing}");
+    for name in names {
+        let content = debugfs(&format!("cat /upper/etc/{name}"));
+        assert_eq!(content.trim(), "", "{name} has something to say");
     }
+}
+
+#[tokio::test]
+async fn clones_have_networks_of_their_own() {
+    let sandbox = Sandbox::new();
+    let engine = sandbox.engine();
+    let mut vms = Vec::new();
+    for _ in 0..2 {
+        let spec = VmSpec { network: true, ..VmSpec::new(crate::harness::ENVIRONMENT) };
+        let vm = engine.create_vm(spec, &quiet(), &never()).await.unwrap();
+        vms.push(engine.start_vm(vm.vm_id.as_str(), &never()).await.unwrap());
+    }
+    for vm in vms {
+        assert_eq!(vm.metadata["start_mode"], "template");
+        let routes = exec_text(&sandbox.guest(&vm), "cat /proc/net/route /etc/resolv.conf").await;
+        // The default route's gateway, as the kernel prints it, and the resolver.
+        assert!(
+            routes.contains("eth0\t00000000\t0202000A") && routes.contains("nameserver 10.0.2.3"),
+            "{routes}"
+        );
+        engine.delete_vm(vm.vm_id.as_str()).await.unwrap();
+    }
+}
+
+#[test]
+fn pulling_an_environment_makes_the_template_of_its_runs() {
+    let sandbox = Sandbox::new();
+    sandbox.pyro(["env", "pull", crate::harness::ENVIRONMENT]).success();
+    let made = templates(&sandbox);
+    assert_eq!(made.len(), 1);
+    sandbox.run([], "true").success();
+    assert_eq!(templates(&sandbox), made);
+}
+
+#[test]
+fn pruning_removes_templates_of_no_use_and_no_others() {
+    let sandbox = Sandbox::new();
+    sandbox.pyro(["env", "pull", crate::harness::ENVIRONMENT]).success();
+    let dir = sandbox.state().join("templates");
+    fs::create_dir(dir.join(".partial-dead")).unwrap();
+    let pruned = sandbox.pyro(["env", "prune", "--json"]).json();
+    assert_eq!((&pruned["deleted_templates"], &pruned["count"]), (&1.into(), &0.into()));
+    assert_eq!(templates(&sandbox).len(), 1);
+    fs::write(templates(&sandbox)[0].join("template.json"), "{}").unwrap();
+    assert_eq!(sandbox.pyro(["env", "prune", "--json"]).json()["deleted_templates"], 1);
+    assert_eq!(templates(&sandbox).len(), 0);
+}
+
+#[test]
+fn a_maker_that_is_killed_leaves_nothing_that_is_used() {
+    let sandbox = Sandbox::new();
+    for _ in 0..3 {
+        let running = sandbox.start_run([], "echo never");
+        sandbox.vmm();
+        kill(sandbox.supervisor().pid, rustix::process::Signal::KILL);
+        running.finish().error();
+        assert_eq!(templates(&sandbox).len(), 0);
+    }
+    assert_eq!(sandbox.run([], "echo fine").success(), "fine\n");
+    let names = fs::read_dir(sandbox.state().join("templates")).unwrap();
+    let names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(!names.iter().any(|name| name.starts_with(".partial")), "{names:?}");
 }
 
 #[tokio::test]

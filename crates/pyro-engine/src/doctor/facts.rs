@@ -202,6 +202,8 @@ mod tests {
             base_dir: root.join("state/pyro"),
             cache_dir: root.join("cache/pyro"),
             max_active_vms: 4,
+            warm_spares: 0,
+            spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
             program: root.join("pyro"),
             accelerator: None,
             vmm_program: None,

@@ -267,6 +267,8 @@ mod tests {
             base_dir: "/home/me/.local/state/pyro".into(),
             cache_dir: "/home/me/.cache/pyro".into(),
             max_active_vms: 4,
+            warm_spares: 0,
+            spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
             program: "/usr/bin/pyro".into(),
             accelerator: None,
             vmm_program: None,

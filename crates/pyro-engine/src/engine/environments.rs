@@ -3,13 +3,14 @@
 use std::cell::Cell;
 
 use pyro_env::{
-    CancelFlag, Environment, EnvironmentList, InstalledEnvironment, OpenError, PruneReport, PullObserver,
-    PullStep, PulledEnvironment,
+    CancelFlag, Environment, EnvironmentList, InstalledEnvironment, OpenError, PullObserver, PullStep,
+    PulledEnvironment,
 };
+use pyro_vm::template;
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
-use crate::{EngineError, ErrorKind, Event, Events, PullEvent};
+use super::{Engine, templates_dir, unless_cancelled};
+use crate::{EngineError, ErrorKind, Event, Events, Pruned, PullEvent};
 
 impl Engine {
     /// The catalog, sorted by name, and what of it is installed.
@@ -36,11 +37,34 @@ impl Engine {
         .await
     }
 
-    /// Installs an environment, or finds it installed.
+    /// Installs an environment, or finds it installed, and makes the template from which runs of the default size
+    /// start. Not being able to do the latter is only a warning.
     ///
     /// # Errors
     /// `InvalidInput`, `EnvironmentUnavailable`, `Cancelled`.
     pub async fn pull_environment(
+        &self,
+        name: &str,
+        events: &Events,
+        cancel: &CancellationToken,
+    ) -> Result<PulledEnvironment, EngineError> {
+        let pulled = self.install_environment(name, events, cancel).await?;
+        if let Ok(host) = self.host().await
+            && let Some(environment) = self.open_environment(name).await?
+        {
+            match unless_cancelled(cancel, self.make_default_template(environment, host)).await {
+                Err(error) if error.kind == ErrorKind::Cancelled => return Err(error),
+                Err(error) => {
+                    let text = format!("VMs of {name} will start slowly, there is no template: {error}");
+                    events.send(Event::Warning(text)).await;
+                }
+                Ok(()) => {}
+            }
+        }
+        Ok(pulled)
+    }
+
+    async fn install_environment(
         &self,
         name: &str,
         events: &Events,
@@ -64,13 +88,22 @@ impl Engine {
         pull.await
     }
 
-    /// Removes what cannot be used from the cache.
+    /// Removes what cannot be used: environments from the cache, and templates that no start can use any more.
     ///
     /// # Errors
-    /// `EnvironmentUnavailable` if something cannot be removed.
-    pub async fn prune_environments(&self) -> Result<PruneReport, EngineError> {
+    /// `EnvironmentUnavailable` if an environment cannot be removed.
+    pub async fn prune_environments(&self) -> Result<Pruned, EngineError> {
         self.blocking(|shared| {
-            shared.environments.prune().map_err(|error| unavailable(error.kind(), &error, None))
+            let unreadable = |error: pyro_env::ListError| unavailable(error.kind(), &error, None);
+            let environments =
+                shared.environments.prune().map_err(|error| unavailable(error.kind(), &error, None))?;
+            let installed = shared.environments.list().map_err(unreadable)?.environments;
+            let digests: Vec<String> = installed
+                .iter()
+                .filter_map(|environment| Some(shared.environments.open(&environment.name).ok()?.digest))
+                .collect();
+            let deleted_templates = template::prune(&templates_dir(&shared.config.base_dir), &digests);
+            Ok(Pruned { environments, deleted_templates })
         })
         .await
     }
@@ -85,7 +118,7 @@ impl Engine {
         match self.open_environment(name).await? {
             Some(environment) => Ok(environment),
             None => {
-                self.pull_environment(name, events, cancel).await?;
+                self.install_environment(name, events, cancel).await?;
                 self.open_environment(name).await?.ok_or_else(|| {
                     let message = format!("environment '{name}' was removed while it was being used");
                     EngineError::new(ErrorKind::EnvironmentUnavailable, message)

@@ -6,6 +6,7 @@ use pyro_vm::{Exec, ExecError, ExecOutcome, ExitStatus, GuestClient};
 
 use super::Engine;
 use crate::capture::{CAPTURE_LIMIT, OutputSink};
+use crate::finished::{Finished, TIMED_OUT};
 use crate::host_compat::{self, HostCommand};
 use crate::registry::VmRecord;
 use crate::{Command, EngineError, ErrorKind, Events, ExecutionMode, OutputMode, OutputStream};
@@ -15,20 +16,6 @@ use tokio_util::sync::CancellationToken;
 const GUEST_DIRECTORY: &str = "/workspace";
 /// Time between SIGTERM and SIGKILL for a command that reached its limit.
 const KILL_GRACE: Duration = Duration::from_secs(1);
-/// Exit code of a command that reached its limit.
-const TIMED_OUT: i64 = 124;
-
-/// How a command ended, wherever it ran.
-#[derive(Debug)]
-pub(super) struct Finished {
-    pub(super) exit_code: i64,
-    pub(super) stdout: Vec<u8>,
-    pub(super) stderr: Vec<u8>,
-    pub(super) stdout_truncated: u64,
-    pub(super) stderr_truncated: u64,
-    pub(super) timed_out: bool,
-    pub(super) duration: Duration,
-}
 
 impl Engine {
     /// Runs the command where the VM's commands run. It is sent at most once.
@@ -110,16 +97,7 @@ impl Engine {
             mem_mib: record.sizing.mem_mib,
             output: command.output,
         };
-        let outcome = host_compat::run(&host_command, events, cancel).await?;
-        Ok(Finished {
-            exit_code: outcome.exit_code,
-            stdout: outcome.stdout,
-            stderr: outcome.stderr,
-            stdout_truncated: outcome.stdout_truncated,
-            stderr_truncated: outcome.stderr_truncated,
-            timed_out: outcome.timed_out,
-            duration: outcome.duration,
-        })
+        host_compat::run(&host_command, events, cancel).await
     }
 }
 

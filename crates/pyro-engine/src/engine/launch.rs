@@ -7,13 +7,17 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use pyro_env::InstalledEnvironment;
-use pyro_vm::supervisor::{self, Lifeline, OwnerLock, StartError};
-use pyro_vm::{GuestImage, LaunchSpec, LayerError, LayerLifetime, LayerTemplates, Machine};
+use pyro_vm::supervisor::{self, BootInfo, Lifeline, OwnerLock, StartError};
+use pyro_vm::{
+    GuestImage, LaunchSpec, LayerError, LayerLifetime, LayerTemplates, Machine, Purpose, Spares, spares,
+};
+use tokio_util::sync::CancellationToken;
 
-use super::{Engine, state_unusable};
+use super::{Engine, spares_dir, state_unusable, templates_dir, unless_cancelled};
 use crate::engine::host::Host;
+use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
-use crate::{EngineError, ErrorKind, ExecutionMode, VmId};
+use crate::{EngineError, ErrorKind, ExecutionMode, VmId, VmSpec, VmState};
 
 /// Name of the hidden subcommand that supervises one VM.
 pub const SUPERVISE_COMMAND: &str = "supervise";
@@ -30,6 +34,14 @@ fn boot_limit_seconds(accelerator: pyro_vm::Accelerator) -> u64 {
 /// wrong clock under KVM would be worse than a boot of half a second.
 fn templates_fit(accelerator: pyro_vm::Accelerator) -> bool {
     accelerator == pyro_vm::Accelerator::Tcg
+}
+
+/// What a VM is like, whoever it is for.
+struct Shape {
+    sizing: Sizing,
+    ephemeral: bool,
+    network: bool,
+    expires_at: f64,
 }
 
 impl Engine {
@@ -56,15 +68,74 @@ impl Engine {
         .await
     }
 
-    /// Starts the VM in a guest. The supervisor records that it is up.
+    /// Starts the VM in a guest, which may be one that waits for it. The supervisor records that it is up.
     pub(super) async fn start_guest(
         &self,
         record: &VmRecord,
         environment: InstalledEnvironment,
         host: Host,
         lock: OwnerLock,
-    ) -> Result<Lifeline, EngineError> {
-        let lifetime = if record.ephemeral { LayerLifetime::OneStart } else { LayerLifetime::ManyStarts };
+        cancel: &CancellationToken,
+    ) -> Result<(Lifeline, BootInfo), EngineError> {
+        let shape = Shape {
+            sizing: record.sizing,
+            ephemeral: record.ephemeral,
+            network: record.network_enabled,
+            expires_at: record.expires_at,
+        };
+        let spec = self.launch_spec(&record.vm_id, shape, &environment, host).await?;
+        let start = async {
+            // A layer from an earlier start is what a spare does not have.
+            if record.state == VmState::Created
+                && let Some(claimed) = spares::claim(&spec, &lock).await
+            {
+                return Ok(claimed);
+            }
+            let dir = spec.dir.clone();
+            supervisor::start(&self.config().program, &self.supervise_args(), spec, &lock)
+                .await
+                .map_err(|error| start_error(&record.vm_id, &dir, error))
+        };
+        unless_cancelled(cancel, start).await
+    }
+
+    /// Sees to it that one-shot runs of the default size start from a template, where templates are used at all.
+    pub(super) async fn make_default_template(
+        &self,
+        environment: InstalledEnvironment,
+        host: Host,
+    ) -> Result<(), EngineError> {
+        if !templates_fit(host.accelerator) {
+            return Ok(());
+        }
+        let sizing = limits::check_spec(&VmSpec::new(&environment.name))?;
+        let shape = Shape { sizing, ephemeral: true, network: false, expires_at: f64::MAX };
+        let id = VmId::random()?;
+        let lock = self.own_vm_dir(&id).await?;
+        let spec = self.launch_spec(&id, shape, &environment, host).await?;
+        let dir = spec.dir.clone();
+        let made =
+            supervisor::make_template(&self.config().program, &self.supervise_args(), spec, &lock).await;
+        made.map_err(|error| {
+            // Nothing is left of it but, if its supervisor was killed, the directory.
+            let _ = fs::remove_dir_all(&dir);
+            start_error(&id, &dir, error)
+        })
+    }
+
+    fn supervise_args(&self) -> [&OsStr; 2] {
+        [OsStr::new(SUPERVISE_COMMAND), self.config().base_dir.as_os_str()]
+    }
+
+    async fn launch_spec(
+        &self,
+        id: &VmId,
+        shape: Shape,
+        environment: &InstalledEnvironment,
+        host: Host,
+    ) -> Result<LaunchSpec, EngineError> {
+        let spares = self.plan_spares().await?;
+        let lifetime = if shape.ephemeral { LayerLifetime::OneStart } else { LayerLifetime::ManyStarts };
         let layer_template = self
             .blocking(move |shared| {
                 let config = &shared.config;
@@ -73,20 +144,19 @@ impl Engine {
                     .map_err(layer_error)
             })
             .await?;
-        let dir = self.vm_dir(&record.vm_id);
-        let spec = LaunchSpec {
-            vm_id: record.vm_id.to_string(),
-            dir: dir.clone(),
-            bound_to_caller: record.ephemeral,
-            expires_at: record.expires_at,
+        Ok(LaunchSpec {
+            vm_id: id.to_string(),
+            dir: self.vm_dir(id),
+            bound_to_caller: shape.ephemeral,
+            expires_at: shape.expires_at,
             boot_limit_seconds: boot_limit_seconds(host.accelerator),
             machine: Machine {
                 vmm_program: host.vmm_program,
                 accelerator: host.accelerator,
-                vcpu_count: record.sizing.vcpu_count,
-                mem_mib: record.sizing.mem_mib,
+                vcpu_count: shape.sizing.vcpu_count,
+                mem_mib: shape.sizing.mem_mib,
             },
-            template_dir: templates_fit(host.accelerator).then(|| self.config().base_dir.join("templates")),
+            template_dir: templates_fit(host.accelerator).then(|| templates_dir(&self.config().base_dir)),
             guest: GuestImage {
                 digest: environment.digest.clone(),
                 kernel: environment.kernel.clone(),
@@ -95,13 +165,22 @@ impl Engine {
                 base_filesystem: environment.rootfs_format.to_string(),
                 layer_template,
             },
-            network: record.network_enabled,
-        };
-        let args = [OsStr::new(SUPERVISE_COMMAND), self.config().base_dir.as_os_str()];
-        let (lifeline, _) = supervisor::start(&self.config().program, &args, spec, &lock)
-            .await
-            .map_err(|error| start_error(&record.vm_id, &dir, error))?;
-        Ok(lifeline)
+            network: shape.network,
+            spares,
+            purpose: Purpose::Vm,
+        })
+    }
+
+    /// How many spares there may be beside the VMs that were asked for.
+    async fn plan_spares(&self) -> Result<Spares, EngineError> {
+        let dir = spares_dir(&self.config().base_dir);
+        let wanted = self.config().warm_spares;
+        if wanted == 0 {
+            return Ok(Spares { dir, wanted, idle_seconds: 0 });
+        }
+        let active = self.registry(|registry| registry.ids()).await?.len();
+        let free = u32::try_from((self.config().max_active_vms as usize).saturating_sub(active)).unwrap_or(0);
+        Ok(Spares { dir, wanted: wanted.min(free), idle_seconds: self.config().spare_idle_seconds })
     }
 
     /// Notes that commands of this VM run on the host, to which its caller has agreed.

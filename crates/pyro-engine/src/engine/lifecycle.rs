@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use pyro_vm::spares;
 use pyro_vm::supervisor::control::ControlRequest;
 use tokio_util::sync::CancellationToken;
 
-use super::exec::Finished;
 use super::reconcile::{OWNER_VANISHED, owner_vanished};
-use super::{Engine, now, unless_cancelled};
+use super::{Engine, now, spares_dir};
+use crate::finished::Finished;
 use crate::limits::{self, Sizing};
 use crate::registry::{NewVm, VmPatch, VmRecord};
 use crate::state::VmEvent;
@@ -55,7 +56,7 @@ impl Engine {
         let vm = id.clone();
         self.registry(move |registry| registry.mark_stopped(&vm, Some(OWNER_VANISHED))).await?;
         // The supervisor has the lock and the record is written; nothing more is asked of the lifeline.
-        drop(unless_cancelled(cancel, self.start_guest(&record, environment, host, lock)).await?);
+        drop(self.start_guest(&record, environment, host, lock, cancel).await?);
         Ok(self.get(&id).await?.payload())
     }
 
@@ -177,11 +178,15 @@ impl Engine {
             metadata,
         };
         let ceiling = self.config().max_active_vms;
-        self.registry(move |registry| {
-            registry.insert(&vm, ceiling)?;
-            registry.get(&vm.vm_id)
-        })
-        .await
+        let (record, active) = self
+            .registry(move |registry| {
+                let active = registry.insert(&vm, ceiling)?;
+                Ok((registry.get(&vm.vm_id)?, active))
+            })
+            .await?;
+        // One of them may be what this VM becomes, so that one more may stay until it has started.
+        spares::trim(&spares_dir(&self.config().base_dir), (ceiling - active + 1) as usize).await;
+        Ok(record)
     }
 
     pub(super) async fn get(&self, id: &VmId) -> Result<VmRecord, EngineError> {
@@ -231,5 +236,6 @@ pub(super) fn run_result(record: VmRecord, command: Command, finished: Finished)
         accelerator: record.accelerator,
         channel: in_guest.then(|| pyro_vm::CHANNEL.to_owned()),
         kernel_release: record.metadata.get("kernel_release").cloned(),
+        timings: Vec::new(),
     }
 }

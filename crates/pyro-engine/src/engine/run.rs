@@ -3,20 +3,35 @@
 
 use std::time::Duration;
 
+use pyro_env::InstalledEnvironment;
 use pyro_vm::supervisor::{EndReason, Lifeline, OwnerLock};
 use tokio_util::sync::CancellationToken;
 
-use super::exec::Finished;
+use super::host::Host;
 use super::lifecycle::run_result;
 use super::{Engine, unless_cancelled};
+use crate::finished::Finished;
 use crate::limits::{self, Sizing};
 use crate::registry::VmRecord;
+use crate::timings::Timings;
 use crate::{Command, EngineError, ErrorKind, Event, Events, RunPhase, RunResult, VmId, VmSpec};
+
+/// What a run starts from: the host's VMM and an installed environment, or the reason why there is no VM.
+type Ground = Result<(Host, InstalledEnvironment), String>;
+
+/// A run whose command has ended.
+struct Ran {
+    record: VmRecord,
+    finished: Finished,
+    /// Absent where the command ran on the host.
+    lifeline: Option<Lifeline>,
+}
 
 impl Engine {
     /// Makes a VM, runs one command in it and removes it, whatever happens.
     ///
-    /// When this returns, with or without an error, nothing of the VM is left.
+    /// When this returns a result, the VM's record is gone and its supervisor is removing the rest; when it returns
+    /// an error, nothing is left.
     ///
     /// # Errors
     /// Every kind but `NotFound` and `Expired`; the first error, not those of the cleanup.
@@ -27,25 +42,50 @@ impl Engine {
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<RunResult, EngineError> {
+        let mut timings = Timings::start();
         let sizing = limits::check_spec(&spec)?;
         let timeout = limits::check_command(&command)?;
         events.send(Event::Phase(RunPhase::Create { environment: spec.environment.clone() })).await;
-        self.inspect_environment(&spec.environment).await?;
-        // Before an environment is installed for nothing.
-        if let (Err(reason), false) = (self.host().await, spec.allow_host_compat) {
-            return Err(EngineError::boot_unavailable(&reason));
-        }
-        let version = self.prepare_environment(&spec, events, cancel).await?;
+        let ground = self.ground(&spec, events, cancel).await?;
+        timings.lap("environment");
         unless_cancelled(cancel, self.reconcile()).await?;
 
         let id = VmId::random()?;
         // The lock comes before the record: a record of a run that nobody holds is an orphan.
         let lock = self.own_vm_dir(&id).await?;
-        let result = self.run_in(&id, lock, &spec, sizing, version, &command, timeout, events, cancel).await;
-        let removed = self.remove(&id).await;
-        let (record, finished) = result?;
-        removed?;
-        Ok(run_result(record, command, finished))
+        let run =
+            self.run_in(&id, lock, &spec, sizing, ground, &command, timeout, events, cancel, &mut timings);
+        match run.await {
+            Ok(Ran { record, finished, lifeline }) => {
+                self.leave(&id, lifeline).await?;
+                timings.lap("end");
+                Ok(RunResult { timings: timings.finish(), ..run_result(record, command, finished) })
+            }
+            Err(error) => {
+                // The first error says more than that of the cleanup.
+                let _ = self.remove(&id).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Looks for what the run needs, and installs the environment if it is missing.
+    async fn ground(
+        &self,
+        spec: &VmSpec,
+        events: &Events,
+        cancel: &CancellationToken,
+    ) -> Result<Ground, EngineError> {
+        match self.host().await {
+            Ok(host) => Ok(Ok((host, self.environment(&spec.environment, events, cancel).await?))),
+            Err(reason) => {
+                self.inspect_environment(&spec.environment).await?;
+                match spec.allow_host_compat {
+                    true => Ok(Err(reason)),
+                    false => Err(EngineError::boot_unavailable(&reason)),
+                }
+            }
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "the halves of `run` on both sides of its cleanup")]
@@ -55,34 +95,47 @@ impl Engine {
         lock: OwnerLock,
         spec: &VmSpec,
         sizing: Sizing,
-        version: Option<String>,
+        ground: Ground,
         command: &Command,
         timeout: Duration,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<(VmRecord, Finished), EngineError> {
+        timings: &mut Timings,
+    ) -> Result<Ran, EngineError> {
+        let version = ground.as_ref().ok().map(|(_, environment)| environment.version.clone());
         let record = self.insert(id, spec, sizing, version, true).await?;
+        timings.lap("registry");
         events.send(Event::Phase(RunPhase::Start { vm_id: id.clone() })).await;
-        let (record, lifeline) = match self.host().await {
-            Ok(host) => {
-                let start = async {
-                    let environment = self.environment(&spec.environment, events, cancel).await?;
-                    self.start_guest(&record, environment, host, lock).await
-                };
-                let lifeline = unless_cancelled(cancel, start).await?;
+        let (record, lifeline) = match ground {
+            Ok((host, environment)) => {
+                let (lifeline, info) = self.start_guest(&record, environment, host, lock, cancel).await?;
+                timings.lap_of_start(&info);
                 (self.get(id).await?, Ok(lifeline))
             }
-            Err(reason) if spec.allow_host_compat => (self.start_on_host(id, &reason).await?, Err(lock)),
-            Err(reason) => return Err(EngineError::boot_unavailable(&reason)),
+            Err(reason) => (self.start_on_host(id, &reason).await?, Err(lock)),
         };
         events.send(Event::Phase(RunPhase::Execute { vm_id: id.clone() })).await;
-        match self.execute(&record, command, timeout, events, cancel).await {
-            Ok(finished) => Ok((record, finished)),
-            Err(error) => Err(match lifeline {
-                Ok(lifeline) if error.kind == ErrorKind::OutcomeUnknown => explain(error, lifeline).await,
-                _ => error,
-            }),
+        let executed = self.execute(&record, command, timeout, events, cancel).await;
+        timings.lap("command");
+        match (executed, lifeline) {
+            (Ok(finished), lifeline) => Ok(Ran { record, finished, lifeline: lifeline.ok() }),
+            (Err(error), Ok(lifeline)) if error.kind == ErrorKind::OutcomeUnknown => {
+                Err(explain(error, lifeline).await)
+            }
+            (Err(error), _) => Err(error),
         }
+    }
+
+    /// Removes the VM of a run that has its result. The supervisor, which ends with its lifeline, does what takes
+    /// time, and nobody waits for it.
+    async fn leave(&self, id: &VmId, lifeline: Option<Lifeline>) -> Result<(), EngineError> {
+        let vm = id.clone();
+        if lifeline.is_some() && self.registry(move |registry| registry.delete(&vm)).await.is_ok() {
+            return Ok(());
+        }
+        // Its files may be what keeps the record from being written: they go first.
+        drop(lifeline);
+        self.remove(id).await
     }
 }
 

@@ -30,7 +30,7 @@ impl Host {
         }
     }
 
-    async fn run(&self, command: &str, seconds: u64) -> HostOutcome {
+    async fn run(&self, command: &str, seconds: u64) -> Finished {
         run(&self.command(command, seconds), &Events::none(), &CancellationToken::new()).await.unwrap()
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::fault::Fault;
@@ -103,6 +104,9 @@ fn connect(file: &Path) -> Result<Connection, Fault> {
     let _ = fs::set_permissions(file, Permissions::from_mode(0o600));
 
     connection.busy_timeout(BUSY_TIMEOUT)?;
+    // The last process to close the file would write the journal back, wait for the disk, and remove the journal
+    // for the next one to make it again.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // Before any change: a newer program's file is left exactly as it is.
     let version = patiently(|| schema::version(&connection))?;
     patiently(|| use_wal(&connection))?;

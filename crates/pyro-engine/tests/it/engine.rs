@@ -13,6 +13,8 @@ fn engine(root: &Path) -> Engine {
         base_dir: root.join("state"),
         cache_dir: root.join("cache"),
         max_active_vms: Config::DEFAULT_MAX_ACTIVE_VMS,
+        warm_spares: 0,
+        spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
         program: root.join("pyro"),
         accelerator: None,
         vmm_program: None,

@@ -51,6 +51,7 @@ fn run_result() {
         accelerator: None,
         channel: None,
         kernel_release: None,
+        timings: Vec::new(),
     });
 }
 
@@ -73,6 +74,7 @@ fn run_result_of_a_guest_has_its_kernel() {
         accelerator: Some("kvm".to_owned()),
         channel: Some("virtio-serial".to_owned()),
         kernel_release: Some("6.1.0".to_owned()),
+        timings: Vec::new(),
     };
     let json = serde_json::to_value(result).unwrap();
     assert_eq!(json["kernel_release"], "6.1.0");

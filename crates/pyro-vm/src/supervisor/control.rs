@@ -16,16 +16,20 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::codec::{Framed, FramedParts};
 
 use super::files;
+use crate::spec::LaunchSpec;
 
 /// Time within which a supervisor or a client must say its sentence; both are local programs of ours.
 const SENTENCE_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a client wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ControlRequest {
     /// Become a stream to the guest, which carries one `pyro_wire::Request`.
     Guest,
+    /// To a spare: become the VM that is described, and the connection its lifeline. The first who asks gets it;
+    /// it is then given the lock of its new directory.
+    Claim(Box<LaunchSpec>),
     /// Let the guest write everything out, then end the VM; its directory stays.
     Stop,
     /// End the VM at once and remove its directory.
@@ -34,7 +38,7 @@ pub enum ControlRequest {
     Expire,
 }
 
-/// Answer to all requests but [`ControlRequest::Guest`], when it is done.
+/// Answer to all requests but [`ControlRequest::Guest`], when it is done; to a claim, that it is granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) struct Done;
@@ -80,6 +84,22 @@ pub async fn end(dir: &Path, request: ControlRequest) -> io::Result<()> {
         Some(Err(error)) => Err(io::Error::other(error)),
         None => Err(io::ErrorKind::UnexpectedEof.into()),
     }
+}
+
+/// Waits for the answer to a claim: the connection, which is now a lifeline, or `None`.
+pub(super) async fn granted(stream: UnixStream) -> Option<UnixStream> {
+    let mut framed = Framed::new(stream, FrameCodec::<Done, ()>::default());
+    match tokio::time::timeout(SENTENCE_LIMIT, framed.next()).await {
+        // It says nothing more before it has the lock, so nothing is lost with the buffer.
+        Ok(Some(Ok(Frame::Control(Done)))) => Some(framed.into_inner()),
+        _ => None,
+    }
+}
+
+/// Grants a claim: the connection, which is now a lifeline, or `None` if the client has gone.
+pub(super) async fn grant(mut framed: ServerStream) -> Option<UnixStream> {
+    framed.send(Frame::Control(Done)).await.ok()?;
+    Some(framed.into_inner())
 }
 
 /// Reads a client's request.

@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Stdio;
@@ -50,9 +51,20 @@ impl OwnerLock {
         matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
     }
 
+    /// Takes over a lock that another process has passed on.
+    pub(super) fn received(descriptor: OwnedFd) -> Self {
+        Self(File::from(descriptor))
+    }
+
     /// Shares the lock with a child process, as one of its standard streams.
     pub(super) fn share(&self) -> io::Result<Stdio> {
         Ok(self.0.try_clone()?.into())
+    }
+}
+
+impl AsFd for OwnerLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

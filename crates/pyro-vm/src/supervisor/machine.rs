@@ -9,9 +9,11 @@ use pyro_wire::{Bootstrap, GENERATION, NetworkConfig, Preparation};
 use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::task::LocalSet;
+use tokio::time::error::Elapsed;
 
 use super::launch::{Connections, VmmProcess, launch};
-use super::{BootFailure, BootInfo, BootStage, files};
+use super::stages::Stages;
+use super::{BootFailure, BootInfo, BootStage, StartMode, files};
 use crate::console::Console;
 use crate::mux::{self, Streams};
 use crate::network::Network;
@@ -36,20 +38,26 @@ pub(super) async fn boot(
     vmm: &dyn Vmm,
     tasks: &LocalSet,
 ) -> Result<RunningMachine, BootFailure> {
-    let mut attempt =
-        Attempt { spec, vmm, tasks, started: Instant::now(), stage: BootStage::Disks, console: None };
-    let limit = Duration::from_secs(spec.boot_limit_seconds);
-    let outcome = tokio::time::timeout(limit, attempt.boot()).await;
-    let cause = match outcome {
-        Ok(Ok(machine)) => return Ok(machine),
-        Ok(Err(cause)) => cause,
-        Err(_) => format!("not done after {} seconds", spec.boot_limit_seconds),
+    let mut attempt = Attempt::new(spec, vmm, tasks);
+    let outcome = tokio::time::timeout(attempt.limit(), attempt.boot()).await;
+    attempt.conclude(outcome).await
+}
+
+/// Makes the template for machines like this one, unless it is there. Dropping the future, or an error, leaves no
+/// process behind.
+pub(super) async fn make_template(
+    spec: &LaunchSpec,
+    vmm: &dyn Vmm,
+    tasks: &LocalSet,
+) -> Result<(), BootFailure> {
+    let mut attempt = Attempt::new(spec, vmm, tasks);
+    let make = async {
+        let Some(dir) = &spec.template_dir else { return Err("this host has no templates".to_owned()) };
+        let templates = Templates::new(dir, spec, vmm).await;
+        attempt.find_or_make_template(&templates).await.map(drop)
     };
-    let console = match attempt.console {
-        Some(console) => console.last_words().await,
-        None => Vec::new(),
-    };
-    Err(BootFailure { stage: attempt.stage, cause, console })
+    let outcome = tokio::time::timeout(Duration::from_secs(spec.boot_limit_seconds), make).await;
+    attempt.conclude(outcome).await
 }
 
 struct Attempt<'a> {
@@ -57,11 +65,33 @@ struct Attempt<'a> {
     vmm: &'a dyn Vmm,
     tasks: &'a LocalSet,
     started: Instant,
-    stage: BootStage,
+    stages: Stages,
     console: Option<Console>,
 }
 
-impl Attempt<'_> {
+impl<'a> Attempt<'a> {
+    fn new(spec: &'a LaunchSpec, vmm: &'a dyn Vmm, tasks: &'a LocalSet) -> Self {
+        let stages = Stages::begin(BootStage::Disks);
+        Self { spec, vmm, tasks, started: Instant::now(), stages, console: None }
+    }
+
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.spec.boot_limit_seconds)
+    }
+
+    async fn conclude<T>(self, outcome: Result<Result<T, String>, Elapsed>) -> Result<T, BootFailure> {
+        let cause = match outcome {
+            Ok(Ok(done)) => return Ok(done),
+            Ok(Err(cause)) => cause,
+            Err(_) => format!("not done after {} seconds", self.spec.boot_limit_seconds),
+        };
+        let console = match self.console {
+            Some(console) => console.last_words().await,
+            None => Vec::new(),
+        };
+        Err(BootFailure { stage: self.stages.current(), cause, console })
+    }
+
     async fn boot(&mut self) -> Result<RunningMachine, String> {
         let mut warning = None;
         // A layer from an earlier start holds what no template knows of.
@@ -88,36 +118,39 @@ impl Attempt<'_> {
         let config = network.as_ref().map(|network| network.config().clone());
         let up = async {
             let release = self.prepare_guest(&mut connections.channel, false).await?;
-            bootstrap_guest(self.spec, &mut connections.channel, config).await?;
+            self.stages.enter(BootStage::Identity);
+            mux::set_up(&mut connections.channel, identity(&self.spec.vm_id, config)?)
+                .await
+                .map_err(|error| chain(&error))?;
             Ok(release)
         };
         let release = with_network(&mut network, process.during(up)).await?;
-        Ok(self.running(process, connections.channel, network, release, false, warning))
+        Ok(self.running(process, connections.channel, network, release, StartMode::Cold, warning))
     }
 
     async fn boot_from_template(&mut self, templates: &Templates) -> Result<RunningMachine, String> {
-        let template = match templates.find() {
-            Some(template) => template,
-            None => self.make_template(templates).await.inspect_err(|reason| templates.failed(reason))?,
-        };
-        self.stage = BootStage::Disks;
+        let template = self.find_or_make_template(templates).await?;
+        self.stages.enter(BootStage::Disks);
         let disks = self.disks();
         layer::instantiate(&template.layer(), &disks.layer).map_err(|error| chain(&error))?;
         let mut network = self.start_network()?;
         let network_end = network.as_mut().and_then(|(_, end)| end.take());
         let mut network = network.map(|(network, _)| network);
 
-        self.stage = BootStage::Vmm;
+        self.stages.enter(BootStage::Vmm);
         let start = Start::Template { memory: template.memory() };
         let (mut process, mut connections) =
             self.launch(disks, network_end, start, &self.spec.dir.join(files::SERIAL_LOG))?;
-        self.stage = BootStage::Restore;
         let config = network.as_ref().map(|network| network.config().clone());
         let control = connections.control.take().ok_or("no control connection")?;
         let up = async {
             let mut qmp = Qmp::connect(control).await.map_err(|error| chain(&error))?;
+            self.stages.enter(BootStage::Restore);
             qmp.load(&template.state()).await.map_err(|error| chain(&error))?;
-            bootstrap_guest(self.spec, &mut connections.channel, config).await
+            self.stages.enter(BootStage::Identity);
+            mux::set_up(&mut connections.channel, identity(&self.spec.vm_id, config)?)
+                .await
+                .map_err(|error| chain(&error))
         };
         match with_network(&mut network, process.during(up)).await {
             Ok(()) => {}
@@ -128,7 +161,14 @@ impl Attempt<'_> {
             }
         }
         let release = template.kernel_release().to_owned();
-        Ok(self.running(process, connections.channel, network, release, true, None))
+        Ok(self.running(process, connections.channel, network, release, StartMode::Template, None))
+    }
+
+    async fn find_or_make_template(&mut self, templates: &Templates) -> Result<Template, String> {
+        match templates.find() {
+            Some(template) => Ok(template),
+            None => self.make_template(templates).await.inspect_err(|reason| templates.failed(reason)),
+        }
     }
 
     /// Boots a machine that nobody will use, saves it and ends it. One process makes it, others wait.
@@ -161,7 +201,7 @@ impl Attempt<'_> {
         for name in [files::INITRD, files::SERIAL_LOG] {
             let _ = std::fs::remove_file(dir.join(name));
         }
-        templates.finish(partial, release)
+        templates.finish(partial, release, &self.spec.guest.digest)
     }
 
     /// Starts the machine's kernel, with its files in `dir`.
@@ -171,7 +211,7 @@ impl Attempt<'_> {
         network_end: Option<OwnedFd>,
         memory: Option<PathBuf>,
     ) -> Result<(VmmProcess, Connections), String> {
-        self.stage = BootStage::Disks;
+        self.stages.enter(BootStage::Disks);
         let tsc = (self.spec.machine.accelerator == Accelerator::Tcg).then(tsc::Measurement::start);
         let disks = Disks { initrd: dir.join(files::INITRD), layer: dir.join(files::LAYER), ..self.disks() };
         initrd::write(&disks.initrd, &self.spec.guest.modules)
@@ -181,10 +221,10 @@ impl Attempt<'_> {
             Some(measurement) => measurement.finish().await,
             None => None,
         };
-        self.stage = BootStage::Vmm;
+        self.stages.enter(BootStage::Vmm);
         let started =
             self.launch(disks, network_end, Start::Kernel { tsc_khz, memory }, &dir.join(files::SERIAL_LOG))?;
-        self.stage = BootStage::Kernel;
+        self.stages.enter(BootStage::Kernel);
         Ok(started)
     }
 
@@ -204,9 +244,9 @@ impl Attempt<'_> {
     }
 
     /// From the kernel's start to a guest that could be saved.
-    async fn prepare_guest(&mut self, channel: &mut UnixStream, warm_up: bool) -> Result<String, String> {
+    async fn prepare_guest(&self, channel: &mut UnixStream, warm_up: bool) -> Result<String, String> {
         let hello = mux::receive_hello(channel).await.map_err(|error| chain(&error))?;
-        self.stage = BootStage::Guest;
+        self.stages.enter(BootStage::Guest);
         let base_filesystem = self.spec.guest.base_filesystem.clone();
         let preparation = Preparation { generation: GENERATION, base_filesystem, warm_up };
         mux::set_up(channel, preparation).await.map_err(|error| chain(&error))?;
@@ -217,7 +257,7 @@ impl Attempt<'_> {
         if !self.spec.network {
             return Ok(None);
         }
-        self.stage = BootStage::Network;
+        self.stages.enter(BootStage::Network);
         let (network, end) = Network::start()?;
         Ok(Some((network, Some(end))))
     }
@@ -238,7 +278,7 @@ impl Attempt<'_> {
         channel: UnixStream,
         network: Option<Network>,
         kernel_release: String,
-        from_template: bool,
+        start_mode: StartMode,
         warning: Option<String>,
     ) -> RunningMachine {
         let (streams, driver) = mux::drive(channel);
@@ -248,31 +288,28 @@ impl Attempt<'_> {
             boot_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             accelerator: self.spec.machine.accelerator,
             network: network.as_ref().map(Network::description),
-            from_template,
+            start_mode,
             warning,
+            stages: self.stages.end(),
         };
         RunningMachine { vmm: process.child, network, streams, console: process.console, info }
     }
 }
 
-async fn bootstrap_guest(
-    spec: &LaunchSpec,
-    channel: &mut UnixStream,
-    network: Option<NetworkConfig>,
-) -> Result<(), String> {
+/// What makes the guest the VM with this id and no other.
+pub(super) fn identity(vm_id: &str, network: Option<NetworkConfig>) -> Result<Bootstrap, String> {
     let mut random = [0; 48];
     getrandom::fill(&mut random).map_err(|error| format!("no random numbers: {error}"))?;
     let (seed, machine_id) = random.split_at(32);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let bootstrap = Bootstrap {
+    Ok(Bootstrap {
         // Good until the year 2554.
         unix_time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         seed: hex(seed),
-        hostname: format!("pyro-{}", spec.vm_id),
+        hostname: format!("pyro-{vm_id}"),
         machine_id: hex(machine_id),
         network,
-    };
-    mux::set_up(channel, bootstrap).await.map_err(|error| chain(&error))
+    })
 }
 
 /// Does `work`, which needs the network's helper. If that ends, it is the reason that the work failed.

@@ -17,10 +17,11 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use super::control::{self, ControlRequest, ServerStream};
 use super::machine::{self, RunningMachine};
-use super::{BootInfo, EndReason, Event, files, timer};
+use super::{BootInfo, EndReason, Event, files, spare, timer};
 use crate::mux::Streams;
 use crate::qemu::Qemu;
-use crate::spec::LaunchSpec;
+use crate::spares;
+use crate::spec::{LaunchSpec, Purpose};
 
 /// Time that a guest has to write everything out before its VM is ended anyway.
 const HALT_LIMIT: Duration = Duration::from_secs(10);
@@ -37,7 +38,7 @@ pub trait Recorder {
     fn record_end(&self, vm_id: &str, bound_to_caller: bool, reason: &EndReason);
 }
 
-type LifelineServer = Framed<UnixStream, FrameCodec<LaunchSpec, Event>>;
+pub(super) type LifelineServer = Framed<UnixStream, FrameCodec<LaunchSpec, Event>>;
 
 /// Runs the supervisor of one VM to its end. `lifeline` is the standard input that [`super::start`] made; it
 /// delivers the [`LaunchSpec`]. Runs on a single-threaded runtime whose thread lives as long as the process:
@@ -55,10 +56,42 @@ pub async fn run(lifeline: OwnedFd, recorder: &dyn Recorder) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "no launch specification on standard input"));
     };
     let tasks = LocalSet::new();
-    let event = tasks.run_until(supervise(&spec, &mut lifeline, recorder, &tasks)).await;
-    // The starter may be gone, or may not care.
-    let _ = lifeline.send(Frame::Control(event)).await;
+    let mut signals = Signals::new()?;
+    tasks
+        .run_until(async {
+            let event = match spec.purpose {
+                Purpose::Vm => supervise(&spec, &mut lifeline, recorder, &tasks, &mut signals).await,
+                Purpose::Template => make_template(&spec, &mut lifeline, &tasks, &mut signals).await,
+                Purpose::Spare => {
+                    // Whoever asked for it does not wait for it.
+                    drop(lifeline);
+                    return spare::supervise(&spec, recorder, &tasks, &mut signals).await;
+                }
+            };
+            // The starter may be gone, or may not care.
+            let _ = lifeline.send(Frame::Control(event)).await;
+        })
+        .await;
     Ok(())
+}
+
+/// Sees to it that there is a template for VMs like this one.
+async fn make_template(
+    spec: &LaunchSpec,
+    lifeline: &mut LifelineServer,
+    tasks: &LocalSet,
+    signals: &mut Signals,
+) -> Event {
+    let event = tokio::select! {
+        made = machine::make_template(spec, &Qemu, tasks) => match made {
+            Ok(()) => Event::TemplateReady,
+            Err(failure) => Event::Failed(failure),
+        },
+        _ = lifeline.next() => Event::Ended(EndReason::CallerGone),
+        () = signals.any() => Event::Ended(EndReason::Terminated),
+    };
+    remove_files(spec, true);
+    event
 }
 
 async fn supervise(
@@ -66,24 +99,32 @@ async fn supervise(
     lifeline: &mut LifelineServer,
     recorder: &dyn Recorder,
     tasks: &LocalSet,
+    signals: &mut Signals,
 ) -> Event {
-    let mut signals = match Signals::new() {
-        Ok(signals) => signals,
-        Err(error) => return boot_failed(spec, &format!("cannot handle signals: {error}")),
-    };
     let booted = tokio::select! {
         booted = machine::boot(spec, &Qemu, tasks) => booted,
         // Nobody waits for this VM any more, so nobody will use it.
         _ = lifeline.next() => return ended(spec, recorder, EndReason::CallerGone),
         () = signals.any() => return ended(spec, recorder, EndReason::Terminated),
     };
-    let mut machine = match booted {
-        Ok(machine) => machine,
+    match booted {
+        Ok(machine) => serve(spec, machine, lifeline, recorder, tasks, signals).await,
         Err(failure) => {
             remove_files(spec, spec.bound_to_caller);
-            return Event::Failed(failure);
+            Event::Failed(failure)
         }
-    };
+    }
+}
+
+/// From a guest that takes commands to the end of the VM.
+pub(super) async fn serve(
+    spec: &LaunchSpec,
+    mut machine: RunningMachine,
+    lifeline: &mut LifelineServer,
+    recorder: &dyn Recorder,
+    tasks: &LocalSet,
+    signals: &mut Signals,
+) -> Event {
     let announced = control::listen(&spec.dir)
         .map_err(|error| format!("cannot listen on the control socket: {error}"))
         .and_then(|listener| {
@@ -106,7 +147,8 @@ async fn supervise(
 
     let (end_requests, mut end_requested) = mpsc::channel(1);
     tasks.spawn_local(accept(listener, machine.streams.clone(), end_requests));
-    let (reason, client) = wait_for_end(spec, &mut machine, lifeline, &mut signals, &mut end_requested).await;
+    tasks.spawn_local(spares::replenish(spec.clone()));
+    let (reason, client) = wait_for_end(spec, &mut machine, lifeline, signals, &mut end_requested).await;
     if reason == EndReason::Stopped {
         halt_guest(&machine.streams).await;
     }
@@ -171,6 +213,8 @@ async fn serve_client(client: UnixStream, streams: Streams, end: mpsc::Sender<En
     let Some((request, client)) = control::receive(client).await else { return };
     let reason = match request {
         ControlRequest::Guest => return join_guest(client, streams).await,
+        // It is somebody's already.
+        ControlRequest::Claim(_) => return,
         ControlRequest::Stop => EndReason::Stopped,
         ControlRequest::Delete => EndReason::Deleted,
         ControlRequest::Expire => EndReason::Expired,
@@ -193,21 +237,13 @@ async fn join_guest(client: ServerStream, streams: Streams) {
 }
 
 async fn halt_guest(streams: &Streams) {
-    let halt = async {
-        let mut stream = Framed::new(
-            streams.open().await?.compat(),
-            FrameCodec::<pyro_wire::Reply, pyro_wire::Request>::default(),
-        );
-        stream.send(Frame::Control(pyro_wire::Request::Halt)).await.ok()?;
-        stream.next().await
-    };
-    match tokio::time::timeout(HALT_LIMIT, halt).await {
-        Ok(Some(Ok(Frame::Control(pyro_wire::Reply::Halted)))) => {}
+    match tokio::time::timeout(HALT_LIMIT, streams.ask(pyro_wire::Request::Halt)).await {
+        Ok(Some(pyro_wire::Reply::Halted)) => {}
         other => tracing::warn!(?other, "the guest did not halt in order"),
     }
 }
 
-async fn end_processes(machine: &mut RunningMachine) {
+pub(super) async fn end_processes(machine: &mut RunningMachine) {
     // Fails only if it has ended already.
     let _ = machine.vmm.kill().await;
     if let Some(network) = &mut machine.network {
@@ -242,7 +278,7 @@ fn remove_files(spec: &LaunchSpec, all: bool) {
     }
 }
 
-fn report(path: &Path, removed: io::Result<()>) {
+pub(super) fn report(path: &Path, removed: io::Result<()>) {
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::error!(%error, path = %path.display(), "cannot be removed");
@@ -251,7 +287,7 @@ fn report(path: &Path, removed: io::Result<()>) {
     }
 }
 
-struct Signals([Signal; 3]);
+pub(super) struct Signals([Signal; 3]);
 
 impl Signals {
     fn new() -> io::Result<Self> {
@@ -262,7 +298,7 @@ impl Signals {
         ]))
     }
 
-    async fn any(&mut self) {
+    pub(super) async fn any(&mut self) {
         let [a, b, c] = &mut self.0;
         tokio::select! {
             _ = a.recv() => {}

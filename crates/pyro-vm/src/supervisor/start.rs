@@ -1,5 +1,6 @@
 //! Starting a supervisor and hearing from it.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,8 +13,9 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio_util::codec::Framed;
 
-use super::{BootFailure, BootInfo, EndReason, Event, OwnerLock, files};
-use crate::spec::LaunchSpec;
+use super::control::{self, ControlRequest};
+use super::{BootFailure, BootInfo, EndReason, Event, OwnerLock, files, handover};
+use crate::spec::{LaunchSpec, Purpose};
 
 /// Why a VM did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +38,8 @@ pub enum StartError {
 /// is dropped.
 #[derive(Debug)]
 pub struct Lifeline {
-    supervisor: Child,
+    /// Absent for a spare, which someone else started.
+    supervisor: Option<Child>,
     stream: Framed<UnixStream, FrameCodec<Event, LaunchSpec>>,
 }
 
@@ -49,10 +52,43 @@ pub struct Lifeline {
 /// cleaned up by itself.
 pub async fn start(
     program: &Path,
-    args: &[&std::ffi::OsStr],
+    args: &[&OsStr],
     spec: LaunchSpec,
     lock: &OwnerLock,
 ) -> Result<(Lifeline, BootInfo), StartError> {
+    spawn(program, args, spec, lock).await?.booted().await
+}
+
+/// Starts `program` with `args` to make the template for VMs like that of `spec`, if there is none yet.
+///
+/// Dropping the future gives that up.
+///
+/// # Errors
+/// As [`start`].
+pub async fn make_template(
+    program: &Path,
+    args: &[&OsStr],
+    spec: LaunchSpec,
+    lock: &OwnerLock,
+) -> Result<(), StartError> {
+    let spec = LaunchSpec { purpose: Purpose::Template, ..spec };
+    let mut lifeline = spawn(program, args, spec, lock).await?;
+    match lifeline.ready().await {
+        Ok(_) => {
+            lifeline.reap().await;
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Starts the supervisor and tells it what to do.
+pub(crate) async fn spawn<A: AsRef<OsStr>>(
+    program: &Path,
+    args: &[A],
+    spec: LaunchSpec,
+    lock: &OwnerLock,
+) -> Result<Lifeline, StartError> {
     let (ours, theirs) = UnixStream::pair().map_err(StartError::Spawn)?;
     let theirs = OwnedFd::from(theirs.into_std().map_err(StartError::Spawn)?);
     let log = File::create(spec.dir.join(files::SUPERVISOR_LOG)).map_err(StartError::Spawn)?;
@@ -66,26 +102,50 @@ pub async fn start(
     let supervisor = command.spawn().map_err(StartError::Spawn)?;
     // The command holds this process's copies of the descriptors.
     drop(command);
-    let mut lifeline = Lifeline { supervisor, stream: Framed::new(ours, FrameCodec::default()) };
+    let mut lifeline =
+        Lifeline { supervisor: Some(supervisor), stream: Framed::new(ours, FrameCodec::default()) };
     lifeline.stream.send(Frame::Control(spec)).await.map_err(|_| StartError::Lost)?;
-    match lifeline.next_event().await {
-        Some(Event::Booted(info)) => Ok((lifeline, info)),
-        Some(Event::Failed(failure)) => {
-            lifeline.reap().await;
-            Err(StartError::Boot(failure))
-        }
-        Some(Event::Ended(reason)) => {
-            lifeline.reap().await;
-            Err(StartError::Ended(reason))
-        }
-        None => {
-            lifeline.reap().await;
-            Err(StartError::Lost)
-        }
-    }
+    Ok(lifeline)
+}
+
+/// Makes the spare in `dir` the VM that is described. `None`: it has been claimed by someone else, or has gone.
+///
+/// # Errors
+/// As [`start`], but for [`StartError::Spawn`].
+pub async fn claim(
+    dir: &Path,
+    spec: LaunchSpec,
+    lock: &OwnerLock,
+) -> Option<Result<(Lifeline, BootInfo), StartError>> {
+    let stream = control::connect(dir, ControlRequest::Claim(Box::new(spec))).await.ok()?;
+    let stream = control::granted(stream).await?;
+    handover::send(&stream, lock).await.ok()?;
+    let lifeline = Lifeline { supervisor: None, stream: Framed::new(stream, FrameCodec::default()) };
+    Some(lifeline.booted().await)
 }
 
 impl Lifeline {
+    /// Waits until the guest takes commands.
+    async fn booted(mut self) -> Result<(Self, BootInfo), StartError> {
+        match self.ready().await? {
+            Some(info) => Ok((self, info)),
+            None => Err(StartError::Lost),
+        }
+    }
+
+    /// Waits until what was asked for is there; if that is a VM, the result describes it.
+    async fn ready(&mut self) -> Result<Option<BootInfo>, StartError> {
+        let error = match self.next_event().await {
+            Some(Event::Booted(info)) => return Ok(Some(info)),
+            Some(Event::TemplateReady) => return Ok(None),
+            Some(Event::Failed(failure)) => StartError::Boot(failure),
+            Some(Event::Ended(reason)) => StartError::Ended(reason),
+            None => StartError::Lost,
+        };
+        self.reap().await;
+        Err(error)
+    }
+
     /// Waits for the end of the VM and of its supervisor. `None`: the supervisor died without a word, and
     /// whoever holds the lock now must clean up.
     pub async fn ended(mut self) -> Option<EndReason> {
@@ -105,7 +165,9 @@ impl Lifeline {
     }
 
     async fn reap(&mut self) {
-        // Fails only if it has been reaped already.
-        let _ = self.supervisor.wait().await;
+        if let Some(supervisor) = &mut self.supervisor {
+            // Fails only if it has been reaped already.
+            let _ = supervisor.wait().await;
+        }
     }
 }

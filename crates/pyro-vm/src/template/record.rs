@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{MEMORY, STATE};
+use crate::agent;
 use crate::hex::hex;
 use crate::supervisor::files;
 
@@ -21,6 +22,12 @@ const MAX_RECORD_BYTES: u64 = 64 * 1024;
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) kernel_release: String,
+    /// Digest of the guest's environment.
+    pub(super) environment: String,
+    /// The boot of the host in which it was made.
+    pub(super) boot_id: String,
+    /// Digest of the agent in it.
+    pub(super) agent: String,
     files: BTreeMap<String, FileRecord>,
 }
 
@@ -36,7 +43,7 @@ struct FileRecord {
 
 impl Record {
     /// Makes the template's files read-only and describes them.
-    pub(super) fn of(dir: &Path, kernel_release: String) -> Result<Self, String> {
+    pub(super) fn of(dir: &Path, kernel_release: String, environment: &str) -> Result<Self, String> {
         let mut files = BTreeMap::new();
         for name in [MEMORY, STATE, files::LAYER] {
             let path = dir.join(name);
@@ -48,7 +55,13 @@ impl Record {
             let record = describe().map_err(|error| format!("cannot read {}: {error}", path.display()))?;
             files.insert(name.to_owned(), record);
         }
-        Ok(Self { kernel_release, files })
+        Ok(Self {
+            kernel_release,
+            environment: environment.to_owned(),
+            boot_id: super::key::host_boot_id()?,
+            agent: agent::SHA256.to_owned(),
+            files,
+        })
     }
 
     /// The record, if it is one.
@@ -133,7 +146,7 @@ mod tests {
     fn a_whole_template_matches_and_a_changed_one_does_not() {
         for name in [MEMORY, STATE, files::LAYER] {
             let dir = template();
-            let record = Record::of(dir.path(), "6.1".into()).unwrap();
+            let record = Record::of(dir.path(), "6.1".into(), "digest").unwrap();
             record.write(&dir.path().join("record")).unwrap();
             let record = Record::read(&dir.path().join("record")).unwrap();
             record.matches(dir.path()).unwrap();
@@ -156,7 +169,7 @@ mod tests {
         for position in (0..64).map(|n| n << 20) {
             std::os::unix::fs::FileExt::write_all_at(&memory, &[1; 4096], position).unwrap();
         }
-        let record = Record::of(dir.path(), "6.1".into()).unwrap();
+        let record = Record::of(dir.path(), "6.1".into(), "digest").unwrap();
         memory.sync_all().unwrap();
         record.matches(dir.path()).unwrap();
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pyro_engine::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
+use pyro_engine::{Environment, EnvironmentList, Pruned, PulledEnvironment};
 
 use crate::commands::yes_no;
 
@@ -35,10 +35,16 @@ pub(super) fn pulled(pulled: &PulledEnvironment) -> String {
     joined(&lines)
 }
 
-pub(super) fn pruned(report: &PruneReport) -> String {
+pub(super) fn pruned(pruned: &Pruned) -> String {
+    let report = &pruned.environments;
     let entries = if report.count == 1 { "entry" } else { "entries" };
     let mut lines = vec![format!("Deleted {} cached environment {entries}.", report.count)];
     lines.extend(report.deleted_environment_dirs.iter().map(|name| format!("- {name}")));
+    match pruned.deleted_templates {
+        0 => {}
+        1 => lines.push("Deleted 1 template.".to_owned()),
+        count => lines.push(format!("Deleted {count} templates.")),
+    }
     joined(&lines)
 }
 

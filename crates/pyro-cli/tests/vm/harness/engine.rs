@@ -30,6 +30,8 @@ impl Sandbox {
             base_dir: self.state(),
             cache_dir: cache::with_environment().to_owned(),
             max_active_vms: 4,
+            warm_spares: 0,
+            spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
             program: PYRO.into(),
             accelerator: None,
             vmm_program: None,

@@ -28,6 +28,10 @@ fn files(state: &Path) -> Vec<String> {
             // They are there to stay; one whose maker was killed goes when the next is made.
             "templates" => {}
             "vms" => left.extend(names(&state.join("vms")).into_iter().map(|vm| format!("file vms/{vm}"))),
+            "spares" => {
+                let kinds = names(&state.join("spares")).into_iter();
+                left.extend(kinds.filter(|kind| kind != "lock").map(|kind| format!("file spares/{kind}")));
+            }
             "layers" => {
                 let layers = names(&state.join("layers")).into_iter();
                 left.extend(

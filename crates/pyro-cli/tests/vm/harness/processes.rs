@@ -26,6 +26,12 @@ impl Process {
         self.is_program("qemu-system-x86_64") || (self.is_program("sh") && script)
     }
 
+    /// It has the file open.
+    pub(crate) fn holds(&self, file: &Path) -> bool {
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.pid.as_raw_pid())).into_iter().flatten();
+        fds.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok()).any(|open| open == file)
+    }
+
     /// A process of the program with this name.
     pub(crate) fn is_program(&self, name: &str) -> bool {
         self.name(0).is_some_and(|program| program == name)

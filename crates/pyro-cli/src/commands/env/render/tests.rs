@@ -1,3 +1,5 @@
+use pyro_engine::PruneReport;
+
 use super::*;
 
 fn environment() -> Environment {
@@ -106,11 +108,17 @@ fn a_pull_shows_the_images_too() {
 
 #[test]
 fn a_prune_counts_in_words() {
-    let report = |names: &[&str]| PruneReport {
-        deleted_environment_dirs: names.iter().copied().map(Into::into).collect(),
-        count: names.len() as _,
+    let report = |names: &[&str]| Pruned {
+        environments: PruneReport {
+            deleted_environment_dirs: names.iter().copied().map(Into::into).collect(),
+            count: names.len() as _,
+        },
+        deleted_templates: names.len(),
     };
     assert_eq!(pruned(&report(&[])), "Deleted 0 cached environment entries.\n");
-    assert_eq!(pruned(&report(&["a"])), "Deleted 1 cached environment entry.\n- a\n");
-    assert_eq!(pruned(&report(&["a", "b"])), "Deleted 2 cached environment entries.\n- a\n- b\n");
+    assert_eq!(pruned(&report(&["a"])), "Deleted 1 cached environment entry.\n- a\nDeleted 1 template.\n");
+    assert_eq!(
+        pruned(&report(&["a", "b"])),
+        "Deleted 2 cached environment entries.\n- a\n- b\nDeleted 2 templates.\n"
+    );
 }

@@ -1,0 +1,56 @@
+//! Where the time of a run goes.
+
+use std::time::Instant;
+
+use pyro_vm::supervisor::BootInfo;
+use serde::Serialize;
+
+/// One part of a run. The parts follow one another, and together they are the whole.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Phase {
+    /// `environment`, `registry`, `supervisor`, the stages of the start, `command`, `end`.
+    pub name: String,
+    /// Milliseconds.
+    pub ms: f64,
+}
+
+/// A stopwatch.
+#[derive(Debug)]
+pub(crate) struct Timings {
+    since: Instant,
+    phases: Vec<Phase>,
+}
+
+impl Timings {
+    pub(crate) fn start() -> Self {
+        Self { since: Instant::now(), phases: Vec::new() }
+    }
+
+    /// Ends a phase.
+    pub(crate) fn lap(&mut self, name: &str) {
+        let ms = self.elapsed();
+        self.phases.push(Phase { name: name.to_owned(), ms });
+    }
+
+    /// Ends the start of a VM, of which its supervisor knows more: what it does not account for is the time to
+    /// reach it and to hear from it.
+    pub(crate) fn lap_of_start(&mut self, info: &BootInfo) {
+        let whole = self.elapsed();
+        let stages: f64 = info.stages.iter().map(|stage| stage.ms).sum();
+        self.phases.push(Phase { name: "supervisor".to_owned(), ms: (whole - stages).max(0.0) });
+        let named =
+            info.stages.iter().map(|stage| Phase { name: stage.stage.name().to_owned(), ms: stage.ms });
+        self.phases.extend(named);
+    }
+
+    pub(crate) fn finish(self) -> Vec<Phase> {
+        self.phases
+    }
+
+    fn elapsed(&mut self) -> f64 {
+        let now = Instant::now();
+        let ms = now.duration_since(self.since).as_secs_f64() * 1e3;
+        self.since = now;
+        ms
+    }
+}

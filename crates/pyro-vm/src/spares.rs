@@ -1,0 +1,158 @@
+//! Spares: VMs that were started before anyone wanted them, and wait.
+//!
+//! ```text
+//! <dir>/lock             held while spares are counted, made or cleared away
+//!       <key>/<id>/      one spare: its files, its socket, its lock
+//! ```
+//!
+//! The key is that of the template they started from, so that spares of one key can take each other's place. Which
+//! claim is the first is decided by the spare's supervisor, so no two processes can get the same one.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::hex::hex;
+use crate::qemu::Qemu;
+use crate::spec::{LaunchSpec, Purpose};
+use crate::supervisor::control::{self, ControlRequest};
+use crate::supervisor::{self, BootInfo, Lifeline, OwnerLock};
+use crate::template;
+
+/// Time that a spare has for ending when it is told to.
+const END_LIMIT: Duration = Duration::from_secs(5);
+const LOCK: &str = "lock";
+
+/// Makes a waiting spare the VM of `spec`, whose directory is still empty and whose lock is `lock`. `None`: there is
+/// none of its kind, or none that would do, and nothing has changed.
+pub async fn claim(spec: &LaunchSpec, lock: &OwnerLock) -> Option<(Lifeline, BootInfo)> {
+    let template_dir = spec.template_dir.as_ref()?;
+    if !spec.spares.dir.exists() {
+        return None;
+    }
+    let key = template::key(template_dir, spec, &Qemu).await.ok()?;
+    for dir in subdirectories(&spec.spares.dir.join(key)) {
+        match supervisor::claim(&dir, spec.clone(), lock).await {
+            Some(Ok(claimed)) => return Some(claimed),
+            Some(Err(error)) => {
+                tracing::warn!(%error, dir = %dir.display(), "a spare failed");
+                // It may have been killed half-way.
+                supervisor::clear_claimed(&spec.dir);
+            }
+            None => {}
+        }
+    }
+    None
+}
+
+/// Starts spares of the kind of `spec` until as many wait as are wanted. What goes wrong is only logged: nobody
+/// depends on a spare.
+pub(crate) async fn replenish(spec: LaunchSpec) {
+    if spec.spares.wanted == 0 {
+        return;
+    }
+    if let Err(reason) = try_replenish(&spec).await {
+        tracing::warn!(reason, "no spare was started");
+    }
+}
+
+async fn try_replenish(spec: &LaunchSpec) -> Result<(), String> {
+    let template_dir = spec.template_dir.as_ref().ok_or("there are no templates")?;
+    let key = template::key(template_dir, spec, &Qemu).await?;
+    let dir = spec.spares.dir.join(&key);
+    let failed = |error: std::io::Error| format!("{}: {error}", dir.display());
+    make_dir(&dir).map_err(failed)?;
+    let Some(_counting) = lock(&spec.spares.dir).map_err(failed)? else { return Ok(()) };
+    clear_away(&spec.spares.dir);
+    let missing = (spec.spares.wanted as usize).saturating_sub(subdirectories(&dir).len());
+    for _ in 0..missing {
+        let mut id = [0; 6];
+        getrandom::fill(&mut id).map_err(|error| error.to_string())?;
+        let vm_id = hex(&id);
+        let spare_dir = dir.join(&vm_id);
+        make_dir(&spare_dir).map_err(failed)?;
+        let Some(owner) = OwnerLock::try_acquire(&spare_dir).map_err(failed)? else { continue };
+        let idle_limit = Duration::from_secs(spec.spares.idle_seconds.into());
+        let expires = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + idle_limit;
+        let spare = LaunchSpec {
+            vm_id,
+            dir: spare_dir.clone(),
+            purpose: Purpose::Spare,
+            expires_at: expires.as_secs_f64(),
+            ..spec.clone()
+        };
+        // The same program with the same arguments: another supervisor.
+        let program = std::env::current_exe().map_err(|error| error.to_string())?;
+        let args: Vec<_> = std::env::args_os().skip(1).collect();
+        if let Err(error) = supervisor::spawn(&program, &args, spare, &owner).await {
+            let _ = fs::remove_dir_all(&spare_dir);
+            return Err(error.to_string());
+        }
+    }
+    Ok(())
+}
+
+/// How many spares of whatever kind there are below `dir`.
+pub fn count(dir: &Path) -> usize {
+    subdirectories(dir).iter().map(|kind| subdirectories(kind).len()).sum()
+}
+
+/// Ends spares of whatever kind, the oldest first, until at most `most` are left, and clears away what dead ones
+/// left behind.
+pub async fn trim(dir: &Path, most: usize) {
+    if !dir.exists() {
+        return;
+    }
+    if let Ok(Some(_counting)) = lock(dir) {
+        clear_away(dir);
+    }
+    let mut spares: Vec<_> = subdirectories(dir)
+        .iter()
+        .flat_map(|kind| subdirectories(kind))
+        .filter_map(|spare| Some((fs::metadata(&spare).ok()?.modified().ok()?, spare)))
+        .collect();
+    spares.sort();
+    let surplus = spares.len().saturating_sub(most);
+    for (_, spare) in spares.into_iter().take(surplus) {
+        // One that cannot be reached is starting or ending; its own limits end it.
+        let _ = tokio::time::timeout(END_LIMIT, control::end(&spare, ControlRequest::Delete)).await;
+    }
+}
+
+/// Removes the directories of spares that nobody holds. The caller has the lock, without which one that is just
+/// being made would look dead.
+fn clear_away(dir: &Path) {
+    for kind in subdirectories(dir) {
+        for spare in subdirectories(&kind) {
+            if !OwnerLock::is_held(&spare) {
+                let _ = fs::remove_dir_all(&spare);
+            }
+        }
+        // Fails if there are any left.
+        let _ = fs::remove_dir(&kind);
+    }
+}
+
+/// The lock on making spares; `None` if another process has it, which then does what is to be done.
+fn lock(dir: &Path) -> std::io::Result<Option<File>> {
+    let file = File::create(dir.join(LOCK))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
+fn make_dir(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+fn subdirectories(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}

@@ -1,0 +1,206 @@
+//! A spare's supervisor: start a VM that nobody has asked for, wait until someone does, and become its supervisor.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use futures::SinkExt;
+use pyro_wire::{Exec, Frame, FrameCodec, Reply, Request};
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use tokio_util::codec::Framed;
+
+use super::control::{self, ControlRequest, ServerStream};
+use super::machine::{self, RunningMachine};
+use super::serve::{self, LifelineServer, Recorder, Signals};
+use super::{BootFailure, BootStage, Event, OwnerLock, StageTime, StartMode, files, handover, timer};
+use crate::qemu::Qemu;
+use crate::spec::LaunchSpec;
+
+/// Time for the guest of a spare to take its new identity, and for a claimer to hand over its lock.
+const CLAIM_LIMIT: Duration = Duration::from_secs(10);
+
+/// What every command does: the emulator translates that code when it first runs, which takes ten times as long as
+/// running it. As in the template, nothing here may leave a trace.
+const WARM_UP: [&str; 2] = ["true", "git --version"];
+
+/// What clients can make of a spare.
+enum Wish {
+    Claim(Box<LaunchSpec>, ServerStream),
+    End(ServerStream),
+}
+
+/// Runs a spare, and then what became of it, to the end.
+pub(super) async fn supervise(
+    spec: &LaunchSpec,
+    recorder: &dyn Recorder,
+    tasks: &LocalSet,
+    signals: &mut Signals,
+) {
+    let prepared = async {
+        let machine = machine::boot(spec, &Qemu, tasks).await?;
+        warm_up(spec, &machine).await;
+        Ok::<_, BootFailure>(machine)
+    };
+    let mut machine = tokio::select! {
+        prepared = prepared => match prepared {
+            Ok(machine) => machine,
+            Err(failure) => {
+                tracing::warn!(?failure, "no spare");
+                return remove(&spec.dir);
+            }
+        },
+        () = signals.any() => return remove(&spec.dir),
+    };
+    let wish = match control::listen(&spec.dir) {
+        Ok(listener) => wait(spec, &mut machine, listener, tasks, signals).await,
+        Err(error) => {
+            tracing::warn!(%error, "no spare: nobody could claim it");
+            None
+        }
+    };
+    match wish {
+        Some(Wish::Claim(claimed, client)) => {
+            // Whoever comes later finds no socket, and looks for another spare.
+            let _ = fs::remove_file(spec.dir.join(files::CONTROL_SOCKET));
+            become_claimed(spec, *claimed, client, machine, recorder, tasks, signals).await;
+        }
+        Some(Wish::End(client)) => {
+            end(spec, &mut machine).await;
+            control::confirm(client).await;
+        }
+        None => end(spec, &mut machine).await,
+    }
+}
+
+/// Runs what commands usually run, the way they are run.
+async fn warm_up(spec: &LaunchSpec, machine: &RunningMachine) {
+    let limit = Duration::from_secs(spec.boot_limit_seconds);
+    let work = async {
+        for command in WARM_UP {
+            let exec = Exec {
+                command: command.to_owned(),
+                cwd: "/workspace".to_owned(),
+                timeout_ms: spec.boot_limit_seconds * 1000,
+                kill_grace_ms: 0,
+                output_limit: Some(0),
+            };
+            machine.streams.ask(Request::Exec(exec)).await;
+        }
+        let identity = machine::identity(&spec.vm_id, None).ok()?;
+        machine.streams.ask(Request::Identify(identity)).await
+    };
+    // A guest that is stuck shows it when it is claimed.
+    let _ = tokio::time::timeout(limit, work).await;
+}
+
+/// Waits for the first wish; `None`: the spare's time is over, or it has died.
+async fn wait(
+    spec: &LaunchSpec,
+    machine: &mut RunningMachine,
+    listener: UnixListener,
+    tasks: &LocalSet,
+    signals: &mut Signals,
+) -> Option<Wish> {
+    let (wishes, mut wish) = mpsc::channel(1);
+    let accepting = tasks.spawn_local(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let wishes = wishes.clone();
+            tokio::task::spawn_local(async move {
+                let wish = match control::receive(client).await {
+                    Some((ControlRequest::Claim(claimed), client)) => Wish::Claim(claimed, client),
+                    // It has no guest to offer yet.
+                    Some((ControlRequest::Guest, _)) | None => return,
+                    Some((_, client)) => Wish::End(client),
+                };
+                // All but the first are dropped, which tells their clients.
+                let _ = wishes.send(wish).await;
+            });
+        }
+    });
+    let wish = tokio::select! {
+        wish = wish.recv() => wish,
+        _ = machine.vmm.wait() => None,
+        _ = timer::wall_clock_reaches(spec.expires_at) => None,
+        () = signals.any() => None,
+    };
+    accepting.abort();
+    wish
+}
+
+/// Becomes the VM that the client wants, and its supervisor.
+async fn become_claimed(
+    spare: &LaunchSpec,
+    spec: LaunchSpec,
+    client: ServerStream,
+    mut machine: RunningMachine,
+    recorder: &dyn Recorder,
+    tasks: &LocalSet,
+    signals: &mut Signals,
+) {
+    let started = Instant::now();
+    let handed_over = tokio::time::timeout(CLAIM_LIMIT, async {
+        let client = control::grant(client).await?;
+        let lock = handover::receive(&client).await.ok()?;
+        Some((client, OwnerLock::received(lock)))
+    });
+    // Without the lock nothing of the new VM's may be touched.
+    let Ok(Some((client, _lock))) = handed_over.await else { return end(spare, &mut machine).await };
+    let mut lifeline: LifelineServer = Framed::new(client, FrameCodec::default());
+    let event = match take_over(spare, &spec, &machine).await {
+        Ok(()) => {
+            let ms = started.elapsed().as_secs_f64() * 1e3;
+            machine.info.boot_ms = ms as u64;
+            machine.info.start_mode = StartMode::Spare;
+            machine.info.stages = vec![StageTime { stage: BootStage::Identity, ms }];
+            serve::serve(&spec, machine, &mut lifeline, recorder, tasks, signals).await
+        }
+        Err(cause) => {
+            let console = machine.console.last_words().await;
+            serve::end_processes(&mut machine).await;
+            remove(&spare.dir);
+            clear_claimed(&spec.dir);
+            Event::Failed(BootFailure { stage: BootStage::Identity, cause, console })
+        }
+    };
+    // The claimer may be gone, or may not care.
+    let _ = lifeline.send(Frame::Control(event)).await;
+}
+
+/// What a spare's directory holds of the VM that it becomes.
+const MOVED: [&str; 2] = [files::LAYER, files::SERIAL_LOG];
+
+/// Removes what a spare that died while it was being claimed may have left in the claimer's directory.
+pub(crate) fn clear_claimed(dir: &Path) {
+    for name in MOVED.into_iter().chain([files::CONTROL_SOCKET]) {
+        let path = dir.join(name);
+        serve::report(&path, fs::remove_file(&path));
+    }
+}
+
+async fn take_over(spare: &LaunchSpec, spec: &LaunchSpec, machine: &RunningMachine) -> Result<(), String> {
+    for name in MOVED {
+        fs::rename(spare.dir.join(name), spec.dir.join(name))
+            .map_err(|error| format!("cannot move {name}: {error}"))?;
+    }
+    remove(&spare.dir);
+    let identity = machine::identity(&spec.vm_id, None)?;
+    match tokio::time::timeout(CLAIM_LIMIT, machine.streams.ask(Request::Identify(identity))).await {
+        Ok(Some(Reply::Identified)) => Ok(()),
+        Ok(Some(Reply::NotStarted(failure))) => Err(format!("{}: {}", failure.step, failure.cause)),
+        Ok(_) => Err("the guest gave no proper answer".to_owned()),
+        Err(_) => Err(format!("no answer in {} seconds", CLAIM_LIMIT.as_secs())),
+    }
+}
+
+async fn end(spec: &LaunchSpec, machine: &mut RunningMachine) {
+    serve::end_processes(machine).await;
+    remove(&spec.dir);
+}
+
+fn remove(dir: &Path) {
+    serve::report(dir, fs::remove_dir_all(dir));
+    // The directory of the kind goes with its last spare.
+    let _ = dir.parent().map(fs::remove_dir);
+}
