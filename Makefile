@@ -90,7 +90,6 @@ advisories: ## Check dependencies for known vulnerabilities (fetches the RustSec
 .PHONY: bench
 bench: setup-bench build ## Measure pyro beside plain QEMU and others (8 minutes) and renew docs/benchmarks.md
 	cargo build --locked --release --package pyro-engine --example measure
-	PYRO_ENVIRONMENT_CACHE_DIR=$(PYRO_TEST_CACHE) $(PYRO) env pull debian:12
 	python3 bench/run.py --measure $(BUILT)/release/examples/measure --cache $(PYRO_TEST_CACHE) \
 		--output docs/benchmarks --page docs/benchmarks.md $(BENCH_OPTIONS) $(PYRO)
 
