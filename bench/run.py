@@ -3,8 +3,8 @@
 
     bench/run.py --measure PROGRAM [--cache DIR] [--output DIR --page FILE] [--quick] PYRO
 
-Prints tables; with --output and --page also writes results.json, plots and the tables of the page. Leaves no
-process, file or control group behind, also when it is interrupted.
+Prints tables; with --output and --page, but not --quick, also writes results.json, plots and the tables of the page.
+Leaves no process, file or control group behind, also when it is interrupted.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def main():
             results = measure(options, work)
     except KeyboardInterrupt:
         sys.exit(130)
-    if options.output and options.page:
+    if options.output and options.page and not options.quick:
         report.write(results, options.output, options.page)
     print(report.text(results))
     say(f"done in {time.monotonic() - started:.0f} s")
