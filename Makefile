@@ -87,6 +87,16 @@ setup-lint:
 advisories: ## Check dependencies for known vulnerabilities (fetches the RustSec database)
 	cargo deny --locked check advisories
 
+.PHONY: bench
+bench: setup-bench build ## Measure pyro beside plain QEMU and others (8 minutes) and renew docs/benchmarks.md
+	cargo build --locked --release --package pyro-engine --example measure
+	python3 bench/run.py --measure $(BUILT)/release/examples/measure --cache $(PYRO_TEST_CACHE) \
+		--output docs/benchmarks --page docs/benchmarks.md $(BENCH_OPTIONS) $(PYRO)
+
+.PHONY: setup-bench
+setup-bench:
+	scripts/setup-host --bench
+
 .PHONY: bench-startup
 bench-startup: build ## Measure how fast pyro starts
 	python3 bench/startup.py $(PYRO)

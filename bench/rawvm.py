@@ -1,112 +1,207 @@
-"""A VM without pyro: QEMU started by hand, and just enough of the guest agent's protocol to run one command.
+"""A VM without pyro: QEMU started by hand, and just enough of the guest agent's protocol to run commands.
 
-It is what `pyro run` is measured against: the same kernel, agent, disks and machine, but no process of ours on
-the host, no registry, no checks, no clean-up.
+It is what pyro is measured against: the same kernel, agent, disks, template and command line of QEMU, but no process
+of ours on the host, no registry, no checks, no clean-up. The command lines are those of pyro's own QEMU, as the
+process list shows them.
 """
 
+import contextlib
 import json
 import os
 import secrets
+import select
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import time
 
-KERNEL_ARGUMENTS = "console=ttyS0 quiet reboot=t panic=-1 no_timer_check"
+import host
+from measure import Unavailable, at_most
+
 CONTROL, STDOUT, STDERR = range(3)
-GENERATION = 2
+# Longest time without a word from a guest or its QEMU.
+SILENCE_SECONDS = 60
+
+
+class Kind:
+    """How pyro starts QEMU for one kind of machine: from the kernel, and from a template where it makes those."""
+
+    def __init__(self, pyro, env, work):
+        self.directory = work
+        self.kernel = self.clone = None
+        self.initrd = f"{work}/raw-initrd"
+        command = [pyro, "run", "debian:12", "--", "echo up; sleep 60"]
+        with subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL) as process:
+            try:
+                with at_most(300):
+                    while not select.select([process.stdout], [], [], 0.005)[0]:
+                        self._look(env["PYRO_BASE_DIR"])
+                self._look(env["PYRO_BASE_DIR"])
+                up = process.stdout.readline()
+                process.send_signal(signal.SIGINT)
+            except BaseException:
+                process.kill()
+                raise
+        if up != b"up\n":
+            raise RuntimeError("pyro cannot run a command here; ask `pyro doctor`")
+        if not self.kernel:
+            raise RuntimeError("no boot of a kernel was seen")
+
+    def _look(self, base_dir):
+        for command in host.processes(base_dir).values():
+            if "-incoming" in command:
+                self.clone = command
+            elif "-kernel" in command and not self.kernel:
+                self.kernel = command
+                shutil.copyfile(_after(command, "-initrd"), self.initrd)
+
+    def qemu(self):
+        """The QEMU program."""
+        return self.kernel[0]
+
+    def accelerator(self):
+        """`kvm` or `tcg`."""
+        return _after(self.kernel, "-accel").split(",")[0]
+
+    def base_image(self):
+        """The file system that all guests share."""
+        disks = [json.loads(word) for word in self.kernel if word.startswith('{"') and "node-name" in word]
+        return next(disk["file"]["filename"] for disk in disks if disk["node-name"] == "base")
+
+    def boot(self):
+        """Starts a VM from its kernel, up to being ready for commands."""
+        command = list(self.kernel)
+        # The template's memory is in a file; without one there is nobody to keep it for.
+        for option, value in [("-object", "memory-backend"), ("-mon", "control"), ("-chardev", "id=control")]:
+            for at in range(len(command) - 2, 0, -1):
+                if command[at] == option and value in command[at + 1]:
+                    del command[at:at + 2]
+        command[command.index("-machine") + 1] = _after(command, "-machine").replace(",memory-backend=memory", "")
+        command[command.index("-initrd") + 1] = self.initrd
+        return lambda layer: RawVM(command, layer).up_from_kernel()
+
+    def restore(self):
+        """Starts a VM from pyro's template, up to being ready for commands."""
+        if not self.clone:
+            raise Unavailable("pyro makes no templates here")
+        return lambda layer: RawVM(self.clone, layer).up_from_template(f"{self._template()}/state")
+
+    def _template(self):
+        return os.path.dirname(json.loads(_after(self.clone, "-object"))["mem-path"])
+
+    def layer(self, start):
+        """A fresh writable layer: the template's, or that of a machine that boots."""
+        if start == "restore":
+            source = f"{self._template()}/layer.img"
+        else:
+            layers = f"{self.directory}/state/layers"
+            source = next(f"{layers}/{name}" for name in os.listdir(layers) if name.startswith("scratch-"))
+        target = f"{self.directory}/raw-layer.img"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(target)
+        subprocess.run(["cp", "--sparse=always", source, target], check=True)
+        os.chmod(target, 0o600)
+        return target
+
+
+def _after(command, option):
+    return command[command.index(option) + 1]
 
 
 class RawVM:
-    """One QEMU process. `files` has the paths `kernel`, `initrd`, `base` and `layer`; with `restore`, a directory
-    with `memory` and `state`, it starts from there, else from the kernel. With `memory` the guest's memory is in
-    that file, so that it can be saved."""
+    """One QEMU process, to be used in a `with`, which kills it."""
 
-    def __init__(self, qemu, files, mem_mib=1024, restore=None, memory=None, append="", cpu="max", console=subprocess.DEVNULL):
-        self.console = console
+    def __init__(self, command, layer):
+        self.console = open(f"{layer}.console", "w+b")
         self.agent, agent = socket.socketpair()
         self.control, control = socket.socketpair()
-        backend = {"qom-type": "memory-backend-file", "id": "memory", "size": mem_mib << 20}
-        if restore:
-            backend |= {"mem-path": f"{restore}/memory", "share": False, "readonly": True, "rom": "off"}
-            start = ["-incoming", "defer"]
-        else:
-            backend |= {"mem-path": memory, "share": True}
-            start = ["-kernel", files["kernel"], "-append", f"{KERNEL_ARGUMENTS} {append}"]
-            if files.get("initrd"):
-                start += ["-initrd", files["initrd"]]
-        machine = "microvm,acpi=on,rtc=on,pit=on,pic=on,isa-serial=on,usb=off,pcie=off"
-        in_file = restore or memory
-        command = [
-            qemu, "-no-user-config", "-nodefaults", "-no-reboot", "-display", "none",
-            "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-            "-machine", machine + (",memory-backend=memory" if in_file else ""),
-            "-accel", "tcg,thread=single", "-cpu", cpu, "-smp", "1", "-m", f"{mem_mib}M",
-            *(["-object", json.dumps(backend)] if in_file else []),
-            *start,
-            "-chardev", f"socket,id=control,fd={control.fileno()}", "-mon", "chardev=control,mode=control",
-            "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
-            "-device", "virtio-serial-device", "-chardev", f"socket,id=agent,fd={agent.fileno()}",
-            "-device", "virtserialport,chardev=agent,name=pyro.agent", "-device", "virtio-rng-device",
-            "-blockdev", self._disk("base", files["base"], True),
-            "-device", "virtio-blk-device,drive=base,serial=pyro-base",
-            "-blockdev", self._disk("layer", files["layer"], False),
-            "-device", "virtio-blk-device,drive=layer,serial=pyro-layer,rerror=report,werror=report",
-        ]
+        self.lines = self.control.makefile("r")
+        self.stream = 1
+        for connection in (self.agent, self.control):
+            connection.settimeout(SILENCE_SECONDS)
+        ends = {"socket,id=agent,": agent.fileno(), "socket,id=control,": control.fileno()}
+        words = []
+        for word in command:
+            for prefix, descriptor in ends.items():
+                if word.startswith(prefix):
+                    word = f"{prefix}fd={descriptor}"
+            if word.startswith("{") and json.loads(word).get("node-name") == "layer":
+                disk = json.loads(word)
+                disk["file"]["filename"] = layer
+                word = json.dumps(disk)
+            words.append(word)
         self.process = subprocess.Popen(
-            command, pass_fds=[agent.fileno(), control.fileno()],
+            words, pass_fds=[agent.fileno(), control.fileno()], env={}, cwd="/",
             stdin=subprocess.DEVNULL, stdout=self.console, stderr=self.console,
         )
         agent.close()
         control.close()
-        self.lines = self.control.makefile("r")
-        self.stream = 1
 
-    @staticmethod
-    def _disk(name, path, read_only):
-        return json.dumps({
-            "driver": "raw", "node-name": name, "read-only": read_only, "discard": "unmap",
-            "cache": {"direct": False, "no-flush": True},
-            "file": {"driver": "file", "filename": path, "locking": "off"},
-        })
+    def __enter__(self):
+        return self
 
-    def kill(self):
+    def __exit__(self, *_):
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        self.agent.close()
-        self.lines.close()
-        self.control.close()
+        for end in (self.agent, self.lines, self.control, self.console):
+            end.close()
+
+    def up_from_kernel(self):
+        """Follows a start from the kernel until the guest takes commands."""
+        with self._explained():
+            # The guest was built with the pyro whose command line this is.
+            generation = self._receive()["generation"]
+            self._set_up({"generation": generation, "base_filesystem": "erofs", "warm_up": False})
+            self._bootstrap()
+        return self
+
+    def up_from_template(self, state):
+        """Loads the state of the devices and waits until the guest takes commands."""
+        with self._explained():
+            self.lines.readline()
+            self._qmp("qmp_capabilities")
+            self._qmp("migrate-set-capabilities", capabilities=[
+                {"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}])
+            self._qmp("migrate-incoming", channels=[
+                {"channel-type": "main", "addr": {"transport": "file", "filename": state, "offset": 0}}])
+            self._bootstrap()
+        return self
+
+    def exec(self, command):
+        """Runs a command that must succeed; its standard output."""
+        with self._explained():
+            code, output = self._exec(command)
+        if code != 0:
+            raise RuntimeError(f"`{command}` ended with {code} in the raw VM")
+        return output
+
+    @contextlib.contextmanager
+    def _explained(self):
+        """A guest that hangs or dies fails with what its console says; it is killed."""
+        try:
+            yield
+        except (OSError, EOFError, ValueError) as error:
+            self.console.seek(0)
+            text = self.console.read().decode(errors="replace")[-2000:]
+            self.__exit__()
+            raise RuntimeError(f"the raw VM failed: {error!r}; its console:\n{text}") from error
+        except BaseException:
+            self.__exit__()
+            raise
 
     # QEMU's control protocol
 
-    def qmp(self, command, **arguments):
+    def _qmp(self, command, **arguments):
         self.control.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
         while True:
             reply = json.loads(self.lines.readline())
             if "error" in reply:
-                raise RuntimeError(reply["error"]["desc"])
+                raise ValueError(reply["error"]["desc"])
             if "return" in reply:
                 return
-
-    def greet(self):
-        self.lines.readline()
-        self.qmp("qmp_capabilities")
-        self.qmp("migrate-set-capabilities", capabilities=[
-            {"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}])
-
-    @staticmethod
-    def _channel(path):
-        address = {"transport": "file", "filename": path, "offset": 0}
-        return [{"channel-type": "main", "addr": address}]
-
-    def save(self, path):
-        self.qmp("migrate", channels=self._channel(path))
-        while json.loads(self.lines.readline()).get("data", {}).get("status") != "completed":
-            pass
-
-    def restore(self, path):
-        self.qmp("migrate-incoming", channels=self._channel(path))
 
     # The agent's protocol: frames, first bare, then in yamux streams
 
@@ -120,34 +215,27 @@ class RawVM:
         return data
 
     def _receive(self):
-        length, kind = struct.unpack("<IB", self._read(5))
-        return kind, self._read(length)
+        length, _ = struct.unpack("<IB", self._read(5))
+        return json.loads(self._read(length))
 
     @staticmethod
     def _frame(message):
         payload = json.dumps(message).encode()
         return struct.pack("<IB", len(payload), CONTROL) + payload
 
-    def hello(self):
-        return json.loads(self._receive()[1])
-
-    def set_up(self, message):
+    def _set_up(self, message):
         self.agent.sendall(self._frame(message))
-        reply = json.loads(self._receive()[1])
+        reply = self._receive()
         if reply != "done":
-            raise RuntimeError(reply)
+            raise ValueError(reply)
 
-    def prepare(self, warm_up=True):
-        self.set_up({"generation": GENERATION, "base_filesystem": "erofs", "warm_up": warm_up})
-
-    def bootstrap(self):
-        self.set_up({
+    def _bootstrap(self):
+        self._set_up({
             "unix_time_ns": time.time_ns(), "seed": secrets.token_hex(32), "hostname": "pyro-000000000000",
             "machine_id": secrets.token_hex(16), "network": None,
         })
 
-    def exec(self, command):
-        """Runs the command; its exit status and its standard output."""
+    def _exec(self, command):
         request = self._frame({"exec": {
             "command": command, "cwd": "/workspace", "timeout_ms": 60_000, "kill_grace_ms": 1000,
             "output_limit": None,
@@ -174,26 +262,6 @@ class RawVM:
                     # Our half of the stream is done, too.
                     self.agent.sendall(struct.pack(">BBHII", 0, 0, 4, self.stream, 0))
                     self.stream += 2
-                    reply = json.loads(payload)
-                    return reply["exited"]["status"]["code"], output
+                    return json.loads(payload)["exited"]["status"]["code"], output
                 if kind == STDOUT:
                     output += payload
-
-
-def sparse_copy(source, target):
-    subprocess.run(["cp", "--sparse=always", source, target], check=True)
-
-
-def make_initrd(agent, modules, target):
-    """The initrd of pyro's guests: the agent as /init, /dev/console, and the environment's modules."""
-    import tempfile
-    with tempfile.TemporaryDirectory() as root:
-        os.mkdir(f"{root}/dev")
-        os.mknod(f"{root}/dev/console", 0o600 | 0o020000, os.makedev(5, 1))
-        subprocess.run(["install", "-m755", agent, f"{root}/init"], check=True)
-        with open(target, "wb") as out:
-            subprocess.run(["cpio", "-o", "-H", "newc", "--quiet"], cwd=root, check=True,
-                           input=b"dev\ndev/console\ninit\n", stdout=out)
-            if modules:
-                with open(modules, "rb") as archive:
-                    out.write(archive.read())

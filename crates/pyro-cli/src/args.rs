@@ -2,6 +2,7 @@
 //!
 //! Types here know no engine type; the commands convert in one place each.
 
+mod bench;
 mod env;
 mod run;
 
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+pub(crate) use bench::BenchArgs;
 pub(crate) use env::EnvCommand;
 pub(crate) use run::RunArgs;
 
@@ -56,6 +58,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Env(EnvCommand),
     Doctor(DoctorArgs),
+    Bench(BenchArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
     Supervise(InternalArgs),
@@ -131,6 +134,7 @@ impl Command {
             Self::Run(args) => args.json,
             Self::Env(command) => command.wants_json(),
             Self::Doctor(args) => args.json,
+            Self::Bench(args) => args.json,
             Self::Completions(_) | Self::Man(_) | Self::Supervise(_) | Self::ProbeKvm(_) => false,
         }
     }

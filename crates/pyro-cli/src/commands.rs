@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod bench;
 mod completions;
 mod doctor;
 mod env;
@@ -31,6 +32,7 @@ fn carry_out(command: Command, printer: &Printer) -> Result<Exit, CliError> {
         Command::Run(args) => run::run(args, printer),
         Command::Env(command) => env::run(command, printer),
         Command::Doctor(args) => doctor::run(&args, printer),
+        Command::Bench(args) => bench::run(&args, printer),
         Command::Completions(args) => completions::run(&args, printer),
         Command::Man(args) => man::run(&args),
         Command::Supervise(args) => internal::supervise(&args.words),

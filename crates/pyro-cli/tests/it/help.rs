@@ -60,6 +60,11 @@ fn help_of_doctor() {
 }
 
 #[test]
+fn help_of_bench() {
+    insta::assert_snapshot!(help(["bench", "--help"]));
+}
+
+#[test]
 fn help_of_completions() {
     insta::assert_snapshot!(help(["completions", "--help"]));
 }

@@ -5,6 +5,7 @@
 //! test that needs it. A host where VMs cannot start fails these tests; none of them is ever skipped.
 #![expect(clippy::unwrap_used, reason = "clippy knows only functions marked as tests, not their helpers")]
 
+mod bench;
 mod ceiling;
 mod commands;
 mod disk;

@@ -1,0 +1,68 @@
+"""The engine behind the command line, through the example program `measure` of its crate."""
+
+import json
+import subprocess
+
+import host
+from measure import Unavailable, at_most
+
+
+class Engine:
+    """VMs that outlive a call, to be used in a `with`."""
+
+    def __init__(self, program, pyro, env, log):
+        self.directory = env["PYRO_BASE_DIR"]
+        with open(log, "ab") as errors:
+            self.process = subprocess.Popen(
+                [program, pyro, self.directory, env["PYRO_ENVIRONMENT_CACHE_DIR"]],
+                env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait(60)
+        self.process.stdout.close()
+
+    def _ask(self, line):
+        with at_most(180):
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
+            answer = json.loads(self.process.stdout.readline())
+        if "error" in answer:
+            raise Unavailable(answer["error"])
+        return answer
+
+    def start(self, count=1, mem_mib=1024):
+        """Starts VMs at once. Their ids, and the time until all have answered a first `true`."""
+        answer = self._ask(f"start {count} {mem_mib}")
+        return answer["vms"], answer["ms"]
+
+    def exec(self, vm, command):
+        """Time of one command, and the bytes it wrote."""
+        answer = self._ask(f"exec {vm} {command}")
+        return answer["ms"], answer["bytes"]
+
+    def delete(self):
+        """Deletes all VMs that this engine has started."""
+        self._ask("delete")
+
+    def start_ms(self, mem_mib=1024):
+        """Time from creating a VM to the answer of its first command. It is gone afterwards."""
+        _, elapsed = self.start(1, mem_mib)
+        self.delete()
+        return elapsed
+
+    def memory_per_vm(self, vms):
+        """Mean RSS and PSS in MiB of the processes of some VMs, which should be idle."""
+        parts = {"qemu": [], "supervisor": []}
+        for vm in vms:
+            # Of all processes, only QEMU names the VM's directory.
+            qemu = next(iter(host.processes(f"{self.directory}/vms/{vm}/")))
+            parts["qemu"].append(host.memory_mib(qemu))
+            parts["supervisor"].append(host.memory_mib(host.parent(qemu)))
+        return {
+            f"{part}_{kind}_mib": round(sum(sample[kind] for sample in samples) / len(samples), 2)
+            for part, samples in parts.items() for kind in ("rss", "pss")
+        }

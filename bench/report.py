@@ -1,0 +1,126 @@
+"""Results as text: ratios with their targets, tables for the terminal and the documentation, plots."""
+
+import json
+import os
+
+import plots
+
+BEGIN = "<!-- Written by bench/run.py from here -->"
+END = "<!-- to here -->"
+
+
+def ratios(results):
+    """What the numbers say of each other: (what, value, unit, target at most or None)."""
+    true = results["one_shot"]["true"]
+    exec_, memory = results["exec"], results["memory"]
+    found = [
+        ("`pyro run true` to the floor", _ratio(true, "pyro run", "floor"), "×", None),
+        ("the same with a spare VM to the floor", _ratio(true, "pyro run, spare", "floor"), "×", None),
+        ("`pyro run true` to a cold boot", _ratio(true, "pyro run", "cold boot"), "×", None),
+        ("command in a live VM to the bare port", _ratio(exec_, "engine", "raw port"), "×", 1.5),
+        ("PSS per VM, QEMU and supervisor, of 16", sum(
+            memory["16"][f"{part}_pss_mib"] for part in ("qemu", "supervisor")) if "16" in memory else None, "MiB", 25),
+        ("start with 8 GiB to one with 256 MiB", _ratio(results["memory_size"], "8192", "256"), "×", 1.3),
+        ("start beside 50 VMs to one beside none", _ratio(results["live"], "50", "0"), "×", 2.0),
+    ]
+    return [entry for entry in found if entry[1] is not None]
+
+
+def _ratio(group, name, base):
+    if "median" in group.get(name, {}) and "median" in group.get(base, {}):
+        return group[name]["median"] / group[base]["median"]
+    return None
+
+
+def _cell(row, digits=0):
+    if not row:
+        return ""
+    if "unavailable" in row:
+        return "not available"
+    return f"{row['median']:.{digits}f} ({row['p25']:.{digits}f} to {row['p75']:.{digits}f})"
+
+
+def _table(header, rows):
+    widths = [max(len(str(row[column])) for row in [header, *rows]) for column in range(len(header))]
+    rows = [header, ["-" * width for width in widths], *rows]
+    return "\n".join("| " + " | ".join(str(cell).ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows)
+
+
+def text(results):
+    """All of it as Markdown."""
+    machine = results["machine"]
+    one_shot = results["one_shot"]
+    names = list(one_shot["true"])
+    parts = [
+        f"Measured on {machine['date']}: pyro {machine['pyro']}, QEMU {machine['qemu']}, accelerator "
+        f"**{machine['accelerator']}**, {machine['cores']} cores of {machine['cpu']}, {machine['memory_mib']} MiB, "
+        f"Linux {machine['kernel']}.",
+        "### Ratios",
+        _table(["What", "Value", "Target", ""], [
+            [what, f"{value:.2f} {unit}", f"at most {limit:g}" if limit else "",
+             "" if not limit else "met" if value <= limit else "**missed**"]
+            for what, value, unit, limit in ratios(results)]),
+        "### One command from nothing to nothing left, ms",
+        _table(["Contender", *(f"`{command}`" for command in one_shot), "`true`, times the floor"], [
+            [name, *(_cell(one_shot[command].get(name)) for command in one_shot),
+             f"{value:.2f}" if (value := _ratio(one_shot["true"], name, "floor")) else ""] for name in names]),
+        "### VMs that stay",
+        _table(["What", "Median (quartiles)"], [
+            ["create, start and a first command, ms", _cell(results["first_command"])],
+            *([f"`/bin/true` in a live VM, {name}, ms", _cell(row, 2)] for name, row in results["exec"].items()),
+            *([f"{name}, MB/s", _cell(row)] for name, row in results["throughput"].items())]),
+        "### Many at once",
+        _table(["VMs", "All have answered, ms", "QEMU: RSS", "PSS", "Supervisor: RSS", "PSS", "PSS per VM, MiB"], [
+            [count, _cell(row), *(f"{memory[key]:.1f}" for key in (
+                "qemu_rss_mib", "qemu_pss_mib", "supervisor_rss_mib", "supervisor_pss_mib")),
+             f"{memory['qemu_pss_mib'] + memory['supervisor_pss_mib']:.1f}"]
+            for count, row in results["at_once"].items() for memory in [results["memory"][count]]]),
+        "### Start to first command, ms",
+        _table(["Memory, MiB", "Median (quartiles)"], [
+            [size, _cell(row)] for size, row in results["memory_size"].items()]),
+        _table(["VMs already there", "Median (quartiles)"], [
+            [count, _cell(row)] for count, row in results["live"].items()]),
+    ]
+    return "\n\n".join(parts)
+
+
+def write(results, directory, page):
+    """The raw results, the plots and the tables in the documentation."""
+    os.makedirs(directory, exist_ok=True)
+    _put(f"{directory}/results.json", json.dumps(results, indent=2) + "\n")
+    for name, plot in _plots(results).items():
+        _put(f"{directory}/{name}.svg", plot)
+    with open(page) as file:
+        before, rest = file.read().split(BEGIN)
+    _put(page, f"{before}{BEGIN}\n\n{text(results)}\n\n{END}{rest.split(END)[1]}")
+
+
+def _put(path, content):
+    with open(path, "w") as file:
+        file.write(content)
+
+
+def _plots(results):
+    def there(group):
+        return [(name, row) for name, row in group.items() if "median" in row]
+
+    def points(group):
+        return [(int(name), row) for name, row in there(group)]
+
+    def exactly(value):
+        return {"median": value, "p25": value, "p75": value}
+    pss = {part: [(int(count), exactly(row[f"{part}_pss_mib"])) for count, row in results["memory"].items()]
+           for part in ("qemu", "supervisor")}
+    total = [(count, exactly(row["median"] + more["median"]))
+             for (count, row), (_, more) in zip(pss["qemu"], pss["supervisor"])]
+    sizes, live = points(results["memory_size"]), points(results["live"])
+    return {
+        "one-shot": plots.bars("One command (true), from nothing to nothing left", "ms", there(results["one_shot"]["true"])),
+        "at-once": plots.lines("Until all VMs have answered", "VMs at once", "ms", {"": points(results["at_once"])}),
+        "memory": plots.lines("Memory per idle VM (PSS)", "VMs", "MiB",
+                              {"both": total, "QEMU": pss["qemu"], "supervisor": pss["supervisor"]}, 25),
+        "memory-size": plots.lines("Start to first command, by memory", "MiB", "ms", {"": sizes},
+                                   sizes[0][1]["median"] * 1.3),
+        "live": plots.lines("Start to first command, by live VMs", "VMs already there", "ms", {"": live},
+                            live[0][1]["median"] * 2),
+    }

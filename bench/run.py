@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Measures pyro beside the bare QEMU it is made of and other ways to run a command apart from the host.
+
+    bench/run.py --measure PROGRAM [--cache DIR] [--output DIR --page FILE] [--quick] PYRO
+
+Prints tables; with --output and --page, but not --quick, also writes results.json, plots and the tables of the page.
+Leaves no process, file or control group behind, also when it is interrupted.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import host
+import report
+from engine import Engine
+from measure import say
+from peers import Peers
+from rawvm import Kind
+from scenarios import Scenarios
+
+
+def measure(options, work):
+    """Everything, in order."""
+    env = {**os.environ, "PYRO_BASE_DIR": f"{work}/state", "PYRO_ENVIRONMENT_CACHE_DIR": os.path.abspath(options.cache)}
+    for name in ("PYRO_WARM", "PYRO_LOG", "PYRO_MAX_ACTIVE_VMS"):
+        env.pop(name, None)
+    pyro = os.path.abspath(options.pyro)
+    # In a state of its own: what a first VM does is yet to be seen.
+    subprocess.run([pyro, "env", "pull", "debian:12"], env={**env, "PYRO_BASE_DIR": f"{work}/pull-state"},
+                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+    say("starting a first VM")
+    kind = Kind(pyro, env, work)
+    peers = Peers(kind.base_image(), work)
+
+    def engine():
+        return Engine(os.path.abspath(options.measure), pyro, env, f"{work}/engine.log")
+    scenarios = Scenarios(pyro, env, work, kind, peers, engine, options.quick)
+
+    results = {"machine": host.facts(pyro, kind.accelerator(), kind.qemu())}
+    say("one-shot commands")
+    results["one_shot"] = {
+        "true": scenarios.one_shot("true", 20),
+        "git --version": scenarios.one_shot("git --version", 10),
+    }
+    say("round trips in a live VM")
+    results["exec"] = scenarios.round_trip()
+    say("many VMs at once")
+    results["at_once"], results["memory"] = scenarios.at_once()
+    say("throughput")
+    results["throughput"] = scenarios.throughput()
+    say("start by size of memory")
+    results["memory_size"] = scenarios.memory_size()
+    results["first_command"] = results["memory_size"]["1024"]
+    say("start beside live VMs")
+    results["live"] = scenarios.live()
+    return results
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pyro", help="the executable")
+    parser.add_argument("--measure", required=True, metavar="PROGRAM", help="pyro-engine's example `measure`")
+    parser.add_argument("--cache", required=True, metavar="DIR", help="where debian:12 is, or will be, installed")
+    parser.add_argument("--output", metavar="DIR", help="where results.json and plots go")
+    parser.add_argument("--page", metavar="FILE", help="Markdown file whose tables are renewed")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the runs, to try the suite itself")
+    options = parser.parse_args()
+    # An end by signal takes the same way out as Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    started = time.monotonic()
+    try:
+        with host.work_directory() as work:
+            results = measure(options, work)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if options.output and options.page and not options.quick:
+        report.write(results, options.output, options.page)
+    print(report.text(results))
+    say(f"done in {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

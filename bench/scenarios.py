@@ -1,0 +1,192 @@
+"""What is measured. Each scenario gives plain data for the results."""
+
+import glob
+import os
+import subprocess
+import time
+
+import host
+from measure import Unavailable, at_most, call_ms, in_turns, process_ms, say, summary
+
+ENVIRONMENT = "debian:12"
+AT_ONCE = (1, 2, 4, 8, 16)
+MEMORY_MIB = (256, 1024, 2048, 4096, 8192)
+LIVE = (0, 10, 25, 50)
+# What a VM may need in the worst case; counts for which the host has too little are left out.
+MIB_PER_VM = 120
+OUTPUT_MIB = 64
+DISK_MIB = 256
+
+
+class Scenarios:
+    """All that takes part: the executable, its settings, a raw VM of the same kind, peers and engines."""
+
+    def __init__(self, pyro, env, work, kind, peers, engine, quick):
+        self.pyro, self.env, self.work, self.kind, self.peers = pyro, env, work, kind, peers
+        self.engine = engine
+        self.spare = Spare(self)
+        self.rounds = (lambda full: max(2, full // 5)) if quick else (lambda full: full)
+
+    def run_ms(self, command, **env):
+        """A whole `pyro run`."""
+        line = [self.pyro, "run", ENVIRONMENT, "--", command]
+        return process_ms(line, {**self.env, **env}, f"{self.work}/pyro.log")
+
+    def raw_ms(self, start, command):
+        """From starting QEMU to its end."""
+        begin = getattr(self.kind, start)()
+        layer = self.kind.layer(start)
+
+        def whole():
+            with begin(layer) as vm:
+                vm.exec(command)
+        return call_ms(whole)
+
+    def one_shot(self, command, rounds):
+        """One command from nothing to nothing left."""
+        contenders = {
+            "pyro run": lambda: self.run_ms(command),
+            "floor": lambda: self.raw_ms("restore", command),
+            "pyro run, spare": lambda: self.spare.run_ms(command),
+            "cold boot": lambda: self.raw_ms("boot", command),
+            **{name: lambda peer=peer: peer(command) for name, peer in self.peers.contenders().items()},
+        }
+        try:
+            return in_turns(contenders, self.rounds(rounds), seldom=["cold boot"])
+        finally:
+            self.spare.end()
+
+    def round_trip(self):
+        """`/bin/true` in a VM that runs: through the engine, and through the bare port of a raw VM."""
+        command = "/bin/true"
+        start = "restore" if self.kind.clone else "boot"
+        with self.engine() as engine, getattr(self.kind, start)()(self.kind.layer(start)) as raw:
+            (vm,), _ = engine.start()
+            for _ in range(5):
+                engine.exec(vm, command)
+                raw.exec(command)
+            return in_turns({
+                "engine": lambda: engine.exec(vm, command)[0],
+                "raw port": lambda: call_ms(lambda: raw.exec(command)),
+            }, self.rounds(100))
+
+    def at_once(self):
+        """Many VMs at the same time: until all have answered, and the memory of each when all are idle."""
+        times, memory = {count: [] for count in AT_ONCE}, {}
+        with self.engine() as engine:
+            for _ in range(self.rounds(5)):
+                for count in AT_ONCE:
+                    if host.available_mib() < count * MIB_PER_VM:
+                        continue
+                    vms, elapsed = engine.start(count)
+                    times[count].append(elapsed)
+                    time.sleep(0.5)
+                    memory[str(count)] = engine.memory_per_vm(vms)
+                    engine.delete()
+        return {str(count): summary(taken) for count, taken in times.items() if taken}, memory
+
+    def throughput(self):
+        """MB/s of command output and of writes to the guest's disk."""
+        output = f"head -c {OUTPUT_MIB << 20} /dev/zero"
+        disk = "dd if=/dev/zero of={} bs=1M count={} conv=fsync status=none"
+        host_file = f"{self.work}/host-disk"
+
+        def rate(mib, elapsed_ms):
+            return mib * 1.048576 / elapsed_ms * 1000
+
+        def host_disk():
+            elapsed = process_ms(["sh", "-c", disk.format(host_file, DISK_MIB)], self.env, f"{self.work}/dd.log")
+            os.unlink(host_file)
+            return rate(DISK_MIB, elapsed)
+
+        with self.engine() as engine:
+            (vm,), _ = engine.start()
+            guest_disk = f"{disk.format('/workspace/disk', DISK_MIB)} && rm /workspace/disk"
+            return in_turns({
+                "output, engine": lambda: rate(OUTPUT_MIB, engine.exec(vm, output)[0]),
+                "output, pyro run": lambda: rate(OUTPUT_MIB, self._output_ms(output)),
+                "disk, guest": lambda: rate(DISK_MIB, engine.exec(vm, guest_disk)[0]),
+                "disk, host": host_disk,
+            }, self.rounds(5))
+
+    def _output_ms(self, command):
+        """From the first byte that `pyro run` writes to the last."""
+        line = [self.pyro, "run", ENVIRONMENT, "--", command]
+        with subprocess.Popen(line, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            out = process.stdout.fileno()
+            count = len(os.read(out, 1))
+
+            def rest():
+                nonlocal count
+                while part := os.read(out, 1 << 20):
+                    count += len(part)
+            try:
+                with at_most(120):
+                    elapsed = call_ms(rest)
+            except BaseException:
+                process.kill()
+                raise
+        if count != OUTPUT_MIB << 20:
+            raise Unavailable(f"only {count} bytes of output came")
+        return elapsed
+
+    def memory_size(self):
+        """From creating a VM to its first answer, by the size of its memory."""
+        with self.engine() as engine:
+            return in_turns({
+                str(size): lambda size=size: engine.start_ms(size) for size in MEMORY_MIB
+            }, self.rounds(10))
+
+    def live(self):
+        """The same, by the number of VMs that are there already."""
+        results = {}
+        with self.engine() as crowd, self.engine() as engine:
+            there = 0
+            for count in LIVE:
+                if host.available_mib() < (count - there) * MIB_PER_VM:
+                    results[str(count)] = {"unavailable": "too little memory"}
+                    continue
+                while there < count:
+                    vms, _ = crowd.start(min(5, count - there))
+                    there += len(vms)
+                time.sleep(1)
+                results[str(count)] = in_turns({"start": engine.start_ms}, self.rounds(10))["start"]
+        return results
+
+
+class Spare:
+    """`pyro run` with a spare VM that waits for it. Each run has its successor made; that is waited for outside of
+    the time taken."""
+
+    def __init__(self, scenarios):
+        self.scenarios = scenarios
+        self.directory = f"{scenarios.work}/spare-state"
+        self.missing = False
+
+    def run_ms(self, command):
+        if self.missing:
+            raise Unavailable("this pyro keeps no spare VM")
+        env = {"PYRO_WARM": "1", "PYRO_BASE_DIR": self.directory}
+        waiting = self._waiting()
+        elapsed = self.scenarios.run_ms(command, **env)
+        if waiting & self._waiting():
+            raise Unavailable("a spare VM was there, and the run did not take it")
+        # The first run makes the template as well.
+        limit = time.monotonic() + 20
+        while not self._waiting() - waiting:
+            if time.monotonic() > limit:
+                self.missing = True
+                raise Unavailable("this pyro keeps no spare VM")
+            time.sleep(0.05)
+        time.sleep(0.5)
+        return elapsed
+
+    def _waiting(self):
+        # The socket comes when the spare can be claimed.
+        return set(glob.glob(f"{self.directory}/spares/*/*/control.sock"))
+
+    def end(self):
+        """Ends the last spare, whom nobody needs any more."""
+        if self._waiting():
+            say("ending the last spare VM")
+        host.end_processes(self.directory)

@@ -1,0 +1,167 @@
+//! `pyro bench`.
+
+mod render;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use pyro_engine::{Command, Engine, EngineError, Events, VmSpec};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::BenchArgs;
+use crate::error_report::CliError;
+use crate::exit::Exit;
+use crate::printer::Printer;
+use crate::session;
+
+const ENVIRONMENT: &str = "debian:12";
+
+/// What was measured, on what.
+#[derive(Debug, Serialize)]
+struct Report {
+    environment: &'static str,
+    /// Of the machines that were measured; absent where nobody knows.
+    accelerator: Option<String>,
+    /// How a new machine starts here: `template` or `cold`.
+    start_mode: Option<String>,
+    runs: u32,
+    results: BTreeMap<&'static str, Times>,
+}
+
+/// Median and quartiles of one thing.
+#[derive(Debug, Serialize)]
+struct Times {
+    median_ms: f64,
+    p25_ms: f64,
+    p75_ms: f64,
+}
+
+impl Times {
+    /// `None` of no samples.
+    fn of(mut samples: Vec<f64>) -> Option<Self> {
+        samples.sort_by(f64::total_cmp);
+        let last = samples.len().checked_sub(1)?;
+        // Between two neighbours where the quantile falls between them.
+        let quantile = |fourths: usize| {
+            let (below, rest) = (last * fourths / 4, (last * fourths % 4) as f64 / 4.0);
+            let exact = samples[below] + rest * (samples[last.min(below + 1)] - samples[below]);
+            // Nobody can tell more than microseconds.
+            (exact * 1e3).round() / 1e3
+        };
+        Some(Self { median_ms: quantile(2), p25_ms: quantile(1), p75_ms: quantile(3) })
+    }
+}
+
+pub(crate) fn run(args: &BenchArgs, printer: &Printer) -> Result<Exit, CliError> {
+    let engine = super::engine()?;
+    let (report, _) = session::block_on(session::watch(printer, true, |events, cancel| async move {
+        Bench { engine, events, cancel, report: Report::new(args.runs), samples: BTreeMap::new() }.run().await
+    }))?;
+    if args.json {
+        printer.json(&report)?
+    } else {
+        printer.text(&render::report(&report))?
+    }
+    Ok(Exit::Success)
+}
+
+impl Report {
+    fn new(runs: u32) -> Self {
+        Self { environment: ENVIRONMENT, accelerator: None, start_mode: None, runs, results: BTreeMap::new() }
+    }
+}
+
+struct Bench {
+    engine: Engine,
+    events: Events,
+    cancel: CancellationToken,
+    report: Report,
+    samples: BTreeMap<&'static str, Vec<f64>>,
+}
+
+impl Bench {
+    async fn run(mut self) -> Result<Report, EngineError> {
+        // The first of each kind also makes its template, which is no property of the others.
+        self.turn().await?;
+        self.samples.clear();
+        for _ in 0..self.report.runs {
+            self.turn().await?;
+        }
+        for (name, samples) in self.samples {
+            self.report.results.extend(Times::of(samples).map(|times| (name, times)));
+        }
+        Ok(self.report)
+    }
+
+    /// Everything once: what is compared meets the same moods of the machine.
+    async fn turn(&mut self) -> Result<(), EngineError> {
+        let started = Instant::now();
+        self.one_shot().await?;
+        self.took("run", started);
+        let started = Instant::now();
+        self.two_at_once().await?;
+        self.took("run_2_at_once", started);
+        let started = Instant::now();
+        let (first, second) = tokio::join!(self.two_at_once(), self.two_at_once());
+        first.and(second)?;
+        self.took("run_4_at_once", started);
+
+        let started = Instant::now();
+        let vm = self.engine.create_vm(VmSpec::new(ENVIRONMENT), &self.events, &self.cancel).await?;
+        let lived = self.life(vm.vm_id.as_str(), started).await;
+        if lived.is_err() {
+            // What went wrong says more than that this does too.
+            let _ = self.engine.delete_vm(vm.vm_id.as_str()).await;
+        }
+        lived
+    }
+
+    /// A VM that stays, from the start of its creation to its removal.
+    async fn life(&mut self, id: &str, started: Instant) -> Result<(), EngineError> {
+        let vm = self.engine.start_vm(id, &self.cancel).await?;
+        self.took("create_and_start", started);
+        self.report.accelerator = vm.accelerator;
+        self.report.start_mode = vm.metadata.get("start_mode").cloned();
+        self.engine.stop_vm(id).await?;
+        // What the disk holds by now is in no template.
+        let started = Instant::now();
+        self.engine.start_vm(id, &self.cancel).await?;
+        self.took("start_from_kernel", started);
+        let started = Instant::now();
+        self.engine.exec_vm(id, Command::new("true"), &self.events, &self.cancel).await?;
+        self.took("exec_and_remove", started);
+        Ok(())
+    }
+
+    async fn one_shot(&self) -> Result<(), EngineError> {
+        let spec = VmSpec::new(ENVIRONMENT);
+        self.engine.run(spec, Command::new("true"), &self.events, &self.cancel).await.map(drop)
+    }
+
+    async fn two_at_once(&self) -> Result<(), EngineError> {
+        let (first, second) = tokio::join!(self.one_shot(), self.one_shot());
+        first.and(second)
+    }
+
+    fn took(&mut self, name: &'static str, started: Instant) {
+        self.samples.entry(name).or_default().push(started.elapsed().as_secs_f64() * 1e3);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quantiles(samples: &[f64]) -> Option<[f64; 3]> {
+        Times::of(samples.to_vec()).map(|times| [times.p25_ms, times.median_ms, times.p75_ms])
+    }
+
+    #[test]
+    fn quantiles_lie_between_neighbours() {
+        assert_eq!(quantiles(&[]), None);
+        assert_eq!(quantiles(&[7.0]), Some([7.0, 7.0, 7.0]));
+        assert_eq!(quantiles(&[3.0, 1.0]), Some([1.5, 2.0, 2.5]));
+        assert_eq!(quantiles(&[5.0, 1.0, 4.0, 2.0, 3.0]), Some([2.0, 3.0, 4.0]));
+    }
+}

@@ -1,0 +1,158 @@
+//! An engine that does as it is told on standard input and says how long it took: the benchmarks' way to VMs that
+//! outlive a call. Words of a line are separated by spaces; each line is answered by one line of JSON.
+//!
+//! ```text
+//! measure PYRO BASE_DIR CACHE_DIR      starts it
+//! start COUNT MEM_MIB                  that many VMs at once, each up to the answer of a first `true`; they stay
+//! exec VM COMMAND                      a command in a VM that runs
+//! delete                               all VMs
+//! ```
+//!
+//! At the end of its input it deletes all VMs and ends.
+
+#![expect(clippy::print_stdout, reason = "a program, not a library")]
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use pyro_engine::{Config, Engine, Events, VmSpec};
+use pyro_vm::{Exec, ExitStatus, GuestClient};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+#[derive(Clone)]
+struct Session {
+    engine: Engine,
+    vms: PathBuf,
+}
+
+fn main() -> Outcome<()> {
+    let [program, base_dir, cache_dir] =
+        <[_; 3]>::try_from(std::env::args_os().skip(1).map(PathBuf::from).collect::<Vec<_>>())
+            .map_err(|_| "usage: measure PYRO BASE_DIR CACHE_DIR")?;
+    let vms = base_dir.join("vms");
+    let engine = Engine::new(Config {
+        base_dir,
+        cache_dir,
+        max_active_vms: 1000,
+        warm_spares: 0,
+        spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
+        program,
+        accelerator: None,
+        vmm_program: None,
+        debian_mirror: None,
+        search_path: std::env::var_os("PATH").unwrap_or_default(),
+    });
+    let session = Session { engine, vms };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let tasks = tokio::task::LocalSet::new();
+    let mut ids = Vec::new();
+    for line in std::io::stdin().lines() {
+        let answer = tasks.block_on(&runtime, session.obey(&line?, &mut ids));
+        println!("{}", answer.unwrap_or_else(|error| json!({ "error": in_full(&*error) })));
+    }
+    runtime.block_on(session.delete(&mut ids))
+}
+
+impl Session {
+    async fn obey(&self, line: &str, ids: &mut Vec<String>) -> Outcome<Value> {
+        match line.splitn(3, ' ').collect::<Vec<_>>()[..] {
+            ["start", count, mem_mib] => self.start(count.parse()?, mem_mib.parse()?, ids).await,
+            ["exec", id, command] => {
+                let (time, bytes) = self.exec(id, command).await?;
+                Ok(json!({ "ms": ms(time), "bytes": bytes }))
+            }
+            ["delete"] => {
+                let started = Instant::now();
+                self.delete(ids).await?;
+                Ok(json!({ "ms": ms(started.elapsed()) }))
+            }
+            _ => Err(format!("what is `{line}`?").into()),
+        }
+    }
+
+    async fn start(&self, count: usize, mem_mib: i64, ids: &mut Vec<String>) -> Outcome<Value> {
+        let started = Instant::now();
+        let tasks = (0..count).map(|_| {
+            let session = self.clone();
+            tokio::task::spawn_local(async move { session.start_one(mem_mib).await })
+        });
+        let mut new = Vec::new();
+        let mut each = Vec::new();
+        for task in tasks.collect::<Vec<_>>() {
+            let (id, time) = task.await??;
+            ids.push(id.clone());
+            new.push(id);
+            each.push(ms(time));
+        }
+        Ok(json!({ "ms": ms(started.elapsed()), "each_ms": each, "vms": new }))
+    }
+
+    async fn start_one(&self, mem_mib: i64) -> Outcome<(String, Duration)> {
+        let started = Instant::now();
+        let spec = VmSpec { mem_mib, ttl_seconds: 3600, ..VmSpec::new("debian:12") };
+        let never = CancellationToken::new();
+        let id = self.engine.create_vm(spec, &Events::none(), &never).await?.vm_id.to_string();
+        match self.first_command(&id).await {
+            Ok(()) => Ok((id, started.elapsed())),
+            Err(error) => {
+                self.engine.delete_vm(&id).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn first_command(&self, id: &str) -> Outcome<()> {
+        let vm = self.engine.start_vm(id, &CancellationToken::new()).await?;
+        if let Some(warning) = vm.metadata.get("template_warning") {
+            return Err(format!("no template was used: {warning}").into());
+        }
+        self.exec(id, "true").await?;
+        Ok(())
+    }
+
+    /// Time from before the request to after the answer, and the bytes that the command wrote.
+    async fn exec(&self, id: &str, command: &str) -> Outcome<(Duration, usize)> {
+        let request = Exec {
+            command: command.to_owned(),
+            cwd: "/workspace".to_owned(),
+            timeout_ms: 120_000,
+            kill_grace_ms: 1000,
+            output_limit: None,
+        };
+        let guest = GuestClient::new(self.vms.join(id));
+        let mut bytes = 0;
+        let started = Instant::now();
+        let outcome = guest.exec(request, async |chunk| bytes += chunk.bytes.len()).await?;
+        let time = started.elapsed();
+        match outcome.status {
+            Some(ExitStatus::Code(0)) => Ok((time, bytes)),
+            status => Err(format!("`{command}` ended with {status:?}").into()),
+        }
+    }
+
+    async fn delete(&self, ids: &mut Vec<String>) -> Outcome<()> {
+        for id in ids.drain(..) {
+            self.engine.delete_vm(&id).await?;
+        }
+        Ok(())
+    }
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// An error and its causes in one text.
+fn in_full(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
