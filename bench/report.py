@@ -14,16 +14,27 @@ def ratios(results):
     true = results["one_shot"]["true"]
     exec_, memory = results["exec"], results["memory"]
     found = [
-        ("`pyro run true` to the floor", _ratio(true, "pyro run", "floor"), "×", None),
-        ("the same with a spare VM to the floor", _ratio(true, "pyro run, spare", "floor"), "×", None),
-        ("`pyro run true` to a cold boot", _ratio(true, "pyro run", "cold boot"), "×", None),
+        ("`pyro run true` to the floor", _ratio(true, "pyro run", "floor"), "×", 1.3),
+        ("the same with a spare VM to the floor", _ratio(true, "pyro run, spare", "floor"), "×", 0.6),
+        ("`pyro run true` to a cold boot", _ratio(true, "pyro run", "cold boot"), "×", 0.125),
+        ("`pyro run true` to gVisor", _ratio(true, "pyro run", "gVisor"), "×", 1),
+        ("the same with a spare VM to gVisor", _ratio(true, "pyro run, spare", "gVisor"), "×", 1),
+        ("`pyro run true` to podman", _ratio(true, "pyro run", "podman"), "×", 1),
+        ("the same with a spare VM to podman", _ratio(true, "pyro run, spare", "podman"), "×", 1),
         ("command in a live VM to the bare port", _ratio(exec_, "engine", "raw port"), "×", 1.5),
-        ("PSS per VM, QEMU and supervisor, of 16", sum(
-            memory["16"][f"{part}_pss_mib"] for part in ("qemu", "supervisor")) if "16" in memory else None, "MiB", 25),
+        ("PSS per VM of 16, before its first command", _pss(memory, "16", "idle"), "MiB", 25),
+        ("PSS per VM of 16, after `true`", _pss(memory, "16", "used"), "MiB", None),
         ("start with 8 GiB to one with 256 MiB", _ratio(results["memory_size"], "8192", "256"), "×", 1.3),
         ("start beside 50 VMs to one beside none", _ratio(results["live"], "50", "0"), "×", 2.0),
     ]
     return [entry for entry in found if entry[1] is not None]
+
+
+def _pss(memory, count, when):
+    """QEMU and supervisor of one VM."""
+    if count not in memory:
+        return None
+    return sum(memory[count][when][f"{part}_pss_mib"] for part in ("qemu", "supervisor"))
 
 
 def _ratio(group, name, base):
@@ -70,11 +81,14 @@ def text(results):
             *([f"`/bin/true` in a live VM, {name}, ms", _cell(row, 2)] for name, row in results["exec"].items()),
             *([f"{name}, MB/s", _cell(row)] for name, row in results["throughput"].items())]),
         "### Many at once",
-        _table(["VMs", "All have answered, ms", "QEMU: RSS", "PSS", "Supervisor: RSS", "PSS", "PSS per VM, MiB"], [
-            [count, _cell(row), *(f"{memory[key]:.1f}" for key in (
+        _table(["VMs", "All have answered `true`, ms"], [
+            [count, _cell(row)] for count, row in results["at_once"].items()]),
+        "### Memory per VM, MiB",
+        _table(["VMs", "Command", "QEMU: RSS", "PSS", "Supervisor: RSS", "PSS", "PSS together"], [
+            [count, {"idle": "none yet", "used": "after `true`"}[when], *(f"{row[key]:.1f}" for key in (
                 "qemu_rss_mib", "qemu_pss_mib", "supervisor_rss_mib", "supervisor_pss_mib")),
-             f"{memory['qemu_pss_mib'] + memory['supervisor_pss_mib']:.1f}"]
-            for count, row in results["at_once"].items() for memory in [results["memory"][count]]]),
+             f"{_pss(results['memory'], count, when):.1f}"]
+            for when in ("idle", "used") for count, rows in results["memory"].items() for row in [rows[when]]]),
         "### Start to first command, ms",
         _table(["Memory, MiB", "Median (quartiles)"], [
             [size, _cell(row)] for size, row in results["memory_size"].items()]),
@@ -109,16 +123,15 @@ def _plots(results):
 
     def exactly(value):
         return {"median": value, "p25": value, "p75": value}
-    pss = {part: [(int(count), exactly(row[f"{part}_pss_mib"])) for count, row in results["memory"].items()]
-           for part in ("qemu", "supervisor")}
-    total = [(count, exactly(row["median"] + more["median"]))
-             for (count, row), (_, more) in zip(pss["qemu"], pss["supervisor"])]
+    memory = results["memory"]
+    pss = {name: [(int(count), exactly(_pss(memory, count, when))) for count in memory]
+           for name, when in (("no command yet", "idle"), ("after true", "used"))}
     sizes, live = points(results["memory_size"]), points(results["live"])
     return {
         "one-shot": plots.bars("One command (true), from nothing to nothing left", "ms", there(results["one_shot"]["true"])),
         "at-once": plots.lines("Until all VMs have answered", "VMs at once", "ms", {"": points(results["at_once"])}),
         "memory": plots.lines("Memory per idle VM (PSS)", "VMs", "MiB",
-                              {"both": total, "QEMU": pss["qemu"], "supervisor": pss["supervisor"]}, 25),
+                              pss, 25),
         "memory-size": plots.lines("Start to first command, by memory", "MiB", "ms", {"": sizes},
                                    sizes[0][1]["median"] * 1.3),
         "live": plots.lines("Start to first command, by live VMs", "VMs already there", "ms", {"": live},

@@ -4,6 +4,7 @@
 //! ```text
 //! measure PYRO BASE_DIR CACHE_DIR      starts it
 //! start COUNT MEM_MIB                  that many VMs at once, each up to the answer of a first `true`; they stay
+//! boot COUNT MEM_MIB                   the same without a command
 //! exec VM COMMAND                      a command in a VM that runs
 //! delete                               all VMs
 //! ```
@@ -60,7 +61,8 @@ fn main() -> Outcome<()> {
 impl Session {
     async fn obey(&self, line: &str, ids: &mut Vec<String>) -> Outcome<Value> {
         match line.splitn(3, ' ').collect::<Vec<_>>()[..] {
-            ["start", count, mem_mib] => self.start(count.parse()?, mem_mib.parse()?, ids).await,
+            ["start", count, mem_mib] => self.start(count.parse()?, mem_mib.parse()?, true, ids).await,
+            ["boot", count, mem_mib] => self.start(count.parse()?, mem_mib.parse()?, false, ids).await,
             ["exec", id, command] => {
                 let (time, bytes) = self.exec(id, command).await?;
                 Ok(json!({ "ms": ms(time), "bytes": bytes }))
@@ -74,11 +76,17 @@ impl Session {
         }
     }
 
-    async fn start(&self, count: usize, mem_mib: i64, ids: &mut Vec<String>) -> Outcome<Value> {
+    async fn start(
+        &self,
+        count: usize,
+        mem_mib: i64,
+        with_command: bool,
+        ids: &mut Vec<String>,
+    ) -> Outcome<Value> {
         let started = Instant::now();
         let tasks = (0..count).map(|_| {
             let session = self.clone();
-            tokio::task::spawn_local(async move { session.start_one(mem_mib).await })
+            tokio::task::spawn_local(async move { session.start_one(mem_mib, with_command).await })
         });
         let mut new = Vec::new();
         let mut each = Vec::new();
@@ -91,12 +99,12 @@ impl Session {
         Ok(json!({ "ms": ms(started.elapsed()), "each_ms": each, "vms": new }))
     }
 
-    async fn start_one(&self, mem_mib: i64) -> Outcome<(String, Duration)> {
+    async fn start_one(&self, mem_mib: i64, with_command: bool) -> Outcome<(String, Duration)> {
         let started = Instant::now();
         let spec = VmSpec { mem_mib, ttl_seconds: 3600, ..VmSpec::new("debian:12") };
         let never = CancellationToken::new();
         let id = self.engine.create_vm(spec, &Events::none(), &never).await?.vm_id.to_string();
-        match self.first_command(&id).await {
+        match self.up(&id, with_command).await {
             Ok(()) => Ok((id, started.elapsed())),
             Err(error) => {
                 self.engine.delete_vm(&id).await?;
@@ -105,12 +113,14 @@ impl Session {
         }
     }
 
-    async fn first_command(&self, id: &str) -> Outcome<()> {
+    async fn up(&self, id: &str, with_command: bool) -> Outcome<()> {
         let vm = self.engine.start_vm(id, &CancellationToken::new()).await?;
         if let Some(warning) = vm.metadata.get("template_warning") {
             return Err(format!("no template was used: {warning}").into());
         }
-        self.exec(id, "true").await?;
+        if with_command {
+            self.exec(id, "true").await?;
+        }
         Ok(())
     }
 

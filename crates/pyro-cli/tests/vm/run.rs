@@ -83,6 +83,16 @@ fn the_machine_is_as_large_as_was_asked_for() {
     assert!((150 * 1024..=256 * 1024).contains(&numbers[1]), "{numbers:?}");
 }
 
+/// The size at which the initrd does not survive where it is loaded.
+#[test]
+fn two_gibibytes_are_no_obstacle() {
+    let sandbox = Sandbox::new();
+    let memory =
+        sandbox.run(["--mem-mib", "2048"], "awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo");
+    let mib: u32 = memory.success().trim().parse().unwrap();
+    assert!((1900..=2048).contains(&mib), "{mib}");
+}
+
 #[test]
 fn commands_start_in_an_empty_workspace_on_a_writable_root() {
     let sandbox = Sandbox::new();
