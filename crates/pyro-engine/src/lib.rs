@@ -18,6 +18,7 @@ mod config;
 mod engine;
 mod error;
 mod event;
+mod guest_kernel;
 mod host_compat;
 mod id;
 mod limits;

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use pyro_env::InstalledEnvironment;
 use pyro_vm::supervisor::{self, Lifeline, OwnerLock, StartError};
-use pyro_vm::{GuestImage, LaunchSpec, LayerError, LayerLifetime, LayerTemplates, Machine};
+use pyro_vm::{GuestImage, GuestKernel, LaunchSpec, LayerError, LayerLifetime, LayerTemplates, Machine};
 
 use super::{Engine, state_unusable};
 use crate::engine::host::Host;
@@ -89,8 +89,13 @@ impl Engine {
             template_dir: templates_fit(host.accelerator).then(|| self.config().base_dir.join("templates")),
             guest: GuestImage {
                 digest: environment.digest.clone(),
-                kernel: environment.kernel.clone(),
-                modules: environment.modules.clone(),
+                kernel: match host.guest_kernel {
+                    Some(image) => GuestKernel::SelfContained { image },
+                    None => GuestKernel::WithModules {
+                        image: environment.kernel.clone(),
+                        modules: environment.modules.clone(),
+                    },
+                },
                 base_image: environment.rootfs.clone(),
                 base_filesystem: environment.rootfs_format.to_string(),
                 layer_template,
