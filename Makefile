@@ -43,6 +43,11 @@ install: $(PYRO) ## Install what was built, with completions and manual pages (P
 $(PYRO):
 	$(MAKE) build
 
+.PHONY: guest-kernel
+guest-kernel: ## Build the small guest kernel and put it where pyro finds it (some minutes, 2 GiB in target/)
+	scripts/setup-host --guest-kernel
+	scripts/build-guest-kernel
+
 .PHONY: test
 test: setup-test ## Run every test, those that boot real microVMs included
 	cargo test --locked --workspace --doc --quiet

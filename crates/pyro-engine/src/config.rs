@@ -28,6 +28,8 @@ pub struct Config {
     pub accelerator: Option<Accelerator>,
     /// The QEMU program; `None` looks for `qemu-system-x86_64` in `search_path`.
     pub vmm_program: Option<PathBuf>,
+    /// A kernel for all guests that needs no modules; `None` uses each environment's own.
+    pub guest_kernel: Option<PathBuf>,
     /// Mirror to build Debian environments from; `None` uses the catalog's own.
     pub debian_mirror: Option<String>,
     /// Where programs are looked for, in the form of `PATH`. Commands of the host compatibility mode

@@ -10,6 +10,6 @@ mod report;
 pub(crate) use facts::HostFacts;
 pub(crate) use judge::judge;
 pub use report::{
-    AcceleratorReport, BuildReport, Capabilities, DiskReport, DoctorReport, KvmReport, NetworkingReport,
-    Remedy, RootlessReport, RuntimeReport, VmmReport,
+    AcceleratorReport, BuildReport, Capabilities, DiskReport, DoctorReport, GuestKernelReport, KvmReport,
+    NetworkingReport, Remedy, RootlessReport, RuntimeReport, VmmReport,
 };

@@ -19,6 +19,7 @@ mod engine;
 mod error;
 mod event;
 mod finished;
+mod guest_kernel;
 mod host_compat;
 mod id;
 mod limits;

@@ -12,12 +12,17 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv,
 
 use crate::fault::{During, Fault};
 
+/// The driver of the channel, as the kernel lists it.
+const PORT_DRIVER: &str = "/sys/bus/virtio/drivers/virtio_console";
+
 /// Mounts what the kernel offers, loads the modules the initrd carries and opens the channel to the host.
 pub(crate) fn open_channel() -> Result<File, Fault> {
     mount_pseudo_filesystems()?;
     // Listening starts before the modules load, so that no announcement of the port can be missed.
     let events = device_events().during("listening for device events")?;
     load_modules()?;
+    // Drivers are there once the kernel is up and modules are loaded. Without this one no port will ever come.
+    fs::metadata(PORT_DRIVER).during("looking for the kernel's virtio_console driver")?;
     let port = loop {
         if let Some(port) = find_port().during("looking for the channel's port")? {
             break port;

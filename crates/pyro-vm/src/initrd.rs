@@ -1,4 +1,4 @@
-//! The initrd of a guest: our agent, then the environment's archive of kernel modules. The kernel unpacks
+//! The initrd of a guest: our agent, then the archive of kernel modules, if the kernel needs any. The kernel unpacks
 //! concatenated cpio archives one after the other.
 
 use std::fs::File;
@@ -13,10 +13,12 @@ use crate::agent;
 const ALIGNMENT: usize = 512;
 
 /// Writes the initrd to `target`.
-pub(crate) fn write(target: &Path, modules: &Path) -> io::Result<()> {
+pub(crate) fn write(target: &Path, modules: Option<&Path>) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(256 * 1024, File::create(target)?);
     write_agent_archive(&mut out)?;
-    io::copy(&mut File::open(modules)?, &mut out)?;
+    if let Some(modules) = modules {
+        io::copy(&mut File::open(modules)?, &mut out)?;
+    }
     out.flush()
 }
 
@@ -52,11 +54,13 @@ mod tests {
         let modules = dir.path().join("modules.cpio");
         std::fs::write(&modules, b"MODULES").unwrap();
         let target = dir.path().join("initrd");
-        write(&target, &modules).unwrap();
+        write(&target, Some(&modules)).unwrap();
 
         let bytes = std::fs::read(&target).unwrap();
         assert_eq!((bytes.len() - b"MODULES".len()) % ALIGNMENT, 0);
         assert!(bytes.ends_with(b"MODULES"));
+        write(&target, None).unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), bytes[..bytes.len() - b"MODULES".len()]);
         let mut rest = &bytes[..];
         let mut names = Vec::new();
         loop {

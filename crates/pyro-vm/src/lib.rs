@@ -31,7 +31,7 @@ pub use accel::Accelerator;
 pub use guest::{Exec, ExecError, ExecOutcome, ExitStatus, GuestClient, OutputChunk, OutputStream};
 pub use layer::{LayerError, LayerLifetime, LayerTemplates};
 pub use qemu::Qemu;
-pub use spec::{GuestImage, LaunchSpec, Machine, Purpose, Spares};
+pub use spec::{GuestImage, GuestKernel, LaunchSpec, Machine, Purpose, Spares};
 pub use vmm::{Disks, Hardware, LaunchPlan, NetworkAttachment, Start, Vmm};
 
 /// Name of the channel between host and guest, as payloads report it.

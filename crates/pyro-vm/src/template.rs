@@ -21,10 +21,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::spec::LaunchSpec;
+use crate::spec::{GuestKernel, LaunchSpec};
 use crate::supervisor::files;
 use crate::vmm::Vmm;
 use record::Record;
+use serde_json::Value;
 
 pub use prune::prune;
 
@@ -42,6 +43,8 @@ pub(crate) struct Templates {
     dir: PathBuf,
     /// Or why there can be none.
     key: Result<String, String>,
+    kernel: GuestKernel,
+    kernel_identity: Result<Option<Value>, String>,
 }
 
 /// A template that was found whole.
@@ -65,7 +68,10 @@ pub(crate) async fn key(dir: &Path, spec: &LaunchSpec, vmm: &dyn Vmm) -> Result<
 impl Templates {
     /// Templates in `dir` for machines like that of `spec`.
     pub(crate) async fn new(dir: &Path, spec: &LaunchSpec, vmm: &dyn Vmm) -> Self {
-        Self { dir: dir.to_owned(), key: key::of(dir, spec, vmm).await }
+        let kernel = spec.guest.kernel.clone();
+        // Before the key, so that what is looked at again in the end is not newer than that.
+        let kernel_identity = key::kernel_identity(&kernel);
+        Self { dir: dir.to_owned(), key: key::of(dir, spec, vmm).await, kernel, kernel_identity }
     }
 
     /// The template, if it is there and looks as it was made.
@@ -125,6 +131,9 @@ impl Templates {
         environment: &str,
     ) -> Result<Template, String> {
         let key = self.key.clone()?;
+        if key::kernel_identity(&self.kernel) != self.kernel_identity {
+            return Err("the kernel was replaced while its template was made".to_owned());
+        }
         let record = Record::of(&partial.dir, kernel_release, environment)?;
         record.write(&partial.dir.join(RECORD))?;
         let dir = self.dir.join(key);

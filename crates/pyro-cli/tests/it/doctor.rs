@@ -32,6 +32,7 @@ fn a_machine_with_nothing_is_told_what_is_missing() {
     Networking: tun ip_forward
     Accelerator
     VMM: not found
+    Guest kernel: the environment's own
     Environment build: mmdebstrap keyring
     Rootless: euid user_namespaces subuid newuidmap
     Disk: state_free cache_free

@@ -25,6 +25,11 @@ pub(crate) const PYRO: &str = env!("CARGO_BIN_EXE_pyro");
 /// The environment that the guests are made from.
 pub(crate) const ENVIRONMENT: &str = "debian:12";
 
+/// The kernel that the guests boot, if it is not the environment's own.
+pub(crate) fn guest_kernel() -> Option<String> {
+    std::env::var("PYRO_TEST_GUEST_KERNEL").ok()
+}
+
 /// Name of the script that a test puts in the VMM's place.
 const VMM_SCRIPT: &str = "vmm-of-this-test";
 
@@ -57,6 +62,7 @@ impl Sandbox {
             .set("PATH", &std::env::var("PATH").unwrap())
             .set("PYRO_ENVIRONMENT_CACHE_DIR", cache.to_str().unwrap())
             .set("PYRO_BASE_DIR", state.to_str().unwrap())
+            .set("PYRO_GUEST_KERNEL", guest_kernel().as_deref().unwrap_or_default())
     }
 
     /// Sets an environment variable of the processes that are started here.

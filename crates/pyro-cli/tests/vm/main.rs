@@ -13,6 +13,7 @@ mod doctor;
 mod environment;
 mod expiry;
 mod guest_faults;
+mod guest_kernel;
 mod harness;
 mod identity;
 mod kills;

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::report::{BuildReport, DiskReport, KvmReport, NetworkingReport, RootlessReport};
 use crate::registry::directory_problem;
-use crate::{Config, search_path};
+use crate::{Config, guest_kernel, search_path};
 
 /// The VMM that is looked for if none is configured.
 pub(super) const VMM_NAME: &str = "qemu-system-x86_64";
@@ -38,6 +38,8 @@ pub(crate) struct HostFacts {
     pub(super) kvm: KvmReport,
     pub(super) networking: NetworkingReport,
     pub(super) vmm: VmmFacts,
+    /// Release of the configured guest kernel, or why it cannot be used.
+    pub(super) guest_kernel: Option<Result<String, String>>,
     pub(super) build: BuildReport,
     pub(super) rootless: RootlessReport,
     pub(super) disk: DiskReport,
@@ -132,6 +134,7 @@ fn look(config: &Config, root: &Path) -> HostFacts {
             ip_forward_enabled: setting(root, "net/ipv4/ip_forward").is_some_and(|value| value == "1"),
         },
         vmm: VmmFacts::default(),
+        guest_kernel: config.guest_kernel.as_deref().map(guest_kernel::release),
         build: BuildReport {
             mmdebstrap: tool("mmdebstrap"),
             keyring: KEYRINGS
@@ -207,6 +210,7 @@ mod tests {
             program: root.join("pyro"),
             accelerator: None,
             vmm_program: None,
+            guest_kernel: None,
             debian_mirror: None,
             search_path: root.join("bin").into_os_string(),
         }
@@ -265,6 +269,7 @@ mod tests {
         put(root.path(), "vmm", "#!/bin/sh\nexit 3\n");
         let config = Config { vmm_program: Some(root.path().join("vmm")), ..config(root.path()) };
         let facts = HostFacts::gather(&config, root.path()).await;
+        assert!(facts.guest_kernel.is_none());
         assert_eq!(facts.vmm.answer, Some(Err("`--version` failed (exit status: 3)".to_owned())));
     }
 

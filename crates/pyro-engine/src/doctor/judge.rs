@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::facts::{HostFacts, VMM_NAME, VmmFacts};
 use super::report::{
-    AcceleratorReport, Capabilities, DoctorReport, KvmReport, Remedy, RootlessReport, RuntimeReport,
-    VmmReport,
+    AcceleratorReport, Capabilities, DoctorReport, GuestKernelReport, KvmReport, Remedy, RootlessReport,
+    RuntimeReport, VmmReport,
 };
 use crate::{Accelerator, Config, EngineError, EnvironmentList};
 
@@ -39,11 +39,18 @@ pub(crate) fn judge(
 ) -> DoctorReport {
     let supported = platform == PLATFORM;
     let vmm = judge_vmm(&facts.vmm);
-    let runtime_ok = supported && vmm.ok && accelerator.selected.is_some();
+    let kernel_problem = facts.guest_kernel.clone().and_then(Result::err);
+    let runtime_ok = supported && vmm.ok && accelerator.selected.is_some() && kernel_problem.is_none();
 
     let mut findings = Findings::default();
     if supported {
         findings.vmm(&facts.vmm, &vmm, config);
+        if let Some(problem) = &kernel_problem {
+            findings.add(
+                problem,
+                "set PYRO_GUEST_KERNEL to a bzImage that needs no modules, or to `environment`",
+            );
+        }
         findings.acceleration(facts.kvm, &vmm, &accelerator, config);
         findings.state(&facts, config);
         findings.building(&facts);
@@ -61,7 +68,15 @@ pub(crate) fn judge(
         );
     }
 
-    let reason = (!runtime_ok).then(|| if vmm.ok { accelerator.reason.clone() } else { vmm.note.clone() });
+    let reason = (!runtime_ok).then(|| match (vmm.ok, kernel_problem) {
+        (false, _) => vmm.note.clone(),
+        (true, Some(problem)) => problem,
+        (true, None) => accelerator.reason.clone(),
+    });
+    let guest_kernel = GuestKernelReport {
+        image: config.guest_kernel.as_ref().map(|image| image.display().to_string()),
+        release: facts.guest_kernel.and_then(Result::ok),
+    };
     let runtime = supported.then(|| runtime(config, &vmm, runtime_ok, reason, environments));
     DoctorReport {
         platform: platform.to_owned(),
@@ -72,6 +87,7 @@ pub(crate) fn judge(
         runtime,
         accelerator,
         vmm,
+        guest_kernel,
         environment_build: facts.build,
         rootless: facts.rootless,
         disk: facts.disk,
@@ -272,6 +288,7 @@ mod tests {
             program: "/usr/bin/pyro".into(),
             accelerator: None,
             vmm_program: None,
+            guest_kernel: None,
             debian_mirror: None,
             search_path: OsString::from("/usr/bin"),
         }
@@ -321,6 +338,24 @@ mod tests {
             runtime.component_versions.insert("pyro".to_owned(), "[version]".to_owned());
         }
         insta::assert_json_snapshot!(report);
+    }
+
+    #[test]
+    fn a_guest_kernel_that_cannot_be_used_is_the_reason() {
+        let config = Config { guest_kernel: Some("/k".into()), ..config() };
+        let judge = |kernel: Result<&str, &str>| {
+            let guest_kernel = Some(kernel.map(str::to_owned).map_err(str::to_owned));
+            let facts = HostFacts { guest_kernel, ..good_facts() };
+            judge(PLATFORM, &config, facts, accelerator(Some("kvm"), ""), catalog())
+        };
+        let good = judge(Ok("6.12.9-pyro"));
+        let expected =
+            GuestKernelReport { image: Some("/k".to_owned()), release: Some("6.12.9-pyro".to_owned()) };
+        assert_eq!((good.runtime_ok, good.guest_kernel), (true, expected));
+        let bad = judge(Err("the guest kernel /k is not a bzImage"));
+        assert_eq!((bad.runtime_ok, bad.guest_kernel.release), (false, None));
+        assert_eq!(bad.issues, ["the guest kernel /k is not a bzImage"]);
+        assert_eq!(bad.runtime.unwrap().capabilities.reason.as_ref(), bad.issues.first());
     }
 
     #[test]

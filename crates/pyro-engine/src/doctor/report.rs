@@ -26,6 +26,8 @@ pub struct DoctorReport {
     pub accelerator: AcceleratorReport,
     /// The program that runs VMs.
     pub vmm: VmmReport,
+    /// The kernel that guests boot.
+    pub guest_kernel: GuestKernelReport,
     /// What building an environment needs.
     pub environment_build: BuildReport,
     /// What an ordinary user may do here.
@@ -116,6 +118,15 @@ pub struct VmmReport {
     pub ok: bool,
     /// What to know about it; empty if there is nothing.
     pub note: String,
+}
+
+/// The kernel that guests boot.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct GuestKernelReport {
+    /// Path of the configured one; `None`: each environment's own.
+    pub image: Option<String>,
+    /// Its release, such as `6.12.9-pyro`; `None` if it cannot be used.
+    pub release: Option<String>,
 }
 
 /// What building an environment needs.

@@ -6,7 +6,7 @@ use pyro_vm::{Accelerator, accel};
 
 use super::Engine;
 use crate::doctor::AcceleratorReport;
-use crate::search_path;
+use crate::{guest_kernel, search_path};
 
 /// Name of the VMM's executable.
 const VMM: &str = "qemu-system-x86_64";
@@ -18,17 +18,23 @@ pub const PROBE_COMMAND: &str = "probe-kvm";
 pub(super) struct Host {
     pub(super) vmm_program: PathBuf,
     pub(super) accelerator: Accelerator,
+    /// The kernel for guests of every environment, if one is configured.
+    pub(super) guest_kernel: Option<PathBuf>,
 }
 
 impl Engine {
     /// What to run VMs with; the error is the reason why there are none, in words.
     pub(super) async fn host(&self) -> Result<Host, String> {
         let vmm_program = self.vmm_program()?;
+        let guest_kernel = self.config().guest_kernel.clone();
+        if let Some(image) = &guest_kernel {
+            guest_kernel::release(image)?;
+        }
         let accelerator = match self.config().accelerator {
             Some(forced) => forced,
             None => self.choose_accelerator(true).await.accelerator,
         };
-        Ok(Host { vmm_program, accelerator })
+        Ok(Host { vmm_program, accelerator, guest_kernel })
     }
 
     /// What `doctor` says about the accelerator. Remembers nothing.

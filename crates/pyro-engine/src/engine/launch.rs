@@ -9,7 +9,8 @@ use std::path::Path;
 use pyro_env::InstalledEnvironment;
 use pyro_vm::supervisor::{self, BootInfo, Lifeline, OwnerLock, StartError};
 use pyro_vm::{
-    GuestImage, LaunchSpec, LayerError, LayerLifetime, LayerTemplates, Machine, Purpose, Spares, spares,
+    GuestImage, GuestKernel, LaunchSpec, LayerError, LayerLifetime, LayerTemplates, Machine, Purpose, Spares,
+    spares,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -159,8 +160,13 @@ impl Engine {
             template_dir: templates_fit(host.accelerator).then(|| templates_dir(&self.config().base_dir)),
             guest: GuestImage {
                 digest: environment.digest.clone(),
-                kernel: environment.kernel.clone(),
-                modules: environment.modules.clone(),
+                kernel: match host.guest_kernel {
+                    Some(image) => GuestKernel::SelfContained { image },
+                    None => GuestKernel::WithModules {
+                        image: environment.kernel.clone(),
+                        modules: environment.modules.clone(),
+                    },
+                },
                 base_image: environment.rootfs.clone(),
                 base_filesystem: environment.rootfs_format.to_string(),
                 layer_template,

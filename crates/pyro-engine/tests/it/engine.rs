@@ -18,6 +18,7 @@ fn engine(root: &Path) -> Engine {
         program: root.join("pyro"),
         accelerator: None,
         vmm_program: None,
+        guest_kernel: None,
         debian_mirror: None,
         search_path: OsString::new(),
     })

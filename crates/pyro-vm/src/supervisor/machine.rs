@@ -214,7 +214,7 @@ impl<'a> Attempt<'a> {
         self.stages.enter(BootStage::Disks);
         let tsc = (self.spec.machine.accelerator == Accelerator::Tcg).then(tsc::Measurement::start);
         let disks = Disks { initrd: dir.join(files::INITRD), layer: dir.join(files::LAYER), ..self.disks() };
-        initrd::write(&disks.initrd, &self.spec.guest.modules)
+        initrd::write(&disks.initrd, self.spec.guest.kernel.modules())
             .map_err(|error| format!("cannot write {}: {error}", disks.initrd.display()))?;
         layer::instantiate(&self.spec.guest.layer_template, &disks.layer).map_err(|error| chain(&error))?;
         let tsc_khz = match tsc {
@@ -264,7 +264,7 @@ impl<'a> Attempt<'a> {
 
     fn disks(&self) -> Disks {
         Disks {
-            kernel: self.spec.guest.kernel.clone(),
+            kernel: self.spec.guest.kernel.image().to_owned(),
             initrd: self.spec.dir.join(files::INITRD),
             base_image: self.spec.guest.base_image.clone(),
             layer: self.spec.dir.join(files::LAYER),

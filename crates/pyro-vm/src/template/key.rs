@@ -8,13 +8,13 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::process::Command;
 
 use crate::agent;
 use crate::hex::hex;
-use crate::spec::LaunchSpec;
+use crate::spec::{GuestKernel, LaunchSpec};
 use crate::vmm::{Disks, Hardware, NetworkAttachment, Start, Vmm};
 
 /// Raised when the meaning of a template's files changes.
@@ -33,10 +33,18 @@ pub(super) async fn of(dir: &Path, spec: &LaunchSpec, vmm: &dyn Vmm) -> Result<S
     }
     // Machine state also depends on the host's kernel and processor; neither changes before a reboot.
     let boot_id = host_boot_id()?;
-    Ok(digest(spec, vmm, &version, &boot_id, agent::SHA256))
+    let kernel = kernel_identity(&spec.guest.kernel)?;
+    Ok(digest(spec, vmm, &version, &boot_id, agent::SHA256, kernel))
 }
 
-fn digest(spec: &LaunchSpec, vmm: &dyn Vmm, version: &str, boot_id: &str, agent: &str) -> String {
+fn digest(
+    spec: &LaunchSpec,
+    vmm: &dyn Vmm,
+    version: &str,
+    boot_id: &str,
+    agent: &str,
+    kernel: Option<Value>,
+) -> String {
     let layer = spec.guest.layer_template.file_name().unwrap_or_default();
     let parts = json!([
         FORMAT,
@@ -44,6 +52,7 @@ fn digest(spec: &LaunchSpec, vmm: &dyn Vmm, version: &str, boot_id: &str, agent:
         version,
         boot_id,
         spec.guest.digest,
+        kernel,
         spec.guest.base_filesystem,
         layer.to_string_lossy(),
         agent,
@@ -77,19 +86,34 @@ fn command_line(spec: &LaunchSpec, vmm: &dyn Vmm) -> Vec<String> {
     vmm.plan(&hardware).args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect()
 }
 
-/// What the VMM says of itself. Asking takes as long as starting it, so the answer is remembered for the file.
-async fn vmm_version(dir: &Path, program: &Path) -> Result<String, String> {
-    let file =
-        fs::metadata(program).map_err(|error| format!("cannot examine {}: {error}", program.display()))?;
-    let identity = json!([
-        program,
+/// Which file a kernel is that no digest covers. A template does not outlive the host's uptime, so the file's
+/// identity will do, and reading all of it would cost more than restoring a machine's state.
+pub(super) fn kernel_identity(kernel: &GuestKernel) -> Result<Option<Value>, String> {
+    match kernel {
+        GuestKernel::WithModules { .. } => Ok(None),
+        GuestKernel::SelfContained { image } => file_identity(image).map(Some),
+    }
+}
+
+/// Differs for files that differ, as far as can be told without reading them: nobody can set the time of the
+/// last change of the inode.
+fn file_identity(path: &Path) -> Result<Value, String> {
+    let file = fs::metadata(path).map_err(|error| format!("cannot examine {}: {error}", path.display()))?;
+    Ok(json!([
+        path,
         file.dev(),
         file.ino(),
         file.size(),
         file.mtime(),
         file.mtime_nsec(),
+        file.ctime(),
         file.ctime_nsec()
-    ]);
+    ]))
+}
+
+/// What the VMM says of itself. Asking takes as long as starting it, so the answer is remembered for the file.
+async fn vmm_version(dir: &Path, program: &Path) -> Result<String, String> {
+    let identity = file_identity(program)?;
     let remembered = dir.join(format!("vmm-{}", &hex(&Sha256::digest(identity.to_string()))[..32]));
     match fs::read_to_string(&remembered) {
         Ok(version) if !version.is_empty() => return Ok(version),
@@ -121,6 +145,9 @@ async fn vmm_version(dir: &Path, program: &Path) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::PathBuf;
+
     use super::*;
     use crate::Accelerator;
     use crate::qemu::Qemu;
@@ -141,8 +168,10 @@ mod tests {
             },
             guest: GuestImage {
                 digest: "kernel, modules and image".to_owned(),
-                kernel: "/env/vmlinuz".into(),
-                modules: "/env/modules.cpio".into(),
+                kernel: GuestKernel::WithModules {
+                    image: "/env/vmlinuz".into(),
+                    modules: "/env/modules.cpio".into(),
+                },
                 base_image: "/env/rootfs".into(),
                 base_filesystem: "erofs".to_owned(),
                 layer_template: "/layers/scratch-8192.img".into(),
@@ -157,16 +186,16 @@ mod tests {
     fn key_of(change: impl FnOnce(&mut LaunchSpec)) -> String {
         let mut spec = spec();
         change(&mut spec);
-        digest(&spec, &Qemu, "QEMU 10.0.2", "boot", "agent")
+        digest(&spec, &Qemu, "QEMU 10.0.2", "boot", "agent", None)
     }
 
     #[test]
     fn what_makes_state_unfit_changes_the_key() {
         let mut keys = vec![
             key_of(|_| {}),
-            digest(&spec(), &Qemu, "QEMU 10.0.3", "boot", "agent"),
-            digest(&spec(), &Qemu, "QEMU 10.0.2", "another boot", "agent"),
-            digest(&spec(), &Qemu, "QEMU 10.0.2", "boot", "another agent"),
+            digest(&spec(), &Qemu, "QEMU 10.0.3", "boot", "agent", None),
+            digest(&spec(), &Qemu, "QEMU 10.0.2", "another boot", "agent", None),
+            digest(&spec(), &Qemu, "QEMU 10.0.2", "boot", "another agent", None),
             key_of(|spec| spec.guest.digest = "another kernel".to_owned()),
             key_of(|spec| spec.guest.base_filesystem = "ext4".to_owned()),
             key_of(|spec| spec.guest.layer_template = "/layers/scratch-512.img".into()),
@@ -192,5 +221,81 @@ mod tests {
             spec.spares.wanted = 3;
         });
         assert_eq!(other, key_of(|_| {}));
+    }
+
+    struct Fixture(tempfile::TempDir);
+
+    impl Fixture {
+        fn new() -> Self {
+            let fixture = Self(tempfile::tempdir().unwrap());
+            fs::write(fixture.path("kernel"), b"kernel one").unwrap();
+            fixture
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        /// The key with this kernel. The VMM is only asked for its version.
+        async fn key(&self, kernel: GuestKernel) -> Result<String, String> {
+            let vmm_program = self.path("vmm");
+            if !vmm_program.exists() {
+                fs::write(&vmm_program, "#!/bin/sh\necho QEMU emulator version 10.0.2\n").unwrap();
+                fs::set_permissions(&vmm_program, fs::Permissions::from_mode(0o755)).unwrap();
+            }
+            let mut spec = spec();
+            spec.machine.vmm_program = vmm_program;
+            spec.guest.kernel = kernel;
+            of(&self.path("templates"), &spec, &Qemu).await
+        }
+
+        async fn of_own_kernel(&self) -> String {
+            self.key(GuestKernel::SelfContained { image: self.path("kernel") }).await.unwrap()
+        }
+
+        async fn with_modules(&self) -> String {
+            let (image, modules) = (self.path("kernel"), self.path("modules"));
+            self.key(GuestKernel::WithModules { image, modules }).await.unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_replaced_kernel_has_another_key() {
+        let fixture = Fixture::new();
+        let first = fixture.of_own_kernel().await;
+        assert_eq!(fixture.of_own_kernel().await, first);
+
+        // As the build of one installs it; equal in size and time.
+        let kernel = fixture.path("kernel");
+        let time = fs::metadata(&kernel).unwrap().modified().unwrap();
+        let new = fixture.path("new");
+        fs::write(&new, b"kernel two").unwrap();
+        fs::File::options().write(true).open(&new).unwrap().set_modified(time).unwrap();
+        fs::rename(&new, &kernel).unwrap();
+        let second = fixture.of_own_kernel().await;
+        assert_ne!(second, first);
+
+        // Written over in place: only the time of the inode tells, whose clock ticks a few hundred times a second.
+        std::thread::sleep(Duration::from_millis(20));
+        fs::write(&kernel, b"kernel 333").unwrap();
+        fs::File::options().write(true).open(&kernel).unwrap().set_modified(time).unwrap();
+        assert_ne!(fixture.of_own_kernel().await, second);
+    }
+
+    #[tokio::test]
+    async fn a_kernel_with_modules_is_known_by_the_digest() {
+        let fixture = Fixture::new();
+        let key = fixture.with_modules().await;
+        assert_ne!(key, fixture.of_own_kernel().await);
+        fs::remove_file(fixture.path("kernel")).unwrap();
+        assert_eq!(fixture.with_modules().await, key);
+    }
+
+    #[tokio::test]
+    async fn without_its_kernel_there_is_no_key() {
+        let fixture = Fixture::new();
+        let error =
+            fixture.key(GuestKernel::SelfContained { image: fixture.path("none") }).await.unwrap_err();
+        assert!(error.starts_with("cannot examine ") && error.contains("/none: "), "{error}");
     }
 }

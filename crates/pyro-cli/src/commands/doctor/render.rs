@@ -1,7 +1,7 @@
 //! The doctor's report as text for people.
 
 use pyro_engine::DoctorReport;
-use pyro_engine::doctor::{AcceleratorReport, DiskReport, RootlessReport, VmmReport};
+use pyro_engine::doctor::{AcceleratorReport, DiskReport, GuestKernelReport, RootlessReport, VmmReport};
 
 use crate::commands::yes_no;
 
@@ -11,6 +11,7 @@ pub(super) fn report(report: &DoctorReport) -> String {
     let mut lines = contract_lines(report);
     lines.push(accelerator(&report.accelerator));
     lines.push(vmm(&report.vmm));
+    lines.push(guest_kernel(&report.guest_kernel));
     lines.push(format!(
         "Environment build: mmdebstrap={} keyring={}",
         report.environment_build.mmdebstrap.as_deref().unwrap_or("missing"),
@@ -74,6 +75,14 @@ fn vmm(report: &VmmReport) -> String {
         line.push_str(&format!(" ({})", report.note));
     }
     line
+}
+
+fn guest_kernel(report: &GuestKernelReport) -> String {
+    match (&report.image, &report.release) {
+        (None, _) => "Guest kernel: the environment's own".to_owned(),
+        (Some(image), Some(release)) => format!("Guest kernel: {image} release={release} usable=yes"),
+        (Some(image), None) => format!("Guest kernel: {image} usable=no"),
+    }
 }
 
 fn rootless(report: &RootlessReport) -> String {

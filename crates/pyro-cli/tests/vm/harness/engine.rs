@@ -1,6 +1,7 @@
 //! The engine as a library, for what the command line does not offer: VMs that outlive a call.
 
 use std::error::Error;
+use std::path::PathBuf;
 
 use pyro_engine::{Command, Config, Engine, EngineError, Events, OutputMode, Vm, VmSpec};
 use pyro_vm::{Exec, ExecError, ExecOutcome, GuestClient, OutputStream};
@@ -35,6 +36,7 @@ impl Sandbox {
             program: PYRO.into(),
             accelerator: None,
             vmm_program: None,
+            guest_kernel: super::guest_kernel().map(PathBuf::from),
             debian_mirror: None,
             search_path: std::env::var_os("PATH").unwrap(),
         };

@@ -14,6 +14,7 @@ fn bare_machine() -> DoctorReport {
         runtime: None,
         accelerator: AcceleratorReport::default(),
         vmm: VmmReport::default(),
+        guest_kernel: GuestKernelReport { image: Some("/k".to_owned()), release: None },
         environment_build: BuildReport::default(),
         rootless: RootlessReport { euid: 1000, ..RootlessReport::default() },
         disk: DiskReport::default(),
@@ -33,6 +34,7 @@ fn a_bare_machine_is_told_what_to_do() {
     Networking: tun=no ip_forward=no
     Accelerator: none
     VMM: not found
+    Guest kernel: /k usable=no
     Environment build: mmdebstrap=missing keyring=missing
     Rootless: euid=1000 user_namespaces=no subuid=no newuidmap=no
     Disk: state_free=unknown cache_free=unknown
@@ -75,6 +77,10 @@ fn a_good_machine_has_no_issues() {
             ok: true,
             note: String::new(),
         },
+        guest_kernel: GuestKernelReport {
+            image: Some("/k".to_owned()),
+            release: Some("6.12.9-pyro".to_owned()),
+        },
         environment_build: BuildReport {
             mmdebstrap: Some("/usr/bin/mmdebstrap".into()),
             keyring: Some("/usr/share/keyrings/debian-archive-keyring.gpg".into()),
@@ -91,6 +97,7 @@ fn a_good_machine_has_no_issues() {
     Networking: tun=yes ip_forward=no
     Accelerator: tcg (this host's KVM emulates supervisor code)
     VMM: /usr/bin/qemu-system-x86_64 version=10.0.2 usable=yes
+    Guest kernel: /k release=6.12.9-pyro usable=yes
     Environment build: mmdebstrap=/usr/bin/mmdebstrap keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     Rootless: euid=1000 user_namespaces=no subuid=no newuidmap=no
     Disk: state_free=2048MiB cache_free=1MiB
