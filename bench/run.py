@@ -25,7 +25,11 @@ from scenarios import Scenarios
 
 def measure(options, work):
     """Everything, in order."""
-    env = {**os.environ, "PYRO_BASE_DIR": f"{work}/state", "PYRO_ENVIRONMENT_CACHE_DIR": os.path.abspath(options.cache)}
+    env = {
+        # What everybody has, and not what this host's user may have built.
+        "PYRO_GUEST_KERNEL": "environment", **os.environ,
+        "PYRO_BASE_DIR": f"{work}/state", "PYRO_ENVIRONMENT_CACHE_DIR": os.path.abspath(options.cache),
+    }
     for name in ("PYRO_WARM", "PYRO_LOG", "PYRO_MAX_ACTIVE_VMS"):
         env.pop(name, None)
     pyro = os.path.abspath(options.pyro)

@@ -26,11 +26,10 @@ const LOCK: &str = "lock";
 /// Makes a waiting spare the VM of `spec`, whose directory is still empty and whose lock is `lock`. `None`: there is
 /// none of its kind, or none that would do, and nothing has changed.
 pub async fn claim(spec: &LaunchSpec, lock: &OwnerLock) -> Option<(Lifeline, BootInfo)> {
-    let template_dir = spec.template_dir.as_ref()?;
     if !spec.spares.dir.exists() {
         return None;
     }
-    let key = template::key(template_dir, spec, &Qemu).await.ok()?;
+    let key = key(spec).await.ok()?;
     for dir in subdirectories(&spec.spares.dir.join(key)) {
         match supervisor::claim(&dir, spec.clone(), lock).await {
             Some(Ok(claimed)) => return Some(claimed),
@@ -57,9 +56,7 @@ pub(crate) async fn replenish(spec: LaunchSpec) {
 }
 
 async fn try_replenish(spec: &LaunchSpec) -> Result<(), String> {
-    let template_dir = spec.template_dir.as_ref().ok_or("there are no templates")?;
-    let key = template::key(template_dir, spec, &Qemu).await?;
-    let dir = spec.spares.dir.join(&key);
+    let dir = spec.spares.dir.join(key(spec).await?);
     let failed = |error: std::io::Error| format!("{}: {error}", dir.display());
     make_dir(&dir).map_err(failed)?;
     let Some(_counting) = lock(&spec.spares.dir).map_err(failed)? else { return Ok(()) };
@@ -92,9 +89,9 @@ async fn try_replenish(spec: &LaunchSpec) -> Result<(), String> {
     Ok(())
 }
 
-/// How many spares of whatever kind there are below `dir`.
-pub fn count(dir: &Path) -> usize {
-    subdirectories(dir).iter().map(|kind| subdirectories(kind).len()).sum()
+/// What VMs have in common that can take each other's place, whether they start from templates or not.
+async fn key(spec: &LaunchSpec) -> Result<String, String> {
+    template::key(spec.template_dir.as_deref().unwrap_or(&spec.spares.dir), spec, &Qemu).await
 }
 
 /// Ends spares of whatever kind, the oldest first, until at most `most` are left, and clears away what dead ones

@@ -59,7 +59,10 @@ impl CommandProcess {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut child = spawn_without_exemption(&mut command).during("starting /bin/sh")?;
+        let child = spawn_without_exemption(&mut command);
+        // Where the agent stands must not keep anybody from unmounting or removing that directory.
+        std::env::set_current_dir("/").during("leaving the command's directory")?;
+        let mut child = child.during("starting /bin/sh")?;
         let step = "preparing the output pipes";
         let pipes = (child.stdout.take(), child.stderr.take());
         let (Some(stdout), Some(stderr)) = pipes else {
