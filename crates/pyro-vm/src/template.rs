@@ -36,7 +36,7 @@ const RECORD: &str = "template.json";
 const MAX_TEMPLATES: usize = 8;
 const MAX_BYTES: u64 = 4 << 30;
 /// After a failure it is not tried again this long: each try costs a boot.
-const FAILURE_HOLDS: Duration = Duration::from_secs(600);
+const FAILURE_HOLDS: Duration = Duration::from_secs(60);
 
 /// The templates for machines of one kind.
 pub(crate) struct Templates {
