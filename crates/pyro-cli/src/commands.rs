@@ -27,7 +27,9 @@ pub(crate) fn dispatch(command: Command, printer: &Printer) -> Exit {
 }
 
 fn carry_out(command: Command, printer: &Printer) -> Result<Exit, CliError> {
-    logging::start(&Variables::of_process())?;
+    // A supervisor's stderr is a file in its VM's directory.
+    let default_filter = matches!(command, Command::Supervise(_)).then_some("warn");
+    logging::start(&Variables::of_process(), default_filter)?;
     match command {
         Command::Run(args) => run::run(args, printer),
         Command::Env(command) => env::run(command, printer),

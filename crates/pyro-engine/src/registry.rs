@@ -41,8 +41,8 @@ impl Registry {
         Self { base_dir: base_dir.to_owned(), file: base_dir.join("state.sqlite3"), opened: Mutex::new(None) }
     }
 
-    /// Records a VM in state `created`, unless `max_active_vms` exist already. Returns how many exist now.
-    pub(crate) fn insert(&self, vm: &NewVm, max_active_vms: u32) -> Result<u32, EngineError> {
+    /// Records a VM in state `created`, unless `max_active_vms` exist already.
+    pub(crate) fn insert(&self, vm: &NewVm, max_active_vms: u32) -> Result<(), EngineError> {
         self.write(|tx| {
             let active: u32 =
                 tx.query_row("SELECT count(*) FROM vms WHERE expired_at IS NULL", [], |row| row.get(0))?;
@@ -50,7 +50,7 @@ impl Registry {
                 return Err(EngineError::at_capacity(max_active_vms).into());
             }
             vm.insert(tx)?;
-            Ok(active + 1)
+            Ok(())
         })
     }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::poll_fn;
 use pyro_wire::{Bootstrap, ExecFailure, Frame, FrameCodec, Preparation, Reply, Request};
@@ -15,7 +15,7 @@ use yamux::{Config, Connection, Mode};
 
 use crate::fault::{During, Fault};
 use crate::identity::NameFiles;
-use crate::{boot, exec, halt, handshake, identity, network, root, warm_up};
+use crate::{boot, exec, halt, handshake, identity, memory, network, root, warm_up};
 
 /// A stream to the host, as frames.
 pub(crate) type HostStream = Framed<tokio_util::compat::Compat<yamux::Stream>, FrameCodec<Request, Reply>>;
@@ -39,13 +39,14 @@ pub(crate) fn run() -> ExitCode {
 async fn live() -> Result<(), Fault> {
     let mut channel = boot::open_channel()?;
     exec::prepare_agent()?;
+    memory::prevent_thrashing()?;
     handshake::greet(&mut channel)?;
     let preparation = handshake::receive(&mut channel)?;
     let names = handshake::answer(&mut channel, prepare(&preparation).await)?;
     // A restored machine wakes up here, with all that it has read and mounted so far.
     let bootstrap = handshake::receive(&mut channel)?;
     handshake::answer(&mut channel, apply(&bootstrap, &names).await)?;
-    serve(channel, Arc::new(names)).await
+    serve(channel, Arc::new(Mutex::new(Some(names)))).await
 }
 
 /// What takes time and is the same in every machine of a kind.
@@ -73,7 +74,10 @@ fn identify(bootstrap: &Bootstrap, names: &NameFiles) -> Result<(), Fault> {
     names.fill(bootstrap)
 }
 
-async fn serve(channel: File, names: Arc<NameFiles>) -> Result<(), Fault> {
+/// Shared by the requests; taken by the one that halts the machine, whose root cannot be sealed while they are open.
+type SharedNames = Arc<Mutex<Option<NameFiles>>>;
+
+async fn serve(channel: File, names: SharedNames) -> Result<(), Fault> {
     let step = "preparing the channel";
     let reader = OwnedFd::from(channel);
     fcntl_setfl(&reader, fcntl_getfl(&reader).during(step)? | OFlags::NONBLOCK).during(step)?;
@@ -97,14 +101,21 @@ async fn serve(channel: File, names: Arc<NameFiles>) -> Result<(), Fault> {
     }
 }
 
-async fn handle(mut stream: HostStream, names: Arc<NameFiles>) {
+async fn handle(mut stream: HostStream, names: SharedNames) {
     use futures::StreamExt;
     match stream.next().await {
         Some(Ok(Frame::Control(Request::Exec(request)))) => exec::serve(request, stream).await,
         Some(Ok(Frame::Control(Request::Identify(bootstrap)))) => {
-            exec::finish(stream, reply_to(identify(&bootstrap, &names), Reply::Identified)).await;
+            let outcome = match &*names.lock().unwrap_or_else(PoisonError::into_inner) {
+                Some(names) => identify(&bootstrap, names),
+                None => {
+                    Err(Fault { step: "naming the machine".into(), cause: "it is halting".into(), errno: 0 })
+                }
+            };
+            exec::finish(stream, reply_to(outcome, Reply::Identified)).await;
         }
         Some(Ok(Frame::Control(Request::Halt))) => {
+            drop(names.lock().unwrap_or_else(PoisonError::into_inner).take());
             exec::finish(stream, reply_to(halt::halt(), Reply::Halted)).await;
         }
         // The host gave up or does not speak the protocol; dropping the stream resets it.

@@ -33,7 +33,8 @@ pub(crate) struct NameFiles {
     hostname: File,
     hosts: File,
     machine_id: File,
-    resolv_conf: File,
+    /// Absent where the image has none.
+    resolv_conf: Option<File>,
 }
 
 impl NameFiles {
@@ -52,7 +53,8 @@ impl NameFiles {
             hostname: open("/etc/hostname", hostname_file(name).len())?,
             hosts: open("/etc/hosts", hosts_file(name).len())?,
             machine_id: open("/etc/machine-id", 33)?,
-            resolv_conf: open("/etc/resolv.conf", 0)?,
+            // Its content stays for as long as nobody gives this machine a network.
+            resolv_conf: File::options().write(true).open("/etc/resolv.conf").ok(),
         })
     }
 
@@ -67,7 +69,11 @@ impl NameFiles {
         let Some(network) = &bootstrap.network else { return Ok(()) };
         let resolvers: String =
             network.dns_servers.iter().map(|server| format!("nameserver {server}\n")).collect();
-        overwrite(&self.resolv_conf, &resolvers).during("writing /etc/resolv.conf")
+        let written = match &self.resolv_conf {
+            Some(file) => overwrite(file, &resolvers),
+            None => std::fs::write("/etc/resolv.conf", resolvers),
+        };
+        written.during("writing /etc/resolv.conf")
     }
 }
 

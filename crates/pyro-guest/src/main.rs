@@ -16,6 +16,7 @@ mod halt;
 mod handshake;
 mod identity;
 mod init;
+mod memory;
 mod network;
 mod root;
 mod warm_up;

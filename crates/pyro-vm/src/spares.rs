@@ -16,32 +16,45 @@ use crate::hex::hex;
 use crate::qemu::Qemu;
 use crate::spec::{LaunchSpec, Purpose};
 use crate::supervisor::control::{self, ControlRequest};
-use crate::supervisor::{self, BootInfo, Lifeline, OwnerLock};
+use crate::supervisor::{self, BootInfo, BootStage, Lifeline, OwnerLock, StartError, files};
 use crate::template;
 
 /// Time that a spare has for ending when it is told to.
 const END_LIMIT: Duration = Duration::from_secs(5);
 const LOCK: &str = "lock";
 
-/// Makes a waiting spare the VM of `spec`, whose directory is still empty and whose lock is `lock`. `None`: there is
-/// none of its kind, or none that would do, and nothing has changed.
-pub async fn claim(spec: &LaunchSpec, lock: &OwnerLock) -> Option<(Lifeline, BootInfo)> {
-    if !spec.spares.dir.exists() {
+/// Makes a waiting spare the VM of `spec`, whose lock is `lock`. `None`: the VM has a layer from an earlier start,
+/// or there is no spare of its kind, or none that would do; nothing has changed then.
+///
+/// # Errors
+/// As [`supervisor::start`]: the guest was the VM's already when something went wrong.
+pub async fn claim(spec: &LaunchSpec, lock: &OwnerLock) -> Option<Result<(Lifeline, BootInfo), StartError>> {
+    if spec.dir.join(files::LAYER).exists() || !spec.spares.dir.exists() {
         return None;
     }
     let key = key(spec).await.ok()?;
     for dir in subdirectories(&spec.spares.dir.join(key)) {
         match supervisor::claim(&dir, spec.clone(), lock).await {
-            Some(Ok(claimed)) => return Some(claimed),
-            Some(Err(error)) => {
+            Some(Ok(claimed)) => return Some(Ok(claimed)),
+            Some(Err(error)) if is_harmless(&error, spec) => {
                 tracing::warn!(%error, dir = %dir.display(), "a spare failed");
                 // It may have been killed half-way.
                 supervisor::clear_claimed(&spec.dir);
             }
+            Some(Err(error)) => return Some(Err(error)),
             None => {}
         }
     }
     None
+}
+
+/// The spare failed before it was anybody's VM, so that another start can take its place.
+fn is_harmless(error: &StartError, spec: &LaunchSpec) -> bool {
+    match error {
+        StartError::Boot(failure) => failure.stage == BootStage::Identity,
+        StartError::Lost => spec.dir.exists(),
+        StartError::Ended(_) | StartError::Spawn(_) => false,
+    }
 }
 
 /// Starts spares of the kind of `spec` until as many wait as are wanted. What goes wrong is only logged: nobody
@@ -59,9 +72,12 @@ async fn try_replenish(spec: &LaunchSpec) -> Result<(), String> {
     let dir = spec.spares.dir.join(key(spec).await?);
     let failed = |error: std::io::Error| format!("{}: {error}", dir.display());
     make_dir(&dir).map_err(failed)?;
-    let Some(_counting) = lock(&spec.spares.dir).map_err(failed)? else { return Ok(()) };
+    let lock_file = lock_file(&spec.spares.dir).map_err(failed)?;
+    let locked = tokio::task::spawn_blocking(move || lock_file.lock().map(|()| lock_file)).await;
+    let _counting = locked.map_err(|error| error.to_string())?.map_err(failed)?;
     clear_away(&spec.spares.dir);
     let missing = (spec.spares.wanted as usize).saturating_sub(subdirectories(&dir).len());
+    let missing = missing.min((spec.spares.room as usize).saturating_sub(all(&spec.spares.dir).len()));
     for _ in 0..missing {
         let mut id = [0; 6];
         getrandom::fill(&mut id).map_err(|error| error.to_string())?;
@@ -100,20 +116,33 @@ pub async fn trim(dir: &Path, most: usize) {
     if !dir.exists() {
         return;
     }
-    if let Ok(Some(_counting)) = lock(dir) {
+    // Whoever has the lock is clearing away as well.
+    if let Ok(counting) = lock_file(dir)
+        && counting.try_lock().is_ok()
+    {
         clear_away(dir);
     }
-    let mut spares: Vec<_> = subdirectories(dir)
-        .iter()
-        .flat_map(|kind| subdirectories(kind))
+    let mut spares: Vec<_> = all(dir)
+        .into_iter()
         .filter_map(|spare| Some((fs::metadata(&spare).ok()?.modified().ok()?, spare)))
         .collect();
     spares.sort();
-    let surplus = spares.len().saturating_sub(most);
-    for (_, spare) in spares.into_iter().take(surplus) {
-        // One that cannot be reached is starting or ending; its own limits end it.
-        let _ = tokio::time::timeout(END_LIMIT, control::end(&spare, ControlRequest::Delete)).await;
+    let mut surplus = spares.len().saturating_sub(most);
+    for (_, spare) in spares {
+        if surplus == 0 {
+            break;
+        }
+        // One that is starting or being claimed cannot be reached; another must go in its place.
+        let end = tokio::time::timeout(END_LIMIT, control::end(&spare, ControlRequest::Delete));
+        if matches!(end.await, Ok(Ok(()))) {
+            surplus -= 1;
+        }
     }
+}
+
+/// Directories of the spares of all kinds.
+fn all(dir: &Path) -> Vec<PathBuf> {
+    subdirectories(dir).iter().flat_map(|kind| subdirectories(kind)).collect()
 }
 
 /// Removes the directories of spares that nobody holds. The caller has the lock, without which one that is just
@@ -130,14 +159,9 @@ fn clear_away(dir: &Path) {
     }
 }
 
-/// The lock on making spares; `None` if another process has it, which then does what is to be done.
-fn lock(dir: &Path) -> std::io::Result<Option<File>> {
-    let file = File::create(dir.join(LOCK))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(fs::TryLockError::WouldBlock) => Ok(None),
-        Err(fs::TryLockError::Error(error)) => Err(error),
-    }
+/// The file whose lock is held while spares are made or cleared away.
+fn lock_file(dir: &Path) -> std::io::Result<File> {
+    File::create(dir.join(LOCK))
 }
 
 fn make_dir(dir: &Path) -> std::io::Result<()> {

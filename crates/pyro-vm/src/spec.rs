@@ -60,8 +60,10 @@ pub enum Purpose {
 pub struct Spares {
     /// Directory of all spares, of whatever kind.
     pub dir: PathBuf,
-    /// How many of this kind shall wait. 0 leaves those that do alone.
+    /// How many of this kind shall wait once this VM has started. 0: no more are started.
     pub wanted: u32,
+    /// How many of whatever kind there may be.
+    pub room: u32,
     /// How long one that is started now waits, in seconds.
     pub idle_seconds: u32,
 }

@@ -71,7 +71,7 @@ pub enum Event {
 pub struct BootInfo {
     /// `uname -r` in the guest.
     pub kernel_release: String,
-    /// Time from the supervisor's start to the guest's readiness, in milliseconds.
+    /// Time from the supervisor's start, or the claim of a spare, to the guest's readiness, in milliseconds.
     pub boot_ms: u64,
     /// How guest code is executed.
     pub accelerator: Accelerator,

@@ -60,7 +60,7 @@ pub(crate) struct Partial {
 }
 
 /// The key of the template for machines like that of `spec`, which is equal for machines that can take each
-/// other's place. An error says why there can be no template.
+/// other's place, whether there can be a template or not.
 pub(crate) async fn key(dir: &Path, spec: &LaunchSpec, vmm: &dyn Vmm) -> Result<String, String> {
     key::of(dir, spec, vmm).await
 }
@@ -71,7 +71,11 @@ impl Templates {
         let kernel = spec.guest.kernel.clone();
         // Before the key, so that what is looked at again in the end is not newer than that.
         let kernel_identity = key::kernel_identity(&kernel);
-        Self { dir: dir.to_owned(), key: key::of(dir, spec, vmm).await, kernel, kernel_identity }
+        let key = match key::check_vmm(dir, spec).await {
+            Ok(()) => key::of(dir, spec, vmm).await,
+            Err(reason) => Err(reason),
+        };
+        Self { dir: dir.to_owned(), key, kernel, kernel_identity }
     }
 
     /// The template, if it is there and looks as it was made.
@@ -99,9 +103,6 @@ impl Templates {
     /// `room` bytes are free: a template must not take the space that running machines were promised.
     pub(crate) async fn begin(&self, room: u64) -> Result<Result<Partial, Template>, String> {
         let key = self.key.clone()?;
-        if let Some(reason) = self.recent_failure(&key) {
-            return Err(reason);
-        }
         make_dir(&self.dir)?;
         self.check_room(room)?;
         let lock_path = self.dir.join(format!("{key}.lock"));
@@ -143,7 +144,7 @@ impl Templates {
         Ok(Template { dir, record })
     }
 
-    /// Notes that the template could not be made, or not be used once it was.
+    /// Notes that the template could not be made.
     pub(crate) fn failed(&self, reason: &str) {
         if let Ok(key) = &self.key {
             // Then it is tried again, which is slow but right.
@@ -167,8 +168,9 @@ impl Templates {
         }
     }
 
-    fn recent_failure(&self, key: &str) -> Option<String> {
-        let path = self.dir.join(format!("{key}.failed"));
+    /// Why it could not be made a short while ago.
+    pub(crate) fn recent_failure(&self) -> Option<String> {
+        let path = self.dir.join(format!("{}.failed", self.key.as_ref().ok()?));
         let age = SystemTime::now().duration_since(fs::metadata(&path).ok()?.modified().ok()?).ok()?;
         if age > FAILURE_HOLDS {
             let _ = fs::remove_file(&path);

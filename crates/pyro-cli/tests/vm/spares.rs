@@ -149,6 +149,7 @@ async fn a_spare_gives_way_to_vms() {
     wait_for_spare(&sandbox);
     // With this one the ceiling is reached, and the spare is of another kind.
     let second = start(&engine, 512).await;
+    assert_eq!(waiting(&sandbox).len(), 0);
     let third = engine.create_vm(VmSpec::new(ENVIRONMENT), &quiet(), &never()).await;
     assert_eq!(third.unwrap_err().kind, pyro_engine::ErrorKind::AtCapacity);
     for vm in [first, second] {

@@ -229,6 +229,9 @@ async fn a_stopped_vm_starts_again_with_what_it_wrote() {
     let id = vm.vm_id.as_str();
     exec_text(&sandbox.guest(&vm), "echo kept > /workspace/file").await;
     engine.stop_vm(id).await.unwrap();
+    // The guest has halted in order, or its supervisor would complain.
+    let log = fs::read_to_string(sandbox.vm_dir(id).join("supervisor.log")).unwrap();
+    assert_eq!(log, "");
     let again = engine.start_vm(id, &never()).await.unwrap();
     // Its layer is not the template's any more.
     assert_eq!(again.metadata["start_mode"], "cold");

@@ -9,7 +9,7 @@ use pyro_env::{
 use pyro_vm::template;
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, templates_dir, unless_cancelled};
+use super::{Engine, templates_dir};
 use crate::{EngineError, ErrorKind, Event, Events, Pruned, PullEvent};
 
 impl Engine {
@@ -52,7 +52,7 @@ impl Engine {
         if let Ok(host) = self.host().await
             && let Some(environment) = self.open_environment(name).await?
         {
-            match unless_cancelled(cancel, self.make_default_template(environment, host)).await {
+            match self.make_default_template(environment, host, cancel).await {
                 Err(error) if error.kind == ErrorKind::Cancelled => return Err(error),
                 Err(error) => {
                     let text = format!("VMs of {name} will start slowly, there is no template: {error}");
@@ -88,7 +88,7 @@ impl Engine {
         pull.await
     }
 
-    /// Removes what cannot be used: environments from the cache, and templates that no start can use any more.
+    /// Removes what cannot be used: environments from the cache, and templates of other boots, agents and environments.
     ///
     /// # Errors
     /// `EnvironmentUnavailable` if an environment cannot be removed.

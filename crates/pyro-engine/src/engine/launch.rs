@@ -18,7 +18,7 @@ use super::{Engine, spares_dir, state_unusable, templates_dir, unless_cancelled}
 use crate::engine::host::Host;
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
-use crate::{EngineError, ErrorKind, ExecutionMode, VmId, VmSpec, VmState};
+use crate::{EngineError, ErrorKind, ExecutionMode, VmId, VmSpec};
 
 /// Name of the hidden subcommand that supervises one VM.
 pub const SUPERVISE_COMMAND: &str = "supervise";
@@ -86,16 +86,16 @@ impl Engine {
         };
         let spec = self.launch_spec(&record.vm_id, shape, &environment, host).await?;
         let start = async {
-            // A layer from an earlier start is what a spare does not have.
-            if record.state == VmState::Created
-                && let Some(claimed) = spares::claim(&spec, &lock).await
-            {
-                return Ok(claimed);
-            }
             let dir = spec.dir.clone();
-            supervisor::start(&self.config().program, &self.supervise_args(), spec, &lock)
-                .await
-                .map_err(|error| start_error(&record.vm_id, &dir, error))
+            let started = match spares::claim(&spec, &lock).await {
+                Some(claimed) => claimed,
+                None => {
+                    // They give way to a VM that somebody wants.
+                    spares::trim(&spec.spares.dir, spec.spares.room as usize).await;
+                    supervisor::start(&self.config().program, &self.supervise_args(), spec, &lock).await
+                }
+            };
+            started.map_err(|error| start_error(&record.vm_id, &dir, error))
         };
         unless_cancelled(cancel, start).await
     }
@@ -105,6 +105,7 @@ impl Engine {
         &self,
         environment: InstalledEnvironment,
         host: Host,
+        cancel: &CancellationToken,
     ) -> Result<(), EngineError> {
         if !templates_fit(host.accelerator) {
             return Ok(());
@@ -112,16 +113,20 @@ impl Engine {
         let sizing = limits::check_spec(&VmSpec::new(&environment.name))?;
         let shape = Shape { sizing, ephemeral: true, network: false, expires_at: f64::MAX };
         let id = VmId::random()?;
-        let lock = self.own_vm_dir(&id).await?;
         let spec = self.launch_spec(&id, shape, &environment, host).await?;
         let dir = spec.dir.clone();
-        let made =
-            supervisor::make_template(&self.config().program, &self.supervise_args(), spec, &lock).await;
-        made.map_err(|error| {
-            // Nothing is left of it but, if its supervisor was killed, the directory.
-            let _ = fs::remove_dir_all(&dir);
-            start_error(&id, &dir, error)
-        })
+        let lock = self.own_vm_dir(&id).await?;
+        let make = async {
+            supervisor::make_template(&self.config().program, &self.supervise_args(), spec, &lock)
+                .await
+                .map_err(|error| start_error(&id, &dir, error))
+        };
+        let made = unless_cancelled(cancel, make).await;
+        drop(lock);
+        // A supervisor that was given up or killed must not leave anything.
+        let _lock = self.await_release(&id).await?;
+        let _ = fs::remove_dir_all(&dir);
+        made
     }
 
     fn supervise_args(&self) -> [&OsStr; 2] {
@@ -179,14 +184,14 @@ impl Engine {
 
     /// How many spares there may be beside the VMs that were asked for.
     async fn plan_spares(&self) -> Result<Spares, EngineError> {
-        let dir = spares_dir(&self.config().base_dir);
-        let wanted = self.config().warm_spares;
-        if wanted == 0 {
-            return Ok(Spares { dir, wanted, idle_seconds: 0 });
-        }
         let active = self.registry(|registry| registry.ids()).await?.len();
-        let free = u32::try_from((self.config().max_active_vms as usize).saturating_sub(active)).unwrap_or(0);
-        Ok(Spares { dir, wanted: wanted.min(free), idle_seconds: self.config().spare_idle_seconds })
+        let config = self.config();
+        Ok(Spares {
+            dir: spares_dir(&config.base_dir),
+            wanted: config.warm_spares,
+            room: u32::try_from((config.max_active_vms as usize).saturating_sub(active)).unwrap_or(u32::MAX),
+            idle_seconds: config.spare_idle_seconds,
+        })
     }
 
     /// Notes that commands of this VM run on the host, to which its caller has agreed.

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use pyro_vm::spares;
 use pyro_vm::supervisor::control::ControlRequest;
 use tokio_util::sync::CancellationToken;
 
 use super::reconcile::{OWNER_VANISHED, owner_vanished};
-use super::{Engine, now, spares_dir};
+use super::{Engine, now};
 use crate::finished::Finished;
 use crate::limits::{self, Sizing};
 use crate::registry::{NewVm, VmPatch, VmRecord};
@@ -178,15 +177,11 @@ impl Engine {
             metadata,
         };
         let ceiling = self.config().max_active_vms;
-        let (record, active) = self
-            .registry(move |registry| {
-                let active = registry.insert(&vm, ceiling)?;
-                Ok((registry.get(&vm.vm_id)?, active))
-            })
-            .await?;
-        // One of them may be what this VM becomes, so that one more may stay until it has started.
-        spares::trim(&spares_dir(&self.config().base_dir), (ceiling - active + 1) as usize).await;
-        Ok(record)
+        self.registry(move |registry| {
+            registry.insert(&vm, ceiling)?;
+            registry.get(&vm.vm_id)
+        })
+        .await
     }
 
     pub(super) async fn get(&self, id: &VmId) -> Result<VmRecord, EngineError> {

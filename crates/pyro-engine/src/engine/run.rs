@@ -31,7 +31,7 @@ impl Engine {
     /// Makes a VM, runs one command in it and removes it, whatever happens.
     ///
     /// When this returns a result, the VM's record is gone and its supervisor is removing the rest; when it returns
-    /// an error, nothing is left.
+    /// an error, nothing is left, unless removing it failed too.
     ///
     /// # Errors
     /// Every kind but `NotFound` and `Expired`; the first error, not those of the cleanup.

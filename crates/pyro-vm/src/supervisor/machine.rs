@@ -152,21 +152,19 @@ impl<'a> Attempt<'a> {
                 .await
                 .map_err(|error| chain(&error))
         };
-        match with_network(&mut network, process.during(up)).await {
-            Ok(()) => {}
-            Err(cause) => {
-                // Whatever is wrong with it, the next start must not meet it again.
-                templates.discard(&template);
-                return Err(cause);
-            }
-        }
+        // Whatever is wrong with it, the next start must not meet it again. That the network failed says nothing.
+        let restore = async { process.during(up).await.inspect_err(|_| templates.discard(&template)) };
+        with_network(&mut network, restore).await?;
         let release = template.kernel_release().to_owned();
         Ok(self.running(process, connections.channel, network, release, StartMode::Template, None))
     }
 
     async fn find_or_make_template(&mut self, templates: &Templates) -> Result<Template, String> {
-        match templates.find() {
-            Some(template) => Ok(template),
+        if let Some(template) = templates.find() {
+            return Ok(template);
+        }
+        match templates.recent_failure() {
+            Some(reason) => Err(reason),
             None => self.make_template(templates).await.inspect_err(|reason| templates.failed(reason)),
         }
     }

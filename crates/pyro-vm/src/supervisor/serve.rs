@@ -260,7 +260,7 @@ fn boot_failed(spec: &LaunchSpec, cause: &str) -> Event {
     })
 }
 
-fn ended(spec: &LaunchSpec, recorder: &dyn Recorder, reason: EndReason) -> Event {
+pub(super) fn ended(spec: &LaunchSpec, recorder: &dyn Recorder, reason: EndReason) -> Event {
     remove_files(spec, reason.removes_files(spec.bound_to_caller));
     recorder.record_end(&spec.vm_id, spec.bound_to_caller, &reason);
     Event::Ended(reason)

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use futures::SinkExt;
+use futures::{SinkExt, StreamExt};
 use pyro_wire::{Exec, Frame, FrameCodec, Reply, Request};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -14,7 +14,9 @@ use tokio_util::codec::Framed;
 use super::control::{self, ControlRequest, ServerStream};
 use super::machine::{self, RunningMachine};
 use super::serve::{self, LifelineServer, Recorder, Signals};
-use super::{BootFailure, BootStage, Event, OwnerLock, StageTime, StartMode, files, handover, timer};
+use super::{
+    BootFailure, BootStage, EndReason, Event, OwnerLock, StageTime, StartMode, files, handover, timer,
+};
 use crate::qemu::Qemu;
 use crate::spec::LaunchSpec;
 
@@ -148,7 +150,13 @@ async fn become_claimed(
     // Without the lock nothing of the new VM's may be touched.
     let Ok(Some((client, _lock))) = handed_over.await else { return end(spare, &mut machine).await };
     let mut lifeline: LifelineServer = Framed::new(client, FrameCodec::default());
-    let event = match take_over(spare, &spec, &machine).await {
+    let taken = tokio::select! {
+        taken = take_over(spare, &spec, &machine) => taken.map_err(Some),
+        // Nobody waits for this VM any more, so nobody will use it.
+        _ = lifeline.next() => Err(None),
+        () = signals.any() => Err(None),
+    };
+    let event = match taken {
         Ok(()) => {
             let ms = started.elapsed().as_secs_f64() * 1e3;
             machine.info.boot_ms = ms as u64;
@@ -161,7 +169,10 @@ async fn become_claimed(
             serve::end_processes(&mut machine).await;
             remove(&spare.dir);
             clear_claimed(&spec.dir);
-            Event::Failed(BootFailure { stage: BootStage::Identity, cause, console })
+            match cause {
+                Some(cause) => Event::Failed(BootFailure { stage: BootStage::Identity, cause, console }),
+                None => serve::ended(&spec, recorder, EndReason::CallerGone),
+            }
         }
     };
     // The claimer may be gone, or may not care.
@@ -169,7 +180,7 @@ async fn become_claimed(
 }
 
 /// What a spare's directory holds of the VM that it becomes.
-const MOVED: [&str; 2] = [files::LAYER, files::SERIAL_LOG];
+const MOVED: [&str; 3] = [files::LAYER, files::SERIAL_LOG, files::SUPERVISOR_LOG];
 
 /// Removes what a spare that died while it was being claimed may have left in the claimer's directory.
 pub(crate) fn clear_claimed(dir: &Path) {

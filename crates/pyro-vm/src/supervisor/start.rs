@@ -38,7 +38,7 @@ pub enum StartError {
 /// is dropped.
 #[derive(Debug)]
 pub struct Lifeline {
-    /// Absent for a spare, which someone else started.
+    /// Absent for a claimed spare, which someone else started.
     supervisor: Option<Child>,
     stream: Framed<UnixStream, FrameCodec<Event, LaunchSpec>>,
 }

@@ -23,14 +23,19 @@ const FORMAT: u32 = 2;
 const LEAST_VMM_MAJOR: u32 = 9;
 const VERSION_LIMIT: Duration = Duration::from_secs(5);
 
-/// The key for machines like that of `spec`, or why there can be no template. `dir` remembers what the VMM's
-/// version is.
-pub(super) async fn of(dir: &Path, spec: &LaunchSpec, vmm: &dyn Vmm) -> Result<String, String> {
+/// Why there can be no template for machines of this VMM, if so. `dir` remembers what its version is.
+pub(super) async fn check_vmm(dir: &Path, spec: &LaunchSpec) -> Result<(), String> {
     let version = vmm_version(dir, &spec.machine.vmm_program).await?;
     let major = version.split(|c: char| !c.is_ascii_digit()).find(|digits| !digits.is_empty());
-    if major.and_then(|digits| digits.parse().ok()).is_none_or(|major: u32| major < LEAST_VMM_MAJOR) {
-        return Err(format!("{version} is too old for templates"));
+    match major.and_then(|digits| digits.parse::<u32>().ok()) {
+        Some(LEAST_VMM_MAJOR..) => Ok(()),
+        _ => Err(format!("{version} is too old for templates")),
     }
+}
+
+/// The key for machines like that of `spec`.
+pub(super) async fn of(dir: &Path, spec: &LaunchSpec, vmm: &dyn Vmm) -> Result<String, String> {
+    let version = vmm_version(dir, &spec.machine.vmm_program).await?;
     // Machine state also depends on the host's kernel and processor; neither changes before a reboot.
     let boot_id = host_boot_id()?;
     let kernel = kernel_identity(&spec.guest.kernel)?;

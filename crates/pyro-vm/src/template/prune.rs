@@ -1,4 +1,4 @@
-//! Clearing away templates that no start can use any more.
+//! Clearing away templates of which it can be told that no start will use them.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -7,7 +7,7 @@ use super::record::Record;
 use super::{RECORD, key, remove};
 use crate::agent;
 
-/// Removes what is of no use in `dir`: templates of another boot of the host, of another agent, of environments
+/// Removes what is surely of no use in `dir`: templates of another boot of the host, of another agent, of environments
 /// whose digests are not among `environments`, damaged and unfinished ones, and notes of failures, so that those
 /// are tried again. Returns how many templates were removed. One that is being made is left alone; machines that
 /// run from one keep what they have open.
