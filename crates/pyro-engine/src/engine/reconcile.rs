@@ -10,8 +10,9 @@ use super::{Engine, Shared, now, vm_dir, vms_dir};
 use crate::registry::VmRecord;
 use crate::{EngineError, ExecutionMode, Reaped, VmId, VmState};
 
-/// A directory without a record is left alone this long: its maker may be about to write the record.
-const MAKING_TIME: Duration = Duration::from_secs(60);
+/// A directory without a record and without an owner is left alone this long: its maker may be about to lock it, which
+/// takes microseconds.
+const MAKING_TIME: Duration = Duration::from_secs(2);
 
 /// What `last_error` says of a VM whose owner vanished.
 pub(super) const OWNER_VANISHED: &str = "backing guest process is no longer running";
