@@ -51,12 +51,13 @@ pub(super) async fn make_template(
     tasks: &LocalSet,
 ) -> Result<(), BootFailure> {
     let mut attempt = Attempt::new(spec, vmm, tasks);
+    let limit = attempt.limit();
     let make = async {
         let Some(dir) = &spec.template_dir else { return Err("this host has no templates".to_owned()) };
         let templates = Templates::new(dir, spec, vmm).await;
         attempt.find_or_make_template(&templates).await.map(drop)
     };
-    let outcome = tokio::time::timeout(Duration::from_secs(spec.boot_limit_seconds), make).await;
+    let outcome = tokio::time::timeout(limit, make).await;
     attempt.conclude(outcome).await
 }
 
@@ -110,9 +111,7 @@ impl<'a> Attempt<'a> {
     }
 
     async fn boot_kernel(&mut self, warning: Option<String>) -> Result<RunningMachine, String> {
-        let mut network = self.start_network()?;
-        let network_end = network.as_mut().and_then(|(_, end)| end.take());
-        let mut network = network.map(|(network, _)| network);
+        let (mut network, network_end) = self.start_network()?.unzip();
         let dir = &self.spec.dir;
         let (mut process, mut connections) = self.launch_kernel(dir, network_end, None).await?;
         let config = network.as_ref().map(|network| network.config().clone());
@@ -133,9 +132,7 @@ impl<'a> Attempt<'a> {
         self.stages.enter(BootStage::Disks);
         let disks = self.disks();
         layer::instantiate(&template.layer(), &disks.layer).map_err(|error| chain(&error))?;
-        let mut network = self.start_network()?;
-        let network_end = network.as_mut().and_then(|(_, end)| end.take());
-        let mut network = network.map(|(network, _)| network);
+        let (mut network, network_end) = self.start_network()?.unzip();
 
         self.stages.enter(BootStage::Vmm);
         let start = Start::Template { memory: template.memory() };
@@ -251,13 +248,13 @@ impl<'a> Attempt<'a> {
         Ok(hello.kernel_release)
     }
 
-    fn start_network(&mut self) -> Result<Option<(Network, Option<OwnedFd>)>, String> {
+    /// The network's helper, and the VMM's end of its link.
+    fn start_network(&self) -> Result<Option<(Network, OwnedFd)>, String> {
         if !self.spec.network {
             return Ok(None);
         }
         self.stages.enter(BootStage::Network);
-        let (network, end) = Network::start()?;
-        Ok(Some((network, Some(end))))
+        Network::start().map(Some)
     }
 
     fn disks(&self) -> Disks {
