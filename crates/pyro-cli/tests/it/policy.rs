@@ -20,6 +20,7 @@ fn our_dependencies(name: &str) -> Vec<String> {
 fn crates_depend_on_each_other_as_drawn() {
     let arrows = [
         ("pyro-wire", &[][..]),
+        ("pyro-archive", &[]),
         ("pyro-guest", &["pyro-wire"]),
         ("pyro-vm", &["pyro-wire"]),
         ("pyro-env", &[]),

@@ -1,0 +1,122 @@
+//! What can go wrong.
+
+use std::io;
+
+use crate::{MAX_DEPTH, MAX_NAME};
+
+/// Why an item was not packed or unpacked. Names are printable and cut, whoever chose them.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// A file or directory could not be used.
+    #[error("cannot {action} {name}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path, or on which entry.
+        name: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The stream could not be read or written.
+    #[error("cannot {action} the stream of files")]
+    Stream {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// What should be packed is neither a file nor a directory.
+    #[error("{name} is neither a regular file nor a directory")]
+    NotAnItem {
+        /// Its path.
+        name: String,
+    },
+    /// The name for the item is not a single name.
+    #[error("{name:?} is no name for a file in a directory")]
+    NotOneName {
+        /// The name.
+        name: String,
+    },
+    /// A file changed while it was packed, in a way that leaves nothing sensible to store.
+    #[error("{name} {how} while it was read")]
+    Changed {
+        /// Its entry.
+        name: String,
+        /// What happened to it.
+        how: &'static str,
+    },
+    /// The stream ends before the archive does.
+    #[error("the stream of files is cut short")]
+    Truncated,
+    /// The stream is not what this crate writes.
+    #[error("the stream of files is malformed: {what}")]
+    Malformed {
+        /// In which way.
+        what: &'static str,
+    },
+    /// An entry has a name that is not allowed.
+    #[error("the entry {name} {why}")]
+    BadName {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// An entry comes when its directory is not open or later names were already there.
+    #[error("the entry {name} is out of order")]
+    OutOfOrder {
+        /// Its name.
+        name: String,
+    },
+    /// An entry is of a kind that no stream may hold.
+    #[error("the entry {name} is {kind}; only files, directories and symlinks are accepted")]
+    Unsupported {
+        /// Its name.
+        name: String,
+        /// What it is, with an article.
+        kind: &'static str,
+    },
+    /// A name, or a symlink's target, is too long to be stored.
+    #[error("{name} has a name or target of more than {MAX_NAME} bytes")]
+    NameTooLong {
+        /// Its entry.
+        name: String,
+    },
+    /// Too many directories are within each other.
+    #[error("{name} is more than {MAX_DEPTH} directories deep")]
+    TooDeep {
+        /// The first entry that is.
+        name: String,
+    },
+    /// There are more entries than allowed.
+    #[error("there are more than {limit} files, directories and symlinks")]
+    TooManyEntries {
+        /// How many are allowed.
+        limit: u64,
+    },
+    /// There is more in the files than allowed.
+    #[error("there are more than {limit} bytes in files")]
+    TooLarge {
+        /// How many are allowed.
+        limit: u64,
+    },
+    /// Something stands where an entry should go and is not replaced by it.
+    #[error("{name} cannot be made: there is {there} in its place")]
+    InTheWay {
+        /// The entry.
+        name: String,
+        /// What is there, with an article.
+        there: &'static str,
+    },
+}
+
+impl ArchiveError {
+    pub(crate) fn io<E: Into<io::Error>>(
+        action: &'static str,
+        name: impl ToString,
+    ) -> impl FnOnce(E) -> Self {
+        move |source| Self::Io { action, name: name.to_string(), source: source.into() }
+    }
+}

@@ -1,0 +1,40 @@
+//! Files and directories as a stream of tar, both ways, never outside the given place.
+//!
+//! A stream holds one item, a regular file or a directory with everything below it. Its entries are called
+//! `item` and `item/…`, so that who receives it decides alone what it is called. The format is the part of
+//! GNU tar that this needs: files, directories, symlinks and long names. Directories come before what they
+//! hold, and the entries of a directory in the order of their names' bytes. [`unpack()`] insists on that
+//! order: what is open is then all it has to remember, and no entry can contradict an earlier one.
+//!
+//! Both ends work on open directories and one name at a time, never on paths, and follow no symlink below the
+//! place that they were given. Neither keeps more than [`MAX_DEPTH`] directories open. Unpacking needs little
+//! memory whatever a stream says; packing holds the names of the directories that it is in.
+
+mod error;
+mod input;
+mod name;
+mod output;
+mod pack;
+mod place;
+mod report;
+mod unpack;
+
+pub use error::ArchiveError;
+pub use pack::pack;
+pub use report::Report;
+pub use unpack::{Links, unpack};
+
+/// The longest name of an entry in bytes, `item` included, and the longest target of a symlink.
+pub const MAX_NAME: usize = 4096;
+
+/// How many directories may be within each other, the item included. As many are open at once.
+pub const MAX_DEPTH: usize = 128;
+
+/// How much one stream may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Files, directories and symlinks, with those that are left out.
+    pub max_entries: u64,
+    /// Bytes in files.
+    pub max_bytes: u64,
+}

@@ -1,0 +1,128 @@
+//! The writing end of a stream: headers and padded data.
+
+use std::io::{self, BufWriter, Write};
+
+use tar::{EntryType, Header};
+
+use crate::ArchiveError;
+use crate::name::Name;
+
+pub(crate) const BLOCK: usize = 512;
+
+/// What an entry says about its thing besides the name.
+pub(crate) struct Attributes {
+    pub(crate) mode: u32,
+    /// Seconds since 1970.
+    pub(crate) modified: u64,
+}
+
+pub(crate) struct Output<W: Write> {
+    sink: BufWriter<W>,
+}
+
+impl<W: Write> Output<W> {
+    pub(crate) fn new(sink: W) -> Self {
+        Self { sink: BufWriter::with_capacity(64 * 1024, sink) }
+    }
+
+    /// `size` bytes have to follow with [`Self::data`], then [`Self::pad`].
+    pub(crate) fn file(
+        &mut self,
+        name: &Name,
+        attributes: &Attributes,
+        size: u64,
+    ) -> Result<(), ArchiveError> {
+        self.entry(EntryType::Regular, name.as_bytes(), b"", attributes, size)
+    }
+
+    pub(crate) fn directory(&mut self, name: &Name, attributes: &Attributes) -> Result<(), ArchiveError> {
+        let name = [name.as_bytes(), b"/"].concat();
+        self.entry(EntryType::Directory, &name, b"", attributes, 0)
+    }
+
+    pub(crate) fn symlink(
+        &mut self,
+        name: &Name,
+        attributes: &Attributes,
+        target: &[u8],
+    ) -> Result<(), ArchiveError> {
+        self.entry(EntryType::Symlink, name.as_bytes(), target, attributes, 0)
+    }
+
+    pub(crate) fn data(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
+        self.sink.write_all(bytes).map_err(write_error)
+    }
+
+    /// Fills the last block of data of which there were `size` bytes.
+    pub(crate) fn pad(&mut self, size: u64) -> Result<(), ArchiveError> {
+        self.data(&[0; BLOCK][..padding(size)])
+    }
+
+    /// The marker without which the stream counts as cut short.
+    pub(crate) fn end(mut self) -> Result<(), ArchiveError> {
+        self.data(&[0; 2 * BLOCK])?;
+        self.sink.flush().map_err(write_error)
+    }
+
+    fn entry(
+        &mut self,
+        kind: EntryType,
+        name: &[u8],
+        target: &[u8],
+        attributes: &Attributes,
+        size: u64,
+    ) -> Result<(), ArchiveError> {
+        let mut header = blank(kind, size);
+        header.set_mode(attributes.mode);
+        header.set_mtime(attributes.modified);
+        let fields = header.as_old_mut();
+        if !fits(&mut fields.linkname, target) {
+            self.long(EntryType::GNULongLink, target)?;
+        }
+        if !fits(&mut fields.name, name) {
+            self.long(EntryType::GNULongName, name)?;
+        }
+        header.set_cksum();
+        self.data(header.as_bytes())
+    }
+
+    /// An entry that only holds the name or target of the next, as its header has no room for it.
+    fn long(&mut self, kind: EntryType, text: &[u8]) -> Result<(), ArchiveError> {
+        let size = text.len() as u64 + 1;
+        let mut header = blank(kind, size);
+        fits(&mut header.as_old_mut().name, b"././@LongLink");
+        header.set_cksum();
+        self.data(header.as_bytes())?;
+        self.data(text)?;
+        self.data(&[0])?;
+        self.pad(size)
+    }
+}
+
+fn blank(kind: EntryType, size: u64) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_size(size);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header
+}
+
+/// Puts as much of `text` into a header's field as it holds; whether that was all.
+fn fits(field: &mut [u8; 100], text: &[u8]) -> bool {
+    let length = text.len().min(field.len());
+    field[..length].copy_from_slice(&text[..length]);
+    length == text.len()
+}
+
+/// How many bytes lie between the end of `size` bytes of data and the next header.
+pub(crate) fn padding(size: u64) -> usize {
+    // Less than a block.
+    (size.wrapping_neg() % BLOCK as u64) as usize
+}
+
+fn write_error(source: io::Error) -> ArchiveError {
+    ArchiveError::Stream { action: "write", source }
+}

@@ -1,0 +1,216 @@
+//! From a file or directory to a stream.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::name::{Name, printable};
+use crate::output::{Attributes, Output};
+use crate::{ArchiveError, Limits, MAX_NAME, Report};
+
+/// Without waiting for a fifo's other end or becoming a terminal's owner, should it be one by then.
+const OPEN: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+
+/// Writes the file or directory at `source` as a stream.
+///
+/// A symlink at `source` itself is followed, those below it are stored as symlinks. Kept are permission bits,
+/// without setuid, setgid and sticky, and the time of the last change in seconds; nothing says whose the
+/// files are. Devices, fifos and sockets are left out, as is what is gone when its turn comes. Of a file that
+/// grows meanwhile, the size it had first is stored. `sink` gets large pieces and needs no buffer.
+///
+/// # Errors
+/// [`ArchiveError`], also when something may not be read or a file becomes shorter while it is read. The
+/// stream in `sink` then has no end marker, and whoever unpacks it will know that it was cut short.
+pub fn pack<W: Write>(source: &Path, sink: &mut W, limits: &Limits) -> Result<Report, ArchiveError> {
+    let shown = printable(source.as_os_str().as_bytes());
+    let not_an_item = || ArchiveError::NotAnItem { name: shown.clone() };
+    // Opening a device can do something.
+    let seen = rustix::fs::stat(source).map_err(ArchiveError::io("examine", &shown))?;
+    if !matches!(file_type(&seen), FileType::RegularFile | FileType::Directory) {
+        return Err(not_an_item());
+    }
+    let handle =
+        rustix::fs::openat(CWD, source, OPEN, Mode::empty()).map_err(ArchiveError::io("open", &shown))?;
+    let stat = rustix::fs::fstat(&handle).map_err(ArchiveError::io("examine", &shown))?;
+    let mut packing = Packing {
+        output: Output::new(sink),
+        limits,
+        found: 0,
+        report: Report::default(),
+        buffer: vec![0; 64 * 1024],
+    };
+    packing.count()?;
+    match file_type(&stat) {
+        FileType::RegularFile => packing.file(handle, &stat, &Name::item())?,
+        FileType::Directory => packing.tree(handle, &stat)?,
+        _ => return Err(not_an_item()),
+    }
+    packing.output.end()?;
+    Ok(packing.report)
+}
+
+struct Packing<'a, W: Write> {
+    output: Output<W>,
+    limits: &'a Limits,
+    /// How many names were found, also those whose turn has not come: they are in memory.
+    found: u64,
+    report: Report,
+    buffer: Vec<u8>,
+}
+
+/// A directory that is being packed.
+struct Level {
+    handle: OwnedFd,
+    name: Name,
+    /// What is still to come.
+    names: std::vec::IntoIter<Vec<u8>>,
+}
+
+impl<W: Write> Packing<'_, W> {
+    fn tree(&mut self, handle: OwnedFd, stat: &Stat) -> Result<(), ArchiveError> {
+        let mut open = vec![self.directory(handle, stat, Name::item())?];
+        while let Some(level) = open.last_mut() {
+            let Some(own_name) = level.names.next() else {
+                open.pop();
+                continue;
+            };
+            let name = level.name.child(&own_name)?;
+            if let Some(level) = self.add(level.handle.as_fd(), &own_name, name)? {
+                open.push(level);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores what is called `own_name`; the contents of a directory are still to come.
+    fn add(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        own_name: &[u8],
+        name: Name,
+    ) -> Result<Option<Level>, ArchiveError> {
+        let seen = match rustix::fs::statat(directory, own_name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(seen) => seen,
+            Err(Errno::NOENT) => return Ok(self.leave_out(&name)),
+            Err(error) => return Err(ArchiveError::io("examine", &name)(error)),
+        };
+        match file_type(&seen) {
+            FileType::RegularFile | FileType::Directory => {}
+            FileType::Symlink => {
+                self.symlink(directory, own_name, &seen, &name)?;
+                return Ok(None);
+            }
+            _ => return Ok(self.leave_out(&name)),
+        }
+        let handle = match rustix::fs::openat(directory, own_name, OPEN | OFlags::NOFOLLOW, Mode::empty()) {
+            Ok(handle) => handle,
+            Err(Errno::NOENT) => return Ok(self.leave_out(&name)),
+            Err(Errno::LOOP | Errno::NXIO) => return Err(replaced(&name)),
+            Err(error) => return Err(ArchiveError::io("open", &name)(error)),
+        };
+        let stat = rustix::fs::fstat(&handle).map_err(ArchiveError::io("examine", &name))?;
+        match file_type(&stat) {
+            FileType::RegularFile => self.file(handle, &stat, &name).map(|()| None),
+            FileType::Directory => self.directory(handle, &stat, name).map(Some),
+            _ => Err(replaced(&name)),
+        }
+    }
+
+    fn file(&mut self, handle: OwnedFd, stat: &Stat, name: &Name) -> Result<(), ArchiveError> {
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let limit = self.limits.max_bytes;
+        if size > limit.saturating_sub(self.report.bytes) {
+            return Err(ArchiveError::TooLarge { limit });
+        }
+        self.output.file(name, &attributes(stat), size)?;
+        let mut file = File::from(handle);
+        let mut left = size;
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+            match file.read(&mut self.buffer[..most]) {
+                Ok(0) => {
+                    return Err(ArchiveError::Changed { name: name.to_string(), how: "became shorter" });
+                }
+                Ok(count) => {
+                    self.output.data(&self.buffer[..count])?;
+                    left -= count as u64;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(ArchiveError::io("read", name)(error)),
+            }
+        }
+        self.output.pad(size)?;
+        self.report.entries += 1;
+        self.report.bytes += size;
+        Ok(())
+    }
+
+    fn directory(&mut self, handle: OwnedFd, stat: &Stat, name: Name) -> Result<Level, ArchiveError> {
+        self.output.directory(&name, &attributes(stat))?;
+        self.report.entries += 1;
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&handle).map_err(ArchiveError::io("list", &name))? {
+            let entry = entry.map_err(ArchiveError::io("list", &name))?;
+            let own_name = entry.file_name().to_bytes();
+            if !matches!(own_name, b"." | b"..") {
+                self.count()?;
+                names.push(own_name.to_vec());
+            }
+        }
+        names.sort_unstable();
+        Ok(Level { handle, name, names: names.into_iter() })
+    }
+
+    fn symlink(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        own_name: &[u8],
+        stat: &Stat,
+        name: &Name,
+    ) -> Result<(), ArchiveError> {
+        let target = match rustix::fs::readlinkat(directory, own_name, Vec::new()) {
+            Ok(target) => target,
+            Err(Errno::NOENT) => {
+                self.report.leave_out(name);
+                return Ok(());
+            }
+            Err(Errno::INVAL) => return Err(replaced(name)),
+            Err(error) => return Err(ArchiveError::io("read", name)(error)),
+        };
+        if target.as_bytes().len() > MAX_NAME {
+            return Err(ArchiveError::NameTooLong { name: name.to_string() });
+        }
+        self.output.symlink(name, &attributes(stat), target.as_bytes())?;
+        self.report.entries += 1;
+        Ok(())
+    }
+
+    fn leave_out(&mut self, name: &Name) -> Option<Level> {
+        self.report.leave_out(name);
+        None
+    }
+
+    fn count(&mut self) -> Result<(), ArchiveError> {
+        self.found += 1;
+        let limit = self.limits.max_entries;
+        if self.found > limit { Err(ArchiveError::TooManyEntries { limit }) } else { Ok(()) }
+    }
+}
+
+fn file_type(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+fn attributes(stat: &Stat) -> Attributes {
+    // Nothing is from before 1970, whatever its time says.
+    Attributes { mode: stat.st_mode & 0o777, modified: u64::try_from(stat.st_mtime).unwrap_or(0) }
+}
+
+fn replaced(name: &Name) -> ArchiveError {
+    ArchiveError::Changed { name: name.to_string(), how: "was replaced" }
+}

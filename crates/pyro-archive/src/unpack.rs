@@ -1,0 +1,232 @@
+//! From a stream to a file or directory.
+
+use std::ffi::OsStr;
+use std::io::{Read, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::input::{Entry, Input, Kind};
+use crate::name::{Name, printable};
+use crate::output::Attributes;
+use crate::place::{Partial, Standing, finish, make_directory};
+use crate::{ArchiveError, Limits, Report};
+
+/// Which symlinks of a stream are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// Those that lead to the item or something in it, as long as symlinks that were there before do, and
+    /// that have `..` at their beginning at most. Others are left out.
+    Inside,
+    /// All of them, whatever they lead to.
+    Any,
+}
+
+/// Makes `parent/name` from a stream of [`pack`](crate::pack()), of which nothing behind the end marker is
+/// read.
+///
+/// `parent` is an existing directory. A file takes the place of a file; a directory that is there already
+/// keeps its mode and what it holds, and files and symlinks take the place of files and symlinks in it.
+/// Nothing else is replaced, and a symlink that is called `name` is an error. Files and symlinks are whole
+/// whenever they have their names, which they get by a rename: nothing is written into what was there before.
+///
+/// After an error, a single file is as it was before, while a directory holds what was made so far, with mode
+/// 0700 where it is not known to be complete. A process that is killed can leave one file `.pyro-partial-…`
+/// as well. Nothing waits until it is on the disk.
+///
+/// # Errors
+/// [`ArchiveError`], also when the stream ends before its end marker. `source` is then anywhere in the
+/// stream.
+pub fn unpack<R: Read>(
+    source: &mut R,
+    parent: &Path,
+    name: &OsStr,
+    limits: &Limits,
+    links: Links,
+) -> Result<Report, ArchiveError> {
+    let own_name = name.as_bytes();
+    if matches!(own_name, b"" | b"." | b"..") || own_name.iter().any(|byte| matches!(byte, 0 | b'/')) {
+        return Err(ArchiveError::NotOneName { name: printable(own_name) });
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = rustix::fs::openat(CWD, parent, flags, Mode::empty())
+        .map_err(ArchiveError::io("open", printable(parent.as_os_str().as_bytes())))?;
+    let input = Input::new(source);
+    Unpacking { input, limits, links, report: Report::default() }.item(parent.as_fd(), own_name)
+}
+
+struct Unpacking<'a, R> {
+    input: Input<'a, R>,
+    limits: &'a Limits,
+    links: Links,
+    report: Report,
+}
+
+/// A directory whose contents are coming.
+struct Level {
+    handle: OwnedFd,
+    name: Name,
+    /// What it gets when it is complete, if it is new.
+    attributes: Option<Attributes>,
+    /// What was made in it last, empty at first.
+    last: Vec<u8>,
+}
+
+impl<R: Read> Unpacking<'_, R> {
+    fn item(mut self, parent: BorrowedFd<'_>, own_name: &[u8]) -> Result<Report, ArchiveError> {
+        let Some(Entry { name, kind, attributes }) = self.next()? else {
+            return Err(ArchiveError::Malformed { what: "it holds nothing" });
+        };
+        if name != Name::item() {
+            return Err(ArchiveError::OutOfOrder { name: name.to_string() });
+        }
+        match kind {
+            Kind::File { size } => {
+                let partial = self.file(parent, own_name, &name, &attributes, size)?;
+                // Only now it is known that the stream is whole.
+                if let Some(next) = self.next()? {
+                    return Err(ArchiveError::OutOfOrder { name: next.name.to_string() });
+                }
+                partial.rename(own_name).map_err(ArchiveError::io("rename to", &name))?;
+            }
+            Kind::Directory => {
+                let item = self.directory(parent, own_name, &name, attributes)?;
+                self.contents(item)?;
+            }
+            Kind::Symlink { .. } => {
+                return Err(ArchiveError::Malformed { what: "the item itself is a symlink" });
+            }
+        }
+        Ok(self.report)
+    }
+
+    /// The next entry, if there may be one more.
+    fn next(&mut self) -> Result<Option<Entry>, ArchiveError> {
+        let entry = self.input.next()?;
+        let limit = self.limits.max_entries;
+        if entry.is_some() && self.report.entries + self.report.left_out >= limit {
+            return Err(ArchiveError::TooManyEntries { limit });
+        }
+        Ok(entry)
+    }
+
+    /// Everything below the item. An entry's directory must be open and may have had no later name yet.
+    fn contents(&mut self, item: Level) -> Result<(), ArchiveError> {
+        let mut open = vec![item];
+        while let Some(Entry { name, kind, attributes }) = self.next()? {
+            let out_of_order = || ArchiveError::OutOfOrder { name: name.to_string() };
+            let (parent, own_name) = name.split().ok_or_else(out_of_order)?;
+            while let Some(level) = open.pop_if(|level| level.name != parent) {
+                complete(&level)?;
+            }
+            let level = open.last_mut().ok_or_else(out_of_order)?;
+            if level.last.as_slice() >= own_name {
+                return Err(out_of_order());
+            }
+            level.last = own_name.to_vec();
+            let directory = level.handle.as_fd();
+            match kind {
+                Kind::File { size } => {
+                    let partial = self.file(directory, own_name, &name, &attributes, size)?;
+                    partial.rename(own_name).map_err(ArchiveError::io("rename to", &name))?;
+                }
+                Kind::Symlink { target } => self.symlink(directory, own_name, &name, &target)?,
+                Kind::Directory => {
+                    let level = self.directory(directory, own_name, &name, attributes)?;
+                    open.push(level);
+                }
+            }
+        }
+        open.iter().rev().try_for_each(complete)
+    }
+
+    /// Reads a file's data. The file still has to get its name.
+    fn file<'d>(
+        &mut self,
+        directory: BorrowedFd<'d>,
+        own_name: &[u8],
+        name: &Name,
+        attributes: &Attributes,
+        size: u64,
+    ) -> Result<Partial<'d>, ArchiveError> {
+        let limit = self.limits.max_bytes;
+        if size > limit.saturating_sub(self.report.bytes) {
+            return Err(ArchiveError::TooLarge { limit });
+        }
+        must_be_replaceable(directory, own_name, name)?;
+        let (partial, mut file) = Partial::file(directory).map_err(ArchiveError::io("make", name))?;
+        self.input.data(size, |piece| file.write_all(piece).map_err(ArchiveError::io("write", name)))?;
+        finish(&file, attributes).map_err(ArchiveError::io("set mode and time of", name))?;
+        self.report.entries += 1;
+        self.report.bytes += size;
+        Ok(partial)
+    }
+
+    fn directory(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        own_name: &[u8],
+        name: &Name,
+        attributes: Attributes,
+    ) -> Result<Level, ArchiveError> {
+        match make_directory(directory, own_name) {
+            Ok((handle, is_new)) => {
+                self.report.entries += 1;
+                let attributes = is_new.then_some(attributes);
+                Ok(Level { handle, name: name.clone(), attributes, last: Vec::new() })
+            }
+            Err(Errno::NOTDIR | Errno::LOOP) => Err(in_the_way(directory, own_name, name)),
+            Err(error) => Err(ArchiveError::io("make", name)(error)),
+        }
+    }
+
+    fn symlink(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        own_name: &[u8],
+        name: &Name,
+        target: &[u8],
+    ) -> Result<(), ArchiveError> {
+        if self.links == Links::Inside && !name.keeps_inside(target) {
+            self.report.leave_out(name);
+            return Ok(());
+        }
+        must_be_replaceable(directory, own_name, name)?;
+        Partial::symlink(directory, target)
+            .and_then(|partial| partial.rename(own_name))
+            .map_err(ArchiveError::io("make", name))?;
+        self.report.entries += 1;
+        Ok(())
+    }
+}
+
+/// Decides about what stands there before data is read. Should it change until the rename, that follows
+/// nothing and replaces no directory either.
+fn must_be_replaceable(directory: BorrowedFd<'_>, own_name: &[u8], name: &Name) -> Result<(), ArchiveError> {
+    match Standing::at(directory, own_name).map_err(ArchiveError::io("examine", name))? {
+        Standing::Nothing | Standing::File => Ok(()),
+        // Whoever put a symlink in the item's own place may mean what it leads to.
+        Standing::Symlink if *name != Name::item() => Ok(()),
+        there => Err(ArchiveError::InTheWay { name: name.to_string(), there: there.description() }),
+    }
+}
+
+fn in_the_way(directory: BorrowedFd<'_>, own_name: &[u8], name: &Name) -> ArchiveError {
+    match Standing::at(directory, own_name) {
+        Ok(there) => ArchiveError::InTheWay { name: name.to_string(), there: there.description() },
+        Err(error) => ArchiveError::io("examine", name)(error),
+    }
+}
+
+/// Nothing more comes into this directory, so that it may become unwritable.
+fn complete(level: &Level) -> Result<(), ArchiveError> {
+    match &level.attributes {
+        Some(attributes) => {
+            finish(&level.handle, attributes).map_err(ArchiveError::io("set mode and time of", &level.name))
+        }
+        None => Ok(()),
+    }
+}

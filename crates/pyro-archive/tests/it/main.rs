@@ -1,0 +1,12 @@
+//! Whole streams, honest and hostile, and what they leave on disk.
+#![expect(clippy::unwrap_used, reason = "clippy knows only functions marked as tests, not their helpers")]
+
+mod arbitrary;
+mod hostile;
+mod merge;
+mod pack;
+mod round_trip;
+mod streams;
+mod swap;
+mod trees;
+mod truncated;

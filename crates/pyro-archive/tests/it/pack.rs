@@ -1,0 +1,177 @@
+//! What is packed, and what is not.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use pyro_archive::{ArchiveError, Limits, Links, MAX_DEPTH, Report, pack};
+use tempfile::tempdir;
+
+use crate::streams::LIMITS;
+use crate::trees::{Outside, set_mode, tree};
+
+fn packed(source: &Path, limits: &Limits) -> Result<(Vec<u8>, Report), ArchiveError> {
+    let mut stream = Vec::new();
+    pack(source, &mut stream, limits).map(|report| (stream, report))
+}
+
+/// Names and kinds as another reader sees them.
+fn listing(stream: &[u8]) -> Vec<(String, u8)> {
+    let mut archive = tar::Archive::new(stream);
+    let entries = archive.entries().unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| {
+            let name = String::from_utf8(entry.path_bytes().into_owned()).unwrap();
+            (name, entry.header().entry_type().as_byte())
+        })
+        .collect()
+}
+
+#[test]
+fn a_stream_is_sorted_tar_that_others_can_read() {
+    let dir = tempdir().unwrap();
+    let long = "long".repeat(50);
+    fs::create_dir_all(dir.path().join(&long)).unwrap();
+    fs::create_dir(dir.path().join("a")).unwrap();
+    for file in ["b", "a/z", "a.", "A"] {
+        fs::write(dir.path().join(file), file).unwrap();
+    }
+    symlink(&long, dir.path().join("c")).unwrap();
+    let (stream, report) = packed(dir.path(), &LIMITS).unwrap();
+    let expected = [
+        ("item/".to_owned(), b'5'),
+        ("item/A".to_owned(), b'0'),
+        ("item/a/".to_owned(), b'5'),
+        ("item/a/z".to_owned(), b'0'),
+        ("item/a.".to_owned(), b'0'),
+        ("item/b".to_owned(), b'0'),
+        ("item/c".to_owned(), b'2'),
+        (format!("item/{long}/"), b'5'),
+    ];
+    assert_eq!(listing(&stream), expected);
+    assert_eq!((report.entries, report.bytes, report.left_out), (8, 7, 0));
+    assert_eq!(packed(dir.path(), &LIMITS).unwrap().0, stream);
+    assert!(stream.ends_with(&[0; 1024]));
+}
+
+#[test]
+fn nothing_says_whose_it_is() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("file");
+    fs::write(&path, "x").unwrap();
+    set_mode(&path, 0o4751);
+    let (stream, _) = packed(&path, &LIMITS).unwrap();
+    let header = tar::Header::from_byte_slice(&stream[..512]);
+    assert_eq!((header.uid().unwrap(), header.gid().unwrap(), header.mode().unwrap()), (0, 0, 0o751));
+    assert_eq!(header.username().unwrap().unwrap_or_default(), "");
+}
+
+#[test]
+fn links_are_followed_only_at_the_source_itself() {
+    let dir = tempdir().unwrap();
+    fs::create_dir(dir.path().join("real")).unwrap();
+    symlink("/etc", dir.path().join("real/etc")).unwrap();
+    symlink("real", dir.path().join("link")).unwrap();
+    let (stream, _) = packed(&dir.path().join("link"), &LIMITS).unwrap();
+    assert_eq!(listing(&stream), [("item/".to_owned(), b'5'), ("item/etc".to_owned(), b'2')]);
+    symlink("link/etc/passwd", dir.path().join("file")).unwrap();
+    let (stream, _) = packed(&dir.path().join("file"), &LIMITS).unwrap();
+    assert_eq!(listing(&stream), [("item".to_owned(), b'0')]);
+}
+
+#[test]
+fn what_has_no_place_in_a_stream_is_left_out() {
+    let dir = tempdir().unwrap();
+    fs::write(dir.path().join("file"), "x").unwrap();
+    let sockets: Vec<_> =
+        (0..7).map(|number| UnixListener::bind(dir.path().join(format!("s{number}"))).unwrap()).collect();
+    let fifo = dir.path().join("fifo\n");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let (stream, report) = packed(dir.path(), &LIMITS).unwrap();
+    assert_eq!(listing(&stream).len(), 2);
+    assert_eq!((report.entries, report.left_out), (2, sockets.len() as u64 + 1));
+    assert_eq!(report.examples, ["item/fifo\\n", "item/s0", "item/s1", "item/s2", "item/s3"]);
+    for source in [fifo.as_path(), Path::new("/dev/null")] {
+        assert!(matches!(packed(source, &LIMITS), Err(ArchiveError::NotAnItem { .. })));
+    }
+    let missing = packed(&dir.path().join("missing"), &LIMITS);
+    assert!(matches!(missing, Err(ArchiveError::Io { action: "examine", .. })), "{missing:?}");
+}
+
+#[test]
+fn limits_hold() {
+    let dir = tempdir().unwrap();
+    for name in ["a", "b", "c"] {
+        fs::write(dir.path().join(name), [0; 100]).unwrap();
+    }
+    let limits = |max_entries, max_bytes| Limits { max_entries, max_bytes };
+    assert_eq!(packed(dir.path(), &limits(4, 300)).unwrap().1.bytes, 300);
+    let result = packed(dir.path(), &limits(3, 300));
+    assert!(matches!(result, Err(ArchiveError::TooManyEntries { limit: 3 })), "{result:?}");
+    let result = packed(dir.path(), &limits(4, 299));
+    assert!(matches!(result, Err(ArchiveError::TooLarge { limit: 299 })), "{result:?}");
+    let file = dir.path().join("a");
+    assert!(packed(&file, &limits(1, 100)).is_ok());
+    assert!(matches!(packed(&file, &limits(0, 100)), Err(ArchiveError::TooManyEntries { .. })));
+}
+
+#[test]
+fn what_is_as_deep_as_allowed_comes_back() {
+    let dir = tempdir().unwrap();
+    let deepest = (1..MAX_DEPTH).fold(dir.path().to_owned(), |path, _| path.join("d"));
+    fs::create_dir_all(&deepest).unwrap();
+    let (stream, _) = packed(dir.path(), &LIMITS).unwrap();
+    let outside = Outside::new();
+    assert_eq!(outside.unpack(&stream, &LIMITS, Links::Inside).unwrap().entries, MAX_DEPTH as u64);
+    assert_eq!(tree(&outside.place()).len(), MAX_DEPTH);
+    fs::write(deepest.join("one more"), "").unwrap();
+    assert!(matches!(packed(dir.path(), &LIMITS), Err(ArchiveError::TooDeep { .. })));
+}
+
+/// Does something to a file when its first bytes arrive, while there are more to read.
+struct Meddling<F>(Vec<u8>, Option<F>);
+
+impl<F: FnOnce()> Write for Meddling<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(meddle) = self.1.take() {
+            meddle();
+        }
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_file_that_changes_is_stored_as_it_was_or_not_at_all() {
+    const SIZE: usize = 1 << 19;
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("file");
+    fs::write(&path, vec![1; SIZE]).unwrap();
+    let grow = || File::options().append(true).open(&path).unwrap().write_all(&[2; 5000]).unwrap();
+    let mut sink = Meddling(Vec::new(), Some(grow));
+    assert_eq!(pack(&path, &mut sink, &LIMITS).unwrap().bytes, SIZE as u64);
+    let outside = Outside::new();
+    outside.unpack(&sink.0, &LIMITS, Links::Inside).unwrap();
+    assert!(fs::read(outside.place()).unwrap() == vec![1; SIZE]);
+
+    let shrink = || File::options().write(true).open(&path).unwrap().set_len(SIZE as u64 / 2).unwrap();
+    let mut sink = Meddling(Vec::new(), Some(shrink));
+    let result = pack(&path, &mut sink, &LIMITS);
+    assert!(matches!(result, Err(ArchiveError::Changed { .. })), "{result:?}");
+    let outside = Outside::new();
+    let result = outside.unpack(&sink.0, &LIMITS, Links::Inside);
+    assert!(matches!(result, Err(ArchiveError::Truncated)), "{result:?}");
+}
+
+#[test]
+fn a_sink_that_fails_is_an_error() {
+    let dir = tempdir().unwrap();
+    let mut small = [0; 1000];
+    let result = pack(dir.path(), &mut small.as_mut_slice(), &LIMITS);
+    assert!(matches!(result, Err(ArchiveError::Stream { action: "write", .. })), "{result:?}");
+}
