@@ -13,7 +13,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 fn main() {
     let variable = |name: &str| env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"));
     let crates = PathBuf::from(variable("CARGO_MANIFEST_DIR")).join("..");
-    for watched in ["pyro-guest", "pyro-wire", "../Cargo.lock", "../Cargo.toml"] {
+    for watched in ["pyro-guest", "pyro-archive", "pyro-wire", "../Cargo.lock", "../Cargo.toml"] {
         println!("cargo::rerun-if-changed={}", crates.join(watched).display());
     }
 

@@ -21,7 +21,7 @@ fn crates_depend_on_each_other_as_drawn() {
     let arrows = [
         ("pyro-wire", &[][..]),
         ("pyro-archive", &[]),
-        ("pyro-guest", &["pyro-wire"]),
+        ("pyro-guest", &["pyro-archive", "pyro-wire"]),
         ("pyro-vm", &["pyro-wire"]),
         ("pyro-env", &[]),
         ("pyro-engine", &["pyro-env", "pyro-vm"]),
