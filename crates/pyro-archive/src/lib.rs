@@ -17,11 +17,13 @@ mod output;
 mod pack;
 mod place;
 mod report;
+mod transfer;
 mod unpack;
 
 pub use error::ArchiveError;
 pub use pack::pack;
 pub use report::Report;
+pub use transfer::{destination, pack_into, unpack_from};
 pub use unpack::{Links, unpack};
 
 /// The longest name of an entry in bytes, `item` included, and the longest target of a symlink.

@@ -51,6 +51,15 @@ pub(crate) struct Shown {
     pub(crate) inside_line: bool,
 }
 
+impl Shown {
+    /// Sees to it that what is said next stands on a line of its own, where both streams meet on a terminal.
+    pub(crate) fn end_line(&self, printer: &Printer) {
+        if self.inside_line && printer.stderr_is_terminal() {
+            printer.note("");
+        }
+    }
+}
+
 /// Carries out `call` and shows its events; with `quiet`, only its warnings.
 pub(crate) async fn watch<T, F>(
     printer: &Printer,

@@ -6,10 +6,12 @@
 //! start COUNT MEM_MIB                  that many VMs at once, each up to the answer of a first `true`; they stay
 //! boot COUNT MEM_MIB                   the same without a command
 //! exec VM COMMAND                      a command in a VM that runs
-//! delete                               all VMs
+//! task                                 a task
+//! task-exec TASK COMMAND               a command in a task
+//! delete                               all VMs and tasks
 //! ```
 //!
-//! At the end of its input it deletes all VMs and ends.
+//! At the end of its input it deletes all VMs and tasks and ends.
 
 #![expect(clippy::print_stdout, reason = "a program, not a library")]
 
@@ -17,12 +19,18 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use pyro_engine::{Config, Engine, Events, VmSpec};
+use pyro_engine::{Command, Config, Engine, Events, TaskSpec, VmSpec};
 use pyro_vm::{Exec, ExitStatus, GuestClient};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// What this program has made, by id.
+enum Guest {
+    Vm(String),
+    Task(String),
+}
 
 #[derive(Clone)]
 struct Session {
@@ -51,26 +59,35 @@ fn main() -> Outcome<()> {
     let session = Session { engine, vms };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = tokio::task::LocalSet::new();
-    let mut ids = Vec::new();
+    let mut guests = Vec::new();
     for line in std::io::stdin().lines() {
-        let answer = tasks.block_on(&runtime, session.obey(&line?, &mut ids));
+        let answer = tasks.block_on(&runtime, session.obey(&line?, &mut guests));
         println!("{}", answer.unwrap_or_else(|error| json!({ "error": in_full(&*error) })));
     }
-    runtime.block_on(session.delete(&mut ids))
+    runtime.block_on(session.delete(&mut guests))
 }
 
 impl Session {
-    async fn obey(&self, line: &str, ids: &mut Vec<String>) -> Outcome<Value> {
+    async fn obey(&self, line: &str, guests: &mut Vec<Guest>) -> Outcome<Value> {
         match line.splitn(3, ' ').collect::<Vec<_>>()[..] {
-            ["start", count, mem_mib] => self.start(count.parse()?, mem_mib.parse()?, true, ids).await,
-            ["boot", count, mem_mib] => self.start(count.parse()?, mem_mib.parse()?, false, ids).await,
+            ["start", count, mem_mib] => self.start(count.parse()?, mem_mib.parse()?, true, guests).await,
+            ["boot", count, mem_mib] => self.start(count.parse()?, mem_mib.parse()?, false, guests).await,
             ["exec", id, command] => {
                 let (time, bytes) = self.exec(id, command).await?;
                 Ok(json!({ "ms": ms(time), "bytes": bytes }))
             }
+            ["task"] => {
+                let mut spec = TaskSpec::new("debian:12");
+                spec.vm.ttl_seconds = 3600;
+                let never = CancellationToken::new();
+                let id = self.engine.create_task(spec, &Events::none(), &never).await?.task_id.to_string();
+                guests.push(Guest::Task(id.clone()));
+                Ok(json!({ "task": id }))
+            }
+            ["task-exec", id, command] => Ok(json!({ "ms": ms(self.exec_task(id, command).await?) })),
             ["delete"] => {
                 let started = Instant::now();
-                self.delete(ids).await?;
+                self.delete(guests).await?;
                 Ok(json!({ "ms": ms(started.elapsed()) }))
             }
             _ => Err(format!("what is `{line}`?").into()),
@@ -82,7 +99,7 @@ impl Session {
         count: usize,
         mem_mib: i64,
         with_command: bool,
-        ids: &mut Vec<String>,
+        guests: &mut Vec<Guest>,
     ) -> Outcome<Value> {
         let started = Instant::now();
         let tasks = (0..count).map(|_| {
@@ -93,7 +110,7 @@ impl Session {
         let mut each = Vec::new();
         for task in tasks.collect::<Vec<_>>() {
             let (id, time) = task.await??;
-            ids.push(id.clone());
+            guests.push(Guest::Vm(id.clone()));
             new.push(id);
             each.push(ms(time));
         }
@@ -127,13 +144,7 @@ impl Session {
 
     /// Time from before the request to after the answer, and the bytes that the command wrote.
     async fn exec(&self, id: &str, command: &str) -> Outcome<(Duration, usize)> {
-        let request = Exec {
-            command: command.to_owned(),
-            cwd: "/workspace".to_owned(),
-            timeout_ms: 120_000,
-            kill_grace_ms: 1000,
-            output_limit: None,
-        };
+        let request = Exec::new(command, Duration::from_secs(120));
         let guest = GuestClient::new(self.vms.join(id));
         let mut bytes = 0;
         let started = Instant::now();
@@ -145,9 +156,24 @@ impl Session {
         }
     }
 
-    async fn delete(&self, ids: &mut Vec<String>) -> Outcome<()> {
-        for id in ids.drain(..) {
-            self.engine.delete_vm(&id).await?;
+    /// Time of a whole call.
+    async fn exec_task(&self, id: &str, command: &str) -> Outcome<Duration> {
+        let command = Command { timeout_seconds: 120, ..Command::new(command) };
+        let started = Instant::now();
+        let ran = self.engine.exec_task(id, command, &Events::none(), &CancellationToken::new()).await?;
+        let time = started.elapsed();
+        match ran.exit_code {
+            0 => Ok(time),
+            code => Err(format!("`{}` ended with {code}", ran.command).into()),
+        }
+    }
+
+    async fn delete(&self, guests: &mut Vec<Guest>) -> Outcome<()> {
+        for guest in guests.drain(..) {
+            match guest {
+                Guest::Vm(id) => drop(self.engine.delete_vm(&id).await?),
+                Guest::Task(id) => drop(self.engine.delete_task(&id).await?),
+            }
         }
         Ok(())
     }

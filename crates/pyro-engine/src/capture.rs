@@ -46,7 +46,7 @@ impl OutputSink {
         }
     }
 
-    /// Adds a line of pyro's own, on a line of its own and beyond the limit if need be.
+    /// Adds `line`, one of pyro's own that ends with a newline, on a line of its own and beyond the limit if need be.
     pub(crate) async fn note(&mut self, line: &str) {
         match &mut self.kind {
             Kind::Capture { kept, .. } => {
@@ -54,9 +54,8 @@ impl OutputSink {
                     kept.push(b'\n');
                 }
                 kept.extend_from_slice(line.as_bytes());
-                kept.push(b'\n');
             }
-            Kind::Stream(_) => self.accept(format!("{line}\n").as_bytes()).await,
+            Kind::Stream(_) => self.accept(line.as_bytes()).await,
         }
     }
 
@@ -93,7 +92,7 @@ mod tests {
             let mut sink = sink(text.len());
             block_on(async {
                 sink.accept(text.as_bytes()).await;
-                sink.note("note").await;
+                sink.note("note\n").await;
             });
             assert_eq!(sink.finish(), (expected.as_bytes().to_vec(), 0));
         }
@@ -104,7 +103,7 @@ mod tests {
         let (sender, mut receiver) = mpsc::channel(4);
         let mut sink = OutputSink::new(OutputStream::Stderr, OutputMode::Stream, &Events::to(sender));
         sink.accept(b"\xff\0").await;
-        sink.note("note").await;
+        sink.note("note\n").await;
         assert_eq!(sink.finish(), (Vec::new(), 0));
         for expected in [&b"\xff\0"[..], b"note\n"] {
             let bytes = Bytes::from_static(expected);

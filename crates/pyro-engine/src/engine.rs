@@ -8,6 +8,7 @@ mod lifecycle;
 mod reconcile;
 mod removal;
 mod run;
+mod tasks;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::doctor::{self, DoctorReport, HostFacts};
 use crate::registry::Registry;
 use crate::{Config, EngineError, ErrorKind, VmId};
 
+pub(crate) use exec::exit_code;
 pub use host::{PROBE_COMMAND, probe_kvm};
 pub use launch::SUPERVISE_COMMAND;
 
@@ -93,7 +95,7 @@ pub(crate) fn vm_dir(base_dir: &Path, id: &VmId) -> PathBuf {
 }
 
 /// Directory of all VMs below the state directory.
-fn vms_dir(base_dir: &Path) -> PathBuf {
+pub(crate) fn vms_dir(base_dir: &Path) -> PathBuf {
     base_dir.join("vms")
 }
 

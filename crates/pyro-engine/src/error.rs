@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 
 use crate::VmState;
+use crate::kind::Kind;
 
 /// What a caller can do about an error, as a small closed set.
 ///
@@ -13,13 +14,13 @@ use crate::VmState;
 pub enum ErrorKind {
     /// The request itself is wrong; the same request will always fail.
     InvalidInput,
-    /// The named VM does not exist (any more).
+    /// The named VM or task does not exist (any more).
     NotFound,
-    /// The VM is in a state that does not allow this.
+    /// The VM or task is in a state that does not allow this.
     WrongState,
     /// As many VMs exist as may; delete one first.
     AtCapacity,
-    /// The VM's lifetime has ended and it was removed.
+    /// The lifetime has ended: a VM was removed, a task was stopped.
     Expired,
     /// The environment is not installed, could not be installed, or is damaged.
     EnvironmentUnavailable,
@@ -140,14 +141,16 @@ impl EngineError {
         Self::new(ErrorKind::InvalidInput, message).hint("`pyro env list` shows what each one holds")
     }
 
-    /// No VM has this id. `id` may be any text; it is escaped and cut before it is shown.
-    pub fn vm_not_found(id: &str) -> Self {
-        Self::new(ErrorKind::NotFound, format!("vm '{}' does not exist", shown(id)))
-            .hint("a VM is deleted after its command has run; create a new one")
+    /// No VM or task has this id. `id` may be any text; it is escaped and cut before it is shown.
+    pub(crate) fn not_found(kind: Kind, id: &str) -> Self {
+        Self::new(ErrorKind::NotFound, format!("{kind} '{}' does not exist", shown(id))).hint(match kind {
+            Kind::Vm => "a VM is deleted after its command has run; create a new one",
+            Kind::Task => "`pyro task list` shows those that do",
+        })
     }
 
     /// The VM's lifetime ended.
-    pub fn vm_expired(id: &str) -> Self {
+    pub(crate) fn vm_expired(id: &str) -> Self {
         Self::new(ErrorKind::Expired, format!("vm '{}' expired and was automatically deleted", shown(id)))
             .hint("create a new one, with a larger ttl_seconds (at most 3600) if it must live longer")
     }
@@ -156,19 +159,31 @@ impl EngineError {
     pub fn at_capacity(max_active_vms: u32) -> Self {
         let message = format!("max active VMs reached ({max_active_vms}); delete old VMs first");
         Self::new(ErrorKind::AtCapacity, message)
-            .hint("VMs of every process that uses this state directory count, stopped ones too")
+            .hint("VMs and tasks of every process that uses this state directory count, stopped ones too")
     }
 
     /// A start in a state that does not allow it.
-    pub fn cannot_start(id: &str, state: VmState) -> Self {
-        Self::new(ErrorKind::WrongState, format!("vm {} cannot be started from state '{state}'", shown(id)))
-            .hint("it is running already; use it as it is")
+    pub(crate) fn cannot_start(kind: Kind, id: &str, state: VmState) -> Self {
+        let message = format!("{kind} {} cannot be started from state '{state}'", shown(id));
+        Self::new(ErrorKind::WrongState, message).hint("it is running already; use it as it is")
     }
 
-    /// A command for a VM that is not running.
-    pub fn not_started(id: &str, state: VmState) -> Self {
-        let message = format!("vm {} must be in 'started' state before execution", shown(id));
+    /// A command for a VM or task that is not running.
+    pub(crate) fn not_started(kind: Kind, id: &str, state: VmState) -> Self {
+        let what_for = match kind {
+            Kind::Vm => "execution",
+            Kind::Task => "task_exec",
+        };
+        let message = format!("{kind} {} must be in 'started' state before {what_for}", shown(id));
         Self::new(ErrorKind::WrongState, message).hint(format!("its state is '{state}'; start it first"))
+    }
+
+    /// A command for a task whose lifetime is over.
+    pub(crate) fn task_expired(id: &str) -> Self {
+        let error = Self::not_started(Kind::Task, id, VmState::Stopped);
+        Self { kind: ErrorKind::Expired, hints: Vec::new(), ..error }
+            .caused_by("its lifetime ended, and it was stopped; its files and its journal are kept")
+            .hint("`pyro task start` begins another lifetime")
     }
 
     /// VMs cannot boot here and the caller did not agree to run on the host.
@@ -198,8 +213,8 @@ impl EngineError {
     }
 
     /// The command was sent and its result is lost.
-    pub fn outcome_unknown(id: &str) -> Self {
-        let message = format!("connection to vm {} was lost while its command ran", shown(id));
+    pub(crate) fn outcome_unknown(kind: Kind, id: &str) -> Self {
+        let message = format!("connection to {kind} {} was lost while its command ran", shown(id));
         Self::new(ErrorKind::OutcomeUnknown, message)
             .hint("the command may have run, wholly or in part; it was not repeated")
     }
@@ -252,15 +267,18 @@ mod tests {
             EngineError::unknown_environment("x", environments),
             EngineError::out_of_range("vcpu_count", 1, 8),
             EngineError::timeout_not_positive(),
-            EngineError::vm_not_found(id),
+            EngineError::not_found(Kind::Vm, id),
+            EngineError::not_found(Kind::Task, id),
             EngineError::vm_expired(id),
             EngineError::at_capacity(4),
-            EngineError::cannot_start(id, VmState::Started),
-            EngineError::not_started(id, VmState::Stopped),
+            EngineError::cannot_start(Kind::Vm, id, VmState::Started),
+            EngineError::not_started(Kind::Vm, id, VmState::Stopped),
+            EngineError::not_started(Kind::Task, id, VmState::Stopped),
+            EngineError::task_expired(id),
             EngineError::boot_unavailable("no VMM was found"),
             EngineError::exec_unavailable("the agent is too old."),
             EngineError::transport_not_ready("no answer within 10 s"),
-            EngineError::outcome_unknown(id),
+            EngineError::outcome_unknown(Kind::Vm, id),
             EngineError::exited_during_startup("Kernel panic\n"),
             EngineError::missing_artifacts("debian:12", "/c/vmlinux", "/c/rootfs.ext4"),
             EngineError::cancelled(),
@@ -283,7 +301,7 @@ mod tests {
         let hostile = "\u{1b}[2J\n\u{202e}".repeat(500);
         for error in [
             EngineError::unknown_environment(&hostile, []),
-            EngineError::vm_not_found(&hostile),
+            EngineError::not_found(Kind::Task, &hostile),
             EngineError::vm_expired(&hostile),
         ] {
             assert!(error.message.len() < 2000);

@@ -89,6 +89,24 @@ pub enum OutputStream {
     Stderr,
 }
 
+impl From<pyro_vm::OutputStream> for OutputStream {
+    fn from(stream: pyro_vm::OutputStream) -> Self {
+        match stream {
+            pyro_vm::OutputStream::Stdout => Self::Stdout,
+            pyro_vm::OutputStream::Stderr => Self::Stderr,
+        }
+    }
+}
+
+impl From<OutputStream> for pyro_vm::OutputStream {
+    fn from(stream: OutputStream) -> Self {
+        match stream {
+            OutputStream::Stdout => Self::Stdout,
+            OutputStream::Stderr => Self::Stderr,
+        }
+    }
+}
+
 /// Where a call sends its [`Event`]s.
 #[derive(Debug, Clone, Default)]
 pub struct Events(Option<mpsc::Sender<Event>>);

@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Exit code of a command that reached its time limit.
 pub(crate) const TIMED_OUT: i64 = 124;
 
+/// Exit code of a command that was ended by force.
+pub(crate) const KILLED: i64 = -9;
+
 /// How a command ended, wherever it ran.
 #[derive(Debug)]
 pub(crate) struct Finished {

@@ -9,6 +9,7 @@ mod shell_exit;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
@@ -40,6 +41,8 @@ const CHUNK: usize = 64 * 1024;
 pub(crate) struct HostCommand<'a> {
     /// Text for `bash -lc`.
     pub(crate) command: &'a str,
+    /// Variables beside `PATH` and `HOME`.
+    pub(crate) env: &'a BTreeMap<String, String>,
     /// Time limit.
     pub(crate) timeout: Duration,
     /// Working directory and `HOME`; must exist.
@@ -95,7 +98,7 @@ pub(crate) async fn run(
     };
     let Ending { status, timed_out } = ending.map_err(lost)?;
     if timed_out {
-        stderr.note(&format!("command timed out after {}s", command.timeout.as_secs())).await;
+        stderr.note(&pyro_vm::timeout_note(command.timeout)).await;
     }
     let (stdout, stdout_truncated) = stdout.finish();
     let (stderr, stderr_truncated) = stderr.finish();
@@ -116,6 +119,7 @@ fn spawn(command: &HostCommand<'_>) -> Result<(Group, ShellExit), EngineError> {
         .env_clear()
         .env("PATH", command.search_path)
         .env("HOME", command.directory)
+        .envs(command.env)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

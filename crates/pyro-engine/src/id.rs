@@ -1,4 +1,4 @@
-//! Ids of VMs.
+//! Ids of VMs and tasks.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,8 +6,9 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use crate::EngineError;
+use crate::kind::Kind;
 
-/// Id of a VM: 12 lowercase hexadecimal digits.
+/// Id of a VM or a task: 12 lowercase hexadecimal digits.
 ///
 /// A value of this type is safe to use as a file name. Text from outside becomes one only through
 /// [`VmId::parse`].
@@ -26,9 +27,14 @@ impl VmId {
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) with the text for an unknown id: a VM with an
     /// ill-formed id cannot exist, and callers need not tell the two apart.
     pub fn parse(text: &str) -> Result<Self, EngineError> {
+        Self::parse_as(Kind::Vm, text)
+    }
+
+    /// As [`VmId::parse`], with the text for an unknown `kind`.
+    pub(crate) fn parse_as(kind: Kind, text: &str) -> Result<Self, EngineError> {
         let well_formed =
             text.len() == Self::LEN && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if well_formed { Ok(Self(text.to_owned())) } else { Err(EngineError::vm_not_found(text)) }
+        if well_formed { Ok(Self(text.to_owned())) } else { Err(EngineError::not_found(kind, text)) }
     }
 
     /// A new random id.

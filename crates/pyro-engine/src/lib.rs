@@ -22,7 +22,9 @@ mod finished;
 mod guest_kernel;
 mod host_compat;
 mod id;
+mod kind;
 mod limits;
+mod outcome;
 mod payload;
 mod registry;
 mod request;
@@ -39,13 +41,15 @@ pub use engine::{Engine, PROBE_COMMAND, SUPERVISE_COMMAND, probe_kvm};
 pub use error::{EngineError, ErrorKind};
 pub use event::{Event, Events, OutputStream, PullEvent, RunPhase};
 pub use id::VmId;
+pub use outcome::{Outcome, StopReason, UnknownWord};
 pub use payload::{
-    DeleteReason, Deleted, ExecutionMode, NetworkAssignment, NetworkInfo, Output, Pruned, Reaped, RunResult,
-    Vm,
+    DeleteReason, Deleted, ExecutionMode, LastCommand, NetworkAssignment, NetworkInfo, Output, Pruned,
+    Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskList, TaskLogEntry,
+    TaskLogs, Vm,
 };
 pub use pyro_env::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
 pub use pyro_vm::Accelerator;
-pub use request::{Command, OutputMode, VmSpec};
+pub use request::{Command, CopyLimits, OutputMode, TaskSpec, VmSpec};
 pub use state::VmState;
 pub use supervise::supervise;
 pub use timings::Phase;

@@ -13,6 +13,13 @@ const VCPU_COUNT: RangeInclusive<u32> = 1..=8;
 const MEM_MIB: RangeInclusive<u32> = 256..=32768;
 const TTL_SECONDS: RangeInclusive<u32> = 60..=3600;
 
+const DISK_MIB: RangeInclusive<u32> = 256..=1_048_576;
+
+/// Most bytes of all variables of a command together, so that a request stays within a frame.
+const MAX_ENV_BYTES: usize = 32 * 1024;
+/// Longest working directory (`PATH_MAX`, its NUL included).
+const MAX_PATH_BYTES: usize = 4095;
+
 /// Longest command in bytes. The kernel refuses a program argument of 128 KiB, its NUL included
 /// (`MAX_ARG_STRLEN`), and the command is one argument of the shell.
 pub(crate) const MAX_COMMAND_BYTES: usize = 128 * 1024 - 1;
@@ -50,7 +57,52 @@ pub(crate) fn check_command(command: &Command) -> Result<Duration, EngineError> 
         return Err(EngineError::new(ErrorKind::InvalidInput, "command must not contain a NUL character")
             .hint("use `printf '\\0'` in the command to produce one"));
     }
+    check_cwd(command)?;
+    check_env(command)?;
     Ok(Duration::from_secs(timeout))
+}
+
+/// Checks a lifetime.
+pub(crate) fn check_ttl(ttl_seconds: i64) -> Result<u32, EngineError> {
+    within("ttl_seconds", ttl_seconds, TTL_SECONDS)
+}
+
+/// Checks the size of a disk.
+pub(crate) fn check_disk(disk_mib: Option<i64>) -> Result<Option<u32>, EngineError> {
+    disk_mib.map(|disk_mib| within("disk_mib", disk_mib, DISK_MIB)).transpose()
+}
+
+fn check_cwd(command: &Command) -> Result<(), EngineError> {
+    let Some(cwd) = &command.cwd else { return Ok(()) };
+    if cwd.is_empty() || cwd.len() > MAX_PATH_BYTES || cwd.contains('\0') {
+        let message = format!("cwd must be a path of 1 to {MAX_PATH_BYTES} bytes without a NUL character");
+        return Err(EngineError::new(ErrorKind::InvalidInput, message)
+            .hint("leave it out to run the command in /workspace"));
+    }
+    Ok(())
+}
+
+fn check_env(command: &Command) -> Result<(), EngineError> {
+    let refusal = |message: String| Err(EngineError::new(ErrorKind::InvalidInput, message));
+    for (name, value) in &command.env {
+        let mut letters = name.bytes();
+        let well_formed = letters.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
+            && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == b'_');
+        if !well_formed {
+            let name = name.escape_debug().take(64).collect::<String>();
+            return refusal(format!("'{name}' is no name of a variable"))
+                .map_err(|error| error.hint("use letters, digits and underscores; no digit first"));
+        }
+        if value.contains('\0') {
+            return refusal(format!("the value of {name} must not contain a NUL character"));
+        }
+    }
+    let bytes: usize = command.env.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if bytes > MAX_ENV_BYTES {
+        return refusal(format!("the variables take {bytes} bytes; the most is {MAX_ENV_BYTES}"))
+            .map_err(|error| error.hint("write large values to a file in the VM"));
+    }
+    Ok(())
 }
 
 fn within(name: &str, value: i64, range: RangeInclusive<u32>) -> Result<u32, EngineError> {

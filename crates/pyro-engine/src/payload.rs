@@ -1,5 +1,7 @@
 //! What calls give back. The key names are the public contract; keys may be added, never renamed.
 
+mod task;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,6 +11,9 @@ use serde::{Serialize, Serializer};
 
 use pyro_env::PruneReport;
 
+pub use self::task::{
+    LastCommand, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskList, TaskLogEntry, TaskLogs,
+};
 use crate::{Phase, VmId, VmState};
 
 /// Result of a command, of a one-shot run as well as of `exec_vm`.
@@ -70,6 +75,11 @@ impl Output {
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The bytes, without copying them.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0
     }
 
     /// The bytes as text, with U+FFFD for what is not UTF-8.

@@ -1,4 +1,4 @@
-//! The registry of VMs: one SQLite file that every pyro process of the user shares.
+//! The registry of VMs and tasks: one SQLite file that every pyro process of the user shares.
 //!
 //! Each operation is one transaction, so processes may come, go and die at any point. The file is opened
 //! on first use. Methods block on the disk; asynchronous callers move them to a blocking thread.
@@ -6,6 +6,7 @@
 //! Times are seconds since the epoch by wall clock, because they are compared across processes.
 
 mod fault;
+mod journal;
 mod open;
 mod row;
 mod schema;
@@ -18,11 +19,13 @@ use std::sync::{Mutex, PoisonError};
 use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, named_params};
 
 use self::fault::Fault;
+pub(crate) use self::journal::{CommandExit, CommandFate, CommandRecord, NewCommand};
 use self::open::Opened;
 pub(crate) use self::open::directory_problem;
 pub(crate) use self::row::{NewVm, VmPatch, VmRecord};
+use crate::kind::Kind;
 use crate::state::{Transition, VmEvent};
-use crate::{EngineError, ErrorKind, VmId, VmState};
+use crate::{EngineError, ErrorKind, StopReason, VmId, VmState};
 
 /// How long a VM that was removed because of its lifetime keeps being answered for, in seconds.
 const TOMBSTONE_SECONDS: f64 = 3600.0;
@@ -54,13 +57,22 @@ impl Registry {
         })
     }
 
-    /// One VM.
+    /// One VM or task.
     ///
     /// # Errors
     ///
-    /// `NotFound` if there is none, `Expired` if it was removed because of its lifetime.
-    pub(crate) fn get(&self, id: &VmId) -> Result<VmRecord, EngineError> {
-        self.read(|tx| load(tx, id))
+    /// `NotFound` if there is none of that kind, `Expired` if it was removed because of its lifetime.
+    pub(crate) fn get(&self, kind: Kind, id: &VmId) -> Result<VmRecord, EngineError> {
+        self.read(|tx| load(tx, kind, id))
+    }
+
+    /// Whether there is a VM or a task with this id. Does not need its record to be readable.
+    pub(crate) fn exists(&self, kind: Kind, id: &VmId) -> Result<bool, EngineError> {
+        self.read(|tx| {
+            let sql = "SELECT 1 FROM vms WHERE vm_id = :id AND is_task = :is_task AND expired_at IS NULL";
+            let values = named_params! { ":id": id, ":is_task": kind == Kind::Task };
+            Ok(tx.query_row(sql, values, |_| Ok(())).optional()?.is_some())
+        })
     }
 
     /// Every VM, oldest first. A damaged record is left out, so that it cannot hide the others.
@@ -73,6 +85,11 @@ impl Registry {
         self.read(|tx| row::select_ids(tx, "expired_at IS NULL"))
     }
 
+    /// The ids of every task, sorted; those of damaged records too.
+    pub(crate) fn task_ids(&self) -> Result<Vec<VmId>, EngineError> {
+        self.read(|tx| row::select_ids(tx, "expired_at IS NULL AND is_task"))
+    }
+
     /// Lets `event` happen to a VM if its state allows it, and stores the new state and `patch` with it.
     ///
     /// A removal is only decided here: the caller frees what the VM holds and then calls
@@ -83,15 +100,22 @@ impl Registry {
     /// As [`Registry::get`], and `WrongState`.
     pub(crate) fn transition(
         &self,
+        kind: Kind,
         id: &VmId,
         event: VmEvent,
         patch: &VmPatch,
     ) -> Result<(Transition, VmRecord), EngineError> {
         self.write(|tx| {
-            let mut record = load(tx, id)?;
-            let transition = record.state.apply(event).map_err(|denied| denied.into_error(id.as_str()))?;
+            let mut record = load(tx, kind, id)?;
+            let transition =
+                record.state.apply(event).map_err(|denied| denied.into_error(kind, id.as_str()))?;
             if let Transition::Become(state) = transition {
                 record.state = state;
+                record.last_error = None;
+                record.stop_reason = (event == VmEvent::Stop).then_some(StopReason::ExplicitStop);
+            }
+            if event == VmEvent::Stop {
+                journal::conclude(tx, id, crate::engine::now())?;
             }
             if !matches!(transition, Transition::Remove { .. }) {
                 record.apply(patch);
@@ -106,21 +130,57 @@ impl Registry {
     /// # Errors
     ///
     /// As [`Registry::transition`] for a start.
-    pub(crate) fn set_started(&self, id: &VmId, patch: VmPatch) -> Result<VmRecord, EngineError> {
-        let patch = VmPatch { last_error: Some(None), ..patch };
-        self.transition(id, VmEvent::Start, &patch).map(|(_, record)| record)
+    pub(crate) fn set_started(&self, id: &VmId, patch: &VmPatch) -> Result<VmRecord, EngineError> {
+        self.write(|tx| {
+            let mut record = find(tx, id)?;
+            let started = record.state.apply(VmEvent::Start);
+            started.map_err(|denied| denied.into_error(record.kind, id.as_str()))?;
+            record.state = VmState::Started;
+            record.stop_reason = None;
+            record.last_error = None;
+            record.apply(patch);
+            record.update(tx)?;
+            Ok(record)
+        })
     }
 
-    /// The VM does not run any more, for the reason `last_error` if it ended by itself. A VM that did
-    /// not run stays as it is.
-    pub(crate) fn mark_stopped(&self, id: &VmId, last_error: Option<&str>) -> Result<VmRecord, EngineError> {
+    /// The VM does not run any more, for this reason, of which `last_error` may say more. One that did not run stays
+    /// as it is. Commands that ran in it are lost.
+    pub(crate) fn mark_stopped(
+        &self,
+        id: &VmId,
+        reason: StopReason,
+        last_error: Option<&str>,
+    ) -> Result<VmRecord, EngineError> {
         self.write(|tx| {
-            let mut record = load(tx, id)?;
+            let mut record = find(tx, id)?;
             if let Ok(Transition::Become(state)) = record.state.apply(VmEvent::Died) {
                 record.state = state;
+                record.stop_reason = Some(reason);
                 record.last_error = last_error.map(str::to_owned);
                 record.update(tx)?;
             }
+            journal::conclude(tx, id, crate::engine::now())?;
+            Ok(record)
+        })
+    }
+
+    /// Gives a task another lifetime.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::get`].
+    pub(crate) fn renew(
+        &self,
+        id: &VmId,
+        ttl_seconds: u32,
+        expires_at: f64,
+    ) -> Result<VmRecord, EngineError> {
+        self.write(|tx| {
+            let mut record = load(tx, Kind::Task, id)?;
+            record.sizing.ttl_seconds = ttl_seconds;
+            record.expires_at = expires_at;
+            record.update(tx)?;
             Ok(record)
         })
     }
@@ -134,7 +194,7 @@ impl Registry {
         self.write(|tx| {
             let sql = "DELETE FROM vms WHERE vm_id = :id AND expired_at IS NULL";
             match tx.execute(sql, named_params! { ":id": id })? {
-                0 => Err(absence(tx, id)?.into()),
+                0 => Err(absence(tx, Kind::Vm, id)?.into()),
                 _ => Ok(()),
             }
         })
@@ -145,18 +205,19 @@ impl Registry {
     pub(crate) fn mark_expired(&self, id: &VmId, now: f64) -> Result<bool, EngineError> {
         self.write(|tx| {
             let sql = "UPDATE vms SET expired_at = :now, state = :state \
-                       WHERE vm_id = :id AND expired_at IS NULL";
+                       WHERE vm_id = :id AND expired_at IS NULL AND NOT is_task";
             let changed =
                 tx.execute(sql, named_params! { ":now": now, ":state": VmState::Stopped, ":id": id })?;
             Ok(changed > 0)
         })
     }
 
-    /// VMs whose lifetime has ended and which are still there, damaged records included.
+    /// VMs, not tasks, whose lifetime has ended and which are still there, damaged records included.
     pub(crate) fn expired_candidates(&self, now: f64) -> Result<Vec<VmId>, EngineError> {
         self.read(|tx| {
             let mut statement = tx.prepare_cached(
-                "SELECT vm_id FROM vms WHERE expired_at IS NULL AND expires_at <= :now ORDER BY 1",
+                "SELECT vm_id FROM vms WHERE expired_at IS NULL AND NOT is_task AND expires_at <= :now \
+                 ORDER BY 1",
             )?;
             let ids = statement.query_map(named_params! { ":now": now }, |row| row.get(0))?;
             row::readable(ids)
@@ -182,18 +243,27 @@ impl Registry {
     }
 
     fn read<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T, EngineError> {
-        self.transact(TransactionBehavior::Deferred, work)
+        self.transact(TransactionBehavior::Deferred, Durability::Process, work)
     }
 
     /// Writers take the lock at once: a transaction that begins as a reader and then writes fails with
     /// "busy", without waiting, if another one has written in between.
     fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T, EngineError> {
-        self.transact(TransactionBehavior::Immediate, work)
+        self.transact(TransactionBehavior::Immediate, Durability::Process, work)
+    }
+
+    /// Like [`Registry::write`], and on the disk when it returns: a loss of power does not undo it.
+    fn write_through<T>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
+    ) -> Result<T, EngineError> {
+        self.transact(TransactionBehavior::Immediate, Durability::Disk, work)
     }
 
     fn transact<T>(
         &self,
         behavior: TransactionBehavior,
+        durability: Durability,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
     ) -> Result<T, EngineError> {
         let mut slot = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
@@ -203,7 +273,8 @@ impl Registry {
             Some(opened) => opened,
             None => Opened::open(&self.base_dir, &self.file)?,
         };
-        let result = transact_on(&mut opened, behavior, work).map_err(|fault| fault.into_error(&self.file));
+        let result = transact_on(&mut opened, behavior, durability, work)
+            .map_err(|fault| fault.into_error(&self.file));
         // After a fault of the file the next call starts afresh, for it may have been repaired by then.
         if !matches!(&result, Err(error) if error.kind == ErrorKind::StateUnusable) {
             *slot = Some(opened);
@@ -215,25 +286,54 @@ impl Registry {
 fn transact_on<T>(
     opened: &mut Opened,
     behavior: TransactionBehavior,
+    durability: Durability,
     work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
 ) -> Result<T, Fault> {
+    opened.connection.pragma_update(None, "synchronous", durability.pragma())?;
     let tx = opened.connection.transaction_with_behavior(behavior)?;
     let value = work(&tx)?;
     tx.commit()?;
     Ok(value)
 }
 
-fn load(tx: &Transaction<'_>, id: &VmId) -> Result<VmRecord, Fault> {
-    row::find(tx, id)?.map_or_else(|| Err(absence(tx, id)?.into()), Ok)
+/// What a finished transaction survives.
+#[derive(Clone, Copy)]
+enum Durability {
+    /// The end of any process.
+    Process,
+    /// A loss of power too.
+    Disk,
 }
 
-/// Why VM `id` is not there.
-fn absence(tx: &Transaction<'_>, id: &VmId) -> Result<EngineError, Fault> {
+impl Durability {
+    fn pragma(self) -> &'static str {
+        match self {
+            Self::Process => "NORMAL",
+            Self::Disk => "FULL",
+        }
+    }
+}
+
+fn load(tx: &Transaction<'_>, kind: Kind, id: &VmId) -> Result<VmRecord, Fault> {
+    match row::find(tx, id)? {
+        Some(record) if record.kind == kind => Ok(record),
+        Some(_) => Err(EngineError::not_found(kind, id.as_str()).into()),
+        None => Err(absence(tx, kind, id)?.into()),
+    }
+}
+
+/// The VM with this id, whether it is a task's or not.
+fn find(tx: &Transaction<'_>, id: &VmId) -> Result<VmRecord, Fault> {
+    row::find(tx, id)?.map_or_else(|| Err(absence(tx, Kind::Vm, id)?.into()), Ok)
+}
+
+/// Why the VM or task `id` is not there. Only VMs leave a tombstone.
+fn absence(tx: &Transaction<'_>, kind: Kind, id: &VmId) -> Result<EngineError, Fault> {
     let tombstone: Option<i64> = tx
         .query_row("SELECT 1 FROM vms WHERE vm_id = :id", named_params! { ":id": id }, |row| row.get(0))
         .optional()?;
-    Ok(match tombstone {
-        Some(_) => EngineError::vm_expired(id.as_str()),
-        None => EngineError::vm_not_found(id.as_str()),
+    Ok(match (tombstone, kind) {
+        (Some(_), Kind::Vm) => EngineError::vm_expired(id.as_str()),
+        _ => EngineError::not_found(kind, id.as_str()),
     })
 }

@@ -1,5 +1,7 @@
 //! What a caller asks for.
 
+use std::collections::BTreeMap;
+
 /// Size, lifetime and rights of a VM to create.
 ///
 /// The numbers are as the caller gave them; the engine refuses those outside the contract's limits with
@@ -34,7 +36,40 @@ impl VmSpec {
     }
 }
 
-/// A command for a VM.
+/// A task to create.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskSpec {
+    /// Its VM. The lifetime can be renewed.
+    pub vm: VmSpec,
+    /// Size of its disk in MiB, 256 to 1048576. Space is taken as it is used. `None`: 8192, or less if the host's disk
+    /// could not hold that.
+    pub disk_mib: Option<i64>,
+}
+
+impl TaskSpec {
+    /// `environment` with the contract's defaults, and a disk of the usual size.
+    pub fn new(environment: impl Into<String>) -> Self {
+        Self { vm: VmSpec::new(environment), disk_mib: None }
+    }
+}
+
+/// What a copy may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyLimits {
+    /// Most files, directories and symbolic links together.
+    pub max_entries: u64,
+    /// Most bytes of all files together.
+    pub max_bytes: u64,
+}
+
+impl Default for CopyLimits {
+    /// A million entries and 8 GiB.
+    fn default() -> Self {
+        Self { max_entries: 1_000_000, max_bytes: 8 << 30 }
+    }
+}
+
+/// A command for a VM or a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
     /// Text for the shell (`/bin/sh -lc`). May be empty, which runs an empty script.
@@ -44,12 +79,24 @@ pub struct Command {
     pub timeout_seconds: i64,
     /// What happens to the output.
     pub output: OutputMode,
+    /// Working directory, which must exist; below `/workspace` unless it is absolute. `None`: `/workspace`. Only in a
+    /// guest.
+    pub cwd: Option<String>,
+    /// Variables for the command, beside the usual ones, at most 32 KiB. The shell is a login shell: what
+    /// `/etc/profile` sets, such as `PATH`, wins.
+    pub env: BTreeMap<String, String>,
 }
 
 impl Command {
     /// `command` with the contract's default of 30 s and its output kept in the result.
     pub fn new(command: impl Into<String>) -> Self {
-        Self { command: command.into(), timeout_seconds: 30, output: OutputMode::Capture }
+        Self {
+            command: command.into(),
+            timeout_seconds: 30,
+            output: OutputMode::Capture,
+            cwd: None,
+            env: BTreeMap::new(),
+        }
     }
 }
 

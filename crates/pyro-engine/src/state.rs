@@ -1,4 +1,4 @@
-//! The state machine of a VM; pure, it decides and touches nothing.
+//! The state machine of a VM, also of a task's; pure, it decides and touches nothing.
 //!
 //! ```text
 //!              start                stop, died
@@ -21,8 +21,9 @@
 //! | read | keep | keep | keep |
 //! | died | keep | → stopped | keep |
 //!
-//! A completed exec is followed by a delete; a failed one leaves the VM as it is. There is no state for
-//! "starting": a start becomes durable only when the guest is up.
+//! A completed exec is followed by a delete, unless it is a task's; a failed one leaves the VM as it is. The end of a
+//! lifetime deletes a VM and stops a task. There is no state for "starting": a start becomes durable only when the
+//! guest is up.
 
 use std::fmt;
 use std::str::FromStr;
@@ -30,6 +31,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use crate::EngineError;
+use crate::kind::Kind;
 
 /// State of a VM that exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -140,11 +142,11 @@ pub(crate) enum Denied {
 }
 
 impl Denied {
-    /// The error for VM `id`.
-    pub(crate) fn into_error(self, id: &str) -> EngineError {
+    /// The error for the VM or task `id`.
+    pub(crate) fn into_error(self, kind: Kind, id: &str) -> EngineError {
         match self {
-            Self::AlreadyStarted => EngineError::cannot_start(id, VmState::Started),
-            Self::NotStarted(state) => EngineError::not_started(id, state),
+            Self::AlreadyStarted => EngineError::cannot_start(kind, id, VmState::Started),
+            Self::NotStarted(state) => EngineError::not_started(kind, id, state),
         }
     }
 }
@@ -238,7 +240,7 @@ mod tests {
                     }
                     Err(denied) => {
                         prop_assert!(!allowed);
-                        prop_assert_eq!(denied.into_error("x").kind, crate::ErrorKind::WrongState);
+                        prop_assert_eq!(denied.into_error(Kind::Task, "x").kind, crate::ErrorKind::WrongState);
                     }
                 }
                 prop_assert_eq!(state.is_some(), model.exists);

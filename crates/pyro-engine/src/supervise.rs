@@ -3,11 +3,14 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
-use pyro_vm::supervisor::{self, BootInfo, EndReason, Recorder};
+use pyro_vm::supervisor::{self, BootInfo, CommandEnd, EndReason, Recorder};
+use pyro_vm::{Exec, Retention};
 
-use crate::registry::{Registry, VmPatch};
-use crate::{EngineError, ErrorKind, ExecutionMode, VmId};
+use crate::engine::{exit_code, now};
+use crate::registry::{CommandExit, CommandFate, NewCommand, Registry, VmPatch};
+use crate::{EngineError, ErrorKind, ExecutionMode, StopReason, VmId};
 
 /// Supervises the VM that is described on `lifeline`, this process's standard input, to its end. The only
 /// thing that the process does; on a single-threaded runtime.
@@ -15,13 +18,13 @@ use crate::{EngineError, ErrorKind, ExecutionMode, VmId};
 /// # Errors
 /// Nothing was started: the lifeline is not one.
 pub async fn supervise(base_dir: &Path, lifeline: OwnedFd) -> io::Result<()> {
-    supervisor::run(lifeline, &RegistryRecorder(Registry::new(base_dir))).await
+    supervisor::run(lifeline, Arc::new(RegistryRecorder(Registry::new(base_dir)))).await
 }
 
 struct RegistryRecorder(Registry);
 
 impl Recorder for RegistryRecorder {
-    fn record_start(&self, vm_id: &str, info: &BootInfo) -> Result<(), String> {
+    fn record_start(&self, vm_id: &str, info: &BootInfo) -> Result<f64, String> {
         let record = || {
             let mut metadata = vec![
                 ("boot_mode", "native".to_owned()),
@@ -48,27 +51,32 @@ impl Recorder for RegistryRecorder {
                 accelerator: Some(info.accelerator.to_string()),
                 guest_ip: info.network.as_ref().map(|network| network.address.to_string()),
                 metadata: metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
-                ..VmPatch::default()
             };
-            self.0.set_started(&VmId::parse(vm_id)?, patch)
+            self.0.set_started(&VmId::parse(vm_id)?, &patch)
         };
-        record().map(drop).map_err(|error: EngineError| error.to_string())
+        record().map(|record| record.expires_at).map_err(|error: EngineError| error.to_string())
     }
 
-    fn record_end(&self, vm_id: &str, bound_to_caller: bool, reason: &EndReason) {
+    fn record_end(&self, vm_id: &str, retention: Retention, reason: &EndReason, loss: Option<&str>) {
         let record = || {
             let id = VmId::parse(vm_id)?;
-            match reason {
-                EndReason::Expired => self.0.mark_expired(&id, crate::engine::now()).map(drop),
-                EndReason::Deleted => self.0.delete(&id),
-                _ if bound_to_caller => self.0.delete(&id),
-                EndReason::VmmEnded { description } => self.0.mark_stopped(&id, Some(description)).map(drop),
-                EndReason::Stopped => self.0.mark_stopped(&id, None).map(drop),
-                EndReason::Terminated => {
-                    self.0.mark_stopped(&id, Some("its supervisor was terminated")).map(drop)
+            let stopped = |reason, text| self.0.mark_stopped(&id, reason, text).map(drop);
+            match (reason, retention) {
+                (EndReason::Deleted, _) => self.0.delete(&id),
+                (EndReason::Expired, Retention::Caller | Retention::Lifetime) => {
+                    self.0.mark_expired(&id, now()).map(drop)
+                }
+                (_, Retention::Caller) => self.0.delete(&id),
+                (EndReason::Expired, Retention::Deletion) => stopped(StopReason::Expired, loss),
+                (EndReason::VmmEnded { description }, _) => {
+                    stopped(StopReason::GuestEnded, Some(description))
+                }
+                (EndReason::Stopped, _) => stopped(StopReason::ExplicitStop, loss),
+                (EndReason::Terminated, _) => {
+                    stopped(StopReason::Terminated, loss.or(Some("its supervisor was terminated")))
                 }
                 // It was never announced, so its record says what it said before.
-                EndReason::CallerGone => Ok(()),
+                (EndReason::CallerGone, _) => Ok(()),
             }
         };
         match record() {
@@ -78,5 +86,35 @@ impl Recorder for RegistryRecorder {
             }
             _ => {}
         }
+    }
+
+    fn record_command(&self, vm_id: &str, exec: &Exec) -> Result<u64, String> {
+        let new = NewCommand {
+            command: exec.command.clone(),
+            cwd: exec.cwd.clone(),
+            execution_mode: ExecutionMode::GuestVsock,
+            accepted_at: now(),
+        };
+        let accepted = VmId::parse(vm_id).and_then(|id| self.0.accept_command(&id, &new));
+        accepted.map_err(|error| error.to_string())
+    }
+
+    fn record_command_end(&self, vm_id: &str, sequence: u64, end: &CommandEnd) -> Result<(), String> {
+        let fate = match end {
+            CommandEnd::Ended { outcome, killed, stdout_truncated, stderr_truncated } => {
+                CommandFate::Exited(CommandExit {
+                    exit_code: exit_code(outcome),
+                    duration_ms: u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX),
+                    timed_out: outcome.timed_out,
+                    killed: *killed,
+                    stdout_truncated: *stdout_truncated,
+                    stderr_truncated: *stderr_truncated,
+                })
+            }
+            CommandEnd::NotRun { cause } => CommandFate::NotRun(cause.clone()),
+            CommandEnd::Lost => CommandFate::Unknown,
+        };
+        let ended = VmId::parse(vm_id).and_then(|id| self.0.end_command(&id, sequence, now(), &fate));
+        ended.map_err(|error| error.to_string())
     }
 }

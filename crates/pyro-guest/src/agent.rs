@@ -1,21 +1,20 @@
 //! The agent: boots the machine, then serves requests, one yamux stream each, until the channel closes.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::poll_fn;
 use pyro_wire::{Bootstrap, ExecFailure, Frame, FrameCodec, Preparation, Reply, Request};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use tokio::net::unix::pipe;
 use tokio_util::codec::Framed;
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, Mode};
 
 use crate::fault::{During, Fault};
 use crate::identity::NameFiles;
-use crate::{boot, exec, halt, handshake, identity, memory, network, root, warm_up};
+use crate::port::Port;
+use crate::{boot, copy, exec, halt, handshake, identity, memory, network, root, warm_up};
 
 /// A stream to the host, as frames.
 pub(crate) type HostStream = Framed<tokio_util::compat::Compat<yamux::Stream>, FrameCodec<Request, Reply>>;
@@ -79,15 +78,9 @@ type SharedNames = Arc<Mutex<Option<NameFiles>>>;
 
 async fn serve(channel: File, names: SharedNames) -> Result<(), Fault> {
     let step = "preparing the channel";
-    let reader = OwnedFd::from(channel);
-    fcntl_setfl(&reader, fcntl_getfl(&reader).during(step)? | OFlags::NONBLOCK).during(step)?;
-    let writer = reader.try_clone().during(step)?;
-    // The port is a character device with the read, write and poll of a pipe.
-    let channel = tokio::io::join(
-        pipe::Receiver::from_owned_fd_unchecked(reader).during(step)?,
-        pipe::Sender::from_owned_fd_unchecked(writer).during(step)?,
-    );
-    let mut connection = Connection::new(channel.compat(), Config::default(), Mode::Server);
+    fcntl_setfl(&channel, fcntl_getfl(&channel).during(step)? | OFlags::NONBLOCK).during(step)?;
+    let port = Port::new(channel).during(step)?;
+    let mut connection = Connection::new(port.compat(), Config::default(), Mode::Server);
     loop {
         match poll_fn(|context| connection.poll_next_inbound(context)).await {
             Some(Ok(stream)) => {
@@ -105,6 +98,8 @@ async fn handle(mut stream: HostStream, names: SharedNames) {
     use futures::StreamExt;
     match stream.next().await {
         Some(Ok(Frame::Control(Request::Exec(request)))) => exec::serve(request, stream).await,
+        Some(Ok(Frame::Control(Request::Pack(request)))) => copy::pack(request, stream).await,
+        Some(Ok(Frame::Control(Request::Unpack(request)))) => copy::unpack(request, stream).await,
         Some(Ok(Frame::Control(Request::Identify(bootstrap)))) => {
             let outcome = match &*names.lock().unwrap_or_else(PoisonError::into_inner) {
                 Some(names) => identify(&bootstrap, names),
@@ -119,7 +114,7 @@ async fn handle(mut stream: HostStream, names: SharedNames) {
             exec::finish(stream, reply_to(halt::halt(), Reply::Halted)).await;
         }
         // The host gave up or does not speak the protocol; dropping the stream resets it.
-        Some(Ok(Frame::Output(..)) | Err(_)) | None => {}
+        Some(Ok(Frame::Control(Request::Terminate) | Frame::Output(..)) | Err(_)) | None => {}
     }
 }
 

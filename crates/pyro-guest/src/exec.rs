@@ -10,8 +10,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use futures::{SinkExt, StreamExt};
-use pyro_wire::{Exec, ExecFailure, Exit, Frame, OutputStream, Reply, Status};
+use futures::{SinkExt, Stream, StreamExt};
+use pyro_wire::{Exec, ExecFailure, Exit, Frame, OutputStream, Reply, Request, Status};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +28,7 @@ type Frames = mpsc::Sender<Frame<Reply>>;
 
 /// Runs the command and answers on the stream. The command dies with the stream.
 pub(crate) async fn serve(request: Exec, stream: HostStream) {
-    let (mut sink, mut source) = stream.split();
+    let (mut sink, source) = stream.split();
     let (frames, mut queue) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let writer = async move {
         while let Some(frame) = queue.recv().await {
@@ -39,9 +39,20 @@ pub(crate) async fn serve(request: Exec, stream: HostStream) {
         }
         let _ = sink.close().await;
     };
-    // The host says nothing more on this stream; whatever comes means that it has lost interest.
-    let host_gone = async { drop(source.next().await) };
-    tokio::join!(writer, run(request, frames, host_gone));
+    let wishes = source.map(|frame| match frame {
+        Ok(Frame::Control(Request::Terminate)) => Wish::Terminate,
+        // It has nothing else to say on this stream; whatever comes means that it has lost interest.
+        _ => Wish::Forget,
+    });
+    tokio::join!(writer, run(request, frames, wishes));
+}
+
+/// What the host may want of a command that runs.
+enum Wish {
+    /// End it, and say how it ended.
+    Terminate,
+    /// End it; there is nobody left to tell.
+    Forget,
 }
 
 /// Sends the only frame of an answer and closes the stream.
@@ -51,8 +62,7 @@ pub(crate) async fn finish(mut stream: HostStream, reply: Reply) {
     let _ = stream.close().await;
 }
 
-async fn run(request: Exec, frames: Frames, host_gone: impl Future<Output = ()>) {
-    tokio::pin!(host_gone);
+async fn run(request: Exec, frames: Frames, mut wishes: impl Stream<Item = Wish> + Unpin) {
     let started = Instant::now();
     let mut process = match CommandProcess::start(&request) {
         Ok(process) => process,
@@ -69,16 +79,20 @@ async fn run(request: Exec, frames: Frames, host_gone: impl Future<Output = ()>)
     let stdout = pump(process.stdout, OutputStream::Stdout);
     let stderr = pump(process.stderr, OutputStream::Stderr);
 
+    let grace = Duration::from_millis(request.kill_grace_ms);
     let (status, timed_out) = tokio::select! {
         status = process.shell.wait() => (status, false),
         () = tokio::time::sleep(Duration::from_millis(request.timeout_ms)) => {
-            (process.shell.terminate(Duration::from_millis(request.kill_grace_ms)).await, true)
+            (process.shell.terminate(grace).await, true)
         }
-        () = &mut host_gone => {
-            // Nobody is left to tell; the pumps end when they find that out.
-            let _ = process.shell.terminate(Duration::ZERO).await;
-            shell_ended.cancel();
-            return;
+        wish = wishes.next() => match wish {
+            Some(Wish::Terminate) => (process.shell.terminate(grace).await, false),
+            Some(Wish::Forget) | None => {
+                // The pumps end when they find that out.
+                let _ = process.shell.terminate(Duration::ZERO).await;
+                shell_ended.cancel();
+                return;
+            }
         }
     };
     let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -100,9 +114,10 @@ async fn run(request: Exec, frames: Frames, host_gone: impl Future<Output = ()>)
         };
         let _ = frames.send(Frame::Control(reply)).await;
     };
+    let host_gone = async { while let Some(Wish::Terminate) = wishes.next().await {} };
     tokio::select! {
         () = reply => {}
-        () = &mut host_gone => {}
+        () = host_gone => {}
     }
 }
 

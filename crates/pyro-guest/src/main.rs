@@ -10,6 +10,7 @@
 
 mod agent;
 mod boot;
+mod copy;
 mod exec;
 mod fault;
 mod halt;
@@ -18,6 +19,7 @@ mod identity;
 mod init;
 mod memory;
 mod network;
+mod port;
 mod root;
 mod warm_up;
 

@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use pyro_wire::{BASE_DISK_SERIAL, LAYER_DISK_SERIAL, Preparation};
+use pyro_wire::{BASE_DISK_SERIAL, LAYER_DISK_SERIAL, Preparation, WORKSPACE};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_move, mount_remount};
 
 use crate::boot::mount_virtual;
@@ -15,8 +18,8 @@ const BASE: &str = "/base";
 const LAYER: &str = "/layer";
 const NEW_ROOT: &str = "/root";
 
-/// Where commands start; exists in every guest.
-pub(crate) const WORKSPACE: &str = "/workspace";
+/// Where the writable layer is mounted, which no path leads to any more once the root is in place.
+static LAYER_MOUNT: OnceLock<OwnedFd> = OnceLock::new();
 
 /// Assembles the root from both disks and makes it this process's root.
 pub(crate) fn enter(preparation: &Preparation) -> Result<(), Fault> {
@@ -29,6 +32,9 @@ pub(crate) fn enter(preparation: &Preparation) -> Result<(), Fault> {
     mount(&base_disk, BASE, filesystem, MountFlags::RDONLY | MountFlags::NOATIME, None)
         .during(format!("mounting the base image ({})", filesystem))?;
     mount(&layer_disk, LAYER, "ext4", MountFlags::NOATIME, None).during("mounting the writable layer")?;
+    let layer = openat(CWD, LAYER, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .during("opening the writable layer")?;
+    let _ = LAYER_MOUNT.set(layer);
     for dir in ["/layer/upper", "/layer/work"] {
         fs::create_dir_all(dir).during(format!("making {dir}"))?;
     }
@@ -91,7 +97,11 @@ fn furnish() -> Result<(), Fault> {
     fs::create_dir_all(WORKSPACE).during(format!("making {WORKSPACE}"))
 }
 
-/// Makes the root read-only. Everything must have been written and closed before.
+/// Makes the root read-only, and with it the layer, whose filesystem is then marked as clean. Everything must have
+/// been written and closed before.
 pub(crate) fn seal() -> Result<(), Fault> {
-    mount_remount("/", MountFlags::RDONLY, c"").during("remounting the root read-only")
+    mount_remount("/", MountFlags::RDONLY, c"").during("remounting the root read-only")?;
+    let Some(layer) = LAYER_MOUNT.get() else { return Ok(()) };
+    mount_remount(format!("/proc/self/fd/{}", layer.as_raw_fd()), MountFlags::RDONLY, c"")
+        .during("remounting the writable layer read-only")
 }

@@ -3,11 +3,15 @@
 use std::future::pending;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use pyro_wire::{Frame, FrameCodec, FrameError, Reply, Request};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 use tokio_util::codec::Framed;
 
 use crate::supervisor::control::{self, ControlRequest};
@@ -27,10 +31,10 @@ pub struct OutputChunk {
 }
 
 /// How a command ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecOutcome {
-    /// Status of the shell; absent when the guest did not answer within the limit and its margin, so that
-    /// nobody knows.
+    /// Status of the shell; absent when the guest did not answer within the limit and its margin, or to the wish to
+    /// end the command, so that nobody knows.
     pub status: Option<ExitStatus>,
     /// The time limit was hit.
     pub timed_out: bool,
@@ -89,62 +93,107 @@ impl GuestClient {
         exec: Exec,
         mut on_output: impl AsyncFnMut(OutputChunk),
     ) -> Result<ExecOutcome, ExecError> {
-        let limit = Duration::from_millis(exec.timeout_ms);
-        let patience = limit + Duration::from_millis(exec.kill_grace_ms) + HOST_MARGIN;
         let mut stream = self.open().await.map_err(ExecError::NotDelivered)?;
-        let started = tokio::time::Instant::now();
-        stream.send(Frame::Control(Request::Exec(exec))).await.map_err(|error| match error {
-            FrameError::Io(error) => ExecError::NotDelivered(error),
-            other => ExecError::NotDelivered(io::Error::other(other)),
-        })?;
-        // Time in which the host itself did not listen is not held against the guest.
-        let mut deaf = Duration::ZERO;
-        loop {
-            let deadline = patience.checked_add(deaf).and_then(|patience| started.checked_add(patience));
-            let silence = async {
-                match deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline).await,
-                    None => pending().await,
-                }
-            };
-            let frame = tokio::select! {
-                biased;
-                frame = stream.next() => frame,
-                () = silence => {
-                    let duration = started.elapsed();
-                    return Ok(ExecOutcome {
-                        status: None, timed_out: true, duration, stdout_dropped: 0, stderr_dropped: 0,
-                    });
-                }
-            };
-            match frame {
-                Some(Ok(Frame::Output(stream, bytes))) => {
-                    let received = tokio::time::Instant::now();
-                    on_output(OutputChunk { stream, bytes }).await;
-                    deaf += received.elapsed();
-                }
-                Some(Ok(Frame::Control(Reply::Exited(exit)))) => {
-                    return Ok(ExecOutcome {
-                        status: Some(exit.status),
-                        timed_out: exit.timed_out,
-                        duration: Duration::from_millis(exit.duration_ms),
-                        stdout_dropped: exit.stdout_dropped,
-                        stderr_dropped: exit.stderr_dropped,
-                    });
-                }
-                Some(Ok(Frame::Control(Reply::NotStarted(failure)))) => {
-                    return Err(ExecError::NotStarted { step: failure.step, cause: failure.cause });
-                }
-                Some(Ok(Frame::Control(Reply::Halted | Reply::Identified))) | None => {
-                    return Err(ExecError::Lost(None));
-                }
-                Some(Err(error)) => return Err(ExecError::Lost(Some(error))),
-            }
-        }
+        converse(&mut stream, exec, pending(), &mut on_output).await
     }
 
-    async fn open(&self) -> io::Result<Framed<UnixStream, FrameCodec<Reply, Request>>> {
+    pub(crate) async fn open(&self) -> io::Result<RequestStream<UnixStream>> {
         let stream = control::connect(&self.dir, ControlRequest::Guest).await?;
-        Ok(Framed::new(stream, FrameCodec::default()))
+        Ok(Framed::new(stream.into_inner(), FrameCodec::default()))
+    }
+}
+
+/// The line that follows the standard error of a command that reached its limit.
+pub fn timeout_note(limit: Duration) -> String {
+    format!("command timed out after {}s\n", limit.as_secs())
+}
+
+/// A stream to the guest that carries one request.
+pub(crate) type RequestStream<S> = Framed<S, FrameCodec<Reply, Request>>;
+
+/// Runs a command on a stream that is open, and asks the guest to end it when `terminate` is done.
+///
+/// # Errors
+/// [`ExecError`]; its variants say whether the command can have run.
+pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut RequestStream<S>,
+    exec: Exec,
+    terminate: impl Future<Output = ()>,
+    on_output: &mut impl AsyncFnMut(OutputChunk),
+) -> Result<ExecOutcome, ExecError> {
+    let limit = Duration::from_millis(exec.timeout_ms);
+    let grace = Duration::from_millis(exec.kill_grace_ms) + HOST_MARGIN;
+    let request = stream.send(Frame::Control(Request::Exec(exec)));
+    match tokio::time::timeout(HOST_MARGIN, request).await {
+        Ok(Ok(())) => {}
+        Ok(Err(FrameError::Io(error))) => return Err(ExecError::NotDelivered(error)),
+        Ok(Err(other)) => return Err(ExecError::NotDelivered(io::Error::other(other))),
+        // Part of it may have gone.
+        Err(_) => return Err(ExecError::Lost(None)),
+    }
+    let started = Instant::now();
+    let mut terminate = pin!(terminate);
+    let mut terminated = false;
+    // When the host stops believing in the guest; never, if that is beyond what a clock can hold. Time in which
+    // the host itself did not listen is not held against the guest.
+    let mut deadline = limit.checked_add(grace).and_then(|patience| started.checked_add(patience));
+    loop {
+        let silence = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => pending().await,
+            }
+        };
+        let frame = tokio::select! {
+            biased;
+            // First, or a guest that never stops talking would never be told.
+            () = &mut terminate, if !terminated => {
+                terminated = true;
+                deadline = Instant::now().checked_add(grace);
+                // A guest that does not even take that meets the deadline.
+                let wish = stream.send(Frame::Control(Request::Terminate));
+                if let Ok(Err(error)) = tokio::time::timeout(HOST_MARGIN, wish).await {
+                    return Err(ExecError::Lost(Some(error)));
+                }
+                continue;
+            }
+            frame = stream.next() => Some(frame),
+            () = silence => None,
+        };
+        // A guest that never stops talking is not silent, but late all the same.
+        let is_late = deadline.is_some_and(|deadline| deadline + HOST_MARGIN < Instant::now());
+        let Some(frame) = frame.filter(|_| !is_late) else {
+            let duration = started.elapsed();
+            return Ok(ExecOutcome {
+                status: None,
+                timed_out: !terminated,
+                duration,
+                stdout_dropped: 0,
+                stderr_dropped: 0,
+            });
+        };
+        match frame {
+            Some(Ok(Frame::Output(stream, bytes))) => {
+                let received = Instant::now();
+                on_output(OutputChunk { stream, bytes }).await;
+                deadline = deadline.and_then(|deadline| deadline.checked_add(received.elapsed()));
+            }
+            Some(Ok(Frame::Control(Reply::Exited(exit)))) => {
+                return Ok(ExecOutcome {
+                    status: Some(exit.status),
+                    timed_out: exit.timed_out,
+                    duration: Duration::from_millis(exit.duration_ms),
+                    stdout_dropped: exit.stdout_dropped,
+                    stderr_dropped: exit.stderr_dropped,
+                });
+            }
+            Some(Ok(Frame::Control(Reply::NotStarted(failure)))) => {
+                return Err(ExecError::NotStarted { step: failure.step, cause: failure.cause });
+            }
+            Some(Ok(Frame::Control(Reply::Halted | Reply::Identified | Reply::Archived(_)))) | None => {
+                return Err(ExecError::Lost(None));
+            }
+            Some(Err(error)) => return Err(ExecError::Lost(Some(error))),
+        }
     }
 }

@@ -8,12 +8,14 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::SeekFrom;
 
+use crate::Retention;
+
 /// Why no layer could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
-    /// The host's disk has no room for even the smallest layer.
+    /// The host's disk has no room for the layer.
     #[error(
-        "only {free_mib} MiB are free in {}; a VM needs at least {needed_mib} MiB for its writable layer",
+        "only {free_mib} MiB are free in {}; a writable layer needs at least {needed_mib} MiB",
         dir.display()
     )]
     NoSpace {
@@ -57,6 +59,16 @@ pub enum LayerLifetime {
     ManyStarts,
 }
 
+impl LayerLifetime {
+    /// What a VM's layer has to survive.
+    pub fn of(retention: Retention) -> Self {
+        match retention {
+            Retention::Caller => Self::OneStart,
+            Retention::Lifetime | Retention::Deletion => Self::ManyStarts,
+        }
+    }
+}
+
 /// Pre-made empty layers, one per size and lifetime, in a directory of the state directory.
 #[derive(Clone, Debug)]
 pub struct LayerTemplates {
@@ -80,24 +92,45 @@ impl LayerTemplates {
     /// # Errors
     /// [`LayerError`], in particular when the disk is nearly full.
     pub fn fitting(&self, lifetime: LayerLifetime) -> Result<PathBuf, LayerError> {
-        rustix::fs::mkdir(&self.dir, 0o700.into())
-            .or_else(|error| if error == rustix::io::Errno::EXIST { Ok(()) } else { Err(error) })
-            .map_err(|error| io_error("make", &self.dir)(error.into()))?;
-        let stat = rustix::fs::statvfs(&self.dir).map_err(|e| io_error("examine", &self.dir)(e.into()))?;
-        let free_mib = stat.f_bavail.saturating_mul(stat.f_frsize) / (1024 * 1024);
+        let free_mib = self.free_mib()?;
         let fits = |size: &&u64| **size + Self::RESERVE_MIB <= free_mib;
         let Some(size_mib) = Self::SIZES_MIB.iter().find(fits) else {
-            let needed_mib = Self::SIZES_MIB[Self::SIZES_MIB.len() - 1] + Self::RESERVE_MIB;
-            return Err(LayerError::NoSpace { dir: self.dir.clone(), free_mib, needed_mib });
+            return Err(self.no_space(free_mib, Self::SIZES_MIB[Self::SIZES_MIB.len() - 1]));
         };
+        self.of_size(*size_mib, lifetime)
+    }
+
+    /// The template of exactly this size, if the host's disk could hold it when a guest fills it; made if missing.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// [`LayerError`].
+    pub fn of_size(&self, size_mib: u64, lifetime: LayerLifetime) -> Result<PathBuf, LayerError> {
+        let free_mib = self.free_mib()?;
+        if size_mib + Self::RESERVE_MIB > free_mib {
+            return Err(self.no_space(free_mib, size_mib));
+        }
         let path = self.dir.join(match lifetime {
             LayerLifetime::OneStart => format!("scratch-{size_mib}.img"),
             LayerLifetime::ManyStarts => format!("kept-{size_mib}.img"),
         });
         if !path.exists() {
-            self.make(&path, *size_mib, lifetime)?;
+            self.make(&path, size_mib, lifetime)?;
         }
         Ok(path)
+    }
+
+    /// Free space where the templates are kept, in a directory that exists then.
+    fn free_mib(&self) -> Result<u64, LayerError> {
+        rustix::fs::mkdir(&self.dir, 0o700.into())
+            .or_else(|error| if error == rustix::io::Errno::EXIST { Ok(()) } else { Err(error) })
+            .map_err(|error| io_error("make", &self.dir)(error.into()))?;
+        let stat = rustix::fs::statvfs(&self.dir).map_err(|e| io_error("examine", &self.dir)(e.into()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize) / (1024 * 1024))
+    }
+
+    fn no_space(&self, free_mib: u64, size_mib: u64) -> LayerError {
+        LayerError::NoSpace { dir: self.dir.clone(), free_mib, needed_mib: size_mib + Self::RESERVE_MIB }
     }
 
     /// Two processes may do this at once: each makes its own file, and the last rename wins.

@@ -1,6 +1,7 @@
 //! The host's end of the guest channel: the handshake, then yamux streams on demand.
 
 use std::io;
+use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::BytesMut;
@@ -13,15 +14,19 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::codec::{Decoder, Encoder, Framed};
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, Mode};
 
-/// Streams open at once, that is commands running at once in one guest.
-const MAX_STREAMS: usize = 256;
+/// Requests of clients at once, that is commands running at once in one guest. Of the 256 streams that yamux opens before
+/// the guest has said anything on them, some are for ourselves.
+const MAX_REQUESTS: usize = 250;
+/// Streams that yamux may have. More than there can be: one too many would cost the whole channel, and those that are
+/// closed count until yamux has looked.
+const MAX_STREAMS: usize = 512;
 /// Bound on what the guest can make the host buffer. Each stream may have 256 KiB in any case.
-const MAX_BUFFERED_BYTES: usize = MAX_STREAMS * 512 * 1024;
+const MAX_BUFFERED_BYTES: usize = MAX_STREAMS * 256 * 1024;
 
 /// Why the channel could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -81,19 +86,32 @@ async fn receive<In: DeserializeOwned>(channel: &mut UnixStream) -> Result<In, H
 
 /// Opens streams on the connection that a [`drive`] future serves.
 #[derive(Clone)]
-pub(crate) struct Streams(mpsc::Sender<oneshot::Sender<yamux::Stream>>);
+pub(crate) struct Streams {
+    requests: mpsc::Sender<oneshot::Sender<yamux::Stream>>,
+    permits: Arc<Semaphore>,
+}
+
+/// The right to a stream; as long as the stream.
+pub(crate) type Permit = OwnedSemaphorePermit;
 
 impl Streams {
-    /// A new stream to the guest; `None` when the channel is closed or has all the streams it can have.
-    pub(crate) async fn open(&self) -> Option<yamux::Stream> {
+    /// A new stream to the guest for a client; `None` when the channel is closed or [`MAX_REQUESTS`] are under way.
+    pub(crate) async fn open(&self) -> Option<(yamux::Stream, Permit)> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
+        Some((self.open_beside().await?, permit))
+    }
+
+    async fn open_beside(&self) -> Option<yamux::Stream> {
         let (sender, receiver) = oneshot::channel();
-        self.0.send(sender).await.ok()?;
+        self.requests.send(sender).await.ok()?;
         receiver.await.ok()
     }
 
-    /// The guest's answer to a request, without the output that may come before it; `None` when there is none.
+    /// The guest's answer to a request of our own, whatever clients do, without the output that may come before it;
+    /// `None` when there is none.
     pub(crate) async fn ask(&self, request: Request) -> Option<Reply> {
-        let mut stream = Framed::new(self.open().await?.compat(), FrameCodec::<Reply, Request>::default());
+        let stream = self.open_beside().await?.compat();
+        let mut stream = Framed::new(stream, FrameCodec::<Reply, Request>::default());
         stream.send(Frame::Control(request)).await.ok()?;
         loop {
             match stream.next().await?.ok()? {
@@ -138,5 +156,36 @@ pub(crate) fn drive(channel: UnixStream) -> (Streams, impl Future<Output = ()>) 
             }
         }
     });
-    (Streams(sender), driver)
+    (Streams { requests: sender, permits: Arc::new(Semaphore::new(MAX_REQUESTS)) }, driver)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_request_too_many_is_refused_and_costs_the_others_nothing() {
+        let (host, guest) = UnixStream::pair().unwrap();
+        let (streams, driver) = drive(host);
+        tokio::spawn(driver);
+        let mut guest = Connection::new(guest.compat(), Config::default(), Mode::Server);
+        tokio::spawn(async move {
+            let mut kept = Vec::new();
+            while let Some(Ok(stream)) = poll_fn(|context| guest.poll_next_inbound(context)).await {
+                kept.push(stream);
+            }
+        });
+        let mut open = Vec::new();
+        for _ in 0..MAX_REQUESTS {
+            open.push(streams.open().await.unwrap());
+        }
+        for _ in 0..50 {
+            assert!(streams.open().await.is_none());
+        }
+        open.pop();
+        open.push(streams.open().await.unwrap());
+        assert!(streams.open_beside().await.is_some(), "ours are not counted");
+    }
 }

@@ -39,6 +39,25 @@ pub(crate) fn bind_to_parent(command: &mut Command, inherited: Vec<(OwnedFd, i32
     unsafe { command.pre_exec(before_exec) };
 }
 
+/// Keeps the signals that end a whole session or service from the child: its parent ends it in order. Call for programs
+/// that leave their signal mask as it is.
+pub(crate) fn shield_from_group_signals(command: &mut Command) {
+    let before_exec = || {
+        // SAFETY: the set is initialised by sigemptyset before anything reads it.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+                libc::sigaddset(&raw mut set, signal);
+            }
+            libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes one system call; it neither allocates nor takes locks.
+    unsafe { command.pre_exec(before_exec) };
+}
+
 /// Keeps the child's memory in small pages. A kernel that cannot do that runs it all the same.
 pub(crate) fn forgo_huge_pages(command: &mut Command) {
     let before_exec = || {

@@ -133,7 +133,7 @@ pub async fn trim(dir: &Path, most: usize) {
             break;
         }
         // One that is starting or being claimed cannot be reached; another must go in its place.
-        let end = tokio::time::timeout(END_LIMIT, control::end(&spare, ControlRequest::Delete));
+        let end = tokio::time::timeout(END_LIMIT, control::ask(&spare, ControlRequest::Delete));
         if matches!(end.await, Ok(Ok(()))) {
             surplus -= 1;
         }

@@ -15,10 +15,9 @@ pub struct LaunchSpec {
     /// Directory that belongs to this VM alone. It exists; the supervisor removes it when the VM is gone for
     /// good.
     pub dir: PathBuf,
-    /// The VM dies with the process that started it, and leaves nothing. Otherwise it outlives that process,
-    /// and unless it is deleted or expires its layer stays for another start.
-    pub bound_to_caller: bool,
-    /// Wall-clock time, in seconds since the epoch, at which the VM is removed.
+    /// How long the VM and its files are kept.
+    pub retention: Retention,
+    /// Wall-clock time, in seconds since the epoch, at which the VM ends.
     pub expires_at: f64,
     /// Longest time from starting the VMM to the guest's readiness, in seconds.
     pub boot_limit_seconds: u64,
@@ -38,8 +37,20 @@ pub struct LaunchSpec {
 
 impl LaunchSpec {
     pub(crate) fn layer_lifetime(&self) -> LayerLifetime {
-        if self.bound_to_caller { LayerLifetime::OneStart } else { LayerLifetime::ManyStarts }
+        LayerLifetime::of(self.retention)
     }
+}
+
+/// How long a VM and its files are kept, unless someone deletes them earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Retention {
+    /// As long as the process that started it lives.
+    Caller,
+    /// Until its lifetime is over. A VM that stops earlier keeps its layer for another start.
+    Lifetime,
+    /// Until it is deleted. The end of its lifetime only stops it.
+    Deletion,
 }
 
 /// What a supervisor is started for.

@@ -15,6 +15,7 @@
 //!    │ ◄────────────────────── Ended │ last words, after everything is cleaned up
 //! ```
 
+mod commands;
 pub mod control;
 mod handover;
 mod launch;
@@ -30,8 +31,9 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Accelerator;
+use crate::{Accelerator, Retention};
 
+pub use commands::{CommandEnd, CommandLog, STREAM_LIMIT, file_name, room};
 pub use lock::OwnerLock;
 pub use serve::{Recorder, run};
 pub(crate) use spare::clear_claimed;
@@ -48,8 +50,11 @@ pub mod files {
     pub const OWNER_LOCK: &str = "owner.lock";
     /// Where the supervisor is reached.
     pub const CONTROL_SOCKET: &str = "control.sock";
+    /// Directory of what the commands of a journal wrote.
+    pub const COMMANDS: &str = "commands";
     pub(crate) const INITRD: &str = "initrd.img";
-    pub(crate) const LAYER: &str = "layer.img";
+    /// What the guest has written to its disk.
+    pub const LAYER: &str = "layer.img";
 }
 
 /// From the supervisor to whoever started it.
@@ -222,10 +227,18 @@ pub enum EndReason {
 
 impl EndReason {
     /// Whether the VM's directory goes with the VM.
-    fn removes_files(&self, bound_to_caller: bool) -> bool {
+    fn removes_files(&self, retention: Retention) -> bool {
+        match (self, retention) {
+            (Self::Deleted, _) | (_, Retention::Caller) | (Self::Expired, Retention::Lifetime) => true,
+            (_, Retention::Lifetime | Retention::Deletion) => false,
+        }
+    }
+
+    /// Whether the guest is to write everything out before it goes.
+    fn halts_guest(&self, retention: Retention) -> bool {
         match self {
-            Self::Deleted | Self::Expired => true,
-            Self::CallerGone | Self::Stopped | Self::Terminated | Self::VmmEnded { .. } => bound_to_caller,
+            Self::Stopped | Self::Expired | Self::Terminated => !self.removes_files(retention),
+            Self::Deleted | Self::CallerGone | Self::VmmEnded { .. } => false,
         }
     }
 }

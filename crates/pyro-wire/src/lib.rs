@@ -30,12 +30,15 @@ pub use frame::{
     Frame, FrameCodec, FrameError, MAX_CONTROL_BYTES, MAX_OUTPUT_BYTES, OutputStream, bytes_missing,
 };
 pub use message::{
-    Bootstrap, Exec, ExecFailure, Exit, GENERATION, Hello, NetworkConfig, Preparation, Reply, Request,
-    SetupReply, Status,
+    ArchiveLimits, ArchiveReport, Bootstrap, Exec, ExecFailure, Exit, GENERATION, Hello, NetworkConfig, Pack,
+    Preparation, Reply, Request, SetupReply, Status, Unpack,
 };
 
 /// Name of the virtio-serial port that carries the channel.
 pub const PORT_NAME: &str = "pyro.agent";
+
+/// Where commands start; exists in every guest.
+pub const WORKSPACE: &str = "/workspace";
 
 /// `serial` property of the disk with the read-only base image. Disks are found by serial because the order
 /// in which a guest numbers them depends on the VMM.

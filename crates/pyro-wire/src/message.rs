@@ -1,11 +1,16 @@
 //! The messages of both phases. A structural change here must come with a new [`GENERATION`] unless it
 //! only adds an optional field; the schema snapshot test asks that question.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::WORKSPACE;
+
 /// Number of the current schema; both ends must agree on it.
-pub const GENERATION: u32 = 2;
+pub const GENERATION: u32 = 3;
 
 /// First frame of the guest: the kernel is up and the agent listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -72,12 +77,22 @@ pub enum SetupReply {
     },
 }
 
-/// First frame of the host on each stream. Closing the stream before the reply cancels the request.
+/// First frame of the host on each stream, and what may follow it there. Closing the stream before the reply cancels
+/// the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Run one command.
     Exec(Exec),
+    /// On the stream of an [`Request::Exec`]: end the command, politely first. Its reply comes as if it had ended by
+    /// itself.
+    Terminate,
+    /// Send a file or a directory as a stream of tar in [`Frame::Output`](crate::Frame::Output) frames of the
+    /// standard output. Answered by [`Reply::Archived`].
+    Pack(Pack),
+    /// Take a file or a directory as a stream of tar in such frames, which follow on this stream. Answered by
+    /// [`Reply::Archived`].
+    Unpack(Unpack),
     /// Become this machine, instead of the one that the bootstrap made. For a machine that was started before
     /// anyone wanted it; its network stays as it is. Answered by [`Reply::Identified`].
     Identify(Bootstrap),
@@ -90,14 +105,74 @@ pub enum Request {
 pub struct Exec {
     /// Shell text.
     pub command: String,
-    /// Working directory; made if missing.
+    /// Working directory. [`WORKSPACE`] is made if it is missing; any other must exist.
     pub cwd: String,
+    /// Variables for the command, beside the usual ones. A login shell's profile may change them again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
     /// Time limit in milliseconds, counted from the start of the command.
     pub timeout_ms: u64,
     /// Time between SIGTERM and SIGKILL when the limit is hit, in milliseconds.
     pub kill_grace_ms: u64,
     /// Bytes of each output stream to send; what is beyond is read, counted and dropped. Absent: all.
     pub output_limit: Option<u64>,
+}
+
+impl Exec {
+    /// `command` in the workspace, with a time limit, a grace of one second, and all of its output.
+    pub fn new(command: impl Into<String>, timeout: Duration) -> Self {
+        Self {
+            command: command.into(),
+            cwd: WORKSPACE.to_owned(),
+            env: BTreeMap::new(),
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            kill_grace_ms: 1000,
+            output_limit: None,
+        }
+    }
+}
+
+/// What to send as tar, in the form of `pyro-archive`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Pack {
+    /// File or directory; below [`WORKSPACE`] unless it is absolute.
+    pub path: String,
+    /// What it may hold.
+    pub limits: ArchiveLimits,
+}
+
+/// Where to put what comes as tar.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Unpack {
+    /// An existing directory, to put it there under its own name, or the name it shall have; below
+    /// [`WORKSPACE`] unless it is absolute.
+    pub path: String,
+    /// Its own name.
+    pub name: String,
+    /// What it may hold.
+    pub limits: ArchiveLimits,
+}
+
+/// What an archive may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ArchiveLimits {
+    /// Most entries.
+    pub max_entries: u64,
+    /// Most bytes of all files together.
+    pub max_bytes: u64,
+}
+
+/// What an archive held.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ArchiveReport {
+    /// Entries that were copied.
+    pub entries: u64,
+    /// Bytes of all files together.
+    pub bytes: u64,
+    /// Entries that cannot be copied, such as sockets.
+    pub left_out: u64,
+    /// Names of the first of these.
+    pub examples: Vec<String>,
 }
 
 /// Last frame of the guest on a stream; output frames may come before it.
@@ -108,6 +183,8 @@ pub enum Reply {
     Exited(Exit),
     /// The command never started.
     NotStarted(ExecFailure),
+    /// [`Request::Pack`] or [`Request::Unpack`] is done.
+    Archived(ArchiveReport),
     /// [`Request::Halt`] is done; the VM may be killed without loss.
     Halted,
     /// [`Request::Identify`] is done. A guest that cannot do it answers [`Reply::NotStarted`] and must not be used.

@@ -27,9 +27,7 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Exit, CliError> {
     if args.json {
         printer.json(&result)?;
     } else {
-        if shown.inside_line && printer.stderr_is_terminal() {
-            printer.note("");
-        }
+        shown.end_line(printer);
         for phase in &result.timings {
             printer.note(&format!("[timing] {:<12}{:9.1} ms", phase.name, phase.ms));
         }
@@ -50,7 +48,7 @@ fn request(args: &RunArgs, command: String) -> (VmSpec, Command) {
     };
     // People see the output as it comes; a program gets it in the document, after the end.
     let output = if args.json { OutputMode::Capture } else { OutputMode::Stream };
-    (spec, Command { command, timeout_seconds: args.timeout_seconds, output })
+    (spec, Command { timeout_seconds: args.timeout_seconds, output, ..Command::new(command) })
 }
 
 fn summary(result: &RunResult) -> String {

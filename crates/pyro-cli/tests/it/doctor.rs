@@ -35,7 +35,7 @@ fn a_machine_with_nothing_is_told_what_is_missing() {
     Guest kernel: the environment's own
     Environment build: mmdebstrap keyring
     Rootless: euid user_namespaces subuid newuidmap
-    Disk: state_free cache_free
+    Disk: state_free cache_free state_used vms_used
     ");
     assert!(issues.contains("qemu-system-x86_64"), "{issues}");
     let problems = issues.lines().filter(|line| line.starts_with("- ")).count();

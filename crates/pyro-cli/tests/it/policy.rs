@@ -22,7 +22,7 @@ fn crates_depend_on_each_other_as_drawn() {
         ("pyro-wire", &[][..]),
         ("pyro-archive", &[]),
         ("pyro-guest", &["pyro-archive", "pyro-wire"]),
-        ("pyro-vm", &["pyro-wire"]),
+        ("pyro-vm", &["pyro-archive", "pyro-wire"]),
         ("pyro-env", &[]),
         ("pyro-engine", &["pyro-env", "pyro-vm"]),
         ("pyro-cli", &["pyro-engine"]),

@@ -50,7 +50,7 @@ fn a_host_without_room_for_a_layer_is_reported() {
     let sandbox = Sandbox::new();
     let ended = run_on_small_disk(&sandbox, "600m", "echo never");
     let error = ended.error();
-    assert!(error.contains("a VM needs at least 1024 MiB for its writable layer"), "{error}");
+    assert!(error.contains("a writable layer needs at least 1024 MiB"), "{error}");
     assert!(error.contains("hint: free some space on that disk"), "{error}");
     assert_eq!(ended.text(), "");
 }

@@ -72,13 +72,8 @@ async fn a_command_whose_caller_goes_away_ends() {
     let vm = sandbox.started_vm(&engine).await;
     let guest = sandbox.guest(&vm);
     {
-        let exec = pyro_vm::Exec {
-            command: "echo started; sleep 4321 & sleep 4321".to_owned(),
-            cwd: "/workspace".to_owned(),
-            timeout_ms: 600_000,
-            kill_grace_ms: 1000,
-            output_limit: None,
-        };
+        let exec =
+            pyro_vm::Exec::new("echo started; sleep 4321 & sleep 4321", std::time::Duration::from_secs(600));
         let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
         let running = guest.exec(exec, async |_| sender.send(()).await.unwrap());
         tokio::select! {

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use super::report::{BuildReport, DiskReport, KvmReport, NetworkingReport, RootlessReport};
+use crate::engine::vms_dir;
 use crate::registry::directory_problem;
 use crate::{Config, guest_kernel, search_path};
 
@@ -153,6 +155,8 @@ fn look(config: &Config, root: &Path) -> HostFacts {
         disk: DiskReport {
             state_dir_free_mib: free_mib(&config.base_dir),
             cache_dir_free_mib: free_mib(&config.cache_dir),
+            vms_used_mib: used_mib(&vms_dir(&config.base_dir)),
+            state_dir_used_mib: used_mib(&config.base_dir),
         },
         user_namespaces_allowed_by: blocked_by
             .map(|(file, _, allowing)| format!("{}={allowing}", file.replace('/', "."))),
@@ -160,6 +164,22 @@ fn look(config: &Config, root: &Path) -> HostFacts {
             .ok()
             .and_then(|metadata| directory_problem(&metadata)),
     }
+}
+
+/// Space that everything below a directory takes; nothing if it is not there.
+fn used_mib(dir: &Path) -> u64 {
+    used_bytes(dir).div_ceil(1 << 20)
+}
+
+fn used_bytes(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    let bytes = entries.filter_map(|entry| {
+        // Of the entry itself: links lead elsewhere.
+        let metadata = entry.metadata().ok()?;
+        let below = if metadata.is_dir() { used_bytes(&entry.path()) } else { 0 };
+        Some(metadata.blocks() * 512 + below)
+    });
+    bytes.sum()
 }
 
 /// Value of a kernel setting.

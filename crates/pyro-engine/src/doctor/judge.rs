@@ -306,7 +306,12 @@ mod tests {
                 keyring: Some("/usr/share/keyrings/debian-archive-keyring.gpg".to_owned()),
             },
             rootless: RootlessReport { euid: 1000, user_namespaces: true, subuid: true, newuidmap: true },
-            disk: DiskReport { state_dir_free_mib: Some(9000), cache_dir_free_mib: Some(9000) },
+            disk: DiskReport {
+                state_dir_free_mib: Some(9000),
+                cache_dir_free_mib: Some(9000),
+                vms_used_mib: 0,
+                state_dir_used_mib: 0,
+            },
             ..HostFacts::default()
         }
     }

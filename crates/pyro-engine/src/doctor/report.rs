@@ -32,7 +32,7 @@ pub struct DoctorReport {
     pub environment_build: BuildReport,
     /// What an ordinary user may do here.
     pub rootless: RootlessReport,
-    /// Free space.
+    /// Space.
     pub disk: DiskReport,
     /// One remedy per issue, in the order of `issues`.
     pub remedies: Vec<Remedy>,
@@ -151,13 +151,17 @@ pub struct RootlessReport {
     pub newuidmap: bool,
 }
 
-/// Free space for this user, in MiB; `None` if it could not be found out.
+/// Space on the host's disks, in MiB; `None` if it could not be found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct DiskReport {
-    /// Where the state directory is, or would be.
+    /// Free for this user where the state directory is, or would be.
     pub state_dir_free_mib: Option<u64>,
-    /// Where the environment cache is, or would be.
+    /// Free for this user where the environment cache is, or would be.
     pub cache_dir_free_mib: Option<u64>,
+    /// Taken by the disks and journals of all VMs and tasks.
+    pub vms_used_mib: u64,
+    /// Taken by the whole state directory, templates included.
+    pub state_dir_used_mib: u64,
 }
 
 /// What to do about an issue.

@@ -2,20 +2,15 @@
 
 use std::time::Duration;
 
-use pyro_vm::{Exec, ExecError, ExecOutcome, ExitStatus, GuestClient};
+use pyro_vm::{Exec, ExecError, ExecOutcome, ExitStatus, GuestClient, WORKSPACE, timeout_note};
 
 use super::Engine;
 use crate::capture::{CAPTURE_LIMIT, OutputSink};
-use crate::finished::{Finished, TIMED_OUT};
+use crate::finished::{Finished, KILLED, TIMED_OUT};
 use crate::host_compat::{self, HostCommand};
 use crate::registry::VmRecord;
 use crate::{Command, EngineError, ErrorKind, Events, ExecutionMode, OutputMode, OutputStream};
 use tokio_util::sync::CancellationToken;
-
-/// Working directory of commands in a guest.
-const GUEST_DIRECTORY: &str = "/workspace";
-/// Time between SIGTERM and SIGKILL for a command that reached its limit.
-const KILL_GRACE: Duration = Duration::from_secs(1);
 
 impl Engine {
     /// Runs the command where the VM's commands run. It is sent at most once.
@@ -45,16 +40,7 @@ impl Engine {
     ) -> Result<Finished, EngineError> {
         let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
         let mut stderr = OutputSink::new(OutputStream::Stderr, command.output, events);
-        let request = Exec {
-            command: command.command.clone(),
-            cwd: GUEST_DIRECTORY.to_owned(),
-            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
-            kill_grace_ms: u64::try_from(KILL_GRACE.as_millis()).unwrap_or(u64::MAX),
-            output_limit: match command.output {
-                OutputMode::Capture => Some(CAPTURE_LIMIT as u64),
-                OutputMode::Stream => None,
-            },
-        };
+        let request = exec_request(command, timeout);
         let outcome = GuestClient::new(self.vm_dir(&record.vm_id))
             .exec(request, async |chunk| match chunk.stream {
                 pyro_vm::OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
@@ -63,7 +49,7 @@ impl Engine {
             .await
             .map_err(|error| exec_error(record, error))?;
         if outcome.timed_out {
-            stderr.note(&format!("command timed out after {}s", timeout.as_secs())).await;
+            stderr.note(&timeout_note(timeout)).await;
         }
         let (stdout, stdout_over) = stdout.finish();
         let (stderr, stderr_over) = stderr.finish();
@@ -78,7 +64,7 @@ impl Engine {
         })
     }
 
-    async fn execute_on_host(
+    pub(super) async fn execute_on_host(
         &self,
         record: &VmRecord,
         command: &Command,
@@ -86,11 +72,13 @@ impl Engine {
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Finished, EngineError> {
+        refuse_cwd(command)?;
         let directory = self.vm_dir(&record.vm_id).join("workspace");
         std::fs::create_dir_all(&directory)
             .map_err(|error| super::state_unusable("make", &directory, error))?;
         let host_command = HostCommand {
             command: &command.command,
+            env: &command.env,
             timeout,
             directory: &directory,
             search_path: &self.config().search_path,
@@ -101,13 +89,48 @@ impl Engine {
     }
 }
 
-fn exit_code(outcome: &ExecOutcome) -> i64 {
+/// The command in the guest's terms.
+pub(super) fn exec_request(command: &Command, timeout: Duration) -> Exec {
+    Exec {
+        cwd: guest_cwd(command),
+        env: command.env.clone(),
+        output_limit: match command.output {
+            OutputMode::Capture => Some(CAPTURE_LIMIT as u64),
+            OutputMode::Stream => None,
+        },
+        ..Exec::new(&command.command, timeout)
+    }
+}
+
+/// On the host there is no `/workspace` that a directory could be below.
+pub(super) fn refuse_cwd(command: &Command) -> Result<(), EngineError> {
+    match command.cwd {
+        None => Ok(()),
+        Some(_) => {
+            let message = "cwd cannot be chosen in host compatibility mode";
+            Err(EngineError::new(ErrorKind::InvalidInput, message)
+                .hint("write `cd <directory> && ...` as the command"))
+        }
+    }
+}
+
+/// Where the command runs in a guest.
+pub(super) fn guest_cwd(command: &Command) -> String {
+    match command.cwd.as_deref() {
+        None => WORKSPACE.to_owned(),
+        Some(absolute) if absolute.starts_with('/') => absolute.to_owned(),
+        Some(relative) => format!("{WORKSPACE}/{relative}"),
+    }
+}
+
+/// Exit code of a command in a guest: −S after signal S, 124 after the time limit.
+pub(crate) fn exit_code(outcome: &ExecOutcome) -> i64 {
     match outcome.status {
         _ if outcome.timed_out => TIMED_OUT,
         Some(ExitStatus::Code(code)) => code.into(),
         Some(ExitStatus::Signal(signal)) => -i64::from(signal),
-        // Without a status there is only the host's own limit, which is a timeout.
-        None => TIMED_OUT,
+        // A guest that does not answer was told to end the command by force.
+        None => KILLED,
     }
 }
 
@@ -119,7 +142,7 @@ fn exec_error(record: &VmRecord, error: ExecError) -> EngineError {
             format!("the guest could not start the command: {step}: {cause}"),
         ),
         ExecError::Lost(cause) => {
-            let error = EngineError::outcome_unknown(record.vm_id.as_str());
+            let error = EngineError::outcome_unknown(record.kind, record.vm_id.as_str());
             match cause {
                 Some(cause) => error.caused_by(cause),
                 None => error,

@@ -9,16 +9,17 @@ use std::path::Path;
 use pyro_env::InstalledEnvironment;
 use pyro_vm::supervisor::{self, BootInfo, Lifeline, OwnerLock, StartError};
 use pyro_vm::{
-    GuestImage, GuestKernel, LaunchSpec, LayerError, LayerLifetime, LayerTemplates, Machine, Purpose, Spares,
-    spares,
+    GuestImage, GuestKernel, LaunchSpec, LayerError, LayerLifetime, LayerTemplates, Machine, Purpose,
+    Retention, Spares, spares,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, spares_dir, state_unusable, templates_dir, unless_cancelled};
 use crate::engine::host::Host;
+use crate::kind::Kind;
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
-use crate::{EngineError, ErrorKind, ExecutionMode, VmId, VmSpec};
+use crate::{EngineError, ErrorKind, Events, ExecutionMode, VmId, VmSpec};
 
 /// Name of the hidden subcommand that supervises one VM.
 pub const SUPERVISE_COMMAND: &str = "supervise";
@@ -37,10 +38,15 @@ fn templates_fit(accelerator: pyro_vm::Accelerator) -> bool {
     accelerator == pyro_vm::Accelerator::Tcg
 }
 
+/// What a VM starts from: the host's VMM and an installed environment, or the reason why there is none, to which its caller
+/// has agreed.
+pub(super) type Ground = Result<(Host, InstalledEnvironment), String>;
+
 /// What a VM is like, whoever it is for.
 struct Shape {
     sizing: Sizing,
-    ephemeral: bool,
+    retention: Retention,
+    disk_mib: Option<u32>,
     network: bool,
     expires_at: f64,
 }
@@ -50,7 +56,7 @@ impl Engine {
     ///
     /// # Errors
     /// `WrongState` if another process is starting or running the VM, `StateUnusable`.
-    pub(super) async fn own_vm_dir(&self, id: &VmId) -> Result<OwnerLock, EngineError> {
+    pub(super) async fn own_vm_dir(&self, kind: Kind, id: &VmId) -> Result<OwnerLock, EngineError> {
         let id = id.clone();
         let dir = self.vm_dir(&id);
         self.blocking(move |_| {
@@ -60,13 +66,53 @@ impl Engine {
             match OwnerLock::try_acquire(&dir) {
                 Ok(Some(lock)) => Ok(lock),
                 Ok(None) => {
-                    let message = format!("vm {id} is being started or stopped by another process");
+                    let message = format!("{kind} {id} is being started or stopped by another process");
                     Err(EngineError::new(ErrorKind::WrongState, message).hint("try again in a moment"))
                 }
                 Err(error) => Err(state_unusable("lock", &dir, error)),
             }
         })
         .await
+    }
+
+    /// Looks for what a VM needs, and installs the environment if it is missing.
+    ///
+    /// # Errors
+    /// `VmUnavailable` if no VM can run and the caller has not agreed to the host; errors of the environment.
+    pub(super) async fn ground(
+        &self,
+        environment: &str,
+        allow_host_compat: bool,
+        events: &Events,
+        cancel: &CancellationToken,
+    ) -> Result<Ground, EngineError> {
+        match self.host().await {
+            Ok(host) => Ok(Ok((host, self.environment(environment, events, cancel).await?))),
+            Err(reason) => {
+                self.inspect_environment(environment).await?;
+                match allow_host_compat {
+                    true => Ok(Err(reason)),
+                    false => Err(EngineError::boot_unavailable(&reason)),
+                }
+            }
+        }
+    }
+
+    /// Boots the VM of a record, or notes that its commands run on the host. It is not bound to this process.
+    pub(super) async fn bring_up(
+        &self,
+        record: &VmRecord,
+        lock: OwnerLock,
+        ground: Ground,
+        cancel: &CancellationToken,
+    ) -> Result<(), EngineError> {
+        match ground {
+            // The supervisor has the lock and the record is written; nothing more is asked of the lifeline.
+            Ok((host, environment)) => {
+                self.start_guest(record, environment, host, lock, cancel).await.map(drop)
+            }
+            Err(reason) => self.start_on_host(&record.vm_id, &reason).await.map(drop),
+        }
     }
 
     /// Starts the VM in a guest, which may be one that waits for it. The supervisor records that it is up.
@@ -80,7 +126,12 @@ impl Engine {
     ) -> Result<(Lifeline, BootInfo), EngineError> {
         let shape = Shape {
             sizing: record.sizing,
-            ephemeral: record.ephemeral,
+            retention: match record.kind {
+                Kind::Task => Retention::Deletion,
+                Kind::Vm if record.ephemeral => Retention::Caller,
+                Kind::Vm => Retention::Lifetime,
+            },
+            disk_mib: record.disk_mib,
             network: record.network_enabled,
             expires_at: record.expires_at,
         };
@@ -95,7 +146,7 @@ impl Engine {
                     supervisor::start(&self.config().program, &self.supervise_args(), spec, &lock).await
                 }
             };
-            started.map_err(|error| start_error(&record.vm_id, &dir, error))
+            started.map_err(|error| start_error(record.kind, &record.vm_id, &dir, error))
         };
         unless_cancelled(cancel, start).await
     }
@@ -111,15 +162,21 @@ impl Engine {
             return Ok(());
         }
         let sizing = limits::check_spec(&VmSpec::new(&environment.name))?;
-        let shape = Shape { sizing, ephemeral: true, network: false, expires_at: f64::MAX };
+        let shape = Shape {
+            sizing,
+            retention: Retention::Caller,
+            disk_mib: None,
+            network: false,
+            expires_at: f64::MAX,
+        };
         let id = VmId::random()?;
         let spec = self.launch_spec(&id, shape, &environment, host).await?;
         let dir = spec.dir.clone();
-        let lock = self.own_vm_dir(&id).await?;
+        let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         let make = async {
             supervisor::make_template(&self.config().program, &self.supervise_args(), spec, &lock)
                 .await
-                .map_err(|error| start_error(&id, &dir, error))
+                .map_err(|error| start_error(Kind::Vm, &id, &dir, error))
         };
         let made = unless_cancelled(cancel, make).await;
         drop(lock);
@@ -140,20 +197,34 @@ impl Engine {
         environment: &InstalledEnvironment,
         host: Host,
     ) -> Result<LaunchSpec, EngineError> {
-        let spares = self.plan_spares().await?;
-        let lifetime = if shape.ephemeral { LayerLifetime::OneStart } else { LayerLifetime::ManyStarts };
+        let mut spares = self.plan_spares().await?;
+        let dir = self.vm_dir(id);
+        let layer = dir.join(supervisor::files::LAYER);
+        if layer.exists() {
+            // A spare would get a copy of what is on it.
+            spares.wanted = 0;
+        }
         let layer_template = self
             .blocking(move |shared| {
+                // It has one from an earlier start; that the disk is full by now must not keep it from starting.
+                if layer.exists() {
+                    return Ok(layer);
+                }
                 let config = &shared.config;
-                LayerTemplates::new(config.base_dir.join("layers"), config.search_path.clone())
-                    .fitting(lifetime)
-                    .map_err(layer_error)
+                let templates =
+                    LayerTemplates::new(config.base_dir.join("layers"), config.search_path.clone());
+                let lifetime = LayerLifetime::of(shape.retention);
+                let template = match shape.disk_mib {
+                    Some(disk_mib) => templates.of_size(disk_mib.into(), lifetime),
+                    None => templates.fitting(lifetime),
+                };
+                template.map_err(layer_error)
             })
             .await?;
         Ok(LaunchSpec {
             vm_id: id.to_string(),
-            dir: self.vm_dir(id),
-            bound_to_caller: shape.ephemeral,
+            dir,
+            retention: shape.retention,
             expires_at: shape.expires_at,
             boot_limit_seconds: boot_limit_seconds(host.accelerator),
             machine: Machine {
@@ -204,7 +275,7 @@ impl Engine {
             ..VmPatch::default()
         };
         let id = id.clone();
-        self.registry(move |registry| registry.set_started(&id, patch)).await
+        self.registry(move |registry| registry.set_started(&id, &patch)).await
     }
 }
 
@@ -223,10 +294,10 @@ fn layer_error(error: LayerError) -> EngineError {
     EngineError::new(kind, error.to_string()).with_causes_of(&error).hint(hint)
 }
 
-fn start_error(id: &VmId, dir: &Path, error: StartError) -> EngineError {
+fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError) -> EngineError {
     match error {
         StartError::Boot(failure) => {
-            let message = format!("vm {id} did not come up: {} failed: {}", failure.stage, failure.cause);
+            let message = format!("{kind} {id} did not come up: {} failed: {}", failure.stage, failure.cause);
             let error =
                 EngineError::new(ErrorKind::BootFailed, message).hint("`pyro doctor` checks what a VM needs");
             match failure.console.is_empty() {
@@ -235,12 +306,12 @@ fn start_error(id: &VmId, dir: &Path, error: StartError) -> EngineError {
             }
         }
         StartError::Ended(_) => {
-            EngineError::new(ErrorKind::BootFailed, format!("vm {id} was ended while it was starting"))
+            EngineError::new(ErrorKind::BootFailed, format!("{kind} {id} was ended while it was starting"))
         }
         StartError::Lost => {
             let error = EngineError::new(
                 ErrorKind::BootFailed,
-                format!("the supervisor of vm {id} was lost while it was starting"),
+                format!("the supervisor of {kind} {id} was lost while it was starting"),
             );
             match fs::read_to_string(dir.join(supervisor::files::SUPERVISOR_LOG)) {
                 Ok(log) if !log.trim().is_empty() => error.caused_by(log.trim().to_owned()),

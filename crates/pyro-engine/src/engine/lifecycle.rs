@@ -1,20 +1,25 @@
 //! VMs that outlive the call: create, start, exec, stop, delete, look.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use pyro_vm::supervisor::control::ControlRequest;
 use tokio_util::sync::CancellationToken;
 
-use super::reconcile::{OWNER_VANISHED, owner_vanished};
-use super::{Engine, now};
+use super::reconcile::{OWNER_VANISHED, note_vanished, owner_vanished};
+use super::{Engine, Shared, now};
 use crate::finished::Finished;
+use crate::kind::Kind;
 use crate::limits::{self, Sizing};
 use crate::registry::{NewVm, VmPatch, VmRecord};
 use crate::state::VmEvent;
 use crate::{
     Command, DeleteReason, Deleted, EngineError, ErrorKind, Events, ExecutionMode, NetworkInfo, RunResult,
-    Vm, VmId, VmSpec, VmState,
+    StopReason, Vm, VmId, VmSpec, VmState,
 };
+
+/// Time that a supervisor whose guest is lost has for recording that.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 impl Engine {
     /// Records a new VM. Its environment is installed first if it is not.
@@ -30,8 +35,8 @@ impl Engine {
         let sizing = limits::check_spec(&spec)?;
         let version = self.prepare_environment(&spec, events, cancel).await?;
         self.reconcile().await?;
-        let record = self.insert(&VmId::random()?, &spec, sizing, version, false).await?;
-        Ok(record.payload())
+        let vm = new_vm(VmId::random()?, &spec, sizing, version);
+        Ok(self.insert(vm).await?.payload())
     }
 
     /// Boots a VM until it takes commands.
@@ -41,22 +46,15 @@ impl Engine {
     /// `StateUnusable`, `Cancelled`. The VM is then as it was before.
     pub async fn start_vm(&self, vm_id: &str, cancel: &CancellationToken) -> Result<Vm, EngineError> {
         let id = VmId::parse(vm_id)?;
-        let record = self.admit(&id, VmEvent::Start).await?;
-        let host = match self.host().await {
-            Ok(host) => host,
-            Err(reason) if record.allow_host_compat => {
-                return Ok(self.start_on_host(&id, &reason).await?.payload());
-            }
-            Err(reason) => return Err(EngineError::boot_unavailable(&reason)),
-        };
-        let environment = self.environment(&record.environment, &Events::none(), cancel).await?;
-        let lock = self.own_vm_dir(&id).await?;
+        let record = self.admit(Kind::Vm, &id, VmEvent::Start).await?;
+        let ground =
+            self.ground(&record.environment, record.allow_host_compat, &Events::none(), cancel).await?;
+        let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         // Whoever has the lock knows that nobody runs the VM, whatever its last owner could still write.
-        let vm = id.clone();
-        self.registry(move |registry| registry.mark_stopped(&vm, Some(OWNER_VANISHED))).await?;
-        // The supervisor has the lock and the record is written; nothing more is asked of the lifeline.
-        drop(self.start_guest(&record, environment, host, lock, cancel).await?);
-        Ok(self.get(&id).await?.payload())
+        let vanished = id.clone();
+        self.blocking(move |shared| note_vanished(shared, &vanished)).await?;
+        self.bring_up(&record, lock, ground, cancel).await?;
+        Ok(self.get(Kind::Vm, &id).await?.payload())
     }
 
     /// Runs one command and then removes the VM. If the command cannot be run, the VM stays as it is.
@@ -72,10 +70,10 @@ impl Engine {
     ) -> Result<RunResult, EngineError> {
         let timeout = limits::check_command(&command)?;
         let id = VmId::parse(vm_id)?;
-        let record = self.admit(&id, VmEvent::Exec).await?;
+        let record = self.admit(Kind::Vm, &id, VmEvent::Exec).await?;
         let finished = match self.execute(&record, &command, timeout, events, cancel).await {
             Err(error) if error.kind == ErrorKind::OutcomeUnknown => {
-                return Err(self.explain_loss(&id, error).await);
+                return Err(self.explain_loss(Kind::Vm, &id, error).await);
             }
             finished => finished?,
         };
@@ -84,8 +82,8 @@ impl Engine {
     }
 
     /// Adds to `error` why the guest was lost, which its supervisor records before it goes.
-    async fn explain_loss(&self, id: &VmId, error: EngineError) -> EngineError {
-        match self.await_release(id).await.and(self.get(id).await) {
+    pub(super) async fn explain_loss(&self, kind: Kind, id: &VmId, error: EngineError) -> EngineError {
+        match self.await_release_within(id, LAST_WORDS).await.and(self.get(kind, id).await) {
             Ok(VmRecord { last_error: Some(reason), .. }) => error.caused_by(reason),
             Ok(_) => error.caused_by(OWNER_VANISHED),
             Err(cause) => error.caused_by(cause),
@@ -98,12 +96,17 @@ impl Engine {
     /// `NotFound`, `Expired` if it was removed because of its lifetime, `StateUnusable`.
     pub async fn stop_vm(&self, vm_id: &str) -> Result<Vm, EngineError> {
         let id = VmId::parse(vm_id)?;
-        self.get(&id).await?;
-        let _lock = self.end(&id, ControlRequest::Stop).await?;
-        let (_, record) = self
-            .registry(move |registry| registry.transition(&id, VmEvent::Stop, &VmPatch::default()))
-            .await?;
-        Ok(record.payload())
+        self.get(Kind::Vm, &id).await?;
+        Ok(self.stop(Kind::Vm, &id).await?.payload())
+    }
+
+    /// Stops what is there.
+    pub(super) async fn stop(&self, kind: Kind, id: &VmId) -> Result<VmRecord, EngineError> {
+        let _lock = self.end(id, ControlRequest::Stop).await?;
+        let id = id.clone();
+        let stop =
+            self.registry(move |registry| registry.transition(kind, &id, VmEvent::Stop, &VmPatch::default()));
+        Ok(stop.await?.1)
     }
 
     /// Removes a VM and its files, whatever its state. Unsaved work in it is lost.
@@ -112,16 +115,26 @@ impl Engine {
     /// `NotFound`, `Expired` if it was removed because of its lifetime, `StateUnusable`.
     pub async fn delete_vm(&self, vm_id: &str) -> Result<Deleted, EngineError> {
         let id = VmId::parse(vm_id)?;
-        // A record that cannot be read can still be deleted.
-        match self.get(&id).await {
+        self.delete(Kind::Vm, &id).await?;
+        Ok(Deleted::new(id, DeleteReason::ExplicitDelete))
+    }
+
+    /// Removes what is there.
+    pub(super) async fn delete(&self, kind: Kind, id: &VmId) -> Result<(), EngineError> {
+        match self.get(kind, id).await {
             Ok(record) => {
-                record.state.apply(VmEvent::Delete).map_err(|denied| denied.into_error(vm_id))?;
+                record.state.apply(VmEvent::Delete).map_err(|denied| denied.into_error(kind, id.as_str()))?;
             }
-            Err(error) if error.kind == ErrorKind::StateUnusable => {}
+            // A record that cannot be read can still be deleted, if it is one of that kind.
+            Err(error) if error.kind == ErrorKind::StateUnusable => {
+                let vm = id.clone();
+                if !self.registry(move |registry| registry.exists(kind, &vm)).await? {
+                    return Err(EngineError::not_found(kind, id.as_str()));
+                }
+            }
             Err(error) => return Err(error),
         }
-        self.remove(&id).await?;
-        Ok(Deleted::new(id, DeleteReason::ExplicitDelete))
+        self.remove(id).await
     }
 
     /// What is known about a VM.
@@ -129,7 +142,7 @@ impl Engine {
     /// # Errors
     /// `NotFound`, `Expired`, `StateUnusable`.
     pub async fn status_vm(&self, vm_id: &str) -> Result<Vm, EngineError> {
-        Ok(self.admit(&VmId::parse(vm_id)?, VmEvent::Read).await?.payload())
+        Ok(self.admit(Kind::Vm, &VmId::parse(vm_id)?, VmEvent::Read).await?.payload())
     }
 
     /// The network of a VM.
@@ -155,59 +168,83 @@ impl Engine {
         Ok(Some(self.environment(&spec.environment, events, cancel).await?.version.clone()))
     }
 
-    pub(super) async fn insert(
-        &self,
-        id: &VmId,
-        spec: &VmSpec,
-        sizing: Sizing,
-        environment_version: Option<String>,
-        ephemeral: bool,
-    ) -> Result<VmRecord, EngineError> {
-        let mut metadata = BTreeMap::new();
-        metadata.insert("allow_host_compat".to_owned(), spec.allow_host_compat.to_string());
-        let vm = NewVm {
-            vm_id: id.clone(),
-            environment: spec.environment.clone(),
-            environment_version,
-            sizing,
-            created_at: now(),
-            ephemeral,
-            network_enabled: spec.network,
-            allow_host_compat: spec.allow_host_compat,
-            metadata,
-        };
+    /// Records a VM or a task, unless there are as many as may be.
+    pub(super) async fn insert(&self, vm: NewVm) -> Result<VmRecord, EngineError> {
         let ceiling = self.config().max_active_vms;
         self.registry(move |registry| {
             registry.insert(&vm, ceiling)?;
-            registry.get(&vm.vm_id)
+            registry.get(vm.kind, &vm.vm_id)
         })
         .await
     }
 
-    pub(super) async fn get(&self, id: &VmId) -> Result<VmRecord, EngineError> {
+    pub(super) async fn get(&self, kind: Kind, id: &VmId) -> Result<VmRecord, EngineError> {
         let id = id.clone();
         // A state directory that is not there has no VMs, and looking must not make it.
         self.blocking(move |shared| match shared.config.base_dir.exists() {
-            true => shared.registry.get(&id),
-            false => Err(EngineError::vm_not_found(id.as_str())),
+            true => shared.registry.get(kind, &id),
+            false => Err(EngineError::not_found(kind, id.as_str())),
         })
         .await
     }
 
-    /// The VM, if its lifetime has not ended and its state allows `event`. A VM whose owner has vanished counts
-    /// as stopped; that is noted when something changes next, not by looking.
-    async fn admit(&self, id: &VmId, event: VmEvent) -> Result<VmRecord, EngineError> {
-        let mut record = self.get(id).await?;
-        if record.expires_at <= now() {
+    /// What is there, if its state allows `event` and, for a VM, its lifetime has not ended.
+    pub(super) async fn admit(&self, kind: Kind, id: &VmId, event: VmEvent) -> Result<VmRecord, EngineError> {
+        let record = self.get(kind, id).await?;
+        if kind == Kind::Vm && record.expires_at <= now() {
             self.expire(id).await?;
             return Err(EngineError::vm_expired(id.as_str()));
         }
-        if record.state == VmState::Started && owner_vanished(&self.shared, &record) {
-            record.state = VmState::Stopped;
-            record.last_error = Some(OWNER_VANISHED.to_owned());
+        let record = as_it_is(&self.shared, record);
+        if event == VmEvent::Exec && record.stop_reason == Some(StopReason::Expired) {
+            return Err(EngineError::task_expired(id.as_str()));
         }
-        record.state.apply(event).map_err(|denied| denied.into_error(id.as_str()))?;
+        record.state.apply(event).map_err(|denied| denied.into_error(kind, id.as_str()))?;
         Ok(record)
+    }
+}
+
+/// The record with what is not in it yet: one whose owner has vanished or whose lifetime is over does not run. That is
+/// noted when something changes next, not by looking.
+pub(super) fn as_it_is(shared: &Shared, mut record: VmRecord) -> VmRecord {
+    if record.state == VmState::Started {
+        let reason = if record.expires_at <= now() {
+            Some((StopReason::Expired, None))
+        } else if owner_vanished(shared, &record) {
+            Some((StopReason::OwnerVanished, Some(OWNER_VANISHED.to_owned())))
+        } else {
+            None
+        };
+        if let Some((reason, error)) = reason {
+            record.state = VmState::Stopped;
+            record.stop_reason = Some(reason);
+            record.last_error = error;
+        }
+    }
+    record
+}
+
+/// What is recorded of a new VM.
+pub(super) fn new_vm(
+    vm_id: VmId,
+    spec: &VmSpec,
+    sizing: Sizing,
+    environment_version: Option<String>,
+) -> NewVm {
+    let mut metadata = BTreeMap::new();
+    metadata.insert("allow_host_compat".to_owned(), spec.allow_host_compat.to_string());
+    NewVm {
+        vm_id,
+        environment: spec.environment.clone(),
+        environment_version,
+        sizing,
+        created_at: now(),
+        kind: Kind::Vm,
+        ephemeral: false,
+        disk_mib: None,
+        network_enabled: spec.network,
+        allow_host_compat: spec.allow_host_compat,
+        metadata,
     }
 }
 

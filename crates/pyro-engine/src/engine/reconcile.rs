@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 use pyro_vm::supervisor::OwnerLock;
 
 use super::{Engine, Shared, now, vm_dir, vms_dir};
+use crate::kind::Kind;
 use crate::registry::VmRecord;
-use crate::{EngineError, ExecutionMode, Reaped, VmId, VmState};
+use crate::{EngineError, ExecutionMode, Reaped, StopReason, VmId, VmState};
 
 /// A directory without a record and without an owner is left alone this long: its maker may be about to lock it, which
 /// takes microseconds.
@@ -27,9 +28,10 @@ impl Engine {
                 let mut orphans = strays(shared)?;
                 for record in shared.registry.list()? {
                     if owner_vanished(shared, &record) {
-                        match record.ephemeral {
-                            true => orphans.push(record.vm_id),
-                            false => drop(shared.registry.mark_stopped(&record.vm_id, Some(OWNER_VANISHED))?),
+                        if is_unfinished(&record) {
+                            orphans.push(record.vm_id);
+                        } else {
+                            note_vanished(shared, &record.vm_id)?;
                         }
                     }
                 }
@@ -60,9 +62,19 @@ impl Engine {
     }
 }
 
-/// The VM was running, or was a one-shot run, and nobody holds it any more.
+/// Nobody who knows of it will use it: a one-shot run, or a task whose creation is not done.
+fn is_unfinished(record: &VmRecord) -> bool {
+    record.ephemeral || (record.kind == Kind::Task && record.state == VmState::Created)
+}
+
+/// Notes that the VM does not run any more. Does nothing if it is known not to.
+pub(super) fn note_vanished(shared: &Shared, id: &VmId) -> Result<(), EngineError> {
+    shared.registry.mark_stopped(id, StopReason::OwnerVanished, Some(OWNER_VANISHED)).map(drop)
+}
+
+/// The VM was running, or belonged to whoever made it, and nobody holds it any more.
 pub(super) fn owner_vanished(shared: &Shared, record: &VmRecord) -> bool {
-    let needs_owner = record.ephemeral
+    let needs_owner = is_unfinished(record)
         || (record.state == VmState::Started && record.execution_mode == ExecutionMode::GuestVsock);
     needs_owner && !OwnerLock::is_held(&vm_dir(&shared.config.base_dir, &record.vm_id))
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyro_vm::supervisor::control::{self, ControlRequest};
 use pyro_vm::supervisor::{OwnerLock, files};
@@ -13,6 +13,9 @@ use crate::{EngineError, ErrorKind, VmId};
 /// Longest time that a supervisor may take to end its VM, including the guest's orderly halt. Processes that
 /// were stopped or are stuck must not make every caller hang.
 const END_LIMIT: Duration = Duration::from_secs(30);
+
+/// Pause before a supervisor is asked again that could not be reached.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 impl Engine {
     /// Asks the VM's supervisor, if it has one, to end it, and waits until nobody holds the VM.
@@ -25,20 +28,36 @@ impl Engine {
         request: ControlRequest,
     ) -> Result<Option<OwnerLock>, EngineError> {
         let dir = self.vm_dir(id);
-        if OwnerLock::is_held(&dir) {
-            // A supervisor that cannot be reached is on its way out, or its starter holds the lock and will
-            // end by itself; either way the lock comes free.
-            let _ = tokio::time::timeout(END_LIMIT, control::end(&dir, request)).await;
+        let deadline = Instant::now() + END_LIMIT;
+        while OwnerLock::is_held(&dir) && Instant::now() < deadline {
+            let asked = tokio::time::timeout_at(deadline.into(), control::ask(&dir, request.clone())).await;
+            if let Ok(Ok(())) = asked {
+                break;
+            }
+            // A supervisor that cannot be reached is on its way out, or has just been given the lock and does not listen
+            // yet; then it has to be asked again.
+            if let Ok(lock) = self.await_release_within(id, ASK_AGAIN).await {
+                return Ok(lock);
+            }
         }
         self.await_release(id).await
     }
 
     /// Waits until nobody holds the VM.
     pub(super) async fn await_release(&self, id: &VmId) -> Result<Option<OwnerLock>, EngineError> {
+        self.await_release_within(id, END_LIMIT).await
+    }
+
+    /// The same, not as long.
+    pub(super) async fn await_release_within(
+        &self,
+        id: &VmId,
+        limit: Duration,
+    ) -> Result<Option<OwnerLock>, EngineError> {
         let dir = self.vm_dir(id);
         let lock = self
             .blocking(move |_| OwnerLock::acquire(&dir).map_err(|error| state_unusable("lock", &dir, error)));
-        tokio::time::timeout(END_LIMIT, lock).await.unwrap_or_else(|_| {
+        tokio::time::timeout(limit, lock).await.unwrap_or_else(|_| {
             let message = format!("vm {id} is held by a process that does not react");
             Err(EngineError::new(ErrorKind::WrongState, message)
                 .hint(format!("`fuser {}` finds it", self.vm_dir(id).join(files::OWNER_LOCK).display())))

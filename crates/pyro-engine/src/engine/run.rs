@@ -3,21 +3,18 @@
 
 use std::time::Duration;
 
-use pyro_env::InstalledEnvironment;
 use pyro_vm::supervisor::{EndReason, Lifeline, OwnerLock};
 use tokio_util::sync::CancellationToken;
 
-use super::host::Host;
-use super::lifecycle::run_result;
+use super::launch::Ground;
+use super::lifecycle::{new_vm, run_result};
 use super::{Engine, unless_cancelled};
 use crate::finished::Finished;
+use crate::kind::Kind;
 use crate::limits::{self, Sizing};
-use crate::registry::VmRecord;
+use crate::registry::{NewVm, VmRecord};
 use crate::timings::Timings;
 use crate::{Command, EngineError, ErrorKind, Event, Events, RunPhase, RunResult, VmId, VmSpec};
-
-/// What a run starts from: the host's VMM and an installed environment, or the reason why there is no VM.
-type Ground = Result<(Host, InstalledEnvironment), String>;
 
 /// A run whose command has ended.
 struct Ran {
@@ -46,13 +43,13 @@ impl Engine {
         let sizing = limits::check_spec(&spec)?;
         let timeout = limits::check_command(&command)?;
         events.send(Event::Phase(RunPhase::Create { environment: spec.environment.clone() })).await;
-        let ground = self.ground(&spec, events, cancel).await?;
+        let ground = self.ground(&spec.environment, spec.allow_host_compat, events, cancel).await?;
         timings.lap("environment");
         unless_cancelled(cancel, self.reconcile()).await?;
 
         let id = VmId::random()?;
         // The lock comes before the record: a record of a run that nobody holds is an orphan.
-        let lock = self.own_vm_dir(&id).await?;
+        let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         let run =
             self.run_in(&id, lock, &spec, sizing, ground, &command, timeout, events, cancel, &mut timings);
         match run.await {
@@ -65,25 +62,6 @@ impl Engine {
                 // The first error says more than that of the cleanup.
                 let _ = self.remove(&id).await;
                 Err(error)
-            }
-        }
-    }
-
-    /// Looks for what the run needs, and installs the environment if it is missing.
-    async fn ground(
-        &self,
-        spec: &VmSpec,
-        events: &Events,
-        cancel: &CancellationToken,
-    ) -> Result<Ground, EngineError> {
-        match self.host().await {
-            Ok(host) => Ok(Ok((host, self.environment(&spec.environment, events, cancel).await?))),
-            Err(reason) => {
-                self.inspect_environment(&spec.environment).await?;
-                match spec.allow_host_compat {
-                    true => Ok(Err(reason)),
-                    false => Err(EngineError::boot_unavailable(&reason)),
-                }
             }
         }
     }
@@ -103,14 +81,15 @@ impl Engine {
         timings: &mut Timings,
     ) -> Result<Ran, EngineError> {
         let version = ground.as_ref().ok().map(|(_, environment)| environment.version.clone());
-        let record = self.insert(id, spec, sizing, version, true).await?;
+        let record =
+            self.insert(NewVm { ephemeral: true, ..new_vm(id.clone(), spec, sizing, version) }).await?;
         timings.lap("registry");
         events.send(Event::Phase(RunPhase::Start { vm_id: id.clone() })).await;
         let (record, lifeline) = match ground {
             Ok((host, environment)) => {
                 let (lifeline, info) = self.start_guest(&record, environment, host, lock, cancel).await?;
                 timings.lap_of_start(&info);
-                (self.get(id).await?, Ok(lifeline))
+                (self.get(Kind::Vm, id).await?, Ok(lifeline))
             }
             Err(reason) => (self.start_on_host(id, &reason).await?, Err(lock)),
         };

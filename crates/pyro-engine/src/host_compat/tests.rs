@@ -9,6 +9,8 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{Event, capture};
 
+static NO_VARIABLES: BTreeMap<String, String> = BTreeMap::new();
+
 struct Host {
     directory: TempDir,
     search_path: OsString,
@@ -22,6 +24,7 @@ impl Host {
     fn command<'a>(&'a self, command: &'a str, seconds: u64) -> HostCommand<'a> {
         HostCommand {
             command,
+            env: &NO_VARIABLES,
             timeout: Duration::from_secs(seconds),
             directory: self.directory.path(),
             search_path: &self.search_path,

@@ -110,7 +110,6 @@ fn connect(file: &Path) -> Result<Connection, Fault> {
     // Before any change: a newer program's file is left exactly as it is.
     let version = patiently(|| schema::version(&connection))?;
     patiently(|| use_wal(&connection))?;
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     if version < schema::latest() {
         patiently(|| schema::migrate(&mut connection))?;

@@ -7,8 +7,9 @@ use rusqlite::{OptionalExtension, Row, ToSql, Transaction, named_params};
 use tracing::warn;
 
 use super::fault::{Fault, is_row_fault};
+use crate::kind::Kind;
 use crate::limits::Sizing;
-use crate::{ExecutionMode, Vm, VmId, VmState};
+use crate::{ExecutionMode, Outcome, StopReason, Vm, VmId, VmState};
 
 /// What is recorded when a VM is created.
 #[derive(Debug, Clone)]
@@ -19,8 +20,11 @@ pub(crate) struct NewVm {
     pub(crate) sizing: Sizing,
     /// Seconds since the epoch; the lifetime counts from here.
     pub(crate) created_at: f64,
+    pub(crate) kind: Kind,
     /// A one-shot run: it belongs to its caller and ends with it.
     pub(crate) ephemeral: bool,
+    /// Size of its disk, if it was asked for.
+    pub(crate) disk_mib: Option<u32>,
     pub(crate) network_enabled: bool,
     pub(crate) allow_host_compat: bool,
     pub(crate) metadata: BTreeMap<String, String>,
@@ -36,12 +40,16 @@ pub(crate) struct VmRecord {
     pub(crate) created_at: f64,
     pub(crate) expires_at: f64,
     pub(crate) state: VmState,
+    pub(crate) kind: Kind,
     pub(crate) ephemeral: bool,
+    pub(crate) disk_mib: Option<u32>,
     pub(crate) network_enabled: bool,
     pub(crate) allow_host_compat: bool,
     pub(crate) guest_ip: Option<String>,
     pub(crate) execution_mode: ExecutionMode,
     pub(crate) accelerator: Option<String>,
+    /// Why it does not run; only known of tasks.
+    pub(crate) stop_reason: Option<StopReason>,
     pub(crate) last_error: Option<String>,
     pub(crate) metadata: BTreeMap<String, String>,
 }
@@ -52,8 +60,6 @@ pub(crate) struct VmPatch {
     pub(crate) execution_mode: Option<ExecutionMode>,
     pub(crate) accelerator: Option<String>,
     pub(crate) guest_ip: Option<String>,
-    /// `Some(None)` clears it.
-    pub(crate) last_error: Option<Option<String>>,
     /// Entries to add or replace.
     pub(crate) metadata: BTreeMap<String, String>,
 }
@@ -62,11 +68,11 @@ impl NewVm {
     pub(super) fn insert(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
         let sql =
             "INSERT INTO vms (vm_id, environment, environment_version, vcpu_count, mem_mib, ttl_seconds,
-                created_at, expires_at, state, ephemeral, network_enabled, allow_host_compat, execution_mode,
-                metadata)
+                created_at, expires_at, state, is_task, ephemeral, disk_mib, network_enabled,
+                allow_host_compat, execution_mode, metadata)
             VALUES (:vm_id, :environment, :environment_version, :vcpu_count, :mem_mib, :ttl_seconds,
-                :created_at, :expires_at, :state, :ephemeral, :network_enabled, :allow_host_compat,
-                :execution_mode, :metadata)";
+                :created_at, :expires_at, :state, :is_task, :ephemeral, :disk_mib, :network_enabled,
+                :allow_host_compat, :execution_mode, :metadata)";
         tx.execute(
             sql,
             named_params! {
@@ -79,7 +85,9 @@ impl NewVm {
                 ":created_at": self.created_at,
                 ":expires_at": self.created_at + f64::from(self.sizing.ttl_seconds),
                 ":state": VmState::Created,
+                ":is_task": self.kind == Kind::Task,
                 ":ephemeral": self.ephemeral,
+                ":disk_mib": self.disk_mib,
                 ":network_enabled": self.network_enabled,
                 ":allow_host_compat": self.allow_host_compat,
                 ":execution_mode": ExecutionMode::Pending,
@@ -123,16 +131,14 @@ impl VmRecord {
         if let Some(guest_ip) = &patch.guest_ip {
             self.guest_ip = Some(guest_ip.clone());
         }
-        if let Some(last_error) = &patch.last_error {
-            self.last_error.clone_from(last_error);
-        }
         self.metadata.extend(patch.metadata.clone());
     }
 
     /// Stores what can change during a VM's life.
     pub(super) fn update(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
         let sql = "UPDATE vms SET state = :state, guest_ip = :guest_ip, execution_mode = :execution_mode,
-                accelerator = :accelerator, last_error = :last_error, metadata = :metadata
+                accelerator = :accelerator, stop_reason = :stop_reason, last_error = :last_error,
+                metadata = :metadata, ttl_seconds = :ttl_seconds, expires_at = :expires_at
             WHERE vm_id = :vm_id";
         tx.execute(
             sql,
@@ -141,7 +147,10 @@ impl VmRecord {
                 ":guest_ip": self.guest_ip,
                 ":execution_mode": self.execution_mode,
                 ":accelerator": self.accelerator,
+                ":stop_reason": self.stop_reason,
                 ":last_error": self.last_error,
+                ":ttl_seconds": self.sizing.ttl_seconds,
+                ":expires_at": self.expires_at,
                 ":metadata": to_json(&self.metadata),
                 ":vm_id": self.vm_id,
             },
@@ -163,12 +172,15 @@ impl VmRecord {
             created_at: row.get("created_at")?,
             expires_at: row.get("expires_at")?,
             state: row.get("state")?,
+            kind: if row.get("is_task")? { Kind::Task } else { Kind::Vm },
             ephemeral: row.get("ephemeral")?,
+            disk_mib: row.get("disk_mib")?,
             network_enabled: row.get("network_enabled")?,
             allow_host_compat: row.get("allow_host_compat")?,
             guest_ip: row.get("guest_ip")?,
             execution_mode: row.get("execution_mode")?,
             accelerator: row.get("accelerator")?,
+            stop_reason: row.get("stop_reason")?,
             last_error: row.get("last_error")?,
             metadata,
             vm_id,
@@ -176,7 +188,7 @@ impl VmRecord {
     }
 }
 
-/// The VM with this id, unless it is a tombstone.
+/// The one with this id, unless it is a tombstone.
 pub(super) fn find(tx: &Transaction<'_>, id: &VmId) -> Result<Option<VmRecord>, Fault> {
     let sql = "SELECT * FROM vms WHERE vm_id = :id AND expired_at IS NULL";
     Ok(tx.query_row(sql, named_params! { ":id": id }, VmRecord::from_row).optional()?)
@@ -250,3 +262,5 @@ macro_rules! stored_as_text {
 stored_as_text!(VmId, VmId::parse);
 stored_as_text!(VmState, str::parse::<VmState>);
 stored_as_text!(ExecutionMode, str::parse::<ExecutionMode>);
+stored_as_text!(Outcome, str::parse::<Outcome>);
+stored_as_text!(StopReason, str::parse::<StopReason>);

@@ -6,7 +6,8 @@ use super::fault::Fault;
 use crate::{EngineError, ErrorKind};
 
 /// Step `n` leads from version `n` to `n + 1`. Published steps never change; append new ones.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE vms (
         vm_id               TEXT    NOT NULL PRIMARY KEY,
         environment         TEXT    NOT NULL,
@@ -30,7 +31,36 @@ const STEPS: &[&str] = &["
         -- Set: the VM is gone because its lifetime ended; the row only remembers that.
         expired_at          REAL
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    -- A task keeps its disk and its journal until it is deleted; the end of its lifetime only stops it.
+    ALTER TABLE vms ADD COLUMN is_task INTEGER NOT NULL DEFAULT 0;
+    -- The size that was asked for.
+    ALTER TABLE vms ADD COLUMN disk_mib INTEGER;
+    ALTER TABLE vms ADD COLUMN stop_reason TEXT;
+    CREATE TABLE commands (
+        task_id          TEXT    NOT NULL REFERENCES vms (vm_id) ON DELETE CASCADE,
+        -- From 1, without gaps, in the order in which commands were accepted.
+        sequence         INTEGER NOT NULL,
+        command          TEXT    NOT NULL,
+        cwd              TEXT    NOT NULL,
+        execution_mode   TEXT    NOT NULL,
+        accepted_at      REAL    NOT NULL,
+        -- `running`, `exited`, `killed`, `not_run` or `unknown`.
+        outcome          TEXT    NOT NULL,
+        -- When it stopped running.
+        ended_at         REAL,
+        exit_code        INTEGER,
+        duration_ms      INTEGER,
+        timed_out        INTEGER NOT NULL DEFAULT 0,
+        stdout_truncated INTEGER NOT NULL DEFAULT 0,
+        stderr_truncated INTEGER NOT NULL DEFAULT 0,
+        -- Why it was not run.
+        cause            TEXT,
+        PRIMARY KEY (task_id, sequence)
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// The version this program writes.
 pub(super) fn latest() -> i64 {

@@ -21,7 +21,9 @@ fn new_vm(vm_id: &VmId, created_at: f64) -> NewVm {
         environment_version: Some("1.0.0".to_owned()),
         sizing: Sizing { vcpu_count: 1, mem_mib: 1024, ttl_seconds: 600 },
         created_at,
+        kind: Kind::Vm,
         ephemeral: false,
+        disk_mib: None,
         network_enabled: false,
         allow_host_compat: false,
         metadata: BTreeMap::from([("allow_host_compat".to_owned(), "false".to_owned())]),
@@ -54,35 +56,38 @@ fn kind<T: std::fmt::Debug>(result: Result<T, EngineError>) -> ErrorKind {
 #[test]
 fn a_vm_lives_through_its_states() {
     let (_directory, registry) = with_vms(1);
-    let vm = registry.get(&id(1)).unwrap();
+    let vm = registry.get(Kind::Vm, &id(1)).unwrap();
     assert_eq!(
         (vm.state, vm.execution_mode, vm.expires_at),
         (VmState::Created, ExecutionMode::Pending, 601.0)
     );
 
-    assert_eq!(kind(registry.transition(&id(1), VmEvent::Exec, &VmPatch::default())), ErrorKind::WrongState);
+    assert_eq!(
+        kind(registry.transition(Kind::Vm, &id(1), VmEvent::Exec, &VmPatch::default())),
+        ErrorKind::WrongState
+    );
     let patch = VmPatch {
         execution_mode: Some(ExecutionMode::GuestVsock),
         accelerator: Some("tcg".to_owned()),
         guest_ip: Some("10.0.2.15".to_owned()),
         metadata: BTreeMap::from([("boot_mode".to_owned(), "native".to_owned())]),
-        ..VmPatch::default()
     };
-    registry.set_started(&id(1), patch).unwrap();
-    let error = registry.set_started(&id(1), VmPatch::default()).unwrap_err();
+    registry.set_started(&id(1), &patch).unwrap();
+    let error = registry.set_started(&id(1), &VmPatch::default()).unwrap_err();
     assert_eq!(error.to_string(), "vm 000000000001 cannot be started from state 'started'");
-    let (transition, _) = registry.transition(&id(1), VmEvent::Exec, &VmPatch::default()).unwrap();
+    let (transition, _) = registry.transition(Kind::Vm, &id(1), VmEvent::Exec, &VmPatch::default()).unwrap();
     assert_eq!(transition, Transition::Keep);
 
-    registry.mark_stopped(&id(1), Some("the VMM ended")).unwrap();
-    let vm = registry.get(&id(1)).unwrap();
+    registry.mark_stopped(&id(1), StopReason::GuestEnded, Some("the VMM ended")).unwrap();
+    let vm = registry.get(Kind::Vm, &id(1)).unwrap();
     assert_eq!((vm.state, vm.last_error.as_deref()), (VmState::Stopped, Some("the VMM ended")));
     assert_eq!((vm.accelerator.as_deref(), vm.guest_ip.as_deref()), (Some("tcg"), Some("10.0.2.15")));
     assert_eq!(vm.metadata.len(), 2);
 
-    let vm = registry.set_started(&id(1), VmPatch::default()).unwrap();
+    let vm = registry.set_started(&id(1), &VmPatch::default()).unwrap();
     assert_eq!(vm.last_error, None);
-    let (transition, _) = registry.transition(&id(1), VmEvent::Delete, &VmPatch::default()).unwrap();
+    let (transition, _) =
+        registry.transition(Kind::Vm, &id(1), VmEvent::Delete, &VmPatch::default()).unwrap();
     assert_eq!(transition, Transition::Remove { stop_first: true });
     registry.delete(&id(1)).unwrap();
     assert_eq!(registry.delete(&id(1)).unwrap_err().to_string(), "vm '000000000001' does not exist");
@@ -91,7 +96,7 @@ fn a_vm_lives_through_its_states() {
 #[test]
 fn a_vm_that_did_not_run_is_not_marked_stopped() {
     let (_directory, registry) = with_vms(1);
-    let vm = registry.mark_stopped(&id(1), Some("late news")).unwrap();
+    let vm = registry.mark_stopped(&id(1), StopReason::GuestEnded, Some("late news")).unwrap();
     assert_eq!((vm.state, vm.last_error), (VmState::Created, None));
 }
 
@@ -117,15 +122,15 @@ fn an_expired_vm_is_answered_for_until_it_is_reaped_or_an_hour_passes() {
     assert_eq!(registry.list().unwrap().len(), 1);
 
     let text = "vm '000000000001' expired and was automatically deleted";
-    assert_eq!(registry.get(&id(1)).unwrap_err().to_string(), text);
+    assert_eq!(registry.get(Kind::Vm, &id(1)).unwrap_err().to_string(), text);
     assert_eq!(registry.delete(&id(1)).unwrap_err().to_string(), text);
-    assert_eq!(kind(registry.set_started(&id(1), VmPatch::default())), ErrorKind::Expired);
+    assert_eq!(kind(registry.set_started(&id(1), &VmPatch::default())), ErrorKind::Expired);
 
     registry.purge_tombstones(4300.0).unwrap();
-    assert_eq!(kind(registry.get(&id(1))), ErrorKind::NotFound);
-    assert_eq!(kind(registry.get(&id(2))), ErrorKind::Expired);
+    assert_eq!(kind(registry.get(Kind::Vm, &id(1))), ErrorKind::NotFound);
+    assert_eq!(kind(registry.get(Kind::Vm, &id(2))), ErrorKind::Expired);
     assert_eq!(registry.take_tombstones().unwrap(), [id(2)]);
-    assert_eq!(kind(registry.get(&id(2))), ErrorKind::NotFound);
+    assert_eq!(kind(registry.get(Kind::Vm, &id(2))), ErrorKind::NotFound);
 }
 
 #[test]
@@ -141,8 +146,8 @@ fn a_damaged_row_does_not_break_the_others() {
     assert_eq!(listed, [id(1), id(4)]);
     assert_eq!(registry.ids().unwrap(), [id(1), id(2), id(4)]);
     assert_eq!(registry.expired_candidates(9000.0).unwrap(), [id(1), id(2), id(4)]);
-    assert!(registry.get(&id(1)).unwrap().metadata.contains_key("metadata_error"));
-    assert_eq!(kind(registry.get(&id(2))), ErrorKind::StateUnusable);
+    assert!(registry.get(Kind::Vm, &id(1)).unwrap().metadata.contains_key("metadata_error"));
+    assert_eq!(kind(registry.get(Kind::Vm, &id(2))), ErrorKind::StateUnusable);
     registry.delete(&id(2)).unwrap();
     registry.insert(&new_vm(&id(5), 5.0), 100).unwrap();
 }
@@ -159,7 +164,7 @@ fn a_newer_file_is_refused_and_left_alone() {
     assert_eq!(error.kind, ErrorKind::StateUnusable);
     assert_eq!(
         error.to_string(),
-        "the state directory was written by a newer pyro (format 99; this one knows up to 1)"
+        "the state directory was written by a newer pyro (format 99; this one knows up to 2)"
     );
     assert_eq!(fs::read(&file).unwrap(), before);
 }
@@ -327,9 +332,9 @@ proptest! {
     ) {
         let (_directory, registry) = with_vms(0);
         registry.insert(&NewVm { environment: environment.clone(), metadata: metadata.clone(), ..new_vm(&id(1), 0.5) }, 4)?;
-        registry.set_started(&id(1), VmPatch::default())?;
-        registry.mark_stopped(&id(1), last_error.as_deref())?;
-        let vm = registry.get(&id(1))?;
+        registry.set_started(&id(1), &VmPatch::default())?;
+        registry.mark_stopped(&id(1), StopReason::GuestEnded, last_error.as_deref())?;
+        let vm = registry.get(Kind::Vm, &id(1))?;
         prop_assert_eq!(vm.created_at, 0.5);
         prop_assert_eq!(&vm.environment, &environment);
         prop_assert_eq!(&vm.last_error, &last_error);

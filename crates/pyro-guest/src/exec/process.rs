@@ -5,7 +5,7 @@ use std::io;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use pyro_wire::Exec;
+use pyro_wire::{Exec, WORKSPACE};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, setrlimit};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
@@ -46,7 +46,10 @@ pub(super) struct CommandProcess {
 
 impl CommandProcess {
     pub(super) fn start(request: &Exec) -> Result<Self, Fault> {
-        fs::create_dir_all(&request.cwd).during(format!("making {}", request.cwd))?;
+        // A command may have removed it.
+        if request.cwd == WORKSPACE {
+            fs::create_dir_all(WORKSPACE).during(format!("making {WORKSPACE}"))?;
+        }
         // Inherited by the command. Setting it for the command alone would mean code between fork and exec, and
         // then the agent is forked with all its pages; without, the standard library uses posix_spawn.
         std::env::set_current_dir(&request.cwd).during(format!("entering {}", request.cwd))?;
@@ -55,6 +58,7 @@ impl CommandProcess {
             .args(["-lc", &request.command])
             .env_clear()
             .envs(ENVIRONMENT)
+            .envs(&request.env)
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -61,6 +61,7 @@ pub(super) fn launch(
         .stderr(Stdio::piped())
         .kill_on_drop(true);
     process::bind_to_parent(&mut command, inherited);
+    process::shield_from_group_signals(&mut command);
     if !plan.huge_pages {
         process::forgo_huge_pages(&mut command);
     }

@@ -3,39 +3,58 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
-use pyro_wire::{Frame, FrameCodec};
+use pyro_wire::{Exec, Frame, FrameCodec};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 use tokio_util::codec::Framed;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
+use super::commands::{CommandEnd, Commands};
 use super::control::{self, ControlRequest, ServerStream};
 use super::machine::{self, RunningMachine};
 use super::{BootInfo, EndReason, Event, files, spare, timer};
 use crate::mux::Streams;
 use crate::qemu::Qemu;
 use crate::spares;
-use crate::spec::{LaunchSpec, Purpose};
+use crate::spec::{LaunchSpec, Purpose, Retention};
 
 /// Time that a guest has to write everything out before its VM is ended anyway.
-const HALT_LIMIT: Duration = Duration::from_secs(10);
+const HALT_LIMIT: Duration = Duration::from_secs(20);
+/// Pause after a client that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where the life of a VM is recorded.
-pub trait Recorder {
-    /// Records that the VM is up. Called before anyone is told.
+/// Where the life of a VM is recorded. Methods may block.
+pub trait Recorder: Send + Sync {
+    /// Records that the VM is up. Called before anyone is told. Returns when its lifetime ends, in seconds since the
+    /// epoch, which may have changed while it was starting.
     ///
     /// # Errors
     /// Why it cannot be recorded; the VM is then ended.
-    fn record_start(&self, vm_id: &str, info: &BootInfo) -> Result<(), String>;
+    fn record_start(&self, vm_id: &str, info: &BootInfo) -> Result<f64, String>;
 
-    /// Records that the VM ended. Called when it is gone and before anyone is told.
-    fn record_end(&self, vm_id: &str, bound_to_caller: bool, reason: &EndReason);
+    /// Records that the VM ended. Called when it is gone and before anyone is told. `loss` says why its guest could not
+    /// write everything out, if it should have.
+    fn record_end(&self, vm_id: &str, retention: Retention, reason: &EndReason, loss: Option<&str>);
+
+    /// Records that a command begins, and gives it its number.
+    ///
+    /// # Errors
+    /// Why it cannot be recorded; it is not run then.
+    fn record_command(&self, vm_id: &str, exec: &Exec) -> Result<u64, String>;
+
+    /// Records what became of a command. On the disk when this returns.
+    ///
+    /// # Errors
+    /// Why it cannot be recorded; nobody is told then.
+    fn record_command_end(&self, vm_id: &str, sequence: u64, end: &CommandEnd) -> Result<(), String>;
 }
 
 pub(super) type LifelineServer = Framed<UnixStream, FrameCodec<LaunchSpec, Event>>;
@@ -46,7 +65,7 @@ pub(super) type LifelineServer = Framed<UnixStream, FrameCodec<LaunchSpec, Event
 ///
 /// # Errors
 /// The lifeline is not what it should be; nothing was started then.
-pub async fn run(lifeline: OwnedFd, recorder: &dyn Recorder) -> io::Result<()> {
+pub async fn run(lifeline: OwnedFd, recorder: Arc<dyn Recorder>) -> io::Result<()> {
     // A session of its own: keys typed at the caller's terminal are meant for the caller.
     let _ = rustix::process::setsid();
     let lifeline = std::os::unix::net::UnixStream::from(lifeline);
@@ -60,12 +79,12 @@ pub async fn run(lifeline: OwnedFd, recorder: &dyn Recorder) -> io::Result<()> {
     tasks
         .run_until(async {
             let event = match spec.purpose {
-                Purpose::Vm => supervise(&spec, &mut lifeline, recorder, &tasks, &mut signals).await,
+                Purpose::Vm => supervise(&spec, &mut lifeline, &recorder, &tasks, &mut signals).await,
                 Purpose::Template => make_template(&spec, &mut lifeline, &tasks, &mut signals).await,
                 Purpose::Spare => {
                     // Whoever asked for it does not wait for it.
                     drop(lifeline);
-                    return spare::supervise(&spec, recorder, &tasks, &mut signals).await;
+                    return spare::supervise(&spec, &recorder, &tasks, &mut signals).await;
                 }
             };
             // The starter may be gone, or may not care.
@@ -97,22 +116,75 @@ async fn make_template(
 async fn supervise(
     spec: &LaunchSpec,
     lifeline: &mut LifelineServer,
-    recorder: &dyn Recorder,
+    recorder: &Arc<dyn Recorder>,
     tasks: &LocalSet,
     signals: &mut Signals,
 ) -> Event {
+    // Whoever wants to end the VM is heard from the beginning.
+    let listener = match listen(spec) {
+        Ok(listener) => listener,
+        Err(cause) => return boot_failed(spec, &cause),
+    };
     let booted = tokio::select! {
         booted = machine::boot(spec, &Qemu, tasks) => booted,
         // Nobody waits for this VM any more, so nobody will use it.
-        _ = lifeline.next() => return ended(spec, recorder, EndReason::CallerGone),
-        () = signals.any() => return ended(spec, recorder, EndReason::Terminated),
+        _ = lifeline.next() => return ended(spec, recorder, EndReason::CallerGone, None),
+        () = signals.any() => return ended(spec, recorder, EndReason::Terminated, None),
+        (reason, client) = early_end(&listener) => {
+            let event = ended(spec, recorder, reason, None);
+            control::confirm(client).await;
+            return event;
+        }
     };
     match booted {
-        Ok(machine) => serve(spec, machine, lifeline, recorder, tasks, signals).await,
+        Ok(machine) => serve(spec, machine, listener, lifeline, recorder, tasks, signals).await,
         Err(failure) => {
-            remove_files(spec, spec.bound_to_caller);
+            remove_files(spec, spec.retention == Retention::Caller);
             Event::Failed(failure)
         }
+    }
+}
+
+pub(super) fn listen(spec: &LaunchSpec) -> Result<UnixListener, String> {
+    control::listen(&spec.dir).map_err(|error| format!("cannot listen on the control socket: {error}"))
+}
+
+/// Waits for the first client that wants to end a VM which is not up. Whatever else is wanted cannot be had yet.
+async fn early_end(listener: &UnixListener) -> (EndReason, ServerStream) {
+    loop {
+        let client = next_client(listener).await;
+        if let Some((request, client)) = control::receive(client).await
+            && let Some(reason) = end_reason(&request)
+        {
+            return (reason, client);
+        }
+    }
+}
+
+/// The next client. There may be none for a while because descriptors have run out.
+async fn next_client(listener: &UnixListener) -> UnixStream {
+    loop {
+        match listener.accept().await {
+            Ok((client, _)) => return client,
+            Err(error) => {
+                tracing::error!(%error, "a client cannot be served");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn end_reason(request: &ControlRequest) -> Option<EndReason> {
+    match request {
+        ControlRequest::Stop => Some(EndReason::Stopped),
+        ControlRequest::Delete => Some(EndReason::Deleted),
+        ControlRequest::Expire => Some(EndReason::Expired),
+        ControlRequest::Guest
+        | ControlRequest::Claim(_)
+        | ControlRequest::Run { .. }
+        | ControlRequest::Watch { .. }
+        | ControlRequest::Kill { .. }
+        | ControlRequest::Extend { .. } => None,
     }
 }
 
@@ -120,40 +192,47 @@ async fn supervise(
 pub(super) async fn serve(
     spec: &LaunchSpec,
     mut machine: RunningMachine,
+    listener: UnixListener,
     lifeline: &mut LifelineServer,
-    recorder: &dyn Recorder,
+    recorder: &Arc<dyn Recorder>,
     tasks: &LocalSet,
     signals: &mut Signals,
 ) -> Event {
-    let announced = control::listen(&spec.dir)
-        .map_err(|error| format!("cannot listen on the control socket: {error}"))
-        .and_then(|listener| {
-            recorder.record_start(&spec.vm_id, &machine.info)?;
-            Ok(listener)
-        });
-    let listener = match announced {
-        Ok(listener) => listener,
+    let expires_at = match recorder.record_start(&spec.vm_id, &machine.info) {
+        Ok(expires_at) => expires_at,
         Err(cause) => {
             end_processes(&mut machine).await;
             return boot_failed(spec, &cause);
         }
     };
     if lifeline.send(Frame::Control(Event::Booted(machine.info.clone()))).await.is_err()
-        && spec.bound_to_caller
+        && spec.retention == Retention::Caller
     {
         end_processes(&mut machine).await;
-        return ended(spec, recorder, EndReason::CallerGone);
+        return ended(spec, recorder, EndReason::CallerGone, None);
     }
 
     let (end_requests, mut end_requested) = mpsc::channel(1);
-    tasks.spawn_local(accept(listener, machine.streams.clone(), end_requests));
+    let (expiry, mut expires_at) = watch::channel(expires_at);
+    let commands = Commands::new(&spec.vm_id, &spec.dir, machine.streams.clone(), Arc::clone(recorder));
+    let service =
+        Service { streams: machine.streams.clone(), commands: commands.clone(), expiry, end: end_requests };
+    tasks.spawn_local(accept(listener, Rc::new(service)));
     tasks.spawn_local(spares::replenish(spec.clone()));
-    let (reason, client) = wait_for_end(spec, &mut machine, lifeline, signals, &mut end_requested).await;
-    if reason == EndReason::Stopped {
-        halt_guest(&machine.streams).await;
+    let (reason, client) =
+        wait_for_end(spec, &mut machine, lifeline, signals, &mut expires_at, &mut end_requested).await;
+    // Whoever extends its lifetime from now on is told that it is too late.
+    drop(expires_at);
+    let mut loss = None;
+    if reason.halts_guest(spec.retention) {
+        commands.end_all().await;
+        loss = halt_guest(&machine.streams).await.err();
     }
     end_processes(&mut machine).await;
-    let event = ended(spec, recorder, reason);
+    if !reason.removes_files(spec.retention) {
+        commands.settle().await;
+    }
+    let event = ended(spec, recorder, reason, loss.as_deref());
     if let Some(client) = client {
         // It may have gone away.
         let _ = client.send(());
@@ -171,28 +250,40 @@ async fn wait_for_end(
     machine: &mut RunningMachine,
     lifeline: &mut LifelineServer,
     signals: &mut Signals,
+    expires_at: &mut watch::Receiver<f64>,
     end_requested: &mut mpsc::Receiver<EndRequest>,
 ) -> (EndReason, Option<oneshot::Sender<()>>) {
     let caller_gone = async {
         while let Some(Ok(_)) = lifeline.next().await {}
-        if !spec.bound_to_caller {
+        if spec.retention != Retention::Caller {
             std::future::pending::<()>().await;
         }
     };
     let expired = async {
-        if timer::wall_clock_reaches(spec.expires_at).await.is_err() {
-            // Without a timer the VM would live for ever; better none at all.
-            tracing::error!("no timer for the VM's end of life");
+        loop {
+            let end = *expires_at.borrow_and_update();
+            tokio::select! {
+                reached = timer::wall_clock_reaches(end) => {
+                    if reached.is_err() {
+                        // Without a timer the VM would live for ever; better none at all.
+                        tracing::error!("no timer for the VM's end of life");
+                    }
+                    return;
+                }
+                Ok(()) = expires_at.changed() => {}
+            }
         }
     };
     tokio::select! {
+        biased;
+        // First: a signal to all processes of a session may have ended the VMM as well.
+        () = signals.any() => (EndReason::Terminated, None),
         status = machine.vmm.wait() => {
             let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
             (vmm_ended(machine, &status).await, None)
         }
         () = caller_gone => (EndReason::CallerGone, None),
         () = expired => (EndReason::Expired, None),
-        () = signals.any() => (EndReason::Terminated, None),
         Some((reason, client)) = end_requested.recv() => (reason, Some(client)),
     }
 }
@@ -203,32 +294,53 @@ async fn vmm_ended(machine: &RunningMachine, status: &str) -> EndReason {
     EndReason::VmmEnded { description }
 }
 
-async fn accept(listener: UnixListener, streams: Streams, end: mpsc::Sender<EndRequest>) {
-    while let Ok((client, _)) = listener.accept().await {
-        tokio::task::spawn_local(serve_client(client, streams.clone(), end.clone()));
+/// What clients are served with.
+struct Service {
+    streams: Streams,
+    commands: Commands,
+    expiry: watch::Sender<f64>,
+    end: mpsc::Sender<EndRequest>,
+}
+
+async fn accept(listener: UnixListener, service: Rc<Service>) {
+    loop {
+        let client = next_client(&listener).await;
+        tokio::task::spawn_local(serve_client(client, Rc::clone(&service)));
     }
 }
 
-async fn serve_client(client: UnixStream, streams: Streams, end: mpsc::Sender<EndRequest>) {
+async fn serve_client(client: UnixStream, service: Rc<Service>) {
     let Some((request, client)) = control::receive(client).await else { return };
     let reason = match request {
-        ControlRequest::Guest => return join_guest(client, streams).await,
+        ControlRequest::Guest => return join_guest(client, &service.streams).await,
+        ControlRequest::Run { exec, detach } => return service.commands.run(exec, detach, client).await,
+        ControlRequest::Watch { sequence, output } => {
+            return service.commands.watch(sequence, output, client).await;
+        }
+        ControlRequest::Kill { sequence } => return service.commands.kill(sequence, client).await,
+        ControlRequest::Extend { expires_at } => {
+            if service.expiry.send(expires_at).is_ok() {
+                control::confirm(client).await;
+            }
+            return;
+        }
         // It is somebody's already.
         ControlRequest::Claim(_) => return,
-        ControlRequest::Stop => EndReason::Stopped,
-        ControlRequest::Delete => EndReason::Deleted,
-        ControlRequest::Expire => EndReason::Expired,
+        request => match end_reason(&request) {
+            Some(reason) => reason,
+            None => return,
+        },
     };
     let (done, on_done) = oneshot::channel();
     // If another request came first, the VM ends all the same, and this client sees its connection close.
-    if end.send((reason, done)).await.is_ok() && on_done.await.is_ok() {
+    if service.end.send((reason, done)).await.is_ok() && on_done.await.is_ok() {
         control::confirm(client).await;
     }
 }
 
-async fn join_guest(client: ServerStream, streams: Streams) {
+async fn join_guest(client: ServerStream, streams: &Streams) {
     let (mut client, said) = control::into_bytes(client);
-    let Some(stream) = streams.open().await else { return };
+    let Some((stream, _permit)) = streams.open().await else { return };
     let mut guest = stream.compat();
     if guest.write_all(&said).await.is_ok() {
         // Either side closing ends the request; what went wrong is seen at both ends.
@@ -236,11 +348,16 @@ async fn join_guest(client: ServerStream, streams: Streams) {
     }
 }
 
-async fn halt_guest(streams: &Streams) {
-    match tokio::time::timeout(HALT_LIMIT, streams.ask(pyro_wire::Request::Halt)).await {
-        Ok(Some(pyro_wire::Reply::Halted)) => {}
-        other => tracing::warn!(?other, "the guest did not halt in order"),
-    }
+/// Has the guest write everything out. The error says why it may not have.
+async fn halt_guest(streams: &Streams) -> Result<(), String> {
+    let why = match tokio::time::timeout(HALT_LIMIT, streams.ask(pyro_wire::Request::Halt)).await {
+        Ok(Some(pyro_wire::Reply::Halted)) => return Ok(()),
+        Ok(Some(pyro_wire::Reply::NotStarted(failure))) => format!("{}: {}", failure.step, failure.cause),
+        Ok(_) => "it gave no proper answer".to_owned(),
+        Err(_) => format!("it was not done after {} seconds", HALT_LIMIT.as_secs()),
+    };
+    tracing::warn!(why, "the guest did not halt in order");
+    Err(format!("the guest may not have written everything to its disk: {why}"))
 }
 
 pub(super) async fn end_processes(machine: &mut RunningMachine) {
@@ -252,7 +369,7 @@ pub(super) async fn end_processes(machine: &mut RunningMachine) {
 }
 
 fn boot_failed(spec: &LaunchSpec, cause: &str) -> Event {
-    remove_files(spec, spec.bound_to_caller);
+    remove_files(spec, spec.retention == Retention::Caller);
     Event::Failed(super::BootFailure {
         stage: super::BootStage::Vmm,
         cause: cause.to_owned(),
@@ -260,9 +377,14 @@ fn boot_failed(spec: &LaunchSpec, cause: &str) -> Event {
     })
 }
 
-pub(super) fn ended(spec: &LaunchSpec, recorder: &dyn Recorder, reason: EndReason) -> Event {
-    remove_files(spec, reason.removes_files(spec.bound_to_caller));
-    recorder.record_end(&spec.vm_id, spec.bound_to_caller, &reason);
+pub(super) fn ended(
+    spec: &LaunchSpec,
+    recorder: &Arc<dyn Recorder>,
+    reason: EndReason,
+    loss: Option<&str>,
+) -> Event {
+    remove_files(spec, reason.removes_files(spec.retention));
+    recorder.record_end(&spec.vm_id, spec.retention, &reason, loss);
     Event::Ended(reason)
 }
 

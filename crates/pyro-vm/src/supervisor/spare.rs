@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{SinkExt, StreamExt};
@@ -36,7 +37,7 @@ enum Wish {
 /// Runs a spare, and then what became of it, to the end.
 pub(super) async fn supervise(
     spec: &LaunchSpec,
-    recorder: &dyn Recorder,
+    recorder: &Arc<dyn Recorder>,
     tasks: &LocalSet,
     signals: &mut Signals,
 ) {
@@ -81,13 +82,7 @@ async fn warm_up(spec: &LaunchSpec, machine: &RunningMachine) {
     let limit = Duration::from_secs(spec.boot_limit_seconds);
     let work = async {
         for command in WARM_UP {
-            let exec = Exec {
-                command: command.to_owned(),
-                cwd: "/workspace".to_owned(),
-                timeout_ms: spec.boot_limit_seconds * 1000,
-                kill_grace_ms: 0,
-                output_limit: Some(0),
-            };
+            let exec = Exec { kill_grace_ms: 0, output_limit: Some(0), ..Exec::new(command, limit) };
             machine.streams.ask(Request::Exec(exec)).await;
         }
         let identity = machine::identity(&spec.vm_id, None).ok()?;
@@ -137,7 +132,7 @@ async fn become_claimed(
     spec: LaunchSpec,
     client: ServerStream,
     mut machine: RunningMachine,
-    recorder: &dyn Recorder,
+    recorder: &Arc<dyn Recorder>,
     tasks: &LocalSet,
     signals: &mut Signals,
 ) {
@@ -156,13 +151,13 @@ async fn become_claimed(
         _ = lifeline.next() => Err(None),
         () = signals.any() => Err(None),
     };
-    let event = match taken {
-        Ok(()) => {
+    let event = match taken.and_then(|()| serve::listen(&spec).map_err(Some)) {
+        Ok(listener) => {
             let ms = started.elapsed().as_secs_f64() * 1e3;
             machine.info.boot_ms = ms as u64;
             machine.info.start_mode = StartMode::Spare;
             machine.info.stages = vec![StageTime { stage: BootStage::Identity, ms }];
-            serve::serve(&spec, machine, &mut lifeline, recorder, tasks, signals).await
+            serve::serve(&spec, machine, listener, &mut lifeline, recorder, tasks, signals).await
         }
         Err(cause) => {
             let console = machine.console.last_words().await;
@@ -171,7 +166,7 @@ async fn become_claimed(
             clear_claimed(&spec.dir);
             match cause {
                 Some(cause) => Event::Failed(BootFailure { stage: BootStage::Identity, cause, console }),
-                None => serve::ended(&spec, recorder, EndReason::CallerGone),
+                None => serve::ended(&spec, recorder, EndReason::CallerGone, None),
             }
         }
     };

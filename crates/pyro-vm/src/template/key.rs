@@ -156,13 +156,13 @@ mod tests {
     use super::*;
     use crate::Accelerator;
     use crate::qemu::Qemu;
-    use crate::spec::{GuestImage, Machine, Purpose, Spares};
+    use crate::spec::{GuestImage, Machine, Purpose, Retention, Spares};
 
     fn spec() -> LaunchSpec {
         LaunchSpec {
             vm_id: "0123456789ab".to_owned(),
             dir: "/vms/0123456789ab".into(),
-            bound_to_caller: true,
+            retention: Retention::Caller,
             expires_at: 0.0,
             boot_limit_seconds: 1,
             machine: Machine {
@@ -208,7 +208,7 @@ mod tests {
             key_of(|spec| spec.machine.mem_mib = 2048),
             key_of(|spec| spec.machine.accelerator = Accelerator::Kvm),
             key_of(|spec| spec.network = true),
-            key_of(|spec| spec.bound_to_caller = false),
+            key_of(|spec| spec.retention = Retention::Lifetime),
         ];
         let count = keys.len();
         keys.sort();

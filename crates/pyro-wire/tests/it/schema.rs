@@ -30,13 +30,7 @@ fn encoded<M: serde::Serialize>(frame: Frame<M>) -> String {
 
 #[test]
 fn encoded_bytes_are_pinned() {
-    let exec = Exec {
-        command: "true".into(),
-        cwd: "/workspace".into(),
-        timeout_ms: 30_000,
-        kill_grace_ms: 1_000,
-        output_limit: None,
-    };
+    let exec = Exec::new("true", std::time::Duration::from_secs(30));
     insta::assert_snapshot!(encoded(Frame::Control(Request::Exec(exec))), @r#"j\x00\x00\x00\x00{\"exec\":{\"command\":\"true\",\"cwd\":\"/workspace\",\"timeout_ms\":30000,\"kill_grace_ms\":1000,\"output_limit\":null}}"#);
     insta::assert_snapshot!(encoded(Frame::Control(Request::Halt)), @r#"\x06\x00\x00\x00\x00\"halt\""#);
     insta::assert_snapshot!(encoded(Frame::<()>::Output(OutputStream::Stderr, Bytes::from_static(b"\xff\0x"))), @r"\x03\x00\x00\x00\x02\xff\x00x");

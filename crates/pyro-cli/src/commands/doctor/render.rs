@@ -98,9 +98,11 @@ fn rootless(report: &RootlessReport) -> String {
 fn disk(report: &DiskReport) -> String {
     let free = |mib: Option<u64>| mib.map_or(UNKNOWN.to_owned(), |mib| format!("{mib}MiB"));
     format!(
-        "Disk: state_free={} cache_free={}",
+        "Disk: state_free={} cache_free={} state_used={}MiB vms_used={}MiB",
         free(report.state_dir_free_mib),
-        free(report.cache_dir_free_mib)
+        free(report.cache_dir_free_mib),
+        report.state_dir_used_mib,
+        report.vms_used_mib
     )
 }
 

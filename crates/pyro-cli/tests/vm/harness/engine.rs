@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-use pyro_engine::{Command, Config, Engine, EngineError, Events, OutputMode, Vm, VmSpec};
+use pyro_engine::{Command, Config, Engine, EngineError, Events, Vm, VmSpec};
 use pyro_vm::{Exec, ExecError, ExecOutcome, GuestClient, OutputStream};
 use tokio_util::sync::CancellationToken;
 
@@ -79,13 +79,7 @@ impl Capture {
     /// Runs one command with a time limit in milliseconds.
     pub(crate) async fn of(guest: &GuestClient, line: &str, timeout_ms: u64) -> Result<Self, ExecError> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let exec = Exec {
-            command: line.to_owned(),
-            cwd: "/workspace".to_owned(),
-            timeout_ms,
-            kill_grace_ms: 1000,
-            output_limit: None,
-        };
+        let exec = Exec::new(line, std::time::Duration::from_millis(timeout_ms));
         let outcome = guest
             .exec(exec, async |chunk| match chunk.stream {
                 OutputStream::Stdout => stdout.extend_from_slice(&chunk.bytes),
@@ -106,5 +100,5 @@ pub(crate) async fn exec_text(guest: &GuestClient, line: &str) -> String {
 
 /// A command whose output is kept.
 pub(crate) fn command(line: &str) -> Command {
-    Command { command: line.to_owned(), timeout_seconds: 60, output: OutputMode::Capture }
+    Command { timeout_seconds: 60, ..Command::new(line) }
 }

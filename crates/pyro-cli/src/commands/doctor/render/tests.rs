@@ -37,7 +37,7 @@ fn a_bare_machine_is_told_what_to_do() {
     Guest kernel: /k usable=no
     Environment build: mmdebstrap=missing keyring=missing
     Rootless: euid=1000 user_namespaces=no subuid=no newuidmap=no
-    Disk: state_free=unknown cache_free=unknown
+    Disk: state_free=unknown cache_free=unknown state_used=0MiB vms_used=0MiB
     Issues:
     - QEMU was not found
       remedy: install qemu-system-x86
@@ -85,7 +85,12 @@ fn a_good_machine_has_no_issues() {
             mmdebstrap: Some("/usr/bin/mmdebstrap".into()),
             keyring: Some("/usr/share/keyrings/debian-archive-keyring.gpg".into()),
         },
-        disk: DiskReport { state_dir_free_mib: Some(2048), cache_dir_free_mib: Some(1) },
+        disk: DiskReport {
+            state_dir_free_mib: Some(2048),
+            cache_dir_free_mib: Some(1),
+            vms_used_mib: 7,
+            state_dir_used_mib: 300,
+        },
         ..bare_machine()
     };
     insta::assert_snapshot!(report(&good), @r"
@@ -100,6 +105,6 @@ fn a_good_machine_has_no_issues() {
     Guest kernel: /k release=6.12.9-pyro usable=yes
     Environment build: mmdebstrap=/usr/bin/mmdebstrap keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     Rootless: euid=1000 user_namespaces=no subuid=no newuidmap=no
-    Disk: state_free=2048MiB cache_free=1MiB
+    Disk: state_free=2048MiB cache_free=1MiB state_used=300MiB vms_used=7MiB
     ");
 }

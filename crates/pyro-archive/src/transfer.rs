@@ -1,0 +1,184 @@
+//! Both ways over a channel of byte chunks. The work itself blocks, so it has a thread of its own.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, BufReader};
+use std::path::{Path, PathBuf};
+
+use bytes::{Bytes, BytesMut};
+use futures::{Sink, SinkExt, Stream, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio_util::io::SyncIoBridge;
+
+use crate::{ArchiveError, Limits, Links, Report, pack, unpack};
+
+/// Largest chunk that is sent, in bytes.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Packs `source` into `sink`, as [`pack`] does. The sink is not closed.
+///
+/// # Errors
+/// [`ArchiveError`]; [`ArchiveError::Stream`] if the sink takes no more.
+pub async fn pack_into<S: Sink<Bytes> + Unpin>(
+    source: PathBuf,
+    limits: Limits,
+    sink: &mut S,
+) -> Result<Report, ArchiveError> {
+    let (mut reader, writer) = tokio::io::duplex(CHUNK_BYTES);
+    // Its drop, at the end of the work, is the reader's end.
+    let mut writer = SyncIoBridge::new(writer);
+    let work = tokio::task::spawn_blocking(move || pack(&source, &mut writer, &limits));
+    let sent = send(&mut reader, sink).await;
+    // Whatever is still to be packed has nowhere to go.
+    drop(reader);
+    match (work.await, sent) {
+        (Ok(Ok(report)), Ok(())) => Ok(report),
+        // That the sink failed is the reason why packing failed.
+        (_, Err(source)) => Err(ArchiveError::Stream { action: "send", source }),
+        (Ok(Err(error)), Ok(())) => Err(error),
+        (Err(lost), Ok(())) => Err(ArchiveError::Stream { action: "pack", source: io::Error::other(lost) }),
+    }
+}
+
+async fn send<S: Sink<Bytes> + Unpin>(reader: &mut DuplexStream, sink: &mut S) -> io::Result<()> {
+    loop {
+        let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
+        if reader.read_buf(&mut chunk).await? == 0 {
+            return Ok(());
+        }
+        sink.send(chunk.freeze()).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
+    }
+}
+
+/// Unpacks from `stream` as [`unpack`] does, to `name` in `parent`. What follows the archive is not read.
+///
+/// # Errors
+/// [`ArchiveError`].
+pub async fn unpack_from<S: Stream<Item = io::Result<Bytes>> + Unpin>(
+    stream: &mut S,
+    (parent, name): (PathBuf, OsString),
+    limits: Limits,
+    links: Links,
+) -> Result<Report, ArchiveError> {
+    let (reader, mut writer) = tokio::io::duplex(CHUNK_BYTES);
+    let mut reader = BufReader::with_capacity(CHUNK_BYTES, SyncIoBridge::new(reader));
+    let mut work = tokio::task::spawn_blocking(move || unpack(&mut reader, &parent, &name, &limits, links));
+    let receive = async {
+        while let Some(chunk) = stream.next().await {
+            writer.write_all(&chunk?).await?;
+        }
+        Ok::<_, io::Error>(())
+    };
+    let ended = tokio::select! {
+        biased;
+        // It has the whole archive, or has had enough.
+        done = &mut work => return settled(done),
+        received = receive => received,
+    };
+    // The end of the stream is the reader's end.
+    drop(writer);
+    match (settled(work.await), ended) {
+        (Err(ArchiveError::Truncated), Err(source)) => {
+            Err(ArchiveError::Stream { action: "receive", source })
+        }
+        (unpacked, _) => unpacked,
+    }
+}
+
+fn settled(
+    done: Result<Result<Report, ArchiveError>, tokio::task::JoinError>,
+) -> Result<Report, ArchiveError> {
+    let lost = |lost| ArchiveError::Stream { action: "unpack", source: io::Error::other(lost) };
+    done.map_err(lost)?
+}
+
+/// Where something called `own_name` goes that is copied to `target`: into it if that is a directory, else to that
+/// very name.
+///
+/// # Errors
+/// [`ArchiveError::NotOneName`] if there is no name for it.
+pub fn destination(target: &Path, own_name: Option<&OsStr>) -> Result<(PathBuf, OsString), ArchiveError> {
+    let no_name = || ArchiveError::NotOneName { name: target.display().to_string().escape_debug().collect() };
+    if target.is_dir() {
+        return Ok((target.to_owned(), own_name.ok_or_else(no_name)?.to_owned()));
+    }
+    let name = target.file_name().ok_or_else(no_name)?;
+    let parent = match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    Ok((parent.to_owned(), name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use futures::channel::mpsc;
+    use futures::stream;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { max_entries: 1000, max_bytes: 10 << 20 };
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+    }
+
+    #[test]
+    fn what_goes_in_at_one_end_comes_out_at_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir_all(from.join("sub")).unwrap();
+        fs::create_dir(&to).unwrap();
+        fs::write(from.join("sub/large"), vec![7; 3 << 20]).unwrap();
+        let (sent, received) = block_on(async {
+            let (sender, receiver) = mpsc::channel(1);
+            let mut sink = sender;
+            let mut chunks = receiver.map(Ok);
+            let place = (to.clone(), "copy".into());
+            let sending = async {
+                let sent = pack_into(from, LIMITS, &mut sink).await;
+                sink.close_channel();
+                sent
+            };
+            tokio::join!(sending, unpack_from(&mut chunks, place, LIMITS, Links::Inside))
+        });
+        assert_eq!(sent.unwrap(), received.unwrap());
+        assert_eq!(fs::read(to.join("copy/sub/large")).unwrap(), vec![7; 3 << 20]);
+    }
+
+    #[test]
+    fn a_stream_that_fails_is_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut chunks = stream::iter([Err(io::Error::other("the guest went away"))]);
+        let place = (dir.path().to_owned(), "copy".into());
+        let error = block_on(unpack_from(&mut chunks, place, LIMITS, Links::Inside)).unwrap_err();
+        assert!(
+            matches!(&error, ArchiveError::Stream { source, .. } if source.to_string() == "the guest went away")
+        );
+        assert!(!dir.path().join("copy").exists());
+    }
+
+    #[test]
+    fn a_sink_that_takes_no_more_ends_the_work() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("large"), vec![7; 3 << 20]).unwrap();
+        let (mut sink, receiver) = mpsc::channel::<Bytes>(1);
+        drop(receiver);
+        let error = block_on(pack_into(dir.path().join("large"), LIMITS, &mut sink)).unwrap_err();
+        assert!(matches!(error, ArchiveError::Stream { action: "send", .. }), "{error:?}");
+    }
+
+    #[test]
+    fn things_go_into_a_directory_or_get_a_new_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = |path: &Path, name: Option<&str>| destination(path, name.map(OsStr::new));
+        let inside = target(dir.path(), Some("a")).unwrap();
+        assert_eq!(inside, (dir.path().to_owned(), "a".into()));
+        let renamed = target(&dir.path().join("b"), Some("a")).unwrap();
+        assert_eq!(renamed, (dir.path().to_owned(), "b".into()));
+        assert_eq!(target(Path::new("nowhere-here"), None).unwrap(), (".".into(), "nowhere-here".into()));
+        assert!(target(dir.path(), None).is_err());
+        assert!(target(&dir.path().join("nowhere/.."), Some("a")).is_err());
+    }
+}

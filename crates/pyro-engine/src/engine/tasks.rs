@@ -1,0 +1,292 @@
+//! Tasks: VMs that stay, with their disk and the journal of their commands, until they are deleted.
+
+mod commands;
+mod files;
+mod host;
+mod journal;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use pyro_env::InstalledEnvironment;
+use pyro_vm::WORKSPACE;
+use pyro_vm::supervisor::control::{self, ControlRequest};
+use pyro_vm::supervisor::{OwnerLock, files as vm_files};
+use tokio_util::sync::CancellationToken;
+
+use super::lifecycle::{as_it_is, new_vm};
+use super::reconcile::{note_vanished, owner_vanished};
+use super::{Engine, Shared, now, unless_cancelled, vm_dir};
+use crate::kind::Kind;
+use crate::limits;
+use crate::registry::{NewVm, VmRecord};
+use crate::state::VmEvent;
+use crate::{
+    DeleteReason, EngineError, ErrorKind, Event, Events, ExecutionMode, LastCommand, StopReason, Task,
+    TaskDeleted, TaskList, TaskSpec, VmId, VmSpec, VmState,
+};
+
+/// Name, in a task's metadata, of the digest of what its disk is a layer of.
+const DIGEST: &str = "environment_digest";
+
+/// Time in which a supervisor that has recorded its end is gone. One that holds a task longer has just started it.
+const GOING_TIME: Duration = Duration::from_secs(2);
+
+impl Engine {
+    /// Creates a task and starts it. Its environment is installed first if it is not. The task does not end with this
+    /// process.
+    ///
+    /// # Errors
+    /// `InvalidInput`, `AtCapacity`, `EnvironmentUnavailable`, `VmUnavailable`, `BootFailed`, `StateUnusable`,
+    /// `Cancelled`. Nothing is left then.
+    pub async fn create_task(
+        &self,
+        spec: TaskSpec,
+        events: &Events,
+        cancel: &CancellationToken,
+    ) -> Result<Task, EngineError> {
+        let sizing = limits::check_spec(&spec.vm)?;
+        let disk_mib = limits::check_disk(spec.disk_mib)?;
+        let VmSpec { environment, allow_host_compat, .. } = &spec.vm;
+        let ground = self.ground(environment, *allow_host_compat, events, cancel).await?;
+        let version = ground.as_ref().ok().map(|(_, environment)| environment.version.clone());
+        unless_cancelled(cancel, self.reconcile()).await?;
+        let id = VmId::random()?;
+        let mut vm = new_vm(id.clone(), &spec.vm, sizing, version);
+        if let Ok((_, environment)) = &ground {
+            vm.metadata.insert(DIGEST.to_owned(), environment.digest.clone());
+        }
+        let started = async {
+            // A task that is not started and that nobody holds is an orphan: the lock comes before the record.
+            let lock = self.own_vm_dir(Kind::Task, &id).await?;
+            let record = self.insert(NewVm { kind: Kind::Task, disk_mib, ..vm }).await?;
+            self.bring_up(&record, lock, ground, cancel).await?;
+            self.status_task(id.as_str()).await
+        };
+        match started.await {
+            Ok(task) => Ok(task),
+            Err(error) => {
+                // The first error says more than that of the cleanup.
+                let _ = self.remove(&id).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts a task that was stopped, with the disk it had. If its lifetime has ended, another one begins. A task whose
+    /// commands ran in a guest starts in a guest or not at all, and one whose commands ran on the host on the host.
+    ///
+    /// # Errors
+    /// `NotFound`, `WrongState`, `EnvironmentUnavailable`, `VmUnavailable`, `BootFailed`, `StateUnusable`, `Cancelled`.
+    /// Its disk and its journal are then as they were before.
+    pub async fn start_task(
+        &self,
+        task_id: &str,
+        events: &Events,
+        cancel: &CancellationToken,
+    ) -> Result<Task, EngineError> {
+        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let record = self.admit(Kind::Task, &id, VmEvent::Start).await?;
+        self.refuse_while_busy(&id).await?;
+        let ground = match record.execution_mode {
+            // Its files are here, wherever VMs could run by now.
+            ExecutionMode::HostCompat => Err("the task was created on the host".to_owned()),
+            // Its files are on its disk, to which only a guest has access.
+            ExecutionMode::GuestVsock | ExecutionMode::Pending => {
+                self.ground(&record.environment, false, events, cancel).await?
+            }
+        };
+        if let Ok((_, environment)) = &ground {
+            warn_of_another_base(&record, environment, events).await;
+        }
+        let lock = match record.stop_reason {
+            // Its supervisor may still be writing things out.
+            Some(StopReason::Expired) => self.await_release(&id).await,
+            // It may have said its last word and not be gone yet.
+            _ => self.await_release_within(&id, GOING_TIME).await,
+        };
+        let lock = match lock {
+            Ok(Some(lock)) => lock,
+            Ok(None) => return Err(EngineError::not_found(Kind::Task, task_id)),
+            // Someone else has just started it, which says more than that it is held.
+            Err(error) => {
+                self.admit(Kind::Task, &id, VmEvent::Start).await?;
+                return Err(error);
+            }
+        };
+        // Whoever has the lock knows that nobody runs the task, whatever its last owner could still write.
+        let vanished = id.clone();
+        self.blocking(move |shared| note_vanished(shared, &vanished)).await?;
+        let mut record = self.admit(Kind::Task, &id, VmEvent::Start).await?;
+        if record.expires_at <= now() {
+            record = self.renew(&id, record.sizing.ttl_seconds).await?;
+        }
+        self.bring_up(&record, lock, ground, cancel).await?;
+        self.status_task(task_id).await
+    }
+
+    /// Stops a task; its disk and its journal are kept. Commands that run in the guest are ended. Stopping a stopped task
+    /// is no error. What the guest could not write out in time is told by [`Task::last_error`].
+    ///
+    /// # Errors
+    /// `NotFound`, `StateUnusable`; `WrongState` if a command runs on the host, or the task is held by a process that does
+    /// not react.
+    pub async fn stop_task(&self, task_id: &str) -> Result<Task, EngineError> {
+        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let record = as_it_is(&self.shared, self.get(Kind::Task, &id).await?);
+        self.refuse_while_busy(&id).await?;
+        // The reason for which it is stopped already stays. One that is just being started is still recorded as stopped.
+        if record.state != VmState::Stopped || OwnerLock::is_held(&self.vm_dir(&id)) {
+            self.stop(Kind::Task, &id).await?;
+        }
+        self.status_task(task_id).await
+    }
+
+    /// Removes a task with its disk and its journal, whatever its state.
+    ///
+    /// # Errors
+    /// As [`Engine::stop_task`].
+    pub async fn delete_task(&self, task_id: &str) -> Result<TaskDeleted, EngineError> {
+        let id = VmId::parse_as(Kind::Task, task_id)?;
+        self.refuse_while_busy(&id).await?;
+        self.delete(Kind::Task, &id).await?;
+        Ok(TaskDeleted { task_id: id, deleted: true, reason: DeleteReason::ExplicitDelete })
+    }
+
+    /// What is known about a task.
+    ///
+    /// # Errors
+    /// `NotFound`, `StateUnusable`.
+    pub async fn status_task(&self, task_id: &str) -> Result<Task, EngineError> {
+        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let record = self.get(Kind::Task, &id).await?;
+        self.blocking(move |shared| task(shared, record)).await
+    }
+
+    /// Every task, oldest first.
+    ///
+    /// # Errors
+    /// `StateUnusable`.
+    pub async fn list_tasks(&self) -> Result<TaskList, EngineError> {
+        if !self.config().base_dir.exists() {
+            return Ok(TaskList { tasks: Vec::new(), damaged_task_ids: Vec::new(), count: 0 });
+        }
+        self.blocking(|shared| {
+            let records = shared.registry.list()?;
+            let mut damaged = shared.registry.task_ids()?;
+            damaged.retain(|id| records.iter().all(|record| record.vm_id != *id));
+            let tasks = records
+                .into_iter()
+                // One whose creator died is gone as soon as somebody cleans up.
+                .filter(|record| record.kind == Kind::Task)
+                .filter(|record| record.state != VmState::Created || !owner_vanished(shared, record))
+                .map(|record| task(shared, record))
+                .collect::<Result<Vec<_>, _>>()?;
+            let count = (tasks.len() + damaged.len()) as u64;
+            Ok(TaskList { tasks, damaged_task_ids: damaged, count })
+        })
+        .await
+    }
+
+    /// Gives a task another lifetime, which begins now. One that has just come to the end of the old one is stopped all the
+    /// same; the result says so.
+    ///
+    /// # Errors
+    /// `InvalidInput`, `NotFound`, `StateUnusable`; `WrongState` if the task is held by a process that does not react.
+    pub async fn extend_task(&self, task_id: &str, ttl_seconds: i64) -> Result<Task, EngineError> {
+        let ttl_seconds = limits::check_ttl(ttl_seconds)?;
+        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let record = as_it_is(&self.shared, self.get(Kind::Task, &id).await?);
+        // Its lifetime is over, and may not come back while its supervisor is stopping it.
+        if record.stop_reason == Some(StopReason::Expired) {
+            self.await_release(&id).await?;
+            let expired = id.clone();
+            self.blocking(move |shared| note_vanished(shared, &expired)).await?;
+        }
+        let expires_at = self.renew(&id, ttl_seconds).await?.expires_at;
+        if record.state == VmState::Started {
+            // If it cannot be reached it is ending, which its status says.
+            let _ = control::ask(&self.vm_dir(&id), ControlRequest::Extend { expires_at }).await;
+        }
+        self.status_task(task_id).await
+    }
+
+    async fn renew(&self, id: &VmId, ttl_seconds: u32) -> Result<VmRecord, EngineError> {
+        let id = id.clone();
+        let expires_at = now() + f64::from(ttl_seconds);
+        self.registry(move |registry| registry.renew(&id, ttl_seconds, expires_at)).await
+    }
+}
+
+/// A disk is a layer on the base that it was written over. On another one, its files are still there, but programs of the
+/// base may not fit what was installed since.
+async fn warn_of_another_base(record: &VmRecord, environment: &InstalledEnvironment, events: &Events) {
+    if record.metadata.get(DIGEST).is_some_and(|digest| *digest != environment.digest) {
+        let text = format!(
+            "task {} was created from another build of {}: installed programs may not fit together any more",
+            record.vm_id, record.environment
+        );
+        events.send(Event::Warning(text)).await;
+    }
+}
+
+/// What callers see of a task.
+fn task(shared: &Shared, record: VmRecord) -> Result<Task, EngineError> {
+    let record = as_it_is(shared, record);
+    let (command_count, last) = shared.registry.command_summary(&record.vm_id)?;
+    let last_command = last.and_then(|last| {
+        let exit = last.exit?;
+        Some(LastCommand {
+            sequence: last.sequence,
+            command: last.command,
+            cwd: last.cwd,
+            exit_code: exit.exit_code,
+            duration_ms: exit.duration_ms,
+            execution_mode: last.execution_mode,
+        })
+    });
+    let dir = vm_dir(&shared.config.base_dir, &record.vm_id);
+    let disk = fs::metadata(dir.join(vm_files::LAYER)).ok();
+    Ok(Task {
+        environment: record.environment,
+        environment_version: record.environment_version,
+        vcpu_count: record.sizing.vcpu_count,
+        mem_mib: record.sizing.mem_mib,
+        ttl_seconds: record.sizing.ttl_seconds,
+        created_at: record.created_at,
+        expires_at: record.expires_at,
+        state: record.state,
+        network_enabled: record.network_enabled,
+        allow_host_compat: record.allow_host_compat,
+        guest_ip: record.guest_ip,
+        tap_name: None,
+        execution_mode: record.execution_mode,
+        workspace_path: WORKSPACE.to_owned(),
+        command_count,
+        last_command,
+        metadata: record.metadata,
+        accelerator: record.accelerator,
+        stop_reason: record.stop_reason,
+        last_error: record.last_error,
+        disk_mib: disk.map(|disk| disk.len() >> 20),
+        disk_used_bytes: used_bytes(&dir),
+        task_id: record.vm_id,
+    })
+}
+
+/// Bytes of the host's disk that a task takes.
+pub(super) fn used_bytes(dir: &Path) -> u64 {
+    let files_in = |dir: &Path| {
+        let entries = fs::read_dir(dir).into_iter().flatten();
+        entries.filter_map(|entry| entry.ok()?.metadata().ok()).map(|file| file.blocks() * 512).sum::<u64>()
+    };
+    files_in(dir) + files_in(&dir.join(vm_files::COMMANDS))
+}
+
+/// The task's supervisor does not answer, or does not say what it should.
+fn supervisor_lost(id: &VmId) -> EngineError {
+    EngineError::new(ErrorKind::OutcomeUnknown, format!("the supervisor of task {id} was lost"))
+        .hint("`pyro task status` says what became of it")
+}

@@ -1,0 +1,350 @@
+//! Commands of a task. In a guest its supervisor runs and records them; this is the way to it.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use pyro_vm::supervisor::CommandEnd;
+use pyro_vm::{CommandClient, OutputChunk, OutputStream, RunError};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::supervisor_lost;
+use crate::capture::OutputSink;
+use crate::engine::Engine;
+use crate::engine::exec::{exec_request, guest_cwd};
+use crate::finished::{Finished, KILLED};
+use crate::kind::Kind;
+use crate::registry::{CommandExit, VmRecord};
+use crate::state::VmEvent;
+use crate::{
+    Command, EngineError, ErrorKind, Event, Events, ExecutionMode, Outcome, OutputMode, TaskDetached,
+    TaskExec, TaskLogEntry, VmId, limits,
+};
+
+/// Time that a command has for ending when its caller gives it up.
+const CANCEL_LIMIT: Duration = Duration::from_secs(5);
+
+/// Most output that a command which nobody reads may send, per stream: what the journal keeps.
+const DETACHED_OUTPUT: OutputMode = OutputMode::Capture;
+
+/// A command that has ended.
+pub(super) struct Ran {
+    pub(super) sequence: u64,
+    pub(super) exit: CommandExit,
+    pub(super) stdout: Vec<u8>,
+    pub(super) stderr: Vec<u8>,
+}
+
+impl Engine {
+    /// Runs one command in a task and waits for its end, which is in the journal then. The task stays.
+    ///
+    /// `cancel` ends the command. Losing the caller does not: in a guest it goes on to its end or its time limit.
+    ///
+    /// # Errors
+    /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
+    pub async fn exec_task(
+        &self,
+        task_id: &str,
+        command: Command,
+        events: &Events,
+        cancel: &CancellationToken,
+    ) -> Result<TaskExec, EngineError> {
+        let timeout = limits::check_command(&command)?;
+        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
+        let ran = match record.execution_mode {
+            ExecutionMode::HostCompat => self.run_on_host(&record, &command, timeout, events, cancel).await?,
+            ExecutionMode::GuestVsock | ExecutionMode::Pending => {
+                self.run_in_guest(&record, &command, timeout, events, cancel).await?
+            }
+        };
+        Ok(TaskExec {
+            task_id: id,
+            environment: record.environment,
+            environment_version: record.environment_version,
+            stdout: ran.stdout.into(),
+            stderr: ran.stderr.into(),
+            exit_code: ran.exit.exit_code,
+            duration_ms: ran.exit.duration_ms,
+            execution_mode: record.execution_mode,
+            sequence: ran.sequence,
+            cwd: guest_cwd(&command),
+            outcome: if ran.exit.killed { Outcome::Killed } else { Outcome::Exited },
+            stdout_truncated: ran.exit.stdout_truncated,
+            stderr_truncated: ran.exit.stderr_truncated,
+            timed_out: ran.exit.timed_out,
+            command: command.command,
+        })
+    }
+
+    /// Begins one command in a task and returns as soon as it has its number. It goes on to its end or its time limit.
+    ///
+    /// # Errors
+    /// As [`Engine::exec_task`]; `InvalidInput` also if the task's commands run on the host.
+    pub async fn detach_task(&self, task_id: &str, command: Command) -> Result<TaskDetached, EngineError> {
+        let timeout = limits::check_command(&command)?;
+        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
+        refuse_on_host(&record, "detached")?;
+        let command = Command { output: DETACHED_OUTPUT, ..command };
+        let begun = CommandClient::new(self.vm_dir(&id)).detach(exec_request(&command, timeout)).await;
+        let sequence = match begun {
+            Ok(sequence) => sequence,
+            Err(error) => return Err(self.run_error(&id, error).await),
+        };
+        let cwd = guest_cwd(&command);
+        Ok(TaskDetached { task_id: id, sequence, command: command.command, cwd, outcome: Outcome::Running })
+    }
+
+    async fn run_in_guest(
+        &self,
+        record: &VmRecord,
+        command: &Command,
+        timeout: Duration,
+        events: &Events,
+        cancel: &CancellationToken,
+    ) -> Result<Ran, EngineError> {
+        let client = CommandClient::new(self.vm_dir(&record.vm_id));
+        let mut stdout = OutputSink::new(OutputStream::Stdout.into(), command.output, events);
+        let mut stderr = OutputSink::new(OutputStream::Stderr.into(), command.output, events);
+        let (accept, mut accepted) = oneshot::channel();
+        let ran = {
+            let mut run = pin!(client.run(
+                exec_request(command, timeout),
+                |sequence| {
+                    let _ = accept.send(sequence);
+                },
+                async |chunk| match chunk.stream {
+                    OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
+                    OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
+                },
+            ));
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => {
+                    let end = async {
+                        // Without a number it is not known yet whether there is something to end.
+                        let known = tokio::select! {
+                            biased;
+                            known = &mut accepted => known,
+                            _ = &mut run => return,
+                        };
+                        if let Ok(sequence) = known {
+                            let _ = client.kill(sequence).await;
+                        }
+                    };
+                    let _ = tokio::time::timeout(CANCEL_LIMIT, end).await;
+                    return Err(EngineError::cancelled());
+                }
+                ran = &mut run => ran,
+            }
+        };
+        let (sequence, end) = match ran {
+            Ok(ended) => ended,
+            // The supervisor may have let go of this client only: because it did not read for too long.
+            Err(RunError::Lost { sequence: Some(sequence) }) => {
+                return self.recover(&record.vm_id, sequence, command.output).await;
+            }
+            Err(error) => return Err(self.run_error(&record.vm_id, error).await),
+        };
+        match end {
+            CommandEnd::Ended { outcome, killed, .. } => {
+                let (stdout, stdout_over) = stdout.finish();
+                let (stderr, stderr_over) = stderr.finish();
+                let exit = CommandExit {
+                    exit_code: crate::engine::exit_code(&outcome),
+                    duration_ms: u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX),
+                    timed_out: outcome.timed_out,
+                    killed,
+                    stdout_truncated: outcome.stdout_dropped.saturating_add(stdout_over),
+                    stderr_truncated: outcome.stderr_dropped.saturating_add(stderr_over),
+                };
+                Ok(Ran { sequence, exit, stdout, stderr })
+            }
+            CommandEnd::NotRun { cause } => Err(EngineError::new(ErrorKind::NotDelivered, cause)
+                .hint("the command was not started; its entry in the journal says so")),
+            CommandEnd::Lost => Err(self.lost(&record.vm_id).await),
+        }
+    }
+
+    /// What the journal says of a command whose client was lost.
+    async fn recover(&self, id: &VmId, sequence: u64, output: OutputMode) -> Result<Ran, EngineError> {
+        let _ = CommandClient::new(self.vm_dir(id)).watch(sequence, false, async |_| {}).await;
+        let entry = self.entry(id, sequence).await?;
+        let (Some(exit_code), Some(duration_ms)) = (entry.exit_code, entry.duration_ms) else {
+            return Err(self.lost(id).await);
+        };
+        let exit = CommandExit {
+            exit_code,
+            duration_ms,
+            timed_out: entry.timed_out,
+            killed: entry.outcome == Outcome::Killed,
+            stdout_truncated: entry.stdout_truncated,
+            stderr_truncated: entry.stderr_truncated,
+        };
+        let (stdout, stderr) = match output {
+            OutputMode::Capture => (entry.stdout.into_bytes(), entry.stderr.into_bytes()),
+            OutputMode::Stream => (Vec::new(), Vec::new()),
+        };
+        Ok(Ran { sequence, exit, stdout, stderr })
+    }
+
+    /// Waits until a command has ended and returns its entry.
+    ///
+    /// # Errors
+    /// `NotFound`, `StateUnusable`, `Cancelled`.
+    pub async fn wait_task(
+        &self,
+        task_id: &str,
+        sequence: u64,
+        cancel: &CancellationToken,
+    ) -> Result<TaskLogEntry, EngineError> {
+        self.follow(task_id, sequence, None, cancel).await
+    }
+
+    /// Sends the output of a command from its beginning as [`Event::Output`], waits until the command has ended, and
+    /// returns its entry, without the output. What the journal does not keep is not sent.
+    ///
+    /// # Errors
+    /// As [`Engine::wait_task`].
+    pub async fn follow_task(
+        &self,
+        task_id: &str,
+        sequence: u64,
+        events: &Events,
+        cancel: &CancellationToken,
+    ) -> Result<TaskLogEntry, EngineError> {
+        self.follow(task_id, sequence, Some(events), cancel).await
+    }
+
+    async fn follow(
+        &self,
+        task_id: &str,
+        sequence: u64,
+        events: Option<&Events>,
+        cancel: &CancellationToken,
+    ) -> Result<TaskLogEntry, EngineError> {
+        let id = VmId::parse_as(Kind::Task, task_id)?;
+        self.get(Kind::Task, &id).await?;
+        let entry = self.entry(&id, sequence).await?;
+        let mut sent = [0, 0];
+        let watched = async {
+            match (entry.outcome, entry.execution_mode) {
+                (Outcome::Running, ExecutionMode::HostCompat) => self.await_on_host(&id, sequence).await,
+                (Outcome::Running, _) => {
+                    let on_output = async |chunk: OutputChunk| {
+                        sent[index(chunk.stream)] += chunk.bytes.len();
+                        send(events, chunk.stream, chunk.bytes).await;
+                    };
+                    let client = CommandClient::new(self.vm_dir(&id));
+                    if client.watch(sequence, events.is_some(), on_output).await.is_err() {
+                        // It is on its way out; what it could not record is known when it is gone.
+                        self.await_release(&id).await?;
+                    }
+                    Ok(())
+                }
+                _ => Ok(()),
+            }
+        };
+        crate::engine::unless_cancelled(cancel, watched).await?;
+        let mut entry = self.entry(&id, sequence).await?;
+        if events.is_some() {
+            let kept = [
+                (OutputStream::Stdout, std::mem::take(&mut entry.stdout)),
+                (OutputStream::Stderr, std::mem::take(&mut entry.stderr)),
+            ];
+            for (stream, kept) in kept {
+                let rest = kept.as_bytes().get(sent[index(stream)]..).unwrap_or_default().to_vec();
+                send(events, stream, rest).await;
+            }
+        }
+        Ok(entry)
+    }
+
+    /// Ends a command, politely first, waits until it has ended and returns its entry. One that has ended already is
+    /// no error.
+    ///
+    /// # Errors
+    /// `NotFound`, `StateUnusable`; `InvalidInput` if the task's commands run on the host; `OutcomeUnknown` if the
+    /// command cannot be reached.
+    pub async fn kill_task(&self, task_id: &str, sequence: u64) -> Result<TaskLogEntry, EngineError> {
+        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let record = self.get(Kind::Task, &id).await?;
+        let entry = self.entry(&id, sequence).await?;
+        if entry.outcome != Outcome::Running {
+            return Ok(entry);
+        }
+        refuse_on_host(&record, "ended from elsewhere")?;
+        let client = CommandClient::new(self.vm_dir(&id));
+        if client.kill(sequence).await.is_err() {
+            self.await_release(&id).await?;
+        }
+        match self.entry(&id, sequence).await? {
+            entry if entry.outcome == Outcome::Running => Err(supervisor_lost(&id)),
+            entry => Ok(entry),
+        }
+    }
+
+    async fn run_error(&self, id: &VmId, error: RunError) -> EngineError {
+        match error {
+            RunError::NotDelivered(cause) => EngineError::transport_not_ready(&cause.to_string()),
+            RunError::Refused { cause } => EngineError::new(ErrorKind::NotDelivered, cause)
+                .hint("the command was not started; it is safe to try again"),
+            RunError::Lost { .. } => self.lost(id).await,
+        }
+    }
+
+    async fn lost(&self, id: &VmId) -> EngineError {
+        self.explain_loss(Kind::Task, id, EngineError::outcome_unknown(Kind::Task, id.as_str())).await
+    }
+}
+
+async fn send(events: Option<&Events>, stream: OutputStream, bytes: impl Into<bytes::Bytes>) {
+    let bytes = bytes.into();
+    if let Some(events) = events
+        && !bytes.is_empty()
+    {
+        events.send(Event::Output { stream: stream.into(), bytes }).await;
+    }
+}
+
+/// Where the count of a stream is kept.
+fn index(stream: OutputStream) -> usize {
+    match stream {
+        OutputStream::Stdout => 0,
+        OutputStream::Stderr => 1,
+    }
+}
+
+fn refuse_on_host(record: &VmRecord, what: &str) -> Result<(), EngineError> {
+    if record.execution_mode != ExecutionMode::HostCompat {
+        return Ok(());
+    }
+    let message = format!("commands of task {} run on the host and cannot be {what}", record.vm_id);
+    Err(EngineError::new(ErrorKind::InvalidInput, message).hint("run the command and wait for it"))
+}
+
+impl CommandExit {
+    /// A command that was ended by force when its caller gave it up.
+    pub(super) const KILLED: Self = Self {
+        exit_code: KILLED,
+        duration_ms: 0,
+        timed_out: false,
+        killed: true,
+        stdout_truncated: 0,
+        stderr_truncated: 0,
+    };
+}
+
+impl From<&Finished> for CommandExit {
+    fn from(finished: &Finished) -> Self {
+        Self {
+            exit_code: finished.exit_code,
+            duration_ms: u64::try_from(finished.duration.as_millis()).unwrap_or(u64::MAX),
+            timed_out: finished.timed_out,
+            killed: false,
+            stdout_truncated: finished.stdout_truncated,
+            stderr_truncated: finished.stderr_truncated,
+        }
+    }
+}

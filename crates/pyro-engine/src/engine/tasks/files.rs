@@ -1,0 +1,137 @@
+//! Files in and out of a task.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use pyro_vm::{ArchiveLimits, CopyError, GuestClient, Pack, Report, Unpack};
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{Engine, unless_cancelled};
+use crate::kind::Kind;
+use crate::state::VmEvent;
+use crate::{CopyLimits, EngineError, ErrorKind, ExecutionMode, TaskCopied, VmId};
+
+impl Engine {
+    /// Copies a file or a directory out of a task. `path` is below `/workspace` unless it is absolute. If `target` is a
+    /// directory, the copy goes there under its own name, else it gets that name; files that are there already are
+    /// replaced, directories are merged.
+    ///
+    /// Nothing but that copy is written on this host, whatever the guest sends: no symbolic link is followed or made
+    /// that leads out of it, no other kind of file is made, and no special permission is set.
+    ///
+    /// # Errors
+    /// `InvalidInput` if there is no such file or the copy would be larger than `limits`, `NotFound`, `Expired`,
+    /// `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`. Part of a directory may have been copied then.
+    pub async fn copy_from_task(
+        &self,
+        task_id: &str,
+        path: &str,
+        target: &Path,
+        limits: CopyLimits,
+        cancel: &CancellationToken,
+    ) -> Result<TaskCopied, EngineError> {
+        let (id, guest) = self.guest_of_task(task_id).await?;
+        check_path(path)?;
+        let own_name = Path::new(pyro_vm::WORKSPACE).join(path);
+        let place = pyro_vm::destination(target, own_name.file_name())
+            .map_err(|error| copy_error(&id, CopyError::Host(error)))?;
+        let pack = Pack { path: path.to_owned(), limits: limits.into() };
+        let copy = async { guest.copy_out(pack, place).await.map_err(|error| copy_error(&id, error)) };
+        unless_cancelled(cancel, copy).await.map(|report| copied(&id, report))
+    }
+
+    /// Copies a file or a directory of this host into a task, the same way. Symbolic links are copied as they are.
+    ///
+    /// # Errors
+    /// As [`Engine::copy_from_task`].
+    pub async fn copy_to_task(
+        &self,
+        task_id: &str,
+        source: &Path,
+        path: &str,
+        limits: CopyLimits,
+        cancel: &CancellationToken,
+    ) -> Result<TaskCopied, EngineError> {
+        let (id, guest) = self.guest_of_task(task_id).await?;
+        check_path(path)?;
+        let source = absolute(source)?;
+        let name = source.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+            EngineError::new(
+                ErrorKind::InvalidInput,
+                format!("{} has no name that a guest could use", source.display()),
+            )
+        })?;
+        let unpack = Unpack { path: path.to_owned(), name: name.to_owned(), limits: limits.into() };
+        let copy =
+            async { guest.copy_in(source.clone(), unpack).await.map_err(|error| copy_error(&id, error)) };
+        unless_cancelled(cancel, copy).await.map(|report| copied(&id, report))
+    }
+
+    async fn guest_of_task(&self, task_id: &str) -> Result<(VmId, GuestClient), EngineError> {
+        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
+        let dir = self.vm_dir(&id);
+        match record.execution_mode {
+            ExecutionMode::HostCompat => {
+                let message = format!("commands of task {id} run on the host, and so its files are here");
+                Err(EngineError::new(ErrorKind::InvalidInput, message)
+                    .hint(format!("its workspace is {}", dir.join("workspace").display())))
+            }
+            ExecutionMode::GuestVsock | ExecutionMode::Pending => Ok((id, GuestClient::new(dir))),
+        }
+    }
+}
+
+/// The path with its own last name: `.` and `..` have others.
+fn absolute(path: &Path) -> Result<PathBuf, EngineError> {
+    path.canonicalize().map_err(|error| {
+        EngineError::new(ErrorKind::InvalidInput, format!("{} cannot be read", path.display()))
+            .hint("check the path and its permissions")
+            .caused_by(error)
+    })
+}
+
+fn check_path(path: &str) -> Result<(), EngineError> {
+    if path.is_empty() || path.len() > 4095 || path.contains('\0') {
+        return Err(EngineError::new(
+            ErrorKind::InvalidInput,
+            "a path in a task must have 1 to 4095 bytes and no NUL character",
+        ));
+    }
+    Ok(())
+}
+
+fn copied(id: &VmId, report: Report) -> TaskCopied {
+    TaskCopied {
+        task_id: id.clone(),
+        entries: report.entries,
+        bytes: report.bytes,
+        left_out: report.left_out,
+        left_out_examples: report.examples,
+    }
+}
+
+fn copy_error(id: &VmId, error: CopyError) -> EngineError {
+    match &error {
+        CopyError::NotReached(cause) => EngineError::transport_not_ready(&cause.to_string()),
+        CopyError::Lost => EngineError::new(
+            ErrorKind::OutcomeUnknown,
+            format!("connection to task {id} was lost while files were copied"),
+        )
+        .hint("copy them again; files that are there already are replaced"),
+        CopyError::Guest { .. } | CopyError::Host(_) => {
+            let message = error.to_string();
+            let copy = EngineError::new(ErrorKind::InvalidInput, message);
+            match error.source() {
+                Some(_) => copy.with_causes_of(&error),
+                None => copy,
+            }
+        }
+    }
+}
+
+impl From<CopyLimits> for ArchiveLimits {
+    fn from(limits: CopyLimits) -> Self {
+        Self { max_entries: limits.max_entries, max_bytes: limits.max_bytes }
+    }
+}

@@ -1,0 +1,185 @@
+//! Commands of a task whose caller agreed to the host. There is no supervisor: the caller's own process runs and
+//! records them, and holds a lock by which others know that it does.
+
+use std::cell::Cell;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pyro_vm::supervisor::{CommandLog, files, room};
+use pyro_vm::{OutputChunk, WORKSPACE};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::commands::Ran;
+use crate::capture::OutputSink;
+use crate::engine::exec::refuse_cwd;
+use crate::engine::{Engine, now, state_unusable};
+use crate::registry::{CommandExit, CommandFate, CommandRecord, NewCommand, VmRecord};
+use crate::{
+    Command, EngineError, ErrorKind, Event, Events, ExecutionMode, Outcome, OutputMode, OutputStream, VmId,
+};
+
+/// Locked while a command is given its number and its lock.
+const BEGINNING: &str = "beginning.lock";
+/// Output that may wait to be kept before the command has to wait.
+const EVENTS_AHEAD: usize = 4;
+
+impl Engine {
+    /// Runs one command on the host, with its entry in the journal.
+    pub(super) async fn run_on_host(
+        &self,
+        record: &VmRecord,
+        command: &Command,
+        timeout: Duration,
+        events: &Events,
+        cancel: &CancellationToken,
+    ) -> Result<Ran, EngineError> {
+        refuse_cwd(command)?;
+        let id = record.vm_id.clone();
+        let dir = self.vm_dir(&id).join(files::COMMANDS);
+        fs::create_dir_all(&dir).map_err(|error| state_unusable("make", &dir, error))?;
+        let new = NewCommand {
+            command: command.command.clone(),
+            cwd: WORKSPACE.to_owned(),
+            execution_mode: ExecutionMode::HostCompat,
+            accepted_at: now(),
+        };
+        let (task, commands) = (id.clone(), dir.clone());
+        let begun = self.blocking(move |shared| {
+            // Between the number and its lock nobody may look.
+            let _beginning = lock_file(&commands, BEGINNING)?;
+            let sequence = shared.registry.accept_command(&task, &new)?;
+            match hold(&commands, sequence) {
+                Ok(lock) => Ok((sequence, lock)),
+                Err(error) => {
+                    let fate = CommandFate::NotRun(error.to_string());
+                    shared.registry.end_command(&task, sequence, now(), &fate)?;
+                    Err(error)
+                }
+            }
+        });
+        let (sequence, lock) = begun.await?;
+
+        let room = Cell::new(room(&dir));
+        let mut log = CommandLog::new(dir, sequence);
+        let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
+        let mut stderr = OutputSink::new(OutputStream::Stderr, command.output, events);
+        let streamed = Command { output: OutputMode::Stream, ..command.clone() };
+        let (sender, mut receiver) = mpsc::channel(EVENTS_AHEAD);
+        let keep = async {
+            while let Some(event) = receiver.recv().await {
+                let Event::Output { stream, bytes } = event else { continue };
+                log.append(&OutputChunk { stream: stream.into(), bytes: bytes.clone() }, &room);
+                match stream {
+                    OutputStream::Stdout => stdout.accept(&bytes).await,
+                    OutputStream::Stderr => stderr.accept(&bytes).await,
+                }
+            }
+        };
+        let run = async {
+            let events = Events::to(sender);
+            self.execute_on_host(record, &streamed, timeout, &events, cancel).await
+        };
+        let (ran, ()) = tokio::join!(run, keep);
+        let (stdout_dropped, stderr_dropped) = log.dropped();
+        let fate = match &ran {
+            Ok(finished) => CommandFate::Exited(CommandExit {
+                stdout_truncated: stdout_dropped,
+                stderr_truncated: stderr_dropped,
+                ..CommandExit::from(finished)
+            }),
+            Err(error) if error.kind == ErrorKind::OutcomeUnknown => CommandFate::Unknown,
+            Err(error) if error.kind == ErrorKind::Cancelled => CommandFate::Exited(CommandExit::KILLED),
+            Err(error) => CommandFate::NotRun(error.to_string()),
+        };
+        let recorded = self.blocking(move |shared| {
+            log.sync();
+            shared.registry.end_command(&id, sequence, now(), &fate)
+        });
+        recorded.await?;
+        drop(lock);
+        let exit = CommandExit::from(&ran?);
+        let (stdout, stdout_truncated) = stdout.finish();
+        let (stderr, stderr_truncated) = stderr.finish();
+        Ok(Ran { sequence, exit: CommandExit { stdout_truncated, stderr_truncated, ..exit }, stdout, stderr })
+    }
+
+    /// Refuses to go on while a command of the task runs on the host: nobody but its own process can end it.
+    pub(super) async fn refuse_while_busy(&self, id: &VmId) -> Result<(), EngineError> {
+        let dir = self.vm_dir(id).join(files::COMMANDS);
+        if !dir.exists() {
+            return Ok(());
+        }
+        let id = id.clone();
+        self.blocking(move |shared| {
+            let commands = shared.registry.commands(&id)?;
+            let is_busy = |record: &CommandRecord| {
+                record.outcome == Outcome::Running
+                    && record.execution_mode == ExecutionMode::HostCompat
+                    && is_running(&dir, record.sequence)
+            };
+            match commands.iter().find(|record| is_busy(record)) {
+                Some(record) => {
+                    let message = format!("task {id} runs command {} on the host", record.sequence);
+                    Err(EngineError::new(ErrorKind::WrongState, message)
+                        .hint("wait for it, or stop the process that runs it"))
+                }
+                None => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Waits until whoever runs the command has recorded its end, or is gone.
+    pub(super) async fn await_on_host(&self, id: &VmId, sequence: u64) -> Result<(), EngineError> {
+        let path = self.vm_dir(id).join(files::COMMANDS).join(lock_name(sequence));
+        self.blocking(move |_| {
+            if let Ok(file) = File::open(&path) {
+                file.lock_shared().map_err(|error| state_unusable("lock", &path, error))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Whether the process that runs the command is there.
+pub(super) fn is_running(dir: &Path, sequence: u64) -> bool {
+    if let Ok(beginning) = File::open(dir.join(BEGINNING)) {
+        let _ = beginning.lock_shared();
+    }
+    let Ok(file) = File::open(dir.join(lock_name(sequence))) else { return false };
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+}
+
+/// Shows that the command runs for as long as the result lives. The lock's file goes with it.
+fn hold(dir: &Path, sequence: u64) -> Result<Held, EngineError> {
+    let locked = lock_file(dir, &lock_name(sequence))?;
+    Ok(Held { path: dir.join(lock_name(sequence)), _locked: locked })
+}
+
+fn lock_file(dir: &Path, name: &str) -> Result<File, EngineError> {
+    let path = dir.join(name);
+    let failed = |error| state_unusable("lock", &path, error);
+    let mut options = OpenOptions::new();
+    let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
+    file.lock().map_err(failed)?;
+    Ok(file)
+}
+
+struct Held {
+    path: PathBuf,
+    _locked: File,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn lock_name(sequence: u64) -> String {
+    format!("{sequence:06}.lock")
+}

@@ -1,0 +1,96 @@
+//! Reading the journal of a task.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use pyro_vm::OutputStream;
+use pyro_vm::supervisor::{OwnerLock, STREAM_LIMIT, file_name, files};
+
+use super::host;
+use crate::engine::{Engine, Shared, vm_dir};
+use crate::kind::Kind;
+use crate::registry::CommandRecord;
+use crate::{EngineError, ExecutionMode, Outcome, TaskLogEntry, TaskLogs, VmId};
+
+impl Engine {
+    /// The journal of a task, or one entry of it, with what is kept of the output.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such task or entry, `StateUnusable`.
+    pub async fn logs_task(&self, task_id: &str, sequence: Option<u64>) -> Result<TaskLogs, EngineError> {
+        let id = VmId::parse_as(Kind::Task, task_id)?;
+        self.get(Kind::Task, &id).await?;
+        self.blocking(move |shared| {
+            let records = match sequence {
+                Some(sequence) => vec![shared.registry.command(&id, sequence)?],
+                None => shared.registry.commands(&id)?,
+            };
+            let entries = records.into_iter().map(|record| entry(shared, &id, record));
+            let entries: Vec<_> = entries.collect::<Result<_, _>>()?;
+            Ok(TaskLogs { task_id: id, count: entries.len() as u64, entries })
+        })
+        .await
+    }
+
+    /// One entry.
+    pub(super) async fn entry(&self, id: &VmId, sequence: u64) -> Result<TaskLogEntry, EngineError> {
+        let id = id.clone();
+        self.blocking(move |shared| {
+            let record = shared.registry.command(&id, sequence)?;
+            entry(shared, &id, record)
+        })
+        .await
+    }
+}
+
+fn entry(shared: &Shared, id: &VmId, record: CommandRecord) -> Result<TaskLogEntry, EngineError> {
+    let vm_dir = vm_dir(&shared.config.base_dir, id);
+    let dir = vm_dir.join(files::COMMANDS);
+    let mut record = record;
+    let mut lost = false;
+    if record.outcome == Outcome::Running && !is_held(&vm_dir, &dir, &record) {
+        // Whoever ran it may have recorded its end, and gone, in between.
+        record = shared.registry.command(id, record.sequence)?;
+        lost = record.outcome == Outcome::Running;
+    }
+    let name = |stream| file_name(record.sequence, stream);
+    Ok(TaskLogEntry {
+        exit_code: record.exit.map(|exit| exit.exit_code),
+        duration_ms: record.exit.map(|exit| exit.duration_ms),
+        recorded_at: record.ended_at.unwrap_or(record.accepted_at),
+        stdout_file: name(OutputStream::Stdout),
+        stderr_file: name(OutputStream::Stderr),
+        stdout: kept(&dir.join(name(OutputStream::Stdout))).into(),
+        stderr: kept(&dir.join(name(OutputStream::Stderr))).into(),
+        outcome: if lost { Outcome::Unknown } else { record.outcome },
+        started_at: record.accepted_at,
+        timed_out: record.exit.is_some_and(|exit| exit.timed_out),
+        stdout_truncated: record.exit.map_or(0, |exit| exit.stdout_truncated),
+        stderr_truncated: record.exit.map_or(0, |exit| exit.stderr_truncated),
+        error: record.cause,
+        sequence: record.sequence,
+        command: record.command,
+        cwd: record.cwd,
+        execution_mode: record.execution_mode,
+    })
+}
+
+/// Whoever runs the command is there.
+fn is_held(vm_dir: &Path, commands_dir: &Path, record: &CommandRecord) -> bool {
+    match record.execution_mode {
+        ExecutionMode::HostCompat => host::is_running(commands_dir, record.sequence),
+        ExecutionMode::GuestVsock | ExecutionMode::Pending => OwnerLock::is_held(vm_dir),
+    }
+}
+
+/// What is kept of a stream; nothing if it has no file.
+fn kept(path: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Ok(file) = File::open(path)
+        && let Err(error) = file.take(STREAM_LIMIT).read_to_end(&mut bytes)
+    {
+        tracing::warn!(%error, path = %path.display(), "output of a command cannot be read");
+    }
+    bytes
+}

@@ -1,0 +1,21 @@
+//! The two things that callers name by an id.
+
+use std::fmt;
+
+/// What an id names. Both are a VM with a record; they differ in when they go and in what is said about them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Goes with its command or at the end of its lifetime.
+    Vm,
+    /// Stays, with its disk and its journal, until it is deleted.
+    Task,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vm => "vm",
+            Self::Task => "task",
+        })
+    }
+}

@@ -1,0 +1,105 @@
+//! Words for what became of something: a command of a task, a task that does not run.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+/// A stored word that is none of its type's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not one of the known words")]
+pub struct UnknownWord;
+
+macro_rules! words {
+    ($type:ident { $($variant:ident => $word:literal,)* }) => {
+        impl $type {
+            /// Every value once.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The word that payloads use.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),* }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = UnknownWord;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                Self::ALL.iter().copied().find(|value| value.as_str() == text).ok_or(UnknownWord)
+            }
+        }
+    };
+}
+
+/// What became of a command of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It runs.
+    Running,
+    /// It ended, by itself or at its time limit.
+    Exited,
+    /// Someone ended it.
+    Killed,
+    /// It was accepted, and then could not be started.
+    NotRun,
+    /// Whoever ran it was lost: nobody knows how it ended, or how much of it was done.
+    Unknown,
+}
+
+words!(Outcome {
+    Running => "running",
+    Exited => "exited",
+    Killed => "killed",
+    NotRun => "not_run",
+    Unknown => "unknown",
+});
+
+/// Why a task does not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// Someone stopped it.
+    ExplicitStop,
+    /// Its lifetime ended.
+    Expired,
+    /// Its supervisor was told to end by a signal, as when the host shuts down.
+    Terminated,
+    /// Its guest powered off or crashed, or its VMM was killed.
+    GuestEnded,
+    /// Its supervisor is gone without a word, as after a crash of the host.
+    OwnerVanished,
+}
+
+words!(StopReason {
+    ExplicitStop => "explicit_stop",
+    Expired => "expired",
+    Terminated => "terminated",
+    GuestEnded => "guest_ended",
+    OwnerVanished => "owner_vanished",
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_read_back_and_are_those_of_the_payloads() {
+        for outcome in Outcome::ALL {
+            assert_eq!(outcome.as_str().parse(), Ok(*outcome));
+            assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.as_str());
+        }
+        for reason in StopReason::ALL {
+            assert_eq!(reason.as_str().parse(), Ok(*reason));
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
+        }
+        assert_eq!("odd".parse::<Outcome>(), Err(UnknownWord));
+    }
+}

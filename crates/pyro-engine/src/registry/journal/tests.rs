@@ -1,0 +1,234 @@
+use std::collections::BTreeMap;
+use std::thread;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::StopReason;
+use crate::limits::Sizing;
+use crate::registry::NewVm;
+
+fn task(number: u32) -> VmId {
+    VmId::parse(&format!("{number:012x}")).unwrap()
+}
+
+fn with_tasks(count: u32) -> (TempDir, Registry) {
+    let directory = TempDir::new().unwrap();
+    let registry = Registry::new(directory.path());
+    for number in 1..=count {
+        let vm = NewVm {
+            vm_id: task(number),
+            environment: "debian:12".to_owned(),
+            environment_version: None,
+            sizing: Sizing { vcpu_count: 1, mem_mib: 1024, ttl_seconds: 600 },
+            created_at: number.into(),
+            kind: Kind::Task,
+            ephemeral: false,
+            disk_mib: Some(8192),
+            network_enabled: false,
+            allow_host_compat: false,
+            metadata: BTreeMap::new(),
+        };
+        registry.insert(&vm, 100).unwrap();
+    }
+    (directory, registry)
+}
+
+fn new(command: &str) -> NewCommand {
+    NewCommand {
+        command: command.to_owned(),
+        cwd: "/workspace".to_owned(),
+        execution_mode: ExecutionMode::GuestVsock,
+        accepted_at: 1.0,
+    }
+}
+
+fn exit(exit_code: i64) -> CommandExit {
+    CommandExit {
+        exit_code,
+        duration_ms: 1000,
+        timed_out: false,
+        killed: false,
+        stdout_truncated: 1,
+        stderr_truncated: 2,
+    }
+}
+
+fn exited(exit_code: i64) -> CommandFate {
+    CommandFate::Exited(exit(exit_code))
+}
+
+/// The task's VM is gone.
+fn lose(registry: &Registry) {
+    registry.mark_stopped(&task(1), StopReason::OwnerVanished, None).unwrap();
+}
+
+#[test]
+fn an_entry_says_what_became_of_its_command() {
+    let (_directory, registry) = with_tasks(2);
+    for (sequence, command) in [(1, "first"), (2, "second"), (3, "third"), (4, "fourth")] {
+        assert_eq!(registry.accept_command(&task(1), &new(command)).unwrap(), sequence);
+    }
+    assert_eq!(registry.accept_command(&task(2), &new("other")).unwrap(), 1, "each task counts for itself");
+    registry.end_command(&task(1), 2, 2.0, &exited(7)).unwrap();
+    registry.end_command(&task(1), 3, 2.0, &CommandFate::NotRun("no such directory".to_owned())).unwrap();
+    let outcomes = |registry: &Registry| {
+        let entries = registry.commands(&task(1)).unwrap();
+        entries.iter().map(|entry| (entry.sequence, entry.outcome)).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        outcomes(&registry),
+        [(1, Outcome::Running), (2, Outcome::Exited), (3, Outcome::NotRun), (4, Outcome::Running)]
+    );
+    lose(&registry);
+    assert_eq!(
+        outcomes(&registry),
+        [(1, Outcome::Unknown), (2, Outcome::Exited), (3, Outcome::NotRun), (4, Outcome::Unknown)]
+    );
+    let second = registry.command(&task(1), 2).unwrap();
+    assert_eq!((second.command.as_str(), second.exit), ("second", Some(exit(7))));
+    assert_eq!(registry.command(&task(1), 3).unwrap().cause.as_deref(), Some("no such directory"));
+    let (count, last) = registry.command_summary(&task(1)).unwrap();
+    assert_eq!((count, last.unwrap().sequence), (4, 2));
+    assert_eq!(registry.commands(&task(2)).unwrap()[0].outcome, Outcome::Running);
+}
+
+#[test]
+fn what_is_not_there_is_not_found() {
+    let (_directory, registry) = with_tasks(1);
+    let kind = |result: Result<(), EngineError>| result.unwrap_err().kind;
+    assert_eq!(kind(registry.accept_command(&task(9), &new("true")).map(drop)), ErrorKind::NotFound);
+    let error = registry.command(&task(1), 1).unwrap_err();
+    assert_eq!(error.to_string(), "task '000000000001' has no command 1");
+}
+
+#[test]
+fn the_journal_goes_with_its_task() {
+    let (directory, registry) = with_tasks(2);
+    for number in [1, 2] {
+        registry.accept_command(&task(number), &new("true")).unwrap();
+    }
+    registry.delete(&task(1)).unwrap();
+    let connection = rusqlite::Connection::open(directory.path().join("state.sqlite3")).unwrap();
+    let left: u32 = connection.query_row("SELECT count(*) FROM commands", [], |row| row.get(0)).unwrap();
+    assert_eq!(left, 1);
+}
+
+#[test]
+fn a_damaged_entry_does_not_hide_the_others() {
+    let (directory, registry) = with_tasks(1);
+    for command in ["one", "two", "three"] {
+        registry.accept_command(&task(1), &new(command)).unwrap();
+    }
+    let connection = rusqlite::Connection::open(directory.path().join("state.sqlite3")).unwrap();
+    connection.execute("UPDATE commands SET outcome = 'odd' WHERE sequence = 2", []).unwrap();
+    let sequences: Vec<u64> =
+        registry.commands(&task(1)).unwrap().iter().map(|entry| entry.sequence).collect();
+    assert_eq!(sequences, [1, 3]);
+    assert_eq!(registry.accept_command(&task(1), &new("four")).unwrap(), 4);
+    registry.end_command(&task(1), 1, 2.0, &exited(0)).unwrap();
+    connection.execute("UPDATE commands SET exit_code = 1 WHERE sequence = 2", []).unwrap();
+    let (count, last) = registry.command_summary(&task(1)).unwrap();
+    assert_eq!((count, last), (4, None), "the latest is damaged, and that is no reason to fail");
+}
+
+#[test]
+fn numbers_have_no_gaps_whoever_writes() {
+    let (directory, _) = with_tasks(1);
+    let writers: Vec<_> = (0..8)
+        .map(|writer| {
+            // A connection of its own, as another process would have.
+            let registry = Registry::new(directory.path());
+            thread::spawn(move || {
+                (0..25)
+                    .map(|round| {
+                        let name = format!("{writer} {round}");
+                        let sequence = registry.accept_command(&task(1), &new(&name)).unwrap();
+                        registry.end_command(&task(1), sequence, 2.0, &exited(0)).unwrap();
+                        (sequence, name)
+                    })
+                    .collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let mut given: Vec<(u64, String)> =
+        writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect();
+    given.sort();
+    let recorded: Vec<(u64, String)> = Registry::new(directory.path())
+        .commands(&task(1))
+        .unwrap()
+        .into_iter()
+        .map(|entry| (entry.sequence, entry.command))
+        .collect();
+    assert_eq!(given, recorded);
+    assert!(recorded.iter().map(|(sequence, _)| *sequence).eq(1..=200));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Accept,
+    End(u64, i64),
+    NotRun(u64),
+    Conclude,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let sequence = 1..12_u64;
+    prop_oneof![
+        3 => Just(Step::Accept),
+        3 => (sequence.clone(), -9..256_i64).prop_map(|(sequence, code)| Step::End(sequence, code)),
+        1 => sequence.prop_map(Step::NotRun),
+        1 => Just(Step::Conclude),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn agrees_with_the_model(steps in proptest::collection::vec(step(), 0..40)) {
+        let (_directory, registry) = with_tasks(1);
+        let mut model: Vec<(Outcome, Option<i64>)> = Vec::new();
+        for step in steps {
+            let count = model.len() as u64;
+            let mut settle = |sequence: u64, settled| {
+                if let Some(entry) = model.get_mut(sequence as usize - 1)
+                    && entry.0 == Outcome::Running
+                {
+                    *entry = settled;
+                }
+            };
+            match step {
+                Step::Accept => {
+                    model.push((Outcome::Running, None));
+                    prop_assert_eq!(registry.accept_command(&task(1), &new("x")).unwrap(), model.len() as u64);
+                }
+                Step::End(sequence, code) => {
+                    let ended = registry.end_command(&task(1), sequence, 2.0, &exited(code));
+                    prop_assert_eq!(ended.is_ok(), sequence <= count);
+                    settle(sequence, (Outcome::Exited, Some(code)));
+                }
+                Step::NotRun(sequence) => {
+                    let ended =
+                        registry.end_command(&task(1), sequence, 2.0, &CommandFate::NotRun(String::new()));
+                    prop_assert_eq!(ended.is_ok(), sequence <= count);
+                    settle(sequence, (Outcome::NotRun, None));
+                }
+                Step::Conclude => {
+                    lose(&registry);
+                    for sequence in 1..=model.len() as u64 {
+                        let entry = &mut model[sequence as usize - 1];
+                        if entry.0 == Outcome::Running {
+                            *entry = (Outcome::Unknown, None);
+                        }
+                    }
+                }
+            }
+        }
+        let entries = registry.commands(&task(1)).unwrap();
+        prop_assert!(entries.iter().map(|entry| entry.sequence).eq(1..=model.len() as u64));
+        let found: Vec<_> = entries.iter().map(|entry| (entry.outcome, entry.exit.map(|exit| exit.exit_code))).collect();
+        prop_assert_eq!(found, model);
+    }
+}

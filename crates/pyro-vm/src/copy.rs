@@ -1,0 +1,139 @@
+//! Files in and out of a guest.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::pin::pin;
+
+use bytes::Bytes;
+use futures::{SinkExt, StreamExt, future};
+use pyro_archive::{ArchiveError, Limits, Links, Report};
+use pyro_wire::{Frame, FrameError, OutputStream, Pack, Reply, Request, Unpack};
+
+use crate::GuestClient;
+
+/// Why something was not copied, or not all of it.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// The guest cannot be reached.
+    #[error("the VM cannot be reached")]
+    NotReached(#[source] io::Error),
+    /// The guest's half of the work failed.
+    #[error("the guest failed at {step}: {cause}")]
+    Guest {
+        /// What it was doing.
+        step: String,
+        /// Why it failed.
+        cause: String,
+    },
+    /// The host's half of the work failed.
+    #[error(transparent)]
+    Host(ArchiveError),
+    /// The guest was lost.
+    #[error("the VM was lost while files were copied")]
+    Lost,
+}
+
+impl GuestClient {
+    /// Copies a file or a directory out of the guest to a name in a directory of the host. Nothing else on the host is
+    /// touched, whatever the guest sends; see [`pyro_archive::unpack`].
+    ///
+    /// # Errors
+    /// [`CopyError`]. Part of a directory may have been copied.
+    pub async fn copy_out(&self, pack: Pack, place: (PathBuf, OsString)) -> Result<Report, CopyError> {
+        let limits = Limits { max_entries: pack.limits.max_entries, max_bytes: pack.limits.max_bytes };
+        let mut stream = self.open().await.map_err(CopyError::NotReached)?;
+        stream.send(Frame::Control(Request::Pack(pack))).await.map_err(not_reached)?;
+        let mut reply = None;
+        let mut chunks = (&mut stream)
+            .map(|frame| match frame {
+                Ok(Frame::Output(OutputStream::Stdout, chunk)) => Some(Ok(chunk)),
+                // The archive has its own end; what comes instead of more of it says why there is no more.
+                Ok(Frame::Control(answer)) => {
+                    reply = Some(answer);
+                    None
+                }
+                Ok(Frame::Output(OutputStream::Stderr, _)) => Some(Err(io::ErrorKind::InvalidData.into())),
+                Err(error) => Some(Err(io::Error::other(error))),
+            })
+            .take_while(|chunk| future::ready(chunk.is_some()))
+            .filter_map(future::ready);
+        let unpacked = pyro_archive::unpack_from(&mut chunks, place, limits, Links::Inside).await;
+        drop(chunks);
+        // It comes right behind the archive, and may have been read with that.
+        let reply = match reply {
+            None if unpacked.is_ok() => match stream.next().await {
+                Some(Ok(Frame::Control(answer))) => Some(answer),
+                _ => None,
+            },
+            reply => reply,
+        };
+        let mut unpacked = match (unpacked, &reply) {
+            (Err(ArchiveError::Truncated), Some(Reply::NotStarted(failure))) => {
+                return Err(CopyError::Guest { step: failure.step.clone(), cause: failure.cause.clone() });
+            }
+            (Err(ArchiveError::Truncated | ArchiveError::Stream { .. }), _) => return Err(CopyError::Lost),
+            (unpacked, _) => unpacked.map_err(CopyError::Host)?,
+        };
+        // What the guest left out is missing here too.
+        if let Some(Reply::Archived(report)) = reply {
+            unpacked.left_out = unpacked.left_out.saturating_add(report.left_out);
+            unpacked.examples.extend(report.examples.iter().take(MAX_EXAMPLES).map(|name| printable(name)));
+            unpacked.examples.truncate(MAX_EXAMPLES);
+        }
+        Ok(unpacked)
+    }
+
+    /// Copies a file or a directory of the host into the guest.
+    ///
+    /// # Errors
+    /// [`CopyError`]. Part of a directory may have been copied.
+    pub async fn copy_in(&self, source: PathBuf, unpack: Unpack) -> Result<Report, CopyError> {
+        let limits = Limits { max_entries: unpack.limits.max_entries, max_bytes: unpack.limits.max_bytes };
+        let mut stream = self.open().await.map_err(CopyError::NotReached)?;
+        stream.send(Frame::Control(Request::Unpack(unpack))).await.map_err(not_reached)?;
+        let (sink, mut answers) = stream.split();
+        let mut chunks = sink.with(|chunk: Bytes| {
+            future::ready(Ok::<_, FrameError>(Frame::Output(OutputStream::Stdout, chunk)))
+        });
+        let mut sending = pin!(pyro_archive::pack_into(source, limits, &mut chunks));
+        let (packed, answer) = tokio::select! {
+            packed = &mut sending => match packed {
+                // The guest may have said why it takes no more.
+                Ok(_) | Err(ArchiveError::Stream { .. }) => (packed.ok(), answers.next().await),
+                Err(error) => return Err(CopyError::Host(error)),
+            },
+            answer = answers.next() => match answer {
+                // It has seen the end of the archive before we have finished with ours.
+                Some(Ok(Frame::Control(Reply::Archived(_)))) => (sending.await.ok(), answer),
+                // It takes no more.
+                answer => (None, answer),
+            },
+        };
+        match (answer, packed) {
+            (Some(Ok(Frame::Control(Reply::NotStarted(failure)))), _) => {
+                Err(CopyError::Guest { step: failure.step, cause: failure.cause })
+            }
+            // What could not be packed is missing there; the guest itself leaves nothing out.
+            (Some(Ok(Frame::Control(Reply::Archived(_)))), Some(packed)) => Ok(packed),
+            _ => Err(CopyError::Lost),
+        }
+    }
+}
+
+/// Names that a guest may add to a report.
+const MAX_EXAMPLES: usize = 5;
+/// Longest such name, in characters.
+const MAX_EXAMPLE_CHARS: usize = 200;
+
+/// A guest's text, fit for a terminal.
+fn printable(name: &str) -> String {
+    name.chars().take(MAX_EXAMPLE_CHARS).flat_map(char::escape_debug).collect()
+}
+
+fn not_reached(error: FrameError) -> CopyError {
+    CopyError::NotReached(match error {
+        FrameError::Io(error) => error,
+        other => io::Error::other(other),
+    })
+}
