@@ -4,7 +4,10 @@
 
 mod bench;
 mod env;
+mod number;
 mod run;
+mod task;
+mod trailing;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -14,6 +17,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 pub(crate) use bench::BenchArgs;
 pub(crate) use env::EnvCommand;
 pub(crate) use run::RunArgs;
+pub(crate) use task::{TaskCommand, TaskCpArgs, TaskCreateArgs, TaskExecArgs, TaskLogsArgs};
 
 const ENVIRONMENT_VARIABLES: &str = "\
 Environment variables:
@@ -21,14 +25,18 @@ Environment variables:
                               [default: $XDG_STATE_HOME/pyro-mcp, else ~/.local/state/pyro-mcp]
   PYRO_ENVIRONMENT_CACHE_DIR  Installed environments [default: pyro-mcp/environments in
                               $XDG_CACHE_HOME, else in ~/.cache]
-  PYRO_MAX_ACTIVE_VMS         Most VMs that may exist at once, at least 1 [default: 4]
+  PYRO_MAX_ACTIVE_VMS         Most VMs and tasks that may exist at once, at least 1 [default: 4]
+  PYRO_WARM                   How many VMs of each kind wait for the next start [default: 0]
   PYRO_ACCEL                  Accelerator, kvm or tcg [default: chosen by a measurement]
   PYRO_QEMU                   QEMU program [default: qemu-system-x86_64, looked up in PATH]
+  PYRO_GUEST_KERNEL           Guest kernel, or `environment` for each environment's own
+                              [default: the one that was built on this machine, if any]
   PYRO_DEBIAN_MIRROR          Debian mirror to install from, http:// or https://
   PYRO_LOG                    Log filter, such as debug or pyro_engine=trace [default: no log]
 
 Examples:
   pyro run debian:12 -- git --version
+  pyro task create debian:12
   pyro env list
   pyro doctor";
 
@@ -55,6 +63,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(RunArgs),
+    #[command(subcommand)]
+    Task(TaskCommand),
     #[command(subcommand)]
     Env(EnvCommand),
     Doctor(DoctorArgs),
@@ -132,6 +142,7 @@ impl Command {
     pub(crate) fn wants_json(&self) -> bool {
         match self {
             Self::Run(args) => args.json,
+            Self::Task(command) => command.wants_json(),
             Self::Env(command) => command.wants_json(),
             Self::Doctor(args) => args.json,
             Self::Bench(args) => args.json,
@@ -146,8 +157,16 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
     let mut grammar = grammar();
     let matches = grammar.try_get_matches_from_mut(&words)?;
     let command = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut grammar))?.command;
-    if let (Command::Run(args), Some(run)) = (&command, grammar.find_subcommand_mut("run")) {
-        args.refuse_misplaced_flags(&words, run)?;
+    let trailing = match &command {
+        Command::Run(args) => Some((&args.words, grammar.find_subcommand_mut("run"))),
+        Command::Task(TaskCommand::Exec(args)) => {
+            let task = grammar.find_subcommand_mut("task");
+            Some((&args.words, task.and_then(|task| task.find_subcommand_mut("exec"))))
+        }
+        _ => None,
+    };
+    if let Some((trailing, Some(grammar))) = trailing {
+        trailing::refuse_misplaced_flags(trailing, &words, grammar)?;
     }
     Ok(command)
 }

@@ -7,6 +7,9 @@ mod env;
 mod internal;
 mod man;
 mod run;
+mod task;
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyro_engine::{Config, Engine};
 
@@ -32,6 +35,7 @@ fn carry_out(command: Command, printer: &Printer) -> Result<Exit, CliError> {
     logging::start(&Variables::of_process(), default_filter)?;
     match command {
         Command::Run(args) => run::run(args, printer),
+        Command::Task(command) => task::run(command, printer),
         Command::Env(command) => env::run(command, printer),
         Command::Doctor(args) => doctor::run(&args, printer),
         Command::Bench(args) => bench::run(&args, printer),
@@ -50,6 +54,11 @@ fn engine() -> Result<Engine, CliError> {
 /// What this process's environment variables say.
 fn config() -> Result<Config, CliError> {
     Ok(config::engine_config(&Variables::of_process())?)
+}
+
+/// Seconds since the epoch.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// `yes` or `no`.

@@ -104,6 +104,15 @@ impl Printer {
         self.write(OutputStream::Stdout, bytes)
     }
 
+    /// What a command once wrote to its standard error, on lines of their own.
+    pub(crate) fn recorded_stderr(&self, bytes: &[u8]) -> Result<(), OutputError> {
+        let mut text = String::from_utf8_lossy(bytes).into_owned();
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        self.write(OutputStream::Stderr, printable(&text).as_bytes())
+    }
+
     /// A result as the one JSON document of `--json`.
     pub(crate) fn json<T: Serialize>(&self, value: &T) -> Result<(), OutputError> {
         let document = json::document(value)

@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 
 use clap::Args;
-use clap::error::ErrorKind;
+
+use super::number::integer;
 
 const RUN_EXAMPLES: &str = "\
 The command goes to `/bin/sh -lc` in the guest. A single word is passed as it is written, so it \
@@ -59,58 +60,4 @@ pub(crate) struct RunArgs {
     /// Command to run in the guest, best written after `--`
     #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) words: Vec<OsString>,
-}
-
-/// The flags of `run`. One of them after a bare command could be meant for either program.
-pub(super) const FLAGS: [&str; 9] = [
-    "--vcpu-count",
-    "--mem-mib",
-    "--timeout-seconds",
-    "--ttl-seconds",
-    "--network",
-    "--allow-host-compat",
-    "--warm",
-    "--timings",
-    "--json",
-];
-
-impl RunArgs {
-    /// Refuses `pyro run ENV CMD --network`: taken as a word of the command the flag would silently do
-    /// nothing, taken as ours it would be missing from the command. After `--` there is no doubt.
-    pub(super) fn refuse_misplaced_flags(
-        &self,
-        command_line: &[OsString],
-        grammar: &mut clap::Command,
-    ) -> Result<(), clap::Error> {
-        let before_words = command_line.len().saturating_sub(self.words.len());
-        if command_line.iter().take(before_words).any(|word| word == "--") {
-            return Ok(());
-        }
-        let Some(flag) = self.words.iter().filter_map(|word| word.to_str()).find(|word| is_ours(word)) else {
-            return Ok(());
-        };
-        Err(grammar.error(
-            ErrorKind::UnknownArgument,
-            format!(
-                "`{flag}` after the command could be meant for pyro or for the command: \
-                 write `--` before the command, and flags of pyro before `--`"
-            ),
-        ))
-    }
-}
-
-fn is_ours(word: &str) -> bool {
-    let name = word.split_once('=').map_or(word, |(name, _)| name);
-    FLAGS.contains(&name)
-}
-
-/// Reads an integer of any size. Only the engine knows the limits, so one that does not fit becomes the
-/// nearest that does: still outside every limit, and refused with the text of that limit.
-fn integer(text: &str) -> Result<i64, String> {
-    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
-    text.parse().or_else(|error: std::num::ParseIntError| match error.kind() {
-        PosOverflow => Ok(i64::MAX),
-        NegOverflow => Ok(i64::MIN),
-        _ => Err("not an integer".to_owned()),
-    })
 }

@@ -66,16 +66,23 @@ fn a_flag_of_ours_after_a_bare_command_is_refused() {
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("write `--` before the command"), "{error}");
     }
+    let error = refusal(&["task", "exec", "9775b3af1eeb", "ls", "--detach"]);
+    assert!(error.to_string().contains("write `--` before the command"), "{error}");
 }
 
 #[test]
-fn the_list_of_our_flags_is_complete() {
-    let mut grammar = grammar();
-    let run = grammar.find_subcommand_mut("run").unwrap();
-    let mut flags: Vec<String> =
-        run.get_arguments().filter_map(|arg| arg.get_long()).map(|long| format!("--{long}")).collect();
-    flags.retain(|flag| flag != "--help");
-    assert_eq!(flags, run::FLAGS);
+fn a_task_has_the_defaults_of_the_contract() {
+    let Ok(Command::Task(TaskCommand::Create(args))) = parse_words(&["task", "create", "debian:12"]) else {
+        panic!("not a task");
+    };
+    assert_eq!((args.vcpu_count, args.mem_mib, args.ttl_seconds, args.disk_mib), (1, 1024, 600, None));
+    assert!(!args.network && !args.allow_host_compat && !args.json);
+    let words = ["task", "exec", "9775b3af1eeb", "--env", "A=b=c", "--env", "D=", "--", "x", "--json"];
+    let Ok(Command::Task(TaskCommand::Exec(args))) = parse_words(&words) else { panic!("not a command") };
+    assert_eq!((args.timeout_seconds, args.cwd, args.detach, args.json), (30, None, false, false));
+    assert_eq!(args.env, [("A".to_owned(), "b=c".to_owned()), ("D".to_owned(), String::new())]);
+    assert_eq!(args.words, ["x", "--json"]);
+    assert_eq!(refusal(&["task", "exec", "9775b3af1eeb", "--env", "A", "--", "x"]).exit_code(), 2);
 }
 
 #[test]
@@ -108,7 +115,16 @@ fn other_numbers_are_usage_errors() {
 
 #[test]
 fn a_command_line_that_stops_short_is_a_usage_error() {
-    for words in [&[][..], &["env"], &["run"], &["env", "pull"], &["env", "inspect"], &["nosuch"]] {
+    for words in [
+        &[][..],
+        &["env"],
+        &["run"],
+        &["env", "pull"],
+        &["env", "inspect"],
+        &["nosuch"],
+        &["task"],
+        &["task", "exec"],
+    ] {
         assert_eq!(refusal(words).exit_code(), 2, "{words:?}");
     }
 }

@@ -30,6 +30,16 @@ fn help_of_run() {
 }
 
 #[test]
+fn help_of_task() {
+    insta::assert_snapshot!(help(["task", "--help"]));
+    for word in [
+        "create", "exec", "status", "logs", "wait", "kill", "cp", "list", "extend", "stop", "start", "delete",
+    ] {
+        insta::assert_snapshot!(format!("help_of_task_{word}"), help(["task", word, "--help"]));
+    }
+}
+
+#[test]
 fn help_of_env() {
     insta::assert_snapshot!(help(["env", "--help"]));
 }

@@ -11,4 +11,5 @@ mod policy;
 mod run;
 mod run_on_host;
 mod settings;
+mod task_on_host;
 mod usage;

@@ -27,6 +27,19 @@ fn there_is_a_page_for_every_command() {
     pyro-env.1
     pyro-man.1
     pyro-run.1
+    pyro-task-cp.1
+    pyro-task-create.1
+    pyro-task-delete.1
+    pyro-task-exec.1
+    pyro-task-extend.1
+    pyro-task-kill.1
+    pyro-task-list.1
+    pyro-task-logs.1
+    pyro-task-start.1
+    pyro-task-status.1
+    pyro-task-stop.1
+    pyro-task-wait.1
+    pyro-task.1
     pyro.1
     ");
 }

@@ -6,6 +6,7 @@ mod engine;
 mod leftovers;
 mod processes;
 mod running;
+mod task;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,6 +20,7 @@ use tempfile::TempDir;
 pub(crate) use engine::{Capture, chain, command, exec_text, never, quiet};
 pub(crate) use processes::{Process, kill};
 pub(crate) use running::{Ended, Running};
+pub(crate) use task::Task;
 
 /// The executable under test.
 pub(crate) const PYRO: &str = env!("CARGO_BIN_EXE_pyro");

@@ -1,0 +1,125 @@
+//! Files in and out of tasks.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+
+use crate::harness::Sandbox;
+
+fn copy(sandbox: &Sandbox, from: &str, to: &str) -> crate::harness::Ended {
+    sandbox.pyro(["task", "cp", from, to])
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn a_directory_goes_in_and_comes_back() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    let tree = sandbox.path("tree");
+    fs::create_dir_all(tree.join("sub/empty")).unwrap();
+    fs::write(tree.join("sub/script"), "#!/bin/sh\necho ran\n").unwrap();
+    fs::set_permissions(tree.join("sub/script"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(tree.join("large"), vec![0xa5; 5 << 20]).unwrap();
+    symlink("sub/script", tree.join("link")).unwrap();
+
+    let there = format!("{}:", task.id);
+    assert!(
+        copy(&sandbox, text(&tree), &format!("{there}project")).success().starts_with("Copied: 6 entries")
+    );
+    assert_eq!(
+        task.exec([], "cd project && ./link && stat -c '%A %U' sub/script && ls").success(),
+        "ran\n-rwxr-xr-x root\nlarge\nlink\nsub\n"
+    );
+    // Into a directory that is there, under its own name; below the workspace unless it is absolute.
+    copy(&sandbox, text(&tree.join("large")), &format!("{there}project/sub")).success();
+    copy(&sandbox, text(&tree.join("sub/script")), &format!("{there}/usr/local/bin/tool")).success();
+    assert_eq!(task.exec([], "wc -c < project/sub/large; tool").success(), "5242880\nran\n");
+
+    let back = sandbox.path("back");
+    copy(&sandbox, &format!("{there}project"), text(&back)).success();
+    assert_eq!(fs::read(back.join("sub/large")).unwrap(), vec![0xa5; 5 << 20]);
+    assert_eq!(fs::read_link(back.join("link")).unwrap(), Path::new("sub/script"));
+    assert_eq!(fs::metadata(back.join("sub/script")).unwrap().permissions().mode() & 0o7777, 0o755);
+    assert!(back.join("sub/empty").is_dir());
+    // Once more: replaced and merged.
+    task.exec([], "echo new > project/sub/script; rm -r project/sub/empty").success();
+    copy(&sandbox, &format!("{there}project/."), text(&back)).success();
+    assert_eq!(fs::read_to_string(back.join("project/sub/script")).unwrap(), "new\n");
+    task.delete();
+}
+
+#[test]
+fn what_a_guest_has_cannot_reach_beyond_the_copy() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    task.exec(
+        [],
+        "mkdir t t/d; cd t; ln -s /etc/passwd absolute; ln -s ../../outside up; ln -s d/f inside; \
+        echo x > d/f; chmod 6777 d/f; mkfifo fifo; mknod device c 1 3; ln d/f hard; ln -s /workspace loop",
+    )
+    .success();
+    let target = sandbox.path("target");
+    fs::create_dir(&target).unwrap();
+    let copied = copy(&sandbox, &format!("{}:t", task.id), text(&target));
+    let report = copied.success();
+    assert!(report.starts_with("Copied: 5 entries, 4 bytes\nLeft out: 5\n"), "{report}");
+    let mut names: Vec<_> =
+        fs::read_dir(target.join("t")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["d", "hard", "inside"]);
+    assert_eq!(fs::metadata(target.join("t/d/f")).unwrap().permissions().mode() & 0o7777, 0o777);
+
+    // Links that stand where the copy goes are replaced, not followed.
+    let victim = sandbox.path("victim");
+    fs::write(&victim, "untouched").unwrap();
+    fs::remove_file(target.join("t/hard")).unwrap();
+    symlink(&victim, target.join("t/hard")).unwrap();
+    copy(&sandbox, &format!("{}:t", task.id), text(&target)).success();
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+    assert_eq!(fs::read_to_string(target.join("t/hard")).unwrap(), "x\n");
+    task.delete();
+}
+
+#[test]
+fn a_bomb_is_refused() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    task.exec(
+        ["--timeout-seconds", "120"],
+        "truncate -s 1T sparse; mkdir many; cd many; i=0; while [ $i -lt 300 ]; do : > $i; i=$((i+1)); done",
+    )
+    .success();
+    let target = sandbox.path("target");
+    let refused = copy(&sandbox, &format!("{}:sparse", task.id), text(&target));
+    assert!(refused.error().contains("bytes in files"), "{refused:?}");
+    assert!(!target.exists());
+    let refused =
+        sandbox.pyro(["task", "cp", "--max-entries", "200", &format!("{}:many", task.id), text(&target)]);
+    assert!(refused.error().contains("more than 200 files"), "{refused:?}");
+    task.delete();
+}
+
+#[test]
+fn what_cannot_be_copied_is_told() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    let there = format!("{}:", task.id);
+    let missing = copy(&sandbox, &format!("{there}nope"), text(&sandbox.path("x")));
+    assert!(missing.error().contains("the guest failed at packing nope"), "{missing:?}");
+    let device = copy(&sandbox, &format!("{there}/dev/null"), text(&sandbox.path("x")));
+    assert!(device.error().contains("is neither a regular file nor a directory"), "{device:?}");
+    assert!(!sandbox.path("x").exists());
+    let absent = copy(&sandbox, text(&sandbox.path("absent")), &there.replace(':', ":a"));
+    assert!(absent.error().contains("cannot be read"), "{absent:?}");
+    let nowhere = copy(&sandbox, "/etc/hostname", &format!("{there}no/such/place"));
+    assert!(nowhere.error().contains("the guest failed at unpacking no/such/place"), "{nowhere:?}");
+    assert!(copy(&sandbox, "/etc/hostname", "/tmp").error().contains("must be in a task"));
+    task.call("stop", []).success();
+    assert!(
+        copy(&sandbox, "/etc/hostname", &format!("{there}a")).error().contains("must be in 'started' state")
+    );
+    task.delete();
+}
