@@ -48,8 +48,16 @@ class Engine:
         answer = self._ask(f"exec {vm} {command}")
         return answer["ms"], answer["bytes"]
 
+    def task(self):
+        """Creates a task. Its id."""
+        return self._ask("task")["task"]
+
+    def exec_task(self, task, command):
+        """Time of one command in a task, whose record is on the disk then."""
+        return self._ask(f"task-exec {task} {command}")["ms"]
+
     def delete(self):
-        """Deletes all VMs that this engine has started."""
+        """Deletes all VMs and tasks that this engine has started."""
         self._ask("delete")
 
     def start_ms(self, mem_mib=1024):
@@ -59,7 +67,7 @@ class Engine:
         return elapsed
 
     def memory_per_vm(self, vms):
-        """Mean RSS and PSS in MiB of the processes of some VMs, which should be idle."""
+        """Mean RSS and PSS in MiB of the processes of some VMs or tasks, which should be idle."""
         parts = {"qemu": [], "supervisor": []}
         for vm in vms:
             # Of all processes, only QEMU names the VM's directory.

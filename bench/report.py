@@ -22,6 +22,10 @@ def ratios(results):
         ("`pyro run true` to podman", _ratio(true, "pyro run", "podman"), "×", 1),
         ("the same with a spare VM to podman", _ratio(true, "pyro run, spare", "podman"), "×", 1),
         ("command in a live VM to the bare port", _ratio(exec_, "engine", "raw port"), "×", 1.5),
+        ("`pyro task exec` to the engine's exec and the start of pyro", _task_exec(results["tasks"]["exec"]), "×", 3),
+        ("last 100 of 1,000 commands in a task to the first 100",
+         _ratio(results["tasks"]["in_a_row"], "last tenth", "first tenth"), "×", 1.2),
+        ("growth of its supervisor meanwhile", results["tasks"]["in_a_row"]["supervisor_growth_mib"], "MiB", 1),
         ("PSS per VM of 16, before its first command", _pss(memory, "16", "idle"), "MiB", 25),
         ("PSS per VM of 16, after `true`", _pss(memory, "16", "used"), "MiB", None),
         ("start with 8 GiB to one with 256 MiB", _ratio(results["memory_size"], "8192", "256"), "×", 1.3),
@@ -35,6 +39,14 @@ def _pss(memory, count, when):
     if count not in memory:
         return None
     return sum(memory[count][when][f"{part}_pss_mib"] for part in ("qemu", "supervisor"))
+
+
+def _task_exec(rows):
+    """The command line's time in terms of what it cannot do without."""
+    needed = [rows[name].get("median") for name in ("engine", "start of the command line")]
+    if None in needed or "median" not in rows["command line"]:
+        return None
+    return rows["command line"]["median"] / sum(needed)
 
 
 def _ratio(group, name, base):
@@ -80,6 +92,13 @@ def text(results):
             ["create, start and a first command, ms", _cell(results["first_command"])],
             *([f"`/bin/true` in a live VM, {name}, ms", _cell(row, 2)] for name, row in results["exec"].items()),
             *([f"{name}, MB/s", _cell(row)] for name, row in results["throughput"].items())]),
+        "### Tasks, ms",
+        _table(["What", "Median (quartiles)"], [
+            ["`pyro task create` and the first `pyro task exec`",
+             _cell(results["tasks"]["create"]["create and first command"])],
+            *([f"`true` in a task, {name}", _cell(row, 2)] for name, row in results["tasks"]["exec"].items()),
+            *([f"1,000 commands in a row, {name}", _cell(results["tasks"]["in_a_row"][name], 2)]
+              for name in ("first tenth", "last tenth"))]),
         "### Many at once",
         _table(["VMs", "All have answered `true`, ms"], [
             [count, _cell(row)] for count, row in results["at_once"].items()]),

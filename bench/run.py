@@ -52,6 +52,10 @@ def measure(options, work):
     }
     say("round trips in a live VM")
     results["exec"] = scenarios.round_trip()
+    say("tasks")
+    results["tasks"] = {
+        "create": scenarios.task_create(), "exec": scenarios.task_exec(), "in_a_row": scenarios.task_in_a_row(),
+    }
     say("many VMs at once")
     results["at_once"], results["memory"] = scenarios.at_once()
     say("throughput")

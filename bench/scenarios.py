@@ -1,6 +1,7 @@
 """What is measured. Each scenario gives plain data for the results."""
 
 import glob
+import json
 import os
 import subprocess
 import time
@@ -16,6 +17,7 @@ LIVE = (0, 10, 25, 50)
 MIB_PER_VM = 120
 OUTPUT_MIB = 64
 DISK_MIB = 256
+IN_A_ROW = 1000
 
 
 class Scenarios:
@@ -69,6 +71,47 @@ class Scenarios:
                 "engine": lambda: engine.exec(vm, command)[0],
                 "raw port": lambda: call_ms(lambda: raw.exec(command)),
             }, self.rounds(100))
+
+    def task_create(self):
+        """`pyro task create` and the first `pyro task exec`, as two processes one after the other."""
+        def whole():
+            log = f"{self.work}/task.log"
+            elapsed = process_ms([self.pyro, "task", "create", ENVIRONMENT, "--json"], self.env, log)
+            with open(log) as created:
+                task = json.load(created)["task_id"]
+            try:
+                return elapsed + process_ms([self.pyro, "task", "exec", task, "--", "true"], self.env, log)
+            finally:
+                subprocess.run([self.pyro, "task", "delete", task], env=self.env, check=True, capture_output=True)
+        return in_turns({"create and first command": whole}, self.rounds(10))
+
+    def task_exec(self):
+        """`true` in a task that runs: by the command line, by the engine, and what the command line takes to start."""
+        with self.engine() as engine:
+            task = engine.task()
+            for _ in range(5):
+                engine.exec_task(task, "true")
+            log = f"{self.work}/task.log"
+            return in_turns({
+                "command line": lambda: process_ms([self.pyro, "task", "exec", task, "--", "true"], self.env, log),
+                "engine": lambda: engine.exec_task(task, "true"),
+                "start of the command line": lambda: process_ms([self.pyro, "--version"], self.env, log),
+            }, self.rounds(100))
+
+    def task_in_a_row(self):
+        """Many commands one after another in one task: do they get slower, does its supervisor grow?"""
+        with self.engine() as engine:
+            task = engine.task()
+            for _ in range(20):
+                engine.exec_task(task, "true")
+            before = engine.memory_per_vm([task])
+            times = [engine.exec_task(task, "true") for _ in range(IN_A_ROW)]
+            after = engine.memory_per_vm([task])
+            part = max(2, len(times) // 10)
+            return {
+                "first tenth": summary(times[:part]), "last tenth": summary(times[-part:]),
+                "supervisor_growth_mib": round(after["supervisor_rss_mib"] - before["supervisor_rss_mib"], 2),
+            }
 
     def at_once(self):
         """Many VMs at the same time: until all have answered, and the memory of each, before its first command and
