@@ -4,6 +4,7 @@
 
 mod bench;
 mod env;
+mod mcp;
 mod number;
 mod run;
 mod task;
@@ -16,6 +17,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub(crate) use bench::BenchArgs;
 pub(crate) use env::EnvCommand;
+pub(crate) use mcp::McpCommand;
 pub(crate) use run::RunArgs;
 pub(crate) use task::{TaskCommand, TaskCpArgs, TaskCreateArgs, TaskExecArgs, TaskLogsArgs};
 
@@ -67,6 +69,8 @@ pub(crate) enum Command {
     Task(TaskCommand),
     #[command(subcommand)]
     Env(EnvCommand),
+    #[command(subcommand)]
+    Mcp(McpCommand),
     Doctor(DoctorArgs),
     Bench(BenchArgs),
     Completions(CompletionsArgs),
@@ -146,7 +150,9 @@ impl Command {
             Self::Env(command) => command.wants_json(),
             Self::Doctor(args) => args.json,
             Self::Bench(args) => args.json,
-            Self::Completions(_) | Self::Man(_) | Self::Supervise(_) | Self::ProbeKvm(_) => false,
+            Self::Mcp(_) | Self::Completions(_) | Self::Man(_) | Self::Supervise(_) | Self::ProbeKvm(_) => {
+                false
+            }
         }
     }
 }

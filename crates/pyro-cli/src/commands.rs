@@ -6,6 +6,7 @@ mod doctor;
 mod env;
 mod internal;
 mod man;
+mod mcp;
 mod run;
 mod task;
 
@@ -37,6 +38,7 @@ fn carry_out(command: Command, printer: &Printer) -> Result<Exit, CliError> {
         Command::Run(args) => run::run(args, printer),
         Command::Task(command) => task::run(command, printer),
         Command::Env(command) => env::run(command, printer),
+        Command::Mcp(command) => mcp::run(command),
         Command::Doctor(args) => doctor::run(&args, printer),
         Command::Bench(args) => bench::run(&args, printer),
         Command::Completions(args) => completions::run(&args, printer),

@@ -79,7 +79,7 @@ impl CliError {
             Self::Config(error) => Report::new("configuration", error, error.hint.as_slice()),
             Self::Words(error) => Report::new("invalid_input", error, &[]),
             Self::Engine(error) | Self::Stopped(_, error) => {
-                Report::new(kind_name(error.kind), error, &error.hints)
+                Report::new(error.kind.as_str(), error, &error.hints)
             }
             Self::Abandoned(signal) => Report {
                 kind: "cancelled",
@@ -115,25 +115,6 @@ fn exit_of(kind: ErrorKind) -> Exit {
         | ErrorKind::StateUnusable
         | ErrorKind::Cancelled
         | ErrorKind::Internal => Exit::Failure,
-    }
-}
-
-/// The kind as a word for programs.
-fn kind_name(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::InvalidInput => "invalid_input",
-        ErrorKind::NotFound => "not_found",
-        ErrorKind::WrongState => "wrong_state",
-        ErrorKind::AtCapacity => "at_capacity",
-        ErrorKind::Expired => "expired",
-        ErrorKind::EnvironmentUnavailable => "environment_unavailable",
-        ErrorKind::VmUnavailable => "vm_unavailable",
-        ErrorKind::BootFailed => "boot_failed",
-        ErrorKind::NotDelivered => "not_delivered",
-        ErrorKind::OutcomeUnknown => "outcome_unknown",
-        ErrorKind::StateUnusable => "state_unusable",
-        ErrorKind::Cancelled => "cancelled",
-        ErrorKind::Internal => "internal",
     }
 }
 

@@ -16,15 +16,28 @@ pub(crate) struct OutputSink {
 
 #[derive(Debug)]
 enum Kind {
-    Capture { kept: Vec<u8>, limit: usize, dropped: u64 },
+    Capture { kept: Vec<u8>, limit: usize, dropped: u64, events: Events },
     Stream(Events),
+}
+
+impl Kind {
+    fn capture(limit: usize, events: Events) -> Self {
+        Self::Capture { kept: Vec::new(), limit, dropped: 0, events }
+    }
+}
+
+async fn send(events: &Events, stream: OutputStream, bytes: &[u8]) {
+    if events.are_heard() {
+        events.send(Event::Output { stream, bytes: Bytes::copy_from_slice(bytes) }).await;
+    }
 }
 
 impl OutputSink {
     /// A sink for `stream`; `events` are used if the output is to be streamed.
     pub(crate) fn new(stream: OutputStream, mode: OutputMode, events: &Events) -> Self {
         let kind = match mode {
-            OutputMode::Capture => Kind::Capture { kept: Vec::new(), limit: CAPTURE_LIMIT, dropped: 0 },
+            OutputMode::Capture => Kind::capture(CAPTURE_LIMIT, Events::none()),
+            OutputMode::CaptureAndStream => Kind::capture(CAPTURE_LIMIT, events.clone()),
             OutputMode::Stream => Kind::Stream(events.clone()),
         };
         Self { stream, kind }
@@ -33,16 +46,14 @@ impl OutputSink {
     /// Takes the next bytes. Waits while the reader of the events is behind.
     pub(crate) async fn accept(&mut self, bytes: &[u8]) {
         match &mut self.kind {
-            Kind::Capture { kept, limit, dropped } => {
+            Kind::Capture { kept, limit, dropped, events } => {
                 let room = limit.saturating_sub(kept.len()).min(bytes.len());
                 let (fits, rest) = bytes.split_at(room);
                 kept.extend_from_slice(fits);
                 *dropped += rest.len() as u64;
+                send(events, self.stream, bytes).await;
             }
-            Kind::Stream(events) => {
-                let bytes = Bytes::copy_from_slice(bytes);
-                events.send(Event::Output { stream: self.stream, bytes }).await;
-            }
+            Kind::Stream(events) => send(events, self.stream, bytes).await,
         }
     }
 
@@ -76,10 +87,7 @@ mod tests {
     use super::*;
 
     fn sink(limit: usize) -> OutputSink {
-        OutputSink {
-            stream: OutputStream::Stderr,
-            kind: Kind::Capture { kept: Vec::new(), limit, dropped: 0 },
-        }
+        OutputSink { stream: OutputStream::Stderr, kind: Kind::capture(limit, Events::none()) }
     }
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {

@@ -57,6 +57,25 @@ impl ErrorKind {
         Self::Cancelled,
         Self::Internal,
     ];
+
+    /// The kind as a word for programs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidInput => "invalid_input",
+            Self::NotFound => "not_found",
+            Self::WrongState => "wrong_state",
+            Self::AtCapacity => "at_capacity",
+            Self::Expired => "expired",
+            Self::EnvironmentUnavailable => "environment_unavailable",
+            Self::VmUnavailable => "vm_unavailable",
+            Self::BootFailed => "boot_failed",
+            Self::NotDelivered => "not_delivered",
+            Self::OutcomeUnknown => "outcome_unknown",
+            Self::StateUnusable => "state_unusable",
+            Self::Cancelled => "cancelled",
+            Self::Internal => "internal",
+        }
+    }
 }
 
 /// An error of the engine: kind, message, hints and cause, each apart from the others.

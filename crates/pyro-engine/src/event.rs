@@ -123,6 +123,11 @@ impl Events {
         Self(Some(sender))
     }
 
+    /// There is someone to send events to.
+    pub(crate) fn are_heard(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Sends one event and waits for room in the channel.
     pub async fn send(&self, event: Event) {
         if let Some(sender) = &self.0 {

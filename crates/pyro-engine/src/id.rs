@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::EngineError;
@@ -12,7 +13,7 @@ use crate::kind::Kind;
 ///
 /// A value of this type is safe to use as a file name. Text from outside becomes one only through
 /// [`VmId::parse`].
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema, Serialize)]
 #[serde(transparent)]
 pub struct VmId(String);
 

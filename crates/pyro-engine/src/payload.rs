@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
 use pyro_env::PruneReport;
@@ -17,7 +18,7 @@ pub use self::task::{
 use crate::{Phase, VmId, VmState};
 
 /// Result of a command, of a one-shot run as well as of `exec_vm`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
 pub struct RunResult {
     /// Id of the VM, which is deleted already.
     pub vm_id: VmId,
@@ -100,8 +101,22 @@ impl Serialize for Output {
     }
 }
 
+impl JsonSchema for Output {
+    fn schema_name() -> Cow<'static, str> {
+        "Output".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string" })
+    }
+}
+
 /// A VM as its callers see it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
 pub struct Vm {
     /// Id.
     pub vm_id: VmId,
@@ -138,7 +153,7 @@ pub struct Vm {
 }
 
 /// Where commands of a VM run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExecutionMode {
     /// Not started yet.
@@ -183,7 +198,7 @@ impl FromStr for ExecutionMode {
 pub struct UnknownExecutionMode;
 
 /// A VM was removed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Deleted {
     /// Id it had.
     pub vm_id: VmId,
@@ -201,7 +216,7 @@ impl Deleted {
 }
 
 /// Why a VM was removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeleteReason {
     /// A caller asked for it.
@@ -213,7 +228,7 @@ pub enum DeleteReason {
 }
 
 /// VMs removed because their lifetime had ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Reaped {
     /// Their ids, sorted.
     pub deleted_vm_ids: Vec<VmId>,
@@ -230,7 +245,7 @@ impl From<Vec<VmId>> for Reaped {
 }
 
 /// The network of a VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct NetworkInfo {
     /// Id of the VM.
     pub vm_id: VmId,
@@ -247,7 +262,7 @@ pub struct NetworkInfo {
 }
 
 /// Addresses of a VM with network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct NetworkAssignment {
     /// TAP device on the host; `None` with user-mode networking.
     pub tap_name: Option<String>,

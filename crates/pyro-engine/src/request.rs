@@ -106,6 +106,8 @@ pub enum OutputMode {
     /// Kept in the result, at most 16 MiB per stream; what is beyond is counted and dropped.
     #[default]
     Capture,
+    /// Kept like that, and sent as [`Event::Output`](crate::Event::Output) while it comes.
+    CaptureAndStream,
     /// Sent as [`Event::Output`](crate::Event::Output) while it comes, and not kept. A caller that stops
     /// reading stops the command, as a full pipe would.
     Stream,

@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use pyro_vm::supervisor::BootInfo;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// One part of a run. The parts follow one another, and together they are the whole.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
 pub struct Phase {
     /// `environment`, `registry`, `supervisor`, the stages of the start, `command`, `end`.
     pub name: String,

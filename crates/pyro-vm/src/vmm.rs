@@ -7,7 +7,7 @@ use crate::layer::LayerLifetime;
 use crate::spec::Machine;
 
 /// An engine that can run a [`Machine`]. Nothing above this crate may know which one it is.
-pub trait Vmm {
+pub trait Vmm: Sync {
     /// Decides how to start the machine; touches nothing.
     fn plan(&self, hardware: &Hardware) -> LaunchPlan;
 }

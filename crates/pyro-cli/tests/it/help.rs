@@ -40,6 +40,12 @@ fn help_of_task() {
 }
 
 #[test]
+fn help_of_mcp() {
+    insta::assert_snapshot!(help(["mcp", "--help"]));
+    insta::assert_snapshot!("help_of_mcp_serve", help(["mcp", "serve", "--help"]));
+}
+
+#[test]
 fn help_of_env() {
     insta::assert_snapshot!(help(["env", "--help"]));
 }

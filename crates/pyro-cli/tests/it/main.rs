@@ -7,6 +7,7 @@ mod env;
 mod harness;
 mod help;
 mod man;
+mod mcp;
 mod policy;
 mod run;
 mod run_on_host;

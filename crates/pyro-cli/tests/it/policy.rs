@@ -25,7 +25,8 @@ fn crates_depend_on_each_other_as_drawn() {
         ("pyro-vm", &["pyro-archive", "pyro-wire"]),
         ("pyro-env", &[]),
         ("pyro-engine", &["pyro-env", "pyro-vm"]),
-        ("pyro-cli", &["pyro-engine"]),
+        ("pyro-mcp", &["pyro-engine"]),
+        ("pyro-cli", &["pyro-engine", "pyro-mcp"]),
     ];
     for (name, expected) in arrows {
         assert_eq!(our_dependencies(name), expected, "{name}");

@@ -18,6 +18,7 @@ mod harness;
 mod identity;
 mod kills;
 mod lifecycle;
+mod mcp;
 mod network;
 mod output;
 mod parallel;

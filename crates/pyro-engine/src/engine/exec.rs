@@ -95,7 +95,7 @@ pub(super) fn exec_request(command: &Command, timeout: Duration) -> Exec {
         cwd: guest_cwd(command),
         env: command.env.clone(),
         output_limit: match command.output {
-            OutputMode::Capture => Some(CAPTURE_LIMIT as u64),
+            OutputMode::Capture | OutputMode::CaptureAndStream => Some(CAPTURE_LIMIT as u64),
             OutputMode::Stream => None,
         },
         ..Exec::new(&command.command, timeout)

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{DeleteReason, ExecutionMode, Output};
 use crate::{Outcome, StopReason, VmId, VmState};
 
 /// A task as its callers see it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
 pub struct Task {
     /// Id.
     pub task_id: VmId,
@@ -59,7 +60,7 @@ pub struct Task {
 }
 
 /// The latest command of a task.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct LastCommand {
     /// Its number.
     pub sequence: u64,
@@ -76,7 +77,7 @@ pub struct LastCommand {
 }
 
 /// Every task.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
 pub struct TaskList {
     /// Those that can be read, oldest first.
     pub tasks: Vec<Task>,
@@ -87,7 +88,7 @@ pub struct TaskList {
 }
 
 /// Result of a command in a task.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
 pub struct TaskExec {
     /// Id of the task.
     pub task_id: VmId,
@@ -122,7 +123,7 @@ pub struct TaskExec {
 }
 
 /// A command that was begun and is not waited for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct TaskDetached {
     /// Id of the task.
     pub task_id: VmId,
@@ -137,7 +138,7 @@ pub struct TaskDetached {
 }
 
 /// The journal of a task.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
 pub struct TaskLogs {
     /// Id of the task.
     pub task_id: VmId,
@@ -148,7 +149,7 @@ pub struct TaskLogs {
 }
 
 /// What is known of one command of a task.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
 pub struct TaskLogEntry {
     /// Its number, from 1.
     pub sequence: u64,
@@ -188,7 +189,7 @@ pub struct TaskLogEntry {
 }
 
 /// A task was removed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct TaskDeleted {
     /// Id it had.
     pub task_id: VmId,
@@ -199,7 +200,7 @@ pub struct TaskDeleted {
 }
 
 /// Files were copied.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct TaskCopied {
     /// Id of the task.
     pub task_id: VmId,

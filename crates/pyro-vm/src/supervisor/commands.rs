@@ -146,7 +146,8 @@ impl Commands {
         let mut log = CommandLog::new(self.0.dir.clone(), sequence);
 
         let mut take = async |chunk: OutputChunk| {
-            log.append(&chunk, &self.0.room);
+            let room = self.0.room.get();
+            self.0.room.set(room - log.append(&chunk, room));
             progress.send_modify(|progress| (progress.stdout, progress.stderr) = log.kept());
             listener.send(chunk, &terminate).await;
         };

@@ -183,7 +183,9 @@ impl Engine {
             stderr_truncated: entry.stderr_truncated,
         };
         let (stdout, stderr) = match output {
-            OutputMode::Capture => (entry.stdout.into_bytes(), entry.stderr.into_bytes()),
+            OutputMode::Capture | OutputMode::CaptureAndStream => {
+                (entry.stdout.into_bytes(), entry.stderr.into_bytes())
+            }
             OutputMode::Stream => (Vec::new(), Vec::new()),
         };
         Ok(Ran { sequence, exit, stdout, stderr })

@@ -1,7 +1,6 @@
 //! Commands of a task whose caller agreed to the host. There is no supervisor: the caller's own process runs and
 //! records them, and holds a lock by which others know that it does.
 
-use std::cell::Cell;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -62,7 +61,7 @@ impl Engine {
         });
         let (sequence, lock) = begun.await?;
 
-        let room = Cell::new(room(&dir));
+        let mut room = room(&dir);
         let mut log = CommandLog::new(dir, sequence);
         let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
         let mut stderr = OutputSink::new(OutputStream::Stderr, command.output, events);
@@ -71,7 +70,7 @@ impl Engine {
         let keep = async {
             while let Some(event) = receiver.recv().await {
                 let Event::Output { stream, bytes } = event else { continue };
-                log.append(&OutputChunk { stream: stream.into(), bytes: bytes.clone() }, &room);
+                room -= log.append(&OutputChunk { stream: stream.into(), bytes: bytes.clone() }, room);
                 match stream {
                     OutputStream::Stdout => stdout.accept(&bytes).await,
                     OutputStream::Stderr => stderr.accept(&bytes).await,

@@ -1,6 +1,5 @@
 //! The files that keep what a command wrote.
 
-use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -67,14 +66,14 @@ impl CommandLog {
         Self { dir, sequence, stdout: Part::default(), stderr: Part::default() }
     }
 
-    /// Keeps what fits into the stream's limit and into `room`, and counts the rest.
-    pub fn append(&mut self, chunk: &OutputChunk, room: &Cell<u64>) {
+    /// Keeps what fits into the stream's limit and into `room`, and counts the rest. Returns how much of the room it took.
+    pub fn append(&mut self, chunk: &OutputChunk, room: u64) -> u64 {
         let part = match chunk.stream {
             OutputStream::Stdout => &mut self.stdout,
             OutputStream::Stderr => &mut self.stderr,
         };
         let length = chunk.bytes.len() as u64;
-        let fits = length.min(STREAM_LIMIT.saturating_sub(part.kept)).min(room.get());
+        let fits = length.min(STREAM_LIMIT.saturating_sub(part.kept)).min(room);
         // At most the length, which came from a usize. After a hole nothing more is kept.
         let kept = match part.dropped {
             0 => part.write(&self.dir, self.sequence, chunk.stream, &chunk.bytes[..fits as usize]),
@@ -85,7 +84,7 @@ impl CommandLog {
             part.inside_line = *last != b'\n';
         }
         part.dropped += length - kept;
-        room.set(room.get() - kept);
+        kept
     }
 
     /// Adds a line of pyro's own to stderr, on a line of its own and beyond any limit. Returns what was added.
@@ -159,35 +158,32 @@ mod tests {
     fn each_stream_has_its_file_and_an_empty_one_has_none() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("commands");
-        let room = Cell::new(room(&dir));
+        let mut room = room(&dir);
         let mut log = CommandLog::new(dir.clone(), 7);
-        log.append(&chunk(OutputStream::Stdout, b"one "), &room);
-        log.append(&chunk(OutputStream::Stdout, b"two"), &room);
+        room -= log.append(&chunk(OutputStream::Stdout, b"one "), room);
+        room -= log.append(&chunk(OutputStream::Stdout, b"two"), room);
         log.sync();
         assert_eq!(fs::read(dir.join("000007.stdout")).unwrap(), b"one two");
         assert!(!dir.join("000007.stderr").exists());
         assert_eq!((log.kept(), log.dropped()), ((7, 0), (0, 0)));
-        assert_eq!(super::room(&dir), room.get());
+        assert_eq!(super::room(&dir), room);
         assert_eq!(read_at(&dir.join("000007.stdout"), 4, 3).unwrap(), "two");
     }
 
     #[test]
     fn what_is_beyond_a_limit_is_counted_and_nothing_follows_a_hole() {
         let dir = tempfile::tempdir().unwrap();
-        let room = Cell::new(5);
         let mut log = CommandLog::new(dir.path().to_owned(), 1);
-        log.append(&chunk(OutputStream::Stderr, b"abc"), &room);
-        log.append(&chunk(OutputStream::Stderr, b"defg"), &room);
-        room.set(100);
-        log.append(&chunk(OutputStream::Stderr, b"h"), &room);
+        let kept = [(&b"abc"[..], 5), (b"defg", 2), (b"h", 100)]
+            .map(|(bytes, room)| log.append(&chunk(OutputStream::Stderr, bytes), room));
+        assert_eq!(kept, [3, 2, 0]);
         assert_eq!(fs::read(dir.path().join("000001.stderr")).unwrap(), b"abcde");
         assert_eq!(log.dropped(), (0, 3));
 
         let mut log = CommandLog::new(dir.path().to_owned(), 2);
-        let room = Cell::new(u64::MAX);
         let piece = vec![b'x'; 1 << 20];
         for _ in 0..17 {
-            log.append(&chunk(OutputStream::Stdout, &piece), &room);
+            log.append(&chunk(OutputStream::Stdout, &piece), u64::MAX);
         }
         assert_eq!((log.kept().0, log.dropped().0), (STREAM_LIMIT, 1 << 20));
     }
@@ -195,12 +191,10 @@ mod tests {
     #[test]
     fn a_note_stands_on_its_own_line_even_beyond_the_limit() {
         let dir = tempfile::tempdir().unwrap();
-        let room = Cell::new(4);
         for (sequence, before, added) in [(1, "", "note\n"), (2, "half", "\nnote\n"), (3, "one\n", "note\n")]
         {
-            room.set(before.len() as u64);
             let mut log = CommandLog::new(dir.path().to_owned(), sequence);
-            log.append(&chunk(OutputStream::Stderr, before.as_bytes()), &room);
+            log.append(&chunk(OutputStream::Stderr, before.as_bytes()), before.len() as u64);
             assert_eq!(log.note("note\n"), added);
             let file = dir.path().join(file_name(sequence, OutputStream::Stderr));
             assert_eq!(fs::read_to_string(file).unwrap(), format!("{before}{added}"));
@@ -212,10 +206,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("000001.stdout");
         fs::write(&file, "old").unwrap();
-        let room = Cell::new(100);
         let mut log = CommandLog::new(dir.path().to_owned(), 1);
         assert!(!file.exists());
-        log.append(&chunk(OutputStream::Stdout, b"new"), &room);
+        log.append(&chunk(OutputStream::Stdout, b"new"), 100);
         assert_eq!(fs::read(&file).unwrap(), b"new");
     }
 
@@ -223,9 +216,8 @@ mod tests {
     fn a_disk_that_takes_nothing_is_no_reason_to_fail() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("commands"), b"in the way").unwrap();
-        let room = Cell::new(10);
         let mut log = CommandLog::new(dir.path().join("commands"), 1);
-        log.append(&chunk(OutputStream::Stdout, b"lost"), &room);
-        assert_eq!((log.kept(), log.dropped(), room.get()), ((0, 0), (4, 0), 10));
+        let taken = log.append(&chunk(OutputStream::Stdout, b"lost"), 10);
+        assert_eq!((log.kept(), log.dropped(), taken), ((0, 0), (4, 0), 0));
     }
 }

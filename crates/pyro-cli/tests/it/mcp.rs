@@ -1,0 +1,194 @@
+//! `pyro mcp serve` without a VM: what the server says of itself, and how it takes what it should not get.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdin, ChildStdout};
+
+use serde_json::{Value, json};
+
+use crate::harness::Home;
+
+struct Session {
+    server: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Session {
+    /// A server that has not been spoken to.
+    fn silent(home: &Home) -> Self {
+        let mut server = home.command(["mcp", "serve"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let input = server.stdin.take();
+        let output = BufReader::new(server.stdout.take().unwrap());
+        Self { server, input, output }
+    }
+
+    /// A server with which a client of the older kind has shaken hands.
+    fn new(home: &Home) -> (Self, Value) {
+        let mut session = Self::silent(home);
+        let client = json!({
+            "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"},
+        });
+        let answer = session.ask("initialize", client);
+        session.send(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" }));
+        (session, answer["result"].clone())
+    }
+
+    fn send(&mut self, message: &Value) {
+        writeln!(self.input.as_mut().unwrap(), "{message}").unwrap();
+    }
+
+    /// The next message of the server. Nothing else may be on its output.
+    fn receive(&mut self) -> Value {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        let message: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        assert_eq!(message["jsonrpc"], "2.0");
+        message
+    }
+
+    fn ask(&mut self, method: &str, params: Value) -> Value {
+        self.send(&json!({ "jsonrpc": "2.0", "id": 7, "method": method, "params": params }));
+        let answer = self.receive();
+        assert_eq!(answer["id"], 7);
+        answer
+    }
+
+    fn call(&mut self, tool: &str, arguments: Value) -> Value {
+        self.ask("tools/call", json!({ "name": tool, "arguments": arguments }))["result"].clone()
+    }
+
+    /// Closes the input and waits for the end.
+    fn end(mut self) {
+        drop(self.input.take());
+        let ended = self.server.wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+        assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+    }
+}
+
+#[test]
+fn it_says_who_it_is_and_what_it_is_for() {
+    let (session, hello) = Session::new(&Home::new());
+    assert_eq!(hello["serverInfo"]["name"], "pyro_mcp");
+    assert_eq!(hello["serverInfo"]["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(hello["protocolVersion"], "2025-06-18");
+    assert!(hello["instructions"].as_str().unwrap().contains("task_create"));
+    session.end();
+}
+
+#[test]
+fn clients_of_the_newer_kind_need_no_handshake() {
+    let home = Home::new();
+    let mut session = Session::silent(&home);
+    let meta = json!({ "_meta": {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }});
+    let discovered = session.ask("server/discover", meta.clone());
+    let versions = discovered["result"]["supportedVersions"].as_array().unwrap();
+    assert!(versions.contains(&"2026-07-28".into()), "{discovered}");
+    let tools = session.ask("tools/list", meta)["result"]["tools"].as_array().unwrap().len();
+    assert_eq!(tools, 21);
+    session.end();
+}
+
+#[test]
+fn the_tools_are_those_of_the_contract_and_more() {
+    let (mut session, _) = Session::new(&Home::new());
+    let tools = session.ask("tools/list", json!({}))["result"]["tools"].as_array().unwrap().clone();
+    for tool in &tools {
+        for schema in ["inputSchema", "outputSchema"] {
+            assert_eq!(tool[schema]["type"], "object", "{}: {schema}", tool["name"]);
+        }
+        for hint in ["readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"] {
+            assert!(tool["annotations"][hint].is_boolean(), "{}: {hint}", tool["name"]);
+        }
+    }
+    // Payloads are checked where they are made; here it counts what a model sees.
+    let seen: Vec<Value> = tools
+        .into_iter()
+        .map(|mut tool| {
+            tool.as_object_mut().unwrap().remove("outputSchema");
+            tool
+        })
+        .collect();
+    insta::assert_snapshot!(serde_json::to_string_pretty(&seen).unwrap());
+    session.end();
+}
+
+#[test]
+fn faults_are_told_in_a_way_that_a_model_can_use() {
+    let (mut session, _) = Session::new(&Home::new().set_path("PYRO_QEMU", "no-such-qemu"));
+    let cases = [
+        ("vm_run", json!({ "environment": "debian:12" })),
+        ("vm_run", json!({ "environment": "debian:12", "command": "true", "vcpu_count": "many" })),
+        ("vm_run", json!({ "environment": "debian:12", "command": "true", "vcpu_count": "9" })),
+        ("vm_run", json!({ "environment": "debian:12", "command": "true", "unknown": 1 })),
+        ("vm_run", json!({ "environment": "windows:11", "command": "true" })),
+        ("task_status", json!({ "task_id": "../x" })),
+        ("task_wait", json!({ "task_id": "9775b3af1eeb", "sequence": -1 })),
+    ];
+    let told: Vec<String> = cases
+        .into_iter()
+        .map(|(tool, arguments)| {
+            let result = session.call(tool, arguments);
+            assert_eq!(result["isError"], true, "{result}");
+            let error = &result["structuredContent"];
+            assert!(
+                result["content"][0]["text"]
+                    .as_str()
+                    .unwrap()
+                    .starts_with(error["message"].as_str().unwrap())
+            );
+            let message = error["message"].as_str().unwrap();
+            format!(
+                "{}: {}",
+                error["code"].as_str().unwrap(),
+                message.split(": the configured").next().unwrap()
+            )
+        })
+        .collect();
+    insta::assert_snapshot!(told.join("\n"));
+    let unknown = session.ask("tools/call", json!({ "name": "nosuch", "arguments": {} }));
+    assert_eq!(unknown["error"]["message"], "Unknown tool: nosuch");
+    let listed = session.call("vm_list_environments", json!({}));
+    assert_eq!(listed["structuredContent"]["result"].as_array().unwrap().len(), 3);
+    assert_eq!(session.call("task_list", json!({}))["structuredContent"]["count"], 0);
+    session.end();
+}
+
+#[test]
+fn it_ends_with_its_input_whatever_was_said() {
+    let home = Home::new();
+    Session::silent(&home).end();
+    let mut session = Session::silent(&home);
+    // Unknown before the handshake: answered at once, so that a client can try another way.
+    session.send(&json!({ "jsonrpc": "2.0", "id": 1, "method": "no/such", "params": {} }));
+    assert!(session.receive()["error"].is_object());
+    session.end();
+    let (mut session, _) = Session::new(&home);
+    // Whether that is answered is the library's business; the next message is.
+    writeln!(session.input.as_mut().unwrap(), "this is no JSON").unwrap();
+    session.send(&json!({ "jsonrpc": "2.0", "id": 7, "method": "ping" }));
+    let mut answer = session.receive();
+    while answer["id"] != 7 {
+        answer = session.receive();
+    }
+    assert_eq!(answer["result"], json!({}));
+    assert_eq!(session.ask("ping", json!({}))["result"], json!({}));
+    session.end();
+}
+
+#[test]
+fn many_calls_at_once_are_all_answered() {
+    let (mut session, _) = Session::new(&Home::new());
+    for id in 0..1000 {
+        session.send(&json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call",
+            "params": { "name": "task_list", "arguments": {} } }));
+    }
+    let mut ids: Vec<_> = (0..1000).map(|_| session.receive()["id"].as_u64().unwrap()).collect();
+    ids.sort_unstable();
+    assert!(ids.into_iter().eq(0..1000));
+    session.end();
+}
