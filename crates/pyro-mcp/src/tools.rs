@@ -5,8 +5,10 @@ use pyro_engine::{
     Task, TaskDeleted, TaskDetached, TaskExec, TaskList, TaskLogEntry, TaskLogs, TaskSpec, Vm, VmSpec,
 };
 use rmcp::model::{CallToolResult, ToolAnnotations};
-use schemars::{JsonSchema, schema_for};
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema};
 use serde::Serialize;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::arguments::{Argument, Arguments, Kind, Object};
@@ -269,22 +271,23 @@ impl Tool {
     /// The schema of the payload.
     pub(crate) fn output_schema(self) -> Object {
         let schema = match self {
-            Self::VmRun | Self::VmExec => schema_for!(RunResult),
-            Self::VmListEnvironments => schema_for!(EnvironmentResult),
-            Self::VmCreate | Self::VmStart | Self::VmStop | Self::VmStatus => schema_for!(Vm),
-            Self::VmDelete => schema_for!(Deleted),
-            Self::VmNetworkInfo => schema_for!(NetworkInfo),
-            Self::VmReapExpired => schema_for!(Reaped),
+            Self::VmRun | Self::VmExec => schema_of::<RunResult>(),
+            Self::VmListEnvironments => schema_of::<EnvironmentResult>(),
+            Self::VmCreate | Self::VmStart | Self::VmStop | Self::VmStatus => schema_of::<Vm>(),
+            Self::VmDelete => schema_of::<Deleted>(),
+            Self::VmNetworkInfo => schema_of::<NetworkInfo>(),
+            Self::VmReapExpired => schema_of::<Reaped>(),
             Self::TaskCreate | Self::TaskStatus | Self::TaskStart | Self::TaskStop | Self::TaskExtend => {
-                schema_for!(Task)
+                schema_of::<Task>()
             }
-            Self::TaskExec => schema_for!(Executed),
-            Self::TaskLogs => schema_for!(TaskLogs),
-            Self::TaskDelete => schema_for!(TaskDeleted),
-            Self::TaskList => schema_for!(TaskList),
-            Self::TaskWait | Self::TaskKill => schema_for!(TaskLogEntry),
+            Self::TaskExec => schema_of::<Executed>(),
+            Self::TaskLogs => schema_of::<TaskLogs>(),
+            Self::TaskDelete => schema_of::<TaskDeleted>(),
+            Self::TaskList => schema_of::<TaskList>(),
+            Self::TaskWait | Self::TaskKill => schema_of::<TaskLogEntry>(),
         };
         let mut schema = schema.as_object().cloned().unwrap_or_default();
+        schema.values_mut().for_each(forget_formats);
         // Clients insist on an object, which a choice between objects does not say by itself.
         schema.insert("type".to_owned(), "object".into());
         schema
@@ -372,6 +375,23 @@ impl Tool {
                 result::success(&engine.extend_task(&task()?, given.integer("ttl_seconds")?).await?)
             }
         })
+    }
+}
+
+/// The schema of what a payload looks like when it is written: keys that may be missing are not required.
+fn schema_of<T: JsonSchema>() -> Schema {
+    SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>()
+}
+
+/// Removes what says how a number is held here, such as `uint64`: JSON has no such formats, and clients complain.
+fn forget_formats(schema: &mut Value) {
+    match schema {
+        Value::Object(object) => {
+            object.retain(|key, value| key != "format" || !value.is_string());
+            object.values_mut().for_each(forget_formats);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forget_formats),
+        _ => {}
     }
 }
 

@@ -100,6 +100,8 @@ fn the_tools_are_those_of_the_contract_and_more() {
     for tool in &tools {
         for schema in ["inputSchema", "outputSchema"] {
             assert_eq!(tool[schema]["type"], "object", "{}: {schema}", tool["name"]);
+            // JSON has none for numbers, and clients complain of those that they do not know.
+            assert!(!tool[schema].to_string().contains("\"format\""), "{}: {}", tool["name"], tool[schema]);
         }
         for hint in ["readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"] {
             assert!(tool["annotations"][hint].is_boolean(), "{}: {hint}", tool["name"]);

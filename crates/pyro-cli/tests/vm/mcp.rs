@@ -19,6 +19,8 @@ struct Client {
     answers: HashMap<u64, Value>,
     progress: Vec<String>,
     next: u64,
+    /// Keys that each tool promises.
+    promised: HashMap<String, Vec<String>>,
 }
 
 impl Client {
@@ -33,14 +35,27 @@ impl Client {
             }
         });
         let input = server.stdin.take();
-        let mut client =
-            Self { server, input, messages, answers: HashMap::new(), progress: Vec::new(), next: 0 };
+        let mut client = Self {
+            server,
+            input,
+            messages,
+            answers: HashMap::new(),
+            progress: Vec::new(),
+            next: 0,
+            promised: HashMap::new(),
+        };
         let hello = client.begin(
             "initialize",
             json!({ "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"} }),
         );
         client.answer(hello);
         client.notify("notifications/initialized", json!({}));
+        let listed = client.begin("tools/list", json!({}));
+        for tool in client.answer(listed)["result"]["tools"].as_array().unwrap() {
+            let required = tool["outputSchema"]["required"].as_array().cloned().unwrap_or_default();
+            let keys = required.iter().map(|key| key.as_str().unwrap().to_owned()).collect();
+            client.promised.insert(tool["name"].as_str().unwrap().to_owned(), keys);
+        }
         client
     }
 
@@ -86,6 +101,8 @@ impl Client {
         let result = self.answer(id)["result"].clone();
         assert_eq!(result["isError"], false, "{result}");
         let payload = result["structuredContent"].clone();
+        let missing: Vec<_> = self.promised[tool].iter().filter(|key| payload.get(key).is_none()).collect();
+        assert!(missing.is_empty(), "{tool} promises {missing:?}: {payload}");
         let text: Value = serde_json::from_str(result["content"][0]["text"].as_str().unwrap()).unwrap();
         // Numbers with a fraction are written the same and not always read the same.
         assert_eq!(text.as_object().unwrap().len(), payload.as_object().unwrap().len());
