@@ -21,7 +21,6 @@ use crate::doctor::{self, DoctorReport, HostFacts};
 use crate::registry::Registry;
 use crate::{Config, EngineError, ErrorKind, VmId};
 
-pub(crate) use exec::exit_code;
 pub use host::{PROBE_COMMAND, probe_kvm};
 pub use launch::SUPERVISE_COMMAND;
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use pyro_vm::supervisor::{self, BootInfo, CommandEnd, EndReason, Recorder};
 use pyro_vm::{Exec, Retention};
 
-use crate::engine::{exit_code, now};
+use crate::engine::now;
 use crate::registry::{CommandExit, CommandFate, NewCommand, Registry, VmPatch};
 use crate::{EngineError, ErrorKind, ExecutionMode, StopReason, VmId};
 
@@ -103,12 +103,10 @@ impl Recorder for RegistryRecorder {
         let fate = match end {
             CommandEnd::Ended { outcome, killed, stdout_truncated, stderr_truncated } => {
                 CommandFate::Exited(CommandExit {
-                    exit_code: exit_code(outcome),
-                    duration_ms: u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX),
-                    timed_out: outcome.timed_out,
                     killed: *killed,
                     stdout_truncated: *stdout_truncated,
                     stderr_truncated: *stderr_truncated,
+                    ..CommandExit::from(outcome)
                 })
             }
             CommandEnd::NotRun { cause } => CommandFate::NotRun(cause.clone()),

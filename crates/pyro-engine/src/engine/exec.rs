@@ -124,7 +124,7 @@ pub(super) fn guest_cwd(command: &Command) -> String {
 }
 
 /// Exit code of a command in a guest: −S after signal S, 124 after the time limit.
-pub(crate) fn exit_code(outcome: &ExecOutcome) -> i64 {
+pub(super) fn exit_code(outcome: &ExecOutcome) -> i64 {
     match outcome.status {
         _ if outcome.timed_out => TIMED_OUT,
         Some(ExitStatus::Code(code)) => code.into(),

@@ -200,14 +200,15 @@ impl Engine {
         let mut spares = self.plan_spares().await?;
         let dir = self.vm_dir(id);
         let layer = dir.join(supervisor::files::LAYER);
-        if layer.exists() {
+        let has_layer = layer.exists();
+        if has_layer {
             // A spare would get a copy of what is on it.
             spares.wanted = 0;
         }
         let layer_template = self
             .blocking(move |shared| {
                 // It has one from an earlier start; that the disk is full by now must not keep it from starting.
-                if layer.exists() {
+                if has_layer {
                     return Ok(layer);
                 }
                 let config = &shared.config;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pyro_vm::supervisor::control::ControlRequest;
 use tokio_util::sync::CancellationToken;
 
-use super::reconcile::{OWNER_VANISHED, note_vanished, owner_vanished};
+use super::reconcile::{OWNER_VANISHED, owner_vanished};
 use super::{Engine, Shared, now};
 use crate::finished::Finished;
 use crate::kind::Kind;
@@ -51,8 +51,7 @@ impl Engine {
             self.ground(&record.environment, record.allow_host_compat, &Events::none(), cancel).await?;
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         // Whoever has the lock knows that nobody runs the VM, whatever its last owner could still write.
-        let vanished = id.clone();
-        self.blocking(move |shared| note_vanished(shared, &vanished)).await?;
+        self.note_vanished(&id).await?;
         self.bring_up(&record, lock, ground, cancel).await?;
         Ok(self.get(Kind::Vm, &id).await?.payload())
     }
@@ -155,7 +154,7 @@ impl Engine {
 
     /// The version of the environment, which is then installed. A caller who agreed to the host, where no VM
     /// can run, needs none.
-    pub(super) async fn prepare_environment(
+    async fn prepare_environment(
         &self,
         spec: &VmSpec,
         events: &Events,

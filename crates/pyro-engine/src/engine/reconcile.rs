@@ -47,6 +47,12 @@ impl Engine {
         Ok(())
     }
 
+    /// Notes that the VM does not run any more, on behalf of whoever has its lock. Does nothing if that is known.
+    pub(super) async fn note_vanished(&self, id: &VmId) -> Result<(), EngineError> {
+        let id = id.clone();
+        self.blocking(move |shared| note_vanished(shared, &id)).await
+    }
+
     /// Removes VMs whose lifetime has ended. The result names those removed by this call and those that their
     /// supervisors have removed since the last one.
     ///
@@ -68,7 +74,7 @@ fn is_unfinished(record: &VmRecord) -> bool {
 }
 
 /// Notes that the VM does not run any more. Does nothing if it is known not to.
-pub(super) fn note_vanished(shared: &Shared, id: &VmId) -> Result<(), EngineError> {
+fn note_vanished(shared: &Shared, id: &VmId) -> Result<(), EngineError> {
     shared.registry.mark_stopped(id, StopReason::OwnerVanished, Some(OWNER_VANISHED)).map(drop)
 }
 

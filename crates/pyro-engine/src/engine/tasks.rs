@@ -17,7 +17,7 @@ use pyro_vm::supervisor::{OwnerLock, files as vm_files};
 use tokio_util::sync::CancellationToken;
 
 use super::lifecycle::{as_it_is, new_vm};
-use super::reconcile::{note_vanished, owner_vanished};
+use super::reconcile::owner_vanished;
 use super::{Engine, Shared, now, unless_cancelled, vm_dir};
 use crate::kind::Kind;
 use crate::limits;
@@ -117,8 +117,7 @@ impl Engine {
             }
         };
         // Whoever has the lock knows that nobody runs the task, whatever its last owner could still write.
-        let vanished = id.clone();
-        self.blocking(move |shared| note_vanished(shared, &vanished)).await?;
+        self.note_vanished(&id).await?;
         let mut record = self.admit(Kind::Task, &id, VmEvent::Start).await?;
         if record.expires_at <= now() {
             record = self.renew(&id, record.sizing.ttl_seconds).await?;
@@ -202,8 +201,7 @@ impl Engine {
         // Its lifetime is over, and may not come back while its supervisor is stopping it.
         if record.stop_reason == Some(StopReason::Expired) {
             self.await_release(&id).await?;
-            let expired = id.clone();
-            self.blocking(move |shared| note_vanished(shared, &expired)).await?;
+            self.note_vanished(&id).await?;
         }
         let expires_at = self.renew(&id, ttl_seconds).await?.expires_at;
         if record.state == VmState::Started {

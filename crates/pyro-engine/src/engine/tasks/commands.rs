@@ -4,14 +4,14 @@ use std::pin::pin;
 use std::time::Duration;
 
 use pyro_vm::supervisor::CommandEnd;
-use pyro_vm::{CommandClient, OutputChunk, OutputStream, RunError};
+use pyro_vm::{CommandClient, ExecOutcome, OutputChunk, OutputStream, RunError};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::supervisor_lost;
 use crate::capture::OutputSink;
 use crate::engine::Engine;
-use crate::engine::exec::{exec_request, guest_cwd};
+use crate::engine::exec::{exec_request, exit_code, guest_cwd};
 use crate::finished::{Finished, KILLED};
 use crate::kind::Kind;
 use crate::registry::{CommandExit, VmRecord};
@@ -152,12 +152,10 @@ impl Engine {
                 let (stdout, stdout_over) = stdout.finish();
                 let (stderr, stderr_over) = stderr.finish();
                 let exit = CommandExit {
-                    exit_code: crate::engine::exit_code(&outcome),
-                    duration_ms: u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX),
-                    timed_out: outcome.timed_out,
                     killed,
                     stdout_truncated: outcome.stdout_dropped.saturating_add(stdout_over),
                     stderr_truncated: outcome.stderr_dropped.saturating_add(stderr_over),
+                    ..CommandExit::from(&outcome)
                 };
                 Ok(Ran { sequence, exit, stdout, stderr })
             }
@@ -336,6 +334,20 @@ impl CommandExit {
         stdout_truncated: 0,
         stderr_truncated: 0,
     };
+}
+
+impl From<&ExecOutcome> for CommandExit {
+    /// What the guest says; who ended it and what was kept is for others to add.
+    fn from(outcome: &ExecOutcome) -> Self {
+        Self {
+            exit_code: exit_code(outcome),
+            duration_ms: u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX),
+            timed_out: outcome.timed_out,
+            killed: false,
+            stdout_truncated: outcome.stdout_dropped,
+            stderr_truncated: outcome.stderr_dropped,
+        }
+    }
 }
 
 impl From<&Finished> for CommandExit {
