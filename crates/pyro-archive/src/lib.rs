@@ -23,7 +23,7 @@ mod unpack;
 pub use error::ArchiveError;
 pub use pack::pack;
 pub use report::Report;
-pub use transfer::{destination, pack_into, unpack_from};
+pub use transfer::{destination, exact_destination, pack_into, unpack_from};
 pub use unpack::{Links, unpack};
 
 /// The longest name of an entry in bytes, `item` included, and the longest target of a symlink.

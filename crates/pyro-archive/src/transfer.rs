@@ -1,7 +1,9 @@
 //! Both ways over a channel of byte chunks. The work itself blocks, so it has a thread of its own.
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::io::{self, BufReader};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
@@ -9,6 +11,7 @@ use futures::{Sink, SinkExt, Stream, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_util::io::SyncIoBridge;
 
+use crate::name::printable;
 use crate::{ArchiveError, Limits, Links, Report, pack, unpack};
 
 /// Largest chunk that is sent, in bytes.
@@ -97,22 +100,41 @@ fn settled(
 /// # Errors
 /// [`ArchiveError::NotOneName`] if there is no name for it.
 pub fn destination(target: &Path, own_name: Option<&OsStr>) -> Result<(PathBuf, OsString), ArchiveError> {
-    let no_name = || ArchiveError::NotOneName { name: target.display().to_string().escape_debug().collect() };
     if target.is_dir() {
-        return Ok((target.to_owned(), own_name.ok_or_else(no_name)?.to_owned()));
+        return Ok((target.to_owned(), own_name.ok_or_else(|| no_name(target))?.to_owned()));
     }
-    let name = target.file_name().ok_or_else(no_name)?;
-    let parent = match target.parent() {
+    directory_and_name(target)
+}
+
+/// The same for something that shall have the very name `target`, in a directory that is made if it is missing.
+///
+/// # Errors
+/// [`ArchiveError::NotOneName`], or the directory cannot be made.
+pub fn exact_destination(target: &Path) -> Result<(PathBuf, OsString), ArchiveError> {
+    let (parent, name) = directory_and_name(target)?;
+    fs::create_dir_all(&parent).map_err(ArchiveError::io("make", shown(&parent)))?;
+    Ok((parent, name))
+}
+
+fn directory_and_name(path: &Path) -> Result<(PathBuf, OsString), ArchiveError> {
+    let name = path.file_name().ok_or_else(|| no_name(path))?;
+    let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     Ok((parent.to_owned(), name.to_owned()))
 }
 
+fn no_name(path: &Path) -> ArchiveError {
+    ArchiveError::NotOneName { name: shown(path) }
+}
+
+fn shown(path: &Path) -> String {
+    printable(path.as_os_str().as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use futures::channel::mpsc;
     use futures::stream;
 
@@ -180,5 +202,16 @@ mod tests {
         assert_eq!(target(Path::new("nowhere-here"), None).unwrap(), (".".into(), "nowhere-here".into()));
         assert!(target(dir.path(), None).is_err());
         assert!(target(&dir.path().join("nowhere/.."), Some("a")).is_err());
+    }
+
+    #[test]
+    fn a_file_that_shall_have_a_name_gets_it_and_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a/b/c");
+        assert_eq!(exact_destination(&target).unwrap(), (dir.path().join("a/b"), "c".into()));
+        assert!(dir.path().join("a/b").is_dir());
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert!(exact_destination(&dir.path().join("file/c")).is_err());
+        assert!(exact_destination(&dir.path().join("..")).is_err());
     }
 }

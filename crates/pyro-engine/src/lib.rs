@@ -43,13 +43,13 @@ pub use event::{Event, Events, OutputStream, PullEvent, RunPhase};
 pub use id::VmId;
 pub use outcome::{Outcome, StopReason, UnknownWord};
 pub use payload::{
-    DeleteReason, Deleted, ExecutionMode, LastCommand, NetworkAssignment, NetworkInfo, Output, Pruned,
-    Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskList, TaskLogEntry,
-    TaskLogs, Vm,
+    DeleteReason, Deleted, ExecutionMode, FileEncoding, LastCommand, NetworkAssignment, NetworkInfo, Output,
+    Pruned, Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
+    TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, Vm,
 };
 pub use pyro_env::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
 pub use pyro_vm::Accelerator;
-pub use request::{Command, CopyLimits, OutputMode, TaskSpec, VmSpec};
+pub use request::{Command, CopyLimits, FileContent, FileRange, OutputMode, TaskSpec, VmSpec};
 pub use state::VmState;
 pub use supervise::supervise;
 pub use timings::Phase;

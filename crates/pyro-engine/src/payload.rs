@@ -13,7 +13,8 @@ use serde::{Serialize, Serializer};
 use pyro_env::PruneReport;
 
 pub use self::task::{
-    LastCommand, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskList, TaskLogEntry, TaskLogs,
+    FileEncoding, LastCommand, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
+    TaskFileWritten, TaskList, TaskLogEntry, TaskLogs,
 };
 use crate::{Phase, VmId, VmState};
 

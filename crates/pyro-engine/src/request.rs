@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::FileEncoding;
+
 /// Size, lifetime and rights of a VM to create.
 ///
 /// The numbers are as the caller gave them; the engine refuses those outside the contract's limits with
@@ -67,6 +69,24 @@ impl Default for CopyLimits {
     fn default() -> Self {
         Self { max_entries: 1_000_000, max_bytes: 8 << 30 }
     }
+}
+
+/// Which part of a file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileRange {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Most bytes.
+    pub max_bytes: u64,
+}
+
+/// What a file shall hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileContent {
+    /// It as text.
+    pub text: String,
+    /// How it is written there.
+    pub encoding: FileEncoding,
 }
 
 /// A command for a VM or a task.

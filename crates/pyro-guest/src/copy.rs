@@ -33,7 +33,11 @@ pub(crate) async fn unpack(request: Unpack, mut stream: HostStream) {
         Ok(_) => Err(io::ErrorKind::InvalidData.into()),
         Err(error) => Err(io::Error::other(error)),
     });
-    let unpacked = match pyro_archive::destination(&target, Some(request.name.as_ref())) {
+    let place = match request.exact {
+        true => pyro_archive::exact_destination(&target),
+        false => pyro_archive::destination(&target, Some(request.name.as_ref())),
+    };
+    let unpacked = match place {
         // Links of the host's files lead where they led there.
         Ok(place) => pyro_archive::unpack_from(&mut chunks, place, limits(request.limits), Links::Any).await,
         Err(error) => Err(error),

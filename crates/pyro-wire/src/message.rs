@@ -151,6 +151,10 @@ pub struct Unpack {
     pub name: String,
     /// What it may hold.
     pub limits: ArchiveLimits,
+    /// [`Self::path`] is the name it shall have, also where a directory has it, and directories that are missing on the
+    /// way there are made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exact: bool,
 }
 
 /// What an archive may hold.

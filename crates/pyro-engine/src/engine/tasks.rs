@@ -1,6 +1,7 @@
 //! Tasks: VMs that stay, with their disk and the journal of their commands, until they are deleted.
 
 mod commands;
+mod contents;
 mod files;
 mod host;
 mod journal;

@@ -213,3 +213,44 @@ pub struct TaskCopied {
     /// Names of the first of these.
     pub left_out_examples: Vec<String>,
 }
+
+/// Part of a file.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+pub struct TaskFile {
+    /// Id of the task.
+    pub task_id: VmId,
+    /// The path that was asked for.
+    pub path: String,
+    /// Bytes of the whole file.
+    pub size_bytes: u64,
+    /// Where the part begins, in bytes.
+    pub offset: u64,
+    /// The part.
+    pub content: String,
+    /// How `content` is written.
+    pub encoding: FileEncoding,
+    /// Where the rest begins; `None` if there is none.
+    pub next_offset: Option<u64>,
+}
+
+/// How the bytes of a file are written as text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
+pub enum FileEncoding {
+    /// They are UTF-8 and stand as they are.
+    #[serde(rename = "utf-8")]
+    Utf8,
+    /// Base64 with padding.
+    #[serde(rename = "base64")]
+    Base64,
+}
+
+/// A file was written.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+pub struct TaskFileWritten {
+    /// Id of the task.
+    pub task_id: VmId,
+    /// The path that was asked for.
+    pub path: String,
+    /// Bytes of the file.
+    pub bytes: u64,
+}

@@ -61,13 +61,14 @@ impl Engine {
                 format!("{} has no name that a guest could use", source.display()),
             )
         })?;
-        let unpack = Unpack { path: path.to_owned(), name: name.to_owned(), limits: limits.into() };
+        let unpack =
+            Unpack { path: path.to_owned(), name: name.to_owned(), limits: limits.into(), exact: false };
         let copy =
             async { guest.copy_in(source.clone(), unpack).await.map_err(|error| copy_error(&id, error)) };
         unless_cancelled(cancel, copy).await.map(|report| copied(&id, report))
     }
 
-    async fn guest_of_task(&self, task_id: &str) -> Result<(VmId, GuestClient), EngineError> {
+    pub(super) async fn guest_of_task(&self, task_id: &str) -> Result<(VmId, GuestClient), EngineError> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
         let dir = self.vm_dir(&id);
@@ -91,7 +92,7 @@ fn absolute(path: &Path) -> Result<PathBuf, EngineError> {
     })
 }
 
-fn check_path(path: &str) -> Result<(), EngineError> {
+pub(super) fn check_path(path: &str) -> Result<(), EngineError> {
     if path.is_empty() || path.len() > 4095 || path.contains('\0') {
         return Err(EngineError::new(
             ErrorKind::InvalidInput,
@@ -111,7 +112,7 @@ fn copied(id: &VmId, report: Report) -> TaskCopied {
     }
 }
 
-fn copy_error(id: &VmId, error: CopyError) -> EngineError {
+pub(super) fn copy_error(id: &VmId, error: CopyError) -> EngineError {
     match &error {
         CopyError::NotReached(cause) => EngineError::transport_not_ready(&cause.to_string()),
         CopyError::Lost => EngineError::new(

@@ -1,0 +1,181 @@
+//! What is in single files of a task: small ones, as they are read and written by a person or a model.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use pyro_vm::{ArchiveLimits, Pack, Unpack};
+use tokio_util::sync::CancellationToken;
+
+use super::files::{check_path, copy_error};
+use crate::engine::{Engine, state_unusable, unless_cancelled};
+use crate::{EngineError, ErrorKind, FileContent, FileEncoding, FileRange, TaskFile, TaskFileWritten, VmId};
+
+/// Largest file that is read or written this way, in bytes.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+/// The file on its way.
+const LIMITS: ArchiveLimits = ArchiveLimits { max_entries: 1, max_bytes: MAX_FILE_BYTES };
+/// Its name on the host meanwhile, in a directory of its own below that of the task.
+const NAME: &str = "file";
+
+impl Engine {
+    /// Part of a file of a task, as text if it is UTF-8. `path` is below `/workspace` unless it is absolute.
+    ///
+    /// # Errors
+    /// `InvalidInput` if there is no such file, or it has more than 16 MiB; otherwise as [`Engine::copy_from_task`].
+    pub async fn read_task_file(
+        &self,
+        task_id: &str,
+        path: &str,
+        range: FileRange,
+        cancel: &CancellationToken,
+    ) -> Result<TaskFile, EngineError> {
+        let (id, guest) = self.guest_of_task(task_id).await?;
+        check_path(path)?;
+        let place = self.place_for_file(&id)?;
+        let pack = Pack { path: path.to_owned(), limits: LIMITS };
+        let copy = async {
+            let target = (place.path().to_owned(), NAME.into());
+            guest.copy_out(pack, target).await.map_err(|error| {
+                copy_error(&id, error)
+                    .hint("`head`, `tail` and `ls` in a command show parts of large files, and directories")
+            })
+        };
+        unless_cancelled(cancel, copy).await?;
+        let bytes = fs::read(place.path().join(NAME)).map_err(|error| match error.kind() {
+            io::ErrorKind::IsADirectory => {
+                EngineError::new(ErrorKind::InvalidInput, format!("{path} is a directory"))
+                    .hint("`ls` in a command shows what is in it")
+            }
+            _ => state_unusable("read", place.path(), error),
+        })?;
+        let (content, next_offset) = part(&bytes, range);
+        Ok(TaskFile {
+            task_id: id,
+            path: path.to_owned(),
+            size_bytes: bytes.len() as u64,
+            offset: range.offset,
+            content: content.text,
+            encoding: content.encoding,
+            next_offset,
+        })
+    }
+
+    /// Makes or replaces a file of a task, and the directories on the way to it. What was there before is replaced at
+    /// once or not at all. The file has mode 0644, or 0755 with `executable`.
+    ///
+    /// # Errors
+    /// `InvalidInput` if `content` is not in the encoding that it names or has more than 16 MiB; otherwise as
+    /// [`Engine::copy_to_task`].
+    pub async fn write_task_file(
+        &self,
+        task_id: &str,
+        path: &str,
+        content: &FileContent,
+        executable: bool,
+        cancel: &CancellationToken,
+    ) -> Result<TaskFileWritten, EngineError> {
+        let bytes = content.decode()?;
+        let (id, guest) = self.guest_of_task(task_id).await?;
+        check_path(path)?;
+        let place = self.place_for_file(&id)?;
+        let source = place.path().join(NAME);
+        let mode = if executable { 0o755 } else { 0o644 };
+        fs::write(&source, &bytes)
+            .and_then(|()| fs::set_permissions(&source, fs::Permissions::from_mode(mode)))
+            .map_err(|error| state_unusable("write", &source, error))?;
+        let unpack = Unpack { path: path.to_owned(), name: NAME.to_owned(), limits: LIMITS, exact: true };
+        let copy = async { guest.copy_in(source, unpack).await.map_err(|error| copy_error(&id, error)) };
+        unless_cancelled(cancel, copy).await?;
+        Ok(TaskFileWritten { task_id: id, path: path.to_owned(), bytes: bytes.len() as u64 })
+    }
+
+    /// A directory that goes when it is let go, and with the task at the latest.
+    fn place_for_file(&self, id: &VmId) -> Result<tempfile::TempDir, EngineError> {
+        let dir = self.vm_dir(id);
+        tempfile::TempDir::with_prefix_in("file-", &dir)
+            .map_err(|error| state_unusable("write to", &dir, error))
+    }
+}
+
+/// What `range` holds of a file, and where the rest begins.
+fn part(bytes: &[u8], range: FileRange) -> (FileContent, Option<u64>) {
+    let index = |position: u64| usize::try_from(position).unwrap_or(usize::MAX).min(bytes.len());
+    let (start, mut end) = (index(range.offset), index(range.offset.saturating_add(range.max_bytes)));
+    let text = match std::str::from_utf8(&bytes[start..end]) {
+        Ok(text) => Some(text),
+        // The last character is cut in two; it comes with the rest.
+        Err(cut) if cut.error_len().is_none() && end < bytes.len() && cut.valid_up_to() > 0 => {
+            end = start + cut.valid_up_to();
+            std::str::from_utf8(&bytes[start..end]).ok()
+        }
+        Err(_) => None,
+    };
+    let content = match text {
+        Some(text) => FileContent { text: text.to_owned(), encoding: FileEncoding::Utf8 },
+        None => FileContent { text: BASE64.encode(&bytes[start..end]), encoding: FileEncoding::Base64 },
+    };
+    (content, (end < bytes.len()).then_some(end as u64))
+}
+
+impl FileContent {
+    fn decode(&self) -> Result<Vec<u8>, EngineError> {
+        let bytes = match self.encoding {
+            FileEncoding::Utf8 => self.text.clone().into_bytes(),
+            FileEncoding::Base64 => BASE64.decode(&self.text).map_err(|error| {
+                EngineError::new(ErrorKind::InvalidInput, format!("content is not base64: {error}"))
+                    .hint("give text as it is, with the encoding `utf-8`")
+            })?,
+        };
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            let message = format!("content has {} bytes; the most is {MAX_FILE_BYTES}", bytes.len());
+            return Err(
+                EngineError::new(ErrorKind::InvalidInput, message).hint("`pyro task cp` copies larger files")
+            );
+        }
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn text_is_text_and_anything_else_base64() {
+        let all = FileRange { offset: 0, max_bytes: 100 };
+        let (content, next) = part("käse".as_bytes(), all);
+        assert_eq!((content.text.as_str(), content.encoding, next), ("käse", FileEncoding::Utf8, None));
+        let (content, next) = part(&[0xff, 0], all);
+        assert_eq!((content.text.as_str(), content.encoding, next), ("/wA=", FileEncoding::Base64, None));
+        // Cut within a character.
+        let (content, next) = part("käse".as_bytes(), FileRange { offset: 0, max_bytes: 2 });
+        assert_eq!((content.text.as_str(), next), ("k", Some(1)));
+        let (content, next) = part(b"x", FileRange { offset: u64::MAX, max_bytes: u64::MAX });
+        assert_eq!((content.text.as_str(), next), ("", None));
+    }
+
+    #[test]
+    fn what_is_no_base64_is_refused() {
+        let content = FileContent { text: "?".to_owned(), encoding: FileEncoding::Base64 };
+        assert_eq!(content.decode().unwrap_err().kind, ErrorKind::InvalidInput);
+    }
+
+    proptest! {
+        #[test]
+        fn the_parts_are_the_whole(bytes in prop::collection::vec(any::<u8>(), 0..200), max_bytes in 1u64..50) {
+            let (mut whole, mut offset) = (Vec::new(), Some(0));
+            while let Some(start) = offset {
+                let (content, next) = part(&bytes, FileRange { offset: start, max_bytes });
+                whole.extend(content.decode().unwrap());
+                prop_assert!(next.is_none_or(|next| next > start));
+                offset = next;
+            }
+            prop_assert_eq!(whole, bytes);
+        }
+    }
+}
