@@ -58,6 +58,11 @@ impl Engine {
         doctor::judge(platform, self.config(), facts, accelerator, environments)
     }
 
+    /// Most VMs and tasks that may exist at once.
+    pub fn max_active_vms(&self) -> u32 {
+        self.config().max_active_vms
+    }
+
     fn config(&self) -> &Config {
         &self.shared.config
     }

@@ -19,8 +19,8 @@ use crate::supervisor::control::{self, ControlRequest};
 use crate::supervisor::{self, BootInfo, BootStage, Lifeline, OwnerLock, StartError, files};
 use crate::template;
 
-/// Time that a spare has for ending when it is told to.
-const END_LIMIT: Duration = Duration::from_secs(5);
+/// Time that a spare has for doing what it is told to.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const LOCK: &str = "lock";
 
 /// Makes a waiting spare the VM of `spec`, whose lock is `lock`. `None`: the VM has a layer from an earlier start,
@@ -133,10 +133,20 @@ pub async fn trim(dir: &Path, most: usize) {
             break;
         }
         // One that is starting or being claimed cannot be reached; another must go in its place.
-        let end = tokio::time::timeout(END_LIMIT, control::ask(&spare, ControlRequest::Delete));
+        let end = tokio::time::timeout(ANSWER_LIMIT, control::ask(&spare, ControlRequest::Delete));
         if matches!(end.await, Ok(Ok(()))) {
             surplus -= 1;
         }
+    }
+}
+
+/// Lets all spares that wait do so for that much longer from now on, if they would not anyway.
+pub async fn renew(dir: &Path, idle: Duration) {
+    let expires_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + idle;
+    let request = ControlRequest::Extend { expires_at: expires_at.as_secs_f64() };
+    for spare in all(dir) {
+        // One that is starting has its whole time before it, and one that is being claimed needs none.
+        let _ = tokio::time::timeout(ANSWER_LIMIT, control::ask(&spare, request.clone())).await;
     }
 }
 

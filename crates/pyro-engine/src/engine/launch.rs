@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::time::Duration;
 
 use pyro_env::InstalledEnvironment;
 use pyro_vm::supervisor::{self, BootInfo, Lifeline, OwnerLock, StartError};
@@ -252,6 +253,19 @@ impl Engine {
             spares,
             purpose: Purpose::Vm,
         })
+    }
+
+    /// How many spare VMs of each kind wait for the next start; 0 for none.
+    pub fn warm_spares(&self) -> u32 {
+        self.config().warm_spares
+    }
+
+    /// Lets the spare VMs that wait do so for the usual time from now on. Whoever wants them to stay calls this more often
+    /// than after [`Config::spare_idle_seconds`](crate::Config::spare_idle_seconds).
+    pub async fn renew_spares(&self) {
+        let config = self.config();
+        spares::renew(&spares_dir(&config.base_dir), Duration::from_secs(config.spare_idle_seconds.into()))
+            .await;
     }
 
     /// How many spares there may be beside the VMs that were asked for.

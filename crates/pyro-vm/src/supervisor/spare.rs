@@ -31,6 +31,7 @@ const WARM_UP: [&str; 2] = ["true", "git --version"];
 /// What clients can make of a spare.
 enum Wish {
     Claim(Box<LaunchSpec>, ServerStream),
+    Stay { expires_at: f64, client: ServerStream },
     End(ServerStream),
 }
 
@@ -73,7 +74,8 @@ pub(super) async fn supervise(
             end(spec, &mut machine).await;
             control::confirm(client).await;
         }
-        None => end(spec, &mut machine).await,
+        // A wish to stay has been granted while waiting for another.
+        Some(Wish::Stay { .. }) | None => end(spec, &mut machine).await,
     }
 }
 
@@ -92,7 +94,7 @@ async fn warm_up(spec: &LaunchSpec, machine: &RunningMachine) {
     let _ = tokio::time::timeout(limit, work).await;
 }
 
-/// Waits for the first wish; `None`: the spare's time is over, or it has died.
+/// Waits for the first wish but those to stay; `None`: the spare's time is over, or it has died.
 async fn wait(
     spec: &LaunchSpec,
     machine: &mut RunningMachine,
@@ -107,6 +109,9 @@ async fn wait(
             tokio::task::spawn_local(async move {
                 let wish = match control::receive(client).await {
                     Some((ControlRequest::Claim(claimed), client)) => Wish::Claim(claimed, client),
+                    Some((ControlRequest::Extend { expires_at }, client)) => {
+                        Wish::Stay { expires_at, client }
+                    }
                     // It has no guest to offer yet.
                     Some((ControlRequest::Guest, _)) | None => return,
                     Some((_, client)) => Wish::End(client),
@@ -116,11 +121,21 @@ async fn wait(
             });
         }
     });
-    let wish = tokio::select! {
-        wish = wish.recv() => wish,
-        _ = machine.vmm.wait() => None,
-        _ = timer::wall_clock_reaches(spec.expires_at) => None,
-        () = signals.any() => None,
+    let mut expires_at = spec.expires_at;
+    let wish = loop {
+        let wish = tokio::select! {
+            wish = wish.recv() => wish,
+            _ = machine.vmm.wait() => None,
+            _ = timer::wall_clock_reaches(expires_at) => None,
+            () = signals.any() => None,
+        };
+        match wish {
+            Some(Wish::Stay { expires_at: wanted, client }) => {
+                expires_at = expires_at.max(wanted);
+                control::confirm(client).await;
+            }
+            wish => break wish,
+        }
     };
     accepting.abort();
     wish
