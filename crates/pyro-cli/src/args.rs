@@ -17,7 +17,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub(crate) use bench::BenchArgs;
 pub(crate) use env::EnvCommand;
-pub(crate) use mcp::McpCommand;
+pub(crate) use mcp::{McpCommand, McpHttpArgs, McpLimitArgs, McpProfile, McpServeArgs, McpTransport};
 pub(crate) use run::RunArgs;
 pub(crate) use task::{TaskCommand, TaskCpArgs, TaskCreateArgs, TaskExecArgs, TaskLogsArgs};
 

@@ -38,7 +38,7 @@ fn carry_out(command: Command, printer: &Printer) -> Result<Exit, CliError> {
         Command::Run(args) => run::run(args, printer),
         Command::Task(command) => task::run(command, printer),
         Command::Env(command) => env::run(command, printer),
-        Command::Mcp(command) => mcp::run(command),
+        Command::Mcp(command) => mcp::run(command, printer),
         Command::Doctor(args) => doctor::run(&args, printer),
         Command::Bench(args) => bench::run(&args, printer),
         Command::Completions(args) => completions::run(&args, printer),

@@ -25,6 +25,8 @@ pub(crate) enum Kind {
     Integer,
     /// A whole number with a default; `None`: it may be left out.
     OptionalInteger(Option<i64>),
+    /// One of these texts; the first unless it is given.
+    OneOf(&'static [&'static str]),
     /// A switch that is off unless it is given.
     Switch,
     /// Texts by name, none unless they are given.
@@ -52,6 +54,7 @@ impl Argument {
             Kind::Text | Kind::OptionalText => json!({ "type": "string" }),
             Kind::Integer | Kind::OptionalInteger(None) => json!({ "type": "integer" }),
             Kind::OptionalInteger(Some(default)) => json!({ "type": "integer", "default": default }),
+            Kind::OneOf(texts) => json!({ "type": "string", "enum": texts, "default": texts.first() }),
             Kind::Switch => json!({ "type": "boolean", "default": false }),
             Kind::Texts => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
         };
@@ -104,8 +107,18 @@ impl Arguments {
 
     /// A number that counts something, such as the number of a command.
     pub(crate) fn count(&self, name: &str) -> Result<u64, String> {
-        let value = self.integer(name)?;
-        u64::try_from(value).map_err(|_| format!("`{name}` must not be negative"))
+        self.optional_count(name)?.ok_or_else(|| missing(name))
+    }
+
+    /// A number that counts something and may be left out.
+    pub(crate) fn optional_count(&self, name: &str) -> Result<Option<u64>, String> {
+        let value = self.optional_integer(name)?;
+        value.map(u64::try_from).transpose().map_err(|_| format!("`{name}` must not be negative"))
+    }
+
+    /// Gives an argument a value.
+    pub(crate) fn set(&mut self, name: &str, value: Value) {
+        self.0.insert(name.to_owned(), value);
     }
 
     /// A switch, off unless it is given.

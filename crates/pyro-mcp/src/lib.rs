@@ -11,9 +11,18 @@
 //! result; only pyro's own failure is an error.
 
 mod arguments;
+mod call;
+mod http;
+mod outputs;
+mod policy;
 mod progress;
+mod prompts;
+mod resources;
 mod result;
 mod server;
 mod tools;
+mod warm;
 
+pub use http::{HTTP_PATH, HttpAccess};
+pub use policy::{Policy, Profile};
 pub use server::{ServeError, Server};

@@ -1,38 +1,70 @@
 //! What a call gives back.
 
 use pyro_engine::EngineError;
-use rmcp::model::{CallToolResult, ContentBlock};
-use serde::Serialize;
-use serde_json::{Value, json};
+use rmcp::model::{CallToolResult, ContentBlock, Resource};
+use serde_json::{Map, Value, json};
+
+use crate::call::Failure;
+use crate::outputs::Outputs;
+use crate::resources::Address;
 
 /// Most characters of one output stream that a result holds. A model pays for each of them, and clients cut results of
 /// more than about 25,000 tokens, which nobody would notice.
 const STREAM_CHARS: usize = 16_000;
+/// Most characters of all streams of a result together, as long as each has [`LEAST_CHARS`].
+const RESULT_CHARS: usize = 64_000;
+/// So much of each stream a result holds however many there are.
+const LEAST_CHARS: usize = 200;
 
-/// A payload of the engine as the result of a call.
-pub(crate) fn success(payload: &impl Serialize) -> CallToolResult {
-    match serde_json::to_value(payload) {
-        Ok(mut value) => {
-            fit(&mut value);
-            with_text(CallToolResult::structured(value))
+const STREAMS: [&str; 2] = ["stdout", "stderr"];
+
+/// A payload of the engine as the result of a call. `task` is the one that it is about, if any. What is cut of VMs that
+/// are gone is kept in `outputs`; what is cut of tasks is in their journals.
+pub(crate) fn success(mut payload: Value, task: Option<&str>, outputs: &Outputs) -> CallToolResult {
+    let mut cut = Vec::new();
+    fit_with(&mut payload, &mut cut);
+    let mut links = Vec::new();
+    for Cut { sequence, stream, text } in cut {
+        let address = match (task, sequence, payload["vm_id"].as_str()) {
+            (Some(task), Some(sequence), _) => {
+                Address::CommandOutput { task: task.to_owned(), sequence, stream }
+            }
+            (_, _, Some(vm)) => Address::VmOutput { vm: vm.to_owned(), stream },
+            _ => continue,
+        };
+        let uri = address.to_string();
+        links.push(ContentBlock::resource_link(address.resource(&uri).with_size(text.len() as u64)));
+        if matches!(address, Address::VmOutput { .. }) {
+            outputs.keep(uri, text);
         }
-        Err(error) => failure("internal", &format!("the result cannot be written as JSON: {error}"), &[]),
+    }
+    let mut result = CallToolResult::structured(payload);
+    // The same JSON as text, for clients that know no other.
+    let value = result.structured_content.as_ref().unwrap_or(&Value::Null);
+    let text = serde_json::to_string_pretty(value).unwrap_or_default();
+    result.content = std::iter::once(ContentBlock::text(text)).chain(links).collect();
+    result
+}
+
+/// There is no payload, and why.
+pub(crate) fn failure(failure: &Failure) -> CallToolResult {
+    match failure {
+        Failure::Arguments(sentence) => error("invalid_input", sentence, &[]),
+        Failure::NotAllowed(sentence) => {
+            let hint = "the operator of this server has set that; a call cannot change it";
+            error("not_allowed", sentence, &[hint.to_owned()])
+        }
+        Failure::Engine(failure) => error(failure.kind.as_str(), &in_full(failure), &failure.hints),
     }
 }
 
-/// pyro could not do what was asked.
-pub(crate) fn engine_failure(error: &EngineError) -> CallToolResult {
+/// An error of the engine with its causes.
+pub(crate) fn in_full(error: &EngineError) -> String {
     let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    let message = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
-    failure(error.kind.as_str(), &message, &error.hints)
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// The arguments are wrong.
-pub(crate) fn refusal(sentence: &str) -> CallToolResult {
-    failure("invalid_input", sentence, &[])
-}
-
-fn failure(code: &str, message: &str, hints: &[String]) -> CallToolResult {
+fn error(code: &str, message: &str, hints: &[String]) -> CallToolResult {
     let mut result =
         CallToolResult::structured_error(json!({ "code": code, "message": message, "hints": hints }));
     let lines: Vec<_> = std::iter::once(message).chain(hints.iter().map(String::as_str)).collect();
@@ -40,66 +72,166 @@ fn failure(code: &str, message: &str, hints: &[String]) -> CallToolResult {
     result
 }
 
-/// The same JSON as text, for clients that know no other.
-fn with_text(mut result: CallToolResult) -> CallToolResult {
-    let value = result.structured_content.as_ref().unwrap_or(&Value::Null);
-    let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    result.content = vec![ContentBlock::text(text)];
-    result
+/// A stream that did not fit.
+struct Cut {
+    /// Number of its command in a task.
+    sequence: Option<u64>,
+    stream: &'static str,
+    /// All of it.
+    text: String,
 }
 
-/// Cuts output streams, wherever they are in the payload, to what fits; what was cut is counted beside them.
-fn fit(value: &mut Value) {
+/// Cuts output streams, wherever they are in a payload, to what fits; what was cut is counted beside them.
+pub(crate) fn fit(payload: &mut Value) {
+    fit_with(payload, &mut Vec::new());
+}
+
+fn fit_with(payload: &mut Value, cut: &mut Vec<Cut>) {
+    let streams = count_streams(payload).max(1);
+    let most = (RESULT_CHARS / streams).clamp(LEAST_CHARS, STREAM_CHARS);
+    fit_each(payload, most, None, cut);
+}
+
+fn count_streams(value: &Value) -> usize {
     match value {
         Value::Object(object) => {
-            for stream in ["stdout", "stderr"] {
-                let Some(Value::String(text)) = object.get(stream) else { continue };
-                if let Some((kept, cut)) = shorten(text) {
-                    object.insert(stream.to_owned(), kept.into());
-                    object.insert(format!("{stream}_cut_chars"), cut.into());
+            let here = STREAMS.iter().filter(|stream| object.get(**stream).is_some_and(|text| text != ""));
+            here.count() + object.values().map(count_streams).sum::<usize>()
+        }
+        Value::Array(items) => items.iter().map(count_streams).sum(),
+        _ => 0,
+    }
+}
+
+fn fit_each(value: &mut Value, most: usize, sequence: Option<u64>, cut: &mut Vec<Cut>) {
+    match value {
+        Value::Object(object) => {
+            let sequence = object.get("sequence").and_then(Value::as_u64).or(sequence);
+            for stream in STREAMS {
+                let Some(Value::String(text)) = object.get_mut(stream) else { continue };
+                if let Some((kept, missing)) = shorten(text, most) {
+                    let text = std::mem::replace(text, kept);
+                    count_cut(object, stream, missing);
+                    cut.push(Cut { sequence, stream, text });
                 }
             }
-            object.values_mut().for_each(fit);
+            object.values_mut().for_each(|value| fit_each(value, most, sequence, cut));
         }
-        Value::Array(items) => items.iter_mut().for_each(fit),
+        Value::Array(items) => items.iter_mut().for_each(|value| fit_each(value, most, sequence, cut)),
         _ => {}
     }
 }
 
+/// Takes away of the streams of a journal's entry what is before a character, and what is more than fits after it.
+pub(crate) fn begin_at(entry: &mut Value, offset: u64) {
+    let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+    let Some(object) = entry.as_object_mut() else { return };
+    for stream in STREAMS {
+        let Some(Value::String(text)) = object.get_mut(stream) else { continue };
+        let rest = &text[index(text, offset)..];
+        let end = index(rest, STREAM_CHARS);
+        let (page, missing) = (rest[..end].to_owned(), rest[end..].chars().count());
+        *text = page;
+        if missing > 0 {
+            count_cut(object, stream, missing);
+        }
+    }
+}
+
+fn count_cut(object: &mut Map<String, Value>, stream: &str, missing: usize) {
+    object.insert(format!("{stream}_cut_chars"), missing.into());
+}
+
 /// Head and tail of a text that is too long, with a line between them, and how many characters are missing.
-fn shorten(text: &str) -> Option<(String, usize)> {
+fn shorten(text: &str, most: usize) -> Option<(String, usize)> {
     let length = text.chars().count();
-    if length <= STREAM_CHARS {
+    if length <= most {
         return None;
     }
-    let half = STREAM_CHARS / 2;
-    let cut = length - 2 * half;
-    let at = |character: usize| text.char_indices().nth(character).map_or(text.len(), |(index, _)| index);
-    let (head, tail) = (&text[..at(half)], &text[at(length - half)..]);
-    Some((format!("{head}\n[{cut} characters cut here]\n{tail}"), cut))
+    let half = most / 2;
+    let missing = length - 2 * half;
+    let (head, tail) = (&text[..index(text, half)], &text[index(text, length - half)..]);
+    Some((format!("{head}\n[{missing} characters cut here, from character {half} on]\n{tail}"), missing))
+}
+
+/// Where a character begins; the end, if there are not so many.
+fn index(text: &str, character: usize) -> usize {
+    text.char_indices().nth(character).map_or(text.len(), |(index, _)| index)
+}
+
+impl Address {
+    /// What clients are told of it.
+    pub(crate) fn resource(&self, uri: &str) -> Resource {
+        Resource::new(uri, self.name()).with_description(self.description()).with_mime_type(self.mime_type())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn task_logs() -> Value {
+        let text: String = (0..20_000).map(|index| if index < 10_000 { 'ä' } else { 'z' }).collect();
+        json!({ "entries": [{ "sequence": 4, "stdout": text, "stderr": "short" }] })
+    }
+
     #[test]
     fn long_output_keeps_its_head_and_its_tail_and_says_so() {
-        let text: String = (0..20_000).map(|index| if index < 10_000 { 'ä' } else { 'z' }).collect();
-        let mut value = json!({ "entries": [{ "stdout": text, "stderr": "short" }] });
-        fit(&mut value);
+        let result = success(task_logs(), Some("9775b3af1eeb"), &Outputs::default());
+        let content = serde_json::to_value(&result.content).unwrap();
+        assert_eq!(content[1]["uri"], "pyro://tasks/9775b3af1eeb/commands/4/stdout");
+        assert_eq!(content[1]["size"], 30_000);
+        let value = result.structured_content.unwrap();
         let entry = &value["entries"][0];
         assert_eq!(entry["stdout_cut_chars"], 4000);
         let kept = entry["stdout"].as_str().unwrap();
         assert!(kept.starts_with("ää") && kept.ends_with("zz"));
-        assert!(kept.contains("\n[4000 characters cut here]\n"));
+        assert!(kept.contains("\n[4000 characters cut here, from character 8000 on]\n"));
         assert_eq!(entry["stderr"], "short");
         assert!(entry.get("stderr_cut_chars").is_none());
+        assert_eq!(serde_json::from_str::<Value>(content[0]["text"].as_str().unwrap()).unwrap(), value);
+    }
+
+    #[test]
+    fn the_pages_of_a_stream_are_the_whole() {
+        let whole = task_logs()["entries"][0]["stdout"].as_str().unwrap().to_owned();
+        let mut read = String::new();
+        loop {
+            let mut entry = task_logs()["entries"][0].clone();
+            begin_at(&mut entry, read.chars().count() as u64);
+            read.push_str(entry["stdout"].as_str().unwrap());
+            if entry.get("stdout_cut_chars").is_none() {
+                break;
+            }
+        }
+        assert_eq!(read, whole);
+        let mut entry = task_logs()["entries"][0].clone();
+        begin_at(&mut entry, u64::MAX);
+        assert_eq!(entry["stdout"], "");
+    }
+
+    #[test]
+    fn many_streams_share_what_there_is() {
+        let entries: Vec<Value> =
+            (1..=100).map(|n| json!({ "sequence": n, "stdout": "x".repeat(2000) })).collect();
+        let result = success(json!({ "entries": entries }), Some("9775b3af1eeb"), &Outputs::default());
+        let value = result.structured_content.unwrap();
+        assert_eq!(value["entries"][99]["stdout_cut_chars"], 2000 - 640);
+        assert!(value.to_string().len() < 80_000);
+    }
+
+    #[test]
+    fn output_of_a_vm_that_is_gone_can_still_be_read() {
+        let outputs = Outputs::default();
+        let result =
+            success(json!({ "vm_id": "de259a89b184", "stderr": "y".repeat(17_000) }), None, &outputs);
+        let uri = serde_json::to_value(&result.content[1]).unwrap()["uri"].as_str().unwrap().to_owned();
+        assert_eq!(outputs.read(&uri).unwrap().len(), 17_000);
     }
 
     #[test]
     fn a_failure_has_a_code_a_message_and_hints_and_says_the_same_as_text() {
-        let result = failure("not_found", "task 'x' does not exist", &["look at the list".to_owned()]);
+        let result = error("not_found", "task 'x' does not exist", &["look at the list".to_owned()]);
         assert_eq!(result.is_error, Some(true));
         let expected = json!({ "code": "not_found", "message": "task 'x' does not exist", "hints": ["look at the list"] });
         assert_eq!(result.structured_content, Some(expected));

@@ -5,32 +5,43 @@ use std::time::Duration;
 
 use pyro_engine::Engine;
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, Implementation, ListToolsResult,
-    PaginatedRequestParams, ServerCapabilities, ServerConfig, Tool as ToolDescription,
+    CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult, GetPromptRequestParams,
+    GetPromptResponse, Implementation, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
+    ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse,
+    ReadResourceResult, ServerCapabilities, ServerConfig, Tool as ToolDescription,
 };
 use rmcp::service::RequestContext;
 use rmcp::{ErrorData, RoleServer, ServerHandler, ServiceExt};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{LocalPoolHandle, TaskTracker};
 
-use crate::arguments::{self, Arguments};
-use crate::tools::{Failure, Tool};
-use crate::{progress, result};
+use crate::arguments::Arguments;
+use crate::call::Call;
+use crate::outputs::Outputs;
+use crate::policy::Policy;
+use crate::tools::{TASK_ID, Tool};
+use crate::{progress, prompts, resources, result, warm};
 
 /// How long calls that are under way may clean up when the client has gone.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
 
 /// What a model should know before it uses the tools.
 const INSTRUCTIONS: &str = "\
-Disposable Linux virtual machines. For a single command use vm_run. For work that takes several commands create a task \
-with task_create, run commands in its /workspace with task_exec, and remove it with task_delete when the work is done. \
-A command's failure is a normal result: look at exit_code and stderr. Machines have no network unless `network` is set.";
+Disposable Linux virtual machines. For a single command use vm_run. A command's failure is a normal result: look at \
+exit_code and stderr. Machines have no network unless `network` is set. Long output is cut in the middle; what is \
+missing can be read through the links in the result.";
+/// The same about tasks, where there are some.
+const TASK_INSTRUCTIONS: &str = " \
+For work that takes several commands create a task with task_create, run commands in its /workspace with task_exec, \
+and remove it with task_delete when the work is done.";
 
-/// The engine as an MCP server. Cheap to clone.
+/// The engine as an MCP server. Cheap to clone; clones share everything.
 #[derive(Clone, Debug)]
 pub struct Server {
     engine: Engine,
-    /// Cancelled when the client has gone.
+    policy: Arc<Policy>,
+    outputs: Arc<Outputs>,
+    /// Cancelled when the server ends.
     closing: CancellationToken,
     calls: TaskTracker,
     /// Where the engine works: its futures stay on the thread on which they begin.
@@ -50,10 +61,12 @@ impl std::fmt::Display for ServeError {
 impl std::error::Error for ServeError {}
 
 impl Server {
-    /// A server for what this engine can do.
-    pub fn new(engine: Engine) -> Self {
+    /// A server for what this engine can do, as far as the policy allows it.
+    pub fn new(engine: Engine, policy: Policy) -> Self {
         Self {
             engine,
+            policy: Arc::new(policy),
+            outputs: Arc::default(),
             closing: CancellationToken::new(),
             calls: TaskTracker::new(),
             workers: LocalPoolHandle::new(1),
@@ -66,7 +79,8 @@ impl Server {
     /// # Errors
     /// The client does not speak the protocol.
     pub async fn serve_stdio(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let (closing, calls) = (self.closing.clone(), self.calls.clone());
+        self.begin();
+        let server = self.clone();
         let serve = async {
             match self.serve(rmcp::transport::io::stdio_pipes()).await {
                 Ok(running) => {
@@ -81,18 +95,52 @@ impl Server {
             served = serve => served,
             () = stop => Ok(()),
         };
-        closing.cancel();
-        calls.close();
-        let _ = tokio::time::timeout(CLEANUP_LIMIT, calls.wait()).await;
+        server.end_calls().await;
         served
+    }
+
+    /// What goes on beside the calls, if anything does.
+    pub(crate) fn begin(&self) {
+        if self.engine.warm_spares() == 0 {
+            return;
+        }
+        let (server, under_way) = (self.clone(), self.calls.token());
+        drop(self.workers.spawn_pinned(move || async move {
+            let _under_way = under_way;
+            warm::keep(&server.engine, &server.policy, &server.closing).await;
+        }));
+    }
+
+    /// Cancels calls that are under way and waits until they have freed what they held.
+    pub(crate) async fn end_calls(&self) {
+        self.closing.cancel();
+        self.calls.close();
+        let _ = tokio::time::timeout(CLEANUP_LIMIT, self.calls.wait()).await;
+    }
+
+    fn describe(&self, tool: Tool) -> ToolDescription {
+        let description = self.policy.description(tool, &self.engine);
+        ToolDescription::new(tool.name(), description, Arc::new(self.policy.input_schema(tool)))
+            .with_raw_output_schema(Arc::new(tool.output_schema()))
+            .with_annotations(tool.annotations(self.policy.closes_machines()))
     }
 }
 
 impl ServerHandler for Server {
     fn get_info(&self) -> ServerConfig {
-        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+        let capabilities = ServerCapabilities::builder()
+            .enable_tools()
+            .enable_resources()
+            .enable_prompts()
+            .enable_completions()
+            .build();
+        let mut instructions = INSTRUCTIONS.to_owned();
+        if self.policy.has_tasks() {
+            instructions.push_str(TASK_INSTRUCTIONS);
+        }
+        ServerConfig::new(capabilities)
             .with_server_info(Implementation::new("pyro_mcp", env!("CARGO_PKG_VERSION")))
-            .with_instructions(INSTRUCTIONS)
+            .with_instructions(instructions)
     }
 
     async fn list_tools(
@@ -100,11 +148,11 @@ impl ServerHandler for Server {
         _: Option<PaginatedRequestParams>,
         _: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        Ok(ListToolsResult::with_all_items(Tool::ALL.map(describe).into()))
+        Ok(ListToolsResult::with_all_items(self.policy.tools().map(|tool| self.describe(tool)).collect()))
     }
 
     fn get_tool(&self, name: &str) -> Option<ToolDescription> {
-        Tool::named(name).map(describe)
+        Tool::named(name).map(|tool| self.describe(tool))
     }
 
     async fn call_tool(
@@ -116,16 +164,18 @@ impl ServerHandler for Server {
             return Err(ErrorData::invalid_params(format!("Unknown tool: {}", request.name), None));
         };
         let given = Arguments(request.arguments.unwrap_or_default());
+        let task = given.optional_text(TASK_ID.name).ok().flatten();
         let token = context.meta.get_progress_token();
-        let engine = self.engine.clone();
+        let server = self.clone();
         let cancel = self.closing.child_token();
         let under_way = self.calls.token();
         // On its own, so that a client that goes away does not take the clean-up with it.
         let work = self.workers.spawn_pinned(move || async move {
             let _under_way = under_way;
             let (events, listener) = progress::channel(token);
-            let call = tool.call(&engine, &given, &events, &cancel);
-            let call = progress::during(call, listener, &context.peer);
+            let call =
+                Call { engine: &server.engine, policy: &server.policy, events: &events, cancel: &cancel };
+            let call = progress::during(call.carry_out(tool, given), listener, &context.peer);
             let mut call = std::pin::pin!(call);
             tokio::select! {
                 done = &mut call => done,
@@ -136,23 +186,61 @@ impl ServerHandler for Server {
             }
         });
         match work.await {
-            Ok(done) => Ok(answer(done).into()),
+            Ok(Ok(payload)) => Ok(result::success(payload, task.as_deref(), &self.outputs).into()),
+            Ok(Err(failure)) => Ok(result::failure(&failure).into()),
             Err(lost) => Err(ErrorData::internal_error(format!("the call was lost: {lost}"), None)),
         }
     }
-}
 
-fn answer(done: Result<CallToolResult, Failure>) -> CallToolResult {
-    match done {
-        Ok(result) => result,
-        Err(Failure::Arguments(sentence)) => result::refusal(&sentence),
-        Err(Failure::Engine(error)) => result::engine_failure(&error),
+    async fn list_resources(
+        &self,
+        _: Option<PaginatedRequestParams>,
+        _: RequestContext<RoleServer>,
+    ) -> Result<ListResourcesResult, ErrorData> {
+        let resources = resources::list(&self.engine, &self.policy, &self.outputs).await?;
+        Ok(ListResourcesResult::with_all_items(resources))
     }
-}
 
-fn describe(tool: Tool) -> ToolDescription {
-    let input = Arc::new(arguments::schema(tool.arguments()));
-    ToolDescription::new(tool.name(), tool.description(), input)
-        .with_raw_output_schema(Arc::new(tool.output_schema()))
-        .with_annotations(tool.annotations())
+    async fn list_resource_templates(
+        &self,
+        _: Option<PaginatedRequestParams>,
+        _: RequestContext<RoleServer>,
+    ) -> Result<ListResourceTemplatesResult, ErrorData> {
+        Ok(ListResourceTemplatesResult::with_all_items(resources::templates(&self.policy)))
+    }
+
+    async fn read_resource(
+        &self,
+        request: ReadResourceRequestParams,
+        _: RequestContext<RoleServer>,
+    ) -> Result<ReadResourceResponse, ErrorData> {
+        let contents = resources::read(&self.engine, &self.policy, &self.outputs, &request.uri).await?;
+        Ok(ReadResourceResult::new(vec![contents]).into())
+    }
+
+    async fn list_prompts(
+        &self,
+        _: Option<PaginatedRequestParams>,
+        _: RequestContext<RoleServer>,
+    ) -> Result<ListPromptsResult, ErrorData> {
+        Ok(ListPromptsResult::with_all_items(prompts::list(&self.policy)))
+    }
+
+    async fn get_prompt(
+        &self,
+        request: GetPromptRequestParams,
+        _: RequestContext<RoleServer>,
+    ) -> Result<GetPromptResponse, ErrorData> {
+        Ok(prompts::get(&self.policy, &request)?.into())
+    }
+
+    async fn complete(
+        &self,
+        request: CompleteRequestParams,
+        _: RequestContext<RoleServer>,
+    ) -> Result<CompleteResult, ErrorData> {
+        let context = request.context.as_ref();
+        let values = prompts::complete(&self.engine, &self.policy, &request.argument, context).await?;
+        Ok(CompleteResult::new(values))
+    }
 }

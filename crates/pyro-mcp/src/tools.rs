@@ -1,18 +1,16 @@
 //! The tools: the contract's, and what a task needs besides.
 
 use pyro_engine::{
-    Command, Deleted, Engine, EngineError, Environment, Events, NetworkInfo, OutputMode, Reaped, RunResult,
-    Task, TaskDeleted, TaskDetached, TaskExec, TaskList, TaskLogEntry, TaskLogs, TaskSpec, Vm, VmSpec,
+    Deleted, Environment, NetworkInfo, Reaped, RunResult, Task, TaskDeleted, TaskDetached, TaskExec,
+    TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, Vm,
 };
-use rmcp::model::{CallToolResult, ToolAnnotations};
+use rmcp::model::ToolAnnotations;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 use serde::Serialize;
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
 
-use crate::arguments::{Argument, Arguments, Kind, Object};
-use crate::result;
+use crate::arguments::{Argument, Kind, Object};
 
 /// One tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,90 +36,140 @@ pub(crate) enum Tool {
     TaskStart,
     TaskStop,
     TaskExtend,
-}
-
-/// Why a call has no payload.
-pub(crate) enum Failure {
-    /// The arguments are wrong; one sentence.
-    Arguments(String),
-    /// The engine could not do it.
-    Engine(EngineError),
-}
-
-impl From<String> for Failure {
-    fn from(sentence: String) -> Self {
-        Self::Arguments(sentence)
-    }
-}
-
-impl From<EngineError> for Failure {
-    fn from(error: EngineError) -> Self {
-        Self::Engine(error)
-    }
+    TaskReadFile,
+    TaskWriteFile,
 }
 
 /// The environments under one key, as results must be objects.
 #[derive(Serialize, JsonSchema)]
-struct EnvironmentResult {
-    /// Every environment of the catalog.
-    result: Vec<Environment>,
+pub(crate) struct EnvironmentResult {
+    /// Every environment that may be used.
+    pub(crate) result: Vec<Environment>,
 }
 
-const ENVIRONMENT: Argument = Argument {
+pub(crate) const ENVIRONMENT: Argument = Argument {
     name: "environment",
     kind: Kind::Text,
     description: "Environment name, such as debian:12; vm_list_environments shows them all",
 };
-const COMMAND: Argument = Argument {
+pub(crate) const COMMAND: Argument = Argument {
     name: "command",
     kind: Kind::Text,
     description: "Shell text for `/bin/sh -lc`; not interactive",
 };
-const VCPU_COUNT: Argument = Argument {
+pub(crate) const VCPU_COUNT: Argument = Argument {
     name: "vcpu_count",
     kind: Kind::OptionalInteger(Some(1)),
     description: "Virtual CPUs, 1 to 8",
 };
-const MEM_MIB: Argument = Argument {
+pub(crate) const MEM_MIB: Argument = Argument {
     name: "mem_mib",
     kind: Kind::OptionalInteger(Some(1024)),
     description: "Memory in MiB, 256 to 32768",
 };
-const TIMEOUT: Argument = Argument {
+pub(crate) const TIMEOUT: Argument = Argument {
     name: "timeout_seconds",
     kind: Kind::OptionalInteger(Some(30)),
     description: "Longest time the command may take, in seconds; then it is ended and exit_code is 124",
 };
-const VM_TTL: Argument = Argument {
+pub(crate) const VM_TTL: Argument = Argument {
     name: "ttl_seconds",
     kind: Kind::OptionalInteger(Some(600)),
     description: "Lifetime in seconds after which the VM is removed, 60 to 3600",
 };
-const TASK_TTL: Argument = Argument {
+pub(crate) const TASK_TTL: Argument = Argument {
     name: "ttl_seconds",
     kind: Kind::OptionalInteger(Some(600)),
     description: "Lifetime in seconds after which the task is stopped, 60 to 3600; task_extend renews it",
 };
-const NETWORK: Argument =
+pub(crate) const NETWORK: Argument =
     Argument { name: "network", kind: Kind::Switch, description: "Give the guest outbound network access" };
-const HOST_COMPAT: Argument = Argument {
+pub(crate) const HOST_COMPAT: Argument = Argument {
     name: "allow_host_compat",
     kind: Kind::Switch,
     description: "Agree to run commands on the host, without isolation, if VMs cannot run there",
 };
-const VM_ID: Argument =
+pub(crate) const VM_ID: Argument =
     Argument { name: "vm_id", kind: Kind::Text, description: "Id that vm_create returned" };
-const TASK_ID: Argument =
+pub(crate) const TASK_ID: Argument =
     Argument { name: "task_id", kind: Kind::Text, description: "Id that task_create returned" };
-const SEQUENCE: Argument = Argument {
+pub(crate) const SEQUENCE: Argument = Argument {
     name: "sequence",
     kind: Kind::Integer,
     description: "Number of the command, as task_exec and task_logs tell it",
 };
 
+pub(crate) const WAIT: Argument = Argument {
+    name: "timeout_seconds",
+    kind: Kind::OptionalInteger(Some(45)),
+    description: "Longest time to wait, in seconds, 1 to 3600",
+};
+pub(crate) const NEW_TTL: Argument = Argument {
+    name: "ttl_seconds",
+    kind: Kind::Integer,
+    description: "Lifetime in seconds from now, 60 to 3600",
+};
+pub(crate) const ANY_SEQUENCE: Argument = Argument {
+    name: "sequence",
+    kind: Kind::OptionalInteger(None),
+    description: "Show only the command with this number",
+};
+pub(crate) const OUTPUT_OFFSET: Argument = Argument {
+    name: "offset",
+    kind: Kind::OptionalInteger(None),
+    description: "With sequence: show its output from this character on, to read what was cut; stdout_cut_chars and \
+                  stderr_cut_chars then count what follows",
+};
+pub(crate) const LAST: Argument = Argument {
+    name: "last",
+    kind: Kind::OptionalInteger(None),
+    description: "Show only that many of the latest commands",
+};
+pub(crate) const PATH: Argument = Argument {
+    name: "path",
+    kind: Kind::Text,
+    description: "Path of the file; below /workspace unless it is absolute",
+};
+pub(crate) const FILE_OFFSET: Argument = Argument {
+    name: "offset",
+    kind: Kind::OptionalInteger(Some(0)),
+    description: "Byte to begin at; next_offset of an earlier result",
+};
+pub(crate) const MAX_BYTES: Argument = Argument {
+    name: "max_bytes",
+    kind: Kind::OptionalInteger(Some(16_000)),
+    description: "Most bytes to return, 1 to 1000000",
+};
+pub(crate) const CONTENT: Argument =
+    Argument { name: "content", kind: Kind::Text, description: "Everything that the file shall hold" };
+pub(crate) const ENCODING: Argument = Argument {
+    name: "encoding",
+    kind: Kind::OneOf(&["utf-8", "base64"]),
+    description: "How content is written",
+};
+pub(crate) const EXECUTABLE: Argument =
+    Argument { name: "executable", kind: Kind::Switch, description: "Make the file executable" };
+pub(crate) const CWD: Argument = Argument {
+    name: "cwd",
+    kind: Kind::OptionalText,
+    description: "Working directory, which must exist; below /workspace unless it is absolute",
+};
+pub(crate) const ENV: Argument =
+    Argument { name: "env", kind: Kind::Texts, description: "Variables for the command, by name" };
+pub(crate) const DETACH: Argument = Argument {
+    name: "detach",
+    kind: Kind::Switch,
+    description: "Do not wait for the command: return its sequence and leave it running",
+};
+pub(crate) const DISK: Argument = Argument {
+    name: "disk_mib",
+    kind: Kind::OptionalInteger(None),
+    description: "Size of the disk in MiB, 256 to 1048576; 8192 unless given",
+};
+
 impl Tool {
     /// Every tool in the order in which clients see them.
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::VmRun,
         Self::VmListEnvironments,
         Self::VmCreate,
@@ -143,6 +191,8 @@ impl Tool {
         Self::TaskStart,
         Self::TaskStop,
         Self::TaskExtend,
+        Self::TaskReadFile,
+        Self::TaskWriteFile,
     ];
 
     pub(crate) fn named(name: &str) -> Option<Self> {
@@ -172,6 +222,8 @@ impl Tool {
             Self::TaskStart => "task_start",
             Self::TaskStop => "task_stop",
             Self::TaskExtend => "task_extend",
+            Self::TaskReadFile => "task_read_file",
+            Self::TaskWriteFile => "task_write_file",
         }
     }
 
@@ -202,7 +254,8 @@ impl Tool {
             }
             Self::TaskStatus => "Show the state of a task and its latest command.",
             Self::TaskLogs => {
-                "Show the commands of a task and what they wrote, or one of them by its sequence."
+                "Show the commands of a task and what they wrote, or one of them by its sequence. Long output is cut in \
+                 the middle; offset shows the rest."
             }
             Self::TaskDelete => "Remove a task with its files and its journal.",
             Self::TaskList => "List all tasks.",
@@ -214,42 +267,16 @@ impl Tool {
             Self::TaskStart => "Start a stopped task again, with the files it had.",
             Self::TaskStop => "Stop a task; its files and its journal are kept.",
             Self::TaskExtend => "Give a task another lifetime, which begins now.",
+            Self::TaskReadFile => {
+                "Read a file of a task, or a part of it. Files that are no text come as base64. For large ones use commands."
+            }
+            Self::TaskWriteFile => {
+                "Create or replace a file of a task, and the directories on the way to it. Text needs no quoting here."
+            }
         }
     }
 
     pub(crate) fn arguments(self) -> &'static [Argument] {
-        const WAIT: Argument = Argument {
-            name: "timeout_seconds",
-            kind: Kind::OptionalInteger(Some(45)),
-            description: "Longest time to wait, in seconds, 1 to 3600",
-        };
-        const NEW_TTL: Argument = Argument {
-            name: "ttl_seconds",
-            kind: Kind::Integer,
-            description: "Lifetime in seconds from now, 60 to 3600",
-        };
-        const ANY_SEQUENCE: Argument = Argument {
-            name: "sequence",
-            kind: Kind::OptionalInteger(None),
-            description: "Show only the command with this number",
-        };
-        const CWD: Argument = Argument {
-            name: "cwd",
-            kind: Kind::OptionalText,
-            description: "Working directory, which must exist; below /workspace unless it is absolute",
-        };
-        const ENV: Argument =
-            Argument { name: "env", kind: Kind::Texts, description: "Variables for the command, by name" };
-        const DETACH: Argument = Argument {
-            name: "detach",
-            kind: Kind::Switch,
-            description: "Do not wait for the command: return its sequence and leave it running",
-        };
-        const DISK: Argument = Argument {
-            name: "disk_mib",
-            kind: Kind::OptionalInteger(None),
-            description: "Size of the disk in MiB, 256 to 1048576; 8192 unless given",
-        };
         match self {
             Self::VmRun => {
                 &[ENVIRONMENT, COMMAND, VCPU_COUNT, MEM_MIB, TIMEOUT, VM_TTL, NETWORK, HOST_COMPAT]
@@ -261,10 +288,12 @@ impl Tool {
             Self::TaskCreate => &[ENVIRONMENT, VCPU_COUNT, MEM_MIB, TASK_TTL, DISK, NETWORK, HOST_COMPAT],
             Self::TaskExec => &[TASK_ID, COMMAND, TIMEOUT, CWD, ENV, DETACH],
             Self::TaskStatus | Self::TaskDelete | Self::TaskStart | Self::TaskStop => &[TASK_ID],
-            Self::TaskLogs => &[TASK_ID, ANY_SEQUENCE],
+            Self::TaskLogs => &[TASK_ID, ANY_SEQUENCE, OUTPUT_OFFSET, LAST],
             Self::TaskWait => &[TASK_ID, SEQUENCE, WAIT],
             Self::TaskKill => &[TASK_ID, SEQUENCE],
             Self::TaskExtend => &[TASK_ID, NEW_TTL],
+            Self::TaskReadFile => &[TASK_ID, PATH, FILE_OFFSET, MAX_BYTES],
+            Self::TaskWriteFile => &[TASK_ID, PATH, CONTENT, ENCODING, EXECUTABLE],
         }
     }
 
@@ -285,6 +314,8 @@ impl Tool {
             Self::TaskDelete => schema_of::<TaskDeleted>(),
             Self::TaskList => schema_of::<TaskList>(),
             Self::TaskWait | Self::TaskKill => schema_of::<TaskLogEntry>(),
+            Self::TaskReadFile => schema_of::<TaskFile>(),
+            Self::TaskWriteFile => schema_of::<TaskFileWritten>(),
         };
         let mut schema = schema.as_object().cloned().unwrap_or_default();
         schema.values_mut().for_each(forget_formats);
@@ -293,9 +324,9 @@ impl Tool {
         schema
     }
 
-    /// What a client may rely on before it asks its user.
-    pub(crate) fn annotations(self) -> ToolAnnotations {
-        let reads = matches!(
+    /// A call changes nothing.
+    pub(crate) fn reads_only(self) -> bool {
+        matches!(
             self,
             Self::VmListEnvironments
                 | Self::VmStatus
@@ -304,7 +335,18 @@ impl Tool {
                 | Self::TaskLogs
                 | Self::TaskList
                 | Self::TaskWait
-        );
+                | Self::TaskReadFile
+        )
+    }
+
+    /// A call makes a VM.
+    pub(crate) fn creates(self) -> bool {
+        matches!(self, Self::VmRun | Self::VmCreate | Self::TaskCreate)
+    }
+
+    /// What a client may rely on before it asks its user. `closed`: commands reach nothing outside their machine.
+    pub(crate) fn annotations(self, closed: bool) -> ToolAnnotations {
+        let reads = self.reads_only();
         let destroys = matches!(
             self,
             Self::VmExec
@@ -313,68 +355,21 @@ impl Tool {
                 | Self::TaskExec
                 | Self::TaskDelete
                 | Self::TaskKill
+                | Self::TaskWriteFile
         );
         let repeatable = reads
             || matches!(
                 self,
-                Self::VmStop | Self::VmReapExpired | Self::TaskStop | Self::TaskKill | Self::TaskExtend
+                Self::VmStop
+                    | Self::VmReapExpired
+                    | Self::TaskStop
+                    | Self::TaskKill
+                    | Self::TaskExtend
+                    | Self::TaskWriteFile
             );
         // With `network` a command reaches whatever it wants to.
-        let open = matches!(self, Self::VmRun | Self::VmExec | Self::TaskExec);
+        let open = !closed && matches!(self, Self::VmRun | Self::VmExec | Self::TaskExec);
         ToolAnnotations::new().read_only(reads).destructive(destroys).idempotent(repeatable).open_world(open)
-    }
-
-    /// Does what is asked.
-    pub(crate) async fn call(
-        self,
-        engine: &Engine,
-        given: &Arguments,
-        events: &Events,
-        cancel: &CancellationToken,
-    ) -> Result<CallToolResult, Failure> {
-        let vm = || given.text(VM_ID.name);
-        let task = || given.text(TASK_ID.name);
-        Ok(match self {
-            Self::VmRun => {
-                result::success(&engine.run(vm_spec(given)?, command(given)?, events, cancel).await?)
-            }
-            Self::VmListEnvironments => {
-                result::success(&EnvironmentResult { result: engine.list_environments().await?.environments })
-            }
-            Self::VmCreate => result::success(&engine.create_vm(vm_spec(given)?, events, cancel).await?),
-            Self::VmStart => result::success(&engine.start_vm(&vm()?, cancel).await?),
-            Self::VmExec => result::success(&engine.exec_vm(&vm()?, command(given)?, events, cancel).await?),
-            Self::VmStop => result::success(&engine.stop_vm(&vm()?).await?),
-            Self::VmDelete => result::success(&engine.delete_vm(&vm()?).await?),
-            Self::VmStatus => result::success(&engine.status_vm(&vm()?).await?),
-            Self::VmNetworkInfo => result::success(&engine.network_info_vm(&vm()?).await?),
-            Self::VmReapExpired => result::success(&engine.reap_expired().await?),
-            Self::TaskCreate => {
-                let spec = TaskSpec { vm: vm_spec(given)?, disk_mib: given.optional_integer("disk_mib")? };
-                result::success(&engine.create_task(spec, events, cancel).await?)
-            }
-            Self::TaskExec if given.switch("detach")? => {
-                result::success(&engine.detach_task(&task()?, command(given)?).await?)
-            }
-            Self::TaskExec => {
-                result::success(&engine.exec_task(&task()?, command(given)?, events, cancel).await?)
-            }
-            Self::TaskStatus => result::success(&engine.status_task(&task()?).await?),
-            Self::TaskLogs => {
-                let sequence =
-                    given.optional_integer("sequence")?.map(|_| given.count("sequence")).transpose()?;
-                result::success(&engine.logs_task(&task()?, sequence).await?)
-            }
-            Self::TaskDelete => result::success(&engine.delete_task(&task()?).await?),
-            Self::TaskList => result::success(&engine.list_tasks().await?),
-            Self::TaskWait => result::success(&wait(engine, given, cancel).await?),
-            Self::TaskKill => result::success(&engine.kill_task(&task()?, given.count("sequence")?).await?),
-            Self::TaskStart => result::success(&engine.start_task(&task()?, events, cancel).await?),
-            Self::TaskStop => result::success(&engine.stop_task(&task()?).await?),
-            Self::TaskExtend => {
-                result::success(&engine.extend_task(&task()?, given.integer("ttl_seconds")?).await?)
-            }
-        })
     }
 }
 
@@ -402,49 +397,4 @@ fn forget_formats(schema: &mut Value) {
 enum Executed {
     Ended(TaskExec),
     Detached(TaskDetached),
-}
-
-/// Waits for a command, but not longer than a client would.
-async fn wait(
-    engine: &Engine,
-    given: &Arguments,
-    cancel: &CancellationToken,
-) -> Result<TaskLogEntry, Failure> {
-    let (task, sequence) = (given.text(TASK_ID.name)?, given.count("sequence")?);
-    let seconds = given.optional_integer("timeout_seconds")?.unwrap_or(45);
-    let limit = u64::try_from(seconds).ok().filter(|seconds| (1..=3600).contains(seconds));
-    let limit = limit.ok_or_else(|| "`timeout_seconds` must be between 1 and 3600".to_owned())?;
-    let patience = cancel.child_token();
-    let waited = engine.wait_task(&task, sequence, &patience);
-    match tokio::time::timeout(std::time::Duration::from_secs(limit), waited).await {
-        Ok(entry) => Ok(entry?),
-        Err(_) => {
-            let logs = engine.logs_task(&task, Some(sequence)).await?;
-            let entry = logs.entries.into_iter().next();
-            entry.ok_or_else(|| Failure::Arguments(format!("task {task} has no command {sequence}")))
-        }
-    }
-}
-
-fn vm_spec(given: &Arguments) -> Result<VmSpec, String> {
-    let defaults = VmSpec::new(given.text(ENVIRONMENT.name)?);
-    Ok(VmSpec {
-        vcpu_count: given.optional_integer(VCPU_COUNT.name)?.unwrap_or(defaults.vcpu_count),
-        mem_mib: given.optional_integer(MEM_MIB.name)?.unwrap_or(defaults.mem_mib),
-        ttl_seconds: given.optional_integer(VM_TTL.name)?.unwrap_or(defaults.ttl_seconds),
-        network: given.switch(NETWORK.name)?,
-        allow_host_compat: given.switch(HOST_COMPAT.name)?,
-        environment: defaults.environment,
-    })
-}
-
-fn command(given: &Arguments) -> Result<Command, String> {
-    let defaults = Command::new(given.text(COMMAND.name)?);
-    Ok(Command {
-        timeout_seconds: given.optional_integer(TIMEOUT.name)?.unwrap_or(defaults.timeout_seconds),
-        output: OutputMode::CaptureAndStream,
-        cwd: given.optional_text("cwd")?,
-        env: given.texts("env")?,
-        ..defaults
-    })
 }

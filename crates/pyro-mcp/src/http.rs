@@ -1,0 +1,237 @@
+//! Streamable HTTP: who may connect, how much they may send, and how it ends.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
+use rmcp::transport::streamable_http_server::session::local::{LocalSessionManager, SessionConfig};
+use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
+use subtle::ConstantTimeEq as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::Server;
+
+/// Where the server answers.
+pub const HTTP_PATH: &str = "/mcp";
+/// Fewest characters of a token.
+const MIN_TOKEN_CHARS: usize = 16;
+
+/// Longest body of a request, in bytes.
+const BODY_LIMIT: usize = 4 << 20;
+/// Longest head of a request, in bytes.
+const HEAD_LIMIT: usize = 64 << 10;
+/// Time for the head of a request.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// Most connections at a time; more wait to be accepted.
+const CONNECTIONS: usize = 256;
+/// Most clients of the kind that shakes hands, each of which has a session.
+const SESSIONS: usize = 256;
+/// Time after which a session of which nothing is heard ends. No call may take longer without a word.
+const SESSION_TIME: Duration = Duration::from_secs(2 * 3600);
+/// Time that connections have for their last answers.
+const GOODBYE_TIME: Duration = Duration::from_secs(2);
+/// Pause after a connection could not be accepted, which is a lack of resources that may pass.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where the server listens, and who may talk to it there.
+#[derive(Clone, Debug)]
+pub struct HttpAccess {
+    address: SocketAddr,
+    token: Option<String>,
+    hosts: Vec<String>,
+}
+
+impl HttpAccess {
+    /// `token` is what clients send as `Authorization: Bearer …`; without one, whoever can connect may talk. `hosts` are
+    /// names of this host, beside those of its loopback and `address` itself. Requests for others are refused, as are
+    /// those of pages in a browser that come from others: a name that leads here is easily had.
+    ///
+    /// # Errors
+    /// What is wrong, in one sentence: a token that is easily guessed or cannot be sent, none where others than this host
+    /// can connect, or no name by which they could.
+    pub fn new(address: SocketAddr, token: Option<String>, hosts: Vec<String>) -> Result<Self, String> {
+        match &token {
+            Some(token)
+                if token.len() < MIN_TOKEN_CHARS || !token.bytes().all(|byte| byte.is_ascii_graphic()) =>
+            {
+                return Err(format!(
+                    "the token must have at least {MIN_TOKEN_CHARS} characters, all of them printable ASCII and none a space"
+                ));
+            }
+            None if !address.ip().is_loopback() => {
+                return Err(format!(
+                    "a token is required to listen on {address}, which is not this host's loopback"
+                ));
+            }
+            _ => {}
+        }
+        if address.ip().is_unspecified() && hosts.is_empty() {
+            return Err(format!("the names by which clients reach {address} must be given"));
+        }
+        let is_name = |name: &String| {
+            !name.is_empty()
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte))
+        };
+        if let Some(host) = hosts.iter().find(|host| !is_name(host)) {
+            return Err(format!("`{host}` is no name of a host"));
+        }
+        Ok(Self { address, token, hosts })
+    }
+}
+
+type Body = BoxBody<Bytes, Infallible>;
+type Protocol = StreamableHttpService<Server, LocalSessionManager>;
+
+/// What all connections share.
+struct Door {
+    protocol: Protocol,
+    sessions: Arc<LocalSessionManager>,
+    token: Option<String>,
+}
+
+impl Server {
+    /// Serves clients that connect until `stop` is done. Then calls that are under way are cancelled, what they hold is
+    /// freed, and their answers are sent before this returns; tasks stay. `ready` is called with the address once clients
+    /// can connect.
+    ///
+    /// # Errors
+    /// The address cannot be listened on.
+    pub async fn serve_http(
+        self,
+        access: HttpAccess,
+        ready: impl FnOnce(SocketAddr),
+        stop: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        let listener = TcpListener::bind(access.address).await?;
+        ready(listener.local_addr()?);
+        self.begin();
+        let door = Arc::new(Door::new(self.clone(), access));
+        let graceful = GracefulShutdown::new();
+        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let accept = async {
+            loop {
+                // The semaphore is never closed.
+                let place = Arc::clone(&room).acquire_owned().await.ok();
+                match listener.accept().await {
+                    Ok((stream, _)) => {
+                        let connection = graceful.watch(connection(stream, Arc::clone(&door)));
+                        tokio::spawn(async move {
+                            // A client that goes away is no event.
+                            let _ = connection.await;
+                            drop(place);
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = accept => {}
+            () = stop => {}
+        }
+        drop(listener);
+        self.end_calls().await;
+        door.protocol.config.cancellation_token.cancel();
+        let _ = tokio::time::timeout(GOODBYE_TIME, graceful.shutdown()).await;
+        Ok(())
+    }
+}
+
+fn connection(stream: TcpStream, door: Arc<Door>) -> impl GracefulConnection<Output = hyper::Result<()>> {
+    // Answers are small and are waited for.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |request| {
+        let door = Arc::clone(&door);
+        async move { Ok::<_, Infallible>(door.answer(request).await) }
+    });
+    hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_buf_size(HEAD_LIMIT)
+        .serve_connection(TokioIo::new(stream), service)
+}
+
+impl Door {
+    fn new(server: Server, access: HttpAccess) -> Self {
+        let mut hosts: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
+        hosts.push(access.address.ip().to_string());
+        hosts.extend(access.hosts);
+        let origins = hosts.iter().flat_map(|host| {
+            let host = if host.parse().is_ok_and(|ip: IpAddr| ip.is_ipv6()) {
+                format!("[{host}]")
+            } else {
+                host.clone()
+            };
+            [format!("http://{host}:*"), format!("https://{host}:*")]
+        });
+        let config = StreamableHttpServerConfig::default()
+            .with_allowed_origins(origins)
+            .with_allowed_hosts(hosts)
+            .with_max_request_body_bytes(BODY_LIMIT);
+        let mut sessions = LocalSessionManager::default();
+        sessions.session_config = SessionConfig::default();
+        sessions.session_config.keep_alive = Some(SESSION_TIME);
+        let sessions = Arc::new(sessions);
+        let protocol = StreamableHttpService::new(move || Ok(server.clone()), Arc::clone(&sessions), config);
+        Self { protocol, sessions, token: access.token }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        if request.uri().path() != HTTP_PATH {
+            return refusal(StatusCode::NOT_FOUND, &format!("there is nothing here but {HTTP_PATH}"));
+        }
+        if !self.admits(&request) {
+            let mut response = refusal(StatusCode::UNAUTHORIZED, "the server's token is required");
+            response
+                .headers_mut()
+                .insert(WWW_AUTHENTICATE, hyper::header::HeaderValue::from_static("Bearer"));
+            return response;
+        }
+        if may_begin_session(&request) && self.sessions.sessions.read().await.len() >= SESSIONS {
+            let mut response = refusal(StatusCode::SERVICE_UNAVAILABLE, "there are too many clients already");
+            response.headers_mut().insert(RETRY_AFTER, hyper::header::HeaderValue::from_static("60"));
+            return response;
+        }
+        self.protocol.handle(request).await
+    }
+
+    /// The client knows the token, if there is one. How long that takes says nothing about how much of it is right.
+    fn admits(&self, request: &Request<Incoming>) -> bool {
+        let Some(token) = &self.token else { return true };
+        let given = request.headers().get(AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
+        let given = match given.split_first_chunk::<7>() {
+            Some((scheme, given)) if scheme.eq_ignore_ascii_case(b"bearer ") => given,
+            _ => return false,
+        };
+        given.ct_eq(token.as_bytes()).into()
+    }
+}
+
+/// Requests of a session name it, and those that do without sessions name the protocol's version.
+fn may_begin_session(request: &Request<Incoming>) -> bool {
+    request.method() == Method::POST
+        && !["mcp-session-id", "mcp-protocol-version"]
+            .iter()
+            .any(|name| request.headers().contains_key(*name))
+}
+
+fn refusal(status: StatusCode, sentence: &str) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(format!("{sentence}\n"))).boxed());
+    *response.status_mut() = status;
+    response
+}

@@ -1,0 +1,238 @@
+//! What the operator of a server allows, whatever an agent asks for.
+
+use pyro_engine::{Engine, VmSpec};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::arguments::{self, Argument, Arguments, Kind, Object};
+use crate::call::Failure;
+use crate::tools::{DISK, ENVIRONMENT, HOST_COMPAT, MEM_MIB, NETWORK, TASK_TTL, Tool, VCPU_COUNT};
+
+/// Which tools a server has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    /// Single commands only.
+    VmRun,
+    /// Single commands and tasks.
+    Task,
+    /// All.
+    #[default]
+    Full,
+}
+
+/// Limits that the operator of a server sets and no client can widen. By default there are none but the engine's.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Policy {
+    /// Which tools there are.
+    pub profile: Profile,
+    /// Only tools that change nothing.
+    pub read_only: bool,
+    /// Environments that may be used; empty: all.
+    pub environments: Vec<String>,
+    /// No guest gets a network.
+    pub no_network: bool,
+    /// No command runs on the host, whether the client agrees or not.
+    pub no_host_compat: bool,
+    /// Most virtual CPUs.
+    pub max_vcpu_count: Option<i64>,
+    /// Most memory in MiB.
+    pub max_mem_mib: Option<i64>,
+    /// Largest disk of a task in MiB.
+    pub max_disk_mib: Option<i64>,
+    /// Longest lifetime in seconds.
+    pub max_ttl_seconds: Option<i64>,
+}
+
+/// What a policy says about one argument.
+enum Pin<'a> {
+    OneOf(&'a [String]),
+    AtMost(i64),
+    Off,
+}
+
+/// Size of a task's disk if none is asked for, in MiB.
+const DEFAULT_DISK_MIB: i64 = 8192;
+
+impl Policy {
+    /// The tools that there are, in the order in which clients see them.
+    pub(crate) fn tools(&self) -> impl Iterator<Item = Tool> {
+        Tool::ALL.into_iter().filter(|tool| self.offers(*tool))
+    }
+
+    fn offers(&self, tool: Tool) -> bool {
+        let name = tool.name();
+        let in_profile = match self.profile {
+            Profile::VmRun => matches!(tool, Tool::VmRun | Tool::VmListEnvironments),
+            Profile::Task => {
+                matches!(tool, Tool::VmRun | Tool::VmListEnvironments) || name.starts_with("task_")
+            }
+            Profile::Full => true,
+        };
+        in_profile && (!self.read_only || tool.reads_only())
+    }
+
+    /// Tasks can be used at all.
+    pub(crate) fn has_tasks(&self) -> bool {
+        self.profile != Profile::VmRun
+    }
+
+    /// An environment may be used.
+    pub(crate) fn allows(&self, environment: &str) -> bool {
+        self.environments.is_empty() || self.environments.iter().any(|allowed| allowed == environment)
+    }
+
+    fn pin(&self, argument: &str) -> Option<Pin<'_>> {
+        let off = |is_off: bool| is_off.then_some(Pin::Off);
+        match argument {
+            _ if argument == ENVIRONMENT.name => {
+                (!self.environments.is_empty()).then_some(Pin::OneOf(&self.environments))
+            }
+            _ if argument == NETWORK.name => off(self.no_network),
+            _ if argument == HOST_COMPAT.name => off(self.no_host_compat),
+            _ if argument == VCPU_COUNT.name => self.max_vcpu_count.map(Pin::AtMost),
+            _ if argument == MEM_MIB.name => self.max_mem_mib.map(Pin::AtMost),
+            _ if argument == DISK.name => self.max_disk_mib.map(Pin::AtMost),
+            _ if argument == TASK_TTL.name => self.max_ttl_seconds.map(Pin::AtMost),
+            _ => None,
+        }
+    }
+
+    /// The schema of a tool's arguments, with the limits in it.
+    pub(crate) fn input_schema(&self, tool: Tool) -> Object {
+        let mut schema = arguments::schema(tool.arguments());
+        for argument in tool.arguments() {
+            let (Some(pin), Some(property)) = (self.pin(argument.name), property(&mut schema, argument.name))
+            else {
+                continue;
+            };
+            match pin {
+                Pin::OneOf(names) => property["enum"] = names.into(),
+                Pin::AtMost(most) => {
+                    property["maximum"] = most.into();
+                    if property["default"].as_i64().is_some_and(|default| default > most) {
+                        property["default"] = most.into();
+                    }
+                }
+                Pin::Off => property["enum"] = json!([false]),
+            }
+        }
+        schema
+    }
+
+    /// What a tool does, and what limits it.
+    pub(crate) fn description(&self, tool: Tool, engine: &Engine) -> String {
+        let limits: Vec<String> =
+            tool.arguments().iter().filter_map(|argument| self.told(argument)).collect();
+        let mut text = tool.description().to_owned();
+        if tool.creates() {
+            text.push_str(&format!(" At most {} VMs and tasks exist at once.", engine.max_active_vms()));
+        }
+        if !limits.is_empty() {
+            text.push_str(&format!(" Limits set by the operator: {}.", limits.join("; ")));
+        }
+        text
+    }
+
+    fn told(&self, argument: &Argument) -> Option<String> {
+        Some(match self.pin(argument.name)? {
+            Pin::OneOf(names) => format!("{} {}", argument.name, names.join(" or ")),
+            Pin::AtMost(most) => format!("{} at most {most}", argument.name),
+            Pin::Off => format!("{} never", argument.name),
+        })
+    }
+
+    /// Checks what a client asks for, and puts a limit in the place of a default that is beyond it.
+    pub(crate) fn check(&self, tool: Tool, mut given: Arguments) -> Result<Arguments, Failure> {
+        if !self.offers(tool) {
+            return Err(Failure::NotAllowed(format!("this server does not offer {}", tool.name())));
+        }
+        for argument in tool.arguments() {
+            if let Some(pin) = self.pin(argument.name) {
+                pin.check(argument, &mut given)?;
+            }
+        }
+        Ok(given)
+    }
+
+    /// What a client gets that asks for no size, as far as it is allowed.
+    pub(crate) fn usual(&self, environment: &str) -> VmSpec {
+        let spec = VmSpec::new(environment);
+        let at_most = |value: i64, most: Option<i64>| most.map_or(value, |most| value.min(most));
+        VmSpec {
+            vcpu_count: at_most(spec.vcpu_count, self.max_vcpu_count),
+            mem_mib: at_most(spec.mem_mib, self.max_mem_mib),
+            ttl_seconds: at_most(spec.ttl_seconds, self.max_ttl_seconds),
+            ..spec
+        }
+    }
+
+    /// Commands reach nothing outside their machine, whatever they do.
+    pub(crate) fn closes_machines(&self) -> bool {
+        self.no_network && self.no_host_compat
+    }
+
+    /// Some limit holds for machines that somebody else has made, too.
+    pub(crate) fn limits_machines(&self) -> bool {
+        self.no_network || self.no_host_compat || !self.environments.is_empty()
+    }
+
+    /// Checks a machine that is there already, before something runs in it.
+    pub(crate) fn admit(&self, machine: &Machine) -> Result<(), Failure> {
+        let fault = if !self.allows(&machine.environment) {
+            format!("it is made from {}", machine.environment)
+        } else if self.no_network && machine.network_enabled {
+            "it has a network".to_owned()
+        } else if self.no_host_compat && machine.allow_host_compat {
+            "its commands may run on the host".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(Failure::NotAllowed(format!("{} cannot be used on this server: {fault}", machine.name)))
+    }
+}
+
+impl Pin<'_> {
+    fn check(&self, argument: &Argument, given: &mut Arguments) -> Result<(), Failure> {
+        let name = argument.name;
+        let refused = match self {
+            Self::OneOf(names) => match given.optional_text(name)? {
+                Some(asked) if !names.contains(&asked) => {
+                    format!("{name} must be {} on this server", names.join(" or "))
+                }
+                _ => return Ok(()),
+            },
+            Self::Off if given.switch(name)? => format!("{name} is turned off on this server"),
+            Self::Off => return Ok(()),
+            Self::AtMost(most) => match (given.optional_integer(name)?, argument.kind) {
+                (Some(asked), _) if asked > *most => {
+                    format!("{name} must be at most {most} on this server, not {asked}")
+                }
+                (None, Kind::OptionalInteger(default)) => {
+                    if default.unwrap_or(DEFAULT_DISK_MIB) > *most {
+                        given.set(name, (*most).into());
+                    }
+                    return Ok(());
+                }
+                _ => return Ok(()),
+            },
+        };
+        Err(Failure::NotAllowed(refused))
+    }
+}
+
+/// What a policy looks at in a VM or a task.
+pub(crate) struct Machine {
+    /// What it is, and its id.
+    pub(crate) name: String,
+    pub(crate) environment: String,
+    pub(crate) network_enabled: bool,
+    pub(crate) allow_host_compat: bool,
+}
+
+fn property<'a>(schema: &'a mut Object, name: &str) -> Option<&'a mut Value> {
+    schema.get_mut("properties")?.get_mut(name)
+}
+
+#[cfg(test)]
+mod tests;

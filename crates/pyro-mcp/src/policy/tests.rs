@@ -1,0 +1,115 @@
+use serde_json::json;
+
+use super::*;
+
+fn check(policy: &Policy, tool: Tool, given: Value) -> Result<Value, String> {
+    let Value::Object(given) = given else { panic!("{given} is no object") };
+    match policy.check(tool, Arguments(given)) {
+        Ok(checked) => Ok(Value::Object(checked.0)),
+        Err(Failure::NotAllowed(sentence)) => Err(sentence),
+        Err(other) => panic!("{other:?}"),
+    }
+}
+
+fn strict() -> Policy {
+    Policy {
+        environments: vec!["debian:12".to_owned()],
+        no_network: true,
+        no_host_compat: true,
+        max_vcpu_count: Some(2),
+        max_mem_mib: Some(512),
+        max_disk_mib: Some(1024),
+        max_ttl_seconds: Some(300),
+        ..Policy::default()
+    }
+}
+
+#[test]
+fn what_is_beyond_a_limit_is_refused() {
+    let policy = strict();
+    let run = |argument: &str, value: Value| {
+        let mut given = json!({ "environment": "debian:12", "command": "true" });
+        given[argument] = value;
+        check(&policy, Tool::VmRun, given).unwrap_err()
+    };
+    let refusals = [
+        run("environment", json!("debian:12-build")),
+        run("network", json!(true)),
+        run("network", json!("true")),
+        run("allow_host_compat", json!(true)),
+        run("vcpu_count", json!(3)),
+        run("mem_mib", json!("513")),
+        run("ttl_seconds", json!(1e300)),
+        check(&policy, Tool::TaskCreate, json!({ "environment": "debian:12", "disk_mib": 2048 }))
+            .unwrap_err(),
+        check(&policy, Tool::TaskExtend, json!({ "task_id": "x", "ttl_seconds": 301 })).unwrap_err(),
+    ];
+    insta::assert_snapshot!(refusals.join("\n"), @r"
+    environment must be debian:12 on this server
+    network is turned off on this server
+    network is turned off on this server
+    allow_host_compat is turned off on this server
+    vcpu_count must be at most 2 on this server, not 3
+    mem_mib must be at most 512 on this server, not 513
+    ttl_seconds must be at most 300 on this server, not 9223372036854775807
+    disk_mib must be at most 1024 on this server, not 2048
+    ttl_seconds must be at most 300 on this server, not 301
+    ");
+}
+
+#[test]
+fn a_default_beyond_a_limit_becomes_the_limit() {
+    let given = json!({ "environment": "debian:12" });
+    let checked = check(&strict(), Tool::TaskCreate, given.clone()).unwrap();
+    let expected =
+        json!({ "environment": "debian:12", "mem_mib": 512, "ttl_seconds": 300, "disk_mib": 1024 });
+    assert_eq!(checked, expected);
+    assert_eq!(check(&Policy::default(), Tool::TaskCreate, given.clone()).unwrap(), given);
+    let schema = strict().input_schema(Tool::TaskCreate);
+    let properties = &schema["properties"];
+    assert_eq!(
+        (&properties["mem_mib"]["default"], &properties["mem_mib"]["maximum"]),
+        (&json!(512), &json!(512))
+    );
+    assert_eq!(properties["vcpu_count"]["default"], 1);
+    assert_eq!(properties["environment"]["enum"], json!(["debian:12"]));
+    assert_eq!(properties["network"]["enum"], json!([false]));
+}
+
+#[test]
+fn machines_that_others_made_are_held_to_it() {
+    let machine = |environment: &str, network_enabled, allow_host_compat| {
+        let (name, environment) = ("task x".to_owned(), environment.to_owned());
+        strict().admit(&Machine { name, environment, network_enabled, allow_host_compat }).is_ok()
+    };
+    assert!(machine("debian:12", false, false));
+    assert!(!machine("debian:12-base", false, false));
+    assert!(!machine("debian:12", true, false));
+    assert!(!machine("debian:12", false, true));
+    assert!(strict().limits_machines() && !Policy::default().limits_machines());
+}
+
+#[test]
+fn profiles_are_sets_of_tools() {
+    let names = |policy: Policy| policy.tools().map(Tool::name).collect::<Vec<_>>().join(" ");
+    let profile = |profile, read_only| names(Policy { profile, read_only, ..Policy::default() });
+    insta::assert_snapshot!([
+        profile(Profile::VmRun, false),
+        profile(Profile::VmRun, true),
+        profile(Profile::Task, false),
+        profile(Profile::Task, true),
+        profile(Profile::Full, true),
+    ].join("\n"), @r"
+    vm_run vm_list_environments
+    vm_list_environments
+    vm_run vm_list_environments task_create task_exec task_status task_logs task_delete task_list task_wait task_kill task_start task_stop task_extend task_read_file task_write_file
+    vm_list_environments task_status task_logs task_list task_wait task_read_file
+    vm_list_environments vm_status vm_network_info task_status task_logs task_list task_wait task_read_file
+    ");
+    assert_eq!(Policy::default().tools().count(), Tool::ALL.len());
+    let policy = Policy { profile: Profile::VmRun, ..Policy::default() };
+    assert_eq!(
+        check(&policy, Tool::TaskList, json!({})).unwrap_err(),
+        "this server does not offer task_list"
+    );
+}

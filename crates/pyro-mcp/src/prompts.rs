@@ -1,0 +1,106 @@
+//! Prompts that teach the workflow, and completion of the names in them and in addresses.
+
+use pyro_engine::Engine;
+use rmcp::ErrorData;
+use rmcp::model::{
+    ArgumentInfo, CompletionContext, CompletionInfo, GetPromptRequestParams, GetPromptResult, Prompt,
+    PromptArgument, PromptMessage, Role,
+};
+
+use crate::policy::Policy;
+use crate::resources::{environment_names, fault};
+
+const RUN: &str = "run_in_vm";
+const WORK: &str = "work_in_task";
+/// What prompts suggest.
+const ENVIRONMENT: &str = "debian:12";
+
+/// The prompts that there are.
+pub(crate) fn list(policy: &Policy) -> Vec<Prompt> {
+    let environment = PromptArgument::new("environment")
+        .with_description("Environment to use; debian:12 unless it is given")
+        .with_required(false);
+    let prompt = |name: &str, description: &str, goal: &str| {
+        let goal = PromptArgument::new("goal").with_description(goal).with_required(true);
+        Prompt::new(name, Some(description), Some(vec![goal, environment.clone()]))
+    };
+    let mut prompts =
+        vec![prompt(RUN, "Run something once in a machine of its own", "What to find out or to try")];
+    if policy.has_tasks() && !policy.read_only {
+        prompts.push(prompt(WORK, "Work in a machine that stays until the goal is reached", "What to reach"));
+    }
+    prompts
+}
+
+/// A prompt with its arguments filled in.
+pub(crate) fn get(policy: &Policy, request: &GetPromptRequestParams) -> Result<GetPromptResult, ErrorData> {
+    let argument = |name: &str| {
+        let value = request.arguments.as_ref().and_then(|arguments| arguments.get(name));
+        value
+            .map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+            .filter(|text| !text.is_empty())
+    };
+    if !list(policy).iter().any(|prompt| prompt.name == request.name) {
+        return Err(ErrorData::invalid_params("there is no such prompt", None));
+    }
+    let goal = argument("goal").ok_or_else(|| ErrorData::invalid_params("`goal` is required", None))?;
+    let default = policy.environments.first().map_or(ENVIRONMENT, String::as_str);
+    let environment = argument("environment").unwrap_or_else(|| default.to_owned());
+    let text = match request.name.as_str() {
+        RUN => format!(
+            "{goal}\n\n\
+             Use the tool vm_run with the environment {environment}. Each call gets a new machine, so everything that \
+             belongs together must be in one command. Look at exit_code and stderr: a command that fails is a normal \
+             result. If something is missing in the machine, try another environment, or `network` and apt-get. Base \
+             what you say on what the commands wrote."
+        ),
+        _ => format!(
+            "{goal}\n\n\
+             1. Create a task with task_create from the environment {environment} and remember its task_id.\n\
+             2. Put files into its /workspace with task_write_file, run commands with task_exec, and look at exit_code and \
+             stderr after each.\n\
+             3. Run what takes more than a minute with `detach`, and use task_wait with its sequence until outcome is no \
+             longer `running`.\n\
+             4. If the work takes longer than the task's lifetime, renew that with task_extend; a task that has been \
+             stopped starts again with task_start and has its files.\n\
+             5. When the goal is reached, tell what was done and what the commands wrote, and remove the task with \
+             task_delete, unless its files are still needed."
+        ),
+    };
+    Ok(GetPromptResult::new(vec![PromptMessage::new_text(Role::User, text)]))
+}
+
+/// What an argument of a prompt, or a name in an address, may be.
+pub(crate) async fn complete(
+    engine: &Engine,
+    policy: &Policy,
+    argument: &ArgumentInfo,
+    context: Option<&CompletionContext>,
+) -> Result<CompletionInfo, ErrorData> {
+    let known = match argument.name.as_str() {
+        "environment" => environment_names(engine, policy).await?,
+        "task_id" if policy.has_tasks() => {
+            let tasks = engine.list_tasks().await.map_err(|error| fault(&error))?.tasks;
+            tasks.into_iter().map(|task| task.task_id.to_string()).collect()
+        }
+        "sequence" if policy.has_tasks() => {
+            let task = context.and_then(|context| context.arguments.as_ref()?.get("task_id"));
+            match task {
+                // Commands are numbered from 1 without gaps; the latest are what is asked for.
+                Some(task) => {
+                    let count = engine.status_task(task).await.map_err(|error| fault(&error))?.command_count;
+                    (1..=count).rev().map(|sequence| sequence.to_string()).collect()
+                }
+                None => Vec::new(),
+            }
+        }
+        "stream" => ["stdout", "stderr"].map(str::to_owned).into(),
+        _ => Vec::new(),
+    };
+    let fitting: Vec<String> = known.into_iter().filter(|name| name.starts_with(&argument.value)).collect();
+    let total = u32::try_from(fitting.len()).unwrap_or(u32::MAX);
+    let shown: Vec<String> = fitting.into_iter().take(CompletionInfo::MAX_VALUES).collect();
+    let has_more = (shown.len() as u32) < total;
+    CompletionInfo::with_pagination(shown, Some(total), has_more)
+        .map_err(|text| ErrorData::internal_error(text, None))
+}

@@ -1,0 +1,242 @@
+//! Resources: what there is, what is allowed, and what commands wrote.
+
+use std::fmt;
+
+use pyro_engine::{Engine, EngineError, ErrorKind};
+use rmcp::ErrorData;
+use rmcp::model::{Resource, ResourceContents, ResourceTemplate};
+use serde::Serialize;
+
+use crate::outputs::Outputs;
+use crate::policy::Policy;
+use crate::result;
+
+const SCHEME: &str = "pyro://";
+const JSON: &str = "application/json";
+
+/// What a resource is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Address {
+    Policy,
+    Environment(String),
+    Task(String),
+    Journal(String),
+    CommandOutput { task: String, sequence: u64, stream: &'static str },
+    VmOutput { vm: String, stream: &'static str },
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(SCHEME)?;
+        match self {
+            Self::Policy => f.write_str("policy"),
+            Self::Environment(name) => write!(f, "environments/{name}"),
+            Self::Task(task) => write!(f, "tasks/{task}"),
+            Self::Journal(task) => write!(f, "tasks/{task}/logs"),
+            Self::CommandOutput { task, sequence, stream } => {
+                write!(f, "tasks/{task}/commands/{sequence}/{stream}")
+            }
+            Self::VmOutput { vm, stream } => write!(f, "vms/{vm}/{stream}"),
+        }
+    }
+}
+
+impl Address {
+    /// Names in it are checked by whoever is asked for what they name.
+    fn parse(uri: &str) -> Option<Self> {
+        let stream = |name| ["stdout", "stderr"].into_iter().find(|stream| *stream == name);
+        let parts: Vec<&str> = uri.strip_prefix(SCHEME)?.split('/').collect();
+        Some(match parts[..] {
+            ["policy"] => Self::Policy,
+            ["environments", name] => Self::Environment(name.to_owned()),
+            ["tasks", task] => Self::Task(task.to_owned()),
+            ["tasks", task, "logs"] => Self::Journal(task.to_owned()),
+            ["tasks", task, "commands", sequence, name] => Self::CommandOutput {
+                task: task.to_owned(),
+                sequence: sequence.parse().ok()?,
+                stream: stream(name)?,
+            },
+            ["vms", vm, name] => Self::VmOutput { vm: vm.to_owned(), stream: stream(name)? },
+            _ => return None,
+        })
+    }
+
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Policy => "policy".to_owned(),
+            Self::Environment(name) => name.clone(),
+            Self::Task(task) => format!("task {task}"),
+            Self::Journal(task) => format!("journal of task {task}"),
+            Self::CommandOutput { task, sequence, stream } => {
+                format!("{stream} of command {sequence} of task {task}")
+            }
+            Self::VmOutput { vm, stream } => format!("{stream} of vm {vm}"),
+        }
+    }
+
+    pub(crate) fn description(&self) -> &'static str {
+        match self {
+            Self::Policy => "What the operator of this server allows",
+            Self::Environment(_) => "What an environment holds, and whether it is installed",
+            Self::Task(_) => "State, settings and latest command of a task",
+            Self::Journal(_) => "The commands of a task and what they wrote",
+            Self::CommandOutput { .. } => "All that is kept of what a command of a task wrote",
+            Self::VmOutput { .. } => "What the command of a VM that is gone wrote; kept for a while",
+        }
+    }
+
+    pub(crate) fn mime_type(&self) -> &'static str {
+        match self {
+            Self::CommandOutput { .. } | Self::VmOutput { .. } => "text/plain",
+            _ => JSON,
+        }
+    }
+}
+
+/// The kinds of resources, for clients that fill in names themselves.
+pub(crate) fn templates(policy: &Policy) -> Vec<ResourceTemplate> {
+    let template = |uri: &str, name: &str, address: &Address| {
+        ResourceTemplate::new(format!("{SCHEME}{uri}"), name)
+            .with_description(address.description())
+            .with_mime_type(address.mime_type())
+    };
+    let none = String::new;
+    let output = Address::CommandOutput { task: none(), sequence: 0, stream: "" };
+    let mut templates =
+        vec![template("environments/{environment}", "environment", &Address::Environment(none()))];
+    if policy.has_tasks() {
+        templates.extend([
+            template("tasks/{task_id}", "task", &Address::Task(none())),
+            template("tasks/{task_id}/logs", "journal", &Address::Journal(none())),
+            template("tasks/{task_id}/commands/{sequence}/{stream}", "output", &output),
+        ]);
+    }
+    templates
+}
+
+/// Everything that there is.
+pub(crate) async fn list(
+    engine: &Engine,
+    policy: &Policy,
+    outputs: &Outputs,
+) -> Result<Vec<Resource>, ErrorData> {
+    let mut addresses = vec![Address::Policy];
+    for name in environment_names(engine, policy).await? {
+        addresses.push(Address::Environment(name));
+    }
+    if policy.has_tasks() {
+        for task in engine.list_tasks().await.map_err(|error| fault(&error))?.tasks {
+            let id = task.task_id.to_string();
+            addresses.extend([Address::Task(id.clone()), Address::Journal(id)]);
+        }
+    }
+    addresses.extend(outputs.uris().iter().filter_map(|uri| Address::parse(uri)));
+    Ok(addresses.iter().map(|address| address.resource(&address.to_string())).collect())
+}
+
+/// Names of the environments that may be used.
+pub(crate) async fn environment_names(engine: &Engine, policy: &Policy) -> Result<Vec<String>, ErrorData> {
+    let environments = engine.list_environments().await.map_err(|error| fault(&error))?.environments;
+    let names = environments.into_iter().map(|environment| environment.name);
+    Ok(names.filter(|name| policy.allows(name)).collect())
+}
+
+/// What a resource holds.
+pub(crate) async fn read(
+    engine: &Engine,
+    policy: &Policy,
+    outputs: &Outputs,
+    uri: &str,
+) -> Result<ResourceContents, ErrorData> {
+    let unknown = || ErrorData::invalid_params(format!("there is no resource {}", shown(uri)), None);
+    let address = Address::parse(uri).ok_or_else(unknown)?;
+    let of_task = matches!(address, Address::Task(_) | Address::Journal(_) | Address::CommandOutput { .. });
+    if of_task && !policy.has_tasks() {
+        return Err(unknown());
+    }
+    let read = async {
+        let text = match &address {
+            Address::Policy => json(&Allowed { policy, max_active_vms: engine.max_active_vms() })?,
+            Address::Environment(name) if !policy.allows(name) => return Ok(None),
+            Address::Environment(name) => json(&engine.inspect_environment(name).await?)?,
+            Address::Task(task) => json(&engine.status_task(task).await?)?,
+            Address::Journal(task) => {
+                let mut journal = value(&engine.logs_task(task, None).await?)?;
+                result::fit(&mut journal);
+                json(&journal)?
+            }
+            Address::CommandOutput { task, sequence, stream } => {
+                let entries = engine.logs_task(task, Some(*sequence)).await?.entries;
+                let Some(entry) = entries.into_iter().next() else { return Ok(None) };
+                let output = if *stream == "stdout" { entry.stdout } else { entry.stderr };
+                output.to_text().into_owned()
+            }
+            Address::VmOutput { .. } => match outputs.read(uri) {
+                Some(text) => text,
+                None => return Ok(None),
+            },
+        };
+        Ok::<_, EngineError>(Some(text))
+    };
+    match read.await {
+        Ok(Some(text)) => Ok(ResourceContents::text(text, uri).with_mime_type(address.mime_type())),
+        Ok(None) => Err(unknown()),
+        Err(error) => Err(fault(&error)),
+    }
+}
+
+/// The policy, and what limits the engine.
+#[derive(Serialize)]
+struct Allowed<'a> {
+    #[serde(flatten)]
+    policy: &'a Policy,
+    max_active_vms: u32,
+}
+
+fn value(payload: &impl Serialize) -> Result<serde_json::Value, EngineError> {
+    serde_json::to_value(payload)
+        .map_err(|error| EngineError::internal("a resource cannot be written as JSON").caused_by(error))
+}
+
+fn json(payload: &impl Serialize) -> Result<String, EngineError> {
+    Ok(format!("{:#}", value(payload)?))
+}
+
+/// What the engine says, as the protocol's error.
+pub(crate) fn fault(error: &EngineError) -> ErrorData {
+    let text = result::in_full(error);
+    match error.kind {
+        ErrorKind::InvalidInput | ErrorKind::NotFound => ErrorData::invalid_params(text, None),
+        _ => ErrorData::internal_error(text, None),
+    }
+}
+
+/// A client's text, fit for a message.
+fn shown(text: &str) -> String {
+    text.chars().take(100).flat_map(char::escape_debug).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_they_are_written() {
+        let addresses = [
+            Address::Policy,
+            Address::Environment("debian:12".to_owned()),
+            Address::Task("9775b3af1eeb".to_owned()),
+            Address::Journal("9775b3af1eeb".to_owned()),
+            Address::CommandOutput { task: "9775b3af1eeb".to_owned(), sequence: 7, stream: "stderr" },
+            Address::VmOutput { vm: "de259a89b184".to_owned(), stream: "stdout" },
+        ];
+        for address in addresses {
+            assert_eq!(Address::parse(&address.to_string()), Some(address));
+        }
+        for other in
+            ["", "pyro://", "http://tasks/x", "pyro://tasks/x/commands/one/stdout", "pyro://vms/x/core"]
+        {
+            assert_eq!(Address::parse(other), None, "{other}");
+        }
+    }
+}
