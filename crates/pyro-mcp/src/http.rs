@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +41,9 @@ const CONNECTIONS: usize = 256;
 const SESSIONS: usize = 256;
 /// Time after which a session of which nothing is heard ends. No call may take longer without a word.
 const SESSION_TIME: Duration = Duration::from_secs(2 * 3600);
-/// Time that connections have for their last answers.
+/// Time for the last answers.
+const ANSWER_TIME: Duration = Duration::from_millis(500);
+/// Time that connections have for ending after that.
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
 /// Pause after a connection could not be accepted, which is a lack of resources that may pass.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -146,8 +149,12 @@ impl Server {
         }
         drop(listener);
         self.end_calls().await;
-        door.protocol.config.cancellation_token.cancel();
-        let _ = tokio::time::timeout(GOODBYE_TIME, graceful.shutdown()).await;
+        // Answers go out first; what clients keep open to listen at has to be closed.
+        let mut gone = pin!(graceful.shutdown());
+        if tokio::time::timeout(ANSWER_TIME, &mut gone).await.is_err() {
+            door.protocol.config.cancellation_token.cancel();
+            let _ = tokio::time::timeout(GOODBYE_TIME, gone).await;
+        }
         Ok(())
     }
 }

@@ -46,12 +46,16 @@ pub(crate) fn get(policy: &Policy, request: &GetPromptRequestParams) -> Result<G
     let goal = argument("goal").ok_or_else(|| ErrorData::invalid_params("`goal` is required", None))?;
     let default = policy.environments.first().map_or(ENVIRONMENT, String::as_str);
     let environment = argument("environment").unwrap_or_else(|| default.to_owned());
+    let other = match policy.no_network {
+        true => "another environment",
+        false => "another environment, or `network` and apt-get",
+    };
     let text = match request.name.as_str() {
         RUN => format!(
             "{goal}\n\n\
              Use the tool vm_run with the environment {environment}. Each call gets a new machine, so everything that \
              belongs together must be in one command. Look at exit_code and stderr: a command that fails is a normal \
-             result. If something is missing in the machine, try another environment, or `network` and apt-get. Base \
+             result. If something is missing in the machine, try {other}. Base \
              what you say on what the commands wrote."
         ),
         _ => format!(

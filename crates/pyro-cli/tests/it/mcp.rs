@@ -1,7 +1,8 @@
 //! `pyro mcp serve` without a VM: what the server says of itself, and how it takes what it should not get.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdin, ChildStdout};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -16,7 +17,11 @@ struct Session {
 impl Session {
     /// A server that has not been spoken to.
     fn silent(home: &Home) -> Self {
-        let mut server = home.command(["mcp", "serve"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        Self::started(home.command(["mcp", "serve"]))
+    }
+
+    fn started(mut command: Command) -> Self {
+        let mut server = command.stdin(Stdio::piped()).spawn().unwrap();
         let input = server.stdin.take();
         let output = BufReader::new(server.stdout.take().unwrap());
         Self { server, input, output }
@@ -24,7 +29,14 @@ impl Session {
 
     /// A server with which a client of the older kind has shaken hands.
     fn new(home: &Home) -> (Self, Value) {
-        let mut session = Self::silent(home);
+        Self::with(home, [""; 0])
+    }
+
+    /// The same with flags.
+    fn with(home: &Home, flags: impl IntoIterator<Item: AsRef<OsStr>>) -> (Self, Value) {
+        let mut command = home.command(["mcp", "serve"]);
+        command.args(flags);
+        let mut session = Self::started(command);
         let client = json!({
             "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"},
         });
@@ -192,5 +204,138 @@ fn many_calls_at_once_are_all_answered() {
     let mut ids: Vec<_> = (0..1000).map(|_| session.receive()["id"].as_u64().unwrap()).collect();
     ids.sort_unstable();
     assert!(ids.into_iter().eq(0..1000));
+    session.end();
+}
+
+#[test]
+fn it_bears_what_hostile_clients_send() {
+    let (mut session, _) = Session::new(&Home::new());
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let large = "x".repeat(10 << 20);
+    let lines = [
+        "this is no JSON",
+        "\u{0}\u{1}",
+        "[]",
+        "{}",
+        "null",
+        &deep,
+        r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#,
+        r#"{"jsonrpc":"2.0","id":1.5,"method":"ping"}"#,
+        r#"{"jsonrpc":"2.0","id":{"a":1},"method":"ping"}"#,
+        r#"{"jsonrpc":"2.0","id":99,"result":{"answer":"to nothing"}}"#,
+        r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":12345}}"#,
+        r#"{"jsonrpc":"2.0","method":"notifications/nosuch"}"#,
+        r#"{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":"vm_run","arguments":[1]}}"#,
+        // One that fits, and one of a megabyte more than is taken.
+        &format!(r#"{{"jsonrpc":"2.0","id":4,"method":"nosuch","params":{{"x":"{large}"}}}}"#),
+        &format!("{large}{}", &large[..7 << 20]),
+    ];
+    for line in lines {
+        writeln!(session.input.as_mut().unwrap(), "{line}").unwrap();
+        // Nothing is said but protocol, and the next request is answered.
+        session.send(&json!({ "jsonrpc": "2.0", "id": 7, "method": "ping" }));
+        while session.receive()["id"] != 7 {}
+    }
+    session.end();
+}
+
+#[test]
+fn limits_are_told_and_kept() {
+    let flags = ["--profile", "task", "--environment", "debian:12", "--no-network", "--no-host-compat"];
+    let sizes = ["--max-mem-mib", "512", "--max-ttl-seconds", "300", "--max-active-vms", "2"];
+    let home = Home::new().set_path("PYRO_QEMU", "no-such-qemu");
+    let (mut session, _) = Session::with(&home, flags.iter().chain(&sizes));
+    let tools = session.ask("tools/list", json!({}))["result"]["tools"].as_array().unwrap().clone();
+    let run = tools.iter().find(|tool| tool["name"] == "vm_run").unwrap();
+    insta::assert_snapshot!(run["description"].as_str().unwrap());
+    assert_eq!(run["annotations"]["openWorldHint"], false);
+    assert!(tools.iter().all(|tool| tool["name"] != "vm_create"));
+
+    let asked = |extra: Value| {
+        let mut arguments = json!({ "environment": "debian:12", "command": "true" });
+        arguments.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        arguments
+    };
+    for extra in
+        [json!({"network": true}), json!({"mem_mib": 1024}), json!({"environment": "debian:12-build"})]
+    {
+        let refused = session.call("vm_run", asked(extra.clone()));
+        assert_eq!(refused["structuredContent"]["code"], "not_allowed", "{extra}");
+        assert_eq!(refused["isError"], true);
+    }
+    let refused = session.call("vm_create", json!({ "environment": "debian:12" }));
+    assert_eq!(refused["structuredContent"]["message"], "this server does not offer vm_create");
+    // What is allowed comes further.
+    assert_eq!(session.call("vm_run", asked(json!({})))["structuredContent"]["code"], "vm_unavailable");
+    let listed = session.call("vm_list_environments", json!({}));
+    assert_eq!(listed["structuredContent"]["result"].as_array().unwrap().len(), 1);
+    let policy = session.ask("resources/read", json!({ "uri": "pyro://policy" }));
+    insta::assert_snapshot!(policy["result"]["contents"][0]["text"].as_str().unwrap());
+    session.end();
+}
+
+#[test]
+fn what_there_is_can_be_found_and_read() {
+    let (mut session, _) = Session::new(&Home::new());
+    let resources = session.ask("resources/list", json!({}))["result"]["resources"].clone();
+    let uris: Vec<_> =
+        resources.as_array().unwrap().iter().map(|resource| resource["uri"].as_str().unwrap()).collect();
+    assert_eq!(
+        uris,
+        [
+            "pyro://policy",
+            "pyro://environments/debian:12",
+            "pyro://environments/debian:12-base",
+            "pyro://environments/debian:12-build"
+        ]
+    );
+    let read = |session: &mut Session, uri: &str| session.ask("resources/read", json!({ "uri": uri }));
+    for uri in uris {
+        let contents = read(&mut session, uri)["result"]["contents"][0].clone();
+        assert_eq!((&contents["uri"], &contents["mimeType"]), (&uri.into(), &"application/json".into()));
+        serde_json::from_str::<Value>(contents["text"].as_str().unwrap()).unwrap();
+    }
+    for uri in [
+        "pyro://nosuch",
+        "pyro://tasks/../x",
+        "pyro://tasks/9775b3af1eeb",
+        "file:///etc/passwd",
+        "pyro://environments/x",
+    ] {
+        assert_eq!(read(&mut session, uri)["error"]["code"], -32602, "{uri}");
+    }
+    let templates = session.ask("resources/templates/list", json!({}));
+    assert_eq!(templates["result"]["resourceTemplates"].as_array().unwrap().len(), 4);
+    session.end();
+}
+
+#[test]
+fn prompts_teach_and_names_are_completed() {
+    let (mut session, _) = Session::new(&Home::new());
+    let prompts = session.ask("prompts/list", json!({}))["result"]["prompts"].clone();
+    let mut told = String::new();
+    for prompt in prompts.as_array().unwrap() {
+        let asked =
+            json!({ "name": prompt["name"], "arguments": { "goal": "Find out which kernel it has." } });
+        let got = session.ask("prompts/get", asked)["result"]["messages"].clone();
+        told += &format!(
+            "{}: {}\n{}\n\n",
+            prompt["name"],
+            prompt["description"],
+            got[0]["content"]["text"].as_str().unwrap()
+        );
+    }
+    insta::assert_snapshot!(told);
+    for wrong in [json!({ "name": "nosuch" }), json!({ "name": "run_in_vm" })] {
+        assert_eq!(session.ask("prompts/get", wrong)["error"]["code"], -32602);
+    }
+    let mut complete = |name: &str, value: &str| {
+        let reference = json!({ "type": "ref/prompt", "name": "run_in_vm" });
+        let asked = json!({ "ref": reference, "argument": { "name": name, "value": value } });
+        session.ask("completion/complete", asked)["result"]["completion"]["values"].clone()
+    };
+    assert_eq!(complete("environment", "debian:12-b"), json!(["debian:12-base", "debian:12-build"]));
+    assert_eq!(complete("task_id", ""), json!([]));
+    assert_eq!(complete("goal", "x"), json!([]));
     session.end();
 }

@@ -15,10 +15,14 @@ mod expiry;
 mod guest_faults;
 mod guest_kernel;
 mod harness;
+#[path = "../it/http_client.rs"]
+mod http_client;
 mod identity;
 mod kills;
 mod lifecycle;
 mod mcp;
+mod mcp_client;
+mod mcp_http;
 mod network;
 mod output;
 mod parallel;

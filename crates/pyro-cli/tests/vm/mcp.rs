@@ -1,119 +1,11 @@
 //! `pyro mcp serve` with real VMs.
 
-use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdin, Stdio};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{ENVIRONMENT, LONG, PYRO, Sandbox, wait_until};
-
-/// A client of a server that runs in a sandbox.
-struct Client {
-    server: Child,
-    input: Option<ChildStdin>,
-    messages: mpsc::Receiver<Value>,
-    /// Answers that came before they were waited for.
-    answers: HashMap<u64, Value>,
-    progress: Vec<String>,
-    next: u64,
-    /// Keys that each tool promises.
-    promised: HashMap<String, Vec<String>>,
-}
-
-impl Client {
-    fn new(sandbox: &Sandbox) -> Self {
-        let mut server = sandbox.program(PYRO).args(["mcp", "serve"]).stdin(Stdio::piped()).spawn().unwrap();
-        let (sender, messages) = mpsc::channel();
-        let output = BufReader::new(server.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            for line in output.lines().map_while(Result::ok) {
-                let message = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
-                let _ = sender.send(message);
-            }
-        });
-        let input = server.stdin.take();
-        let mut client = Self {
-            server,
-            input,
-            messages,
-            answers: HashMap::new(),
-            progress: Vec::new(),
-            next: 0,
-            promised: HashMap::new(),
-        };
-        let hello = client.begin(
-            "initialize",
-            json!({ "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"} }),
-        );
-        client.answer(hello);
-        client.notify("notifications/initialized", json!({}));
-        let listed = client.begin("tools/list", json!({}));
-        for tool in client.answer(listed)["result"]["tools"].as_array().unwrap() {
-            let required = tool["outputSchema"]["required"].as_array().cloned().unwrap_or_default();
-            let keys = required.iter().map(|key| key.as_str().unwrap().to_owned()).collect();
-            client.promised.insert(tool["name"].as_str().unwrap().to_owned(), keys);
-        }
-        client
-    }
-
-    fn begin(&mut self, method: &str, params: Value) -> u64 {
-        self.next += 1;
-        let message = json!({ "jsonrpc": "2.0", "id": self.next, "method": method, "params": params });
-        writeln!(self.input.as_mut().unwrap(), "{message}").unwrap();
-        self.next
-    }
-
-    fn notify(&mut self, method: &str, params: Value) {
-        let message = json!({ "jsonrpc": "2.0", "method": method, "params": params });
-        writeln!(self.input.as_mut().unwrap(), "{message}").unwrap();
-    }
-
-    fn begin_call(&mut self, tool: &str, arguments: Value) -> u64 {
-        let token = self.next + 1;
-        self.begin(
-            "tools/call",
-            json!({ "name": tool, "arguments": arguments, "_meta": {"progressToken": token} }),
-        )
-    }
-
-    fn receive(&mut self) {
-        let message = self.messages.recv_timeout(LONG).unwrap();
-        if message["method"] == "notifications/progress" {
-            self.progress.push(message["params"]["message"].as_str().unwrap_or_default().to_owned());
-        } else {
-            self.answers.insert(message["id"].as_u64().unwrap(), message);
-        }
-    }
-
-    fn answer(&mut self, id: u64) -> Value {
-        while !self.answers.contains_key(&id) {
-            self.receive();
-        }
-        self.answers.remove(&id).unwrap()
-    }
-
-    /// The payload of a call that succeeds; it is the same as text.
-    fn call(&mut self, tool: &str, arguments: Value) -> Value {
-        let id = self.begin_call(tool, arguments);
-        let result = self.answer(id)["result"].clone();
-        assert_eq!(result["isError"], false, "{result}");
-        let payload = result["structuredContent"].clone();
-        let missing: Vec<_> = self.promised[tool].iter().filter(|key| payload.get(key).is_none()).collect();
-        assert!(missing.is_empty(), "{tool} promises {missing:?}: {payload}");
-        let text: Value = serde_json::from_str(result["content"][0]["text"].as_str().unwrap()).unwrap();
-        // Numbers with a fraction are written the same and not always read the same.
-        assert_eq!(text.as_object().unwrap().len(), payload.as_object().unwrap().len());
-        payload
-    }
-
-    fn end(mut self) {
-        drop(self.input.take());
-        assert_eq!(self.server.wait().unwrap().code(), Some(0));
-    }
-}
+use crate::harness::{ENVIRONMENT, LONG, Sandbox, wait_until};
+use crate::mcp_client::Client;
 
 #[test]
 fn one_command_in_a_vm_of_its_own() {
@@ -187,7 +79,7 @@ fn a_task_from_its_creation_to_its_end() {
 
     let much = client.call("task_exec", exec("head -c 100000 /dev/zero | tr '\\0' x"));
     assert_eq!(much["stdout_cut_chars"], 84_000);
-    assert!(much["stdout"].as_str().unwrap().contains("[84000 characters cut here]"));
+    assert!(much["stdout"].as_str().unwrap().contains("[84000 characters cut here, from character 8000 on]"));
     client.end();
 
     // It stays when its server goes; another one knows it.
@@ -253,5 +145,160 @@ fn a_client_that_goes_away_takes_its_one_shot_vms_with_it() {
         client.receive();
     }
     client.end();
+    sandbox.wait_until_clean();
+}
+
+#[test]
+fn files_of_a_task_are_written_and_read() {
+    let sandbox = Sandbox::new();
+    let mut client = Client::new(&sandbox);
+    let id = client.call("task_create", json!({ "environment": ENVIRONMENT }))["task_id"].clone();
+    let with = |extra: Value| {
+        let mut arguments = json!({ "task_id": id });
+        arguments.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        arguments
+    };
+    let script = "#!/bin/sh\necho \"it's $1 'quoted' ä\"\n";
+    let write = with(json!({ "path": "new/dir/script", "content": script, "executable": true }));
+    assert_eq!(client.call("task_write_file", write.clone())["bytes"], script.len());
+    client.call("task_write_file", write);
+    let ran =
+        client.call("task_exec", with(json!({ "command": "new/dir/script x; stat -c %a new/dir/script" })));
+    assert_eq!(ran["stdout"], "it's x 'quoted' ä\n755\n");
+    let read = client.call("task_read_file", with(json!({ "path": "/workspace/new/dir/script" })));
+    assert_eq!(
+        (&read["content"], &read["encoding"], &read["next_offset"]),
+        (&script.into(), &"utf-8".into(), &Value::Null)
+    );
+
+    let binary = with(json!({ "path": "/etc/binary", "content": "AP8=", "encoding": "base64" }));
+    assert_eq!(client.call("task_write_file", binary)["bytes"], 2);
+    let read = client.call("task_read_file", with(json!({ "path": "/etc/binary" })));
+    assert_eq!((&read["content"], &read["encoding"]), (&"AP8=".into(), &"base64".into()));
+
+    client.call("task_exec", with(json!({ "command": "seq 1 20000 > numbers" })));
+    let (mut text, mut offset) = (String::new(), json!(0));
+    while !offset.is_null() {
+        let part = client.call(
+            "task_read_file",
+            with(json!({ "path": "numbers", "offset": offset, "max_bytes": 50_000 })),
+        );
+        text.push_str(part["content"].as_str().unwrap());
+        offset = part["next_offset"].clone();
+    }
+    assert!(text.starts_with("1\n2\n") && text.ends_with("\n20000\n") && text.lines().count() == 20_000);
+
+    let faults = [
+        ("task_read_file", json!({ "path": "nosuch" })),
+        ("task_read_file", json!({ "path": "new" })),
+        ("task_read_file", json!({ "path": "" })),
+        ("task_read_file", json!({ "path": "numbers", "max_bytes": 0 })),
+        ("task_write_file", json!({ "path": "new", "content": "a directory is there" })),
+        ("task_write_file", json!({ "path": "numbers/x", "content": "a file is there" })),
+        ("task_write_file", json!({ "path": "..", "content": "no name" })),
+        ("task_write_file", json!({ "path": "x", "content": "?", "encoding": "base64" })),
+    ];
+    for (tool, arguments) in faults {
+        let refused = client.refused(tool, with(arguments.clone()));
+        assert_eq!(refused["code"], "invalid_input", "{tool} {arguments}: {refused}");
+    }
+    // Nothing but what belongs to the task is there meanwhile and afterwards; its journal knows commands only.
+    assert_eq!(client.call("task_status", with(json!({})))["command_count"], 2);
+    let dir = sandbox.vm_dir(id.as_str().unwrap());
+    let left = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(left.filter(|name| name.starts_with("file-")).collect::<Vec<_>>(), Vec::<String>::new());
+    client.call("task_delete", with(json!({})));
+    client.end();
+}
+
+#[test]
+fn what_is_cut_can_be_read_all_the_same() {
+    let sandbox = Sandbox::new();
+    let mut client = Client::new(&sandbox);
+    let command = "seq 1 10000; seq 1 6000 >&2";
+    let whole = |last| (1..=last).map(|number| format!("{number}\n")).collect::<String>();
+    let call = client.begin_call("vm_run", json!({ "environment": ENVIRONMENT, "command": command }));
+    let result = client.answer(call)["result"].clone();
+    let payload = &result["structuredContent"];
+    assert_eq!(payload["stdout_cut_chars"], whole(10_000).len() - 16_000);
+    for (link, last) in [(1, 10_000), (2, 6000)] {
+        assert_eq!(result["content"][link]["type"], "resource_link");
+        assert_eq!(client.read(result["content"][link]["uri"].as_str().unwrap()), whole(last));
+    }
+
+    let id = client.call("task_create", json!({ "environment": ENVIRONMENT }))["task_id"].clone();
+    let call = client.begin_call("task_exec", json!({ "task_id": id, "command": command }));
+    let result = client.answer(call)["result"].clone();
+    assert_eq!(client.read(result["content"][1]["uri"].as_str().unwrap()), whole(10_000));
+    assert_eq!(client.read(result["content"][2]["uri"].as_str().unwrap()), whole(6000));
+    let (mut read, mut rest) = (String::new(), 1);
+    while rest > 0 {
+        let page = json!({ "task_id": id, "sequence": 1, "offset": read.chars().count() });
+        let entry = client.call("task_logs", page)["entries"][0].clone();
+        read.push_str(entry["stdout"].as_str().unwrap());
+        rest = entry["stdout_cut_chars"].as_u64().unwrap_or(0);
+    }
+    assert_eq!(read, whole(10_000));
+    client.call("task_exec", json!({ "task_id": id, "command": "true" }));
+    let last = client.call("task_logs", json!({ "task_id": id, "last": 1 }));
+    assert_eq!((&last["count"], &last["entries"][0]["sequence"]), (&1.into(), &2.into()));
+    let uri = format!("pyro://tasks/{}", id.as_str().unwrap());
+    assert!(client.read(&uri).contains("\"command_count\": 2"));
+    assert!(client.read(&format!("{uri}/logs")).contains("_cut_chars"));
+    client.call("task_delete", json!({ "task_id": id }));
+    client.end();
+}
+
+#[test]
+fn limits_hold_for_machines_of_others_too() {
+    let sandbox = Sandbox::new();
+    let mut other = Client::new(&sandbox);
+    let create = json!({ "environment": ENVIRONMENT, "allow_host_compat": true });
+    let id = other.call("task_create", create.clone())["task_id"].clone();
+    let vm = other.call("vm_create", create)["vm_id"].clone();
+    let mut client = Client::with(&sandbox, &["--no-host-compat", "--max-ttl-seconds", "120"]);
+    let calls = [
+        ("task_exec", json!({ "task_id": id, "command": "true" })),
+        ("task_exec", json!({ "task_id": id, "command": "true", "detach": true })),
+        ("task_read_file", json!({ "task_id": id, "path": "x" })),
+        ("task_write_file", json!({ "task_id": id, "path": "x", "content": "" })),
+        ("task_start", json!({ "task_id": id })),
+        ("task_extend", json!({ "task_id": id, "ttl_seconds": 600 })),
+        ("vm_start", json!({ "vm_id": vm })),
+        ("vm_exec", json!({ "vm_id": vm, "command": "true" })),
+    ];
+    for (tool, arguments) in calls {
+        assert_eq!(client.refused(tool, arguments)["code"], "not_allowed", "{tool}");
+    }
+    assert_eq!(client.call("task_status", json!({ "task_id": id }))["command_count"], 0);
+    client.call("task_delete", json!({ "task_id": id }));
+    client.call("vm_delete", json!({ "vm_id": vm }));
+    client.end();
+    other.end();
+}
+
+#[test]
+fn a_server_with_spares_has_one_before_it_is_asked() {
+    let sandbox = Sandbox::new();
+    let mut client = Client::with(&sandbox, &["--warm", "1"]);
+    let spares = sandbox.state().join("spares");
+    let waiting = || {
+        let in_dir = |dir: std::path::PathBuf| {
+            std::fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().path())
+        };
+        in_dir(spares.clone()).flat_map(in_dir).filter(|spare| spare.join("control.sock").exists()).count()
+    };
+    wait_until(LONG, "spare", || waiting() == 1);
+    let ran = client.call("vm_run", json!({ "environment": ENVIRONMENT, "command": "echo hi" }));
+    assert_eq!(ran["stdout"], "hi\n");
+    let phases: Vec<_> =
+        ran["timings"].as_array().unwrap().iter().map(|phase| phase["name"].as_str().unwrap()).collect();
+    assert!(phases.contains(&"identity"), "not a spare: {phases:?}");
+    wait_until(LONG, "successor", || waiting() == 1);
+    client.end();
+    // It waits for others a while; here nobody comes.
+    for process in sandbox.processes() {
+        crate::harness::kill(process.pid, rustix::process::Signal::TERM);
+    }
     sandbox.wait_until_clean();
 }

@@ -1,0 +1,126 @@
+//! A client of a server that speaks HTTP, bare enough to send what no library would.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+/// A server on a port of this host's loopback.
+pub(crate) struct HttpServer {
+    pub(crate) process: Child,
+    pub(crate) port: u16,
+}
+
+impl HttpServer {
+    /// Starts `pyro mcp serve`, of which `command` is the beginning, and waits until it can be reached.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        command.args(["--transport", "http", "--listen", "127.0.0.1:0"]).stderr(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let port = line
+            .strip_prefix("pyro: serving MCP on http://127.0.0.1:")
+            .and_then(|rest| rest.strip_suffix("/mcp\n"));
+        let port = port.unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
+        Self { process, port }
+    }
+
+    /// A connection on which nothing has been said.
+    pub(crate) fn connect(&self) -> TcpStream {
+        TcpStream::connect(("127.0.0.1", self.port)).unwrap()
+    }
+
+    /// Sends a request whose answer ends with the connection.
+    pub(crate) fn send(&self, line: &str, headers: &[(&str, &str)], body: &str) -> TcpStream {
+        let mut stream = self.connect();
+        let mut head = format!("{line} HTTP/1.0\r\nContent-Length: {}\r\n", body.len());
+        let usual = [
+            ("Host", "localhost"),
+            ("Content-Type", "application/json"),
+            ("Accept", "application/json, text/event-stream"),
+        ];
+        let replaced = |name: &str| headers.iter().any(|(given, _)| *given == name);
+        for (name, value) in usual.iter().filter(|(name, _)| !replaced(name)).chain(headers) {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        // A server that has had enough may close before everything is sent.
+        let _ = stream.write_all(format!("{head}\r\n{body}").as_bytes());
+        stream
+    }
+
+    /// The same, with its answer.
+    pub(crate) fn ask(&self, line: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        Answer::read(self.send(line, headers, body))
+    }
+
+    /// A message of a client of the newer kind, which needs no session.
+    pub(crate) fn call(&self, method: &str, mut params: Value) -> Answer {
+        let (headers, body) = Self::message(method, &mut params);
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        self.ask("POST /mcp", &headers, &body)
+    }
+
+    /// Headers and body of such a message.
+    pub(crate) fn message(method: &str, params: &mut Value) -> (Vec<(&'static str, String)>, String) {
+        let version = "2026-07-28";
+        params["_meta"]["io.modelcontextprotocol/protocolVersion"] = version.into();
+        params["_meta"]["io.modelcontextprotocol/clientInfo"] = json!({ "name": "test", "version": "1" });
+        params["_meta"]["io.modelcontextprotocol/clientCapabilities"] = json!({});
+        let mut headers =
+            vec![("MCP-Protocol-Version", version.to_owned()), ("Mcp-Method", method.to_owned())];
+        if let Some(name) = params["name"].as_str() {
+            headers.push(("Mcp-Name", name.to_owned()));
+        }
+        (headers, json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string())
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// What a server answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    /// Reads to the end of the connection.
+    pub(crate) fn read(mut stream: TcpStream) -> Self {
+        let mut text = Vec::new();
+        // It may be reset by a server that has not read everything.
+        let _ = stream.read_to_end(&mut text);
+        let text = String::from_utf8(text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Self { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+    }
+
+    /// The value of a header.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+
+    /// The messages in the body, which is one of them or a stream of events.
+    pub(crate) fn messages(&self) -> Vec<Value> {
+        let parse =
+            |text: &str| serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text:?}"));
+        if self.header("content-type").is_some_and(|kind| kind.starts_with("application/json")) {
+            return vec![parse(&self.body)];
+        }
+        let data = self.body.lines().filter_map(|line| line.strip_prefix("data: "));
+        data.filter(|text| !text.is_empty()).map(parse).collect()
+    }
+
+    /// The result of the call, the last of the messages.
+    pub(crate) fn result(&self) -> Value {
+        self.messages().last().unwrap_or_else(|| panic!("{self:?}"))["result"].clone()
+    }
+}

@@ -1,0 +1,164 @@
+//! `pyro mcp serve --transport http` without a VM: who is let in, and what it bears.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use crate::harness::Home;
+use crate::http_client::{Answer, HttpServer};
+
+const HELLO: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"t","version":"1"}}}"#;
+
+fn server(home: &Home, flags: &[&str]) -> HttpServer {
+    HttpServer::start(home.command(["mcp", "serve"]).args(flags))
+}
+
+fn stop(mut server: HttpServer, signal: Signal, status: i32) {
+    kill_process(Pid::from_child(&server.process), signal).unwrap();
+    assert_eq!(server.process.wait().unwrap().code(), Some(status));
+    let mut rest = String::new();
+    server.process.stderr.take().unwrap().read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "");
+    let mut output = String::new();
+    server.process.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+    assert_eq!(output, "", "stdout is not for messages of ours");
+}
+
+#[test]
+fn clients_of_both_kinds_are_served() {
+    let home = Home::new();
+    let server = server(&home, &[]);
+    let tools = server.call("tools/list", json!({})).result();
+    assert_eq!(tools["tools"].as_array().unwrap().len(), 23);
+    let listed = server.call("tools/call", json!({ "name": "task_list", "arguments": {} })).result();
+    assert_eq!(listed["structuredContent"]["count"], 0);
+
+    let hello = server.ask("POST /mcp", &[], HELLO);
+    assert_eq!(hello.result()["protocolVersion"], "2025-06-18");
+    let session = hello.header("mcp-session-id").unwrap();
+    let ask = |line, body: &str| server.ask(line, &[("Mcp-Session-Id", session)], body);
+    assert_eq!(ask("POST /mcp", r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#).status, 202);
+    assert_eq!(ask("POST /mcp", r#"{"jsonrpc":"2.0","id":2,"method":"ping"}"#).result(), json!({}));
+    assert!(ask("DELETE /mcp", "").status < 300);
+    assert_eq!(ask("POST /mcp", r#"{"jsonrpc":"2.0","id":3,"method":"ping"}"#).status, 404);
+    stop(server, Signal::TERM, 143);
+}
+
+#[test]
+fn names_and_pages_of_others_are_refused() {
+    let home = Home::new();
+    let server = server(&home, &["--allow-host", "sandbox.example"]);
+    let status = |name: &str, value: &str| server.ask("POST /mcp", &[(name, value)], HELLO).status;
+    for host in ["localhost", "127.0.0.1:8722", "[::1]", "sandbox.example"] {
+        assert_eq!(status("Host", host), 200, "{host}");
+        assert_eq!(status("Origin", &format!("http://{host}")), 200, "{host}");
+    }
+    for host in ["rebound.example", "localhost.example", "127.0.0.2", "sandbox.example.com", ""] {
+        assert!(matches!(status("Host", host), 400 | 403), "{host}");
+    }
+    for origin in ["http://rebound.example", "https://localhost.example", "null", "file://"] {
+        assert_eq!(status("Origin", origin), 403, "{origin}");
+    }
+    stop(server, Signal::INT, 130);
+}
+
+#[test]
+fn a_token_is_asked_for() {
+    let home = Home::new();
+    let token = "0123456789abcdef0123456789abcdef";
+    let file = home.path("token");
+    fs::write(&file, format!("{token}\n")).unwrap();
+    let server = server(&home, &["--token-file", file.to_str().unwrap()]);
+    let answer = |value: &str| server.ask("POST /mcp", &[("Authorization", value)], HELLO);
+    assert_eq!(answer(&format!("Bearer {token}")).status, 200);
+    assert_eq!(answer(&format!("bearer {token}")).status, 200);
+    for wrong in [
+        "",
+        "Bearer ",
+        "Bearer 0123456789abcdef",
+        token,
+        &format!("Basic {token}"),
+        &format!("Bearer {token}0"),
+    ] {
+        let refused = answer(wrong);
+        assert_eq!(refused.status, 401, "{wrong}");
+        assert_eq!(refused.header("www-authenticate"), Some("bearer"));
+    }
+    assert_eq!(server.ask("POST /mcp", &[], HELLO).status, 401);
+    stop(server, Signal::TERM, 143);
+}
+
+#[test]
+fn an_open_door_is_refused_from_the_start() {
+    let home = Home::new();
+    fs::write(home.path("short"), "secret").unwrap();
+    fs::write(home.path("good"), "0123456789abcdef").unwrap();
+    let refusals = [
+        vec!["--transport", "http", "--listen", "0.0.0.0:0"],
+        vec!["--transport", "http", "--listen", "192.0.2.1:0"],
+        vec!["--transport", "http", "--listen", "0.0.0.0:0", "--token-file", "good"],
+        vec!["--transport", "http", "--token-file", "short"],
+        vec!["--transport", "http", "--token-file", "none"],
+        vec!["--transport", "http", "--allow-host", "a b"],
+        vec!["--listen", "127.0.0.1:0"],
+        vec!["--environment", "windows:11"],
+    ];
+    let told: Vec<String> = refusals
+        .into_iter()
+        .map(|flags| {
+            let output = home.command(["mcp", "serve"]).args(flags).output().unwrap();
+            let ended = home.ended(output);
+            assert_eq!((ended.code(), ended.stdout.as_str()), (1, ""));
+            ended.stderr
+        })
+        .collect();
+    insta::assert_snapshot!(told.join("\n"));
+}
+
+#[test]
+fn it_bears_what_hostile_clients_send() {
+    let home = Home::new();
+    let mut server = server(&home, &[]);
+    let large =
+        format!(r#"{{"jsonrpc":"2.0","id":1,"method":"ping","params":{{"x":"{}"}}}}"#, "x".repeat(10 << 20));
+    assert_eq!(server.ask("POST /mcp", &[], &large).status, 413);
+    for body in ["", "this is no JSON", "[]", "{}", r#"{"jsonrpc":"1.0","id":1,"method":"ping"}"#, "\u{0}"] {
+        let status = server.ask("POST /mcp", &[], body).status;
+        assert!((400..500).contains(&status), "{body:?}: {status}");
+    }
+    assert_eq!(server.ask("POST /mcp", &[("Mcp-Session-Id", "nosuch")], HELLO).status, 404);
+    assert_eq!(server.ask("GET /", &[], "").status, 404);
+    assert_eq!(server.ask("GET /mcp/../secret", &[], "").status, 404);
+    assert_eq!(server.ask("PUT /mcp", &[], "").status, 405);
+    assert_eq!(server.ask("POST /mcp", &[("Content-Type", "text/plain")], HELLO).status, 415);
+    // Heads without an end, and of an enormous length.
+    let mut endless = server.connect();
+    let mut refused = Vec::new();
+    while refused.is_empty() && endless.write_all(&[b'x'; 64 << 10]).is_ok() {
+        endless.set_nonblocking(true).unwrap();
+        let _ = endless.read_to_end(&mut refused);
+        endless.set_nonblocking(false).unwrap();
+    }
+    let idle: Vec<_> = (0..50).map(|_| server.connect()).collect();
+    // All the same others are served.
+    assert_eq!(server.ask("POST /mcp", &[], HELLO).status, 200);
+    let many: Vec<_> = (0..200).map(|_| server.send("POST /mcp", &[], HELLO)).collect();
+    for stream in many {
+        assert_eq!(Answer::read(stream).status, 200);
+    }
+    // Each of these has a session, and there is an end to that.
+    let last = loop {
+        let answer = server.ask("POST /mcp", &[], HELLO);
+        if answer.status != 200 {
+            break answer;
+        }
+    };
+    assert_eq!((last.status, last.header("retry-after")), (503, Some("60")));
+    // Who needs none is still served.
+    assert!(server.call("tools/list", json!({})).result()["tools"].is_array());
+    drop(idle);
+    assert!(server.process.try_wait().unwrap().is_none());
+    stop(server, Signal::TERM, 143);
+}
