@@ -17,7 +17,9 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub(crate) use bench::BenchArgs;
 pub(crate) use env::EnvCommand;
-pub(crate) use mcp::{McpCommand, McpHttpArgs, McpLimitArgs, McpProfile, McpServeArgs, McpTransport};
+pub(crate) use mcp::{
+    McpCommand, McpHttpArgs, McpInstallArgs, McpLimitArgs, McpProfile, McpServeArgs, McpTransport,
+};
 pub(crate) use run::RunArgs;
 pub(crate) use task::{TaskCommand, TaskCpArgs, TaskCreateArgs, TaskExecArgs, TaskLogsArgs};
 
@@ -150,9 +152,8 @@ impl Command {
             Self::Env(command) => command.wants_json(),
             Self::Doctor(args) => args.json,
             Self::Bench(args) => args.json,
-            Self::Mcp(_) | Self::Completions(_) | Self::Man(_) | Self::Supervise(_) | Self::ProbeKvm(_) => {
-                false
-            }
+            Self::Mcp(command) => command.wants_json(),
+            Self::Completions(_) | Self::Man(_) | Self::Supervise(_) | Self::ProbeKvm(_) => false,
         }
     }
 }
@@ -173,6 +174,16 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
     };
     if let Some((trailing, Some(grammar))) = trailing {
         trailing::refuse_misplaced_flags(trailing, &words, grammar)?;
+    }
+    if let Command::Mcp(McpCommand::Install(args)) = &command {
+        // A client starts the server out of sight: a mistake in the flags has to be seen now.
+        if let Command::Mcp(McpCommand::Serve(serve)) = parse(args.server_words("pyro").map(OsString::from))?
+            && serve.transport == McpTransport::Http
+        {
+            let text =
+                "clients of this kind start the server themselves and talk to its standard input and output";
+            return Err(grammar.error(clap::error::ErrorKind::ArgumentConflict, text));
+        }
     }
     Ok(command)
 }

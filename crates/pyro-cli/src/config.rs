@@ -1,5 +1,7 @@
 //! The only place where pyro looks at environment variables.
 
+mod handed_on;
+
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
@@ -58,6 +60,24 @@ impl Variables {
             })
         };
         self.get(name).map(absolute).transpose()
+    }
+
+    /// Where another program keeps its settings: `$<variable>`, if it is given and set, else `$HOME/<in_home>`.
+    pub(crate) fn settings_directory(
+        &self,
+        variable: Option<&str>,
+        in_home: &str,
+    ) -> Result<PathBuf, ConfigError> {
+        let named = match variable {
+            Some(name) if name.starts_with("XDG_") => self.foreign_dir(name),
+            Some(name) => self.path(name)?,
+            None => None,
+        };
+        named.or_else(|| self.foreign_dir("HOME").map(|home| home.join(in_home))).ok_or_else(|| ConfigError {
+            message: "cannot tell where the client keeps its settings: HOME is not set to an absolute path"
+                .to_owned(),
+            hint: Some("set HOME".to_owned()),
+        })
     }
 
     /// A directory set by somebody else's convention, where relative paths are to be disregarded.

@@ -7,6 +7,7 @@ use std::io;
 use pyro_engine::{EngineError, ErrorKind};
 use serde::Serialize;
 
+use crate::client_config::InstallError;
 use crate::config::ConfigError;
 use crate::exit::Exit;
 use crate::printer::{OutputError, printable};
@@ -18,6 +19,8 @@ use crate::words::WordsError;
 pub(crate) enum CliError {
     /// An environment variable is wrong.
     Config(ConfigError),
+    /// The settings of a client cannot be read or written.
+    Install(InstallError),
     /// The words after the environment are no command.
     Words(WordsError),
     /// The engine refused or failed.
@@ -37,6 +40,12 @@ pub(crate) enum CliError {
 impl From<ConfigError> for CliError {
     fn from(error: ConfigError) -> Self {
         Self::Config(error)
+    }
+}
+
+impl From<InstallError> for CliError {
+    fn from(error: InstallError) -> Self {
+        Self::Install(error)
     }
 }
 
@@ -66,7 +75,9 @@ impl CliError {
             }
             Self::Output(error) if error.is_broken_pipe() => Exit::BrokenPipe,
             Self::Engine(error) => exit_of(error.kind),
-            Self::Config(_) | Self::Words(_) | Self::Output(_) | Self::System(..) => Exit::Failure,
+            Self::Config(_) | Self::Install(_) | Self::Words(_) | Self::Output(_) | Self::System(..) => {
+                Exit::Failure
+            }
         }
     }
 
@@ -77,6 +88,7 @@ impl CliError {
             Self::Output(error) if error.is_broken_pipe() => return None,
             Self::Unread(_) => return None,
             Self::Config(error) => Report::new("configuration", error, error.hint.as_slice()),
+            Self::Install(error) => Report::new("client_settings", error, error.hint.as_slice()),
             Self::Words(error) => Report::new("invalid_input", error, &[]),
             Self::Engine(error) | Self::Stopped(_, error) => {
                 Report::new(error.kind.as_str(), error, &error.hints)

@@ -10,6 +10,7 @@
 //! variables. The engine below gets its configuration as a value and never prints.
 
 mod args;
+mod client_config;
 mod commands;
 mod config;
 mod error_report;

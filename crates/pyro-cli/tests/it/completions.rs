@@ -12,7 +12,9 @@ fn script(shell: &str) -> String {
 fn scripts_know_commands_and_flags_but_no_helper_processes() {
     for shell in ["bash", "zsh", "fish"] {
         let text = script(shell);
-        for word in ["run", "env", "doctor", "prune", "vcpu-count", "allow-host-compat", "platform"] {
+        for word in
+            ["run", "env", "doctor", "prune", "vcpu-count", "allow-host-compat", "platform", "claude-desktop"]
+        {
             assert!(text.contains(word), "{shell} does not know {word}");
         }
         for word in ["supervise", "probe-kvm", "probe__kvm"] {

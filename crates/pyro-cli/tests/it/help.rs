@@ -43,6 +43,7 @@ fn help_of_task() {
 fn help_of_mcp() {
     insta::assert_snapshot!(help(["mcp", "--help"]));
     insta::assert_snapshot!("help_of_mcp_serve", help(["mcp", "serve", "--help"]));
+    insta::assert_snapshot!("help_of_mcp_install", help(["mcp", "install", "--help"]));
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod http_client;
 mod man;
 mod mcp;
 mod mcp_http;
+mod mcp_install;
 mod policy;
 mod run;
 mod run_on_host;

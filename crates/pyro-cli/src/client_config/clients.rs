@@ -1,0 +1,180 @@
+//! Which clients there are, where each keeps its settings, and how it wants a server described.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::config::Variables;
+
+use super::format::Format;
+use super::{Entry, InstallError};
+
+/// One client.
+#[derive(Debug)]
+pub(crate) struct Client {
+    /// As on the command line.
+    pub(crate) name: &'static str,
+    /// The user's own settings; none for clients in general.
+    user: Option<Place>,
+    /// The settings of a project, from its top directory; none if the client has no such file.
+    project: &'static [&'static str],
+    pub(super) format: Format,
+    /// The object that holds one entry for each server.
+    pub(super) key: &'static str,
+    shape: Shape,
+}
+
+/// A directory, which a variable may name, and files in it.
+#[derive(Debug)]
+struct Place {
+    variable: Option<&'static str>,
+    in_home: &'static str,
+    files: &'static [&'static str],
+}
+
+/// How a server is described.
+#[derive(Debug)]
+enum Shape {
+    /// `command`, `args`, `env`.
+    Plain,
+    /// The same, after `type`.
+    Typed,
+    /// The same, with a limit on calls. Codex ends a call after 300 seconds, whatever progress it makes.
+    Codex,
+    /// Program and arguments in one list.
+    Opencode,
+}
+
+/// Whose settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    User,
+    /// The project in the current directory.
+    Project,
+}
+
+/// The longest `task_wait`, and a minute; pyro has a limit of its own for every command.
+const CODEX_CALL_SECONDS: u32 = 3660;
+
+impl Client {
+    pub(crate) const ALL: [Self; 7] = [
+        Self {
+            name: "claude-code",
+            user: Some(Place { variable: Some("CLAUDE_CONFIG_DIR"), in_home: "", files: &[".claude.json"] }),
+            project: &[".mcp.json"],
+            format: Format::Json,
+            key: "mcpServers",
+            shape: Shape::Typed,
+        },
+        Self {
+            name: "claude-desktop",
+            user: Some(Place {
+                variable: Some("XDG_CONFIG_HOME"),
+                in_home: ".config",
+                files: &["Claude/claude_desktop_config.json"],
+            }),
+            project: &[],
+            format: Format::Json,
+            key: "mcpServers",
+            shape: Shape::Plain,
+        },
+        Self {
+            name: "codex",
+            user: Some(Place { variable: Some("CODEX_HOME"), in_home: ".codex", files: &["config.toml"] }),
+            project: &[".codex/config.toml"],
+            format: Format::Toml,
+            key: "mcp_servers",
+            shape: Shape::Codex,
+        },
+        Self {
+            name: "cursor",
+            user: Some(Place { variable: None, in_home: ".cursor", files: &["mcp.json"] }),
+            project: &[".cursor/mcp.json"],
+            format: Format::Json,
+            key: "mcpServers",
+            shape: Shape::Plain,
+        },
+        Self {
+            name: "vscode",
+            user: Some(Place {
+                variable: Some("XDG_CONFIG_HOME"),
+                in_home: ".config",
+                files: &["Code/User/mcp.json"],
+            }),
+            project: &[".vscode/mcp.json"],
+            format: Format::Json,
+            key: "servers",
+            shape: Shape::Typed,
+        },
+        Self {
+            name: "opencode",
+            user: Some(Place {
+                variable: Some("XDG_CONFIG_HOME"),
+                in_home: ".config",
+                files: &["opencode/opencode.jsonc", "opencode/opencode.json"],
+            }),
+            project: &["opencode.jsonc", "opencode.json"],
+            format: Format::Json,
+            key: "mcp",
+            shape: Shape::Opencode,
+        },
+        Self {
+            name: "generic",
+            user: None,
+            project: &[],
+            format: Format::Json,
+            key: "mcpServers",
+            shape: Shape::Plain,
+        },
+    ];
+
+    pub(crate) fn named(name: &str) -> Option<&'static Self> {
+        const { &Self::ALL }.iter().find(|client| client.name == name)
+    }
+
+    /// The file to change: of several that the client reads, the first that exists, whose word it takes over the
+    /// others'; if there is none, the last. `None` for clients in general.
+    pub(crate) fn file(&self, scope: Scope, variables: &Variables) -> Result<Option<PathBuf>, InstallError> {
+        let (directory, files) = match (scope, &self.user) {
+            (Scope::Project, _) if self.project.is_empty() => {
+                let message = format!("{} has no settings of a project", self.name);
+                return Err(InstallError::new(message).hint("leave out `--project`"));
+            }
+            (Scope::Project, _) => {
+                let here = std::env::current_dir().map_err(|error| {
+                    InstallError::new("cannot find the current directory").caused_by(error)
+                })?;
+                (here, self.project)
+            }
+            (Scope::User, None) => return Ok(None),
+            (Scope::User, Some(place)) => {
+                (variables.settings_directory(place.variable, place.in_home)?, place.files)
+            }
+        };
+        let paths = || files.iter().map(|file| directory.join(file));
+        Ok(paths().find(|path| path.symlink_metadata().is_ok()).or_else(|| paths().next_back()))
+    }
+
+    /// The entry that makes this client start `program` with `args`.
+    pub(crate) fn entry(&self, program: &str, args: &[&str], env: &BTreeMap<String, String>) -> Entry {
+        let mut entry = match self.shape {
+            Shape::Plain | Shape::Codex => vec![("command", json!(program)), ("args", json!(args))],
+            Shape::Typed => {
+                vec![("type", json!("stdio")), ("command", json!(program)), ("args", json!(args))]
+            }
+            Shape::Opencode => {
+                let words: Vec<&str> = std::iter::once(program).chain(args.iter().copied()).collect();
+                vec![("type", json!("local")), ("command", json!(words)), ("enabled", json!(true))]
+            }
+        };
+        if let Shape::Codex = self.shape {
+            entry.push(("tool_timeout_sec", json!(CODEX_CALL_SECONDS)));
+        }
+        if !env.is_empty() {
+            let name = if let Shape::Opencode = self.shape { "environment" } else { "env" };
+            entry.push((name, json!(env)));
+        }
+        entry.into_iter().map(|(name, value): (&str, Value)| (name.to_owned(), value)).collect()
+    }
+}

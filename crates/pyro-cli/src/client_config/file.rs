@@ -1,0 +1,119 @@
+//! Reading and replacing a file that belongs to another program.
+
+use std::ffi::OsString;
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use super::InstallError;
+
+/// Settings files have some kilobytes; the one that Claude Code also keeps its history in has some megabytes.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// The file's text; `None` if there is no file.
+pub(super) fn read(path: &Path) -> Result<Option<String>, InstallError> {
+    let failed = |error| InstallError::new(format!("cannot read {}", path.display())).caused_by(error);
+    let metadata = match path.metadata() {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    // Looked at before it is opened: opening a named pipe would wait for its other end.
+    if !metadata.is_file() {
+        return Err(InstallError::new(format!("{} is not a file", path.display())));
+    }
+    let mut text = String::new();
+    let length = File::open(path)
+        .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text))
+        .map_err(failed)?;
+    if length as u64 > MAX_BYTES {
+        return Err(InstallError::new(format!("{} is larger than {} MiB", path.display(), MAX_BYTES >> 20)));
+    }
+    Ok(Some(text))
+}
+
+/// Puts `after` where `before` was, in one step; a link stays and leads to the new text. Returns where `before`
+/// is kept. Whatever fails, the file is as it was, and nothing else is left beside it.
+pub(super) fn replace(
+    path: &Path,
+    before: Option<&str>,
+    after: &str,
+) -> Result<Option<PathBuf>, InstallError> {
+    replaced(path, before, after)
+        .map_err(|error| InstallError::new(format!("cannot write {}", path.display())).caused_by(error))
+}
+
+fn replaced(path: &Path, before: Option<&str>, after: &str) -> io::Result<Option<PathBuf>> {
+    let Some(before) = before else {
+        let mut new = new_file(path)?;
+        new.write_all(after.as_bytes())?;
+        new.as_file().sync_all()?;
+        // Not over a file that has come to be in the meantime.
+        new.persist_noclobber(path)?;
+        return Ok(None);
+    };
+    let path = &path.canonicalize()?;
+    let present = path.metadata()?;
+    let mut new = new_file(path)?;
+    new.write_all(after.as_bytes())?;
+    make_alike(new.as_file(), &present)?;
+    new.as_file().sync_all()?;
+    let (backup, kept) = new_backup(path)?;
+    let swapped = write_backup(&kept, before, &present).and_then(|()| {
+        if fs::read(path)? != before.as_bytes() {
+            return Err(io::Error::other("another program changed the file at the same moment"));
+        }
+        new.persist(path)?;
+        Ok(())
+    });
+    if let Err(error) = swapped {
+        // Why the file was not written is worth more than why this was not removed.
+        let _ = fs::remove_file(&backup);
+        return Err(error);
+    }
+    Ok(Some(backup))
+}
+
+/// A file without a place yet, in the directory of `path`, which is made if it is missing. It is gone when it is
+/// dropped.
+fn new_file(path: &Path) -> io::Result<NamedTempFile> {
+    let directory = path.parent().ok_or(io::ErrorKind::InvalidFilename)?;
+    fs::create_dir_all(directory)?;
+    // Narrowed by the umask, as for any new file.
+    let mode = Permissions::from_mode(0o666);
+    tempfile::Builder::new().prefix(".pyro-").permissions(mode).tempfile_in(directory)
+}
+
+/// Gives a file the owner and the mode of another.
+fn make_alike(file: &File, other: &Metadata) -> io::Result<()> {
+    let made = file.metadata()?;
+    if (made.uid(), made.gid()) != (other.uid(), other.gid()) {
+        fchown(file, Some(other.uid()), Some(other.gid())).map_err(|error| {
+            io::Error::new(error.kind(), format!("it belongs to another user or group: {error}"))
+        })?;
+    }
+    file.set_permissions(other.permissions())
+}
+
+/// An empty file beside `path`, under a name that was not taken.
+fn new_backup(path: &Path) -> io::Result<(PathBuf, File)> {
+    let mut number = 1;
+    loop {
+        let mut name = OsString::from(path);
+        name.push(format!(".before-pyro-{number}"));
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&name) {
+            Ok(file) => return Ok((name.into(), file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn write_backup(mut file: &File, text: &str, original: &Metadata) -> io::Result<()> {
+    file.write_all(text.as_bytes())?;
+    make_alike(file, original)?;
+    file.sync_all()
+}

@@ -1,0 +1,101 @@
+//! What is to become of one file: decided first, shown, and written only if that was asked for.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+
+use super::clients::Client;
+use super::format::Problem;
+use super::{Entry, InstallError, file};
+
+/// A change that has been worked out but not made.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) file: PathBuf,
+    pub(crate) change: Change,
+    before: Option<String>,
+    after: String,
+}
+
+/// What the change comes to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// There is no file yet.
+    Create,
+    /// The file has no entry of this name.
+    Add,
+    /// It has another one, here as its format would write it.
+    Replace(String),
+    /// It says just that.
+    Nothing,
+}
+
+impl Plan {
+    /// Reads the file and works out its new text.
+    pub(crate) fn new(
+        file: PathBuf,
+        client: &Client,
+        name: &str,
+        entry: &Entry,
+    ) -> Result<Self, InstallError> {
+        let shown = file.display();
+        let unreadable = |problem: Problem| {
+            InstallError::new(format!("cannot parse {shown}"))
+                .caused_by(problem)
+                .hint("correct the file, or move it away; it was not changed")
+        };
+        let before = file::read(&file)?;
+        let text = before.as_deref().unwrap_or_default();
+        let document = client.format.read(text).map_err(unreadable)?;
+        let servers = document.as_object().map(|top| top.get(client.key));
+        let Some(servers @ (None | Some(Value::Object(_)))) = servers else {
+            let message = format!("{shown} has no place for servers: `{}` is not an object", client.key);
+            return Err(
+                InstallError::new(message).hint("correct the file, or move it away; it was not changed")
+            );
+        };
+        let wanted: Map<String, Value> = entry.iter().cloned().collect();
+        let change = match servers.and_then(|servers| servers.get(name)) {
+            Some(Value::Object(present)) if *present == wanted => {
+                return Ok(Self { file, change: Change::Nothing, after: text.to_owned(), before });
+            }
+            Some(Value::Object(present)) => {
+                let mut present: Entry =
+                    present.iter().map(|(field, value)| (field.clone(), value.clone())).collect();
+                // In the order of the new one, so that they can be compared.
+                present.sort_by_key(|(field, _)| {
+                    entry.iter().position(|(name, _)| name == field).unwrap_or(usize::MAX)
+                });
+                Change::Replace(client.snippet(name, &present)?)
+            }
+            Some(other) => Change::Replace(format!("{other}\n")),
+            None if before.is_some() => Change::Add,
+            None => Change::Create,
+        };
+        let after = client.format.edited(text, client.key, name, entry).map_err(unreadable)?;
+        let mut expected = document;
+        expected[client.key][name] = Value::Object(wanted);
+        if client.format.read(&after).ok() != Some(expected) {
+            let message = format!("{shown} is written in a way in which pyro cannot change one entry only");
+            return Err(InstallError::new(message).hint("add the entry by hand; the file was not changed"));
+        }
+        Ok(Self { file, change, before, after })
+    }
+
+    /// Makes the change. Returns where the file as it was is kept, if there was one.
+    pub(crate) fn write(&self) -> Result<Option<PathBuf>, InstallError> {
+        match self.change {
+            Change::Nothing => Ok(None),
+            _ => file::replace(&self.file, self.before.as_deref(), &self.after),
+        }
+    }
+}
+
+impl Client {
+    /// The entry as the whole text of a file.
+    pub(crate) fn snippet(&self, name: &str, entry: &Entry) -> Result<String, InstallError> {
+        self.format.edited("", self.key, name, entry).map_err(|problem| {
+            InstallError::new(format!("cannot describe `{name}` for {}", self.name)).caused_by(problem)
+        })
+    }
+}
