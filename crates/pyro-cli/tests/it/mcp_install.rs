@@ -450,3 +450,36 @@ fn clients_in_general_get_a_text_to_paste() {
     ");
     assert_eq!(home.entries(), [] as [PathBuf; 0]);
 }
+
+/// The first block of the page's code is what a file holds after `--write`, and the page names that file.
+#[test]
+fn the_guides_show_what_is_written() {
+    let guides = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/clients");
+    let index = fs::read_to_string(guides.join("README.md")).unwrap();
+    let mut pages = vec!["README.md".to_owned()];
+    for (client, file) in
+        CLIENTS.iter().map(|client| (client.name, Some(client.user))).chain([("generic", None)])
+    {
+        let page = fs::read_to_string(guides.join(format!("{client}.md"))).unwrap();
+        let home = home();
+        let snippet =
+            installed(&home, client, &[])["snippet"].as_str().unwrap().replace(PYRO, "/usr/local/bin/pyro");
+        let language = if client == "codex" { "toml" } else { "json" };
+        let block = format!("```{language}\n{snippet}```\n");
+        assert!(page.contains(&block), "{client}.md does not show\n{block}");
+        assert!(page.contains(&format!("pyro mcp install --client {client}")), "{client}.md");
+        assert!(
+            file.is_none_or(|file| page.contains(&format!("`~/{file}`"))),
+            "{client}.md does not name its file"
+        );
+        let project = CLIENTS.iter().find(|known| known.name == client).and_then(|known| known.project);
+        assert!(
+            project.is_none_or(|file| page.contains(&format!("`{file}`"))),
+            "{client}.md does not name the project's file"
+        );
+        assert!(index.contains(&format!("({client}.md)")), "README.md has no link to {client}.md");
+        pages.push(format!("{client}.md"));
+    }
+    pages.sort();
+    assert_eq!(entries(&guides), pages, "every page is of a client");
+}
