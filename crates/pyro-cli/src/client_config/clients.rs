@@ -40,7 +40,7 @@ enum Shape {
     Plain,
     /// The same, after `type`.
     Typed,
-    /// The same, with a limit on calls. Codex ends a call after 300 seconds, whatever progress it makes.
+    /// The same, with a limit on calls. Without it Codex ends a call after 300 seconds.
     Codex,
     /// Program and arguments in one list.
     Opencode,
