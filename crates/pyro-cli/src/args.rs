@@ -3,6 +3,7 @@
 //! Types here know no engine type; the commands convert in one place each.
 
 mod bench;
+mod demo;
 mod env;
 mod mcp;
 mod number;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub(crate) use bench::BenchArgs;
+pub(crate) use demo::DemoArgs;
 pub(crate) use env::EnvCommand;
 pub(crate) use mcp::{
     McpCommand, McpHttpArgs, McpInstallArgs, McpLimitArgs, McpProfile, McpServeArgs, McpTransport,
@@ -74,6 +76,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Mcp(McpCommand),
     Doctor(DoctorArgs),
+    Demo(DemoArgs),
     Bench(BenchArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
@@ -151,6 +154,7 @@ impl Command {
             Self::Task(command) => command.wants_json(),
             Self::Env(command) => command.wants_json(),
             Self::Doctor(args) => args.json,
+            Self::Demo(_) => true,
             Self::Bench(args) => args.json,
             Self::Mcp(command) => command.wants_json(),
             Self::Completions(_) | Self::Man(_) | Self::Supervise(_) | Self::ProbeKvm(_) => false,

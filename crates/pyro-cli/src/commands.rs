@@ -2,6 +2,7 @@
 
 mod bench;
 mod completions;
+mod demo;
 mod doctor;
 mod env;
 mod internal;
@@ -40,6 +41,7 @@ fn carry_out(command: Command, printer: &Printer) -> Result<Exit, CliError> {
         Command::Env(command) => env::run(command, printer),
         Command::Mcp(command) => mcp::run(command, printer),
         Command::Doctor(args) => doctor::run(&args, printer),
+        Command::Demo(args) => demo::run(&args, printer),
         Command::Bench(args) => bench::run(&args, printer),
         Command::Completions(args) => completions::run(&args, printer),
         Command::Man(args) => man::run(&args),

@@ -77,6 +77,11 @@ fn help_of_doctor() {
 }
 
 #[test]
+fn help_of_demo() {
+    insta::assert_snapshot!(help(["demo", "--help"]));
+}
+
+#[test]
 fn help_of_bench() {
     insta::assert_snapshot!(help(["bench", "--help"]));
 }

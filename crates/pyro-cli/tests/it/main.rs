@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "clippy knows only functions marked as tests, not their helpers")]
 
 mod completions;
+mod demo;
 mod doctor;
 mod env;
 mod harness;

@@ -8,6 +8,7 @@
 mod bench;
 mod ceiling;
 mod commands;
+mod demo;
 mod disk;
 mod doctor;
 mod environment;
