@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub(crate) use bench::BenchArgs;
-pub(crate) use demo::DemoArgs;
+pub(crate) use demo::{DemoArgs, DemoCommand, DemoOllamaArgs};
 pub(crate) use env::EnvCommand;
 pub(crate) use mcp::{
     McpCommand, McpHttpArgs, McpInstallArgs, McpLimitArgs, McpProfile, McpServeArgs, McpTransport,
@@ -154,7 +154,7 @@ impl Command {
             Self::Task(command) => command.wants_json(),
             Self::Env(command) => command.wants_json(),
             Self::Doctor(args) => args.json,
-            Self::Demo(_) => true,
+            Self::Demo(args) => args.command.is_none(),
             Self::Bench(args) => args.json,
             Self::Mcp(command) => command.wants_json(),
             Self::Completions(_) | Self::Man(_) | Self::Supervise(_) | Self::ProbeKvm(_) => false,

@@ -15,6 +15,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyro_engine::{Config, Engine};
 
+pub(crate) use demo::DemoError;
+
 use crate::args::Command;
 use crate::config::{self, Variables};
 use crate::error_report::CliError;

@@ -8,6 +8,7 @@ use pyro_engine::{EngineError, ErrorKind};
 use serde::Serialize;
 
 use crate::client_config::InstallError;
+use crate::commands::DemoError;
 use crate::config::ConfigError;
 use crate::exit::Exit;
 use crate::printer::{OutputError, printable};
@@ -25,6 +26,8 @@ pub(crate) enum CliError {
     Words(WordsError),
     /// The engine refused or failed.
     Engine(EngineError),
+    /// The demo with a model did not show what it should.
+    Demo(DemoError),
     /// The engine was told to stop by a signal and has cleaned up.
     Stopped(Signal, EngineError),
     /// The user gave up waiting for the clean-up.
@@ -61,6 +64,12 @@ impl From<EngineError> for CliError {
     }
 }
 
+impl From<DemoError> for CliError {
+    fn from(error: DemoError) -> Self {
+        Self::Demo(error)
+    }
+}
+
 impl From<OutputError> for CliError {
     fn from(error: OutputError) -> Self {
         Self::Output(error)
@@ -75,9 +84,12 @@ impl CliError {
             }
             Self::Output(error) if error.is_broken_pipe() => Exit::BrokenPipe,
             Self::Engine(error) => exit_of(error.kind),
-            Self::Config(_) | Self::Install(_) | Self::Words(_) | Self::Output(_) | Self::System(..) => {
-                Exit::Failure
-            }
+            Self::Config(_)
+            | Self::Install(_)
+            | Self::Words(_)
+            | Self::Demo(_)
+            | Self::Output(_)
+            | Self::System(..) => Exit::Failure,
         }
     }
 
@@ -93,6 +105,7 @@ impl CliError {
             Self::Engine(error) | Self::Stopped(_, error) => {
                 Report::new(error.kind.as_str(), error, &error.hints)
             }
+            Self::Demo(error) => Report::new("demo", error, &[]),
             Self::Abandoned(signal) => Report {
                 kind: "cancelled",
                 message: format!("stopped by {signal} before the clean-up had finished"),

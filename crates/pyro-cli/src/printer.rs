@@ -151,6 +151,12 @@ impl Printer {
         let _ = self.write(OutputStream::Stderr, report.human().as_bytes());
     }
 
+    /// A failure as part of what is on standard output, for a command that writes nowhere else.
+    pub(crate) fn failure_as_result(&self, error: &CliError) {
+        // Where that fails there is nowhere to tell it.
+        let _ = error.report().map(|report| self.text(&report.human()));
+    }
+
     /// What clap has to say: help and the version on stdout, usage errors on stderr.
     pub(crate) fn clap_message(&self, message: &clap::Error) -> Exit {
         // A reader that went away needs no help text.

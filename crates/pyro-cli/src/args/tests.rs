@@ -86,6 +86,27 @@ fn a_task_has_the_defaults_of_the_contract() {
 }
 
 #[test]
+fn a_demo_needs_no_subcommand_and_its_network_is_its_own() {
+    let demo = |words: &[&str]| match parse_words(words) {
+        Ok(Command::Demo(args)) => args,
+        other => panic!("{words:?} gave {other:?}"),
+    };
+    assert!(!demo(&["demo"]).network && demo(&["demo"]).command.is_none());
+    assert!(demo(&["demo", "--network"]).network);
+    let Some(DemoCommand::Ollama(args)) = demo(&["demo", "ollama"]).command else { panic!("no ollama") };
+    assert_eq!((args.base_url.as_str(), args.model.as_str()), ("http://localhost:11434/v1", "llama3.2:3b"));
+    assert!(!args.verbose);
+    // The flag is then without effect.
+    let Some(DemoCommand::Ollama(args)) = demo(&["demo", "--network", "ollama", "-v"]).command else {
+        panic!("no ollama")
+    };
+    assert!(args.verbose);
+    for words in [&["demo", "ollama", "--network"][..], &["demo", "--json"], &["demo", "nosuch"]] {
+        assert_eq!(refusal(words).exit_code(), 2, "{words:?}");
+    }
+}
+
+#[test]
 fn no_words_at_all_parse() {
     assert!(run_args(&["run", "e"]).words.is_empty());
     assert!(run_args(&["run", "e", "--"]).words.is_empty());

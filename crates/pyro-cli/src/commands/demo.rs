@@ -1,14 +1,18 @@
-//! `pyro demo`.
+//! `pyro demo` and `pyro demo ollama`.
+
+mod ollama;
 
 use pyro_engine::{Command, VmSpec};
 
-use crate::args::DemoArgs;
+use crate::args::{DemoArgs, DemoCommand};
 use crate::error_report::CliError;
 use crate::exit::Exit;
 use crate::printer::Printer;
 use crate::session;
 
-/// The smallest environment that has everything a demo needs.
+pub(crate) use ollama::DemoError;
+
+/// What both demos run in: the smallest environment that has everything they need.
 const ENVIRONMENT: &str = "debian:12";
 
 const LOCAL_COMMAND: &str = "git --version";
@@ -20,9 +24,16 @@ const NETWORK_COMMAND: &str = "printf 'GET / HTTP/1.0\\r\\nHost: example.com\\r\
     -connect example.com:443 | awk '/^HTTP/ { print $2; ok = 1; exit } END { exit !ok }'";
 
 pub(crate) fn run(args: &DemoArgs, printer: &Printer) -> Result<Exit, CliError> {
+    match &args.command {
+        Some(DemoCommand::Ollama(args)) => ollama::run(args, printer),
+        None => one_shot(args.network, printer),
+    }
+}
+
+fn one_shot(network: bool, printer: &Printer) -> Result<Exit, CliError> {
     let engine = super::engine()?;
-    let spec = VmSpec { network: args.network, ..VmSpec::new(ENVIRONMENT) };
-    let command = Command::new(if args.network { NETWORK_COMMAND } else { LOCAL_COMMAND });
+    let spec = VmSpec { network, ..VmSpec::new(ENVIRONMENT) };
+    let command = Command::new(if network { NETWORK_COMMAND } else { LOCAL_COMMAND });
     let (mut result, _) =
         session::block_on(session::watch(printer, is_quiet(printer), async |events, cancel| {
             engine.run(spec, command, &events, &cancel).await

@@ -79,6 +79,7 @@ fn help_of_doctor() {
 #[test]
 fn help_of_demo() {
     insta::assert_snapshot!(help(["demo", "--help"]));
+    insta::assert_snapshot!("help_of_demo_ollama", help(["demo", "ollama", "--help"]));
 }
 
 #[test]

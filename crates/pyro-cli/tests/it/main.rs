@@ -12,6 +12,7 @@ mod man;
 mod mcp;
 mod mcp_http;
 mod mcp_install;
+mod model;
 mod policy;
 mod run;
 mod run_on_host;

@@ -19,6 +19,7 @@ fn there_is_a_page_for_every_command() {
     insta::assert_snapshot!(names.join("\n"), @r"
     pyro-bench.1
     pyro-completions.1
+    pyro-demo-ollama.1
     pyro-demo.1
     pyro-doctor.1
     pyro-env-inspect.1

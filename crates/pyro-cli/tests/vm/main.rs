@@ -24,6 +24,8 @@ mod lifecycle;
 mod mcp;
 mod mcp_client;
 mod mcp_http;
+#[path = "../it/model.rs"]
+mod model;
 mod network;
 mod output;
 mod parallel;
