@@ -132,7 +132,7 @@ impl Session {
     }
 
     async fn up(&self, id: &str, with_command: bool) -> Outcome<()> {
-        let vm = self.engine.start_vm(id, &CancellationToken::new()).await?;
+        let vm = self.engine.start_vm(id, &Events::none(), &CancellationToken::new()).await?;
         if let Some(warning) = vm.metadata.get("template_warning") {
             return Err(format!("no template was used: {warning}").into());
         }

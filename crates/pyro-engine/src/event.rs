@@ -14,6 +14,8 @@ pub enum Event {
     Phase(RunPhase),
     /// Progress of making an environment available.
     Pull(PullEvent),
+    /// The first machine of its kind is booted and saved as the template of all later ones, which takes some seconds.
+    Template,
     /// Output of a command, in order within its stream; only with
     /// [`OutputMode::Stream`](crate::OutputMode::Stream).
     Output {

@@ -66,7 +66,7 @@ impl Call<'_> {
             Tool::VmCreate => payload(engine.create_vm(vm_spec(given)?, events, cancel).await?),
             Tool::VmStart => {
                 self.admit_vm(&vm()?).await?;
-                payload(engine.start_vm(&vm()?, cancel).await?)
+                payload(engine.start_vm(&vm()?, events, cancel).await?)
             }
             Tool::VmExec => {
                 self.admit_vm(&vm()?).await?;

@@ -11,12 +11,13 @@ use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
 use rmcp::transport::streamable_http_server::session::local::{LocalSessionManager, SessionConfig};
+use rmcp::transport::streamable_http_server::session::{SessionId, SessionManager as _};
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use subtle::ConstantTimeEq as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -204,17 +205,28 @@ impl Door {
         }
         if !self.admits(&request) {
             let mut response = refusal(StatusCode::UNAUTHORIZED, "the server's token is required");
-            response
-                .headers_mut()
-                .insert(WWW_AUTHENTICATE, hyper::header::HeaderValue::from_static("Bearer"));
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return response;
         }
-        if may_begin_session(&request) && self.sessions.sessions.read().await.len() >= SESSIONS {
-            let mut response = refusal(StatusCode::SERVICE_UNAVAILABLE, "there are too many clients already");
-            response.headers_mut().insert(RETRY_AFTER, hyper::header::HeaderValue::from_static("60"));
-            return response;
+        let response = self.protocol.handle(request).await;
+        match self.one_too_many(&response).await {
+            Some(id) => {
+                // That it may be gone already is all the same.
+                let _ = self.sessions.close_session(&id).await;
+                let mut response =
+                    refusal(StatusCode::SERVICE_UNAVAILABLE, "there are too many clients already");
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("60"));
+                response
+            }
+            None => response,
         }
-        self.protocol.handle(request).await
+    }
+
+    /// The session that has just begun, if there are too many of them.
+    async fn one_too_many(&self, response: &Response<Body>) -> Option<SessionId> {
+        let id = response.headers().get("mcp-session-id")?.to_str().ok()?;
+        let is_full = self.sessions.sessions.read().await.len() > SESSIONS;
+        is_full.then(|| id.into())
     }
 
     /// The client knows the token, if there is one. How long that takes says nothing about how much of it is right.
@@ -227,14 +239,6 @@ impl Door {
         };
         given.ct_eq(token.as_bytes()).into()
     }
-}
-
-/// Requests of a session name it, and those that do without sessions name the protocol's version.
-fn may_begin_session(request: &Request<Incoming>) -> bool {
-    request.method() == Method::POST
-        && !["mcp-session-id", "mcp-protocol-version"]
-            .iter()
-            .any(|name| request.headers().contains_key(*name))
 }
 
 fn refusal(status: StatusCode, sentence: &str) -> Response<Body> {

@@ -148,7 +148,10 @@ pub(crate) async fn read(
     outputs: &Outputs,
     uri: &str,
 ) -> Result<ResourceContents, ErrorData> {
-    let unknown = || ErrorData::invalid_params(format!("there is no resource {}", shown(uri)), None);
+    let unknown = || {
+        let data = serde_json::json!({ "uri": shown(uri) });
+        ErrorData::invalid_params(format!("there is no resource {}", shown(uri)), Some(data))
+    };
     let address = Address::parse(uri).ok_or_else(unknown)?;
     let of_task = matches!(address, Address::Task(_) | Address::Journal(_) | Address::CommandOutput { .. });
     if of_task && !policy.has_tasks() {

@@ -1,7 +1,7 @@
 //! What a call gives back.
 
 use pyro_engine::EngineError;
-use rmcp::model::{CallToolResult, ContentBlock, Resource};
+use rmcp::model::{CallToolResult, ContentBlock, MetaObject, Resource};
 use serde_json::{Map, Value, json};
 
 use crate::call::Failure;
@@ -15,6 +15,9 @@ const STREAM_CHARS: usize = 16_000;
 const RESULT_CHARS: usize = 64_000;
 /// So much of each stream a result holds however many there are.
 const LEAST_CHARS: usize = 200;
+
+/// Where programs find what went wrong.
+const ERROR_META: &str = "pyro/error";
 
 const STREAMS: [&str; 2] = ["stdout", "stderr"];
 
@@ -64,11 +67,16 @@ pub(crate) fn in_full(error: &EngineError) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
+/// Everything is in the text, as models see nothing else of it; programs find the same in the metadata. It is no
+/// structured content: clients would hold that against the schema of the tool's results.
 fn error(code: &str, message: &str, hints: &[String]) -> CallToolResult {
-    let mut result =
-        CallToolResult::structured_error(json!({ "code": code, "message": message, "hints": hints }));
-    let lines: Vec<_> = std::iter::once(message).chain(hints.iter().map(String::as_str)).collect();
-    result.content = vec![ContentBlock::text(lines.join("\n"))];
+    let hint_lines = hints.iter().map(|hint| format!("hint: {hint}"));
+    let lines: Vec<_> =
+        std::iter::once(message.to_owned()).chain(hint_lines).chain([format!("code: {code}")]).collect();
+    let mut result = CallToolResult::error(vec![ContentBlock::text(lines.join("\n"))]);
+    let mut meta = MetaObject::new();
+    meta.insert(ERROR_META.to_owned(), json!({ "code": code, "message": message, "hints": hints }));
+    result.meta = Some(meta);
     result
 }
 
@@ -232,10 +240,14 @@ mod tests {
     #[test]
     fn a_failure_has_a_code_a_message_and_hints_and_says_the_same_as_text() {
         let result = error("not_found", "task 'x' does not exist", &["look at the list".to_owned()]);
-        assert_eq!(result.is_error, Some(true));
+        let result = serde_json::to_value(result).unwrap();
+        assert_eq!(result["isError"], true);
+        assert!(result.get("structuredContent").is_none());
         let expected = json!({ "code": "not_found", "message": "task 'x' does not exist", "hints": ["look at the list"] });
-        assert_eq!(result.structured_content, Some(expected));
-        let text = serde_json::to_value(&result.content).unwrap();
-        assert_eq!(text[0]["text"], "task 'x' does not exist\nlook at the list");
+        assert_eq!(result["_meta"]["pyro/error"], expected);
+        assert_eq!(
+            result["content"][0]["text"],
+            "task 'x' does not exist\nhint: look at the list\ncode: not_found"
+        );
     }
 }

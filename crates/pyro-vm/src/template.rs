@@ -21,6 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crate::qemu::Qemu;
 use crate::spec::{GuestKernel, LaunchSpec};
 use crate::supervisor::files;
 use crate::vmm::Vmm;
@@ -63,6 +64,16 @@ pub(crate) struct Partial {
 /// other's place, whether there can be a template or not.
 pub(crate) async fn key(dir: &Path, spec: &LaunchSpec, vmm: &dyn Vmm) -> Result<String, String> {
     key::of(dir, spec, vmm).await
+}
+
+/// The template for machines like that of `spec` has to be made before one can start.
+pub async fn is_missing(spec: &LaunchSpec) -> bool {
+    let Some(dir) = &spec.template_dir else { return false };
+    if spec.dir.join(files::LAYER).exists() {
+        return false;
+    }
+    let templates = Templates::new(dir, spec, &Qemu).await;
+    templates.key.is_ok() && templates.find().is_none() && templates.recent_failure().is_none()
 }
 
 impl Templates {

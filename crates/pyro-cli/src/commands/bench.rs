@@ -119,14 +119,14 @@ impl Bench {
 
     /// A VM that stays, from the start of its creation to its removal.
     async fn life(&mut self, id: &str, started: Instant) -> Result<(), EngineError> {
-        let vm = self.engine.start_vm(id, &self.cancel).await?;
+        let vm = self.engine.start_vm(id, &Events::none(), &self.cancel).await?;
         self.took("create_and_start", started);
         self.report.accelerator = vm.accelerator;
         self.report.start_mode = vm.metadata.get("start_mode").cloned();
         self.engine.stop_vm(id).await?;
         // What the disk holds by now is in no template.
         let started = Instant::now();
-        self.engine.start_vm(id, &self.cancel).await?;
+        self.engine.start_vm(id, &Events::none(), &self.cancel).await?;
         self.took("start_from_kernel", started);
         let started = Instant::now();
         self.engine.exec_vm(id, Command::new("true"), &self.events, &self.cancel).await?;

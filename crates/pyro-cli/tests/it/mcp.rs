@@ -148,13 +148,15 @@ fn faults_are_told_in_a_way_that_a_model_can_use() {
         .map(|(tool, arguments)| {
             let result = session.call(tool, arguments);
             assert_eq!(result["isError"], true, "{result}");
-            let error = &result["structuredContent"];
+            let error = &result["_meta"]["pyro/error"];
             assert!(
                 result["content"][0]["text"]
                     .as_str()
                     .unwrap()
                     .starts_with(error["message"].as_str().unwrap())
             );
+            // Some clients hold it against the schema of results.
+            assert!(result.get("structuredContent").is_none(), "{result}");
             let message = error["message"].as_str().unwrap();
             format!(
                 "{}: {}",
@@ -260,13 +262,13 @@ fn limits_are_told_and_kept() {
         [json!({"network": true}), json!({"mem_mib": 1024}), json!({"environment": "debian:12-build"})]
     {
         let refused = session.call("vm_run", asked(extra.clone()));
-        assert_eq!(refused["structuredContent"]["code"], "not_allowed", "{extra}");
+        assert_eq!(refused["_meta"]["pyro/error"]["code"], "not_allowed", "{extra}");
         assert_eq!(refused["isError"], true);
     }
     let refused = session.call("vm_create", json!({ "environment": "debian:12" }));
-    assert_eq!(refused["structuredContent"]["message"], "this server does not offer vm_create");
+    assert_eq!(refused["_meta"]["pyro/error"]["message"], "this server does not offer vm_create");
     // What is allowed comes further.
-    assert_eq!(session.call("vm_run", asked(json!({})))["structuredContent"]["code"], "vm_unavailable");
+    assert_eq!(session.call("vm_run", asked(json!({})))["_meta"]["pyro/error"]["code"], "vm_unavailable");
     let listed = session.call("vm_list_environments", json!({}));
     assert_eq!(listed["structuredContent"]["result"].as_array().unwrap().len(), 1);
     let policy = session.ask("resources/read", json!({ "uri": "pyro://policy" }));

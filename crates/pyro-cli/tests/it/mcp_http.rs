@@ -156,6 +156,8 @@ fn it_bears_what_hostile_clients_send() {
         }
     };
     assert_eq!((last.status, last.header("retry-after")), (503, Some("60")));
+    let newer = [("MCP-Protocol-Version", "2025-06-18")];
+    assert_eq!(server.ask("POST /mcp", &newer, HELLO).status, 503);
     // Who needs none is still served.
     assert!(server.call("tools/list", json!({})).result()["tools"].is_array());
     drop(idle);

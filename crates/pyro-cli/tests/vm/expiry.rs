@@ -33,9 +33,9 @@ async fn vms_are_gone_at_the_end_of_their_lifetime() {
     let created = engine.create_vm(spec(), &quiet(), &never()).await.unwrap();
     let stopped = engine.create_vm(spec(), &quiet(), &never()).await.unwrap();
     assert!((started.expires_at - started.created_at - 60.0).abs() < 0.001);
-    engine.start_vm(stopped.vm_id.as_str(), &never()).await.map_err(|error| chain(&error)).unwrap();
+    engine.start_vm(stopped.vm_id.as_str(), &quiet(), &never()).await.map_err(|error| chain(&error)).unwrap();
     engine.stop_vm(stopped.vm_id.as_str()).await.unwrap();
-    engine.start_vm(started.vm_id.as_str(), &never()).await.map_err(|error| chain(&error)).unwrap();
+    engine.start_vm(started.vm_id.as_str(), &quiet(), &never()).await.map_err(|error| chain(&error)).unwrap();
 
     // Nobody asks for it: its own supervisor ends the one that runs, to the second.
     let dir = sandbox.vm_dir(started.vm_id.as_str());
@@ -53,7 +53,7 @@ async fn vms_are_gone_at_the_end_of_their_lifetime() {
             assert_eq!(error.kind, ErrorKind::Expired);
             assert_eq!(error.message, format!("vm '{id}' expired and was automatically deleted"));
         }
-        let error = engine.start_vm(id, &never()).await.unwrap_err();
+        let error = engine.start_vm(id, &quiet(), &never()).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Expired);
         let error = engine.exec_vm(id, command("true"), &quiet(), &never()).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Expired);

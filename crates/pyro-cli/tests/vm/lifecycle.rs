@@ -45,13 +45,13 @@ async fn a_started_vm_runs_one_command_and_is_gone() {
     let engine = sandbox.engine();
     let vm = created_vm(&engine).await;
     let id = vm.vm_id.as_str();
-    let started = engine.start_vm(id, &never()).await.map_err(|error| chain(&error)).unwrap();
+    let started = engine.start_vm(id, &quiet(), &never()).await.map_err(|error| chain(&error)).unwrap();
     assert_eq!((started.state, started.execution_mode), (VmState::Started, ExecutionMode::GuestVsock));
     assert!(started.accelerator.is_some(), "{started:?}");
     assert_eq!((started.created_at, started.expires_at), (vm.created_at, vm.expires_at));
     assert_eq!(engine.status_vm(id).await.unwrap(), started);
     let text = format!("vm {id} cannot be started from state 'started'");
-    assert_refused(engine.start_vm(id, &never()).await, ErrorKind::WrongState, &text);
+    assert_refused(engine.start_vm(id, &quiet(), &never()).await, ErrorKind::WrongState, &text);
 
     let mut bad = command("true");
     bad.timeout_seconds = 0;
@@ -82,7 +82,7 @@ async fn a_stopped_vm_keeps_what_its_guest_wrote() {
         ErrorKind::WrongState,
         &text,
     );
-    assert_eq!(engine.start_vm(id, &never()).await.unwrap().state, VmState::Started);
+    assert_eq!(engine.start_vm(id, &quiet(), &never()).await.unwrap().state, VmState::Started);
     let line = "cat /workspace/file; ls /etc/debian_version 2>/dev/null || echo removed";
     let result = engine.exec_vm(id, command(line), &quiet(), &never()).await.unwrap();
     assert_eq!(result.stdout.to_text(), "work\nremoved\n");
@@ -107,7 +107,7 @@ async fn ids_that_name_no_vm_are_refused_whatever_they_look_like() {
     for id in ["0123456789ab", "", "../victim", "..", "/", "0123456789AB", "0123456789ab/../x", "\u{1b}[2J\n"]
     {
         for result in [
-            engine.start_vm(id, &never()).await.map(drop),
+            engine.start_vm(id, &quiet(), &never()).await.map(drop),
             engine.exec_vm(id, command("true"), &quiet(), &never()).await.map(drop),
             engine.stop_vm(id).await.map(drop),
             engine.delete_vm(id).await.map(drop),
@@ -127,8 +127,8 @@ async fn of_two_that_start_a_vm_one_does() {
     let (first, second) = (sandbox.engine(), sandbox.engine());
     let vm = created_vm(&first).await;
     let id = vm.vm_id.as_str();
-    let forever = never();
-    let results = tokio::join!(first.start_vm(id, &forever), second.start_vm(id, &forever));
+    let (nobody, forever) = (quiet(), never());
+    let results = tokio::join!(first.start_vm(id, &nobody, &forever), second.start_vm(id, &nobody, &forever));
     let results = [results.0, results.1];
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
     let refused = results.into_iter().find(Result::is_err).unwrap();
@@ -143,17 +143,17 @@ async fn a_start_that_is_cancelled_leaves_the_vm_as_it_was() {
     let engine = sandbox.engine();
     let vm = created_vm(&engine).await;
     let id = vm.vm_id.as_str();
-    let cancel = never();
+    let (nobody, cancel) = (quiet(), never());
     let boots = async {
         while !sandbox.processes().iter().any(crate::harness::Process::is_vmm) {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
         cancel.cancel();
     };
-    let (result, ()) = tokio::join!(engine.start_vm(id, &cancel), boots);
+    let (result, ()) = tokio::join!(engine.start_vm(id, &nobody, &cancel), boots);
     assert_refused(result, ErrorKind::Cancelled, "cancelled");
     crate::harness::wait_until(crate::harness::LONG, "end of the boot", || sandbox.processes().is_empty());
     assert_eq!(engine.status_vm(id).await.unwrap().state, VmState::Created);
-    assert_eq!(engine.start_vm(id, &never()).await.unwrap().state, VmState::Started);
+    assert_eq!(engine.start_vm(id, &quiet(), &never()).await.unwrap().state, VmState::Started);
     engine.delete_vm(id).await.unwrap();
 }

@@ -120,7 +120,7 @@ impl Client {
         let id = self.begin_call(tool, arguments);
         let result = self.answer(id)["result"].clone();
         assert_eq!(result["isError"], true, "{result}");
-        result["structuredContent"].clone()
+        result["_meta"]["pyro/error"].clone()
     }
 
     /// What a resource holds.

@@ -96,7 +96,7 @@ async fn the_networks_facts_are_those_of_the_guest() {
     let spec = VmSpec { network: true, ..VmSpec::new(ENVIRONMENT) };
     let vm = engine.create_vm(spec, &quiet(), &never()).await.unwrap();
     let id = vm.vm_id.as_str();
-    let vm = engine.start_vm(id, &never()).await.map_err(|error| chain(&error)).unwrap();
+    let vm = engine.start_vm(id, &quiet(), &never()).await.map_err(|error| chain(&error)).unwrap();
     assert!(vm.network_enabled);
     let info = engine.network_info_vm(id).await.unwrap();
     assert!(info.network_enabled && info.outbound_connectivity_expected, "{info:?}");

@@ -13,7 +13,7 @@ async fn a_vm_is_visible_to_every_engine_of_the_user() {
     let vm = first.create_vm(VmSpec::new(ENVIRONMENT), &quiet(), &never()).await.unwrap();
     let id = vm.vm_id.as_str();
     assert_eq!(second.status_vm(id).await.unwrap(), vm);
-    let started = second.start_vm(id, &never()).await.map_err(|error| chain(&error)).unwrap();
+    let started = second.start_vm(id, &quiet(), &never()).await.map_err(|error| chain(&error)).unwrap();
     assert_eq!(first.status_vm(id).await.unwrap(), started);
     drop(second);
     let result = first.exec_vm(id, command("echo seen"), &quiet(), &never()).await.unwrap();
@@ -71,7 +71,7 @@ async fn a_vm_whose_vmm_is_killed_is_stopped_and_can_start_again() {
         sandbox.processes().is_empty()
     });
     assert_eq!(engine.status_vm(id).await.unwrap().state, VmState::Stopped);
-    engine.start_vm(id, &never()).await.map_err(|error| chain(&error)).unwrap();
+    engine.start_vm(id, &quiet(), &never()).await.map_err(|error| chain(&error)).unwrap();
     let result = engine.exec_vm(id, command("cat /workspace/file"), &quiet(), &never()).await.unwrap();
     assert_eq!(result.stdout.as_bytes(), b"work\n");
 }
@@ -88,7 +88,7 @@ async fn a_vm_whose_supervisor_is_killed_is_stopped_and_can_start_again() {
     assert_eq!(engine.status_vm(id).await.unwrap().state, VmState::Stopped);
     let error = engine.exec_vm(id, command("true"), &quiet(), &never()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::WrongState);
-    engine.start_vm(id, &never()).await.map_err(|error| chain(&error)).unwrap();
+    engine.start_vm(id, &quiet(), &never()).await.map_err(|error| chain(&error)).unwrap();
     let result = engine.exec_vm(id, command("cat /workspace/file"), &quiet(), &never()).await.unwrap();
     assert_eq!(result.stdout.as_bytes(), b"work\n");
 }

@@ -16,7 +16,7 @@ fn warm_engine(sandbox: &Sandbox) -> Engine {
 async fn start(engine: &Engine, mem_mib: i64) -> Vm {
     let spec = VmSpec { mem_mib, ..VmSpec::new(ENVIRONMENT) };
     let vm = engine.create_vm(spec, &quiet(), &never()).await.unwrap();
-    engine.start_vm(vm.vm_id.as_str(), &never()).await.unwrap()
+    engine.start_vm(vm.vm_id.as_str(), &quiet(), &never()).await.unwrap()
 }
 
 /// Sockets of the spares that can be claimed.
@@ -101,7 +101,7 @@ async fn a_claimed_spare_is_the_machine_that_was_asked_for() {
     let id = vms[1].vm_id.as_str();
     exec_text(&sandbox.guest(&vms[1]), "echo kept > file").await;
     engine.stop_vm(id).await.unwrap();
-    engine.start_vm(id, &never()).await.unwrap();
+    engine.start_vm(id, &quiet(), &never()).await.unwrap();
     assert_eq!(exec_text(&sandbox.guest(&vms[1]), "cat file").await, "kept\n");
     for vm in vms {
         engine.delete_vm(vm.vm_id.as_str()).await.unwrap();

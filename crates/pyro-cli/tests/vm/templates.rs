@@ -12,7 +12,7 @@ async fn start_mode(engine: &Engine, change: impl FnOnce(&mut VmSpec)) -> (Strin
     let mut spec = VmSpec::new(crate::harness::ENVIRONMENT);
     change(&mut spec);
     let vm = engine.create_vm(spec, &quiet(), &never()).await.unwrap();
-    let vm = engine.start_vm(vm.vm_id.as_str(), &never()).await.unwrap();
+    let vm = engine.start_vm(vm.vm_id.as_str(), &quiet(), &never()).await.unwrap();
     engine.delete_vm(vm.vm_id.as_str()).await.unwrap();
     (vm.metadata["start_mode"].clone(), vm.metadata.get("template_warning").cloned())
 }
@@ -114,7 +114,7 @@ async fn clones_have_networks_of_their_own() {
     for _ in 0..2 {
         let spec = VmSpec { network: true, ..VmSpec::new(crate::harness::ENVIRONMENT) };
         let vm = engine.create_vm(spec, &quiet(), &never()).await.unwrap();
-        vms.push(engine.start_vm(vm.vm_id.as_str(), &never()).await.unwrap());
+        vms.push(engine.start_vm(vm.vm_id.as_str(), &quiet(), &never()).await.unwrap());
     }
     for vm in vms {
         assert_eq!(vm.metadata["start_mode"], "template");
@@ -232,7 +232,7 @@ async fn a_stopped_vm_starts_again_with_what_it_wrote() {
     // The guest has halted in order, or its supervisor would complain.
     let log = fs::read_to_string(sandbox.vm_dir(id).join("supervisor.log")).unwrap();
     assert_eq!(log, "");
-    let again = engine.start_vm(id, &never()).await.unwrap();
+    let again = engine.start_vm(id, &quiet(), &never()).await.unwrap();
     // Its layer is not the template's any more.
     assert_eq!(again.metadata["start_mode"], "cold");
     assert_eq!(exec_text(&sandbox.guest(&vm), "cat /workspace/file").await, "kept\n");

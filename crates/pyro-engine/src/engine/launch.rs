@@ -11,7 +11,7 @@ use pyro_env::InstalledEnvironment;
 use pyro_vm::supervisor::{self, BootInfo, Lifeline, OwnerLock, StartError};
 use pyro_vm::{
     GuestImage, GuestKernel, LaunchSpec, LayerError, LayerLifetime, LayerTemplates, Machine, Purpose,
-    Retention, Spares, spares,
+    Retention, Spares, spares, template,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,7 @@ use crate::engine::host::Host;
 use crate::kind::Kind;
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
-use crate::{EngineError, ErrorKind, Events, ExecutionMode, VmId, VmSpec};
+use crate::{EngineError, ErrorKind, Event, Events, ExecutionMode, VmId, VmSpec};
 
 /// Name of the hidden subcommand that supervises one VM.
 pub const SUPERVISE_COMMAND: &str = "supervise";
@@ -105,12 +105,13 @@ impl Engine {
         record: &VmRecord,
         lock: OwnerLock,
         ground: Ground,
+        events: &Events,
         cancel: &CancellationToken,
     ) -> Result<(), EngineError> {
         match ground {
             // The supervisor has the lock and the record is written; nothing more is asked of the lifeline.
             Ok((host, environment)) => {
-                self.start_guest(record, environment, host, lock, cancel).await.map(drop)
+                self.start_guest(record, environment, host, lock, events, cancel).await.map(drop)
             }
             Err(reason) => self.start_on_host(&record.vm_id, &reason).await.map(drop),
         }
@@ -123,6 +124,7 @@ impl Engine {
         environment: InstalledEnvironment,
         host: Host,
         lock: OwnerLock,
+        events: &Events,
         cancel: &CancellationToken,
     ) -> Result<(Lifeline, BootInfo), EngineError> {
         let shape = Shape {
@@ -142,6 +144,9 @@ impl Engine {
             let started = match spares::claim(&spec, &lock).await {
                 Some(claimed) => claimed,
                 None => {
+                    if events.are_heard() && template::is_missing(&spec).await {
+                        events.send(Event::Template).await;
+                    }
                     // They give way to a VM that somebody wants.
                     spares::trim(&spec.spares.dir, spec.spares.room as usize).await;
                     supervisor::start(&self.config().program, &self.supervise_args(), spec, &lock).await

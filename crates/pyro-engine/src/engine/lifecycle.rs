@@ -44,15 +44,19 @@ impl Engine {
     /// # Errors
     /// `NotFound`, `Expired`, `WrongState`, `VmUnavailable`, `BootFailed`, `EnvironmentUnavailable`,
     /// `StateUnusable`, `Cancelled`. The VM is then as it was before.
-    pub async fn start_vm(&self, vm_id: &str, cancel: &CancellationToken) -> Result<Vm, EngineError> {
+    pub async fn start_vm(
+        &self,
+        vm_id: &str,
+        events: &Events,
+        cancel: &CancellationToken,
+    ) -> Result<Vm, EngineError> {
         let id = VmId::parse(vm_id)?;
         let record = self.admit(Kind::Vm, &id, VmEvent::Start).await?;
-        let ground =
-            self.ground(&record.environment, record.allow_host_compat, &Events::none(), cancel).await?;
+        let ground = self.ground(&record.environment, record.allow_host_compat, events, cancel).await?;
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         // Whoever has the lock knows that nobody runs the VM, whatever its last owner could still write.
         self.note_vanished(&id).await?;
-        self.bring_up(&record, lock, ground, cancel).await?;
+        self.bring_up(&record, lock, ground, events, cancel).await?;
         Ok(self.get(Kind::Vm, &id).await?.payload())
     }
 

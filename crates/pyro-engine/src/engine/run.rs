@@ -87,7 +87,8 @@ impl Engine {
         events.send(Event::Phase(RunPhase::Start { vm_id: id.clone() })).await;
         let (record, lifeline) = match ground {
             Ok((host, environment)) => {
-                let (lifeline, info) = self.start_guest(&record, environment, host, lock, cancel).await?;
+                let (lifeline, info) =
+                    self.start_guest(&record, environment, host, lock, events, cancel).await?;
                 timings.lap_of_start(&info);
                 (self.get(Kind::Vm, id).await?, Ok(lifeline))
             }

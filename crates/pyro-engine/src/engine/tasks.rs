@@ -63,7 +63,7 @@ impl Engine {
             // A task that is not started and that nobody holds is an orphan: the lock comes before the record.
             let lock = self.own_vm_dir(Kind::Task, &id).await?;
             let record = self.insert(NewVm { kind: Kind::Task, disk_mib, ..vm }).await?;
-            self.bring_up(&record, lock, ground, cancel).await?;
+            self.bring_up(&record, lock, ground, events, cancel).await?;
             self.status_task(id.as_str()).await
         };
         match started.await {
@@ -123,7 +123,7 @@ impl Engine {
         if record.expires_at <= now() {
             record = self.renew(&id, record.sizing.ttl_seconds).await?;
         }
-        self.bring_up(&record, lock, ground, cancel).await?;
+        self.bring_up(&record, lock, ground, events, cancel).await?;
         self.status_task(task_id).await
     }
 

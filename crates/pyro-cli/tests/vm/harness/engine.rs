@@ -47,7 +47,7 @@ impl Sandbox {
     /// A VM that has been created and started.
     pub(crate) async fn started_vm(&self, engine: &Engine) -> Vm {
         let vm = engine.create_vm(VmSpec::new(ENVIRONMENT), &quiet(), &never()).await.unwrap();
-        engine.start_vm(vm.vm_id.as_str(), &never()).await.map_err(|error| chain(&error)).unwrap()
+        engine.start_vm(vm.vm_id.as_str(), &quiet(), &never()).await.map_err(|error| chain(&error)).unwrap()
     }
 
     /// A way to run many commands in one VM.

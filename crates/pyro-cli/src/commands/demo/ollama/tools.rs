@@ -165,11 +165,11 @@ impl<'a> Tools<'a> {
                 self.created.push(vm.vm_id.clone());
                 payload(&vm)
             }
-            Tool::Start => payload(&self.engine.start_vm(&vm_id()?, self.cancel).await?),
+            Tool::Start => payload(&self.engine.start_vm(&vm_id()?, self.events, self.cancel).await?),
             Tool::Exec => {
                 let (vm_id, command) = (vm_id()?, command(&given)?);
                 if self.engine.status_vm(&vm_id).await?.state != VmState::Started {
-                    self.engine.start_vm(&vm_id, self.cancel).await?;
+                    self.engine.start_vm(&vm_id, self.events, self.cancel).await?;
                 }
                 let ran = self.engine.exec_vm(&vm_id, command, self.events, self.cancel).await?;
                 self.told_of_run(ran)
