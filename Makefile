@@ -11,6 +11,9 @@ export PYRO_TEST_CACHE ?= $(abspath $(or $(CARGO_TARGET_DIR),target)/test-enviro
 PREFIX ?= /usr/local
 SHARE = $(DESTDIR)$(PREFIX)/share
 
+# The programs that `tests/clients` lets speak to pyro.
+CLIENTS = $(abspath $(or $(CARGO_TARGET_DIR),target)/test-clients)
+
 FUZZ_SECONDS ?= 20
 FUZZ_TARGETS = $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 
@@ -49,11 +52,33 @@ guest-kernel: ## Build the small guest kernel and put it where pyro finds it (so
 	scripts/build-guest-kernel
 
 .PHONY: test
-test: setup-test ## Run every test, those that boot real microVMs included
+test: build-test ## Run every test, those that boot real microVMs included
 	cargo test --locked --workspace --doc --quiet
+	$(NEXTEST) --run-ignored all
+	$(MAKE) test-clients
+
+.PHONY: test-clients
+test-clients: build-test $(CLIENTS)/python/made $(CLIENTS)/node/made ## Run only the tests in which other programs use pyro
+	$(CLIENTS)/python/bin/python -B -m pytest tests/clients --pyro $(BUILT)/debug/pyro --node $(CLIENTS)/node
+
+# Both are made anew when what is pinned changes.
+$(CLIENTS)/python/made: tests/clients/requirements.txt | setup-test
+	rm -rf $(@D)
+	python3 -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+$(CLIENTS)/node/made: $(addprefix tests/clients/,package-lock.json package.json .npmrc) | setup-test
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	cp $^ $(@D)
+	cd $(@D) && npm ci
+	touch $@
+
+.PHONY: build-test
+build-test: setup-test
 	$(NEXTEST) --no-run
 	PYRO_ENVIRONMENT_CACHE_DIR=$(PYRO_TEST_CACHE) $(BUILT)/debug/pyro env pull debian:12
-	$(NEXTEST) --run-ignored all
 
 .PHONY: test-full
 test-full: export PROPTEST_CASES = 2000

@@ -1,0 +1,84 @@
+"""A state directory of its own for every test, and the proof that nothing of it is left at the end."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import tempfile
+import time
+
+# What pyro keeps on purpose.
+KEPT = {"state.sqlite3", "state.sqlite3-wal", "state.sqlite3-shm", "accelerator.json", "templates", "layers", "spares"}
+# Time in which everything of an ended server must be gone; the machine may be busy.
+GONE_WITHIN = 20
+# Bound on waits for something that has no event to wait for.
+LONG = 90
+
+
+class Sandbox:
+    """The world of one test, to be used in a `with`."""
+
+    def __init__(self, pyro, cache):
+        self.pyro = pyro
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="pyro-clients-"))
+        self.state = self.directory / "state"
+        home = self.directory / "home"
+        home.mkdir()
+        self.variables = {
+            "HOME": str(home),
+            "PATH": f"{pyro.parent}:{os.environ['PATH']}",
+            "PYRO_BASE_DIR": str(self.state),
+            "PYRO_ENVIRONMENT_CACHE_DIR": str(cache),
+            "PYRO_GUEST_KERNEL": os.environ.get("PYRO_TEST_GUEST_KERNEL", "environment"),
+        }
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        left = self._wait_until_clean()
+        # Whatever went wrong must not disturb other tests.
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        assert not left, f"left behind: {left}"
+
+    def processes(self):
+        """Those whose command line or environment names this sandbox: by process id, their command lines."""
+        found = {}
+        needle = os.fsencode(self.directory)
+        for entry in pathlib.Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    line = (entry / "cmdline").read_bytes()
+                    if needle in line or needle in (entry / "environ").read_bytes():
+                        found[int(entry.name)] = line.replace(b"\0", b" ").decode(errors="replace").strip()
+        return found
+
+    def machines(self):
+        """Directories of the VMs and tasks that exist."""
+        vms = self.state / "vms"
+        return sorted(entry.name for entry in vms.iterdir()) if vms.is_dir() else []
+
+    def _left(self):
+        left = [f"process {pid}: {line}" for pid, line in self.processes().items()]
+        left += [f"vms/{name}" for name in self.machines()]
+        if self.state.is_dir():
+            left += [f"file {entry.name}" for entry in self.state.iterdir() if entry.name not in KEPT | {"vms"}]
+        return left
+
+    def _wait_until_clean(self):
+        with contextlib.suppress(TimeoutError):
+            wait_until("end of everything", lambda: not self._left(), GONE_WITHIN)
+        return self._left()
+
+
+def wait_until(what, reached, limit=LONG):
+    """Polls for something that announces itself in no other way."""
+    end = time.monotonic() + limit
+    while not reached():
+        if time.monotonic() > end:
+            raise TimeoutError(f"no {what} within {limit} s")
+        time.sleep(0.02)

@@ -1,0 +1,155 @@
+"""The official Python SDK, in both eras of the protocol: with `server/discover`, and with a handshake. It checks every
+result of a tool against that tool's output schema."""
+
+import contextlib
+import json
+
+import anyio
+import pytest
+from mcp import Client, MCPError
+from mcp.types import INVALID_PARAMS, CallToolResult
+
+from sandbox import wait_until
+
+pytestmark = pytest.mark.anyio
+
+ENVIRONMENT = "debian:12"
+ERAS = ("auto", "legacy")
+
+
+class Session:
+    """A client that remembers which tools it has called."""
+
+    def __init__(self, client):
+        self.client = client
+        self.called = set()
+
+    async def __call__(self, tool, **arguments):
+        """The payload of a call that succeeds; it is the same as text."""
+        self.called.add(tool)
+        with anyio.fail_after(90):
+            result = await self.client.call_tool(tool, arguments)
+        assert not result.is_error, result
+        assert json.loads(result.content[0].text) == result.structured_content
+        return result.structured_content
+
+    async def failure(self, tool, **arguments):
+        """What a model is told of a call that fails."""
+        self.called.add(tool)
+        with anyio.fail_after(90):
+            result = await self.client.call_tool(tool, arguments)
+        assert result.is_error, result
+        return result.content[0].text
+
+
+@contextlib.asynccontextmanager
+async def session(server, era="auto"):
+    async with Client(server.for_sdk(), mode=era) as client:
+        yield Session(client)
+
+
+async def use_vms(call):
+    ran = await call("vm_run", environment=ENVIRONMENT, command="git --version; echo why >&2; exit 3")
+    assert ran["stdout"].startswith("git version ")
+    assert (ran["stderr"], ran["exit_code"]) == ("why\n", 3)
+
+    vm = await call("vm_create", environment=ENVIRONMENT, mem_mib=1024, ttl_seconds=900)
+    assert (vm["state"], vm["ttl_seconds"]) == ("created", 900)
+    vm_id = vm["vm_id"]
+    assert (await call("vm_network_info", vm_id=vm_id))["network_enabled"] is False
+    assert (await call("vm_start", vm_id=vm_id))["state"] == "started"
+    assert (await call("vm_status", vm_id=vm_id))["state"] == "started"
+    ran = await call("vm_exec", vm_id=vm_id, command="sleep 100", timeout_seconds=1)
+    assert (ran["exit_code"], ran["cleanup"]["deleted"]) == (124, True)
+
+    vm_id = (await call("vm_create", environment=ENVIRONMENT))["vm_id"]
+    assert (await call("vm_start", vm_id=vm_id))["state"] == "started"
+    assert (await call("vm_stop", vm_id=vm_id))["state"] == "stopped"
+    assert (await call("vm_delete", vm_id=vm_id))["deleted"] is True
+    assert (await call("vm_reap_expired"))["count"] == 0
+    assert ENVIRONMENT in {each["name"] for each in (await call("vm_list_environments"))["result"]}
+
+
+async def use_a_task(call):
+    task_id = (await call("task_create", environment=ENVIRONMENT))["task_id"]
+    await call("task_exec", task_id=task_id, command="mkdir d; echo note > d/file")
+    read = await call("task_exec", task_id=task_id, command="cat file; echo $WHO", cwd="d", env={"WHO": "me"})
+    assert (read["stdout"], read["sequence"]) == ("note\nme\n", 2)
+
+    detached = await call("task_exec", task_id=task_id, command="echo begun; sleep 500", detach=True)
+    assert (detached["sequence"], detached["outcome"]) == (3, "running")
+    waited = await call("task_wait", task_id=task_id, sequence=3, timeout_seconds=1)
+    assert (waited["outcome"], waited["exit_code"]) == ("running", None)
+    assert (await call("task_status", task_id=task_id))["command_count"] == 3
+    killed = await call("task_kill", task_id=task_id, sequence=3)
+    assert (killed["outcome"], killed["stdout"]) == ("killed", "begun\n")
+    assert (await call("task_wait", task_id=task_id, sequence=3))["outcome"] == "killed"
+    logs = await call("task_logs", task_id=task_id)
+    assert [entry["sequence"] for entry in logs["entries"]] == [1, 2, 3]
+
+    assert (await call("task_stop", task_id=task_id))["state"] == "stopped"
+    assert (await call("task_extend", task_id=task_id, ttl_seconds=900))["ttl_seconds"] == 900
+    assert (await call("task_start", task_id=task_id))["state"] == "started"
+    assert (await call("task_exec", task_id=task_id, command="cat d/file"))["stdout"] == "note\n"
+    assert (await call("task_list"))["count"] == 1
+    assert (await call("task_delete", task_id=task_id))["deleted"] is True
+
+
+async def test_every_tool(server):
+    for era in ERAS:
+        async with session(server, era) as call:
+            listed = {tool.name for tool in (await call.client.list_tools()).tools}
+            await use_vms(call)
+            await use_a_task(call)
+            assert call.called == listed
+
+
+async def test_results_are_checked_against_schemas(server):
+    """What the SDK would say of a result that breaks a tool's promise. Without this the other tests would say less."""
+    async with session(server) as call:
+        for tool in (await call.client.list_tools()).tools:
+            with pytest.raises(RuntimeError, match="Invalid structured content"):
+                await call.client.session.validate_tool_result(tool.name, CallToolResult(content=[], structured_content={}))
+            with pytest.raises(RuntimeError, match="did not return structured content"):
+                await call.client.session.validate_tool_result(tool.name, CallToolResult(content=[]))
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_failures_are_told_in_a_way_that_a_model_can_use(server, era):
+    async with session(server, era) as call:
+        assert "task_create" in call.client.instructions
+        assert await call.failure("vm_run", environment=ENVIRONMENT) == "`command` is required"
+        unknown = await call.failure("vm_run", environment="windows:11", command="ver")
+        assert "windows:11" in unknown and "debian:12" in unknown
+        assert "9775b3af1eeb" in await call.failure("task_status", task_id="9775b3af1eeb")
+        with pytest.raises(MCPError, match="nosuch") as raised:
+            await call.client.call_tool("nosuch", {})
+        assert raised.value.code == INVALID_PARAMS
+
+
+async def test_progress_comes_while_a_call_goes_on_and_a_cancelled_one_ends_its_command(server, sandbox):
+    for era in ERAS:
+        async with session(server, era) as call:
+            progress, begun = [], anyio.Event()
+
+            async def note(seconds, _total, message):
+                progress.append((seconds, message))
+                if message == "begun":
+                    begun.set()
+
+            async def run():
+                arguments = {"environment": ENVIRONMENT, "command": "echo begun; sleep 1000", "timeout_seconds": 600}
+                await call.client.call_tool("vm_run", arguments, progress_callback=note)
+                pytest.fail("the call was not cancelled")
+
+            with anyio.fail_after(90):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(run)
+                    await begun.wait()
+                    assert len(sandbox.machines()) == 1
+                    group.cancel_scope.cancel()
+            numbers = [seconds for seconds, _ in progress]
+            assert numbers == sorted(set(numbers))
+            assert any(message.startswith("phase=create") for _, message in progress), progress
+            await anyio.to_thread.run_sync(wait_until, "end of the cancelled command's VM", lambda: not sandbox.machines())
+            assert (await call("task_list"))["count"] == 0
