@@ -118,7 +118,7 @@ advisories: ## Check dependencies for known vulnerabilities (fetches the RustSec
 	cargo deny --locked check advisories
 
 .PHONY: bench
-bench: setup-bench build ## Measure pyro beside plain QEMU and others (8 minutes) and renew docs/benchmarks.md
+bench: setup-bench build ## Measure pyro beside plain QEMU and others (9 minutes) and renew docs/benchmarks.md
 	cargo build --locked --release --package pyro-engine --example measure
 	python3 bench/run.py --measure $(BUILT)/release/examples/measure --cache $(PYRO_TEST_CACHE) \
 		--output docs/benchmarks --page docs/benchmarks.md $(BENCH_OPTIONS) $(PYRO)

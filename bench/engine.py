@@ -12,9 +12,10 @@ class Engine:
 
     def __init__(self, program, pyro, env, log):
         self.directory = env["PYRO_BASE_DIR"]
+        spares = env.get("PYRO_WARM", "0")
         with open(log, "ab") as errors:
             self.process = subprocess.Popen(
-                [program, pyro, self.directory, env["PYRO_ENVIRONMENT_CACHE_DIR"]],
+                [program, pyro, self.directory, env["PYRO_ENVIRONMENT_CACHE_DIR"], spares],
                 env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
 
     def __enter__(self):
@@ -47,6 +48,10 @@ class Engine:
         """Time of one command, and the bytes it wrote."""
         answer = self._ask(f"exec {vm} {command}")
         return answer["ms"], answer["bytes"]
+
+    def run_ms(self, command):
+        """Time of one command in a VM of its own."""
+        return self._ask(f"run {command}")["ms"]
 
     def task(self):
         """Creates a task. Its id."""

@@ -12,7 +12,7 @@ END = "<!-- to here -->"
 def ratios(results):
     """What the numbers say of each other: (what, value, unit, target at most or None)."""
     true = results["one_shot"]["true"]
-    exec_, memory = results["exec"], results["memory"]
+    exec_, memory, mcp = results["exec"], results["memory"], results["mcp"]
     found = [
         ("`pyro run true` to the floor", _ratio(true, "pyro run", "floor"), "×", 1.3),
         ("the same with a spare VM to the floor", _ratio(true, "pyro run, spare", "floor"), "×", 0.6),
@@ -26,6 +26,9 @@ def ratios(results):
         ("last 100 of 1,000 commands in a task to the first 100",
          _ratio(results["tasks"]["in_a_row"], "last tenth", "first tenth"), "×", 1.2),
         ("growth of its supervisor meanwhile", results["tasks"]["in_a_row"]["supervisor_growth_mib"], "MiB", 1),
+        ("`vm_run` of `true` by MCP to the engine's own run", _ratio(mcp["run"], "`vm_run`", "engine"), "×", 1.1),
+        ("the same with a spare VM", _ratio(mcp["run"], "`vm_run`, spare", "engine, spare"), "×", 1.1),
+        ("start of an MCP server to its list of tools", mcp["start"]["server start to the list of tools"].get("median"), "ms", 50),
         ("PSS per VM of 16, before its first command", _pss(memory, "16", "idle"), "MiB", 25),
         ("PSS per VM of 16, after `true`", _pss(memory, "16", "used"), "MiB", None),
         ("start with 8 GiB to one with 256 MiB", _ratio(results["memory_size"], "8192", "256"), "×", 1.3),
@@ -99,6 +102,10 @@ def text(results):
             *([f"`true` in a task, {name}", _cell(row, 2)] for name, row in results["tasks"]["exec"].items()),
             *([f"1,000 commands in a row, {name}", _cell(results["tasks"]["in_a_row"][name], 2)]
               for name in ("first tenth", "last tenth"))]),
+        "### MCP, ms",
+        _table(["What", "Median (quartiles)"], [
+            *([name, _cell(row, 2)] for name, row in results["mcp"]["start"].items()),
+            *([f"`true` in a VM of its own, {name}", _cell(row)] for name, row in results["mcp"]["run"].items())]),
         "### Many at once",
         _table(["VMs", "All have answered `true`, ms"], [
             [count, _cell(row)] for count, row in results["at_once"].items()]),

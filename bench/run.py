@@ -40,8 +40,8 @@ def measure(options, work):
     kind = Kind(pyro, env, work)
     peers = Peers(kind.base_image(), work)
 
-    def engine():
-        return Engine(os.path.abspath(options.measure), pyro, env, f"{work}/engine.log")
+    def engine(**more):
+        return Engine(os.path.abspath(options.measure), pyro, {**env, **more}, f"{work}/engine.log")
     scenarios = Scenarios(pyro, env, work, kind, peers, engine, options.quick)
 
     results = {"machine": host.facts(pyro, kind.accelerator(), kind.qemu())}
@@ -56,6 +56,8 @@ def measure(options, work):
     results["tasks"] = {
         "create": scenarios.task_create(), "exec": scenarios.task_exec(), "in_a_row": scenarios.task_in_a_row(),
     }
+    say("MCP")
+    results["mcp"] = {"start": scenarios.mcp_start(), "run": scenarios.mcp_run()}
     say("many VMs at once")
     results["at_once"], results["memory"] = scenarios.at_once()
     say("throughput")

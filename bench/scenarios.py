@@ -1,5 +1,6 @@
 """What is measured. Each scenario gives plain data for the results."""
 
+import contextlib
 import glob
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 import time
 
 import host
+import mcp
 from measure import Unavailable, at_most, call_ms, in_turns, process_ms, say, summary
 
 ENVIRONMENT = "debian:12"
@@ -26,7 +28,7 @@ class Scenarios:
     def __init__(self, pyro, env, work, kind, peers, engine, quick):
         self.pyro, self.env, self.work, self.kind, self.peers = pyro, env, work, kind, peers
         self.engine = engine
-        self.spare = Spare(self)
+        self.spare = Spare(f"{work}/spare-state")
         self.rounds = (lambda full: max(2, full // 5)) if quick else (lambda full: full)
 
     def run_ms(self, command, **env):
@@ -49,7 +51,7 @@ class Scenarios:
         contenders = {
             "pyro run": lambda: self.run_ms(command),
             "floor": lambda: self.raw_ms("restore", command),
-            "pyro run, spare": lambda: self.spare.run_ms(command),
+            "pyro run, spare": lambda: self.spare.ms(lambda: self.run_ms(command, **self.spare.env)),
             "cold boot": lambda: self.raw_ms("boot", command),
             **{name: lambda peer=peer: peer(command) for name, peer in self.peers.contenders().items()},
         }
@@ -112,6 +114,36 @@ class Scenarios:
                 "first tenth": summary(times[:part]), "last tenth": summary(times[-part:]),
                 "supervisor_growth_mib": round(after["supervisor_rss_mib"] - before["supervisor_rss_mib"], 2),
             }
+
+    def mcp_start(self):
+        """What a client waits for when it starts a server, beside what starting any pyro takes."""
+        return in_turns({
+            "server start to the list of tools": lambda: mcp.start_ms(self.pyro, self.env, f"{self.work}/mcp.log"),
+            "start of the command line": lambda: process_ms(
+                [self.pyro, "--version"], self.env, f"{self.work}/version.log"),
+        }, self.rounds(50))
+
+    def mcp_run(self):
+        """`true` in a VM of its own: by a server that runs and by the engine, without and with a spare VM."""
+        def server(**env):
+            return mcp.Client(self.pyro, {**self.env, **env}, f"{self.work}/mcp.log")
+        warm = self.spare.env
+        try:
+            with server() as cold_server, self.engine() as cold_engine, \
+                    server(**warm) as warm_server, self.engine(**warm) as warm_engine:
+                cold_server.greet()
+                warm_server.greet()
+                # It has a first spare made by itself, which would pass for the successor of one that a run took.
+                with contextlib.suppress(Unavailable):
+                    self.spare.settle()
+                return in_turns({
+                    "`vm_run`": lambda: cold_server.run_ms(ENVIRONMENT, "true"),
+                    "engine": lambda: cold_engine.run_ms("true"),
+                    "`vm_run`, spare": lambda: self.spare.ms(lambda: warm_server.run_ms(ENVIRONMENT, "true")),
+                    "engine, spare": lambda: self.spare.ms(lambda: warm_engine.run_ms("true")),
+                }, self.rounds(20))
+        finally:
+            self.spare.end()
 
     def at_once(self):
         """Many VMs at the same time: until all have answered, and the memory of each, before its first command and
@@ -211,31 +243,35 @@ class Scenarios:
 
 
 class Spare:
-    """`pyro run` with a spare VM that waits for it. Each run has its successor made; that is waited for outside of
+    """A state in which a spare VM waits for each run. The run has its successor made; that is waited for outside of
     the time taken."""
 
-    def __init__(self, scenarios):
-        self.scenarios = scenarios
-        self.directory = f"{scenarios.work}/spare-state"
+    def __init__(self, directory):
+        self.directory = directory
+        self.env = {"PYRO_WARM": "1", "PYRO_BASE_DIR": directory}
         self.missing = False
 
-    def run_ms(self, command):
+    def ms(self, run):
+        """Lets a run take place in this state, and passes on the time that it took."""
         if self.missing:
             raise Unavailable("this pyro keeps no spare VM")
-        env = {"PYRO_WARM": "1", "PYRO_BASE_DIR": self.directory}
         waiting = self._waiting()
-        elapsed = self.scenarios.run_ms(command, **env)
+        elapsed = run()
         if waiting & self._waiting():
             raise Unavailable("a spare VM was there, and the run did not take it")
+        self.settle(waiting)
+        return elapsed
+
+    def settle(self, known=frozenset()):
+        """Waits for a spare VM that is not one of those known."""
         # The first run makes the template as well.
         limit = time.monotonic() + 20
-        while not self._waiting() - waiting:
+        while not self._waiting() - known:
             if time.monotonic() > limit:
                 self.missing = True
                 raise Unavailable("this pyro keeps no spare VM")
             time.sleep(0.05)
         time.sleep(0.5)
-        return elapsed
 
     def _waiting(self):
         # The socket comes when the spare can be claimed.

@@ -2,10 +2,12 @@
 //! outlive a call. Words of a line are separated by spaces; each line is answered by one line of JSON.
 //!
 //! ```text
-//! measure PYRO BASE_DIR CACHE_DIR      starts it
+//! measure PYRO BASE_DIR CACHE_DIR SPARES
+//!                                      starts it; so many spare VMs wait for the next run
 //! start COUNT MEM_MIB                  that many VMs at once, each up to the answer of a first `true`; they stay
 //! boot COUNT MEM_MIB                   the same without a command
 //! exec VM COMMAND                      a command in a VM that runs
+//! run COMMAND                          a command in a VM of its own
 //! task                                 a task
 //! task-exec TASK COMMAND               a command in a task
 //! delete                               all VMs and tasks
@@ -39,15 +41,15 @@ struct Session {
 }
 
 fn main() -> Outcome<()> {
-    let [program, base_dir, cache_dir] =
-        <[_; 3]>::try_from(std::env::args_os().skip(1).map(PathBuf::from).collect::<Vec<_>>())
-            .map_err(|_| "usage: measure PYRO BASE_DIR CACHE_DIR")?;
+    let [program, base_dir, cache_dir, spares] =
+        <[_; 4]>::try_from(std::env::args_os().skip(1).map(PathBuf::from).collect::<Vec<_>>())
+            .map_err(|_| "usage: measure PYRO BASE_DIR CACHE_DIR SPARES")?;
     let vms = base_dir.join("vms");
     let engine = Engine::new(Config {
         base_dir,
         cache_dir,
         max_active_vms: 1000,
-        warm_spares: 0,
+        warm_spares: spares.to_string_lossy().parse()?,
         spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
         program,
         accelerator: None,
@@ -75,6 +77,10 @@ impl Session {
             ["exec", id, command] => {
                 let (time, bytes) = self.exec(id, command).await?;
                 Ok(json!({ "ms": ms(time), "bytes": bytes }))
+            }
+            ["run", ..] => {
+                let command = line.strip_prefix("run ").unwrap_or_default();
+                Ok(json!({ "ms": ms(self.run(command).await?) }))
             }
             ["task"] => {
                 let mut spec = TaskSpec::new("debian:12");
@@ -157,15 +163,20 @@ impl Session {
     }
 
     /// Time of a whole call.
+    async fn run(&self, command: &str) -> Outcome<Duration> {
+        let command = Command { timeout_seconds: 120, ..Command::new(command) };
+        let started = Instant::now();
+        let spec = VmSpec::new("debian:12");
+        let ran = self.engine.run(spec, command, &Events::none(), &CancellationToken::new()).await?;
+        successful(started.elapsed(), &ran.command, ran.exit_code)
+    }
+
+    /// Time of a whole call.
     async fn exec_task(&self, id: &str, command: &str) -> Outcome<Duration> {
         let command = Command { timeout_seconds: 120, ..Command::new(command) };
         let started = Instant::now();
         let ran = self.engine.exec_task(id, command, &Events::none(), &CancellationToken::new()).await?;
-        let time = started.elapsed();
-        match ran.exit_code {
-            0 => Ok(time),
-            code => Err(format!("`{}` ended with {code}", ran.command).into()),
-        }
+        successful(started.elapsed(), &ran.command, ran.exit_code)
     }
 
     async fn delete(&self, guests: &mut Vec<Guest>) -> Outcome<()> {
@@ -176,6 +187,14 @@ impl Session {
             }
         }
         Ok(())
+    }
+}
+
+/// The time that a command took, if it did what it should.
+fn successful(time: Duration, command: &str, exit_code: i64) -> Outcome<Duration> {
+    match exit_code {
+        0 => Ok(time),
+        code => Err(format!("`{command}` ended with {code}").into()),
     }
 }
 

@@ -1,0 +1,69 @@
+"""A client of `pyro mcp serve`, as small as can be: JSON-RPC over the server's standard input and output."""
+
+import json
+import subprocess
+import time
+
+from measure import Unavailable, at_most, call_ms
+
+
+class Client:
+    """A server and its only client, to be used in a `with`."""
+
+    def __init__(self, pyro, env, log):
+        with open(log, "ab") as errors:
+            self.process = subprocess.Popen([pyro, "mcp", "serve"], env=env, text=True, stdin=subprocess.PIPE,
+                                            stdout=subprocess.PIPE, stderr=errors)
+        self.asked = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait(60)
+        self.process.stdout.close()
+
+    def greet(self):
+        """The handshake, with which everything begins."""
+        self._ask("initialize", {
+            "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "bench", "version": "1"}})
+        self._send({"method": "notifications/initialized"})
+
+    def tools(self):
+        """The tools that the server has."""
+        return self._ask("tools/list", {})["tools"]
+
+    def run_ms(self, environment, command):
+        """Time of a call of `vm_run`, whose command must be a success."""
+        result = {}
+
+        def call():
+            arguments = {"environment": environment, "command": command}
+            result.update(self._ask("tools/call", {"name": "vm_run", "arguments": arguments}))
+        elapsed = call_ms(call)
+        if result.get("isError") or result["structuredContent"]["exit_code"] != 0:
+            raise Unavailable(f"vm_run failed: {result['content'][0]['text'][-500:]}")
+        return elapsed
+
+    def _ask(self, method, params):
+        self.asked += 1
+        with at_most(180):
+            self._send({"id": self.asked, "method": method, "params": params})
+            answer = json.loads(self.process.stdout.readline())
+        if "error" in answer:
+            raise Unavailable(f"{method}: {answer['error']['message']}")
+        return answer["result"]
+
+    def _send(self, message):
+        self.process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+        self.process.stdin.flush()
+
+
+def start_ms(pyro, env, log):
+    """Time from starting a server to its list of tools, which a client that starts up waits for."""
+    start = time.perf_counter_ns()
+    with Client(pyro, env, log) as client:
+        client.greet()
+        client.tools()
+        return (time.perf_counter_ns() - start) / 1e6
