@@ -1,6 +1,12 @@
 """The ways in which clients get at a server."""
 
+import re
+import signal
+import subprocess
+
 from mcp.client.stdio import StdioServerParameters, stdio_client
+
+from sandbox import wait_until
 
 
 class Stdio:
@@ -30,4 +36,45 @@ class Stdio:
         return [*(word for variable in variables for word in ("-e", variable)), "pyro", "mcp", "serve"]
 
 
-KINDS = {"stdio": Stdio}
+class Http:
+    """One server for all clients, with some more flags, to be used in a `with`."""
+
+    def __init__(self, sandbox, *flags):
+        self.sandbox = sandbox
+        self.flags = flags
+        self.log = sandbox.directory / "stderr"
+
+    def __enter__(self):
+        with self.log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [self.sandbox.pyro, "mcp", "serve", "--transport", "http", "--listen", "127.0.0.1:0", *self.flags],
+                env=self.sandbox.variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+        try:
+            wait_until("address", lambda: self.process.poll() is not None or "\n" in self.log.read_text())
+            self.url = re.fullmatch(r"pyro: serving MCP on (http://\S+/mcp)\n", self.log.read_text())[1]
+        except BaseException:
+            self.process.kill()
+            self.process.communicate()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            written, _ = self.process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            raise
+        assert (self.process.returncode, written) == (128 + signal.SIGTERM, b"")
+
+    def for_sdk(self):
+        """What the SDK's `Client` connects to."""
+        return self.url
+
+    def for_inspector(self):
+        """How the Inspector's command line begins."""
+        return [self.url]
+
+
+KINDS = {"stdio": Stdio, "http": Http}

@@ -1,24 +1,33 @@
 """The Inspector's command line, with the same words that a person would type."""
 
+import functools
 import json
 import subprocess
 
 import pytest
+
+from servers import Http
 
 ENVIRONMENT = "environment=debian:12"
 ERAS = ("legacy", "modern")
 
 
 @pytest.fixture
-def inspect(node, server, sandbox):
+def inspector(node, sandbox):
     """Runs the Inspector with some words and gives what it prints. Its exit status is 5 for a call that failed."""
     def run(*words, status=0):
-        line = [*node("inspector"), "--cli", *server.for_inspector(), *words, "--format", "json"]
+        line = [*node("inspector"), "--cli", *words, "--format", "json"]
         ended = subprocess.run(
             line, env=sandbox.variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90)
         assert ended.returncode == status, ended
         return json.loads(ended.stdout or ended.stderr)
     return run
+
+
+@pytest.fixture
+def inspect(inspector, server):
+    """The same, of a server."""
+    return functools.partial(inspector, *server.for_inspector())
 
 
 def call(tool, *arguments):
@@ -41,8 +50,15 @@ def test_lists(inspect, era):
     # It judges the schemas as well, and has exit status 6 for one that clients cannot use.
     tools = inspect("--protocol-era", era, "--method", "tools/list", "--strict")["result"]["tools"]
     assert {"vm_run", "task_create"} <= {tool["name"] for tool in tools}
-    assert inspect("--protocol-era", era, "--method", "resources/list") == {"result": {"resources": []}}
-    assert inspect("--protocol-era", era, "--method", "prompts/list") == {"result": {"prompts": []}}
+    resources = inspect("--protocol-era", era, "--method", "resources/list")["result"]["resources"]
+    assert "pyro://policy" in [resource["uri"] for resource in resources]
+    (policy,) = inspect("--protocol-era", era, "--method", "resources/read", "--uri", "pyro://policy")["result"]["contents"]
+    assert json.loads(policy["text"])["no_network"] is False
+    prompts = inspect("--protocol-era", era, "--method", "prompts/list")["result"]["prompts"]
+    assert "run_in_vm" in [prompt["name"] for prompt in prompts]
+    asked = ["--prompt-name", "run_in_vm", "--prompt-args", "goal=Count."]
+    (message,) = inspect("--protocol-era", era, "--method", "prompts/get", *asked)["result"]["messages"]
+    assert message["content"]["text"].startswith("Count.")
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -56,3 +72,14 @@ def test_a_call_that_fails(inspect, era):
 @pytest.mark.parametrize("era", ERAS)
 def test_a_tool_that_is_not_there(inspect, era):
     assert inspect("--protocol-era", era, *call("nosuch"), status=5)["error"]["code"] == "tool_not_found"
+
+
+def test_a_token(inspector, sandbox):
+    token = "0123456789abcdef"
+    file = sandbox.directory / "token"
+    file.write_text(f"{token}\n")
+    with Http(sandbox, "--token-file", file) as server:
+        words = [*server.for_inspector(), "--stored-auth-only", "--method", "tools/list"]
+        assert inspector(*words, "--header", f"Authorization: Bearer {token}")["result"]["tools"]
+        refused = inspector(*words, "--header", "Authorization: Bearer 0123456789abcdeF", status=3)
+        assert refused["error"]["code"] == "auth_required"

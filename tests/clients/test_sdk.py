@@ -3,18 +3,20 @@ result of a tool against that tool's output schema."""
 
 import contextlib
 import json
+import re
 
 import anyio
 import pytest
 from mcp import Client, MCPError
-from mcp.types import INVALID_PARAMS, CallToolResult
+from mcp.types import INVALID_PARAMS, CallToolResult, PromptReference, ResourceTemplateReference
 
 from sandbox import wait_until
 
 pytestmark = pytest.mark.anyio
 
 ENVIRONMENT = "debian:12"
-ERAS = ("auto", "legacy")
+# What the SDK calls them, and the revisions that it agrees on with the server then.
+ERAS = {"auto": "2026-07-28", "legacy": "2025-11-25"}
 
 
 class Session:
@@ -23,6 +25,8 @@ class Session:
     def __init__(self, client):
         self.client = client
         self.called = set()
+        # Where the last result says that more can be read.
+        self.links = []
 
     async def __call__(self, tool, **arguments):
         """The payload of a call that succeeds; it is the same as text."""
@@ -30,7 +34,8 @@ class Session:
         with anyio.fail_after(90):
             result = await self.client.call_tool(tool, arguments)
         assert not result.is_error, result
-        assert json.loads(result.content[0].text) == result.structured_content
+        text, *self.links = result.content
+        assert json.loads(text.text) == result.structured_content
         return result.structured_content
 
     async def failure(self, tool, **arguments):
@@ -45,6 +50,7 @@ class Session:
 @contextlib.asynccontextmanager
 async def session(server, era="auto"):
     async with Client(server.for_sdk(), mode=era) as client:
+        assert client.protocol_version == ERAS[era]
         yield Session(client)
 
 
@@ -59,8 +65,11 @@ async def use_vms(call):
     assert (await call("vm_network_info", vm_id=vm_id))["network_enabled"] is False
     assert (await call("vm_start", vm_id=vm_id))["state"] == "started"
     assert (await call("vm_status", vm_id=vm_id))["state"] == "started"
-    ran = await call("vm_exec", vm_id=vm_id, command="sleep 100", timeout_seconds=1)
-    assert (ran["exit_code"], ran["cleanup"]["deleted"]) == (124, True)
+    ran = await call("vm_exec", vm_id=vm_id, command="head -c 40000 /dev/zero | tr '\\0' x; sleep 100", timeout_seconds=2)
+    assert (ran["exit_code"], ran["cleanup"]["deleted"], ran["stdout_cut_chars"]) == (124, True, 24_000)
+    (link,) = call.links
+    whole = await call.client.read_resource(link.uri)
+    assert whole.contents[0].text == "x" * 40_000
 
     vm_id = (await call("vm_create", environment=ENVIRONMENT))["vm_id"]
     assert (await call("vm_start", vm_id=vm_id))["state"] == "started"
@@ -72,20 +81,25 @@ async def use_vms(call):
 
 async def use_a_task(call):
     task_id = (await call("task_create", environment=ENVIRONMENT))["task_id"]
-    await call("task_exec", task_id=task_id, command="mkdir d; echo note > d/file")
+    assert (await call("task_write_file", task_id=task_id, path="d/file", content="note\n"))["bytes"] == 5
     read = await call("task_exec", task_id=task_id, command="cat file; echo $WHO", cwd="d", env={"WHO": "me"})
-    assert (read["stdout"], read["sequence"]) == ("note\nme\n", 2)
+    assert (read["stdout"], read["sequence"]) == ("note\nme\n", 1)
+    binary = {"content": "AAH/", "encoding": "base64", "executable": True}
+    await call("task_write_file", task_id=task_id, path="/tmp/binary", **binary)
+    part = await call("task_read_file", task_id=task_id, path="/tmp/binary", offset=1, max_bytes=1)
+    assert (part["content"], part["size_bytes"], part["next_offset"]) == ("\x01", 3, 2)
+    assert (await call("task_read_file", task_id=task_id, path="/tmp/binary"))["content"] == "AAH/"
 
     detached = await call("task_exec", task_id=task_id, command="echo begun; sleep 500", detach=True)
-    assert (detached["sequence"], detached["outcome"]) == (3, "running")
-    waited = await call("task_wait", task_id=task_id, sequence=3, timeout_seconds=1)
+    assert (detached["sequence"], detached["outcome"]) == (2, "running")
+    waited = await call("task_wait", task_id=task_id, sequence=2, timeout_seconds=1)
     assert (waited["outcome"], waited["exit_code"]) == ("running", None)
-    assert (await call("task_status", task_id=task_id))["command_count"] == 3
-    killed = await call("task_kill", task_id=task_id, sequence=3)
+    assert (await call("task_status", task_id=task_id))["command_count"] == 2
+    killed = await call("task_kill", task_id=task_id, sequence=2)
     assert (killed["outcome"], killed["stdout"]) == ("killed", "begun\n")
-    assert (await call("task_wait", task_id=task_id, sequence=3))["outcome"] == "killed"
+    assert (await call("task_wait", task_id=task_id, sequence=2))["outcome"] == "killed"
     logs = await call("task_logs", task_id=task_id)
-    assert [entry["sequence"] for entry in logs["entries"]] == [1, 2, 3]
+    assert [entry["sequence"] for entry in logs["entries"]] == [1, 2]
 
     assert (await call("task_stop", task_id=task_id))["state"] == "stopped"
     assert (await call("task_extend", task_id=task_id, ttl_seconds=900))["ttl_seconds"] == 900
@@ -112,6 +126,33 @@ async def test_results_are_checked_against_schemas(server):
                 await call.client.session.validate_tool_result(tool.name, CallToolResult(content=[], structured_content={}))
             with pytest.raises(RuntimeError, match="did not return structured content"):
                 await call.client.session.validate_tool_result(tool.name, CallToolResult(content=[]))
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_resources_prompts_and_completion(server, era):
+    async with session(server, era) as call:
+        client = call.client
+        uris = {str(resource.uri) for resource in (await client.list_resources()).resources}
+        assert {"pyro://policy", "pyro://environments/debian:12"} <= uris
+        for uri in uris:
+            (contents,) = (await client.read_resource(uri)).contents
+            assert contents.mime_type == "application/json" and json.loads(contents.text), uri
+        with pytest.raises(MCPError) as raised:
+            await client.read_resource("pyro://tasks/9775b3af1eeb")
+        assert raised.value.code == INVALID_PARAMS
+
+        for template in (await client.list_resource_templates()).resource_templates:
+            for name in re.findall(r"{(\w+)}", template.uri_template):
+                reference = ResourceTemplateReference(type="ref/resource", uri=template.uri_template)
+                values = (await client.complete(reference, {"name": name, "value": ""})).completion.values
+                assert {"environment": "debian:12", "stream": "stderr"}.get(name) in [*values, None]
+
+        for prompt in (await client.list_prompts()).prompts:
+            (message,) = (await client.get_prompt(prompt.name, {"goal": "Count to three."})).messages
+            assert message.role == "user" and message.content.text.startswith("Count to three.\n\n")
+            reference = PromptReference(type="ref/prompt", name=prompt.name)
+            given = {"name": "environment", "value": "debian:12-b"}
+            assert (await client.complete(reference, given)).completion.values == ["debian:12-base", "debian:12-build"]
 
 
 @pytest.mark.parametrize("era", ERAS)
