@@ -62,7 +62,6 @@ def test_lists(inspect, era):
 
 
 @pytest.mark.parametrize("era", ERAS)
-@pytest.mark.xfail(reason="a failure has structured content, which the Inspector holds against the schema of a success")
 def test_a_call_that_fails(inspect, era):
     result = inspect("--protocol-era", era, *call("vm_run", "environment=windows:11", "command=ver"), status=5)["result"]
     assert result["isError"] is True

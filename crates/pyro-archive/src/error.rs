@@ -33,6 +33,9 @@ pub enum ArchiveError {
         /// Its path.
         name: String,
     },
+    /// The stream holds something else than the regular file that was wanted.
+    #[error("it is no regular file")]
+    NotAFile,
     /// The name for the item is not a single name.
     #[error("{name:?} is no name for a file in a directory")]
     NotOneName {

@@ -10,6 +10,7 @@
 //! place that they were given. Neither keeps more than [`MAX_DEPTH`] directories open. Unpacking needs little
 //! memory whatever a stream says; packing holds the names of the directories that it is in.
 
+mod contents;
 mod error;
 mod input;
 mod name;
@@ -20,10 +21,11 @@ mod report;
 mod transfer;
 mod unpack;
 
+pub use contents::{read_contents, write_contents};
 pub use error::ArchiveError;
 pub use pack::pack;
 pub use report::Report;
-pub use transfer::{destination, exact_destination, pack_into, unpack_from};
+pub use transfer::{contents_from, contents_into, destination, exact_destination, pack_into, unpack_from};
 pub use unpack::{Links, unpack};
 
 /// The longest name of an entry in bytes, `item` included, and the longest target of a symlink.

@@ -11,6 +11,7 @@ use futures::{Sink, SinkExt, Stream, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_util::io::SyncIoBridge;
 
+use crate::contents::{read_contents, write_contents};
 use crate::name::printable;
 use crate::{ArchiveError, Limits, Links, Report, pack, unpack};
 
@@ -26,15 +27,34 @@ pub async fn pack_into<S: Sink<Bytes> + Unpin>(
     limits: Limits,
     sink: &mut S,
 ) -> Result<Report, ArchiveError> {
+    work_into(sink, move |writer| pack(&source, writer, &limits)).await
+}
+
+/// Sends what a file shall hold, as [`write_contents`] does. The sink is not closed.
+///
+/// # Errors
+/// [`ArchiveError::Stream`] if the sink takes no more.
+pub async fn contents_into<S: Sink<Bytes> + Unpin>(
+    contents: Vec<u8>,
+    mode: u32,
+    sink: &mut S,
+) -> Result<(), ArchiveError> {
+    work_into(sink, move |writer| write_contents(&contents, mode, writer)).await
+}
+
+async fn work_into<S: Sink<Bytes> + Unpin, T: Send + 'static>(
+    sink: &mut S,
+    work: impl FnOnce(&mut SyncIoBridge<DuplexStream>) -> Result<T, ArchiveError> + Send + 'static,
+) -> Result<T, ArchiveError> {
     let (mut reader, writer) = tokio::io::duplex(CHUNK_BYTES);
     // Its drop, at the end of the work, is the reader's end.
     let mut writer = SyncIoBridge::new(writer);
-    let work = tokio::task::spawn_blocking(move || pack(&source, &mut writer, &limits));
+    let work = tokio::task::spawn_blocking(move || work(&mut writer));
     let sent = send(&mut reader, sink).await;
     // Whatever is still to be packed has nowhere to go.
     drop(reader);
     match (work.await, sent) {
-        (Ok(Ok(report)), Ok(())) => Ok(report),
+        (Ok(Ok(done)), Ok(())) => Ok(done),
         // That the sink failed is the reason why packing failed.
         (_, Err(source)) => Err(ArchiveError::Stream { action: "send", source }),
         (Ok(Err(error)), Ok(())) => Err(error),
@@ -62,9 +82,27 @@ pub async fn unpack_from<S: Stream<Item = io::Result<Bytes>> + Unpin>(
     limits: Limits,
     links: Links,
 ) -> Result<Report, ArchiveError> {
+    work_from(stream, move |reader| unpack(reader, &parent, &name, &limits, links)).await
+}
+
+/// Reads what a file holds from `stream`, as [`read_contents`] does. What follows the archive is not read.
+///
+/// # Errors
+/// [`ArchiveError`].
+pub async fn contents_from<S: Stream<Item = io::Result<Bytes>> + Unpin>(
+    stream: &mut S,
+    limit: u64,
+) -> Result<Vec<u8>, ArchiveError> {
+    work_from(stream, move |reader| read_contents(reader, limit)).await
+}
+
+async fn work_from<S: Stream<Item = io::Result<Bytes>> + Unpin, T: Send + 'static>(
+    stream: &mut S,
+    work: impl FnOnce(&mut BufReader<SyncIoBridge<DuplexStream>>) -> Result<T, ArchiveError> + Send + 'static,
+) -> Result<T, ArchiveError> {
     let (reader, mut writer) = tokio::io::duplex(CHUNK_BYTES);
     let mut reader = BufReader::with_capacity(CHUNK_BYTES, SyncIoBridge::new(reader));
-    let mut work = tokio::task::spawn_blocking(move || unpack(&mut reader, &parent, &name, &limits, links));
+    let mut work = tokio::task::spawn_blocking(move || work(&mut reader));
     let receive = async {
         while let Some(chunk) = stream.next().await {
             writer.write_all(&chunk?).await?;
@@ -83,13 +121,11 @@ pub async fn unpack_from<S: Stream<Item = io::Result<Bytes>> + Unpin>(
         (Err(ArchiveError::Truncated), Err(source)) => {
             Err(ArchiveError::Stream { action: "receive", source })
         }
-        (unpacked, _) => unpacked,
+        (done, _) => done,
     }
 }
 
-fn settled(
-    done: Result<Result<Report, ArchiveError>, tokio::task::JoinError>,
-) -> Result<Report, ArchiveError> {
+fn settled<T>(done: Result<Result<T, ArchiveError>, tokio::task::JoinError>) -> Result<T, ArchiveError> {
     let lost = |lost| ArchiveError::Stream { action: "unpack", source: io::Error::other(lost) };
     done.map_err(lost)?
 }

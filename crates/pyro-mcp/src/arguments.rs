@@ -116,6 +116,15 @@ impl Arguments {
         value.map(u64::try_from).transpose().map_err(|_| format!("`{name}` must not be negative"))
     }
 
+    /// The same for an argument with a default.
+    pub(crate) fn count_or_default(&self, argument: &Argument) -> Result<u64, String> {
+        let default = match argument.kind {
+            Kind::OptionalInteger(Some(default)) => u64::try_from(default).unwrap_or(0),
+            _ => 0,
+        };
+        Ok(self.optional_count(argument.name)?.unwrap_or(default))
+    }
+
     /// Gives an argument a value.
     pub(crate) fn set(&mut self, name: &str, value: Value) {
         self.0.insert(name.to_owned(), value);

@@ -4,19 +4,22 @@ use std::time::Duration;
 
 use pyro_engine::{
     Command, Engine, EngineError, Events, FileContent, FileEncoding, FileRange, OutputMode, TaskLogEntry,
-    TaskLogs, TaskSpec, VmSpec,
+    TaskSpec, VmSpec,
 };
 use serde::Serialize;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::arguments::Arguments;
+use crate::journal;
 use crate::policy::{Machine, Policy};
 use crate::result;
 use crate::tools::*;
 
 /// Most bytes of a file that one call returns.
 const MAX_FILE_PART: u64 = 1_000_000;
+/// Most entries of a journal that one call returns.
+const MOST_ENTRIES: u64 = 1000;
 
 /// Why a call has no payload.
 #[derive(Debug)]
@@ -46,6 +49,8 @@ pub(crate) struct Call<'a> {
     pub(crate) engine: &'a Engine,
     pub(crate) policy: &'a Policy,
     pub(crate) events: &'a Events,
+    /// Somebody wants to know how far the call is.
+    pub(crate) is_heard: bool,
     pub(crate) cancel: &'a CancellationToken,
 }
 
@@ -90,14 +95,7 @@ impl Call<'_> {
                 }
             }
             Tool::TaskStatus => payload(engine.status_task(&task()?).await?),
-            Tool::TaskLogs => {
-                let offset = given.optional_count(OUTPUT_OFFSET.name)?;
-                let mut logs = payload(self.logs(given, offset.is_some()).await?)?;
-                if let (Some(offset), Some(entry)) = (offset, logs["entries"].get_mut(0)) {
-                    result::begin_at(entry, offset);
-                }
-                Ok(logs)
-            }
+            Tool::TaskLogs => self.logs(given).await,
             Tool::TaskDelete => payload(engine.delete_task(&task()?).await?),
             Tool::TaskList => payload(engine.list_tasks().await?),
             Tool::TaskWait => payload(self.wait(given).await?),
@@ -110,8 +108,8 @@ impl Call<'_> {
             Tool::TaskExtend => payload(engine.extend_task(&task()?, given.integer(NEW_TTL.name)?).await?),
             Tool::TaskReadFile => {
                 self.admit_task(&task()?).await?;
-                let offset = given.optional_count(FILE_OFFSET.name)?.unwrap_or(0);
-                let max_bytes = given.optional_count(MAX_BYTES.name)?.unwrap_or(16_000);
+                let offset = given.count_or_default(&FILE_OFFSET)?;
+                let max_bytes = given.count_or_default(&MAX_BYTES)?;
                 if !(1..=MAX_FILE_PART).contains(&max_bytes) {
                     return Err(format!("`max_bytes` must be between 1 and {MAX_FILE_PART}").into());
                 }
@@ -142,6 +140,10 @@ impl Call<'_> {
             environment: vm.environment,
             network_enabled: vm.network_enabled,
             allow_host_compat: vm.allow_host_compat,
+            vcpu_count: vm.vcpu_count.into(),
+            mem_mib: vm.mem_mib.into(),
+            ttl_seconds: vm.ttl_seconds.into(),
+            disk_mib: 0,
         })
     }
 
@@ -155,36 +157,49 @@ impl Call<'_> {
             environment: task.environment,
             network_enabled: task.network_enabled,
             allow_host_compat: task.allow_host_compat,
+            vcpu_count: task.vcpu_count.into(),
+            mem_mib: task.mem_mib.into(),
+            ttl_seconds: task.ttl_seconds.into(),
+            disk_mib: task.disk_mib.and_then(|mib| i64::try_from(mib).ok()).unwrap_or(0),
         })
     }
 
-    async fn logs(&self, given: &Arguments, is_page: bool) -> Result<TaskLogs, Failure> {
+    async fn logs(&self, given: &Arguments) -> Result<Value, Failure> {
         let task = given.text(TASK_ID.name)?;
-        let sequence = given.optional_count(ANY_SEQUENCE.name)?;
-        let last = given.optional_count(LAST.name)?;
-        if is_page && sequence.is_none() {
-            return Err("`offset` needs `sequence`, the number of the command whose output is meant"
-                .to_owned()
-                .into());
+        let offset = given.optional_count(OUTPUT_OFFSET.name)?;
+        match (given.optional_count(ANY_SEQUENCE.name)?, offset) {
+            (None, Some(_)) => {
+                let sentence = "`offset` needs `sequence`, the number of the command whose output is meant";
+                Err(sentence.to_owned().into())
+            }
+            (None, None) => {
+                let last = given.count_or_default(&LAST)?.min(MOST_ENTRIES);
+                Ok(journal::latest(self.engine, &task, last).await?)
+            }
+            (sequence, offset) => {
+                let mut logs = payload(self.engine.logs_task(&task, sequence).await?)?;
+                if let (Some(offset), Some(entry)) = (offset, logs["entries"].get_mut(0)) {
+                    result::begin_at(entry, offset);
+                }
+                Ok(logs)
+            }
         }
-        let mut logs = self.engine.logs_task(&task, sequence).await?;
-        if let Some(last) = last {
-            let surplus = logs.entries.len().saturating_sub(usize::try_from(last).unwrap_or(usize::MAX));
-            logs.entries.drain(..surplus);
-            logs.count = logs.entries.len() as u64;
-        }
-        Ok(logs)
     }
 
     /// Waits for a command, but not longer than a client would.
     async fn wait(&self, given: &Arguments) -> Result<TaskLogEntry, Failure> {
         let (task, sequence) = (given.text(TASK_ID.name)?, given.count(SEQUENCE.name)?);
-        let limit = given.optional_count(WAIT.name)?.unwrap_or(45);
+        let limit = given.count_or_default(&WAIT)?;
         if !(1..=3600).contains(&limit) {
             return Err("`timeout_seconds` must be between 1 and 3600".to_owned().into());
         }
-        // Its output is followed for the sake of whoever is told how far the call is.
-        let ended = self.engine.follow_task(&task, sequence, self.events, self.cancel);
+        let ended = async {
+            if !self.is_heard {
+                return self.engine.wait_task(&task, sequence, self.cancel).await;
+            }
+            // For the sake of whoever is told how far it is.
+            self.engine.follow_task(&task, sequence, self.events, self.cancel).await
+        };
         if let Ok(ended) = tokio::time::timeout(Duration::from_secs(limit), ended).await {
             ended?;
         }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -37,11 +37,12 @@ const HEAD_LIMIT: usize = 64 << 10;
 /// Time for the head of a request.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Most connections at a time; more wait to be accepted.
-const CONNECTIONS: usize = 256;
-/// Most clients of the kind that shakes hands, each of which has a session.
+const CONNECTIONS: usize = 512;
+/// Most clients of the kind that shakes hands. Each has a session, and most keep a connection open for it.
 const SESSIONS: usize = 256;
-/// Time after which a session of which nothing is heard ends. No call may take longer without a word.
-const SESSION_TIME: Duration = Duration::from_secs(2 * 3600);
+/// Time after which a session of which nothing is heard ends. No VM lives longer than an hour, so no call takes longer
+/// without a word.
+const SESSION_TIME: Duration = Duration::from_secs(4000);
 /// Time for the last answers.
 const ANSWER_TIME: Duration = Duration::from_millis(500);
 /// Time that connections have for ending after that.
@@ -50,7 +51,6 @@ const GOODBYE_TIME: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where the server listens, and who may talk to it there.
-#[derive(Clone, Debug)]
 pub struct HttpAccess {
     address: SocketAddr,
     token: Option<String>,
@@ -85,11 +85,11 @@ impl HttpAccess {
             return Err(format!("the names by which clients reach {address} must be given"));
         }
         let is_name = |name: &String| {
-            !name.is_empty()
-                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte))
+            let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+            name.parse::<IpAddr>().is_ok() || (!name.is_empty() && name.bytes().all(is_letter))
         };
         if let Some(host) = hosts.iter().find(|host| !is_name(host)) {
-            return Err(format!("`{host}` is no name of a host"));
+            return Err(format!("`{host}` is no name or address of a host; ports do not belong to it"));
         }
         Ok(Self { address, token, hosts })
     }
@@ -213,10 +213,7 @@ impl Door {
             Some(id) => {
                 // That it may be gone already is all the same.
                 let _ = self.sessions.close_session(&id).await;
-                let mut response =
-                    refusal(StatusCode::SERVICE_UNAVAILABLE, "there are too many clients already");
-                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("60"));
-                response
+                refusal(StatusCode::SERVICE_UNAVAILABLE, "there are too many clients already")
             }
             None => response,
         }

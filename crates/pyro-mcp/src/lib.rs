@@ -13,6 +13,7 @@
 mod arguments;
 mod call;
 mod http;
+mod journal;
 mod outputs;
 mod policy;
 mod progress;

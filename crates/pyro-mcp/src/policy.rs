@@ -34,13 +34,13 @@ pub struct Policy {
     pub no_network: bool,
     /// No command runs on the host, whether the client agrees or not.
     pub no_host_compat: bool,
-    /// Most virtual CPUs.
+    /// Most virtual CPUs of a VM.
     pub max_vcpu_count: Option<i64>,
     /// Most memory in MiB.
     pub max_mem_mib: Option<i64>,
     /// Largest disk of a task in MiB.
     pub max_disk_mib: Option<i64>,
-    /// Longest lifetime in seconds.
+    /// Longest lifetime in seconds, counted from its beginning or its latest renewal.
     pub max_ttl_seconds: Option<i64>,
 }
 
@@ -51,16 +51,13 @@ enum Pin<'a> {
     Off,
 }
 
-/// Size of a task's disk if none is asked for, in MiB.
-const DEFAULT_DISK_MIB: i64 = 8192;
-
 impl Policy {
     /// The tools that there are, in the order in which clients see them.
     pub(crate) fn tools(&self) -> impl Iterator<Item = Tool> {
         Tool::ALL.into_iter().filter(|tool| self.offers(*tool))
     }
 
-    fn offers(&self, tool: Tool) -> bool {
+    pub(crate) fn offers(&self, tool: Tool) -> bool {
         let name = tool.name();
         let in_profile = match self.profile {
             Profile::VmRun => matches!(tool, Tool::VmRun | Tool::VmListEnvironments),
@@ -155,9 +152,14 @@ impl Policy {
         Ok(given)
     }
 
+    /// The environment for clients that have no preference.
+    pub(crate) fn usual_environment(&self) -> &str {
+        self.environments.first().map_or("debian:12", String::as_str)
+    }
+
     /// What a client gets that asks for no size, as far as it is allowed.
-    pub(crate) fn usual(&self, environment: &str) -> VmSpec {
-        let spec = VmSpec::new(environment);
+    pub(crate) fn usual(&self) -> VmSpec {
+        let spec = VmSpec::new(self.usual_environment());
         let at_most = |value: i64, most: Option<i64>| most.map_or(value, |most| value.min(most));
         VmSpec {
             vcpu_count: at_most(spec.vcpu_count, self.max_vcpu_count),
@@ -174,17 +176,30 @@ impl Policy {
 
     /// Some limit holds for machines that somebody else has made, too.
     pub(crate) fn limits_machines(&self) -> bool {
-        self.no_network || self.no_host_compat || !self.environments.is_empty()
+        let sizes = [self.max_vcpu_count, self.max_mem_mib, self.max_disk_mib, self.max_ttl_seconds];
+        self.no_network
+            || self.no_host_compat
+            || !self.environments.is_empty()
+            || sizes.iter().any(Option::is_some)
     }
 
     /// Checks a machine that is there already, before something runs in it.
     pub(crate) fn admit(&self, machine: &Machine) -> Result<(), Failure> {
+        let sizes = [
+            ("vcpu_count", machine.vcpu_count, self.max_vcpu_count),
+            ("mem_mib", machine.mem_mib, self.max_mem_mib),
+            ("disk_mib", machine.disk_mib, self.max_disk_mib),
+            ("ttl_seconds", machine.ttl_seconds, self.max_ttl_seconds),
+        ];
+        let beyond = sizes.into_iter().find(|(_, value, most)| most.is_some_and(|most| *value > most));
         let fault = if !self.allows(&machine.environment) {
             format!("it is made from {}", machine.environment)
         } else if self.no_network && machine.network_enabled {
             "it has a network".to_owned()
         } else if self.no_host_compat && machine.allow_host_compat {
             "its commands may run on the host".to_owned()
+        } else if let Some((name, value, _)) = beyond {
+            format!("its {name} is {value}")
         } else {
             return Ok(());
         };
@@ -208,10 +223,8 @@ impl Pin<'_> {
                 (Some(asked), _) if asked > *most => {
                     format!("{name} must be at most {most} on this server, not {asked}")
                 }
-                (None, Kind::OptionalInteger(default)) => {
-                    if default.unwrap_or(DEFAULT_DISK_MIB) > *most {
-                        given.set(name, (*most).into());
-                    }
+                (None, Kind::OptionalInteger(Some(default))) if default > *most => {
+                    given.set(name, (*most).into());
                     return Ok(());
                 }
                 _ => return Ok(()),
@@ -228,6 +241,11 @@ pub(crate) struct Machine {
     pub(crate) environment: String,
     pub(crate) network_enabled: bool,
     pub(crate) allow_host_compat: bool,
+    pub(crate) vcpu_count: i64,
+    pub(crate) mem_mib: i64,
+    pub(crate) ttl_seconds: i64,
+    /// 0 if it has no disk of its own, or none yet.
+    pub(crate) disk_mib: i64,
 }
 
 fn property<'a>(schema: &'a mut Object, name: &str) -> Option<&'a mut Value> {

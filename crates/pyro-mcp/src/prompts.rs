@@ -9,24 +9,25 @@ use rmcp::model::{
 
 use crate::policy::Policy;
 use crate::resources::{environment_names, fault};
+use crate::tools::Tool;
 
 const RUN: &str = "run_in_vm";
 const WORK: &str = "work_in_task";
-/// What prompts suggest.
-const ENVIRONMENT: &str = "debian:12";
 
 /// The prompts that there are.
 pub(crate) fn list(policy: &Policy) -> Vec<Prompt> {
     let environment = PromptArgument::new("environment")
-        .with_description("Environment to use; debian:12 unless it is given")
+        .with_description(format!("Environment to use; {} unless it is given", policy.usual_environment()))
         .with_required(false);
     let prompt = |name: &str, description: &str, goal: &str| {
         let goal = PromptArgument::new("goal").with_description(goal).with_required(true);
         Prompt::new(name, Some(description), Some(vec![goal, environment.clone()]))
     };
-    let mut prompts =
-        vec![prompt(RUN, "Run something once in a machine of its own", "What to find out or to try")];
-    if policy.has_tasks() && !policy.read_only {
+    let mut prompts = Vec::new();
+    if policy.offers(Tool::VmRun) {
+        prompts.push(prompt(RUN, "Run something once in a machine of its own", "What to find out or to try"));
+    }
+    if policy.offers(Tool::TaskExec) {
         prompts.push(prompt(WORK, "Work in a machine that stays until the goal is reached", "What to reach"));
     }
     prompts
@@ -44,8 +45,7 @@ pub(crate) fn get(policy: &Policy, request: &GetPromptRequestParams) -> Result<G
         return Err(ErrorData::invalid_params("there is no such prompt", None));
     }
     let goal = argument("goal").ok_or_else(|| ErrorData::invalid_params("`goal` is required", None))?;
-    let default = policy.environments.first().map_or(ENVIRONMENT, String::as_str);
-    let environment = argument("environment").unwrap_or_else(|| default.to_owned());
+    let environment = argument("environment").unwrap_or_else(|| policy.usual_environment().to_owned());
     let other = match policy.no_network {
         true => "another environment",
         false => "another environment, or `network` and apt-get",

@@ -7,6 +7,7 @@ use rmcp::ErrorData;
 use rmcp::model::{Resource, ResourceContents, ResourceTemplate};
 use serde::Serialize;
 
+use crate::journal;
 use crate::outputs::Outputs;
 use crate::policy::Policy;
 use crate::result;
@@ -61,7 +62,7 @@ impl Address {
         })
     }
 
-    pub(crate) fn name(&self) -> String {
+    fn name(&self) -> String {
         match self {
             Self::Policy => "policy".to_owned(),
             Self::Environment(name) => name.clone(),
@@ -74,7 +75,7 @@ impl Address {
         }
     }
 
-    pub(crate) fn description(&self) -> &'static str {
+    fn description(&self) -> &'static str {
         match self {
             Self::Policy => "What the operator of this server allows",
             Self::Environment(_) => "What an environment holds, and whether it is installed",
@@ -85,7 +86,14 @@ impl Address {
         }
     }
 
-    pub(crate) fn mime_type(&self) -> &'static str {
+    /// What clients are told of it.
+    pub(crate) fn resource(&self) -> Resource {
+        Resource::new(self.to_string(), self.name())
+            .with_description(self.description())
+            .with_mime_type(self.mime_type())
+    }
+
+    fn mime_type(&self) -> &'static str {
         match self {
             Self::CommandOutput { .. } | Self::VmOutput { .. } => "text/plain",
             _ => JSON,
@@ -131,7 +139,7 @@ pub(crate) async fn list(
         }
     }
     addresses.extend(outputs.uris().iter().filter_map(|uri| Address::parse(uri)));
-    Ok(addresses.iter().map(|address| address.resource(&address.to_string())).collect())
+    Ok(addresses.iter().map(Address::resource).collect())
 }
 
 /// Names of the environments that may be used.
@@ -150,7 +158,7 @@ pub(crate) async fn read(
 ) -> Result<ResourceContents, ErrorData> {
     let unknown = || {
         let data = serde_json::json!({ "uri": shown(uri) });
-        ErrorData::invalid_params(format!("there is no resource {}", shown(uri)), Some(data))
+        ErrorData::resource_not_found(format!("there is no resource {}", shown(uri)), Some(data))
     };
     let address = Address::parse(uri).ok_or_else(unknown)?;
     let of_task = matches!(address, Address::Task(_) | Address::Journal(_) | Address::CommandOutput { .. });
@@ -163,11 +171,7 @@ pub(crate) async fn read(
             Address::Environment(name) if !policy.allows(name) => return Ok(None),
             Address::Environment(name) => json(&engine.inspect_environment(name).await?)?,
             Address::Task(task) => json(&engine.status_task(task).await?)?,
-            Address::Journal(task) => {
-                let mut journal = value(&engine.logs_task(task, None).await?)?;
-                result::fit(&mut journal);
-                json(&journal)?
-            }
+            Address::Journal(task) => json(&journal::latest(engine, task, journal::USUAL).await?)?,
             Address::CommandOutput { task, sequence, stream } => {
                 let entries = engine.logs_task(task, Some(*sequence)).await?.entries;
                 let Some(entry) = entries.into_iter().next() else { return Ok(None) };
@@ -184,6 +188,7 @@ pub(crate) async fn read(
     match read.await {
         Ok(Some(text)) => Ok(ResourceContents::text(text, uri).with_mime_type(address.mime_type())),
         Ok(None) => Err(unknown()),
+        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::InvalidInput) => Err(unknown()),
         Err(error) => Err(fault(&error)),
     }
 }
@@ -196,20 +201,16 @@ struct Allowed<'a> {
     max_active_vms: u32,
 }
 
-fn value(payload: &impl Serialize) -> Result<serde_json::Value, EngineError> {
-    serde_json::to_value(payload)
-        .map_err(|error| EngineError::internal("a resource cannot be written as JSON").caused_by(error))
-}
-
 fn json(payload: &impl Serialize) -> Result<String, EngineError> {
-    Ok(format!("{:#}", value(payload)?))
+    serde_json::to_string_pretty(payload)
+        .map_err(|error| EngineError::internal("a resource cannot be written as JSON").caused_by(error))
 }
 
 /// What the engine says, as the protocol's error.
 pub(crate) fn fault(error: &EngineError) -> ErrorData {
     let text = result::in_full(error);
     match error.kind {
-        ErrorKind::InvalidInput | ErrorKind::NotFound => ErrorData::invalid_params(text, None),
+        ErrorKind::InvalidInput => ErrorData::invalid_params(text, None),
         _ => ErrorData::internal_error(text, None),
     }
 }

@@ -1,7 +1,7 @@
 //! What a call gives back.
 
 use pyro_engine::EngineError;
-use rmcp::model::{CallToolResult, ContentBlock, MetaObject, Resource};
+use rmcp::model::{CallToolResult, ContentBlock, MetaObject};
 use serde_json::{Map, Value, json};
 
 use crate::call::Failure;
@@ -20,27 +20,32 @@ const LEAST_CHARS: usize = 200;
 const ERROR_META: &str = "pyro/error";
 
 const STREAMS: [&str; 2] = ["stdout", "stderr"];
+const COMMAND: &str = "command";
+/// Most characters of a command: whoever sent it knows it.
+const COMMAND_CHARS: usize = 2000;
+/// Most links of a result.
+const MAX_LINKS: usize = 20;
 
 /// A payload of the engine as the result of a call. `task` is the one that it is about, if any. What is cut of VMs that
 /// are gone is kept in `outputs`; what is cut of tasks is in their journals.
 pub(crate) fn success(mut payload: Value, task: Option<&str>, outputs: &Outputs) -> CallToolResult {
-    let mut cut = Vec::new();
-    fit_with(&mut payload, &mut cut);
-    let mut links = Vec::new();
-    for Cut { sequence, stream, text } in cut {
-        let address = match (task, sequence, payload["vm_id"].as_str()) {
-            (Some(task), Some(sequence), _) => {
-                Address::CommandOutput { task: task.to_owned(), sequence, stream }
-            }
-            (_, _, Some(vm)) => Address::VmOutput { vm: vm.to_owned(), stream },
-            _ => continue,
-        };
-        let uri = address.to_string();
-        links.push(ContentBlock::resource_link(address.resource(&uri).with_size(text.len() as u64)));
-        if matches!(address, Address::VmOutput { .. }) {
-            outputs.keep(uri, text);
+    let vm = payload["vm_id"].as_str().map(str::to_owned);
+    let most = share(count_streams(&payload));
+    cut(&mut payload, most, &mut |stream, text| {
+        if let Some(vm) = &vm {
+            outputs.keep(Address::VmOutput { vm: vm.clone(), stream }.to_string(), text);
         }
-    }
+    });
+    let mut addresses = Vec::new();
+    find_cut(&payload, &mut |stream, sequence| match (task, sequence, &vm) {
+        (Some(task), Some(sequence), _) => {
+            addresses.push(Address::CommandOutput { task: task.to_owned(), sequence, stream });
+        }
+        (_, _, Some(vm)) => addresses.push(Address::VmOutput { vm: vm.clone(), stream }),
+        _ => {}
+    });
+    let latest = addresses.len().saturating_sub(MAX_LINKS);
+    let links = addresses[latest..].iter().map(|address| ContentBlock::resource_link(address.resource()));
     let mut result = CallToolResult::structured(payload);
     // The same JSON as text, for clients that know no other.
     let value = result.structured_content.as_ref().unwrap_or(&Value::Null);
@@ -80,52 +85,62 @@ fn error(code: &str, message: &str, hints: &[String]) -> CallToolResult {
     result
 }
 
-/// A stream that did not fit.
-struct Cut {
-    /// Number of its command in a task.
-    sequence: Option<u64>,
-    stream: &'static str,
-    /// All of it.
-    text: String,
+/// Most characters of each stream where there are so many.
+pub(crate) fn share(streams: u64) -> usize {
+    let share = RESULT_CHARS as u64 / streams.max(1);
+    usize::try_from(share).unwrap_or(STREAM_CHARS).clamp(LEAST_CHARS, STREAM_CHARS)
 }
 
-/// Cuts output streams, wherever they are in a payload, to what fits; what was cut is counted beside them.
-pub(crate) fn fit(payload: &mut Value) {
-    fit_with(payload, &mut Vec::new());
-}
-
-fn fit_with(payload: &mut Value, cut: &mut Vec<Cut>) {
-    let streams = count_streams(payload).max(1);
-    let most = (RESULT_CHARS / streams).clamp(LEAST_CHARS, STREAM_CHARS);
-    fit_each(payload, most, None, cut);
-}
-
-fn count_streams(value: &Value) -> usize {
+fn count_streams(value: &Value) -> u64 {
     match value {
         Value::Object(object) => {
             let here = STREAMS.iter().filter(|stream| object.get(**stream).is_some_and(|text| text != ""));
-            here.count() + object.values().map(count_streams).sum::<usize>()
+            here.count() as u64 + object.values().map(count_streams).sum::<u64>()
         }
         Value::Array(items) => items.iter().map(count_streams).sum(),
         _ => 0,
     }
 }
 
-fn fit_each(value: &mut Value, most: usize, sequence: Option<u64>, cut: &mut Vec<Cut>) {
+/// Cuts output streams, wherever they are in a value, to `most` characters, and commands to what tells them apart. What was
+/// cut is counted beside them; `took` gets a stream as it was.
+pub(crate) fn cut(value: &mut Value, most: usize, took: &mut impl FnMut(&'static str, String)) {
     match value {
         Value::Object(object) => {
-            let sequence = object.get("sequence").and_then(Value::as_u64).or(sequence);
             for stream in STREAMS {
-                let Some(Value::String(text)) = object.get_mut(stream) else { continue };
-                if let Some((kept, missing)) = shorten(text, most) {
-                    let text = std::mem::replace(text, kept);
-                    count_cut(object, stream, missing);
-                    cut.push(Cut { sequence, stream, text });
+                if let Some(whole) = cut_text(object, stream, most) {
+                    took(stream, whole);
                 }
             }
-            object.values_mut().for_each(|value| fit_each(value, most, sequence, cut));
+            cut_text(object, COMMAND, most.min(COMMAND_CHARS));
+            object.values_mut().for_each(|value| cut(value, most, took));
         }
-        Value::Array(items) => items.iter_mut().for_each(|value| fit_each(value, most, sequence, cut)),
+        Value::Array(items) => items.iter_mut().for_each(|value| cut(value, most, took)),
+        _ => {}
+    }
+}
+
+/// Cuts one text of an object. Gives it as it was, if it was too long.
+fn cut_text(object: &mut Map<String, Value>, name: &str, most: usize) -> Option<String> {
+    let Value::String(text) = object.get_mut(name)? else { return None };
+    let (kept, missing) = shorten(text, most)?;
+    let whole = std::mem::replace(text, kept);
+    count_cut(object, name, missing);
+    Some(whole)
+}
+
+/// Calls `found` for every stream of which something is missing, with the number of its command, if it has one.
+fn find_cut(value: &Value, found: &mut impl FnMut(&'static str, Option<u64>)) {
+    match value {
+        Value::Object(object) => {
+            for stream in STREAMS {
+                if object.contains_key(&cut_key(stream)) {
+                    found(stream, object.get("sequence").and_then(Value::as_u64));
+                }
+            }
+            object.values().for_each(|value| find_cut(value, found));
+        }
+        Value::Array(items) => items.iter().for_each(|value| find_cut(value, found)),
         _ => {}
     }
 }
@@ -146,8 +161,12 @@ pub(crate) fn begin_at(entry: &mut Value, offset: u64) {
     }
 }
 
-fn count_cut(object: &mut Map<String, Value>, stream: &str, missing: usize) {
-    object.insert(format!("{stream}_cut_chars"), missing.into());
+fn count_cut(object: &mut Map<String, Value>, name: &str, missing: usize) {
+    object.insert(cut_key(name), missing.into());
+}
+
+fn cut_key(name: &str) -> String {
+    format!("{name}_cut_chars")
 }
 
 /// Head and tail of a text that is too long, with a line between them, and how many characters are missing.
@@ -167,13 +186,6 @@ fn index(text: &str, character: usize) -> usize {
     text.char_indices().nth(character).map_or(text.len(), |(index, _)| index)
 }
 
-impl Address {
-    /// What clients are told of it.
-    pub(crate) fn resource(&self, uri: &str) -> Resource {
-        Resource::new(uri, self.name()).with_description(self.description()).with_mime_type(self.mime_type())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,7 +200,6 @@ mod tests {
         let result = success(task_logs(), Some("9775b3af1eeb"), &Outputs::default());
         let content = serde_json::to_value(&result.content).unwrap();
         assert_eq!(content[1]["uri"], "pyro://tasks/9775b3af1eeb/commands/4/stdout");
-        assert_eq!(content[1]["size"], 30_000);
         let value = result.structured_content.unwrap();
         let entry = &value["entries"][0];
         assert_eq!(entry["stdout_cut_chars"], 4000);
@@ -219,6 +230,17 @@ mod tests {
     }
 
     #[test]
+    fn a_command_is_cut_like_output() {
+        let result = success(
+            json!({ "vm_id": "de259a89b184", "command": "x".repeat(3000) }),
+            None,
+            &Outputs::default(),
+        );
+        assert_eq!(result.structured_content.unwrap()["command_cut_chars"], 1000);
+        assert_eq!(result.content.len(), 1, "there is nothing to be linked to");
+    }
+
+    #[test]
     fn many_streams_share_what_there_is() {
         let entries: Vec<Value> =
             (1..=100).map(|n| json!({ "sequence": n, "stdout": "x".repeat(2000) })).collect();
@@ -226,6 +248,7 @@ mod tests {
         let value = result.structured_content.unwrap();
         assert_eq!(value["entries"][99]["stdout_cut_chars"], 2000 - 640);
         assert!(value.to_string().len() < 80_000);
+        assert_eq!(result.content.len(), 1 + MAX_LINKS);
     }
 
     #[test]

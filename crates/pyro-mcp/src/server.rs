@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pyro_engine::Engine;
+use pyro_engine::{Engine, EngineError};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult, GetPromptRequestParams,
     GetPromptResponse, Implementation, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{LocalPoolHandle, TaskTracker};
 
 use crate::arguments::Arguments;
-use crate::call::Call;
+use crate::call::{Call, Failure};
 use crate::outputs::Outputs;
 use crate::policy::Policy;
 use crate::tools::{TASK_ID, Tool};
@@ -25,15 +25,32 @@ use crate::{progress, prompts, resources, result, warm};
 /// How long calls that are under way may clean up when the client has gone.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
 
-/// What a model should know before it uses the tools.
-const INSTRUCTIONS: &str = "\
-Disposable Linux virtual machines. For a single command use vm_run. A command's failure is a normal result: look at \
-exit_code and stderr. Machines have no network unless `network` is set. Long output is cut in the middle; what is \
-missing can be read through the links in the result.";
-/// The same about tasks, where there are some.
-const TASK_INSTRUCTIONS: &str = " \
-For work that takes several commands create a task with task_create, run commands in its /workspace with task_exec, \
-and remove it with task_delete when the work is done.";
+/// What a model should know before it uses the tools, as far as it can use them.
+fn instructions(policy: &Policy) -> String {
+    let mut text = "Disposable Linux virtual machines.".to_owned();
+    let mut add = |sentences: &str| {
+        text.push(' ');
+        text.push_str(sentences);
+    };
+    if policy.read_only {
+        add("This server only shows what there is; nothing can be run or changed.");
+        return text;
+    }
+    add("For a single command use vm_run.");
+    if policy.has_tasks() {
+        add(
+            "For work that takes several commands create a task with task_create, run commands in its /workspace with \
+             task_exec, and remove it with task_delete when the work is done.",
+        );
+    }
+    add("A command's failure is a normal result: look at exit_code and stderr.");
+    add(match policy.no_network {
+        true => "Machines have no network.",
+        false => "Machines have no network unless `network` is set.",
+    });
+    add("Long output is cut in the middle; what is missing can be read through the links in the result.");
+    text
+}
 
 /// The engine as an MCP server. Cheap to clone; clones share everything.
 #[derive(Clone, Debug)]
@@ -101,9 +118,6 @@ impl Server {
 
     /// What goes on beside the calls, if anything does.
     pub(crate) fn begin(&self) {
-        if self.engine.warm_spares() == 0 {
-            return;
-        }
         let (server, under_way) = (self.clone(), self.calls.token());
         drop(self.workers.spawn_pinned(move || async move {
             let _under_way = under_way;
@@ -134,13 +148,9 @@ impl ServerHandler for Server {
             .enable_prompts()
             .enable_completions()
             .build();
-        let mut instructions = INSTRUCTIONS.to_owned();
-        if self.policy.has_tasks() {
-            instructions.push_str(TASK_INSTRUCTIONS);
-        }
         ServerConfig::new(capabilities)
             .with_server_info(Implementation::new("pyro_mcp", env!("CARGO_PKG_VERSION")))
-            .with_instructions(instructions)
+            .with_instructions(instructions(&self.policy))
     }
 
     async fn list_tools(
@@ -163,6 +173,9 @@ impl ServerHandler for Server {
         let Some(tool) = Tool::named(&request.name) else {
             return Err(ErrorData::invalid_params(format!("Unknown tool: {}", request.name), None));
         };
+        if self.closing.is_cancelled() {
+            return Ok(result::failure(&Failure::Engine(EngineError::cancelled())).into());
+        }
         let given = Arguments(request.arguments.unwrap_or_default());
         let task = given.optional_text(TASK_ID.name).ok().flatten();
         let token = context.meta.get_progress_token();
@@ -173,8 +186,13 @@ impl ServerHandler for Server {
         let work = self.workers.spawn_pinned(move || async move {
             let _under_way = under_way;
             let (events, listener) = progress::channel(token);
-            let call =
-                Call { engine: &server.engine, policy: &server.policy, events: &events, cancel: &cancel };
+            let call = Call {
+                engine: &server.engine,
+                policy: &server.policy,
+                events: &events,
+                is_heard: listener.is_some(),
+                cancel: &cancel,
+            };
             let call = progress::during(call.carry_out(tool, given), listener, &context.peer);
             let mut call = std::pin::pin!(call);
             tokio::select! {

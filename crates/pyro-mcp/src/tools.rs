@@ -122,8 +122,8 @@ pub(crate) const OUTPUT_OFFSET: Argument = Argument {
 };
 pub(crate) const LAST: Argument = Argument {
     name: "last",
-    kind: Kind::OptionalInteger(None),
-    description: "Show only that many of the latest commands",
+    kind: Kind::OptionalInteger(Some(100)),
+    description: "Show only that many of the latest commands, at most 1000",
 };
 pub(crate) const PATH: Argument = Argument {
     name: "path",
@@ -140,8 +140,11 @@ pub(crate) const MAX_BYTES: Argument = Argument {
     kind: Kind::OptionalInteger(Some(16_000)),
     description: "Most bytes to return, 1 to 1000000",
 };
-pub(crate) const CONTENT: Argument =
-    Argument { name: "content", kind: Kind::Text, description: "Everything that the file shall hold" };
+pub(crate) const CONTENT: Argument = Argument {
+    name: "content",
+    kind: Kind::Text,
+    description: "Everything that the file shall hold; over HTTP at most about 3 MiB",
+};
 pub(crate) const ENCODING: Argument = Argument {
     name: "encoding",
     kind: Kind::OneOf(&["utf-8", "base64"]),
@@ -163,8 +166,8 @@ pub(crate) const DETACH: Argument = Argument {
 };
 pub(crate) const DISK: Argument = Argument {
     name: "disk_mib",
-    kind: Kind::OptionalInteger(None),
-    description: "Size of the disk in MiB, 256 to 1048576; 8192 unless given",
+    kind: Kind::OptionalInteger(Some(8192)),
+    description: "Size of the disk in MiB, 256 to 1048576; unless given, less if the host's disk could not hold that",
 };
 
 impl Tool {
@@ -254,7 +257,7 @@ impl Tool {
             }
             Self::TaskStatus => "Show the state of a task and its latest command.",
             Self::TaskLogs => {
-                "Show the commands of a task and what they wrote, or one of them by its sequence. Long output is cut in \
+                "Show the latest commands of a task and what they wrote, or one of them by its sequence. Long output is cut in \
                  the middle; offset shows the rest."
             }
             Self::TaskDelete => "Remove a task with its files and its journal.",
@@ -356,7 +359,9 @@ impl Tool {
                 | Self::TaskDelete
                 | Self::TaskKill
                 | Self::TaskWriteFile
-        );
+                | Self::VmStop
+                | Self::TaskStop
+        ) || (self == Self::VmRun && !closed);
         let repeatable = reads
             || matches!(
                 self,

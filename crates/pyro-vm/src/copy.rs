@@ -3,10 +3,11 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 
 use bytes::Bytes;
-use futures::{SinkExt, StreamExt, future};
+use futures::stream::LocalBoxStream;
+use futures::{Sink, SinkExt, StreamExt, future};
 use pyro_archive::{ArchiveError, Limits, Links, Report};
 use pyro_wire::{Frame, FrameError, OutputStream, Pack, Reply, Request, Unpack};
 
@@ -42,6 +43,58 @@ impl GuestClient {
     /// [`CopyError`]. Part of a directory may have been copied.
     pub async fn copy_out(&self, pack: Pack, place: (PathBuf, OsString)) -> Result<Report, CopyError> {
         let limits = Limits { max_entries: pack.limits.max_entries, max_bytes: pack.limits.max_bytes };
+        let unpack = async |chunks: &mut Chunks<'_>| {
+            pyro_archive::unpack_from(chunks, place, limits, Links::Inside).await
+        };
+        let (mut unpacked, guest) = self.receive(pack, unpack).await?;
+        // What the guest left out is missing here too.
+        if let Some(Reply::Archived(report)) = guest {
+            unpacked.left_out = unpacked.left_out.saturating_add(report.left_out);
+            unpacked.examples.extend(report.examples.iter().take(MAX_EXAMPLES).map(|name| printable(name)));
+            unpacked.examples.truncate(MAX_EXAMPLES);
+        }
+        Ok(unpacked)
+    }
+
+    /// Reads a regular file of the guest. Nothing is made on the host.
+    ///
+    /// # Errors
+    /// [`CopyError`].
+    pub async fn read_file(&self, pack: Pack) -> Result<Vec<u8>, CopyError> {
+        let limit = pack.limits.max_bytes;
+        let read = async |chunks: &mut Chunks<'_>| pyro_archive::contents_from(chunks, limit).await;
+        Ok(self.receive(pack, read).await?.0)
+    }
+
+    /// Copies a file or a directory of the host into the guest.
+    ///
+    /// # Errors
+    /// [`CopyError`]. Part of a directory may have been copied.
+    pub async fn copy_in(&self, source: PathBuf, unpack: Unpack) -> Result<Report, CopyError> {
+        let limits = Limits { max_entries: unpack.limits.max_entries, max_bytes: unpack.limits.max_bytes };
+        self.send(unpack, async |sink: &mut ChunkSink<'_>| {
+            pyro_archive::pack_into(source, limits, sink).await
+        })
+        .await
+    }
+
+    /// Makes or replaces a regular file in the guest. Nothing is made on the host.
+    ///
+    /// # Errors
+    /// [`CopyError`].
+    pub async fn write_file(&self, contents: Vec<u8>, mode: u32, unpack: Unpack) -> Result<(), CopyError> {
+        self.send(unpack, async |sink: &mut ChunkSink<'_>| {
+            pyro_archive::contents_into(contents, mode, sink).await
+        })
+        .await
+    }
+
+    /// Has the guest pack something, and `take` what comes. Gives what the guest says of it, too.
+    async fn receive<T>(
+        &self,
+        pack: Pack,
+        take: impl AsyncFnOnce(&mut Chunks<'_>) -> Result<T, ArchiveError>,
+    ) -> Result<(T, Option<Reply>), CopyError> {
         let mut stream = self.open().await.map_err(CopyError::NotReached)?;
         stream.send(Frame::Control(Request::Pack(pack))).await.map_err(not_reached)?;
         let mut reply = None;
@@ -57,50 +110,44 @@ impl GuestClient {
                 Err(error) => Some(Err(io::Error::other(error))),
             })
             .take_while(|chunk| future::ready(chunk.is_some()))
-            .filter_map(future::ready);
-        let unpacked = pyro_archive::unpack_from(&mut chunks, place, limits, Links::Inside).await;
+            .filter_map(future::ready)
+            .boxed_local();
+        let taken = take(&mut chunks).await;
         drop(chunks);
         // It comes right behind the archive, and may have been read with that.
         let reply = match reply {
-            None if unpacked.is_ok() => match stream.next().await {
+            None if taken.is_ok() => match stream.next().await {
                 Some(Ok(Frame::Control(answer))) => Some(answer),
                 _ => None,
             },
             reply => reply,
         };
-        let mut unpacked = match (unpacked, &reply) {
+        match (taken, &reply) {
             (Err(ArchiveError::Truncated), Some(Reply::NotStarted(failure))) => {
-                return Err(CopyError::Guest { step: failure.step.clone(), cause: failure.cause.clone() });
+                Err(CopyError::Guest { step: failure.step.clone(), cause: failure.cause.clone() })
             }
-            (Err(ArchiveError::Truncated | ArchiveError::Stream { .. }), _) => return Err(CopyError::Lost),
-            (unpacked, _) => unpacked.map_err(CopyError::Host)?,
-        };
-        // What the guest left out is missing here too.
-        if let Some(Reply::Archived(report)) = reply {
-            unpacked.left_out = unpacked.left_out.saturating_add(report.left_out);
-            unpacked.examples.extend(report.examples.iter().take(MAX_EXAMPLES).map(|name| printable(name)));
-            unpacked.examples.truncate(MAX_EXAMPLES);
+            (Err(ArchiveError::Truncated | ArchiveError::Stream { .. }), _) => Err(CopyError::Lost),
+            (taken, _) => Ok((taken.map_err(CopyError::Host)?, reply)),
         }
-        Ok(unpacked)
     }
 
-    /// Copies a file or a directory of the host into the guest.
-    ///
-    /// # Errors
-    /// [`CopyError`]. Part of a directory may have been copied.
-    pub async fn copy_in(&self, source: PathBuf, unpack: Unpack) -> Result<Report, CopyError> {
-        let limits = Limits { max_entries: unpack.limits.max_entries, max_bytes: unpack.limits.max_bytes };
+    /// Has the guest unpack what `give` sends.
+    async fn send<T>(
+        &self,
+        unpack: Unpack,
+        give: impl AsyncFnOnce(&mut ChunkSink<'_>) -> Result<T, ArchiveError>,
+    ) -> Result<T, CopyError> {
         let mut stream = self.open().await.map_err(CopyError::NotReached)?;
         stream.send(Frame::Control(Request::Unpack(unpack))).await.map_err(not_reached)?;
         let (sink, mut answers) = stream.split();
-        let mut chunks = sink.with(|chunk: Bytes| {
+        let mut chunks: ChunkSink<'_> = Box::pin(sink.with(|chunk: Bytes| {
             future::ready(Ok::<_, FrameError>(Frame::Output(OutputStream::Stdout, chunk)))
-        });
-        let mut sending = pin!(pyro_archive::pack_into(source, limits, &mut chunks));
-        let (packed, answer) = tokio::select! {
-            packed = &mut sending => match packed {
+        }));
+        let mut sending = pin!(give(&mut chunks));
+        let (given, answer) = tokio::select! {
+            given = &mut sending => match given {
                 // The guest may have said why it takes no more.
-                Ok(_) | Err(ArchiveError::Stream { .. }) => (packed.ok(), answers.next().await),
+                Ok(_) | Err(ArchiveError::Stream { .. }) => (given.ok(), answers.next().await),
                 Err(error) => return Err(CopyError::Host(error)),
             },
             answer = answers.next() => match answer {
@@ -110,16 +157,21 @@ impl GuestClient {
                 answer => (None, answer),
             },
         };
-        match (answer, packed) {
+        match (answer, given) {
             (Some(Ok(Frame::Control(Reply::NotStarted(failure)))), _) => {
                 Err(CopyError::Guest { step: failure.step, cause: failure.cause })
             }
             // What could not be packed is missing there; the guest itself leaves nothing out.
-            (Some(Ok(Frame::Control(Reply::Archived(_)))), Some(packed)) => Ok(packed),
+            (Some(Ok(Frame::Control(Reply::Archived(_)))), Some(given)) => Ok(given),
             _ => Err(CopyError::Lost),
         }
     }
 }
+
+/// Pieces of an archive that come.
+type Chunks<'a> = LocalBoxStream<'a, io::Result<Bytes>>;
+/// Where pieces of an archive go.
+type ChunkSink<'a> = Pin<Box<dyn Sink<Bytes, Error = FrameError> + 'a>>;
 
 /// Names that a guest may add to a report.
 const MAX_EXAMPLES: usize = 5;

@@ -144,10 +144,14 @@ pub async fn trim(dir: &Path, most: usize) {
 pub async fn renew(dir: &Path, idle: Duration) {
     let expires_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + idle;
     let request = ControlRequest::Extend { expires_at: expires_at.as_secs_f64() };
-    for spare in all(dir) {
-        // One that is starting has its whole time before it, and one that is being claimed needs none.
-        let _ = tokio::time::timeout(ANSWER_LIMIT, control::ask(&spare, request.clone())).await;
-    }
+    let asked = all(dir).into_iter().map(|spare| {
+        let request = request.clone();
+        async move {
+            // One that is starting has its whole time before it, and one that is being claimed needs none.
+            let _ = tokio::time::timeout(ANSWER_LIMIT, control::ask(&spare, request)).await;
+        }
+    });
+    futures::future::join_all(asked).await;
 }
 
 /// Directories of the spares of all kinds.

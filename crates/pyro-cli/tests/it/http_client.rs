@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 pub(crate) struct HttpServer {
     pub(crate) process: Child,
     pub(crate) port: u16,
+    /// What follows the address.
+    pub(crate) stderr: BufReader<ChildStderr>,
 }
 
 impl HttpServer {
@@ -17,13 +19,14 @@ impl HttpServer {
     pub(crate) fn start(command: &mut Command) -> Self {
         command.args(["--transport", "http", "--listen", "127.0.0.1:0"]).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
+        let mut stderr = BufReader::new(process.stderr.take().unwrap());
         let mut line = String::new();
-        BufReader::new(process.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+        stderr.read_line(&mut line).unwrap();
         let port = line
             .strip_prefix("pyro: serving MCP on http://127.0.0.1:")
             .and_then(|rest| rest.strip_suffix("/mcp\n"));
         let port = port.unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
-        Self { process, port }
+        Self { process, port, stderr }
     }
 
     /// A connection on which nothing has been said.
@@ -54,25 +57,24 @@ impl HttpServer {
         Answer::read(self.send(line, headers, body))
     }
 
-    /// A message of a client of the newer kind, which needs no session.
-    pub(crate) fn call(&self, method: &str, mut params: Value) -> Answer {
-        let (headers, body) = Self::message(method, &mut params);
-        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        self.ask("POST /mcp", &headers, &body)
+    /// A message of a client of the newer kind, which needs no session, with its answer.
+    pub(crate) fn call(&self, method: &str, params: Value) -> Answer {
+        Answer::read(self.begin(method, params))
     }
 
-    /// Headers and body of such a message.
-    pub(crate) fn message(method: &str, params: &mut Value) -> (Vec<(&'static str, String)>, String) {
+    /// Sends such a message.
+    pub(crate) fn begin(&self, method: &str, mut params: Value) -> TcpStream {
         let version = "2026-07-28";
         params["_meta"]["io.modelcontextprotocol/protocolVersion"] = version.into();
         params["_meta"]["io.modelcontextprotocol/clientInfo"] = json!({ "name": "test", "version": "1" });
         params["_meta"]["io.modelcontextprotocol/clientCapabilities"] = json!({});
-        let mut headers =
-            vec![("MCP-Protocol-Version", version.to_owned()), ("Mcp-Method", method.to_owned())];
-        if let Some(name) = params["name"].as_str() {
-            headers.push(("Mcp-Name", name.to_owned()));
+        let name = params["name"].as_str().unwrap_or_default().to_owned();
+        let mut headers = vec![("MCP-Protocol-Version", version), ("Mcp-Method", method)];
+        if !name.is_empty() {
+            headers.push(("Mcp-Name", &name));
         }
-        (headers, json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string())
+        let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
+        self.send("POST /mcp", &headers, &body.to_string())
     }
 }
 

@@ -304,7 +304,8 @@ fn what_there_is_can_be_found_and_read() {
         "file:///etc/passwd",
         "pyro://environments/x",
     ] {
-        assert_eq!(read(&mut session, uri)["error"]["code"], -32602, "{uri}");
+        // What revisions of that time call it; newer ones say -32602.
+        assert_eq!(read(&mut session, uri)["error"]["code"], -32002, "{uri}");
     }
     let templates = session.ask("resources/templates/list", json!({}));
     assert_eq!(templates["result"]["resourceTemplates"].as_array().unwrap().len(), 4);

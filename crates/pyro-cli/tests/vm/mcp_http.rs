@@ -1,6 +1,6 @@
 //! `pyro mcp serve --transport http` with real VMs: nothing stays when a client, a session or the server goes.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpStream;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -33,15 +33,15 @@ fn await_begin(stream: TcpStream) -> BufReader<TcpStream> {
 }
 
 fn begin_stateless(server: &HttpServer) -> BufReader<TcpStream> {
-    let mut params = long_run();
-    let (headers, body) = HttpServer::message("tools/call", &mut params);
-    let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    await_begin(server.send("POST /mcp", &headers, &body))
+    await_begin(server.begin("tools/call", long_run()))
 }
 
 fn stop(mut server: HttpServer) {
     kill_process(Pid::from_child(&server.process), Signal::TERM).unwrap();
     assert_eq!(server.process.wait().unwrap().code(), Some(143));
+    let mut rest = String::new();
+    server.stderr.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "");
 }
 
 #[test]
@@ -101,10 +101,7 @@ fn many_calls_of_many_clients_are_all_answered() {
     let sandbox = Sandbox::new();
     let server = server(&sandbox);
     let call = |name: &str, arguments: Value| {
-        let mut params = json!({ "name": name, "arguments": arguments });
-        let (headers, body) = HttpServer::message("tools/call", &mut params);
-        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        server.send("POST /mcp", &headers, &body)
+        server.begin("tools/call", json!({ "name": name, "arguments": arguments }))
     };
     let created = Answer::read(call("task_create", json!({ "environment": ENVIRONMENT }))).result();
     let id = created["structuredContent"]["task_id"].clone();

@@ -265,12 +265,14 @@ impl Engine {
         self.config().warm_spares
     }
 
-    /// Lets the spare VMs that wait do so for the usual time from now on. Whoever wants them to stay calls this more often
-    /// than after [`Config::spare_idle_seconds`](crate::Config::spare_idle_seconds).
-    pub async fn renew_spares(&self) {
+    /// Sees to it that the spare VMs which wait stay, until `cancel`; from then on they wait as long as they always do.
+    pub async fn keep_spares(&self, cancel: &CancellationToken) {
         let config = self.config();
-        spares::renew(&spares_dir(&config.base_dir), Duration::from_secs(config.spare_idle_seconds.into()))
-            .await;
+        let (dir, idle) =
+            (spares_dir(&config.base_dir), Duration::from_secs(config.spare_idle_seconds.into()));
+        while cancel.run_until_cancelled(tokio::time::sleep(idle / 3)).await.is_some() {
+            spares::renew(&dir, idle).await;
+        }
     }
 
     /// How many spares there may be beside the VMs that were asked for.

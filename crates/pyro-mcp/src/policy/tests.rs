@@ -78,15 +78,32 @@ fn a_default_beyond_a_limit_becomes_the_limit() {
 
 #[test]
 fn machines_that_others_made_are_held_to_it() {
-    let machine = |environment: &str, network_enabled, allow_host_compat| {
-        let (name, environment) = ("task x".to_owned(), environment.to_owned());
-        strict().admit(&Machine { name, environment, network_enabled, allow_host_compat }).is_ok()
+    let within = || Machine {
+        name: "task x".to_owned(),
+        environment: "debian:12".to_owned(),
+        network_enabled: false,
+        allow_host_compat: false,
+        vcpu_count: 2,
+        mem_mib: 512,
+        ttl_seconds: 300,
+        disk_mib: 1024,
     };
-    assert!(machine("debian:12", false, false));
-    assert!(!machine("debian:12-base", false, false));
-    assert!(!machine("debian:12", true, false));
-    assert!(!machine("debian:12", false, true));
+    assert!(strict().admit(&within()).is_ok());
+    let beyond = [
+        Machine { environment: "debian:12-base".to_owned(), ..within() },
+        Machine { network_enabled: true, ..within() },
+        Machine { allow_host_compat: true, ..within() },
+        Machine { vcpu_count: 3, ..within() },
+        Machine { mem_mib: 513, ..within() },
+        Machine { ttl_seconds: 301, ..within() },
+        Machine { disk_mib: 1025, ..within() },
+    ];
+    for machine in beyond {
+        assert!(matches!(strict().admit(&machine), Err(Failure::NotAllowed(_))));
+        assert!(Policy::default().admit(&machine).is_ok());
+    }
     assert!(strict().limits_machines() && !Policy::default().limits_machines());
+    assert!(Policy { max_mem_mib: Some(512), ..Policy::default() }.limits_machines());
 }
 
 #[test]

@@ -95,8 +95,12 @@ fn refusal(message: &str, hint: &str) -> CliError {
 /// The token in a file, without the end of its line.
 fn read_token(path: &Path) -> Result<String, CliError> {
     let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(TOKEN_FILE_BYTES).read_to_string(&mut text))
+    let read = File::open(path)
+        .and_then(|file| file.take(TOKEN_FILE_BYTES + 1).read_to_string(&mut text))
         .map_err(|error| CliError::System(format!("cannot read {}", path.display()), error))?;
+    if read as u64 > TOKEN_FILE_BYTES {
+        let message = format!("{} has more than {TOKEN_FILE_BYTES} bytes", path.display());
+        return Err(refusal(&message, "name a file that holds the token and nothing else"));
+    }
     Ok(text.trim_end().to_owned())
 }

@@ -1,24 +1,17 @@
 //! What is in single files of a task: small ones, as they are read and written by a person or a model.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::PermissionsExt as _;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use pyro_vm::{ArchiveLimits, Pack, Unpack};
 use tokio_util::sync::CancellationToken;
 
 use super::files::{check_path, copy_error};
-use crate::engine::{Engine, state_unusable, unless_cancelled};
-use crate::{EngineError, ErrorKind, FileContent, FileEncoding, FileRange, TaskFile, TaskFileWritten, VmId};
+use crate::engine::{Engine, unless_cancelled};
+use crate::{EngineError, ErrorKind, FileContent, FileEncoding, FileRange, TaskFile, TaskFileWritten};
 
 /// Largest file that is read or written this way, in bytes.
 const MAX_FILE_BYTES: u64 = 16 << 20;
-/// The file on its way.
 const LIMITS: ArchiveLimits = ArchiveLimits { max_entries: 1, max_bytes: MAX_FILE_BYTES };
-/// Its name on the host meanwhile, in a directory of its own below that of the task.
-const NAME: &str = "file";
 
 impl Engine {
     /// Part of a file of a task, as text if it is UTF-8. `path` is below `/workspace` unless it is absolute.
@@ -34,23 +27,15 @@ impl Engine {
     ) -> Result<TaskFile, EngineError> {
         let (id, guest) = self.guest_of_task(task_id).await?;
         check_path(path)?;
-        let place = self.place_for_file(&id)?;
         let pack = Pack { path: path.to_owned(), limits: LIMITS };
-        let copy = async {
-            let target = (place.path().to_owned(), NAME.into());
-            guest.copy_out(pack, target).await.map_err(|error| {
-                copy_error(&id, error)
-                    .hint("`head`, `tail` and `ls` in a command show parts of large files, and directories")
+        let read = async {
+            guest.read_file(pack).await.map_err(|error| {
+                copy_error(&id, error).hint(
+                    "commands show what is in directories, and parts of large files: `ls`, `head`, `tail`",
+                )
             })
         };
-        unless_cancelled(cancel, copy).await?;
-        let bytes = fs::read(place.path().join(NAME)).map_err(|error| match error.kind() {
-            io::ErrorKind::IsADirectory => {
-                EngineError::new(ErrorKind::InvalidInput, format!("{path} is a directory"))
-                    .hint("`ls` in a command shows what is in it")
-            }
-            _ => state_unusable("read", place.path(), error),
-        })?;
+        let bytes = unless_cancelled(cancel, read).await?;
         let (content, next_offset) = part(&bytes, range);
         Ok(TaskFile {
             task_id: id,
@@ -80,23 +65,12 @@ impl Engine {
         let bytes = content.decode()?;
         let (id, guest) = self.guest_of_task(task_id).await?;
         check_path(path)?;
-        let place = self.place_for_file(&id)?;
-        let source = place.path().join(NAME);
-        let mode = if executable { 0o755 } else { 0o644 };
-        fs::write(&source, &bytes)
-            .and_then(|()| fs::set_permissions(&source, fs::Permissions::from_mode(mode)))
-            .map_err(|error| state_unusable("write", &source, error))?;
-        let unpack = Unpack { path: path.to_owned(), name: NAME.to_owned(), limits: LIMITS, exact: true };
-        let copy = async { guest.copy_in(source, unpack).await.map_err(|error| copy_error(&id, error)) };
-        unless_cancelled(cancel, copy).await?;
-        Ok(TaskFileWritten { task_id: id, path: path.to_owned(), bytes: bytes.len() as u64 })
-    }
-
-    /// A directory that goes when it is let go, and with the task at the latest.
-    fn place_for_file(&self, id: &VmId) -> Result<tempfile::TempDir, EngineError> {
-        let dir = self.vm_dir(id);
-        tempfile::TempDir::with_prefix_in("file-", &dir)
-            .map_err(|error| state_unusable("write to", &dir, error))
+        let (mode, size) = (if executable { 0o755 } else { 0o644 }, bytes.len() as u64);
+        let unpack = Unpack { path: path.to_owned(), name: String::new(), limits: LIMITS, exact: true };
+        let write =
+            async { guest.write_file(bytes, mode, unpack).await.map_err(|error| copy_error(&id, error)) };
+        unless_cancelled(cancel, write).await?;
+        Ok(TaskFileWritten { task_id: id, path: path.to_owned(), bytes: size })
     }
 }
 
