@@ -207,12 +207,12 @@ impl<'a> Show<'a> {
         match event {
             Event::Warning(text) => self.progress.note(&format!("[warning] {text}")),
             Event::Output { stream, bytes } => self.output(stream, bytes, cancel).await,
-            Event::Phase(_) | Event::Pull(_) | Event::Template if self.quiet => {}
+            Event::Phase(_) | Event::Pull(_) | Event::FirstOfKind if self.quiet => {}
             // A log file needs no explanation for a pause.
-            Event::Template if self.printer.stderr_is_terminal() => {
-                self.progress.note("[vm] saving the first VM of this kind, so that later ones start faster");
+            Event::FirstOfKind if self.printer.stderr_is_terminal() => {
+                self.progress.note("[vm] this is the first VM of its kind; later ones start faster");
             }
-            Event::Template => {}
+            Event::FirstOfKind => {}
             Event::Phase(phase) => self.progress.note(&format!("[run] {phase}")),
             Event::Pull(event) => {
                 self.shown.pull_started |= matches!(event, PullEvent::Started { .. });

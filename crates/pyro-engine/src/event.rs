@@ -14,8 +14,8 @@ pub enum Event {
     Phase(RunPhase),
     /// Progress of making an environment available.
     Pull(PullEvent),
-    /// The first machine of its kind is booted and saved as the template of all later ones, which takes some seconds.
-    Template,
+    /// The VM is the first of its kind: it is booted and saved as a template, which takes some seconds more than later starts.
+    FirstOfKind,
     /// Output of a command, in order within its stream; only with
     /// [`OutputMode::Stream`](crate::OutputMode::Stream).
     Output {

@@ -84,7 +84,7 @@ impl<'a> Teller<'a> {
             Event::Pull(PullEvent::Ready { environment }) => format!("{environment} is installed"),
             Event::Pull(PullEvent::Step { text, done, total: 0 }) => format!("{text} {done}"),
             Event::Pull(PullEvent::Step { text, done, total }) => format!("{text} {done}/{total}"),
-            Event::Template => "making the template that later VMs of this kind start from".to_owned(),
+            Event::FirstOfKind => "starting the first VM of its kind; later ones start faster".to_owned(),
             Event::Warning(text) => text,
             Event::Output { bytes, .. } => match last_line(&bytes) {
                 Some(line) => line,

@@ -66,11 +66,15 @@ pub(crate) async fn key(dir: &Path, spec: &LaunchSpec, vmm: &dyn Vmm) -> Result<
     key::of(dir, spec, vmm).await
 }
 
-/// The template for machines like that of `spec` has to be made before one can start.
+/// The template for machines like that of `spec` has to be made before one can start. Starts no process: of a VMM that has
+/// never been used it is assumed that it is new enough.
 pub async fn is_missing(spec: &LaunchSpec) -> bool {
     let Some(dir) = &spec.template_dir else { return false };
     if spec.dir.join(files::LAYER).exists() {
         return false;
+    }
+    if !key::is_version_known(dir, &spec.machine.vmm_program) {
+        return true;
     }
     let templates = Templates::new(dir, spec, &Qemu).await;
     templates.key.is_ok() && templates.find().is_none() && templates.recent_failure().is_none()

@@ -145,7 +145,7 @@ impl Engine {
                 Some(claimed) => claimed,
                 None => {
                     if events.are_heard() && template::is_missing(&spec).await {
-                        events.send(Event::Template).await;
+                        events.send(Event::FirstOfKind).await;
                     }
                     // They give way to a VM that somebody wants.
                     spares::trim(&spec.spares.dir, spec.spares.room as usize).await;

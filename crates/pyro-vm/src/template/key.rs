@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -118,8 +118,7 @@ fn file_identity(path: &Path) -> Result<Value, String> {
 
 /// What the VMM says of itself. Asking takes as long as starting it, so the answer is remembered for the file.
 async fn vmm_version(dir: &Path, program: &Path) -> Result<String, String> {
-    let identity = file_identity(program)?;
-    let remembered = dir.join(format!("vmm-{}", &hex(&Sha256::digest(identity.to_string()))[..32]));
+    let remembered = remembered(dir, program)?;
     match fs::read_to_string(&remembered) {
         Ok(version) if !version.is_empty() => return Ok(version),
         _ => {}
@@ -148,10 +147,20 @@ async fn vmm_version(dir: &Path, program: &Path) -> Result<String, String> {
     Ok(version)
 }
 
+/// `dir` remembers the VMM's version, so that it need not be asked.
+pub(super) fn is_version_known(dir: &Path, program: &Path) -> bool {
+    remembered(dir, program).is_ok_and(|file| file.exists())
+}
+
+/// Where the version is remembered.
+fn remembered(dir: &Path, program: &Path) -> Result<PathBuf, String> {
+    let identity = file_identity(program)?;
+    Ok(dir.join(format!("vmm-{}", &hex(&Sha256::digest(identity.to_string()))[..32])))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
-    use std::path::PathBuf;
 
     use super::*;
     use crate::Accelerator;
