@@ -153,8 +153,15 @@ impl Printer {
 
     /// A failure as part of what is on standard output, for a command that writes nowhere else.
     pub(crate) fn failure_as_result(&self, error: &CliError) {
-        // Where that fails there is nowhere to tell it.
-        let _ = error.report().map(|report| self.text(&report.human()));
+        let Some(report) = error.report() else { return };
+        let text = report.human();
+        match self.text(&text) {
+            // A full disk must not hide it; a reader that went away does not want it.
+            Err(failed) if !failed.is_broken_pipe() => {
+                let _ = self.write(OutputStream::Stderr, text.as_bytes());
+            }
+            _ => {}
+        }
     }
 
     /// What clap has to say: help and the version on stdout, usage errors on stderr.

@@ -1,8 +1,12 @@
 //! `pyro demo` without a VM: what is said to a model, what it is told of its mistakes, and how it ends.
 
-use std::net::TcpListener;
+use std::fs::File;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::os::fd::OwnedFd;
 use std::process::Stdio;
 
+use rustix::net;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -314,4 +318,20 @@ fn a_reader_that_goes_away_ends_the_demo_in_silence() {
     drop(pyro.stdout.take());
     let ended = home.ended(pyro.wait_with_output().unwrap());
     assert_eq!((ended.code(), ended.stderr.as_str()), (141, ""));
+}
+
+#[test]
+fn a_full_disk_does_not_hide_why_the_demo_failed() {
+    let model = saying([]);
+    let home = Home::new();
+    let mut command = home.command(["demo", "ollama", "--base-url", &model.base_url()]);
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let ended = home.ended(command.stdout(full).output().unwrap());
+    insta::assert_snapshot!(ended.all(), @r"
+    exit: 1
+    --- stdout
+    --- stderr
+    [error] cannot write to standard output
+      caused by: No space left on device (os error 28)
+    ");
 }
