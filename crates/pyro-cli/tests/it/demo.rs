@@ -220,6 +220,26 @@ fn a_model_that_never_comes_to_an_end_is_stopped() {
     assert_eq!(ended.stdout.matches("[tool] vm_list_environments succeeded\n").count(), 12);
 }
 
+/// A port that nobody listens on, and that nobody else gets as long as the socket is there.
+fn port_without_server() -> (u16, OwnedFd) {
+    let socket = net::socket(net::AddressFamily::INET, net::SocketType::STREAM, None).unwrap();
+    net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = SocketAddrV4::try_from(net::getsockname(&socket).unwrap()).unwrap();
+    (address.port(), socket)
+}
+
+/// Answers whatever is said with plain HTTP, and hears the other side out, since hanging up on it might lose the answer.
+fn server_without_tls() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").unwrap();
+        std::io::copy(&mut stream, &mut std::io::sink())
+    });
+    port
+}
+
 #[test]
 fn an_endpoint_that_cannot_be_called_is_named_with_the_cause() {
     let answers: [(&str, &str, &[u8]); 4] = [
@@ -236,12 +256,10 @@ fn an_endpoint_that_cannot_be_called_is_named_with_the_cause() {
             failure(&demo(&model)).to_owned()
         })
         .collect();
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    failures.push(failure(&demo_at(&format!("http://{closed}/v1"), &[])).to_owned());
-    let closing = TcpListener::bind("127.0.0.1:0").unwrap();
-    let no_tls = format!("https://{}/v1", closing.local_addr().unwrap());
-    std::thread::spawn(move || closing.accept());
-    failures.push(failure(&demo_at(&no_tls, &[])).to_owned());
+    let (closed, _taken) = port_without_server();
+    failures.push(failure(&demo_at(&format!("http://127.0.0.1:{closed}/v1"), &[])).to_owned());
+    let plain = server_without_tls();
+    failures.push(failure(&demo_at(&format!("https://127.0.0.1:{plain}/v1"), &[])).to_owned());
     failures.push(failure(&demo_at("https://someone:secret@example.com/v1", &[])).to_owned());
     insta::assert_snapshot!(failures.concat(), @r"
     [error] failed to call Ollama. Ensure `ollama serve` is running and the model is available.
@@ -255,9 +273,9 @@ fn an_endpoint_that_cannot_be_called_is_named_with_the_cause() {
     [error] failed to call Ollama. Ensure `ollama serve` is running and the model is available.
       caused by: [URL]/chat/completions: Connection refused (os error 111)
     [error] failed to call Ollama. Ensure `ollama serve` is running and the model is available.
-      caused by: [URL]/chat/completions: unexpected end of file
+      caused by: [URL]/chat/completions: received corrupt message of type InvalidContentType
     [error] failed to call Ollama. Ensure `ollama serve` is running and the model is available.
-      caused by: --base-url: the address holds credentials, and none are sent
+      caused by: --base-url: the address must not contain `@`: credentials are not sent
     ");
 }
 

@@ -58,20 +58,25 @@ impl Endpoint {
     /// The endpoint below this address. It is not called yet.
     ///
     /// # Errors
-    /// The address is none, or holds credentials.
+    /// The address is none, or may hold credentials.
     pub(super) fn new(base_url: &str) -> Result<Self, DemoError> {
         Self::answering_within(base_url, ANSWER_WITHIN)
     }
 
     fn answering_within(base_url: &str, limit: Duration) -> Result<Self, DemoError> {
-        let address = format!("{}/chat/completions", base_url.trim_end_matches('/'));
-        let refused = |cause: &str| CallError { address: address.clone(), cause: cause.to_owned() };
-        let uri: Uri = address.parse().map_err(|_| refused("this is no address"))?;
-        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-            let cause = "the address holds credentials, and none are sent".to_owned();
-            // Not shown again: the address is the secret.
-            return Err(CallError { address: "--base-url".to_owned(), cause }.into());
+        let refused =
+            |address: &str, cause: &str| CallError { address: address.to_owned(), cause: cause.to_owned() };
+        // Looked for before anything is parsed, and not shown: what stands there may be a secret.
+        if base_url.contains('@') {
+            let cause = "the address must not contain `@`: credentials are not sent";
+            return Err(refused("--base-url", cause).into());
         }
+        if base_url.contains(['?', '#']) {
+            let cause = "the address must not contain `?` or `#`: `/chat/completions` is added at its end";
+            return Err(refused("--base-url", cause).into());
+        }
+        let address = format!("{}/chat/completions", base_url.trim_end_matches('/'));
+        let uri: Uri = address.parse().map_err(|_| refused(&address, "this is no address"))?;
         // Fails only where there is one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut config = Agent::config_builder()
@@ -206,7 +211,13 @@ mod tests {
         let causes: Vec<String> =
             ["", "not an address", "ftp://localhost/v1", "localhost:11434/v1", "http://"]
                 .into_iter()
-                .chain(["https://user:secret@example.com/v1"])
+                .chain(["https://user:secret@example.com/v1", "http://user:se/cret@example.com/v1"])
+                .chain([
+                    "user:s€cret@example.com",
+                    "http://user:se?cret@example.com",
+                    "http://h/v1?key=secret",
+                ])
+                .chain(["http://h/v1#secret"])
                 .map(|base_url| cause(base_url, ANSWER_WITHIN))
                 .collect();
         insta::assert_snapshot!(causes.join("\n"), @r"
@@ -215,7 +226,12 @@ mod tests {
         ftp://localhost/v1/chat/completions: bad uri: unknown scheme: ftp
         localhost:11434/v1/chat/completions: this is no address
         http:/chat/completions: this is no address
-        --base-url: the address holds credentials, and none are sent
+        --base-url: the address must not contain `@`: credentials are not sent
+        --base-url: the address must not contain `@`: credentials are not sent
+        --base-url: the address must not contain `@`: credentials are not sent
+        --base-url: the address must not contain `@`: credentials are not sent
+        --base-url: the address must not contain `?` or `#`: `/chat/completions` is added at its end
+        --base-url: the address must not contain `?` or `#`: `/chat/completions` is added at its end
         ");
     }
 
