@@ -34,7 +34,8 @@ const OLLAMA_EXAMPLES: &str = "\
 No credentials are sent, and the proof needs no internet. The model chooses what its VMs run and whether \
 they have network; nothing it says runs on this machine itself.
 
-Everything is said on stdout, failures too. Exit status: 0 if the proof was given, 1 if not.
+What the model and its tools do is said on stdout, and so is why the demo failed. Progress of an \
+installation and pyro's own warnings go to stderr, progress only if that is a terminal. Exit status: 0 if the proof was given, 1 if not.
 
 Examples:
   pyro demo ollama

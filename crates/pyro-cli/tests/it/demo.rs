@@ -149,6 +149,9 @@ fn mistakes_are_explained_to_the_model() {
         ("vm_create", json!({ "environment": "debian:12", "allow_host_compat": [] })),
         ("vm_start", json!({ "vm_id": "<vm_id>" })),
         ("vm_exec", json!({ "vm_id": "9775b3af1eeb", "command": "true" })),
+        ("vm_exec", json!({ "vm_id": "<vm_id>", "profile": "debian:12" })),
+        ("vm_exec", json!({ "vm_id": "<vm_id>" })),
+        ("vm_run", run(json!({ "vm_id": "<vm_id>" }))),
         ("vm_status", json!({})),
     ])]);
     let ended = demo(&model);
@@ -166,7 +169,10 @@ fn mistakes_are_explained_to_the_model() {
     {"arguments":{"command":"true","environment":"debian:12"},"error":"vm_create has no argument 'command'","error_type":"invalid_input","ok":false,"tool_name":"vm_create"}
     {"arguments":{"allow_host_compat":[],"environment":"debian:12"},"error":"allow_host_compat must be a boolean","error_type":"invalid_input","hint":"write allow_host_compat as true or false, without quotes","ok":false,"tool_name":"vm_create"}
     {"arguments":{"vm_id":"<vm_id>"},"error":"vm '<vm_id>' does not exist","error_type":"not_found","hint":"call vm_create first and use the vm_id from its result","ok":false,"tool_name":"vm_start"}
-    {"arguments":{"command":"true","vm_id":"9775b3af1eeb"},"error":"vm '9775b3af1eeb' does not exist","error_type":"not_found","hint":"a VM is deleted after its command has run; create a new one","ok":false,"tool_name":"vm_exec"}
+    {"arguments":{"command":"true","vm_id":"9775b3af1eeb"},"error":"vm '9775b3af1eeb' does not exist","error_type":"not_found","hint":"call vm_create first and use the vm_id from its result","ok":false,"tool_name":"vm_exec"}
+    {"arguments":{"profile":"debian:12","vm_id":"<vm_id>"},"error":"vm_exec has no argument 'profile'","error_type":"invalid_input","ok":false,"tool_name":"vm_exec"}
+    {"arguments":{"vm_id":"<vm_id>"},"error":"vm '<vm_id>' does not exist","error_type":"not_found","hint":"call vm_create first and use the vm_id from its result","ok":false,"tool_name":"vm_exec"}
+    {"arguments":{"command":"true","environment":"debian:12","vm_id":"<vm_id>"},"error":"vm_run has no argument 'vm_id'","error_type":"invalid_input","ok":false,"tool_name":"vm_run"}
     {"arguments":{},"error":"vm_id is required","error_type":"invalid_input","ok":false,"tool_name":"vm_status"}
     "#);
     let line = "\n[tool] vm_run failed: vcpu_count must be between 1 and 8 \

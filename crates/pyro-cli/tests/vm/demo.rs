@@ -1,9 +1,10 @@
 //! `pyro demo` with real VMs, and with a model that plays by a script.
 
+use pyro_engine::{VmSpec, VmState};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{ENVIRONMENT, Ended, LONG, PYRO, Running, Sandbox, wait_until};
+use crate::harness::{ENVIRONMENT, Ended, LONG, PYRO, Running, Sandbox, never, quiet, wait_until};
 use crate::model::{Answer, Model, calls, says};
 
 fn start_demo(sandbox: &Sandbox, model: &Model, flags: &[&str]) -> Running {
@@ -255,11 +256,12 @@ fn the_last_command_that_ran_has_to_be_the_right_one() {
     let sandbox = Sandbox::new();
     let proof = ("vm_run", run("[COMMAND]"));
     let ended = demo(&sandbox, &calling([proof.clone(), ("vm_run", run("exit 3"))]), &[]);
-    assert_eq!(failure(&ended), "[error] vm_exec failed; expected exit_code=0, not 3\n");
+    assert_eq!(failure(&ended), "[error] vm_exec failed; expected exit_code=0\n  caused by: exit_code=3\n");
     let ended = demo(&sandbox, &calling([proof.clone(), ("vm_run", run("echo guessed"))]), &[]);
     let reason = failure(&ended);
     assert!(
-        reason.starts_with("[error] vm_exec output did not confirm the command; expected stdout="),
+        reason
+            .starts_with("[error] vm_exec output did not confirm the command\n  caused by: expected stdout="),
         "{reason}"
     );
     assert!(reason.ends_with("  -, not guessed\n"), "{reason}");
@@ -279,6 +281,29 @@ fn much_output_is_not_told_in_full() {
     let told = model.told();
     let (kept, note) = told[0]["stdout"].as_str().unwrap().split_once('\n').unwrap();
     assert_eq!((kept, note), ("0".repeat(4000).as_str(), "[cut here; 96000 bytes more]"));
+}
+
+/// Of all VMs, the one whose owner agreed to commands on the host.
+#[tokio::test]
+async fn vms_of_others_are_out_of_reach() {
+    let sandbox = Sandbox::new().set("PYRO_QEMU", "/nonexistent/qemu");
+    let engine = sandbox.engine_with(|config| config.vmm_program = Some("/nonexistent/qemu".into()));
+    let spec = VmSpec { allow_host_compat: true, ..VmSpec::new(ENVIRONMENT) };
+    let id = engine.create_vm(spec, &quiet(), &never()).await.unwrap().vm_id.to_string();
+    let model = calling([
+        ("vm_status", json!({ "vm_id": id })),
+        ("vm_start", json!({ "vm_id": id })),
+        ("vm_exec", json!({ "vm_id": id, "command": "true" })),
+    ]);
+    let ended = demo(&sandbox, &model, &[]);
+    assert_eq!(failure(&ended), "[error] demo did not execute a successful vm_run or vm_exec\n");
+    for told in model.told() {
+        let error = (&told["error_type"], &told["error"]);
+        assert_eq!(error, (&json!("not_found"), &json!(format!("vm '{id}' does not exist"))), "{told}");
+    }
+    assert_eq!(model.told().len(), 3);
+    assert_eq!(engine.status_vm(&id).await.unwrap().state, VmState::Created);
+    engine.delete_vm(&id).await.unwrap();
 }
 
 /// The calls that leave one VM created and another one running.

@@ -42,14 +42,16 @@ pub(crate) enum DemoError {
     Answer(String),
     /// A tool call that cannot be answered; what is wrong with it.
     ToolCall(String),
+    /// More tool calls at once than are carried out.
+    Calls { count: usize, most: usize },
     /// The model does not come to an end.
     Rounds,
     /// The model has run no command.
     NothingRan,
-    /// The last command failed.
-    CommandFailed { exit_code: i64 },
-    /// The last command was another one.
-    WrongOutput { expected: String, stdout: String },
+    /// The last command failed; how.
+    CommandFailed(Box<dyn Error + Send + Sync>),
+    /// The last command was another one; what it printed.
+    WrongOutput(Box<dyn Error + Send + Sync>),
 }
 
 impl std::fmt::Display for DemoError {
@@ -60,17 +62,13 @@ impl std::fmt::Display for DemoError {
             ),
             Self::Answer(fault) => write!(f, "the answer of the endpoint is no chat completion: {fault}"),
             Self::ToolCall(fault) => write!(f, "malformed tool call: {fault}"),
+            Self::Calls { count, most } => {
+                write!(f, "too many tool calls in one reply: {count}, and {most} are the most")
+            }
             Self::Rounds => f.write_str("tool-calling loop exceeded maximum rounds"),
             Self::NothingRan => f.write_str("demo did not execute a successful vm_run or vm_exec"),
-            Self::CommandFailed { exit_code } => {
-                write!(f, "vm_exec failed; expected exit_code=0, not {exit_code}")
-            }
-            Self::WrongOutput { expected, stdout } => {
-                write!(
-                    f,
-                    "vm_exec output did not confirm the command; expected stdout={expected}, not {stdout}"
-                )
-            }
+            Self::CommandFailed(_) => f.write_str("vm_exec failed; expected exit_code=0"),
+            Self::WrongOutput(_) => f.write_str("vm_exec output did not confirm the command"),
         }
     }
 }
@@ -79,6 +77,7 @@ impl Error for DemoError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Call(error) => Some(error),
+            Self::CommandFailed(cause) | Self::WrongOutput(cause) => Some(&**cause),
             _ => None,
         }
     }
@@ -118,7 +117,9 @@ fn demonstrate(args: &DemoOllamaArgs, printer: &Printer) -> Result<(), CliError>
             cancel: &cancel,
         };
         let shown = demo.run().await;
-        demo.tools.remove_created().await;
+        for left in demo.tools.remove_created().await {
+            demo.transcript.warning(&left).await;
+        }
         match shown {
             Ok(ran) => Ok(Ok(ran)),
             Err(End::Failed(error)) => Ok(Err(error)),

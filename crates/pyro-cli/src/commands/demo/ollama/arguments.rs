@@ -27,7 +27,7 @@ pub(super) fn decode(written: Option<&Value>) -> Result<Object, String> {
 
 /// Gives an environment that was called `profile` its name.
 pub(super) fn name_environment(arguments: &mut Object) {
-    if !arguments.contains_key("environment")
+    if arguments.get("environment").is_none_or(Value::is_null)
         && let Some(environment) = arguments.remove("profile")
     {
         arguments.insert("environment".to_owned(), environment);
@@ -129,6 +129,7 @@ mod tests {
                 json!({ "environment": "debian:12", "command": "id" }),
             ),
             (json!({ "profile": "a", "environment": "b" }), json!({ "profile": "a", "environment": "b" })),
+            (json!({ "profile": "a", "environment": null }), json!({ "environment": "a" })),
             (json!({ "command": "id" }), json!({ "command": "id" })),
         ] {
             let mut arguments = object(before);

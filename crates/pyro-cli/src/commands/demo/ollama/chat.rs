@@ -6,6 +6,11 @@ use serde_json::{Map, Value, json};
 use super::DemoError;
 use super::arguments;
 
+/// Most tools that a model may have called at once.
+const MAX_CALLS: usize = 16;
+/// Longest name of a tool or a role, in characters. OpenAI allows as many for a tool.
+const NAME_CHARS: usize = 64;
+
 /// Arguments by name.
 pub(super) type Object = Map<String, Value>;
 
@@ -58,7 +63,7 @@ impl Reply {
     /// Reads the first choice of an answer.
     ///
     /// # Errors
-    /// It has none, or one of its tool calls is malformed.
+    /// It has none, or too many tool calls, or one of them is malformed.
     pub(super) fn read(answer: &Value) -> Result<Self, DemoError> {
         let message = answer["choices"][0]["message"]
             .as_object()
@@ -66,10 +71,13 @@ impl Reply {
         let field = |name: &str| message.get(name).unwrap_or(&Value::Null);
         let calls = match field("tool_calls") {
             Value::Null => Vec::new(),
+            Value::Array(calls) if calls.len() > MAX_CALLS => {
+                return Err(DemoError::Calls { count: calls.len(), most: MAX_CALLS });
+            }
             Value::Array(calls) => calls.iter().map(ToolCall::read).collect::<Result<_, _>>()?,
             _ => return Err(DemoError::ToolCall("`tool_calls` is not an array".to_owned())),
         };
-        let role = field("role").as_str().unwrap_or("assistant").to_owned();
+        let role = field("role").as_str().unwrap_or("assistant").chars().take(NAME_CHARS).collect();
         Ok(Self { role, content: field("content").clone(), calls })
     }
 
@@ -99,6 +107,11 @@ impl ToolCall {
         let function = call["function"].as_object().ok_or_else(|| malformed("it has no `function`"))?;
         let name = function.get("name").and_then(Value::as_str).filter(|name| !name.is_empty());
         let name = name.ok_or_else(|| malformed("its function has no `name`"))?;
+        if name.chars().count() > NAME_CHARS {
+            return Err(malformed(&format!(
+                "the `name` of its function is longer than {NAME_CHARS} characters"
+            )));
+        }
         let arguments = arguments::decode(function.get("arguments"))
             .map_err(|fault| DemoError::ToolCall(format!("the arguments of {name} {fault}")))?;
         Ok(Self { id: id.to_owned(), name: name.to_owned(), arguments })
@@ -159,6 +172,8 @@ mod tests {
             call(json!({ "id": "1" })),
             call(json!({ "id": "1", "function": {} })),
             call(json!({ "id": "1", "function": { "name": 5 } })),
+            call(json!({ "id": "1", "function": { "name": "ü".repeat(65) } })),
+            with_message(json!({ "tool_calls": vec![json!(null); 17] })),
             call(json!({ "id": "1", "function": { "name": "vm_run", "arguments": "{" } })),
             call(json!({ "id": "1", "function": { "name": "vm_run", "arguments": [] } })),
         ]
@@ -174,6 +189,8 @@ mod tests {
         malformed tool call: it has no `function`
         malformed tool call: its function has no `name`
         malformed tool call: its function has no `name`
+        malformed tool call: the `name` of its function is longer than 64 characters
+        too many tool calls in one reply: 17, and 16 are the most
         malformed tool call: the arguments of vm_run are not JSON: EOF while parsing an object at line 1 column 1
         malformed tool call: the arguments of vm_run are no object
         ");

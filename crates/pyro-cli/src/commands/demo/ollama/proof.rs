@@ -54,7 +54,7 @@ impl Proof {
     pub(super) fn judge(&self, last_run: Option<RunResult>) -> Result<RunResult, DemoError> {
         let ran = last_run.ok_or(DemoError::NothingRan)?;
         if ran.exit_code != 0 {
-            return Err(DemoError::CommandFailed { exit_code: ran.exit_code });
+            return Err(DemoError::CommandFailed(format!("exit_code={}", ran.exit_code).into()));
         }
         match ran.stdout.to_text().trim() {
             text if text == self.expected => {}
@@ -65,8 +65,8 @@ impl Proof {
     }
 
     fn not_by(&self, stdout: &str) -> DemoError {
-        let stdout = stdout.chars().take(SHOWN_CHARS).collect();
-        DemoError::WrongOutput { expected: self.expected.clone(), stdout }
+        let stdout: String = stdout.chars().take(SHOWN_CHARS).collect();
+        DemoError::WrongOutput(format!("expected stdout={}, not {stdout}", self.expected).into())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The tools that the model gets, and what becomes of a call.
 
-use pyro_engine::{Command, Engine, EngineError, ErrorKind, Event, Events, RunResult, VmId, VmSpec, VmState};
+use pyro_engine::{Command, Engine, EngineError, ErrorKind, Events, RunResult, VmId, VmSpec, VmState};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -119,11 +119,14 @@ impl<'a> Tools<'a> {
 
     /// Puts arguments right where it is clear what is meant. The id, if one takes the place of a placeholder.
     pub(super) fn repair(&self, name: &str, arguments: &mut Object) -> Option<&VmId> {
-        match Tool::named(name)? {
-            Tool::Run | Tool::Create => arguments::name_environment(arguments),
-            _ => {}
+        let tool = Tool::named(name)?;
+        if tool.takes(ENVIRONMENT.name) {
+            arguments::name_environment(arguments);
         }
-        let id = self.created.last().filter(|_| arguments::has_placeholder(arguments))?;
+        if !tool.takes(VM_ID.name) || !arguments::has_placeholder(arguments) {
+            return None;
+        }
+        let id = self.created.last()?;
         arguments.insert(VM_ID.name.to_owned(), id.as_str().into());
         Some(id)
     }
@@ -132,14 +135,7 @@ impl<'a> Tools<'a> {
     pub(super) async fn call(&mut self, name: &str, arguments: &Object) -> Called {
         match self.carry_out(name, arguments).await {
             Ok(told) => Called { failure: None, told },
-            Err(mut failure) => {
-                if arguments.contains_key("profile") {
-                    failure.hint = Some("use `environment` instead of `profile`".to_owned());
-                } else if arguments::has_placeholder(arguments) {
-                    failure.hint = Some("call vm_create first and use the vm_id from its result".to_owned());
-                }
-                Called { told: failure.told(name, arguments), failure: Some(failure.error) }
-            }
+            Err(failure) => Called { told: failure.told(name, arguments), failure: Some(failure.error) },
         }
     }
 
@@ -152,7 +148,7 @@ impl<'a> Tools<'a> {
         })?;
         tool.refuse_others(arguments)?;
         let given = Arguments(arguments);
-        let vm_id = || given.text(VM_ID.name);
+        let vm_id = || given.text(VM_ID.name).and_then(|id| self.own(&id));
         Ok(match tool {
             Tool::Run => {
                 let (spec, command) = (vm_spec(&given)?, command(&given)?);
@@ -165,17 +161,31 @@ impl<'a> Tools<'a> {
                 self.created.push(vm.vm_id.clone());
                 payload(&vm)
             }
-            Tool::Start => payload(&self.engine.start_vm(&vm_id()?, self.events, self.cancel).await?),
+            Tool::Start => payload(&self.engine.start_vm(vm_id()?.as_str(), self.events, self.cancel).await?),
             Tool::Exec => {
                 let (vm_id, command) = (vm_id()?, command(&given)?);
-                if self.engine.status_vm(&vm_id).await?.state != VmState::Started {
-                    self.engine.start_vm(&vm_id, self.events, self.cancel).await?;
+                let vm_id = vm_id.as_str();
+                if self.engine.status_vm(vm_id).await?.state != VmState::Started {
+                    self.engine.start_vm(vm_id, self.events, self.cancel).await?;
                 }
-                let ran = self.engine.exec_vm(&vm_id, command, self.events, self.cancel).await?;
+                let ran = self.engine.exec_vm(vm_id, command, self.events, self.cancel).await?;
                 self.told_of_run(ran)
             }
-            Tool::Status => payload(&self.engine.status_vm(&vm_id()?).await?),
+            Tool::Status => payload(&self.engine.status_vm(vm_id()?.as_str()).await?),
         })
+    }
+
+    /// The id of a VM that the model made. The user's others do not exist for it: it has no business with them, and
+    /// one that may run commands on this machine would run the model's.
+    fn own(&self, id: &str) -> Result<VmId, Failure> {
+        if let Some(own) = self.created.iter().find(|own| own.as_str() == id) {
+            return Ok(own.clone());
+        }
+        let unknown = match VmId::parse(id) {
+            Err(ill_formed) => ill_formed,
+            Ok(foreign) => EngineError::new(ErrorKind::NotFound, format!("vm '{foreign}' does not exist")),
+        };
+        Err(Failure::from(unknown).hint("call vm_create first and use the vm_id from its result".to_owned()))
     }
 
     fn told_of_run(&mut self, mut ran: RunResult) -> Value {
@@ -193,18 +203,18 @@ impl<'a> Tools<'a> {
         told
     }
 
-    /// Removes every VM that the model made and that is still there, whatever became of the demo.
-    pub(super) async fn remove_created(&mut self) {
+    /// Removes every VM that the model made and that is still there, whatever became of the demo. Returns what could
+    /// not be removed, and why.
+    pub(super) async fn remove_created(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
         for id in self.created.drain(..) {
             match self.engine.delete_vm(id.as_str()).await {
                 Ok(_) => {}
                 Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Expired) => {}
-                Err(error) => {
-                    let warning = format!("vm {id} could not be removed: {error}");
-                    self.events.send(Event::Warning(warning)).await;
-                }
+                Err(error) => left.push(format!("vm {id} could not be removed: {error}")),
             }
         }
+        left
     }
 }
 
@@ -248,16 +258,21 @@ impl Tool {
         }
     }
 
+    /// Whether its schema has an argument of this name.
+    fn takes(self, name: &str) -> bool {
+        self.arguments().iter().any(|argument| argument.name == name)
+    }
+
     /// Refuses arguments that the tool does not have, as its schema says.
     fn refuse_others(self, arguments: &Object) -> Result<(), Failure> {
-        let has = |name: &str| {
-            self.arguments().iter().any(|argument| argument.name == name)
-                || (name == HOST_COMPAT && matches!(self, Self::Run | Self::Create))
-        };
-        match arguments.keys().find(|name| !has(name)) {
-            Some(other) => Err(Failure::arguments(format!("{} has no argument '{other}'", self.name()))),
-            None => Ok(()),
-        }
+        let makes_vm = self.takes(ENVIRONMENT.name);
+        let has = |name: &str| self.takes(name) || (name == HOST_COMPAT && makes_vm);
+        let Some(other) = arguments.keys().find(|name| !has(name)) else { return Ok(()) };
+        let failure = Failure::arguments(format!("{} has no argument '{other}'", self.name()));
+        Err(match other.as_str() {
+            "profile" if makes_vm => failure.hint("use `environment` instead of `profile`".to_owned()),
+            _ => failure,
+        })
     }
 
     fn describe(self) -> Value {

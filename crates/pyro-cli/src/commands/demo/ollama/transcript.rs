@@ -61,6 +61,10 @@ impl<'a> Transcript<'a> {
         self.line("[done] command execution succeeded".to_owned()).await;
     }
 
+    pub(super) async fn warning(&self, text: &str) {
+        self.line(format!("[warning] {text}")).await;
+    }
+
     /// A line with a part for those who want to know more.
     async fn detailed(&self, line: String, lead: &str, detail: impl FnOnce() -> String) {
         let line = if self.verbose { line + lead + &detail() } else { line };
