@@ -35,8 +35,9 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, InstallError> {
     Ok(Some(text))
 }
 
-/// Puts `after` where `before` was, in one step; a link stays and leads to the new text. Returns where `before`
-/// is kept. Whatever fails, the file is as it was, and nothing else is left beside it.
+/// Puts `after` where `before` was, in one step; a symbolic link stays and leads to the new text. Returns where
+/// `before` is kept. Whatever fails, the file is as it was, and nothing else is left beside it. If the process is
+/// killed meanwhile, the new text or the copy may be left there too, but the file is never half written.
 pub(super) fn replace(
     path: &Path,
     before: Option<&str>,
@@ -48,7 +49,8 @@ pub(super) fn replace(
 
 fn replaced(path: &Path, before: Option<&str>, after: &str) -> io::Result<Option<PathBuf>> {
     let Some(before) = before else {
-        let mut new = new_file(path)?;
+        // Narrowed by the umask, as for any new file.
+        let mut new = new_file(path, 0o666)?;
         new.write_all(after.as_bytes())?;
         new.as_file().sync_all()?;
         // Not over a file that has come to be in the meantime.
@@ -57,7 +59,11 @@ fn replaced(path: &Path, before: Option<&str>, after: &str) -> io::Result<Option
     };
     let path = &path.canonicalize()?;
     let present = path.metadata()?;
-    let mut new = new_file(path)?;
+    if present.nlink() > 1 {
+        return Err(io::Error::other("it has another hard link, which would keep the text as it was"));
+    }
+    // The text of others holds their secrets, so nobody else may read it before the file is like the old one.
+    let mut new = new_file(path, 0o600)?;
     new.write_all(after.as_bytes())?;
     make_alike(new.as_file(), &present)?;
     new.as_file().sync_all()?;
@@ -79,12 +85,10 @@ fn replaced(path: &Path, before: Option<&str>, after: &str) -> io::Result<Option
 
 /// A file without a place yet, in the directory of `path`, which is made if it is missing. It is gone when it is
 /// dropped.
-fn new_file(path: &Path) -> io::Result<NamedTempFile> {
+fn new_file(path: &Path, mode: u32) -> io::Result<NamedTempFile> {
     let directory = path.parent().ok_or(io::ErrorKind::InvalidFilename)?;
     fs::create_dir_all(directory)?;
-    // Narrowed by the umask, as for any new file.
-    let mode = Permissions::from_mode(0o666);
-    tempfile::Builder::new().prefix(".pyro-").permissions(mode).tempfile_in(directory)
+    tempfile::Builder::new().prefix(".pyro-").permissions(Permissions::from_mode(mode)).tempfile_in(directory)
 }
 
 /// Gives a file the owner and the mode of another.
@@ -116,4 +120,54 @@ fn write_backup(mut file: &File, text: &str, original: &Metadata) -> io::Result<
     file.write_all(text.as_bytes())?;
     make_alike(file, original)?;
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names in a directory, and what a file in it says.
+    fn left(directory: &Path, file: &Path) -> (Vec<String>, String) {
+        let names = fs::read_dir(directory).unwrap();
+        let mut names: Vec<_> =
+            names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        (names, fs::read_to_string(file).unwrap())
+    }
+
+    fn refusal(path: &Path, before: Option<&str>) -> String {
+        let error = replace(path, before, "ours").unwrap_err();
+        std::error::Error::source(&error).unwrap().to_string()
+    }
+
+    #[test]
+    fn what_another_program_wrote_meanwhile_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("settings");
+        fs::write(&path, "theirs").unwrap();
+        let untouched = (vec!["settings".to_owned()], "theirs".to_owned());
+        assert_eq!(refusal(&path, Some("stale")), "another program changed the file at the same moment");
+        assert_eq!(left(directory.path(), &path), untouched);
+        assert!(refusal(&path, None).starts_with("File exists"));
+        assert_eq!(left(directory.path(), &path), untouched);
+    }
+
+    #[test]
+    fn a_second_name_of_the_file_is_not_cut_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, other) = (directory.path().join("settings"), directory.path().join("other"));
+        fs::write(&path, "theirs").unwrap();
+        fs::hard_link(&path, &other).unwrap();
+        assert!(refusal(&path, Some("theirs")).contains("hard link"));
+        assert_eq!(left(directory.path(), &other).0, ["other", "settings"]);
+    }
+
+    #[test]
+    fn the_text_of_others_is_never_open_to_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("settings");
+        fs::write(&path, "theirs").unwrap();
+        let new = new_file(&path, 0o600).unwrap();
+        assert_eq!(new.as_file().metadata().unwrap().mode() & 0o777, 0o600);
+    }
 }
