@@ -167,7 +167,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
     let words: Vec<OsString> = words.into_iter().collect();
     let mut grammar = grammar();
     let matches = grammar.try_get_matches_from_mut(&words)?;
-    let command = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut grammar))?.command;
+    let mut command = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut grammar))?.command;
     let trailing = match &command {
         Command::Run(args) => Some((&args.words, grammar.find_subcommand_mut("run"))),
         Command::Task(TaskCommand::Exec(args)) => {
@@ -179,15 +179,19 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
     if let Some((trailing, Some(grammar))) = trailing {
         trailing::refuse_misplaced_flags(trailing, &words, grammar)?;
     }
-    if let Command::Mcp(McpCommand::Install(args)) = &command {
-        // A client starts the server out of sight: a mistake in the flags has to be seen now.
-        if let Command::Mcp(McpCommand::Serve(serve)) = parse(args.server_words("pyro").map(OsString::from))?
-            && serve.transport == McpTransport::Http
-        {
-            let text =
-                "clients of this kind start the server themselves and talk to its standard input and output";
+    // A client starts the server out of sight: a mistake in the flags has to be seen now.
+    if let Command::Mcp(McpCommand::Install(args)) = &mut command
+        && let Command::Mcp(McpCommand::Serve(serve)) = parse(args.server_words("pyro").map(OsString::from))?
+    {
+        let over_http = (serve.transport == McpTransport::Http).then(|| "--transport http".to_owned());
+        if let Some(flag) = over_http.or_else(|| args.flag_for_http()) {
+            let text = format!(
+                "{flag} is for HTTP; clients of this kind start the server themselves and talk to its standard input \
+                 and output"
+            );
             return Err(grammar.error(clap::error::ErrorKind::ArgumentConflict, text));
         }
+        args.environments = serve.limits.environment;
     }
     Ok(command)
 }

@@ -3,6 +3,7 @@
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
+use super::McpHttpArgs;
 use crate::client_config::Client;
 
 const INSTALL_EXAMPLES: &str = "\
@@ -42,12 +43,26 @@ pub(crate) struct McpInstallArgs {
     /// Flags for `pyro mcp serve`, as the client is to give them
     #[arg(value_name = "FLAGS", last = true)]
     pub(crate) serve_flags: Vec<String>,
+    /// The environments that these flags name.
+    #[arg(skip)]
+    pub(crate) environments: Vec<String>,
 }
 
 impl McpInstallArgs {
     /// The command line with which the client is to start the server.
     pub(crate) fn server_words<'a>(&'a self, program: &'a str) -> impl Iterator<Item = &'a str> {
         [program, "mcp", "serve"].into_iter().chain(self.serve_flags.iter().map(String::as_str))
+    }
+
+    /// A flag among them that means something only for a server over HTTP.
+    pub(crate) fn flag_for_http(&self) -> Option<String> {
+        let given = |flag: &String| {
+            self.serve_flags
+                .iter()
+                .any(|word| word.split_once('=').map_or(word.as_str(), |(name, _)| name) == flag)
+        };
+        let flags = McpHttpArgs::augment_args(clap::Command::default());
+        flags.get_arguments().filter_map(|arg| Some(format!("--{}", arg.get_long()?))).find(given)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use pyro_engine::Engine;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -11,6 +12,7 @@ use crate::config::{self, Variables};
 use crate::error_report::CliError;
 use crate::exit::Exit;
 use crate::printer::Printer;
+use crate::session;
 
 /// The document of `--json`.
 #[derive(Debug, Serialize)]
@@ -23,7 +25,7 @@ struct Installed<'a> {
     /// `None` for clients in general.
     file: Option<&'a Path>,
     change: &'static str,
-    /// The entry that was there before, as the format would write it.
+    /// The entry that was there before, as the format would write it, without what may be secret.
     replaced: Option<&'a str>,
     written: bool,
     backup: Option<PathBuf>,
@@ -32,10 +34,12 @@ struct Installed<'a> {
 pub(crate) fn run(args: &McpInstallArgs, printer: &Printer) -> Result<Exit, CliError> {
     let variables = Variables::of_process();
     // Checks the settings too, so that no client is given a wrong one.
-    let program = config::engine_config(&variables)?.program;
+    let config = config::engine_config(&variables)?;
+    let program = config.program.clone();
     let program = program.to_str().ok_or_else(|| {
         InstallError::new(format!("the path of pyro is no UTF-8 text: {}", program.display()))
     })?;
+    check_environments(&args.environments, Engine::new(config))?;
     let words: Vec<&str> = args.server_words(program).collect();
     let entry = args.client.entry(program, &words[1..], &variables.handed_on()?);
     let snippet = args.client.snippet(&args.name, &entry)?;
@@ -78,6 +82,16 @@ pub(crate) fn run(args: &McpInstallArgs, printer: &Printer) -> Result<Exit, CliE
         printer.text(&text(&document))?
     }
     Ok(Exit::Success)
+}
+
+/// The server would end at once for an environment that does not exist, and nobody would see why.
+fn check_environments(names: &[String], engine: Engine) -> Result<(), CliError> {
+    session::block_on(async {
+        for name in names {
+            engine.inspect_environment(name).await?;
+        }
+        Ok(())
+    })
 }
 
 fn text(document: &Installed<'_>) -> String {
