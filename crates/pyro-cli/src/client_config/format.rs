@@ -20,6 +20,7 @@ pub(super) type Problem = Box<dyn Error + Send + Sync>;
 impl Format {
     /// What the text says. Empty text is an empty object.
     pub(super) fn read(self, text: &str) -> Result<Value, Problem> {
+        let (_, text) = split_mark(text);
         match self {
             Self::Json => json::read(text),
             Self::Toml => toml::read(text),
@@ -28,11 +29,18 @@ impl Format {
 
     /// The text with `name` in the object `key` set to `entry`, and everything else as it is.
     pub(super) fn edited(self, text: &str, key: &str, name: &str, entry: &Entry) -> Result<String, Problem> {
-        match self {
-            Self::Json => json::edited(text, key, name, entry),
-            Self::Toml => toml::edited(text, key, name, entry),
-        }
+        let (mark, text) = split_mark(text);
+        let edited = match self {
+            Self::Json => json::edited(text, key, name, entry)?,
+            Self::Toml => toml::edited(text, key, name, entry)?,
+        };
+        Ok(mark.to_owned() + &edited)
     }
+}
+
+/// The byte order mark that some editors on Windows begin a file with, and the text that a parser takes.
+fn split_mark(text: &str) -> (&str, &str) {
+    text.split_at(if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 })
 }
 
 #[cfg(test)]

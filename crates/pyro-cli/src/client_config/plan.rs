@@ -8,6 +8,10 @@ use super::clients::Client;
 use super::format::Problem;
 use super::{Entry, InstallError, file};
 
+const LEFT_ALONE: &str = "correct the file, or move it away; it was not changed";
+/// Stands for a value that is not shown.
+const MASK: &str = "***";
+
 /// A change that has been worked out but not made.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -24,7 +28,7 @@ pub(crate) enum Change {
     Create,
     /// The file has no entry of this name.
     Add,
-    /// It has another one, here as its format would write it.
+    /// It has another one, here as its format would write it, without what may be secret.
     Replace(String),
     /// It says just that.
     Nothing,
@@ -40,19 +44,17 @@ impl Plan {
     ) -> Result<Self, InstallError> {
         let shown = file.display();
         let unreadable = |problem: Problem| {
-            InstallError::new(format!("cannot parse {shown}"))
-                .caused_by(problem)
-                .hint("correct the file, or move it away; it was not changed")
+            InstallError::new(format!("cannot parse {shown}")).caused_by(problem).hint(LEFT_ALONE)
         };
         let before = file::read(&file)?;
         let text = before.as_deref().unwrap_or_default();
         let document = client.format.read(text).map_err(unreadable)?;
-        let servers = document.as_object().map(|top| top.get(client.key));
-        let Some(servers @ (None | Some(Value::Object(_)))) = servers else {
-            let message = format!("{shown} has no place for servers: `{}` is not an object", client.key);
-            return Err(
-                InstallError::new(message).hint("correct the file, or move it away; it was not changed")
-            );
+        let no_place = |fault: String| {
+            InstallError::new(format!("{shown} has no place for servers: {fault}")).hint(LEFT_ALONE)
+        };
+        let top = document.as_object().ok_or_else(|| no_place("it does not hold an object".to_owned()))?;
+        let servers @ (None | Some(Value::Object(_))) = top.get(client.key) else {
+            return Err(no_place(format!("`{}` is not an object", client.key)));
         };
         let wanted: Map<String, Value> = entry.iter().cloned().collect();
         let change = match servers.and_then(|servers| servers.get(name)) {
@@ -66,18 +68,29 @@ impl Plan {
                 present.sort_by_key(|(field, _)| {
                     entry.iter().position(|(name, _)| name == field).unwrap_or(usize::MAX)
                 });
+                present.iter_mut().for_each(|(field, value)| hide_secrets(field, value));
                 Change::Replace(client.snippet(name, &present)?)
             }
-            Some(other) => Change::Replace(format!("{other}\n")),
+            Some(other) => {
+                let mut other = other.clone();
+                hide_secrets(name, &mut other);
+                Change::Replace(format!("{other}\n"))
+            }
             None if before.is_some() => Change::Add,
             None => Change::Create,
         };
-        let after = client.format.edited(text, client.key, name, entry).map_err(unreadable)?;
+        let by_hand = || {
+            let message = format!("{shown} is written in a way in which pyro cannot change one entry only");
+            InstallError::new(message).hint("add the entry by hand; the file was not changed")
+        };
+        let after = client
+            .format
+            .edited(text, client.key, name, entry)
+            .map_err(|problem| by_hand().caused_by(problem))?;
         let mut expected = document;
         expected[client.key][name] = Value::Object(wanted);
         if client.format.read(&after).ok() != Some(expected) {
-            let message = format!("{shown} is written in a way in which pyro cannot change one entry only");
-            return Err(InstallError::new(message).hint("add the entry by hand; the file was not changed"));
+            return Err(by_hand());
         }
         Ok(Self { file, change, before, after })
     }
@@ -88,6 +101,23 @@ impl Plan {
             Change::Nothing => Ok(None),
             _ => file::replace(&self.file, self.before.as_deref(), &self.after),
         }
+    }
+}
+
+/// Masks what an entry gives to its server: it may be that of another server, with its tokens.
+fn hide_secrets(name: &str, value: &mut Value) {
+    let secret = ["env", "environment", "headers", "http_headers"].contains(&name);
+    match value {
+        Value::Object(fields) => fields.iter_mut().for_each(|(field, value)| {
+            if secret {
+                *value = MASK.into();
+            } else {
+                hide_secrets(field, value);
+            }
+        }),
+        Value::Array(values) => values.iter_mut().for_each(|value| hide_secrets(name, value)),
+        other if secret => *other = MASK.into(),
+        _ => {}
     }
 }
 

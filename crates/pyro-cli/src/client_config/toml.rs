@@ -13,6 +13,19 @@ pub(super) fn read(text: &str) -> Result<Value, Problem> {
 }
 
 pub(super) fn edited(text: &str, key: &str, name: &str, entry: &Entry) -> Result<String, Problem> {
+    // The editor ends every line as Unix does.
+    let windows = text.matches("\r\n").count();
+    match text.matches('\n').count() {
+        _ if windows == 0 => edited_lines(text, key, name, entry),
+        lines if lines == windows => {
+            let edited = edited_lines(&text.replace("\r\n", "\n"), key, name, entry)?;
+            Ok(edited.replace('\n', "\r\n"))
+        }
+        _ => Err("some of its lines end with CR LF and others with LF".into()),
+    }
+}
+
+fn edited_lines(text: &str, key: &str, name: &str, entry: &Entry) -> Result<String, Problem> {
     let mut document = parse(text)?;
     let servers = document.entry(key).or_insert_with(|| {
         let mut table = Table::new();

@@ -12,7 +12,8 @@ const XDG: [&str; 3] = ["XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"];
 
 impl Variables {
     /// What of this process's environment makes a difference to what pyro does, so that a server whose client
-    /// has another environment, or passes none on, sees the same VMs. `PYRO_LOG` is about one process only.
+    /// has another environment, or passes none on, sees the same VMs. `PYRO_LOG` is about one process only. `PATH` makes
+    /// a difference too, but belongs to the client: who has QEMU in a directory of their own sets `PYRO_QEMU`.
     pub(crate) fn handed_on(&self) -> Result<BTreeMap<String, String>, ConfigError> {
         let mut handed_on = BTreeMap::new();
         let mut add = |name: &str, value: Option<std::ffi::OsString>| {

@@ -219,6 +219,48 @@ fn people_see_what_goes_and_what_comes() {
 }
 
 #[test]
+fn secrets_of_what_is_replaced_are_not_shown() {
+    let json = json!({ "mcpServers": { "pyro": {
+        "command": "other", "env": { "TOKEN": "secret", "LIST": ["secret"] }, "headers": { "Authorization": "secret" },
+    } } });
+    let toml =
+        "[mcp_servers.pyro]\ncommand = 'other'\nenv = { TOKEN = 'secret' }\nhttp_headers.X = 'secret'\n";
+    let tables = "[[mcp_servers.pyro]]\n[mcp_servers.pyro.env]\nTOKEN = 'secret'\n";
+    let files = [
+        ("cursor", ".cursor/mcp.json", json.to_string()),
+        ("codex", ".codex/config.toml", toml.to_owned()),
+        ("codex", ".codex/config.toml", tables.to_owned()),
+    ];
+    for (client, file, text) in files {
+        let home = home();
+        put(&home.path(file), &text);
+        for words in [&[][..], &["--json"], &["--write"]] {
+            let ended = install(&home, client, words);
+            assert_eq!(ended.code(), 0, "{ended:?}");
+            assert!(ended.stdout.contains("TOKEN") && ended.stdout.contains("***"), "{ended:?}");
+            assert!(!ended.stdout.contains("secret"), "{ended:?}");
+        }
+        let backup = home.path(&format!("{file}.before-pyro-1"));
+        assert_eq!(fs::read_to_string(backup).unwrap(), text);
+    }
+}
+
+#[test]
+fn line_ends_and_marks_of_other_systems_stay() {
+    for client in CLIENTS {
+        let home = home();
+        let file = home.path(client.user);
+        let before = "\u{feff}".to_owned() + &settings_of_others(client.name).replace('\n', "\r\n");
+        put(&file, &before);
+        installed(&home, client.name, &["--write"]);
+        let after = fs::read_to_string(&file).unwrap();
+        assert!(after.starts_with('\u{feff}') && after.matches('\u{feff}').count() == 1, "{after:?}");
+        assert_eq!(after.matches('\n').count(), after.matches("\r\n").count(), "{after:?}");
+        assert_eq!(installed(&home, client.name, &[])["change"], "none");
+    }
+}
+
+#[test]
 fn what_cannot_be_parsed_is_left_alone() {
     let broken = [
         ("cursor", "{\"mcpServers\": {}"),
@@ -229,6 +271,7 @@ fn what_cannot_be_parsed_is_left_alone() {
         ("cursor", "{\"mcpServers\": {}, \"mcpServers\": {\"a\": {}}}"),
         ("codex", "a = 1\n[mcp_servers.secret]\ncommand = \"secret\nb = 2\n"),
         ("codex", "mcp_servers = 3\n"),
+        ("codex", "a = 1\r\nb = 2\n"),
     ];
     let told: Vec<String> = broken
         .into_iter()
@@ -256,7 +299,7 @@ fn what_cannot_be_parsed_is_left_alone() {
       caused by: Expected comma on line 1 column 18
       hint: correct the file, or move it away; it was not changed
 
-    [error] [HOME]/.cursor/mcp.json has no place for servers: `mcpServers` is not an object
+    [error] [HOME]/.cursor/mcp.json has no place for servers: it does not hold an object
       hint: correct the file, or move it away; it was not changed
 
     [error] [HOME]/.cursor/mcp.json has no place for servers: `mcpServers` is not an object
@@ -271,6 +314,10 @@ fn what_cannot_be_parsed_is_left_alone() {
 
     [error] [HOME]/.codex/config.toml has no place for servers: `mcp_servers` is not an object
       hint: correct the file, or move it away; it was not changed
+
+    [error] [HOME]/.codex/config.toml is written in a way in which pyro cannot change one entry only
+      caused by: some of its lines end with CR LF and others with LF
+      hint: add the entry by hand; the file was not changed
     "#);
 }
 
@@ -430,9 +477,33 @@ fn the_server_gets_the_settings_of_this_shell_and_its_flags() {
     let refused = install(&home, "codex", &["--", "--no-such-flag"]);
     assert_eq!(refused.code(), 2);
     assert!(refused.stderr.contains("--no-such-flag"), "{refused:?}");
+    for (flags, flag) in [
+        (&["--listen", "127.0.0.1:1"][..], "--listen"),
+        (&["--token-file=/t"], "--token-file"),
+        (&["--read-only", "--allow-host", "h"], "--allow-host"),
+        (&["--transport", "http"], "--transport http"),
+    ] {
+        let refused = install(&home, "codex", &[&["--"], flags].concat());
+        assert_eq!(refused.code(), 2);
+        assert!(refused.stderr.contains(&format!("{flag} is for HTTP")), "{refused:?}");
+    }
     for name in ["", "a b", "ü", "a.b", "x\ny"] {
         assert_eq!(install(&home, "codex", &["--name", name]).code(), 2, "{name}");
     }
+}
+
+#[test]
+fn environments_of_the_flags_exist() {
+    let home = home();
+    let entry = installed(&home, "cursor", &["--", "--environment", "debian:12"])["entry"].clone();
+    assert_eq!(entry["args"], json!(["mcp", "serve", "--environment", "debian:12"]));
+    insta::assert_snapshot!(install(&home, "cursor", &["--write", "--", "--environment", "nosuch"]).all(), @r"
+    exit: 1
+    --- stdout
+    --- stderr
+    [error] unknown environment 'nosuch'; expected one of: debian:12, debian:12-base, debian:12-build
+    ");
+    assert!(!home.path(".cursor").exists());
 }
 
 #[test]
@@ -451,7 +522,7 @@ fn clients_in_general_get_a_text_to_paste() {
     assert_eq!(home.entries(), [] as [PathBuf; 0]);
 }
 
-/// The first block of the page's code is what a file holds after `--write`, and the page names that file.
+/// Each page shows what a new file holds after `--write`, and names the file of the user and that of a project.
 #[test]
 fn the_guides_show_what_is_written() {
     let guides = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/clients");
