@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{ENVIRONMENT, Ended, LONG, PYRO, Running, Sandbox, never, quiet, wait_until};
 use crate::model::{Answer, Model, calls, says};
+use crate::network::pyro_in_world;
 
 fn start_demo(sandbox: &Sandbox, model: &Model, flags: &[&str]) -> Running {
     Running::start(
@@ -55,17 +56,15 @@ fn one_command_is_run_and_its_result_printed() {
     assert_eq!(ended.text(), format!("{result:#}\n"));
 }
 
-/// The page is out of reach of most hosts that run tests, so the guest serves it to itself.
+/// Nothing of it leaves this host: the guest of the demo finds no way to the page, and another one serves it to itself.
 #[test]
 fn the_command_for_the_network_prints_the_status_of_the_page_and_trusts_nobody_else() {
     let sandbox = Sandbox::new();
-    let ended = sandbox.pyro(["demo", "--network"]);
+    let ended = Running::start(pyro_in_world(&sandbox).args(["demo", "--network"])).finish();
     assert_eq!(ended.code(), 0, "whatever became of the command: {ended:?}");
     let result = ended.json();
-    match result["exit_code"].as_i64().unwrap() {
-        0 => assert_eq!(result["stdout"], "200\n"),
-        _ => assert_eq!(result["stdout"], "", "{result}"),
-    }
+    assert_eq!(result["stdout"], "", "{result}");
+    assert_ne!(result["exit_code"], 0, "{result}");
     let serve = r#"cd /tmp && {
         openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
             -keyout key -out certificate -subj /CN=test -addext subjectAltName=DNS:example.com
@@ -78,7 +77,7 @@ fn the_command_for_the_network_prints_the_status_of_the_page_and_trusts_nobody_e
     let command = result["command"].as_str().unwrap();
     let trust = "cp certificate /etc/ssl/certs/$(openssl x509 -noout -hash -in certificate).0";
     let line = format!("{serve}; {command}; echo untrusted: $?; {trust}; {command}; echo trusted: $?");
-    let ended = sandbox.run(["--timeout-seconds", "80"], &line);
+    let ended = sandbox.run(["--timeout-seconds", "300"], &line);
     assert_eq!(ended.success(), "untrusted: 1\n200\ntrusted: 0\n", "{ended:?}");
 }
 

@@ -3,6 +3,8 @@
 //! All traffic stays in a network namespace that the test makes: one interface that leads nowhere, a
 //! default route through it, and two servers, of which one listens where others may reach it and one on the loopback interface only.
 
+use std::process::Command;
+
 use pyro_engine::VmSpec;
 use rustix::process::Signal;
 
@@ -48,11 +50,17 @@ const WORLD: &str = r#"
     "$@"
 "#;
 
-fn start_in_world<'a>(sandbox: &Sandbox, flags: impl IntoIterator<Item = &'a str>, line: &'a str) -> Running {
+/// `pyro` in a namespace of its own, from which nothing gets out.
+pub(crate) fn pyro_in_world(sandbox: &Sandbox) -> Command {
     let mut command = sandbox.program("unshare");
     command.args((!rustix::process::geteuid().is_root()).then_some("--map-root-user"));
-    command.args(["--net", "bash", "-c", WORLD, "world", SERVER, PYRO, "run", ENVIRONMENT]);
-    command.args(flags).args(["--timeout-seconds", "120", "--", line]);
+    command.args(["--net", "bash", "-c", WORLD, "world", SERVER, PYRO]);
+    command
+}
+
+fn start_in_world<'a>(sandbox: &Sandbox, flags: impl IntoIterator<Item = &'a str>, line: &'a str) -> Running {
+    let mut command = pyro_in_world(sandbox);
+    command.args(["run", ENVIRONMENT]).args(flags).args(["--timeout-seconds", "120", "--", line]);
     Running::start(&mut command)
 }
 
