@@ -80,19 +80,19 @@ impl Policy {
     }
 
     fn pin(&self, argument: &str) -> Option<Pin<'_>> {
+        let one_of = (!self.environments.is_empty()).then_some(Pin::OneOf(&self.environments));
         let off = |is_off: bool| is_off.then_some(Pin::Off);
-        match argument {
-            _ if argument == ENVIRONMENT.name => {
-                (!self.environments.is_empty()).then_some(Pin::OneOf(&self.environments))
-            }
-            _ if argument == NETWORK.name => off(self.no_network),
-            _ if argument == HOST_COMPAT.name => off(self.no_host_compat),
-            _ if argument == VCPU_COUNT.name => self.max_vcpu_count.map(Pin::AtMost),
-            _ if argument == MEM_MIB.name => self.max_mem_mib.map(Pin::AtMost),
-            _ if argument == DISK.name => self.max_disk_mib.map(Pin::AtMost),
-            _ if argument == TASK_TTL.name => self.max_ttl_seconds.map(Pin::AtMost),
-            _ => None,
-        }
+        let at_most = |most: Option<i64>| most.map(Pin::AtMost);
+        let pins = [
+            (ENVIRONMENT, one_of),
+            (NETWORK, off(self.no_network)),
+            (HOST_COMPAT, off(self.no_host_compat)),
+            (VCPU_COUNT, at_most(self.max_vcpu_count)),
+            (MEM_MIB, at_most(self.max_mem_mib)),
+            (DISK, at_most(self.max_disk_mib)),
+            (TASK_TTL, at_most(self.max_ttl_seconds)),
+        ];
+        pins.into_iter().find(|(known, _)| known.name == argument)?.1
     }
 
     /// The schema of a tool's arguments, with the limits in it.
