@@ -1,36 +1,20 @@
 """The engine behind the command line, through the example program `measure` of its crate."""
 
-import json
-import subprocess
-
 import host
-from measure import Unavailable, at_most
+from measure import Unavailable
+from talk import Talker
 
 
-class Engine:
+class Engine(Talker):
     """VMs that outlive a call, to be used in a `with`."""
 
     def __init__(self, program, pyro, env, log):
         self.directory = env["PYRO_BASE_DIR"]
         spares = env.get("PYRO_WARM", "0")
-        with open(log, "ab") as errors:
-            self.process = subprocess.Popen(
-                [program, pyro, self.directory, env["PYRO_ENVIRONMENT_CACHE_DIR"], spares],
-                env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.stdin.close()
-        self.process.wait(60)
-        self.process.stdout.close()
+        super().__init__([program, pyro, self.directory, env["PYRO_ENVIRONMENT_CACHE_DIR"], spares], env, log)
 
     def _ask(self, line):
-        with at_most(180):
-            self.process.stdin.write(f"{line}\n")
-            self.process.stdin.flush()
-            answer = json.loads(self.process.stdout.readline())
+        answer = self.answer(line)
         if "error" in answer:
             raise Unavailable(answer["error"])
         return answer

@@ -1,34 +1,24 @@
 """A client of `pyro mcp serve`, as small as can be: JSON-RPC over the server's standard input and output."""
 
 import json
-import subprocess
 import time
 
-from measure import Unavailable, at_most, call_ms
+from measure import Unavailable, call_ms
+from talk import Talker
 
 
-class Client:
+class Client(Talker):
     """A server and its only client, to be used in a `with`."""
 
     def __init__(self, pyro, env, log):
-        with open(log, "ab") as errors:
-            self.process = subprocess.Popen([pyro, "mcp", "serve"], env=env, text=True, stdin=subprocess.PIPE,
-                                            stdout=subprocess.PIPE, stderr=errors)
+        super().__init__([pyro, "mcp", "serve"], env, log)
         self.asked = 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.stdin.close()
-        self.process.wait(60)
-        self.process.stdout.close()
 
     def greet(self):
         """The handshake, with which everything begins."""
         self._ask("initialize", {
             "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "bench", "version": "1"}})
-        self._send({"method": "notifications/initialized"})
+        self.say(_message(method="notifications/initialized"))
 
     def tools(self):
         """The tools that the server has."""
@@ -48,16 +38,14 @@ class Client:
 
     def _ask(self, method, params):
         self.asked += 1
-        with at_most(180):
-            self._send({"id": self.asked, "method": method, "params": params})
-            answer = json.loads(self.process.stdout.readline())
+        answer = self.answer(_message(id=self.asked, method=method, params=params))
         if "error" in answer:
             raise Unavailable(f"{method}: {answer['error']['message']}")
         return answer["result"]
 
-    def _send(self, message):
-        self.process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
-        self.process.stdin.flush()
+
+def _message(**parts):
+    return json.dumps({"jsonrpc": "2.0", **parts})
 
 
 def start_ms(pyro, env, log):
