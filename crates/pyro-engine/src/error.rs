@@ -137,6 +137,12 @@ impl EngineError {
         self
     }
 
+    /// The message and its causes, in one line.
+    pub fn in_full(&self) -> String {
+        let causes = std::iter::successors(self.source(), |cause| (*cause).source());
+        causes.fold(self.to_string(), |text, cause| format!("{text}: {cause}"))
+    }
+
     /// A fault in pyro itself.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Internal, message).hint("this is a fault in pyro; please report it")

@@ -9,6 +9,7 @@ use rmcp::model::{
 
 use crate::policy::Policy;
 use crate::resources::{environment_names, fault};
+use crate::result::STREAMS;
 use crate::tools::Tool;
 
 const RUN: &str = "run_in_vm";
@@ -98,7 +99,7 @@ pub(crate) async fn complete(
                 None => Vec::new(),
             }
         }
-        "stream" => ["stdout", "stderr"].map(str::to_owned).into(),
+        "stream" => STREAMS.map(str::to_owned).into(),
         _ => Vec::new(),
     };
     let fitting: Vec<String> = known.into_iter().filter(|name| name.starts_with(&argument.value)).collect();

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::journal;
 use crate::outputs::Outputs;
 use crate::policy::Policy;
-use crate::result;
+use crate::result::STREAMS;
 
 const SCHEME: &str = "pyro://";
 const JSON: &str = "application/json";
@@ -45,7 +45,7 @@ impl fmt::Display for Address {
 impl Address {
     /// Names in it are checked by whoever is asked for what they name.
     fn parse(uri: &str) -> Option<Self> {
-        let stream = |name| ["stdout", "stderr"].into_iter().find(|stream| *stream == name);
+        let stream = |name| STREAMS.into_iter().find(|stream| *stream == name);
         let parts: Vec<&str> = uri.strip_prefix(SCHEME)?.split('/').collect();
         Some(match parts[..] {
             ["policy"] => Self::Policy,
@@ -208,7 +208,7 @@ fn json(payload: &impl Serialize) -> Result<String, EngineError> {
 
 /// What the engine says, as the protocol's error.
 pub(crate) fn fault(error: &EngineError) -> ErrorData {
-    let text = result::in_full(error);
+    let text = error.in_full();
     match error.kind {
         ErrorKind::InvalidInput => ErrorData::invalid_params(text, None),
         _ => ErrorData::internal_error(text, None),

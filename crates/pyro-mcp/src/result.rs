@@ -1,6 +1,5 @@
 //! What a call gives back.
 
-use pyro_engine::EngineError;
 use rmcp::model::{CallToolResult, ContentBlock, MetaObject};
 use serde_json::{Map, Value, json};
 
@@ -19,7 +18,8 @@ const LEAST_CHARS: usize = 200;
 /// Where programs find what went wrong.
 const ERROR_META: &str = "pyro/error";
 
-const STREAMS: [&str; 2] = ["stdout", "stderr"];
+/// Keys of the streams that a command writes.
+pub(crate) const STREAMS: [&str; 2] = ["stdout", "stderr"];
 const COMMAND: &str = "command";
 /// Most characters of a command: whoever sent it knows it.
 const COMMAND_CHARS: usize = 2000;
@@ -62,14 +62,8 @@ pub(crate) fn failure(failure: &Failure) -> CallToolResult {
             let hint = "the operator of this server has set that; a call cannot change it";
             error("not_allowed", sentence, &[hint.to_owned()])
         }
-        Failure::Engine(failure) => error(failure.kind.as_str(), &in_full(failure), &failure.hints),
+        Failure::Engine(failure) => error(failure.kind.as_str(), &failure.in_full(), &failure.hints),
     }
-}
-
-/// An error of the engine with its causes.
-pub(crate) fn in_full(error: &EngineError) -> String {
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Everything is in the text, as models see nothing else of it; programs find the same in the metadata. It is no

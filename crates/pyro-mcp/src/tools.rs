@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::arguments::{Argument, Kind, Object};
+use crate::journal;
 
 /// One tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +123,7 @@ pub(crate) const OUTPUT_OFFSET: Argument = Argument {
 };
 pub(crate) const LAST: Argument = Argument {
     name: "last",
-    kind: Kind::OptionalInteger(Some(100)),
+    kind: Kind::OptionalInteger(Some(journal::USUAL as i64)),
     description: "Show only that many of the latest commands, at most 1000",
 };
 pub(crate) const PATH: Argument = Argument {

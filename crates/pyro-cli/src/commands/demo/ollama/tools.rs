@@ -87,10 +87,8 @@ impl Failure {
 
 impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
-        let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
-        let message = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
         let hint = (!error.hints.is_empty()).then(|| error.hints.join("; "));
-        Self { kind: error.kind.as_str(), error: message, hint }
+        Self { kind: error.kind.as_str(), error: error.in_full(), hint }
     }
 }
 
