@@ -7,6 +7,7 @@ mod demo;
 mod env;
 mod mcp;
 mod number;
+mod rpc;
 mod run;
 mod task;
 mod trailing;
@@ -22,6 +23,7 @@ pub(crate) use env::EnvCommand;
 pub(crate) use mcp::{
     McpCommand, McpHttpArgs, McpInstallArgs, McpLimitArgs, McpProfile, McpServeArgs, McpTransport,
 };
+pub(crate) use rpc::RpcArgs;
 pub(crate) use run::RunArgs;
 pub(crate) use task::{TaskCommand, TaskCpArgs, TaskCreateArgs, TaskExecArgs, TaskLogsArgs};
 
@@ -75,6 +77,7 @@ pub(crate) enum Command {
     Env(EnvCommand),
     #[command(subcommand)]
     Mcp(McpCommand),
+    Rpc(RpcArgs),
     Doctor(DoctorArgs),
     Demo(DemoArgs),
     Bench(BenchArgs),
@@ -157,7 +160,9 @@ impl Command {
             Self::Demo(args) => args.command.is_none(),
             Self::Bench(args) => args.json,
             Self::Mcp(command) => command.wants_json(),
-            Self::Completions(_) | Self::Man(_) | Self::Supervise(_) | Self::ProbeKvm(_) => false,
+            Self::Completions(_) | Self::Man(_) | Self::Rpc(_) | Self::Supervise(_) | Self::ProbeKvm(_) => {
+                false
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ mod env;
 mod internal;
 mod man;
 mod mcp;
+mod rpc;
 mod run;
 mod task;
 
@@ -42,6 +43,7 @@ fn carry_out(command: Command, printer: &Printer) -> Result<Exit, CliError> {
         Command::Task(command) => task::run(command, printer),
         Command::Env(command) => env::run(command, printer),
         Command::Mcp(command) => mcp::run(command, printer),
+        Command::Rpc(args) => rpc::run(&args, printer),
         Command::Doctor(args) => doctor::run(&args, printer),
         Command::Demo(args) => demo::run(&args, printer),
         Command::Bench(args) => bench::run(&args, printer),

@@ -3,6 +3,9 @@
 use std::error::Error;
 use std::fmt;
 
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use crate::VmState;
 use crate::kind::Kind;
 
@@ -10,7 +13,8 @@ use crate::kind::Kind;
 ///
 /// Front ends map it to exit codes, MCP errors and Python exceptions; [`ErrorKind::ALL`] lets a test
 /// prove that none is forgotten.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
     /// The request itself is wrong; the same request will always fail.
     InvalidInput,

@@ -3,6 +3,8 @@
 use std::fmt;
 
 use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::VmId;
@@ -83,7 +85,8 @@ pub enum PullEvent {
 }
 
 /// One of a command's two output streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OutputStream {
     /// Standard output.
     Stdout,

@@ -60,7 +60,7 @@ pub struct RunResult {
 }
 
 /// What pruning removed.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
 pub struct Pruned {
     /// Environments of the cache.
     #[serde(flatten)]

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::FileEncoding;
 
 /// Size, lifetime and rights of a VM to create.
@@ -121,7 +124,8 @@ impl Command {
 }
 
 /// What happens to the output of a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OutputMode {
     /// Kept in the result, at most 16 MiB per stream; what is beyond is counted and dropped.
     #[default]

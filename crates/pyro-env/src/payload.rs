@@ -56,7 +56,7 @@ pub struct EnvironmentList {
 }
 
 /// An environment that is now installed, and its parts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct PulledEnvironment {
     /// The environment.
     #[serde(flatten)]
@@ -70,7 +70,7 @@ pub struct PulledEnvironment {
 }
 
 /// What `prune` removed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct PruneReport {
     /// Names of the removed directories, sorted.
     pub deleted_environment_dirs: Vec<String>,

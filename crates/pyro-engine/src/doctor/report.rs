@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::Environment;
 
 /// What this host can do.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
 pub struct DoctorReport {
     /// Platform that was asked for.
     pub platform: String,
@@ -39,7 +40,7 @@ pub struct DoctorReport {
 }
 
 /// What the current user may do with `/dev/kvm`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize)]
 pub struct KvmReport {
     /// It is there.
     pub exists: bool,
@@ -50,7 +51,7 @@ pub struct KvmReport {
 }
 
 /// What TAP networking would find.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize)]
 pub struct NetworkingReport {
     /// VMs get a network without asking: never.
     pub enabled_by_default: bool,
@@ -67,7 +68,7 @@ pub struct NetworkingReport {
 }
 
 /// What VMs are made from.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
 pub struct RuntimeReport {
     /// What works.
     pub capabilities: Capabilities,
@@ -82,7 +83,7 @@ pub struct RuntimeReport {
 }
 
 /// What works on this host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Capabilities {
     /// VMs boot.
     pub supports_vm_boot: bool,
@@ -95,7 +96,7 @@ pub struct Capabilities {
 }
 
 /// How guest code would run. Comes from a measurement, so it is an input of the report.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, JsonSchema, Serialize)]
 pub struct AcceleratorReport {
     /// `kvm` or `tcg`; `None` if neither can be used.
     pub selected: Option<String>,
@@ -108,7 +109,7 @@ pub struct AcceleratorReport {
 }
 
 /// The program that runs VMs.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize)]
 pub struct VmmReport {
     /// Its path.
     pub program: Option<String>,
@@ -121,7 +122,7 @@ pub struct VmmReport {
 }
 
 /// The kernel that guests boot.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize)]
 pub struct GuestKernelReport {
     /// Path of the configured one; `None`: each environment's own.
     pub image: Option<String>,
@@ -130,7 +131,7 @@ pub struct GuestKernelReport {
 }
 
 /// What building an environment needs.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize)]
 pub struct BuildReport {
     /// Path of `mmdebstrap`.
     pub mmdebstrap: Option<String>,
@@ -139,7 +140,7 @@ pub struct BuildReport {
 }
 
 /// What an ordinary user may do here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize)]
 pub struct RootlessReport {
     /// Effective user id.
     pub euid: u32,
@@ -152,7 +153,7 @@ pub struct RootlessReport {
 }
 
 /// Space on the host's disks, in MiB; `None` if it could not be found out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize)]
 pub struct DiskReport {
     /// Free for this user where the state directory is, or would be.
     pub state_dir_free_mib: Option<u64>,
@@ -165,7 +166,7 @@ pub struct DiskReport {
 }
 
 /// What to do about an issue.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Remedy {
     /// The issue, as in `issues`.
     pub issue: String,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{DeleteReason, ExecutionMode, Output};
 use crate::{Outcome, StopReason, VmId, VmState};
@@ -234,7 +234,7 @@ pub struct TaskFile {
 }
 
 /// How the bytes of a file are written as text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub enum FileEncoding {
     /// They are UTF-8 and stand as they are.
     #[serde(rename = "utf-8")]

@@ -28,6 +28,9 @@ pub(crate) struct McpServeArgs {
     /// Keep that many spare VMs waiting while the server runs, so that calls start at once, instead of PYRO_WARM
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(..=64))]
     pub(crate) warm: Option<u32>,
+    /// Inherited pipe with whose end the server ends, for programs that start it
+    #[arg(long, value_name = "FD", hide = true, value_parser = clap::value_parser!(i32).range(3..))]
+    pub(crate) lifeline_fd: Option<i32>,
     #[command(flatten, next_help_heading = "HTTP")]
     pub(crate) http: McpHttpArgs,
     #[command(flatten, next_help_heading = "Limits, which no client can widen")]

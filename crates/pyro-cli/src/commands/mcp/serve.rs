@@ -1,5 +1,7 @@
 //! `pyro mcp serve`.
 
+mod lifeline;
+
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,7 +16,7 @@ use crate::error_report::CliError;
 use crate::exit::Exit;
 use crate::printer::Printer;
 use crate::session;
-use crate::signals;
+use crate::signals::{self, Signal};
 
 /// Where clients are expected if nothing else is said.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8722);
@@ -38,12 +40,18 @@ pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Exit, CliErro
             return Err(refusal(message, "add --transport http"));
         }
     };
+    let lifeline = args.lifeline_fd.map(lifeline::take).transpose()?;
     session::block_on(async {
         let policy = policy(args.limits, &engine).await?;
         let mut requests = signals::listen()
             .map_err(|error| CliError::System("cannot listen for signals".to_owned(), error))?;
         let mut stopped = None;
-        let stop = async { stopped = requests.recv().await };
+        let stop = async {
+            stopped = tokio::select! {
+                signal = requests.recv() => signal,
+                () = lifeline::end(lifeline) => Some(Signal::Terminate),
+            }
+        };
         let server = Server::new(engine, policy);
         let served = match access {
             None => server.serve_stdio(stop).await.map_err(io::Error::other),

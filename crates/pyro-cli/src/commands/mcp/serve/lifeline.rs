@@ -1,0 +1,43 @@
+//! A pipe whose other end the program that started the server holds: they end together.
+
+use std::future;
+use std::os::fd::{FromRawFd as _, OwnedFd};
+
+use rustix::fs::{FileType, fstat};
+use rustix::io::{FdFlags, fcntl_setfd};
+use tokio::net::unix::pipe::Receiver;
+
+use super::refusal;
+use crate::error_report::CliError;
+
+/// Takes over an inherited descriptor.
+pub(super) fn take(number: i32) -> Result<OwnedFd, CliError> {
+    let unusable = || {
+        let message = format!("--lifeline-fd: {number} is not the number of an inherited pipe");
+        refusal(&message, "it is for programs that start the server, which pass it one")
+    };
+    // SAFETY: the number is no descriptor of ours: it is looked at before anything has been opened.
+    #[expect(unsafe_code, reason = "an inherited descriptor has only a number")]
+    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+    if !fstat(&descriptor).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo) {
+        // It is nobody's to close.
+        std::mem::forget(descriptor);
+        return Err(unusable());
+    }
+    // Helper processes must not hold it.
+    fcntl_setfd(&descriptor, FdFlags::CLOEXEC).map_err(|_| unusable())?;
+    Ok(descriptor)
+}
+
+/// Waits for the end of the pipe; forever if there is none.
+pub(super) async fn end(lifeline: Option<OwnedFd>) {
+    let Some(Ok(pipe)) = lifeline.map(Receiver::from_owned_fd) else { return future::pending().await };
+    // Whatever is written has no meaning.
+    while pipe.readable().await.is_ok() {
+        match pipe.try_read(&mut [0; 64]) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Ok(1..) => {}
+            Ok(0) | Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! `pyro rpc`.
+
+use pyro_engine::Engine;
+use pyro_rpc::Server;
+
+use crate::args::RpcArgs;
+use crate::commands;
+use crate::error_report::CliError;
+use crate::exit::Exit;
+use crate::printer::Printer;
+use crate::session;
+use crate::signals;
+
+pub(crate) fn run(args: &RpcArgs, printer: &Printer) -> Result<Exit, CliError> {
+    if args.schema {
+        printer.json(pyro_rpc::document())?;
+        return Ok(Exit::Success);
+    }
+    let engine = Engine::new(commands::config()?);
+    session::block_on(async {
+        let mut requests = signals::listen()
+            .map_err(|error| CliError::System("cannot listen for signals".to_owned(), error))?;
+        let mut stopped = None;
+        let stop = async { stopped = requests.recv().await };
+        Server::new(engine)
+            .serve(tokio::io::stdin(), tokio::io::stdout(), stop)
+            .await
+            .map_err(|error| CliError::System("cannot talk to the client".to_owned(), error))?;
+        Ok(stopped.map_or(Exit::Success, Exit::Stopped))
+    })
+}

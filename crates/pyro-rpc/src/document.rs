@@ -1,0 +1,187 @@
+//! The OpenRPC document: what the types and the table of methods say, for programs that make clients from it.
+
+use std::sync::LazyLock;
+
+use pyro_engine::ErrorKind;
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+use crate::fault::{ErrorData, Problem};
+use crate::handshake::{self, Initialize, Initialized};
+use crate::message::EventParams;
+use crate::note::{Ack, Cancel};
+use crate::{limits, methods};
+
+/// The protocol as an OpenRPC 1.3 document, with schemas of JSON Schema draft 7. Beside what OpenRPC has: `x-notifications`,
+/// the messages without an answer, both ways; `x-errors`, the words of errors; `x-limits`, the bounds.
+pub fn document() -> &'static Value {
+    &DOCUMENT.whole
+}
+
+/// The parameters of a method, by name.
+pub(crate) fn parameters(method: &str) -> &'static [&'static str] {
+    let found = DOCUMENT.parameters.iter().find(|(name, _)| *name == method);
+    found.map_or(&[], |(_, names)| names)
+}
+
+static DOCUMENT: LazyLock<Document> = LazyLock::new(Document::new);
+
+struct Document {
+    whole: Value,
+    parameters: Vec<(&'static str, Vec<&'static str>)>,
+}
+
+impl Document {
+    fn new() -> Self {
+        let mut schemas = Schemas::new();
+        let mut methods = vec![Described {
+            name: handshake::INITIALIZE,
+            about: handshake::ABOUT.to_owned(),
+            params: schemas.params::<Initialize>(),
+            result: schemas.result::<Initialized>(),
+        }];
+        methods.extend(methods::described(&mut schemas));
+        let notifications = json!([
+            notification("cancel", "client", schemas.taken::<Cancel>()),
+            notification("ack", "client", schemas.taken::<Ack>()),
+            notification("event", "server", schemas.result::<EventParams<'static>>()),
+        ]);
+        let (error, engine) = (schemas.result::<ErrorData>(), schemas.result::<ErrorKind>());
+        let parameters = methods
+            .iter()
+            .map(|method| (method.name, method.params.iter().map(|param| param.name).collect()))
+            .collect();
+        let whole = json!({
+            "openrpc": "1.3.2",
+            "info": {
+                "title": "pyro rpc",
+                "description": "The engine for one program, over its two pipes: JSON-RPC 2.0, one message a line, parameters by \
+                    name. The first request is `initialize`.",
+                "version": handshake::VERSION,
+            },
+            "methods": methods.iter().map(Described::entry).collect::<Vec<_>>(),
+            "components": { "schemas": schemas.definitions() },
+            "x-notifications": notifications,
+            "x-errors": { "data": error, "engine": engine, "protocol": error_words() },
+            "x-limits": limits::described(),
+        });
+        Self { whole, parameters }
+    }
+}
+
+fn notification(name: &str, from: &str, params: Schema) -> Value {
+    json!({ "name": name, "from": from, "params": params })
+}
+
+/// The words of errors that are not the engine's, with JSON-RPC's number and what they mean.
+fn error_words() -> Vec<Value> {
+    Problem::OURS
+        .into_iter()
+        .map(|problem| {
+            let (code, word, about) = problem.row();
+            json!({ "word": word, "code": code, "description": about })
+        })
+        .collect()
+}
+
+/// One method for the document.
+pub(crate) struct Described {
+    pub(crate) name: &'static str,
+    pub(crate) about: String,
+    pub(crate) params: Vec<Param>,
+    pub(crate) result: Schema,
+}
+
+/// One parameter.
+#[derive(Clone)]
+pub(crate) struct Param {
+    name: &'static str,
+    entry: Value,
+}
+
+impl Described {
+    fn entry(&self) -> Value {
+        json!({
+            "name": self.name,
+            "description": self.about,
+            "paramStructure": "by-name",
+            "params": self.params.iter().map(|param| param.entry.clone()).collect::<Vec<_>>(),
+            "result": { "name": "result", "schema": self.result },
+        })
+    }
+}
+
+/// Collects schemas: what is taken and what is given back follow different rules about keys that may be missing.
+pub(crate) struct Schemas {
+    taken: SchemaGenerator,
+    given: SchemaGenerator,
+}
+
+impl Schemas {
+    fn new() -> Self {
+        let settings = || {
+            SchemaSettings::draft07().with(|settings| {
+                settings.definitions_path = "/components/schemas".into();
+                settings.meta_schema = None;
+            })
+        };
+        Self { taken: settings().into_generator(), given: settings().for_serialize().into_generator() }
+    }
+
+    /// The parameters that a part of them has.
+    pub(crate) fn params<T: JsonSchema>(&mut self) -> Vec<Param> {
+        let schema = T::json_schema(&mut self.taken);
+        let required: Vec<&str> = schema
+            .get("required")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        let properties = schema.get("properties").and_then(Value::as_object);
+        let param = |(name, schema): (&String, &Value)| {
+            let mut schema = schema.clone();
+            let description = schema.as_object_mut().and_then(|schema| schema.remove("description"));
+            Param {
+                entry: json!({
+                    "name": name,
+                    "description": description,
+                    "required": required.contains(&name.as_str()),
+                    "schema": schema,
+                }),
+                // Once for each parameter in the life of the process.
+                name: name.clone().leak(),
+            }
+        };
+        properties.into_iter().flatten().map(param).collect()
+    }
+
+    /// The schema of what a method gives back.
+    pub(crate) fn result<T: JsonSchema>(&mut self) -> Schema {
+        self.given.subschema_for::<T>()
+    }
+
+    fn taken<T: JsonSchema>(&mut self) -> Schema {
+        self.taken.subschema_for::<T>()
+    }
+
+    fn definitions(&mut self) -> Map<String, Value> {
+        let mut all = self.given.take_definitions(true);
+        all.extend(self.taken.take_definitions(true));
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Renewed by `pyro rpc --schema > crates/pyro-rpc/openrpc.json`.
+    #[test]
+    fn the_document_that_is_checked_in_is_this_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openrpc.json");
+        let checked_in: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert!(checked_in == *document(), "run `pyro rpc --schema > crates/pyro-rpc/openrpc.json`");
+    }
+}

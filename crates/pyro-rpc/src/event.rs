@@ -1,0 +1,95 @@
+//! What happens during a call, as clients are told.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use pyro_engine::{Event, OutputStream, PullEvent, RunPhase, VmId};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+/// Something that happened during a call.
+#[derive(Debug, PartialEq, JsonSchema, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum CallEvent {
+    /// A one-shot run entered its next phase.
+    Phase {
+        /// Which.
+        phase: PhaseName,
+        /// Environment that the VM is made from; with `create`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        environment: Option<String>,
+        /// Id of the VM; with `start` and `execute`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        vm_id: Option<VmId>,
+    },
+    /// The installation of an environment began.
+    PullStarted {
+        /// Its name.
+        environment: String,
+    },
+    /// An installation went on.
+    PullStep {
+        /// What is being done, for people.
+        text: String,
+        /// How much of `total` is done.
+        done: u64,
+        /// The whole; 0 if it is not known.
+        total: u64,
+    },
+    /// An environment is installed and checked.
+    PullReady {
+        /// Its name.
+        environment: String,
+    },
+    /// The VM is the first of its kind, and so takes some seconds more to start than later ones.
+    FirstOfKind,
+    /// Something that a person should know and that does not stop the call.
+    Warning {
+        /// One line.
+        text: String,
+    },
+    /// Output of a command, in order within its stream.
+    Output {
+        /// Where the command wrote it.
+        stream: OutputStream,
+        /// What it wrote, in base64 with padding; any bytes, cut anywhere.
+        data: String,
+    },
+}
+
+/// Phase of a one-shot run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PhaseName {
+    /// The VM is being prepared.
+    Create,
+    /// The VM is being started.
+    Start,
+    /// The command is being run.
+    Execute,
+}
+
+impl CallEvent {
+    /// A piece of output.
+    pub(crate) fn output(stream: OutputStream, bytes: &[u8]) -> Self {
+        Self::Output { stream, data: BASE64.encode(bytes) }
+    }
+}
+
+impl From<Event> for CallEvent {
+    fn from(event: Event) -> Self {
+        let of_vm = |phase, vm_id| Self::Phase { phase, environment: None, vm_id: Some(vm_id) };
+        match event {
+            Event::Phase(RunPhase::Create { environment }) => {
+                Self::Phase { phase: PhaseName::Create, environment: Some(environment), vm_id: None }
+            }
+            Event::Phase(RunPhase::Start { vm_id }) => of_vm(PhaseName::Start, vm_id),
+            Event::Phase(RunPhase::Execute { vm_id }) => of_vm(PhaseName::Execute, vm_id),
+            Event::Pull(PullEvent::Started { environment }) => Self::PullStarted { environment },
+            Event::Pull(PullEvent::Step { text, done, total }) => Self::PullStep { text, done, total },
+            Event::Pull(PullEvent::Ready { environment }) => Self::PullReady { environment },
+            Event::FirstOfKind => Self::FirstOfKind,
+            Event::Warning(text) => Self::Warning { text },
+            Event::Output { stream, bytes } => Self::output(stream, &bytes),
+        }
+    }
+}

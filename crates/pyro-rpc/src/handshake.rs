@@ -1,0 +1,115 @@
+//! The first request: who the client is, and whether both belong together.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::fault::{Fault, Problem};
+use crate::limits::PROTOCOL;
+use crate::message::Object;
+use crate::params;
+
+/// The method.
+pub(crate) const INITIALIZE: &str = "initialize";
+/// What it does.
+pub(crate) const ABOUT: &str = "Must be the first request. Refused with version_mismatch unless the protocol is known and client \
+    and server are of the same version.";
+/// Our version.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Parameters of `initialize`.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(crate) struct Initialize {
+    /// The protocol that the client speaks: 1.
+    protocol: u64,
+    /// Who it is.
+    client: Client,
+}
+
+/// A program that talks to this server.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Client {
+    /// Its name.
+    name: String,
+    /// Its version.
+    version: String,
+}
+
+/// Result of `initialize`.
+#[derive(Debug, JsonSchema, Serialize)]
+pub(crate) struct Initialized {
+    /// The protocol that is spoken.
+    protocol: u64,
+    /// Who this is.
+    server: Server,
+}
+
+/// This program.
+#[derive(Debug, JsonSchema, Serialize)]
+pub(crate) struct Server {
+    /// `pyro`.
+    name: String,
+    /// Its version.
+    version: String,
+}
+
+/// Looks at who the client is.
+pub(crate) fn greet(given: &Object) -> Result<Initialized, Fault> {
+    // Those of another protocol may have other parameters.
+    let protocol = given.get("protocol").and_then(Value::as_u64);
+    if protocol.is_none_or(|protocol| protocol == PROTOCOL) {
+        params::refuse_unknown(INITIALIZE, given)?;
+    }
+    let Initialize { protocol, client } = params::read(given)?;
+    let both = format!("{} {} cannot work with pyro {VERSION}", client.name, client.version);
+    if client.version != VERSION {
+        return Err(mismatch(format!("{both}: both must be of the same version")));
+    }
+    if protocol != PROTOCOL {
+        return Err(mismatch(format!("{both}: it speaks protocol {protocol}, not {PROTOCOL}")));
+    }
+    let server = Server { name: "pyro".to_owned(), version: VERSION.to_owned() };
+    Ok(Initialized { protocol: PROTOCOL, server })
+}
+
+fn mismatch(message: String) -> Fault {
+    Fault::new(Problem::VersionMismatch, message)
+        .hint("install both from one place")
+        .hint(format!("pip install pyro-mcp=={VERSION}"))
+        .hint("or name the executable of the client's version in PYRO_EXECUTABLE")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn greeted(params: Value) -> Result<Initialized, Fault> {
+        greet(params.as_object().unwrap())
+    }
+
+    #[test]
+    fn both_must_be_of_the_same_version_and_speak_the_same_protocol() {
+        let client = json!({ "name": "pyro-mcp", "version": VERSION });
+        let hello = greeted(json!({ "protocol": 1, "client": client })).unwrap();
+        let expected = json!({ "protocol": 1, "server": { "name": "pyro", "version": VERSION } });
+        assert_eq!(serde_json::to_value(hello).unwrap(), expected);
+
+        let old = json!({ "protocol": 1, "client": { "name": "pyro-mcp", "version": "2.0.0" } });
+        let error = greeted(old).unwrap_err().error();
+        assert_eq!(
+            error.message,
+            format!("pyro-mcp 2.0.0 cannot work with pyro {VERSION}: both must be of the same version")
+        );
+        assert_eq!((error.data.code.as_str(), error.data.hints.len()), ("version_mismatch", 3));
+        let other = greeted(json!({ "protocol": 2, "client": client, "more": 1 })).unwrap_err();
+        assert_eq!(other.problem, Problem::VersionMismatch);
+        for wrong in
+            [json!({}), json!({ "protocol": 1, "client": client, "more": 1 }), json!({ "protocol": 1 })]
+        {
+            assert_eq!(greeted(wrong).unwrap_err().problem, Problem::InvalidParams);
+        }
+    }
+}

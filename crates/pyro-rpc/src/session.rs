@@ -1,0 +1,212 @@
+//! One client: its lines come in, its calls run beside each other, events and answers go out.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use pyro_engine::{Engine, EngineError, Events};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio_util::codec::FramedRead;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::{LocalPoolHandle, TaskTracker};
+
+use crate::fault::{Fault, Problem};
+use crate::lines::{self, Line, Lines};
+use crate::message::{self, Id, Message, Object, Unusable};
+use crate::methods::{self, Call};
+use crate::note::{Ack, Cancel};
+use crate::teller::Teller;
+use crate::under_way::{Control, UnderWay};
+use crate::{handshake, params};
+
+/// How long calls that are under way may clean up when the client has gone.
+const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
+/// How long the last answers may wait for a client that does not read.
+const LAST_ANSWERS_LIMIT: Duration = Duration::from_secs(1);
+/// Lines that may wait to be written before calls have to wait.
+const LINES_AHEAD: usize = 64;
+/// Events of a call that may wait to be told before the engine has to wait.
+const EVENTS_AHEAD: usize = 64;
+
+/// The engine as a server for one program.
+#[derive(Debug)]
+pub struct Server {
+    engine: Engine,
+}
+
+impl Server {
+    /// A server for what this engine can do.
+    pub fn new(engine: Engine) -> Self {
+        Self { engine }
+    }
+
+    /// Serves the client whose lines are `input`, and who reads `output`, until the input ends, nobody reads the output any
+    /// more, or `stop` is done. Calls that are under way then are cancelled, and what they hold is freed before this
+    /// returns; tasks stay. Must be called on a tokio runtime.
+    ///
+    /// # Errors
+    /// The output could not be written.
+    pub async fn serve(
+        self,
+        input: impl AsyncRead + Unpin,
+        output: impl AsyncWrite + Unpin + Send + 'static,
+        stop: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        let (lines, ahead) = mpsc::channel(LINES_AHEAD);
+        let session = Arc::new(Session {
+            engine: self.engine,
+            lines,
+            under_way: UnderWay::default(),
+            closing: CancellationToken::new(),
+            freed: TaskTracker::new(),
+            workers: LocalPoolHandle::new(1),
+        });
+        let mut writer = tokio::spawn(lines::write(output, ahead));
+        let unread = tokio::select! {
+            biased;
+            () = stop => None,
+            () = session.read(input) => None,
+            written = &mut writer => Some(written),
+        };
+        session.closing.cancel();
+        session.freed.close();
+        let _ = tokio::time::timeout(CLEANUP_LIMIT, session.freed.wait()).await;
+        // The writer ends when the last of those who have lines for it has gone.
+        drop(session);
+        match unread {
+            Some(written) => written.unwrap_or_else(|lost| Err(io::Error::other(lost))),
+            None => {
+                let _ = tokio::time::timeout(LAST_ANSWERS_LIMIT, writer).await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What all calls of a client share.
+struct Session {
+    engine: Engine,
+    lines: mpsc::Sender<Vec<u8>>,
+    under_way: UnderWay,
+    /// Cancelled when the server ends.
+    closing: CancellationToken,
+    /// Calls that still hold something.
+    freed: TaskTracker,
+    /// Where the engine works: its futures stay on the thread on which they begin.
+    workers: LocalPoolHandle,
+}
+
+impl Session {
+    /// Takes line after line, until there are no more.
+    async fn read(self: &Arc<Self>, input: impl AsyncRead + Unpin) {
+        let mut input = FramedRead::new(input, Lines::new());
+        let mut greeted = false;
+        while let Some(line) = input.next().await {
+            let answer = match line {
+                Ok(Line::Whole(line)) => self.take(&line, &mut greeted),
+                Ok(Line::TooLong) => Some(message::too_long()),
+                Err(error) => {
+                    tracing::warn!(%error, "the input cannot be read");
+                    return;
+                }
+            };
+            if let Some(answer) = answer {
+                // Nobody reads any more: that ends the server.
+                let _ = self.lines.send(answer).await;
+            }
+        }
+    }
+
+    /// Takes one line, and gives the answer to one that begins no call.
+    fn take(self: &Arc<Self>, line: &[u8], greeted: &mut bool) -> Option<Vec<u8>> {
+        let Message { id, method, params } = match Message::read(line) {
+            Ok(message) => message,
+            Err(Unusable { id, fault }) => return Some(message::failure(id.as_ref(), fault)),
+        };
+        let Some(id) = id else {
+            self.note(&method, params);
+            return None;
+        };
+        let refused =
+            |text: &str| Some(message::failure(Some(&id), Fault::new(Problem::InvalidRequest, text)));
+        match (*greeted, method.as_str()) {
+            (false, handshake::INITIALIZE) => {
+                let greeting = handshake::greet(&params);
+                *greeted = greeting.is_ok();
+                let answer = greeting.and_then(|hello| message::success(&id, &hello));
+                return Some(answer.unwrap_or_else(|fault| message::failure(Some(&id), fault)));
+            }
+            (true, handshake::INITIALIZE) => return refused("`initialize` was done already"),
+            (false, method) if method != methods::DISCOVER => {
+                return refused("the first request must be `initialize`");
+            }
+            _ => {}
+        }
+        match self.under_way.begin(&id, self.closing.child_token()) {
+            Ok(control) => drop(tokio::spawn(Arc::clone(self).call(id, method, params, control))),
+            Err(fault) => return Some(message::failure(Some(&id), fault)),
+        }
+        None
+    }
+
+    /// Takes a message that nobody waits for an answer to. One that makes no sense is passed over.
+    fn note(&self, method: &str, params: Object) {
+        match method {
+            "cancel" => match params::read::<Cancel>(&params) {
+                Ok(Cancel { id }) => self.under_way.cancel(&id),
+                Err(fault) => tracing::warn!(?fault, "cancel"),
+            },
+            "ack" => match params::read::<Ack>(&params) {
+                Ok(Ack { id, bytes }) => self.under_way.acknowledge(&id, bytes),
+                Err(fault) => tracing::warn!(?fault, "ack"),
+            },
+            method => tracing::warn!(method, "unknown notification"),
+        }
+    }
+
+    /// Carries out a call and answers it.
+    async fn call(self: Arc<Self>, id: Id, method: String, params: Object, control: Control) {
+        let holds = self.freed.token();
+        let (session, call_id) = (Arc::clone(&self), id.clone());
+        let work = self.workers.spawn_pinned(move || async move {
+            let _holds = holds;
+            session.carry_out(&call_id, &method, &params, control).await
+        });
+        let done = work
+            .await
+            .unwrap_or_else(|lost| Err(EngineError::internal("the call was lost").caused_by(lost).into()));
+        let answer = done.unwrap_or_else(|fault| message::failure(Some(&id), fault));
+        // Before the answer, which allows the client to use the id again.
+        self.under_way.end(&id);
+        let _ = self.lines.send(answer).await;
+    }
+
+    /// Carries out a call and tells its events meanwhile.
+    async fn carry_out(
+        &self,
+        id: &Id,
+        method: &str,
+        params: &Object,
+        control: Control,
+    ) -> Result<Vec<u8>, Fault> {
+        let (sender, events) = mpsc::channel(EVENTS_AHEAD);
+        let over = CancellationToken::new();
+        let call =
+            Call { engine: self.engine.clone(), events: Events::to(sender), cancel: control.cancel.clone() };
+        let teller = Teller {
+            id: id.clone(),
+            control,
+            lines: self.lines.clone(),
+            closing: self.closing.clone(),
+            sent: 0,
+        };
+        let work = async {
+            let done = methods::carry_out(&call, method, id, params).await;
+            over.cancel();
+            done
+        };
+        tokio::join!(work, teller.tell(events, &over)).0
+    }
+}
