@@ -1,0 +1,203 @@
+#!/usr/bin/env python3
+"""Writes the parts of the package that follow from others.
+
+    generate.py [--check]
+
+`types.py` and `_version.py` from the document of `pyro rpc`, and `_sync/` from `_async/`. With --check nothing is written,
+and what would change is an error. Needs the package `unasync`.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+import tempfile
+import textwrap
+
+import unasync
+
+HERE = pathlib.Path(__file__).resolve().parent
+PACKAGE = HERE / "pyro_mcp"
+DOCUMENT = HERE.parent / "crates/pyro-rpc/openrpc.json"
+WIDTH = 124
+
+# Names of `_async` and what they are called in `_sync`.
+NAMES = {
+    name: name[len("Async"):]
+    for name in ("AsyncCall", "AsyncCaller", "AsyncCommandStream", "AsyncPyro", "AsyncTask", "AsyncTaskContext")
+}
+SCALARS = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}
+
+
+class Types:
+    """Python's names for the schemas of the document."""
+
+    def __init__(self, document):
+        self.schemas = document["components"]["schemas"]
+        self.written = {}
+        for method in document["methods"]:
+            if method["name"] != "initialize":
+                self.of(method["result"]["schema"])
+        self.definition("CallEvent")
+
+    def definition(self, name):
+        """Sees to it that a schema has its definition, after those that it needs."""
+        if name in self.written:
+            return
+        schema = self.schemas[name]
+        variants = schema.get("oneOf", [])
+        if variants and all(variant.get("type") == "object" for variant in variants):
+            names = []
+            for variant in variants:
+                kind = variant["properties"]["type"]["const"]
+                names.append("".join(word.title() for word in kind.split("_")) + last_word(name))
+                self.written[names[-1]] = self.record(names[-1], variant)
+            self.written[name] = alias(name, f"Union[{', '.join(names)}]", schema)
+            told = [kind for kind in names if not kind.startswith("Output")]
+            if len(told) < len(names):
+                self.written["Progress"] = alias(
+                    "Progress", f"Union[{', '.join(told)}]", {"description": "What is told of a call while it runs."})
+        elif schema.get("type") == "object" and ("properties" in schema or "anyOf" in schema):
+            self.written[name] = self.record(name, schema)
+        else:
+            self.written[name] = alias(name, self.of(schema), schema)
+
+    def record(self, name, schema):
+        """A dictionary with keys that are known. Keys of parts that may be missing may be missing."""
+        required = set(schema.get("required", ()))
+        properties = dict(schema.get("properties", {}))
+        for part in schema.get("anyOf", ()):
+            part = self.schemas[part["$ref"].rsplit("/", 1)[1]] if "$ref" in part else part
+            properties.update(part.get("properties", {}))
+        always = {key: value for key, value in properties.items() if key in required}
+        sometimes = {key: value for key, value in properties.items() if key not in required}
+        base, classes = "TypedDict", []
+        if sometimes and always:
+            classes.append(self.record_class(f"_{name}Always", base, None, always))
+            base = f"_{name}Always"
+        total = ", total=False" if sometimes else ""
+        classes.append(self.record_class(name, base + total, schema, sometimes or always))
+        return "\n\n\n".join(classes)
+
+    def record_class(self, name, bases, schema, properties):
+        lines = [f"class {name}({bases}):"]
+        if schema:
+            lines += doc(schema.get("description") or f"Kind `{schema['properties']['type']['const']}`.")
+            lines.append("")
+        for key, value in properties.items():
+            lines.append(f"    {key}: {self.of(value)}")
+            lines += doc(value.get("description", ""))
+        return "\n".join(lines)
+
+    def of(self, schema):
+        """The type of what has this schema."""
+        if schema is True:
+            return "Any"
+        if "$ref" in schema:
+            name = schema["$ref"].rsplit("/", 1)[1]
+            self.definition(name)
+            return name
+        if "const" in schema:
+            return f"Literal[{json.dumps(schema['const'])}]"
+        if "enum" in schema:
+            return f"Literal[{', '.join(map(json.dumps, schema['enum']))}]"
+        choices = schema.get("oneOf") or schema.get("anyOf") or schema.get("allOf")
+        if choices:
+            return self.choice([self.of(choice) for choice in choices])
+        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        return self.choice([self.of_kind(kind, schema) for kind in kinds])
+
+    def of_kind(self, kind, schema):
+        if kind == "array":
+            return f"List[{self.of(schema['items'])}]"
+        if kind == "object":
+            return f"Dict[str, {self.of(schema.get('additionalProperties', True))}]"
+        return "None" if kind == "null" else SCALARS[kind]
+
+    @staticmethod
+    def choice(types):
+        if types == ["None"]:
+            return "None"
+        is_optional = "None" in types
+        types = [kind for kind in types if kind != "None"]
+        if all(kind.startswith("Literal[") for kind in types):
+            types = [f"Literal[{', '.join(kind[len('Literal['):-1] for kind in types)}]"]
+        whole = types[0] if len(types) == 1 else f"Union[{', '.join(types)}]"
+        return f"Optional[{whole}]" if is_optional else whole
+
+
+def last_word(name):
+    """`Event` of `CallEvent`."""
+    return re.findall("[A-Z][a-z]*", name)[-1]
+
+
+def alias(name, kind, schema):
+    return "\n".join([f"{name} = {kind}", *(line[4:] for line in doc(schema.get("description", "")))])
+
+
+def doc(text):
+    """A text as a docstring that is indented once."""
+    text = " ".join(text.split("\n\n")[0].split()).replace("\\", "\\\\")
+    # Links of Rust's documentation.
+    text = re.sub(r"\[(`[^`]+`)\](\([^)]*\))?", r"\1", text)
+    if not text:
+        return []
+    lines = textwrap.wrap(f'"""{text}"""', WIDTH - 4)
+    return [f"    {line}" for line in lines]
+
+
+def types_of(document):
+    definitions = "\n\n\n".join(Types(document).written.values())
+    names = [name for name in ("Any", "Dict", "List", "Literal", "Optional", "TypedDict", "Union")
+             if f"{name}[" in definitions or f"({name}" in definitions or f" {name}" in definitions]
+    return (
+        '"""What calls give back. Made by generate.py from the document of `pyro rpc`."""\n\n'
+        f"from typing import {', '.join(names)}\n\n\n{definitions}\n")
+
+
+def version_of(document):
+    return (
+        '"""The version of the package and of the executable that it needs. Made by generate.py."""\n\n'
+        f'__version__ = "{document["info"]["version"]}"\n')
+
+
+def synchronous():
+    """The files of `_sync` and what they hold."""
+    with tempfile.TemporaryDirectory() as directory:
+        rule = unasync.Rule(str(PACKAGE / "_async"), directory, additional_replacements=NAMES)
+        sources = sorted((PACKAGE / "_async").glob("*.py"))
+        unasync.unasync_files([str(source) for source in sources], [rule])
+        for source in sources:
+            text = (pathlib.Path(directory) / source.name).read_text()
+            # In comments and docstrings too.
+            for name, replacement in NAMES.items():
+                text = text.replace(name, replacement)
+            yield PACKAGE / "_sync" / source.name, text
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, and fail if something would change")
+    options = parser.parse_args()
+    document = json.loads(DOCUMENT.read_text())
+    made = {
+        PACKAGE / "types.py": types_of(document),
+        PACKAGE / "_version.py": version_of(document),
+        **dict(synchronous()),
+    }
+    stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
+    stale += [path for path in (PACKAGE / "_sync").glob("*.py") if path not in made]
+    for path in [] if options.check else stale:
+        if path in made:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(made[path])
+        else:
+            path.unlink()
+    if options.check and stale:
+        names = ", ".join(str(path.relative_to(HERE)) for path in stale)
+        sys.exit(f"not what python/generate.py makes, which has to be run: {names}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""A task as an object."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any, Dict, Optional, Union
+
+from .. import types
+from .._manager import StrPath
+from .._output import OnOutput
+from ..errors import PyroValueError
+from .stream import AsyncCommandStream
+
+if TYPE_CHECKING:
+    from .client import AsyncPyro, Env
+
+
+class AsyncTask:
+    """A task: a VM that stays, with a persistent `/workspace`. Its methods are those of `AsyncPyro`, for this task."""
+
+    def __init__(self, pyro: AsyncPyro, task_id: str) -> None:
+        self._pyro = pyro
+        self.task_id = task_id
+        """Its id, with which any program of this user can use it."""
+
+    def __repr__(self) -> str:
+        return f"<pyro task {self.task_id}>"
+
+    async def exec(
+        self, command: str, *, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+        on_output: Optional[OnOutput] = None,
+    ) -> types.TaskExec:
+        """Runs one command. See `exec_task`."""
+        return await self._pyro.exec_task(
+            self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env, on_output=on_output)
+
+    def stream(
+        self, command: str, *, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+    ) -> AsyncCommandStream[types.TaskExec]:
+        """Runs one command of which the output is read while it runs. See `stream_task`."""
+        return self._pyro.stream_task(
+            self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env)
+
+    async def detach(
+        self, command: str, *, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+    ) -> types.TaskDetached:
+        """Begins a command and does not wait for it. See `detach_task`."""
+        return await self._pyro.detach_task(
+            self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env)
+
+    async def wait(self, sequence: int, *, timeout_seconds: Optional[float] = None) -> types.TaskLogEntry:
+        """Waits until a command has ended. See `wait_task`."""
+        return await self._pyro.wait_task(self.task_id, sequence=sequence, timeout_seconds=timeout_seconds)
+
+    def follow(self, sequence: int) -> AsyncCommandStream[types.TaskLogEntry]:
+        """The output of a command from its beginning to its end. See `follow_task`."""
+        return self._pyro.follow_task(self.task_id, sequence=sequence)
+
+    async def kill(self, sequence: int) -> types.TaskLogEntry:
+        """Ends a command."""
+        return await self._pyro.kill_task(self.task_id, sequence=sequence)
+
+    async def status(self) -> types.Task:
+        """Its state and its latest command."""
+        return await self._pyro.status_task(self.task_id)
+
+    async def logs(self, *, sequence: Optional[int] = None) -> types.TaskLogs:
+        """Every command with its output, or the one with this number."""
+        return await self._pyro.logs_task(self.task_id, sequence=sequence)
+
+    async def start(self) -> types.Task:
+        """Starts it again after it was stopped."""
+        return await self._pyro.start_task(self.task_id)
+
+    async def stop(self) -> types.Task:
+        """Stops it; files and journal are kept."""
+        return await self._pyro.stop_task(self.task_id)
+
+    async def extend(self, *, ttl_seconds: int) -> types.Task:
+        """Gives it another lifetime of 60 to 3600 seconds, which begins now."""
+        return await self._pyro.extend_task(self.task_id, ttl_seconds=ttl_seconds)
+
+    async def delete(self) -> types.TaskDeleted:
+        """Removes it with its files and its journal."""
+        return await self._pyro.delete_task(self.task_id)
+
+    async def copy_to(self, source: StrPath, path: str) -> types.TaskCopied:
+        """Copies a file or directory of the host into it. See `copy_to_task`."""
+        return await self._pyro.copy_to_task(self.task_id, source=source, path=path)
+
+    async def copy_from(self, path: str, target: StrPath) -> types.TaskCopied:
+        """Copies a file or directory of it to the host. See `copy_from_task`."""
+        return await self._pyro.copy_from_task(self.task_id, path=path, target=target)
+
+    async def read_file(self, path: str) -> bytes:
+        """What a file of at most 16 MiB holds. `path` is below `/workspace` unless it is absolute."""
+        file = await self._pyro.read_task_file(self.task_id, path=path)
+        return base64.b64decode(file["content"]) if file["encoding"] == "base64" else file["content"].encode()
+
+    async def read_text(self, path: str) -> str:
+        """What a text file of at most 16 MiB holds; `UnicodeDecodeError` if it is not UTF-8."""
+        return (await self.read_file(path)).decode()
+
+    async def write_file(
+        self, path: str, content: Union[str, bytes], *, executable: bool = False,
+    ) -> types.TaskFileWritten:
+        """Makes or replaces a file, and the directories on the way to it. See `write_task_file`."""
+        data = content.encode() if isinstance(content, str) else content
+        return await self._pyro.write_task_file(
+            self.task_id, path=path, content=base64.b64encode(data).decode(), encoding="base64", executable=executable)
+
+
+class AsyncTaskContext:
+    """Makes a task when it is entered, and deletes it when it is left."""
+
+    def __init__(self, pyro: AsyncPyro, arguments: Dict[str, Any]) -> None:
+        self._pyro = pyro
+        self._arguments = arguments
+        self._task: Optional[AsyncTask] = None
+
+    async def __aenter__(self) -> AsyncTask:
+        created = await self._pyro.create_task(**self._arguments)
+        self._task = AsyncTask(self._pyro, created["task_id"])
+        return self._task
+
+    async def __aexit__(self, *_: object) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            try:
+                await task.delete()
+            except PyroValueError as error:
+                # Somebody deleted it in the context.
+                if error.code != "not_found":
+                    raise
