@@ -11,7 +11,8 @@ export PYRO_TEST_CACHE ?= $(abspath $(or $(CARGO_TARGET_DIR),target)/test-enviro
 PREFIX ?= /usr/local
 SHARE = $(DESTDIR)$(PREFIX)/share
 
-# The programs that `tests/clients` lets speak to pyro.
+# What the tests of the Python package need, and the programs that `tests/clients` lets speak to pyro.
+PYTHON_TESTS = $(abspath $(or $(CARGO_TARGET_DIR),target)/test-python)
 CLIENTS = $(abspath $(or $(CARGO_TARGET_DIR),target)/test-clients)
 
 FUZZ_SECONDS ?= 20
@@ -55,13 +56,23 @@ guest-kernel: ## Build the small guest kernel and put it where pyro finds it (so
 test: build-test ## Run every test, those that boot real microVMs included
 	cargo test --locked --workspace --doc --quiet
 	$(NEXTEST) --run-ignored all
-	$(MAKE) test-clients
+	$(MAKE) test-python test-clients
+
+.PHONY: test-python
+test-python: build-test $(PYTHON_TESTS)/made ## Run only the tests of the Python package
+	$(PYTHON_TESTS)/bin/python -B -m pytest tests/python --pyro $(BUILT)/debug/pyro
 
 .PHONY: test-clients
 test-clients: build-test $(CLIENTS)/python/made $(CLIENTS)/node/made ## Run only the tests in which other programs use pyro
 	$(CLIENTS)/python/bin/python -B -m pytest tests/clients --pyro $(BUILT)/debug/pyro --node $(CLIENTS)/node
 
-# Both are made anew when what is pinned changes.
+# All are made anew when what is pinned changes.
+$(PYTHON_TESTS)/made: tests/python/requirements.txt | setup-test
+	rm -rf $(@D)
+	python3 -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
 $(CLIENTS)/python/made: tests/clients/requirements.txt | setup-test
 	rm -rf $(@D)
 	python3 -m venv $(@D)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Mapping, Optional
 
 from .._calls import AsyncCall
 from .._connection import Event, Failed, Item, OutputEvent, Result
@@ -12,6 +12,7 @@ from .._output import Decoder, OnOutput
 from ..types import Progress
 
 OnProgress = Callable[[Progress], None]
+Env = Optional[Mapping[str, str]]
 
 # Longest wait for the end of a call that was given up, in seconds.
 END_LIMIT = 60.0

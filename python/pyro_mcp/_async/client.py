@@ -5,18 +5,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Optional
 
 from .. import types
 from .._calls import AsyncCall
 from .._manager import StrPath, VmManager
 from .._output import OnOutput
 from .._server import Server
-from .caller import AsyncCaller, OnProgress
+from .caller import AsyncCaller, Env, OnProgress
 from .stream import AsyncCommandStream
 from .task import AsyncTask, AsyncTaskContext
-
-Env = Optional[Mapping[str, str]]
 
 
 class AsyncPyro(AsyncCaller):

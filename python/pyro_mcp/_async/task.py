@@ -9,10 +9,11 @@ from .. import types
 from .._manager import StrPath
 from .._output import OnOutput
 from ..errors import PyroValueError
+from .caller import Env
 from .stream import AsyncCommandStream
 
 if TYPE_CHECKING:
-    from .client import AsyncPyro, Env
+    from .client import AsyncPyro
 
 
 class AsyncTask:

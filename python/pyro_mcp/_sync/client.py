@@ -5,18 +5,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Optional
 
 from .. import types
 from .._calls import Call
 from .._manager import StrPath, VmManager
 from .._output import OnOutput
 from .._server import Server
-from .caller import Caller, OnProgress
+from .caller import Caller, Env, OnProgress
 from .stream import CommandStream
 from .task import Task, TaskContext
-
-Env = Optional[Mapping[str, str]]
 
 
 class Pyro(Caller):

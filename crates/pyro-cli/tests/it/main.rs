@@ -14,6 +14,7 @@ mod mcp_http;
 mod mcp_install;
 mod model;
 mod policy;
+mod rpc;
 mod run;
 mod run_on_host;
 mod settings;

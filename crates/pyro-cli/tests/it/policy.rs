@@ -26,7 +26,8 @@ fn crates_depend_on_each_other_as_drawn() {
         ("pyro-env", &[]),
         ("pyro-engine", &["pyro-env", "pyro-vm"]),
         ("pyro-mcp", &["pyro-engine"]),
-        ("pyro-cli", &["pyro-engine", "pyro-mcp"]),
+        ("pyro-rpc", &["pyro-engine"]),
+        ("pyro-cli", &["pyro-engine", "pyro-mcp", "pyro-rpc"]),
     ];
     for (name, expected) in arrows {
         assert_eq!(our_dependencies(name), expected, "{name}");

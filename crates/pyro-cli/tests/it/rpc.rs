@@ -1,0 +1,172 @@
+//! `pyro rpc` without a VM: the handshake, and how the server takes what it should not get.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::harness::Home;
+
+struct Session {
+    server: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Session {
+    /// A server that has not been spoken to.
+    fn silent(home: &Home) -> Self {
+        let mut server = home.command(["rpc"]).stdin(Stdio::piped()).spawn().unwrap();
+        let input = server.stdin.take();
+        let output = BufReader::new(server.stdout.take().unwrap());
+        Self { server, input, output }
+    }
+
+    /// One that knows its client.
+    fn new(home: &Home) -> Self {
+        let mut session = Self::silent(home);
+        let hello = session.ask("initialize", hello(env!("CARGO_PKG_VERSION")));
+        assert_eq!(
+            hello["result"],
+            json!({ "protocol": 1, "server": { "name": "pyro", "version": env!("CARGO_PKG_VERSION") } })
+        );
+        session
+    }
+
+    fn send(&mut self, line: &str) {
+        writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// The next message. Nothing else may be on the output.
+    fn receive(&mut self) -> Value {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        let message: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        assert_eq!(message["jsonrpc"], "2.0");
+        message
+    }
+
+    fn ask(&mut self, method: &str, params: Value) -> Value {
+        self.send(&json!({ "jsonrpc": "2.0", "id": 7, "method": method, "params": params }).to_string());
+        let answer = self.receive();
+        assert_eq!(answer["id"], 7);
+        answer
+    }
+
+    /// Number and word of an error.
+    fn refusal(&mut self, line: &str) -> (Value, i64, String) {
+        self.send(line);
+        let answer = self.receive();
+        let error = &answer["error"];
+        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{answer}");
+        assert!(error["data"]["hints"].is_array(), "{answer}");
+        let word = error["data"]["code"].as_str().unwrap().to_owned();
+        (answer["id"].clone(), error["code"].as_i64().unwrap(), word)
+    }
+
+    /// Waits for the end, and gives the exit status.
+    fn ended(mut self) -> Option<i32> {
+        drop(self.input.take());
+        let ended = self.server.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+        ended.status.code()
+    }
+}
+
+fn hello(version: &str) -> Value {
+    json!({ "protocol": 1, "client": { "name": "pyro-mcp", "version": version } })
+}
+
+#[test]
+fn a_client_of_another_version_is_refused() {
+    let home = Home::new();
+    let mut session = Session::silent(&home);
+    let early = session.ask("list_tasks", json!({}));
+    assert_eq!(early["error"]["message"], "the first request must be `initialize`");
+    let refused = session.ask("initialize", hello("1.9.3"));
+    let message = format!(
+        "pyro-mcp 1.9.3 cannot work with pyro {}: both must be of the same version",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert_eq!(refused["error"]["message"], message);
+    assert_eq!(refused["error"]["data"]["code"], "version_mismatch");
+    assert_eq!(session.ask("list_tasks", json!({}))["error"]["code"], -32600, "still unknown");
+    assert_eq!(session.ended(), Some(0));
+}
+
+#[test]
+fn what_makes_no_sense_is_told_and_the_server_goes_on() {
+    let home = Home::new();
+    let mut session = Session::new(&home);
+    let (null, id) = (Value::Null, Value::from(3));
+    let invalid = |word: &str| word.to_owned();
+    assert_eq!(session.refusal("{"), (null.clone(), -32700, invalid("invalid_request")));
+    assert_eq!(session.refusal("[]"), (null.clone(), -32600, invalid("invalid_request")));
+    let refusals = [
+        (r#""method": 5"#, -32600, "invalid_request"),
+        (r#""method": "none""#, -32601, "unknown_method"),
+        (r#""method": "list_tasks", "params": []"#, -32602, "invalid_input"),
+        (r#""method": "list_tasks", "params": {"more": 1}"#, -32602, "invalid_input"),
+        (r#""method": "start_vm", "params": {}"#, -32602, "invalid_input"),
+        (r#""method": "start_vm", "params": {"vm_id": 5}"#, -32602, "invalid_input"),
+        (r#""method": "status_task", "params": {"task_id": "9775b3af1eeb"}"#, -32000, "not_found"),
+        (r#""method": "initialize", "params": {}"#, -32600, "invalid_request"),
+    ];
+    for (rest, number, word) in refusals {
+        let line = format!(r#"{{"jsonrpc": "2.0", "id": 3, {rest}}}"#);
+        assert_eq!(session.refusal(&line), (id.clone(), number, word.to_owned()), "{line}");
+    }
+    session.send(r#"{"jsonrpc": "2.0", "method": "cancel", "params": {"id": 99}}"#);
+    session.send(r#"{"jsonrpc": "2.0", "method": "nonsense"}"#);
+    let long = "x".repeat((32 << 20) + 1);
+    assert_eq!(session.refusal(&long), (null, -32000, invalid("message_too_long")));
+    assert_eq!(session.ask("list_tasks", json!({}))["result"]["count"], 0);
+    assert_eq!(session.ended(), Some(0));
+}
+
+#[test]
+fn the_document_is_the_one_that_is_checked_in() {
+    let home = Home::new();
+    let checked_in =
+        fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../pyro-rpc/openrpc.json")).unwrap();
+    assert_eq!(home.pyro(["rpc", "--schema"]).stdout, checked_in);
+    let mut session = Session::silent(&home);
+    let discovered = session.ask("rpc.discover", json!({}))["result"].clone();
+    assert_eq!(discovered, serde_json::from_str::<Value>(&checked_in).unwrap());
+    assert_eq!(session.ended(), Some(0));
+}
+
+#[test]
+fn a_signal_ends_it() {
+    let home = Home::new();
+    let session = Session::new(&home);
+    kill_process(Pid::from_child(&session.server), Signal::TERM).unwrap();
+    let ended = session.server.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(143));
+}
+
+#[test]
+fn an_mcp_server_ends_with_its_lifeline() {
+    let home = Home::new();
+    let (lifeline, held): (OwnedFd, OwnedFd) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    fcntl_setfd(&lifeline, FdFlags::empty()).unwrap();
+    let number = lifeline.as_raw_fd().to_string();
+    let mut command = home.command(["mcp", "serve", "--lifeline-fd", &number]);
+    let mut server = command.stdin(Stdio::piped()).spawn().unwrap();
+    drop(lifeline);
+    assert!(server.try_wait().unwrap().is_none());
+    drop(held);
+    assert_eq!(server.wait().unwrap().code(), Some(143));
+    let wrong = home.pyro(["mcp", "serve", "--lifeline-fd", "77"]);
+    assert_eq!(wrong.code(), 1);
+    assert!(
+        wrong.stderr.contains("--lifeline-fd: 77 is not the number of an inherited pipe"),
+        "{}",
+        wrong.stderr
+    );
+}

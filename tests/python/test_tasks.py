@@ -1,0 +1,81 @@
+"""Tasks, with a program that waits for each call."""
+
+import pytest
+
+from pyro_mcp import Pyro
+
+ENVIRONMENT = "debian:12"
+
+
+def test_everything_that_a_task_can_do(pyro, tmp_path):
+    with pyro.task(ENVIRONMENT, disk_mib=1024) as task:
+        assert task.status()["disk_mib"] == 1024
+        first = task.exec("echo hi > note; pwd")
+        assert (first["sequence"], first["stdout"], first["cwd"]) == (1, "/workspace\n", "/workspace")
+        assert task.exec("exit 7")["exit_code"] == 7
+        assert task.exec("sleep 100", timeout_seconds=1)["exit_code"] == 124
+
+        assert (task.read_file("note"), task.read_text("note")) == (b"hi\n", "hi\n")
+        data = bytes(range(256)) * 1000
+        assert task.write_file("a/b/data", data)["bytes"] == len(data)
+        assert task.read_file("a/b/data") == data
+        task.write_file("run.sh", "#!/bin/sh\necho käse", executable=True)
+        assert task.exec("./run.sh")["stdout"] == "käse\n"
+        with pytest.raises(ValueError, match="nothing"):
+            task.read_file("nothing")
+
+        (tmp_path / "tree").mkdir()
+        (tmp_path / "tree/leaf").write_bytes(b"\0leaf")
+        assert task.copy_to(tmp_path / "tree", "tree")["entries"] == 2
+        assert task.copy_from("tree", tmp_path / "back")["bytes"] == 5
+        assert (tmp_path / "back/leaf").read_bytes() == b"\0leaf"
+
+        detached = task.detach("echo begun; sleep 100", timeout_seconds=200)
+        sequence = detached["sequence"]
+        with task.follow(sequence) as output:
+            assert next(output).text == "begun\n"
+        with pytest.raises(TimeoutError):
+            task.wait(sequence, timeout_seconds=0.2)
+        assert task.logs(sequence=sequence)["entries"][0]["outcome"] == "running", "nobody ended it"
+        assert task.kill(sequence)["outcome"] == "killed"
+        assert task.wait(sequence)["outcome"] == "killed"
+
+        logs = task.logs()
+        assert logs["count"] == len(logs["entries"]) == sequence
+        assert [entry["sequence"] for entry in logs["entries"]] == list(range(1, sequence + 1))
+
+        assert task.extend(ttl_seconds=3600)["ttl_seconds"] == 3600
+        assert task.stop()["state"] == "stopped"
+        with pytest.raises(RuntimeError, match="must be in 'started' state before task_exec"):
+            task.exec("true")
+        assert task.start()["state"] == "started"
+        assert pyro.open_task(task.task_id).exec("cat note")["stdout"] == "hi\n"
+        assert [entry["task_id"] for entry in pyro.list_tasks()["tasks"]] == [task.task_id]
+    assert pyro.list_tasks()["count"] == 0
+    with pytest.raises(ValueError, match=f"task '{task.task_id}' does not exist"):
+        task.status()
+
+
+def test_a_journal_of_many_pages_comes_whole(pyro):
+    with pyro.task(ENVIRONMENT) as task:
+        for _ in range(3):
+            task.exec("head -c 12000000 /dev/zero | tr '\\0' x")
+        entries = task.logs()["entries"]
+        assert [len(entry["stdout"]) for entry in entries] == [12_000_000] * 3
+
+
+def test_a_task_outlives_the_program_that_made_it(sandbox):
+    with Pyro() as pyro:
+        task_id = pyro.create_task(environment=ENVIRONMENT)["task_id"]
+        pyro.exec_task(task_id, command="echo kept > file")
+    with Pyro() as pyro:
+        assert pyro.exec_task(task_id, command="cat file")["stdout"] == "kept\n"
+        assert pyro.delete_task(task_id) == {"task_id": task_id, "deleted": True, "reason": "explicit_delete"}
+
+
+def test_an_error_in_the_context_deletes_the_task_too(pyro):
+    with pytest.raises(ZeroDivisionError), pyro.task(ENVIRONMENT):
+        raise ZeroDivisionError
+    assert pyro.list_tasks()["count"] == 0
+    with pyro.task(ENVIRONMENT) as task:
+        task.delete()

