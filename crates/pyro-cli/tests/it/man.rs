@@ -31,6 +31,7 @@ fn there_is_a_page_for_every_command() {
     pyro-mcp-install.1
     pyro-mcp-serve.1
     pyro-mcp.1
+    pyro-rpc.1
     pyro-run.1
     pyro-task-cp.1
     pyro-task-create.1

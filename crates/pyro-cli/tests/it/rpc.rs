@@ -158,6 +158,8 @@ fn an_mcp_server_ends_with_its_lifeline() {
     let number = lifeline.as_raw_fd().to_string();
     let mut command = home.command(["mcp", "serve", "--lifeline-fd", &number]);
     let mut server = command.stdin(Stdio::piped()).spawn().unwrap();
+    // Or waiting would close it, which ends the server as well.
+    let _input = server.stdin.take();
     drop(lifeline);
     assert!(server.try_wait().unwrap().is_none());
     drop(held);

@@ -1,0 +1,43 @@
+"""What the documentation and the examples show, carried out."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+# What each example prints, among other things.
+EXAMPLES = {
+    "run_script.py": "hello from Linux",
+    "fan_out.py": "7 squared is 49",
+}
+
+
+def execute(*words):
+    ended = subprocess.run(
+        [sys.executable, *words], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True,
+        timeout=170)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_every_snippet_of_the_documentation_runs(sandbox, root):
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=root, capture_output=True, text=True, check=True)
+    programs = {}
+    for name in listed.stdout.split():
+        blocks = re.findall(r"^```python\n(.*?)^```$", (root / name).read_text(), re.MULTILINE | re.DOTALL)
+        if blocks:
+            programs[name] = "\n".join(blocks)
+    assert {"README.md", "docs/python/README.md"} <= set(programs)
+    for name, program in programs.items():
+        execute("-c", program)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs(sandbox, root, name):
+    assert EXAMPLES[name] in execute(root / "examples" / name)
+
+
+def test_every_example_is_tested(root):
+    assert {path.name for path in (root / "examples").glob("*.py")} == set(EXAMPLES)
