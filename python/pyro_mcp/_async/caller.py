@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, Dict, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, Optional
 
 from .._calls import AsyncCall
 from .._connection import Event, Failed, Item, OutputEvent, Result
 from .._manager import VmManager
 from .._output import Decoder, OnOutput
-from ..types import Progress
 
-OnProgress = Callable[[Progress], None]
+if TYPE_CHECKING:
+    from .. import types
+
+OnProgress = Callable[["types.Progress"], None]
 Env = Optional[Mapping[str, str]]
 
 # Longest wait for the end of a call that was given up, in seconds.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Any, Dict, Optional, Union
 
-from .. import types
 from .._manager import StrPath
 from .._output import OnOutput
 from ..errors import PyroValueError
@@ -13,7 +12,11 @@ from .caller import Env
 from .stream import AsyncCommandStream
 
 if TYPE_CHECKING:
+    from .. import types
     from .client import AsyncPyro
+else:
+    # What it holds is asked for by nobody but tools that look at annotations.
+    from .. import _lazy_types as types
 
 
 class AsyncTask:

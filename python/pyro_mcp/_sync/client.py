@@ -5,9 +5,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
-from .. import types
 from .._calls import Call
 from .._manager import StrPath, VmManager
 from .._output import OnOutput
@@ -15,6 +14,12 @@ from .._server import Server
 from .caller import Caller, Env, OnProgress
 from .stream import CommandStream
 from .task import Task, TaskContext
+
+if TYPE_CHECKING:
+    from .. import types
+else:
+    # What it holds is asked for by nobody but tools that look at annotations.
+    from .. import _lazy_types as types
 
 
 class Pyro(Caller):
