@@ -58,18 +58,15 @@ class Types:
             if len(told) < len(names):
                 self.written["Progress"] = alias(
                     "Progress", f"Union[{', '.join(told)}]", {"description": "What is told of a call while it runs."})
-        elif schema.get("type") == "object" and ("properties" in schema or "anyOf" in schema):
+        elif schema.get("type") == "object" and "properties" in schema:
             self.written[name] = self.record(name, schema)
         else:
             self.written[name] = alias(name, self.of(schema), schema)
 
     def record(self, name, schema):
-        """A dictionary with keys that are known. Keys of parts that may be missing may be missing."""
+        """A dictionary with keys that are known, and of which some may be missing."""
         required = set(schema.get("required", ()))
-        properties = dict(schema.get("properties", {}))
-        for part in schema.get("anyOf", ()):
-            part = self.schemas[part["$ref"].rsplit("/", 1)[1]] if "$ref" in part else part
-            properties.update(part.get("properties", {}))
+        properties = schema["properties"]
         always = {key: value for key, value in properties.items() if key in required}
         sometimes = {key: value for key, value in properties.items() if key not in required}
         base, classes = "TypedDict", []

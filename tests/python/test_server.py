@@ -1,7 +1,6 @@
 """The MCP server that Python starts."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -19,8 +18,7 @@ HELLO = {
 
 def start(code):
     return subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        [sys.executable, "-c", code], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_it_serves_standard_input_and_output(sandbox):

@@ -32,8 +32,9 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture
 def clean(sandbox, monkeypatch):
-    """Nothing says where the executable is."""
+    """Nothing says where the executable or the package is."""
     monkeypatch.delenv("PYRO_EXECUTABLE")
+    monkeypatch.delenv("PYTHONPATH")
     monkeypatch.setenv("PATH", "/usr/local/bin:/usr/bin:/bin")
 
 

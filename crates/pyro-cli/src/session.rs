@@ -69,8 +69,7 @@ pub(crate) async fn watch<T, F>(
 where
     F: Future<Output = Result<T, EngineError>>,
 {
-    let requests =
-        signals::listen().map_err(|error| CliError::System("cannot listen for signals".to_owned(), error))?;
+    let requests = signals::listen()?;
     Watch { printer, quiet, requests, stop: None }.follow(call).await
 }
 

@@ -20,7 +20,7 @@ pub fn document() -> &'static Value {
 }
 
 /// The parameters of a method, by name.
-pub(crate) fn parameters(method: &str) -> &'static [&'static str] {
+pub(crate) fn parameters(method: &str) -> &'static [String] {
     let found = DOCUMENT.parameters.iter().find(|(name, _)| *name == method);
     found.map_or(&[], |(_, names)| names)
 }
@@ -29,7 +29,7 @@ static DOCUMENT: LazyLock<Document> = LazyLock::new(Document::new);
 
 struct Document {
     whole: Value,
-    parameters: Vec<(&'static str, Vec<&'static str>)>,
+    parameters: Vec<(&'static str, Vec<String>)>,
 }
 
 impl Document {
@@ -50,7 +50,7 @@ impl Document {
         let (error, engine) = (schemas.result::<ErrorData>(), schemas.result::<ErrorKind>());
         let parameters = methods
             .iter()
-            .map(|method| (method.name, method.params.iter().map(|param| param.name).collect()))
+            .map(|method| (method.name, method.params.iter().map(|param| param.name.clone()).collect()))
             .collect();
         let whole = json!({
             "openrpc": "1.3.2",
@@ -96,7 +96,7 @@ pub(crate) struct Described {
 /// One parameter.
 #[derive(Clone)]
 pub(crate) struct Param {
-    name: &'static str,
+    name: String,
     entry: Value,
 }
 
@@ -150,8 +150,7 @@ impl Schemas {
                     "required": required.contains(&name.as_str()),
                     "schema": schema,
                 }),
-                // Once for each parameter in the life of the process.
-                name: name.clone().leak(),
+                name: name.clone(),
             }
         };
         properties.into_iter().flatten().map(param).collect()

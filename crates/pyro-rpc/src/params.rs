@@ -28,7 +28,7 @@ pub(crate) fn read<'a, P: Deserialize<'a>>(given: &'a Object) -> Result<P, Fault
 /// Refuses parameters that the method does not have.
 pub(crate) fn refuse_unknown(method: &str, given: &Object) -> Result<(), Fault> {
     let known = document::parameters(method);
-    match given.keys().find(|name| !known.contains(&name.as_str())) {
+    match given.keys().find(|name| !known.contains(name)) {
         None => Ok(()),
         Some(name) => {
             let message = format!("{method} has no parameter `{}`", name.escape_debug());

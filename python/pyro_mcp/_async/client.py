@@ -370,9 +370,8 @@ def _spec(
 def _command(
     command: str, timeout_seconds: int, cwd: Optional[str], env: Env, on_output: Optional[OnOutput] = None,
 ) -> Dict[str, Any]:
-    params = {
+    return {
         "command": command, "timeout_seconds": timeout_seconds, "cwd": cwd, "env": None if env is None else dict(env),
         # The result holds the output as well.
         "output": None if on_output is None else "capture_and_stream",
     }
-    return {name: value for name, value in params.items() if value is not None}

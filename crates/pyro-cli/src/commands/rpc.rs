@@ -18,8 +18,7 @@ pub(crate) fn run(args: &RpcArgs, printer: &Printer) -> Result<Exit, CliError> {
     }
     let engine = Engine::new(commands::config()?);
     session::block_on(async {
-        let mut requests = signals::listen()
-            .map_err(|error| CliError::System("cannot listen for signals".to_owned(), error))?;
+        let mut requests = signals::listen()?;
         let mut stopped = None;
         let stop = async { stopped = requests.recv().await };
         Server::new(engine)

@@ -8,6 +8,7 @@ mod env;
 mod harness;
 mod help;
 mod http_client;
+mod json_lines;
 mod man;
 mod mcp;
 mod mcp_http;

@@ -1,30 +1,16 @@
 //! `pyro mcp serve` without a VM: what the server says of itself, and how it takes what it should not get.
 
 use std::ffi::OsStr;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
 
 use crate::harness::Home;
-
-struct Session {
-    server: Child,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
-}
+use crate::json_lines::Session;
 
 impl Session {
     /// A server that has not been spoken to.
     fn silent(home: &Home) -> Self {
         Self::started(home.command(["mcp", "serve"]))
-    }
-
-    fn started(mut command: Command) -> Self {
-        let mut server = command.stdin(Stdio::piped()).spawn().unwrap();
-        let input = server.stdin.take();
-        let output = BufReader::new(server.stdout.take().unwrap());
-        Self { server, input, output }
     }
 
     /// A server with which a client of the older kind has shaken hands.
@@ -45,36 +31,8 @@ impl Session {
         (session, answer["result"].clone())
     }
 
-    fn send(&mut self, message: &Value) {
-        writeln!(self.input.as_mut().unwrap(), "{message}").unwrap();
-    }
-
-    /// The next message of the server. Nothing else may be on its output.
-    fn receive(&mut self) -> Value {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        let message: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
-        assert_eq!(message["jsonrpc"], "2.0");
-        message
-    }
-
-    fn ask(&mut self, method: &str, params: Value) -> Value {
-        self.send(&json!({ "jsonrpc": "2.0", "id": 7, "method": method, "params": params }));
-        let answer = self.receive();
-        assert_eq!(answer["id"], 7);
-        answer
-    }
-
     fn call(&mut self, tool: &str, arguments: Value) -> Value {
         self.ask("tools/call", json!({ "name": tool, "arguments": arguments }))["result"].clone()
-    }
-
-    /// Closes the input and waits for the end.
-    fn end(mut self) {
-        drop(self.input.take());
-        let ended = self.server.wait_with_output().unwrap();
-        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
-        assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
     }
 }
 
@@ -185,7 +143,7 @@ fn it_ends_with_its_input_whatever_was_said() {
     session.end();
     let (mut session, _) = Session::new(&home);
     // Whether that is answered is the library's business; the next message is.
-    writeln!(session.input.as_mut().unwrap(), "this is no JSON").unwrap();
+    session.send_line("this is no JSON");
     session.send(&json!({ "jsonrpc": "2.0", "id": 7, "method": "ping" }));
     let mut answer = session.receive();
     while answer["id"] != 7 {
@@ -233,7 +191,7 @@ fn it_bears_what_hostile_clients_send() {
         &format!("{large}{}", &large[..7 << 20]),
     ];
     for line in lines {
-        writeln!(session.input.as_mut().unwrap(), "{line}").unwrap();
+        session.send_line(line);
         // Nothing is said but protocol, and the next request is answered.
         session.send(&json!({ "jsonrpc": "2.0", "id": 7, "method": "ping" }));
         while session.receive()["id"] != 7 {}

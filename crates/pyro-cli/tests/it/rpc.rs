@@ -1,80 +1,41 @@
 //! `pyro rpc` without a VM: the handshake, and how the server takes what it should not get.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::Stdio;
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::harness::Home;
+use crate::json_lines::Session;
 
-struct Session {
-    server: Child,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
+/// A server that has not been spoken to.
+fn silent(home: &Home) -> Session {
+    Session::started(home.command(["rpc"]))
 }
 
-impl Session {
-    /// A server that has not been spoken to.
-    fn silent(home: &Home) -> Self {
-        let mut server = home.command(["rpc"]).stdin(Stdio::piped()).spawn().unwrap();
-        let input = server.stdin.take();
-        let output = BufReader::new(server.stdout.take().unwrap());
-        Self { server, input, output }
-    }
+/// One that knows its client.
+fn greeted(home: &Home) -> Session {
+    let mut session = silent(home);
+    let hello = session.ask("initialize", hello(env!("CARGO_PKG_VERSION")));
+    assert_eq!(
+        hello["result"],
+        json!({ "protocol": 1, "server": { "name": "pyro", "version": env!("CARGO_PKG_VERSION") } })
+    );
+    session
+}
 
-    /// One that knows its client.
-    fn new(home: &Home) -> Self {
-        let mut session = Self::silent(home);
-        let hello = session.ask("initialize", hello(env!("CARGO_PKG_VERSION")));
-        assert_eq!(
-            hello["result"],
-            json!({ "protocol": 1, "server": { "name": "pyro", "version": env!("CARGO_PKG_VERSION") } })
-        );
-        session
-    }
-
-    fn send(&mut self, line: &str) {
-        writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
-    }
-
-    /// The next message. Nothing else may be on the output.
-    fn receive(&mut self) -> Value {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        let message: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
-        assert_eq!(message["jsonrpc"], "2.0");
-        message
-    }
-
-    fn ask(&mut self, method: &str, params: Value) -> Value {
-        self.send(&json!({ "jsonrpc": "2.0", "id": 7, "method": method, "params": params }).to_string());
-        let answer = self.receive();
-        assert_eq!(answer["id"], 7);
-        answer
-    }
-
-    /// Number and word of an error.
-    fn refusal(&mut self, line: &str) -> (Value, i64, String) {
-        self.send(line);
-        let answer = self.receive();
-        let error = &answer["error"];
-        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{answer}");
-        assert!(error["data"]["hints"].is_array(), "{answer}");
-        let word = error["data"]["code"].as_str().unwrap().to_owned();
-        (answer["id"].clone(), error["code"].as_i64().unwrap(), word)
-    }
-
-    /// Waits for the end, and gives the exit status.
-    fn ended(mut self) -> Option<i32> {
-        drop(self.input.take());
-        let ended = self.server.wait_with_output().unwrap();
-        assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
-        ended.status.code()
-    }
+/// Id, number and word of the error that a line is answered with.
+fn refusal(session: &mut Session, line: &str) -> (Value, i64, String) {
+    session.send_line(line);
+    let answer = session.receive();
+    let error = &answer["error"];
+    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{answer}");
+    assert!(error["data"]["hints"].is_array(), "{answer}");
+    let word = error["data"]["code"].as_str().unwrap().to_owned();
+    (answer["id"].clone(), error["code"].as_i64().unwrap(), word)
 }
 
 fn hello(version: &str) -> Value {
@@ -84,7 +45,7 @@ fn hello(version: &str) -> Value {
 #[test]
 fn a_client_of_another_version_is_refused() {
     let home = Home::new();
-    let mut session = Session::silent(&home);
+    let mut session = silent(&home);
     let early = session.ask("list_tasks", json!({}));
     assert_eq!(early["error"]["message"], "the first request must be `initialize`");
     let refused = session.ask("initialize", hello("1.9.3"));
@@ -95,17 +56,17 @@ fn a_client_of_another_version_is_refused() {
     assert_eq!(refused["error"]["message"], message);
     assert_eq!(refused["error"]["data"]["code"], "version_mismatch");
     assert_eq!(session.ask("list_tasks", json!({}))["error"]["code"], -32600, "still unknown");
-    assert_eq!(session.ended(), Some(0));
+    session.end();
 }
 
 #[test]
 fn what_makes_no_sense_is_told_and_the_server_goes_on() {
     let home = Home::new();
-    let mut session = Session::new(&home);
+    let mut session = greeted(&home);
     let (null, id) = (Value::Null, Value::from(3));
     let invalid = |word: &str| word.to_owned();
-    assert_eq!(session.refusal("{"), (null.clone(), -32700, invalid("invalid_request")));
-    assert_eq!(session.refusal("[]"), (null.clone(), -32600, invalid("invalid_request")));
+    assert_eq!(refusal(&mut session, "{"), (null.clone(), -32700, invalid("invalid_request")));
+    assert_eq!(refusal(&mut session, "[]"), (null.clone(), -32600, invalid("invalid_request")));
     let refusals = [
         (r#""method": 5"#, -32600, "invalid_request"),
         (r#""method": "none""#, -32601, "unknown_method"),
@@ -118,14 +79,14 @@ fn what_makes_no_sense_is_told_and_the_server_goes_on() {
     ];
     for (rest, number, word) in refusals {
         let line = format!(r#"{{"jsonrpc": "2.0", "id": 3, {rest}}}"#);
-        assert_eq!(session.refusal(&line), (id.clone(), number, word.to_owned()), "{line}");
+        assert_eq!(refusal(&mut session, &line), (id.clone(), number, word.to_owned()), "{line}");
     }
-    session.send(r#"{"jsonrpc": "2.0", "method": "cancel", "params": {"id": 99}}"#);
-    session.send(r#"{"jsonrpc": "2.0", "method": "nonsense"}"#);
+    session.send_line(r#"{"jsonrpc": "2.0", "method": "cancel", "params": {"id": 99}}"#);
+    session.send_line(r#"{"jsonrpc": "2.0", "method": "nonsense"}"#);
     let long = "x".repeat((32 << 20) + 1);
-    assert_eq!(session.refusal(&long), (null, -32000, invalid("message_too_long")));
+    assert_eq!(refusal(&mut session, &long), (null, -32000, invalid("message_too_long")));
     assert_eq!(session.ask("list_tasks", json!({}))["result"]["count"], 0);
-    assert_eq!(session.ended(), Some(0));
+    session.end();
 }
 
 #[test]
@@ -134,16 +95,16 @@ fn the_document_is_the_one_that_is_checked_in() {
     let checked_in =
         fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../pyro-rpc/openrpc.json")).unwrap();
     assert_eq!(home.pyro(["rpc", "--schema"]).stdout, checked_in);
-    let mut session = Session::silent(&home);
+    let mut session = silent(&home);
     let discovered = session.ask("rpc.discover", json!({}))["result"].clone();
     assert_eq!(discovered, serde_json::from_str::<Value>(&checked_in).unwrap());
-    assert_eq!(session.ended(), Some(0));
+    session.end();
 }
 
 #[test]
 fn a_signal_ends_it() {
     let home = Home::new();
-    let session = Session::new(&home);
+    let session = greeted(&home);
     kill_process(Pid::from_child(&session.server), Signal::TERM).unwrap();
     let ended = session.server.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(143));

@@ -43,8 +43,7 @@ pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Exit, CliErro
     let lifeline = args.lifeline_fd.map(lifeline::take).transpose()?;
     session::block_on(async {
         let policy = policy(args.limits, &engine).await?;
-        let mut requests = signals::listen()
-            .map_err(|error| CliError::System("cannot listen for signals".to_owned(), error))?;
+        let mut requests = signals::listen()?;
         let mut stopped = None;
         let stop = async {
             stopped = tokio::select! {
