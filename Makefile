@@ -60,11 +60,11 @@ test: build-test ## Run every test, those that boot real microVMs included
 
 .PHONY: test-python
 test-python: build-test $(PYTHON_TESTS)/made ## Run only the tests of the Python package
-	$(PYTHON_TESTS)/bin/python -B -m pytest tests/python --pyro $(BUILT)/debug/pyro
+	$(PYTHON_TESTS)/bin/python -B -m pytest -c tests/python/pytest.ini tests/python --pyro $(BUILT)/debug/pyro
 
 .PHONY: test-clients
 test-clients: build-test $(CLIENTS)/python/made $(CLIENTS)/node/made ## Run only the tests in which other programs use pyro
-	$(CLIENTS)/python/bin/python -B -m pytest tests/clients --pyro $(BUILT)/debug/pyro --node $(CLIENTS)/node
+	$(CLIENTS)/python/bin/python -B -m pytest -c tests/clients/pytest.ini tests/clients --pyro $(BUILT)/debug/pyro --node $(CLIENTS)/node
 
 # All are made anew when what is pinned changes.
 $(PYTHON_TESTS)/made: tests/python/requirements.txt | setup-test
