@@ -20,18 +20,23 @@ from ._version import __version__
 from .errors import PyroError, PyroRuntimeError, PyroValueError
 
 if TYPE_CHECKING:
+    from . import types
     from ._async.client import AsyncPyro
     from ._async.stream import AsyncCommandStream
     from ._async.task import AsyncTask
 
 __all__ = [
     "AsyncCommandStream", "AsyncPyro", "AsyncTask", "CommandStream", "OutputChunk", "Pyro", "PyroError", "PyroRuntimeError",
-    "PyroValueError", "Server", "Task", "VmManager", "__version__", "create_server",
+    "PyroValueError", "Server", "Task", "VmManager", "__version__", "create_server", "types",
 ]
 
 
 def __getattr__(name: str) -> object:
     """What few programs need is loaded when it is asked for."""
+    if name == "types":
+        import importlib
+
+        return importlib.import_module(".types", __name__)
     if name in __all__:
         from ._async import client, stream, task
 

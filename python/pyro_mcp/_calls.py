@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import time
 from typing import TYPE_CHECKING, Any, Dict, Optional
 
@@ -11,6 +10,7 @@ from ._manager import VmManager
 
 if TYPE_CHECKING:
     import asyncio
+    import queue
 
 # A longer request might not fit into the pipe at once: an event loop does not wait for that.
 SHORT = 32 << 10
@@ -46,6 +46,8 @@ class Call(_Begun):
     """A call for which a thread waits."""
 
     def __init__(self) -> None:
+        import queue
+
         super().__init__()
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
 
@@ -55,6 +57,8 @@ class Call(_Begun):
 
     def get(self, deadline: Optional[float] = None) -> Item:
         """What comes next; raises `TimeoutError` if nothing does before `deadline` of the monotonic clock."""
+        import queue
+
         if deadline is None:
             return self._items.get()
         try:

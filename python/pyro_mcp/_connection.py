@@ -6,13 +6,12 @@ The reader never waits for a caller: what it puts is bounded by the window of ou
 wait for their own call only.
 """
 
-import binascii
 import itertools
 import json
 import os
 import subprocess
 import threading
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
+from typing import Any, Callable, Dict, List, Optional, Union
 
 from ._version import __version__
 from .errors import PyroError, PyroRuntimeError, from_code
@@ -28,29 +27,34 @@ END_LIMIT = 30.0
 LAST_WORDS = 2000
 
 
-class Event(NamedTuple):
+# Plain classes: named tuples take ten times as long to import.
+class Event:
     """Something that happened during a call."""
 
-    value: Dict[str, Any]
+    def __init__(self, value: Dict[str, Any]) -> None:
+        self.value = value
 
 
-class OutputEvent(NamedTuple):
+class OutputEvent:
     """Output of the command of a call."""
 
-    stream: str
-    data: bytes
+    def __init__(self, stream: str, data: bytes) -> None:
+        self.stream = stream
+        self.data = data
 
 
-class Result(NamedTuple):
+class Result:
     """The call succeeded."""
 
-    value: Any
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
-class Failed(NamedTuple):
+class Failed:
     """The call did not."""
 
-    error: PyroError
+    def __init__(self, error: PyroError) -> None:
+        self.error = error
 
 
 Item = Union[Event, OutputEvent, Result, Failed]
@@ -309,6 +313,8 @@ def read_item(message: Dict[str, Any]) -> Item:
     if message.get("method") == "event":
         event = message["params"]["event"]
         if event["type"] == "output":
+            import binascii
+
             return OutputEvent(event["stream"], binascii.a2b_base64(event["data"]))
         return Event(event)
     if "result" in message:

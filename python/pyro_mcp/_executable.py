@@ -1,7 +1,6 @@
 """Where the executable is."""
 
 import os
-import shutil
 import sys
 from typing import Iterator, Optional
 
@@ -27,6 +26,8 @@ def find(named: Optional[str]) -> str:
     for path in _installed():
         if os.access(path, os.X_OK):
             return path
+    import shutil
+
     in_path = shutil.which("pyro")
     if in_path:
         return in_path

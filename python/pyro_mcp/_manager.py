@@ -11,7 +11,7 @@ from ._connection import Connection, Put
 # Accelerators by name of the backend. The first name is the contract's word for real VMs, whatever runs them.
 BACKENDS = {"firecracker": "", "kvm": "kvm", "tcg": "tcg"}
 
-StrPath = Union[str, "os.PathLike[str]"]
+StrPath = Union[str, os.PathLike[str]]
 
 
 class VmManager:

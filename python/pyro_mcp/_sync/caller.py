@@ -10,11 +10,15 @@ from .._connection import Event, Failed, Item, OutputEvent, Result
 from .._manager import VmManager
 from .._output import Decoder, OnOutput
 
+Env = Optional[Mapping[str, str]]
+
 if TYPE_CHECKING:
     from .. import types
 
-OnProgress = Callable[["types.Progress"], None]
-Env = Optional[Mapping[str, str]]
+    OnProgress = Callable[[types.Progress], None]
+else:
+    # The types are not loaded for it. A name in quotes is no way out: what compiles it takes long to get ready.
+    OnProgress = Callable[[Dict[str, Any]], None]
 
 # Longest wait for the end of a call that was given up, in seconds.
 END_LIMIT = 60.0

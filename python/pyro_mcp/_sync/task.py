@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import TYPE_CHECKING, Any, Dict, Optional, Union
 
 from .._manager import StrPath
@@ -98,8 +97,10 @@ class Task:
 
     def read_file(self, path: str) -> bytes:
         """What a file of at most 16 MiB holds. `path` is below `/workspace` unless it is absolute."""
+        import binascii
+
         file = self._pyro.read_task_file(self.task_id, path=path)
-        return base64.b64decode(file["content"]) if file["encoding"] == "base64" else file["content"].encode()
+        return binascii.a2b_base64(file["content"]) if file["encoding"] == "base64" else file["content"].encode()
 
     def read_text(self, path: str) -> str:
         """What a text file of at most 16 MiB holds; `UnicodeDecodeError` if it is not UTF-8."""
@@ -109,9 +110,12 @@ class Task:
         self, path: str, content: Union[str, bytes], *, executable: bool = False,
     ) -> types.TaskFileWritten:
         """Makes or replaces a file, and the directories on the way to it. See `write_task_file`."""
+        import binascii
+
         data = content.encode() if isinstance(content, str) else content
+        text = binascii.b2a_base64(data, newline=False).decode()
         return self._pyro.write_task_file(
-            self.task_id, path=path, content=base64.b64encode(data).decode(), encoding="base64", executable=executable)
+            self.task_id, path=path, content=text, encoding="base64", executable=executable)
 
 
 class TaskContext:
