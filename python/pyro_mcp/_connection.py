@@ -76,6 +76,7 @@ class Connection:
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._lost = False
+        self._why_lost: Optional[PyroError] = None
         self._closing = False
         # Whoever asked for a log wants to see it; otherwise there are only last words, which belong into an error.
         self._words = None if os.environ.get("PYRO_LOG") else os.memfd_create("pyro-stderr")
@@ -103,7 +104,9 @@ class Connection:
 
         answers: "queue.SimpleQueue[Item]" = queue.SimpleQueue()
         client = {"name": "pyro-mcp", "version": __version__}
-        self.begin("initialize", {"protocol": PROTOCOL, "client": client}, answers.put)
+        number = self.begin("initialize", {"protocol": PROTOCOL, "client": client}, answers.put)
+        if number is None and self._why_lost is not None:
+            raise self._why_lost
         try:
             answer = answers.get(timeout=START_LIMIT)
         except queue.Empty:
@@ -229,6 +232,7 @@ class Connection:
         self._forget_words()
         with self._lock:
             self._lost = True
+            self._why_lost = error
             calls: List[Put] = list(self._calls.values())
             self._calls.clear()
         for put in calls:

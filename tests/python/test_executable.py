@@ -86,6 +86,16 @@ def test_garbage_instead_of_an_answer(program, text):
     assert "does not speak the protocol" in str(error)
 
 
+def test_garbage_before_anything_was_asked(program, monkeypatch):
+    begin = _connection.Connection.begin
+
+    def begin_late(self, *request):
+        self._reader.join()
+        return begin(self, *request)
+    monkeypatch.setattr(_connection.Connection, "begin", begin_late)
+    assert failure(program("echo hello; exec sleep 1000")).code == "protocol_error"
+
+
 def test_garbage_in_the_middle(program):
     error = failure(program(f"{GREETING % pyro_mcp.__version__}; read line; echo oops; exec sleep 1000"))
     assert error.code == "protocol_error"
