@@ -1,4 +1,4 @@
-"""Runs eight commands at once, each in a VM of its own."""
+"""Runs eight commands at once, each in a VM of its own, and prints a table of what came back."""
 
 import asyncio
 
@@ -11,8 +11,9 @@ async def main() -> None:
             pyro.run_in_vm(environment="debian:12", command=f"echo $(({number} * {number}))", timeout_seconds=60)
             for number in range(8)
         ]
+        print(f"{'number':>6} {'square':>6} {'VM':>12} {'ms':>5}")
         for number, result in enumerate(await asyncio.gather(*runs)):
-            print(f"{number} squared is {result['stdout'].strip()}")
+            print(f"{number:6} {result['stdout'].strip():>6} {result['vm_id']} {result['duration_ms']:5}")
 
 
 asyncio.run(main())
