@@ -45,6 +45,10 @@ class Engine(Talker):
         """Time of one command in a task, whose record is on the disk then."""
         return self._ask(f"task-exec {task} {command}")["ms"]
 
+    def status_task(self, task):
+        """Time of looking at a task."""
+        return self._ask(f"task-status {task}")["ms"]
+
     def delete(self):
         """Deletes all VMs and tasks that this engine has started."""
         self._ask("delete")

@@ -29,8 +29,9 @@ def ratios(results):
         ("`vm_run` of `true` by MCP to the engine's own run", _ratio(mcp["run"], "`vm_run`", "engine"), "×", 1.1),
         ("the same with a spare VM", _ratio(mcp["run"], "`vm_run`, spare", "engine, spare"), "×", 1.1),
         ("start of an MCP server to its list of tools", mcp["start"]["server start to the list of tools"].get("median"), "ms", 50),
-        ("`exec_task` in Python, beyond the engine's own", _difference(python["exec"], "`exec_task`", "engine"), "ms", 1),
-        ("the same to the engine's own", _ratio(python["exec"], "`exec_task`", "engine"), "×", None),
+        ("`exec_task` in Python, beyond the engine's own", _beyond(python["exec"]), "ms", 1),
+        ("the same to the engine's own", _ratio(python["exec"], "package", "engine"), "×", None),
+        ("`status_task` in Python, beyond the engine's own", _beyond(python["status"]), "ms", 1),
         ("`import pyro_mcp` to `import json, subprocess`", _ratio(python["import"], "pyro_mcp", "json, subprocess"), "×", 1.5),
         ("PSS per VM of 16, before its first command", _pss(memory, "16", "idle"), "MiB", 25),
         ("PSS per VM of 16, after `true`", _pss(memory, "16", "used"), "MiB", None),
@@ -61,10 +62,8 @@ def _ratio(group, name, base):
     return None
 
 
-def _difference(group, name, base):
-    if "median" in group.get(name, {}) and "median" in group.get(base, {}):
-        return group[name]["median"] - group[base]["median"]
-    return None
+def _beyond(group):
+    return group["difference within a turn"].get("median")
 
 
 def _cell(row, digits=0):
@@ -117,8 +116,8 @@ def text(results):
             *([f"`true` in a VM of its own, {name}", _cell(row)] for name, row in results["mcp"]["run"].items())]),
         "### Python, ms",
         _table(["What", "Median (quartiles)"], [
-            *([f"`true` in a task, {name}" if name != "`status_task`" else f"{name}, which asks no guest", _cell(row, 2)]
-              for name, row in results["python"]["exec"].items()),
+            *([f"`true` in a task, {name}", _cell(row, 2)] for name, row in results["python"]["exec"].items()),
+            *([f"the task's state, {name}", _cell(row, 2)] for name, row in results["python"]["status"].items()),
             *([name, _cell(row, 2)] for name, row in results["python"]["start"].items()),
             *([f"`import {names}`", _cell(row, 2)] for names, row in results["python"]["import"].items())]),
         "### Many at once",

@@ -60,7 +60,7 @@ def measure(options, work):
     results["mcp"] = {"start": scenarios.mcp_start(), "run": scenarios.mcp_run()}
     say("Python")
     results["python"] = {
-        "exec": scenarios.python_exec(), "start": scenarios.python_start(), "import": scenarios.python_import(),
+        **scenarios.python_calls(), "start": scenarios.python_start(), "import": scenarios.python_import(),
     }
     say("many VMs at once")
     results["at_once"], results["memory"] = scenarios.at_once()

@@ -10,6 +10,7 @@
 //! run COMMAND                          a command in a VM of its own
 //! task                                 a task
 //! task-exec TASK COMMAND               a command in a task
+//! task-status TASK                     what is known of a task
 //! delete                               all VMs and tasks
 //! ```
 //!
@@ -91,6 +92,11 @@ impl Session {
                 Ok(json!({ "task": id }))
             }
             ["task-exec", id, command] => Ok(json!({ "ms": ms(self.exec_task(id, command).await?) })),
+            ["task-status", id] => {
+                let started = Instant::now();
+                self.engine.status_task(id).await?;
+                Ok(json!({ "ms": ms(started.elapsed()) }))
+            }
             ["delete"] => {
                 let started = Instant::now();
                 self.delete(guests).await?;
