@@ -1,5 +1,6 @@
 """What type checkers and tool wrappers see, and that what is made from other files is up to date."""
 
+import os
 import subprocess
 import sys
 import typing
@@ -43,7 +44,7 @@ def mypy(root, *arguments):
 
 def test_the_package_and_its_use_are_typed_strictly(root, tmp_path):
     (tmp_path / "use.py").write_text(USE)
-    checked = mypy(root, "pyro_mcp", tmp_path / "use.py")
+    checked = mypy(root, "pyro_mcp", root / "examples", tmp_path / "use.py")
     assert checked.returncode == 0, checked.stdout
 
 
@@ -59,6 +60,20 @@ def test_annotations_resolve_at_run_time(name):
     for method in vars(getattr(pyro_mcp, name)).values():
         if callable(method) and not method.__name__.startswith("_"):
             assert "return" in typing.get_type_hints(method)
+
+
+def test_the_types_are_there_when_they_are_asked_for():
+    code = """if True:
+        import sys
+        import pyro_mcp
+        # What a host adds to Python does not count: this runs without it.
+        print(sorted(sys.modules.keys() & {"asyncio", "base64", "logging", "pyro_mcp._async", "pyro_mcp.types", "queue", "shutil"}))
+        print(pyro_mcp.types.RunResult.__name__)
+    """
+    ended = subprocess.run(
+        [sys.executable, "-S", "-c", code], env={"PYTHONPATH": os.path.dirname(pyro_mcp.__path__[0])}, capture_output=True,
+        text=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("[]\nRunResult\n", "")
 
 
 def test_what_is_made_is_up_to_date(root):
