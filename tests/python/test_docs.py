@@ -10,6 +10,7 @@ import pytest
 EXAMPLES = {
     "run_script.py": "hello from Linux",
     "fan_out.py": "     7     49 ",
+    "inspect_eval.py": "accuracy: 1.0",
 }
 
 
@@ -27,7 +28,7 @@ def test_every_snippet_of_the_documentation_runs(sandbox, root):
         blocks = re.findall(r"^```python\n(.*?)^```$", (root / name).read_text(), re.MULTILINE | re.DOTALL)
         if blocks:
             programs[name] = "\n".join(blocks)
-    assert {"README.md", "docs/python/README.md"} <= set(programs)
+    assert {"README.md", "docs/python/README.md", "docs/python/inspect.md"} <= set(programs)
     for name, program in programs.items():
         execute("-c", program)
 

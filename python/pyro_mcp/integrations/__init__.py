@@ -1,0 +1,1 @@
+"""What other libraries load of this package; each needs its extra."""
