@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Dict, Optional
+from typing import TYPE_CHECKING, Any, Coroutine, Dict, Optional, TypeVar
 
 from ._connection import Connection, Item, Put
 from ._manager import VmManager
@@ -11,6 +11,8 @@ from ._manager import VmManager
 if TYPE_CHECKING:
     import asyncio
     import queue
+
+R = TypeVar("R")
 
 # A longer request might not fit into the pipe at once: an event loop does not wait for that.
 SHORT = 32 << 10
@@ -67,6 +69,11 @@ class Call(_Begun):
             raise TimeoutError("the time to wait is over") from None
 
     @staticmethod
+    def carry_through(done: R) -> R:
+        """What was to be done, has been done."""
+        return done
+
+    @staticmethod
     def end(manager: VmManager) -> None:
         """Closes the manager."""
         manager.close()
@@ -112,6 +119,25 @@ class AsyncCall(_Begun):
             return await asyncio.wait_for(self._items.get(), max(0.0, deadline - time.monotonic()))
         except asyncio.TimeoutError:
             raise TimeoutError("the time to wait is over") from None
+
+    @staticmethod
+    async def carry_through(work: Coroutine[Any, Any, R]) -> R:
+        """Does something to its end, also if the caller is cancelled meanwhile, once or again."""
+        import asyncio
+
+        doing = asyncio.ensure_future(work)
+        cancelled: Optional[asyncio.CancelledError] = None
+        while not doing.done():
+            try:
+                await asyncio.wait([doing])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            # Looked at, so that no failure is reported as forgotten.
+            if not doing.cancelled():
+                doing.exception()
+            raise cancelled
+        return doing.result()
 
     @staticmethod
     async def end(manager: VmManager) -> None:

@@ -6,6 +6,7 @@ import gc
 import pytest
 
 from pyro_mcp import AsyncPyro, PyroValueError
+from sandbox import wait_until
 
 ENVIRONMENT = "debian:12"
 
@@ -60,6 +61,45 @@ def test_a_cancelled_call_leaves_nothing(sandbox):
                 await call
             # Its VM counts no more.
             assert (await pyro.reap_expired())["count"] == 0
+    asyncio.run(main())
+    assert sandbox.machines() == []
+
+
+def test_what_was_made_when_its_maker_was_interrupted_goes(sandbox):
+    async def main():
+        async with AsyncPyro() as pyro:
+            await pyro.list_environments()
+            under_way = pyro.manager._slot.connection._calls
+
+            def interrupt(_):
+                # When the result has come in, which nobody has looked at yet.
+                wait_until("end of the call", lambda: not under_way)
+                raise KeyError("interrupted")
+            with pytest.raises(KeyError):
+                await pyro.create_task(environment=ENVIRONMENT, on_progress=interrupt)
+            assert (await pyro.list_tasks())["count"] == 0
+    asyncio.run(main())
+    assert sandbox.machines() == []
+
+
+def test_a_task_goes_with_its_context_however_often_that_is_cancelled(sandbox):
+    async def main():
+        async with AsyncPyro() as pyro:
+            entered = asyncio.Event()
+
+            async def use():
+                async with pyro.task(ENVIRONMENT):
+                    entered.set()
+                    await asyncio.sleep(1000)
+            using = asyncio.ensure_future(use())
+            await entered.wait()
+            for _ in range(3):
+                using.cancel()
+                # Let it go on until it waits again.
+                await asyncio.sleep(0)
+            with pytest.raises(asyncio.CancelledError):
+                await using
+            assert (await pyro.list_tasks())["count"] == 0
     asyncio.run(main())
     assert sandbox.machines() == []
 

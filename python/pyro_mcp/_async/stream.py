@@ -92,7 +92,7 @@ class AsyncCommandStream(Generic[R]):
         """Ends the command if it still runs, and waits for that."""
         if self._call is not None and not self._has_ended:
             self._has_ended = True
-            await give_up(self._call)
+            await AsyncCall.carry_through(give_up(self._call))
 
     def __del__(self) -> None:
         if self._call is not None and not self._has_ended:

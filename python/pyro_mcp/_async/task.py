@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Dict, Optional, Union
 
+from .._calls import AsyncCall
 from .._manager import StrPath
 from .._output import OnOutput
 from ..errors import PyroValueError
@@ -135,7 +136,7 @@ class AsyncTaskContext:
         task, self._task = self._task, None
         if task is not None:
             try:
-                await task.delete()
+                await AsyncCall.carry_through(task.delete())
             except PyroValueError as error:
                 # Somebody deleted it in the context.
                 if error.code != "not_found":

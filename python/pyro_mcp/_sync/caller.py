@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, Optional, Tuple
 
 from .._calls import Call
 from .._connection import Event, Failed, Item, OutputEvent, Result
 from .._manager import VmManager
 from .._output import Decoder, OnOutput
+from ..errors import PyroError
 
+# The method that takes back what a result tells of, and its parameters.
+Undo = Callable[[Any], Tuple[str, Dict[str, Any]]]
 Env = Optional[Mapping[str, str]]
 
 if TYPE_CHECKING:
@@ -32,10 +35,11 @@ class Caller:
 
     def _call(
         self, method: str, params: Dict[str, Any], *, on_progress: Optional[OnProgress] = None,
-        on_output: Optional[OnOutput] = None, timeout: Optional[float] = None,
+        on_output: Optional[OnOutput] = None, timeout: Optional[float] = None, undo: Optional[Undo] = None,
     ) -> Any:
         """The result of a call. What is left when it ends otherwise, by an exception of a callback for instance, is
-        cancelled and waited for. After `timeout` seconds it is a `TimeoutError`."""
+        cancelled and waited for; if that comes too late, `undo` says what takes its result back. After `timeout` seconds
+        it is a `TimeoutError`."""
         call = Call()
         decoder = Decoder()
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -58,7 +62,20 @@ class Caller:
                     tell(item, on_progress)
         finally:
             if not has_ended:
-                give_up(call)
+                Call.carry_through(self._give_up(call, undo))
+
+    def _give_up(self, call: Call, undo: Optional[Undo]) -> Optional[Result]:
+        """See `give_up`. What a result tells of is taken back."""
+        result = give_up(call)
+        if result is not None and undo is not None:
+            method, params = undo(result.value)
+            try:
+                self._call(method, params)
+            except PyroError as error:
+                import logging
+
+                logging.getLogger("pyro_mcp").warning("%s failed after an interruption: %s", method, error)
+        return result
 
 
 def tell(item: Item, on_progress: Optional[OnProgress]) -> None:
@@ -74,16 +91,18 @@ def tell(item: Item, on_progress: Optional[OnProgress]) -> None:
             on_progress(item.value)  # type: ignore[arg-type]
 
 
-def give_up(call: Call) -> None:
-    """Ends a call and waits until what it held is freed."""
+def give_up(call: Call) -> Optional[Result]:
+    """Ends a call and waits until what it held is freed. Its result, if it ended before."""
     call.cancel()
     deadline = time.monotonic() + END_LIMIT
     try:
-        while not isinstance(call.get(deadline), (Result, Failed)):
-            pass
+        while True:
+            item = call.get(deadline)
+            if isinstance(item, (Result, Failed)):
+                return item if isinstance(item, Result) else None
     except TimeoutError:
         # Its end is seen to by the executable, whoever waits.
-        pass
+        return None
 
 
 def without_none(params: Dict[str, Any]) -> Dict[str, Any]:

@@ -107,7 +107,8 @@ class Pyro(Caller):
             on_progress: Called with what happens meanwhile.
         """
         params = _spec(environment, vcpu_count, mem_mib, ttl_seconds, network, allow_host_compat)
-        return self._call("create_vm", params, on_progress=on_progress)
+        return self._call(
+            "create_vm", params, on_progress=on_progress, undo=lambda vm: ("delete_vm", {"vm_id": vm["vm_id"]}))
 
     def start_vm(self, vm_id: str, *, on_progress: Optional[OnProgress] = None) -> types.Vm:
         """Boots a VM that was created or stopped until it takes commands."""
@@ -200,7 +201,9 @@ class Pyro(Caller):
             disk_mib: Size of its disk in MiB, 256 to 1048576; `None`: 8192, or less if the host's disk could not hold that.
         """
         params = _spec(environment, vcpu_count, mem_mib, ttl_seconds, network, allow_host_compat)
-        return self._call("create_task", {**params, "disk_mib": disk_mib}, on_progress=on_progress)
+        return self._call(
+            "create_task", {**params, "disk_mib": disk_mib}, on_progress=on_progress,
+            undo=lambda task: ("delete_task", {"task_id": task["task_id"]}))
 
     def exec_task(
         self, task_id: str, *, command: str, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,

@@ -92,7 +92,7 @@ class CommandStream(Generic[R]):
         """Ends the command if it still runs, and waits for that."""
         if self._call is not None and not self._has_ended:
             self._has_ended = True
-            give_up(self._call)
+            Call.carry_through(give_up(self._call))
 
     def __del__(self) -> None:
         if self._call is not None and not self._has_ended:
