@@ -10,6 +10,9 @@ use crate::event::CallEvent;
 use crate::fault::{Fault, Problem, RpcError};
 use crate::limits::{REQUEST_BYTES, RESPONSE_BYTES};
 
+/// A result of so many bytes is written where it is, while nothing else goes on.
+const SHORT_BYTES: usize = 64 << 10;
+
 /// Parameters by name.
 pub(crate) type Object = Map<String, Value>;
 
@@ -84,19 +87,25 @@ pub(crate) fn too_long() -> Vec<u8> {
 
 /// The line of a result.
 pub(crate) fn success(id: &Id, result: &impl Serialize) -> Result<Vec<u8>, Fault> {
+    success_within(RESPONSE_BYTES, id, result)
+}
+
+/// The line of a result, if it takes next to no time to write it.
+pub(crate) fn short_success(id: &Id, result: &impl Serialize) -> Option<Vec<u8>> {
+    success_within(SHORT_BYTES, id, result).ok()
+}
+
+fn success_within(limit: usize, id: &Id, result: &impl Serialize) -> Result<Vec<u8>, Fault> {
     #[derive(Serialize)]
     struct Answer<'a, T> {
         jsonrpc: &'static str,
         id: &'a Id,
         result: &'a T,
     }
-    let mut line = Bounded { line: Vec::new(), room: RESPONSE_BYTES };
+    let mut line = Bounded { line: Vec::new(), room: limit };
     match serde_json::to_writer(&mut line, &Answer { jsonrpc: "2.0", id, result }) {
         Ok(()) => Ok(ended(line.line)),
-        Err(_) => Err(Fault::new(
-            Problem::MessageTooLong,
-            format!("the result has more than {RESPONSE_BYTES} bytes"),
-        )),
+        Err(_) => Err(Fault::new(Problem::MessageTooLong, format!("the result has more than {limit} bytes"))),
     }
 }
 
@@ -158,3 +167,6 @@ impl io::Write for Bounded {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

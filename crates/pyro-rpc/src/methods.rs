@@ -206,8 +206,11 @@ methods! {
     "rpc.discover"() -> Value { document::document().clone() }
 }
 
-/// The line with a result. Written on a thread of its own, as it may be long and other calls go on meanwhile.
+/// The line with a result. A long one is written on a thread of its own, as other calls go on meanwhile.
 async fn answer<T: Serialize + Send + 'static>(id: &Id, result: T) -> Result<Vec<u8>, Fault> {
+    if let Some(line) = message::short_success(id, &result) {
+        return Ok(line);
+    }
     let id = id.clone();
     let written = tokio::task::spawn_blocking(move || message::success(&id, &result)).await;
     written.unwrap_or_else(|lost| Err(EngineError::internal("a result was lost").caused_by(lost).into()))

@@ -210,3 +210,6 @@ impl Session {
         tokio::join!(work, teller.tell(events, &over)).0
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,3 +64,6 @@ impl Teller {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,13 @@
 //! `pyro rpc`.
 
-use pyro_engine::Engine;
+use pyro_engine::{Engine, OutputStream};
 use pyro_rpc::Server;
 
 use crate::args::RpcArgs;
 use crate::commands;
 use crate::error_report::CliError;
 use crate::exit::Exit;
-use crate::printer::Printer;
+use crate::printer::{OutputError, Printer};
 use crate::session;
 use crate::signals;
 
@@ -21,10 +21,8 @@ pub(crate) fn run(args: &RpcArgs, printer: &Printer) -> Result<Exit, CliError> {
         let mut requests = signals::listen()?;
         let mut stopped = None;
         let stop = async { stopped = requests.recv().await };
-        Server::new(engine)
-            .serve(tokio::io::stdin(), tokio::io::stdout(), stop)
-            .await
-            .map_err(|error| CliError::System("cannot talk to the client".to_owned(), error))?;
+        let served = Server::new(engine).serve(tokio::io::stdin(), tokio::io::stdout(), stop).await;
+        served.map_err(|error| OutputError::new(OutputStream::Stdout, error))?;
         Ok(stopped.map_or(Exit::Success, Exit::Stopped))
     })
 }

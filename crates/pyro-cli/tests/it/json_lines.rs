@@ -44,9 +44,14 @@ impl Session {
         answer
     }
 
+    /// Says no more.
+    pub(crate) fn close(&mut self) {
+        drop(self.input.take());
+    }
+
     /// Closes the input and waits for the end.
     pub(crate) fn end(mut self) {
-        drop(self.input.take());
+        self.close();
         let ended = self.server.wait_with_output().unwrap();
         assert_eq!(ended.status.code(), Some(0), "{ended:?}");
         assert_eq!(String::from_utf8_lossy(&ended.stderr), "");

@@ -16,6 +16,7 @@ mod mcp_install;
 mod model;
 mod policy;
 mod rpc;
+mod rpc_client;
 mod run;
 mod run_on_host;
 mod settings;

@@ -1,6 +1,7 @@
 //! `pyro rpc` without a VM: the handshake, and how the server takes what it should not get.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::Stdio;
 
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::harness::Home;
 use crate::json_lines::Session;
+use crate::rpc_client::Client;
 
 /// A server that has not been spoken to.
 fn silent(home: &Home) -> Session {
@@ -40,6 +42,16 @@ fn refusal(session: &mut Session, line: &str) -> (Value, i64, String) {
 
 fn hello(version: &str) -> Value {
     json!({ "protocol": 1, "client": { "name": "pyro-mcp", "version": version } })
+}
+
+/// No VM can run, and commands find the usual programs.
+fn host() -> Home {
+    Home::new().set("PATH", "/usr/bin:/bin").set_path("PYRO_QEMU", "no-such-qemu")
+}
+
+/// Parameters of `run_in_vm` for a command on the host.
+fn on_host(command: &str, output: &str) -> Value {
+    json!({ "environment": "debian:12", "allow_host_compat": true, "command": command, "output": output })
 }
 
 #[test]
@@ -108,6 +120,66 @@ fn a_signal_ends_it() {
     kill_process(Pid::from_child(&session.server), Signal::TERM).unwrap();
     let ended = session.server.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(143));
+}
+
+#[test]
+fn it_ends_when_nobody_reads_what_it_says() {
+    let mut server = Home::new().command(["rpc"]).stdin(Stdio::piped()).spawn().unwrap();
+    drop(server.stdout.take());
+    // The input stays open.
+    let mut input = server.stdin.take().unwrap();
+    writeln!(input, "this is no JSON").unwrap();
+    assert_eq!(server.wait().unwrap().code(), Some(141));
+}
+
+#[test]
+fn output_that_is_not_consumed_holds_up_its_own_call_only() {
+    let mut client = Client::new(host().command(["rpc"]));
+    client.acknowledges = false;
+    let window = 1 << 20;
+    let much = client.begin("run_in_vm", on_host("head -c 5000000 /dev/zero; echo end >&2", "stream"));
+    // A piece that does not fit as a whole waits, so somewhat less than the window comes.
+    while client.output(much, "stdout").len() < window - (256 << 10) {
+        client.receive();
+    }
+    let other = client.call("run_in_vm", on_host("echo hi", "capture"));
+    assert_eq!((&other["stdout"], &other["execution_mode"]), (&json!("hi\n"), &json!("host_compat")));
+    assert!(client.output(much, "stdout").len() <= window);
+    client.acknowledges = true;
+    client.notify("ack", json!({ "id": much, "bytes": client.output(much, "stdout").len() }));
+    let answer = client.answer(much);
+    assert_eq!(answer["result"]["exit_code"], 0, "{answer}");
+    assert_eq!((&answer["result"]["stdout"], client.output(much, "stdout").len()), (&json!(""), 5_000_000));
+    assert_eq!(client.output(much, "stderr"), b"end\n");
+    let phases = client.events.iter().filter(|(id, event)| *id == much && event["type"] == "phase");
+    let phases: Vec<_> = phases.map(|(_, event)| event["phase"].as_str().unwrap()).collect();
+    assert_eq!(phases, ["create", "start", "execute"]);
+    client.session.end();
+}
+
+#[test]
+fn a_call_that_is_cancelled_or_whose_client_goes_leaves_nothing() {
+    let home = host();
+    let mut client = Client::new(home.command(["rpc"]));
+    client.acknowledges = false;
+    let vms = home.path(".local/state/pyro-mcp/vms");
+    let has_vm = || fs::read_dir(&vms).unwrap().count();
+    let long = "echo begun; cat /dev/zero";
+    let call = client.begin("run_in_vm", on_host(long, "stream"));
+    client.event(call, |event| event["type"] == "output");
+    assert_eq!(has_vm(), 1);
+    client.notify("cancel", json!({ "id": call }));
+    let answer = client.answer(call);
+    assert_eq!(answer["error"]["data"]["code"], "cancelled", "{answer}");
+    assert_eq!(has_vm(), 0);
+
+    let call = client.begin("run_in_vm", on_host(long, "stream"));
+    client.event(call, |event| event["type"] == "output");
+    client.session.close();
+    let answer = client.answer(call);
+    assert_eq!(answer["error"]["data"]["code"], "cancelled", "{answer}");
+    client.session.end();
+    assert_eq!(has_vm(), 0);
 }
 
 #[test]

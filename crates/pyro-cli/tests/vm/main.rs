@@ -19,6 +19,8 @@ mod harness;
 #[path = "../it/http_client.rs"]
 mod http_client;
 mod identity;
+#[path = "../it/json_lines.rs"]
+mod json_lines;
 mod kills;
 mod lifecycle;
 mod mcp;
@@ -31,6 +33,9 @@ mod output;
 mod parallel;
 mod persistence;
 mod registry;
+mod rpc;
+#[path = "../it/rpc_client.rs"]
+mod rpc_client;
 mod run;
 mod signals;
 mod spares;
