@@ -11,8 +11,8 @@ export PYRO_TEST_CACHE ?= $(abspath $(or $(CARGO_TARGET_DIR),target)/test-enviro
 PREFIX ?= /usr/local
 SHARE = $(DESTDIR)$(PREFIX)/share
 
-# What the tests of the Python package need, and the programs that `tests/clients` lets speak to pyro.
-PYTHON_TESTS = $(abspath $(or $(CARGO_TARGET_DIR),target)/test-python)
+# What makes and tests the Python package, and the programs that `tests/clients` lets speak to pyro.
+PYTHON = $(abspath $(or $(CARGO_TARGET_DIR),target)/python)
 CLIENTS = $(abspath $(or $(CARGO_TARGET_DIR),target)/test-clients)
 
 FUZZ_SECONDS ?= 20
@@ -47,6 +47,11 @@ install: $(PYRO) ## Install what was built, with completions and manual pages (P
 $(PYRO):
 	$(MAKE) build
 
+# With maturin as pinned, and not through pip, which would make a wheel for this host only.
+.PHONY: wheel
+wheel: $(PYTHON)/made ## Build the Python wheel, optimised, and put it into target/wheels
+	$(PYTHON)/bin/maturin build --release
+
 .PHONY: guest-kernel
 guest-kernel: ## Build the small guest kernel and put it where pyro finds it (some minutes, 2 GiB in target/)
 	scripts/setup-host --guest-kernel
@@ -59,15 +64,23 @@ test: build-test ## Run every test, those that boot real microVMs included
 	$(MAKE) test-python test-clients
 
 .PHONY: test-python
-test-python: build-test $(PYTHON_TESTS)/made ## Run only the tests of the Python package
-	$(PYTHON_TESTS)/bin/python -B -m pytest -c tests/python/pytest.ini tests/python --pyro $(BUILT)/debug/pyro
+test-python: build-test $(PYTHON)/made ## Run only the tests of the Python package
+	$(PYTHON)/bin/python -B -m pytest -c tests/python/pytest.ini tests/python --pyro $(BUILT)/debug/pyro
 
 .PHONY: test-clients
 test-clients: build-test $(CLIENTS)/python/made $(CLIENTS)/node/made ## Run only the tests in which other programs use pyro
 	$(CLIENTS)/python/bin/python -B -m pytest -c tests/clients/pytest.ini tests/clients --pyro $(BUILT)/debug/pyro --node $(CLIENTS)/node
 
+.PHONY: test-wheel
+test-wheel: build-test $(PYTHON)/made ## Run only the tests of the Python wheel and the source distribution
+	rm -rf $(PYTHON)/wheels
+	$(PYTHON)/bin/maturin build --quiet --profile dev --out $(PYTHON)/wheels
+	$(PYTHON)/bin/maturin sdist --out $(PYTHON)/wheels
+	$(PYTHON)/bin/python -B -m pytest -c tests/wheel/pytest.ini tests/wheel $(WHEEL_TESTS) \
+		--wheel $(PYTHON)/wheels/*.whl --sdist $(PYTHON)/wheels/*.tar.gz
+
 # All are made anew when what is pinned changes.
-$(PYTHON_TESTS)/made: tests/python/requirements.txt | setup-test
+$(PYTHON)/made: tests/python/requirements.txt | setup-test
 	rm -rf $(@D)
 	python3 -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
@@ -94,7 +107,8 @@ build-test: setup-test
 .PHONY: test-full
 test-full: export PROPTEST_CASES = 2000
 test-full: NEXTEST_PROFILE = full
-test-full: test fuzz-smoke ## The same with many more cases per property, then every fuzz target for a while
+test-full: export WHEEL_TESTS = -m ""
+test-full: test test-wheel fuzz-smoke ## The same with many more cases per property, wheels, then every fuzz target for a while
 
 .PHONY: setup-test
 setup-test:
