@@ -21,7 +21,8 @@ def test_everything_that_a_task_can_do(pyro, tmp_path):
         assert task.read_file("a/b/data") == data
         task.write_file("run.sh", "#!/bin/sh\necho käse", executable=True)
         assert task.exec("./run.sh")["stdout"] == "käse\n"
-        with pytest.raises(ValueError, match="nothing"):
+        assert task.read_text("/proc/sys/kernel/ostype") == "Linux\n"
+        with pytest.raises(ValueError, match="/workspace/nothing: No such file"):
             task.read_file("nothing")
 
         (tmp_path / "tree").mkdir()

@@ -16,12 +16,16 @@ use crate::{ArchiveError, Limits, MAX_NAME, Report};
 /// Without waiting for a fifo's other end or becoming a terminal's owner, should it be one by then.
 const OPEN: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
+/// Most that is read of a file that claims to be empty, in bytes: it is kept in memory.
+const MAX_OF_NO_SIZE: u64 = 16 << 20;
+
 /// Writes the file or directory at `source` as a stream.
 ///
 /// A symlink at `source` itself is followed, those below it are stored as symlinks. Kept are permission bits,
 /// without setuid, setgid and sticky, and the time of the last change in seconds; nothing says whose the
 /// files are. Devices, fifos and sockets are left out, as is what is gone when its turn comes. Of a file that
-/// grows meanwhile, the size it had first is stored. `sink` gets large pieces and needs no buffer.
+/// grows meanwhile, the size it had first is stored. Files that claim to be empty and are not, as those of `/proc`, are
+/// stored as they are read if they are `source` itself, up to 16 MiB. `sink` gets large pieces and needs no buffer.
 ///
 /// # Errors
 /// [`ArchiveError`], also when something may not be read or a file becomes shorter while it is read. The
@@ -46,12 +50,27 @@ pub fn pack<W: Write>(source: &Path, sink: &mut W, limits: &Limits) -> Result<Re
     };
     packing.count()?;
     match file_type(&stat) {
-        FileType::RegularFile => packing.file(handle, &stat, &Name::item())?,
+        FileType::RegularFile if stat.st_size == 0 => {
+            let contents = contents_of_no_size(handle, &shown)?;
+            packing.file(contents.as_slice(), contents.len() as u64, &stat, &Name::item())?;
+        }
+        FileType::RegularFile => packing.file(File::from(handle), size(&stat), &stat, &Name::item())?,
         FileType::Directory => packing.tree(handle, &stat)?,
         _ => return Err(not_an_item()),
     }
     packing.output.end()?;
     Ok(packing.report)
+}
+
+/// What is in a file that says it is empty, as those of `/proc` do.
+fn contents_of_no_size(file: OwnedFd, shown: &str) -> Result<Vec<u8>, ArchiveError> {
+    let mut contents = Vec::new();
+    let file = File::from(file);
+    file.take(MAX_OF_NO_SIZE + 1).read_to_end(&mut contents).map_err(ArchiveError::io("read", shown))?;
+    if contents.len() as u64 > MAX_OF_NO_SIZE {
+        return Err(ArchiveError::TooLarge { limit: MAX_OF_NO_SIZE });
+    }
+    Ok(contents)
 }
 
 struct Packing<'a, W: Write> {
@@ -115,20 +134,18 @@ impl<W: Write> Packing<'_, W> {
         };
         let stat = rustix::fs::fstat(&handle).map_err(ArchiveError::io("examine", &name))?;
         match file_type(&stat) {
-            FileType::RegularFile => self.file(handle, &stat, &name).map(|()| None),
+            FileType::RegularFile => self.file(File::from(handle), size(&stat), &stat, &name).map(|()| None),
             FileType::Directory => self.directory(handle, &stat, name).map(Some),
             _ => Err(replaced(&name)),
         }
     }
 
-    fn file(&mut self, handle: OwnedFd, stat: &Stat, name: &Name) -> Result<(), ArchiveError> {
-        let size = u64::try_from(stat.st_size).unwrap_or(0);
+    fn file(&mut self, mut file: impl Read, size: u64, stat: &Stat, name: &Name) -> Result<(), ArchiveError> {
         let limit = self.limits.max_bytes;
         if size > limit.saturating_sub(self.report.bytes) {
             return Err(ArchiveError::TooLarge { limit });
         }
         self.output.file(name, &attributes(stat), size)?;
-        let mut file = File::from(handle);
         let mut left = size;
         while left > 0 {
             let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
@@ -204,6 +221,10 @@ impl<W: Write> Packing<'_, W> {
 
 fn file_type(stat: &Stat) -> FileType {
     FileType::from_raw_mode(stat.st_mode)
+}
+
+fn size(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_size).unwrap_or(0)
 }
 
 fn attributes(stat: &Stat) -> Attributes {

@@ -20,11 +20,9 @@ pub enum CopyError {
     #[error("the VM cannot be reached")]
     NotReached(#[source] io::Error),
     /// The guest's half of the work failed.
-    #[error("the guest failed at {step}: {cause}")]
+    #[error("in the VM: {cause}")]
     Guest {
-        /// What it was doing.
-        step: String,
-        /// Why it failed.
+        /// Why it failed, with the path.
         cause: String,
     },
     /// The host's half of the work failed.
@@ -124,7 +122,7 @@ impl GuestClient {
         };
         match (taken, &reply) {
             (Err(ArchiveError::Truncated), Some(Reply::NotStarted(failure))) => {
-                Err(CopyError::Guest { step: failure.step.clone(), cause: failure.cause.clone() })
+                Err(CopyError::Guest { cause: failure.cause.clone() })
             }
             (Err(ArchiveError::Truncated | ArchiveError::Stream { .. }), _) => Err(CopyError::Lost),
             (taken, _) => Ok((taken.map_err(CopyError::Host)?, reply)),
@@ -159,7 +157,7 @@ impl GuestClient {
         };
         match (answer, given) {
             (Some(Ok(Frame::Control(Reply::NotStarted(failure)))), _) => {
-                Err(CopyError::Guest { step: failure.step, cause: failure.cause })
+                Err(CopyError::Guest { cause: failure.cause })
             }
             // What could not be packed is missing there; the guest itself leaves nothing out.
             (Some(Ok(Frame::Control(Reply::Archived(_)))), Some(given)) => Ok(given),

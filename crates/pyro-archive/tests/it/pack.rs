@@ -57,6 +57,21 @@ fn a_stream_is_sorted_tar_that_others_can_read() {
 }
 
 #[test]
+fn a_file_that_says_it_is_empty_is_read_all_the_same() {
+    let (stream, report) = packed(Path::new("/proc/version"), &LIMITS).unwrap();
+    let mut archive = tar::Archive::new(stream.as_slice());
+    let mut entry = archive.entries().unwrap().next().unwrap().unwrap();
+    let mut text = String::new();
+    io::Read::read_to_string(&mut entry, &mut text).unwrap();
+    assert_eq!(text, fs::read_to_string("/proc/version").unwrap());
+    assert_eq!((report.entries, report.bytes), (1, text.len() as u64));
+    let refused = packed(Path::new("/proc/version"), &Limits { max_bytes: 5, ..LIMITS }).unwrap_err();
+    assert!(matches!(refused, ArchiveError::TooLarge { limit: 5 }), "{refused:?}");
+    let unread = packed(Path::new("/proc/self/mem"), &LIMITS).unwrap_err();
+    assert!(matches!(unread, ArchiveError::Io { action: "read", .. }), "{unread:?}");
+}
+
+#[test]
 fn nothing_says_whose_it_is() {
     let dir = tempdir().unwrap();
     let path = dir.path().join("file");
