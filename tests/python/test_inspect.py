@@ -1,10 +1,12 @@
 """The sandbox of inspect-ai: its own self-check, and what that does not ask."""
 
 import asyncio
+import contextlib
 import types
 
 import anyio
 import pytest
+from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.util import (
     OutputLimitExceededError, SandboxEnvironmentSpec, SandboxUnavailableError, SandboxUserUnsupportedError)
 from inspect_ai.util._sandbox import self_check
@@ -17,13 +19,6 @@ from pyro_mcp.integrations.inspect import PyroSandboxConfig, PyroSandboxEnvironm
 
 pytestmark = pytest.mark.anyio
 
-ROOT_MAY = "commands run as root, whom permissions of files do not stop"
-CANNOT = {
-    "test_read_file_not_allowed": ROOT_MAY,
-    "test_write_text_file_without_permissions": ROOT_MAY,
-    "test_write_binary_file_without_permissions": ROOT_MAY,
-}
-
 PS = """#!/bin/sh
 for line in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$line; echo; done 2>/dev/null
 """
@@ -34,16 +29,28 @@ def anyio_backend():
     return "asyncio"
 
 
-@pytest.fixture(scope="module")
-async def shared(module_sandbox):
-    await PyroSandboxEnvironment.task_init("check", None)
-    environments = await PyroSandboxEnvironment.sample_init("check", None, {})
-    # The self-check looks for processes with `ps`, which the guest does not have.
-    await environments["default"].write_file("/usr/local/bin/ps", PS)
-    await environments["default"].exec(["chmod", "+x", "/usr/local/bin/ps"])
+@contextlib.asynccontextmanager
+async def sample(config=None):
+    await PyroSandboxEnvironment.task_init("check", config)
+    environments = await PyroSandboxEnvironment.sample_init("check", config, {})
+    # Tests look for processes with `ps`, which the guest does not have.
+    made = "cat >/usr/local/bin/ps && chmod +x /usr/local/bin/ps"
+    assert (await environments["default"].exec(["sh", "-c", made], input=PS, user="root")).success
     yield environments["default"]
-    await PyroSandboxEnvironment.sample_cleanup("check", None, environments, False)
-    await PyroSandboxEnvironment.task_cleanup("check", None, True)
+    await PyroSandboxEnvironment.sample_cleanup("check", config, environments, False)
+    await PyroSandboxEnvironment.task_cleanup("check", config, True)
+
+
+@pytest.fixture(scope="module")
+async def environment(module_sandbox):
+    async with sample() as environment:
+        yield environment
+
+
+@pytest.fixture(scope="module")
+async def of_nobody(module_sandbox):
+    async with sample(PyroSandboxConfig(user="nobody")) as environment:
+        yield environment
 
 
 async def no_wait(seconds):
@@ -51,178 +58,176 @@ async def no_wait(seconds):
 
 
 @pytest.fixture
-def sandbox_env(request, shared, monkeypatch):
+def sandbox_env(of_nobody, monkeypatch):
+    """What the self-check is given: permissions of files do not stop root."""
     # A command whose time is over has ended: no need to wait for that.
     monkeypatch.setattr(self_check, "anyio", types.SimpleNamespace(sleep=no_wait))
-    reason = CANNOT.get(request.node.originalname)
-    if reason:
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError))
-    return shared
+    return of_nobody
 
 
 # Commands
 
-async def test_what_a_command_started_ends_with_its_time(sandbox_env):
+async def test_what_a_command_started_ends_with_its_time(environment):
     with pytest.raises(TimeoutError) as caught:
-        await sandbox_env.exec(["sh", "-c", "echo begun; sleep 1234 & sleep 1234"], timeout=1)
+        await environment.exec(["sh", "-c", "echo begun; sleep 1234 & sleep 1234"], timeout=1)
     assert caught.value.truncated_output.startswith("begun\n")
-    found = await sandbox_env.exec(["sh", "-c", "ps | grep -c 'sleep 123[4]'"])
+    found = await environment.exec(["sh", "-c", "ps | grep -c 'sleep 123[4]'"])
     assert found.stdout == "0\n"
 
 
-async def test_a_command_that_is_given_up_ends(sandbox_env):
+async def test_a_command_that_is_given_up_ends(environment):
     with anyio.move_on_after(1) as scope:
-        await sandbox_env.exec(["sh", "-c", "sleep 4321 & sleep 4321"])
+        await environment.exec(["sh", "-c", "sleep 4321 & sleep 4321"])
     assert scope.cancelled_caught
     gone = "while ps | grep -q 'sleep 432[1]'; do sleep 0.05; done"
-    assert (await sandbox_env.exec(["sh", "-c", gone], timeout=20)).success
+    assert (await environment.exec(["sh", "-c", gone], timeout=20)).success
 
 
-async def test_statuses_are_the_commands_own(sandbox_env):
+async def test_statuses_are_the_commands_own(environment):
     for status in (126, 127):
-        ended = await sandbox_env.exec(["sh", "-c", f"echo Permission denied >&2; exit {status}"])
+        ended = await environment.exec(["sh", "-c", f"echo Permission denied >&2; exit {status}"])
         assert (ended.success, ended.returncode, ended.stderr) == (False, status, "Permission denied\n")
-    ended = await sandbox_env.exec(["no-such-program"])
+    ended = await environment.exec(["no-such-program"])
     assert ended.returncode == 127
     assert ended.stderr.endswith("no-such-program: not found\n"), "and nothing that the provider told itself"
-    ended = await sandbox_env.exec(["true", "x" * 200_000])
+    ended = await environment.exec(["true", "x" * 200_000])
     assert ended.returncode == 126 and "too long" in ended.stderr
 
 
-async def test_a_directory_that_is_missing(sandbox_env):
-    ended = await sandbox_env.exec(["pwd"], cwd="no/such")
+async def test_a_directory_that_is_missing(environment):
+    ended = await environment.exec(["pwd"], cwd="no/such")
     assert ended.returncode == 1 and "/workspace/no/such" in ended.stderr
 
 
-async def test_words_stay_as_they_are(sandbox_env):
+async def test_words_stay_as_they_are(environment):
     words = ["", " ", "'", '"', "$HOME", "`id`", "\\", "a\nb", "*", "-n", "~", "ü"]
-    ended = await sandbox_env.exec(["printf", "<%s>", *words], env={"HOME": "/nowhere", "X": "$(id)'\n"})
+    ended = await environment.exec(["printf", "<%s>", *words], env={"HOME": "/nowhere", "X": "$(id)'\n"})
     assert ended.stdout == "".join(f"<{word}>" for word in words)
 
 
-async def test_variables(sandbox_env):
-    ended = await sandbox_env.exec(["/usr/bin/env"], env={"PATH": "/opt/bin:/bin", "QUOTES": "'$(id)\""})
+async def test_variables(environment):
+    ended = await environment.exec(["/usr/bin/env"], env={"PATH": "/opt/bin:/bin", "QUOTES": "'$(id)\""})
     assert "PATH=/opt/bin:/bin" in ended.stdout.splitlines() and "QUOTES='$(id)\"" in ended.stdout.splitlines()
     assert not [line for line in ended.stdout.splitlines() if line.split("=")[0] in ("entry", "uid", "secret")]
     with pytest.raises(ValueError):
-        await sandbox_env.exec(["true"], env={"a b": ""})
+        await environment.exec(["true"], env={"a b": ""})
     for cmd in ([], ["echo", "\0"]):
         with pytest.raises(ValueError):
-            await sandbox_env.exec(cmd)
+            await environment.exec(cmd)
 
 
-async def test_a_user(sandbox_env):
-    ended = await sandbox_env.exec(["sh", "-c", 'id -u; id -G; echo $HOME $USER; pwd; cat'], user="nobody", input="word")
+async def test_a_user(environment):
+    ended = await environment.exec(["sh", "-c", 'id -u; id -G; echo $HOME $USER; pwd; cat'], user="nobody", input="word")
     assert ended.stdout == "65534\n65534\n/nonexistent nobody\n/workspace\nword"
-    assert (await sandbox_env.exec(["id", "-un"], user="65534")).stdout == "nobody\n"
-    assert (await sandbox_env.exec(["cat", "/etc/shadow"], user="nobody")).returncode == 1
+    assert (await environment.exec(["id", "-un"], user="65534")).stdout == "nobody\n"
+    assert (await environment.exec(["cat", "/etc/shadow"], user="nobody")).returncode == 1
     words = ["x" * 60_000, "'" * 60_000]
-    ended = await sandbox_env.exec(["printf", "%s", *words], user="nobody", input="word")
+    ended = await environment.exec(["printf", "%s", *words], user="nobody", input="word")
     assert ended.stdout == "".join(words)
     with pytest.raises(PermissionError):
-        await sandbox_env.exec(["/etc/passwd"], user="nobody")
+        await environment.exec(["/etc/passwd"], user="nobody")
     for user in ("no-such-user", "4242", "'; id"):
         with pytest.raises(SandboxUserUnsupportedError):
-            await sandbox_env.exec(["id"], user=user)
+            await environment.exec(["id"], user=user)
 
 
-async def test_a_user_cannot_supply_what_root_runs(sandbox_env):
+async def test_a_user_cannot_supply_what_root_runs(environment):
     trap = b"#!/bin/sh\necho trapped\n"
     for name in ("getent", "setpriv", "rm", "cat"):
-        await sandbox_env.write_file(f"/tmp/traps/{name}", trap)
-    await sandbox_env.exec(["chmod", "-R", "755", "/tmp/traps"])
-    ended = await sandbox_env.exec(
+        await environment.write_file(f"/tmp/traps/{name}", trap)
+    await environment.exec(["chmod", "-R", "755", "/tmp/traps"])
+    ended = await environment.exec(
         ["id", "-un"], user="nobody", input="x", env={"PATH": "/tmp/traps:/usr/bin:/bin", "ENV": "/tmp/traps/cat"})
     assert (ended.stdout, ended.stderr) == ("nobody\n", "")
 
 
-async def test_nothing_of_what_was_given_is_left(sandbox_env):
-    await sandbox_env.exec(["true", *["x" * 60_000] * 3], input=b"y" * (2 << 20), user="nobody")
-    assert (await sandbox_env.exec(["sh", "-c", "ls -A /root | grep -c pyro"])).stdout == "0\n"
+async def test_nothing_of_what_was_given_is_left(environment):
+    await environment.exec(["true", *["x" * 60_000] * 3], input=b"y" * (2 << 20), user="nobody")
+    assert (await environment.exec(["sh", "-c", "ls -A /root | grep -c pyro"])).stdout == "0\n"
 
 
-async def test_output_beyond_the_limit_ends_the_command(sandbox_env):
+async def test_output_beyond_the_limit_ends_the_command(environment):
     with override_max_exec_output_size(1000), pytest.raises(OutputLimitExceededError) as caught:
-        await sandbox_env.exec(["sh", "-c", "exec yes 4567"])
+        await environment.exec(["sh", "-c", "exec yes 4567"])
     assert caught.value.truncated_output == "4567\n" * 200
-    found = await sandbox_env.exec(["sh", "-c", "ps | grep -c 'yes 456[7]'"])
+    found = await environment.exec(["sh", "-c", "ps | grep -c 'yes 456[7]'"])
     assert found.stdout == "0\n"
 
 
-async def test_output_beyond_what_the_engine_keeps(sandbox_env):
+async def test_output_beyond_what_the_engine_keeps(environment):
     size = 17 << 20
     with override_max_exec_output_size(size):
-        ended = await sandbox_env.exec(["head", "-c", str(size), "/dev/zero"])
+        ended = await environment.exec(["head", "-c", str(size), "/dev/zero"])
     assert len(ended.stdout) == size
 
 
 # Files
 
-async def test_files_of_every_kind_are_read(sandbox_env):
-    assert "MemTotal" in await sandbox_env.read_file("/proc/meminfo")
-    await sandbox_env.exec(["sh", "-c", "head -c 3000000 /dev/zero >large; ln -s large link; mkfifo fifo; echo piped >fifo &"])
-    assert await sandbox_env.read_file("link", text=False) == bytes(3_000_000)
-    assert await sandbox_env.read_file("fifo") == "piped\n"
-    await sandbox_env.write_file("crlf", "a\r\nb\n")
-    assert await sandbox_env.read_file("crlf") == "a\r\nb\n"
+async def test_files_of_every_kind_are_read(environment):
+    assert "MemTotal" in await environment.read_file("/proc/meminfo")
+    await environment.exec(["sh", "-c", "head -c 3000000 /dev/zero >large; ln -s large link; mkfifo fifo; echo piped >fifo &"])
+    assert await environment.read_file("link", text=False) == bytes(3_000_000)
+    assert await environment.read_file("fifo") == "piped\n"
+    await environment.write_file("crlf", "a\r\nb\n")
+    assert await environment.read_file("crlf") == "a\r\nb\n"
     for path in ("large", "crlf", "/dev/zero"):
         with override_max_read_file_size(4), pytest.raises(OutputLimitExceededError):
-            await sandbox_env.read_file(path)
+            await environment.read_file(path)
     for path in ("link/x", "", "/etc/"):
         with pytest.raises((FileNotFoundError, IsADirectoryError)):
-            await sandbox_env.read_file(path)
-    await sandbox_env.write_file("binary", b"\xff")
+            await environment.read_file(path)
+    await environment.write_file("binary", b"\xff")
     with pytest.raises(UnicodeDecodeError):
-        await sandbox_env.read_file("binary")
-    await sandbox_env.exec(["sh", "-c", "rm large link fifo crlf binary"])
+        await environment.read_file("binary")
+    await environment.exec(["sh", "-c", "rm large link fifo crlf binary"])
 
 
-async def test_a_file_that_is_replaced_keeps_its_mode_and_its_links(sandbox_env):
-    await sandbox_env.exec(["sh", "-c", "echo old >-file; chmod 711 ./-file; ln -s ./-file other"])
-    await sandbox_env.write_file("other", "new")
-    assert (await sandbox_env.exec(["stat", "-c", "%a %F", "./-file"])).stdout == "711 regular file\n"
-    assert await sandbox_env.read_file("-file") == "new"
-    await sandbox_env.exec(["rm", "./-file", "other"])
+async def test_a_file_that_is_replaced_keeps_its_mode_and_its_links(environment):
+    await environment.exec(["sh", "-c", "echo old >-file; chmod 711 ./-file; ln -s ./-file other"])
+    await environment.write_file("other", "new")
+    assert (await environment.exec(["stat", "-c", "%a %F", "./-file"])).stdout == "711 regular file\n"
+    assert await environment.read_file("-file") == "new"
+    await environment.exec(["rm", "./-file", "other"])
 
 
-async def test_a_file_that_cannot_be_made(sandbox_env):
+async def test_a_file_that_cannot_be_made(environment):
     with pytest.raises(OSError, match="No space left"):
-        await sandbox_env.write_file("/dev/full", "x")
+        await environment.write_file("/dev/full", "x")
     with pytest.raises(OSError):
-        await sandbox_env.write_file("/etc/passwd/x", "x")
+        await environment.write_file("/etc/passwd/x", "x")
 
 
 # Samples
 
 async def test_a_stopped_guest_is_unavailable(module_sandbox):
     environments = await PyroSandboxEnvironment.sample_init("check", None, {})
-    environment = environments["default"]
-    connection = await environment.connection()
+    stopped = environments["default"]
+    connection = await stopped.connection()
     prompt = await anyio.run_process(["sh", "-c", connection.command], input=b"echo $((6 * 7))\ngrep MemTotal /proc/meminfo\n")
     assert b"42\n" in prompt.stdout and b"MemTotal:" in prompt.stdout
     with pytest.raises(NotImplementedError):
-        await environment.connection(user="nobody")
-    await environment._task.stop()
+        await stopped.connection(user="nobody")
+    await stopped._task.stop()
     with pytest.raises(SandboxUnavailableError):
-        await environment.exec(["true"])
+        await stopped.exec(["true"])
     with pytest.raises(ConnectionError):
-        await environment.connection()
+        await stopped.connection()
     # As after Ctrl-C.
     with anyio.CancelScope() as scope:
         scope.cancel()
         await PyroSandboxEnvironment.sample_cleanup("check", None, environments, True)
-    assert environment._task.task_id not in module_sandbox.machines()
-    assert environment._renewal.done()
+    assert stopped._task.task_id not in module_sandbox.machines()
+    assert stopped._renewal.done()
 
 
-async def test_an_interruption_while_a_guest_is_made_loses_none(module_sandbox, shared):
+async def test_an_interruption_while_a_guest_is_made_loses_none(module_sandbox, environment, of_nobody):
     found = {}
     with anyio.move_on_after(0.01):
         found = await PyroSandboxEnvironment.sample_init("check", None, {})
         await anyio.sleep_forever()
     assert found["default"]._task.task_id in module_sandbox.machines()
     await PyroSandboxEnvironment.sample_cleanup("check", None, found, True)
-    assert module_sandbox.machines() == [shared._task.task_id]
+    assert module_sandbox.machines() == sorted([environment._task.task_id, of_nobody._task.task_id])
 
 
 async def test_the_lifetime_is_renewed_again_and_again():
@@ -244,3 +249,23 @@ async def test_settings():
     for wrong in ({"vcpu_count": 9}, {"ttl_seconds": 59}, {"image": "x"}):
         with pytest.raises(ValueError):
             PyroSandboxEnvironment.config_deserialize(wrong)
+
+
+async def test_files_are_those_of_the_user(of_nobody):
+    size = 2 << 20
+    secret = f"head -c {size} /dev/zero >/var/secret; chmod 600 /var/secret"
+    assert (await of_nobody.exec(["sh", "-c", secret], user="root")).success
+    with pytest.raises(PermissionError):
+        await of_nobody.read_file("/var/secret")
+    await of_nobody.write_file("large", b"x" * size)
+    assert (await of_nobody.exec(["stat", "-c", "%U", "large"])).stdout == "nobody\n"
+    assert len(await of_nobody.read_file("large")) == size
+    with override_max_read_file_size(size - 1), pytest.raises(OutputLimitExceededError):
+        await of_nobody.read_file("large")
+
+
+async def test_a_user_that_does_not_exist_gets_no_guest(module_sandbox):
+    before = module_sandbox.machines()
+    with pytest.raises(PrerequisiteError, match="no-such-user"):
+        await PyroSandboxEnvironment.sample_init("check", PyroSandboxConfig(user="no-such-user"), {})
+    assert module_sandbox.machines() == before

@@ -58,8 +58,13 @@ def new_mark() -> str:
     return secrets.token_hex(16)
 
 
+def is_root_user(user: str) -> bool:
+    """Whether nothing has to be done to become this user."""
+    return user in ("root", "0")
+
+
 def prepare(
-    mark: str, cmd: Sequence[str], *, cwd: str | None, env: Mapping[str, str] | None, user: str | None, has_input: bool,
+    mark: str, cmd: Sequence[str], *, cwd: str | None, env: Mapping[str, str] | None, user: str, has_input: bool,
 ) -> Prepared:
     """Makes shell text that becomes `cmd`.
 
@@ -68,7 +73,7 @@ def prepare(
         cmd: The words, not empty; the first is looked up in the `PATH` of `env`.
         cwd: Where it runs; below `/workspace` unless it is absolute.
         env: Its variables, besides those that every command has.
-        user: Name or id of who runs it; none: root.
+        user: Name or id of who runs it.
         has_input: Its standard input is what `input_path` holds, else it is empty.
 
     Raises:
@@ -79,9 +84,9 @@ def prepare(
     if has_input:
         path = _path(mark, "input")
         begin.append(f"exec <{path} && /bin/rm {path}")
-    is_root = not user or user in ("root", "0")
+    is_root = is_root_user(user)
     if not is_root:
-        begin.append(_look_up(str(user), mark))
+        begin.append(_look_up(user, mark))
 
     def text(script: str) -> str:
         return "\n".join([*begin, script if is_root else _become(script)])

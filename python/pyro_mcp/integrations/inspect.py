@@ -42,13 +42,14 @@ _FILE_LIMIT = 600
 # What is longer is copied by way of a file of the host, which takes less time, in bytes.
 _LONG = 1 << 20
 
-# Arguments: the mark, the path, and the directory that it is in. What they tell behind the mark, nobody else can.
+# Arguments: the mark, the path, the directory that it is in, and the size of a long file. What they tell behind the mark,
+# nobody else can.
 _BEGIN = """PATH=/usr/sbin:/usr/bin:/sbin:/bin
 tell() { printf '%s %s\\n' "$1" "$2" >&2; exit 1; }
 [ ! -d "$2" ] || tell "$1" directory
 """
 _READ = f"""{_BEGIN}[ -e "$2" ] || tell "$1" missing
-if [ -f "$2" ] && size=$(stat -Lc %s -- "$2") && [ "$size" -gt {_LONG} ]; then
+if [ -f "$2" ] && size=$(stat -Lc %s -- "$2") && [ "$size" -gt "$4" ]; then
     tell "$1" "long $size $(readlink -f -- "$2")"
 fi
 exec cat -- "$2"
@@ -70,10 +71,16 @@ class PyroSandboxConfig(BaseModel):
     """Memory in MiB."""
     network: bool = False
     """Give it outbound network."""
+    user: str = "root"
+    """Who runs commands, and reads and writes files, where no other user is named. `/workspace` is theirs."""
     disk_mib: int | None = Field(default=None, ge=256, le=1048576)
     """Size of its disk in MiB; `None`: 8192, or less if the host's disk could not hold that."""
     ttl_seconds: int = Field(default=600, ge=60, le=3600)
     """Seconds after which it is stopped when the evaluation was killed. As long as the sample goes on, this is renewed."""
+
+    def guest(self) -> dict[str, Any]:
+        """What a guest is made with."""
+        return self.model_dump(exclude={"user"})
 
 
 @sandboxenv(name="pyro")
@@ -85,9 +92,10 @@ class PyroSandboxEnvironment(SandboxEnvironment):
     _users: ClassVar[int] = 0
     _open: ClassVar[set[PyroSandboxEnvironment]] = set()
 
-    def __init__(self, task: AsyncTask, ttl_seconds: int) -> None:
+    def __init__(self, task: AsyncTask, user: str, ttl_seconds: int) -> None:
         super().__init__()
         self._task = task
+        self._user = user
         self._record = records.Record(task.task_id)
         self._renewal = asyncio.create_task(_renew(task, ttl_seconds))
         self._open.add(self)
@@ -109,10 +117,10 @@ class PyroSandboxEnvironment(SandboxEnvironment):
             asyncio.get_running_loop()
         except RuntimeError:
             raise PrerequisiteError("the sandbox `pyro` needs asyncio as the event loop") from None
-        pyro = cls._shared()
+        settings, pyro = _settings(config), cls._shared()
         # The first guest of its kind installs the environment and leaves a template behind: samples start from that.
         try:
-            created = await pyro.create_task(**_settings(config).model_dump())
+            created = await pyro.create_task(**settings.guest())
             with anyio.CancelScope(shield=True):
                 await pyro.delete_task(created["task_id"])
         except PyroError as error:
@@ -127,14 +135,25 @@ class PyroSandboxEnvironment(SandboxEnvironment):
         pyro = cls._shared()
         # An interruption when the task is just made would lose its id.
         with anyio.CancelScope(shield=True):
-            created = await pyro.create_task(**settings.model_dump())
+            created = await pyro.create_task(**settings.guest())
             task = pyro.open_task(created["task_id"])
             try:
-                environment = cls(task, settings.ttl_seconds)
+                environment = cls(task, settings.user, settings.ttl_seconds)
             except BaseException:
                 await task.delete()
                 raise
+        try:
+            await environment._give_workspace()
+        except BaseException:
+            await environment._delete()
+            raise
         return {"default": environment}
+
+    async def _give_workspace(self) -> None:
+        if not command.is_root_user(self._user):
+            given = await self.exec(["chown", "--", self._user, command.WORKSPACE], user="root")
+            if not given.success:
+                raise PrerequisiteError(f"the guest cannot be used by {self._user!r}: {given.stderr.strip()}")
 
     @classmethod
     async def sample_cleanup(
@@ -209,7 +228,7 @@ class PyroSandboxEnvironment(SandboxEnvironment):
     ) -> ExecResult[str]:
         """See `SandboxEnvironment.exec`. A command is never run twice: when its time is over, it has surely ended, so that
         `timeout_retry` changes nothing. Nor does `concurrency`: there is no process for it on the host."""
-        prepared = command.prepare(command.new_mark(), cmd, cwd=cwd, env=env, user=user, has_input=bool(input))
+        prepared = command.prepare(command.new_mark(), cmd, cwd=cwd, env=env, user=user or self._user, has_input=bool(input))
         ended, output = await self._run(
             prepared, input, _NO_LIMIT if timeout is None else max(1, timeout),
             SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE, SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE_STR)
@@ -249,7 +268,7 @@ class PyroSandboxEnvironment(SandboxEnvironment):
 
     async def connection(self, *, user: str | None = None) -> SandboxConnection:
         """A prompt for commands, each of which is a shell of its own in the guest. There is no terminal."""
-        if user not in (None, "root", "0"):
+        if not command.is_root_user(user or "root"):
             raise NotImplementedError("there are connections for root only")
         try:
             state = (await self._task.status())["state"]
@@ -292,9 +311,11 @@ class PyroSandboxEnvironment(SandboxEnvironment):
         self, script: str, path: str, input: str | bytes | None = None,
     ) -> tuple[types.TaskExec, command.Output]:
         mark = command.new_mark()
+        # Copies are made with root's rights.
+        long = _LONG if command.is_root_user(self._user) else SandboxEnvironmentLimits.MAX_READ_FILE_SIZE
         prepared = command.prepare(
-            mark, ["/bin/sh", "-c", script, "sh", mark, path, posixpath.dirname(path)], cwd="/", env=None, user=None,
-            has_input=bool(input))
+            mark, ["/bin/sh", "-c", script, "sh", mark, path, posixpath.dirname(path), str(long)], cwd="/", env=None,
+            user=self._user, has_input=bool(input))
         ended, output = await self._run(
             prepared, input, _FILE_LIMIT, SandboxEnvironmentLimits.MAX_READ_FILE_SIZE,
             SandboxEnvironmentLimits.MAX_READ_FILE_SIZE_STR)
