@@ -57,15 +57,17 @@ guest-kernel: ## Build the small guest kernel and put it where pyro finds it (so
 	scripts/setup-host --guest-kernel
 	scripts/build-guest-kernel
 
+# One more test at once than there are processors: some do nothing but wait for the end of a lifetime.
 .PHONY: test
 test: build-test ## Run every test, those that boot real microVMs included
 	cargo test --locked --workspace --doc --quiet
-	$(NEXTEST) --run-ignored all
+	$(NEXTEST) --run-ignored all --test-threads $$(($$(nproc) + 1))
 	$(MAKE) test-python test-clients
 
 .PHONY: test-python
 test-python: build-test $(PYTHON)/made ## Run only the tests of the Python package
-	$(PYTHON)/bin/python -B -m pytest -c tests/python/pytest.ini tests/python --pyro $(BUILT)/debug/pyro
+	$(PYTHON)/bin/python -B -m pytest -c tests/python/pytest.ini tests/python --pyro $(BUILT)/debug/pyro \
+		--numprocesses 3 --dist loadfile
 
 .PHONY: test-clients
 test-clients: build-test $(CLIENTS)/python/made $(CLIENTS)/node/made ## Run only the tests in which other programs use pyro
