@@ -43,6 +43,11 @@ class _Begun:
         if self._connection is not None:
             self._connection.notify("cancel", {"id": self._number})
 
+    def drop(self) -> None:
+        """The same for the garbage collector: nobody holds the call any more, and nothing may be waited for."""
+        if self._connection is not None:
+            self._connection.drop(self._number)
+
 
 class Call(_Begun):
     """A call for which a thread waits."""

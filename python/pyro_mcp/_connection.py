@@ -11,7 +11,8 @@ import json
 import os
 import subprocess
 import threading
-from typing import Any, Callable, Dict, List, Optional, Union
+from collections import deque
+from typing import Any, Callable, Deque, Dict, List, Optional, Union
 
 from ._version import __version__
 from .errors import PyroError, PyroRuntimeError, from_code
@@ -75,6 +76,8 @@ class Connection:
         self._calls: Dict[int, Put] = {}
         self._lock = threading.Lock()
         self._writing = threading.Lock()
+        # Calls that nobody holds any more, for whoever writes next to cancel.
+        self._dropped: Deque[int] = deque()
         self._lost = False
         self._why_lost: Optional[PyroError] = None
         self._closing = False
@@ -158,13 +161,35 @@ class Connection:
         except OSError:
             pass
 
+    def drop(self, number: int) -> None:
+        """Cancels a call that nobody holds any more. The garbage collector asks for it, at any point of any thread, such as
+        one that is just writing: this waits for nobody."""
+        self._dropped.append(number)
+        self._cancel_dropped()
+
+    def _cancel_dropped(self) -> None:
+        # Whoever has the lock looks again when it is free.
+        while self._dropped and self._writing.acquire(blocking=False):
+            try:
+                while self._dropped:
+                    params = {"id": self._dropped.popleft()}
+                    self._write_all(encode({"jsonrpc": "2.0", "method": "cancel", "params": params}))
+            except OSError:
+                self._dropped.clear()
+            finally:
+                self._writing.release()
+
     def _write(self, line: bytes) -> None:
         with self._writing:
-            if self._closing:
-                raise BrokenPipeError
-            rest = memoryview(line)
-            while rest:
-                rest = rest[self._input.write(rest):]
+            self._write_all(line)
+        self._cancel_dropped()
+
+    def _write_all(self, line: bytes) -> None:
+        if self._closing:
+            raise BrokenPipeError
+        rest = memoryview(line)
+        while rest:
+            rest = rest[self._input.write(rest):]
 
     @property
     def is_lost(self) -> bool:

@@ -1,5 +1,6 @@
 """An executable that is missing, is something else, or goes away: a clear exception, no hang, and no process that is left."""
 
+import json
 import os
 import signal
 import subprocess
@@ -181,3 +182,15 @@ def test_it_ends_when_nobody_has_it_any_more(sandbox):
     process = pyro.manager._slot.connection._process
     del pyro
     assert process.poll() == 0
+
+
+def test_a_stream_that_is_collected_while_its_thread_writes(program, tmp_path):
+    requests = tmp_path / "requests"
+    with Pyro(executable=program(f"{GREETING % pyro_mcp.__version__}; cat > {requests}")) as pyro:
+        stream = pyro.stream_task("any", command="true")
+        stream.__enter__()
+        connection = pyro.manager._slot.connection
+        with connection._writing:
+            del stream
+        connection.notify("ack", {"id": 2, "bytes": 1})
+    assert [json.loads(line)["method"] for line in requests.open()] == ["exec_task", "ack", "cancel"]

@@ -96,4 +96,4 @@ class AsyncCommandStream(Generic[R]):
 
     def __del__(self) -> None:
         if self._call is not None and not self._has_ended:
-            self._call.cancel()
+            self._call.drop()
