@@ -1,6 +1,6 @@
 """An evaluation whose tool calls run in a guest of their own, with a model that is none: no account is needed.
 
-    pip install 'pyro-mcp[inspect]'
+    pip install '.[inspect]'    # in a checkout
     python examples/inspect_eval.py
 """
 

@@ -124,7 +124,8 @@ fn a_signal_ends_it() {
 
 #[test]
 fn it_ends_when_nobody_reads_what_it_says() {
-    let mut server = Home::new().command(["rpc"]).stdin(Stdio::piped()).spawn().unwrap();
+    let home = Home::new();
+    let mut server = home.command(["rpc"]).stdin(Stdio::piped()).spawn().unwrap();
     drop(server.stdout.take());
     // The input stays open.
     let mut input = server.stdin.take().unwrap();
@@ -134,7 +135,8 @@ fn it_ends_when_nobody_reads_what_it_says() {
 
 #[test]
 fn output_that_is_not_consumed_holds_up_its_own_call_only() {
-    let mut client = Client::new(host().command(["rpc"]));
+    let home = host();
+    let mut client = Client::new(home.command(["rpc"]));
     client.acknowledges = false;
     let window = 1 << 20;
     let much = client.begin("run_in_vm", on_host("head -c 5000000 /dev/zero; echo end >&2", "stream"));
