@@ -1,16 +1,17 @@
 //! One client: its lines come in, its calls run beside each other, events and answers go out.
 
 use std::io;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use pyro_engine::{Engine, EngineError, Events};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
+use tokio::task::{LocalSet, spawn_local};
 use tokio_util::codec::FramedRead;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::{LocalPoolHandle, TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use crate::fault::{Fault, Problem};
 use crate::lines::{self, Line, Lines};
@@ -44,26 +45,35 @@ impl Server {
 
     /// Serves the client whose lines are `input`, and who reads `output`, until the input ends, nobody reads the output any
     /// more, or `stop` is done. Calls that are under way then are cancelled, and what they hold is freed before this
-    /// returns; tasks stay. Must be called on a tokio runtime.
+    /// returns; tasks stay. Must be called on a tokio runtime. All goes on in the thread that calls it, so that no call waits
+    /// for another thread to wake up.
     ///
     /// # Errors
     /// The output could not be written.
     pub async fn serve(
         self,
         input: impl AsyncRead + Unpin,
-        output: impl AsyncWrite + Unpin + Send + 'static,
+        output: impl AsyncWrite + Unpin + 'static,
+        stop: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        LocalSet::new().run_until(self.serve_here(input, output, stop)).await
+    }
+
+    async fn serve_here(
+        self,
+        input: impl AsyncRead + Unpin,
+        output: impl AsyncWrite + Unpin + 'static,
         stop: impl Future<Output = ()>,
     ) -> io::Result<()> {
         let (lines, ahead) = mpsc::channel(LINES_AHEAD);
-        let session = Arc::new(Session {
+        let session = Rc::new(Session {
             engine: self.engine,
             lines,
             under_way: UnderWay::default(),
             closing: CancellationToken::new(),
             freed: TaskTracker::new(),
-            workers: LocalPoolHandle::new(1),
         });
-        let mut writer = tokio::spawn(lines::write(output, ahead));
+        let mut writer = spawn_local(lines::write(output, ahead));
         let unread = tokio::select! {
             biased;
             () = stop => None,
@@ -94,13 +104,11 @@ struct Session {
     closing: CancellationToken,
     /// Calls that still hold something.
     freed: TaskTracker,
-    /// Where the engine works: its futures stay on the thread on which they begin.
-    workers: LocalPoolHandle,
 }
 
 impl Session {
     /// Takes line after line, until there are no more.
-    async fn read(self: &Arc<Self>, input: impl AsyncRead + Unpin) {
+    async fn read(self: &Rc<Self>, input: impl AsyncRead + Unpin) {
         let mut input = FramedRead::new(input, Lines::new());
         let mut greeted = false;
         while let Some(line) = input.next().await {
@@ -120,7 +128,7 @@ impl Session {
     }
 
     /// Takes one line, and gives the answer to one that begins no call.
-    fn take(self: &Arc<Self>, line: &[u8], greeted: &mut bool) -> Option<Vec<u8>> {
+    fn take(self: &Rc<Self>, line: &[u8], greeted: &mut bool) -> Option<Vec<u8>> {
         let Message { id, method, params } = match Message::read(line) {
             Ok(message) => message,
             Err(Unusable { id, fault }) => return Some(message::failure(id.as_ref(), fault)),
@@ -145,7 +153,7 @@ impl Session {
             _ => {}
         }
         match self.under_way.begin(&id, self.closing.child_token()) {
-            Ok(control) => drop(tokio::spawn(Arc::clone(self).call(id, method, params, control))),
+            Ok(control) => drop(spawn_local(Rc::clone(self).call(id, method, params, control))),
             Err(fault) => return Some(message::failure(Some(&id), fault)),
         }
         None
@@ -167,10 +175,11 @@ impl Session {
     }
 
     /// Carries out a call and answers it.
-    async fn call(self: Arc<Self>, id: Id, method: String, params: Object, control: Control) {
+    async fn call(self: Rc<Self>, id: Id, method: String, params: Object, control: Control) {
         let holds = self.freed.token();
-        let (session, call_id) = (Arc::clone(&self), id.clone());
-        let work = self.workers.spawn_pinned(move || async move {
+        let (session, call_id) = (Rc::clone(&self), id.clone());
+        // A task of its own, so that what is wrong with one call costs no other.
+        let work = spawn_local(async move {
             let _holds = holds;
             session.carry_out(&call_id, &method, &params, control).await
         });

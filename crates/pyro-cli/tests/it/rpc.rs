@@ -134,6 +134,19 @@ fn it_ends_when_nobody_reads_what_it_says() {
 }
 
 #[test]
+fn what_is_no_pipe_serves_as_well() {
+    let home = Home::new();
+    let (requests, answers) = (home.path("requests"), home.path("answers"));
+    let request = json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello(env!("CARGO_PKG_VERSION")) });
+    fs::write(&requests, format!("{request}\n")).unwrap();
+    let mut command = home.command(["rpc"]);
+    command.stdin(fs::File::open(requests).unwrap()).stdout(fs::File::create(&answers).unwrap());
+    assert!(command.status().unwrap().success());
+    let answer: Value = serde_json::from_str(&fs::read_to_string(answers).unwrap()).unwrap();
+    assert_eq!(answer["result"]["server"]["name"], "pyro");
+}
+
+#[test]
 fn output_that_is_not_consumed_holds_up_its_own_call_only() {
     let home = host();
     let mut client = Client::new(home.command(["rpc"]));

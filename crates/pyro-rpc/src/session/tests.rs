@@ -28,14 +28,17 @@ fn server(dir: &Path) -> Server {
 struct Client {
     input: WriteHalf<DuplexStream>,
     output: BufReader<ReadHalf<DuplexStream>>,
-    served: tokio::task::JoinHandle<io::Result<()>>,
+    served: std::thread::JoinHandle<io::Result<()>>,
 }
 
 impl Client {
     fn new(dir: &Path) -> Self {
         let (near, far) = tokio::io::duplex(4096);
         let (read, write) = tokio::io::split(far);
-        let served = tokio::spawn(server(dir).serve(read, write, std::future::pending()));
+        let server = server(dir);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let serve = move || runtime.block_on(server.serve(read, write, std::future::pending()));
+        let served = std::thread::spawn(serve);
         let (output, input) = tokio::io::split(near);
         Self { input, output: BufReader::new(output), served }
     }
@@ -66,7 +69,7 @@ impl Client {
 
     async fn end(mut self) {
         self.input.shutdown().await.unwrap();
-        self.served.await.unwrap().unwrap();
+        self.served.join().unwrap().unwrap();
     }
 }
 
@@ -183,7 +186,7 @@ async fn many_calls_at_once_are_all_answered() {
     };
     let ((), ids) = tokio::join!(saying, hearing);
     assert!(ids.into_iter().eq(1..=1000), "also those that were under way when the input ended");
-    client.served.await.unwrap().unwrap();
+    client.served.join().unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -192,7 +195,7 @@ async fn a_client_that_no_longer_reads_ends_the_server() {
     let (input, mut near) = tokio::io::duplex(4096);
     let (output, far) = tokio::io::duplex(4096);
     drop(far);
-    let served = tokio::spawn(server(dir.path()).serve(input, output, std::future::pending()));
     near.write_all(b"x\n").await.unwrap();
-    assert_eq!(served.await.unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    let served = server(dir.path()).serve(input, output, std::future::pending()).await;
+    assert_eq!(served.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
 }
