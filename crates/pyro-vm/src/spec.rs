@@ -42,7 +42,7 @@ impl LaunchSpec {
 }
 
 /// How long a VM and its files are kept, unless someone deletes them earlier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Retention {
     /// As long as the process that started it lives.

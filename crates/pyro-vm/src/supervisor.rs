@@ -25,6 +25,8 @@ mod serve;
 mod spare;
 mod stages;
 mod start;
+#[cfg_attr(not(test), expect(dead_code, reason = "the driver that performs its effects follows"))]
+mod state;
 mod timer;
 
 use std::net::Ipv4Addr;
@@ -223,6 +225,8 @@ pub enum EndReason {
         /// Exit status in words and the latest lines of the console.
         description: String,
     },
+    /// The connection to the guest was lost while its machine went on.
+    ChannelLost,
 }
 
 impl EndReason {
@@ -238,7 +242,7 @@ impl EndReason {
     fn halts_guest(&self, retention: Retention) -> bool {
         match self {
             Self::Stopped | Self::Expired | Self::Terminated => !self.removes_files(retention),
-            Self::Deleted | Self::CallerGone | Self::VmmEnded { .. } => false,
+            Self::Deleted | Self::CallerGone | Self::VmmEnded { .. } | Self::ChannelLost => false,
         }
     }
 }
