@@ -23,7 +23,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use pyro_engine::{Command, Config, Engine, Events, TaskSpec, VmSpec};
-use pyro_vm::{Exec, ExitStatus, GuestClient};
+use pyro_vm::supervisor::{CommandOutcome, Run};
+use pyro_vm::{Client, Exec, ExitStatus};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -156,15 +157,16 @@ impl Session {
 
     /// Time from before the request to after the answer, and the bytes that the command wrote.
     async fn exec(&self, id: &str, command: &str) -> Outcome<(Duration, usize)> {
-        let request = Exec::new(command, Duration::from_secs(120));
-        let guest = GuestClient::new(self.vms.join(id));
+        let run = Run { exec: Exec::new(command, Duration::from_secs(120)), journal: false };
+        let client = Client::new(self.vms.join(id));
         let mut bytes = 0;
         let started = Instant::now();
-        let outcome = guest.exec(request, async |chunk| bytes += chunk.bytes.len()).await?;
+        let never = CancellationToken::new();
+        let ran = client.run(run, &never, |_| (), async |chunk| bytes += chunk.bytes.len()).await?;
         let time = started.elapsed();
-        match outcome.status {
-            Some(ExitStatus::Code(0)) => Ok((time, bytes)),
-            status => Err(format!("`{command}` ended with {status:?}").into()),
+        match ran.outcome {
+            CommandOutcome::Ended(end) if end.status == Some(ExitStatus::Code(0)) => Ok((time, bytes)),
+            outcome => Err(format!("`{command}` ended with {outcome:?}").into()),
         }
     }
 

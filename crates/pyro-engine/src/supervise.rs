@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use pyro_vm::supervisor::{self, BootInfo, CommandEnd, EndReason, Recorder};
+use pyro_vm::supervisor::{self, BootInfo, CommandOutcome, EndReason, Store, StoreError};
 use pyro_vm::{Exec, Retention};
 
 use crate::engine::now;
@@ -18,58 +18,69 @@ use crate::{EngineError, ErrorKind, ExecutionMode, StopReason, VmId};
 /// # Errors
 /// Nothing was started: the lifeline is not one.
 pub async fn supervise(base_dir: &Path, lifeline: OwnedFd) -> io::Result<()> {
-    supervisor::run(lifeline, Arc::new(RegistryRecorder(Registry::new(base_dir)))).await
+    supervisor::run(lifeline, RegistryStore(Arc::new(Registry::new(base_dir)))).await
 }
 
-struct RegistryRecorder(Registry);
+struct RegistryStore(Arc<Registry>);
 
-impl Recorder for RegistryRecorder {
-    fn record_start(&self, vm_id: &str, info: &BootInfo) -> Result<f64, String> {
-        let record = || {
-            let mut metadata = vec![
-                ("boot_mode", "native".to_owned()),
-                ("boot_ms", info.boot_ms.to_string()),
-                ("kernel_release", info.kernel_release.clone()),
-            ];
-            metadata.push(("start_mode", info.start_mode.to_string()));
-            if let Some(warning) = &info.warning {
-                metadata.push(("template_warning", warning.clone()));
-            }
-            if let Some(network) = &info.network {
-                metadata.extend([
-                    ("gateway_ip", network.gateway.to_string()),
-                    ("subnet_cidr", network.subnet()),
-                    ("mac_address", network.mac_address.clone()),
-                    (
-                        "dns_servers",
-                        network.dns_servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
-                    ),
-                ]);
-            }
-            let patch = VmPatch {
-                execution_mode: Some(ExecutionMode::GuestVsock),
-                accelerator: Some(info.accelerator.to_string()),
-                guest_ip: info.network.as_ref().map(|network| network.address.to_string()),
-                metadata: metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
-            };
-            self.0.set_started(&VmId::parse(vm_id)?, &patch)
-        };
-        record().map(|record| record.expires_at).map_err(|error: EngineError| error.to_string())
+impl RegistryStore {
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Registry) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let registry = Arc::clone(&self.0);
+        match tokio::task::spawn_blocking(move || work(&registry)).await {
+            Ok(written) => written.map_err(store_error),
+            Err(error) => Err(StoreError { is_permanent: false, cause: error.to_string() }),
+        }
+    }
+}
+
+/// A file that cannot be used now may be usable later; what it refuses, it always will.
+fn store_error(error: EngineError) -> StoreError {
+    StoreError { is_permanent: error.kind != ErrorKind::StateUnusable, cause: error.to_string() }
+}
+
+/// A record that is gone needs no change.
+fn unless_gone(done: Result<(), EngineError>) -> Result<(), EngineError> {
+    match done {
+        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Expired) => Ok(()),
+        done => done,
+    }
+}
+
+impl Store for RegistryStore {
+    async fn record_start(&self, vm_id: &str, info: &BootInfo) -> Result<f64, StoreError> {
+        let patch = patch_of(info);
+        let vm_id = vm_id.to_owned();
+        let started = self.write(move |registry| registry.set_started(&VmId::parse(&vm_id)?, &patch));
+        Ok(started.await?.expires_at)
     }
 
-    fn record_end(&self, vm_id: &str, retention: Retention, reason: &EndReason, loss: Option<&str>) {
-        let record = || {
-            let id = VmId::parse(vm_id)?;
-            let stopped = |reason, text| self.0.mark_stopped(&id, reason, text).map(drop);
-            match (reason, retention) {
-                (EndReason::Deleted, _) => self.0.delete(&id),
+    async fn record_end(
+        &self,
+        vm_id: &str,
+        retention: Retention,
+        reason: &EndReason,
+        loss: Option<&str>,
+    ) -> Result<(), StoreError> {
+        let (vm_id, reason, loss) = (vm_id.to_owned(), reason.clone(), loss.map(str::to_owned));
+        let record = move |registry: &Registry| {
+            let id = VmId::parse(&vm_id)?;
+            let stopped = |reason, text| registry.mark_stopped(&id, reason, text).map(drop);
+            let loss = loss.as_deref();
+            unless_gone(match (reason, retention) {
+                (EndReason::Deleted, _) => registry.delete(&id),
                 (EndReason::Expired, Retention::Caller | Retention::Lifetime) => {
-                    self.0.mark_expired(&id, now()).map(drop)
+                    registry.mark_expired(&id, now()).map(drop)
                 }
-                (_, Retention::Caller) => self.0.delete(&id),
+                (_, Retention::Caller) => registry.delete(&id),
                 (EndReason::Expired, Retention::Deletion) => stopped(StopReason::Expired, loss),
                 (EndReason::VmmEnded { description }, _) => {
-                    stopped(StopReason::GuestEnded, Some(description))
+                    stopped(StopReason::GuestEnded, Some(&description))
+                }
+                (EndReason::ChannelLost, _) => {
+                    stopped(StopReason::GuestEnded, Some("the connection to the guest was lost"))
                 }
                 (EndReason::Stopped, _) => stopped(StopReason::ExplicitStop, loss),
                 (EndReason::Terminated, _) => {
@@ -77,42 +88,69 @@ impl Recorder for RegistryRecorder {
                 }
                 // It was never announced, so its record says what it said before.
                 (EndReason::CallerGone, _) => Ok(()),
-            }
+            })
         };
-        match record() {
-            Err(error) if !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Expired) => {
-                // The lock's release will tell the others what the record cannot.
-                tracing::error!(vm_id, %error, "the end of the VM cannot be recorded");
-            }
-            _ => {}
-        }
+        self.write(record).await
     }
 
-    fn record_command(&self, vm_id: &str, exec: &Exec) -> Result<u64, String> {
+    async fn forget(&self, vm_id: &str) -> Result<(), StoreError> {
+        let vm_id = vm_id.to_owned();
+        self.write(move |registry| unless_gone(registry.delete(&VmId::parse(&vm_id)?))).await
+    }
+
+    async fn record_command(&self, vm_id: &str, exec: &Exec) -> Result<u64, StoreError> {
         let new = NewCommand {
             command: exec.command.clone(),
             cwd: exec.cwd.clone(),
             execution_mode: ExecutionMode::GuestVsock,
             accepted_at: now(),
         };
-        let accepted = VmId::parse(vm_id).and_then(|id| self.0.accept_command(&id, &new));
-        accepted.map_err(|error| error.to_string())
+        let vm_id = vm_id.to_owned();
+        self.write(move |registry| registry.accept_command(&VmId::parse(&vm_id)?, &new)).await
     }
 
-    fn record_command_end(&self, vm_id: &str, sequence: u64, end: &CommandEnd) -> Result<(), String> {
-        let fate = match end {
-            CommandEnd::Ended { outcome, killed, stdout_truncated, stderr_truncated } => {
-                CommandFate::Exited(CommandExit {
-                    killed: *killed,
-                    stdout_truncated: *stdout_truncated,
-                    stderr_truncated: *stderr_truncated,
-                    ..CommandExit::from(outcome)
-                })
-            }
-            CommandEnd::NotRun { cause } => CommandFate::NotRun(cause.clone()),
-            CommandEnd::Lost => CommandFate::Unknown,
+    async fn record_command_end(
+        &self,
+        vm_id: &str,
+        sequence: u64,
+        outcome: &CommandOutcome,
+    ) -> Result<(), StoreError> {
+        let fate = match outcome {
+            CommandOutcome::Ended(end) => CommandFate::Exited(CommandExit::from(end)),
+            CommandOutcome::NotRun { cause } => CommandFate::NotRun(cause.clone()),
+            CommandOutcome::Unknown { .. } => CommandFate::Unknown,
         };
-        let ended = VmId::parse(vm_id).and_then(|id| self.0.end_command(&id, sequence, now(), &fate));
-        ended.map_err(|error| error.to_string())
+        let vm_id = vm_id.to_owned();
+        self.write(move |registry| registry.end_command(&VmId::parse(&vm_id)?, sequence, now(), &fate)).await
+    }
+}
+
+/// What is recorded of a VM that came up.
+fn patch_of(info: &BootInfo) -> VmPatch {
+    let mut metadata = vec![
+        ("boot_mode", "native".to_owned()),
+        ("boot_ms", info.boot_ms.to_string()),
+        ("kernel_release", info.kernel_release.clone()),
+    ];
+    metadata.push(("start_mode", info.start_mode.to_string()));
+    if let Some(warning) = &info.warning {
+        metadata.push(("template_warning", warning.clone()));
+    }
+    if let Some(network) = &info.network {
+        metadata.extend([
+            ("gateway_ip", network.gateway.to_string()),
+            ("subnet_cidr", network.subnet()),
+            ("mac_address", network.mac_address.clone()),
+            (
+                "dns_servers",
+                network.dns_servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+            ),
+        ]);
+    }
+    VmPatch {
+        execution_mode: Some(ExecutionMode::GuestVsock),
+        accelerator: Some(info.accelerator.to_string()),
+        guest_ip: info.network.as_ref().map(|network| network.address.to_string()),
+        metadata: metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
     }
 }

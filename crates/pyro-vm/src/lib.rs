@@ -2,22 +2,15 @@
 //!
 //! ```text
 //!  caller ──start()──► supervisor process ──► VMM process (QEMU) ──► guest agent
-//!     └── GuestClient ──► control socket ──────── yamux ───────────────┘
-//!         CommandClient
+//!     └── supervisor::Client ─► control socket ─── yamux ──────────────┘
 //! ```
-//!
-//! A command goes through [`GuestClient`] if it ends with its caller, and through [`CommandClient`] if the supervisor is
-//! to run and record it.
 //!
 //! A VM has exactly one owner, its supervisor process; the owner's death ends the VM. The supervisor knows
 //! nothing about environments or registries: it gets a [`LaunchSpec`] with paths and limits.
 
 pub mod accel;
 mod agent;
-mod commands;
 mod console;
-mod copy;
-mod guest;
 mod hex;
 mod initrd;
 mod layer;
@@ -34,16 +27,12 @@ mod tsc;
 mod vmm;
 
 pub use accel::Accelerator;
-pub use commands::{CommandClient, RunError};
-pub use copy::CopyError;
-pub use guest::{
-    Exec, ExecError, ExecOutcome, ExitStatus, GuestClient, OutputChunk, OutputStream, timeout_note,
-};
 pub use layer::{LayerError, LayerLifetime, LayerTemplates};
 pub use pyro_archive::{Report, destination};
-pub use pyro_wire::{ArchiveLimits, Pack, Unpack, WORKSPACE};
+pub use pyro_wire::{ArchiveLimits, Exec, OutputStream, Pack, Status as ExitStatus, Unpack, WORKSPACE};
 pub use qemu::Qemu;
 pub use spec::{GuestImage, GuestKernel, LaunchSpec, Machine, Purpose, Retention, Spares};
+pub use supervisor::{Client, OutputChunk, timeout_note};
 pub use vmm::{Disks, Hardware, LaunchPlan, NetworkAttachment, Start, Vmm};
 
 /// Name of the channel between host and guest, as payloads report it.

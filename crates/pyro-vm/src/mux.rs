@@ -101,6 +101,11 @@ impl Streams {
         Some((self.open_beside().await?, permit))
     }
 
+    /// Waits until the channel is closed, by either end.
+    pub(crate) async fn closed(&self) {
+        self.requests.closed().await;
+    }
+
     async fn open_beside(&self) -> Option<yamux::Stream> {
         let (sender, receiver) = oneshot::channel();
         self.requests.send(sender).await.ok()?;

@@ -15,8 +15,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::hex::hex;
 use crate::qemu::Qemu;
 use crate::spec::{LaunchSpec, Purpose};
-use crate::supervisor::control::{self, ControlRequest};
-use crate::supervisor::{self, BootInfo, BootStage, Lifeline, OwnerLock, StartError, files};
+use crate::supervisor::{
+    self, BootInfo, BootStage, Client, EndRequest, Lifeline, OwnerLock, StartError, files,
+};
 use crate::template;
 
 /// Time that a spare has for doing what it is told to.
@@ -53,7 +54,7 @@ fn is_harmless(error: &StartError, spec: &LaunchSpec) -> bool {
     match error {
         StartError::Boot(failure) => failure.stage == BootStage::Identity,
         StartError::Lost => spec.dir.exists(),
-        StartError::Ended(_) | StartError::Spawn(_) => false,
+        StartError::Ended(_) | StartError::Spawn(_) | StartError::OtherVersion { .. } => false,
     }
 }
 
@@ -91,6 +92,7 @@ async fn try_replenish(spec: &LaunchSpec) -> Result<(), String> {
             vm_id,
             dir: spare_dir.clone(),
             purpose: Purpose::Spare,
+            is_new: true,
             expires_at: expires.as_secs_f64(),
             ..spec.clone()
         };
@@ -133,8 +135,7 @@ pub async fn trim(dir: &Path, most: usize) {
             break;
         }
         // One that is starting or being claimed cannot be reached; another must go in its place.
-        let end = tokio::time::timeout(ANSWER_LIMIT, control::ask(&spare, ControlRequest::Delete));
-        if matches!(end.await, Ok(Ok(()))) {
+        if Client::new(spare).end(EndRequest::Delete, ANSWER_LIMIT).await.is_ok() {
             surplus -= 1;
         }
     }
@@ -143,13 +144,9 @@ pub async fn trim(dir: &Path, most: usize) {
 /// Lets all spares that wait do so for that much longer from now on, if they would not anyway.
 pub async fn renew(dir: &Path, idle: Duration) {
     let expires_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + idle;
-    let request = ControlRequest::Extend { expires_at: expires_at.as_secs_f64() };
-    let asked = all(dir).into_iter().map(|spare| {
-        let request = request.clone();
-        async move {
-            // One that is starting has its whole time before it, and one that is being claimed needs none.
-            let _ = tokio::time::timeout(ANSWER_LIMIT, control::ask(&spare, request)).await;
-        }
+    let asked = all(dir).into_iter().map(|spare| async move {
+        // One that is starting has its whole time before it, and one that is being claimed needs none.
+        let _ = tokio::time::timeout(ANSWER_LIMIT, Client::new(spare).extend(expires_at.as_secs_f64())).await;
     });
     futures::future::join_all(asked).await;
 }

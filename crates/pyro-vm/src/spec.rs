@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Accelerator;
 use crate::layer::LayerLifetime;
 
 /// Everything a supervisor needs to start and end one VM.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LaunchSpec {
     /// Name of the VM; also the guest's host name.
     pub vm_id: String,
@@ -17,6 +18,10 @@ pub struct LaunchSpec {
     pub dir: PathBuf,
     /// How long the VM and its files are kept.
     pub retention: Retention,
+    /// The VM was never up, and nobody is to find it if this start is not completed.
+    pub is_new: bool,
+    /// Locked, shared, as long as the VM lives: what it is made of may not be removed meanwhile. Absent: nothing to lock.
+    pub in_use_lock: Option<PathBuf>,
     /// Wall-clock time, in seconds since the epoch, at which the VM ends.
     pub expires_at: f64,
     /// Longest time from starting the VMM to the guest's readiness, in seconds.
@@ -42,7 +47,7 @@ impl LaunchSpec {
 }
 
 /// How long a VM and its files are kept, unless someone deletes them earlier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Retention {
     /// As long as the process that started it lives.
@@ -54,7 +59,7 @@ pub enum Retention {
 }
 
 /// What a supervisor is started for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Purpose {
     /// A VM that somebody wants.
@@ -67,7 +72,7 @@ pub enum Purpose {
 }
 
 /// VMs that are started before they are wanted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Spares {
     /// Directory of all spares, of whatever kind.
     pub dir: PathBuf,
@@ -80,11 +85,12 @@ pub struct Spares {
 }
 
 /// Virtual hardware.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Machine {
     /// The VMM's executable.
     pub vmm_program: PathBuf,
     /// How guest code is executed.
+    #[schemars(with = "String")]
     pub accelerator: Accelerator,
     /// Virtual CPUs.
     pub vcpu_count: u32,
@@ -93,7 +99,7 @@ pub struct Machine {
 }
 
 /// Files that make up a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GuestImage {
     /// Equal for equal base images and kernels with modules, and only then.
     pub digest: String,
@@ -108,7 +114,7 @@ pub struct GuestImage {
 }
 
 /// The kernel of a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum GuestKernel {
     /// One that needs modules to find its disks and its host. [`GuestImage::digest`] covers both.
     WithModules {

@@ -9,38 +9,39 @@
 //!  starter                      supervisor
 //!    │ spawn; stdin = lifeline,      │
 //!    │ stdout = locked file          │
-//!    │ LaunchSpec ─────────────────► │ disks, VMM, guest
+//!    │ Hello, LaunchSpec ──────────► │
+//!    │ ◄─────────────────────  Hello │ disks, machine, guest
 //!    │ ◄──────────── Booted | Failed │
 //!    │                               │ serves control.sock
 //!    │ ◄────────────────────── Ended │ last words, after everything is cleaned up
 //! ```
 
-mod commands;
-pub mod control;
-mod handover;
+mod client;
+mod conversation;
+mod dir;
 mod launch;
-mod lock;
 mod machine;
-mod serve;
-mod spare;
+mod protocol;
+mod server;
 mod stages;
-mod start;
-#[cfg_attr(not(test), expect(dead_code, reason = "the driver that performs its effects follows"))]
-mod state;
-mod timer;
 
 use std::net::Ipv4Addr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Accelerator, Retention};
+use crate::Accelerator;
 
-pub use commands::{CommandEnd, CommandLog, STREAM_LIMIT, file_name, room};
-pub use lock::OwnerLock;
-pub use serve::{Recorder, run};
-pub(crate) use spare::clear_claimed;
-pub(crate) use start::spawn;
-pub use start::{Lifeline, StartError, claim, make_template, start};
+pub(crate) use client::spawn;
+pub use client::{
+    Client, ConnectError, CopyError, EndError, EndRequest, Ended, Lifeline, Ran, Run, RunError, StartError,
+    claim, make_template, start,
+};
+pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
+pub use dir::{Owner, OwnerLock, Phase};
+pub use protocol::{GENERATION, Greeting};
+pub(crate) use server::clear_claimed;
+pub use server::{CommandLog, STREAM_LIMIT, Store, StoreError, file_name, room, run};
 
 /// Names of the files in a VM's directory.
 pub mod files {
@@ -50,6 +51,8 @@ pub mod files {
     pub const SUPERVISOR_LOG: &str = "supervisor.log";
     /// Locked while the VM's owner lives.
     pub const OWNER_LOCK: &str = "owner.lock";
+    /// What the owner says of itself.
+    pub const OWNER: &str = "owner.json";
     /// Where the supervisor is reached.
     pub const CONTROL_SOCKET: &str = "control.sock";
     /// Directory of what the commands of a journal wrote.
@@ -59,28 +62,15 @@ pub mod files {
     pub const LAYER: &str = "layer.img";
 }
 
-/// From the supervisor to whoever started it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Event {
-    /// The guest takes commands.
-    Booted(BootInfo),
-    /// There is a template now; [`Purpose::Template`](crate::Purpose::Template) is done.
-    TemplateReady,
-    /// The VM did not come up. Everything is cleaned up.
-    Failed(BootFailure),
-    /// The VM is gone. Everything that does not stay is cleaned up and the end is recorded.
-    Ended(EndReason),
-}
-
 /// Facts about a VM that came up.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BootInfo {
     /// `uname -r` in the guest.
     pub kernel_release: String,
     /// Time from the supervisor's start, or the claim of a spare, to the guest's readiness, in milliseconds.
     pub boot_ms: u64,
     /// How guest code is executed.
+    #[schemars(with = "String")]
     pub accelerator: Accelerator,
     /// The guest's network, if it has one.
     pub network: Option<GuestNetwork>,
@@ -93,7 +83,7 @@ pub struct BootInfo {
 }
 
 /// Where a VM started from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StartMode {
     /// Its kernel.
@@ -115,7 +105,7 @@ impl std::fmt::Display for StartMode {
 }
 
 /// How long one step of a start took.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StageTime {
     /// The step.
     pub stage: BootStage,
@@ -124,7 +114,7 @@ pub struct StageTime {
 }
 
 /// The network of a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GuestNetwork {
     /// The guest's address.
     pub address: Ipv4Addr,
@@ -147,7 +137,7 @@ impl GuestNetwork {
 }
 
 /// A VM that did not come up.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BootFailure {
     /// Where it stopped.
     pub stage: BootStage,
@@ -158,7 +148,7 @@ pub struct BootFailure {
 }
 
 /// Steps from nothing to a guest that takes commands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BootStage {
     /// Initrd and writable layer are being made.
@@ -207,7 +197,7 @@ impl std::fmt::Display for BootStage {
 }
 
 /// Why a VM that was up is gone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EndReason {
     /// Someone asked for it and wants the files gone too.
@@ -227,22 +217,4 @@ pub enum EndReason {
     },
     /// The connection to the guest was lost while its machine went on.
     ChannelLost,
-}
-
-impl EndReason {
-    /// Whether the VM's directory goes with the VM.
-    fn removes_files(&self, retention: Retention) -> bool {
-        match (self, retention) {
-            (Self::Deleted, _) | (_, Retention::Caller) | (Self::Expired, Retention::Lifetime) => true,
-            (_, Retention::Lifetime | Retention::Deletion) => false,
-        }
-    }
-
-    /// Whether the guest is to write everything out before it goes.
-    fn halts_guest(&self, retention: Retention) -> bool {
-        match self {
-            Self::Stopped | Self::Expired | Self::Terminated => !self.removes_files(retention),
-            Self::Deleted | Self::CallerGone | Self::VmmEnded { .. } | Self::ChannelLost => false,
-        }
-    }
 }

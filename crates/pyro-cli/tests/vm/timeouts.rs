@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Capture, Sandbox, exec_text};
+use crate::harness::{Capture, Sandbox, exec_text, never};
 
 /// Bound for a run that must not take as long as its command would; a busy machine boots slowly.
 const SOON: Duration = Duration::from_secs(60);
@@ -75,7 +75,9 @@ async fn a_command_whose_caller_goes_away_ends() {
         let exec =
             pyro_vm::Exec::new("echo started; sleep 4321 & sleep 4321", std::time::Duration::from_secs(600));
         let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
-        let running = guest.exec(exec, async |_| sender.send(()).await.unwrap());
+        let run = pyro_vm::supervisor::Run { exec, journal: false };
+        let forever = never();
+        let running = guest.run(run, &forever, |_| (), async |_| sender.send(()).await.unwrap());
         tokio::select! {
             outcome = running => panic!("ended by itself: {outcome:?}"),
             _ = receiver.recv() => {}

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use pyro_vm::{Exec, ExecError, ExecOutcome, ExitStatus, GuestClient, WORKSPACE, timeout_note};
+use pyro_vm::supervisor::{CommandEnd, CommandOutcome, ConnectError, Ran, Run, RunError};
+use pyro_vm::{Exec, ExitStatus, WORKSPACE, timeout_note};
 
 use super::Engine;
 use crate::capture::{CAPTURE_LIMIT, OutputSink};
@@ -25,8 +26,7 @@ impl Engine {
         match record.execution_mode {
             ExecutionMode::HostCompat => self.execute_on_host(record, command, timeout, events, cancel).await,
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
-                let run = self.execute_in_guest(record, command, timeout, events);
-                super::unless_cancelled(cancel, run).await
+                self.execute_in_guest(record, command, timeout, events, cancel).await
             }
         }
     }
@@ -37,17 +37,35 @@ impl Engine {
         command: &Command,
         timeout: Duration,
         events: &Events,
+        cancel: &CancellationToken,
     ) -> Result<Finished, EngineError> {
         let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
         let mut stderr = OutputSink::new(OutputStream::Stderr, command.output, events);
-        let request = exec_request(command, timeout);
-        let outcome = GuestClient::new(self.vm_dir(&record.vm_id))
-            .exec(request, async |chunk| match chunk.stream {
-                pyro_vm::OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
-                pyro_vm::OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
-            })
-            .await
-            .map_err(|error| exec_error(record, error))?;
+        let run = Run { exec: exec_request(command, timeout), journal: false };
+        let take = async |chunk: pyro_vm::OutputChunk| match chunk.stream {
+            pyro_vm::OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
+            pyro_vm::OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
+        };
+        let Ran { outcome, .. } = match self.client(&record.vm_id).run(run, cancel, |_| (), take).await {
+            Ok(ran) => ran,
+            Err(RunError::Lost { .. }) => {
+                return Err(EngineError::outcome_unknown(record.kind, record.vm_id.as_str()));
+            }
+            Err(error) => return Err(not_delivered(error)),
+        };
+        let outcome = match outcome {
+            CommandOutcome::Ended(end) => end,
+            CommandOutcome::NotRun { cause } => {
+                return Err(EngineError::new(ErrorKind::NotDelivered, cause));
+            }
+            CommandOutcome::Unknown { cause } => {
+                let error = EngineError::outcome_unknown(record.kind, record.vm_id.as_str());
+                return Err(match cause {
+                    Some(cause) => error.caused_by(cause),
+                    None => error,
+                });
+            }
+        };
         if outcome.timed_out {
             stderr.note(&timeout_note(timeout)).await;
         }
@@ -124,7 +142,7 @@ pub(super) fn guest_cwd(command: &Command) -> String {
 }
 
 /// Exit code of a command in a guest: −S after signal S, 124 after the time limit.
-pub(super) fn exit_code(outcome: &ExecOutcome) -> i64 {
+pub(super) fn exit_code(outcome: &CommandEnd) -> i64 {
     match outcome.status {
         _ if outcome.timed_out => TIMED_OUT,
         Some(ExitStatus::Code(code)) => code.into(),
@@ -134,19 +152,26 @@ pub(super) fn exit_code(outcome: &ExecOutcome) -> i64 {
     }
 }
 
-fn exec_error(record: &VmRecord, error: ExecError) -> EngineError {
+/// A command that certainly does not run.
+pub(super) fn not_delivered(error: RunError) -> EngineError {
     match error {
-        ExecError::NotDelivered(cause) => EngineError::transport_not_ready(&cause.to_string()),
-        ExecError::NotStarted { step, cause } => EngineError::new(
-            ErrorKind::NotDelivered,
-            format!("the guest could not start the command: {step}: {cause}"),
-        ),
-        ExecError::Lost(cause) => {
-            let error = EngineError::outcome_unknown(record.kind, record.vm_id.as_str());
-            match cause {
-                Some(cause) => error.caused_by(cause),
-                None => error,
-            }
+        RunError::NotDelivered(ConnectError::Unreachable(cause)) => {
+            EngineError::transport_not_ready(&cause.to_string())
         }
+        RunError::NotDelivered(error) => not_asked(error),
+        RunError::Refused { cause } => EngineError::new(ErrorKind::NotDelivered, cause)
+            .hint("the command was not started; it is safe to try again"),
+        RunError::Cancelled => EngineError::cancelled(),
+        RunError::Lost { .. } => EngineError::internal("a command that was delivered"),
+    }
+}
+
+/// A supervisor that was not asked for anything.
+pub(super) fn not_asked(error: ConnectError) -> EngineError {
+    match error {
+        ConnectError::Unreachable(cause) => EngineError::transport_not_ready(&cause.to_string()),
+        ConnectError::Unresponsive => EngineError::transport_not_ready(&error.to_string()),
+        ConnectError::OtherVersion { .. } => EngineError::new(ErrorKind::NotDelivered, error.to_string())
+            .hint("stop it and start it again; what is on its disk stays"),
     }
 }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Engine, spares_dir, state_unusable, templates_dir, unless_cancelled};
 use crate::engine::host::Host;
+use crate::engine::reconcile::is_unfinished;
 use crate::kind::Kind;
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
@@ -50,6 +51,8 @@ struct Shape {
     disk_mib: Option<u32>,
     network: bool,
     expires_at: f64,
+    /// Nobody is to find it if its start is not completed.
+    is_new: bool,
 }
 
 impl Engine {
@@ -137,6 +140,7 @@ impl Engine {
             disk_mib: record.disk_mib,
             network: record.network_enabled,
             expires_at: record.expires_at,
+            is_new: is_unfinished(record),
         };
         let spec = self.launch_spec(&record.vm_id, shape, &environment, host).await?;
         let start = async {
@@ -174,6 +178,7 @@ impl Engine {
             disk_mib: None,
             network: false,
             expires_at: f64::MAX,
+            is_new: false,
         };
         let id = VmId::random()?;
         let spec = self.launch_spec(&id, shape, &environment, host).await?;
@@ -232,6 +237,8 @@ impl Engine {
             vm_id: id.to_string(),
             dir,
             retention: shape.retention,
+            is_new: shape.is_new,
+            in_use_lock: None,
             expires_at: shape.expires_at,
             boot_limit_seconds: boot_limit_seconds(host.accelerator),
             machine: Machine {
@@ -330,6 +337,11 @@ fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError) -> EngineEr
         StartError::Ended(_) => {
             EngineError::new(ErrorKind::BootFailed, format!("{kind} {id} was ended while it was starting"))
         }
+        StartError::OtherVersion { version } => EngineError::new(
+            ErrorKind::VmUnavailable,
+            format!("pyro was replaced by version {version} while this process runs"),
+        )
+        .hint("restart this process"),
         StartError::Lost => {
             let error = EngineError::new(
                 ErrorKind::BootFailed,

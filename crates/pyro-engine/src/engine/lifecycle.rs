@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pyro_vm::supervisor::control::ControlRequest;
+use pyro_vm::supervisor::{EndRequest, Ended};
 use tokio_util::sync::CancellationToken;
 
 use super::reconcile::{OWNER_VANISHED, owner_vanished};
@@ -105,7 +105,11 @@ impl Engine {
 
     /// Stops what is there.
     pub(super) async fn stop(&self, kind: Kind, id: &VmId) -> Result<VmRecord, EngineError> {
-        let _lock = self.end(id, ControlRequest::Stop).await?;
+        let _lock = match self.end(id, EndRequest::Stop).await? {
+            Ended::Released(lock) => lock,
+            // It was stopped, and somebody has started it again since.
+            Ended::TakenAgain => return self.get(kind, id).await,
+        };
         let id = id.clone();
         let stop =
             self.registry(move |registry| registry.transition(kind, &id, VmEvent::Stop, &VmPatch::default()));

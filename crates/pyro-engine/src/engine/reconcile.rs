@@ -69,7 +69,7 @@ impl Engine {
 }
 
 /// Nobody who knows of it will use it: a one-shot run, or a task whose creation is not done.
-fn is_unfinished(record: &VmRecord) -> bool {
+pub(super) fn is_unfinished(record: &VmRecord) -> bool {
     record.ephemeral || (record.kind == Kind::Task && record.state == VmState::Created)
 }
 

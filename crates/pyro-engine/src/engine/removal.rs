@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use pyro_vm::supervisor::control::{self, ControlRequest};
-use pyro_vm::supervisor::{OwnerLock, files};
+use pyro_vm::Client;
+use pyro_vm::supervisor::{EndError, EndRequest, Ended, Owner, OwnerLock, Phase, files};
 
 use super::{Engine, state_unusable};
 use crate::{EngineError, ErrorKind, VmId};
@@ -14,36 +14,13 @@ use crate::{EngineError, ErrorKind, VmId};
 /// were stopped or are stuck must not make every caller hang.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
-/// Pause before a supervisor is asked again that could not be reached.
-const ASK_AGAIN: Duration = Duration::from_millis(200);
-
 impl Engine {
-    /// Asks the VM's supervisor, if it has one, to end it, and waits until nobody holds the VM.
-    ///
-    /// Returns the lock on the VM, so that nobody starts it before the caller is done; `None` if its directory
-    /// is gone.
-    pub(super) async fn end(
-        &self,
-        id: &VmId,
-        request: ControlRequest,
-    ) -> Result<Option<OwnerLock>, EngineError> {
-        let dir = self.vm_dir(id);
-        let deadline = Instant::now() + END_LIMIT;
-        while OwnerLock::is_held(&dir) && Instant::now() < deadline {
-            let asked = tokio::time::timeout_at(deadline.into(), control::ask(&dir, request.clone())).await;
-            if let Ok(Ok(())) = asked {
-                break;
-            }
-            // A supervisor that cannot be reached is on its way out, or has just been given the lock and does not listen
-            // yet; then it has to be asked again.
-            if let Ok(lock) = self.await_release_within(id, ASK_AGAIN).await {
-                return Ok(lock);
-            }
-        }
-        self.await_release(id).await
+    /// Has the VM's supervisor, if there is one, end it, and waits until that is gone.
+    pub(super) async fn end(&self, id: &VmId, how: EndRequest) -> Result<Ended, EngineError> {
+        self.client(id).end(how, END_LIMIT).await.map_err(|error| self.held(id, error))
     }
 
-    /// Waits until nobody holds the VM.
+    /// Waits until nobody holds the VM. `None`: its directory is gone.
     pub(super) async fn await_release(&self, id: &VmId) -> Result<Option<OwnerLock>, EngineError> {
         self.await_release_within(id, END_LIMIT).await
     }
@@ -54,23 +31,42 @@ impl Engine {
         id: &VmId,
         limit: Duration,
     ) -> Result<Option<OwnerLock>, EngineError> {
+        self.client(id).released(limit).await.map_err(|error| self.held(id, error))
+    }
+
+    /// The way to the VM's supervisor.
+    pub(super) fn client(&self, id: &VmId) -> Client {
+        Client::new(self.vm_dir(id))
+    }
+
+    fn held(&self, id: &VmId, error: EndError) -> EngineError {
         let dir = self.vm_dir(id);
-        let lock = self
-            .blocking(move |_| OwnerLock::acquire(&dir).map_err(|error| state_unusable("lock", &dir, error)));
-        tokio::time::timeout(limit, lock).await.unwrap_or_else(|_| {
-            let message = format!("vm {id} is held by a process that does not react");
-            Err(EngineError::new(ErrorKind::WrongState, message)
-                .hint(format!("`fuser {}` finds it", self.vm_dir(id).join(files::OWNER_LOCK).display())))
-        })
+        let error = match error {
+            EndError::Lock(error) => return state_unusable("lock", &dir, error),
+            EndError::Held => error,
+        };
+        let (message, hint) = match Owner::of(&dir).map(|owner| owner.phase) {
+            Some(Phase::Starting | Phase::Stopping) => (
+                format!("vm {id} is being started or stopped by another process"),
+                "try again in a moment".to_owned(),
+            ),
+            Some(Phase::Running) | None => (
+                format!("vm {id} is held by a process that does not react"),
+                format!("`fuser {}` finds it", dir.join(files::OWNER_LOCK).display()),
+            ),
+        };
+        EngineError::new(ErrorKind::WrongState, message).hint(hint).caused_by(error)
     }
 
     /// Ends the VM's processes, if any, and removes its files. Its record stays.
-    async fn remove_files(
-        &self,
-        id: &VmId,
-        request: ControlRequest,
-    ) -> Result<Option<OwnerLock>, EngineError> {
-        let lock = self.end(id, request).await?;
+    async fn remove_files(&self, id: &VmId, how: EndRequest) -> Result<Option<OwnerLock>, EngineError> {
+        let lock = loop {
+            match self.end(id, how).await? {
+                Ended::Released(lock) => break lock,
+                // Whoever starts it again loses it again.
+                Ended::TakenAgain => {}
+            }
+        };
         let dir = self.vm_dir(id);
         self.blocking(move |_| match fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -86,7 +82,7 @@ impl Engine {
     /// # Errors
     /// `StateUnusable`. That the record is gone already is no error: the supervisor may have been faster.
     pub(super) async fn remove(&self, id: &VmId) -> Result<(), EngineError> {
-        let _lock = self.remove_files(id, ControlRequest::Delete).await?;
+        let _lock = self.remove_files(id, EndRequest::Delete).await?;
         let id = id.clone();
         match self.registry(move |registry| registry.delete(&id)).await {
             Err(error) if !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Expired) => Err(error),
@@ -96,7 +92,7 @@ impl Engine {
 
     /// Removes the VM because its lifetime has ended. True if this call is the one that did.
     pub(super) async fn expire(&self, id: &VmId) -> Result<bool, EngineError> {
-        let _lock = self.remove_files(id, ControlRequest::Expire).await?;
+        let _lock = self.remove_files(id, EndRequest::Expire).await?;
         let id = id.clone();
         self.registry(move |registry| registry.mark_expired(&id, super::now())).await
     }

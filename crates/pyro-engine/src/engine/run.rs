@@ -128,6 +128,7 @@ async fn explain(error: EngineError, lifeline: Lifeline) -> EngineError {
         Some(EndReason::Expired) => {
             error.caused_by("the VM's lifetime ended").hint("give it a larger ttl_seconds")
         }
+        Some(EndReason::ChannelLost) => error.caused_by("the connection to the guest was lost"),
         Some(reason) => error.caused_by(format!("the VM was ended: {reason:?}")),
         None => error.caused_by("the VM's supervisor was lost"),
     }

@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use pyro_env::InstalledEnvironment;
 use pyro_vm::WORKSPACE;
-use pyro_vm::supervisor::control::{self, ControlRequest};
-use pyro_vm::supervisor::{OwnerLock, files as vm_files};
+use pyro_vm::supervisor::{Owner, OwnerLock, Phase, files as vm_files};
 use tokio_util::sync::CancellationToken;
 
 use super::lifecycle::{as_it_is, new_vm};
@@ -101,6 +100,14 @@ impl Engine {
         };
         if let Ok((_, environment)) = &ground {
             warn_of_another_base(&record, environment, events).await;
+        }
+        // Whoever starts it already says so, however long that takes.
+        if Owner::of(&self.vm_dir(&id)).is_some_and(|owner| owner.phase == Phase::Starting) {
+            return Err(EngineError::new(
+                ErrorKind::WrongState,
+                format!("task {id} is being started by another process"),
+            )
+            .hint("try again in a moment"));
         }
         let lock = match record.stop_reason {
             // Its supervisor may still be writing things out.
@@ -207,7 +214,7 @@ impl Engine {
         let expires_at = self.renew(&id, ttl_seconds).await?.expires_at;
         if record.state == VmState::Started {
             // If it cannot be reached it is ending, which its status says.
-            let _ = control::ask(&self.vm_dir(&id), ControlRequest::Extend { expires_at }).await;
+            let _ = self.client(&id).extend(expires_at).await;
         }
         self.status_task(task_id).await
     }

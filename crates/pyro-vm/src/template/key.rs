@@ -172,6 +172,8 @@ mod tests {
             vm_id: "0123456789ab".to_owned(),
             dir: "/vms/0123456789ab".into(),
             retention: Retention::Caller,
+            is_new: false,
+            in_use_lock: None,
             expires_at: 0.0,
             boot_limit_seconds: 1,
             machine: Machine {

@@ -4,7 +4,8 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use pyro_engine::{Command, Config, Engine, EngineError, Events, Vm, VmSpec};
-use pyro_vm::{Exec, ExecError, ExecOutcome, GuestClient, OutputStream};
+use pyro_vm::supervisor::{CommandEnd, CommandOutcome, Run, RunError};
+use pyro_vm::{Client, Exec, OutputStream};
 use tokio_util::sync::CancellationToken;
 
 use super::{ENVIRONMENT, PYRO, Sandbox, cache};
@@ -51,8 +52,8 @@ impl Sandbox {
     }
 
     /// A way to run many commands in one VM.
-    pub(crate) fn guest(&self, vm: &Vm) -> GuestClient {
-        GuestClient::new(self.vm_dir(vm.vm_id.as_str()))
+    pub(crate) fn guest(&self, vm: &Vm) -> Client {
+        Client::new(self.vm_dir(vm.vm_id.as_str()))
     }
 }
 
@@ -72,26 +73,26 @@ pub(crate) fn chain(error: &EngineError) -> String {
 pub(crate) struct Capture {
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: Vec<u8>,
-    pub(crate) outcome: ExecOutcome,
+    pub(crate) outcome: CommandEnd,
 }
 
 impl Capture {
     /// Runs one command with a time limit in milliseconds.
-    pub(crate) async fn of(guest: &GuestClient, line: &str, timeout_ms: u64) -> Result<Self, ExecError> {
+    pub(crate) async fn of(guest: &Client, line: &str, timeout_ms: u64) -> Result<Self, RunError> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let exec = Exec::new(line, std::time::Duration::from_millis(timeout_ms));
-        let outcome = guest
-            .exec(exec, async |chunk| match chunk.stream {
-                OutputStream::Stdout => stdout.extend_from_slice(&chunk.bytes),
-                OutputStream::Stderr => stderr.extend_from_slice(&chunk.bytes),
-            })
-            .await?;
+        let take = async |chunk: pyro_vm::OutputChunk| match chunk.stream {
+            OutputStream::Stdout => stdout.extend_from_slice(&chunk.bytes),
+            OutputStream::Stderr => stderr.extend_from_slice(&chunk.bytes),
+        };
+        let ran = guest.run(Run { exec, journal: false }, &never(), |_| (), take).await?;
+        let CommandOutcome::Ended(outcome) = ran.outcome else { panic!("no end: {ran:?}") };
         Ok(Self { stdout, stderr, outcome })
     }
 }
 
 /// Standard output of a command that is expected to succeed.
-pub(crate) async fn exec_text(guest: &GuestClient, line: &str) -> String {
+pub(crate) async fn exec_text(guest: &Client, line: &str) -> String {
     let capture = Capture::of(guest, line, 60_000).await.unwrap();
     let stdout = String::from_utf8_lossy(&capture.stdout).into_owned();
     assert_eq!(capture.outcome.status, Some(pyro_vm::ExitStatus::Code(0)), "{capture:?}");

@@ -1,17 +1,15 @@
 //! Commands of a task. In a guest its supervisor runs and records them; this is the way to it.
 
-use std::pin::pin;
 use std::time::Duration;
 
-use pyro_vm::supervisor::CommandEnd;
-use pyro_vm::{CommandClient, ExecOutcome, OutputChunk, OutputStream, RunError};
-use tokio::sync::oneshot;
+use pyro_vm::supervisor::{CommandEnd, CommandOutcome, Run, RunError};
+use pyro_vm::{OutputChunk, OutputStream};
 use tokio_util::sync::CancellationToken;
 
 use super::supervisor_lost;
 use crate::capture::OutputSink;
 use crate::engine::Engine;
-use crate::engine::exec::{exec_request, exit_code, guest_cwd};
+use crate::engine::exec::{exec_request, exit_code, guest_cwd, not_delivered};
 use crate::finished::{Finished, KILLED};
 use crate::kind::Kind;
 use crate::registry::{CommandExit, VmRecord};
@@ -20,9 +18,6 @@ use crate::{
     Command, EngineError, ErrorKind, Event, Events, ExecutionMode, Outcome, OutputMode, TaskDetached,
     TaskExec, TaskLogEntry, VmId, limits,
 };
-
-/// Time that a command has for ending when its caller gives it up.
-const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Most output that a command which nobody reads may send, per stream: what the journal keeps.
 const DETACHED_OUTPUT: OutputMode = OutputMode::Capture;
@@ -87,7 +82,7 @@ impl Engine {
         let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
         refuse_on_host(&record, "detached")?;
         let command = Command { output: DETACHED_OUTPUT, ..command };
-        let begun = CommandClient::new(self.vm_dir(&id)).detach(exec_request(&command, timeout)).await;
+        let begun = self.client(&id).detach(exec_request(&command, timeout)).await;
         let sequence = match begun {
             Ok(sequence) => sequence,
             Err(error) => return Err(self.run_error(&id, error).await),
@@ -104,43 +99,17 @@ impl Engine {
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Ran, EngineError> {
-        let client = CommandClient::new(self.vm_dir(&record.vm_id));
         let mut stdout = OutputSink::new(OutputStream::Stdout.into(), command.output, events);
         let mut stderr = OutputSink::new(OutputStream::Stderr.into(), command.output, events);
-        let (accept, mut accepted) = oneshot::channel();
-        let ran = {
-            let mut run = pin!(client.run(
-                exec_request(command, timeout),
-                |sequence| {
-                    let _ = accept.send(sequence);
-                },
-                async |chunk| match chunk.stream {
-                    OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
-                    OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
-                },
-            ));
-            tokio::select! {
-                biased;
-                () = cancel.cancelled() => {
-                    let end = async {
-                        // Without a number it is not known yet whether there is something to end.
-                        let known = tokio::select! {
-                            biased;
-                            known = &mut accepted => known,
-                            _ = &mut run => return,
-                        };
-                        if let Ok(sequence) = known {
-                            let _ = client.kill(sequence).await;
-                        }
-                    };
-                    let _ = tokio::time::timeout(CANCEL_LIMIT, end).await;
-                    return Err(EngineError::cancelled());
-                }
-                ran = &mut run => ran,
-            }
+        let run = Run { exec: exec_request(command, timeout), journal: true };
+        let mut accepted = 0;
+        let take = async |chunk: OutputChunk| match chunk.stream {
+            OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
+            OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
         };
+        let ran = self.client(&record.vm_id).run(run, cancel, |sequence| accepted = sequence, take).await;
         let (sequence, end) = match ran {
-            Ok(ended) => ended,
+            Ok(ran) => (ran.sequence.unwrap_or(accepted), ran.outcome),
             // The supervisor may have let go of this client only: because it did not read for too long.
             Err(RunError::Lost { sequence: Some(sequence) }) => {
                 return self.recover(&record.vm_id, sequence, command.output).await;
@@ -148,26 +117,25 @@ impl Engine {
             Err(error) => return Err(self.run_error(&record.vm_id, error).await),
         };
         match end {
-            CommandEnd::Ended { outcome, killed, .. } => {
+            CommandOutcome::Ended(end) => {
                 let (stdout, stdout_over) = stdout.finish();
                 let (stderr, stderr_over) = stderr.finish();
                 let exit = CommandExit {
-                    killed,
-                    stdout_truncated: outcome.stdout_dropped.saturating_add(stdout_over),
-                    stderr_truncated: outcome.stderr_dropped.saturating_add(stderr_over),
-                    ..CommandExit::from(&outcome)
+                    stdout_truncated: end.stdout_dropped.saturating_add(stdout_over),
+                    stderr_truncated: end.stderr_dropped.saturating_add(stderr_over),
+                    ..CommandExit::from(&end)
                 };
                 Ok(Ran { sequence, exit, stdout, stderr })
             }
-            CommandEnd::NotRun { cause } => Err(EngineError::new(ErrorKind::NotDelivered, cause)
+            CommandOutcome::NotRun { cause } => Err(EngineError::new(ErrorKind::NotDelivered, cause)
                 .hint("the command was not started; its entry in the journal says so")),
-            CommandEnd::Lost => Err(self.lost(&record.vm_id).await),
+            CommandOutcome::Unknown { .. } => Err(self.lost(&record.vm_id).await),
         }
     }
 
     /// What the journal says of a command whose client was lost.
     async fn recover(&self, id: &VmId, sequence: u64, output: OutputMode) -> Result<Ran, EngineError> {
-        let _ = CommandClient::new(self.vm_dir(id)).watch(sequence, false, async |_| {}).await;
+        let _ = self.client(id).watch(sequence, false, async |_| {}).await;
         let entry = self.entry(id, sequence).await?;
         let (Some(exit_code), Some(duration_ms)) = (entry.exit_code, entry.duration_ms) else {
             return Err(self.lost(id).await);
@@ -236,7 +204,7 @@ impl Engine {
                         sent[index(chunk.stream)] += chunk.bytes.len();
                         send(events, chunk.stream, chunk.bytes).await;
                     };
-                    let client = CommandClient::new(self.vm_dir(&id));
+                    let client = self.client(&id);
                     if client.watch(sequence, events.is_some(), on_output).await.is_err() {
                         // It is on its way out; what it could not record is known when it is gone.
                         self.await_release(&id).await?;
@@ -275,7 +243,7 @@ impl Engine {
             return Ok(entry);
         }
         refuse_on_host(&record, "ended from elsewhere")?;
-        let client = CommandClient::new(self.vm_dir(&id));
+        let client = self.client(&id);
         if client.kill(sequence).await.is_err() {
             self.await_release(&id).await?;
         }
@@ -287,10 +255,8 @@ impl Engine {
 
     async fn run_error(&self, id: &VmId, error: RunError) -> EngineError {
         match error {
-            RunError::NotDelivered(cause) => EngineError::transport_not_ready(&cause.to_string()),
-            RunError::Refused { cause } => EngineError::new(ErrorKind::NotDelivered, cause)
-                .hint("the command was not started; it is safe to try again"),
             RunError::Lost { .. } => self.lost(id).await,
+            error => not_delivered(error),
         }
     }
 
@@ -336,16 +302,16 @@ impl CommandExit {
     };
 }
 
-impl From<&ExecOutcome> for CommandExit {
-    /// What the guest says; who ended it and what was kept is for others to add.
-    fn from(outcome: &ExecOutcome) -> Self {
+impl From<&CommandEnd> for CommandExit {
+    /// What is known of the end; what the caller keeps is for others to add.
+    fn from(end: &CommandEnd) -> Self {
         Self {
-            exit_code: exit_code(outcome),
-            duration_ms: u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX),
-            timed_out: outcome.timed_out,
-            killed: false,
-            stdout_truncated: outcome.stdout_dropped,
-            stderr_truncated: outcome.stderr_dropped,
+            exit_code: exit_code(end),
+            duration_ms: u64::try_from(end.duration.as_millis()).unwrap_or(u64::MAX),
+            timed_out: end.timed_out,
+            killed: end.killed,
+            stdout_truncated: end.stdout_dropped,
+            stderr_truncated: end.stderr_dropped,
         }
     }
 }

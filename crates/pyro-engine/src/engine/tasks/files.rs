@@ -3,9 +3,11 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use pyro_vm::{ArchiveLimits, CopyError, GuestClient, Pack, Report, Unpack};
+use pyro_vm::supervisor::CopyError;
+use pyro_vm::{ArchiveLimits, Client, Pack, Report, Unpack};
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::exec::not_asked;
 use crate::engine::{Engine, unless_cancelled};
 use crate::kind::Kind;
 use crate::state::VmEvent;
@@ -68,7 +70,7 @@ impl Engine {
         unless_cancelled(cancel, copy).await.map(|report| copied(&id, report))
     }
 
-    pub(super) async fn guest_of_task(&self, task_id: &str) -> Result<(VmId, GuestClient), EngineError> {
+    pub(super) async fn guest_of_task(&self, task_id: &str) -> Result<(VmId, Client), EngineError> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
         let dir = self.vm_dir(&id);
@@ -78,7 +80,7 @@ impl Engine {
                 Err(EngineError::new(ErrorKind::InvalidInput, message)
                     .hint(format!("its workspace is {}", dir.join("workspace").display())))
             }
-            ExecutionMode::GuestVsock | ExecutionMode::Pending => Ok((id, GuestClient::new(dir))),
+            ExecutionMode::GuestVsock | ExecutionMode::Pending => Ok((id, Client::new(dir))),
         }
     }
 }
@@ -113,8 +115,8 @@ fn copied(id: &VmId, report: Report) -> TaskCopied {
 }
 
 pub(super) fn copy_error(id: &VmId, error: CopyError) -> EngineError {
-    match &error {
-        CopyError::NotReached(cause) => EngineError::transport_not_ready(&cause.to_string()),
+    match error {
+        CopyError::NotDelivered(error) => not_asked(error),
         CopyError::Lost => EngineError::new(
             ErrorKind::OutcomeUnknown,
             format!("connection to task {id} was lost while files were copied"),

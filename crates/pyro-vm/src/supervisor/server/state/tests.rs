@@ -21,9 +21,9 @@ const EVENTS: [Input; 5] =
 
 fn all_terms() -> Vec<Terms> {
     let retentions = [Retention::Caller, Retention::Lifetime, Retention::Deletion];
-    let vms = retentions.into_iter().flat_map(|retention| {
-        [true, false].map(|is_new| Terms { retention, is_new, is_spare: false })
-    });
+    let vms = retentions
+        .into_iter()
+        .flat_map(|retention| [true, false].map(|is_new| Terms { retention, is_new, is_spare: false }));
     vms.chain([SPARE]).collect()
 }
 
@@ -261,11 +261,7 @@ fn a_creator_that_dies_leaves_nothing_and_a_starter_changes_nothing() {
         (true, vec![Effect::AbortBoot, Effect::RemoveFiles { all: true }, Effect::Forget]),
         (
             false,
-            vec![
-                Effect::AbortBoot,
-                Effect::RemoveFiles { all: false },
-                Effect::RecordEnd(Cause::CallerGone),
-            ],
+            vec![Effect::AbortBoot, Effect::RemoveFiles { all: false }, Effect::RecordEnd(Cause::CallerGone)],
         ),
     ] {
         let mut life = Life::new(Terms { retention: Retention::Deletion, is_new, is_spare: false });

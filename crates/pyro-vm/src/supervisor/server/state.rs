@@ -18,8 +18,8 @@
 //! it answers every [`Effect::EndCommands`], [`Effect::HaltGuest`], [`Effect::SettleCommands`] and [`Effect::RecordEnd`]
 //! with one input within a bounded time.
 
-use super::EndReason;
 use crate::spec::Retention;
+use crate::supervisor::EndReason;
 
 #[cfg(test)]
 mod tests;
@@ -282,10 +282,9 @@ impl Life {
             }
             (Closing(end), Input::CommandsEnded) => (Halting(end), vec![Effect::HaltGuest]),
             (Closing(end), Input::MachineExited | Input::ChannelLost)
-            | (
-                Halting(end),
-                Input::Halted | Input::HaltFailed | Input::MachineExited | Input::ChannelLost,
-            ) => self.kill(end, Vec::new()),
+            | (Halting(end), Input::Halted | Input::HaltFailed | Input::MachineExited | Input::ChannelLost) => {
+                self.kill(end, Vec::new())
+            }
             (Settling(end), Input::CommandsSettled) => self.conclude(end),
             (Concluding(end), Input::EndRecorded) => {
                 let told = end.waiting.into_iter().map(Effect::Confirm);
@@ -326,12 +325,7 @@ impl Life {
         }
     }
 
-    fn decide_request(
-        &mut self,
-        state: State,
-        client: ClientId,
-        request: Request,
-    ) -> (State, Vec<Effect>) {
+    fn decide_request(&mut self, state: State, client: ClientId, request: Request) -> (State, Vec<Effect>) {
         let refusal = state.refusal();
         match (request, &state) {
             (_, State::Done) => (state, Vec::new()),

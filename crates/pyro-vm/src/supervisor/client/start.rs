@@ -1,7 +1,7 @@
 //! Starting a supervisor and hearing from it.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -11,11 +11,14 @@ use futures::{SinkExt, StreamExt};
 use pyro_wire::{Frame, FrameCodec};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
+use tokio::time::timeout;
 use tokio_util::codec::Framed;
 
-use super::control::{self, ControlRequest};
-use super::{BootFailure, BootInfo, EndReason, Event, OwnerLock, files, handover};
+use super::{ANSWER_LIMIT, Client, ask};
 use crate::spec::{LaunchSpec, Purpose};
+use crate::supervisor::protocol::{Event, GENERATION, Greeting, Launch, LifelineClient, Reply, Request};
+use crate::supervisor::server::handover;
+use crate::supervisor::{BootFailure, BootInfo, EndReason, OwnerLock, files};
 
 /// Why a VM did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +32,12 @@ pub enum StartError {
     /// It was told to end the VM before it was up.
     #[error("the VM was ended while it was starting")]
     Ended(EndReason),
+    /// The program that supervises is of another version than this one, because it was replaced meanwhile.
+    #[error("the program was replaced by version {version} while this one runs")]
+    OtherVersion {
+        /// Which.
+        version: String,
+    },
     /// It died without a word.
     #[error("the supervisor was lost while the VM was starting")]
     Lost,
@@ -40,7 +49,7 @@ pub enum StartError {
 pub struct Lifeline {
     /// Absent for a claimed spare, which someone else started.
     supervisor: Option<Child>,
-    stream: Framed<UnixStream, FrameCodec<Event, LaunchSpec>>,
+    stream: LifelineClient,
 }
 
 /// Starts `program` with `args` as the supervisor of the VM and waits until the guest takes commands.
@@ -91,7 +100,10 @@ pub(crate) async fn spawn<A: AsRef<OsStr>>(
 ) -> Result<Lifeline, StartError> {
     let (ours, theirs) = UnixStream::pair().map_err(StartError::Spawn)?;
     let theirs = OwnedFd::from(theirs.into_std().map_err(StartError::Spawn)?);
-    let log = File::create(spec.dir.join(files::SUPERVISOR_LOG)).map_err(StartError::Spawn)?;
+    // For appending: the supervisor begins it anew when it has grown too large.
+    let path = spec.dir.join(files::SUPERVISOR_LOG);
+    File::create(&path).map_err(StartError::Spawn)?;
+    let log = OpenOptions::new().append(true).open(&path).map_err(StartError::Spawn)?;
     let mut command = Command::new(program);
     command
         .args(args)
@@ -104,7 +116,10 @@ pub(crate) async fn spawn<A: AsRef<OsStr>>(
     drop(command);
     let mut lifeline =
         Lifeline { supervisor: Some(supervisor), stream: Framed::new(ours, FrameCodec::default()) };
-    lifeline.stream.send(Frame::Control(spec)).await.map_err(|_| StartError::Lost)?;
+    let hello = Launch::Hello(Greeting::own());
+    for message in [hello, Launch::Start(Box::new(spec))] {
+        lifeline.stream.send(Frame::Control(message)).await.map_err(|_| StartError::Lost)?;
+    }
     Ok(lifeline)
 }
 
@@ -117,8 +132,13 @@ pub async fn claim(
     spec: LaunchSpec,
     lock: &OwnerLock,
 ) -> Option<Result<(Lifeline, BootInfo), StartError>> {
-    let stream = control::connect(dir, ControlRequest::Claim(Box::new(spec))).await.ok()?;
-    let stream = control::granted(stream).await?;
+    let mut stream = Client::new(dir).connect().await.ok()?.stream;
+    ask(&mut stream, Request::Claim(Box::new(spec))).await.ok()?;
+    let Ok(Some(Ok(Frame::Control(Reply::Done)))) = timeout(ANSWER_LIMIT, stream.next()).await else {
+        return None;
+    };
+    // It says nothing more before it has the lock, so nothing is lost with the buffer.
+    let stream = stream.into_inner();
     handover::send(&stream, lock).await.ok()?;
     let lifeline = Lifeline { supervisor: None, stream: Framed::new(stream, FrameCodec::default()) };
     Some(lifeline.booted().await)
@@ -140,6 +160,7 @@ impl Lifeline {
             Some(Event::TemplateReady) => return Ok(None),
             Some(Event::Failed(failure)) => StartError::Boot(failure),
             Some(Event::Ended(reason)) => StartError::Ended(reason),
+            Some(Event::Hello(Greeting { version, .. })) => StartError::OtherVersion { version },
             None => StartError::Lost,
         };
         self.reap().await;
@@ -158,9 +179,12 @@ impl Lifeline {
     }
 
     async fn next_event(&mut self) -> Option<Event> {
-        match self.stream.next().await {
-            Some(Ok(Frame::Control(event))) => Some(event),
-            _ => None,
+        loop {
+            match self.stream.next().await? {
+                Ok(Frame::Control(Event::Hello(Greeting { generation: GENERATION, .. }))) => {}
+                Ok(Frame::Control(event)) => return Some(event),
+                _ => return None,
+            }
         }
     }
 

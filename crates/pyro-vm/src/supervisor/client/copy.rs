@@ -9,16 +9,19 @@ use bytes::Bytes;
 use futures::stream::LocalBoxStream;
 use futures::{Sink, SinkExt, StreamExt, future};
 use pyro_archive::{ArchiveError, Limits, Links, Report};
-use pyro_wire::{Frame, FrameError, OutputStream, Pack, Reply, Request, Unpack};
+use pyro_wire::{Frame, FrameCodec, FrameError, OutputStream, Pack, Reply, Request, Unpack};
+use tokio::net::UnixStream;
 
-use crate::GuestClient;
+use super::{Client, ConnectError, ask};
+use crate::supervisor::conversation::RequestStream;
+use crate::supervisor::protocol;
 
 /// Why something was not copied, or not all of it.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// The guest cannot be reached.
-    #[error("the VM cannot be reached")]
-    NotReached(#[source] io::Error),
+    /// The guest was not asked.
+    #[error(transparent)]
+    NotDelivered(#[from] ConnectError),
     /// The guest's half of the work failed.
     #[error("in the VM: {cause}")]
     Guest {
@@ -33,7 +36,7 @@ pub enum CopyError {
     Lost,
 }
 
-impl GuestClient {
+impl Client {
     /// Copies a file or a directory out of the guest to a name in a directory of the host. Nothing else on the host is
     /// touched, whatever the guest sends; see [`pyro_archive::unpack`].
     ///
@@ -87,14 +90,21 @@ impl GuestClient {
         .await
     }
 
+    /// A stream to the guest for one request.
+    async fn guest_stream(&self) -> Result<RequestStream<UnixStream>, ConnectError> {
+        let mut stream = self.connect().await?.stream;
+        ask(&mut stream, protocol::Request::Copy).await?;
+        Ok(stream.map_codec(|_| FrameCodec::default()))
+    }
+
     /// Has the guest pack something, and `take` what comes. Gives what the guest says of it, too.
     async fn receive<T>(
         &self,
         pack: Pack,
         take: impl AsyncFnOnce(&mut Chunks<'_>) -> Result<T, ArchiveError>,
     ) -> Result<(T, Option<Reply>), CopyError> {
-        let mut stream = self.open().await.map_err(CopyError::NotReached)?;
-        stream.send(Frame::Control(Request::Pack(pack))).await.map_err(not_reached)?;
+        let mut stream = self.guest_stream().await?;
+        stream.send(Frame::Control(Request::Pack(pack))).await.map_err(not_delivered)?;
         let mut reply = None;
         let mut chunks = (&mut stream)
             .map(|frame| match frame {
@@ -135,8 +145,8 @@ impl GuestClient {
         unpack: Unpack,
         give: impl AsyncFnOnce(&mut ChunkSink<'_>) -> Result<T, ArchiveError>,
     ) -> Result<T, CopyError> {
-        let mut stream = self.open().await.map_err(CopyError::NotReached)?;
-        stream.send(Frame::Control(Request::Unpack(unpack))).await.map_err(not_reached)?;
+        let mut stream = self.guest_stream().await?;
+        stream.send(Frame::Control(Request::Unpack(unpack))).await.map_err(not_delivered)?;
         let (sink, mut answers) = stream.split();
         let mut chunks: ChunkSink<'_> = Box::pin(sink.with(|chunk: Bytes| {
             future::ready(Ok::<_, FrameError>(Frame::Output(OutputStream::Stdout, chunk)))
@@ -181,9 +191,6 @@ fn printable(name: &str) -> String {
     name.chars().take(MAX_EXAMPLE_CHARS).flat_map(char::escape_debug).collect()
 }
 
-fn not_reached(error: FrameError) -> CopyError {
-    CopyError::NotReached(match error {
-        FrameError::Io(error) => error,
-        other => io::Error::other(other),
-    })
+fn not_delivered(error: FrameError) -> CopyError {
+    ConnectError::Unreachable(io::Error::other(error)).into()
 }

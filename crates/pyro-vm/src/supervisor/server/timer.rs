@@ -7,6 +7,9 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 use rustix::time::{timerfd_create, timerfd_settime};
 use tokio::net::unix::pipe;
 
+/// The clock of this host.
+pub(super) struct WallClock;
+
 /// Returns when the wall clock reaches `unix_seconds`. A timer on the wall clock, not a sleep: a host that
 /// was suspended must find the time passed when it wakes up.
 pub(super) async fn wall_clock_reaches(unix_seconds: f64) -> io::Result<()> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use pyro_wire::OutputStream;
 
-use crate::guest::OutputChunk;
+use crate::supervisor::conversation::OutputChunk;
 
 /// Most bytes of one stream of one command that are kept.
 pub const STREAM_LIMIT: u64 = 16 << 20;

@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 const COMPANION: [u8; 1] = [0];
 
 /// Sends one descriptor.
-pub(super) async fn send(stream: &UnixStream, descriptor: impl AsFd) -> io::Result<()> {
+pub(crate) async fn send(stream: &UnixStream, descriptor: impl AsFd) -> io::Result<()> {
     let descriptors = [descriptor.as_fd()];
     let send = || {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -29,7 +29,7 @@ pub(super) async fn send(stream: &UnixStream, descriptor: impl AsFd) -> io::Resu
 }
 
 /// Receives one descriptor.
-pub(super) async fn receive(stream: &UnixStream) -> io::Result<OwnedFd> {
+pub(crate) async fn receive(stream: &UnixStream) -> io::Result<OwnedFd> {
     let receive = || {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);

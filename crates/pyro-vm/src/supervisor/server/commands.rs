@@ -1,15 +1,16 @@
-//! Commands of a journal: the supervisor runs them, so that they, their output and their record need no client.
+//! Commands: the supervisor runs them, so that those of a journal, their output and their record need no client.
 //!
 //! ```text
-//!            number ◄── Recorder ◄──┐
-//!  client ◄─────────────────────────┤ run ◄── guest
-//!            output ──► files ──────┘
+//!            number ◄── Store ◄──┐
+//!  client ◄──────────────────────┤ run ◄── guest
+//!            output ──► files ───┘
 //!                         │ watch
 //!  other clients ◄────────┘
 //! ```
 //!
-//! A client that goes away changes nothing. One that does not read what it asked for slows its command down, until the
-//! command is ended or its time is over; then the client is no longer waited for.
+//! A client that goes away before its command is accepted has withdrawn it. After that, its going away changes nothing
+//! for a command of a journal, and ends one that is in none. A client that does not read what it asked for slows its
+//! command down, until the command is ended or its time is over; then the client is no longer waited for.
 
 mod log;
 
@@ -20,9 +21,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::SinkExt;
+use futures::stream::{SplitSink, SplitStream};
+use futures::{FutureExt, SinkExt, StreamExt};
 use pyro_wire::{Exec, Frame, FrameCodec, OutputStream};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::codec::Framed;
@@ -31,57 +32,39 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::log::{CommandLog, STREAM_LIMIT, file_name, room};
 
-use super::control::{ControlReply, ServerStream};
-use super::files;
-use super::serve::Recorder;
-use crate::guest::{ExecError, ExecOutcome, OutputChunk, converse, timeout_note};
+use super::{Store, StoreError};
 use crate::mux::{Permit, Streams};
+use crate::supervisor::conversation::{CommandOutcome, OutputChunk, converse, timeout_note};
+use crate::supervisor::protocol::{Reply, Request, ServerStream};
+use crate::supervisor::{dir, files};
 
 /// Time that all commands together have for ending when their VM is stopped: the grace of a command, and the guest's
 /// answer.
 const SETTLE_LIMIT: Duration = Duration::from_secs(3);
-/// Pause after a record that could not be written.
+/// Pause after a record that could not be written. It doubles each time, up to [`MAX_RETRY_PAUSE`].
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Longest reason of the guest's that is recorded, in characters.
-const MAX_CAUSE_CHARS: usize = 1000;
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(60);
 /// Bytes that are read from a command's files at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// What became of a command that had been given its number.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CommandEnd {
-    /// It ended.
-    Ended {
-        /// How.
-        outcome: ExecOutcome,
-        /// Someone ended it.
-        killed: bool,
-        /// Bytes of stdout that its file does not have.
-        stdout_truncated: u64,
-        /// Bytes of stderr that its file does not have.
-        stderr_truncated: u64,
-    },
-    /// It surely did not run.
-    NotRun {
-        /// Why.
-        cause: String,
-    },
-    /// Its guest was lost while it ran: nobody knows.
-    Lost,
+/// The commands of one VM. Cheap to clone.
+pub(super) struct Commands<S>(Rc<Shared<S>>);
+
+impl<S> Clone for Commands<S> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
 }
 
-/// The commands of one VM. Cheap to clone.
-#[derive(Clone)]
-pub(super) struct Commands(Rc<Shared>);
-
-struct Shared {
+struct Shared<S> {
     vm_id: String,
     /// Where their output is kept.
     dir: PathBuf,
     streams: Streams,
-    recorder: Arc<dyn Recorder>,
+    store: Rc<S>,
     running: RefCell<BTreeMap<u64, Running>>,
+    /// Commands that are in no journal, and can only be ended together.
+    unnumbered: CancellationToken,
     /// Commands that are being given their number.
     beginning: watch::Sender<usize>,
     /// Bytes of output that may still be kept.
@@ -104,24 +87,20 @@ struct Running {
 struct Progress {
     stdout: u64,
     stderr: u64,
-    end: Option<CommandEnd>,
+    end: Option<CommandOutcome>,
 }
 
-impl Commands {
-    pub(super) fn new(
-        vm_id: &str,
-        vm_dir: &std::path::Path,
-        streams: Streams,
-        recorder: Arc<dyn Recorder>,
-    ) -> Self {
+impl<S: Store + 'static> Commands<S> {
+    pub(super) fn new(vm_id: &str, vm_dir: &std::path::Path, streams: Streams, store: Rc<S>) -> Self {
         let dir = vm_dir.join(files::COMMANDS);
         Self(Rc::new(Shared {
             vm_id: vm_id.to_owned(),
             room: Cell::new(log::room(&dir)),
             dir,
             streams,
-            recorder,
+            store,
             running: RefCell::default(),
+            unnumbered: CancellationToken::new(),
             beginning: watch::Sender::new(0),
             closed: Cell::new(false),
             ending: CancellationToken::new(),
@@ -129,66 +108,94 @@ impl Commands {
         }))
     }
 
-    /// Runs a command to its end, whatever the client does.
-    pub(super) async fn run(&self, exec: Exec, detach: bool, mut client: ServerStream) {
-        let begun = match self.begin(&exec).await {
+    /// Runs a command to its end.
+    pub(super) async fn run(&self, exec: Exec, journal: bool, detach: bool, mut client: ServerStream) {
+        // It may have waited in the socket's buffer for longer than its client did.
+        if is_withdrawn(&mut client) {
+            return;
+        }
+        let begun = match self.begin(&exec, journal).await {
             Ok(begun) => begun,
-            Err(cause) => return say(&mut client, ControlReply::Refused { cause }).await,
+            Err(cause) => return say(&mut client, Reply::Refused { cause }).await,
         };
+        let _counted = Counted(self.0.count.clone());
+        if journal {
+            self.run_numbered(begun, exec, detach, client).await;
+        } else {
+            self.run_unnumbered(begun, exec, client).await;
+        }
+    }
+
+    async fn run_unnumbered(&self, begun: Begun, exec: Exec, mut client: ServerStream) {
+        say(&mut client, Reply::Accepted { sequence: None }).await;
+        let (sink, reader) = client.split();
+        let mut listener = Listener { client: Some(sink), patience: None, deaf: false };
+        let terminate = begun.terminate;
+        let mut stream = Framed::new(begun.stream.compat(), FrameCodec::default());
+        let mut take = async |chunk: OutputChunk| listener.send(chunk, &CancellationToken::new()).await;
+        let ran = async { converse(&mut stream, exec, terminate.clone().cancelled_owned(), &mut take).await };
+        let outcome = tokio::select! {
+            biased;
+            // Dropping the stream ends the command.
+            () = gone(reader) => return,
+            outcome = ran => outcome,
+        };
+        if let Some(client) = &mut listener.client {
+            say(client, Reply::Ended(outcome)).await;
+        }
+    }
+
+    async fn run_numbered(&self, begun: Begun, exec: Exec, detach: bool, mut client: ServerStream) {
         let Begun { sequence, stream, terminate, progress, permit } = begun;
-        say(&mut client, ControlReply::Accepted { sequence }).await;
+        let mut log = CommandLog::new(self.0.dir.clone(), sequence);
+        let mut withdrawn = is_withdrawn(&mut client);
+        if !withdrawn {
+            say(&mut client, Reply::Accepted { sequence: Some(sequence) }).await;
+            withdrawn = !detach && is_withdrawn(&mut client);
+        }
+        let (sink, reader) = client.split();
         let timeout = Duration::from_millis(exec.timeout_ms);
         let mut listener = Listener {
-            client: (!detach).then_some(client),
+            client: (!detach).then_some(sink),
             patience: Instant::now().checked_add(timeout).and_then(|end| end.checked_add(SETTLE_LIMIT)),
             deaf: false,
         };
-        let mut log = CommandLog::new(self.0.dir.clone(), sequence);
-
-        let mut take = async |chunk: OutputChunk| {
-            let room = self.0.room.get();
-            self.0.room.set(room - log.append(&chunk, room));
-            progress.send_modify(|progress| (progress.stdout, progress.stderr) = log.kept());
-            listener.send(chunk, &terminate).await;
+        let outcome = if withdrawn {
+            CommandOutcome::not_run("its caller withdrew it before it began")
+        } else {
+            if !detach {
+                tokio::task::spawn_local(cancel(reader, terminate.clone()));
+            }
+            let mut take = async |chunk: OutputChunk| {
+                let room = self.0.room.get();
+                self.0.room.set(room - log.append(&chunk, room));
+                progress.send_modify(|progress| (progress.stdout, progress.stderr) = log.kept());
+                listener.send(chunk, &terminate).await;
+            };
+            let mut stream = Framed::new(stream.compat(), FrameCodec::default());
+            converse(&mut stream, exec, terminate.clone().cancelled_owned(), &mut take).await
         };
-        let mut stream = Framed::new(stream.compat(), FrameCodec::default());
-        let asked_to_end = terminate.clone();
-        let ran = converse(&mut stream, exec, asked_to_end.cancelled_owned(), &mut take).await;
-        if matches!(&ran, Ok(outcome) if outcome.timed_out) {
+        drop(permit);
+        if matches!(&outcome, CommandOutcome::Ended(end) if end.timed_out) {
             let note = log.note(&timeout_note(timeout));
             progress.send_modify(|progress| (progress.stdout, progress.stderr) = log.kept());
             listener.send(OutputChunk { stream: OutputStream::Stderr, bytes: note.into() }, &terminate).await;
         }
-        let end = match ran {
-            Ok(outcome) => {
-                let (stdout_dropped, stderr_dropped) = log.dropped();
-                CommandEnd::Ended {
-                    killed: terminate.is_cancelled() && !outcome.timed_out,
-                    stdout_truncated: outcome.stdout_dropped.saturating_add(stdout_dropped),
-                    stderr_truncated: outcome.stderr_dropped.saturating_add(stderr_dropped),
-                    outcome,
-                }
-            }
-            Err(error @ (ExecError::NotDelivered(_) | ExecError::NotStarted { .. })) => {
-                CommandEnd::NotRun { cause: error.to_string().chars().take(MAX_CAUSE_CHARS).collect() }
-            }
-            Err(ExecError::Lost(_)) => CommandEnd::Lost,
-        };
-        drop((stream, permit));
         // Whoever saw an end would rely on its record, so nobody is told before.
-        let recorded = self.record_end(sequence, log, end.clone()).await;
-        if recorded {
-            progress.send_modify(|progress| progress.end = Some(end.clone()));
+        let recorded = self.record_end(sequence, log, &outcome).await;
+        if let Some(recorded) = &recorded {
+            progress.send_modify(|progress| progress.end = Some(recorded.clone()));
         }
         self.0.running.borrow_mut().remove(&sequence);
-        if recorded && let Some(client) = &mut listener.client {
-            say(client, ControlReply::Ended(end)).await;
+        if let (Some(recorded), Some(client)) = (recorded, &mut listener.client) {
+            // The client counts by itself what it keeps.
+            let told = if let CommandOutcome::Unknown { .. } = recorded { recorded } else { outcome };
+            say(client, Reply::Ended(told)).await;
         }
-        self.0.count.send_modify(|count| *count -= 1);
     }
 
-    /// Gives a command its number. It has a way to the guest then.
-    async fn begin(&self, exec: &Exec) -> Result<Begun, String> {
+    /// Gives a command its number, if it is one of the journal. It has a way to the guest then.
+    async fn begin(&self, exec: &Exec, journal: bool) -> Result<Begun, String> {
         if self.0.closed.get() {
             return Err("the VM is being stopped".to_owned());
         }
@@ -196,14 +203,14 @@ impl Commands {
         let (stream, permit) = stream.ok_or("the guest is gone, or runs as many commands as it can")?;
         // From here on the end of the VM waits for this command.
         self.0.count.send_modify(|count| *count += 1);
+        let (progress, watched) = watch::channel(Progress::default());
+        if !journal {
+            let terminate = self.0.unnumbered.child_token();
+            return Ok(Begun { sequence: 0, stream, permit, terminate, progress });
+        }
         self.0.beginning.send_modify(|count| *count += 1);
-        let recorded = self.blocking({
-            let (vm_id, exec) = (self.0.vm_id.clone(), exec.clone());
-            move |recorder| recorder.record_command(&vm_id, &exec)
-        });
-        let begun = match recorded.await {
+        let begun = match self.0.store.record_command(&self.0.vm_id, exec).await {
             Ok(sequence) => {
-                let (progress, watched) = watch::channel(Progress::default());
                 let terminate = CancellationToken::new();
                 let running = Running { terminate: terminate.clone(), progress: watched };
                 self.0.running.borrow_mut().insert(sequence, running);
@@ -212,7 +219,7 @@ impl Commands {
                 }
                 Ok(Begun { sequence, stream, permit, terminate, progress })
             }
-            Err(cause) => {
+            Err(StoreError { cause, .. }) => {
                 self.0.count.send_modify(|count| *count -= 1);
                 Err(cause)
             }
@@ -221,23 +228,34 @@ impl Commands {
         begun
     }
 
-    /// Records the end of a command, as soon as that is possible: a full disk is no reason to forget it. False: it was
-    /// not possible before the VM ended.
-    async fn record_end(&self, sequence: u64, log: CommandLog, end: CommandEnd) -> bool {
+    /// Records what became of a command, as soon as that is possible: a full disk is no reason to forget it. What can
+    /// never be recorded is unknown. `None`: it was not possible before the VM ended.
+    async fn record_end(
+        &self,
+        sequence: u64,
+        log: CommandLog,
+        outcome: &CommandOutcome,
+    ) -> Option<CommandOutcome> {
+        let mut outcome = outcome.clone().without(log.dropped());
         let log = Arc::new(log);
+        let mut pause = RETRY_PAUSE;
         loop {
             let ending = self.0.ending.is_cancelled();
-            let (vm_id, log, end) = (self.0.vm_id.clone(), Arc::clone(&log), end.clone());
-            let recorded = self.blocking(move |recorder| {
-                log.sync();
-                recorder.record_command_end(&vm_id, sequence, &end)
-            });
-            let Err(cause) = recorded.await else { return true };
-            tracing::error!(sequence, cause, "the end of a command cannot be recorded");
-            if ending {
-                return false;
+            let synced = Arc::clone(&log);
+            let _ = tokio::task::spawn_blocking(move || synced.sync()).await;
+            let recorded = self.0.store.record_command_end(&self.0.vm_id, sequence, &outcome);
+            let Err(error) = recorded.await else { return Some(outcome) };
+            dir::bound_log();
+            tracing::error!(sequence, %error, "the end of a command cannot be recorded");
+            match outcome {
+                CommandOutcome::Unknown { .. } if error.is_permanent => return Some(outcome),
+                _ if error.is_permanent => outcome = CommandOutcome::Unknown { cause: Some(error.cause) },
+                _ if ending => return None,
+                _ => {
+                    let _ = tokio::time::timeout(pause, self.0.ending.cancelled()).await;
+                    pause = MAX_RETRY_PAUSE.min(pause * 2);
+                }
             }
-            let _ = tokio::time::timeout(RETRY_PAUSE, self.0.ending.cancelled()).await;
         }
     }
 
@@ -254,19 +272,11 @@ impl Commands {
         }
     }
 
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&dyn Recorder) -> Result<T, String> + Send + 'static,
-    ) -> Result<T, String> {
-        let recorder = Arc::clone(&self.0.recorder);
-        tokio::task::spawn_blocking(move || work(&*recorder)).await.map_err(|error| error.to_string())?
-    }
-
     /// Tells a client how a command ends, once it has, with its kept output from the beginning if that is wanted. One
     /// that does not run is refused: its end is on record.
     pub(super) async fn watch(&self, sequence: u64, output: bool, mut client: ServerStream) {
         let Some(Running { mut progress, .. }) = self.find(sequence).await else {
-            return say(&mut client, ControlReply::NotRunning).await;
+            return say(&mut client, Reply::NotRunning).await;
         };
         let mut sent = [(OutputStream::Stdout, 0), (OutputStream::Stderr, 0)];
         loop {
@@ -285,7 +295,7 @@ impl Commands {
                 }
             }
             if let Some(end) = seen.end {
-                return say(&mut client, ControlReply::Ended(end)).await;
+                return say(&mut client, Reply::Ended(end)).await;
             }
             tokio::select! {
                 changed = progress.changed() => if changed.is_err() { return },
@@ -298,19 +308,20 @@ impl Commands {
     /// Ends a command.
     pub(super) async fn kill(&self, sequence: u64, mut client: ServerStream) {
         let Some(Running { terminate, mut progress }) = self.find(sequence).await else {
-            return say(&mut client, ControlReply::NotRunning).await;
+            return say(&mut client, Reply::NotRunning).await;
         };
         terminate.cancel();
         let ended = progress.wait_for(|progress| progress.end.is_some()).await;
         let end = ended.ok().and_then(|progress| progress.end.clone());
         if let Some(end) = end {
-            say(&mut client, ControlReply::Ended(end)).await;
+            say(&mut client, Reply::Ended(end)).await;
         }
     }
 
     /// Takes no more commands and ends those that run, so that their end can be recorded.
     pub(super) async fn end_all(&self) {
         self.0.closed.set(true);
+        self.0.unnumbered.cancel();
         self.0.running.borrow().values().for_each(|running| running.terminate.cancel());
         self.settle().await;
     }
@@ -337,7 +348,7 @@ struct Begun {
 
 /// The client that asked for a command, as long as it is there.
 struct Listener {
-    client: Option<ServerStream>,
+    client: Option<SplitSink<ServerStream, Frame<Reply>>>,
     /// When it is no longer waited for; never, if that is beyond what a clock can hold.
     patience: Option<Instant>,
     /// It did not read when it was needed to. It still learns how the command ended, if it reads by then.
@@ -367,6 +378,37 @@ impl Listener {
 }
 
 /// Says something to a client, which may have gone away or may not read.
-async fn say(client: &mut ServerStream, reply: ControlReply) {
+async fn say<C>(client: &mut C, reply: Reply)
+where
+    C: futures::Sink<Frame<Reply>> + Unpin,
+{
     let _ = tokio::time::timeout(SETTLE_LIMIT, client.send(Frame::Control(reply))).await;
+}
+
+/// Whether the client has gone away or thought better of it. It says nothing else before it is answered.
+fn is_withdrawn(client: &mut ServerStream) -> bool {
+    client.next().now_or_never().is_some()
+}
+
+/// Ends a command when its client says so. A client that has gone away says nothing.
+async fn cancel(mut client: SplitStream<ServerStream>, terminate: CancellationToken) {
+    while let Some(Ok(frame)) = client.next().await {
+        if frame == Frame::Control(Request::Cancel) {
+            terminate.cancel();
+        }
+    }
+}
+
+/// Returns when the client has gone away or wants its command ended.
+async fn gone(mut client: SplitStream<ServerStream>) {
+    let _ = client.next().await;
+}
+
+/// A command that is not over.
+struct Counted(watch::Sender<usize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }

@@ -1,0 +1,192 @@
+//! The directory of one VM: the names in it, who owns it, and how its owner is reached.
+//!
+//! Whether a VM has a living owner is a question to a lock, which the kernel releases with its last holder, instead of to
+//! a process id, which may have been given to another process. The socket lies in the directory, which only its user can
+//! enter. It is addressed through the directory's descriptor, because a socket's path may have 107 bytes and a state
+//! directory more.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::Stdio;
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use serde::{Deserialize, Serialize};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::files;
+use super::protocol::{GENERATION, VERSION};
+
+/// Size at which the supervisor's log is begun anew, in bytes.
+const LOG_LIMIT: u64 = 1 << 20;
+/// Largest file that is taken for an [`Owner`], in bytes.
+const OWNER_LIMIT: u64 = 4096;
+
+/// What a VM's supervisor is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The VM is not up yet.
+    Starting,
+    /// Clients are served.
+    Running,
+    /// The VM is about to end.
+    Stopping,
+}
+
+/// The process that owns a VM, as it describes itself. Believed only while the lock is held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Its process id.
+    pub pid: i32,
+    /// When it was started, in clock ticks since the host was: with the id, it names one process.
+    pub started: u64,
+    /// Its package version.
+    pub version: String,
+    /// The generation of its protocol.
+    pub generation: u32,
+    /// What it is doing.
+    pub phase: Phase,
+}
+
+impl Owner {
+    /// This process.
+    pub(crate) fn this(phase: Phase) -> Self {
+        let pid = rustix::process::getpid().as_raw_pid();
+        let started = start_time(pid).unwrap_or(0);
+        Self { pid, started, version: VERSION.to_owned(), generation: GENERATION, phase }
+    }
+
+    /// Whoever owns the VM in `dir`, if it says so and its lock is held.
+    pub fn of(dir: &Path) -> Option<Self> {
+        if !OwnerLock::is_held(dir) {
+            return None;
+        }
+        let file = File::open(dir.join(files::OWNER)).ok()?;
+        let owner: Self = serde_json::from_reader(io::Read::take(file, OWNER_LIMIT)).ok()?;
+        (start_time(owner.pid) == Some(owner.started)).then_some(owner)
+    }
+
+    /// Writes it down, at once or not at all.
+    pub(crate) fn announce(&self, dir: &Path) -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.persist(dir.join(files::OWNER)).map_err(|error| error.error)?;
+        Ok(())
+    }
+}
+
+/// When a process was started, in clock ticks since the host was; `None` if there is none.
+pub(crate) fn start_time(pid: i32) -> Option<u64> {
+    // The name, in parentheses, may contain anything; the 20th field behind it is the one.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Begins the log on standard error anew when it has grown too large. Whoever started this process opened it for
+/// appending.
+pub(crate) fn bound_log() {
+    let stderr = io::stderr();
+    let is_large = |stat: rustix::fs::Stat| {
+        rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file()
+            && u64::try_from(stat.st_size).is_ok_and(|size| size > LOG_LIMIT)
+    };
+    if rustix::fs::fstat(&stderr).is_ok_and(is_large) {
+        let _ = rustix::fs::ftruncate(&stderr, 0);
+    }
+}
+
+fn open_dir(dir: &Path) -> io::Result<OwnedFd> {
+    Ok(openat(CWD, dir, OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn socket_path(dir: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}/{}", dir.as_raw_fd(), files::CONTROL_SOCKET)
+}
+
+/// Whoever listens holds the VM's lock, so a socket that is there already is a dead supervisor's.
+pub(crate) fn listen(dir: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(dir.join(files::CONTROL_SOCKET)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    UnixListener::bind(socket_path(&open_dir(dir)?))
+}
+
+/// Connects to the supervisor of the VM in `dir`.
+pub(crate) async fn connect(dir: &Path) -> io::Result<UnixStream> {
+    let dir = open_dir(dir)?;
+    UnixStream::connect(socket_path(&dir)).await
+}
+
+/// The held lock of one VM. Passed on to the supervisor, so that there is no moment without an owner.
+#[derive(Debug)]
+pub struct OwnerLock(File);
+
+impl OwnerLock {
+    /// Takes the lock in a VM's directory; `None` if someone has it, that is if the VM has an owner.
+    ///
+    /// # Errors
+    /// The lock file cannot be opened, for instance because the directory is gone.
+    pub fn try_acquire(dir: &Path) -> io::Result<Option<Self>> {
+        let path = dir.join(files::OWNER_LOCK);
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// Whether the VM has an owner. Changes nothing.
+    pub fn is_held(dir: &Path) -> bool {
+        let Ok(file) = File::open(dir.join(files::OWNER_LOCK)) else { return false };
+        // A shared lock that is given back at once; two who look at the same time do not see each other.
+        matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+    }
+
+    /// Takes over a lock that another process has passed on.
+    pub(crate) fn received(descriptor: OwnedFd) -> Self {
+        Self(File::from(descriptor))
+    }
+
+    /// Shares the lock with a child process, as one of its standard streams.
+    pub(crate) fn share(&self) -> io::Result<Stdio> {
+        Ok(self.0.try_clone()?.into())
+    }
+}
+
+impl AsFd for OwnerLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_is_seen_by_others_and_lives_on_in_a_child() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!OwnerLock::is_held(dir.path()), "no file, no owner");
+        let lock = OwnerLock::try_acquire(dir.path()).unwrap().unwrap();
+        assert!(OwnerLock::is_held(dir.path()));
+        assert!(OwnerLock::try_acquire(dir.path()).unwrap().is_none());
+
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let mut child = std::process::Command::new("/bin/cat")
+            .stdin(reader.try_clone().unwrap())
+            .stdout(lock.share().unwrap())
+            .spawn()
+            .unwrap();
+        drop(lock);
+        assert!(OwnerLock::is_held(dir.path()), "the child still has it");
+        drop(writer);
+        child.wait().unwrap();
+        assert!(!OwnerLock::is_held(dir.path()));
+        assert_eq!(std::io::Read::read(&mut reader, &mut [0]).unwrap(), 0);
+    }
+}

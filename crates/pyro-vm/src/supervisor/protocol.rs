@@ -1,0 +1,203 @@
+//! What a supervisor and its clients say to each other.
+//!
+//! ```text
+//!  client                                supervisor
+//!    │ Hello { generation, version } ───────► │
+//!    │ ◄─────── Hello { generation, version } │   other generations part here: nothing was asked yet
+//!    │ Request ─────────────────────────────► │
+//!    │ ◄─────────────────────── Reply, output │
+//! ```
+//!
+//! A supervisor is older or younger than its clients when the program was replaced while it ran. So nobody asks for
+//! anything before both have said which [`GENERATION`] they speak, and whoever asks in vain knows that nothing was
+//! done. Supervisors that were built before there were generations close a connection whose first frame they do not
+//! understand; clients that were built before send their request as the first frame, see [`Legacy`].
+
+use pyro_wire::{Exec, FrameCodec};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+use tokio_util::codec::Framed;
+
+use super::conversation::CommandOutcome;
+use super::{BootFailure, BootInfo, EndReason};
+use crate::spec::LaunchSpec;
+
+/// Number of this protocol; both ends must agree on it. The schema test says when to raise it.
+pub const GENERATION: u32 = 1;
+
+/// The version of this program.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Who speaks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Greeting {
+    /// The speaker's [`GENERATION`].
+    pub generation: u32,
+    /// The speaker's package version.
+    pub version: String,
+}
+
+impl Greeting {
+    /// This program's.
+    pub fn own() -> Self {
+        Self { generation: GENERATION, version: VERSION.to_owned() }
+    }
+}
+
+/// First frame on every connection, in both directions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Opening {
+    /// Who speaks.
+    Hello(Greeting),
+}
+
+/// What a client wants. One per connection, but for [`Request::Cancel`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Request {
+    /// Become a stream to the guest, which carries one request to copy files.
+    Copy,
+    /// To a spare: become the VM that is described, and the connection its lifeline. The first who asks gets it;
+    /// it is then given the lock of its new directory.
+    Claim(Box<LaunchSpec>),
+    /// Run a command. Answered by [`Reply::Accepted`], its output, and [`Reply::Ended`]. A client that goes away before
+    /// it is accepted has withdrawn it.
+    Run {
+        /// The command.
+        exec: Exec,
+        /// Number it, keep its output, and record how it ends. It then goes on when its client goes away, which ends it
+        /// otherwise.
+        journal: bool,
+        /// The client does not wait: no output, no end.
+        detach: bool,
+    },
+    /// On the connection of a [`Request::Run`]: do not begin it, or end it.
+    Cancel,
+    /// Tell how a command ends. Answered by [`Reply::Ended`] or [`Reply::NotRunning`].
+    Watch {
+        /// Its number.
+        sequence: u64,
+        /// Send what it has written, and what it writes, before that.
+        output: bool,
+    },
+    /// End a command. Answered as [`Request::Watch`].
+    Kill {
+        /// Its number.
+        sequence: u64,
+    },
+    /// From now on the VM's lifetime ends at this time, in seconds since the epoch.
+    Extend {
+        /// The new end.
+        expires_at: f64,
+    },
+    /// Let the guest write everything out, then end the VM; its directory stays.
+    Stop,
+    /// End the VM at once and remove its directory.
+    Delete,
+    /// Do what the end of its lifetime does.
+    Expire,
+}
+
+/// What the supervisor answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Reply {
+    /// It is done; to a claim: it is granted.
+    Done,
+    /// The command is about to run.
+    Accepted {
+        /// Its number, from 1 without gaps, if it is in the journal.
+        sequence: Option<u64>,
+    },
+    /// Nothing was done, and nothing will be.
+    Refused {
+        /// Why.
+        cause: String,
+    },
+    /// The command does not run any more, or there never was one with this number.
+    NotRunning,
+    /// The command has ended, and that is recorded if it is in the journal.
+    Ended(CommandOutcome),
+    /// The request is not one that this supervisor knows. Nothing was done.
+    Unknown(Greeting),
+}
+
+/// From the starter to the supervisor, on its standard input.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Launch {
+    /// Who starts it. First.
+    Hello(Greeting),
+    /// What is to be started.
+    Start(Box<LaunchSpec>),
+}
+
+/// From the supervisor to whoever started it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Event {
+    /// Who it is. First, unless a spare was claimed: then both know.
+    Hello(Greeting),
+    /// The guest takes commands.
+    Booted(BootInfo),
+    /// There is a template now; [`Purpose::Template`](crate::Purpose::Template) is done.
+    TemplateReady,
+    /// The VM did not come up. Everything is cleaned up.
+    Failed(BootFailure),
+    /// The VM is gone. Everything that does not stay is cleaned up and the end is recorded.
+    Ended(EndReason),
+}
+
+/// The requests of clients that know no generation. They are the first frame. Those that end a VM mean what they
+/// always meant, and are answered by [`Reply::Done`]; to the others the answer is one that such a client takes for
+/// "it was not delivered".
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Legacy {
+    /// [`Request::Stop`].
+    Stop,
+    /// [`Request::Delete`].
+    Delete,
+    /// [`Request::Expire`].
+    Expire,
+    /// [`Request::Extend`].
+    Extend {
+        /// The new end.
+        expires_at: f64,
+    },
+    /// A stream to the guest for any request; what follows is meant for the guest.
+    Guest,
+}
+
+impl Legacy {
+    /// The request that means the same, if there is one.
+    pub(crate) fn modern(self) -> Option<Request> {
+        match self {
+            Self::Stop => Some(Request::Stop),
+            Self::Delete => Some(Request::Delete),
+            Self::Expire => Some(Request::Expire),
+            Self::Extend { expires_at } => Some(Request::Extend { expires_at }),
+            Self::Guest => None,
+        }
+    }
+}
+
+/// Why a request of another generation is not served.
+pub(crate) fn other_version(version: Option<&str>) -> String {
+    let version = version.map_or("an older version".to_owned(), |version| format!("version {version}"));
+    format!("not delivered: the supervisor of this task runs {version}")
+}
+
+/// The supervisor's end of a connection.
+pub(crate) type ServerStream = Framed<UnixStream, FrameCodec<Request, Reply>>;
+
+/// A client's end.
+pub(crate) type ClientStream = Framed<UnixStream, FrameCodec<Reply, Request>>;
+
+/// The supervisor's end of the connection to its starter.
+pub(crate) type LifelineServer = Framed<UnixStream, FrameCodec<Launch, Event>>;
+
+/// The starter's end.
+pub(crate) type LifelineClient = Framed<UnixStream, FrameCodec<Event, Launch>>;

@@ -1,0 +1,219 @@
+//! The supervisor process: it owns one machine from its start to its end.
+//!
+//! [`driver::Driver`] has the only loop and performs what [`state::Life`] decides. It is generic over what brings a
+//! machine up, where ends are recorded, and the wall clock, so that tests can try every order of events.
+
+mod adoption;
+mod commands;
+mod driver;
+pub(super) mod handover;
+mod receive;
+mod state;
+mod store;
+#[cfg(test)]
+mod tests;
+mod timer;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use futures::{SinkExt, StreamExt};
+use pyro_wire::{Frame, FrameCodec};
+use tokio::net::UnixStream;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::LocalSet;
+use tokio_util::codec::Framed;
+
+pub(crate) use self::adoption::clear_claimed;
+pub use self::commands::{CommandLog, STREAM_LIMIT, file_name, room};
+use self::driver::{Driver, Message};
+pub use self::store::{Store, StoreError};
+use self::timer::WallClock;
+use super::machine::{self, RunningMachine};
+use super::protocol::{Event, GENERATION, Greeting, Launch, LifelineServer, other_version};
+use super::{BootFailure, BootInfo, BootStage, EndReason};
+use crate::mux::Streams;
+use crate::qemu::Qemu;
+use crate::spares;
+use crate::spec::{LaunchSpec, Purpose};
+
+/// What brings machines up.
+pub(crate) trait Boot {
+    /// A machine that is up.
+    type Machine: Machine;
+
+    /// Brings a machine up until its guest takes commands. Dropping the future, or an error, leaves no process behind.
+    async fn boot(&self, spec: &LaunchSpec) -> Result<Up<Self::Machine>, BootFailure>;
+}
+
+/// A machine whose guest takes commands.
+pub(crate) struct Up<M> {
+    pub(crate) machine: M,
+    pub(crate) streams: Streams,
+    pub(crate) info: BootInfo,
+}
+
+/// A running machine, as far as its driver is concerned.
+pub(crate) trait Machine {
+    /// Waits until the machine has ended by itself, and describes that. Dropping the future loses nothing.
+    async fn exited(&mut self) -> String;
+
+    /// The latest lines of its console.
+    async fn last_words(&self) -> Vec<String>;
+
+    /// Ends it and its helpers, and waits for that. May be repeated.
+    async fn kill(&mut self);
+}
+
+/// A clock that tells the time of day.
+pub(crate) trait Clock: 'static {
+    /// Returns when it is that late, in seconds since the epoch.
+    async fn reaches(&self, unix_seconds: f64) -> io::Result<()>;
+}
+
+impl Clock for WallClock {
+    async fn reaches(&self, unix_seconds: f64) -> io::Result<()> {
+        timer::wall_clock_reaches(unix_seconds).await
+    }
+}
+
+/// Machines of this host.
+struct Qemus<'a> {
+    tasks: &'a LocalSet,
+}
+
+impl Boot for Qemus<'_> {
+    type Machine = RunningMachine;
+
+    async fn boot(&self, spec: &LaunchSpec) -> Result<Up<RunningMachine>, BootFailure> {
+        let machine = machine::boot(spec, &Qemu, self.tasks).await?;
+        Ok(Up { streams: machine.streams.clone(), info: machine.info.clone(), machine })
+    }
+}
+
+impl Machine for RunningMachine {
+    async fn exited(&mut self) -> String {
+        self.vmm.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string())
+    }
+
+    async fn last_words(&self) -> Vec<String> {
+        self.console.last_words().await
+    }
+
+    async fn kill(&mut self) {
+        // Fails only if it has ended already.
+        let _ = self.vmm.kill().await;
+        if let Some(network) = &mut self.network {
+            network.stop().await;
+        }
+    }
+}
+
+/// Runs the supervisor of one VM to its end. `lifeline` is the standard input that [`super::start`] made; it
+/// delivers the [`LaunchSpec`]. Runs on a single-threaded runtime whose thread lives as long as the process:
+/// the machine is killed when the thread that started it ends.
+///
+/// # Errors
+/// The lifeline is not what it should be; nothing was started then.
+pub async fn run<S: Store + 'static>(lifeline: OwnedFd, store: S) -> io::Result<()> {
+    // A session of its own: keys typed at the caller's terminal are meant for the caller.
+    let _ = rustix::process::setsid();
+    let lifeline = std::os::unix::net::UnixStream::from(lifeline);
+    lifeline.set_nonblocking(true)?;
+    let Some((spec, mut lifeline)) = receive_launch(UnixStream::from_std(lifeline)?).await? else {
+        return Ok(());
+    };
+    let tasks = LocalSet::new();
+    let signals = Signals::new()?;
+    tasks
+        .run_until(async {
+            let boot = Qemus { tasks: &tasks };
+            if spec.purpose == Purpose::Template {
+                let event = make_template(&spec, &mut lifeline, &tasks, signals).await;
+                // The starter may be gone, or may not care.
+                let _ = lifeline.send(Frame::Control(event)).await;
+                return;
+            }
+            let mut driver = Driver::new(spec, &boot, Rc::new(store), Rc::new(WallClock));
+            // Whoever asked for a spare does not wait for it.
+            driver.follow(lifeline);
+            driver.when_started(|spec| drop(tokio::task::spawn_local(spares::replenish(spec.clone()))));
+            tokio::task::spawn_local(signals.forward(driver.inbox()));
+            driver.run().await;
+        })
+        .await;
+    Ok(())
+}
+
+/// Reads what is to be started. `None`: whoever starts it is of another generation, and has been told so.
+async fn receive_launch(stream: UnixStream) -> io::Result<Option<(LaunchSpec, LifelineServer)>> {
+    let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "no launch specification on standard input");
+    let mut lifeline: LifelineServer = Framed::new(stream, FrameCodec::default());
+    let hello = match lifeline.next().await {
+        Some(Ok(Frame::Control(Launch::Hello(hello)))) => Some(hello),
+        // A starter that knows no generation begins with something else.
+        Some(Err(_)) => None,
+        Some(Ok(_)) | None => return Err(invalid()),
+    };
+    if hello.is_none_or(|hello| hello.generation != GENERATION) {
+        // Of any generation it understands this.
+        let own = Greeting::own();
+        let cause = other_version(Some(&own.version));
+        let failure = BootFailure { stage: BootStage::Vmm, cause, console: Vec::new() };
+        let _ = lifeline.send(Frame::Control(Event::Failed(failure))).await;
+        return Ok(None);
+    }
+    lifeline.send(Frame::Control(Event::Hello(Greeting::own()))).await.map_err(io::Error::other)?;
+    match lifeline.next().await {
+        Some(Ok(Frame::Control(Launch::Start(spec)))) => Ok(Some((*spec, lifeline))),
+        _ => Err(invalid()),
+    }
+}
+
+/// Sees to it that there is a template for VMs like this one.
+async fn make_template(
+    spec: &LaunchSpec,
+    lifeline: &mut LifelineServer,
+    tasks: &LocalSet,
+    mut signals: Signals,
+) -> Event {
+    let event = tokio::select! {
+        made = machine::make_template(spec, &Qemu, tasks) => match made {
+            Ok(()) => Event::TemplateReady,
+            Err(failure) => Event::Failed(failure),
+        },
+        _ = lifeline.next() => Event::Ended(EndReason::CallerGone),
+        () = signals.any() => Event::Ended(EndReason::Terminated),
+    };
+    driver::report(&spec.dir, std::fs::remove_dir_all(&spec.dir));
+    event
+}
+
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self([
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn any(&mut self) {
+        let [a, b, c] = &mut self.0;
+        tokio::select! {
+            _ = a.recv() => {}
+            _ = b.recv() => {}
+            _ = c.recv() => {}
+        }
+    }
+
+    async fn forward(mut self, inbox: driver::Inbox) {
+        loop {
+            self.any().await;
+            inbox.post(Message::Input(state::Input::Signal));
+        }
+    }
+}
