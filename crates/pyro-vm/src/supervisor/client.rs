@@ -268,7 +268,7 @@ impl Client {
 
     /// Connects to the supervisor and finds out whether it speaks this program's generation, before it is asked for
     /// anything.
-    async fn connect(&self) -> Result<Connected, ConnectError> {
+    pub(in crate::supervisor) async fn connect(&self) -> Result<Connected, ConnectError> {
         let stream = dir::connect(&self.dir).await.map_err(ConnectError::Unreachable)?;
         let process = Process::behind(&stream);
         match timeout(ANSWER_LIMIT, greet(stream)).await {
@@ -290,8 +290,8 @@ impl Client {
 }
 
 /// A supervisor that speaks this generation.
-struct Connected {
-    stream: ClientStream,
+pub(super) struct Connected {
+    pub(super) stream: ClientStream,
     process: io::Result<Process>,
 }
 

@@ -128,14 +128,14 @@ pub async fn run<S: Store + 'static>(lifeline: OwnedFd, store: S) -> io::Result<
     let signals = Signals::new()?;
     tasks
         .run_until(async {
-            let boot = Qemus { tasks: &tasks };
             if spec.purpose == Purpose::Template {
                 let event = make_template(&spec, &mut lifeline, &tasks, signals).await;
                 // The starter may be gone, or may not care.
                 let _ = lifeline.send(Frame::Control(event)).await;
                 return;
             }
-            let mut driver = Driver::new(spec, &boot, Rc::new(store), Rc::new(WallClock));
+            let mut driver =
+                Driver::new(spec, Rc::new(Qemus { tasks: &tasks }), Rc::new(store), Rc::new(WallClock));
             // Whoever asked for a spare does not wait for it.
             driver.follow(lifeline);
             driver.when_started(|spec| drop(tokio::task::spawn_local(spares::replenish(spec.clone()))));

@@ -70,9 +70,12 @@ enum Happening<M> {
     Exited(String),
 }
 
+/// What is done once clients are served.
+type Hook<'a> = Box<dyn FnOnce(&LaunchSpec) + 'a>;
+
 /// How far the adoption of a spare has come.
 enum Adoption {
-    HandOver(LaunchSpec, LocalBoxFuture<'static, Option<(LifelineServer, OwnerLock)>>),
+    HandOver(Box<LaunchSpec>, LocalBoxFuture<'static, Option<(LifelineServer, OwnerLock)>>),
     TakeOver(Instant, LocalBoxFuture<'static, Result<(), String>>),
 }
 
@@ -80,13 +83,13 @@ enum Adoption {
 pub(super) struct Driver<'a, B: Boot, S, C> {
     spec: LaunchSpec,
     life: Life,
-    boot: &'a B,
+    boot: Rc<B>,
     store: Rc<S>,
     clock: Rc<C>,
     inbox: Inbox,
     queue: mpsc::UnboundedReceiver<Message>,
     lifeline: Option<SplitSink<LifelineServer, Frame<Event>>>,
-    on_started: Option<Box<dyn FnOnce(&LaunchSpec) + 'a>>,
+    on_started: Option<Hook<'a>>,
     booting: Option<LocalBoxFuture<'a, Result<Up<B::Machine>, BootFailure>>>,
     adoption: Option<Adoption>,
     machine: Option<B::Machine>,
@@ -113,8 +116,8 @@ pub(super) struct Driver<'a, B: Boot, S, C> {
     loss: Option<String>,
 }
 
-impl<'a, B: Boot, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
-    pub(super) fn new(spec: LaunchSpec, boot: &'a B, store: Rc<S>, clock: Rc<C>) -> Self {
+impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
+    pub(super) fn new(spec: LaunchSpec, boot: Rc<B>, store: Rc<S>, clock: Rc<C>) -> Self {
         let (sender, queue) = mpsc::unbounded_channel();
         let terms = terms(&spec);
         Self {
@@ -194,7 +197,7 @@ impl<'a, B: Boot, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     }
 
     fn start_boot(&self) -> LocalBoxFuture<'a, Result<Up<B::Machine>, BootFailure>> {
-        let (boot, spec, is_spare) = (self.boot, self.spec.clone(), self.life.terms().is_spare);
+        let (boot, spec, is_spare) = (Rc::clone(&self.boot), self.spec.clone(), self.life.terms().is_spare);
         async move {
             let up = boot.boot(&spec).await?;
             if is_spare {
@@ -295,7 +298,7 @@ impl<'a, B: Boot, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
 
     fn handed_over(&mut self, lifeline: LifelineServer, lock: OwnerLock) -> Option<Input> {
         let Some(Adoption::HandOver(spec, _)) = self.adoption.take() else { return None };
-        let spare_dir = std::mem::replace(&mut self.spec, spec).dir;
+        let spare_dir = std::mem::replace(&mut self.spec, *spec).dir;
         self.lock = Some(lock);
         let terms = terms(&self.spec);
         let (streams, spec) = (self.streams.clone()?, self.spec.clone());
@@ -405,7 +408,7 @@ impl<'a, B: Boot, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         let socket = self.spec.dir.join(files::CONTROL_SOCKET);
         report(&socket, std::fs::remove_file(&socket));
         if let Some((Request::Claim(spec), client)) = self.clients.remove(&client) {
-            self.adoption = Some(Adoption::HandOver(*spec, adoption::hand_over(client).boxed_local()));
+            self.adoption = Some(Adoption::HandOver(spec, adoption::hand_over(client).boxed_local()));
         }
     }
 

@@ -1,0 +1,439 @@
+//! The fakes, and a supervisor that runs on them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::future::poll_fn;
+use futures::{SinkExt, StreamExt};
+use pyro_wire::{Exec, Exit, Frame, FrameCodec, Reply, Request, Status};
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::{Instant, sleep};
+use tokio_util::codec::Framed;
+use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
+use tokio_util::sync::CancellationToken;
+use yamux::{Config, Connection, Mode};
+
+use crate::Accelerator;
+use crate::mux;
+use crate::spec::{GuestImage, GuestKernel, LaunchSpec, Machine as Hardware, Purpose, Retention, Spares};
+use crate::supervisor::conversation::CommandOutcome;
+use crate::supervisor::protocol::{Event, LifelineClient, LifelineServer};
+use crate::supervisor::server::driver::{Driver, Inbox};
+use crate::supervisor::server::{Boot, Clock, Machine, Store, StoreError, Up};
+use crate::supervisor::{BootFailure, BootInfo, BootStage, Client, EndReason, StartMode};
+
+/// How the world behaves in one case.
+#[derive(Clone, Debug)]
+pub(super) struct Conditions {
+    pub(super) retention: Retention,
+    pub(super) is_new: bool,
+    /// Virtual milliseconds that things take.
+    pub(super) boot_ms: u64,
+    pub(super) store_ms: u64,
+    pub(super) halt_ms: u64,
+    pub(super) boot_fails: bool,
+    pub(super) start_is_refused: bool,
+    pub(super) store: StoreBehaviour,
+    /// Virtual seconds until the end of the lifetime.
+    pub(super) lifetime: u32,
+}
+
+impl Conditions {
+    pub(super) fn task() -> Self {
+        Self {
+            retention: Retention::Deletion,
+            is_new: false,
+            boot_ms: 100,
+            store_ms: 5,
+            halt_ms: 50,
+            boot_fails: false,
+            start_is_refused: false,
+            store: StoreBehaviour::Works,
+            lifetime: 1000,
+        }
+    }
+}
+
+/// What becomes of records of commands' ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StoreBehaviour {
+    Works,
+    /// The first attempts fail, as on a full disk.
+    FailsAtFirst,
+    /// None is taken, as one with a number that is too large.
+    RefusesEnds,
+}
+
+/// What happened, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Fact {
+    StartRecorded,
+    CommandRecorded(u64),
+    CommandEnded(u64, CommandOutcome),
+    EndRecorded(EndReason),
+    Forgotten,
+    /// The guest began to run a command.
+    Began(String),
+    Halted,
+    MachineUp,
+    MachineGone,
+    /// The starter was told.
+    Told(Event),
+    /// A client was told that the VM has ended.
+    Confirmed,
+    /// A client was told how its command ended.
+    Answered(Option<u64>, CommandOutcome),
+}
+
+/// Everything that the fakes share.
+pub(super) struct World {
+    pub(super) conditions: Conditions,
+    pub(super) facts: RefCell<Vec<Fact>>,
+    pub(super) machine_exit: Notify,
+    pub(super) channel_loss: CancellationToken,
+    is_alive: Cell<bool>,
+    sequence: Cell<u64>,
+    ends_refused: Cell<u32>,
+    running: RefCell<BTreeMap<u64, bool>>,
+}
+
+impl World {
+    pub(super) fn new(conditions: Conditions) -> Rc<Self> {
+        Rc::new(Self {
+            conditions,
+            facts: RefCell::default(),
+            machine_exit: Notify::new(),
+            channel_loss: CancellationToken::new(),
+            is_alive: Cell::new(false),
+            sequence: Cell::new(0),
+            ends_refused: Cell::new(0),
+            running: RefCell::default(),
+        })
+    }
+
+    pub(super) fn note(&self, fact: Fact) {
+        self.facts.borrow_mut().push(fact);
+    }
+
+    pub(super) fn has(&self, fact: &Fact) -> bool {
+        self.facts.borrow().contains(fact)
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.is_alive.get()
+    }
+}
+
+pub(super) struct FakeBoot(pub(super) Rc<World>);
+
+impl Boot for FakeBoot {
+    type Machine = FakeMachine;
+
+    async fn boot(&self, _spec: &LaunchSpec) -> Result<Up<FakeMachine>, BootFailure> {
+        let world = Rc::clone(&self.0);
+        sleep(Duration::from_millis(world.conditions.boot_ms)).await;
+        if world.conditions.boot_fails {
+            return Err(BootFailure {
+                stage: BootStage::Kernel,
+                cause: "panic".to_owned(),
+                console: Vec::new(),
+            });
+        }
+        let (host, guest) = UnixStream::pair().unwrap();
+        let (streams, driver) = mux::drive(host);
+        spawn_local(driver);
+        let guest = spawn_local(run_guest(guest, Rc::clone(&world)));
+        world.is_alive.set(true);
+        world.note(Fact::MachineUp);
+        let info = BootInfo {
+            kernel_release: "6.1".to_owned(),
+            boot_ms: 1,
+            accelerator: Accelerator::Tcg,
+            network: None,
+            start_mode: StartMode::Cold,
+            warning: None,
+            stages: Vec::new(),
+        };
+        Ok(Up { machine: FakeMachine { world, guest }, streams, info })
+    }
+}
+
+pub(super) struct FakeMachine {
+    world: Rc<World>,
+    guest: JoinHandle<()>,
+}
+
+impl FakeMachine {
+    fn end(&self) {
+        self.guest.abort();
+        if self.world.is_alive.replace(false) {
+            self.world.note(Fact::MachineGone);
+        }
+    }
+}
+
+impl Drop for FakeMachine {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Machine for FakeMachine {
+    async fn exited(&mut self) -> String {
+        self.world.machine_exit.notified().await;
+        self.end();
+        "exit status: 0".to_owned()
+    }
+
+    async fn last_words(&self) -> Vec<String> {
+        vec!["bye".to_owned()]
+    }
+
+    async fn kill(&mut self) {
+        self.end();
+    }
+}
+
+/// A guest that understands `sleep MS`, `stubborn MS`, which does not end when asked to, and anything else, which ends
+/// at once.
+async fn run_guest(channel: UnixStream, world: Rc<World>) {
+    let mut connection = Connection::new(channel.compat(), Config::default(), Mode::Server);
+    let serve = async {
+        while let Some(Ok(stream)) = poll_fn(|context| connection.poll_next_inbound(context)).await {
+            spawn_local(serve_stream(stream, Rc::clone(&world)));
+        }
+    };
+    tokio::select! {
+        () = serve => {}
+        () = world.channel_loss.cancelled() => {}
+    }
+}
+
+async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
+    let mut stream = Framed::new(stream.compat(), FrameCodec::<Request, Reply>::default());
+    let reply = match stream.next().await {
+        Some(Ok(Frame::Control(Request::Exec(exec)))) => {
+            match run_command(&mut stream, &exec, &world).await {
+                Some(reply) => reply,
+                None => return,
+            }
+        }
+        Some(Ok(Frame::Control(Request::Halt))) => {
+            sleep(Duration::from_millis(world.conditions.halt_ms)).await;
+            world.note(Fact::Halted);
+            Reply::Halted
+        }
+        Some(Ok(Frame::Control(Request::Identify(_)))) => Reply::Identified,
+        _ => return,
+    };
+    let _ = stream.send(Frame::Control(reply)).await;
+}
+
+async fn run_command(
+    stream: &mut Framed<
+        impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+        FrameCodec<Request, Reply>,
+    >,
+    exec: &Exec,
+    world: &World,
+) -> Option<Reply> {
+    world.note(Fact::Began(exec.command.clone()));
+    let started = Instant::now();
+    let mut words = exec.command.split(' ');
+    let is_stubborn = words.next() == Some("stubborn");
+    let ms = words.next().and_then(|ms| ms.parse().ok()).unwrap_or(0);
+    let wait = sleep(Duration::from_millis(ms));
+    tokio::pin!(wait);
+    let status = loop {
+        tokio::select! {
+            () = &mut wait => break Status::Code(0),
+            frame = stream.next() => match frame {
+                Some(Ok(Frame::Control(Request::Terminate))) if is_stubborn => {}
+                Some(Ok(Frame::Control(Request::Terminate))) => break Status::Signal(15),
+                _ => return None,
+            },
+        }
+    };
+    Some(Reply::Exited(Exit {
+        status,
+        timed_out: false,
+        duration_ms: started.elapsed().as_millis() as u64,
+        stdout_dropped: 0,
+        stderr_dropped: 0,
+    }))
+}
+
+pub(super) struct FakeStore(pub(super) Rc<World>);
+
+impl FakeStore {
+    async fn take_time(&self) {
+        sleep(Duration::from_millis(self.0.conditions.store_ms)).await;
+    }
+}
+
+impl Store for FakeStore {
+    async fn record_start(&self, _vm_id: &str, _info: &BootInfo) -> Result<f64, StoreError> {
+        self.take_time().await;
+        if self.0.conditions.start_is_refused {
+            return Err(StoreError { is_permanent: false, cause: "the disk is full".to_owned() });
+        }
+        self.0.note(Fact::StartRecorded);
+        Ok(self.0.conditions.lifetime.into())
+    }
+
+    async fn record_end(
+        &self,
+        _vm_id: &str,
+        _retention: Retention,
+        reason: &EndReason,
+        _loss: Option<&str>,
+    ) -> Result<(), StoreError> {
+        self.take_time().await;
+        self.0.note(Fact::EndRecorded(reason.clone()));
+        Ok(())
+    }
+
+    async fn forget(&self, _vm_id: &str) -> Result<(), StoreError> {
+        self.take_time().await;
+        self.0.note(Fact::Forgotten);
+        Ok(())
+    }
+
+    async fn record_command(&self, _vm_id: &str, _exec: &Exec) -> Result<u64, StoreError> {
+        self.take_time().await;
+        let sequence = self.0.sequence.get() + 1;
+        self.0.sequence.set(sequence);
+        self.0.running.borrow_mut().insert(sequence, true);
+        self.0.note(Fact::CommandRecorded(sequence));
+        Ok(sequence)
+    }
+
+    async fn record_command_end(
+        &self,
+        _vm_id: &str,
+        sequence: u64,
+        outcome: &CommandOutcome,
+    ) -> Result<(), StoreError> {
+        self.take_time().await;
+        let refused = self.0.ends_refused.get();
+        match self.0.conditions.store {
+            StoreBehaviour::FailsAtFirst if refused < 2 => {
+                self.0.ends_refused.set(refused + 1);
+                return Err(StoreError { is_permanent: false, cause: "the disk is full".to_owned() });
+            }
+            StoreBehaviour::RefusesEnds if !matches!(outcome, CommandOutcome::Unknown { .. }) => {
+                return Err(StoreError { is_permanent: true, cause: "out of range".to_owned() });
+            }
+            _ => {}
+        }
+        let was_running = self.0.running.borrow_mut().insert(sequence, false);
+        assert_eq!(was_running, Some(true), "a second end of command {sequence}");
+        self.0.note(Fact::CommandEnded(sequence, outcome.clone()));
+        Ok(())
+    }
+}
+
+/// Seconds since the begin of the case.
+pub(super) struct FakeClock(Instant);
+
+impl Clock for FakeClock {
+    async fn reaches(&self, seconds: f64) -> io::Result<()> {
+        tokio::time::sleep_until(self.0 + Duration::from_secs_f64(seconds.max(0.0))).await;
+        Ok(())
+    }
+}
+
+/// A supervisor that runs, and the other ends of its connections.
+pub(super) struct Supervised {
+    pub(super) world: Rc<World>,
+    pub(super) inbox: Inbox,
+    pub(super) dir: PathBuf,
+    caller: Option<JoinHandle<()>>,
+    driver: JoinHandle<()>,
+    _base: tempfile::TempDir,
+}
+
+impl Supervised {
+    pub(super) fn start(conditions: Conditions) -> Self {
+        let world = World::new(conditions);
+        let base = tempfile::tempdir().unwrap();
+        let dir = base.path().join("vm");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join(crate::supervisor::files::LAYER), "").unwrap();
+        let spec = LaunchSpec {
+            retention: world.conditions.retention,
+            is_new: world.conditions.is_new,
+            ..spec(dir.clone())
+        };
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let lifeline: LifelineServer = Framed::new(theirs, FrameCodec::default());
+        let mut caller: LifelineClient = Framed::new(ours, FrameCodec::default());
+        let listening = Rc::clone(&world);
+        let caller = spawn_local(async move {
+            while let Some(Ok(Frame::Control(event))) = caller.next().await {
+                listening.note(Fact::Told(event));
+            }
+        });
+        let boot = Rc::new(FakeBoot(Rc::clone(&world)));
+        let store = Rc::new(FakeStore(Rc::clone(&world)));
+        let mut driver = Driver::new(spec, boot, store, Rc::new(FakeClock(Instant::now())));
+        driver.follow(lifeline);
+        let inbox = driver.inbox();
+        let driver = spawn_local(driver.run());
+        Self { inbox, world, dir, caller: Some(caller), driver, _base: base }
+    }
+
+    pub(super) fn client(&self) -> Client {
+        Client::new(&self.dir)
+    }
+
+    /// The process that started the VM goes away.
+    pub(super) fn drop_caller(&mut self) {
+        if let Some(caller) = self.caller.take() {
+            caller.abort();
+        }
+    }
+
+    /// Waits for the supervisor's end.
+    pub(super) async fn ended(&mut self) {
+        let limit = Duration::from_secs(5000);
+        tokio::time::timeout(limit, &mut self.driver).await.expect("an end").expect("no panic");
+        // Let everyone read what they were sent.
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+pub(super) fn spec(dir: PathBuf) -> LaunchSpec {
+    LaunchSpec {
+        vm_id: "0123456789ab".to_owned(),
+        dir,
+        retention: Retention::Deletion,
+        is_new: false,
+        in_use_lock: None,
+        expires_at: 1000.0,
+        boot_limit_seconds: 10,
+        machine: Hardware {
+            vmm_program: "/none".into(),
+            accelerator: Accelerator::Tcg,
+            vcpu_count: 1,
+            mem_mib: 128,
+        },
+        guest: GuestImage {
+            digest: "digest".to_owned(),
+            kernel: GuestKernel::SelfContained { image: "/none".into() },
+            base_image: "/none".into(),
+            base_filesystem: "erofs".to_owned(),
+            layer_template: "/none".into(),
+        },
+        template_dir: None,
+        spares: Spares::default(),
+        purpose: Purpose::Vm,
+        network: false,
+    }
+}
