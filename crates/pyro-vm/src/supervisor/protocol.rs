@@ -201,3 +201,6 @@ pub(crate) type LifelineServer = Framed<UnixStream, FrameCodec<Launch, Event>>;
 
 /// The starter's end.
 pub(crate) type LifelineClient = Framed<UnixStream, FrameCodec<Event, Launch>>;
+
+#[cfg(test)]
+mod tests;

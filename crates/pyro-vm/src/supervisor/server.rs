@@ -11,7 +11,7 @@ mod receive;
 mod state;
 mod store;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod timer;
 
 use std::io;

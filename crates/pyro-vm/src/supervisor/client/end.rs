@@ -222,3 +222,6 @@ impl Changes {
         let _ = timeout_at(until, change).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,3 +7,6 @@
 mod fake;
 mod interleavings;
 mod races;
+
+pub(in crate::supervisor) use self::fake::{Conditions, Supervised};
+pub(in crate::supervisor) use self::races::started;

@@ -30,7 +30,7 @@ use crate::supervisor::{BootFailure, BootInfo, BootStage, Client, EndReason, Sta
 
 /// How the world behaves in one case.
 #[derive(Clone, Debug)]
-pub(super) struct Conditions {
+pub(in crate::supervisor) struct Conditions {
     pub(super) retention: Retention,
     pub(super) is_new: bool,
     /// Virtual milliseconds that things take.
@@ -45,7 +45,7 @@ pub(super) struct Conditions {
 }
 
 impl Conditions {
-    pub(super) fn task() -> Self {
+    pub(in crate::supervisor) fn task() -> Self {
         Self {
             retention: Retention::Deletion,
             is_new: false,
@@ -350,10 +350,10 @@ impl Clock for FakeClock {
 }
 
 /// A supervisor that runs, and the other ends of its connections.
-pub(super) struct Supervised {
+pub(in crate::supervisor) struct Supervised {
     pub(super) world: Rc<World>,
     pub(super) inbox: Inbox,
-    pub(super) dir: PathBuf,
+    pub(in crate::supervisor) dir: PathBuf,
     caller: Option<JoinHandle<()>>,
     driver: JoinHandle<()>,
     _base: tempfile::TempDir,
@@ -389,19 +389,24 @@ impl Supervised {
         Self { inbox, world, dir, caller: Some(caller), driver, _base: base }
     }
 
-    pub(super) fn client(&self) -> Client {
+    pub(in crate::supervisor) fn client(&self) -> Client {
         Client::new(&self.dir)
     }
 
     /// The process that started the VM goes away.
-    pub(super) fn drop_caller(&mut self) {
+    pub(in crate::supervisor) fn drop_caller(&mut self) {
         if let Some(caller) = self.caller.take() {
             caller.abort();
         }
     }
 
+    /// Whether the guest has run anything.
+    pub(in crate::supervisor) fn began_anything(&self) -> bool {
+        self.world.facts.borrow().iter().any(|fact| matches!(fact, Fact::Began(_)))
+    }
+
     /// Waits for the supervisor's end.
-    pub(super) async fn ended(&mut self) {
+    pub(in crate::supervisor) async fn ended(&mut self) {
         let limit = Duration::from_secs(5000);
         tokio::time::timeout(limit, &mut self.driver).await.expect("an end").expect("no panic");
         // Let everyone read what they were sent.

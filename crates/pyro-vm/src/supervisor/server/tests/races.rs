@@ -21,7 +21,7 @@ fn run(test: impl Future<Output = ()>) {
     LocalSet::new().block_on(&runtime, test);
 }
 
-async fn started(conditions: Conditions) -> Supervised {
+pub(in crate::supervisor) async fn started(conditions: Conditions) -> Supervised {
     let supervised = Supervised::start(conditions);
     until(&supervised, |fact| matches!(fact, Fact::Told(Event::Booted(_)))).await;
     supervised
