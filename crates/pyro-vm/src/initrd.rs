@@ -6,8 +6,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use cpio::newc::{self, ModeFileType};
-
-use crate::agent;
+use pyro_guest_image::EXECUTABLE;
 
 /// The kernel's requirement for archives that follow one another is 4; a page looks tidy in a hex dump.
 const ALIGNMENT: usize = 512;
@@ -23,7 +22,7 @@ pub(crate) fn write(target: &Path, modules: Option<&Path>) -> io::Result<()> {
 }
 
 fn write_agent_archive(out: &mut impl Write) -> io::Result<()> {
-    let mut archive = Vec::with_capacity(agent::EXECUTABLE.len() + 4 * ALIGNMENT);
+    let mut archive = Vec::with_capacity(EXECUTABLE.len() + 4 * ALIGNMENT);
     // The kernel opens /dev/console for PID 1 before anything of ours runs.
     let console = newc::Builder::new("dev/console")
         .ino(2)
@@ -33,7 +32,7 @@ fn write_agent_archive(out: &mut impl Write) -> io::Result<()> {
         .rdev_minor(1);
     let dev = newc::Builder::new("dev").ino(1).mode(0o755).set_mode_file_type(ModeFileType::Directory);
     let init = newc::Builder::new("init").ino(3).mode(0o755).set_mode_file_type(ModeFileType::Regular);
-    for (entry, content) in [(dev, &[][..]), (console, &[]), (init, agent::EXECUTABLE)] {
+    for (entry, content) in [(dev, &[][..]), (console, &[]), (init, EXECUTABLE)] {
         // Files of 4 GiB do not occur here.
         let mut entry = entry.write(&mut archive, content.len() as u32);
         entry.write_all(content)?;

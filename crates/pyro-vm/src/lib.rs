@@ -13,7 +13,6 @@
 //! nothing about environments or registries: it gets a [`LaunchSpec`] with paths and limits.
 
 pub mod accel;
-mod agent;
 mod commands;
 mod console;
 mod copy;

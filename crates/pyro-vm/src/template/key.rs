@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::process::Command;
 
-use crate::agent;
 use crate::hex::hex;
 use crate::spec::{GuestKernel, LaunchSpec};
 use crate::vmm::{Disks, Hardware, NetworkAttachment, Start, Vmm};
@@ -39,7 +38,7 @@ pub(super) async fn of(dir: &Path, spec: &LaunchSpec, vmm: &dyn Vmm) -> Result<S
     // Machine state also depends on the host's kernel and processor; neither changes before a reboot.
     let boot_id = host_boot_id()?;
     let kernel = kernel_identity(&spec.guest.kernel)?;
-    Ok(digest(spec, vmm, &version, &boot_id, agent::SHA256, kernel))
+    Ok(digest(spec, vmm, &version, &boot_id, pyro_guest_image::SHA256, kernel))
 }
 
 fn digest(

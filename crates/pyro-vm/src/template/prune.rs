@@ -5,7 +5,6 @@ use std::path::Path;
 
 use super::record::Record;
 use super::{RECORD, key, remove};
-use crate::agent;
 
 /// Removes what is surely of no use in `dir`: templates of another boot of the host, of another agent, of environments
 /// whose digests are not among `environments`, damaged and unfinished ones, and notes of failures, so that those
@@ -37,7 +36,7 @@ pub fn prune(dir: &Path, environments: &[String]) -> usize {
 fn is_of_use(dir: &Path, boot_id: &str, environments: &[String]) -> bool {
     let Some(record) = Record::read(&dir.join(RECORD)) else { return false };
     record.boot_id == boot_id
-        && record.agent == agent::SHA256
+        && record.agent == pyro_guest_image::SHA256
         && environments.contains(&record.environment)
         && record.matches(dir).is_ok()
 }

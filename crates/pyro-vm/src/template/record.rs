@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{MEMORY, STATE};
-use crate::agent;
 use crate::hex::hex;
 use crate::supervisor::files;
 
@@ -59,7 +58,7 @@ impl Record {
             kernel_release,
             environment: environment.to_owned(),
             boot_id: super::key::host_boot_id()?,
-            agent: agent::SHA256.to_owned(),
+            agent: pyro_guest_image::SHA256.to_owned(),
             files,
         })
     }

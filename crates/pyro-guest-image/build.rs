@@ -35,8 +35,7 @@ fn main() {
     let agent = target_dir.join(TARGET).join("guest").join("pyro-guest");
     println!("cargo::rustc-env=PYRO_GUEST_AGENT={}", agent.display());
     let digest = Sha256::digest(std::fs::read(&agent).expect("the agent was built"));
-    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    println!("cargo::rustc-env=PYRO_GUEST_AGENT_SHA256={digest}");
+    println!("cargo::rustc-env=PYRO_GUEST_AGENT_SHA256={}", hex::encode(digest));
 }
 
 /// The directory above this profile's, so that debug and release builds share one agent.
