@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cpio::newc::{self, ModeFileType};
 use pyro_guest_image::EXECUTABLE;
@@ -11,8 +11,26 @@ use pyro_guest_image::EXECUTABLE;
 /// The kernel's requirement for archives that follow one another is 4; a page looks tidy in a hex dump.
 const ALIGNMENT: usize = 512;
 
-/// Writes the initrd to `target`.
-pub(crate) fn write(target: &Path, modules: Option<&Path>) -> io::Result<()> {
+/// An initrd could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}", path.display())]
+pub struct InitrdError {
+    /// The initrd.
+    pub path: PathBuf,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Writes the initrd to `target`: the agent, then the cpio archive `modules`.
+///
+/// # Errors
+/// The archive cannot be read or the initrd not be written.
+pub fn write(target: &Path, modules: Option<&Path>) -> Result<(), InitrdError> {
+    try_write(target, modules).map_err(|source| InitrdError { path: target.to_owned(), source })
+}
+
+fn try_write(target: &Path, modules: Option<&Path>) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(256 * 1024, File::create(target)?);
     write_agent_archive(&mut out)?;
     if let Some(modules) = modules {

@@ -1,79 +1,22 @@
-//! How guest code is executed on this host.
-//!
-//! `/dev/kvm` existing proves nothing: in nested clouds it may emulate a guest's kernel instruction by
-//! instruction, and no stock kernel boots in reasonable time. So it is measured, once per host boot, with a
-//! short counted loop ([`probe`]).
+//! The choice: remembered, or measured by a process of its own.
 
-mod cache;
-mod kvm;
-
-use std::fmt;
 use std::io;
 use std::path::Path;
-use std::process::Stdio;
-use std::str::FromStr;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::process::Command;
 
-pub use kvm::{Measurement, measure};
+use super::kvm::{Measurement, measure};
+use super::verdict::{Accelerator, Verdict};
+use super::{cache, kvm};
+use crate::spawn::Spawn;
 
 /// Loop iterations per second below which KVM is not hardware virtualisation. Hardware does some hundred
 /// million a second, emulation a million.
 const LEAST_ITERATIONS_PER_SECOND: f64 = 20e6;
 /// Time after which a probe is not waited for any longer.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
-
-/// A way to execute guest code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Accelerator {
-    /// The kernel's hardware virtualisation.
-    Kvm,
-    /// QEMU's translation of guest code, which works everywhere.
-    Tcg,
-}
-
-impl fmt::Display for Accelerator {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Kvm => "kvm",
-            Self::Tcg => "tcg",
-        })
-    }
-}
-
-/// The text is neither `kvm` nor `tcg`.
-#[derive(Debug, thiserror::Error)]
-#[error("unknown accelerator; expected kvm or tcg")]
-pub struct UnknownAccelerator;
-
-impl FromStr for Accelerator {
-    type Err = UnknownAccelerator;
-
-    fn from_str(text: &str) -> Result<Self, UnknownAccelerator> {
-        match text {
-            "kvm" => Ok(Self::Kvm),
-            "tcg" => Ok(Self::Tcg),
-            _ => Err(UnknownAccelerator),
-        }
-    }
-}
-
-/// Which accelerator is used, and why.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Verdict {
-    /// The choice.
-    pub accelerator: Accelerator,
-    /// The reason, for people.
-    pub reason: String,
-    /// Time that the probe's loop took, in milliseconds, if it was run and came to its end.
-    pub measured_ms: Option<f64>,
-    /// The verdict was taken from an earlier measurement since the host's boot.
-    #[serde(skip)]
-    pub cached: bool,
-}
 
 /// Measures, or remembers, what this host can do. `cache_file` is read and, after a measurement and if `may_write`,
 /// written.
@@ -101,24 +44,54 @@ pub async fn choose(cache_file: &Path, may_write: bool, probe: (&Path, &[&str]))
     verdict
 }
 
-async fn run_probe(program: &Path, args: &[&str]) -> Result<Measurement, String> {
-    let child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| format!("the probe could not be started: {error}"))?;
+/// What the probe's process prints: the measurement, or in words why there is none.
+#[derive(Serialize, Deserialize)]
+enum ProbeReport {
+    Ok(Measurement),
+    Err(String),
+}
+
+/// Measures KVM and returns what the probe's process has to print for [`choose`], as JSON. Run it as the whole of a
+/// process: a broken KVM may hang or crash it.
+pub fn probe() -> String {
+    let report = match measure() {
+        Ok(measurement) => ProbeReport::Ok(measurement),
+        Err(error) => ProbeReport::Err(error.to_string()),
+    };
+    // Two levels of plain data; it cannot fail.
+    serde_json::to_string(&report).unwrap_or_default()
+}
+
+/// Why KVM could not be measured.
+#[derive(Debug, thiserror::Error)]
+enum ProbeError {
+    #[error("the probe could not be started: {0}")]
+    Start(io::Error),
+    #[error("the probe did not end within {} s", PROBE_LIMIT.as_secs())]
+    Late,
+    #[error("the probe was lost: {0}")]
+    Lost(io::Error),
+    #[error("the probe failed: {0}")]
+    Failed(ExitStatus),
+    #[error("{0}")]
+    Kvm(String),
+}
+
+async fn run_probe(program: &Path, args: &[&str]) -> Result<Measurement, ProbeError> {
+    let spawn = Spawn::new(program).args(args).stdout(Stdio::piped());
+    let child = spawn.start().map_err(ProbeError::Start)?;
     match tokio::time::timeout(PROBE_LIMIT, child.wait_with_output()).await {
-        Err(_) => Err(format!("the probe did not end within {} s", PROBE_LIMIT.as_secs())),
-        Ok(Err(error)) => Err(format!("the probe was lost: {error}")),
-        Ok(Ok(output)) => serde_json::from_slice::<Result<Measurement, String>>(&output.stdout)
-            .unwrap_or_else(|_| Err(format!("the probe failed: {}", output.status))),
+        Err(_) => Err(ProbeError::Late),
+        Ok(Err(error)) => Err(ProbeError::Lost(error)),
+        Ok(Ok(output)) => match serde_json::from_slice(&output.stdout) {
+            Ok(ProbeReport::Ok(measurement)) => Ok(measurement),
+            Ok(ProbeReport::Err(reason)) => Err(ProbeError::Kvm(reason)),
+            Err(_) => Err(ProbeError::Failed(output.status)),
+        },
     }
 }
 
-fn judge(measured: Result<Measurement, String>) -> Verdict {
+fn judge(measured: Result<Measurement, ProbeError>) -> Verdict {
     match measured {
         Err(reason) => {
             let reason = format!("KVM is unusable: {reason}");
@@ -148,16 +121,16 @@ mod tests {
         assert_eq!(verdict(2.0).accelerator, Accelerator::Kvm);
         assert_eq!(verdict(900.0).accelerator, Accelerator::Tcg);
         assert_eq!(verdict(0.0).accelerator, Accelerator::Kvm);
-        assert_eq!(judge(Err("x".into())).accelerator, Accelerator::Tcg);
+        assert_eq!(judge(Err(ProbeError::Late)).accelerator, Accelerator::Tcg);
     }
 
     #[tokio::test]
     async fn a_probe_that_hangs_or_fails_is_a_reason_and_not_a_hang() {
-        let failed = run_probe(Path::new("/bin/false"), &[]).await.unwrap_err();
+        let failed = run_probe(Path::new("/bin/false"), &[]).await.unwrap_err().to_string();
         assert!(failed.contains("exit status: 1"), "{failed}");
-        let missing = run_probe(Path::new("/nonexistent"), &[]).await.unwrap_err();
+        let missing = run_probe(Path::new("/nonexistent"), &[]).await.unwrap_err().to_string();
         assert!(missing.contains("could not be started"), "{missing}");
-        let hung = run_probe(Path::new("/bin/sleep"), &["60"]).await.unwrap_err();
+        let hung = run_probe(Path::new("/bin/sleep"), &["60"]).await.unwrap_err().to_string();
         assert!(hung.contains("within 3 s"), "{hung}");
     }
 }

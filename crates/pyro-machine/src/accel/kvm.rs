@@ -26,6 +26,22 @@ pub struct Measurement {
     pub elapsed_ms: f64,
 }
 
+/// Why KVM could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum MeasureError {
+    /// A step failed.
+    #[error("{step}: {cause}")]
+    Step {
+        /// What was being done.
+        step: &'static str,
+        /// Why it failed.
+        cause: io::Error,
+    },
+    /// The guest stopped for another reason than the end of its code.
+    #[error("unexpected exit {0}")]
+    UnexpectedExit(String),
+}
+
 pub(super) fn openable() -> io::Result<()> {
     OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop)
 }
@@ -33,10 +49,10 @@ pub(super) fn openable() -> io::Result<()> {
 /// Runs the loop under KVM. May hang or crash on a broken KVM: run it in a process of its own.
 ///
 /// # Errors
-/// What KVM refused, in words.
-pub fn measure() -> Result<Measurement, String> {
-    fn failed<E: std::fmt::Display>(step: &str) -> impl Fn(E) -> String + '_ {
-        move |error| format!("{step}: {error}")
+/// [`MeasureError`].
+pub fn measure() -> Result<Measurement, MeasureError> {
+    fn failed<E: Into<io::Error>>(step: &'static str) -> impl Fn(E) -> MeasureError {
+        move |error| MeasureError::Step { step, cause: error.into() }
     }
     let page = Page::new().map_err(failed("allocating memory"))?;
     let kvm = Kvm::new().map_err(failed("opening /dev/kvm"))?;
@@ -66,7 +82,7 @@ pub fn measure() -> Result<Measurement, String> {
     let start = Instant::now();
     let exit = match vcpu.run().map_err(failed("running it"))? {
         VcpuExit::Hlt => Ok(()),
-        other => Err(format!("unexpected exit {other:?}")),
+        other => Err(MeasureError::UnexpectedExit(format!("{other:?}"))),
     };
     let elapsed_ms = start.elapsed().as_secs_f64() * 1000.0;
     // The VM must go before its memory.

@@ -1,7 +1,8 @@
-//! QEMU's control protocol, as far as templates need it: four commands, one JSON document a line.
+//! QEMU's control protocol, as far as snapshots need it: four commands, one JSON document a line.
 //!
 //! The crate that generates types for all of QMP would add a few hundred types to the build for these four.
 
+use std::io;
 use std::path::Path;
 
 use futures::{SinkExt, StreamExt};
@@ -9,30 +10,18 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
 
-/// QEMU is trusted less than itself: a guest may have taken it over.
+use crate::platform::MachineError;
+
+/// Longest line that QEMU may send: a guest may have taken it over.
 const MAX_LINE_BYTES: usize = 64 * 1024;
 
-/// Why the VMM did not do what it was told.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum QmpError {
-    #[error("the VMM closed its control connection")]
-    Closed,
-    #[error("the VMM's control connection failed")]
-    Io(#[from] LinesCodecError),
-    #[error("the VMM said something that is not its protocol")]
-    Malformed(#[from] serde_json::Error),
-    #[error("the VMM refused {command}: {reason}")]
-    Refused { command: String, reason: String },
-    #[error("the VMM could not save its state: {0}")]
-    NotSaved(String),
-}
-
 /// A control connection past its greeting.
+#[derive(Debug)]
 pub(crate) struct Qmp(Framed<UnixStream, LinesCodec>);
 
 impl Qmp {
     /// Greets the VMM and prepares it for memory that lives in a file and is not part of the saved state.
-    pub(crate) async fn connect(stream: UnixStream) -> Result<Self, QmpError> {
+    pub(crate) async fn connect(stream: UnixStream) -> Result<Self, MachineError> {
         let mut qmp = Self(Framed::new(stream, LinesCodec::new_with_max_length(MAX_LINE_BYTES)));
         qmp.receive().await?;
         qmp.execute("qmp_capabilities", json!({})).await?;
@@ -45,7 +34,7 @@ impl Qmp {
     }
 
     /// Saves the state of the devices; the machine is stopped afterwards.
-    pub(crate) async fn save(&mut self, file: &Path) -> Result<(), QmpError> {
+    pub(crate) async fn save(&mut self, file: &Path) -> Result<(), MachineError> {
         self.execute("migrate", channel_to(file)).await?;
         loop {
             let message = self.receive().await?;
@@ -53,7 +42,7 @@ impl Qmp {
                 match message["data"]["status"].as_str() {
                     Some("completed") => return Ok(()),
                     Some(status @ ("failed" | "cancelled")) => {
-                        return Err(QmpError::NotSaved(status.to_owned()));
+                        return Err(MachineError::NotSaved { status: status.to_owned() });
                     }
                     _ => {}
                 }
@@ -62,12 +51,13 @@ impl Qmp {
     }
 
     /// Loads the state of the devices; the machine runs as soon as that is done.
-    pub(crate) async fn load(&mut self, file: &Path) -> Result<(), QmpError> {
+    pub(crate) async fn load(&mut self, file: &Path) -> Result<(), MachineError> {
         self.execute("migrate-incoming", channel_to(file)).await
     }
 
-    async fn execute(&mut self, command: &str, arguments: Value) -> Result<(), QmpError> {
-        self.0.send(json!({ "execute": command, "arguments": arguments }).to_string()).await?;
+    async fn execute(&mut self, command: &str, arguments: Value) -> Result<(), MachineError> {
+        let line = json!({ "execute": command, "arguments": arguments }).to_string();
+        self.0.send(line).await.map_err(connection)?;
         loop {
             let message = self.receive().await?;
             if message.get("return").is_some() {
@@ -75,16 +65,23 @@ impl Qmp {
             }
             if let Some(error) = message.get("error") {
                 let reason = error["desc"].as_str().unwrap_or("no reason given").to_owned();
-                return Err(QmpError::Refused { command: command.to_owned(), reason });
+                return Err(MachineError::Refused { command: command.to_owned(), reason });
             }
             // Anything else is an event.
         }
     }
 
-    async fn receive(&mut self) -> Result<Value, QmpError> {
-        let line = self.0.next().await.ok_or(QmpError::Closed)??;
-        Ok(serde_json::from_str(&line)?)
+    async fn receive(&mut self) -> Result<Value, MachineError> {
+        let line = self.0.next().await.ok_or(MachineError::Closed)?.map_err(connection)?;
+        serde_json::from_str(&line).map_err(MachineError::Malformed)
     }
+}
+
+fn connection(error: LinesCodecError) -> MachineError {
+    MachineError::Connection(match error {
+        LinesCodecError::Io(error) => error,
+        other @ LinesCodecError::MaxLineLengthExceeded => io::Error::other(other),
+    })
 }
 
 /// JSON, because a comma in a path would start another option in the short form.

@@ -4,11 +4,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use rustix::fs::SeekFrom;
 
-use crate::Retention;
+use crate::spawn::Spawn;
 
 /// Why no layer could be made.
 #[derive(Debug, thiserror::Error)]
@@ -57,16 +56,6 @@ pub enum LayerLifetime {
     OneStart,
     /// A stopped VM can be started again with it.
     ManyStarts,
-}
-
-impl LayerLifetime {
-    /// What a VM's layer has to survive.
-    pub fn of(retention: Retention) -> Self {
-        match retention {
-            Retention::Caller => Self::OneStart,
-            Retention::Lifetime | Retention::Deletion => Self::ManyStarts,
-        }
-    }
 }
 
 /// Pre-made empty layers, one per size and lifetime, in a directory of the state directory.
@@ -140,8 +129,8 @@ impl LayerTemplates {
             .tempfile_in(&self.dir)
             .map_err(io_error("make a file in", &self.dir))?;
         partial.as_file().set_len(size_mib * 1024 * 1024).map_err(io_error("size", partial.path()))?;
-        let output = Command::new("mke2fs")
-            .env_clear()
+        let output = Spawn::new("mke2fs")
+            .clear_env()
             // Debian keeps it in sbin, which ordinary users do not have in their path.
             .env("PATH", [self.search_path.as_os_str(), "/usr/sbin:/sbin".as_ref()].join(":".as_ref()))
             // No reserved blocks: everything in the guest runs as root, for whom they are no reserve.
@@ -152,9 +141,8 @@ impl LayerTemplates {
                 LayerLifetime::ManyStarts => ["-O", "^resize_inode", "-J", "size=16"].as_slice(),
             })
             .args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"])
-            .arg(partial.path())
-            .stdin(Stdio::null())
-            .output()
+            .args([partial.path()])
+            .output_blocking()
             .map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound => LayerError::ToolMissing,
                 _ => io_error("run mke2fs on", partial.path())(error),
@@ -171,8 +159,11 @@ impl LayerTemplates {
 }
 
 /// Copies a template to `target`, sharing or skipping what can be. An existing target, the layer of an
-/// earlier start, is left as it is.
-pub(crate) fn instantiate(template: &Path, target: &Path) -> Result<(), LayerError> {
+/// earlier start, is left as it is. Blocks.
+///
+/// # Errors
+/// [`LayerError::Io`].
+pub fn instantiate(template: &Path, target: &Path) -> Result<(), LayerError> {
     if target.exists() {
         return Ok(());
     }

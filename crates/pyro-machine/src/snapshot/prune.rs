@@ -1,32 +1,33 @@
-//! Clearing away templates of which it can be told that no start will use them.
+//! Clearing away snapshots that no start will use.
 
 use std::fs::{self, File};
 use std::path::Path;
 
+use super::layout::{self, RECORD, remove};
 use super::record::Record;
-use super::{RECORD, key, remove};
+use crate::platform::CACHED_FINGERPRINT_PREFIX;
 
-/// Removes what is surely of no use in `dir`: templates of another boot of the host, of another agent, of environments
-/// whose digests are not among `environments`, damaged and unfinished ones, and notes of failures, so that those
-/// are tried again. Returns how many templates were removed. One that is being made is left alone; machines that
+/// Removes what is surely of no use in `dir`: snapshots of another boot of the host, of another agent, of environments
+/// whose digests are not among `environments`, damaged and unfinished ones, and records of failures, so that those
+/// are tried again. Returns how many snapshots were removed. One that is being made is left alone; machines that
 /// run from one keep what they have open.
 pub fn prune(dir: &Path, environments: &[String]) -> usize {
     let Ok(entries) = fs::read_dir(dir) else { return 0 };
-    let boot_id = key::host_boot_id().unwrap_or_default();
+    let boot_id = layout::host_boot_id().unwrap_or_default();
     let mut count = 0;
     for entry in entries.filter_map(Result::ok) {
         let (path, name) = (entry.path(), entry.file_name());
         let Some(name) = name.to_str() else { continue };
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if is_dir {
-            let key = name.strip_prefix(".partial-").unwrap_or(name);
+            let key = layout::key_of(name);
             if is_of_use(&path, &boot_id, environments) || is_being_made(dir, key) {
                 continue;
             }
             remove(&path);
             count += 1;
-        } else if name.ends_with(".failed") || name.starts_with("vmm-") {
-            // What the VMM's version is can be asked again.
+        } else if layout::is_failure(name) || name.starts_with(CACHED_FINGERPRINT_PREFIX) {
+            // The platform can be asked again.
             let _ = fs::remove_file(&path);
         }
     }
@@ -38,24 +39,22 @@ fn is_of_use(dir: &Path, boot_id: &str, environments: &[String]) -> bool {
     record.boot_id == boot_id
         && record.agent == pyro_guest_image::SHA256
         && environments.contains(&record.environment)
-        && record.matches(dir).is_ok()
+        && record.check(dir).is_ok()
 }
 
 fn is_being_made(dir: &Path, key: &str) -> bool {
-    let Ok(lock) = File::open(dir.join(format!("{key}.lock"))) else { return false };
+    let Ok(lock) = File::open(layout::lock(dir, key)) else { return false };
     matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::files;
-    use crate::template::{MEMORY, STATE};
 
     fn template(dir: &Path, key: &str, environment: &str) {
         let path = dir.join(key);
         fs::create_dir(&path).unwrap();
-        for name in [MEMORY, STATE, files::LAYER] {
+        for name in layout::PARTS {
             fs::write(path.join(name), name).unwrap();
         }
         Record::of(&path, "6.1".into(), environment).unwrap().write(&path.join(RECORD)).unwrap();
@@ -68,7 +67,7 @@ mod tests {
         for (key, environment) in [("good", "known"), ("orphan", "unknown"), ("damaged", "known")] {
             template(dir, key, environment);
         }
-        fs::remove_file(dir.join("damaged").join(STATE)).unwrap();
+        fs::remove_file(dir.join("damaged").join(layout::STATE)).unwrap();
         fs::create_dir(dir.join(".partial-dead")).unwrap();
         fs::create_dir(dir.join(".partial-alive")).unwrap();
         let lock = File::create(dir.join("alive.lock")).unwrap();

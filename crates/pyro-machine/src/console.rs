@@ -1,10 +1,11 @@
-//! What the VMM and the guest's serial console print: kept in a bounded file and, the latest lines, in memory
+//! What the machine's process and the guest's serial console print: kept in a bounded file and, the latest lines, in memory
 //! for error reports. Bytes come from the guest and are treated as hostile.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -20,16 +21,29 @@ const KEPT_LINES: usize = 100;
 const MAX_LINE_BYTES: usize = 400;
 /// How the kernel announces that it cannot go on. What follows says less.
 const PANIC: &str = "Kernel panic - not syncing";
-/// Time in which the rest of a dead VMM's output is waited for.
+/// Longest wait for the rest of a dead machine's output.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
-/// Shared by the tasks that read the console's sources; lives on one thread.
-#[derive(Clone)]
-pub(crate) struct Console {
+/// The log file of a console could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make {}", path.display())]
+pub struct ConsoleError {
+    /// The log file.
+    pub path: PathBuf,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+/// The console of one machine. Clones share it: one is given to the machine, another stays with whoever reports its
+/// failures. Lives on one thread.
+#[derive(Clone, Debug)]
+pub struct Console {
     state: Rc<RefCell<State>>,
     source_ended: Rc<Notify>,
 }
 
+#[derive(Debug)]
 struct State {
     log: Option<File>,
     log_bytes_left: usize,
@@ -39,15 +53,36 @@ struct State {
 }
 
 impl Console {
-    pub(crate) fn new(log: File) -> Self {
+    /// A console that keeps its first MiB in the file `log`, which is made or truncated.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn create(log: &Path) -> Result<Self, ConsoleError> {
+        match File::create(log) {
+            Ok(file) => Ok(Self::new(Some(file))),
+            Err(source) => Err(ConsoleError { path: log.to_owned(), source }),
+        }
+    }
+
+    /// A console that keeps the latest lines in memory only.
+    pub fn in_memory() -> Self {
+        Self::new(None)
+    }
+
+    fn new(log: Option<File>) -> Self {
         let state = State {
-            log: Some(log),
+            log,
             log_bytes_left: MAX_LOG_BYTES,
             open_sources: 0,
             tail: VecDeque::new(),
             line: Vec::new(),
         };
         Self { state: Rc::new(RefCell::new(state)), source_ended: Rc::default() }
+    }
+
+    /// Adds what a machine printed.
+    pub fn print(&self, bytes: &[u8]) {
+        self.state.borrow_mut().add(bytes);
     }
 
     /// Returns the task that reads the source to its end.
@@ -57,23 +92,23 @@ impl Console {
         async move {
             let mut chunk = [0; 4096];
             while let Ok(count @ 1..) = source.read(&mut chunk).await {
-                console.state.borrow_mut().add(&chunk[..count]);
+                console.print(&chunk[..count]);
             }
             console.state.borrow_mut().open_sources -= 1;
             console.source_ended.notify_waiters();
         }
     }
 
-    /// The lines that say most about the end of a VMM that is dead: those from a kernel's panic on, or the
-    /// latest; oldest first, printable.
-    pub(crate) async fn last_words(&self) -> Vec<String> {
+    /// The lines that say most about the end of a machine that is dead: those from a kernel's panic on, or the
+    /// latest; at most 20, oldest first, printable. Waits up to a second for output that has not been read yet.
+    pub async fn last_words(&self) -> Vec<String> {
         // Its process may be gone before all that it wrote is read.
         let _ = tokio::time::timeout(DRAIN_LIMIT, self.drained()).await;
         self.tail()
     }
 
-    /// The lines that say most so far.
-    pub(crate) fn tail(&self) -> Vec<String> {
+    /// The lines that say most so far, as [`Console::last_words`] without the wait.
+    pub fn tail(&self) -> Vec<String> {
         let state = self.state.borrow();
         let unfinished = (!state.line.is_empty()).then_some(&state.line);
         let lines: Vec<String> = state.tail.iter().chain(unfinished).map(|line| printable(line)).collect();
@@ -143,7 +178,7 @@ mod tests {
 
     fn console() -> (tempfile::NamedTempFile, Console) {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let console = Console::new(file.reopen().unwrap());
+        let console = Console::new(Some(file.reopen().unwrap()));
         (file, console)
     }
 
@@ -151,9 +186,9 @@ mod tests {
     fn the_tail_keeps_the_latest_lines_printable() {
         let (_file, console) = console();
         for n in 0..200 {
-            console.state.borrow_mut().add(format!("line {n}\r\n\n").as_bytes());
+            console.print(format!("line {n}\r\n\n").as_bytes());
         }
-        console.state.borrow_mut().add(b"\x1b[31mred \xff and unfinished");
+        console.print(b"\x1b[31mred \xff and unfinished");
         let tail = console.tail();
         assert_eq!(tail.len(), SHOWN_LINES);
         assert_eq!(tail[0], "line 181");
@@ -163,9 +198,9 @@ mod tests {
     #[test]
     fn a_panic_is_what_is_shown() {
         let (_file, console) = console();
-        console.state.borrow_mut().add(b"before\n[1.0] Kernel panic - not syncing: crash\n");
+        console.print(b"before\n[1.0] Kernel panic - not syncing: crash\n");
         for n in 0..60 {
-            console.state.borrow_mut().add(format!("trace {n}\n").as_bytes());
+            console.print(format!("trace {n}\n").as_bytes());
         }
         let tail = console.tail();
         assert_eq!(tail.len(), SHOWN_LINES);
@@ -190,7 +225,7 @@ mod tests {
     fn the_log_is_bounded() {
         let (file, console) = console();
         for _ in 0..MAX_LOG_BYTES / 1000 + 50 {
-            console.state.borrow_mut().add(&[b'x'; 1000]);
+            console.print(&[b'x'; 1000]);
         }
         let kept = std::fs::read(file.path()).unwrap();
         assert!(kept.len() < MAX_LOG_BYTES + 100);

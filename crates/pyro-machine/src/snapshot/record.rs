@@ -1,4 +1,4 @@
-//! What a template looked like when it was made.
+//! What a snapshot looked like when it was made.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,9 +10,8 @@ use rustix::fs::SeekFrom;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{MEMORY, STATE};
-use crate::hex::hex;
-use crate::supervisor::files;
+use super::error::SnapshotError;
+use super::layout::{self, PARTS};
 
 /// A record is a few hundred bytes; more is damage.
 const MAX_RECORD_BYTES: u64 = 64 * 1024;
@@ -30,7 +29,7 @@ pub(super) struct Record {
     files: BTreeMap<String, FileRecord>,
 }
 
-/// One file of a template.
+/// One file of a snapshot.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct FileRecord {
     bytes: u64,
@@ -41,23 +40,23 @@ struct FileRecord {
 }
 
 impl Record {
-    /// Makes the template's files read-only and describes them.
-    pub(super) fn of(dir: &Path, kernel_release: String, environment: &str) -> Result<Self, String> {
+    /// Makes the snapshot's files read-only and describes them.
+    pub(super) fn of(dir: &Path, kernel_release: String, environment: &str) -> Result<Self, SnapshotError> {
         let mut files = BTreeMap::new();
-        for name in [MEMORY, STATE, files::LAYER] {
+        for name in PARTS {
             let path = dir.join(name);
             let describe = || {
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o400))?;
                 let sha256 = digest(&path)?;
                 Ok::<_, io::Error>(FileRecord { sha256, ..FileRecord::look(&path)? })
             };
-            let record = describe().map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+            let record = describe().map_err(SnapshotError::io("read", &path))?;
             files.insert(name.to_owned(), record);
         }
         Ok(Self {
             kernel_release,
             environment: environment.to_owned(),
-            boot_id: super::key::host_boot_id()?,
+            boot_id: layout::host_boot_id()?,
             agent: pyro_guest_image::SHA256.to_owned(),
             files,
         })
@@ -70,23 +69,34 @@ impl Record {
         serde_json::from_slice(&text).ok()
     }
 
-    pub(super) fn write(&self, path: &Path) -> Result<(), String> {
-        let text = serde_json::to_vec_pretty(self).map_err(|error| error.to_string())?;
-        fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
+    pub(super) fn write(&self, path: &Path) -> Result<(), SnapshotError> {
+        let text = serde_json::to_vec_pretty(self).map_err(io::Error::from);
+        text.and_then(|text| fs::write(path, text)).map_err(SnapshotError::io("write", path))
     }
 
     /// Whether the files in `dir` look as they did, without reading them.
-    pub(super) fn matches(&self, dir: &Path) -> Result<(), String> {
-        for name in [MEMORY, STATE, files::LAYER] {
-            let recorded = self.files.get(name).ok_or_else(|| format!("{name} is not recorded"))?;
-            let found = FileRecord::look(&dir.join(name)).map_err(|error| format!("{name}: {error}"))?;
+    pub(super) fn check(&self, dir: &Path) -> Result<(), Damage> {
+        for name in PARTS {
+            let recorded = self.files.get(name).ok_or(Damage::NotRecorded(name))?;
+            let found = FileRecord::look(&dir.join(name)).map_err(|error| Damage::Unreadable(name, error))?;
             let found = FileRecord { sha256: recorded.sha256.clone(), ..found };
             if &found != recorded {
-                return Err(format!("{name} is not as it was made"));
+                return Err(Damage::Changed(name));
             }
         }
         Ok(())
     }
+}
+
+/// Why a snapshot's files are not what its record says.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Damage {
+    #[error("{0} is not recorded")]
+    NotRecorded(&'static str),
+    #[error("{0}: {1}")]
+    Unreadable(&'static str, io::Error),
+    #[error("{0} is not as it was made")]
+    Changed(&'static str),
 }
 
 impl FileRecord {
@@ -126,7 +136,7 @@ fn digest(path: &Path) -> io::Result<String> {
         }
         position = hole;
     }
-    Ok(hex(&sha256.finalize()))
+    Ok(hex::encode(sha256.finalize()))
 }
 
 #[cfg(test)]
@@ -135,7 +145,7 @@ mod tests {
 
     fn template() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        for name in [MEMORY, STATE, files::LAYER] {
+        for name in PARTS {
             fs::write(dir.path().join(name), name).unwrap();
         }
         dir
@@ -143,26 +153,26 @@ mod tests {
 
     #[test]
     fn a_whole_template_matches_and_a_changed_one_does_not() {
-        for name in [MEMORY, STATE, files::LAYER] {
+        for name in PARTS {
             let dir = template();
             let record = Record::of(dir.path(), "6.1".into(), "digest").unwrap();
             record.write(&dir.path().join("record")).unwrap();
             let record = Record::read(&dir.path().join("record")).unwrap();
-            record.matches(dir.path()).unwrap();
+            record.check(dir.path()).unwrap();
 
             let path = dir.path().join(name);
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
             File::options().write(true).open(&path).unwrap().set_len(1).unwrap();
-            assert!(record.matches(dir.path()).unwrap_err().starts_with(name));
+            assert!(record.check(dir.path()).unwrap_err().to_string().starts_with(name));
             fs::remove_file(&path).unwrap();
-            assert!(record.matches(dir.path()).unwrap_err().starts_with(name));
+            assert!(record.check(dir.path()).unwrap_err().to_string().starts_with(name));
         }
     }
 
     #[test]
     fn writing_it_out_to_the_disk_is_no_change() {
         let dir = template();
-        let memory = File::create(dir.path().join(MEMORY)).unwrap();
+        let memory = File::create(dir.path().join(layout::MEMORY)).unwrap();
         memory.set_len(64 << 20).unwrap();
         // Scattered data, for which the file system allocates blocks of its own when it gets to it.
         for position in (0..64).map(|n| n << 20) {
@@ -170,7 +180,7 @@ mod tests {
         }
         let record = Record::of(dir.path(), "6.1".into(), "digest").unwrap();
         memory.sync_all().unwrap();
-        record.matches(dir.path()).unwrap();
+        record.check(dir.path()).unwrap();
     }
 
     #[test]

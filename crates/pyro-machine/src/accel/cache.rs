@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::Verdict;
+use super::verdict::Verdict;
 
 #[derive(Serialize, Deserialize)]
 struct Remembered {
@@ -41,8 +41,8 @@ pub(super) fn write(file: &Path, verdict: &Verdict) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Accelerator;
     use super::*;
+    use crate::accel::Accelerator;
 
     #[test]
     fn a_verdict_is_remembered_for_this_boot_only() {
