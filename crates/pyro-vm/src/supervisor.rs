@@ -19,18 +19,15 @@
 mod client;
 mod conversation;
 mod dir;
-mod launch;
 mod machine;
 mod protocol;
 mod server;
 mod stages;
 
-use std::net::Ipv4Addr;
-
+use pyro_machine::Accelerator;
+use pyro_machine::network::NetworkDescription;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use crate::Accelerator;
 
 pub(crate) use client::spawn;
 pub use client::{
@@ -39,6 +36,7 @@ pub use client::{
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase};
+pub(crate) use machine::chain;
 pub use protocol::{GENERATION, Greeting};
 pub(crate) use server::clear_claimed;
 pub use server::{CommandLog, STREAM_LIMIT, Store, StoreError, file_name, room, run};
@@ -73,7 +71,8 @@ pub struct BootInfo {
     #[schemars(with = "String")]
     pub accelerator: Accelerator,
     /// The guest's network, if it has one.
-    pub network: Option<GuestNetwork>,
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub network: Option<NetworkDescription>,
     /// Where it started from.
     pub start_mode: StartMode,
     /// Why it was booted although templates were wanted.
@@ -111,29 +110,6 @@ pub struct StageTime {
     pub stage: BootStage,
     /// Milliseconds.
     pub ms: f64,
-}
-
-/// The network of a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct GuestNetwork {
-    /// The guest's address.
-    pub address: Ipv4Addr,
-    /// Prefix length of its subnet.
-    pub prefix_len: u8,
-    /// Its gateway.
-    pub gateway: Ipv4Addr,
-    /// Its name servers.
-    pub dns_servers: Vec<Ipv4Addr>,
-    /// Hardware address of its interface.
-    pub mac_address: String,
-}
-
-impl GuestNetwork {
-    /// The subnet in CIDR notation.
-    pub fn subnet(&self) -> String {
-        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix_len.min(32))).unwrap_or(0);
-        format!("{}/{}", Ipv4Addr::from_bits(self.address.to_bits() & mask), self.prefix_len)
-    }
 }
 
 /// A VM that did not come up.

@@ -19,6 +19,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use futures::{SinkExt, StreamExt};
+use pyro_machine::{HostPlatform, Machine, Platform};
 use pyro_wire::{Frame, FrameCodec};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -32,9 +33,7 @@ pub use self::store::{Store, StoreError};
 use self::timer::WallClock;
 use super::machine::{self, RunningMachine};
 use super::protocol::{Event, GENERATION, Greeting, Launch, LifelineServer, other_version};
-use super::{BootFailure, BootInfo, BootStage, EndReason};
-use crate::mux::Streams;
-use crate::qemu::Qemu;
+use super::{BootFailure, BootStage, EndReason};
 use crate::spares;
 use crate::spec::{LaunchSpec, Purpose};
 
@@ -44,26 +43,7 @@ pub(crate) trait Boot {
     type Machine: Machine;
 
     /// Brings a machine up until its guest takes commands. Dropping the future, or an error, leaves no process behind.
-    async fn boot(&self, spec: &LaunchSpec) -> Result<Up<Self::Machine>, BootFailure>;
-}
-
-/// A machine whose guest takes commands.
-pub(crate) struct Up<M> {
-    pub(crate) machine: M,
-    pub(crate) streams: Streams,
-    pub(crate) info: BootInfo,
-}
-
-/// A running machine, as far as its driver is concerned.
-pub(crate) trait Machine {
-    /// Waits until the machine has ended by itself, and describes that. Dropping the future loses nothing.
-    async fn exited(&mut self) -> String;
-
-    /// The latest lines of its console.
-    async fn last_words(&self) -> Vec<String>;
-
-    /// Ends it and its helpers, and waits for that. May be repeated.
-    async fn kill(&mut self);
+    async fn boot(&self, spec: &LaunchSpec) -> Result<RunningMachine<Self::Machine>, BootFailure>;
 }
 
 /// A clock that tells the time of day.
@@ -78,35 +58,17 @@ impl Clock for WallClock {
     }
 }
 
-/// Machines of this host.
-struct Qemus<'a> {
+/// Machines of a platform, with the steps that a VM needs.
+struct Booter<'a, P> {
+    platform: P,
     tasks: &'a LocalSet,
 }
 
-impl Boot for Qemus<'_> {
-    type Machine = RunningMachine;
+impl<P: Platform> Boot for Booter<'_, P> {
+    type Machine = P::Machine;
 
-    async fn boot(&self, spec: &LaunchSpec) -> Result<Up<RunningMachine>, BootFailure> {
-        let machine = machine::boot(spec, &Qemu, self.tasks).await?;
-        Ok(Up { streams: machine.streams.clone(), info: machine.info.clone(), machine })
-    }
-}
-
-impl Machine for RunningMachine {
-    async fn exited(&mut self) -> String {
-        self.vmm.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string())
-    }
-
-    async fn last_words(&self) -> Vec<String> {
-        self.console.last_words().await
-    }
-
-    async fn kill(&mut self) {
-        // Fails only if it has ended already.
-        let _ = self.vmm.kill().await;
-        if let Some(network) = &mut self.network {
-            network.stop().await;
-        }
+    async fn boot(&self, spec: &LaunchSpec) -> Result<RunningMachine<P::Machine>, BootFailure> {
+        machine::boot(spec, &self.platform, self.tasks).await
     }
 }
 
@@ -134,8 +96,12 @@ pub async fn run<S: Store + 'static>(lifeline: OwnedFd, store: S) -> io::Result<
                 let _ = lifeline.send(Frame::Control(event)).await;
                 return;
             }
-            let mut driver =
-                Driver::new(spec, Rc::new(Qemus { tasks: &tasks }), Rc::new(store), Rc::new(WallClock));
+            let mut driver = Driver::new(
+                spec,
+                Rc::new(Booter { platform: HostPlatform::new(), tasks: &tasks }),
+                Rc::new(store),
+                Rc::new(WallClock),
+            );
             // Whoever asked for a spare does not wait for it.
             driver.follow(lifeline);
             driver.when_started(|spec| drop(tokio::task::spawn_local(spares::replenish(spec.clone()))));
@@ -178,8 +144,9 @@ async fn make_template(
     tasks: &LocalSet,
     mut signals: Signals,
 ) -> Event {
+    let platform = HostPlatform::new();
     let event = tokio::select! {
-        made = machine::make_template(spec, &Qemu, tasks) => match made {
+        made = machine::make_template(spec, &platform, tasks) => match made {
             Ok(()) => Event::TemplateReady,
             Err(failure) => Event::Failed(failure),
         },

@@ -59,7 +59,7 @@ pub(super) async fn take_over(spare: PathBuf, spec: LaunchSpec, streams: Streams
             .map_err(|error| format!("cannot move {name}: {error}"))?;
     }
     remove(&spare);
-    let identity = machine::identity(&spec.vm_id, None)?;
+    let identity = machine::identity(&spec.vm_id, None).map_err(|error| machine::chain(&error))?;
     match tokio::time::timeout(CLAIM_LIMIT, streams.ask(GuestRequest::Identify(identity))).await {
         Ok(Some(GuestReply::Identified)) => Ok(()),
         Ok(Some(GuestReply::NotStarted(failure))) => Err(format!("{}: {}", failure.step, failure.cause)),

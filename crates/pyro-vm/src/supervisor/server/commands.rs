@@ -201,6 +201,10 @@ impl<S: Store + 'static> Commands<S> {
         }
         let stream = self.0.streams.open().await;
         let (stream, permit) = stream.ok_or("the guest is gone, or runs as many commands as it can")?;
+        // It may have been closed meanwhile, and whoever did it does not wait for what is not counted.
+        if self.0.closed.get() {
+            return Err("the VM is being stopped".to_owned());
+        }
         // From here on the end of the VM waits for this command.
         self.0.count.send_modify(|count| *count += 1);
         let (progress, watched) = watch::channel(Progress::default());

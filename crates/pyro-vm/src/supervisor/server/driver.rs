@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use futures::future::LocalBoxFuture;
 use futures::stream::SplitSink;
 use futures::{FutureExt, SinkExt, StreamExt};
+use pyro_machine::Machine;
 use pyro_wire::Frame;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, watch};
@@ -20,10 +21,11 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use super::commands::Commands;
 use super::state::{self, Cause, ClientId, Effect, Input, Life, Refusal, State, Terms};
-use super::{Boot, Clock, Machine, Store, StoreError, Up, adoption, receive};
+use super::{Boot, Clock, Store, StoreError, adoption, receive};
 use crate::mux::Streams;
 use crate::spec::{LaunchSpec, Purpose};
 use crate::supervisor::dir::{self, Owner, Phase};
+use crate::supervisor::machine::RunningMachine;
 use crate::supervisor::protocol::{Event, LifelineServer, Reply, Request, ServerStream};
 use crate::supervisor::{BootFailure, BootInfo, BootStage, OwnerLock, StageTime, StartMode, files};
 
@@ -64,7 +66,7 @@ impl Inbox {
 /// What the loop waits for.
 enum Happening<M> {
     Message(Message),
-    Booted(Result<Up<M>, BootFailure>),
+    Booted(Result<RunningMachine<M>, BootFailure>),
     HandedOver(Option<(LifelineServer, OwnerLock)>),
     TakenOver(Result<(), String>),
     Exited(String),
@@ -90,7 +92,7 @@ pub(super) struct Driver<'a, B: Boot, S, C> {
     queue: mpsc::UnboundedReceiver<Message>,
     lifeline: Option<SplitSink<LifelineServer, Frame<Event>>>,
     on_started: Option<Hook<'a>>,
-    booting: Option<LocalBoxFuture<'a, Result<Up<B::Machine>, BootFailure>>>,
+    booting: Option<LocalBoxFuture<'a, Result<RunningMachine<B::Machine>, BootFailure>>>,
     adoption: Option<Adoption>,
     machine: Option<B::Machine>,
     has_exited: bool,
@@ -196,7 +198,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         }
     }
 
-    fn start_boot(&self) -> LocalBoxFuture<'a, Result<Up<B::Machine>, BootFailure>> {
+    fn start_boot(&self) -> LocalBoxFuture<'a, Result<RunningMachine<B::Machine>, BootFailure>> {
         let (boot, spec, is_spare) = (Rc::clone(&self.boot), self.spec.clone(), self.life.terms().is_spare);
         async move {
             let up = boot.boot(&spec).await?;
@@ -226,7 +228,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         };
         let exited = async {
             match machine {
-                Some(machine) if !*has_exited => machine.exited().await,
+                Some(machine) if !*has_exited => machine.exited().await.status(),
                 _ => pending().await,
             }
         };
@@ -269,7 +271,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             Happening::Booted(Ok(up)) => {
                 self.booting = None;
                 self.watch_channel(&up.streams);
-                let Up { machine, streams, info } = up;
+                let RunningMachine { machine, streams, info } = up;
                 (self.machine, self.streams, self.info) = (Some(machine), Some(streams), Some(info));
                 Input::Ready
             }
@@ -516,7 +518,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     async fn kill_machine(&mut self) {
         if let Some(machine) = &mut self.machine {
             if self.has_exited || self.failure.is_some() {
-                let console = machine.last_words().await;
+                let console = machine.console().last_words().await;
                 if let Some(failure) = &mut self.failure
                     && failure.stage == BootStage::Identity
                 {

@@ -3,12 +3,18 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
 use futures::future::poll_fn;
 use futures::{SinkExt, StreamExt};
+use pyro_machine::network::NetworkDescription;
+use pyro_machine::{
+    Accelerator, Console, Exit as MachineExit, GuestImage, GuestKernel, Interrupted, Interruption, Machine,
+    MachineConfig, MachineError,
+};
 use pyro_wire::{Exec, Exit, Frame, FrameCodec, Reply, Request, Status};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
@@ -19,14 +25,14 @@ use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use tokio_util::sync::CancellationToken;
 use yamux::{Config, Connection, Mode};
 
-use crate::Accelerator;
 use crate::mux;
-use crate::spec::{GuestImage, GuestKernel, LaunchSpec, Machine as Hardware, Purpose, Retention, Spares};
+use crate::spec::{LaunchSpec, Purpose, Retention, Spares};
 use crate::supervisor::conversation::CommandOutcome;
+use crate::supervisor::machine::RunningMachine;
 use crate::supervisor::protocol::{Event, LifelineClient, LifelineServer};
 use crate::supervisor::server::driver::{Driver, Inbox};
-use crate::supervisor::server::{Boot, Clock, Machine, Store, StoreError, Up};
-use crate::supervisor::{BootFailure, BootInfo, BootStage, Client, EndReason, StartMode};
+use crate::supervisor::server::{Boot, Clock, Store, StoreError};
+use crate::supervisor::{BootFailure, BootInfo, BootStage, Client, EndReason, StartMode, files};
 
 /// How the world behaves in one case.
 #[derive(Clone, Debug)]
@@ -135,7 +141,7 @@ pub(super) struct FakeBoot(pub(super) Rc<World>);
 impl Boot for FakeBoot {
     type Machine = FakeMachine;
 
-    async fn boot(&self, _spec: &LaunchSpec) -> Result<Up<FakeMachine>, BootFailure> {
+    async fn boot(&self, spec: &LaunchSpec) -> Result<RunningMachine<FakeMachine>, BootFailure> {
         let world = Rc::clone(&self.0);
         sleep(Duration::from_millis(world.conditions.boot_ms)).await;
         if world.conditions.boot_fails {
@@ -160,13 +166,15 @@ impl Boot for FakeBoot {
             warning: None,
             stages: Vec::new(),
         };
-        Ok(Up { machine: FakeMachine { world, guest }, streams, info })
+        let console = Console::create(&spec.dir.join(files::SERIAL_LOG)).unwrap();
+        Ok(RunningMachine { machine: FakeMachine { world, guest, console }, streams, info })
     }
 }
 
 pub(super) struct FakeMachine {
     world: Rc<World>,
     guest: JoinHandle<()>,
+    console: Console,
 }
 
 impl FakeMachine {
@@ -185,18 +193,38 @@ impl Drop for FakeMachine {
 }
 
 impl Machine for FakeMachine {
-    async fn exited(&mut self) -> String {
-        self.world.machine_exit.notified().await;
-        self.end();
-        "exit status: 0".to_owned()
+    fn take_channel(&mut self) -> Option<UnixStream> {
+        None
     }
 
-    async fn last_words(&self) -> Vec<String> {
-        vec!["bye".to_owned()]
+    async fn restore(&mut self, _state: &Path) -> Result<(), Interrupted<MachineError>> {
+        unreachable!("no driver restores a machine")
+    }
+
+    async fn save(&mut self, _state: &Path) -> Result<(), Interrupted<MachineError>> {
+        unreachable!("no driver saves a machine")
+    }
+
+    async fn exited(&mut self) -> MachineExit {
+        self.world.machine_exit.notified().await;
+        self.end();
+        MachineExit::Status(ExitStatus::default())
+    }
+
+    async fn interrupted(&mut self) -> Interruption {
+        std::future::pending().await
     }
 
     async fn kill(&mut self) {
         self.end();
+    }
+
+    fn console(&self) -> &Console {
+        &self.console
+    }
+
+    fn network(&self) -> Option<&NetworkDescription> {
+        None
     }
 }
 
@@ -365,7 +393,7 @@ impl Supervised {
         let base = tempfile::tempdir().unwrap();
         let dir = base.path().join("vm");
         std::fs::create_dir(&dir).unwrap();
-        std::fs::write(dir.join(crate::supervisor::files::LAYER), "").unwrap();
+        std::fs::write(dir.join(files::LAYER), "").unwrap();
         let spec = LaunchSpec {
             retention: world.conditions.retention,
             is_new: world.conditions.is_new,
@@ -423,7 +451,7 @@ pub(super) fn spec(dir: PathBuf) -> LaunchSpec {
         in_use_lock: None,
         expires_at: 1000.0,
         boot_limit_seconds: 10,
-        machine: Hardware {
+        machine: MachineConfig {
             vmm_program: "/none".into(),
             accelerator: Accelerator::Tcg,
             vcpu_count: 1,

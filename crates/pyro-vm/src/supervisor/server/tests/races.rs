@@ -161,7 +161,7 @@ fn a_machine_that_exits_is_no_lost_channel() {
         sleep(Duration::from_millis(200)).await;
         supervised.world.machine_exit.notify_one();
         supervised.ended().await;
-        let description = "exit status: 0\nbye".to_owned();
+        let description = "exit status: 0".to_owned();
         assert!(supervised.world.has(&Fact::EndRecorded(EndReason::VmmEnded { description })));
     });
 }
