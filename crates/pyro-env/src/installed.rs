@@ -35,6 +35,8 @@ pub struct InstalledEnvironment {
     pub modules: PathBuf,
     /// SHA-256 over the artifacts' names and digests. Equal digests mean equal kernel, modules and image.
     pub digest: String,
+    /// Whoever holds a shared lock on this file uses the environment, as this value does.
+    pub use_lock: PathBuf,
     manifest: Manifest,
     _in_use: Lock,
 }
@@ -54,6 +56,7 @@ impl InstalledEnvironment {
             digest: manifest.digest(),
             install_dir,
             manifest,
+            use_lock: in_use.path().to_owned(),
             _in_use: in_use,
         }
     }

@@ -75,6 +75,11 @@ pub(crate) fn exclusive_unless_cancelled(path: &Path, cancel: &CancelFlag) -> Re
 }
 
 impl Lock {
+    /// The locked file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Another handle on the same lock: it is released when all of them are closed.
     pub(crate) fn handle(&self) -> Result<File, IoError> {
         self.file.try_clone().map_err(IoError::at("duplicate the lock on", &self.path))

@@ -213,6 +213,53 @@ fn a_task_that_is_being_created_can_be_deleted_and_one_that_is_starting_stopped(
     task.delete();
 }
 
+#[test]
+fn a_task_that_is_starting_says_so_and_a_second_start_is_answered_at_once() {
+    let sandbox = Sandbox::new().without_templates();
+    let task = sandbox.task([]);
+    task.call("stop", []).success();
+    assert!(task.status()["metadata"]["transition"].is_null());
+    let starting = task.start("start", []);
+    sandbox.vmm();
+    let status = task.status();
+    assert_eq!(
+        (&status["state"], &status["metadata"]["transition"]),
+        (&"stopped".into(), &"starting".into())
+    );
+    let second = task.call("start", []);
+    assert!(second.error().contains("is being started by another process"), "{second:?}");
+    starting.finish().success();
+    assert!(task.status()["metadata"]["transition"].is_null());
+    task.delete();
+}
+
+/// What a kill of its creator leaves is nobody's business to clean up later.
+#[test]
+fn the_supervisor_of_a_task_whose_creator_is_killed_leaves_no_record() {
+    let sandbox = Sandbox::new().without_templates();
+    let creating = sandbox.start(["task", "create", ENVIRONMENT]);
+    sandbox.vmm();
+    creating.signal(Signal::KILL);
+    drop(creating);
+    sandbox.wait_until_clean();
+}
+
+#[test]
+fn a_task_whose_socket_is_gone_can_be_stopped_and_deleted() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    task.exec([], "echo work > file").success();
+    let socket = sandbox.vm_dir(&task.id).join("control.sock");
+    std::fs::remove_file(&socket).unwrap();
+    let begin = std::time::Instant::now();
+    task.call("stop", []).success();
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    task.call("start", []).success();
+    assert_eq!(task.exec([], "cat file").success(), "work\n");
+    std::fs::remove_file(&socket).unwrap();
+    task.delete();
+}
+
 /// The supervisor learns of a lifetime that was renewed while it was starting.
 #[test]
 fn a_lifetime_renewed_during_the_start_holds() {

@@ -237,7 +237,7 @@ impl Engine {
             dir,
             retention: shape.retention,
             is_new: shape.is_new,
-            in_use_lock: None,
+            in_use_lock: Some(environment.use_lock.clone()),
             expires_at: shape.expires_at,
             boot_limit_seconds: boot_limit_seconds(host.accelerator),
             machine: MachineConfig {

@@ -31,6 +31,9 @@ use crate::{
 /// Name, in a task's metadata, of the digest of what its disk is a layer of.
 const DIGEST: &str = "environment_digest";
 
+/// Name, in a task's metadata, of what it is about to become. Not recorded.
+const TRANSITION: &str = "transition";
+
 /// Time in which a supervisor that has recorded its end is gone. One that holds a task longer has just started it.
 const GOING_TIME: Duration = Duration::from_secs(2);
 
@@ -254,6 +257,10 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, EngineError> {
         })
     });
     let dir = vm_dir(&shared.config.base_dir, &record.vm_id);
+    let mut metadata = record.metadata;
+    if let Some(transition) = transition(record.state, &dir) {
+        metadata.insert(TRANSITION.to_owned(), transition.to_owned());
+    }
     let disk = fs::metadata(dir.join(vm_files::LAYER)).ok();
     Ok(Task {
         environment: record.environment,
@@ -272,7 +279,7 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, EngineError> {
         workspace_path: WORKSPACE.to_owned(),
         command_count,
         last_command,
-        metadata: record.metadata,
+        metadata,
         accelerator: record.accelerator,
         stop_reason: record.stop_reason,
         last_error: record.last_error,
@@ -280,6 +287,15 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, EngineError> {
         disk_used_bytes: used_bytes(&dir),
         task_id: record.vm_id,
     })
+}
+
+/// What a task is about to become, which its state does not say yet.
+fn transition(state: VmState, dir: &Path) -> Option<&'static str> {
+    match (state, Owner::of(dir)?.phase) {
+        (VmState::Created | VmState::Stopped, Phase::Starting) => Some("starting"),
+        (VmState::Started, Phase::Stopping) => Some("stopping"),
+        _ => None,
+    }
 }
 
 /// Bytes of the host's disk that a task takes.

@@ -85,6 +85,17 @@ pub(crate) fn start_time(pid: i32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// Takes a shared lock on a file, for as long as the result lives: what it stands for is in use.
+pub(crate) fn use_shared(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    // Whoever starts the VM uses it too, so that nobody can have locked it exclusively.
+    match file.try_lock_shared() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(io::ErrorKind::ResourceBusy.into()),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
 /// Begins the log on standard error anew when it has grown too large. Whoever started this process opened it for
 /// appending.
 pub(crate) fn bound_log() {

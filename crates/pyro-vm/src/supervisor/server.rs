@@ -31,6 +31,7 @@ pub use self::commands::{CommandLog, STREAM_LIMIT, file_name, room};
 use self::driver::{Driver, Message};
 pub use self::store::{Store, StoreError};
 use self::timer::WallClock;
+use super::dir;
 use super::machine::{self, RunningMachine};
 use super::protocol::{Event, GENERATION, Greeting, Launch, LifelineServer, other_version};
 use super::{BootFailure, BootStage, EndReason};
@@ -86,6 +87,10 @@ pub async fn run<S: Store + 'static>(lifeline: OwnedFd, store: S) -> io::Result<
     let Some((spec, mut lifeline)) = receive_launch(UnixStream::from_std(lifeline)?).await? else {
         return Ok(());
     };
+    // The environment stays as long as a VM runs from it.
+    let _in_use = spec.in_use_lock.as_deref().map(dir::use_shared).transpose().inspect_err(|error| {
+        tracing::warn!(%error, "the VM's environment is not protected against removal");
+    });
     let tasks = LocalSet::new();
     let signals = Signals::new()?;
     tasks
@@ -130,7 +135,8 @@ async fn receive_launch(stream: UnixStream) -> io::Result<Option<(LaunchSpec, Li
         let _ = lifeline.send(Frame::Control(Event::Failed(failure))).await;
         return Ok(None);
     }
-    lifeline.send(Frame::Control(Event::Hello(Greeting::own()))).await.map_err(io::Error::other)?;
+    // Whoever asked for a spare may be gone already.
+    let _ = lifeline.send(Frame::Control(Event::Hello(Greeting::own()))).await;
     match lifeline.next().await {
         Some(Ok(Frame::Control(Launch::Start(spec)))) => Ok(Some((*spec, lifeline))),
         _ => Err(invalid()),
