@@ -64,6 +64,15 @@ fn config() -> Result<Config, CliError> {
     Ok(config::engine_config(&Variables::of_process())?)
 }
 
+/// Warns of what a guest with a network can reach, until that is policy.
+fn warn_of_network(network: bool, printer: &Printer) {
+    if network {
+        printer.note(
+            "[warning] a hostile guest with a network can reach all that you can reach, this host's loopback included",
+        );
+    }
+}
+
 /// Seconds since the epoch.
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()

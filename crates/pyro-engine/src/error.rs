@@ -84,13 +84,16 @@ impl ErrorKind {
 
 /// An error of the engine: kind, message, hints and cause, each apart from the others.
 ///
-/// `Display` is `message` alone, which does not repeat the cause; `Error::source` gives the chain.
+/// `Display` is the message with [`Self::opt_in`], which does not repeat the cause; `Error::source` gives the chain.
 #[derive(Debug)]
 pub struct EngineError {
     /// What the caller can do about it.
     pub kind: ErrorKind,
     /// One line; the contract's text where it gives one.
     pub message: String,
+    /// Sentence of the contract that follows the message and says which right the caller could have given. Left out
+    /// where the reader must not be invited to take that right.
+    pub opt_in: Option<&'static str>,
     /// Lines for people that say what to do next.
     pub hints: Vec<String>,
     /// The cause.
@@ -99,7 +102,8 @@ pub struct EngineError {
 
 impl fmt::Display for EngineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.message)?;
+        self.opt_in.map_or(Ok(()), |opt_in| write!(f, " {opt_in}"))
     }
 }
 
@@ -112,7 +116,7 @@ impl Error for EngineError {
 impl EngineError {
     /// An error without hints or cause.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hints: Vec::new(), source: None }
+        Self { kind, message: message.into(), opt_in: None, hints: Vec::new(), source: None }
     }
 
     /// The same with one more line that says what to do.
@@ -143,8 +147,17 @@ impl EngineError {
 
     /// The message and its causes, in one line.
     pub fn in_full(&self) -> String {
+        self.with_causes(self.to_string())
+    }
+
+    /// The same without [`Self::opt_in`].
+    pub fn in_full_without_opt_in(&self) -> String {
+        self.with_causes(self.message.clone())
+    }
+
+    fn with_causes(&self, text: String) -> String {
         let causes = std::iter::successors(self.source(), |cause| (*cause).source());
-        causes.fold(self.to_string(), |text, cause| format!("{text}: {cause}"))
+        causes.fold(text, |text, cause| format!("{text}: {cause}"))
     }
 
     /// A fault in pyro itself.
@@ -226,12 +239,11 @@ impl EngineError {
     }
 
     fn host_compat_disabled(what: &str, reason: &str) -> Self {
-        let message = format!(
-            "{what} is unavailable and host compatibility mode is disabled: {}. Set \
-             allow_host_compat=True (CLI: --allow-host-compat) to opt into host execution.",
-            reason.trim_end().trim_end_matches('.')
-        );
-        Self::new(ErrorKind::VmUnavailable, message).hint("`pyro doctor` says what is missing")
+        let reason = reason.trim_end().trim_end_matches('.');
+        let message = format!("{what} is unavailable and host compatibility mode is disabled: {reason}.");
+        let opt_in = "Set allow_host_compat=True (CLI: --allow-host-compat) to opt into host execution.";
+        let error = Self::new(ErrorKind::VmUnavailable, message).hint("`pyro doctor` says what is missing");
+        Self { opt_in: Some(opt_in), ..error }
     }
 
     /// The channel to the guest agent did not open; the command was not sent.

@@ -42,7 +42,7 @@ pub(crate) struct RunArgs {
     /// Lifetime in seconds after which the VM is removed in any case, 60 to 3600
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) ttl_seconds: i64,
-    /// Give the guest outbound network access [default: off]
+    /// Give the guest outbound network access, and a hostile one all that you can reach [default: off]
     #[arg(long)]
     pub(crate) network: bool,
     /// Agree to run the command on this machine, without isolation, if VMs cannot run here [default: off]

@@ -104,7 +104,7 @@ pub(crate) struct TaskCreateArgs {
     /// Size of the disk in MiB, 256 to 1048576; space is taken as it is used [default: 8192, or what fits]
     #[arg(long, value_name = "MIB", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) disk_mib: Option<i64>,
-    /// Give the guest outbound network access [default: off]
+    /// Give the guest outbound network access, and a hostile one all that you can reach [default: off]
     #[arg(long)]
     pub(crate) network: bool,
     /// Agree to run commands on this machine, without isolation, if VMs cannot run here [default: off]

@@ -31,6 +31,7 @@ pub(crate) fn run(args: &DemoArgs, printer: &Printer) -> Result<Exit, CliError> 
 }
 
 fn one_shot(network: bool, printer: &Printer) -> Result<Exit, CliError> {
+    super::warn_of_network(network, printer);
     let engine = super::engine()?;
     let spec = VmSpec { network, ..VmSpec::new(ENVIRONMENT) };
     let command = Command::new(if network { NETWORK_COMMAND } else { LOCAL_COMMAND });

@@ -15,6 +15,7 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Exit, CliError> {
     if args.warm {
         config.warm_spares = config.warm_spares.max(1);
     }
+    super::warn_of_network(args.network, printer);
     let engine = Engine::new(config);
     let (spec, command) = request(&args, command);
     let (mut result, shown) =

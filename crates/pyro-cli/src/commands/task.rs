@@ -76,6 +76,7 @@ pub(crate) fn run(command: TaskCommand, printer: &Printer) -> Result<Exit, CliEr
 }
 
 fn create(args: TaskCreateArgs, printer: &Printer) -> Result<Exit, CliError> {
+    super::warn_of_network(args.network, printer);
     let engine = super::engine()?;
     let spec = TaskSpec {
         vm: VmSpec {

@@ -300,3 +300,22 @@ fn prompts_teach_and_names_are_completed() {
     assert_eq!(complete("goal", "x"), json!([]));
     session.end();
 }
+
+#[test]
+fn only_the_operator_lets_commands_run_on_the_host() {
+    let home = Home::new().set("PATH", "/usr/bin:/bin").set_path("PYRO_QEMU", "no-such-qemu");
+    let asked = |agrees: bool| json!({ "environment": "debian:12", "command": "echo hi", "allow_host_compat": agrees });
+    let (mut session, _) = Session::new(&home);
+    let refused = session.call("vm_run", asked(true));
+    assert_eq!(refused["_meta"]["pyro/error"]["code"], "not_allowed", "{refused}");
+    assert_eq!(refused["_meta"]["pyro/error"]["message"], "allow_host_compat is turned off on this server");
+    let unavailable = session.call("vm_run", asked(false));
+    assert_eq!(unavailable["_meta"]["pyro/error"]["code"], "vm_unavailable", "{unavailable}");
+    assert!(!unavailable.to_string().contains("allow"), "{unavailable}");
+    session.end();
+
+    let (mut session, _) = Session::with(&home, ["--allow-host-compat"]);
+    let ran = session.call("vm_run", asked(true))["structuredContent"].clone();
+    assert_eq!((&ran["stdout"], &ran["execution_mode"]), (&json!("hi\n"), &json!("host_compat")));
+    session.end();
+}

@@ -260,11 +260,11 @@ fn what_is_cut_can_be_read_all_the_same() {
 #[test]
 fn limits_hold_for_machines_of_others_too() {
     let sandbox = Sandbox::new();
-    let mut other = Client::new(&sandbox);
+    let mut other = Client::with(&sandbox, &["--allow-host-compat"]);
     let create = json!({ "environment": ENVIRONMENT, "allow_host_compat": true });
     let id = other.call("task_create", create.clone())["task_id"].clone();
     let vm = other.call("vm_create", create)["vm_id"].clone();
-    let mut client = Client::with(&sandbox, &["--no-host-compat", "--max-ttl-seconds", "120"]);
+    let mut client = Client::with(&sandbox, &["--max-ttl-seconds", "120"]);
     let calls = [
         ("task_exec", json!({ "task_id": id, "command": "true" })),
         ("task_exec", json!({ "task_id": id, "command": "true", "detach": true })),

@@ -11,7 +11,7 @@ Clients start it themselves; this is what most of them want to be told:
 
 Examples:
   pyro mcp serve
-  pyro mcp serve --profile task --no-network --no-host-compat --max-mem-mib 2048
+  pyro mcp serve --profile task --no-network --max-mem-mib 2048
   pyro mcp serve --transport http --listen 127.0.0.1:8722
   npx @modelcontextprotocol/inspector --cli pyro mcp serve --method tools/list";
 
@@ -74,9 +74,12 @@ pub(crate) struct McpLimitArgs {
     /// Give no guest a network [default: off]
     #[arg(long)]
     pub(crate) no_network: bool,
-    /// Run nothing on the host, even if the client agrees to that [default: off]
+    /// Let clients run commands on this host, without isolation, where no VM can run [default: off]
     #[arg(long)]
-    pub(crate) no_host_compat: bool,
+    pub(crate) allow_host_compat: bool,
+    /// The default; kept for settings that name it
+    #[arg(long, hide = true, conflicts_with = "allow_host_compat")]
+    no_host_compat: bool,
     /// Most virtual CPUs of a VM
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(i64).range(1..=8))]
     pub(crate) max_vcpu_count: Option<i64>,

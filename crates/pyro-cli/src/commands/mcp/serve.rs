@@ -79,7 +79,7 @@ async fn policy(args: McpLimitArgs, engine: &Engine) -> Result<Policy, CliError>
         read_only: args.read_only,
         environments: args.environment,
         no_network: args.no_network,
-        no_host_compat: args.no_host_compat,
+        allow_host_compat: args.allow_host_compat,
         max_vcpu_count: args.max_vcpu_count,
         max_mem_mib: args.max_mem_mib,
         max_disk_mib: args.max_disk_mib,
