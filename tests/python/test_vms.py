@@ -52,7 +52,7 @@ def test_output_is_streamed(pyro):
         # An unread stream blocks its own command only; leaving the context ends the command.
         with task.stream("yes", timeout_seconds=100) as stream:
             assert next(stream).text.startswith("y\n")
-            assert task.exec("echo beside")["stdout"] == "beside\n"
+            assert task.exec("echo other")["stdout"] == "other\n"
         assert task.logs()["entries"][-2]["outcome"] == "killed"
 
         def fail(chunk):
