@@ -6,6 +6,7 @@ use pyro_engine::RunPhase;
 use super::*;
 use crate::exit::Exit;
 use crate::printer::Sink;
+use crate::report::Report;
 
 /// Keeps what was written; may refuse stdout or never finish writing to it.
 #[derive(Default)]
@@ -204,7 +205,7 @@ fn a_reader_that_goes_away_stops_the_run_in_silence() {
     let sink = Recorder::with_stdout(Behaviour::Fails(io::ErrorKind::BrokenPipe));
     let error = follow(&sink, false, |events, cancel, _| endless(events, cancel)).unwrap_err();
     assert_eq!(error.exit(), Exit::BrokenPipe);
-    assert!(error.report().is_none());
+    assert!(Report::of(&error).is_none());
     assert_eq!(sink.stderr(), "");
 }
 
@@ -213,7 +214,7 @@ fn a_full_disk_behind_stdout_stops_the_run_with_a_message() {
     let sink = Recorder::with_stdout(Behaviour::Fails(io::ErrorKind::StorageFull));
     let error = follow(&sink, false, |events, cancel, _| endless(events, cancel)).unwrap_err();
     assert_eq!(error.exit(), Exit::Failure);
-    assert!(error.report().unwrap().human().contains("cannot write to standard output"));
+    assert!(Report::of(&error).unwrap().human().contains("cannot write to standard output"));
 }
 
 #[test]
@@ -236,7 +237,7 @@ fn a_pipe_that_nobody_empties_does_not_hold_up_a_signal() {
     })
     .unwrap_err();
     assert_eq!(error.exit().code(), 143);
-    assert!(error.report().is_none());
+    assert!(Report::of(&error).is_none());
 }
 
 #[test]

@@ -27,7 +27,8 @@ fn crates_depend_on_each_other_as_drawn() {
         ("pyro-engine", &["pyro-env", "pyro-vm"]),
         ("pyro-mcp", &["pyro-engine"]),
         ("pyro-rpc", &["pyro-engine"]),
-        ("pyro-cli", &["pyro-engine", "pyro-mcp", "pyro-rpc"]),
+        ("pyro-demo", &["pyro-engine"]),
+        ("pyro-cli", &["pyro-demo", "pyro-engine", "pyro-mcp", "pyro-rpc"]),
     ];
     for (name, expected) in arrows {
         assert_eq!(our_dependencies(name), expected, "{name}");
