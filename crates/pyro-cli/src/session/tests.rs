@@ -2,6 +2,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use pyro_engine::RunPhase;
+use tokio::sync::Notify;
 
 use super::*;
 use crate::exit::Exit;
@@ -12,6 +13,8 @@ use crate::report::Report;
 #[derive(Default)]
 struct Recorder {
     written: Mutex<Vec<(OutputStream, Vec<u8>)>>,
+    /// Notified after each write.
+    more: Notify,
     stdout: Behaviour,
 }
 
@@ -35,6 +38,7 @@ impl Sink for Recorder {
             }
         }
         self.written.lock().unwrap().push((stream, bytes.to_vec()));
+        self.more.notify_one();
         Ok(())
     }
 }
@@ -47,6 +51,16 @@ impl Recorder {
     fn all(&self, wanted: OutputStream) -> Vec<u8> {
         let written = self.written.lock().unwrap();
         written.iter().filter(|(stream, _)| *stream == wanted).flat_map(|(_, bytes)| bytes.clone()).collect()
+    }
+
+    /// Waits until stderr says so.
+    async fn has_stderr(&self, text: &str) {
+        let said = async {
+            while !self.stderr().contains(text) {
+                self.more.notified().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), said).await.unwrap();
     }
 
     fn stderr(&self) -> String {
@@ -144,13 +158,14 @@ fn a_call_that_leaks_its_events_still_ends() {
 fn a_signal_cancels_and_the_clean_up_is_waited_for() {
     for (signal, code) in [(Signal::Interrupt, 130), (Signal::Terminate, 143), (Signal::Hangup, 129)] {
         let sink = Arc::new(Recorder::default());
+        let shown = Arc::clone(&sink);
         let mut cleaned = false;
         let error = follow::<(), _>(&sink, false, |_, cancel, signals| {
             let cleaned = &mut cleaned;
             async move {
                 signals.send(signal).await.unwrap();
                 cancel.cancelled().await;
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                shown.has_stderr("cleaning up").await;
                 *cleaned = true;
                 Err(EngineError::cancelled())
             }
@@ -166,10 +181,14 @@ fn a_signal_cancels_and_the_clean_up_is_waited_for() {
 fn a_second_signal_is_answered_and_a_third_gives_up() {
     for quiet in [false, true] {
         let sink = Arc::new(Recorder::default());
+        let shown = Arc::clone(&sink);
         let error = follow::<(), _>(&sink, quiet, |_, _, signals| async move {
             signals.send(Signal::Interrupt).await.unwrap();
             signals.send(Signal::Terminate).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            if !quiet {
+                shown.has_stderr("SIGINT").await;
+            }
+            shown.has_stderr("once more").await;
             signals.send(Signal::Terminate).await.unwrap();
             std::future::pending().await
         })

@@ -10,8 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::harness::Home;
-use crate::json_lines::Session;
-use crate::rpc_client::Client;
+use pyro_testkit::{RpcClient, Session};
 
 /// A server that has not been spoken to.
 fn silent(home: &Home) -> Session {
@@ -149,7 +148,7 @@ fn what_is_no_pipe_serves_as_well() {
 #[test]
 fn output_that_is_not_consumed_holds_up_its_own_call_only() {
     let home = host();
-    let mut client = Client::new(home.command(["rpc"]));
+    let mut client = RpcClient::new(home.command(["rpc"]));
     client.acknowledges = false;
     let window = 1 << 20;
     let much = client.begin("run_in_vm", on_host("head -c 5000000 /dev/zero; echo end >&2", "stream"));
@@ -175,7 +174,7 @@ fn output_that_is_not_consumed_holds_up_its_own_call_only() {
 #[test]
 fn a_call_that_is_cancelled_or_whose_client_goes_leaves_nothing() {
     let home = host();
-    let mut client = Client::new(home.command(["rpc"]));
+    let mut client = RpcClient::new(home.command(["rpc"]));
     client.acknowledges = false;
     let vms = home.path(".local/state/pyro-mcp/vms");
     let has_vm = || fs::read_dir(&vms).unwrap().count();

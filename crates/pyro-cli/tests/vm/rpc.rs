@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use crate::harness::{ENVIRONMENT, PYRO, Sandbox};
-use crate::rpc_client::Client;
+use pyro_testkit::RpcClient;
 
-fn client(sandbox: &Sandbox) -> Client {
+fn client(sandbox: &Sandbox) -> RpcClient {
     let mut command = sandbox.program(PYRO);
     command.arg("rpc");
-    Client::new(command)
+    RpcClient::new(command)
 }
 
 fn run(command: &str) -> Value {

@@ -9,19 +9,23 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
-use super::{LONG, processes};
+use crate::process;
+use crate::waiting::LONG;
 
 /// A program that runs. Killed if the test ends before it.
-pub(crate) struct Running {
+#[derive(Debug)]
+pub struct Running {
     child: Child,
     started: Instant,
-    pub(crate) stdout: Stream,
-    pub(crate) stderr: Stream,
+    /// What it writes to standard output.
+    pub stdout: Stream,
+    /// What it writes to standard error.
+    pub stderr: Stream,
 }
 
 impl Running {
     /// Starts the program, whose output must be piped.
-    pub(crate) fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         let started = Instant::now();
         let mut child = command.spawn().unwrap();
         let stdout = Stream::follow(child.stdout.take().unwrap());
@@ -30,17 +34,17 @@ impl Running {
     }
 
     /// Its process.
-    pub(crate) fn pid(&self) -> Pid {
+    pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 
     /// Sends it a signal.
-    pub(crate) fn signal(&self, signal: Signal) {
-        processes::kill(self.pid(), signal);
+    pub fn signal(&self, signal: Signal) {
+        process::kill(self.pid(), signal);
     }
 
     /// Waits for its end and the end of its output, which processes that it left behind would hold up.
-    pub(crate) fn finish(mut self) -> Ended {
+    pub fn finish(mut self) -> Ended {
         let limit = 3 * LONG;
         let stdout = self.stdout.wait(limit, "end of stdout", |_, ended| ended);
         let stderr = self.stderr.wait(limit, "end of stderr", |_, ended| ended);
@@ -59,10 +63,10 @@ impl Drop for Running {
 }
 
 /// One output stream of a running program.
-#[derive(Clone)]
-pub(crate) struct Stream(Arc<(Mutex<Received>, Condvar)>);
+#[derive(Clone, Debug)]
+pub struct Stream(Arc<(Mutex<Received>, Condvar)>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Received {
     bytes: Vec<u8>,
     ended: bool,
@@ -92,7 +96,7 @@ impl Stream {
     ///
     /// # Panics
     /// The stream ended without it.
-    pub(crate) fn wait_for(&self, text: &str) {
+    pub fn wait_for(&self, text: &str) {
         let seen = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(text);
         let bytes = self.wait(LONG, text, |bytes, ended| ended || seen(bytes));
         assert!(seen(&bytes), "no {text:?} in {:?}", String::from_utf8_lossy(&bytes));
@@ -114,40 +118,43 @@ impl Stream {
 
 /// How a program ended and what it wrote.
 #[derive(Debug)]
-pub(crate) struct Ended {
-    pub(crate) status: ExitStatus,
-    pub(crate) stdout: Vec<u8>,
-    pub(crate) stderr: String,
+pub struct Ended {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Everything on standard output.
+    pub stdout: Vec<u8>,
+    /// Everything on standard error, as text.
+    pub stderr: String,
     /// From its start to its end.
-    pub(crate) elapsed: Duration,
+    pub elapsed: Duration,
 }
 
 impl Ended {
     /// The exit status; a signal has none.
-    pub(crate) fn code(&self) -> i32 {
+    pub fn code(&self) -> i32 {
         self.status.code().unwrap_or_else(|| panic!("ended by signal {:?}", self.status.signal()))
     }
 
     /// Standard output as text.
-    pub(crate) fn text(&self) -> &str {
+    pub fn text(&self) -> &str {
         str::from_utf8(&self.stdout).unwrap()
     }
 
     /// Standard output of a command that succeeded.
-    pub(crate) fn success(&self) -> &str {
+    pub fn success(&self) -> &str {
         assert_eq!(self.status.code(), Some(0), "{self:?}");
         self.text()
     }
 
     /// The one JSON document on standard output; there is no word beside it.
-    pub(crate) fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         assert_eq!(self.stderr, "", "no word on stderr with --json");
         let text = self.text();
         serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
     /// The message of a failure of pyro itself, in human mode: everything from `[error]` on.
-    pub(crate) fn error(&self) -> &str {
+    pub fn error(&self) -> &str {
         assert_eq!(self.status.code(), Some(1), "{self:?}");
         let start = self.stderr.find("[error] ").unwrap_or_else(|| panic!("no error in {self:?}"));
         &self.stderr[start..]

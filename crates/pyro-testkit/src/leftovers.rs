@@ -5,12 +5,12 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::processes;
+use crate::process;
 
 /// Everything that is left of VMs in a sandbox, in words; empty if nothing is.
-pub(crate) fn find(sandbox: &Path, state: &Path) -> Vec<String> {
+pub fn find(sandbox: &Path, state: &Path) -> Vec<String> {
     let mut left: Vec<String> =
-        processes::mentioning(sandbox).iter().map(|process| format!("process {process:?}")).collect();
+        process::mentioning(sandbox).iter().map(|process| format!("process {process:?}")).collect();
     if let Ok(mounts) = fs::read_to_string("/proc/self/mountinfo") {
         let ours = mounts.lines().filter(|line| line.contains(&*sandbox.to_string_lossy()));
         left.extend(ours.map(|line| format!("mount {line}")));

@@ -1,55 +1,31 @@
-//! A client of `pyro mcp serve` on standard input and output.
+//! A client of `pyro mcp serve` on standard input and output, with calls beside each other.
 
 use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdin, Stdio};
-use std::sync::mpsc;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::harness::{LONG, PYRO, Sandbox};
+use crate::json_lines::Session;
 
-/// A client of a server that runs in a sandbox.
-pub(crate) struct Client {
-    server: Child,
-    input: Option<ChildStdin>,
-    messages: mpsc::Receiver<Value>,
+/// A client and its server.
+#[derive(Debug)]
+pub struct McpClient {
+    session: Session,
     /// Answers that came before they were waited for.
-    pub(crate) answers: HashMap<u64, Value>,
+    pub answers: HashMap<u64, Value>,
     /// Messages about calls under way.
-    pub(crate) progress: Vec<String>,
+    pub progress: Vec<String>,
     next: u64,
     /// Keys that each tool promises.
     promised: HashMap<String, Vec<String>>,
 }
 
-impl Client {
-    pub(crate) fn new(sandbox: &Sandbox) -> Self {
-        Self::with(sandbox, &[])
-    }
-
-    /// A server with flags.
-    pub(crate) fn with(sandbox: &Sandbox, flags: &[&str]) -> Self {
-        let mut command = sandbox.program(PYRO);
-        let mut server = command.args(["mcp", "serve"]).args(flags).stdin(Stdio::piped()).spawn().unwrap();
-        let (sender, messages) = mpsc::channel();
-        let output = BufReader::new(server.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            for line in output.lines().map_while(Result::ok) {
-                let message = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
-                let _ = sender.send(message);
-            }
-        });
-        let input = server.stdin.take();
-        let mut client = Self {
-            server,
-            input,
-            messages,
-            answers: HashMap::new(),
-            progress: Vec::new(),
-            next: 0,
-            promised: HashMap::new(),
-        };
+impl McpClient {
+    /// Starts a server, shakes hands with it and asks for its tools.
+    pub fn new(command: Command) -> Self {
+        let session = Session::started(command);
+        let (answers, progress, promised) = Default::default();
+        let mut client = Self { session, answers, progress, next: 0, promised };
         let hello = client.begin(
             "initialize",
             json!({ "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"} }),
@@ -65,19 +41,20 @@ impl Client {
         client
     }
 
-    pub(crate) fn begin(&mut self, method: &str, params: Value) -> u64 {
+    /// Sends a request; its id.
+    pub fn begin(&mut self, method: &str, params: Value) -> u64 {
         self.next += 1;
-        let message = json!({ "jsonrpc": "2.0", "id": self.next, "method": method, "params": params });
-        writeln!(self.input.as_mut().unwrap(), "{message}").unwrap();
+        self.session.send(&json!({ "jsonrpc": "2.0", "id": self.next, "method": method, "params": params }));
         self.next
     }
 
-    pub(crate) fn notify(&mut self, method: &str, params: Value) {
-        let message = json!({ "jsonrpc": "2.0", "method": method, "params": params });
-        writeln!(self.input.as_mut().unwrap(), "{message}").unwrap();
+    /// Sends a message that has no answer.
+    pub fn notify(&mut self, method: &str, params: Value) {
+        self.session.send(&json!({ "jsonrpc": "2.0", "method": method, "params": params }));
     }
 
-    pub(crate) fn begin_call(&mut self, tool: &str, arguments: Value) -> u64 {
+    /// Begins a call of a tool that reports its progress; its id.
+    pub fn begin_call(&mut self, tool: &str, arguments: Value) -> u64 {
         let token = self.next + 1;
         self.begin(
             "tools/call",
@@ -85,8 +62,9 @@ impl Client {
         )
     }
 
-    pub(crate) fn receive(&mut self) {
-        let message = self.messages.recv_timeout(LONG).unwrap();
+    /// Takes the next message as an answer or as progress.
+    pub fn receive(&mut self) {
+        let message = self.session.receive();
         if message["method"] == "notifications/progress" {
             self.progress.push(message["params"]["message"].as_str().unwrap_or_default().to_owned());
         } else {
@@ -94,7 +72,8 @@ impl Client {
         }
     }
 
-    pub(crate) fn answer(&mut self, id: u64) -> Value {
+    /// Waits for the answer to a request.
+    pub fn answer(&mut self, id: u64) -> Value {
         while !self.answers.contains_key(&id) {
             self.receive();
         }
@@ -102,7 +81,7 @@ impl Client {
     }
 
     /// The payload of a call that succeeds; it is the same as text.
-    pub(crate) fn call(&mut self, tool: &str, arguments: Value) -> Value {
+    pub fn call(&mut self, tool: &str, arguments: Value) -> Value {
         let id = self.begin_call(tool, arguments);
         let result = self.answer(id)["result"].clone();
         assert_eq!(result["isError"], false, "{result}");
@@ -116,7 +95,7 @@ impl Client {
     }
 
     /// The error of a call that fails.
-    pub(crate) fn refused(&mut self, tool: &str, arguments: Value) -> Value {
+    pub fn refused(&mut self, tool: &str, arguments: Value) -> Value {
         let id = self.begin_call(tool, arguments);
         let result = self.answer(id)["result"].clone();
         assert_eq!(result["isError"], true, "{result}");
@@ -124,15 +103,15 @@ impl Client {
     }
 
     /// What a resource holds.
-    pub(crate) fn read(&mut self, uri: &str) -> String {
+    pub fn read(&mut self, uri: &str) -> String {
         let id = self.begin("resources/read", json!({ "uri": uri }));
         let answer = self.answer(id);
         let text = answer["result"]["contents"][0]["text"].as_str();
         text.unwrap_or_else(|| panic!("{answer}")).to_owned()
     }
 
-    pub(crate) fn end(mut self) {
-        drop(self.input.take());
-        assert_eq!(self.server.wait().unwrap().code(), Some(0));
+    /// Closes the input and waits for the end, which must be a success.
+    pub fn end(mut self) {
+        assert_eq!(self.session.ended().code(), Some(0));
     }
 }

@@ -1,4 +1,4 @@
-//! A model that plays by a script, behind an OpenAI-compatible endpoint of its own. Tests with VMs use it too.
+//! A model that plays by a script, behind an OpenAI-compatible endpoint of its own.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -7,21 +7,24 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 
 /// The endpoint, up until the test ends.
-pub(crate) struct Model {
+#[derive(Debug)]
+pub struct Model {
     port: u16,
     requests: Arc<Mutex<Vec<Request>>>,
 }
 
 /// What was asked.
 #[derive(Debug, Clone)]
-pub(crate) struct Request {
+pub struct Request {
     /// Request line and headers.
-    pub(crate) head: String,
-    pub(crate) body: Value,
+    pub head: String,
+    /// The JSON that came with it.
+    pub body: Value,
 }
 
 /// What is answered.
-pub(crate) enum Answer {
+#[derive(Debug)]
+pub enum Answer {
     /// A message of the model.
     Message(Value),
     /// Status line after the version, more headers, and a body of any kind.
@@ -32,7 +35,7 @@ pub(crate) enum Answer {
 
 impl Model {
     /// A model that answers its n-th request, counted from 0, as `script` says.
-    pub(crate) fn new(script: impl Fn(usize, &Request) -> Answer + Send + 'static) -> Self {
+    pub fn new(script: impl Fn(usize, &Request) -> Answer + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -61,16 +64,18 @@ impl Model {
         Self { port, requests }
     }
 
-    pub(crate) fn base_url(&self) -> String {
+    /// The address of the endpoint, as `--base-url` takes it.
+    pub fn base_url(&self) -> String {
         format!("http://localhost:{}/v1", self.port)
     }
 
-    pub(crate) fn requests(&self) -> Vec<Request> {
+    /// What was asked so far.
+    pub fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
 
     /// What the model was told of its tool calls, in their order.
-    pub(crate) fn told(&self) -> Vec<Value> {
+    pub fn told(&self) -> Vec<Value> {
         let requests = self.requests();
         let messages = requests.last().unwrap().body["messages"].as_array().unwrap();
         let told = messages.iter().filter(|message| message["role"] == "tool");
@@ -93,7 +98,7 @@ impl Request {
     }
 
     /// The command that the model is asked to run.
-    pub(crate) fn command(&self) -> String {
+    pub fn command(&self) -> String {
         let prompt = self.body["messages"][0]["content"].as_str().unwrap();
         let mut lines = prompt.lines().skip_while(|line| !line.starts_with("Run exactly this command"));
         lines.nth(1).unwrap().to_owned()
@@ -109,12 +114,12 @@ fn answer(stream: &mut TcpStream, status: &str, headers: &str, body: &[u8]) {
 }
 
 /// Words only.
-pub(crate) fn says(text: &str) -> Value {
+pub fn says(text: &str) -> Value {
     json!({ "role": "assistant", "content": text })
 }
 
 /// Calls of these tools, with their arguments as they are written on the line.
-pub(crate) fn calls(tools: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
+pub fn calls(tools: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
     let call = |(n, (name, arguments))| json!({ "id": format!("call_{n}"), "type": "function", "function": { "name": name, "arguments": arguments } });
     let calls: Vec<Value> = tools.into_iter().enumerate().map(call).collect();
     json!({ "role": "assistant", "content": "", "tool_calls": calls })

@@ -9,31 +9,31 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// A running process.
 #[derive(Debug)]
-pub(crate) struct Process {
-    pub(crate) pid: Pid,
+pub struct Process {
+    /// Its number.
+    pub pid: Pid,
     words: Vec<String>,
 }
 
 impl Process {
     /// `pyro supervise <state directory>`.
-    pub(crate) fn is_supervisor_of(&self, state: &Path) -> bool {
+    pub fn is_supervisor_of(&self, state: &Path) -> bool {
         matches!(&self.words[..], [_, word, dir] if word == "supervise" && Path::new(dir) == state)
     }
 
-    /// A VMM, or the script in its place.
-    pub(crate) fn is_vmm(&self) -> bool {
-        let script = self.name(1).is_some_and(|name| name == super::VMM_SCRIPT);
-        self.is_program("qemu-system-x86_64") || (self.is_program("sh") && script)
+    /// A shell that runs a script with this file name.
+    pub fn is_script(&self, name: &str) -> bool {
+        self.is_program("sh") && self.name(1).is_some_and(|script| script == name)
     }
 
     /// It has the file open.
-    pub(crate) fn holds(&self, file: &Path) -> bool {
+    pub fn holds(&self, file: &Path) -> bool {
         let fds = fs::read_dir(format!("/proc/{}/fd", self.pid.as_raw_pid())).into_iter().flatten();
         fds.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok()).any(|open| open == file)
     }
 
     /// A process of the program with this name.
-    pub(crate) fn is_program(&self, name: &str) -> bool {
+    pub fn is_program(&self, name: &str) -> bool {
         self.name(0).is_some_and(|program| program == name)
     }
 
@@ -45,7 +45,7 @@ impl Process {
 
 /// Processes that name `directory` on their command line or in their environment, but not this one. Those
 /// that have ended and wait to be reaped have neither.
-pub(crate) fn mentioning(directory: &Path) -> Vec<Process> {
+pub fn mentioning(directory: &Path) -> Vec<Process> {
     let needle = directory.as_os_str().as_bytes();
     let own = rustix::process::getpid();
     fs::read_dir("/proc")
@@ -69,6 +69,6 @@ pub(crate) fn mentioning(directory: &Path) -> Vec<Process> {
 }
 
 /// Sends a signal to one process of the test's own, which may have ended already.
-pub(crate) fn kill(pid: Pid, signal: Signal) {
+pub fn kill(pid: Pid, signal: Signal) {
     let _ = kill_process(pid, signal);
 }

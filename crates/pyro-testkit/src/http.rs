@@ -7,16 +7,19 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use serde_json::{Value, json};
 
 /// A server on a port of this host's loopback.
-pub(crate) struct HttpServer {
-    pub(crate) process: Child,
-    pub(crate) port: u16,
+#[derive(Debug)]
+pub struct HttpServer {
+    /// The server.
+    pub process: Child,
+    /// Where it listens.
+    pub port: u16,
     /// What follows the address.
-    pub(crate) stderr: BufReader<ChildStderr>,
+    pub stderr: BufReader<ChildStderr>,
 }
 
 impl HttpServer {
     /// Starts `pyro mcp serve`, of which `command` is the beginning, and waits until it can be reached.
-    pub(crate) fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         command.args(["--transport", "http", "--listen", "127.0.0.1:0"]).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
         let mut stderr = BufReader::new(process.stderr.take().unwrap());
@@ -30,12 +33,12 @@ impl HttpServer {
     }
 
     /// A connection on which nothing has been said.
-    pub(crate) fn connect(&self) -> TcpStream {
+    pub fn connect(&self) -> TcpStream {
         TcpStream::connect(("127.0.0.1", self.port)).unwrap()
     }
 
     /// Sends a request whose answer ends with the connection.
-    pub(crate) fn send(&self, line: &str, headers: &[(&str, &str)], body: &str) -> TcpStream {
+    pub fn send(&self, line: &str, headers: &[(&str, &str)], body: &str) -> TcpStream {
         let mut stream = self.connect();
         let mut head = format!("{line} HTTP/1.0\r\nContent-Length: {}\r\n", body.len());
         let usual = [
@@ -53,17 +56,17 @@ impl HttpServer {
     }
 
     /// The same, with its answer.
-    pub(crate) fn ask(&self, line: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    pub fn ask(&self, line: &str, headers: &[(&str, &str)], body: &str) -> Answer {
         Answer::read(self.send(line, headers, body))
     }
 
     /// A message of a client of the newer kind, which needs no session, with its answer.
-    pub(crate) fn call(&self, method: &str, params: Value) -> Answer {
+    pub fn call(&self, method: &str, params: Value) -> Answer {
         Answer::read(self.begin(method, params))
     }
 
     /// Sends such a message.
-    pub(crate) fn begin(&self, method: &str, mut params: Value) -> TcpStream {
+    pub fn begin(&self, method: &str, mut params: Value) -> TcpStream {
         let version = "2026-07-28";
         params["_meta"]["io.modelcontextprotocol/protocolVersion"] = version.into();
         params["_meta"]["io.modelcontextprotocol/clientInfo"] = json!({ "name": "test", "version": "1" });
@@ -87,15 +90,18 @@ impl Drop for HttpServer {
 
 /// What a server answered.
 #[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) head: String,
-    pub(crate) body: String,
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// Status line and headers, in lower case.
+    pub head: String,
+    /// What follows the headers.
+    pub body: String,
 }
 
 impl Answer {
     /// Reads to the end of the connection.
-    pub(crate) fn read(mut stream: TcpStream) -> Self {
+    pub fn read(mut stream: TcpStream) -> Self {
         let mut text = Vec::new();
         // It may be reset by a server that has not read everything.
         let _ = stream.read_to_end(&mut text);
@@ -106,12 +112,12 @@ impl Answer {
     }
 
     /// The value of a header.
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 
     /// The messages in the body, which is one of them or a stream of events.
-    pub(crate) fn messages(&self) -> Vec<Value> {
+    pub fn messages(&self) -> Vec<Value> {
         let parse =
             |text: &str| serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text:?}"));
         if self.header("content-type").is_some_and(|kind| kind.starts_with("application/json")) {
@@ -122,7 +128,7 @@ impl Answer {
     }
 
     /// The result of the call, the last of the messages.
-    pub(crate) fn result(&self) -> Value {
+    pub fn result(&self) -> Value {
         self.messages().last().unwrap_or_else(|| panic!("{self:?}"))["result"].clone()
     }
 }
