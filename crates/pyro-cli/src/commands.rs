@@ -7,6 +7,7 @@ pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod env;
 pub(crate) mod internal;
+mod machine;
 pub(crate) mod man;
 pub(crate) mod mcp;
 pub(crate) mod rpc;

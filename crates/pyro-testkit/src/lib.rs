@@ -4,6 +4,7 @@
 //! Everything here panics where a test would fail.
 #![expect(clippy::unwrap_used, reason = "all of it runs inside tests, which fail by panicking")]
 
+mod calls;
 pub mod http;
 mod json_lines;
 pub mod leftovers;

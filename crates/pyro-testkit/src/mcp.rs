@@ -5,17 +5,15 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::calls::Calls;
 use crate::json_lines::Session;
 
 /// A client and its server.
 #[derive(Debug)]
 pub struct McpClient {
-    session: Session,
-    /// Answers that came before they were waited for.
-    pub answers: HashMap<u64, Value>,
+    calls: Calls,
     /// Messages about calls under way.
     pub progress: Vec<String>,
-    next: u64,
     /// Keys that each tool promises.
     promised: HashMap<String, Vec<String>>,
 }
@@ -23,9 +21,8 @@ pub struct McpClient {
 impl McpClient {
     /// Starts a server, shakes hands with it and asks for its tools.
     pub fn new(command: Command) -> Self {
-        let session = Session::started(command);
-        let (answers, progress, promised) = Default::default();
-        let mut client = Self { session, answers, progress, next: 0, promised };
+        let calls = Calls::on(Session::started(command));
+        let mut client = Self { calls, progress: Vec::new(), promised: HashMap::new() };
         let hello = client.begin(
             "initialize",
             json!({ "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"} }),
@@ -43,41 +40,42 @@ impl McpClient {
 
     /// Sends a request; its id.
     pub fn begin(&mut self, method: &str, params: Value) -> u64 {
-        self.next += 1;
-        self.session.send(&json!({ "jsonrpc": "2.0", "id": self.next, "method": method, "params": params }));
-        self.next
+        self.calls.begin(method, |_| params)
     }
 
     /// Sends a message that has no answer.
     pub fn notify(&mut self, method: &str, params: Value) {
-        self.session.send(&json!({ "jsonrpc": "2.0", "method": method, "params": params }));
+        self.calls.notify(method, params);
     }
 
     /// Begins a call of a tool that reports its progress; its id.
     pub fn begin_call(&mut self, tool: &str, arguments: Value) -> u64 {
-        let token = self.next + 1;
-        self.begin(
+        self.calls.begin(
             "tools/call",
-            json!({ "name": tool, "arguments": arguments, "_meta": {"progressToken": token} }),
+            |id| json!({ "name": tool, "arguments": arguments, "_meta": {"progressToken": id} }),
         )
     }
 
     /// Takes the next message as an answer or as progress.
     pub fn receive(&mut self) {
-        let message = self.session.receive();
-        if message["method"] == "notifications/progress" {
-            self.progress.push(message["params"]["message"].as_str().unwrap_or_default().to_owned());
-        } else {
-            self.answers.insert(message["id"].as_u64().unwrap(), message);
-        }
+        let Some(message) = self.calls.receive() else { return };
+        assert_eq!(message["method"], "notifications/progress", "{message}");
+        self.progress.push(message["params"]["message"].as_str().unwrap_or_default().to_owned());
+    }
+
+    /// The answer to a request, if it has come.
+    pub fn answered(&self, id: u64) -> Option<&Value> {
+        self.calls.answers.get(&id)
     }
 
     /// Waits for the answer to a request.
     pub fn answer(&mut self, id: u64) -> Value {
-        while !self.answers.contains_key(&id) {
-            self.receive();
+        loop {
+            match self.calls.answers.remove(&id) {
+                Some(answer) => return answer,
+                None => self.receive(),
+            }
         }
-        self.answers.remove(&id).unwrap()
     }
 
     /// The payload of a call that succeeds; it is the same as text.
@@ -112,6 +110,6 @@ impl McpClient {
 
     /// Closes the input and waits for the end, which must be a success.
     pub fn end(mut self) {
-        assert_eq!(self.session.ended().code(), Some(0));
+        assert_eq!(self.calls.session.ended().code(), Some(0));
     }
 }

@@ -1,26 +1,22 @@
 //! A client of `pyro rpc`, with calls beside each other.
 
-use std::collections::HashMap;
 use std::process::Command;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
+use crate::calls::Calls;
 use crate::json_lines::Session;
 
 /// A client and its server.
 #[derive(Debug)]
 pub struct RpcClient {
-    /// The way to the server.
-    pub session: Session,
-    /// Answers that came before they were waited for, by id.
-    answers: HashMap<u64, Value>,
+    calls: Calls,
     /// Events so far, each with the id of its call.
     pub events: Vec<(u64, Value)>,
     /// Output is acknowledged as it comes.
     pub acknowledges: bool,
-    next: u64,
 }
 
 impl RpcClient {
@@ -30,43 +26,49 @@ impl RpcClient {
         let this = json!({ "name": "test", "version": env!("CARGO_PKG_VERSION") });
         let hello = session.ask("initialize", json!({ "protocol": 1, "client": this }));
         assert_eq!(hello["result"]["server"]["name"], "pyro", "{hello}");
-        let (answers, events) = Default::default();
-        Self { session, answers, events, acknowledges: true, next: 0 }
+        Self { calls: Calls::on(session), events: Vec::new(), acknowledges: true }
+    }
+
+    /// The way to the server.
+    pub fn session(&mut self) -> &mut Session {
+        &mut self.calls.session
     }
 
     /// Sends a request; its id.
     pub fn begin(&mut self, method: &str, params: Value) -> u64 {
-        self.next += 1;
-        self.session.send(&json!({ "jsonrpc": "2.0", "id": self.next, "method": method, "params": params }));
-        self.next
+        self.calls.begin(method, |_| params)
     }
 
     /// Sends a message that has no answer.
     pub fn notify(&mut self, method: &str, params: Value) {
-        self.session.send(&json!({ "jsonrpc": "2.0", "method": method, "params": params }));
+        self.calls.notify(method, params);
+    }
+
+    /// Closes the input and waits for the end.
+    pub fn end(self) {
+        self.calls.session.end();
     }
 
     /// Takes the next message as an answer or an event.
     pub fn receive(&mut self) {
-        let message = self.session.receive();
-        if message["method"] == "event" {
-            let (id, event) = (message["params"]["id"].as_u64().unwrap(), message["params"]["event"].clone());
-            assert!(!self.answers.contains_key(&id), "an event after the answer");
-            if self.acknowledges && event["type"] == "output" {
-                self.notify("ack", json!({ "id": id, "bytes": bytes(&event).len() }));
-            }
-            self.events.push((id, event));
-        } else {
-            self.answers.insert(message["id"].as_u64().unwrap(), message);
+        let Some(message) = self.calls.receive() else { return };
+        assert_eq!(message["method"], "event", "{message}");
+        let (id, event) = (message["params"]["id"].as_u64().unwrap(), message["params"]["event"].clone());
+        assert!(!self.calls.answers.contains_key(&id), "an event after the answer");
+        if self.acknowledges && event["type"] == "output" {
+            self.notify("ack", json!({ "id": id, "bytes": bytes(&event).len() }));
         }
+        self.events.push((id, event));
     }
 
     /// Waits for the answer to a request.
     pub fn answer(&mut self, id: u64) -> Value {
-        while !self.answers.contains_key(&id) {
-            self.receive();
+        loop {
+            match self.calls.answers.remove(&id) {
+                Some(answer) => return answer,
+                None => self.receive(),
+            }
         }
-        self.answers.remove(&id).unwrap()
     }
 
     /// The result of a call that succeeds.

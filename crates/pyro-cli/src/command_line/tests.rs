@@ -25,8 +25,8 @@ fn the_grammar_is_consistent() {
 #[test]
 fn run_has_the_defaults_of_the_contract() {
     let args = run_args(&["run", "debian:12", "--", "true"]);
-    assert_eq!(args.environment, "debian:12");
-    assert_eq!((args.vcpu_count, args.mem_mib), (1, 1024));
+    assert_eq!(args.machine.environment, "debian:12");
+    assert_eq!((args.machine.vcpu_count, args.machine.mem_mib), (1, 1024));
     assert_eq!((args.timeout_seconds, args.ttl_seconds), (30, 600));
     assert!(!args.network && !args.allow_host_compat && !args.json);
     assert_eq!(args.words, ["true"]);
@@ -39,7 +39,7 @@ fn flags_go_before_or_after_the_environment() {
     let around = run_args(&["run", "--network", "e", "--mem-mib=512", "--json", "a", "b"]);
     for args in [before, after, around] {
         assert!(args.network && args.json);
-        assert_eq!((args.environment.as_str(), args.mem_mib), ("e", 512));
+        assert_eq!((args.machine.environment.as_str(), args.machine.mem_mib), ("e", 512));
         assert_eq!(args.words, ["a", "b"]);
     }
 }
@@ -75,7 +75,10 @@ fn a_task_has_the_defaults_of_the_contract() {
     let Ok(Command::Task(TaskCommand::Create(args))) = parse_words(&["task", "create", "debian:12"]) else {
         panic!("not a task");
     };
-    assert_eq!((args.vcpu_count, args.mem_mib, args.ttl_seconds, args.disk_mib), (1, 1024, 600, None));
+    assert_eq!(
+        (args.machine.vcpu_count, args.machine.mem_mib, args.ttl_seconds, args.disk_mib),
+        (1, 1024, 600, None)
+    );
     assert!(!args.network && !args.allow_host_compat && !args.json);
     let words = ["task", "exec", "9775b3af1eeb", "--env", "A=b=c", "--env", "D=", "--", "x", "--json"];
     let Ok(Command::Task(TaskCommand::Exec(args))) = parse_words(&words) else { panic!("not a command") };
@@ -121,7 +124,7 @@ fn any_integer_parses() {
         ("99999999999999999999999", i64::MAX),
         ("-99999999999999999999999", i64::MIN),
     ] {
-        assert_eq!(run_args(&["run", "e", "--vcpu-count", text, "--", "x"]).vcpu_count, value);
+        assert_eq!(run_args(&["run", "e", "--vcpu-count", text, "--", "x"]).machine.vcpu_count, value);
         assert_eq!(run_args(&["run", "e", &format!("--ttl-seconds={text}"), "--", "x"]).ttl_seconds, value);
     }
 }

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::Args;
 use pyro_engine::{Command, Engine, OutputMode, RunResult, VmSpec};
 
+use crate::commands::machine::MachineArgs;
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::printer::Printer;
@@ -33,15 +34,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES, override_usage = "pyro run [OPTIONS] <ENVIRONMENT> -- <COMMAND>...")]
 pub(crate) struct RunArgs {
-    /// Name from the catalog, such as debian:12; `pyro env list` shows them all
-    #[arg(value_name = "ENVIRONMENT")]
-    pub(crate) environment: String,
-    /// Virtual CPUs of the guest, 1 to 8
-    #[arg(long, value_name = "COUNT", default_value = "1", value_parser = integer, allow_hyphen_values = true)]
-    pub(crate) vcpu_count: i64,
-    /// Memory of the guest in MiB, 256 to 32768
-    #[arg(long, value_name = "MIB", default_value = "1024", value_parser = integer, allow_hyphen_values = true)]
-    pub(crate) mem_mib: i64,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
     /// Longest time the command may take, in seconds, at least 1
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) timeout_seconds: i64,
@@ -97,9 +91,9 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
 /// The arguments in the engine's terms.
 fn request(args: &RunArgs, command: String) -> (VmSpec, Command) {
     let spec = VmSpec {
-        environment: args.environment.clone(),
-        vcpu_count: args.vcpu_count,
-        mem_mib: args.mem_mib,
+        environment: args.machine.environment.clone(),
+        vcpu_count: args.machine.vcpu_count,
+        mem_mib: args.machine.mem_mib,
         ttl_seconds: args.ttl_seconds,
         network: args.network,
         allow_host_compat: args.allow_host_compat,

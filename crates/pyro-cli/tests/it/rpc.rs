@@ -168,7 +168,7 @@ fn output_that_is_not_consumed_holds_up_its_own_call_only() {
     let phases = client.events.iter().filter(|(id, event)| *id == much && event["type"] == "phase");
     let phases: Vec<_> = phases.map(|(_, event)| event["phase"].as_str().unwrap()).collect();
     assert_eq!(phases, ["create", "start", "execute"]);
-    client.session.end();
+    client.end();
 }
 
 #[test]
@@ -189,10 +189,10 @@ fn a_call_that_is_cancelled_or_whose_client_goes_leaves_nothing() {
 
     let call = client.begin("run_in_vm", on_host(long, "stream"));
     client.event(call, |event| event["type"] == "output");
-    client.session.close();
+    client.session().close();
     let answer = client.answer(call);
     assert_eq!(answer["error"]["data"]["code"], "cancelled", "{answer}");
-    client.session.end();
+    client.end();
     assert_eq!(has_vm(), 0);
 }
 

@@ -4,6 +4,7 @@ use clap::Args;
 use pyro_engine::{Engine, TaskSpec, VmSpec};
 
 use super::state;
+use crate::commands::machine::MachineArgs;
 use crate::error::CliError;
 use crate::printer::Printer;
 use crate::reply::Reply;
@@ -23,15 +24,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = CREATE_EXAMPLES)]
 pub(crate) struct TaskCreateArgs {
-    /// Name from the catalog, such as debian:12; `pyro env list` shows them all
-    #[arg(value_name = "ENVIRONMENT")]
-    pub(crate) environment: String,
-    /// Virtual CPUs of the guest, 1 to 8
-    #[arg(long, value_name = "COUNT", default_value = "1", value_parser = integer, allow_hyphen_values = true)]
-    pub(crate) vcpu_count: i64,
-    /// Memory of the guest in MiB, 256 to 32768
-    #[arg(long, value_name = "MIB", default_value = "1024", value_parser = integer, allow_hyphen_values = true)]
-    pub(crate) mem_mib: i64,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
     /// Lifetime in seconds after which the guest is stopped, 60 to 3600
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) ttl_seconds: i64,
@@ -52,9 +46,9 @@ pub(crate) struct TaskCreateArgs {
 pub(super) fn run(args: TaskCreateArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
     let spec = TaskSpec {
         vm: VmSpec {
-            environment: args.environment,
-            vcpu_count: args.vcpu_count,
-            mem_mib: args.mem_mib,
+            environment: args.machine.environment,
+            vcpu_count: args.machine.vcpu_count,
+            mem_mib: args.machine.mem_mib,
             ttl_seconds: args.ttl_seconds,
             network: args.network,
             allow_host_compat: args.allow_host_compat,
