@@ -33,12 +33,12 @@ pub(crate) fn join(words: &[OsString]) -> Result<String, WordsError> {
 
 /// Reads an integer of any size. One that does not fit becomes the nearest that does: still outside every limit, and
 /// refused with the text of that limit.
-pub(crate) fn integer(text: &str) -> Result<i64, String> {
+pub(crate) fn integer(text: &str) -> Result<i64, &'static str> {
     use std::num::IntErrorKind::{NegOverflow, PosOverflow};
     text.parse().or_else(|error: std::num::ParseIntError| match error.kind() {
         PosOverflow => Ok(i64::MAX),
         NegOverflow => Ok(i64::MIN),
-        _ => Err("not an integer".to_owned()),
+        _ => Err("not an integer"),
     })
 }
 

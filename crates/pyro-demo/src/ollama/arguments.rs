@@ -11,19 +11,27 @@ pub(super) type Object = Map<String, Value>;
 /// What small models write instead of an id that they have seen.
 const PLACEHOLDER: &str = "vm_id_returned_by_vm_create";
 
-/// The arguments as they are in a tool call. The error goes on after "the arguments".
-pub(super) fn decode(written: Option<&Value>) -> Result<Object, String> {
+/// Why there are no arguments; goes on after "the arguments".
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Malformed {
+    #[error("are no object")]
+    NoObject,
+    #[error("are not JSON: {0}")]
+    NotJson(serde_json::Error),
+}
+
+/// The arguments as they are in a tool call.
+pub(super) fn decode(written: Option<&Value>) -> Result<Object, Malformed> {
     match written {
         None | Some(Value::Null) => Ok(Object::new()),
         Some(Value::Object(arguments)) => Ok(arguments.clone()),
         Some(Value::String(text)) if text.trim().is_empty() => Ok(Object::new()),
-        Some(Value::String(text)) => match serde_json::from_str(text) {
-            Ok(Value::Object(arguments)) => Ok(arguments),
-            Ok(Value::Null) => Ok(Object::new()),
-            Ok(_) => Err("are no object".to_owned()),
-            Err(error) => Err(format!("are not JSON: {error}")),
+        Some(Value::String(text)) => match serde_json::from_str(text).map_err(Malformed::NotJson)? {
+            Value::Object(arguments) => Ok(arguments),
+            Value::Null => Ok(Object::new()),
+            _ => Err(Malformed::NoObject),
         },
-        Some(_) => Err("are no object".to_owned()),
+        Some(_) => Err(Malformed::NoObject),
     }
 }
 
@@ -110,12 +118,12 @@ mod tests {
     fn arguments_come_in_many_forms() {
         let given = object(json!({ "environment": "debian:12", "vcpu_count": 2 }));
         let text = Value::from(Value::Object(given.clone()).to_string());
-        assert_eq!(decode(Some(&Value::Object(given.clone()))), Ok(given.clone()));
-        assert_eq!(decode(Some(&text)), Ok(given));
+        assert_eq!(decode(Some(&Value::Object(given.clone()))).unwrap(), given);
+        assert_eq!(decode(Some(&text)).unwrap(), given);
         for none in [json!(null), json!(""), json!(" \n"), json!("null"), json!("{}"), json!({})] {
-            assert_eq!(decode(Some(&none)), Ok(Object::new()), "{none}");
+            assert_eq!(decode(Some(&none)).unwrap(), Object::new(), "{none}");
         }
-        assert_eq!(decode(None), Ok(Object::new()));
+        assert_eq!(decode(None).unwrap(), Object::new());
         for wrong in
             [json!("{"), json!("[]"), json!("\"{}\""), json!(5), json!([]), json!(true), json!("x: 1")]
         {
@@ -227,7 +235,7 @@ mod tests {
         ) {
             let arguments: Object = map.into_iter().map(|(key, value)| (key, value.into())).collect();
             let text = Value::Object(arguments.clone()).to_string();
-            prop_assert_eq!(decode(Some(&text.into())), Ok(arguments));
+            prop_assert_eq!(decode(Some(&text.into())).unwrap(), arguments);
         }
     }
 }

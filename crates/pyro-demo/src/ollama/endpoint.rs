@@ -101,7 +101,7 @@ impl Endpoint {
             answer = exchange => match answer {
                 Ok(Ok(bytes)) => serde_json::from_slice(&bytes)
                     .map_err(|error| DemoError::Answer(format!("it is not JSON: {error}"))),
-                Ok(Err(cause)) => Err(self.failed(cause).into()),
+                Ok(Err(failed)) => Err(failed.into()),
                 Err(lost) => Err(self.failed(lost.to_string()).into()),
             },
         }
@@ -111,18 +111,18 @@ impl Endpoint {
         CallError { address: self.address.clone(), cause }
     }
 
-    fn exchange(&self, body: &[u8]) -> Result<Vec<u8>, String> {
+    fn exchange(&self, body: &[u8]) -> Result<Vec<u8>, CallError> {
         let mut response = self
             .agent
             .post(&self.address)
             .header("content-type", "application/json")
             .send(body)
-            .map_err(|error| self.in_words(error))?;
+            .map_err(|error| self.failed(self.in_words(error)))?;
         let body = response.body_mut().with_config().limit(ANSWER_BYTES).read_to_vec();
         match response.status() {
-            status if status.is_success() => body.map_err(|error| self.in_words(error)),
+            status if status.is_success() => body.map_err(|error| self.failed(self.in_words(error))),
             // Its text would be good to know; without it there is still the status.
-            status => Err(refusal(status, &body.unwrap_or_default())),
+            status => Err(self.failed(refusal(status, &body.unwrap_or_default()))),
         }
     }
 

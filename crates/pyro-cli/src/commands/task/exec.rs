@@ -54,7 +54,7 @@ pub(crate) struct TaskExecArgs {
     pub(crate) words: Vec<OsString>,
 }
 
-fn variable(text: &str) -> Result<(String, String), String> {
+fn variable(text: &str) -> Result<(String, String), &'static str> {
     let (name, value) = text.split_once('=').ok_or("not of the form NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
 }
