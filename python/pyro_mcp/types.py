@@ -155,7 +155,7 @@ class Vm(TypedDict):
     """Id."""
 
 
-DeleteReason = Literal["explicit_delete", "post_exec_cleanup", "run_vm_error_cleanup"]
+DeleteReason = Literal["explicit_delete", "post_exec_cleanup"]
 """Why a VM was removed."""
 
 

@@ -176,13 +176,6 @@ impl EngineError {
             .hint("give at least 1 second; the default is 30")
     }
 
-    /// An environment name that the catalog does not have.
-    pub fn unknown_environment<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
-        let known: Vec<&str> = known.into_iter().collect();
-        let message = format!("unknown environment '{}'; expected one of: {}", shown(name), known.join(", "));
-        Self::new(ErrorKind::InvalidInput, message).hint("`pyro env list` shows what each one holds")
-    }
-
     /// No VM or task has this id. `id` may be any text; it is escaped and cut before it is shown.
     pub(crate) fn not_found(kind: Kind, id: &str) -> Self {
         Self::new(ErrorKind::NotFound, format!("{kind} '{}' does not exist", shown(id))).hint(match kind {
@@ -230,17 +223,8 @@ impl EngineError {
 
     /// VMs cannot boot here and the caller did not agree to run on the host.
     pub fn boot_unavailable(reason: &str) -> Self {
-        Self::host_compat_disabled("guest boot", reason)
-    }
-
-    /// VMs boot here but cannot run commands, and the caller did not agree to run on the host.
-    pub fn exec_unavailable(reason: &str) -> Self {
-        Self::host_compat_disabled("guest command execution", reason)
-    }
-
-    fn host_compat_disabled(what: &str, reason: &str) -> Self {
         let reason = reason.trim_end().trim_end_matches('.');
-        let message = format!("{what} is unavailable and host compatibility mode is disabled: {reason}.");
+        let message = format!("guest boot is unavailable and host compatibility mode is disabled: {reason}.");
         let opt_in = "Set allow_host_compat=True (CLI: --allow-host-compat) to opt into host execution.";
         let error = Self::new(ErrorKind::VmUnavailable, message).hint("`pyro doctor` says what is missing");
         Self { opt_in: Some(opt_in), ..error }
@@ -258,21 +242,6 @@ impl EngineError {
         let message = format!("connection to {kind} {} was lost while its command ran", shown(id));
         Self::new(ErrorKind::OutcomeUnknown, message)
             .hint("the command may have run, wholly or in part; it was not repeated")
-    }
-
-    /// The VMM ended before the guest was up. `log` is the end of what it or the guest wrote.
-    pub fn exited_during_startup(log: &str) -> Self {
-        Self::new(ErrorKind::BootFailed, format!("microVM exited during startup: {}", log.trim_end()))
-            .hint("`pyro doctor` checks what a VM needs")
-    }
-
-    /// Files of an installed environment are gone.
-    pub fn missing_artifacts(environment: &str, first: &str, second: &str) -> Self {
-        let environment = shown(environment);
-        let message =
-            format!("missing environment artifacts for {environment}; expected {first} and {second}");
-        Self::new(ErrorKind::EnvironmentUnavailable, message)
-            .hint(format!("`pyro env pull {environment}` installs it again"))
     }
 
     /// The caller cancelled.
@@ -303,9 +272,7 @@ mod tests {
     #[test]
     fn texts_are_the_contracts() {
         let id = "de259a89b184";
-        let environments = ["debian:12", "debian:12-base", "debian:12-build"];
         let errors = [
-            EngineError::unknown_environment("x", environments),
             EngineError::out_of_range("vcpu_count", 1, 8),
             EngineError::timeout_not_positive(),
             EngineError::not_found(Kind::Vm, id),
@@ -317,11 +284,8 @@ mod tests {
             EngineError::not_started(Kind::Task, id, VmState::Stopped),
             EngineError::task_expired(id),
             EngineError::boot_unavailable("no VMM was found"),
-            EngineError::exec_unavailable("the agent is too old."),
             EngineError::transport_not_ready("no answer within 10 s"),
             EngineError::outcome_unknown(Kind::Vm, id),
-            EngineError::exited_during_startup("Kernel panic\n"),
-            EngineError::missing_artifacts("debian:12", "/c/vmlinux", "/c/rootfs.ext4"),
             EngineError::cancelled(),
             EngineError::internal("no random numbers"),
         ];
@@ -340,11 +304,7 @@ mod tests {
     #[test]
     fn text_from_outside_cannot_break_a_message() {
         let hostile = "\u{1b}[2J\n\u{202e}".repeat(500);
-        for error in [
-            EngineError::unknown_environment(&hostile, []),
-            EngineError::not_found(Kind::Task, &hostile),
-            EngineError::vm_expired(&hostile),
-        ] {
+        for error in [EngineError::not_found(Kind::Task, &hostile), EngineError::vm_expired(&hostile)] {
             assert!(error.message.len() < 2000);
             assert!(!error.message.contains(['\u{1b}', '\n', '\u{202e}']), "{error}");
         }
