@@ -64,9 +64,9 @@ test: build-test ## Run every test, including those that boot microVMs
 	$(NEXTEST) --run-ignored all --test-threads $$(($$(nproc) + 1))
 	$(MAKE) test-python test-clients
 
-# What needs neither a VM nor the network: minutes less than `test`, for the time between two edits.
+# Needs neither a VM nor the network; minutes faster than `test`, for the edit-test loop.
 .PHONY: check
-check: setup-lint setup-test ## Check format and lints and run the tests that need no VM (under two minutes once built)
+check: setup-lint setup-test ## Check formatting and lints, and run the tests that need no VM (under two minutes once built)
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- --deny warnings
 	$(NEXTEST) --status-level fail -E 'not binary(vm)'
