@@ -16,7 +16,7 @@ pub enum HandshakeError {
     /// The host closed the channel.
     #[error("the host closed the channel")]
     Closed,
-    /// The host sent something else than the one message that was expected.
+    /// The host sent something other than the one expected message.
     #[error("unexpected message from the host")]
     Unexpected,
     /// The host sent no valid frame.
@@ -25,12 +25,12 @@ pub enum HandshakeError {
     /// The channel failed.
     #[error("the channel to the host failed: {0}")]
     Channel(io::Error),
-    /// A step of the set-up failed. The host knows.
+    /// A step of the set-up failed, which was reported to the host.
     #[error(transparent)]
     Step(Failure),
 }
 
-/// Greets the host and sets the machine up as the host says. Afterwards, requests follow on the channel.
+/// Greets the host and sets the machine up as the host asks. Afterwards, requests follow on the channel.
 ///
 /// # Errors
 /// [`HandshakeError`]. The machine is then of no use.

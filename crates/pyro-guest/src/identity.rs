@@ -37,7 +37,7 @@ fn seed_of(bootstrap: &Bootstrap) -> Result<Vec<u8>, Failure> {
     })
 }
 
-/// The files that say who this machine is, opened before it knows. Copying a file up from the base image takes
+/// The files with the names of this machine, opened before they are known. Copying a file up from the base image takes
 /// some ten thousand blocks of kernel code, none of which a machine that wakes up from a template has translated;
 /// overwriting an open file takes few.
 pub(crate) struct NameFiles {
@@ -50,7 +50,7 @@ pub(crate) struct NameFiles {
 }
 
 impl NameFiles {
-    /// Makes them in `etc`, with content of the expected length that says nothing.
+    /// Makes them in `etc`, with blank content of the expected length.
     pub(crate) fn open(etc: &Path) -> Result<Self, Failure> {
         let open = |name: &str, length: usize| {
             let path = etc.join(name);
@@ -142,7 +142,7 @@ mod entropy {
     const ADD_ENTROPY: u32 = opcode::write::<[c_int; 2]>(b'R', 0x03);
     const RESEED: u32 = opcode::none(b'R', 0x07);
 
-    /// `struct rand_pool_info` with room for our largest seed.
+    /// `struct rand_pool_info` with a buffer for our largest seed.
     #[repr(C)]
     struct PoolInfo {
         entropy_bits: c_int,

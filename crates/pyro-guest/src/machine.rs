@@ -8,7 +8,7 @@ use crate::failure::refused;
 use crate::identity::{self, NameFiles};
 use crate::{halt, network, root, warm_up};
 
-/// A machine that the agent sets up, names and ends.
+/// The machine that the agent sets up, names and ends.
 pub trait Machine: Send + 'static {
     /// Does what takes time and is the same in every machine of a kind.
     ///
@@ -28,7 +28,7 @@ pub trait Machine: Send + 'static {
     /// The step that failed; the machine is then of no use.
     fn identify(&mut self, bootstrap: &Bootstrap) -> Result<(), Failure>;
 
-    /// Ends every other process, writes everything out and lets nobody write any more. Blocks.
+    /// Ends every other process, writes everything to disk and makes it read-only. Blocks.
     ///
     /// # Errors
     /// The step that failed; something may not be on disk.
