@@ -176,3 +176,28 @@ fn not_started_hint(kind: FailureKind) -> Option<&'static str> {
         | FailureKind::Other => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pyro_vm::FailureKind;
+
+    use super::not_started_hint;
+
+    #[test]
+    fn a_hint_is_given_where_the_caller_can_do_something() {
+        assert_eq!(
+            not_started_hint(FailureKind::DirectoryNotFound),
+            Some("cwd must be a directory that exists in the guest")
+        );
+        let without = FailureKind::ALL.into_iter().filter(|kind| not_started_hint(*kind).is_none());
+        assert_eq!(
+            without.collect::<Vec<_>>(),
+            [
+                FailureKind::FileNotFound,
+                FailureKind::PermissionDenied,
+                FailureKind::Unsupported,
+                FailureKind::Other
+            ]
+        );
+    }
+}

@@ -21,12 +21,12 @@ async fn all_dead(mut alive: pipe::Receiver) {
     assert_eq!(alive.read(&mut [0; 1]).await.unwrap(), 0);
 }
 
-/// Waits for the byte that says that somebody has it open.
-async fn begun(alive: &mut pipe::Receiver) {
-    // Without a writer, a fifo is at its end, and says nothing more than that.
-    while alive.read(&mut [0; 1]).await.unwrap() == 0 {
-        tokio::task::yield_now().await;
-    }
+/// Waits until a command has opened a fifo called `alive` in the workspace for writing.
+async fn opened(host: &Host) -> pipe::Receiver {
+    let path = host.path("alive");
+    // Opening a fifo waits for its other end.
+    let file = tokio::task::spawn_blocking(move || std::fs::File::open(path)).await.unwrap().unwrap();
+    pipe::Receiver::from_file(file).unwrap()
 }
 
 #[tokio::test]
@@ -166,12 +166,23 @@ async fn a_host_that_breaks_the_protocol_gets_no_reply_and_its_command_is_ended(
 #[tokio::test]
 async fn a_host_that_does_not_read_cannot_stretch_the_limit() {
     let host = Host::new();
-    let mut alive = alive(&host);
-    let command = "exec 3> alive; echo >&3; exec yes";
+    make_fifo(&host.path("alive"));
+    let command = "exec 3> alive; exec yes";
     let stream = host.call(Exec { timeout_ms: 2000, ..host.exec(command) }).await;
-    begun(&mut alive).await;
-    all_dead(alive).await;
+    all_dead(opened(&host).await).await;
     let ended = end_of(stream).await;
     assert!(ended.exit().timed_out);
     assert!(!ended.stdout.is_empty());
+}
+
+#[tokio::test]
+async fn a_host_that_does_not_read_can_still_end_its_command() {
+    let host = Host::new();
+    make_fifo(&host.path("alive"));
+    let mut stream = host.call(host.exec("exec 3> alive; exec yes")).await;
+    let alive = opened(&host).await;
+    terminate(&mut stream).await;
+    all_dead(alive).await;
+    let ended = end_of(stream).await;
+    assert_eq!((ended.exit().status, ended.exit().timed_out), (Status::Signal(15), false));
 }
