@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
-use pyro_wire::{Frame, FrameCodec, FrameError, Reply, Request};
+use pyro_wire::{Call, ExecInput, ExecReply, Failure, Frame, FrameCodec, FrameError, NoInput, Request};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
@@ -16,7 +16,7 @@ use tokio_util::codec::Framed;
 
 use crate::supervisor::control::{self, ControlRequest};
 
-pub use pyro_wire::{Exec, OutputStream, Status as ExitStatus};
+pub use pyro_wire::{Exec, FailureKind, OutputStream, Status as ExitStatus};
 
 /// Time that the guest has beyond a command's own limit and grace before the host stops believing in it.
 const HOST_MARGIN: Duration = Duration::from_secs(5);
@@ -55,6 +55,8 @@ pub enum ExecError {
     /// The guest could not start the command.
     #[error("the guest could not start the command: {step}: {cause}")]
     NotStarted {
+        /// What kind of failure it was.
+        kind: FailureKind,
         /// What the guest was doing.
         step: String,
         /// Why it failed.
@@ -93,8 +95,8 @@ impl GuestClient {
         exec: Exec,
         mut on_output: impl AsyncFnMut(OutputChunk),
     ) -> Result<ExecOutcome, ExecError> {
-        let mut stream = self.open().await.map_err(ExecError::NotDelivered)?;
-        converse(&mut stream, exec, pending(), &mut on_output).await
+        let stream = self.open().await.map_err(ExecError::NotDelivered)?;
+        converse(stream, exec, pending(), &mut on_output).await
     }
 
     pub(crate) async fn open(&self) -> io::Result<RequestStream<UnixStream>> {
@@ -108,29 +110,43 @@ pub fn timeout_note(limit: Duration) -> String {
     format!("command timed out after {}s\n", limit.as_secs())
 }
 
-/// A stream to the guest that carries one request.
-pub(crate) type RequestStream<S> = Framed<S, FrameCodec<Reply, Request>>;
+/// A stream to the guest that carries one request, which is still to be sent.
+pub(crate) type RequestStream<S> = Framed<S, FrameCodec<NoInput, Request>>;
+
+/// A stream to the guest whose request was sent.
+pub(crate) type CallStream<S, C> = Framed<S, FrameCodec<<C as Call>::Reply, <C as Call>::Input>>;
+
+/// Sends the request of a stream.
+///
+/// # Errors
+/// The channel failed or the request is too large.
+pub(crate) async fn call<S: AsyncRead + AsyncWrite + Unpin, C: Call>(
+    mut stream: RequestStream<S>,
+    request: C,
+) -> Result<CallStream<S, C>, FrameError> {
+    stream.send(Frame::Control(request.into())).await?;
+    Ok(stream.map_codec(|_| FrameCodec::default()))
+}
 
 /// Runs a command on a stream that is open, and asks the guest to end it when `terminate` is done.
 ///
 /// # Errors
 /// [`ExecError`]; its variants say whether the command can have run.
 pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: &mut RequestStream<S>,
+    stream: RequestStream<S>,
     exec: Exec,
     terminate: impl Future<Output = ()>,
     on_output: &mut impl AsyncFnMut(OutputChunk),
 ) -> Result<ExecOutcome, ExecError> {
     let limit = Duration::from_millis(exec.timeout_ms);
     let grace = Duration::from_millis(exec.kill_grace_ms) + HOST_MARGIN;
-    let request = stream.send(Frame::Control(Request::Exec(exec)));
-    match tokio::time::timeout(HOST_MARGIN, request).await {
-        Ok(Ok(())) => {}
+    let mut stream = match tokio::time::timeout(HOST_MARGIN, call(stream, exec)).await {
+        Ok(Ok(stream)) => stream,
         Ok(Err(FrameError::Io(error))) => return Err(ExecError::NotDelivered(error)),
         Ok(Err(other)) => return Err(ExecError::NotDelivered(io::Error::other(other))),
         // Part of it may have gone.
         Err(_) => return Err(ExecError::Lost(None)),
-    }
+    };
     let started = Instant::now();
     let mut terminate = pin!(terminate);
     let mut terminated = false;
@@ -151,7 +167,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 terminated = true;
                 deadline = Instant::now().checked_add(grace);
                 // A guest that does not even take that meets the deadline.
-                let wish = stream.send(Frame::Control(Request::Terminate));
+                let wish = stream.send(Frame::Control(ExecInput::Terminate));
                 if let Ok(Err(error)) = tokio::time::timeout(HOST_MARGIN, wish).await {
                     return Err(ExecError::Lost(Some(error)));
                 }
@@ -178,7 +194,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 on_output(OutputChunk { stream, bytes }).await;
                 deadline = deadline.and_then(|deadline| deadline.checked_add(received.elapsed()));
             }
-            Some(Ok(Frame::Control(Reply::Exited(exit)))) => {
+            Some(Ok(Frame::Control(ExecReply::Exited(exit)))) => {
                 return Ok(ExecOutcome {
                     status: Some(exit.status),
                     timed_out: exit.timed_out,
@@ -187,12 +203,10 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                     stderr_dropped: exit.stderr_dropped,
                 });
             }
-            Some(Ok(Frame::Control(Reply::NotStarted(failure)))) => {
-                return Err(ExecError::NotStarted { step: failure.step, cause: failure.cause });
+            Some(Ok(Frame::Control(ExecReply::NotStarted(Failure { kind, step, cause, .. })))) => {
+                return Err(ExecError::NotStarted { kind, step, cause });
             }
-            Some(Ok(Frame::Control(Reply::Halted | Reply::Identified | Reply::Archived(_)))) | None => {
-                return Err(ExecError::Lost(None));
-            }
+            None => return Err(ExecError::Lost(None)),
             Some(Err(error)) => return Err(ExecError::Lost(Some(error))),
         }
     }

@@ -37,7 +37,8 @@ pub use accel::Accelerator;
 pub use commands::{CommandClient, RunError};
 pub use copy::CopyError;
 pub use guest::{
-    Exec, ExecError, ExecOutcome, ExitStatus, GuestClient, OutputChunk, OutputStream, timeout_note,
+    Exec, ExecError, ExecOutcome, ExitStatus, FailureKind, GuestClient, OutputChunk, OutputStream,
+    timeout_note,
 };
 pub use layer::{LayerError, LayerLifetime, LayerTemplates};
 pub use pyro_archive::{Report, destination};

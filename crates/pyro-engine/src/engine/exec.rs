@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pyro_vm::{Exec, ExecError, ExecOutcome, ExitStatus, GuestClient, WORKSPACE, timeout_note};
+use pyro_vm::{Exec, ExecError, ExecOutcome, ExitStatus, FailureKind, GuestClient, WORKSPACE, timeout_note};
 
 use super::Engine;
 use crate::capture::{CAPTURE_LIMIT, OutputSink};
@@ -137,10 +137,14 @@ pub(super) fn exit_code(outcome: &ExecOutcome) -> i64 {
 fn exec_error(record: &VmRecord, error: ExecError) -> EngineError {
     match error {
         ExecError::NotDelivered(cause) => EngineError::transport_not_ready(&cause.to_string()),
-        ExecError::NotStarted { step, cause } => EngineError::new(
-            ErrorKind::NotDelivered,
-            format!("the guest could not start the command: {step}: {cause}"),
-        ),
+        ExecError::NotStarted { kind, step, cause } => {
+            let message = format!("the guest could not start the command: {step}: {cause}");
+            let error = EngineError::new(ErrorKind::NotDelivered, message);
+            match not_started_hint(kind) {
+                Some(hint) => error.hint(hint),
+                None => error,
+            }
+        }
         ExecError::Lost(cause) => {
             let error = EngineError::outcome_unknown(record.kind, record.vm_id.as_str());
             match cause {
@@ -148,5 +152,52 @@ fn exec_error(record: &VmRecord, error: ExecError) -> EngineError {
                 None => error,
             }
         }
+    }
+}
+
+/// What helps against a command that could not be started.
+fn not_started_hint(kind: FailureKind) -> Option<&'static str> {
+    match kind {
+        FailureKind::DirectoryNotFound | FailureKind::NotADirectory => {
+            Some("cwd must be a directory that exists in the guest")
+        }
+        FailureKind::CommandNotFound | FailureKind::NotExecutable => {
+            Some("commands run through /bin/sh, which this environment does not have in working order")
+        }
+        FailureKind::ArgumentListTooLong => {
+            Some("write a long command to a file in the guest and run that file")
+        }
+        FailureKind::OutOfMemory => Some("end other commands in this guest, or give it more memory"),
+        FailureKind::NoSpace => Some("remove files in the guest to free space on its disk"),
+        FailureKind::TooManyProcesses => Some("end other commands in this guest"),
+        FailureKind::FileNotFound
+        | FailureKind::PermissionDenied
+        | FailureKind::Unsupported
+        | FailureKind::Other => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pyro_vm::FailureKind;
+
+    use super::not_started_hint;
+
+    #[test]
+    fn a_hint_is_given_where_the_caller_can_do_something() {
+        assert_eq!(
+            not_started_hint(FailureKind::DirectoryNotFound),
+            Some("cwd must be a directory that exists in the guest")
+        );
+        let without = FailureKind::ALL.into_iter().filter(|kind| not_started_hint(*kind).is_none());
+        assert_eq!(
+            without.collect::<Vec<_>>(),
+            [
+                FailureKind::FileNotFound,
+                FailureKind::PermissionDenied,
+                FailureKind::Unsupported,
+                FailureKind::Other
+            ]
+        );
     }
 }

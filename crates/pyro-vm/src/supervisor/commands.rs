@@ -151,9 +151,9 @@ impl Commands {
             progress.send_modify(|progress| (progress.stdout, progress.stderr) = log.kept());
             listener.send(chunk, &terminate).await;
         };
-        let mut stream = Framed::new(stream.compat(), FrameCodec::default());
+        let stream = Framed::new(stream.compat(), FrameCodec::default());
         let asked_to_end = terminate.clone();
-        let ran = converse(&mut stream, exec, asked_to_end.cancelled_owned(), &mut take).await;
+        let ran = converse(stream, exec, asked_to_end.cancelled_owned(), &mut take).await;
         if matches!(&ran, Ok(outcome) if outcome.timed_out) {
             let note = log.note(&timeout_note(timeout));
             progress.send_modify(|progress| (progress.stdout, progress.stderr) = log.kept());
@@ -174,7 +174,7 @@ impl Commands {
             }
             Err(ExecError::Lost(_)) => CommandEnd::Lost,
         };
-        drop((stream, permit));
+        drop(permit);
         // Whoever saw an end would rely on its record, so nobody is told before.
         let recorded = self.record_end(sequence, log, end.clone()).await;
         if recorded {

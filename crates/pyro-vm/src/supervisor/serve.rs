@@ -350,10 +350,10 @@ async fn join_guest(client: ServerStream, streams: &Streams) {
 
 /// Has the guest write everything out. The error says why it may not have.
 async fn halt_guest(streams: &Streams) -> Result<(), String> {
-    let why = match tokio::time::timeout(HALT_LIMIT, streams.ask(pyro_wire::Request::Halt)).await {
-        Ok(Some(pyro_wire::Reply::Halted)) => return Ok(()),
-        Ok(Some(pyro_wire::Reply::NotStarted(failure))) => format!("{}: {}", failure.step, failure.cause),
-        Ok(_) => "it gave no proper answer".to_owned(),
+    let why = match tokio::time::timeout(HALT_LIMIT, streams.ask(pyro_wire::Halt)).await {
+        Ok(Some(pyro_wire::HaltReply::Halted)) => return Ok(()),
+        Ok(Some(pyro_wire::HaltReply::Failed(failure))) => failure.to_string(),
+        Ok(None) => "it gave no proper answer".to_owned(),
         Err(_) => format!("it was not done after {} seconds", HALT_LIMIT.as_secs()),
     };
     tracing::warn!(why, "the guest did not halt in order");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{SinkExt, StreamExt};
-use pyro_wire::{Exec, Frame, FrameCodec, Reply, Request};
+use pyro_wire::{Exec, Frame, FrameCodec, Identify, IdentifyReply};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -85,10 +85,10 @@ async fn warm_up(spec: &LaunchSpec, machine: &RunningMachine) {
     let work = async {
         for command in WARM_UP {
             let exec = Exec { kill_grace_ms: 0, output_limit: Some(0), ..Exec::new(command, limit) };
-            machine.streams.ask(Request::Exec(exec)).await;
+            machine.streams.ask(exec).await;
         }
         let identity = machine::identity(&spec.vm_id, None).ok()?;
-        machine.streams.ask(Request::Identify(identity)).await
+        machine.streams.ask(Identify(identity)).await
     };
     // A guest that is stuck shows it when it is claimed.
     let _ = tokio::time::timeout(limit, work).await;
@@ -207,10 +207,10 @@ async fn take_over(spare: &LaunchSpec, spec: &LaunchSpec, machine: &RunningMachi
     }
     remove(&spare.dir);
     let identity = machine::identity(&spec.vm_id, None)?;
-    match tokio::time::timeout(CLAIM_LIMIT, machine.streams.ask(Request::Identify(identity))).await {
-        Ok(Some(Reply::Identified)) => Ok(()),
-        Ok(Some(Reply::NotStarted(failure))) => Err(format!("{}: {}", failure.step, failure.cause)),
-        Ok(_) => Err("the guest gave no proper answer".to_owned()),
+    match tokio::time::timeout(CLAIM_LIMIT, machine.streams.ask(Identify(identity))).await {
+        Ok(Some(IdentifyReply::Identified)) => Ok(()),
+        Ok(Some(IdentifyReply::Failed(failure))) => Err(failure.to_string()),
+        Ok(None) => Err("the guest gave no proper answer".to_owned()),
         Err(_) => Err(format!("no answer in {} seconds", CLAIM_LIMIT.as_secs())),
     }
 }
