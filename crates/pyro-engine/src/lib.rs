@@ -48,7 +48,7 @@ pub use payload::{
     TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, Vm,
 };
 pub use pyro_env::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
-pub use pyro_vm::Accelerator;
+pub use pyro_machine::Accelerator;
 pub use request::{Command, CopyLimits, FileContent, FileRange, OutputMode, TaskSpec, VmSpec};
 pub use state::VmState;
 pub use supervise::supervise;

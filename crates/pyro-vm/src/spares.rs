@@ -12,12 +12,11 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::hex::hex;
-use crate::qemu::Qemu;
+use pyro_machine::{HostPlatform, snapshot};
+
 use crate::spec::{LaunchSpec, Purpose};
 use crate::supervisor::control::{self, ControlRequest};
-use crate::supervisor::{self, BootInfo, BootStage, Lifeline, OwnerLock, StartError, files};
-use crate::template;
+use crate::supervisor::{self, BootInfo, BootStage, Lifeline, OwnerLock, StartError, chain, files};
 
 /// Time that a spare has for doing what it is told to.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -81,7 +80,7 @@ async fn try_replenish(spec: &LaunchSpec) -> Result<(), String> {
     for _ in 0..missing {
         let mut id = [0; 6];
         getrandom::fill(&mut id).map_err(|error| error.to_string())?;
-        let vm_id = hex(&id);
+        let vm_id = hex::encode(id);
         let spare_dir = dir.join(&vm_id);
         make_dir(&spare_dir).map_err(failed)?;
         let Some(owner) = OwnerLock::try_acquire(&spare_dir).map_err(failed)? else { continue };
@@ -107,7 +106,8 @@ async fn try_replenish(spec: &LaunchSpec) -> Result<(), String> {
 
 /// What VMs have in common that can take each other's place, whether they start from templates or not.
 async fn key(spec: &LaunchSpec) -> Result<String, String> {
-    template::key(spec.template_dir.as_deref().unwrap_or(&spec.spares.dir), spec, &Qemu).await
+    let cache = spec.template_dir.as_deref().unwrap_or(&spec.spares.dir);
+    snapshot::key(cache, &spec.subject(), &HostPlatform::new()).await.map_err(|error| chain(&error))
 }
 
 /// Ends spares of whatever kind, the oldest first, until at most `most` are left, and clears away what dead ones

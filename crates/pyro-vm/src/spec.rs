@@ -1,11 +1,12 @@
 //! What a VM is made of, as plain data.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use pyro_machine::disk::LayerLifetime;
+use pyro_machine::network::NetworkInterface;
+use pyro_machine::snapshot::Subject;
+use pyro_machine::{GuestImage, Hardware, MachineConfig};
 use serde::{Deserialize, Serialize};
-
-use crate::Accelerator;
-use crate::layer::LayerLifetime;
 
 /// Everything a supervisor needs to start and end one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,7 +23,7 @@ pub struct LaunchSpec {
     /// Longest time from starting the VMM to the guest's readiness, in seconds.
     pub boot_limit_seconds: u64,
     /// The hardware.
-    pub machine: Machine,
+    pub machine: MachineConfig,
     /// What runs on it.
     pub guest: GuestImage,
     /// Start from a template kept in this directory, which is made when needed. Absent: boot the kernel.
@@ -36,8 +37,18 @@ pub struct LaunchSpec {
 }
 
 impl LaunchSpec {
-    pub(crate) fn layer_lifetime(&self) -> LayerLifetime {
-        LayerLifetime::of(self.retention)
+    /// The machine, without what is its own: equal for VMs that can take each other's place.
+    pub(crate) fn hardware(&self) -> Hardware {
+        Hardware {
+            config: self.machine.clone(),
+            layer_lifetime: self.retention.layer_lifetime(),
+            interface: self.network.then(NetworkInterface::default),
+        }
+    }
+
+    /// What a template for VMs like this one is made of.
+    pub(crate) fn subject(&self) -> Subject {
+        Subject { hardware: self.hardware(), guest: self.guest.clone() }
     }
 }
 
@@ -51,6 +62,16 @@ pub enum Retention {
     Lifetime,
     /// Until it is deleted. The end of its lifetime only stops it.
     Deletion,
+}
+
+impl Retention {
+    /// What a VM's layer has to survive.
+    pub fn layer_lifetime(self) -> LayerLifetime {
+        match self {
+            Self::Caller => LayerLifetime::OneStart,
+            Self::Lifetime | Self::Deletion => LayerLifetime::ManyStarts,
+        }
+    }
 }
 
 /// What a supervisor is started for.
@@ -79,63 +100,72 @@ pub struct Spares {
     pub idle_seconds: u32,
 }
 
-/// Virtual hardware.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Machine {
-    /// The VMM's executable.
-    pub vmm_program: PathBuf,
-    /// How guest code is executed.
-    pub accelerator: Accelerator,
-    /// Virtual CPUs.
-    pub vcpu_count: u32,
-    /// Guest memory in MiB.
-    pub mem_mib: u32,
-}
+#[cfg(test)]
+mod tests {
+    use pyro_machine::{Accelerator, GuestKernel};
 
-/// Files that make up a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GuestImage {
-    /// Equal for equal base images and kernels with modules, and only then.
-    pub digest: String,
-    /// What boots.
-    pub kernel: GuestKernel,
-    /// Read-only base image, shared by all VMs of the environment.
-    pub base_image: PathBuf,
-    /// Filesystem type of the base image as the guest kernel names it.
-    pub base_filesystem: String,
-    /// Pre-made empty ext4 image that is copied, sparsely, as the VM's writable layer.
-    pub layer_template: PathBuf,
-}
+    use super::*;
 
-/// The kernel of a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum GuestKernel {
-    /// One that needs modules to find its disks and its host. [`GuestImage::digest`] covers both.
-    WithModules {
-        /// Kernel image.
-        image: PathBuf,
-        /// cpio archive with the kernel modules in load order.
-        modules: PathBuf,
-    },
-    /// One that has all it needs built in. No digest covers it: whether it is still the same file is looked at.
-    SelfContained {
-        /// Kernel image.
-        image: PathBuf,
-    },
-}
-
-impl GuestKernel {
-    /// Kernel image.
-    pub fn image(&self) -> &Path {
-        match self {
-            Self::WithModules { image, .. } | Self::SelfContained { image } => image,
+    fn spec() -> LaunchSpec {
+        LaunchSpec {
+            vm_id: "0123456789ab".to_owned(),
+            dir: "/vms/0123456789ab".into(),
+            retention: Retention::Caller,
+            expires_at: 0.0,
+            boot_limit_seconds: 1,
+            machine: MachineConfig {
+                vmm_program: "/usr/bin/vmm".into(),
+                accelerator: Accelerator::Tcg,
+                vcpu_count: 1,
+                mem_mib: 1024,
+            },
+            guest: GuestImage {
+                digest: "kernel, modules and image".to_owned(),
+                kernel: GuestKernel::WithModules {
+                    image: "/env/vmlinuz".into(),
+                    modules: "/env/modules.cpio".into(),
+                },
+                base_image: "/env/rootfs".into(),
+                base_filesystem: "erofs".to_owned(),
+                layer_template: "/layers/scratch-8192.img".into(),
+            },
+            template_dir: Some("/templates".into()),
+            network: false,
+            spares: Spares::default(),
+            purpose: Purpose::Vm,
         }
     }
 
-    pub(crate) fn modules(&self) -> Option<&Path> {
-        match self {
-            Self::WithModules { modules, .. } => Some(modules),
-            Self::SelfContained { .. } => None,
-        }
+    #[test]
+    fn what_each_vm_has_for_itself_does_not_change_what_its_template_is_made_of() {
+        let other = LaunchSpec {
+            vm_id: "ba9876543210".to_owned(),
+            dir: "/vms/ba9876543210".into(),
+            expires_at: 1.0,
+            purpose: Purpose::Spare,
+            spares: Spares { wanted: 3, ..Spares::default() },
+            ..spec()
+        };
+        assert_eq!(other.subject(), spec().subject());
+    }
+
+    #[test]
+    fn the_network_and_the_retention_change_what_its_template_is_made_of() {
+        assert_ne!(LaunchSpec { network: true, ..spec() }.subject(), spec().subject());
+        assert_ne!(LaunchSpec { retention: Retention::Lifetime, ..spec() }.subject(), spec().subject());
+    }
+
+    /// Supervisors and those who start them may be of different releases.
+    #[test]
+    fn the_serialised_form_is_stable() {
+        let text = serde_json::to_value(spec()).unwrap();
+        assert_eq!(
+            text["machine"],
+            serde_json::json!({
+                "vmm_program": "/usr/bin/vmm", "accelerator": "tcg", "vcpu_count": 1, "mem_mib": 1024
+            })
+        );
+        assert_eq!(text["guest"]["kernel"]["WithModules"]["image"], "/env/vmlinuz");
+        assert_eq!(serde_json::from_value::<LaunchSpec>(text).unwrap(), spec());
     }
 }

@@ -18,7 +18,6 @@
 mod commands;
 pub mod control;
 mod handover;
-mod launch;
 mod lock;
 mod machine;
 mod serve;
@@ -27,14 +26,15 @@ mod stages;
 mod start;
 mod timer;
 
-use std::net::Ipv4Addr;
-
+use pyro_machine::Accelerator;
+use pyro_machine::network::NetworkDescription;
 use serde::{Deserialize, Serialize};
 
-use crate::{Accelerator, Retention};
+use crate::Retention;
 
 pub use commands::{CommandEnd, CommandLog, STREAM_LIMIT, file_name, room};
 pub use lock::OwnerLock;
+pub(crate) use machine::chain;
 pub use serve::{Recorder, run};
 pub(crate) use spare::clear_claimed;
 pub(crate) use start::spawn;
@@ -81,7 +81,7 @@ pub struct BootInfo {
     /// How guest code is executed.
     pub accelerator: Accelerator,
     /// The guest's network, if it has one.
-    pub network: Option<GuestNetwork>,
+    pub network: Option<NetworkDescription>,
     /// Where it started from.
     pub start_mode: StartMode,
     /// Why it was booted although templates were wanted.
@@ -119,29 +119,6 @@ pub struct StageTime {
     pub stage: BootStage,
     /// Milliseconds.
     pub ms: f64,
-}
-
-/// The network of a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GuestNetwork {
-    /// The guest's address.
-    pub address: Ipv4Addr,
-    /// Prefix length of its subnet.
-    pub prefix_len: u8,
-    /// Its gateway.
-    pub gateway: Ipv4Addr,
-    /// Its name servers.
-    pub dns_servers: Vec<Ipv4Addr>,
-    /// Hardware address of its interface.
-    pub mac_address: String,
-}
-
-impl GuestNetwork {
-    /// The subnet in CIDR notation.
-    pub fn subnet(&self) -> String {
-        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix_len.min(32))).unwrap_or(0);
-        format!("{}/{}", Ipv4Addr::from_bits(self.address.to_bits() & mask), self.prefix_len)
-    }
 }
 
 /// A VM that did not come up.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use pyro_vm::{Accelerator, accel};
+use pyro_machine::{Accelerator, accel};
 
 use super::Engine;
 use crate::doctor::AcceleratorReport;
@@ -75,6 +75,5 @@ impl Engine {
 /// Measures KVM and prints nothing: the caller hands the returned JSON to whoever started the process. Run as
 /// the whole of a process; a broken KVM may hang or crash it.
 pub fn probe_kvm() -> String {
-    // Two levels of plain data; it cannot fail.
-    serde_json::to_string(&accel::measure()).unwrap_or_default()
+    accel::probe()
 }

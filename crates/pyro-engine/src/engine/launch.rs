@@ -8,11 +8,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use pyro_env::InstalledEnvironment;
+use pyro_machine::disk::{LayerError, LayerTemplates};
+use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
 use pyro_vm::supervisor::{self, BootInfo, Lifeline, OwnerLock, StartError};
-use pyro_vm::{
-    GuestImage, GuestKernel, LaunchSpec, LayerError, LayerLifetime, LayerTemplates, Machine, Purpose,
-    Retention, Spares, spares, template,
-};
+use pyro_vm::{LaunchSpec, Purpose, Retention, Spares, spares, template};
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, spares_dir, state_unusable, templates_dir, unless_cancelled};
@@ -26,17 +25,17 @@ use crate::{EngineError, ErrorKind, Event, Events, ExecutionMode, VmId, VmSpec};
 pub const SUPERVISE_COMMAND: &str = "supervise";
 
 /// Longest boot in seconds. Emulation takes a few seconds, more when many machines boot at once.
-fn boot_limit_seconds(accelerator: pyro_vm::Accelerator) -> u64 {
+fn boot_limit_seconds(accelerator: Accelerator) -> u64 {
     match accelerator {
-        pyro_vm::Accelerator::Kvm => 30,
-        pyro_vm::Accelerator::Tcg => 120,
+        Accelerator::Kvm => 30,
+        Accelerator::Tcg => 120,
     }
 }
 
 /// Saved state has only been restored under emulation so far, where it saves most; a guest that wakes up with a
 /// wrong clock under KVM would be worse than a boot of half a second.
-fn templates_fit(accelerator: pyro_vm::Accelerator) -> bool {
-    accelerator == pyro_vm::Accelerator::Tcg
+fn templates_fit(accelerator: Accelerator) -> bool {
+    accelerator == Accelerator::Tcg
 }
 
 /// What a VM starts from: the host's VMM and an installed environment, or the reason why there is none, to which its caller
@@ -220,7 +219,7 @@ impl Engine {
                 let config = &shared.config;
                 let templates =
                     LayerTemplates::new(config.base_dir.join("layers"), config.search_path.clone());
-                let lifetime = LayerLifetime::of(shape.retention);
+                let lifetime = shape.retention.layer_lifetime();
                 let template = match shape.disk_mib {
                     Some(disk_mib) => templates.of_size(disk_mib.into(), lifetime),
                     None => templates.fitting(lifetime),
@@ -234,7 +233,7 @@ impl Engine {
             retention: shape.retention,
             expires_at: shape.expires_at,
             boot_limit_seconds: boot_limit_seconds(host.accelerator),
-            machine: Machine {
+            machine: MachineConfig {
                 vmm_program: host.vmm_program,
                 accelerator: host.accelerator,
                 vcpu_count: shape.sizing.vcpu_count,

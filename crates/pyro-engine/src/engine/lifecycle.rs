@@ -269,7 +269,7 @@ pub(super) fn run_result(record: VmRecord, command: Command, finished: Finished)
         stderr_truncated: finished.stderr_truncated,
         timed_out: finished.timed_out,
         accelerator: record.accelerator,
-        channel: in_guest.then(|| pyro_vm::CHANNEL.to_owned()),
+        channel: in_guest.then(|| pyro_machine::CHANNEL.to_owned()),
         kernel_release: record.metadata.get("kernel_release").cloned(),
         timings: Vec::new(),
     }

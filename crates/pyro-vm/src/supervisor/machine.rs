@@ -1,89 +1,148 @@
 //! Bringing one machine up, from a template if there can be one, else from its kernel. Each step knows its name,
 //! so that a failure can say where it happened.
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use pyro_machine::disk::LayerError;
+use pyro_machine::initrd::InitrdError;
+use pyro_machine::network::{Network, NetworkDescription, NetworkError, Provider};
+use pyro_machine::snapshot::{Begun, Snapshot, SnapshotError, Store};
+use pyro_machine::{
+    Console, ConsoleError, Disks, Interrupted, Launch, LaunchError, Machine, MachineError, Platform, Start,
+    disk, initrd, while_alive,
+};
 use pyro_wire::{Bootstrap, GENERATION, NetworkConfig, Preparation};
 use tokio::net::UnixStream;
-use tokio::process::Child;
 use tokio::task::LocalSet;
 use tokio::time::error::Elapsed;
 
-use super::launch::{Connections, VmmProcess, launch};
 use super::stages::Stages;
 use super::{BootFailure, BootInfo, BootStage, StartMode, files};
-use crate::console::Console;
-use crate::mux::{self, Streams};
-use crate::network::Network;
-use crate::qmp::Qmp;
+use crate::mux::{self, HandshakeError, Streams};
 use crate::spec::LaunchSpec;
-use crate::template::{Template, Templates};
-use crate::vmm::{Disks, Hardware, NetworkAttachment, Start, Vmm};
-use crate::{Accelerator, hex::hex, initrd, layer, tsc};
 
 /// A machine whose guest takes commands.
-pub(super) struct RunningMachine {
-    pub(super) vmm: Child,
-    pub(super) network: Option<Network>,
+pub(super) struct RunningMachine<M> {
+    pub(super) machine: M,
     pub(super) streams: Streams,
-    pub(super) console: Console,
     pub(super) info: BootInfo,
 }
 
 /// Boots the machine. Dropping the future, or an error, leaves no process behind.
-pub(super) async fn boot(
+pub(super) async fn boot<P: Platform>(
     spec: &LaunchSpec,
-    vmm: &dyn Vmm,
+    platform: &P,
     tasks: &LocalSet,
-) -> Result<RunningMachine, BootFailure> {
-    let mut attempt = Attempt::new(spec, vmm, tasks);
+) -> Result<RunningMachine<P::Machine>, BootFailure> {
+    let mut attempt = Attempt::new(spec, platform, tasks);
     let outcome = tokio::time::timeout(attempt.limit(), attempt.boot()).await;
     attempt.conclude(outcome).await
 }
 
 /// Makes the template for machines like this one, unless it is there. Dropping the future, or an error, leaves no
 /// process behind.
-pub(super) async fn make_template(
+pub(super) async fn make_template<P: Platform>(
     spec: &LaunchSpec,
-    vmm: &dyn Vmm,
+    platform: &P,
     tasks: &LocalSet,
 ) -> Result<(), BootFailure> {
-    let mut attempt = Attempt::new(spec, vmm, tasks);
+    let mut attempt = Attempt::new(spec, platform, tasks);
     let limit = attempt.limit();
     let make = async {
-        let Some(dir) = &spec.template_dir else { return Err("this host has no templates".to_owned()) };
-        let templates = Templates::new(dir, spec, vmm).await;
-        attempt.find_or_make_template(&templates).await.map(drop)
+        let Some(dir) = &spec.template_dir else { return Err(BootError::NoTemplates) };
+        let store = attempt.open_store(dir).await?;
+        attempt.find_or_make_template(&store).await.map(drop)
     };
     let outcome = tokio::time::timeout(limit, make).await;
     attempt.conclude(outcome).await
 }
 
-struct Attempt<'a> {
+/// Why a machine did not come up.
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error("this host has no templates")]
+    NoTemplates,
+    #[error("{0}")]
+    FailedRecently(String),
+    #[error(transparent)]
+    Template(#[from] SnapshotError),
+    #[error(transparent)]
+    Initrd(#[from] InitrdError),
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Machine(#[from] Interrupted<MachineError>),
+    #[error(transparent)]
+    Guest(#[from] Interrupted<GuestError>),
+}
+
+impl BootError {
+    /// Whether a machine that was started from a template failed so that the next start must not meet the template again.
+    /// That the network failed says nothing about it.
+    fn condemns_template(&self) -> bool {
+        match self {
+            Self::Launch(LaunchError::Failed(Interrupted::Network(_)))
+            | Self::Machine(Interrupted::Network(_))
+            | Self::Guest(Interrupted::Network(_)) => false,
+            Self::Launch(LaunchError::Failed(_)) | Self::Machine(_) | Self::Guest(_) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Why a guest was not set up.
+#[derive(Debug, thiserror::Error)]
+enum GuestError {
+    #[error("the guest's channel is in use")]
+    NoChannel,
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    #[error(transparent)]
+    Random(#[from] NoRandomness),
+}
+
+/// The host gave no random numbers.
+#[derive(Debug, thiserror::Error)]
+#[error("no random numbers")]
+pub(super) struct NoRandomness(#[source] getrandom::Error);
+
+struct Attempt<'a, P> {
     spec: &'a LaunchSpec,
-    vmm: &'a dyn Vmm,
+    platform: &'a P,
     tasks: &'a LocalSet,
     started: Instant,
     stages: Stages,
     console: Option<Console>,
 }
 
-impl<'a> Attempt<'a> {
-    fn new(spec: &'a LaunchSpec, vmm: &'a dyn Vmm, tasks: &'a LocalSet) -> Self {
+/// How a machine came up.
+struct CameUp {
+    kernel_release: String,
+    start_mode: StartMode,
+    warning: Option<String>,
+}
+
+impl<'a, P: Platform> Attempt<'a, P> {
+    fn new(spec: &'a LaunchSpec, platform: &'a P, tasks: &'a LocalSet) -> Self {
         let stages = Stages::begin(BootStage::Disks);
-        Self { spec, vmm, tasks, started: Instant::now(), stages, console: None }
+        Self { spec, platform, tasks, started: Instant::now(), stages, console: None }
     }
 
     fn limit(&self) -> Duration {
         Duration::from_secs(self.spec.boot_limit_seconds)
     }
 
-    async fn conclude<T>(self, outcome: Result<Result<T, String>, Elapsed>) -> Result<T, BootFailure> {
+    async fn conclude<T>(self, outcome: Result<Result<T, BootError>, Elapsed>) -> Result<T, BootFailure> {
         let cause = match outcome {
             Ok(Ok(done)) => return Ok(done),
-            Ok(Err(cause)) => cause,
+            Ok(Err(error)) => chain(&error),
             Err(_) => format!("not done after {} seconds", self.spec.boot_limit_seconds),
         };
         let console = match self.console {
@@ -93,14 +152,18 @@ impl<'a> Attempt<'a> {
         Err(BootFailure { stage: self.stages.current(), cause, console })
     }
 
-    async fn boot(&mut self) -> Result<RunningMachine, String> {
+    async fn boot(&mut self) -> Result<RunningMachine<P::Machine>, BootError> {
         let mut warning = None;
         // A layer from an earlier start holds what no template knows of.
         if let (Some(dir), false) = (&self.spec.template_dir, self.spec.dir.join(files::LAYER).exists()) {
-            let templates = Templates::new(dir, self.spec, self.vmm).await;
-            match self.boot_from_template(&templates).await {
+            let booted = match self.open_store(dir).await {
+                Ok(store) => self.boot_from_template(&store).await,
+                Err(error) => Err(error),
+            };
+            match booted {
                 Ok(machine) => return Ok(machine),
-                Err(reason) => {
+                Err(error) => {
+                    let reason = chain(&error);
                     tracing::warn!(reason, "no start from a template");
                     let _ = std::fs::remove_file(self.spec.dir.join(files::LAYER));
                     warning = Some(reason);
@@ -110,151 +173,169 @@ impl<'a> Attempt<'a> {
         self.boot_kernel(warning).await
     }
 
-    async fn boot_kernel(&mut self, warning: Option<String>) -> Result<RunningMachine, String> {
-        let (mut network, network_end) = self.start_network()?.unzip();
-        let dir = &self.spec.dir;
-        let (mut process, mut connections) = self.launch_kernel(dir, network_end, None).await?;
-        let config = network.as_ref().map(|network| network.config().clone());
-        let up = async {
-            let release = self.prepare_guest(&mut connections.channel, false).await?;
-            self.stages.enter(BootStage::Identity);
-            mux::set_up(&mut connections.channel, identity(&self.spec.vm_id, config)?)
-                .await
-                .map_err(|error| chain(&error))?;
-            Ok(release)
-        };
-        let release = with_network(&mut network, process.during(up)).await?;
-        Ok(self.running(process, connections.channel, network, release, StartMode::Cold, warning))
+    async fn open_store(&self, dir: &Path) -> Result<Store, BootError> {
+        Ok(Store::open(dir, &self.spec.subject(), self.platform).await?)
     }
 
-    async fn boot_from_template(&mut self, templates: &Templates) -> Result<RunningMachine, String> {
-        let template = self.find_or_make_template(templates).await?;
+    async fn boot_kernel(
+        &mut self,
+        warning: Option<String>,
+    ) -> Result<RunningMachine<P::Machine>, BootError> {
+        let network = self.start_network()?;
+        let mut machine = self.launch_kernel(&self.spec.dir, network, None).await?;
+        let channel = machine.take_channel();
+        let config = machine.network().map(network_config);
+        let up = async {
+            let mut channel = channel.ok_or(GuestError::NoChannel)?;
+            let release = self.prepare_guest(&mut channel, false).await?;
+            self.identify(&mut channel, config).await?;
+            Ok::<_, GuestError>((release, channel))
+        };
+        let (kernel_release, channel) = while_alive(&mut machine, up).await?;
+        let came_up = CameUp { kernel_release, start_mode: StartMode::Cold, warning };
+        Ok(self.running(machine, channel, came_up))
+    }
+
+    async fn boot_from_template(&mut self, store: &Store) -> Result<RunningMachine<P::Machine>, BootError> {
+        let template = self.find_or_make_template(store).await?;
         self.stages.enter(BootStage::Disks);
         let disks = self.disks();
-        layer::instantiate(&template.layer(), &disks.layer).map_err(|error| chain(&error))?;
-        let (mut network, network_end) = self.start_network()?.unzip();
-
-        self.stages.enter(BootStage::Vmm);
-        let start = Start::Template { memory: template.memory() };
-        let (mut process, mut connections) =
-            self.launch(disks, network_end, start, &self.spec.dir.join(files::SERIAL_LOG))?;
-        let config = network.as_ref().map(|network| network.config().clone());
-        let control = connections.control.take().ok_or("no control connection")?;
-        let up = async {
-            let mut qmp = Qmp::connect(control).await.map_err(|error| chain(&error))?;
-            self.stages.enter(BootStage::Restore);
-            qmp.load(&template.state()).await.map_err(|error| chain(&error))?;
-            self.stages.enter(BootStage::Identity);
-            mux::set_up(&mut connections.channel, identity(&self.spec.vm_id, config)?)
-                .await
-                .map_err(|error| chain(&error))
-        };
-        // Whatever is wrong with it, the next start must not meet it again. That the network failed says nothing.
-        let restore = async { process.during(up).await.inspect_err(|_| templates.discard(&template)) };
-        with_network(&mut network, restore).await?;
-        let release = template.kernel_release().to_owned();
-        Ok(self.running(process, connections.channel, network, release, StartMode::Template, None))
+        disk::instantiate(&template.layer(), &disks.layer)?;
+        let network = self.start_network()?;
+        let restored = self.restore(&template, disks, network).await;
+        let (machine, channel) = restored.inspect_err(|error| {
+            if error.condemns_template() {
+                store.discard(&template);
+            }
+        })?;
+        let kernel_release = template.kernel_release().to_owned();
+        let came_up = CameUp { kernel_release, start_mode: StartMode::Template, warning: None };
+        Ok(self.running(machine, channel, came_up))
     }
 
-    async fn find_or_make_template(&mut self, templates: &Templates) -> Result<Template, String> {
-        if let Some(template) = templates.find() {
+    /// Starts a machine from a template and makes its guest this VM.
+    async fn restore(
+        &mut self,
+        template: &Snapshot,
+        disks: Disks,
+        network: Option<Network>,
+    ) -> Result<(P::Machine, UnixStream), BootError> {
+        self.stages.enter(BootStage::Vmm);
+        let start = Start::Saved { memory: template.memory() };
+        let mut machine = self.launch(disks, network, start, &self.spec.dir.join(files::SERIAL_LOG)).await?;
+        self.stages.enter(BootStage::Restore);
+        machine.restore(&template.state()).await?;
+        let channel = machine.take_channel();
+        let config = machine.network().map(network_config);
+        let identified = async {
+            let mut channel = channel.ok_or(GuestError::NoChannel)?;
+            self.identify(&mut channel, config).await?;
+            Ok::<_, GuestError>(channel)
+        };
+        let channel = while_alive(&mut machine, identified).await?;
+        Ok((machine, channel))
+    }
+
+    async fn find_or_make_template(&mut self, store: &Store) -> Result<Snapshot, BootError> {
+        if let Some(template) = store.find() {
             return Ok(template);
         }
-        match templates.recent_failure() {
-            Some(reason) => Err(reason),
-            None => self.make_template(templates).await.inspect_err(|reason| templates.failed(reason)),
+        match store.recent_failure() {
+            Some(reason) => Err(BootError::FailedRecently(reason)),
+            None => self.make_template(store).await.inspect_err(|error| store.failed(&chain(error))),
         }
     }
 
     /// Boots a machine that nobody will use, saves it and ends it. One process makes it, others wait.
-    async fn make_template(&mut self, templates: &Templates) -> Result<Template, String> {
+    async fn make_template(&mut self, store: &Store) -> Result<Snapshot, BootError> {
         let layer_bytes = std::fs::metadata(&self.spec.guest.layer_template).map_or(0, |file| file.len());
-        let room = layer_bytes + (u64::from(self.spec.machine.mem_mib) << 20);
-        let partial = match templates.begin(room).await? {
-            Ok(partial) => partial,
-            Err(made_meanwhile) => return Ok(made_meanwhile),
+        let wanted = layer_bytes + (u64::from(self.spec.machine.mem_mib) << 20);
+        let partial = match store.begin(wanted).await? {
+            Begun::Partial(partial) => partial,
+            Begun::MadeMeanwhile(template) => return Ok(template),
         };
         let dir = partial.dir().to_owned();
-        // The interface leads nowhere; a clone's is connected.
-        let network_end = match self.spec.network {
-            true => Some(std::os::unix::net::UnixStream::pair().map_err(|error| chain(&error))?),
-            false => None,
+        // A clone's interface is connected.
+        let network = self.connect(Provider::Unconnected)?;
+        let mut machine = self.launch_kernel(&dir, network, Some(partial.memory())).await?;
+        let channel = machine.take_channel();
+        let prepared = async {
+            let mut channel = channel.ok_or(GuestError::NoChannel)?;
+            let release = self.prepare_guest(&mut channel, true).await?;
+            // The guest must not see its channel close before it is saved.
+            Ok::<_, GuestError>((release, channel))
         };
-        let (dangling, vmm_end) = network_end.unzip();
-        let (mut process, mut connections) =
-            self.launch_kernel(&dir, vmm_end.map(OwnedFd::from), Some(partial.memory())).await?;
-        let control = connections.control.take().ok_or("no control connection")?;
-        let saved = async {
-            let mut qmp = Qmp::connect(control).await.map_err(|error| chain(&error))?;
-            let release = self.prepare_guest(&mut connections.channel, true).await?;
-            qmp.save(&partial.state()).await.map_err(|error| chain(&error))?;
-            Ok(release)
-        };
-        let release = process.during(saved).await?;
-        let _ = process.child.kill().await;
-        drop(dangling);
+        let (release, _channel) = while_alive(&mut machine, prepared).await?;
+        machine.save(&partial.state()).await?;
+        machine.kill().await;
         for name in [files::INITRD, files::SERIAL_LOG] {
             let _ = std::fs::remove_file(dir.join(name));
         }
-        templates.finish(partial, release, &self.spec.guest.digest)
+        Ok(store.finish(partial, release, &self.spec.guest.digest)?)
     }
 
     /// Starts the machine's kernel, with its files in `dir`.
     async fn launch_kernel(
         &mut self,
         dir: &Path,
-        network_end: Option<OwnedFd>,
+        network: Option<Network>,
         memory: Option<PathBuf>,
-    ) -> Result<(VmmProcess, Connections), String> {
+    ) -> Result<P::Machine, BootError> {
         self.stages.enter(BootStage::Disks);
-        let tsc = (self.spec.machine.accelerator == Accelerator::Tcg).then(tsc::Measurement::start);
         let disks = Disks { initrd: dir.join(files::INITRD), layer: dir.join(files::LAYER), ..self.disks() };
-        initrd::write(&disks.initrd, self.spec.guest.kernel.modules())
-            .map_err(|error| format!("cannot write {}: {error}", disks.initrd.display()))?;
-        layer::instantiate(&self.spec.guest.layer_template, &disks.layer).map_err(|error| chain(&error))?;
-        let tsc_khz = match tsc {
-            Some(measurement) => measurement.finish().await,
-            None => None,
-        };
+        initrd::write(&disks.initrd, self.spec.guest.kernel.modules())?;
+        disk::instantiate(&self.spec.guest.layer_template, &disks.layer)?;
         self.stages.enter(BootStage::Vmm);
-        let started =
-            self.launch(disks, network_end, Start::Kernel { tsc_khz, memory }, &dir.join(files::SERIAL_LOG))?;
+        let start = Start::Kernel { memory };
+        let machine = self.launch(disks, network, start, &dir.join(files::SERIAL_LOG)).await?;
         self.stages.enter(BootStage::Kernel);
-        Ok(started)
+        Ok(machine)
     }
 
-    fn launch(
+    async fn launch(
         &mut self,
         disks: Disks,
-        network_end: Option<OwnedFd>,
+        network: Option<Network>,
         start: Start,
         serial_log: &Path,
-    ) -> Result<(VmmProcess, Connections), String> {
-        let needs_control = start.needs_control();
-        let network = self.spec.network.then(NetworkAttachment::default);
-        let plan = self.vmm.plan(&Hardware { machine: self.spec.machine.clone(), disks, network, start });
-        let (process, connections) = launch(&plan, needs_control, network_end, serial_log, self.tasks)?;
-        self.console = Some(process.console.clone());
-        Ok((process, connections))
+    ) -> Result<P::Machine, BootError> {
+        let console = Console::create(serial_log)?;
+        self.console = Some(console.clone());
+        let launch = Launch { hardware: self.spec.hardware(), disks, network, start, console };
+        Ok(self.platform.launch(launch).await?)
     }
 
     /// From the kernel's start to a guest that could be saved.
-    async fn prepare_guest(&self, channel: &mut UnixStream, warm_up: bool) -> Result<String, String> {
-        let hello = mux::receive_hello(channel).await.map_err(|error| chain(&error))?;
+    async fn prepare_guest(&self, channel: &mut UnixStream, warm_up: bool) -> Result<String, HandshakeError> {
+        let hello = mux::receive_hello(channel).await?;
         self.stages.enter(BootStage::Guest);
         let base_filesystem = self.spec.guest.base_filesystem.clone();
         let preparation = Preparation { generation: GENERATION, base_filesystem, warm_up };
-        mux::set_up(channel, preparation).await.map_err(|error| chain(&error))?;
+        mux::set_up(channel, preparation).await?;
         Ok(hello.kernel_release)
     }
 
-    /// The network's helper, and the VMM's end of its link.
-    fn start_network(&self) -> Result<Option<(Network, OwnedFd)>, String> {
-        if !self.spec.network {
-            return Ok(None);
+    /// Makes the guest this VM.
+    async fn identify(
+        &self,
+        channel: &mut UnixStream,
+        network: Option<NetworkConfig>,
+    ) -> Result<(), GuestError> {
+        self.stages.enter(BootStage::Identity);
+        Ok(mux::set_up(channel, identity(&self.spec.vm_id, network)?).await?)
+    }
+
+    /// What carries the VM's packets, if it has a network.
+    fn start_network(&self) -> Result<Option<Network>, NetworkError> {
+        if self.spec.network {
+            self.stages.enter(BootStage::Network);
         }
-        self.stages.enter(BootStage::Network);
-        Network::start().map(Some)
+        self.connect(Provider::Passt)
+    }
+
+    fn connect(&self, provider: Provider) -> Result<Option<Network>, NetworkError> {
+        let interface = self.spec.hardware().interface;
+        interface.map(|interface| self.platform.start_network(provider, &interface)).transpose()
     }
 
     fn disks(&self) -> Disks {
@@ -263,69 +344,59 @@ impl<'a> Attempt<'a> {
             initrd: self.spec.dir.join(files::INITRD),
             base_image: self.spec.guest.base_image.clone(),
             layer: self.spec.dir.join(files::LAYER),
-            layer_lifetime: self.spec.layer_lifetime(),
         }
     }
 
     fn running(
         &self,
-        process: VmmProcess,
+        machine: P::Machine,
         channel: UnixStream,
-        network: Option<Network>,
-        kernel_release: String,
-        start_mode: StartMode,
-        warning: Option<String>,
-    ) -> RunningMachine {
+        came_up: CameUp,
+    ) -> RunningMachine<P::Machine> {
+        let CameUp { kernel_release, start_mode, warning } = came_up;
         let (streams, driver) = mux::drive(channel);
         self.tasks.spawn_local(driver);
         let info = BootInfo {
             kernel_release,
             boot_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             accelerator: self.spec.machine.accelerator,
-            network: network.as_ref().map(Network::description),
+            network: machine.network().cloned(),
             start_mode,
             warning,
             stages: self.stages.end(),
         };
-        RunningMachine { vmm: process.child, network, streams, console: process.console, info }
+        RunningMachine { machine, streams, info }
     }
 }
 
+/// What the guest is told about its network.
+fn network_config(description: &NetworkDescription) -> NetworkConfig {
+    let NetworkDescription { address, prefix_len, gateway, dns_servers, mac_address: _ } =
+        description.clone();
+    NetworkConfig { address, prefix_len, gateway, dns_servers }
+}
+
 /// What makes the guest the VM with this id and no other.
-pub(super) fn identity(vm_id: &str, network: Option<NetworkConfig>) -> Result<Bootstrap, String> {
+pub(super) fn identity(vm_id: &str, network: Option<NetworkConfig>) -> Result<Bootstrap, NoRandomness> {
     let mut random = [0; 48];
-    getrandom::fill(&mut random).map_err(|error| format!("no random numbers: {error}"))?;
+    getrandom::fill(&mut random).map_err(NoRandomness)?;
     let (seed, machine_id) = random.split_at(32);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(Bootstrap {
         // Good until the year 2554.
         unix_time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
-        seed: hex(seed),
+        seed: hex::encode(seed),
         hostname: format!("pyro-{vm_id}"),
-        machine_id: hex(machine_id),
+        machine_id: hex::encode(machine_id),
         network,
     })
 }
 
-/// Does `work`, which needs the network's helper. If that ends, it is the reason that the work failed.
-async fn with_network<T>(
-    network: &mut Option<Network>,
-    work: impl Future<Output = Result<T, String>>,
-) -> Result<T, String> {
-    let failure = async {
-        match network {
-            Some(network) => network.failure().await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        done = work => done,
-        reason = failure => Err(reason),
-    }
-}
-
 /// An error and its causes in one line, for a message that leaves the process.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(error.source(), |error| error.source())
         .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
+
+#[cfg(test)]
+mod tests;

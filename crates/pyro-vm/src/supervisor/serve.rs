@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
+use pyro_machine::{HostPlatform, Machine};
 use pyro_wire::{Exec, Frame, FrameCodec};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
@@ -22,7 +23,6 @@ use super::control::{self, ControlRequest, ServerStream};
 use super::machine::{self, RunningMachine};
 use super::{BootInfo, EndReason, Event, files, spare, timer};
 use crate::mux::Streams;
-use crate::qemu::Qemu;
 use crate::spares;
 use crate::spec::{LaunchSpec, Purpose, Retention};
 
@@ -101,8 +101,9 @@ async fn make_template(
     tasks: &LocalSet,
     signals: &mut Signals,
 ) -> Event {
+    let platform = HostPlatform::new();
     let event = tokio::select! {
-        made = machine::make_template(spec, &Qemu, tasks) => match made {
+        made = machine::make_template(spec, &platform, tasks) => match made {
             Ok(()) => Event::TemplateReady,
             Err(failure) => Event::Failed(failure),
         },
@@ -125,8 +126,9 @@ async fn supervise(
         Ok(listener) => listener,
         Err(cause) => return boot_failed(spec, &cause),
     };
+    let platform = HostPlatform::new();
     let booted = tokio::select! {
-        booted = machine::boot(spec, &Qemu, tasks) => booted,
+        booted = machine::boot(spec, &platform, tasks) => booted,
         // Nobody waits for this VM any more, so nobody will use it.
         _ = lifeline.next() => return ended(spec, recorder, EndReason::CallerGone, None),
         () = signals.any() => return ended(spec, recorder, EndReason::Terminated, None),
@@ -191,7 +193,7 @@ fn end_reason(request: &ControlRequest) -> Option<EndReason> {
 /// From a guest that takes commands to the end of the VM.
 pub(super) async fn serve(
     spec: &LaunchSpec,
-    mut machine: RunningMachine,
+    mut machine: RunningMachine<impl Machine>,
     listener: UnixListener,
     lifeline: &mut LifelineServer,
     recorder: &Arc<dyn Recorder>,
@@ -247,7 +249,7 @@ type EndRequest = (EndReason, oneshot::Sender<()>);
 
 async fn wait_for_end(
     spec: &LaunchSpec,
-    machine: &mut RunningMachine,
+    machine: &mut RunningMachine<impl Machine>,
     lifeline: &mut LifelineServer,
     signals: &mut Signals,
     expires_at: &mut watch::Receiver<f64>,
@@ -278,18 +280,15 @@ async fn wait_for_end(
         biased;
         // First: a signal to all processes of a session may have ended the VMM as well.
         () = signals.any() => (EndReason::Terminated, None),
-        status = machine.vmm.wait() => {
-            let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-            (vmm_ended(machine, &status).await, None)
-        }
+        exit = machine.machine.exited() => (vmm_ended(machine, &exit.status()).await, None),
         () = caller_gone => (EndReason::CallerGone, None),
         () = expired => (EndReason::Expired, None),
         Some((reason, client)) = end_requested.recv() => (reason, Some(client)),
     }
 }
 
-async fn vmm_ended(machine: &RunningMachine, status: &str) -> EndReason {
-    let console = machine.console.last_words().await.join("\n");
+async fn vmm_ended(machine: &RunningMachine<impl Machine>, status: &str) -> EndReason {
+    let console = machine.machine.console().last_words().await.join("\n");
     let description = if console.is_empty() { status.to_owned() } else { format!("{status}\n{console}") };
     EndReason::VmmEnded { description }
 }
@@ -360,12 +359,8 @@ async fn halt_guest(streams: &Streams) -> Result<(), String> {
     Err(format!("the guest may not have written everything to its disk: {why}"))
 }
 
-pub(super) async fn end_processes(machine: &mut RunningMachine) {
-    // Fails only if it has ended already.
-    let _ = machine.vmm.kill().await;
-    if let Some(network) = &mut machine.network {
-        network.stop().await;
-    }
+pub(super) async fn end_processes(machine: &mut RunningMachine<impl Machine>) {
+    machine.machine.kill().await;
 }
 
 fn boot_failed(spec: &LaunchSpec, cause: &str) -> Event {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{SinkExt, StreamExt};
+use pyro_machine::{HostPlatform, Machine};
 use pyro_wire::{Exec, Frame, FrameCodec, Identify, IdentifyReply};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -18,7 +19,6 @@ use super::serve::{self, LifelineServer, Recorder, Signals};
 use super::{
     BootFailure, BootStage, EndReason, Event, OwnerLock, StageTime, StartMode, files, handover, timer,
 };
-use crate::qemu::Qemu;
 use crate::spec::LaunchSpec;
 
 /// Time for the guest of a spare to take its new identity, and for a claimer to hand over its lock.
@@ -43,7 +43,7 @@ pub(super) async fn supervise(
     signals: &mut Signals,
 ) {
     let prepared = async {
-        let machine = machine::boot(spec, &Qemu, tasks).await?;
+        let machine = machine::boot(spec, &HostPlatform::new(), tasks).await?;
         warm_up(spec, &machine).await;
         Ok::<_, BootFailure>(machine)
     };
@@ -80,7 +80,7 @@ pub(super) async fn supervise(
 }
 
 /// Runs what commands usually run, the way they are run.
-async fn warm_up(spec: &LaunchSpec, machine: &RunningMachine) {
+async fn warm_up(spec: &LaunchSpec, machine: &RunningMachine<impl Machine>) {
     let limit = Duration::from_secs(spec.boot_limit_seconds);
     let work = async {
         for command in WARM_UP {
@@ -97,7 +97,7 @@ async fn warm_up(spec: &LaunchSpec, machine: &RunningMachine) {
 /// Waits for the first wish but those to stay; `None`: the spare's time is over, or it has died.
 async fn wait(
     spec: &LaunchSpec,
-    machine: &mut RunningMachine,
+    machine: &mut RunningMachine<impl Machine>,
     listener: UnixListener,
     tasks: &LocalSet,
     signals: &mut Signals,
@@ -125,7 +125,7 @@ async fn wait(
     let wish = loop {
         let wish = tokio::select! {
             wish = wish.recv() => wish,
-            _ = machine.vmm.wait() => None,
+            _ = machine.machine.exited() => None,
             _ = timer::wall_clock_reaches(expires_at) => None,
             () = signals.any() => None,
         };
@@ -146,7 +146,7 @@ async fn become_claimed(
     spare: &LaunchSpec,
     spec: LaunchSpec,
     client: ServerStream,
-    mut machine: RunningMachine,
+    mut machine: RunningMachine<impl Machine>,
     recorder: &Arc<dyn Recorder>,
     tasks: &LocalSet,
     signals: &mut Signals,
@@ -175,7 +175,7 @@ async fn become_claimed(
             serve::serve(&spec, machine, listener, &mut lifeline, recorder, tasks, signals).await
         }
         Err(cause) => {
-            let console = machine.console.last_words().await;
+            let console = machine.machine.console().last_words().await;
             serve::end_processes(&mut machine).await;
             remove(&spare.dir);
             clear_claimed(&spec.dir);
@@ -200,13 +200,17 @@ pub(crate) fn clear_claimed(dir: &Path) {
     }
 }
 
-async fn take_over(spare: &LaunchSpec, spec: &LaunchSpec, machine: &RunningMachine) -> Result<(), String> {
+async fn take_over(
+    spare: &LaunchSpec,
+    spec: &LaunchSpec,
+    machine: &RunningMachine<impl Machine>,
+) -> Result<(), String> {
     for name in MOVED {
         fs::rename(spare.dir.join(name), spec.dir.join(name))
             .map_err(|error| format!("cannot move {name}: {error}"))?;
     }
     remove(&spare.dir);
-    let identity = machine::identity(&spec.vm_id, None)?;
+    let identity = machine::identity(&spec.vm_id, None).map_err(|error| machine::chain(&error))?;
     match tokio::time::timeout(CLAIM_LIMIT, machine.streams.ask(Identify(identity))).await {
         Ok(Some(IdentifyReply::Identified)) => Ok(()),
         Ok(Some(IdentifyReply::Failed(failure))) => Err(failure.to_string()),
@@ -215,7 +219,7 @@ async fn take_over(spare: &LaunchSpec, spec: &LaunchSpec, machine: &RunningMachi
     }
 }
 
-async fn end(spec: &LaunchSpec, machine: &mut RunningMachine) {
+async fn end(spec: &LaunchSpec, machine: &mut RunningMachine<impl Machine>) {
     serve::end_processes(machine).await;
     remove(&spec.dir);
 }

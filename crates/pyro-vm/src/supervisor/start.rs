@@ -5,12 +5,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::Stdio;
 
 use futures::{SinkExt, StreamExt};
+use pyro_machine::spawn::Spawn;
 use pyro_wire::{Frame, FrameCodec};
 use tokio::net::UnixStream;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio_util::codec::Framed;
 
 use super::control::{self, ControlRequest};
@@ -92,16 +92,14 @@ pub(crate) async fn spawn<A: AsRef<OsStr>>(
     let (ours, theirs) = UnixStream::pair().map_err(StartError::Spawn)?;
     let theirs = OwnedFd::from(theirs.into_std().map_err(StartError::Spawn)?);
     let log = File::create(spec.dir.join(files::SUPERVISOR_LOG)).map_err(StartError::Spawn)?;
-    let mut command = Command::new(program);
-    command
+    let spawn = Spawn::new(program)
         .args(args)
-        .current_dir("/")
-        .stdin(Stdio::from(theirs))
+        .current_dir(Path::new("/"))
+        .stdin(theirs)
         .stdout(lock.share().map_err(StartError::Spawn)?)
-        .stderr(log);
-    let supervisor = command.spawn().map_err(StartError::Spawn)?;
-    // The command holds this process's copies of the descriptors.
-    drop(command);
+        .stderr(log)
+        .outlive_handle();
+    let supervisor = spawn.start().map_err(StartError::Spawn)?;
     let mut lifeline =
         Lifeline { supervisor: Some(supervisor), stream: Framed::new(ours, FrameCodec::default()) };
     lifeline.stream.send(Frame::Control(spec)).await.map_err(|_| StartError::Lost)?;

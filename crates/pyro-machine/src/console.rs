@@ -1,0 +1,235 @@
+//! What the machine's process and the guest's serial console print: kept in a bounded file and, the latest lines, in memory
+//! for error reports. Bytes come from the guest and are treated as hostile.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::Notify;
+
+/// Bytes kept in `serial.log`; a chatty or hostile guest must not fill the host's disk.
+const MAX_LOG_BYTES: usize = 1024 * 1024;
+/// Lines shown in error reports.
+const SHOWN_LINES: usize = 20;
+/// Lines and bytes per line kept to choose them from. A kernel's panic is followed by half a hundred lines.
+const KEPT_LINES: usize = 100;
+const MAX_LINE_BYTES: usize = 400;
+/// How the kernel announces that it cannot go on. What follows says less.
+const PANIC: &str = "Kernel panic - not syncing";
+/// Longest wait for the rest of a dead machine's output.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// The log file of a console could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make {}", path.display())]
+pub struct ConsoleError {
+    /// The log file.
+    pub path: PathBuf,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+/// The console of one machine. Clones share it: one is given to the machine, another stays with whoever reports its
+/// failures. Lives on one thread.
+#[derive(Clone, Debug)]
+pub struct Console {
+    state: Rc<RefCell<State>>,
+    source_ended: Rc<Notify>,
+}
+
+#[derive(Debug)]
+struct State {
+    log: Option<File>,
+    log_bytes_left: usize,
+    open_sources: usize,
+    tail: VecDeque<Vec<u8>>,
+    line: Vec<u8>,
+}
+
+impl Console {
+    /// A console that keeps its first MiB in the file `log`, which is made or truncated.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn create(log: &Path) -> Result<Self, ConsoleError> {
+        match File::create(log) {
+            Ok(file) => Ok(Self::new(Some(file))),
+            Err(source) => Err(ConsoleError { path: log.to_owned(), source }),
+        }
+    }
+
+    /// A console that keeps the latest lines in memory only.
+    pub fn in_memory() -> Self {
+        Self::new(None)
+    }
+
+    fn new(log: Option<File>) -> Self {
+        let state = State {
+            log,
+            log_bytes_left: MAX_LOG_BYTES,
+            open_sources: 0,
+            tail: VecDeque::new(),
+            line: Vec::new(),
+        };
+        Self { state: Rc::new(RefCell::new(state)), source_ended: Rc::default() }
+    }
+
+    /// Adds what a machine printed.
+    pub fn print(&self, bytes: &[u8]) {
+        self.state.borrow_mut().add(bytes);
+    }
+
+    /// Returns the task that reads the source to its end.
+    pub(crate) fn follow<S: AsyncRead + Unpin>(&self, mut source: S) -> impl Future<Output = ()> + use<S> {
+        let console = self.clone();
+        console.state.borrow_mut().open_sources += 1;
+        async move {
+            let mut chunk = [0; 4096];
+            while let Ok(count @ 1..) = source.read(&mut chunk).await {
+                console.print(&chunk[..count]);
+            }
+            console.state.borrow_mut().open_sources -= 1;
+            console.source_ended.notify_waiters();
+        }
+    }
+
+    /// The lines that say most about the end of a machine that is dead: those from a kernel's panic on, or the
+    /// latest; at most 20, oldest first, printable. Waits up to a second for output that has not been read yet.
+    pub async fn last_words(&self) -> Vec<String> {
+        // Its process may be gone before all that it wrote is read.
+        let _ = tokio::time::timeout(DRAIN_LIMIT, self.drained()).await;
+        self.tail()
+    }
+
+    /// The lines that say most so far, as [`Console::last_words`] without the wait.
+    pub fn tail(&self) -> Vec<String> {
+        let state = self.state.borrow();
+        let unfinished = (!state.line.is_empty()).then_some(&state.line);
+        let lines: Vec<String> = state.tail.iter().chain(unfinished).map(|line| printable(line)).collect();
+        let latest = lines.len().saturating_sub(SHOWN_LINES);
+        let start = lines.iter().position(|line| line.contains(PANIC)).unwrap_or(latest);
+        lines.into_iter().skip(start).take(SHOWN_LINES).collect()
+    }
+
+    async fn drained(&self) {
+        loop {
+            // Waiting begins before looking, so that an end in between is not missed.
+            let ended = self.source_ended.notified();
+            if self.state.borrow().open_sources == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+impl State {
+    fn add(&mut self, bytes: &[u8]) {
+        self.log(bytes);
+        for &byte in bytes {
+            match byte {
+                b'\n' => self.end_line(),
+                _ if self.line.len() < MAX_LINE_BYTES => self.line.push(byte),
+                _ => {}
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        let line = std::mem::take(&mut self.line);
+        if line.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
+        if self.tail.len() == KEPT_LINES {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(line);
+    }
+
+    fn log(&mut self, bytes: &[u8]) {
+        let Some(file) = &mut self.log else { return };
+        let kept = &bytes[..bytes.len().min(self.log_bytes_left)];
+        self.log_bytes_left -= kept.len();
+        // A log that cannot be written (full disk) must not disturb the VM.
+        if file.write_all(kept).is_err() {
+            self.log = None;
+        } else if self.log_bytes_left == 0 {
+            let _ = writeln!(file, "\n[console output beyond {MAX_LOG_BYTES} bytes is not kept]");
+            self.log = None;
+        }
+    }
+}
+
+/// Escape sequences of a hostile guest must not reach anyone's terminal.
+fn printable(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line);
+    text.trim_end().chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn console() -> (tempfile::NamedTempFile, Console) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let console = Console::new(Some(file.reopen().unwrap()));
+        (file, console)
+    }
+
+    #[test]
+    fn the_tail_keeps_the_latest_lines_printable() {
+        let (_file, console) = console();
+        for n in 0..200 {
+            console.print(format!("line {n}\r\n\n").as_bytes());
+        }
+        console.print(b"\x1b[31mred \xff and unfinished");
+        let tail = console.tail();
+        assert_eq!(tail.len(), SHOWN_LINES);
+        assert_eq!(tail[0], "line 181");
+        assert_eq!(tail[SHOWN_LINES - 1], "\u{fffd}[31mred \u{fffd} and unfinished");
+    }
+
+    #[test]
+    fn a_panic_is_what_is_shown() {
+        let (_file, console) = console();
+        console.print(b"before\n[1.0] Kernel panic - not syncing: crash\n");
+        for n in 0..60 {
+            console.print(format!("trace {n}\n").as_bytes());
+        }
+        let tail = console.tail();
+        assert_eq!(tail.len(), SHOWN_LINES);
+        assert_eq!(tail[0], "[1.0] Kernel panic - not syncing: crash");
+    }
+
+    #[tokio::test]
+    async fn the_last_words_are_waited_for() {
+        let (_file, console) = console();
+        let (reader, mut writer) = tokio::io::duplex(64);
+        let follow = console.follow(reader);
+        let speak = async {
+            tokio::task::yield_now().await;
+            tokio::io::AsyncWriteExt::write_all(&mut writer, b"good bye\n").await.unwrap();
+            drop(writer);
+        };
+        let ((), (), words) = tokio::join!(follow, speak, console.last_words());
+        assert_eq!(words, ["good bye"]);
+    }
+
+    #[test]
+    fn the_log_is_bounded() {
+        let (file, console) = console();
+        for _ in 0..MAX_LOG_BYTES / 1000 + 50 {
+            console.print(&[b'x'; 1000]);
+        }
+        let kept = std::fs::read(file.path()).unwrap();
+        assert!(kept.len() < MAX_LOG_BYTES + 100);
+        assert!(kept.ends_with(b"is not kept]\n"));
+        assert!(console.tail()[0].len() <= MAX_LINE_BYTES);
+    }
+}

@@ -1,0 +1,252 @@
+//! The private writable layer of a VM: a sparse ext4 image, copied from a pre-made empty one in a few
+//! milliseconds.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::SeekFrom;
+
+use crate::spawn::Spawn;
+
+/// Why no layer could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// The host's disk has no room for the layer.
+    #[error(
+        "only {free_mib} MiB are free in {}; a writable layer needs at least {needed_mib} MiB",
+        dir.display()
+    )]
+    NoSpace {
+        /// Where the layers are kept.
+        dir: PathBuf,
+        /// Free space in MiB.
+        free_mib: u64,
+        /// Least free space in MiB.
+        needed_mib: u64,
+    },
+    /// `mke2fs` is not there.
+    #[error("mke2fs is not installed (Debian package e2fsprogs)")]
+    ToolMissing,
+    /// `mke2fs` failed.
+    #[error("mke2fs failed: {0}")]
+    ToolFailed(String),
+    /// A file could not be read or written.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LayerError {
+    let path = path.to_owned();
+    move |source| LayerError::Io { action, path, source }
+}
+
+/// Whether a layer has to survive its VM's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerLifetime {
+    /// It goes with the VM: nothing written to it needs to reach the host's disk.
+    OneStart,
+    /// A stopped VM can be started again with it.
+    ManyStarts,
+}
+
+/// Pre-made empty layers, one per size and lifetime, in a directory of the state directory.
+#[derive(Clone, Debug)]
+pub struct LayerTemplates {
+    dir: PathBuf,
+    search_path: std::ffi::OsString,
+}
+
+impl LayerTemplates {
+    /// Sizes in MiB, the default first.
+    const SIZES_MIB: [u64; 5] = [8192, 4096, 2048, 1024, 512];
+    /// Space in MiB that a layer must leave free, for the host and for our own records.
+    const RESERVE_MIB: u64 = 512;
+
+    /// Templates are kept in `dir`, which is made when needed; `mke2fs` is looked up in `search_path`.
+    pub fn new(dir: PathBuf, search_path: std::ffi::OsString) -> Self {
+        Self { dir, search_path }
+    }
+
+    /// The largest template that the host's disk could hold when a guest fills it; made if missing. Blocks.
+    ///
+    /// # Errors
+    /// [`LayerError`], in particular when the disk is nearly full.
+    pub fn fitting(&self, lifetime: LayerLifetime) -> Result<PathBuf, LayerError> {
+        let free_mib = self.free_mib()?;
+        let fits = |size: &&u64| **size + Self::RESERVE_MIB <= free_mib;
+        let Some(size_mib) = Self::SIZES_MIB.iter().find(fits) else {
+            return Err(self.no_space(free_mib, Self::SIZES_MIB[Self::SIZES_MIB.len() - 1]));
+        };
+        self.of_size(*size_mib, lifetime)
+    }
+
+    /// The template of exactly this size, if the host's disk could hold it when a guest fills it; made if missing.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// [`LayerError`].
+    pub fn of_size(&self, size_mib: u64, lifetime: LayerLifetime) -> Result<PathBuf, LayerError> {
+        let free_mib = self.free_mib()?;
+        if size_mib + Self::RESERVE_MIB > free_mib {
+            return Err(self.no_space(free_mib, size_mib));
+        }
+        let path = self.dir.join(match lifetime {
+            LayerLifetime::OneStart => format!("scratch-{size_mib}.img"),
+            LayerLifetime::ManyStarts => format!("kept-{size_mib}.img"),
+        });
+        if !path.exists() {
+            self.make(&path, size_mib, lifetime)?;
+        }
+        Ok(path)
+    }
+
+    /// Free space where the templates are kept, in a directory that exists then.
+    fn free_mib(&self) -> Result<u64, LayerError> {
+        rustix::fs::mkdir(&self.dir, 0o700.into())
+            .or_else(|error| if error == rustix::io::Errno::EXIST { Ok(()) } else { Err(error) })
+            .map_err(|error| io_error("make", &self.dir)(error.into()))?;
+        let stat = rustix::fs::statvfs(&self.dir).map_err(|e| io_error("examine", &self.dir)(e.into()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize) / (1024 * 1024))
+    }
+
+    fn no_space(&self, free_mib: u64, size_mib: u64) -> LayerError {
+        LayerError::NoSpace { dir: self.dir.clone(), free_mib, needed_mib: size_mib + Self::RESERVE_MIB }
+    }
+
+    /// Two processes may do this at once: each makes its own file, and the last rename wins.
+    fn make(&self, path: &Path, size_mib: u64, lifetime: LayerLifetime) -> Result<(), LayerError> {
+        let partial = tempfile::Builder::new()
+            .prefix(".partial-")
+            .tempfile_in(&self.dir)
+            .map_err(io_error("make a file in", &self.dir))?;
+        partial.as_file().set_len(size_mib * 1024 * 1024).map_err(io_error("size", partial.path()))?;
+        let output = Spawn::new("mke2fs")
+            .clear_env()
+            // Debian keeps it in sbin, which ordinary users do not have in their path.
+            .env("PATH", [self.search_path.as_os_str(), "/usr/sbin:/sbin".as_ref()].join(":".as_ref()))
+            // No reserved blocks: everything in the guest runs as root, for whom they are no reserve.
+            .args(["-q", "-F", "-t", "ext4", "-m", "0"])
+            .args(match lifetime {
+                // Without a second start there is no crash to recover from.
+                LayerLifetime::OneStart => ["-O", "^has_journal,^resize_inode"].as_slice(),
+                LayerLifetime::ManyStarts => ["-O", "^resize_inode", "-J", "size=16"].as_slice(),
+            })
+            .args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"])
+            .args([partial.path()])
+            .output_blocking()
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => LayerError::ToolMissing,
+                _ => io_error("run mke2fs on", partial.path())(error),
+            })?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr);
+            return Err(LayerError::ToolFailed(text.trim().chars().take(500).collect()));
+        }
+        fs::set_permissions(partial.path(), std::os::unix::fs::PermissionsExt::from_mode(0o400))
+            .map_err(io_error("protect", partial.path()))?;
+        partial.persist(path).map_err(|error| io_error("name", path)(error.error))?;
+        Ok(())
+    }
+}
+
+/// Copies a template to `target`, sharing or skipping what can be. An existing target, the layer of an
+/// earlier start, is left as it is. Blocks.
+///
+/// # Errors
+/// [`LayerError::Io`].
+pub fn instantiate(template: &Path, target: &Path) -> Result<(), LayerError> {
+    if target.exists() {
+        return Ok(());
+    }
+    let source = File::open(template).map_err(io_error("open", template))?;
+    // Under another name until it is whole: a start that is killed must not leave half a layer for the next.
+    let partial = target.with_extension("partial");
+    let copy = File::create(&partial).map_err(io_error("make", &partial))?;
+    if rustix::fs::ioctl_ficlone(&copy, &source).is_err() {
+        copy_sparse(&source, &copy).map_err(io_error("write", &partial))?;
+    }
+    fs::rename(&partial, target).map_err(io_error("name", target))
+}
+
+/// Copies the parts of a file that hold data and leaves holes where it has holes.
+fn copy_sparse(source: &File, target: &File) -> io::Result<()> {
+    let length = source.metadata()?.len();
+    target.set_len(length)?;
+    let mut position = 0;
+    while position < length {
+        let data = match rustix::fs::seek(source, SeekFrom::Data(position)) {
+            Ok(data) => data,
+            // No data after this position.
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let hole = rustix::fs::seek(source, SeekFrom::Hole(data))?;
+        let (mut from, mut to) = (data, data);
+        while from < hole {
+            let count = usize::try_from(hole - from).unwrap_or(usize::MAX);
+            if rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), count)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        position = hole;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::*;
+
+    #[test]
+    fn a_copy_has_the_same_content_and_the_same_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (template, target) = (dir.path().join("template"), dir.path().join("copy"));
+        let file = File::options().read(true).write(true).create_new(true).open(&template).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_all_at(b"head", 0).unwrap();
+        file.write_all_at(&[7; 70_000], 10 << 20).unwrap();
+        file.write_all_at(b"tail", (64 << 20) - 4).unwrap();
+        copy_sparse(&file, &File::create_new(&target).unwrap()).unwrap();
+        assert!(fs::read(&template).unwrap() == fs::read(&target).unwrap());
+        assert!(fs::metadata(&target).unwrap().blocks() * 512 < 1 << 20);
+    }
+
+    #[test]
+    fn a_template_is_made_once_and_is_an_ext4_filesystem() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = std::env::var_os("PATH").unwrap();
+        let templates = LayerTemplates::new(dir.path().join("layers"), path);
+        for lifetime in [LayerLifetime::OneStart, LayerLifetime::ManyStarts] {
+            let first = templates.fitting(lifetime).unwrap();
+            let inode = fs::metadata(&first).unwrap().ino();
+            assert_eq!(fs::metadata(templates.fitting(lifetime).unwrap()).unwrap().ino(), inode);
+            let mut magic = [0; 2];
+            File::open(&first).unwrap().read_exact_at(&mut magic, 0x438).unwrap();
+            assert_eq!(magic, [0x53, 0xef]);
+        }
+        assert_eq!(fs::read_dir(dir.path().join("layers")).unwrap().count(), 2, "no partial file is left");
+    }
+
+    #[test]
+    fn an_existing_layer_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (template, target) = (dir.path().join("template"), dir.path().join("layer.img"));
+        fs::write(&template, b"empty").unwrap();
+        instantiate(&template, &target).unwrap();
+        fs::write(&target, b"work").unwrap();
+        instantiate(&template, &target).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"work");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}

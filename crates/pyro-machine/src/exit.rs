@@ -1,0 +1,69 @@
+//! How a machine ends, and what that means for work that needs it.
+
+use std::fmt;
+use std::process::ExitStatus;
+
+use crate::network::NetworkError;
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// By itself, or because someone killed it.
+    Status(ExitStatus),
+    /// Nobody knows how: its process could not be waited for.
+    Lost {
+        /// Why not.
+        reason: String,
+    },
+}
+
+impl Exit {
+    /// The exit status in words.
+    pub fn status(&self) -> String {
+        match self {
+            Self::Status(status) => status.to_string(),
+            Self::Lost { reason } => reason.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "the VMM ended: {status}"),
+            Self::Lost { reason } => write!(f, "the VMM was lost: {reason}"),
+        }
+    }
+}
+
+/// What keeps a machine from coming up.
+#[derive(Debug)]
+pub enum Interruption {
+    /// It ended.
+    Exit(Exit),
+    /// Its network failed; the machine may still run.
+    Network(NetworkError),
+}
+
+/// Why work that needs a living machine was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Interrupted<E: std::error::Error + 'static> {
+    /// The work failed; the machine lives.
+    #[error(transparent)]
+    Failed(E),
+    /// The machine ended first.
+    #[error("{0}")]
+    Exited(Exit),
+    /// The machine ended, and because of that the work failed.
+    #[error("{exit}")]
+    FailedByExit {
+        /// How the machine ended.
+        exit: Exit,
+        /// How that was noticed.
+        #[source]
+        cause: E,
+    },
+    /// The machine's network failed first. This says nothing about the machine or the work.
+    #[error(transparent)]
+    Network(NetworkError),
+}

@@ -1,0 +1,47 @@
+//! The identity of files that no digest covers, and directories that only their owner may enter.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+/// Differs for files that differ, as far as can be told without reading them: nobody can set the time of the
+/// last change of the inode.
+pub(crate) fn identity(path: &Path) -> io::Result<Value> {
+    let file = fs::metadata(path)?;
+    Ok(json!([
+        path,
+        file.dev(),
+        file.ino(),
+        file.size(),
+        file.mtime(),
+        file.mtime_nsec(),
+        file.ctime(),
+        file.ctime_nsec()
+    ]))
+}
+
+/// Makes the directory, and those above it, unless it is there.
+pub(crate) fn make_private_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_known_by_its_inode_and_times() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, other) = (dir.path().join("file"), dir.path().join("other"));
+        fs::write(&file, "same").unwrap();
+        fs::write(&other, "same").unwrap();
+        assert_eq!(identity(&file).unwrap(), identity(&file).unwrap());
+        let first = identity(&file).unwrap();
+        fs::rename(&other, &file).unwrap();
+        assert_ne!(identity(&file).unwrap(), first);
+        identity(&other).unwrap_err();
+    }
+}

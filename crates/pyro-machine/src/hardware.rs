@@ -1,0 +1,88 @@
+//! What a machine is made of, as plain data.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::accel::Accelerator;
+use crate::console::Console;
+use crate::disk::LayerLifetime;
+use crate::network::{Network, NetworkInterface};
+
+/// Size of a machine, and what executes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineConfig {
+    /// Executable of the virtual machine monitor.
+    pub vmm_program: PathBuf,
+    /// How guest code is executed.
+    pub accelerator: Accelerator,
+    /// Virtual CPUs.
+    pub vcpu_count: u32,
+    /// Guest memory in MiB.
+    pub mem_mib: u32,
+}
+
+/// What is equal in machines that can take each other's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hardware {
+    /// Processors and memory.
+    pub config: MachineConfig,
+    /// Whether what the guest flushes to its layer must reach the host's disk.
+    pub layer_lifetime: LayerLifetime,
+    /// The network interface, if there is one.
+    pub interface: Option<NetworkInterface>,
+}
+
+/// Everything that one machine is started with.
+#[derive(Debug)]
+pub struct Launch {
+    /// What the machine shares with others of its kind.
+    pub hardware: Hardware,
+    /// Its files.
+    pub disks: Disks,
+    /// What carries its packets, if it has a network interface.
+    pub network: Option<Network>,
+    /// Where it starts from.
+    pub start: Start,
+    /// Where what it prints goes.
+    pub console: Console,
+}
+
+/// Files that a machine is started from. The platform makes none of them.
+#[derive(Clone, Debug)]
+pub struct Disks {
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Initial ramdisk.
+    pub initrd: PathBuf,
+    /// Read-only base image.
+    pub base_image: PathBuf,
+    /// Private writable layer.
+    pub layer: PathBuf,
+}
+
+/// Where a machine starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Its kernel.
+    Kernel {
+        /// Keep the guest's memory in this file, so that the machine can be saved.
+        memory: Option<PathBuf>,
+    },
+    /// Saved state: the guest's memory is mapped from this file, copy on write. The machine waits for
+    /// [`Machine::restore`](crate::Machine::restore).
+    Saved {
+        /// Memory of the machine that was saved.
+        memory: PathBuf,
+    },
+}
+
+impl Start {
+    /// The file that holds the guest's memory, if it is in one.
+    pub fn memory(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Kernel { memory } => memory.as_ref(),
+            Self::Saved { memory } => Some(memory),
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! One sandboxed machine: what it is made of, how it is started, saved and ended. Knows nothing of the process that
+//! owns a machine, of registries or of environments: it gets paths and limits.
+//!
+//! ```text
+//!  MachineConfig, GuestImage ──► Platform::launch ──► Machine ──take_channel──► byte stream to the guest agent
+//!                                   │                   │ exited, kill, save, restore
+//!                                qemu/ or fake        Console, NetworkDescription
+//! ```
+//!
+//! Which [`Platform`] runs a machine is decided once, by whoever makes one; everything above is generic over it.
+
+pub mod accel;
+mod console;
+pub mod disk;
+mod exit;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+mod files;
+mod hardware;
+mod image;
+pub mod initrd;
+pub mod network;
+mod platform;
+mod qemu;
+pub mod snapshot;
+pub mod spawn;
+
+pub use accel::Accelerator;
+pub use console::{Console, ConsoleError};
+pub use exit::{Exit, Interrupted, Interruption};
+pub use hardware::{Disks, Hardware, Launch, MachineConfig, Start};
+pub use image::{GuestImage, GuestKernel};
+pub use platform::{
+    CACHED_FINGERPRINT_PREFIX, Capabilities, Fingerprint, FingerprintError, LaunchError, Machine,
+    MachineError, Platform, while_alive,
+};
+pub use qemu::{CHANNEL, Qemu, QemuMachine};
+
+/// The platform of this program.
+pub type HostPlatform = Qemu;

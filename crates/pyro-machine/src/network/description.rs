@@ -1,0 +1,61 @@
+//! A guest's network interface, and what the guest must know about its network.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+/// A guest's network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkInterface {
+    /// Hardware address.
+    pub mac_address: String,
+}
+
+impl Default for NetworkInterface {
+    /// A locally administered address. All guests have the same: no two share a link.
+    fn default() -> Self {
+        Self { mac_address: "52:54:00:70:79:72".to_owned() }
+    }
+}
+
+/// The network of a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkDescription {
+    /// The guest's address.
+    pub address: Ipv4Addr,
+    /// Prefix length of its subnet.
+    pub prefix_len: u8,
+    /// Its gateway.
+    pub gateway: Ipv4Addr,
+    /// Its name servers.
+    pub dns_servers: Vec<Ipv4Addr>,
+    /// Hardware address of its interface.
+    pub mac_address: String,
+}
+
+impl NetworkDescription {
+    /// The subnet in CIDR notation.
+    pub fn subnet(&self) -> String {
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix_len.min(32))).unwrap_or(0);
+        format!("{}/{}", Ipv4Addr::from_bits(self.address.to_bits() & mask), self.prefix_len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_subnet_is_the_address_without_its_host_part() {
+        let network = |prefix_len| NetworkDescription {
+            address: Ipv4Addr::new(10, 0, 2, 15),
+            prefix_len,
+            gateway: Ipv4Addr::new(10, 0, 2, 2),
+            dns_servers: Vec::new(),
+            mac_address: String::new(),
+        };
+        assert_eq!(network(24).subnet(), "10.0.2.0/24");
+        assert_eq!(network(32).subnet(), "10.0.2.15/32");
+        assert_eq!(network(0).subnet(), "0.0.0.0/0");
+    }
+}

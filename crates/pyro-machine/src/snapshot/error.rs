@@ -1,0 +1,57 @@
+//! Why there is no snapshot.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::platform::FingerprintError;
+
+/// Why there is no snapshot of a machine, or there can be none.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The platform cannot save machines.
+    #[error("this platform has no templates")]
+    Unsupported,
+    /// This version of the platform cannot save machines.
+    #[error("{version} is too old for templates")]
+    TooOld {
+        /// What the platform says of its version.
+        version: String,
+    },
+    /// The platform could not be asked.
+    #[error(transparent)]
+    Fingerprint(#[from] FingerprintError),
+    /// It is not known which boot of the host this is.
+    #[error("cannot read the host's boot id")]
+    BootId(#[source] io::Error),
+    /// The free space on the disk is not known.
+    #[error("cannot examine the disk")]
+    Disk(#[source] io::Error),
+    /// A snapshot must not take the space that running machines were promised.
+    #[error("{wanted_mib} MiB would have to be free for a template")]
+    NoSpace {
+        /// Space in MiB that it may take.
+        wanted_mib: u64,
+    },
+    /// Its kernel is not the one that was looked at in the beginning.
+    #[error("the kernel was replaced while its template was made")]
+    KernelReplaced,
+    /// A file could not be read, written, made or locked.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl SnapshotError {
+    /// For `map_err`: what was tried on which file.
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}

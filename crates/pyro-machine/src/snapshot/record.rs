@@ -1,0 +1,212 @@
+//! What a snapshot looked like when it was made.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use rustix::fs::SeekFrom;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::error::SnapshotError;
+use super::layout::{self, PARTS};
+
+/// A record is a few hundred bytes; more is damage.
+const MAX_RECORD_BYTES: u64 = 64 * 1024;
+
+/// Content of `template.json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) kernel_release: String,
+    /// Digest of the guest's environment.
+    pub(super) environment: String,
+    /// The boot of the host in which it was made.
+    pub(super) boot_id: String,
+    /// Digest of the agent in it.
+    pub(super) agent: String,
+    files: BTreeMap<String, FileRecord>,
+}
+
+/// One file of a snapshot.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FileRecord {
+    bytes: u64,
+    modified_seconds: i64,
+    modified_nanos: i64,
+    /// Over the parts that hold data, each after its position.
+    sha256: String,
+}
+
+impl Record {
+    /// Makes the snapshot's files read-only and describes them.
+    pub(super) fn of(dir: &Path, kernel_release: String, environment: &str) -> Result<Self, SnapshotError> {
+        let mut files = BTreeMap::new();
+        for name in PARTS {
+            let path = dir.join(name);
+            let describe = || {
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o400))?;
+                let sha256 = digest(&path)?;
+                Ok::<_, io::Error>(FileRecord { sha256, ..FileRecord::look(&path)? })
+            };
+            let record = describe().map_err(SnapshotError::io("read", &path))?;
+            files.insert(name.to_owned(), record);
+        }
+        Ok(Self {
+            kernel_release,
+            environment: environment.to_owned(),
+            boot_id: layout::host_boot_id()?,
+            agent: pyro_guest_image::SHA256.to_owned(),
+            files,
+        })
+    }
+
+    /// The record, if it is one.
+    pub(super) fn read(path: &Path) -> Option<Self> {
+        let mut text = Vec::new();
+        File::open(path).ok()?.take(MAX_RECORD_BYTES).read_to_end(&mut text).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    pub(super) fn write(&self, path: &Path) -> Result<(), SnapshotError> {
+        let text = serde_json::to_vec_pretty(self).map_err(io::Error::from);
+        text.and_then(|text| fs::write(path, text)).map_err(SnapshotError::io("write", path))
+    }
+
+    /// Whether the files in `dir` look as they did, without reading them.
+    pub(super) fn check(&self, dir: &Path) -> Result<(), Damage> {
+        for name in PARTS {
+            let recorded = self.files.get(name).ok_or(Damage::NotRecorded(name))?;
+            let found = FileRecord::look(&dir.join(name)).map_err(|error| Damage::Unreadable(name, error))?;
+            let found = FileRecord { sha256: recorded.sha256.clone(), ..found };
+            if &found != recorded {
+                return Err(Damage::Changed(name));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a snapshot's files are not what its record says.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Damage {
+    #[error("{0} is not recorded")]
+    NotRecorded(&'static str),
+    #[error("{0}: {1}")]
+    Unreadable(&'static str, io::Error),
+    #[error("{0} is not as it was made")]
+    Changed(&'static str),
+}
+
+impl FileRecord {
+    fn look(path: &Path) -> io::Result<Self> {
+        let file = fs::metadata(path)?;
+        Ok(Self {
+            bytes: file.size(),
+            modified_seconds: file.mtime(),
+            modified_nanos: file.mtime_nsec(),
+            sha256: String::new(),
+        })
+    }
+}
+
+/// A digest that does not read holes, of which guest memory mostly consists.
+fn digest(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut sha256 = Sha256::new();
+    let mut position = 0;
+    let mut buffer = vec![0; 1 << 20];
+    while position < length {
+        let data = match rustix::fs::seek(&file, SeekFrom::Data(position)) {
+            Ok(data) => data,
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let hole = rustix::fs::seek(&file, SeekFrom::Hole(data))?;
+        file.seek(io::SeekFrom::Start(data))?;
+        sha256.update(data.to_le_bytes());
+        let mut part = (&mut file).take(hole - data);
+        loop {
+            match part.read(&mut buffer)? {
+                0 => break,
+                count => sha256.update(&buffer[..count]),
+            }
+        }
+        position = hole;
+    }
+    Ok(hex::encode(sha256.finalize()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for name in PARTS {
+            fs::write(dir.path().join(name), name).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn a_whole_template_matches_and_a_changed_one_does_not() {
+        for name in PARTS {
+            let dir = template();
+            let record = Record::of(dir.path(), "6.1".into(), "digest").unwrap();
+            record.write(&dir.path().join("record")).unwrap();
+            let record = Record::read(&dir.path().join("record")).unwrap();
+            record.check(dir.path()).unwrap();
+
+            let path = dir.path().join(name);
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            File::options().write(true).open(&path).unwrap().set_len(1).unwrap();
+            assert!(record.check(dir.path()).unwrap_err().to_string().starts_with(name));
+            fs::remove_file(&path).unwrap();
+            assert!(record.check(dir.path()).unwrap_err().to_string().starts_with(name));
+        }
+    }
+
+    #[test]
+    fn writing_it_out_to_the_disk_is_no_change() {
+        let dir = template();
+        let memory = File::create(dir.path().join(layout::MEMORY)).unwrap();
+        memory.set_len(64 << 20).unwrap();
+        // Scattered data, for which the file system allocates blocks of its own when it gets to it.
+        for position in (0..64).map(|n| n << 20) {
+            std::os::unix::fs::FileExt::write_all_at(&memory, &[1; 4096], position).unwrap();
+        }
+        let record = Record::of(dir.path(), "6.1".into(), "digest").unwrap();
+        memory.sync_all().unwrap();
+        record.check(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_record_is_no_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        assert!(Record::read(&path).is_none());
+        for text in [&b""[..], b"{}", b"{\"kernel_release\":1}", &[b'[', 0xff], &[b'['; 100_000]] {
+            fs::write(&path, text).unwrap();
+            assert!(Record::read(&path).is_none());
+        }
+    }
+
+    #[test]
+    fn the_digest_tells_data_and_its_place() {
+        use std::os::unix::fs::FileExt;
+        let dir = tempfile::tempdir().unwrap();
+        let digest_of = |position: u64, byte: u8| {
+            let path = dir.path().join("file");
+            let file = File::create(&path).unwrap();
+            file.set_len(8 << 20).unwrap();
+            file.write_all_at(&[byte; 4096], position).unwrap();
+            digest(&path).unwrap()
+        };
+        let digests = [digest_of(0, 1), digest_of(0, 2), digest_of(4 << 20, 1)];
+        assert!(digests[0] != digests[1] && digests[0] != digests[2]);
+        assert_eq!(digests[0], digest_of(0, 1));
+    }
+}

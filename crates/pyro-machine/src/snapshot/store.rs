@@ -1,0 +1,359 @@
+//! The snapshots of one directory: found, made, and the least recently used removed.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+
+use super::error::SnapshotError;
+use super::key::{self, Subject};
+use super::layout::{self, LAYER, MEMORY, RECORD, STATE, remove};
+use super::record::Record;
+use crate::files;
+use crate::image::GuestKernel;
+use crate::platform::Platform;
+
+/// Maximum number of snapshots, and of bytes of disk for all of them. The least recently used go first.
+const MAX_SNAPSHOTS: usize = 8;
+const MAX_BYTES: u64 = 4 << 30;
+/// After a failure it is not tried again this long: each try costs a boot.
+const FAILURE_HOLDS: Duration = Duration::from_secs(60);
+
+/// The snapshot for machines of one kind, in a directory with those of other kinds.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    key: String,
+    kernel: GuestKernel,
+    kernel_identity: Option<Value>,
+}
+
+/// A snapshot that was found whole.
+#[derive(Debug)]
+pub struct Snapshot {
+    dir: PathBuf,
+    record: Record,
+}
+
+/// A snapshot that is being made. Dropping it removes what there is.
+#[derive(Debug)]
+pub struct Partial {
+    dir: PathBuf,
+    _lock: File,
+}
+
+/// What [`Store::begin`] leads to.
+#[derive(Debug)]
+pub enum Begun {
+    /// The caller makes the snapshot.
+    Partial(Partial),
+    /// Another process has made it by now.
+    MadeMeanwhile(Snapshot),
+}
+
+impl Store {
+    /// The snapshot of `subject` in `dir`.
+    ///
+    /// # Errors
+    /// There can be none: the platform does not save machines, or does not say what it is.
+    pub async fn open<P: Platform>(
+        dir: &Path,
+        subject: &Subject,
+        platform: &P,
+    ) -> Result<Self, SnapshotError> {
+        if !platform.capabilities().snapshots {
+            return Err(SnapshotError::Unsupported);
+        }
+        let kernel = subject.guest.kernel.clone();
+        // Before the key, so that what is looked at again in the end is not newer than that.
+        let kernel_identity = key::kernel_identity(&kernel);
+        let fingerprint = platform.fingerprint(&subject.hardware, dir).await?;
+        if !fingerprint.saves_machines {
+            return Err(SnapshotError::TooOld { version: fingerprint.version });
+        }
+        let key = key::of(subject, &fingerprint)?;
+        Ok(Self { dir: dir.to_owned(), key, kernel, kernel_identity: kernel_identity? })
+    }
+
+    /// Whether it has to be made before a machine can start from it, which a short while ago was not known to fail.
+    pub fn is_missing(&self) -> bool {
+        self.find().is_none() && self.recent_failure().is_none()
+    }
+
+    /// The snapshot, if it is there and looks as it was made.
+    pub fn find(&self) -> Option<Snapshot> {
+        let dir = self.dir.join(&self.key);
+        let record = Record::read(&dir.join(RECORD))?;
+        let snapshot = Snapshot { dir, record };
+        match snapshot.record.check(&snapshot.dir) {
+            Ok(()) => {
+                // For deciding which one has not been used for longest; it may fail without harm.
+                let _ = File::open(snapshot.dir.join(RECORD))
+                    .and_then(|file| file.set_modified(SystemTime::now()));
+                Some(snapshot)
+            }
+            Err(reason) => {
+                tracing::warn!(dir = %snapshot.dir.display(), %reason, "damaged template discarded");
+                self.discard(&snapshot);
+                None
+            }
+        }
+    }
+
+    /// Begins to make the snapshot, after waiting for a process that is making it. It is not begun unless `wanted` bytes
+    /// are free: a snapshot must not take the space that running machines were promised.
+    ///
+    /// # Errors
+    /// There is not enough space, or a file cannot be made or locked.
+    pub async fn begin(&self, wanted: u64) -> Result<Begun, SnapshotError> {
+        files::make_private_dir(&self.dir).map_err(SnapshotError::io("make", &self.dir))?;
+        self.check_space(wanted)?;
+        let lock_path = layout::lock(&self.dir, &self.key);
+        let lock = File::create(&lock_path).map_err(SnapshotError::io("make", &lock_path))?;
+        let locked = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await;
+        let lock = locked.map_err(std::io::Error::from).flatten();
+        let lock = lock.map_err(SnapshotError::io("lock", &lock_path))?;
+        if let Some(snapshot) = self.find() {
+            return Ok(Begun::MadeMeanwhile(snapshot));
+        }
+        let dir = layout::partial(&self.dir, &self.key);
+        // Whoever was making it is dead, or would have the lock.
+        remove(&dir);
+        files::make_private_dir(&dir).map_err(SnapshotError::io("make", &dir))?;
+        Ok(Begun::Partial(Partial { dir, _lock: lock }))
+    }
+
+    /// Puts a finished snapshot into place. `kernel_release` is what its guest says of its kernel, `environment` the
+    /// digest by which [`prune`](super::prune) knows it.
+    ///
+    /// # Errors
+    /// The kernel is not the one that was booted, or a file cannot be read or written.
+    pub fn finish(
+        &self,
+        partial: Partial,
+        kernel_release: String,
+        environment: &str,
+    ) -> Result<Snapshot, SnapshotError> {
+        if key::kernel_identity(&self.kernel).ok().as_ref() != Some(&self.kernel_identity) {
+            return Err(SnapshotError::KernelReplaced);
+        }
+        let record = Record::of(&partial.dir, kernel_release, environment)?;
+        record.write(&partial.dir.join(RECORD))?;
+        let dir = self.dir.join(&self.key);
+        remove(&dir);
+        fs::rename(&partial.dir, &dir).map_err(SnapshotError::io("make", &dir))?;
+        self.remove_surplus(&dir);
+        Ok(Snapshot { dir, record })
+    }
+
+    /// Records that the snapshot could not be made, so that it is not tried again for a while: each try costs a boot.
+    pub fn failed(&self, reason: &str) {
+        // Then it is tried again, which is slow but right.
+        let _ = fs::write(layout::failure(&self.dir, &self.key), reason);
+    }
+
+    /// Removes a snapshot that is of no use. Machines that run from it keep what they have open.
+    pub fn discard(&self, snapshot: &Snapshot) {
+        remove(&snapshot.dir);
+    }
+
+    /// Why it could not be made a short while ago.
+    pub fn recent_failure(&self) -> Option<String> {
+        let path = layout::failure(&self.dir, &self.key);
+        let age = SystemTime::now().duration_since(fs::metadata(&path).ok()?.modified().ok()?).ok()?;
+        if age > FAILURE_HOLDS {
+            let _ = fs::remove_file(&path);
+            return None;
+        }
+        fs::read_to_string(&path).ok()
+    }
+
+    fn check_space(&self, wanted: u64) -> Result<(), SnapshotError> {
+        let disk = rustix::fs::statvfs(&self.dir).map_err(|error| SnapshotError::Disk(error.into()))?;
+        match disk.f_bavail.saturating_mul(disk.f_frsize) {
+            free if free < wanted => Err(SnapshotError::NoSpace { wanted_mib: wanted >> 20 }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the least recently used snapshots beyond the bounds, but not `newest`.
+    fn remove_surplus(&self, newest: &Path) {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        let mut others: Vec<(SystemTime, u64, PathBuf)> = entries
+            .filter_map(|entry| {
+                let path = entry.ok()?.path();
+                let used = fs::metadata(path.join(RECORD)).ok()?.modified().ok()?;
+                (path != newest).then(|| (used, allocated_bytes(&path), path))
+            })
+            .collect();
+        others.sort();
+        let mut bytes = allocated_bytes(newest) + others.iter().map(|(_, bytes, _)| bytes).sum::<u64>();
+        let mut count = others.len() + 1;
+        for (_, size, path) in others {
+            if count <= MAX_SNAPSHOTS && bytes <= MAX_BYTES {
+                break;
+            }
+            remove(&path);
+            count -= 1;
+            bytes -= size;
+        }
+    }
+}
+
+impl Snapshot {
+    /// The guest's memory.
+    pub fn memory(&self) -> PathBuf {
+        self.dir.join(MEMORY)
+    }
+
+    /// The state of the devices.
+    pub fn state(&self) -> PathBuf {
+        self.dir.join(STATE)
+    }
+
+    /// The writable layer.
+    pub fn layer(&self) -> PathBuf {
+        self.dir.join(LAYER)
+    }
+
+    /// `uname -r` in the guest.
+    pub fn kernel_release(&self) -> &str {
+        &self.record.kernel_release
+    }
+}
+
+impl Partial {
+    /// Where its files go. What else is put there must be removed before [`Store::finish`].
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// See [`Snapshot::memory`].
+    pub fn memory(&self) -> PathBuf {
+        self.dir.join(MEMORY)
+    }
+
+    /// See [`Snapshot::state`].
+    pub fn state(&self) -> PathBuf {
+        self.dir.join(STATE)
+    }
+
+    /// See [`Snapshot::layer`].
+    pub fn layer(&self) -> PathBuf {
+        self.dir.join(LAYER)
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // After a rename it is not there.
+        remove(&self.dir);
+    }
+}
+
+fn allocated_bytes(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.blocks() * 512)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(dir: &Path, key: &str) -> Store {
+        let kernel = GuestKernel::WithModules { image: "/none".into(), modules: "/none".into() };
+        Store { dir: dir.to_owned(), key: key.to_owned(), kernel, kernel_identity: None }
+    }
+
+    async fn make(store: &Store) -> Snapshot {
+        let Begun::Partial(partial) = store.begin(0).await.unwrap() else { panic!("it is there already") };
+        for path in [partial.memory(), partial.state(), partial.layer()] {
+            fs::write(path, "content").unwrap();
+        }
+        store.finish(partial, "6.1".to_owned(), "environment").unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_finished_snapshot_is_found_until_it_is_discarded() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path(), "key");
+        assert!(store.is_missing());
+        make(&store).await;
+        let found = store.find().unwrap();
+        assert_eq!(found.kernel_release(), "6.1");
+        assert!(!store.is_missing());
+        assert!(matches!(store.begin(0).await.unwrap(), Begun::MadeMeanwhile(_)));
+        store.discard(&found);
+        assert!(store.is_missing());
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_is_given_up_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path(), "key");
+        let Begun::Partial(partial) = store.begin(0).await.unwrap() else { panic!("nothing was made") };
+        let partial_dir = partial.dir().to_owned();
+        assert!(partial_dir.exists());
+        drop(partial);
+        assert!(!partial_dir.exists());
+    }
+
+    #[tokio::test]
+    async fn one_process_makes_it_and_others_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (store(dir.path(), "key"), store(dir.path(), "key"));
+        let Begun::Partial(partial) = first.begin(0).await.unwrap() else { panic!("nothing was made") };
+        for path in [partial.memory(), partial.state(), partial.layer()] {
+            fs::write(path, "content").unwrap();
+        }
+        let waiting = second.begin(0);
+        let making = async {
+            tokio::task::yield_now().await;
+            first.finish(partial, "6.1".to_owned(), "environment").unwrap();
+        };
+        let (begun, ()) = tokio::join!(waiting, making);
+        assert!(matches!(begun.unwrap(), Begun::MadeMeanwhile(_)));
+    }
+
+    #[tokio::test]
+    async fn it_is_not_begun_without_space() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = store(dir.path(), "key").begin(u64::MAX).await.unwrap_err();
+        assert!(matches!(error, SnapshotError::NoSpace { .. }));
+        assert_eq!(error.to_string(), "17592186044415 MiB would have to be free for a template");
+    }
+
+    #[test]
+    fn a_failure_holds_for_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path(), "key");
+        assert_eq!(store.recent_failure(), None);
+        store.failed("why");
+        assert_eq!(store.recent_failure().as_deref(), Some("why"));
+        assert!(!store.is_missing());
+        let long_ago = SystemTime::now() - FAILURE_HOLDS - Duration::from_secs(1);
+        File::options()
+            .write(true)
+            .open(dir.path().join("key.failed"))
+            .unwrap()
+            .set_modified(long_ago)
+            .unwrap();
+        assert_eq!(store.recent_failure(), None);
+        assert!(store.is_missing());
+    }
+
+    #[tokio::test]
+    async fn the_least_recently_used_go_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let stores: Vec<_> = (0..=MAX_SNAPSHOTS).map(|n| store(dir.path(), &n.to_string())).collect();
+        for (n, store) in stores.iter().enumerate() {
+            make(store).await;
+            let used = SystemTime::now() - Duration::from_secs(100 - n as u64);
+            File::open(dir.path().join(n.to_string()).join(RECORD)).unwrap().set_modified(used).unwrap();
+        }
+        let left: Vec<_> = (0..stores.len()).filter(|n| dir.path().join(n.to_string()).exists()).collect();
+        assert_eq!(left, (1..stores.len()).collect::<Vec<_>>());
+    }
+}
