@@ -1,17 +1,17 @@
-# What the README tells you to type. `make` alone prints the list.
+# The entry points for building and testing. `make` without a target prints the list.
 
 TARGET := x86_64-unknown-linux-gnu
 BUILT := $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
 PYRO := $(BUILT)/release/pyro
 NEXTEST_PROFILE = $(if $(CI),ci,default)
 NEXTEST = cargo nextest run --locked --workspace --profile $(NEXTEST_PROFILE)
-# Where the tests find the environment they boot; filled beforehand, so that no test's time limit counts that.
+# The environment cache of the tests. Filled before the tests run, so that building it does not count towards their time limits.
 export PYRO_TEST_CACHE ?= $(abspath $(or $(CARGO_TARGET_DIR),target)/test-environments)
 
 PREFIX ?= /usr/local
 SHARE = $(DESTDIR)$(PREFIX)/share
 
-# What makes and tests the Python package, and the programs that `tests/clients` lets speak to pyro.
+# Virtual environment for the Python package and its tests, and the clients for `tests/clients`.
 PYTHON = $(abspath $(or $(CARGO_TARGET_DIR),target)/python)
 CLIENTS = $(abspath $(or $(CARGO_TARGET_DIR),target)/test-clients)
 
@@ -23,11 +23,11 @@ help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: setup build ## Set this host up, build, and run a first command in a microVM
+run: setup build ## Set up this host, build, and run a first command in a microVM
 	$(PYRO) run debian:12 -- git --version
 
 .PHONY: setup
-setup: ## Install what building and running needs, as far as it is missing
+setup: ## Install missing prerequisites for building and running
 	scripts/setup-host
 
 .PHONY: build
@@ -35,7 +35,7 @@ build: ## Build the executable, optimised
 	cargo build --locked --release --package pyro-cli
 
 .PHONY: install
-install: $(PYRO) ## Install what was built, with completions and manual pages (PREFIX, DESTDIR)
+install: $(PYRO) ## Install the executable, completions, and man pages (PREFIX, DESTDIR)
 	install -D --mode=755 $(PYRO) $(DESTDIR)$(PREFIX)/bin/pyro
 	$(PYRO) man $(SHARE)/man/man1
 	mkdir -p $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
@@ -43,45 +43,52 @@ install: $(PYRO) ## Install what was built, with completions and manual pages (P
 	$(PYRO) completions zsh > $(SHARE)/zsh/site-functions/_pyro
 	$(PYRO) completions fish > $(SHARE)/fish/vendor_completions.d/pyro.fish
 
-# Not rebuilt when sources change, so that `sudo make install` needs no Rust and leaves no files of root's here.
+# Not rebuilt when sources change, so that `sudo make install` needs no Rust and leaves no files owned by root here.
 $(PYRO):
 	$(MAKE) build
 
-# With maturin as pinned, and not through pip, which would make a wheel for this host only.
+# Uses the pinned maturin directly. A wheel built through pip would be for this host only.
 .PHONY: wheel
-wheel: $(PYTHON)/made ## Build the Python wheel, optimised, and put it into target/wheels
+wheel: $(PYTHON)/made ## Build the optimised Python wheel in target/wheels
 	$(PYTHON)/bin/maturin build --release
 
 .PHONY: guest-kernel
-guest-kernel: ## Build the small guest kernel and put it where pyro finds it (some minutes, 2 GiB in target/)
+guest-kernel: ## Build and install the small guest kernel (some minutes, 2 GiB in target/)
 	scripts/setup-host --guest-kernel
 	scripts/build-guest-kernel
 
-# One more test at once than there are processors: some do nothing but wait for the end of a lifetime.
+# One test more than there are processors, because some only wait for the end of a lifetime.
 .PHONY: test
-test: build-test ## Run every test, those that boot real microVMs included
+test: build-test ## Run every test, including those that boot microVMs
 	cargo test --locked --workspace --doc --quiet
 	$(NEXTEST) --run-ignored all --test-threads $$(($$(nproc) + 1))
 	$(MAKE) test-python test-clients
 
+# Needs neither a VM nor the network; minutes faster than `test`, for the edit-test loop.
+.PHONY: check
+check: setup-lint setup-test ## Check formatting and lints, and run the tests that need no VM (under two minutes once built)
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- --deny warnings
+	$(NEXTEST) --status-level fail -E 'not binary(vm)'
+
 .PHONY: test-python
-test-python: build-test $(PYTHON)/made ## Run only the tests of the Python package
+test-python: build-test $(PYTHON)/made ## Run only the Python package's tests
 	$(PYTHON)/bin/python -B -m pytest -c tests/python/pytest.ini tests/python --pyro $(BUILT)/debug/pyro \
 		--numprocesses 3 --dist loadfile
 
 .PHONY: test-clients
-test-clients: build-test $(CLIENTS)/python/made $(CLIENTS)/node/made ## Run only the tests in which other programs use pyro
+test-clients: build-test $(CLIENTS)/python/made $(CLIENTS)/node/made ## Run only the tests with third-party clients
 	$(CLIENTS)/python/bin/python -B -m pytest -c tests/clients/pytest.ini tests/clients --pyro $(BUILT)/debug/pyro --node $(CLIENTS)/node
 
 .PHONY: test-wheel
-test-wheel: build-test $(PYTHON)/made ## Run only the tests of the Python wheel and the source distribution
+test-wheel: build-test $(PYTHON)/made ## Run only the tests of the wheel and the source distribution
 	rm -rf $(PYTHON)/wheels
 	$(PYTHON)/bin/maturin build --quiet --profile dev --out $(PYTHON)/wheels
 	$(PYTHON)/bin/maturin sdist --out $(PYTHON)/wheels
 	$(PYTHON)/bin/python -B -m pytest -c tests/wheel/pytest.ini tests/wheel $(WHEEL_TESTS) \
 		--wheel $(PYTHON)/wheels/*.whl --sdist $(PYTHON)/wheels/*.tar.gz
 
-# All are made anew when what is pinned changes.
+# Recreated when the pinned versions change.
 $(PYTHON)/made: tests/python/requirements.txt | setup-test
 	rm -rf $(@D)
 	python3 -m venv $(@D)
@@ -110,7 +117,7 @@ build-test: setup-test
 test-full: export PROPTEST_CASES = 2000
 test-full: NEXTEST_PROFILE = full
 test-full: export WHEEL_TESTS = -m ""
-test-full: test test-wheel fuzz-smoke ## The same with many more cases per property, wheels, then every fuzz target for a while
+test-full: test test-wheel fuzz-smoke ## Like test, with more property test cases, wheels, and fuzzing
 
 .PHONY: setup-test
 setup-test:
@@ -127,7 +134,7 @@ setup-fuzz:
 	scripts/setup-host --fuzz
 
 .PHONY: lint
-lint: setup-lint ## Check format, lints, licences and sources of dependencies, scripts and wording
+lint: setup-lint ## Check formatting, lints, licences and sources of dependencies, scripts, and wording
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- --deny warnings
@@ -145,7 +152,7 @@ advisories: ## Check dependencies for known vulnerabilities (fetches the RustSec
 	cargo deny --locked check advisories
 
 .PHONY: bench
-bench: setup-bench build ## Measure pyro beside plain QEMU and others (9 minutes) and renew docs/benchmarks.md
+bench: setup-bench build ## Benchmark pyro against plain QEMU and others (9 minutes), update docs/benchmarks.md
 	cargo build --locked --release --package pyro-engine --example measure
 	python3 bench/run.py --measure $(BUILT)/release/examples/measure --cache $(PYRO_TEST_CACHE) \
 		--output docs/benchmarks --page docs/benchmarks.md $(BENCH_OPTIONS) $(PYRO)
@@ -155,5 +162,5 @@ setup-bench:
 	scripts/setup-host --bench
 
 .PHONY: bench-startup
-bench-startup: build ## Measure how fast pyro starts
+bench-startup: build ## Measure how long the start of pyro takes
 	python3 bench/startup.py $(PYRO)

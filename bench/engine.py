@@ -1,4 +1,4 @@
-"""The engine behind the command line, through the example program `measure` of its crate."""
+"""Drives the engine through `measure`, an example program of its crate."""
 
 import host
 from measure import Unavailable
@@ -6,7 +6,7 @@ from talk import Talker
 
 
 class Engine(Talker):
-    """VMs that outlive a call, to be used in a `with`."""
+    """An engine with VMs that outlive a call. Use it in a `with` statement."""
 
     def __init__(self, program, pyro, env, log):
         self.directory = env["PYRO_BASE_DIR"]
@@ -20,50 +20,50 @@ class Engine(Talker):
         return answer
 
     def start(self, count=1, mem_mib=1024):
-        """Starts VMs at once. Their ids, and the time until all have answered a first `true`."""
+        """Starts VMs concurrently. Returns their IDs and the time until all have answered a first `true`."""
         answer = self._ask(f"start {count} {mem_mib}")
         return answer["vms"], answer["ms"]
 
     def boot(self, count):
-        """Starts VMs at once and sends them no command. Their ids."""
+        """Starts VMs concurrently without running a command. Returns their IDs."""
         return self._ask(f"boot {count} 1024")["vms"]
 
     def exec(self, vm, command):
-        """Time of one command, and the bytes it wrote."""
+        """Returns the time of one command and the number of bytes it wrote."""
         answer = self._ask(f"exec {vm} {command}")
         return answer["ms"], answer["bytes"]
 
     def run_ms(self, command):
-        """Time of one command in a VM of its own."""
+        """Returns the time of one command in a new VM."""
         return self._ask(f"run {command}")["ms"]
 
     def task(self):
-        """Creates a task. Its id."""
+        """Creates a task and returns its ID."""
         return self._ask("task")["task"]
 
     def exec_task(self, task, command):
-        """Time of one command in a task, whose record is on the disk then."""
+        """Returns the time of one command in a task, including its durable journal entry."""
         return self._ask(f"task-exec {task} {command}")["ms"]
 
     def status_task(self, task):
-        """Time of looking at a task."""
+        """Returns the time of a status request for a task."""
         return self._ask(f"task-status {task}")["ms"]
 
     def delete(self):
-        """Deletes all VMs and tasks that this engine has started."""
+        """Deletes all VMs and tasks that this engine started."""
         self._ask("delete")
 
     def start_ms(self, mem_mib=1024):
-        """Time from creating a VM to the answer of its first command. It is gone afterwards."""
+        """Returns the time from creating a VM to the answer of its first command. Deletes the VM."""
         _, elapsed = self.start(1, mem_mib)
         self.delete()
         return elapsed
 
     def memory_per_vm(self, vms):
-        """Mean RSS and PSS in MiB of the processes of some VMs or tasks, which should be idle."""
+        """Returns the mean RSS and PSS, in MiB, of the processes of idle VMs or tasks."""
         parts = {"qemu": [], "supervisor": []}
         for vm in vms:
-            # Of all processes, only QEMU names the VM's directory.
+            # QEMU is the only process whose arguments contain the VM's directory.
             qemu = next(iter(host.processes(f"{self.directory}/vms/{vm}/")))
             parts["qemu"].append(host.memory_mib(qemu))
             parts["supervisor"].append(host.memory_mib(host.parent(qemu)))

@@ -1,4 +1,4 @@
-"""The host: what it is, which processes belong to a directory, and how nothing is left of them."""
+"""The host: its properties, the processes that belong to a directory, and their removal."""
 
 import contextlib
 import datetime
@@ -11,7 +11,7 @@ import time
 
 
 def facts(pyro, accelerator, qemu):
-    """What has to be known of the machine to compare results."""
+    """Returns the properties of the host that matter when comparing results."""
     version = [subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
                for program in (pyro, qemu)]
     with open("/proc/cpuinfo") as cpuinfo:
@@ -29,13 +29,13 @@ def facts(pyro, accelerator, qemu):
 
 
 def available_mib():
-    """Memory that processes could still get."""
+    """Returns the memory available to processes, in MiB."""
     with open("/proc/meminfo") as meminfo:
         return next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable")) >> 10
 
 
 def processes(directory):
-    """Those whose arguments name the directory: by process id, their arguments."""
+    """Returns the arguments, by process ID, of the processes whose arguments contain the directory."""
     found = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
@@ -47,13 +47,13 @@ def processes(directory):
 
 
 def parent(pid):
-    """The process that started `pid`."""
+    """Returns the ID of the parent of process `pid`."""
     with open(f"/proc/{pid}/stat") as stat:
         return int(stat.read().rsplit(")", 1)[1].split()[1])
 
 
 def memory_mib(pid):
-    """Resident set of a process, and its proportional share of that, in MiB."""
+    """Returns the RSS and PSS of a process, in MiB."""
     with open(f"/proc/{pid}/smaps_rollup") as rollup:
         values = {words[0]: words[1] for words in map(str.split, rollup) if len(words) > 2}
     return {"rss": int(values["Rss:"]) / 1024, "pss": int(values["Pss:"]) / 1024}
@@ -61,24 +61,24 @@ def memory_mib(pid):
 
 @contextlib.contextmanager
 def work_directory():
-    """A directory of our own, on a disk. At the end nothing of it is left: no process that names it, mount in it or
-    control group named after it."""
+    """Creates a work directory on disk. On exit, removes it with all processes that name it, mounts below it, and control
+    groups named after it."""
     root = os.environ.get("TMPDIR", "/var/tmp")
-    # Of one length, so that no name is the beginning of another.
+    # Fixed length, so that no name is a prefix of another.
     directory = f"{root}/pyro-bench-{os.getpid():07}"
     os.mkdir(directory, 0o700)
     try:
         yield directory
     finally:
-        # Impatience must not leave half of it behind.
+        # Another signal must not interrupt the clean-up.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         _remove(directory)
 
 
 def end_processes(directory):
-    """Kills those whose arguments name the directory."""
-    # Killed processes may have started others a moment before.
+    """Kills all processes whose arguments contain the directory."""
+    # A process may have started others just before it was killed.
     for _ in range(50):
         left = processes(directory)
         if not left:
@@ -101,7 +101,10 @@ def _remove(directory):
 
 
 def _end_groups(name):
-    """Removes control groups of that name, and kills who is in them: a container names nothing of ours."""
+    """Kills the members of control groups with this name and removes the groups.
+
+    The arguments of a container's processes do not contain our directory, so they are found by control group.
+    """
     for _ in range(50):
         left = [path for path, _, _ in os.walk("/sys/fs/cgroup", topdown=False) if f"/{name}" in path]
         if not left:

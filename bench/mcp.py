@@ -1,4 +1,4 @@
-"""A client of `pyro mcp serve`, as small as can be: JSON-RPC over the server's standard input and output."""
+"""A minimal client of `pyro mcp serve`: JSON-RPC over the server's standard input and output."""
 
 import json
 import time
@@ -8,24 +8,24 @@ from talk import Talker
 
 
 class Client(Talker):
-    """A server and its only client, to be used in a `with`."""
+    """A server and its only client. Use it in a `with` statement."""
 
     def __init__(self, pyro, env, log):
         super().__init__([pyro, "mcp", "serve"], env, log)
         self.asked = 0
 
     def greet(self):
-        """The handshake, with which everything begins."""
+        """Performs the handshake."""
         self._ask("initialize", {
             "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "bench", "version": "1"}})
         self.say(_message(method="notifications/initialized"))
 
     def tools(self):
-        """The tools that the server has."""
+        """Returns the server's tools."""
         return self._ask("tools/list", {})["tools"]
 
     def run_ms(self, environment, command):
-        """Time of a call of `vm_run`, whose command must be a success."""
+        """Returns the time of a `vm_run` call, whose command must succeed."""
         result = {}
 
         def call():
@@ -49,7 +49,7 @@ def _message(**parts):
 
 
 def start_ms(pyro, env, log):
-    """Time from starting a server to its list of tools, which a client that starts up waits for."""
+    """Returns the time from starting a server to its tool list, which a starting client waits for."""
     start = time.perf_counter_ns()
     with Client(pyro, env, log) as client:
         client.greet()

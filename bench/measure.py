@@ -1,4 +1,4 @@
-"""Taking times: of processes and of calls, several contenders in turns, with a limit on everything."""
+"""Measures processes and calls, with contenders taking turns and a time limit on everything."""
 
 import contextlib
 import os
@@ -9,14 +9,14 @@ import time
 
 
 class Unavailable(Exception):
-    """Something that is compared is not there, or cannot be used here, and why."""
+    """A contender is missing or cannot be used on this host. The message gives the reason."""
 
 
 @contextlib.contextmanager
 def at_most(seconds):
-    """Ends what takes longer with TimeoutError. Does not nest."""
+    """Raises TimeoutError if the block takes longer. Does not nest."""
     def late(_signal, _frame):
-        raise TimeoutError(f"not done after {seconds} s")
+        raise TimeoutError(f"timed out after {seconds} s")
     previous = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -27,13 +27,13 @@ def at_most(seconds):
 
 
 def process_ms(command, env, log, limit=120):
-    """Time from a process's start to its end, which must be a success. `log` takes what it writes."""
+    """Returns the time from a process's start to its successful end. Its output goes to `log`."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     pid = None
     try:
         with at_most(limit):
             start = time.perf_counter_ns()
-            # posix_spawn does not copy this process, so its size does not count.
+            # posix_spawn does not copy this process, so the size of this process does not affect the result.
             pid = os.posix_spawnp(command[0], command, env, file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, out, 1), (os.POSIX_SPAWN_DUP2, out, 2),
@@ -55,23 +55,25 @@ def process_ms(command, env, log, limit=120):
 
 
 def call_ms(work):
-    """Time that a call takes."""
+    """Returns the time that a call takes."""
     start = time.perf_counter_ns()
     work()
     return (time.perf_counter_ns() - start) / 1e6
 
 
 def summary(samples):
-    """Median and quartiles of some values."""
+    """Returns the median and quartiles of the samples."""
     low, _, high = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else [samples[0]] * 3
     return {"median": round(statistics.median(samples), 3), "p25": round(low, 3), "p75": round(high, 3),
             "runs": len(samples)}
 
 
 def in_turns(contenders, rounds, seldom=()):
-    """Lets contenders, callables that return a value, take turns, so that whatever else the machine does meets all
-    of them alike; those in `seldom` only in every third round. The first turn of each is not counted. Gives the
-    summary of each, or {"unavailable": why}."""
+    """Runs contenders in turns and returns the summary of each, or {"unavailable": reason}.
+
+    A contender is a callable that returns a value. Taking turns exposes all of them alike to other load on the host.
+    Those in `seldom` run only in every third round. The first turn of each does not count.
+    """
     samples, results = {name: [] for name in contenders}, {}
     for turn in range(rounds + 1):
         for name, contender in contenders.items():
@@ -89,5 +91,5 @@ def in_turns(contenders, rounds, seldom=()):
 
 
 def say(text):
-    """Progress, for people."""
+    """Prints progress to standard error."""
     print(f"bench: {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Other ways to run a command away from the host, in the same root file system as pyro's guests have."""
+"""Other tools that isolate a command, run in the same root file system as pyro's guests."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Peers:
-    """Contenders, by name, each a function from the command to milliseconds."""
+    """The contenders by name. Each is a function from a command to milliseconds."""
 
     def __init__(self, image, work):
         self.work = work
@@ -24,11 +24,11 @@ class Peers:
         tool = shutil.which("fsck.erofs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
         subprocess.run([tool, f"--extract={self.root}", image], check=True, stdout=subprocess.DEVNULL)
         with open(self.env["CONTAINERS_CONF"], "w") as file:
-            # Without the capability to raise its limits, root would be refused those that podman asks for by default.
+            # podman raises resource limits by default, which fails for a root user without that capability.
             file.write("[containers]\ndefault_ulimits = []\n")
 
     def contenders(self):
-        """All of them."""
+        """Returns all contenders."""
         return {"bwrap": self.bwrap, "runc": self.runc, "gVisor": self.gvisor, "podman": self.podman}
 
     def bwrap(self, command):
@@ -42,7 +42,7 @@ class Peers:
         return self._time(["runc", f"--root={self.work}/runc", "run", f"--bundle={bundle}", self._name()])
 
     def gvisor(self, command):
-        """gVisor: a kernel in user space. Its KVM platform is never asked for."""
+        """gVisor: a kernel in user space, never on its KVM platform."""
         bundle = self._bundle(command)
         return self._time(["runsc", f"--root={self.work}/runsc", "--network=none", "--ignore-cgroups",
                            "--platform=ptrace", "run", f"--bundle={bundle}", self._name()])
@@ -51,7 +51,7 @@ class Peers:
         """podman: runc or crun with storage, a monitor and locks."""
         if self.podman_options:
             return self._podman(self.podman_options, command)
-        # crun does not know hosts with both versions of control groups, runc does not go without them.
+        # crun does not support hosts with both versions of control groups; runc requires control groups.
         group = f"--cgroup-parent=/{os.path.basename(self.work)}"
         failures = []
         for options in (["--runtime=crun"], ["--cgroups=disabled"]), (["--runtime=runc"], [group]):

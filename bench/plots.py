@@ -1,4 +1,4 @@
-"""Plots as SVG, drawn by hand so that nothing has to be installed."""
+"""Plots as SVG, written without dependencies."""
 
 import math
 from xml.sax.saxutils import escape
@@ -25,14 +25,14 @@ def _line(x1, y1, x2, y2, colour="#d1d5db", width=1):
 
 
 def _ticks(top):
-    """Round steps from 0, at most eight, up to `top` or a little more."""
+    """Returns at most nine round values from 0 up to `top` or slightly above."""
     step = next(step for step in (factor * 10.0 ** power for power in range(-3, 9) for factor in (1, 2, 5))
                 if top / step <= 8)
     return [step * number for number in range(math.ceil(top / step) + 1)]
 
 
 def bars(title, unit, rows):
-    """Horizontal bars from zero, one for each (name, summary), with whiskers from quartile to quartile."""
+    """Returns horizontal bars from zero, one for each (name, summary), with whiskers between the quartiles."""
     top = max(row["p75"] for _, row in rows)
     ticks = [tick for tick in _ticks(top) if tick <= top * 1.05]
     scale = (WIDTH - LEFT - RIGHT) / max(top, ticks[-1])
@@ -56,8 +56,10 @@ def bars(title, unit, rows):
 
 
 def lines(title, x_name, y_name, series, limit=None):
-    """One line for each name of `series`, a dictionary of lists of (x, summary); at the x there are, evenly spaced.
-    `limit` is drawn across."""
+    """Returns one line for each entry of `series`, a dictionary of lists of (x, summary).
+
+    The x values are evenly spaced. `limit` is drawn as a horizontal line.
+    """
     xs = sorted({x for points in series.values() for x, _ in points})
     top = max([row["p75"] for points in series.values() for _, row in points] + [limit or 0])
     ticks = _ticks(top)

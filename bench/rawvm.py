@@ -1,8 +1,8 @@
-"""A VM without pyro: QEMU started by hand, and just enough of the guest agent's protocol to run commands.
+"""A VM without pyro: QEMU, and just enough of the guest agent's protocol to run commands.
 
-It is what pyro is measured against: the same kernel, agent, disks, template and command line of QEMU, but no process
-of ours on the host, no registry, no checks, no clean-up. The command lines are those of pyro's own QEMU, as the
-process list shows them.
+This is the floor that pyro is measured against. It uses the same kernel, agent, disks, template, and QEMU command line,
+but no pyro process on the host, no registry, no checks, and no clean-up. The command lines are read from pyro's own
+QEMU processes.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ import host
 from measure import Unavailable, at_most
 
 CONTROL, STDOUT, STDERR = range(3)
-# Longest time without a word from a guest or its QEMU.
+# Maximum time without data from a guest or its QEMU.
 SILENCE_SECONDS = 60
 
 
 class Kind:
-    """How pyro starts QEMU for one kind of machine: from the kernel, and from a template where it makes those."""
+    """How pyro starts QEMU for one kind of VM: from the kernel, and from a template where templates are supported."""
 
     def __init__(self, pyro, env, work):
         self.directory = work
@@ -46,9 +46,9 @@ class Kind:
                 process.kill()
                 raise
         if up != b"up\n":
-            raise RuntimeError("pyro cannot run a command here; ask `pyro doctor`")
+            raise RuntimeError("pyro cannot run a command on this host; see `pyro doctor`")
         if not self.kernel:
-            raise RuntimeError("no boot of a kernel was seen")
+            raise RuntimeError("no QEMU process that boots a kernel was found")
 
     def _look(self, base_dir):
         for command in host.processes(base_dir).values():
@@ -67,14 +67,14 @@ class Kind:
         return _after(self.kernel, "-accel").split(",")[0]
 
     def base_image(self):
-        """The file system that all guests share."""
+        """The base image, which all guests share."""
         disks = [json.loads(word) for word in self.kernel if word.startswith('{"') and "node-name" in word]
         return next(disk["file"]["filename"] for disk in disks if disk["node-name"] == "base")
 
     def boot(self):
-        """Starts a VM from its kernel, up to being ready for commands."""
+        """Starts a VM from its kernel and waits until it accepts commands."""
         command = list(self.kernel)
-        # The template's memory is in a file; without one there is nobody to keep it for.
+        # Only a template needs the memory in a file.
         for option, value in [("-object", "memory-backend"), ("-mon", "control"), ("-chardev", "id=control")]:
             for at in range(len(command) - 2, 0, -1):
                 if command[at] == option and value in command[at + 1]:
@@ -84,16 +84,16 @@ class Kind:
         return lambda layer: RawVM(command, layer).up_from_kernel()
 
     def restore(self):
-        """Starts a VM from pyro's template, up to being ready for commands."""
+        """Starts a VM from pyro's template and waits until it accepts commands."""
         if not self.clone:
-            raise Unavailable("pyro makes no templates here")
+            raise Unavailable("pyro does not create templates on this host")
         return lambda layer: RawVM(self.clone, layer).up_from_template(f"{self._template()}/state")
 
     def _template(self):
         return os.path.dirname(json.loads(_after(self.clone, "-object"))["mem-path"])
 
     def layer(self, start):
-        """A fresh writable layer: the template's, or that of a machine that boots."""
+        """Creates a fresh writable layer: the template's, or an empty one for a cold boot. Returns its path."""
         if start == "restore":
             source = f"{self._template()}/layer.img"
         else:
@@ -112,7 +112,7 @@ def _after(command, option):
 
 
 class RawVM:
-    """One QEMU process, to be used in a `with`, which kills it."""
+    """One QEMU process. Use it in a `with` statement, which kills it."""
 
     def __init__(self, command, layer):
         self.console = open(f"{layer}.console", "w+b")
@@ -150,16 +150,16 @@ class RawVM:
             end.close()
 
     def up_from_kernel(self):
-        """Follows a start from the kernel until the guest takes commands."""
+        """Completes a start from the kernel: returns when the guest accepts commands."""
         with self._explained():
-            # The guest was built with the pyro whose command line this is.
+            # Same build as the pyro whose command line is used, so the generation always matches.
             generation = self._receive()["generation"]
             self._set_up({"generation": generation, "base_filesystem": "erofs", "warm_up": False})
             self._bootstrap()
         return self
 
     def up_from_template(self, state):
-        """Loads the state of the devices and waits until the guest takes commands."""
+        """Loads the device state and waits until the guest accepts commands."""
         with self._explained():
             self.lines.readline()
             self._qmp("qmp_capabilities")
@@ -171,7 +171,7 @@ class RawVM:
         return self
 
     def exec(self, command):
-        """Runs a command that must succeed; its standard output."""
+        """Runs a command that must succeed and returns its standard output."""
         with self._explained():
             code, output = self._exec(command)
         if code != 0:
@@ -180,7 +180,7 @@ class RawVM:
 
     @contextlib.contextmanager
     def _explained(self):
-        """A guest that hangs or dies fails with what its console says; it is killed."""
+        """Kills a guest that hangs or dies, and adds its console output to the error."""
         try:
             yield
         except (OSError, EOFError, ValueError) as error:
@@ -203,7 +203,7 @@ class RawVM:
             if "return" in reply:
                 return
 
-    # The agent's protocol: frames, first bare, then in yamux streams
+    # The agent's protocol: plain frames first, then yamux streams
 
     def _read(self, count):
         data = b""
@@ -250,7 +250,7 @@ class RawVM:
             body = self._read(length)
             if stream != self.stream:
                 continue
-            # Let the guest send on.
+            # Return the credit, so that the guest can continue sending.
             self.agent.sendall(struct.pack(">BBHII", 0, 1, 0, stream, length))
             data += body
             while len(data) >= 5:
@@ -259,7 +259,7 @@ class RawVM:
                     break
                 payload, data = data[5:5 + length], data[5 + length:]
                 if kind == CONTROL:
-                    # Our half of the stream is done, too.
+                    # Close our half of the stream.
                     self.agent.sendall(struct.pack(">BBHII", 0, 0, 4, self.stream, 0))
                     self.stream += 2
                     return json.loads(payload)["exited"]["status"]["code"], output

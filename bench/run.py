@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Measures pyro beside the bare QEMU it is made of and other ways to run a command apart from the host.
+"""Measures pyro against the plain QEMU it uses and against other tools that isolate a command.
 
     bench/run.py --measure PROGRAM [--cache DIR] [--output DIR --page FILE] [--quick] PYRO
 
-Prints tables; with --output and --page, but not --quick, also writes results.json, plots and the tables of the page.
-Leaves no process, file or control group behind, also when it is interrupted.
+Prints tables. With --output and --page, but not with --quick, also writes results.json, the plots, and the tables of the
+page. Leaves no process, file, or control group behind, even if it is interrupted.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from scenarios import Scenarios
 
 
 def measure(options, work):
-    """Everything, in order."""
+    """Runs all scenarios and returns their results."""
     env = {
-        # What everybody has, and not what this host's user may have built.
+        # The default kernel, not one that this user may have built.
         "PYRO_GUEST_KERNEL": "environment", **os.environ,
         "PYRO_BASE_DIR": f"{work}/state", "PYRO_ENVIRONMENT_CACHE_DIR": os.path.abspath(options.cache),
     }
     for name in ("PYRO_WARM", "PYRO_LOG", "PYRO_MAX_ACTIVE_VMS"):
         env.pop(name, None)
     pyro = os.path.abspath(options.pyro)
-    # In a state of its own: what a first VM does is yet to be seen.
+    # With its own state directory, because `Kind` has to observe the first VM, which creates the template.
     subprocess.run([pyro, "env", "pull", "debian:12"], env={**env, "PYRO_BASE_DIR": f"{work}/pull-state"},
                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
     say("starting a first VM")
@@ -50,7 +50,7 @@ def measure(options, work):
         "true": scenarios.one_shot("true", 20),
         "git --version": scenarios.one_shot("git --version", 10),
     }
-    say("round trips in a live VM")
+    say("round trips in a running VM")
     results["exec"] = scenarios.round_trip()
     say("tasks")
     results["tasks"] = {
@@ -62,14 +62,14 @@ def measure(options, work):
     results["python"] = {
         **scenarios.python_calls(), "start": scenarios.python_start(), "import": scenarios.python_import(),
     }
-    say("many VMs at once")
+    say("concurrent VMs")
     results["at_once"], results["memory"] = scenarios.at_once()
     say("throughput")
     results["throughput"] = scenarios.throughput()
-    say("start by size of memory")
+    say("start by memory size")
     results["memory_size"] = scenarios.memory_size()
     results["first_command"] = results["memory_size"]["1024"]
-    say("start beside live VMs")
+    say("start by number of running VMs")
     results["live"] = scenarios.live()
     return results
 
@@ -78,12 +78,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pyro", help="the executable")
     parser.add_argument("--measure", required=True, metavar="PROGRAM", help="pyro-engine's example `measure`")
-    parser.add_argument("--cache", required=True, metavar="DIR", help="where debian:12 is, or will be, installed")
-    parser.add_argument("--output", metavar="DIR", help="where results.json and plots go")
-    parser.add_argument("--page", metavar="FILE", help="Markdown file whose tables are renewed")
+    parser.add_argument("--cache", required=True, metavar="DIR", help="environment cache; debian:12 is installed there if it is missing")
+    parser.add_argument("--output", metavar="DIR", help="directory for results.json and plots")
+    parser.add_argument("--page", metavar="FILE", help="Markdown file whose tables are updated")
     parser.add_argument("--quick", action="store_true", help="a fifth of the runs, to try the suite itself")
     options = parser.parse_args()
-    # An end by signal takes the same way out as Ctrl-C.
+    # Signals clean up in the same way as Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     started = time.monotonic()

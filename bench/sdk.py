@@ -1,4 +1,4 @@
-"""The Python package `pyro_mcp`, in interpreters of their own."""
+"""The Python package `pyro_mcp`, in separate interpreters."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ print((time.perf_counter() - start) * 1000)
 
 
 class Client(Talker):
-    """A program that uses the package, to be used in a `with`."""
+    """A program that uses the package. Use it in a `with` statement."""
 
     def __init__(self, pyro, env, log):
         env = {**env, "PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1", "PYRO_EXECUTABLE": pyro}
@@ -31,21 +31,21 @@ class Client(Talker):
         return answer["ms"]
 
     def exec_task(self, task, command):
-        """Time of one command in a task."""
+        """Returns the time of one command in a task."""
         return self._ask_ms(f"exec {task} {command}")
 
     def status_task(self, task):
-        """Time of a call for which no guest is asked."""
+        """Returns the time of a call that involves no guest."""
         return self._ask_ms(f"status {task}")
 
     def first_call(self):
-        """Time of the first call of a new `Pyro`, which starts the executable."""
+        """Returns the time of the first call of a new `Pyro`, which starts the executable."""
         return self._ask_ms("first")
 
 
 class Interpreter:
-    """An environment with nothing in it, as everybody can make one: what a host adds to its Python does not count, nor
-    does compiling, which is done once."""
+    """An empty virtual environment, so that neither the host's site-packages nor byte compilation, which happens once,
+    affect the result."""
 
     def __init__(self, work):
         self.program = f"{work}/python/bin/python"
@@ -53,7 +53,7 @@ class Interpreter:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", f"{work}/python"], check=True)
 
     def import_ms(self, names):
-        """Time of an `import` of these, separated by commas, as the first of a program."""
+        """Returns the time to import these modules, separated by commas, as the first statement of a program."""
         ended = subprocess.run(
             [self.program, "-c", IMPORT.format(names)], env=self.env, stdin=subprocess.DEVNULL, capture_output=True,
             text=True, timeout=60)

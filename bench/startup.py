@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How long `pyro --version` and `pyro env list` take, beside `/bin/true` as the cost of starting any program.
+"""Measures `pyro --version` and `pyro env list` against `/bin/true`, the cost of starting any program.
 
     bench/startup.py [--runs N] [--json] PYRO
 
-The three take turns, so that whatever else the machine does meets all of them alike. Exits with 1 if a median
-misses the limit.
+The three take turns, so that other load on the host affects all of them alike. Exits with 1 if a median exceeds the
+limit.
 """
 
 import argparse
@@ -21,9 +21,9 @@ WARM_UP_RUNS = 3
 
 
 def milliseconds(command, env):
-    """Time from the start of a command to its end."""
+    """Returns the time from the start of a command to its end."""
     start = time.perf_counter_ns()
-    # posix_spawn does not copy this process, so its size does not count.
+    # posix_spawn does not copy this process, so the size of this process does not affect the result.
     pid = os.posix_spawn(command[0], command, env, file_actions=[
         (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
         (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
@@ -37,7 +37,7 @@ def milliseconds(command, env):
 
 
 def measure(commands, env, runs):
-    """Median, least and 90th percentile of each command, by name."""
+    """Returns the median, minimum, and 90th percentile of each command, by name."""
     times = {name: [] for name in commands}
     for run in range(WARM_UP_RUNS + runs):
         for name, command in commands.items():
@@ -61,7 +61,7 @@ def main():
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     if options.runs < 50:
-        parser.error("fewer than 50 runs say little")
+        parser.error("invalid number of runs: expected at least 50")
     pyro = os.path.abspath(options.pyro)
     commands = {
         "/bin/true": ["/bin/true"],
@@ -77,7 +77,7 @@ def main():
     if options.json:
         print(json.dumps({"runs": options.runs, "limit_ms": LIMIT_MS, "results": results}, indent=2))
     else:
-        print(f"{'':16}{'median':>10}{'least':>10}{'90 %':>10}   times /bin/true")
+        print(f"{'':16}{'median':>10}{'min':>10}{'90 %':>10}   times /bin/true")
         for name, result in results.items():
             columns = "".join(f"{result[key]:7.2f} ms" for key in ("median_ms", "min_ms", "p90_ms"))
             print(f"{name:16}{columns}   {result['ratio']:.1f}")

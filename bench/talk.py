@@ -1,4 +1,4 @@
-"""A program that is asked on its standard input and answers on its standard output, a line of JSON each."""
+"""A child program that answers each request line on its standard input with one line of JSON."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from measure import at_most
 
 
 class Talker:
-    """Such a program, to be used in a `with`."""
+    """Such a program. Use it in a `with` statement."""
 
     def __init__(self, command, env, log):
         with open(log, "ab") as errors:
@@ -23,12 +23,12 @@ class Talker:
         self.process.stdout.close()
 
     def say(self, line):
-        """Sends a line that is not answered."""
+        """Sends a line that has no answer."""
         self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
 
     def answer(self, line):
-        """Sends a line, and waits for what comes back."""
+        """Sends a line and returns the answer."""
         with at_most(180):
             self.say(line)
             return json.loads(self.process.stdout.readline())

@@ -1,4 +1,4 @@
-"""Runs eight commands at once, each in a VM of its own, and prints a table of what came back."""
+"""Runs eight commands concurrently, each in its own VM, and prints a table of the results."""
 
 import asyncio
 

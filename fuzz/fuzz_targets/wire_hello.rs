@@ -3,4 +3,4 @@
 
 use pyro_wire::Hello;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| pyro_fuzz::decode_frames::<Hello>(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| pyro_fuzz::decode_guest_frames::<Hello>(data));

@@ -1,6 +1,15 @@
-//! The host decodes it, the guest wrote it.
+//! The host decodes it, the guest wrote it. The first byte decides which request it answers.
 #![no_main]
 
-use pyro_wire::Reply;
+use pyro_fuzz::decode_guest_frames;
+use pyro_wire::{ArchiveReply, ExecReply, HaltReply, IdentifyReply};
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| pyro_fuzz::decode_frames::<Reply>(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let Some((request, data)) = data.split_first() else { return };
+    match request % 4 {
+        0 => decode_guest_frames::<ExecReply>(data),
+        1 => decode_guest_frames::<ArchiveReply>(data),
+        2 => decode_guest_frames::<IdentifyReply>(data),
+        _ => decode_guest_frames::<HaltReply>(data),
+    }
+});

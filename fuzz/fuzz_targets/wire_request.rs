@@ -1,6 +1,10 @@
-//! The guest decodes it, the host wrote it.
+//! The guest decodes it, the host wrote it: the request of a stream, and what may follow the request of a command.
 #![no_main]
 
-use pyro_wire::Request;
+use pyro_fuzz::decode_frames;
+use pyro_wire::{ExecInput, Request};
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| pyro_fuzz::decode_frames::<Request>(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    decode_frames::<Request>(data);
+    decode_frames::<ExecInput>(data);
+});

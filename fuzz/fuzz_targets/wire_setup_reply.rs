@@ -3,4 +3,4 @@
 
 use pyro_wire::SetupReply;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| pyro_fuzz::decode_frames::<SetupReply>(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| pyro_fuzz::decode_guest_frames::<SetupReply>(data));

@@ -3,17 +3,116 @@
 use std::fmt::Debug;
 
 use bytes::BytesMut;
-use pyro_wire::{Frame, FrameCodec, MAX_CONTROL_BYTES};
+use pyro_wire::{
+    ArchiveReply, ExecReply, Failure, Frame, FrameCodec, HaltReply, Hello, IdentifyReply, MAX_CONTROL_BYTES,
+    MAX_COUNT, MAX_EXAMPLE_BYTES, MAX_EXAMPLES, MAX_LABEL_BYTES, MAX_TEXT_BYTES, SetupReply, Status,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::codec::{Decoder, Encoder};
+
+/// A message of a guest, whose values the decoder bounds.
+pub trait FromGuest {
+    /// Checks every number and text.
+    ///
+    /// # Panics
+    /// If one is out of its bounds.
+    fn check(&self);
+}
+
+impl FromGuest for Failure {
+    fn check(&self) {
+        assert!(self.step.len() <= MAX_TEXT_BYTES && self.cause.len() <= MAX_TEXT_BYTES);
+        assert!(self.errno.is_none_or(|errno| (1..4096).contains(&errno)));
+    }
+}
+
+impl FromGuest for Hello {
+    fn check(&self) {
+        for label in [&self.agent_version, &self.kernel_release] {
+            assert!(
+                label.len() <= MAX_LABEL_BYTES && label.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+            );
+        }
+    }
+}
+
+impl FromGuest for SetupReply {
+    fn check(&self) {
+        match self {
+            Self::Done => {}
+            Self::Failed(failure) => failure.check(),
+        }
+    }
+}
+
+impl FromGuest for ExecReply {
+    fn check(&self) {
+        match self {
+            Self::Exited(exit) => {
+                assert!(exit.duration_ms.max(exit.stdout_dropped).max(exit.stderr_dropped) <= MAX_COUNT);
+                match exit.status {
+                    Status::Code(code) => assert!((0..256).contains(&code)),
+                    Status::Signal(signal) => assert!((1..65).contains(&signal)),
+                }
+            }
+            Self::NotStarted(failure) => failure.check(),
+        }
+    }
+}
+
+impl FromGuest for ArchiveReply {
+    fn check(&self) {
+        match self {
+            Self::Archived(report) => {
+                assert!(report.entries.max(report.bytes).max(report.left_out) <= MAX_COUNT);
+                assert!(report.examples.len() <= MAX_EXAMPLES);
+                assert!(report.examples.iter().all(|name| name.len() <= MAX_EXAMPLE_BYTES));
+            }
+            Self::Failed(failure) => failure.check(),
+        }
+    }
+}
+
+impl FromGuest for IdentifyReply {
+    fn check(&self) {
+        match self {
+            Self::Identified => {}
+            Self::Failed(failure) => failure.check(),
+        }
+    }
+}
+
+impl FromGuest for HaltReply {
+    fn check(&self) {
+        match self {
+            Self::Halted => {}
+            Self::Failed(failure) => failure.check(),
+        }
+    }
+}
+
+/// Decodes `data` as [`decode_frames`] does and checks the bounds of every message.
+///
+/// # Panics
+/// As [`decode_frames`], and if a value is out of its bounds.
+pub fn decode_guest_frames<M>(data: &[u8])
+where
+    M: FromGuest + DeserializeOwned + Serialize + Clone + Debug + PartialEq,
+{
+    for frame in decode_frames::<M>(data) {
+        if let Frame::Control(message) = frame {
+            message.check();
+        }
+    }
+}
 
 /// Decodes `data` as a stream of frames with control messages `M`.
 ///
 /// # Panics
 /// If the result depends on how the bytes are cut up, if a frame does not survive being encoded and decoded
 /// again, or if the decoder asks for more memory than its largest frame needs.
-pub fn decode_frames<M>(data: &[u8])
+pub fn decode_frames<M>(data: &[u8]) -> Vec<Frame<M>>
 where
     M: DeserializeOwned + Serialize + Clone + Debug + PartialEq,
 {
@@ -22,7 +121,7 @@ where
     let step = data.last().map_or(1, |byte| usize::from(*byte) % 32 + 1);
     assert_eq!(frames, decode(data, step), "the cut matters");
 
-    for frame in frames {
+    for frame in &frames {
         let mut encoded = BytesMut::new();
         let mut codec = FrameCodec::<M, M>::default();
         if codec.encode(frame.clone(), &mut encoded).is_err() {
@@ -30,9 +129,10 @@ where
             continue;
         }
         let again = codec.decode(&mut encoded).expect("what we encode we can decode");
-        assert_eq!(again, Some(frame));
+        assert_eq!(again.as_ref(), Some(frame));
         assert!(encoded.is_empty(), "bytes are left over");
     }
+    frames
 }
 
 fn decode<M: DeserializeOwned>(data: &[u8], step: usize) -> Vec<Frame<M>> {

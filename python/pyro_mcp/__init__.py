@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-# Type checkers know the name; `typing` has nothing else that would be needed here.
+# Type checkers recognise the name, and importing `typing` only for it would be slow.
 TYPE_CHECKING = False
 
 from ._manager import VmManager
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """What few programs need is loaded when it is asked for."""
+    """Loads rarely used names on first access."""
     if name == "types":
         import importlib
 

@@ -1,4 +1,4 @@
-"""One call: begun, waited for, given up. A thread waits in one way, an event loop in another."""
+"""A single call: start, wait, cancel. `Call` is for threads, `AsyncCall` for event loops."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-# A longer request might not fit into the pipe at once: an event loop does not wait for that.
+# A longer request might not fit into the pipe's buffer, so an event loop sends it from a thread. In characters.
 SHORT = 32 << 10
 
 
 class _Begun:
-    """What is the same for both."""
+    """State shared by both kinds of call."""
 
     def __init__(self) -> None:
         self._connection: Optional[Connection] = None
@@ -33,24 +33,24 @@ class _Begun:
             self.cancel()
 
     def acknowledge(self, count: int) -> None:
-        """Makes room for so many more bytes of output."""
+        """Acknowledges `count` bytes of output, so that the executable can send as many more."""
         if self._connection is not None:
             self._connection.notify("ack", {"id": self._number, "bytes": count})
 
     def cancel(self) -> None:
-        """Asks for the call's end, now or as soon as it has begun."""
+        """Requests cancellation, now or as soon as the call has been sent."""
         self._is_cancelled = True
         if self._connection is not None:
             self._connection.notify("cancel", {"id": self._number})
 
     def drop(self) -> None:
-        """The same for the garbage collector: nobody holds the call any more, and nothing may be waited for."""
+        """Cancels without blocking. For the garbage collector, when no reference to the call remains."""
         if self._connection is not None:
             self._connection.drop(self._number)
 
 
 class Call(_Begun):
-    """A call for which a thread waits."""
+    """A call that a thread waits for."""
 
     def __init__(self) -> None:
         import queue
@@ -59,11 +59,11 @@ class Call(_Begun):
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
 
     def begin(self, manager: VmManager, method: str, params: Dict[str, Any]) -> None:
-        """Sends the request. Raises what `VmManager.begin` does."""
+        """Sends the request. Raises the same errors as `VmManager.begin`."""
         self._begin(manager, method, params, self._items.put)
 
     def get(self, deadline: Optional[float] = None) -> Item:
-        """What comes next; raises `TimeoutError` if nothing does before `deadline` of the monotonic clock."""
+        """Returns the next item. Raises `TimeoutError` if none arrives before `deadline` on the monotonic clock."""
         import queue
 
         if deadline is None:
@@ -71,11 +71,11 @@ class Call(_Begun):
         try:
             return self._items.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
-            raise TimeoutError("the time to wait is over") from None
+            raise TimeoutError("timed out waiting for the call") from None
 
     @staticmethod
     def carry_through(done: R) -> R:
-        """What was to be done, has been done."""
+        """Returns the result of work that is already complete. The counterpart of `AsyncCall.carry_through`."""
         return done
 
     @staticmethod
@@ -85,7 +85,7 @@ class Call(_Begun):
 
 
 class AsyncCall(_Begun):
-    """A call for which an event loop waits."""
+    """A call that an event loop waits for."""
 
     def __init__(self) -> None:
         import asyncio
@@ -98,11 +98,11 @@ class AsyncCall(_Begun):
         try:
             self._loop.call_soon_threadsafe(self._items.put_nowait, item)
         except RuntimeError:
-            # The loop is closed: nobody waits any more.
+            # The loop is closed, so no caller is waiting.
             pass
 
     async def begin(self, manager: VmManager, method: str, params: Dict[str, Any]) -> None:
-        """Sends the request. Raises what `VmManager.begin` does."""
+        """Sends the request. Raises the same errors as `VmManager.begin`."""
         is_short = all(len(value) < SHORT for value in params.values() if isinstance(value, str))
         if manager.is_connected and is_short:
             self._begin(manager, method, params, self._put)
@@ -110,12 +110,12 @@ class AsyncCall(_Begun):
         try:
             await self._loop.run_in_executor(None, self._begin, manager, method, params, self._put)
         except BaseException:
-            # It goes on in its thread; what it begins must not stay.
+            # The thread continues. If it still sends the request, the call is cancelled.
             self.cancel()
             raise
 
     async def get(self, deadline: Optional[float] = None) -> Item:
-        """What comes next; raises `TimeoutError` if nothing does before `deadline` of the monotonic clock."""
+        """Returns the next item. Raises `TimeoutError` if none arrives before `deadline` on the monotonic clock."""
         import asyncio
 
         if deadline is None:
@@ -123,11 +123,11 @@ class AsyncCall(_Begun):
         try:
             return await asyncio.wait_for(self._items.get(), max(0.0, deadline - time.monotonic()))
         except asyncio.TimeoutError:
-            raise TimeoutError("the time to wait is over") from None
+            raise TimeoutError("timed out waiting for the call") from None
 
     @staticmethod
     async def carry_through(work: Coroutine[Any, Any, R]) -> R:
-        """Does something to its end, also if the caller is cancelled meanwhile, once or again."""
+        """Completes `work` even if the caller is cancelled in the meantime, possibly repeatedly."""
         import asyncio
 
         doing = asyncio.ensure_future(work)
@@ -138,7 +138,7 @@ class AsyncCall(_Begun):
             except asyncio.CancelledError as error:
                 cancelled = error
         if cancelled is not None:
-            # Looked at, so that no failure is reported as forgotten.
+            # Retrieve the exception, so that asyncio does not report it as never retrieved.
             if not doing.cancelled():
                 doing.exception()
             raise cancelled

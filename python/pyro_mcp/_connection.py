@@ -1,9 +1,9 @@
-"""One `pyro rpc` process: JSON-RPC over its standard input and output, a line a message.
+"""One `pyro rpc` process: JSON-RPC over its standard input and output, one message per line.
 
     callers ──write──► process ──lines──► reader thread ──put──► call of that id
 
-The reader never waits for a caller: what it puts is bounded by the window of output that the other side keeps to. Callers
-wait for their own call only.
+The reader never waits for a caller: the executable respects a window for unacknowledged output, which bounds the queues. Each
+caller waits only for its own call.
 """
 
 import itertools
@@ -18,26 +18,26 @@ from ._version import __version__
 from .errors import PyroError, PyroRuntimeError, from_code
 
 PROTOCOL = 1
-# Longest request and longest answer, in bytes; the other side keeps to the same.
+# Maximum size of a request and of a response, in bytes. The executable has the same limits.
 MAX_REQUEST = 32 << 20
 MAX_RESPONSE = 256 << 20
-# Longest wait for the answer to the first message, and for the end of a process that was told to, in seconds.
+# Maximum wait for the first response and for the end of a closed process, in seconds.
 START_LIMIT = 30.0
 END_LIMIT = 30.0
-# So much of what the process wrote to its standard error is told, in bytes.
+# How much of the end of the process's standard error an error includes, in bytes.
 LAST_WORDS = 2000
 
 
-# Plain classes: named tuples take ten times as long to import.
+# Plain classes, because named tuples take ten times as long to import.
 class Event:
-    """Something that happened during a call."""
+    """An event of a call."""
 
     def __init__(self, value: Dict[str, Any]) -> None:
         self.value = value
 
 
 class OutputEvent:
-    """Output of the command of a call."""
+    """Output of a call's command."""
 
     def __init__(self, stream: str, data: bytes) -> None:
         self.stream = stream
@@ -52,7 +52,7 @@ class Result:
 
 
 class Failed:
-    """The call did not."""
+    """The call failed."""
 
     def __init__(self, error: PyroError) -> None:
         self.error = error
@@ -63,10 +63,10 @@ Put = Callable[[Item], None]
 
 
 class Connection:
-    """A process that is connected, from its start until it is closed or lost. Safe to use from any thread."""
+    """A connected process, from its start until it is closed or lost. Safe to use from any thread."""
 
     def __init__(self, executable: str, variables: Dict[str, str]) -> None:
-        """Starts the process and agrees with it on a version.
+        """Starts the process and checks its version.
 
         Raises:
             PyroRuntimeError: `executable_failed`, `version_mismatch`, `protocol_error`.
@@ -76,15 +76,15 @@ class Connection:
         self._calls: Dict[int, Put] = {}
         self._lock = threading.Lock()
         self._writing = threading.Lock()
-        # Calls that nobody holds any more, for whoever writes next to cancel.
+        # Dropped calls, which the next writer cancels.
         self._dropped: Deque[int] = deque()
         self._lost = False
         self._why_lost: Optional[PyroError] = None
         self._closing = False
-        # Whoever asked for a log wants to see it; otherwise there are only last words, which belong into an error.
+        # With PYRO_LOG, diagnostics go to this program's standard error. Otherwise, they are kept for error messages.
         self._words = None if os.environ.get("PYRO_LOG") else os.memfd_create("pyro-stderr")
         try:
-            # In a session of its own: Ctrl-C at the terminal is for this program, which then cancels its calls.
+            # A separate session, so that Ctrl-C reaches only this program, which then cancels its calls.
             self._process = subprocess.Popen(
                 [executable, "rpc"], env=variables, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=self._words, start_new_session=True)
@@ -114,8 +114,8 @@ class Connection:
             answer = answers.get(timeout=START_LIMIT)
         except queue.Empty:
             raise PyroRuntimeError(
-                f"{self.executable} did not answer within {START_LIMIT:.0f} s", "executable_failed",
-                ["is it pyro? name the right one in PYRO_EXECUTABLE"]) from None
+                f"timed out after {START_LIMIT:.0f} s: {self.executable} did not answer", "executable_failed",
+                ["check that it is pyro, or name another executable in PYRO_EXECUTABLE"]) from None
         if isinstance(answer, Failed):
             raise answer.error
         if isinstance(answer, Result):
@@ -126,19 +126,18 @@ class Connection:
             if version == __version__:
                 return
             raise PyroRuntimeError(
-                f"{self.executable} is pyro {version}, and this package is pyro-mcp {__version__}: both must be of the same "
+                f"{self.executable} is pyro {version}, and this package is pyro-mcp {__version__}: both must have the same "
                 "version", "version_mismatch", [f"install pyro-mcp=={version}, or name another executable in PYRO_EXECUTABLE"])
-        raise self._garbage("an event before the first answer")
+        raise self._garbage("unexpected event before the first response")
 
     def begin(self, method: str, params: Dict[str, Any], put: Put) -> Optional[int]:
-        """Sends a request. All that comes back is given to `put`, in the reader's thread; the last is a `Result` or
-        `Failed`.
+        """Sends a request. The reader thread passes all items of the call to `put`; the last one is a `Result` or `Failed`.
 
         Returns:
-            The number of the call; `None` if the process was lost before: nothing was sent.
+            The number of the call, or `None` if the process was already lost and nothing was sent.
 
         Raises:
-            PyroValueError: The parameters cannot be sent.
+            PyroValueError: The parameters cannot be encoded, or are too long.
         """
         number = next(self._numbers)
         request = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
@@ -150,25 +149,25 @@ class Connection:
         try:
             self._write(line)
         except OSError:
-            # The reader sees the end of the process as well, and tells why.
+            # The reader also sees the end of the process, and reports the reason.
             pass
         return number
 
     def notify(self, method: str, params: Dict[str, Any]) -> None:
-        """Sends what has no answer. A process that is lost needs no notice."""
+        """Sends a notification. Does nothing if the process is lost."""
         try:
             self._write(encode({"jsonrpc": "2.0", "method": method, "params": params}))
         except OSError:
             pass
 
     def drop(self, number: int) -> None:
-        """Cancels a call that nobody holds any more. The garbage collector asks for it, at any point of any thread, such as
-        one that is just writing: this waits for nobody."""
+        """Cancels a call without blocking. The garbage collector may call this at any point of any thread, even of one that
+        is writing."""
         self._dropped.append(number)
         self._cancel_dropped()
 
     def _cancel_dropped(self) -> None:
-        # Whoever has the lock looks again when it is free.
+        # A lock holder checks again after it releases the lock.
         while self._dropped and self._writing.acquire(blocking=False):
             try:
                 while self._dropped:
@@ -193,15 +192,15 @@ class Connection:
 
     @property
     def is_lost(self) -> bool:
-        """Nothing can be asked any more."""
+        """Whether the process has ended, so that no more calls are possible."""
         return self._lost
 
     def close(self, limit: float = END_LIMIT) -> None:
-        """Ends the process: what it is doing is cancelled, and waited for at most `limit` seconds."""
+        """Ends the process. Calls in flight are cancelled; waits at most `limit` seconds for the process before killing it."""
         with self._writing:
             self._closing = True
             self._input.close()
-        # Whose thread it is, is not known when this is the work of the garbage collector.
+        # The garbage collector may run this in any thread, including the reader.
         if self._reader is not threading.current_thread():
             self._reader.join(limit)
             if self._reader.is_alive():
@@ -209,15 +208,15 @@ class Connection:
                 self._reader.join()
 
     def forget_in_child(self) -> None:
-        """After a fork, in the child, which has no reader: lets go of the process, which is the parent's."""
+        """Releases the process, which belongs to the parent. For a forked child, which has no reader thread."""
         self._input.close()
         self._output.close()
         self._forget_words()
-        # So that nobody waits for what is no child of this process.
+        # The process is not a child of this one, so it must not be waited for.
         self._process.returncode = 0
         self._lost = True
         for put in self._calls.values():
-            put(Failed(PyroRuntimeError("the call belongs to the process that forked", "connection_lost")))
+            put(Failed(PyroRuntimeError("the call belongs to the parent process of this fork", "connection_lost")))
 
     def _read(self) -> None:
         lines = Lines(self._output.fileno())
@@ -245,11 +244,11 @@ class Connection:
     def _garbage(self, what: str) -> PyroError:
         return PyroRuntimeError(
             f"{self.executable} does not speak the protocol of `pyro rpc`: {what}", "protocol_error",
-            ["is it pyro? name the right one in PYRO_EXECUTABLE"])
+            ["check that it is pyro, or name another executable in PYRO_EXECUTABLE"])
 
     def _end(self, error: Optional[PyroError]) -> None:
-        """The process ended, or has to."""
-        # Nothing can come from it any more. If it has ended by itself, this changes nothing.
+        """Cleans up after the process ended or violated the protocol."""
+        # Has no effect if the process ended by itself.
         self._process.kill()
         self._process.wait()
         error = error or self._describe_end()
@@ -261,22 +260,22 @@ class Connection:
             calls: List[Put] = list(self._calls.values())
             self._calls.clear()
         for put in calls:
-            # An error of its own for each, as each is raised elsewhere.
+            # A separate error object for each call, because each is raised in another place.
             put(Failed(type(error)(error.message, error.code, error.hints)))
 
     def _describe_end(self) -> PyroError:
         status = self._process.returncode
-        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
         if self._closing:
             return PyroRuntimeError("the connection was closed", "connection_lost")
         words = self._last_words()
         if status == 2 and "rpc" in words:
             return PyroRuntimeError(
                 f"{self.executable} does not know `pyro rpc`: it is older than this package, pyro-mcp {__version__}",
-                "version_mismatch", ["install both anew, or name another executable in PYRO_EXECUTABLE"])
+                "version_mismatch", ["install both again, or name another executable in PYRO_EXECUTABLE"])
         hints = [f"it wrote: {words}"] if words else []
         return PyroRuntimeError(
-            f"{self.executable} {how} during the call, which may have been carried out", "connection_lost", hints)
+            f"{self.executable} {how} during the call, which may have taken effect", "connection_lost", hints)
 
     def _last_words(self) -> str:
         if self._words is None:
@@ -292,12 +291,12 @@ class Connection:
 
 
 class Lines:
-    """Lines that come in at a descriptor, each of at most `MAX_RESPONSE` bytes. A last one that is cut off is none."""
+    """Reads lines of at most `MAX_RESPONSE` bytes from a file descriptor. Ignores an incomplete last line."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._bytes = bytearray()
-        # So far there is no end of a line.
+        # The bytes up to here contain no end of line.
         self._searched = 0
 
     def __iter__(self) -> "Lines":
@@ -313,7 +312,7 @@ class Lines:
                 return line
             self._searched = len(self._bytes)
             if self._searched > MAX_RESPONSE:
-                raise PyroRuntimeError(f"an answer of more than {MAX_RESPONSE} bytes", "protocol_error")
+                raise PyroRuntimeError(f"response is too large: the maximum is {MAX_RESPONSE} bytes", "protocol_error")
             piece = os.read(self._descriptor, 1 << 18)
             if not piece:
                 raise StopIteration
@@ -321,24 +320,24 @@ class Lines:
 
 
 def encode(message: Dict[str, Any]) -> bytes:
-    """A message as a line.
+    """Encodes a message as a line.
 
     Raises:
-        PyroValueError: It holds what JSON does not have, or is too long.
+        PyroValueError: The message cannot be represented in JSON, or is too long.
     """
     try:
         line = json.dumps(message, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
     except (TypeError, ValueError) as error:
-        raise from_code(f"the arguments cannot be sent: {error}", "invalid_input") from error
+        raise from_code(f"cannot encode the arguments as JSON: {error}", "invalid_input") from error
     if len(line) > MAX_REQUEST:
         raise from_code(
-            f"the arguments take {len(line)} bytes; the most is {MAX_REQUEST}", "message_too_long",
+            f"arguments are too large: {len(line)} bytes, the maximum is {MAX_REQUEST}", "message_too_long",
             ["copy large files with copy_to_task"])
     return line
 
 
 def read_item(message: Dict[str, Any]) -> Item:
-    """What a message says."""
+    """Decodes a message."""
     if message.get("method") == "event":
         event = message["params"]["event"]
         if event["type"] == "output":

@@ -1,4 +1,4 @@
-"""Where the executable is."""
+"""Finds the executable."""
 
 import os
 import sys
@@ -10,19 +10,19 @@ VARIABLE = "PYRO_EXECUTABLE"
 
 
 def find(named: Optional[str]) -> str:
-    """The executable: `named`, or else what `PYRO_EXECUTABLE` names, or else the one that was installed with this
-    package, or else the one in `PATH`.
+    """Returns the path of the executable: `named`, or the one that `PYRO_EXECUTABLE` names, or the one that was installed with
+    this package, or the one in `PATH`.
 
     Raises:
-        PyroRuntimeError: `executable_missing`. One that is named must be there; no other is taken in its place.
+        PyroRuntimeError: `executable_missing`. There is no fallback for an explicitly named executable.
     """
     for path, source in ((named, "`executable`"), (os.environ.get(VARIABLE), VARIABLE)):
         if path:
             if os.access(path, os.X_OK) and not os.path.isdir(path):
                 return os.path.abspath(path)
             raise PyroRuntimeError(
-                f"{path}, which {source} names, is not a program that can be run", "executable_missing",
-                ["name the executable `pyro`, or leave it out to use the one installed with this package"])
+                f"invalid {source}: {path} is not an executable file", "executable_missing",
+                ["set it to the path of the executable `pyro`, or leave it unset to use the one installed with this package"])
     for path in _installed():
         if os.access(path, os.X_OK):
             return path
@@ -32,19 +32,19 @@ def find(named: Optional[str]) -> str:
     if in_path:
         return in_path
     raise PyroRuntimeError(
-        "the executable `pyro` was found neither beside this package nor in PATH", "executable_missing",
-        [f"install the wheel again, or name the executable in {VARIABLE}"])
+        "executable `pyro` not found: it is neither next to this package nor in PATH", "executable_missing",
+        [f"reinstall the package, or set {VARIABLE} to the path of the executable"])
 
 
 def _installed() -> Iterator[str]:
-    """Where installers put programs of a package that is here."""
+    """Yields the paths where installers put the executable of this package."""
     import sysconfig
 
     yield os.path.join(sysconfig.get_path("scripts"), "pyro")
     packages = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     # `pip install --target`.
     yield os.path.join(packages, "bin", "pyro")
-    # `pip install --prefix`, and environments that are layered: <prefix>/lib/pythonX.Y/site-packages.
+    # `pip install --prefix` and layered environments: <prefix>/lib/pythonX.Y/site-packages.
     if os.path.basename(packages) in ("site-packages", "dist-packages"):
         yield os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(packages))), "bin", "pyro")
     user = "posix_user"

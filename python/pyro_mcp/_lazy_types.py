@@ -1,4 +1,4 @@
-"""`types`, loaded when something of it is looked up: making its many dictionaries takes as long as the rest of the package."""
+"""Loads `types` on first use, because creating its many dictionary types takes as long as importing the rest of the package."""
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""The settings under which an executable works for this program, and the connection to it."""
+"""The settings of the executable and the connection to it."""
 
 import os
 import threading
@@ -8,24 +8,24 @@ from typing import Any, Dict, Optional, Tuple, Union
 from . import _executable
 from ._connection import Connection, Put
 
-# Accelerators by name of the backend. The first name is the contract's word for real VMs, whatever runs them.
+# Accelerators by backend name. `firecracker` is the contract's word for real VMs, whichever VMM runs them.
 BACKENDS = {"firecracker": "", "kvm": "kvm", "tcg": "tcg"}
 
 StrPath = Union[str, os.PathLike[str]]
 
 
 class VmManager:
-    """What a `Pyro` works with: settings, and one process of the executable, which is started when it is first needed and
-    again when it was lost. Several `Pyro` may share one. Safe to use from any thread, and after a fork.
+    """Settings and one process of the executable, which the first call starts, and which is restarted if it is lost.
+
+    Several `Pyro` objects can share a manager. Safe to use from any thread, and after a fork.
 
     Args:
-        backend_name: `kvm` or `tcg`, which only a machine that has it can use; `None` or `firecracker`: what a measurement
-            of this machine says is best.
-        base_dir: State directory; `None`: `PYRO_BASE_DIR`, else `~/.local/state/pyro-mcp`.
-        cache_dir: Installed environments; `None`: `PYRO_ENVIRONMENT_CACHE_DIR`, else `~/.cache/pyro-mcp/environments`.
-        max_active_vms: Most VMs and tasks that may exist at once, at least 1; `None`: `PYRO_MAX_ACTIVE_VMS`, else 4.
-        warm: How many spare VMs of each kind shall wait for the next start; `None`: `PYRO_WARM`, else none.
-        executable: The executable; `None`: `PYRO_EXECUTABLE`, else the one installed with this package.
+        backend_name: `kvm` or `tcg`. Default, and `firecracker`: the accelerator that a measurement of this host selects.
+        base_dir: State directory. Default: `PYRO_BASE_DIR`, then `~/.local/state/pyro-mcp`.
+        cache_dir: Environment cache. Default: `PYRO_ENVIRONMENT_CACHE_DIR`, then `~/.cache/pyro-mcp/environments`.
+        max_active_vms: Maximum number of VMs and tasks at once, at least 1. Default: `PYRO_MAX_ACTIVE_VMS`, then 4.
+        warm: Number of spare VMs to keep for each kind of VM. Default: `PYRO_WARM`, then 0.
+        executable: Path of the executable. Default: `PYRO_EXECUTABLE`, then the one installed with this package.
 
     Raises:
         ValueError: A setting is outside its limits.
@@ -51,35 +51,35 @@ class VmManager:
         self._settings = {name: str(value) for name, value in settings.items() if value not in (None, "")}
         self._named_executable = None if executable is None else os.path.abspath(executable)
         self._slot = _Slot()
-        # At the end of the interpreter too, whichever comes first.
+        # Also runs at interpreter exit.
         self._finalizer = weakref.finalize(self, self._slot.close)
 
     def executable(self) -> str:
-        """Path of the executable.
+        """Returns the path of the executable.
 
         Raises:
-            PyroRuntimeError: There is none.
+            PyroRuntimeError: The executable was not found.
         """
         return _executable.find(self._named_executable)
 
     def variables(self) -> Dict[str, str]:
-        """Environment variables for the executable."""
+        """Returns the environment variables for the executable."""
         return {**os.environ, **self._settings}
 
     def begin(self, method: str, params: Dict[str, Any], put: Put) -> Tuple[Connection, int]:
-        """Sends a request, and starts the process first if need be. See `Connection.begin`."""
+        """Sends a request. Starts the process first if necessary. See `Connection.begin`."""
         while True:
             connection = self._slot.connection
             if connection is None or connection.is_lost:
                 connection = self._connect()
             number = connection.begin(method, params, put)
-            # If not, it was lost just now.
+            # Otherwise, the process was lost just now.
             if number is not None:
                 return connection, number
 
     @property
     def is_connected(self) -> bool:
-        """A request would not have to start a process."""
+        """Whether a process is running, so that a request does not have to start one."""
         connection = self._slot.connection
         return connection is not None and not connection.is_lost
 
@@ -91,13 +91,13 @@ class VmManager:
             return slot.connection
 
     def close(self) -> None:
-        """Ends the process; calls that are under way are cancelled, and what they hold is freed. Tasks and VMs that were
-        created stay. The next call starts another process."""
+        """Ends the process. Calls in flight are cancelled, and their resources are released. Tasks and created VMs stay. The
+        next call starts another process."""
         self._slot.close()
 
 
 class _Slot:
-    """Where a connection is kept, apart from its manager, which can so be collected."""
+    """Holds a connection without referring to its manager, so that the manager can be garbage-collected."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Output of a command while it runs."""
+"""Streamed output of a command."""
 
 import codecs
 from typing import Callable, Dict, List, NamedTuple
@@ -7,19 +7,18 @@ STREAMS = ("stdout", "stderr")
 
 
 class OutputChunk(NamedTuple):
-    """A piece of what a command wrote, cut anywhere."""
+    """A chunk of a command's output, split at an arbitrary byte."""
 
     stream: str
     """`stdout` or `stderr`."""
     data: bytes
     """The bytes."""
     text: str
-    """The same as text. A character that was cut in two is in the piece that has its end; U+FFFD stands for what is no
-    UTF-8."""
+    """The chunk as text. A character split across chunks is in the later one. U+FFFD replaces invalid UTF-8."""
 
 
 class Decoder:
-    """Makes pieces of what comes in, with characters whole."""
+    """Turns incoming bytes into chunks, keeping characters intact."""
 
     def __init__(self) -> None:
         self._decoders: Dict[str, codecs.IncrementalDecoder] = {
@@ -27,11 +26,11 @@ class Decoder:
         }
 
     def decode(self, stream: str, data: bytes) -> OutputChunk:
-        """The next piece."""
+        """Returns the next chunk."""
         return OutputChunk(stream, data, self._decoders[stream].decode(data))
 
     def finish(self) -> List[OutputChunk]:
-        """Characters of which the end is missing."""
+        """Returns chunks for incomplete characters at the end."""
         rests = ((stream, decoder.decode(b"", True)) for stream, decoder in self._decoders.items())
         return [OutputChunk(stream, b"", rest) for stream, rest in rests if rest]
 

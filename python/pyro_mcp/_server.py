@@ -1,4 +1,4 @@
-"""An MCP server: `pyro mcp serve`, started from Python."""
+"""Runs the MCP server, `pyro mcp serve`, from Python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TRANSPORTS = {"stdio": "stdio", "streamable-http": "http"}
 
 
 class Server:
-    """A server for AI clients over the Model Context Protocol, with the tools `vm_*` and `task_*`."""
+    """A Model Context Protocol server for AI clients, with the tools `vm_*` and `task_*`."""
 
     name = "pyro_mcp"
 
@@ -22,16 +22,16 @@ class Server:
         self._manager = manager
 
     def run(self, transport: str = "stdio", *, flags: Sequence[str] = ()) -> None:
-        """Serves until the client goes or the server is stopped.
+        """Serves until the client disconnects or the server is stopped.
 
         Args:
             transport: `stdio` for one client on this program's standard input and output; `streamable-http` for any number
-                on 127.0.0.1:8722/mcp.
-            flags: More flags of `pyro mcp serve`, such as `["--listen", "127.0.0.1:9000", "--no-network"]`.
+                of clients at 127.0.0.1:8722/mcp.
+            flags: Additional flags of `pyro mcp serve`, such as `["--listen", "127.0.0.1:9000", "--no-network"]`.
 
         Raises:
-            PyroValueError: There is no such transport.
-            PyroRuntimeError: The server did not start, or failed; what it wrote to standard error says why.
+            PyroValueError: The transport is unknown.
+            PyroRuntimeError: The server did not start, or failed. Its standard error gives the reason.
         """
         if transport not in TRANSPORTS:
             raise PyroValueError(
@@ -39,7 +39,7 @@ class Server:
         program = self._manager.executable()
         command = [program, "mcp", "serve", "--transport", TRANSPORTS[transport], *flags]
         sys.stdout.flush()
-        # The server ends when nobody holds the other end any more: it may not outlive this program.
+        # The server ends when the other end of the pipe closes, so it cannot outlive this program.
         lifeline, held = os.pipe()
         try:
             server = subprocess.Popen(
@@ -55,9 +55,9 @@ class Server:
             os.close(held)
             server.wait()
         if status != 0:
-            raise PyroRuntimeError(f"the server ended with status {status}", "executable_failed")
+            raise PyroRuntimeError(f"the MCP server exited with status {status}", "executable_failed")
 
 
 def create_server(manager: Optional[VmManager] = None) -> Server:
-    """An MCP server; `manager` has its settings, if they are not the usual ones."""
+    """Returns an MCP server with the settings of `manager`, or with the default settings."""
     return Server(manager or VmManager())

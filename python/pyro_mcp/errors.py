@@ -1,34 +1,33 @@
-"""What the calls raise.
+"""The errors that calls raise.
 
-Every error of pyro is a `PyroError`. What is wrong with the request is a `ValueError` as well; what is wrong with the state
-of a VM, with the host or with the way there is a `RuntimeError` as well.
+Every error is a `PyroError`. An error in the request is also a `ValueError`. An error in the state of a VM, the host, or the
+connection is also a `RuntimeError`.
 """
 
 from typing import Iterable, Tuple
 
 __all__ = ["PyroError", "PyroRuntimeError", "PyroValueError"]
 
-# The codes of errors that will always be the same for the same request.
+# Codes of errors that the same request always causes.
 _INPUT_CODES = frozenset(["invalid_input", "invalid_request", "message_too_long", "not_found", "unknown_method"])
 
 
 class PyroError(Exception):
-    """A call that pyro refused, or that failed.
+    """A call was rejected or failed.
 
     Attributes:
-        message: One line; the same as `str(error)`.
-        code: A word for programs. Of the request: `invalid_input`, `not_found`. Of the state: `wrong_state`,
-            `at_capacity`, `expired`. Of the host: `environment_unavailable`, `vm_unavailable`, `boot_failed`,
-            `state_unusable`. Of a command: `not_delivered` (it surely did not start), `outcome_unknown` (it may have run),
-            `cancelled`. Of the executable: `executable_missing`, `executable_failed`, `version_mismatch`,
-            `connection_lost` (it ended during the call, which may have been carried out), `protocol_error`. Of pyro:
-            `internal`.
-        hints: What to do about it, one sentence each; may be empty.
+        message: The error message, one line; the same as `str(error)`.
+        code: The kind of error, for programs. Request: `invalid_input`, `not_found`. State: `wrong_state`, `at_capacity`,
+            `expired`. Host: `environment_unavailable`, `vm_unavailable`, `boot_failed`, `state_unusable`. Command:
+            `not_delivered` (it did not start), `outcome_unknown` (it may have run), `cancelled`. Executable:
+            `executable_missing`, `executable_failed`, `version_mismatch`, `connection_lost` (it ended during the call, which
+            may have taken effect), `protocol_error`. pyro itself: `internal`.
+        hints: What to do about the error, one sentence each. May be empty.
     """
 
     def __init__(self, message: str, code: str = "internal", hints: Iterable[str] = ()) -> None:
         hints = tuple(hints)
-        # All of them are arguments, so that the error can cross to another process.
+        # Pass everything as arguments, so that the error can be pickled.
         super().__init__(message, code, hints)
         self.message = message
         self.code = code
@@ -42,14 +41,14 @@ class PyroError(Exception):
 
 
 class PyroValueError(PyroError, ValueError):
-    """The request is wrong, or names what does not exist."""
+    """The request is invalid, or refers to something that does not exist."""
 
 
 class PyroRuntimeError(PyroError, RuntimeError):
-    """The state of a VM or task, the host, or the way to the executable does not allow it."""
+    """The state of a VM or task, the host, or the connection to the executable made the call fail."""
 
 
 def from_code(message: str, code: str, hints: Iterable[str] = ()) -> PyroError:
-    """The error for a code of pyro's."""
+    """Returns the error object for a code."""
     kind = PyroValueError if code in _INPUT_CODES else PyroRuntimeError
     return kind(message, code, hints)

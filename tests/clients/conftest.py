@@ -1,4 +1,4 @@
-"""What the tests are given: the executable, the programs that speak to it, and for each test a sandbox and a server."""
+"""Fixtures: the executable, the client programs, and for each test a sandbox and a server."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ from sandbox import Sandbox
 
 def pytest_addoption(parser):
     parser.addoption("--pyro", required=True, type=pathlib.Path, help="the executable under test")
-    parser.addoption("--node", required=True, type=pathlib.Path, help="where package.json is installed")
+    parser.addoption("--node", required=True, type=pathlib.Path, help="directory where package.json is installed")
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def anyio_backend():
 
 @pytest.fixture
 def node(request):
-    """Gives the command of one of the installed Node programs, run by the Node that is installed with them."""
+    """Returns the command line of an installed Node program, run by the installed Node."""
     programs = request.config.getoption("node").resolve() / "node_modules/.bin"
     return lambda name: [programs / "node", programs / name]
 

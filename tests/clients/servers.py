@@ -1,4 +1,4 @@
-"""The ways in which clients get at a server."""
+"""The transports by which clients reach a server."""
 
 import re
 import signal
@@ -10,7 +10,7 @@ from sandbox import wait_until
 
 
 class Stdio:
-    """Each client starts a server of its own. To be used in a `with`."""
+    """A separate server for each client, over standard input and output. Use it in a `with` statement."""
 
     def __init__(self, sandbox):
         self.sandbox = sandbox
@@ -22,22 +22,22 @@ class Stdio:
 
     def __exit__(self, *_):
         self.errors.close()
-        # Clients show it to people as trouble.
+        # Clients present output on standard error as a problem.
         assert self.log.read_text() == ""
 
     def for_sdk(self):
-        """What the SDK's `Client` connects to, once."""
+        """Returns the transport for the SDK's `Client`, for one connection."""
         parameters = StdioServerParameters(command="pyro", args=["mcp", "serve"], env=self.sandbox.variables)
         return stdio_client(parameters, errlog=self.errors)
 
     def for_inspector(self):
-        """How the Inspector's command line begins. It hands few variables of its own to a server."""
+        """Returns the first arguments of the Inspector's command line. The Inspector passes few of its variables to a server."""
         variables = [f"{name}={value}" for name, value in self.sandbox.variables.items() if name.startswith("PYRO_")]
         return [*(word for variable in variables for word in ("-e", variable)), "pyro", "mcp", "serve"]
 
 
 class Http:
-    """One server for all clients, with some more flags, to be used in a `with`."""
+    """One HTTP server for all clients, with optional flags. Use it in a `with` statement."""
 
     def __init__(self, sandbox, *flags):
         self.sandbox = sandbox
@@ -69,11 +69,11 @@ class Http:
         assert (self.process.returncode, written) == (128 + signal.SIGTERM, b"")
 
     def for_sdk(self):
-        """What the SDK's `Client` connects to."""
+        """Returns the URL for the SDK's `Client`."""
         return self.url
 
     def for_inspector(self):
-        """How the Inspector's command line begins."""
+        """Returns the first arguments of the Inspector's command line."""
         return [self.url]
 
 

@@ -1,4 +1,4 @@
-"""The protocol's own conformance suite, which speaks HTTP only."""
+"""The protocol's conformance suite, which supports only HTTP."""
 
 import pathlib
 import subprocess
@@ -6,15 +6,15 @@ import subprocess
 import pytest
 
 pytestmark = pytest.mark.parametrize("server", ["http"], indirect=True)
-# What each revision requires.
+# Revisions whose requirements are checked.
 REVISIONS = ("2025-11-25", "2026-07-28")
-# What the suite has besides, as far as it needs no tools of the suite's own.
+# Further scenarios that do not need the suite's own tools.
 MORE = (("server-session-lifecycle", "2025-11-25"), ("http-header-validation", "2026-07-28"))
 
 
 @pytest.fixture
 def suite(node, server, sandbox):
-    """Runs the suite with some words. All checks must be passed but those that are expected to fail, and these must fail."""
+    """Runs the suite with arguments. Checks listed as expected failures must fail; all others must pass."""
     def run(*words):
         results = sandbox.directory / "results"
         line = [*node("conformance"), "server", "--url", server.url, "--output-dir", results, *words]
@@ -32,5 +32,5 @@ def test_requirements(suite, revision):
 
 
 @pytest.mark.parametrize(("scenario", "revision"), MORE)
-def test_what_is_not_required(suite, scenario, revision):
+def test_optional_scenarios(suite, scenario, revision):
     assert len(suite("--scenario", scenario, "--spec-version", revision)) == 1

@@ -1,4 +1,4 @@
-"""The Inspector's command line, with the same words that a person would type."""
+"""The Inspector's command line, with the arguments that a user would type."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ ERAS = ("legacy", "modern")
 
 @pytest.fixture
 def inspector(node, sandbox):
-    """Runs the Inspector with some words and gives what it prints. Its exit status is 5 for a call that failed."""
+    """Runs the Inspector with arguments and returns its output. The exit status of a failed call is 5."""
     def run(*words, status=0):
         line = [*node("inspector"), "--cli", *words, "--format", "json"]
         ended = subprocess.run(
@@ -26,12 +26,12 @@ def inspector(node, sandbox):
 
 @pytest.fixture
 def inspect(inspector, server):
-    """The same, of a server."""
+    """Like `inspector`, with the arguments for `server`."""
     return functools.partial(inspector, *server.for_inspector())
 
 
 def call(tool, *arguments):
-    """The words for a call of a tool."""
+    """Returns the arguments for a tool call."""
     return ["--method", "tools/call", "--tool-name", tool, *(word for each in arguments for word in ("--tool-arg", each))]
 
 
@@ -39,7 +39,7 @@ def test_one_command(inspect):
     result = inspect(*call("vm_run", ENVIRONMENT, "command=git --version"))["result"]
     assert result["isError"] is False
     assert result["structuredContent"]["stdout"].startswith("git version ")
-    # The types that it makes of words are those of the schema.
+    # The Inspector converts arguments to the types of the schema.
     arguments = (ENVIRONMENT, "command=exit 3", "mem_mib=1024", "timeout_seconds=20", "network=false")
     result = inspect("--protocol-era", "modern", *call("vm_run", *arguments))["result"]
     assert result["structuredContent"]["exit_code"] == 3
@@ -47,7 +47,7 @@ def test_one_command(inspect):
 
 @pytest.mark.parametrize("era", ERAS)
 def test_lists(inspect, era):
-    # It judges the schemas as well, and has exit status 6 for one that clients cannot use.
+    # With --strict, it also checks the schemas, and exits with 6 for one that clients cannot use.
     tools = inspect("--protocol-era", era, "--method", "tools/list", "--strict")["result"]["tools"]
     assert {"vm_run", "task_create"} <= {tool["name"] for tool in tools}
     resources = inspect("--protocol-era", era, "--method", "resources/list")["result"]["resources"]
@@ -62,14 +62,14 @@ def test_lists(inspect, era):
 
 
 @pytest.mark.parametrize("era", ERAS)
-def test_a_call_that_fails(inspect, era):
+def test_failed_call(inspect, era):
     result = inspect("--protocol-era", era, *call("vm_run", "environment=windows:11", "command=ver"), status=5)["result"]
     assert result["isError"] is True
     assert "windows:11" in result["content"][0]["text"]
 
 
 @pytest.mark.parametrize("era", ERAS)
-def test_a_tool_that_is_not_there(inspect, era):
+def test_unknown_tool(inspect, era):
     assert inspect("--protocol-era", era, *call("nosuch"), status=5)["error"]["code"] == "tool_not_found"
 
 

@@ -1,5 +1,5 @@
-"""The official Python SDK, in both eras of the protocol: with `server/discover`, and with a handshake. It checks every
-result of a tool against that tool's output schema."""
+"""The official Python SDK, with both protocol eras: `server/discover`, and a handshake. The SDK validates every tool
+result against the tool's output schema."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from sandbox import wait_until
 pytestmark = pytest.mark.anyio
 
 ENVIRONMENT = "debian:12"
-# What the SDK calls them, and the revisions that it agrees on with the server then.
+# The SDK's names for the eras, and the revision that it negotiates in each.
 ERAS = {"auto": "2026-07-28", "legacy": "2025-11-25"}
 
 
@@ -25,11 +25,11 @@ class Session:
     def __init__(self, client):
         self.client = client
         self.called = set()
-        # Where the last result says that more can be read.
+        # The resource links of the last result.
         self.links = []
 
     async def __call__(self, tool, **arguments):
-        """The payload of a call that succeeds; it is the same as text."""
+        """Makes a call that must succeed. Returns the payload, after checking that the text has the same content."""
         self.called.add(tool)
         with anyio.fail_after(90):
             result = await self.client.call_tool(tool, arguments)
@@ -39,7 +39,7 @@ class Session:
         return result.structured_content
 
     async def failure(self, tool, **arguments):
-        """What a model is told of a call that fails."""
+        """Makes a call that must fail. Returns the text for the model."""
         self.called.add(tool)
         with anyio.fail_after(90):
             result = await self.client.call_tool(tool, arguments)
@@ -119,7 +119,7 @@ async def test_every_tool(server):
 
 
 async def test_results_are_checked_against_schemas(server):
-    """What the SDK would say of a result that breaks a tool's promise. Without this the other tests would say less."""
+    """The SDK rejects a result that violates the schema, so the other tests do validate results."""
     async with session(server) as call:
         for tool in (await call.client.list_tools()).tools:
             with pytest.raises(RuntimeError, match="Invalid structured content"):
@@ -139,7 +139,7 @@ async def test_resources_prompts_and_completion(server, era):
             assert contents.mime_type == "application/json" and json.loads(contents.text), uri
         with pytest.raises(MCPError) as raised:
             await client.read_resource("pyro://tasks/9775b3af1eeb")
-        # What the revisions call it.
+        # The error codes of the two revisions.
         assert raised.value.code == {"auto": INVALID_PARAMS, "legacy": -32002}[era]
 
         for template in (await client.list_resource_templates()).resource_templates:
@@ -157,7 +157,7 @@ async def test_resources_prompts_and_completion(server, era):
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_failures_are_told_in_a_way_that_a_model_can_use(server, era):
+async def test_error_texts_for_models(server, era):
     async with session(server, era) as call:
         assert "task_create" in call.client.instructions
         assert await call.failure("vm_run", environment=ENVIRONMENT) == "`command` is required\ncode: invalid_input"
@@ -169,7 +169,7 @@ async def test_failures_are_told_in_a_way_that_a_model_can_use(server, era):
         assert raised.value.code == INVALID_PARAMS
 
 
-async def test_progress_comes_while_a_call_goes_on_and_a_cancelled_one_ends_its_command(server, sandbox):
+async def test_progress_and_cancellation(server, sandbox):
     for era in ERAS:
         async with session(server, era) as call:
             progress, begun = [], anyio.Event()

@@ -1,4 +1,4 @@
-"""A state directory of its own for every test, and the proof that nothing of it is left at the end."""
+"""A separate state directory for every test, with a check that nothing is left behind at the end."""
 
 import contextlib
 import os
@@ -8,16 +8,16 @@ import signal
 import tempfile
 import time
 
-# What pyro keeps on purpose.
+# Files that pyro keeps on purpose.
 KEPT = {"state.sqlite3", "state.sqlite3-wal", "state.sqlite3-shm", "accelerator.json", "templates", "layers", "spares"}
-# Time in which everything of an ended server must be gone; the machine may be busy.
+# Time limit, in seconds, for the clean-up after a server has ended. Generous, because the host may be busy.
 GONE_WITHIN = 20
-# Bound on waits for something that has no event to wait for.
+# Time limit, in seconds, for polling.
 LONG = 90
 
 
 class Sandbox:
-    """The world of one test, to be used in a `with`."""
+    """The environment of one test. Use it in a `with` statement."""
 
     def __init__(self, pyro, cache):
         self.pyro = pyro
@@ -38,7 +38,7 @@ class Sandbox:
 
     def __exit__(self, *_):
         left = self._wait_until_clean()
-        # Whatever went wrong must not disturb other tests.
+        # A failed test must not disturb the others.
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -46,7 +46,7 @@ class Sandbox:
         assert not left, f"left behind: {left}"
 
     def processes(self):
-        """Those whose command line or environment names this sandbox: by process id, their command lines."""
+        """Returns the command lines, by process ID, of processes whose command line or environment names this sandbox."""
         found = {}
         needle = os.fsencode(self.directory)
         for entry in pathlib.Path("/proc").iterdir():
@@ -58,7 +58,7 @@ class Sandbox:
         return found
 
     def machines(self):
-        """Directories of the VMs and tasks that exist."""
+        """Returns the directories of the existing VMs and tasks."""
         vms = self.state / "vms"
         return sorted(entry.name for entry in vms.iterdir()) if vms.is_dir() else []
 
@@ -71,14 +71,14 @@ class Sandbox:
 
     def _wait_until_clean(self):
         with contextlib.suppress(TimeoutError):
-            wait_until("end of everything", lambda: not self._left(), GONE_WITHIN)
+            wait_until("clean-up", lambda: not self._left(), GONE_WITHIN)
         return self._left()
 
 
 def wait_until(what, reached, limit=LONG):
-    """Polls for something that announces itself in no other way."""
+    """Polls for a condition that has no event to wait for."""
     end = time.monotonic() + limit
     while not reached():
         if time.monotonic() > end:
-            raise TimeoutError(f"no {what} within {limit} s")
+            raise TimeoutError(f"timed out after {limit} s waiting for: {what}")
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""What the tests are given: the executable, and for each test a sandbox with a `Pyro` in it."""
+"""Fixtures: the executable, and for each test a sandbox with a `Pyro` in it."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def root():
-    """The repository."""
+    """Root of the repository."""
     return ROOT
 
 
@@ -31,14 +31,14 @@ def executable(request):
 
 @pytest.fixture
 def sandbox(executable):
-    """A state directory of its own. This program's environment variables are those of the sandbox, as a user's would be."""
+    """A sandbox with its own state directory. This process's environment variables are those of the sandbox."""
     with entered_sandbox(executable) as sandbox:
         yield sandbox
 
 
 @pytest.fixture(scope="module")
 def module_sandbox(request):
-    """The same for all tests of a module; what they leave is seen at its end."""
+    """A sandbox shared by all tests of a module; leftovers are checked at the end of the module."""
     with entered_sandbox(request.config.getoption("pyro").resolve()) as sandbox:
         yield sandbox
 
@@ -49,7 +49,7 @@ def entered_sandbox(executable):
     with Sandbox(executable, cache) as sandbox, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("PYRO_")]:
             patch.delenv(name)
-        # Programs that a test starts find the package too.
+        # Child programs must also find the package.
         ours = {"PYRO_EXECUTABLE": str(executable), "PYTHONPATH": str(ROOT / "python")}
         for name, value in {**sandbox.variables, **ours}.items():
             patch.setenv(name, value)
@@ -64,7 +64,7 @@ def pyro(sandbox):
 
 @pytest.fixture
 def program(tmp_path):
-    """Writes an executable file of shell text, to stand in for pyro."""
+    """Writes an executable shell script that stands in for pyro."""
     def write(text):
         path = tmp_path / "program"
         path.write_text(f"#!/bin/sh\n{text}\n")

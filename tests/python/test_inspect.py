@@ -1,4 +1,4 @@
-"""The sandbox of inspect-ai: its own self-check, and what that does not ask."""
+"""The inspect-ai sandbox: its self-check, and tests beyond it."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ def anyio_backend():
 async def sample(config=None):
     await PyroSandboxEnvironment.task_init("check", config)
     environments = await PyroSandboxEnvironment.sample_init("check", config, {})
-    # Tests look for processes with `ps`, which the guest does not have.
+    # The tests use `ps`, which the guest does not have.
     made = "cat >/usr/local/bin/ps && chmod +x /usr/local/bin/ps"
     assert (await environments["default"].exec(["sh", "-c", made], input=PS, user="root")).success
     yield environments["default"]
@@ -59,15 +59,15 @@ async def no_wait(seconds):
 
 @pytest.fixture
 def sandbox_env(of_nobody, monkeypatch):
-    """What the self-check is given: permissions of files do not stop root."""
-    # A command whose time is over has ended: no need to wait for that.
+    """The sandbox for the self-check. Not root, because file permissions do not apply to root."""
+    # A command that timed out has ended, so there is no need to wait for it.
     monkeypatch.setattr(self_check, "anyio", types.SimpleNamespace(sleep=no_wait))
     return of_nobody
 
 
 # Commands
 
-async def test_what_a_command_started_ends_with_its_time(environment):
+async def test_timeout_ends_the_processes_of_a_command(environment):
     with pytest.raises(TimeoutError) as caught:
         await environment.exec(["sh", "-c", "echo begun; sleep 1234 & sleep 1234"], timeout=1)
     assert caught.value.truncated_output.startswith("begun\n")
@@ -75,7 +75,7 @@ async def test_what_a_command_started_ends_with_its_time(environment):
     assert found.stdout == "0\n"
 
 
-async def test_a_command_that_is_given_up_ends(environment):
+async def test_cancelled_command_ends(environment):
     with anyio.move_on_after(1) as scope:
         await environment.exec(["sh", "-c", "sleep 4321 & sleep 4321"])
     assert scope.cancelled_caught
@@ -83,7 +83,7 @@ async def test_a_command_that_is_given_up_ends(environment):
     assert (await environment.exec(["sh", "-c", gone], timeout=20)).success
 
 
-async def test_statuses_are_the_commands_own(environment):
+async def test_exit_codes(environment):
     for status in (126, 127):
         ended = await environment.exec(["sh", "-c", f"echo Permission denied >&2; exit {status}"])
         assert (ended.success, ended.returncode, ended.stderr) == (False, status, "Permission denied\n")
@@ -94,12 +94,12 @@ async def test_statuses_are_the_commands_own(environment):
     assert ended.returncode == 126 and "too long" in ended.stderr
 
 
-async def test_a_directory_that_is_missing(environment):
+async def test_missing_directory(environment):
     ended = await environment.exec(["pwd"], cwd="no/such")
     assert ended.returncode == 1 and "/workspace/no/such" in ended.stderr
 
 
-async def test_words_stay_as_they_are(environment):
+async def test_arguments_are_passed_unchanged(environment):
     words = ["", " ", "'", '"', "$HOME", "`id`", "\\", "a\nb", "*", "-n", "~", "ü"]
     ended = await environment.exec(["printf", "<%s>", *words], env={"HOME": "/nowhere", "X": "$(id)'\n"})
     assert ended.stdout == "".join(f"<{word}>" for word in words)
@@ -141,7 +141,7 @@ async def test_a_user_cannot_supply_what_root_runs(environment):
     assert (ended.stdout, ended.stderr) == ("nobody\n", "")
 
 
-async def test_nothing_of_what_was_given_is_left(environment):
+async def test_no_input_is_left_in_the_guest(environment):
     await environment.exec(["true", *["x" * 60_000] * 3], input=b"y" * (2 << 20), user="nobody")
     assert (await environment.exec(["sh", "-c", "ls -A /root | grep -c pyro"])).stdout == "0\n"
 
@@ -154,7 +154,7 @@ async def test_output_beyond_the_limit_ends_the_command(environment):
     assert found.stdout == "0\n"
 
 
-async def test_output_beyond_what_the_engine_keeps(environment):
+async def test_output_beyond_the_capture_limit(environment):
     size = 17 << 20
     with override_max_exec_output_size(size):
         ended = await environment.exec(["head", "-c", str(size), "/dev/zero"])
@@ -163,7 +163,7 @@ async def test_output_beyond_what_the_engine_keeps(environment):
 
 # Files
 
-async def test_files_of_every_kind_are_read(environment):
+async def test_reading_files(environment):
     assert "MemTotal" in await environment.read_file("/proc/meminfo")
     await environment.exec(["sh", "-c", "head -c 3000000 /dev/zero >large; ln -s large link; mkfifo fifo; echo piped >fifo &"])
     assert await environment.read_file("link", text=False) == bytes(3_000_000)
@@ -182,7 +182,7 @@ async def test_files_of_every_kind_are_read(environment):
     await environment.exec(["sh", "-c", "rm large link fifo crlf binary"])
 
 
-async def test_a_file_that_is_replaced_keeps_its_mode_and_its_links(environment):
+async def test_replaced_file_keeps_mode_and_links(environment):
     await environment.exec(["sh", "-c", "echo old >-file; chmod 711 ./-file; ln -s ./-file other"])
     await environment.write_file("other", "new")
     assert (await environment.exec(["stat", "-c", "%a %F", "./-file"])).stdout == "711 regular file\n"
@@ -190,7 +190,7 @@ async def test_a_file_that_is_replaced_keeps_its_mode_and_its_links(environment)
     await environment.exec(["rm", "./-file", "other"])
 
 
-async def test_a_file_that_cannot_be_made(environment):
+async def test_file_that_cannot_be_created(environment):
     with pytest.raises(OSError, match="No space left"):
         await environment.write_file("/dev/full", "x")
     with pytest.raises(OSError):
@@ -220,7 +220,7 @@ async def test_a_stopped_guest_is_unavailable(module_sandbox):
     assert stopped._renewal.done()
 
 
-async def test_an_interruption_while_a_guest_is_made_loses_none(module_sandbox, environment, of_nobody):
+async def test_interrupted_sample_init_leaves_no_guest(module_sandbox, environment, of_nobody):
     found = {}
     with anyio.move_on_after(0.01):
         found = await PyroSandboxEnvironment.sample_init("check", None, {})
@@ -230,7 +230,7 @@ async def test_an_interruption_while_a_guest_is_made_loses_none(module_sandbox, 
     assert module_sandbox.machines() == sorted([environment._task.task_id, of_nobody._task.task_id])
 
 
-async def test_the_lifetime_is_renewed_again_and_again():
+async def test_lifetime_is_renewed():
     lifetimes = asyncio.Queue()
 
     async def extend(ttl_seconds):
@@ -251,7 +251,7 @@ async def test_settings():
             PyroSandboxEnvironment.config_deserialize(wrong)
 
 
-async def test_files_are_those_of_the_user(of_nobody):
+async def test_files_belong_to_the_user(of_nobody):
     size = 2 << 20
     secret = f"head -c {size} /dev/zero >/var/secret; chmod 600 /var/secret"
     assert (await of_nobody.exec(["sh", "-c", secret], user="root")).success
@@ -264,7 +264,7 @@ async def test_files_are_those_of_the_user(of_nobody):
         await of_nobody.read_file("large")
 
 
-async def test_a_user_that_does_not_exist_gets_no_guest(module_sandbox):
+async def test_unknown_user_is_rejected(module_sandbox):
     before = module_sandbox.machines()
     with pytest.raises(PrerequisiteError, match="no-such-user"):
         await PyroSandboxEnvironment.sample_init("check", PyroSandboxConfig(user="no-such-user"), {})

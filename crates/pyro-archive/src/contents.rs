@@ -8,10 +8,10 @@ use crate::input::{Entry, Input, Kind};
 use crate::name::Name;
 use crate::output::{Attributes, Output};
 
-/// Most memory that is taken on the word of a stream alone, in bytes.
-const BELIEVED: u64 = 1 << 20;
+/// Maximum memory that is reserved because of a declared size alone, in bytes.
+const MAX_RESERVED: u64 = 1 << 20;
 
-/// What the file in a stream of [`pack`](crate::pack()) holds, if that is one regular file of at most `limit` bytes.
+/// Reads the contents of the one regular file, of at most `limit` bytes, in a stream of [`pack`](crate::pack()).
 ///
 /// # Errors
 /// [`ArchiveError`]; [`ArchiveError::NotAFile`] if it is something else.
@@ -20,12 +20,12 @@ pub fn read_contents<R: Read>(source: &mut R, limit: u64) -> Result<Vec<u8>, Arc
     let size = match input.next()? {
         Some(Entry { kind: Kind::File { size }, .. }) => size,
         Some(_) => return Err(ArchiveError::NotAFile),
-        None => return Err(ArchiveError::Malformed { what: "it holds nothing" }),
+        None => return Err(ArchiveError::Malformed { what: "it is empty" }),
     };
     if size > limit {
         return Err(ArchiveError::TooLarge { limit });
     }
-    let mut contents = Vec::with_capacity(usize::try_from(size.min(BELIEVED)).unwrap_or(0));
+    let mut contents = Vec::with_capacity(usize::try_from(size.min(MAX_RESERVED)).unwrap_or(0));
     input.data(size, |piece| {
         contents.extend_from_slice(piece);
         Ok(())
@@ -36,7 +36,7 @@ pub fn read_contents<R: Read>(source: &mut R, limit: u64) -> Result<Vec<u8>, Arc
     }
 }
 
-/// Writes a stream with one regular file that holds `contents`, has these permission bits and was changed just now.
+/// Writes a stream with one regular file with these contents and permission bits, modified now.
 ///
 /// # Errors
 /// [`ArchiveError::Stream`].
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_or_too_large_or_cut_short_is_refused() {
+    fn what_is_not_a_file_or_too_large_or_cut_short_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let mut packed = Vec::new();
         pack(dir.path(), &mut packed, &LIMITS).unwrap();

@@ -4,13 +4,13 @@ use std::io;
 
 use crate::{MAX_DEPTH, MAX_NAME};
 
-/// Why an item was not packed or unpacked. Names are printable and cut, whoever chose them.
+/// Why an item was not packed or unpacked. Names are made printable and cut to a bounded length.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// A file or directory could not be used.
     #[error("cannot {action} {name}")]
     Io {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
         /// On which path, or on which entry.
         name: String,
@@ -21,23 +21,23 @@ pub enum ArchiveError {
     /// The stream could not be read or written.
     #[error("cannot {action} the stream of files")]
     Stream {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
         /// Why it failed.
         #[source]
         source: io::Error,
     },
-    /// What should be packed is neither a file nor a directory.
+    /// The item to pack is neither a file nor a directory.
     #[error("{name} is neither a regular file nor a directory")]
     NotAnItem {
         /// Its path.
         name: String,
     },
-    /// The stream holds something else than the regular file that was wanted.
-    #[error("it is no regular file")]
+    /// The stream holds something other than the expected regular file.
+    #[error("not a regular file")]
     NotAFile,
     /// The name for the item is not a single name.
-    #[error("{name:?} is no name for a file in a directory")]
+    #[error("invalid file name: expected a single name, got {name:?}")]
     NotOneName {
         /// The name.
         name: String,
@@ -67,7 +67,7 @@ pub enum ArchiveError {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// An entry comes when its directory is not open or later names were already there.
+    /// An entry whose directory is not the open one, or that comes after a later name.
     #[error("the entry {name} is out of order")]
     OutOfOrder {
         /// Its name.
@@ -87,26 +87,26 @@ pub enum ArchiveError {
         /// Its entry.
         name: String,
     },
-    /// Too many directories are within each other.
+    /// Directories are nested too deeply.
     #[error("{name} is more than {MAX_DEPTH} directories deep")]
     TooDeep {
         /// The first entry that is.
         name: String,
     },
-    /// There are more entries than allowed.
+    /// There are more entries than the limit.
     #[error("there are more than {limit} files, directories and symlinks")]
     TooManyEntries {
-        /// How many are allowed.
+        /// The maximum.
         limit: u64,
     },
-    /// There is more in the files than allowed.
+    /// The files hold more bytes than the limit.
     #[error("there are more than {limit} bytes in files")]
     TooLarge {
-        /// How many are allowed.
+        /// The maximum.
         limit: u64,
     },
-    /// Something stands where an entry should go and is not replaced by it.
-    #[error("{name} cannot be made: there is {there} in its place")]
+    /// An entry would replace something that it must not replace.
+    #[error("cannot make {name}: {there} is in its place")]
     InTheWay {
         /// The entry.
         name: String,

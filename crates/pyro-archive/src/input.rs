@@ -1,4 +1,4 @@
-//! The reading end of a stream: headers are believed only as far as they have been checked.
+//! The reading end of a stream. No field of a header is used before it is checked.
 
 use std::io::{self, ErrorKind, Read};
 
@@ -8,7 +8,7 @@ use crate::name::{Name, printable};
 use crate::output::{Attributes, BLOCK, padding};
 use crate::{ArchiveError, MAX_NAME};
 
-/// The last second of the year 9999, behind which programs that show dates fail.
+/// The last second of the year 9999, beyond which programs that show dates fail.
 const LATEST: u64 = 253_402_300_799;
 
 pub(crate) struct Entry {
@@ -19,7 +19,7 @@ pub(crate) struct Entry {
 }
 
 pub(crate) enum Kind {
-    /// So many bytes follow, to be read with [`Input::data`].
+    /// `size` bytes follow, to be read with [`Input::data`].
     File {
         size: u64,
     },
@@ -58,20 +58,20 @@ impl<'a, R: Read> Input<'a, R> {
         }
     }
 
-    /// Gives the `size` bytes of a file's data to `take`, a piece at a time.
+    /// Passes the `size` bytes of a file's data to `take`, a piece at a time.
     pub(crate) fn data(
         &mut self,
         size: u64,
         mut take: impl FnMut(&[u8]) -> Result<(), ArchiveError>,
     ) -> Result<(), ArchiveError> {
-        let mut left = size;
-        while left > 0 {
-            let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
-            match self.source.read(&mut self.buffer[..most]) {
+        let mut remaining = size;
+        while remaining > 0 {
+            let wanted = usize::try_from(remaining).unwrap_or(usize::MAX).min(self.buffer.len());
+            match self.source.read(&mut self.buffer[..wanted]) {
                 Ok(0) => return Err(ArchiveError::Truncated),
                 Ok(count) => {
                     take(&self.buffer[..count])?;
-                    left -= count as u64;
+                    remaining -= count as u64;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(read_error(error)),
@@ -85,7 +85,11 @@ impl<'a, R: Read> Input<'a, R> {
         self.fill(header.as_mut_bytes())?;
         if is_zero(header.as_bytes()) {
             self.fill(header.as_mut_bytes())?;
-            return if is_zero(header.as_bytes()) { Ok(None) } else { Err(malformed("half of an end")) };
+            return if is_zero(header.as_bytes()) {
+                Ok(None)
+            } else {
+                Err(malformed("its end marker is incomplete"))
+            };
         }
         let (before, rest) = header.as_bytes().split_at(148);
         let sum = |bytes: &[u8]| bytes.iter().map(|byte| u32::from(*byte)).sum::<u32>();
@@ -95,16 +99,16 @@ impl<'a, R: Read> Input<'a, R> {
             return Err(malformed("a header's checksum is wrong"));
         }
         if header.as_gnu().is_none() {
-            return Err(malformed("a header is not GNU tar's"));
+            return Err(malformed("a header is not in the format of GNU tar"));
         }
         Ok(Some(header))
     }
 
-    /// The name or target that is too long for a header. What is too long for us is not read at all.
+    /// The name or target that is too long for a header. One that exceeds [`MAX_NAME`] is not read at all.
     fn long(&mut self, header: &Header) -> Result<Vec<u8>, ArchiveError> {
-        let size = header.entry_size().map_err(|_| malformed("a size is no number"))?;
+        let size = header.entry_size().map_err(|_| malformed("a size is not a number"))?;
         let name = header.as_old().name;
-        // A slash and the zero byte may come on top.
+        // Plus a slash and the zero byte.
         if size > MAX_NAME as u64 + 2 {
             return Err(ArchiveError::NameTooLong { name: printable(&name[..until_zero(&name)]) });
         }
@@ -137,7 +141,8 @@ fn entry(
         Some(name) => name,
         None => field(&fields.name)?.to_vec(),
     };
-    let number = |value: io::Result<u64>| value.map_err(|_| malformed("a size, mode or time is no number"));
+    let number =
+        |value: io::Result<u64>| value.map_err(|_| malformed("a size, mode or time is not a number"));
     let size = number(header.entry_size())?;
     let kind = match fields.linkflag[0] {
         b'0' | 0 => Kind::File { size },
@@ -154,13 +159,13 @@ fn entry(
         Kind::File { .. } if long_target.is_none() => {}
         Kind::Directory if long_target.is_none() && size == 0 => {}
         Kind::Symlink { target } if target.is_empty() || target.contains(&0) => {
-            return Err(malformed("a symlink's target is no path"));
+            return Err(malformed("a symlink's target is not a path"));
         }
         Kind::Symlink { target } if target.len() > MAX_NAME => {
             return Err(ArchiveError::NameTooLong { name: printable(&name) });
         }
         Kind::Symlink { .. } if size == 0 => {}
-        _ => return Err(malformed("an entry has what its kind does not have")),
+        _ => return Err(malformed("an entry has a size or a target that its kind does not allow")),
     }
     Ok(Entry {
         name: Name::parse(&name, matches!(kind, Kind::Directory))?,
@@ -177,7 +182,7 @@ fn unsupported(flag: u8) -> &'static str {
         b'1' => "a hard link",
         b'3' | b'4' => "a device",
         b'6' => "a fifo",
-        b'S' => "a sparse file in GNU tar's way",
+        b'S' => "a sparse file of GNU tar",
         b'g' | b'x' => "a pax header",
         _ => "of an unknown kind",
     }

@@ -1,14 +1,14 @@
 //! Files and directories as a stream of tar, both ways, never outside the given place.
 //!
 //! A stream holds one item, a regular file or a directory with everything below it. Its entries are called
-//! `item` and `item/…`, so that who receives it decides alone what it is called. The format is the part of
+//! `item` and `item/…`, so that the receiver alone decides what it is called. The format is the part of
 //! GNU tar that this needs: files, directories, symlinks and long names. Directories come before what they
-//! hold, and the entries of a directory in the order of their names' bytes. [`unpack()`] insists on that
-//! order: what is open is then all it has to remember, and no entry can contradict an earlier one.
+//! hold, and the entries of a directory in the byte order of their names. [`unpack()`] enforces that
+//! order: the open directories are then all it has to remember, and no entry can contradict an earlier one.
 //!
 //! Both ends work on open directories and one name at a time, never on paths, and follow no symlink below the
-//! place that they were given. Neither keeps more than [`MAX_DEPTH`] directories open. Unpacking needs little
-//! memory whatever a stream says; packing holds the names of the directories that it is in.
+//! given place. Neither keeps more than [`MAX_DEPTH`] directories open. Unpacking needs little
+//! memory whatever a stream contains; packing holds the names of the directories that it is in.
 
 mod contents;
 mod error;
@@ -28,17 +28,17 @@ pub use report::Report;
 pub use transfer::{contents_from, contents_into, destination, exact_destination, pack_into, unpack_from};
 pub use unpack::{Links, unpack};
 
-/// The longest name of an entry in bytes, `item` included, and the longest target of a symlink.
+/// Maximum length of the name of an entry, `item` included, and of the target of a symlink, in bytes.
 pub const MAX_NAME: usize = 4096;
 
-/// How many directories may be within each other, the item included. As many are open at once.
+/// Maximum depth of nested directories, the item included. As many are open at once.
 pub const MAX_DEPTH: usize = 128;
 
-/// How much one stream may hold.
+/// Limits of one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Files, directories and symlinks, with those that are left out.
+    /// Maximum number of files, directories and symlinks, with those that are left out.
     pub max_entries: u64,
-    /// Bytes in files.
+    /// Maximum total size of all files, in bytes.
     pub max_bytes: u64,
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{ArchiveError, MAX_DEPTH, MAX_NAME};
 
-/// What every stream calls the thing that it holds.
+/// The name of the item in every stream.
 const ITEM: &[u8] = b"item";
 
 /// A name that stays below the item: no part of it is empty, `.` or `..`, and it is neither too long nor too
@@ -31,7 +31,7 @@ impl Name {
         for part in name.split(|byte| *byte == b'/') {
             match part {
                 b"" => return bad("has a name with an empty part"),
-                b"." | b".." => return bad("has a name with a part that is no name"),
+                b"." | b".." => return bad("has a name with a `.` or `..` in it"),
                 _ => {}
             }
         }
@@ -98,15 +98,15 @@ impl fmt::Display for Name {
     }
 }
 
-/// A name for people's eyes: nothing that steers a terminal or hides what it is, and not too long.
+/// A name to show to people: without terminal control characters or invisible ones, and cut to a bounded length.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     const MAX_CHARS: usize = 160;
-    // What is certainly cut off again need not be looked at.
+    // The rest would be cut off below.
     let mut text = String::new();
     for chunk in bytes[..bytes.len().min(4 * (MAX_CHARS + 1))].utf8_chunks() {
         for character in chunk.valid().chars() {
             match character {
-                // They mislead nobody, and `don't` is easier to read than `don\'t`.
+                // They are harmless, and `don't` is easier to read than `don\'t`.
                 '\'' | '"' => text.push(character),
                 _ => text.extend(character.escape_debug()),
             }

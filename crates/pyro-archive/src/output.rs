@@ -9,7 +9,7 @@ use crate::name::Name;
 
 pub(crate) const BLOCK: usize = 512;
 
-/// What an entry says about its thing besides the name.
+/// Metadata of an entry, besides its name.
 pub(crate) struct Attributes {
     pub(crate) mode: u32,
     /// Seconds since 1970.
@@ -86,7 +86,7 @@ impl<W: Write> Output<W> {
         self.data(header.as_bytes())
     }
 
-    /// An entry that only holds the name or target of the next, as its header has no room for it.
+    /// An entry that only holds the name or target of the next one, whose header is too small for it.
     fn long(&mut self, kind: EntryType, text: &[u8]) -> Result<(), ArchiveError> {
         let size = text.len() as u64 + 1;
         let mut header = blank(kind, size);
@@ -110,7 +110,7 @@ fn blank(kind: EntryType, size: u64) -> Header {
     header
 }
 
-/// Puts as much of `text` into a header's field as it holds; whether that was all.
+/// Writes as much of `text` as fits into a header's field, and returns whether that was all of it.
 fn fits(field: &mut [u8; 100], text: &[u8]) -> bool {
     let length = text.len().min(field.len());
     field[..length].copy_from_slice(&text[..length]);

@@ -16,20 +16,19 @@ use crate::{ArchiveError, Limits, MAX_NAME, Report};
 /// Without waiting for a fifo's other end or becoming a terminal's owner, should it be one by then.
 const OPEN: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
-/// Most that is read of a file that claims to be empty, in bytes: it is kept in memory.
-const MAX_OF_NO_SIZE: u64 = 16 << 20;
+/// Maximum size of a file that claims to be empty, in bytes: it is kept in memory.
+const MAX_UNSIZED_BYTES: u64 = 16 << 20;
 
 /// Writes the file or directory at `source` as a stream.
 ///
 /// A symlink at `source` itself is followed, those below it are stored as symlinks. Kept are permission bits,
-/// without setuid, setgid and sticky, and the time of the last change in seconds; nothing says whose the
-/// files are. Devices, fifos and sockets are left out, as is what is gone when its turn comes. Of a file that
+/// without setuid, setgid and sticky, and the time of the last change in seconds; owners are not kept. Devices, fifos and sockets are left out, as is what is gone when its turn comes. Of a file that
 /// grows meanwhile, the size it had first is stored. Files that claim to be empty and are not, as those of `/proc`, are
 /// stored as they are read if they are `source` itself, up to 16 MiB. `sink` gets large pieces and needs no buffer.
 ///
 /// # Errors
 /// [`ArchiveError`], also when something may not be read or a file becomes shorter while it is read. The
-/// stream in `sink` then has no end marker, and whoever unpacks it will know that it was cut short.
+/// stream in `sink` then has no end marker, from which its receiver knows that it was cut short.
 pub fn pack<W: Write>(source: &Path, sink: &mut W, limits: &Limits) -> Result<Report, ArchiveError> {
     let shown = printable(source.as_os_str().as_bytes());
     let not_an_item = || ArchiveError::NotAnItem { name: shown.clone() };
@@ -62,13 +61,13 @@ pub fn pack<W: Write>(source: &Path, sink: &mut W, limits: &Limits) -> Result<Re
     Ok(packing.report)
 }
 
-/// What is in a file that says it is empty, as those of `/proc` do.
+/// Contents of a file that claims to be empty, as those of `/proc` do.
 fn contents_of_no_size(file: OwnedFd, shown: &str) -> Result<Vec<u8>, ArchiveError> {
     let mut contents = Vec::new();
     let file = File::from(file);
-    file.take(MAX_OF_NO_SIZE + 1).read_to_end(&mut contents).map_err(ArchiveError::io("read", shown))?;
-    if contents.len() as u64 > MAX_OF_NO_SIZE {
-        return Err(ArchiveError::TooLarge { limit: MAX_OF_NO_SIZE });
+    file.take(MAX_UNSIZED_BYTES + 1).read_to_end(&mut contents).map_err(ArchiveError::io("read", shown))?;
+    if contents.len() as u64 > MAX_UNSIZED_BYTES {
+        return Err(ArchiveError::TooLarge { limit: MAX_UNSIZED_BYTES });
     }
     Ok(contents)
 }
@@ -146,16 +145,16 @@ impl<W: Write> Packing<'_, W> {
             return Err(ArchiveError::TooLarge { limit });
         }
         self.output.file(name, &attributes(stat), size)?;
-        let mut left = size;
-        while left > 0 {
-            let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
-            match file.read(&mut self.buffer[..most]) {
+        let mut remaining = size;
+        while remaining > 0 {
+            let wanted = usize::try_from(remaining).unwrap_or(usize::MAX).min(self.buffer.len());
+            match file.read(&mut self.buffer[..wanted]) {
                 Ok(0) => {
                     return Err(ArchiveError::Changed { name: name.to_string(), how: "became shorter" });
                 }
                 Ok(count) => {
                     self.output.data(&self.buffer[..count])?;
-                    left -= count as u64;
+                    remaining -= count as u64;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(ArchiveError::io("read", name)(error)),
@@ -228,7 +227,7 @@ fn size(stat: &Stat) -> u64 {
 }
 
 fn attributes(stat: &Stat) -> Attributes {
-    // Nothing is from before 1970, whatever its time says.
+    // Times before 1970 are stored as 1970.
     Attributes { mode: stat.st_mode & 0o777, modified: u64::try_from(stat.st_mtime).unwrap_or(0) }
 }
 

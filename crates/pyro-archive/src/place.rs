@@ -1,4 +1,4 @@
-//! What is made in an open directory, one name at a time and without following anything.
+//! Making files in an open directory, one name at a time and without following symlinks.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,7 +9,7 @@ use rustix::io::{Errno, Result};
 
 use crate::output::Attributes;
 
-/// What has a name already.
+/// What a name refers to at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     Nothing,
@@ -33,7 +33,7 @@ impl Standing {
         }
     }
 
-    /// For people.
+    /// A description for people, with an article.
     pub(crate) fn description(self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
@@ -45,8 +45,7 @@ impl Standing {
     }
 }
 
-/// Makes a directory, for its owner only, and opens it. Opens the one that is there already; whether it is
-/// new.
+/// Makes a directory, for its owner only, or finds it, and opens it. Also returns whether it is new.
 pub(crate) fn make_directory(directory: BorrowedFd<'_>, name: &[u8]) -> Result<(OwnedFd, bool)> {
     let is_new = match rustix::fs::mkdirat(directory, name, Mode::RWXU) {
         Ok(()) => true,
@@ -57,7 +56,7 @@ pub(crate) fn make_directory(directory: BorrowedFd<'_>, name: &[u8]) -> Result<(
     Ok((rustix::fs::openat(directory, name, flags, Mode::empty())?, is_new))
 }
 
-/// What is made under a name of its own until it is whole. Dropped before that, it is removed again.
+/// A file under a temporary name until it is complete. Removed if it is dropped before that.
 pub(crate) struct Partial<'a> {
     directory: BorrowedFd<'a>,
     name: Option<String>,
@@ -94,8 +93,7 @@ impl<'a> Partial<'a> {
         Err(Errno::EXIST)
     }
 
-    /// Takes the place of the file or symlink that is called `name`, if there is one. Not that of a
-    /// directory.
+    /// Gives it the name `name` and replaces a file or symlink of that name, but no directory.
     pub(crate) fn rename(mut self, name: &[u8]) -> Result<()> {
         if let Some(partial) = &self.name {
             rustix::fs::renameat(self.directory, partial, self.directory, name)?;
@@ -108,7 +106,7 @@ impl<'a> Partial<'a> {
 impl Drop for Partial<'_> {
     fn drop(&mut self) {
         if let Some(name) = &self.name {
-            // There is nobody to tell, and nothing more to do.
+            // A failure cannot be reported here, and nothing else depends on it.
             let _ = rustix::fs::unlinkat(self.directory, name, AtFlags::empty());
         }
     }

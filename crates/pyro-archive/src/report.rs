@@ -1,15 +1,15 @@
-//! What was done.
+//! The outcome of packing or unpacking.
 
 use crate::name::Name;
 
-/// What a stream held.
+/// What a stream held and what was left out of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Files, directories and symlinks that were stored or made, the item itself included.
     pub entries: u64,
-    /// Bytes in files.
+    /// Total size of all files, in bytes.
     pub bytes: u64,
-    /// How many were left out: what has no place in a stream, or a symlink that leads out of the item.
+    /// Number of entries that were left out: what a stream cannot hold, or a symlink that leads out of the item.
     pub left_out: u64,
     /// The names of the first few that were left out, printable and cut.
     pub examples: Vec<String>,

@@ -1,4 +1,4 @@
-//! Both ways over a channel of byte chunks. The work itself blocks, so it has a thread of its own.
+//! Packing and unpacking over a channel of byte chunks. The work itself blocks, so it has a thread of its own.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -30,7 +30,7 @@ pub async fn pack_into<S: Sink<Bytes> + Unpin>(
     work_into(sink, move |writer| pack(&source, writer, &limits)).await
 }
 
-/// Sends what a file shall hold, as [`write_contents`] does. The sink is not closed.
+/// Sends a file with these contents, as [`write_contents`] does. The sink is not closed.
 ///
 /// # Errors
 /// [`ArchiveError::Stream`] if the sink takes no more.
@@ -51,7 +51,7 @@ async fn work_into<S: Sink<Bytes> + Unpin, T: Send + 'static>(
     let mut writer = SyncIoBridge::new(writer);
     let work = tokio::task::spawn_blocking(move || work(&mut writer));
     let sent = send(&mut reader, sink).await;
-    // Whatever is still to be packed has nowhere to go.
+    // Ends the work if it is still packing: nothing takes its output any more.
     drop(reader);
     match (work.await, sent) {
         (Ok(Ok(done)), Ok(())) => Ok(done),
@@ -85,7 +85,7 @@ pub async fn unpack_from<S: Stream<Item = io::Result<Bytes>> + Unpin>(
     work_from(stream, move |reader| unpack(reader, &parent, &name, &limits, links)).await
 }
 
-/// Reads what a file holds from `stream`, as [`read_contents`] does. What follows the archive is not read.
+/// Reads the contents of a file from `stream`, as [`read_contents`] does. What follows the archive is not read.
 ///
 /// # Errors
 /// [`ArchiveError`].
@@ -130,11 +130,11 @@ fn settled<T>(done: Result<Result<T, ArchiveError>, tokio::task::JoinError>) -> 
     done.map_err(lost)?
 }
 
-/// Where something called `own_name` goes that is copied to `target`: into it if that is a directory, else to that
-/// very name.
+/// The directory and name for a copy of `own_name` to `target`: below `target` if that is a directory, else `target`
+/// itself.
 ///
 /// # Errors
-/// [`ArchiveError::NotOneName`] if there is no name for it.
+/// [`ArchiveError::NotOneName`] if neither gives a name.
 pub fn destination(target: &Path, own_name: Option<&OsStr>) -> Result<(PathBuf, OsString), ArchiveError> {
     if target.is_dir() {
         return Ok((target.to_owned(), own_name.ok_or_else(|| no_name(target))?.to_owned()));
@@ -142,7 +142,7 @@ pub fn destination(target: &Path, own_name: Option<&OsStr>) -> Result<(PathBuf, 
     directory_and_name(target)
 }
 
-/// The same for something that shall have the very name `target`, in a directory that is made if it is missing.
+/// The directory and name for a copy with exactly the name `target`, whose directory is made if it is missing.
 ///
 /// # Errors
 /// [`ArchiveError::NotOneName`], or the directory cannot be made.
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_shall_have_a_name_gets_it_and_its_directory() {
+    fn an_exact_name_gets_its_directory() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("a/b/c");
         assert_eq!(exact_destination(&target).unwrap(), (dir.path().join("a/b"), "c".into()));

@@ -18,15 +18,14 @@ use crate::{ArchiveError, Limits, Report};
 /// Which symlinks of a stream are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Links {
-    /// Those that lead to the item or something in it, as long as symlinks that were there before do, and
-    /// that have `..` at their beginning at most. Others are left out.
+    /// Those that lead to the item or something in it, provided that the symlinks that were there before do, and
+    /// that have `..` only at their beginning. Others are left out.
     Inside,
-    /// All of them, whatever they lead to.
+    /// All of them, wherever they lead.
     Any,
 }
 
-/// Makes `parent/name` from a stream of [`pack`](crate::pack()), of which nothing behind the end marker is
-/// read.
+/// Makes `parent/name` from a stream of [`pack`](crate::pack()). Nothing behind the end marker is read.
 ///
 /// `parent` is an existing directory. A file takes the place of a file; a directory that is there already
 /// keeps its mode and what it holds, and files and symlinks take the place of files and symlinks in it.
@@ -35,11 +34,10 @@ pub enum Links {
 ///
 /// After an error, a single file is as it was before, while a directory holds what was made so far, with mode
 /// 0700 where it is not known to be complete. A process that is killed can leave one file `.pyro-partial-…`
-/// as well. Nothing waits until it is on the disk.
+/// as well. Nothing is synced to disk.
 ///
 /// # Errors
-/// [`ArchiveError`], also when the stream ends before its end marker. `source` is then anywhere in the
-/// stream.
+/// [`ArchiveError`], also when the stream ends before its end marker. The position in `source` is then undefined.
 pub fn unpack<R: Read>(
     source: &mut R,
     parent: &Path,
@@ -78,7 +76,7 @@ struct Level {
 impl<R: Read> Unpacking<'_, R> {
     fn item(mut self, parent: BorrowedFd<'_>, own_name: &[u8]) -> Result<Report, ArchiveError> {
         let Some(Entry { name, kind, attributes }) = self.next()? else {
-            return Err(ArchiveError::Malformed { what: "it holds nothing" });
+            return Err(ArchiveError::Malformed { what: "it is empty" });
         };
         if name != Name::item() {
             return Err(ArchiveError::OutOfOrder { name: name.to_string() });
@@ -86,7 +84,7 @@ impl<R: Read> Unpacking<'_, R> {
         match kind {
             Kind::File { size } => {
                 let partial = self.file(parent, own_name, &name, &attributes, size)?;
-                // Only now it is known that the stream is whole.
+                // The stream is complete only now.
                 if let Some(next) = self.next()? {
                     return Err(ArchiveError::OutOfOrder { name: next.name.to_string() });
                 }
@@ -103,7 +101,7 @@ impl<R: Read> Unpacking<'_, R> {
         Ok(self.report)
     }
 
-    /// The next entry, if there may be one more.
+    /// The next entry, within the limit.
     fn next(&mut self) -> Result<Option<Entry>, ArchiveError> {
         let entry = self.input.next()?;
         let limit = self.limits.max_entries;
@@ -113,7 +111,7 @@ impl<R: Read> Unpacking<'_, R> {
         Ok(entry)
     }
 
-    /// Everything below the item. An entry's directory must be open and may have had no later name yet.
+    /// Everything below the item. The directory of each entry must be open, and its names ascend.
     fn contents(&mut self, item: Level) -> Result<(), ArchiveError> {
         let mut open = vec![item];
         while let Some(Entry { name, kind, attributes }) = self.next()? {
@@ -143,7 +141,7 @@ impl<R: Read> Unpacking<'_, R> {
         open.iter().rev().try_for_each(complete)
     }
 
-    /// Reads a file's data. The file still has to get its name.
+    /// Reads a file's data into a file that has yet to get its name.
     fn file<'d>(
         &mut self,
         directory: BorrowedFd<'d>,
@@ -203,12 +201,12 @@ impl<R: Read> Unpacking<'_, R> {
     }
 }
 
-/// Decides about what stands there before data is read. Should it change until the rename, that follows
-/// nothing and replaces no directory either.
+/// Checks what has the name before any data is read. If that changes before the rename, the rename still follows no
+/// symlink and replaces no directory.
 fn must_be_replaceable(directory: BorrowedFd<'_>, own_name: &[u8], name: &Name) -> Result<(), ArchiveError> {
     match Standing::at(directory, own_name).map_err(ArchiveError::io("examine", name))? {
         Standing::Nothing | Standing::File => Ok(()),
-        // Whoever put a symlink in the item's own place may mean what it leads to.
+        // A symlink in the item's own place may have been meant as its target.
         Standing::Symlink if *name != Name::item() => Ok(()),
         there => Err(ArchiveError::InTheWay { name: name.to_string(), there: there.description() }),
     }
@@ -221,7 +219,7 @@ fn in_the_way(directory: BorrowedFd<'_>, own_name: &[u8], name: &Name) -> Archiv
     }
 }
 
-/// Nothing more comes into this directory, so that it may become unwritable.
+/// Gives a directory its final mode, which may forbid writing: no more entries follow in it.
 fn complete(level: &Level) -> Result<(), ArchiveError> {
     match &level.attributes {
         Some(attributes) => {

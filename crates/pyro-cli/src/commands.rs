@@ -1,75 +1,156 @@
-//! What each command does.
+//! The commands: what may be written after `pyro`, and who carries it out. Each is a file with its arguments, what it
+//! does and how that is shown.
 
-mod bench;
-mod completions;
-mod demo;
-mod doctor;
-mod env;
-mod internal;
-mod man;
-mod mcp;
-mod rpc;
-mod run;
-mod task;
+pub(crate) mod bench;
+pub(crate) mod completions;
+pub(crate) mod demo;
+pub(crate) mod doctor;
+pub(crate) mod env;
+pub(crate) mod internal;
+mod machine;
+pub(crate) mod man;
+pub(crate) mod mcp;
+pub(crate) mod rpc;
+pub(crate) mod run;
+pub(crate) mod task;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use pyro_engine::{Config, Engine};
-
-pub(crate) use demo::DemoError;
-
-use crate::args::Command;
-use crate::config::{self, Variables};
-use crate::error_report::CliError;
+use self::bench::BenchArgs;
+use self::completions::CompletionsArgs;
+use self::demo::DemoArgs;
+use self::doctor::DoctorArgs;
+use self::env::EnvCommand;
+use self::internal::InternalArgs;
+use self::man::ManArgs;
+use self::mcp::McpCommand;
+use self::rpc::RpcArgs;
+use self::run::RunArgs;
+use self::task::TaskCommand;
+use crate::config::Variables;
+use crate::error::CliError;
 use crate::exit::Exit;
-use crate::logging;
 use crate::printer::Printer;
+use crate::reply::Reply;
+use crate::{logging, render};
 
-/// Carries out a command, and reports its failure in the shape the command line asked for.
-pub(crate) fn dispatch(command: Command, printer: &Printer) -> Exit {
-    let json = command.wants_json();
-    carry_out(command, printer).unwrap_or_else(|error| {
-        printer.failure(&error, json);
-        error.exit()
-    })
+const ENVIRONMENT_VARIABLES: &str = "\
+Environment variables:
+  PYRO_BASE_DIR               State directory
+                              [default: $XDG_STATE_HOME/pyro-mcp, else ~/.local/state/pyro-mcp]
+  PYRO_ENVIRONMENT_CACHE_DIR  Installed environments [default: pyro-mcp/environments in
+                              $XDG_CACHE_HOME, else in ~/.cache]
+  PYRO_MAX_ACTIVE_VMS         Most VMs and tasks that may exist at once, at least 1 [default: 4]
+  PYRO_WARM                   How many VMs of each kind wait for the next start [default: 0]
+  PYRO_ACCEL                  Accelerator, kvm or tcg [default: chosen by a measurement]
+  PYRO_QEMU                   QEMU program [default: qemu-system-x86_64, looked up in PATH]
+  PYRO_GUEST_KERNEL           Guest kernel, or `environment` for each environment's own
+                              [default: the one that was built on this machine, if any]
+  PYRO_DEBIAN_MIRROR          Debian mirror to install from, http:// or https://
+  PYRO_LOG                    Log filter, such as debug or pyro_engine=trace [default: no log]
+
+Examples:
+  pyro run debian:12 -- git --version
+  pyro task create debian:12
+  pyro env list
+  pyro doctor";
+
+/// Disposable microVMs for AI agents
+///
+/// Runs commands inside throw-away virtual machines, prepares the environments they start from, and says
+/// whether this machine can do so.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pyro",
+    bin_name = "pyro",
+    version,
+    max_term_width = 110,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    after_help = ENVIRONMENT_VARIABLES
+)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
 }
 
-fn carry_out(command: Command, printer: &Printer) -> Result<Exit, CliError> {
-    // A supervisor's stderr is a file in its VM's directory.
-    let default_filter = matches!(command, Command::Supervise(_)).then_some("warn");
-    logging::start(&Variables::of_process(), default_filter)?;
-    match command {
-        Command::Run(args) => run::run(args, printer),
-        Command::Task(command) => task::run(command, printer),
-        Command::Env(command) => env::run(command, printer),
-        Command::Mcp(command) => mcp::run(command, printer),
-        Command::Rpc(args) => rpc::run(&args, printer),
-        Command::Doctor(args) => doctor::run(&args, printer),
-        Command::Demo(args) => demo::run(&args, printer),
-        Command::Bench(args) => bench::run(&args, printer),
-        Command::Completions(args) => completions::run(&args, printer),
-        Command::Man(args) => man::run(&args),
-        Command::Supervise(args) => internal::supervise(&args.words),
-        Command::ProbeKvm(_) => internal::probe_kvm(printer),
+/// One command, ready to be carried out.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(RunArgs),
+    #[command(subcommand)]
+    Task(TaskCommand),
+    #[command(subcommand)]
+    Env(EnvCommand),
+    #[command(subcommand)]
+    Mcp(McpCommand),
+    Rpc(RpcArgs),
+    Doctor(DoctorArgs),
+    Demo(DemoArgs),
+    Bench(BenchArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
+    Supervise(InternalArgs),
+    ProbeKvm(InternalArgs),
+}
+
+/// Carries out a command, and shows how it ended in the shape that the command line asked for.
+pub(crate) fn execute(command: Command, printer: &Printer) -> Exit {
+    let json = command.wants_json();
+    render::outcome(command.carry_out(printer), json, printer)
+}
+
+impl Command {
+    fn carry_out(self, printer: &Printer) -> Result<Reply, CliError> {
+        // A supervisor's stderr is a file in its VM's directory.
+        let default_filter = matches!(self, Self::Supervise(_)).then_some("warn");
+        logging::start(&Variables::of_process(), default_filter)?;
+        match self {
+            Self::Run(args) => run::run(args, printer),
+            Self::Task(command) => command.run(printer),
+            Self::Env(command) => command.run(printer),
+            Self::Mcp(command) => command.run(printer),
+            Self::Rpc(args) => rpc::run(&args),
+            Self::Doctor(args) => doctor::run(&args),
+            Self::Demo(args) => demo::run(&args, printer),
+            Self::Bench(args) => bench::run(&args, printer),
+            Self::Completions(args) => completions::run(&args, grammar_for_people()),
+            Self::Man(args) => man::run(&args, grammar()),
+            Self::Supervise(args) => internal::supervise(&args),
+            Self::ProbeKvm(_) => internal::probe_kvm(),
+        }
+    }
+
+    /// Whether the result, and any error, must be one JSON document on stdout.
+    fn wants_json(&self) -> bool {
+        match self {
+            Self::Run(args) => args.json,
+            Self::Task(command) => command.wants_json(),
+            Self::Env(command) => command.wants_json(),
+            Self::Doctor(args) => args.json,
+            Self::Demo(args) => args.command.is_none(),
+            Self::Bench(args) => args.json,
+            Self::Mcp(command) => command.wants_json(),
+            Self::Completions(_) | Self::Man(_) | Self::Rpc(_) | Self::Supervise(_) | Self::ProbeKvm(_) => {
+                false
+            }
+        }
     }
 }
 
-/// The engine as this process's environment variables configure it.
-fn engine() -> Result<Engine, CliError> {
-    Ok(Engine::new(config()?))
+/// The whole grammar, for the manual pages as well as for parsing.
+pub(crate) fn grammar() -> clap::Command {
+    CommandLine::command()
 }
 
-/// What this process's environment variables say.
-fn config() -> Result<Config, CliError> {
-    Ok(config::engine_config(&Variables::of_process())?)
+/// The grammar for completions, which would offer hidden commands too.
+fn grammar_for_people() -> clap::Command {
+    let whole = grammar();
+    let shown = whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    clap::Command::new("pyro").version(env!("CARGO_PKG_VERSION")).subcommands(shown)
 }
 
-/// Seconds since the epoch.
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
-/// `yes` or `no`.
-fn yes_no(condition: bool) -> &'static str {
-    if condition { "yes" } else { "no" }
+/// The command in what the grammar has matched.
+pub(crate) fn parsed(matches: &clap::ArgMatches) -> Result<Command, clap::Error> {
+    Ok(CommandLine::from_arg_matches(matches)?.command)
 }

@@ -5,10 +5,11 @@ mod handed_on;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use pyro_engine::{Accelerator, Config};
+use pyro_engine::{Accelerator, Config, Engine};
 
 /// An environment variable, or the lack of one, that leaves pyro without a usable configuration.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
 pub(crate) struct ConfigError {
     message: String,
     pub(crate) hint: Option<String>,
@@ -20,14 +21,6 @@ impl ConfigError {
         Self { message: format!("{name} is set to `{shown}`; expected {expected}"), hint: None }
     }
 }
-
-impl std::fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for ConfigError {}
 
 /// Environment variables by name. An empty value counts as unset, as the XDG specification wants.
 pub(crate) struct Variables(Box<Lookup>);
@@ -99,6 +92,16 @@ impl Variables {
             })?;
         Ok(parent.join(name))
     }
+}
+
+/// The engine as this process's environment variables configure it.
+pub(crate) fn engine() -> Result<Engine, ConfigError> {
+    Ok(Engine::new(of_process()?))
+}
+
+/// What this process's environment variables say.
+pub(crate) fn of_process() -> Result<Config, ConfigError> {
+    engine_config(&Variables::of_process())
 }
 
 /// Reads the engine's configuration.

@@ -1,36 +1,46 @@
 //! `pyro`: disposable microVMs for AI agents, on the command line.
 //!
 //! ```text
-//! args ─► commands ─► session (events, signals) ─► pyro-engine
-//!             │            │
-//!             └────────────┴──► printer (the only writer) ─► exit
+//! command_line ─► commands ─► session (events, signals) ─► pyro-engine
+//!                     │           │
+//!                  reply          └──────────────┐
+//!                     └─► render ─► report ─► printer (the only writer)
 //! ```
 //!
 //! Everything a user can see is decided here: words, formats, exit codes and the meaning of environment
 //! variables. The engine below gets its configuration as a value and never prints.
 
-mod args;
 mod client_config;
+mod command_line;
 mod commands;
 mod config;
-mod error_report;
+mod error;
 mod exit;
 mod json;
 mod logging;
 mod printer;
 mod progress;
+mod render;
+mod reply;
+mod report;
 mod session;
 mod signals;
+mod text;
 mod words;
 
 use std::process::ExitCode;
 
+use exit::Exit;
+
 fn main() -> ExitCode {
     let printer = printer::Printer::new();
-    let exit = match args::parse(std::env::args_os()) {
-        Ok(command) => commands::dispatch(command, &printer),
+    let exit = match command_line::parse(std::env::args_os()) {
+        Ok(command) => commands::execute(command, &printer),
         // Help and the version arrive here too: clap calls every early end an error.
-        Err(early_end) => printer.clap_message(&early_end),
+        Err(early_end) => {
+            printer.clap_message(&early_end);
+            if early_end.use_stderr() { Exit::Usage } else { Exit::Success }
+        }
     };
     exit.into()
 }

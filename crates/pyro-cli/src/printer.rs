@@ -1,16 +1,12 @@
 //! The one writer to stdout and stderr.
 
-use std::borrow::Cow;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use pyro_engine::OutputStream;
-use serde::Serialize;
 
-use crate::error_report::CliError;
-use crate::exit::Exit;
-use crate::json;
+use crate::text::printable;
 
 /// Writes results to stdout and everything else to stderr.
 pub(crate) struct Printer {
@@ -41,10 +37,18 @@ impl Sink for ProcessStreams {
 }
 
 /// Our output could not be written.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to {}", name(.stream))]
 pub(crate) struct OutputError {
     stream: OutputStream,
     source: io::Error,
+}
+
+fn name(stream: &OutputStream) -> &'static str {
+    match stream {
+        OutputStream::Stdout => "standard output",
+        OutputStream::Stderr => "standard error",
+    }
 }
 
 impl OutputError {
@@ -55,22 +59,6 @@ impl OutputError {
     /// Nobody reads any more, which is their right and no fault.
     pub(crate) fn is_broken_pipe(&self) -> bool {
         self.source.kind() == io::ErrorKind::BrokenPipe
-    }
-}
-
-impl std::fmt::Display for OutputError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = match self.stream {
-            OutputStream::Stdout => "standard output",
-            OutputStream::Stderr => "standard error",
-        };
-        write!(f, "cannot write to {name}")
-    }
-}
-
-impl std::error::Error for OutputError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.source)
     }
 }
 
@@ -99,25 +87,14 @@ impl Printer {
         self.write(OutputStream::Stdout, printable(text).as_bytes())
     }
 
-    /// A result as bytes, such as a script for a shell.
+    /// A result as bytes, such as a document or a script for a shell.
     pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<(), OutputError> {
         self.write(OutputStream::Stdout, bytes)
     }
 
-    /// What a command once wrote to its standard error, on lines of their own.
-    pub(crate) fn recorded_stderr(&self, bytes: &[u8]) -> Result<(), OutputError> {
-        let mut text = String::from_utf8_lossy(bytes).into_owned();
-        if !text.ends_with('\n') {
-            text.push('\n');
-        }
-        self.write(OutputStream::Stderr, printable(&text).as_bytes())
-    }
-
-    /// A result as the one JSON document of `--json`.
-    pub(crate) fn json<T: Serialize>(&self, value: &T) -> Result<(), OutputError> {
-        let document = json::document(value)
-            .map_err(|error| OutputError::new(OutputStream::Stdout, io::Error::other(error)))?;
-        self.write(OutputStream::Stdout, &document)
+    /// Text for people on stderr.
+    pub(crate) fn stderr_text(&self, text: &str) -> Result<(), OutputError> {
+        self.write(OutputStream::Stderr, printable(text).as_bytes())
     }
 
     /// A line on stderr. Best effort: there is nowhere to tell that it failed.
@@ -142,65 +119,22 @@ impl Printer {
         drop(tokio::task::spawn_blocking(move || note(&*sink, &line)));
     }
 
-    /// A failure, in the shape that was asked for.
-    pub(crate) fn failure(&self, error: &CliError, json: bool) {
-        let Some(report) = error.report() else { return };
-        if json && self.json(&report.json()).is_ok() {
-            return;
-        }
-        let _ = self.write(OutputStream::Stderr, report.human().as_bytes());
-    }
-
-    /// A failure as part of what is on standard output, for a command that writes nowhere else.
-    pub(crate) fn failure_as_result(&self, error: &CliError) {
-        let Some(report) = error.report() else { return };
-        let text = report.human();
-        match self.text(&text) {
-            // A full disk must not hide it; a reader that went away does not want it.
-            Err(failed) if !failed.is_broken_pipe() => {
-                let _ = self.write(OutputStream::Stderr, text.as_bytes());
-            }
-            _ => {}
+    /// Warns of what a guest with a network can reach, which no policy limits yet.
+    pub(crate) fn warn_of_network(&self, network: bool) {
+        if network {
+            self.note(
+                "[warning] a hostile guest with a network can reach all that you can reach, this host's loopback included",
+            );
         }
     }
 
     /// What clap has to say: help and the version on stdout, usage errors on stderr.
-    pub(crate) fn clap_message(&self, message: &clap::Error) -> Exit {
+    pub(crate) fn clap_message(&self, message: &clap::Error) {
         // A reader that went away needs no help text.
         let _ = message.print();
-        if message.use_stderr() { Exit::Usage } else { Exit::Success }
     }
 }
 
 fn note(sink: &dyn Sink, line: &str) {
     let _ = sink.write(OutputStream::Stderr, format!("{}\n", printable(line)).as_bytes());
-}
-
-/// Text with its control characters, newline and tab aside, made visible: names and messages may come from
-/// a registry or a guest, and must not steer the terminal.
-pub(crate) fn printable(text: &str) -> Cow<'_, str> {
-    let steers = |c: char| c.is_control() && c != '\n' && c != '\t';
-    if !text.contains(steers) {
-        return Cow::Borrowed(text);
-    }
-    let mut shown = String::with_capacity(text.len() + 8);
-    for character in text.chars() {
-        if steers(character) {
-            shown.extend(character.escape_default());
-        } else {
-            shown.push(character);
-        }
-    }
-    Cow::Owned(shown)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn terminal_control_is_made_visible() {
-        assert_eq!(printable("plain ü\n\ttext"), "plain ü\n\ttext");
-        assert_eq!(printable("a\u{1b}[2Jb\rc\u{9b}d"), "a\\u{1b}[2Jb\\rc\\u{9b}d");
-    }
 }

@@ -6,6 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pyro_engine::PullEvent;
 
 use crate::printer::Printer;
+use crate::text::printable;
 
 /// Shows one installation after another.
 pub(crate) struct PullProgress<'a> {
@@ -33,7 +34,7 @@ impl<'a> PullProgress<'a> {
                 Some(bar) => {
                     bar.set_length(total);
                     bar.set_position(done);
-                    bar.set_message(crate::printer::printable(&text).into_owned());
+                    bar.set_message(printable(&text).into_owned());
                 }
                 None => {
                     if let Some(line) = next_line(&mut self.last_line, text, done, total) {

@@ -19,7 +19,7 @@ use pyro_engine::{EngineError, ErrorKind, Event, Events, OutputStream, PullEvent
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::error_report::CliError;
+use crate::error::CliError;
 use crate::printer::{OutputError, Printer};
 use crate::progress::PullProgress;
 use crate::signals::{self, Signal};
@@ -31,7 +31,10 @@ const EVENTS_AHEAD: usize = 64;
 const LAST_OUTPUT_GRACE: Duration = Duration::from_secs(1);
 
 /// Runs a future to its end on this thread.
-pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+pub(crate) fn block_on<T, E>(work: impl Future<Output = Result<T, E>>) -> Result<T, CliError>
+where
+    CliError: From<E>,
+{
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -39,7 +42,7 @@ pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Re
     let result = runtime.block_on(work);
     // Only a write into a pipe that nobody empties can still be under way, and it must not hold up the end.
     runtime.shutdown_background();
-    result
+    Ok(result?)
 }
 
 /// What was shown of a call.
@@ -60,8 +63,8 @@ impl Shown {
     }
 }
 
-/// Carries out `call` and shows its events; with `quiet`, only its warnings.
-pub(crate) async fn watch<T, F>(
+/// Carries out `call` to its end and shows its events; with `quiet`, only its warnings.
+pub(crate) fn watch<T, F>(
     printer: &Printer,
     quiet: bool,
     call: impl FnOnce(Events, CancellationToken) -> F,
@@ -69,8 +72,10 @@ pub(crate) async fn watch<T, F>(
 where
     F: Future<Output = Result<T, EngineError>>,
 {
-    let requests = signals::listen()?;
-    Watch { printer, quiet, requests, stop: None }.follow(call).await
+    block_on(async {
+        let requests = signals::listen()?;
+        Watch { printer, quiet, requests, stop: None }.follow(call).await
+    })
 }
 
 struct Watch<'a> {

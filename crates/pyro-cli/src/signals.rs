@@ -1,9 +1,9 @@
 //! Being asked to stop: Ctrl-C, SIGTERM and SIGHUP.
 
+use std::io;
+
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-
-use crate::error_report::CliError;
 
 /// A request to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,10 +44,15 @@ impl std::fmt::Display for Signal {
 /// Requests that may wait to be looked at. People do not send more, and one more says nothing new.
 const REQUESTS_AHEAD: usize = 8;
 
+/// A signal cannot be listened for.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen for signals")]
+pub(crate) struct ListenError(#[source] io::Error);
+
 /// The requests to stop sent to this process from now on. Needs a running event loop.
 ///
 /// A signal that the parent has set to be ignored (`nohup`, a script's background job) stays ignored.
-pub(crate) fn listen() -> Result<mpsc::Receiver<Signal>, CliError> {
+pub(crate) fn listen() -> Result<mpsc::Receiver<Signal>, ListenError> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = ignored_mask(&status);
     let (sender, receiver) = mpsc::channel(REQUESTS_AHEAD);
@@ -55,8 +60,7 @@ pub(crate) fn listen() -> Result<mpsc::Receiver<Signal>, CliError> {
         if ignored & (1 << (which.number() - 1)) != 0 {
             continue;
         }
-        let mut listener = signal(which.kind())
-            .map_err(|error| CliError::System("cannot listen for signals".to_owned(), error))?;
+        let mut listener = signal(which.kind()).map_err(ListenError)?;
         let sender = sender.clone();
         tokio::spawn(
             async move { while listener.recv().await.is_some() && sender.send(which).await.is_ok() {} },

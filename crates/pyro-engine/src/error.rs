@@ -84,13 +84,16 @@ impl ErrorKind {
 
 /// An error of the engine: kind, message, hints and cause, each apart from the others.
 ///
-/// `Display` is `message` alone, which does not repeat the cause; `Error::source` gives the chain.
+/// `Display` is the message with [`Self::opt_in`], which does not repeat the cause; `Error::source` gives the chain.
 #[derive(Debug)]
 pub struct EngineError {
     /// What the caller can do about it.
     pub kind: ErrorKind,
     /// One line; the contract's text where it gives one.
     pub message: String,
+    /// Sentence of the contract that follows the message and says which right the caller could have given. Left out
+    /// where the reader must not be invited to take that right.
+    pub opt_in: Option<&'static str>,
     /// Lines for people that say what to do next.
     pub hints: Vec<String>,
     /// The cause.
@@ -99,7 +102,8 @@ pub struct EngineError {
 
 impl fmt::Display for EngineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.message)?;
+        self.opt_in.map_or(Ok(()), |opt_in| write!(f, " {opt_in}"))
     }
 }
 
@@ -112,7 +116,7 @@ impl Error for EngineError {
 impl EngineError {
     /// An error without hints or cause.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hints: Vec::new(), source: None }
+        Self { kind, message: message.into(), opt_in: None, hints: Vec::new(), source: None }
     }
 
     /// The same with one more line that says what to do.
@@ -143,8 +147,17 @@ impl EngineError {
 
     /// The message and its causes, in one line.
     pub fn in_full(&self) -> String {
+        self.with_causes(self.to_string())
+    }
+
+    /// The same without [`Self::opt_in`].
+    pub fn in_full_without_opt_in(&self) -> String {
+        self.with_causes(self.message.clone())
+    }
+
+    fn with_causes(&self, text: String) -> String {
         let causes = std::iter::successors(self.source(), |cause| (*cause).source());
-        causes.fold(self.to_string(), |text, cause| format!("{text}: {cause}"))
+        causes.fold(text, |text, cause| format!("{text}: {cause}"))
     }
 
     /// A fault in pyro itself.
@@ -161,13 +174,6 @@ impl EngineError {
     pub fn timeout_not_positive() -> Self {
         Self::new(ErrorKind::InvalidInput, "timeout_seconds must be positive")
             .hint("give at least 1 second; the default is 30")
-    }
-
-    /// An environment name that the catalog does not have.
-    pub fn unknown_environment<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
-        let known: Vec<&str> = known.into_iter().collect();
-        let message = format!("unknown environment '{}'; expected one of: {}", shown(name), known.join(", "));
-        Self::new(ErrorKind::InvalidInput, message).hint("`pyro env list` shows what each one holds")
     }
 
     /// No VM or task has this id. `id` may be any text; it is escaped and cut before it is shown.
@@ -217,21 +223,11 @@ impl EngineError {
 
     /// VMs cannot boot here and the caller did not agree to run on the host.
     pub fn boot_unavailable(reason: &str) -> Self {
-        Self::host_compat_disabled("guest boot", reason)
-    }
-
-    /// VMs boot here but cannot run commands, and the caller did not agree to run on the host.
-    pub fn exec_unavailable(reason: &str) -> Self {
-        Self::host_compat_disabled("guest command execution", reason)
-    }
-
-    fn host_compat_disabled(what: &str, reason: &str) -> Self {
-        let message = format!(
-            "{what} is unavailable and host compatibility mode is disabled: {}. Set \
-             allow_host_compat=True (CLI: --allow-host-compat) to opt into host execution.",
-            reason.trim_end().trim_end_matches('.')
-        );
-        Self::new(ErrorKind::VmUnavailable, message).hint("`pyro doctor` says what is missing")
+        let reason = reason.trim_end().trim_end_matches('.');
+        let message = format!("guest boot is unavailable and host compatibility mode is disabled: {reason}.");
+        let opt_in = "Set allow_host_compat=True (CLI: --allow-host-compat) to opt into host execution.";
+        let error = Self::new(ErrorKind::VmUnavailable, message).hint("`pyro doctor` says what is missing");
+        Self { opt_in: Some(opt_in), ..error }
     }
 
     /// The channel to the guest agent did not open; the command was not sent.
@@ -246,21 +242,6 @@ impl EngineError {
         let message = format!("connection to {kind} {} was lost while its command ran", shown(id));
         Self::new(ErrorKind::OutcomeUnknown, message)
             .hint("the command may have run, wholly or in part; it was not repeated")
-    }
-
-    /// The VMM ended before the guest was up. `log` is the end of what it or the guest wrote.
-    pub fn exited_during_startup(log: &str) -> Self {
-        Self::new(ErrorKind::BootFailed, format!("microVM exited during startup: {}", log.trim_end()))
-            .hint("`pyro doctor` checks what a VM needs")
-    }
-
-    /// Files of an installed environment are gone.
-    pub fn missing_artifacts(environment: &str, first: &str, second: &str) -> Self {
-        let environment = shown(environment);
-        let message =
-            format!("missing environment artifacts for {environment}; expected {first} and {second}");
-        Self::new(ErrorKind::EnvironmentUnavailable, message)
-            .hint(format!("`pyro env pull {environment}` installs it again"))
     }
 
     /// The caller cancelled.
@@ -291,9 +272,7 @@ mod tests {
     #[test]
     fn texts_are_the_contracts() {
         let id = "de259a89b184";
-        let environments = ["debian:12", "debian:12-base", "debian:12-build"];
         let errors = [
-            EngineError::unknown_environment("x", environments),
             EngineError::out_of_range("vcpu_count", 1, 8),
             EngineError::timeout_not_positive(),
             EngineError::not_found(Kind::Vm, id),
@@ -305,11 +284,8 @@ mod tests {
             EngineError::not_started(Kind::Task, id, VmState::Stopped),
             EngineError::task_expired(id),
             EngineError::boot_unavailable("no VMM was found"),
-            EngineError::exec_unavailable("the agent is too old."),
             EngineError::transport_not_ready("no answer within 10 s"),
             EngineError::outcome_unknown(Kind::Vm, id),
-            EngineError::exited_during_startup("Kernel panic\n"),
-            EngineError::missing_artifacts("debian:12", "/c/vmlinux", "/c/rootfs.ext4"),
             EngineError::cancelled(),
             EngineError::internal("no random numbers"),
         ];
@@ -328,11 +304,7 @@ mod tests {
     #[test]
     fn text_from_outside_cannot_break_a_message() {
         let hostile = "\u{1b}[2J\n\u{202e}".repeat(500);
-        for error in [
-            EngineError::unknown_environment(&hostile, []),
-            EngineError::not_found(Kind::Task, &hostile),
-            EngineError::vm_expired(&hostile),
-        ] {
+        for error in [EngineError::not_found(Kind::Task, &hostile), EngineError::vm_expired(&hostile)] {
             assert!(error.message.len() < 2000);
             assert!(!error.message.contains(['\u{1b}', '\n', '\u{202e}']), "{error}");
         }

@@ -224,8 +224,6 @@ pub enum DeleteReason {
     ExplicitDelete,
     /// Its command has run.
     PostExecCleanup,
-    /// A one-shot run failed.
-    RunVmErrorCleanup,
 }
 
 /// VMs removed because their lifetime had ended.

@@ -117,7 +117,7 @@ impl Registry {
             if event == VmEvent::Stop {
                 journal::conclude(tx, id, crate::engine::now())?;
             }
-            if !matches!(transition, Transition::Remove { .. }) {
+            if transition != Transition::Remove {
                 record.apply(patch);
                 record.update(tx)?;
             }

@@ -72,8 +72,7 @@ impl VmState {
             (VmEvent::Stop, Self::Created | Self::Started) => Ok(Become(Self::Stopped)),
             (VmEvent::Stop, Self::Stopped) => Ok(Keep),
 
-            (VmEvent::Delete, Self::Started) => Ok(Remove { stop_first: true }),
-            (VmEvent::Delete, Self::Created | Self::Stopped) => Ok(Remove { stop_first: false }),
+            (VmEvent::Delete, _) => Ok(Remove),
 
             (VmEvent::Read, _) => Ok(Keep),
 
@@ -127,10 +126,7 @@ pub(crate) enum Transition {
     /// The VM goes into another state.
     Become(VmState),
     /// The VM goes away.
-    Remove {
-        /// It runs and has to be stopped before.
-        stop_first: bool,
-    },
+    Remove,
 }
 
 /// Why an event is not allowed.
@@ -170,14 +166,7 @@ mod tests {
             (VmEvent::Start, [Ok(Become(Started)), Err(Denied::AlreadyStarted), Ok(Become(Started))]),
             (VmEvent::Exec, [Err(Denied::NotStarted(Created)), Ok(Keep), Err(Denied::NotStarted(Stopped))]),
             (VmEvent::Stop, [Ok(Become(Stopped)), Ok(Become(Stopped)), Ok(Keep)]),
-            (
-                VmEvent::Delete,
-                [
-                    Ok(Remove { stop_first: false }),
-                    Ok(Remove { stop_first: true }),
-                    Ok(Remove { stop_first: false }),
-                ],
-            ),
+            (VmEvent::Delete, [Ok(Remove), Ok(Remove), Ok(Remove)]),
             (VmEvent::Read, [Ok(Keep), Ok(Keep), Ok(Keep)]),
             (VmEvent::Died, [Ok(Keep), Ok(Become(Stopped)), Ok(Keep)]),
         ];
@@ -232,10 +221,7 @@ mod tests {
                         state = match transition {
                             Transition::Keep => Some(now),
                             Transition::Become(to) => Some(to),
-                            Transition::Remove { stop_first } => {
-                                prop_assert_eq!(stop_first, model.running);
-                                None
-                            }
+                            Transition::Remove => None,
                         };
                         model = next;
                     }

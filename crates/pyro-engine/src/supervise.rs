@@ -117,7 +117,7 @@ impl Store for RegistryStore {
     ) -> Result<(), StoreError> {
         let fate = match outcome {
             CommandOutcome::Ended(end) => CommandFate::Exited(CommandExit::from(end)),
-            CommandOutcome::NotRun { cause } => CommandFate::NotRun(cause.clone()),
+            CommandOutcome::NotRun { cause, .. } => CommandFate::NotRun(cause.clone()),
             CommandOutcome::Unknown { .. } => CommandFate::Unknown,
         };
         let vm_id = vm_id.to_owned();

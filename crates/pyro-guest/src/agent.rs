@@ -1,126 +1,182 @@
-//! The agent: boots the machine, then serves requests, one yamux stream each, until the channel closes.
+//! The agent: sets the machine up, then serves requests, one yamux stream each, until the channel closes.
 
 use std::fs::File;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::poll_fn;
-use pyro_wire::{Bootstrap, ExecFailure, Frame, FrameCodec, Preparation, Reply, Request};
+use futures::{SinkExt, StreamExt};
+use pyro_wire::{
+    Call, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, NoInput, Pack, Request,
+    Unpack,
+};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::Framed;
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
-use yamux::{Config, Connection, Mode};
+use yamux::{Config, Connection, ConnectionError, Mode};
 
-use crate::fault::{During, Fault};
-use crate::identity::NameFiles;
+use crate::exec::CommandSettings;
+use crate::failure::{During, refused};
+use crate::machine::VirtualMachine;
 use crate::port::Port;
-use crate::{boot, copy, exec, halt, handshake, identity, memory, network, root, warm_up};
+use crate::{HandshakeError, Machine, boot, copy, exec, handshake, memory};
 
-/// A stream to the host, as frames.
-pub(crate) type HostStream = Framed<tokio_util::compat::Compat<yamux::Stream>, FrameCodec<Request, Reply>>;
+/// A stream whose request has not been read.
+type RequestStream<S> = Framed<S, FrameCodec<Request, NoInput>>;
 
-/// Runs until the host is gone.
+/// A stream whose request was read: what may follow it, and its reply.
+pub(crate) type CallStream<S, C> = Framed<S, FrameCodec<<C as Call>::Input, <C as Call>::Reply>>;
+
+/// Why the agent ended, if not because the host closed the channel.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A step on the way to the first request failed.
+    #[error(transparent)]
+    Start(#[from] Failure),
+    /// The machine was not set up.
+    #[error("setting the machine up: {0}")]
+    Handshake(#[from] HandshakeError),
+    /// The channel failed, or the host does not follow the protocol.
+    #[error("serving the channel: {0}")]
+    Channel(#[from] ConnectionError),
+}
+
+/// Runs in the guest until the host is gone.
 pub(crate) fn run() -> ExitCode {
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .during("starting the runtime")
+        .map_err(AgentError::from)
         .and_then(|runtime| runtime.block_on(live()));
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(fault) => {
-            eprintln!("pyro-guest: {fault}");
+        Err(error) => {
+            eprintln!("pyro-guest: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-async fn live() -> Result<(), Fault> {
+async fn live() -> Result<(), AgentError> {
     let mut channel = boot::open_channel()?;
     exec::prepare_agent()?;
-    memory::prevent_thrashing()?;
-    handshake::greet(&mut channel)?;
-    let preparation = handshake::receive(&mut channel)?;
-    let names = handshake::answer(&mut channel, prepare(&preparation).await)?;
-    // A restored machine wakes up here, with all that it has read and mounted so far.
-    let bootstrap = handshake::receive(&mut channel)?;
-    handshake::answer(&mut channel, apply(&bootstrap, &names).await)?;
-    serve(channel, Arc::new(Mutex::new(Some(names)))).await
+    memory::prevent_thrashing(Path::new(memory::LRU_SETTINGS))?;
+    let mut machine = VirtualMachine::default();
+    handshake::set_up(&mut channel, &mut machine).await?;
+    Agent::new(machine, CommandSettings::of_guest()).serve(port(channel)?).await
 }
 
-/// What takes time and is the same in every machine of a kind.
-async fn prepare(preparation: &Preparation) -> Result<NameFiles, Fault> {
-    root::enter(preparation)?;
-    let names = NameFiles::open()?;
-    network::bring_up_loopback().await?;
-    if preparation.warm_up {
-        warm_up::run();
-    }
-    Ok(names)
-}
-
-/// What makes this machine different from its siblings.
-async fn apply(bootstrap: &Bootstrap, names: &NameFiles) -> Result<(), Fault> {
-    identify(bootstrap, names)?;
-    match &bootstrap.network {
-        Some(config) => network::configure(config).await,
-        None => Ok(()),
-    }
-}
-
-fn identify(bootstrap: &Bootstrap, names: &NameFiles) -> Result<(), Fault> {
-    identity::apply_clock_and_seed(bootstrap)?;
-    names.fill(bootstrap)
-}
-
-/// Shared by the requests; taken by the one that halts the machine, whose root cannot be sealed while they are open.
-type SharedNames = Arc<Mutex<Option<NameFiles>>>;
-
-async fn serve(channel: File, names: SharedNames) -> Result<(), Fault> {
+fn port(channel: File) -> Result<Port, Failure> {
     let step = "preparing the channel";
     fcntl_setfl(&channel, fcntl_getfl(&channel).during(step)? | OFlags::NONBLOCK).during(step)?;
-    let port = Port::new(channel).during(step)?;
-    let mut connection = Connection::new(port.compat(), Config::default(), Mode::Server);
-    loop {
-        match poll_fn(|context| connection.poll_next_inbound(context)).await {
-            Some(Ok(stream)) => {
-                tokio::spawn(handle(Framed::new(stream.compat(), FrameCodec::default()), Arc::clone(&names)));
+    Port::new(channel).during(step)
+}
+
+/// Serves the requests of a host.
+#[derive(Debug)]
+pub struct Agent<M> {
+    shared: Arc<Shared<M>>,
+}
+
+#[derive(Debug)]
+struct Shared<M> {
+    commands: CommandSettings,
+    state: Mutex<State<M>>,
+}
+
+#[derive(Debug)]
+struct State<M> {
+    machine: M,
+    /// A halt was begun; the machine can no longer become another one.
+    halting: bool,
+}
+
+impl<M: Machine> Agent<M> {
+    /// An agent of a machine that is set up.
+    pub fn new(machine: M, commands: CommandSettings) -> Self {
+        let state = Mutex::new(State { machine, halting: false });
+        Self { shared: Arc::new(Shared { commands, state }) }
+    }
+
+    /// Serves requests until the host closes the channel. Commands that run then are ended.
+    ///
+    /// # Errors
+    /// The channel failed, or the host does not follow the protocol.
+    pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(&self, channel: S) -> Result<(), AgentError> {
+        let mut connection = Connection::new(channel.compat(), Config::default(), Mode::Server);
+        while let Some(stream) = poll_fn(|context| connection.poll_next_inbound(context)).await {
+            let stream = Framed::new(stream?.compat(), FrameCodec::default());
+            tokio::spawn(Arc::clone(&self.shared).handle(stream));
+        }
+        Ok(())
+    }
+}
+
+impl<M: Machine> Shared<M> {
+    async fn handle<S>(self: Arc<Self>, mut stream: RequestStream<S>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        // A host that gives up or does not follow the protocol gets no answer; dropping the stream resets it.
+        let Some(Ok(Frame::Control(request))) = stream.next().await else { return };
+        match request {
+            Request::Exec(request) => exec::serve(request, &self.commands, accept::<_, Exec>(stream)).await,
+            Request::Pack(request) => {
+                copy::pack(request, &self.commands.workspace, accept::<_, Pack>(stream)).await;
             }
-            Some(Err(error)) => {
-                return Err(Fault { step: "serving the channel".into(), cause: error.to_string(), errno: 0 });
+            Request::Unpack(request) => {
+                copy::unpack(request, &self.commands.workspace, accept::<_, Unpack>(stream)).await;
             }
-            None => return Ok(()),
+            Request::Identify(request) => {
+                let reply = self.identify(&request);
+                finish(accept::<_, Identify>(stream), reply).await;
+            }
+            Request::Halt => {
+                let reply = self.halt();
+                finish(accept::<_, Halt>(stream), reply).await;
+            }
+        }
+    }
+
+    fn identify(&self, Identify(bootstrap): &Identify) -> IdentifyReply {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let identified = if state.halting {
+            Err(refused("naming the machine", "the machine is halting"))
+        } else {
+            state.machine.identify(bootstrap)
+        };
+        match identified {
+            Ok(()) => IdentifyReply::Identified,
+            Err(failure) => IdentifyReply::Failed(failure),
+        }
+    }
+
+    fn halt(&self) -> HaltReply {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.halting = true;
+        match state.machine.halt() {
+            Ok(()) => HaltReply::Halted,
+            Err(failure) => HaltReply::Failed(failure),
         }
     }
 }
 
-async fn handle(mut stream: HostStream, names: SharedNames) {
-    use futures::StreamExt;
-    match stream.next().await {
-        Some(Ok(Frame::Control(Request::Exec(request)))) => exec::serve(request, stream).await,
-        Some(Ok(Frame::Control(Request::Pack(request)))) => copy::pack(request, stream).await,
-        Some(Ok(Frame::Control(Request::Unpack(request)))) => copy::unpack(request, stream).await,
-        Some(Ok(Frame::Control(Request::Identify(bootstrap)))) => {
-            let outcome = match &*names.lock().unwrap_or_else(PoisonError::into_inner) {
-                Some(names) => identify(&bootstrap, names),
-                None => {
-                    Err(Fault { step: "naming the machine".into(), cause: "it is halting".into(), errno: 0 })
-                }
-            };
-            exec::finish(stream, reply_to(outcome, Reply::Identified)).await;
-        }
-        Some(Ok(Frame::Control(Request::Halt))) => {
-            drop(names.lock().unwrap_or_else(PoisonError::into_inner).take());
-            exec::finish(stream, reply_to(halt::halt(), Reply::Halted)).await;
-        }
-        // The host gave up or does not speak the protocol; dropping the stream resets it.
-        Some(Ok(Frame::Control(Request::Terminate) | Frame::Output(..)) | Err(_)) | None => {}
-    }
+/// The stream of a request, with what may follow it there.
+fn accept<S: AsyncRead + AsyncWrite + Unpin, C: Call>(stream: RequestStream<S>) -> CallStream<S, C> {
+    stream.map_codec(|_| FrameCodec::default())
 }
 
-fn reply_to(outcome: Result<(), Fault>, done: Reply) -> Reply {
-    match outcome {
-        Ok(()) => done,
-        Err(Fault { step, cause, errno }) => Reply::NotStarted(ExecFailure { step, errno, cause }),
-    }
+/// Sends the only frame of a reply and closes the stream.
+pub(crate) async fn finish<S, In, Reply>(mut stream: Framed<S, FrameCodec<In, Reply>>, reply: Reply)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    Reply: Serialize,
+{
+    // If the host is gone there is nobody left to answer.
+    let _ = stream.send(Frame::Control(reply)).await;
+    let _ = stream.close().await;
 }

@@ -1,22 +1,24 @@
 //! From an empty initramfs to an open channel: pseudo filesystems, kernel modules, the port.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use pyro_wire::{MODULE_DIR, MODULE_ORDER_FILE, PORT_NAME};
+use pyro_wire::{Failure, MODULE_DIR, MODULE_ORDER_FILE, PORT_NAME};
 use rustix::mount::{MountFlags, mount};
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
-use crate::fault::{During, Fault};
+use crate::failure::During;
 
+/// Where the kernel lists the ports of the channel's driver.
+const PORTS: &str = "/sys/class/virtio-ports";
 /// The driver of the channel, as the kernel lists it.
 const PORT_DRIVER: &str = "/sys/bus/virtio/drivers/virtio_console";
 
 /// Mounts what the kernel offers, loads the modules the initrd carries and opens the channel to the host.
-pub(crate) fn open_channel() -> Result<File, Fault> {
+pub(crate) fn open_channel() -> Result<File, Failure> {
     mount_pseudo_filesystems()?;
     // Listening starts before the modules load, so that no announcement of the port can be missed.
     let events = device_events().during("listening for device events")?;
@@ -24,7 +26,7 @@ pub(crate) fn open_channel() -> Result<File, Fault> {
     // Drivers are there once the kernel is up and modules are loaded. Without this one no port will ever come.
     fs::metadata(PORT_DRIVER).during("looking for the kernel's virtio_console driver")?;
     let port = loop {
-        if let Some(port) = find_port().during("looking for the channel's port")? {
+        if let Some(port) = find_port(Path::new(PORTS)).during("looking for the channel's port")? {
             break port;
         }
         let mut message = [0; 4096];
@@ -34,13 +36,13 @@ pub(crate) fn open_channel() -> Result<File, Fault> {
 }
 
 /// Mounts a filesystem that has no device.
-pub(crate) fn mount_virtual(kind: &str, target: &str, flags: MountFlags, data: &str) -> Result<(), Fault> {
+pub(crate) fn mount_virtual(kind: &str, target: &str, flags: MountFlags, data: &str) -> Result<(), Failure> {
     fs::create_dir_all(target).during(format!("making {target}"))?;
     let data = std::ffi::CString::new(data).unwrap_or_default();
     mount(kind, target, kind, flags, data.as_c_str()).during(format!("mounting {kind} on {target}"))
 }
 
-fn mount_pseudo_filesystems() -> Result<(), Fault> {
+fn mount_pseudo_filesystems() -> Result<(), Failure> {
     let hardened = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount_virtual("proc", "/proc", hardened, "")?;
     mount_virtual("sysfs", "/sys", hardened, "")?;
@@ -56,16 +58,11 @@ fn device_events() -> rustix::io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn load_modules() -> Result<(), Fault> {
+/// Loads the modules of the initrd in the order of their list.
+fn load_modules() -> Result<(), Failure> {
     let dir = Path::new(MODULE_DIR);
-    let order = match fs::read_to_string(dir.join(MODULE_ORDER_FILE)) {
-        Ok(order) => order,
-        // A kernel with everything built in needs no modules.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).during("reading the module list"),
-    };
-    for name in order.lines() {
-        let module = File::open(dir.join(name)).during(format!("opening module {name}"))?;
+    for name in modules(dir).during("reading the module list")? {
+        let module = File::open(dir.join(&name)).during(format!("opening module {name}"))?;
         match rustix::system::finit_module(&module, c"", 0) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error).during(format!("loading module {name}")),
@@ -74,8 +71,18 @@ fn load_modules() -> Result<(), Fault> {
     Ok(())
 }
 
-fn find_port() -> std::io::Result<Option<PathBuf>> {
-    let ports = match fs::read_dir("/sys/class/virtio-ports") {
+/// File names of the modules to load, in order. A kernel with everything built in has none.
+fn modules(dir: &Path) -> io::Result<Vec<String>> {
+    match fs::read_to_string(dir.join(MODULE_ORDER_FILE)) {
+        Ok(order) => Ok(order.lines().map(str::to_owned).collect()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The device of the port that carries the channel, once the kernel has it.
+fn find_port(listed: &Path) -> io::Result<Option<PathBuf>> {
+    let ports = match fs::read_dir(listed) {
         Ok(ports) => ports,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
@@ -88,4 +95,38 @@ fn find_port() -> std::io::Result<Option<PathBuf>> {
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_are_loaded_in_the_order_of_the_list() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(modules(dir.path()).unwrap(), [""; 0]);
+        fs::write(dir.path().join(MODULE_ORDER_FILE), "b.ko\na.ko\n").unwrap();
+        assert_eq!(modules(dir.path()).unwrap(), ["b.ko", "a.ko"]);
+    }
+
+    #[test]
+    fn a_module_list_that_cannot_be_read_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(MODULE_ORDER_FILE)).unwrap();
+        assert!(modules(dir.path()).is_err());
+    }
+
+    #[test]
+    fn the_port_is_found_by_its_name_once_it_has_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let listed = dir.path().join("virtio-ports");
+        assert_eq!(find_port(&listed).unwrap(), None);
+        for port in ["vport1p1", "vport1p2"] {
+            fs::create_dir_all(listed.join(port)).unwrap();
+        }
+        fs::write(listed.join("vport1p1/name"), "another\n").unwrap();
+        assert_eq!(find_port(&listed).unwrap(), None);
+        fs::write(listed.join("vport1p2/name"), format!("{PORT_NAME}\n")).unwrap();
+        assert_eq!(find_port(&listed).unwrap(), Some("/dev/vport1p2".into()));
+    }
 }

@@ -8,26 +8,33 @@ use bytes::Bytes;
 use futures::{SinkExt, StreamExt, future};
 use pyro_archive::{ArchiveError, Limits, Links, Report};
 use pyro_wire::{
-    ArchiveLimits, ArchiveReport, ExecFailure, Frame, FrameError, OutputStream, Pack, Reply, Unpack,
-    WORKSPACE,
+    ArchiveLimits, ArchiveReply, ArchiveReport, Failure, FailureKind, Frame, FrameError, OutputStream, Pack,
+    Unpack,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::agent::HostStream;
-use crate::exec;
+use crate::agent::{CallStream, finish};
+use crate::failure::kind_of;
 
 /// Sends a file or a directory.
-pub(crate) async fn pack(request: Pack, mut stream: HostStream) {
-    let source = Path::new(WORKSPACE).join(&request.path);
+pub(crate) async fn pack<S>(request: Pack, workspace: &Path, mut stream: CallStream<S, Pack>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let source = workspace.join(&request.path);
     let mut chunks = (&mut stream)
         .with(|chunk: Bytes| future::ready(Ok::<_, FrameError>(Frame::Output(OutputStream::Stdout, chunk))));
     let packed = pyro_archive::pack_into(source, limits(request.limits), &mut chunks).await;
     let reply = reply("packing", &request.path, packed);
-    exec::finish(stream, reply).await;
+    finish(stream, reply).await;
 }
 
 /// Takes a file or a directory.
-pub(crate) async fn unpack(request: Unpack, mut stream: HostStream) {
-    let target = Path::new(WORKSPACE).join(&request.path);
+pub(crate) async fn unpack<S>(request: Unpack, workspace: &Path, mut stream: CallStream<S, Unpack>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let target = workspace.join(&request.path);
     let mut chunks = (&mut stream).map(|frame| match frame {
         Ok(Frame::Output(OutputStream::Stdout, chunk)) => Ok(chunk),
         Ok(_) => Err(io::ErrorKind::InvalidData.into()),
@@ -43,24 +50,31 @@ pub(crate) async fn unpack(request: Unpack, mut stream: HostStream) {
         Err(error) => Err(error),
     };
     let reply = reply("unpacking", &request.path, unpacked);
-    exec::finish(stream, reply).await;
+    finish(stream, reply).await;
 }
 
 fn limits(limits: ArchiveLimits) -> Limits {
     Limits { max_entries: limits.max_entries, max_bytes: limits.max_bytes }
 }
 
-fn reply(doing: &str, path: &str, done: Result<Report, ArchiveError>) -> Reply {
-    match done {
+fn reply(action: &str, path: &str, outcome: Result<Report, ArchiveError>) -> ArchiveReply {
+    match outcome {
         Ok(Report { entries, bytes, left_out, examples }) => {
-            Reply::Archived(ArchiveReport { entries, bytes, left_out, examples })
+            ArchiveReply::Archived(ArchiveReport { entries, bytes, left_out, examples })
         }
-        Err(error) => {
-            let cause = match error.source() {
-                Some(source) => format!("{error}: {source}"),
-                None => error.to_string(),
-            };
-            Reply::NotStarted(ExecFailure { step: format!("{doing} {path}"), errno: 0, cause })
-        }
+        Err(error) => ArchiveReply::Failed(failure(format!("{action} {path}"), &error)),
     }
+}
+
+fn failure(step: String, error: &ArchiveError) -> Failure {
+    let cause = match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    };
+    let (kind, errno) = match error {
+        ArchiveError::Io { source, .. } => (kind_of(source), source.raw_os_error()),
+        ArchiveError::NotAnItem { .. } | ArchiveError::Unsupported { .. } => (FailureKind::Unsupported, None),
+        _ => (FailureKind::Other, None),
+    };
+    Failure { kind, step, cause, errno }
 }

@@ -5,29 +5,34 @@
 
 mod process;
 mod pump;
+mod settings;
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use futures::{SinkExt, Stream, StreamExt};
-use pyro_wire::{Exec, ExecFailure, Exit, Frame, OutputStream, Reply, Request, Status};
+use pyro_wire::{Exec, ExecInput, ExecReply, Exit, Frame, OutputStream, Status};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::HostStream;
-use crate::fault::Fault;
+use crate::agent::CallStream;
 use process::CommandProcess;
 
 pub(crate) use process::prepare_agent;
+pub use settings::CommandSettings;
 
 /// Output chunks on their way to the host, per command. Few: the stream's window is the real buffer.
 const CHUNKS_IN_FLIGHT: usize = 4;
 
-type Frames = mpsc::Sender<Frame<Reply>>;
+type Frames = mpsc::Sender<Frame<ExecReply>>;
 
 /// Runs the command and answers on the stream. The command dies with the stream.
-pub(crate) async fn serve(request: Exec, stream: HostStream) {
+pub(crate) async fn serve<S>(request: Exec, settings: &CommandSettings, stream: CallStream<S, Exec>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let (mut sink, source) = stream.split();
     let (frames, mut queue) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let writer = async move {
@@ -39,36 +44,33 @@ pub(crate) async fn serve(request: Exec, stream: HostStream) {
         }
         let _ = sink.close().await;
     };
-    let wishes = source.map(|frame| match frame {
-        Ok(Frame::Control(Request::Terminate)) => Wish::Terminate,
-        // It has nothing else to say on this stream; whatever comes means that it has lost interest.
-        _ => Wish::Forget,
+    let inputs = source.map(|frame| match frame {
+        Ok(Frame::Control(ExecInput::Terminate)) => Input::Terminate,
+        // Nothing else may be sent here: a host that does so does not follow the protocol and gets no answer.
+        _ => Input::Abandon,
     });
-    tokio::join!(writer, run(request, frames, wishes));
+    tokio::join!(writer, run(request, settings, frames, inputs));
 }
 
-/// What the host may want of a command that runs.
-enum Wish {
-    /// End it, and say how it ended.
+/// What the host asks for while a command runs.
+enum Input {
+    /// End it and report how it ended.
     Terminate,
-    /// End it; there is nobody left to tell.
-    Forget,
+    /// End it; nobody waits for the report.
+    Abandon,
 }
 
-/// Sends the only frame of an answer and closes the stream.
-pub(crate) async fn finish(mut stream: HostStream, reply: Reply) {
-    // If the host is gone there is nobody left to tell.
-    let _ = stream.send(Frame::Control(reply)).await;
-    let _ = stream.close().await;
-}
-
-async fn run(request: Exec, frames: Frames, mut wishes: impl Stream<Item = Wish> + Unpin) {
+async fn run(
+    request: Exec,
+    settings: &CommandSettings,
+    frames: Frames,
+    mut inputs: impl Stream<Item = Input> + Unpin,
+) {
     let started = Instant::now();
-    let mut process = match CommandProcess::start(&request) {
+    let mut process = match CommandProcess::start(&request, settings) {
         Ok(process) => process,
-        Err(Fault { step, cause, errno }) => {
-            let reply = Reply::NotStarted(ExecFailure { step, errno, cause });
-            let _ = frames.send(Frame::Control(reply)).await;
+        Err(failure) => {
+            let _ = frames.send(Frame::Control(ExecReply::NotStarted(failure))).await;
             return;
         }
     };
@@ -85,9 +87,9 @@ async fn run(request: Exec, frames: Frames, mut wishes: impl Stream<Item = Wish>
         () = tokio::time::sleep(Duration::from_millis(request.timeout_ms)) => {
             (process.shell.terminate(grace).await, true)
         }
-        wish = wishes.next() => match wish {
-            Some(Wish::Terminate) => (process.shell.terminate(grace).await, false),
-            Some(Wish::Forget) | None => {
+        input = inputs.next() => match input {
+            Some(Input::Terminate) => (process.shell.terminate(grace).await, false),
+            Some(Input::Abandon) | None => {
                 // The pumps end when they find that out.
                 let _ = process.shell.terminate(Duration::ZERO).await;
                 shell_ended.cancel();
@@ -101,20 +103,17 @@ async fn run(request: Exec, frames: Frames, mut wishes: impl Stream<Item = Wish>
     let reply = async {
         let (stdout_dropped, stderr_dropped) =
             (stdout.await.unwrap_or_default(), stderr.await.unwrap_or_default());
-        let reply = match status {
+        match status {
             Ok(status) => {
                 let status = status_of(status);
-                Reply::Exited(Exit { status, timed_out, duration_ms, stdout_dropped, stderr_dropped })
+                let exit = Exit { status, timed_out, duration_ms, stdout_dropped, stderr_dropped };
+                let _ = frames.send(Frame::Control(ExecReply::Exited(exit))).await;
             }
-            Err(error) => Reply::NotStarted(ExecFailure {
-                step: "waiting for the command".into(),
-                errno: error.raw_os_error().unwrap_or(0),
-                cause: error.to_string(),
-            }),
-        };
-        let _ = frames.send(Frame::Control(reply)).await;
+            // The command ran, but nobody knows how it ended: the stream closes without a reply.
+            Err(error) => eprintln!("pyro-guest: waiting for a command: {error}"),
+        }
     };
-    let host_gone = async { while let Some(Wish::Terminate) = wishes.next().await {} };
+    let host_gone = async { while let Some(Input::Terminate) = inputs.next().await {} };
     tokio::select! {
         () = reply => {}
         () = host_gone => {}
@@ -122,10 +121,9 @@ async fn run(request: Exec, frames: Frames, mut wishes: impl Stream<Item = Wish>
 }
 
 fn status_of(status: ExitStatus) -> Status {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => Status::Code(code),
-        (None, Some(signal)) => Status::Signal(signal),
-        // wait(2) reports one or the other for a process that has ended.
-        (None, None) => Status::Code(-1),
+    match status.signal() {
+        Some(signal) => Status::Signal(signal),
+        // A process that has ended and was not killed has a code.
+        None => Status::Code(status.code().unwrap_or_default()),
     }
 }

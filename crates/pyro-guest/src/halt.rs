@@ -3,10 +3,10 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use pyro_wire::Failure;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::fault::Fault;
 use crate::root;
 
 /// Time that processes get between SIGTERM and SIGKILL.
@@ -17,20 +17,27 @@ const KILL_ROUNDS: usize = 10;
 
 /// Ends all processes but PID 1 and the agent, writes everything out and makes the root read-only. Blocks:
 /// nothing else is left to do for this machine.
-pub(crate) fn halt() -> Result<(), Fault> {
-    let processes = user_processes();
+pub(crate) fn halt() -> Result<(), Failure> {
+    end_processes(user_processes, GRACE);
+    rustix::fs::sync();
+    root::seal()
+}
+
+/// Ends the processes that `list` returns, with SIGTERM first and SIGKILL after the grace, and again as long as there
+/// are new ones. How many rounds it took after the first.
+fn end_processes(mut list: impl FnMut() -> Vec<OwnedFd>, grace: Duration) -> usize {
+    let processes = list();
     signal(&processes, Signal::TERM);
-    wait_for_end(processes, Some(GRACE));
-    for _ in 0..KILL_ROUNDS {
-        let processes = user_processes();
+    wait_for_end(processes, Some(grace));
+    for round in 0..KILL_ROUNDS {
+        let processes = list();
         if processes.is_empty() {
-            break;
+            return round;
         }
         signal(&processes, Signal::KILL);
         wait_for_end(processes, None);
     }
-    rustix::fs::sync();
-    root::seal()
+    KILL_ROUNDS
 }
 
 fn signal(processes: &[OwnedFd], signal: Signal) {
@@ -44,8 +51,8 @@ fn signal(processes: &[OwnedFd], signal: Signal) {
 fn wait_for_end(mut processes: Vec<OwnedFd>, limit: Option<Duration>) {
     let start = Instant::now();
     while !processes.is_empty() {
-        let left = limit.map(|limit| limit.saturating_sub(start.elapsed()));
-        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        let remaining = limit.map(|limit| limit.saturating_sub(start.elapsed()));
+        let timeout = remaining.and_then(|remaining| Timespec::try_from(remaining).ok());
         // A pidfd becomes readable when its process ends.
         let mut polled: Vec<_> = processes.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
         match poll(&mut polled, timeout.as_ref()) {
@@ -62,11 +69,103 @@ fn wait_for_end(mut processes: Vec<OwnedFd>, limit: Option<Duration>) {
 fn user_processes() -> Vec<OwnedFd> {
     let own = std::process::id();
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|&pid| pid != 1 && pid != own)
-        // Kernel threads and zombies have no executable.
-        .filter(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok())
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    // Kernel threads and zombies have no executable.
+    let runs_a_program = |pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+    to_be_ended(pids, own, runs_a_program)
         .filter_map(|pid| pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok())
         .collect()
+}
+
+/// Which of the processes of a machine have to end before it does.
+fn to_be_ended(
+    pids: impl Iterator<Item = u32>,
+    own: u32,
+    runs_a_program: impl Fn(u32) -> bool,
+) -> impl Iterator<Item = u32> {
+    pids.filter(move |&pid| pid != 1 && pid != own && runs_a_program(pid))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    /// A shell that has run `script` up to `echo ready`.
+    fn start(script: &str) -> Child {
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        child
+    }
+
+    fn pidfd(child: &Child) -> OwnedFd {
+        pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap()
+    }
+
+    /// Lists those that have not been waited for and still run.
+    fn running(children: &[&Child]) -> Vec<OwnedFd> {
+        children
+            .iter()
+            .map(|child| pidfd(child))
+            .filter(|fd| poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&Timespec::default())) == Ok(0))
+            .collect()
+    }
+
+    #[test]
+    fn a_process_may_end_in_its_own_way() {
+        let mut child = start("trap 'exit 3' TERM; echo ready; read line");
+        let rounds = end_processes(|| running(&[&child]), Duration::from_secs(100));
+        assert_eq!(rounds, 0);
+        assert_eq!(child.wait().unwrap().code(), Some(3));
+    }
+
+    #[test]
+    fn a_process_that_ignores_the_request_is_killed_after_its_grace() {
+        let mut child = start("trap '' TERM; echo ready; read line");
+        let rounds = end_processes(|| running(&[&child]), Duration::from_millis(1));
+        assert_eq!(rounds, 1);
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+    }
+
+    #[test]
+    fn processes_that_appear_meanwhile_are_killed_too() {
+        let (mut first, mut late) = (start("echo ready; read line"), start("echo ready; read line"));
+        let mut lists = [vec![pidfd(&first)], vec![pidfd(&late)], Vec::new()].into_iter();
+        let rounds = end_processes(|| lists.next().unwrap(), Duration::from_secs(100));
+        assert_eq!(rounds, 1);
+        assert_eq!(first.wait().unwrap().signal(), Some(15));
+        assert_eq!(late.wait().unwrap().signal(), Some(9));
+    }
+
+    #[test]
+    fn a_machine_that_never_runs_out_of_processes_is_given_up() {
+        let mut children = Vec::new();
+        let rounds = end_processes(
+            || {
+                children.push(start("echo ready; read line"));
+                vec![pidfd(&children[children.len() - 1])]
+            },
+            Duration::from_secs(100),
+        );
+        assert_eq!((rounds, children.len()), (KILL_ROUNDS, KILL_ROUNDS + 1));
+        for mut child in children {
+            assert!(child.wait().unwrap().signal().is_some());
+        }
+    }
+
+    #[test]
+    fn init_the_agent_and_what_has_no_program_stay() {
+        let ended: Vec<_> = to_be_ended([1, 2, 30, 31, 32].into_iter(), 30, |pid| pid != 2).collect();
+        assert_eq!(ended, [31, 32]);
+    }
 }

@@ -1,48 +1,56 @@
-//! Network interfaces: loopback always, Ethernet when the host says so.
+//! Network interfaces: loopback always, Ethernet when the host configures it.
 
 use std::fs;
 use std::net::IpAddr;
+use std::path::Path;
 
-use pyro_wire::NetworkConfig;
+use pyro_wire::{Failure, FailureKind, NetworkConfig};
 use rtnetlink::{LinkUnspec, RouteMessageBuilder};
 
-use crate::fault::{During, Fault};
+use crate::failure::{During, failed, refused};
+
+/// The interface that gets the host's configuration.
+const INTERFACE: &str = "/sys/class/net/eth0";
 
 /// Brings up loopback.
-pub(crate) async fn bring_up_loopback() -> Result<(), Fault> {
+pub(crate) async fn bring_up_loopback() -> Result<(), Failure> {
     const LOOPBACK_INDEX: u32 = 1;
     with_netlink(async |handle| {
         let up = LinkUnspec::new_with_index(LOOPBACK_INDEX).up().build();
-        handle.link().set(up).execute().await.map_err(fault("bringing up loopback"))
+        handle.link().set(up).execute().await.map_err(netlink_failed("bringing up loopback"))
     })
     .await
 }
 
 /// Brings up the Ethernet interface with its address and route.
-pub(crate) async fn configure(config: &NetworkConfig) -> Result<(), Fault> {
-    let name =
-        fs::read_to_string("/sys/class/net/eth0/ifindex").during("looking for the network interface")?;
-    let index: u32 = name.trim().parse().map_err(|_| Fault {
-        step: "reading the interface's index".into(),
-        cause: format!("{name:?} is not a number"),
-        errno: 0,
-    })?;
+pub(crate) async fn configure(config: &NetworkConfig) -> Result<(), Failure> {
+    let index = interface_index(Path::new(INTERFACE))?;
     with_netlink(async |handle| {
         handle
             .address()
             .add(index, IpAddr::V4(config.address), config.prefix_len)
             .execute()
             .await
-            .map_err(fault("setting the network address"))?;
+            .map_err(netlink_failed("setting the network address"))?;
         let up = LinkUnspec::new_with_index(index).up().build();
-        handle.link().set(up).execute().await.map_err(fault("bringing up the network"))?;
+        handle.link().set(up).execute().await.map_err(netlink_failed("bringing up the network"))?;
         let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(config.gateway).build();
-        handle.route().add(route).execute().await.map_err(fault("setting the default route"))
+        handle.route().add(route).execute().await.map_err(netlink_failed("setting the default route"))
     })
     .await
 }
 
-async fn with_netlink<T>(work: impl AsyncFnOnce(&rtnetlink::Handle) -> Result<T, Fault>) -> Result<T, Fault> {
+/// The kernel's number for the interface whose directory in sysfs this is.
+fn interface_index(interface: &Path) -> Result<u32, Failure> {
+    let text = fs::read_to_string(interface.join("ifindex")).during("looking for the network interface")?;
+    text.trim().parse().map_err(|_| {
+        refused("reading the interface's index", format!("invalid index: expected a number, got {text:?}"))
+    })
+}
+
+async fn with_netlink<T>(
+    work: impl AsyncFnOnce(&rtnetlink::Handle) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let (connection, handle, _) = rtnetlink::new_connection().during("opening a netlink socket")?;
     let connection = tokio::spawn(connection);
     let result = work(&handle).await;
@@ -52,6 +60,28 @@ async fn with_netlink<T>(work: impl AsyncFnOnce(&rtnetlink::Handle) -> Result<T,
     result
 }
 
-fn fault(step: &'static str) -> impl Fn(rtnetlink::Error) -> Fault {
-    move |error| Fault { step: step.into(), cause: error.to_string(), errno: 0 }
+fn netlink_failed(step: &'static str) -> impl Fn(rtnetlink::Error) -> Failure {
+    move |error| {
+        let cause = error.to_string();
+        match error {
+            rtnetlink::Error::NetlinkError(message) => Failure { cause, ..failed(step, message.to_io()) },
+            _ => Failure { kind: FailureKind::Other, step: step.into(), cause, errno: None },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_index_of_an_interface_is_read_strictly() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(interface_index(dir.path()).unwrap_err().kind, FailureKind::FileNotFound);
+        fs::write(dir.path().join("ifindex"), "2\n").unwrap();
+        assert_eq!(interface_index(dir.path()).unwrap(), 2);
+        fs::write(dir.path().join("ifindex"), "-1\n").unwrap();
+        let failure = interface_index(dir.path()).unwrap_err();
+        assert_eq!(failure.cause, "invalid index: expected a number, got \"-1\\n\"");
+    }
 }

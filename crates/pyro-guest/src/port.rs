@@ -9,8 +9,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The virtio-serial port. Not one of tokio's pipes, which take a read that is shorter than asked for as a sign that
-/// there is no more: this device gives a page at a time, and tells of what is behind it only once.
+/// The virtio-serial port. Not one of tokio's pipes, which take a short read as the sign that nothing is left: this
+/// device returns a page at a time, and reports the data behind it only once.
 #[derive(Debug)]
 pub(crate) struct Port(AsyncFd<File>);
 
@@ -66,7 +66,7 @@ mod tests {
 
     use super::*;
 
-    /// Like the device, a datagram socket gives less than asked for while there is more, and tells of it once.
+    /// Like the device, a datagram socket returns short reads while there is more, and reports that once.
     #[tokio::test]
     async fn a_short_read_does_not_hide_what_is_behind_it() {
         let (host, guest) = UnixDatagram::pair().unwrap();

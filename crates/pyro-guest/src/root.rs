@@ -7,13 +7,15 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use pyro_wire::{BASE_DISK_SERIAL, LAYER_DISK_SERIAL, Preparation, WORKSPACE};
+use pyro_wire::{BASE_DISK_SERIAL, Failure, LAYER_DISK_SERIAL, Preparation, WORKSPACE};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_move, mount_remount};
 
 use crate::boot::mount_virtual;
-use crate::fault::{During, Fault};
+use crate::failure::During;
 
+/// Where the kernel lists the disks.
+const DISKS: &str = "/sys/block";
 const BASE: &str = "/base";
 const LAYER: &str = "/layer";
 const NEW_ROOT: &str = "/root";
@@ -22,13 +24,13 @@ const NEW_ROOT: &str = "/root";
 static LAYER_MOUNT: OnceLock<OwnedFd> = OnceLock::new();
 
 /// Assembles the root from both disks and makes it this process's root.
-pub(crate) fn enter(preparation: &Preparation) -> Result<(), Fault> {
+pub(crate) fn enter(preparation: &Preparation) -> Result<(), Failure> {
     let filesystem = preparation.base_filesystem.as_str();
     for dir in [BASE, LAYER, NEW_ROOT] {
         fs::create_dir_all(dir).during(format!("making {dir}"))?;
     }
-    let base_disk = find_disk(BASE_DISK_SERIAL)?;
-    let layer_disk = find_disk(LAYER_DISK_SERIAL)?;
+    let base_disk = find_disk(Path::new(DISKS), BASE_DISK_SERIAL)?;
+    let layer_disk = find_disk(Path::new(DISKS), LAYER_DISK_SERIAL)?;
     mount(&base_disk, BASE, filesystem, MountFlags::RDONLY | MountFlags::NOATIME, None)
         .during(format!("mounting the base image ({})", filesystem))?;
     mount(&layer_disk, LAYER, "ext4", MountFlags::NOATIME, None).during("mounting the writable layer")?;
@@ -62,9 +64,10 @@ pub(crate) fn enter(preparation: &Preparation) -> Result<(), Fault> {
     furnish()
 }
 
-fn find_disk(serial: &str) -> Result<PathBuf, Fault> {
+/// The device of the disk with this serial number.
+fn find_disk(listed: &Path, serial: &str) -> Result<PathBuf, Failure> {
     let step = || format!("looking for disk {serial}");
-    for disk in fs::read_dir("/sys/block").during(step())? {
+    for disk in fs::read_dir(listed).during(step())? {
         let disk = disk.during(step())?;
         if fs::read_to_string(disk.path().join("serial")).is_ok_and(|text| text.trim() == serial) {
             return Ok(Path::new("/dev").join(disk.file_name()));
@@ -74,7 +77,7 @@ fn find_disk(serial: &str) -> Result<PathBuf, Fault> {
 }
 
 /// Mounts and links that programs take for granted.
-fn furnish() -> Result<(), Fault> {
+fn furnish() -> Result<(), Failure> {
     let secure = MountFlags::NOSUID | MountFlags::NODEV;
     mount_virtual(
         "devpts",
@@ -99,9 +102,31 @@ fn furnish() -> Result<(), Fault> {
 
 /// Makes the root read-only, and with it the layer, whose filesystem is then marked as clean. Everything must have
 /// been written and closed before.
-pub(crate) fn seal() -> Result<(), Fault> {
+pub(crate) fn seal() -> Result<(), Failure> {
     mount_remount("/", MountFlags::RDONLY, c"").during("remounting the root read-only")?;
     let Some(layer) = LAYER_MOUNT.get() else { return Ok(()) };
     mount_remount(format!("/proc/self/fd/{}", layer.as_raw_fd()), MountFlags::RDONLY, c"")
         .during("remounting the writable layer read-only")
+}
+
+#[cfg(test)]
+mod tests {
+    use pyro_wire::FailureKind;
+
+    use super::*;
+
+    #[test]
+    fn a_disk_is_found_by_its_serial_number() {
+        let dir = tempfile::tempdir().unwrap();
+        for (disk, serial) in [("vda", LAYER_DISK_SERIAL), ("vdb", BASE_DISK_SERIAL)] {
+            fs::create_dir(dir.path().join(disk)).unwrap();
+            fs::write(dir.path().join(disk).join("serial"), serial).unwrap();
+        }
+        fs::create_dir(dir.path().join("loop0")).unwrap();
+        assert_eq!(find_disk(dir.path(), BASE_DISK_SERIAL).unwrap(), Path::new("/dev/vdb"));
+        assert_eq!(find_disk(dir.path(), LAYER_DISK_SERIAL).unwrap(), Path::new("/dev/vda"));
+        let failure = find_disk(dir.path(), "other").unwrap_err();
+        assert_eq!(failure.kind, FailureKind::FileNotFound);
+        assert_eq!(failure.step, "looking for disk other");
+    }
 }

@@ -6,9 +6,15 @@ use std::process::{Command, Stdio};
 /// machine restored from the template would share them.
 const PROGRAMS: [&str; 3] = ["true", "git --version", "python3 -S -c pass"];
 
-/// Runs each program through the shell that commands are run by. One that is not in the image is no fault.
+/// Runs each program, then writes everything to disk: the layer's image is saved beside the memory.
 pub(crate) fn run() {
-    for program in PROGRAMS {
+    run_programs(&PROGRAMS);
+    rustix::fs::sync();
+}
+
+/// Runs each program through the shell that commands are run by. One that is not in the image is skipped.
+fn run_programs(programs: &[&str]) {
+    for program in programs {
         let _ = Command::new("/bin/sh")
             .args(["-lc", program])
             .env("HOME", "/nonexistent")
@@ -19,6 +25,18 @@ pub(crate) fn run() {
             .stderr(Stdio::null())
             .status();
     }
-    // What was written so far goes to the layer's image, which is saved beside the memory.
-    rustix::fs::sync();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_fails_or_is_missing_does_not_keep_the_next_from_running() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join("mark");
+        let last = format!("pwd > {0}; echo $HOME >> {0}; cat >> {0}", mark.display());
+        run_programs(&["no-such-program-here", "exit 3", &last]);
+        assert_eq!(std::fs::read_to_string(mark).unwrap(), "/\n/nonexistent\n");
+    }
 }

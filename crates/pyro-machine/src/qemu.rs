@@ -118,3 +118,155 @@ impl Platform for Qemu {
         Ok(machine)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::console::Console;
+    use crate::disk::LayerLifetime;
+    use crate::exit::Interrupted;
+    use crate::hardware::MachineConfig;
+    use crate::platform::{Machine, MachineError};
+
+    /// Launches a shell script, kept in `dir`, in place of QEMU. It ignores its arguments.
+    async fn launch(
+        dir: &tempfile::TempDir,
+        script: &str,
+        start: Start,
+    ) -> (Result<QemuMachine, LaunchError>, Console) {
+        let program = dir.path().join("vmm");
+        // Written by another process: one that is being forked meanwhile would keep it open for writing, and
+        // running it would fail.
+        let mut shell = std::process::Command::new("/bin/sh");
+        shell.args(["-c", r#"printf %s "$1" > "$2""#, "sh", &format!("#!/bin/sh\n{script}\n")]).arg(&program);
+        assert!(shell.status().unwrap().success());
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        launch_program(program, start).await
+    }
+
+    async fn launch_program(
+        vmm_program: std::path::PathBuf,
+        start: Start,
+    ) -> (Result<QemuMachine, LaunchError>, Console) {
+        let console = Console::in_memory();
+        let config =
+            MachineConfig { vmm_program, accelerator: Accelerator::Tcg, vcpu_count: 1, mem_mib: 512 };
+        let launch = Launch {
+            hardware: Hardware { config, layer_lifetime: LayerLifetime::OneStart, interface: None },
+            disks: Disks {
+                kernel: "/none".into(),
+                initrd: "/none".into(),
+                base_image: "/none".into(),
+                layer: "/none".into(),
+            },
+            network: None,
+            start,
+            console: console.clone(),
+        };
+        (Qemu::new().launch(launch).await, console)
+    }
+
+    const KERNEL: Start = Start::Kernel { memory: None };
+
+    fn saved() -> Start {
+        Start::Saved { memory: "/none".into() }
+    }
+
+    #[tokio::test]
+    async fn the_channel_and_the_console_are_those_of_the_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = async {
+            let (machine, console) =
+                launch(&dir, "echo booting; echo oops >&2; printf hello >&3; exit 7", KERNEL).await;
+            let mut machine = machine.unwrap();
+            let mut channel = machine.take_channel().unwrap();
+            assert!(machine.take_channel().is_none());
+            let mut text = String::new();
+            channel.read_to_string(&mut text).await.unwrap();
+            assert_eq!(text, "hello");
+            assert_eq!(machine.exited().await.status(), "exit status: 7");
+            assert_eq!(machine.exited().await.status(), "exit status: 7");
+            let mut words = console.last_words().await;
+            words.sort();
+            assert_eq!(words, ["booting", "oops"]);
+            assert!(machine.network().is_none());
+        };
+        LocalSet::new().run_until(work).await;
+    }
+
+    #[tokio::test]
+    async fn kill_ends_it_and_is_repeatable() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = async {
+            let mut machine = launch(&dir, "exec sleep 600", KERNEL).await.0.unwrap();
+            machine.kill().await;
+            machine.kill().await;
+            assert_eq!(machine.exited().await.status(), "signal: 9 (SIGKILL)");
+            let error = machine.save(Path::new("/none")).await.unwrap_err();
+            assert!(matches!(error, Interrupted::Failed(MachineError::NoControl)), "{error}");
+        };
+        LocalSet::new().run_until(work).await;
+    }
+
+    #[tokio::test]
+    async fn an_end_before_the_control_connection_is_up_explains_the_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = async {
+            let (failed, console) = launch(&dir, "echo no such option >&2; exit 1", saved()).await;
+            let error = failed.unwrap_err();
+            assert!(error.to_string().starts_with("the VMM ended: exit status: 1"), "{error}");
+            assert_eq!(console.last_words().await, ["no such option"]);
+        };
+        LocalSet::new().run_until(work).await;
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_is_named() {
+        let work = async {
+            let error = launch_program("/nonexistent/vmm".into(), KERNEL).await.0.unwrap_err();
+            assert_eq!(error.to_string(), "cannot run /nonexistent/vmm");
+            assert!(
+                matches!(error, LaunchError::Run { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+            );
+        };
+        LocalSet::new().run_until(work).await;
+    }
+
+    #[tokio::test]
+    async fn a_command_that_the_machine_does_not_survive_is_explained_by_its_exit() {
+        let script = r#"
+            say() { printf '%s\n' "$1" >&5; }
+            say '{"QMP": {}}'; say '{"return": {}}'; say '{"return": {}}'
+            echo $$
+            exec sleep 600"#;
+        let dir = tempfile::tempdir().unwrap();
+        let work = async {
+            let (machine, console) = launch(&dir, script, saved()).await;
+            let mut machine = machine.unwrap();
+            let kill = async {
+                let pid = loop {
+                    match console.tail().first() {
+                        Some(line) => break line.parse().unwrap(),
+                        None => tokio::task::yield_now().await,
+                    }
+                };
+                let pid = rustix::process::Pid::from_raw(pid).unwrap();
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            };
+            let (restored, ()) = tokio::join!(machine.restore(Path::new("/none")), kill);
+            let error = restored.unwrap_err();
+            let exit = match error {
+                Interrupted::Exited(exit) | Interrupted::FailedByExit { exit, .. } => exit,
+                other => panic!("{other}"),
+            };
+            assert_eq!(exit.status(), "signal: 9 (SIGKILL)");
+        };
+        LocalSet::new().run_until(work).await;
+    }
+}

@@ -21,7 +21,8 @@ pub enum Profile {
     Full,
 }
 
-/// Limits that the operator of a server sets and no client can widen. By default there are none but the engine's.
+/// Limits that the operator of a server sets and no client can widen. By default the engine's limits hold, and no command
+/// runs on the host.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Policy {
     /// Which tools there are.
@@ -32,8 +33,8 @@ pub struct Policy {
     pub environments: Vec<String>,
     /// No guest gets a network.
     pub no_network: bool,
-    /// No command runs on the host, whether the client agrees or not.
-    pub no_host_compat: bool,
+    /// Commands may run on the host if no VM can run and the client agrees.
+    pub allow_host_compat: bool,
     /// Most virtual CPUs of a VM.
     pub max_vcpu_count: Option<i64>,
     /// Most memory in MiB.
@@ -86,7 +87,7 @@ impl Policy {
         let pins = [
             (ENVIRONMENT, one_of),
             (NETWORK, off(self.no_network)),
-            (HOST_COMPAT, off(self.no_host_compat)),
+            (HOST_COMPAT, off(!self.allow_host_compat)),
             (VCPU_COUNT, at_most(self.max_vcpu_count)),
             (MEM_MIB, at_most(self.max_mem_mib)),
             (DISK, at_most(self.max_disk_mib)),
@@ -132,6 +133,10 @@ impl Policy {
     }
 
     fn told(&self, argument: &Argument) -> Option<String> {
+        // The schema has it; a description that names it would only invite agents to ask for it.
+        if argument.name == HOST_COMPAT.name {
+            return None;
+        }
         Some(match self.pin(argument.name)? {
             Pin::OneOf(names) => format!("{} {}", argument.name, names.join(" or ")),
             Pin::AtMost(most) => format!("{} at most {most}", argument.name),
@@ -171,14 +176,14 @@ impl Policy {
 
     /// Commands reach nothing outside their machine, whatever they do.
     pub(crate) fn closes_machines(&self) -> bool {
-        self.no_network && self.no_host_compat
+        self.no_network && !self.allow_host_compat
     }
 
     /// Some limit holds for machines that somebody else has made, too.
     pub(crate) fn limits_machines(&self) -> bool {
         let sizes = [self.max_vcpu_count, self.max_mem_mib, self.max_disk_mib, self.max_ttl_seconds];
         self.no_network
-            || self.no_host_compat
+            || !self.allow_host_compat
             || !self.environments.is_empty()
             || sizes.iter().any(Option::is_some)
     }
@@ -196,7 +201,7 @@ impl Policy {
             format!("it is made from {}", machine.environment)
         } else if self.no_network && machine.network_enabled {
             "it has a network".to_owned()
-        } else if self.no_host_compat && machine.allow_host_compat {
+        } else if !self.allow_host_compat && machine.allow_host_compat {
             "its commands may run on the host".to_owned()
         } else if let Some((name, value, _)) = beyond {
             format!("its {name} is {value}")

@@ -62,7 +62,10 @@ pub(crate) fn failure(failure: &Failure) -> CallToolResult {
             let hint = "the operator of this server has set that; a call cannot change it";
             error("not_allowed", sentence, &[hint.to_owned()])
         }
-        Failure::Engine(failure) => error(failure.kind.as_str(), &failure.in_full(), &failure.hints),
+        // An agent's consent is not its operator's.
+        Failure::Engine(failure) => {
+            error(failure.kind.as_str(), &failure.in_full_without_opt_in(), &failure.hints)
+        }
     }
 }
 
@@ -182,6 +185,8 @@ fn index(text: &str, character: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use pyro_engine::EngineError;
+
     use super::*;
 
     fn task_logs() -> Value {
@@ -252,6 +257,14 @@ mod tests {
             success(json!({ "vm_id": "de259a89b184", "stderr": "y".repeat(17_000) }), None, &outputs);
         let uri = serde_json::to_value(&result.content[1]).unwrap()["uri"].as_str().unwrap().to_owned();
         assert_eq!(outputs.read(&uri).unwrap().len(), 17_000);
+    }
+
+    #[test]
+    fn a_model_is_not_invited_to_use_the_host() {
+        let unavailable = Failure::Engine(EngineError::boot_unavailable("no VMM was found"));
+        let told = serde_json::to_string(&failure(&unavailable)).unwrap();
+        assert!(told.contains("no VMM was found"), "{told}");
+        assert!(!told.contains("allow_host_compat") && !told.contains("allow-host-compat"), "{told}");
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub(crate) const NETWORK: Argument =
 pub(crate) const HOST_COMPAT: Argument = Argument {
     name: "allow_host_compat",
     kind: Kind::Switch,
-    description: "Agree to run commands on the host, without isolation, if VMs cannot run there",
+    description: "Run commands on the host, without isolation, if VMs cannot run there; refused unless the operator allows it",
 };
 pub(crate) const VM_ID: Argument =
     Argument { name: "vm_id", kind: Kind::Text, description: "Id that vm_create returned" };

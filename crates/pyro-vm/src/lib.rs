@@ -15,6 +15,8 @@ pub mod supervisor;
 pub mod template;
 
 pub use pyro_archive::{Report, destination};
-pub use pyro_wire::{ArchiveLimits, Exec, OutputStream, Pack, Status as ExitStatus, Unpack, WORKSPACE};
+pub use pyro_wire::{
+    ArchiveLimits, Exec, FailureKind, OutputStream, Pack, Status as ExitStatus, Unpack, WORKSPACE,
+};
 pub use spec::{LaunchSpec, Purpose, Retention, Spares};
 pub use supervisor::{Client, OutputChunk, timeout_note};

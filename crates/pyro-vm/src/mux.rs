@@ -5,11 +5,9 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::BytesMut;
+use futures::StreamExt;
 use futures::future::poll_fn;
-use futures::{SinkExt, StreamExt};
-use pyro_wire::{
-    Frame, FrameCodec, FrameError, GENERATION, Hello, Reply, Request, SetupReply, bytes_missing,
-};
+use pyro_wire::{Call, Failure, Frame, FrameCodec, FrameError, GENERATION, Hello, SetupReply, bytes_missing};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,6 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::codec::{Decoder, Encoder, Framed};
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, Mode};
+
+use crate::supervisor::call;
 
 /// Requests of clients at once, that is commands running at once in one guest. Of the 256 streams that yamux opens before
 /// the guest has said anything on them, some are for ourselves.
@@ -59,7 +59,7 @@ pub(crate) async fn set_up(channel: &mut UnixStream, message: impl Serialize) ->
     channel.write_all(&bytes).await.map_err(FrameError::Io)?;
     match receive(channel).await? {
         SetupReply::Done => Ok(()),
-        SetupReply::Refused { step, cause } => Err(HandshakeError::Refused { step, cause }),
+        SetupReply::Failed(Failure { step, cause, .. }) => Err(HandshakeError::Refused { step, cause }),
     }
 }
 
@@ -114,10 +114,9 @@ impl Streams {
 
     /// The guest's answer to a request of our own, whatever clients do, without the output that may come before it;
     /// `None` when there is none.
-    pub(crate) async fn ask(&self, request: Request) -> Option<Reply> {
+    pub(crate) async fn ask<C: Call>(&self, request: C) -> Option<C::Reply> {
         let stream = self.open_beside().await?.compat();
-        let mut stream = Framed::new(stream, FrameCodec::<Reply, Request>::default());
-        stream.send(Frame::Control(request)).await.ok()?;
+        let mut stream = call(Framed::new(stream, FrameCodec::default()), request).await.ok()?;
         loop {
             match stream.next().await?.ok()? {
                 Frame::Control(reply) => return Some(reply),

@@ -34,6 +34,7 @@ pub use client::{
     Client, ConnectError, CopyError, EndError, EndRequest, Ended, Lifeline, Ran, Run, RunError, StartError,
     claim, make_template, start,
 };
+pub(crate) use conversation::call;
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase};
 pub(crate) use machine::chain;

@@ -10,10 +10,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio_util::codec::{Decoder, Encoder};
 
-/// Largest control payload in bytes. A command may be 128 KiB (the kernel's limit for one argument) and
-/// JSON escapes can grow it sixfold.
+/// Maximum control payload in bytes. A command may have 128 KiB (the kernel's limit for one argument), which JSON
+/// escapes can make six times longer.
 pub const MAX_CONTROL_BYTES: usize = 1024 * 1024;
-/// Largest output payload in bytes.
+/// Maximum output payload in bytes.
 pub const MAX_OUTPUT_BYTES: usize = 128 * 1024;
 
 const HEADER_BYTES: usize = 5;
@@ -40,11 +40,11 @@ pub enum Frame<M> {
     Output(OutputStream, Bytes),
 }
 
-/// Why bytes could not be turned into a frame, or a frame into bytes. The channel is unusable afterwards.
+/// A failure to decode or encode a frame. The channel is unusable afterwards.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// The length field exceeds the bound of its kind.
-    #[error("frame of kind {kind} declares {len} bytes, more than the {max} allowed")]
+    #[error("frame of kind {kind} declares {len} bytes; the maximum is {max}")]
     TooLong {
         /// Kind byte.
         kind: u8,
@@ -53,7 +53,7 @@ pub enum FrameError {
         /// Bound for this kind.
         max: usize,
     },
-    /// The kind byte is none of the known ones.
+    /// The kind byte is unknown.
     #[error("unknown frame kind {0}")]
     UnknownKind(u8),
     /// A control payload is not the JSON expected at this point.
@@ -84,8 +84,8 @@ fn limit_of(kind: u8) -> Result<usize, FrameError> {
     }
 }
 
-/// How many bytes `buffer` lacks until it holds its first frame, as far as it tells; 0 when it does. For readers
-/// that must not read beyond a frame.
+/// Number of bytes that `buffer` lacks until it holds its first frame or at least its header; 0 when the frame is
+/// complete. For readers that must not read beyond a frame.
 ///
 /// # Errors
 /// [`FrameError`] as for decoding.

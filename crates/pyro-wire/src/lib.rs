@@ -1,38 +1,44 @@
-//! What the host and the guest say to each other.
+//! The protocol between host and guest.
 //!
-//! One byte channel joins them. Its life has two phases:
+//! One byte channel joins them. It goes through two phases:
 //!
 //! ```text
 //! guest                                host
-//!   │ Hello ───────────────────────────► │   plain frames, strictly in turn
+//!   │ Hello ───────────────────────────► │   plain frames, in strict alternation
 //!   │ ◄───────────────────── Preparation │   what all VMs of a kind share
-//!   │ Done or Refused ─────────────────► │
+//!   │ Done or Failed  ─────────────────► │
 //!   ┆                                    ┆   here a guest may be saved, and others start from it
 //!   │ ◄─────────────────────── Bootstrap │   what makes this one different
-//!   │ Done or Refused ─────────────────► │
+//!   │ Done or Failed  ─────────────────► │
 //!   ├────────────────────────────────────┤
 //!   │   yamux; the host opens a stream per request, which carries
 //!   │ ◄───────────────────────── Request │   frames again
-//!   │ Output* then one final Reply ────► │
+//!   │ Output* then one reply ──────────► │   of the request's own type, see [`Call`]
 //! ```
 //!
-//! The guest is hostile: every decoder is bounded before it allocates and never panics. This crate does
-//! no I/O; [`FrameCodec`] plugs into `tokio_util::codec::Framed`.
+//! The guest is hostile: every decoder checks the length of a frame before it allocates and never panics, and every
+//! number and text in a guest's message is within a stated bound once it is decoded. This crate does no I/O;
+//! [`FrameCodec`] plugs into `tokio_util::codec::Framed`.
 //!
 //! The schema has one [`GENERATION`]. The agent is embedded in the host program, so both ends normally
 //! agree; a host that meets an older guest (a long-lived VM started by the previous release) must refuse
 //! with a clear message rather than guess.
 
+mod bounded;
+mod failure;
 mod frame;
-mod message;
+mod reply;
+mod request;
+mod setup;
 
+pub use bounded::{MAX_COUNT, MAX_EXAMPLE_BYTES, MAX_EXAMPLES, MAX_LABEL_BYTES, MAX_TEXT_BYTES, to_label};
+pub use failure::{Failure, FailureKind};
 pub use frame::{
     Frame, FrameCodec, FrameError, MAX_CONTROL_BYTES, MAX_OUTPUT_BYTES, OutputStream, bytes_missing,
 };
-pub use message::{
-    ArchiveLimits, ArchiveReport, Bootstrap, Exec, ExecFailure, Exit, GENERATION, Hello, NetworkConfig, Pack,
-    Preparation, Reply, Request, SetupReply, Status, Unpack,
-};
+pub use reply::{ArchiveReply, ArchiveReport, ExecReply, Exit, HaltReply, IdentifyReply, Status};
+pub use request::{ArchiveLimits, Call, Exec, ExecInput, Halt, Identify, NoInput, Pack, Request, Unpack};
+pub use setup::{Bootstrap, GENERATION, Hello, NetworkConfig, Preparation, SetupReply};
 
 /// Name of the virtio-serial port that carries the channel.
 pub const PORT_NAME: &str = "pyro.agent";

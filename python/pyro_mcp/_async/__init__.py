@@ -1,1 +1,1 @@
-"""The package for programs with an event loop. `_sync` is made from it: see generate.py."""
+"""The asynchronous half of the package. generate.py generates `_sync` from it."""

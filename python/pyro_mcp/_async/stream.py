@@ -1,4 +1,4 @@
-"""A command whose output is read while it runs."""
+"""Commands with streamed output."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ R = TypeVar("R")
 
 
 class AsyncCommandStream(Generic[R]):
-    """A command whose output is read while it runs: iterate over it to get the pieces, then read `result`.
+    """A command with streamed output. Iterate over it to get the chunks, then read `result`.
 
-    The command begins with the first piece that is asked for, or on entering it as a context. It waits, as with a full pipe,
-    when about 1 MiB was not taken yet. Leaving the context before its end ends it.
+    The command starts with the first iteration or on entering the context manager. It blocks, as on a full pipe, while about
+    1 MiB of output is unread. Leaving the context manager early ends the command.
     """
 
     def __init__(
@@ -33,18 +33,18 @@ class AsyncCommandStream(Generic[R]):
         self._rest: Deque[OutputChunk] = deque()
         self._has_ended = False
         self._result: Optional[R] = None
-        # Bytes of the piece that the caller is looking at.
+        # Size of the chunk that the caller holds, not yet acknowledged.
         self._taken = 0
 
     @property
     def result(self) -> R:
-        """What the call of the same name returns, with `stdout` and `stderr` empty.
+        """The result of the corresponding call without streaming, with empty `stdout` and `stderr`.
 
         Raises:
-            RuntimeError: The command has not ended, or failed.
+            RuntimeError: The command has not ended, or the call failed.
         """
         if self._result is None:
-            raise RuntimeError("there is no result before the last piece of output was read")
+            raise RuntimeError("no result yet: read all output first")
         return self._result
 
     async def __aenter__(self) -> AsyncCommandStream[R]:
@@ -89,7 +89,7 @@ class AsyncCommandStream(Generic[R]):
         return self._call
 
     async def close(self) -> None:
-        """Ends the command if it still runs, and waits for that."""
+        """Ends the command if it is still running, and waits for its end."""
         if self._call is not None and not self._has_ended:
             self._has_ended = True
             await AsyncCall.carry_through(give_up(self._call))

@@ -1,4 +1,4 @@
-"""Calls from their request to their result, with what happens in between."""
+"""Executes calls: sends the request, handles events, and returns the result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .._manager import VmManager
 from .._output import Decoder, OnOutput
 from ..errors import PyroError
 
-# The method that takes back what a result tells of, and its parameters.
+# Returns the method, with its parameters, that undoes the call with this result.
 Undo = Callable[[Any], Tuple[str, Dict[str, Any]]]
 Env = Optional[Mapping[str, str]]
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
     OnProgress = Callable[[types.Progress], None]
 else:
-    # The types are not loaded for it. A name in quotes is no way out: what compiles it takes long to get ready.
+    # `types` is not loaded for this alias. A quoted name does not help: compiling it is slow the first time.
     OnProgress = Callable[[Dict[str, Any]], None]
 
-# Longest wait for the end of a call that was given up, in seconds.
+# Maximum wait for the end of an abandoned call, in seconds.
 END_LIMIT = 60.0
 
 
 class Caller:
-    """Something that makes calls."""
+    """Base class of objects that make calls."""
 
     def __init__(self, manager: VmManager) -> None:
         self._manager = manager
@@ -37,9 +37,11 @@ class Caller:
         self, method: str, params: Dict[str, Any], *, on_progress: Optional[OnProgress] = None,
         on_output: Optional[OnOutput] = None, timeout: Optional[float] = None, undo: Optional[Undo] = None,
     ) -> Any:
-        """The result of a call. What is left when it ends otherwise, by an exception of a callback for instance, is
-        cancelled and waited for; if that comes too late, `undo` says what takes its result back. After `timeout` seconds
-        it is a `TimeoutError`."""
+        """Makes a call and returns its result.
+
+        If the call is interrupted, for example by an exception in a callback, it is cancelled, and its end is awaited. If it
+        completes before the cancellation takes effect, `undo` reverts it. Raises `TimeoutError` after `timeout` seconds.
+        """
         call = Call()
         decoder = Decoder()
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -65,7 +67,7 @@ class Caller:
                 Call.carry_through(self._give_up(call, undo))
 
     def _give_up(self, call: Call, undo: Optional[Undo]) -> Optional[Result]:
-        """See `give_up`. What a result tells of is taken back."""
+        """Like `give_up`, and reverts the call if it completed."""
         result = give_up(call)
         if result is not None and undo is not None:
             method, params = undo(result.value)
@@ -74,12 +76,12 @@ class Caller:
             except PyroError as error:
                 import logging
 
-                logging.getLogger("pyro_mcp").warning("%s failed after an interruption: %s", method, error)
+                logging.getLogger("pyro_mcp").warning("%s failed after an interrupted call: %s", method, error)
         return result
 
 
 def tell(item: Item, on_progress: Optional[OnProgress]) -> None:
-    """Passes on what happened; raises it if it is a failure."""
+    """Passes an event to the log and the callback; raises the error of a failure."""
     if isinstance(item, Failed):
         raise item.error
     if isinstance(item, Event):
@@ -92,7 +94,7 @@ def tell(item: Item, on_progress: Optional[OnProgress]) -> None:
 
 
 def give_up(call: Call) -> Optional[Result]:
-    """Ends a call and waits until what it held is freed. Its result, if it ended before."""
+    """Cancels a call and waits until it has released its resources. Returns its result if it completed first."""
     call.cancel()
     deadline = time.monotonic() + END_LIMIT
     try:
@@ -101,10 +103,10 @@ def give_up(call: Call) -> Optional[Result]:
             if isinstance(item, (Result, Failed)):
                 return item if isinstance(item, Result) else None
     except TimeoutError:
-        # Its end is seen to by the executable, whoever waits.
+        # The executable completes the cancellation by itself.
         return None
 
 
 def without_none(params: Dict[str, Any]) -> Dict[str, Any]:
-    """Parameters without those that are left out."""
+    """Returns the parameters that are not `None`."""
     return {name: value for name, value in params.items() if value is not None}

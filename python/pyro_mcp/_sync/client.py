@@ -1,5 +1,5 @@
-"""Everything that can be asked for."""
-# What comes back has the type that the schema gives it; nothing looks at run time.
+"""The client: one method for each operation."""
+# Results have the types of the schema; they are not checked at run time.
 # mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from .task import Task, TaskContext
 if TYPE_CHECKING:
     from .. import types
 else:
-    # What it holds is asked for by nobody but tools that look at annotations.
+    # Only tools that resolve annotations need its contents.
     from .. import _lazy_types as types
 
 
 class Pyro(Caller):
-    """Disposable microVMs.
+    """A client for disposable microVMs.
 
-    Safe to use from any thread, by any number of calls at once, and after a fork. The executable is started when it is first
-    needed and ends with `close`, with the context, or with the interpreter.
+    Safe to use from any thread, for concurrent calls, and after a fork. The first call starts the executable, which ends with
+    `close`, at the end of a `with` block, or with the interpreter.
 
-    Every method raises `PyroValueError` for what is wrong with the request and `PyroRuntimeError` for the rest; what their
-    codes mean stands at `PyroError`. A call that is interrupted is cancelled, and what it held is freed.
+    Every method raises `PyroValueError` for an invalid request and `PyroRuntimeError` for any other failure; `PyroError`
+    documents their codes. An interrupted call is cancelled, and its resources are released.
 
     Args:
-        manager: Settings and a process to share with others; the arguments after it are then ignored.
+        manager: Settings and process to share with other clients. If given, the other arguments are ignored.
         backend_name, base_dir, cache_dir, max_active_vms, warm, executable: See `VmManager`.
     """
 
@@ -47,7 +47,7 @@ class Pyro(Caller):
 
     @property
     def manager(self) -> VmManager:
-        """Settings and process, to be shared with others."""
+        """The settings and process, which other clients can share."""
         return self._manager
 
     def __enter__(self) -> Pyro:
@@ -57,17 +57,17 @@ class Pyro(Caller):
         self.close()
 
     def close(self) -> None:
-        """Ends the executable. Calls that are under way are cancelled; tasks, and VMs that were created, stay."""
+        """Ends the executable. Calls in flight are cancelled; tasks and created VMs stay."""
         Call.end(self._manager)
 
     def create_server(self) -> Server:
-        """An MCP server with the same settings."""
+        """Returns an MCP server with the same settings."""
         return Server(self._manager)
 
     # Environments
 
     def list_environments(self) -> List[types.Environment]:
-        """Every environment of the catalog, sorted by name, and whether it is installed."""
+        """Lists every environment of the catalog, sorted by name, and whether it is installed."""
         return self._call("list_environments", {})
 
     def pull_environment(
@@ -76,13 +76,13 @@ class Pyro(Caller):
         """Installs an environment, unless it is installed, and prepares fast starts.
 
         Args:
-            environment: Its name, such as `debian:12`.
+            environment: Name of the environment, such as `debian:12`.
             on_progress: Called with each step.
         """
         return self._call("pull_environment", {"environment": environment}, on_progress=on_progress)
 
     def inspect_environment(self, environment: str) -> types.Environment:
-        """One environment of the catalog."""
+        """Describes one environment of the catalog."""
         return self._call("inspect_environment", {"environment": environment})
 
     def prune_environments(self) -> types.Pruned:
@@ -95,23 +95,23 @@ class Pyro(Caller):
         self, *, environment: str, vcpu_count: int = 1, mem_mib: int = 1024, ttl_seconds: int = 600, network: bool = False,
         allow_host_compat: bool = False, on_progress: Optional[OnProgress] = None,
     ) -> types.Vm:
-        """Makes a VM without starting it, and installs its environment if need be.
+        """Creates a VM without starting it. Installs its environment if necessary.
 
         Args:
-            environment: Its name, such as `debian:12`.
+            environment: Name of the environment, such as `debian:12`.
             vcpu_count: Virtual CPUs, 1 to 8.
             mem_mib: Memory in MiB, 256 to 32768.
-            ttl_seconds: Seconds after which the VM is removed, 60 to 3600. Using it does not extend that.
-            network: Give the guest outbound network.
-            allow_host_compat: Agree to run commands on the host, without isolation, if VMs cannot run there.
-            on_progress: Called with what happens meanwhile.
+            ttl_seconds: Lifetime in seconds, 60 to 3600, after which the VM is removed. Using the VM does not extend it.
+            network: Give the guest outbound network access.
+            allow_host_compat: Run commands on the host, without isolation, if the host cannot run VMs.
+            on_progress: Called with each progress event.
         """
         params = _spec(environment, vcpu_count, mem_mib, ttl_seconds, network, allow_host_compat)
         return self._call(
             "create_vm", params, on_progress=on_progress, undo=lambda vm: ("delete_vm", {"vm_id": vm["vm_id"]}))
 
     def start_vm(self, vm_id: str, *, on_progress: Optional[OnProgress] = None) -> types.Vm:
-        """Boots a VM that was created or stopped until it takes commands."""
+        """Boots a created or stopped VM and returns when it accepts commands."""
         return self._call("start_vm", {"vm_id": vm_id}, on_progress=on_progress)
 
     def exec_vm(
@@ -121,18 +121,19 @@ class Pyro(Caller):
         """Runs one command in a started VM, then removes the VM, whatever the exit code.
 
         Args:
-            vm_id: Id that `create_vm` returned.
-            command: Text for `/bin/sh -lc`, at most 128 KiB.
-            timeout_seconds: Longest time the command may take, at least 1; then it is ended, and `exit_code` is 124.
-            cwd: Working directory, which must exist; below `/workspace` unless it is absolute.
-            env: Variables for the command, at most 32 KiB together.
-            on_output: Called with each piece of output while the command runs.
+            vm_id: ID that `create_vm` returned.
+            command: Shell text for `/bin/sh -lc`, at most 128 KiB.
+            timeout_seconds: Time limit of the command in seconds, at least 1. On timeout, the command is ended, and
+                `exit_code` is 124.
+            cwd: Working directory, which must exist; relative to `/workspace` unless absolute.
+            env: Environment variables for the command, at most 32 KiB in total.
+            on_output: Called with each chunk of output while the command runs.
         """
         params = {"vm_id": vm_id, **_command(command, timeout_seconds, cwd, env, on_output)}
         return self._call("exec_vm", params, on_output=on_output)
 
     def stop_vm(self, vm_id: str) -> types.Vm:
-        """Stops a VM. Its disk is kept until it is deleted or its lifetime ends."""
+        """Stops a VM. Its disk is kept until the VM is deleted or its lifetime ends."""
         return self._call("stop_vm", {"vm_id": vm_id})
 
     def delete_vm(self, vm_id: str) -> types.Deleted:
@@ -140,11 +141,11 @@ class Pyro(Caller):
         return self._call("delete_vm", {"vm_id": vm_id})
 
     def status_vm(self, vm_id: str) -> types.Vm:
-        """State and settings of a VM."""
+        """Returns the state and settings of a VM."""
         return self._call("status_vm", {"vm_id": vm_id})
 
     def network_info_vm(self, vm_id: str) -> types.NetworkInfo:
-        """Network settings of a VM."""
+        """Returns the network settings of a VM."""
         return self._call("network_info_vm", {"vm_id": vm_id})
 
     def reap_expired(self) -> types.Reaped:
@@ -156,15 +157,15 @@ class Pyro(Caller):
         ttl_seconds: int = 600, network: bool = False, allow_host_compat: bool = False, cwd: Optional[str] = None,
         env: Env = None, on_output: Optional[OnOutput] = None, on_progress: Optional[OnProgress] = None,
     ) -> types.RunResult:
-        """Runs one command in a VM of its own and removes the VM, whatever happens.
+        """Runs one command in a new VM and always removes the VM.
 
         Args:
             environment, vcpu_count, mem_mib, ttl_seconds, network, allow_host_compat: See `create_vm`.
-            command, timeout_seconds, cwd, env, on_output: See `exec_vm`. The boot does not count as the command's time.
-            on_progress: Called with what happens meanwhile.
+            command, timeout_seconds, cwd, env, on_output: See `exec_vm`. The boot does not count towards the time limit.
+            on_progress: Called with each progress event.
 
         Returns:
-            `exit_code`, `stdout`, `stderr` (at most 16 MiB each) and more. A command that fails is no error.
+            `exit_code`, `stdout`, `stderr` (at most 16 MiB each), and more. A failed command does not raise an error.
         """
         spec = _spec(environment, vcpu_count, mem_mib, ttl_seconds, network, allow_host_compat)
         params = {**spec, **_command(command, timeout_seconds, cwd, env, on_output)}
@@ -175,7 +176,7 @@ class Pyro(Caller):
         ttl_seconds: int = 600, network: bool = False, allow_host_compat: bool = False, cwd: Optional[str] = None,
         env: Env = None, on_progress: Optional[OnProgress] = None,
     ) -> CommandStream[types.RunResult]:
-        """`run_in_vm` of which the output is read while it runs, however much it is."""
+        """Like `run_in_vm`, but streams the output, without a size limit."""
         spec = _spec(environment, vcpu_count, mem_mib, ttl_seconds, network, allow_host_compat)
         params = {**spec, **_command(command, timeout_seconds, cwd, env), "output": "stream"}
         return CommandStream(self._manager, "run_in_vm", params, on_progress)
@@ -183,7 +184,7 @@ class Pyro(Caller):
     def stream_vm(
         self, vm_id: str, *, command: str, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
     ) -> CommandStream[types.RunResult]:
-        """`exec_vm` of which the output is read while it runs, however much it is."""
+        """Like `exec_vm`, but streams the output, without a size limit."""
         params = {"vm_id": vm_id, **_command(command, timeout_seconds, cwd, env), "output": "stream"}
         return CommandStream(self._manager, "exec_vm", params)
 
@@ -193,12 +194,12 @@ class Pyro(Caller):
         self, *, environment: str, vcpu_count: int = 1, mem_mib: int = 1024, ttl_seconds: int = 600, network: bool = False,
         allow_host_compat: bool = False, disk_mib: Optional[int] = None, on_progress: Optional[OnProgress] = None,
     ) -> types.Task:
-        """Makes a task and starts it: a VM that stays, with a persistent `/workspace`, until it is deleted.
+        """Creates and starts a task: a VM with a persistent `/workspace` that stays until it is deleted.
 
         Args:
             environment, vcpu_count, mem_mib, network, allow_host_compat, on_progress: See `create_vm`.
-            ttl_seconds: Seconds after which the task is stopped, 60 to 3600; `extend_task` renews it.
-            disk_mib: Size of its disk in MiB, 256 to 1048576; `None`: 8192, or less if the host's disk could not hold that.
+            ttl_seconds: Lifetime in seconds, 60 to 3600, after which the task is stopped. `extend_task` renews it.
+            disk_mib: Size of the disk in MiB, 256 to 1048576. Default: 8192, or less if the host's disk is too small.
         """
         params = _spec(environment, vcpu_count, mem_mib, ttl_seconds, network, allow_host_compat)
         return self._call(
@@ -209,15 +210,15 @@ class Pyro(Caller):
         self, task_id: str, *, command: str, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
         on_output: Optional[OnOutput] = None,
     ) -> types.TaskExec:
-        """Runs one command in the `/workspace` of a task, and keeps the task. Commands may run at the same time.
+        """Runs one command in a task, by default in its `/workspace`. A task can run several commands at once.
 
         Args:
-            task_id: Id that `create_task` returned.
+            task_id: ID that `create_task` returned.
             command, timeout_seconds, cwd, env, on_output: See `exec_vm`.
 
         Returns:
-            `exit_code`, `stdout`, `stderr` (at most 16 MiB each), the number `sequence` of the command and more. A command
-            that fails is no error.
+            `exit_code`, `stdout`, `stderr` (at most 16 MiB each), the command's number `sequence`, and more. A failed
+            command does not raise an error.
         """
         params = {"task_id": task_id, **_command(command, timeout_seconds, cwd, env, on_output)}
         return self._call("exec_task", params, on_output=on_output)
@@ -225,14 +226,14 @@ class Pyro(Caller):
     def stream_task(
         self, task_id: str, *, command: str, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
     ) -> CommandStream[types.TaskExec]:
-        """`exec_task` of which the output is read while it runs, however much it is."""
+        """Like `exec_task`, but streams the output, without a size limit."""
         params = {"task_id": task_id, **_command(command, timeout_seconds, cwd, env), "output": "stream"}
         return CommandStream(self._manager, "exec_task", params)
 
     def detach_task(
         self, task_id: str, *, command: str, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
     ) -> types.TaskDetached:
-        """Begins a command in a task and does not wait for it. It outlives this program."""
+        """Starts a command in a task without waiting for it. The command outlives this program."""
         params = {"task_id": task_id, **_command(command, timeout_seconds, cwd, env)}
         return self._call("detach_task", params)
 
@@ -242,31 +243,31 @@ class Pyro(Caller):
         """Waits until a command of a task has ended.
 
         Args:
-            task_id: Id of the task.
+            task_id: ID of the task.
             sequence: Number of the command.
-            timeout_seconds: Longest time to wait; `None`: as long as it takes.
+            timeout_seconds: Maximum time to wait, in seconds. Default: no limit.
 
         Raises:
-            TimeoutError: The command has not ended in that time. It goes on.
+            TimeoutError: The command did not end in time. It keeps running.
         """
         params = {"task_id": task_id, "sequence": sequence}
         return self._call("wait_task", params, timeout=timeout_seconds)
 
     def follow_task(self, task_id: str, *, sequence: int) -> CommandStream[types.TaskLogEntry]:
-        """The output of a command of a task, from its beginning to its end. Whoever leaves does not end it."""
+        """Streams the output of a task's command from the beginning. Leaving the stream does not end the command."""
         params = {"task_id": task_id, "sequence": sequence}
         return CommandStream(self._manager, "follow_task", params)
 
     def kill_task(self, task_id: str, *, sequence: int) -> types.TaskLogEntry:
-        """Ends a command of a task."""
+        """Kills a command of a task."""
         return self._call("kill_task", {"task_id": task_id, "sequence": sequence})
 
     def status_task(self, task_id: str) -> types.Task:
-        """State of a task and its latest command."""
+        """Returns the state of a task and its latest command."""
         return self._call("status_task", {"task_id": task_id})
 
     def logs_task(self, task_id: str, *, sequence: Optional[int] = None) -> types.TaskLogs:
-        """Every command of a task with its output, or the one with this number."""
+        """Returns all commands of a task with their output, or the one with this number."""
         entries: List[types.TaskLogEntry] = []
         after: Optional[int] = 0
         while after is not None:
@@ -276,51 +277,51 @@ class Pyro(Caller):
         return {"task_id": task_id, "count": len(entries), "entries": entries}
 
     def list_tasks(self) -> types.TaskList:
-        """Every task, oldest first."""
+        """Lists all tasks, oldest first."""
         return self._call("list_tasks", {})
 
     def start_task(self, task_id: str, *, on_progress: Optional[OnProgress] = None) -> types.Task:
-        """Starts a stopped task again, with the files it had and another lifetime."""
+        """Starts a stopped task with its files and a new lifetime."""
         return self._call("start_task", {"task_id": task_id}, on_progress=on_progress)
 
     def stop_task(self, task_id: str) -> types.Task:
-        """Stops a task; its files and its journal are kept."""
+        """Stops a task. Its files and its journal are kept."""
         return self._call("stop_task", {"task_id": task_id})
 
     def extend_task(self, task_id: str, *, ttl_seconds: int) -> types.Task:
-        """Gives a task another lifetime of 60 to 3600 seconds, which begins now."""
+        """Gives a task a new lifetime of 60 to 3600 seconds, starting now."""
         return self._call("extend_task", {"task_id": task_id, "ttl_seconds": ttl_seconds})
 
     def delete_task(self, task_id: str) -> types.TaskDeleted:
-        """Removes a task with its files and its journal."""
+        """Deletes a task with its files and its journal."""
         return self._call("delete_task", {"task_id": task_id})
 
     def copy_to_task(self, task_id: str, *, source: StrPath, path: str) -> types.TaskCopied:
-        """Copies a file or directory of the host into a task; at most a million entries and 8 GiB.
+        """Copies a file or directory from the host into a task; at most a million entries and 8 GiB.
 
         Args:
-            task_id: Id of the task.
+            task_id: ID of the task.
             source: Path on the host.
-            path: Path in the task, below `/workspace` unless it is absolute. If it is a directory, the copy goes into it.
+            path: Path in the task, relative to `/workspace` unless absolute. If it is a directory, the copy goes into it.
         """
         params = {"task_id": task_id, "source": os.path.abspath(source), "path": path}
         return self._call("copy_to_task", params)
 
     def copy_from_task(self, task_id: str, *, path: str, target: StrPath) -> types.TaskCopied:
-        """Copies a file or directory of a task to the host. See `copy_to_task`."""
+        """Copies a file or directory from a task to the host. See `copy_to_task`."""
         params = {"task_id": task_id, "path": path, "target": os.path.abspath(target)}
         return self._call("copy_from_task", params)
 
     def read_task_file(
         self, task_id: str, *, path: str, offset: int = 0, max_bytes: int = 16777216,
     ) -> types.TaskFile:
-        """A file of a task, or a part of it: as text if it is UTF-8, else as base64. The file may have at most 16 MiB.
+        """Reads a file of a task, or a part of it: as text if it is UTF-8, otherwise as base64.
 
         Args:
-            task_id: Id of the task.
-            path: Path in the task, below `/workspace` unless it is absolute.
-            offset: Byte to begin at.
-            max_bytes: Most bytes to return.
+            task_id: ID of the task.
+            path: Path in the task, relative to `/workspace` unless absolute. The file may be at most 16 MiB.
+            offset: Byte offset to start at.
+            max_bytes: Maximum number of bytes to return.
         """
         params = {"task_id": task_id, "path": path, "offset": offset, "max_bytes": max_bytes}
         return self._call("read_task_file", params)
@@ -328,14 +329,14 @@ class Pyro(Caller):
     def write_task_file(
         self, task_id: str, *, path: str, content: str, encoding: str = "utf-8", executable: bool = False,
     ) -> types.TaskFileWritten:
-        """Makes or replaces a file of a task, and the directories on the way to it.
+        """Creates or replaces a file of a task. Creates missing parent directories.
 
         Args:
-            task_id: Id of the task.
-            path: Path in the task, below `/workspace` unless it is absolute.
-            content: All that it shall hold, at most 16 MiB.
-            encoding: How `content` is written, `utf-8` or `base64`.
-            executable: Give it mode 0755 instead of 0644.
+            task_id: ID of the task.
+            path: Path in the task, relative to `/workspace` unless absolute.
+            content: Contents of the file, at most 16 MiB.
+            encoding: Encoding of `content`: `utf-8` or `base64`.
+            executable: Use mode 0755 instead of 0644.
         """
         params = {
             "task_id": task_id, "path": path, "content": content, "encoding": encoding, "executable": executable,
@@ -346,18 +347,18 @@ class Pyro(Caller):
         self, environment: str, *, vcpu_count: int = 1, mem_mib: int = 1024, ttl_seconds: int = 600, network: bool = False,
         allow_host_compat: bool = False, disk_mib: Optional[int] = None, on_progress: Optional[OnProgress] = None,
     ) -> TaskContext:
-        """A context with a new task, which is deleted at its end. The arguments are those of `create_task`."""
+        """Returns a context manager that creates a task and deletes it on exit. See `create_task` for the arguments."""
         params = _spec(environment, vcpu_count, mem_mib, ttl_seconds, network, allow_host_compat)
         return TaskContext(self, {**params, "disk_mib": disk_mib, "on_progress": on_progress})
 
     def open_task(self, task_id: str) -> Task:
-        """A task that there is already, to be used by its methods. Nothing is asked yet."""
+        """Returns an object for an existing task. Makes no call."""
         return Task(self, task_id)
 
     # The host
 
     def doctor(self) -> types.DoctorReport:
-        """What this host can do, and what to change if it cannot run VMs."""
+        """Reports what this host can do, and what to change if it cannot run VMs."""
         return self._call("doctor", {})
 
 
@@ -375,6 +376,6 @@ def _command(
 ) -> Dict[str, Any]:
     return {
         "command": command, "timeout_seconds": timeout_seconds, "cwd": cwd, "env": None if env is None else dict(env),
-        # The result holds the output as well.
+        # The result also contains the output.
         "output": None if on_output is None else "capture_and_stream",
     }

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from .. import types
     from .client import Pyro
 else:
-    # What it holds is asked for by nobody but tools that look at annotations.
+    # Only tools that resolve annotations need its contents.
     from .. import _lazy_types as types
 
 
 class Task:
-    """A task: a VM that stays, with a persistent `/workspace`. Its methods are those of `Pyro`, for this task."""
+    """A task: a VM with a persistent `/workspace`. The methods correspond to those of `Pyro`."""
 
     def __init__(self, pyro: Pyro, task_id: str) -> None:
         self._pyro = pyro
         self.task_id = task_id
-        """Its id, with which any program of this user can use it."""
+        """ID of the task. Any program of the same user can use it."""
 
     def __repr__(self) -> str:
         return f"<pyro task {self.task_id}>"
@@ -41,14 +41,14 @@ class Task:
     def stream(
         self, command: str, *, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
     ) -> CommandStream[types.TaskExec]:
-        """Runs one command of which the output is read while it runs. See `stream_task`."""
+        """Runs one command and streams its output. See `stream_task`."""
         return self._pyro.stream_task(
             self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env)
 
     def detach(
         self, command: str, *, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
     ) -> types.TaskDetached:
-        """Begins a command and does not wait for it. See `detach_task`."""
+        """Starts a command without waiting for it. See `detach_task`."""
         return self._pyro.detach_task(
             self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env)
 
@@ -57,60 +57,60 @@ class Task:
         return self._pyro.wait_task(self.task_id, sequence=sequence, timeout_seconds=timeout_seconds)
 
     def follow(self, sequence: int) -> CommandStream[types.TaskLogEntry]:
-        """The output of a command from its beginning to its end. See `follow_task`."""
+        """Streams the output of a command from the beginning. See `follow_task`."""
         return self._pyro.follow_task(self.task_id, sequence=sequence)
 
     def kill(self, sequence: int) -> types.TaskLogEntry:
-        """Ends a command."""
+        """Kills a command."""
         return self._pyro.kill_task(self.task_id, sequence=sequence)
 
     def status(self) -> types.Task:
-        """Its state and its latest command."""
+        """Returns the task's state and its latest command."""
         return self._pyro.status_task(self.task_id)
 
     def logs(self, *, sequence: Optional[int] = None) -> types.TaskLogs:
-        """Every command with its output, or the one with this number."""
+        """Returns all commands with their output, or the one with this number."""
         return self._pyro.logs_task(self.task_id, sequence=sequence)
 
     def start(self) -> types.Task:
-        """Starts it again after it was stopped."""
+        """Starts the task after it was stopped."""
         return self._pyro.start_task(self.task_id)
 
     def stop(self) -> types.Task:
-        """Stops it; files and journal are kept."""
+        """Stops the task. Its files and its journal are kept."""
         return self._pyro.stop_task(self.task_id)
 
     def extend(self, *, ttl_seconds: int) -> types.Task:
-        """Gives it another lifetime of 60 to 3600 seconds, which begins now."""
+        """Gives the task a new lifetime of 60 to 3600 seconds, starting now."""
         return self._pyro.extend_task(self.task_id, ttl_seconds=ttl_seconds)
 
     def delete(self) -> types.TaskDeleted:
-        """Removes it with its files and its journal."""
+        """Deletes the task with its files and its journal."""
         return self._pyro.delete_task(self.task_id)
 
     def copy_to(self, source: StrPath, path: str) -> types.TaskCopied:
-        """Copies a file or directory of the host into it. See `copy_to_task`."""
+        """Copies a file or directory from the host into the task. See `copy_to_task`."""
         return self._pyro.copy_to_task(self.task_id, source=source, path=path)
 
     def copy_from(self, path: str, target: StrPath) -> types.TaskCopied:
-        """Copies a file or directory of it to the host. See `copy_from_task`."""
+        """Copies a file or directory from the task to the host. See `copy_from_task`."""
         return self._pyro.copy_from_task(self.task_id, path=path, target=target)
 
     def read_file(self, path: str) -> bytes:
-        """What a file of at most 16 MiB holds. `path` is below `/workspace` unless it is absolute."""
+        """Returns the contents of a file of at most 16 MiB. `path` is relative to `/workspace` unless absolute."""
         import binascii
 
         file = self._pyro.read_task_file(self.task_id, path=path)
         return binascii.a2b_base64(file["content"]) if file["encoding"] == "base64" else file["content"].encode()
 
     def read_text(self, path: str) -> str:
-        """What a text file of at most 16 MiB holds; `UnicodeDecodeError` if it is not UTF-8."""
+        """Returns the text of a file of at most 16 MiB. Raises `UnicodeDecodeError` if it is not UTF-8."""
         return (self.read_file(path)).decode()
 
     def write_file(
         self, path: str, content: Union[str, bytes], *, executable: bool = False,
     ) -> types.TaskFileWritten:
-        """Makes or replaces a file, and the directories on the way to it. See `write_task_file`."""
+        """Creates or replaces a file. Creates missing parent directories. See `write_task_file`."""
         import binascii
 
         data = content.encode() if isinstance(content, str) else content
@@ -120,7 +120,7 @@ class Task:
 
 
 class TaskContext:
-    """Makes a task when it is entered, and deletes it when it is left."""
+    """Creates a task on entry and deletes it on exit."""
 
     def __init__(self, pyro: Pyro, arguments: Dict[str, Any]) -> None:
         self._pyro = pyro
@@ -138,6 +138,6 @@ class TaskContext:
             try:
                 Call.carry_through(task.delete())
             except PyroValueError as error:
-                # Somebody deleted it in the context.
+                # The task may have been deleted within the block.
                 if error.code != "not_found":
                     raise

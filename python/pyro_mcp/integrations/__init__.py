@@ -1,1 +1,1 @@
-"""What other libraries load of this package; each needs its extra."""
+"""Integrations with other libraries. Each needs its extra."""

@@ -1,8 +1,8 @@
-"""A command of an evaluation as shell text for a task, and what its end means.
+"""Converts a command of an evaluation to shell text for a task, and interprets its end.
 
-The text runs as root in the guest. What it starts before the command has an absolute path, and sees neither the command's
-variables nor its user's. It tells on standard error, behind a word that nobody can guess, what a status alone would not: that
-the command was not reached.
+The text runs as root in the guest. Programs that it starts before the command are given by absolute path, and see neither the
+command's variables nor those of its user. If the command is not reached, which an exit code alone would not show, the text
+writes a status to standard error, after an unguessable marker.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import shlex
 from typing import Mapping, NamedTuple, Sequence
 
 WORKSPACE = "/workspace"
-# Only root can look into it. What a command is given is there until it has begun.
+# Only root can read this directory. It holds a command's script and input until the command has started.
 _PRIVATE = "/root"
-# The engine takes shell text of this length, in bytes.
+# Maximum length of the engine's shell text, in bytes.
 _LONGEST = 128 * 1024 - 1
 _NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
@@ -29,58 +29,58 @@ class Prepared(NamedTuple):
     text: str
     """For `/bin/sh`."""
     script: bytes | None
-    """What has to be in `script_path` before, because it is too long for `text`."""
+    """Contents of `script_path`, to be written first, if the script is too long for `text`."""
     mark: str
-    """What comes before a note."""
+    """The marker that precedes the status."""
 
     @property
     def script_path(self) -> str:
-        """Where `script` goes."""
+        """Path for `script` in the guest."""
         return _path(self.mark, "script")
 
     @property
     def input_path(self) -> str:
-        """Where the standard input goes."""
+        """Path for the standard input in the guest."""
         return _path(self.mark, "input")
 
 
 class Output(NamedTuple):
-    """What a command wrote, without what `Prepared` added."""
+    """Output of a command, without what `Prepared` added."""
 
     stdout: bytes
     stderr: bytes
-    note: str
-    """What was told behind the mark: `user`, `sandbox STATUS`, `exec STATUS`, what the command itself told there; or nothing."""
+    status: str
+    """The text after the marker: `user`, `sandbox STATUS`, `exec STATUS`, or the command's own; empty without a marker."""
 
 
 def new_mark() -> str:
-    """A word that nobody can guess."""
+    """Returns an unguessable marker."""
     return secrets.token_hex(16)
 
 
 def is_root_user(user: str) -> bool:
-    """Whether nothing has to be done to become this user."""
+    """Whether this user is root, so that no user switch is needed."""
     return user in ("root", "0")
 
 
 def prepare(
     mark: str, cmd: Sequence[str], *, cwd: str | None, env: Mapping[str, str] | None, user: str, has_input: bool,
 ) -> Prepared:
-    """Makes shell text that becomes `cmd`.
+    """Returns shell text that executes `cmd`.
 
     Args:
-        mark: From `new_mark`, for this command alone.
-        cmd: The words, not empty; the first is looked up in the `PATH` of `env`.
-        cwd: Where it runs; below `/workspace` unless it is absolute.
-        env: Its variables, besides those that every command has.
-        user: Name or id of who runs it.
-        has_input: Its standard input is what `input_path` holds, else it is empty.
+        mark: A marker from `new_mark`, used for this command only.
+        cmd: The arguments, at least one. The first is looked up in the `PATH` of `env`.
+        cwd: Working directory, relative to `/workspace` unless absolute.
+        env: Environment variables, in addition to those that every command has.
+        user: Name or ID of the user that runs the command.
+        has_input: Whether standard input is the file at `input_path`. Otherwise, it is empty.
 
     Raises:
-        ValueError: `cmd` is empty, something holds a NUL, or a variable has a name that a shell cannot set.
+        ValueError: `cmd` is empty, an argument contains a NUL, or the shell cannot set a variable of that name.
     """
     last = _last(cmd, cwd, env, mark)
-    begin = [_tell(mark, "sandbox $?")]
+    begin = [_trap(mark, "sandbox $?")]
     if has_input:
         path = _path(mark, "input")
         begin.append(f"exec <{path} && /bin/rm {path}")
@@ -100,38 +100,38 @@ def prepare(
 
 
 def read(stdout: bytes, stderr: bytes, mark: str) -> Output:
-    """Takes what was told off the output."""
-    before, found, note = stderr.rpartition(f"{mark} ".encode())
+    """Separates the status from the output."""
+    before, found, status = stderr.rpartition(f"{mark} ".encode())
     if not found:
         return Output(stdout, stderr, "")
-    return Output(stdout, before, note.decode(errors="replace").removesuffix("\n"))
+    return Output(stdout, before, status.decode(errors="replace").removesuffix("\n"))
 
 
 def _last(cmd: Sequence[str], cwd: str | None, env: Mapping[str, str] | None, mark: str) -> str:
-    """The part that runs as the user."""
+    """Returns the part of the text that runs as the user."""
     if not cmd:
-        raise ValueError("the command is empty")
+        raise ValueError("invalid command: expected at least one argument")
     where = posixpath.join(WORKSPACE, cwd or "")
     lines = [f"cd {shlex.quote(where)} || {{ trap - EXIT; exit 1; }}"]
     for name, value in (env or {}).items():
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not the name of a variable")
+            raise ValueError(f"invalid environment variable name: {name!r}")
         lines.append(f"export {name}={shlex.quote(value)}")
-    lines += [_tell(mark, "exec $?"), f"exec {shlex.join(cmd)}"]
+    lines += [_trap(mark, "exec $?"), f"exec {shlex.join(cmd)}"]
     script = "\n".join(lines)
     if "\0" in script:
-        raise ValueError("a command cannot hold a NUL")
+        raise ValueError("invalid command: it contains a NUL")
     return script
 
 
-def _tell(mark: str, note: str) -> str:
-    """A shell that becomes another program forgets its traps: this one tells that it did not get so far."""
-    return f"""trap 'printf "%s\\n" "{mark} {note}" >&2' EXIT"""
+def _trap(mark: str, status: str) -> str:
+    """Returns a trap that reports `status` unless the shell executes another program, which discards traps."""
+    return f"""trap 'printf "%s\\n" "{mark} {status}" >&2' EXIT"""
 
 
 def _look_up(user: str, mark: str) -> str:
     return f"""entry=$(/usr/bin/getent passwd -- {shlex.quote(user)}) || {{
-{_tell(mark, "user")}; exit 1
+{_trap(mark, "user")}; exit 1
 }}
 IFS=: read -r USER secret uid gid comment HOME SHELL <<.
 $entry
@@ -140,7 +140,7 @@ LOGNAME=$USER"""
 
 
 def _become(script: str) -> str:
-    # A shell of its own, so that nothing of this part has root's rights.
+    # A separate shell, so that no part of the script runs with root's rights.
     return f'exec /usr/bin/setpriv --reuid "$uid" --regid "$gid" --init-groups /bin/sh -c {shlex.quote(script)}'
 
 

@@ -1,7 +1,7 @@
-"""Which tasks evaluations made, so that those that were left can be found.
+"""Records of the tasks that evaluations created, to find abandoned ones.
 
-A record is a file with the task's id as its name and the state directory in it. The program that made the task holds a lock on
-it, which goes with the program: a record without is one of a task that was left.
+A record is a file named after the task's ID that contains the state directory. The program that created the task holds a lock on
+the file. The kernel releases the lock when the program exits, so a record without a lock belongs to an abandoned task.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class Record:
         os.write(self._descriptor, _state().encode())
 
     def leave(self) -> None:
-        """The task stays, and nobody uses it."""
+        """Releases the task, which stays."""
         os.close(self._descriptor)
 
     def remove(self) -> None:
-        """The task is gone."""
+        """Removes the record of a deleted task."""
         self._path.unlink(missing_ok=True)
         self.leave()
 
 
 def left() -> Iterator[str]:
-    """Ids of the tasks in this state directory that were left. Some may be gone."""
+    """Yields the IDs of abandoned tasks in this state directory. Some may no longer exist."""
     directory = _directory()
     for path in sorted(directory.iterdir()) if directory.is_dir() else []:
-        # Whoever used it may remove it just now.
+        # The task's program may be removing the record at this moment.
         with contextlib.suppress(BlockingIOError, FileNotFoundError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             if file.read() == _state().encode():
@@ -46,7 +46,7 @@ def left() -> Iterator[str]:
 
 
 def forget(task_id: str) -> None:
-    """The task is gone, whoever made it."""
+    """Removes the record of a task that was deleted by another program."""
     (_directory() / task_id).unlink(missing_ok=True)
 
 
@@ -56,6 +56,6 @@ def _directory() -> pathlib.Path:
 
 
 def _state() -> str:
-    """The state directory that is in use, as far as it is not the usual one."""
+    """Returns the state directory, or an empty string for the default."""
     named = os.environ.get("PYRO_BASE_DIR")
     return os.path.abspath(named) if named else ""

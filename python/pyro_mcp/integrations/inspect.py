@@ -1,7 +1,7 @@
-"""A sandbox of inspect-ai: `sandbox="pyro"` gives every sample a guest of its own.
+"""An inspect-ai sandbox: `sandbox="pyro"` gives each sample its own guest.
 
-It is found by the entry point `pyro_mcp` of the group `inspect_ai`; importing this module does the same. It needs an event
-loop of asyncio.
+Inspect finds it through the entry point `pyro_mcp` of the group `inspect_ai`; importing this module also registers it. It needs
+an asyncio event loop.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from . import _inspect_records as records
 
 logger = logging.getLogger(__name__)
 
-# The engine's, if `PYRO_MAX_ACTIVE_VMS` does not say otherwise.
+# The engine's default for `PYRO_MAX_ACTIVE_VMS`.
 _MAX_ACTIVE_VMS = 4
-# A command without time limit gets this one, in seconds: a year.
+# Time limit for commands without one, in seconds: a year.
 _NO_LIMIT = 365 * 86400
-# Longest time to read or write a file, in seconds.
+# Time limit for reading or writing a file, in seconds.
 _FILE_LIMIT = 600
-# What is longer is copied by way of a file of the host, which takes less time, in bytes.
+# Longer contents are copied through a file on the host, which is faster, in bytes.
 _LONG = 1 << 20
 
-# Arguments: the mark, the path, the directory that it is in, and the size of a long file. What they tell behind the mark,
-# nobody else can.
+# Arguments: the marker, the path, its directory, and the size above which a file is long. Only these scripts know the
+# marker, so no other program can report a status.
 _BEGIN = """PATH=/usr/sbin:/usr/bin:/sbin:/bin
-tell() { printf '%s %s\\n' "$1" "$2" >&2; exit 1; }
-[ ! -d "$2" ] || tell "$1" directory
+report() { printf '%s %s\\n' "$1" "$2" >&2; exit 1; }
+[ ! -d "$2" ] || report "$1" directory
 """
-_READ = f"""{_BEGIN}[ -e "$2" ] || tell "$1" missing
+_READ = f"""{_BEGIN}[ -e "$2" ] || report "$1" missing
 if [ -f "$2" ] && size=$(stat -Lc %s -- "$2") && [ "$size" -gt "$4" ]; then
-    tell "$1" "long $size $(readlink -f -- "$2")"
+    report "$1" "long $size $(readlink -f -- "$2")"
 fi
 exec cat -- "$2"
 """
@@ -59,35 +59,35 @@ _WRITE = f"""{_BEGIN}mkdir -p -- "$3" && exec cat >"$2"
 
 
 class PyroSandboxConfig(BaseModel):
-    """What the guest of a sample is like."""
+    """Configuration of a sample's guest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     environment: str = "debian:12"
-    """What it is made from."""
+    """Environment of the guest."""
     vcpu_count: int = Field(default=1, ge=1, le=8)
     """Virtual CPUs."""
     mem_mib: int = Field(default=1024, ge=256, le=32768)
     """Memory in MiB."""
     network: bool = False
-    """Give it outbound network."""
+    """Give the guest outbound network access."""
     user: str = "root"
-    """Who runs commands, and reads and writes files, where no other user is named. `/workspace` is theirs."""
+    """Default user for commands and for reading and writing files. Owns `/workspace`."""
     disk_mib: int | None = Field(default=None, ge=256, le=1048576)
-    """Size of its disk in MiB; `None`: 8192, or less if the host's disk could not hold that."""
+    """Size of the disk in MiB. Default: 8192, or less if the host's disk is too small."""
     ttl_seconds: int = Field(default=600, ge=60, le=3600)
-    """Seconds after which it is stopped when the evaluation was killed. As long as the sample goes on, this is renewed."""
+    """Seconds after which the guest of a killed evaluation is stopped. Renewed while the sample runs."""
 
     def guest(self) -> dict[str, Any]:
-        """What a guest is made with."""
+        """Returns the arguments of `create_task`."""
         return self.model_dump(exclude={"user"})
 
 
 @sandboxenv(name="pyro")
 class PyroSandboxEnvironment(SandboxEnvironment):
-    """A guest with `/workspace`, made for one sample and deleted at its end. Commands run as root unless they name a user."""
+    """A guest with `/workspace`, created for one sample and deleted at its end. Commands run as the configured user."""
 
-    # One process of the executable serves all samples, from the first evaluation's beginning to the last one's end.
+    # One process of the executable serves all samples, from the start of the first evaluation to the end of the last.
     _pyro: ClassVar[AsyncPyro | None] = None
     _users: ClassVar[int] = 0
     _open: ClassVar[set[PyroSandboxEnvironment]] = set()
@@ -100,7 +100,7 @@ class PyroSandboxEnvironment(SandboxEnvironment):
         self._renewal = asyncio.create_task(_renew(task, ttl_seconds))
         self._open.add(self)
 
-    # From the beginning to the end
+    # Lifecycle
 
     @classmethod
     def default_concurrency(cls) -> int | None:
@@ -116,9 +116,9 @@ class PyroSandboxEnvironment(SandboxEnvironment):
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            raise PrerequisiteError("the sandbox `pyro` needs asyncio as the event loop") from None
+            raise PrerequisiteError("the sandbox `pyro` needs the asyncio event loop") from None
         settings, pyro = _settings(config), cls._shared()
-        # The first guest of its kind installs the environment and leaves a template behind: samples start from that.
+        # The first guest of its kind installs the environment and creates the template that the samples start from.
         try:
             created = await pyro.create_task(**settings.guest())
             with anyio.CancelScope(shield=True):
@@ -133,7 +133,7 @@ class PyroSandboxEnvironment(SandboxEnvironment):
     ) -> dict[str, SandboxEnvironment]:
         settings = _settings(config)
         pyro = cls._shared()
-        # An interruption when the task is just made would lose its id.
+        # An interruption just after the task is created would lose its ID.
         with anyio.CancelScope(shield=True):
             created = await pyro.create_task(**settings.guest())
             task = pyro.open_task(created["task_id"])
@@ -153,7 +153,7 @@ class PyroSandboxEnvironment(SandboxEnvironment):
         if not command.is_root_user(self._user):
             given = await self.exec(["chown", "--", self._user, command.WORKSPACE], user="root")
             if not given.success:
-                raise PrerequisiteError(f"the guest cannot be used by {self._user!r}: {given.stderr.strip()}")
+                raise PrerequisiteError(f"cannot make {self._user!r} the owner of the workspace: {given.stderr.strip()}")
 
     @classmethod
     async def sample_cleanup(
@@ -179,7 +179,7 @@ class PyroSandboxEnvironment(SandboxEnvironment):
 
     @classmethod
     async def cli_cleanup(cls, id: str | None) -> None:
-        """Deletes a task, or all those that evaluations made and left, such as killed ones."""
+        """Deletes a task, or all tasks that evaluations abandoned, for example because they were killed."""
         async with AsyncPyro() as pyro:
             for task_id in [id] if id else list(records.left()):
                 try:
@@ -204,16 +204,16 @@ class PyroSandboxEnvironment(SandboxEnvironment):
                 await self._task.delete()
             except PyroError as error:
                 if error.code != "not_found":
-                    logger.warning("task %s is left: %s", self._task.task_id, _in_full(error))
+                    logger.warning("cannot delete task %s: %s", self._task.task_id, _in_full(error))
                     self._record.leave()
                     return
             self._record.remove()
 
     async def _leave(self) -> None:
-        """Ends what belongs to this program; the task is stopped at the end of its lifetime."""
+        """Releases the task, which is stopped at the end of its lifetime."""
         await self._end_renewal()
         self._record.leave()
-        print(f"task {self._task.task_id} stays; to delete it: inspect sandbox cleanup pyro {self._task.task_id}")
+        print(f"kept task {self._task.task_id}; to delete it, run: inspect sandbox cleanup pyro {self._task.task_id}")
 
     async def _end_renewal(self) -> None:
         self._open.discard(self)
@@ -226,20 +226,20 @@ class PyroSandboxEnvironment(SandboxEnvironment):
         self, cmd: list[str], input: str | bytes | None = None, cwd: str | None = None, env: dict[str, str] | None = None,
         user: str | None = None, timeout: int | None = None, timeout_retry: bool = True, concurrency: bool = True,
     ) -> ExecResult[str]:
-        """See `SandboxEnvironment.exec`. A command is never run twice: when its time is over, it has surely ended, so that
-        `timeout_retry` changes nothing. Nor does `concurrency`: there is no process for it on the host."""
+        """See `SandboxEnvironment.exec`. A command that times out has ended and is never retried, so `timeout_retry` has no
+        effect. Neither has `concurrency`, because a command needs no process on the host."""
         prepared = command.prepare(command.new_mark(), cmd, cwd=cwd, env=env, user=user or self._user, has_input=bool(input))
         ended, output = await self._run(
             prepared, input, _NO_LIMIT if timeout is None else max(1, timeout),
             SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE, SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE_STR)
         stdout, stderr = (part.decode(errors="replace") for part in (output.stdout, output.stderr))
         if ended["timed_out"]:
-            late = TimeoutError(f"the command did not end within {timeout} s")
+            late = TimeoutError(f"the command timed out after {timeout} s")
             late.truncated_output = stdout + stderr  # type: ignore[attr-defined]
             raise late
-        if output.note == "user":
-            raise SandboxUserUnsupportedError(f"the guest has no user {user!r}")
-        if output.note == "exec 126" and "ermission denied" in stderr:
+        if output.status == "user":
+            raise SandboxUserUnsupportedError(f"user not found in the guest: {user!r}")
+        if output.status == "exec 126" and "ermission denied" in stderr:
             raise PermissionError(errno.EACCES, stderr.strip(), cmd[0])
         code = ended["exit_code"]
         code = 128 - code if code < 0 else code
@@ -248,7 +248,7 @@ class PyroSandboxEnvironment(SandboxEnvironment):
     async def _run(
         self, prepared: command.Prepared, input: str | bytes | None, seconds: int, limit: int, limit_str: str,
     ) -> tuple[types.TaskExec, command.Output]:
-        """Runs a command, at most for so many seconds, with at most `limit` bytes of each stream."""
+        """Runs a command with a time limit and at most `limit` bytes per output stream."""
         parts = {"stdout": bytearray(), "stderr": bytearray()}
         with _unavailable():
             if prepared.script is not None:
@@ -262,14 +262,14 @@ class PyroSandboxEnvironment(SandboxEnvironment):
                         start = b"".join(bytes(part[:limit]) for part in parts.values())
                         raise OutputLimitExceededError(limit_str, start.decode(errors="replace"))
         output = command.read(bytes(parts["stdout"]), bytes(parts["stderr"]), prepared.mark)
-        if output.note.startswith("sandbox "):
-            raise SandboxUnavailableError(f"the guest could not begin the command: {output.stderr.decode(errors='replace')}")
+        if output.status.startswith("sandbox "):
+            raise SandboxUnavailableError(f"the guest could not start the command: {output.stderr.decode(errors='replace')}")
         return stream.result, output
 
     async def connection(self, *, user: str | None = None) -> SandboxConnection:
-        """A prompt for commands, each of which is a shell of its own in the guest. There is no terminal."""
+        """Returns a prompt that runs each line in a separate shell in the guest. There is no terminal."""
         if not command.is_root_user(user or "root"):
-            raise NotImplementedError("there are connections for root only")
+            raise NotImplementedError("connections are available for root only")
         try:
             state = (await self._task.status())["state"]
         except PyroError as error:
@@ -298,8 +298,8 @@ class PyroSandboxEnvironment(SandboxEnvironment):
         path = posixpath.join(command.WORKSPACE, file)
         ended, output = await self._run_script(_READ, path)
         data = output.stdout
-        if output.note.startswith("long "):
-            _, size, real_path = output.note.split(" ", 2)
+        if output.status.startswith("long "):
+            _, size, real_path = output.status.split(" ", 2)
             if int(size) > SandboxEnvironmentLimits.MAX_READ_FILE_SIZE:
                 raise OutputLimitExceededError(SandboxEnvironmentLimits.MAX_READ_FILE_SIZE_STR, None)
             data = await self._get(real_path)
@@ -311,7 +311,7 @@ class PyroSandboxEnvironment(SandboxEnvironment):
         self, script: str, path: str, input: str | bytes | None = None,
     ) -> tuple[types.TaskExec, command.Output]:
         mark = command.new_mark()
-        # Copies are made with root's rights.
+        # Copies run with root's rights, so other users do not use them.
         long = _LONG if command.is_root_user(self._user) else SandboxEnvironmentLimits.MAX_READ_FILE_SIZE
         prepared = command.prepare(
             mark, ["/bin/sh", "-c", script, "sh", mark, path, posixpath.dirname(path), str(long)], cwd="/", env=None,
@@ -320,11 +320,11 @@ class PyroSandboxEnvironment(SandboxEnvironment):
             prepared, input, _FILE_LIMIT, SandboxEnvironmentLimits.MAX_READ_FILE_SIZE,
             SandboxEnvironmentLimits.MAX_READ_FILE_SIZE_STR)
         if ended["timed_out"]:
-            raise TimeoutError(f"{path} took more than {_FILE_LIMIT} s")
+            raise TimeoutError(f"timed out after {_FILE_LIMIT} s: {path}")
         return ended, output
 
     async def _put(self, path: str, data: bytes) -> None:
-        """Makes a file in the guest that is not there."""
+        """Creates a new file in the guest."""
         if len(data) <= _LONG:
             await self._task.write_file(path, data)
             return
@@ -334,7 +334,7 @@ class PyroSandboxEnvironment(SandboxEnvironment):
             await self._task.copy_to(source, path)
 
     async def _get(self, path: str) -> bytes:
-        """What a file of the guest holds; its path has no symbolic link."""
+        """Returns the contents of a file in the guest. The path must not contain symbolic links."""
         with tempfile.TemporaryDirectory(prefix="pyro-inspect-") as directory:
             target = pathlib.Path(directory, "file")
             with _unavailable():
@@ -343,14 +343,14 @@ class PyroSandboxEnvironment(SandboxEnvironment):
 
 
 async def _renew(task: AsyncTask, ttl_seconds: int) -> None:
-    """Keeps a task from being stopped, as long as this goes on."""
+    """Renews the task's lifetime until cancelled."""
     while True:
-        # Should one renewal fail, there is time for another.
+        # Leaves time for another attempt if one renewal fails.
         await asyncio.sleep(ttl_seconds / 3)
         try:
             await task.extend(ttl_seconds=ttl_seconds)
         except PyroError as error:
-            logger.warning("the lifetime of task %s was not renewed: %s", task.task_id, _in_full(error))
+            logger.warning("cannot renew the lifetime of task %s: %s", task.task_id, _in_full(error))
 
 
 def _settings(config: SandboxEnvironmentConfigType | None) -> PyroSandboxConfig:
@@ -360,7 +360,7 @@ def _settings(config: SandboxEnvironmentConfigType | None) -> PyroSandboxConfig:
         return PyroSandboxConfig()
     if isinstance(config, str):
         return PyroSandboxConfig(environment=config)
-    raise PrerequisiteError(f"the sandbox `pyro` is configured by a PyroSandboxConfig, not by {type(config).__name__}")
+    raise PrerequisiteError(f"invalid configuration of the sandbox `pyro`: expected PyroSandboxConfig, got {type(config).__name__}")
 
 
 @contextlib.contextmanager
@@ -376,11 +376,11 @@ def _in_full(error: PyroError) -> str:
 
 
 def _file_error(output: command.Output, file: str) -> OSError:
-    words = output.stderr.decode(errors="replace").strip()
-    if output.note == "missing":
+    message = output.stderr.decode(errors="replace").strip()
+    if output.status == "missing":
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
-    if output.note == "directory":
+    if output.status == "directory":
         return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), file)
-    if "ermission denied" in words:
+    if "ermission denied" in message:
         return PermissionError(errno.EACCES, os.strerror(errno.EACCES), file)
-    return OSError(errno.EIO, words or os.strerror(errno.EIO), file)
+    return OSError(errno.EIO, message or os.strerror(errno.EIO), file)

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde_json::{Value, json};
-
-use crate::config::Variables;
-
+use super::entry::{Entry, Shape};
+use super::error::InstallError;
 use super::format::Format;
-use super::{Entry, InstallError};
+use crate::config::Variables;
 
 /// One client.
 #[derive(Debug)]
@@ -33,19 +31,6 @@ struct Place {
     files: &'static [&'static str],
 }
 
-/// How a server is described.
-#[derive(Debug)]
-enum Shape {
-    /// `command`, `args`, `env`.
-    Plain,
-    /// The same, after `type`.
-    Typed,
-    /// The same, with a limit on calls. Without it Codex ends a call after 300 seconds.
-    Codex,
-    /// Program and arguments in one list.
-    Opencode,
-}
-
 /// Whose settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
@@ -53,9 +38,6 @@ pub(crate) enum Scope {
     /// The project in the current directory.
     Project,
 }
-
-/// The longest `task_wait`, and a minute; pyro has a limit of its own for every command.
-const CODEX_CALL_SECONDS: u32 = 3660;
 
 impl Client {
     pub(crate) const ALL: [Self; 7] = [
@@ -158,23 +140,6 @@ impl Client {
 
     /// The entry that makes this client start `program` with `args`.
     pub(crate) fn entry(&self, program: &str, args: &[&str], env: &BTreeMap<String, String>) -> Entry {
-        let mut entry = match self.shape {
-            Shape::Plain | Shape::Codex => vec![("command", json!(program)), ("args", json!(args))],
-            Shape::Typed => {
-                vec![("type", json!("stdio")), ("command", json!(program)), ("args", json!(args))]
-            }
-            Shape::Opencode => {
-                let words: Vec<&str> = std::iter::once(program).chain(args.iter().copied()).collect();
-                vec![("type", json!("local")), ("command", json!(words)), ("enabled", json!(true))]
-            }
-        };
-        if let Shape::Codex = self.shape {
-            entry.push(("tool_timeout_sec", json!(CODEX_CALL_SECONDS)));
-        }
-        if !env.is_empty() {
-            let name = if let Shape::Opencode = self.shape { "environment" } else { "env" };
-            entry.push((name, json!(env)));
-        }
-        entry.into_iter().map(|(name, value): (&str, Value)| (name.to_owned(), value)).collect()
+        self.shape.describe(program, args, env)
     }
 }

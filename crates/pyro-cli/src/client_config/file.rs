@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use super::InstallError;
+use super::error::InstallError;
 
 /// Settings files have some kilobytes; the one that Claude Code also keeps its history in has some megabytes.
 const MAX_BYTES: u64 = 16 << 20;

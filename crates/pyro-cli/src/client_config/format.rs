@@ -1,10 +1,10 @@
 //! The two formats behind one face: text in, text out.
 
-use std::error::Error;
-
 use serde_json::Value;
 
-use super::{Entry, json, toml};
+use super::entry::Entry;
+use super::error::Problem;
+use super::{json, toml};
 
 /// How a client writes its settings.
 #[derive(Clone, Copy, Debug)]
@@ -13,9 +13,6 @@ pub(crate) enum Format {
     Json,
     Toml,
 }
-
-/// What a parser or an editor did not like.
-pub(super) type Problem = Box<dyn Error + Send + Sync>;
 
 impl Format {
     /// What the text says. Empty text is an empty object.

@@ -4,8 +4,8 @@ use jsonc_parser::ParseOptions;
 use jsonc_parser::cst::{CstInputValue, CstRootNode};
 use serde_json::{Map, Value};
 
-use super::Entry;
-use super::format::Problem;
+use super::entry::Entry;
+use super::error::Problem;
 
 /// What editors of settings files take. The rest of JSON5 is refused: no client reads it.
 const OPTIONS: ParseOptions = ParseOptions {

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use super::clients::Client;
-use super::format::Problem;
-use super::{Entry, InstallError, file};
+use super::entry::Entry;
+use super::error::{InstallError, Problem};
+use super::file;
 
 const LEFT_ALONE: &str = "correct the file, or move it away; it was not changed";
 /// Stands for a value that is not shown.

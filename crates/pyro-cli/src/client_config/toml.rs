@@ -5,8 +5,8 @@ use serde_json::Value;
 use toml_edit::ser::ValueSerializer;
 use toml_edit::{DocumentMut, Item, Table, TomlError};
 
-use super::Entry;
-use super::format::Problem;
+use super::entry::Entry;
+use super::error::Problem;
 
 pub(super) fn read(text: &str) -> Result<Value, Problem> {
     Ok(toml_edit::de::from_document(parse(text)?)?)

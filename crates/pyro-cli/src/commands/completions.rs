@@ -1,13 +1,27 @@
 //! `pyro completions`.
 
-use crate::args::{self, CompletionsArgs};
-use crate::error_report::CliError;
-use crate::exit::Exit;
-use crate::printer::Printer;
+use clap::Args;
 
-pub(crate) fn run(args: &CompletionsArgs, printer: &Printer) -> Result<Exit, CliError> {
+use crate::error::CliError;
+use crate::reply::Reply;
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  pyro completions bash > ~/.local/share/bash-completion/completions/pyro
+  pyro completions zsh > ~/.zfunc/_pyro
+  pyro completions fish > ~/.config/fish/completions/pyro.fish";
+
+/// Print a completion script for a shell
+#[derive(Debug, Args)]
+#[command(after_help = COMPLETIONS_EXAMPLES)]
+pub(crate) struct CompletionsArgs {
+    /// Shell to complete for
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+pub(crate) fn run(args: &CompletionsArgs, mut grammar: clap::Command) -> Result<Reply, CliError> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut args::grammar_for_people(), "pyro", &mut script);
-    printer.bytes(&script)?;
-    Ok(Exit::Success)
+    clap_complete::generate(args.shell, &mut grammar, "pyro", &mut script);
+    Ok(Reply::bytes(script))
 }

@@ -1,50 +1,145 @@
-//! `pyro demo` and `pyro demo ollama`.
+//! `pyro demo` and `pyro demo ollama`: what pyro is for, shown once.
 
-mod ollama;
+use clap::{Args, Subcommand};
+use pyro_demo::ollama::{self, DemoError};
+use pyro_engine::{EngineError, Event, OutputStream, RunResult};
 
-use pyro_engine::{Command, VmSpec};
-
-use crate::args::{DemoArgs, DemoCommand};
-use crate::error_report::CliError;
-use crate::exit::Exit;
+use crate::error::CliError;
 use crate::printer::Printer;
-use crate::session;
+use crate::reply::Reply;
+use crate::report::Report;
+use crate::text::printable;
+use crate::{config, session};
 
-pub(crate) use ollama::DemoError;
+const DEMO_EXAMPLES: &str = "\
+The exit status is 0 whatever that of the command is: read `exit_code` in the document.
 
-/// What both demos run in: the smallest environment that has everything they need.
-const ENVIRONMENT: &str = "debian:12";
+Examples:
+  pyro demo
+  pyro demo --network | jq .stdout
+  pyro demo ollama --model llama3.2:3b";
 
-const LOCAL_COMMAND: &str = "git --version";
-
-/// Prints the HTTP status of a page, fetched with what the environment has: there is no Python in it, and the TLS
-/// client came with the certificates. Fails without an answer, or with one from somebody else.
-const NETWORK_COMMAND: &str = "printf 'GET / HTTP/1.0\\r\\nHost: example.com\\r\\n\\r\\n' \
-    | openssl s_client -quiet -verify_quiet -verify_return_error -verify_hostname example.com \
-    -connect example.com:443 | awk '/^HTTP/ { print $2; ok = 1; exit } END { exit !ok }'";
-
-pub(crate) fn run(args: &DemoArgs, printer: &Printer) -> Result<Exit, CliError> {
-    match &args.command {
-        Some(DemoCommand::Ollama(args)) => ollama::run(args, printer),
-        None => one_shot(args.network, printer),
-    }
+/// Run one command in a new VM and print the result
+///
+/// Runs `git --version` in debian:12, or with --network a command that fetches https://example.com and
+/// prints the HTTP status. The result is one JSON document on stdout. Installs the environment first if it
+/// is missing.
+#[derive(Debug, Args)]
+#[command(after_help = DEMO_EXAMPLES)]
+pub(crate) struct DemoArgs {
+    /// Give the guest outbound network access and show that it works [default: off]
+    #[arg(long)]
+    pub(crate) network: bool,
+    #[command(subcommand)]
+    pub(crate) command: Option<DemoCommand>,
 }
 
-fn one_shot(network: bool, printer: &Printer) -> Result<Exit, CliError> {
-    let engine = super::engine()?;
-    let spec = VmSpec { network, ..VmSpec::new(ENVIRONMENT) };
-    let command = Command::new(if network { NETWORK_COMMAND } else { LOCAL_COMMAND });
-    let (mut result, _) =
-        session::block_on(session::watch(printer, is_quiet(printer), async |events, cancel| {
-            engine.run(spec, command, &events, &cancel).await
-        }))?;
-    result.timings.clear();
-    printer.json(&result)?;
-    Ok(Exit::Success)
+#[derive(Debug, Subcommand)]
+pub(crate) enum DemoCommand {
+    Ollama(DemoOllamaArgs),
+}
+
+const OLLAMA_EXAMPLES: &str = "\
+No credentials are sent, and the proof needs no internet. The model chooses what its VMs run and whether \
+they have network; nothing it says runs on this machine itself.
+
+What the model and its tools do is said on stdout, and so is why the demo failed. Progress of an \
+installation and pyro's own warnings go to stderr, progress only if that is a terminal. Exit status: 0 if the proof was given, 1 if not.
+
+Examples:
+  pyro demo ollama
+  pyro demo ollama --model qwen3:4b --verbose
+  pyro demo ollama --base-url http://localhost:8000/v1 --model my-model";
+
+/// Let a language model prove that it can run a command in a VM
+///
+/// Gives a model the tools `vm_*` over an OpenAI-compatible endpoint and asks it to run a command whose
+/// output nobody can guess. Its usual mistakes are corrected or explained to it. All VMs it made are removed
+/// at the end.
+#[derive(Debug, Args)]
+#[command(after_help = OLLAMA_EXAMPLES)]
+pub(crate) struct DemoOllamaArgs {
+    /// OpenAI-compatible endpoint, without `/chat/completions`
+    #[arg(long, value_name = "URL", default_value = "http://localhost:11434/v1")]
+    pub(crate) base_url: String,
+    /// Name of the model, which the endpoint must have
+    #[arg(long, value_name = "NAME", default_value = "llama3.2:3b")]
+    pub(crate) model: String,
+    /// Show what is said and done, with all arguments and results [default: off]
+    #[arg(long, short)]
+    pub(crate) verbose: bool,
+}
+
+pub(crate) fn run(args: &DemoArgs, printer: &Printer) -> Result<Reply, CliError> {
+    let Some(DemoCommand::Ollama(ollama)) = &args.command else { return one_command(args.network, printer) };
+    // Everything that the demo has to say is on standard output, failures too.
+    with_model(ollama, printer).or_else(|error| {
+        let exit = error.exit();
+        Ok(match Report::of(&error) {
+            Some(report) => Reply::failure(report.human(), exit),
+            None => Reply::nothing().exit(exit),
+        })
+    })
+}
+
+fn one_command(network: bool, printer: &Printer) -> Result<Reply, CliError> {
+    printer.warn_of_network(network);
+    let engine = config::engine()?;
+    let (result, _) = session::watch(printer, is_quiet(printer), async |events, cancel| {
+        pyro_demo::one_command(&engine, network, &events, &cancel).await
+    })?;
+    Ok(Reply::document(&result)?)
+}
+
+fn with_model(args: &DemoOllamaArgs, printer: &Printer) -> Result<Reply, CliError> {
+    let engine = config::engine()?;
+    let request = ollama::Request { base_url: &args.base_url, model: &args.model, verbose: args.verbose };
+    let (proved, _) = session::watch(printer, is_quiet(printer), async |events, cancel| {
+        let show = async |line: String| {
+            let bytes = (apart(&line) + "\n").into();
+            events.send(Event::Output { stream: OutputStream::Stdout, bytes }).await;
+        };
+        match ollama::prove(request, engine, &events, &cancel, show).await {
+            Err(DemoError::Cancelled) => Err(EngineError::cancelled()),
+            proved => Ok(proved),
+        }
+    })?;
+    Ok(Reply::text(summary(&proved?, args.verbose)))
 }
 
 /// A demo speaks on standard output only, except to a person who would otherwise watch nothing for the minutes that
 /// an installation may take.
 fn is_quiet(printer: &Printer) -> bool {
     !printer.stderr_is_terminal()
+}
+
+/// `fallback_used` is part of the line's form; there is no such thing here.
+fn summary(ran: &RunResult, verbose: bool) -> String {
+    let (code, mode) = (ran.exit_code, ran.execution_mode);
+    let mut text = format!("[summary] exit_code={code} fallback_used=False execution_mode={mode}\n");
+    if verbose {
+        text += &format!("[summary] stdout={}\n", apart(ran.stdout.to_text().trim()));
+    }
+    text
+}
+
+/// What came from a model or a guest neither steers the terminal nor looks like a line of ours.
+fn apart(text: &str) -> String {
+    let text = printable(text.trim_end());
+    let mut lines = text.lines();
+    let first = lines.next().unwrap_or_default().to_owned();
+    lines.fold(first, |shown, line| shown + if line.is_empty() { "\n" } else { "\n    " } + line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_others_cannot_look_like_ours() {
+        assert_eq!(
+            apart("first\r\n\n\n\n[done] command execution succeeded\u{1b}[2J\n"),
+            "first\\r\n\n\n\n    [done] command execution succeeded\\u{1b}[2J"
+        );
+    }
 }

@@ -1,21 +1,156 @@
 //! `pyro doctor`.
 
-mod render;
+use clap::Args;
+use pyro_engine::DoctorReport;
+use pyro_engine::doctor::{AcceleratorReport, DiskReport, GuestKernelReport, RootlessReport, VmmReport};
 
-use crate::args::DoctorArgs;
-use crate::error_report::CliError;
-use crate::exit::Exit;
-use crate::printer::Printer;
-use crate::session;
+use crate::error::CliError;
+use crate::reply::Reply;
+use crate::text::yes_no;
+use crate::{config, session};
+
+const DOCTOR_EXAMPLES: &str = "\
+The exit status is 0 even when problems are found; read `Runtime:` or, with --json, `runtime_ok`.
+
+Examples:
+  pyro doctor
+  pyro doctor --json | jq .issues";
+
+/// Report whether this machine can run VMs, and what to do if it cannot
+///
+/// Looks at the accelerator, the virtual machine monitor, rootless prerequisites, networking and disk
+/// space. Changes nothing.
+#[derive(Debug, Args)]
+#[command(after_help = DOCTOR_EXAMPLES)]
+pub(crate) struct DoctorArgs {
+    /// Platform to report on
+    #[arg(long, value_name = "PLATFORM", default_value = "linux-x86_64")]
+    pub(crate) platform: String,
+    /// Print one JSON document on stdout instead of text [default: off]
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// Succeeds even when the report is bad news: scripts read `runtime_ok`.
-pub(crate) fn run(args: &DoctorArgs, printer: &Printer) -> Result<Exit, CliError> {
-    let engine = super::engine()?;
-    let report = session::block_on(async { Ok(engine.doctor(&args.platform).await) })?;
-    if args.json {
-        printer.json(&report)?
-    } else {
-        printer.text(&render::report(&report))?
-    }
-    Ok(Exit::Success)
+pub(crate) fn run(args: &DoctorArgs) -> Result<Reply, CliError> {
+    let engine = config::engine()?;
+    let report = session::block_on(async { Ok::<_, CliError>(engine.doctor(&args.platform).await) })?;
+    Ok(Reply::of(args.json, &report, text)?)
 }
+
+const UNKNOWN: &str = "unknown";
+
+fn text(report: &DoctorReport) -> String {
+    let mut lines = contract_lines(report);
+    lines.push(accelerator(&report.accelerator));
+    lines.push(vmm(&report.vmm));
+    lines.push(guest_kernel(&report.guest_kernel));
+    lines.push(format!(
+        "Environment build: mmdebstrap={} keyring={}",
+        report.environment_build.mmdebstrap.as_deref().unwrap_or("missing"),
+        report.environment_build.keyring.as_deref().unwrap_or("missing"),
+    ));
+    lines.push(rootless(&report.rootless));
+    lines.push(disk(&report.disk));
+    lines.extend(issues(report));
+    lines.join("\n") + "\n"
+}
+
+/// The lines that have always been there, in their order.
+fn contract_lines(report: &DoctorReport) -> Vec<String> {
+    let verdict = if report.runtime_ok { "PASS" } else { "FAIL" };
+    let kvm = &report.kvm;
+    let mut lines = vec![
+        format!("Platform: {}", report.platform),
+        format!("Runtime: {verdict}"),
+        format!(
+            "KVM: exists={} readable={} writable={}",
+            yes_no(kvm.exists),
+            yes_no(kvm.readable),
+            yes_no(kvm.writable)
+        ),
+    ];
+    if let Some(runtime) = &report.runtime {
+        let can = &runtime.capabilities;
+        lines.push(format!("Environment cache: {}", runtime.cache_dir));
+        lines.push(format!(
+            "Capabilities: vm_boot={} guest_exec={} guest_network={}",
+            yes_no(can.supports_vm_boot),
+            yes_no(can.supports_guest_exec),
+            yes_no(can.supports_guest_network)
+        ));
+    }
+    lines.push(format!(
+        "Networking: tun={} ip_forward={}",
+        yes_no(report.networking.tun_available),
+        yes_no(report.networking.ip_forward_enabled)
+    ));
+    lines
+}
+
+fn accelerator(report: &AcceleratorReport) -> String {
+    let mut line = format!("Accelerator: {}", report.selected.as_deref().unwrap_or("none"));
+    if !report.reason.is_empty() {
+        line.push_str(&format!(" ({})", report.reason));
+    }
+    line
+}
+
+fn vmm(report: &VmmReport) -> String {
+    let mut line = match &report.program {
+        Some(program) => {
+            let version = report.version.as_deref().unwrap_or(UNKNOWN);
+            format!("VMM: {program} version={version} usable={}", yes_no(report.ok))
+        }
+        None => "VMM: not found".to_owned(),
+    };
+    if !report.note.is_empty() {
+        line.push_str(&format!(" ({})", report.note));
+    }
+    line
+}
+
+fn guest_kernel(report: &GuestKernelReport) -> String {
+    match (&report.image, &report.release) {
+        (None, _) => "Guest kernel: the environment's own".to_owned(),
+        (Some(image), Some(release)) => format!("Guest kernel: {image} release={release} usable=yes"),
+        (Some(image), None) => format!("Guest kernel: {image} usable=no"),
+    }
+}
+
+fn rootless(report: &RootlessReport) -> String {
+    format!(
+        "Rootless: euid={} user_namespaces={} subuid={} newuidmap={}",
+        report.euid,
+        yes_no(report.user_namespaces),
+        yes_no(report.subuid),
+        yes_no(report.newuidmap)
+    )
+}
+
+fn disk(report: &DiskReport) -> String {
+    let free = |mib: Option<u64>| mib.map_or(UNKNOWN.to_owned(), |mib| format!("{mib}MiB"));
+    format!(
+        "Disk: state_free={} cache_free={} state_used={}MiB vms_used={}MiB",
+        free(report.state_dir_free_mib),
+        free(report.cache_dir_free_mib),
+        report.state_dir_used_mib,
+        report.vms_used_mib
+    )
+}
+
+fn issues(report: &DoctorReport) -> Vec<String> {
+    if report.issues.is_empty() {
+        return Vec::new();
+    }
+    let mut lines = vec!["Issues:".to_owned()];
+    for issue in &report.issues {
+        lines.push(format!("- {issue}"));
+        let remedies = report.remedies.iter().filter(|remedy| remedy.issue == *issue);
+        lines.extend(remedies.map(|remedy| format!("  remedy: {}", remedy.remedy)));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests;

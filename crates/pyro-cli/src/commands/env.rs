@@ -1,71 +1,229 @@
-//! `pyro env list`, `pull`, `inspect` and `prune`.
+//! `pyro env list`, `pull`, `inspect` and `prune`: the environments VMs start from.
 
-mod render;
+use std::path::Path;
 
-use crate::args::EnvCommand;
-use crate::error_report::CliError;
-use crate::exit::Exit;
+use clap::{Args, Subcommand};
+use pyro_engine::{Engine, Environment, EnvironmentList, Pruned, PulledEnvironment};
+
+use crate::error::CliError;
 use crate::printer::Printer;
-use crate::session;
+use crate::reply::Reply;
+use crate::text::yes_no;
+use crate::{config, session};
 
-pub(crate) fn run(command: EnvCommand, printer: &Printer) -> Result<Exit, CliError> {
-    let json = command.wants_json();
-    match command {
-        EnvCommand::List(_) => list(json, printer)?,
-        EnvCommand::Pull(args) => pull(&args.name.environment, json, printer)?,
-        EnvCommand::Inspect(args) => inspect(&args.name.environment, json, printer)?,
-        EnvCommand::Prune(_) => prune(json, printer)?,
-    }
-    Ok(Exit::Success)
+const ENV_EXAMPLES: &str = "\
+Examples:
+  pyro env list
+  pyro env pull debian:12
+  pyro env inspect debian:12 --json
+  pyro env prune";
+
+/// List, install, inspect and remove environments
+///
+/// An environment is the system a VM starts from, named like `debian:12`. Installed ones are kept in a
+/// cache and shared by all VMs.
+#[derive(Debug, Subcommand)]
+#[command(after_help = ENV_EXAMPLES, arg_required_else_help = true)]
+pub(crate) enum EnvCommand {
+    List(EnvListArgs),
+    Pull(EnvPullArgs),
+    Inspect(EnvInspectArgs),
+    Prune(EnvPruneArgs),
 }
 
-fn list(json: bool, printer: &Printer) -> Result<(), CliError> {
-    let engine = super::engine()?;
-    let list = session::block_on(async { Ok(engine.list_environments().await?) })?;
-    if json {
-        printer.json(&list)?
-    } else {
-        printer.text(&render::list(&list))?
+impl EnvCommand {
+    pub(crate) fn run(self, printer: &Printer) -> Result<Reply, CliError> {
+        let engine = config::engine()?;
+        Ok(match self {
+            Self::List(args) => {
+                Reply::of(args.json, &session::block_on(engine.list_environments())?, listed)?
+            }
+            Self::Pull(args) => pull(&engine, &args.name, printer)?,
+            Self::Inspect(args) => {
+                let name = &args.name;
+                let environment = session::block_on(engine.inspect_environment(&name.environment))?;
+                Reply::of(name.json, &environment, inspected)?
+            }
+            Self::Prune(args) => {
+                Reply::of(args.json, &session::block_on(engine.prune_environments())?, pruned)?
+            }
+        })
     }
-    Ok(())
+
+    pub(crate) fn wants_json(&self) -> bool {
+        match self {
+            Self::List(args) => args.json,
+            Self::Pull(args) => args.name.json,
+            Self::Inspect(args) => args.name.json,
+            Self::Prune(args) => args.json,
+        }
+    }
 }
 
-fn inspect(name: &str, json: bool, printer: &Printer) -> Result<(), CliError> {
-    let engine = super::engine()?;
-    let environment = session::block_on(async { Ok(engine.inspect_environment(name).await?) })?;
-    if json {
-        printer.json(&environment)?
-    } else {
-        printer.text(&render::inspected(&environment))?
-    }
-    Ok(())
+const LIST_EXAMPLES: &str = "\
+Examples:
+  pyro env list
+  pyro env list --json | jq -r '.environments[].name'";
+
+/// List the environments of the catalog and whether each is installed
+#[derive(Debug, Args)]
+#[command(after_help = LIST_EXAMPLES)]
+pub(crate) struct EnvListArgs {
+    /// Print one JSON document on stdout instead of text [default: off]
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
-fn prune(json: bool, printer: &Printer) -> Result<(), CliError> {
-    let engine = super::engine()?;
-    let report = session::block_on(async { Ok(engine.prune_environments().await?) })?;
-    if json {
-        printer.json(&report)?
-    } else {
-        printer.text(&render::pruned(&report))?
-    }
-    Ok(())
+/// The environment a command is about.
+#[derive(Debug, Args)]
+pub(crate) struct EnvNameArgs {
+    /// Name from the catalog, such as debian:12; `pyro env list` shows them all
+    #[arg(value_name = "ENVIRONMENT")]
+    pub(crate) environment: String,
+    /// Print one JSON document on stdout instead of text [default: off]
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
-fn pull(name: &str, json: bool, printer: &Printer) -> Result<(), CliError> {
-    let engine = super::engine()?;
-    let (pulled, shown) = session::block_on(session::watch(printer, json, |events, cancel| async move {
+const PULL_EXAMPLES: &str = "\
+Examples:
+  pyro env pull debian:12
+  PYRO_DEBIAN_MIRROR=https://mirror.example/debian pyro env pull debian:12-build";
+
+/// Install an environment into the cache
+///
+/// Does nothing if it is installed already. `pyro run` does the same on first use; pulling beforehand
+/// keeps the download out of the first run.
+#[derive(Debug, Args)]
+#[command(after_help = PULL_EXAMPLES)]
+pub(crate) struct EnvPullArgs {
+    #[command(flatten)]
+    pub(crate) name: EnvNameArgs,
+}
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  pyro env inspect debian:12
+  pyro env inspect debian:12 --json | jq .default_packages";
+
+/// Show one environment of the catalog in full
+#[derive(Debug, Args)]
+#[command(after_help = INSPECT_EXAMPLES)]
+pub(crate) struct EnvInspectArgs {
+    #[command(flatten)]
+    pub(crate) name: EnvNameArgs,
+}
+
+const PRUNE_EXAMPLES: &str = "\
+Examples:
+  pyro env prune
+  pyro env prune --json";
+
+/// Remove cached environments that are stale, damaged or unfinished
+///
+/// Installed environments of the current catalog, and downloads that another pyro is working on, stay.
+#[derive(Debug, Args)]
+#[command(after_help = PRUNE_EXAMPLES)]
+pub(crate) struct EnvPruneArgs {
+    /// Print one JSON document on stdout instead of text [default: off]
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn pull(engine: &Engine, args: &EnvNameArgs, printer: &Printer) -> Result<Reply, CliError> {
+    let name = &args.environment;
+    let (environment, shown) = session::watch(printer, args.json, async |events, cancel| {
         engine.pull_environment(name, &events, &cancel).await
-    }))?;
-    if json {
-        printer.json(&pulled)?;
-        return Ok(());
+    })?;
+    let reply = Reply::of(args.json, &environment, pulled)?;
+    if args.json || shown.pull_started {
+        return Ok(reply);
     }
-    if !shown.pull_started {
-        // Installed before. The two lines are promised for every pull, so that a script can wait for them.
-        printer.note(&format!("[pull] phase=install environment={name}"));
-        printer.note(&format!("[pull] phase=ready environment={name}"));
-    }
-    printer.text(&render::pulled(&pulled))?;
-    Ok(())
+    // Installed before. The two lines are promised for every pull, so that a script can wait for them.
+    let phases = ["install", "ready"];
+    Ok(phases
+        .iter()
+        .fold(reply, |reply, phase| reply.note(format!("[pull] phase={phase} environment={name}"))))
 }
+
+fn listed(list: &EnvironmentList) -> String {
+    let mut lines = vec![format!("Catalog version: {}", list.catalog_version)];
+    if list.environments.is_empty() {
+        lines.push("No environments found.".to_owned());
+    }
+    lines.extend(list.environments.iter().map(|environment| {
+        let state = if environment.installed { "installed" } else { "not installed" };
+        format!("{} [{state}] {}", environment.name, environment.description).trim_end().to_owned()
+    }));
+    joined(&lines)
+}
+
+fn inspected(environment: &Environment) -> String {
+    let mut lines = vec![format!("Environment: {}", environment.name)];
+    lines.extend(details(environment));
+    lines.extend(source(environment));
+    joined(&lines)
+}
+
+fn pulled(pulled: &PulledEnvironment) -> String {
+    let environment = &pulled.environment;
+    let mut lines = vec![format!("Pulled: {}", environment.name)];
+    lines.extend(details(environment));
+    lines.push(format!("Kernel image: {}", shown(&pulled.kernel_image)));
+    lines.push(format!("Rootfs image: {}", shown(&pulled.rootfs_image)));
+    lines.extend(source(environment));
+    joined(&lines)
+}
+
+fn pruned(pruned: &Pruned) -> String {
+    let report = &pruned.environments;
+    let entries = if report.count == 1 { "entry" } else { "entries" };
+    let mut lines = vec![format!("Deleted {} cached environment {entries}.", report.count)];
+    lines.extend(report.deleted_environment_dirs.iter().map(|name| format!("- {name}")));
+    match pruned.deleted_templates {
+        0 => {}
+        1 => lines.push("Deleted 1 template.".to_owned()),
+        count => lines.push(format!("Deleted {count} templates.")),
+    }
+    joined(&lines)
+}
+
+/// The lines that `pull` and `inspect` share, after the first.
+fn details(environment: &Environment) -> Vec<String> {
+    let mut lines = vec![
+        format!("Version: {}", environment.version),
+        format!("Distribution: {} {}", environment.distribution, environment.distribution_version),
+        format!("Installed: {}", yes_no(environment.installed)),
+        format!("Cache dir: {}", shown(&environment.cache_dir)),
+    ];
+    if !environment.default_packages.is_empty() {
+        lines.push(format!("Default packages: {}", environment.default_packages.join(", ")));
+    }
+    if !environment.description.is_empty() {
+        lines.push(format!("Description: {}", environment.description));
+    }
+    if environment.installed {
+        let manifest = environment.install_manifest.as_ref().map_or("unknown".to_owned(), shown);
+        lines.push(format!("Install dir: {}", shown(&environment.install_dir)));
+        lines.push(format!("Install manifest: {manifest}"));
+    }
+    lines
+}
+
+fn source(environment: &Environment) -> Option<String> {
+    let registry = environment.oci_registry.as_ref()?;
+    let repository = environment.oci_repository.as_ref()?;
+    let reference = environment.oci_reference.as_ref()?;
+    Some(format!("OCI source: {registry}/{repository}:{reference}"))
+}
+
+fn shown(path: impl AsRef<Path>) -> String {
+    path.as_ref().display().to_string()
+}
+
+fn joined(lines: &[String]) -> String {
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests;

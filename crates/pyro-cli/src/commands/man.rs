@@ -1,14 +1,33 @@
 //! `pyro man`.
 
-use crate::args::{self, ManArgs};
-use crate::error_report::CliError;
-use crate::exit::Exit;
+use std::path::PathBuf;
 
-pub(crate) fn run(args: &ManArgs) -> Result<Exit, CliError> {
+use clap::Args;
+
+use crate::error::CliError;
+use crate::reply::Reply;
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  pyro man ~/.local/share/man/man1";
+
+/// Write the manual pages into a directory
+///
+/// One page per command, `pyro.1`, `pyro-run.1` and so on. The directory is made if it is missing; pages
+/// of the same name are replaced.
+#[derive(Debug, Args)]
+#[command(after_help = MAN_EXAMPLES)]
+pub(crate) struct ManArgs {
+    /// Directory for the pages
+    #[arg(value_name = "DIRECTORY")]
+    pub(crate) directory: PathBuf,
+}
+
+pub(crate) fn run(args: &ManArgs, grammar: clap::Command) -> Result<Reply, CliError> {
     std::fs::create_dir_all(&args.directory)
-        .and_then(|()| clap_mangen::generate_to(args::grammar(), &args.directory))
+        .and_then(|()| clap_mangen::generate_to(grammar, &args.directory))
         .map_err(|error| {
             CliError::System(format!("cannot write manual pages to {}", args.directory.display()), error)
         })?;
-    Ok(Exit::Success)
+    Ok(Reply::nothing())
 }

@@ -1,32 +1,49 @@
 //! `pyro rpc`.
 
-use pyro_engine::{Engine, OutputStream};
+use clap::Args;
+use pyro_engine::OutputStream;
 use pyro_rpc::Server;
 use tokio::io::{Stdin, Stdout};
 use tokio::net::unix::pipe::{OpenOptions, Receiver, Sender};
 use tokio_util::either::Either;
 
-use crate::args::RpcArgs;
-use crate::commands;
-use crate::error_report::CliError;
+use crate::error::CliError;
 use crate::exit::Exit;
-use crate::printer::{OutputError, Printer};
-use crate::session;
-use crate::signals;
+use crate::printer::OutputError;
+use crate::reply::Reply;
+use crate::{config, session, signals};
 
-pub(crate) fn run(args: &RpcArgs, printer: &Printer) -> Result<Exit, CliError> {
+const RPC_EXAMPLES: &str = "\
+The Python package starts it by itself. The first request is `initialize`; `rpc.discover` gives the same document as --schema.
+
+Examples:
+  pyro rpc --schema | jq -r '.methods[].name'
+  echo '{\"jsonrpc\": \"2.0\", \"id\": 1, \"method\": \"rpc.discover\"}' | pyro rpc";
+
+/// Serve one program on standard input and output with JSON-RPC 2.0
+///
+/// One message a line, parameters by name, any number of calls at once. It ends when its input ends: calls that are under
+/// way are cancelled and their VMs removed, tasks stay.
+#[derive(Debug, Args)]
+#[command(after_help = RPC_EXAMPLES)]
+pub(crate) struct RpcArgs {
+    /// Print the OpenRPC document that describes the protocol, and end [default: off]
+    #[arg(long)]
+    pub(crate) schema: bool,
+}
+
+pub(crate) fn run(args: &RpcArgs) -> Result<Reply, CliError> {
     if args.schema {
-        printer.json(pyro_rpc::document())?;
-        return Ok(Exit::Success);
+        return Ok(Reply::document(pyro_rpc::document())?);
     }
-    let engine = Engine::new(commands::config()?);
+    let engine = config::engine()?;
     session::block_on(async {
         let mut requests = signals::listen()?;
         let mut stopped = None;
         let stop = async { stopped = requests.recv().await };
         let served = Server::new(engine).serve(input(), output(), stop).await;
         served.map_err(|error| OutputError::new(OutputStream::Stdout, error))?;
-        Ok(stopped.map_or(Exit::Success, Exit::Stopped))
+        Ok::<_, CliError>(Reply::nothing().exit(stopped.map_or(Exit::Success, Exit::Stopped)))
     })
 }
 

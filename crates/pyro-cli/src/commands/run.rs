@@ -1,47 +1,100 @@
-//! `pyro run`.
+//! `pyro run`: one command in one disposable VM.
 
+use std::ffi::OsString;
+
+use clap::Args;
 use pyro_engine::{Command, Engine, OutputMode, RunResult, VmSpec};
 
-use crate::args::RunArgs;
-use crate::error_report::CliError;
+use crate::commands::machine::MachineArgs;
+use crate::error::CliError;
 use crate::exit::Exit;
 use crate::printer::Printer;
-use crate::session;
-use crate::words;
+use crate::reply::Reply;
+use crate::words::{self, integer};
+use crate::{config, session};
 
-pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Exit, CliError> {
+const RUN_EXAMPLES: &str = "\
+The command goes to `/bin/sh -lc` in the guest. A single word is passed as it is written, so it \
+may be a whole shell line; several words are quoted first, so each reaches the program unchanged.
+
+Exit status: that of the command; 124 if it ran into its time limit; 256 minus the signal number \
+if a signal ended it; 1 if pyro itself failed; 2 for a wrong command line; 130 or 143 after Ctrl-C \
+or SIGTERM; 141 if the reader of stdout went away.
+
+Examples:
+  pyro run debian:12 -- git --version
+  pyro run debian:12 -- 'cd /tmp && ls -la | wc -l'
+  pyro run debian:12 --network -- git clone https://example.com/project.git
+  pyro run debian:12-build --vcpu-count 2 --mem-mib 2048 --json -- make -j2";
+
+/// Run one command in a new VM, then remove the VM
+///
+/// Installs the environment first if it is missing. The guest's stdout and stderr come out as they are
+/// written; progress and a summary go to stderr.
+#[derive(Debug, Args)]
+#[command(after_help = RUN_EXAMPLES, override_usage = "pyro run [OPTIONS] <ENVIRONMENT> -- <COMMAND>...")]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+    /// Longest time the command may take, in seconds, at least 1
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = integer, allow_hyphen_values = true)]
+    pub(crate) timeout_seconds: i64,
+    /// Lifetime in seconds after which the VM is removed in any case, 60 to 3600
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = integer, allow_hyphen_values = true)]
+    pub(crate) ttl_seconds: i64,
+    /// Give the guest outbound network access, and a hostile one all that you can reach [default: off]
+    #[arg(long)]
+    pub(crate) network: bool,
+    /// Agree to run the command on this machine, without isolation, if VMs cannot run here [default: off]
+    #[arg(long)]
+    pub(crate) allow_host_compat: bool,
+    /// Keep a VM of this kind waiting for the next run, for five minutes [default: off, or PYRO_WARM]
+    #[arg(long)]
+    pub(crate) warm: bool,
+    /// Say where the time went, on stderr or in the JSON document [default: off]
+    #[arg(long)]
+    pub(crate) timings: bool,
+    /// Print one JSON document on stdout instead of text [default: off]
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Command to run in the guest, best written after `--`
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) words: Vec<OsString>,
+}
+
+pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
     let command = words::join(&args.words)?;
-    let mut config = super::config()?;
+    let mut config = config::of_process()?;
     if args.warm {
         config.warm_spares = config.warm_spares.max(1);
     }
+    printer.warn_of_network(args.network);
     let engine = Engine::new(config);
     let (spec, command) = request(&args, command);
-    let (mut result, shown) =
-        session::block_on(session::watch(printer, args.json, |events, cancel| async move {
-            engine.run(spec, command, &events, &cancel).await
-        }))?;
+    let (mut result, shown) = session::watch(printer, args.json, |events, cancel| async move {
+        engine.run(spec, command, &events, &cancel).await
+    })?;
     if !args.timings {
         result.timings.clear();
     }
-    if args.json {
-        printer.json(&result)?;
+    let reply = if args.json {
+        Reply::document(&result)?
     } else {
         shown.end_line(printer);
-        for phase in &result.timings {
-            printer.note(&format!("[timing] {:<12}{:9.1} ms", phase.name, phase.ms));
-        }
-        printer.note(&summary(&result));
-    }
-    Ok(Exit::of_run(result.exit_code, result.timed_out))
+        let timings = result.timings.iter().fold(Reply::nothing(), |reply, phase| {
+            reply.note(format!("[timing] {:<12}{:9.1} ms", phase.name, phase.ms))
+        });
+        timings.note(summary(&result))
+    };
+    Ok(reply.exit(Exit::of_run(result.exit_code, result.timed_out)))
 }
 
 /// The arguments in the engine's terms.
 fn request(args: &RunArgs, command: String) -> (VmSpec, Command) {
     let spec = VmSpec {
-        environment: args.environment.clone(),
-        vcpu_count: args.vcpu_count,
-        mem_mib: args.mem_mib,
+        environment: args.machine.environment.clone(),
+        vcpu_count: args.machine.vcpu_count,
+        mem_mib: args.machine.mem_mib,
         ttl_seconds: args.ttl_seconds,
         network: args.network,
         allow_host_compat: args.allow_host_compat,

@@ -1,218 +1,88 @@
-//! `pyro task`.
+//! `pyro task`: guests that stay.
 
-mod copy;
-mod render;
+pub(crate) mod cp;
+pub(crate) mod create;
+pub(crate) mod exec;
+pub(crate) mod journal;
+pub(crate) mod state;
+mod subject;
 
-use pyro_engine::{
-    Command, Engine, EngineError, ErrorKind, Outcome, OutputMode, TaskLogEntry, TaskSpec, VmSpec,
+use clap::Subcommand;
+
+use self::cp::TaskCpArgs;
+use self::create::TaskCreateArgs;
+use self::exec::TaskExecArgs;
+use self::journal::{TaskKillArgs, TaskLogsArgs, TaskWaitArgs};
+use self::state::{
+    TaskDeleteArgs, TaskExtendArgs, TaskListArgs, TaskStartArgs, TaskStatusArgs, TaskStopArgs,
 };
-
-use crate::args::{TaskCommand, TaskCreateArgs, TaskExecArgs, TaskLogsArgs};
-use crate::error_report::CliError;
-use crate::exit::Exit;
+use crate::config;
+use crate::error::CliError;
 use crate::printer::Printer;
-use crate::session;
-use crate::words;
+use crate::reply::Reply;
 
-pub(crate) fn run(command: TaskCommand, printer: &Printer) -> Result<Exit, CliError> {
-    let json = command.wants_json();
-    let engine = super::engine()?;
-    let show = |task: &pyro_engine::Task| match json {
-        true => printer.json(task),
-        false => printer.text(&render::task(task)),
-    };
-    match command {
-        TaskCommand::Create(args) => return create(args, printer),
-        TaskCommand::Exec(args) => return exec(args, printer),
-        TaskCommand::Logs(args) => return logs(args, printer),
-        TaskCommand::Cp(args) => return copy::run(args, printer),
-        TaskCommand::Wait(args) => {
-            let (id, sequence) = (args.command.task.task_id, args.command.sequence);
-            let (entry, _) = session::block_on(session::watch(printer, json, |_, cancel| async move {
-                engine.wait_task(&id, sequence, &cancel).await.map(|entry| (id, entry))
-            }))?;
-            return waited(&entry.0, &entry.1, json, printer);
-        }
-        TaskCommand::Kill(args) => {
-            let id = args.command.task.task_id;
-            let entry = session::block_on(async { Ok(engine.kill_task(&id, args.command.sequence).await?) })?;
-            match json {
-                true => printer.json(&entry)?,
-                false => printer.text(&render::killed(&entry))?,
-            }
-        }
-        TaskCommand::List(_) => {
-            let list = session::block_on(async { Ok(engine.list_tasks().await?) })?;
-            match json {
-                true => printer.json(&list)?,
-                false => printer.text(&render::list(&list, super::now()))?,
-            }
-        }
-        TaskCommand::Start(args) => {
-            let id = args.task.task_id;
-            let (task, _) = session::block_on(session::watch(printer, json, |events, cancel| async move {
-                engine.start_task(&id, &events, &cancel).await
-            }))?;
-            show(&task)?;
-        }
-        TaskCommand::Status(args) => {
-            show(&session::block_on(async { Ok(engine.status_task(&args.task.task_id).await?) })?)?;
-        }
-        TaskCommand::Extend(args) => show(&session::block_on(async {
-            Ok(engine.extend_task(&args.task.task_id, args.ttl_seconds).await?)
-        })?)?,
-        TaskCommand::Stop(args) => {
-            show(&session::block_on(async { Ok(engine.stop_task(&args.task.task_id).await?) })?)?;
-        }
-        TaskCommand::Delete(args) => {
-            let deleted = session::block_on(async { Ok(engine.delete_task(&args.task.task_id).await?) })?;
-            match json {
-                true => printer.json(&deleted)?,
-                false => printer.text(&format!("Deleted task: {}\n", deleted.task_id))?,
-            }
-        }
-    }
-    Ok(Exit::Success)
+const TASK_EXAMPLES: &str = "\
+Examples:
+  ID=$(pyro task create debian:12 --json | jq -r .task_id)
+  pyro task exec $ID -- git clone https://example.com/project.git
+  pyro task exec $ID --cwd project --timeout-seconds 600 -- make
+  pyro task logs $ID
+  pyro task delete $ID";
+
+/// Create guests that stay, with a persistent /workspace, and run commands in them
+///
+/// A task keeps its disk and the journal of its commands until it is deleted. The end of its lifetime only
+/// stops its guest; `pyro task start` starts it again.
+#[derive(Debug, Subcommand)]
+#[command(after_help = TASK_EXAMPLES, arg_required_else_help = true)]
+pub(crate) enum TaskCommand {
+    Create(TaskCreateArgs),
+    Exec(TaskExecArgs),
+    Status(TaskStatusArgs),
+    Logs(TaskLogsArgs),
+    Wait(TaskWaitArgs),
+    Kill(TaskKillArgs),
+    Cp(TaskCpArgs),
+    List(TaskListArgs),
+    Extend(TaskExtendArgs),
+    Stop(TaskStopArgs),
+    Start(TaskStartArgs),
+    Delete(TaskDeleteArgs),
 }
 
-fn create(args: TaskCreateArgs, printer: &Printer) -> Result<Exit, CliError> {
-    let engine = super::engine()?;
-    let spec = TaskSpec {
-        vm: VmSpec {
-            environment: args.environment,
-            vcpu_count: args.vcpu_count,
-            mem_mib: args.mem_mib,
-            ttl_seconds: args.ttl_seconds,
-            network: args.network,
-            allow_host_compat: args.allow_host_compat,
-        },
-        disk_mib: args.disk_mib,
-    };
-    let (task, _) = session::block_on(session::watch(printer, args.json, |events, cancel| async move {
-        engine.create_task(spec, &events, &cancel).await
-    }))?;
-    match args.json {
-        true => printer.json(&task)?,
-        false => printer.text(&render::task(&task))?,
-    }
-    Ok(Exit::Success)
-}
-
-fn exec(args: TaskExecArgs, printer: &Printer) -> Result<Exit, CliError> {
-    let engine = super::engine()?;
-    let command = Command {
-        command: words::join(&args.words)?,
-        timeout_seconds: args.timeout_seconds,
-        // People see the output as it comes; a program gets it in the document, after the end.
-        output: if args.json { OutputMode::Capture } else { OutputMode::Stream },
-        cwd: args.cwd,
-        env: args.env.into_iter().collect(),
-    };
-    let id = args.task_id;
-    if args.detach {
-        let detached = session::block_on(async { Ok(engine.detach_task(&id, command).await?) })?;
-        match args.json {
-            true => printer.json(&detached)?,
-            false => printer.text(&format!("Sequence: {}\n", detached.sequence))?,
-        }
-        return Ok(Exit::Success);
-    }
-    let (result, shown) =
-        session::block_on(session::watch(printer, args.json, |events, cancel| async move {
-            engine.exec_task(&id, command, &events, &cancel).await
-        }))?;
-    if args.json {
-        printer.json(&result)?;
-    } else {
-        shown.end_line(printer);
-        printer.note(&render::ran(&result));
-    }
-    Ok(Exit::of_run(result.exit_code, result.timed_out))
-}
-
-fn logs(args: TaskLogsArgs, printer: &Printer) -> Result<Exit, CliError> {
-    let engine = super::engine()?;
-    let (id, json) = (args.task.task_id, args.task.json);
-    if !args.follow {
-        match json {
-            true => printer
-                .json(&session::block_on(async { Ok(engine.logs_task(&id, args.sequence).await?) })?)?,
-            false => session::block_on(journal(&engine, &id, args.sequence, printer))?,
-        }
-        return Ok(Exit::Success);
-    }
-    let (followed, shown) = session::block_on(session::watch(printer, json, |events, cancel| async move {
-        let sequence = match args.sequence {
-            Some(sequence) => sequence,
-            None => match engine.status_task(&id).await?.command_count {
-                0 => return Err(no_commands(&id)),
-                latest => latest,
-            },
-        };
-        let entry = match json {
-            true => engine.wait_task(&id, sequence, &cancel).await?,
-            false => engine.follow_task(&id, sequence, &events, &cancel).await?,
-        };
-        Ok((id, entry))
-    }))?;
-    let (id, entry) = followed;
-    match json {
-        true => printer.json(&entry)?,
-        false => {
-            shown.end_line(printer);
-            printer.note(&render::ended(&id, &entry));
+impl TaskCommand {
+    pub(crate) fn run(self, printer: &Printer) -> Result<Reply, CliError> {
+        let engine = &config::engine()?;
+        match self {
+            Self::Create(args) => create::run(args, engine, printer),
+            Self::Exec(args) => exec::run(args, engine, printer),
+            Self::Status(args) => state::status(&args, engine),
+            Self::Logs(args) => journal::logs(&args, engine, printer),
+            Self::Wait(args) => journal::wait(&args, engine, printer),
+            Self::Kill(args) => journal::kill(&args, engine),
+            Self::Cp(args) => cp::run(&args, engine, printer),
+            Self::List(args) => state::list(&args, engine),
+            Self::Extend(args) => state::extend(&args, engine),
+            Self::Stop(args) => state::stop(&args, engine),
+            Self::Start(args) => state::start(&args, engine, printer),
+            Self::Delete(args) => state::delete(&args, engine),
         }
     }
-    Ok(Exit::Success)
-}
 
-fn no_commands(id: &str) -> EngineError {
-    EngineError::new(ErrorKind::InvalidInput, format!("task {id} has not run any command"))
-        .hint("`pyro task exec` runs one")
-}
-
-/// The journal for people, one entry after another: altogether it may be large. What went to stderr goes there again.
-async fn journal(
-    engine: &Engine,
-    id: &str,
-    sequence: Option<u64>,
-    printer: &Printer,
-) -> Result<(), CliError> {
-    let wanted = match sequence {
-        Some(sequence) => sequence..=sequence,
-        None => 1..=engine.status_task(id).await?.command_count,
-    };
-    if wanted.is_empty() {
-        printer.text("No task logs found.\n")?;
-    }
-    for number in wanted {
-        let logs = match engine.logs_task(id, Some(number)).await {
-            Ok(logs) => logs,
-            Err(error) if sequence.is_some() || error.kind == ErrorKind::NotFound => return Err(error.into()),
-            Err(error) => {
-                printer.note(&format!("[warning] #{number} cannot be shown: {error}"));
-                continue;
-            }
-        };
-        for entry in &logs.entries {
-            printer.text(&render::entry(entry))?;
-            let stderr = entry.stderr.as_bytes();
-            if !stderr.is_empty() {
-                printer.recorded_stderr(stderr)?;
-            }
+    pub(crate) fn wants_json(&self) -> bool {
+        match self {
+            Self::Create(args) => args.json,
+            Self::Exec(args) => args.json,
+            Self::Status(args) => args.task.json,
+            Self::Logs(args) => args.task.json,
+            Self::Wait(args) => args.command.task.json,
+            Self::Kill(args) => args.command.task.json,
+            Self::Cp(args) => args.json,
+            Self::List(args) => args.json,
+            Self::Extend(args) => args.task.json,
+            Self::Stop(args) => args.task.json,
+            Self::Start(args) => args.task.json,
+            Self::Delete(args) => args.task.json,
         }
     }
-    Ok(())
-}
-
-/// Says how a command ended, and ends the way it did.
-fn waited(id: &str, entry: &TaskLogEntry, json: bool, printer: &Printer) -> Result<Exit, CliError> {
-    match json {
-        true => printer.json(entry)?,
-        false => printer.note(&render::ended(id, entry)),
-    }
-    Ok(match (entry.exit_code, entry.outcome) {
-        (Some(code), Outcome::Exited | Outcome::Killed) => Exit::of_run(code, entry.timed_out),
-        _ => Exit::Failure,
-    })
 }

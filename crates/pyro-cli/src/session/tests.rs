@@ -2,15 +2,19 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use pyro_engine::RunPhase;
+use tokio::sync::Notify;
 
 use super::*;
 use crate::exit::Exit;
 use crate::printer::Sink;
+use crate::report::Report;
 
 /// Keeps what was written; may refuse stdout or never finish writing to it.
 #[derive(Default)]
 struct Recorder {
     written: Mutex<Vec<(OutputStream, Vec<u8>)>>,
+    /// Notified after each write.
+    more: Notify,
     stdout: Behaviour,
 }
 
@@ -34,6 +38,7 @@ impl Sink for Recorder {
             }
         }
         self.written.lock().unwrap().push((stream, bytes.to_vec()));
+        self.more.notify_one();
         Ok(())
     }
 }
@@ -46,6 +51,16 @@ impl Recorder {
     fn all(&self, wanted: OutputStream) -> Vec<u8> {
         let written = self.written.lock().unwrap();
         written.iter().filter(|(stream, _)| *stream == wanted).flat_map(|(_, bytes)| bytes.clone()).collect()
+    }
+
+    /// Waits until stderr says so.
+    async fn has_stderr(&self, text: &str) {
+        let said = async {
+            while !self.stderr().contains(text) {
+                self.more.notified().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), said).await.unwrap();
     }
 
     fn stderr(&self) -> String {
@@ -143,13 +158,14 @@ fn a_call_that_leaks_its_events_still_ends() {
 fn a_signal_cancels_and_the_clean_up_is_waited_for() {
     for (signal, code) in [(Signal::Interrupt, 130), (Signal::Terminate, 143), (Signal::Hangup, 129)] {
         let sink = Arc::new(Recorder::default());
+        let shown = Arc::clone(&sink);
         let mut cleaned = false;
         let error = follow::<(), _>(&sink, false, |_, cancel, signals| {
             let cleaned = &mut cleaned;
             async move {
                 signals.send(signal).await.unwrap();
                 cancel.cancelled().await;
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                shown.has_stderr("cleaning up").await;
                 *cleaned = true;
                 Err(EngineError::cancelled())
             }
@@ -165,10 +181,14 @@ fn a_signal_cancels_and_the_clean_up_is_waited_for() {
 fn a_second_signal_is_answered_and_a_third_gives_up() {
     for quiet in [false, true] {
         let sink = Arc::new(Recorder::default());
+        let shown = Arc::clone(&sink);
         let error = follow::<(), _>(&sink, quiet, |_, _, signals| async move {
             signals.send(Signal::Interrupt).await.unwrap();
             signals.send(Signal::Terminate).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            if !quiet {
+                shown.has_stderr("SIGINT").await;
+            }
+            shown.has_stderr("once more").await;
             signals.send(Signal::Terminate).await.unwrap();
             std::future::pending().await
         })
@@ -204,7 +224,7 @@ fn a_reader_that_goes_away_stops_the_run_in_silence() {
     let sink = Recorder::with_stdout(Behaviour::Fails(io::ErrorKind::BrokenPipe));
     let error = follow(&sink, false, |events, cancel, _| endless(events, cancel)).unwrap_err();
     assert_eq!(error.exit(), Exit::BrokenPipe);
-    assert!(error.report().is_none());
+    assert!(Report::of(&error).is_none());
     assert_eq!(sink.stderr(), "");
 }
 
@@ -213,7 +233,7 @@ fn a_full_disk_behind_stdout_stops_the_run_with_a_message() {
     let sink = Recorder::with_stdout(Behaviour::Fails(io::ErrorKind::StorageFull));
     let error = follow(&sink, false, |events, cancel, _| endless(events, cancel)).unwrap_err();
     assert_eq!(error.exit(), Exit::Failure);
-    assert!(error.report().unwrap().human().contains("cannot write to standard output"));
+    assert!(Report::of(&error).unwrap().human().contains("cannot write to standard output"));
 }
 
 #[test]
@@ -236,7 +256,7 @@ fn a_pipe_that_nobody_empties_does_not_hold_up_a_signal() {
     })
     .unwrap_err();
     assert_eq!(error.exit().code(), 143);
-    assert!(error.report().is_none());
+    assert!(Report::of(&error).is_none());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::harness::{Ended, Home};
-use crate::model::{Answer, Model, calls, says};
+use pyro_testkit::model::{Answer, Model, calls, says};
 
 /// A model that says these things and then nothing but words.
 fn saying(messages: impl IntoIterator<Item = Value>) -> Model {

@@ -1,39 +1,32 @@
 //! A home of its own for every test, and the output of `pyro` in it.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Output, Stdio};
+use std::process::{Command, ExitStatus, Output};
 
+use pyro_testkit::Sandbox;
 use serde_json::Value;
-use tempfile::TempDir;
 
 /// The executable under test.
 pub(crate) const PYRO: &str = env!("CARGO_BIN_EXE_pyro");
 
 /// An empty home directory, and the environment variables `pyro` is started with.
-pub(crate) struct Home {
-    directory: TempDir,
-    variables: Vec<(String, String)>,
-}
+pub(crate) struct Home(Sandbox);
 
 impl Home {
     /// Nothing is set but `HOME`, a `PATH` in which there is nothing, and a mirror that does not answer: no
     /// test may depend on the network.
     pub(crate) fn new() -> Self {
-        let directory = TempDir::with_prefix("pyro-home-").unwrap();
-        let home = Self { directory, variables: Vec::new() };
-        let (root, bin) = (home.path(""), home.path("bin"));
-        home.set("HOME", root.to_str().unwrap())
-            .set("PATH", bin.to_str().unwrap())
+        let home = Self(Sandbox::new("pyro-home-"));
+        home.set_path("HOME", "")
+            .set_path("PATH", "bin")
             .set("PYRO_DEBIAN_MIRROR", "http://127.0.0.1:9/debian")
     }
 
     /// Sets a variable.
     pub(crate) fn set(mut self, name: &str, value: &str) -> Self {
-        self.variables.retain(|(known, _)| known != name);
-        self.variables.push((name.to_owned(), value.to_owned()));
+        self.0.set(name, value);
         self
     }
 
@@ -45,26 +38,24 @@ impl Home {
 
     /// Removes a variable.
     pub(crate) fn unset(mut self, name: &str) -> Self {
-        self.variables.retain(|(known, _)| known != name);
+        self.0.unset(name);
         self
     }
 
     /// A path in the home.
     pub(crate) fn path(&self, inside: &str) -> PathBuf {
-        if inside.is_empty() { self.directory.path().to_owned() } else { self.directory.path().join(inside) }
+        self.0.path(inside)
     }
 
     /// What the home holds.
     pub(crate) fn entries(&self) -> Vec<PathBuf> {
-        fs::read_dir(self.directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect()
+        self.0.entries()
     }
 
-    /// `program` with the variables of this home and no others, and no input.
+    /// `program` with the variables of this home and no others, in the home, and no input.
     pub(crate) fn program(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new(program);
-        command.env_clear().envs(self.variables.iter().map(|(name, value)| (name, value)));
-        command.current_dir(self.directory.path());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut command = self.0.program(program);
+        command.current_dir(self.0.root());
         command
     }
 
@@ -84,8 +75,8 @@ impl Home {
     pub(crate) fn ended(&self, output: Output) -> Ended {
         Ended {
             status: output.status,
-            stdout: stable(&output.stdout, self.directory.path()),
-            stderr: stable(&output.stderr, self.directory.path()),
+            stdout: stable(&output.stdout, self.0.root()),
+            stderr: stable(&output.stderr, self.0.root()),
             raw_stdout: output.stdout,
         }
     }

@@ -7,18 +7,19 @@ mod doctor;
 mod env;
 mod harness;
 mod help;
-mod http_client;
-mod json_lines;
 mod man;
 mod mcp;
 mod mcp_http;
 mod mcp_install;
-mod model;
 mod policy;
 mod rpc;
-mod rpc_client;
 mod run;
 mod run_on_host;
 mod settings;
 mod task_on_host;
 mod usage;
+
+#[test]
+fn every_file_here_is_a_module() {
+    pyro_testkit::assert_none_is_forgotten(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it"));
+}

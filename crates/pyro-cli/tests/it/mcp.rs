@@ -4,41 +4,40 @@ use std::ffi::OsStr;
 
 use serde_json::{Value, json};
 
+use pyro_testkit::Session;
+
 use crate::harness::Home;
-use crate::json_lines::Session;
 
-impl Session {
-    /// A server that has not been spoken to.
-    fn silent(home: &Home) -> Self {
-        Self::started(home.command(["mcp", "serve"]))
-    }
+/// A server that has not been spoken to.
+fn silent(home: &Home) -> Session {
+    Session::started(home.command(["mcp", "serve"]))
+}
 
-    /// A server with which a client of the older kind has shaken hands.
-    fn new(home: &Home) -> (Self, Value) {
-        Self::with(home, [""; 0])
-    }
+/// A server with which a client of the older kind has shaken hands.
+fn greeted(home: &Home) -> (Session, Value) {
+    greeted_with(home, [""; 0])
+}
 
-    /// The same with flags.
-    fn with(home: &Home, flags: impl IntoIterator<Item: AsRef<OsStr>>) -> (Self, Value) {
-        let mut command = home.command(["mcp", "serve"]);
-        command.args(flags);
-        let mut session = Self::started(command);
-        let client = json!({
-            "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"},
-        });
-        let answer = session.ask("initialize", client);
-        session.send(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" }));
-        (session, answer["result"].clone())
-    }
+/// The same with flags.
+fn greeted_with(home: &Home, flags: impl IntoIterator<Item: AsRef<OsStr>>) -> (Session, Value) {
+    let mut command = home.command(["mcp", "serve"]);
+    command.args(flags);
+    let mut session = Session::started(command);
+    let client = json!({
+        "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"},
+    });
+    let answer = session.ask("initialize", client);
+    session.send(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" }));
+    (session, answer["result"].clone())
+}
 
-    fn call(&mut self, tool: &str, arguments: Value) -> Value {
-        self.ask("tools/call", json!({ "name": tool, "arguments": arguments }))["result"].clone()
-    }
+fn call(session: &mut Session, tool: &str, arguments: Value) -> Value {
+    session.ask("tools/call", json!({ "name": tool, "arguments": arguments }))["result"].clone()
 }
 
 #[test]
 fn it_says_who_it_is_and_what_it_is_for() {
-    let (session, hello) = Session::new(&Home::new());
+    let (session, hello) = greeted(&Home::new());
     assert_eq!(hello["serverInfo"]["name"], "pyro_mcp");
     assert_eq!(hello["serverInfo"]["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(hello["protocolVersion"], "2025-06-18");
@@ -49,7 +48,7 @@ fn it_says_who_it_is_and_what_it_is_for() {
 #[test]
 fn clients_of_the_newer_kind_need_no_handshake() {
     let home = Home::new();
-    let mut session = Session::silent(&home);
+    let mut session = silent(&home);
     let meta = json!({ "_meta": {
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
         "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
@@ -65,7 +64,7 @@ fn clients_of_the_newer_kind_need_no_handshake() {
 
 #[test]
 fn the_tools_are_those_of_the_contract_and_more() {
-    let (mut session, _) = Session::new(&Home::new());
+    let (mut session, _) = greeted(&Home::new());
     let tools = session.ask("tools/list", json!({}))["result"]["tools"].as_array().unwrap().clone();
     for tool in &tools {
         for schema in ["inputSchema", "outputSchema"] {
@@ -91,7 +90,7 @@ fn the_tools_are_those_of_the_contract_and_more() {
 
 #[test]
 fn faults_are_told_in_a_way_that_a_model_can_use() {
-    let (mut session, _) = Session::new(&Home::new().set_path("PYRO_QEMU", "no-such-qemu"));
+    let (mut session, _) = greeted(&Home::new().set_path("PYRO_QEMU", "no-such-qemu"));
     let cases = [
         ("vm_run", json!({ "environment": "debian:12" })),
         ("vm_run", json!({ "environment": "debian:12", "command": "true", "vcpu_count": "many" })),
@@ -104,7 +103,7 @@ fn faults_are_told_in_a_way_that_a_model_can_use() {
     let told: Vec<String> = cases
         .into_iter()
         .map(|(tool, arguments)| {
-            let result = session.call(tool, arguments);
+            let result = call(&mut session, tool, arguments);
             assert_eq!(result["isError"], true, "{result}");
             let error = &result["_meta"]["pyro/error"];
             assert!(
@@ -126,22 +125,22 @@ fn faults_are_told_in_a_way_that_a_model_can_use() {
     insta::assert_snapshot!(told.join("\n"));
     let unknown = session.ask("tools/call", json!({ "name": "nosuch", "arguments": {} }));
     assert_eq!(unknown["error"]["message"], "Unknown tool: nosuch");
-    let listed = session.call("vm_list_environments", json!({}));
+    let listed = call(&mut session, "vm_list_environments", json!({}));
     assert_eq!(listed["structuredContent"]["result"].as_array().unwrap().len(), 3);
-    assert_eq!(session.call("task_list", json!({}))["structuredContent"]["count"], 0);
+    assert_eq!(call(&mut session, "task_list", json!({}))["structuredContent"]["count"], 0);
     session.end();
 }
 
 #[test]
 fn it_ends_with_its_input_whatever_was_said() {
     let home = Home::new();
-    Session::silent(&home).end();
-    let mut session = Session::silent(&home);
+    silent(&home).end();
+    let mut session = silent(&home);
     // Unknown before the handshake: answered at once, so that a client can try another way.
     session.send(&json!({ "jsonrpc": "2.0", "id": 1, "method": "no/such", "params": {} }));
     assert!(session.receive()["error"].is_object());
     session.end();
-    let (mut session, _) = Session::new(&home);
+    let (mut session, _) = greeted(&home);
     // Whether that is answered is the library's business; the next message is.
     session.send_line("this is no JSON");
     session.send(&json!({ "jsonrpc": "2.0", "id": 7, "method": "ping" }));
@@ -156,7 +155,7 @@ fn it_ends_with_its_input_whatever_was_said() {
 
 #[test]
 fn many_calls_at_once_are_all_answered() {
-    let (mut session, _) = Session::new(&Home::new());
+    let (mut session, _) = greeted(&Home::new());
     for id in 0..1000 {
         session.send(&json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call",
             "params": { "name": "task_list", "arguments": {} } }));
@@ -169,7 +168,7 @@ fn many_calls_at_once_are_all_answered() {
 
 #[test]
 fn it_bears_what_hostile_clients_send() {
-    let (mut session, _) = Session::new(&Home::new());
+    let (mut session, _) = greeted(&Home::new());
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let large = "x".repeat(10 << 20);
     let lines = [
@@ -204,7 +203,7 @@ fn limits_are_told_and_kept() {
     let flags = ["--profile", "task", "--environment", "debian:12", "--no-network", "--no-host-compat"];
     let sizes = ["--max-mem-mib", "512", "--max-ttl-seconds", "300", "--max-active-vms", "2"];
     let home = Home::new().set_path("PYRO_QEMU", "no-such-qemu");
-    let (mut session, _) = Session::with(&home, flags.iter().chain(&sizes));
+    let (mut session, _) = greeted_with(&home, flags.iter().chain(&sizes));
     let tools = session.ask("tools/list", json!({}))["result"]["tools"].as_array().unwrap().clone();
     let run = tools.iter().find(|tool| tool["name"] == "vm_run").unwrap();
     insta::assert_snapshot!(run["description"].as_str().unwrap());
@@ -219,15 +218,18 @@ fn limits_are_told_and_kept() {
     for extra in
         [json!({"network": true}), json!({"mem_mib": 1024}), json!({"environment": "debian:12-build"})]
     {
-        let refused = session.call("vm_run", asked(extra.clone()));
+        let refused = call(&mut session, "vm_run", asked(extra.clone()));
         assert_eq!(refused["_meta"]["pyro/error"]["code"], "not_allowed", "{extra}");
         assert_eq!(refused["isError"], true);
     }
-    let refused = session.call("vm_create", json!({ "environment": "debian:12" }));
+    let refused = call(&mut session, "vm_create", json!({ "environment": "debian:12" }));
     assert_eq!(refused["_meta"]["pyro/error"]["message"], "this server does not offer vm_create");
     // What is allowed comes further.
-    assert_eq!(session.call("vm_run", asked(json!({})))["_meta"]["pyro/error"]["code"], "vm_unavailable");
-    let listed = session.call("vm_list_environments", json!({}));
+    assert_eq!(
+        call(&mut session, "vm_run", asked(json!({})))["_meta"]["pyro/error"]["code"],
+        "vm_unavailable"
+    );
+    let listed = call(&mut session, "vm_list_environments", json!({}));
     assert_eq!(listed["structuredContent"]["result"].as_array().unwrap().len(), 1);
     let policy = session.ask("resources/read", json!({ "uri": "pyro://policy" }));
     insta::assert_snapshot!(policy["result"]["contents"][0]["text"].as_str().unwrap());
@@ -236,7 +238,7 @@ fn limits_are_told_and_kept() {
 
 #[test]
 fn what_there_is_can_be_found_and_read() {
-    let (mut session, _) = Session::new(&Home::new());
+    let (mut session, _) = greeted(&Home::new());
     let resources = session.ask("resources/list", json!({}))["result"]["resources"].clone();
     let uris: Vec<_> =
         resources.as_array().unwrap().iter().map(|resource| resource["uri"].as_str().unwrap()).collect();
@@ -272,7 +274,7 @@ fn what_there_is_can_be_found_and_read() {
 
 #[test]
 fn prompts_teach_and_names_are_completed() {
-    let (mut session, _) = Session::new(&Home::new());
+    let (mut session, _) = greeted(&Home::new());
     let prompts = session.ask("prompts/list", json!({}))["result"]["prompts"].clone();
     let mut told = String::new();
     for prompt in prompts.as_array().unwrap() {
@@ -298,5 +300,24 @@ fn prompts_teach_and_names_are_completed() {
     assert_eq!(complete("environment", "debian:12-b"), json!(["debian:12-base", "debian:12-build"]));
     assert_eq!(complete("task_id", ""), json!([]));
     assert_eq!(complete("goal", "x"), json!([]));
+    session.end();
+}
+
+#[test]
+fn only_the_operator_lets_commands_run_on_the_host() {
+    let home = Home::new().set("PATH", "/usr/bin:/bin").set_path("PYRO_QEMU", "no-such-qemu");
+    let asked = |agrees: bool| json!({ "environment": "debian:12", "command": "echo hi", "allow_host_compat": agrees });
+    let (mut session, _) = greeted(&home);
+    let refused = call(&mut session, "vm_run", asked(true));
+    assert_eq!(refused["_meta"]["pyro/error"]["code"], "not_allowed", "{refused}");
+    assert_eq!(refused["_meta"]["pyro/error"]["message"], "allow_host_compat is turned off on this server");
+    let unavailable = call(&mut session, "vm_run", asked(false));
+    assert_eq!(unavailable["_meta"]["pyro/error"]["code"], "vm_unavailable", "{unavailable}");
+    assert!(!unavailable.to_string().contains("allow"), "{unavailable}");
+    session.end();
+
+    let (mut session, _) = greeted_with(&home, ["--allow-host-compat"]);
+    let ran = call(&mut session, "vm_run", asked(true))["structuredContent"].clone();
+    assert_eq!((&ran["stdout"], &ran["execution_mode"]), (&json!("hi\n"), &json!("host_compat")));
     session.end();
 }

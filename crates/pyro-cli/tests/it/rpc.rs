@@ -10,8 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::harness::Home;
-use crate::json_lines::Session;
-use crate::rpc_client::Client;
+use pyro_testkit::{RpcClient, Session};
 
 /// A server that has not been spoken to.
 fn silent(home: &Home) -> Session {
@@ -149,7 +148,7 @@ fn what_is_no_pipe_serves_as_well() {
 #[test]
 fn output_that_is_not_consumed_holds_up_its_own_call_only() {
     let home = host();
-    let mut client = Client::new(home.command(["rpc"]));
+    let mut client = RpcClient::new(home.command(["rpc"]));
     client.acknowledges = false;
     let window = 1 << 20;
     let much = client.begin("run_in_vm", on_host("head -c 5000000 /dev/zero; echo end >&2", "stream"));
@@ -169,13 +168,13 @@ fn output_that_is_not_consumed_holds_up_its_own_call_only() {
     let phases = client.events.iter().filter(|(id, event)| *id == much && event["type"] == "phase");
     let phases: Vec<_> = phases.map(|(_, event)| event["phase"].as_str().unwrap()).collect();
     assert_eq!(phases, ["create", "start", "execute"]);
-    client.session.end();
+    client.end();
 }
 
 #[test]
 fn a_call_that_is_cancelled_or_whose_client_goes_leaves_nothing() {
     let home = host();
-    let mut client = Client::new(home.command(["rpc"]));
+    let mut client = RpcClient::new(home.command(["rpc"]));
     client.acknowledges = false;
     let vms = home.path(".local/state/pyro-mcp/vms");
     let has_vm = || fs::read_dir(&vms).unwrap().count();
@@ -190,10 +189,10 @@ fn a_call_that_is_cancelled_or_whose_client_goes_leaves_nothing() {
 
     let call = client.begin("run_in_vm", on_host(long, "stream"));
     client.event(call, |event| event["type"] == "output");
-    client.session.close();
+    client.session().close();
     let answer = client.answer(call);
     assert_eq!(answer["error"]["data"]["code"], "cancelled", "{answer}");
-    client.session.end();
+    client.end();
     assert_eq!(has_vm(), 0);
 }
 

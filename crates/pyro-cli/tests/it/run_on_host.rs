@@ -4,6 +4,8 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use pyro_testkit::{LONG, wait_until};
+use rustix::io::ioctl_fionread;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{Ended, Home, PYRO};
@@ -31,6 +33,17 @@ fn guest_output_goes_where_the_guest_wrote_it() {
     err
     [run] environment=debian:12 execution_mode=host_compat exit_code=0 duration_ms=[MS]
     ");
+}
+
+#[test]
+fn one_line_warns_of_a_network() {
+    let warnings = |words: &[&str]| {
+        let ended = host().ended(host().command(["run", "debian:12"].iter().chain(words)).output().unwrap());
+        ended.stderr.lines().filter(|line| line.contains("this host's loopback included")).count()
+    };
+    assert_eq!(warnings(&["--network", "--", "true"]), 1);
+    assert_eq!(warnings(&["--network", "--json", "--", "true"]), 1);
+    assert_eq!(warnings(&["--", "true"]), 0);
 }
 
 #[test]
@@ -170,8 +183,8 @@ fn a_reader_that_goes_away_stops_the_run() {
 fn a_pipe_that_nobody_empties_does_not_hold_up_a_signal() {
     let home = host();
     let (mut child, stdout) = started(&home, "echo up; yes");
-    // Long enough for the pipe to fill; if it is not, the test is easier, not wrong.
-    std::thread::sleep(Duration::from_millis(300));
+    // A pipe takes 64 KiB, and less if its writer leaves pages half empty.
+    wait_until(LONG, "a full pipe", || ioctl_fionread(stdout.get_ref()).unwrap() > 32 * 1024);
     send(&child, Signal::TERM);
     let begin = Instant::now();
     assert_eq!(child.wait().unwrap().code(), Some(143));

@@ -5,8 +5,8 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{ENVIRONMENT, Ended, LONG, PYRO, Running, Sandbox, never, quiet, wait_until};
-use crate::model::{Answer, Model, calls, says};
 use crate::network::pyro_in_world;
+use pyro_testkit::model::{Answer, Model, calls, says};
 
 fn start_demo(sandbox: &Sandbox, model: &Model, flags: &[&str]) -> Running {
     Running::start(

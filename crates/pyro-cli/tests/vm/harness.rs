@@ -3,23 +3,19 @@
 
 mod cache;
 mod engine;
-mod leftovers;
-mod processes;
-mod running;
 mod task;
 
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
+pub(crate) use pyro_testkit::{Ended, LONG, Process, Running, kill, wait_until};
+use pyro_testkit::{McpClient, reached_within};
 
 pub(crate) use engine::{Capture, chain, command, exec_text, never, quiet};
-pub(crate) use processes::{Process, kill};
-pub(crate) use running::{Ended, Running};
 pub(crate) use task::Task;
 
 /// The executable under test.
@@ -35,16 +31,11 @@ pub(crate) fn guest_kernel() -> Option<String> {
 /// Name of the script that a test puts in the VMM's place.
 const VMM_SCRIPT: &str = "vmm-of-this-test";
 
-/// Bound on waits for something that has no event to wait for. Generous: the machine may be busy.
-pub(crate) const LONG: Duration = Duration::from_secs(120);
 /// Time in which everything of an ended run must be gone; two seconds on a machine with nothing else to do.
 pub(crate) const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The world of one test.
-pub(crate) struct Sandbox {
-    directory: TempDir,
-    variables: Vec<(String, String)>,
-}
+pub(crate) struct Sandbox(pyro_testkit::Sandbox);
 
 impl Sandbox {
     /// An empty state directory, an empty home, and a cache that holds [`ENVIRONMENT`].
@@ -54,10 +45,9 @@ impl Sandbox {
 
     /// The same with a cache directory that the test has made.
     pub(crate) fn with_cache(cache: &Path) -> Self {
-        let directory = TempDir::with_prefix("pyro-vm-").unwrap();
-        let home = directory.path().join("home");
+        let sandbox = Self(pyro_testkit::Sandbox::new("pyro-vm-"));
+        let home = sandbox.path("home");
         fs::create_dir(&home).unwrap();
-        let sandbox = Self { directory, variables: Vec::new() };
         let state = sandbox.state();
         sandbox
             .set("HOME", home.to_str().unwrap())
@@ -69,8 +59,7 @@ impl Sandbox {
 
     /// Sets an environment variable of the processes that are started here.
     pub(crate) fn set(mut self, name: &str, value: &str) -> Self {
-        self.variables.retain(|(known, _)| known != name);
-        self.variables.push((name.to_owned(), value.to_owned()));
+        self.0.set(name, value);
         self
     }
 
@@ -82,7 +71,7 @@ impl Sandbox {
 
     /// Puts a shell script into the sandbox and makes it the VMM, one that is too old for templates.
     pub(crate) fn with_vmm_script(self, text: &str) -> Self {
-        let script = self.directory.path().join(VMM_SCRIPT);
+        let script = self.path(VMM_SCRIPT);
         let version = "if [ \"$1\" = --version ]; then echo 'QEMU emulator version 7.2.0'; exit; fi";
         fs::write(&script, format!("#!/bin/sh\n{version}\n{text}\n")).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
@@ -92,7 +81,7 @@ impl Sandbox {
 
     /// The state directory. `pyro` makes it.
     pub(crate) fn state(&self) -> PathBuf {
-        self.directory.path().join("state")
+        self.path("state")
     }
 
     /// Directory of one VM.
@@ -102,15 +91,12 @@ impl Sandbox {
 
     /// A path for files of the test itself.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.0.path(name)
     }
 
     /// `program` with the variables of this sandbox and no others, and no input.
     pub(crate) fn program(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new(program);
-        command.env_clear().envs(self.variables.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
+        self.0.program(program)
     }
 
     /// `pyro` with these words, started.
@@ -135,7 +121,7 @@ impl Sandbox {
 
     /// Processes that belong to this sandbox.
     pub(crate) fn processes(&self) -> Vec<Process> {
-        processes::mentioning(self.directory.path())
+        pyro_testkit::mentioning(self.0.root())
     }
 
     /// Waits for the one supervisor of this sandbox.
@@ -146,7 +132,7 @@ impl Sandbox {
 
     /// Waits for the one VMM of this sandbox.
     pub(crate) fn vmm(&self) -> Process {
-        self.wait_for_process("VMM", Process::is_vmm)
+        self.wait_for_process("VMM", is_vmm)
     }
 
     /// Waits for a process of this sandbox.
@@ -161,7 +147,14 @@ impl Sandbox {
 
     /// What there is of VMs at this moment, in words.
     pub(crate) fn leftovers(&self) -> Vec<String> {
-        leftovers::find(self.directory.path(), &self.state())
+        pyro_testkit::leftovers::find(self.0.root(), &self.state())
+    }
+
+    /// A client of `pyro mcp serve` with these flags.
+    pub(crate) fn mcp<const N: usize>(&self, flags: [&str; N]) -> McpClient {
+        let mut command = self.program(PYRO);
+        command.args(["mcp", "serve"]).args(flags);
+        McpClient::new(command)
     }
 
     /// Waits until nothing is left of any VM and prints how long that took.
@@ -171,20 +164,13 @@ impl Sandbox {
     #[expect(clippy::print_stdout, reason = "the test runner shows it on demand")]
     pub(crate) fn wait_until_clean(&self) {
         let start = Instant::now();
-        loop {
-            let left = self.leftovers();
-            if left.is_empty() {
-                println!("nothing left after {:?}", start.elapsed());
-                return;
-            }
-            assert!(
-                start.elapsed() < GONE_WITHIN,
-                "left behind after {:?}:\n{}",
-                start.elapsed(),
-                left.join("\n")
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let mut left = Vec::new();
+        let clean = reached_within(GONE_WITHIN, || {
+            left = self.leftovers();
+            left.is_empty()
+        });
+        assert!(clean, "left behind after {:?}:\n{}", start.elapsed(), left.join("\n"));
+        println!("nothing left after {:?}", start.elapsed());
     }
 }
 
@@ -201,11 +187,7 @@ impl Drop for Sandbox {
     }
 }
 
-/// Polls for something that announces itself in no other way.
-pub(crate) fn wait_until(limit: Duration, what: &str, mut reached: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !reached() {
-        assert!(start.elapsed() < limit, "no {what} within {limit:?}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+/// A VMM, or the script in its place.
+pub(crate) fn is_vmm(process: &Process) -> bool {
+    process.is_program("qemu-system-x86_64") || process.is_script(VMM_SCRIPT)
 }

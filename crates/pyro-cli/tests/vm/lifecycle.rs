@@ -1,8 +1,10 @@
 //! VMs that outlive a call: every call in every state, with real machines.
 
+use std::time::{Duration, Instant};
+
 use pyro_engine::{Engine, EngineError, ErrorKind, ExecutionMode, Vm, VmSpec, VmState};
 
-use crate::harness::{ENVIRONMENT, Sandbox, chain, command, never, quiet};
+use crate::harness::{ENVIRONMENT, LONG, Sandbox, chain, command, never, quiet};
 
 async fn created_vm(engine: &Engine) -> Vm {
     engine.create_vm(VmSpec::new(ENVIRONMENT), &quiet(), &never()).await.unwrap()
@@ -145,14 +147,17 @@ async fn a_start_that_is_cancelled_leaves_the_vm_as_it_was() {
     let id = vm.vm_id.as_str();
     let (nobody, cancel) = (quiet(), never());
     let boots = async {
-        while !sandbox.processes().iter().any(crate::harness::Process::is_vmm) {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        // A process that is nobody's child here announces itself in no way.
+        let started = Instant::now();
+        while !sandbox.processes().iter().any(crate::harness::is_vmm) {
+            assert!(started.elapsed() < LONG, "timed out waiting for the VMM");
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         cancel.cancel();
     };
     let (result, ()) = tokio::join!(engine.start_vm(id, &nobody, &cancel), boots);
     assert_refused(result, ErrorKind::Cancelled, "cancelled");
-    crate::harness::wait_until(crate::harness::LONG, "end of the boot", || sandbox.processes().is_empty());
+    crate::harness::wait_until(LONG, "end of the boot", || sandbox.processes().is_empty());
     assert_eq!(engine.status_vm(id).await.unwrap().state, VmState::Created);
     assert_eq!(engine.start_vm(id, &quiet(), &never()).await.unwrap().state, VmState::Started);
     engine.delete_vm(id).await.unwrap();

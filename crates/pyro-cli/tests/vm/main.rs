@@ -16,26 +16,17 @@ mod expiry;
 mod guest_faults;
 mod guest_kernel;
 mod harness;
-#[path = "../it/http_client.rs"]
-mod http_client;
 mod identity;
-#[path = "../it/json_lines.rs"]
-mod json_lines;
 mod kills;
 mod lifecycle;
 mod mcp;
-mod mcp_client;
 mod mcp_http;
-#[path = "../it/model.rs"]
-mod model;
 mod network;
 mod output;
 mod parallel;
 mod persistence;
 mod registry;
 mod rpc;
-#[path = "../it/rpc_client.rs"]
-mod rpc_client;
 mod run;
 mod signals;
 mod spares;
@@ -46,3 +37,9 @@ mod tasks;
 mod templates;
 mod timeouts;
 mod vmm_faults;
+
+/// Boots nothing, so it also runs where the others cannot.
+#[test]
+fn every_file_here_is_a_module() {
+    pyro_testkit::assert_none_is_forgotten(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm"));
+}

@@ -5,12 +5,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{ENVIRONMENT, LONG, Sandbox, wait_until};
-use crate::mcp_client::Client;
 
 #[test]
 fn one_command_in_a_vm_of_its_own() {
     let sandbox = Sandbox::new();
-    let mut client = Client::new(&sandbox);
+    let mut client = sandbox.mcp([]);
     let ran =
         client.call("vm_run", json!({ "environment": ENVIRONMENT, "command": "git --version; exit 3" }));
     assert!(ran["stdout"].as_str().unwrap().starts_with("git version "), "{ran}");
@@ -26,7 +25,7 @@ fn one_command_in_a_vm_of_its_own() {
 #[test]
 fn a_vm_step_by_step() {
     let sandbox = Sandbox::new();
-    let mut client = Client::new(&sandbox);
+    let mut client = sandbox.mcp([]);
     let vm = client.call("vm_create", json!({ "environment": ENVIRONMENT, "mem_mib": "512" }));
     assert_eq!((&vm["state"], &vm["mem_mib"]), (&"created".into(), &512.into()));
     let id = &json!({ "vm_id": vm["vm_id"] });
@@ -47,7 +46,7 @@ fn a_vm_step_by_step() {
 #[test]
 fn a_task_from_its_creation_to_its_end() {
     let sandbox = Sandbox::new();
-    let mut client = Client::new(&sandbox);
+    let mut client = sandbox.mcp([]);
     let id = client.call("task_create", json!({ "environment": ENVIRONMENT }))["task_id"].clone();
     let exec = |command: &str| json!({ "task_id": id, "command": command });
     client.call("task_exec", exec("mkdir d; echo note > d/file"));
@@ -83,7 +82,7 @@ fn a_task_from_its_creation_to_its_end() {
     client.end();
 
     // It stays when its server goes; another one knows it.
-    let mut client = Client::new(&sandbox);
+    let mut client = sandbox.mcp([]);
     assert_eq!(client.call("task_exec", exec("cat d/file"))["stdout"], "note\n");
     assert_eq!(client.call("task_delete", json!({ "task_id": id }))["deleted"], true);
     client.end();
@@ -92,7 +91,7 @@ fn a_task_from_its_creation_to_its_end() {
 #[test]
 fn calls_do_not_hold_up_each_other_and_tell_how_far_they_are() {
     let sandbox = Sandbox::new();
-    let mut client = Client::new(&sandbox);
+    let mut client = sandbox.mcp([]);
     let id = client.call("task_create", json!({ "environment": ENVIRONMENT }))["task_id"].clone();
     let command = "i=0; while ! [ -e go ]; do i=$((i+1)); echo step $i; sleep 0.3; done";
     let calls: Vec<u64> = (0..8)
@@ -119,7 +118,7 @@ fn calls_do_not_hold_up_each_other_and_tell_how_far_they_are() {
 #[test]
 fn a_cancelled_call_ends_its_command_and_is_not_answered() {
     let sandbox = Sandbox::new();
-    let mut client = Client::new(&sandbox);
+    let mut client = sandbox.mcp([]);
     let run =
         json!({ "environment": ENVIRONMENT, "command": "echo begun; sleep 1000", "timeout_seconds": 600 });
     let call = client.begin_call("vm_run", run);
@@ -130,14 +129,14 @@ fn a_cancelled_call_ends_its_command_and_is_not_answered() {
     wait_until(LONG, "end of the VM", || sandbox.processes().len() == 1);
     let ping = client.begin("ping", json!({}));
     client.answer(ping);
-    assert!(!client.answers.contains_key(&call));
+    assert!(client.answered(call).is_none());
     client.end();
 }
 
 #[test]
 fn a_client_that_goes_away_takes_its_one_shot_vms_with_it() {
     let sandbox = Sandbox::new();
-    let mut client = Client::new(&sandbox);
+    let mut client = sandbox.mcp([]);
     let run =
         json!({ "environment": ENVIRONMENT, "command": "echo begun; sleep 1000", "timeout_seconds": 600 });
     client.begin_call("vm_run", run);
@@ -151,7 +150,7 @@ fn a_client_that_goes_away_takes_its_one_shot_vms_with_it() {
 #[test]
 fn files_of_a_task_are_written_and_read() {
     let sandbox = Sandbox::new();
-    let mut client = Client::new(&sandbox);
+    let mut client = sandbox.mcp([]);
     let id = client.call("task_create", json!({ "environment": ENVIRONMENT }))["task_id"].clone();
     let with = |extra: Value| {
         let mut arguments = json!({ "task_id": id });
@@ -222,7 +221,7 @@ fn files_of_a_task_are_written_and_read() {
 #[test]
 fn what_is_cut_can_be_read_all_the_same() {
     let sandbox = Sandbox::new();
-    let mut client = Client::new(&sandbox);
+    let mut client = sandbox.mcp([]);
     let command = "seq 1 10000; seq 1 6000 >&2";
     let whole = |last| (1..=last).map(|number| format!("{number}\n")).collect::<String>();
     let call = client.begin_call("vm_run", json!({ "environment": ENVIRONMENT, "command": command }));
@@ -260,11 +259,11 @@ fn what_is_cut_can_be_read_all_the_same() {
 #[test]
 fn limits_hold_for_machines_of_others_too() {
     let sandbox = Sandbox::new();
-    let mut other = Client::new(&sandbox);
+    let mut other = sandbox.mcp(["--allow-host-compat"]);
     let create = json!({ "environment": ENVIRONMENT, "allow_host_compat": true });
     let id = other.call("task_create", create.clone())["task_id"].clone();
     let vm = other.call("vm_create", create)["vm_id"].clone();
-    let mut client = Client::with(&sandbox, &["--no-host-compat", "--max-ttl-seconds", "120"]);
+    let mut client = sandbox.mcp(["--max-ttl-seconds", "120"]);
     let calls = [
         ("task_exec", json!({ "task_id": id, "command": "true" })),
         ("task_exec", json!({ "task_id": id, "command": "true", "detach": true })),
@@ -288,7 +287,7 @@ fn limits_hold_for_machines_of_others_too() {
 #[test]
 fn a_server_with_spares_has_one_before_it_is_asked() {
     let sandbox = Sandbox::new();
-    let mut client = Client::with(&sandbox, &["--warm", "1"]);
+    let mut client = sandbox.mcp(["--warm", "1"]);
     let spares = sandbox.state().join("spares");
     let waiting = || {
         let in_dir = |dir: std::path::PathBuf| {

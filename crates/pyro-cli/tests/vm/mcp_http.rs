@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::harness::{ENVIRONMENT, LONG, PYRO, Sandbox, wait_until};
-use crate::http_client::{Answer, HttpServer};
+use pyro_testkit::http::{Answer, HttpServer};
 
 fn server(sandbox: &Sandbox) -> HttpServer {
     HttpServer::start(sandbox.program(PYRO).args(["mcp", "serve"]))

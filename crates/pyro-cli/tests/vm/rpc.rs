@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use crate::harness::{ENVIRONMENT, PYRO, Sandbox};
-use crate::rpc_client::Client;
+use pyro_testkit::RpcClient;
 
-fn client(sandbox: &Sandbox) -> Client {
+fn client(sandbox: &Sandbox) -> RpcClient {
     let mut command = sandbox.program(PYRO);
     command.arg("rpc");
-    Client::new(command)
+    RpcClient::new(command)
 }
 
 fn run(command: &str) -> Value {
@@ -68,7 +68,7 @@ fn output_beyond_the_window_waits_while_other_calls_go_on() {
     let file = client.call("read_task_file", json!({ "task_id": task, "path": "a" }));
     assert_eq!((&file["content"], &file["encoding"]), (&json!("AP8="), &json!("base64")));
     client.call("delete_task", json!({ "task_id": task }));
-    client.session.end();
+    client.end();
 }
 
 #[test]
@@ -82,6 +82,6 @@ fn a_run_that_is_cancelled_or_whose_client_goes_leaves_nothing() {
     assert_eq!(answer["error"]["data"]["code"], "cancelled", "{answer}");
     let call = client.begin("run_in_vm", run("echo begun; sleep 500"));
     client.event(call, |event| event["type"] == "output");
-    client.session.end();
+    client.end();
     // What the sandbox checks at its end.
 }

@@ -1,7 +1,8 @@
 //! Ctrl-C and SIGTERM at any moment of a run: the exit status says so and nothing is left.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use pyro_testkit::Seed;
 use rustix::process::Signal;
 
 use crate::harness::{Ended, Sandbox};
@@ -83,14 +84,9 @@ fn a_json_run_that_is_interrupted_still_gives_one_document() {
 /// Random moments, most of them within creation and boot.
 #[test]
 fn at_any_moment() {
-    let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_nanos();
-    let mut random = u64::from(seed) | 1;
+    let mut seed = Seed::of_test();
     for round in 0..8 {
-        // Xorshift: good enough to spread moments.
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        let delay = Duration::from_millis(random % 4000);
+        let delay = Duration::from_millis(seed.below(4000));
         let (signal, code) = SIGNALS[round % 2];
         println!("round {round}: {signal:?} after {delay:?}");
         let sandbox = Sandbox::new();

@@ -1,21 +1,17 @@
 //! `kill -9` of whatever takes part in a command of a task, at random moments: the journal stays whole.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
+use pyro_testkit::Seed;
 use rustix::process::Signal;
 
-use crate::harness::{Process, Sandbox, kill};
+use crate::harness::{Process, Sandbox, is_vmm, kill};
 
 const ROUNDS: u64 = 50;
 
-/// A number below `bound`.
-fn random(bound: u64) -> u64 {
-    RandomState::new().hash_one(bound) % bound
-}
-
 #[test]
 fn the_journal_survives_the_death_of_anyone_at_any_moment() {
+    let mut seed = Seed::of_test();
     let sandbox = Sandbox::new();
     let task = sandbox.task(["--ttl-seconds", "3600"]);
     // What a caller was told must be in the journal for ever.
@@ -28,15 +24,16 @@ fn the_journal_survives_the_death_of_anyone_at_any_moment() {
         }
         let line = format!("echo {round}; sleep 0.05; echo {round} >> done");
         let running = task.start_exec(["--json"], &line);
-        std::thread::sleep(Duration::from_millis(random(600)));
+        // Not to wait for something: the moment itself is what is tried.
+        std::thread::sleep(Duration::from_millis(seed.below(600)));
         // What was killed in the round before may be gone without anybody having noticed yet.
         let state = sandbox.state();
         let find = |wanted: &dyn Fn(&Process) -> bool| {
             sandbox.processes().into_iter().find(|process| wanted(process)).map(|process| process.pid)
         };
-        let (which, victim) = match random(4) {
+        let (which, victim) = match seed.below(4) {
             0 => (1, find(&|process| process.is_supervisor_of(&state))),
-            1 => (2, find(&Process::is_vmm)),
+            1 => (2, find(&is_vmm)),
             _ => (0, None),
         };
         let (which, victim) = victim.map_or((0, running.pid()), |victim| (which, victim));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pyro_vm::supervisor::{CommandEnd, CommandOutcome, ConnectError, Ran, Run, RunError};
-use pyro_vm::{Exec, ExitStatus, WORKSPACE, timeout_note};
+use pyro_vm::{Exec, ExitStatus, FailureKind, WORKSPACE, timeout_note};
 
 use super::Engine;
 use crate::capture::{CAPTURE_LIMIT, OutputSink};
@@ -55,8 +55,12 @@ impl Engine {
         };
         let outcome = match outcome {
             CommandOutcome::Ended(end) => end,
-            CommandOutcome::NotRun { cause } => {
-                return Err(EngineError::new(ErrorKind::NotDelivered, cause));
+            CommandOutcome::NotRun { cause, kind } => {
+                let error = EngineError::new(ErrorKind::NotDelivered, cause);
+                return Err(match kind.and_then(not_started_hint) {
+                    Some(hint) => error.hint(hint),
+                    None => error,
+                });
             }
             CommandOutcome::Unknown { cause } => {
                 let error = EngineError::outcome_unknown(record.kind, record.vm_id.as_str());
@@ -173,5 +177,52 @@ pub(super) fn not_asked(error: ConnectError) -> EngineError {
         ConnectError::Unresponsive => EngineError::transport_not_ready(&error.to_string()),
         ConnectError::OtherVersion { .. } => EngineError::new(ErrorKind::NotDelivered, error.to_string())
             .hint("stop it and start it again; what is on its disk stays"),
+    }
+}
+
+/// What helps against a command that could not be started.
+fn not_started_hint(kind: FailureKind) -> Option<&'static str> {
+    match kind {
+        FailureKind::DirectoryNotFound | FailureKind::NotADirectory => {
+            Some("cwd must be a directory that exists in the guest")
+        }
+        FailureKind::CommandNotFound | FailureKind::NotExecutable => {
+            Some("commands run through /bin/sh, which this environment does not have in working order")
+        }
+        FailureKind::ArgumentListTooLong => {
+            Some("write a long command to a file in the guest and run that file")
+        }
+        FailureKind::OutOfMemory => Some("end other commands in this guest, or give it more memory"),
+        FailureKind::NoSpace => Some("remove files in the guest to free space on its disk"),
+        FailureKind::TooManyProcesses => Some("end other commands in this guest"),
+        FailureKind::FileNotFound
+        | FailureKind::PermissionDenied
+        | FailureKind::Unsupported
+        | FailureKind::Other => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pyro_vm::FailureKind;
+
+    use super::not_started_hint;
+
+    #[test]
+    fn a_hint_is_given_where_the_caller_can_do_something() {
+        assert_eq!(
+            not_started_hint(FailureKind::DirectoryNotFound),
+            Some("cwd must be a directory that exists in the guest")
+        );
+        let without = FailureKind::ALL.into_iter().filter(|kind| not_started_hint(*kind).is_none());
+        assert_eq!(
+            without.collect::<Vec<_>>(),
+            [
+                FailureKind::FileNotFound,
+                FailureKind::PermissionDenied,
+                FailureKind::Unsupported,
+                FailureKind::Other
+            ]
+        );
     }
 }

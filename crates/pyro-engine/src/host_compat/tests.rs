@@ -3,8 +3,13 @@ use std::ffi::OsString;
 use std::fs;
 
 use proptest::prelude::*;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{CWD, Mode, mkfifoat};
+use rustix::process::{PidfdFlags, pidfd_open};
 use tempfile::TempDir;
+use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::*;
 use crate::{Event, capture};
@@ -48,12 +53,16 @@ fn runs(pid: &str) -> bool {
         .is_ok_and(|stat| !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])))
 }
 
+/// Waits for the end of a process that need not be a child.
 async fn ends(pid: &str) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while runs(pid) {
-        assert!(Instant::now() < deadline, "process {pid} lives on");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let number = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    // Fails if it has been reaped already.
+    let Ok(process) = pidfd_open(number, PidfdFlags::empty()) else { return };
+    let ended = tokio::task::spawn_blocking(move || {
+        let limit = Duration::from_secs(10).try_into().unwrap();
+        poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap()
+    });
+    assert_eq!(ended.await.unwrap(), 1, "process {pid} lives on");
 }
 
 #[tokio::test]
@@ -141,13 +150,11 @@ async fn a_child_outside_the_group_does_not_hold_the_call_open_and_no_byte_is_lo
 async fn output_that_waits_for_a_slow_reader_when_the_shell_ends_is_not_lost() {
     let host = Host::new();
     let file = |name: &str| host.directory.path().join(name);
-    let appears = async |name: &str| {
-        while !file(name).exists() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
+    // A named pipe that the shell writes to says when it has got there.
+    mkfifoat(CWD, file("written"), Mode::RWXU).unwrap();
+    let written = pipe::OpenOptions::new().read_write(true).open_receiver(file("written")).unwrap();
     let (sender, mut receiver) = mpsc::channel(1);
-    let command = "echo $$; until [ -e full ]; do :; done; echo; touch written; \
+    let command = "echo $$; until [ -e full ]; do :; done; echo; echo > written; \
         until [ -e go ]; do :; done; head -c 60000 /dev/zero";
     let command = HostCommand { output: OutputMode::Stream, ..host.command(command, 60) };
     let (events, cancel) = (Events::to(sender.clone()), CancellationToken::new());
@@ -156,7 +163,7 @@ async fn output_that_waits_for_a_slow_reader_when_the_shell_ends_is_not_lost() {
         sender.send(Event::Warning("in the way".to_owned())).await.unwrap();
         drop(sender);
         fs::write(file("full"), "").unwrap();
-        appears("written").await;
+        timeout(Duration::from_secs(30), written.readable()).await.unwrap().unwrap();
         // The pump now takes the empty line and waits for room, so it cannot take what follows.
         tokio::time::sleep(Duration::from_millis(10)).await;
         fs::write(file("go"), "").unwrap();

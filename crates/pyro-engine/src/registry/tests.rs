@@ -88,7 +88,7 @@ fn a_vm_lives_through_its_states() {
     assert_eq!(vm.last_error, None);
     let (transition, _) =
         registry.transition(Kind::Vm, &id(1), VmEvent::Delete, &VmPatch::default()).unwrap();
-    assert_eq!(transition, Transition::Remove { stop_first: true });
+    assert_eq!(transition, Transition::Remove);
     registry.delete(&id(1)).unwrap();
     assert_eq!(registry.delete(&id(1)).unwrap_err().to_string(), "vm '000000000001' does not exist");
 }

@@ -67,7 +67,7 @@ fn run_result_of_a_guest_has_its_kernel() {
         exit_code: 124,
         duration_ms: 1000,
         execution_mode: ExecutionMode::GuestVsock,
-        cleanup: Deleted::new(id(), DeleteReason::RunVmErrorCleanup),
+        cleanup: Deleted::new(id(), DeleteReason::PostExecCleanup),
         stdout_truncated: 0,
         stderr_truncated: 0,
         timed_out: true,
@@ -79,7 +79,7 @@ fn run_result_of_a_guest_has_its_kernel() {
     let json = serde_json::to_value(result).unwrap();
     assert_eq!(json["kernel_release"], "6.1.0");
     assert_eq!(json["execution_mode"], "guest_vsock");
-    assert_eq!(json["cleanup"]["reason"], "run_vm_error_cleanup");
+    assert_eq!(json["cleanup"]["reason"], "post_exec_cleanup");
 }
 
 #[test]

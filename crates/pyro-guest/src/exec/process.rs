@@ -2,15 +2,18 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use pyro_wire::{Exec, WORKSPACE};
+use pyro_wire::{Exec, Failure};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, setrlimit};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
-use crate::fault::{During, Fault};
+use super::settings::{CommandSettings, OOM_SCORE_ADJ};
+use crate::failure::{During, directory_failed, spawn_failed};
 
 /// What a login shell on a plain system would be given; `/etc/profile` refines it.
 const ENVIRONMENT: [(&str, &str); 7] = [
@@ -26,15 +29,14 @@ const ENVIRONMENT: [(&str, &str); 7] = [
 /// The kernel starts PID 1 with 1,024 and 4,096, too little for builds and servers.
 const OPEN_FILES: Rlimit = Rlimit { current: Some(65_536), maximum: Some(1_048_576) };
 
+/// The score of a process that the OOM killer leaves alone.
+const EXEMPT: &str = "-1000";
+
 /// Protects the agent from the OOM killer (a machine that kills its agent is lost, one that kills the greedy
 /// command is not) and sets the limits its commands inherit.
-pub(crate) fn prepare_agent() -> Result<(), Fault> {
-    set_oom_score_adj("-1000").during("exempting the agent from the OOM killer")?;
+pub(crate) fn prepare_agent() -> Result<(), Failure> {
+    fs::write(OOM_SCORE_ADJ, EXEMPT).during("exempting the agent from the OOM killer")?;
     setrlimit(Resource::Nofile, OPEN_FILES).during("raising the limit of open files")
-}
-
-fn set_oom_score_adj(value: &str) -> io::Result<()> {
-    fs::write("/proc/self/oom_score_adj", value)
 }
 
 /// A started command.
@@ -45,17 +47,16 @@ pub(super) struct CommandProcess {
 }
 
 impl CommandProcess {
-    pub(super) fn start(request: &Exec) -> Result<Self, Fault> {
+    pub(super) fn start(request: &Exec, settings: &CommandSettings) -> Result<Self, Failure> {
+        let CommandSettings { workspace, shell, oom_score_adj } = settings;
         // A command may have removed it.
-        if request.cwd == WORKSPACE {
-            fs::create_dir_all(WORKSPACE).during(format!("making {WORKSPACE}"))?;
+        if Path::new(&request.cwd) == workspace {
+            fs::create_dir_all(workspace).during(format!("making {}", workspace.display()))?;
         }
-        // Inherited by the command. Setting it for the command alone would mean code between fork and exec, and
-        // then the agent is forked with all its pages; without, the standard library uses posix_spawn.
-        std::env::set_current_dir(&request.cwd).during(format!("entering {}", request.cwd))?;
-        let mut command = Command::new("/bin/sh");
+        let mut command = Command::new(shell);
         command
-            .args(["-lc", &request.command])
+            .arg("-lc")
+            .arg(&request.command)
             .env_clear()
             .envs(ENVIRONMENT)
             .envs(&request.env)
@@ -63,10 +64,11 @@ impl CommandProcess {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let child = spawn_without_exemption(&mut command);
-        // Where the agent stands must not keep anybody from unmounting or removing that directory.
-        let _ = std::env::set_current_dir("/");
-        let mut child = child.during("starting /bin/sh")?;
+        let mut child = spawn_in(&request.cwd, || match oom_score_adj {
+            Some(file) => spawn_without_exemption(&mut command, file),
+            None => command.spawn(),
+        })
+        .map_err(|error| error.into_failure(&request.cwd, shell))?;
         let step = "preparing the output pipes";
         let pipes = (child.stdout.take(), child.stderr.take());
         let (Some(stdout), Some(stderr)) = pipes else {
@@ -80,13 +82,43 @@ impl CommandProcess {
     }
 }
 
+/// Why a command was not started.
+enum StartError {
+    Directory(io::Error),
+    Spawn(io::Error),
+}
+
+impl StartError {
+    fn into_failure(self, directory: &str, shell: &Path) -> Failure {
+        match self {
+            Self::Directory(error) => directory_failed(format!("entering {directory}"), error),
+            Self::Spawn(error) => spawn_failed(format!("starting {}", shell.display()), error),
+        }
+    }
+}
+
+/// Spawns a child in a directory.
+///
+/// The child inherits the directory. Setting it for the child alone would mean code between fork and exec, and
+/// then the agent is forked with all its pages; without, the standard library uses `posix_spawn`.
+fn spawn_in(directory: &str, spawn: impl FnOnce() -> io::Result<Child>) -> Result<Child, StartError> {
+    /// The working directory is the whole process's.
+    static WORKING_DIRECTORY: Mutex<()> = Mutex::new(());
+    let _guard = WORKING_DIRECTORY.lock().unwrap_or_else(PoisonError::into_inner);
+    std::env::set_current_dir(directory).map_err(StartError::Directory)?;
+    let child = spawn().map_err(StartError::Spawn);
+    // The agent's own directory must not keep anybody from unmounting or removing that one.
+    let _ = std::env::set_current_dir("/");
+    child
+}
+
 /// Starts the command as an ordinary candidate of the OOM killer. It must be one before it can fork, or its
 /// children would inherit the agent's exemption; so the agent gives it up for that moment.
-fn spawn_without_exemption(command: &mut Command) -> io::Result<Child> {
-    set_oom_score_adj("0")?;
+fn spawn_without_exemption(command: &mut Command, oom_score_adj: &Path) -> io::Result<Child> {
+    fs::write(oom_score_adj, "0")?;
     let child = command.spawn();
-    if let Err(error) = set_oom_score_adj("-1000") {
-        // The command runs; that the agent is less safe than it was is no reason to say otherwise.
+    if let Err(error) = fs::write(oom_score_adj, EXEMPT) {
+        // The command runs; that the agent is less safe than it was is no reason to report a failure.
         eprintln!("pyro-guest: the agent can be killed when memory runs out: {error}");
     }
     child
@@ -103,7 +135,7 @@ impl Shell {
         self.child.wait().await
     }
 
-    /// Ends the whole group: politely, and after the grace by force.
+    /// Ends the whole group with SIGTERM and, after the grace, SIGKILL. Without a grace, with SIGKILL alone.
     pub(super) async fn terminate(&mut self, grace: Duration) -> io::Result<ExitStatus> {
         if !grace.is_zero() {
             self.signal(Signal::TERM);

@@ -22,7 +22,7 @@ pub(super) async fn run(
     frames: Frames,
     shell_ended: CancellationToken,
 ) -> u64 {
-    let mut quota = Quota { stream, left: limit, dropped: 0, frames };
+    let mut quota = Quota { stream, remaining: limit, dropped: 0, frames };
     loop {
         let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
         tokio::select! {
@@ -42,16 +42,16 @@ pub(super) async fn run(
 
 /// Reads the bytes that are in the pipe at this moment, whatever is added meanwhile.
 async fn drain(pipe: &pipe::Receiver, quota: &mut Quota) -> io::Result<()> {
-    let mut left = usize::try_from(rustix::io::ioctl_fionread(pipe)?).unwrap_or(usize::MAX);
-    while left > 0 {
-        let mut chunk = BytesMut::zeroed(left.min(CHUNK_BYTES));
+    let mut remaining = usize::try_from(rustix::io::ioctl_fionread(pipe)?).unwrap_or(usize::MAX);
+    while remaining > 0 {
+        let mut chunk = BytesMut::zeroed(remaining.min(CHUNK_BYTES));
         // The descriptor itself, not tokio's idea of its readiness, which may be stale.
         let count = rustix::io::read(pipe, &mut chunk[..])?;
         if count == 0 {
             break;
         }
         chunk.truncate(count);
-        left -= count;
+        remaining -= count;
         quota.send(chunk.freeze()).await;
     }
     Ok(())
@@ -59,7 +59,7 @@ async fn drain(pipe: &pipe::Receiver, quota: &mut Quota) -> io::Result<()> {
 
 struct Quota {
     stream: OutputStream,
-    left: Option<u64>,
+    remaining: Option<u64>,
     dropped: u64,
     frames: Frames,
 }
@@ -67,9 +67,9 @@ struct Quota {
 impl Quota {
     async fn send(&mut self, mut bytes: Bytes) {
         let count = bytes.len() as u64;
-        if let Some(left) = &mut self.left {
-            let kept = count.min(*left);
-            *left -= kept;
+        if let Some(remaining) = &mut self.remaining {
+            let kept = count.min(*remaining);
+            *remaining -= kept;
             self.dropped += count - kept;
             // At most `count`, which came from a usize.
             bytes.truncate(kept as usize);

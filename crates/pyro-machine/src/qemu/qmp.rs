@@ -91,3 +91,77 @@ fn channel_to(file: &Path) -> Value {
         "addr": { "transport": "file", "filename": file, "offset": 0 },
     }] })
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+    use super::*;
+
+    const GREETING: &str = r#"{"QMP": {}}"#;
+    const DONE: &str = r#"{"return": {}}"#;
+
+    /// A QEMU that greets, confirms the preparation, and then answers the next command with these lines.
+    async fn connect(answers: &[&str]) -> (Qmp, tokio::task::JoinHandle<Vec<Value>>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let lines = [&[GREETING, DONE, DONE][..], answers].concat().join("\n") + "\n";
+        let qemu = tokio::spawn(async move {
+            let (reader, mut writer) = theirs.into_split();
+            writer.write_all(lines.as_bytes()).await.unwrap();
+            let mut commands = Vec::new();
+            let mut lines = BufReader::new(reader).lines();
+            for _ in 0..3 {
+                match lines.next_line().await {
+                    Ok(Some(line)) => commands.push(serde_json::from_str(&line).unwrap()),
+                    _ => break,
+                }
+            }
+            commands
+        });
+        (Qmp::connect(ours).await.unwrap(), qemu)
+    }
+
+    #[tokio::test]
+    async fn state_is_loaded_from_the_file() {
+        // A comma would start another option in the short form.
+        let (mut qmp, qemu) = connect(&[r#"{"event": "RESUME"}"#, DONE]).await;
+        qmp.load(Path::new("/a,b/state")).await.unwrap();
+        drop(qmp);
+        let commands = qemu.await.unwrap();
+        let names: Vec<_> = commands.iter().map(|command| command["execute"].as_str().unwrap()).collect();
+        assert_eq!(names, ["qmp_capabilities", "migrate-set-capabilities", "migrate-incoming"]);
+        assert_eq!(commands[2]["arguments"]["channels"][0]["addr"]["filename"], "/a,b/state");
+    }
+
+    #[tokio::test]
+    async fn saving_ends_when_the_migration_does() {
+        let status = |status: &str| format!(r#"{{"event": "MIGRATION", "data": {{"status": "{status}"}}}}"#);
+        let (mut qmp, _qemu) = connect(&[DONE, &status("active"), &status("completed")]).await;
+        qmp.save(Path::new("/state")).await.unwrap();
+        let (mut qmp, _qemu) = connect(&[DONE, &status("setup"), &status("failed")]).await;
+        let error = qmp.save(Path::new("/state")).await.unwrap_err();
+        assert_eq!(error.to_string(), "the VMM could not save its state: failed");
+    }
+
+    #[tokio::test]
+    async fn failures_are_told_apart() {
+        let load = async |answer: &str| {
+            let (mut qmp, _qemu) = connect(&[answer]).await;
+            qmp.load(Path::new("/state")).await.unwrap_err()
+        };
+        let refused = load(r#"{"error": {"class": "GenericError", "desc": "no such file"}}"#).await;
+        assert_eq!(refused.to_string(), "the VMM refused migrate-incoming: no such file");
+        let malformed = load("{").await;
+        assert!(matches!(malformed, MachineError::Malformed(_)), "{malformed}");
+        let too_long = load(&format!("\"{}\"", "x".repeat(MAX_LINE_BYTES))).await;
+        assert!(matches!(too_long, MachineError::Connection(_)), "{too_long}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_closes_is_an_error() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let error = Qmp::connect(ours).await.unwrap_err();
+        assert!(matches!(error, MachineError::Closed), "{error}");
+    }
+}

@@ -15,7 +15,7 @@ fn strict() -> Policy {
     Policy {
         environments: vec!["debian:12".to_owned()],
         no_network: true,
-        no_host_compat: true,
+        allow_host_compat: false,
         max_vcpu_count: Some(2),
         max_mem_mib: Some(512),
         max_disk_mib: Some(1024),
@@ -100,10 +100,24 @@ fn machines_that_others_made_are_held_to_it() {
     ];
     for machine in beyond {
         assert!(matches!(strict().admit(&machine), Err(Failure::NotAllowed(_))));
-        assert!(Policy::default().admit(&machine).is_ok());
+        assert!(unlimited().admit(&machine).is_ok());
     }
-    assert!(strict().limits_machines() && !Policy::default().limits_machines());
-    assert!(Policy { max_mem_mib: Some(512), ..Policy::default() }.limits_machines());
+    assert!(strict().limits_machines() && !unlimited().limits_machines());
+    assert!(Policy { max_mem_mib: Some(512), ..unlimited() }.limits_machines());
+}
+
+fn unlimited() -> Policy {
+    Policy { allow_host_compat: true, ..Policy::default() }
+}
+
+#[test]
+fn nothing_runs_on_the_host_unless_the_operator_allows_it() {
+    let asked = || json!({ "environment": "debian:12", "command": "true", "allow_host_compat": true });
+    let refused = check(&Policy::default(), Tool::VmRun, asked()).unwrap_err();
+    assert_eq!(refused, "allow_host_compat is turned off on this server");
+    assert_eq!(check(&unlimited(), Tool::VmRun, asked()).unwrap(), asked());
+    let declined = json!({ "environment": "debian:12", "command": "true", "allow_host_compat": false });
+    assert_eq!(check(&Policy::default(), Tool::VmRun, declined.clone()).unwrap(), declined);
 }
 
 #[test]

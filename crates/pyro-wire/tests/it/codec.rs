@@ -5,21 +5,25 @@ use proptest::prelude::*;
 use pyro_wire::*;
 use tokio_util::codec::{Decoder, Encoder};
 
-type Codec = FrameCodec<Reply, Reply>;
+type Codec = FrameCodec<ExecReply, ExecReply>;
 
-fn frames() -> impl Strategy<Value = Frame<Reply>> {
+fn frames() -> impl Strategy<Value = Frame<ExecReply>> {
     let stream = prop_oneof![Just(OutputStream::Stdout), Just(OutputStream::Stderr)];
-    let status = prop_oneof![any::<i32>().prop_map(Status::Code), any::<i32>().prop_map(Status::Signal)];
-    let exit = (status, any::<bool>(), any::<[u64; 3]>()).prop_map(|(status, timed_out, n)| {
+    let status = prop_oneof![(0..=255).prop_map(Status::Code), (1..=64).prop_map(Status::Signal)];
+    let counts = proptest::array::uniform3(0..=MAX_COUNT);
+    let exit = (status, any::<bool>(), counts).prop_map(|(status, timed_out, n)| {
         let [duration_ms, stdout_dropped, stderr_dropped] = n;
-        Frame::Control(Reply::Exited(Exit { status, timed_out, duration_ms, stdout_dropped, stderr_dropped }))
+        let exit = Exit { status, timed_out, duration_ms, stdout_dropped, stderr_dropped };
+        Frame::Control(ExecReply::Exited(exit))
     });
-    let failure = (".*", any::<i32>(), ".*").prop_map(|(step, errno, cause)| {
-        Frame::Control(Reply::NotStarted(ExecFailure { step, errno, cause }))
+    let kind = proptest::sample::select(FailureKind::ALL.as_slice());
+    let errno = proptest::option::of(1..4096);
+    let failure = (kind, ".*", ".*", errno).prop_map(|(kind, step, cause, errno)| {
+        Frame::Control(ExecReply::NotStarted(Failure { kind, step, cause, errno }))
     });
     let output = (stream, proptest::collection::vec(any::<u8>(), 0..4096))
         .prop_map(|(stream, bytes)| Frame::Output(stream, Bytes::from(bytes)));
-    prop_oneof![exit, failure, output, Just(Frame::Control(Reply::Halted))]
+    prop_oneof![exit, failure, output]
 }
 
 proptest! {

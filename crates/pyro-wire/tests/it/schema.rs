@@ -17,7 +17,11 @@ fn schema_is_pinned() {
         "bootstrap": schema_for!(Bootstrap),
         "setup_reply": schema_for!(SetupReply),
         "request": schema_for!(Request),
-        "reply": schema_for!(Reply),
+        "exec_input": schema_for!(ExecInput),
+        "exec_reply": schema_for!(ExecReply),
+        "archive_reply": schema_for!(ArchiveReply),
+        "identify_reply": schema_for!(IdentifyReply),
+        "halt_reply": schema_for!(HaltReply),
     });
     insta::assert_json_snapshot!("schema", schema);
 }
@@ -32,6 +36,18 @@ fn encoded<M: serde::Serialize>(frame: Frame<M>) -> String {
 fn encoded_bytes_are_pinned() {
     let exec = Exec::new("true", std::time::Duration::from_secs(30));
     insta::assert_snapshot!(encoded(Frame::Control(Request::Exec(exec))), @r#"j\x00\x00\x00\x00{\"exec\":{\"command\":\"true\",\"cwd\":\"/workspace\",\"timeout_ms\":30000,\"kill_grace_ms\":1000,\"output_limit\":null}}"#);
-    insta::assert_snapshot!(encoded(Frame::Control(Request::Halt)), @r#"\x06\x00\x00\x00\x00\"halt\""#);
+    insta::assert_snapshot!(encoded(Frame::Control(ExecInput::Terminate)), @r#"\x0b\x00\x00\x00\x00\"terminate\""#);
+    insta::assert_snapshot!(encoded(Frame::Control(Request::from(Halt))), @r#"\x06\x00\x00\x00\x00\"halt\""#);
+    let exit = Exit {
+        status: Status::Code(0),
+        timed_out: false,
+        duration_ms: 7,
+        stdout_dropped: 0,
+        stderr_dropped: 0,
+    };
+    insta::assert_snapshot!(encoded(Frame::Control(ExecReply::Exited(exit))), @r#"h\x00\x00\x00\x00{\"exited\":{\"status\":{\"code\":0},\"timed_out\":false,\"duration_ms\":7,\"stdout_dropped\":0,\"stderr_dropped\":0}}"#);
+    let failure =
+        Failure { kind: FailureKind::DirectoryNotFound, step: "s".into(), cause: "c".into(), errno: Some(2) };
+    insta::assert_snapshot!(encoded(Frame::Control(ExecReply::NotStarted(failure))), @r#"O\x00\x00\x00\x00{\"not_started\":{\"kind\":\"directory_not_found\",\"step\":\"s\",\"cause\":\"c\",\"errno\":2}}"#);
     insta::assert_snapshot!(encoded(Frame::<()>::Output(OutputStream::Stderr, Bytes::from_static(b"\xff\0x"))), @r"\x03\x00\x00\x00\x02\xff\x00x");
 }

@@ -127,7 +127,7 @@ impl Engine {
                 };
                 Ok(Ran { sequence, exit, stdout, stderr })
             }
-            CommandOutcome::NotRun { cause } => Err(EngineError::new(ErrorKind::NotDelivered, cause)
+            CommandOutcome::NotRun { cause, .. } => Err(EngineError::new(ErrorKind::NotDelivered, cause)
                 .hint("the command was not started; its entry in the journal says so")),
             CommandOutcome::Unknown { .. } => Err(self.lost(&record.vm_id).await),
         }

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use futures::stream::LocalBoxStream;
 use futures::{Sink, SinkExt, StreamExt, future};
 use pyro_archive::{ArchiveError, Limits, Links, Report};
-use pyro_wire::{Frame, FrameCodec, FrameError, OutputStream, Pack, Reply, Request, Unpack};
+use pyro_wire::{ArchiveReply, Frame, FrameCodec, FrameError, OutputStream, Pack, Unpack};
 use tokio::net::UnixStream;
 
 use super::{Client, ConnectError, ask};
-use crate::supervisor::conversation::RequestStream;
+use crate::supervisor::conversation::{RequestStream, call};
 use crate::supervisor::protocol;
 
 /// Why something was not copied, or not all of it.
@@ -49,7 +49,7 @@ impl Client {
         };
         let (mut unpacked, guest) = self.receive(pack, unpack).await?;
         // What the guest left out is missing here too.
-        if let Some(Reply::Archived(report)) = guest {
+        if let Some(ArchiveReply::Archived(report)) = guest {
             unpacked.left_out = unpacked.left_out.saturating_add(report.left_out);
             unpacked.examples.extend(report.examples.iter().take(MAX_EXAMPLES).map(|name| printable(name)));
             unpacked.examples.truncate(MAX_EXAMPLES);
@@ -102,9 +102,8 @@ impl Client {
         &self,
         pack: Pack,
         take: impl AsyncFnOnce(&mut Chunks<'_>) -> Result<T, ArchiveError>,
-    ) -> Result<(T, Option<Reply>), CopyError> {
-        let mut stream = self.guest_stream().await?;
-        stream.send(Frame::Control(Request::Pack(pack))).await.map_err(not_delivered)?;
+    ) -> Result<(T, Option<ArchiveReply>), CopyError> {
+        let mut stream = call(self.guest_stream().await?, pack).await.map_err(not_delivered)?;
         let mut reply = None;
         let mut chunks = (&mut stream)
             .map(|frame| match frame {
@@ -131,7 +130,7 @@ impl Client {
             reply => reply,
         };
         match (taken, &reply) {
-            (Err(ArchiveError::Truncated), Some(Reply::NotStarted(failure))) => {
+            (Err(ArchiveError::Truncated), Some(ArchiveReply::Failed(failure))) => {
                 Err(CopyError::Guest { cause: failure.cause.clone() })
             }
             (Err(ArchiveError::Truncated | ArchiveError::Stream { .. }), _) => Err(CopyError::Lost),
@@ -145,8 +144,7 @@ impl Client {
         unpack: Unpack,
         give: impl AsyncFnOnce(&mut ChunkSink<'_>) -> Result<T, ArchiveError>,
     ) -> Result<T, CopyError> {
-        let mut stream = self.guest_stream().await?;
-        stream.send(Frame::Control(Request::Unpack(unpack))).await.map_err(not_delivered)?;
+        let stream = call(self.guest_stream().await?, unpack).await.map_err(not_delivered)?;
         let (sink, mut answers) = stream.split();
         let mut chunks: ChunkSink<'_> = Box::pin(sink.with(|chunk: Bytes| {
             future::ready(Ok::<_, FrameError>(Frame::Output(OutputStream::Stdout, chunk)))
@@ -160,17 +158,17 @@ impl Client {
             },
             answer = answers.next() => match answer {
                 // It has seen the end of the archive before we have finished with ours.
-                Some(Ok(Frame::Control(Reply::Archived(_)))) => (sending.await.ok(), answer),
+                Some(Ok(Frame::Control(ArchiveReply::Archived(_)))) => (sending.await.ok(), answer),
                 // It takes no more.
                 answer => (None, answer),
             },
         };
         match (answer, given) {
-            (Some(Ok(Frame::Control(Reply::NotStarted(failure)))), _) => {
+            (Some(Ok(Frame::Control(ArchiveReply::Failed(failure)))), _) => {
                 Err(CopyError::Guest { cause: failure.cause })
             }
             // What could not be packed is missing there; the guest itself leaves nothing out.
-            (Some(Ok(Frame::Control(Reply::Archived(_)))), Some(given)) => Ok(given),
+            (Some(Ok(Frame::Control(ArchiveReply::Archived(_)))), Some(given)) => Ok(given),
             _ => Err(CopyError::Lost),
         }
     }

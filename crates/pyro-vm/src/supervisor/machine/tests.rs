@@ -6,7 +6,7 @@ use std::rc::Rc;
 use futures::{SinkExt, StreamExt};
 use pyro_machine::fake::{FakeHandle, FakePlatform, Step, powered_off};
 use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
-use pyro_wire::{Frame, FrameCodec, Hello, SetupReply};
+use pyro_wire::{Failure, FailureKind, Frame, FrameCodec, Hello, SetupReply};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio_util::codec::Framed;
@@ -232,7 +232,8 @@ async fn a_guest_that_refuses_is_quoted() {
         stream.send(Frame::Control(json!(hello))).await.unwrap();
         stream.next().await.unwrap().unwrap();
         let (step, cause) = ("mounting".to_owned(), "no disk".to_owned());
-        stream.send(Frame::Control(json!(SetupReply::Refused { step, cause }))).await.unwrap();
+        let failed = SetupReply::Failed(Failure { kind: FailureKind::Other, step, cause, errno: None });
+        stream.send(Frame::Control(json!(failed))).await.unwrap();
         handle.until_ended().await;
     };
     let failure = fixture.boot(&fixture.spec(), guests).await.unwrap_err();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::SinkExt;
-use pyro_wire::{Exec, Frame, FrameCodec, Reply as GuestReply, Request as GuestRequest};
+use pyro_wire::{Exec, Frame, FrameCodec, Identify, IdentifyReply};
 use tokio_util::codec::Framed;
 
 use super::driver::report;
@@ -31,10 +31,10 @@ pub(super) async fn warm_up(spec: &LaunchSpec, streams: &Streams) {
     let work = async {
         for command in WARM_UP {
             let exec = Exec { kill_grace_ms: 0, output_limit: Some(0), ..Exec::new(command, limit) };
-            streams.ask(GuestRequest::Exec(exec)).await;
+            streams.ask(exec).await;
         }
         let identity = machine::identity(&spec.vm_id, None).ok()?;
-        streams.ask(GuestRequest::Identify(identity)).await
+        streams.ask(Identify(identity)).await
     };
     // A guest that is stuck shows it when it is claimed.
     let _ = tokio::time::timeout(limit, work).await;
@@ -60,10 +60,10 @@ pub(super) async fn take_over(spare: PathBuf, spec: LaunchSpec, streams: Streams
     }
     remove(&spare);
     let identity = machine::identity(&spec.vm_id, None).map_err(|error| machine::chain(&error))?;
-    match tokio::time::timeout(CLAIM_LIMIT, streams.ask(GuestRequest::Identify(identity))).await {
-        Ok(Some(GuestReply::Identified)) => Ok(()),
-        Ok(Some(GuestReply::NotStarted(failure))) => Err(format!("{}: {}", failure.step, failure.cause)),
-        Ok(_) => Err("the guest gave no proper answer".to_owned()),
+    match tokio::time::timeout(CLAIM_LIMIT, streams.ask(Identify(identity))).await {
+        Ok(Some(IdentifyReply::Identified)) => Ok(()),
+        Ok(Some(IdentifyReply::Failed(failure))) => Err(failure.to_string()),
+        Ok(None) => Err("the guest gave no proper answer".to_owned()),
         Err(_) => Err(format!("no answer in {} seconds", CLAIM_LIMIT.as_secs())),
     }
 }

@@ -131,9 +131,9 @@ impl<S: Store + 'static> Commands<S> {
         let (sink, reader) = client.split();
         let mut listener = Listener { client: Some(sink), patience: None, deaf: false };
         let terminate = begun.terminate;
-        let mut stream = Framed::new(begun.stream.compat(), FrameCodec::default());
+        let stream = Framed::new(begun.stream.compat(), FrameCodec::default());
         let mut take = async |chunk: OutputChunk| listener.send(chunk, &CancellationToken::new()).await;
-        let ran = async { converse(&mut stream, exec, terminate.clone().cancelled_owned(), &mut take).await };
+        let ran = async { converse(stream, exec, terminate.clone().cancelled_owned(), &mut take).await };
         let outcome = tokio::select! {
             biased;
             // Dropping the stream ends the command.
@@ -172,8 +172,8 @@ impl<S: Store + 'static> Commands<S> {
                 progress.send_modify(|progress| (progress.stdout, progress.stderr) = log.kept());
                 listener.send(chunk, &terminate).await;
             };
-            let mut stream = Framed::new(stream.compat(), FrameCodec::default());
-            converse(&mut stream, exec, terminate.clone().cancelled_owned(), &mut take).await
+            let stream = Framed::new(stream.compat(), FrameCodec::default());
+            converse(stream, exec, terminate.clone().cancelled_owned(), &mut take).await
         };
         drop(permit);
         if matches!(&outcome, CommandOutcome::Ended(end) if end.timed_out) {

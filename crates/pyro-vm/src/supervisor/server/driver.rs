@@ -667,12 +667,10 @@ async fn join_guest(client: ServerStream, streams: &Streams) {
 
 /// Has the guest write everything out. The error says why it may not have.
 async fn halt(streams: &Streams) -> Result<(), String> {
-    match tokio::time::timeout(HALT_LIMIT, streams.ask(pyro_wire::Request::Halt)).await {
-        Ok(Some(pyro_wire::Reply::Halted)) => Ok(()),
-        Ok(Some(pyro_wire::Reply::NotStarted(failure))) => {
-            Err(format!("{}: {}", failure.step, failure.cause))
-        }
-        Ok(_) => Err("it gave no proper answer".to_owned()),
+    match tokio::time::timeout(HALT_LIMIT, streams.ask(pyro_wire::Halt)).await {
+        Ok(Some(pyro_wire::HaltReply::Halted)) => Ok(()),
+        Ok(Some(pyro_wire::HaltReply::Failed(failure))) => Err(failure.to_string()),
+        Ok(None) => Err("it gave no proper answer".to_owned()),
         Err(_) => Err(format!("it was not done after {} seconds", HALT_LIMIT.as_secs())),
     }
 }

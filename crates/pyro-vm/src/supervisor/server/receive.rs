@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
-use pyro_wire::{ExecFailure, Frame, FrameCodec};
-use serde_json::Value;
+use pyro_wire::{Frame, FrameCodec};
+use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::codec::Framed;
 
@@ -72,11 +72,10 @@ async fn receive_legacy(first: Value, mut stream: ServerStream) -> Option<(Reque
     }
     let cause = other_version(Some(VERSION));
     if let Some(Legacy::Guest) = legacy {
-        // It takes this for the guest's answer.
-        let failure = ExecFailure { step: "reaching the guest".to_owned(), errno: 0, cause };
-        let mut stream: Framed<_, FrameCodec<(), pyro_wire::Reply>> =
-            stream.map_codec(|_| FrameCodec::default());
-        let _ = stream.send(Frame::Control(pyro_wire::Reply::NotStarted(failure))).await;
+        // It takes this for the guest's answer, in the words of its time.
+        let answer = json!({ "not_started": { "step": "reaching the guest", "errno": 0, "cause": cause } });
+        let mut stream: Framed<_, FrameCodec<(), Value>> = stream.map_codec(|_| FrameCodec::default());
+        let _ = stream.send(Frame::Control(answer)).await;
     } else {
         let _ = stream.send(Frame::Control(Reply::Refused { cause })).await;
     }

@@ -7,26 +7,19 @@ use rustix::fs::{FileType, fstat};
 use rustix::io::{FdFlags, fcntl_setfd};
 use tokio::net::unix::pipe::Receiver;
 
-use super::refusal;
-use crate::error_report::CliError;
-
-/// Takes over an inherited descriptor.
-pub(super) fn take(number: i32) -> Result<OwnedFd, CliError> {
-    let unusable = || {
-        let message = format!("--lifeline-fd: {number} is not the number of an inherited pipe");
-        refusal(&message, "it is for programs that start the server, which pass it one")
-    };
+/// Takes over an inherited descriptor; `None` if there is no pipe of this number.
+pub(super) fn take(number: i32) -> Option<OwnedFd> {
     // SAFETY: the number is no descriptor of ours: it is looked at before anything has been opened.
     #[expect(unsafe_code, reason = "an inherited descriptor has only a number")]
     let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
     if !fstat(&descriptor).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo) {
         // It is nobody's to close.
         std::mem::forget(descriptor);
-        return Err(unusable());
+        return None;
     }
     // Helper processes must not hold it.
-    fcntl_setfd(&descriptor, FdFlags::CLOEXEC).map_err(|_| unusable())?;
-    Ok(descriptor)
+    fcntl_setfd(&descriptor, FdFlags::CLOEXEC).ok()?;
+    Some(descriptor)
 }
 
 /// Waits for the end of the pipe; forever if there is none.

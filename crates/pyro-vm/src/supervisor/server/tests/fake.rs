@@ -15,7 +15,7 @@ use pyro_machine::{
     Accelerator, Console, Exit as MachineExit, GuestImage, GuestKernel, Interrupted, Interruption, Machine,
     MachineConfig, MachineError,
 };
-use pyro_wire::{Exec, Exit, Frame, FrameCodec, Reply, Request, Status};
+use pyro_wire::{Exec, ExecInput, ExecReply, Exit, Frame, FrameCodec, HaltReply, NoInput, Request, Status};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_local};
@@ -244,33 +244,32 @@ async fn run_guest(channel: UnixStream, world: Rc<World>) {
 }
 
 async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
-    let mut stream = Framed::new(stream.compat(), FrameCodec::<Request, Reply>::default());
-    let reply = match stream.next().await {
+    let mut stream = Framed::new(stream.compat(), FrameCodec::<Request, ()>::default());
+    match stream.next().await {
         Some(Ok(Frame::Control(Request::Exec(exec)))) => {
-            match run_command(&mut stream, &exec, &world).await {
-                Some(reply) => reply,
-                None => return,
+            let mut stream = stream.map_codec(|_| FrameCodec::<ExecInput, ExecReply>::default());
+            if let Some(reply) = run_command(&mut stream, &exec, &world).await {
+                let _ = stream.send(Frame::Control(reply)).await;
             }
         }
         Some(Ok(Frame::Control(Request::Halt))) => {
             sleep(Duration::from_millis(world.conditions.halt_ms)).await;
             world.note(Fact::Halted);
-            Reply::Halted
+            let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, HaltReply>::default());
+            let _ = stream.send(Frame::Control(HaltReply::Halted)).await;
         }
-        Some(Ok(Frame::Control(Request::Identify(_)))) => Reply::Identified,
-        _ => return,
-    };
-    let _ = stream.send(Frame::Control(reply)).await;
+        _ => {}
+    }
 }
 
 async fn run_command(
     stream: &mut Framed<
         impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-        FrameCodec<Request, Reply>,
+        FrameCodec<ExecInput, ExecReply>,
     >,
     exec: &Exec,
     world: &World,
-) -> Option<Reply> {
+) -> Option<ExecReply> {
     world.note(Fact::Began(exec.command.clone()));
     let started = Instant::now();
     let mut words = exec.command.split(' ');
@@ -282,13 +281,13 @@ async fn run_command(
         tokio::select! {
             () = &mut wait => break Status::Code(0),
             frame = stream.next() => match frame {
-                Some(Ok(Frame::Control(Request::Terminate))) if is_stubborn => {}
-                Some(Ok(Frame::Control(Request::Terminate))) => break Status::Signal(15),
+                Some(Ok(Frame::Control(ExecInput::Terminate))) if is_stubborn => {}
+                Some(Ok(Frame::Control(ExecInput::Terminate))) => break Status::Signal(15),
                 _ => return None,
             },
         }
     };
-    Some(Reply::Exited(Exit {
+    Some(ExecReply::Exited(Exit {
         status,
         timed_out: false,
         duration_ms: started.elapsed().as_millis() as u64,

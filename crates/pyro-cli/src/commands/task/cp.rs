@@ -1,0 +1,89 @@
+//! `pyro task cp`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use pyro_engine::{CopyLimits, Engine, EngineError, ErrorKind, TaskCopied};
+
+use crate::error::CliError;
+use crate::printer::Printer;
+use crate::reply::Reply;
+use crate::session;
+
+const CP_EXAMPLES: &str = "\
+One of the two is in a task and written TASK_ID:PATH; PATH is below /workspace unless it is absolute. If the
+destination is a directory, the copy goes there under its own name. Files that are there already are replaced.
+On this machine nothing but the copy is written: symbolic links that lead out of it are left out.
+
+Examples:
+  pyro task cp src 9775b3af1eeb:project
+  pyro task cp 9775b3af1eeb:project/build/report.html .
+  pyro task cp 9775b3af1eeb:/etc/os-release guest-release";
+
+/// Copy files and directories into a task or out of it
+#[derive(Debug, Args)]
+#[command(after_help = CP_EXAMPLES)]
+pub(crate) struct TaskCpArgs {
+    /// What to copy, a file or a directory
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: PathBuf,
+    /// Where to, a directory that exists or the name of the copy
+    #[arg(value_name = "DESTINATION")]
+    pub(crate) destination: PathBuf,
+    /// Most that all files together may have, in MiB
+    #[arg(long, value_name = "MIB", default_value = "8192", value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub(crate) max_mib: u64,
+    /// Most files, directories and links
+    #[arg(long, value_name = "COUNT", default_value = "1000000", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) max_entries: u64,
+    /// Print one JSON document on stdout instead of text [default: off]
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+pub(super) fn run(args: &TaskCpArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
+    let limits = CopyLimits { max_entries: args.max_entries, max_bytes: args.max_mib << 20 };
+    let (copied, _) = session::watch(printer, args.json, async |_, cancel| {
+        match (in_task(&args.source), in_task(&args.destination)) {
+            (Some((id, path)), None) => {
+                engine.copy_from_task(id, path, &args.destination, limits, &cancel).await
+            }
+            (None, Some((id, path))) => engine.copy_to_task(id, &args.source, path, limits, &cancel).await,
+            _ => Err(EngineError::new(
+                ErrorKind::InvalidInput,
+                "one of the two, source or destination, must be in a task",
+            )
+            .hint("write it as TASK_ID:PATH; write a file of this machine whose name has a colon as ./NAME")),
+        }
+    })?;
+    Ok(Reply::of(args.json, &copied, report)?)
+}
+
+/// The id and the path of `TASK_ID:PATH`. What stands before the colon of a path with a slash is no id.
+fn in_task(path: &Path) -> Option<(&str, &str)> {
+    let (id, path) = path.to_str()?.split_once(':')?;
+    (!id.contains('/')).then_some((id, path))
+}
+
+fn report(copied: &TaskCopied) -> String {
+    let mut text = format!("Copied: {} entries, {} bytes\n", copied.entries, copied.bytes);
+    if copied.left_out > 0 {
+        text.push_str(&format!("Left out: {}\n", copied.left_out));
+        copied.left_out_examples.iter().for_each(|name| text.push_str(&format!("- {name}\n")));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_looks_like_an_id_and_a_path_is_in_a_task() {
+        assert_eq!(in_task(Path::new("9775b3af1eeb:a:b")), Some(("9775b3af1eeb", "a:b")));
+        assert_eq!(in_task(Path::new("9775b3af1eeb:/etc")), Some(("9775b3af1eeb", "/etc")));
+        for path in ["plain", "./a:b", "dir/9775b3af1eeb:x", "/abs:x"] {
+            assert_eq!(in_task(Path::new(path)), None, "{path}");
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! `pyro task create`.
+
+use clap::Args;
+use pyro_engine::{Engine, TaskSpec, VmSpec};
+
+use super::state;
+use crate::commands::machine::MachineArgs;
+use crate::error::CliError;
+use crate::printer::Printer;
+use crate::reply::Reply;
+use crate::session;
+use crate::words::integer;
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  pyro task create debian:12
+  pyro task create debian:12-build --vcpu-count 2 --mem-mib 2048 --ttl-seconds 3600
+  ID=$(pyro task create debian:12 --json | jq -r .task_id)";
+
+/// Create a task and start it
+///
+/// Installs the environment first if it is missing. The task does not end with this command: any process
+/// of this user can use it until it is deleted.
+#[derive(Debug, Args)]
+#[command(after_help = CREATE_EXAMPLES)]
+pub(crate) struct TaskCreateArgs {
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+    /// Lifetime in seconds after which the guest is stopped, 60 to 3600
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = integer, allow_hyphen_values = true)]
+    pub(crate) ttl_seconds: i64,
+    /// Size of the disk in MiB, 256 to 1048576; space is taken as it is used [default: 8192, or what fits]
+    #[arg(long, value_name = "MIB", value_parser = integer, allow_hyphen_values = true)]
+    pub(crate) disk_mib: Option<i64>,
+    /// Give the guest outbound network access, and a hostile one all that you can reach [default: off]
+    #[arg(long)]
+    pub(crate) network: bool,
+    /// Agree to run commands on this machine, without isolation, if VMs cannot run here [default: off]
+    #[arg(long)]
+    pub(crate) allow_host_compat: bool,
+    /// Print one JSON document on stdout instead of text [default: off]
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+pub(super) fn run(args: TaskCreateArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
+    printer.warn_of_network(args.network);
+    let spec = TaskSpec {
+        vm: VmSpec {
+            environment: args.machine.environment,
+            vcpu_count: args.machine.vcpu_count,
+            mem_mib: args.machine.mem_mib,
+            ttl_seconds: args.ttl_seconds,
+            network: args.network,
+            allow_host_compat: args.allow_host_compat,
+        },
+        disk_mib: args.disk_mib,
+    };
+    let (task, _) = session::watch(printer, args.json, async |events, cancel| {
+        engine.create_task(spec, &events, &cancel).await
+    })?;
+    Ok(Reply::of(args.json, &task, state::task)?)
+}

@@ -1,0 +1,214 @@
+//! `pyro task logs`, `wait` and `kill`: commands of a task that run or have run.
+
+use clap::Args;
+use pyro_engine::{Engine, EngineError, ErrorKind, Outcome, TaskLogEntry};
+
+use super::subject::{TaskIdArgs, TaskSequenceArgs};
+use crate::error::CliError;
+use crate::exit::Exit;
+use crate::printer::Printer;
+use crate::reply::Reply;
+use crate::session;
+
+const LOGS_EXAMPLES: &str = "\
+Examples:
+  pyro task logs 9775b3af1eeb
+  pyro task logs 9775b3af1eeb --sequence 3
+  pyro task logs 9775b3af1eeb --sequence 3 --follow";
+
+/// Show the commands of a task and what they wrote
+///
+/// The journal is kept until the task is deleted. Output of a command that still runs is shown as far as it
+/// has come.
+#[derive(Debug, Args)]
+#[command(after_help = LOGS_EXAMPLES)]
+pub(crate) struct TaskLogsArgs {
+    #[command(flatten)]
+    pub(crate) task: TaskIdArgs,
+    /// Show only the command with this number [default: all]
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) sequence: Option<u64>,
+    /// Show the output of one command while it runs, until it ends; without --sequence that of the latest
+    /// [default: off]
+    #[arg(long)]
+    pub(crate) follow: bool,
+}
+
+const WAIT_EXAMPLES: &str = "\
+Exit status: that of the command, as of `pyro run`; 1 if it is not known how it ended.
+
+Examples:
+  pyro task wait 9775b3af1eeb --sequence 3";
+
+/// Wait until a command of a task has ended
+#[derive(Debug, Args)]
+#[command(after_help = WAIT_EXAMPLES)]
+pub(crate) struct TaskWaitArgs {
+    #[command(flatten)]
+    pub(crate) command: TaskSequenceArgs,
+}
+
+const KILL_EXAMPLES: &str = "\
+Examples:
+  pyro task kill 9775b3af1eeb --sequence 3";
+
+/// End a command of a task
+///
+/// Its processes get SIGTERM and, a second later, SIGKILL. One that has ended already is no error.
+#[derive(Debug, Args)]
+#[command(after_help = KILL_EXAMPLES)]
+pub(crate) struct TaskKillArgs {
+    #[command(flatten)]
+    pub(crate) command: TaskSequenceArgs,
+}
+
+pub(super) fn logs(args: &TaskLogsArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
+    let (id, json) = (&args.task.task_id, args.task.json);
+    if !args.follow {
+        if json {
+            return Ok(Reply::document(&session::block_on(engine.logs_task(id, args.sequence))?)?);
+        }
+        session::block_on(show(engine, id, args.sequence, printer))?;
+        return Ok(Reply::nothing());
+    }
+    let (entry, shown) = session::watch(printer, json, async |events, cancel| {
+        let sequence = match args.sequence {
+            Some(sequence) => sequence,
+            None => match engine.status_task(id).await?.command_count {
+                0 => return Err(no_commands(id)),
+                latest => latest,
+            },
+        };
+        match json {
+            true => engine.wait_task(id, sequence, &cancel).await,
+            false => engine.follow_task(id, sequence, &events, &cancel).await,
+        }
+    })?;
+    if json {
+        return Ok(Reply::document(&entry)?);
+    }
+    shown.end_line(printer);
+    Ok(Reply::nothing().note(ended(id, &entry)))
+}
+
+fn no_commands(id: &str) -> EngineError {
+    EngineError::new(ErrorKind::InvalidInput, format!("task {id} has not run any command"))
+        .hint("`pyro task exec` runs one")
+}
+
+/// The journal for people, one entry after another: altogether it may be large. What went to stderr goes there again.
+async fn show(engine: &Engine, id: &str, sequence: Option<u64>, printer: &Printer) -> Result<(), CliError> {
+    let wanted = match sequence {
+        Some(sequence) => sequence..=sequence,
+        None => 1..=engine.status_task(id).await?.command_count,
+    };
+    if wanted.is_empty() {
+        printer.text("No task logs found.\n")?;
+    }
+    for number in wanted {
+        let logs = match engine.logs_task(id, Some(number)).await {
+            Ok(logs) => logs,
+            Err(error) if sequence.is_some() || error.kind == ErrorKind::NotFound => return Err(error.into()),
+            Err(error) => {
+                printer.note(&format!("[warning] #{number} cannot be shown: {error}"));
+                continue;
+            }
+        };
+        for entry in &logs.entries {
+            printer.text(&shown(entry))?;
+            let stderr = entry.stderr.as_bytes();
+            if !stderr.is_empty() {
+                let mut text = String::from_utf8_lossy(stderr).into_owned();
+                if !text.ends_with('\n') {
+                    text.push('\n');
+                }
+                printer.stderr_text(&text)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Ends the way the command ended.
+pub(super) fn wait(args: &TaskWaitArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
+    let TaskSequenceArgs { task, sequence } = &args.command;
+    let (entry, _) = session::watch(printer, task.json, async |_, cancel| {
+        engine.wait_task(&task.task_id, *sequence, &cancel).await
+    })?;
+    let reply = match task.json {
+        true => Reply::document(&entry)?,
+        false => Reply::nothing().note(ended(&task.task_id, &entry)),
+    };
+    Ok(reply.exit(match (entry.exit_code, entry.outcome) {
+        (Some(code), Outcome::Exited | Outcome::Killed) => Exit::of_run(code, entry.timed_out),
+        _ => Exit::Failure,
+    }))
+}
+
+pub(super) fn kill(args: &TaskKillArgs, engine: &Engine) -> Result<Reply, CliError> {
+    let TaskSequenceArgs { task, sequence } = &args.command;
+    let entry = session::block_on(engine.kill_task(&task.task_id, *sequence))?;
+    Ok(Reply::of(task.json, &entry, killed)?)
+}
+
+/// The summary of a command that was waited for.
+fn ended(id: &str, entry: &TaskLogEntry) -> String {
+    format!(
+        "[task-exec] task_id={id} sequence={} cwd={} execution_mode={} {}",
+        entry.sequence,
+        entry.cwd,
+        entry.execution_mode,
+        end(entry)
+    )
+}
+
+/// The answer of `kill`.
+fn killed(entry: &TaskLogEntry) -> String {
+    let did = if entry.outcome == Outcome::Killed { "Killed" } else { "Not running" };
+    format!("{did}: #{} {}\n", entry.sequence, end(entry))
+}
+
+/// One entry of the journal and its standard output.
+fn shown(entry: &TaskLogEntry) -> String {
+    let stdout = entry.stdout.to_text();
+    let mut text = format!(
+        "#{} {} cwd={}{}\n$ {}\n{stdout}",
+        entry.sequence,
+        end(entry),
+        entry.cwd,
+        kept_part(entry),
+        entry.command
+    );
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text
+}
+
+/// How a command ended, or what else became of it.
+fn end(entry: &TaskLogEntry) -> String {
+    let mut text = match (entry.exit_code, entry.duration_ms) {
+        (Some(code), Some(duration)) => format!("exit_code={code} duration_ms={duration}"),
+        _ => format!("outcome={}", entry.outcome),
+    };
+    if entry.outcome == Outcome::Killed {
+        text.push_str(" outcome=killed");
+    }
+    if let Some(error) = &entry.error {
+        text.push_str(&format!(" error={error:?}"));
+    }
+    text
+}
+
+/// What is missing from the kept output, if something is.
+fn kept_part(entry: &TaskLogEntry) -> String {
+    let missing = [("stdout", entry.stdout_truncated), ("stderr", entry.stderr_truncated)];
+    missing
+        .into_iter()
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(stream, bytes)| format!(" {stream}_truncated={bytes}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+use pyro_engine::{ExecutionMode, LastCommand, StopReason, VmId, VmState};
+
+use super::*;
+
+fn id() -> VmId {
+    VmId::parse("9775b3af1eeb").unwrap()
+}
+
+fn a_task() -> Task {
+    Task {
+        task_id: id(),
+        environment: "debian:12".to_owned(),
+        environment_version: Some("1.0.0".to_owned()),
+        vcpu_count: 1,
+        mem_mib: 1024,
+        ttl_seconds: 600,
+        created_at: 1000.0,
+        expires_at: 1600.0,
+        state: VmState::Started,
+        network_enabled: false,
+        allow_host_compat: false,
+        guest_ip: None,
+        tap_name: None,
+        execution_mode: ExecutionMode::GuestVsock,
+        workspace_path: "/workspace".to_owned(),
+        command_count: 0,
+        last_command: None,
+        metadata: Default::default(),
+        accelerator: Some("tcg".to_owned()),
+        stop_reason: None,
+        last_error: None,
+        disk_mib: None,
+        disk_used_bytes: 0,
+    }
+}
+
+#[test]
+fn a_task_has_the_lines_of_the_contract_and_more_if_there_is_more() {
+    insta::assert_snapshot!(task(&a_task()), @r"
+    Task ID: 9775b3af1eeb
+    Environment: debian:12
+    State: started
+    Workspace: /workspace
+    Execution mode: guest_vsock
+    Resources: 1 vCPU / 1024 MiB
+    Command count: 0
+    ");
+    let last_command = LastCommand {
+        sequence: 2,
+        command: "false\ntrue".to_owned(),
+        cwd: "/workspace".to_owned(),
+        exit_code: 0,
+        duration_ms: 5,
+        execution_mode: ExecutionMode::GuestVsock,
+    };
+    let stopped = Task {
+        state: VmState::Stopped,
+        command_count: 2,
+        last_command: Some(last_command),
+        stop_reason: Some(StopReason::GuestEnded),
+        last_error: Some("signal: 9 (SIGKILL)\n[    1.0] panic\n".to_owned()),
+        disk_mib: Some(8192),
+        disk_used_bytes: (5 << 20) + 1,
+        ..a_task()
+    };
+    insta::assert_snapshot!(task(&stopped), @r"
+    Task ID: 9775b3af1eeb
+    Environment: debian:12
+    State: stopped
+    Workspace: /workspace
+    Execution mode: guest_vsock
+    Resources: 1 vCPU / 1024 MiB
+    Command count: 2
+    Last command: false\ntrue (exit_code=0)
+    Disk: 6 MiB used of 8192 MiB
+    Stop reason: guest_ended
+    Last error: signal: 9 (SIGKILL)
+        [    1.0] panic
+    ");
+}
+
+#[test]
+fn a_list_says_how_old_and_how_long_still() {
+    let stopped = Task { state: VmState::Stopped, stop_reason: Some(StopReason::Expired), ..a_task() };
+    let tasks = vec![a_task(), Task { created_at: -9000.0, command_count: 7, ..stopped }];
+    let all = TaskList { tasks, damaged_task_ids: vec![id()], count: 3 };
+    insta::assert_snapshot!(listed(&all, 1061.0), @r"
+    9775b3af1eeb started  debian:12        age=1m1s left=8m59s commands=0
+    9775b3af1eeb stopped  debian:12        age=2h47m left=- commands=7
+    9775b3af1eeb damaged
+    ");
+    let none = TaskList { tasks: Vec::new(), damaged_task_ids: Vec::new(), count: 0 };
+    assert_eq!(listed(&none, 0.0), "No tasks found.\n");
+}

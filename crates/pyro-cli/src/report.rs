@@ -1,0 +1,86 @@
+//! Failures as users see them: one message, its causes, and hints.
+
+use std::error::Error;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::error::CliError;
+use crate::text::printable;
+
+/// A failure ready to be shown.
+#[derive(Debug)]
+pub(crate) struct Report {
+    kind: &'static str,
+    message: String,
+    causes: Vec<String>,
+    hints: Vec<String>,
+}
+
+/// The document of `--json` for a failure.
+#[derive(Debug, Serialize)]
+pub(crate) struct JsonReport<'a> {
+    ok: bool,
+    error: String,
+    kind: &'a str,
+    hints: &'a [String],
+}
+
+impl Report {
+    /// What there is to say of a failure. Nothing when a reader went away, which is how `pyro … | head` ends, or does
+    /// not read.
+    pub(crate) fn of(error: &CliError) -> Option<Self> {
+        Some(match error {
+            CliError::Output(error) if error.is_broken_pipe() => return None,
+            CliError::Unread(_) => return None,
+            CliError::Config(cause) => Self::new("configuration", error, cause.hint.as_slice()),
+            CliError::Install(cause) => Self::new("client_settings", error, cause.hint.as_slice()),
+            CliError::Words(_) => Self::new("invalid_input", error, &[]),
+            // What the engine says of it includes that it was stopped.
+            CliError::Engine(cause) | CliError::Stopped(_, cause) => {
+                Self::new(cause.kind.as_str(), cause, &cause.hints)
+            }
+            CliError::Demo(_) => Self::new("demo", error, &[]),
+            CliError::Abandoned(_) => {
+                let hint = "parts of the VM may be left in the state directory";
+                Self::new("cancelled", error, &[hint.to_owned()])
+            }
+            CliError::Output(_) => Self::new("output", error, &[]),
+            CliError::Listen(_) | CliError::System(..) => Self::new("system", error, &[]),
+        })
+    }
+
+    fn new(kind: &'static str, error: &dyn Error, hints: &[String]) -> Self {
+        let causes = std::iter::successors(error.source(), |cause| (*cause).source());
+        Self {
+            kind,
+            message: error.to_string(),
+            causes: causes.map(ToString::to_string).collect(),
+            hints: hints.to_vec(),
+        }
+    }
+
+    /// Lines for a person. Texts of several lines stay together by their indent.
+    pub(crate) fn human(&self) -> String {
+        let mut text = String::new();
+        let mut add = |label: &str, content: &str| {
+            let content = printable(content.trim_end()).replace('\n', "\n    ");
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{label}{content}");
+        };
+        add("[error] ", &self.message);
+        self.causes.iter().for_each(|cause| add("  caused by: ", cause));
+        self.hints.iter().for_each(|hint| add("  hint: ", hint));
+        text
+    }
+
+    /// The same for a program; the message holds the causes, as readers of `error` alone expect.
+    pub(crate) fn json(&self) -> JsonReport<'_> {
+        let causes = self.causes.iter().map(String::as_str);
+        let message: Vec<&str> = std::iter::once(self.message.as_str()).chain(causes).collect();
+        JsonReport { ok: false, error: message.join(": "), kind: self.kind, hints: &self.hints }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+use std::collections::BTreeSet;
+use std::io;
+
+use pyro_engine::{EngineError, ErrorKind, OutputStream};
+
+use super::*;
+use crate::printer::OutputError;
+use crate::signals::Signal;
+use crate::words::WordsError;
+
+fn engine_error() -> EngineError {
+    let cause =
+        EngineError::new(ErrorKind::Internal, "middle").caused_by(io::Error::other("no room\nat all"));
+    EngineError::new(ErrorKind::StateUnusable, "cannot open the \u{1b}registry")
+        .caused_by(cause)
+        .hint("free some space")
+        .hint("or set PYRO_BASE_DIR")
+}
+
+#[test]
+fn people_get_message_causes_and_hints() {
+    let report = Report::of(&CliError::Engine(engine_error())).unwrap();
+    insta::assert_snapshot!(report.human(), @r"
+    [error] cannot open the \u{1b}registry
+      caused by: middle
+      caused by: no room
+        at all
+      hint: free some space
+      hint: or set PYRO_BASE_DIR
+    ");
+}
+
+#[test]
+fn programs_get_one_message_with_its_causes() {
+    let report = Report::of(&CliError::Engine(engine_error())).unwrap();
+    let document = String::from_utf8(crate::json::document(&report.json()).unwrap()).unwrap();
+    insta::assert_snapshot!(document, @r#"
+    {
+      "error": "cannot open the \u001bregistry: middle: no room\nat all",
+      "hints": [
+        "free some space",
+        "or set PYRO_BASE_DIR"
+      ],
+      "kind": "state_unusable",
+      "ok": false
+    }
+    "#);
+}
+
+#[test]
+fn every_engine_error_exits_with_1_and_has_a_kind_of_its_own() {
+    let mut names = BTreeSet::new();
+    for kind in ErrorKind::ALL {
+        let error = CliError::Engine(EngineError::new(kind, "text"));
+        assert_eq!(error.exit().code(), 1, "{kind:?}");
+        let name = Report::of(&error).unwrap().kind;
+        assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{name}");
+        names.insert(name);
+    }
+    assert_eq!(names.len(), ErrorKind::ALL.len());
+}
+
+#[test]
+fn a_signal_decides_the_exit_whatever_the_engine_said() {
+    for (signal, code) in [(Signal::Interrupt, 130), (Signal::Terminate, 143), (Signal::Hangup, 129)] {
+        for kind in ErrorKind::ALL {
+            assert_eq!(CliError::Stopped(signal, EngineError::new(kind, "text")).exit().code(), code);
+        }
+        assert_eq!(CliError::Abandoned(signal).exit().code(), code);
+        assert!(
+            Report::of(&CliError::Abandoned(signal)).unwrap().human().contains("left in the state directory")
+        );
+    }
+}
+
+#[test]
+fn a_reader_that_left_is_no_failure_to_report() {
+    let broken = |kind| CliError::Output(OutputError::new(OutputStream::Stdout, io::Error::from(kind)));
+    assert!(Report::of(&broken(io::ErrorKind::BrokenPipe)).is_none());
+    assert_eq!(broken(io::ErrorKind::BrokenPipe).exit().code(), 141);
+    assert!(Report::of(&broken(io::ErrorKind::StorageFull)).is_some());
+    assert_eq!(broken(io::ErrorKind::StorageFull).exit().code(), 1);
+}
+
+#[test]
+fn our_own_failures_exit_with_1() {
+    for error in [
+        CliError::Words(WordsError::Missing),
+        CliError::Config(crate::config::bad_log_filter("x=y=z")),
+        CliError::System("cannot do it".to_owned(), io::Error::other("cause")),
+    ] {
+        assert_eq!(error.exit().code(), 1);
+        assert!(Report::of(&error).unwrap().human().starts_with("[error] "));
+    }
+}

@@ -1,0 +1,37 @@
+//! What pyro is for, shown once: [`one_command`] in a new VM, and a language model that proves that it can run one
+//! ([`ollama`]).
+//!
+//! Nothing here prints: results are returned, and the lines of a demonstration go to the caller as they come.
+
+pub mod ollama;
+
+use pyro_engine::{Command, Engine, EngineError, Events, RunResult, VmSpec};
+use tokio_util::sync::CancellationToken;
+
+/// What both demonstrations run in: the smallest environment that has everything they need.
+const ENVIRONMENT: &str = "debian:12";
+
+const LOCAL_COMMAND: &str = "git --version";
+
+/// Prints the HTTP status of a page, fetched with what the environment has: there is no Python in it, and the TLS
+/// client came with the certificates. Fails without an answer, or with one from somebody else.
+const NETWORK_COMMAND: &str = "printf 'GET / HTTP/1.0\\r\\nHost: example.com\\r\\n\\r\\n' \
+    | openssl s_client -quiet -verify_quiet -verify_return_error -verify_hostname example.com \
+    -connect example.com:443 | awk '/^HTTP/ { print $2; ok = 1; exit } END { exit !ok }'";
+
+/// Runs `git --version` in a new VM or, with `network`, a command that fetches a page and prints the HTTP status.
+///
+/// # Errors
+/// The engine's own. That the command failed is part of the result.
+pub async fn one_command(
+    engine: &Engine,
+    network: bool,
+    events: &Events,
+    cancel: &CancellationToken,
+) -> Result<RunResult, EngineError> {
+    let spec = VmSpec { network, ..VmSpec::new(ENVIRONMENT) };
+    let command = Command::new(if network { NETWORK_COMMAND } else { LOCAL_COMMAND });
+    let mut result = engine.run(spec, command, events, cancel).await?;
+    result.timings.clear();
+    Ok(result)
+}

@@ -1,0 +1,47 @@
+//! A tool call that failed, and what the model is told of it.
+
+use pyro_engine::{EngineError, ErrorKind};
+use serde_json::{Map, Value, json};
+
+/// Why a call has no payload.
+#[derive(Debug, PartialEq)]
+pub(super) struct Failure {
+    kind: &'static str,
+    pub(super) error: String,
+    pub(super) hint: Option<String>,
+}
+
+impl Failure {
+    /// The arguments are wrong.
+    pub(super) fn arguments(error: String) -> Self {
+        Self { kind: ErrorKind::InvalidInput.as_str(), error, hint: None }
+    }
+
+    /// There is no such tool.
+    pub(super) fn unknown_tool(name: &str) -> Self {
+        Self { kind: "unknown_tool", error: format!("unknown tool '{name}'"), hint: None }
+    }
+
+    pub(super) fn hint(mut self, hint: String) -> Self {
+        self.hint = Some(hint);
+        self
+    }
+
+    /// As the model is told.
+    pub(super) fn told(&self, name: &str, arguments: &Map<String, Value>) -> Value {
+        let mut told = json!({
+            "ok": false, "tool_name": name, "arguments": arguments, "error_type": self.kind, "error": self.error,
+        });
+        if let Some(hint) = &self.hint {
+            told["hint"] = hint.as_str().into();
+        }
+        told
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        let hint = (!error.hints.is_empty()).then(|| error.hints.join("; "));
+        Self { kind: error.kind.as_str(), error: error.in_full(), hint }
+    }
+}

@@ -1,0 +1,77 @@
+//! What the agent does to its whole machine.
+
+use std::path::Path;
+
+use pyro_wire::{Bootstrap, Failure, Preparation};
+
+use crate::failure::refused;
+use crate::identity::{self, NameFiles};
+use crate::{halt, network, root, warm_up};
+
+/// The machine that the agent sets up, names and ends.
+pub trait Machine: Send + 'static {
+    /// Does what takes time and is the same in every machine of a kind.
+    ///
+    /// # Errors
+    /// The step that failed; the machine is then of no use.
+    fn prepare(&mut self, preparation: &Preparation) -> impl Future<Output = Result<(), Failure>>;
+
+    /// Does what makes this machine different from its siblings. Only after [`Self::prepare`].
+    ///
+    /// # Errors
+    /// The step that failed; the machine is then of no use.
+    fn apply(&mut self, bootstrap: &Bootstrap) -> impl Future<Output = Result<(), Failure>>;
+
+    /// Makes it another machine, with the network it has. Only after [`Self::apply`].
+    ///
+    /// # Errors
+    /// The step that failed; the machine is then of no use.
+    fn identify(&mut self, bootstrap: &Bootstrap) -> Result<(), Failure>;
+
+    /// Ends every other process, writes everything to disk and makes it read-only. Blocks.
+    ///
+    /// # Errors
+    /// The step that failed; something may not be on disk.
+    fn halt(&mut self) -> Result<(), Failure>;
+}
+
+/// The virtual machine that the agent runs in.
+#[derive(Default)]
+pub(crate) struct VirtualMachine {
+    /// Present from its preparation until it halts: its root cannot be sealed while they are open.
+    names: Option<NameFiles>,
+}
+
+impl Machine for VirtualMachine {
+    async fn prepare(&mut self, preparation: &Preparation) -> Result<(), Failure> {
+        root::enter(preparation)?;
+        self.names = Some(NameFiles::open(Path::new("/etc"))?);
+        network::bring_up_loopback().await?;
+        if preparation.warm_up {
+            warm_up::run();
+        }
+        Ok(())
+    }
+
+    async fn apply(&mut self, bootstrap: &Bootstrap) -> Result<(), Failure> {
+        self.identify(bootstrap)?;
+        match &bootstrap.network {
+            Some(config) => network::configure(config).await,
+            None => Ok(()),
+        }
+    }
+
+    fn identify(&mut self, bootstrap: &Bootstrap) -> Result<(), Failure> {
+        let Some(names) = &self.names else {
+            return Err(refused("naming the machine", "the machine is not running"));
+        };
+        identity::apply_clock_and_seed(bootstrap)?;
+        identity::set_host_name(bootstrap)?;
+        names.fill(bootstrap)
+    }
+
+    fn halt(&mut self) -> Result<(), Failure> {
+        self.names = None;
+        halt::halt()
+    }
+}

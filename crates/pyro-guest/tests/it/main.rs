@@ -1,0 +1,10 @@
+//! Tests of the agent as its host sees it: over a channel, in a temporary directory, without a machine.
+#![expect(clippy::unwrap_used, reason = "clippy knows only functions marked as tests, not their helpers")]
+
+mod channel;
+mod copy;
+mod end;
+mod exec;
+mod handshake;
+mod host;
+mod machine;

@@ -1,0 +1,76 @@
+//! Why a guest could not do what it was asked to do.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::bounded::{self, MAX_TEXT_BYTES};
+
+/// A step that failed in the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
+#[error("{step}: {cause}")]
+pub struct Failure {
+    /// What kind of failure it is, for programs.
+    pub kind: FailureKind,
+    /// What was being done, in words a user understands.
+    #[serde(deserialize_with = "bounded::text")]
+    #[schemars(length(max = MAX_TEXT_BYTES))]
+    pub step: String,
+    /// The cause in words.
+    #[serde(deserialize_with = "bounded::text")]
+    #[schemars(length(max = MAX_TEXT_BYTES))]
+    pub cause: String,
+    /// `errno` of the guest's kernel. Absent: the kernel reported no error.
+    #[serde(default, deserialize_with = "bounded::errno")]
+    pub errno: Option<i32>,
+}
+
+/// Kinds of failures in a guest.
+///
+/// They describe why something could not be started or done at all. A command runs as `/bin/sh -lc <command>`: a
+/// program that the shell does not find or may not execute is the shell's exit status 127 or 126, not a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The program to start, `/bin/sh`, does not exist.
+    CommandNotFound,
+    /// The program to start, `/bin/sh`, cannot be executed.
+    NotExecutable,
+    /// The working directory does not exist.
+    DirectoryNotFound,
+    /// A file or directory does not exist.
+    FileNotFound,
+    /// What should be a directory is something else.
+    NotADirectory,
+    /// The guest's kernel denies access.
+    PermissionDenied,
+    /// The command and its environment are larger than the kernel accepts.
+    ArgumentListTooLong,
+    /// The guest's memory is exhausted.
+    OutOfMemory,
+    /// The guest's disk is full.
+    NoSpace,
+    /// The guest cannot start another process.
+    TooManyProcesses,
+    /// The guest's kernel or the agent cannot do this.
+    Unsupported,
+    /// Anything else; [`Failure::errno`] and [`Failure::cause`] say more.
+    Other,
+}
+
+impl FailureKind {
+    /// Every kind once.
+    pub const ALL: [Self; 12] = [
+        Self::CommandNotFound,
+        Self::NotExecutable,
+        Self::DirectoryNotFound,
+        Self::FileNotFound,
+        Self::NotADirectory,
+        Self::PermissionDenied,
+        Self::ArgumentListTooLong,
+        Self::OutOfMemory,
+        Self::NoSpace,
+        Self::TooManyProcesses,
+        Self::Unsupported,
+        Self::Other,
+    ];
+}

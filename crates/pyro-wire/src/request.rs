@@ -1,0 +1,161 @@
+//! What the host asks of a running guest.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::{ArchiveReply, Bootstrap, ExecReply, HaltReply, IdentifyReply, WORKSPACE};
+
+/// First frame of the host on each stream. Closing the stream before the reply cancels the request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Run one command.
+    Exec(Exec),
+    /// Send a file or a directory.
+    Pack(Pack),
+    /// Take a file or a directory.
+    Unpack(Unpack),
+    /// Become another machine.
+    Identify(Identify),
+    /// Prepare for the end of the machine.
+    Halt,
+}
+
+/// A request together with the types of everything that may follow it on its stream. A host that sends a request
+/// through this trait can receive nothing but its own kind of reply.
+pub trait Call: Into<Request> {
+    /// Control messages that the host may send after the request.
+    type Input: Serialize + DeserializeOwned + Clone + Debug + PartialEq;
+    /// The guest's only control message, its last frame on the stream.
+    type Reply: Serialize + DeserializeOwned + Clone + Debug + PartialEq;
+}
+
+macro_rules! calls {
+    ($($call:ident($input:ident) -> $reply:ident;)*) => {
+        $(
+            impl Call for $call {
+                type Input = $input;
+                type Reply = $reply;
+            }
+
+            impl From<$call> for Request {
+                fn from(call: $call) -> Self {
+                    Self::$call(call)
+                }
+            }
+        )*
+    };
+}
+
+calls! {
+    Exec(ExecInput) -> ExecReply;
+    Pack(NoInput) -> ArchiveReply;
+    Unpack(NoInput) -> ArchiveReply;
+    Identify(NoInput) -> IdentifyReply;
+}
+
+impl Call for Halt {
+    type Input = NoInput;
+    type Reply = HaltReply;
+}
+
+impl From<Halt> for Request {
+    fn from(Halt: Halt) -> Self {
+        Self::Halt
+    }
+}
+
+/// There is no control message of this kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NoInput {}
+
+/// A command to run as `/bin/sh -lc <command>` in its own process group, with stdin at end of file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Exec {
+    /// Shell text.
+    pub command: String,
+    /// Working directory. [`WORKSPACE`] is made if it is missing; any other must exist.
+    pub cwd: String,
+    /// Variables for the command, beside the usual ones. A login shell's profile may change them again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Time limit in milliseconds, counted from the start of the command.
+    pub timeout_ms: u64,
+    /// Time between SIGTERM and SIGKILL when the limit is hit, in milliseconds.
+    pub kill_grace_ms: u64,
+    /// Bytes of each output stream to send; what is beyond is read, counted and dropped. Absent: all.
+    pub output_limit: Option<u64>,
+}
+
+impl Exec {
+    /// `command` in the workspace, with a time limit, a grace of one second, and all of its output.
+    pub fn new(command: impl Into<String>, timeout: Duration) -> Self {
+        Self {
+            command: command.into(),
+            cwd: WORKSPACE.to_owned(),
+            env: BTreeMap::new(),
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            kill_grace_ms: 1000,
+            output_limit: None,
+        }
+    }
+}
+
+/// What the host may send while a command runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ExecInput {
+    /// End the command with SIGTERM and, after its grace, SIGKILL. Its reply comes as if it had ended by itself.
+    Terminate,
+}
+
+/// Send a file or a directory as a stream of tar, in the form of `pyro-archive`, in
+/// [`Frame::Output`](crate::Frame::Output) frames of the standard output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Pack {
+    /// File or directory; below [`WORKSPACE`] unless it is absolute.
+    pub path: String,
+    /// What it may hold.
+    pub limits: ArchiveLimits,
+}
+
+/// Take a file or a directory as a stream of tar. It follows on the stream of the request, in
+/// [`Frame::Output`](crate::Frame::Output) frames of the standard output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Unpack {
+    /// An existing directory, to put it there under its own name, or the name that it gets; below
+    /// [`WORKSPACE`] unless it is absolute.
+    pub path: String,
+    /// Its own name.
+    pub name: String,
+    /// What it may hold.
+    pub limits: ArchiveLimits,
+    /// [`Self::path`] is the name that it gets, also where a directory has that name, and missing directories on the
+    /// way there are made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exact: bool,
+}
+
+/// What an archive may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ArchiveLimits {
+    /// Maximum number of entries.
+    pub max_entries: u64,
+    /// Maximum total size of all files, in bytes.
+    pub max_bytes: u64,
+}
+
+/// Become this machine, instead of the one that the bootstrap made. For a machine that was started before it was
+/// needed; its network stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Identify(pub Bootstrap);
+
+/// Stop every process, write everything to disk, remount read-only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Halt;
