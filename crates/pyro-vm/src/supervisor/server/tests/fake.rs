@@ -18,7 +18,7 @@ use pyro_machine::{
 use pyro_wire::{Exec, ExecInput, ExecReply, Exit, Frame, FrameCodec, HaltReply, NoInput, Request, Status};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
-use tokio::task::{JoinHandle, spawn_local};
+use tokio::task::{JoinHandle, JoinSet, spawn_local};
 use tokio::time::{Instant, sleep};
 use tokio_util::codec::Framed;
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
@@ -232,9 +232,11 @@ impl Machine for FakeMachine {
 /// at once.
 async fn run_guest(channel: UnixStream, world: Rc<World>) {
     let mut connection = Connection::new(channel.compat(), Config::default(), Mode::Server);
+    // Everything that runs in a guest ends with it.
+    let mut streams = JoinSet::new();
     let serve = async {
         while let Some(Ok(stream)) = poll_fn(|context| connection.poll_next_inbound(context)).await {
-            spawn_local(serve_stream(stream, Rc::clone(&world)));
+            streams.spawn_local(serve_stream(stream, Rc::clone(&world)));
         }
     };
     tokio::select! {
@@ -270,6 +272,10 @@ async fn run_command(
     exec: &Exec,
     world: &World,
 ) -> Option<ExecReply> {
+    // Its task may be polled once more before it is aborted, and a machine that is gone runs nothing.
+    if !world.is_alive() {
+        return None;
+    }
     world.note(Fact::Began(exec.command.clone()));
     let started = Instant::now();
     let mut words = exec.command.split(' ');
