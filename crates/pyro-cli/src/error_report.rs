@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::io;
 
-use pyro_engine::{EngineError, ErrorKind};
+use pyro_engine::{EngineError, ErrorKind, Reader};
 use serde::Serialize;
 
 use crate::client_config::InstallError;
@@ -103,7 +103,7 @@ impl CliError {
             Self::Install(error) => Report::new("client_settings", error, error.hint.as_slice()),
             Self::Words(error) => Report::new("invalid_input", error, &[]),
             Self::Engine(error) | Self::Stopped(_, error) => {
-                Report::new(error.kind.as_str(), error, &error.hints)
+                Report::new(error.kind.as_str(), error, &error.hints_for(Reader::Person))
             }
             Self::Demo(error) => Report::new("demo", error, &[]),
             Self::Abandoned(signal) => Report {

@@ -22,6 +22,7 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use pyro_engine::operations::{ExecTask, RunInVm};
 use pyro_engine::{Command, Config, Engine, Events, TaskSpec, VmSpec};
 use pyro_vm::{Exec, ExitStatus, GuestClient};
 use serde_json::{Value, json};
@@ -173,7 +174,8 @@ impl Session {
         let command = Command { timeout_seconds: 120, ..Command::new(command) };
         let started = Instant::now();
         let spec = VmSpec::new("debian:12");
-        let ran = self.engine.run(spec, command, &Events::none(), &CancellationToken::new()).await?;
+        let request = RunInVm { spec, command, output: Default::default() };
+        let ran = self.engine.run(request, &Events::none(), &CancellationToken::new()).await?;
         successful(started.elapsed(), &ran.command, ran.exit_code)
     }
 
@@ -181,7 +183,8 @@ impl Session {
     async fn exec_task(&self, id: &str, command: &str) -> Outcome<Duration> {
         let command = Command { timeout_seconds: 120, ..Command::new(command) };
         let started = Instant::now();
-        let ran = self.engine.exec_task(id, command, &Events::none(), &CancellationToken::new()).await?;
+        let request = ExecTask { task: id.into(), command, output: Default::default() };
+        let ran = self.engine.exec_task(request, &Events::none(), &CancellationToken::new()).await?;
         successful(started.elapsed(), &ran.command, ran.exit_code)
     }
 

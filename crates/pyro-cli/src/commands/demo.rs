@@ -2,6 +2,7 @@
 
 mod ollama;
 
+use pyro_engine::operations::RunInVm;
 use pyro_engine::{Command, VmSpec};
 
 use crate::args::{DemoArgs, DemoCommand};
@@ -37,7 +38,8 @@ fn one_shot(network: bool, printer: &Printer) -> Result<Exit, CliError> {
     let command = Command::new(if network { NETWORK_COMMAND } else { LOCAL_COMMAND });
     let (mut result, _) =
         session::block_on(session::watch(printer, is_quiet(printer), async |events, cancel| {
-            engine.run(spec, command, &events, &cancel).await
+            let request = RunInVm { spec, command, output: Default::default() };
+            engine.run(request, &events, &cancel).await
         }))?;
     result.timings.clear();
     printer.json(&result)?;

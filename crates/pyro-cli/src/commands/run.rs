@@ -1,5 +1,6 @@
 //! `pyro run`.
 
+use pyro_engine::operations::RunInVm;
 use pyro_engine::{Command, Engine, OutputMode, RunResult, VmSpec};
 
 use crate::args::RunArgs;
@@ -17,10 +18,10 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Exit, CliError> {
     }
     super::warn_of_network(args.network, printer);
     let engine = Engine::new(config);
-    let (spec, command) = request(&args, command);
+    let request = request(&args, command);
     let (mut result, shown) =
         session::block_on(session::watch(printer, args.json, |events, cancel| async move {
-            engine.run(spec, command, &events, &cancel).await
+            engine.run(request, &events, &cancel).await
         }))?;
     if !args.timings {
         result.timings.clear();
@@ -38,7 +39,7 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Exit, CliError> {
 }
 
 /// The arguments in the engine's terms.
-fn request(args: &RunArgs, command: String) -> (VmSpec, Command) {
+fn request(args: &RunArgs, command: String) -> RunInVm {
     let spec = VmSpec {
         environment: args.environment.clone(),
         vcpu_count: args.vcpu_count,
@@ -49,7 +50,8 @@ fn request(args: &RunArgs, command: String) -> (VmSpec, Command) {
     };
     // People see the output as it comes; a program gets it in the document, after the end.
     let output = if args.json { OutputMode::Capture } else { OutputMode::Stream };
-    (spec, Command { timeout_seconds: args.timeout_seconds, output, ..Command::new(command) })
+    let command = Command { timeout_seconds: args.timeout_seconds, ..Command::new(command) };
+    RunInVm { spec, command, output: output.into() }
 }
 
 fn summary(result: &RunResult) -> String {

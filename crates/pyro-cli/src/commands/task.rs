@@ -3,8 +3,9 @@
 mod copy;
 mod render;
 
+use pyro_engine::operations::ExecTask;
 use pyro_engine::{
-    Command, Engine, EngineError, ErrorKind, Outcome, OutputMode, TaskLogEntry, TaskSpec, VmSpec,
+    Command, Engine, EngineError, ErrorKind, Hint, Outcome, OutputMode, TaskLogEntry, TaskSpec, VmSpec,
 };
 
 use crate::args::{TaskCommand, TaskCreateArgs, TaskExecArgs, TaskLogsArgs};
@@ -104,8 +105,6 @@ fn exec(args: TaskExecArgs, printer: &Printer) -> Result<Exit, CliError> {
     let command = Command {
         command: words::join(&args.words)?,
         timeout_seconds: args.timeout_seconds,
-        // People see the output as it comes; a program gets it in the document, after the end.
-        output: if args.json { OutputMode::Capture } else { OutputMode::Stream },
         cwd: args.cwd,
         env: args.env.into_iter().collect(),
     };
@@ -118,9 +117,12 @@ fn exec(args: TaskExecArgs, printer: &Printer) -> Result<Exit, CliError> {
         }
         return Ok(Exit::Success);
     }
+    // People see the output as it comes; a program gets it in the document, after the end.
+    let output = if args.json { OutputMode::Capture } else { OutputMode::Stream };
+    let request = ExecTask { task: id.as_str().into(), command, output: output.into() };
     let (result, shown) =
         session::block_on(session::watch(printer, args.json, |events, cancel| async move {
-            engine.exec_task(&id, command, &events, &cancel).await
+            engine.exec_task(request, &events, &cancel).await
         }))?;
     if args.json {
         printer.json(&result)?;
@@ -169,7 +171,7 @@ fn logs(args: TaskLogsArgs, printer: &Printer) -> Result<Exit, CliError> {
 
 fn no_commands(id: &str) -> EngineError {
     EngineError::new(ErrorKind::InvalidInput, format!("task {id} has not run any command"))
-        .hint("`pyro task exec` runs one")
+        .hint(Hint::RunFirst)
 }
 
 /// The journal for people, one entry after another: altogether it may be large. What went to stderr goes there again.

@@ -1,15 +1,15 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use pyro_engine::OutputStream;
+use pyro_engine::{Hint, OutputStream};
 
 fn engine_error() -> EngineError {
     let cause =
         EngineError::new(ErrorKind::Internal, "middle").caused_by(io::Error::other("no room\nat all"));
     EngineError::new(ErrorKind::StateUnusable, "cannot open the \u{1b}registry")
         .caused_by(cause)
-        .hint("free some space")
-        .hint("or set PYRO_BASE_DIR")
+        .hint(Hint::CommandLine { text: "free some space".to_owned() })
+        .hint(Hint::CommandLine { text: "or set PYRO_BASE_DIR".to_owned() })
 }
 
 #[test]

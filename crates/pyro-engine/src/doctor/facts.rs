@@ -11,7 +11,7 @@ use rustix::fs::{Access, access, statvfs};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-use super::report::{BuildReport, DiskReport, KvmReport, NetworkingReport, RootlessReport};
+use super::{BuildReport, DiskReport, KvmReport, NetworkingReport, RootlessReport};
 use crate::engine::vms_dir;
 use crate::registry::directory_problem;
 use crate::{Config, guest_kernel, search_path};

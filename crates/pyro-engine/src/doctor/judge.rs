@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::facts::{HostFacts, VMM_NAME, VmmFacts};
-use super::report::{
+use crate::doctor::{
     AcceleratorReport, Capabilities, DoctorReport, GuestKernelReport, KvmReport, Remedy, RootlessReport,
     RuntimeReport, VmmReport,
 };
-use crate::{Accelerator, Config, EngineError, EnvironmentList};
+use crate::{Accelerator, Config, EngineError, EnvironmentList, Reader};
 
 /// The platform pyro runs on.
 const PLATFORM: &str = "linux-x86_64";
@@ -55,7 +55,7 @@ pub(crate) fn judge(
         findings.state(&facts, config);
         findings.building(&facts);
         if let Err(error) = &environments {
-            let remedy = error.hints.first().cloned();
+            let remedy = error.hints_for(Reader::Person).into_iter().next();
             findings.add(
                 format!("the environments cannot be listed: {error}"),
                 remedy.unwrap_or_else(|| "`pyro env list` shows the whole error".to_owned()),
@@ -276,7 +276,8 @@ mod tests {
 
     use super::*;
     use crate::ErrorKind;
-    use crate::doctor::report::{BuildReport, DiskReport};
+    use crate::Hint;
+    use crate::doctor::{BuildReport, DiskReport};
 
     fn config() -> Config {
         Config {
@@ -401,11 +402,11 @@ mod tests {
     #[test]
     fn a_failing_catalog_is_an_issue_and_not_the_end() {
         let error =
-            EngineError::new(ErrorKind::EnvironmentUnavailable, "the cache is damaged").hint("remove it");
+            EngineError::new(ErrorKind::EnvironmentUnavailable, "the cache is damaged").hint(Hint::FreeCache);
         let report = judge(PLATFORM, &config(), good_facts(), accelerator(Some("kvm"), "fine"), Err(error));
         assert!(report.runtime_ok);
         assert_eq!(report.remedies[0].issue, "the environments cannot be listed: the cache is damaged");
-        assert_eq!(report.remedies[0].remedy, "remove it");
+        assert_eq!(report.remedies[0].remedy, "free some space or use another cache directory");
     }
 
     #[test]

@@ -1,15 +1,14 @@
 //! Running one command in a VM that runs.
 
-use std::time::Duration;
-
 use pyro_vm::{Exec, ExecError, ExecOutcome, ExitStatus, GuestClient, WORKSPACE, timeout_note};
 
 use super::Engine;
 use crate::capture::{CAPTURE_LIMIT, OutputSink};
 use crate::finished::{Finished, KILLED, TIMED_OUT};
 use crate::host_compat::{self, HostCommand};
+use crate::limits::CheckedCommand;
 use crate::registry::VmRecord;
-use crate::{Command, EngineError, ErrorKind, Events, ExecutionMode, OutputMode, OutputStream};
+use crate::{EngineError, ErrorKind, Events, ExecutionMode, Hint, OutputMode, OutputStream};
 use tokio_util::sync::CancellationToken;
 
 impl Engine {
@@ -17,15 +16,14 @@ impl Engine {
     pub(super) async fn execute(
         &self,
         record: &VmRecord,
-        command: &Command,
-        timeout: Duration,
+        command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Finished, EngineError> {
         match record.execution_mode {
-            ExecutionMode::HostCompat => self.execute_on_host(record, command, timeout, events, cancel).await,
+            ExecutionMode::HostCompat => self.execute_on_host(record, command, events, cancel).await,
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
-                let run = self.execute_in_guest(record, command, timeout, events);
+                let run = self.execute_in_guest(record, command, events);
                 super::unless_cancelled(cancel, run).await
             }
         }
@@ -34,13 +32,12 @@ impl Engine {
     async fn execute_in_guest(
         &self,
         record: &VmRecord,
-        command: &Command,
-        timeout: Duration,
+        command: &CheckedCommand,
         events: &Events,
     ) -> Result<Finished, EngineError> {
         let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
         let mut stderr = OutputSink::new(OutputStream::Stderr, command.output, events);
-        let request = exec_request(command, timeout);
+        let request = exec_request(command);
         let outcome = GuestClient::new(self.vm_dir(&record.vm_id))
             .exec(request, async |chunk| match chunk.stream {
                 pyro_vm::OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
@@ -49,7 +46,7 @@ impl Engine {
             .await
             .map_err(|error| exec_error(record, error))?;
         if outcome.timed_out {
-            stderr.note(&timeout_note(timeout)).await;
+            stderr.note(&timeout_note(command.timeout)).await;
         }
         let (stdout, stdout_over) = stdout.finish();
         let (stderr, stderr_over) = stderr.finish();
@@ -67,8 +64,7 @@ impl Engine {
     pub(super) async fn execute_on_host(
         &self,
         record: &VmRecord,
-        command: &Command,
-        timeout: Duration,
+        command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Finished, EngineError> {
@@ -79,7 +75,7 @@ impl Engine {
         let host_command = HostCommand {
             command: &command.command,
             env: &command.env,
-            timeout,
+            timeout: command.timeout,
             directory: &directory,
             search_path: &self.config().search_path,
             mem_mib: record.sizing.mem_mib,
@@ -90,7 +86,7 @@ impl Engine {
 }
 
 /// The command in the guest's terms.
-pub(super) fn exec_request(command: &Command, timeout: Duration) -> Exec {
+pub(super) fn exec_request(command: &CheckedCommand) -> Exec {
     Exec {
         cwd: guest_cwd(command),
         env: command.env.clone(),
@@ -98,24 +94,23 @@ pub(super) fn exec_request(command: &Command, timeout: Duration) -> Exec {
             OutputMode::Capture | OutputMode::CaptureAndStream => Some(CAPTURE_LIMIT as u64),
             OutputMode::Stream => None,
         },
-        ..Exec::new(&command.command, timeout)
+        ..Exec::new(&command.command, command.timeout)
     }
 }
 
 /// On the host there is no `/workspace` that a directory could be below.
-pub(super) fn refuse_cwd(command: &Command) -> Result<(), EngineError> {
+pub(super) fn refuse_cwd(command: &CheckedCommand) -> Result<(), EngineError> {
     match command.cwd {
         None => Ok(()),
         Some(_) => {
             let message = "cwd cannot be chosen in host compatibility mode";
-            Err(EngineError::new(ErrorKind::InvalidInput, message)
-                .hint("write `cd <directory> && ...` as the command"))
+            Err(EngineError::new(ErrorKind::InvalidInput, message).hint(Hint::ChangeDirectory))
         }
     }
 }
 
 /// Where the command runs in a guest.
-pub(super) fn guest_cwd(command: &Command) -> String {
+pub(super) fn guest_cwd(command: &CheckedCommand) -> String {
     match command.cwd.as_deref() {
         None => WORKSPACE.to_owned(),
         Some(absolute) if absolute.starts_with('/') => absolute.to_owned(),

@@ -6,7 +6,7 @@ use pyro_vm::{Accelerator, accel};
 
 use super::Engine;
 use crate::doctor::AcceleratorReport;
-use crate::{guest_kernel, search_path};
+use crate::{convert, guest_kernel, search_path};
 
 /// Name of the VMM's executable.
 const VMM: &str = "qemu-system-x86_64";
@@ -31,7 +31,7 @@ impl Engine {
             guest_kernel::release(image)?;
         }
         let accelerator = match self.config().accelerator {
-            Some(forced) => forced,
+            Some(forced) => convert::accelerator(forced),
             None => self.choose_accelerator(true).await.accelerator,
         };
         Ok(Host { vmm_program, accelerator, guest_kernel })

@@ -16,11 +16,11 @@ use pyro_vm::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, spares_dir, state_unusable, templates_dir, unless_cancelled};
+use crate::Kind;
 use crate::engine::host::Host;
-use crate::kind::Kind;
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
-use crate::{EngineError, ErrorKind, Event, Events, ExecutionMode, VmId, VmSpec};
+use crate::{EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, VmId, VmSpec};
 
 /// Name of the hidden subcommand that supervises one VM.
 pub const SUPERVISE_COMMAND: &str = "supervise";
@@ -68,7 +68,7 @@ impl Engine {
                 Ok(Some(lock)) => Ok(lock),
                 Ok(None) => {
                     let message = format!("{kind} {id} is being started or stopped by another process");
-                    Err(EngineError::new(ErrorKind::WrongState, message).hint("try again in a moment"))
+                    Err(EngineError::new(ErrorKind::WrongState, message).hint(Hint::RetryInAMoment))
                 }
                 Err(error) => Err(state_unusable("lock", &dir, error)),
             }
@@ -303,11 +303,9 @@ impl Engine {
 
 fn layer_error(error: LayerError) -> EngineError {
     let hint = match &error {
-        LayerError::NoSpace { .. } => "free some space on that disk, or name another state directory",
-        LayerError::ToolMissing => "install e2fsprogs",
-        LayerError::ToolFailed(_) | LayerError::Io { .. } => {
-            "check the space and permissions of the state directory"
-        }
+        LayerError::NoSpace { .. } => Hint::FreeDiskOrMove,
+        LayerError::ToolMissing => Hint::InstallE2fsprogs,
+        LayerError::ToolFailed(_) | LayerError::Io { .. } => Hint::CheckStateDir,
     };
     let kind = match &error {
         LayerError::ToolMissing => ErrorKind::VmUnavailable,
@@ -320,11 +318,10 @@ fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError) -> EngineEr
     match error {
         StartError::Boot(failure) => {
             let message = format!("{kind} {id} did not come up: {} failed: {}", failure.stage, failure.cause);
-            let error =
-                EngineError::new(ErrorKind::BootFailed, message).hint("`pyro doctor` checks what a VM needs");
+            let error = EngineError::new(ErrorKind::BootFailed, message).hint(Hint::CheckHost);
             match failure.console.is_empty() {
                 true => error,
-                false => error.hint(format!("the console's last lines:\n{}", failure.console.join("\n"))),
+                false => error.hint(Hint::Console { lines: failure.console.join("\n") }),
             }
         }
         StartError::Ended(_) => {

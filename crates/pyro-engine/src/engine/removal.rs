@@ -8,7 +8,7 @@ use pyro_vm::supervisor::control::{self, ControlRequest};
 use pyro_vm::supervisor::{OwnerLock, files};
 
 use super::{Engine, state_unusable};
-use crate::{EngineError, ErrorKind, VmId};
+use crate::{EngineError, ErrorKind, Hint, VmId};
 
 /// Longest time that a supervisor may take to end its VM, including the guest's orderly halt. Processes that
 /// were stopped or are stuck must not make every caller hang.
@@ -59,8 +59,9 @@ impl Engine {
             .blocking(move |_| OwnerLock::acquire(&dir).map_err(|error| state_unusable("lock", &dir, error)));
         tokio::time::timeout(limit, lock).await.unwrap_or_else(|_| {
             let message = format!("vm {id} is held by a process that does not react");
-            Err(EngineError::new(ErrorKind::WrongState, message)
-                .hint(format!("`fuser {}` finds it", self.vm_dir(id).join(files::OWNER_LOCK).display())))
+            Err(EngineError::new(ErrorKind::WrongState, message).hint(Hint::FindHolder {
+                file: self.vm_dir(id).join(files::OWNER_LOCK).display().to_string(),
+            }))
         })
     }
 

@@ -20,12 +20,12 @@ use tokio_util::sync::CancellationToken;
 use super::lifecycle::{as_it_is, new_vm};
 use super::reconcile::owner_vanished;
 use super::{Engine, Shared, now, unless_cancelled, vm_dir};
-use crate::kind::Kind;
+use crate::Kind;
 use crate::limits;
 use crate::registry::{NewVm, VmRecord};
 use crate::state::VmEvent;
 use crate::{
-    DeleteReason, EngineError, ErrorKind, Event, Events, ExecutionMode, LastCommand, StopReason, Task,
+    DeleteReason, EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, LastCommand, StopReason, Task,
     TaskDeleted, TaskList, TaskSpec, VmId, VmSpec, VmState,
 };
 
@@ -287,5 +287,5 @@ pub(super) fn used_bytes(dir: &Path) -> u64 {
 /// The task's supervisor does not answer, or does not say what it should.
 fn supervisor_lost(id: &VmId) -> EngineError {
     EngineError::new(ErrorKind::OutcomeUnknown, format!("the supervisor of task {id} was lost"))
-        .hint("`pyro task status` says what became of it")
+        .hint(Hint::TaskStatus)
 }

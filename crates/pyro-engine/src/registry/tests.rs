@@ -178,7 +178,7 @@ fn a_damaged_file_is_named_together_with_the_remedy() {
     let error = registry.list().unwrap_err();
     assert_eq!(error.kind, ErrorKind::StateUnusable);
     assert_eq!(error.to_string(), format!("the state file {} is damaged", file.display()));
-    assert!(error.hints[0].starts_with("move it away"), "{:?}", error.hints);
+    assert!(matches!(error.hints[0], crate::Hint::MoveStateFile { .. }), "{:?}", error.hints);
 
     // The remedy works, without a new process.
     fs::rename(&file, directory.path().join("state.sqlite3.damaged")).unwrap();

@@ -1,4 +1,3 @@
 //! The crate as its callers see it.
 
 mod engine;
-mod payload;

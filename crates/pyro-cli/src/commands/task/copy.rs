@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pyro_engine::{CopyLimits, EngineError, ErrorKind, TaskCopied};
+use pyro_engine::{CopyLimits, EngineError, ErrorKind, Hint, TaskCopied};
 
 use crate::args::TaskCpArgs;
 use crate::error_report::CliError;
@@ -24,7 +24,11 @@ pub(super) fn run(args: TaskCpArgs, printer: &Printer) -> Result<Exit, CliError>
                 ErrorKind::InvalidInput,
                 "one of the two, source or destination, must be in a task",
             )
-            .hint("write it as TASK_ID:PATH; write a file of this machine whose name has a colon as ./NAME")),
+            .hint(Hint::CommandLine {
+                text:
+                    "write it as TASK_ID:PATH; write a file of this machine whose name has a colon as ./NAME"
+                        .to_owned(),
+            })),
         }
     }))?;
     match json {

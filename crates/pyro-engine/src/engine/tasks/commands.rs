@@ -9,16 +9,18 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::supervisor_lost;
+use crate::Kind;
 use crate::capture::OutputSink;
 use crate::engine::Engine;
 use crate::engine::exec::{exec_request, exit_code, guest_cwd};
 use crate::finished::{Finished, KILLED};
-use crate::kind::Kind;
+use crate::limits::CheckedCommand;
+use crate::operations::ExecTask;
 use crate::registry::{CommandExit, VmRecord};
 use crate::state::VmEvent;
 use crate::{
-    Command, EngineError, ErrorKind, Event, Events, ExecutionMode, Outcome, OutputMode, TaskDetached,
-    TaskExec, TaskLogEntry, VmId, limits,
+    Command, EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, Outcome, OutputMode, TaskDetached,
+    TaskExec, TaskLogEntry, VmId, convert, limits,
 };
 
 /// Time that a command has for ending when its caller gives it up.
@@ -44,18 +46,17 @@ impl Engine {
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
     pub async fn exec_task(
         &self,
-        task_id: &str,
-        command: Command,
+        request: ExecTask,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<TaskExec, EngineError> {
-        let timeout = limits::check_command(&command)?;
-        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let command = limits::check_command(request.command, request.output.output)?;
+        let id = VmId::parse_as(Kind::Task, &request.task.task_id)?;
         let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
         let ran = match record.execution_mode {
-            ExecutionMode::HostCompat => self.run_on_host(&record, &command, timeout, events, cancel).await?,
+            ExecutionMode::HostCompat => self.run_on_host(&record, &command, events, cancel).await?,
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
-                self.run_in_guest(&record, &command, timeout, events, cancel).await?
+                self.run_in_guest(&record, &command, events, cancel).await?
             }
         };
         Ok(TaskExec {
@@ -82,12 +83,11 @@ impl Engine {
     /// # Errors
     /// As [`Engine::exec_task`]; `InvalidInput` also if the task's commands run on the host.
     pub async fn detach_task(&self, task_id: &str, command: Command) -> Result<TaskDetached, EngineError> {
-        let timeout = limits::check_command(&command)?;
+        let command = limits::check_command(command, DETACHED_OUTPUT)?;
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
         refuse_on_host(&record, "detached")?;
-        let command = Command { output: DETACHED_OUTPUT, ..command };
-        let begun = CommandClient::new(self.vm_dir(&id)).detach(exec_request(&command, timeout)).await;
+        let begun = CommandClient::new(self.vm_dir(&id)).detach(exec_request(&command)).await;
         let sequence = match begun {
             Ok(sequence) => sequence,
             Err(error) => return Err(self.run_error(&id, error).await),
@@ -99,18 +99,17 @@ impl Engine {
     async fn run_in_guest(
         &self,
         record: &VmRecord,
-        command: &Command,
-        timeout: Duration,
+        command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Ran, EngineError> {
         let client = CommandClient::new(self.vm_dir(&record.vm_id));
-        let mut stdout = OutputSink::new(OutputStream::Stdout.into(), command.output, events);
-        let mut stderr = OutputSink::new(OutputStream::Stderr.into(), command.output, events);
+        let mut stdout = OutputSink::new(convert::stream(OutputStream::Stdout), command.output, events);
+        let mut stderr = OutputSink::new(convert::stream(OutputStream::Stderr), command.output, events);
         let (accept, mut accepted) = oneshot::channel();
         let ran = {
             let mut run = pin!(client.run(
-                exec_request(command, timeout),
+                exec_request(command),
                 |sequence| {
                     let _ = accept.send(sequence);
                 },
@@ -159,8 +158,9 @@ impl Engine {
                 };
                 Ok(Ran { sequence, exit, stdout, stderr })
             }
-            CommandEnd::NotRun { cause } => Err(EngineError::new(ErrorKind::NotDelivered, cause)
-                .hint("the command was not started; its entry in the journal says so")),
+            CommandEnd::NotRun { cause } => {
+                Err(EngineError::new(ErrorKind::NotDelivered, cause).hint(Hint::JournalSaysSo))
+            }
             CommandEnd::Lost => Err(self.lost(&record.vm_id).await),
         }
     }
@@ -288,8 +288,9 @@ impl Engine {
     async fn run_error(&self, id: &VmId, error: RunError) -> EngineError {
         match error {
             RunError::NotDelivered(cause) => EngineError::transport_not_ready(&cause.to_string()),
-            RunError::Refused { cause } => EngineError::new(ErrorKind::NotDelivered, cause)
-                .hint("the command was not started; it is safe to try again"),
+            RunError::Refused { cause } => {
+                EngineError::new(ErrorKind::NotDelivered, cause).hint(Hint::SafeToRepeat)
+            }
             RunError::Lost { .. } => self.lost(id).await,
         }
     }
@@ -304,7 +305,7 @@ async fn send(events: Option<&Events>, stream: OutputStream, bytes: impl Into<by
     if let Some(events) = events
         && !bytes.is_empty()
     {
-        events.send(Event::Output { stream: stream.into(), bytes }).await;
+        events.send(Event::Output { stream: convert::stream(stream), bytes }).await;
     }
 }
 
@@ -321,7 +322,7 @@ fn refuse_on_host(record: &VmRecord, what: &str) -> Result<(), EngineError> {
         return Ok(());
     }
     let message = format!("commands of task {} run on the host and cannot be {what}", record.vm_id);
-    Err(EngineError::new(ErrorKind::InvalidInput, message).hint("run the command and wait for it"))
+    Err(EngineError::new(ErrorKind::InvalidInput, message).hint(Hint::RunAndWait))
 }
 
 impl CommandExit {

@@ -1,6 +1,9 @@
 //! The tools that the model gets, and what becomes of a call.
 
-use pyro_engine::{Command, Engine, EngineError, ErrorKind, Events, RunResult, VmId, VmSpec, VmState};
+use pyro_engine::operations::{ExecVm, RunInVm};
+use pyro_engine::{
+    Command, Engine, EngineError, ErrorKind, Events, Reader, RunResult, VmId, VmSpec, VmState,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -87,8 +90,8 @@ impl Failure {
 
 impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
-        let hint = (!error.hints.is_empty()).then(|| error.hints.join("; "));
-        Self { kind: error.kind.as_str(), error: error.in_full(), hint }
+        let hint = Some(error.hints_for(Reader::Model).join("; ")).filter(|hints| !hints.is_empty());
+        Self { kind: error.kind.as_str(), error: error.in_full(Reader::Model), hint }
     }
 }
 
@@ -150,7 +153,8 @@ impl<'a> Tools<'a> {
         Ok(match tool {
             Tool::Run => {
                 let (spec, command) = (vm_spec(&given)?, command(&given)?);
-                let ran = self.engine.run(spec, command, self.events, self.cancel).await?;
+                let request = RunInVm { spec, command, output: Default::default() };
+                let ran = self.engine.run(request, self.events, self.cancel).await?;
                 self.told_of_run(ran)
             }
             Tool::ListEnvironments => payload(&self.engine.list_environments().await?.environments),
@@ -166,7 +170,8 @@ impl<'a> Tools<'a> {
                 if self.engine.status_vm(vm_id).await?.state != VmState::Started {
                     self.engine.start_vm(vm_id, self.events, self.cancel).await?;
                 }
-                let ran = self.engine.exec_vm(vm_id, command, self.events, self.cancel).await?;
+                let request = ExecVm { vm: vm_id.into(), command, output: Default::default() };
+                let ran = self.engine.exec_vm(request, self.events, self.cancel).await?;
                 self.told_of_run(ran)
             }
             Tool::Status => payload(&self.engine.status_vm(vm_id()?.as_str()).await?),

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{DeleteReason, ExecutionMode, Output};
-use crate::{Outcome, StopReason, VmId, VmState};
+use super::{DeleteReason, Output};
+use crate::{ExecutionMode, Outcome, StopReason, VmId, VmState};
 
 /// A task as its callers see it.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Task {
     /// Id.
     pub task_id: VmId,
@@ -60,7 +61,8 @@ pub struct Task {
 }
 
 /// The latest command of a task.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct LastCommand {
     /// Its number.
     pub sequence: u64,
@@ -77,7 +79,8 @@ pub struct LastCommand {
 }
 
 /// Every task.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskList {
     /// Those that can be read, oldest first.
     pub tasks: Vec<Task>,
@@ -88,7 +91,8 @@ pub struct TaskList {
 }
 
 /// Result of a command in a task.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskExec {
     /// Id of the task.
     pub task_id: VmId,
@@ -123,7 +127,8 @@ pub struct TaskExec {
 }
 
 /// A command that was begun and is not waited for.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskDetached {
     /// Id of the task.
     pub task_id: VmId,
@@ -138,7 +143,8 @@ pub struct TaskDetached {
 }
 
 /// The journal of a task.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskLogs {
     /// Id of the task.
     pub task_id: VmId,
@@ -148,8 +154,20 @@ pub struct TaskLogs {
     pub entries: Vec<TaskLogEntry>,
 }
 
+/// Part of the journal of a task.
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+#[schemars(rename = "LogsPage")]
+pub struct TaskLogsPage {
+    /// The entries.
+    pub logs: TaskLogs,
+    /// `after` for the next page; null if there is none.
+    pub next_after: Option<u64>,
+}
+
 /// What is known of one command of a task.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskLogEntry {
     /// Its number, from 1.
     pub sequence: u64,
@@ -189,7 +207,8 @@ pub struct TaskLogEntry {
 }
 
 /// A task was removed.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskDeleted {
     /// Id it had.
     pub task_id: VmId,
@@ -200,7 +219,8 @@ pub struct TaskDeleted {
 }
 
 /// Files were copied.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskCopied {
     /// Id of the task.
     pub task_id: VmId,
@@ -215,7 +235,8 @@ pub struct TaskCopied {
 }
 
 /// Part of a file.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskFile {
     /// Id of the task.
     pub task_id: VmId,
@@ -235,6 +256,7 @@ pub struct TaskFile {
 
 /// How the bytes of a file are written as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub enum FileEncoding {
     /// They are UTF-8 and stand as they are.
     #[serde(rename = "utf-8")]
@@ -245,7 +267,8 @@ pub enum FileEncoding {
 }
 
 /// A file was written.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskFileWritten {
     /// Id of the task.
     pub task_id: VmId,
