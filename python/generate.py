@@ -136,8 +136,8 @@ def alias(name, kind, schema):
 def doc(text):
     """A text as a docstring that is indented once."""
     text = " ".join(text.split("\n\n")[0].split()).replace("\\", "\\\\")
-    # Links of Rust's documentation.
-    text = re.sub(r"\[(`[^`]+`)\](\([^)]*\))?", r"\1", text)
+    # JSON's word for it.
+    text = re.sub(r"\bnull\b", "`None`", text)
     if not text:
         return []
     lines = textwrap.wrap(f'"""{text}"""', WIDTH - 4)

@@ -81,6 +81,7 @@ pub struct RuntimeReport {
     /// Environment cache.
     pub cache_dir: String,
     /// Environments of the catalog.
+    #[cfg_attr(test, proptest(strategy = "crate::operations::tests::few()"))]
     pub environments: Vec<Environment>,
     /// Versions of parts that are known, by name.
     pub component_versions: BTreeMap<String, String>,
@@ -104,11 +105,11 @@ pub struct Capabilities {
 #[derive(Debug, Clone, PartialEq, Default, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct AcceleratorReport {
-    /// `kvm` or `tcg`; `None` if neither can be used.
+    /// `kvm` or `tcg`; null if neither can be used.
     pub selected: Option<String>,
     /// Why.
     pub reason: String,
-    /// Time the measurement took, in milliseconds; `None` if there was none.
+    /// Time the measurement took, in milliseconds; null if there was none.
     pub measured_ms: Option<f64>,
     /// The verdict is an earlier one of the same host boot.
     pub cached: bool,
@@ -132,9 +133,9 @@ pub struct VmmReport {
 #[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct GuestKernelReport {
-    /// Path of the configured one; `None`: each environment's own.
+    /// Path of the configured one; null: each environment's own.
     pub image: Option<String>,
-    /// Its release, such as `6.12.9-pyro`; `None` if it cannot be used.
+    /// Its release, such as `6.12.9-pyro`; null if it cannot be used.
     pub release: Option<String>,
 }
 
@@ -162,7 +163,7 @@ pub struct RootlessReport {
     pub newuidmap: bool,
 }
 
-/// Space on the host's disks, in MiB; `None` if it could not be found out.
+/// Space on the host's disks, in MiB; null if it could not be found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct DiskReport {

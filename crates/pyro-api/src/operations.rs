@@ -412,4 +412,4 @@ operations! {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -22,7 +22,7 @@ pub struct RunResult {
     pub vm_id: VmId,
     /// Environment name.
     pub environment: String,
-    /// Version of the installed environment; `None` if none was needed.
+    /// Version of the installed environment; null if none was needed.
     pub environment_version: Option<String>,
     /// The shell text that was run.
     pub command: String,
@@ -44,9 +44,9 @@ pub struct RunResult {
     pub stderr_truncated: u64,
     /// The time limit ended the command.
     pub timed_out: bool,
-    /// `kvm` or `tcg`; `None` on the host.
+    /// `kvm` or `tcg`; null on the host.
     pub accelerator: Option<String>,
-    /// How the command reached the guest, such as `virtio-serial`; `None` on the host.
+    /// How the command reached the guest, such as `virtio-serial`; null on the host.
     pub channel: Option<String>,
     /// The guest kernel, as `uname -r` gives it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,13 +158,13 @@ pub struct Vm {
     pub allow_host_compat: bool,
     /// Address in its network.
     pub guest_ip: Option<String>,
-    /// TAP device on the host; `None` with user-mode networking.
+    /// TAP device on the host; null with user-mode networking.
     pub tap_name: Option<String>,
     /// Where its commands run.
     pub execution_mode: ExecutionMode,
     /// Diagnostics. Not a contract.
     pub metadata: BTreeMap<String, String>,
-    /// `kvm` or `tcg`; `None` before the start and on the host.
+    /// `kvm` or `tcg`; null before the start and on the host.
     pub accelerator: Option<String>,
 }
 
@@ -240,7 +240,7 @@ pub struct NetworkInfo {
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct NetworkAssignment {
-    /// TAP device on the host; `None` with user-mode networking.
+    /// TAP device on the host; null with user-mode networking.
     pub tap_name: Option<String>,
     /// The guest's address.
     pub guest_ip: Option<String>,

@@ -16,6 +16,7 @@
 //!
 //! At the end of its input it deletes all VMs and tasks and ends.
 
+#![expect(clippy::disallowed_methods, reason = "an example is a front end of its own")]
 #![expect(clippy::print_stdout, reason = "a program, not a library")]
 
 use std::error::Error;

@@ -1,5 +1,6 @@
 //! Pulls an environment into a cache directory: `pull <cache-dir> <name> [mirror]`.
 
+#![expect(clippy::disallowed_methods, reason = "an example is a front end of its own")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example is a front end")]
 
 use std::error::Error;

@@ -7,14 +7,13 @@ use serde_json::{Map, Value, json};
 use crate::arguments::Object;
 
 /// Keys whose names do not say enough, and what they mean.
-const MEANINGS: [(&str, &str); 9] = [
+const MEANINGS: [(&str, &str); 8] = [
     ("exit_code", "-S after signal S, 124 after the time limit"),
     ("stdout_truncated", "Bytes that were dropped"),
-    ("execution_mode", "guest_vsock: in the VM; host_compat: on the host"),
-    ("sequence", "Number of the command, for task_wait, task_kill and task_logs"),
+    ("sequence", "For task_wait, task_kill, task_logs"),
     ("outcome", "unknown: it may have run, wholly or in part"),
     ("next_offset", "offset for the rest of the file; null at its end"),
-    ("expires_at", "Seconds since the epoch"),
+    ("expires_at", "Unix time"),
     ("damaged_task_ids", "Tasks that can only be deleted"),
     ("installed", "If not, the first use takes some minutes"),
 ];
@@ -26,15 +25,43 @@ pub(crate) fn schema_of<T: JsonSchema>() -> Schema {
     settings.into_generator().into_root_schema_for::<T>()
 }
 
-/// The same in as few words as possible: types, enumerations and required keys stay.
-pub(crate) fn compact(schema: Schema) -> Object {
+/// The keys that are named of what stands inside of something else, by type. Their own status shows all of them.
+const LISTED: [(&str, &[&str]); 6] = [
+    ("Environment", &["name", "version", "description", "default_packages", "installed"]),
+    ("Task", &["task_id", "environment", "state", "expires_at", "command_count", "stop_reason"]),
+    ("TaskExec", &["sequence", "stdout", "stderr", "exit_code", "outcome", "timed_out", "execution_mode"]),
+    ("TaskDetached", &["sequence", "outcome"]),
+    ("LastCommand", &["sequence", "command", "exit_code"]),
+    ("TaskLogEntry", &["sequence", "command", "stdout", "stderr", "exit_code", "outcome", "timed_out"]),
+];
+
+/// The same in as few words as possible, with these keys only, or all if there are none. Types, enumerations and which of the
+/// keys are required stay.
+pub(crate) fn compact(schema: Schema, keys: &[&str]) -> Object {
     let mut schema = Value::from(schema);
+    if !keys.is_empty() {
+        keep(&mut schema, keys);
+    }
+    for (name, keys) in LISTED {
+        if let Some(listed) = schema.pointer_mut(&format!("/$defs/{name}")) {
+            keep(listed, keys);
+        }
+    }
     inline_words(&mut schema);
     shorten(&mut schema);
     let mut schema = schema.as_object().cloned().unwrap_or_default();
     // Clients insist on an object, which a choice between objects does not say by itself.
     schema.insert("type".to_owned(), "object".into());
     schema
+}
+
+fn keep(schema: &mut Value, keys: &[&str]) {
+    if let Some(properties) = schema["properties"].as_object_mut() {
+        properties.retain(|key, _| keys.contains(&key.as_str()));
+    }
+    if let Some(required) = schema["required"].as_array_mut() {
+        required.retain(|key| key.as_str().is_some_and(|key| keys.contains(&key)));
+    }
 }
 
 /// Puts definitions that are short, such as enumerations, in the place of references to them.
@@ -49,9 +76,12 @@ fn inline_words(schema: &mut Value) {
     let mut whole = json!({ "root": schema.take(), "$defs": long });
     replace(&mut whole, &short);
     *schema = whole["root"].take();
-    if let (Some(root), Value::Object(long)) = (schema.as_object_mut(), whole["$defs"].take())
-        && !long.is_empty()
-    {
+    let (Some(root), Value::Object(mut long)) = (schema.as_object_mut(), whole["$defs"].take()) else {
+        return;
+    };
+    let all = Value::Object(root.clone()).to_string() + &Value::Object(long.clone()).to_string();
+    long.retain(|name, _| all.contains(&format!("\"#/$defs/{name}\"")));
+    if !long.is_empty() {
         root.insert("$defs".to_owned(), Value::Object(long));
     }
 }
@@ -135,6 +165,7 @@ fn nullable(choice: &Value) -> Option<Map<String, Value>> {
 #[cfg(test)]
 mod tests {
     use crate::policy::Policy;
+    use crate::server::describe;
     use crate::tools::Tool;
 
     use super::*;
@@ -145,16 +176,7 @@ mod tests {
         let policy = Policy::default();
         let size: usize = Tool::ALL
             .into_iter()
-            .map(|tool| {
-                let described = json!({
-                    "name": tool.name(),
-                    "description": policy.description(tool, 4),
-                    "inputSchema": policy.input_schema(tool),
-                    "outputSchema": tool.output_schema(),
-                    "annotations": tool.annotations(false),
-                });
-                described.to_string().len()
-            })
+            .map(|tool| serde_json::to_string(&describe(&policy, tool, 4)).unwrap().len() + ",".len())
             .sum();
         assert!(size < 25_000, "{size} bytes");
     }

@@ -147,11 +147,16 @@ impl Server {
     }
 
     fn describe(&self, tool: Tool) -> ToolDescription {
-        let description = self.policy().description(tool, self.guard.max_active_vms());
-        ToolDescription::new(tool.name(), description, Arc::new(self.policy().input_schema(tool)))
-            .with_raw_output_schema(Arc::new(tool.output_schema()))
-            .with_annotations(tool.annotations(self.policy().closes_machines()))
+        describe(self.policy(), tool, self.guard.max_active_vms())
     }
+}
+
+/// What clients read of a tool.
+pub(crate) fn describe(policy: &Policy, tool: Tool, max_active_vms: u32) -> ToolDescription {
+    let description = policy.description(tool, max_active_vms);
+    ToolDescription::new(tool.name(), description, Arc::new(policy.input_schema(tool)))
+        .with_raw_output_schema(Arc::new(tool.output_schema()))
+        .with_annotations(tool.annotations(policy.closes_machines()))
 }
 
 impl ServerHandler for Server {

@@ -325,7 +325,56 @@ impl Tool {
             Self::TaskReadFile => schema_of::<TaskFile>(),
             Self::TaskWriteFile => schema_of::<TaskFileWritten>(),
         };
-        schema::compact(schema)
+        schema::compact(schema, self.keys())
+    }
+
+    /// The keys of the payload that its schema names; none: all of them. What a VM or a task looks like is described once,
+    /// where its status is shown; elsewhere it is enough to know what a call has changed. Other keys are there all the same.
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::VmRun => &[
+                "environment",
+                "stdout",
+                "stderr",
+                "exit_code",
+                "duration_ms",
+                "execution_mode",
+                "stdout_truncated",
+                "stderr_truncated",
+                "timed_out",
+            ],
+            Self::VmExec => &["stdout", "stderr", "exit_code", "timed_out"],
+            Self::VmCreate | Self::VmStart | Self::VmStop => &["vm_id", "state", "expires_at"],
+            Self::TaskCreate | Self::TaskStart | Self::TaskStop | Self::TaskExtend => {
+                &["task_id", "state", "expires_at", "stop_reason"]
+            }
+            Self::TaskWait => &[
+                "sequence",
+                "command",
+                "stdout",
+                "stderr",
+                "exit_code",
+                "duration_ms",
+                "outcome",
+                "timed_out",
+                "stdout_truncated",
+                "stderr_truncated",
+                "error",
+            ],
+            Self::TaskKill => &["sequence", "outcome", "exit_code"],
+            Self::VmListEnvironments
+            | Self::VmDelete
+            | Self::VmStatus
+            | Self::VmNetworkInfo
+            | Self::VmReapExpired
+            | Self::TaskExec
+            | Self::TaskStatus
+            | Self::TaskLogs
+            | Self::TaskDelete
+            | Self::TaskList
+            | Self::TaskReadFile
+            | Self::TaskWriteFile => &[],
+        }
     }
 
     /// The operation that a call has carried out. What a client may do is decided by its class of access.

@@ -36,7 +36,7 @@ pub struct Task {
     pub allow_host_compat: bool,
     /// Address in its network.
     pub guest_ip: Option<String>,
-    /// TAP device on the host; `None` with user-mode networking.
+    /// TAP device on the host; null with user-mode networking.
     pub tap_name: Option<String>,
     /// Where its commands run.
     pub execution_mode: ExecutionMode,
@@ -48,13 +48,13 @@ pub struct Task {
     pub last_command: Option<LastCommand>,
     /// Diagnostics. Not a contract.
     pub metadata: BTreeMap<String, String>,
-    /// `kvm` or `tcg`; `None` on the host.
+    /// `kvm` or `tcg`; null on the host.
     pub accelerator: Option<String>,
-    /// Why it does not run; `None` while it does.
+    /// Why it does not run; null while it does.
     pub stop_reason: Option<StopReason>,
     /// More about that, such as the last words of its console.
     pub last_error: Option<String>,
-    /// Size of its disk in MiB; `None` if it has none.
+    /// Size of its disk in MiB; null if it has none.
     pub disk_mib: Option<u64>,
     /// Bytes of the host's disk that it takes: its disk and what is kept of its commands' output.
     pub disk_used_bytes: u64,
@@ -175,9 +175,9 @@ pub struct TaskLogEntry {
     pub command: String,
     /// Where it ran.
     pub cwd: String,
-    /// Exit code; −S if signal S ended the shell; 124 after the time limit; `None` unless it ended and its end is known.
+    /// Exit code; −S if signal S ended the shell; 124 after the time limit; null unless it ended and its end is known.
     pub exit_code: Option<i64>,
-    /// Duration in milliseconds; `None` like the exit code.
+    /// Duration in milliseconds; null like the exit code.
     pub duration_ms: Option<u64>,
     /// Where it ran.
     pub execution_mode: ExecutionMode,
@@ -250,7 +250,7 @@ pub struct TaskFile {
     pub content: String,
     /// How `content` is written.
     pub encoding: FileEncoding,
-    /// Where the rest begins; `None` if there is none.
+    /// Where the rest begins; null if there is none.
     pub next_offset: Option<u64>,
 }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-pub(crate) use engine::{Capture, chain, command, exec_text, never, quiet};
+pub(crate) use engine::{Capture, chain, command, exec, exec_text, never, quiet};
 pub(crate) use processes::{Process, kill};
 pub(crate) use running::{Ended, Running};
 pub(crate) use task::Task;

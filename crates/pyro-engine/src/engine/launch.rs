@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Engine, spares_dir, state_unusable, templates_dir, unless_cancelled};
 use crate::Kind;
-use crate::engine::host::Host;
+use crate::engine::host::{Host, HostUnavailable};
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
 use crate::{EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, VmId, VmSpec};
@@ -41,7 +41,7 @@ fn templates_fit(accelerator: pyro_vm::Accelerator) -> bool {
 
 /// What a VM starts from: the host's VMM and an installed environment, or the reason why there is none, to which its caller
 /// has agreed.
-pub(super) type Ground = Result<(Host, InstalledEnvironment), String>;
+pub(super) type Ground = Result<(Host, InstalledEnvironment), HostUnavailable>;
 
 /// What a VM is like, whoever it is for.
 struct Shape {
@@ -93,7 +93,7 @@ impl Engine {
                 self.inspect_environment(environment).await?;
                 match allow_host_compat {
                     true => Ok(Err(reason)),
-                    false => Err(EngineError::boot_unavailable(&reason)),
+                    false => Err(EngineError::boot_unavailable(&reason.to_string())),
                 }
             }
         }
@@ -113,7 +113,7 @@ impl Engine {
             Ok((host, environment)) => {
                 self.start_guest(record, environment, host, lock, events, cancel).await.map(drop)
             }
-            Err(reason) => self.start_on_host(&record.vm_id, &reason).await.map(drop),
+            Err(reason) => self.start_on_host(&record.vm_id, &reason.to_string()).await.map(drop),
         }
     }
 

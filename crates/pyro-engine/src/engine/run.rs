@@ -96,7 +96,7 @@ impl Engine {
                 timings.lap_of_start(&info);
                 (self.get(Kind::Vm, id).await?, Ok(lifeline))
             }
-            Err(reason) => (self.start_on_host(id, &reason).await?, Err(lock)),
+            Err(reason) => (self.start_on_host(id, &reason.to_string()).await?, Err(lock)),
         };
         events.send(Event::Phase(RunPhase::Execute { vm_id: id.clone() })).await;
         let executed = self.execute(&record, command, events, cancel).await;

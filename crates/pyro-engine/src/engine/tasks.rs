@@ -17,6 +17,7 @@ use pyro_vm::supervisor::control::{self, ControlRequest};
 use pyro_vm::supervisor::{OwnerLock, files as vm_files};
 use tokio_util::sync::CancellationToken;
 
+use super::host::HostUnavailable;
 use super::lifecycle::{as_it_is, new_vm};
 use super::reconcile::owner_vanished;
 use super::{Engine, Shared, now, unless_cancelled, vm_dir};
@@ -93,7 +94,7 @@ impl Engine {
         self.refuse_while_busy(&id).await?;
         let ground = match record.execution_mode {
             // Its files are here, wherever VMs could run by now.
-            ExecutionMode::HostCompat => Err("the task was created on the host".to_owned()),
+            ExecutionMode::HostCompat => Err(HostUnavailable::TaskOnHost),
             // Its files are on its disk, to which only a guest has access.
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
                 self.ground(&record.environment, false, events, cancel).await?
