@@ -96,12 +96,6 @@ hints! {
         model: "vm_list_environments shows what each one holds",
         program: "list_environments() shows what each one holds"
     }
-    /// The cause is in an answer of `env list`.
-    ListEnvironmentsForCause => {
-        person: "`pyro env list` shows the whole error",
-        model: OPERATOR,
-        program: "list_environments() raises the whole error"
-    }
     /// A VM goes with its command.
     CreateAnotherVm => { all: "a VM is deleted after its command has run; create a new one" }
     /// There are other tasks.
@@ -208,11 +202,6 @@ hints! {
     CheckNetworkOrMirror => {
         host: "the package archive could not be reached: check the network, or configure another mirror"
     }
-    /// Some other advice about the environment cache.
-    Cache {
-        /// What to do.
-        advice
-    } => { host: advice.clone() }
     /// A disk is full.
     FreeDisk => { host: "free some space on that disk" }
     /// A disk is full, and another one would do.
