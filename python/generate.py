@@ -138,6 +138,8 @@ def doc(text):
     text = " ".join(text.split("\n\n")[0].split()).replace("\\", "\\\\")
     # Intra-doc links of Rust documentation.
     text = re.sub(r"\[(`[^`]+`)\](\([^)]*\))?", r"\1", text)
+    # JSON's word for it.
+    text = re.sub(r"\bnull\b", "`None`", text)
     if not text:
         return []
     lines = textwrap.wrap(f'"""{text}"""', WIDTH - 4)

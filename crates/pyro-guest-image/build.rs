@@ -2,6 +2,8 @@
 //! goes into a guest. A nested cargo is used because stable cargo cannot make one crate's binary another
 //! crate's dependency.
 
+#![expect(clippy::disallowed_methods, reason = "cargo hands settings to build scripts that way")]
+
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -25,15 +25,15 @@ class _EnvironmentAlways(TypedDict):
     name: str
     """Name, such as `debian:12`."""
     oci_reference: Optional[str]
-    """Always null, see `oci_registry`."""
+    """Always `None`, see `oci_registry`."""
     oci_registry: Optional[str]
-    """Always null: the environments are built from the distribution's archive, not pulled from a registry."""
+    """Always `None`: the environments are built from the distribution's archive, not pulled from a registry."""
     oci_repository: Optional[str]
-    """Always null, see `oci_registry`."""
+    """Always `None`, see `oci_registry`."""
     platform: str
     """Host platform, `linux-x86_64`."""
     source_digest: Optional[str]
-    """SHA-256 over the sorted `name=version` lines of every package in the installed image and its kernel; null while
+    """SHA-256 over the sorted `name=version` lines of every package in the installed image and its kernel; `None` while
     nothing is installed."""
     version: str
     """Version of the environment."""
@@ -70,11 +70,11 @@ class _PulledEnvironmentAlways(TypedDict):
     name: str
     """Name, such as `debian:12`."""
     oci_reference: Optional[str]
-    """Always null, see `oci_registry`."""
+    """Always `None`, see `oci_registry`."""
     oci_registry: Optional[str]
-    """Always null: the environments are built from the distribution's archive, not pulled from a registry."""
+    """Always `None`: the environments are built from the distribution's archive, not pulled from a registry."""
     oci_repository: Optional[str]
-    """Always null, see `oci_registry`."""
+    """Always `None`, see `oci_registry`."""
     platform: str
     """Host platform, `linux-x86_64`."""
     rootfs_image: str
@@ -82,7 +82,7 @@ class _PulledEnvironmentAlways(TypedDict):
     source: str
     """What the image was made from, such as `debian:bookworm`."""
     source_digest: Optional[str]
-    """SHA-256 over the sorted `name=version` lines of every package in the installed image and its kernel; null while
+    """SHA-256 over the sorted `name=version` lines of every package in the installed image and its kernel; `None` while
     nothing is installed."""
     version: str
     """Version of the environment."""
@@ -465,7 +465,7 @@ class LogsPage(TypedDict):
     logs: TaskLogs
     """The entries."""
     next_after: Optional[int]
-    """`after` for the next page; null if there is none."""
+    """`after` for the next page; `None` if there is none."""
 
 
 class TaskCopied(TypedDict):

@@ -10,6 +10,8 @@
 //! Everything a user can see is decided here: words, formats, exit codes and the meaning of environment
 //! variables. The engine below gets its configuration as a value and never prints.
 
+#![expect(clippy::disallowed_methods, reason = "arguments and variables come in here and nowhere else")]
+
 mod client_config;
 mod command_line;
 mod commands;

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt::Write as _;
 
+use pyro_engine::Reader;
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -38,7 +39,7 @@ impl Report {
             CliError::Words(_) => Self::new("invalid_input", error, &[]),
             // What the engine says of it includes that it was stopped.
             CliError::Engine(cause) | CliError::Stopped(_, cause) => {
-                Self::new(cause.kind.as_str(), cause, &cause.hints)
+                Self::new(cause.kind.as_str(), cause, &cause.hints_for(Reader::Person))
             }
             CliError::Demo(_) => Self::new("demo", error, &[]),
             CliError::Abandoned(_) => {

@@ -5,6 +5,7 @@
 
 pub mod ollama;
 
+use pyro_engine::operations::RunInVm;
 use pyro_engine::{Command, Engine, EngineError, Events, RunResult, VmSpec};
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +32,8 @@ pub async fn one_command(
 ) -> Result<RunResult, EngineError> {
     let spec = VmSpec { network, ..VmSpec::new(ENVIRONMENT) };
     let command = Command::new(if network { NETWORK_COMMAND } else { LOCAL_COMMAND });
-    let mut result = engine.run(spec, command, events, cancel).await?;
+    let request = RunInVm { spec, command, output: Default::default() };
+    let mut result = engine.run(request, events, cancel).await?;
     result.timings.clear();
     Ok(result)
 }

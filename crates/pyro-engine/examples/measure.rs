@@ -16,12 +16,14 @@
 //!
 //! At the end of its input it deletes all VMs and tasks and ends.
 
+#![expect(clippy::disallowed_methods, reason = "an example is a front end of its own")]
 #![expect(clippy::print_stdout, reason = "a program, not a library")]
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use pyro_engine::operations::{ExecTask, RunInVm};
 use pyro_engine::{Command, Config, Engine, Events, TaskSpec, VmSpec};
 use pyro_vm::supervisor::{CommandOutcome, Run};
 use pyro_vm::{Client, Exec, ExitStatus};
@@ -175,7 +177,8 @@ impl Session {
         let command = Command { timeout_seconds: 120, ..Command::new(command) };
         let started = Instant::now();
         let spec = VmSpec::new("debian:12");
-        let ran = self.engine.run(spec, command, &Events::none(), &CancellationToken::new()).await?;
+        let request = RunInVm { spec, command, output: Default::default() };
+        let ran = self.engine.run(request, &Events::none(), &CancellationToken::new()).await?;
         successful(started.elapsed(), &ran.command, ran.exit_code)
     }
 
@@ -183,7 +186,8 @@ impl Session {
     async fn exec_task(&self, id: &str, command: &str) -> Outcome<Duration> {
         let command = Command { timeout_seconds: 120, ..Command::new(command) };
         let started = Instant::now();
-        let ran = self.engine.exec_task(id, command, &Events::none(), &CancellationToken::new()).await?;
+        let request = ExecTask { task: id.into(), command, output: Default::default() };
+        let ran = self.engine.exec_task(request, &Events::none(), &CancellationToken::new()).await?;
         successful(started.elapsed(), &ran.command, ran.exit_code)
     }
 

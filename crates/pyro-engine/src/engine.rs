@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::doctor::{self, DoctorReport, HostFacts};
 use crate::registry::Registry;
-use crate::{Config, EngineError, ErrorKind, VmId};
+use crate::{Config, EngineError, ErrorKind, Hint, VmId};
 
 pub use host::{PROBE_COMMAND, probe_kvm};
 pub use launch::SUPERVISE_COMMAND;
@@ -44,7 +44,11 @@ impl Engine {
     /// An engine with these settings. Does no I/O and cannot fail.
     pub fn new(config: Config) -> Self {
         let registry = Registry::new(&config.base_dir);
-        let cache = CacheConfig { cache_dir: config.cache_dir.clone(), mirror: config.debian_mirror.clone() };
+        let cache = CacheConfig {
+            cache_dir: config.cache_dir.clone(),
+            mirror: config.debian_mirror.clone(),
+            search_path: config.search_path.clone(),
+        };
         let environments = EnvironmentCache::new(cache);
         Self { shared: Arc::new(Shared { config, registry, environments }) }
     }
@@ -134,8 +138,8 @@ async fn unless_cancelled<T>(
 fn state_unusable(action: &str, path: &Path, error: std::io::Error) -> EngineError {
     let full = error.kind() == std::io::ErrorKind::StorageFull;
     let hint = match full {
-        true => "free some space on that disk",
-        false => "check its owner and permissions, or name another state directory",
+        true => Hint::FreeDisk,
+        false => Hint::CheckOwner,
     };
     EngineError::new(ErrorKind::StateUnusable, format!("cannot {action} {}", path.display()))
         .hint(hint)

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The boot protocol's magic number, and where a pointer to the text with the kernel's version is.
 const MAGIC: (usize, &[u8]) = (0x202, b"HdrS");
@@ -16,11 +16,32 @@ const LONGEST_RELEASE: usize = 64;
 /// Release of the kernel in the bzImage, such as `6.12.9-pyro`.
 ///
 /// # Errors
-/// Why it cannot be booted, in words.
-pub(crate) fn release(image: &Path) -> Result<String, String> {
-    let head = head(image)
-        .map_err(|error| format!("the guest kernel {} cannot be read: {error}", image.display()))?;
-    parse(&head).ok_or_else(|| format!("the guest kernel {} is not a bzImage", image.display()))
+/// Why it cannot be booted.
+pub(crate) fn release(image: &Path) -> Result<String, GuestKernelError> {
+    let head = head(image).map_err(|error| GuestKernelError::Unreadable {
+        image: image.to_owned(),
+        cause: error.to_string(),
+    })?;
+    parse(&head).ok_or_else(|| GuestKernelError::NotBzImage { image: image.to_owned() })
+}
+
+/// Why a guest kernel cannot be booted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum GuestKernelError {
+    /// The file cannot be read.
+    #[error("the guest kernel {} cannot be read: {cause}", image.display())]
+    Unreadable {
+        /// The file.
+        image: PathBuf,
+        /// What the system says.
+        cause: String,
+    },
+    /// The file holds something else.
+    #[error("the guest kernel {} is not a bzImage", image.display())]
+    NotBzImage {
+        /// The file.
+        image: PathBuf,
+    },
 }
 
 fn head(image: &Path) -> io::Result<Vec<u8>> {
@@ -83,12 +104,13 @@ mod tests {
         let shown = path.display();
         let missing =
             format!("the guest kernel {shown} cannot be read: No such file or directory (os error 2)");
-        assert_eq!(release(&path), Err(missing));
+        assert_eq!(release(&path).unwrap_err().to_string(), missing);
         fs::write(&path, "text").unwrap();
-        assert_eq!(release(&path), Err(format!("the guest kernel {shown} is not a bzImage")));
+        let error = release(&path).unwrap_err().to_string();
+        assert_eq!(error, format!("the guest kernel {shown} is not a bzImage"));
         fs::write(&path, image(0x200, b"1.2.3 ")).unwrap();
         assert_eq!(release(&path), Ok("1.2.3".to_owned()));
-        assert!(release(dir.path()).unwrap_err().ends_with("cannot be read: it is not a file"));
+        assert!(release(dir.path()).unwrap_err().to_string().ends_with("cannot be read: it is not a file"));
     }
 
     proptest! {

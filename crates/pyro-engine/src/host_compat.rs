@@ -28,7 +28,7 @@ use self::confine::Limits;
 use self::shell_exit::ShellExit;
 use crate::capture::OutputSink;
 use crate::finished::{Finished, TIMED_OUT};
-use crate::{EngineError, ErrorKind, Events, OutputMode, OutputStream, search_path};
+use crate::{EngineError, ErrorKind, Events, Hint, OutputMode, OutputStream, search_path};
 
 /// How long a command may tidy up after it was asked to end.
 const GRACE: Duration = Duration::from_secs(1);
@@ -108,9 +108,9 @@ pub(crate) async fn run(
 
 fn spawn(command: &HostCommand<'_>) -> Result<(Group, ShellExit), EngineError> {
     let not_started =
-        |message: &str, hint: &str| EngineError::new(ErrorKind::NotDelivered, message).hint(hint);
+        |message: &str, hint: Hint| EngineError::new(ErrorKind::NotDelivered, message).hint(hint);
     let bash = search_path::find("bash", command.search_path)
-        .ok_or_else(|| not_started("bash was not found on this host", "install bash, or put it into PATH"))?;
+        .ok_or_else(|| not_started("bash was not found on this host", Hint::InstallBash))?;
     let mut shell = std::process::Command::new(bash);
     shell
         .arg("-lc")
@@ -127,8 +127,7 @@ fn spawn(command: &HostCommand<'_>) -> Result<(Group, ShellExit), EngineError> {
     Limits::new(command.mem_mib, command.timeout + GRACE).impose(&mut shell);
 
     let failed = |error: io::Error| {
-        not_started("bash could not be started on this host", "the cause is in the error chain")
-            .caused_by(error)
+        not_started("bash could not be started on this host", Hint::SeeCause).caused_by(error)
     };
     let group = Group::new(tokio::process::Command::from(shell).spawn().map_err(failed)?).map_err(failed)?;
     let exited = ShellExit::watch(group.leader).map_err(failed)?;
@@ -230,6 +229,6 @@ fn exit_code(status: ExitStatus) -> i64 {
 
 fn lost(error: io::Error) -> EngineError {
     EngineError::new(ErrorKind::OutcomeUnknown, "the status of a host command was lost")
-        .hint("the command may have run, wholly or in part; it was not repeated")
+        .hint(Hint::MayHaveRun)
         .caused_by(error)
 }

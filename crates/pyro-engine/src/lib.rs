@@ -1,8 +1,8 @@
-//! pyro's product API: everything a front end can ask for, and the payloads it gets back.
+//! The contract (`pyro-api`) carried out on this host.
 //!
-//! [`Engine`] is the only door. The command line, the MCP server and the Python bridge call its methods
-//! and render the same payload types, so the three cannot drift apart. This crate never prints, never
-//! exits and never reads `$HOME` or an environment variable: all settings come in through [`Config`].
+//! [`Engine`] is the only door. It implements [`Contract`], against which the MCP server and the RPC server are written, so
+//! that they need not know this crate. This crate never prints, never exits and never reads `$HOME` or an environment
+//! variable: all settings come in through [`Config`].
 //!
 //! # Invariants
 //!
@@ -15,19 +15,13 @@
 
 mod capture;
 mod config;
+mod contract;
+mod convert;
 mod engine;
-mod error;
-mod event;
 mod finished;
 mod guest_kernel;
 mod host_compat;
-mod id;
-mod kind;
-mod limits;
-mod outcome;
-mod payload;
 mod registry;
-mod request;
 mod search_path;
 mod state;
 mod supervise;
@@ -36,20 +30,18 @@ mod timings;
 pub mod doctor;
 
 pub use config::Config;
-pub use doctor::DoctorReport;
 pub use engine::{Engine, PROBE_COMMAND, SUPERVISE_COMMAND, probe_kvm};
-pub use error::{EngineError, ErrorKind};
-pub use event::{Event, Events, OutputStream, PullEvent, RunPhase};
-pub use id::VmId;
-pub use outcome::{Outcome, StopReason, UnknownWord};
-pub use payload::{
-    DeleteReason, Deleted, ExecutionMode, FileEncoding, LastCommand, NetworkAssignment, NetworkInfo, Output,
-    Pruned, Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
-    TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, Vm,
+pub use pyro_api::Error as EngineError;
+pub use pyro_api::operations;
+pub use pyro_api::{
+    Accelerator, CallContext, Command, CommandOutput, Contract, CopyLimits, DeleteReason, Deleted,
+    DoctorReport, Environment, EnvironmentList, ErrorKind, Event, Events, ExecutionMode, FileContent,
+    FileEncoding, FileRange, Hint, Kind, LastCommand, NetworkAssignment, NetworkInfo, Outcome, Output,
+    OutputMode, OutputStream, Phase, PruneReport, Pruned, PullEvent, PulledEnvironment, Reader, Reaped,
+    RunPhase, RunResult, StopReason, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
+    TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskSpec, UnknownWord, Vm, VmId, VmSpec,
+    VmState,
 };
-pub use pyro_env::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
-pub use pyro_machine::Accelerator;
-pub use request::{Command, CopyLimits, FileContent, FileRange, OutputMode, TaskSpec, VmSpec};
-pub use state::VmState;
 pub use supervise::supervise;
-pub use timings::Phase;
+
+pub(crate) use pyro_api::limits;

@@ -23,8 +23,8 @@ pub(crate) use self::journal::{CommandExit, CommandFate, CommandRecord, NewComma
 use self::open::Opened;
 pub(crate) use self::open::directory_problem;
 pub(crate) use self::row::{NewVm, VmPatch, VmRecord};
-use crate::kind::Kind;
-use crate::state::{Transition, VmEvent};
+use crate::Kind;
+use crate::state::{Transition, Transitions as _, VmEvent};
 use crate::{EngineError, ErrorKind, StopReason, VmId, VmState};
 
 /// How long a VM that was removed because of its lifetime keeps being answered for, in seconds.
@@ -70,7 +70,7 @@ impl Registry {
     pub(crate) fn exists(&self, kind: Kind, id: &VmId) -> Result<bool, EngineError> {
         self.read(|tx| {
             let sql = "SELECT 1 FROM vms WHERE vm_id = :id AND is_task = :is_task AND expired_at IS NULL";
-            let values = named_params! { ":id": id, ":is_task": kind == Kind::Task };
+            let values = named_params! { ":id": id.as_str(), ":is_task": kind == Kind::Task };
             Ok(tx.query_row(sql, values, |_| Ok(())).optional()?.is_some())
         })
     }
@@ -193,7 +193,7 @@ impl Registry {
     pub(crate) fn delete(&self, id: &VmId) -> Result<(), EngineError> {
         self.write(|tx| {
             let sql = "DELETE FROM vms WHERE vm_id = :id AND expired_at IS NULL";
-            match tx.execute(sql, named_params! { ":id": id })? {
+            match tx.execute(sql, named_params! { ":id": id.as_str() })? {
                 0 => Err(absence(tx, Kind::Vm, id)?.into()),
                 _ => Ok(()),
             }
@@ -206,8 +206,10 @@ impl Registry {
         self.write(|tx| {
             let sql = "UPDATE vms SET expired_at = :now, state = :state \
                        WHERE vm_id = :id AND expired_at IS NULL AND NOT is_task";
-            let changed =
-                tx.execute(sql, named_params! { ":now": now, ":state": VmState::Stopped, ":id": id })?;
+            let changed = tx.execute(
+                sql,
+                named_params! { ":now": now, ":state": VmState::Stopped.as_str(), ":id": id.as_str() },
+            )?;
             Ok(changed > 0)
         })
     }
@@ -219,7 +221,8 @@ impl Registry {
                 "SELECT vm_id FROM vms WHERE expired_at IS NULL AND NOT is_task AND expires_at <= :now \
                  ORDER BY 1",
             )?;
-            let ids = statement.query_map(named_params! { ":now": now }, |row| row.get(0))?;
+            let ids = statement
+                .query_map(named_params! { ":now": now }, |row| row.get(0).map(|row::Stored(id)| id))?;
             row::readable(ids)
         })
     }
@@ -330,7 +333,9 @@ fn find(tx: &Transaction<'_>, id: &VmId) -> Result<VmRecord, Fault> {
 /// Why the VM or task `id` is not there. Only VMs leave a tombstone.
 fn absence(tx: &Transaction<'_>, kind: Kind, id: &VmId) -> Result<EngineError, Fault> {
     let tombstone: Option<i64> = tx
-        .query_row("SELECT 1 FROM vms WHERE vm_id = :id", named_params! { ":id": id }, |row| row.get(0))
+        .query_row("SELECT 1 FROM vms WHERE vm_id = :id", named_params! { ":id": id.as_str() }, |row| {
+            row.get(0)
+        })
         .optional()?;
     Ok(match (tombstone, kind) {
         (Some(_), Kind::Vm) => EngineError::vm_expired(id.as_str()),

@@ -25,42 +25,16 @@
 //! lifetime deletes a VM and stops a task. There is no state for "starting": a start becomes durable only when the
 //! guest is up.
 
-use std::fmt;
-use std::str::FromStr;
+use crate::{EngineError, Kind, VmState};
 
-use schemars::JsonSchema;
-use serde::Serialize;
-
-use crate::EngineError;
-use crate::kind::Kind;
-
-/// State of a VM that exists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum VmState {
-    /// Prepared, never started.
-    Created,
-    /// Running.
-    Started,
-    /// Not running any more; its disk is kept.
-    Stopped,
+/// The state machine.
+pub(crate) trait Transitions {
+    /// Decides what `event` means in this state.
+    fn apply(self, event: VmEvent) -> Result<Transition, Denied>;
 }
 
-impl VmState {
-    /// Every state once.
-    pub const ALL: [Self; 3] = [Self::Created, Self::Started, Self::Stopped];
-
-    /// The contract's word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Started => "started",
-            Self::Stopped => "stopped",
-        }
-    }
-
-    /// Decides what `event` means in this state.
-    pub(crate) fn apply(self, event: VmEvent) -> Result<Transition, Denied> {
+impl Transitions for VmState {
+    fn apply(self, event: VmEvent) -> Result<Transition, Denied> {
         use Transition::{Become, Keep, Remove};
         match (event, self) {
             (VmEvent::Start, Self::Created | Self::Stopped) => Ok(Become(Self::Started)),
@@ -81,25 +55,6 @@ impl VmState {
         }
     }
 }
-
-impl fmt::Display for VmState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl FromStr for VmState {
-    type Err = UnknownState;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|state| state.as_str() == text).ok_or(UnknownState)
-    }
-}
-
-/// A word that names no state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a VM state")]
-pub struct UnknownState;
 
 /// What may happen to a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,18 +126,10 @@ mod tests {
             (VmEvent::Died, [Ok(Keep), Ok(Become(Stopped)), Ok(Keep)]),
         ];
         for (event, cells) in table {
-            for (state, expected) in VmState::ALL.into_iter().zip(cells) {
+            for (state, expected) in VmState::ALL.iter().zip(cells) {
                 assert_eq!(state.apply(event), expected, "{event:?} in {state}");
             }
         }
-    }
-
-    #[test]
-    fn words_read_back() {
-        for state in VmState::ALL {
-            assert_eq!(state.to_string().parse(), Ok(state));
-        }
-        assert_eq!("deleted".parse::<VmState>(), Err(UnknownState));
     }
 
     /// A VM as the contract tells it: does it exist, did it ever start, does it run?

@@ -3,17 +3,8 @@
 use std::time::Instant;
 
 use pyro_vm::supervisor::BootInfo;
-use schemars::JsonSchema;
-use serde::Serialize;
 
-/// One part of a run. The parts follow one another, and together they are the whole.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
-pub struct Phase {
-    /// `environment`, `registry`, `supervisor`, the stages of the start, `command`, `end`.
-    pub name: String,
-    /// Milliseconds.
-    pub ms: f64,
-}
+use crate::Phase;
 
 /// A stopwatch.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! Pulls an environment into a cache directory: `pull <cache-dir> <name> [mirror]`.
 
+#![expect(clippy::disallowed_methods, reason = "an example is a front end of its own")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example is a front end")]
 
 use std::error::Error;
@@ -20,10 +21,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (Some(cache_dir), Some(name)) = (arguments.next(), arguments.next()) else {
         return Err("usage: pull <cache-dir> <name> [mirror]".into());
     };
-    let cache = EnvironmentCache::new(CacheConfig { cache_dir: cache_dir.into(), mirror: arguments.next() });
+    let cache = EnvironmentCache::new(CacheConfig {
+        cache_dir: cache_dir.into(),
+        mirror: arguments.next(),
+        search_path: std::env::var_os("PATH").unwrap_or_default(),
+    });
     let pulled = cache.pull(&name, &Printer(Instant::now()), &CancelFlag::new()).inspect_err(|error| {
-        if let Some(hint) = error.hint() {
-            eprintln!("hint: {hint}");
+        if let Some(hint) = error.remedy() {
+            eprintln!("hint: {hint:?}");
         }
     })?;
     println!("{}", serde_json::to_string_pretty(&pulled)?);

@@ -1,5 +1,6 @@
 //! The cache of environments and the operations on it.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::build::Build;
@@ -25,6 +26,8 @@ pub struct CacheConfig {
     /// Address of a Debian archive to use instead of the host's own or mmdebstrap's choice. Security updates
     /// are expected beside it, at the same address with `-security` appended.
     pub mirror: Option<String>,
+    /// Where the programs of a build are looked for, in the form of `PATH`.
+    pub search_path: OsString,
 }
 
 /// The environments of the catalog, and a cache of those that were built.
@@ -44,7 +47,8 @@ impl EnvironmentCache {
     }
 
     /// A cache whose builds use these programs.
-    pub fn with_tools(config: CacheConfig, tools: Tools) -> Self {
+    pub fn with_tools(config: CacheConfig, mut tools: Tools) -> Self {
+        tools.search_path = config.search_path;
         // Payloads name absolute paths, and the tools run in another directory. Without a current directory
         // the path as given is the best there is.
         let cache_dir = std::path::absolute(&config.cache_dir).unwrap_or(config.cache_dir);
@@ -243,7 +247,8 @@ mod tests {
 
     #[test]
     fn relative_cache_directories_become_absolute() {
-        let config = CacheConfig { cache_dir: "some/where".into(), mirror: None };
+        let config =
+            CacheConfig { cache_dir: "some/where".into(), mirror: None, search_path: OsString::new() };
         let environment = EnvironmentCache::new(config).inspect("debian:12").expect("known");
         assert!(environment.install_dir.is_absolute());
         assert!(environment.install_dir.starts_with(&environment.cache_dir));

@@ -276,12 +276,10 @@ impl OpenError {
     }
 
     /// What mends it, if anything is known to.
-    pub fn hint(&self) -> Option<String> {
+    pub fn remedy(&self) -> Option<Remedy> {
         match self {
-            OpenError::NotInstalled { name } => Some(format!("run `pyro env pull {name}`")),
-            OpenError::Damaged { name, .. } => {
-                Some(format!("run `pyro env prune` then `pyro env pull {name}`"))
-            }
+            OpenError::NotInstalled { name } => Some(Remedy::Pull { name: name.clone() }),
+            OpenError::Damaged { name, .. } => Some(Remedy::PruneAndPull { name: name.clone() }),
             OpenError::Unknown(_) | OpenError::Io(_) => None,
         }
     }
@@ -304,29 +302,51 @@ impl PullError {
     }
 
     /// What mends it, if anything is known to.
-    pub fn hint(&self) -> Option<String> {
+    pub fn remedy(&self) -> Option<Remedy> {
         match self {
-            PullError::InUse { .. } => Some("delete the machines that run on it, then pull again".to_owned()),
-            PullError::ToolMissing { package, .. } => Some(format!("run `sudo apt-get install {package}`")),
-            PullError::NoNamespaces { .. } if is_root() => {
-                Some("pull where root may create mount and process-id namespaces".to_owned())
-            }
-            PullError::NoNamespaces { .. } => Some(
-                "give this user subordinate ids (`sudo usermod --add-subuids 100000-165535 --add-subgids \
-                 100000-165535 $USER`), allow unprivileged user namespaces, or pull as root"
-                    .to_owned(),
-            ),
-            PullError::NoSpace { .. } => Some(FREE_SPACE.to_owned()),
-            PullError::BuildFailed { stderr_tail, .. } if disk_full(stderr_tail) => {
-                Some(FREE_SPACE.to_owned())
-            }
+            PullError::InUse { .. } => Some(Remedy::DeleteUsers),
+            PullError::ToolMissing { package, .. } => Some(Remedy::InstallPackage { package }),
+            PullError::NoNamespaces { .. } if is_root() => Some(Remedy::NamespacesForRoot),
+            PullError::NoNamespaces { .. } => Some(Remedy::NamespacesForUser),
+            PullError::NoSpace { .. } => Some(Remedy::FreeSpace),
+            PullError::BuildFailed { stderr_tail, .. } if disk_full(stderr_tail) => Some(Remedy::FreeSpace),
             PullError::BuildFailed { status, stderr_tail, .. } => {
                 let unreachable = unreachable_archive(stderr_tail) || status.starts_with(NO_PROGRESS);
-                unreachable.then(|| UNREACHABLE.to_owned())
+                unreachable.then_some(Remedy::CheckNetworkOrMirror)
             }
             _ => None,
         }
     }
+}
+
+/// What mends an error. Front ends word it for their readers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remedy {
+    /// Install the environment.
+    Pull {
+        /// Its name.
+        name: String,
+    },
+    /// Remove what is damaged, then install the environment again.
+    PruneAndPull {
+        /// Its name.
+        name: String,
+    },
+    /// Delete the machines that run on the environment.
+    DeleteUsers,
+    /// Install a package of the host's distribution.
+    InstallPackage {
+        /// Its name.
+        package: &'static str,
+    },
+    /// Build where root may make namespaces.
+    NamespacesForRoot,
+    /// Give this user what it needs to make namespaces.
+    NamespacesForUser,
+    /// Free space on the disk of the cache, or use another cache directory.
+    FreeSpace,
+    /// Check the network, or configure another mirror.
+    CheckNetworkOrMirror,
 }
 
 impl PruneError {
@@ -336,10 +356,6 @@ impl PruneError {
         error.kind()
     }
 }
-
-const UNREACHABLE: &str =
-    "the package archive could not be reached: check the network, or configure another mirror";
-const FREE_SPACE: &str = "free some space or use another cache directory";
 
 fn disk_full(stderr: &[String]) -> bool {
     stderr.iter().any(|line| line.contains("No space left on device"))

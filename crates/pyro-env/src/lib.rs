@@ -31,7 +31,8 @@ pub use cache::{CacheConfig, EnvironmentCache};
 pub use cancel::CancelFlag;
 pub use catalog::CATALOG_VERSION;
 pub use error::{
-    Damage, ErrorKind, InspectError, IoError, ListError, OpenError, PruneError, PullError, UnknownEnvironment,
+    Damage, ErrorKind, InspectError, IoError, ListError, OpenError, PruneError, PullError, Remedy,
+    UnknownEnvironment,
 };
 pub use image::RootfsFormat;
 pub use installed::InstalledEnvironment;

@@ -5,6 +5,7 @@
 //! process of that namespace ends all others and undoes all mounts, so there is no clean-up to wait for and
 //! none to miss. `setpriv` ties `unshare` to us, `--kill-child` ties the namespace to `unshare`.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -28,7 +29,7 @@ pub(crate) const NO_PROGRESS: &str = "no progress";
 const TAIL_LINES: usize = 12;
 const LONGEST_LINE: u64 = 4096;
 
-/// Programs of the build. By default they are looked up in `PATH`.
+/// Programs of the build. By default they are looked up in the cache's search path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tools {
     /// Builds the tree from the archive.
@@ -49,6 +50,8 @@ pub struct Tools {
     pub newuidmap: PathBuf,
     /// The archive's public keys.
     pub keyring: PathBuf,
+    /// Where they are looked up; set by the cache that uses them.
+    pub search_path: OsString,
 }
 
 impl Default for Tools {
@@ -63,6 +66,7 @@ impl Default for Tools {
             rm: "rm".into(),
             newuidmap: "newuidmap".into(),
             keyring: "/usr/share/keyrings/debian-archive-keyring.gpg".into(),
+            search_path: OsString::new(),
         }
     }
 }
@@ -81,7 +85,7 @@ impl Tools {
             wanted.push((&self.newuidmap, "uidmap"));
         }
         for (tool, package) in wanted {
-            if !is_executable_somewhere(tool) {
+            if !self.is_executable_somewhere(tool) {
                 return Err(PullError::ToolMissing { tool: tool.display().to_string(), package });
             }
         }
@@ -103,6 +107,16 @@ impl Tools {
         Err(failed(stderr.lines().last().unwrap_or("no reason given").trim().to_owned()))
     }
 
+    fn is_executable_somewhere(&self, tool: &Path) -> bool {
+        let usable =
+            |path: &Path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file();
+        if tool.components().count() > 1 {
+            return usable(tool);
+        }
+        let extra = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
+        std::env::split_paths(&self.search_path).chain(extra).any(|dir| usable(&dir.join(tool)))
+    }
+
     /// A command that will run `program` as (apparent) root in namespaces of its own.
     pub(crate) fn confined(&self, program: &Path) -> Command {
         let mut command = Command::new(&self.setpriv);
@@ -112,8 +126,9 @@ impl Tools {
         }
         command.args(["--mount", "--pid", "--fork", "--kill-child", "--"]).arg(program);
         // Ordinary users' PATH often lacks the directories that dpkg insists on.
-        let path = std::env::var("PATH").unwrap_or_default();
-        command.env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"));
+        let mut path = self.search_path.clone();
+        path.push(":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
+        command.env("PATH", path);
         command.env("LC_ALL", "C.UTF-8").env_remove("APT_CONFIG").stdin(Stdio::null());
         command
     }
@@ -121,17 +136,6 @@ impl Tools {
 
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
-}
-
-fn is_executable_somewhere(tool: &Path) -> bool {
-    let usable =
-        |path: &Path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file();
-    if tool.components().count() > 1 {
-        return usable(tool);
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let extra = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(extra).any(|dir| usable(&dir.join(tool)))
 }
 
 enum Event {

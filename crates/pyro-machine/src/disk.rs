@@ -225,6 +225,7 @@ mod tests {
     #[test]
     fn a_template_is_made_once_and_is_an_ext4_filesystem() {
         let dir = tempfile::tempdir().unwrap();
+        #[expect(clippy::disallowed_methods, reason = "tests use the host's programs")]
         let path = std::env::var_os("PATH").unwrap();
         let templates = LayerTemplates::new(dir.path().join("layers"), path);
         for lifetime in [LayerLifetime::OneStart, LayerLifetime::ManyStarts] {

@@ -1,5 +1,8 @@
 //! What a tool takes: one description from which both its schema and its reader come.
 
+use std::collections::BTreeMap;
+
+use pyro_api::{InvalidRequest, Operation};
 use serde_json::{Map, Value, json};
 
 /// Arguments by name.
@@ -23,8 +26,12 @@ pub(crate) enum Kind {
     OptionalText,
     /// A whole number that must be given.
     Integer,
-    /// A whole number with a default; `None`: it may be left out.
+    /// A whole number with a default, which whoever carries out the call gives it; `None`: it may be left out.
     OptionalInteger(Option<i64>),
+    /// A number that counts something and must be given, such as the number of a command.
+    Count,
+    /// A number that counts something. With a default, which it is given here, or without one.
+    OptionalCount(Option<u64>),
     /// One of these texts; the first unless it is given.
     OneOf(&'static [&'static str]),
     /// A switch that is off unless it is given.
@@ -38,7 +45,7 @@ pub(crate) fn schema(arguments: &[Argument]) -> Object {
     let properties = arguments.iter().map(|argument| (argument.name.to_owned(), argument.schema()));
     let required: Vec<_> = arguments
         .iter()
-        .filter(|argument| matches!(argument.kind, Kind::Text | Kind::Integer))
+        .filter(|argument| matches!(argument.kind, Kind::Text | Kind::Integer | Kind::Count))
         .map(|argument| argument.name)
         .collect();
     let mut schema = Object::new();
@@ -52,8 +59,11 @@ impl Argument {
     fn schema(&self) -> Value {
         let mut schema = match self.kind {
             Kind::Text | Kind::OptionalText => json!({ "type": "string" }),
-            Kind::Integer | Kind::OptionalInteger(None) => json!({ "type": "integer" }),
+            Kind::Integer | Kind::OptionalInteger(None) | Kind::Count | Kind::OptionalCount(None) => {
+                json!({ "type": "integer" })
+            }
             Kind::OptionalInteger(Some(default)) => json!({ "type": "integer", "default": default }),
+            Kind::OptionalCount(Some(default)) => json!({ "type": "integer", "default": default }),
             Kind::OneOf(texts) => json!({ "type": "string", "enum": texts, "default": texts.first() }),
             Kind::Switch => json!({ "type": "boolean", "default": false }),
             Kind::Texts => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
@@ -63,18 +73,18 @@ impl Argument {
     }
 }
 
-/// The arguments of one call. Every fault is told in one sentence.
+/// The arguments of one call, as the client wrote them.
 #[derive(Debug)]
 pub(crate) struct Arguments(pub(crate) Object);
 
 impl Arguments {
     /// A text that must be given.
-    pub(crate) fn text(&self, name: &str) -> Result<String, String> {
+    pub(crate) fn text(&self, name: &str) -> Result<String, ArgumentError> {
         self.optional_text(name)?.ok_or_else(|| missing(name))
     }
 
     /// A text that may be left out.
-    pub(crate) fn optional_text(&self, name: &str) -> Result<Option<String>, String> {
+    pub(crate) fn optional_text(&self, name: &str) -> Result<Option<String>, ArgumentError> {
         match self.given(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone())),
@@ -83,13 +93,13 @@ impl Arguments {
     }
 
     /// A whole number that must be given.
-    pub(crate) fn integer(&self, name: &str) -> Result<i64, String> {
+    pub(crate) fn integer(&self, name: &str) -> Result<i64, ArgumentError> {
         self.optional_integer(name)?.ok_or_else(|| missing(name))
     }
 
     /// A whole number that may be left out. Models like to write them as texts. One that does not fit becomes the nearest
     /// that does, which is outside every limit and refused with the text of that limit.
-    pub(crate) fn optional_integer(&self, name: &str) -> Result<Option<i64>, String> {
+    pub(crate) fn optional_integer(&self, name: &str) -> Result<Option<i64>, ArgumentError> {
         let integer = |value: &Value| match value {
             Value::Number(number) => match (number.as_i64(), number.as_f64()) {
                 (Some(integer), _) => Some(integer),
@@ -106,23 +116,48 @@ impl Arguments {
     }
 
     /// A number that counts something, such as the number of a command.
-    pub(crate) fn count(&self, name: &str) -> Result<u64, String> {
+    pub(crate) fn count(&self, name: &str) -> Result<u64, ArgumentError> {
         self.optional_count(name)?.ok_or_else(|| missing(name))
     }
 
     /// A number that counts something and may be left out.
-    pub(crate) fn optional_count(&self, name: &str) -> Result<Option<u64>, String> {
+    pub(crate) fn optional_count(&self, name: &str) -> Result<Option<u64>, ArgumentError> {
         let value = self.optional_integer(name)?;
-        value.map(u64::try_from).transpose().map_err(|_| format!("`{name}` must not be negative"))
+        value.map(u64::try_from).transpose().map_err(|_| ArgumentError::Negative(name.to_owned()))
     }
 
-    /// The same for an argument with a default.
-    pub(crate) fn count_or_default(&self, argument: &Argument) -> Result<u64, String> {
-        let default = match argument.kind {
-            Kind::OptionalInteger(Some(default)) => u64::try_from(default).unwrap_or(0),
-            _ => 0,
-        };
-        Ok(self.optional_count(argument.name)?.unwrap_or(default))
+    /// What a tool with these arguments was given, in the contract's terms. Others are left out.
+    pub(crate) fn checked(&self, arguments: &[Argument]) -> Result<Given, ArgumentError> {
+        let mut checked = Object::new();
+        for argument in arguments {
+            let name = argument.name;
+            let value: Option<Value> = match argument.kind {
+                Kind::Text => Some(self.text(name)?.into()),
+                Kind::OptionalText => self.optional_text(name)?.map(Value::from),
+                Kind::Integer => Some(self.integer(name)?.into()),
+                Kind::OptionalInteger(_) => self.optional_integer(name)?.map(Value::from),
+                Kind::Count => Some(self.count(name)?.into()),
+                Kind::OptionalCount(default) => self.optional_count(name)?.or(default).map(Value::from),
+                Kind::OneOf(known) => self.one_of(name, known)?.map(Value::from),
+                Kind::Switch => Some(self.switch(name)?.into()),
+                Kind::Texts => {
+                    let texts = self.texts(name)?.into_iter().map(|(key, value)| (key, value.into()));
+                    Some(Value::Object(texts.collect()))
+                }
+            };
+            checked.extend(value.map(|value| (name.to_owned(), value)));
+        }
+        Ok(Given(checked))
+    }
+
+    /// One of some texts.
+    fn one_of(&self, name: &str, known: &'static [&'static str]) -> Result<Option<String>, ArgumentError> {
+        match self.optional_text(name)? {
+            Some(text) if !known.contains(&text.as_str()) => {
+                Err(ArgumentError::NotOneOf { name: name.to_owned(), known: known.join(" or ") })
+            }
+            text => Ok(text),
+        }
     }
 
     /// Gives an argument a value.
@@ -131,7 +166,7 @@ impl Arguments {
     }
 
     /// A switch, off unless it is given.
-    pub(crate) fn switch(&self, name: &str) -> Result<bool, String> {
+    pub(crate) fn switch(&self, name: &str) -> Result<bool, ArgumentError> {
         match self.given(name) {
             None => Ok(false),
             Some(Value::Bool(value)) => Ok(*value),
@@ -142,7 +177,7 @@ impl Arguments {
     }
 
     /// Texts by name.
-    pub(crate) fn texts(&self, name: &str) -> Result<std::collections::BTreeMap<String, String>, String> {
+    pub(crate) fn texts(&self, name: &str) -> Result<BTreeMap<String, String>, ArgumentError> {
         let object = match self.given(name) {
             None => return Ok(Default::default()),
             Some(Value::Object(object)) => object,
@@ -161,11 +196,62 @@ impl Arguments {
     }
 }
 
-fn missing(name: &str) -> String {
-    format!("`{name}` is required")
+/// What a tool was given, in the contract's terms.
+#[derive(Debug, Clone)]
+pub(crate) struct Given(pub(crate) Object);
+
+impl Given {
+    /// Takes an argument that is not the contract's.
+    pub(crate) fn take(&mut self, argument: &Argument) -> Option<Value> {
+        self.0.remove(argument.name)
+    }
+
+    /// The request that the arguments make.
+    pub(crate) fn request<O: Operation>(&self) -> Result<O, ArgumentError> {
+        Ok(O::read(&self.0)?)
+    }
 }
 
-fn wrong(name: &str, expected: &str, value: &Value) -> String {
+/// What is wrong with the arguments of a call, in one sentence.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ArgumentError {
+    /// An argument is missing.
+    #[error("`{0}` is required")]
+    Missing(String),
+    /// An argument is of another kind.
+    #[error("`{name}` must be {expected}, not {given}")]
+    WrongKind { name: String, expected: &'static str, given: &'static str },
+    /// An argument counts something.
+    #[error("`{0}` must not be negative")]
+    Negative(String),
+    /// An argument is a number outside its limits.
+    #[error("`{name}` must be between {least} and {most}")]
+    OutOfRange { name: &'static str, least: u64, most: u64 },
+    /// An argument is none of some words.
+    #[error("`{name}` must be {known}")]
+    NotOneOf { name: String, known: String },
+    /// An argument says nothing without another one.
+    #[error("{0}")]
+    Needs(&'static str),
+    /// The task has no such command.
+    #[error("task {task} has no command {sequence}")]
+    NoCommand { task: String, sequence: u64 },
+    /// The request is not one of the contract.
+    #[error("{0}")]
+    Request(String),
+}
+
+impl From<InvalidRequest> for ArgumentError {
+    fn from(error: InvalidRequest) -> Self {
+        Self::Request(error.to_string())
+    }
+}
+
+fn missing(name: &str) -> ArgumentError {
+    ArgumentError::Missing(name.to_owned())
+}
+
+fn wrong(name: &str, expected: &'static str, value: &Value) -> ArgumentError {
     let given = match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -175,7 +261,7 @@ fn wrong(name: &str, expected: &str, value: &Value) -> String {
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
     };
-    format!("`{name}` must be {expected}, not {given}")
+    ArgumentError::WrongKind { name: name.to_owned(), expected, given }
 }
 
 #[cfg(test)]
@@ -220,6 +306,7 @@ mod tests {
             given.texts("env").unwrap_err(),
             given.count("low").unwrap_err(),
         ];
+        let faults = faults.map(|fault| fault.to_string());
         insta::assert_snapshot!(faults.join("\n"), @r"
         `absent` is required
         `n` must be an integer, not a string

@@ -63,36 +63,51 @@ impl HttpAccess {
     /// those of pages in a browser that come from others: a name that leads here is easily had.
     ///
     /// # Errors
-    /// What is wrong, in one sentence: a token that is easily guessed or cannot be sent, none where others than this host
-    /// can connect, or no name by which they could.
-    pub fn new(address: SocketAddr, token: Option<String>, hosts: Vec<String>) -> Result<Self, String> {
+    /// The token is easily guessed or cannot be sent, there is none where others than this host can connect, or there is no
+    /// name by which they could.
+    pub fn new(address: SocketAddr, token: Option<String>, hosts: Vec<String>) -> Result<Self, AccessError> {
         match &token {
             Some(token)
                 if token.len() < MIN_TOKEN_CHARS || !token.bytes().all(|byte| byte.is_ascii_graphic()) =>
             {
-                return Err(format!(
-                    "the token must have at least {MIN_TOKEN_CHARS} characters, all of them printable ASCII and none a space"
-                ));
+                return Err(AccessError::WeakToken);
             }
             None if !address.ip().is_loopback() => {
-                return Err(format!(
-                    "a token is required to listen on {address}, which is not this host's loopback"
-                ));
+                return Err(AccessError::TokenRequired(address));
             }
             _ => {}
         }
         if address.ip().is_unspecified() && hosts.is_empty() {
-            return Err(format!("the names by which clients reach {address} must be given"));
+            return Err(AccessError::NamesRequired(address));
         }
         let is_name = |name: &String| {
             let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
             name.parse::<IpAddr>().is_ok() || (!name.is_empty() && name.bytes().all(is_letter))
         };
         if let Some(host) = hosts.iter().find(|host| !is_name(host)) {
-            return Err(format!("`{host}` is no name or address of a host; ports do not belong to it"));
+            return Err(AccessError::InvalidHost(host.clone()));
         }
         Ok(Self { address, token, hosts })
     }
+}
+
+/// What is wrong with the settings of [`HttpAccess`].
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    /// The token is easily guessed, or cannot be sent.
+    #[error(
+        "the token must have at least {MIN_TOKEN_CHARS} characters, all of them printable ASCII and none a space"
+    )]
+    WeakToken,
+    /// Others than this host could connect without a token.
+    #[error("a token is required to listen on {0}, which is not this host's loopback")]
+    TokenRequired(SocketAddr),
+    /// There is no name by which clients could connect.
+    #[error("the names by which clients reach {0} must be given")]
+    NamesRequired(SocketAddr),
+    /// A name of this host is malformed.
+    #[error("`{0}` is no name or address of a host; ports do not belong to it")]
+    InvalidHost(String),
 }
 
 type Body = BoxBody<Bytes, Infallible>;

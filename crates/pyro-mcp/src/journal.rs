@@ -1,31 +1,38 @@
 //! The journal of a task, one entry at a time: all of what its commands wrote can be a gigabyte.
 
-use pyro_engine::{Engine, EngineError, ErrorKind};
+use pyro_api::operations::{LogsTask, StatusTask};
+use pyro_api::{CallContext, Entries, ErrorKind};
 use serde_json::{Value, json};
 
+use crate::call::payload;
+use crate::guard::{Failure, Guard};
 use crate::result;
 
 /// Entries that are shown if nothing else is said.
 pub(crate) const USUAL: u64 = 100;
 
-/// The latest entries, as the engine's payload would have them, with texts cut to what fits.
-pub(crate) async fn latest(engine: &Engine, task: &str, last: u64) -> Result<Value, EngineError> {
-    let task = engine.status_task(task).await?;
+/// The latest entries, as the contract's payload would have them, with texts cut to what fits.
+pub(crate) async fn latest(
+    guard: &Guard,
+    task: &str,
+    last: u64,
+    call: &CallContext,
+) -> Result<Value, Failure> {
+    let task = guard.perform(StatusTask { task: task.into() }, call).await?;
     let id = task.task_id.as_str();
     let count = last.min(task.command_count);
     let most = result::share(2 * count);
     let mut entries = Vec::new();
     for sequence in task.command_count - count + 1..=task.command_count {
-        let found = match engine.logs_task(id, Some(sequence)).await {
-            Ok(logs) => logs.entries,
+        let one = Entries { sequence: Some(sequence), after: 0 };
+        let found = match guard.perform(LogsTask { task: id.into(), entries: one }, call).await {
+            Ok(page) => page.logs.entries,
             // The task is deleted meanwhile.
-            Err(error) if error.kind == ErrorKind::NotFound => break,
+            Err(Failure::Contract(error)) if error.kind == ErrorKind::NotFound => break,
             Err(error) => return Err(error),
         };
         for entry in found {
-            let mut entry = serde_json::to_value(entry).map_err(|error| {
-                EngineError::internal("a journal cannot be written as JSON").caused_by(error)
-            })?;
+            let mut entry = payload(entry)?;
             result::cut(&mut entry, most, &mut |_, _| {});
             entries.push(entry);
         }

@@ -1,17 +1,19 @@
-//! The engine as an MCP server.
+//! The contract as an MCP server.
 //!
 //! ```text
-//! client ──JSON-RPC──► rmcp ──► Server::call_tool ──► Tool ──► pyro-engine
+//! client ──JSON-RPC──► rmcp ──► Server::call_tool ──► Tool ──► Guard ──► the contract
 //!    ▲                              │ arguments          │
 //!    └── progress, result ◄─────────┴────────────────────┘
 //! ```
 //!
 //! Tools are a table ([`tools`]): what a tool is called, what it takes, what it gives back and what it does stand side by
-//! side, and the schemas that clients see are made from that. Results are the engine's payloads. A command that fails is a
+//! side, and the schemas that clients see are made from that. What a client may do is checked in one place ([`guard`]), by the
+//! class of access that the contract gives each operation. Results are the contract's payloads. A command that fails is a
 //! result; only pyro's own failure is an error.
 
 mod arguments;
 mod call;
+mod guard;
 mod http;
 mod journal;
 mod outputs;
@@ -20,10 +22,10 @@ mod progress;
 mod prompts;
 mod resources;
 mod result;
+mod schema;
 mod server;
 mod tools;
-mod warm;
 
-pub use http::{HTTP_PATH, HttpAccess};
+pub use http::{AccessError, HTTP_PATH, HttpAccess};
 pub use policy::{Policy, Profile};
 pub use server::{ServeError, Server};

@@ -1,11 +1,11 @@
 //! What the operator of a server allows, whatever an agent asks for.
 
-use pyro_engine::{Engine, VmSpec};
+use pyro_api::{Task, Vm, VmSpec};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::arguments::{self, Argument, Arguments, Kind, Object};
-use crate::call::Failure;
+use crate::guard::Failure;
 use crate::tools::{DISK, ENVIRONMENT, HOST_COMPAT, MEM_MIB, NETWORK, TASK_TTL, Tool, VCPU_COUNT};
 
 /// Which tools a server has.
@@ -119,12 +119,12 @@ impl Policy {
     }
 
     /// What a tool does, and what limits it.
-    pub(crate) fn description(&self, tool: Tool, engine: &Engine) -> String {
+    pub(crate) fn description(&self, tool: Tool, max_active_vms: u32) -> String {
         let limits: Vec<String> =
             tool.arguments().iter().filter_map(|argument| self.told(argument)).collect();
         let mut text = tool.description().to_owned();
         if tool.creates() {
-            text.push_str(&format!(" At most {} VMs and tasks exist at once.", engine.max_active_vms()));
+            text.push_str(&format!(" At most {max_active_vms} VMs and tasks exist at once."));
         }
         if !limits.is_empty() {
             text.push_str(&format!(" Limits set by the operator: {}.", limits.join("; ")));
@@ -251,6 +251,36 @@ pub(crate) struct Machine {
     pub(crate) ttl_seconds: i64,
     /// 0 if it has no disk of its own, or none yet.
     pub(crate) disk_mib: i64,
+}
+
+impl From<Vm> for Machine {
+    fn from(vm: Vm) -> Self {
+        Self {
+            name: format!("vm {}", vm.vm_id),
+            environment: vm.environment,
+            network_enabled: vm.network_enabled,
+            allow_host_compat: vm.allow_host_compat,
+            vcpu_count: vm.vcpu_count.into(),
+            mem_mib: vm.mem_mib.into(),
+            ttl_seconds: vm.ttl_seconds.into(),
+            disk_mib: 0,
+        }
+    }
+}
+
+impl From<Task> for Machine {
+    fn from(task: Task) -> Self {
+        Self {
+            name: format!("task {}", task.task_id),
+            environment: task.environment,
+            network_enabled: task.network_enabled,
+            allow_host_compat: task.allow_host_compat,
+            vcpu_count: task.vcpu_count.into(),
+            mem_mib: task.mem_mib.into(),
+            ttl_seconds: task.ttl_seconds.into(),
+            disk_mib: task.disk_mib.and_then(|mib| i64::try_from(mib).ok()).unwrap_or(0),
+        }
+    }
 }
 
 fn property<'a>(schema: &'a mut Object, name: &str) -> Option<&'a mut Value> {

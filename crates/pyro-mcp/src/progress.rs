@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pyro_engine::{Event, Events, PullEvent};
+use pyro_api::{Event, Events, PullEvent};
 use rmcp::RoleServer;
 use rmcp::model::{ProgressNotificationParam, ProgressToken};
 use rmcp::service::Peer;

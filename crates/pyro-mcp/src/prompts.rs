@@ -1,12 +1,14 @@
 //! Prompts that teach the workflow, and completion of the names in them and in addresses.
 
-use pyro_engine::Engine;
+use pyro_api::CallContext;
+use pyro_api::operations::{ListTasks, StatusTask};
 use rmcp::ErrorData;
 use rmcp::model::{
     ArgumentInfo, CompletionContext, CompletionInfo, GetPromptRequestParams, GetPromptResult, Prompt,
     PromptArgument, PromptMessage, Role,
 };
 
+use crate::guard::Guard;
 use crate::policy::Policy;
 use crate::resources::{environment_names, fault};
 use crate::result::STREAMS;
@@ -77,15 +79,15 @@ pub(crate) fn get(policy: &Policy, request: &GetPromptRequestParams) -> Result<G
 
 /// What an argument of a prompt, or a name in an address, may be.
 pub(crate) async fn complete(
-    engine: &Engine,
-    policy: &Policy,
+    guard: &Guard,
     argument: &ArgumentInfo,
     context: Option<&CompletionContext>,
 ) -> Result<CompletionInfo, ErrorData> {
+    let (policy, call) = (guard.policy(), &CallContext::default());
     let known = match argument.name.as_str() {
-        "environment" => environment_names(engine, policy).await?,
+        "environment" => environment_names(guard, call).await?,
         "task_id" if policy.has_tasks() => {
-            let tasks = engine.list_tasks().await.map_err(|error| fault(&error))?.tasks;
+            let tasks = guard.perform(ListTasks {}, call).await.map_err(fault)?.tasks;
             tasks.into_iter().map(|task| task.task_id.to_string()).collect()
         }
         "sequence" if policy.has_tasks() => {
@@ -93,7 +95,8 @@ pub(crate) async fn complete(
             match task {
                 // Commands are numbered from 1 without gaps; the latest are what is asked for.
                 Some(task) => {
-                    let count = engine.status_task(task).await.map_err(|error| fault(&error))?.command_count;
+                    let request = StatusTask { task: task.as_str().into() };
+                    let count = guard.perform(request, call).await.map_err(fault)?.command_count;
                     (1..=count).rev().map(|sequence| sequence.to_string()).collect()
                 }
                 None => Vec::new(),

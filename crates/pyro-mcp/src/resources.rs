@@ -2,11 +2,13 @@
 
 use std::fmt;
 
-use pyro_engine::{Engine, EngineError, ErrorKind};
+use pyro_api::operations::{InspectEnvironment, ListEnvironments, ListTasks, LogsTask, StatusTask};
+use pyro_api::{CallContext, Entries, EnvironmentName, Error, ErrorKind, Reader};
 use rmcp::ErrorData;
 use rmcp::model::{Resource, ResourceContents, ResourceTemplate};
 use serde::Serialize;
 
+use crate::guard::{Failure, Guard};
 use crate::journal;
 use crate::outputs::Outputs;
 use crate::policy::Policy;
@@ -123,17 +125,14 @@ pub(crate) fn templates(policy: &Policy) -> Vec<ResourceTemplate> {
 }
 
 /// Everything that there is.
-pub(crate) async fn list(
-    engine: &Engine,
-    policy: &Policy,
-    outputs: &Outputs,
-) -> Result<Vec<Resource>, ErrorData> {
+pub(crate) async fn list(guard: &Guard, outputs: &Outputs) -> Result<Vec<Resource>, ErrorData> {
+    let call = &CallContext::default();
     let mut addresses = vec![Address::Policy];
-    for name in environment_names(engine, policy).await? {
+    for name in environment_names(guard, call).await? {
         addresses.push(Address::Environment(name));
     }
-    if policy.has_tasks() {
-        for task in engine.list_tasks().await.map_err(|error| fault(&error))?.tasks {
+    if guard.policy().has_tasks() {
+        for task in guard.perform(ListTasks {}, call).await.map_err(fault)?.tasks {
             let id = task.task_id.to_string();
             addresses.extend([Address::Task(id.clone()), Address::Journal(id)]);
         }
@@ -143,19 +142,15 @@ pub(crate) async fn list(
 }
 
 /// Names of the environments that may be used.
-pub(crate) async fn environment_names(engine: &Engine, policy: &Policy) -> Result<Vec<String>, ErrorData> {
-    let environments = engine.list_environments().await.map_err(|error| fault(&error))?.environments;
+pub(crate) async fn environment_names(guard: &Guard, call: &CallContext) -> Result<Vec<String>, ErrorData> {
+    let environments = guard.perform(ListEnvironments {}, call).await.map_err(fault)?;
     let names = environments.into_iter().map(|environment| environment.name);
-    Ok(names.filter(|name| policy.allows(name)).collect())
+    Ok(names.filter(|name| guard.policy().allows(name)).collect())
 }
 
 /// What a resource holds.
-pub(crate) async fn read(
-    engine: &Engine,
-    policy: &Policy,
-    outputs: &Outputs,
-    uri: &str,
-) -> Result<ResourceContents, ErrorData> {
+pub(crate) async fn read(guard: &Guard, outputs: &Outputs, uri: &str) -> Result<ResourceContents, ErrorData> {
+    let (policy, call) = (guard.policy(), &CallContext::default());
     let unknown = || {
         let data = serde_json::json!({ "uri": shown(uri) });
         ErrorData::resource_not_found(format!("there is no resource {}", shown(uri)), Some(data))
@@ -167,13 +162,20 @@ pub(crate) async fn read(
     }
     let read = async {
         let text = match &address {
-            Address::Policy => json(&Allowed { policy, max_active_vms: engine.max_active_vms() })?,
+            Address::Policy => json(&Allowed { policy, max_active_vms: guard.max_active_vms() })?,
             Address::Environment(name) if !policy.allows(name) => return Ok(None),
-            Address::Environment(name) => json(&engine.inspect_environment(name).await?)?,
-            Address::Task(task) => json(&engine.status_task(task).await?)?,
-            Address::Journal(task) => json(&journal::latest(engine, task, journal::USUAL).await?)?,
+            Address::Environment(name) => {
+                let which = EnvironmentName { environment: name.clone() };
+                json(&guard.perform(InspectEnvironment { which }, call).await?)?
+            }
+            Address::Task(task) => {
+                json(&guard.perform(StatusTask { task: task.as_str().into() }, call).await?)?
+            }
+            Address::Journal(task) => json(&journal::latest(guard, task, journal::USUAL, call).await?)?,
             Address::CommandOutput { task, sequence, stream } => {
-                let entries = engine.logs_task(task, Some(*sequence)).await?.entries;
+                let one = Entries { sequence: Some(*sequence), after: 0 };
+                let request = LogsTask { task: task.as_str().into(), entries: one };
+                let entries = guard.perform(request, call).await?.logs.entries;
                 let Some(entry) = entries.into_iter().next() else { return Ok(None) };
                 let output = if *stream == "stdout" { entry.stdout } else { entry.stderr };
                 output.to_text().into_owned()
@@ -183,13 +185,17 @@ pub(crate) async fn read(
                 None => return Ok(None),
             },
         };
-        Ok::<_, EngineError>(Some(text))
+        Ok::<_, Failure>(Some(text))
     };
     match read.await {
         Ok(Some(text)) => Ok(ResourceContents::text(text, uri).with_mime_type(address.mime_type())),
         Ok(None) => Err(unknown()),
-        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::InvalidInput) => Err(unknown()),
-        Err(error) => Err(fault(&error)),
+        Err(Failure::Contract(error))
+            if matches!(error.kind, ErrorKind::NotFound | ErrorKind::InvalidInput) =>
+        {
+            Err(unknown())
+        }
+        Err(failure) => Err(fault(failure)),
     }
 }
 
@@ -201,17 +207,22 @@ struct Allowed<'a> {
     max_active_vms: u32,
 }
 
-fn json(payload: &impl Serialize) -> Result<String, EngineError> {
-    serde_json::to_string_pretty(payload)
-        .map_err(|error| EngineError::internal("a resource cannot be written as JSON").caused_by(error))
+fn json(payload: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string_pretty(payload).map_err(|error| {
+        Failure::Contract(Error::internal("a resource cannot be written as JSON").caused_by(error))
+    })
 }
 
-/// What the engine says, as the protocol's error.
-pub(crate) fn fault(error: &EngineError) -> ErrorData {
-    let text = error.in_full();
-    match error.kind {
-        ErrorKind::InvalidInput => ErrorData::invalid_params(text, None),
-        _ => ErrorData::internal_error(text, None),
+/// Why there is no answer, as the protocol's error.
+pub(crate) fn fault(failure: Failure) -> ErrorData {
+    match failure {
+        Failure::Contract(error) if error.kind != ErrorKind::InvalidInput => {
+            ErrorData::internal_error(error.in_full(Reader::Model), None)
+        }
+        Failure::Contract(error) => ErrorData::invalid_params(error.in_full(Reader::Model), None),
+        Failure::Arguments(_) | Failure::NotAllowed(_) => {
+            ErrorData::invalid_params(failure.to_string(), None)
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! What a call gives back.
 
+use pyro_api::Reader;
 use rmcp::model::{CallToolResult, ContentBlock, MetaObject};
 use serde_json::{Map, Value, json};
 
-use crate::call::Failure;
+use crate::guard::Failure;
 use crate::outputs::Outputs;
 use crate::resources::Address;
 
@@ -57,14 +58,14 @@ pub(crate) fn success(mut payload: Value, task: Option<&str>, outputs: &Outputs)
 /// There is no payload, and why.
 pub(crate) fn failure(failure: &Failure) -> CallToolResult {
     match failure {
-        Failure::Arguments(sentence) => error("invalid_input", sentence, &[]),
+        Failure::Arguments(problem) => error("invalid_input", &problem.to_string(), &[]),
         Failure::NotAllowed(sentence) => {
             let hint = "the operator of this server has set that; a call cannot change it";
             error("not_allowed", sentence, &[hint.to_owned()])
         }
-        // An agent's consent is not its operator's.
-        Failure::Engine(failure) => {
-            error(failure.kind.as_str(), &failure.in_full_without_opt_in(), &failure.hints)
+        Failure::Contract(failure) => {
+            let message = failure.in_full(Reader::Model);
+            error(failure.kind.as_str(), &message, &failure.hints_for(Reader::Model))
         }
     }
 }
@@ -185,7 +186,7 @@ fn index(text: &str, character: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use pyro_engine::EngineError;
+    use pyro_api::Error;
 
     use super::*;
 
@@ -261,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_model_is_not_invited_to_use_the_host() {
-        let unavailable = Failure::Engine(EngineError::boot_unavailable("no VMM was found"));
+        let unavailable = Failure::Contract(Error::boot_unavailable("no VMM was found"));
         let told = serde_json::to_string(&failure(&unavailable)).unwrap();
         assert!(told.contains("no VMM was found"), "{told}");
         assert!(!told.contains("allow_host_compat") && !told.contains("allow-host-compat"), "{told}");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pyro_engine::{Engine, EngineError};
+use pyro_api::{CallContext, Contract, Error};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult, GetPromptRequestParams,
     GetPromptResponse, Implementation, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
@@ -16,11 +16,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{LocalPoolHandle, TaskTracker};
 
 use crate::arguments::Arguments;
-use crate::call::{Call, Failure};
+use crate::call::Call;
+use crate::guard::{Failure, Guard};
 use crate::outputs::Outputs;
 use crate::policy::Policy;
 use crate::tools::{TASK_ID, Tool};
-use crate::{progress, prompts, resources, result, warm};
+use crate::{progress, prompts, resources, result};
 
 /// How long calls that are under way may clean up when the client has gone.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
@@ -55,34 +56,31 @@ fn instructions(policy: &Policy) -> String {
 /// The engine as an MCP server. Cheap to clone; clones share everything.
 #[derive(Clone, Debug)]
 pub struct Server {
-    engine: Engine,
-    policy: Arc<Policy>,
+    guard: Guard,
     outputs: Arc<Outputs>,
     /// Cancelled when the server ends.
     closing: CancellationToken,
     calls: TaskTracker,
-    /// Where the engine works: its futures stay on the thread on which they begin.
+    /// Where the contract is carried out: its futures stay on the thread on which they begin.
     workers: LocalPoolHandle,
 }
 
 /// Why serving ended early.
-#[derive(Debug)]
-pub struct ServeError(String);
-
-impl std::fmt::Display for ServeError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The client did not begin as the protocol says.
+    #[error(transparent)]
+    Initialize(#[from] Box<rmcp::service::ServerInitializeError>),
+    /// Serving was lost.
+    #[error(transparent)]
+    Lost(#[from] tokio::task::JoinError),
 }
 
-impl std::error::Error for ServeError {}
-
 impl Server {
-    /// A server for what this engine can do, as far as the policy allows it.
-    pub fn new(engine: Engine, policy: Policy) -> Self {
+    /// A server for what `contract` can do, as far as the policy allows it.
+    pub fn new(contract: impl Contract + 'static, policy: Policy) -> Self {
         Self {
-            engine,
-            policy: Arc::new(policy),
+            guard: Guard::new(Arc::new(contract), policy),
             outputs: Arc::default(),
             closing: CancellationToken::new(),
             calls: TaskTracker::new(),
@@ -100,12 +98,10 @@ impl Server {
         let server = self.clone();
         let serve = async {
             match self.serve(rmcp::transport::io::stdio_pipes()).await {
-                Ok(running) => {
-                    running.waiting().await.map(drop).map_err(|error| ServeError(error.to_string()))
-                }
+                Ok(running) => Ok(running.waiting().await.map(drop)?),
                 // A client that goes before it has said anything is no error.
                 Err(rmcp::service::ServerInitializeError::ConnectionClosed(_)) => Ok(()),
-                Err(error) => Err(ServeError(error.to_string())),
+                Err(error) => Err(Box::new(error).into()),
             }
         };
         let served = tokio::select! {
@@ -118,10 +114,13 @@ impl Server {
 
     /// What goes on beside the calls, if anything does.
     pub(crate) fn begin(&self) {
+        if !self.guard.policy().offers(Tool::VmRun) {
+            return;
+        }
         let (server, under_way) = (self.clone(), self.calls.token());
         drop(self.workers.spawn_pinned(move || async move {
             let _under_way = under_way;
-            warm::keep(&server.engine, &server.policy, &server.closing).await;
+            server.guard.keep_spares(server.guard.policy().usual(), &server.closing).await;
         }));
     }
 
@@ -132,12 +131,32 @@ impl Server {
         let _ = tokio::time::timeout(CLEANUP_LIMIT, self.calls.wait()).await;
     }
 
-    fn describe(&self, tool: Tool) -> ToolDescription {
-        let description = self.policy.description(tool, &self.engine);
-        ToolDescription::new(tool.name(), description, Arc::new(self.policy.input_schema(tool)))
-            .with_raw_output_schema(Arc::new(tool.output_schema()))
-            .with_annotations(tool.annotations(self.policy.closes_machines()))
+    fn policy(&self) -> &Policy {
+        self.guard.policy()
     }
+
+    /// Reads something where the contract is carried out.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl AsyncFnOnce(Self) -> Result<T, ErrorData> + Send + 'static,
+    ) -> Result<T, ErrorData> {
+        let server = self.clone();
+        let read = self.workers.spawn_pinned(move || read(server));
+        read.await
+            .unwrap_or_else(|lost| Err(ErrorData::internal_error(format!("the call was lost: {lost}"), None)))
+    }
+
+    fn describe(&self, tool: Tool) -> ToolDescription {
+        describe(self.policy(), tool, self.guard.max_active_vms())
+    }
+}
+
+/// What clients read of a tool.
+pub(crate) fn describe(policy: &Policy, tool: Tool, max_active_vms: u32) -> ToolDescription {
+    let description = policy.description(tool, max_active_vms);
+    ToolDescription::new(tool.name(), description, Arc::new(policy.input_schema(tool)))
+        .with_raw_output_schema(Arc::new(tool.output_schema()))
+        .with_annotations(tool.annotations(policy.closes_machines()))
 }
 
 impl ServerHandler for Server {
@@ -150,7 +169,7 @@ impl ServerHandler for Server {
             .build();
         ServerConfig::new(capabilities)
             .with_server_info(Implementation::new("pyro_mcp", env!("CARGO_PKG_VERSION")))
-            .with_instructions(instructions(&self.policy))
+            .with_instructions(instructions(self.policy()))
     }
 
     async fn list_tools(
@@ -158,7 +177,7 @@ impl ServerHandler for Server {
         _: Option<PaginatedRequestParams>,
         _: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        Ok(ListToolsResult::with_all_items(self.policy.tools().map(|tool| self.describe(tool)).collect()))
+        Ok(ListToolsResult::with_all_items(self.policy().tools().map(|tool| self.describe(tool)).collect()))
     }
 
     fn get_tool(&self, name: &str) -> Option<ToolDescription> {
@@ -174,7 +193,7 @@ impl ServerHandler for Server {
             return Err(ErrorData::invalid_params(format!("Unknown tool: {}", request.name), None));
         };
         if self.closing.is_cancelled() {
-            return Ok(result::failure(&Failure::Engine(EngineError::cancelled())).into());
+            return Ok(result::failure(&Failure::Contract(Error::cancelled())).into());
         }
         let given = Arguments(request.arguments.unwrap_or_default());
         let task = given.optional_text(TASK_ID.name).ok().flatten();
@@ -186,13 +205,9 @@ impl ServerHandler for Server {
         let work = self.workers.spawn_pinned(move || async move {
             let _under_way = under_way;
             let (events, listener) = progress::channel(token);
-            let call = Call {
-                engine: &server.engine,
-                policy: &server.policy,
-                events: &events,
-                is_heard: listener.is_some(),
-                cancel: &cancel,
-            };
+            let is_heard = listener.is_some();
+            let call = CallContext { events, cancel: cancel.clone() };
+            let call = Call { guard: &server.guard, context: &call, is_heard };
             let call = progress::during(call.carry_out(tool, given), listener, &context.peer);
             let mut call = std::pin::pin!(call);
             tokio::select! {
@@ -215,7 +230,8 @@ impl ServerHandler for Server {
         _: Option<PaginatedRequestParams>,
         _: RequestContext<RoleServer>,
     ) -> Result<ListResourcesResult, ErrorData> {
-        let resources = resources::list(&self.engine, &self.policy, &self.outputs).await?;
+        let resources =
+            self.read(async |server| resources::list(&server.guard, &server.outputs).await).await?;
         Ok(ListResourcesResult::with_all_items(resources))
     }
 
@@ -224,7 +240,7 @@ impl ServerHandler for Server {
         _: Option<PaginatedRequestParams>,
         _: RequestContext<RoleServer>,
     ) -> Result<ListResourceTemplatesResult, ErrorData> {
-        Ok(ListResourceTemplatesResult::with_all_items(resources::templates(&self.policy)))
+        Ok(ListResourceTemplatesResult::with_all_items(resources::templates(self.policy())))
     }
 
     async fn read_resource(
@@ -232,7 +248,9 @@ impl ServerHandler for Server {
         request: ReadResourceRequestParams,
         _: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
-        let contents = resources::read(&self.engine, &self.policy, &self.outputs, &request.uri).await?;
+        let contents = self
+            .read(async move |server| resources::read(&server.guard, &server.outputs, &request.uri).await);
+        let contents = contents.await?;
         Ok(ReadResourceResult::new(vec![contents]).into())
     }
 
@@ -241,7 +259,7 @@ impl ServerHandler for Server {
         _: Option<PaginatedRequestParams>,
         _: RequestContext<RoleServer>,
     ) -> Result<ListPromptsResult, ErrorData> {
-        Ok(ListPromptsResult::with_all_items(prompts::list(&self.policy)))
+        Ok(ListPromptsResult::with_all_items(prompts::list(self.policy())))
     }
 
     async fn get_prompt(
@@ -249,7 +267,7 @@ impl ServerHandler for Server {
         request: GetPromptRequestParams,
         _: RequestContext<RoleServer>,
     ) -> Result<GetPromptResponse, ErrorData> {
-        Ok(prompts::get(&self.policy, &request)?.into())
+        Ok(prompts::get(self.policy(), &request)?.into())
     }
 
     async fn complete(
@@ -257,8 +275,10 @@ impl ServerHandler for Server {
         request: CompleteRequestParams,
         _: RequestContext<RoleServer>,
     ) -> Result<CompleteResult, ErrorData> {
-        let context = request.context.as_ref();
-        let values = prompts::complete(&self.engine, &self.policy, &request.argument, context).await?;
+        let values = self.read(async move |server| {
+            prompts::complete(&server.guard, &request.argument, request.context.as_ref()).await
+        });
+        let values = values.await?;
         Ok(CompleteResult::new(values))
     }
 }

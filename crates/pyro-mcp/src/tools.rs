@@ -1,17 +1,21 @@
 //! The tools: the contract's, and what a task needs besides.
 
-use pyro_engine::{
-    Deleted, Environment, NetworkInfo, Reaped, RunResult, Task, TaskDeleted, TaskDetached, TaskExec,
-    TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, Vm,
+use pyro_api::operations::{
+    CreateTask, CreateVm, DeleteTask, DeleteVm, ExecTask, ExecVm, ExtendTask, KillTask, ListEnvironments,
+    ListTasks, LogsTask, NetworkInfoVm, ReadTaskFile, ReapExpired, RunInVm, StartTask, StartVm, StatusTask,
+    StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
+};
+use pyro_api::{
+    Access, Deleted, Environment, NetworkInfo, Operation, OperationInfo, Reaped, RunResult, Task,
+    TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, Vm,
 };
 use rmcp::model::ToolAnnotations;
-use schemars::generate::SchemaSettings;
-use schemars::{JsonSchema, Schema};
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::arguments::{Argument, Kind, Object};
 use crate::journal;
+use crate::schema::{self, schema_of};
 
 /// One tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,13 +100,13 @@ pub(crate) const TASK_ID: Argument =
     Argument { name: "task_id", kind: Kind::Text, description: "Id that task_create returned" };
 pub(crate) const SEQUENCE: Argument = Argument {
     name: "sequence",
-    kind: Kind::Integer,
+    kind: Kind::Count,
     description: "Number of the command, as task_exec and task_logs tell it",
 };
 
 pub(crate) const WAIT: Argument = Argument {
     name: "timeout_seconds",
-    kind: Kind::OptionalInteger(Some(45)),
+    kind: Kind::OptionalCount(Some(45)),
     description: "Longest time to wait, in seconds, 1 to 3600",
 };
 pub(crate) const NEW_TTL: Argument = Argument {
@@ -112,18 +116,18 @@ pub(crate) const NEW_TTL: Argument = Argument {
 };
 pub(crate) const ANY_SEQUENCE: Argument = Argument {
     name: "sequence",
-    kind: Kind::OptionalInteger(None),
+    kind: Kind::OptionalCount(None),
     description: "Show only the command with this number",
 };
 pub(crate) const OUTPUT_OFFSET: Argument = Argument {
     name: "offset",
-    kind: Kind::OptionalInteger(None),
+    kind: Kind::OptionalCount(None),
     description: "With sequence: show its output from this character on, to read what was cut; stdout_cut_chars and \
                   stderr_cut_chars then count what follows",
 };
 pub(crate) const LAST: Argument = Argument {
     name: "last",
-    kind: Kind::OptionalInteger(Some(journal::USUAL as i64)),
+    kind: Kind::OptionalCount(Some(journal::USUAL)),
     description: "Show only that many of the latest commands, at most 1000",
 };
 pub(crate) const PATH: Argument = Argument {
@@ -133,12 +137,12 @@ pub(crate) const PATH: Argument = Argument {
 };
 pub(crate) const FILE_OFFSET: Argument = Argument {
     name: "offset",
-    kind: Kind::OptionalInteger(Some(0)),
+    kind: Kind::OptionalCount(Some(0)),
     description: "Byte to begin at; next_offset of an earlier result",
 };
 pub(crate) const MAX_BYTES: Argument = Argument {
     name: "max_bytes",
-    kind: Kind::OptionalInteger(Some(16_000)),
+    kind: Kind::OptionalCount(Some(16_000)),
     description: "Most bytes to return, 1 to 1000000",
 };
 pub(crate) const CONTENT: Argument = Argument {
@@ -321,31 +325,95 @@ impl Tool {
             Self::TaskReadFile => schema_of::<TaskFile>(),
             Self::TaskWriteFile => schema_of::<TaskFileWritten>(),
         };
-        let mut schema = schema.as_object().cloned().unwrap_or_default();
-        schema.values_mut().for_each(forget_formats);
-        // Clients insist on an object, which a choice between objects does not say by itself.
-        schema.insert("type".to_owned(), "object".into());
-        schema
+        schema::compact(schema, self.keys())
+    }
+
+    /// The keys of the payload that its schema names; none: all of them. What a VM or a task looks like is described once,
+    /// where its status is shown; elsewhere it is enough to know what a call has changed. Other keys are there all the same.
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::VmRun => &[
+                "environment",
+                "stdout",
+                "stderr",
+                "exit_code",
+                "duration_ms",
+                "execution_mode",
+                "stdout_truncated",
+                "stderr_truncated",
+                "timed_out",
+            ],
+            Self::VmExec => &["stdout", "stderr", "exit_code", "timed_out"],
+            Self::VmCreate | Self::VmStart | Self::VmStop => &["vm_id", "state", "expires_at"],
+            Self::TaskCreate | Self::TaskStart | Self::TaskStop | Self::TaskExtend => {
+                &["task_id", "state", "expires_at", "stop_reason"]
+            }
+            Self::TaskWait => &[
+                "sequence",
+                "command",
+                "stdout",
+                "stderr",
+                "exit_code",
+                "duration_ms",
+                "outcome",
+                "timed_out",
+                "stdout_truncated",
+                "stderr_truncated",
+                "error",
+            ],
+            Self::TaskKill => &["sequence", "outcome", "exit_code"],
+            Self::VmListEnvironments
+            | Self::VmDelete
+            | Self::VmStatus
+            | Self::VmNetworkInfo
+            | Self::VmReapExpired
+            | Self::TaskExec
+            | Self::TaskStatus
+            | Self::TaskLogs
+            | Self::TaskDelete
+            | Self::TaskList
+            | Self::TaskReadFile
+            | Self::TaskWriteFile => &[],
+        }
+    }
+
+    /// The operation that a call has carried out. What a client may do is decided by its class of access.
+    pub(crate) fn operation(self) -> OperationInfo {
+        match self {
+            Self::VmRun => RunInVm::INFO,
+            Self::VmListEnvironments => ListEnvironments::INFO,
+            Self::VmCreate => CreateVm::INFO,
+            Self::VmStart => StartVm::INFO,
+            Self::VmExec => ExecVm::INFO,
+            Self::VmStop => StopVm::INFO,
+            Self::VmDelete => DeleteVm::INFO,
+            Self::VmStatus => StatusVm::INFO,
+            Self::VmNetworkInfo => NetworkInfoVm::INFO,
+            Self::VmReapExpired => ReapExpired::INFO,
+            Self::TaskCreate => CreateTask::INFO,
+            Self::TaskExec => ExecTask::INFO,
+            Self::TaskStatus => StatusTask::INFO,
+            Self::TaskLogs => LogsTask::INFO,
+            Self::TaskDelete => DeleteTask::INFO,
+            Self::TaskList => ListTasks::INFO,
+            Self::TaskWait => WaitTask::INFO,
+            Self::TaskKill => KillTask::INFO,
+            Self::TaskStart => StartTask::INFO,
+            Self::TaskStop => StopTask::INFO,
+            Self::TaskExtend => ExtendTask::INFO,
+            Self::TaskReadFile => ReadTaskFile::INFO,
+            Self::TaskWriteFile => WriteTaskFile::INFO,
+        }
     }
 
     /// A call changes nothing.
     pub(crate) fn reads_only(self) -> bool {
-        matches!(
-            self,
-            Self::VmListEnvironments
-                | Self::VmStatus
-                | Self::VmNetworkInfo
-                | Self::TaskStatus
-                | Self::TaskLogs
-                | Self::TaskList
-                | Self::TaskWait
-                | Self::TaskReadFile
-        )
+        self.operation().access.reads_only()
     }
 
     /// A call makes a VM.
     pub(crate) fn creates(self) -> bool {
-        matches!(self, Self::VmRun | Self::VmCreate | Self::TaskCreate)
+        self.operation().access == Access::Create
     }
 
     /// What a client may rely on before it asks its user. `closed`: commands reach nothing outside their machine.
@@ -376,23 +444,6 @@ impl Tool {
         // With `network` a command reaches whatever it wants to.
         let open = !closed && matches!(self, Self::VmRun | Self::VmExec | Self::TaskExec);
         ToolAnnotations::new().read_only(reads).destructive(destroys).idempotent(repeatable).open_world(open)
-    }
-}
-
-/// The schema of what a payload looks like when it is written: keys that may be missing are not required.
-fn schema_of<T: JsonSchema>() -> Schema {
-    SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>()
-}
-
-/// Removes what says how a number is held here, such as `uint64`: JSON has no such formats, and clients complain.
-fn forget_formats(schema: &mut Value) {
-    match schema {
-        Value::Object(object) => {
-            object.retain(|key, value| key != "format" || !value.is_string());
-            object.values_mut().for_each(forget_formats);
-        }
-        Value::Array(items) => items.iter_mut().for_each(forget_formats),
-        _ => {}
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use pyro_engine::ErrorKind;
+use pyro_api::{ErrorKind, Operation};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -16,59 +16,39 @@ use crate::{limits, methods};
 /// The protocol as an OpenRPC 1.3 document, with schemas of JSON Schema draft 7. Beside what OpenRPC has: `x-notifications`,
 /// the messages without an answer, both ways; `x-errors`, the words of errors; `x-limits`, the bounds.
 pub fn document() -> &'static Value {
-    &DOCUMENT.whole
+    &DOCUMENT
 }
 
-/// The parameters of a method, by name.
-pub(crate) fn parameters(method: &str) -> &'static [String] {
-    let found = DOCUMENT.parameters.iter().find(|(name, _)| *name == method);
-    found.map_or(&[], |(_, names)| names)
-}
-
-static DOCUMENT: LazyLock<Document> = LazyLock::new(Document::new);
-
-struct Document {
-    whole: Value,
-    parameters: Vec<(&'static str, Vec<String>)>,
-}
-
-impl Document {
-    fn new() -> Self {
-        let mut schemas = Schemas::new();
-        let mut methods = vec![Described {
-            name: handshake::INITIALIZE,
-            about: handshake::ABOUT.to_owned(),
-            params: schemas.params::<Initialize>(),
-            result: schemas.result::<Initialized>(),
-        }];
-        methods.extend(methods::described(&mut schemas));
-        let notifications = json!([
-            notification("cancel", "client", schemas.taken::<Cancel>()),
-            notification("ack", "client", schemas.taken::<Ack>()),
-            notification("event", "server", schemas.result::<EventParams<'static>>()),
-        ]);
-        let (error, engine) = (schemas.result::<ErrorData>(), schemas.result::<ErrorKind>());
-        let parameters = methods
-            .iter()
-            .map(|method| (method.name, method.params.iter().map(|param| param.name.clone()).collect()))
-            .collect();
-        let whole = json!({
-            "openrpc": "1.3.2",
-            "info": {
-                "title": "pyro rpc",
-                "description": "The engine for one program, over its two pipes: JSON-RPC 2.0, one message a line, parameters by \
-                    name. The first request is `initialize`.",
-                "version": handshake::VERSION,
-            },
-            "methods": methods.iter().map(Described::entry).collect::<Vec<_>>(),
-            "components": { "schemas": schemas.definitions() },
-            "x-notifications": notifications,
-            "x-errors": { "data": error, "engine": engine, "protocol": error_words() },
-            "x-limits": limits::described(),
-        });
-        Self { whole, parameters }
-    }
-}
+static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
+    let mut schemas = Schemas::new();
+    let mut methods = vec![Described {
+        name: handshake::INITIALIZE,
+        about: handshake::ABOUT.to_owned(),
+        params: schemas.params::<Initialize>(),
+        result: schemas.result::<Initialized>(),
+    }];
+    methods.extend(methods::described(&mut schemas));
+    let notifications = json!([
+        notification("cancel", "client", schemas.taken::<Cancel>()),
+        notification("ack", "client", schemas.taken::<Ack>()),
+        notification("event", "server", schemas.result::<EventParams<'static>>()),
+    ]);
+    let (error, engine) = (schemas.result::<ErrorData>(), schemas.result::<ErrorKind>());
+    json!({
+        "openrpc": "1.3.2",
+        "info": {
+            "title": "pyro rpc",
+            "description": "The engine for one program, over its two pipes: JSON-RPC 2.0, one message a line, parameters by \
+                name. The first request is `initialize`.",
+            "version": handshake::VERSION,
+        },
+        "methods": methods.iter().map(Described::entry).collect::<Vec<_>>(),
+        "components": { "schemas": schemas.definitions() },
+        "x-notifications": notifications,
+        "x-errors": { "data": error, "engine": engine, "protocol": error_words() },
+        "x-limits": limits::described(),
+    })
+});
 
 fn notification(name: &str, from: &str, params: Schema) -> Value {
     json!({ "name": name, "from": from, "params": params })
@@ -96,7 +76,6 @@ pub(crate) struct Described {
 /// One parameter.
 #[derive(Clone)]
 pub(crate) struct Param {
-    name: String,
     entry: Value,
 }
 
@@ -129,31 +108,14 @@ impl Schemas {
         Self { taken: settings().into_generator(), given: settings().for_serialize().into_generator() }
     }
 
-    /// The parameters that a part of them has.
+    /// The parameters of an operation.
+    pub(crate) fn operation<O: Operation>(&mut self) -> Vec<Param> {
+        O::parts(&mut self.taken).iter().flat_map(params).collect()
+    }
+
+    /// The parameters that a type describes.
     pub(crate) fn params<T: JsonSchema>(&mut self) -> Vec<Param> {
-        let schema = T::json_schema(&mut self.taken);
-        let required: Vec<&str> = schema
-            .get("required")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect();
-        let properties = schema.get("properties").and_then(Value::as_object);
-        let param = |(name, schema): (&String, &Value)| {
-            let mut schema = schema.clone();
-            let description = schema.as_object_mut().and_then(|schema| schema.remove("description"));
-            Param {
-                entry: json!({
-                    "name": name,
-                    "description": description,
-                    "required": required.contains(&name.as_str()),
-                    "schema": schema,
-                }),
-                name: name.clone(),
-            }
-        };
-        properties.into_iter().flatten().map(param).collect()
+        params(&T::json_schema(&mut self.taken))
     }
 
     /// The schema of what a method gives back.
@@ -170,6 +132,31 @@ impl Schemas {
         all.extend(self.taken.take_definitions(true));
         all
     }
+}
+
+/// The properties of a schema as parameters.
+fn params(schema: &Schema) -> Vec<Param> {
+    let required: Vec<&str> = schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let properties = schema.get("properties").and_then(Value::as_object);
+    let param = |(name, schema): (&String, &Value)| {
+        let mut schema = schema.clone();
+        let description = schema.as_object_mut().and_then(|schema| schema.remove("description"));
+        Param {
+            entry: json!({
+                "name": name,
+                "description": description,
+                "required": required.contains(&name.as_str()),
+                "schema": schema,
+            }),
+        }
+    };
+    properties.into_iter().flatten().map(param).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Why a request has no result.
 
-use pyro_engine::{EngineError, ErrorKind};
+use pyro_api::{Error, ErrorKind, Reader};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -85,10 +85,10 @@ impl Fault {
     }
 }
 
-impl From<EngineError> for Fault {
-    fn from(error: EngineError) -> Self {
-        let message = error.in_full();
-        Self { problem: Problem::Engine(error.kind), message, hints: error.hints }
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        let message = error.in_full(Reader::Program);
+        Self { problem: Problem::Engine(error.kind), message, hints: error.hints_for(Reader::Program) }
     }
 }
 
@@ -115,16 +115,21 @@ pub(crate) struct ErrorData {
 
 #[cfg(test)]
 mod tests {
+    use pyro_api::Hint;
+
     use super::*;
 
     #[test]
     fn every_kind_of_the_engine_keeps_its_word_its_causes_and_its_hints() {
         for kind in ErrorKind::ALL {
-            let error = EngineError::new(kind, "outer").hint("do this").caused_by("inner");
+            let error = Error::new(kind, "outer").hint(Hint::ListTasks).caused_by("inner");
             let expected = RpcError {
                 code: -32000,
                 message: "outer: inner".to_owned(),
-                data: ErrorData { code: kind.as_str().to_owned(), hints: vec!["do this".to_owned()] },
+                data: ErrorData {
+                    code: kind.as_str().to_owned(),
+                    hints: vec!["list_tasks() shows those that do".to_owned()],
+                },
             };
             assert_eq!(Fault::from(error).error(), expected);
             // The document describes the words by their serialized form.

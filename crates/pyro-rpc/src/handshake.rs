@@ -1,5 +1,8 @@
 //! The first request: who the client is, and whether both belong together.
 
+use std::sync::LazyLock;
+
+use pyro_api::InvalidRequest;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -59,7 +62,7 @@ pub(crate) fn greet(given: &Object) -> Result<Initialized, Fault> {
     // Those of another protocol may have other parameters.
     let protocol = given.get("protocol").and_then(Value::as_u64);
     if protocol.is_none_or(|protocol| protocol == PROTOCOL) {
-        params::refuse_unknown(INITIALIZE, given)?;
+        refuse_unknown(given)?;
     }
     let Initialize { protocol, client } = params::read(given)?;
     let both = format!("{} {} cannot work with pyro {VERSION}", client.name, client.version);
@@ -71,6 +74,17 @@ pub(crate) fn greet(given: &Object) -> Result<Initialized, Fault> {
     }
     let server = Server { name: "pyro".to_owned(), version: VERSION.to_owned() };
     Ok(Initialized { protocol: PROTOCOL, server })
+}
+
+fn refuse_unknown(given: &Object) -> Result<(), Fault> {
+    static KNOWN: LazyLock<[String; 2]> = LazyLock::new(|| ["client", "protocol"].map(str::to_owned));
+    match given.keys().find(|name| !KNOWN.contains(name)) {
+        None => Ok(()),
+        Some(name) => {
+            let name = name.escape_debug().to_string();
+            Err(InvalidRequest::UnknownParameter { operation: INITIALIZE, name, known: &*KNOWN }.into())
+        }
+    }
 }
 
 fn mismatch(message: String) -> Fault {

@@ -1,5 +1,6 @@
 //! The bounds of the protocol, in one place because clients keep to some of them.
 
+use pyro_api::limits::{LOGS_PAGE_BYTES, MAX_FILE_BYTES};
 use serde_json::{Value, json};
 
 /// The protocol that is spoken. Raised by changes that are more than additions.
@@ -12,10 +13,6 @@ pub(crate) const RESPONSE_BYTES: usize = 256 << 20;
 pub(crate) const CALLS: usize = 4096;
 /// Most bytes of output of one call that are sent and not yet acknowledged.
 pub(crate) const WINDOW_BYTES: u64 = 1 << 20;
-/// A page of a journal ends when there are more bytes of commands and output in it.
-pub(crate) const PAGE_BYTES: usize = 16 << 20;
-/// Most bytes of a file that one call reads.
-pub(crate) const FILE_BYTES: u64 = 16 << 20;
 
 /// All of them, for the document.
 pub(crate) fn described() -> Value {
@@ -25,7 +22,7 @@ pub(crate) fn described() -> Value {
         "max_response_bytes": RESPONSE_BYTES,
         "max_calls": CALLS,
         "window_bytes": WINDOW_BYTES,
-        "logs_page_bytes": PAGE_BYTES,
-        "max_file_bytes": FILE_BYTES,
+        "logs_page_bytes": LOGS_PAGE_BYTES,
+        "max_file_bytes": MAX_FILE_BYTES,
     })
 }

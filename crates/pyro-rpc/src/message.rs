@@ -2,11 +2,11 @@
 
 use std::io;
 
+use pyro_api::CallEvent;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::event::CallEvent;
 use crate::fault::{Fault, Problem, RpcError};
 use crate::limits::{REQUEST_BYTES, RESPONSE_BYTES};
 

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use pyro_engine::{Engine, EngineError, Events};
+use pyro_api::{CallContext, Contract, Error, Events};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
@@ -31,16 +32,16 @@ const LINES_AHEAD: usize = 64;
 /// Events of a call that may wait to be told before the engine has to wait.
 const EVENTS_AHEAD: usize = 64;
 
-/// The engine as a server for one program.
+/// The contract as a server for one program.
 #[derive(Debug)]
 pub struct Server {
-    engine: Engine,
+    contract: Arc<dyn Contract>,
 }
 
 impl Server {
-    /// A server for what this engine can do.
-    pub fn new(engine: Engine) -> Self {
-        Self { engine }
+    /// A server for what `contract` can do.
+    pub fn new(contract: impl Contract + 'static) -> Self {
+        Self { contract: Arc::new(contract) }
     }
 
     /// Serves the client whose lines are `input`, and who reads `output`, until the input ends, nobody reads the output any
@@ -67,7 +68,7 @@ impl Server {
     ) -> io::Result<()> {
         let (lines, ahead) = mpsc::channel(LINES_AHEAD);
         let session = Rc::new(Session {
-            engine: self.engine,
+            contract: self.contract,
             lines,
             under_way: UnderWay::default(),
             closing: CancellationToken::new(),
@@ -97,7 +98,7 @@ impl Server {
 
 /// What all calls of a client share.
 struct Session {
-    engine: Engine,
+    contract: Arc<dyn Contract>,
     lines: mpsc::Sender<Vec<u8>>,
     under_way: UnderWay,
     /// Cancelled when the server ends.
@@ -185,7 +186,7 @@ impl Session {
         });
         let done = work
             .await
-            .unwrap_or_else(|lost| Err(EngineError::internal("the call was lost").caused_by(lost).into()));
+            .unwrap_or_else(|lost| Err(Error::internal("the call was lost").caused_by(lost).into()));
         let answer = done.unwrap_or_else(|fault| message::failure(Some(&id), fault));
         // Before the answer, which allows the client to use the id again.
         self.under_way.end(&id);
@@ -202,8 +203,8 @@ impl Session {
     ) -> Result<Vec<u8>, Fault> {
         let (sender, events) = mpsc::channel(EVENTS_AHEAD);
         let over = CancellationToken::new();
-        let call =
-            Call { engine: self.engine.clone(), events: Events::to(sender), cancel: control.cancel.clone() };
+        let context = CallContext { events: Events::to(sender), cancel: control.cancel.clone() };
+        let call = Call { contract: Arc::clone(&self.contract), context };
         let teller = Teller {
             id: id.clone(),
             control,

@@ -1,10 +1,9 @@
 //! Telling a client what happens during its call, no faster than it listens.
 
-use pyro_engine::{Event, OutputStream};
+use pyro_api::{CallEvent, Event, OutputStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::event::CallEvent;
 use crate::limits::WINDOW_BYTES;
 use crate::message::{self, Id};
 use crate::under_way::Control;

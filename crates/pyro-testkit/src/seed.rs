@@ -1,5 +1,7 @@
 //! Randomness that can be had again.
 
+#![expect(clippy::disallowed_methods, reason = "a seed to replay comes from whoever runs the tests")]
+
 use std::env;
 use std::hash::{BuildHasher as _, RandomState};
 

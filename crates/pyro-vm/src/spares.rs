@@ -97,6 +97,10 @@ async fn try_replenish(spec: &LaunchSpec) -> Result<(), String> {
         };
         // The same program with the same arguments: another supervisor.
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a supervisor starts its like with the arguments it has"
+        )]
         let args: Vec<_> = std::env::args_os().skip(1).collect();
         if let Err(error) = supervisor::spawn(&program, &args, spare, &owner).await {
             let _ = fs::remove_dir_all(&spare_dir);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use clap::Args;
+use pyro_engine::operations::{ExecVm, RunInVm};
 use pyro_engine::{Command, Engine, EngineError, Events, VmSpec};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -181,14 +182,16 @@ impl Bench {
         self.engine.start_vm(id, &Events::none(), &self.cancel).await?;
         self.took("start_from_kernel", started);
         let started = Instant::now();
-        self.engine.exec_vm(id, Command::new("true"), &self.events, &self.cancel).await?;
+        let request = ExecVm { vm: id.into(), command: Command::new("true"), output: Default::default() };
+        self.engine.exec_vm(request, &self.events, &self.cancel).await?;
         self.took("exec_and_remove", started);
         Ok(())
     }
 
     async fn one_shot(&self) -> Result<(), EngineError> {
         let spec = VmSpec::new(ENVIRONMENT);
-        self.engine.run(spec, Command::new("true"), &self.events, &self.cancel).await.map(drop)
+        let request = RunInVm { spec, command: Command::new("true"), output: Default::default() };
+        self.engine.run(request, &self.events, &self.cancel).await.map(drop)
     }
 
     async fn two_at_once(&self) -> Result<(), EngineError> {

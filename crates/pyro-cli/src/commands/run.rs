@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use clap::Args;
+use pyro_engine::operations::RunInVm;
 use pyro_engine::{Command, Engine, OutputMode, RunResult, VmSpec};
 
 use crate::commands::machine::MachineArgs;
@@ -70,9 +71,9 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
     }
     printer.warn_of_network(args.network);
     let engine = Engine::new(config);
-    let (spec, command) = request(&args, command);
+    let request = request(&args, command);
     let (mut result, shown) = session::watch(printer, args.json, |events, cancel| async move {
-        engine.run(spec, command, &events, &cancel).await
+        engine.run(request, &events, &cancel).await
     })?;
     if !args.timings {
         result.timings.clear();
@@ -90,7 +91,7 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
 }
 
 /// The arguments in the engine's terms.
-fn request(args: &RunArgs, command: String) -> (VmSpec, Command) {
+fn request(args: &RunArgs, command: String) -> RunInVm {
     let spec = VmSpec {
         environment: args.machine.environment.clone(),
         vcpu_count: args.machine.vcpu_count,
@@ -101,7 +102,8 @@ fn request(args: &RunArgs, command: String) -> (VmSpec, Command) {
     };
     // People see the output as it comes; a program gets it in the document, after the end.
     let output = if args.json { OutputMode::Capture } else { OutputMode::Stream };
-    (spec, Command { timeout_seconds: args.timeout_seconds, output, ..Command::new(command) })
+    let command = Command { timeout_seconds: args.timeout_seconds, ..Command::new(command) };
+    RunInVm { spec, command, output: output.into() }
 }
 
 fn summary(result: &RunResult) -> String {

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use pyro_engine::{EngineError, ErrorKind, OutputStream};
+use pyro_engine::{EngineError, ErrorKind, Hint, OutputStream};
 
 use super::*;
 use crate::printer::OutputError;
@@ -13,8 +13,8 @@ fn engine_error() -> EngineError {
         EngineError::new(ErrorKind::Internal, "middle").caused_by(io::Error::other("no room\nat all"));
     EngineError::new(ErrorKind::StateUnusable, "cannot open the \u{1b}registry")
         .caused_by(cause)
-        .hint("free some space")
-        .hint("or set PYRO_BASE_DIR")
+        .hint(Hint::CommandLine { text: "free some space".to_owned() })
+        .hint(Hint::CommandLine { text: "or set PYRO_BASE_DIR".to_owned() })
 }
 
 #[test]

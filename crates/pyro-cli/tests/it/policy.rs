@@ -19,16 +19,17 @@ fn our_dependencies(name: &str) -> Vec<String> {
 #[test]
 fn crates_depend_on_each_other_as_drawn() {
     let arrows = [
-        ("pyro-wire", &[][..]),
+        ("pyro-api", &[][..]),
+        ("pyro-wire", &[]),
         ("pyro-archive", &[]),
         ("pyro-guest", &["pyro-archive", "pyro-wire"]),
         ("pyro-guest-image", &[]),
         ("pyro-machine", &["pyro-guest-image", "pyro-wire"]),
         ("pyro-vm", &["pyro-archive", "pyro-machine", "pyro-wire"]),
         ("pyro-env", &[]),
-        ("pyro-engine", &["pyro-env", "pyro-machine", "pyro-vm"]),
-        ("pyro-mcp", &["pyro-engine"]),
-        ("pyro-rpc", &["pyro-engine"]),
+        ("pyro-engine", &["pyro-api", "pyro-env", "pyro-machine", "pyro-vm"]),
+        ("pyro-mcp", &["pyro-api"]),
+        ("pyro-rpc", &["pyro-api"]),
         ("pyro-demo", &["pyro-engine"]),
         ("pyro-testkit", &[]),
         ("pyro-cli", &["pyro-demo", "pyro-engine", "pyro-mcp", "pyro-rpc"]),

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pyro_engine::{ErrorKind, VmSpec};
 
-use crate::harness::{ENVIRONMENT, LONG, Sandbox, chain, command, never, quiet, wait_until};
+use crate::harness::{ENVIRONMENT, LONG, Sandbox, chain, command, exec, never, quiet, wait_until};
 
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
@@ -55,7 +55,7 @@ async fn vms_are_gone_at_the_end_of_their_lifetime() {
         }
         let error = engine.start_vm(id, &quiet(), &never()).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Expired);
-        let error = engine.exec_vm(id, command("true"), &quiet(), &never()).await.unwrap_err();
+        let error = engine.exec_vm(exec(id, command("true")), &quiet(), &never()).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Expired);
     }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 pub(crate) use pyro_testkit::{Ended, LONG, Process, Running, kill, wait_until};
 use pyro_testkit::{McpClient, reached_within};
 
-pub(crate) use engine::{Capture, chain, command, exec_text, never, quiet};
+pub(crate) use engine::{Capture, chain, command, exec, exec_text, never, quiet};
 pub(crate) use task::Task;
 
 /// The executable under test.

@@ -3,6 +3,8 @@
 //! Each test has a state directory of its own, and each one ends with a look at what is left of it: no
 //! process, no file, no mount and no record. All share one environment cache, which is filled by the first
 //! test that needs it. A host where VMs cannot start fails these tests; none of them is ever skipped.
+
+#![expect(clippy::disallowed_methods, reason = "tests are configured by their environment")]
 #![expect(clippy::unwrap_used, reason = "clippy knows only functions marked as tests, not their helpers")]
 
 mod bench;

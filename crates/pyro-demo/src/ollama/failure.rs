@@ -1,6 +1,6 @@
 //! A tool call that failed, and what the model is told of it.
 
-use pyro_engine::{EngineError, ErrorKind};
+use pyro_engine::{EngineError, ErrorKind, Reader};
 use serde_json::{Map, Value, json};
 
 /// Why a call has no payload.
@@ -41,7 +41,7 @@ impl Failure {
 
 impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
-        let hint = (!error.hints.is_empty()).then(|| error.hints.join("; "));
-        Self { kind: error.kind.as_str(), error: error.in_full(), hint }
+        let hint = Some(error.hints_for(Reader::Model).join("; ")).filter(|hints| !hints.is_empty());
+        Self { kind: error.kind.as_str(), error: error.in_full(Reader::Model), hint }
     }
 }

@@ -1,5 +1,6 @@
 //! The tools that the model gets, and what becomes of a call.
 
+use pyro_engine::operations::{ExecVm, RunInVm};
 use pyro_engine::{Command, Engine, EngineError, ErrorKind, Events, RunResult, VmId, VmSpec, VmState};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -111,7 +112,8 @@ impl<'a> Tools<'a> {
         Ok(match tool {
             Tool::Run => {
                 let (spec, command) = (vm_spec(&given)?, command(&given)?);
-                let ran = self.engine.run(spec, command, self.events, self.cancel).await?;
+                let request = RunInVm { spec, command, output: Default::default() };
+                let ran = self.engine.run(request, self.events, self.cancel).await?;
                 self.told_of_run(ran)
             }
             Tool::ListEnvironments => payload(&self.engine.list_environments().await?.environments),
@@ -127,7 +129,8 @@ impl<'a> Tools<'a> {
                 if self.engine.status_vm(vm_id).await?.state != VmState::Started {
                     self.engine.start_vm(vm_id, self.events, self.cancel).await?;
                 }
-                let ran = self.engine.exec_vm(vm_id, command, self.events, self.cancel).await?;
+                let request = ExecVm { vm: vm_id.into(), command, output: Default::default() };
+                let ran = self.engine.exec_vm(request, self.events, self.cancel).await?;
                 self.told_of_run(ran)
             }
             Tool::Status => payload(&self.engine.status_vm(vm_id()?.as_str()).await?),

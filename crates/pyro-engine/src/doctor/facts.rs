@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -11,8 +12,9 @@ use rustix::fs::{Access, access, statvfs};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-use super::report::{BuildReport, DiskReport, KvmReport, NetworkingReport, RootlessReport};
+use super::{BuildReport, DiskReport, KvmReport, NetworkingReport, RootlessReport};
 use crate::engine::vms_dir;
+use crate::guest_kernel::GuestKernelError;
 use crate::registry::directory_problem;
 use crate::{Config, guest_kernel, search_path};
 
@@ -41,7 +43,7 @@ pub(crate) struct HostFacts {
     pub(super) networking: NetworkingReport,
     pub(super) vmm: VmmFacts,
     /// Release of the configured guest kernel, or why it cannot be used.
-    pub(super) guest_kernel: Option<Result<String, String>>,
+    pub(super) guest_kernel: Option<Result<String, GuestKernelError>>,
     pub(super) build: BuildReport,
     pub(super) rootless: RootlessReport,
     pub(super) disk: DiskReport,
@@ -57,7 +59,24 @@ pub(super) struct VmmFacts {
     /// The program, if it is there.
     pub(super) program: Option<PathBuf>,
     /// What it said to `--version`, or what went wrong.
-    pub(super) answer: Option<Result<String, String>>,
+    pub(super) answer: Option<Result<String, VmmProblem>>,
+}
+
+/// Why a VMM does not tell its version.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum VmmProblem {
+    /// The program cannot be started.
+    #[error("it cannot be started ({0})")]
+    NotStarted(String),
+    /// What it writes cannot be read, or its end is lost.
+    #[error("{0}")]
+    Lost(String),
+    /// It takes too long.
+    #[error("it gave no answer within {} s", ANSWER_TIMEOUT.as_secs())]
+    NoAnswer,
+    /// It fails.
+    #[error("`--version` failed ({0})")]
+    Failed(std::process::ExitStatus),
 }
 
 impl HostFacts {
@@ -86,7 +105,7 @@ async fn look_at_vmm(config: &Config) -> VmmFacts {
 }
 
 /// The first 4 KiB of what `program --version` writes.
-async fn ask_version(program: &Path, search_path: &OsStr) -> Result<String, String> {
+async fn ask_version(program: &Path, search_path: &OsStr) -> Result<String, VmmProblem> {
     let mut child = tokio::process::Command::new(program)
         .arg("--version")
         .env_clear()
@@ -96,21 +115,20 @@ async fn ask_version(program: &Path, search_path: &OsStr) -> Result<String, Stri
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()
-        .map_err(|error| format!("it cannot be started ({error})"))?;
+        .map_err(|error| VmmProblem::NotStarted(error.to_string()))?;
     let mut text = Vec::new();
+    let lost = |error: io::Error| VmmProblem::Lost(error.to_string());
     let answer = async {
         if let Some(stdout) = child.stdout.take() {
-            stdout.take(4096).read_to_end(&mut text).await.map_err(|error| error.to_string())?;
+            stdout.take(4096).read_to_end(&mut text).await.map_err(lost)?;
         }
-        child.wait().await.map_err(|error| error.to_string())
+        child.wait().await.map_err(lost)
     };
-    let status = timeout(ANSWER_TIMEOUT, answer)
-        .await
-        .map_err(|_| format!("it gave no answer within {} s", ANSWER_TIMEOUT.as_secs()))??;
+    let status = timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| VmmProblem::NoAnswer)??;
     if status.success() {
         Ok(String::from_utf8_lossy(&text).into_owned())
     } else {
-        Err(format!("`--version` failed ({status})"))
+        Err(VmmProblem::Failed(status))
     }
 }
 
@@ -290,7 +308,10 @@ mod tests {
         let config = Config { vmm_program: Some(root.path().join("vmm")), ..config(root.path()) };
         let facts = HostFacts::gather(&config, root.path()).await;
         assert!(facts.guest_kernel.is_none());
-        assert_eq!(facts.vmm.answer, Some(Err("`--version` failed (exit status: 3)".to_owned())));
+        assert_eq!(
+            facts.vmm.answer.map(|answer| answer.map_err(|problem| problem.to_string())),
+            Some(Err("`--version` failed (exit status: 3)".to_owned()))
+        );
     }
 
     #[test]

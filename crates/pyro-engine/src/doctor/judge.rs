@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::facts::{HostFacts, VMM_NAME, VmmFacts};
-use super::report::{
+use crate::doctor::{
     AcceleratorReport, Capabilities, DoctorReport, GuestKernelReport, KvmReport, Remedy, RootlessReport,
     RuntimeReport, VmmReport,
 };
-use crate::{Accelerator, Config, EngineError, EnvironmentList};
+use crate::{Accelerator, Config, EngineError, EnvironmentList, Reader};
 
 /// The platform pyro runs on.
 const PLATFORM: &str = "linux-x86_64";
@@ -39,7 +39,7 @@ pub(crate) fn judge(
 ) -> DoctorReport {
     let supported = platform == PLATFORM;
     let vmm = judge_vmm(&facts.vmm);
-    let kernel_problem = facts.guest_kernel.clone().and_then(Result::err);
+    let kernel_problem = facts.guest_kernel.clone().and_then(Result::err).map(|error| error.to_string());
     let runtime_ok = supported && vmm.ok && accelerator.selected.is_some() && kernel_problem.is_none();
 
     let mut findings = Findings::default();
@@ -55,7 +55,7 @@ pub(crate) fn judge(
         findings.state(&facts, config);
         findings.building(&facts);
         if let Err(error) = &environments {
-            let remedy = error.hints.first().cloned();
+            let remedy = error.hints_for(Reader::Person).into_iter().next();
             findings.add(
                 format!("the environments cannot be listed: {error}"),
                 remedy.unwrap_or_else(|| "`pyro env list` shows the whole error".to_owned()),
@@ -274,9 +274,12 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::facts::VmmProblem;
     use super::*;
     use crate::ErrorKind;
-    use crate::doctor::report::{BuildReport, DiskReport};
+    use crate::Hint;
+    use crate::doctor::{BuildReport, DiskReport};
+    use crate::guest_kernel::GuestKernelError;
 
     fn config() -> Config {
         Config {
@@ -349,7 +352,8 @@ mod tests {
     fn a_guest_kernel_that_cannot_be_used_is_the_reason() {
         let config = Config { guest_kernel: Some("/k".into()), ..config() };
         let judge = |kernel: Result<&str, &str>| {
-            let guest_kernel = Some(kernel.map(str::to_owned).map_err(str::to_owned));
+            let not_bz_image = |image: &str| GuestKernelError::NotBzImage { image: image.into() };
+            let guest_kernel = Some(kernel.map(str::to_owned).map_err(not_bz_image));
             let facts = HostFacts { guest_kernel, ..good_facts() };
             judge(PLATFORM, &config, facts, accelerator(Some("kvm"), ""), catalog())
         };
@@ -357,7 +361,7 @@ mod tests {
         let expected =
             GuestKernelReport { image: Some("/k".to_owned()), release: Some("6.12.9-pyro".to_owned()) };
         assert_eq!((good.runtime_ok, good.guest_kernel), (true, expected));
-        let bad = judge(Err("the guest kernel /k is not a bzImage"));
+        let bad = judge(Err("/k"));
         assert_eq!((bad.runtime_ok, bad.guest_kernel.release), (false, None));
         assert_eq!(bad.issues, ["the guest kernel /k is not a bzImage"]);
         assert_eq!(bad.runtime.unwrap().capabilities.reason.as_ref(), bad.issues.first());
@@ -401,11 +405,11 @@ mod tests {
     #[test]
     fn a_failing_catalog_is_an_issue_and_not_the_end() {
         let error =
-            EngineError::new(ErrorKind::EnvironmentUnavailable, "the cache is damaged").hint("remove it");
+            EngineError::new(ErrorKind::EnvironmentUnavailable, "the cache is damaged").hint(Hint::FreeCache);
         let report = judge(PLATFORM, &config(), good_facts(), accelerator(Some("kvm"), "fine"), Err(error));
         assert!(report.runtime_ok);
         assert_eq!(report.remedies[0].issue, "the environments cannot be listed: the cache is damaged");
-        assert_eq!(report.remedies[0].remedy, "remove it");
+        assert_eq!(report.remedies[0].remedy, "free some space or use another cache directory");
     }
 
     #[test]
@@ -446,7 +450,7 @@ mod tests {
             facts.rootless =
                 RootlessReport { euid, user_namespaces: rootless[1], subuid: rootless[2], newuidmap: rootless[3] };
             facts.vmm.program = answer.as_ref().map(|_| PathBuf::from("/qemu"));
-            facts.vmm.answer = answer;
+            facts.vmm.answer = answer.map(|answer| answer.map_err(VmmProblem::Lost));
             facts.disk.cache_dir_free_mib = free;
             let report = judge(&platform, &config(), facts, accelerator(selected.as_deref(), "why"), catalog());
             prop_assert_eq!(report.runtime_ok, platform == PLATFORM && report.vmm.ok && selected.is_some());

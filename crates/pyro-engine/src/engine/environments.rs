@@ -2,15 +2,15 @@
 
 use std::cell::Cell;
 
-use pyro_env::{
-    CancelFlag, Environment, EnvironmentList, InstalledEnvironment, OpenError, PullObserver, PullStep,
-    PulledEnvironment,
-};
+use pyro_env::{CancelFlag, InstalledEnvironment, OpenError, PullObserver, PullStep};
 use pyro_vm::template;
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, templates_dir};
-use crate::{EngineError, ErrorKind, Event, Events, Pruned, PullEvent};
+use crate::{
+    EngineError, Environment, EnvironmentList, ErrorKind, Event, Events, Pruned, PullEvent,
+    PulledEnvironment, convert,
+};
 
 impl Engine {
     /// The catalog, sorted by name, and what of it is installed.
@@ -19,7 +19,8 @@ impl Engine {
     /// `EnvironmentUnavailable` if the cache cannot be read.
     pub async fn list_environments(&self) -> Result<EnvironmentList, EngineError> {
         self.blocking(|shared| {
-            shared.environments.list().map_err(|error| unavailable(error.kind(), &error, None))
+            let list = shared.environments.list();
+            list.map(convert::environments).map_err(|error| unavailable(error.kind(), &error, None))
         })
         .await
     }
@@ -32,7 +33,8 @@ impl Engine {
     pub async fn inspect_environment(&self, name: &str) -> Result<Environment, EngineError> {
         let name = name.to_owned();
         self.blocking(move |shared| {
-            shared.environments.inspect(&name).map_err(|error| unavailable(error.kind(), &error, None))
+            let found = shared.environments.inspect(&name);
+            found.map(convert::environment).map_err(|error| unavailable(error.kind(), &error, None))
         })
         .await
     }
@@ -76,7 +78,7 @@ impl Engine {
             move |shared| {
                 let observer = Observer { name: &name, events: &events, step: Cell::default() };
                 let pulled = shared.environments.pull(&name, &observer, &flag);
-                pulled.map_err(|error| unavailable(error.kind(), &error, error.hint()))
+                pulled.map(convert::pulled).map_err(|error| unavailable(error.kind(), &error, error.remedy()))
             }
         });
         tokio::pin!(pull);
@@ -103,7 +105,7 @@ impl Engine {
                 .filter_map(|environment| Some(shared.environments.open(&environment.name).ok()?.digest))
                 .collect();
             let deleted_templates = template::prune(&templates_dir(&shared.config.base_dir), &digests);
-            Ok(Pruned { environments, deleted_templates })
+            Ok(Pruned { environments: convert::prune_report(environments), deleted_templates })
         })
         .await
     }
@@ -136,7 +138,7 @@ impl Engine {
         self.blocking(move |shared| match shared.environments.open(&name) {
             Ok(environment) => Ok(Some(environment)),
             Err(OpenError::NotInstalled { .. }) => Ok(None),
-            Err(error) => Err(unavailable(error.kind(), &error, error.hint())),
+            Err(error) => Err(unavailable(error.kind(), &error, error.remedy())),
         })
         .await
     }
@@ -175,13 +177,13 @@ impl PullObserver for Observer<'_> {
 fn unavailable(
     kind: pyro_env::ErrorKind,
     error: &dyn std::error::Error,
-    hint: Option<String>,
+    remedy: Option<pyro_env::Remedy>,
 ) -> EngineError {
     let kind = match kind {
         pyro_env::ErrorKind::UnknownEnvironment => ErrorKind::InvalidInput,
         pyro_env::ErrorKind::Cancelled => return EngineError::cancelled(),
         _ => ErrorKind::EnvironmentUnavailable,
     };
-    EngineError { hints: hint.into_iter().collect(), ..EngineError::new(kind, error.to_string()) }
-        .with_causes_of(error)
+    let hints = remedy.into_iter().map(convert::hint).collect();
+    EngineError { hints, ..EngineError::new(kind, error.to_string()) }.with_causes_of(error)
 }

@@ -1,7 +1,5 @@
 //! Running one command in a VM that runs.
 
-use std::time::Duration;
-
 use pyro_vm::supervisor::{CommandEnd, CommandOutcome, ConnectError, Ran, Run, RunError};
 use pyro_vm::{Exec, ExitStatus, FailureKind, WORKSPACE, timeout_note};
 
@@ -9,8 +7,9 @@ use super::Engine;
 use crate::capture::{CAPTURE_LIMIT, OutputSink};
 use crate::finished::{Finished, KILLED, TIMED_OUT};
 use crate::host_compat::{self, HostCommand};
+use crate::limits::CheckedCommand;
 use crate::registry::VmRecord;
-use crate::{Command, EngineError, ErrorKind, Events, ExecutionMode, OutputMode, OutputStream};
+use crate::{EngineError, ErrorKind, Events, ExecutionMode, Hint, OutputMode, OutputStream};
 use tokio_util::sync::CancellationToken;
 
 impl Engine {
@@ -18,15 +17,14 @@ impl Engine {
     pub(super) async fn execute(
         &self,
         record: &VmRecord,
-        command: &Command,
-        timeout: Duration,
+        command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Finished, EngineError> {
         match record.execution_mode {
-            ExecutionMode::HostCompat => self.execute_on_host(record, command, timeout, events, cancel).await,
+            ExecutionMode::HostCompat => self.execute_on_host(record, command, events, cancel).await,
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
-                self.execute_in_guest(record, command, timeout, events, cancel).await
+                self.execute_in_guest(record, command, events, cancel).await
             }
         }
     }
@@ -34,14 +32,13 @@ impl Engine {
     async fn execute_in_guest(
         &self,
         record: &VmRecord,
-        command: &Command,
-        timeout: Duration,
+        command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Finished, EngineError> {
         let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
         let mut stderr = OutputSink::new(OutputStream::Stderr, command.output, events);
-        let run = Run { exec: exec_request(command, timeout), journal: false };
+        let run = Run { exec: exec_request(command), journal: false };
         let take = async |chunk: pyro_vm::OutputChunk| match chunk.stream {
             pyro_vm::OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
             pyro_vm::OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
@@ -56,11 +53,7 @@ impl Engine {
         let outcome = match outcome {
             CommandOutcome::Ended(end) => end,
             CommandOutcome::NotRun { cause, kind } => {
-                let error = EngineError::new(ErrorKind::NotDelivered, cause);
-                return Err(match kind.and_then(not_started_hint) {
-                    Some(hint) => error.hint(hint),
-                    None => error,
-                });
+                return Err(with_not_started_hint(EngineError::new(ErrorKind::NotDelivered, cause), kind));
             }
             CommandOutcome::Unknown { cause } => {
                 let error = EngineError::outcome_unknown(record.kind, record.vm_id.as_str());
@@ -71,7 +64,7 @@ impl Engine {
             }
         };
         if outcome.timed_out {
-            stderr.note(&timeout_note(timeout)).await;
+            stderr.note(&timeout_note(command.timeout)).await;
         }
         let (stdout, stdout_over) = stdout.finish();
         let (stderr, stderr_over) = stderr.finish();
@@ -89,8 +82,7 @@ impl Engine {
     pub(super) async fn execute_on_host(
         &self,
         record: &VmRecord,
-        command: &Command,
-        timeout: Duration,
+        command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Finished, EngineError> {
@@ -101,7 +93,7 @@ impl Engine {
         let host_command = HostCommand {
             command: &command.command,
             env: &command.env,
-            timeout,
+            timeout: command.timeout,
             directory: &directory,
             search_path: &self.config().search_path,
             mem_mib: record.sizing.mem_mib,
@@ -112,7 +104,7 @@ impl Engine {
 }
 
 /// The command in the guest's terms.
-pub(super) fn exec_request(command: &Command, timeout: Duration) -> Exec {
+pub(super) fn exec_request(command: &CheckedCommand) -> Exec {
     Exec {
         cwd: guest_cwd(command),
         env: command.env.clone(),
@@ -120,24 +112,23 @@ pub(super) fn exec_request(command: &Command, timeout: Duration) -> Exec {
             OutputMode::Capture | OutputMode::CaptureAndStream => Some(CAPTURE_LIMIT as u64),
             OutputMode::Stream => None,
         },
-        ..Exec::new(&command.command, timeout)
+        ..Exec::new(&command.command, command.timeout)
     }
 }
 
 /// On the host there is no `/workspace` that a directory could be below.
-pub(super) fn refuse_cwd(command: &Command) -> Result<(), EngineError> {
+pub(super) fn refuse_cwd(command: &CheckedCommand) -> Result<(), EngineError> {
     match command.cwd {
         None => Ok(()),
         Some(_) => {
             let message = "cwd cannot be chosen in host compatibility mode";
-            Err(EngineError::new(ErrorKind::InvalidInput, message)
-                .hint("write `cd <directory> && ...` as the command"))
+            Err(EngineError::new(ErrorKind::InvalidInput, message).hint(Hint::ChangeDirectory))
         }
     }
 }
 
 /// Where the command runs in a guest.
-pub(super) fn guest_cwd(command: &Command) -> String {
+pub(super) fn guest_cwd(command: &CheckedCommand) -> String {
     match command.cwd.as_deref() {
         None => WORKSPACE.to_owned(),
         Some(absolute) if absolute.starts_with('/') => absolute.to_owned(),
@@ -163,8 +154,9 @@ pub(super) fn not_delivered(error: RunError) -> EngineError {
             EngineError::transport_not_ready(&cause.to_string())
         }
         RunError::NotDelivered(error) => not_asked(error),
-        RunError::Refused { cause } => EngineError::new(ErrorKind::NotDelivered, cause)
-            .hint("the command was not started; it is safe to try again"),
+        RunError::Refused { cause } => {
+            EngineError::new(ErrorKind::NotDelivered, cause).hint(Hint::SafeToRepeat)
+        }
         RunError::Cancelled => EngineError::cancelled(),
         RunError::Lost { .. } => EngineError::internal("a command that was delivered"),
     }
@@ -175,26 +167,28 @@ pub(super) fn not_asked(error: ConnectError) -> EngineError {
     match error {
         ConnectError::Unreachable(cause) => EngineError::transport_not_ready(&cause.to_string()),
         ConnectError::Unresponsive => EngineError::transport_not_ready(&error.to_string()),
-        ConnectError::OtherVersion { .. } => EngineError::new(ErrorKind::NotDelivered, error.to_string())
-            .hint("stop it and start it again; what is on its disk stays"),
+        ConnectError::OtherVersion { .. } => {
+            EngineError::new(ErrorKind::NotDelivered, error.to_string()).hint(Hint::StopAndStart)
+        }
     }
 }
 
-/// What helps against a command that could not be started.
-fn not_started_hint(kind: FailureKind) -> Option<&'static str> {
+/// The error of a command that could not be started, with what helps against it.
+pub(super) fn with_not_started_hint(error: EngineError, kind: Option<FailureKind>) -> EngineError {
+    match kind.and_then(not_started_hint) {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+fn not_started_hint(kind: FailureKind) -> Option<Hint> {
     match kind {
-        FailureKind::DirectoryNotFound | FailureKind::NotADirectory => {
-            Some("cwd must be a directory that exists in the guest")
-        }
-        FailureKind::CommandNotFound | FailureKind::NotExecutable => {
-            Some("commands run through /bin/sh, which this environment does not have in working order")
-        }
-        FailureKind::ArgumentListTooLong => {
-            Some("write a long command to a file in the guest and run that file")
-        }
-        FailureKind::OutOfMemory => Some("end other commands in this guest, or give it more memory"),
-        FailureKind::NoSpace => Some("remove files in the guest to free space on its disk"),
-        FailureKind::TooManyProcesses => Some("end other commands in this guest"),
+        FailureKind::DirectoryNotFound | FailureKind::NotADirectory => Some(Hint::ExistingDirectory),
+        FailureKind::CommandNotFound | FailureKind::NotExecutable => Some(Hint::WorkingShell),
+        FailureKind::ArgumentListTooLong => Some(Hint::LongCommandInFile),
+        FailureKind::OutOfMemory => Some(Hint::FreeGuestMemory),
+        FailureKind::NoSpace => Some(Hint::FreeGuestDisk),
+        FailureKind::TooManyProcesses => Some(Hint::EndOtherCommands),
         FailureKind::FileNotFound
         | FailureKind::PermissionDenied
         | FailureKind::Unsupported
@@ -204,16 +198,11 @@ fn not_started_hint(kind: FailureKind) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use pyro_vm::FailureKind;
-
-    use super::not_started_hint;
+    use super::*;
 
     #[test]
     fn a_hint_is_given_where_the_caller_can_do_something() {
-        assert_eq!(
-            not_started_hint(FailureKind::DirectoryNotFound),
-            Some("cwd must be a directory that exists in the guest")
-        );
+        assert_eq!(not_started_hint(FailureKind::DirectoryNotFound), Some(Hint::ExistingDirectory));
         let without = FailureKind::ALL.into_iter().filter(|kind| not_started_hint(*kind).is_none());
         assert_eq!(
             without.collect::<Vec<_>>(),

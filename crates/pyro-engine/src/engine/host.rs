@@ -6,7 +6,8 @@ use pyro_machine::{Accelerator, accel};
 
 use super::Engine;
 use crate::doctor::AcceleratorReport;
-use crate::{guest_kernel, search_path};
+use crate::guest_kernel::GuestKernelError;
+use crate::{convert, guest_kernel, search_path};
 
 /// Name of the VMM's executable.
 const VMM: &str = "qemu-system-x86_64";
@@ -22,16 +23,33 @@ pub(super) struct Host {
     pub(super) guest_kernel: Option<PathBuf>,
 }
 
+/// Why commands do not run in a VM.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HostUnavailable {
+    /// The VMM of the configuration is not there.
+    #[error("the configured VMM {} does not exist", .0.display())]
+    ConfiguredVmm(PathBuf),
+    /// There is no VMM.
+    #[error("{VMM} is not installed (Debian and Ubuntu: package qemu-system-x86)")]
+    NoVmm,
+    /// The guest kernel of the configuration cannot be booted.
+    #[error(transparent)]
+    GuestKernel(#[from] GuestKernelError),
+    /// The files of the task are on the host.
+    #[error("the task was created on the host")]
+    TaskOnHost,
+}
+
 impl Engine {
-    /// What to run VMs with; the error is the reason why there are none, in words.
-    pub(super) async fn host(&self) -> Result<Host, String> {
+    /// What to run VMs with; the error is the reason why there are none.
+    pub(super) async fn host(&self) -> Result<Host, HostUnavailable> {
         let vmm_program = self.vmm_program()?;
         let guest_kernel = self.config().guest_kernel.clone();
         if let Some(image) = &guest_kernel {
             guest_kernel::release(image)?;
         }
         let accelerator = match self.config().accelerator {
-            Some(forced) => forced,
+            Some(forced) => convert::accelerator(forced),
             None => self.choose_accelerator(true).await.accelerator,
         };
         Ok(Host { vmm_program, accelerator, guest_kernel })
@@ -61,13 +79,11 @@ impl Engine {
         accel::choose(&cache, may_remember, (&self.config().program, &[PROBE_COMMAND])).await
     }
 
-    fn vmm_program(&self) -> Result<PathBuf, String> {
+    fn vmm_program(&self) -> Result<PathBuf, HostUnavailable> {
         match &self.config().vmm_program {
             Some(program) if program.is_file() => Ok(program.clone()),
-            Some(program) => Err(format!("the configured VMM {} does not exist", program.display())),
-            None => search_path::find(VMM, &self.config().search_path).ok_or_else(|| {
-                format!("{VMM} is not installed (Debian and Ubuntu: package qemu-system-x86)")
-            }),
+            Some(program) => Err(HostUnavailable::ConfiguredVmm(program.clone())),
+            None => search_path::find(VMM, &self.config().search_path).ok_or(HostUnavailable::NoVmm),
         }
     }
 }

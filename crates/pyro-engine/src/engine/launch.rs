@@ -15,12 +15,12 @@ use pyro_vm::{LaunchSpec, Purpose, Retention, Spares, spares, template};
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, spares_dir, state_unusable, templates_dir, unless_cancelled};
-use crate::engine::host::Host;
+use crate::Kind;
+use crate::engine::host::{Host, HostUnavailable};
 use crate::engine::reconcile::is_unfinished;
-use crate::kind::Kind;
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
-use crate::{EngineError, ErrorKind, Event, Events, ExecutionMode, VmId, VmSpec};
+use crate::{EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, VmId, VmSpec};
 
 /// Name of the hidden subcommand that supervises one VM.
 pub const SUPERVISE_COMMAND: &str = "supervise";
@@ -41,7 +41,7 @@ fn templates_fit(accelerator: Accelerator) -> bool {
 
 /// What a VM starts from: the host's VMM and an installed environment, or the reason why there is none, to which its caller
 /// has agreed.
-pub(super) type Ground = Result<(Host, InstalledEnvironment), String>;
+pub(super) type Ground = Result<(Host, InstalledEnvironment), HostUnavailable>;
 
 /// What a VM is like, whoever it is for.
 struct Shape {
@@ -70,7 +70,7 @@ impl Engine {
                 Ok(Some(lock)) => Ok(lock),
                 Ok(None) => {
                     let message = format!("{kind} {id} is being started or stopped by another process");
-                    Err(EngineError::new(ErrorKind::WrongState, message).hint("try again in a moment"))
+                    Err(EngineError::new(ErrorKind::WrongState, message).hint(Hint::RetryInAMoment))
                 }
                 Err(error) => Err(state_unusable("lock", &dir, error)),
             }
@@ -95,7 +95,7 @@ impl Engine {
                 self.inspect_environment(environment).await?;
                 match allow_host_compat {
                     true => Ok(Err(reason)),
-                    false => Err(EngineError::boot_unavailable(&reason)),
+                    false => Err(EngineError::boot_unavailable(&reason.to_string())),
                 }
             }
         }
@@ -115,7 +115,7 @@ impl Engine {
             Ok((host, environment)) => {
                 self.start_guest(record, environment, host, lock, events, cancel).await.map(drop)
             }
-            Err(reason) => self.start_on_host(&record.vm_id, &reason).await.map(drop),
+            Err(reason) => self.start_on_host(&record.vm_id, &reason.to_string()).await.map(drop),
         }
     }
 
@@ -309,11 +309,9 @@ impl Engine {
 
 fn layer_error(error: LayerError) -> EngineError {
     let hint = match &error {
-        LayerError::NoSpace { .. } => "free some space on that disk, or name another state directory",
-        LayerError::ToolMissing => "install e2fsprogs",
-        LayerError::ToolFailed(_) | LayerError::Io { .. } => {
-            "check the space and permissions of the state directory"
-        }
+        LayerError::NoSpace { .. } => Hint::FreeDiskOrMove,
+        LayerError::ToolMissing => Hint::InstallE2fsprogs,
+        LayerError::ToolFailed(_) | LayerError::Io { .. } => Hint::CheckStateDir,
     };
     let kind = match &error {
         LayerError::ToolMissing => ErrorKind::VmUnavailable,
@@ -326,11 +324,10 @@ fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError) -> EngineEr
     match error {
         StartError::Boot(failure) => {
             let message = format!("{kind} {id} did not come up: {} failed: {}", failure.stage, failure.cause);
-            let error =
-                EngineError::new(ErrorKind::BootFailed, message).hint("`pyro doctor` checks what a VM needs");
+            let error = EngineError::new(ErrorKind::BootFailed, message).hint(Hint::CheckHost);
             match failure.console.is_empty() {
                 true => error,
-                false => error.hint(format!("the console's last lines:\n{}", failure.console.join("\n"))),
+                false => error.hint(Hint::Console { lines: failure.console.join("\n") }),
             }
         }
         StartError::Ended(_) => {
@@ -340,7 +337,7 @@ fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError) -> EngineEr
             ErrorKind::VmUnavailable,
             format!("pyro was replaced by version {version} while this process runs"),
         )
-        .hint("restart this process"),
+        .hint(Hint::RestartProcess),
         StartError::Lost => {
             let error = EngineError::new(
                 ErrorKind::BootFailed,

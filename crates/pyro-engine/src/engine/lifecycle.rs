@@ -8,14 +8,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::reconcile::{OWNER_VANISHED, owner_vanished};
 use super::{Engine, Shared, now};
+use crate::Kind;
 use crate::finished::Finished;
-use crate::kind::Kind;
-use crate::limits::{self, Sizing};
+use crate::limits::{self, CheckedCommand, Sizing};
+use crate::operations::ExecVm;
 use crate::registry::{NewVm, VmPatch, VmRecord};
-use crate::state::VmEvent;
+use crate::state::{Transitions as _, VmEvent};
 use crate::{
-    Command, DeleteReason, Deleted, EngineError, ErrorKind, Events, ExecutionMode, NetworkInfo, RunResult,
-    StopReason, Vm, VmId, VmSpec, VmState,
+    DeleteReason, Deleted, EngineError, ErrorKind, Events, ExecutionMode, NetworkInfo, RunResult, StopReason,
+    Vm, VmId, VmSpec, VmState,
 };
 
 /// Time that a supervisor whose guest is lost has for recording that.
@@ -66,15 +67,14 @@ impl Engine {
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
     pub async fn exec_vm(
         &self,
-        vm_id: &str,
-        command: Command,
+        request: ExecVm,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<RunResult, EngineError> {
-        let timeout = limits::check_command(&command)?;
-        let id = VmId::parse(vm_id)?;
+        let command = limits::check_command(request.command, request.output.output)?;
+        let id = VmId::parse(&request.vm.vm_id)?;
         let record = self.admit(Kind::Vm, &id, VmEvent::Exec).await?;
-        let finished = match self.execute(&record, &command, timeout, events, cancel).await {
+        let finished = match self.execute(&record, &command, events, cancel).await {
             Err(error) if error.kind == ErrorKind::OutcomeUnknown => {
                 return Err(self.explain_loss(Kind::Vm, &id, error).await);
             }
@@ -256,7 +256,7 @@ pub(super) fn new_vm(
 }
 
 /// The result of a command whose VM is removed.
-pub(super) fn run_result(record: VmRecord, command: Command, finished: Finished) -> RunResult {
+pub(super) fn run_result(record: VmRecord, command: CheckedCommand, finished: Finished) -> RunResult {
     let in_guest = record.execution_mode == ExecutionMode::GuestVsock;
     RunResult {
         cleanup: Deleted::new(record.vm_id.clone(), DeleteReason::PostExecCleanup),

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use pyro_vm::supervisor::OwnerLock;
 
 use super::{Engine, Shared, now, vm_dir, vms_dir};
-use crate::kind::Kind;
+use crate::Kind;
 use crate::registry::VmRecord;
 use crate::{EngineError, ExecutionMode, Reaped, StopReason, VmId, VmState};
 

@@ -8,7 +8,7 @@ use pyro_vm::Client;
 use pyro_vm::supervisor::{EndError, EndRequest, Ended, Owner, OwnerLock, Phase, files};
 
 use super::{Engine, state_unusable};
-use crate::{EngineError, ErrorKind, VmId};
+use crate::{EngineError, ErrorKind, Hint, VmId};
 
 /// Longest time that a supervisor may take to end its VM, including the guest's orderly halt. Processes that
 /// were stopped or are stuck must not make every caller hang.
@@ -46,13 +46,12 @@ impl Engine {
             EndError::Held => error,
         };
         let (message, hint) = match Owner::of(&dir).map(|owner| owner.phase) {
-            Some(Phase::Starting | Phase::Stopping) => (
-                format!("vm {id} is being started or stopped by another process"),
-                "try again in a moment".to_owned(),
-            ),
+            Some(Phase::Starting | Phase::Stopping) => {
+                (format!("vm {id} is being started or stopped by another process"), Hint::RetryInAMoment)
+            }
             Some(Phase::Running) | None => (
                 format!("vm {id} is held by a process that does not react"),
-                format!("`fuser {}` finds it", dir.join(files::OWNER_LOCK).display()),
+                Hint::FindHolder { file: dir.join(files::OWNER_LOCK).display().to_string() },
             ),
         };
         EngineError::new(ErrorKind::WrongState, message).hint(hint).caused_by(error)

@@ -1,20 +1,19 @@
 //! One-shot runs: create, start, run one command, remove. The VM is bound to this process: if it dies, the
 //! VM's supervisor removes everything.
 
-use std::time::Duration;
-
 use pyro_vm::supervisor::{EndReason, Lifeline, OwnerLock};
 use tokio_util::sync::CancellationToken;
 
 use super::launch::Ground;
 use super::lifecycle::{new_vm, run_result};
 use super::{Engine, unless_cancelled};
+use crate::Kind;
 use crate::finished::Finished;
-use crate::kind::Kind;
-use crate::limits::{self, Sizing};
+use crate::limits::{self, CheckedCommand};
+use crate::operations::RunInVm;
 use crate::registry::{NewVm, VmRecord};
 use crate::timings::Timings;
-use crate::{Command, EngineError, ErrorKind, Event, Events, RunPhase, RunResult, VmId, VmSpec};
+use crate::{EngineError, ErrorKind, Event, Events, Hint, RunPhase, RunResult, VmId};
 
 /// A run whose command has ended.
 struct Ran {
@@ -22,6 +21,13 @@ struct Ran {
     finished: Finished,
     /// Absent where the command ran on the host.
     lifeline: Option<Lifeline>,
+}
+
+/// A VM that is recorded and has yet to be started.
+struct Start {
+    record: VmRecord,
+    lock: OwnerLock,
+    ground: Ground,
 }
 
 impl Engine {
@@ -34,14 +40,14 @@ impl Engine {
     /// Every kind but `NotFound` and `Expired`; the first error, not those of the cleanup.
     pub async fn run(
         &self,
-        spec: VmSpec,
-        command: Command,
+        request: RunInVm,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<RunResult, EngineError> {
         let mut timings = Timings::start();
+        let RunInVm { spec, command, output } = request;
         let sizing = limits::check_spec(&spec)?;
-        let timeout = limits::check_command(&command)?;
+        let command = limits::check_command(command, output.output)?;
         events.send(Event::Phase(RunPhase::Create { environment: spec.environment.clone() })).await;
         let ground = self.ground(&spec.environment, spec.allow_host_compat, events, cancel).await?;
         timings.lap("environment");
@@ -50,8 +56,14 @@ impl Engine {
         let id = VmId::random()?;
         // The lock comes before the record: a record of a run that nobody holds is an orphan.
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
-        let run =
-            self.run_in(&id, lock, &spec, sizing, ground, &command, timeout, events, cancel, &mut timings);
+        let version = ground.as_ref().ok().map(|(_, environment)| environment.version.clone());
+        let vm = NewVm { ephemeral: true, ..new_vm(id.clone(), &spec, sizing, version) };
+        let run = async {
+            let record = self.insert(vm).await?;
+            timings.lap("registry");
+            let start = Start { record, lock, ground };
+            self.run_in(start, &command, events, cancel, &mut timings).await
+        };
         match run.await {
             Ok(Ran { record, finished, lifeline }) => {
                 self.leave(&id, lifeline).await?;
@@ -66,24 +78,16 @@ impl Engine {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the halves of `run` on both sides of its cleanup")]
     async fn run_in(
         &self,
-        id: &VmId,
-        lock: OwnerLock,
-        spec: &VmSpec,
-        sizing: Sizing,
-        ground: Ground,
-        command: &Command,
-        timeout: Duration,
+        start: Start,
+        command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
         timings: &mut Timings,
     ) -> Result<Ran, EngineError> {
-        let version = ground.as_ref().ok().map(|(_, environment)| environment.version.clone());
-        let record =
-            self.insert(NewVm { ephemeral: true, ..new_vm(id.clone(), spec, sizing, version) }).await?;
-        timings.lap("registry");
+        let Start { record, lock, ground } = start;
+        let id = &record.vm_id.clone();
         events.send(Event::Phase(RunPhase::Start { vm_id: id.clone() })).await;
         let (record, lifeline) = match ground {
             Ok((host, environment)) => {
@@ -92,10 +96,10 @@ impl Engine {
                 timings.lap_of_start(&info);
                 (self.get(Kind::Vm, id).await?, Ok(lifeline))
             }
-            Err(reason) => (self.start_on_host(id, &reason).await?, Err(lock)),
+            Err(reason) => (self.start_on_host(id, &reason.to_string()).await?, Err(lock)),
         };
         events.send(Event::Phase(RunPhase::Execute { vm_id: id.clone() })).await;
-        let executed = self.execute(&record, command, timeout, events, cancel).await;
+        let executed = self.execute(&record, command, events, cancel).await;
         timings.lap("command");
         match (executed, lifeline) {
             (Ok(finished), lifeline) => Ok(Ran { record, finished, lifeline: lifeline.ok() }),
@@ -125,9 +129,7 @@ async fn explain(error: EngineError, lifeline: Lifeline) -> EngineError {
         Some(EndReason::VmmEnded { description }) => {
             error.caused_by(format!("the VM ended by itself: {description}"))
         }
-        Some(EndReason::Expired) => {
-            error.caused_by("the VM's lifetime ended").hint("give it a larger ttl_seconds")
-        }
+        Some(EndReason::Expired) => error.caused_by("the VM's lifetime ended").hint(Hint::LargerTtl),
         Some(EndReason::ChannelLost) => error.caused_by("the connection to the guest was lost"),
         Some(reason) => error.caused_by(format!("the VM was ended: {reason:?}")),
         None => error.caused_by("the VM's supervisor was lost"),

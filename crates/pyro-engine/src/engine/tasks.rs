@@ -16,15 +16,16 @@ use pyro_vm::WORKSPACE;
 use pyro_vm::supervisor::{Owner, OwnerLock, Phase, files as vm_files};
 use tokio_util::sync::CancellationToken;
 
+use super::host::HostUnavailable;
 use super::lifecycle::{as_it_is, new_vm};
 use super::reconcile::owner_vanished;
 use super::{Engine, Shared, now, unless_cancelled, vm_dir};
-use crate::kind::Kind;
+use crate::Kind;
 use crate::limits;
 use crate::registry::{NewVm, VmRecord};
 use crate::state::VmEvent;
 use crate::{
-    DeleteReason, EngineError, ErrorKind, Event, Events, ExecutionMode, LastCommand, StopReason, Task,
+    DeleteReason, EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, LastCommand, StopReason, Task,
     TaskDeleted, TaskList, TaskSpec, VmId, VmSpec, VmState,
 };
 
@@ -95,7 +96,7 @@ impl Engine {
         self.refuse_while_busy(&id).await?;
         let ground = match record.execution_mode {
             // Its files are here, wherever VMs could run by now.
-            ExecutionMode::HostCompat => Err("the task was created on the host".to_owned()),
+            ExecutionMode::HostCompat => Err(HostUnavailable::TaskOnHost),
             // Its files are on its disk, to which only a guest has access.
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
                 self.ground(&record.environment, false, events, cancel).await?
@@ -110,7 +111,7 @@ impl Engine {
                 ErrorKind::WrongState,
                 format!("task {id} is being started by another process"),
             )
-            .hint("try again in a moment"));
+            .hint(Hint::RetryInAMoment));
         }
         let lock = match record.stop_reason {
             // Its supervisor may still be writing things out.
@@ -310,5 +311,5 @@ pub(super) fn used_bytes(dir: &Path) -> u64 {
 /// The task's supervisor does not answer, or does not say what it should.
 fn supervisor_lost(id: &VmId) -> EngineError {
     EngineError::new(ErrorKind::OutcomeUnknown, format!("the supervisor of task {id} was lost"))
-        .hint("`pyro task status` says what became of it")
+        .hint(Hint::TaskStatus)
 }

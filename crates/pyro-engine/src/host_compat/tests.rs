@@ -1,3 +1,4 @@
+#![expect(clippy::disallowed_methods, reason = "tests are configured by their environment")]
 use std::env;
 use std::ffi::OsString;
 use std::fs;

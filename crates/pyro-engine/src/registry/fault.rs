@@ -4,27 +4,17 @@ use std::path::Path;
 
 use rusqlite::ErrorCode;
 
-use crate::{EngineError, ErrorKind};
+use crate::{EngineError, ErrorKind, Hint};
 
 /// What can go wrong inside a transaction.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
     /// The file or the statement.
-    Sql(rusqlite::Error),
+    #[error(transparent)]
+    Sql(#[from] rusqlite::Error),
     /// The request.
-    Refused(EngineError),
-}
-
-impl From<rusqlite::Error> for Fault {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Sql(error)
-    }
-}
-
-impl From<EngineError> for Fault {
-    fn from(error: EngineError) -> Self {
-        Self::Refused(error)
-    }
+    #[error(transparent)]
+    Refused(#[from] EngineError),
 }
 
 impl Fault {
@@ -36,39 +26,34 @@ impl Fault {
         };
         let full = error.sqlite_error_code() == Some(ErrorCode::DiskFull) || is_full(file);
         let file = file.display();
-        let unusable =
-            |what: String, hint: String| EngineError::new(ErrorKind::StateUnusable, what).hint(hint);
+        let unusable = |what: String, hint: Hint| EngineError::new(ErrorKind::StateUnusable, what).hint(hint);
         let described = match error.sqlite_error_code() {
             Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => unusable(
                 format!("the state file {file} is damaged"),
-                format!("move it away (mv '{file}' '{file}.damaged'); pyro then begins with an empty one"),
+                Hint::MoveStateFile { file: file.to_string() },
             ),
             // Where there is no room for its shared memory, SQLite speaks of an I/O error.
-            Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) if full => unusable(
-                format!("no space left for the state file {file}"),
-                "free some space in the state directory".to_owned(),
-            ),
-            Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => unusable(
-                format!("the state file {file} cannot be opened for writing"),
-                "make the state directory and the files in it writable for this user".to_owned(),
-            ),
-            Some(ErrorCode::SystemIoFailure) => unusable(
-                format!("reading or writing the state file {file} failed"),
-                "check the disk that holds the state directory".to_owned(),
-            ),
+            Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) if full => {
+                unusable(format!("no space left for the state file {file}"), Hint::FreeState)
+            }
+            Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
+                unusable(format!("the state file {file} cannot be opened for writing"), Hint::WritableState)
+            }
+            Some(ErrorCode::SystemIoFailure) => {
+                unusable(format!("reading or writing the state file {file} failed"), Hint::CheckDisk)
+            }
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => unusable(
                 format!("the state file {file} stayed locked by another process"),
-                "end the process that holds it, or try again".to_owned(),
+                Hint::EndHolderOrRetry,
             ),
             // A missing table or column: the version fits, but someone changed the tables.
             Some(ErrorCode::Unknown) => unusable(
                 format!("the state file {file} does not have pyro's tables"),
-                format!("move it away (mv '{file}' '{file}.damaged'); pyro then begins with an empty one"),
+                Hint::MoveStateFile { file: file.to_string() },
             ),
-            None if is_row_fault(&error) => unusable(
-                format!("a record in the state file {file} is damaged"),
-                "delete the VM; the others are not affected".to_owned(),
-            ),
+            None if is_row_fault(&error) => {
+                unusable(format!("a record in the state file {file} is damaged"), Hint::DeleteDamaged)
+            }
             _ => EngineError::internal(format!("a statement on the state file {file} failed")),
         };
         described.caused_by(error)

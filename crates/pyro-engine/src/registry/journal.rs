@@ -9,9 +9,9 @@ mod tests;
 use rusqlite::{OptionalExtension, Row, Transaction, named_params};
 
 use super::{Registry, load, row};
-use crate::kind::Kind;
+use crate::Kind;
 use crate::registry::fault::Fault;
-use crate::{EngineError, ErrorKind, ExecutionMode, Outcome, VmId};
+use crate::{EngineError, ErrorKind, ExecutionMode, Hint, Outcome, VmId};
 
 /// A command as it was accepted.
 #[derive(Debug, Clone)]
@@ -87,7 +87,7 @@ impl Registry {
             load(tx, Kind::Task, task)?;
             let sequence: u64 = tx.query_row(
                 "SELECT coalesce(max(sequence), 0) + 1 FROM commands WHERE task_id = :task",
-                named_params! { ":task": task },
+                named_params! { ":task": task.as_str() },
                 |row| row.get(0),
             )?;
             let sql = "INSERT INTO commands
@@ -96,13 +96,13 @@ impl Registry {
             tx.execute(
                 sql,
                 named_params! {
-                    ":task": task,
+                    ":task": task.as_str(),
                     ":sequence": sequence,
                     ":command": new.command,
                     ":cwd": new.cwd,
-                    ":execution_mode": new.execution_mode,
+                    ":execution_mode": new.execution_mode.as_str(),
                     ":accepted_at": new.accepted_at,
-                    ":outcome": Outcome::Running,
+                    ":outcome": Outcome::Running.as_str(),
                 },
             )?;
             Ok(sequence)
@@ -133,8 +133,8 @@ impl Registry {
             tx.execute(
                 sql,
                 named_params! {
-                    ":outcome": fate.outcome(),
-                    ":running": Outcome::Running,
+                    ":outcome": fate.outcome().as_str(),
+                    ":running": Outcome::Running.as_str(),
                     ":ended_at": ended_at,
                     ":exit_code": exit.map(|exit| exit.exit_code),
                     ":duration_ms": exit.map(|exit| exit.duration_ms),
@@ -142,7 +142,7 @@ impl Registry {
                     ":stdout_truncated": exit.map_or(0, |exit| exit.stdout_truncated),
                     ":stderr_truncated": exit.map_or(0, |exit| exit.stderr_truncated),
                     ":cause": cause,
-                    ":task": task,
+                    ":task": task.as_str(),
                     ":sequence": sequence,
                 },
             )?;
@@ -155,7 +155,8 @@ impl Registry {
         self.read(|tx| {
             let mut statement =
                 tx.prepare_cached("SELECT * FROM commands WHERE task_id = :task ORDER BY sequence")?;
-            let rows = statement.query_map(named_params! { ":task": task }, CommandRecord::from_row)?;
+            let rows =
+                statement.query_map(named_params! { ":task": task.as_str() }, CommandRecord::from_row)?;
             row::readable(rows)
         })
     }
@@ -173,13 +174,14 @@ impl Registry {
         self.read(|tx| {
             let count = tx.query_row(
                 "SELECT count(*) FROM commands WHERE task_id = :task",
-                named_params! { ":task": task },
+                named_params! { ":task": task.as_str() },
                 |row| row.get(0),
             )?;
             let sql = "SELECT * FROM commands WHERE task_id = :task AND exit_code IS NOT NULL
                 ORDER BY sequence DESC LIMIT 1";
             let mut statement = tx.prepare_cached(sql)?;
-            let rows = statement.query_map(named_params! { ":task": task }, CommandRecord::from_row)?;
+            let rows =
+                statement.query_map(named_params! { ":task": task.as_str() }, CommandRecord::from_row)?;
             Ok((count, row::readable(rows)?.pop()))
         })
     }
@@ -190,7 +192,7 @@ pub(super) fn conclude(tx: &Transaction<'_>, task: &VmId, now: f64) -> Result<()
     let sql = "UPDATE commands SET outcome = :unknown, ended_at = :now
         WHERE task_id = :task AND outcome = :running";
     let values = named_params! {
-        ":unknown": Outcome::Unknown, ":running": Outcome::Running, ":task": task, ":now": now,
+        ":unknown": Outcome::Unknown.as_str(), ":running": Outcome::Running.as_str(), ":task": task.as_str(), ":now": now,
     };
     tx.execute(sql, values)?;
     Ok(())
@@ -198,19 +200,19 @@ pub(super) fn conclude(tx: &Transaction<'_>, task: &VmId, now: f64) -> Result<()
 
 fn find(tx: &Transaction<'_>, task: &VmId, sequence: u64) -> Result<CommandRecord, Fault> {
     let sql = "SELECT * FROM commands WHERE task_id = :task AND sequence = :sequence";
-    let values = named_params! { ":task": task, ":sequence": sequence };
+    let values = named_params! { ":task": task.as_str(), ":sequence": sequence };
     let found = tx.query_row(sql, values, CommandRecord::from_row).optional()?;
     found.ok_or_else(|| no_such_command(task, sequence).into())
 }
 
 fn no_such_command(task: &VmId, sequence: u64) -> EngineError {
     EngineError::new(ErrorKind::NotFound, format!("task '{task}' has no command {sequence}"))
-        .hint("`pyro task logs` shows the commands that it has")
+        .hint(Hint::TaskLogs)
 }
 
 impl CommandRecord {
     fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let outcome = row.get("outcome")?;
+        let outcome = row::stored(row, "outcome")?;
         let exit = match outcome {
             Outcome::Exited | Outcome::Killed => Some(CommandExit {
                 exit_code: row.get("exit_code")?,
@@ -226,7 +228,7 @@ impl CommandRecord {
             sequence: row.get("sequence")?,
             command: row.get("command")?,
             cwd: row.get("cwd")?,
-            execution_mode: row.get("execution_mode")?,
+            execution_mode: row::stored(row, "execution_mode")?,
             accepted_at: row.get("accepted_at")?,
             outcome,
             ended_at: row.get("ended_at")?,

@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::fault::Fault;
 use super::schema;
-use crate::{EngineError, ErrorKind};
+use crate::{EngineError, ErrorKind, Hint};
 
 /// How long a transaction waits for others. Transactions last milliseconds, so this is only reached if
 /// a process was stopped in the middle of one.
@@ -36,7 +36,7 @@ impl Opened {
         let connection = connect(file).map_err(|fault| fault.into_error(file))?;
         let metadata = fs::metadata(file).map_err(|error| {
             EngineError::new(ErrorKind::StateUnusable, format!("the state file {} vanished", file.display()))
-                .hint("try again")
+                .hint(Hint::Retry)
                 .caused_by(error)
         })?;
         Ok(Self { connection, identity: identity(&metadata) })
@@ -81,17 +81,14 @@ fn prepare_directory(base_dir: &Path) -> Result<(), EngineError> {
         None => Ok(()),
         Some(problem) => {
             let message = format!("the state directory {shown} {problem}");
-            Err(EngineError::new(ErrorKind::StateUnusable, message)
-                .hint("use a directory that only you can write to (chmod 700)"))
+            Err(EngineError::new(ErrorKind::StateUnusable, message).hint(Hint::PrivateDirectory))
         }
     }
 }
 
 fn unusable_directory(base_dir: &Path, error: io::Error) -> EngineError {
     let message = format!("the state directory {} cannot be used", base_dir.display());
-    EngineError::new(ErrorKind::StateUnusable, message)
-        .hint("choose a directory that this user may create and write to")
-        .caused_by(error)
+    EngineError::new(ErrorKind::StateUnusable, message).hint(Hint::WritableDirectory).caused_by(error)
 }
 
 fn connect(file: &Path) -> Result<Connection, Fault> {
@@ -123,9 +120,7 @@ fn use_wal(connection: &Connection) -> Result<(), Fault> {
         return Ok(());
     }
     let message = "the file system of the state directory cannot share a database between processes";
-    Err(EngineError::new(ErrorKind::StateUnusable, message)
-        .hint("put the state directory on a local disk")
-        .into())
+    Err(EngineError::new(ErrorKind::StateUnusable, message).hint(Hint::LocalDisk).into())
 }
 
 /// Repeats `attempt` while the file is busy. The switch to write-ahead logging and the recovery of a log

@@ -1,15 +1,16 @@
 //! Rows of the `vms` table.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{OptionalExtension, Row, ToSql, Transaction, named_params};
 use tracing::warn;
 
 use super::fault::{Fault, is_row_fault};
-use crate::kind::Kind;
+use crate::Kind;
 use crate::limits::Sizing;
-use crate::{ExecutionMode, Outcome, StopReason, Vm, VmId, VmState};
+use crate::{ExecutionMode, StopReason, Vm, VmId, VmState};
 
 /// What is recorded when a VM is created.
 #[derive(Debug, Clone)]
@@ -76,7 +77,7 @@ impl NewVm {
         tx.execute(
             sql,
             named_params! {
-                ":vm_id": self.vm_id,
+                ":vm_id": self.vm_id.as_str(),
                 ":environment": self.environment,
                 ":environment_version": self.environment_version,
                 ":vcpu_count": self.sizing.vcpu_count,
@@ -84,13 +85,13 @@ impl NewVm {
                 ":ttl_seconds": self.sizing.ttl_seconds,
                 ":created_at": self.created_at,
                 ":expires_at": self.created_at + f64::from(self.sizing.ttl_seconds),
-                ":state": VmState::Created,
+                ":state": VmState::Created.as_str(),
                 ":is_task": self.kind == Kind::Task,
                 ":ephemeral": self.ephemeral,
                 ":disk_mib": self.disk_mib,
                 ":network_enabled": self.network_enabled,
                 ":allow_host_compat": self.allow_host_compat,
-                ":execution_mode": ExecutionMode::Pending,
+                ":execution_mode": ExecutionMode::Pending.as_str(),
                 ":metadata": to_json(&self.metadata),
             },
         )?;
@@ -143,23 +144,23 @@ impl VmRecord {
         tx.execute(
             sql,
             named_params! {
-                ":state": self.state,
+                ":state": self.state.as_str(),
                 ":guest_ip": self.guest_ip,
-                ":execution_mode": self.execution_mode,
+                ":execution_mode": self.execution_mode.as_str(),
                 ":accelerator": self.accelerator,
-                ":stop_reason": self.stop_reason,
+                ":stop_reason": self.stop_reason.map(StopReason::as_str),
                 ":last_error": self.last_error,
                 ":ttl_seconds": self.sizing.ttl_seconds,
                 ":expires_at": self.expires_at,
                 ":metadata": to_json(&self.metadata),
-                ":vm_id": self.vm_id,
+                ":vm_id": self.vm_id.as_str(),
             },
         )?;
         Ok(())
     }
 
     fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let vm_id: VmId = row.get("vm_id")?;
+        let vm_id: VmId = stored(row, "vm_id")?;
         let metadata = from_json(&vm_id, &row.get::<_, String>("metadata")?);
         Ok(Self {
             environment: row.get("environment")?,
@@ -171,16 +172,18 @@ impl VmRecord {
             },
             created_at: row.get("created_at")?,
             expires_at: row.get("expires_at")?,
-            state: row.get("state")?,
+            state: stored(row, "state")?,
             kind: if row.get("is_task")? { Kind::Task } else { Kind::Vm },
             ephemeral: row.get("ephemeral")?,
             disk_mib: row.get("disk_mib")?,
             network_enabled: row.get("network_enabled")?,
             allow_host_compat: row.get("allow_host_compat")?,
             guest_ip: row.get("guest_ip")?,
-            execution_mode: row.get("execution_mode")?,
+            execution_mode: stored(row, "execution_mode")?,
             accelerator: row.get("accelerator")?,
-            stop_reason: row.get("stop_reason")?,
+            stop_reason: row
+                .get::<_, Option<Stored<StopReason>>>("stop_reason")?
+                .map(|Stored(reason)| reason),
             last_error: row.get("last_error")?,
             metadata,
             vm_id,
@@ -191,7 +194,7 @@ impl VmRecord {
 /// The one with this id, unless it is a tombstone.
 pub(super) fn find(tx: &Transaction<'_>, id: &VmId) -> Result<Option<VmRecord>, Fault> {
     let sql = "SELECT * FROM vms WHERE vm_id = :id AND expired_at IS NULL";
-    Ok(tx.query_row(sql, named_params! { ":id": id }, VmRecord::from_row).optional()?)
+    Ok(tx.query_row(sql, named_params! { ":id": id.as_str() }, VmRecord::from_row).optional()?)
 }
 
 /// Every VM that matches `condition`. Columns are read by name, so one that is not known does no harm.
@@ -208,7 +211,7 @@ pub(super) fn select(
 pub(super) fn select_ids(tx: &Transaction<'_>, condition: &str) -> Result<Vec<VmId>, Fault> {
     let mut statement =
         tx.prepare_cached(&format!("SELECT vm_id FROM vms WHERE {condition} ORDER BY vm_id"))?;
-    readable(statement.query_map([], |row| row.get(0))?)
+    readable(statement.query_map([], |row| row.get(0).map(|Stored(id)| id))?)
 }
 
 /// Collects `rows` without the damaged ones.
@@ -242,25 +245,17 @@ fn from_json(id: &VmId, text: &str) -> BTreeMap<String, String> {
 #[error("'{0}' is not a value of this column")]
 struct UnknownWord(String);
 
-macro_rules! stored_as_text {
-    ($type:ty, $parse:expr) => {
-        impl ToSql for $type {
-            fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-                Ok(self.as_str().into())
-            }
-        }
+/// A value that is stored as its word.
+pub(super) struct Stored<T>(pub(super) T);
 
-        impl FromSql for $type {
-            fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-                let text = value.as_str()?;
-                $parse(text).map_err(|_| FromSqlError::Other(Box::new(UnknownWord(text.to_owned()))))
-            }
-        }
-    };
+impl<T: FromStr> FromSql for Stored<T> {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let text = value.as_str()?;
+        text.parse().map(Self).map_err(|_| FromSqlError::Other(Box::new(UnknownWord(text.to_owned()))))
+    }
 }
 
-stored_as_text!(VmId, VmId::parse);
-stored_as_text!(VmState, str::parse::<VmState>);
-stored_as_text!(ExecutionMode, str::parse::<ExecutionMode>);
-stored_as_text!(Outcome, str::parse::<Outcome>);
-stored_as_text!(StopReason, str::parse::<StopReason>);
+/// The value in a column.
+pub(super) fn stored<T: FromStr>(row: &Row<'_>, column: &str) -> rusqlite::Result<T> {
+    row.get(column).map(|Stored(value)| value)
+}

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::fault::Fault;
-use crate::{EngineError, ErrorKind};
+use crate::{EngineError, ErrorKind, Hint};
 
 /// Step `n` leads from version `n` to `n + 1`. Published steps never change; append new ones.
 const STEPS: &[&str] = &[
@@ -94,6 +94,5 @@ fn newer(version: i64) -> EngineError {
         "the state directory was written by a newer pyro (format {version}; this one knows up to {})",
         latest()
     );
-    EngineError::new(ErrorKind::StateUnusable, message)
-        .hint("use that pyro, or give this one a state directory of its own")
+    EngineError::new(ErrorKind::StateUnusable, message).hint(Hint::NewerPyro)
 }

@@ -1,3 +1,4 @@
+#![expect(clippy::disallowed_methods, reason = "tests are configured by their environment")]
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -137,9 +138,9 @@ fn an_expired_vm_is_answered_for_until_it_is_reaped_or_an_hour_passes() {
 fn a_damaged_row_does_not_break_the_others() {
     let (directory, registry) = with_vms(4);
     let other = raw(directory.path());
-    other.execute("UPDATE vms SET metadata = '{\"half' WHERE vm_id = ?1", [id(1)]).unwrap();
-    other.execute("UPDATE vms SET state = 'flying' WHERE vm_id = ?1", [id(2)]).unwrap();
-    other.execute("UPDATE vms SET vm_id = '../victim' WHERE vm_id = ?1", [id(3)]).unwrap();
+    other.execute("UPDATE vms SET metadata = '{\"half' WHERE vm_id = ?1", [id(1).as_str()]).unwrap();
+    other.execute("UPDATE vms SET state = 'flying' WHERE vm_id = ?1", [id(2).as_str()]).unwrap();
+    other.execute("UPDATE vms SET vm_id = '../victim' WHERE vm_id = ?1", [id(3).as_str()]).unwrap();
     other.execute("ALTER TABLE vms ADD COLUMN colour TEXT", []).unwrap();
 
     let listed: Vec<VmId> = registry.list().unwrap().into_iter().map(|vm| vm.vm_id).collect();
@@ -178,7 +179,7 @@ fn a_damaged_file_is_named_together_with_the_remedy() {
     let error = registry.list().unwrap_err();
     assert_eq!(error.kind, ErrorKind::StateUnusable);
     assert_eq!(error.to_string(), format!("the state file {} is damaged", file.display()));
-    assert!(error.hints[0].starts_with("move it away"), "{:?}", error.hints);
+    assert!(matches!(error.hints[0], crate::Hint::MoveStateFile { .. }), "{:?}", error.hints);
 
     // The remedy works, without a new process.
     fs::rename(&file, directory.path().join("state.sqlite3.damaged")).unwrap();

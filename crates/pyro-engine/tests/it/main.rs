@@ -1,7 +1,6 @@
 //! The crate as its callers see it.
 
 mod engine;
-mod payload;
 
 #[test]
 fn every_file_here_is_a_module() {

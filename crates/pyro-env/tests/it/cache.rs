@@ -105,7 +105,11 @@ fn what_is_installed_needs_neither_tools_nor_a_mirror() {
     fake.pull();
     let mut tools = fake.tools.clone();
     tools.mmdebstrap = "/nonexistent".into();
-    let config = CacheConfig { cache_dir: fake.cache_dir(), mirror: Some("file:/nowhere".into()) };
+    let config = CacheConfig {
+        cache_dir: fake.cache_dir(),
+        mirror: Some("file:/nowhere".into()),
+        search_path: std::env::var_os("PATH").unwrap_or_default(),
+    };
     let offline = EnvironmentCache::with_tools(config, tools);
     let (watcher, steps) = Watcher::new();
     offline.pull("debian:12-base", &watcher, &CancelFlag::new()).expect("already there");

@@ -4,7 +4,7 @@ use std::fs::{self, File, FileTimes};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use pyro_env::{CancelFlag, ErrorKind, SilentObserver};
+use pyro_env::{CancelFlag, ErrorKind, Remedy, SilentObserver};
 
 use crate::support::Fake;
 
@@ -25,7 +25,7 @@ fn a_truncated_file_is_named_with_what_mends_it() {
     assert_eq!(error.to_string(), "environment 'debian:12-base' is damaged");
     let source = std::error::Error::source(&error).expect("a cause").to_string();
     assert_eq!(source, format!("{} has 2 bytes, but 8 were installed", rootfs.display()));
-    assert_eq!(error.hint().as_deref(), Some("run `pyro env prune` then `pyro env pull debian:12-base`"));
+    assert_eq!(error.remedy(), Some(Remedy::PruneAndPull { name: "debian:12-base".to_owned() }));
     assert!(!fake.cache().inspect("debian:12-base").expect("inspected").installed);
 }
 

@@ -27,6 +27,7 @@ fn pull_in_this_process() {
     let config = |mirror: &str| CacheConfig {
         cache_dir: cache_dir.clone().into(),
         mirror: Some(mirror.to_owned()).filter(|mirror| !mirror.is_empty()),
+        search_path: std::env::var_os("PATH").unwrap_or_default(),
     };
     let cache = match std::env::var(FAKE) {
         Ok(dir) => {

@@ -1,6 +1,8 @@
 //! Tests of the public interface. `fake` replaces the build's tools by scripts; `real` builds from Debian's
 //! archive and is ignored unless asked for: `cargo test -p pyro-env -- --ignored real`.
 
+#![expect(clippy::disallowed_methods, reason = "tests are configured by their environment")]
+
 mod cache;
 mod damage;
 mod faults;

@@ -9,7 +9,11 @@ use pyro_env::{CacheConfig, CancelFlag, EnvironmentCache, PullStep, SilentObserv
 use crate::helper::Pull;
 
 fn cache(dir: &Path, mirror: Option<&str>) -> EnvironmentCache {
-    EnvironmentCache::new(CacheConfig { cache_dir: dir.to_owned(), mirror: mirror.map(str::to_owned) })
+    EnvironmentCache::new(CacheConfig {
+        cache_dir: dir.to_owned(),
+        mirror: mirror.map(str::to_owned),
+        search_path: std::env::var_os("PATH").unwrap_or_default(),
+    })
 }
 
 /// The files of a newc archive.

@@ -80,7 +80,14 @@ impl Fake {
 
     pub(crate) fn cache(&self) -> EnvironmentCache {
         let mirror = Some("http://archive.invalid/debian".to_owned());
-        EnvironmentCache::with_tools(CacheConfig { cache_dir: self.cache_dir(), mirror }, self.tools.clone())
+        EnvironmentCache::with_tools(
+            CacheConfig {
+                cache_dir: self.cache_dir(),
+                mirror,
+                search_path: std::env::var_os("PATH").unwrap_or_default(),
+            },
+            self.tools.clone(),
+        )
     }
 
     pub(crate) fn cache_dir(&self) -> PathBuf {

@@ -1,7 +1,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use pyro_engine::Config;
+use pyro_engine::{Config, Engine};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, ReadHalf, WriteHalf};
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use pyro_engine::{Engine, EngineError, ErrorKind};
+use pyro_engine::{Engine, EngineError, ErrorKind, Hint};
 use pyro_mcp::{HTTP_PATH, HttpAccess, Policy, Profile, Server};
 
 use crate::error::CliError;
@@ -199,13 +199,15 @@ async fn policy(args: McpLimitArgs, engine: &Engine) -> Result<Policy, CliError>
 fn access(args: McpHttpArgs) -> Result<HttpAccess, CliError> {
     let token = args.token_file.as_deref().map(read_token).transpose()?;
     let listen = args.listen.unwrap_or(DEFAULT_LISTEN);
-    HttpAccess::new(listen, token, args.allow_host).map_err(|sentence| {
-        refusal(&sentence, "see --token-file and --allow-host in `pyro mcp serve --help`")
+    HttpAccess::new(listen, token, args.allow_host).map_err(|error| {
+        refusal(&error.to_string(), "see --token-file and --allow-host in `pyro mcp serve --help`")
     })
 }
 
 fn refusal(message: &str, hint: &str) -> CliError {
-    EngineError::new(ErrorKind::InvalidInput, message).hint(hint).into()
+    EngineError::new(ErrorKind::InvalidInput, message)
+        .hint(Hint::CommandLine { text: hint.to_owned() })
+        .into()
 }
 
 /// The token in a file, without the end of its line.

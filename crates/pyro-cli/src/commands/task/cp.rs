@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use pyro_engine::{CopyLimits, Engine, EngineError, ErrorKind, TaskCopied};
+use pyro_engine::{CopyLimits, Engine, EngineError, ErrorKind, Hint, TaskCopied};
 
 use crate::error::CliError;
 use crate::printer::Printer;
@@ -53,7 +53,11 @@ pub(super) fn run(args: &TaskCpArgs, engine: &Engine, printer: &Printer) -> Resu
                 ErrorKind::InvalidInput,
                 "one of the two, source or destination, must be in a task",
             )
-            .hint("write it as TASK_ID:PATH; write a file of this machine whose name has a colon as ./NAME")),
+            .hint(Hint::CommandLine {
+                text:
+                    "write it as TASK_ID:PATH; write a file of this machine whose name has a colon as ./NAME"
+                        .to_owned(),
+            })),
         }
     })?;
     Ok(Reply::of(args.json, &copied, report)?)

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use clap::Args;
+use pyro_engine::operations::ExecTask;
 use pyro_engine::{Command, Engine, OutputMode, TaskExec};
 
 use crate::error::CliError;
@@ -63,8 +64,6 @@ pub(super) fn run(args: TaskExecArgs, engine: &Engine, printer: &Printer) -> Res
     let command = Command {
         command: words::join(&args.words)?,
         timeout_seconds: args.timeout_seconds,
-        // People see the output as it comes; a program gets it in the document, after the end.
-        output: if args.json { OutputMode::Capture } else { OutputMode::Stream },
         cwd: args.cwd,
         env: args.env.into_iter().collect(),
     };
@@ -73,8 +72,11 @@ pub(super) fn run(args: TaskExecArgs, engine: &Engine, printer: &Printer) -> Res
         let detached = session::block_on(engine.detach_task(id, command))?;
         return Ok(Reply::of(args.json, &detached, |detached| format!("Sequence: {}\n", detached.sequence))?);
     }
+    // People see the output as it comes; a program gets it in the document, after the end.
+    let output = if args.json { OutputMode::Capture } else { OutputMode::Stream };
+    let request = ExecTask { task: id.as_str().into(), command, output: output.into() };
     let (result, shown) = session::watch(printer, args.json, async |events, cancel| {
-        engine.exec_task(id, command, &events, &cancel).await
+        engine.exec_task(request, &events, &cancel).await
     })?;
     let reply = if args.json {
         Reply::document(&result)?

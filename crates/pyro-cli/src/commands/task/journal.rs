@@ -1,7 +1,7 @@
 //! `pyro task logs`, `wait` and `kill`: commands of a task that run or have run.
 
 use clap::Args;
-use pyro_engine::{Engine, EngineError, ErrorKind, Outcome, TaskLogEntry};
+use pyro_engine::{Engine, EngineError, ErrorKind, Hint, Outcome, TaskLogEntry};
 
 use super::subject::{TaskIdArgs, TaskSequenceArgs};
 use crate::error::CliError;
@@ -93,7 +93,7 @@ pub(super) fn logs(args: &TaskLogsArgs, engine: &Engine, printer: &Printer) -> R
 
 fn no_commands(id: &str) -> EngineError {
     EngineError::new(ErrorKind::InvalidInput, format!("task {id} has not run any command"))
-        .hint("`pyro task exec` runs one")
+        .hint(Hint::RunFirst)
 }
 
 /// The journal for people, one entry after another: altogether it may be large. What went to stderr goes there again.

@@ -3,7 +3,8 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-use pyro_engine::{Command, Config, Engine, EngineError, Events, Vm, VmSpec};
+use pyro_engine::operations::ExecVm;
+use pyro_engine::{Command, Config, Engine, EngineError, Events, Reader, Vm, VmSpec};
 use pyro_vm::supervisor::{CommandEnd, CommandOutcome, Run, RunError};
 use pyro_vm::{Client, Exec, OutputStream};
 use tokio_util::sync::CancellationToken;
@@ -57,6 +58,11 @@ impl Sandbox {
     }
 }
 
+/// A command for a VM.
+pub(crate) fn exec(vm_id: &str, command: Command) -> ExecVm {
+    ExecVm { vm: vm_id.into(), command, output: Default::default() }
+}
+
 /// An error, its causes and its hints in one text.
 pub(crate) fn chain(error: &EngineError) -> String {
     let mut causes = String::new();
@@ -65,7 +71,7 @@ pub(crate) fn chain(error: &EngineError) -> String {
         causes.push_str(&format!(": {error}"));
         cause = error.source();
     }
-    format!("{:?} {error}{causes} {:?}", error.kind, error.hints)
+    format!("{:?} {error}{causes} {:?}", error.kind, error.hints_for(Reader::Person))
 }
 
 /// What a command in a guest wrote, and how it ended.

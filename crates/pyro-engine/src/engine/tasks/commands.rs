@@ -1,22 +1,22 @@
 //! Commands of a task. In a guest its supervisor runs and records them; this is the way to it.
 
-use std::time::Duration;
-
 use pyro_vm::supervisor::{CommandEnd, CommandOutcome, Run, RunError};
 use pyro_vm::{OutputChunk, OutputStream};
 use tokio_util::sync::CancellationToken;
 
 use super::supervisor_lost;
+use crate::Kind;
 use crate::capture::OutputSink;
 use crate::engine::Engine;
-use crate::engine::exec::{exec_request, exit_code, guest_cwd, not_delivered};
+use crate::engine::exec::{exec_request, exit_code, guest_cwd, not_delivered, with_not_started_hint};
 use crate::finished::{Finished, KILLED};
-use crate::kind::Kind;
+use crate::limits::CheckedCommand;
+use crate::operations::ExecTask;
 use crate::registry::{CommandExit, VmRecord};
 use crate::state::VmEvent;
 use crate::{
-    Command, EngineError, ErrorKind, Event, Events, ExecutionMode, Outcome, OutputMode, TaskDetached,
-    TaskExec, TaskLogEntry, VmId, limits,
+    Command, EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, Outcome, OutputMode, TaskDetached,
+    TaskExec, TaskLogEntry, VmId, convert, limits,
 };
 
 /// Most output that a command which nobody reads may send, per stream: what the journal keeps.
@@ -39,18 +39,17 @@ impl Engine {
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
     pub async fn exec_task(
         &self,
-        task_id: &str,
-        command: Command,
+        request: ExecTask,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<TaskExec, EngineError> {
-        let timeout = limits::check_command(&command)?;
-        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let command = limits::check_command(request.command, request.output.output)?;
+        let id = VmId::parse_as(Kind::Task, &request.task.task_id)?;
         let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
         let ran = match record.execution_mode {
-            ExecutionMode::HostCompat => self.run_on_host(&record, &command, timeout, events, cancel).await?,
+            ExecutionMode::HostCompat => self.run_on_host(&record, &command, events, cancel).await?,
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
-                self.run_in_guest(&record, &command, timeout, events, cancel).await?
+                self.run_in_guest(&record, &command, events, cancel).await?
             }
         };
         Ok(TaskExec {
@@ -77,12 +76,11 @@ impl Engine {
     /// # Errors
     /// As [`Engine::exec_task`]; `InvalidInput` also if the task's commands run on the host.
     pub async fn detach_task(&self, task_id: &str, command: Command) -> Result<TaskDetached, EngineError> {
-        let timeout = limits::check_command(&command)?;
+        let command = limits::check_command(command, DETACHED_OUTPUT)?;
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
         refuse_on_host(&record, "detached")?;
-        let command = Command { output: DETACHED_OUTPUT, ..command };
-        let begun = self.client(&id).detach(exec_request(&command, timeout)).await;
+        let begun = self.client(&id).detach(exec_request(&command)).await;
         let sequence = match begun {
             Ok(sequence) => sequence,
             Err(error) => return Err(self.run_error(&id, error).await),
@@ -94,14 +92,13 @@ impl Engine {
     async fn run_in_guest(
         &self,
         record: &VmRecord,
-        command: &Command,
-        timeout: Duration,
+        command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Ran, EngineError> {
-        let mut stdout = OutputSink::new(OutputStream::Stdout.into(), command.output, events);
-        let mut stderr = OutputSink::new(OutputStream::Stderr.into(), command.output, events);
-        let run = Run { exec: exec_request(command, timeout), journal: true };
+        let mut stdout = OutputSink::new(convert::stream(OutputStream::Stdout), command.output, events);
+        let mut stderr = OutputSink::new(convert::stream(OutputStream::Stderr), command.output, events);
+        let run = Run { exec: exec_request(command), journal: true };
         let mut accepted = 0;
         let take = async |chunk: OutputChunk| match chunk.stream {
             OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
@@ -127,8 +124,10 @@ impl Engine {
                 };
                 Ok(Ran { sequence, exit, stdout, stderr })
             }
-            CommandOutcome::NotRun { cause, .. } => Err(EngineError::new(ErrorKind::NotDelivered, cause)
-                .hint("the command was not started; its entry in the journal says so")),
+            CommandOutcome::NotRun { cause, kind } => {
+                let error = EngineError::new(ErrorKind::NotDelivered, cause).hint(Hint::JournalSaysSo);
+                Err(with_not_started_hint(error, kind))
+            }
             CommandOutcome::Unknown { .. } => Err(self.lost(&record.vm_id).await),
         }
     }
@@ -270,7 +269,7 @@ async fn send(events: Option<&Events>, stream: OutputStream, bytes: impl Into<by
     if let Some(events) = events
         && !bytes.is_empty()
     {
-        events.send(Event::Output { stream: stream.into(), bytes }).await;
+        events.send(Event::Output { stream: convert::stream(stream), bytes }).await;
     }
 }
 
@@ -287,7 +286,7 @@ fn refuse_on_host(record: &VmRecord, what: &str) -> Result<(), EngineError> {
         return Ok(());
     }
     let message = format!("commands of task {} run on the host and cannot be {what}", record.vm_id);
-    Err(EngineError::new(ErrorKind::InvalidInput, message).hint("run the command and wait for it"))
+    Err(EngineError::new(ErrorKind::InvalidInput, message).hint(Hint::RunAndWait))
 }
 
 impl CommandExit {

@@ -1,16 +1,15 @@
 //! What is in single files of a task: small ones, as they are read and written by a person or a model.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use pyro_api::NewFile;
 use pyro_vm::{ArchiveLimits, Pack, Unpack};
 use tokio_util::sync::CancellationToken;
 
 use super::files::{check_path, copy_error};
 use crate::engine::{Engine, unless_cancelled};
-use crate::{EngineError, ErrorKind, FileContent, FileEncoding, FileRange, TaskFile, TaskFileWritten};
+use crate::limits::MAX_FILE_BYTES;
+use crate::operations::WriteTaskFile;
+use crate::{EngineError, FileContent, FileEncoding, FileRange, Hint, TaskFile, TaskFileWritten};
 
-/// Largest file that is read or written this way, in bytes.
-const MAX_FILE_BYTES: u64 = 16 << 20;
 const LIMITS: ArchiveLimits = ArchiveLimits { max_entries: 1, max_bytes: MAX_FILE_BYTES };
 
 impl Engine {
@@ -29,11 +28,10 @@ impl Engine {
         check_path(path)?;
         let pack = Pack { path: path.to_owned(), limits: LIMITS };
         let read = async {
-            guest.read_file(pack).await.map_err(|error| {
-                copy_error(&id, error).hint(
-                    "commands show what is in directories, and parts of large files: `ls`, `head`, `tail`",
-                )
-            })
+            guest
+                .read_file(pack)
+                .await
+                .map_err(|error| copy_error(&id, error).hint(Hint::UseCommandsForFiles))
         };
         let bytes = unless_cancelled(cancel, read).await?;
         let (content, next_offset) = part(&bytes, range);
@@ -56,21 +54,19 @@ impl Engine {
     /// [`Engine::copy_to_task`].
     pub async fn write_task_file(
         &self,
-        task_id: &str,
-        path: &str,
-        content: &FileContent,
-        executable: bool,
+        request: WriteTaskFile,
         cancel: &CancellationToken,
     ) -> Result<TaskFileWritten, EngineError> {
-        let bytes = content.decode()?;
-        let (id, guest) = self.guest_of_task(task_id).await?;
-        check_path(path)?;
+        let NewFile { path, content, encoding, executable } = request.file;
+        let bytes = FileContent { text: content, encoding }.decode()?;
+        let (id, guest) = self.guest_of_task(&request.task.task_id).await?;
+        check_path(&path)?;
         let (mode, size) = (if executable { 0o755 } else { 0o644 }, bytes.len() as u64);
-        let unpack = Unpack { path: path.to_owned(), name: String::new(), limits: LIMITS, exact: true };
+        let unpack = Unpack { path: path.clone(), name: String::new(), limits: LIMITS, exact: true };
         let write =
             async { guest.write_file(bytes, mode, unpack).await.map_err(|error| copy_error(&id, error)) };
         unless_cancelled(cancel, write).await?;
-        Ok(TaskFileWritten { task_id: id, path: path.to_owned(), bytes: size })
+        Ok(TaskFileWritten { task_id: id, path, bytes: size })
     }
 }
 
@@ -89,28 +85,9 @@ fn part(bytes: &[u8], range: FileRange) -> (FileContent, Option<u64>) {
     };
     let content = match text {
         Some(text) => FileContent { text: text.to_owned(), encoding: FileEncoding::Utf8 },
-        None => FileContent { text: BASE64.encode(&bytes[start..end]), encoding: FileEncoding::Base64 },
+        None => FileContent::base64(&bytes[start..end]),
     };
     (content, (end < bytes.len()).then_some(end as u64))
-}
-
-impl FileContent {
-    fn decode(&self) -> Result<Vec<u8>, EngineError> {
-        let bytes = match self.encoding {
-            FileEncoding::Utf8 => self.text.clone().into_bytes(),
-            FileEncoding::Base64 => BASE64.decode(&self.text).map_err(|error| {
-                EngineError::new(ErrorKind::InvalidInput, format!("content is not base64: {error}"))
-                    .hint("give text as it is, with the encoding `utf-8`")
-            })?,
-        };
-        if bytes.len() as u64 > MAX_FILE_BYTES {
-            let message = format!("content has {} bytes; the most is {MAX_FILE_BYTES}", bytes.len());
-            return Err(
-                EngineError::new(ErrorKind::InvalidInput, message).hint("`pyro task cp` copies larger files")
-            );
-        }
-        Ok(bytes)
-    }
 }
 
 #[cfg(test)]
@@ -131,12 +108,6 @@ mod tests {
         assert_eq!((content.text.as_str(), next), ("k", Some(1)));
         let (content, next) = part(b"x", FileRange { offset: u64::MAX, max_bytes: u64::MAX });
         assert_eq!((content.text.as_str(), next), ("", None));
-    }
-
-    #[test]
-    fn what_is_no_base64_is_refused() {
-        let content = FileContent { text: "?".to_owned(), encoding: FileEncoding::Base64 };
-        assert_eq!(content.decode().unwrap_err().kind, ErrorKind::InvalidInput);
     }
 
     proptest! {

@@ -4,14 +4,14 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use pyro_vm::supervisor::CopyError;
-use pyro_vm::{ArchiveLimits, Client, Pack, Report, Unpack};
+use pyro_vm::{Client, Pack, Report, Unpack};
 use tokio_util::sync::CancellationToken;
 
+use crate::Kind;
 use crate::engine::exec::not_asked;
 use crate::engine::{Engine, unless_cancelled};
-use crate::kind::Kind;
 use crate::state::VmEvent;
-use crate::{CopyLimits, EngineError, ErrorKind, ExecutionMode, TaskCopied, VmId};
+use crate::{CopyLimits, EngineError, ErrorKind, ExecutionMode, Hint, TaskCopied, VmId, convert};
 
 impl Engine {
     /// Copies a file or a directory out of a task. `path` is below `/workspace` unless it is absolute. If `target` is a
@@ -37,7 +37,7 @@ impl Engine {
         let own_name = Path::new(pyro_vm::WORKSPACE).join(path);
         let place = pyro_vm::destination(target, own_name.file_name())
             .map_err(|error| copy_error(&id, CopyError::Host(error)))?;
-        let pack = Pack { path: path.to_owned(), limits: limits.into() };
+        let pack = Pack { path: path.to_owned(), limits: convert::archive_limits(limits) };
         let copy = async { guest.copy_out(pack, place).await.map_err(|error| copy_error(&id, error)) };
         unless_cancelled(cancel, copy).await.map(|report| copied(&id, report))
     }
@@ -63,8 +63,12 @@ impl Engine {
                 format!("{} has no name that a guest could use", source.display()),
             )
         })?;
-        let unpack =
-            Unpack { path: path.to_owned(), name: name.to_owned(), limits: limits.into(), exact: false };
+        let unpack = Unpack {
+            path: path.to_owned(),
+            name: name.to_owned(),
+            limits: convert::archive_limits(limits),
+            exact: false,
+        };
         let copy =
             async { guest.copy_in(source.clone(), unpack).await.map_err(|error| copy_error(&id, error)) };
         unless_cancelled(cancel, copy).await.map(|report| copied(&id, report))
@@ -78,7 +82,7 @@ impl Engine {
             ExecutionMode::HostCompat => {
                 let message = format!("commands of task {id} run on the host, and so its files are here");
                 Err(EngineError::new(ErrorKind::InvalidInput, message)
-                    .hint(format!("its workspace is {}", dir.join("workspace").display())))
+                    .hint(Hint::HostWorkspace { path: dir.join("workspace").display().to_string() }))
             }
             ExecutionMode::GuestVsock | ExecutionMode::Pending => Ok((id, Client::new(dir))),
         }
@@ -89,7 +93,7 @@ impl Engine {
 fn absolute(path: &Path) -> Result<PathBuf, EngineError> {
     path.canonicalize().map_err(|error| {
         EngineError::new(ErrorKind::InvalidInput, format!("{} cannot be read", path.display()))
-            .hint("check the path and its permissions")
+            .hint(Hint::CheckPath)
             .caused_by(error)
     })
 }
@@ -121,7 +125,7 @@ pub(super) fn copy_error(id: &VmId, error: CopyError) -> EngineError {
             ErrorKind::OutcomeUnknown,
             format!("connection to task {id} was lost while files were copied"),
         )
-        .hint("copy them again; files that are there already are replaced"),
+        .hint(Hint::CopyAgain),
         CopyError::Guest { .. } | CopyError::Host(_) => {
             let message = error.to_string();
             let copy = EngineError::new(ErrorKind::InvalidInput, message);
@@ -130,11 +134,5 @@ pub(super) fn copy_error(id: &VmId, error: CopyError) -> EngineError {
                 None => copy,
             }
         }
-    }
-}
-
-impl From<CopyLimits> for ArchiveLimits {
-    fn from(limits: CopyLimits) -> Self {
-        Self { max_entries: limits.max_entries, max_bytes: limits.max_bytes }
     }
 }

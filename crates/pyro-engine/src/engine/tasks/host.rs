@@ -4,7 +4,6 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use pyro_vm::supervisor::{CommandLog, files, room};
 use pyro_vm::{OutputChunk, WORKSPACE};
@@ -15,9 +14,11 @@ use super::commands::Ran;
 use crate::capture::OutputSink;
 use crate::engine::exec::refuse_cwd;
 use crate::engine::{Engine, now, state_unusable};
+use crate::limits::CheckedCommand;
 use crate::registry::{CommandExit, CommandFate, CommandRecord, NewCommand, VmRecord};
 use crate::{
-    Command, EngineError, ErrorKind, Event, Events, ExecutionMode, Outcome, OutputMode, OutputStream, VmId,
+    EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, Outcome, OutputMode, OutputStream, VmId,
+    convert,
 };
 
 /// Locked while a command is given its number and its lock.
@@ -30,8 +31,7 @@ impl Engine {
     pub(super) async fn run_on_host(
         &self,
         record: &VmRecord,
-        command: &Command,
-        timeout: Duration,
+        command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Ran, EngineError> {
@@ -65,12 +65,15 @@ impl Engine {
         let mut log = CommandLog::new(dir, sequence);
         let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
         let mut stderr = OutputSink::new(OutputStream::Stderr, command.output, events);
-        let streamed = Command { output: OutputMode::Stream, ..command.clone() };
+        let streamed = CheckedCommand { output: OutputMode::Stream, ..command.clone() };
         let (sender, mut receiver) = mpsc::channel(EVENTS_AHEAD);
         let keep = async {
             while let Some(event) = receiver.recv().await {
                 let Event::Output { stream, bytes } = event else { continue };
-                room -= log.append(&OutputChunk { stream: stream.into(), bytes: bytes.clone() }, room);
+                room -= log.append(
+                    &OutputChunk { stream: convert::guest_stream(stream), bytes: bytes.clone() },
+                    room,
+                );
                 match stream {
                     OutputStream::Stdout => stdout.accept(&bytes).await,
                     OutputStream::Stderr => stderr.accept(&bytes).await,
@@ -79,7 +82,7 @@ impl Engine {
         };
         let run = async {
             let events = Events::to(sender);
-            self.execute_on_host(record, &streamed, timeout, &events, cancel).await
+            self.execute_on_host(record, &streamed, &events, cancel).await
         };
         let (ran, ()) = tokio::join!(run, keep);
         let (stdout_dropped, stderr_dropped) = log.dropped();
@@ -122,8 +125,7 @@ impl Engine {
             match commands.iter().find(|record| is_busy(record)) {
                 Some(record) => {
                     let message = format!("task {id} runs command {} on the host", record.sequence);
-                    Err(EngineError::new(ErrorKind::WrongState, message)
-                        .hint("wait for it, or stop the process that runs it"))
+                    Err(EngineError::new(ErrorKind::WrongState, message).hint(Hint::WaitOrStopProcess))
                 }
                 None => Ok(()),
             }

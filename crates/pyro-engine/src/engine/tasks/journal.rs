@@ -8,8 +8,8 @@ use pyro_vm::OutputStream;
 use pyro_vm::supervisor::{OwnerLock, STREAM_LIMIT, file_name, files};
 
 use super::host;
+use crate::Kind;
 use crate::engine::{Engine, Shared, vm_dir};
-use crate::kind::Kind;
 use crate::registry::CommandRecord;
 use crate::{EngineError, ExecutionMode, Outcome, TaskLogEntry, TaskLogs, VmId};
 

@@ -4,19 +4,19 @@ use std::fmt;
 use std::str::FromStr;
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::EngineError;
-use crate::kind::Kind;
+use crate::{Error, Kind};
 
 /// Id of a VM or a task: 12 lowercase hexadecimal digits.
 ///
-/// A value of this type is safe to use as a file name. Text from outside becomes one only through
-/// [`VmId::parse`].
+/// It is safe to use as a file name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema, Serialize)]
 #[serde(transparent)]
 pub struct VmId(String);
 
+// Text from outside becomes an id only through `parse`, also when it is deserialised.
 impl VmId {
     /// Number of digits.
     pub const LEN: usize = 12;
@@ -27,15 +27,15 @@ impl VmId {
     ///
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) with the text for an unknown id: a VM with an
     /// ill-formed id cannot exist, and callers need not tell the two apart.
-    pub fn parse(text: &str) -> Result<Self, EngineError> {
+    pub fn parse(text: &str) -> Result<Self, Error> {
         Self::parse_as(Kind::Vm, text)
     }
 
     /// As [`VmId::parse`], with the text for an unknown `kind`.
-    pub(crate) fn parse_as(kind: Kind, text: &str) -> Result<Self, EngineError> {
+    pub fn parse_as(kind: Kind, text: &str) -> Result<Self, Error> {
         let well_formed =
             text.len() == Self::LEN && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if well_formed { Ok(Self(text.to_owned())) } else { Err(EngineError::not_found(kind, text)) }
+        if well_formed { Ok(Self(text.to_owned())) } else { Err(Error::not_found(kind, text)) }
     }
 
     /// A new random id.
@@ -43,10 +43,10 @@ impl VmId {
     /// # Errors
     ///
     /// [`ErrorKind::Internal`](crate::ErrorKind::Internal) if the system has no random numbers.
-    pub fn random() -> Result<Self, EngineError> {
+    pub fn random() -> Result<Self, Error> {
         let mut bytes = [0u8; Self::LEN / 2];
         getrandom::fill(&mut bytes)
-            .map_err(|error| EngineError::internal("no random numbers for a VM id").caused_by(error))?;
+            .map_err(|error| Error::internal("no random numbers for a VM id").caused_by(error))?;
         Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
     }
 
@@ -63,10 +63,16 @@ impl fmt::Display for VmId {
 }
 
 impl FromStr for VmId {
-    type Err = EngineError;
+    type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Self::parse(text)
+    }
+}
+
+impl<'de> Deserialize<'de> for VmId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
 

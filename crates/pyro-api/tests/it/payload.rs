@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use pyro_engine::{
+use pyro_api::{
     DeleteReason, Deleted, ExecutionMode, NetworkInfo, Output, Reaped, RunResult, Vm, VmId, VmState,
 };
 
@@ -115,10 +115,10 @@ fn network_info() {
 
 #[test]
 fn words_of_states_and_modes() {
-    for state in VmState::ALL {
+    for state in VmState::ALL.iter().copied() {
         assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
     }
-    for mode in ExecutionMode::ALL {
+    for mode in ExecutionMode::ALL.iter().copied() {
         assert_eq!(serde_json::to_value(mode).unwrap(), mode.as_str());
         assert_eq!(mode.to_string().parse(), Ok(mode));
     }

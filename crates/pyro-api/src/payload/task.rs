@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{DeleteReason, ExecutionMode, Output};
-use crate::{Outcome, StopReason, VmId, VmState};
+use super::{DeleteReason, Output};
+use crate::{ExecutionMode, Outcome, StopReason, VmId, VmState};
 
 /// A task as its callers see it.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Task {
     /// Id.
     pub task_id: VmId,
@@ -35,7 +36,7 @@ pub struct Task {
     pub allow_host_compat: bool,
     /// Address in its network.
     pub guest_ip: Option<String>,
-    /// TAP device on the host; `None` with user-mode networking.
+    /// TAP device on the host; null with user-mode networking.
     pub tap_name: Option<String>,
     /// Where its commands run.
     pub execution_mode: ExecutionMode,
@@ -47,20 +48,21 @@ pub struct Task {
     pub last_command: Option<LastCommand>,
     /// Diagnostics. Not a contract.
     pub metadata: BTreeMap<String, String>,
-    /// `kvm` or `tcg`; `None` on the host.
+    /// `kvm` or `tcg`; null on the host.
     pub accelerator: Option<String>,
-    /// Why it does not run; `None` while it does.
+    /// Why it does not run; null while it does.
     pub stop_reason: Option<StopReason>,
     /// More about that, such as the last words of its console.
     pub last_error: Option<String>,
-    /// Size of its disk in MiB; `None` if it has none.
+    /// Size of its disk in MiB; null if it has none.
     pub disk_mib: Option<u64>,
     /// Bytes of the host's disk that it takes: its disk and what is kept of its commands' output.
     pub disk_used_bytes: u64,
 }
 
 /// The latest command of a task.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct LastCommand {
     /// Its number.
     pub sequence: u64,
@@ -77,7 +79,8 @@ pub struct LastCommand {
 }
 
 /// Every task.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskList {
     /// Those that can be read, oldest first.
     pub tasks: Vec<Task>,
@@ -88,7 +91,8 @@ pub struct TaskList {
 }
 
 /// Result of a command in a task.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskExec {
     /// Id of the task.
     pub task_id: VmId,
@@ -123,7 +127,8 @@ pub struct TaskExec {
 }
 
 /// A command that was begun and is not waited for.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskDetached {
     /// Id of the task.
     pub task_id: VmId,
@@ -138,7 +143,8 @@ pub struct TaskDetached {
 }
 
 /// The journal of a task.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskLogs {
     /// Id of the task.
     pub task_id: VmId,
@@ -148,8 +154,20 @@ pub struct TaskLogs {
     pub entries: Vec<TaskLogEntry>,
 }
 
+/// Part of the journal of a task.
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+#[schemars(rename = "LogsPage")]
+pub struct TaskLogsPage {
+    /// The entries.
+    pub logs: TaskLogs,
+    /// `after` for the next page; null if there is none.
+    pub next_after: Option<u64>,
+}
+
 /// What is known of one command of a task.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskLogEntry {
     /// Its number, from 1.
     pub sequence: u64,
@@ -157,9 +175,9 @@ pub struct TaskLogEntry {
     pub command: String,
     /// Where it ran.
     pub cwd: String,
-    /// Exit code; −S if signal S ended the shell; 124 after the time limit; `None` unless it ended and its end is known.
+    /// Exit code; −S if signal S ended the shell; 124 after the time limit; null unless it ended and its end is known.
     pub exit_code: Option<i64>,
-    /// Duration in milliseconds; `None` like the exit code.
+    /// Duration in milliseconds; null like the exit code.
     pub duration_ms: Option<u64>,
     /// Where it ran.
     pub execution_mode: ExecutionMode,
@@ -189,7 +207,8 @@ pub struct TaskLogEntry {
 }
 
 /// A task was removed.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskDeleted {
     /// Id it had.
     pub task_id: VmId,
@@ -200,7 +219,8 @@ pub struct TaskDeleted {
 }
 
 /// Files were copied.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskCopied {
     /// Id of the task.
     pub task_id: VmId,
@@ -215,7 +235,8 @@ pub struct TaskCopied {
 }
 
 /// Part of a file.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskFile {
     /// Id of the task.
     pub task_id: VmId,
@@ -229,12 +250,13 @@ pub struct TaskFile {
     pub content: String,
     /// How `content` is written.
     pub encoding: FileEncoding,
-    /// Where the rest begins; `None` if there is none.
+    /// Where the rest begins; null if there is none.
     pub next_offset: Option<u64>,
 }
 
 /// How the bytes of a file are written as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub enum FileEncoding {
     /// They are UTF-8 and stand as they are.
     #[serde(rename = "utf-8")]
@@ -245,7 +267,8 @@ pub enum FileEncoding {
 }
 
 /// A file was written.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskFileWritten {
     /// Id of the task.
     pub task_id: VmId,

@@ -1,19 +1,17 @@
-//! The one error type of the crate.
+//! The one error type of the contract.
 
-use std::error::Error;
-use std::fmt;
+use std::fmt::Write as _;
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::VmState;
-use crate::kind::Kind;
+use crate::{Hint, Kind, Reader, VmState};
 
 /// What a caller can do about an error, as a small closed set.
 ///
-/// Front ends map it to exit codes, MCP errors and Python exceptions; [`ErrorKind::ALL`] lets a test
-/// prove that none is forgotten.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize)]
+/// Front ends map it to exit codes, MCP errors and Python exceptions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
     /// The request itself is wrong; the same request will always fail.
@@ -82,87 +80,97 @@ impl ErrorKind {
     }
 }
 
-/// An error of the engine: kind, message, hints and cause, each apart from the others.
+/// Why an operation failed: kind, message, hints and cause, each apart from the others.
 ///
-/// `Display` is the message with [`Self::opt_in`], which does not repeat the cause; `Error::source` gives the chain.
-#[derive(Debug)]
-pub struct EngineError {
+/// `Display` is the message as a person reads it, which does not repeat the cause; `Error::source` gives the chain.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize, thiserror::Error)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+#[error("{}", self.text(Reader::Person))]
+pub struct Error {
     /// What the caller can do about it.
     pub kind: ErrorKind,
     /// One line; the contract's text where it gives one.
     pub message: String,
-    /// Sentence of the contract that follows the message and says which right the caller could have given. Left out
-    /// where the reader must not be invited to take that right.
-    pub opt_in: Option<&'static str>,
-    /// Lines for people that say what to do next.
-    pub hints: Vec<String>,
+    /// What to do next.
+    pub hints: Vec<Hint>,
     /// The cause.
-    pub source: Option<Box<dyn Error + Send + Sync>>,
+    #[cfg_attr(test, proptest(strategy = "tests::causes()"))]
+    pub source: Option<Box<Cause>>,
 }
 
-impl fmt::Display for EngineError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
-        self.opt_in.map_or(Ok(()), |opt_in| write!(f, " {opt_in}"))
+/// What led to an error, in words: causes of other types lose their types when they become one.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize, thiserror::Error)]
+#[error("{text}")]
+pub struct Cause {
+    /// One or more lines.
+    pub text: String,
+    /// What led to it.
+    pub source: Option<Box<Cause>>,
+}
+
+impl Cause {
+    /// An error with all that led to it.
+    pub fn of(error: &dyn std::error::Error) -> Self {
+        Self { text: error.to_string(), source: error.source().map(|source| Box::new(Self::of(source))) }
     }
 }
 
-impl Error for EngineError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_ref().map(|source| &**source as &(dyn Error + 'static))
-    }
-}
-
-impl EngineError {
+impl Error {
     /// An error without hints or cause.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), opt_in: None, hints: Vec::new(), source: None }
+        Self { kind, message: message.into(), hints: Vec::new(), source: None }
     }
 
-    /// The same with one more line that says what to do.
+    /// The same with one more thing to do.
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hints.push(hint.into());
+    pub fn hint(mut self, hint: Hint) -> Self {
+        self.hints.push(hint);
         self
     }
 
     /// The same with its cause.
     #[must_use]
-    pub fn caused_by(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+    pub fn caused_by(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(Box::new(Cause::of(&*source.into())));
         self
     }
 
     /// The same with the causes of `error`, whose own text is the message already.
     #[must_use]
-    pub(crate) fn with_causes_of(mut self, error: &dyn Error) -> Self {
+    pub fn with_causes_of(mut self, error: &dyn std::error::Error) -> Self {
         let causes =
             std::iter::successors(error.source(), |error| (*error).source()).map(ToString::to_string);
         let causes: Vec<String> = causes.collect();
         if !causes.is_empty() {
-            self.source = Some(causes.join(": ").into());
+            self.source = Some(Box::new(Cause { text: causes.join(": "), source: None }));
         }
         self
     }
 
-    /// The message and its causes, in one line.
-    pub fn in_full(&self) -> String {
-        self.with_causes(self.to_string())
+    /// The message for a reader, with the sentences of the contract that follow it, and without its causes.
+    pub fn text(&self, reader: Reader) -> String {
+        let sentences = self.hints.iter().filter_map(|hint| hint.sentence(reader));
+        sentences.fold(self.message.clone(), |mut text, sentence| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, " {sentence}");
+            text
+        })
     }
 
-    /// The same without [`Self::opt_in`].
-    pub fn in_full_without_opt_in(&self) -> String {
-        self.with_causes(self.message.clone())
+    /// The message for a reader, with its causes, in one line.
+    pub fn in_full(&self, reader: Reader) -> String {
+        let causes = std::iter::successors(self.source.as_deref(), |cause| cause.source.as_deref());
+        causes.fold(self.text(reader), |text, cause| format!("{text}: {cause}"))
     }
 
-    fn with_causes(&self, text: String) -> String {
-        let causes = std::iter::successors(self.source(), |cause| (*cause).source());
-        causes.fold(text, |text, cause| format!("{text}: {cause}"))
+    /// What a reader can do, one entry each.
+    pub fn hints_for(&self, reader: Reader) -> Vec<String> {
+        self.hints.iter().filter_map(|hint| hint.words(reader)).map(Into::into).collect()
     }
 
     /// A fault in pyro itself.
     pub fn internal(message: impl Into<String>) -> Self {
-        Self::new(ErrorKind::Internal, message).hint("this is a fault in pyro; please report it")
+        Self::new(ErrorKind::Internal, message).hint(Hint::ReportDefect)
     }
 
     /// `value` of field `name` is outside `least..=most`.
@@ -172,76 +180,70 @@ impl EngineError {
 
     /// The time limit of a command is not positive.
     pub fn timeout_not_positive() -> Self {
-        Self::new(ErrorKind::InvalidInput, "timeout_seconds must be positive")
-            .hint("give at least 1 second; the default is 30")
+        Self::new(ErrorKind::InvalidInput, "timeout_seconds must be positive").hint(Hint::PositiveTimeout)
     }
 
     /// No VM or task has this id. `id` may be any text; it is escaped and cut before it is shown.
-    pub(crate) fn not_found(kind: Kind, id: &str) -> Self {
+    pub fn not_found(kind: Kind, id: &str) -> Self {
         Self::new(ErrorKind::NotFound, format!("{kind} '{}' does not exist", shown(id))).hint(match kind {
-            Kind::Vm => "a VM is deleted after its command has run; create a new one",
-            Kind::Task => "`pyro task list` shows those that do",
+            Kind::Vm => Hint::CreateAnotherVm,
+            Kind::Task => Hint::ListTasks,
         })
     }
 
     /// The VM's lifetime ended.
-    pub(crate) fn vm_expired(id: &str) -> Self {
+    pub fn vm_expired(id: &str) -> Self {
         Self::new(ErrorKind::Expired, format!("vm '{}' expired and was automatically deleted", shown(id)))
-            .hint("create a new one, with a larger ttl_seconds (at most 3600) if it must live longer")
+            .hint(Hint::LongerLifetime)
     }
 
     /// The ceiling on VMs is reached.
     pub fn at_capacity(max_active_vms: u32) -> Self {
         let message = format!("max active VMs reached ({max_active_vms}); delete old VMs first");
-        Self::new(ErrorKind::AtCapacity, message)
-            .hint("VMs and tasks of every process that uses this state directory count, stopped ones too")
+        Self::new(ErrorKind::AtCapacity, message).hint(Hint::CeilingCountsAll)
     }
 
     /// A start in a state that does not allow it.
-    pub(crate) fn cannot_start(kind: Kind, id: &str, state: VmState) -> Self {
+    pub fn cannot_start(kind: Kind, id: &str, state: VmState) -> Self {
         let message = format!("{kind} {} cannot be started from state '{state}'", shown(id));
-        Self::new(ErrorKind::WrongState, message).hint("it is running already; use it as it is")
+        Self::new(ErrorKind::WrongState, message).hint(Hint::AlreadyRunning)
     }
 
     /// A command for a VM or task that is not running.
-    pub(crate) fn not_started(kind: Kind, id: &str, state: VmState) -> Self {
+    pub fn not_started(kind: Kind, id: &str, state: VmState) -> Self {
         let what_for = match kind {
             Kind::Vm => "execution",
             Kind::Task => "task_exec",
         };
         let message = format!("{kind} {} must be in 'started' state before {what_for}", shown(id));
-        Self::new(ErrorKind::WrongState, message).hint(format!("its state is '{state}'; start it first"))
+        Self::new(ErrorKind::WrongState, message).hint(Hint::StartFirst { state: state.to_string() })
     }
 
     /// A command for a task whose lifetime is over.
-    pub(crate) fn task_expired(id: &str) -> Self {
+    pub fn task_expired(id: &str) -> Self {
         let error = Self::not_started(Kind::Task, id, VmState::Stopped);
         Self { kind: ErrorKind::Expired, hints: Vec::new(), ..error }
             .caused_by("its lifetime ended, and it was stopped; its files and its journal are kept")
-            .hint("`pyro task start` begins another lifetime")
+            .hint(Hint::StartTask)
     }
 
     /// VMs cannot boot here and the caller did not agree to run on the host.
     pub fn boot_unavailable(reason: &str) -> Self {
         let reason = reason.trim_end().trim_end_matches('.');
         let message = format!("guest boot is unavailable and host compatibility mode is disabled: {reason}.");
-        let opt_in = "Set allow_host_compat=True (CLI: --allow-host-compat) to opt into host execution.";
-        let error = Self::new(ErrorKind::VmUnavailable, message).hint("`pyro doctor` says what is missing");
-        Self { opt_in: Some(opt_in), ..error }
+        Self::new(ErrorKind::VmUnavailable, message).hint(Hint::AllowHostCompat).hint(Hint::FindMissing)
     }
 
     /// The channel to the guest agent did not open; the command was not sent.
     pub fn transport_not_ready(cause: &str) -> Self {
         let message = format!("guest exec transport did not become ready: {cause}");
-        Self::new(ErrorKind::NotDelivered, message)
-            .hint("the command was not started; it is safe to try again")
+        Self::new(ErrorKind::NotDelivered, message).hint(Hint::SafeToRepeat)
     }
 
     /// The command was sent and its result is lost.
-    pub(crate) fn outcome_unknown(kind: Kind, id: &str) -> Self {
+    pub fn outcome_unknown(kind: Kind, id: &str) -> Self {
         let message = format!("connection to {kind} {} was lost while its command ran", shown(id));
-        Self::new(ErrorKind::OutcomeUnknown, message)
-            .hint("the command may have run, wholly or in part; it was not repeated")
+        Self::new(ErrorKind::OutcomeUnknown, message).hint(Hint::MayHaveRun)
     }
 
     /// The caller cancelled.
@@ -263,48 +265,60 @@ fn shown(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io;
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Some chains of causes.
+    pub(crate) fn causes() -> impl Strategy<Value = Option<Box<Cause>>> {
+        proptest::collection::vec(any::<String>(), 0..4).prop_map(|texts| {
+            let chain = |source, text| Some(Box::new(Cause { text, source }));
+            texts.into_iter().fold(None, chain)
+        })
+    }
 
     /// Texts that callers of the contract may match on.
     #[test]
     fn texts_are_the_contracts() {
         let id = "de259a89b184";
         let errors = [
-            EngineError::out_of_range("vcpu_count", 1, 8),
-            EngineError::timeout_not_positive(),
-            EngineError::not_found(Kind::Vm, id),
-            EngineError::not_found(Kind::Task, id),
-            EngineError::vm_expired(id),
-            EngineError::at_capacity(4),
-            EngineError::cannot_start(Kind::Vm, id, VmState::Started),
-            EngineError::not_started(Kind::Vm, id, VmState::Stopped),
-            EngineError::not_started(Kind::Task, id, VmState::Stopped),
-            EngineError::task_expired(id),
-            EngineError::boot_unavailable("no VMM was found"),
-            EngineError::transport_not_ready("no answer within 10 s"),
-            EngineError::outcome_unknown(Kind::Vm, id),
-            EngineError::cancelled(),
-            EngineError::internal("no random numbers"),
+            Error::out_of_range("vcpu_count", 1, 8),
+            Error::timeout_not_positive(),
+            Error::not_found(Kind::Vm, id),
+            Error::not_found(Kind::Task, id),
+            Error::vm_expired(id),
+            Error::at_capacity(4),
+            Error::cannot_start(Kind::Vm, id, VmState::Started),
+            Error::not_started(Kind::Vm, id, VmState::Stopped),
+            Error::not_started(Kind::Task, id, VmState::Stopped),
+            Error::task_expired(id),
+            Error::boot_unavailable("no VMM was found"),
+            Error::transport_not_ready("no answer within 10 s"),
+            Error::outcome_unknown(Kind::Vm, id),
+            Error::cancelled(),
+            Error::internal("no random numbers"),
         ];
-        let lines: Vec<String> =
-            errors.iter().map(|error| format!("{:?}: {error} {:?}", error.kind, error.hints)).collect();
+        let lines: Vec<String> = errors
+            .iter()
+            .map(|error| format!("{:?}: {error} {:?}", error.kind, error.hints_for(Reader::Person)))
+            .collect();
         insta::assert_snapshot!(lines.join("\n"));
     }
 
     #[test]
     fn the_message_does_not_repeat_the_cause() {
-        let error = EngineError::new(ErrorKind::StateUnusable, "outer").caused_by(io::Error::other("inner"));
+        let error = Error::new(ErrorKind::StateUnusable, "outer").caused_by(io::Error::other("inner"));
         assert_eq!(error.to_string(), "outer");
-        assert_eq!(error.source().unwrap().to_string(), "inner");
+        assert_eq!(error.source.unwrap().to_string(), "inner");
     }
 
     #[test]
     fn text_from_outside_cannot_break_a_message() {
         let hostile = "\u{1b}[2J\n\u{202e}".repeat(500);
-        for error in [EngineError::not_found(Kind::Task, &hostile), EngineError::vm_expired(&hostile)] {
+        for error in [Error::not_found(Kind::Task, &hostile), Error::vm_expired(&hostile)] {
             assert!(error.message.len() < 2000);
             assert!(!error.message.contains(['\u{1b}', '\n', '\u{202e}']), "{error}");
         }

@@ -1,14 +1,15 @@
-//! The report's shape. The keys of the contract come first in each type; the others are additions.
+//! What a host can do: the report of `doctor`. The keys of the contract come first in each type; the others are additions.
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Environment;
 
 /// What this host can do.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct DoctorReport {
     /// Platform that was asked for.
     pub platform: String,
@@ -40,7 +41,8 @@ pub struct DoctorReport {
 }
 
 /// What the current user may do with `/dev/kvm`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct KvmReport {
     /// It is there.
     pub exists: bool,
@@ -51,7 +53,8 @@ pub struct KvmReport {
 }
 
 /// What TAP networking would find.
-#[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct NetworkingReport {
     /// VMs get a network without asking: never.
     pub enabled_by_default: bool,
@@ -68,7 +71,8 @@ pub struct NetworkingReport {
 }
 
 /// What VMs are made from.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct RuntimeReport {
     /// What works.
     pub capabilities: Capabilities,
@@ -77,13 +81,15 @@ pub struct RuntimeReport {
     /// Environment cache.
     pub cache_dir: String,
     /// Environments of the catalog.
+    #[cfg_attr(test, proptest(strategy = "crate::operations::tests::few()"))]
     pub environments: Vec<Environment>,
     /// Versions of parts that are known, by name.
     pub component_versions: BTreeMap<String, String>,
 }
 
 /// What works on this host.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Capabilities {
     /// VMs boot.
     pub supports_vm_boot: bool,
@@ -96,20 +102,22 @@ pub struct Capabilities {
 }
 
 /// How guest code would run. Comes from a measurement, so it is an input of the report.
-#[derive(Debug, Clone, PartialEq, Default, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct AcceleratorReport {
-    /// `kvm` or `tcg`; `None` if neither can be used.
+    /// `kvm` or `tcg`; null if neither can be used.
     pub selected: Option<String>,
     /// Why.
     pub reason: String,
-    /// Time the measurement took, in milliseconds; `None` if there was none.
+    /// Time the measurement took, in milliseconds; null if there was none.
     pub measured_ms: Option<f64>,
     /// The verdict is an earlier one of the same host boot.
     pub cached: bool,
 }
 
 /// The program that runs VMs.
-#[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct VmmReport {
     /// Its path.
     pub program: Option<String>,
@@ -122,16 +130,18 @@ pub struct VmmReport {
 }
 
 /// The kernel that guests boot.
-#[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct GuestKernelReport {
-    /// Path of the configured one; `None`: each environment's own.
+    /// Path of the configured one; null: each environment's own.
     pub image: Option<String>,
-    /// Its release, such as `6.12.9-pyro`; `None` if it cannot be used.
+    /// Its release, such as `6.12.9-pyro`; null if it cannot be used.
     pub release: Option<String>,
 }
 
 /// What building an environment needs.
-#[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct BuildReport {
     /// Path of `mmdebstrap`.
     pub mmdebstrap: Option<String>,
@@ -140,7 +150,8 @@ pub struct BuildReport {
 }
 
 /// What an ordinary user may do here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct RootlessReport {
     /// Effective user id.
     pub euid: u32,
@@ -152,8 +163,9 @@ pub struct RootlessReport {
     pub newuidmap: bool,
 }
 
-/// Space on the host's disks, in MiB; `None` if it could not be found out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize)]
+/// Space on the host's disks, in MiB; null if it could not be found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct DiskReport {
     /// Free for this user where the state directory is, or would be.
     pub state_dir_free_mib: Option<u64>,
@@ -166,7 +178,8 @@ pub struct DiskReport {
 }
 
 /// What to do about an issue.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Remedy {
     /// The issue, as in `issues`.
     pub issue: String,

@@ -1,16 +1,21 @@
 //! Progress that a caller may follow while a call runs.
 
+mod call_event;
+
 use std::fmt;
 
 use bytes::Bytes;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+
+pub use call_event::{CallEvent, InvalidEvent, PhaseName};
 
 use crate::VmId;
 
-/// Something that happened during a call.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Something that happened during a call. Written as a [`CallEvent`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "CallEvent", try_from = "CallEvent")]
 pub enum Event {
     /// A one-shot run entered its next phase.
     Phase(RunPhase),
@@ -85,31 +90,14 @@ pub enum PullEvent {
 }
 
 /// One of a command's two output streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "snake_case")]
 pub enum OutputStream {
     /// Standard output.
     Stdout,
     /// Standard error.
     Stderr,
-}
-
-impl From<pyro_vm::OutputStream> for OutputStream {
-    fn from(stream: pyro_vm::OutputStream) -> Self {
-        match stream {
-            pyro_vm::OutputStream::Stdout => Self::Stdout,
-            pyro_vm::OutputStream::Stderr => Self::Stderr,
-        }
-    }
-}
-
-impl From<OutputStream> for pyro_vm::OutputStream {
-    fn from(stream: OutputStream) -> Self {
-        match stream {
-            OutputStream::Stdout => Self::Stdout,
-            OutputStream::Stderr => Self::Stderr,
-        }
-    }
 }
 
 /// Where a call sends its [`Event`]s.
@@ -129,7 +117,7 @@ impl Events {
     }
 
     /// There is someone to send events to.
-    pub(crate) fn are_heard(&self) -> bool {
+    pub fn are_heard(&self) -> bool {
         self.0.is_some()
     }
 

@@ -4,28 +4,25 @@ mod task;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Serialize, Serializer};
-
-use pyro_env::PruneReport;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::task::{
     FileEncoding, LastCommand, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
-    TaskFileWritten, TaskList, TaskLogEntry, TaskLogs,
+    TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage,
 };
-use crate::{Phase, VmId, VmState};
+use crate::{ExecutionMode, PruneReport, VmId, VmState};
 
 /// Result of a command, of a one-shot run as well as of `exec_vm`.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct RunResult {
     /// Id of the VM, which is deleted already.
     pub vm_id: VmId,
     /// Environment name.
     pub environment: String,
-    /// Version of the installed environment; `None` if none was needed.
+    /// Version of the installed environment; null if none was needed.
     pub environment_version: Option<String>,
     /// The shell text that was run.
     pub command: String,
@@ -47,20 +44,31 @@ pub struct RunResult {
     pub stderr_truncated: u64,
     /// The time limit ended the command.
     pub timed_out: bool,
-    /// `kvm` or `tcg`; `None` on the host.
+    /// `kvm` or `tcg`; null on the host.
     pub accelerator: Option<String>,
-    /// How the command reached the guest, such as `virtio-serial`; `None` on the host.
+    /// How the command reached the guest, such as `virtio-serial`; null on the host.
     pub channel: Option<String>,
     /// The guest kernel, as `uname -r` gives it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel_release: Option<String>,
     /// Where the time went; empty unless it was a one-shot run.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timings: Vec<Phase>,
 }
 
+/// One part of a run. The parts follow one another, and together they are the whole.
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct Phase {
+    /// `environment`, `registry`, `supervisor`, the stages of the start, `command`, `end`.
+    pub name: String,
+    /// Milliseconds.
+    pub ms: f64,
+}
+
 /// What pruning removed.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Pruned {
     /// Environments of the cache.
     #[serde(flatten)]
@@ -102,6 +110,12 @@ impl Serialize for Output {
     }
 }
 
+impl<'de> Deserialize<'de> for Output {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(String::deserialize(deserializer)?.into_bytes().into())
+    }
+}
+
 impl JsonSchema for Output {
     fn schema_name() -> Cow<'static, str> {
         "Output".into()
@@ -117,7 +131,8 @@ impl JsonSchema for Output {
 }
 
 /// A VM as its callers see it.
-#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Vm {
     /// Id.
     pub vm_id: VmId,
@@ -143,63 +158,19 @@ pub struct Vm {
     pub allow_host_compat: bool,
     /// Address in its network.
     pub guest_ip: Option<String>,
-    /// TAP device on the host; `None` with user-mode networking.
+    /// TAP device on the host; null with user-mode networking.
     pub tap_name: Option<String>,
     /// Where its commands run.
     pub execution_mode: ExecutionMode,
     /// Diagnostics. Not a contract.
     pub metadata: BTreeMap<String, String>,
-    /// `kvm` or `tcg`; `None` before the start and on the host.
+    /// `kvm` or `tcg`; null before the start and on the host.
     pub accelerator: Option<String>,
 }
 
-/// Where commands of a VM run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ExecutionMode {
-    /// Not started yet.
-    Pending,
-    /// In the booted guest. The name is the contract's; it says nothing about the channel in use.
-    GuestVsock,
-    /// On the host, without isolation.
-    HostCompat,
-}
-
-impl ExecutionMode {
-    /// Every mode once.
-    pub const ALL: [Self; 3] = [Self::Pending, Self::GuestVsock, Self::HostCompat];
-
-    /// The contract's word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::GuestVsock => "guest_vsock",
-            Self::HostCompat => "host_compat",
-        }
-    }
-}
-
-impl fmt::Display for ExecutionMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl FromStr for ExecutionMode {
-    type Err = UnknownExecutionMode;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|mode| mode.as_str() == text).ok_or(UnknownExecutionMode)
-    }
-}
-
-/// A word that names no execution mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not an execution mode")]
-pub struct UnknownExecutionMode;
-
 /// A VM was removed.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Deleted {
     /// Id it had.
     pub vm_id: VmId,
@@ -217,7 +188,8 @@ impl Deleted {
 }
 
 /// Why a VM was removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "snake_case")]
 pub enum DeleteReason {
     /// A caller asked for it.
@@ -227,7 +199,8 @@ pub enum DeleteReason {
 }
 
 /// VMs removed because their lifetime had ended.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Reaped {
     /// Their ids, sorted.
     pub deleted_vm_ids: Vec<VmId>,
@@ -244,7 +217,8 @@ impl From<Vec<VmId>> for Reaped {
 }
 
 /// The network of a VM.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct NetworkInfo {
     /// Id of the VM.
     pub vm_id: VmId,
@@ -261,9 +235,10 @@ pub struct NetworkInfo {
 }
 
 /// Addresses of a VM with network.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct NetworkAssignment {
-    /// TAP device on the host; `None` with user-mode networking.
+    /// TAP device on the host; null with user-mode networking.
     pub tap_name: Option<String>,
     /// The guest's address.
     pub guest_ip: Option<String>,

@@ -1,15 +1,19 @@
-//! What happens during a call, as clients are told.
+//! Events as they are written: JSON objects with a `type`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use pyro_engine::{Event, OutputStream, PullEvent, RunPhase, VmId};
+use bytes::Bytes;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use super::{Event, OutputStream, PullEvent, RunPhase};
+use crate::VmId;
 
 /// Something that happened during a call.
-#[derive(Debug, PartialEq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub(crate) enum CallEvent {
+pub enum CallEvent {
     /// A one-shot run entered its next phase.
     Phase {
         /// Which.
@@ -57,9 +61,10 @@ pub(crate) enum CallEvent {
 }
 
 /// Phase of a one-shot run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum PhaseName {
+pub enum PhaseName {
     /// The VM is being prepared.
     Create,
     /// The VM is being started.
@@ -70,7 +75,7 @@ pub(crate) enum PhaseName {
 
 impl CallEvent {
     /// A piece of output.
-    pub(crate) fn output(stream: OutputStream, bytes: &[u8]) -> Self {
+    pub fn output(stream: OutputStream, bytes: &[u8]) -> Self {
         Self::Output { stream, data: BASE64.encode(bytes) }
     }
 }
@@ -91,5 +96,45 @@ impl From<Event> for CallEvent {
             Event::Warning(text) => Self::Warning { text },
             Event::Output { stream, bytes } => Self::output(stream, &bytes),
         }
+    }
+}
+
+/// What is written is no event.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidEvent {
+    /// A phase without what it must name.
+    #[error("invalid phase: expected {0}")]
+    Phase(&'static str),
+    /// Output that is not base64.
+    #[error("invalid output: expected base64")]
+    Output(#[source] base64::DecodeError),
+}
+
+impl TryFrom<CallEvent> for Event {
+    type Error = InvalidEvent;
+
+    fn try_from(event: CallEvent) -> Result<Self, InvalidEvent> {
+        let named = |vm_id: Option<VmId>| vm_id.ok_or(InvalidEvent::Phase("vm_id"));
+        Ok(match event {
+            CallEvent::Phase { phase: PhaseName::Create, environment, .. } => {
+                let environment = environment.ok_or(InvalidEvent::Phase("environment"))?;
+                Self::Phase(RunPhase::Create { environment })
+            }
+            CallEvent::Phase { phase: PhaseName::Start, vm_id, .. } => {
+                Self::Phase(RunPhase::Start { vm_id: named(vm_id)? })
+            }
+            CallEvent::Phase { phase: PhaseName::Execute, vm_id, .. } => {
+                Self::Phase(RunPhase::Execute { vm_id: named(vm_id)? })
+            }
+            CallEvent::PullStarted { environment } => Self::Pull(PullEvent::Started { environment }),
+            CallEvent::PullStep { text, done, total } => Self::Pull(PullEvent::Step { text, done, total }),
+            CallEvent::PullReady { environment } => Self::Pull(PullEvent::Ready { environment }),
+            CallEvent::FirstOfKind => Self::FirstOfKind,
+            CallEvent::Warning { text } => Self::Warning(text),
+            CallEvent::Output { stream, data } => Self::Output {
+                stream,
+                bytes: BASE64.decode(data).map(Bytes::from).map_err(InvalidEvent::Output)?,
+            },
+        })
     }
 }

@@ -1,10 +1,10 @@
-//! Words for what became of something: a command of a task, a task that does not run.
+//! Words for what became of something: a VM, a command of a task, a task that does not run.
 
 use std::fmt;
 use std::str::FromStr;
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A stored word that is none of its type's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -39,8 +39,63 @@ macro_rules! words {
     };
 }
 
+/// State of a VM that exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+#[serde(rename_all = "lowercase")]
+pub enum VmState {
+    /// Prepared, never started.
+    Created,
+    /// Running.
+    Started,
+    /// Not running any more; its disk is kept.
+    Stopped,
+}
+
+words!(VmState {
+    Created => "created",
+    Started => "started",
+    Stopped => "stopped",
+});
+
+/// Where commands of a VM run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+#[serde(rename_all = "snake_case")]
+pub enum ExecutionMode {
+    /// Not started yet.
+    Pending,
+    /// In the booted guest. The name is the contract's; it says nothing about the channel in use.
+    GuestVsock,
+    /// On the host, without isolation.
+    HostCompat,
+}
+
+words!(ExecutionMode {
+    Pending => "pending",
+    GuestVsock => "guest_vsock",
+    HostCompat => "host_compat",
+});
+
+/// A way to execute guest code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// The kernel's hardware virtualisation.
+    Kvm,
+    /// QEMU's translation of guest code, which works everywhere.
+    Tcg,
+}
+
+words!(Accelerator {
+    Kvm => "kvm",
+    Tcg => "tcg",
+});
+
 /// What became of a command of a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// It runs.
@@ -64,7 +119,8 @@ words!(Outcome {
 });
 
 /// Why a task does not run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
     /// Someone stopped it.
@@ -93,14 +149,16 @@ mod tests {
 
     #[test]
     fn words_read_back_and_are_those_of_the_payloads() {
-        for outcome in Outcome::ALL {
-            assert_eq!(outcome.as_str().parse(), Ok(*outcome));
-            assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.as_str());
+        macro_rules! check {
+            ($($type:ty),*) => {$(
+                for word in <$type>::ALL {
+                    assert_eq!(word.as_str().parse(), Ok(*word));
+                    assert_eq!(serde_json::to_value(word).unwrap(), word.as_str());
+                }
+            )*};
         }
-        for reason in StopReason::ALL {
-            assert_eq!(reason.as_str().parse(), Ok(*reason));
-            assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
-        }
+        check!(VmState, ExecutionMode, Accelerator, Outcome, StopReason);
+        assert_eq!("deleted".parse::<VmState>(), Err(UnknownWord));
         assert_eq!("odd".parse::<Outcome>(), Err(UnknownWord));
     }
 }

@@ -1,0 +1,408 @@
+//! What to do about an error, as values that each front end words for its own reader.
+//!
+//! A person reads shell commands, a model the names of tools, a program the names of methods. One row of [`hints!`] has the
+//! words for all three, so that none is forgotten when a hint is added.
+
+use std::borrow::Cow;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Whom a front end speaks to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    /// Somebody at a terminal, who can run `pyro` and change the host.
+    Person,
+    /// A model, which can call tools and nothing else.
+    Model,
+    /// A program, or whoever writes it, which calls methods.
+    Program,
+}
+
+impl Reader {
+    /// Every reader once.
+    pub const ALL: [Self; 3] = [Self::Person, Self::Model, Self::Program];
+}
+
+/// What a model is told where only the operator of its server can help.
+const OPERATOR: &str = "only the operator of this server can change that";
+
+macro_rules! hints {
+    // The same words for everybody.
+    (@words $reader:ident, all: $text:expr) => { Some($text.into()) };
+    // The same words for a person and a program; a model can only ask for help.
+    (@words $reader:ident, host: $text:expr) => {
+        Some(match $reader {
+            Reader::Person | Reader::Program => $text.into(),
+            Reader::Model => OPERATOR.into(),
+        })
+    };
+    (@words $reader:ident, person: $person:expr, model: $model:expr, program: $program:expr) => {
+        Some(match $reader {
+            Reader::Person => $person.into(),
+            Reader::Model => $model.into(),
+            Reader::Program => $program.into(),
+        })
+    };
+    // A front end's own words, which no other reader sees.
+    (@words $reader:ident, only_person: $text:expr) => {
+        (*$reader == Reader::Person).then(|| $text.into())
+    };
+    // Part of the message.
+    (@words $reader:ident, sentence: $text:expr) => { None };
+    ($(
+        $(#[doc = $about:literal])+
+        $name:ident $({ $($(#[doc = $field_about:literal])+ $field:ident),+ })? => { $($words:tt)+ }
+    )+) => {
+        /// What a caller can do about an error.
+        #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+        #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+        #[serde(tag = "hint", rename_all = "snake_case")]
+        pub enum Hint {
+            $(
+                $(#[doc = $about])+
+                $name $({ $($(#[doc = $field_about])+ $field: String),+ })?,
+            )+
+        }
+
+        impl Hint {
+            /// The words for a reader. None where the reader can do nothing of the kind, or the hint is a sentence of the
+            /// message ([`Hint::sentence`]).
+            pub fn words(&self, reader: Reader) -> Option<Cow<'static, str>> {
+                let reader = &reader;
+                match self {
+                    $(Self::$name $({ $($field),+ })? => hints!(@words reader, $($words)+),)+
+                }
+            }
+
+            /// One of each, for tests.
+            pub fn samples() -> Vec<Self> {
+                vec![$(Self::$name $({ $($field: concat!("the ", stringify!($field)).to_owned()),+ })?,)+]
+            }
+        }
+    };
+}
+
+hints! {
+    /// The caller may agree to run commands on the host. The contract says so in a sentence that follows the message.
+    AllowHostCompat => { sentence: ALLOW_HOST_COMPAT }
+    /// A defect of pyro.
+    ReportDefect => { all: "this is a fault in pyro; please report it" }
+    /// A time limit must be positive.
+    PositiveTimeout => { all: "give at least 1 second; the default is 30" }
+    /// The catalog has the names of environments.
+    ListEnvironments => {
+        person: "`pyro env list` shows what each one holds",
+        model: "vm_list_environments shows what each one holds",
+        program: "list_environments() shows what each one holds"
+    }
+    /// A VM goes with its command.
+    CreateAnotherVm => { all: "a VM is deleted after its command has run; create a new one" }
+    /// There are other tasks.
+    ListTasks => {
+        person: "`pyro task list` shows those that do",
+        model: "task_list shows those that do",
+        program: "list_tasks() shows those that do"
+    }
+    /// A longer lifetime for the next VM.
+    LongerLifetime => { all: "create a new one, with a larger ttl_seconds (at most 3600) if it must live longer" }
+    /// A longer lifetime for this one.
+    LargerTtl => { all: "give it a larger ttl_seconds" }
+    /// What the ceiling counts.
+    CeilingCountsAll => {
+        person: "VMs and tasks of every process that uses this state directory count, stopped ones too",
+        model: "VMs and tasks of every client count, stopped ones too; delete those that are not needed any more",
+        program: "VMs and tasks of every process that uses this state directory count, stopped ones too"
+    }
+    /// Nothing has to be started.
+    AlreadyRunning => { all: "it is running already; use it as it is" }
+    /// It has to be started before.
+    StartFirst {
+        /// State that it is in.
+        state
+    } => { all: format!("its state is '{state}'; start it first") }
+    /// A stopped task can be started again.
+    StartTask => {
+        person: "`pyro task start` begins another lifetime",
+        model: "task_start begins another lifetime",
+        program: "start_task() begins another lifetime"
+    }
+    /// A look at the host tells what is missing.
+    FindMissing => {
+        person: "`pyro doctor` says what is missing",
+        model: OPERATOR,
+        program: "doctor() says what is missing"
+    }
+    /// A look at the host tells whether it has what a VM needs.
+    CheckHost => {
+        person: "`pyro doctor` checks what a VM needs",
+        model: "if it fails again, only the operator of this server can change that",
+        program: "doctor() checks what a VM needs"
+    }
+    /// The command's directory is missing.
+    ExistingDirectory => { all: "cwd must be a directory that exists in the guest" }
+    /// The guest's shell does not work.
+    WorkingShell => {
+        all: "commands run through /bin/sh, which this environment does not have in working order"
+    }
+    /// The command is too long for the guest's kernel.
+    LongCommandInFile => { all: "write a long command to a file in the guest and run that file" }
+    /// The guest has no memory left.
+    FreeGuestMemory => { all: "end other commands in this guest, or give it more memory" }
+    /// The guest's disk is full.
+    FreeGuestDisk => { all: "remove files in the guest to free space on its disk" }
+    /// The guest runs too many processes.
+    EndOtherCommands => { all: "end other commands in this guest" }
+    /// Another version of pyro runs the task.
+    StopAndStart => { all: "stop it and start it again; what is on its disk stays" }
+    /// Asking again is safe.
+    SafeToRepeat => { all: "the command was not started; it is safe to try again" }
+    /// Asking again may do things twice.
+    MayHaveRun => { all: "the command may have run, wholly or in part; it was not repeated" }
+    /// The journal has it.
+    JournalSaysSo => { all: "the command was not started; its entry in the journal says so" }
+    /// Install the environment.
+    PullEnvironment {
+        /// Name of the environment.
+        environment
+    } => {
+        person: format!("run `pyro env pull {environment}`"),
+        model: OPERATOR,
+        program: format!("pull_environment(\"{environment}\") installs it")
+    }
+    /// Install the environment again.
+    PullAgain {
+        /// Name of the environment.
+        environment
+    } => {
+        person: format!("`pyro env pull {environment}` installs it again"),
+        model: OPERATOR,
+        program: format!("pull_environment(\"{environment}\") installs it again")
+    }
+    /// Remove the damaged environment and install it again.
+    PruneAndPull {
+        /// Name of the environment.
+        environment
+    } => {
+        person: format!("run `pyro env prune` then `pyro env pull {environment}`"),
+        model: OPERATOR,
+        program: format!("call prune_environments(), then pull_environment(\"{environment}\")")
+    }
+    /// An environment is in use.
+    DeleteUsers => {
+        person: "delete the machines that run on it, then pull again",
+        model: "delete the VMs and tasks that run on it",
+        program: "delete the machines that run on it, then pull again"
+    }
+    /// A program that builds environments is missing.
+    InstallPackage {
+        /// Package that has it.
+        package
+    } => {
+        person: format!("run `sudo apt-get install {package}`"),
+        model: OPERATOR,
+        program: format!("install the package {package} on this host")
+    }
+    /// Root may not do what a build needs.
+    NamespacesForRoot => { host: "pull where root may create mount and process-id namespaces" }
+    /// An ordinary user may not do what a build needs.
+    NamespacesForUser => {
+        person: "give this user subordinate ids (`sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 \
+                 $USER`), allow unprivileged user namespaces, or pull as root",
+        model: OPERATOR,
+        program: "give this user subordinate ids, allow unprivileged user namespaces, or pull as root"
+    }
+    /// The disk of the environment cache is full.
+    FreeCache => { host: "free some space or use another cache directory" }
+    /// The archive of packages cannot be reached.
+    CheckNetworkOrMirror => {
+        host: "the package archive could not be reached: check the network, or configure another mirror"
+    }
+    /// A disk is full.
+    FreeDisk => { host: "free some space on that disk" }
+    /// A disk is full, and another one would do.
+    FreeDiskOrMove => { host: "free some space on that disk, or name another state directory" }
+    /// The state directory is full.
+    FreeState => { host: "free some space in the state directory" }
+    /// A file of the state directory cannot be used.
+    CheckOwner => { host: "check its owner and permissions, or name another state directory" }
+    /// The state directory has no space, or may not be written.
+    CheckStateDir => { host: "check the space and permissions of the state directory" }
+    /// The state directory may be written by others.
+    PrivateDirectory => { host: "use a directory that only you can write to (chmod 700)" }
+    /// The state directory cannot be made.
+    WritableDirectory => { host: "choose a directory that this user may create and write to" }
+    /// The state directory is on a network file system.
+    LocalDisk => { host: "put the state directory on a local disk" }
+    /// A newer pyro wrote the state.
+    NewerPyro => { host: "use that pyro, or give this one a state directory of its own" }
+    /// The registry is damaged.
+    MoveStateFile {
+        /// The file.
+        file
+    } => {
+        person: format!("move it away (mv '{file}' '{file}.damaged'); pyro then begins with an empty one"),
+        model: OPERATOR,
+        program: "move it away; pyro then begins with an empty one"
+    }
+    /// The registry cannot be written.
+    WritableState => { host: "make the state directory and the files in it writable for this user" }
+    /// The registry's disk fails.
+    CheckDisk => { host: "check the disk that holds the state directory" }
+    /// Another process keeps the registry locked.
+    EndHolderOrRetry => { host: "end the process that holds it, or try again" }
+    /// One record is damaged.
+    DeleteDamaged => { all: "delete the VM; the others are not affected" }
+    /// A lock is held.
+    FindHolder {
+        /// The file that is locked.
+        file
+    } => {
+        person: format!("`fuser {file}` finds it"),
+        model: OPERATOR,
+        program: format!("it is the process that holds {file}")
+    }
+    /// A program that makes disks is missing.
+    InstallE2fsprogs => { host: "install e2fsprogs" }
+    /// A program for commands on the host is missing.
+    InstallBash => { host: "install bash, or put it into PATH" }
+    /// Nothing but the cause is known.
+    SeeCause => { all: "the cause is in the error chain" }
+    /// The executable of this process was replaced or removed.
+    RestartProcess => { host: "restart this process" }
+    /// It passes.
+    RetryInAMoment => { all: "try again in a moment" }
+    /// It passes at once.
+    Retry => { all: "try again" }
+    /// The guest's last words.
+    Console {
+        /// The lines.
+        lines
+    } => { all: format!("the console's last lines:\n{lines}") }
+    /// The working directory is chosen by the command itself.
+    ChangeDirectory => { all: "write `cd <directory> && ...` as the command" }
+    /// The working directory may be left out.
+    LeaveOutCwd => { all: "leave it out to run the command in /workspace" }
+    /// The command is too long.
+    WriteScript => { all: "write the text to a file in the VM in several commands, then run the file" }
+    /// The command cannot have a NUL character.
+    PrintNul => { all: "use `printf '\\0'` in the command to produce one" }
+    /// Names of environment variables.
+    VariableName => { all: "use letters, digits and underscores; no digit first" }
+    /// Environment variables are too long.
+    ValuesInFile => { all: "write large values to a file in the VM" }
+    /// Commands on the host cannot be detached.
+    RunAndWait => { all: "run the command and wait for it" }
+    /// A command of the task runs on the host.
+    WaitOrStopProcess => {
+        person: "wait for it, or stop the process that runs it",
+        model: "wait for it",
+        program: "wait for it, or stop the process that runs it"
+    }
+    /// Files that cannot be read one by one.
+    UseCommandsForFiles => { all: "commands show what is in directories, and parts of large files: `ls`, `head`, `tail`" }
+    /// Text needs no base64.
+    GiveText => { all: "give text as it is, with the encoding `utf-8`" }
+    /// A file is too large to be written at once.
+    CopyLargeFile => {
+        person: "`pyro task cp` copies larger files",
+        model: "write it in parts, and put them together with a command",
+        program: "copy_to_task() copies larger files"
+    }
+    /// The files are on the host.
+    HostWorkspace {
+        /// Directory on the host.
+        path
+    } => {
+        person: format!("its workspace is {path}"),
+        model: "use commands for its files",
+        program: format!("its workspace is {path}")
+    }
+    /// A path of the host cannot be read.
+    CheckPath => { host: "check the path and its permissions" }
+    /// Copying may be repeated.
+    CopyAgain => { all: "copy them again; files that are there already are replaced" }
+    /// The task's state says what happened.
+    TaskStatus => {
+        person: "`pyro task status` says what became of it",
+        model: "task_status says what became of it",
+        program: "status_task() says what became of it"
+    }
+    /// The journal lists the commands.
+    TaskLogs => {
+        person: "`pyro task logs` shows the commands that it has",
+        model: "task_logs shows the commands that it has",
+        program: "logs_task() shows the commands that it has"
+    }
+    /// Run a command first.
+    RunFirst => {
+        person: "`pyro task exec` runs one",
+        model: "task_exec runs one",
+        program: "exec_task() runs one"
+    }
+    /// Words of the command line about its own arguments. Nobody else sees them.
+    CommandLine {
+        /// The words.
+        text
+    } => { only_person: text.clone() }
+}
+
+/// The contract's sentence for [`Hint::AllowHostCompat`].
+const ALLOW_HOST_COMPAT: &str =
+    "Set allow_host_compat=True (CLI: --allow-host-compat) to opt into host execution.";
+
+impl Hint {
+    /// The sentence by which this hint follows the message, if it is one of those. A model must not be invited to take a
+    /// right: its consent is not its operator's.
+    pub fn sentence(&self, reader: Reader) -> Option<&'static str> {
+        match (self, reader) {
+            (Self::AllowHostCompat, Reader::Person | Reader::Program) => Some(ALLOW_HOST_COMPAT),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::OPERATIONS;
+
+    /// All that a reader may be told of a hint.
+    fn told(hint: &Hint, reader: Reader) -> String {
+        let sentence = hint.sentence(reader).map(Cow::Borrowed);
+        [hint.words(reader), sentence].into_iter().flatten().collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn nobody_reads_the_names_of_another_front_end() {
+        let methods: Vec<String> = OPERATIONS.iter().map(|row| format!("{}(", row.name)).collect();
+        for hint in Hint::samples() {
+            for reader in Reader::ALL {
+                let text = told(&hint, reader);
+                let has_shell = ["`pyro ", "sudo ", "mv '", "`fuser ", "--allow-host-compat"];
+                let shell = has_shell.iter().find(|word| text.contains(**word));
+                let method = methods.iter().find(|name| text.contains(name.as_str()));
+                let tool = text.split(|c: char| !c.is_ascii_lowercase() && c != '_').find(|word| {
+                    word.strip_prefix("task_")
+                        .or_else(|| word.strip_prefix("vm_"))
+                        .is_some_and(|rest| !rest.is_empty())
+                });
+                match reader {
+                    Reader::Person => assert!(method.is_none() && tool.is_none(), "{hint:?}: {text}"),
+                    Reader::Model => assert!(shell.is_none() && method.is_none(), "{hint:?}: {text}"),
+                    // The sentence is the contract's and names both.
+                    Reader::Program if hint == Hint::AllowHostCompat => {}
+                    Reader::Program => assert!(shell.is_none() && tool.is_none(), "{hint:?}: {text}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_hint_says_something_to_a_person() {
+        for hint in Hint::samples() {
+            assert!(!told(&hint, Reader::Person).is_empty(), "{hint:?}");
+        }
+        assert_eq!(told(&Hint::AllowHostCompat, Reader::Model), "");
+    }
+}

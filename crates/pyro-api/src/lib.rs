@@ -1,0 +1,48 @@
+//! The contract: what can be asked of pyro, and what comes back.
+//!
+//! One definition of each request, result, event and error, which serialise both ways and describe themselves as JSON
+//! Schema; and one table of operations ([`operations`]), from which front ends make what they offer. Whoever carries them
+//! out implements [`Contract`]. This crate depends on no other of pyro's.
+//!
+//! # Invariants
+//!
+//! * Key names are public: keys may be added, never renamed.
+//! * What a person, a model or a program should do about an error is a value ([`Hint`]) until a front end words it.
+//! * Text from outside becomes a [`VmId`] only through its check.
+
+mod environment;
+mod error;
+mod event;
+mod hint;
+mod id;
+mod kind;
+mod payload;
+mod request;
+mod words;
+
+pub mod doctor;
+pub mod limits;
+pub mod operations;
+
+pub use doctor::DoctorReport;
+pub use environment::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
+pub use error::{Cause, Error, ErrorKind};
+pub use event::{CallEvent, Event, Events, InvalidEvent, OutputStream, PhaseName, PullEvent, RunPhase};
+pub use hint::{Hint, Reader};
+pub use id::VmId;
+pub use kind::Kind;
+pub use operations::{
+    Access, CallContext, Contract, InvalidRequest, LocalFuture, OPERATIONS, Object, Operation, OperationInfo,
+    Reply, Target,
+};
+pub use payload::{
+    DeleteReason, Deleted, FileEncoding, LastCommand, NetworkAssignment, NetworkInfo, Output, Phase, Pruned,
+    Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten,
+    TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, Vm,
+};
+pub use request::{
+    Command, CommandOutput, CopyIn, CopyLimits, CopyOut, Disk, Entries, EnvironmentName, FileContent,
+    FilePart, FileRange, Lifetime, NewFile, OutputMode, Platform, Sequence, TaskName, TaskSpec, VmName,
+    VmSpec,
+};
+pub use words::{Accelerator, ExecutionMode, Outcome, StopReason, UnknownWord, VmState};

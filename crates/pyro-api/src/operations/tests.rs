@@ -1,0 +1,174 @@
+use std::fmt::Debug;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::{
+    Accelerator, CallEvent, CopyLimits, EnvironmentList, ErrorKind, Event, ExecutionMode, FileEncoding, Hint,
+    Outcome, Output, OutputMode, OutputStream, PruneReport, PullEvent, RunPhase, StopReason, VmId, VmState,
+};
+
+/// Some path. Those that proptest makes by itself take long.
+pub(crate) fn path() -> impl Strategy<Value = PathBuf> {
+    "/[a-zä /]{0,12}".prop_map(PathBuf::from)
+}
+
+/// Not many of them: a hundred with a hundred parts each take long.
+pub(crate) fn few<T: Arbitrary + 'static>() -> impl Strategy<Value = Vec<T>> {
+    proptest::collection::vec(any::<T>(), 0..4)
+}
+
+impl Arbitrary for VmId {
+    type Parameters = ();
+    type Strategy = BoxedStrategy<Self>;
+
+    fn arbitrary_with((): ()) -> Self::Strategy {
+        "[0-9a-f]{12}".prop_map(|text| text.parse().expect("a well-formed id")).boxed()
+    }
+}
+
+/// Output is written as text, so that only text comes back as it was.
+impl Arbitrary for Output {
+    type Parameters = ();
+    type Strategy = BoxedStrategy<Self>;
+
+    fn arbitrary_with((): ()) -> Self::Strategy {
+        any::<String>().prop_map(|text| text.into_bytes().into()).boxed()
+    }
+}
+
+impl Arbitrary for Event {
+    type Parameters = ();
+    type Strategy = BoxedStrategy<Self>;
+
+    fn arbitrary_with((): ()) -> Self::Strategy {
+        let phase = prop_oneof![
+            any::<String>().prop_map(|environment| RunPhase::Create { environment }),
+            any::<VmId>().prop_map(|vm_id| RunPhase::Start { vm_id }),
+            any::<VmId>().prop_map(|vm_id| RunPhase::Execute { vm_id }),
+        ];
+        let pull = prop_oneof![
+            any::<String>().prop_map(|environment| PullEvent::Started { environment }),
+            any::<(String, u64, u64)>().prop_map(|(text, done, total)| PullEvent::Step { text, done, total }),
+            any::<String>().prop_map(|environment| PullEvent::Ready { environment }),
+        ];
+        prop_oneof![
+            phase.prop_map(Self::Phase),
+            pull.prop_map(Self::Pull),
+            Just(Self::FirstOfKind),
+            any::<String>().prop_map(Self::Warning),
+            any::<(OutputStream, Vec<u8>)>()
+                .prop_map(|(stream, bytes)| Self::Output { stream, bytes: Bytes::from(bytes) }),
+        ]
+        .boxed()
+    }
+}
+
+fn comes_back<T: Debug + PartialEq + Serialize + DeserializeOwned>(value: &T) -> Result<(), TestCaseError> {
+    let text = serde_json::to_string(value).expect("JSON");
+    let back: T =
+        serde_json::from_str(&text).map_err(|error| TestCaseError::fail(format!("{error}: {text}")))?;
+    prop_assert_eq!(&back, value, "{}", text);
+    Ok(())
+}
+
+macro_rules! requests_and_results {
+    ($($Request:ident)+) => {
+        /// A test for each operation, named after its request type.
+        #[expect(non_snake_case, reason = "named after types")]
+        mod requests_and_results_come_back_as_they_were {
+            use super::*;
+
+            proptest! {
+                #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+                $(
+                    #[test]
+                    fn $Request(request: $Request, result: <$Request as Operation>::Result) {
+                        comes_back(&request)?;
+                        comes_back(&result)?;
+                    }
+                )+
+            }
+        }
+    };
+}
+
+for_each_operation!(requests_and_results);
+
+macro_rules! values {
+    ($($name:ident: $type:ty),+) => {
+        proptest! {
+            #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+            $(
+                #[test]
+                fn $name(value: $type) {
+                    comes_back(&value)?;
+                    // Every type describes itself.
+                    let schema = schemars::schema_for!($type);
+                    prop_assert!(schema.as_object().is_some());
+                }
+            )+
+        }
+    };
+}
+
+values! {
+    ids_come_back: VmId,
+    errors_come_back: Error,
+    hints_come_back: Hint,
+    call_events_come_back: CallEvent,
+    environment_lists_come_back: EnvironmentList,
+    prune_reports_come_back: PruneReport,
+    copy_limits_come_back: CopyLimits,
+    words_come_back: (ErrorKind, Kind, VmState, ExecutionMode, Accelerator, Outcome, StopReason),
+    words_of_requests_come_back: (OutputMode, OutputStream, FileEncoding)
+}
+
+proptest! {
+    #[test]
+    fn events_come_back(event: Event) {
+        comes_back(&event)?;
+    }
+}
+
+#[test]
+fn an_ill_formed_id_is_refused_wherever_it_comes_from() {
+    for id in ["../victim", "DE259A89B184", ""] {
+        let error = serde_json::from_value::<VmId>(json!(id)).unwrap_err();
+        assert_eq!(error.to_string(), format!("vm '{id}' does not exist"));
+    }
+}
+
+#[test]
+fn unknown_parameters_are_refused_by_name() {
+    let given = |value: Value| value.as_object().cloned().expect("an object");
+    let error = CreateVm::read(&given(json!({ "environment": "x", "Vcpu_count": 1 }))).unwrap_err();
+    assert_eq!(error.to_string(), "create_vm has no parameter `Vcpu_count`");
+    let error = DetachTask::read(&given(json!({ "task_id": "x", "command": "", "output": "capture" })));
+    assert_eq!(error.unwrap_err().to_string(), "detach_task has no parameter `output`");
+    let error = CreateVm::read(&given(json!({ "environment": "x", "mem_mib": "many" }))).unwrap_err();
+    assert!(error.to_string().starts_with("`mem_mib`: "), "{error}");
+    assert!(serde_json::from_value::<ListTasks>(json!({ "x": 1 })).is_err());
+}
+
+#[test]
+fn names_are_unique_and_what_enters_a_machine_names_it() {
+    let mut names: Vec<_> = OPERATIONS.iter().map(|row| row.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), OPERATIONS.len());
+    macro_rules! check {
+        ($($Request:ident)+) => {$(
+            let names = $Request::parameter_names();
+            if $Request::INFO.access.enters() {
+                assert!(names.iter().any(|name| name == "vm_id" || name == "task_id"), "{names:?}");
+            }
+            let unique: std::collections::BTreeSet<_> = names.iter().collect();
+            assert_eq!(unique.len(), names.len(), "{names:?}");
+        )+};
+    }
+    for_each_operation!(check);
+}

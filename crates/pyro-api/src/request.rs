@@ -1,0 +1,379 @@
+//! What requests are made of. The fields of the parts of a request ([`crate::operations`]) together are its parameters.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::limits::MAX_FILE_BYTES;
+use crate::{Error, ErrorKind, FileEncoding, Hint};
+
+/// An environment by its name.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct EnvironmentName {
+    /// Environment name, such as `debian:12`.
+    pub environment: String,
+}
+
+/// Size, lifetime and rights of a VM to create.
+///
+/// The numbers are as the caller gave them; those outside the limits of the contract are refused with
+/// [`ErrorKind::InvalidInput`] before anything else happens.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct VmSpec {
+    /// Environment name, such as `debian:12`.
+    pub environment: String,
+    /// Virtual CPUs, 1 to 8.
+    #[serde(default = "default_vcpu_count")]
+    pub vcpu_count: i64,
+    /// Guest memory in MiB, 256 to 32768.
+    #[serde(default = "default_mem_mib")]
+    pub mem_mib: i64,
+    /// Lifetime in seconds from creation, 60 to 3600. Then a VM is removed, and a task is stopped.
+    #[serde(default = "default_ttl_seconds")]
+    pub ttl_seconds: i64,
+    /// Gives the guest outbound network.
+    #[serde(default)]
+    pub network: bool,
+    /// Agrees to run commands on the host, without isolation, when no VM can be had.
+    #[serde(default)]
+    pub allow_host_compat: bool,
+}
+
+fn default_vcpu_count() -> i64 {
+    1
+}
+
+fn default_mem_mib() -> i64 {
+    1024
+}
+
+fn default_ttl_seconds() -> i64 {
+    600
+}
+
+impl VmSpec {
+    /// `environment` with the contract's defaults: 1 vCPU, 1024 MiB, 600 s, no network, no host mode.
+    pub fn new(environment: impl Into<String>) -> Self {
+        Self {
+            environment: environment.into(),
+            vcpu_count: default_vcpu_count(),
+            mem_mib: default_mem_mib(),
+            ttl_seconds: default_ttl_seconds(),
+            network: false,
+            allow_host_compat: false,
+        }
+    }
+}
+
+/// The disk of a task to create.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct Disk {
+    /// Size of the disk in MiB, 256 to 1048576. Space is taken as it is used. Default: 8192, or less if the host's disk could
+    /// not hold that.
+    pub disk_mib: Option<i64>,
+}
+
+/// A task to create.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskSpec {
+    /// Its VM. The lifetime can be renewed.
+    pub vm: VmSpec,
+    /// Size of its disk in MiB, 256 to 1048576. Space is taken as it is used. `None`: 8192, or less if the host's disk
+    /// could not hold that.
+    pub disk_mib: Option<i64>,
+}
+
+impl TaskSpec {
+    /// `environment` with the contract's defaults, and a disk of the usual size.
+    pub fn new(environment: impl Into<String>) -> Self {
+        Self { vm: VmSpec::new(environment), disk_mib: None }
+    }
+}
+
+/// A command for a VM or a task.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct Command {
+    /// Text for the shell (`/bin/sh -lc`). May be empty.
+    pub command: String,
+    /// Longest time the command may take, in seconds; at least 1. Then it is ended, and the exit code is 124.
+    #[serde(default = "default_timeout_seconds")]
+    pub timeout_seconds: i64,
+    /// Working directory, which must exist; below `/workspace` unless it is absolute. Default: `/workspace`. Only in a guest.
+    pub cwd: Option<String>,
+    /// Variables for the command, beside the usual ones, at most 32 KiB. The shell is a login shell: what `/etc/profile` sets,
+    /// such as `PATH`, wins.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+fn default_timeout_seconds() -> i64 {
+    30
+}
+
+impl Command {
+    /// `command` with the contract's default of 30 s.
+    pub fn new(command: impl Into<String>) -> Self {
+        Self {
+            command: command.into(),
+            timeout_seconds: default_timeout_seconds(),
+            cwd: None,
+            env: BTreeMap::new(),
+        }
+    }
+}
+
+/// What happens to the output of a command.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct CommandOutput {
+    /// What happens to the output: `capture` keeps it in the result, at most 16 MiB per stream; `stream` sends it as events
+    /// while it comes and does not keep it; `capture_and_stream` does both. Events are sent as fast as they are acknowledged.
+    #[serde(default)]
+    pub output: OutputMode,
+}
+
+/// What happens to the output of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+#[serde(rename_all = "snake_case")]
+pub enum OutputMode {
+    /// Kept in the result, at most 16 MiB per stream; what is beyond is counted and dropped.
+    #[default]
+    Capture,
+    /// Kept like that, and sent as `output` events while it comes.
+    CaptureAndStream,
+    /// Sent as `output` events while it comes, and not kept. A caller that stops reading stops the command, as a full
+    /// pipe would.
+    Stream,
+}
+
+impl From<OutputMode> for CommandOutput {
+    fn from(output: OutputMode) -> Self {
+        Self { output }
+    }
+}
+
+/// A VM by its id.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct VmName {
+    /// Id of the VM.
+    pub vm_id: String,
+}
+
+impl From<&str> for VmName {
+    fn from(vm_id: &str) -> Self {
+        Self { vm_id: vm_id.to_owned() }
+    }
+}
+
+/// A task by its id.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct TaskName {
+    /// Id of the task.
+    pub task_id: String,
+}
+
+impl From<&str> for TaskName {
+    fn from(task_id: &str) -> Self {
+        Self { task_id: task_id.to_owned() }
+    }
+}
+
+/// Another lifetime of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct Lifetime {
+    /// Lifetime in seconds from now, 60 to 3600.
+    pub ttl_seconds: i64,
+}
+
+/// One command of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct Sequence {
+    /// Number of the command in the task's journal, from 1.
+    pub sequence: u64,
+}
+
+/// Part of a journal.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct Entries {
+    /// Number of the one command to show. Default: several are shown.
+    pub sequence: Option<u64>,
+    /// Without `sequence`: show those whose number is larger, one page of them.
+    #[serde(default)]
+    pub after: u64,
+}
+
+/// A copy out of a task.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct CopyOut {
+    /// File or directory in the task; below `/workspace` unless it is absolute.
+    pub path: String,
+    /// Absolute path on this host. If it is a directory, the copy goes there under its own name, else it gets that name.
+    pub target: String,
+}
+
+/// A copy into a task.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct CopyIn {
+    /// Absolute path of a file or directory on this host.
+    pub source: String,
+    /// Where it goes in the task; below `/workspace` unless it is absolute. If it is a directory, the copy goes there under its
+    /// own name, else it gets that name.
+    pub path: String,
+}
+
+/// What a copy may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct CopyLimits {
+    /// Maximum number of files, directories and symbolic links together.
+    pub max_entries: u64,
+    /// Maximum total size of the files, in bytes.
+    pub max_bytes: u64,
+}
+
+impl Default for CopyLimits {
+    /// A million entries and 8 GiB.
+    fn default() -> Self {
+        Self { max_entries: 1_000_000, max_bytes: 8 << 30 }
+    }
+}
+
+/// Part of a file of a task.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct FilePart {
+    /// File in the task, of at most 16 MiB; below `/workspace` unless it is absolute.
+    pub path: String,
+    /// Where the part begins, in bytes.
+    #[serde(default)]
+    pub offset: u64,
+    /// Most bytes, 1 to 16777216.
+    #[serde(default = "default_max_bytes")]
+    pub max_bytes: u64,
+}
+
+fn default_max_bytes() -> u64 {
+    MAX_FILE_BYTES
+}
+
+impl FilePart {
+    /// The part, if its size is within the limits.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`].
+    pub fn range(&self) -> Result<FileRange, Error> {
+        match (1..=MAX_FILE_BYTES).contains(&self.max_bytes) {
+            true => Ok(FileRange { offset: self.offset, max_bytes: self.max_bytes }),
+            false => Err(Error::out_of_range("max_bytes", 1, MAX_FILE_BYTES as i64)),
+        }
+    }
+}
+
+/// Which part of a file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileRange {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Maximum size, in bytes.
+    pub max_bytes: u64,
+}
+
+/// A file of a task to make or replace.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct NewFile {
+    /// Where it goes in the task, with directories that are made if they are missing; below `/workspace` unless it is absolute.
+    pub path: String,
+    /// What it holds, at most 16 MiB.
+    pub content: String,
+    /// How the bytes are written in `content`.
+    #[serde(default = "default_encoding")]
+    pub encoding: FileEncoding,
+    /// Gives it mode 0755 instead of 0644.
+    #[serde(default)]
+    pub executable: bool,
+}
+
+fn default_encoding() -> FileEncoding {
+    FileEncoding::Utf8
+}
+
+/// The bytes of a file as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileContent {
+    /// The text.
+    pub text: String,
+    /// How the bytes are written in it.
+    pub encoding: FileEncoding,
+}
+
+impl FileContent {
+    /// `bytes` in base64.
+    pub fn base64(bytes: &[u8]) -> Self {
+        Self { text: BASE64.encode(bytes), encoding: FileEncoding::Base64 }
+    }
+
+    /// The bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if the text is not in its encoding, or there are more than 16 MiB.
+    pub fn decode(&self) -> Result<Vec<u8>, Error> {
+        let bytes = match self.encoding {
+            FileEncoding::Utf8 => self.text.clone().into_bytes(),
+            FileEncoding::Base64 => BASE64.decode(&self.text).map_err(|error| {
+                Error::new(ErrorKind::InvalidInput, format!("content is not base64: {error}"))
+                    .hint(Hint::GiveText)
+            })?,
+        };
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            let message = format!("content has {} bytes; the most is {MAX_FILE_BYTES}", bytes.len());
+            return Err(Error::new(ErrorKind::InvalidInput, message).hint(Hint::CopyLargeFile));
+        }
+        Ok(bytes)
+    }
+}
+
+/// A platform to report on.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct Platform {
+    /// Platform to report on.
+    #[serde(default = "default_platform")]
+    pub platform: String,
+}
+
+fn default_platform() -> String {
+    "linux-x86_64".to_owned()
+}
+
+impl Default for Platform {
+    fn default() -> Self {
+        Self { platform: default_platform() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_that_is_not_base64_is_refused() {
+        let content = FileContent { text: "?".to_owned(), encoding: FileEncoding::Base64 };
+        assert_eq!(content.decode().unwrap_err().kind, ErrorKind::InvalidInput);
+    }
+}

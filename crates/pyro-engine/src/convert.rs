@@ -1,0 +1,111 @@
+//! Values of the crates below as values of the contract, and back. Each is converted here and nowhere else.
+
+use pyro_api::{
+    Accelerator, CopyLimits, Environment, EnvironmentList, Hint, OutputStream, PruneReport, PulledEnvironment,
+};
+use pyro_env::Remedy;
+use pyro_vm::ArchiveLimits;
+
+/// An output stream, to callers.
+pub(crate) fn stream(stream: pyro_vm::OutputStream) -> OutputStream {
+    match stream {
+        pyro_vm::OutputStream::Stdout => OutputStream::Stdout,
+        pyro_vm::OutputStream::Stderr => OutputStream::Stderr,
+    }
+}
+
+/// An output stream, to the guest's side.
+pub(crate) fn guest_stream(stream: OutputStream) -> pyro_vm::OutputStream {
+    match stream {
+        OutputStream::Stdout => pyro_vm::OutputStream::Stdout,
+        OutputStream::Stderr => pyro_vm::OutputStream::Stderr,
+    }
+}
+
+/// A configured accelerator, to those who run VMs.
+pub(crate) fn accelerator(accelerator: Accelerator) -> pyro_machine::Accelerator {
+    match accelerator {
+        Accelerator::Kvm => pyro_machine::Accelerator::Kvm,
+        Accelerator::Tcg => pyro_machine::Accelerator::Tcg,
+    }
+}
+
+/// The limits of a copy, to those who copy.
+pub(crate) fn archive_limits(limits: CopyLimits) -> ArchiveLimits {
+    ArchiveLimits { max_entries: limits.max_entries, max_bytes: limits.max_bytes }
+}
+
+/// An environment, to callers.
+pub(crate) fn environment(environment: pyro_env::Environment) -> Environment {
+    let pyro_env::Environment {
+        name,
+        version,
+        description,
+        default_packages,
+        distribution,
+        distribution_version,
+        platform,
+        oci_registry,
+        oci_repository,
+        oci_reference,
+        source_digest,
+        compatibility,
+        catalog_version,
+        installed,
+        cache_dir,
+        install_dir,
+        install_manifest,
+    } = environment;
+    Environment {
+        name,
+        version,
+        description,
+        default_packages,
+        distribution,
+        distribution_version,
+        platform,
+        oci_registry,
+        oci_repository,
+        oci_reference,
+        source_digest,
+        compatibility,
+        catalog_version,
+        installed,
+        cache_dir,
+        install_dir,
+        install_manifest,
+    }
+}
+
+/// The catalog, to callers.
+pub(crate) fn environments(list: pyro_env::EnvironmentList) -> EnvironmentList {
+    EnvironmentList {
+        catalog_version: list.catalog_version,
+        environments: list.environments.into_iter().map(environment).collect(),
+    }
+}
+
+/// What a pull has installed, to callers.
+pub(crate) fn pulled(pulled: pyro_env::PulledEnvironment) -> PulledEnvironment {
+    let pyro_env::PulledEnvironment { environment: installed, kernel_image, rootfs_image, source } = pulled;
+    PulledEnvironment { environment: environment(installed), kernel_image, rootfs_image, source }
+}
+
+/// What was pruned, to callers.
+pub(crate) fn prune_report(report: pyro_env::PruneReport) -> PruneReport {
+    PruneReport { deleted_environment_dirs: report.deleted_environment_dirs, count: report.count }
+}
+
+/// What mends an error of the environment cache.
+pub(crate) fn hint(remedy: Remedy) -> Hint {
+    match remedy {
+        Remedy::Pull { name } => Hint::PullEnvironment { environment: name },
+        Remedy::PruneAndPull { name } => Hint::PruneAndPull { environment: name },
+        Remedy::DeleteUsers => Hint::DeleteUsers,
+        Remedy::InstallPackage { package } => Hint::InstallPackage { package: package.to_owned() },
+        Remedy::NamespacesForRoot => Hint::NamespacesForRoot,
+        Remedy::NamespacesForUser => Hint::NamespacesForUser,
+        Remedy::FreeSpace => Hint::FreeCache,
+        Remedy::CheckNetworkOrMirror => Hint::CheckNetworkOrMirror,
+    }
+}

@@ -1,0 +1,93 @@
+//! The one way from a tool to the contract. What the operator allows is checked here, by the class of access that the
+//! contract's table gives each operation: a tool cannot forget it.
+
+use std::sync::Arc;
+
+use pyro_api::operations::{StatusTask, StatusVm};
+use pyro_api::{Access, CallContext, Contract, Error, Kind, Operation, Target, VmSpec};
+use tokio_util::sync::CancellationToken;
+
+use crate::arguments::ArgumentError;
+use crate::policy::{Machine, Policy};
+
+/// Why a call has no payload.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The arguments are wrong.
+    #[error(transparent)]
+    Arguments(#[from] ArgumentError),
+    /// The operator does not allow it; one sentence.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// It could not be done.
+    #[error(transparent)]
+    Contract(#[from] Error),
+}
+
+/// The contract, as far as the operator allows it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Guard {
+    contract: Arc<dyn Contract>,
+    policy: Arc<Policy>,
+}
+
+impl Guard {
+    pub(crate) fn new(contract: Arc<dyn Contract>, policy: Policy) -> Self {
+        Self { contract, policy: Arc::new(policy) }
+    }
+
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    pub(crate) fn max_active_vms(&self) -> u32 {
+        self.contract.max_active_vms()
+    }
+
+    /// Keeps spare VMs for single commands, if this server runs any, until `cancel`.
+    pub(crate) async fn keep_spares(&self, spec: VmSpec, cancel: &CancellationToken) {
+        self.contract.keep_spares(spec, cancel).await;
+    }
+
+    /// Has a request carried out.
+    pub(crate) async fn perform<O: Operation>(
+        &self,
+        request: O,
+        call: &CallContext,
+    ) -> Result<O::Result, Failure> {
+        let access = O::INFO.access;
+        let refused = |why: &str| Err(Failure::NotAllowed(format!("{} {why}", O::INFO.name)));
+        match access {
+            Access::HostFiles => return refused("reads or writes files of the host"),
+            Access::Operate => return refused("is for the operator of this server"),
+            Access::Create | Access::Enter | Access::Manage if self.policy.read_only => {
+                return refused("changes something, and this server only shows what there is");
+            }
+            Access::Read | Access::ReadInside | Access::Create | Access::Enter | Access::Manage => {}
+        }
+        if access.enters() && self.policy.limits_machines() {
+            match request.target() {
+                Some(target) => self.admit(target, call).await?,
+                None => return refused("does not name the machine that it enters"),
+            }
+        }
+        Ok(request.perform(&*self.contract, call).await?)
+    }
+
+    /// Checks a machine that is there already, before something runs in it.
+    async fn admit(&self, target: Target<'_>, call: &CallContext) -> Result<(), Failure> {
+        let machine = match target.kind {
+            Kind::Vm => {
+                Machine::from(self.contract.status_vm(StatusVm { vm: target.id.into() }, call).await?)
+            }
+            Kind::Task => {
+                let request = StatusTask { task: target.id.into() };
+                Machine::from(self.contract.status_task(request, call).await?)
+            }
+        };
+        self.policy.admit(&machine)
+    }
+}
+
+#[cfg(test)]
+mod tests;

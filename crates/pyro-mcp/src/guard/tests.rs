@@ -1,0 +1,185 @@
+//! A contract that only remembers what it was asked for stands in for an engine.
+
+use std::sync::Mutex;
+
+use pyro_api::operations::*;
+use pyro_api::{
+    ExecutionMode, LocalFuture, OPERATIONS, Reply, Task, TaskName, Vm, VmId, VmName, VmSpec, VmState,
+};
+
+use super::*;
+
+/// Knows one VM and one task, both with a network, and does nothing.
+#[derive(Debug, Default)]
+struct Fake(Mutex<Vec<&'static str>>);
+
+fn id() -> VmId {
+    "de259a89b184".parse().unwrap()
+}
+
+fn vm() -> Vm {
+    Vm {
+        vm_id: id(),
+        environment: "debian:12".to_owned(),
+        environment_version: None,
+        vcpu_count: 1,
+        mem_mib: 1024,
+        ttl_seconds: 600,
+        created_at: 0.0,
+        expires_at: 600.0,
+        state: VmState::Started,
+        network_enabled: true,
+        allow_host_compat: false,
+        guest_ip: None,
+        tap_name: None,
+        execution_mode: ExecutionMode::GuestVsock,
+        metadata: Default::default(),
+        accelerator: None,
+    }
+}
+
+fn task() -> Task {
+    let vm = vm();
+    Task {
+        task_id: vm.vm_id,
+        environment: vm.environment,
+        environment_version: None,
+        vcpu_count: 1,
+        mem_mib: 1024,
+        ttl_seconds: 600,
+        created_at: 0.0,
+        expires_at: 600.0,
+        state: VmState::Started,
+        network_enabled: true,
+        allow_host_compat: false,
+        guest_ip: None,
+        tap_name: None,
+        execution_mode: ExecutionMode::GuestVsock,
+        workspace_path: "/workspace".to_owned(),
+        command_count: 0,
+        last_command: None,
+        metadata: Default::default(),
+        accelerator: None,
+        stop_reason: None,
+        last_error: None,
+        disk_mib: None,
+        disk_used_bytes: 0,
+    }
+}
+
+macro_rules! fake {
+    ($($method:ident $Request:ident)+) => {
+        impl Contract for Fake {
+            fn max_active_vms(&self) -> u32 {
+                4
+            }
+
+            fn keep_spares<'a>(&'a self, _: VmSpec, _: &'a CancellationToken) -> LocalFuture<'a, ()> {
+                Box::pin(async {})
+            }
+
+            fn status_vm<'a>(&'a self, _: StatusVm, _: &'a CallContext) -> Reply<'a, Vm> {
+                self.0.lock().unwrap().push("status_vm");
+                Box::pin(async { Ok(vm()) })
+            }
+
+            fn status_task<'a>(&'a self, _: StatusTask, _: &'a CallContext) -> Reply<'a, Task> {
+                self.0.lock().unwrap().push("status_task");
+                Box::pin(async { Ok(task()) })
+            }
+
+            $(
+                fn $method<'a>(
+                    &'a self,
+                    _: $Request,
+                    _: &'a CallContext,
+                ) -> Reply<'a, <$Request as Operation>::Result> {
+                    self.0.lock().unwrap().push(stringify!($method));
+                    Box::pin(async { Err(Error::cancelled()) })
+                }
+            )+
+        }
+    };
+}
+
+fake! {
+    list_environments ListEnvironments pull_environment PullEnvironment inspect_environment InspectEnvironment
+    prune_environments PruneEnvironments create_vm CreateVm start_vm StartVm exec_vm ExecVm stop_vm StopVm
+    delete_vm DeleteVm network_info_vm NetworkInfoVm reap_expired ReapExpired run_in_vm RunInVm
+    create_task CreateTask start_task StartTask stop_task StopTask delete_task DeleteTask list_tasks ListTasks
+    extend_task ExtendTask exec_task ExecTask detach_task DetachTask wait_task WaitTask follow_task FollowTask
+    kill_task KillTask logs_task LogsTask copy_from_task CopyFromTask copy_to_task CopyToTask
+    read_task_file ReadTaskFile write_task_file WriteTaskFile doctor Doctor
+}
+
+/// What becomes of a request under a policy, and what the contract is asked for meanwhile.
+async fn attempt<O: Operation>(policy: Policy, request: O) -> (Result<(), Failure>, Vec<&'static str>) {
+    let fake = Arc::new(Fake::default());
+    let guard = Guard::new(Arc::clone(&fake) as Arc<dyn Contract>, policy);
+    let done = guard.perform(request, &CallContext::default()).await.map(drop);
+    let asked = fake.0.lock().unwrap().clone();
+    (done, asked)
+}
+
+/// A request with whatever its parameters may be.
+fn some<O: Operation>() -> O {
+    let all = serde_json::json!({
+        "environment": "debian:12", "vm_id": "de259a89b184", "task_id": "de259a89b184", "command": "true",
+        "sequence": 1, "path": "x", "target": "/x", "source": "/x", "content": "x", "ttl_seconds": 600,
+        "platform": "linux-x86_64",
+    });
+    let mut given = all.as_object().cloned().unwrap();
+    given.retain(|name, _| O::parameter_names().contains(name));
+    O::read(&given).unwrap()
+}
+
+fn closed() -> Policy {
+    Policy { no_network: true, allow_host_compat: true, ..Policy::default() }
+}
+
+macro_rules! for_each {
+    ($($Request:ident)+) => {
+        /// The table's classes decide, whichever tool asks.
+        #[tokio::test]
+        async fn each_operation_is_held_to_its_class_of_access() {
+            $({
+                let info = $Request::INFO;
+                let (done, asked) = attempt(closed(), some::<$Request>()).await;
+                match info.access {
+                    Access::HostFiles | Access::Operate => {
+                        assert!(matches!(done, Err(Failure::NotAllowed(_))), "{}", info.name);
+                        assert!(asked.is_empty(), "{asked:?}");
+                    }
+                    Access::Enter | Access::ReadInside => {
+                        let Err(Failure::NotAllowed(why)) = done else { panic!("{} is let in", info.name) };
+                        assert!(why.ends_with("cannot be used on this server: it has a network"), "{why}");
+                        assert!(matches!(asked[..], ["status_vm" | "status_task"]), "{asked:?}");
+                    }
+                    Access::Read | Access::Create | Access::Manage => assert_eq!(asked, [info.name]),
+                }
+                let (done, asked) = attempt(Policy { read_only: true, ..closed() }, some::<$Request>()).await;
+                if !info.access.reads_only() {
+                    assert!(matches!(done, Err(Failure::NotAllowed(_))), "{}", info.name);
+                    assert!(asked.is_empty(), "{asked:?}");
+                }
+                let open = Policy { allow_host_compat: true, ..Policy::default() };
+                let (_, asked) = attempt(open, some::<$Request>()).await;
+                match info.access {
+                    Access::HostFiles | Access::Operate => assert!(asked.is_empty(), "{asked:?}"),
+                    _ => assert_eq!(asked, [info.name]),
+                }
+            })+
+        }
+    };
+}
+
+pyro_api::for_each_operation!(for_each);
+
+#[test]
+fn the_names_of_machines_are_found() {
+    let vm = StartVm { vm: VmName::from("x") };
+    assert_eq!(vm.target(), Some(Target { kind: Kind::Vm, id: "x" }));
+    let task = StartTask { task: TaskName::from("y") };
+    assert_eq!(task.target(), Some(Target { kind: Kind::Task, id: "y" }));
+    assert!(OPERATIONS.len() > 30);
+}
