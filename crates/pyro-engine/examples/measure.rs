@@ -25,8 +25,7 @@ use std::time::{Duration, Instant};
 
 use pyro_engine::operations::{ExecTask, RunInVm};
 use pyro_engine::{Command, Config, Engine, Events, TaskSpec, VmSpec};
-use pyro_vm::supervisor::{CommandOutcome, Run};
-use pyro_vm::{Client, Exec, ExitStatus};
+use pyro_supervisor::{Client, CommandOutcome, Exec, ExitStatus, Run};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 

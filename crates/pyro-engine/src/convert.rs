@@ -4,21 +4,21 @@ use pyro_api::{
     Accelerator, CopyLimits, Environment, EnvironmentList, Hint, OutputStream, PruneReport, PulledEnvironment,
 };
 use pyro_env::Remedy;
-use pyro_vm::ArchiveLimits;
+use pyro_supervisor::ArchiveLimits;
 
 /// An output stream, to callers.
-pub(crate) fn stream(stream: pyro_vm::OutputStream) -> OutputStream {
+pub(crate) fn stream(stream: pyro_supervisor::OutputStream) -> OutputStream {
     match stream {
-        pyro_vm::OutputStream::Stdout => OutputStream::Stdout,
-        pyro_vm::OutputStream::Stderr => OutputStream::Stderr,
+        pyro_supervisor::OutputStream::Stdout => OutputStream::Stdout,
+        pyro_supervisor::OutputStream::Stderr => OutputStream::Stderr,
     }
 }
 
 /// An output stream, to the guest's side.
-pub(crate) fn guest_stream(stream: OutputStream) -> pyro_vm::OutputStream {
+pub(crate) fn guest_stream(stream: OutputStream) -> pyro_supervisor::OutputStream {
     match stream {
-        OutputStream::Stdout => pyro_vm::OutputStream::Stdout,
-        OutputStream::Stderr => pyro_vm::OutputStream::Stderr,
+        OutputStream::Stdout => pyro_supervisor::OutputStream::Stdout,
+        OutputStream::Stderr => pyro_supervisor::OutputStream::Stderr,
     }
 }
 

@@ -98,7 +98,7 @@ pub(crate) async fn run(
     };
     let Ending { status, timed_out } = ending.map_err(lost)?;
     if timed_out {
-        stderr.note(&pyro_vm::timeout_note(command.timeout)).await;
+        stderr.note(&pyro_supervisor::timeout_note(command.timeout)).await;
     }
     let (stdout, stdout_truncated) = stdout.finish();
     let (stderr, stderr_truncated) = stderr.finish();

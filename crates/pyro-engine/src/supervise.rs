@@ -1,12 +1,11 @@
-//! The supervisor process: `pyro-vm` does the work, the registry learns of it.
+//! The supervisor process: `pyro-supervisor` does the work, the registry learns of it.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use pyro_vm::supervisor::{self, BootInfo, CommandOutcome, EndReason, Store, StoreError};
-use pyro_vm::{Exec, Retention};
+use pyro_supervisor::{BootInfo, CommandOutcome, EndReason, Exec, Retention, Store, StoreError};
 
 use crate::engine::now;
 use crate::registry::{CommandExit, CommandFate, NewCommand, Registry, VmPatch};
@@ -18,7 +17,7 @@ use crate::{EngineError, ErrorKind, ExecutionMode, StopReason, VmId};
 /// # Errors
 /// Nothing was started: the lifeline is not one.
 pub async fn supervise(base_dir: &Path, lifeline: OwnedFd) -> io::Result<()> {
-    supervisor::run(lifeline, RegistryStore(Arc::new(Registry::new(base_dir)))).await
+    pyro_supervisor::run(lifeline, RegistryStore(Arc::new(Registry::new(base_dir)))).await
 }
 
 struct RegistryStore(Arc<Registry>);

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use pyro_vm::supervisor::BootInfo;
+use pyro_supervisor::BootInfo;
 
 use crate::Phase;
 

@@ -2,7 +2,7 @@
 
 use futures::future::join_all;
 use pyro_engine::{ErrorKind, VmState};
-use pyro_vm::ExitStatus;
+use pyro_supervisor::ExitStatus;
 
 use crate::harness::{Capture, Sandbox, chain, command, exec, exec_text, never, quiet};
 

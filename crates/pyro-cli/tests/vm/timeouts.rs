@@ -72,10 +72,12 @@ async fn a_command_whose_caller_goes_away_ends() {
     let vm = sandbox.started_vm(&engine).await;
     let guest = sandbox.guest(&vm);
     {
-        let exec =
-            pyro_vm::Exec::new("echo started; sleep 4321 & sleep 4321", std::time::Duration::from_secs(600));
+        let exec = pyro_supervisor::Exec::new(
+            "echo started; sleep 4321 & sleep 4321",
+            std::time::Duration::from_secs(600),
+        );
         let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
-        let run = pyro_vm::supervisor::Run { exec, journal: false };
+        let run = pyro_supervisor::Run { exec, journal: false };
         let forever = never();
         let running = guest.run(run, &forever, |_| (), async |_| sender.send(()).await.unwrap());
         tokio::select! {

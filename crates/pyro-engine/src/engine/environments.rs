@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use pyro_env::{CancelFlag, InstalledEnvironment, OpenError, PullObserver, PullStep};
-use pyro_vm::template;
+use pyro_supervisor::template;
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, templates_dir};

@@ -1,7 +1,9 @@
 //! Running one command in a VM that runs.
 
-use pyro_vm::supervisor::{CommandEnd, CommandOutcome, ConnectError, Ran, Run, RunError};
-use pyro_vm::{Exec, ExitStatus, FailureKind, WORKSPACE, timeout_note};
+use pyro_supervisor::{
+    CommandEnd, CommandOutcome, ConnectError, Exec, ExitStatus, FailureKind, Ran, Run, RunError, WORKSPACE,
+    timeout_note,
+};
 
 use super::Engine;
 use crate::capture::{CAPTURE_LIMIT, OutputSink};
@@ -39,9 +41,9 @@ impl Engine {
         let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
         let mut stderr = OutputSink::new(OutputStream::Stderr, command.output, events);
         let run = Run { exec: exec_request(command), journal: false };
-        let take = async |chunk: pyro_vm::OutputChunk| match chunk.stream {
-            pyro_vm::OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
-            pyro_vm::OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
+        let take = async |chunk: pyro_supervisor::OutputChunk| match chunk.stream {
+            pyro_supervisor::OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
+            pyro_supervisor::OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
         };
         let Ran { outcome, .. } = match self.client(&record.vm_id).run(run, cancel, |_| (), take).await {
             Ok(ran) => ran,

@@ -10,8 +10,10 @@ use std::time::Duration;
 use pyro_env::InstalledEnvironment;
 use pyro_machine::disk::{LayerError, LayerTemplates};
 use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
-use pyro_vm::supervisor::{self, BootInfo, Lifeline, OwnerLock, StartError};
-use pyro_vm::{LaunchSpec, Purpose, Retention, Spares, spares, template};
+use pyro_supervisor::{
+    BootInfo, LaunchSpec, Lifeline, OwnerLock, Purpose, Retention, Spares, StartError, files, spares,
+    template,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, spares_dir, state_unusable, templates_dir, unless_cancelled};
@@ -152,7 +154,7 @@ impl Engine {
                     }
                     // They give way to a VM that somebody wants.
                     spares::trim(&spec.spares.dir, spec.spares.room as usize).await;
-                    supervisor::start(&self.config().program, &self.supervise_args(), spec, &lock).await
+                    pyro_supervisor::start(&self.config().program, &self.supervise_args(), spec, &lock).await
                 }
             };
             started.map_err(|error| start_error(record.kind, &record.vm_id, &dir, error))
@@ -184,7 +186,7 @@ impl Engine {
         let dir = spec.dir.clone();
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         let make = async {
-            supervisor::make_template(&self.config().program, &self.supervise_args(), spec, &lock)
+            pyro_supervisor::make_template(&self.config().program, &self.supervise_args(), spec, &lock)
                 .await
                 .map_err(|error| start_error(Kind::Vm, &id, &dir, error))
         };
@@ -209,7 +211,7 @@ impl Engine {
     ) -> Result<LaunchSpec, EngineError> {
         let mut spares = self.plan_spares().await?;
         let dir = self.vm_dir(id);
-        let layer = dir.join(supervisor::files::LAYER);
+        let layer = dir.join(files::LAYER);
         let has_layer = layer.exists();
         if has_layer {
             // A spare would get a copy of what is on it.
@@ -343,7 +345,7 @@ fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError) -> EngineEr
                 ErrorKind::BootFailed,
                 format!("the supervisor of {kind} {id} was lost while it was starting"),
             );
-            match fs::read_to_string(dir.join(supervisor::files::SUPERVISOR_LOG)) {
+            match fs::read_to_string(dir.join(files::SUPERVISOR_LOG)) {
                 Ok(log) if !log.trim().is_empty() => error.caused_by(log.trim().to_owned()),
                 _ => error,
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pyro_vm::supervisor::{EndRequest, Ended};
+use pyro_supervisor::{EndRequest, Ended};
 use tokio_util::sync::CancellationToken;
 
 use super::reconcile::{OWNER_VANISHED, owner_vanished};

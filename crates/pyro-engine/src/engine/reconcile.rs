@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use pyro_vm::supervisor::OwnerLock;
+use pyro_supervisor::OwnerLock;
 
 use super::{Engine, Shared, now, vm_dir, vms_dir};
 use crate::Kind;

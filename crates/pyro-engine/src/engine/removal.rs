@@ -4,8 +4,7 @@ use std::fs;
 use std::io;
 use std::time::Duration;
 
-use pyro_vm::Client;
-use pyro_vm::supervisor::{EndError, EndRequest, Ended, Owner, OwnerLock, Phase, files};
+use pyro_supervisor::{Client, EndError, EndRequest, Ended, Owner, OwnerLock, Phase, files};
 
 use super::{Engine, state_unusable};
 use crate::{EngineError, ErrorKind, Hint, VmId};

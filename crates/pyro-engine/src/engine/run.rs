@@ -1,7 +1,7 @@
 //! One-shot runs: create, start, run one command, remove. The VM is bound to this process: if it dies, the
 //! VM's supervisor removes everything.
 
-use pyro_vm::supervisor::{EndReason, Lifeline, OwnerLock};
+use pyro_supervisor::{EndReason, Lifeline, OwnerLock};
 use tokio_util::sync::CancellationToken;
 
 use super::launch::Ground;

@@ -12,8 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pyro_env::InstalledEnvironment;
-use pyro_vm::WORKSPACE;
-use pyro_vm::supervisor::{Owner, OwnerLock, Phase, files as vm_files};
+use pyro_supervisor::{Owner, OwnerLock, Phase, WORKSPACE, files as vm_files};
 use tokio_util::sync::CancellationToken;
 
 use super::host::HostUnavailable;

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use pyro_engine::operations::ExecVm;
 use pyro_engine::{Command, Config, Engine, EngineError, Events, Reader, Vm, VmSpec};
-use pyro_vm::supervisor::{CommandEnd, CommandOutcome, Run, RunError};
-use pyro_vm::{Client, Exec, OutputStream};
+use pyro_supervisor::{Client, CommandEnd, CommandOutcome, Exec, OutputStream, Run, RunError};
 use tokio_util::sync::CancellationToken;
 
 use super::{ENVIRONMENT, PYRO, Sandbox, cache};
@@ -87,7 +86,7 @@ impl Capture {
     pub(crate) async fn of(guest: &Client, line: &str, timeout_ms: u64) -> Result<Self, RunError> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let exec = Exec::new(line, std::time::Duration::from_millis(timeout_ms));
-        let take = async |chunk: pyro_vm::OutputChunk| match chunk.stream {
+        let take = async |chunk: pyro_supervisor::OutputChunk| match chunk.stream {
             OutputStream::Stdout => stdout.extend_from_slice(&chunk.bytes),
             OutputStream::Stderr => stderr.extend_from_slice(&chunk.bytes),
         };
@@ -101,7 +100,7 @@ impl Capture {
 pub(crate) async fn exec_text(guest: &Client, line: &str) -> String {
     let capture = Capture::of(guest, line, 60_000).await.unwrap();
     let stdout = String::from_utf8_lossy(&capture.stdout).into_owned();
-    assert_eq!(capture.outcome.status, Some(pyro_vm::ExitStatus::Code(0)), "{capture:?}");
+    assert_eq!(capture.outcome.status, Some(pyro_supervisor::ExitStatus::Code(0)), "{capture:?}");
     stdout
 }
 

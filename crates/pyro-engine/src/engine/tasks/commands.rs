@@ -1,7 +1,6 @@
 //! Commands of a task. In a guest its supervisor runs and records them; this is the way to it.
 
-use pyro_vm::supervisor::{CommandEnd, CommandOutcome, Run, RunError};
-use pyro_vm::{OutputChunk, OutputStream};
+use pyro_supervisor::{CommandEnd, CommandOutcome, OutputChunk, OutputStream, Run, RunError};
 use tokio_util::sync::CancellationToken;
 
 use super::supervisor_lost;

@@ -1,7 +1,7 @@
 //! What is in single files of a task: small ones, as they are read and written by a person or a model.
 
 use pyro_api::NewFile;
-use pyro_vm::{ArchiveLimits, Pack, Unpack};
+use pyro_supervisor::{ArchiveLimits, Pack, Unpack};
 use tokio_util::sync::CancellationToken;
 
 use super::files::{check_path, copy_error};

@@ -3,8 +3,7 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use pyro_vm::supervisor::CopyError;
-use pyro_vm::{Client, Pack, Report, Unpack};
+use pyro_supervisor::{Client, CopyError, Pack, Report, Unpack};
 use tokio_util::sync::CancellationToken;
 
 use crate::Kind;
@@ -34,8 +33,8 @@ impl Engine {
     ) -> Result<TaskCopied, EngineError> {
         let (id, guest) = self.guest_of_task(task_id).await?;
         check_path(path)?;
-        let own_name = Path::new(pyro_vm::WORKSPACE).join(path);
-        let place = pyro_vm::destination(target, own_name.file_name())
+        let own_name = Path::new(pyro_supervisor::WORKSPACE).join(path);
+        let place = pyro_supervisor::destination(target, own_name.file_name())
             .map_err(|error| copy_error(&id, CopyError::Host(error)))?;
         let pack = Pack { path: path.to_owned(), limits: convert::archive_limits(limits) };
         let copy = async { guest.copy_out(pack, place).await.map_err(|error| copy_error(&id, error)) };

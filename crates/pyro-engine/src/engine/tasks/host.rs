@@ -5,8 +5,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use pyro_vm::supervisor::{CommandLog, files, room};
-use pyro_vm::{OutputChunk, WORKSPACE};
+use pyro_supervisor::{CommandLog, OutputChunk, WORKSPACE, files, room};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 

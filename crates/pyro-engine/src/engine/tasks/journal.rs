@@ -4,8 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use pyro_vm::OutputStream;
-use pyro_vm::supervisor::{OwnerLock, STREAM_LIMIT, file_name, files};
+use pyro_supervisor::{OutputStream, OwnerLock, STREAM_LIMIT, file_name, files};
 
 use super::host;
 use crate::Kind;

@@ -1,0 +1,194 @@
+//! Files in and out of a guest.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::pin::{Pin, pin};
+
+use bytes::Bytes;
+use futures::stream::LocalBoxStream;
+use futures::{Sink, SinkExt, StreamExt, future};
+use pyro_archive::{ArchiveError, Limits, Links, Report};
+use pyro_wire::{ArchiveReply, Frame, FrameCodec, FrameError, OutputStream, Pack, Unpack};
+use tokio::net::UnixStream;
+
+use super::{Client, ConnectError, ask};
+use crate::mux::{RequestStream, call};
+use crate::protocol;
+
+/// Why something was not copied, or not all of it.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// The guest was not asked.
+    #[error(transparent)]
+    NotDelivered(#[from] ConnectError),
+    /// The guest's half of the work failed.
+    #[error("in the VM: {cause}")]
+    Guest {
+        /// Why it failed, with the path.
+        cause: String,
+    },
+    /// The host's half of the work failed.
+    #[error(transparent)]
+    Host(ArchiveError),
+    /// The guest was lost.
+    #[error("the VM was lost while files were copied")]
+    Lost,
+}
+
+impl Client {
+    /// Copies a file or a directory out of the guest to a name in a directory of the host. Nothing else on the host is
+    /// touched, whatever the guest sends; see [`pyro_archive::unpack`].
+    ///
+    /// # Errors
+    /// [`CopyError`]. Part of a directory may have been copied.
+    pub async fn copy_out(&self, pack: Pack, place: (PathBuf, OsString)) -> Result<Report, CopyError> {
+        let limits = Limits { max_entries: pack.limits.max_entries, max_bytes: pack.limits.max_bytes };
+        let unpack = async |chunks: &mut Chunks<'_>| {
+            pyro_archive::unpack_from(chunks, place, limits, Links::Inside).await
+        };
+        let (mut unpacked, guest) = self.receive(pack, unpack).await?;
+        // What the guest left out is missing here too.
+        if let Some(ArchiveReply::Archived(report)) = guest {
+            unpacked.left_out = unpacked.left_out.saturating_add(report.left_out);
+            unpacked.examples.extend(report.examples.iter().take(MAX_EXAMPLES).map(|name| printable(name)));
+            unpacked.examples.truncate(MAX_EXAMPLES);
+        }
+        Ok(unpacked)
+    }
+
+    /// Reads a regular file of the guest. Nothing is made on the host.
+    ///
+    /// # Errors
+    /// [`CopyError`].
+    pub async fn read_file(&self, pack: Pack) -> Result<Vec<u8>, CopyError> {
+        let limit = pack.limits.max_bytes;
+        let read = async |chunks: &mut Chunks<'_>| pyro_archive::contents_from(chunks, limit).await;
+        Ok(self.receive(pack, read).await?.0)
+    }
+
+    /// Copies a file or a directory of the host into the guest.
+    ///
+    /// # Errors
+    /// [`CopyError`]. Part of a directory may have been copied.
+    pub async fn copy_in(&self, source: PathBuf, unpack: Unpack) -> Result<Report, CopyError> {
+        let limits = Limits { max_entries: unpack.limits.max_entries, max_bytes: unpack.limits.max_bytes };
+        self.send(unpack, async |sink: &mut ChunkSink<'_>| {
+            pyro_archive::pack_into(source, limits, sink).await
+        })
+        .await
+    }
+
+    /// Makes or replaces a regular file in the guest. Nothing is made on the host.
+    ///
+    /// # Errors
+    /// [`CopyError`].
+    pub async fn write_file(&self, contents: Vec<u8>, mode: u32, unpack: Unpack) -> Result<(), CopyError> {
+        self.send(unpack, async |sink: &mut ChunkSink<'_>| {
+            pyro_archive::contents_into(contents, mode, sink).await
+        })
+        .await
+    }
+
+    /// A stream to the guest for one request.
+    async fn guest_stream(&self) -> Result<RequestStream<UnixStream>, ConnectError> {
+        let mut stream = self.connect().await?.stream;
+        ask(&mut stream, protocol::Request::Copy).await?;
+        Ok(stream.map_codec(|_| FrameCodec::default()))
+    }
+
+    /// Has the guest pack something, and `take` what comes. Gives what the guest says of it, too.
+    async fn receive<T>(
+        &self,
+        pack: Pack,
+        take: impl AsyncFnOnce(&mut Chunks<'_>) -> Result<T, ArchiveError>,
+    ) -> Result<(T, Option<ArchiveReply>), CopyError> {
+        let mut stream = call(self.guest_stream().await?, pack).await.map_err(not_delivered)?;
+        let mut reply = None;
+        let mut chunks = (&mut stream)
+            .map(|frame| match frame {
+                Ok(Frame::Output(OutputStream::Stdout, chunk)) => Some(Ok(chunk)),
+                // The archive has its own end; what comes instead of more of it says why there is no more.
+                Ok(Frame::Control(answer)) => {
+                    reply = Some(answer);
+                    None
+                }
+                Ok(Frame::Output(OutputStream::Stderr, _)) => Some(Err(io::ErrorKind::InvalidData.into())),
+                Err(error) => Some(Err(io::Error::other(error))),
+            })
+            .take_while(|chunk| future::ready(chunk.is_some()))
+            .filter_map(future::ready)
+            .boxed_local();
+        let taken = take(&mut chunks).await;
+        drop(chunks);
+        // It comes right behind the archive, and may have been read with that.
+        let reply = match reply {
+            None if taken.is_ok() => match stream.next().await {
+                Some(Ok(Frame::Control(answer))) => Some(answer),
+                _ => None,
+            },
+            reply => reply,
+        };
+        match (taken, &reply) {
+            (Err(ArchiveError::Truncated), Some(ArchiveReply::Failed(failure))) => {
+                Err(CopyError::Guest { cause: failure.cause.clone() })
+            }
+            (Err(ArchiveError::Truncated | ArchiveError::Stream { .. }), _) => Err(CopyError::Lost),
+            (taken, _) => Ok((taken.map_err(CopyError::Host)?, reply)),
+        }
+    }
+
+    /// Has the guest unpack what `give` sends.
+    async fn send<T>(
+        &self,
+        unpack: Unpack,
+        give: impl AsyncFnOnce(&mut ChunkSink<'_>) -> Result<T, ArchiveError>,
+    ) -> Result<T, CopyError> {
+        let stream = call(self.guest_stream().await?, unpack).await.map_err(not_delivered)?;
+        let (sink, mut answers) = stream.split();
+        let mut chunks: ChunkSink<'_> = Box::pin(sink.with(|chunk: Bytes| {
+            future::ready(Ok::<_, FrameError>(Frame::Output(OutputStream::Stdout, chunk)))
+        }));
+        let mut sending = pin!(give(&mut chunks));
+        let (given, answer) = tokio::select! {
+            given = &mut sending => match given {
+                // The guest may have said why it takes no more.
+                Ok(_) | Err(ArchiveError::Stream { .. }) => (given.ok(), answers.next().await),
+                Err(error) => return Err(CopyError::Host(error)),
+            },
+            answer = answers.next() => match answer {
+                // It has seen the end of the archive before we have finished with ours.
+                Some(Ok(Frame::Control(ArchiveReply::Archived(_)))) => (sending.await.ok(), answer),
+                // It takes no more.
+                answer => (None, answer),
+            },
+        };
+        match (answer, given) {
+            (Some(Ok(Frame::Control(ArchiveReply::Failed(failure)))), _) => {
+                Err(CopyError::Guest { cause: failure.cause })
+            }
+            // What could not be packed is missing there; the guest itself leaves nothing out.
+            (Some(Ok(Frame::Control(ArchiveReply::Archived(_)))), Some(given)) => Ok(given),
+            _ => Err(CopyError::Lost),
+        }
+    }
+}
+
+/// Pieces of an archive that come.
+type Chunks<'a> = LocalBoxStream<'a, io::Result<Bytes>>;
+/// Where pieces of an archive go.
+type ChunkSink<'a> = Pin<Box<dyn Sink<Bytes, Error = FrameError> + 'a>>;
+
+/// Names that a guest may add to a report.
+const MAX_EXAMPLES: usize = 5;
+/// Longest such name, in characters.
+const MAX_EXAMPLE_CHARS: usize = 200;
+
+/// A guest's text, fit for a terminal.
+fn printable(name: &str) -> String {
+    name.chars().take(MAX_EXAMPLE_CHARS).flat_map(char::escape_debug).collect()
+}
+
+fn not_delivered(error: FrameError) -> CopyError {
+    ConnectError::Unreachable(io::Error::other(error)).into()
+}

@@ -1,0 +1,227 @@
+//! Ending a VM whatever state its processes are in, and waiting until nobody holds it. Nothing here polls or blocks a
+//! thread: that a supervisor is gone is seen at its process descriptor, after which its lock is free.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use pyro_wire::{Frame, FrameCodec};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::process::Signal;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::codec::Framed;
+
+use super::event_fd::EventFd;
+use super::{Client, ConnectError, Process, ask};
+use crate::OwnerLock;
+use crate::dir::{self, Owner};
+use crate::protocol::{Legacy, Reply, Request};
+
+/// Longest wait for a change in a VM's directory before it is looked at again: the lock becomes free just after the
+/// kernel says that its file was closed.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// Time that a supervisor has between its start and its listening. One that does not listen by then has lost its socket.
+const LISTEN_LIMIT: Duration = Duration::from_secs(2);
+/// Time that a supervisor has for exiting after its last word.
+const EXIT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How a VM is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndRequest {
+    /// The guest writes everything out; the directory stays.
+    Stop,
+    /// At once, and the directory goes.
+    Delete,
+    /// As at the end of its lifetime.
+    Expire,
+}
+
+/// What became of a VM that was to end.
+#[derive(Debug)]
+pub enum Ended {
+    /// Nobody holds it, and nobody can until this is dropped. `None`: its directory is gone.
+    Released(Option<OwnerLock>),
+    /// It ended, and somebody else has taken it since, for instance to start it again.
+    TakenAgain,
+}
+
+/// Nobody could end the VM in time, or see that it ended.
+#[derive(Debug, thiserror::Error)]
+pub enum EndError {
+    /// A process holds it that does not react.
+    #[error("timed out waiting for the process that holds the VM")]
+    Held,
+    /// Its lock cannot be opened.
+    #[error("cannot lock the VM's directory")]
+    Lock(#[source] io::Error),
+}
+
+impl Client {
+    /// Ends the VM: asks its supervisor, or signals it if it cannot be asked, and waits until it is gone.
+    ///
+    /// # Errors
+    /// [`EndError`].
+    pub async fn end(&self, how: EndRequest, limit: Duration) -> Result<Ended, EndError> {
+        self.release(Some(how), Instant::now() + limit).await
+    }
+
+    /// Waits until nobody holds the VM. `None`: its directory is gone.
+    ///
+    /// # Errors
+    /// [`EndError`].
+    pub async fn released(&self, limit: Duration) -> Result<Option<OwnerLock>, EndError> {
+        match self.release(None, Instant::now() + limit).await? {
+            Ended::Released(lock) => Ok(lock),
+            // Nobody was asked, so nobody's end was waited for.
+            Ended::TakenAgain => Err(EndError::Held),
+        }
+    }
+
+    async fn release(&self, how: Option<EndRequest>, deadline: Instant) -> Result<Ended, EndError> {
+        let began = Instant::now();
+        let mut has_ended = false;
+        loop {
+            // Before looking, or a change in between would be missed.
+            let changes = Changes::of(&self.dir);
+            match OwnerLock::try_acquire(&self.dir) {
+                Ok(Some(lock)) => return Ok(Ended::Released(Some(lock))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ended::Released(None)),
+                Err(error) => return Err(EndError::Lock(error)),
+                Ok(None) if has_ended => return Ok(Ended::TakenAgain),
+                Ok(None) => {}
+            }
+            if Instant::now() >= deadline {
+                return Err(EndError::Held);
+            }
+            let step = async {
+                match how {
+                    None => self.gone().await,
+                    Some(how) => self.end_once(how, began).await,
+                }
+            };
+            match timeout_at(deadline, step).await {
+                Ok(Some(true)) => has_ended = how.is_some(),
+                Ok(Some(false)) => {}
+                // Whoever holds it is not a supervisor, or not yet one that can be asked.
+                Ok(None) => changes.wait(deadline.min(Instant::now() + LOOK_AGAIN)).await,
+                Err(_) => return Err(EndError::Held),
+            }
+        }
+    }
+
+    /// Waits for the end of the supervisor, if there is one.
+    async fn gone(&self) -> Option<bool> {
+        let process = match dir::connect(&self.dir).await {
+            Ok(stream) => Process::behind(&stream).ok()?,
+            Err(_) => Process::holding(&self.dir)?,
+        };
+        process.ended().await;
+        Some(true)
+    }
+
+    /// Has the supervisor end the VM, and waits until it is gone. True if it ended because of this; `None` if there is
+    /// no supervisor that could be asked.
+    async fn end_once(&self, how: EndRequest, began: Instant) -> Option<bool> {
+        match self.connect().await {
+            Ok(mut connected) => {
+                ask(&mut connected.stream, how.into()).await.ok()?;
+                let answer = connected.stream.next().await;
+                let process = connected.process.ok()?;
+                let exited = timeout(EXIT_LIMIT, process.ended()).await.is_ok();
+                Some(exited && matches!(answer, Some(Ok(Frame::Control(Reply::Done)))))
+            }
+            Err(ConnectError::OtherVersion { .. }) => self.end_legacy(how).await,
+            Err(ConnectError::Unresponsive) => self.take_over(how).await,
+            Err(ConnectError::Unreachable(_)) => {
+                // One that has announced itself has listened before that; one that is new may be about to.
+                let has_listened = Owner::of(&self.dir).is_some() || began.elapsed() > LISTEN_LIMIT;
+                if has_listened { self.take_over(how).await } else { None }
+            }
+        }
+    }
+
+    /// The same for a supervisor of another version. All of them understand this much.
+    async fn end_legacy(&self, how: EndRequest) -> Option<bool> {
+        let stream = dir::connect(&self.dir).await.ok()?;
+        let process = Process::behind(&stream).ok()?;
+        let mut stream: Framed<_, FrameCodec<Reply, Legacy>> = Framed::new(stream, FrameCodec::default());
+        let asked = stream.send(Frame::Control(how.into())).await;
+        match asked {
+            Ok(()) => match stream.next().await {
+                Some(Ok(Frame::Control(Reply::Done))) => {}
+                // It ends for another reason, or does not do what it is asked for.
+                _ if timeout(EXIT_LIMIT, process.ended()).await.is_ok() => {}
+                _ => return self.take_over(how).await,
+            },
+            Err(_) => return self.take_over(how).await,
+        }
+        timeout(EXIT_LIMIT, process.ended()).await.ok().map(|()| true)
+    }
+
+    /// Ends a supervisor that cannot be asked, by signals. It ends its VM in order after the first.
+    async fn take_over(&self, how: EndRequest) -> Option<bool> {
+        let dir = self.dir.clone();
+        let process = Process::holding(&dir)?;
+        match how {
+            EndRequest::Delete => process.signal(Signal::KILL),
+            EndRequest::Stop | EndRequest::Expire => process.signal(Signal::TERM),
+        }
+        process.ended().await;
+        Some(true)
+    }
+}
+
+impl From<EndRequest> for Request {
+    fn from(how: EndRequest) -> Self {
+        match how {
+            EndRequest::Stop => Self::Stop,
+            EndRequest::Delete => Self::Delete,
+            EndRequest::Expire => Self::Expire,
+        }
+    }
+}
+
+impl From<EndRequest> for Legacy {
+    fn from(how: EndRequest) -> Self {
+        match how {
+            EndRequest::Stop => Self::Stop,
+            EndRequest::Delete => Self::Delete,
+            EndRequest::Expire => Self::Expire,
+        }
+    }
+}
+
+/// What happens in a directory from now on.
+struct Changes(Option<EventFd>);
+
+impl Changes {
+    fn of(dir: &Path) -> Self {
+        let watch = || {
+            let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+            let flags = WatchFlags::CLOSE_WRITE
+                | WatchFlags::CREATE
+                | WatchFlags::DELETE
+                | WatchFlags::MOVED_TO
+                | WatchFlags::DELETE_SELF;
+            inotify::add_watch(&watch, dir, flags)?;
+            EventFd::new(watch)
+        };
+        // A user may have only so many watches; then the time limit of the wait has to do.
+        Self(watch().ok())
+    }
+
+    /// Waits for the next one, at most until then.
+    async fn wait(&self, until: Instant) {
+        let change = async {
+            match &self.0 {
+                Some(watch) => watch.happened().await,
+                None => std::future::pending().await,
+            }
+        };
+        let _ = timeout_at(until, change).await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+//! One command in a guest, as a conversation on a stream of its own: what the supervisor asks, what the guest answers,
+//! and how long it is waited for. Below both the supervisor and its clients.
+
+use std::future::pending;
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use pyro_wire::{Exec, ExecInput, ExecReply, Failure, FailureKind, Frame, FrameError, OutputStream, Status};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use crate::mux::{RequestStream, call};
+
+/// Time that the guest has beyond a command's own limit and grace before the host stops believing in it.
+pub(crate) const HOST_MARGIN: Duration = Duration::from_secs(5);
+/// Longest reason of the guest's that is kept, in characters.
+const MAX_CAUSE_CHARS: usize = 1000;
+/// Largest number that is believed: JSON and SQLite hold it exactly.
+const MAX_NUMBER: u64 = (1 << 53) - 1;
+
+/// Bytes a command wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputChunk {
+    /// Where it wrote them.
+    pub stream: OutputStream,
+    /// The bytes.
+    pub bytes: bytes::Bytes,
+}
+
+/// What became of a command that was accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CommandOutcome {
+    /// It ended.
+    Ended(CommandEnd),
+    /// It certainly did not run.
+    NotRun {
+        /// Why.
+        cause: String,
+        /// What kind of failure it was, if the guest could not start it.
+        #[serde(default)]
+        kind: Option<FailureKind>,
+    },
+    /// The guest was lost while it ran, or its end could not be recorded: it may have run, in part or whole.
+    Unknown {
+        /// What is known about the loss.
+        cause: Option<String>,
+    },
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CommandEnd {
+    /// Status of the shell; absent when the guest did not answer within the limit and its margin, or did not confirm
+    /// that it ended the command.
+    #[schemars(with = "Option<pyro_wire::Status>")]
+    pub status: Option<Status>,
+    /// The time limit was hit.
+    pub timed_out: bool,
+    /// Someone ended it.
+    pub killed: bool,
+    /// Time the command took.
+    pub duration: Duration,
+    /// Bytes of stdout that are counted and not kept.
+    pub stdout_dropped: u64,
+    /// Bytes of stderr that are counted and not kept.
+    pub stderr_dropped: u64,
+}
+
+/// The line that follows the standard error of a command that reached its limit.
+pub fn timeout_note(limit: Duration) -> String {
+    format!("command timed out after {}s\n", limit.as_secs())
+}
+
+/// Runs a command, once, on a stream that is open, and asks the guest to end it when `terminate` is done. While
+/// `on_output` waits, the command is slowed down, but its deadline goes on.
+pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: RequestStream<S>,
+    exec: Exec,
+    terminate: impl Future<Output = ()>,
+    on_output: &mut impl AsyncFnMut(OutputChunk),
+) -> CommandOutcome {
+    let limit = Duration::from_millis(exec.timeout_ms);
+    let grace = Duration::from_millis(exec.kill_grace_ms).saturating_add(HOST_MARGIN);
+    let mut stream = match tokio::time::timeout(HOST_MARGIN, call(stream, exec)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return CommandOutcome::not_run(&io::Error::other(error).to_string()),
+        // Part of it may have gone.
+        Err(_) => return CommandOutcome::lost(None),
+    };
+    let started = Instant::now();
+    let mut terminate = pin!(terminate);
+    let mut terminated = false;
+    // When the host stops believing in the guest; never, if that is beyond what a clock can hold. Time in which
+    // the host itself did not listen is not held against the guest.
+    let mut deadline = limit.checked_add(grace).and_then(|patience| started.checked_add(patience));
+    loop {
+        let silence = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => pending().await,
+            }
+        };
+        let frame = tokio::select! {
+            biased;
+            // First, or a guest that never stops talking would never be asked.
+            () = &mut terminate, if !terminated => {
+                terminated = true;
+                deadline = Instant::now().checked_add(grace);
+                // A guest that does not even take that meets the deadline.
+                let request = stream.send(Frame::Control(ExecInput::Terminate));
+                if let Ok(Err(error)) = tokio::time::timeout(HOST_MARGIN, request).await {
+                    return CommandOutcome::lost(Some(error));
+                }
+                continue;
+            }
+            frame = stream.next() => Some(frame),
+            () = silence => None,
+        };
+        // A guest that never stops talking is not silent, but late all the same.
+        let is_late = deadline.is_some_and(|deadline| deadline + HOST_MARGIN < Instant::now());
+        let Some(frame) = frame.filter(|_| !is_late) else {
+            return CommandOutcome::Ended(CommandEnd {
+                status: None,
+                timed_out: !terminated,
+                killed: terminated,
+                duration: started.elapsed(),
+                stdout_dropped: 0,
+                stderr_dropped: 0,
+            });
+        };
+        match frame {
+            Some(Ok(Frame::Output(stream, bytes))) => {
+                let received = Instant::now();
+                on_output(OutputChunk { stream, bytes }).await;
+                deadline = deadline.and_then(|deadline| deadline.checked_add(received.elapsed()));
+            }
+            Some(Ok(Frame::Control(ExecReply::Exited(exit)))) => {
+                return CommandOutcome::Ended(CommandEnd {
+                    status: Some(exit.status),
+                    timed_out: exit.timed_out,
+                    killed: terminated && !exit.timed_out,
+                    // The guest may say anything.
+                    duration: Duration::from_millis(exit.duration_ms.min(MAX_NUMBER)),
+                    stdout_dropped: exit.stdout_dropped.min(MAX_NUMBER),
+                    stderr_dropped: exit.stderr_dropped.min(MAX_NUMBER),
+                });
+            }
+            Some(Ok(Frame::Control(ExecReply::NotStarted(Failure { kind, step, cause, .. })))) => {
+                let cause = format!("the guest could not start the command: {step}: {cause}");
+                return CommandOutcome::NotRun { cause: shortened(&cause), kind: Some(kind) };
+            }
+            None => return CommandOutcome::lost(None),
+            Some(Err(error)) => return CommandOutcome::lost(Some(error)),
+        }
+    }
+}
+
+impl CommandOutcome {
+    /// It certainly did not run.
+    pub(crate) fn not_run(cause: &str) -> Self {
+        Self::NotRun { cause: shortened(cause), kind: None }
+    }
+
+    fn lost(error: Option<FrameError>) -> Self {
+        Self::Unknown { cause: error.map(|error| error.to_string()) }
+    }
+
+    /// The same with bytes that the journal does not keep.
+    pub(crate) fn without(self, (stdout, stderr): (u64, u64)) -> Self {
+        match self {
+            Self::Ended(end) => Self::Ended(CommandEnd {
+                stdout_dropped: end.stdout_dropped.saturating_add(stdout).min(MAX_NUMBER),
+                stderr_dropped: end.stderr_dropped.saturating_add(stderr).min(MAX_NUMBER),
+                ..end
+            }),
+            other => other,
+        }
+    }
+}
+
+fn shortened(cause: &str) -> String {
+    cause.chars().take(MAX_CAUSE_CHARS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use pyro_wire::{Exit, FrameCodec, Request};
+    use tokio::net::UnixStream;
+    use tokio_util::codec::Framed;
+
+    use super::*;
+
+    async fn answered(reply: ExecReply) -> CommandOutcome {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut guest = Framed::new(theirs, FrameCodec::<Request, ExecReply>::default());
+        guest.send(Frame::Control(reply)).await.unwrap();
+        let exec = Exec::new("true", Duration::from_secs(1));
+        converse(Framed::new(ours, FrameCodec::default()), exec, pending(), &mut async |_| {}).await
+    }
+
+    /// Each of these numbers would fail to be written to the registry, or be another number for a reader of JSON.
+    #[tokio::test]
+    async fn numbers_of_a_guest_are_clamped() {
+        let exit = Exit {
+            status: Status::Code(0),
+            timed_out: false,
+            duration_ms: u64::MAX,
+            stdout_dropped: u64::MAX,
+            stderr_dropped: 1 << 63,
+        };
+        let CommandOutcome::Ended(end) = answered(ExecReply::Exited(exit)).await else { panic!("it ended") };
+        assert_eq!(end.duration, Duration::from_millis(MAX_NUMBER));
+        assert_eq!((end.stdout_dropped, end.stderr_dropped), (MAX_NUMBER, MAX_NUMBER));
+        let CommandOutcome::Ended(end) = CommandOutcome::Ended(end).without((u64::MAX, 1)) else { panic!() };
+        assert_eq!((end.stdout_dropped, end.stderr_dropped), (MAX_NUMBER, MAX_NUMBER));
+    }
+}

@@ -1,0 +1,214 @@
+//! The host's end of the guest channel: the handshake, then yamux streams on demand.
+
+use std::io;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::BytesMut;
+use futures::future::poll_fn;
+use futures::{SinkExt, StreamExt};
+use pyro_wire::{
+    Call, Failure, Frame, FrameCodec, FrameError, GENERATION, Hello, NoInput, Request, SetupReply,
+    bytes_missing,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::codec::{Decoder, Encoder, Framed};
+use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
+use yamux::{Config, Connection, Mode};
+
+/// Requests of clients at once, that is commands running at once in one guest. Of the 256 streams that yamux opens before
+/// the guest has said anything on them, some are for ourselves.
+const MAX_REQUESTS: usize = 250;
+/// Streams that yamux may have. More than there can be: one too many would cost the whole channel, and those that are
+/// closed count until yamux has looked.
+const MAX_STREAMS: usize = 512;
+/// Bound on what the guest can make the host buffer. Each stream may have 256 KiB in any case.
+const MAX_BUFFERED_BYTES: usize = MAX_STREAMS * 256 * 1024;
+
+/// Why the channel could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HandshakeError {
+    #[error("the guest closed the channel")]
+    Closed,
+    #[error("the guest does not follow the protocol")]
+    Frame(#[from] FrameError),
+    #[error("the guest spoke out of turn")]
+    OutOfTurn,
+    #[error("the guest speaks generation {0} of the protocol, this program speaks {GENERATION}")]
+    Generation(u32),
+    #[error("the guest failed at {step}: {cause}")]
+    Refused { step: String, cause: String },
+}
+
+/// Waits for the guest's first frame.
+pub(crate) async fn receive_hello(channel: &mut UnixStream) -> Result<Hello, HandshakeError> {
+    let hello: Hello = receive(channel).await?;
+    if hello.generation != GENERATION {
+        return Err(HandshakeError::Generation(hello.generation));
+    }
+    Ok(hello)
+}
+
+/// Sends the guest a step of its set-up and waits until it is applied.
+pub(crate) async fn set_up(channel: &mut UnixStream, message: impl Serialize) -> Result<(), HandshakeError> {
+    let mut bytes = BytesMut::new();
+    FrameCodec::<(), _>::default().encode(Frame::Control(message), &mut bytes)?;
+    channel.write_all(&bytes).await.map_err(FrameError::Io)?;
+    match receive(channel).await? {
+        SetupReply::Done => Ok(()),
+        SetupReply::Failed(Failure { step, cause, .. }) => Err(HandshakeError::Refused { step, cause }),
+    }
+}
+
+/// Reads one message and not a byte more: what follows the last one belongs to yamux.
+async fn receive<In: DeserializeOwned>(channel: &mut UnixStream) -> Result<In, HandshakeError> {
+    let mut buffer = BytesMut::new();
+    loop {
+        let missing = bytes_missing(&buffer)?;
+        if missing == 0 {
+            break;
+        }
+        let start = buffer.len();
+        buffer.resize(start + missing, 0);
+        channel.read_exact(&mut buffer[start..]).await.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => HandshakeError::Closed,
+            _ => FrameError::Io(error).into(),
+        })?;
+    }
+    match FrameCodec::<In, ()>::default().decode(&mut buffer)? {
+        Some(Frame::Control(message)) => Ok(message),
+        Some(Frame::Output(..)) | None => Err(HandshakeError::OutOfTurn),
+    }
+}
+
+/// A stream to the guest that carries one request, which is still to be sent.
+pub(crate) type RequestStream<S> = Framed<S, FrameCodec<NoInput, Request>>;
+
+/// A stream to the guest whose request was sent.
+pub(crate) type CallStream<S, C> = Framed<S, FrameCodec<<C as Call>::Reply, <C as Call>::Input>>;
+
+/// Sends the request of a stream.
+///
+/// # Errors
+/// The channel failed or the request is too large.
+pub(crate) async fn call<S: AsyncRead + AsyncWrite + Unpin, C: Call>(
+    mut stream: RequestStream<S>,
+    request: C,
+) -> Result<CallStream<S, C>, FrameError> {
+    stream.send(Frame::Control(request.into())).await?;
+    Ok(stream.map_codec(|_| FrameCodec::default()))
+}
+
+/// Opens streams on the connection that a [`drive`] future serves.
+#[derive(Clone)]
+pub(crate) struct Streams {
+    requests: mpsc::Sender<oneshot::Sender<yamux::Stream>>,
+    permits: Arc<Semaphore>,
+}
+
+/// The right to a stream; as long as the stream.
+pub(crate) type Permit = OwnedSemaphorePermit;
+
+impl Streams {
+    /// A new stream to the guest for a client; `None` when the channel is closed or [`MAX_REQUESTS`] are under way.
+    pub(crate) async fn open(&self) -> Option<(yamux::Stream, Permit)> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
+        Some((self.open_beside().await?, permit))
+    }
+
+    /// Waits until the channel is closed, by either end.
+    pub(crate) async fn closed(&self) {
+        self.requests.closed().await;
+    }
+
+    async fn open_beside(&self) -> Option<yamux::Stream> {
+        let (sender, receiver) = oneshot::channel();
+        self.requests.send(sender).await.ok()?;
+        receiver.await.ok()
+    }
+
+    /// The guest's answer to a request of our own, whatever clients do, without the output that may come before it;
+    /// `None` when there is none.
+    pub(crate) async fn ask<C: Call>(&self, request: C) -> Option<C::Reply> {
+        let stream = self.open_beside().await?.compat();
+        let mut stream = call(Framed::new(stream, FrameCodec::default()), request).await.ok()?;
+        loop {
+            match stream.next().await?.ok()? {
+                Frame::Control(reply) => return Some(reply),
+                Frame::Output(..) => {}
+            }
+        }
+    }
+}
+
+/// Starts yamux on the channel. The future must be polled for the streams to move; it ends with the channel.
+pub(crate) fn drive(channel: UnixStream) -> (Streams, impl Future<Output = ()>) {
+    let mut config = Config::default();
+    config.set_max_num_streams(MAX_STREAMS).set_max_connection_receive_window(Some(MAX_BUFFERED_BYTES));
+    let mut connection = Connection::new(channel.compat(), config, Mode::Client);
+    let (sender, mut requests) = mpsc::channel::<oneshot::Sender<yamux::Stream>>(MAX_STREAMS);
+    let mut waiting: Option<oneshot::Sender<yamux::Stream>> = None;
+    let driver = poll_fn(move |context| {
+        loop {
+            if waiting.is_none()
+                && let Poll::Ready(Some(request)) = requests.poll_recv(context)
+            {
+                waiting = Some(request);
+            }
+            if let Some(request) = waiting.take() {
+                match connection.poll_new_outbound(context) {
+                    Poll::Ready(Ok(stream)) => {
+                        // Whoever asked may have given up; the stream is then closed by its drop.
+                        let _ = request.send(stream);
+                        continue;
+                    }
+                    // The request is dropped, which tells the asker.
+                    Poll::Ready(Err(_)) => continue,
+                    Poll::Pending => waiting = Some(request),
+                }
+            }
+            match connection.poll_next_inbound(context) {
+                // A guest has no business opening streams; dropping one resets it.
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    });
+    (Streams { requests: sender, permits: Arc::new(Semaphore::new(MAX_REQUESTS)) }, driver)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_request_too_many_is_refused_and_costs_the_others_nothing() {
+        let (host, guest) = UnixStream::pair().unwrap();
+        let (streams, driver) = drive(host);
+        tokio::spawn(driver);
+        let mut guest = Connection::new(guest.compat(), Config::default(), Mode::Server);
+        tokio::spawn(async move {
+            let mut kept = Vec::new();
+            while let Some(Ok(stream)) = poll_fn(|context| guest.poll_next_inbound(context)).await {
+                kept.push(stream);
+            }
+        });
+        let mut open = Vec::new();
+        for _ in 0..MAX_REQUESTS {
+            open.push(streams.open().await.unwrap());
+        }
+        for _ in 0..50 {
+            assert!(streams.open().await.is_none());
+        }
+        open.pop();
+        open.push(streams.open().await.unwrap());
+        assert!(streams.open_beside().await.is_some(), "ours are not counted");
+    }
+}

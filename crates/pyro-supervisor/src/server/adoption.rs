@@ -1,0 +1,84 @@
+//! How a spare becomes the VM of its claimer.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::SinkExt;
+use pyro_wire::{Exec, Frame, FrameCodec, Identify, IdentifyReply};
+use tokio_util::codec::Framed;
+
+use super::driver::report;
+use super::handover;
+use crate::mux::Streams;
+use crate::protocol::{LifelineServer, Reply, ServerStream};
+use crate::spec::LaunchSpec;
+use crate::{OwnerLock, files, machine};
+
+/// Time for the guest of a spare to take its new identity, and for a claimer to hand over its lock.
+const CLAIM_LIMIT: Duration = Duration::from_secs(10);
+
+/// What every command does: the emulator translates that code when it first runs, which takes ten times as long as
+/// running it. As in the template, nothing here may leave a trace.
+const WARM_UP: [&str; 2] = ["true", "git --version"];
+
+/// What a spare's directory holds of the VM that it becomes.
+const MOVED: [&str; 3] = [files::LAYER, files::SERIAL_LOG, files::SUPERVISOR_LOG];
+
+/// Runs what commands usually run, the way they are run.
+pub(super) async fn warm_up(spec: &LaunchSpec, streams: &Streams) {
+    let limit = Duration::from_secs(spec.boot_limit_seconds);
+    let work = async {
+        for command in WARM_UP {
+            let exec = Exec { kill_grace_ms: 0, output_limit: Some(0), ..Exec::new(command, limit) };
+            streams.ask(exec).await;
+        }
+        let identity = machine::identity(&spec.vm_id, None).ok()?;
+        streams.ask(Identify(identity)).await
+    };
+    // A guest that is stuck shows it when it is claimed.
+    let _ = tokio::time::timeout(limit, work).await;
+}
+
+/// Grants a claim and takes over the lock of the claimer's VM. The connection is the lifeline then.
+pub(super) async fn hand_over(mut client: ServerStream) -> Option<(LifelineServer, OwnerLock)> {
+    let handed_over = tokio::time::timeout(CLAIM_LIMIT, async {
+        client.send(Frame::Control(Reply::Done)).await.ok()?;
+        // It says nothing more before it has sent the lock, so nothing is lost with the buffer.
+        let stream = client.into_inner();
+        let lock = handover::receive(&stream).await.ok()?;
+        Some((Framed::new(stream, FrameCodec::default()), OwnerLock::received(lock)))
+    });
+    handed_over.await.ok().flatten()
+}
+
+/// Moves the spare's files to the claimer's directory and gives the guest its new identity.
+pub(super) async fn take_over(spare: PathBuf, spec: LaunchSpec, streams: Streams) -> Result<(), String> {
+    for name in MOVED {
+        fs::rename(spare.join(name), spec.dir.join(name))
+            .map_err(|error| format!("cannot move {name}: {error}"))?;
+    }
+    remove(&spare);
+    let identity = machine::identity(&spec.vm_id, None).map_err(|error| machine::chain(&error))?;
+    match tokio::time::timeout(CLAIM_LIMIT, streams.ask(Identify(identity))).await {
+        Ok(Some(IdentifyReply::Identified)) => Ok(()),
+        Ok(Some(IdentifyReply::Failed(failure))) => Err(failure.to_string()),
+        Ok(None) => Err("the guest gave no proper answer".to_owned()),
+        Err(_) => Err(format!("no answer in {} seconds", CLAIM_LIMIT.as_secs())),
+    }
+}
+
+/// Removes what a spare that died while it was being claimed may have left in the claimer's directory.
+pub(crate) fn clear_claimed(dir: &Path) {
+    for name in MOVED.into_iter().chain([files::CONTROL_SOCKET]) {
+        let path = dir.join(name);
+        report(&path, fs::remove_file(&path));
+    }
+}
+
+/// Removes a spare's directory.
+pub(super) fn remove(dir: &Path) {
+    report(dir, fs::remove_dir_all(dir));
+    // The directory of the kind goes with its last spare.
+    let _ = dir.parent().map(fs::remove_dir);
+}

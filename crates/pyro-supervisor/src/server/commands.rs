@@ -1,0 +1,418 @@
+//! Commands: the supervisor runs them, so that those of a journal, their output and their record need no client.
+//!
+//! ```text
+//!            number ◄── Store ◄──┐
+//!  client ◄──────────────────────┤ run ◄── guest
+//!            output ──► files ───┘
+//!                         │ watch
+//!  other clients ◄────────┘
+//! ```
+//!
+//! A client that goes away before its command is accepted has withdrawn it. After that, its going away changes nothing
+//! for a command of a journal, and ends one that is in none. A client that does not read what it asked for slows its
+//! command down, until the command is ended or its time is over; then the client is no longer waited for.
+
+mod log;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{SplitSink, SplitStream};
+use futures::{FutureExt, SinkExt, StreamExt};
+use pyro_wire::{Exec, Frame, FrameCodec, OutputStream};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::codec::Framed;
+use tokio_util::compat::FuturesAsyncReadCompatExt;
+use tokio_util::sync::CancellationToken;
+
+pub use self::log::{CommandLog, STREAM_LIMIT, file_name, room};
+
+use super::{Store, StoreError};
+use crate::conversation::{CommandOutcome, OutputChunk, converse, timeout_note};
+use crate::mux::{Permit, Streams};
+use crate::protocol::{Reply, Request, ServerStream};
+use crate::{dir, files};
+
+/// Time that all commands together have for ending when their VM is stopped: the grace of a command, and the guest's
+/// answer.
+const SETTLE_LIMIT: Duration = Duration::from_secs(3);
+/// Pause after a record that could not be written. It doubles each time, up to [`MAX_RETRY_PAUSE`].
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(60);
+/// Bytes that are read from a command's files at a time.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// The commands of one VM. Cheap to clone.
+pub(super) struct Commands<S>(Rc<Shared<S>>);
+
+impl<S> Clone for Commands<S> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+struct Shared<S> {
+    vm_id: String,
+    /// Where their output is kept.
+    dir: PathBuf,
+    streams: Streams,
+    store: Rc<S>,
+    running: RefCell<BTreeMap<u64, Running>>,
+    /// Commands that are in no journal, and can only be ended together.
+    unnumbered: CancellationToken,
+    /// Commands that are being given their number.
+    beginning: watch::Sender<usize>,
+    /// Bytes of output that may still be kept.
+    room: Cell<u64>,
+    closed: Cell<bool>,
+    /// Cancelled when the VM ends: what cannot be recorded by then will never be.
+    ending: CancellationToken,
+    /// Commands that are not over and recorded.
+    count: watch::Sender<usize>,
+}
+
+/// A command that runs, for those who look at it.
+#[derive(Clone)]
+struct Running {
+    terminate: CancellationToken,
+    progress: watch::Receiver<Progress>,
+}
+
+#[derive(Clone, Default)]
+struct Progress {
+    stdout: u64,
+    stderr: u64,
+    end: Option<CommandOutcome>,
+}
+
+impl<S: Store + 'static> Commands<S> {
+    pub(super) fn new(vm_id: &str, vm_dir: &std::path::Path, streams: Streams, store: Rc<S>) -> Self {
+        let dir = vm_dir.join(files::COMMANDS);
+        Self(Rc::new(Shared {
+            vm_id: vm_id.to_owned(),
+            room: Cell::new(log::room(&dir)),
+            dir,
+            streams,
+            store,
+            running: RefCell::default(),
+            unnumbered: CancellationToken::new(),
+            beginning: watch::Sender::new(0),
+            closed: Cell::new(false),
+            ending: CancellationToken::new(),
+            count: watch::Sender::new(0),
+        }))
+    }
+
+    /// Runs a command to its end.
+    pub(super) async fn run(&self, exec: Exec, journal: bool, detach: bool, mut client: ServerStream) {
+        // It may have waited in the socket's buffer for longer than its client did.
+        if is_withdrawn(&mut client) {
+            return;
+        }
+        let begun = match self.begin(&exec, journal).await {
+            Ok(begun) => begun,
+            Err(cause) => return say(&mut client, Reply::Refused { cause }).await,
+        };
+        let _counted = Counted(self.0.count.clone());
+        if journal {
+            self.run_numbered(begun, exec, detach, client).await;
+        } else {
+            self.run_unnumbered(begun, exec, client).await;
+        }
+    }
+
+    async fn run_unnumbered(&self, begun: Begun, exec: Exec, mut client: ServerStream) {
+        say(&mut client, Reply::Accepted { sequence: None }).await;
+        let (sink, reader) = client.split();
+        let mut listener = Listener { client: Some(sink), patience: None, deaf: false };
+        let terminate = begun.terminate;
+        let stream = Framed::new(begun.stream.compat(), FrameCodec::default());
+        let mut take = async |chunk: OutputChunk| listener.send(chunk, &CancellationToken::new()).await;
+        let ran = async { converse(stream, exec, terminate.clone().cancelled_owned(), &mut take).await };
+        let outcome = tokio::select! {
+            biased;
+            // Dropping the stream ends the command.
+            () = gone(reader) => return,
+            outcome = ran => outcome,
+        };
+        if let Some(client) = &mut listener.client {
+            say(client, Reply::Ended(outcome)).await;
+        }
+    }
+
+    async fn run_numbered(&self, begun: Begun, exec: Exec, detach: bool, mut client: ServerStream) {
+        let Begun { sequence, stream, terminate, progress, permit } = begun;
+        let mut log = CommandLog::new(self.0.dir.clone(), sequence);
+        let mut withdrawn = is_withdrawn(&mut client);
+        if !withdrawn {
+            say(&mut client, Reply::Accepted { sequence: Some(sequence) }).await;
+            withdrawn = !detach && is_withdrawn(&mut client);
+        }
+        let (sink, reader) = client.split();
+        let timeout = Duration::from_millis(exec.timeout_ms);
+        let mut listener = Listener {
+            client: (!detach).then_some(sink),
+            patience: Instant::now().checked_add(timeout).and_then(|end| end.checked_add(SETTLE_LIMIT)),
+            deaf: false,
+        };
+        let outcome = if withdrawn {
+            CommandOutcome::not_run("its caller withdrew it before it began")
+        } else {
+            if !detach {
+                tokio::task::spawn_local(cancel(reader, terminate.clone()));
+            }
+            let mut take = async |chunk: OutputChunk| {
+                let room = self.0.room.get();
+                self.0.room.set(room - log.append(&chunk, room));
+                progress.send_modify(|progress| (progress.stdout, progress.stderr) = log.kept());
+                listener.send(chunk, &terminate).await;
+            };
+            let stream = Framed::new(stream.compat(), FrameCodec::default());
+            converse(stream, exec, terminate.clone().cancelled_owned(), &mut take).await
+        };
+        drop(permit);
+        if matches!(&outcome, CommandOutcome::Ended(end) if end.timed_out) {
+            let note = log.note(&timeout_note(timeout));
+            progress.send_modify(|progress| (progress.stdout, progress.stderr) = log.kept());
+            listener.send(OutputChunk { stream: OutputStream::Stderr, bytes: note.into() }, &terminate).await;
+        }
+        // Whoever saw an end would rely on its record, so nobody is told before.
+        let recorded = self.record_end(sequence, log, &outcome).await;
+        if let Some(recorded) = &recorded {
+            progress.send_modify(|progress| progress.end = Some(recorded.clone()));
+        }
+        self.0.running.borrow_mut().remove(&sequence);
+        if let (Some(recorded), Some(client)) = (recorded, &mut listener.client) {
+            // The client counts by itself what it keeps.
+            let told = if let CommandOutcome::Unknown { .. } = recorded { recorded } else { outcome };
+            say(client, Reply::Ended(told)).await;
+        }
+    }
+
+    /// Gives a command its number, if it is one of the journal. It has a way to the guest then.
+    async fn begin(&self, exec: &Exec, journal: bool) -> Result<Begun, String> {
+        if self.0.closed.get() {
+            return Err("the VM is being stopped".to_owned());
+        }
+        let stream = self.0.streams.open().await;
+        let (stream, permit) = stream.ok_or("the guest is gone, or runs as many commands as it can")?;
+        // It may have been closed meanwhile, and whoever did it does not wait for what is not counted.
+        if self.0.closed.get() {
+            return Err("the VM is being stopped".to_owned());
+        }
+        // From here on the end of the VM waits for this command.
+        self.0.count.send_modify(|count| *count += 1);
+        let (progress, watched) = watch::channel(Progress::default());
+        if !journal {
+            let terminate = self.0.unnumbered.child_token();
+            return Ok(Begun { sequence: 0, stream, permit, terminate, progress });
+        }
+        self.0.beginning.send_modify(|count| *count += 1);
+        let begun = match self.0.store.record_command(&self.0.vm_id, exec).await {
+            Ok(sequence) => {
+                let terminate = CancellationToken::new();
+                let running = Running { terminate: terminate.clone(), progress: watched };
+                self.0.running.borrow_mut().insert(sequence, running);
+                if self.0.closed.get() {
+                    terminate.cancel();
+                }
+                Ok(Begun { sequence, stream, permit, terminate, progress })
+            }
+            Err(StoreError { cause, .. }) => {
+                self.0.count.send_modify(|count| *count -= 1);
+                Err(cause)
+            }
+        };
+        self.0.beginning.send_modify(|count| *count -= 1);
+        begun
+    }
+
+    /// Records what became of a command, as soon as that is possible: a full disk is no reason to forget it. What can
+    /// never be recorded is unknown. `None`: it was not possible before the VM ended.
+    async fn record_end(
+        &self,
+        sequence: u64,
+        log: CommandLog,
+        outcome: &CommandOutcome,
+    ) -> Option<CommandOutcome> {
+        let mut outcome = outcome.clone().without(log.dropped());
+        let log = Arc::new(log);
+        let mut pause = RETRY_PAUSE;
+        loop {
+            let ending = self.0.ending.is_cancelled();
+            let synced = Arc::clone(&log);
+            let _ = tokio::task::spawn_blocking(move || synced.sync()).await;
+            let recorded = self.0.store.record_command_end(&self.0.vm_id, sequence, &outcome);
+            let Err(error) = recorded.await else { return Some(outcome) };
+            dir::bound_log();
+            tracing::error!(sequence, %error, "the end of a command cannot be recorded");
+            match outcome {
+                CommandOutcome::Unknown { .. } if error.is_permanent => return Some(outcome),
+                _ if error.is_permanent => outcome = CommandOutcome::Unknown { cause: Some(error.cause) },
+                _ if ending => return None,
+                _ => {
+                    let _ = tokio::time::timeout(pause, self.0.ending.cancelled()).await;
+                    pause = MAX_RETRY_PAUSE.min(pause * 2);
+                }
+            }
+        }
+    }
+
+    /// The command, if it runs. One that is just being given its number is waited for.
+    async fn find(&self, sequence: u64) -> Option<Running> {
+        let mut beginning = self.0.beginning.subscribe();
+        loop {
+            let none_begins = *beginning.borrow_and_update() == 0;
+            let running = self.0.running.borrow().get(&sequence).cloned();
+            if running.is_some() || none_begins {
+                return running;
+            }
+            beginning.changed().await.ok()?;
+        }
+    }
+
+    /// Tells a client how a command ends, once it has, with its kept output from the beginning if that is wanted. One
+    /// that does not run is refused: its end is on record.
+    pub(super) async fn watch(&self, sequence: u64, output: bool, mut client: ServerStream) {
+        let Some(Running { mut progress, .. }) = self.find(sequence).await else {
+            return say(&mut client, Reply::NotRunning).await;
+        };
+        let mut sent = [(OutputStream::Stdout, 0), (OutputStream::Stderr, 0)];
+        loop {
+            let seen = progress.borrow_and_update().clone();
+            if output {
+                for ((stream, at), until) in sent.iter_mut().zip([seen.stdout, seen.stderr]) {
+                    let path = self.0.dir.join(file_name(sequence, *stream));
+                    while *at < until {
+                        let length = (until - *at).min(CHUNK_BYTES as u64) as usize;
+                        let Ok(bytes) = log::read_at(&path, *at, length) else { return };
+                        *at += length as u64;
+                        if client.send(Frame::Output(*stream, bytes)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+            if let Some(end) = seen.end {
+                return say(&mut client, Reply::Ended(end)).await;
+            }
+            tokio::select! {
+                changed = progress.changed() => if changed.is_err() { return },
+                // It says nothing more, so this is its going away.
+                _ = futures::StreamExt::next(&mut client) => return,
+            }
+        }
+    }
+
+    /// Ends a command.
+    pub(super) async fn kill(&self, sequence: u64, mut client: ServerStream) {
+        let Some(Running { terminate, mut progress }) = self.find(sequence).await else {
+            return say(&mut client, Reply::NotRunning).await;
+        };
+        terminate.cancel();
+        let ended = progress.wait_for(|progress| progress.end.is_some()).await;
+        let end = ended.ok().and_then(|progress| progress.end.clone());
+        if let Some(end) = end {
+            say(&mut client, Reply::Ended(end)).await;
+        }
+    }
+
+    /// Takes no more commands and ends those that run, so that their end can be recorded.
+    pub(super) async fn end_all(&self) {
+        self.0.closed.set(true);
+        self.0.unnumbered.cancel();
+        self.0.running.borrow().values().for_each(|running| running.terminate.cancel());
+        self.settle().await;
+    }
+
+    /// Waits until no command runs any more, because all of them were told to end or their guest is gone.
+    pub(super) async fn settle(&self) {
+        self.0.closed.set(true);
+        self.0.ending.cancel();
+        let mut count = self.0.count.subscribe();
+        let none = count.wait_for(|count| *count == 0);
+        if tokio::time::timeout(SETTLE_LIMIT, none).await.is_err() {
+            tracing::warn!("commands did not end in time");
+        }
+    }
+}
+
+struct Begun {
+    sequence: u64,
+    stream: yamux::Stream,
+    permit: Permit,
+    terminate: CancellationToken,
+    progress: watch::Sender<Progress>,
+}
+
+/// The client that asked for a command, as long as it is there.
+struct Listener {
+    client: Option<SplitSink<ServerStream, Frame<Reply>>>,
+    /// When it is no longer waited for; never, if that is beyond what a clock can hold.
+    patience: Option<Instant>,
+    /// It did not read when it was needed to. It still learns how the command ended, if it reads by then.
+    deaf: bool,
+}
+
+impl Listener {
+    async fn send(&mut self, chunk: OutputChunk, terminate: &CancellationToken) {
+        let (Some(client), false) = (&mut self.client, self.deaf) else { return };
+        let patience = self.patience;
+        let impatient = async {
+            match patience {
+                Some(patience) => tokio::time::sleep_until(patience).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            sent = client.send(Frame::Output(chunk.stream, chunk.bytes)) => if sent.is_err() {
+                self.client = None;
+            },
+            // A client that does not read must not keep its command from being ended, or from its end being seen.
+            () = terminate.cancelled() => self.deaf = true,
+            () = impatient => self.deaf = true,
+        }
+    }
+}
+
+/// Says something to a client, which may have gone away or may not read.
+async fn say<C>(client: &mut C, reply: Reply)
+where
+    C: futures::Sink<Frame<Reply>> + Unpin,
+{
+    let _ = tokio::time::timeout(SETTLE_LIMIT, client.send(Frame::Control(reply))).await;
+}
+
+/// Whether the client has gone away or thought better of it. It says nothing else before it is answered.
+fn is_withdrawn(client: &mut ServerStream) -> bool {
+    client.next().now_or_never().is_some()
+}
+
+/// Ends a command when its client says so. A client that has gone away says nothing.
+async fn cancel(mut client: SplitStream<ServerStream>, terminate: CancellationToken) {
+    while let Some(Ok(frame)) = client.next().await {
+        if frame == Frame::Control(Request::Cancel) {
+            terminate.cancel();
+        }
+    }
+}
+
+/// Returns when the client has gone away or wants its command ended.
+async fn gone(mut client: SplitStream<ServerStream>) {
+    let _ = client.next().await;
+}
+
+/// A command that is not over.
+struct Counted(watch::Sender<usize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}

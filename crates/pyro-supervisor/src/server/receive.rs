@@ -1,0 +1,90 @@
+//! What clients want: their connections, up to the request.
+
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use pyro_wire::{Frame, FrameCodec};
+use serde_json::{Value, json};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::codec::Framed;
+
+use super::driver::{Inbox, Message};
+use crate::dir;
+use crate::protocol::{
+    GENERATION, Greeting, Legacy, Opening, Reply, Request, ServerStream, VERSION, other_version,
+};
+
+/// Time within which a client must have said what it wants; it is a local program of ours.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+/// Pause after a client that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Passes on what clients want, for ever.
+pub(super) async fn accept(listener: UnixListener, inbox: Inbox) {
+    loop {
+        match listener.accept().await {
+            Ok((client, _)) => {
+                let inbox = inbox.clone();
+                tokio::task::spawn_local(async move {
+                    if let Ok(Some((request, client))) =
+                        tokio::time::timeout(REQUEST_LIMIT, receive(client)).await
+                    {
+                        inbox.post(Message::Client(request, client));
+                    }
+                });
+            }
+            Err(error) => {
+                dir::bound_log();
+                tracing::error!(%error, "a client cannot be served");
+                // Descriptors have run out, which no event ends.
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Greets a client and reads its request. `None`: there is none that can be served, which the client has been told.
+pub(super) async fn receive(stream: UnixStream) -> Option<(Request, ServerStream)> {
+    let mut stream: Framed<_, FrameCodec<Value, Opening>> = Framed::new(stream, FrameCodec::default());
+    let first = next(&mut stream).await?;
+    let Ok(Opening::Hello(hello)) = serde_json::from_value(first.clone()) else {
+        return receive_legacy(first, stream.map_codec(|_| FrameCodec::default())).await;
+    };
+    stream.send(Frame::Control(Opening::Hello(Greeting::own()))).await.ok()?;
+    if hello.generation != GENERATION {
+        return None;
+    }
+    let request = next(&mut stream).await?;
+    let mut stream: ServerStream = stream.map_codec(|_| FrameCodec::default());
+    match serde_json::from_value(request) {
+        Ok(request) => Some((request, stream)),
+        Err(_) => {
+            let _ = stream.send(Frame::Control(Reply::Unknown(Greeting::own()))).await;
+            None
+        }
+    }
+}
+
+async fn receive_legacy(first: Value, mut stream: ServerStream) -> Option<(Request, ServerStream)> {
+    let legacy = serde_json::from_value::<Legacy>(first).ok();
+    if let Some(request) = legacy.clone().and_then(Legacy::modern) {
+        return Some((request, stream));
+    }
+    let cause = other_version(Some(VERSION));
+    if let Some(Legacy::Guest) = legacy {
+        // It takes this for the guest's answer, in the words of its time.
+        let answer = json!({ "not_started": { "step": "reaching the guest", "errno": 0, "cause": cause } });
+        let mut stream: Framed<_, FrameCodec<(), Value>> = stream.map_codec(|_| FrameCodec::default());
+        let _ = stream.send(Frame::Control(answer)).await;
+    } else {
+        let _ = stream.send(Frame::Control(Reply::Refused { cause })).await;
+    }
+    None
+}
+
+async fn next(stream: &mut Framed<UnixStream, FrameCodec<Value, Opening>>) -> Option<Value> {
+    match stream.next().await? {
+        Ok(Frame::Control(value)) => Some(value),
+        _ => None,
+    }
+}

@@ -1,0 +1,481 @@
+//! The life of one supervised VM as a pure function: it decides what to do and touches nothing.
+//!
+//! ```text
+//!            ready             recorded           told
+//!  Booting ────────► Recording ────────► Announcing ────► Running
+//!    │ │                  ▲                                  │ stop, end of lifetime, signal (files stay)
+//!    │ │ ready (spare)    │ adopted                          ▼
+//!    │ └─► Waiting ─────► Adopting                       Stopping: commands end, the guest writes out (bounded)
+//!    │     claim                                             │ done, failed or timed out
+//!    │ any other end, from any state                         ▼
+//!    └─────────────────────────────────────────────────► Ending: machine killed, commands settle, end recorded
+//!                                                            │ recorded (or never recordable)
+//!                                                            ▼
+//!                                                          Done: everybody who waits is told
+//! ```
+//!
+//! The driver performs [`Effect`]s in order. Those that take time report back as an [`Input`]. What the driver owes:
+//! it answers every [`Effect::EndCommands`], [`Effect::HaltGuest`], [`Effect::SettleCommands`] and [`Effect::RecordEnd`]
+//! with one input within a bounded time.
+
+use crate::EndReason;
+use crate::spec::Retention;
+
+#[cfg(test)]
+mod tests;
+
+/// A connection of a client, as the driver numbers it.
+pub(crate) type ClientId = u64;
+
+/// What a VM is kept for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Terms {
+    /// How long the VM and its files stay.
+    pub(crate) retention: Retention,
+    /// The VM has never been up, and goes if its start is not completed.
+    pub(crate) is_new: bool,
+    /// Nobody has claimed it: it has no record, and its files always go.
+    pub(crate) is_spare: bool,
+}
+
+/// Why a VM ends. The details are the driver's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Cause {
+    /// It did not come up, or that could not be recorded.
+    NotStarted,
+    /// A spare could not become the VM of its claimer, who can start it in another way.
+    NotAdopted,
+    /// A client wants the files gone too.
+    Deleted,
+    /// A client asked for it.
+    Stopped,
+    /// Its lifetime is over.
+    Expired,
+    /// The process it was bound to went away.
+    CallerGone,
+    /// The supervisor got a signal.
+    Terminated,
+    /// The machine ended by itself.
+    MachineExited,
+    /// The connection to the guest is lost while the machine still runs.
+    ChannelLost,
+}
+
+/// What a client wants, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Request {
+    /// Stop the VM.
+    Stop,
+    /// Delete the VM.
+    Delete,
+    /// Do what the end of the lifetime does.
+    Expire,
+    /// Another end of the lifetime.
+    Extend,
+    /// Turn this spare into a VM.
+    Claim,
+    /// Use the guest: run a command, copy files.
+    Work,
+    /// Look at a command, or end it.
+    Look,
+}
+
+/// What happens to a supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Input {
+    /// The guest takes commands.
+    Ready,
+    /// The machine did not come up; nothing of it is left.
+    BootFailed,
+    /// The claimer has passed on the lock of its VM, which has these terms.
+    HandedOver(Terms),
+    /// The guest has the identity of the claimer's VM.
+    Adopted,
+    /// The claimer has gone, or the guest did not take its new identity.
+    AdoptionFailed,
+    /// The start is on record.
+    StartRecorded,
+    /// The start cannot be recorded.
+    StartNotRecorded,
+    /// The starter has been told that the VM is up.
+    StartAnnounced,
+    /// A client asks for something.
+    Request(ClientId, Request),
+    /// The time of the VM is over.
+    LifetimeOver,
+    /// The starter's end of the lifeline is closed.
+    CallerGone,
+    /// SIGTERM, SIGINT or SIGHUP.
+    Signal,
+    /// The machine is gone.
+    MachineExited,
+    /// The guest channel is closed and the machine has not ended with it.
+    ChannelLost,
+    /// No command runs any more, or those that do were given up.
+    CommandsEnded,
+    /// The guest has written everything out.
+    Halted,
+    /// The guest could not, or did not in time.
+    HaltFailed,
+    /// What became of the commands is on record, as far as possible.
+    CommandsSettled,
+    /// The end of the VM is on record, or it is certain that it never will be.
+    EndRecorded,
+}
+
+/// Why a request is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Refusal {
+    /// The VM is not up yet.
+    Starting,
+    /// The VM is about to end.
+    Stopping,
+    /// It is a spare that nobody has claimed.
+    Unclaimed,
+    /// It is somebody's VM already.
+    Claimed,
+}
+
+/// What the driver is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Effect {
+    /// Give up the boot. Leaves no process behind.
+    AbortBoot,
+    /// Let clients claim this spare.
+    OpenForClaims,
+    /// Make the spare the VM of this client.
+    Adopt(ClientId),
+    /// Give up the adoption.
+    AbortAdoption,
+    /// Record that the VM is up.
+    RecordStart,
+    /// Tell the starter that the VM is up.
+    AnnounceStart,
+    /// Begin to watch the lifetime.
+    WatchLifetime,
+    /// Serve the client's request.
+    Admit(ClientId),
+    /// Change the lifetime as this client wants, and confirm it.
+    Extend(ClientId),
+    /// Refuse the client's request, which has changed nothing.
+    Refuse(ClientId, Refusal),
+    /// Take no more commands, and end those that run.
+    EndCommands,
+    /// Let the guest write everything out.
+    HaltGuest,
+    /// End the machine and its helpers, if they run.
+    KillMachine,
+    /// Record what became of the commands.
+    SettleCommands,
+    /// Remove the VM's directory, or only what is of no use for another start.
+    RemoveFiles {
+        /// The whole directory.
+        all: bool,
+    },
+    /// Record the end.
+    RecordEnd(Cause),
+    /// Remove the record of a VM that never was up for anybody.
+    Forget,
+    /// Tell the starter how it ended.
+    AnnounceEnd(Cause),
+    /// Confirm the client's request: the VM has ended.
+    Confirm(ClientId),
+}
+
+/// Where a supervisor is in its VM's life.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum State {
+    /// The machine is being started.
+    Booting,
+    /// A spare waits to be claimed.
+    Waiting,
+    /// A spare is being made the VM of its claimer.
+    Adopting,
+    /// The start is being recorded. An end that cannot wait follows.
+    Recording(Option<End>),
+    /// The starter is being told.
+    Announcing(Option<End>),
+    /// Clients are served.
+    Running,
+    /// Commands are being ended.
+    Closing(End),
+    /// The guest writes everything out.
+    Halting(End),
+    /// The machine is gone and the commands' ends are being recorded.
+    Settling(End),
+    /// The VM's end is being recorded.
+    Concluding(End),
+    /// Everything is done.
+    Done,
+}
+
+/// An end that has begun, and who waits for it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct End {
+    cause: Cause,
+    waiting: Vec<ClientId>,
+}
+
+/// The state of one supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Life {
+    terms: Terms,
+    state: State,
+}
+
+impl Life {
+    pub(crate) fn new(terms: Terms) -> Self {
+        Self { terms, state: State::Booting }
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
+    pub(crate) fn terms(&self) -> Terms {
+        self.terms
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// Decides what `input` means, and what is to be done about it.
+    pub(crate) fn apply(&mut self, input: Input) -> Vec<Effect> {
+        let state = std::mem::replace(&mut self.state, State::Done);
+        let (state, effects) = self.decide(state, input);
+        self.state = state;
+        effects
+    }
+
+    fn decide(&mut self, state: State, input: Input) -> (State, Vec<Effect>) {
+        use State::{
+            Adopting, Announcing, Booting, Closing, Concluding, Done, Halting, Recording, Running, Settling,
+            Waiting,
+        };
+        if let Input::Request(client, request) = input {
+            return self.decide_request(state, client, request);
+        }
+        match (state, input) {
+            (Booting, Input::Ready) if self.terms.is_spare => {
+                (Waiting, vec![Effect::WatchLifetime, Effect::OpenForClaims])
+            }
+            (Booting, Input::Ready) => (Recording(None), vec![Effect::RecordStart]),
+            (Booting, Input::BootFailed) => self.conclude(End::new(Cause::NotStarted)),
+            (Adopting, Input::HandedOver(terms)) => {
+                self.terms = terms;
+                (Adopting, Vec::new())
+            }
+            (Adopting, Input::Adopted) => (Recording(None), vec![Effect::RecordStart]),
+            (Adopting, Input::AdoptionFailed) => self.kill(End::new(Cause::NotAdopted), Vec::new()),
+            (Recording(None), Input::StartRecorded) => (Announcing(None), vec![Effect::AnnounceStart]),
+            (Recording(Some(end)), Input::StartRecorded) => self.begin(end),
+            (Recording(end), Input::StartNotRecorded) => {
+                self.kill(end.unwrap_or_else(|| End::new(Cause::NotStarted)), Vec::new())
+            }
+            (Announcing(end), Input::StartAnnounced) => {
+                self.terms.is_new = false;
+                match end {
+                    None => (Running, vec![Effect::WatchLifetime]),
+                    Some(end) => self.begin(end),
+                }
+            }
+            (Closing(end), Input::CommandsEnded) => (Halting(end), vec![Effect::HaltGuest]),
+            (Closing(end), Input::MachineExited | Input::ChannelLost)
+            | (Halting(end), Input::Halted | Input::HaltFailed | Input::MachineExited | Input::ChannelLost) => {
+                self.kill(end, Vec::new())
+            }
+            (Settling(end), Input::CommandsSettled) => self.conclude(end),
+            (Concluding(end), Input::EndRecorded) => {
+                let told = end.waiting.into_iter().map(Effect::Confirm);
+                (Done, std::iter::once(Effect::AnnounceEnd(end.cause)).chain(told).collect())
+            }
+            (state, input) => match self.cause_of(&state, input) {
+                Some(cause) => self.end(state, End::new(cause)),
+                // It came too late, or means nothing here.
+                None => (state, Vec::new()),
+            },
+        }
+    }
+
+    /// Whether something that happens by itself ends the VM.
+    fn cause_of(&self, state: &State, input: Input) -> Option<Cause> {
+        match input {
+            Input::LifetimeOver => Some(Cause::Expired),
+            Input::Signal => Some(Cause::Terminated),
+            Input::MachineExited => Some(Cause::MachineExited),
+            Input::ChannelLost => Some(Cause::ChannelLost),
+            Input::CallerGone => {
+                let is_bound = match state {
+                    State::Booting | State::Adopting => true,
+                    State::Recording(_) | State::Announcing(_) | State::Running => {
+                        self.terms.retention == Retention::Caller || self.terms.is_new
+                    }
+                    // A spare's starter does not wait for it.
+                    State::Waiting => false,
+                    State::Closing(_)
+                    | State::Halting(_)
+                    | State::Settling(_)
+                    | State::Concluding(_)
+                    | State::Done => false,
+                };
+                (is_bound && !(self.terms.is_spare && *state == State::Booting)).then_some(Cause::CallerGone)
+            }
+            _ => None,
+        }
+    }
+
+    fn decide_request(&mut self, state: State, client: ClientId, request: Request) -> (State, Vec<Effect>) {
+        let refusal = state.refusal();
+        match (request, &state) {
+            (_, State::Done) => (state, Vec::new()),
+            (Request::Stop, _) => self.end(state, End::wanted(Cause::Stopped, client)),
+            (Request::Delete, _) => self.end(state, End::wanted(Cause::Deleted, client)),
+            (Request::Expire, _) => self.end(state, End::wanted(Cause::Expired, client)),
+            (Request::Claim, State::Waiting) => (State::Adopting, vec![Effect::Adopt(client)]),
+            (Request::Claim, _) => {
+                let refusal = if self.terms.is_spare { refusal } else { Refusal::Claimed };
+                (state, vec![Effect::Refuse(client, refusal)])
+            }
+            (
+                Request::Extend,
+                State::Waiting | State::Recording(None) | State::Announcing(None) | State::Running,
+            ) => (state, vec![Effect::Extend(client)]),
+            (Request::Work | Request::Look, State::Running) => (state, vec![Effect::Admit(client)]),
+            (Request::Look, State::Closing(_)) => (state, vec![Effect::Admit(client)]),
+            (Request::Extend | Request::Work | Request::Look, _) => {
+                (state, vec![Effect::Refuse(client, refusal)])
+            }
+        }
+    }
+
+    /// Ends the VM, or joins an end that has begun. To delete comes before any other reason, as long as it can be
+    /// recorded.
+    fn end(&mut self, state: State, end: End) -> (State, Vec<Effect>) {
+        match state {
+            State::Booting => {
+                let (state, mut effects) = self.conclude(end);
+                effects.insert(0, Effect::AbortBoot);
+                (state, effects)
+            }
+            State::Adopting => self.kill(end, vec![Effect::AbortAdoption]),
+            State::Recording(earlier) => (State::Recording(Some(End::join(earlier, end))), Vec::new()),
+            State::Announcing(earlier) => {
+                // Nobody can be told any more, and nobody else knows of the VM.
+                let gone = end.cause == Cause::CallerGone || end.cause == Cause::MachineExited;
+                let end = End::join(earlier, end);
+                if gone { self.begin(end) } else { (State::Announcing(Some(end)), Vec::new()) }
+            }
+            State::Waiting | State::Running => self.begin(end),
+            State::Closing(earlier) | State::Halting(earlier) if end.cause == Cause::Deleted => {
+                self.kill(End::join(Some(earlier), end), Vec::new())
+            }
+            State::Closing(earlier) => (State::Closing(End::join(Some(earlier), end)), Vec::new()),
+            State::Halting(earlier) => (State::Halting(End::join(Some(earlier), end)), Vec::new()),
+            State::Settling(earlier) => (State::Settling(End::join(Some(earlier), end)), Vec::new()),
+            State::Concluding(mut earlier) => {
+                earlier.waiting.extend(end.waiting);
+                (State::Concluding(earlier), Vec::new())
+            }
+            State::Done => (State::Done, Vec::new()),
+        }
+    }
+
+    /// Ends a VM whose guest is up.
+    fn begin(&mut self, end: End) -> (State, Vec<Effect>) {
+        if self.terms.halts_guest(end.cause) {
+            (State::Closing(end), vec![Effect::EndCommands])
+        } else {
+            self.kill(end, Vec::new())
+        }
+    }
+
+    fn kill(&mut self, end: End, mut effects: Vec<Effect>) -> (State, Vec<Effect>) {
+        effects.extend([Effect::KillMachine, Effect::SettleCommands]);
+        (State::Settling(end), effects)
+    }
+
+    /// Removes and records, when no process of the VM is left.
+    fn conclude(&mut self, end: End) -> (State, Vec<Effect>) {
+        let all = self.terms.removes_files(end.cause);
+        let is_unknown = self.terms.is_forgotten(end.cause);
+        let record = if is_unknown { Effect::Forget } else { Effect::RecordEnd(end.cause) };
+        (State::Concluding(end), vec![Effect::RemoveFiles { all }, record])
+    }
+}
+
+impl Terms {
+    /// Whether the VM's directory goes with the VM.
+    pub(crate) fn removes_files(self, cause: Cause) -> bool {
+        match cause {
+            _ if self.is_spare => true,
+            // Its claimer goes on with the directory.
+            Cause::NotAdopted => false,
+            _ if self.retention == Retention::Caller || self.is_forgotten(cause) => true,
+            Cause::Deleted => true,
+            Cause::Expired => self.retention == Retention::Lifetime,
+            _ => false,
+        }
+    }
+
+    /// Whether nobody is to find a record of the VM.
+    fn is_forgotten(self, cause: Cause) -> bool {
+        let never_up = matches!(cause, Cause::NotStarted | Cause::CallerGone);
+        self.is_spare || (never_up && self.is_new)
+    }
+
+    /// Whether the guest is to write everything out before it goes.
+    fn halts_guest(self, cause: Cause) -> bool {
+        matches!(cause, Cause::Stopped | Cause::Expired | Cause::Terminated) && !self.removes_files(cause)
+    }
+}
+
+impl State {
+    /// Why a request cannot be served now.
+    fn refusal(&self) -> Refusal {
+        match self {
+            Self::Booting | Self::Adopting | Self::Recording(_) | Self::Announcing(_) => Refusal::Starting,
+            Self::Waiting => Refusal::Unclaimed,
+            Self::Running => Refusal::Claimed,
+            Self::Closing(_) | Self::Halting(_) | Self::Settling(_) | Self::Concluding(_) | Self::Done => {
+                Refusal::Stopping
+            }
+        }
+    }
+}
+
+impl End {
+    fn new(cause: Cause) -> Self {
+        Self { cause, waiting: Vec::new() }
+    }
+
+    fn wanted(cause: Cause, client: ClientId) -> Self {
+        Self { cause, waiting: vec![client] }
+    }
+
+    /// The first reason stays, unless the later one is to delete.
+    fn join(earlier: Option<Self>, later: Self) -> Self {
+        let Some(mut end) = earlier else { return later };
+        if later.cause == Cause::Deleted {
+            end.cause = Cause::Deleted;
+        }
+        end.waiting.extend(later.waiting);
+        end
+    }
+}
+
+impl Cause {
+    /// The reason that is recorded and told, with what the driver knows of it. `None`: the VM never was up.
+    pub(crate) fn reason(self, description: &str) -> Option<EndReason> {
+        Some(match self {
+            Self::NotStarted | Self::NotAdopted => return None,
+            Self::Deleted => EndReason::Deleted,
+            Self::Stopped => EndReason::Stopped,
+            Self::Expired => EndReason::Expired,
+            Self::CallerGone => EndReason::CallerGone,
+            Self::Terminated => EndReason::Terminated,
+            Self::MachineExited => EndReason::VmmEnded { description: description.to_owned() },
+            Self::ChannelLost => EndReason::ChannelLost,
+        })
+    }
+}

@@ -1,0 +1,64 @@
+//! Where the life of a VM is recorded.
+
+use pyro_wire::Exec;
+
+use crate::conversation::CommandOutcome;
+use crate::spec::Retention;
+use crate::{BootInfo, EndReason};
+
+/// Why something cannot be recorded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{cause}")]
+pub struct StoreError {
+    /// Trying again cannot help: what is to be recorded will never be taken, or there is no record for it.
+    pub is_permanent: bool,
+    /// Why, in words.
+    pub cause: String,
+}
+
+/// Where the life of a VM is recorded. The supervisor tells nobody what is not on record.
+#[expect(async_fn_in_trait, reason = "a supervisor runs on one thread")]
+pub trait Store {
+    /// Records that the VM is up. Returns when its lifetime ends, in seconds since the epoch, which may have changed
+    /// while it was starting.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the VM is then ended.
+    async fn record_start(&self, vm_id: &str, info: &BootInfo) -> Result<f64, StoreError>;
+
+    /// Records that the VM ended, when it is gone. `loss` says why its guest could not write everything out, if it
+    /// should have.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the release of the VM's lock then tells others what the record cannot.
+    async fn record_end(
+        &self,
+        vm_id: &str,
+        retention: Retention,
+        reason: &EndReason,
+        loss: Option<&str>,
+    ) -> Result<(), StoreError>;
+
+    /// Removes the record of a VM that was never up for anybody. That there is none is no error.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn forget(&self, vm_id: &str) -> Result<(), StoreError>;
+
+    /// Records that a command begins, and gives it its number.
+    ///
+    /// # Errors
+    /// [`StoreError`]; it is not run then.
+    async fn record_command(&self, vm_id: &str, exec: &Exec) -> Result<u64, StoreError>;
+
+    /// Records what became of a command. On the disk when this returns.
+    ///
+    /// # Errors
+    /// [`StoreError`]. One that is permanent makes the outcome unknown.
+    async fn record_command_end(
+        &self,
+        vm_id: &str,
+        sequence: u64,
+        outcome: &CommandOutcome,
+    ) -> Result<(), StoreError>;
+}

@@ -1,0 +1,12 @@
+//! The driver with a machine, a guest, a store and a clock that are not real: what takes minutes and luck with real ones
+//! takes milliseconds here, in every order.
+//!
+//! Each case is a fresh driver on a paused clock. A failing one is printed in its shortest form with its seed, and kept
+//! in `proptest-regressions`, from where it is tried again first. `PROPTEST_CASES` sets how many there are.
+
+mod fake;
+mod interleavings;
+mod races;
+
+pub(crate) use self::fake::{Conditions, Supervised};
+pub(crate) use self::races::started;

@@ -1,0 +1,318 @@
+//! Races that were found by trying.
+
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use pyro_wire::{Exec, Frame};
+use tokio::task::LocalSet;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::fake::{Conditions, Fact, StoreBehaviour, Supervised};
+use crate::client::Run;
+use crate::conversation::CommandOutcome;
+use crate::protocol::{Event, Reply, Request};
+use crate::spec::Retention;
+use crate::{EndReason, Owner, Phase, RunError};
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    LocalSet::new().block_on(&runtime, test);
+}
+
+pub(crate) async fn started(conditions: Conditions) -> Supervised {
+    let supervised = Supervised::start(conditions);
+    until(&supervised, |fact| matches!(fact, Fact::Told(Event::Booted(_)))).await;
+    supervised
+}
+
+async fn until(supervised: &Supervised, wanted: impl Fn(&Fact) -> bool) {
+    for _ in 0..10_000 {
+        if supervised.world.facts.borrow().iter().any(&wanted) {
+            return;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    panic!("it never happened: {:?}", supervised.world.facts.borrow());
+}
+
+async fn ask(supervised: &Supervised, request: Request) -> Option<Reply> {
+    let mut stream = supervised.client().connect().await.unwrap().stream;
+    stream.send(Frame::Control(request)).await.unwrap();
+    match stream.next().await {
+        Some(Ok(Frame::Control(reply))) => Some(reply),
+        _ => None,
+    }
+}
+
+fn exec(command: &str) -> Exec {
+    Exec::new(command, Duration::from_secs(60))
+}
+
+#[test]
+fn a_stop_during_the_start_is_done_at_once() {
+    run(async {
+        let mut supervised = Supervised::start(Conditions { boot_ms: 100_000, ..Conditions::task() });
+        sleep(Duration::from_millis(10)).await;
+        let began = tokio::time::Instant::now();
+        assert_eq!(ask(&supervised, Request::Stop).await, Some(Reply::Done));
+        assert!(began.elapsed() < Duration::from_millis(100), "{:?}", began.elapsed());
+        supervised.ended().await;
+        assert!(supervised.world.has(&Fact::EndRecorded(EndReason::Stopped)));
+        assert!(!supervised.world.has(&Fact::MachineUp));
+    });
+}
+
+#[test]
+fn a_command_for_a_vm_that_starts_is_refused_and_never_runs() {
+    run(async {
+        let mut supervised = Supervised::start(Conditions::task());
+        sleep(Duration::from_millis(10)).await;
+        let run = Run { exec: exec("early"), journal: true };
+        let never = CancellationToken::new();
+        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await;
+        assert!(matches!(ran, Err(RunError::Refused { .. })), "{ran:?}");
+        assert_eq!(ask(&supervised, Request::Delete).await, Some(Reply::Done));
+        supervised.ended().await;
+        assert!(!supervised.world.has(&Fact::Began("early".to_owned())));
+    });
+}
+
+/// A delete does not wait for a guest that writes out.
+#[test]
+fn a_delete_overtakes_a_stop() {
+    run(async {
+        let mut supervised = started(Conditions { halt_ms: 15_000, ..Conditions::task() }).await;
+        let (stopping, deleting) = (supervised.client(), supervised.client());
+        let stop = tokio::task::spawn_local(async move {
+            let mut stream = stopping.connect().await.unwrap().stream;
+            stream.send(Frame::Control(Request::Stop)).await.unwrap();
+            stream.next().await.unwrap().unwrap()
+        });
+        sleep(Duration::from_millis(100)).await;
+        let began = tokio::time::Instant::now();
+        let mut stream = deleting.connect().await.unwrap().stream;
+        stream.send(Frame::Control(Request::Delete)).await.unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap(), Frame::Control(Reply::Done));
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        assert_eq!(stop.await.unwrap(), Frame::Control(Reply::Done), "both are told");
+        supervised.ended().await;
+        assert!(supervised.world.has(&Fact::EndRecorded(EndReason::Deleted)));
+        assert!(!supervised.dir.exists());
+    });
+}
+
+#[test]
+fn a_creator_that_dies_leaves_neither_files_nor_a_record() {
+    run(async {
+        // While it boots, and while its start is being recorded.
+        for (boot_ms, store_ms) in [(1000, 0), (0, 1000)] {
+            let conditions = Conditions { is_new: true, boot_ms, store_ms, ..Conditions::task() };
+            let mut supervised = Supervised::start(conditions);
+            sleep(Duration::from_millis(500)).await;
+            supervised.drop_caller();
+            supervised.ended().await;
+            assert!(supervised.world.has(&Fact::Forgotten), "{:?}", supervised.world.facts.borrow());
+            assert!(!supervised.dir.exists());
+        }
+    });
+}
+
+#[test]
+fn a_starter_that_dies_changes_nothing() {
+    run(async {
+        let mut supervised = Supervised::start(Conditions { boot_ms: 1000, ..Conditions::task() });
+        sleep(Duration::from_millis(500)).await;
+        supervised.drop_caller();
+        supervised.ended().await;
+        assert!(supervised.world.has(&Fact::EndRecorded(EndReason::CallerGone)));
+        assert!(supervised.dir.join(crate::files::LAYER).exists());
+    });
+}
+
+#[test]
+fn a_lost_channel_ends_the_vm_with_its_own_reason() {
+    run(async {
+        let mut supervised = started(Conditions::task()).await;
+        let client = supervised.client();
+        let running = tokio::task::spawn_local(async move {
+            let run = Run { exec: exec("sleep 600000"), journal: true };
+            client.run(run, &CancellationToken::new(), |_| (), async |_| {}).await
+        });
+        until(&supervised, |fact| matches!(fact, Fact::Began(_))).await;
+        let began = tokio::time::Instant::now();
+        supervised.world.channel_loss.cancel();
+        let ran = running.await.unwrap().unwrap();
+        assert!(matches!(ran.outcome, CommandOutcome::Unknown { .. }), "{ran:?}");
+        supervised.ended().await;
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        assert!(supervised.world.has(&Fact::EndRecorded(EndReason::ChannelLost)));
+        assert!(!supervised.world.is_alive());
+    });
+}
+
+/// The machine that ends takes its channel with it; that is one end, not two.
+#[test]
+fn a_machine_that_exits_is_no_lost_channel() {
+    run(async {
+        let mut supervised = started(Conditions::task()).await;
+        supervised.world.channel_loss.cancel();
+        sleep(Duration::from_millis(200)).await;
+        supervised.world.machine_exit.notify_one();
+        supervised.ended().await;
+        let description = "exit status: 0".to_owned();
+        assert!(supervised.world.has(&Fact::EndRecorded(EndReason::VmmEnded { description })));
+    });
+}
+
+#[test]
+fn a_record_that_is_never_taken_ends_in_an_unknown_outcome() {
+    run(async {
+        let mut supervised =
+            started(Conditions { store: StoreBehaviour::RefusesEnds, ..Conditions::task() }).await;
+        let run = Run { exec: exec("true"), journal: true };
+        let never = CancellationToken::new();
+        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await.unwrap();
+        let unknown = CommandOutcome::Unknown { cause: Some("out of range".to_owned()) };
+        assert_eq!(ran.outcome, unknown);
+        assert!(supervised.world.has(&Fact::CommandEnded(1, unknown)));
+        ask(&supervised, Request::Delete).await;
+        supervised.ended().await;
+    });
+}
+
+#[test]
+fn a_full_disk_delays_the_end_of_a_command_and_does_not_lose_it() {
+    run(async {
+        let mut supervised =
+            started(Conditions { store: StoreBehaviour::FailsAtFirst, ..Conditions::task() }).await;
+        let run = Run { exec: exec("true"), journal: true };
+        let never = CancellationToken::new();
+        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await.unwrap();
+        assert!(matches!(ran.outcome, CommandOutcome::Ended(_)), "{ran:?}");
+        ask(&supervised, Request::Delete).await;
+        supervised.ended().await;
+    });
+}
+
+/// A request that lay in the socket's buffer while its client gave up, as it does when the supervisor is frozen.
+#[test]
+fn a_command_that_was_cancelled_before_it_was_read_never_runs() {
+    run(async {
+        let mut supervised = started(Conditions { store_ms: 100, ..Conditions::task() }).await;
+        for cancel in [true, false] {
+            let mut stream = supervised.client().connect().await.unwrap().stream;
+            let run = Request::Run { exec: exec("withdrawn"), journal: true, detach: false };
+            stream.send(Frame::Control(run)).await.unwrap();
+            if cancel {
+                stream.send(Frame::Control(Request::Cancel)).await.unwrap();
+            }
+            drop(stream);
+        }
+        // The next has its turn after them, and is numbered as if they had never been.
+        let run = Run { exec: exec("true"), journal: true };
+        let never = CancellationToken::new();
+        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await.unwrap();
+        assert_eq!(ran.sequence, Some(1));
+        assert!(!supervised.world.has(&Fact::Began("withdrawn".to_owned())));
+
+        // While it is being given its number.
+        let mut stream = supervised.client().connect().await.unwrap().stream;
+        let run = Request::Run { exec: exec("withdrawn"), journal: true, detach: false };
+        stream.send(Frame::Control(run)).await.unwrap();
+        sleep(Duration::from_millis(50)).await;
+        stream.send(Frame::Control(Request::Cancel)).await.unwrap();
+        drop(stream);
+        until(&supervised, |fact| matches!(fact, Fact::CommandEnded(2, CommandOutcome::NotRun { .. }))).await;
+        assert!(!supervised.world.has(&Fact::Began("withdrawn".to_owned())));
+        ask(&supervised, Request::Delete).await;
+        supervised.ended().await;
+    });
+}
+
+/// In the journal a command needs no client; without one it ends.
+#[test]
+fn a_client_that_goes_away_ends_what_is_in_no_journal() {
+    run(async {
+        let mut supervised = started(Conditions::task()).await;
+        for (command, journal) in [("sleep 500", true), ("sleep 501", false)] {
+            let mut stream = supervised.client().connect().await.unwrap().stream;
+            let run = Request::Run { exec: exec(command), journal, detach: false };
+            stream.send(Frame::Control(run)).await.unwrap();
+            until(&supervised, |fact| *fact == Fact::Began(command.to_owned())).await;
+        }
+        until(&supervised, |fact| matches!(fact, Fact::CommandEnded(1, CommandOutcome::Ended(_)))).await;
+        ask(&supervised, Request::Stop).await;
+        supervised.ended().await;
+        let facts = supervised.world.facts.borrow();
+        let Some(Fact::CommandEnded(_, CommandOutcome::Ended(end))) =
+            facts.iter().find(|fact| matches!(fact, Fact::CommandEnded(..)))
+        else {
+            panic!("{facts:?}")
+        };
+        assert!(!end.killed, "it went on: {end:?}");
+    });
+}
+
+#[test]
+fn a_guest_that_never_halts_is_ended_after_its_time_and_the_loss_is_known() {
+    run(async {
+        let mut supervised = started(Conditions { halt_ms: 3_600_000, ..Conditions::task() }).await;
+        let began = tokio::time::Instant::now();
+        assert_eq!(ask(&supervised, Request::Stop).await, Some(Reply::Done));
+        assert!((20..30).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+        supervised.ended().await;
+    });
+}
+
+#[test]
+fn a_lifetime_that_was_extended_while_the_start_was_recorded_holds() {
+    run(async {
+        let conditions = Conditions { store_ms: 500, boot_ms: 0, lifetime: 5, ..Conditions::task() };
+        let mut supervised = Supervised::start(conditions);
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!(ask(&supervised, Request::Extend { expires_at: 100.0 }).await, Some(Reply::Done));
+        sleep(Duration::from_secs(50)).await;
+        assert!(supervised.world.is_alive());
+        supervised.ended().await;
+        assert!(supervised.world.has(&Fact::EndRecorded(EndReason::Expired)));
+        assert!(supervised.dir.exists(), "a task's files stay");
+    });
+}
+
+#[test]
+fn others_see_what_a_supervisor_does() {
+    run(async {
+        let supervised = Supervised::start(Conditions { halt_ms: 5000, ..Conditions::task() });
+        let lock = crate::OwnerLock::try_acquire(&supervised.dir).unwrap().unwrap();
+        let phase = || Owner::of(&supervised.dir).map(|owner| owner.phase);
+        sleep(Duration::from_millis(10)).await;
+        assert_eq!(phase(), Some(Phase::Starting));
+        until(&supervised, |fact| matches!(fact, Fact::Told(Event::Booted(_)))).await;
+        sleep(Duration::from_millis(10)).await;
+        assert_eq!(phase(), Some(Phase::Running));
+        let stopping = supervised.client();
+        tokio::task::spawn_local(async move {
+            let mut stream = stopping.connect().await.unwrap().stream;
+            stream.send(Frame::Control(Request::Stop)).await.unwrap();
+            stream.next().await
+        });
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!(phase(), Some(Phase::Stopping));
+        drop(lock);
+        assert_eq!(phase(), None, "nobody owns it");
+    });
+}
+
+#[test]
+fn a_vm_that_is_bound_to_its_caller_goes_with_it() {
+    run(async {
+        let conditions = Conditions { retention: Retention::Caller, is_new: true, ..Conditions::task() };
+        let mut supervised = started(conditions).await;
+        supervised.drop_caller();
+        supervised.ended().await;
+        assert!(supervised.world.has(&Fact::EndRecorded(EndReason::CallerGone)));
+        assert!(!supervised.dir.exists());
+    });
+}
