@@ -37,6 +37,11 @@ impl Process {
         self.name(0).is_some_and(|program| program == name)
     }
 
+    /// One of its arguments is this word.
+    pub fn has_argument(&self, word: &str) -> bool {
+        self.words.iter().skip(1).any(|argument| argument == word)
+    }
+
     /// File name of a word of the command line.
     fn name(&self, index: usize) -> Option<&OsStr> {
         Path::new(self.words.get(index)?).file_name()

@@ -187,7 +187,8 @@ impl Drop for Sandbox {
     }
 }
 
-/// A VMM, or the script in its place.
+/// A VMM, or the script in its place. One that is only asked for its version runs no machine.
 pub(crate) fn is_vmm(process: &Process) -> bool {
-    process.is_program("qemu-system-x86_64") || process.is_script(VMM_SCRIPT)
+    let is_program = process.is_program("qemu-system-x86_64") || process.is_script(VMM_SCRIPT);
+    is_program && !process.has_argument("--version")
 }
