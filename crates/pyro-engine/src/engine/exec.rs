@@ -54,6 +54,10 @@ impl Engine {
         };
         let outcome = match outcome {
             CommandOutcome::Ended(end) => end,
+            // The guest was not asked.
+            CommandOutcome::NotRun { cause, kind: None } => {
+                return Err(EngineError::transport_not_ready(&cause));
+            }
             CommandOutcome::NotRun { cause, kind } => {
                 return Err(with_not_started_hint(EngineError::new(ErrorKind::NotDelivered, cause), kind));
             }
