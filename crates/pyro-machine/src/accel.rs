@@ -1,8 +1,8 @@
 //! How guest code is executed on this host.
 //!
-//! `/dev/kvm` existing proves nothing: in nested clouds it may emulate a guest's kernel instruction by
-//! instruction, and no stock kernel boots in reasonable time. So it is measured, once per host boot, with a
-//! short counted loop ([`measure`]).
+//! The existence of `/dev/kvm` proves nothing: in nested clouds it may emulate a guest's kernel instruction by
+//! instruction, and no stock kernel boots in reasonable time. So pyro measures it, once per host boot, with a short
+//! counted loop ([`measure`]).
 
 mod cache;
 mod choose;

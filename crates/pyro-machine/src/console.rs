@@ -1,5 +1,5 @@
-//! What the machine's process and the guest's serial console print: kept in a bounded file and, the latest lines, in memory
-//! for error reports. Bytes come from the guest and are treated as hostile.
+//! Output of the machine's process and of the guest's serial console: stored in a bounded file, with the latest lines
+//! in memory for error reports. The bytes come from the guest and are treated as hostile.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -12,19 +12,19 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::Notify;
 
-/// Bytes kept in `serial.log`; a chatty or hostile guest must not fill the host's disk.
+/// Maximum size of `serial.log` in bytes; a verbose or hostile guest must not fill the host's disk.
 const MAX_LOG_BYTES: usize = 1024 * 1024;
 /// Lines shown in error reports.
 const SHOWN_LINES: usize = 20;
-/// Lines and bytes per line kept to choose them from. A kernel's panic is followed by half a hundred lines.
+/// Maximum lines, and bytes per line, kept to choose them from. A kernel panic is followed by about fifty lines.
 const KEPT_LINES: usize = 100;
 const MAX_LINE_BYTES: usize = 400;
-/// How the kernel announces that it cannot go on. What follows says less.
+/// How the kernel reports a panic. Later lines say less.
 const PANIC: &str = "Kernel panic - not syncing";
-/// Longest wait for the rest of a dead machine's output.
+/// Maximum wait for the rest of a dead machine's output.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
-/// The log file of a console could not be made.
+/// The log file of a console could not be created.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot make {}", path.display())]
 pub struct ConsoleError {
@@ -35,8 +35,8 @@ pub struct ConsoleError {
     pub source: io::Error,
 }
 
-/// The console of one machine. Clones share it: one is given to the machine, another stays with whoever reports its
-/// failures. Lives on one thread.
+/// The console of one machine. Clones share it: the machine gets one, the code that reports its failures keeps another.
+/// Lives on one thread.
 #[derive(Clone, Debug)]
 pub struct Console {
     state: Rc<RefCell<State>>,
@@ -53,10 +53,10 @@ struct State {
 }
 
 impl Console {
-    /// A console that keeps its first MiB in the file `log`, which is made or truncated.
+    /// Creates a console that keeps its first MiB in the file `log`, which is created or truncated.
     ///
     /// # Errors
-    /// The file cannot be made.
+    /// The file cannot be created.
     pub fn create(log: &Path) -> Result<Self, ConsoleError> {
         match File::create(log) {
             Ok(file) => Ok(Self::new(Some(file))),
@@ -64,7 +64,7 @@ impl Console {
         }
     }
 
-    /// A console that keeps the latest lines in memory only.
+    /// Creates a console that keeps the latest lines in memory only.
     pub fn in_memory() -> Self {
         Self::new(None)
     }
@@ -80,7 +80,7 @@ impl Console {
         Self { state: Rc::new(RefCell::new(state)), source_ended: Rc::default() }
     }
 
-    /// Adds what a machine printed.
+    /// Adds output of the machine.
     pub fn print(&self, bytes: &[u8]) {
         self.state.borrow_mut().add(bytes);
     }
@@ -99,15 +99,15 @@ impl Console {
         }
     }
 
-    /// The lines that say most about the end of a machine that is dead: those from a kernel's panic on, or the
-    /// latest; at most 20, oldest first, printable. Waits up to a second for output that has not been read yet.
+    /// Returns the lines that say most about the end of a dead machine: those from a kernel panic on, or the latest; at
+    /// most 20, oldest first, printable. Waits up to a second for output that has not been read yet.
     pub async fn last_words(&self) -> Vec<String> {
-        // Its process may be gone before all that it wrote is read.
+        // Its process may be gone before all of its output is read.
         let _ = tokio::time::timeout(DRAIN_LIMIT, self.drained()).await;
         self.tail()
     }
 
-    /// The lines that say most so far, as [`Console::last_words`] without the wait.
+    /// Returns the most informative lines so far, as [`Console::last_words`] without the wait.
     pub fn tail(&self) -> Vec<String> {
         let state = self.state.borrow();
         let unfinished = (!state.line.is_empty()).then_some(&state.line);
@@ -119,7 +119,7 @@ impl Console {
 
     async fn drained(&self) {
         loop {
-            // Waiting begins before looking, so that an end in between is not missed.
+            // Start waiting before the check, so that an end in between is not missed.
             let ended = self.source_ended.notified();
             if self.state.borrow().open_sources == 0 {
                 return;
@@ -156,7 +156,7 @@ impl State {
         let Some(file) = &mut self.log else { return };
         let kept = &bytes[..bytes.len().min(self.log_bytes_left)];
         self.log_bytes_left -= kept.len();
-        // A log that cannot be written (full disk) must not disturb the VM.
+        // A log that cannot be written (full disk) must not affect the VM.
         if file.write_all(kept).is_err() {
             self.log = None;
         } else if self.log_bytes_left == 0 {
@@ -166,7 +166,7 @@ impl State {
     }
 }
 
-/// Escape sequences of a hostile guest must not reach anyone's terminal.
+/// Escape sequences of a hostile guest must not reach a terminal.
 fn printable(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line);
     text.trim_end().chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()

@@ -1,5 +1,4 @@
-//! The private writable layer of a VM: a sparse ext4 image, copied from a pre-made empty one in a few
-//! milliseconds.
+//! The private writable layer of a VM: a sparse ext4 image, copied from a pre-made empty one in a few milliseconds.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,20 +11,20 @@ use crate::spawn::Spawn;
 /// Why no layer could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
-    /// The host's disk has no room for the layer.
+    /// The host's disk does not have enough space for the layer.
     #[error(
         "only {free_mib} MiB are free in {}; a writable layer needs at least {needed_mib} MiB",
         dir.display()
     )]
     NoSpace {
-        /// Where the layers are kept.
+        /// Directory of the layers.
         dir: PathBuf,
         /// Free space in MiB.
         free_mib: u64,
-        /// Least free space in MiB.
+        /// Minimum free space in MiB.
         needed_mib: u64,
     },
-    /// `mke2fs` is not there.
+    /// `mke2fs` was not found.
     #[error("mke2fs is not installed (Debian package e2fsprogs)")]
     ToolMissing,
     /// `mke2fs` failed.
@@ -34,9 +33,9 @@ pub enum LayerError {
     /// A file could not be read or written.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
         /// Why it failed.
         #[source]
@@ -49,10 +48,10 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Laye
     move |source| LayerError::Io { action, path, source }
 }
 
-/// Whether a layer has to survive its VM's end.
+/// Whether a layer must survive its VM's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerLifetime {
-    /// It goes with the VM: nothing written to it needs to reach the host's disk.
+    /// It is removed with the VM: nothing written to it needs to reach the host's disk.
     OneStart,
     /// A stopped VM can be started again with it.
     ManyStarts,
@@ -68,15 +67,15 @@ pub struct LayerTemplates {
 impl LayerTemplates {
     /// Sizes in MiB, the default first.
     const SIZES_MIB: [u64; 5] = [8192, 4096, 2048, 1024, 512];
-    /// Space in MiB that a layer must leave free, for the host and for our own records.
+    /// Space in MiB that a layer must leave free, for the host and for pyro's own records.
     const RESERVE_MIB: u64 = 512;
 
-    /// Templates are kept in `dir`, which is made when needed; `mke2fs` is looked up in `search_path`.
+    /// Keeps templates in `dir`, which is created when needed, and looks up `mke2fs` in `search_path`.
     pub fn new(dir: PathBuf, search_path: std::ffi::OsString) -> Self {
         Self { dir, search_path }
     }
 
-    /// The largest template that the host's disk could hold when a guest fills it; made if missing. Blocks.
+    /// Returns the largest template that the host's disk could hold if a guest filled it; makes it if missing. Blocks.
     ///
     /// # Errors
     /// [`LayerError`], in particular when the disk is nearly full.
@@ -89,8 +88,8 @@ impl LayerTemplates {
         self.of_size(*size_mib, lifetime)
     }
 
-    /// The template of exactly this size, if the host's disk could hold it when a guest fills it; made if missing.
-    /// Blocks.
+    /// Returns the template of exactly this size, if the host's disk could hold it if a guest filled it; makes it if
+    /// missing. Blocks.
     ///
     /// # Errors
     /// [`LayerError`].
@@ -109,7 +108,7 @@ impl LayerTemplates {
         Ok(path)
     }
 
-    /// Free space where the templates are kept, in a directory that exists then.
+    /// Returns the free space where the templates are kept, and creates that directory if needed.
     fn free_mib(&self) -> Result<u64, LayerError> {
         rustix::fs::mkdir(&self.dir, 0o700.into())
             .or_else(|error| if error == rustix::io::Errno::EXIST { Ok(()) } else { Err(error) })
@@ -131,9 +130,9 @@ impl LayerTemplates {
         partial.as_file().set_len(size_mib * 1024 * 1024).map_err(io_error("size", partial.path()))?;
         let output = Spawn::new("mke2fs")
             .clear_env()
-            // Debian keeps it in sbin, which ordinary users do not have in their path.
+            // Debian installs it in sbin, which is not in an ordinary user's search path.
             .env("PATH", [self.search_path.as_os_str(), "/usr/sbin:/sbin".as_ref()].join(":".as_ref()))
-            // No reserved blocks: everything in the guest runs as root, for whom they are no reserve.
+            // No reserved blocks: everything in the guest runs as root, which may use them anyway.
             .args(["-q", "-F", "-t", "ext4", "-m", "0"])
             .args(match lifetime {
                 // Without a second start there is no crash to recover from.
@@ -158,8 +157,8 @@ impl LayerTemplates {
     }
 }
 
-/// Copies a template to `target`, sharing or skipping what can be. An existing target, the layer of an
-/// earlier start, is left as it is. Blocks.
+/// Copies a template to `target`, sharing blocks or skipping holes where possible. Leaves an existing target, the layer
+/// of an earlier start, unchanged. Blocks.
 ///
 /// # Errors
 /// [`LayerError::Io`].
@@ -168,7 +167,7 @@ pub fn instantiate(template: &Path, target: &Path) -> Result<(), LayerError> {
         return Ok(());
     }
     let source = File::open(template).map_err(io_error("open", template))?;
-    // Under another name until it is whole: a start that is killed must not leave half a layer for the next.
+    // Under another name until it is complete: a killed start must not leave half a layer for the next one.
     let partial = target.with_extension("partial");
     let copy = File::create(&partial).map_err(io_error("make", &partial))?;
     if rustix::fs::ioctl_ficlone(&copy, &source).is_err() {
@@ -177,7 +176,7 @@ pub fn instantiate(template: &Path, target: &Path) -> Result<(), LayerError> {
     fs::rename(&partial, target).map_err(io_error("name", target))
 }
 
-/// Copies the parts of a file that hold data and leaves holes where it has holes.
+/// Copies the parts of a file that hold data, and preserves its holes.
 fn copy_sparse(source: &File, target: &File) -> io::Result<()> {
     let length = source.metadata()?.len();
     target.set_len(length)?;

@@ -8,9 +8,9 @@ use crate::network::NetworkError;
 /// How a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// By itself, or because someone killed it.
+    /// By itself, or because another process killed it.
     Status(ExitStatus),
-    /// Nobody knows how: its process could not be waited for.
+    /// Unknown: its process could not be waited for.
     Lost {
         /// Why not.
         reason: String,
@@ -18,7 +18,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// The exit status in words.
+    /// Returns the exit status in words.
     pub fn status(&self) -> String {
         match self {
             Self::Status(status) => status.to_string(),
@@ -36,30 +36,30 @@ impl fmt::Display for Exit {
     }
 }
 
-/// What keeps a machine from coming up.
+/// What prevents a machine from coming up.
 #[derive(Debug)]
 pub enum Interruption {
     /// It ended.
     Exit(Exit),
-    /// Its network failed; the machine may still run.
+    /// Its network failed; the machine may still be running.
     Network(NetworkError),
 }
 
 /// Why work that needs a living machine was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum Interrupted<E: std::error::Error + 'static> {
-    /// The work failed; the machine lives.
+    /// The work failed; the machine is alive.
     #[error(transparent)]
     Failed(E),
     /// The machine ended first.
     #[error("{0}")]
     Exited(Exit),
-    /// The machine ended, and because of that the work failed.
+    /// The machine ended, which made the work fail.
     #[error("{exit}")]
     FailedByExit {
         /// How the machine ended.
         exit: Exit,
-        /// How that was noticed.
+        /// How the end was noticed.
         #[source]
         cause: E,
     },

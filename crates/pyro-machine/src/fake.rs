@@ -1,7 +1,7 @@
-//! A platform whose machines are values in this process: for tests of what is built on [`Platform`].
+//! A platform whose machines are values in this process, for tests of code that uses [`Platform`].
 //!
-//! A [`FakePlatform`] is given to what is tested; the test keeps a clone. For each machine that is launched the test gets
-//! a [`FakeHandle`]: the guest's end of the channel, and the levers for everything that can happen to a machine. Nothing
+//! The code under test gets a [`FakePlatform`]; the test keeps a clone. For each launched machine the test gets a
+//! [`FakeHandle`]: the guest's end of the channel, and controls for everything that can happen to a machine. Nothing
 //! here waits for the clock, so it may be paused.
 
 use std::cell::RefCell;
@@ -26,7 +26,7 @@ use crate::platform::{
     Capabilities, Fingerprint, FingerprintError, LaunchError, Machine, MachineError, Platform, while_alive,
 };
 
-/// What a test can hold up.
+/// A step that a test can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     /// [`Platform::launch`].
@@ -54,7 +54,7 @@ struct PlatformState {
     restore_failures: VecDeque<MachineError>,
     save_failures: VecDeque<MachineError>,
     held: HashSet<Step>,
-    /// Those that no test has asked for yet.
+    /// Machines that no test has asked for yet.
     launched: VecDeque<FakeHandle>,
     launches: usize,
 }
@@ -66,7 +66,7 @@ impl Default for FakePlatform {
 }
 
 impl FakePlatform {
-    /// A platform on which everything succeeds at once.
+    /// Creates a platform on which everything succeeds at once.
     pub fn new() -> Self {
         let fingerprint = Fingerprint {
             arrangement: vec!["fake".to_owned()],
@@ -87,52 +87,52 @@ impl FakePlatform {
         Self { shared: Rc::new(Shared::new(state)) }
     }
 
-    /// Changes what the platform says of itself.
+    /// Sets the platform's capabilities.
     pub fn set_capabilities(&self, capabilities: Capabilities) {
         self.shared.change(|state| state.capabilities = capabilities);
     }
 
-    /// Changes what [`Platform::fingerprint`] returns.
+    /// Sets what [`Platform::fingerprint`] returns.
     pub fn set_fingerprint(&self, fingerprint: Fingerprint) {
         self.shared.change(|state| state.fingerprint = fingerprint);
     }
 
-    /// Fails the next [`Platform::start_network`] for which no other failure is waiting.
+    /// Fails the next [`Platform::start_network`] for which no other failure is queued.
     pub fn fail_network(&self, error: NetworkError) {
         self.shared.change(|state| state.network_failures.push_back(error));
     }
 
-    /// Fails the next launch for which no other failure is waiting.
+    /// Fails the next launch for which no other failure is queued.
     pub fn fail_launch(&self, error: LaunchError) {
         self.shared.change(|state| state.launch_failures.push_back(error));
     }
 
-    /// Fails the next [`Machine::restore`] for which no other failure is waiting.
+    /// Fails the next [`Machine::restore`] for which no other failure is queued.
     pub fn fail_restore(&self, error: MachineError) {
         self.shared.change(|state| state.restore_failures.push_back(error));
     }
 
-    /// Fails the next [`Machine::save`] for which no other failure is waiting.
+    /// Fails the next [`Machine::save`] for which no other failure is queued.
     pub fn fail_save(&self, error: MachineError) {
         self.shared.change(|state| state.save_failures.push_back(error));
     }
 
-    /// Keeps every such step waiting until [`FakePlatform::release`].
+    /// Blocks every such step until [`FakePlatform::release`].
     pub fn hold(&self, step: Step) {
         self.shared.change(|state| state.held.insert(step));
     }
 
-    /// Lets such steps go on.
+    /// Unblocks such steps.
     pub fn release(&self, step: Step) {
         self.shared.change(|state| state.held.remove(&step));
     }
 
-    /// Waits for the next machine that is launched. Each is returned once, in the order of their launch.
+    /// Waits for the next machine that is launched. Returns each once, in launch order.
     pub async fn launched(&self) -> FakeHandle {
         self.shared.until(|state| state.launched.pop_front()).await
     }
 
-    /// How often a launch was asked for, with or without success.
+    /// Returns how often a launch was requested, with or without success.
     pub fn launches(&self) -> usize {
         self.shared.state.borrow().launches
     }
@@ -220,7 +220,7 @@ pub struct FakeMachine {
 }
 
 impl FakeMachine {
-    /// Does what a command to the machine does, once it may.
+    /// Carries out a command to the machine, once the step is not held.
     async fn command(
         &mut self,
         step: Step,
@@ -298,7 +298,7 @@ impl Drop for FakeMachine {
     }
 }
 
-/// A test's hold on one machine. Clones hold the same machine.
+/// A test's handle on one machine. Clones refer to the same machine.
 #[derive(Clone, Debug)]
 pub struct FakeHandle {
     launch: Rc<Launch>,
@@ -308,7 +308,7 @@ pub struct FakeHandle {
 #[derive(Debug)]
 struct MachineState {
     guest: Option<UnixStream>,
-    /// Shuts the channel down when the machine ends, whoever has its ends.
+    /// Shuts the channel down when the machine ends, whichever code holds its ends.
     line: StdUnixStream,
     exit: Option<Exit>,
     network_failure: Option<NetworkError>,
@@ -319,12 +319,12 @@ struct MachineState {
 }
 
 impl FakeHandle {
-    /// What the machine was launched with.
+    /// Returns what the machine was launched with.
     pub fn launch(&self) -> &Launch {
         &self.launch
     }
 
-    /// The guest's end of the channel. `None` from the second call on.
+    /// Returns the guest's end of the channel. `None` from the second call on.
     pub fn take_guest(&self) -> Option<UnixStream> {
         self.shared.state.borrow_mut().guest.take()
     }
@@ -346,27 +346,27 @@ impl FakeHandle {
         });
     }
 
-    /// Ends the machine's network with this failure; the machine goes on.
+    /// Fails the machine's network with this error; the machine goes on.
     pub fn fail_network(&self, error: NetworkError) {
         self.shared.change(|state| state.network_failure = Some(error));
     }
 
-    /// How the machine ended, if it has.
+    /// Returns how the machine ended, if it has.
     pub fn ended(&self) -> Option<Exit> {
         self.shared.state.borrow().exit.clone()
     }
 
-    /// Whether [`Machine::kill`] has been carried out.
+    /// Returns whether [`Machine::kill`] has been carried out.
     pub fn is_killed(&self) -> bool {
         self.shared.state.borrow().killed
     }
 
-    /// Whether the machine was dropped.
+    /// Returns whether the machine was dropped.
     pub fn is_gone(&self) -> bool {
         self.shared.state.borrow().gone
     }
 
-    /// Waits until the machine has ended, in whatever way.
+    /// Waits until the machine has ended, in any way.
     pub async fn until_ended(&self) -> Exit {
         self.shared.until(|state| state.exit.clone()).await
     }
@@ -376,18 +376,18 @@ impl FakeHandle {
         self.shared.until(|state| state.restored_from.clone()).await
     }
 
-    /// The file in which its state was saved, if it was.
+    /// Returns the file in which its state was saved, if it was.
     pub fn saved_to(&self) -> Option<PathBuf> {
         self.shared.state.borrow().saved_to.clone()
     }
 }
 
-/// The exit of a machine whose guest powered off.
+/// Returns the exit of a machine whose guest powered off.
 pub fn powered_off() -> Exit {
     Exit::Status(ExitStatus::from_raw(0))
 }
 
-/// The exit of a machine that was killed.
+/// Returns the exit of a machine that was killed.
 pub fn killed() -> Exit {
     Exit::Status(ExitStatus::from_raw(9))
 }
@@ -418,7 +418,7 @@ impl<T> Shared<T> {
 
     async fn until<R>(&self, mut look: impl FnMut(&mut T) -> Option<R>) -> R {
         loop {
-            // Waiting begins before looking, so that a change in between is not missed.
+            // Start waiting before the check, so that a change in between is not missed.
             let changed = self.changed.notified();
             if let Some(result) = look(&mut self.state.borrow_mut()) {
                 return result;
@@ -493,7 +493,7 @@ mod tests {
         handle.exit(powered_off());
         assert_eq!(channel.read(&mut said).await.unwrap(), 0);
         assert_eq!(machine.exited().await, powered_off());
-        // As often as it is asked.
+        // Every call returns the same.
         assert_eq!(machine.exited().await, powered_off());
     }
 
@@ -583,7 +583,7 @@ mod tests {
         assert!(machine.network().is_some());
         let done = while_alive(&mut machine, async { Ok::<_, MachineError>(1) }).await;
         assert_eq!(done.unwrap(), 1);
-        // What is lost after a second that the machine lived through is not the machine's doing.
+        // If the machine survives for another second, it did not cause the loss.
         let failed = while_alive(&mut machine, async { Err::<(), _>(MachineError::Closed) }).await;
         assert!(matches!(failed, Err(Interrupted::Failed(MachineError::Closed))));
 

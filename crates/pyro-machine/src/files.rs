@@ -7,8 +7,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-/// Differs for files that differ, as far as can be told without reading them: nobody can set the time of the
-/// last change of the inode.
+/// Differs for files that differ, as far as that can be determined without reading them: no program can set the time of
+/// the inode's last change.
 pub(crate) fn identity(path: &Path) -> io::Result<Value> {
     let file = fs::metadata(path)?;
     Ok(json!([
@@ -23,7 +23,7 @@ pub(crate) fn identity(path: &Path) -> io::Result<Value> {
     ]))
 }
 
-/// Makes the directory, and those above it, unless it is there.
+/// Creates the directory and its parents, unless they exist.
 pub(crate) fn make_private_dir(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }

@@ -1,4 +1,4 @@
-//! What a machine is made of, as plain data.
+//! What a machine consists of, as plain data.
 
 use std::path::PathBuf;
 
@@ -22,7 +22,7 @@ pub struct MachineConfig {
     pub mem_mib: u32,
 }
 
-/// What is equal in machines that can take each other's place.
+/// The properties that interchangeable machines share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hardware {
     /// Processors and memory.
@@ -36,19 +36,19 @@ pub struct Hardware {
 /// Everything that one machine is started with.
 #[derive(Debug)]
 pub struct Launch {
-    /// What the machine shares with others of its kind.
+    /// The properties that the machine shares with others of its kind.
     pub hardware: Hardware,
     /// Its files.
     pub disks: Disks,
     /// What carries its packets, if it has a network interface.
     pub network: Option<Network>,
-    /// Where it starts from.
+    /// What it starts from.
     pub start: Start,
-    /// Where what it prints goes.
+    /// Receives the machine's output.
     pub console: Console,
 }
 
-/// Files that a machine is started from. The platform makes none of them.
+/// Files that a machine is started from. The platform creates none of them.
 #[derive(Clone, Debug)]
 pub struct Disks {
     /// Kernel image.
@@ -61,7 +61,7 @@ pub struct Disks {
     pub layer: PathBuf,
 }
 
-/// Where a machine starts from.
+/// What a machine starts from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// Its kernel.
@@ -78,7 +78,7 @@ pub enum Start {
 }
 
 impl Start {
-    /// The file that holds the guest's memory, if it is in one.
+    /// Returns the file that holds the guest's memory, if it is in one.
     pub fn memory(&self) -> Option<&PathBuf> {
         match self {
             Self::Kernel { memory } => memory.as_ref(),

@@ -1,5 +1,5 @@
-//! The initrd of a guest: our agent, then the archive of kernel modules, if the kernel needs any. The kernel unpacks
-//! concatenated cpio archives one after the other.
+//! The initrd of a guest: the guest agent, then the archive of kernel modules, if the kernel needs any. The kernel
+//! unpacks concatenated cpio archives one after the other.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use cpio::newc::{self, ModeFileType};
 use pyro_guest_image::EXECUTABLE;
 
-/// The kernel's requirement for archives that follow one another is 4; a page looks tidy in a hex dump.
+/// The kernel requires an alignment of 4 for consecutive archives; 512 is easier to read in a hex dump.
 const ALIGNMENT: usize = 512;
 
 /// An initrd could not be written.
@@ -41,7 +41,7 @@ fn try_write(target: &Path, modules: Option<&Path>) -> io::Result<()> {
 
 fn write_agent_archive(out: &mut impl Write) -> io::Result<()> {
     let mut archive = Vec::with_capacity(EXECUTABLE.len() + 4 * ALIGNMENT);
-    // The kernel opens /dev/console for PID 1 before anything of ours runs.
+    // The kernel opens /dev/console for PID 1 before the agent runs.
     let console = newc::Builder::new("dev/console")
         .ino(2)
         .mode(0o600)

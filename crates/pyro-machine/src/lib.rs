@@ -1,5 +1,5 @@
-//! One sandboxed machine: what it is made of, how it is started, saved and ended. Knows nothing of the process that
-//! owns a machine, of registries or of environments: it gets paths and limits.
+//! One sandboxed machine: what it consists of, and how to start, save and end it. Knows nothing about the process that
+//! owns a machine, registries or environments: it gets paths and limits.
 //!
 //! ```text
 //!  MachineConfig, GuestImage ──► Platform::launch ──► Machine ──take_channel──► byte stream to the guest agent
@@ -7,7 +7,8 @@
 //!                                qemu/ or fake        Console, NetworkDescription
 //! ```
 //!
-//! Which [`Platform`] runs a machine is decided once, by whoever makes one; everything above is generic over it.
+//! Which [`Platform`] runs a machine is decided once, by the code that creates one; everything above is generic over
+//! it.
 
 pub mod accel;
 mod console;

@@ -1,4 +1,4 @@
-//! Networks of machines: what a guest is told about its network, and what carries its packets.
+//! Networks of machines: the network settings for a guest, and what carries its packets.
 
 mod description;
 mod error;

@@ -14,13 +14,13 @@ use crate::exit::{Exit, Interrupted, Interruption};
 use crate::hardware::{Hardware, Launch};
 use crate::network::{Network, NetworkDescription, NetworkError, NetworkInterface, Provider};
 
-/// How the names of the files start in which [`Platform::fingerprint`] remembers what it found.
+/// Prefix of the names of the files in which [`Platform::fingerprint`] caches its results.
 pub const CACHED_FINGERPRINT_PREFIX: &str = "vmm-";
 
-/// Time within which a machine whose connections have closed is seen to end.
+/// Time limit for noticing that a machine whose connections have closed has ended.
 const END_LIMIT: Duration = Duration::from_secs(1);
 
-/// Something that runs machines: a virtual machine monitor, or in tests a fake.
+/// Runs machines: a virtual machine monitor, or a fake in tests.
 #[expect(
     async_fn_in_trait,
     reason = "machines live on one thread; callers are generic, so no future must be Send"
@@ -29,17 +29,17 @@ pub trait Platform {
     /// A machine on this platform.
     type Machine: Machine;
 
-    /// What it can do at all, whatever its version.
+    /// Returns what the platform can do at all, whatever its version.
     fn capabilities(&self) -> Capabilities;
 
-    /// What a machine's saved state depends on. `cache` is a directory, made when needed, in which answers are
-    /// remembered that take long to find, in files whose names start with [`CACHED_FINGERPRINT_PREFIX`].
+    /// Returns what a machine's saved state depends on. `cache` is a directory, created when needed, that caches
+    /// results that take long to find, in files whose names start with [`CACHED_FINGERPRINT_PREFIX`].
     ///
     /// # Errors
-    /// The platform cannot be asked.
+    /// The platform cannot be queried.
     async fn fingerprint(&self, hardware: &Hardware, cache: &Path) -> Result<Fingerprint, FingerprintError>;
 
-    /// Whether [`Platform::fingerprint`] answers without starting a process.
+    /// Returns whether [`Platform::fingerprint`] answers without starting a process.
     fn is_fingerprint_cached(&self, hardware: &Hardware, cache: &Path) -> bool;
 
     /// Starts what carries a machine's packets, for [`Launch::network`].
@@ -52,12 +52,12 @@ pub trait Platform {
         interface: &NetworkInterface,
     ) -> Result<Network, NetworkError>;
 
-    /// Starts a machine. Returns when the machine executes its kernel, or is ready for
-    /// [`Machine::restore`]. Call it within a `LocalSet`, on a thread that lives as long as the process: the
-    /// machine is killed when the thread that started it ends. Dropping the future leaves no process behind.
+    /// Starts a machine. Returns when the machine executes its kernel, or is ready for [`Machine::restore`]. Call it
+    /// within a `LocalSet`, on a thread that lives as long as the process: the machine is killed when the thread that
+    /// started it ends. Dropping the future leaves no process behind.
     ///
     /// # Errors
-    /// [`LaunchError`]; nothing is left running then. What the machine printed is in [`Launch::console`].
+    /// [`LaunchError`]; nothing is left running then. The machine's output is in [`Launch::console`].
     async fn launch(&self, launch: Launch) -> Result<Self::Machine, LaunchError>;
 }
 
@@ -67,62 +67,60 @@ pub trait Platform {
     reason = "machines live on one thread; callers are generic, so no future must be Send"
 )]
 pub trait Machine {
-    /// The byte stream to the guest agent. `None` from the second call on.
+    /// Returns the byte stream to the guest agent. `None` from the second call on.
     fn take_channel(&mut self) -> Option<UnixStream>;
 
     /// Loads the state of the devices from the file `state`. The machine, launched with
-    /// [`Start::Saved`](crate::Start::Saved), runs
-    /// afterwards.
+    /// [`Start::Saved`](crate::Start::Saved), runs afterwards.
     ///
     /// # Errors
-    /// [`MachineError`], explained by the machine's end as [`while_alive`] does; the machine is of no use then.
+    /// [`MachineError`], explained by the machine's end as [`while_alive`] does; the machine is unusable then.
     async fn restore(&mut self, state: &Path) -> Result<(), Interrupted<MachineError>>;
 
-    /// Saves the state of the devices in the file `state`. The machine, launched from its
-    /// kernel with memory in a file, is stopped for good afterwards; memory and disk are in their files.
+    /// Saves the state of the devices in the file `state`. The machine, launched from its kernel with memory in a file,
+    /// is stopped permanently afterwards; memory and disk are in their files.
     ///
     /// # Errors
-    /// As [`Machine::restore`]; what is in the file is of no use then.
+    /// As [`Machine::restore`]; the file's content is unusable then.
     async fn save(&mut self, state: &Path) -> Result<(), Interrupted<MachineError>>;
 
     /// Waits for the machine's end. Dropping the future loses nothing, and later calls return the same.
     async fn exited(&mut self) -> Exit;
 
-    /// Waits for the first thing that keeps a machine from coming up: its end, or the end of what carries its network.
-    /// Dropping the future loses nothing.
+    /// Waits for the first event that prevents a machine from coming up: its end, or the end of what carries its
+    /// network. Dropping the future loses nothing.
     async fn interrupted(&mut self) -> Interruption;
 
-    /// Kills the machine and what carries its network, and waits until both are gone. Does nothing more when it is called
-    /// again.
+    /// Kills the machine and what carries its network, and waits until both are gone. Further calls have no effect.
     async fn kill(&mut self);
 
-    /// What the machine prints.
+    /// Returns the machine's console.
     fn console(&self) -> &Console;
 
-    /// Its network. `None`: it has none that leads anywhere.
+    /// Returns its network. `None`: it has none that leads anywhere.
     fn network(&self) -> Option<&NetworkDescription>;
 }
 
 /// What a platform can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Machines can be saved, and started from what was saved.
+    /// Machines can be saved, and started from their saved state.
     pub snapshots: bool,
 }
 
-/// What must be equal for saved state to fit another machine, as far as the platform decides it.
+/// What must be equal for saved state to fit another machine, as far as the platform determines it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
-    /// How the platform puts such a machine together, without the paths of one machine.
+    /// How the platform assembles such a machine, without the paths of one machine.
     pub arrangement: Vec<String>,
-    /// What the platform says of its version.
+    /// The version that the platform reports.
     pub version: String,
     /// Machines of this version can be saved.
     pub saves_machines: bool,
 }
 
-/// Does `work`, which needs a living machine. Its failure is explained by the machine's end if that comes at the same
-/// time: a connection closes when the machine dies, which may be seen first, but the exit says more.
+/// Does `work`, which needs a living machine. If the machine ends at the same time, its end explains the failure of the
+/// work: when the machine dies, the closed connection may be noticed first, but the exit says more.
 ///
 /// # Errors
 /// [`Interrupted`].
@@ -146,10 +144,10 @@ pub async fn while_alive<M: Machine, T, E: std::error::Error + 'static>(
     })
 }
 
-/// Why the platform's fingerprint is not known.
+/// Why the platform's fingerprint is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum FingerprintError {
-    /// The program is not there.
+    /// The program was not found.
     #[error("cannot examine {}", path.display())]
     Examine {
         /// The program.
@@ -158,13 +156,13 @@ pub enum FingerprintError {
         #[source]
         source: io::Error,
     },
-    /// The program does not say which version it is, or not in time.
+    /// The program does not report its version, or not in time.
     #[error("{} does not tell its version", program.display())]
     NoVersion {
         /// The program.
         program: PathBuf,
     },
-    /// The directory for remembered answers could not be made.
+    /// The directory for cached results could not be created.
     #[error("cannot make {}", path.display())]
     Cache {
         /// The directory.
@@ -178,7 +176,7 @@ pub enum FingerprintError {
 /// Why a machine was not started.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    /// A connection to the machine could not be made.
+    /// A connection to the machine could not be created.
     #[error("cannot make a socket pair")]
     Connection(#[source] io::Error),
     /// Its program could not be started.
@@ -195,33 +193,33 @@ pub enum LaunchError {
     Failed(#[from] Interrupted<MachineError>),
 }
 
-/// Why a machine did not do what it was asked to.
+/// Why a machine did not do what it was asked to do.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     /// It was not started in a way that lets it be saved or restored.
     #[error("no control connection")]
     NoControl,
-    /// It does not listen any more.
+    /// It no longer listens.
     #[error("the VMM closed its control connection")]
     Closed,
     /// The connection to it failed.
     #[error("the VMM's control connection failed")]
     Connection(#[source] io::Error),
-    /// It sent something unintelligible.
+    /// It sent an invalid message.
     #[error("the VMM said something that is not its protocol")]
     Malformed(#[source] serde_json::Error),
     /// It refused.
     #[error("the VMM refused {command}: {reason}")]
     Refused {
-        /// What it was asked for.
+        /// The command.
         command: String,
-        /// Why it refused, in its words.
+        /// Why it refused, as it reported.
         reason: String,
     },
-    /// It failed while it saved its state.
+    /// It failed while saving its state.
     #[error("the VMM could not save its state: {status}")]
     NotSaved {
-        /// How saving ended, in its words.
+        /// How saving ended, as it reported.
         status: String,
     },
 }

@@ -1,9 +1,9 @@
-//! The directory of one VM: the names in it, who owns it, and how its owner is reached.
+//! The directory of one VM: the names in it, its owner, and how to reach that owner.
 //!
-//! Whether a VM has a living owner is a question to a lock, which the kernel releases with its last holder, instead of to
-//! a process id, which may have been given to another process. The socket lies in the directory, which only its user can
-//! enter. It is addressed through the directory's descriptor, because a socket's path may have 107 bytes and a state
-//! directory more.
+//! Whether a VM has a living owner is determined by a lock, which the kernel releases with its last holder, and not by
+//! a process id, which may have been reused. The socket is in the directory, which only its user can enter. It is
+//! addressed through the directory's descriptor, because a socket's path is limited to 107 bytes and a state
+//! directory's path may be longer.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -19,9 +19,9 @@ use tokio::net::{UnixListener, UnixStream};
 use super::files;
 use super::protocol::{GENERATION, VERSION};
 
-/// Size at which the supervisor's log is begun anew, in bytes.
+/// Size at which the supervisor's log is truncated, in bytes.
 const LOG_LIMIT: u64 = 1 << 20;
-/// Largest file that is taken for an [`Owner`], in bytes.
+/// Maximum size of an [`Owner`] file, in bytes.
 const OWNER_LIMIT: u64 = 4096;
 
 /// What a VM's supervisor is doing.
@@ -36,12 +36,12 @@ pub enum Phase {
     Stopping,
 }
 
-/// The process that owns a VM, as it describes itself. Believed only while the lock is held.
+/// The process that owns a VM, as it describes itself. Only valid while the lock is held.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// Its process id.
     pub pid: i32,
-    /// When it was started, in clock ticks since the host was: with the id, it names one process.
+    /// When it was started, in clock ticks since the host's boot: together with the id, it identifies one process.
     pub started: u64,
     /// Its package version.
     pub version: String,
@@ -52,14 +52,14 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// This process.
+    /// Describes this process.
     pub(crate) fn this(phase: Phase) -> Self {
         let pid = rustix::process::getpid().as_raw_pid();
         let started = start_time(pid).unwrap_or(0);
         Self { pid, started, version: VERSION.to_owned(), generation: GENERATION, phase }
     }
 
-    /// Whoever owns the VM in `dir`, if it says so and its lock is held.
+    /// Returns the owner of the VM in `dir`, if it has described itself and its lock is held.
     pub fn of(dir: &Path) -> Option<Self> {
         if !OwnerLock::is_held(dir) {
             return None;
@@ -69,7 +69,7 @@ impl Owner {
         (start_time(owner.pid) == Some(owner.started)).then_some(owner)
     }
 
-    /// Writes it down, at once or not at all.
+    /// Writes the description atomically.
     pub(crate) fn announce(&self, dir: &Path) -> io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(dir)?;
         file.write_all(&serde_json::to_vec(self)?)?;
@@ -78,17 +78,17 @@ impl Owner {
     }
 }
 
-/// When a process was started, in clock ticks since the host was; `None` if there is none.
+/// Returns when a process was started, in clock ticks since the host's boot; `None` if it does not exist.
 pub(crate) fn start_time(pid: i32) -> Option<u64> {
-    // The name, in parentheses, may contain anything; the 20th field behind it is the one.
+    // The name, in parentheses, may contain anything; the start time is the 20th field after it.
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-/// Takes a shared lock on a file, for as long as the result lives: what it stands for is in use.
+/// Takes a shared lock on a file for as long as the result lives, which marks what the file stands for as in use.
 pub(crate) fn use_shared(path: &Path) -> io::Result<File> {
     let file = File::open(path)?;
-    // Whoever starts the VM uses it too, so that nobody can have locked it exclusively.
+    // The process that starts the VM uses it too, so no process can hold an exclusive lock.
     match file.try_lock_shared() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(io::ErrorKind::ResourceBusy.into()),
@@ -96,7 +96,7 @@ pub(crate) fn use_shared(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Begins the log on standard error anew when it has grown too large. Whoever started this process opened it for
+/// Truncates the log on standard error when it has grown too large. The process that started this one opened it for
 /// appending.
 pub(crate) fn bound_log() {
     let stderr = io::stderr();
@@ -117,7 +117,7 @@ fn socket_path(dir: &OwnedFd) -> String {
     format!("/proc/self/fd/{}/{}", dir.as_raw_fd(), files::CONTROL_SOCKET)
 }
 
-/// Whoever listens holds the VM's lock, so a socket that is there already is a dead supervisor's.
+/// The listening process holds the VM's lock, so an existing socket belongs to a dead supervisor.
 pub(crate) fn listen(dir: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(dir.join(files::CONTROL_SOCKET)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -132,12 +132,12 @@ pub(crate) async fn connect(dir: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(socket_path(&dir)).await
 }
 
-/// The held lock of one VM. Passed on to the supervisor, so that there is no moment without an owner.
+/// The held lock of one VM. Passed on to the supervisor, so that the VM always has an owner.
 #[derive(Debug)]
 pub struct OwnerLock(File);
 
 impl OwnerLock {
-    /// Takes the lock in a VM's directory; `None` if someone has it, that is if the VM has an owner.
+    /// Takes the lock in a VM's directory; `None` if another process holds it, that is if the VM has an owner.
     ///
     /// # Errors
     /// The lock file cannot be opened, for instance because the directory is gone.
@@ -151,10 +151,10 @@ impl OwnerLock {
         }
     }
 
-    /// Whether the VM has an owner. Changes nothing.
+    /// Returns whether the VM has an owner. Changes nothing.
     pub fn is_held(dir: &Path) -> bool {
         let Ok(file) = File::open(dir.join(files::OWNER_LOCK)) else { return false };
-        // A shared lock that is given back at once; two who look at the same time do not see each other.
+        // A shared lock that is released at once; two processes that check at the same time do not affect each other.
         matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
     }
 

@@ -1,17 +1,17 @@
 //! Names of the files in a VM's directory.
 
-/// What the guest's serial console and the VMM printed.
+/// Output of the guest's serial console and of the VMM.
 pub const SERIAL_LOG: &str = "serial.log";
-/// What the supervisor itself had to say.
+/// The supervisor's own log.
 pub const SUPERVISOR_LOG: &str = "supervisor.log";
-/// Locked while the VM's owner lives.
+/// Locked while the VM's supervisor lives.
 pub const OWNER_LOCK: &str = "owner.lock";
-/// What the owner says of itself.
+/// The supervisor's description of itself.
 pub const OWNER: &str = "owner.json";
-/// Where the supervisor is reached.
+/// Socket on which the supervisor serves clients.
 pub const CONTROL_SOCKET: &str = "control.sock";
-/// Directory of what the commands of a journal wrote.
+/// Directory for the output of journalled commands.
 pub const COMMANDS: &str = "commands";
 pub(crate) const INITRD: &str = "initrd.img";
-/// What the guest has written to its disk.
+/// The guest's writable layer.
 pub const LAYER: &str = "layer.img";

@@ -1,9 +1,9 @@
-//! The process that owns one machine, and its clients. The machine itself is `pyro-machine`'s.
+//! The supervisor: the process that owns one machine, and its client. The machine itself is in `pyro-machine`.
 //!
-//! It is the parent of the VMM, the only holder of the guest channel, and the one that ends the VM: when asked,
-//! when its time is over, when the process it is bound to goes away, or when the VMM dies by itself. On every
-//! way out it removes what it made. Its own death takes the VMM with it (the kernel sees to that), and releases
-//! the lock by which others notice.
+//! The supervisor is the parent of the VMM, the only holder of the guest channel, and the process that ends the VM: on
+//! request, at the end of its lifetime, when the process it is bound to exits, or when the VMM dies by itself. On every
+//! exit path it removes what it made. If the supervisor itself dies, the kernel kills the VMM and releases the lock by
+//! which other processes notice.
 //!
 //! ```text
 //!  starter                      supervisor
@@ -13,7 +13,7 @@
 //!    │ ◄─────────────────────  Hello │ disks, machine, guest
 //!    │ ◄──────────── Booted | Failed │
 //!    │                               │ serves control.sock
-//!    │ ◄────────────────────── Ended │ last words, after everything is cleaned up
+//!    │ ◄────────────────────── Ended │ last message, after everything is cleaned up
 //! ```
 //!
 //! The supervisor knows nothing about environments or registries: it gets a [`LaunchSpec`] with paths and limits, and
@@ -48,13 +48,13 @@ pub use report::{BootFailure, BootInfo, BootStage, EndReason, StageTime, StartMo
 pub use server::{CommandLog, STREAM_LIMIT, Store, StoreError, file_name, room, run};
 pub use spec::{LaunchSpec, Purpose, Retention, Spares};
 
-/// Entrances for the fuzz targets, there in their builds only.
+/// Entry points for the fuzz targets, present only in their builds.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {
     use crate::protocol::{Legacy, Request};
 
-    /// Reads a message as what a client may send, of this version or an older one.
+    /// Reads a message as one that a client of this or an older version may send.
     pub fn client(message: &serde_json::Value) {
         let _ = serde_json::from_value::<Request>(message.clone());
         let _ = serde_json::from_value::<Legacy>(message.clone()).map(Legacy::modern);

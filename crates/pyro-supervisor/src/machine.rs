@@ -1,5 +1,5 @@
-//! Bringing one machine up, from a template if there can be one, else from its kernel. Each step knows its name,
-//! so that a failure can say where it happened.
+//! Brings one machine up, from a template if there can be one, otherwise from its kernel. Each step has a name, so that
+//! a failure can report where it happened.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -40,8 +40,8 @@ pub(super) async fn boot<P: Platform>(
     attempt.conclude(outcome).await
 }
 
-/// Makes the template for machines like this one, unless it is there. Dropping the future, or an error, leaves no
-/// process behind.
+/// Makes the template for machines like this one, unless it exists. Dropping the future, or an error, leaves no process
+/// behind.
 pub(super) async fn make_template<P: Platform>(
     spec: &LaunchSpec,
     platform: &P,
@@ -84,8 +84,8 @@ enum BootError {
 }
 
 impl BootError {
-    /// Whether a machine that was started from a template failed so that the next start must not meet the template again.
-    /// That the network failed says nothing about it.
+    /// Returns whether a machine started from a template failed in a way that means the next start must not use that
+    /// template. A network failure says nothing about the template.
     fn condemns_template(&self) -> bool {
         match self {
             Self::Launch(LaunchError::Failed(Interrupted::Network(_)))
@@ -108,7 +108,7 @@ enum GuestError {
     Random(#[from] NoRandomness),
 }
 
-/// The host gave no random numbers.
+/// The host provided no random numbers.
 #[derive(Debug, thiserror::Error)]
 #[error("no random numbers")]
 pub(super) struct NoRandomness(#[source] getrandom::Error);
@@ -154,7 +154,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
 
     async fn boot(&mut self) -> Result<RunningMachine<P::Machine>, BootError> {
         let mut warning = None;
-        // A layer from an earlier start holds what no template knows of.
+        // A layer from an earlier start contains data that no template has.
         if let (Some(dir), false) = (&self.spec.template_dir, self.spec.dir.join(files::LAYER).exists()) {
             let booted = match self.open_store(dir).await {
                 Ok(store) => self.boot_from_template(&store).await,
@@ -246,7 +246,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         }
     }
 
-    /// Boots a machine that nobody will use, saves it and ends it. One process makes it, others wait.
+    /// Boots a throwaway machine, saves it and ends it. One process makes the template, others wait.
     async fn make_template(&mut self, store: &Store) -> Result<Snapshot, BootError> {
         let layer_bytes = std::fs::metadata(&self.spec.guest.layer_template).map_or(0, |file| file.len());
         let wanted = layer_bytes + (u64::from(self.spec.machine.mem_mib) << 20);
@@ -255,7 +255,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
             Begun::MadeMeanwhile(template) => return Ok(template),
         };
         let dir = partial.dir().to_owned();
-        // A clone's interface is connected.
+        // Only a clone's interface is connected.
         let network = self.connect(Provider::Unconnected)?;
         let mut machine = self.launch_kernel(&dir, network, Some(partial.memory())).await?;
         let channel = machine.take_channel();
@@ -305,7 +305,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         Ok(self.platform.launch(launch).await?)
     }
 
-    /// From the kernel's start to a guest that could be saved.
+    /// Brings the guest from the kernel's start to a state that could be saved.
     async fn prepare_guest(&self, channel: &mut UnixStream, warm_up: bool) -> Result<String, HandshakeError> {
         let hello = mux::receive_hello(channel).await?;
         self.stages.enter(BootStage::Guest);
@@ -315,7 +315,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         Ok(hello.kernel_release)
     }
 
-    /// Makes the guest this VM.
+    /// Gives the guest the identity of this VM.
     async fn identify(
         &self,
         channel: &mut UnixStream,
@@ -325,7 +325,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         Ok(mux::set_up(channel, identity(&self.spec.vm_id, network)?).await?)
     }
 
-    /// What carries the VM's packets, if it has a network.
+    /// Starts what carries the VM's packets, if it has a network.
     fn start_network(&self) -> Result<Option<Network>, NetworkError> {
         if self.spec.network {
             self.stages.enter(BootStage::Network);
@@ -369,21 +369,21 @@ impl<'a, P: Platform> Attempt<'a, P> {
     }
 }
 
-/// What the guest is told about its network.
+/// Returns the network settings for the guest.
 fn network_config(description: &NetworkDescription) -> NetworkConfig {
     let NetworkDescription { address, prefix_len, gateway, dns_servers, mac_address: _ } =
         description.clone();
     NetworkConfig { address, prefix_len, gateway, dns_servers }
 }
 
-/// What makes the guest the VM with this id and no other.
+/// Returns the bootstrap that makes the guest the VM with this id and no other.
 pub(super) fn identity(vm_id: &str, network: Option<NetworkConfig>) -> Result<Bootstrap, NoRandomness> {
     let mut random = [0; 48];
     getrandom::fill(&mut random).map_err(NoRandomness)?;
     let (seed, machine_id) = random.split_at(32);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(Bootstrap {
-        // Good until the year 2554.
+        // Valid until the year 2554.
         unix_time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         seed: hex::encode(seed),
         hostname: format!("pyro-{vm_id}"),
@@ -392,7 +392,7 @@ pub(super) fn identity(vm_id: &str, network: Option<NetworkConfig>) -> Result<Bo
     })
 }
 
-/// An error and its causes in one line, for a message that leaves the process.
+/// Formats an error and its causes in one line, for a message that leaves the process.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(error.source(), |error| error.source())
         .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))

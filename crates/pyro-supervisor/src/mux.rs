@@ -20,11 +20,11 @@ use tokio_util::codec::{Decoder, Encoder, Framed};
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, Mode};
 
-/// Requests of clients at once, that is commands running at once in one guest. Of the 256 streams that yamux opens before
-/// the guest has said anything on them, some are for ourselves.
+/// Maximum number of client requests in flight, that is of commands running at once in one guest. Of the 256 streams
+/// that yamux opens before the guest has answered on any of them, some are reserved for the supervisor.
 const MAX_REQUESTS: usize = 250;
-/// Streams that yamux may have. More than there can be: one too many would cost the whole channel, and those that are
-/// closed count until yamux has looked.
+/// Maximum number of streams in yamux. More than there can be: exceeding it would close the whole channel, and closed
+/// streams count until yamux has polled them.
 const MAX_STREAMS: usize = 512;
 /// Bound on what the guest can make the host buffer. Each stream may have 256 KiB in any case.
 const MAX_BUFFERED_BYTES: usize = MAX_STREAMS * 256 * 1024;
@@ -53,7 +53,7 @@ pub(crate) async fn receive_hello(channel: &mut UnixStream) -> Result<Hello, Han
     Ok(hello)
 }
 
-/// Sends the guest a step of its set-up and waits until it is applied.
+/// Sends the guest a set-up step and waits until it is applied.
 pub(crate) async fn set_up(channel: &mut UnixStream, message: impl Serialize) -> Result<(), HandshakeError> {
     let mut bytes = BytesMut::new();
     FrameCodec::<(), _>::default().encode(Frame::Control(message), &mut bytes)?;
@@ -85,7 +85,7 @@ async fn receive<In: DeserializeOwned>(channel: &mut UnixStream) -> Result<In, H
     }
 }
 
-/// A stream to the guest that carries one request, which is still to be sent.
+/// A stream to the guest that carries one request, not sent yet.
 pub(crate) type RequestStream<S> = Framed<S, FrameCodec<NoInput, Request>>;
 
 /// A stream to the guest whose request was sent.
@@ -110,11 +110,12 @@ pub(crate) struct Streams {
     permits: Arc<Semaphore>,
 }
 
-/// The right to a stream; as long as the stream.
+/// The permit for a stream, held as long as the stream.
 pub(crate) type Permit = OwnedSemaphorePermit;
 
 impl Streams {
-    /// A new stream to the guest for a client; `None` when the channel is closed or [`MAX_REQUESTS`] are under way.
+    /// Opens a new stream to the guest for a client; `None` when the channel is closed or [`MAX_REQUESTS`] are in
+    /// flight.
     pub(crate) async fn open(&self) -> Option<(yamux::Stream, Permit)> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
         Some((self.open_beside().await?, permit))
@@ -131,8 +132,8 @@ impl Streams {
         receiver.await.ok()
     }
 
-    /// The guest's answer to a request of our own, whatever clients do, without the output that may come before it;
-    /// `None` when there is none.
+    /// Returns the guest's answer to one of the supervisor's own requests, without the output that may precede it;
+    /// clients cannot use up its stream. `None` when there is no answer.
     pub(crate) async fn ask<C: Call>(&self, request: C) -> Option<C::Reply> {
         let stream = self.open_beside().await?.compat();
         let mut stream = call(Framed::new(stream, FrameCodec::default()), request).await.ok()?;
@@ -162,17 +163,17 @@ pub(crate) fn drive(channel: UnixStream) -> (Streams, impl Future<Output = ()>) 
             if let Some(request) = waiting.take() {
                 match connection.poll_new_outbound(context) {
                     Poll::Ready(Ok(stream)) => {
-                        // Whoever asked may have given up; the stream is then closed by its drop.
+                        // The requester may have given up; dropping the stream then closes it.
                         let _ = request.send(stream);
                         continue;
                     }
-                    // The request is dropped, which tells the asker.
+                    // Dropping the request notifies the requester.
                     Poll::Ready(Err(_)) => continue,
                     Poll::Pending => waiting = Some(request),
                 }
             }
             match connection.poll_next_inbound(context) {
-                // A guest has no business opening streams; dropping one resets it.
+                // The guest must not open streams; dropping one resets it.
                 Poll::Ready(Some(Ok(_))) => {}
                 Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(()),
                 Poll::Pending => return Poll::Pending,

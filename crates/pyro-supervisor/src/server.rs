@@ -1,7 +1,7 @@
 //! The supervisor process: it owns one machine from its start to its end.
 //!
-//! [`driver::Driver`] has the only loop and performs what [`state::Life`] decides. It is generic over what brings a
-//! machine up, where ends are recorded, and the wall clock, so that tests can try every order of events.
+//! [`driver::Driver`] has the only event loop and performs what [`state::Life`] decides. It is generic over the
+//! machine's boot, the store of records, and the wall clock, so that tests can try every order of events.
 
 mod adoption;
 mod commands;
@@ -38,18 +38,18 @@ use super::{BootFailure, BootStage, EndReason};
 use crate::spares;
 use crate::spec::{LaunchSpec, Purpose};
 
-/// What brings machines up.
+/// Boots machines.
 pub(crate) trait Boot {
-    /// A machine that is up.
+    /// A running machine.
     type Machine: Machine;
 
-    /// Brings a machine up until its guest takes commands. Dropping the future, or an error, leaves no process behind.
+    /// Boots a machine until its guest takes commands. Dropping the future, or an error, leaves no process behind.
     async fn boot(&self, spec: &LaunchSpec) -> Result<RunningMachine<Self::Machine>, BootFailure>;
 }
 
-/// A clock that tells the time of day.
+/// A wall clock.
 pub(crate) trait Clock: 'static {
-    /// Returns when it is that late, in seconds since the epoch.
+    /// Returns when the wall clock reaches this time, in seconds since the epoch.
     async fn reaches(&self, unix_seconds: f64) -> io::Result<()>;
 }
 
@@ -59,7 +59,7 @@ impl Clock for WallClock {
     }
 }
 
-/// Machines of a platform, with the steps that a VM needs.
+/// Boots machines of a platform, with the steps that a VM needs.
 struct Booter<'a, P> {
     platform: P,
     tasks: &'a LocalSet,
@@ -73,12 +73,12 @@ impl<P: Platform> Boot for Booter<'_, P> {
     }
 }
 
-/// Runs the supervisor of one VM to its end. `lifeline` is the standard input that [`super::start`] made; it
-/// delivers the [`LaunchSpec`]. Runs on a single-threaded runtime whose thread lives as long as the process:
-/// the machine is killed when the thread that started it ends.
+/// Runs the supervisor of one VM to its end. `lifeline` is the standard input that [`super::start`] made; it delivers
+/// the [`LaunchSpec`]. Runs on a single-threaded runtime whose thread lives as long as the process: the machine is
+/// killed when the thread that started it ends.
 ///
 /// # Errors
-/// The lifeline is not what it should be; nothing was started then.
+/// The lifeline is invalid; nothing was started then.
 pub async fn run<S: Store + 'static>(lifeline: OwnedFd, store: S) -> io::Result<()> {
     // A session of its own: keys typed at the caller's terminal are meant for the caller.
     let _ = rustix::process::setsid();
@@ -87,7 +87,7 @@ pub async fn run<S: Store + 'static>(lifeline: OwnedFd, store: S) -> io::Result<
     let Some((spec, mut lifeline)) = receive_launch(UnixStream::from_std(lifeline)?).await? else {
         return Ok(());
     };
-    // The environment stays as long as a VM runs from it.
+    // The environment must stay as long as a VM runs from it.
     let _in_use = spec.in_use_lock.as_deref().map(dir::use_shared).transpose().inspect_err(|error| {
         tracing::warn!(%error, "the VM's environment is not protected against removal");
     });
@@ -97,7 +97,7 @@ pub async fn run<S: Store + 'static>(lifeline: OwnedFd, store: S) -> io::Result<
         .run_until(async {
             if spec.purpose == Purpose::Template {
                 let event = make_template(&spec, &mut lifeline, &tasks, signals).await;
-                // The starter may be gone, or may not care.
+                // The starter may be gone, or may not read.
                 let _ = lifeline.send(Frame::Control(event)).await;
                 return;
             }
@@ -107,7 +107,7 @@ pub async fn run<S: Store + 'static>(lifeline: OwnedFd, store: S) -> io::Result<
                 Rc::new(store),
                 Rc::new(WallClock),
             );
-            // Whoever asked for a spare does not wait for it.
+            // The process that started a spare does not wait for it.
             driver.follow(lifeline);
             driver.when_started(|spec| drop(tokio::task::spawn_local(spares::replenish(spec.clone()))));
             tokio::task::spawn_local(signals.forward(driver.inbox()));
@@ -117,25 +117,26 @@ pub async fn run<S: Store + 'static>(lifeline: OwnedFd, store: S) -> io::Result<
     Ok(())
 }
 
-/// Reads what is to be started. `None`: whoever starts it is of another generation, and has been told so.
+/// Receives the specification of what to start. Returns `None` if the starter is of another generation, after reporting
+/// that to it.
 async fn receive_launch(stream: UnixStream) -> io::Result<Option<(LaunchSpec, LifelineServer)>> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "no launch specification on standard input");
     let mut lifeline: LifelineServer = Framed::new(stream, FrameCodec::default());
     let hello = match lifeline.next().await {
         Some(Ok(Frame::Control(Launch::Hello(hello)))) => Some(hello),
-        // A starter that knows no generation begins with something else.
+        // A starter from before generations begins with something else.
         Some(Err(_)) => None,
         Some(Ok(_)) | None => return Err(invalid()),
     };
     if hello.is_none_or(|hello| hello.generation != GENERATION) {
-        // Of any generation it understands this.
+        // A starter of any generation understands this.
         let own = Greeting::own();
         let cause = other_version(Some(&own.version));
         let failure = BootFailure { stage: BootStage::Vmm, cause, console: Vec::new() };
         let _ = lifeline.send(Frame::Control(Event::Failed(failure))).await;
         return Ok(None);
     }
-    // Whoever asked for a spare may be gone already.
+    // The process that started a spare may be gone already.
     let _ = lifeline.send(Frame::Control(Event::Hello(Greeting::own()))).await;
     match lifeline.next().await {
         Some(Ok(Frame::Control(Launch::Start(spec)))) => Ok(Some((*spec, lifeline))),
@@ -143,7 +144,7 @@ async fn receive_launch(stream: UnixStream) -> io::Result<Option<(LaunchSpec, Li
     }
 }
 
-/// Sees to it that there is a template for VMs like this one.
+/// Ensures that there is a template for VMs like this one.
 async fn make_template(
     spec: &LaunchSpec,
     lifeline: &mut LifelineServer,

@@ -1,12 +1,12 @@
-//! Spares: VMs that were started before anyone wanted them, and wait.
+//! Spares: VMs that are started before any process asks for them, and wait.
 //!
 //! ```text
 //! <dir>/lock             held while spares are counted, made or cleared away
 //!       <key>/<id>/      one spare: its files, its socket, its lock
 //! ```
 //!
-//! The key is that of the template they started from, so that spares of one key can take each other's place. Which
-//! claim is the first is decided by the spare's supervisor, so no two processes can get the same one.
+//! The key is that of the template they started from, so that spares with the same key are interchangeable. The spare's
+//! supervisor decides which claim is the first, so no two processes can get the same one.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,15 +18,15 @@ use crate::machine::chain;
 use crate::spec::{LaunchSpec, Purpose};
 use crate::{BootInfo, BootStage, Client, EndRequest, Lifeline, OwnerLock, StartError, files};
 
-/// Time that a spare has for doing what it is told to.
+/// Time limit for a spare to do what it is asked.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const LOCK: &str = "lock";
 
-/// Makes a waiting spare the VM of `spec`, whose lock is `lock`. `None`: the VM has a layer from an earlier start,
-/// or there is no spare of its kind, or none that would do; nothing has changed then.
+/// Makes a waiting spare the VM of `spec`, whose lock is `lock`. `None`: the VM has a layer from an earlier start, or
+/// no suitable spare of its kind exists; nothing has changed then.
 ///
 /// # Errors
-/// As [`start`](crate::start): the guest was the VM's already when something went wrong.
+/// As [`start`](crate::start): the guest already was this VM when something went wrong.
 pub async fn claim(spec: &LaunchSpec, lock: &OwnerLock) -> Option<Result<(Lifeline, BootInfo), StartError>> {
     if spec.dir.join(files::LAYER).exists() || !spec.spares.dir.exists() {
         return None;
@@ -37,7 +37,7 @@ pub async fn claim(spec: &LaunchSpec, lock: &OwnerLock) -> Option<Result<(Lifeli
             Some(Ok(claimed)) => return Some(Ok(claimed)),
             Some(Err(error)) if is_harmless(&error, spec) => {
                 tracing::warn!(%error, dir = %dir.display(), "a spare failed");
-                // It may have been killed half-way.
+                // The spare may have been killed half-way.
                 crate::server::clear_claimed(&spec.dir);
             }
             Some(Err(error)) => return Some(Err(error)),
@@ -47,7 +47,7 @@ pub async fn claim(spec: &LaunchSpec, lock: &OwnerLock) -> Option<Result<(Lifeli
     None
 }
 
-/// The spare failed before it was anybody's VM, so that another start can take its place.
+/// Returns whether the spare failed before it became the VM, so that another start can take its place.
 fn is_harmless(error: &StartError, spec: &LaunchSpec) -> bool {
     match error {
         StartError::Boot(failure) => failure.stage == BootStage::Identity,
@@ -56,8 +56,8 @@ fn is_harmless(error: &StartError, spec: &LaunchSpec) -> bool {
     }
 }
 
-/// Starts spares of the kind of `spec` until as many wait as are wanted. What goes wrong is only logged: nobody
-/// depends on a spare.
+/// Starts spares of the kind of `spec` until as many wait as are wanted. Errors are only logged: nothing depends on a
+/// spare.
 pub(crate) async fn replenish(spec: LaunchSpec) {
     if spec.spares.wanted == 0 {
         return;
@@ -109,19 +109,19 @@ async fn try_replenish(spec: &LaunchSpec) -> Result<(), String> {
     Ok(())
 }
 
-/// What VMs have in common that can take each other's place, whether they start from templates or not.
+/// Returns the key that interchangeable VMs share, whether they start from templates or not.
 async fn key(spec: &LaunchSpec) -> Result<String, String> {
     let cache = spec.template_dir.as_deref().unwrap_or(&spec.spares.dir);
     snapshot::key(cache, &spec.subject(), &HostPlatform::new()).await.map_err(|error| chain(&error))
 }
 
-/// Ends spares of whatever kind, the oldest first, until at most `most` are left, and clears away what dead ones
-/// left behind.
+/// Ends spares of any kind, the oldest first, until at most `most` are left, and clears away what dead ones left
+/// behind.
 pub async fn trim(dir: &Path, most: usize) {
     if !dir.exists() {
         return;
     }
-    // Whoever has the lock is clearing away as well.
+    // The lock holder is clearing away as well.
     if let Ok(counting) = lock_file(dir)
         && counting.try_lock().is_ok()
     {
@@ -137,29 +137,29 @@ pub async fn trim(dir: &Path, most: usize) {
         if surplus == 0 {
             break;
         }
-        // One that is starting or being claimed cannot be reached; another must go in its place.
+        // One that is starting or being claimed cannot be reached; another must be ended in its place.
         if Client::new(spare).end(EndRequest::Delete, ANSWER_LIMIT).await.is_ok() {
             surplus -= 1;
         }
     }
 }
 
-/// Lets all spares that wait do so for that much longer from now on, if they would not anyway.
+/// Extends the wait of all waiting spares to at least `idle` from now.
 pub async fn renew(dir: &Path, idle: Duration) {
     let expires_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + idle;
     let asked = all(dir).into_iter().map(|spare| async move {
-        // One that is starting has its whole time before it, and one that is being claimed needs none.
+        // One that is starting has its whole wait ahead of it, and one that is being claimed needs none.
         let _ = tokio::time::timeout(ANSWER_LIMIT, Client::new(spare).extend(expires_at.as_secs_f64())).await;
     });
     futures::future::join_all(asked).await;
 }
 
-/// Directories of the spares of all kinds.
+/// Returns the directories of the spares of all kinds.
 fn all(dir: &Path) -> Vec<PathBuf> {
     subdirectories(dir).iter().flat_map(|kind| subdirectories(kind)).collect()
 }
 
-/// Removes the directories of spares that nobody holds. The caller has the lock, without which one that is just
+/// Removes the directories of spares that no process holds. The caller has the lock, without which a spare that is
 /// being made would look dead.
 fn clear_away(dir: &Path) {
     for kind in subdirectories(dir) {
@@ -173,7 +173,7 @@ fn clear_away(dir: &Path) {
     }
 }
 
-/// The file whose lock is held while spares are made or cleared away.
+/// Opens the file whose lock is held while spares are made or cleared away.
 fn lock_file(dir: &Path) -> std::io::Result<File> {
     File::create(dir.join(LOCK))
 }

@@ -1,11 +1,11 @@
-//! Which step a start has come to, and how long the earlier ones took.
+//! The current step of a start, and how long the earlier ones took.
 
 use std::cell::{Cell, RefCell};
 use std::time::Instant;
 
 use super::{BootStage, StageTime};
 
-/// Clock of one start.
+/// Stopwatch for one start.
 pub(super) struct Stages {
     current: Cell<BootStage>,
     since: Cell<Instant>,
@@ -18,7 +18,7 @@ impl Stages {
         Self { current: Cell::new(first), since: Cell::new(Instant::now()), passed: RefCell::default() }
     }
 
-    /// Goes on to the next step; entering the same one again goes on with it.
+    /// Enters the next step; entering the current step again continues it.
     pub(super) fn enter(&self, stage: BootStage) {
         if stage != self.current.get() {
             self.pass();
@@ -30,7 +30,7 @@ impl Stages {
         self.current.get()
     }
 
-    /// Ends the last step and gives all.
+    /// Ends the last step and returns all of them.
     pub(super) fn end(&self) -> Vec<StageTime> {
         self.pass();
         self.passed.take()

@@ -1,4 +1,4 @@
-//! The templates of VMs: the snapshots of `pyro-machine`, as far as a VM's launch decides about them.
+//! Templates of VMs: the part of `pyro-machine`'s snapshots that a VM's launch decides about.
 
 use pyro_machine::snapshot::Store;
 use pyro_machine::{HostPlatform, Platform};
@@ -8,8 +8,8 @@ pub use pyro_machine::snapshot::prune;
 use crate::files;
 use crate::spec::LaunchSpec;
 
-/// The template for VMs like that of `spec` has to be made before one can start. Starts no process: of a platform that has
-/// never been used it is assumed that it can save machines.
+/// Returns whether a template for VMs like that of `spec` must be made before one can start. Starts no process: a
+/// platform that has never been used is assumed to be able to save machines.
 pub async fn is_missing(spec: &LaunchSpec) -> bool {
     let Some(dir) = &spec.template_dir else { return false };
     if spec.dir.join(files::LAYER).exists() {

@@ -1,4 +1,4 @@
-//! The remembered verdict. It holds for one boot of the host: another kernel may do better or worse.
+//! The cached verdict. It is valid for one boot of the host: another kernel may perform better or worse.
 
 use std::io::Write;
 use std::path::Path;
@@ -17,13 +17,13 @@ fn boot_id() -> Option<String> {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
 }
 
-/// Whatever cannot be read, is damaged or from another boot counts as nothing.
+/// A file that is unreadable, damaged or from another boot counts as missing.
 pub(super) fn read(file: &Path) -> Option<Verdict> {
     let remembered: Remembered = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
     (Some(remembered.boot_id) == boot_id()).then_some(remembered.verdict)
 }
 
-/// Not being able to remember only costs another measurement.
+/// A failed write only costs another measurement.
 pub(super) fn write(file: &Path, verdict: &Verdict) {
     let Some(boot_id) = boot_id() else { return };
     let attempt = || -> std::io::Result<()> {

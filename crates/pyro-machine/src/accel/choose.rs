@@ -1,4 +1,4 @@
-//! The choice: remembered, or measured by a process of its own.
+//! Chooses the accelerator: from the cache, or measured by a separate process.
 
 use std::io;
 use std::path::Path;
@@ -12,21 +12,21 @@ use super::verdict::{Accelerator, Verdict};
 use super::{cache, kvm};
 use crate::spawn::Spawn;
 
-/// Loop iterations per second below which KVM is not hardware virtualisation. Hardware does some hundred
-/// million a second, emulation a million.
+/// Loop iterations per second below which KVM is not hardware virtualisation. Hardware does a few hundred million per
+/// second, emulation one million.
 const LEAST_ITERATIONS_PER_SECOND: f64 = 20e6;
-/// Time after which a probe is not waited for any longer.
+/// Time limit for a probe.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
 
-/// Measures, or remembers, what this host can do. `cache_file` is read and, after a measurement and if `may_write`,
-/// written.
+/// Measures what this host can do, or takes it from the cache. `cache_file` is read and, after a measurement and if
+/// `may_write`, written.
 ///
-/// `probe` starts the program that runs [`measure`] and prints its result as JSON. It is a process of its
-/// own because a broken KVM may hang or crash whoever touches it.
+/// `probe` starts the program that runs [`measure`] and prints its result as JSON. It is a separate process because a
+/// broken KVM may hang or crash the process that uses it.
 pub async fn choose(cache_file: &Path, may_write: bool, probe: (&Path, &[&str])) -> Verdict {
     let tcg =
         |reason: String| Verdict { accelerator: Accelerator::Tcg, reason, measured_ms: None, cached: false };
-    // What a user can change without a reboot is never remembered.
+    // Never cache what a user can change without a reboot.
     match kvm::openable() {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -44,15 +44,15 @@ pub async fn choose(cache_file: &Path, may_write: bool, probe: (&Path, &[&str]))
     verdict
 }
 
-/// What the probe's process prints: the measurement, or in words why there is none.
+/// The probe's output: the measurement, or in words why there is none.
 #[derive(Serialize, Deserialize)]
 enum ProbeReport {
     Ok(Measurement),
     Err(String),
 }
 
-/// Measures KVM and returns what the probe's process has to print for [`choose`], as JSON. Run it as the whole of a
-/// process: a broken KVM may hang or crash it.
+/// Measures KVM and returns what the probe's process must print for [`choose`], as JSON. Run it in a process that does
+/// nothing else: a broken KVM may hang or crash it.
 pub fn probe() -> String {
     let report = match measure() {
         Ok(measurement) => ProbeReport::Ok(measurement),

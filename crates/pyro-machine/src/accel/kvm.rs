@@ -11,13 +11,13 @@ use kvm_ioctls::{Kvm, VcpuExit};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use serde::{Deserialize, Serialize};
 
-/// Few enough that emulation takes a tenth of a second, many enough that entering the guest does not matter.
+/// Few enough that emulation takes a tenth of a second, enough that entering the guest does not matter.
 const ITERATIONS: u32 = 100_000;
 const PAGE: usize = 4096;
 /// Guest-physical address of the code.
 const ENTRY: u64 = 0x1000;
 
-/// What the probe found.
+/// The probe's result.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
     /// Iterations of a loop of two instructions.
@@ -32,12 +32,12 @@ pub enum MeasureError {
     /// A step failed.
     #[error("{step}: {cause}")]
     Step {
-        /// What was being done.
+        /// The step.
         step: &'static str,
         /// Why it failed.
         cause: io::Error,
     },
-    /// The guest stopped for another reason than the end of its code.
+    /// The guest stopped for a reason other than the end of its code.
     #[error("unexpected exit {0}")]
     UnexpectedExit(String),
 }
@@ -46,7 +46,7 @@ pub(super) fn openable() -> io::Result<()> {
     OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop)
 }
 
-/// Runs the loop under KVM. May hang or crash on a broken KVM: run it in a process of its own.
+/// Runs the loop under KVM. May hang or crash on a broken KVM: run it in a separate process.
 ///
 /// # Errors
 /// [`MeasureError`].
@@ -105,7 +105,7 @@ struct Page(*mut u8);
 
 impl Page {
     fn new() -> io::Result<Self> {
-        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches nothing of ours.
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice affects no existing memory.
         let page = unsafe {
             mmap_anonymous(ptr::null_mut(), PAGE, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
         }?;

@@ -1,4 +1,4 @@
-//! The ways to execute guest code, and the judgement on this host's.
+//! The ways to execute guest code, and the verdict on this host's.
 
 use std::fmt;
 use std::str::FromStr;
@@ -44,13 +44,13 @@ impl FromStr for Accelerator {
 /// Which accelerator is used, and why.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// The choice.
+    /// The chosen accelerator.
     pub accelerator: Accelerator,
     /// The reason, for people.
     pub reason: String,
-    /// Time that the probe's loop took, in milliseconds, if it was run and came to its end.
+    /// Time that the probe's loop took, in milliseconds, if it ran to completion.
     pub measured_ms: Option<f64>,
-    /// The verdict was taken from an earlier measurement since the host's boot.
+    /// The verdict is from an earlier measurement since the host's boot.
     #[serde(skip)]
     pub cached: bool,
 }

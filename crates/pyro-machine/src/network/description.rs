@@ -1,4 +1,4 @@
-//! A guest's network interface, and what the guest must know about its network.
+//! A guest's network interface, and the network settings that the guest needs.
 
 use std::net::Ipv4Addr;
 
@@ -12,7 +12,7 @@ pub struct NetworkInterface {
 }
 
 impl Default for NetworkInterface {
-    /// A locally administered address. All guests have the same: no two share a link.
+    /// A locally administered address. All guests have the same one: no two share a link.
     fn default() -> Self {
         Self { mac_address: "52:54:00:70:79:72".to_owned() }
     }
@@ -34,7 +34,7 @@ pub struct NetworkDescription {
 }
 
 impl NetworkDescription {
-    /// The subnet in CIDR notation.
+    /// Returns the subnet in CIDR notation.
     pub fn subnet(&self) -> String {
         let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix_len.min(32))).unwrap_or(0);
         format!("{}/{}", Ipv4Addr::from_bits(self.address.to_bits() & mask), self.prefix_len)

@@ -2,16 +2,16 @@
 
 use std::io;
 
-/// Why a machine has no network, or has it no longer.
+/// Why a machine has no network, or has lost it.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// The program that carries the packets is not there.
+    /// The program that carries the packets is not installed.
     #[error("passt is not installed (Debian package passt); it is needed for --network")]
     NotInstalled,
     /// That program could not be started.
     #[error("cannot run passt")]
     Run(#[source] io::Error),
-    /// The link between it and the machine could not be made.
+    /// The link between that program and the machine could not be created.
     #[error("cannot make a socket pair")]
     Link(#[source] io::Error),
     /// That program ended while the machine needed it.

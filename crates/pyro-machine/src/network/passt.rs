@@ -1,8 +1,8 @@
 //! Rootless user-mode networking: `passt` carries the guest's packets over ordinary sockets of the host.
 //!
-//! By default passt maps the gateway's address to the host's loopback, which would let a guest reach every
-//! service that the host's user keeps to itself. `--no-map-gw` closes that; a passt that does not know it
-//! refuses to start, and then so does the VM. Ports are not forwarded into the guest.
+//! By default passt maps the gateway's address to the host's loopback, which would let a guest reach every service that
+//! the host's user exposes only locally. `--no-map-gw` prevents that; a passt that does not support it refuses to
+//! start, and then the VM does not start either. No ports are forwarded into the guest.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -19,16 +19,16 @@ use crate::spawn::Spawn;
 /// Every guest has a network of its own, so all can have the same addresses.
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-/// Queries to this address go to the host's own resolver, wherever that listens.
+/// Queries to this address go to the host's own resolver, wherever it listens.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 const PREFIX_LEN: u8 = 24;
 
-/// Lines of passt's that are kept for an error report.
+/// Maximum lines of passt's output kept for an error report.
 const KEPT_LINES: usize = 20;
 /// Descriptor of the link in passt's process.
 const LINK_FD: i32 = 3;
 
-/// A running passt and what the guest must know about it.
+/// A running passt and the network settings for the guest.
 #[derive(Debug)]
 pub(super) struct Passt {
     process: Child,
@@ -38,7 +38,7 @@ pub(super) struct Passt {
 }
 
 impl Passt {
-    /// Starts passt on its end of the link. When the other end closes, it ends by itself.
+    /// Starts passt on its end of the link. It exits by itself when the other end closes.
     pub(super) fn start(link: OwnedFd, interface: &NetworkInterface) -> Result<Self, NetworkError> {
         let fd = LINK_FD.to_string();
         let mut process = Spawn::new("passt")
@@ -70,12 +70,12 @@ impl Passt {
         &self.description
     }
 
-    /// Waits for its end, which is a failure at any time before the machine's, and says why. Dropping the future loses
-    /// nothing.
+    /// Waits for passt to exit, which is a failure at any time before the machine's end, and returns why it did.
+    /// Dropping the future loses nothing.
     pub(super) async fn failed(&mut self) -> NetworkError {
         while let Some(messages) = &mut self.messages {
             match messages.next_line().await {
-                // Where there is no system log, passt says so with every line it writes.
+                // Without a system log, passt reports that with every line it writes.
                 Ok(Some(line)) if line.is_empty() || line.starts_with("Failed to send") => {}
                 Ok(Some(line)) if self.reasons.len() < KEPT_LINES => self.reasons.push(line),
                 Ok(Some(_)) => {}
@@ -87,7 +87,7 @@ impl Passt {
     }
 
     pub(super) async fn stop(&mut self) {
-        // Fails only if it has ended already, which the end of the machine makes it do.
+        // Fails only if it has exited already, which happens when the machine ends.
         let _ = self.process.kill().await;
     }
 }

@@ -10,7 +10,7 @@ use super::passt::Passt;
 /// What a machine's network interface is connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Provider {
-    /// Nothing: packets go nowhere. For a machine that is made to be saved.
+    /// Nothing: packets are discarded. For a machine that is made to be saved.
     Unconnected,
     /// `passt`, a process of the host's user that carries the packets over ordinary sockets of the host.
     Passt,
@@ -28,7 +28,7 @@ impl Provider {
     }
 }
 
-/// What carries the packets of one machine. Dropping it ends that.
+/// What carries the packets of one machine. Dropping it stops that.
 #[derive(Debug)]
 pub struct Network {
     carrier: Carrier,
@@ -37,7 +37,7 @@ pub struct Network {
 
 #[derive(Debug)]
 enum Carrier {
-    /// The far end of the link stays open as long as the machine may look at it.
+    /// The far end of the link stays open as long as the machine may read from it.
     Nothing {
         _far_end: UnixStream,
     },
@@ -47,13 +47,13 @@ enum Carrier {
 }
 
 impl Network {
-    /// A network without processes.
+    /// Creates a network without processes.
     #[cfg(any(test, feature = "fake"))]
     pub(crate) fn fake(description: NetworkDescription) -> Self {
         Self { carrier: Carrier::Fake(description), link: None }
     }
 
-    /// What the guest must know. `None`: there is nothing to reach.
+    /// Returns the network settings for the guest. `None`: there is nothing to reach.
     pub fn description(&self) -> Option<&NetworkDescription> {
         match &self.carrier {
             Carrier::Nothing { .. } => None,
@@ -63,7 +63,7 @@ impl Network {
         }
     }
 
-    /// The machine's end of the link, a stream socket. `None` from the second call on.
+    /// Returns the machine's end of the link, a stream socket. `None` from the second call on.
     pub(crate) fn take_link(&mut self) -> Option<OwnedFd> {
         self.link.take()
     }
@@ -78,7 +78,7 @@ impl Network {
         }
     }
 
-    /// Ends it, and waits for that.
+    /// Stops it, and waits until it is gone.
     pub(crate) async fn stop(&mut self) {
         match &mut self.carrier {
             Carrier::Nothing { .. } => {}

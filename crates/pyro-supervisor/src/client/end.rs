@@ -1,5 +1,5 @@
-//! Ending a VM whatever state its processes are in, and waiting until nobody holds it. Nothing here polls or blocks a
-//! thread: that a supervisor is gone is seen at its process descriptor, after which its lock is free.
+//! Ends a VM whatever state its processes are in, and waits until no process holds it. Nothing here polls or blocks a
+//! thread: a process descriptor reports that a supervisor is gone, after which its lock is free.
 
 use std::io;
 use std::path::Path;
@@ -18,38 +18,38 @@ use crate::OwnerLock;
 use crate::dir::{self, Owner};
 use crate::protocol::{Legacy, Reply, Request};
 
-/// Longest wait for a change in a VM's directory before it is looked at again: the lock becomes free just after the
-/// kernel says that its file was closed.
+/// Maximum wait for a change in a VM's directory before it is checked again: the lock becomes free just after the
+/// kernel reports that its file was closed.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// Time that a supervisor has between its start and its listening. One that does not listen by then has lost its socket.
+/// Time limit for a new supervisor to listen. One that does not listen by then has lost its socket.
 const LISTEN_LIMIT: Duration = Duration::from_secs(2);
-/// Time that a supervisor has for exiting after its last word.
+/// Time limit for a supervisor to exit after its last message.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
 
-/// How a VM is to end.
+/// How to end a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndRequest {
     /// The guest writes everything out; the directory stays.
     Stop,
-    /// At once, and the directory goes.
+    /// At once, and the directory is removed.
     Delete,
     /// As at the end of its lifetime.
     Expire,
 }
 
-/// What became of a VM that was to end.
+/// Result of ending a VM.
 #[derive(Debug)]
 pub enum Ended {
-    /// Nobody holds it, and nobody can until this is dropped. `None`: its directory is gone.
+    /// No process holds the VM, and none can until this is dropped. `None`: its directory is gone.
     Released(Option<OwnerLock>),
-    /// It ended, and somebody else has taken it since, for instance to start it again.
+    /// It ended, and another process has taken it since, for instance to start it again.
     TakenAgain,
 }
 
-/// Nobody could end the VM in time, or see that it ended.
+/// The VM could not be ended in time, or its end could not be observed.
 #[derive(Debug, thiserror::Error)]
 pub enum EndError {
-    /// A process holds it that does not react.
+    /// A process that does not react holds it.
     #[error("timed out waiting for the process that holds the VM")]
     Held,
     /// Its lock cannot be opened.
@@ -66,14 +66,14 @@ impl Client {
         self.release(Some(how), Instant::now() + limit).await
     }
 
-    /// Waits until nobody holds the VM. `None`: its directory is gone.
+    /// Waits until no process holds the VM. `None`: its directory is gone.
     ///
     /// # Errors
     /// [`EndError`].
     pub async fn released(&self, limit: Duration) -> Result<Option<OwnerLock>, EndError> {
         match self.release(None, Instant::now() + limit).await? {
             Ended::Released(lock) => Ok(lock),
-            // Nobody was asked, so nobody's end was waited for.
+            // No supervisor was asked to end, so none was waited for.
             Ended::TakenAgain => Err(EndError::Held),
         }
     }
@@ -82,7 +82,7 @@ impl Client {
         let began = Instant::now();
         let mut has_ended = false;
         loop {
-            // Before looking, or a change in between would be missed.
+            // Before the check, or a change in between would be missed.
             let changes = Changes::of(&self.dir);
             match OwnerLock::try_acquire(&self.dir) {
                 Ok(Some(lock)) => return Ok(Ended::Released(Some(lock))),
@@ -103,7 +103,7 @@ impl Client {
             match timeout_at(deadline, step).await {
                 Ok(Some(true)) => has_ended = how.is_some(),
                 Ok(Some(false)) => {}
-                // Whoever holds it is not a supervisor, or not yet one that can be asked.
+                // The holder is not a supervisor, or not yet one that can be asked.
                 Ok(None) => changes.wait(deadline.min(Instant::now() + LOOK_AGAIN)).await,
                 Err(_) => return Err(EndError::Held),
             }
@@ -134,14 +134,14 @@ impl Client {
             Err(ConnectError::OtherVersion { .. }) => self.end_legacy(how).await,
             Err(ConnectError::Unresponsive) => self.take_over(how).await,
             Err(ConnectError::Unreachable(_)) => {
-                // One that has announced itself has listened before that; one that is new may be about to.
+                // A supervisor that has announced itself listened before that; a new one may be about to listen.
                 let has_listened = Owner::of(&self.dir).is_some() || began.elapsed() > LISTEN_LIMIT;
                 if has_listened { self.take_over(how).await } else { None }
             }
         }
     }
 
-    /// The same for a supervisor of another version. All of them understand this much.
+    /// Does the same for a supervisor of another version. All versions understand these requests.
     async fn end_legacy(&self, how: EndRequest) -> Option<bool> {
         let stream = dir::connect(&self.dir).await.ok()?;
         let process = Process::behind(&stream).ok()?;
@@ -150,7 +150,7 @@ impl Client {
         match asked {
             Ok(()) => match stream.next().await {
                 Some(Ok(Frame::Control(Reply::Done))) => {}
-                // It ends for another reason, or does not do what it is asked for.
+                // It is ending for another reason, or does not do what it was asked.
                 _ if timeout(EXIT_LIMIT, process.ended()).await.is_ok() => {}
                 _ => return self.take_over(how).await,
             },
@@ -192,7 +192,7 @@ impl From<EndRequest> for Legacy {
     }
 }
 
-/// What happens in a directory from now on.
+/// Watches a directory for changes from now on.
 struct Changes(Option<EventFd>);
 
 impl Changes {
@@ -207,11 +207,11 @@ impl Changes {
             inotify::add_watch(&watch, dir, flags)?;
             EventFd::new(watch)
         };
-        // A user may have only so many watches; then the time limit of the wait has to do.
+        // The number of watches per user is limited; without one, the wait's time limit has to suffice.
         Self(watch().ok())
     }
 
-    /// Waits for the next one, at most until then.
+    /// Waits for the next change, until `until` at the latest.
     async fn wait(&self, until: Instant) {
         let change = async {
             match &self.0 {

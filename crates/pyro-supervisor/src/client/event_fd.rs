@@ -1,4 +1,4 @@
-//! A descriptor that becomes readable when something has happened.
+//! A descriptor that becomes readable when an event has happened.
 #![expect(unsafe_code, reason = "registering a descriptor with the runtime")]
 
 use std::io;
@@ -10,15 +10,15 @@ use tokio::io::unix::AsyncFd;
 pub(super) struct EventFd(AsyncFd<OwnedFd>);
 
 impl EventFd {
-    /// Begins to watch.
+    /// Starts watching.
     pub(super) fn new(descriptor: OwnedFd) -> io::Result<Self> {
         // SAFETY: an `OwnedFd` is one and the same open descriptor for as long as it lives, and the `AsyncFd` owns it.
         Ok(Self(unsafe { AsyncFd::register(descriptor) }?))
     }
 
-    /// Waits until it has happened.
+    /// Waits until the event has happened.
     pub(super) async fn happened(&self) {
-        // An error leaves nothing to wait for.
+        // After an error there is nothing to wait for.
         let _ = self.0.readable().await;
     }
 

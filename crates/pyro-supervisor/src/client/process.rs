@@ -1,4 +1,4 @@
-//! The process behind a VM, held by a descriptor, so that its id cannot become another process's.
+//! The process behind a VM, held by a descriptor, so that its id cannot be reused.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,23 +14,23 @@ use super::event_fd::EventFd;
 use crate::dir::{Owner, start_time};
 use crate::files;
 
-/// The argument by which a supervisor's process is known, whatever its version.
+/// The argument that identifies a supervisor's process, in every version.
 const SUPERVISE: &[u8] = b"supervise";
 
 /// A process.
 pub(super) struct Process(EventFd);
 
 impl Process {
-    /// The one that listens at the other end of a connection.
+    /// Returns the process that listens at the other end of a connection.
     pub(super) fn behind(stream: &UnixStream) -> io::Result<Self> {
         let pid = stream.peer_cred()?.pid().and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
         let process = Self::open(pid)?;
-        // As long as the connection is open, its listener has not made way for another process with its id.
+        // As long as the connection is open, no other process can have taken over its listener's id.
         if is_closed(stream) { Err(io::ErrorKind::NotFound.into()) } else { Ok(process) }
     }
 
-    /// The supervisor that holds the lock of the VM in `dir`, whether it can be reached or not. Its id is only a hint:
-    /// it must have the lock's file open and have been started as a supervisor.
+    /// Returns the supervisor that holds the lock of the VM in `dir`, whether it can be reached or not. The recorded id
+    /// is only a hint: the process must have the lock's file open and have been started as a supervisor.
     pub(super) fn holding(dir: &Path) -> Option<Self> {
         let lock = fs::metadata(dir.join(files::OWNER_LOCK)).ok()?;
         let lock = (lock.dev(), lock.ino());
@@ -46,7 +46,7 @@ impl Process {
             return None;
         }
         let process = Self::open(Pid::from_raw(pid)?).ok()?;
-        // The same process as the one that was looked at.
+        // The descriptor refers to the same process as the one checked above.
         (start_time(pid) == Some(started) && has_open(pid, lock)).then_some(process)
     }
 
@@ -59,7 +59,7 @@ impl Process {
         self.0.happened().await;
     }
 
-    /// Sends a signal. That the process is gone is no error.
+    /// Sends a signal. A process that is gone is not an error.
     pub(super) fn signal(&self, signal: Signal) {
         if let Err(error) = pidfd_send_signal(self.0.descriptor(), signal) {
             tracing::debug!(%error, "a supervisor cannot be signalled");
@@ -74,18 +74,18 @@ fn is_closed(stream: &UnixStream) -> bool {
     poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP)
 }
 
-/// Whether a process was started to supervise a VM.
+/// Returns whether a process was started to supervise a VM.
 fn is_supervisor(pid: i32) -> bool {
     let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     words.split(|byte| *byte == 0).skip(1).any(|word| word == SUPERVISE)
 }
 
-/// Whether a process of this user has a file open.
+/// Returns whether a process of this user has a file open.
 fn has_open(pid: i32, (dev, ino): (u64, u64)) -> bool {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
     entries.filter_map(Result::ok).any(|entry| {
         let is_lock = |name: &OsStr| name.as_bytes().ends_with(files::OWNER_LOCK.as_bytes());
-        // A look at the name first: to follow every link costs more.
+        // Check the name first: following every link costs more.
         fs::read_link(entry.path()).is_ok_and(|target| target.file_name().is_some_and(is_lock))
             && fs::metadata(entry.path()).is_ok_and(|file| (file.dev(), file.ino()) == (dev, ino))
     })

@@ -1,4 +1,4 @@
-//! Starting a supervisor and hearing from it.
+//! Starts a supervisor and follows its reports.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -29,25 +29,25 @@ pub enum StartError {
     /// It reported a failed boot.
     #[error("the VM did not come up: {} failed: {}", .0.stage, .0.cause)]
     Boot(BootFailure),
-    /// It was told to end the VM before it was up.
+    /// It was asked to end the VM before it was up.
     #[error("the VM was ended while it was starting")]
     Ended(EndReason),
-    /// The program that supervises is of another version than this one, because it was replaced meanwhile.
+    /// The supervising program is of another version than this one, because it was replaced in the meantime.
     #[error("the program was replaced by version {version} while this one runs")]
     OtherVersion {
-        /// Which.
+        /// The version of the new program.
         version: String,
     },
-    /// It died without a word.
+    /// It died without reporting why.
     #[error("the supervisor was lost while the VM was starting")]
     Lost,
 }
 
-/// The connection to a supervisor that this process started. A VM that is bound to its caller ends when this
-/// is dropped.
+/// The connection to a supervisor that this process started. A VM that is bound to its caller ends when this is
+/// dropped.
 #[derive(Debug)]
 pub struct Lifeline {
-    /// Absent for a claimed spare, which someone else started.
+    /// Absent for a claimed spare, which another process started.
     supervisor: Option<Child>,
     stream: LifelineClient,
 }
@@ -57,8 +57,8 @@ pub struct Lifeline {
 /// Dropping the future ends the VM.
 ///
 /// # Errors
-/// [`StartError`]. After any of them but [`StartError::Lost`] and [`StartError::Spawn`] the supervisor has
-/// cleaned up by itself.
+/// [`StartError`]. After any of them except [`StartError::Lost`] and [`StartError::Spawn`], the supervisor has cleaned
+/// up.
 pub async fn start(
     program: &Path,
     args: &[&OsStr],
@@ -70,7 +70,7 @@ pub async fn start(
 
 /// Starts `program` with `args` to make the template for VMs like that of `spec`, if there is none yet.
 ///
-/// Dropping the future gives that up.
+/// Dropping the future cancels that.
 ///
 /// # Errors
 /// As [`start`].
@@ -91,7 +91,7 @@ pub async fn make_template(
     }
 }
 
-/// Starts the supervisor and tells it what to do.
+/// Starts the supervisor and sends it what to do.
 pub(crate) async fn spawn<A: AsRef<OsStr>>(
     program: &Path,
     args: &[A],
@@ -100,7 +100,7 @@ pub(crate) async fn spawn<A: AsRef<OsStr>>(
 ) -> Result<Lifeline, StartError> {
     let (ours, theirs) = UnixStream::pair().map_err(StartError::Spawn)?;
     let theirs = OwnedFd::from(theirs.into_std().map_err(StartError::Spawn)?);
-    // For appending: the supervisor begins it anew when it has grown too large.
+    // For appending: the supervisor truncates it when it has grown too large.
     let path = spec.dir.join(files::SUPERVISOR_LOG);
     File::create(&path).map_err(StartError::Spawn)?;
     let log = OpenOptions::new().append(true).open(&path).map_err(StartError::Spawn)?;
@@ -121,10 +121,10 @@ pub(crate) async fn spawn<A: AsRef<OsStr>>(
     Ok(lifeline)
 }
 
-/// Makes the spare in `dir` the VM that is described. `None`: it has been claimed by someone else, or has gone.
+/// Makes the spare in `dir` the VM that `spec` describes. `None`: another process has claimed it, or it is gone.
 ///
 /// # Errors
-/// As [`start`], but for [`StartError::Spawn`].
+/// As [`start`], except [`StartError::Spawn`].
 pub async fn claim(
     dir: &Path,
     spec: LaunchSpec,
@@ -135,7 +135,7 @@ pub async fn claim(
     let Ok(Some(Ok(Frame::Control(Reply::Done)))) = timeout(ANSWER_LIMIT, stream.next()).await else {
         return None;
     };
-    // It says nothing more before it has the lock, so nothing is lost with the buffer.
+    // The spare sends nothing more before it has the lock, so nothing is lost with the buffer.
     let stream = stream.into_inner();
     handover::send(&stream, lock).await.ok()?;
     let lifeline = Lifeline { supervisor: None, stream: Framed::new(stream, FrameCodec::default()) };
@@ -151,7 +151,7 @@ impl Lifeline {
         }
     }
 
-    /// Waits until what was asked for is there; if that is a VM, the result describes it.
+    /// Waits until the VM or template is ready; for a VM, returns its description.
     async fn ready(&mut self) -> Result<Option<BootInfo>, StartError> {
         let error = match self.next_event().await {
             Some(Event::Booted(info)) => return Ok(Some(info)),
@@ -165,8 +165,8 @@ impl Lifeline {
         Err(error)
     }
 
-    /// Waits for the end of the VM and of its supervisor. `None`: the supervisor died without a word, and
-    /// whoever holds the lock now must clean up.
+    /// Waits for the end of the VM and of its supervisor. `None`: the supervisor died without reporting the end, and
+    /// the next holder of the lock must clean up.
     pub async fn ended(mut self) -> Option<EndReason> {
         let event = self.next_event().await;
         self.reap().await;

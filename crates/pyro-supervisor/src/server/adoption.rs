@@ -15,17 +15,17 @@ use crate::protocol::{LifelineServer, Reply, ServerStream};
 use crate::spec::LaunchSpec;
 use crate::{OwnerLock, files, machine};
 
-/// Time for the guest of a spare to take its new identity, and for a claimer to hand over its lock.
+/// Time limit for the guest of a spare to take its new identity, and for a claimer to hand over its lock.
 const CLAIM_LIMIT: Duration = Duration::from_secs(10);
 
-/// What every command does: the emulator translates that code when it first runs, which takes ten times as long as
-/// running it. As in the template, nothing here may leave a trace.
+/// Code that every command runs: the emulator translates it on its first run, which takes ten times as long as running
+/// it. As in the template, nothing here may leave a trace.
 const WARM_UP: [&str; 2] = ["true", "git --version"];
 
-/// What a spare's directory holds of the VM that it becomes.
+/// Files that a spare moves to the directory of the VM that it becomes.
 const MOVED: [&str; 3] = [files::LAYER, files::SERIAL_LOG, files::SUPERVISOR_LOG];
 
-/// Runs what commands usually run, the way they are run.
+/// Runs what commands usually run, in the way they are run.
 pub(super) async fn warm_up(spec: &LaunchSpec, streams: &Streams) {
     let limit = Duration::from_secs(spec.boot_limit_seconds);
     let work = async {
@@ -36,15 +36,15 @@ pub(super) async fn warm_up(spec: &LaunchSpec, streams: &Streams) {
         let identity = machine::identity(&spec.vm_id, None).ok()?;
         streams.ask(Identify(identity)).await
     };
-    // A guest that is stuck shows it when it is claimed.
+    // If the guest is stuck, that shows when the spare is claimed.
     let _ = tokio::time::timeout(limit, work).await;
 }
 
-/// Grants a claim and takes over the lock of the claimer's VM. The connection is the lifeline then.
+/// Grants a claim and takes over the lock of the claimer's VM. The connection then becomes the lifeline.
 pub(super) async fn hand_over(mut client: ServerStream) -> Option<(LifelineServer, OwnerLock)> {
     let handed_over = tokio::time::timeout(CLAIM_LIMIT, async {
         client.send(Frame::Control(Reply::Done)).await.ok()?;
-        // It says nothing more before it has sent the lock, so nothing is lost with the buffer.
+        // The claimer sends nothing more before the lock, so nothing is lost with the buffer.
         let stream = client.into_inner();
         let lock = handover::receive(&stream).await.ok()?;
         Some((Framed::new(stream, FrameCodec::default()), OwnerLock::received(lock)))
@@ -68,7 +68,7 @@ pub(super) async fn take_over(spare: PathBuf, spec: LaunchSpec, streams: Streams
     }
 }
 
-/// Removes what a spare that died while it was being claimed may have left in the claimer's directory.
+/// Removes the files that a spare may have left in the claimer's directory if it died while it was being claimed.
 pub(crate) fn clear_claimed(dir: &Path) {
     for name in MOVED.into_iter().chain([files::CONTROL_SOCKET]) {
         let path = dir.join(name);
@@ -79,6 +79,6 @@ pub(crate) fn clear_claimed(dir: &Path) {
 /// Removes a spare's directory.
 pub(super) fn remove(dir: &Path) {
     report(dir, fs::remove_dir_all(dir));
-    // The directory of the kind goes with its last spare.
+    // The directory of the kind is removed with its last spare.
     let _ = dir.parent().map(fs::remove_dir);
 }

@@ -1,4 +1,5 @@
-//! Commands: the supervisor runs them, so that those of a journal, their output and their record need no client.
+//! Runs the VM's commands in the supervisor, so that journalled commands, their output and their records need no
+//! client.
 //!
 //! ```text
 //!            number ◄── Store ◄──┐
@@ -8,9 +9,9 @@
 //!  other clients ◄────────┘
 //! ```
 //!
-//! A client that goes away before its command is accepted has withdrawn it. After that, its going away changes nothing
-//! for a command of a journal, and ends one that is in none. A client that does not read what it asked for slows its
-//! command down, until the command is ended or its time is over; then the client is no longer waited for.
+//! A client that disconnects before its command is accepted has withdrawn it. After that, a disconnect does not affect
+//! a journalled command, and ends one that is not in the journal. A client that does not read its output slows its
+//! command down, until the command is killed or times out; then the supervisor stops waiting for the client.
 
 mod log;
 
@@ -38,13 +39,12 @@ use crate::mux::{Permit, Streams};
 use crate::protocol::{Reply, Request, ServerStream};
 use crate::{dir, files};
 
-/// Time that all commands together have for ending when their VM is stopped: the grace of a command, and the guest's
-/// answer.
+/// Time limit for all commands together to end when their VM is stopped: a command's kill grace and the guest's answer.
 const SETTLE_LIMIT: Duration = Duration::from_secs(3);
-/// Pause after a record that could not be written. It doubles each time, up to [`MAX_RETRY_PAUSE`].
+/// Initial pause after a record could not be written. It doubles each time, up to [`MAX_RETRY_PAUSE`].
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const MAX_RETRY_PAUSE: Duration = Duration::from_secs(60);
-/// Bytes that are read from a command's files at a time.
+/// Bytes to read from a command's files at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// The commands of one VM. Cheap to clone.
@@ -58,25 +58,25 @@ impl<S> Clone for Commands<S> {
 
 struct Shared<S> {
     vm_id: String,
-    /// Where their output is kept.
+    /// Directory that holds the commands' output.
     dir: PathBuf,
     streams: Streams,
     store: Rc<S>,
     running: RefCell<BTreeMap<u64, Running>>,
-    /// Commands that are in no journal, and can only be ended together.
+    /// Commands outside the journal, which can only be ended together.
     unnumbered: CancellationToken,
-    /// Commands that are being given their number.
+    /// Number of commands that are being given their sequence.
     beginning: watch::Sender<usize>,
     /// Bytes of output that may still be kept.
     room: Cell<u64>,
     closed: Cell<bool>,
-    /// Cancelled when the VM ends: what cannot be recorded by then will never be.
+    /// Cancelled when the VM ends: an end that is not recorded by then never will be.
     ending: CancellationToken,
-    /// Commands that are not over and recorded.
+    /// Number of commands that have not both ended and been recorded.
     count: watch::Sender<usize>,
 }
 
-/// A command that runs, for those who look at it.
+/// A running command, as seen by the clients that watch or kill it.
 #[derive(Clone)]
 struct Running {
     terminate: CancellationToken,
@@ -110,7 +110,7 @@ impl<S: Store + 'static> Commands<S> {
 
     /// Runs a command to its end.
     pub(super) async fn run(&self, exec: Exec, journal: bool, detach: bool, mut client: ServerStream) {
-        // It may have waited in the socket's buffer for longer than its client did.
+        // The request may have waited in the socket's buffer for longer than its client did.
         if is_withdrawn(&mut client) {
             return;
         }
@@ -181,27 +181,27 @@ impl<S: Store + 'static> Commands<S> {
             progress.send_modify(|progress| (progress.stdout, progress.stderr) = log.kept());
             listener.send(OutputChunk { stream: OutputStream::Stderr, bytes: note.into() }, &terminate).await;
         }
-        // Whoever saw an end would rely on its record, so nobody is told before.
+        // A client that sees an end relies on its record, so report it only after it is recorded.
         let recorded = self.record_end(sequence, log, &outcome).await;
         if let Some(recorded) = &recorded {
             progress.send_modify(|progress| progress.end = Some(recorded.clone()));
         }
         self.0.running.borrow_mut().remove(&sequence);
         if let (Some(recorded), Some(client)) = (recorded, &mut listener.client) {
-            // The client counts by itself what it keeps.
+            // The client counts what it keeps itself.
             let told = if let CommandOutcome::Unknown { .. } = recorded { recorded } else { outcome };
             say(client, Reply::Ended(told)).await;
         }
     }
 
-    /// Gives a command its number, if it is one of the journal. It has a way to the guest then.
+    /// Gives a journalled command its sequence. From then on it has a stream to the guest.
     async fn begin(&self, exec: &Exec, journal: bool) -> Result<Begun, String> {
         if self.0.closed.get() {
             return Err("the VM is being stopped".to_owned());
         }
         let stream = self.0.streams.open().await;
         let (stream, permit) = stream.ok_or("the guest is gone, or runs as many commands as it can")?;
-        // It may have been closed meanwhile, and whoever did it does not wait for what is not counted.
+        // `end_all` may have run in the meantime, and it does not wait for commands that are not counted.
         if self.0.closed.get() {
             return Err("the VM is being stopped".to_owned());
         }
@@ -232,8 +232,8 @@ impl<S: Store + 'static> Commands<S> {
         begun
     }
 
-    /// Records what became of a command, as soon as that is possible: a full disk is no reason to forget it. What can
-    /// never be recorded is unknown. `None`: it was not possible before the VM ended.
+    /// Records a command's outcome as soon as possible; a full disk only delays it. An outcome that can never be
+    /// recorded becomes unknown. Returns `None` if the VM ended first.
     async fn record_end(
         &self,
         sequence: u64,
@@ -263,7 +263,7 @@ impl<S: Store + 'static> Commands<S> {
         }
     }
 
-    /// The command, if it runs. One that is just being given its number is waited for.
+    /// Returns the command if it is running. Waits for commands that are being given their sequence.
     async fn find(&self, sequence: u64) -> Option<Running> {
         let mut beginning = self.0.beginning.subscribe();
         loop {
@@ -276,8 +276,8 @@ impl<S: Store + 'static> Commands<S> {
         }
     }
 
-    /// Tells a client how a command ends, once it has, with its kept output from the beginning if that is wanted. One
-    /// that does not run is refused: its end is on record.
+    /// Reports to a client how a command ends, once it has, preceded by its kept output from the beginning if `output`
+    /// is set. Refuses a command that is not running: its end is on record.
     pub(super) async fn watch(&self, sequence: u64, output: bool, mut client: ServerStream) {
         let Some(Running { mut progress, .. }) = self.find(sequence).await else {
             return say(&mut client, Reply::NotRunning).await;
@@ -303,7 +303,7 @@ impl<S: Store + 'static> Commands<S> {
             }
             tokio::select! {
                 changed = progress.changed() => if changed.is_err() { return },
-                // It says nothing more, so this is its going away.
+                // The client sends nothing more, so this is its disconnect.
                 _ = futures::StreamExt::next(&mut client) => return,
             }
         }
@@ -322,7 +322,7 @@ impl<S: Store + 'static> Commands<S> {
         }
     }
 
-    /// Takes no more commands and ends those that run, so that their end can be recorded.
+    /// Accepts no more commands and ends the running ones, so that their ends can be recorded.
     pub(super) async fn end_all(&self) {
         self.0.closed.set(true);
         self.0.unnumbered.cancel();
@@ -330,7 +330,7 @@ impl<S: Store + 'static> Commands<S> {
         self.settle().await;
     }
 
-    /// Waits until no command runs any more, because all of them were told to end or their guest is gone.
+    /// Waits until no command is running, either because all were asked to end or because the guest is gone.
     pub(super) async fn settle(&self) {
         self.0.closed.set(true);
         self.0.ending.cancel();
@@ -350,12 +350,12 @@ struct Begun {
     progress: watch::Sender<Progress>,
 }
 
-/// The client that asked for a command, as long as it is there.
+/// The client that requested a command, for as long as it is connected.
 struct Listener {
     client: Option<SplitSink<ServerStream, Frame<Reply>>>,
-    /// When it is no longer waited for; never, if that is beyond what a clock can hold.
+    /// Time after which the command no longer waits for the client; `None` if a clock cannot represent it.
     patience: Option<Instant>,
-    /// It did not read when it was needed to. It still learns how the command ended, if it reads by then.
+    /// The client did not read when it had to. It still receives the command's outcome if it reads by then.
     deaf: bool,
 }
 
@@ -374,14 +374,14 @@ impl Listener {
             sent = client.send(Frame::Output(chunk.stream, chunk.bytes)) => if sent.is_err() {
                 self.client = None;
             },
-            // A client that does not read must not keep its command from being ended, or from its end being seen.
+            // A client that does not read must not delay killing its command or noticing its end.
             () = terminate.cancelled() => self.deaf = true,
             () = impatient => self.deaf = true,
         }
     }
 }
 
-/// Says something to a client, which may have gone away or may not read.
+/// Sends a reply to a client, which may have disconnected or may not read.
 async fn say<C>(client: &mut C, reply: Reply)
 where
     C: futures::Sink<Frame<Reply>> + Unpin,
@@ -389,12 +389,12 @@ where
     let _ = tokio::time::timeout(SETTLE_LIMIT, client.send(Frame::Control(reply))).await;
 }
 
-/// Whether the client has gone away or thought better of it. It says nothing else before it is answered.
+/// Returns whether the client has disconnected or cancelled. It sends nothing else before it is answered.
 fn is_withdrawn(client: &mut ServerStream) -> bool {
     client.next().now_or_never().is_some()
 }
 
-/// Ends a command when its client says so. A client that has gone away says nothing.
+/// Ends a command when its client asks for it. A client that disconnects asks for nothing.
 async fn cancel(mut client: SplitStream<ServerStream>, terminate: CancellationToken) {
     while let Some(Ok(frame)) = client.next().await {
         if frame == Frame::Control(Request::Cancel) {
@@ -403,12 +403,12 @@ async fn cancel(mut client: SplitStream<ServerStream>, terminate: CancellationTo
     }
 }
 
-/// Returns when the client has gone away or wants its command ended.
+/// Returns when the client has disconnected or wants its command ended.
 async fn gone(mut client: SplitStream<ServerStream>) {
     let _ = client.next().await;
 }
 
-/// A command that is not over.
+/// A command that counts as unfinished until this is dropped.
 struct Counted(watch::Sender<usize>);
 
 impl Drop for Counted {

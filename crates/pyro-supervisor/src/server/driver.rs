@@ -1,5 +1,5 @@
-//! The one loop of a supervisor. It owns the machine, takes what happens from one queue, and performs what
-//! [`Life`] decides, in order.
+//! The only event loop of a supervisor. It owns the machine, takes events from one queue, and performs what [`Life`]
+//! decides, in order.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -29,32 +29,32 @@ use crate::protocol::{Event, LifelineServer, Reply, Request, ServerStream};
 use crate::spec::{LaunchSpec, Purpose};
 use crate::{BootFailure, BootInfo, BootStage, OwnerLock, StageTime, StartMode, files};
 
-/// Time that a guest has to write everything out before its VM is ended anyway.
+/// Time limit for a guest to write everything out before its VM is ended anyway.
 const HALT_LIMIT: Duration = Duration::from_secs(20);
-/// Time within which a machine whose guest channel has closed is seen to end.
+/// Time limit for noticing that a machine has exited after its guest channel closed.
 const EXIT_LIMIT: Duration = Duration::from_secs(3);
-/// Time that a client or a starter has to take a few bytes.
+/// Time limit for a client or a starter to take a few bytes.
 const TELL_LIMIT: Duration = Duration::from_secs(3);
 
-/// What reaches the driver.
+/// A message to the driver.
 pub(super) enum Message {
-    /// Something that needs no more words.
+    /// An input without further data.
     Input(Input),
-    /// A client wants something.
+    /// A request from a client.
     Client(Request, ServerStream),
-    /// The start is recorded, or not.
+    /// Whether the start was recorded.
     StartRecorded(Result<f64, StoreError>),
     /// The guest has written everything out, or why it may not have.
     Halted(Result<(), String>),
 }
 
-/// The way into the driver's queue.
+/// The sending end of the driver's queue.
 #[derive(Clone)]
 pub(super) struct Inbox(mpsc::UnboundedSender<Message>);
 
 impl Inbox {
     pub(super) fn post(&self, message: Message) {
-        // The driver may have come to its end.
+        // The driver may have finished.
         let _ = self.0.send(message);
     }
 
@@ -63,7 +63,7 @@ impl Inbox {
     }
 }
 
-/// What the loop waits for.
+/// An event that the loop waits for.
 enum Happening<M> {
     Message(Message),
     Booted(Result<RunningMachine<M>, BootFailure>),
@@ -72,10 +72,10 @@ enum Happening<M> {
     Exited(String),
 }
 
-/// What is done once clients are served.
+/// Runs once clients are served.
 type Hook<'a> = Box<dyn FnOnce(&LaunchSpec) + 'a>;
 
-/// How far the adoption of a spare has come.
+/// Progress of the adoption of a spare.
 enum Adoption {
     HandOver(Box<LaunchSpec>, LocalBoxFuture<'static, Option<(LifelineServer, OwnerLock)>>),
     TakeOver(Instant, LocalBoxFuture<'static, Result<(), String>>),
@@ -103,12 +103,12 @@ pub(super) struct Driver<'a, B: Boot, S, C> {
     next_client: ClientId,
     acceptor: Option<AbortHandle>,
     lifetime: watch::Sender<f64>,
-    /// A client has changed the lifetime; what was recorded before does not count.
+    /// A client has changed the lifetime; the previously recorded end does not count.
     is_extended: bool,
     timer: Option<AbortHandle>,
-    /// Of a VM that was a spare.
+    /// Lock of a VM that was a spare.
     lock: Option<OwnerLock>,
-    /// Directory of a spare, until it is gone.
+    /// Directory of a spare, until it is removed.
     spare_dir: Option<PathBuf>,
     phase: Option<Phase>,
     failure: Option<BootFailure>,
@@ -154,7 +154,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         }
     }
 
-    /// Tells the starter what happens, and ends what is bound to it when it goes away.
+    /// Reports progress to the starter, and ends whatever is bound to the starter when it disconnects.
     pub(super) fn follow(&mut self, lifeline: LifelineServer) {
         let (sink, mut stream) = lifeline.split();
         if self.life.terms().is_spare {
@@ -168,7 +168,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         });
     }
 
-    /// Does this once clients are served.
+    /// Runs `hook` once clients are served.
     pub(super) fn when_started(&mut self, hook: impl FnOnce(&LaunchSpec) + 'a) {
         self.on_started = Some(Box::new(hook));
     }
@@ -180,7 +180,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     /// Supervises the VM to its end.
     pub(super) async fn run(mut self) {
         self.announce_phase();
-        // Whoever wants to end the VM is heard from the beginning; a spare is nobody's until it is up.
+        // Clients that want to end the VM are served from the beginning; a spare has no owner until it is up.
         if !self.life.terms().is_spare
             && let Err(failure) = self.listen()
         {
@@ -210,7 +210,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         .boxed_local()
     }
 
-    /// Waits for whatever happens next.
+    /// Waits for the next event.
     async fn next(&mut self) -> Happening<B::Machine> {
         let Self { queue, booting, adoption, machine, has_exited, .. } = self;
         let booted = async {
@@ -241,7 +241,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         }
     }
 
-    /// Keeps what belongs to a happening, and gives the input that it is.
+    /// Stores what an event carries, and returns the input it stands for.
     fn note(&mut self, happening: Happening<B::Machine>) -> Option<Input> {
         Some(match happening {
             Happening::Message(Message::Input(input)) => input,
@@ -336,7 +336,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         Input::Adopted
     }
 
-    /// A guest channel that closes is the end of the machine, seen first, or the loss of the guest.
+    /// A guest channel that closes means either that the machine has ended, noticed early, or that the guest is lost.
     fn watch_channel(&self, streams: &Streams) {
         let (streams, inbox) = (streams.clone(), self.inbox.clone());
         spawn_local(async move {
@@ -403,7 +403,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     }
 
     fn adopt(&mut self, client: ClientId) {
-        // Whoever comes later finds no socket, and looks for another spare.
+        // A later client finds no socket, and looks for another spare.
         if let Some(acceptor) = self.acceptor.take() {
             acceptor.abort();
         }
@@ -446,7 +446,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 tokio::select! {
                     reached = clock.reaches(end) => {
                         if reached.is_err() {
-                            // Without a timer the VM would live for ever; better none at all.
+                            // Without a timer the VM would live forever; better no VM at all.
                             tracing::error!("no timer for the VM's end of life");
                         }
                         break;
@@ -488,7 +488,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     async fn extend(&mut self, client: ClientId) {
         let Some((Request::Extend { expires_at }, client)) = self.clients.remove(&client) else { return };
         let is_spare = self.life.terms().is_spare;
-        // Several keepers of spares do not take time from each other.
+        // Several pool keepers do not shorten each other's lifetime of a spare.
         self.lifetime.send_modify(|end| *end = if is_spare { end.max(expires_at) } else { expires_at });
         self.is_extended = !is_spare;
         tell(client, Reply::Done).await;
@@ -571,7 +571,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         let (vm_id, retention, loss) = (self.spec.vm_id.clone(), self.spec.retention, self.loss.clone());
         spawn_local(async move {
             if let Err(error) = store.record_end(&vm_id, retention, &reason, loss.as_deref()).await {
-                // The lock's release will tell the others what the record cannot.
+                // The release of the lock reports the end that the record cannot.
                 tracing::error!(vm_id, %error, "the end of the VM cannot be recorded");
             }
             inbox.input(Input::EndRecorded);
@@ -600,13 +600,13 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         self.tell_starter(event).await;
     }
 
-    /// Whether the starter has taken it. It may be gone, or may not care.
+    /// Returns whether the starter took the event. The starter may be gone, or may not read.
     async fn tell_starter(&mut self, event: Event) -> bool {
         let Some(lifeline) = &mut self.lifeline else { return false };
         matches!(tokio::time::timeout(TELL_LIMIT, lifeline.send(Frame::Control(event))).await, Ok(Ok(())))
     }
 
-    /// Lets others see what this supervisor is doing.
+    /// Publishes this supervisor's phase for other processes.
     fn announce_phase(&mut self) {
         let phase = match self.life.state() {
             State::Waiting => return,
@@ -625,12 +625,12 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     }
 }
 
-/// What the VM is kept for.
+/// Returns the terms on which the VM is kept.
 fn terms(spec: &LaunchSpec) -> Terms {
     Terms { retention: spec.retention, is_new: spec.is_new, is_spare: spec.purpose == Purpose::Spare }
 }
 
-/// What a request means to the VM; nothing, if it belongs to another one.
+/// Translates a request for the state machine; `None` if it belongs to another VM.
 fn kind(request: &Request) -> Option<state::Request> {
     Some(match request {
         Request::Copy | Request::Run { .. } => state::Request::Work,
@@ -660,7 +660,7 @@ async fn join_guest(client: ServerStream, streams: &Streams) {
     let Some((stream, _permit)) = streams.open().await else { return };
     let mut guest = stream.compat();
     if guest.write_all(&read_buf).await.is_ok() {
-        // Either side closing ends the request; what went wrong is seen at both ends.
+        // Either side closing ends the request; both ends see what went wrong.
         let _ = tokio::io::copy_bidirectional(&mut client, &mut guest).await;
     }
 }
@@ -679,7 +679,7 @@ fn loss(why: &str) -> String {
     format!("the guest may not have written everything to its disk: {why}")
 }
 
-/// Tells a client something. It may have gone away, or may not read.
+/// Sends a reply to a client, which may have disconnected or may not read.
 async fn tell(mut client: ServerStream, reply: Reply) {
     let _ = tokio::time::timeout(TELL_LIMIT, client.send(Frame::Control(reply))).await;
 }

@@ -1,5 +1,4 @@
-//! Passing the lock of a VM from the process that wants it to the spare that becomes it, so that there is no moment
-//! without an owner.
+//! Passes the lock of a VM from the process that claims a spare to that spare, so that the VM always has an owner.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -12,7 +11,7 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-/// Descriptors travel with at least one byte.
+/// Descriptors are sent with at least one byte of data.
 const COMPANION: [u8; 1] = [0];
 
 /// Sends one descriptor.

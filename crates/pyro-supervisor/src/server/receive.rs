@@ -1,4 +1,4 @@
-//! What clients want: their connections, up to the request.
+//! Accepts clients' connections and reads their requests.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use crate::protocol::{
     GENERATION, Greeting, Legacy, Opening, Reply, Request, ServerStream, VERSION, other_version,
 };
 
-/// Time within which a client must have said what it wants; it is a local program of ours.
+/// Time limit for a client to send its request; clients are local pyro processes.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
-/// Pause after a client that could not be accepted.
+/// Pause after a client could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Passes on what clients want, for ever.
+/// Accepts clients and passes on their requests, forever.
 pub(super) async fn accept(listener: UnixListener, inbox: Inbox) {
     loop {
         match listener.accept().await {
@@ -36,14 +36,14 @@ pub(super) async fn accept(listener: UnixListener, inbox: Inbox) {
             Err(error) => {
                 dir::bound_log();
                 tracing::error!(%error, "a client cannot be served");
-                // Descriptors have run out, which no event ends.
+                // The process has run out of descriptors, and no event reports when that changes.
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-/// Greets a client and reads its request. `None`: there is none that can be served, which the client has been told.
+/// Greets a client and reads its request. `None`: no request can be served, and the client has been notified.
 pub(super) async fn receive(stream: UnixStream) -> Option<(Request, ServerStream)> {
     let mut stream: Framed<_, FrameCodec<Value, Opening>> = Framed::new(stream, FrameCodec::default());
     let first = next(&mut stream).await?;
@@ -72,7 +72,7 @@ async fn receive_legacy(first: Value, mut stream: ServerStream) -> Option<(Reque
     }
     let cause = other_version(Some(VERSION));
     if let Some(Legacy::Guest) = legacy {
-        // It takes this for the guest's answer, in the words of its time.
+        // Such a client takes this for the guest's answer, in the format of its version.
         let answer = json!({ "not_started": { "step": "reaching the guest", "errno": 0, "cause": cause } });
         let mut stream: Framed<_, FrameCodec<(), Value>> = stream.map_codec(|_| FrameCodec::default());
         let _ = stream.send(Frame::Control(answer)).await;

@@ -1,7 +1,7 @@
-//! The life of one supervised VM as a pure function: it decides what to do and touches nothing.
+//! The life of one supervised VM as a pure function: it decides what to do and has no side effects.
 //!
 //! ```text
-//!            ready             recorded           told
+//!            ready             recorded           announced
 //!  Booting ────────► Recording ────────► Announcing ────► Running
 //!    │ │                  ▲                                  │ stop, end of lifetime, signal (files stay)
 //!    │ │ ready (spare)    │ adopted                          ▼
@@ -11,12 +11,12 @@
 //!    └─────────────────────────────────────────────────► Ending: machine killed, commands settle, end recorded
 //!                                                            │ recorded (or never recordable)
 //!                                                            ▼
-//!                                                          Done: everybody who waits is told
+//!                                                          Done: every waiting client is notified
 //! ```
 //!
-//! The driver performs [`Effect`]s in order. Those that take time report back as an [`Input`]. What the driver owes:
-//! it answers every [`Effect::EndCommands`], [`Effect::HaltGuest`], [`Effect::SettleCommands`] and [`Effect::RecordEnd`]
-//! with one input within a bounded time.
+//! The driver performs [`Effect`]s in order. Those that take time report back as an [`Input`]. The driver must answer
+//! every [`Effect::EndCommands`], [`Effect::HaltGuest`], [`Effect::SettleCommands`] and [`Effect::RecordEnd`] with one
+//! input within a bounded time.
 
 use crate::EndReason;
 use crate::spec::Retention;
@@ -24,44 +24,44 @@ use crate::spec::Retention;
 #[cfg(test)]
 mod tests;
 
-/// A connection of a client, as the driver numbers it.
+/// A client's connection, as the driver numbers it.
 pub(crate) type ClientId = u64;
 
-/// What a VM is kept for.
+/// The terms on which a VM is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Terms {
-    /// How long the VM and its files stay.
+    /// How long the VM and its files are kept.
     pub(crate) retention: Retention,
-    /// The VM has never been up, and goes if its start is not completed.
+    /// The VM has never been up, and is removed if its start does not complete.
     pub(crate) is_new: bool,
-    /// Nobody has claimed it: it has no record, and its files always go.
+    /// The VM is an unclaimed spare: it has no record, and its files are always removed.
     pub(crate) is_spare: bool,
 }
 
-/// Why a VM ends. The details are the driver's.
+/// Why a VM ends. The driver keeps the details.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Cause {
-    /// It did not come up, or that could not be recorded.
+    /// It did not come up, or its start could not be recorded.
     NotStarted,
-    /// A spare could not become the VM of its claimer, who can start it in another way.
+    /// A spare could not become its claimer's VM; the claimer can start that VM in another way.
     NotAdopted,
-    /// A client wants the files gone too.
+    /// A client asked for it and wants the files removed too.
     Deleted,
     /// A client asked for it.
     Stopped,
-    /// Its lifetime is over.
+    /// Its lifetime ended.
     Expired,
-    /// The process it was bound to went away.
+    /// The process it was bound to exited.
     CallerGone,
-    /// The supervisor got a signal.
+    /// The supervisor received a signal.
     Terminated,
     /// The machine ended by itself.
     MachineExited,
-    /// The connection to the guest is lost while the machine still runs.
+    /// The connection to the guest was lost while the machine was still running.
     ChannelLost,
 }
 
-/// What a client wants, as far as it matters here.
+/// A client's request, reduced to what matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Request {
     /// Stop the VM.
@@ -70,22 +70,22 @@ pub(crate) enum Request {
     Delete,
     /// Do what the end of the lifetime does.
     Expire,
-    /// Another end of the lifetime.
+    /// Change the end of the lifetime.
     Extend,
     /// Turn this spare into a VM.
     Claim,
     /// Use the guest: run a command, copy files.
     Work,
-    /// Look at a command, or end it.
+    /// Watch a command, or kill it.
     Look,
 }
 
-/// What happens to a supervisor.
+/// An event that the supervisor reacts to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Input {
     /// The guest takes commands.
     Ready,
-    /// The machine did not come up; nothing of it is left.
+    /// The machine did not come up, and left nothing behind.
     BootFailed,
     /// The claimer has passed on the lock of its VM, which has these terms.
     HandedOver(Terms),
@@ -97,11 +97,11 @@ pub(crate) enum Input {
     StartRecorded,
     /// The start cannot be recorded.
     StartNotRecorded,
-    /// The starter has been told that the VM is up.
+    /// The starter has been notified that the VM is up.
     StartAnnounced,
-    /// A client asks for something.
+    /// A client sent a request.
     Request(ClientId, Request),
-    /// The time of the VM is over.
+    /// The VM's lifetime has ended.
     LifetimeOver,
     /// The starter's end of the lifeline is closed.
     CallerGone,
@@ -111,78 +111,78 @@ pub(crate) enum Input {
     MachineExited,
     /// The guest channel is closed and the machine has not ended with it.
     ChannelLost,
-    /// No command runs any more, or those that do were given up.
+    /// No command is running any more, or the remaining ones were given up.
     CommandsEnded,
     /// The guest has written everything out.
     Halted,
-    /// The guest could not, or did not in time.
+    /// The guest could not write everything out, or not in time.
     HaltFailed,
-    /// What became of the commands is on record, as far as possible.
+    /// The commands' outcomes are on record, as far as possible.
     CommandsSettled,
     /// The end of the VM is on record, or it is certain that it never will be.
     EndRecorded,
 }
 
-/// Why a request is not served.
+/// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Refusal {
     /// The VM is not up yet.
     Starting,
     /// The VM is about to end.
     Stopping,
-    /// It is a spare that nobody has claimed.
+    /// It is an unclaimed spare.
     Unclaimed,
-    /// It is somebody's VM already.
+    /// Another client has claimed it already.
     Claimed,
 }
 
-/// What the driver is to do.
+/// An action for the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Effect {
-    /// Give up the boot. Leaves no process behind.
+    /// Abort the boot. Leaves no process behind.
     AbortBoot,
     /// Let clients claim this spare.
     OpenForClaims,
     /// Make the spare the VM of this client.
     Adopt(ClientId),
-    /// Give up the adoption.
+    /// Abort the adoption.
     AbortAdoption,
     /// Record that the VM is up.
     RecordStart,
-    /// Tell the starter that the VM is up.
+    /// Notify the starter that the VM is up.
     AnnounceStart,
     /// Begin to watch the lifetime.
     WatchLifetime,
     /// Serve the client's request.
     Admit(ClientId),
-    /// Change the lifetime as this client wants, and confirm it.
+    /// Change the lifetime as this client requests, and confirm it.
     Extend(ClientId),
     /// Refuse the client's request, which has changed nothing.
     Refuse(ClientId, Refusal),
-    /// Take no more commands, and end those that run.
+    /// Accept no more commands, and end the running ones.
     EndCommands,
     /// Let the guest write everything out.
     HaltGuest,
-    /// End the machine and its helpers, if they run.
+    /// End the machine and its helpers, if they are running.
     KillMachine,
-    /// Record what became of the commands.
+    /// Record the outcomes of the commands.
     SettleCommands,
-    /// Remove the VM's directory, or only what is of no use for another start.
+    /// Remove the VM's directory, or only the files that another start does not need.
     RemoveFiles {
         /// The whole directory.
         all: bool,
     },
     /// Record the end.
     RecordEnd(Cause),
-    /// Remove the record of a VM that never was up for anybody.
+    /// Remove the record of a VM that was never up for any caller.
     Forget,
-    /// Tell the starter how it ended.
+    /// Report to the starter how the VM ended.
     AnnounceEnd(Cause),
     /// Confirm the client's request: the VM has ended.
     Confirm(ClientId),
 }
 
-/// Where a supervisor is in its VM's life.
+/// The stage of a VM's life.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum State {
     /// The machine is being started.
@@ -191,15 +191,15 @@ pub(crate) enum State {
     Waiting,
     /// A spare is being made the VM of its claimer.
     Adopting,
-    /// The start is being recorded. An end that cannot wait follows.
+    /// The start is being recorded. If set, an urgent end follows.
     Recording(Option<End>),
-    /// The starter is being told.
+    /// The starter is being notified.
     Announcing(Option<End>),
     /// Clients are served.
     Running,
     /// Commands are being ended.
     Closing(End),
-    /// The guest writes everything out.
+    /// The guest is writing everything out.
     Halting(End),
     /// The machine is gone and the commands' ends are being recorded.
     Settling(End),
@@ -209,7 +209,7 @@ pub(crate) enum State {
     Done,
 }
 
-/// An end that has begun, and who waits for it.
+/// An end that has begun, and the clients that wait for it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct End {
     cause: Cause,
@@ -240,7 +240,7 @@ impl Life {
         self.state == State::Done
     }
 
-    /// Decides what `input` means, and what is to be done about it.
+    /// Advances the state by `input`, and returns what to do about it.
     pub(crate) fn apply(&mut self, input: Input) -> Vec<Effect> {
         let state = std::mem::replace(&mut self.state, State::Done);
         let (state, effects) = self.decide(state, input);
@@ -292,13 +292,13 @@ impl Life {
             }
             (state, input) => match self.cause_of(&state, input) {
                 Some(cause) => self.end(state, End::new(cause)),
-                // It came too late, or means nothing here.
+                // It came too late, or has no meaning in this state.
                 None => (state, Vec::new()),
             },
         }
     }
 
-    /// Whether something that happens by itself ends the VM.
+    /// Returns the cause of an end if an event other than a request ends the VM.
     fn cause_of(&self, state: &State, input: Input) -> Option<Cause> {
         match input {
             Input::LifetimeOver => Some(Cause::Expired),
@@ -349,8 +349,8 @@ impl Life {
         }
     }
 
-    /// Ends the VM, or joins an end that has begun. To delete comes before any other reason, as long as it can be
-    /// recorded.
+    /// Ends the VM, or joins an end that has begun. A delete takes precedence over any other reason, as long as it can
+    /// be recorded.
     fn end(&mut self, state: State, end: End) -> (State, Vec<Effect>) {
         match state {
             State::Booting => {
@@ -361,7 +361,7 @@ impl Life {
             State::Adopting => self.kill(end, vec![Effect::AbortAdoption]),
             State::Recording(earlier) => (State::Recording(Some(End::join(earlier, end))), Vec::new()),
             State::Announcing(earlier) => {
-                // Nobody can be told any more, and nobody else knows of the VM.
+                // The starter can no longer be notified, and no other process knows of the VM.
                 let gone = end.cause == Cause::CallerGone || end.cause == Cause::MachineExited;
                 let end = End::join(earlier, end);
                 if gone { self.begin(end) } else { (State::Announcing(Some(end)), Vec::new()) }
@@ -395,7 +395,7 @@ impl Life {
         (State::Settling(end), effects)
     }
 
-    /// Removes and records, when no process of the VM is left.
+    /// Removes files and records the end, once no process of the VM is left.
     fn conclude(&mut self, end: End) -> (State, Vec<Effect>) {
         let all = self.terms.removes_files(end.cause);
         let is_unknown = self.terms.is_forgotten(end.cause);
@@ -405,11 +405,11 @@ impl Life {
 }
 
 impl Terms {
-    /// Whether the VM's directory goes with the VM.
+    /// Returns whether the VM's directory is removed with the VM.
     pub(crate) fn removes_files(self, cause: Cause) -> bool {
         match cause {
             _ if self.is_spare => true,
-            // Its claimer goes on with the directory.
+            // Its claimer continues to use the directory.
             Cause::NotAdopted => false,
             _ if self.retention == Retention::Caller || self.is_forgotten(cause) => true,
             Cause::Deleted => true,
@@ -418,20 +418,20 @@ impl Terms {
         }
     }
 
-    /// Whether nobody is to find a record of the VM.
+    /// Returns whether the VM's record is removed.
     fn is_forgotten(self, cause: Cause) -> bool {
         let never_up = matches!(cause, Cause::NotStarted | Cause::CallerGone);
         self.is_spare || (never_up && self.is_new)
     }
 
-    /// Whether the guest is to write everything out before it goes.
+    /// Returns whether the guest writes everything out before the VM ends.
     fn halts_guest(self, cause: Cause) -> bool {
         matches!(cause, Cause::Stopped | Cause::Expired | Cause::Terminated) && !self.removes_files(cause)
     }
 }
 
 impl State {
-    /// Why a request cannot be served now.
+    /// Returns why a request cannot be served now.
     fn refusal(&self) -> Refusal {
         match self {
             Self::Booting | Self::Adopting | Self::Recording(_) | Self::Announcing(_) => Refusal::Starting,
@@ -453,7 +453,7 @@ impl End {
         Self { cause, waiting: vec![client] }
     }
 
-    /// The first reason stays, unless the later one is to delete.
+    /// Keeps the first reason, unless the later one is a delete.
     fn join(earlier: Option<Self>, later: Self) -> Self {
         let Some(mut end) = earlier else { return later };
         if later.cause == Cause::Deleted {
@@ -465,7 +465,7 @@ impl End {
 }
 
 impl Cause {
-    /// The reason that is recorded and told, with what the driver knows of it. `None`: the VM never was up.
+    /// Returns the reason to record and report, with what the driver knows of it. `None`: the VM was never up.
     pub(crate) fn reason(self, description: &str) -> Option<EndReason> {
         Some(match self {
             Self::NotStarted | Self::NotAdopted => return None,

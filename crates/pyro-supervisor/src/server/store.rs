@@ -1,4 +1,4 @@
-//! Where the life of a VM is recorded.
+//! The store that records the life of a VM.
 
 use pyro_wire::Exec;
 
@@ -10,13 +10,13 @@ use crate::{BootInfo, EndReason};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{cause}")]
 pub struct StoreError {
-    /// Trying again cannot help: what is to be recorded will never be taken, or there is no record for it.
+    /// Retrying cannot help: the store will never accept the data, or has no record for it.
     pub is_permanent: bool,
     /// Why, in words.
     pub cause: String,
 }
 
-/// Where the life of a VM is recorded. The supervisor tells nobody what is not on record.
+/// Records the life of a VM. The supervisor reports nothing that is not on record.
 #[expect(async_fn_in_trait, reason = "a supervisor runs on one thread")]
 pub trait Store {
     /// Records that the VM is up. Returns when its lifetime ends, in seconds since the epoch, which may have changed
@@ -26,11 +26,11 @@ pub trait Store {
     /// [`StoreError`]; the VM is then ended.
     async fn record_start(&self, vm_id: &str, info: &BootInfo) -> Result<f64, StoreError>;
 
-    /// Records that the VM ended, when it is gone. `loss` says why its guest could not write everything out, if it
+    /// Records that the VM ended, once it is gone. `loss` says why its guest could not write everything out, if it
     /// should have.
     ///
     /// # Errors
-    /// [`StoreError`]; the release of the VM's lock then tells others what the record cannot.
+    /// [`StoreError`]; the release of the VM's lock then shows other processes what the record cannot.
     async fn record_end(
         &self,
         vm_id: &str,
@@ -39,22 +39,22 @@ pub trait Store {
         loss: Option<&str>,
     ) -> Result<(), StoreError>;
 
-    /// Removes the record of a VM that was never up for anybody. That there is none is no error.
+    /// Removes the record of a VM that was never up for any caller. A missing record is not an error.
     ///
     /// # Errors
     /// [`StoreError`].
     async fn forget(&self, vm_id: &str) -> Result<(), StoreError>;
 
-    /// Records that a command begins, and gives it its number.
+    /// Records that a command begins, and gives it its sequence.
     ///
     /// # Errors
-    /// [`StoreError`]; it is not run then.
+    /// [`StoreError`]; the command is then not run.
     async fn record_command(&self, vm_id: &str, exec: &Exec) -> Result<u64, StoreError>;
 
-    /// Records what became of a command. On the disk when this returns.
+    /// Records the outcome of a command. The record is on disk when this returns.
     ///
     /// # Errors
-    /// [`StoreError`]. One that is permanent makes the outcome unknown.
+    /// [`StoreError`]. A permanent one makes the outcome unknown.
     async fn record_command_end(
         &self,
         vm_id: &str,

@@ -1,4 +1,4 @@
-//! Waiting for a time of the wall clock.
+//! Waits for a wall-clock time.
 
 use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,8 +10,8 @@ use tokio::net::unix::pipe;
 /// The clock of this host.
 pub(super) struct WallClock;
 
-/// Returns when the wall clock reaches `unix_seconds`. A timer on the wall clock, not a sleep: a host that
-/// was suspended must find the time passed when it wakes up.
+/// Returns when the wall clock reaches `unix_seconds`. Uses a timer on the wall clock, not a sleep: a host that was
+/// suspended must find the time passed when it wakes up.
 pub(super) async fn wall_clock_reaches(unix_seconds: f64) -> io::Result<()> {
     let target = Duration::try_from_secs_f64(unix_seconds).unwrap_or(Duration::ZERO);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

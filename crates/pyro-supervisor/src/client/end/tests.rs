@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::*;
 use crate::files;
 
-/// A process that holds the lock of the VM in `dir` and looks like a supervisor, but does not listen.
+/// Starts a process that holds the lock of the VM in `dir` and looks like a supervisor, but does not listen.
 fn holder(dir: &Path, script: &str) -> Child {
     let lock = OwnerLock::try_acquire(dir).unwrap().unwrap();
     let mut command = Command::new("/bin/sh");
@@ -30,7 +30,7 @@ async fn a_supervisor_without_a_socket_is_taken_over_by_its_descriptor() {
     }
 }
 
-/// Its id may have become that of a process that has nothing to do with the VM.
+/// Its id may have been reused by a process that has nothing to do with the VM.
 #[tokio::test]
 async fn a_process_that_does_not_hold_the_lock_is_not_touched() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The files that keep what a command wrote.
+//! The files that keep a command's output.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -10,12 +10,12 @@ use pyro_wire::OutputStream;
 
 use crate::conversation::OutputChunk;
 
-/// Most bytes of one stream of one command that are kept.
+/// Maximum number of bytes kept of one stream of one command.
 pub const STREAM_LIMIT: u64 = 16 << 20;
-/// Most bytes that are kept of all commands of one VM.
+/// Maximum number of bytes kept of all commands of one VM.
 const JOURNAL_LIMIT: u64 = 1 << 30;
 
-/// Name of the file with one stream of a command.
+/// Returns the name of the file for one stream of a command.
 pub fn file_name(sequence: u64, stream: OutputStream) -> String {
     let extension = match stream {
         OutputStream::Stdout => "stdout",
@@ -24,21 +24,21 @@ pub fn file_name(sequence: u64, stream: OutputStream) -> String {
     format!("{sequence:06}.{extension}")
 }
 
-/// How many more bytes of output may be kept in this directory.
+/// Returns how many more bytes of output may be kept in this directory.
 pub fn room(dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else { return JOURNAL_LIMIT };
     let used = entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum();
     JOURNAL_LIMIT.saturating_sub(used)
 }
 
-/// Part of a command's file.
+/// Reads part of a command's file.
 pub(super) fn read_at(path: &Path, position: u64, length: usize) -> io::Result<Bytes> {
     let mut bytes = vec![0; length];
     File::open(path)?.read_exact_at(&mut bytes, position)?;
     Ok(bytes.into())
 }
 
-/// What one command wrote. A stream without output has no file.
+/// The kept output of one command. A stream without output has no file.
 #[derive(Debug)]
 pub struct CommandLog {
     dir: PathBuf,
@@ -52,21 +52,23 @@ struct Part {
     file: Option<File>,
     kept: u64,
     dropped: u64,
-    /// The last byte that was written was no newline.
+    /// The last byte written was not a newline.
     inside_line: bool,
 }
 
 impl CommandLog {
-    /// For command `sequence`, with its files in `dir`, which is made when needed.
+    /// Creates the log of command `sequence`, with its files in `dir`, which is created when needed.
     pub fn new(dir: PathBuf, sequence: u64) -> Self {
-        // Files that a loss of power has left of a command whose number it took back would pass for this one's.
+        // A power loss may have rolled back a command and left its files; they would be taken for those of this
+        // command, which has the same sequence.
         for stream in [OutputStream::Stdout, OutputStream::Stderr] {
             let _ = fs::remove_file(dir.join(file_name(sequence, stream)));
         }
         Self { dir, sequence, stdout: Part::default(), stderr: Part::default() }
     }
 
-    /// Keeps what fits into the stream's limit and into `room`, and counts the rest. Returns how much of the room it took.
+    /// Keeps what fits into the stream's limit and into `room`, and counts the rest. Returns how much of the room it
+    /// took.
     pub fn append(&mut self, chunk: &OutputChunk, room: u64) -> u64 {
         let part = match chunk.stream {
             OutputStream::Stdout => &mut self.stdout,
@@ -74,7 +76,7 @@ impl CommandLog {
         };
         let length = chunk.bytes.len() as u64;
         let fits = length.min(STREAM_LIMIT.saturating_sub(part.kept)).min(room);
-        // At most the length, which came from a usize. After a hole nothing more is kept.
+        // At most the length, which came from a usize. Once bytes have been dropped, no more are kept.
         let kept = match part.dropped {
             0 => part.write(&self.dir, self.sequence, chunk.stream, &chunk.bytes[..fits as usize]),
             _ => 0,
@@ -87,7 +89,7 @@ impl CommandLog {
         kept
     }
 
-    /// Adds a line of pyro's own to stderr, on a line of its own and beyond any limit. Returns what was added.
+    /// Appends pyro's own line to stderr, on a line of its own and regardless of limits. Returns what was added.
     pub fn note(&mut self, line: &str) -> String {
         let begin = if self.stderr.inside_line { "\n" } else { "" };
         let note = format!("{begin}{line}");
@@ -96,17 +98,17 @@ impl CommandLog {
         note
     }
 
-    /// Bytes of stdout and stderr in the files.
+    /// Returns the bytes of stdout and stderr in the files.
     pub fn kept(&self) -> (u64, u64) {
         (self.stdout.kept, self.stderr.kept)
     }
 
-    /// Bytes of stdout and stderr that are not there.
+    /// Returns the bytes of stdout and stderr that were dropped.
     pub fn dropped(&self) -> (u64, u64) {
         (self.stdout.dropped, self.stderr.dropped)
     }
 
-    /// Waits until the files are on the disk.
+    /// Waits until the files are on disk.
     pub fn sync(&self) {
         for file in [&self.stdout.file, &self.stderr.file].into_iter().flatten() {
             if let Err(error) = file.sync_data() {
