@@ -1,20 +1,20 @@
-//! An engine that does as it is told on standard input and says how long it took: the benchmarks' way to VMs that
-//! outlive a call. Words of a line are separated by spaces; each line is answered by one line of JSON.
+//! An engine that executes commands from standard input and reports how long they took: the benchmarks use it for VMs
+//! that outlive a call. The words of a line are separated by spaces; each line is answered by one line of JSON.
 //!
 //! ```text
 //! measure PYRO BASE_DIR CACHE_DIR SPARES
-//!                                      starts it; so many spare VMs wait for the next run
-//! start COUNT MEM_MIB                  that many VMs at once, each up to the answer of a first `true`; they stay
-//! boot COUNT MEM_MIB                   the same without a command
-//! exec VM COMMAND                      a command in a VM that runs
-//! run COMMAND                          a command in a VM of its own
-//! task                                 a task
-//! task-exec TASK COMMAND               a command in a task
-//! task-status TASK                     what is known of a task
-//! delete                               all VMs and tasks
+//!                                      starts the program with this number of spares for the next run
+//! start COUNT MEM_MIB                  starts this many VMs at once, waits until `true` returns; they stay
+//! boot COUNT MEM_MIB                   like start, without the command
+//! exec VM COMMAND                      runs a command in a running VM
+//! run COMMAND                          runs a command in its own VM
+//! task                                 creates a task
+//! task-exec TASK COMMAND               runs a command in a task
+//! task-status TASK                     reports the state of a task
+//! delete                               deletes all VMs and tasks
 //! ```
 //!
-//! At the end of its input it deletes all VMs and tasks and ends.
+//! At end of input, it deletes all VMs and tasks and exits.
 
 #![expect(clippy::disallowed_methods, reason = "an example is a front end of its own")]
 #![expect(clippy::print_stdout, reason = "a program, not a library")]
@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// What this program has made, by id.
+/// A VM or a task that this program has created, by id.
 enum Guest {
     Vm(String),
     Task(String),
@@ -156,7 +156,7 @@ impl Session {
         Ok(())
     }
 
-    /// Time from before the request to after the answer, and the bytes that the command wrote.
+    /// Returns the time from before the request to after the answer, and the number of bytes that the command wrote.
     async fn exec(&self, id: &str, command: &str) -> Outcome<(Duration, usize)> {
         let run = Run { exec: Exec::new(command, Duration::from_secs(120)), journal: false };
         let client = Client::new(self.vms.join(id));
@@ -171,7 +171,7 @@ impl Session {
         }
     }
 
-    /// Time of a whole call.
+    /// Returns the time of a whole call.
     async fn run(&self, command: &str) -> Outcome<Duration> {
         let command = Command { timeout_seconds: 120, ..Command::new(command) };
         let started = Instant::now();
@@ -181,7 +181,7 @@ impl Session {
         successful(started.elapsed(), &ran.command, ran.exit_code)
     }
 
-    /// Time of a whole call.
+    /// Returns the time of a whole call.
     async fn exec_task(&self, id: &str, command: &str) -> Outcome<Duration> {
         let command = Command { timeout_seconds: 120, ..Command::new(command) };
         let started = Instant::now();
@@ -201,7 +201,7 @@ impl Session {
     }
 }
 
-/// The time that a command took, if it did what it should.
+/// Returns the time that a command took, if it succeeded.
 fn successful(time: Duration, command: &str, exit_code: i64) -> Outcome<Duration> {
     match exit_code {
         0 => Ok(time),
@@ -213,7 +213,7 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// An error and its causes in one text.
+/// Returns an error and its causes as one text.
 fn in_full(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

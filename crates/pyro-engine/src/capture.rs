@@ -1,13 +1,13 @@
-//! Where a command's output goes.
+//! Handling of a command's output.
 
 use bytes::Bytes;
 
 use crate::{Event, Events, OutputMode, OutputStream};
 
-/// Most bytes of one stream that are kept in a result.
+/// Maximum number of bytes of one stream that a result keeps.
 pub(crate) const CAPTURE_LIMIT: usize = 16 * 1024 * 1024;
 
-/// Takes one output stream of a command, to keep it or to pass it on.
+/// Receives one output stream of a command and either keeps it or passes it on.
 #[derive(Debug)]
 pub(crate) struct OutputSink {
     stream: OutputStream,
@@ -33,7 +33,7 @@ async fn send(events: &Events, stream: OutputStream, bytes: &[u8]) {
 }
 
 impl OutputSink {
-    /// A sink for `stream`; `events` are used if the output is to be streamed.
+    /// Creates a sink for `stream`; `events` is used if the output is streamed.
     pub(crate) fn new(stream: OutputStream, mode: OutputMode, events: &Events) -> Self {
         let kind = match mode {
             OutputMode::Capture => Kind::capture(CAPTURE_LIMIT, Events::none()),
@@ -43,7 +43,7 @@ impl OutputSink {
         Self { stream, kind }
     }
 
-    /// Takes the next bytes. Waits while the reader of the events is behind.
+    /// Accepts the next bytes. Waits while the reader of the events lags behind.
     pub(crate) async fn accept(&mut self, bytes: &[u8]) {
         match &mut self.kind {
             Kind::Capture { kept, limit, dropped, events } => {
@@ -57,7 +57,8 @@ impl OutputSink {
         }
     }
 
-    /// Adds `line`, one of pyro's own that ends with a newline, on a line of its own and beyond the limit if need be.
+    /// Appends `line`, a message from pyro that ends with a newline, on a line of its own, even if that exceeds the
+    /// limit.
     pub(crate) async fn note(&mut self, line: &str) {
         match &mut self.kind {
             Kind::Capture { kept, .. } => {
@@ -70,7 +71,7 @@ impl OutputSink {
         }
     }
 
-    /// What was kept, and how many bytes were dropped.
+    /// Returns the kept output and the number of bytes dropped.
     pub(crate) fn finish(self) -> (Vec<u8>, u64) {
         match self.kind {
             Kind::Capture { kept, dropped, .. } => (kept, dropped),

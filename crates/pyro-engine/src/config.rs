@@ -1,46 +1,45 @@
-//! Settings of an engine.
+//! Engine settings.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::Accelerator;
 
-/// Settings of an [`Engine`](crate::Engine), as a plain value.
+/// Settings of an [`Engine`](crate::Engine), as plain data.
 ///
-/// Where the values come from (flags, environment variables, defaults) is the front end's business.
+/// The front end decides where the values come from: flags, environment variables, or defaults.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// State directory: registry and one directory per VM. Created with mode 0700 on first use.
+    /// State directory: the registry and one directory per VM. Created with mode 0700 on first use.
     pub base_dir: PathBuf,
     /// Environment cache.
     pub cache_dir: PathBuf,
-    /// Most VMs that may exist at once, in any state and over all processes that share `base_dir`.
-    /// The contract's default is [`Config::DEFAULT_MAX_ACTIVE_VMS`].
+    /// Maximum number of VMs that may exist at once, in any state and across all processes that share `base_dir`. The
+    /// contract's default is [`Config::DEFAULT_MAX_ACTIVE_VMS`].
     pub max_active_vms: u32,
-    /// How many spare VMs of each kind that is started shall wait for the next start; 0 for none. They fill what
-    /// `max_active_vms` leaves free and give way to VMs that someone asks for.
+    /// How many spares of each kind to keep ready for the next start; 0 disables spares. They use the capacity that
+    /// `max_active_vms` leaves free and yield to VMs that a caller requests.
     pub warm_spares: u32,
-    /// How long a spare waits before it goes, in seconds; normally [`Config::DEFAULT_SPARE_IDLE_SECONDS`].
+    /// How long an unclaimed spare is kept, in seconds; normally [`Config::DEFAULT_SPARE_IDLE_SECONDS`].
     pub spare_idle_seconds: u32,
-    /// The pyro executable, which the engine starts again for its helper processes.
+    /// The pyro executable, which the engine runs again for its helper processes.
     pub program: PathBuf,
-    /// Forces an accelerator; `None` measures the host and decides.
+    /// Forces an accelerator; `None` selects one by measuring the host.
     pub accelerator: Option<Accelerator>,
-    /// The QEMU program; `None` looks for `qemu-system-x86_64` in `search_path`.
+    /// The QEMU executable; `None` searches `search_path` for `qemu-system-x86_64`.
     pub vmm_program: Option<PathBuf>,
-    /// A kernel for all guests that needs no modules; `None` uses each environment's own.
+    /// A kernel for all guests that needs no modules; `None` uses each environment's own kernel.
     pub guest_kernel: Option<PathBuf>,
-    /// Mirror to build Debian environments from; `None` uses the catalog's own.
+    /// Mirror to build Debian environments from; `None` uses the catalog's default.
     pub debian_mirror: Option<String>,
-    /// Where programs are looked for, in the form of `PATH`. Commands of the host compatibility mode
-    /// get it as their `PATH`.
+    /// Where to search for programs, in the form of `PATH`. Commands in host compatibility mode get it as their `PATH`.
     pub search_path: OsString,
 }
 
 impl Config {
-    /// Ceiling on existing VMs when nothing else was asked for.
+    /// Default for `max_active_vms`.
     pub const DEFAULT_MAX_ACTIVE_VMS: u32 = 4;
 
-    /// How long a spare waits when nothing else was asked for: five minutes.
+    /// Default for `spare_idle_seconds`: five minutes.
     pub const DEFAULT_SPARE_IDLE_SECONDS: u32 = 300;
 }

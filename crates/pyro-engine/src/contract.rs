@@ -1,4 +1,4 @@
-//! The engine as the contract's implementation on this host.
+//! Implementation of the contract by the engine on this host.
 
 use std::path::Path;
 
@@ -185,13 +185,13 @@ impl Contract for Engine {
 }
 
 impl Engine {
-    /// Has a first spare made, as every start of a VM does, and then sees to it that spares stay, until `cancel`.
+    /// Has the first spare created, as every start of a VM does, then keeps the spares alive until `cancel`.
     async fn warm_up(&self, spec: VmSpec, cancel: &CancellationToken) {
-        // Spares give way to what is asked for; the start that has the first one made must as well.
+        // Spares yield to requested VMs; the start that triggers the first spare must yield too.
         if self.warm_spares() == 0 || self.max_active_vms() < 2 {
             return;
         }
-        // Installing an environment is for whoever asks for it.
+        // Do not install an environment here: only a caller's request does that.
         if self.inspect_environment(&spec.environment).await.is_ok_and(|environment| environment.installed) {
             let run = RunInVm { spec, command: Command::new("true"), output: Default::default() };
             if let Err(error) = self.run(run, &Events::none(), cancel).await
@@ -203,7 +203,7 @@ impl Engine {
         self.keep_spares(cancel).await;
     }
 
-    /// The journal of a task, page by page: all of what its commands wrote can be gigabytes.
+    /// Returns a task's journal page by page: the complete output of its commands can be gigabytes.
     async fn logs_page(
         &self,
         task: &str,
@@ -235,7 +235,7 @@ fn size(entry: &TaskLogEntry) -> usize {
     entry.command.len() + entry.stdout.as_bytes().len() + entry.stderr.as_bytes().len()
 }
 
-/// The caller may be in another directory than this process.
+/// Requires an absolute path, since the caller may have a different working directory than this process.
 fn absolute<'a>(name: &str, path: &'a str) -> Result<&'a Path, EngineError> {
     let path = Path::new(path);
     match path.is_absolute() {

@@ -1,4 +1,4 @@
-//! Values of the crates below as values of the contract, and back. Each is converted here and nowhere else.
+//! Conversions between the types of the lower crates and those of the contract. All of them are in this module.
 
 use pyro_api::{
     Accelerator, CopyLimits, Environment, EnvironmentList, Hint, OutputStream, PruneReport, PulledEnvironment,
@@ -6,7 +6,7 @@ use pyro_api::{
 use pyro_env::Remedy;
 use pyro_supervisor::ArchiveLimits;
 
-/// An output stream, to callers.
+/// Converts an output stream for callers.
 pub(crate) fn stream(stream: pyro_supervisor::OutputStream) -> OutputStream {
     match stream {
         pyro_supervisor::OutputStream::Stdout => OutputStream::Stdout,
@@ -14,7 +14,7 @@ pub(crate) fn stream(stream: pyro_supervisor::OutputStream) -> OutputStream {
     }
 }
 
-/// An output stream, to the guest's side.
+/// Converts an output stream for the guest side.
 pub(crate) fn guest_stream(stream: OutputStream) -> pyro_supervisor::OutputStream {
     match stream {
         OutputStream::Stdout => pyro_supervisor::OutputStream::Stdout,
@@ -22,7 +22,7 @@ pub(crate) fn guest_stream(stream: OutputStream) -> pyro_supervisor::OutputStrea
     }
 }
 
-/// A configured accelerator, to those who run VMs.
+/// Converts a configured accelerator for the crates that run VMs.
 pub(crate) fn accelerator(accelerator: Accelerator) -> pyro_machine::Accelerator {
     match accelerator {
         Accelerator::Kvm => pyro_machine::Accelerator::Kvm,
@@ -30,12 +30,12 @@ pub(crate) fn accelerator(accelerator: Accelerator) -> pyro_machine::Accelerator
     }
 }
 
-/// The limits of a copy, to those who copy.
+/// Converts the limits of a copy for the code that copies.
 pub(crate) fn archive_limits(limits: CopyLimits) -> ArchiveLimits {
     ArchiveLimits { max_entries: limits.max_entries, max_bytes: limits.max_bytes }
 }
 
-/// An environment, to callers.
+/// Converts an environment for callers.
 pub(crate) fn environment(environment: pyro_env::Environment) -> Environment {
     let pyro_env::Environment {
         name,
@@ -77,7 +77,7 @@ pub(crate) fn environment(environment: pyro_env::Environment) -> Environment {
     }
 }
 
-/// The catalog, to callers.
+/// Converts the catalog for callers.
 pub(crate) fn environments(list: pyro_env::EnvironmentList) -> EnvironmentList {
     EnvironmentList {
         catalog_version: list.catalog_version,
@@ -85,18 +85,18 @@ pub(crate) fn environments(list: pyro_env::EnvironmentList) -> EnvironmentList {
     }
 }
 
-/// What a pull has installed, to callers.
+/// Converts the result of a pull for callers.
 pub(crate) fn pulled(pulled: pyro_env::PulledEnvironment) -> PulledEnvironment {
     let pyro_env::PulledEnvironment { environment: installed, kernel_image, rootfs_image, source } = pulled;
     PulledEnvironment { environment: environment(installed), kernel_image, rootfs_image, source }
 }
 
-/// What was pruned, to callers.
+/// Converts the result of a prune for callers.
 pub(crate) fn prune_report(report: pyro_env::PruneReport) -> PruneReport {
     PruneReport { deleted_environment_dirs: report.deleted_environment_dirs, count: report.count }
 }
 
-/// What mends an error of the environment cache.
+/// Converts the remedy for an environment cache error.
 pub(crate) fn hint(remedy: Remedy) -> Hint {
     match remedy {
         Remedy::Pull { name } => Hint::PullEnvironment { environment: name },

@@ -1,7 +1,7 @@
 //! What this host can do, and what to change if it cannot.
 //!
-//! Three steps, so that every kind of host can be tested on one: looking at the host changes nothing
-//! and judges nothing, judging is pure, and the report is plain data of the contract.
+//! There are three steps, so that tests on one host can cover every kind of host: gathering facts changes nothing and
+//! judges nothing, judging is pure, and the report is plain data of the contract.
 
 mod facts;
 mod judge;

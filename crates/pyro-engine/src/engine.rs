@@ -1,4 +1,4 @@
-//! The product: environments, VMs and one-shot runs.
+//! The engine: environments, VMs, and one-shot runs.
 
 mod environments;
 mod exec;
@@ -24,10 +24,10 @@ use crate::{Config, EngineError, ErrorKind, Hint, VmId};
 pub use host::{PROBE_COMMAND, probe_kvm};
 pub use launch::SUPERVISE_COMMAND;
 
-/// The product: environments, VMs and one-shot runs.
+/// The engine: environments, VMs, and one-shot runs.
 ///
-/// Holds no VM: every VM has an owner process of its own, and what exists is on disk, so that any number of
-/// engines of one user see the same VMs. Methods must be called on a tokio runtime.
+/// It holds no VM. Every VM has its own supervisor process, and all state is on disk, so any number of engines of one
+/// user see the same VMs. Methods must be called on a tokio runtime.
 #[derive(Clone, Debug)]
 pub struct Engine {
     shared: Arc<Shared>,
@@ -41,7 +41,7 @@ struct Shared {
 }
 
 impl Engine {
-    /// An engine with these settings. Does no I/O and cannot fail.
+    /// Creates an engine with these settings. Does no I/O and cannot fail.
     pub fn new(config: Config) -> Self {
         let registry = Registry::new(&config.base_dir);
         let cache = CacheConfig {
@@ -53,7 +53,7 @@ impl Engine {
         Self { shared: Arc::new(Shared { config, registry, environments }) }
     }
 
-    /// What this host can do, and what to change if it cannot. Changes nothing, never fails, and works on a
+    /// Reports what this host can do, and what to change if it cannot. Changes nothing, never fails, and works on a
     /// host that has nothing.
     pub async fn doctor(&self, platform: &str) -> DoctorReport {
         let accelerator = self.accelerator_report().await;
@@ -62,7 +62,7 @@ impl Engine {
         doctor::judge(platform, self.config(), facts, accelerator, environments)
     }
 
-    /// Most VMs and tasks that may exist at once.
+    /// Maximum number of VMs and tasks that may exist at once.
     pub fn max_active_vms(&self) -> u32 {
         self.config().max_active_vms
     }
@@ -71,12 +71,12 @@ impl Engine {
         &self.shared.config
     }
 
-    /// Directory of one VM. The id has been validated by its type.
+    /// Returns the directory of one VM. The id's type guarantees that it is valid.
     fn vm_dir(&self, id: &VmId) -> PathBuf {
         vm_dir(&self.config().base_dir, id)
     }
 
-    /// Runs one blocking operation on the registry.
+    /// Runs one blocking registry operation.
     async fn registry<T: Send + 'static>(
         &self,
         operation: impl FnOnce(&Registry) -> Result<T, EngineError> + Send + 'static,
@@ -84,7 +84,7 @@ impl Engine {
         self.blocking(move |shared| operation(&shared.registry)).await
     }
 
-    /// Runs one blocking operation on a thread that may block.
+    /// Runs one operation on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
         operation: impl FnOnce(&Shared) -> Result<T, EngineError> + Send + 'static,
@@ -97,32 +97,32 @@ impl Engine {
     }
 }
 
-/// Directory of a VM below the state directory.
+/// Returns the directory of a VM below the state directory.
 pub(crate) fn vm_dir(base_dir: &Path, id: &VmId) -> PathBuf {
     vms_dir(base_dir).join(id.as_str())
 }
 
-/// Directory of all VMs below the state directory.
+/// Returns the directory of all VMs below the state directory.
 pub(crate) fn vms_dir(base_dir: &Path) -> PathBuf {
     base_dir.join("vms")
 }
 
-/// Directory of the templates that VMs start from.
+/// Returns the directory of the templates.
 fn templates_dir(base_dir: &Path) -> PathBuf {
     base_dir.join("templates")
 }
 
-/// Directory of the VMs that wait to be asked for.
+/// Returns the directory of the spares.
 fn spares_dir(base_dir: &Path) -> PathBuf {
     base_dir.join("spares")
 }
 
-/// Seconds since the epoch by wall clock.
+/// Returns the wall-clock time in seconds since the epoch.
 pub(crate) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
-/// Gives `work` up when the caller does.
+/// Abandons `work` when the caller cancels.
 async fn unless_cancelled<T>(
     cancel: &CancellationToken,
     work: impl Future<Output = Result<T, EngineError>>,
@@ -134,7 +134,7 @@ async fn unless_cancelled<T>(
     }
 }
 
-/// A file of the state directory that cannot be used.
+/// Returns the error for a file of the state directory that cannot be used.
 fn state_unusable(action: &str, path: &Path, error: std::io::Error) -> EngineError {
     let full = error.kind() == std::io::ErrorKind::StorageFull;
     let hint = match full {

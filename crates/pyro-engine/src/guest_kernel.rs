@@ -1,22 +1,22 @@
-//! A kernel image that does not come from an environment: looked at before anything is started with it.
+//! Validates a kernel image that does not come from an environment, before anything is started with it.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// The boot protocol's magic number, and where a pointer to the text with the kernel's version is.
+/// The boot protocol's magic number with its offset, and the offset of the pointer to the kernel's version text.
 const MAGIC: (usize, &[u8]) = (0x202, b"HdrS");
 const VERSION_POINTER: usize = 0x20e;
-/// What the pointer counts from; it is 16 bits wide.
+/// The pointer is relative to this offset; it is 16 bits wide.
 const VERSION_BASE: usize = 0x200;
 const HEAD: u64 = 0x200 + 0x10000;
-/// Longer than any release.
+/// Longer than any kernel release.
 const LONGEST_RELEASE: usize = 64;
 
-/// Release of the kernel in the bzImage, such as `6.12.9-pyro`.
+/// Returns the release of the kernel in the bzImage, such as `6.12.9-pyro`.
 ///
 /// # Errors
-/// Why it cannot be booted.
+/// The reason why the kernel cannot be booted.
 pub(crate) fn release(image: &Path) -> Result<String, GuestKernelError> {
     let head = head(image).map_err(|error| GuestKernelError::Unreadable {
         image: image.to_owned(),
@@ -33,10 +33,10 @@ pub(crate) enum GuestKernelError {
     Unreadable {
         /// The file.
         image: PathBuf,
-        /// What the system says.
+        /// The system's error.
         cause: String,
     },
-    /// The file holds something else.
+    /// The file is not a bzImage.
     #[error("the guest kernel {} is not a bzImage", image.display())]
     NotBzImage {
         /// The file.
@@ -45,7 +45,7 @@ pub(crate) enum GuestKernelError {
 }
 
 fn head(image: &Path) -> io::Result<Vec<u8>> {
-    // Opening what is no file, such as a pipe, could block.
+    // Opening something other than a regular file, such as a pipe, could block.
     if !fs::metadata(image)?.is_file() {
         return Err(io::Error::other("it is not a file"));
     }
@@ -61,7 +61,7 @@ fn parse(head: &[u8]) -> Option<String> {
     }
     let pointer = u16::from_le_bytes(head.get(VERSION_POINTER..VERSION_POINTER + 2)?.try_into().ok()?);
     let text = head.get(VERSION_BASE + usize::from(pointer)..).unwrap_or_default();
-    // It ends up on terminals, whoever made it.
+    // The text is untrusted and is printed on terminals.
     let release: String = text
         .iter()
         .take(LONGEST_RELEASE)

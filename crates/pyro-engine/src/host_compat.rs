@@ -1,8 +1,8 @@
-//! Commands on the host, for callers that agreed to it because no VM can be had.
+//! Runs commands on the host, for callers that agreed to it because no VM can run.
 //!
-//! This is no sandbox: the command runs as the calling user. It gets a directory of its own, an
-//! environment of `PATH` and `HOME` only, no input, and limits that keep a runaway process from taking
-//! the machine with it. All its processes end with it, except those that leave its process group.
+//! This is not a sandbox: the command runs as the calling user. It gets its own directory, an environment with only
+//! `PATH` and `HOME`, no input, and limits that keep a runaway process from exhausting the host. All its processes end
+//! with it, except those that leave its process group.
 
 mod confine;
 mod shell_exit;
@@ -30,32 +30,32 @@ use crate::capture::OutputSink;
 use crate::finished::{Finished, TIMED_OUT};
 use crate::{EngineError, ErrorKind, Events, Hint, OutputMode, OutputStream, search_path};
 
-/// How long a command may tidy up after it was asked to end.
+/// How long a command may clean up after it was asked to end.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Size of one read.
+/// Size of one read, in bytes.
 const CHUNK: usize = 64 * 1024;
 
-/// A command for the host.
+/// A command to run on the host.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HostCommand<'a> {
-    /// Text for `bash -lc`.
+    /// Shell text for `bash -lc`.
     pub(crate) command: &'a str,
-    /// Variables beside `PATH` and `HOME`.
+    /// Environment variables in addition to `PATH` and `HOME`.
     pub(crate) env: &'a BTreeMap<String, String>,
     /// Time limit.
     pub(crate) timeout: Duration,
     /// Working directory and `HOME`; must exist.
     pub(crate) directory: &'a Path,
-    /// `PATH`, which is also where `bash` is looked for.
+    /// `PATH`, which is also where `bash` is searched for.
     pub(crate) search_path: &'a OsStr,
-    /// Memory the VM would have had, in MiB.
+    /// Memory that the VM would have had, in MiB.
     pub(crate) mem_mib: u32,
-    /// What happens to the output.
+    /// How to handle the output.
     pub(crate) output: OutputMode,
 }
 
-/// Runs `command` and waits for its end.
+/// Runs `command` and waits for it to end.
 ///
 /// Dropping the future, like `cancel`, kills the command and everything in its process group.
 ///
@@ -134,7 +134,7 @@ fn spawn(command: &HostCommand<'_>) -> Result<(Group, ShellExit), EngineError> {
     Ok((group, exited))
 }
 
-/// The shell and the processes of its group. Dropping it kills them.
+/// The shell and the processes of its group. Dropping the value kills them.
 #[derive(Debug)]
 struct Group {
     child: Child,
@@ -151,12 +151,12 @@ impl Group {
 
     fn signal(&self, signal: Signal) {
         if !self.reaped {
-            // It may have no members left besides the dead shell.
+            // The group may have no members left except the dead shell.
             let _ = kill_process_group(self.leader, signal);
         }
     }
 
-    /// Kills what is left of the group and takes the shell's status.
+    /// Kills the remaining processes of the group and collects the shell's status.
     async fn end(&mut self) -> io::Result<ExitStatus> {
         self.signal(Signal::KILL);
         let status = self.child.wait().await?;
@@ -176,7 +176,7 @@ struct Ending {
     timed_out: bool,
 }
 
-/// Waits for the shell's end and brings it about after `limit`.
+/// Waits for the shell to exit and ends it after `limit`.
 async fn oversee(group: &mut Group, exited: &ShellExit, limit: Duration) -> io::Result<Ending> {
     let timed_out = timeout(limit, exited.wait()).await.is_err();
     if timed_out {
@@ -186,8 +186,8 @@ async fn oversee(group: &mut Group, exited: &ShellExit, limit: Duration) -> io::
     Ok(Ending { status: group.end().await?, timed_out })
 }
 
-/// Moves output into `sink` until its end. Once the shell is gone it takes what the pipe holds by then
-/// and no more, for a process that left the group may keep the pipe open for ever.
+/// Moves output into `sink` until end of file. Once the shell is gone, it takes only what the pipe holds at that time,
+/// because a process that left the group may keep the pipe open forever.
 async fn pump(
     pipe: Option<impl AsyncRead + AsFd + Unpin>,
     sink: &mut OutputSink,
@@ -202,7 +202,7 @@ async fn pump(
             read = pipe.read(&mut buffer) => read,
         };
         match read {
-            // A pipe has no errors that a reader could do something about.
+            // A reader cannot do anything about a pipe error.
             Ok(0) | Err(_) => return,
             Ok(count) => sink.accept(&buffer[..count]).await,
         }

@@ -1,17 +1,17 @@
-//! The contract (`pyro-api`) carried out on this host.
+//! The implementation of the contract (`pyro-api`) on this host.
 //!
-//! [`Engine`] is the only door. It implements [`Contract`], against which the MCP server and the RPC server are written, so
-//! that they need not know this crate. This crate never prints, never exits and never reads `$HOME` or an environment
-//! variable: all settings come in through [`Config`].
+//! [`Engine`] is the only entry point. It implements [`Contract`], which the MCP server and the RPC server are written
+//! against, so that they do not depend on this crate. This crate never prints, never exits, and never reads `$HOME` or
+//! an environment variable: all settings come in through [`Config`].
 //!
 //! # Invariants
 //!
-//! * Nothing runs on the host unless the caller set [`VmSpec::allow_host_compat`], and
-//!   [`RunResult::execution_mode`] says so.
+//! * Nothing runs on the host unless the caller set [`VmSpec::allow_host_compat`], and [`RunResult::execution_mode`]
+//!   says so.
 //! * A state is reported only after it is on disk.
-//! * An id is checked before it can become part of a path.
-//! * Reading (`list`, `inspect`, `status`, `doctor`) changes nothing on disk, except that a VM whose
-//!   lifetime has ended is removed when it is touched.
+//! * An id is validated before it can become part of a path.
+//! * Read operations (`list`, `inspect`, `status`, `doctor`) change nothing on disk, except that they remove a VM whose
+//!   lifetime has ended when they access it.
 
 mod capture;
 mod config;

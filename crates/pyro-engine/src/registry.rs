@@ -1,9 +1,9 @@
-//! The registry of VMs and tasks: one SQLite file that every pyro process of the user shares.
+//! The registry of VMs and tasks: one SQLite file shared by all pyro processes of the user.
 //!
-//! Each operation is one transaction, so processes may come, go and die at any point. The file is opened
-//! on first use. Methods block on the disk; asynchronous callers move them to a blocking thread.
+//! Each operation is one transaction, so processes may start, exit, and die at any point. The file is opened on first
+//! use. Methods block on the disk; asynchronous callers move them to a blocking thread.
 //!
-//! Times are seconds since the epoch by wall clock, because they are compared across processes.
+//! Times are wall-clock seconds since the epoch, because they are compared across processes.
 
 mod fault;
 mod journal;
@@ -27,10 +27,10 @@ use crate::Kind;
 use crate::state::{Transition, Transitions as _, VmEvent};
 use crate::{EngineError, ErrorKind, StopReason, VmId, VmState};
 
-/// How long a VM that was removed because of its lifetime keeps being answered for, in seconds.
+/// How long the registry remembers that a VM was removed because of its lifetime, in seconds.
 const TOMBSTONE_SECONDS: f64 = 3600.0;
 
-/// The registry in one state directory.
+/// The registry of one state directory.
 #[derive(Debug)]
 pub(crate) struct Registry {
     base_dir: PathBuf,
@@ -39,7 +39,7 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// The registry below `base_dir`. Does no I/O.
+    /// Creates the registry below `base_dir`. Does no I/O.
     pub(crate) fn new(base_dir: &Path) -> Self {
         Self { base_dir: base_dir.to_owned(), file: base_dir.join("state.sqlite3"), opened: Mutex::new(None) }
     }
@@ -57,16 +57,16 @@ impl Registry {
         })
     }
 
-    /// One VM or task.
+    /// Returns one VM or task.
     ///
     /// # Errors
     ///
-    /// `NotFound` if there is none of that kind, `Expired` if it was removed because of its lifetime.
+    /// `NotFound` if there is no such VM or task, `Expired` if it was removed because of its lifetime.
     pub(crate) fn get(&self, kind: Kind, id: &VmId) -> Result<VmRecord, EngineError> {
         self.read(|tx| load(tx, kind, id))
     }
 
-    /// Whether there is a VM or a task with this id. Does not need its record to be readable.
+    /// Returns whether a VM or a task with this id exists. Its record need not be readable.
     pub(crate) fn exists(&self, kind: Kind, id: &VmId) -> Result<bool, EngineError> {
         self.read(|tx| {
             let sql = "SELECT 1 FROM vms WHERE vm_id = :id AND is_task = :is_task AND expired_at IS NULL";
@@ -75,25 +75,25 @@ impl Registry {
         })
     }
 
-    /// Every VM, oldest first. A damaged record is left out, so that it cannot hide the others.
+    /// Returns all VMs, oldest first. Damaged records are left out, so that one cannot hide the others.
     pub(crate) fn list(&self) -> Result<Vec<VmRecord>, EngineError> {
         self.read(|tx| row::select(tx, "expired_at IS NULL ORDER BY created_at, vm_id", named_params! {}))
     }
 
-    /// The ids of every VM, sorted; those of damaged records too.
+    /// Returns the ids of all VMs, sorted, including those of damaged records.
     pub(crate) fn ids(&self) -> Result<Vec<VmId>, EngineError> {
         self.read(|tx| row::select_ids(tx, "expired_at IS NULL"))
     }
 
-    /// The ids of every task, sorted; those of damaged records too.
+    /// Returns the ids of all tasks, sorted, including those of damaged records.
     pub(crate) fn task_ids(&self) -> Result<Vec<VmId>, EngineError> {
         self.read(|tx| row::select_ids(tx, "expired_at IS NULL AND is_task"))
     }
 
-    /// Lets `event` happen to a VM if its state allows it, and stores the new state and `patch` with it.
+    /// Applies `event` to a VM if its state allows it, and stores the new state together with `patch`.
     ///
-    /// A removal is only decided here: the caller frees what the VM holds and then calls
-    /// [`Registry::delete`], so that a crash between the two leaves a record to delete again.
+    /// This only decides on a removal: the caller then frees what the VM holds and calls [`Registry::delete`], so that
+    /// a crash between the two leaves a record to delete again.
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ impl Registry {
         })
     }
 
-    /// The VM runs now; what is known about it is in `patch`.
+    /// Records that the VM is running; `patch` holds what is known about it.
     ///
     /// # Errors
     ///
@@ -144,8 +144,8 @@ impl Registry {
         })
     }
 
-    /// The VM does not run any more, for this reason, of which `last_error` may say more. One that did not run stays
-    /// as it is. Commands that ran in it are lost.
+    /// Records that the VM has stopped running and why; `last_error` may add details. The record of a VM that was not
+    /// running is unchanged. Commands that ran in the VM are lost.
     pub(crate) fn mark_stopped(
         &self,
         id: &VmId,
@@ -165,7 +165,7 @@ impl Registry {
         })
     }
 
-    /// Gives a task another lifetime.
+    /// Gives a task a new lifetime.
     ///
     /// # Errors
     ///
@@ -185,7 +185,7 @@ impl Registry {
         })
     }
 
-    /// Forgets a VM. Does not need its record to be readable.
+    /// Deletes the record of a VM. The record need not be readable.
     ///
     /// # Errors
     ///
@@ -200,8 +200,8 @@ impl Registry {
         })
     }
 
-    /// Turns a VM into a tombstone because its lifetime has ended. False if it was none any more, so
-    /// that of several processes one reports the removal.
+    /// Turns a VM into a tombstone because its lifetime has ended. Returns false if it already was one, so that only
+    /// one of several processes reports the removal.
     pub(crate) fn mark_expired(&self, id: &VmId, now: f64) -> Result<bool, EngineError> {
         self.write(|tx| {
             let sql = "UPDATE vms SET expired_at = :now, state = :state \
@@ -214,7 +214,7 @@ impl Registry {
         })
     }
 
-    /// VMs, not tasks, whose lifetime has ended and which are still there, damaged records included.
+    /// Returns the VMs, not tasks, whose lifetime has ended and which still exist, including damaged records.
     pub(crate) fn expired_candidates(&self, now: f64) -> Result<Vec<VmId>, EngineError> {
         self.read(|tx| {
             let mut statement = tx.prepare_cached(
@@ -227,7 +227,7 @@ impl Registry {
         })
     }
 
-    /// Forgets tombstones older than an hour.
+    /// Deletes tombstones older than an hour.
     pub(crate) fn purge_tombstones(&self, now: f64) -> Result<(), EngineError> {
         self.write(|tx| {
             let sql = "DELETE FROM vms WHERE expired_at <= :before";
@@ -236,7 +236,7 @@ impl Registry {
         })
     }
 
-    /// Forgets all tombstones and returns their ids, sorted: what a reaping call reports.
+    /// Deletes all tombstones and returns their ids, sorted, for the report of a reaping call.
     pub(crate) fn take_tombstones(&self) -> Result<Vec<VmId>, EngineError> {
         self.write(|tx| {
             let ids = row::select_ids(tx, "expired_at IS NOT NULL")?;
@@ -249,13 +249,13 @@ impl Registry {
         self.transact(TransactionBehavior::Deferred, Durability::Process, work)
     }
 
-    /// Writers take the lock at once: a transaction that begins as a reader and then writes fails with
-    /// "busy", without waiting, if another one has written in between.
+    /// Takes the write lock at once: a transaction that begins as a reader and then writes fails with "busy", without
+    /// waiting, if another one has written in between.
     fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T, EngineError> {
         self.transact(TransactionBehavior::Immediate, Durability::Process, work)
     }
 
-    /// Like [`Registry::write`], and on the disk when it returns: a loss of power does not undo it.
+    /// Like [`Registry::write`], but the data is on disk when it returns, so that a power failure does not undo it.
     fn write_through<T>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
@@ -270,7 +270,7 @@ impl Registry {
         work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
     ) -> Result<T, EngineError> {
         let mut slot = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        // Someone may have moved a damaged file away while this process runs.
+        // Another program may have moved a damaged file away while this process runs.
         let usable = slot.take().filter(|opened| opened.is_current(&self.file));
         let mut opened = match usable {
             Some(opened) => opened,
@@ -278,7 +278,7 @@ impl Registry {
         };
         let result = transact_on(&mut opened, behavior, durability, work)
             .map_err(|fault| fault.into_error(&self.file));
-        // After a fault of the file the next call starts afresh, for it may have been repaired by then.
+        // After a file fault, reopen the file on the next call, because it may have been repaired by then.
         if !matches!(&result, Err(error) if error.kind == ErrorKind::StateUnusable) {
             *slot = Some(opened);
         }
@@ -299,12 +299,12 @@ fn transact_on<T>(
     Ok(value)
 }
 
-/// What a finished transaction survives.
+/// What a committed transaction survives.
 #[derive(Clone, Copy)]
 enum Durability {
-    /// The end of any process.
+    /// The exit of any process.
     Process,
-    /// A loss of power too.
+    /// A power failure too.
     Disk,
 }
 
@@ -325,12 +325,12 @@ fn load(tx: &Transaction<'_>, kind: Kind, id: &VmId) -> Result<VmRecord, Fault> 
     }
 }
 
-/// The VM with this id, whether it is a task's or not.
+/// Returns the VM or task with this id.
 fn find(tx: &Transaction<'_>, id: &VmId) -> Result<VmRecord, Fault> {
     row::find(tx, id)?.map_or_else(|| Err(absence(tx, Kind::Vm, id)?.into()), Ok)
 }
 
-/// Why the VM or task `id` is not there. Only VMs leave a tombstone.
+/// Explains why the VM or task `id` does not exist. Only VMs leave a tombstone.
 fn absence(tx: &Transaction<'_>, kind: Kind, id: &VmId) -> Result<EngineError, Fault> {
     let tombstone: Option<i64> = tx
         .query_row("SELECT 1 FROM vms WHERE vm_id = :id", named_params! { ":id": id.as_str() }, |row| {

@@ -1,4 +1,4 @@
-//! Finding programs.
+//! Finds programs.
 
 use std::env;
 use std::ffi::OsStr;
@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use rustix::fs::{Access, access};
 
-/// The file that `name` means in `search_path` (in the form of `PATH`). Relative entries are passed
-/// over: what they mean depends on where the caller happens to stand.
+/// Returns the file that `name` refers to in `search_path` (in the form of `PATH`). Skips relative entries, whose
+/// meaning depends on the caller's working directory.
 pub(crate) fn find(name: &str, search_path: &OsStr) -> Option<PathBuf> {
     env::split_paths(search_path)
         .filter(|directory| directory.is_absolute())

@@ -1,4 +1,4 @@
-//! The state machine of a VM, also of a task's; pure, it decides and touches nothing.
+//! The state machine of VMs and tasks. It is pure: it decides and changes nothing.
 //!
 //! ```text
 //!              start                stop, died
@@ -21,9 +21,9 @@
 //! | read | keep | keep | keep |
 //! | died | keep | → stopped | keep |
 //!
-//! A completed exec is followed by a delete, unless it is a task's; a failed one leaves the VM as it is. The end of a
-//! lifetime deletes a VM and stops a task. There is no state for "starting": a start becomes durable only when the
-//! guest is up.
+//! A completed exec is followed by a delete, unless it is a task's; a failed exec leaves the VM unchanged. When a
+//! lifetime ends, a VM is deleted and a task is stopped. There is no state for "starting": a start becomes durable only
+//! when the guest is up.
 
 use crate::{EngineError, Kind, VmState};
 
@@ -56,45 +56,45 @@ impl Transitions for VmState {
     }
 }
 
-/// What may happen to a VM.
+/// An event that can happen to a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum VmEvent {
     /// A caller starts it.
     Start,
-    /// A caller wants a command run in it.
+    /// A caller requests a command in it.
     Exec,
     /// A caller stops it.
     Stop,
-    /// A caller or a clean-up deletes it.
+    /// A caller or a cleanup deletes it.
     Delete,
-    /// A caller looks at it.
+    /// A caller reads its state.
     Read,
-    /// It ended by itself.
+    /// It ended on its own.
     Died,
 }
 
-/// What an allowed event does.
+/// The effect of an allowed event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transition {
-    /// Nothing.
+    /// The state is unchanged.
     Keep,
-    /// The VM goes into another state.
+    /// The VM changes to another state.
     Become(VmState),
-    /// The VM goes away.
+    /// The VM is removed.
     Remove,
 }
 
-/// Why an event is not allowed.
+/// Why an event is denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denied {
     /// Start of a running VM.
     AlreadyStarted,
-    /// A command for a VM in this state, in which it does not run.
+    /// A command for a VM in this state, in which it is not running.
     NotStarted(VmState),
 }
 
 impl Denied {
-    /// The error for the VM or task `id`.
+    /// Returns the error for the VM or task `id`.
     pub(crate) fn into_error(self, kind: Kind, id: &str) -> EngineError {
         match self {
             Self::AlreadyStarted => EngineError::cannot_start(kind, id, VmState::Started),
@@ -112,7 +112,7 @@ mod tests {
     const EVENTS: [VmEvent; 6] =
         [VmEvent::Start, VmEvent::Exec, VmEvent::Stop, VmEvent::Delete, VmEvent::Read, VmEvent::Died];
 
-    /// The table of the module's documentation.
+    /// Checks the table in the module's documentation.
     #[test]
     fn every_cell_of_the_table() {
         use Transition::{Become, Keep, Remove};
@@ -132,7 +132,7 @@ mod tests {
         }
     }
 
-    /// A VM as the contract tells it: does it exist, did it ever start, does it run?
+    /// A VM as the contract describes it: does it exist, was it ever started, is it running?
     #[derive(Debug, Clone, Copy, PartialEq)]
     struct Model {
         exists: bool,
@@ -141,7 +141,7 @@ mod tests {
     }
 
     impl Model {
-        /// Whether the call works, and what it leaves.
+        /// Returns whether the call succeeds, and the resulting state.
         fn call(self, event: VmEvent) -> (bool, Self) {
             match event {
                 VmEvent::Start => (!self.running, Self { fresh: false, running: true, ..self }),

@@ -1,4 +1,4 @@
-//! The supervisor process: `pyro-supervisor` does the work, the registry learns of it.
+//! The supervisor process: `pyro-supervisor` does the work, and the registry records it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,11 +11,11 @@ use crate::engine::now;
 use crate::registry::{CommandExit, CommandFate, NewCommand, Registry, VmPatch};
 use crate::{EngineError, ErrorKind, ExecutionMode, StopReason, VmId};
 
-/// Supervises the VM that is described on `lifeline`, this process's standard input, to its end. The only
-/// thing that the process does; on a single-threaded runtime.
+/// Supervises the VM described on `lifeline`, this process's standard input, until it ends. The process does nothing
+/// else; it uses a single-threaded runtime.
 ///
 /// # Errors
-/// Nothing was started: the lifeline is not one.
+/// The lifeline is invalid; nothing was started.
 pub async fn supervise(base_dir: &Path, lifeline: OwnedFd) -> io::Result<()> {
     pyro_supervisor::run(lifeline, RegistryStore(Arc::new(Registry::new(base_dir)))).await
 }
@@ -35,12 +35,12 @@ impl RegistryStore {
     }
 }
 
-/// A file that cannot be used now may be usable later; what it refuses, it always will.
+/// Classifies a store error: an unusable file may become usable later, but a rejected change stays rejected.
 fn store_error(error: EngineError) -> StoreError {
     StoreError { is_permanent: error.kind != ErrorKind::StateUnusable, cause: error.to_string() }
 }
 
-/// A record that is gone needs no change.
+/// Ignores a missing record, which needs no change.
 fn unless_gone(done: Result<(), EngineError>) -> Result<(), EngineError> {
     match done {
         Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Expired) => Ok(()),
@@ -85,7 +85,7 @@ impl Store for RegistryStore {
                 (EndReason::Terminated, _) => {
                     stopped(StopReason::Terminated, loss.or(Some("its supervisor was terminated")))
                 }
-                // It was never announced, so its record says what it said before.
+                // Its start was never announced, so its record is unchanged.
                 (EndReason::CallerGone, _) => Ok(()),
             })
         };
@@ -124,7 +124,7 @@ impl Store for RegistryStore {
     }
 }
 
-/// What is recorded of a VM that came up.
+/// Returns what to record about a VM that is up.
 fn patch_of(info: &BootInfo) -> VmPatch {
     let mut metadata = vec![
         ("boot_mode", "native".to_owned()),

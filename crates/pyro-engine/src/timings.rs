@@ -1,4 +1,4 @@
-//! Where the time of a run goes.
+//! Records how long each phase of a run takes.
 
 use std::time::Instant;
 
@@ -24,8 +24,8 @@ impl Timings {
         self.phases.push(Phase { name: name.to_owned(), ms });
     }
 
-    /// Ends the start of a VM, of which its supervisor knows more: what it does not account for is the time to
-    /// reach it and to hear from it.
+    /// Ends the start phase of a VM, which its supervisor reports in more detail: the time that it does not account for
+    /// is the time to reach it and to receive its answer.
     pub(crate) fn lap_of_start(&mut self, info: &BootInfo) {
         let whole = self.elapsed();
         let stages: f64 = info.stages.iter().map(|stage| stage.ms).sum();

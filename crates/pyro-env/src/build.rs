@@ -1,4 +1,4 @@
-//! One build, from an empty work directory to a directory ready to be moved into place.
+//! One build, from an empty work directory to a directory that is ready to be moved into place.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,11 +16,11 @@ use crate::observer::{PullStep, Steps};
 use crate::partial::{self, Partial};
 use crate::process::{self, LONGEST_SILENCE, Tools};
 
-/// The index is some ten megabytes; apt would try a server that accepts but never answers for a quarter of an
-/// hour.
+/// The index is about ten megabytes. apt would wait a quarter of an hour for a server that accepts connections but
+/// never answers.
 const INDEX_PATIENCE: Duration = Duration::from_secs(150);
 
-/// Everything a build is told.
+/// The inputs of a build.
 pub(crate) struct Build<'a> {
     pub(crate) entry: &'a CatalogEntry,
     pub(crate) archive: &'a Archive,
@@ -78,7 +78,7 @@ impl Build<'_> {
         Ok(kernel.release)
     }
 
-    /// Makes the artifacts read-only, flushes them and records what they are.
+    /// Makes the artifacts read-only, flushes them, and records their descriptions.
     fn describe(
         &self,
         work: &Path,

@@ -1,4 +1,4 @@
-//! The cache of environments and the operations on it.
+//! The environment cache and its operations.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -21,12 +21,12 @@ use crate::{fsio, prune};
 /// Where the cache is and where environments come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheConfig {
-    /// The cache; created when first needed.
+    /// The cache directory; created on first use.
     pub cache_dir: PathBuf,
-    /// Address of a Debian archive to use instead of the host's own or mmdebstrap's choice. Security updates
-    /// are expected beside it, at the same address with `-security` appended.
+    /// Address of a Debian archive to use instead of the host's own or mmdebstrap's default. Security updates are
+    /// expected at the same address with `-security` appended.
     pub mirror: Option<String>,
-    /// Where the programs of a build are looked for, in the form of `PATH`.
+    /// Where to search for the build's programs, in the form of `PATH`.
     pub search_path: OsString,
 }
 
@@ -41,33 +41,33 @@ pub struct EnvironmentCache {
 }
 
 impl EnvironmentCache {
-    /// A cache. Nothing is read or written yet.
+    /// Creates a cache. Reads and writes nothing yet.
     pub fn new(config: CacheConfig) -> Self {
         Self::with_tools(config, Tools::default())
     }
 
-    /// A cache whose builds use these programs.
+    /// Creates a cache whose builds use these programs.
     pub fn with_tools(config: CacheConfig, mut tools: Tools) -> Self {
         tools.search_path = config.search_path;
-        // Payloads name absolute paths, and the tools run in another directory. Without a current directory
-        // the path as given is the best there is.
+        // Payloads contain absolute paths, and the tools run in another directory. Without a current directory, use the
+        // path as given.
         let cache_dir = std::path::absolute(&config.cache_dir).unwrap_or(config.cache_dir);
         EnvironmentCache { layout: Layout::new(cache_dir), mirror: config.mirror, tools }
     }
 
-    /// All environments of the catalog. Never writes.
+    /// Returns all environments of the catalog. Never writes.
     pub fn list(&self) -> Result<EnvironmentList, ListError> {
         let environments =
             catalog::entries().iter().map(|entry| self.describe(entry)).collect::<Result<_, IoError>>()?;
         Ok(EnvironmentList { catalog_version: CATALOG_VERSION.to_owned(), environments })
     }
 
-    /// One environment of the catalog. Never writes.
+    /// Returns one environment of the catalog. Never writes.
     pub fn inspect(&self, name: &str) -> Result<Environment, InspectError> {
         Ok(self.describe(catalog::find(name)?)?)
     }
 
-    /// Opens an installed environment to run it. Until the result is dropped nobody removes it.
+    /// Opens an installed environment to run it. No process removes it until the result is dropped.
     pub fn open(&self, name: &str) -> Result<InstalledEnvironment, OpenError> {
         let entry = catalog::find(name)?;
         let install_dir = self.layout.install_dir(entry);
@@ -75,7 +75,7 @@ impl EnvironmentCache {
         if !install_dir.is_dir() {
             return Err(not_installed());
         }
-        // Look only after locking: what was seen before may be gone.
+        // Check after taking the lock: the environment may have been removed since an earlier check.
         let in_use = lock::shared(&self.layout.use_lock(&entry.dir_name()))?;
         match self.found(entry)? {
             Found::Installed(manifest) => Ok(InstalledEnvironment::new(install_dir, *manifest, in_use)),
@@ -84,10 +84,10 @@ impl EnvironmentCache {
         }
     }
 
-    /// Makes sure an environment is installed, building it if need be. Blocks, possibly for minutes.
+    /// Ensures that an environment is installed, and builds it if necessary. Blocks, possibly for minutes.
     ///
-    /// When several processes pull the same environment, one builds it and the others wait for its result.
-    /// The build's processes die with the calling *thread*, so that must live until this returns.
+    /// When several processes pull the same environment, one builds it and the others wait for its result. The build's
+    /// processes die with the calling *thread*, so the thread must live until this returns.
     pub fn pull(
         &self,
         name: &str,
@@ -126,7 +126,7 @@ impl EnvironmentCache {
         }
         check_space(&platform_dir, entry.build_space_mib)?;
 
-        // Better now than after a minute of building.
+        // Fail now and not after a minute of building.
         drop(self.reserve(entry)?);
 
         let partial = Partial::create(&self.layout, &self.tools)?;
@@ -144,8 +144,8 @@ impl EnvironmentCache {
         }
     }
 
-    /// Removes what cannot be used: abandoned work, damaged installs, environments and versions that the
-    /// catalog does not know. What is in use or being built stays.
+    /// Removes unusable data: abandoned work, damaged installs, and environments and versions that the catalog does not
+    /// contain. Environments that are in use or being built stay.
     pub fn prune(&self) -> Result<PruneReport, PruneError> {
         prune::run(&self.layout, &self.tools)
     }
@@ -160,7 +160,7 @@ impl EnvironmentCache {
         Ok(fsio::sync(&self.layout.platform_dir())?)
     }
 
-    /// Keeps others from running the environment, if nobody does.
+    /// Reserves the environment, so that no other process can run it; fails if it is in use.
     fn reserve(&self, entry: &CatalogEntry) -> Result<Lock, PullError> {
         lock::try_exclusive(&self.layout.use_lock(&entry.dir_name()))?
             .ok_or_else(|| PullError::InUse { name: entry.name.clone() })
@@ -212,7 +212,8 @@ impl EnvironmentCache {
     }
 }
 
-/// apt and mmdebstrap put paths into configuration files and command lines of their own.
+/// Rejects paths that apt and mmdebstrap cannot take: they put them into their own configuration files and command
+/// lines.
 fn check_path(path: &Path) -> Result<(), PullError> {
     let invalid = |reason| PullError::InvalidCacheDir { path: path.to_owned(), reason };
     let text = path.to_str().ok_or_else(|| invalid("its name is not UTF-8"))?;

@@ -1,4 +1,4 @@
-//! Asking a pull to stop.
+//! Cancels a pull.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,22 +12,22 @@ struct State {
     callbacks: Vec<(u64, Callback)>,
 }
 
-/// A flag shared between the one who pulls and the one who may want it stopped. Clones are the same flag.
+/// A flag shared by the thread that pulls and the code that may cancel it. Clones share the same flag.
 ///
-/// Setting it wakes the pull at once; nothing polls. It takes a lock, so set it from a thread, not from
-/// inside a signal handler.
+/// Setting it wakes the pull at once; nothing polls. It takes a lock, so set it from a thread, not from inside a signal
+/// handler.
 #[derive(Clone, Default)]
 pub struct CancelFlag {
     state: Arc<Mutex<State>>,
 }
 
 impl CancelFlag {
-    /// A flag that is not set.
+    /// Creates a flag that is not set.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets the flag, for good.
+    /// Sets the flag permanently.
     pub fn cancel(&self) {
         let callbacks = {
             let mut state = self.lock();
@@ -39,12 +39,12 @@ impl CancelFlag {
         }
     }
 
-    /// Whether the flag is set.
+    /// Returns whether the flag is set.
     pub fn is_cancelled(&self) -> bool {
         self.lock().cancelled
     }
 
-    /// Calls `callback` when the flag is set (now, if it is) unless the subscription is dropped before.
+    /// Calls `callback` when the flag is set, or at once if it already is, unless the subscription is dropped first.
     pub(crate) fn subscribe(&self, callback: impl FnOnce() + Send + 'static) -> Subscription<'_> {
         let mut state = self.lock();
         let id = state.next_id;
@@ -58,7 +58,7 @@ impl CancelFlag {
         Subscription { flag: self, id }
     }
 
-    // The state is valid after every statement, so a panic elsewhere does not spoil it.
+    // The state is valid after every statement, so a panic elsewhere does not corrupt it.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

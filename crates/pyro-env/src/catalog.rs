@@ -1,4 +1,4 @@
-//! Which environments exist. The list is data (`catalog.json`); this module gives it types and look-up.
+//! The available environments. The list is data (`catalog.json`); this module provides types and look-up.
 
 use std::sync::LazyLock;
 
@@ -6,16 +6,16 @@ use serde::Deserialize;
 
 use crate::error::UnknownEnvironment;
 
-/// The catalog's version: it follows the package.
+/// The catalog's version, which is the package's version.
 pub const CATALOG_VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The host platform whose environments this build can make and hold.
+/// The host platform whose environments this build can create and store.
 pub(crate) const PLATFORM: &str = "linux-x86_64";
 
 /// Versions of pyro that may use an environment of this catalog.
 pub(crate) const COMPATIBILITY: &str = ">=2.0.0,<3.0.0";
 
-/// One environment as the catalog describes it.
+/// One environment as described by the catalog.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CatalogEntry {
@@ -29,26 +29,26 @@ pub(crate) struct CatalogEntry {
     pub(crate) suite: String,
     /// Package whose newest dependency is the guest kernel.
     pub(crate) kernel_package: String,
-    /// What the environment promises to hold.
+    /// Packages that the environment promises to contain.
     pub(crate) default_packages: Vec<String>,
-    /// What is installed beside that, so that the promise is usable (certificates, headers).
+    /// Packages installed in addition, so that the promised ones are usable (certificates, headers).
     pub(crate) extra_packages: Vec<String>,
-    /// Free space a build needs, with a margin: tree, packages, kernel and image at the same time.
+    /// Free space that a build needs, with a margin: tree, packages, kernel, and image at the same time.
     pub(crate) build_space_mib: u64,
 }
 
 impl CatalogEntry {
-    /// Name of the install directory below the platform's directory.
+    /// Returns the name of the install directory below the platform's directory.
     pub(crate) fn dir_name(&self) -> String {
         dir_name(&self.name, &self.version)
     }
 
-    /// What the image is made from, as recorded in the manifest.
+    /// Returns what the image is made from, as recorded in the manifest.
     pub(crate) fn source(&self) -> String {
         format!("{}:{}", self.distribution, self.suite)
     }
 
-    /// Everything to install beyond the minimal system.
+    /// Returns all packages to install in addition to the minimal system.
     pub(crate) fn packages(&self) -> impl Iterator<Item = &str> {
         self.default_packages.iter().chain(&self.extra_packages).map(String::as_str)
     }
@@ -72,7 +72,7 @@ static CATALOG: LazyLock<Vec<CatalogEntry>> = LazyLock::new(|| {
     environments
 });
 
-/// All entries, sorted by name.
+/// Returns all entries, sorted by name.
 pub(crate) fn entries() -> &'static [CatalogEntry] {
     &CATALOG
 }
@@ -108,7 +108,7 @@ mod tests {
         for entry in entries() {
             assert_eq!(entry.version, "1.0.0");
             assert_eq!(entry.platform, PLATFORM);
-            // These words become arguments of package tools, so none may look like an option or a pattern.
+            // These words become arguments of package tools, so they must not look like an option or a pattern.
             for word in entry.packages().chain([entry.suite.as_str(), &entry.kernel_package]) {
                 assert!(word.starts_with(|c: char| c.is_ascii_lowercase()), "{word}");
                 assert!(word.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c)), "{word}");

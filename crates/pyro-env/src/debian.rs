@@ -1,4 +1,4 @@
-//! The tree, built from Debian's signed archive with mmdebstrap.
+//! The root file system tree, built from Debian's signed archive with mmdebstrap.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -8,10 +8,10 @@ use crate::catalog::CatalogEntry;
 use crate::error::PullError;
 use crate::process::Tools;
 
-/// Runs as the tree's root once its packages are installed.
+/// Script that runs as the tree's root once the packages are installed.
 pub(crate) const HOOK: &str = include_str!("settle-tree.sh");
 
-/// Documentation and translations nobody reads in a sandbox; licences stay.
+/// Documentation and translations that are of no use in a sandbox; licences stay.
 const LEAVE_OUT: [&str; 7] = [
     "path-exclude=/usr/share/man/*",
     "path-exclude=/usr/share/info/*",
@@ -22,8 +22,8 @@ const LEAVE_OUT: [&str; 7] = [
     "path-include=/usr/share/doc/*/copyright",
 ];
 
-/// A dead network must end in an error within minutes, a shaky one must not. apt tries every index in turn, so
-/// the build also bounds the silence of the whole step.
+/// A dead network must cause an error within minutes; an unreliable one must not. apt tries every index in turn, so the
+/// build also limits the silence of the whole step.
 const APT_OPTIONS: [&str; 4] = [
     "Acquire::Retries \"2\"",
     "Acquire::http::Timeout \"20\"",
@@ -36,12 +36,12 @@ const APT_OPTIONS: [&str; 4] = [
 pub(crate) enum Archive {
     /// These repositories.
     Mirror { main: String, security: String },
-    /// Whatever mmdebstrap takes for a Debian release.
+    /// mmdebstrap's default for a Debian release.
     Default,
 }
 
 impl Archive {
-    /// The configured mirror, else the archive the host itself uses, else mmdebstrap's choice.
+    /// Chooses the configured mirror, else the archive that the host itself uses, else mmdebstrap's default.
     pub(crate) fn choose(configured: Option<&str>, suite: &str, tools: &Tools) -> Result<Archive, PullError> {
         match configured {
             Some(mirror) => Self::configured(mirror),
@@ -49,7 +49,7 @@ impl Archive {
         }
     }
 
-    /// Mirrors keep security updates beside the main archive, under a name that ends in `-security`.
+    /// Mirrors keep security updates next to the main archive, under a name that ends in `-security`.
     fn configured(mirror: &str) -> Result<Archive, PullError> {
         if let Err(reason) = check_uri(mirror) {
             return Err(PullError::InvalidMirror { mirror: without_user(mirror), reason });
@@ -79,8 +79,8 @@ impl Archive {
                 let mut fields = line.splitn(5, '|');
                 let (origin, code, release, component, uri) =
                     (fields.next()?, fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-                // Origin and codename are only known once the host has fetched its index. Taking the wrong
-                // repository would be no danger, only a failure: the keyring decides what is Debian's.
+                // Origin and codename are known only once the host has fetched the archive's index. Taking the wrong
+                // repository would cause a failure but no harm: the keyring decides what is accepted as Debian's.
                 let is_debian = origin == "Debian" || origin.is_empty();
                 let is_suite = code == codename || (code.is_empty() && release == codename);
                 (is_debian && is_suite && component == "main" && check_uri(uri).is_ok())
@@ -93,7 +93,7 @@ impl Archive {
         }
     }
 
-    /// The arguments that follow suite and target.
+    /// Returns the arguments that follow the suite and the target.
     fn arguments(&self, suite: &str, keyring: &Path) -> Vec<OsString> {
         match self {
             Archive::Default => Vec::new(),
@@ -111,7 +111,7 @@ impl Archive {
     }
 }
 
-/// The address ends up in a line of apt's configuration and stays in the image.
+/// Validates the address, which becomes part of a line of apt's configuration and stays in the image.
 fn check_uri(uri: &str) -> Result<(), &'static str> {
     let rest = uri.strip_prefix("http://").or_else(|| uri.strip_prefix("https://"));
     let rest = rest.ok_or("it must start with http:// or https://")?;
@@ -128,7 +128,7 @@ fn check_uri(uri: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// For messages: an address without what may be a password.
+/// Returns the address for messages, without a part that may contain a password.
 fn without_user(uri: &str) -> String {
     match (uri.split_once("://"), uri.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://…@{rest}"),
@@ -136,10 +136,10 @@ fn without_user(uri: &str) -> String {
     }
 }
 
-/// The command that builds `entry`'s tree in `work/tree` and leaves the kernel's package in `work/kernel`.
+/// Returns the command that builds `entry`'s tree in `work/tree` and leaves the kernel's package in `work/kernel`.
 pub(crate) fn bootstrap(entry: &CatalogEntry, archive: &Archive, work: &Path, tools: &Tools) -> Command {
     let mut command = tools.confined(&tools.mmdebstrap);
-    // In this mode mmdebstrap, started as root, makes a mount namespace and leaves user ids alone.
+    // In this mode, mmdebstrap running as root creates a mount namespace and leaves user ids unchanged.
     command.args(["--mode=unshare", "--format=directory", "--variant=minbase", "--architectures=amd64"]);
     command.args(APT_OPTIONS.map(|option| format!("--aptopt={option}")));
     command.args(LEAVE_OUT.map(|option| format!("--dpkgopt={option}")));
@@ -149,7 +149,7 @@ pub(crate) fn bootstrap(entry: &CatalogEntry, archive: &Archive, work: &Path, to
     }
     command.arg(prefixed("--customize-hook=", &work.join("settle-tree")));
     command.arg(&entry.suite).arg(work.join("tree")).args(archive.arguments(&entry.suite, &tools.keyring));
-    // A crash throws the tree away as a whole, so dpkg need not flush every file.
+    // A crash discards the whole tree, so dpkg need not flush every file.
     command.env("DPKG_FORCE", "unsafe-io");
     command.env("TMPDIR", work.join("tmp"));
     command.env("PYRO_WORK", work).env("PYRO_KERNEL_PACKAGE", &entry.kernel_package);

@@ -1,4 +1,4 @@
-//! Errors: one enum per operation, each with a coarse [`ErrorKind`] and, where something mends it, a hint.
+//! Errors: one enum per operation, each with a coarse [`ErrorKind`] and, where a remedy is known, a hint.
 
 use std::fmt;
 use std::io;
@@ -15,45 +15,45 @@ use crate::process::{NO_PROGRESS, is_root};
 pub enum ErrorKind {
     /// The name is not in the catalog.
     UnknownEnvironment,
-    /// It must be pulled first.
+    /// The environment must be pulled first.
     NotInstalled,
-    /// The installed files are not what was installed.
+    /// The installed files have changed since they were installed.
     Damaged,
-    /// A running machine uses it.
+    /// A running VM uses it.
     InUse,
     /// The configuration cannot be used.
     InvalidConfig,
     /// A program, file or permission that the build needs is missing on the host.
     ToolMissing,
-    /// A tool of the build failed, or what it made is not usable.
+    /// A build tool failed, or its result is unusable.
     BuildFailed,
-    /// Not enough room in the cache.
+    /// The cache's disk does not have enough free space.
     NoSpace,
-    /// The caller asked to stop.
+    /// The caller cancelled the operation.
     Cancelled,
-    /// The operating system refused something.
+    /// The operating system returned an error.
     Io,
 }
 
-/// A file operation that failed, and where.
+/// A failed file operation, with its path.
 #[derive(Debug, Error)]
 #[error("cannot {action} {}", .path.display())]
 pub struct IoError {
-    /// What was tried, as a verb.
+    /// The attempted action, as a verb.
     pub action: &'static str,
-    /// On which path.
+    /// The path.
     pub path: PathBuf,
-    /// Why it failed.
+    /// The cause.
     pub source: io::Error,
 }
 
 impl IoError {
-    /// For `map_err`: wraps an error of `action` on `path`.
+    /// Wraps an error of `action` on `path`, for use with `map_err`.
     pub(crate) fn at<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> IoError + 'a {
         move |source| IoError { action, path: path.to_owned(), source }
     }
 
-    /// [`ErrorKind::NoSpace`] when the disk or quota is full, otherwise [`ErrorKind::Io`].
+    /// Returns [`ErrorKind::NoSpace`] if the disk or quota is full, otherwise [`ErrorKind::Io`].
     pub fn kind(&self) -> ErrorKind {
         match self.source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
@@ -65,7 +65,7 @@ impl IoError {
 /// The name is not in the catalog.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub struct UnknownEnvironment {
-    /// The name that was asked for.
+    /// The requested name.
     pub name: String,
 }
 
@@ -104,7 +104,7 @@ pub enum InspectError {
 /// What is wrong with an installed environment.
 #[derive(Debug, Error)]
 pub enum Damage {
-    /// `environment.json` is not what this program writes.
+    /// `environment.json` is not a manifest that this program writes.
     #[error("{} is not a manifest: {reason}", .path.display())]
     Manifest {
         /// The manifest.
@@ -112,23 +112,23 @@ pub enum Damage {
         /// What is wrong with it.
         reason: String,
     },
-    /// A file is gone.
+    /// A file is missing.
     #[error("{} is missing", .path.display())]
     Missing {
         /// The file.
         path: PathBuf,
     },
-    /// A file has another size than was installed.
+    /// A file's size differs from the installed size.
     #[error("{} has {actual} bytes, but {expected} were installed", .path.display())]
     Size {
         /// The file.
         path: PathBuf,
-        /// Bytes installed.
+        /// Installed size, in bytes.
         expected: u64,
-        /// Bytes now.
+        /// Current size, in bytes.
         actual: u64,
     },
-    /// A file was written to after it was installed.
+    /// A file was modified after it was installed.
     #[error("{} was changed after it was installed", .path.display())]
     Modified {
         /// The file.
@@ -142,13 +142,13 @@ pub enum OpenError {
     /// The name is not in the catalog.
     #[error(transparent)]
     Unknown(#[from] UnknownEnvironment),
-    /// It must be pulled first.
+    /// The environment must be pulled first.
     #[error("environment '{name}' is not installed")]
     NotInstalled {
         /// The environment.
         name: String,
     },
-    /// The installed files are not what was installed.
+    /// The installed files have changed since they were installed.
     #[error("environment '{name}' is damaged")]
     Damaged {
         /// The environment.
@@ -168,7 +168,7 @@ pub enum PullError {
     /// The name is not in the catalog.
     #[error(transparent)]
     Unknown(#[from] UnknownEnvironment),
-    /// What is installed is damaged, and cannot be replaced while a machine runs on it.
+    /// The installed environment is damaged, and cannot be replaced while a VM runs on it.
     #[error("environment '{name}' is damaged and cannot be replaced while it is in use")]
     InUse {
         /// The environment.
@@ -177,31 +177,31 @@ pub enum PullError {
     /// The configured mirror cannot be used.
     #[error("the mirror '{mirror}' cannot be used: {reason}")]
     InvalidMirror {
-        /// As configured.
+        /// The mirror as configured.
         mirror: String,
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The cache directory's name cannot be passed to the build tools.
+    /// The path of the cache directory cannot be passed to the build tools.
     #[error("the cache directory {} cannot be used: {reason}", .path.display())]
     InvalidCacheDir {
-        /// As configured.
+        /// The path as configured.
         path: PathBuf,
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// A program or file that the build needs is not on this host.
+    /// A program or file that the build needs is missing on this host.
     #[error("'{tool}' is needed to build an environment and was not found")]
     ToolMissing {
         /// The program or file.
         tool: String,
-        /// The package that brings it.
+        /// The package that provides it.
         package: &'static str,
     },
     /// This user may not create the namespaces that a build runs in.
     #[error("cannot create the namespaces that a build runs in: {reason}")]
     NoNamespaces {
-        /// What the kernel or its helper said.
+        /// The message of the kernel or its helper.
         reason: String,
     },
     /// A tool failed.
@@ -214,23 +214,23 @@ pub enum PullError {
         /// The end of its standard error.
         stderr_tail: Vec<String>,
     },
-    /// The tools succeeded, but what they made is not usable.
+    /// The tools succeeded, but their result is unusable.
     #[error("the build made no usable environment: {reason}")]
     BadResult {
         /// What is wrong.
         reason: String,
     },
-    /// Not enough room for a build.
+    /// There is not enough free space for a build.
     #[error("{} has {available_mib} MiB free, and building this environment needs {needed_mib} MiB", .path.display())]
     NoSpace {
-        /// The cache's directory.
+        /// The cache directory.
         path: PathBuf,
-        /// Free now.
+        /// Free space, in MiB.
         available_mib: u64,
-        /// Needed while building.
+        /// Space needed during a build, in MiB.
         needed_mib: u64,
     },
-    /// The caller asked to stop.
+    /// The caller cancelled the operation.
     #[error("cancelled")]
     Cancelled,
     /// A file operation failed.
@@ -238,7 +238,7 @@ pub enum PullError {
     Io(#[from] IoError),
 }
 
-/// Why `prune` failed. What could be removed has been removed.
+/// Why `prune` failed. Everything that could be removed has been removed.
 #[derive(Debug, Error)]
 pub enum PruneError {
     /// A directory cannot be read or removed.
@@ -247,7 +247,7 @@ pub enum PruneError {
 }
 
 impl ListError {
-    /// What a caller can do about it.
+    /// Returns the kind of the error, which says what a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         let ListError::Io(error) = self;
         error.kind()
@@ -255,7 +255,7 @@ impl ListError {
 }
 
 impl InspectError {
-    /// What a caller can do about it.
+    /// Returns the kind of the error, which says what a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
             InspectError::Unknown(_) => ErrorKind::UnknownEnvironment,
@@ -265,7 +265,7 @@ impl InspectError {
 }
 
 impl OpenError {
-    /// What a caller can do about it.
+    /// Returns the kind of the error, which says what a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
             OpenError::Unknown(_) => ErrorKind::UnknownEnvironment,
@@ -275,7 +275,7 @@ impl OpenError {
         }
     }
 
-    /// What mends it, if anything is known to.
+    /// Returns the remedy, if one is known.
     pub fn remedy(&self) -> Option<Remedy> {
         match self {
             OpenError::NotInstalled { name } => Some(Remedy::Pull { name: name.clone() }),
@@ -286,7 +286,7 @@ impl OpenError {
 }
 
 impl PullError {
-    /// What a caller can do about it.
+    /// Returns the kind of the error, which says what a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
             PullError::Unknown(_) => ErrorKind::UnknownEnvironment,
@@ -301,7 +301,7 @@ impl PullError {
         }
     }
 
-    /// What mends it, if anything is known to.
+    /// Returns the remedy, if one is known.
     pub fn remedy(&self) -> Option<Remedy> {
         match self {
             PullError::InUse { .. } => Some(Remedy::DeleteUsers),
@@ -319,7 +319,7 @@ impl PullError {
     }
 }
 
-/// What mends an error. Front ends word it for their readers.
+/// The remedy for an error. Front ends word it for their readers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Remedy {
     /// Install the environment.
@@ -327,21 +327,21 @@ pub enum Remedy {
         /// Its name.
         name: String,
     },
-    /// Remove what is damaged, then install the environment again.
+    /// Remove the damaged environment, then install it again.
     PruneAndPull {
         /// Its name.
         name: String,
     },
-    /// Delete the machines that run on the environment.
+    /// Delete the VMs that run on the environment.
     DeleteUsers,
     /// Install a package of the host's distribution.
     InstallPackage {
         /// Its name.
         package: &'static str,
     },
-    /// Build where root may make namespaces.
+    /// Build where root may create namespaces.
     NamespacesForRoot,
-    /// Give this user what it needs to make namespaces.
+    /// Give this user what it needs to create namespaces.
     NamespacesForUser,
     /// Free space on the disk of the cache, or use another cache directory.
     FreeSpace,
@@ -350,7 +350,7 @@ pub enum Remedy {
 }
 
 impl PruneError {
-    /// What a caller can do about it.
+    /// Returns the kind of the error, which says what a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         let PruneError::Io(error) = self;
         error.kind()

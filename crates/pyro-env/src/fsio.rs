@@ -1,4 +1,4 @@
-//! File operations whose errors carry the path.
+//! File operations whose errors include the path.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read, Write};
@@ -18,7 +18,7 @@ pub(crate) fn create_private_dir(path: &Path) -> Result<(), IoError> {
     DirBuilder::new().mode(0o700).create(path).map_err(IoError::at("create", path))
 }
 
-/// Writes a new file; one that exists is an error.
+/// Writes a new file; fails if it already exists.
 pub(crate) fn write_new(path: &Path, mode: u32, content: &[u8]) -> Result<(), IoError> {
     let mut file = OpenOptions::new()
         .write(true)
@@ -29,7 +29,7 @@ pub(crate) fn write_new(path: &Path, mode: u32, content: &[u8]) -> Result<(), Io
     file.write_all(content).map_err(IoError::at("write", path))
 }
 
-/// Reads a file of at most `limit` bytes; `None` if it does not exist. A longer one is an error.
+/// Reads a file of at most `limit` bytes; `None` if it does not exist. Fails if the file is longer.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, IoError> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -58,7 +58,7 @@ pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<(), IoError> {
     fs::set_permissions(path, Permissions::from_mode(mode)).map_err(IoError::at("set permissions of", path))
 }
 
-/// SHA-256 of a file, as lower-case hex.
+/// Returns the SHA-256 of a file, as lower-case hex.
 pub(crate) fn sha256_file(path: &Path) -> Result<String, IoError> {
     let mut file = File::open(path).map_err(IoError::at("open", path))?;
     let mut hasher = Sha256::new();
@@ -71,7 +71,7 @@ pub(crate) fn sha256_file(path: &Path) -> Result<String, IoError> {
     }
 }
 
-/// SHA-256 of lines, each ended by a newline, as lower-case hex.
+/// Returns the SHA-256 of lines, each with a trailing newline, as lower-case hex.
 pub(crate) fn sha256_lines(lines: impl Iterator<Item = String>) -> String {
     let mut hasher = Sha256::new();
     for line in lines {

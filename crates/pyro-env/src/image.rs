@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::process::Tools;
 
-/// File system of a base image. `Display` gives the name the guest mounts it by.
+/// File system of a base image. `Display` gives the name with which the guest mounts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -18,7 +18,7 @@ pub enum RootfsFormat {
 }
 
 impl RootfsFormat {
-    /// What new environments are built as; `docs/design/0002-base-image-format.md` says why.
+    /// The format of new environments; `docs/design/0002-base-image-format.md` gives the reasons.
     pub(crate) const CHOSEN: RootfsFormat = RootfsFormat::Erofs;
 
     pub(crate) fn file_name(self) -> &'static str {
@@ -27,12 +27,13 @@ impl RootfsFormat {
         }
     }
 
-    /// The command that writes `tree` to `image`.
+    /// Returns the command that writes `tree` to `image`.
     pub(crate) fn pack(self, tree: &Path, image: &Path, tools: &Tools) -> Command {
         match self {
             RootfsFormat::Erofs => {
                 let mut command = tools.confined(&tools.mkfs_erofs);
-                // Python compares source times with those in its byte code, make those of its inputs.
+                // Python compares the times of sources with those recorded in its byte code, and make compares those of
+                // its inputs.
                 command.args(["--quiet", "--preserve-mtime"]).arg(image).arg(tree);
                 command
             }

@@ -1,4 +1,4 @@
-//! An installed environment, opened to be run.
+//! An installed environment, opened for running.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use crate::image::RootfsFormat;
 use crate::lock::Lock;
 use crate::manifest::{self, Manifest};
 
-/// An environment in use: it is not removed or replaced while this value lives, in this process or others.
+/// An environment in use: while this value lives, neither this process nor another one removes or replaces it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct InstalledEnvironment {
@@ -30,12 +30,11 @@ pub struct InstalledEnvironment {
     pub rootfs: PathBuf,
     /// File system of the base image.
     pub rootfs_format: RootfsFormat,
-    /// A cpio archive of the guest's kernel modules: `lib/modules/pyro/order` lists their file names in the
-    /// order in which to load them.
+    /// A cpio archive of the guest's kernel modules: `lib/modules/pyro/order` lists their file names in load order.
     pub modules: PathBuf,
-    /// SHA-256 over the artifacts' names and digests. Equal digests mean equal kernel, modules and image.
+    /// SHA-256 over the artifacts' names and digests. Equal digests mean equal kernel, modules, and image.
     pub digest: String,
-    /// Whoever holds a shared lock on this file uses the environment, as this value does.
+    /// A process that holds a shared lock on this file uses the environment. This value holds one.
     pub use_lock: PathBuf,
     manifest: Manifest,
     _in_use: Lock,
@@ -61,13 +60,13 @@ impl InstalledEnvironment {
         }
     }
 
-    /// Versions of all packages in the image and of the kernel's package, sorted by name.
+    /// Returns the versions of all packages in the image and of the kernel's package, sorted by name.
     pub fn packages(&self) -> impl Iterator<Item = (&str, &str)> {
         self.manifest.packages.iter().map(|(name, version)| (name.as_str(), version.as_str()))
     }
 
-    /// Reads all artifacts and compares them with the digests recorded when they were installed. Opening
-    /// only compares sizes and times.
+    /// Reads all artifacts and compares them with the digests recorded when they were installed. Opening compares only
+    /// sizes and times.
     pub fn verify_contents(&self) -> Result<Result<(), Damage>, IoError> {
         for (path, file) in [
             (&self.kernel, manifest::KERNEL),

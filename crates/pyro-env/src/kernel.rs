@@ -1,6 +1,6 @@
-//! The guest kernel, out of the distribution's package as it is.
+//! The guest kernel, taken unchanged from the distribution's package.
 //!
-//! The compressed image is kept: booting the extracted ELF through PVH is not reliable under emulation.
+//! The image stays compressed: booting the extracted ELF through PVH is unreliable under emulation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{IoError, PullError};
 use crate::{fsio, modules};
 
-/// No module or kernel of a distribution comes near these.
+/// No module or kernel of a distribution comes close to these sizes.
 const LARGEST_MODULE: u64 = 64 << 20;
 const LARGEST_KERNEL: u64 = 256 << 20;
 const DEEPEST_MODULE: usize = 16;
@@ -17,7 +17,7 @@ const DEEPEST_MODULE: usize = 16;
 /// An unpacked kernel package.
 #[derive(Debug)]
 pub(crate) struct UnpackedKernel {
-    /// Such as `6.1.0-50-cloud-amd64`.
+    /// The kernel's release, such as `6.1.0-50-cloud-amd64`.
     pub(crate) release: String,
     image: PathBuf,
     modules: PathBuf,
@@ -27,7 +27,7 @@ fn bad(reason: impl Into<String>) -> PullError {
     PullError::BadResult { reason: reason.into() }
 }
 
-/// The one package file in the directory the build downloaded it to.
+/// Returns the only package file in the directory that the build downloaded it to.
 pub(crate) fn package_in(dir: &Path) -> Result<PathBuf, PullError> {
     let mut packages = entries(dir)?;
     packages.retain(|path| path.extension().is_some_and(|extension| extension == "deb"));
@@ -46,7 +46,7 @@ impl UnpackedKernel {
             .find(|path| file_name(path).starts_with("vmlinuz-"))
             .ok_or_else(|| bad("the kernel package holds no kernel"))?;
         let release = file_name(&image).trim_start_matches("vmlinuz-").to_owned();
-        // Releases after bookworm put modules below usr.
+        // Releases after bookworm store modules below `usr`.
         let modules = ["lib/modules", "usr/lib/modules"]
             .into_iter()
             .map(|dir| root.join(dir).join(&release))
@@ -59,14 +59,14 @@ impl UnpackedKernel {
     pub(crate) fn copy_image(&self, path: &Path) -> Result<(), PullError> {
         let image =
             fsio::read_bounded(&self.image, LARGEST_KERNEL)?.ok_or_else(|| bad("the kernel vanished"))?;
-        // The boot protocol's magic number: what is not a bzImage would only fail much later, in a machine.
+        // Check the boot protocol's magic number: an image that is not a bzImage would fail only much later, in a VM.
         if image.get(0x202..0x206) != Some(b"HdrS".as_slice()) {
             return Err(bad("the kernel is not a bzImage"));
         }
         Ok(fsio::write_new(path, 0o600, &image)?)
     }
 
-    /// Writes the initrd part with the guest's modules to `path`.
+    /// Writes the part of the initrd with the guest's modules to `path`.
     pub(crate) fn pack_modules(&self, path: &Path) -> Result<(), PullError> {
         let files = self.module_files()?;
         let builtin = self.builtin()?;
@@ -93,7 +93,7 @@ impl UnpackedKernel {
         Ok(fsio::write_new(path, 0o600, &archive)?)
     }
 
-    /// All modules by name.
+    /// Returns all modules by name.
     fn module_files(&self) -> Result<BTreeMap<String, PathBuf>, PullError> {
         let mut files = BTreeMap::new();
         let mut dirs = vec![(self.modules.join("kernel"), 0)];

@@ -1,12 +1,12 @@
-//! Where things are in the cache.
+//! The layout of the cache.
 //!
 //! ```text
 //! <cache>/linux-x86_64/
 //!     debian_12-1.0.0/                   an installed environment, mode 0700
-//!     .debian_12-1.0.0.build.lock        held by who builds it
-//!     .debian_12-1.0.0.use.lock          shared by who runs it; exclusive to remove or replace it
-//!     .partial-<random>/                 work of a build; its `lock` is held while anything of it lives
-//!     .lock                              held while partial directories are made or judged
+//!     .debian_12-1.0.0.build.lock        held by the process that builds it
+//!     .debian_12-1.0.0.use.lock          shared to run it; exclusive to remove or replace it
+//!     .partial-<random>/                 a build's work directory; its `lock` is held while any of its processes lives
+//!     .lock                              held while partial directories are created or checked
 //! ```
 
 use std::path::{Path, PathBuf};

@@ -1,10 +1,10 @@
 //! Environments: the catalog, their build from Debian's signed archive, and a verified cache.
 //!
-//! An environment is a guest kernel, the modules for its initrd and a read-only base image, built on the
-//! user's machine from the distribution's archive, whose signatures apt checks. What runs from it is not
-//! this crate's business.
+//! An environment consists of a guest kernel, the modules for its initrd, and a read-only base image. It is built on
+//! the user's machine from the distribution's archive, whose signatures apt checks. Running it is outside the scope of
+//! this crate.
 //!
-//! All operations block. Nothing is printed; configuration is a value ([`CacheConfig`]).
+//! All operations block. The crate prints nothing; configuration is a value ([`CacheConfig`]).
 
 mod build;
 mod cache;
@@ -40,7 +40,7 @@ pub use observer::{PullObserver, PullStep, SilentObserver};
 pub use payload::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
 pub use process::Tools;
 
-/// Entrances for the fuzz targets, there in their builds only.
+/// Entry points for the fuzz targets; they exist only in fuzzing builds.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {

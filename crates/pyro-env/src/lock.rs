@@ -1,6 +1,6 @@
-//! Advisory locks on files that live beside the install directories, never inside one.
+//! Advisory locks on files that are stored next to the install directories, never inside one.
 //!
-//! The kernel drops them with their last holder, so a killed process leaves nothing to repair.
+//! The kernel releases a lock with its last holder, so a killed process leaves nothing to repair.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -25,17 +25,17 @@ enum Mode {
     Exclusive,
 }
 
-/// Takes a shared lock, waiting for exclusive holders, who are quick by convention.
+/// Takes a shared lock, waiting for exclusive holders, which are quick by convention.
 pub(crate) fn shared(path: &Path) -> Result<Lock, IoError> {
     acquire(path, Mode::Shared)
 }
 
-/// Takes an exclusive lock, waiting for other holders, who are quick by convention.
+/// Takes an exclusive lock, waiting for other holders, which are quick by convention.
 pub(crate) fn exclusive(path: &Path) -> Result<Lock, IoError> {
     acquire(path, Mode::Exclusive)
 }
 
-/// Takes an exclusive lock if nobody holds one.
+/// Takes an exclusive lock if the file is not locked.
 pub(crate) fn try_exclusive(path: &Path) -> Result<Option<Lock>, IoError> {
     loop {
         let file = open(path)?;
@@ -50,10 +50,10 @@ pub(crate) fn try_exclusive(path: &Path) -> Result<Option<Lock>, IoError> {
     }
 }
 
-/// Takes an exclusive lock, however long others hold it; `None` if cancelled while waiting.
+/// Takes an exclusive lock, however long other processes hold it; returns `None` if cancelled while waiting.
 ///
-/// A blocked `flock` cannot be called off, so a thread waits in our place. If we leave first, the thread
-/// gets the lock some day, finds nobody to give it to, and drops it.
+/// A blocked `flock` cannot be cancelled, so a separate thread waits for it. If the caller leaves first, the thread
+/// eventually gets the lock, finds no receiver for it, and drops it.
 pub(crate) fn exclusive_unless_cancelled(path: &Path, cancel: &CancelFlag) -> Result<Option<Lock>, IoError> {
     let (sender, receiver) = mpsc::channel();
     let on_cancel = sender.clone();
@@ -75,12 +75,12 @@ pub(crate) fn exclusive_unless_cancelled(path: &Path, cancel: &CancelFlag) -> Re
 }
 
 impl Lock {
-    /// The locked file.
+    /// Returns the path of the locked file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Another handle on the same lock: it is released when all of them are closed.
+    /// Returns another handle on the same lock, which is released when all of its handles are closed.
     pub(crate) fn handle(&self) -> Result<File, IoError> {
         self.file.try_clone().map_err(IoError::at("duplicate the lock on", &self.path))
     }
@@ -105,7 +105,7 @@ fn acquire(path: &Path, mode: Mode) -> Result<Lock, IoError> {
     }
 }
 
-/// Opens without writing if the file exists: whoever only runs an environment needs no right to write.
+/// Opens the file without write access if it exists: a process that only runs an environment needs no write permission.
 fn open(path: &Path) -> Result<File, IoError> {
     match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => OpenOptions::new()
@@ -119,7 +119,7 @@ fn open(path: &Path) -> Result<File, IoError> {
     }
 }
 
-/// A lock on a file that was removed while we waited is worth nothing.
+/// Discards a lock on a file that was removed during the wait: such a lock protects nothing.
 fn still_named(file: File, path: &Path) -> Result<Option<Lock>, IoError> {
     let held = file.metadata().map_err(IoError::at("inspect", path))?;
     match std::fs::metadata(path) {

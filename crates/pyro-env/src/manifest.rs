@@ -1,4 +1,4 @@
-//! `environment.json`: what is installed, and how to tell that it still is.
+//! `environment.json`: what is installed, and how to check that it is unchanged.
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
@@ -16,7 +16,7 @@ pub(crate) const FILE_NAME: &str = "environment.json";
 pub(crate) const KERNEL: &str = "vmlinuz";
 pub(crate) const MODULES: &str = "modules.cpio";
 
-/// A manifest lists some hundred packages, about 20 KiB.
+/// Maximum size in bytes. A manifest lists a few hundred packages, about 20 KiB.
 const LARGEST: u64 = 1 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +48,7 @@ impl Artifact {
         Ok(Artifact { sha256, size: metadata.len(), mtime_ns: mtime_ns(&metadata) })
     }
 
-    /// Compares size and time: enough to notice accidents, cheap enough for every start.
+    /// Compares size and time, which is enough to detect accidents and cheap enough for every start.
     fn check(&self, path: &Path) -> Result<Result<(), Damage>, IoError> {
         let metadata = match std::fs::symlink_metadata(path) {
             Ok(metadata) if metadata.is_file() => metadata,
@@ -73,10 +73,10 @@ fn mtime_ns(metadata: &Metadata) -> i64 {
     metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec())
 }
 
-/// What a directory holds.
+/// The contents of a directory.
 #[derive(Debug)]
 pub(crate) enum Found {
-    /// No manifest, so nothing was ever completely installed here.
+    /// There is no manifest, so no installation was ever completed here.
     Nothing,
     Damaged(Damage),
     Installed(Box<Manifest>),
@@ -99,7 +99,7 @@ impl Manifest {
         bytes
     }
 
-    /// Reads and verifies what `dir` holds. Errors are only those that say nothing about the content.
+    /// Reads and verifies the contents of `dir`. Errors are only those that say nothing about the contents.
     pub(crate) fn find(dir: &Path, name: &str, version: &str) -> Result<Found, IoError> {
         let path = dir.join(FILE_NAME);
         let damaged = |reason: String| Ok(Found::Damaged(Damage::Manifest { path: path.clone(), reason }));
@@ -121,7 +121,7 @@ impl Manifest {
         if (manifest.name.as_str(), manifest.version.as_str()) != (name, version) {
             return damaged(format!("it describes {} {}", manifest.name, manifest.version));
         }
-        // Only the files we would use: a manifest must not lead us to look anywhere else.
+        // Check only the files that pyro uses: a manifest must not make it look anywhere else.
         for file in [KERNEL, MODULES, manifest.format.file_name()] {
             if let Some(artifact) = manifest.artifacts.get(file)
                 && let Err(damage) = artifact.check(&dir.join(file))?
@@ -132,7 +132,7 @@ impl Manifest {
         Ok(Found::Installed(Box::new(manifest)))
     }
 
-    /// SHA-256 over the sorted `file sha256` lines: two installs with equal digests hold equal bytes.
+    /// Returns the SHA-256 over the sorted `file sha256` lines: two installs with equal digests hold equal bytes.
     pub(crate) fn digest(&self) -> String {
         fsio::sha256_lines(
             self.artifacts.iter().map(|(file, artifact)| format!("{file} {}", artifact.sha256)),
@@ -140,12 +140,12 @@ impl Manifest {
     }
 }
 
-/// SHA-256 over the sorted `name=version` lines.
+/// Returns the SHA-256 over the sorted `name=version` lines.
 pub(crate) fn packages_digest(packages: &BTreeMap<String, String>) -> String {
     fsio::sha256_lines(packages.iter().map(|(name, version)| format!("{name}={version}")))
 }
 
-/// Reads the `name version` lines that the build leaves.
+/// Parses the `name version` lines that the build writes.
 pub(crate) fn parse_packages(text: &str) -> Result<BTreeMap<String, String>, String> {
     text.lines()
         .map(|line| match line.split_once(' ') {

@@ -1,12 +1,12 @@
-//! The kernel modules a guest loads from its initrd, in an order that satisfies their dependencies.
+//! The kernel modules that a guest loads from its initrd, in an order that satisfies their dependencies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 
 use object::{Object, ObjectSection};
 
-/// What the guest needs before it can reach its disks and its host. The base image's file system is here
-/// too; ext4, for the writable layer, is built into Debian's kernel.
+/// Modules that the guest needs before it can access its disks and its host. The base image's file system is included;
+/// ext4, for the writable layer, is built into Debian's kernel.
 pub(crate) const WANTED: [&str; 8] = [
     "virtio_mmio",
     "virtio_blk",
@@ -18,24 +18,24 @@ pub(crate) const WANTED: [&str; 8] = [
     "erofs",
 ];
 
-/// Where the guest finds them.
+/// Where the guest finds the modules.
 const DIR: &str = "lib/modules/pyro";
 
-/// The archive's length is a multiple of this, so that another can be put before or after it.
+/// The archive's length is a multiple of this, so that another archive can be placed before or after it.
 const ALIGNMENT: usize = 512;
 
-/// A module name as the kernel compares it: the file `virtio-rng.ko` is the module `virtio_rng`.
+/// Returns a module name as the kernel compares it: the file `virtio-rng.ko` is the module `virtio_rng`.
 pub(crate) fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// The module name in a path such as `kernel/fs/erofs/erofs.ko`, if it is one.
+/// Returns the module name in a path such as `kernel/fs/erofs/erofs.ko`, if the path is a module's.
 pub(crate) fn name_of_file(path: &str) -> Option<String> {
     let file = path.rsplit('/').next()?;
     Some(canonical(file.strip_suffix(".ko")?))
 }
 
-/// The names on the `depends=` lines of a module's `.modinfo` section.
+/// Returns the names on the `depends=` lines of a module's `.modinfo` section.
 pub(crate) fn dependencies(module: &[u8]) -> Result<Vec<String>, String> {
     let file = object::File::parse(module).map_err(|error| error.to_string())?;
     let section = file.section_by_name(".modinfo").ok_or("it has no .modinfo section")?;
@@ -53,9 +53,9 @@ fn parse_depends(modinfo: &[u8]) -> Vec<String> {
         .collect()
 }
 
-/// Orders `wanted` and all they depend on so that every module follows its dependencies.
+/// Orders `wanted` and all of its dependencies so that every module follows its dependencies.
 ///
-/// `load` gives a module's dependencies, or `None` for one that is built into the kernel.
+/// `load` returns a module's dependencies, or `None` for a module that is built into the kernel.
 pub(crate) fn load_order(
     wanted: &[&str],
     mut load: impl FnMut(&str) -> Result<Option<Vec<String>>, String>,
@@ -63,7 +63,7 @@ pub(crate) fn load_order(
     let mut known: BTreeMap<String, Option<Vec<String>>> = BTreeMap::new();
     let mut done: BTreeSet<String> = BTreeSet::new();
     let mut order = Vec::new();
-    // An explicit stack: nesting depth comes from the archive's data.
+    // Use an explicit stack: the nesting depth comes from the archive's data.
     let mut stack: Vec<String> = wanted.iter().rev().map(|name| canonical(name)).collect();
     while let Some(name) = stack.last().cloned() {
         if done.contains(&name) {
@@ -94,7 +94,7 @@ pub(crate) fn load_order(
     Ok(order)
 }
 
-/// Packs modules, given in load order, into a cpio archive that depends on nothing but its arguments.
+/// Packs modules, given in load order, into a cpio archive that depends only on the arguments.
 pub(crate) fn pack(modules: &[(String, Vec<u8>)]) -> io::Result<Vec<u8>> {
     let mut archive = Archive { bytes: Vec::new(), next_inode: 1 };
     let mut parent = String::new();
@@ -220,7 +220,7 @@ mod tests {
 
         #[test]
         fn every_order_satisfies_its_graph(edges in proptest::collection::vec((0usize..12, 0usize..12), 0..40)) {
-            // Edges only point to smaller numbers, so there is no circle.
+            // Edges point only to smaller numbers, so there is no cycle.
             let needs = |n: usize| -> Vec<String> {
                 edges.iter().filter(|(from, to)| *from == n && to < from).map(|(_, to)| format!("m{to}")).collect()
             };

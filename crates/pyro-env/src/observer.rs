@@ -1,20 +1,20 @@
-//! What a pull is doing, told while it does it.
+//! Reports the progress of a pull.
 
 use std::fmt;
 
 /// Receives the steps of a pull. All methods are called on the pulling thread.
 pub trait PullObserver {
-    /// A step begins. Steps come in the order of [`PullStep`]; not every pull takes every step.
+    /// A step begins. Steps come in the order of [`PullStep`]; not every pull has every step.
     fn step(&self, step: PullStep);
 
-    /// `done` of `total` building steps lie behind us. The steps differ in length, so this is a count of
-    /// steps and no forecast of time.
+    /// `done` of `total` building steps are complete. The steps differ in length, so this counts steps and does not
+    /// predict time.
     fn progress(&self, done: u64, total: u64) {
         let _ = (done, total);
     }
 }
 
-/// For callers that do not care.
+/// For callers that do not need progress reports.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SilentObserver;
 
@@ -26,11 +26,11 @@ impl PullObserver for SilentObserver {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum PullStep {
-    /// The cache has it; nothing is left to do.
+    /// The environment is already in the cache; there is nothing to do.
     AlreadyInstalled,
-    /// Another process builds the same environment; its result will be used.
+    /// Another process builds the same environment; this pull will use its result.
     WaitingForOtherPull,
-    /// Checking tools and space, making the work directory.
+    /// Checking tools and space, creating the work directory.
     Preparing,
     /// Fetching the archive's signed package index.
     FetchingIndex,
@@ -42,7 +42,7 @@ pub enum PullStep {
     InstallingSystem,
     /// Downloading and setting up the remaining packages.
     InstallingPackages,
-    /// Downloading the guest kernel and settling the tree.
+    /// Downloading the guest kernel and finishing the tree.
     FetchingKernel,
     /// Removing package lists and caches from the tree.
     CleaningUp,
@@ -52,12 +52,12 @@ pub enum PullStep {
     PackingImage,
     /// Computing digests and flushing to disk.
     Checksumming,
-    /// Putting it into place.
+    /// Moving the environment into place.
     Installing,
 }
 
 impl PullStep {
-    /// The steps of a build, in order; the first two variants are not among them.
+    /// The steps of a build, in order, without the first two variants.
     pub const BUILD: [PullStep; 12] = [
         PullStep::Preparing,
         PullStep::FetchingIndex,
@@ -73,7 +73,7 @@ impl PullStep {
         PullStep::Installing,
     ];
 
-    /// The step that a line of mmdebstrap's standard error announces, if any.
+    /// Returns the step that a line of mmdebstrap's standard error announces, if any.
     pub(crate) fn from_mmdebstrap(line: &str) -> Option<PullStep> {
         let message = line.strip_prefix("I: ")?;
         let table = [
@@ -110,7 +110,7 @@ impl fmt::Display for PullStep {
     }
 }
 
-/// Keeps steps moving forward and turns them into counts.
+/// Ensures that steps only move forward and counts them.
 pub(crate) struct Steps<'a> {
     observer: &'a dyn PullObserver,
     current: std::cell::Cell<Option<PullStep>>,
@@ -122,7 +122,7 @@ impl<'a> Steps<'a> {
     }
 
     pub(crate) fn enter(&self, step: PullStep) {
-        // mmdebstrap may announce a stage twice; a bar never runs backwards.
+        // mmdebstrap may announce a stage twice; progress must never go backwards.
         if self.current.get().is_some_and(|current| step <= current) {
             return;
         }

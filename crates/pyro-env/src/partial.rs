@@ -1,4 +1,4 @@
-//! Work directories: made for one build, removed with it, and recognisably dead if its process was killed.
+//! Work directories: created for one build, removed with it, and recognisable as abandoned if its process was killed.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -21,7 +21,7 @@ pub(crate) struct Partial<'a> {
 }
 
 impl<'a> Partial<'a> {
-    /// Makes one. The platform's lock keeps others from judging it before its own lock is held.
+    /// Creates a work directory. The platform's lock keeps other processes from sweeping it before its own lock is held.
     pub(crate) fn create(layout: &Layout, tools: &'a Tools) -> Result<Self, IoError> {
         let parent = layout.platform_dir();
         let _platform = lock::exclusive(&layout.platform_lock())?;
@@ -44,7 +44,7 @@ impl<'a> Partial<'a> {
         &self.path
     }
 
-    /// A handle for a child process: as long as it lives, nobody takes the directory for abandoned.
+    /// Returns a handle for a child process: while the handle lives, no process considers the directory abandoned.
     pub(crate) fn lease(&self) -> Result<File, IoError> {
         self.lock.handle()
     }
@@ -59,8 +59,8 @@ impl Drop for Partial<'_> {
     }
 }
 
-/// Removes the work directories whose builders are gone, and returns them. One that cannot be removed does
-/// not keep the others; the first such error comes second.
+/// Removes the work directories whose builders are gone, and returns them. A failure to remove one does not stop the
+/// removal of the others; the second value is the first such error.
 pub(crate) fn sweep(layout: &Layout, tools: &Tools) -> Result<(Vec<PathBuf>, Option<IoError>), IoError> {
     let _platform = lock::exclusive(&layout.platform_lock())?;
     let dir = layout.platform_dir();
@@ -80,7 +80,7 @@ pub(crate) fn sweep(layout: &Layout, tools: &Tools) -> Result<(Vec<PathBuf>, Opt
 }
 
 fn sweep_one(path: &Path, tools: &Tools) -> Result<bool, IoError> {
-    // A directory without a lock was killed between two steps of `create` or half removed.
+    // The process that owned a directory without a lock was killed between two steps of `create` or during the removal.
     let lock_file = path.join(LOCK);
     let _lock = if lock_file.exists() {
         match lock::try_exclusive(&lock_file)? {
@@ -94,7 +94,7 @@ fn sweep_one(path: &Path, tools: &Tools) -> Result<bool, IoError> {
     Ok(true)
 }
 
-/// The directories in `dir`, sorted; symbolic links are not followed. None if `dir` is missing.
+/// Returns the directories in `dir`, sorted; symbolic links are not followed. Empty if `dir` does not exist.
 pub(crate) fn directories(dir: &Path) -> Result<Vec<PathBuf>, IoError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -104,7 +104,7 @@ pub(crate) fn directories(dir: &Path) -> Result<Vec<PathBuf>, IoError> {
     let mut paths = Vec::new();
     for entry in entries {
         let entry = entry.map_err(IoError::at("list", dir))?;
-        // An entry that vanishes meanwhile was somebody else's to remove.
+        // If an entry vanishes in the meantime, another process has removed it.
         if entry.file_type().is_ok_and(|file_type| file_type.is_dir()) {
             paths.push(entry.path());
         }
@@ -113,7 +113,7 @@ pub(crate) fn directories(dir: &Path) -> Result<Vec<PathBuf>, IoError> {
     Ok(paths)
 }
 
-/// Makes the subdirectories of a build.
+/// Creates the subdirectories of a build.
 pub(crate) fn populate(work: &Path) -> Result<(), IoError> {
     for dir in ["install", "kernel", "unpacked", "tmp"] {
         fsio::create_private_dir(&work.join(dir))?;

@@ -1,9 +1,9 @@
-//! Running the build's tools: confined to namespaces of their own, cancellable, and never outliving us.
+//! Runs the build's tools: confined to their own namespaces, cancellable, and never outliving this process.
 //!
-//! Every command runs below `unshare` in a new mount and process-id namespace; without root also in a new
-//! user namespace where the user is root and the subordinate ids are everybody else. Killing the first
-//! process of that namespace ends all others and undoes all mounts, so there is no clean-up to wait for and
-//! none to miss. `setpriv` ties `unshare` to us, `--kill-child` ties the namespace to `unshare`.
+//! Every command runs under `unshare` in a new mount and process-id namespace. Without root, it also runs in a new user
+//! namespace where the user is root and all other ids are the subordinate ids. Killing the first process of that
+//! namespace ends all others and undoes all mounts, so no cleanup is needed. `setpriv` ties `unshare` to this process,
+//! and `--kill-child` ties the namespace to `unshare`.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,16 +20,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::cancel::CancelFlag;
 use crate::error::PullError;
 
-/// Longer than any step takes that gets anywhere, on slow machines and slow lines.
+/// Longer than any step goes without output while it makes progress, even on slow machines and slow networks.
 pub(crate) const LONGEST_SILENCE: Duration = Duration::from_secs(30 * 60);
 
-/// How [`PullError::BuildFailed`] begins its status when a tool was stopped for its silence.
+/// The prefix of the status in [`PullError::BuildFailed`] when a tool was stopped because it was silent for too long.
 pub(crate) const NO_PROGRESS: &str = "no progress";
 
 const TAIL_LINES: usize = 12;
 const LONGEST_LINE: u64 = 4096;
 
-/// Programs of the build. By default they are looked up in the cache's search path.
+/// Programs of the build. By default, they are searched for in the cache's search path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tools {
     /// Builds the tree from the archive.
@@ -38,7 +38,7 @@ pub struct Tools {
     pub mkfs_erofs: PathBuf,
     /// Unpacks the kernel package.
     pub dpkg_deb: PathBuf,
-    /// Names the archive that the host itself uses.
+    /// Reports the archive that the host itself uses.
     pub apt_get: PathBuf,
     /// Creates namespaces.
     pub unshare: PathBuf,
@@ -50,7 +50,7 @@ pub struct Tools {
     pub newuidmap: PathBuf,
     /// The archive's public keys.
     pub keyring: PathBuf,
-    /// Where they are looked up; set by the cache that uses them.
+    /// Where to search for the programs; set by the cache that uses them.
     pub search_path: OsString,
 }
 
@@ -72,7 +72,7 @@ impl Default for Tools {
 }
 
 impl Tools {
-    /// Fails with the first thing that a build needs and this host does not have.
+    /// Fails with the first requirement of a build that this host does not meet.
     pub(crate) fn check(&self) -> Result<(), PullError> {
         let mut wanted = vec![
             (&self.mmdebstrap, "mmdebstrap"),
@@ -96,7 +96,8 @@ impl Tools {
         self.check_namespaces()
     }
 
-    /// Trying is the only reliable answer: kernel, capabilities, security module and id files all decide.
+    /// Tries to create the namespaces, because only that is reliable: the kernel, capabilities, the security module,
+    /// and the id files all play a part.
     fn check_namespaces(&self) -> Result<(), PullError> {
         let failed = |reason: String| PullError::NoNamespaces { reason };
         let output = self.confined(Path::new("true")).output().map_err(|error| failed(error.to_string()))?;
@@ -117,7 +118,7 @@ impl Tools {
         std::env::split_paths(&self.search_path).chain(extra).any(|dir| usable(&dir.join(tool)))
     }
 
-    /// A command that will run `program` as (apparent) root in namespaces of its own.
+    /// Returns a command that runs `program` as (apparent) root in its own namespaces.
     pub(crate) fn confined(&self, program: &Path) -> Command {
         let mut command = Command::new(&self.setpriv);
         command.args(["--pdeathsig", "KILL", "--"]).arg(&self.unshare);
@@ -125,7 +126,7 @@ impl Tools {
             command.args(["--user", "--map-root-user", "--map-auto"]);
         }
         command.args(["--mount", "--pid", "--fork", "--kill-child", "--"]).arg(program);
-        // Ordinary users' PATH often lacks the directories that dpkg insists on.
+        // An ordinary user's PATH often lacks the directories that dpkg requires.
         let mut path = self.search_path.clone();
         path.push(":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
         command.env("PATH", path);
@@ -144,11 +145,11 @@ enum Event {
     Cancel,
 }
 
-/// Runs a [`Tools::confined`] command to its end. `on_line` sees each line of standard error as it comes and
-/// says how long the tool may then be silent.
+/// Runs a [`Tools::confined`] command until it exits. `on_line` receives each line of standard error as it arrives and
+/// returns how long the tool may then be silent.
 ///
-/// The namespace's processes inherit `lease` as standard input: a lock on it is held until the last of them
-/// is gone, even if we are killed.
+/// The namespace's processes inherit `lease` as standard input: a lock on it is held until the last of them is gone,
+/// even if this process is killed.
 pub(crate) fn run(
     mut command: Command,
     tool: &'static str,
@@ -156,7 +157,7 @@ pub(crate) fn run(
     cancel: &CancelFlag,
     mut on_line: impl FnMut(&str) -> Duration,
 ) -> Result<(), PullError> {
-    // A process group of its own: an interrupt from the terminal is for us, and we decide what it means.
+    // Use a separate process group: an interrupt from the terminal is for this process, which decides how to handle it.
     command.stdin(lease).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(|error| PullError::BuildFailed {
         tool,
@@ -212,17 +213,17 @@ pub(crate) fn run(
     }
 }
 
-/// Kills everything the command started and waits until it is gone.
+/// Kills all processes that the command started and waits until they are gone.
 fn end_namespace(unshare: &mut Child, events: &Receiver<Event>) {
     kill_namespace(unshare);
     let _ = unshare.wait();
-    // Should only `unshare` have been killed, its processes go a little later, and with them the last
-    // writers of the pipe behind these events.
+    // If only `unshare` was killed, its processes exit a little later, and with them the last writers of the pipe
+    // behind these events.
     while matches!(events.recv(), Ok(Event::Line(_) | Event::Cancel)) {}
 }
 
-/// Kills the namespace's first process rather than `unshare`, which then returns only after the kernel has
-/// ended every other process in it; so when `unshare` has been waited for, nobody is left.
+/// Kills the namespace's first process and not `unshare`, which then returns only after the kernel has ended every
+/// other process in it. Once `unshare` has been waited for, no process is left.
 fn kill_namespace(unshare: &Child) {
     let pid = unshare.id();
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
@@ -241,7 +242,8 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// Passes on lines of bounded length until the end, an error, or a refusal. Longer lines come in pieces.
+/// Forwards lines of bounded length until end of file, an error, or until `pass_on` returns false. Longer lines are
+/// split.
 fn read_lines(source: impl Read, mut pass_on: impl FnMut(String) -> bool) {
     let mut source = BufReader::new(source);
     let mut line = Vec::new();

@@ -1,4 +1,4 @@
-//! Removing what cannot be used.
+//! Removes unusable data from the cache.
 
 use std::path::Path;
 
@@ -34,7 +34,7 @@ pub(crate) fn run(layout: &Layout, tools: &Tools) -> Result<PruneReport, PruneEr
     Ok(PruneReport { count: names.len(), deleted_environment_dirs: names })
 }
 
-/// Removes one install directory unless it is good or in use.
+/// Removes one install directory unless it is usable or in use.
 fn prune_install(layout: &Layout, path: &Path, tools: &Tools) -> Result<bool, IoError> {
     let Some(dir_name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else {
         return Ok(false);
@@ -45,7 +45,7 @@ fn prune_install(layout: &Layout, path: &Path, tools: &Tools) -> Result<bool, Io
     let Some(unused) = lock::try_exclusive(&layout.use_lock(&dir_name))? else {
         return Ok(false);
     };
-    // It may have been replaced by a good one since we looked.
+    // It may have been replaced by a good one since the first check.
     if is_usable(path, &dir_name)? {
         return Ok(false);
     }
@@ -54,7 +54,7 @@ fn prune_install(layout: &Layout, path: &Path, tools: &Tools) -> Result<bool, Io
     Ok(true)
 }
 
-/// Whether `path` is a whole install of what the catalog holds under that directory's name.
+/// Returns whether `path` is a complete install of the environment that the catalog has for that directory's name.
 fn is_usable(path: &Path, dir_name: &str) -> Result<bool, IoError> {
     let Some(entry) = catalog::entries().iter().find(|entry| entry.dir_name() == dir_name) else {
         return Ok(false);

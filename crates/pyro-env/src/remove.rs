@@ -1,4 +1,4 @@
-//! Removing directories, including those whose files belong to subordinate ids.
+//! Removes directories, including those whose files belong to subordinate ids.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -8,13 +8,13 @@ use std::process::Stdio;
 use crate::error::IoError;
 use crate::process::{Tools, is_root};
 
-/// Removes `dir` and everything in it; one that is not there is fine.
+/// Removes `dir` and everything in it; a missing directory is not an error.
 pub(crate) fn tree(dir: &Path, tools: &Tools) -> Result<(), IoError> {
     match fs::remove_dir_all(dir) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        // An unprivileged build leaves directories of subordinate ids, which only their namespace's root
-        // may empty.
+        // An unprivileged build leaves directories that belong to subordinate ids. Only root of their namespace may
+        // empty them.
         Err(error) if error.kind() == ErrorKind::PermissionDenied && !is_root() => {
             as_namespace_root(dir, tools).map_err(IoError::at("remove", dir))
         }

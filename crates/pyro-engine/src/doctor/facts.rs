@@ -1,4 +1,4 @@
-//! Looking at the host. Changes nothing.
+//! Gathers facts about the host. Changes nothing.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -18,74 +18,74 @@ use crate::guest_kernel::GuestKernelError;
 use crate::registry::directory_problem;
 use crate::{Config, guest_kernel, search_path};
 
-/// The VMM that is looked for if none is configured.
+/// The VMM to search for if none is configured.
 pub(super) const VMM_NAME: &str = "qemu-system-x86_64";
 
-/// How long a program may take to tell its version.
+/// Maximum time for a program to report its version.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the Debian archive keys may be, as Debian's package installs them over time.
+/// Possible locations of the Debian archive keys; Debian's package has changed the path over time.
 const KEYRINGS: [&str; 2] =
     ["usr/share/keyrings/debian-archive-keyring.gpg", "usr/share/keyrings/debian-archive-keyring.pgp"];
 
-/// Settings that forbid user namespaces to ordinary users: file below `/proc/sys`, forbidding value,
-/// allowing value. The last two exist on some distributions only.
+/// Settings that forbid user namespaces to ordinary users: file below `/proc/sys`, forbidding value, allowing value.
+/// The last two exist only on some distributions.
 const USER_NAMESPACE_SETTINGS: [(&str, &str, &str); 3] = [
     ("user/max_user_namespaces", "0", "15000"),
     ("kernel/unprivileged_userns_clone", "0", "1"),
     ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
 ];
 
-/// What was seen.
+/// Facts about the host.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct HostFacts {
     pub(super) kvm: KvmReport,
     pub(super) networking: NetworkingReport,
     pub(super) vmm: VmmFacts,
-    /// Release of the configured guest kernel, or why it cannot be used.
+    /// Release of the configured guest kernel, or the reason why it cannot be used.
     pub(super) guest_kernel: Option<Result<String, GuestKernelError>>,
     pub(super) build: BuildReport,
     pub(super) rootless: RootlessReport,
     pub(super) disk: DiskReport,
-    /// The setting that forbids user namespaces, as an argument of `sysctl -w` that allows them.
+    /// The setting that forbids user namespaces, as the `sysctl -w` argument that allows them.
     pub(super) user_namespaces_allowed_by: Option<String>,
     /// What is wrong with the state directory.
     pub(super) state_dir_problem: Option<&'static str>,
 }
 
-/// What was seen of the VMM.
+/// Facts about the VMM.
 #[derive(Debug, Clone, Default)]
 pub(super) struct VmmFacts {
-    /// The program, if it is there.
+    /// The program, if it exists.
     pub(super) program: Option<PathBuf>,
-    /// What it said to `--version`, or what went wrong.
+    /// Its output for `--version`, or the reason why there is none.
     pub(super) answer: Option<Result<String, VmmProblem>>,
 }
 
-/// Why a VMM does not tell its version.
+/// Why a VMM does not report its version.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum VmmProblem {
     /// The program cannot be started.
     #[error("it cannot be started ({0})")]
     NotStarted(String),
-    /// What it writes cannot be read, or its end is lost.
+    /// Its output cannot be read, or its exit status is lost.
     #[error("{0}")]
     Lost(String),
-    /// It takes too long.
+    /// It takes too long to answer.
     #[error("it gave no answer within {} s", ANSWER_TIMEOUT.as_secs())]
     NoAnswer,
-    /// It fails.
+    /// It exits with a failure.
     #[error("`--version` failed ({0})")]
     Failed(std::process::ExitStatus),
 }
 
 impl HostFacts {
-    /// Looks at the host whose file system begins at `root`, which is `/` except in tests.
+    /// Inspects the host whose file system is rooted at `root`, which is `/` except in tests.
     pub(crate) async fn gather(config: &Config, root: &Path) -> Self {
         let vmm = look_at_vmm(config).await;
         let rest = {
             let (config, root) = (config.clone(), root.to_owned());
-            // Only fails if the look panics; the facts are then those of a host that has nothing.
+            // This fails only if `look` panics; the facts are then those of a host that has nothing.
             tokio::task::spawn_blocking(move || look(&config, &root)).await.unwrap_or_default()
         };
         Self { vmm, ..rest }
@@ -104,7 +104,7 @@ async fn look_at_vmm(config: &Config) -> VmmFacts {
     VmmFacts { program, answer }
 }
 
-/// The first 4 KiB of what `program --version` writes.
+/// Returns the first 4 KiB of the output of `program --version`.
 async fn ask_version(program: &Path, search_path: &OsStr) -> Result<String, VmmProblem> {
     let mut child = tokio::process::Command::new(program)
         .arg("--version")
@@ -184,7 +184,7 @@ fn look(config: &Config, root: &Path) -> HostFacts {
     }
 }
 
-/// Space that everything below a directory takes; nothing if it is not there.
+/// Returns the space used by everything below a directory; 0 if it does not exist.
 fn used_mib(dir: &Path) -> u64 {
     used_bytes(dir).div_ceil(1 << 20)
 }
@@ -192,7 +192,7 @@ fn used_mib(dir: &Path) -> u64 {
 fn used_bytes(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
     let bytes = entries.filter_map(|entry| {
-        // Of the entry itself: links lead elsewhere.
+        // Use the metadata of the entry itself: links lead elsewhere.
         let metadata = entry.metadata().ok()?;
         let below = if metadata.is_dir() { used_bytes(&entry.path()) } else { 0 };
         Some(metadata.blocks() * 512 + below)
@@ -200,13 +200,13 @@ fn used_bytes(dir: &Path) -> u64 {
     bytes.sum()
 }
 
-/// Value of a kernel setting.
+/// Returns the value of a kernel setting.
 fn setting(root: &Path, name: &str) -> Option<String> {
     let text = fs::read_to_string(root.join("proc/sys").join(name)).ok()?;
     Some(text.trim().to_owned())
 }
 
-/// `/etc/subuid` gives `uid` a range, by number or by name.
+/// Returns whether `/etc/subuid` assigns a range to `uid`, by number or by name.
 fn has_subuid(root: &Path, uid: u32) -> bool {
     let table = |file: &str| fs::read(root.join(file)).unwrap_or_default();
     let (uid, passwd, subuid) = (uid.to_string(), table("etc/passwd"), table("etc/subuid"));
@@ -222,7 +222,7 @@ fn has_subuid(root: &Path, uid: u32) -> bool {
     })
 }
 
-/// Space for this user where `path` is, or would be.
+/// Returns the space available to this user where `path` is or would be.
 fn free_mib(path: &Path) -> Option<u64> {
     let existing = path.ancestors().find(|ancestor| ancestor.exists())?;
     let stat = statvfs(existing).ok()?;

@@ -1,4 +1,4 @@
-//! From what was seen to what it means. Pure.
+//! Turns the gathered facts into a report. Pure.
 
 use std::collections::BTreeMap;
 
@@ -9,17 +9,17 @@ use crate::doctor::{
 };
 use crate::{Accelerator, Config, EngineError, EnvironmentList, Reader};
 
-/// The platform pyro runs on.
+/// The platform that pyro runs on.
 const PLATFORM: &str = "linux-x86_64";
 
-/// QEMU from this major version on makes processes in an emulated guest at full speed.
+/// The first major version of QEMU that creates processes in an emulated guest at full speed.
 const QUICK_QEMU: u32 = 8;
 
-/// Least free space to work with: an environment's image and packages, and a few writable layers.
+/// Minimum free space: an environment's image and packages, and a few writable layers.
 const CACHE_MIB: u64 = 2048;
 const STATE_MIB: u64 = 512;
 
-/// Issues with their remedies, in order of weight.
+/// Issues with their remedies, in order of importance.
 #[derive(Debug, Default)]
 struct Findings(Vec<Remedy>);
 
@@ -29,7 +29,7 @@ impl Findings {
     }
 }
 
-/// The report for `platform`. `accelerator` and `environments` come from those who know.
+/// Builds the report for `platform`. The caller supplies `accelerator` and `environments`.
 pub(crate) fn judge(
     platform: &str,
     config: &Config,
@@ -143,7 +143,7 @@ fn judge_vmm(facts: &VmmFacts) -> VmmReport {
     VmmReport { ok: version.is_some(), program, version, note }
 }
 
-/// Major version and version in what `qemu --version` writes.
+/// Returns the major version and the full version from the output of `qemu --version`.
 fn qemu_version(text: &str) -> Option<(u32, &str)> {
     let (_, rest) = text.split_once("QEMU emulator version ")?;
     let version = rest.split(|c: char| !(c.is_ascii_digit() || c == '.')).next()?;

@@ -1,4 +1,4 @@
-//! Environments: the cache of `pyro-env`, with events and engine errors.
+//! Environments: the cache of `pyro-env` with events and engine errors.
 
 use std::cell::Cell;
 
@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Engine {
-    /// The catalog, sorted by name, and what of it is installed.
+    /// Returns the catalog, sorted by name, with the installation state of each entry.
     ///
     /// # Errors
     /// `EnvironmentUnavailable` if the cache cannot be read.
@@ -25,11 +25,10 @@ impl Engine {
         .await
     }
 
-    /// One environment of the catalog.
+    /// Returns one environment of the catalog.
     ///
     /// # Errors
-    /// `InvalidInput` for a name that the catalog does not have, `EnvironmentUnavailable` if the cache cannot
-    /// be read.
+    /// `InvalidInput` if the catalog does not have the name, `EnvironmentUnavailable` if the cache cannot be read.
     pub async fn inspect_environment(&self, name: &str) -> Result<Environment, EngineError> {
         let name = name.to_owned();
         self.blocking(move |shared| {
@@ -39,8 +38,8 @@ impl Engine {
         .await
     }
 
-    /// Installs an environment, or finds it installed, and makes the template from which runs of the default size
-    /// start. Not being able to do the latter is only a warning.
+    /// Installs an environment if it is not installed yet, and creates the template from which runs of the default size
+    /// start. A failure to create the template is only a warning.
     ///
     /// # Errors
     /// `InvalidInput`, `EnvironmentUnavailable`, `Cancelled`.
@@ -86,11 +85,11 @@ impl Engine {
             result = &mut pull => return result,
             () = cancel.cancelled() => flag.cancel(),
         }
-        // The build cleans up after itself; nothing must be left when this returns.
+        // The build cleans up after itself; nothing may be left when this returns.
         pull.await
     }
 
-    /// Removes what cannot be used: environments from the cache, and templates of other boots, agents and environments.
+    /// Removes unusable data: environments in the cache, and templates of other boots, agents, and environments.
     ///
     /// # Errors
     /// `EnvironmentUnavailable` if an environment cannot be removed.
@@ -110,7 +109,7 @@ impl Engine {
         .await
     }
 
-    /// The environment, to be run; installed first if it is not.
+    /// Returns the environment, ready to run; installs it first if necessary.
     pub(super) async fn environment(
         &self,
         name: &str,
@@ -129,7 +128,7 @@ impl Engine {
         }
     }
 
-    /// The environment, to be run; `None` if it is not installed.
+    /// Returns the environment, ready to run; `None` if it is not installed.
     pub(super) async fn open_environment(
         &self,
         name: &str,
@@ -144,7 +143,7 @@ impl Engine {
     }
 }
 
-/// Turns the steps of a pull into events.
+/// Translates the steps of a pull into events.
 struct Observer<'a> {
     name: &'a str,
     events: &'a Events,
@@ -173,7 +172,7 @@ impl PullObserver for Observer<'_> {
     }
 }
 
-/// The engine's error for one of the cache's.
+/// Converts a cache error into the engine's error.
 fn unavailable(
     kind: pyro_env::ErrorKind,
     error: &dyn std::error::Error,

@@ -1,4 +1,4 @@
-//! Running one command in a VM that runs.
+//! Runs one command in a running VM.
 
 use pyro_supervisor::{
     CommandEnd, CommandOutcome, ConnectError, Exec, ExitStatus, FailureKind, Ran, Run, RunError, WORKSPACE,
@@ -15,7 +15,7 @@ use crate::{EngineError, ErrorKind, Events, ExecutionMode, Hint, OutputMode, Out
 use tokio_util::sync::CancellationToken;
 
 impl Engine {
-    /// Runs the command where the VM's commands run. It is sent at most once.
+    /// Runs the command where the VM's commands run, in the guest or on the host. It is sent at most once.
     pub(super) async fn execute(
         &self,
         record: &VmRecord,
@@ -109,7 +109,7 @@ impl Engine {
     }
 }
 
-/// The command in the guest's terms.
+/// Converts the command for the guest.
 pub(super) fn exec_request(command: &CheckedCommand) -> Exec {
     Exec {
         cwd: guest_cwd(command),
@@ -122,7 +122,7 @@ pub(super) fn exec_request(command: &CheckedCommand) -> Exec {
     }
 }
 
-/// On the host there is no `/workspace` that a directory could be below.
+/// Rejects a working directory: the host has no `/workspace` to resolve it against.
 pub(super) fn refuse_cwd(command: &CheckedCommand) -> Result<(), EngineError> {
     match command.cwd {
         None => Ok(()),
@@ -133,7 +133,7 @@ pub(super) fn refuse_cwd(command: &CheckedCommand) -> Result<(), EngineError> {
     }
 }
 
-/// Where the command runs in a guest.
+/// Returns the command's working directory in the guest.
 pub(super) fn guest_cwd(command: &CheckedCommand) -> String {
     match command.cwd.as_deref() {
         None => WORKSPACE.to_owned(),
@@ -142,18 +142,18 @@ pub(super) fn guest_cwd(command: &CheckedCommand) -> String {
     }
 }
 
-/// Exit code of a command in a guest: −S after signal S, 124 after the time limit.
+/// Returns the exit code of a command in a guest: −S after signal S, 124 after the time limit.
 pub(super) fn exit_code(outcome: &CommandEnd) -> i64 {
     match outcome.status {
         _ if outcome.timed_out => TIMED_OUT,
         Some(ExitStatus::Code(code)) => code.into(),
         Some(ExitStatus::Signal(signal)) => -i64::from(signal),
-        // A guest that does not answer was told to end the command by force.
+        // The guest did not answer; its supervisor asked it to kill the command.
         None => KILLED,
     }
 }
 
-/// A command that certainly does not run.
+/// Returns the error for a command that surely did not start.
 pub(super) fn not_delivered(error: RunError) -> EngineError {
     match error {
         RunError::NotDelivered(ConnectError::Unreachable(cause)) => {
@@ -168,7 +168,7 @@ pub(super) fn not_delivered(error: RunError) -> EngineError {
     }
 }
 
-/// A supervisor that was not asked for anything.
+/// Returns the error for a supervisor that received no request.
 pub(super) fn not_asked(error: ConnectError) -> EngineError {
     match error {
         ConnectError::Unreachable(cause) => EngineError::transport_not_ready(&cause.to_string()),
@@ -179,7 +179,7 @@ pub(super) fn not_asked(error: ConnectError) -> EngineError {
     }
 }
 
-/// The error of a command that could not be started, with what helps against it.
+/// Adds the remedy to the error of a command that could not be started.
 pub(super) fn with_not_started_hint(error: EngineError, kind: Option<FailureKind>) -> EngineError {
     match kind.and_then(not_started_hint) {
         Some(hint) => error.hint(hint),

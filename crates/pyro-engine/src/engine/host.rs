@@ -1,4 +1,4 @@
-//! What this host offers for running VMs.
+//! What the host provides for running VMs.
 
 use std::path::PathBuf;
 
@@ -9,39 +9,39 @@ use crate::doctor::AcceleratorReport;
 use crate::guest_kernel::GuestKernelError;
 use crate::{convert, guest_kernel, search_path};
 
-/// Name of the VMM's executable.
+/// Name of the VMM executable.
 const VMM: &str = "qemu-system-x86_64";
 /// Name of the hidden subcommand that measures KVM.
 pub const PROBE_COMMAND: &str = "probe-kvm";
 
-/// How a VM can be run here.
+/// What is needed to run a VM on this host.
 #[derive(Debug, Clone)]
 pub(super) struct Host {
     pub(super) vmm_program: PathBuf,
     pub(super) accelerator: Accelerator,
-    /// The kernel for guests of every environment, if one is configured.
+    /// The kernel for the guests of every environment, if configured.
     pub(super) guest_kernel: Option<PathBuf>,
 }
 
 /// Why commands do not run in a VM.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HostUnavailable {
-    /// The VMM of the configuration is not there.
+    /// The configured VMM does not exist.
     #[error("the configured VMM {} does not exist", .0.display())]
     ConfiguredVmm(PathBuf),
-    /// There is no VMM.
+    /// No VMM is installed.
     #[error("{VMM} is not installed (Debian and Ubuntu: package qemu-system-x86)")]
     NoVmm,
-    /// The guest kernel of the configuration cannot be booted.
+    /// The configured guest kernel cannot be booted.
     #[error(transparent)]
     GuestKernel(#[from] GuestKernelError),
-    /// The files of the task are on the host.
+    /// The task's files are on the host.
     #[error("the task was created on the host")]
     TaskOnHost,
 }
 
 impl Engine {
-    /// What to run VMs with; the error is the reason why there are none.
+    /// Returns what is needed to run VMs; the error says why VMs cannot run.
     pub(super) async fn host(&self) -> Result<Host, HostUnavailable> {
         let vmm_program = self.vmm_program()?;
         let guest_kernel = self.config().guest_kernel.clone();
@@ -55,7 +55,7 @@ impl Engine {
         Ok(Host { vmm_program, accelerator, guest_kernel })
     }
 
-    /// What `doctor` says about the accelerator. Remembers nothing.
+    /// Returns the accelerator report for `doctor`. Caches nothing.
     pub(super) async fn accelerator_report(&self) -> AcceleratorReport {
         if let Some(forced) = self.config().accelerator {
             return AcceleratorReport {
@@ -88,8 +88,8 @@ impl Engine {
     }
 }
 
-/// Measures KVM and prints nothing: the caller hands the returned JSON to whoever started the process. Run as
-/// the whole of a process; a broken KVM may hang or crash it.
+/// Measures KVM and prints nothing: the caller passes the returned JSON to the process that started this one. Run it as
+/// the only work of a process; a broken KVM may hang or crash it.
 pub fn probe_kvm() -> String {
     accel::probe()
 }

@@ -1,4 +1,4 @@
-//! Bringing up the VM of a record, in a guest or, with the caller's consent, as a promise to use the host.
+//! Starts the VM of a record: in a guest or, with the caller's consent, as a record whose commands run on the host.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -27,7 +27,7 @@ use crate::{EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, VmId, Vm
 /// Name of the hidden subcommand that supervises one VM.
 pub const SUPERVISE_COMMAND: &str = "supervise";
 
-/// Longest boot in seconds. Emulation takes a few seconds, more when many machines boot at once.
+/// Maximum boot time in seconds. Emulation takes a few seconds, and more when many VMs boot at once.
 fn boot_limit_seconds(accelerator: Accelerator) -> u64 {
     match accelerator {
         Accelerator::Kvm => 30,
@@ -35,29 +35,29 @@ fn boot_limit_seconds(accelerator: Accelerator) -> u64 {
     }
 }
 
-/// Saved state has only been restored under emulation so far, where it saves most; a guest that wakes up with a
+/// Snapshots have so far been restored only under emulation, where they save the most. A guest that resumes with a
 /// wrong clock under KVM would be worse than a boot of half a second.
 fn templates_fit(accelerator: Accelerator) -> bool {
     accelerator == Accelerator::Tcg
 }
 
-/// What a VM starts from: the host's VMM and an installed environment, or the reason why there is none, to which its caller
-/// has agreed.
+/// What a VM starts from: the host's VMM and an installed environment, or the reason why no VM can run, in which case
+/// the caller has agreed to the host.
 pub(super) type Ground = Result<(Host, InstalledEnvironment), HostUnavailable>;
 
-/// What a VM is like, whoever it is for.
+/// What a VM consists of, independent of its purpose.
 struct Shape {
     sizing: Sizing,
     retention: Retention,
     disk_mib: Option<u32>,
     network: bool,
     expires_at: f64,
-    /// Nobody is to find it if its start is not completed.
+    /// If its start fails, no other process may find it.
     is_new: bool,
 }
 
 impl Engine {
-    /// The VM's directory, made if missing, with its lock.
+    /// Locks the VM's directory, which it creates if missing.
     ///
     /// # Errors
     /// `WrongState` if another process is starting or running the VM, `StateUnusable`.
@@ -80,10 +80,10 @@ impl Engine {
         .await
     }
 
-    /// Looks for what a VM needs, and installs the environment if it is missing.
+    /// Finds what a VM needs, and installs the environment if it is missing.
     ///
     /// # Errors
-    /// `VmUnavailable` if no VM can run and the caller has not agreed to the host; errors of the environment.
+    /// `VmUnavailable` if no VM can run and the caller has not agreed to the host; the errors of the environment.
     pub(super) async fn ground(
         &self,
         environment: &str,
@@ -103,7 +103,7 @@ impl Engine {
         }
     }
 
-    /// Boots the VM of a record, or notes that its commands run on the host. It is not bound to this process.
+    /// Boots the VM of a record, or records that its commands run on the host. The VM is not bound to this process.
     pub(super) async fn bring_up(
         &self,
         record: &VmRecord,
@@ -113,7 +113,7 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<(), EngineError> {
         match ground {
-            // The supervisor has the lock and the record is written; nothing more is asked of the lifeline.
+            // The supervisor has the lock and the record is written, so the lifeline is no longer needed.
             Ok((host, environment)) => {
                 self.start_guest(record, environment, host, lock, events, cancel).await.map(drop)
             }
@@ -121,7 +121,7 @@ impl Engine {
         }
     }
 
-    /// Starts the VM in a guest, which may be one that waits for it. The supervisor records that it is up.
+    /// Starts the VM in a guest, possibly by claiming a spare. The supervisor records that it is up.
     pub(super) async fn start_guest(
         &self,
         record: &VmRecord,
@@ -152,7 +152,7 @@ impl Engine {
                     if events.are_heard() && template::is_missing(&spec).await {
                         events.send(Event::FirstOfKind).await;
                     }
-                    // They give way to a VM that somebody wants.
+                    // Spares yield to a VM that a caller wants.
                     spares::trim(&spec.spares.dir, spec.spares.room as usize).await;
                     pyro_supervisor::start(&self.config().program, &self.supervise_args(), spec, &lock).await
                 }
@@ -162,7 +162,7 @@ impl Engine {
         unless_cancelled(cancel, start).await
     }
 
-    /// Sees to it that one-shot runs of the default size start from a template, where templates are used at all.
+    /// Ensures that one-shot runs of the default size start from a template, where templates are used at all.
     pub(super) async fn make_default_template(
         &self,
         environment: InstalledEnvironment,
@@ -192,7 +192,7 @@ impl Engine {
         };
         let made = unless_cancelled(cancel, make).await;
         drop(lock);
-        // A supervisor that was given up or killed must not leave anything.
+        // A supervisor that was abandoned or killed must not leave anything behind.
         let _lock = self.await_release(&id).await?;
         let _ = fs::remove_dir_all(&dir);
         made
@@ -214,12 +214,12 @@ impl Engine {
         let layer = dir.join(files::LAYER);
         let has_layer = layer.exists();
         if has_layer {
-            // A spare would get a copy of what is on it.
+            // A spare would get a copy of the disk's contents.
             spares.wanted = 0;
         }
         let layer_template = self
             .blocking(move |shared| {
-                // It has one from an earlier start; that the disk is full by now must not keep it from starting.
+                // The layer exists from an earlier start; a disk that has since become full must not prevent this one.
                 if has_layer {
                     return Ok(layer);
                 }
@@ -268,12 +268,12 @@ impl Engine {
         })
     }
 
-    /// How many spare VMs of each kind wait for the next start; 0 for none.
+    /// Number of spares of each kind kept ready for the next start; 0 disables spares.
     pub fn warm_spares(&self) -> u32 {
         self.config().warm_spares
     }
 
-    /// Sees to it that the spare VMs which wait stay, until `cancel`; from then on they wait as long as they always do.
+    /// Keeps the existing spares alive until `cancel`; after that, their usual idle time applies.
     pub async fn keep_spares(&self, cancel: &CancellationToken) {
         let config = self.config();
         let (dir, idle) =
@@ -283,7 +283,7 @@ impl Engine {
         }
     }
 
-    /// How many spares there may be beside the VMs that were asked for.
+    /// Determines how many spares may exist in addition to the requested VMs.
     async fn plan_spares(&self) -> Result<Spares, EngineError> {
         let active = self.registry(|registry| registry.ids()).await?.len();
         let config = self.config();
@@ -295,7 +295,7 @@ impl Engine {
         })
     }
 
-    /// Notes that commands of this VM run on the host, to which its caller has agreed.
+    /// Records that commands of this VM run on the host, to which its caller has agreed.
     pub(super) async fn start_on_host(&self, id: &VmId, reason: &str) -> Result<VmRecord, EngineError> {
         let patch = VmPatch {
             execution_mode: Some(ExecutionMode::HostCompat),

@@ -1,4 +1,4 @@
-//! VMs that outlive the call: create, start, exec, stop, delete, look.
+//! VMs that outlive the call: create, start, exec, stop, delete, and status.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,11 +19,11 @@ use crate::{
     Vm, VmId, VmSpec, VmState,
 };
 
-/// Time that a supervisor whose guest is lost has for recording that.
+/// Time for a supervisor that lost its guest to record the reason.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
 impl Engine {
-    /// Records a new VM. Its environment is installed first if it is not.
+    /// Records a new VM. Installs its environment first if necessary.
     ///
     /// # Errors
     /// `InvalidInput`, `AtCapacity`, `EnvironmentUnavailable`, `StateUnusable`, `Cancelled`.
@@ -40,11 +40,11 @@ impl Engine {
         Ok(self.insert(vm).await?.payload())
     }
 
-    /// Boots a VM until it takes commands.
+    /// Boots a VM until it accepts commands.
     ///
     /// # Errors
     /// `NotFound`, `Expired`, `WrongState`, `VmUnavailable`, `BootFailed`, `EnvironmentUnavailable`,
-    /// `StateUnusable`, `Cancelled`. The VM is then as it was before.
+    /// `StateUnusable`, `Cancelled`. The VM is then unchanged.
     pub async fn start_vm(
         &self,
         vm_id: &str,
@@ -55,13 +55,13 @@ impl Engine {
         let record = self.admit(Kind::Vm, &id, VmEvent::Start).await?;
         let ground = self.ground(&record.environment, record.allow_host_compat, events, cancel).await?;
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
-        // Whoever has the lock knows that nobody runs the VM, whatever its last owner could still write.
+        // The lock proves that no process runs the VM, whatever its last supervisor was able to record.
         self.note_vanished(&id).await?;
         self.bring_up(&record, lock, ground, events, cancel).await?;
         Ok(self.get(Kind::Vm, &id).await?.payload())
     }
 
-    /// Runs one command and then removes the VM. If the command cannot be run, the VM stays as it is.
+    /// Runs one command and then removes the VM. If the command cannot be run, the VM is unchanged.
     ///
     /// # Errors
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
@@ -84,7 +84,7 @@ impl Engine {
         Ok(run_result(record, command, finished))
     }
 
-    /// Adds to `error` why the guest was lost, which its supervisor records before it goes.
+    /// Adds to `error` why the guest was lost, which its supervisor records before it exits.
     pub(super) async fn explain_loss(&self, kind: Kind, id: &VmId, error: EngineError) -> EngineError {
         match self.await_release_within(id, LAST_WORDS).await.and(self.get(kind, id).await) {
             Ok(VmRecord { last_error: Some(reason), .. }) => error.caused_by(reason),
@@ -93,7 +93,7 @@ impl Engine {
         }
     }
 
-    /// Stops a VM; what its guest wrote is kept for another start. Stopping a stopped VM is no error.
+    /// Stops a VM; what its guest wrote is kept for the next start. Stopping a stopped VM is not an error.
     ///
     /// # Errors
     /// `NotFound`, `Expired` if it was removed because of its lifetime, `StateUnusable`.
@@ -103,11 +103,11 @@ impl Engine {
         Ok(self.stop(Kind::Vm, &id).await?.payload())
     }
 
-    /// Stops what is there.
+    /// Stops a VM or a task.
     pub(super) async fn stop(&self, kind: Kind, id: &VmId) -> Result<VmRecord, EngineError> {
         let _lock = match self.end(id, EndRequest::Stop).await? {
             Ended::Released(lock) => lock,
-            // It was stopped, and somebody has started it again since.
+            // It was stopped, and another process has started it again since.
             Ended::TakenAgain => return self.get(kind, id).await,
         };
         let id = id.clone();
@@ -116,7 +116,7 @@ impl Engine {
         Ok(stop.await?.1)
     }
 
-    /// Removes a VM and its files, whatever its state. Unsaved work in it is lost.
+    /// Removes a VM and its files in any state. Unsaved work in it is lost.
     ///
     /// # Errors
     /// `NotFound`, `Expired` if it was removed because of its lifetime, `StateUnusable`.
@@ -126,13 +126,13 @@ impl Engine {
         Ok(Deleted::new(id, DeleteReason::ExplicitDelete))
     }
 
-    /// Removes what is there.
+    /// Removes a VM or a task.
     pub(super) async fn delete(&self, kind: Kind, id: &VmId) -> Result<(), EngineError> {
         match self.get(kind, id).await {
             Ok(record) => {
                 record.state.apply(VmEvent::Delete).map_err(|denied| denied.into_error(kind, id.as_str()))?;
             }
-            // A record that cannot be read can still be deleted, if it is one of that kind.
+            // A record that cannot be read can still be deleted if it is of that kind.
             Err(error) if error.kind == ErrorKind::StateUnusable => {
                 let vm = id.clone();
                 if !self.registry(move |registry| registry.exists(kind, &vm)).await? {
@@ -144,7 +144,7 @@ impl Engine {
         self.remove(id).await
     }
 
-    /// What is known about a VM.
+    /// Returns the state of a VM.
     ///
     /// # Errors
     /// `NotFound`, `Expired`, `StateUnusable`.
@@ -152,7 +152,7 @@ impl Engine {
         Ok(self.admit(Kind::Vm, &VmId::parse(vm_id)?, VmEvent::Read).await?.payload())
     }
 
-    /// The network of a VM.
+    /// Returns the network of a VM.
     ///
     /// # Errors
     /// As [`Engine::status_vm`].
@@ -160,8 +160,8 @@ impl Engine {
         Ok(NetworkInfo::of(&self.status_vm(vm_id).await?))
     }
 
-    /// The version of the environment, which is then installed. A caller who agreed to the host, where no VM
-    /// can run, needs none.
+    /// Installs the environment if necessary and returns its version. Returns `None` where no VM can run and the caller
+    /// has agreed to the host: the environment is not needed then.
     async fn prepare_environment(
         &self,
         spec: &VmSpec,
@@ -175,7 +175,7 @@ impl Engine {
         Ok(Some(self.environment(&spec.environment, events, cancel).await?.version.clone()))
     }
 
-    /// Records a VM or a task, unless there are as many as may be.
+    /// Records a VM or a task, unless the capacity is used up.
     pub(super) async fn insert(&self, vm: NewVm) -> Result<VmRecord, EngineError> {
         let ceiling = self.config().max_active_vms;
         self.registry(move |registry| {
@@ -187,7 +187,7 @@ impl Engine {
 
     pub(super) async fn get(&self, kind: Kind, id: &VmId) -> Result<VmRecord, EngineError> {
         let id = id.clone();
-        // A state directory that is not there has no VMs, and looking must not make it.
+        // A state directory that does not exist has no VMs, and a read must not create it.
         self.blocking(move |shared| match shared.config.base_dir.exists() {
             true => shared.registry.get(kind, &id),
             false => Err(EngineError::not_found(kind, id.as_str())),
@@ -195,7 +195,7 @@ impl Engine {
         .await
     }
 
-    /// What is there, if its state allows `event` and, for a VM, its lifetime has not ended.
+    /// Returns the record if its state allows `event` and, for a VM, its lifetime has not ended.
     pub(super) async fn admit(&self, kind: Kind, id: &VmId, event: VmEvent) -> Result<VmRecord, EngineError> {
         let record = self.get(kind, id).await?;
         if kind == Kind::Vm && record.expires_at <= now() {
@@ -211,8 +211,8 @@ impl Engine {
     }
 }
 
-/// The record with what is not in it yet: one whose owner has vanished or whose lifetime is over does not run. That is
-/// noted when something changes next, not by looking.
+/// Returns the record with changes that are not recorded yet: a VM whose supervisor has vanished or whose lifetime has
+/// ended is not running. The next change records that; a read does not.
 pub(super) fn as_it_is(shared: &Shared, mut record: VmRecord) -> VmRecord {
     if record.state == VmState::Started {
         let reason = if record.expires_at <= now() {
@@ -231,7 +231,7 @@ pub(super) fn as_it_is(shared: &Shared, mut record: VmRecord) -> VmRecord {
     record
 }
 
-/// What is recorded of a new VM.
+/// Builds the record of a new VM.
 pub(super) fn new_vm(
     vm_id: VmId,
     spec: &VmSpec,
@@ -255,7 +255,7 @@ pub(super) fn new_vm(
     }
 }
 
-/// The result of a command whose VM is removed.
+/// Returns the result of a command whose VM is removed.
 pub(super) fn run_result(record: VmRecord, command: CheckedCommand, finished: Finished) -> RunResult {
     let in_guest = record.execution_mode == ExecutionMode::GuestVsock;
     RunResult {

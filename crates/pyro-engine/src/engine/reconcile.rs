@@ -1,4 +1,4 @@
-//! Making the record agree with the world. The world changes without us: processes are killed, machines lose
+//! Brings the registry in line with reality, which changes independently of pyro: processes are killed, hosts lose
 //! power, lifetimes end.
 
 use std::fs;
@@ -11,16 +11,16 @@ use crate::Kind;
 use crate::registry::VmRecord;
 use crate::{EngineError, ExecutionMode, Reaped, StopReason, VmId, VmState};
 
-/// A directory without a record and without an owner is left alone this long: its maker may be about to lock it, which
-/// takes microseconds.
+/// A directory without a record and without a lock holder is left alone for this long: its creator may be about to lock
+/// it, which takes microseconds.
 const MAKING_TIME: Duration = Duration::from_secs(2);
 
-/// What `last_error` says of a VM whose owner vanished.
+/// The `last_error` of a VM whose supervisor vanished.
 pub(super) const OWNER_VANISHED: &str = "backing guest process is no longer running";
 
 impl Engine {
-    /// Removes VMs whose lifetime has ended, those that lost the process they belonged to, and files without a
-    /// record; notes which VMs do not run any more.
+    /// Removes VMs whose lifetime has ended, VMs whose owning process is gone, and files without a record; records
+    /// which VMs have stopped running.
     pub(super) async fn reconcile(&self) -> Result<(), EngineError> {
         let (orphans, expired) = self
             .blocking(|shared| {
@@ -47,14 +47,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Notes that the VM does not run any more, on behalf of whoever has its lock. Does nothing if that is known.
+    /// Records that the VM has stopped running; the caller holds its lock. Does nothing if that is already recorded.
     pub(super) async fn note_vanished(&self, id: &VmId) -> Result<(), EngineError> {
         let id = id.clone();
         self.blocking(move |shared| note_vanished(shared, &id)).await
     }
 
-    /// Removes VMs whose lifetime has ended. The result names those removed by this call and those that their
-    /// supervisors have removed since the last one.
+    /// Removes VMs whose lifetime has ended. The result lists those removed by this call and those that their
+    /// supervisors have removed since the previous call.
     ///
     /// # Errors
     /// `StateUnusable`.
@@ -68,24 +68,24 @@ impl Engine {
     }
 }
 
-/// Nobody who knows of it will use it: a one-shot run, or a task whose creation is not done.
+/// No process that knows of it will use it: a one-shot run, or a task whose creation is not complete.
 pub(super) fn is_unfinished(record: &VmRecord) -> bool {
     record.ephemeral || (record.kind == Kind::Task && record.state == VmState::Created)
 }
 
-/// Notes that the VM does not run any more. Does nothing if it is known not to.
+/// Records that the VM has stopped running. Does nothing if that is already recorded.
 fn note_vanished(shared: &Shared, id: &VmId) -> Result<(), EngineError> {
     shared.registry.mark_stopped(id, StopReason::OwnerVanished, Some(OWNER_VANISHED)).map(drop)
 }
 
-/// The VM was running, or belonged to whoever made it, and nobody holds it any more.
+/// The VM was running, or belonged to the process that created it, and no process holds it any more.
 pub(super) fn owner_vanished(shared: &Shared, record: &VmRecord) -> bool {
     let needs_owner = is_unfinished(record)
         || (record.state == VmState::Started && record.execution_mode == ExecutionMode::GuestVsock);
     needs_owner && !OwnerLock::is_held(&vm_dir(&shared.config.base_dir, &record.vm_id))
 }
 
-/// VM directories that no record knows and nobody holds.
+/// Returns the VM directories that have no record and no lock holder.
 fn strays(shared: &Shared) -> Result<Vec<VmId>, EngineError> {
     let Ok(entries) = fs::read_dir(vms_dir(&shared.config.base_dir)) else { return Ok(Vec::new()) };
     let is_old = |entry: &fs::DirEntry| {

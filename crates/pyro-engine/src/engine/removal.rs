@@ -1,4 +1,4 @@
-//! Getting rid of a VM, whatever state it and its processes are in.
+//! Removes a VM, whatever the state of the VM and its processes.
 
 use std::fs;
 use std::io;
@@ -9,22 +9,22 @@ use pyro_supervisor::{Client, EndError, EndRequest, Ended, Owner, OwnerLock, Pha
 use super::{Engine, state_unusable};
 use crate::{EngineError, ErrorKind, Hint, VmId};
 
-/// Longest time that a supervisor may take to end its VM, including the guest's orderly halt. Processes that
-/// were stopped or are stuck must not make every caller hang.
+/// Maximum time for a supervisor to end its VM, including an orderly shutdown of the guest. Stopped or stuck processes
+/// must not block every caller.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
 impl Engine {
-    /// Has the VM's supervisor, if there is one, end it, and waits until that is gone.
+    /// Asks the VM's supervisor, if there is one, to end the VM, and waits until the supervisor is gone.
     pub(super) async fn end(&self, id: &VmId, how: EndRequest) -> Result<Ended, EngineError> {
         self.client(id).end(how, END_LIMIT).await.map_err(|error| self.held(id, error))
     }
 
-    /// Waits until nobody holds the VM. `None`: its directory is gone.
+    /// Waits until no process holds the VM. `None`: its directory is gone.
     pub(super) async fn await_release(&self, id: &VmId) -> Result<Option<OwnerLock>, EngineError> {
         self.await_release_within(id, END_LIMIT).await
     }
 
-    /// The same, not as long.
+    /// Like `await_release`, with a time limit.
     pub(super) async fn await_release_within(
         &self,
         id: &VmId,
@@ -33,7 +33,7 @@ impl Engine {
         self.client(id).released(limit).await.map_err(|error| self.held(id, error))
     }
 
-    /// The way to the VM's supervisor.
+    /// Returns a client for the VM's supervisor.
     pub(super) fn client(&self, id: &VmId) -> Client {
         Client::new(self.vm_dir(id))
     }
@@ -61,7 +61,7 @@ impl Engine {
         let lock = loop {
             match self.end(id, how).await? {
                 Ended::Released(lock) => break lock,
-                // Whoever starts it again loses it again.
+                // A process that starts it again loses it again.
                 Ended::TakenAgain => {}
             }
         };
@@ -78,7 +78,7 @@ impl Engine {
     /// Removes the VM: processes, files and record.
     ///
     /// # Errors
-    /// `StateUnusable`. That the record is gone already is no error: the supervisor may have been faster.
+    /// `StateUnusable`. A missing record is not an error: the supervisor may have been faster.
     pub(super) async fn remove(&self, id: &VmId) -> Result<(), EngineError> {
         let _lock = self.remove_files(id, EndRequest::Delete).await?;
         let id = id.clone();
@@ -88,7 +88,7 @@ impl Engine {
         }
     }
 
-    /// Removes the VM because its lifetime has ended. True if this call is the one that did.
+    /// Removes the VM because its lifetime has ended. True if this call removed it.
     pub(super) async fn expire(&self, id: &VmId) -> Result<bool, EngineError> {
         let _lock = self.remove_files(id, EndRequest::Expire).await?;
         let id = id.clone();

@@ -1,4 +1,4 @@
-//! One-shot runs: create, start, run one command, remove. The VM is bound to this process: if it dies, the
+//! One-shot runs: create, start, run one command, remove. The VM is bound to this process: if the process dies, the
 //! VM's supervisor removes everything.
 
 use pyro_supervisor::{EndReason, Lifeline, OwnerLock};
@@ -19,11 +19,11 @@ use crate::{EngineError, ErrorKind, Event, Events, Hint, RunPhase, RunResult, Vm
 struct Ran {
     record: VmRecord,
     finished: Finished,
-    /// Absent where the command ran on the host.
+    /// `None` if the command ran on the host.
     lifeline: Option<Lifeline>,
 }
 
-/// A VM that is recorded and has yet to be started.
+/// A VM that is recorded but not started yet.
 struct Start {
     record: VmRecord,
     lock: OwnerLock,
@@ -31,13 +31,13 @@ struct Start {
 }
 
 impl Engine {
-    /// Makes a VM, runs one command in it and removes it, whatever happens.
+    /// Creates a VM, runs one command in it, and removes it in every case.
     ///
-    /// When this returns a result, the VM's record is gone and its supervisor is removing the rest; when it returns
-    /// an error, nothing is left, unless removing it failed too.
+    /// When this returns a result, the VM's record is gone and its supervisor is removing the rest. When it returns an
+    /// error, nothing is left unless the removal failed too.
     ///
     /// # Errors
-    /// Every kind but `NotFound` and `Expired`; the first error, not those of the cleanup.
+    /// Every kind except `NotFound` and `Expired`; the first error, not one of the cleanup.
     pub async fn run(
         &self,
         request: RunInVm,
@@ -54,7 +54,7 @@ impl Engine {
         unless_cancelled(cancel, self.reconcile()).await?;
 
         let id = VmId::random()?;
-        // The lock comes before the record: a record of a run that nobody holds is an orphan.
+        // Take the lock before writing the record: the record of a run without a lock holder is an orphan.
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         let version = ground.as_ref().ok().map(|(_, environment)| environment.version.clone());
         let vm = NewVm { ephemeral: true, ..new_vm(id.clone(), &spec, sizing, version) };
@@ -71,7 +71,7 @@ impl Engine {
                 Ok(RunResult { timings: timings.finish(), ..run_result(record, command, finished) })
             }
             Err(error) => {
-                // The first error says more than that of the cleanup.
+                // The first error is more useful than one of the cleanup.
                 let _ = self.remove(&id).await;
                 Err(error)
             }
@@ -110,20 +110,20 @@ impl Engine {
         }
     }
 
-    /// Removes the VM of a run that has its result. The supervisor, which ends with its lifeline, does what takes
-    /// time, and nobody waits for it.
+    /// Removes the VM of a run that has its result. The supervisor exits with its lifeline and does the slow part; no
+    /// process waits for it.
     async fn leave(&self, id: &VmId, lifeline: Option<Lifeline>) -> Result<(), EngineError> {
         let vm = id.clone();
         if lifeline.is_some() && self.registry(move |registry| registry.delete(&vm)).await.is_ok() {
             return Ok(());
         }
-        // Its files may be what keeps the record from being written: they go first.
+        // Its files may be what keeps the record from being written, so they go first.
         drop(lifeline);
         self.remove(id).await
     }
 }
 
-/// Adds what the supervisor knows about the end of the VM.
+/// Adds what the supervisor knows about why the VM ended.
 async fn explain(error: EngineError, lifeline: Lifeline) -> EngineError {
     match lifeline.ended().await {
         Some(EndReason::VmmEnded { description }) => {

@@ -28,22 +28,22 @@ use crate::{
     TaskDeleted, TaskList, TaskSpec, VmId, VmSpec, VmState,
 };
 
-/// Name, in a task's metadata, of the digest of what its disk is a layer of.
+/// Metadata key for the digest of the base image under a task's disk.
 const DIGEST: &str = "environment_digest";
 
-/// Name, in a task's metadata, of what it is about to become. Not recorded.
+/// Metadata key for a task's state transition in progress. Not recorded.
 const TRANSITION: &str = "transition";
 
-/// Time in which a supervisor that has recorded its end is gone. One that holds a task longer has just started it.
+/// Time for a supervisor to exit after it has recorded the task's end. One that holds the task for longer has just
+/// started it.
 const GOING_TIME: Duration = Duration::from_secs(2);
 
 impl Engine {
-    /// Creates a task and starts it. Its environment is installed first if it is not. The task does not end with this
-    /// process.
+    /// Creates a task and starts it. Installs its environment first if necessary. The task outlives this process.
     ///
     /// # Errors
     /// `InvalidInput`, `AtCapacity`, `EnvironmentUnavailable`, `VmUnavailable`, `BootFailed`, `StateUnusable`,
-    /// `Cancelled`. Nothing is left then.
+    /// `Cancelled`. Nothing is left behind in that case.
     pub async fn create_task(
         &self,
         spec: TaskSpec,
@@ -62,7 +62,8 @@ impl Engine {
             vm.metadata.insert(DIGEST.to_owned(), environment.digest.clone());
         }
         let started = async {
-            // A task that is not started and that nobody holds is an orphan: the lock comes before the record.
+            // A task that is not started and has no lock holder is an orphan, so take the lock before writing the
+            // record.
             let lock = self.own_vm_dir(Kind::Task, &id).await?;
             let record = self.insert(NewVm { kind: Kind::Task, disk_mib, ..vm }).await?;
             self.bring_up(&record, lock, ground, events, cancel).await?;
@@ -71,19 +72,19 @@ impl Engine {
         match started.await {
             Ok(task) => Ok(task),
             Err(error) => {
-                // The first error says more than that of the cleanup.
+                // The first error is more useful than one of the cleanup.
                 let _ = self.remove(&id).await;
                 Err(error)
             }
         }
     }
 
-    /// Starts a task that was stopped, with the disk it had. If its lifetime has ended, another one begins. A task whose
-    /// commands ran in a guest starts in a guest or not at all, and one whose commands ran on the host on the host.
+    /// Starts a stopped task with its existing disk. If its lifetime has ended, a new one begins. A task whose commands
+    /// ran in a guest starts in a guest or not at all, and a task whose commands ran on the host starts on the host.
     ///
     /// # Errors
     /// `NotFound`, `WrongState`, `EnvironmentUnavailable`, `VmUnavailable`, `BootFailed`, `StateUnusable`, `Cancelled`.
-    /// Its disk and its journal are then as they were before.
+    /// In that case, its disk and its journal are unchanged.
     pub async fn start_task(
         &self,
         task_id: &str,
@@ -94,9 +95,9 @@ impl Engine {
         let record = self.admit(Kind::Task, &id, VmEvent::Start).await?;
         self.refuse_while_busy(&id).await?;
         let ground = match record.execution_mode {
-            // Its files are here, wherever VMs could run by now.
+            // Its files are on the host, even if VMs can run by now.
             ExecutionMode::HostCompat => Err(HostUnavailable::TaskOnHost),
-            // Its files are on its disk, to which only a guest has access.
+            // Its files are on its disk, which only a guest can access.
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
                 self.ground(&record.environment, false, events, cancel).await?
             }
@@ -104,7 +105,7 @@ impl Engine {
         if let Ok((_, environment)) = &ground {
             warn_of_another_base(&record, environment, events).await;
         }
-        // Whoever starts it already says so, however long that takes.
+        // If another process is already starting it, report that, however long the start takes.
         if Owner::of(&self.vm_dir(&id)).is_some_and(|owner| owner.phase == Phase::Starting) {
             return Err(EngineError::new(
                 ErrorKind::WrongState,
@@ -113,21 +114,21 @@ impl Engine {
             .hint(Hint::RetryInAMoment));
         }
         let lock = match record.stop_reason {
-            // Its supervisor may still be writing things out.
+            // Its supervisor may still be flushing data.
             Some(StopReason::Expired) => self.await_release(&id).await,
-            // It may have said its last word and not be gone yet.
+            // It may have recorded the end and not exited yet.
             _ => self.await_release_within(&id, GOING_TIME).await,
         };
         let lock = match lock {
             Ok(Some(lock)) => lock,
             Ok(None) => return Err(EngineError::not_found(Kind::Task, task_id)),
-            // Someone else has just started it, which says more than that it is held.
+            // If another process has just started it, that is more useful to report than a held lock.
             Err(error) => {
                 self.admit(Kind::Task, &id, VmEvent::Start).await?;
                 return Err(error);
             }
         };
-        // Whoever has the lock knows that nobody runs the task, whatever its last owner could still write.
+        // The lock proves that no process runs the task, whatever its last supervisor was able to record.
         self.note_vanished(&id).await?;
         let mut record = self.admit(Kind::Task, &id, VmEvent::Start).await?;
         if record.expires_at <= now() {
@@ -137,24 +138,24 @@ impl Engine {
         self.status_task(task_id).await
     }
 
-    /// Stops a task; its disk and its journal are kept. Commands that run in the guest are ended. Stopping a stopped task
-    /// is no error. What the guest could not write out in time is told by [`Task::last_error`].
+    /// Stops a task; its disk and its journal are kept. Commands running in the guest are ended. Stopping a stopped
+    /// task is not an error. [`Task::last_error`] reports what the guest could not write out in time.
     ///
     /// # Errors
-    /// `NotFound`, `StateUnusable`; `WrongState` if a command runs on the host, or the task is held by a process that does
-    /// not react.
+    /// `NotFound`, `StateUnusable`; `WrongState` if a command runs on the host, or if an unresponsive process holds the
+    /// task.
     pub async fn stop_task(&self, task_id: &str) -> Result<Task, EngineError> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = as_it_is(&self.shared, self.get(Kind::Task, &id).await?);
         self.refuse_while_busy(&id).await?;
-        // The reason for which it is stopped already stays. One that is just being started is still recorded as stopped.
+        // Keep the recorded stop reason of a stopped task. A task that is being started is still recorded as stopped.
         if record.state != VmState::Stopped || OwnerLock::is_held(&self.vm_dir(&id)) {
             self.stop(Kind::Task, &id).await?;
         }
         self.status_task(task_id).await
     }
 
-    /// Removes a task with its disk and its journal, whatever its state.
+    /// Removes a task with its disk and its journal, in any state.
     ///
     /// # Errors
     /// As [`Engine::stop_task`].
@@ -165,7 +166,7 @@ impl Engine {
         Ok(TaskDeleted { task_id: id, deleted: true, reason: DeleteReason::ExplicitDelete })
     }
 
-    /// What is known about a task.
+    /// Returns the state of a task.
     ///
     /// # Errors
     /// `NotFound`, `StateUnusable`.
@@ -175,7 +176,7 @@ impl Engine {
         self.blocking(move |shared| task(shared, record)).await
     }
 
-    /// Every task, oldest first.
+    /// Returns all tasks, oldest first.
     ///
     /// # Errors
     /// `StateUnusable`.
@@ -189,7 +190,7 @@ impl Engine {
             damaged.retain(|id| records.iter().all(|record| record.vm_id != *id));
             let tasks = records
                 .into_iter()
-                // One whose creator died is gone as soon as somebody cleans up.
+                // A task whose creator died disappears at the next cleanup.
                 .filter(|record| record.kind == Kind::Task)
                 .filter(|record| record.state != VmState::Created || !owner_vanished(shared, record))
                 .map(|record| task(shared, record))
@@ -200,23 +201,23 @@ impl Engine {
         .await
     }
 
-    /// Gives a task another lifetime, which begins now. One that has just come to the end of the old one is stopped all the
-    /// same; the result says so.
+    /// Gives a task a new lifetime, which begins now. If the old one has just ended, the task is stopped anyway; the
+    /// result says so.
     ///
     /// # Errors
-    /// `InvalidInput`, `NotFound`, `StateUnusable`; `WrongState` if the task is held by a process that does not react.
+    /// `InvalidInput`, `NotFound`, `StateUnusable`; `WrongState` if an unresponsive process holds the task.
     pub async fn extend_task(&self, task_id: &str, ttl_seconds: i64) -> Result<Task, EngineError> {
         let ttl_seconds = limits::check_ttl(ttl_seconds)?;
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = as_it_is(&self.shared, self.get(Kind::Task, &id).await?);
-        // Its lifetime is over, and may not come back while its supervisor is stopping it.
+        // Its lifetime has ended and must not be renewed while its supervisor is stopping it.
         if record.stop_reason == Some(StopReason::Expired) {
             self.await_release(&id).await?;
             self.note_vanished(&id).await?;
         }
         let expires_at = self.renew(&id, ttl_seconds).await?.expires_at;
         if record.state == VmState::Started {
-            // If it cannot be reached it is ending, which its status says.
+            // If the supervisor cannot be reached, it is exiting, which the task's status shows.
             let _ = self.client(&id).extend(expires_at).await;
         }
         self.status_task(task_id).await
@@ -229,8 +230,8 @@ impl Engine {
     }
 }
 
-/// A disk is a layer on the base that it was written over. On another one, its files are still there, but programs of the
-/// base may not fit what was installed since.
+/// Warns if the base image differs from the one that the task's disk was written over. The task's files are still
+/// there, but programs of the base image may not fit what was installed on the disk since.
 async fn warn_of_another_base(record: &VmRecord, environment: &InstalledEnvironment, events: &Events) {
     if record.metadata.get(DIGEST).is_some_and(|digest| *digest != environment.digest) {
         let text = format!(
@@ -241,7 +242,7 @@ async fn warn_of_another_base(record: &VmRecord, environment: &InstalledEnvironm
     }
 }
 
-/// What callers see of a task.
+/// Returns a task as callers see it.
 fn task(shared: &Shared, record: VmRecord) -> Result<Task, EngineError> {
     let record = as_it_is(shared, record);
     let (command_count, last) = shared.registry.command_summary(&record.vm_id)?;
@@ -289,7 +290,7 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, EngineError> {
     })
 }
 
-/// What a task is about to become, which its state does not say yet.
+/// Returns the state transition in progress, which the recorded state does not show yet.
 fn transition(state: VmState, dir: &Path) -> Option<&'static str> {
     match (state, Owner::of(dir)?.phase) {
         (VmState::Created | VmState::Stopped, Phase::Starting) => Some("starting"),
@@ -298,7 +299,7 @@ fn transition(state: VmState, dir: &Path) -> Option<&'static str> {
     }
 }
 
-/// Bytes of the host's disk that a task takes.
+/// Returns the bytes of the host's disk that a task uses.
 pub(super) fn used_bytes(dir: &Path) -> u64 {
     let files_in = |dir: &Path| {
         let entries = fs::read_dir(dir).into_iter().flatten();
@@ -307,7 +308,7 @@ pub(super) fn used_bytes(dir: &Path) -> u64 {
     files_in(dir) + files_in(&dir.join(vm_files::COMMANDS))
 }
 
-/// The task's supervisor does not answer, or does not say what it should.
+/// Returns the error for a supervisor that does not answer, or answers with something unexpected.
 fn supervisor_lost(id: &VmId) -> EngineError {
     EngineError::new(ErrorKind::OutcomeUnknown, format!("the supervisor of task {id} was lost"))
         .hint(Hint::TaskStatus)

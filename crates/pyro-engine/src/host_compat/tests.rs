@@ -48,16 +48,16 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-/// The process runs. One that is dead but not reaped by its new parent does not.
+/// Returns whether the process is running. A zombie that its new parent has not reaped does not count.
 fn runs(pid: &str) -> bool {
     fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
         .is_ok_and(|stat| !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])))
 }
 
-/// Waits for the end of a process that need not be a child.
+/// Waits for the exit of a process that need not be a child.
 async fn ends(pid: &str) {
     let number = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
-    // Fails if it has been reaped already.
+    // This fails if the process has already been reaped.
     let Ok(process) = pidfd_open(number, PidfdFlags::empty()) else { return };
     let ended = tokio::task::spawn_blocking(move || {
         let limit = Duration::from_secs(10).try_into().unwrap();
@@ -135,7 +135,7 @@ async fn a_background_child_does_not_hold_the_call_open() {
 async fn a_child_outside_the_group_does_not_hold_the_call_open_and_no_byte_is_lost() {
     let host = Host::new();
     for _ in 0..10 {
-        // The child tells its number first: until then it may not have left the group.
+        // The child reports its number first: until then, it may not have left the group.
         let command = "mkfifo -m 600 told; setsid sh -c 'echo $$ > told; exec sleep 1000' & \
             cat told > pid; rm told; head -c 60000 /dev/zero";
         let outcome = host.run(command, 300).await;
@@ -151,7 +151,7 @@ async fn a_child_outside_the_group_does_not_hold_the_call_open_and_no_byte_is_lo
 async fn output_that_waits_for_a_slow_reader_when_the_shell_ends_is_not_lost() {
     let host = Host::new();
     let file = |name: &str| host.directory.path().join(name);
-    // A named pipe that the shell writes to says when it has got there.
+    // The shell writes to a named pipe to report that it has reached this point.
     mkfifoat(CWD, file("written"), Mode::RWXU).unwrap();
     let written = pipe::OpenOptions::new().read_write(true).open_receiver(file("written")).unwrap();
     let (sender, mut receiver) = mpsc::channel(1);
@@ -165,7 +165,7 @@ async fn output_that_waits_for_a_slow_reader_when_the_shell_ends_is_not_lost() {
         drop(sender);
         fs::write(file("full"), "").unwrap();
         timeout(Duration::from_secs(30), written.readable()).await.unwrap().unwrap();
-        // The pump now takes the empty line and waits for room, so it cannot take what follows.
+        // The pump now takes the empty line and waits for capacity, so it cannot take what follows.
         tokio::time::sleep(Duration::from_millis(10)).await;
         fs::write(file("go"), "").unwrap();
         ends(text(&pid)).await;

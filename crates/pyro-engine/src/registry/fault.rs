@@ -1,4 +1,4 @@
-//! From SQLite's errors to ones that say what to do.
+//! Converts SQLite's errors into errors that say what to do.
 
 use std::path::Path;
 
@@ -9,16 +9,16 @@ use crate::{EngineError, ErrorKind, Hint};
 /// What can go wrong inside a transaction.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
-    /// The file or the statement.
+    /// An error of the file or the statement.
     #[error(transparent)]
     Sql(#[from] rusqlite::Error),
-    /// The request.
+    /// An error of the request.
     #[error(transparent)]
     Refused(#[from] EngineError),
 }
 
 impl Fault {
-    /// The error for a caller; `file` is the registry.
+    /// Converts the fault into the caller's error; `file` is the registry.
     pub(super) fn into_error(self, file: &Path) -> EngineError {
         let error = match self {
             Self::Refused(error) => return error,
@@ -32,7 +32,7 @@ impl Fault {
                 format!("the state file {file} is damaged"),
                 Hint::MoveStateFile { file: file.to_string() },
             ),
-            // Where there is no room for its shared memory, SQLite speaks of an I/O error.
+            // If its shared memory does not fit on the disk, SQLite reports an I/O error.
             Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) if full => {
                 unusable(format!("no space left for the state file {file}"), Hint::FreeState)
             }
@@ -46,7 +46,7 @@ impl Fault {
                 format!("the state file {file} stayed locked by another process"),
                 Hint::EndHolderOrRetry,
             ),
-            // A missing table or column: the version fits, but someone changed the tables.
+            // A table or column is missing: the version matches, but another program changed the tables.
             Some(ErrorCode::Unknown) => unusable(
                 format!("the state file {file} does not have pyro's tables"),
                 Hint::MoveStateFile { file: file.to_string() },
@@ -60,7 +60,7 @@ impl Fault {
     }
 }
 
-/// The disk that holds `file` has less room than SQLite's own files need.
+/// Returns whether the disk that holds `file` has less free space than SQLite's own files need.
 fn is_full(file: &Path) -> bool {
     const NEEDED_BYTES: u64 = 256 * 1024;
     let Some(directory) = file.parent() else { return false };
@@ -68,7 +68,7 @@ fn is_full(file: &Path) -> bool {
         .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < NEEDED_BYTES)
 }
 
-/// The error lies in one row's values, not in the file or the statement.
+/// Returns whether the error is in one row's values and not in the file or the statement.
 pub(super) fn is_row_fault(error: &rusqlite::Error) -> bool {
     matches!(
         error,

@@ -1,7 +1,7 @@
-//! The journal of tasks: one row for every command that was accepted, whatever became of it.
+//! The journal of tasks: one row for every accepted command, whatever its outcome.
 //!
-//! Numbers are given at acceptance, in the transaction that writes the row, so they have no gaps and follow the order
-//! of acceptance whoever is writing. A row is never taken back; it goes with its task.
+//! Sequences are assigned at acceptance, in the transaction that writes the row, so they have no gaps and follow the
+//! order of acceptance across all writers. A row is never withdrawn; it is deleted with its task.
 
 #[cfg(test)]
 mod tests;
@@ -13,7 +13,7 @@ use crate::Kind;
 use crate::registry::fault::Fault;
 use crate::{EngineError, ErrorKind, ExecutionMode, Hint, Outcome, VmId};
 
-/// A command as it was accepted.
+/// An accepted command.
 #[derive(Debug, Clone)]
 pub(crate) struct NewCommand {
     pub(crate) command: String,
@@ -29,26 +29,26 @@ pub(crate) struct CommandExit {
     pub(crate) exit_code: i64,
     pub(crate) duration_ms: u64,
     pub(crate) timed_out: bool,
-    /// Someone ended it.
+    /// A caller ended it.
     pub(crate) killed: bool,
-    /// Bytes that its file does not have.
+    /// Bytes that the output file lacks.
     pub(crate) stdout_truncated: u64,
-    /// Bytes that its file does not have.
+    /// Bytes that the output file lacks.
     pub(crate) stderr_truncated: u64,
 }
 
-/// What became of a command.
+/// The outcome of a command.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum CommandFate {
     /// It ended.
     Exited(CommandExit),
     /// It surely did not run, for this reason.
     NotRun(String),
-    /// Nobody knows.
+    /// It is not known how it ended.
     Unknown,
 }
 
-/// One entry.
+/// One journal entry.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct CommandRecord {
     pub(crate) sequence: u64,
@@ -57,11 +57,11 @@ pub(crate) struct CommandRecord {
     pub(crate) execution_mode: ExecutionMode,
     pub(crate) accepted_at: f64,
     pub(crate) outcome: Outcome,
-    /// When its fate was recorded.
+    /// When the outcome was recorded.
     pub(crate) ended_at: Option<f64>,
-    /// Present if it has exited or was killed.
+    /// Present if the command exited or was killed.
     pub(crate) exit: Option<CommandExit>,
-    /// Why it was not run.
+    /// Why the command did not run.
     pub(crate) cause: Option<String>,
 }
 
@@ -77,11 +77,11 @@ impl CommandFate {
 }
 
 impl Registry {
-    /// Accepts a command for a task and gives it its number, on the disk when this returns: a number that was told must
-    /// not be given again. Its outcome is `running` until [`Registry::end_command`].
+    /// Accepts a command for a task and assigns its sequence. The row is on disk when this returns: a reported sequence
+    /// must not be assigned again. The outcome is `running` until [`Registry::end_command`].
     ///
     /// # Errors
-    /// `NotFound` if there is no such task.
+    /// `NotFound` if the task does not exist.
     pub(crate) fn accept_command(&self, task: &VmId, new: &NewCommand) -> Result<u64, EngineError> {
         self.write_through(|tx| {
             load(tx, Kind::Task, task)?;
@@ -109,10 +109,11 @@ impl Registry {
         })
     }
 
-    /// Records what became of a command, on the disk when this returns. One whose fate is known already keeps it.
+    /// Records the outcome of a command; it is on disk when this returns. An outcome that is already recorded is
+    /// unchanged.
     ///
     /// # Errors
-    /// `NotFound` if there is no such command, as when the task is gone.
+    /// `NotFound` if the command does not exist, for example because the task is gone.
     pub(crate) fn end_command(
         &self,
         task: &VmId,
@@ -150,7 +151,7 @@ impl Registry {
         })
     }
 
-    /// The journal of a task in order. A damaged entry is left out, so that it cannot hide the others.
+    /// Returns the journal of a task in order. Damaged entries are left out, so that one cannot hide the others.
     pub(crate) fn commands(&self, task: &VmId) -> Result<Vec<CommandRecord>, EngineError> {
         self.read(|tx| {
             let mut statement =
@@ -161,7 +162,7 @@ impl Registry {
         })
     }
 
-    /// One entry.
+    /// Returns one entry.
     ///
     /// # Errors
     /// `NotFound` if the task has no such command.
@@ -169,7 +170,8 @@ impl Registry {
         self.read(|tx| find(tx, task, sequence))
     }
 
-    /// How many commands a task has accepted, and the last of those that have exited and whose entry is not damaged.
+    /// Returns the number of commands that a task has accepted, and the last undamaged entry of a command that has
+    /// exited.
     pub(crate) fn command_summary(&self, task: &VmId) -> Result<(u64, Option<CommandRecord>), EngineError> {
         self.read(|tx| {
             let count = tx.query_row(
@@ -187,7 +189,7 @@ impl Registry {
     }
 }
 
-/// Whatever was running in a VM was lost with it: nobody can know any more how it ended.
+/// Concludes the commands that were running in a VM that was lost: how they ended can no longer be known.
 pub(super) fn conclude(tx: &Transaction<'_>, task: &VmId, now: f64) -> Result<(), Fault> {
     let sql = "UPDATE commands SET outcome = :unknown, ended_at = :now
         WHERE task_id = :task AND outcome = :running";

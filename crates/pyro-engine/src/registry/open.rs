@@ -1,4 +1,4 @@
-//! Opening the registry: the directory, the file, the settings of the connection.
+//! Opens the registry: the directory, the file, and the connection's settings.
 
 use std::fs::{self, DirBuilder, Metadata, Permissions};
 use std::io;
@@ -14,14 +14,14 @@ use super::fault::Fault;
 use super::schema;
 use crate::{EngineError, ErrorKind, Hint};
 
-/// How long a transaction waits for others. Transactions last milliseconds, so this is only reached if
-/// a process was stopped in the middle of one.
+/// How long a transaction waits for others. Transactions last milliseconds, so this limit is reached only if a process
+/// was stopped in the middle of one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pause between attempts where SQLite does not wait by itself.
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
 
-/// A connection, and the file it was made to.
+/// A connection and the file that it was opened on.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) connection: Connection,
@@ -30,7 +30,7 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// Opens `file` in `base_dir`; makes both if they are not there.
+    /// Opens `file` in `base_dir`; creates both if they do not exist.
     pub(super) fn open(base_dir: &Path, file: &Path) -> Result<Self, EngineError> {
         prepare_directory(base_dir)?;
         let connection = connect(file).map_err(|fault| fault.into_error(file))?;
@@ -42,7 +42,7 @@ impl Opened {
         Ok(Self { connection, identity: identity(&metadata) })
     }
 
-    /// `file` is still the one that was opened. Only looks at its name: opening and closing it would drop
+    /// Returns whether `file` is still the opened file. Looks only at its name: opening and closing the file would drop
     /// the locks that SQLite holds on it for this process.
     pub(super) fn is_current(&self, file: &Path) -> bool {
         fs::metadata(file).is_ok_and(|metadata| identity(&metadata) == self.identity)
@@ -53,7 +53,7 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Why a state directory with this `metadata` must not be trusted, if so.
+/// Returns why a state directory with this `metadata` must not be trusted, if so.
 pub(crate) fn directory_problem(metadata: &Metadata) -> Option<&'static str> {
     if !metadata.is_dir() {
         Some("is not a directory")
@@ -69,7 +69,7 @@ pub(crate) fn directory_problem(metadata: &Metadata) -> Option<&'static str> {
 fn prepare_directory(base_dir: &Path) -> Result<(), EngineError> {
     let shown = base_dir.display();
     DirBuilder::new().recursive(true).mode(0o700).create(base_dir).or_else(|error| {
-        // Whatever is in its place is judged below, with a better text.
+        // Whatever exists at that path is checked below, with a better message.
         if error.kind() == io::ErrorKind::AlreadyExists {
             Ok(())
         } else {
@@ -92,19 +92,19 @@ fn unusable_directory(base_dir: &Path, error: io::Error) -> EngineError {
 }
 
 fn connect(file: &Path) -> Result<Connection, Fault> {
-    // Not the default flags: they read a path that begins with `file:` as a URI.
+    // Do not use the default flags: they parse a path that begins with `file:` as a URI.
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(file, flags)?;
-    // Its journal files take over the mode, so this comes before the first statement. A file of another
-    // user stays as it is and fails below.
+    // SQLite's journal files take this mode from the file, so set it before the first statement. A file of another user
+    // is unchanged and fails below.
     let _ = fs::set_permissions(file, Permissions::from_mode(0o600));
 
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    // The last process to close the file would write the journal back, wait for the disk, and remove the journal
-    // for the next one to make it again.
+    // Otherwise, the last process to close the file would write the journal back, wait for the disk, and remove the
+    // journal, which the next process would have to create again.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    // Before any change: a newer program's file is left exactly as it is.
+    // Check before any change: the file of a newer program must stay exactly the same.
     let version = patiently(|| schema::version(&connection))?;
     patiently(|| use_wal(&connection))?;
     connection.pragma_update(None, "foreign_keys", true)?;
@@ -123,8 +123,8 @@ fn use_wal(connection: &Connection) -> Result<(), Fault> {
     Err(EngineError::new(ErrorKind::StateUnusable, message).hint(Hint::LocalDisk).into())
 }
 
-/// Repeats `attempt` while the file is busy. The switch to write-ahead logging and the recovery of a log
-/// need the file alone and answer "busy" without regard to the connection's timeout.
+/// Repeats `attempt` while the file is busy. Switching to write-ahead logging and recovering a log need exclusive
+/// access to the file and return "busy" regardless of the connection's timeout.
 fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Fault>) -> Result<T, Fault> {
     let deadline = Instant::now() + BUSY_TIMEOUT;
     loop {

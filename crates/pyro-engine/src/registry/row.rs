@@ -12,26 +12,26 @@ use crate::Kind;
 use crate::limits::Sizing;
 use crate::{ExecutionMode, StopReason, Vm, VmId, VmState};
 
-/// What is recorded when a VM is created.
+/// The record of a new VM.
 #[derive(Debug, Clone)]
 pub(crate) struct NewVm {
     pub(crate) vm_id: VmId,
     pub(crate) environment: String,
     pub(crate) environment_version: Option<String>,
     pub(crate) sizing: Sizing,
-    /// Seconds since the epoch; the lifetime counts from here.
+    /// Seconds since the epoch; the lifetime starts here.
     pub(crate) created_at: f64,
     pub(crate) kind: Kind,
-    /// A one-shot run: it belongs to its caller and ends with it.
+    /// Whether this is a one-shot run, which belongs to its caller and ends with it.
     pub(crate) ephemeral: bool,
-    /// Size of its disk, if it was asked for.
+    /// Size of its disk, if requested.
     pub(crate) disk_mib: Option<u32>,
     pub(crate) network_enabled: bool,
     pub(crate) allow_host_compat: bool,
     pub(crate) metadata: BTreeMap<String, String>,
 }
 
-/// What is recorded of a VM.
+/// The record of a VM.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct VmRecord {
     pub(crate) vm_id: VmId,
@@ -49,13 +49,13 @@ pub(crate) struct VmRecord {
     pub(crate) guest_ip: Option<String>,
     pub(crate) execution_mode: ExecutionMode,
     pub(crate) accelerator: Option<String>,
-    /// Why it does not run; only known of tasks.
+    /// Why it is not running; recorded only for tasks.
     pub(crate) stop_reason: Option<StopReason>,
     pub(crate) last_error: Option<String>,
     pub(crate) metadata: BTreeMap<String, String>,
 }
 
-/// A change of what is recorded; `None` leaves a value as it is.
+/// A change to a record; `None` leaves a value unchanged.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct VmPatch {
     pub(crate) execution_mode: Option<ExecutionMode>,
@@ -100,7 +100,7 @@ impl NewVm {
 }
 
 impl VmRecord {
-    /// What callers see.
+    /// Returns the record as callers see it.
     pub(crate) fn payload(&self) -> Vm {
         Vm {
             vm_id: self.vm_id.clone(),
@@ -135,7 +135,7 @@ impl VmRecord {
         self.metadata.extend(patch.metadata.clone());
     }
 
-    /// Stores what can change during a VM's life.
+    /// Stores the values that can change during a VM's life.
     pub(super) fn update(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
         let sql = "UPDATE vms SET state = :state, guest_ip = :guest_ip, execution_mode = :execution_mode,
                 accelerator = :accelerator, stop_reason = :stop_reason, last_error = :last_error,
@@ -191,13 +191,13 @@ impl VmRecord {
     }
 }
 
-/// The one with this id, unless it is a tombstone.
+/// Returns the VM with this id, unless it is a tombstone.
 pub(super) fn find(tx: &Transaction<'_>, id: &VmId) -> Result<Option<VmRecord>, Fault> {
     let sql = "SELECT * FROM vms WHERE vm_id = :id AND expired_at IS NULL";
     Ok(tx.query_row(sql, named_params! { ":id": id.as_str() }, VmRecord::from_row).optional()?)
 }
 
-/// Every VM that matches `condition`. Columns are read by name, so one that is not known does no harm.
+/// Returns all VMs that match `condition`. Columns are read by name, so unknown columns do no harm.
 pub(super) fn select(
     tx: &Transaction<'_>,
     condition: &str,
@@ -207,14 +207,14 @@ pub(super) fn select(
     readable(statement.query_map(values, VmRecord::from_row)?)
 }
 
-/// The ids that match `condition`, sorted.
+/// Returns the ids that match `condition`, sorted.
 pub(super) fn select_ids(tx: &Transaction<'_>, condition: &str) -> Result<Vec<VmId>, Fault> {
     let mut statement =
         tx.prepare_cached(&format!("SELECT vm_id FROM vms WHERE {condition} ORDER BY vm_id"))?;
     readable(statement.query_map([], |row| row.get(0).map(|Stored(id)| id))?)
 }
 
-/// Collects `rows` without the damaged ones.
+/// Collects `rows`, skipping damaged ones.
 pub(super) fn readable<T>(rows: impl Iterator<Item = rusqlite::Result<T>>) -> Result<Vec<T>, Fault> {
     let mut values = Vec::new();
     for row in rows {
@@ -232,7 +232,7 @@ fn to_json(metadata: &BTreeMap<String, String>) -> String {
     serde_json::Value::Object(object).to_string()
 }
 
-/// Metadata is diagnostics, so a VM whose metadata is damaged can still be used.
+/// Parses metadata. It is only diagnostic, so a VM with damaged metadata stays usable.
 fn from_json(id: &VmId, text: &str) -> BTreeMap<String, String> {
     serde_json::from_str(text).unwrap_or_else(|error| {
         warn!(%id, %error, "metadata in the registry is damaged");
@@ -240,12 +240,12 @@ fn from_json(id: &VmId, text: &str) -> BTreeMap<String, String> {
     })
 }
 
-/// A stored word does not name one of the values of its type.
+/// A stored word that is not a value of its type.
 #[derive(Debug, thiserror::Error)]
 #[error("'{0}' is not a value of this column")]
 struct UnknownWord(String);
 
-/// A value that is stored as its word.
+/// A value stored as its word.
 pub(super) struct Stored<T>(pub(super) T);
 
 impl<T: FromStr> FromSql for Stored<T> {
@@ -255,7 +255,7 @@ impl<T: FromStr> FromSql for Stored<T> {
     }
 }
 
-/// The value in a column.
+/// Returns the value of a column.
 pub(super) fn stored<T: FromStr>(row: &Row<'_>, column: &str) -> rusqlite::Result<T> {
     row.get(column).map(|Stored(value)| value)
 }

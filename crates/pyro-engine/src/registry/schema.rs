@@ -1,11 +1,11 @@
-//! The tables, as a list of steps from one version to the next.
+//! The tables, as a list of migration steps from one version to the next.
 
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::fault::Fault;
 use crate::{EngineError, ErrorKind, Hint};
 
-/// Step `n` leads from version `n` to `n + 1`. Published steps never change; append new ones.
+/// Step `n` migrates version `n` to `n + 1`. Published steps never change; append new ones.
 const STEPS: &[&str] = &[
     "
     CREATE TABLE vms (
@@ -62,12 +62,12 @@ const STEPS: &[&str] = &[
 ",
 ];
 
-/// The version this program writes.
+/// Returns the version that this program writes.
 pub(super) fn latest() -> i64 {
     STEPS.len() as i64
 }
 
-/// The version of the open file; 0 for a new one.
+/// Returns the version of the open file; 0 for a new one.
 pub(super) fn version(connection: &Connection) -> Result<i64, Fault> {
     let version = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version > latest() {
@@ -76,8 +76,8 @@ pub(super) fn version(connection: &Connection) -> Result<i64, Fault> {
     Ok(version)
 }
 
-/// Brings the tables to this program's version. Many processes may do so at once: the first one does the
-/// work while the others wait for the lock, and then find it done.
+/// Migrates the tables to this program's version. Many processes may do so at once: the first one does the work while
+/// the others wait for the lock and then find it done.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), Fault> {
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let from = version(&tx)?;

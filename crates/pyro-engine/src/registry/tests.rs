@@ -35,7 +35,7 @@ fn id(number: u32) -> VmId {
     VmId::parse(&format!("{number:012x}")).unwrap()
 }
 
-/// A registry with VMs 1 to `count`, created at that second.
+/// Creates a registry with VMs 1 to `count`; each one's number is also its creation time in seconds.
 fn with_vms(count: u32) -> (TempDir, Registry) {
     let directory = TempDir::new().unwrap();
     let registry = Registry::new(directory.path());
@@ -45,7 +45,7 @@ fn with_vms(count: u32) -> (TempDir, Registry) {
     (directory, registry)
 }
 
-/// Another program's view of the file.
+/// Opens the file as another program would.
 fn raw(directory: &Path) -> Connection {
     Connection::open(directory.join("state.sqlite3")).unwrap()
 }
@@ -181,7 +181,7 @@ fn a_damaged_file_is_named_together_with_the_remedy() {
     assert_eq!(error.to_string(), format!("the state file {} is damaged", file.display()));
     assert!(matches!(error.hints[0], crate::Hint::MoveStateFile { .. }), "{:?}", error.hints);
 
-    // The remedy works, without a new process.
+    // The remedy works without restarting the process.
     fs::rename(&file, directory.path().join("state.sqlite3.damaged")).unwrap();
     registry.insert(&new_vm(&id(1), 1.0), 4).unwrap();
 }
@@ -310,7 +310,7 @@ fn ten_processes_may_open_a_new_registry_at_once() {
 
 #[test]
 fn threads_with_connections_of_their_own_may_open_it_at_once() {
-    // Many rounds: the moments that go wrong without care are short.
+    // Run many rounds, because the race windows are short.
     for _ in 0..40 {
         let directory = TempDir::new().unwrap();
         thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! What holds on every host, with or without a VMM.
+//! Properties that hold on every host, with or without a VMM.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::Path;
 use pyro_engine::{Config, Engine, ErrorKind};
 use tempfile::TempDir;
 
-/// A host of which the engine can use nothing.
+/// Returns an engine on a host that has nothing it can use.
 fn engine(root: &Path) -> Engine {
     Engine::new(Config {
         base_dir: root.join("state"),

@@ -1,4 +1,4 @@
-//! What is installed, and what the payloads say of it.
+//! The contents of the cache, and what the payloads report about them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! Installed files that are no longer what was installed.
+//! Installed files that have changed since they were installed.
 
 use std::fs::{self, File, FileTimes};
 use std::os::unix::fs::PermissionsExt;

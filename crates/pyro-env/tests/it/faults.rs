@@ -1,4 +1,4 @@
-//! Builds that fail, are cancelled, killed, or run side by side.
+//! Builds that fail, are cancelled or killed, or run in parallel.
 
 use std::fs::File;
 use std::thread;
@@ -113,7 +113,7 @@ fn a_failed_winner_hands_over_to_the_next() {
     assert_eq!(fake.runs(), 2);
 }
 
-/// Kills a pulling process in the middle of a build and waits until the kernel has ended the build with it.
+/// Kills a pulling process in the middle of a build and waits until the kernel has ended the build's processes.
 fn kill_in_the_middle(fake: &Fake) {
     let mut child = helper::Pull::start(&fake.cache_dir(), Some(&fake.tools), "debian:12-base");
     child.wait_for(PullStep::DownloadingPackages);

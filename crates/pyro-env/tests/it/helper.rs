@@ -1,4 +1,4 @@
-//! Pulls in a process of its own: the test program, asked to run one ignored test.
+//! Pulls in a separate process: the test program, started to run one ignored test.
 
 use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
@@ -65,7 +65,7 @@ impl Pull {
         Pull { child, lines }
     }
 
-    /// Reads on until the process announces `step`; if it never does, its end fails the test.
+    /// Reads until the process announces `step`; if it exits without doing so, the test fails.
     pub(crate) fn wait_for(&mut self, step: PullStep) {
         let wanted = format!("STEP {step}");
         assert!(self.lines.any(|line| line.expect("text").ends_with(&wanted)), "{step}: never came");
@@ -76,7 +76,7 @@ impl Pull {
         self.child.wait().expect("waited");
     }
 
-    /// The remaining steps, once the process has succeeded.
+    /// Returns the remaining steps, once the process has succeeded.
     pub(crate) fn finish(mut self) -> Vec<String> {
         let lines = self.lines.map(|line| line.expect("text"));
         let steps = lines.filter_map(|line| Some(line.split_once("STEP ")?.1.to_owned())).collect();

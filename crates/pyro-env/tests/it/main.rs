@@ -1,5 +1,5 @@
-//! Tests of the public interface. `fake` replaces the build's tools by scripts; `real` builds from Debian's
-//! archive and is ignored unless asked for: `cargo test -p pyro-env -- --ignored real`.
+//! Tests of the public interface. `fake` replaces the build's tools with scripts; `real` builds from Debian's archive
+//! and is ignored by default: `cargo test -p pyro-env -- --ignored real`.
 
 #![expect(clippy::disallowed_methods, reason = "tests are configured by their environment")]
 

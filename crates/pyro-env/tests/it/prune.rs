@@ -1,11 +1,11 @@
-//! What prune removes and what it leaves.
+//! What prune removes and what it keeps.
 
 use std::fs;
 use std::path::PathBuf;
 
 use crate::support::Fake;
 
-/// Copies the good install's manifest, changed, to a directory of its own.
+/// Copies the good install's manifest, modified, to its own directory.
 fn variant(fake: &Fake, dir: &str, change: impl FnOnce(String) -> String) -> PathBuf {
     let path = fake.platform_dir().join(dir);
     fs::create_dir(&path).expect("directory");

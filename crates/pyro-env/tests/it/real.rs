@@ -16,7 +16,7 @@ fn cache(dir: &Path, mirror: Option<&str>) -> EnvironmentCache {
     })
 }
 
-/// The files of a newc archive.
+/// Returns the files of a newc archive.
 fn cpio_entries(path: &Path) -> Vec<(String, Vec<u8>)> {
     let archive = fs::read(path).expect("archive");
     let mut rest: &[u8] = &archive;
@@ -112,7 +112,7 @@ fn a_killed_build_leaves_no_trace_and_two_processes_build_once() {
         .map(|entry| entry.file_name().into_string().expect("UTF-8"))
         .collect();
     left.sort();
-    // The victim's namespace may have outlived the first pull's sweep by an instant; prune takes the rest.
+    // The killed pull's namespace may have briefly outlived the first pull's sweep; prune removes the rest.
     cache(dir.path(), None).prune().expect("pruned");
     left.retain(|name| platform.join(name).exists());
     assert_eq!(left, ["debian_12-base-1.0.0"]);

@@ -1,4 +1,4 @@
-//! A cache in a temporary directory whose tools are scripts, and an observer to wait on.
+//! A cache in a temporary directory whose tools are scripts, and an observer that tests can wait on.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use pyro_env::{CacheConfig, CancelFlag, EnvironmentCache, PullError, PullObserve
 use pyro_env::{PulledEnvironment, SilentObserver};
 use tempfile::TempDir;
 
-/// Longer than anything here takes; reaching it is a failure.
+/// Longer than anything in these tests takes; reaching it is a failure.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 const MMDEBSTRAP: &str = r#"#!/bin/sh
@@ -106,7 +106,7 @@ impl Fake {
         self.cache().pull("debian:12-base", &SilentObserver, &CancelFlag::new()).expect("pulled")
     }
 
-    /// How many builds were started.
+    /// Returns how many builds were started.
     pub(crate) fn runs(&self) -> usize {
         fs::read_to_string(self.path().join("runs")).unwrap_or_default().lines().count()
     }
@@ -116,14 +116,14 @@ impl Fake {
         if yes { fs::write(path, "").expect("flag") } else { fs::remove_file(path).expect("flag") }
     }
 
-    /// From now on builds stop half-way until the gate is opened.
+    /// Makes builds started from now on stop half-way until the gate is opened.
     pub(crate) fn close_gate(&self) {
         let gate = self.path().join("gate");
         rustix::fs::mkfifoat(rustix::fs::CWD, &gate, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
             .expect("fifo");
     }
 
-    /// Lets one waiting build go on. Only call it when one is known to get there.
+    /// Lets one waiting build continue. Call it only when a build is known to get there.
     pub(crate) fn open_gate(&self) {
         fs::write(self.path().join("gate"), "go\n").expect("gate");
     }
@@ -153,7 +153,7 @@ impl PullObserver for Watcher {
     }
 }
 
-/// Waits until a pull gets to `step`.
+/// Waits until a pull reaches `step`.
 pub(crate) fn wait_for(steps: &Receiver<PullStep>, step: PullStep) {
     while steps.recv_timeout(PATIENCE).expect("the step comes") != step {}
 }

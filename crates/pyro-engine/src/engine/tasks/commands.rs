@@ -1,4 +1,4 @@
-//! Commands of a task. In a guest its supervisor runs and records them; this is the way to it.
+//! Commands of a task. In a guest, the task's supervisor runs and records them; this module is its client.
 
 use pyro_supervisor::{CommandEnd, CommandOutcome, OutputChunk, OutputStream, Run, RunError};
 use tokio_util::sync::CancellationToken;
@@ -18,10 +18,10 @@ use crate::{
     TaskExec, TaskLogEntry, VmId, convert, limits,
 };
 
-/// Most output that a command which nobody reads may send, per stream: what the journal keeps.
+/// Maximum output per stream of a command that no client reads: the journal's limit.
 const DETACHED_OUTPUT: OutputMode = OutputMode::Capture;
 
-/// A command that has ended.
+/// A finished command.
 pub(super) struct Ran {
     pub(super) sequence: u64,
     pub(super) exit: CommandExit,
@@ -30,9 +30,10 @@ pub(super) struct Ran {
 }
 
 impl Engine {
-    /// Runs one command in a task and waits for its end, which is in the journal then. The task stays.
+    /// Runs one command in a task and waits for it to end; its entry is then in the journal. The task stays.
     ///
-    /// `cancel` ends the command. Losing the caller does not: in a guest it goes on to its end or its time limit.
+    /// `cancel` ends the command. Losing the caller does not: in a guest, the command runs to its end or its time
+    /// limit.
     ///
     /// # Errors
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
@@ -70,7 +71,8 @@ impl Engine {
         })
     }
 
-    /// Begins one command in a task and returns as soon as it has its number. It goes on to its end or its time limit.
+    /// Starts one command in a task and returns as soon as it has its sequence. The command runs to its end or its time
+    /// limit.
     ///
     /// # Errors
     /// As [`Engine::exec_task`]; `InvalidInput` also if the task's commands run on the host.
@@ -106,7 +108,7 @@ impl Engine {
         let ran = self.client(&record.vm_id).run(run, cancel, |sequence| accepted = sequence, take).await;
         let (sequence, end) = match ran {
             Ok(ran) => (ran.sequence.unwrap_or(accepted), ran.outcome),
-            // The supervisor may have let go of this client only: because it did not read for too long.
+            // The supervisor may have dropped only this client, because it did not read for too long.
             Err(RunError::Lost { sequence: Some(sequence) }) => {
                 return self.recover(&record.vm_id, sequence, command.output).await;
             }
@@ -131,7 +133,7 @@ impl Engine {
         }
     }
 
-    /// What the journal says of a command whose client was lost.
+    /// Returns the journal's entry for a command whose client was lost.
     async fn recover(&self, id: &VmId, sequence: u64, output: OutputMode) -> Result<Ran, EngineError> {
         let _ = self.client(id).watch(sequence, false, async |_| {}).await;
         let entry = self.entry(id, sequence).await?;
@@ -169,7 +171,7 @@ impl Engine {
     }
 
     /// Sends the output of a command from its beginning as [`Event::Output`], waits until the command has ended, and
-    /// returns its entry, without the output. What the journal does not keep is not sent.
+    /// returns its entry without the output. Output that the journal does not keep is not sent.
     ///
     /// # Errors
     /// As [`Engine::wait_task`].
@@ -204,7 +206,7 @@ impl Engine {
                     };
                     let client = self.client(&id);
                     if client.watch(sequence, events.is_some(), on_output).await.is_err() {
-                        // It is on its way out; what it could not record is known when it is gone.
+                        // The supervisor is exiting; what it failed to record is known once it is gone.
                         self.await_release(&id).await?;
                     }
                     Ok(())
@@ -227,8 +229,8 @@ impl Engine {
         Ok(entry)
     }
 
-    /// Ends a command, politely first, waits until it has ended and returns its entry. One that has ended already is
-    /// no error.
+    /// Ends a command, with a polite signal first, waits until it has ended, and returns its entry. A command that has
+    /// already ended is not an error.
     ///
     /// # Errors
     /// `NotFound`, `StateUnusable`; `InvalidInput` if the task's commands run on the host; `OutcomeUnknown` if the
@@ -272,7 +274,7 @@ async fn send(events: Option<&Events>, stream: OutputStream, bytes: impl Into<by
     }
 }
 
-/// Where the count of a stream is kept.
+/// Returns the index of a stream's counter.
 fn index(stream: OutputStream) -> usize {
     match stream {
         OutputStream::Stdout => 0,
@@ -289,7 +291,7 @@ fn refuse_on_host(record: &VmRecord, what: &str) -> Result<(), EngineError> {
 }
 
 impl CommandExit {
-    /// A command that was ended by force when its caller gave it up.
+    /// A command that was killed because its caller cancelled it.
     pub(super) const KILLED: Self = Self {
         exit_code: KILLED,
         duration_ms: 0,
@@ -301,7 +303,7 @@ impl CommandExit {
 }
 
 impl From<&CommandEnd> for CommandExit {
-    /// What is known of the end; what the caller keeps is for others to add.
+    /// Converts what is known about the end; the caller adds the kept output.
     fn from(end: &CommandEnd) -> Self {
         Self {
             exit_code: exit_code(end),

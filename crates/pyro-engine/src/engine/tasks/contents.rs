@@ -1,4 +1,4 @@
-//! What is in single files of a task: small ones, as they are read and written by a person or a model.
+//! Contents of single files of a task: small files that a person or a model reads and writes.
 
 use pyro_api::NewFile;
 use pyro_supervisor::{ArchiveLimits, Pack, Unpack};
@@ -13,10 +13,11 @@ use crate::{EngineError, FileContent, FileEncoding, FileRange, Hint, TaskFile, T
 const LIMITS: ArchiveLimits = ArchiveLimits { max_entries: 1, max_bytes: MAX_FILE_BYTES };
 
 impl Engine {
-    /// Part of a file of a task, as text if it is UTF-8. `path` is below `/workspace` unless it is absolute.
+    /// Returns part of a file of a task, as text if it is UTF-8. `path` is relative to `/workspace` unless it is
+    /// absolute.
     ///
     /// # Errors
-    /// `InvalidInput` if there is no such file, or it has more than 16 MiB; otherwise as [`Engine::copy_from_task`].
+    /// `InvalidInput` if the file does not exist or is larger than 16 MiB; otherwise as [`Engine::copy_from_task`].
     pub async fn read_task_file(
         &self,
         task_id: &str,
@@ -46,11 +47,11 @@ impl Engine {
         })
     }
 
-    /// Makes or replaces a file of a task, and the directories on the way to it. What was there before is replaced at
-    /// once or not at all. The file has mode 0644, or 0755 with `executable`.
+    /// Creates or replaces a file of a task, and creates its missing parent directories. An existing file is replaced
+    /// atomically or not at all. The file has mode 0644, or 0755 with `executable`.
     ///
     /// # Errors
-    /// `InvalidInput` if `content` is not in the encoding that it names or has more than 16 MiB; otherwise as
+    /// `InvalidInput` if `content` does not have the encoding that it names or is larger than 16 MiB; otherwise as
     /// [`Engine::copy_to_task`].
     pub async fn write_task_file(
         &self,
@@ -70,13 +71,13 @@ impl Engine {
     }
 }
 
-/// What `range` holds of a file, and where the rest begins.
+/// Returns the part of a file in `range`, and the offset of the rest.
 fn part(bytes: &[u8], range: FileRange) -> (FileContent, Option<u64>) {
     let index = |position: u64| usize::try_from(position).unwrap_or(usize::MAX).min(bytes.len());
     let (start, mut end) = (index(range.offset), index(range.offset.saturating_add(range.max_bytes)));
     let text = match std::str::from_utf8(&bytes[start..end]) {
         Ok(text) => Some(text),
-        // The last character is cut in two; it comes with the rest.
+        // The last character is cut in two; return it with the rest.
         Err(cut) if cut.error_len().is_none() && end < bytes.len() && cut.valid_up_to() > 0 => {
             end = start + cut.valid_up_to();
             std::str::from_utf8(&bytes[start..end]).ok()
@@ -103,7 +104,7 @@ mod tests {
         assert_eq!((content.text.as_str(), content.encoding, next), ("käse", FileEncoding::Utf8, None));
         let (content, next) = part(&[0xff, 0], all);
         assert_eq!((content.text.as_str(), content.encoding, next), ("/wA=", FileEncoding::Base64, None));
-        // Cut within a character.
+        // The range ends within a character.
         let (content, next) = part("käse".as_bytes(), FileRange { offset: 0, max_bytes: 2 });
         assert_eq!((content.text.as_str(), next), ("k", Some(1)));
         let (content, next) = part(b"x", FileRange { offset: u64::MAX, max_bytes: u64::MAX });

@@ -1,4 +1,4 @@
-//! Files in and out of a task.
+//! Copies files into and out of a task.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -13,16 +13,16 @@ use crate::state::VmEvent;
 use crate::{CopyLimits, EngineError, ErrorKind, ExecutionMode, Hint, TaskCopied, VmId, convert};
 
 impl Engine {
-    /// Copies a file or a directory out of a task. `path` is below `/workspace` unless it is absolute. If `target` is a
-    /// directory, the copy goes there under its own name, else it gets that name; files that are there already are
-    /// replaced, directories are merged.
+    /// Copies a file or a directory out of a task. `path` is relative to `/workspace` unless it is absolute. If
+    /// `target` is a directory, the copy is placed in it under its own name, otherwise the copy is named `target`.
+    /// Existing files are replaced, and directories are merged.
     ///
-    /// Nothing but that copy is written on this host, whatever the guest sends: no symbolic link is followed or made
-    /// that leads out of it, no other kind of file is made, and no special permission is set.
+    /// Only that copy is written on this host, whatever the guest sends: no symbolic link that leads out of it is
+    /// followed or created, no other kind of file is created, and no special permission is set.
     ///
     /// # Errors
-    /// `InvalidInput` if there is no such file or the copy would be larger than `limits`, `NotFound`, `Expired`,
-    /// `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`. Part of a directory may have been copied then.
+    /// `InvalidInput` if the file does not exist or the copy would exceed `limits`, `NotFound`, `Expired`,
+    /// `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`. Part of a directory may have been copied by then.
     pub async fn copy_from_task(
         &self,
         task_id: &str,
@@ -41,7 +41,7 @@ impl Engine {
         unless_cancelled(cancel, copy).await.map(|report| copied(&id, report))
     }
 
-    /// Copies a file or a directory of this host into a task, the same way. Symbolic links are copied as they are.
+    /// Copies a file or a directory of this host into a task, by the same rules. Symbolic links are copied as links.
     ///
     /// # Errors
     /// As [`Engine::copy_from_task`].
@@ -88,7 +88,7 @@ impl Engine {
     }
 }
 
-/// The path with its own last name: `.` and `..` have others.
+/// Returns the canonical path, so that the last component is a real name and not `.` or `..`.
 fn absolute(path: &Path) -> Result<PathBuf, EngineError> {
     path.canonicalize().map_err(|error| {
         EngineError::new(ErrorKind::InvalidInput, format!("{} cannot be read", path.display()))

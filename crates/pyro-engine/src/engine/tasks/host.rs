@@ -1,5 +1,5 @@
 //! Commands of a task whose caller agreed to the host. There is no supervisor: the caller's own process runs and
-//! records them, and holds a lock by which others know that it does.
+//! records each command, and holds a lock that shows other processes that the command is running.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
@@ -20,13 +20,13 @@ use crate::{
     convert,
 };
 
-/// Locked while a command is given its number and its lock.
+/// Locked while a command gets its sequence and its lock.
 const BEGINNING: &str = "beginning.lock";
-/// Output that may wait to be kept before the command has to wait.
+/// Number of output events that may be queued before the command has to wait.
 const EVENTS_AHEAD: usize = 4;
 
 impl Engine {
-    /// Runs one command on the host, with its entry in the journal.
+    /// Runs one command on the host and records it in the journal.
     pub(super) async fn run_on_host(
         &self,
         record: &VmRecord,
@@ -46,7 +46,7 @@ impl Engine {
         };
         let (task, commands) = (id.clone(), dir.clone());
         let begun = self.blocking(move |shared| {
-            // Between the number and its lock nobody may look.
+            // No process may look at the command between its sequence and its lock.
             let _beginning = lock_file(&commands, BEGINNING)?;
             let sequence = shared.registry.accept_command(&task, &new)?;
             match hold(&commands, sequence) {
@@ -107,7 +107,7 @@ impl Engine {
         Ok(Ran { sequence, exit: CommandExit { stdout_truncated, stderr_truncated, ..exit }, stdout, stderr })
     }
 
-    /// Refuses to go on while a command of the task runs on the host: nobody but its own process can end it.
+    /// Fails while a command of the task runs on the host: only the process that runs the command can end it.
     pub(super) async fn refuse_while_busy(&self, id: &VmId) -> Result<(), EngineError> {
         let dir = self.vm_dir(id).join(files::COMMANDS);
         if !dir.exists() {
@@ -132,7 +132,7 @@ impl Engine {
         .await
     }
 
-    /// Waits until whoever runs the command has recorded its end, or is gone.
+    /// Waits until the process that runs the command has recorded its end, or is gone.
     pub(super) async fn await_on_host(&self, id: &VmId, sequence: u64) -> Result<(), EngineError> {
         let path = self.vm_dir(id).join(files::COMMANDS).join(lock_name(sequence));
         self.blocking(move |_| {
@@ -145,7 +145,7 @@ impl Engine {
     }
 }
 
-/// Whether the process that runs the command is there.
+/// Returns whether the process that runs the command still exists.
 pub(super) fn is_running(dir: &Path, sequence: u64) -> bool {
     if let Ok(beginning) = File::open(dir.join(BEGINNING)) {
         let _ = beginning.lock_shared();
@@ -154,7 +154,7 @@ pub(super) fn is_running(dir: &Path, sequence: u64) -> bool {
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
-/// Shows that the command runs for as long as the result lives. The lock's file goes with it.
+/// Shows that the command runs for as long as the returned value lives. Dropping it removes the lock file too.
 fn hold(dir: &Path, sequence: u64) -> Result<Held, EngineError> {
     let locked = lock_file(dir, &lock_name(sequence))?;
     Ok(Held { path: dir.join(lock_name(sequence)), _locked: locked })

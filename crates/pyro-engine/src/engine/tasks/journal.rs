@@ -1,4 +1,4 @@
-//! Reading the journal of a task.
+//! Reads the journal of a task.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,10 +13,10 @@ use crate::registry::CommandRecord;
 use crate::{EngineError, ExecutionMode, Outcome, TaskLogEntry, TaskLogs, VmId};
 
 impl Engine {
-    /// The journal of a task, or one entry of it, with what is kept of the output.
+    /// Returns the journal of a task, or one entry of it, with the kept output.
     ///
     /// # Errors
-    /// `NotFound` if there is no such task or entry, `StateUnusable`.
+    /// `NotFound` if the task or the entry does not exist, `StateUnusable`.
     pub async fn logs_task(&self, task_id: &str, sequence: Option<u64>) -> Result<TaskLogs, EngineError> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         self.get(Kind::Task, &id).await?;
@@ -32,7 +32,7 @@ impl Engine {
         .await
     }
 
-    /// One entry.
+    /// Returns one entry.
     pub(super) async fn entry(&self, id: &VmId, sequence: u64) -> Result<TaskLogEntry, EngineError> {
         let id = id.clone();
         self.blocking(move |shared| {
@@ -49,7 +49,7 @@ fn entry(shared: &Shared, id: &VmId, record: CommandRecord) -> Result<TaskLogEnt
     let mut record = record;
     let mut lost = false;
     if record.outcome == Outcome::Running && !is_held(&vm_dir, &dir, &record) {
-        // Whoever ran it may have recorded its end, and gone, in between.
+        // The process that ran it may have recorded its end and exited in between.
         record = shared.registry.command(id, record.sequence)?;
         lost = record.outcome == Outcome::Running;
     }
@@ -75,7 +75,7 @@ fn entry(shared: &Shared, id: &VmId, record: CommandRecord) -> Result<TaskLogEnt
     })
 }
 
-/// Whoever runs the command is there.
+/// Returns whether the process that runs the command still exists.
 fn is_held(vm_dir: &Path, commands_dir: &Path, record: &CommandRecord) -> bool {
     match record.execution_mode {
         ExecutionMode::HostCompat => host::is_running(commands_dir, record.sequence),
@@ -83,7 +83,7 @@ fn is_held(vm_dir: &Path, commands_dir: &Path, record: &CommandRecord) -> bool {
     }
 }
 
-/// What is kept of a stream; nothing if it has no file.
+/// Returns the kept output of a stream; empty if it has no file.
 fn kept(path: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Ok(file) = File::open(path)

@@ -59,7 +59,7 @@ fn exited(exit_code: i64) -> CommandFate {
     CommandFate::Exited(exit(exit_code))
 }
 
-/// The task's VM is gone.
+/// Simulates the loss of the task's VM.
 fn lose(registry: &Registry) {
     registry.mark_stopped(&task(1), StopReason::OwnerVanished, None).unwrap();
 }
@@ -138,7 +138,7 @@ fn numbers_have_no_gaps_whoever_writes() {
     let (directory, _) = with_tasks(1);
     let writers: Vec<_> = (0..8)
         .map(|writer| {
-            // A connection of its own, as another process would have.
+            // Use a separate connection, as another process would.
             let registry = Registry::new(directory.path());
             thread::spawn(move || {
                 (0..25)
