@@ -12,9 +12,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use pyro_env::InstalledEnvironment;
-use pyro_supervisor::{Owner, OwnerLock, Phase, WORKSPACE, files as vm_files};
+use pyro_supervisor::{ConnectError, Owner, OwnerLock, Phase, RunError, WORKSPACE, files as vm_files};
 use tokio_util::sync::CancellationToken;
 
+use super::exec::not_asked;
 use super::host::HostUnavailable;
 use super::lifecycle::{as_it_is, new_vm};
 use super::reconcile::owner_vanished;
@@ -132,7 +133,8 @@ impl Engine {
         self.note_vanished(&id).await?;
         let mut record = self.admit(Kind::Task, &id, VmEvent::Start).await?;
         if record.expires_at <= now() {
-            record = self.renew(&id, record.sizing.ttl_seconds).await?;
+            let ttl_seconds = record.sizing.ttl_seconds;
+            record = self.renew(&id, ttl_seconds, now() + f64::from(ttl_seconds)).await?;
         }
         self.bring_up(&record, lock, ground, events, cancel).await?;
         self.status_task(task_id).await
@@ -205,7 +207,8 @@ impl Engine {
     /// result says so.
     ///
     /// # Errors
-    /// `InvalidInput`, `NotFound`, `StateUnusable`; `WrongState` if an unresponsive process holds the task.
+    /// `InvalidInput`, `NotFound`, `StateUnusable`; `WrongState` if an unresponsive process holds the task; `NotDelivered` if
+    /// its supervisor does not respond or is of another version. Its lifetime is then unchanged.
     pub async fn extend_task(&self, task_id: &str, ttl_seconds: i64) -> Result<Task, EngineError> {
         let ttl_seconds = limits::check_ttl(ttl_seconds)?;
         let id = VmId::parse_as(Kind::Task, task_id)?;
@@ -215,17 +218,23 @@ impl Engine {
             self.await_release(&id).await?;
             self.note_vanished(&id).await?;
         }
-        let expires_at = self.renew(&id, ttl_seconds).await?.expires_at;
+        let expires_at = now() + f64::from(ttl_seconds);
         if record.state == VmState::Started {
-            // If the supervisor cannot be reached, it is exiting, which the task's status shows.
-            let _ = self.client(&id).extend(expires_at).await;
+            // One that cannot be reached is exiting, which the task's status shows. Any other supervisor would still end
+            // the task at the old time, so the record must not promise another one.
+            if let Err(RunError::NotDelivered(
+                error @ (ConnectError::OtherVersion { .. } | ConnectError::Unresponsive),
+            )) = self.client(&id).extend(expires_at).await
+            {
+                return Err(not_asked(error));
+            }
         }
+        self.renew(&id, ttl_seconds, expires_at).await?;
         self.status_task(task_id).await
     }
 
-    async fn renew(&self, id: &VmId, ttl_seconds: u32) -> Result<VmRecord, EngineError> {
+    async fn renew(&self, id: &VmId, ttl_seconds: u32, expires_at: f64) -> Result<VmRecord, EngineError> {
         let id = id.clone();
-        let expires_at = now() + f64::from(ttl_seconds);
         self.registry(move |registry| registry.renew(&id, ttl_seconds, expires_at)).await
     }
 }
@@ -313,3 +322,6 @@ fn supervisor_lost(id: &VmId) -> EngineError {
     EngineError::new(ErrorKind::OutcomeUnknown, format!("the supervisor of task {id} was lost"))
         .hint(Hint::TaskStatus)
 }
+
+#[cfg(test)]
+mod tests;
