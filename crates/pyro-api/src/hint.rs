@@ -90,12 +90,6 @@ hints! {
     ReportDefect => { all: "this is a fault in pyro; please report it" }
     /// A time limit must be positive.
     PositiveTimeout => { all: "give at least 1 second; the default is 30" }
-    /// The catalog has the names of environments.
-    ListEnvironments => {
-        person: "`pyro env list` shows what each one holds",
-        model: "vm_list_environments shows what each one holds",
-        program: "list_environments() shows what each one holds"
-    }
     /// A VM goes with its command.
     CreateAnotherVm => { all: "a VM is deleted after its command has run; create a new one" }
     /// There are other tasks.
@@ -169,15 +163,6 @@ hints! {
         person: format!("run `pyro env pull {environment}`"),
         model: OPERATOR,
         program: format!("pull_environment(\"{environment}\") installs it")
-    }
-    /// Install the environment again.
-    PullAgain {
-        /// Name of the environment.
-        environment
-    } => {
-        person: format!("`pyro env pull {environment}` installs it again"),
-        model: OPERATOR,
-        program: format!("pull_environment(\"{environment}\") installs it again")
     }
     /// Remove the damaged environment and install it again.
     PruneAndPull {

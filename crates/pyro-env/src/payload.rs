@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
-use schemars::JsonSchema;
 use serde::Serialize;
 
 /// One environment: catalog data and what the cache holds of it.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Environment {
     /// Name, such as `debian:12`.
     pub name: String,
@@ -56,7 +55,7 @@ pub struct EnvironmentList {
 }
 
 /// An environment that is now installed, and its parts.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PulledEnvironment {
     /// The environment.
     #[serde(flatten)]
@@ -70,7 +69,7 @@ pub struct PulledEnvironment {
 }
 
 /// What `prune` removed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct PruneReport {
     /// Names of the removed directories, sorted.
     pub deleted_environment_dirs: Vec<String>,

@@ -47,8 +47,6 @@ pub struct FakePlatform {
 
 #[derive(Debug)]
 struct PlatformState {
-    capabilities: Capabilities,
-    fingerprint: Fingerprint,
     network_failures: VecDeque<NetworkError>,
     launch_failures: VecDeque<LaunchError>,
     restore_failures: VecDeque<MachineError>,
@@ -68,14 +66,7 @@ impl Default for FakePlatform {
 impl FakePlatform {
     /// Creates a platform on which everything succeeds at once.
     pub fn new() -> Self {
-        let fingerprint = Fingerprint {
-            arrangement: vec!["fake".to_owned()],
-            version: "fake 1".to_owned(),
-            saves_machines: true,
-        };
         let state = PlatformState {
-            capabilities: Capabilities { snapshots: true },
-            fingerprint,
             network_failures: VecDeque::new(),
             launch_failures: VecDeque::new(),
             restore_failures: VecDeque::new(),
@@ -85,16 +76,6 @@ impl FakePlatform {
             launches: 0,
         };
         Self { shared: Rc::new(Shared::new(state)) }
-    }
-
-    /// Sets the platform's capabilities.
-    pub fn set_capabilities(&self, capabilities: Capabilities) {
-        self.shared.change(|state| state.capabilities = capabilities);
-    }
-
-    /// Sets what [`Platform::fingerprint`] returns.
-    pub fn set_fingerprint(&self, fingerprint: Fingerprint) {
-        self.shared.change(|state| state.fingerprint = fingerprint);
     }
 
     /// Fails the next [`Platform::start_network`] for which no other failure is queued.
@@ -146,13 +127,15 @@ impl Platform for FakePlatform {
     type Machine = FakeMachine;
 
     fn capabilities(&self) -> Capabilities {
-        self.shared.state.borrow().capabilities
+        Capabilities { snapshots: true }
     }
 
     async fn fingerprint(&self, hardware: &Hardware, _cache: &Path) -> Result<Fingerprint, FingerprintError> {
-        let mut fingerprint = self.shared.state.borrow().fingerprint.clone();
-        fingerprint.arrangement.push(format!("{hardware:?}"));
-        Ok(fingerprint)
+        Ok(Fingerprint {
+            arrangement: vec!["fake".to_owned(), format!("{hardware:?}")],
+            version: "fake 1".to_owned(),
+            saves_machines: true,
+        })
     }
 
     fn is_fingerprint_cached(&self, _hardware: &Hardware, _cache: &Path) -> bool {
