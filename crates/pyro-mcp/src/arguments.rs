@@ -214,29 +214,53 @@ impl Given {
 
 /// What is wrong with the arguments of a call, in one sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum ArgumentError {
+pub enum ArgumentError {
     /// An argument is missing.
     #[error("`{0}` is required")]
     Missing(String),
-    /// An argument is of another kind.
+    /// An argument has the wrong JSON type.
     #[error("`{name}` must be {expected}, not {given}")]
-    WrongKind { name: String, expected: &'static str, given: &'static str },
-    /// An argument counts something.
+    WrongKind {
+        /// Name of the argument.
+        name: String,
+        /// The expected type, with its article.
+        expected: &'static str,
+        /// The type that was given, with its article.
+        given: &'static str,
+    },
+    /// An argument that counts something is negative.
     #[error("`{0}` must not be negative")]
     Negative(String),
-    /// An argument is a number outside its limits.
+    /// A number is outside its limits.
     #[error("`{name}` must be between {least} and {most}")]
-    OutOfRange { name: &'static str, least: u64, most: u64 },
-    /// An argument is none of some words.
+    OutOfRange {
+        /// Name of the argument.
+        name: &'static str,
+        /// The minimum.
+        least: u64,
+        /// The maximum.
+        most: u64,
+    },
+    /// An argument is not one of its possible values.
     #[error("`{name}` must be {known}")]
-    NotOneOf { name: String, known: String },
-    /// An argument says nothing without another one.
+    NotOneOf {
+        /// Name of the argument.
+        name: String,
+        /// The possible values, joined with "or".
+        known: String,
+    },
+    /// An argument is given without another one that it needs; one sentence.
     #[error("{0}")]
     Needs(&'static str),
-    /// The task has no such command.
+    /// The task has no command with this number.
     #[error("task {task} has no command {sequence}")]
-    NoCommand { task: String, sequence: u64 },
-    /// The request is not one of the contract.
+    NoCommand {
+        /// Id of the task.
+        task: String,
+        /// The number.
+        sequence: u64,
+    },
+    /// The contract rejects the parameters.
     #[error("{0}")]
     Request(String),
 }

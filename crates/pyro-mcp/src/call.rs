@@ -7,12 +7,12 @@ use pyro_api::operations::{
     KillTask, ListEnvironments, ListTasks, LogsTask, NetworkInfoVm, ReadTaskFile, ReapExpired, RunInVm,
     StartTask, StartVm, StatusTask, StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
 };
-use pyro_api::{CallContext, Entries, Error, Operation, OutputMode, Sequence, TaskLogEntry, TaskLogsPage};
-use serde::Serialize;
+use pyro_api::{CallContext, Entries, Operation, OutputMode, Sequence, TaskLogEntry, TaskLogsPage};
 use serde_json::Value;
 
 use crate::arguments::{ArgumentError, Arguments, Given};
-use crate::guard::{Failure, Guard};
+use crate::failure::{Failure, payload};
+use crate::guard::Guard;
 use crate::journal;
 use crate::result;
 use crate::tools::*;
@@ -89,7 +89,7 @@ impl Call<'_> {
             )
             .into()),
             (None, None) => {
-                let last = last.unwrap_or(journal::USUAL).min(MAX_ENTRIES);
+                let last = last.unwrap_or(USUAL_ENTRIES).min(MAX_ENTRIES);
                 journal::latest(self.guard, &request.task.task_id, last, self.context).await
             }
             (Some(_), offset) => {
@@ -126,12 +126,6 @@ impl Call<'_> {
         let entry: Option<TaskLogEntry> = logs.entries.into_iter().next();
         payload(entry.ok_or(ArgumentError::NoCommand { task: task.task_id, sequence })?)
     }
-}
-
-pub(crate) fn payload(payload: impl Serialize) -> Result<Value, Failure> {
-    serde_json::to_value(payload).map_err(|error| {
-        Failure::Contract(Error::internal("the result cannot be written as JSON").caused_by(error))
-    })
 }
 
 /// The same with output that is shown while it comes.

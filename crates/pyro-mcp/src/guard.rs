@@ -4,25 +4,11 @@
 use std::sync::Arc;
 
 use pyro_api::operations::{StatusTask, StatusVm};
-use pyro_api::{Access, CallContext, Contract, Error, Kind, Operation, Target, VmSpec};
+use pyro_api::{Access, CallContext, Contract, Kind, Operation, Target, VmSpec};
 use tokio_util::sync::CancellationToken;
 
-use crate::arguments::ArgumentError;
+use crate::failure::Failure;
 use crate::policy::{Machine, Policy};
-
-/// Why a call has no payload.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
-    /// The arguments are wrong.
-    #[error(transparent)]
-    Arguments(#[from] ArgumentError),
-    /// The operator does not allow it; one sentence.
-    #[error("{0}")]
-    NotAllowed(String),
-    /// It could not be done.
-    #[error(transparent)]
-    Contract(#[from] Error),
-}
 
 /// The contract, as far as the operator allows it. Cheap to clone.
 #[derive(Clone, Debug)]

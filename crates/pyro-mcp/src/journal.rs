@@ -4,12 +4,9 @@ use pyro_api::operations::{LogsTask, StatusTask};
 use pyro_api::{CallContext, Entries, ErrorKind};
 use serde_json::{Value, json};
 
-use crate::call::payload;
-use crate::guard::{Failure, Guard};
+use crate::failure::{Failure, payload};
+use crate::guard::Guard;
 use crate::result;
-
-/// Entries that are shown if nothing else is said.
-pub(crate) const USUAL: u64 = 100;
 
 /// The latest entries, as the contract's payload would have them, with texts cut to what fits.
 pub(crate) async fn latest(

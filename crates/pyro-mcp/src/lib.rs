@@ -11,8 +11,10 @@
 //! class of access that the contract gives each operation. Results are the contract's payloads. A command that fails is a
 //! result; only pyro's own failure is an error.
 
+mod address;
 mod arguments;
 mod call;
+mod failure;
 mod guard;
 mod http;
 mod journal;
@@ -26,6 +28,8 @@ mod schema;
 mod server;
 mod tools;
 
+pub use arguments::ArgumentError;
+pub use failure::Failure;
 pub use http::{AccessError, HTTP_PATH, HttpAccess};
 pub use policy::{Policy, Profile};
 pub use server::{ServeError, Server};

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::arguments::{self, Argument, Arguments, Kind, Object};
-use crate::guard::Failure;
+use crate::failure::Failure;
 use crate::tools::{DISK, ENVIRONMENT, HOST_COMPAT, MEM_MIB, NETWORK, TASK_TTL, Tool, VCPU_COUNT};
 
 /// Which tools a server has.

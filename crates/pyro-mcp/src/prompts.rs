@@ -8,10 +8,10 @@ use rmcp::model::{
     PromptArgument, PromptMessage, Role,
 };
 
+use crate::address::STREAMS;
 use crate::guard::Guard;
 use crate::policy::Policy;
 use crate::resources::{environment_names, fault};
-use crate::result::STREAMS;
 use crate::tools::Tool;
 
 const RUN: &str = "run_in_vm";

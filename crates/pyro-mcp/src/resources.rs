@@ -1,107 +1,18 @@
 //! Resources: what there is, what is allowed, and what commands wrote.
 
-use std::fmt;
-
 use pyro_api::operations::{InspectEnvironment, ListEnvironments, ListTasks, LogsTask, StatusTask};
 use pyro_api::{CallContext, Entries, EnvironmentName, Error, ErrorKind, Reader};
 use rmcp::ErrorData;
 use rmcp::model::{Resource, ResourceContents, ResourceTemplate};
 use serde::Serialize;
 
-use crate::guard::{Failure, Guard};
+use crate::address::{Address, SCHEME};
+use crate::failure::Failure;
+use crate::guard::Guard;
 use crate::journal;
 use crate::outputs::Outputs;
 use crate::policy::Policy;
-use crate::result::STREAMS;
-
-const SCHEME: &str = "pyro://";
-const JSON: &str = "application/json";
-
-/// What a resource is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Address {
-    Policy,
-    Environment(String),
-    Task(String),
-    Journal(String),
-    CommandOutput { task: String, sequence: u64, stream: &'static str },
-    VmOutput { vm: String, stream: &'static str },
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(SCHEME)?;
-        match self {
-            Self::Policy => f.write_str("policy"),
-            Self::Environment(name) => write!(f, "environments/{name}"),
-            Self::Task(task) => write!(f, "tasks/{task}"),
-            Self::Journal(task) => write!(f, "tasks/{task}/logs"),
-            Self::CommandOutput { task, sequence, stream } => {
-                write!(f, "tasks/{task}/commands/{sequence}/{stream}")
-            }
-            Self::VmOutput { vm, stream } => write!(f, "vms/{vm}/{stream}"),
-        }
-    }
-}
-
-impl Address {
-    /// Names in it are checked by whoever is asked for what they name.
-    fn parse(uri: &str) -> Option<Self> {
-        let stream = |name| STREAMS.into_iter().find(|stream| *stream == name);
-        let parts: Vec<&str> = uri.strip_prefix(SCHEME)?.split('/').collect();
-        Some(match parts[..] {
-            ["policy"] => Self::Policy,
-            ["environments", name] => Self::Environment(name.to_owned()),
-            ["tasks", task] => Self::Task(task.to_owned()),
-            ["tasks", task, "logs"] => Self::Journal(task.to_owned()),
-            ["tasks", task, "commands", sequence, name] => Self::CommandOutput {
-                task: task.to_owned(),
-                sequence: sequence.parse().ok()?,
-                stream: stream(name)?,
-            },
-            ["vms", vm, name] => Self::VmOutput { vm: vm.to_owned(), stream: stream(name)? },
-            _ => return None,
-        })
-    }
-
-    fn name(&self) -> String {
-        match self {
-            Self::Policy => "policy".to_owned(),
-            Self::Environment(name) => name.clone(),
-            Self::Task(task) => format!("task {task}"),
-            Self::Journal(task) => format!("journal of task {task}"),
-            Self::CommandOutput { task, sequence, stream } => {
-                format!("{stream} of command {sequence} of task {task}")
-            }
-            Self::VmOutput { vm, stream } => format!("{stream} of vm {vm}"),
-        }
-    }
-
-    fn description(&self) -> &'static str {
-        match self {
-            Self::Policy => "What the operator of this server allows",
-            Self::Environment(_) => "What an environment holds, and whether it is installed",
-            Self::Task(_) => "State, settings and latest command of a task",
-            Self::Journal(_) => "The commands of a task and what they wrote",
-            Self::CommandOutput { .. } => "All that is kept of what a command of a task wrote",
-            Self::VmOutput { .. } => "What the command of a VM that is gone wrote; kept for a while",
-        }
-    }
-
-    /// What clients are told of it.
-    pub(crate) fn resource(&self) -> Resource {
-        Resource::new(self.to_string(), self.name())
-            .with_description(self.description())
-            .with_mime_type(self.mime_type())
-    }
-
-    fn mime_type(&self) -> &'static str {
-        match self {
-            Self::CommandOutput { .. } | Self::VmOutput { .. } => "text/plain",
-            _ => JSON,
-        }
-    }
-}
+use crate::tools::USUAL_ENTRIES;
 
 /// The kinds of resources, for clients that fill in names themselves.
 pub(crate) fn templates(policy: &Policy) -> Vec<ResourceTemplate> {
@@ -171,7 +82,7 @@ pub(crate) async fn read(guard: &Guard, outputs: &Outputs, uri: &str) -> Result<
             Address::Task(task) => {
                 json(&guard.perform(StatusTask { task: task.as_str().into() }, call).await?)?
             }
-            Address::Journal(task) => json(&journal::latest(guard, task, journal::USUAL, call).await?)?,
+            Address::Journal(task) => json(&journal::latest(guard, task, USUAL_ENTRIES, call).await?)?,
             Address::CommandOutput { task, sequence, stream } => {
                 let one = Entries { sequence: Some(*sequence), after: 0 };
                 let request = LogsTask { task: task.as_str().into(), entries: one };
@@ -229,29 +140,4 @@ pub(crate) fn fault(failure: Failure) -> ErrorData {
 /// A client's text, fit for a message.
 fn shown(text: &str) -> String {
     text.chars().take(100).flat_map(char::escape_debug).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_read_as_they_are_written() {
-        let addresses = [
-            Address::Policy,
-            Address::Environment("debian:12".to_owned()),
-            Address::Task("9775b3af1eeb".to_owned()),
-            Address::Journal("9775b3af1eeb".to_owned()),
-            Address::CommandOutput { task: "9775b3af1eeb".to_owned(), sequence: 7, stream: "stderr" },
-            Address::VmOutput { vm: "de259a89b184".to_owned(), stream: "stdout" },
-        ];
-        for address in addresses {
-            assert_eq!(Address::parse(&address.to_string()), Some(address));
-        }
-        for other in
-            ["", "pyro://", "http://tasks/x", "pyro://tasks/x/commands/one/stdout", "pyro://vms/x/core"]
-        {
-            assert_eq!(Address::parse(other), None, "{other}");
-        }
-    }
 }

@@ -4,9 +4,9 @@ use pyro_api::Reader;
 use rmcp::model::{CallToolResult, ContentBlock, MetaObject};
 use serde_json::{Map, Value, json};
 
-use crate::guard::Failure;
+use crate::address::{Address, STREAMS};
+use crate::failure::Failure;
 use crate::outputs::Outputs;
-use crate::resources::Address;
 
 /// Most characters of one output stream that a result holds. A model pays for each of them, and clients cut results of
 /// more than about 25,000 tokens, which nobody would notice.
@@ -19,8 +19,6 @@ const LEAST_CHARS: usize = 200;
 /// Where programs find what went wrong.
 const ERROR_META: &str = "pyro/error";
 
-/// Keys of the streams that a command writes.
-pub(crate) const STREAMS: [&str; 2] = ["stdout", "stderr"];
 const COMMAND: &str = "command";
 /// Most characters of a command: whoever sent it knows it.
 const COMMAND_CHARS: usize = 2000;

@@ -17,7 +17,8 @@ use tokio_util::task::{LocalPoolHandle, TaskTracker};
 
 use crate::arguments::Arguments;
 use crate::call::Call;
-use crate::guard::{Failure, Guard};
+use crate::failure::Failure;
+use crate::guard::Guard;
 use crate::outputs::Outputs;
 use crate::policy::Policy;
 use crate::tools::{TASK_ID, Tool};

@@ -14,8 +14,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::arguments::{Argument, Kind, Object};
-use crate::journal;
 use crate::schema::{self, schema_of};
+
+/// Number of journal entries that a call returns by default.
+pub(crate) const USUAL_ENTRIES: u64 = 100;
 
 /// One tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +129,7 @@ pub(crate) const OUTPUT_OFFSET: Argument = Argument {
 };
 pub(crate) const LAST: Argument = Argument {
     name: "last",
-    kind: Kind::OptionalCount(Some(journal::USUAL)),
+    kind: Kind::OptionalCount(Some(USUAL_ENTRIES)),
     description: "Show only that many of the latest commands, at most 1000",
 };
 pub(crate) const PATH: Argument = Argument {

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use pyro_api::operations::*;
 use pyro_api::{
-    ExecutionMode, LocalFuture, OPERATIONS, Reply, Task, TaskName, Vm, VmId, VmName, VmSpec, VmState,
+    Error, ExecutionMode, LocalFuture, OPERATIONS, Reply, Task, TaskName, Vm, VmId, VmName, VmSpec, VmState,
 };
 
 use super::*;
