@@ -4,6 +4,7 @@
 //! A row has the name, the request with its parts, the result, who may ask for it ([`Access`]), and its documentation. A row
 //! without a class of access does not compile.
 
+use std::any::Any;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::LazyLock;
@@ -119,8 +120,14 @@ pub trait Operation:
     /// A parameter is unknown, missing, or not what it should be.
     fn read(given: &Object) -> Result<Self, InvalidRequest>;
 
+    /// The part of type `P`, if the request has one: what it asks for, such as a [`VmSpec`].
+    fn part<P: 'static>(&self) -> Option<&P>;
+
     /// The VM or task that the request names.
-    fn target(&self) -> Option<Target<'_>>;
+    fn target(&self) -> Option<Target<'_>> {
+        let vm = self.part::<VmName>().map(|vm| Target { kind: Kind::Vm, id: &vm.vm_id });
+        vm.or_else(|| self.part::<TaskName>().map(|task| Target { kind: Kind::Task, id: &task.task_id }))
+    }
 
     /// Has the request carried out.
     fn perform<'a>(self, contract: &'a dyn Contract, call: &'a CallContext) -> Reply<'a, Self::Result>;
@@ -157,46 +164,6 @@ pub fn read_part<'a, P: Deserialize<'a>>(given: &'a Object) -> Result<P, Invalid
         InvalidRequest::Parameter(format!("{name}{}", error.inner()))
     })
 }
-
-/// Part of a request.
-trait Part {
-    /// What it names, if it names a VM or a task.
-    fn target(&self) -> Option<Target<'_>> {
-        None
-    }
-}
-
-impl Part for VmName {
-    fn target(&self) -> Option<Target<'_>> {
-        Some(Target { kind: Kind::Vm, id: &self.vm_id })
-    }
-}
-
-impl Part for TaskName {
-    fn target(&self) -> Option<Target<'_>> {
-        Some(Target { kind: Kind::Task, id: &self.task_id })
-    }
-}
-
-macro_rules! parts {
-    ($($part:ty),+) => { $(impl Part for $part {})+ };
-}
-
-parts!(
-    Command,
-    CommandOutput,
-    CopyIn,
-    CopyOut,
-    Disk,
-    Entries,
-    EnvironmentName,
-    FilePart,
-    Lifetime,
-    NewFile,
-    Platform,
-    Sequence,
-    VmSpec
-);
 
 fn names(parts: &[Schema]) -> Vec<String> {
     let properties = parts.iter().filter_map(|part| part.get("properties")?.as_object());
@@ -267,9 +234,9 @@ macro_rules! operations {
                     Ok(Self { $($part: read_part(given)?),* })
                 }
 
-                fn target(&self) -> Option<Target<'_>> {
-                    let found: [Option<Target<'_>>; _] = [$(self.$part.target()),*];
-                    found.into_iter().flatten().next()
+                fn part<P: 'static>(&self) -> Option<&P> {
+                    let parts: [&dyn Any; _] = [$(&self.$part),*];
+                    parts.into_iter().find_map(|part| part.downcast_ref())
                 }
 
                 fn perform<'a>(self, contract: &'a dyn Contract, call: &'a CallContext) -> Reply<'a, $Result> {

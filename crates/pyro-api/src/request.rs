@@ -79,6 +79,11 @@ pub struct Disk {
     pub disk_mib: Option<i64>,
 }
 
+impl Disk {
+    /// Default size in MiB, if the host's disk can hold it.
+    pub const DEFAULT_MIB: i64 = 8192;
+}
+
 /// A task to create.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskSpec {

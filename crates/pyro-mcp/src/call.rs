@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use pyro_api::operations::{
     CreateTask, CreateVm, DeleteTask, DeleteVm, DetachTask, ExecTask, ExecVm, ExtendTask, FollowTask,
-    KillTask, ListEnvironments, ListTasks, LogsTask, NetworkInfoVm, ReadTaskFile, ReapExpired, RunInVm,
-    StartTask, StartVm, StatusTask, StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
+    KillTask, ListTasks, LogsTask, NetworkInfoVm, ReadTaskFile, ReapExpired, RunInVm, StartTask, StartVm,
+    StatusTask, StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
 };
 use pyro_api::{CallContext, Entries, Operation, OutputMode, Sequence, TaskLogEntry, TaskLogsPage};
 use serde_json::Value;
@@ -35,14 +35,12 @@ pub(crate) struct Call<'a> {
 impl Call<'_> {
     /// Does what is asked, and gives the payload.
     pub(crate) async fn carry_out(&self, tool: Tool, given: Arguments) -> Result<Value, Failure> {
-        let arguments = self.guard.policy().check(tool, given)?;
+        let arguments = self.guard.policy().admit_call(tool, given)?;
         let mut given = arguments.checked(tool.arguments())?;
         match tool {
             Tool::VmRun => self.forward::<RunInVm>(&streamed(given)).await,
             Tool::VmListEnvironments => {
-                let mut result = self.guard.perform(ListEnvironments {}, self.context).await?;
-                result.retain(|environment| self.guard.policy().allows(&environment.name));
-                payload(EnvironmentResult { result })
+                payload(EnvironmentResult { result: self.guard.environments(self.context).await? })
             }
             Tool::VmCreate => self.forward::<CreateVm>(&given).await,
             Tool::VmStart => self.forward::<StartVm>(&given).await,

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use pyro_api::operations::{StatusTask, StatusVm};
-use pyro_api::{Access, CallContext, Contract, Kind, Operation, Target, VmSpec};
+use pyro_api::operations::{ListEnvironments, StatusTask, StatusVm};
+use pyro_api::{Access, CallContext, Contract, Environment, Kind, Operation, Target, VmSpec};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
@@ -51,6 +51,10 @@ impl Guard {
             }
             Access::Read | Access::ReadInside | Access::Create | Access::Enter | Access::Manage => {}
         }
+        if access == Access::Create && request.part::<VmSpec>().is_none() {
+            return refused("does not say what it creates");
+        }
+        self.policy.check(&request)?;
         if access.enters() && self.policy.limits_machines() {
             match request.target() {
                 Some(target) => self.admit(target, call).await?,
@@ -60,7 +64,14 @@ impl Guard {
         Ok(request.perform(&*self.contract, call).await?)
     }
 
-    /// Checks a machine that is there already, before something runs in it.
+    /// The environments that the policy allows.
+    pub(crate) async fn environments(&self, call: &CallContext) -> Result<Vec<Environment>, Failure> {
+        let mut environments = self.perform(ListEnvironments {}, call).await?;
+        environments.retain(|environment| self.policy.allows(&environment.name));
+        Ok(environments)
+    }
+
+    /// Checks an existing machine before something runs in it.
     async fn admit(&self, target: Target<'_>, call: &CallContext) -> Result<(), Failure> {
         let machine = match target.kind {
             Kind::Vm => {

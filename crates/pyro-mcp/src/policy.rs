@@ -1,6 +1,6 @@
 //! What the operator of a server allows, whatever an agent asks for.
 
-use pyro_api::{Task, Vm, VmSpec};
+use pyro_api::{Disk, EnvironmentName, Lifetime, Operation, Task, Vm, VmSpec};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -144,17 +144,60 @@ impl Policy {
         })
     }
 
-    /// Checks what a client asks for, and puts a limit in the place of a default that is beyond it.
-    pub(crate) fn check(&self, tool: Tool, mut given: Arguments) -> Result<Arguments, Failure> {
+    /// Checks that the tool is offered, and lowers defaults that are beyond a limit.
+    pub(crate) fn admit_call(&self, tool: Tool, mut given: Arguments) -> Result<Arguments, Failure> {
         if !self.offers(tool) {
             return Err(Failure::NotAllowed(format!("this server does not offer {}", tool.name())));
         }
         for argument in tool.arguments() {
-            if let Some(pin) = self.pin(argument.name) {
-                pin.check(argument, &mut given)?;
+            if let (Some(Pin::AtMost(most)), Kind::OptionalInteger(Some(default))) =
+                (self.pin(argument.name), argument.kind)
+                && default > most
+                && given.optional_integer(argument.name)?.is_none()
+            {
+                given.set(argument.name, most.into());
             }
         }
         Ok(given)
+    }
+
+    /// Checks everything that a request asks for against the limits, whichever tool it comes from.
+    pub(crate) fn check<O: Operation>(&self, request: &O) -> Result<(), Failure> {
+        let spec = request.part::<VmSpec>();
+        let named = || Some(&request.part::<EnvironmentName>()?.environment);
+        let environment = spec.map(|spec| &spec.environment).or_else(named);
+        let ttl = spec.map(|spec| spec.ttl_seconds);
+        let disk = request.part::<Disk>().map(|disk| disk.disk_mib.unwrap_or(Disk::DEFAULT_MIB));
+        let sizes = [
+            (VCPU_COUNT.name, spec.map(|spec| spec.vcpu_count), self.max_vcpu_count),
+            (MEM_MIB.name, spec.map(|spec| spec.mem_mib), self.max_mem_mib),
+            (
+                TASK_TTL.name,
+                ttl.or(request.part().map(|new: &Lifetime| new.ttl_seconds)),
+                self.max_ttl_seconds,
+            ),
+            (DISK.name, disk, self.max_disk_mib),
+        ];
+        let switches = [
+            (NETWORK.name, spec.is_some_and(|spec| spec.network), !self.no_network),
+            (HOST_COMPAT.name, spec.is_some_and(|spec| spec.allow_host_compat), self.allow_host_compat),
+        ];
+        if environment.is_some_and(|environment| !self.allows(environment)) {
+            let names = self.environments.join(" or ");
+            return Err(Failure::NotAllowed(format!("environment must be {names} on this server")));
+        }
+        for (name, asked, most) in sizes {
+            if let (Some(asked), Some(most)) = (asked, most)
+                && asked > most
+            {
+                let refused = format!("{name} must be at most {most} on this server, not {asked}");
+                return Err(Failure::NotAllowed(refused));
+            }
+        }
+        match switches.into_iter().find(|(_, asked, allowed)| *asked && !allowed) {
+            Some((name, ..)) => Err(Failure::NotAllowed(format!("{name} is turned off on this server"))),
+            None => Ok(()),
+        }
     }
 
     /// The environment for clients that have no preference.
@@ -209,33 +252,6 @@ impl Policy {
             return Ok(());
         };
         Err(Failure::NotAllowed(format!("{} cannot be used on this server: {fault}", machine.name)))
-    }
-}
-
-impl Pin<'_> {
-    fn check(&self, argument: &Argument, given: &mut Arguments) -> Result<(), Failure> {
-        let name = argument.name;
-        let refused = match self {
-            Self::OneOf(names) => match given.optional_text(name)? {
-                Some(asked) if !names.contains(&asked) => {
-                    format!("{name} must be {} on this server", names.join(" or "))
-                }
-                _ => return Ok(()),
-            },
-            Self::Off if given.switch(name)? => format!("{name} is turned off on this server"),
-            Self::Off => return Ok(()),
-            Self::AtMost(most) => match (given.optional_integer(name)?, argument.kind) {
-                (Some(asked), _) if asked > *most => {
-                    format!("{name} must be at most {most} on this server, not {asked}")
-                }
-                (None, Kind::OptionalInteger(Some(default))) if default > *most => {
-                    given.set(name, (*most).into());
-                    return Ok(());
-                }
-                _ => return Ok(()),
-            },
-        };
-        Err(Failure::NotAllowed(refused))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Resources: what there is, what is allowed, and what commands wrote.
 
-use pyro_api::operations::{InspectEnvironment, ListEnvironments, ListTasks, LogsTask, StatusTask};
+use pyro_api::operations::{InspectEnvironment, ListTasks, LogsTask, StatusTask};
 use pyro_api::{CallContext, Entries, EnvironmentName, Error, ErrorKind, Reader};
 use rmcp::ErrorData;
 use rmcp::model::{Resource, ResourceContents, ResourceTemplate};
@@ -54,9 +54,8 @@ pub(crate) async fn list(guard: &Guard, outputs: &Outputs) -> Result<Vec<Resourc
 
 /// Names of the environments that may be used.
 pub(crate) async fn environment_names(guard: &Guard, call: &CallContext) -> Result<Vec<String>, ErrorData> {
-    let environments = guard.perform(ListEnvironments {}, call).await.map_err(fault)?;
-    let names = environments.into_iter().map(|environment| environment.name);
-    Ok(names.filter(|name| guard.policy().allows(name)).collect())
+    let environments = guard.environments(call).await.map_err(fault)?;
+    Ok(environments.into_iter().map(|environment| environment.name).collect())
 }
 
 /// What a resource holds.
@@ -74,7 +73,6 @@ pub(crate) async fn read(guard: &Guard, outputs: &Outputs, uri: &str) -> Result<
     let read = async {
         let text = match &address {
             Address::Policy => json(&Allowed { policy, max_active_vms: guard.max_active_vms() })?,
-            Address::Environment(name) if !policy.allows(name) => return Ok(None),
             Address::Environment(name) => {
                 let which = EnvironmentName { environment: name.clone() };
                 json(&guard.perform(InspectEnvironment { which }, call).await?)?
@@ -101,6 +99,8 @@ pub(crate) async fn read(guard: &Guard, outputs: &Outputs, uri: &str) -> Result<
     match read.await {
         Ok(Some(text)) => Ok(ResourceContents::text(text, uri).with_mime_type(address.mime_type())),
         Ok(None) => Err(unknown()),
+        // An environment that may not be used is not shown either.
+        Err(Failure::NotAllowed(_)) => Err(unknown()),
         Err(Failure::Contract(error))
             if matches!(error.kind, ErrorKind::NotFound | ErrorKind::InvalidInput) =>
         {

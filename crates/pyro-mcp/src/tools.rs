@@ -6,7 +6,7 @@ use pyro_api::operations::{
     StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
 };
 use pyro_api::{
-    Access, Deleted, Environment, NetworkInfo, Operation, OperationInfo, Reaped, RunResult, Task,
+    Access, Deleted, Disk, Environment, NetworkInfo, Operation, OperationInfo, Reaped, RunResult, Task,
     TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, Vm,
 };
 use rmcp::model::ToolAnnotations;
@@ -173,7 +173,7 @@ pub(crate) const DETACH: Argument = Argument {
 };
 pub(crate) const DISK: Argument = Argument {
     name: "disk_mib",
-    kind: Kind::OptionalInteger(Some(8192)),
+    kind: Kind::OptionalInteger(Some(Disk::DEFAULT_MIB)),
     description: "Size of the disk in MiB, 256 to 1048576; unless given, less if the host's disk could not hold that",
 };
 

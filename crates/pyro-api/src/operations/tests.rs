@@ -155,7 +155,7 @@ fn unknown_parameters_are_refused_by_name() {
 }
 
 #[test]
-fn names_are_unique_and_what_enters_a_machine_names_it() {
+fn names_are_unique_and_requests_have_the_parts_that_their_access_needs() {
     let mut names: Vec<_> = OPERATIONS.iter().map(|row| row.name).collect();
     names.sort_unstable();
     names.dedup();
@@ -166,9 +166,22 @@ fn names_are_unique_and_what_enters_a_machine_names_it() {
             if $Request::INFO.access.enters() {
                 assert!(names.iter().any(|name| name == "vm_id" || name == "task_id"), "{names:?}");
             }
+            if $Request::INFO.access == Access::Create {
+                assert!(names.iter().any(|name| name == "vcpu_count"), "{names:?}");
+            }
             let unique: std::collections::BTreeSet<_> = names.iter().collect();
             assert_eq!(unique.len(), names.len(), "{names:?}");
         )+};
     }
     for_each_operation!(check);
+}
+
+#[test]
+fn parts_are_found_by_their_type() {
+    let request = CreateTask { spec: VmSpec::new("debian:12"), disk: Disk { disk_mib: Some(512) } };
+    assert_eq!(request.part::<VmSpec>().map(|spec| spec.environment.as_str()), Some("debian:12"));
+    assert_eq!(request.part::<Disk>(), Some(&Disk { disk_mib: Some(512) }));
+    assert_eq!((request.part::<Lifetime>(), request.target()), (None, None));
+    let request = StopTask { task: "x".into() };
+    assert_eq!(request.target(), Some(Target { kind: Kind::Task, id: "x" }));
 }

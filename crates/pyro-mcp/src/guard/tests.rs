@@ -7,6 +7,8 @@ use pyro_api::{
     Error, ExecutionMode, LocalFuture, OPERATIONS, Reply, Task, TaskName, Vm, VmId, VmName, VmSpec, VmState,
 };
 
+use serde_json::{Value, json};
+
 use super::*;
 
 /// Knows one VM and one task, both with a network, and does nothing.
@@ -121,16 +123,22 @@ async fn attempt<O: Operation>(policy: Policy, request: O) -> (Result<(), Failur
     (done, asked)
 }
 
-/// A request with whatever its parameters may be.
+/// A request with some value for each parameter that has no default.
 fn some<O: Operation>() -> O {
-    let all = serde_json::json!({
+    with(json!({}))
+}
+
+/// The same with these parameters, as far as the request has them.
+fn with<O: Operation>(more: Value) -> O {
+    let mut all = json!({
         "environment": "debian:12", "vm_id": "de259a89b184", "task_id": "de259a89b184", "command": "true",
         "sequence": 1, "path": "x", "target": "/x", "source": "/x", "content": "x", "ttl_seconds": 600,
         "platform": "linux-x86_64",
     });
-    let mut given = all.as_object().cloned().unwrap();
+    let given = all.as_object_mut().unwrap();
+    given.extend(more.as_object().unwrap().clone());
     given.retain(|name, _| O::parameter_names().contains(name));
-    O::read(&given).unwrap()
+    O::read(given).unwrap()
 }
 
 fn closed() -> Policy {
@@ -174,6 +182,78 @@ macro_rules! for_each {
 }
 
 pyro_api::for_each_operation!(for_each);
+
+fn limited() -> Policy {
+    Policy {
+        environments: vec!["debian:12".to_owned()],
+        no_network: true,
+        allow_host_compat: false,
+        max_vcpu_count: Some(2),
+        max_mem_mib: Some(1024),
+        max_disk_mib: Some(8192),
+        max_ttl_seconds: Some(600),
+        ..Policy::default()
+    }
+}
+
+/// Each parameter at its limit, and beyond it.
+fn limits() -> [(&'static str, Value, Value); 7] {
+    [
+        ("environment", json!("debian:12"), json!("debian:12-build")),
+        ("vcpu_count", json!(2), json!(3)),
+        ("mem_mib", json!(1024), json!(1025)),
+        ("ttl_seconds", json!(600), json!(601)),
+        ("disk_mib", json!(8192), json!(8193)),
+        ("network", json!(false), json!(true)),
+        ("allow_host_compat", json!(false), json!(true)),
+    ]
+}
+
+macro_rules! beyond_limits {
+    ($($Request:ident)+) => {
+        /// No tool is involved: the request alone decides.
+        #[tokio::test]
+        async fn what_asks_for_more_than_a_limit_is_rejected_by_the_guard_alone() {
+            let mut rejected = Vec::new();
+            $(
+                let name = $Request::INFO.name;
+                for (parameter, within, beyond) in limits() {
+                    let has_it = $Request::parameter_names().iter().any(|known| known == parameter);
+                    if !has_it || $Request::INFO.access == Access::Operate {
+                        continue;
+                    }
+                    let request = with::<$Request>(json!({ parameter: within }));
+                    assert_eq!(attempt(limited(), request).await.1, [name], "{parameter}");
+                    let request = with::<$Request>(json!({ parameter: beyond }));
+                    let (done, asked) = attempt(limited(), request).await;
+                    assert!(matches!(done, Err(Failure::NotAllowed(_))), "{name} {parameter}: {done:?}");
+                    assert!(asked.is_empty(), "{asked:?}");
+                    rejected.push(format!("{name} {parameter}"));
+                }
+            )+
+            let creates = |name: &str| limits().map(|(parameter, ..)| format!("{name} {parameter}"));
+            let mut expected = vec!["inspect_environment environment".to_owned()];
+            for name in ["create_vm", "run_in_vm", "create_task"] {
+                expected.extend(creates(name).into_iter().filter(|row| {
+                    name == "create_task" || !row.ends_with(" disk_mib")
+                }));
+            }
+            expected.push("extend_task ttl_seconds".to_owned());
+            assert_eq!(rejected, expected);
+        }
+    };
+}
+
+pyro_api::for_each_operation!(beyond_limits);
+
+#[tokio::test]
+async fn the_default_size_of_a_disk_is_held_to_the_limit_too() {
+    let policy = Policy { max_disk_mib: Some(4096), ..limited() };
+    let (done, asked) = attempt(policy, some::<CreateTask>()).await;
+    let refused = "disk_mib must be at most 4096 on this server, not 8192";
+    assert!(matches!(done, Err(Failure::NotAllowed(why)) if why == refused));
+    assert!(asked.is_empty(), "{asked:?}");
+}
 
 #[test]
 fn the_names_of_machines_are_found() {

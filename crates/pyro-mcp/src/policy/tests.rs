@@ -1,11 +1,24 @@
+use pyro_api::operations::{CreateTask, ExtendTask, RunInVm};
 use serde_json::json;
 
 use super::*;
 
+/// What a call goes on with, if the policy allows both the call and the request that its arguments make.
 fn check(policy: &Policy, tool: Tool, given: Value) -> Result<Value, String> {
-    let Value::Object(given) = given else { panic!("{given} is no object") };
-    match policy.check(tool, Arguments(given)) {
-        Ok(checked) => Ok(Value::Object(checked.0)),
+    let Value::Object(given) = given else { panic!("{given} is not an object") };
+    let checked = || {
+        let admitted = policy.admit_call(tool, Arguments(given))?;
+        let given = admitted.checked(tool.arguments())?;
+        match tool {
+            Tool::VmRun => policy.check(&given.request::<RunInVm>()?)?,
+            Tool::TaskCreate => policy.check(&given.request::<CreateTask>()?)?,
+            Tool::TaskExtend => policy.check(&given.request::<ExtendTask>()?)?,
+            other => panic!("{other:?}"),
+        }
+        Ok(Value::Object(admitted.0))
+    };
+    match checked() {
+        Ok(admitted) => Ok(admitted),
         Err(Failure::NotAllowed(sentence)) => Err(sentence),
         Err(other) => panic!("{other:?}"),
     }
