@@ -5,9 +5,8 @@
 
 pub mod ollama;
 
-use pyro_engine::operations::RunInVm;
-use pyro_engine::{Command, Engine, EngineError, Events, RunResult, VmSpec};
-use tokio_util::sync::CancellationToken;
+use pyro_api::operations::RunInVm;
+use pyro_api::{CallContext, Command, Contract, Error, RunResult, VmSpec};
 
 /// What both demonstrations run in: the smallest environment that has everything they need.
 const ENVIRONMENT: &str = "debian:12";
@@ -23,17 +22,16 @@ const NETWORK_COMMAND: &str = "printf 'GET / HTTP/1.0\\r\\nHost: example.com\\r\
 /// Runs `git --version` in a new VM or, with `network`, a command that fetches a page and prints the HTTP status.
 ///
 /// # Errors
-/// The engine's own. That the command failed is part of the result.
+/// Those of [`Contract::run_in_vm`]. That the command failed is part of the result.
 pub async fn one_command(
-    engine: &Engine,
+    contract: &impl Contract,
     network: bool,
-    events: &Events,
-    cancel: &CancellationToken,
-) -> Result<RunResult, EngineError> {
+    call: &CallContext,
+) -> Result<RunResult, Error> {
     let spec = VmSpec { network, ..VmSpec::new(ENVIRONMENT) };
     let command = Command::new(if network { NETWORK_COMMAND } else { LOCAL_COMMAND });
     let request = RunInVm { spec, command, output: Default::default() };
-    let mut result = engine.run(request, events, cancel).await?;
+    let mut result = contract.run_in_vm(request, call).await?;
     result.timings.clear();
     Ok(result)
 }

@@ -1,7 +1,7 @@
 //! A language model with tools, asked for a proof that it can run a command in a VM.
 //!
 //! ```text
-//! Endpoint ◄──messages── Demo ──calls──► Tools ──► pyro-engine
+//! Endpoint ◄──messages── Demo ──calls──► Tools ──► pyro-mcp
 //!     └──────reply───────► │ ◄──results────┘
 //!                          └──lines──► Transcript ──► the caller
 //! ```
@@ -17,11 +17,11 @@ mod proof;
 mod tools;
 mod transcript;
 
-use pyro_engine::{Engine, Events, RunResult};
+use pyro_api::{CallContext, Contract, RunResult};
 use tokio_util::sync::CancellationToken;
 
 use self::chat::{Message, Reply, ToolCall};
-use self::endpoint::Endpoint;
+use self::endpoint::{Endpoint, Question};
 use self::proof::Proof;
 use self::tools::Tools;
 use self::transcript::Transcript;
@@ -49,21 +49,20 @@ pub struct Request<'a> {
 /// wrote: it may have several lines of its own and control characters.
 ///
 /// # Errors
-/// There is no proof, and why, or `cancel` came first.
+/// There is no proof, and why, or the call was cancelled first.
 pub async fn prove(
     request: Request<'_>,
-    engine: Engine,
-    events: &Events,
-    cancel: &CancellationToken,
+    contract: impl Contract + 'static,
+    context: &CallContext,
     lines: impl AsyncFn(String),
 ) -> Result<RunResult, DemoError> {
     let mut demo = Demo {
         model: request.model,
         endpoint: Endpoint::new(request.base_url)?,
         proof: Proof::new()?,
-        tools: Tools::new(engine, events, cancel),
+        tools: Tools::new(contract, context),
         transcript: Transcript::new(lines, request.verbose),
-        cancel,
+        cancel: &context.cancel,
     };
     let proved = demo.run().await;
     for left in demo.tools.remove_created().await {
@@ -99,8 +98,8 @@ impl<L: AsyncFn(String)> Demo<'_, L> {
                 self.transcript.input(role, content).await;
             }
             told = messages.len();
-            let asked = self.endpoint.ask(self.model, &messages, self.cancel).await;
-            let reply = Reply::read(&asked?)?;
+            let question = Question::new(self.model, &messages, self.tools.descriptions());
+            let reply = Reply::read(&self.endpoint.ask(&question, self.cancel).await?)?;
             self.transcript.output(&reply).await;
             if reply.calls.is_empty() {
                 self.transcript.no_tool_calls().await;

@@ -28,7 +28,7 @@ const MAX_WAIT: u64 = 3600;
 pub(crate) struct Call<'a> {
     pub(crate) guard: &'a Guard,
     pub(crate) context: &'a CallContext,
-    /// Somebody wants to know how far the call is.
+    /// The client is shown events, so that output should be among them.
     pub(crate) is_heard: bool,
 }
 
@@ -38,13 +38,13 @@ impl Call<'_> {
         let arguments = self.guard.policy().admit_call(tool, given)?;
         let mut given = arguments.checked(tool.arguments())?;
         match tool {
-            Tool::VmRun => self.forward::<RunInVm>(&streamed(given)).await,
+            Tool::VmRun => self.forward::<RunInVm>(&self.streamed(given)).await,
             Tool::VmListEnvironments => {
                 payload(EnvironmentResult { result: self.guard.environments(self.context).await? })
             }
             Tool::VmCreate => self.forward::<CreateVm>(&given).await,
             Tool::VmStart => self.forward::<StartVm>(&given).await,
-            Tool::VmExec => self.forward::<ExecVm>(&streamed(given)).await,
+            Tool::VmExec => self.forward::<ExecVm>(&self.streamed(given)).await,
             Tool::VmStop => self.forward::<StopVm>(&given).await,
             Tool::VmDelete => self.forward::<DeleteVm>(&given).await,
             Tool::VmStatus => self.forward::<StatusVm>(&given).await,
@@ -53,7 +53,7 @@ impl Call<'_> {
             Tool::TaskCreate => self.forward::<CreateTask>(&given).await,
             Tool::TaskExec => match given.take(&DETACH) {
                 Some(Value::Bool(true)) => self.forward::<DetachTask>(&given).await,
-                _ => self.forward::<ExecTask>(&streamed(given)).await,
+                _ => self.forward::<ExecTask>(&self.streamed(given)).await,
             },
             Tool::TaskStatus => self.forward::<StatusTask>(&given).await,
             Tool::TaskLogs => self.logs(given).await,
@@ -76,6 +76,17 @@ impl Call<'_> {
     /// Has the operation carried out whose parameters the tool's arguments are.
     async fn forward<O: Operation>(&self, given: &Given) -> Result<Value, Failure> {
         payload(self.guard.perform(given.request::<O>()?, self.context).await?)
+    }
+
+    /// The same with the output sent as events, if the client sees them.
+    fn streamed(&self, mut given: Given) -> Given {
+        let output = pyro_api::CommandOutput { output: OutputMode::CaptureAndStream };
+        if self.is_heard
+            && let Ok(Value::Object(output)) = serde_json::to_value(output)
+        {
+            given.0.extend(output);
+        }
+        given
     }
 
     async fn logs(&self, mut given: Given) -> Result<Value, Failure> {
@@ -124,15 +135,6 @@ impl Call<'_> {
         let entry: Option<TaskLogEntry> = logs.entries.into_iter().next();
         payload(entry.ok_or(ArgumentError::NoCommand { task: task.task_id, sequence })?)
     }
-}
-
-/// The same with output that is shown while it comes.
-fn streamed(mut given: Given) -> Given {
-    let output = pyro_api::CommandOutput { output: OutputMode::CaptureAndStream };
-    if let Ok(Value::Object(output)) = serde_json::to_value(output) {
-        given.0.extend(output);
-    }
-    given
 }
 
 fn number(value: Option<Value>) -> Option<u64> {

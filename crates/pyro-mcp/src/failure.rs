@@ -1,6 +1,6 @@
 //! Why a call has no payload.
 
-use pyro_api::Error;
+use pyro_api::{Error, ErrorKind, Reader};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -18,6 +18,37 @@ pub enum Failure {
     /// The operation failed.
     #[error(transparent)]
     Contract(#[from] Error),
+}
+
+impl Failure {
+    /// The kind of failure, as a word for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Arguments(_) => ErrorKind::InvalidInput.as_str(),
+            Self::NotAllowed(_) => "not_allowed",
+            Self::Contract(error) => error.kind.as_str(),
+        }
+    }
+
+    /// What happened, with its causes, in one line for a model.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Arguments(error) => error.to_string(),
+            Self::NotAllowed(sentence) => sentence.clone(),
+            Self::Contract(error) => error.in_full(Reader::Model),
+        }
+    }
+
+    /// What a model can do about it, one entry each.
+    pub fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Arguments(_) => Vec::new(),
+            Self::NotAllowed(_) => {
+                vec!["the operator of this server has set that; a call cannot change it".to_owned()]
+            }
+            Self::Contract(error) => error.hints_for(Reader::Model),
+        }
+    }
 }
 
 /// The JSON form of a result.

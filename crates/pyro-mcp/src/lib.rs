@@ -26,6 +26,7 @@ mod resources;
 mod result;
 mod schema;
 mod server;
+mod toolbox;
 mod tools;
 
 pub use arguments::ArgumentError;
@@ -33,3 +34,4 @@ pub use failure::Failure;
 pub use http::{AccessError, HTTP_PATH, HttpAccess};
 pub use policy::{Policy, Profile};
 pub use server::{ServeError, Server};
+pub use toolbox::{ToolInfo, Toolbox};

@@ -1,6 +1,5 @@
 //! What a call gives back.
 
-use pyro_api::Reader;
 use rmcp::model::{CallToolResult, ContentBlock, MetaObject};
 use serde_json::{Map, Value, json};
 
@@ -53,19 +52,9 @@ pub(crate) fn success(mut payload: Value, task: Option<&str>, outputs: &Outputs)
     result
 }
 
-/// There is no payload, and why.
+/// The result of a call that failed.
 pub(crate) fn failure(failure: &Failure) -> CallToolResult {
-    match failure {
-        Failure::Arguments(problem) => error("invalid_input", &problem.to_string(), &[]),
-        Failure::NotAllowed(sentence) => {
-            let hint = "the operator of this server has set that; a call cannot change it";
-            error("not_allowed", sentence, &[hint.to_owned()])
-        }
-        Failure::Contract(failure) => {
-            let message = failure.in_full(Reader::Model);
-            error(failure.kind.as_str(), &message, &failure.hints_for(Reader::Model))
-        }
-    }
+    error(failure.code(), &failure.message(), &failure.hints())
 }
 
 /// Everything is in the text, as models see nothing else of it; programs find the same in the metadata. It is no

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use pyro_demo::ollama::{self, DemoError};
-use pyro_engine::{EngineError, Event, OutputStream, RunResult};
+use pyro_engine::{CallContext, EngineError, Event, OutputStream, RunResult};
 
 use crate::error::CliError;
 use crate::printer::Printer;
@@ -86,7 +86,7 @@ fn one_command(network: bool, printer: &Printer) -> Result<Reply, CliError> {
     printer.warn_of_network(network);
     let engine = config::engine()?;
     let (result, _) = session::watch(printer, is_quiet(printer), async |events, cancel| {
-        pyro_demo::one_command(&engine, network, &events, &cancel).await
+        pyro_demo::one_command(&engine, network, &CallContext { events, cancel }).await
     })?;
     Ok(Reply::document(&result)?)
 }
@@ -99,7 +99,8 @@ fn with_model(args: &DemoOllamaArgs, printer: &Printer) -> Result<Reply, CliErro
             let bytes = (apart(&line) + "\n").into();
             events.send(Event::Output { stream: OutputStream::Stdout, bytes }).await;
         };
-        match ollama::prove(request, engine, &events, &cancel, show).await {
+        let context = CallContext { events: events.clone(), cancel };
+        match ollama::prove(request, engine, &context, show).await {
             Err(DemoError::Cancelled) => Err(EngineError::cancelled()),
             proved => Ok(proved),
         }

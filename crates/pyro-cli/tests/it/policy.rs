@@ -30,7 +30,7 @@ fn crates_depend_on_each_other_as_drawn() {
         ("pyro-engine", &["pyro-api", "pyro-env", "pyro-machine", "pyro-supervisor"]),
         ("pyro-mcp", &["pyro-api"]),
         ("pyro-rpc", &["pyro-api"]),
-        ("pyro-demo", &["pyro-engine"]),
+        ("pyro-demo", &["pyro-api", "pyro-mcp"]),
         ("pyro-testkit", &[]),
         ("pyro-cli", &["pyro-demo", "pyro-engine", "pyro-mcp", "pyro-rpc"]),
     ];

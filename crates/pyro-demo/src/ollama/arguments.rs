@@ -61,6 +61,17 @@ fn is_placeholder(text: &str) -> bool {
 pub(super) struct Arguments<'a>(pub(super) &'a Object);
 
 impl Arguments<'_> {
+    /// The value as its property in the tool's schema says; none if it is left out.
+    pub(super) fn value(&self, name: &str, property: &Value) -> Result<Option<Value>, Failure> {
+        let Some(given) = self.given(name) else { return Ok(None) };
+        Ok(match property["type"].as_str() {
+            Some("string") => Some(self.text(name)?.into()),
+            Some("integer") => self.integer(name)?.map(Value::from),
+            Some("boolean") => Some(self.switch(name)?.into()),
+            _ => Some(given.clone()),
+        })
+    }
+
     /// A text that must be given.
     pub(super) fn text(&self, name: &str) -> Result<String, Failure> {
         match self.given(name) {

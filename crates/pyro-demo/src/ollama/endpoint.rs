@@ -12,7 +12,6 @@ use ureq::tls::{RootCerts, TlsConfig};
 
 use super::chat::Message;
 use super::error::{CallError, DemoError};
-use super::tools;
 
 /// Longest wait for one answer, from the connection to its last byte.
 const ANSWER_WITHIN: Duration = Duration::from_secs(90);
@@ -30,12 +29,19 @@ pub(super) struct Endpoint {
 
 /// The body of a request; nothing else is sent.
 #[derive(Serialize)]
-struct Request<'a> {
+pub(super) struct Question<'a> {
     model: &'a str,
     messages: &'a [Message],
-    tools: Vec<Value>,
+    tools: &'a [Value],
     tool_choice: &'static str,
     temperature: u8,
+}
+
+impl<'a> Question<'a> {
+    /// Asks `model` to go on with a conversation, in which it may call `tools`.
+    pub(super) fn new(model: &'a str, messages: &'a [Message], tools: &'a [Value]) -> Self {
+        Self { model, messages, tools, tool_choice: "auto", temperature: 0 }
+    }
 }
 
 impl Endpoint {
@@ -80,19 +86,16 @@ impl Endpoint {
         Ok(Self { agent: config.build().new_agent(), address })
     }
 
-    /// The answer of `model` to `messages`.
+    /// The answer to a question.
     ///
     /// # Errors
     /// It could not be called, did not answer or refused, or `cancel` came first; the request is then left to itself.
     pub(super) async fn ask(
         &self,
-        model: &str,
-        messages: &[Message],
+        question: &Question<'_>,
         cancel: &CancellationToken,
     ) -> Result<Value, DemoError> {
-        let request =
-            Request { model, messages, tools: tools::descriptions(), tool_choice: "auto", temperature: 0 };
-        let body = serde_json::to_vec(&request).map_err(|error| self.failed(error.to_string()))?;
+        let body = serde_json::to_vec(question).map_err(|error| self.failed(error.to_string()))?;
         let endpoint = self.clone();
         let exchange = tokio::task::spawn_blocking(move || endpoint.exchange(&body));
         tokio::select! {
@@ -167,7 +170,7 @@ mod tests {
     fn cause(base_url: &str, limit: Duration) -> String {
         let asked = async {
             let endpoint = Endpoint::answering_within(base_url, limit)?;
-            endpoint.ask("m", &[], &CancellationToken::new()).await
+            endpoint.ask(&Question::new("m", &[], &[]), &CancellationToken::new()).await
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let error = runtime.block_on(asked).unwrap_err();

@@ -1,6 +1,6 @@
 //! A tool call that failed, and what the model is told of it.
 
-use pyro_engine::{EngineError, ErrorKind, Reader};
+use pyro_api::ErrorKind;
 use serde_json::{Map, Value, json};
 
 /// Why a call has no payload.
@@ -39,9 +39,9 @@ impl Failure {
     }
 }
 
-impl From<EngineError> for Failure {
-    fn from(error: EngineError) -> Self {
-        let hint = Some(error.hints_for(Reader::Model).join("; ")).filter(|hints| !hints.is_empty());
-        Self { kind: error.kind.as_str(), error: error.in_full(Reader::Model), hint }
+impl From<pyro_mcp::Failure> for Failure {
+    fn from(failure: pyro_mcp::Failure) -> Self {
+        let hint = Some(failure.hints().join("; ")).filter(|hints| !hints.is_empty());
+        Self { kind: failure.code(), error: failure.message(), hint }
     }
 }

@@ -1,6 +1,6 @@
 //! What the model has to show: a command whose output it cannot know without running it. Needs no network.
 
-use pyro_engine::RunResult;
+use pyro_api::RunResult;
 use sha2::{Digest as _, Sha256};
 
 use super::error::DemoError;

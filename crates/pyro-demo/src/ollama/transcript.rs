@@ -1,6 +1,5 @@
 //! The lines that tell how the demo goes.
 
-use pyro_engine::VmId;
 use serde_json::Value;
 
 use super::arguments::Object;
@@ -33,8 +32,8 @@ impl<L: AsyncFn(String)> Transcript<L> {
         }
     }
 
-    pub(super) async fn resolved(&self, id: &VmId) {
-        self.detailed("[tool] resolved vm_id placeholder".to_owned(), " to ", || id.to_string()).await;
+    pub(super) async fn resolved(&self, id: &str) {
+        self.detailed("[tool] resolved vm_id placeholder".to_owned(), " to ", || id.to_owned()).await;
     }
 
     pub(super) async fn calling(&self, name: &str, arguments: &Object) {
