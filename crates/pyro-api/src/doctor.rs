@@ -81,7 +81,7 @@ pub struct RuntimeReport {
     /// Environment cache.
     pub cache_dir: String,
     /// Environments of the catalog.
-    #[cfg_attr(test, proptest(strategy = "crate::operations::tests::few()"))]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub environments: Vec<Environment>,
     /// Versions of parts that are known, by name.
     pub component_versions: BTreeMap<String, String>,

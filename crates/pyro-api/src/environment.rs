@@ -16,7 +16,7 @@ pub struct Environment {
     /// One line for people.
     pub description: String,
     /// Packages the environment promises to hold.
-    #[cfg_attr(test, proptest(strategy = "crate::operations::tests::few()"))]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub default_packages: Vec<String>,
     /// Distribution, such as `debian`.
     pub distribution: String,
@@ -40,14 +40,14 @@ pub struct Environment {
     /// Whether the cache holds it whole.
     pub installed: bool,
     /// The cache it was looked for in.
-    #[cfg_attr(test, proptest(strategy = "crate::operations::tests::path()"))]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::path()"))]
     pub cache_dir: PathBuf,
     /// Where it is or would be installed.
-    #[cfg_attr(test, proptest(strategy = "crate::operations::tests::path()"))]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::path()"))]
     pub install_dir: PathBuf,
     /// The installed manifest; the key is absent while nothing is installed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(test, proptest(strategy = "proptest::option::of(crate::operations::tests::path())"))]
+    #[cfg_attr(test, proptest(strategy = "proptest::option::of(crate::strategies::path())"))]
     pub install_manifest: Option<PathBuf>,
 }
 
@@ -58,7 +58,7 @@ pub struct EnvironmentList {
     /// Version of the catalog.
     pub catalog_version: String,
     /// All environments.
-    #[cfg_attr(test, proptest(strategy = "crate::operations::tests::few()"))]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub environments: Vec<Environment>,
 }
 
@@ -70,10 +70,10 @@ pub struct PulledEnvironment {
     #[serde(flatten)]
     pub environment: Environment,
     /// The guest kernel.
-    #[cfg_attr(test, proptest(strategy = "crate::operations::tests::path()"))]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::path()"))]
     pub kernel_image: PathBuf,
     /// The read-only base image.
-    #[cfg_attr(test, proptest(strategy = "crate::operations::tests::path()"))]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::path()"))]
     pub rootfs_image: PathBuf,
     /// What the image was made from, such as `debian:bookworm`.
     pub source: String,

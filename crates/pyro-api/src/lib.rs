@@ -18,6 +18,8 @@ mod id;
 mod kind;
 mod payload;
 mod request;
+#[cfg(test)]
+mod strategies;
 mod words;
 
 pub mod doctor;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+pub use crate::request::MAX_FILE_BYTES;
 use crate::{Command, Error, ErrorKind, Hint, OutputMode, VmSpec};
 
 const VCPU_COUNT: RangeInclusive<u32> = 1..=8;
@@ -25,8 +26,6 @@ const MAX_PATH_BYTES: usize = 4095;
 /// (`MAX_ARG_STRLEN`), and the command is one argument of the shell.
 pub const MAX_COMMAND_BYTES: usize = 128 * 1024 - 1;
 
-/// Largest file that is read or written as a whole, in bytes.
-pub const MAX_FILE_BYTES: u64 = 16 << 20;
 /// A page of a journal ends when there are more bytes of commands and output in it.
 pub const LOGS_PAGE_BYTES: usize = 16 << 20;
 

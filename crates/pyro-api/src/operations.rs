@@ -379,4 +379,4 @@ operations! {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -7,8 +7,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::limits::MAX_FILE_BYTES;
 use crate::{Error, ErrorKind, FileEncoding, Hint};
+
+/// Maximum size of a file that is read or written as a whole, in bytes.
+pub const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// An environment by its name.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]

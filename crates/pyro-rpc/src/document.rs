@@ -9,9 +9,15 @@ use serde_json::{Map, Value, json};
 
 use crate::fault::{ErrorData, Problem};
 use crate::handshake::{self, Initialize, Initialized};
+use crate::limits;
 use crate::message::EventParams;
 use crate::note::{Ack, Cancel};
-use crate::{limits, methods};
+
+/// The one method that may come before the handshake.
+pub(crate) const DISCOVER: &str = "rpc.discover";
+/// What it does.
+const ABOUT_DISCOVER: &str =
+    "The OpenRPC document that describes this protocol. May come before the handshake.";
 
 /// The protocol as an OpenRPC 1.3 document, with schemas of JSON Schema draft 7. Beside what OpenRPC has: `x-notifications`,
 /// the messages without an answer, both ways; `x-errors`, the words of errors; `x-limits`, the bounds.
@@ -27,7 +33,13 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
         params: schemas.params::<Initialize>(),
         result: schemas.result::<Initialized>(),
     }];
-    methods.extend(methods::described(&mut schemas));
+    methods.extend(operations(&mut schemas));
+    methods.push(Described {
+        name: DISCOVER,
+        about: ABOUT_DISCOVER.to_owned(),
+        params: Vec::new(),
+        result: schemas.result::<Value>(),
+    });
     let notifications = json!([
         notification("cancel", "client", schemas.taken::<Cancel>()),
         notification("ack", "client", schemas.taken::<Ack>()),
@@ -50,6 +62,26 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     })
 });
 
+macro_rules! describe_each {
+    ($($Request:ident)+) => {
+        /// The operations of the contract as methods.
+        fn operations(schemas: &mut Schemas) -> Vec<Described> {
+            vec![$(describe::<pyro_api::operations::$Request>(schemas)),+]
+        }
+    };
+}
+
+pyro_api::for_each_operation!(describe_each);
+
+fn describe<O: Operation>(schemas: &mut Schemas) -> Described {
+    Described {
+        name: O::INFO.name,
+        about: O::INFO.about(),
+        params: schemas.operation::<O>(),
+        result: schemas.result::<O::Result>(),
+    }
+}
+
 fn notification(name: &str, from: &str, params: Schema) -> Value {
     json!({ "name": name, "from": from, "params": params })
 }
@@ -66,16 +98,16 @@ fn error_words() -> Vec<Value> {
 }
 
 /// One method for the document.
-pub(crate) struct Described {
-    pub(crate) name: &'static str,
-    pub(crate) about: String,
-    pub(crate) params: Vec<Param>,
-    pub(crate) result: Schema,
+struct Described {
+    name: &'static str,
+    about: String,
+    params: Vec<Param>,
+    result: Schema,
 }
 
 /// One parameter.
 #[derive(Clone)]
-pub(crate) struct Param {
+struct Param {
     entry: Value,
 }
 
@@ -92,7 +124,7 @@ impl Described {
 }
 
 /// Collects schemas: what is taken and what is given back follow different rules about keys that may be missing.
-pub(crate) struct Schemas {
+struct Schemas {
     taken: SchemaGenerator,
     given: SchemaGenerator,
 }
@@ -109,17 +141,17 @@ impl Schemas {
     }
 
     /// The parameters of an operation.
-    pub(crate) fn operation<O: Operation>(&mut self) -> Vec<Param> {
+    fn operation<O: Operation>(&mut self) -> Vec<Param> {
         O::parts(&mut self.taken).iter().flat_map(params).collect()
     }
 
     /// The parameters that a type describes.
-    pub(crate) fn params<T: JsonSchema>(&mut self) -> Vec<Param> {
+    fn params<T: JsonSchema>(&mut self) -> Vec<Param> {
         params(&T::json_schema(&mut self.taken))
     }
 
     /// The schema of what a method gives back.
-    pub(crate) fn result<T: JsonSchema>(&mut self) -> Schema {
+    fn result<T: JsonSchema>(&mut self) -> Schema {
         self.given.subschema_for::<T>()
     }
 

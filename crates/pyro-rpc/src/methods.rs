@@ -5,15 +5,9 @@ use std::sync::Arc;
 use pyro_api::{CallContext, Contract, Error, InvalidRequest, Operation};
 use serde::Serialize;
 
-use crate::document::{self, Described, Schemas};
+use crate::document::{self, DISCOVER};
 use crate::fault::{Fault, Problem};
 use crate::message::{self, Id, Object};
-
-/// The one method that may come before the handshake.
-pub(crate) const DISCOVER: &str = "rpc.discover";
-/// What it does.
-const ABOUT_DISCOVER: &str =
-    "The OpenRPC document that describes this protocol. May come before the handshake.";
 
 /// One call.
 pub(crate) struct Call {
@@ -42,18 +36,6 @@ macro_rules! dispatch {
                 }
             }
         }
-
-        /// Every method for the document.
-        pub(crate) fn described(schemas: &mut Schemas) -> Vec<Described> {
-            let mut described = vec![$(describe::<pyro_api::operations::$Request>(schemas)),+];
-            described.push(Described {
-                name: DISCOVER,
-                about: ABOUT_DISCOVER.to_owned(),
-                params: Vec::new(),
-                result: schemas.result::<serde_json::Value>(),
-            });
-            described
-        }
     };
 }
 
@@ -62,15 +44,6 @@ pyro_api::for_each_operation!(dispatch);
 async fn perform<O: Operation>(call: &Call, id: &Id, given: &Object) -> Result<Vec<u8>, Fault> {
     let request = O::read(given)?;
     answer(id, request.perform(&*call.contract, &call.context).await?).await
-}
-
-fn describe<O: Operation>(schemas: &mut Schemas) -> Described {
-    Described {
-        name: O::INFO.name,
-        about: O::INFO.about(),
-        params: schemas.operation::<O>(),
-        result: schemas.result::<O::Result>(),
-    }
 }
 
 /// The line with a result. A long one is written on a thread of its own, as other calls go on meanwhile.

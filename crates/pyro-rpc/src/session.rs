@@ -14,6 +14,7 @@ use tokio_util::codec::FramedRead;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::document::DISCOVER;
 use crate::fault::{Fault, Problem};
 use crate::lines::{self, Line, Lines};
 use crate::message::{self, Id, Message, Object, Unusable};
@@ -148,7 +149,7 @@ impl Session {
                 return Some(answer.unwrap_or_else(|fault| message::failure(Some(&id), fault)));
             }
             (true, handshake::INITIALIZE) => return refused("`initialize` was done already"),
-            (false, method) if method != methods::DISCOVER => {
+            (false, method) if method != DISCOVER => {
                 return refused("the first request must be `initialize`");
             }
             _ => {}

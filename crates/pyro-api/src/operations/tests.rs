@@ -1,5 +1,4 @@
 use std::fmt::Debug;
-use std::path::PathBuf;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -10,16 +9,6 @@ use crate::{
     Accelerator, CallEvent, CopyLimits, EnvironmentList, ErrorKind, Event, ExecutionMode, FileEncoding, Hint,
     Outcome, Output, OutputMode, OutputStream, PruneReport, PullEvent, RunPhase, StopReason, VmId, VmState,
 };
-
-/// Some path. Those that proptest makes by itself take long.
-pub(crate) fn path() -> impl Strategy<Value = PathBuf> {
-    "/[a-zä /]{0,12}".prop_map(PathBuf::from)
-}
-
-/// Not many of them: a hundred with a hundred parts each take long.
-pub(crate) fn few<T: Arbitrary + 'static>() -> impl Strategy<Value = Vec<T>> {
-    proptest::collection::vec(any::<T>(), 0..4)
-}
 
 impl Arbitrary for VmId {
     type Parameters = ();
