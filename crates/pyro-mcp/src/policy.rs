@@ -112,7 +112,10 @@ impl Policy {
                         property["default"] = most.into();
                     }
                 }
-                Pin::Off => property["enum"] = json!([false]),
+                Pin::Off => {
+                    property["enum"] = json!([false]);
+                    property["description"] = "Must be false on this server".into();
+                }
             }
         }
         schema

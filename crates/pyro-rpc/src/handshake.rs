@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use pyro_api::InvalidRequest;
+use pyro_api::{Hint, InvalidRequest, Reader};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -88,10 +88,9 @@ fn refuse_unknown(given: &Object) -> Result<(), Fault> {
 }
 
 fn mismatch(message: String) -> Fault {
-    Fault::new(Problem::VersionMismatch, message)
-        .hint("install both from one place")
-        .hint(format!("pip install pyro-mcp=={VERSION}"))
-        .hint("or name the executable of the client's version in PYRO_EXECUTABLE")
+    let hint = Hint::SameVersion { version: VERSION.to_owned() };
+    let fault = Fault::new(Problem::VersionMismatch, message);
+    hint.words(Reader::Program).into_iter().fold(fault, Fault::hint)
 }
 
 #[cfg(test)]
@@ -117,7 +116,7 @@ mod tests {
             error.message,
             format!("pyro-mcp 2.0.0 cannot work with pyro {VERSION}: both must be of the same version")
         );
-        assert_eq!((error.data.code.as_str(), error.data.hints.len()), ("version_mismatch", 3));
+        assert_eq!((error.data.code.as_str(), error.data.hints.len()), ("version_mismatch", 1));
         let other = greeted(json!({ "protocol": 2, "client": client, "more": 1 })).unwrap_err();
         assert_eq!(other.problem, Problem::VersionMismatch);
         for wrong in

@@ -136,6 +136,7 @@ fn without_the_helper_a_network_is_refused_and_the_rest_works() {
     let ended = sandbox.run(["--network"], "echo never");
     let error = ended.error();
     assert!(error.contains("starting the network failed: passt is not installed"), "{error}");
+    assert!(error.contains("run `sudo apt-get install passt`") && !error.contains("--network"), "{error}");
     assert_eq!(sandbox.run([], "echo fine").success(), "fine\n");
 }
 

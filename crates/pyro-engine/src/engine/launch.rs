@@ -11,8 +11,8 @@ use pyro_env::InstalledEnvironment;
 use pyro_machine::disk::{LayerError, LayerTemplates};
 use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
 use pyro_supervisor::{
-    BootInfo, LaunchSpec, Lifeline, OwnerLock, Purpose, Retention, Spares, StartError, files, spares,
-    template,
+    BootInfo, BootStage, LaunchSpec, Lifeline, OwnerLock, Purpose, Retention, Spares, StartError, files,
+    spares, template,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +22,7 @@ use crate::engine::host::{Host, HostUnavailable};
 use crate::engine::reconcile::is_unfinished;
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
-use crate::{EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, VmId, VmSpec};
+use crate::{EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, VmId, VmSpec, search_path};
 
 /// Name of the hidden subcommand that supervises one VM.
 pub const SUPERVISE_COMMAND: &str = "supervise";
@@ -157,7 +157,9 @@ impl Engine {
                     pyro_supervisor::start(&self.config().program, &self.supervise_args(), spec, &lock).await
                 }
             };
-            started.map_err(|error| start_error(record.kind, &record.vm_id, &dir, error))
+            started.map_err(|error| {
+                start_error(record.kind, &record.vm_id, &dir, error, &self.config().search_path)
+            })
         };
         unless_cancelled(cancel, start).await
     }
@@ -188,7 +190,7 @@ impl Engine {
         let make = async {
             pyro_supervisor::make_template(&self.config().program, &self.supervise_args(), spec, &lock)
                 .await
-                .map_err(|error| start_error(Kind::Vm, &id, &dir, error))
+                .map_err(|error| start_error(Kind::Vm, &id, &dir, error, &self.config().search_path))
         };
         let made = unless_cancelled(cancel, make).await;
         drop(lock);
@@ -309,6 +311,9 @@ impl Engine {
     }
 }
 
+/// The program that carries a guest's packets, and the name of its package.
+const NETWORK_PROGRAM: &str = "passt";
+
 fn layer_error(error: LayerError) -> EngineError {
     let hint = match &error {
         LayerError::NoSpace { .. } => Hint::FreeDiskOrMove,
@@ -322,11 +327,17 @@ fn layer_error(error: LayerError) -> EngineError {
     EngineError::new(kind, error.to_string()).with_causes_of(&error).hint(hint)
 }
 
-fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError) -> EngineError {
+fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError, path: &OsStr) -> EngineError {
     match error {
         StartError::Boot(failure) => {
             let message = format!("{kind} {id} did not come up: {} failed: {}", failure.stage, failure.cause);
-            let error = EngineError::new(ErrorKind::BootFailed, message).hint(Hint::CheckHost);
+            let hint = match failure.stage {
+                BootStage::Network if search_path::find(NETWORK_PROGRAM, path).is_none() => {
+                    Hint::InstallPackage { package: NETWORK_PROGRAM.to_owned() }
+                }
+                _ => Hint::CheckHost,
+            };
+            let error = EngineError::new(ErrorKind::BootFailed, message).hint(hint);
             match failure.console.is_empty() {
                 true => error,
                 false => error.hint(Hint::Console { lines: failure.console.join("\n") }),
