@@ -5,23 +5,23 @@ from typing import Dict, List, Literal, Optional, TypedDict, Union
 
 class _EnvironmentAlways(TypedDict):
     cache_dir: str
-    """The cache it was looked for in."""
+    """Directory of the environment cache."""
     catalog_version: str
-    """Version of the catalog that describes it."""
+    """Version of the catalog that lists it."""
     compatibility: str
-    """Versions of pyro that may use it."""
+    """Compatible versions of pyro."""
     default_packages: List[str]
-    """Packages the environment promises to hold."""
+    """Packages that the environment includes."""
     description: str
-    """One line for people."""
+    """Description in one line."""
     distribution: str
     """Distribution, such as `debian`."""
     distribution_version: str
     """Release of the distribution, such as `12`."""
     install_dir: str
-    """Where it is or would be installed."""
+    """Installation directory, whether or not it is installed."""
     installed: bool
-    """Whether the cache holds it whole."""
+    """Whether it is installed completely."""
     name: str
     """Name, such as `debian:12`."""
     oci_reference: Optional[str]
@@ -33,38 +33,38 @@ class _EnvironmentAlways(TypedDict):
     platform: str
     """Host platform, `linux-x86_64`."""
     source_digest: Optional[str]
-    """SHA-256 over the sorted `name=version` lines of every package in the installed image and its kernel; `None` while
-    nothing is installed."""
+    """SHA-256 over the sorted `name=version` lines of every package in the installed image and its kernel; `None` if the
+    environment is not installed."""
     version: str
     """Version of the environment."""
 
 
 class Environment(_EnvironmentAlways, total=False):
-    """One environment: catalog data and what the cache holds of it."""
+    """One environment: its catalog data and whether it is installed."""
 
     install_manifest: Optional[str]
-    """The installed manifest; the key is absent while nothing is installed."""
+    """Path of the manifest; absent if the environment is not installed."""
 
 
 class _PulledEnvironmentAlways(TypedDict):
     cache_dir: str
-    """The cache it was looked for in."""
+    """Directory of the environment cache."""
     catalog_version: str
-    """Version of the catalog that describes it."""
+    """Version of the catalog that lists it."""
     compatibility: str
-    """Versions of pyro that may use it."""
+    """Compatible versions of pyro."""
     default_packages: List[str]
-    """Packages the environment promises to hold."""
+    """Packages that the environment includes."""
     description: str
-    """One line for people."""
+    """Description in one line."""
     distribution: str
     """Distribution, such as `debian`."""
     distribution_version: str
     """Release of the distribution, such as `12`."""
     install_dir: str
-    """Where it is or would be installed."""
+    """Installation directory, whether or not it is installed."""
     installed: bool
-    """Whether the cache holds it whole."""
+    """Whether it is installed completely."""
     kernel_image: str
     """The guest kernel."""
     name: str
@@ -80,30 +80,30 @@ class _PulledEnvironmentAlways(TypedDict):
     rootfs_image: str
     """The read-only base image."""
     source: str
-    """What the image was made from, such as `debian:bookworm`."""
+    """Source of the image, such as `debian:bookworm`."""
     source_digest: Optional[str]
-    """SHA-256 over the sorted `name=version` lines of every package in the installed image and its kernel; `None` while
-    nothing is installed."""
+    """SHA-256 over the sorted `name=version` lines of every package in the installed image and its kernel; `None` if the
+    environment is not installed."""
     version: str
     """Version of the environment."""
 
 
 class PulledEnvironment(_PulledEnvironmentAlways, total=False):
-    """An environment that is now installed, and its parts."""
+    """An installed environment and its files."""
 
     install_manifest: Optional[str]
-    """The installed manifest; the key is absent while nothing is installed."""
+    """Path of the manifest; absent if the environment is not installed."""
 
 
 class Pruned(TypedDict):
-    """What pruning removed."""
+    """What `prune` removed."""
 
     count: int
-    """How many."""
+    """Number of removed directories."""
     deleted_environment_dirs: List[str]
     """Names of the removed directories, sorted."""
     deleted_templates: int
-    """How many templates."""
+    """Number of removed templates."""
 
 
 ExecutionMode = Literal["pending", "guest_vsock", "host_compat"]
@@ -119,36 +119,36 @@ VmId = str
 
 
 class Vm(TypedDict):
-    """A VM as its callers see it."""
+    """A VM."""
 
     accelerator: Optional[str]
     """`kvm` or `tcg`; `None` before the start and on the host."""
     allow_host_compat: bool
-    """The caller agreed to host execution."""
+    """The caller allowed commands on the host."""
     created_at: float
-    """When it was created, in seconds since the epoch."""
+    """Creation time, in seconds since the epoch."""
     environment: str
     """Environment name."""
     environment_version: Optional[str]
-    """Version of the environment it was made from."""
+    """Version of its environment."""
     execution_mode: ExecutionMode
     """Where its commands run."""
     expires_at: float
-    """When it goes away by itself, in seconds since the epoch."""
+    """When its lifetime ends and it is removed, in seconds since the epoch."""
     guest_ip: Optional[str]
     """Address in its network."""
     mem_mib: int
     """Memory in MiB."""
     metadata: Dict[str, str]
-    """Diagnostics. Not a contract."""
+    """Diagnostics. Keys and values may change between versions."""
     network_enabled: bool
-    """A network was assigned."""
+    """It has a network."""
     state: VmState
     """State."""
     tap_name: Optional[str]
     """TAP device on the host; `None` with user-mode networking."""
     ttl_seconds: int
-    """Lifetime in seconds, counted from creation."""
+    """Lifetime in seconds, from creation."""
     vcpu_count: int
     """Virtual CPUs."""
     vm_id: VmId
@@ -165,16 +165,16 @@ class Deleted(TypedDict):
     deleted: bool
     """Always true."""
     reason: DeleteReason
-    """Why."""
+    """The reason."""
     vm_id: VmId
     """Id it had."""
 
 
 class Phase(TypedDict):
-    """One part of a run. The parts follow one another, and together they are the whole."""
+    """One phase of a run. The phases follow one another without gaps."""
 
     ms: float
-    """Milliseconds."""
+    """Duration in milliseconds."""
     name: str
     """`environment`, `registry`, `supervisor`, the stages of the start, `command`, `end`."""
 
@@ -193,39 +193,39 @@ class _RunResultAlways(TypedDict):
     environment: str
     """Environment name."""
     environment_version: Optional[str]
-    """Version of the installed environment; `None` if none was needed."""
+    """Version of the installed environment; `None` if it was not needed."""
     execution_mode: ExecutionMode
-    """Where it ran."""
+    """Where the command ran."""
     exit_code: int
     """Exit code; −S if signal S ended the shell; 124 after the time limit."""
     stderr: str
     """Standard error; empty if it was streamed."""
     stderr_truncated: int
-    """Bytes of standard error beyond the limit, which were dropped."""
+    """Number of bytes of standard error that were dropped."""
     stdout: str
     """Standard output; empty if it was streamed."""
     stdout_truncated: int
-    """Bytes of standard output beyond the limit, which were dropped."""
+    """Number of bytes of standard output that were dropped."""
     timed_out: bool
-    """The time limit ended the command."""
+    """The command timed out."""
     vm_id: VmId
-    """Id of the VM, which is deleted already."""
+    """Id of the VM, which has been deleted."""
 
 
 class RunResult(_RunResultAlways, total=False):
-    """Result of a command, of a one-shot run as well as of `exec_vm`."""
+    """Result of a command of a one-shot run or of `exec_vm`."""
 
     kernel_release: Optional[str]
     """The guest kernel, as `uname -r` gives it."""
     timings: List[Phase]
-    """Where the time went; empty unless it was a one-shot run."""
+    """Durations of the phases of a one-shot run; otherwise empty."""
 
 
 class _NetworkInfoAlways(TypedDict):
     network_enabled: bool
-    """A network was assigned."""
+    """It has a network."""
     outbound_connectivity_expected: bool
-    """The guest should reach the outside."""
+    """Outbound connections are expected to work."""
     vm_id: VmId
     """Id of the VM."""
 
@@ -250,16 +250,16 @@ class NetworkInfo(_NetworkInfoAlways, total=False):
 
 
 class Reaped(TypedDict):
-    """VMs removed because their lifetime had ended."""
+    """The VMs that were removed because their lifetime had ended."""
 
     count: int
-    """How many."""
+    """Number of removed VMs."""
     deleted_vm_ids: List[VmId]
     """Their ids, sorted."""
 
 
 class LastCommand(TypedDict):
-    """The latest command of a task."""
+    """The latest command of a task that has ended."""
 
     command: str
     """The shell text."""
@@ -272,62 +272,62 @@ class LastCommand(TypedDict):
     exit_code: int
     """Exit code; −S if signal S ended the shell; 124 after the time limit."""
     sequence: int
-    """Its number."""
+    """Number of the command."""
 
 
 StopReason = Literal["explicit_stop", "expired", "terminated", "guest_ended", "owner_vanished"]
-"""Why a task does not run."""
+"""Why a task is stopped."""
 
 
 class Task(TypedDict):
-    """A task as its callers see it."""
+    """A task."""
 
     accelerator: Optional[str]
     """`kvm` or `tcg`; `None` on the host."""
     allow_host_compat: bool
-    """The caller agreed to host execution."""
+    """The caller allowed commands on the host."""
     command_count: int
-    """Commands that were accepted."""
+    """Number of commands in its journal."""
     created_at: float
-    """When it was created, in seconds since the epoch."""
+    """Creation time, in seconds since the epoch."""
     disk_mib: Optional[int]
     """Size of its disk in MiB; `None` if it has none."""
     disk_used_bytes: int
-    """Bytes of the host's disk that it takes: its disk and what is kept of its commands' output."""
+    """Space that its disk and its journal use on the host, in bytes."""
     environment: str
     """Environment name."""
     environment_version: Optional[str]
-    """Version of the environment it was made from."""
+    """Version of its environment."""
     execution_mode: ExecutionMode
     """Where its commands run."""
     expires_at: float
-    """When it is stopped, in seconds since the epoch."""
+    """When its lifetime ends and it is stopped, in seconds since the epoch."""
     guest_ip: Optional[str]
     """Address in its network."""
     last_command: Optional[LastCommand]
-    """The latest of those that have ended."""
+    """The latest command that has ended."""
     last_error: Optional[str]
-    """More about that, such as the last words of its console."""
+    """Details of why it is stopped, such as the last output of its console."""
     mem_mib: int
     """Memory in MiB."""
     metadata: Dict[str, str]
-    """Diagnostics. Not a contract."""
+    """Diagnostics. Keys and values may change between versions."""
     network_enabled: bool
-    """A network was assigned."""
+    """It has a network."""
     state: VmState
     """State."""
     stop_reason: Optional[StopReason]
-    """Why it does not run; `None` while it does."""
+    """Why it is stopped; `None` while it runs."""
     tap_name: Optional[str]
     """TAP device on the host; `None` with user-mode networking."""
     task_id: VmId
     """Id."""
     ttl_seconds: int
-    """Lifetime in seconds, counted from creation or from its last renewal."""
+    """Lifetime in seconds, from creation or the latest extension."""
     vcpu_count: int
     """Virtual CPUs."""
     workspace_path: str
-    """Where its commands start."""
+    """Default working directory of its commands."""
 
 
 class TaskDeleted(TypedDict):
@@ -336,24 +336,24 @@ class TaskDeleted(TypedDict):
     deleted: bool
     """Always true."""
     reason: DeleteReason
-    """Why."""
+    """The reason."""
     task_id: VmId
     """Id it had."""
 
 
 class TaskList(TypedDict):
-    """Every task."""
+    """All tasks."""
 
     count: int
-    """How many there are, damaged ones included."""
+    """Number of tasks, including damaged ones."""
     damaged_task_ids: List[VmId]
-    """Ids of those whose record is damaged. They can be deleted."""
+    """Ids of tasks with a damaged record. They can only be deleted."""
     tasks: List[Task]
-    """Those that can be read, oldest first."""
+    """The tasks, oldest first, without damaged ones."""
 
 
 Outcome = Literal["running", "exited", "killed", "not_run", "unknown"]
-"""What became of a command of a task."""
+"""The outcome of a command of a task."""
 
 
 class TaskExec(TypedDict):
@@ -368,31 +368,31 @@ class TaskExec(TypedDict):
     environment: str
     """Environment name."""
     environment_version: Optional[str]
-    """Version of the environment the task was made from."""
+    """Version of the task's environment."""
     execution_mode: ExecutionMode
     """Where it ran."""
     exit_code: int
     """Exit code; −S if signal S ended the shell; 124 after the time limit."""
     outcome: Outcome
-    """`exited`, or `killed` if someone ended it."""
+    """`exited`, or `killed` if another call ended it."""
     sequence: int
     """Number of the command in the task's journal, from 1."""
     stderr: str
     """Standard error; empty if it was streamed."""
     stderr_truncated: int
-    """Bytes of standard error beyond the limit, which were dropped."""
+    """Number of bytes of standard error that were dropped."""
     stdout: str
     """Standard output; empty if it was streamed."""
     stdout_truncated: int
-    """Bytes of standard output beyond the limit, which were dropped."""
+    """Number of bytes of standard output that were dropped."""
     task_id: VmId
     """Id of the task."""
     timed_out: bool
-    """The time limit ended the command."""
+    """The command timed out."""
 
 
 class TaskDetached(TypedDict):
-    """A command that was begun and is not waited for."""
+    """A command that was started without waiting for it."""
 
     command: str
     """The shell text."""
@@ -412,49 +412,50 @@ class _TaskLogEntryAlways(TypedDict):
     cwd: str
     """Where it ran."""
     duration_ms: Optional[int]
-    """Duration in milliseconds; `None` like the exit code."""
+    """Duration in milliseconds; `None` if the exit code is."""
     execution_mode: ExecutionMode
     """Where it ran."""
     exit_code: Optional[int]
-    """Exit code; −S if signal S ended the shell; 124 after the time limit; `None` unless it ended and its end is known."""
+    """Exit code; −S if signal S ended the shell; 124 after the time limit; `None` if it is running or its outcome is
+    unknown."""
     outcome: Outcome
-    """What became of it."""
+    """The outcome of the command."""
     recorded_at: float
-    """When its latest change was recorded, in seconds since the epoch."""
+    """Time of the latest update of the entry, in seconds since the epoch."""
     sequence: int
-    """Its number, from 1."""
+    """Number of the command, from 1."""
     started_at: float
-    """When it was accepted, in seconds since the epoch."""
+    """Start time, in seconds since the epoch."""
     stderr: str
-    """What is kept of its standard error."""
+    """Standard error, as far as it is kept."""
     stderr_file: str
-    """Name of the file that keeps its standard error, if it wrote any."""
+    """Name of the file with its standard error; empty if it wrote none."""
     stderr_truncated: int
-    """Bytes of standard error that are not kept."""
+    """Number of bytes of standard error that were dropped."""
     stdout: str
-    """What is kept of its standard output."""
+    """Standard output, as far as it is kept."""
     stdout_file: str
-    """Name of the file that keeps its standard output, if it wrote any."""
+    """Name of the file with its standard output; empty if it wrote none."""
     stdout_truncated: int
-    """Bytes of standard output that are not kept."""
+    """Number of bytes of standard output that were dropped."""
     timed_out: bool
-    """The time limit ended it."""
+    """The command timed out."""
 
 
 class TaskLogEntry(_TaskLogEntryAlways, total=False):
-    """What is known of one command of a task."""
+    """A journal entry: one command of a task."""
 
     error: Optional[str]
-    """Why it was not run."""
+    """Why the command was not run."""
 
 
 class TaskLogs(TypedDict):
     """The journal of a task."""
 
     count: int
-    """How many entries."""
+    """Number of entries."""
     entries: List[TaskLogEntry]
-    """In the order in which the commands were accepted."""
+    """The entries, in the order of their numbers."""
     task_id: VmId
     """Id of the task."""
 
@@ -465,43 +466,43 @@ class LogsPage(TypedDict):
     logs: TaskLogs
     """The entries."""
     next_after: Optional[int]
-    """`after` for the next page; `None` if there is none."""
+    """`after` for the next page; `None` on the last page."""
 
 
 class TaskCopied(TypedDict):
     """Files were copied."""
 
     bytes: int
-    """Bytes of all files together."""
+    """Total size of the files, in bytes."""
     entries: int
-    """Files, directories and symbolic links."""
+    """Number of files, directories, and symbolic links."""
     left_out: int
-    """What was not copied, such as sockets and links that lead elsewhere."""
+    """Number of entries that were not copied, such as sockets and links that lead out of the copy."""
     left_out_examples: List[str]
-    """Names of the first of these."""
+    """Names of some of the entries that were not copied."""
     task_id: VmId
     """Id of the task."""
 
 
 FileEncoding = Literal["utf-8", "base64"]
-"""How the bytes of a file are written as text."""
+"""Encoding of the bytes of a file as text."""
 
 
 class TaskFile(TypedDict):
     """Part of a file."""
 
     content: str
-    """The part."""
+    """The content of the part."""
     encoding: FileEncoding
-    """How `content` is written."""
+    """Encoding of `content`."""
     next_offset: Optional[int]
-    """Where the rest begins; `None` if there is none."""
+    """Offset of the next part, in bytes; `None` at the end of the file."""
     offset: int
-    """Where the part begins, in bytes."""
+    """Offset of the part, in bytes."""
     path: str
-    """The path that was asked for."""
+    """The requested path."""
     size_bytes: int
-    """Bytes of the whole file."""
+    """Size of the whole file, in bytes."""
     task_id: VmId
     """Id of the task."""
 
@@ -510,37 +511,37 @@ class TaskFileWritten(TypedDict):
     """A file was written."""
 
     bytes: int
-    """Bytes of the file."""
+    """Size of the file, in bytes."""
     path: str
-    """The path that was asked for."""
+    """The requested path."""
     task_id: VmId
     """Id of the task."""
 
 
 class AcceleratorReport(TypedDict):
-    """How guest code would run. Comes from a measurement, so it is an input of the report."""
+    """The accelerator that VMs use. pyro measures whether KVM is fast enough."""
 
     cached: bool
-    """The verdict is an earlier one of the same host boot."""
+    """The result is from an earlier measurement since the host booted."""
     measured_ms: Optional[float]
-    """Time the measurement took, in milliseconds; `None` if there was none."""
+    """Duration of the measurement in milliseconds; `None` if nothing was measured."""
     reason: str
-    """Why."""
+    """The reason for the choice."""
     selected: Optional[str]
     """`kvm` or `tcg`; `None` if neither can be used."""
 
 
 class DiskReport(TypedDict):
-    """Space on the host's disks, in MiB; `None` if it could not be found out."""
+    """Space on the host's disks in MiB; `None` if unknown."""
 
     cache_dir_free_mib: Optional[int]
-    """Free for this user where the environment cache is, or would be."""
+    """Space free for this user on the disk of the environment cache."""
     state_dir_free_mib: Optional[int]
-    """Free for this user where the state directory is, or would be."""
+    """Space free for this user on the disk of the state directory."""
     state_dir_used_mib: int
-    """Taken by the whole state directory, templates included."""
+    """Space used by the whole state directory, including templates."""
     vms_used_mib: int
-    """Taken by the disks and journals of all VMs and tasks."""
+    """Space used by the disks and journals of all VMs and tasks."""
 
 
 class BuildReport(TypedDict):
@@ -556,7 +557,7 @@ class GuestKernelReport(TypedDict):
     """The kernel that guests boot."""
 
     image: Optional[str]
-    """Path of the configured one; `None`: each environment's own."""
+    """Path of the configured kernel; `None` if each environment's own kernel is used."""
     release: Optional[str]
     """Its release, such as `6.12.9-pyro`; `None` if it cannot be used."""
 
@@ -565,18 +566,18 @@ class KvmReport(TypedDict):
     """What the current user may do with `/dev/kvm`."""
 
     exists: bool
-    """It is there."""
+    """The device exists."""
     readable: bool
-    """It may be read."""
+    """The user may read it."""
     writable: bool
-    """It may be written."""
+    """The user may write to it."""
 
 
 class NetworkingReport(TypedDict):
-    """What TAP networking would find."""
+    """The host's support for TAP networking."""
 
     enabled_by_default: bool
-    """VMs get a network without asking: never."""
+    """Whether VMs have a network by default; always false."""
     ip_binary: Optional[str]
     """Path of `ip`."""
     ip_forward_enabled: bool
@@ -586,7 +587,7 @@ class NetworkingReport(TypedDict):
     nft_binary: Optional[str]
     """Path of `nft`."""
     tun_available: bool
-    """`/dev/net/tun` is there."""
+    """`/dev/net/tun` exists."""
 
 
 class Remedy(TypedDict):
@@ -595,11 +596,11 @@ class Remedy(TypedDict):
     issue: str
     """The issue, as in `issues`."""
     remedy: str
-    """The one thing to do."""
+    """What to do about it."""
 
 
 class RootlessReport(TypedDict):
-    """What an ordinary user may do here."""
+    """What an unprivileged user may do on this host."""
 
     euid: int
     """Effective user id."""
@@ -608,16 +609,16 @@ class RootlessReport(TypedDict):
     subuid: bool
     """`/etc/subuid` has a range for this user."""
     user_namespaces: bool
-    """User namespaces may be made."""
+    """The user may create user namespaces."""
 
 
 class VmmReport(TypedDict):
     """The program that runs VMs."""
 
     note: str
-    """What to know about it; empty if there is nothing."""
+    """A remark about it; may be empty."""
     ok: bool
-    """It can be used."""
+    """pyro can use it."""
     program: Optional[str]
     """Its path."""
     version: Optional[str]
@@ -628,7 +629,7 @@ class Capabilities(TypedDict):
     """What works on this host."""
 
     reason: Optional[str]
-    """Why something does not work."""
+    """Why something does not work; `None` if everything does."""
     supports_guest_exec: bool
     """VMs run commands."""
     supports_guest_network: bool
@@ -638,43 +639,43 @@ class Capabilities(TypedDict):
 
 
 class RuntimeReport(TypedDict):
-    """What VMs are made from."""
+    """Capabilities and environments of this host."""
 
     cache_dir: str
-    """Environment cache."""
+    """Directory of the environment cache."""
     capabilities: Capabilities
-    """What works."""
+    """What works on this host."""
     catalog_version: str
     """Version of the environment catalog."""
     component_versions: Dict[str, str]
-    """Versions of parts that are known, by name."""
+    """Versions of the components, by name."""
     environments: List[Environment]
     """Environments of the catalog."""
 
 
 class _DoctorReportAlways(TypedDict):
     accelerator: AcceleratorReport
-    """How guest code would run, and why."""
+    """The accelerator that VMs use, and why."""
     disk: DiskReport
-    """Space."""
+    """Disk space."""
     environment_build: BuildReport
-    """What building an environment needs."""
+    """The tools that build environments."""
     guest_kernel: GuestKernelReport
     """The kernel that guests boot."""
     issues: List[str]
-    """What is wrong, one line each."""
+    """The problems found, one line each."""
     kvm: KvmReport
-    """`/dev/kvm`, for the current user."""
+    """The current user's access to `/dev/kvm`."""
     networking: NetworkingReport
-    """What TAP networking would find. VMs use user-mode networking, which needs none of it."""
+    """The host's support for TAP networking. VMs use user-mode networking, which needs none of it."""
     platform: str
-    """Platform that was asked for."""
+    """The requested platform."""
     remedies: List[Remedy]
     """One remedy per issue, in the order of `issues`."""
     rootless: RootlessReport
-    """What an ordinary user may do here."""
+    """What an unprivileged user may do on this host."""
     runtime_ok: bool
-    """VMs can run here."""
+    """Whether VMs can run on this host."""
     vmm: VmmReport
     """The program that runs VMs."""
 
@@ -683,7 +684,7 @@ class DoctorReport(_DoctorReportAlways, total=False):
     """What this host can do."""
 
     runtime: Optional[RuntimeReport]
-    """What VMs are made from; absent if the platform is not supported."""
+    """Capabilities and environments; absent if the platform is not supported."""
 
 
 PhaseName = Literal["create", "start", "execute"]
@@ -692,7 +693,7 @@ PhaseName = Literal["create", "start", "execute"]
 
 class _PhaseEventAlways(TypedDict):
     phase: PhaseName
-    """Which."""
+    """The phase."""
     type: Literal["phase"]
 
 
@@ -700,9 +701,9 @@ class PhaseEvent(_PhaseEventAlways, total=False):
     """A one-shot run entered its next phase."""
 
     environment: Optional[str]
-    """Environment that the VM is made from; with `create`."""
+    """Environment of the VM; only with `create`."""
     vm_id: Optional[VmId]
-    """Id of the VM; with `start` and `execute`."""
+    """Id of the VM; only with `start` and `execute`."""
 
 
 class PullStartedEvent(TypedDict):
@@ -714,14 +715,14 @@ class PullStartedEvent(TypedDict):
 
 
 class PullStepEvent(TypedDict):
-    """An installation went on."""
+    """The installation of an environment made progress."""
 
     done: int
-    """How much of `total` is done."""
+    """Progress, out of `total`."""
     text: str
-    """What is being done, for people."""
+    """The current step, as text for people."""
     total: int
-    """The whole; 0 if it is not known."""
+    """Total amount of work; 0 if unknown."""
     type: Literal["pull_step"]
 
 
@@ -734,13 +735,13 @@ class PullReadyEvent(TypedDict):
 
 
 class FirstOfKindEvent(TypedDict):
-    """The VM is the first of its kind, and so takes some seconds more to start than later ones."""
+    """The VM is the first of its kind; it takes a few seconds longer to start than later ones."""
 
     type: Literal["first_of_kind"]
 
 
 class WarningEvent(TypedDict):
-    """Something that a person should know and that does not stop the call."""
+    """A warning that does not stop the call."""
 
     text: str
     """One line."""
@@ -755,14 +756,14 @@ class OutputEvent(TypedDict):
     """Output of a command, in order within its stream."""
 
     data: str
-    """What it wrote, in base64 with padding; any bytes, cut anywhere."""
+    """The bytes in base64 with padding, split at any position."""
     stream: OutputStream
-    """Where the command wrote it."""
+    """The stream that the command wrote to."""
     type: Literal["output"]
 
 
 CallEvent = Union[PhaseEvent, PullStartedEvent, PullStepEvent, PullReadyEvent, FirstOfKindEvent, WarningEvent, OutputEvent]
-"""Something that happened during a call."""
+"""An event of a call."""
 
 
 Progress = Union[PhaseEvent, PullStartedEvent, PullStepEvent, PullReadyEvent, FirstOfKindEvent, WarningEvent]

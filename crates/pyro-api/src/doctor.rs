@@ -1,4 +1,4 @@
-//! What a host can do: the report of `doctor`. The keys of the contract come first in each type; the others are additions.
+//! The report of `doctor`. In each type, the keys of the contract come first; the others are additions.
 
 use std::collections::BTreeMap;
 
@@ -11,30 +11,30 @@ use crate::Environment;
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct DoctorReport {
-    /// Platform that was asked for.
+    /// The requested platform.
     pub platform: String,
-    /// VMs can run here.
+    /// Whether VMs can run on this host.
     pub runtime_ok: bool,
-    /// What is wrong, one line each.
+    /// The problems found, one line each.
     pub issues: Vec<String>,
-    /// `/dev/kvm`, for the current user.
+    /// The current user's access to `/dev/kvm`.
     pub kvm: KvmReport,
-    /// What TAP networking would find. VMs use user-mode networking, which needs none of it.
+    /// The host's support for TAP networking. VMs use user-mode networking, which needs none of it.
     pub networking: NetworkingReport,
-    /// What VMs are made from; absent if the platform is not supported.
+    /// Capabilities and environments; absent if the platform is not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime: Option<RuntimeReport>,
-    /// How guest code would run, and why.
+    /// The accelerator that VMs use, and why.
     pub accelerator: AcceleratorReport,
     /// The program that runs VMs.
     pub vmm: VmmReport,
     /// The kernel that guests boot.
     pub guest_kernel: GuestKernelReport,
-    /// What building an environment needs.
+    /// The tools that build environments.
     pub environment_build: BuildReport,
-    /// What an ordinary user may do here.
+    /// What an unprivileged user may do on this host.
     pub rootless: RootlessReport,
-    /// Space.
+    /// Disk space.
     pub disk: DiskReport,
     /// One remedy per issue, in the order of `issues`.
     pub remedies: Vec<Remedy>,
@@ -44,21 +44,21 @@ pub struct DoctorReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct KvmReport {
-    /// It is there.
+    /// The device exists.
     pub exists: bool,
-    /// It may be read.
+    /// The user may read it.
     pub readable: bool,
-    /// It may be written.
+    /// The user may write to it.
     pub writable: bool,
 }
 
-/// What TAP networking would find.
+/// The host's support for TAP networking.
 #[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct NetworkingReport {
-    /// VMs get a network without asking: never.
+    /// Whether VMs have a network by default; always false.
     pub enabled_by_default: bool,
-    /// `/dev/net/tun` is there.
+    /// `/dev/net/tun` exists.
     pub tun_available: bool,
     /// Path of `ip`.
     pub ip_binary: Option<String>,
@@ -70,20 +70,20 @@ pub struct NetworkingReport {
     pub ip_forward_enabled: bool,
 }
 
-/// What VMs are made from.
+/// Capabilities and environments of this host.
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct RuntimeReport {
-    /// What works.
+    /// What works on this host.
     pub capabilities: Capabilities,
     /// Version of the environment catalog.
     pub catalog_version: String,
-    /// Environment cache.
+    /// Directory of the environment cache.
     pub cache_dir: String,
     /// Environments of the catalog.
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub environments: Vec<Environment>,
-    /// Versions of parts that are known, by name.
+    /// Versions of the components, by name.
     pub component_versions: BTreeMap<String, String>,
 }
 
@@ -97,21 +97,21 @@ pub struct Capabilities {
     pub supports_guest_exec: bool,
     /// VMs can have a network.
     pub supports_guest_network: bool,
-    /// Why something does not work.
+    /// Why something does not work; null if everything does.
     pub reason: Option<String>,
 }
 
-/// How guest code would run. Comes from a measurement, so it is an input of the report.
+/// The accelerator that VMs use. pyro measures whether KVM is fast enough.
 #[derive(Debug, Clone, PartialEq, Default, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct AcceleratorReport {
     /// `kvm` or `tcg`; null if neither can be used.
     pub selected: Option<String>,
-    /// Why.
+    /// The reason for the choice.
     pub reason: String,
-    /// Time the measurement took, in milliseconds; null if there was none.
+    /// Duration of the measurement in milliseconds; null if nothing was measured.
     pub measured_ms: Option<f64>,
-    /// The verdict is an earlier one of the same host boot.
+    /// The result is from an earlier measurement since the host booted.
     pub cached: bool,
 }
 
@@ -123,9 +123,9 @@ pub struct VmmReport {
     pub program: Option<String>,
     /// Its version, such as `10.0.2`.
     pub version: Option<String>,
-    /// It can be used.
+    /// pyro can use it.
     pub ok: bool,
-    /// What to know about it; empty if there is nothing.
+    /// A remark about it; may be empty.
     pub note: String,
 }
 
@@ -133,7 +133,7 @@ pub struct VmmReport {
 #[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct GuestKernelReport {
-    /// Path of the configured one; null: each environment's own.
+    /// Path of the configured kernel; null if each environment's own kernel is used.
     pub image: Option<String>,
     /// Its release, such as `6.12.9-pyro`; null if it cannot be used.
     pub release: Option<String>,
@@ -149,13 +149,13 @@ pub struct BuildReport {
     pub keyring: Option<String>,
 }
 
-/// What an ordinary user may do here.
+/// What an unprivileged user may do on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct RootlessReport {
     /// Effective user id.
     pub euid: u32,
-    /// User namespaces may be made.
+    /// The user may create user namespaces.
     pub user_namespaces: bool,
     /// `/etc/subuid` has a range for this user.
     pub subuid: bool,
@@ -163,17 +163,17 @@ pub struct RootlessReport {
     pub newuidmap: bool,
 }
 
-/// Space on the host's disks, in MiB; null if it could not be found out.
+/// Space on the host's disks in MiB; null if unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct DiskReport {
-    /// Free for this user where the state directory is, or would be.
+    /// Space free for this user on the disk of the state directory.
     pub state_dir_free_mib: Option<u64>,
-    /// Free for this user where the environment cache is, or would be.
+    /// Space free for this user on the disk of the environment cache.
     pub cache_dir_free_mib: Option<u64>,
-    /// Taken by the disks and journals of all VMs and tasks.
+    /// Space used by the disks and journals of all VMs and tasks.
     pub vms_used_mib: u64,
-    /// Taken by the whole state directory, templates included.
+    /// Space used by the whole state directory, including templates.
     pub state_dir_used_mib: u64,
 }
 
@@ -183,6 +183,6 @@ pub struct DiskReport {
 pub struct Remedy {
     /// The issue, as in `issues`.
     pub issue: String,
-    /// The one thing to do.
+    /// What to do about it.
     pub remedy: String,
 }

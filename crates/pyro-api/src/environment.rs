@@ -1,11 +1,11 @@
-//! Environments: what VMs are made from, and what is installed of it.
+//! Environments: their catalog data and installation state.
 
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// One environment: catalog data and what the cache holds of it.
+/// One environment: its catalog data and whether it is installed.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Environment {
@@ -13,9 +13,9 @@ pub struct Environment {
     pub name: String,
     /// Version of the environment.
     pub version: String,
-    /// One line for people.
+    /// Description in one line.
     pub description: String,
-    /// Packages the environment promises to hold.
+    /// Packages that the environment includes.
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub default_packages: Vec<String>,
     /// Distribution, such as `debian`.
@@ -31,21 +31,21 @@ pub struct Environment {
     /// Always null, see `oci_registry`.
     pub oci_reference: Option<String>,
     /// SHA-256 over the sorted `name=version` lines of every package in the installed image and its kernel;
-    /// null while nothing is installed.
+    /// null if the environment is not installed.
     pub source_digest: Option<String>,
-    /// Versions of pyro that may use it.
+    /// Compatible versions of pyro.
     pub compatibility: String,
-    /// Version of the catalog that describes it.
+    /// Version of the catalog that lists it.
     pub catalog_version: String,
-    /// Whether the cache holds it whole.
+    /// Whether it is installed completely.
     pub installed: bool,
-    /// The cache it was looked for in.
+    /// Directory of the environment cache.
     #[cfg_attr(test, proptest(strategy = "crate::strategies::path()"))]
     pub cache_dir: PathBuf,
-    /// Where it is or would be installed.
+    /// Installation directory, whether or not it is installed.
     #[cfg_attr(test, proptest(strategy = "crate::strategies::path()"))]
     pub install_dir: PathBuf,
-    /// The installed manifest; the key is absent while nothing is installed.
+    /// Path of the manifest; absent if the environment is not installed.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, proptest(strategy = "proptest::option::of(crate::strategies::path())"))]
     pub install_manifest: Option<PathBuf>,
@@ -62,7 +62,7 @@ pub struct EnvironmentList {
     pub environments: Vec<Environment>,
 }
 
-/// An environment that is now installed, and its parts.
+/// An installed environment and its files.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct PulledEnvironment {
@@ -75,16 +75,16 @@ pub struct PulledEnvironment {
     /// The read-only base image.
     #[cfg_attr(test, proptest(strategy = "crate::strategies::path()"))]
     pub rootfs_image: PathBuf,
-    /// What the image was made from, such as `debian:bookworm`.
+    /// Source of the image, such as `debian:bookworm`.
     pub source: String,
 }
 
-/// What `prune` removed.
+/// The environments that `prune` removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct PruneReport {
     /// Names of the removed directories, sorted.
     pub deleted_environment_dirs: Vec<String>,
-    /// How many.
+    /// Number of removed directories.
     pub count: usize,
 }

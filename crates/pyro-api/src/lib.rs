@@ -1,8 +1,8 @@
 //! The contract: what can be asked of pyro, and what comes back.
 //!
 //! One definition of each request, result, event and error, which serialise both ways and describe themselves as JSON
-//! Schema; and one table of operations ([`operations`]), from which front ends make what they offer. Whoever carries them
-//! out implements [`Contract`]. This crate depends on no other of pyro's.
+//! Schema; and one table of operations ([`operations`]), from which front ends make what they offer. The engine
+//! implements them as [`Contract`]. This crate depends on no other of pyro's.
 //!
 //! # Invariants
 //!

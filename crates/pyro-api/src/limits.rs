@@ -1,8 +1,8 @@
 //! The contract's limits, checked before anything else happens.
 //!
-//! The order is fixed, because callers see the first fault: virtual CPUs, memory, lifetime; then, by
-//! whoever owns them, the environment name and the ceiling on VMs. For a one-shot run the command is
-//! checked after these numbers and before the VM is made, not after it has booted.
+//! The order is fixed, because callers see the first error: virtual CPUs, memory, lifetime; then, in the engine, the
+//! environment name and the maximum number of VMs. The command of a one-shot run is checked after these numbers and before
+//! the VM is created, not after it has booted.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -17,12 +17,12 @@ const TTL_SECONDS: RangeInclusive<u32> = 60..=3600;
 
 const DISK_MIB: RangeInclusive<u32> = 256..=1_048_576;
 
-/// Most bytes of all variables of a command together, so that a request stays within a frame.
+/// Maximum total size of the variables of a command, in bytes, so that a request fits into a frame.
 const MAX_ENV_BYTES: usize = 32 * 1024;
-/// Longest working directory (`PATH_MAX`, its NUL included).
+/// Maximum length of a working directory (`PATH_MAX`, its NUL included).
 const MAX_PATH_BYTES: usize = 4095;
 
-/// Longest command in bytes. The kernel refuses a program argument of 128 KiB, its NUL included
+/// Maximum length of a command, in bytes. The kernel refuses a program argument of 128 KiB, its NUL included
 /// (`MAX_ARG_STRLEN`), and the command is one argument of the shell.
 pub const MAX_COMMAND_BYTES: usize = 128 * 1024 - 1;
 
@@ -78,7 +78,10 @@ pub fn check_command(command: Command, output: OutputMode) -> Result<CheckedComm
         .filter(|seconds| *seconds > 0)
         .ok_or_else(Error::timeout_not_positive)?;
     if command.len() > MAX_COMMAND_BYTES {
-        let message = format!("command is {} bytes long; the most is {MAX_COMMAND_BYTES}", command.len());
+        let message = format!(
+            "command is too long: it has {} bytes, and the maximum is {MAX_COMMAND_BYTES}",
+            command.len()
+        );
         return Err(Error::new(ErrorKind::InvalidInput, message).hint(Hint::WriteScript));
     }
     if command.contains('\0') {
@@ -123,7 +126,7 @@ fn check_env(env: &BTreeMap<String, String>) -> Result<(), Error> {
             && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == b'_');
         if !well_formed {
             let name = name.escape_debug().take(64).collect::<String>();
-            return refusal(format!("'{name}' is no name of a variable"))
+            return refusal(format!("invalid environment variable name: '{name}'"))
                 .map_err(|error| error.hint(Hint::VariableName));
         }
         if value.contains('\0') {
@@ -132,7 +135,7 @@ fn check_env(env: &BTreeMap<String, String>) -> Result<(), Error> {
     }
     let bytes: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
     if bytes > MAX_ENV_BYTES {
-        return refusal(format!("the variables take {bytes} bytes; the most is {MAX_ENV_BYTES}"))
+        return refusal(format!("the environment variables are too large: they have {bytes} bytes, and the maximum is {MAX_ENV_BYTES}"))
             .map_err(|error| error.hint(Hint::ValuesInFile));
     }
     Ok(())
@@ -182,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_fault_in_order_is_told() {
+    fn the_first_error_in_order_is_reported() {
         assert_eq!(refusal(&spec(0, 0, 0)), "vcpu_count must be between 1 and 8");
         assert_eq!(refusal(&spec(1, 0, 0)), "mem_mib must be between 256 and 32768");
     }
@@ -201,7 +204,7 @@ mod tests {
     fn the_longest_command_is_what_the_kernel_takes() {
         checked(Command::new("x".repeat(131_071))).unwrap();
         let error = checked(Command::new("x".repeat(131_072))).unwrap_err();
-        assert_eq!(error.to_string(), "command is 131072 bytes long; the most is 131071");
+        assert_eq!(error.to_string(), "command is too long: it has 131072 bytes, and the maximum is 131071");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The table of operations, and what follows from it: a request type for each, the trait of whoever carries them out, and
-//! what front ends need to offer them.
+//! The table of operations, and what is generated from it: a request type for each operation, the trait that the engine
+//! implements, and what front ends need to offer them.
 //!
 //! A row has the name, the request with its parts, the result, who may ask for it ([`Access`]), and its documentation. A row
 //! without a class of access does not compile.
@@ -23,7 +23,7 @@ use crate::{
     TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogsPage, TaskName, Vm, VmName, VmSpec,
 };
 
-/// What an operation does to whom, for those who decide what a client may ask for.
+/// What an operation accesses. Policies decide by it what a client may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Access {
     /// Reads what is recorded. Changes nothing.
@@ -70,9 +70,9 @@ pub struct OperationInfo {
     pub name: &'static str,
     /// The documentation, line by line.
     pub lines: &'static [&'static str],
-    /// What it does to whom.
+    /// What it accesses.
     pub access: Access,
-    /// It sends events while it goes on.
+    /// It sends events while it runs.
     pub streams: bool,
 }
 
@@ -83,7 +83,7 @@ impl OperationInfo {
     }
 }
 
-/// What a caller hands over beside a request.
+/// Where a call sends its events, and how it is cancelled.
 #[derive(Debug, Clone, Default)]
 pub struct CallContext {
     /// Where events go.
@@ -245,14 +245,14 @@ macro_rules! operations {
             }
         )+
 
-        /// Whoever carries out the operations: the engine of this host, or a client of one elsewhere.
+        /// The operations, as the engine of this host implements them.
         ///
         /// The futures need not be [`Send`]: they are polled where they begin.
         pub trait Contract: fmt::Debug + Send + Sync {
             /// Maximum number of VMs and tasks that may exist at once.
             fn max_active_vms(&self) -> u32;
 
-            /// Keeps spare VMs like `spec` for calls to come, until `cancel`. Does nothing where there are none.
+            /// Keeps spare VMs like `spec` for calls to come, until `cancel`. Does nothing if spares are turned off.
             fn keep_spares<'a>(&'a self, spec: VmSpec, cancel: &'a CancellationToken) -> LocalFuture<'a, ()>;
 
             $(
@@ -277,104 +277,104 @@ macro_rules! operations {
 operations! {
     ($)
 
-    /// The catalog, sorted by name, and what of it is installed.
+    /// Lists the environments of the catalog, sorted by name, and whether each is installed.
     list_environments(ListEnvironments {}) -> Vec<Environment>, Read;
 
-    /// Installs an environment, or finds it installed, and makes the template from which runs of the default size start.
-    /// Not being able to do the latter is only a warning.
+    /// Installs an environment unless it is installed, and makes the template from which runs of the default size start. If
+    /// the template cannot be made, a warning event says why.
     pull_environment(PullEnvironment { which: EnvironmentName }) -> PulledEnvironment, Operate, streams;
 
-    /// One environment of the catalog.
+    /// Returns one environment of the catalog.
     inspect_environment(InspectEnvironment { which: EnvironmentName }) -> Environment, Read;
 
-    /// Removes what cannot be used: environments from the cache, and templates of other boots, agents and environments.
+    /// Removes unusable environments from the cache, and templates of earlier host boots, other guest agents, and removed
+    /// environments.
     prune_environments(PruneEnvironments {}) -> Pruned, Operate;
 
-    /// Makes a VM without starting it. Its environment is installed first if it is not.
+    /// Creates a VM without starting it. Installs its environment first if necessary.
     create_vm(CreateVm { spec: VmSpec }) -> Vm, Create, streams;
 
-    /// Boots a VM until it takes commands.
+    /// Starts a VM and waits until it accepts commands.
     start_vm(StartVm { vm: VmName }) -> Vm, Enter, streams;
 
-    /// Runs one command and then removes the VM. If the command cannot be run, the VM stays as it is.
+    /// Runs one command and then removes the VM. If the command cannot be started, the VM is kept.
     exec_vm(ExecVm { vm: VmName, command: Command, output: CommandOutput }) -> RunResult, Enter, streams;
 
-    /// Stops a VM; what its guest wrote is kept for another start. Stopping a stopped VM is no error.
+    /// Stops a VM. Its disk is kept, so that it can be started again. Stopping a stopped VM succeeds.
     stop_vm(StopVm { vm: VmName }) -> Vm, Manage;
 
-    /// Removes a VM and its files, whatever its state. Unsaved work in it is lost.
+    /// Removes a VM and its files, in any state. Unsaved work in the guest is lost.
     delete_vm(DeleteVm { vm: VmName }) -> Deleted, Manage;
 
-    /// What is known about a VM.
+    /// Returns the state and settings of a VM.
     status_vm(StatusVm { vm: VmName }) -> Vm, Read;
 
-    /// The network of a VM.
+    /// Returns the network settings of a VM.
     network_info_vm(NetworkInfoVm { vm: VmName }) -> NetworkInfo, Read;
 
     /// Removes VMs whose lifetime has ended.
     reap_expired(ReapExpired {}) -> Reaped, Manage;
 
-    /// Makes a VM, runs one command in it and removes it, whatever happens.
+    /// Creates a VM, runs one command in it, and always removes it.
     run_in_vm(RunInVm { spec: VmSpec, command: Command, output: CommandOutput }) -> RunResult, Create, streams;
 
-    /// Creates a task and starts it: a VM that stays until it is deleted. Its environment is installed first if it is not.
+    /// Creates and starts a task: a VM that stays until it is deleted. Installs its environment first if necessary.
     create_task(CreateTask { spec: VmSpec, disk: Disk }) -> Task, Create, streams;
 
-    /// Starts a task that was stopped, with the disk it had. If its lifetime has ended, another one begins.
+    /// Starts a stopped task with its disk. If its lifetime has ended, a new one begins.
     start_task(StartTask { task: TaskName }) -> Task, Enter, streams;
 
-    /// Stops a task; its disk and its journal are kept. Commands that run are ended. Stopping a stopped task is no error.
+    /// Stops a task. Its disk and its journal are kept. Running commands are ended. Stopping a stopped task succeeds.
     stop_task(StopTask { task: TaskName }) -> Task, Manage;
 
-    /// What is known about a task.
+    /// Returns the state and settings of a task.
     status_task(StatusTask { task: TaskName }) -> Task, Read;
 
-    /// Removes a task with its disk and its journal, whatever its state.
+    /// Removes a task with its disk and its journal, in any state.
     delete_task(DeleteTask { task: TaskName }) -> TaskDeleted, Manage;
 
-    /// Every task, oldest first.
+    /// Lists all tasks, oldest first.
     list_tasks(ListTasks {}) -> TaskList, Read;
 
-    /// Gives a task another lifetime, which begins now.
+    /// Starts a new lifetime of a task now.
     extend_task(ExtendTask { task: TaskName, lifetime: Lifetime }) -> Task, Manage;
 
-    /// Runs one command in a task and waits for its end, which is in the journal then. The task stays. Cancelling the call
-    /// ends the command; so does the end of this server.
+    /// Runs one command in a task and waits until it ends. The task stays, and the command is in its journal. Cancelling the
+    /// call ends the command; so does the end of this server.
     exec_task(ExecTask { task: TaskName, command: Command, output: CommandOutput }) -> TaskExec, Enter, streams;
 
-    /// Begins one command in a task and returns as soon as it has its number. It goes on to its end or its time limit.
+    /// Starts one command in a task and returns its number without waiting. The command runs until it ends or times out.
     detach_task(DetachTask { task: TaskName, command: Command }) -> TaskDetached, Enter;
 
-    /// Waits until a command has ended and returns its entry. Cancelling the call ends the waiting, not the command.
+    /// Waits until a command has ended and returns its journal entry. Cancelling the call does not end the command.
     wait_task(WaitTask { task: TaskName, command: Sequence }) -> TaskLogEntry, Read;
 
     /// Sends the output of a command from its beginning as events, waits until the command has ended, and returns its
-    /// entry, without the output. What the journal does not keep is not sent.
+    /// journal entry without the output. Output that the journal dropped is not sent.
     follow_task(FollowTask { task: TaskName, command: Sequence }) -> TaskLogEntry, Read, streams;
 
-    /// Ends a command, politely first, waits until it has ended and returns its entry. One that has ended already is no
-    /// error.
+    /// Ends a command with SIGTERM, later with SIGKILL, waits until it has ended, and returns its journal entry. Succeeds if
+    /// the command has already ended.
     kill_task(KillTask { task: TaskName, command: Sequence }) -> TaskLogEntry, Manage;
 
-    /// The journal of a task with what is kept of the output: one entry, or those after a number, a page at a time. A page
-    /// ends when more than 16 MiB are in it.
+    /// Returns one journal entry of a task with its output, or a page of those after a number. A page ends when it has more
+    /// than 16 MiB.
     logs_task(LogsTask { task: TaskName, entries: Entries }) -> TaskLogsPage, Read;
 
-    /// Copies a file or a directory out of a task, at most a million entries and 8 GiB. Files that are there already are
-    /// replaced, directories are merged. No link is followed or made that leads out of the copy.
+    /// Copies a file or a directory out of a task, at most 1,000,000 entries and 8 GiB. Existing files are replaced, and
+    /// directories are merged. Links that lead out of the copy are neither followed nor created.
     copy_from_task(CopyFromTask { task: TaskName, copy: CopyOut }) -> TaskCopied, HostFiles;
 
-    /// Copies a file or a directory of this host into a task, the same way. Symbolic links are copied as they are.
+    /// Copies a file or a directory of this host into a task, with the same limits. Symbolic links are copied unchanged.
     copy_to_task(CopyToTask { task: TaskName, copy: CopyIn }) -> TaskCopied, HostFiles;
 
-    /// Part of a file of a task, as text if it is UTF-8.
+    /// Reads a part of a file of a task, as text if it is UTF-8.
     read_task_file(ReadTaskFile { task: TaskName, file: FilePart }) -> TaskFile, ReadInside;
 
-    /// Makes or replaces a file of a task, and the directories on the way to it. What was there before is replaced at once
-    /// or not at all.
+    /// Creates or replaces a file of a task, with its parent directories. An existing file is replaced atomically.
     write_task_file(WriteTaskFile { task: TaskName, file: NewFile }) -> TaskFileWritten, Enter;
 
-    /// What this host can do, and what to change if it cannot. Changes nothing.
+    /// Checks what this host can do and how to fix what it cannot. Changes nothing.
     doctor(Doctor { platform: Platform }) -> DoctorReport, Read;
 }
 

@@ -1,4 +1,4 @@
-//! What calls give back. The key names are the public contract; keys may be added, never renamed.
+//! Results of operations. The key names are the public contract; keys may be added, never renamed.
 
 mod task;
 
@@ -14,15 +14,15 @@ pub use self::task::{
 };
 use crate::{ExecutionMode, PruneReport, VmId, VmState};
 
-/// Result of a command, of a one-shot run as well as of `exec_vm`.
+/// Result of a command of a one-shot run or of `exec_vm`.
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct RunResult {
-    /// Id of the VM, which is deleted already.
+    /// Id of the VM, which has been deleted.
     pub vm_id: VmId,
     /// Environment name.
     pub environment: String,
-    /// Version of the installed environment; null if none was needed.
+    /// Version of the installed environment; null if it was not needed.
     pub environment_version: Option<String>,
     /// The shell text that was run.
     pub command: String,
@@ -34,15 +34,15 @@ pub struct RunResult {
     pub exit_code: i64,
     /// Duration of the command alone, in milliseconds.
     pub duration_ms: u64,
-    /// Where it ran.
+    /// Where the command ran.
     pub execution_mode: ExecutionMode,
     /// How the VM was removed.
     pub cleanup: Deleted,
-    /// Bytes of standard output beyond the limit, which were dropped.
+    /// Number of bytes of standard output that were dropped.
     pub stdout_truncated: u64,
-    /// Bytes of standard error beyond the limit, which were dropped.
+    /// Number of bytes of standard error that were dropped.
     pub stderr_truncated: u64,
-    /// The time limit ended the command.
+    /// The command timed out.
     pub timed_out: bool,
     /// `kvm` or `tcg`; null on the host.
     pub accelerator: Option<String>,
@@ -51,29 +51,29 @@ pub struct RunResult {
     /// The guest kernel, as `uname -r` gives it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel_release: Option<String>,
-    /// Where the time went; empty unless it was a one-shot run.
+    /// Durations of the phases of a one-shot run; otherwise empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timings: Vec<Phase>,
 }
 
-/// One part of a run. The parts follow one another, and together they are the whole.
+/// One phase of a run. The phases follow one another without gaps.
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Phase {
     /// `environment`, `registry`, `supervisor`, the stages of the start, `command`, `end`.
     pub name: String,
-    /// Milliseconds.
+    /// Duration in milliseconds.
     pub ms: f64,
 }
 
-/// What pruning removed.
+/// What `prune` removed.
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Pruned {
-    /// Environments of the cache.
+    /// The removed environments.
     #[serde(flatten)]
     pub environments: PruneReport,
-    /// How many templates.
+    /// Number of removed templates.
     pub deleted_templates: usize,
 }
 
@@ -130,7 +130,7 @@ impl JsonSchema for Output {
     }
 }
 
-/// A VM as its callers see it.
+/// A VM.
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Vm {
@@ -138,23 +138,23 @@ pub struct Vm {
     pub vm_id: VmId,
     /// Environment name.
     pub environment: String,
-    /// Version of the environment it was made from.
+    /// Version of its environment.
     pub environment_version: Option<String>,
     /// Virtual CPUs.
     pub vcpu_count: u32,
     /// Memory in MiB.
     pub mem_mib: u32,
-    /// Lifetime in seconds, counted from creation.
+    /// Lifetime in seconds, from creation.
     pub ttl_seconds: u32,
-    /// When it was created, in seconds since the epoch.
+    /// Creation time, in seconds since the epoch.
     pub created_at: f64,
-    /// When it goes away by itself, in seconds since the epoch.
+    /// When its lifetime ends and it is removed, in seconds since the epoch.
     pub expires_at: f64,
     /// State.
     pub state: VmState,
-    /// A network was assigned.
+    /// It has a network.
     pub network_enabled: bool,
-    /// The caller agreed to host execution.
+    /// The caller allowed commands on the host.
     pub allow_host_compat: bool,
     /// Address in its network.
     pub guest_ip: Option<String>,
@@ -162,7 +162,7 @@ pub struct Vm {
     pub tap_name: Option<String>,
     /// Where its commands run.
     pub execution_mode: ExecutionMode,
-    /// Diagnostics. Not a contract.
+    /// Diagnostics. Keys and values may change between versions.
     pub metadata: BTreeMap<String, String>,
     /// `kvm` or `tcg`; null before the start and on the host.
     pub accelerator: Option<String>,
@@ -176,7 +176,7 @@ pub struct Deleted {
     pub vm_id: VmId,
     /// Always true.
     pub deleted: bool,
-    /// Why.
+    /// The reason.
     pub reason: DeleteReason,
 }
 
@@ -192,19 +192,19 @@ impl Deleted {
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "snake_case")]
 pub enum DeleteReason {
-    /// A caller asked for it.
+    /// A caller deleted it.
     ExplicitDelete,
     /// Its command has run.
     PostExecCleanup,
 }
 
-/// VMs removed because their lifetime had ended.
+/// The VMs that were removed because their lifetime had ended.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Reaped {
     /// Their ids, sorted.
     pub deleted_vm_ids: Vec<VmId>,
-    /// How many.
+    /// Number of removed VMs.
     pub count: u64,
 }
 
@@ -222,14 +222,14 @@ impl From<Vec<VmId>> for Reaped {
 pub struct NetworkInfo {
     /// Id of the VM.
     pub vm_id: VmId,
-    /// A network was assigned.
+    /// It has a network.
     pub network_enabled: bool,
-    /// The guest should reach the outside.
+    /// Outbound connections are expected to work.
     pub outbound_connectivity_expected: bool,
     /// Why there is no network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The network, if there is one; its keys appear beside the others.
+    /// The addresses, if there is a network; their keys are on the same level.
     #[serde(flatten)]
     pub assignment: Option<NetworkAssignment>,
 }

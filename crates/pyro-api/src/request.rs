@@ -1,4 +1,4 @@
-//! What requests are made of. The fields of the parts of a request ([`crate::operations`]) together are its parameters.
+//! The parts of requests. The fields of the parts of a request ([`crate::operations`]) together are its parameters.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ pub struct EnvironmentName {
     pub environment: String,
 }
 
-/// Size, lifetime and rights of a VM to create.
+/// Size, lifetime, and permissions of a VM to create.
 ///
 /// The numbers are as the caller gave them; those outside the limits of the contract are refused with
 /// [`ErrorKind::InvalidInput`] before anything else happens.
@@ -35,13 +35,13 @@ pub struct VmSpec {
     /// Guest memory in MiB, 256 to 32768.
     #[serde(default = "default_mem_mib")]
     pub mem_mib: i64,
-    /// Lifetime in seconds from creation, 60 to 3600. Then a VM is removed, and a task is stopped.
+    /// Lifetime in seconds from creation, 60 to 3600. After it, a VM is removed and a task is stopped.
     #[serde(default = "default_ttl_seconds")]
     pub ttl_seconds: i64,
-    /// Gives the guest outbound network.
+    /// Give the guest outbound network access.
     #[serde(default)]
     pub network: bool,
-    /// Agrees to run commands on the host, without isolation, when no VM can be had.
+    /// Allow commands on the host, without isolation, if VMs cannot run there.
     #[serde(default)]
     pub allow_host_compat: bool,
 }
@@ -59,6 +59,9 @@ fn default_ttl_seconds() -> i64 {
 }
 
 impl VmSpec {
+    /// Name of the parameter that allows commands on the host.
+    pub const HOST_COMPAT: &str = "allow_host_compat";
+
     /// `environment` with the contract's defaults: 1 vCPU, 1024 MiB, 600 s, no network, no host mode.
     pub fn new(environment: impl Into<String>) -> Self {
         Self {
@@ -76,8 +79,8 @@ impl VmSpec {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Disk {
-    /// Size of the disk in MiB, 256 to 1048576. Space is taken as it is used. Default: 8192, or less if the host's disk could
-    /// not hold that.
+    /// Size of the disk in MiB, 256 to 1048576. Space is allocated as it is used. Default: 8192, or less if the host's
+    /// disk is too small.
     pub disk_mib: Option<i64>,
 }
 
@@ -109,13 +112,13 @@ impl TaskSpec {
 pub struct Command {
     /// Text for the shell (`/bin/sh -lc`). May be empty.
     pub command: String,
-    /// Longest time the command may take, in seconds; at least 1. Then it is ended, and the exit code is 124.
+    /// Time limit in seconds, at least 1. A command that times out is ended, and its exit code is 124.
     #[serde(default = "default_timeout_seconds")]
     pub timeout_seconds: i64,
     /// Working directory, which must exist; below `/workspace` unless it is absolute. Default: `/workspace`. Only in a guest.
     pub cwd: Option<String>,
-    /// Variables for the command, beside the usual ones, at most 32 KiB. The shell is a login shell: what `/etc/profile` sets,
-    /// such as `PATH`, wins.
+    /// Additional environment variables, at most 32 KiB in total. The shell is a login shell, so variables that `/etc/profile`
+    /// sets, such as `PATH`, cannot be overridden.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
 }
@@ -140,8 +143,8 @@ impl Command {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct CommandOutput {
-    /// What happens to the output: `capture` keeps it in the result, at most 16 MiB per stream; `stream` sends it as events
-    /// while it comes and does not keep it; `capture_and_stream` does both. Events are sent as fast as they are acknowledged.
+    /// `capture` returns the output in the result, at most 16 MiB per stream; `stream` sends it as events instead;
+    /// `capture_and_stream` does both. Events are sent as fast as they are acknowledged.
     #[serde(default)]
     pub output: OutputMode,
 }
@@ -151,13 +154,12 @@ pub struct CommandOutput {
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "snake_case")]
 pub enum OutputMode {
-    /// Kept in the result, at most 16 MiB per stream; what is beyond is counted and dropped.
+    /// Returned in the result, at most 16 MiB per stream; the rest is counted and dropped.
     #[default]
     Capture,
-    /// Kept like that, and sent as `output` events while it comes.
+    /// Returned in the result and sent as `output` events.
     CaptureAndStream,
-    /// Sent as `output` events while it comes, and not kept. A caller that stops reading stops the command, as a full
-    /// pipe would.
+    /// Sent as `output` events only. If the caller stops reading, the command blocks, as on a full pipe.
     Stream,
 }
 
@@ -195,7 +197,7 @@ impl From<&str> for TaskName {
     }
 }
 
-/// Another lifetime of a task.
+/// A new lifetime of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Lifetime {
@@ -215,9 +217,9 @@ pub struct Sequence {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Entries {
-    /// Number of the one command to show. Default: several are shown.
+    /// Number of the only command to return. Default: a page of commands.
     pub sequence: Option<u64>,
-    /// Without `sequence`: show those whose number is larger, one page of them.
+    /// Without `sequence`: return a page of the commands with larger numbers.
     #[serde(default)]
     pub after: u64,
 }
@@ -228,7 +230,7 @@ pub struct Entries {
 pub struct CopyOut {
     /// File or directory in the task; below `/workspace` unless it is absolute.
     pub path: String,
-    /// Absolute path on this host. If it is a directory, the copy goes there under its own name, else it gets that name.
+    /// Absolute path on this host. If it is an existing directory, the copy is placed in it under its own name.
     pub target: String,
 }
 
@@ -238,12 +240,12 @@ pub struct CopyOut {
 pub struct CopyIn {
     /// Absolute path of a file or directory on this host.
     pub source: String,
-    /// Where it goes in the task; below `/workspace` unless it is absolute. If it is a directory, the copy goes there under its
-    /// own name, else it gets that name.
+    /// Path in the task, below `/workspace` unless it is absolute. If it is an existing directory, the copy is placed in it
+    /// under its own name.
     pub path: String,
 }
 
-/// What a copy may hold.
+/// Limits of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct CopyLimits {
@@ -266,10 +268,10 @@ impl Default for CopyLimits {
 pub struct FilePart {
     /// File in the task, of at most 16 MiB; below `/workspace` unless it is absolute.
     pub path: String,
-    /// Where the part begins, in bytes.
+    /// Offset of the part, in bytes.
     #[serde(default)]
     pub offset: u64,
-    /// Most bytes, 1 to 16777216.
+    /// Maximum number of bytes to return, 1 to 16777216.
     #[serde(default = "default_max_bytes")]
     pub max_bytes: u64,
 }
@@ -291,7 +293,7 @@ impl FilePart {
     }
 }
 
-/// Which part of a file is read.
+/// The part of a file to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileRange {
     /// Where it begins, in bytes.
@@ -300,18 +302,18 @@ pub struct FileRange {
     pub max_bytes: u64,
 }
 
-/// A file of a task to make or replace.
+/// A file of a task to create or replace.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct NewFile {
-    /// Where it goes in the task, with directories that are made if they are missing; below `/workspace` unless it is absolute.
+    /// Path in the task, below `/workspace` unless it is absolute. Missing parent directories are created.
     pub path: String,
-    /// What it holds, at most 16 MiB.
+    /// Content of the file, at most 16 MiB.
     pub content: String,
-    /// How the bytes are written in `content`.
+    /// Encoding of `content`.
     #[serde(default = "default_encoding")]
     pub encoding: FileEncoding,
-    /// Gives it mode 0755 instead of 0644.
+    /// Create the file with mode 0755 instead of 0644.
     #[serde(default)]
     pub executable: bool,
 }
@@ -325,7 +327,7 @@ fn default_encoding() -> FileEncoding {
 pub struct FileContent {
     /// The text.
     pub text: String,
-    /// How the bytes are written in it.
+    /// Its encoding.
     pub encoding: FileEncoding,
 }
 
@@ -343,12 +345,15 @@ impl FileContent {
         let bytes = match self.encoding {
             FileEncoding::Utf8 => self.text.clone().into_bytes(),
             FileEncoding::Base64 => BASE64.decode(&self.text).map_err(|error| {
-                Error::new(ErrorKind::InvalidInput, format!("content is not base64: {error}"))
+                Error::new(ErrorKind::InvalidInput, format!("invalid content: expected base64: {error}"))
                     .hint(Hint::GiveText)
             })?,
         };
         if bytes.len() as u64 > MAX_FILE_BYTES {
-            let message = format!("content has {} bytes; the most is {MAX_FILE_BYTES}", bytes.len());
+            let message = format!(
+                "content is too large: it has {} bytes, and the maximum is {MAX_FILE_BYTES}",
+                bytes.len()
+            );
             return Err(Error::new(ErrorKind::InvalidInput, message).hint(Hint::CopyLargeFile));
         }
         Ok(bytes)

@@ -1,4 +1,4 @@
-//! Words for what became of something: a VM, a command of a task, a task that does not run.
+//! States and outcomes, as the words of payloads.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A stored word that is none of its type's.
+/// A stored word is not a value of its type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not one of the known words")]
 pub struct UnknownWord;
@@ -48,7 +48,7 @@ pub enum VmState {
     Created,
     /// Running.
     Started,
-    /// Not running any more; its disk is kept.
+    /// Not running; its disk is kept.
     Stopped,
 }
 
@@ -82,9 +82,9 @@ words!(ExecutionMode {
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "lowercase")]
 pub enum Accelerator {
-    /// The kernel's hardware virtualisation.
+    /// Hardware virtualisation.
     Kvm,
-    /// QEMU's translation of guest code, which works everywhere.
+    /// Emulation by QEMU, which works on every host.
     Tcg,
 }
 
@@ -93,20 +93,20 @@ words!(Accelerator {
     Tcg => "tcg",
 });
 
-/// What became of a command of a task.
+/// The outcome of a command of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It runs.
+    /// It is running.
     Running,
-    /// It ended, by itself or at its time limit.
+    /// It ended by itself or timed out.
     Exited,
-    /// Someone ended it.
+    /// Another call ended it.
     Killed,
-    /// It was accepted, and then could not be started.
+    /// It was accepted but could not be started.
     NotRun,
-    /// Whoever ran it was lost: nobody knows how it ended, or how much of it was done.
+    /// It may have run completely or partly: the supervisor or the host failed before its end was recorded.
     Unknown,
 }
 
@@ -118,20 +118,20 @@ words!(Outcome {
     Unknown => "unknown",
 });
 
-/// Why a task does not run.
+/// Why a task is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
-    /// Someone stopped it.
+    /// A caller stopped it.
     ExplicitStop,
     /// Its lifetime ended.
     Expired,
-    /// Its supervisor was told to end by a signal, as when the host shuts down.
+    /// A signal ended its supervisor, for example at a shutdown of the host.
     Terminated,
     /// Its guest powered off or crashed, or its VMM was killed.
     GuestEnded,
-    /// Its supervisor is gone without a word, as after a crash of the host.
+    /// Its supervisor ended without a record, for example at a crash of the host.
     OwnerVanished,
 }
 

@@ -1,20 +1,19 @@
-//! What pyro is for, shown once: [`one_command`] in a new VM, and a language model that proves that it can run one
-//! ([`ollama`]).
+//! Demonstrations: [`one_command`] in a new VM, and a language model that proves that it can run one ([`ollama`]).
 //!
-//! Nothing here prints: results are returned, and the lines of a demonstration go to the caller as they come.
+//! This crate does not print: it returns results and passes the lines of a demonstration to its caller.
 
 pub mod ollama;
 
 use pyro_api::operations::RunInVm;
 use pyro_api::{CallContext, Command, Contract, Error, RunResult, VmSpec};
 
-/// What both demonstrations run in: the smallest environment that has everything they need.
+/// Environment of both demonstrations: the smallest that has everything they need.
 const ENVIRONMENT: &str = "debian:12";
 
 const LOCAL_COMMAND: &str = "git --version";
 
-/// Prints the HTTP status of a page, fetched with what the environment has: there is no Python in it, and the TLS
-/// client came with the certificates. Fails without an answer, or with one from somebody else.
+/// Prints the HTTP status of a page. Uses `openssl`, which the environment has for its certificates, because it has no
+/// Python. Fails without a response, or if the certificate is not for this host.
 const NETWORK_COMMAND: &str = "printf 'GET / HTTP/1.0\\r\\nHost: example.com\\r\\n\\r\\n' \
     | openssl s_client -quiet -verify_quiet -verify_return_error -verify_hostname example.com \
     -connect example.com:443 | awk '/^HTTP/ { print $2; ok = 1; exit } END { exit !ok }'";

@@ -1,4 +1,4 @@
-//! A language model with tools, asked for a proof that it can run a command in a VM.
+//! Asks a language model with tools for a proof that it can run a command in a VM.
 //!
 //! ```text
 //! Endpoint ◄──messages── Demo ──calls──► Tools ──► pyro-mcp
@@ -28,28 +28,28 @@ use self::transcript::Transcript;
 
 pub use self::error::{CallError, DemoError};
 
-/// How often the model is asked at most.
+/// Maximum number of requests to the model.
 const MAX_ROUNDS: usize = 12;
 
-/// Which model is asked, and where.
+/// The model and its endpoint.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
     /// OpenAI-compatible endpoint, without `/chat/completions`.
     pub base_url: &'a str,
     /// Name of the model, which the endpoint must have.
     pub model: &'a str,
-    /// Tell also what is said, with all arguments and results.
+    /// Show messages, arguments, and results in full.
     pub verbose: bool,
 }
 
-/// Lets the model prove that it can run a command in a VM, and removes all VMs that it made. The result is that of the
+/// Lets the model prove that it can run a command in a VM, and removes all VMs that it created. Returns the result of the
 /// command.
 ///
-/// Each line of the demonstration goes to `lines` as it comes, without its newline. It repeats what a model or a guest
-/// wrote: it may have several lines of its own and control characters.
+/// Passes each line of the demonstration to `lines` without its newline. A line can contain text of the model or the guest,
+/// with newlines and control characters.
 ///
 /// # Errors
-/// There is no proof, and why, or the call was cancelled first.
+/// The model gave no proof, or the call was cancelled.
 pub async fn prove(
     request: Request<'_>,
     contract: impl Contract + 'static,
@@ -89,15 +89,15 @@ impl<L: AsyncFn(String)> Demo<'_, L> {
         Ok(ran)
     }
 
-    /// Asks the model and calls its tools until it calls no more.
+    /// Asks the model and calls its tools until a reply has no tool calls.
     async fn converse(&mut self) -> Result<(), DemoError> {
         let mut messages = vec![Message::User { content: self.proof.prompt() }];
-        let mut told = 0;
+        let mut shown = 0;
         for _ in 0..MAX_ROUNDS {
-            for (role, content) in messages[told..].iter().filter_map(Message::input) {
+            for (role, content) in messages[shown..].iter().filter_map(Message::input) {
                 self.transcript.input(role, content).await;
             }
-            told = messages.len();
+            shown = messages.len();
             let question = Question::new(self.model, &messages, self.tools.descriptions());
             let reply = Reply::read(&self.endpoint.ask(&question, self.cancel).await?)?;
             self.transcript.output(&reply).await;
@@ -113,7 +113,7 @@ impl<L: AsyncFn(String)> Demo<'_, L> {
         Err(DemoError::Rounds)
     }
 
-    /// The answer to one tool call.
+    /// Performs one tool call and returns the message with its result.
     async fn call(&mut self, call: ToolCall) -> Result<Message, DemoError> {
         let ToolCall { id, name, mut arguments } = call;
         if let Some(vm_id) = self.tools.repair(&name, &mut arguments) {
@@ -121,7 +121,7 @@ impl<L: AsyncFn(String)> Demo<'_, L> {
         }
         self.transcript.calling(&name, &arguments).await;
         let called = self.tools.call(&name, &arguments).await;
-        // Whatever came of it then was not the model's doing.
+        // A failure of a cancelled call is not the model's.
         if self.cancel.is_cancelled() {
             return Err(DemoError::Cancelled);
         }
@@ -129,7 +129,7 @@ impl<L: AsyncFn(String)> Demo<'_, L> {
             None => self.transcript.succeeded(&name).await,
             Some(error) => self.transcript.failed(&name, error, &arguments).await,
         }
-        self.transcript.result(&name, &called.told).await;
-        Ok(Message::Tool { tool_call_id: id, content: called.told.to_string() })
+        self.transcript.result(&name, &called.answer).await;
+        Ok(Message::Tool { tool_call_id: id, content: called.answer.to_string() })
     }
 }

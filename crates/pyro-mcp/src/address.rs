@@ -9,7 +9,7 @@ pub(crate) const STREAMS: [&str; 2] = ["stdout", "stderr"];
 pub(crate) const SCHEME: &str = "pyro://";
 const JSON: &str = "application/json";
 
-/// What a resource is about.
+/// Address of a resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Address {
     Policy,
@@ -37,7 +37,7 @@ impl fmt::Display for Address {
 }
 
 impl Address {
-    /// Names in it are checked by whoever is asked for what they name.
+    /// Parses an address. The engine checks the names in it.
     pub(crate) fn parse(uri: &str) -> Option<Self> {
         let stream = |name| STREAMS.into_iter().find(|stream| *stream == name);
         let parts: Vec<&str> = uri.strip_prefix(SCHEME)?.split('/').collect();
@@ -71,16 +71,16 @@ impl Address {
 
     pub(crate) fn description(&self) -> &'static str {
         match self {
-            Self::Policy => "What the operator of this server allows",
-            Self::Environment(_) => "What an environment holds, and whether it is installed",
-            Self::Task(_) => "State, settings and latest command of a task",
-            Self::Journal(_) => "The commands of a task and what they wrote",
-            Self::CommandOutput { .. } => "All that is kept of what a command of a task wrote",
-            Self::VmOutput { .. } => "What the command of a VM that is gone wrote; kept for a while",
+            Self::Policy => "Limits set by the operator of this server",
+            Self::Environment(_) => "Contents of an environment, and whether it is installed",
+            Self::Task(_) => "State, settings, and latest command of a task",
+            Self::Journal(_) => "Commands of a task with their output",
+            Self::CommandOutput { .. } => "Output of a command of a task",
+            Self::VmOutput { .. } => "Output of the command of a removed VM; kept for a limited time",
         }
     }
 
-    /// What clients are told of it.
+    /// The resource as clients see it.
     pub(crate) fn resource(&self) -> Resource {
         Resource::new(self.to_string(), self.name())
             .with_description(self.description())

@@ -1,4 +1,4 @@
-//! What a tool takes: one description from which both its schema and its reader come.
+//! Arguments of tools: one description gives both the schema and the parser.
 
 use std::collections::BTreeMap;
 
@@ -13,34 +13,34 @@ pub(crate) type Object = Map<String, Value>;
 pub(crate) struct Argument {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
-    /// For the model.
+    /// Description for the model.
     pub(crate) description: &'static str,
 }
 
-/// What an argument is.
+/// Type of an argument, and whether it is required.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
-    /// A text that must be given.
+    /// A required string.
     Text,
-    /// A text that may be left out.
+    /// An optional string.
     OptionalText,
-    /// A whole number that must be given.
+    /// A required integer.
     Integer,
-    /// A whole number with a default, which whoever carries out the call gives it; `None`: it may be left out.
+    /// An optional integer. Its default, if there is one, is only for the schema: the contract applies it.
     OptionalInteger(Option<i64>),
-    /// A number that counts something and must be given, such as the number of a command.
+    /// A required integer that is not negative, such as the number of a command.
     Count,
-    /// A number that counts something. With a default, which it is given here, or without one.
+    /// An optional integer that is not negative, with its default, which is applied here.
     OptionalCount(Option<u64>),
-    /// One of these texts; the first unless it is given.
+    /// One of these strings; the default is the first.
     OneOf(&'static [&'static str]),
-    /// A switch that is off unless it is given.
+    /// A boolean; the default is false.
     Switch,
-    /// Texts by name, none unless they are given.
+    /// An object of strings; the default is empty.
     Texts,
 }
 
-/// The schema of an object with these arguments, in their order. Others are ignored, as clients add some.
+/// The schema of an object with these arguments, in their order. Other arguments are ignored, because clients add some.
 pub(crate) fn schema(arguments: &[Argument]) -> Object {
     let properties = arguments.iter().map(|argument| (argument.name.to_owned(), argument.schema()));
     let required: Vec<_> = arguments
@@ -78,12 +78,12 @@ impl Argument {
 pub(crate) struct Arguments(pub(crate) Object);
 
 impl Arguments {
-    /// A text that must be given.
+    /// A required string.
     pub(crate) fn text(&self, name: &str) -> Result<String, ArgumentError> {
         self.optional_text(name)?.ok_or_else(|| missing(name))
     }
 
-    /// A text that may be left out.
+    /// An optional string.
     pub(crate) fn optional_text(&self, name: &str) -> Result<Option<String>, ArgumentError> {
         match self.given(name) {
             None => Ok(None),
@@ -92,13 +92,13 @@ impl Arguments {
         }
     }
 
-    /// A whole number that must be given.
+    /// A required integer.
     pub(crate) fn integer(&self, name: &str) -> Result<i64, ArgumentError> {
         self.optional_integer(name)?.ok_or_else(|| missing(name))
     }
 
-    /// A whole number that may be left out. Models like to write them as texts. One that does not fit becomes the nearest
-    /// that does, which is outside every limit and refused with the text of that limit.
+    /// An optional integer. Models often write integers as strings. A number outside the range of `i64` becomes the nearest
+    /// value in it, which the check of the limit then rejects.
     pub(crate) fn optional_integer(&self, name: &str) -> Result<Option<i64>, ArgumentError> {
         let integer = |value: &Value| match value {
             Value::Number(number) => match (number.as_i64(), number.as_f64()) {
@@ -115,18 +115,18 @@ impl Arguments {
         }
     }
 
-    /// A number that counts something, such as the number of a command.
+    /// A required integer that is not negative, such as the number of a command.
     pub(crate) fn count(&self, name: &str) -> Result<u64, ArgumentError> {
         self.optional_count(name)?.ok_or_else(|| missing(name))
     }
 
-    /// A number that counts something and may be left out.
+    /// An optional integer that is not negative.
     pub(crate) fn optional_count(&self, name: &str) -> Result<Option<u64>, ArgumentError> {
         let value = self.optional_integer(name)?;
         value.map(u64::try_from).transpose().map_err(|_| ArgumentError::Negative(name.to_owned()))
     }
 
-    /// What a tool with these arguments was given, in the contract's terms. Others are left out.
+    /// Parses the arguments of a tool into the contract's types. Other arguments are left out.
     pub(crate) fn checked(&self, arguments: &[Argument]) -> Result<Given, ArgumentError> {
         let mut checked = Object::new();
         for argument in arguments {
@@ -150,7 +150,7 @@ impl Arguments {
         Ok(Given(checked))
     }
 
-    /// One of some texts.
+    /// One of the known strings.
     fn one_of(&self, name: &str, known: &'static [&'static str]) -> Result<Option<String>, ArgumentError> {
         match self.optional_text(name)? {
             Some(text) if !known.contains(&text.as_str()) => {
@@ -165,7 +165,7 @@ impl Arguments {
         self.0.insert(name.to_owned(), value);
     }
 
-    /// A switch, off unless it is given.
+    /// A boolean; the default is false.
     pub(crate) fn switch(&self, name: &str) -> Result<bool, ArgumentError> {
         match self.given(name) {
             None => Ok(false),
@@ -176,7 +176,7 @@ impl Arguments {
         }
     }
 
-    /// Texts by name.
+    /// An object of strings.
     pub(crate) fn texts(&self, name: &str) -> Result<BTreeMap<String, String>, ArgumentError> {
         let object = match self.given(name) {
             None => return Ok(Default::default()),
@@ -190,18 +190,18 @@ impl Arguments {
         object.iter().map(text).collect()
     }
 
-    /// The value, if there is one: `null` is none.
+    /// The value, if it is given and not `null`.
     fn given(&self, name: &str) -> Option<&Value> {
         self.0.get(name).filter(|value| !value.is_null())
     }
 }
 
-/// What a tool was given, in the contract's terms.
+/// The arguments of a call, in the contract's types.
 #[derive(Debug, Clone)]
 pub(crate) struct Given(pub(crate) Object);
 
 impl Given {
-    /// Takes an argument that is not the contract's.
+    /// Removes and returns an argument that the contract does not have.
     pub(crate) fn take(&mut self, argument: &Argument) -> Option<Value> {
         self.0.remove(argument.name)
     }
@@ -295,7 +295,7 @@ mod tests {
     fn arguments(value: Value) -> Arguments {
         match value {
             Value::Object(object) => Arguments(object),
-            other => panic!("{other} is no object"),
+            other => panic!("{other} is not an object"),
         }
     }
 
@@ -319,9 +319,9 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_is_one_sentence() {
+    fn each_error_is_one_sentence() {
         let given = arguments(json!({ "n": "two", "f": 1.5, "t": 5, "s": [], "env": {"A": 1}, "low": -1 }));
-        let faults = [
+        let errors = [
             given.text("absent").unwrap_err(),
             given.integer("n").unwrap_err(),
             given.integer("f").unwrap_err(),
@@ -330,8 +330,8 @@ mod tests {
             given.texts("env").unwrap_err(),
             given.count("low").unwrap_err(),
         ];
-        let faults = faults.map(|fault| fault.to_string());
-        insta::assert_snapshot!(faults.join("\n"), @r"
+        let errors = errors.map(|error| error.to_string());
+        insta::assert_snapshot!(errors.join("\n"), @r"
         `absent` is required
         `n` must be an integer, not a string
         `f` must be an integer, not a fraction

@@ -1,4 +1,4 @@
-//! What a call of each tool does.
+//! Calls of tools.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub(crate) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Does what is asked, and gives the payload.
+    /// Checks the arguments, performs the call, and returns its payload.
     pub(crate) async fn carry_out(&self, tool: Tool, given: Arguments) -> Result<Value, Failure> {
         let arguments = self.guard.policy().admit_call(tool, given)?;
         let mut given = arguments.checked(tool.arguments())?;
@@ -73,7 +73,7 @@ impl Call<'_> {
         }
     }
 
-    /// Has the operation carried out whose parameters the tool's arguments are.
+    /// Performs the operation whose parameters are the tool's arguments.
     async fn forward<O: Operation>(&self, given: &Given) -> Result<Value, Failure> {
         payload(self.guard.perform(given.request::<O>()?, self.context).await?)
     }
@@ -93,10 +93,9 @@ impl Call<'_> {
         let (offset, last) = (number(given.take(&OUTPUT_OFFSET)), number(given.take(&LAST)));
         let request: LogsTask = given.request()?;
         match (request.entries.sequence, offset) {
-            (None, Some(_)) => Err(ArgumentError::Needs(
-                "`offset` needs `sequence`, the number of the command whose output is meant",
-            )
-            .into()),
+            (None, Some(_)) => {
+                Err(ArgumentError::Needs("`offset` needs `sequence`, the number of the command").into())
+            }
             (None, None) => {
                 let last = last.unwrap_or(USUAL_ENTRIES).min(MAX_ENTRIES);
                 journal::latest(self.guard, &request.task.task_id, last, self.context).await
@@ -112,7 +111,7 @@ impl Call<'_> {
         }
     }
 
-    /// Waits for a command, but not longer than a client would.
+    /// Waits for a command, at most as long as the client asked for.
     async fn wait(&self, mut given: Given) -> Result<Value, Failure> {
         let limit = number(given.take(&WAIT)).unwrap_or_default();
         let WaitTask { task, command } = given.request()?;
@@ -122,7 +121,7 @@ impl Call<'_> {
             if !self.is_heard {
                 return self.guard.perform(WaitTask { task, command }, self.context).await;
             }
-            // For the sake of whoever is told how far it is.
+            // Following the command makes its output available as progress.
             self.guard.perform(FollowTask { task, command }, self.context).await
         };
         if let Ok(ended) = tokio::time::timeout(Duration::from_secs(limit), ended).await {

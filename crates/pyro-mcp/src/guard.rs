@@ -1,5 +1,5 @@
-//! The one way from a tool to the contract. What the operator allows is checked here, by the class of access that the
-//! contract's table gives each operation: a tool cannot forget it.
+//! The only way from a tool to the contract. The policy is checked here, by the class of access of each operation and by what
+//! its request asks for, so that no tool can skip the check.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ impl Guard {
         self.contract.keep_spares(spec, cancel).await;
     }
 
-    /// Has a request carried out.
+    /// Checks a request and performs it.
     pub(crate) async fn perform<O: Operation>(
         &self,
         request: O,
@@ -44,15 +44,19 @@ impl Guard {
         let access = O::INFO.access;
         let refused = |why: &str| Err(Failure::NotAllowed(format!("{} {why}", O::INFO.name)));
         match access {
-            Access::HostFiles => return refused("reads or writes files of the host"),
-            Access::Operate => return refused("is for the operator of this server"),
+            Access::HostFiles => {
+                return refused("is not available on this server: it accesses files of the host");
+            }
+            Access::Operate => {
+                return refused("is not available on this server: only its operator may use it");
+            }
             Access::Create | Access::Enter | Access::Manage if self.policy.read_only => {
-                return refused("changes something, and this server only shows what there is");
+                return refused("is not available on this server: the server is read-only");
             }
             Access::Read | Access::ReadInside | Access::Create | Access::Enter | Access::Manage => {}
         }
         if access == Access::Create && request.part::<VmSpec>().is_none() {
-            return refused("does not say what it creates");
+            return refused("does not name the VM that it creates");
         }
         self.policy.check(&request)?;
         if access.enters() && self.policy.limits_machines() {

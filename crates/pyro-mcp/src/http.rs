@@ -27,30 +27,29 @@ use crate::Server;
 
 /// Where the server answers.
 pub const HTTP_PATH: &str = "/mcp";
-/// Fewest characters of a token.
+/// Minimum length of a token, in characters.
 const MIN_TOKEN_CHARS: usize = 16;
 
-/// Longest body of a request, in bytes.
+/// Maximum size of the body of a request, in bytes.
 const BODY_LIMIT: usize = 4 << 20;
-/// Longest head of a request, in bytes.
+/// Maximum size of the head of a request, in bytes.
 const HEAD_LIMIT: usize = 64 << 10;
-/// Time for the head of a request.
+/// Time limit for receiving the head of a request.
 const HEAD_TIME: Duration = Duration::from_secs(10);
-/// Most connections at a time; more wait to be accepted.
+/// Maximum number of connections at once; more wait to be accepted.
 const CONNECTIONS: usize = 512;
-/// Most clients of the kind that shakes hands. Each has a session, and most keep a connection open for it.
+/// Maximum number of clients with a session. Most of them keep a connection open for it.
 const SESSIONS: usize = 256;
-/// Time after which a session of which nothing is heard ends. No VM lives longer than an hour, so no call takes longer
-/// without a word.
+/// Time after which an idle session ends. No VM lives longer than an hour, so no call is silent for longer.
 const SESSION_TIME: Duration = Duration::from_secs(4000);
-/// Time for the last answers.
+/// Time limit for sending the last responses.
 const ANSWER_TIME: Duration = Duration::from_millis(500);
-/// Time that connections have for ending after that.
+/// Time limit for connections to close after that.
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
-/// Pause after a connection could not be accepted, which is a lack of resources that may pass.
+/// Pause after a connection could not be accepted, for example because descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where the server listens, and who may talk to it there.
+/// Where the server listens, and who may connect.
 pub struct HttpAccess {
     address: SocketAddr,
     token: Option<String>,
@@ -58,13 +57,13 @@ pub struct HttpAccess {
 }
 
 impl HttpAccess {
-    /// `token` is what clients send as `Authorization: Bearer …`; without one, whoever can connect may talk. `hosts` are
-    /// names of this host, beside those of its loopback and `address` itself. Requests for others are refused, as are
-    /// those of pages in a browser that come from others: a name that leads here is easily had.
+    /// `token` is what clients send as `Authorization: Bearer …`; without one, every program that can connect is a client.
+    /// `hosts` are names of this host, in addition to those of its loopback and `address` itself. Requests for other names
+    /// are rejected, as are those of web pages from other origins, because anyone can register a name for this address.
     ///
     /// # Errors
-    /// The token is easily guessed or cannot be sent, there is none where others than this host can connect, or there is no
-    /// name by which they could.
+    /// The token is too short or cannot be sent in a header, a token or a host name is required and missing, or a host name
+    /// is invalid.
     pub fn new(address: SocketAddr, token: Option<String>, hosts: Vec<String>) -> Result<Self, AccessError> {
         match &token {
             Some(token)
@@ -91,29 +90,27 @@ impl HttpAccess {
     }
 }
 
-/// What is wrong with the settings of [`HttpAccess`].
+/// Why the settings of [`HttpAccess`] are invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
-    /// The token is easily guessed, or cannot be sent.
-    #[error(
-        "the token must have at least {MIN_TOKEN_CHARS} characters, all of them printable ASCII and none a space"
-    )]
+    /// The token is too short, or cannot be sent in a header.
+    #[error("invalid token: expected at least {MIN_TOKEN_CHARS} printable ASCII characters without spaces")]
     WeakToken,
-    /// Others than this host could connect without a token.
-    #[error("a token is required to listen on {0}, which is not this host's loopback")]
+    /// Other hosts could connect without a token.
+    #[error("a token is required to listen on {0}, which is not a loopback address")]
     TokenRequired(SocketAddr),
-    /// There is no name by which clients could connect.
-    #[error("the names by which clients reach {0} must be given")]
+    /// The names by which clients connect are unknown.
+    #[error("the names by which clients reach {0} are required")]
     NamesRequired(SocketAddr),
     /// A name of this host is malformed.
-    #[error("`{0}` is no name or address of a host; ports do not belong to it")]
+    #[error("invalid host: expected a name or an address without a port, not `{0}`")]
     InvalidHost(String),
 }
 
 type Body = BoxBody<Bytes, Infallible>;
 type Protocol = StreamableHttpService<Server, LocalSessionManager>;
 
-/// What all connections share.
+/// State shared by all connections.
 struct Door {
     protocol: Protocol,
     sessions: Arc<LocalSessionManager>,
@@ -121,9 +118,8 @@ struct Door {
 }
 
 impl Server {
-    /// Serves clients that connect until `stop` is done. Then calls that are under way are cancelled, what they hold is
-    /// freed, and their answers are sent before this returns; tasks stay. `ready` is called with the address once clients
-    /// can connect.
+    /// Serves clients until `stop` is done. Then calls in flight are cancelled, their VMs are removed, and their responses
+    /// are sent before this returns; tasks stay. `ready` is called with the address once clients can connect.
     ///
     /// # Errors
     /// The address cannot be listened on.
@@ -138,18 +134,18 @@ impl Server {
         self.begin();
         let door = Arc::new(Door::new(self.clone(), access));
         let graceful = GracefulShutdown::new();
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let connections = Arc::new(Semaphore::new(CONNECTIONS));
         let accept = async {
             loop {
                 // The semaphore is never closed.
-                let place = Arc::clone(&room).acquire_owned().await.ok();
+                let permit = Arc::clone(&connections).acquire_owned().await.ok();
                 match listener.accept().await {
                     Ok((stream, _)) => {
                         let connection = graceful.watch(connection(stream, Arc::clone(&door)));
                         tokio::spawn(async move {
-                            // A client that goes away is no event.
+                            // Clients may disconnect at any time.
                             let _ = connection.await;
-                            drop(place);
+                            drop(permit);
                         });
                     }
                     Err(error) => {
@@ -165,7 +161,7 @@ impl Server {
         }
         drop(listener);
         self.end_calls().await;
-        // Answers go out first; what clients keep open to listen at has to be closed.
+        // Responses are sent first; connections that clients keep open to listen on have to be closed.
         let mut gone = pin!(graceful.shutdown());
         if tokio::time::timeout(ANSWER_TIME, &mut gone).await.is_err() {
             door.protocol.config.cancellation_token.cancel();
@@ -176,7 +172,7 @@ impl Server {
 }
 
 fn connection(stream: TcpStream, door: Arc<Door>) -> impl GracefulConnection<Output = hyper::Result<()>> {
-    // Answers are small and are waited for.
+    // Responses are small, and clients wait for them.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
         let door = Arc::clone(&door);
@@ -216,32 +212,32 @@ impl Door {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         if request.uri().path() != HTTP_PATH {
-            return refusal(StatusCode::NOT_FOUND, &format!("there is nothing here but {HTTP_PATH}"));
+            return refusal(StatusCode::NOT_FOUND, &format!("not found: the MCP endpoint is {HTTP_PATH}"));
         }
         if !self.admits(&request) {
-            let mut response = refusal(StatusCode::UNAUTHORIZED, "the server's token is required");
+            let mut response = refusal(StatusCode::UNAUTHORIZED, "a valid token is required");
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return response;
         }
         let response = self.protocol.handle(request).await;
         match self.one_too_many(&response).await {
             Some(id) => {
-                // That it may be gone already is all the same.
+                // The session may have ended already.
                 let _ = self.sessions.close_session(&id).await;
-                refusal(StatusCode::SERVICE_UNAVAILABLE, "there are too many clients already")
+                refusal(StatusCode::SERVICE_UNAVAILABLE, "too many clients")
             }
             None => response,
         }
     }
 
-    /// The session that has just begun, if there are too many of them.
+    /// The session that has just begun, if there are too many sessions.
     async fn one_too_many(&self, response: &Response<Body>) -> Option<SessionId> {
         let id = response.headers().get("mcp-session-id")?.to_str().ok()?;
         let is_full = self.sessions.sessions.read().await.len() > SESSIONS;
         is_full.then(|| id.into())
     }
 
-    /// The client knows the token, if there is one. How long that takes says nothing about how much of it is right.
+    /// Checks the token, if there is one, in constant time.
     fn admits(&self, request: &Request<Incoming>) -> bool {
         let Some(token) = &self.token else { return true };
         let given = request.headers().get(AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());

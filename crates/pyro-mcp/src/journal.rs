@@ -1,4 +1,4 @@
-//! The journal of a task, one entry at a time: all of what its commands wrote can be a gigabyte.
+//! The journal of a task, read one entry at a time: the output of all commands can be a gigabyte.
 
 use pyro_api::operations::{LogsTask, StatusTask};
 use pyro_api::{CallContext, Entries, ErrorKind};
@@ -8,7 +8,7 @@ use crate::failure::{Failure, payload};
 use crate::guard::Guard;
 use crate::result;
 
-/// The latest entries, as the contract's payload would have them, with texts cut to what fits.
+/// The latest entries in the form of the contract's payload, with texts cut to fit into a result.
 pub(crate) async fn latest(
     guard: &Guard,
     task: &str,
@@ -24,7 +24,7 @@ pub(crate) async fn latest(
         let one = Entries { sequence: Some(sequence), after: 0 };
         let found = match guard.perform(LogsTask { task: id.into(), entries: one }, call).await {
             Ok(page) => page.logs.entries,
-            // The task is deleted meanwhile.
+            // The task was deleted meanwhile.
             Err(Failure::Contract(error)) if error.kind == ErrorKind::NotFound => break,
             Err(error) => return Err(error),
         };

@@ -6,10 +6,10 @@
 //!    └── progress, result ◄─────────┴────────────────────┘
 //! ```
 //!
-//! Tools are a table ([`tools`]): what a tool is called, what it takes, what it gives back and what it does stand side by
-//! side, and the schemas that clients see are made from that. What a client may do is checked in one place ([`guard`]), by the
-//! class of access that the contract gives each operation. Results are the contract's payloads. A command that fails is a
-//! result; only pyro's own failure is an error.
+//! Tools are a table ([`tools`]): the name, arguments, result, and operation of each tool, from which the schemas are made.
+//! The policy is checked in one place ([`guard`]), by the class of access that the contract gives each operation and by what
+//! a request asks for. Results are the contract's payloads. A command that fails is a result; only pyro's own failure is an
+//! error.
 
 mod address;
 mod arguments;

@@ -1,12 +1,12 @@
-//! Output that was too long for a result, of VMs that are gone: kept for a while, to be read as resources.
+//! Output of removed VMs that was too long for a result: kept for a while, as resources.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Most bytes that are kept. What is oldest goes first.
+/// Maximum total size in bytes. The oldest output is dropped first.
 const KEPT_BYTES: usize = 64 << 20;
 
-/// Output by address. Belongs to one server and goes with it.
+/// Output by address. Belongs to one server.
 #[derive(Debug, Default)]
 pub(crate) struct Outputs(Mutex<Kept>);
 
@@ -29,7 +29,7 @@ impl Outputs {
         }
     }
 
-    /// What is kept under an address.
+    /// The output that is kept under an address.
     pub(crate) fn read(&self, uri: &str) -> Option<String> {
         let kept = self.lock();
         kept.oldest_first.iter().find(|(known, _)| known == uri).map(|(_, text)| text.clone())
@@ -40,7 +40,7 @@ impl Outputs {
         self.lock().oldest_first.iter().map(|(uri, _)| uri.clone()).collect()
     }
 
-    /// Whoever panicked had finished with what matters.
+    /// A panic cannot leave the data inconsistent, so poisoning is ignored.
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

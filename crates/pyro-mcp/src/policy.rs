@@ -1,4 +1,4 @@
-//! What the operator of a server allows, whatever an agent asks for.
+//! The limits that the operator of a server sets.
 
 use pyro_api::{Disk, EnvironmentName, Lifetime, Operation, Task, Vm, VmSpec};
 use serde::Serialize;
@@ -8,13 +8,13 @@ use crate::arguments::{self, Argument, Arguments, Kind, Object};
 use crate::failure::Failure;
 use crate::tools::{DISK, ENVIRONMENT, HOST_COMPAT, MEM_MIB, NETWORK, TASK_TTL, Tool, VCPU_COUNT};
 
-/// Which tools a server has.
+/// The set of tools that a server offers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Profile {
-    /// Single commands only.
+    /// `vm_run` and the list of environments.
     VmRun,
-    /// Single commands and tasks.
+    /// Those, and the tools for tasks.
     Task,
     /// All.
     #[default]
@@ -25,27 +25,27 @@ pub enum Profile {
 /// runs on the host.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Policy {
-    /// Which tools there are.
+    /// The set of tools.
     pub profile: Profile,
-    /// Only tools that change nothing.
+    /// Offer only tools that change nothing.
     pub read_only: bool,
     /// Environments that may be used; empty: all.
     pub environments: Vec<String>,
-    /// No guest gets a network.
+    /// Guests have no network.
     pub no_network: bool,
-    /// Commands may run on the host if no VM can run and the client agrees.
+    /// Commands may run on the host if VMs cannot run there and the client allows it.
     pub allow_host_compat: bool,
-    /// Most virtual CPUs of a VM.
+    /// Maximum number of virtual CPUs of a VM.
     pub max_vcpu_count: Option<i64>,
-    /// Most memory in MiB.
+    /// Maximum memory in MiB.
     pub max_mem_mib: Option<i64>,
-    /// Largest disk of a task in MiB.
+    /// Maximum size of a task's disk in MiB.
     pub max_disk_mib: Option<i64>,
-    /// Longest lifetime in seconds, counted from its beginning or its latest renewal.
+    /// Maximum lifetime in seconds, from creation or the latest extension.
     pub max_ttl_seconds: Option<i64>,
 }
 
-/// What a policy says about one argument.
+/// A limit of one argument.
 enum Pin<'a> {
     OneOf(&'a [String]),
     AtMost(i64),
@@ -53,7 +53,7 @@ enum Pin<'a> {
 }
 
 impl Policy {
-    /// The tools that there are, in the order in which clients see them.
+    /// The tools that the policy offers, in the order in which clients see them.
     pub(crate) fn tools(&self) -> impl Iterator<Item = Tool> {
         Tool::ALL.into_iter().filter(|tool| self.offers(*tool))
     }
@@ -70,7 +70,7 @@ impl Policy {
         in_profile && (!self.read_only || tool.reads_only())
     }
 
-    /// Tasks can be used at all.
+    /// The profile includes tasks.
     pub(crate) fn has_tasks(&self) -> bool {
         self.profile != Profile::VmRun
     }
@@ -121,7 +121,7 @@ impl Policy {
         schema
     }
 
-    /// What a tool does, and what limits it.
+    /// Description of a tool, with its limits.
     pub(crate) fn description(&self, tool: Tool, max_active_vms: u32) -> String {
         let limits: Vec<String> =
             tool.arguments().iter().filter_map(|argument| self.told(argument)).collect();
@@ -136,7 +136,7 @@ impl Policy {
     }
 
     fn told(&self, argument: &Argument) -> Option<String> {
-        // The schema has it; a description that names it would only invite agents to ask for it.
+        // The schema shows it. A description that names it would invite agents to ask for it.
         if argument.name == HOST_COMPAT.name {
             return None;
         }
@@ -208,7 +208,7 @@ impl Policy {
         self.environments.first().map_or("debian:12", String::as_str)
     }
 
-    /// What a client gets that asks for no size, as far as it is allowed.
+    /// The size and lifetime of a VM for which a client gives none, within the limits.
     pub(crate) fn usual(&self) -> VmSpec {
         let spec = VmSpec::new(self.usual_environment());
         let at_most = |value: i64, most: Option<i64>| most.map_or(value, |most| value.min(most));
@@ -220,12 +220,12 @@ impl Policy {
         }
     }
 
-    /// Commands reach nothing outside their machine, whatever they do.
+    /// Commands reach nothing outside their machine.
     pub(crate) fn closes_machines(&self) -> bool {
         self.no_network && !self.allow_host_compat
     }
 
-    /// Some limit holds for machines that somebody else has made, too.
+    /// Some limit also applies to existing machines, which another client may have created.
     pub(crate) fn limits_machines(&self) -> bool {
         let sizes = [self.max_vcpu_count, self.max_mem_mib, self.max_disk_mib, self.max_ttl_seconds];
         self.no_network
@@ -234,7 +234,7 @@ impl Policy {
             || sizes.iter().any(Option::is_some)
     }
 
-    /// Checks a machine that is there already, before something runs in it.
+    /// Checks an existing machine before something runs in it.
     pub(crate) fn admit(&self, machine: &Machine) -> Result<(), Failure> {
         let sizes = [
             ("vcpu_count", machine.vcpu_count, self.max_vcpu_count),
@@ -244,11 +244,11 @@ impl Policy {
         ];
         let beyond = sizes.into_iter().find(|(_, value, most)| most.is_some_and(|most| *value > most));
         let fault = if !self.allows(&machine.environment) {
-            format!("it is made from {}", machine.environment)
+            format!("its environment is {}", machine.environment)
         } else if self.no_network && machine.network_enabled {
             "it has a network".to_owned()
         } else if !self.allow_host_compat && machine.allow_host_compat {
-            "its commands may run on the host".to_owned()
+            "it may run commands on the host".to_owned()
         } else if let Some((name, value, _)) = beyond {
             format!("its {name} is {value}")
         } else {
@@ -258,9 +258,9 @@ impl Policy {
     }
 }
 
-/// What a policy looks at in a VM or a task.
+/// The properties of a VM or a task that a policy limits.
 pub(crate) struct Machine {
-    /// What it is, and its id.
+    /// Its kind and id.
     pub(crate) name: String,
     pub(crate) environment: String,
     pub(crate) network_enabled: bool,
@@ -268,7 +268,7 @@ pub(crate) struct Machine {
     pub(crate) vcpu_count: i64,
     pub(crate) mem_mib: i64,
     pub(crate) ttl_seconds: i64,
-    /// 0 if it has no disk of its own, or none yet.
+    /// 0 if it has no disk of its own, or not yet.
     pub(crate) disk_mib: i64,
 }
 

@@ -1,4 +1,4 @@
-//! Telling a client that waits how far its call is.
+//! Progress notifications for a client that waits for a call.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use rmcp::service::Peer;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// Longest silence while a call goes on: clients give up after 60 seconds without a word, some earlier.
+/// Maximum time between notifications: clients give up after 60 seconds without one, some earlier.
 const SILENCE: Duration = Duration::from_secs(4);
-/// Shortest time between two messages: more would only cost.
+/// Minimum time between two notifications, to limit their number.
 const PAUSE: Duration = Duration::from_millis(250);
-/// Events that may wait to be told before the engine has to wait.
+/// Number of events that can be queued before the engine has to wait.
 const EVENTS_AHEAD: usize = 64;
-/// Longest line of output in a message, in characters.
+/// Maximum length of a line of output in a notification, in characters.
 const LINE_CHARS: usize = 200;
 
-/// Where a call sends its events, and where they are told to a client that asked for that.
+/// Returns the sender of a call's events, and their receiver if the client asked for progress.
 pub(crate) fn channel(token: Option<ProgressToken>) -> (Events, Option<Listener>) {
     match token {
         None => (Events::none(), None),
@@ -29,54 +29,54 @@ pub(crate) fn channel(token: Option<ProgressToken>) -> (Events, Option<Listener>
     }
 }
 
-/// The events of one call, on their way to a client.
+/// The events of one call, for a client.
 pub(crate) struct Listener {
     token: ProgressToken,
     events: mpsc::Receiver<Event>,
 }
 
-/// Carries out `call` and tells `peer` of its events meanwhile.
+/// Awaits `call` and sends its events to `peer` meanwhile.
 pub(crate) async fn during<T>(
     call: impl Future<Output = T>,
     listener: Option<Listener>,
     peer: &Peer<RoleServer>,
 ) -> T {
     let Some(Listener { token, events }) = listener else { return call.await };
-    let mut teller = Teller::new(peer, token);
+    let mut notifier = Notifier::new(peer, token);
     tokio::select! {
         result = call => result,
-        never = teller.tell(events) => match never {},
+        never = notifier.run(events) => match never {},
     }
 }
 
-struct Teller<'a> {
+struct Notifier<'a> {
     peer: &'a Peer<RoleServer>,
     token: ProgressToken,
     begun: Instant,
-    told: Option<Instant>,
+    sent: Option<Instant>,
     message: String,
 }
 
-impl<'a> Teller<'a> {
+impl<'a> Notifier<'a> {
     fn new(peer: &'a Peer<RoleServer>, token: ProgressToken) -> Self {
-        Self { peer, token, begun: Instant::now(), told: None, message: "working".to_owned() }
+        Self { peer, token, begun: Instant::now(), sent: None, message: "working".to_owned() }
     }
 
-    async fn tell(&mut self, mut events: mpsc::Receiver<Event>) -> std::convert::Infallible {
+    async fn run(&mut self, mut events: mpsc::Receiver<Event>) -> std::convert::Infallible {
         let mut open = true;
         loop {
-            let silent = tokio::time::sleep_until(self.told.unwrap_or(self.begun) + SILENCE);
+            let silent = tokio::time::sleep_until(self.sent.unwrap_or(self.begun) + SILENCE);
             tokio::select! {
                 event = events.recv(), if open => match event {
-                    Some(event) => if self.note(event) && self.may_speak() { self.speak().await },
+                    Some(event) => if self.note(event) && self.may_send() { self.send().await },
                     None => open = false,
                 },
-                () = silent => self.speak().await,
+                () = silent => self.send().await,
             }
         }
     }
 
-    /// Takes an event as what is to be told next. False: it says nothing.
+    /// Takes an event as the next message. Returns false if it has no text.
     fn note(&mut self, event: Event) -> bool {
         self.message = match event {
             Event::Phase(phase) => phase.to_string(),
@@ -94,18 +94,18 @@ impl<'a> Teller<'a> {
         true
     }
 
-    fn may_speak(&self) -> bool {
-        self.told.is_none_or(|told| told.elapsed() >= PAUSE)
+    fn may_send(&self) -> bool {
+        self.sent.is_none_or(|sent| sent.elapsed() >= PAUSE)
     }
 
-    async fn speak(&mut self) {
-        self.told = Some(Instant::now());
-        // Seconds: the one number that is known to grow.
+    async fn send(&mut self) {
+        self.sent = Some(Instant::now());
+        // Elapsed seconds: progress must increase, and the total is unknown.
         let progress = self.begun.elapsed().as_secs_f64();
-        let told =
+        let notification =
             ProgressNotificationParam::new(self.token.clone(), progress).with_message(self.message.clone());
-        // A client that has gone away is noticed elsewhere.
-        let _ = self.peer.notify_progress(told).await;
+        // A lost connection is handled by the server.
+        let _ = self.peer.notify_progress(notification).await;
     }
 }
 

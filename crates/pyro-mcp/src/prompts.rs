@@ -1,4 +1,4 @@
-//! Prompts that teach the workflow, and completion of the names in them and in addresses.
+//! Prompts that explain the workflow, and completion of names in prompts and addresses.
 
 use pyro_api::CallContext;
 use pyro_api::operations::{ListTasks, StatusTask};
@@ -11,16 +11,16 @@ use rmcp::model::{
 use crate::address::STREAMS;
 use crate::guard::Guard;
 use crate::policy::Policy;
-use crate::resources::{environment_names, fault};
+use crate::resources::{environment_names, protocol_error};
 use crate::tools::Tool;
 
 const RUN: &str = "run_in_vm";
 const WORK: &str = "work_in_task";
 
-/// The prompts that there are.
+/// The prompts for the tools that the policy offers.
 pub(crate) fn list(policy: &Policy) -> Vec<Prompt> {
     let environment = PromptArgument::new("environment")
-        .with_description(format!("Environment to use; {} unless it is given", policy.usual_environment()))
+        .with_description(format!("Environment to use; the default is {}", policy.usual_environment()))
         .with_required(false);
     let prompt = |name: &str, description: &str, goal: &str| {
         let goal = PromptArgument::new("goal").with_description(goal).with_required(true);
@@ -28,10 +28,10 @@ pub(crate) fn list(policy: &Policy) -> Vec<Prompt> {
     };
     let mut prompts = Vec::new();
     if policy.offers(Tool::VmRun) {
-        prompts.push(prompt(RUN, "Run something once in a machine of its own", "What to find out or to try"));
+        prompts.push(prompt(RUN, "Run one command in a new machine", "What to find out or try"));
     }
     if policy.offers(Tool::TaskExec) {
-        prompts.push(prompt(WORK, "Work in a machine that stays until the goal is reached", "What to reach"));
+        prompts.push(prompt(WORK, "Work in a machine that stays until the goal is reached", "The goal"));
     }
     prompts
 }
@@ -45,7 +45,7 @@ pub(crate) fn get(policy: &Policy, request: &GetPromptRequestParams) -> Result<G
             .filter(|text| !text.is_empty())
     };
     if !list(policy).iter().any(|prompt| prompt.name == request.name) {
-        return Err(ErrorData::invalid_params("there is no such prompt", None));
+        return Err(ErrorData::invalid_params("unknown prompt", None));
     }
     let goal = argument("goal").ok_or_else(|| ErrorData::invalid_params("`goal` is required", None))?;
     let environment = argument("environment").unwrap_or_else(|| policy.usual_environment().to_owned());
@@ -56,28 +56,27 @@ pub(crate) fn get(policy: &Policy, request: &GetPromptRequestParams) -> Result<G
     let text = match request.name.as_str() {
         RUN => format!(
             "{goal}\n\n\
-             Use the tool vm_run with the environment {environment}. Each call gets a new machine, so everything that \
-             belongs together must be in one command. Look at exit_code and stderr: a command that fails is a normal \
-             result. If something is missing in the machine, try {other}. Base \
-             what you say on what the commands wrote."
+             Use the tool vm_run with the environment {environment}. Each call gets a new machine, so put everything that \
+             belongs together into one command. Check exit_code and stderr: a command that fails is a normal result. If \
+             something is missing in the machine, try {other}. Base your answer on the output of the commands."
         ),
         _ => format!(
             "{goal}\n\n\
              1. Create a task with task_create from the environment {environment} and remember its task_id.\n\
-             2. Put files into its /workspace with task_write_file, run commands with task_exec, and look at exit_code and \
+             2. Write files to its /workspace with task_write_file, run commands with task_exec, and check exit_code and \
              stderr after each.\n\
-             3. Run what takes more than a minute with `detach`, and use task_wait with its sequence until outcome is no \
-             longer `running`.\n\
-             4. If the work takes longer than the task's lifetime, renew that with task_extend; a task that has been \
-             stopped starts again with task_start and has its files.\n\
-             5. When the goal is reached, tell what was done and what the commands wrote, and remove the task with \
+             3. Run commands that take more than a minute with `detach`, and call task_wait with the sequence until outcome \
+             is not `running`.\n\
+             4. If the work takes longer than the task's lifetime, call task_extend; if the task has been stopped, start it \
+             again with task_start, which keeps its files.\n\
+             5. When the goal is reached, report what was done and the output of the commands, and remove the task with \
              task_delete, unless its files are still needed."
         ),
     };
     Ok(GetPromptResult::new(vec![PromptMessage::new_text(Role::User, text)]))
 }
 
-/// What an argument of a prompt, or a name in an address, may be.
+/// Possible values of an argument of a prompt or of a name in an address.
 pub(crate) async fn complete(
     guard: &Guard,
     argument: &ArgumentInfo,
@@ -87,16 +86,16 @@ pub(crate) async fn complete(
     let known = match argument.name.as_str() {
         "environment" => environment_names(guard, call).await?,
         "task_id" if policy.has_tasks() => {
-            let tasks = guard.perform(ListTasks {}, call).await.map_err(fault)?.tasks;
+            let tasks = guard.perform(ListTasks {}, call).await.map_err(protocol_error)?.tasks;
             tasks.into_iter().map(|task| task.task_id.to_string()).collect()
         }
         "sequence" if policy.has_tasks() => {
             let task = context.and_then(|context| context.arguments.as_ref()?.get("task_id"));
             match task {
-                // Commands are numbered from 1 without gaps; the latest are what is asked for.
+                // Commands are numbered from 1 without gaps; the latest come first.
                 Some(task) => {
                     let request = StatusTask { task: task.as_str().into() };
-                    let count = guard.perform(request, call).await.map_err(fault)?.command_count;
+                    let count = guard.perform(request, call).await.map_err(protocol_error)?.command_count;
                     (1..=count).rev().map(|sequence| sequence.to_string()).collect()
                 }
                 None => Vec::new(),

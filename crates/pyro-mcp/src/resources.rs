@@ -1,4 +1,4 @@
-//! Resources: what there is, what is allowed, and what commands wrote.
+//! Resources: environments, tasks, the policy, and the output of commands.
 
 use pyro_api::operations::{InspectEnvironment, ListTasks, LogsTask, StatusTask};
 use pyro_api::{CallContext, Entries, EnvironmentName, Error, ErrorKind, Reader};
@@ -14,7 +14,7 @@ use crate::outputs::Outputs;
 use crate::policy::Policy;
 use crate::tools::USUAL_ENTRIES;
 
-/// The kinds of resources, for clients that fill in names themselves.
+/// Templates of addresses, for clients that fill in names.
 pub(crate) fn templates(policy: &Policy) -> Vec<ResourceTemplate> {
     let template = |uri: &str, name: &str, address: &Address| {
         ResourceTemplate::new(format!("{SCHEME}{uri}"), name)
@@ -35,7 +35,7 @@ pub(crate) fn templates(policy: &Policy) -> Vec<ResourceTemplate> {
     templates
 }
 
-/// Everything that there is.
+/// Lists all resources.
 pub(crate) async fn list(guard: &Guard, outputs: &Outputs) -> Result<Vec<Resource>, ErrorData> {
     let call = &CallContext::default();
     let mut addresses = vec![Address::Policy];
@@ -43,7 +43,7 @@ pub(crate) async fn list(guard: &Guard, outputs: &Outputs) -> Result<Vec<Resourc
         addresses.push(Address::Environment(name));
     }
     if guard.policy().has_tasks() {
-        for task in guard.perform(ListTasks {}, call).await.map_err(fault)?.tasks {
+        for task in guard.perform(ListTasks {}, call).await.map_err(protocol_error)?.tasks {
             let id = task.task_id.to_string();
             addresses.extend([Address::Task(id.clone()), Address::Journal(id)]);
         }
@@ -52,18 +52,18 @@ pub(crate) async fn list(guard: &Guard, outputs: &Outputs) -> Result<Vec<Resourc
     Ok(addresses.iter().map(Address::resource).collect())
 }
 
-/// Names of the environments that may be used.
+/// Names of the environments that the policy allows.
 pub(crate) async fn environment_names(guard: &Guard, call: &CallContext) -> Result<Vec<String>, ErrorData> {
-    let environments = guard.environments(call).await.map_err(fault)?;
+    let environments = guard.environments(call).await.map_err(protocol_error)?;
     Ok(environments.into_iter().map(|environment| environment.name).collect())
 }
 
-/// What a resource holds.
+/// Reads a resource.
 pub(crate) async fn read(guard: &Guard, outputs: &Outputs, uri: &str) -> Result<ResourceContents, ErrorData> {
     let (policy, call) = (guard.policy(), &CallContext::default());
     let unknown = || {
         let data = serde_json::json!({ "uri": shown(uri) });
-        ErrorData::resource_not_found(format!("there is no resource {}", shown(uri)), Some(data))
+        ErrorData::resource_not_found(format!("resource not found: {}", shown(uri)), Some(data))
     };
     let address = Address::parse(uri).ok_or_else(unknown)?;
     let of_task = matches!(address, Address::Task(_) | Address::Journal(_) | Address::CommandOutput { .. });
@@ -99,18 +99,18 @@ pub(crate) async fn read(guard: &Guard, outputs: &Outputs, uri: &str) -> Result<
     match read.await {
         Ok(Some(text)) => Ok(ResourceContents::text(text, uri).with_mime_type(address.mime_type())),
         Ok(None) => Err(unknown()),
-        // An environment that may not be used is not shown either.
+        // Environments that the policy does not allow are not shown either.
         Err(Failure::NotAllowed(_)) => Err(unknown()),
         Err(Failure::Contract(error))
             if matches!(error.kind, ErrorKind::NotFound | ErrorKind::InvalidInput) =>
         {
             Err(unknown())
         }
-        Err(failure) => Err(fault(failure)),
+        Err(failure) => Err(protocol_error(failure)),
     }
 }
 
-/// The policy, and what limits the engine.
+/// The policy and the engine's limit.
 #[derive(Serialize)]
 struct Allowed<'a> {
     #[serde(flatten)]
@@ -124,8 +124,8 @@ fn json(payload: &impl Serialize) -> Result<String, Failure> {
     })
 }
 
-/// Why there is no answer, as the protocol's error.
-pub(crate) fn fault(failure: Failure) -> ErrorData {
+/// Converts a failure to an error of the protocol.
+pub(crate) fn protocol_error(failure: Failure) -> ErrorData {
     match failure {
         Failure::Contract(error) if error.kind != ErrorKind::InvalidInput => {
             ErrorData::internal_error(error.in_full(Reader::Model), None)
@@ -137,7 +137,7 @@ pub(crate) fn fault(failure: Failure) -> ErrorData {
     }
 }
 
-/// A client's text, fit for a message.
+/// A client's text, escaped and cut for a message.
 fn shown(text: &str) -> String {
     text.chars().take(100).flat_map(char::escape_debug).collect()
 }

@@ -1,4 +1,4 @@
-//! What a call gives back.
+//! Results of calls.
 
 use rmcp::model::{CallToolResult, ContentBlock, MetaObject};
 use serde_json::{Map, Value, json};
@@ -7,25 +7,25 @@ use crate::address::{Address, STREAMS};
 use crate::failure::Failure;
 use crate::outputs::Outputs;
 
-/// Most characters of one output stream that a result holds. A model pays for each of them, and clients cut results of
-/// more than about 25,000 tokens, which nobody would notice.
+/// Maximum length of an output stream in a result, in characters. A model pays for each of them, and clients cut results of
+/// more than about 25,000 tokens without telling the model.
 const STREAM_CHARS: usize = 16_000;
-/// Most characters of all streams of a result together, as long as each has [`LEAST_CHARS`].
+/// Maximum total length of the streams of a result, in characters, unless each has only [`LEAST_CHARS`].
 const RESULT_CHARS: usize = 64_000;
-/// So much of each stream a result holds however many there are.
+/// Minimum share of each stream in a result, however many there are, in characters.
 const LEAST_CHARS: usize = 200;
 
-/// Where programs find what went wrong.
+/// Metadata key of the error, for programs.
 const ERROR_META: &str = "pyro/error";
 
 const COMMAND: &str = "command";
-/// Most characters of a command: whoever sent it knows it.
+/// Maximum length of a command in a result, in characters: the caller knows it.
 const COMMAND_CHARS: usize = 2000;
-/// Most links of a result.
+/// Maximum number of links in a result.
 const MAX_LINKS: usize = 20;
 
-/// A payload of the engine as the result of a call. `task` is the one that it is about, if any. What is cut of VMs that
-/// are gone is kept in `outputs`; what is cut of tasks is in their journals.
+/// Converts a payload to the result of a call. `task` is the id of the task that it concerns, if any. The whole output of
+/// removed VMs is kept in `outputs`; that of tasks is in their journals.
 pub(crate) fn success(mut payload: Value, task: Option<&str>, outputs: &Outputs) -> CallToolResult {
     let vm = payload["vm_id"].as_str().map(str::to_owned);
     let most = share(count_streams(&payload));
@@ -45,7 +45,7 @@ pub(crate) fn success(mut payload: Value, task: Option<&str>, outputs: &Outputs)
     let latest = addresses.len().saturating_sub(MAX_LINKS);
     let links = addresses[latest..].iter().map(|address| ContentBlock::resource_link(address.resource()));
     let mut result = CallToolResult::structured(payload);
-    // The same JSON as text, for clients that know no other.
+    // The same JSON as text, for clients without structured content.
     let value = result.structured_content.as_ref().unwrap_or(&Value::Null);
     let text = serde_json::to_string_pretty(value).unwrap_or_default();
     result.content = std::iter::once(ContentBlock::text(text)).chain(links).collect();
@@ -57,8 +57,8 @@ pub(crate) fn failure(failure: &Failure) -> CallToolResult {
     error(failure.code(), &failure.message(), &failure.hints())
 }
 
-/// Everything is in the text, as models see nothing else of it; programs find the same in the metadata. It is no
-/// structured content: clients would hold that against the schema of the tool's results.
+/// Puts everything into the text, because models see nothing else; programs find the same in the metadata. There is no
+/// structured content, because clients would validate it against the schema of the tool's results.
 fn error(code: &str, message: &str, hints: &[String]) -> CallToolResult {
     let hint_lines = hints.iter().map(|hint| format!("hint: {hint}"));
     let lines: Vec<_> =
@@ -70,7 +70,7 @@ fn error(code: &str, message: &str, hints: &[String]) -> CallToolResult {
     result
 }
 
-/// Most characters of each stream where there are so many.
+/// Maximum length of each stream in a result with `streams` streams, in characters.
 pub(crate) fn share(streams: u64) -> usize {
     let share = RESULT_CHARS as u64 / streams.max(1);
     usize::try_from(share).unwrap_or(STREAM_CHARS).clamp(LEAST_CHARS, STREAM_CHARS)
@@ -87,8 +87,8 @@ fn count_streams(value: &Value) -> u64 {
     }
 }
 
-/// Cuts output streams, wherever they are in a value, to `most` characters, and commands to what tells them apart. What was
-/// cut is counted beside them; `took` gets a stream as it was.
+/// Cuts output streams anywhere in a value to `most` characters, and commands to [`COMMAND_CHARS`]. An additional key has the
+/// number of characters that were cut; `took` receives the whole stream.
 pub(crate) fn cut(value: &mut Value, most: usize, took: &mut impl FnMut(&'static str, String)) {
     match value {
         Value::Object(object) => {
@@ -105,7 +105,7 @@ pub(crate) fn cut(value: &mut Value, most: usize, took: &mut impl FnMut(&'static
     }
 }
 
-/// Cuts one text of an object. Gives it as it was, if it was too long.
+/// Cuts one text of an object. Returns the whole text if it was too long.
 fn cut_text(object: &mut Map<String, Value>, name: &str, most: usize) -> Option<String> {
     let Value::String(text) = object.get_mut(name)? else { return None };
     let (kept, missing) = shorten(text, most)?;
@@ -114,7 +114,7 @@ fn cut_text(object: &mut Map<String, Value>, name: &str, most: usize) -> Option<
     Some(whole)
 }
 
-/// Calls `found` for every stream of which something is missing, with the number of its command, if it has one.
+/// Calls `found` for every stream that was cut, with the number of its command, if it has one.
 fn find_cut(value: &Value, found: &mut impl FnMut(&'static str, Option<u64>)) {
     match value {
         Value::Object(object) => {
@@ -130,7 +130,7 @@ fn find_cut(value: &Value, found: &mut impl FnMut(&'static str, Option<u64>)) {
     }
 }
 
-/// Takes away of the streams of a journal's entry what is before a character, and what is more than fits after it.
+/// Cuts the streams of a journal entry to the page that begins at character `offset`.
 pub(crate) fn begin_at(entry: &mut Value, offset: u64) {
     let offset = usize::try_from(offset).unwrap_or(usize::MAX);
     let Some(object) = entry.as_object_mut() else { return };
@@ -154,7 +154,7 @@ fn cut_key(name: &str) -> String {
     format!("{name}_cut_chars")
 }
 
-/// Head and tail of a text that is too long, with a line between them, and how many characters are missing.
+/// Returns the head and tail of a text that is too long, with a line between them, and the number of characters cut.
 fn shorten(text: &str, most: usize) -> Option<(String, usize)> {
     let length = text.chars().count();
     if length <= most {
@@ -166,7 +166,7 @@ fn shorten(text: &str, most: usize) -> Option<(String, usize)> {
     Some((format!("{head}\n[{missing} characters cut here, from character {half} on]\n{tail}"), missing))
 }
 
-/// Where a character begins; the end, if there are not so many.
+/// Byte index of a character; the length of the text if it is shorter.
 fn index(text: &str, character: usize) -> usize {
     text.char_indices().nth(character).map_or(text.len(), |(index, _)| index)
 }

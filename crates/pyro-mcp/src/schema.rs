@@ -1,4 +1,4 @@
-//! Schemas of results, for models: a model pays for every word of `tools/list`, and the names of most keys say enough.
+//! Schemas of results for models. A model pays for every word of `tools/list`, and most key names explain themselves.
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
@@ -6,16 +6,16 @@ use serde_json::{Map, Value, json};
 
 use crate::arguments::Object;
 
-/// Keys whose names do not say enough, and what they mean.
+/// Descriptions of keys whose names do not explain themselves.
 const MEANINGS: [(&str, &str); 8] = [
-    ("exit_code", "-S after signal S, 124 after the time limit"),
-    ("stdout_truncated", "Bytes that were dropped"),
+    ("exit_code", "-S if signal S ended it, 124 if it timed out"),
+    ("stdout_truncated", "Number of bytes that were dropped"),
     ("sequence", "For task_wait, task_kill, task_logs"),
-    ("outcome", "unknown: it may have run, wholly or in part"),
-    ("next_offset", "offset for the rest of the file; null at its end"),
+    ("outcome", "unknown: it may have run completely or partly"),
+    ("next_offset", "offset of the next part; null at the end of the file"),
     ("expires_at", "Unix time"),
-    ("damaged_task_ids", "Tasks that can only be deleted"),
-    ("installed", "If not, the first use takes some minutes"),
+    ("damaged_task_ids", "Tasks with a damaged record; they can only be deleted"),
+    ("installed", "If false, the first use takes some minutes"),
 ];
 
 /// The schema of what a payload looks like when it is written: keys that may be missing are not required.
@@ -25,7 +25,7 @@ pub(crate) fn schema_of<T: JsonSchema>() -> Schema {
     settings.into_generator().into_root_schema_for::<T>()
 }
 
-/// The keys that are named of what stands inside of something else, by type. Their own status shows all of them.
+/// The keys that are named of a type inside another payload. Its own status names all of them.
 const LISTED: [(&str, &[&str]); 6] = [
     ("Environment", &["name", "version", "description", "default_packages", "installed"]),
     ("Task", &["task_id", "environment", "state", "expires_at", "command_count", "stop_reason"]),
@@ -35,8 +35,8 @@ const LISTED: [(&str, &[&str]); 6] = [
     ("TaskLogEntry", &["sequence", "command", "stdout", "stderr", "exit_code", "outcome", "timed_out"]),
 ];
 
-/// The same in as few words as possible, with these keys only, or all if there are none. Types, enumerations and which of the
-/// keys are required stay.
+/// Shortens a schema, and keeps only `keys` of its properties, or all if `keys` is empty. Types, enumerations, and which keys
+/// are required stay.
 pub(crate) fn compact(schema: Schema, keys: &[&str]) -> Object {
     let mut schema = Value::from(schema);
     if !keys.is_empty() {
@@ -101,7 +101,7 @@ fn replace(schema: &mut Value, short: &Map<String, Value>) {
     }
 }
 
-/// Takes away what a model does not need: Rust's documentation, names of types, how numbers are held.
+/// Removes what a model does not need: documentation of Rust types, type names, and number formats.
 fn shorten(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
@@ -115,7 +115,7 @@ fn shorten(schema: &mut Value) {
             if let Some(nullable) = object.get("anyOf").and_then(nullable) {
                 *object = nullable;
             }
-            // The words say that they are texts.
+            // The values show that they are strings.
             if object.contains_key("enum") {
                 object.remove("type");
             }

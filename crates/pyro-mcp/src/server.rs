@@ -1,4 +1,4 @@
-//! The protocol's side: what the server says of itself, and how calls come in and results go out.
+//! The MCP server: its capabilities, and how calls come in and results go out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,10 +24,10 @@ use crate::policy::Policy;
 use crate::tools::{TASK_ID, Tool};
 use crate::{progress, prompts, resources, result};
 
-/// How long calls that are under way may clean up when the client has gone.
+/// How long calls in flight may clean up after the client has gone.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
 
-/// What a model should know before it uses the tools, as far as it can use them.
+/// Instructions for the model about the tools that the policy offers.
 fn instructions(policy: &Policy) -> String {
     let mut text = "Disposable Linux virtual machines.".to_owned();
     let mut add = |sentences: &str| {
@@ -35,22 +35,22 @@ fn instructions(policy: &Policy) -> String {
         text.push_str(sentences);
     };
     if policy.read_only {
-        add("This server only shows what there is; nothing can be run or changed.");
+        add("This server is read-only: commands cannot be run, and nothing can be changed.");
         return text;
     }
     add("For a single command use vm_run.");
     if policy.has_tasks() {
         add(
-            "For work that takes several commands create a task with task_create, run commands in its /workspace with \
-             task_exec, and remove it with task_delete when the work is done.",
+            "For work that takes several commands, or files of earlier commands, create a task with task_create, run \
+             commands in its /workspace with task_exec, and remove it with task_delete when the work is done.",
         );
     }
-    add("A command's failure is a normal result: look at exit_code and stderr.");
+    add("A command that fails is a normal result: check exit_code and stderr.");
     add(match policy.no_network {
         true => "Machines have no network.",
         false => "Machines have no network unless `network` is set.",
     });
-    add("Long output is cut in the middle; what is missing can be read through the links in the result.");
+    add("Long output is cut in the middle; the links in the result lead to the whole output.");
     text
 }
 
@@ -62,14 +62,14 @@ pub struct Server {
     /// Cancelled when the server ends.
     closing: CancellationToken,
     calls: TaskTracker,
-    /// Where the contract is carried out: its futures stay on the thread on which they begin.
+    /// Threads that perform operations: the futures of the contract stay on the thread on which they begin.
     workers: LocalPoolHandle,
 }
 
 /// Why serving ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The client did not begin as the protocol says.
+    /// The client did not initialize the connection as the protocol requires.
     #[error(transparent)]
     Initialize(#[from] Box<rmcp::service::ServerInitializeError>),
     /// Serving was lost.
@@ -89,8 +89,8 @@ impl Server {
         }
     }
 
-    /// Serves one client on this process's standard input and output until the input ends or `stop` is done. Calls that
-    /// are under way then are cancelled, and what they hold is freed before this returns; tasks stay.
+    /// Serves one client on this process's standard input and output until the input ends or `stop` is done. Calls
+    /// in flight are then cancelled, and their VMs are removed before this returns; tasks stay.
     ///
     /// # Errors
     /// The client does not speak the protocol.
@@ -100,7 +100,7 @@ impl Server {
         let serve = async {
             match self.serve(rmcp::transport::io::stdio_pipes()).await {
                 Ok(running) => Ok(running.waiting().await.map(drop)?),
-                // A client that goes before it has said anything is no error.
+                // A client may disconnect before its first message.
                 Err(rmcp::service::ServerInitializeError::ConnectionClosed(_)) => Ok(()),
                 Err(error) => Err(Box::new(error).into()),
             }
@@ -113,19 +113,19 @@ impl Server {
         served
     }
 
-    /// What goes on beside the calls, if anything does.
+    /// Starts what runs next to the calls: the pool of spare VMs, if this server runs single commands.
     pub(crate) fn begin(&self) {
         if !self.guard.policy().offers(Tool::VmRun) {
             return;
         }
-        let (server, under_way) = (self.clone(), self.calls.token());
+        let (server, in_flight) = (self.clone(), self.calls.token());
         drop(self.workers.spawn_pinned(move || async move {
-            let _under_way = under_way;
+            let _in_flight = in_flight;
             server.guard.keep_spares(server.guard.policy().usual(), &server.closing).await;
         }));
     }
 
-    /// Cancels calls that are under way and waits until they have freed what they held.
+    /// Cancels calls in flight and waits until they have cleaned up.
     pub(crate) async fn end_calls(&self) {
         self.closing.cancel();
         self.calls.close();
@@ -136,7 +136,7 @@ impl Server {
         self.guard.policy()
     }
 
-    /// Reads something where the contract is carried out.
+    /// Reads something on a thread that performs operations.
     async fn read<T: Send + 'static>(
         &self,
         read: impl AsyncFnOnce(Self) -> Result<T, ErrorData> + Send + 'static,
@@ -152,7 +152,7 @@ impl Server {
     }
 }
 
-/// What clients read of a tool.
+/// A tool as clients see it.
 pub(crate) fn describe(policy: &Policy, tool: Tool, max_active_vms: u32) -> ToolDescription {
     let description = policy.description(tool, max_active_vms);
     ToolDescription::new(tool.name(), description, Arc::new(policy.input_schema(tool)))
@@ -201,10 +201,10 @@ impl ServerHandler for Server {
         let token = context.meta.get_progress_token();
         let server = self.clone();
         let cancel = self.closing.child_token();
-        let under_way = self.calls.token();
-        // On its own, so that a client that goes away does not take the clean-up with it.
+        let in_flight = self.calls.token();
+        // A task of its own, so that the clean-up continues if the client disconnects.
         let work = self.workers.spawn_pinned(move || async move {
-            let _under_way = under_way;
+            let _in_flight = in_flight;
             let (events, listener) = progress::channel(token);
             let is_heard = listener.is_some();
             let call = CallContext { events, cancel: cancel.clone() };

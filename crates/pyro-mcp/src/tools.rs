@@ -1,4 +1,4 @@
-//! The tools: the contract's, and what a task needs besides.
+//! The table of tools: those of the contract, and more for tasks.
 
 use pyro_api::operations::{
     CreateTask, CreateVm, DeleteTask, DeleteVm, ExecTask, ExecVm, ExtendTask, KillTask, ListEnvironments,
@@ -8,6 +8,7 @@ use pyro_api::operations::{
 use pyro_api::{
     Access, Deleted, Disk, Environment, NetworkInfo, Operation, OperationInfo, Reaped, RunResult, Task,
     TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, Vm,
+    VmSpec,
 };
 use rmcp::model::ToolAnnotations;
 use schemars::JsonSchema;
@@ -47,22 +48,22 @@ pub(crate) enum Tool {
     TaskWriteFile,
 }
 
-/// The environments under one key, as results must be objects.
+/// The environments under one key, because results must be objects.
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct EnvironmentResult {
-    /// Every environment that may be used.
+    /// The environments that the policy allows.
     pub(crate) result: Vec<Environment>,
 }
 
 pub(crate) const ENVIRONMENT: Argument = Argument {
     name: "environment",
     kind: Kind::Text,
-    description: "Environment name, such as debian:12; vm_list_environments shows them all",
+    description: "Environment name, such as debian:12; vm_list_environments lists all",
 };
 pub(crate) const COMMAND: Argument = Argument {
     name: "command",
     kind: Kind::Text,
-    description: "Shell text for `/bin/sh -lc`; not interactive",
+    description: "Shell text, run with `/bin/sh -lc`; not interactive",
 };
 pub(crate) const VCPU_COUNT: Argument = Argument {
     name: "vcpu_count",
@@ -77,39 +78,39 @@ pub(crate) const MEM_MIB: Argument = Argument {
 pub(crate) const TIMEOUT: Argument = Argument {
     name: "timeout_seconds",
     kind: Kind::OptionalInteger(Some(30)),
-    description: "Longest time the command may take, in seconds; then it is ended and exit_code is 124",
+    description: "Time limit in seconds; a command that times out is ended with exit_code 124",
 };
 pub(crate) const VM_TTL: Argument = Argument {
     name: "ttl_seconds",
     kind: Kind::OptionalInteger(Some(600)),
-    description: "Lifetime in seconds after which the VM is removed, 60 to 3600",
+    description: "Lifetime in seconds, 60 to 3600; after it the VM is removed",
 };
 pub(crate) const TASK_TTL: Argument = Argument {
     name: "ttl_seconds",
     kind: Kind::OptionalInteger(Some(600)),
-    description: "Lifetime in seconds after which the task is stopped, 60 to 3600; task_extend renews it",
+    description: "Lifetime in seconds, 60 to 3600; after it the task is stopped; task_extend starts a new one",
 };
 pub(crate) const NETWORK: Argument =
     Argument { name: "network", kind: Kind::Switch, description: "Give the guest outbound network access" };
 pub(crate) const HOST_COMPAT: Argument = Argument {
-    name: "allow_host_compat",
+    name: VmSpec::HOST_COMPAT,
     kind: Kind::Switch,
-    description: "Run commands on the host, without isolation, if VMs cannot run there; refused unless the operator allows it",
+    description: "Run commands on the host, without isolation, if VMs cannot run there",
 };
 pub(crate) const VM_ID: Argument =
-    Argument { name: "vm_id", kind: Kind::Text, description: "Id that vm_create returned" };
+    Argument { name: "vm_id", kind: Kind::Text, description: "Id from vm_create" };
 pub(crate) const TASK_ID: Argument =
-    Argument { name: "task_id", kind: Kind::Text, description: "Id that task_create returned" };
+    Argument { name: "task_id", kind: Kind::Text, description: "Id from task_create" };
 pub(crate) const SEQUENCE: Argument = Argument {
     name: "sequence",
     kind: Kind::Count,
-    description: "Number of the command, as task_exec and task_logs tell it",
+    description: "Number of the command, from task_exec or task_logs",
 };
 
 pub(crate) const WAIT: Argument = Argument {
     name: "timeout_seconds",
     kind: Kind::OptionalCount(Some(45)),
-    description: "Longest time to wait, in seconds, 1 to 3600",
+    description: "Maximum time to wait in seconds, 1 to 3600",
 };
 pub(crate) const NEW_TTL: Argument = Argument {
     name: "ttl_seconds",
@@ -124,57 +125,57 @@ pub(crate) const ANY_SEQUENCE: Argument = Argument {
 pub(crate) const OUTPUT_OFFSET: Argument = Argument {
     name: "offset",
     kind: Kind::OptionalCount(None),
-    description: "With sequence: show its output from this character on, to read what was cut; stdout_cut_chars and \
-                  stderr_cut_chars then count what follows",
+    description: "With sequence: show its output from this character on; stdout_cut_chars and stderr_cut_chars then \
+                  count the characters that follow",
 };
 pub(crate) const LAST: Argument = Argument {
     name: "last",
     kind: Kind::OptionalCount(Some(USUAL_ENTRIES)),
-    description: "Show only that many of the latest commands, at most 1000",
+    description: "Number of commands to show, at most 1000",
 };
 pub(crate) const PATH: Argument = Argument {
     name: "path",
     kind: Kind::Text,
-    description: "Path of the file; below /workspace unless it is absolute",
+    description: "Path of the file, below /workspace unless it is absolute",
 };
 pub(crate) const FILE_OFFSET: Argument = Argument {
     name: "offset",
     kind: Kind::OptionalCount(Some(0)),
-    description: "Byte to begin at; next_offset of an earlier result",
+    description: "Offset in bytes, such as next_offset of an earlier result",
 };
 pub(crate) const MAX_BYTES: Argument = Argument {
     name: "max_bytes",
     kind: Kind::OptionalCount(Some(16_000)),
-    description: "Most bytes to return, 1 to 1000000",
+    description: "Maximum number of bytes to return, 1 to 1000000",
 };
 pub(crate) const CONTENT: Argument = Argument {
     name: "content",
     kind: Kind::Text,
-    description: "Everything that the file shall hold; over HTTP at most about 3 MiB",
+    description: "Content of the file; over HTTP at most about 3 MiB",
 };
 pub(crate) const ENCODING: Argument = Argument {
     name: "encoding",
     kind: Kind::OneOf(&["utf-8", "base64"]),
-    description: "How content is written",
+    description: "Encoding of content",
 };
 pub(crate) const EXECUTABLE: Argument =
     Argument { name: "executable", kind: Kind::Switch, description: "Make the file executable" };
 pub(crate) const CWD: Argument = Argument {
     name: "cwd",
     kind: Kind::OptionalText,
-    description: "Working directory, which must exist; below /workspace unless it is absolute",
+    description: "Working directory, which must exist, below /workspace unless it is absolute",
 };
 pub(crate) const ENV: Argument =
-    Argument { name: "env", kind: Kind::Texts, description: "Variables for the command, by name" };
+    Argument { name: "env", kind: Kind::Texts, description: "Environment variables for the command" };
 pub(crate) const DETACH: Argument = Argument {
     name: "detach",
     kind: Kind::Switch,
-    description: "Do not wait for the command: return its sequence and leave it running",
+    description: "Start the command, return its sequence, and leave it running",
 };
 pub(crate) const DISK: Argument = Argument {
     name: "disk_mib",
     kind: Kind::OptionalInteger(Some(Disk::DEFAULT_MIB)),
-    description: "Size of the disk in MiB, 256 to 1048576; unless given, less if the host's disk could not hold that",
+    description: "Size of the disk in MiB, 256 to 1048576; the default is smaller if the host's disk is too small",
 };
 
 impl Tool {
@@ -237,51 +238,52 @@ impl Tool {
         }
     }
 
-    /// For the model: what it does, and when to take another one.
+    /// Description for the model: what the tool does, and when to use another one.
     pub(crate) fn description(self) -> &'static str {
         match self {
             Self::VmRun => {
-                "Run one command in a new virtual machine of its own and remove the machine. Use it for anything that \
-                 needs no files from an earlier call; else use a task. A non-zero exit_code is a normal result."
+                "Run one command in a new virtual machine, then remove the machine. Use it for anything that needs no \
+                 files from an earlier call. A non-zero exit_code is a normal result."
             }
-            Self::VmListEnvironments => "List the environments that VMs and tasks can be made from.",
-            Self::VmCreate => "Create a VM without starting it. For one command, vm_run is simpler.",
-            Self::VmStart => "Boot a created or stopped VM until it takes commands.",
-            Self::VmExec => "Run one command in a started VM, then remove the VM, whatever its exit code.",
-            Self::VmStop => "Stop a VM. Its disk is kept until it is deleted or its lifetime ends.",
+            Self::VmListEnvironments => "List the environments for VMs and tasks.",
+            Self::VmCreate => "Create a VM without starting it. For a single command use vm_run instead.",
+            Self::VmStart => "Start a created or stopped VM and wait until it accepts commands.",
+            Self::VmExec => "Run one command in a started VM, then remove the VM, whatever the exit code.",
+            Self::VmStop => "Stop a VM. Its disk is kept until the VM is deleted or its lifetime ends.",
             Self::VmDelete => "Remove a VM and its files.",
-            Self::VmStatus => "Show the state and the settings of a VM.",
+            Self::VmStatus => "Show the state and settings of a VM.",
             Self::VmNetworkInfo => "Show the network settings of a VM.",
-            Self::VmReapExpired => "Remove VMs whose lifetime has ended and list those that went.",
+            Self::VmReapExpired => "Remove VMs whose lifetime has ended, and list them.",
             Self::TaskCreate => {
-                "Create a task and start it: a virtual machine that stays, with a persistent /workspace, for work that \
-                 takes several commands. Delete it when the work is done."
+                "Create and start a task: a virtual machine with a persistent /workspace, for work that takes several \
+                 commands. Delete it when the work is done."
             }
             Self::TaskExec => {
-                "Run one command in a task, in /workspace unless cwd says otherwise, and keep the task. Commands of one \
-                 task may run at the same time. For commands of more than a minute set detach and use task_wait. A \
-                 non-zero exit_code is a normal result."
+                "Run one command in a task, in /workspace unless cwd is set. Several commands can run in a task at the \
+                 same time. For a command that takes more than a minute, set detach and call task_wait. A non-zero \
+                 exit_code is a normal result."
             }
             Self::TaskStatus => "Show the state of a task and its latest command.",
             Self::TaskLogs => {
-                "Show the latest commands of a task and what they wrote, or one of them by its sequence. Long output is cut in \
-                 the middle; offset shows the rest."
+                "Show the latest commands of a task with their output, or one command by its sequence. Long output is cut \
+                 in the middle; offset shows the rest."
             }
-            Self::TaskDelete => "Remove a task with its files and its journal.",
+            Self::TaskDelete => "Remove a task with its files and its command history.",
             Self::TaskList => "List all tasks.",
             Self::TaskWait => {
-                "Wait until a command of a task has ended, at most timeout_seconds, and show its entry. outcome is \
-                 `running` if it goes on; ask again then."
+                "Wait until a command of a task has ended, at most timeout_seconds, and show it. If outcome is `running`, \
+                 call again."
             }
             Self::TaskKill => "End a command of a task.",
-            Self::TaskStart => "Start a stopped task again, with the files it had.",
-            Self::TaskStop => "Stop a task; its files and its journal are kept.",
-            Self::TaskExtend => "Give a task another lifetime, which begins now.",
+            Self::TaskStart => "Start a stopped task with its files.",
+            Self::TaskStop => "Stop a task. Its files and its command history are kept.",
+            Self::TaskExtend => "Start a new lifetime of a task now.",
             Self::TaskReadFile => {
-                "Read a file of a task, or a part of it. Files that are no text come as base64. For large ones use commands."
+                "Read a file of a task, or a part of it. Content that is not UTF-8 text is returned as base64. For large \
+                 files use commands."
             }
             Self::TaskWriteFile => {
-                "Create or replace a file of a task, and the directories on the way to it. Text needs no quoting here."
+                "Create or replace a file of a task, with its parent directories. The content needs no shell quoting."
             }
         }
     }
@@ -330,8 +332,8 @@ impl Tool {
         schema::compact(schema, self.keys())
     }
 
-    /// The keys of the payload that its schema names; none: all of them. What a VM or a task looks like is described once,
-    /// where its status is shown; elsewhere it is enough to know what a call has changed. Other keys are there all the same.
+    /// The payload's keys that its schema names; empty: all. A VM or a task is described once, where its status is shown;
+    /// elsewhere the schema names what a call changes. The payload has the other keys all the same.
     fn keys(self) -> &'static [&'static str] {
         match self {
             Self::VmRun => &[
@@ -379,7 +381,7 @@ impl Tool {
         }
     }
 
-    /// The operation that a call has carried out. What a client may do is decided by its class of access.
+    /// The operation that a call performs. Its class of access decides whether a client may call it.
     pub(crate) fn operation(self) -> OperationInfo {
         match self {
             Self::VmRun => RunInVm::INFO,
@@ -413,12 +415,12 @@ impl Tool {
         self.operation().access.reads_only()
     }
 
-    /// A call makes a VM.
+    /// A call creates a VM.
     pub(crate) fn creates(self) -> bool {
         self.operation().access == Access::Create
     }
 
-    /// What a client may rely on before it asks its user. `closed`: commands reach nothing outside their machine.
+    /// Hints for clients that ask their user before a call. `closed`: commands reach nothing outside their machine.
     pub(crate) fn annotations(self, closed: bool) -> ToolAnnotations {
         let reads = self.reads_only();
         let destroys = matches!(
@@ -443,13 +445,13 @@ impl Tool {
                     | Self::TaskExtend
                     | Self::TaskWriteFile
             );
-        // With `network` a command reaches whatever it wants to.
+        // With `network`, a command reaches other hosts.
         let open = !closed && matches!(self, Self::VmRun | Self::VmExec | Self::TaskExec);
         ToolAnnotations::new().read_only(reads).destructive(destroys).idempotent(repeatable).open_world(open)
     }
 }
 
-/// What `task_exec` gives back: a command that has ended, or one that was left running.
+/// Result of `task_exec`: a command that has ended, or one that was left running.
 #[derive(JsonSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "only its schema is used")]

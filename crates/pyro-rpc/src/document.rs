@@ -1,4 +1,4 @@
-//! The OpenRPC document: what the types and the table of methods say, for programs that make clients from it.
+//! The OpenRPC document, generated from the types and the table of operations.
 
 use std::sync::LazyLock;
 
@@ -7,20 +7,20 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use crate::fault::{ErrorData, Problem};
+use crate::failure::{ErrorData, Problem};
 use crate::handshake::{self, Initialize, Initialized};
 use crate::limits;
 use crate::message::EventParams;
-use crate::note::{Ack, Cancel};
+use crate::notification::{Ack, Cancel};
 
-/// The one method that may come before the handshake.
+/// The only method that may be called before the handshake.
 pub(crate) const DISCOVER: &str = "rpc.discover";
-/// What it does.
+/// Its description.
 const ABOUT_DISCOVER: &str =
-    "The OpenRPC document that describes this protocol. May come before the handshake.";
+    "Returns the OpenRPC document of this protocol. May be called before `initialize`.";
 
-/// The protocol as an OpenRPC 1.3 document, with schemas of JSON Schema draft 7. Beside what OpenRPC has: `x-notifications`,
-/// the messages without an answer, both ways; `x-errors`, the words of errors; `x-limits`, the bounds.
+/// The protocol as an OpenRPC 1.3 document, with schemas of JSON Schema draft 7. Extensions:
+/// `x-notifications`, the notifications in both directions; `x-errors`, the codes of errors; `x-limits`, the limits.
 pub fn document() -> &'static Value {
     &DOCUMENT
 }
@@ -50,8 +50,8 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
         "openrpc": "1.3.2",
         "info": {
             "title": "pyro rpc",
-            "description": "The engine for one program, over its two pipes: JSON-RPC 2.0, one message a line, parameters by \
-                name. The first request is `initialize`.",
+            "description": "pyro for one program, over two pipes: JSON-RPC 2.0, one message per line, parameters by name. The first \
+                request is `initialize`.",
             "version": handshake::VERSION,
         },
         "methods": methods.iter().map(Described::entry).collect::<Vec<_>>(),
@@ -86,7 +86,7 @@ fn notification(name: &str, from: &str, params: Schema) -> Value {
     json!({ "name": name, "from": from, "params": params })
 }
 
-/// The words of errors that are not the engine's, with JSON-RPC's number and what they mean.
+/// The codes of the protocol's own errors, with their JSON-RPC numbers and descriptions.
 fn error_words() -> Vec<Value> {
     Problem::OURS
         .into_iter()
@@ -123,7 +123,7 @@ impl Described {
     }
 }
 
-/// Collects schemas: what is taken and what is given back follow different rules about keys that may be missing.
+/// Collects schemas. Parameters and results follow different rules about optional keys.
 struct Schemas {
     taken: SchemaGenerator,
     given: SchemaGenerator,
@@ -150,7 +150,7 @@ impl Schemas {
         params(&T::json_schema(&mut self.taken))
     }
 
-    /// The schema of what a method gives back.
+    /// The schema of a method's result.
     fn result<T: JsonSchema>(&mut self) -> Schema {
         self.given.subschema_for::<T>()
     }
@@ -197,7 +197,7 @@ mod tests {
 
     /// Renewed by `pyro rpc --schema > crates/pyro-rpc/openrpc.json`.
     #[test]
-    fn the_document_that_is_checked_in_is_this_one() {
+    fn the_checked_in_document_is_current() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openrpc.json");
         let checked_in: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         assert!(checked_in == *document(), "run `pyro rpc --schema > crates/pyro-rpc/openrpc.json`");

@@ -1,4 +1,4 @@
-//! The first request: who the client is, and whether both belong together.
+//! The first request, in which client and server compare their versions.
 
 use std::sync::LazyLock;
 
@@ -7,29 +7,29 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::fault::{Fault, Problem};
+use crate::failure::{Failure, Problem};
 use crate::limits::PROTOCOL;
 use crate::message::Object;
 use crate::params;
 
 /// The method.
 pub(crate) const INITIALIZE: &str = "initialize";
-/// What it does.
-pub(crate) const ABOUT: &str = "Must be the first request. Refused with version_mismatch unless the protocol is known and client \
-    and server are of the same version.";
-/// Our version.
+/// Its description.
+pub(crate) const ABOUT: &str = "Must be the first request. Fails with version_mismatch unless client and server have the same \
+    version and protocol.";
+/// The version of this server.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Parameters of `initialize`.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(crate) struct Initialize {
-    /// The protocol that the client speaks: 1.
+    /// Protocol version of the client: 1.
     protocol: u64,
-    /// Who it is.
+    /// The client.
     client: Client,
 }
 
-/// A program that talks to this server.
+/// The program that uses this server.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Client {
@@ -42,13 +42,13 @@ pub(crate) struct Client {
 /// Result of `initialize`.
 #[derive(Debug, JsonSchema, Serialize)]
 pub(crate) struct Initialized {
-    /// The protocol that is spoken.
+    /// Protocol version.
     protocol: u64,
-    /// Who this is.
+    /// The server.
     server: Server,
 }
 
-/// This program.
+/// The server program.
 #[derive(Debug, JsonSchema, Serialize)]
 pub(crate) struct Server {
     /// `pyro`.
@@ -57,9 +57,9 @@ pub(crate) struct Server {
     version: String,
 }
 
-/// Looks at who the client is.
-pub(crate) fn greet(given: &Object) -> Result<Initialized, Fault> {
-    // Those of another protocol may have other parameters.
+/// Checks the version of the client.
+pub(crate) fn greet(given: &Object) -> Result<Initialized, Failure> {
+    // Other protocol versions may have other parameters.
     let protocol = given.get("protocol").and_then(Value::as_u64);
     if protocol.is_none_or(|protocol| protocol == PROTOCOL) {
         refuse_unknown(given)?;
@@ -67,16 +67,16 @@ pub(crate) fn greet(given: &Object) -> Result<Initialized, Fault> {
     let Initialize { protocol, client } = params::read(given)?;
     let both = format!("{} {} cannot work with pyro {VERSION}", client.name, client.version);
     if client.version != VERSION {
-        return Err(mismatch(format!("{both}: both must be of the same version")));
+        return Err(mismatch(format!("{both}: both must have the same version")));
     }
     if protocol != PROTOCOL {
-        return Err(mismatch(format!("{both}: it speaks protocol {protocol}, not {PROTOCOL}")));
+        return Err(mismatch(format!("{both}: its protocol version is {protocol}, not {PROTOCOL}")));
     }
     let server = Server { name: "pyro".to_owned(), version: VERSION.to_owned() };
     Ok(Initialized { protocol: PROTOCOL, server })
 }
 
-fn refuse_unknown(given: &Object) -> Result<(), Fault> {
+fn refuse_unknown(given: &Object) -> Result<(), Failure> {
     static KNOWN: LazyLock<[String; 2]> = LazyLock::new(|| ["client", "protocol"].map(str::to_owned));
     match given.keys().find(|name| !KNOWN.contains(name)) {
         None => Ok(()),
@@ -87,10 +87,10 @@ fn refuse_unknown(given: &Object) -> Result<(), Fault> {
     }
 }
 
-fn mismatch(message: String) -> Fault {
+fn mismatch(message: String) -> Failure {
     let hint = Hint::SameVersion { version: VERSION.to_owned() };
-    let fault = Fault::new(Problem::VersionMismatch, message);
-    hint.words(Reader::Program).into_iter().fold(fault, Fault::hint)
+    let failure = Failure::new(Problem::VersionMismatch, message);
+    hint.words(Reader::Program).into_iter().fold(failure, Failure::hint)
 }
 
 #[cfg(test)]
@@ -99,7 +99,7 @@ mod tests {
 
     use super::*;
 
-    fn greeted(params: Value) -> Result<Initialized, Fault> {
+    fn greeted(params: Value) -> Result<Initialized, Failure> {
         greet(params.as_object().unwrap())
     }
 
@@ -114,7 +114,7 @@ mod tests {
         let error = greeted(old).unwrap_err().error();
         assert_eq!(
             error.message,
-            format!("pyro-mcp 2.0.0 cannot work with pyro {VERSION}: both must be of the same version")
+            format!("pyro-mcp 2.0.0 cannot work with pyro {VERSION}: both must have the same version")
         );
         assert_eq!((error.data.code.as_str(), error.data.hints.len()), ("version_mismatch", 1));
         let other = greeted(json!({ "protocol": 2, "client": client, "more": 1 })).unwrap_err();

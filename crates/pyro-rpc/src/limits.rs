@@ -1,20 +1,20 @@
-//! The bounds of the protocol, in one place because clients keep to some of them.
+//! Limits of the protocol. Clients depend on some of them.
 
 use pyro_api::limits::{LOGS_PAGE_BYTES, MAX_FILE_BYTES};
 use serde_json::{Value, json};
 
-/// The protocol that is spoken. Raised by changes that are more than additions.
+/// Protocol version. Raised by incompatible changes.
 pub(crate) const PROTOCOL: u64 = 1;
-/// Longest line of a client, in bytes without its end.
+/// Maximum length of a client's line, in bytes without its end.
 pub(crate) const REQUEST_BYTES: usize = 32 << 20;
-/// Longest answer, in bytes.
+/// Maximum size of a response, in bytes.
 pub(crate) const RESPONSE_BYTES: usize = 256 << 20;
-/// Most calls under way at once.
+/// Maximum number of calls in flight.
 pub(crate) const CALLS: usize = 4096;
-/// Most bytes of output of one call that are sent and not yet acknowledged.
+/// Maximum number of bytes of a call's output that are sent and not yet acknowledged.
 pub(crate) const WINDOW_BYTES: u64 = 1 << 20;
 
-/// All of them, for the document.
+/// All limits, for the document.
 pub(crate) fn described() -> Value {
     json!({
         "protocol": PROTOCOL,

@@ -1,4 +1,4 @@
-//! Lines in and out.
+//! Reads and writes lines.
 
 use std::io;
 
@@ -12,13 +12,13 @@ use crate::limits::REQUEST_BYTES;
 /// A line of a client.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Line {
-    /// It, without its end.
+    /// The line without its end.
     Whole(Bytes),
-    /// It had more bytes than it may, and was passed over.
+    /// The line was too long and was skipped.
     TooLong,
 }
 
-/// Cuts what a client writes into lines. One that is too long is no error: the next one is taken all the same.
+/// Splits a client's input into lines. A line that is too long is skipped, and reading continues with the next one.
 pub(crate) struct Lines(AnyDelimiterCodec);
 
 impl Lines {
@@ -52,7 +52,7 @@ fn line(decoded: Result<Option<Bytes>, AnyDelimiterCodecError>) -> io::Result<Op
     }
 }
 
-/// Writes lines, each with its end, until nobody has more.
+/// Writes lines, each with its end, until all senders are gone.
 pub(crate) async fn write(
     output: impl AsyncWrite + Unpin,
     mut lines: mpsc::Receiver<Vec<u8>>,
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_that_is_too_long_is_passed_over_and_the_next_one_is_taken() {
+    async fn a_line_that_is_too_long_is_skipped_and_the_next_one_is_read() {
         let lines = lines_of(b"12345\n123456\nafter\nlast", 5).await;
         assert_eq!(lines, [whole("12345"), Line::TooLong, whole("after"), whole("last")]);
         let long = [b"x".repeat(100_000), b"\nafter\n".to_vec()].concat();

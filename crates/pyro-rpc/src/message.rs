@@ -1,4 +1,4 @@
-//! The messages of JSON-RPC 2.0: one of a client taken apart, and those of the server written.
+//! Messages of JSON-RPC 2.0: parses those of the client and writes those of the server.
 
 use std::io;
 
@@ -7,16 +7,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::fault::{Fault, Problem, RpcError};
+use crate::failure::{Failure, Problem, RpcError};
 use crate::limits::{REQUEST_BYTES, RESPONSE_BYTES};
 
-/// A result of so many bytes is written where it is, while nothing else goes on.
+/// Maximum size of a result that is serialized on the event loop, in bytes.
 const SHORT_BYTES: usize = 64 << 10;
 
 /// Parameters by name.
 pub(crate) type Object = Map<String, Value>;
 
-/// What a client calls a request: an integer or a text.
+/// Id of a request: an integer or a string.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, JsonSchema, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Id {
@@ -27,34 +27,36 @@ pub(crate) enum Id {
 /// A message of a client.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Message {
-    /// `None`: nobody waits for an answer.
+    /// `None`: a notification.
     pub(crate) id: Option<Id>,
     pub(crate) method: String,
-    /// Those that are null count as not given.
+    /// Parameters that are null are removed.
     pub(crate) params: Object,
 }
 
-/// Why a line is no message, and whose answer that is, as far as it can be told.
+/// Why a line is not a valid message, and the id of the request, if it is known.
 #[derive(Debug)]
 pub(crate) struct Unusable {
     pub(crate) id: Option<Id>,
-    pub(crate) fault: Fault,
+    pub(crate) failure: Failure,
 }
 
 impl Message {
-    /// Takes a line apart.
+    /// Parses a line.
     pub(crate) fn read(line: &[u8]) -> Result<Self, Unusable> {
-        let unusable =
-            |id: Option<Id>, problem, message: String| Unusable { id, fault: Fault::new(problem, message) };
+        let unusable = |id: Option<Id>, problem, message: String| Unusable {
+            id,
+            failure: Failure::new(problem, message),
+        };
         let invalid = |id, text: &str| unusable(id, Problem::InvalidRequest, text.to_owned());
         let mut object = match serde_json::from_slice(line) {
             Ok(Value::Object(object)) => object,
             Ok(Value::Array(_)) => {
-                return Err(invalid(None, "batches are not taken; send one request a line"));
+                return Err(invalid(None, "batches are not supported; send one request per line"));
             }
-            Ok(_) => return Err(invalid(None, "a request is an object")),
+            Ok(_) => return Err(invalid(None, "a request must be an object")),
             Err(error) => {
-                return Err(unusable(None, Problem::NoJson, format!("the line is no JSON: {error}")));
+                return Err(unusable(None, Problem::NoJson, format!("invalid JSON: {error}")));
             }
         };
         let id = match object.remove("id").map(serde_json::from_value).transpose() {
@@ -71,7 +73,7 @@ impl Message {
             None => Object::new(),
             Some(Value::Object(params)) => params,
             Some(_) => {
-                let text = "`params` must be an object: parameters go by name";
+                let text = "`params` must be an object";
                 return Err(unusable(id, Problem::InvalidParams, text.to_owned()));
             }
         };
@@ -80,52 +82,61 @@ impl Message {
     }
 }
 
-/// The answer to a line that was too long to be looked at.
+/// The response to a line that is too long.
 pub(crate) fn too_long() -> Vec<u8> {
-    failure(None, Fault::new(Problem::MessageTooLong, format!("a line has more than {REQUEST_BYTES} bytes")))
+    error(
+        None,
+        Failure::new(
+            Problem::MessageTooLong,
+            format!("request is too large: the maximum is {REQUEST_BYTES} bytes"),
+        ),
+    )
 }
 
 /// The line of a result.
-pub(crate) fn success(id: &Id, result: &impl Serialize) -> Result<Vec<u8>, Fault> {
+pub(crate) fn success(id: &Id, result: &impl Serialize) -> Result<Vec<u8>, Failure> {
     success_within(RESPONSE_BYTES, id, result)
 }
 
-/// The line of a result, if it takes next to no time to write it.
+/// The line of a result, if it is short.
 pub(crate) fn short_success(id: &Id, result: &impl Serialize) -> Option<Vec<u8>> {
     success_within(SHORT_BYTES, id, result).ok()
 }
 
-fn success_within(limit: usize, id: &Id, result: &impl Serialize) -> Result<Vec<u8>, Fault> {
+fn success_within(limit: usize, id: &Id, result: &impl Serialize) -> Result<Vec<u8>, Failure> {
     #[derive(Serialize)]
     struct Answer<'a, T> {
         jsonrpc: &'static str,
         id: &'a Id,
         result: &'a T,
     }
-    let mut line = Bounded { line: Vec::new(), room: limit };
+    let mut line = Bounded { line: Vec::new(), remaining: limit };
     match serde_json::to_writer(&mut line, &Answer { jsonrpc: "2.0", id, result }) {
         Ok(()) => Ok(ended(line.line)),
-        Err(_) => Err(Fault::new(Problem::MessageTooLong, format!("the result has more than {limit} bytes"))),
+        Err(_) => Err(Failure::new(
+            Problem::MessageTooLong,
+            format!("result is too large: the maximum is {limit} bytes"),
+        )),
     }
 }
 
-/// The line of an error; `None` where it cannot be told whose it is.
-pub(crate) fn failure(id: Option<&Id>, fault: Fault) -> Vec<u8> {
+/// The line of an error; `id` is `None` if the id of the request is unknown.
+pub(crate) fn error(id: Option<&Id>, failure: Failure) -> Vec<u8> {
     #[derive(Serialize)]
     struct Answer<'a> {
         jsonrpc: &'static str,
         id: Option<&'a Id>,
         error: RpcError,
     }
-    written(&Answer { jsonrpc: "2.0", id, error: fault.error() })
+    written(&Answer { jsonrpc: "2.0", id, error: failure.error() })
 }
 
-/// Something that happened during a call.
+/// An event of a call.
 #[derive(Debug, JsonSchema, Serialize)]
 pub(crate) struct EventParams<'a> {
-    /// The call.
+    /// Id of the call.
     pub(crate) id: &'a Id,
-    /// What happened.
+    /// The event.
     pub(crate) event: CallEvent,
 }
 
@@ -141,7 +152,7 @@ pub(crate) fn event(id: &Id, event: CallEvent) -> Vec<u8> {
 }
 
 fn written(message: &impl Serialize) -> Vec<u8> {
-    // Texts and numbers alone cannot fail to be written.
+    // Serializing strings and numbers cannot fail.
     ended(serde_json::to_vec(message).unwrap_or_default())
 }
 
@@ -150,15 +161,15 @@ fn ended(mut line: Vec<u8>) -> Vec<u8> {
     line
 }
 
-/// A line that takes no more than there is room for.
+/// A line with a maximum size.
 struct Bounded {
     line: Vec<u8>,
-    room: usize,
+    remaining: usize,
 }
 
 impl io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.room = self.room.checked_sub(bytes.len()).ok_or(io::ErrorKind::FileTooLarge)?;
+        self.remaining = self.remaining.checked_sub(bytes.len()).ok_or(io::ErrorKind::FileTooLarge)?;
         self.line.extend_from_slice(bytes);
         Ok(bytes.len())
     }

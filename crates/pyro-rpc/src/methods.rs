@@ -6,7 +6,7 @@ use pyro_api::{CallContext, Contract, Error, InvalidRequest, Operation};
 use serde::Serialize;
 
 use crate::document::{self, DISCOVER};
-use crate::fault::{Fault, Problem};
+use crate::failure::{Failure, Problem};
 use crate::message::{self, Id, Object};
 
 /// One call.
@@ -17,8 +17,8 @@ pub(crate) struct Call {
 
 macro_rules! dispatch {
     ($($Request:ident)+) => {
-        /// Does what is asked, and gives the line that says so.
-        pub(crate) async fn carry_out(call: &Call, method: &str, id: &Id, given: &Object) -> Result<Vec<u8>, Fault> {
+        /// Performs a call and returns the line of its result.
+        pub(crate) async fn carry_out(call: &Call, method: &str, id: &Id, given: &Object) -> Result<Vec<u8>, Failure> {
             match method {
                 $(name if name == pyro_api::operations::$Request::INFO.name => {
                     perform::<pyro_api::operations::$Request>(call, id, given).await
@@ -31,8 +31,8 @@ macro_rules! dispatch {
                     None => answer(id, document::document().clone()).await,
                 },
                 _ => {
-                    let message = format!("there is no method `{}`", method.escape_debug());
-                    Err(Fault::new(Problem::UnknownMethod, message).hint("rpc.discover describes all that there are"))
+                    let message = format!("unknown method: `{}`", method.escape_debug());
+                    Err(Failure::new(Problem::UnknownMethod, message).hint("rpc.discover lists the methods"))
                 }
             }
         }
@@ -41,17 +41,17 @@ macro_rules! dispatch {
 
 pyro_api::for_each_operation!(dispatch);
 
-async fn perform<O: Operation>(call: &Call, id: &Id, given: &Object) -> Result<Vec<u8>, Fault> {
+async fn perform<O: Operation>(call: &Call, id: &Id, given: &Object) -> Result<Vec<u8>, Failure> {
     let request = O::read(given)?;
     answer(id, request.perform(&*call.contract, &call.context).await?).await
 }
 
-/// The line with a result. A long one is written on a thread of its own, as other calls go on meanwhile.
-async fn answer<T: Serialize + Send + 'static>(id: &Id, result: T) -> Result<Vec<u8>, Fault> {
+/// The line with a result. A long one is serialized on another thread, so that other calls go on.
+async fn answer<T: Serialize + Send + 'static>(id: &Id, result: T) -> Result<Vec<u8>, Failure> {
     if let Some(line) = message::short_success(id, &result) {
         return Ok(line);
     }
     let id = id.clone();
     let written = tokio::task::spawn_blocking(move || message::success(&id, &result)).await;
-    written.unwrap_or_else(|lost| Err(Error::internal("a result was lost").caused_by(lost).into()))
+    written.unwrap_or_else(|lost| Err(Error::internal("cannot serialize the result").caused_by(lost).into()))
 }

@@ -1,26 +1,26 @@
-//! What the protocol's own messages take; the parameters of operations are the contract's.
+//! Parameters of the protocol's own messages; those of operations are the contract's.
 
 use pyro_api::InvalidRequest;
 use pyro_api::operations::read_part;
 use serde::Deserialize;
 
-use crate::fault::{Fault, Problem};
+use crate::failure::{Failure, Problem};
 use crate::message::Object;
 
-/// Reads parameters, of which there may be others too.
-pub(crate) fn read<'a, P: Deserialize<'a>>(given: &'a Object) -> Result<P, Fault> {
+/// Reads parameters. Unknown ones are ignored.
+pub(crate) fn read<'a, P: Deserialize<'a>>(given: &'a Object) -> Result<P, Failure> {
     Ok(read_part(given)?)
 }
 
-impl From<InvalidRequest> for Fault {
+impl From<InvalidRequest> for Failure {
     fn from(error: InvalidRequest) -> Self {
-        let fault = Self::new(Problem::InvalidParams, error.to_string());
+        let failure = Self::new(Problem::InvalidParams, error.to_string());
         match error {
-            InvalidRequest::UnknownParameter { known: [], .. } => fault.hint("it has none"),
+            InvalidRequest::UnknownParameter { known: [], .. } => failure.hint("it has no parameters"),
             InvalidRequest::UnknownParameter { known, .. } => {
-                fault.hint(format!("it has {}", known.join(", ")))
+                failure.hint(format!("its parameters are {}", known.join(", ")))
             }
-            InvalidRequest::Parameter(_) => fault,
+            InvalidRequest::Parameter(_) => failure,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One client: its lines come in, its calls run beside each other, events and answers go out.
+//! The session of a client: reads its lines, runs its calls concurrently, and sends events and responses.
 
 use std::io;
 use std::rc::Rc;
@@ -15,22 +15,22 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::document::DISCOVER;
-use crate::fault::{Fault, Problem};
+use crate::event_sender::EventSender;
+use crate::failure::{Failure, Problem};
+use crate::in_flight::{Control, InFlight};
 use crate::lines::{self, Line, Lines};
 use crate::message::{self, Id, Message, Object, Unusable};
 use crate::methods::{self, Call};
-use crate::note::{Ack, Cancel};
-use crate::teller::Teller;
-use crate::under_way::{Control, UnderWay};
+use crate::notification::{Ack, Cancel};
 use crate::{handshake, params};
 
-/// How long calls that are under way may clean up when the client has gone.
+/// How long calls in flight may clean up after the client has gone.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
-/// How long the last answers may wait for a client that does not read.
+/// How long the last responses wait for a client that does not read.
 const LAST_ANSWERS_LIMIT: Duration = Duration::from_secs(1);
-/// Lines that may wait to be written before calls have to wait.
+/// Number of lines that can be queued for the client before calls have to wait.
 const LINES_AHEAD: usize = 64;
-/// Events of a call that may wait to be told before the engine has to wait.
+/// Number of events of a call that can be queued before the engine has to wait.
 const EVENTS_AHEAD: usize = 64;
 
 /// The contract as a server for one program.
@@ -45,10 +45,9 @@ impl Server {
         Self { contract: Arc::new(contract) }
     }
 
-    /// Serves the client whose lines are `input`, and who reads `output`, until the input ends, nobody reads the output any
-    /// more, or `stop` is done. Calls that are under way then are cancelled, and what they hold is freed before this
-    /// returns; tasks stay. Must be called on a tokio runtime. All goes on in the thread that calls it, so that no call waits
-    /// for another thread to wake up.
+    /// Serves a client that writes lines to `input` and reads `output`, until the input ends, the output is closed, or `stop`
+    /// is done. Calls in flight are then cancelled, and their VMs are removed before this returns; tasks stay. Must be called
+    /// on a tokio runtime. Everything runs on the calling thread, so that no call waits for another thread to wake up.
     ///
     /// # Errors
     /// The output could not be written.
@@ -71,9 +70,9 @@ impl Server {
         let session = Rc::new(Session {
             contract: self.contract,
             lines,
-            under_way: UnderWay::default(),
+            in_flight: InFlight::default(),
             closing: CancellationToken::new(),
-            freed: TaskTracker::new(),
+            cleaned_up: TaskTracker::new(),
         });
         let mut writer = spawn_local(lines::write(output, ahead));
         let unread = tokio::select! {
@@ -83,9 +82,9 @@ impl Server {
             written = &mut writer => Some(written),
         };
         session.closing.cancel();
-        session.freed.close();
-        let _ = tokio::time::timeout(CLEANUP_LIMIT, session.freed.wait()).await;
-        // The writer ends when the last of those who have lines for it has gone.
+        session.cleaned_up.close();
+        let _ = tokio::time::timeout(CLEANUP_LIMIT, session.cleaned_up.wait()).await;
+        // The writer ends when the last sender of lines is gone.
         drop(session);
         match unread {
             Some(written) => written.unwrap_or_else(|lost| Err(io::Error::other(lost))),
@@ -97,19 +96,19 @@ impl Server {
     }
 }
 
-/// What all calls of a client share.
+/// State shared by all calls of a client.
 struct Session {
     contract: Arc<dyn Contract>,
     lines: mpsc::Sender<Vec<u8>>,
-    under_way: UnderWay,
+    in_flight: InFlight,
     /// Cancelled when the server ends.
     closing: CancellationToken,
-    /// Calls that still hold something.
-    freed: TaskTracker,
+    /// Calls that have not cleaned up yet.
+    cleaned_up: TaskTracker,
 }
 
 impl Session {
-    /// Takes line after line, until there are no more.
+    /// Handles lines until the input ends.
     async fn read(self: &Rc<Self>, input: impl AsyncRead + Unpin) {
         let mut input = FramedRead::new(input, Lines::new());
         let mut greeted = false;
@@ -123,64 +122,64 @@ impl Session {
                 }
             };
             if let Some(answer) = answer {
-                // Nobody reads any more: that ends the server.
+                // A closed output ends the server, so the error needs no handling here.
                 let _ = self.lines.send(answer).await;
             }
         }
     }
 
-    /// Takes one line, and gives the answer to one that begins no call.
+    /// Handles one line. Returns the response unless the line starts a call.
     fn take(self: &Rc<Self>, line: &[u8], greeted: &mut bool) -> Option<Vec<u8>> {
         let Message { id, method, params } = match Message::read(line) {
             Ok(message) => message,
-            Err(Unusable { id, fault }) => return Some(message::failure(id.as_ref(), fault)),
+            Err(Unusable { id, failure }) => return Some(message::error(id.as_ref(), failure)),
         };
         let Some(id) = id else {
-            self.note(&method, params);
+            self.notification(&method, params);
             return None;
         };
         let refused =
-            |text: &str| Some(message::failure(Some(&id), Fault::new(Problem::InvalidRequest, text)));
+            |text: &str| Some(message::error(Some(&id), Failure::new(Problem::InvalidRequest, text)));
         match (*greeted, method.as_str()) {
             (false, handshake::INITIALIZE) => {
                 let greeting = handshake::greet(&params);
                 *greeted = greeting.is_ok();
                 let answer = greeting.and_then(|hello| message::success(&id, &hello));
-                return Some(answer.unwrap_or_else(|fault| message::failure(Some(&id), fault)));
+                return Some(answer.unwrap_or_else(|failure| message::error(Some(&id), failure)));
             }
-            (true, handshake::INITIALIZE) => return refused("`initialize` was done already"),
+            (true, handshake::INITIALIZE) => return refused("`initialize` must be called only once"),
             (false, method) if method != DISCOVER => {
                 return refused("the first request must be `initialize`");
             }
             _ => {}
         }
-        match self.under_way.begin(&id, self.closing.child_token()) {
+        match self.in_flight.begin(&id, self.closing.child_token()) {
             Ok(control) => drop(spawn_local(Rc::clone(self).call(id, method, params, control))),
-            Err(fault) => return Some(message::failure(Some(&id), fault)),
+            Err(failure) => return Some(message::error(Some(&id), failure)),
         }
         None
     }
 
-    /// Takes a message that nobody waits for an answer to. One that makes no sense is passed over.
-    fn note(&self, method: &str, params: Object) {
+    /// Handles a notification. An invalid one is ignored with a warning in the log.
+    fn notification(&self, method: &str, params: Object) {
         match method {
             "cancel" => match params::read::<Cancel>(&params) {
-                Ok(Cancel { id }) => self.under_way.cancel(&id),
-                Err(fault) => tracing::warn!(?fault, "cancel"),
+                Ok(Cancel { id }) => self.in_flight.cancel(&id),
+                Err(failure) => tracing::warn!(?failure, "cancel"),
             },
             "ack" => match params::read::<Ack>(&params) {
-                Ok(Ack { id, bytes }) => self.under_way.acknowledge(&id, bytes),
-                Err(fault) => tracing::warn!(?fault, "ack"),
+                Ok(Ack { id, bytes }) => self.in_flight.acknowledge(&id, bytes),
+                Err(failure) => tracing::warn!(?failure, "ack"),
             },
             method => tracing::warn!(method, "unknown notification"),
         }
     }
 
-    /// Carries out a call and answers it.
+    /// Performs a call and sends its response.
     async fn call(self: Rc<Self>, id: Id, method: String, params: Object, control: Control) {
-        let holds = self.freed.token();
+        let holds = self.cleaned_up.token();
         let (session, call_id) = (Rc::clone(&self), id.clone());
-        // A task of its own, so that what is wrong with one call costs no other.
+        // A task of its own, so that a panic in one call does not affect others.
         let work = spawn_local(async move {
             let _holds = holds;
             session.carry_out(&call_id, &method, &params, control).await
@@ -188,25 +187,25 @@ impl Session {
         let done = work
             .await
             .unwrap_or_else(|lost| Err(Error::internal("the call was lost").caused_by(lost).into()));
-        let answer = done.unwrap_or_else(|fault| message::failure(Some(&id), fault));
-        // Before the answer, which allows the client to use the id again.
-        self.under_way.end(&id);
+        let answer = done.unwrap_or_else(|failure| message::error(Some(&id), failure));
+        // Before the response, after which the client may use the id again.
+        self.in_flight.end(&id);
         let _ = self.lines.send(answer).await;
     }
 
-    /// Carries out a call and tells its events meanwhile.
+    /// Performs a call and sends its events meanwhile.
     async fn carry_out(
         &self,
         id: &Id,
         method: &str,
         params: &Object,
         control: Control,
-    ) -> Result<Vec<u8>, Fault> {
+    ) -> Result<Vec<u8>, Failure> {
         let (sender, events) = mpsc::channel(EVENTS_AHEAD);
         let over = CancellationToken::new();
         let context = CallContext { events: Events::to(sender), cancel: control.cancel.clone() };
         let call = Call { contract: Arc::clone(&self.contract), context };
-        let teller = Teller {
+        let event_sender = EventSender {
             id: id.clone(),
             control,
             lines: self.lines.clone(),
@@ -218,7 +217,7 @@ impl Session {
             over.cancel();
             done
         };
-        tokio::join!(work, teller.tell(events, &over)).0
+        tokio::join!(work, event_sender.run(events, &over)).0
     }
 }
 

@@ -9,19 +9,19 @@ use serde::{Deserialize, Serialize};
 use super::{Event, OutputStream, PullEvent, RunPhase};
 use crate::VmId;
 
-/// Something that happened during a call.
+/// An event of a call.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum CallEvent {
     /// A one-shot run entered its next phase.
     Phase {
-        /// Which.
+        /// The phase.
         phase: PhaseName,
-        /// Environment that the VM is made from; with `create`.
+        /// Environment of the VM; only with `create`.
         #[serde(skip_serializing_if = "Option::is_none")]
         environment: Option<String>,
-        /// Id of the VM; with `start` and `execute`.
+        /// Id of the VM; only with `start` and `execute`.
         #[serde(skip_serializing_if = "Option::is_none")]
         vm_id: Option<VmId>,
     },
@@ -30,13 +30,13 @@ pub enum CallEvent {
         /// Its name.
         environment: String,
     },
-    /// An installation went on.
+    /// The installation of an environment made progress.
     PullStep {
-        /// What is being done, for people.
+        /// The current step, as text for people.
         text: String,
-        /// How much of `total` is done.
+        /// Progress, out of `total`.
         done: u64,
-        /// The whole; 0 if it is not known.
+        /// Total amount of work; 0 if unknown.
         total: u64,
     },
     /// An environment is installed and checked.
@@ -44,18 +44,18 @@ pub enum CallEvent {
         /// Its name.
         environment: String,
     },
-    /// The VM is the first of its kind, and so takes some seconds more to start than later ones.
+    /// The VM is the first of its kind; it takes a few seconds longer to start than later ones.
     FirstOfKind,
-    /// Something that a person should know and that does not stop the call.
+    /// A warning that does not stop the call.
     Warning {
         /// One line.
         text: String,
     },
     /// Output of a command, in order within its stream.
     Output {
-        /// Where the command wrote it.
+        /// The stream that the command wrote to.
         stream: OutputStream,
-        /// What it wrote, in base64 with padding; any bytes, cut anywhere.
+        /// The bytes in base64 with padding, split at any position.
         data: String,
     },
 }
@@ -99,7 +99,7 @@ impl From<Event> for CallEvent {
     }
 }
 
-/// What is written is no event.
+/// The serialized event is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidEvent {
     /// A phase without what it must name.

@@ -19,7 +19,7 @@ impl Arbitrary for VmId {
     }
 }
 
-/// Output is written as text, so that only text comes back as it was.
+/// Output is serialized as text, so only text comes back unchanged.
 impl Arbitrary for Output {
     type Parameters = ();
     type Strategy = BoxedStrategy<Self>;

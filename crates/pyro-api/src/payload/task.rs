@@ -1,4 +1,4 @@
-//! What calls about tasks give back.
+//! Results of operations on tasks.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{DeleteReason, Output};
 use crate::{ExecutionMode, Outcome, StopReason, VmId, VmState};
 
-/// A task as its callers see it.
+/// A task.
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Task {
@@ -16,23 +16,23 @@ pub struct Task {
     pub task_id: VmId,
     /// Environment name.
     pub environment: String,
-    /// Version of the environment it was made from.
+    /// Version of its environment.
     pub environment_version: Option<String>,
     /// Virtual CPUs.
     pub vcpu_count: u32,
     /// Memory in MiB.
     pub mem_mib: u32,
-    /// Lifetime in seconds, counted from creation or from its last renewal.
+    /// Lifetime in seconds, from creation or the latest extension.
     pub ttl_seconds: u32,
-    /// When it was created, in seconds since the epoch.
+    /// Creation time, in seconds since the epoch.
     pub created_at: f64,
-    /// When it is stopped, in seconds since the epoch.
+    /// When its lifetime ends and it is stopped, in seconds since the epoch.
     pub expires_at: f64,
     /// State.
     pub state: VmState,
-    /// A network was assigned.
+    /// It has a network.
     pub network_enabled: bool,
-    /// The caller agreed to host execution.
+    /// The caller allowed commands on the host.
     pub allow_host_compat: bool,
     /// Address in its network.
     pub guest_ip: Option<String>,
@@ -40,31 +40,31 @@ pub struct Task {
     pub tap_name: Option<String>,
     /// Where its commands run.
     pub execution_mode: ExecutionMode,
-    /// Where its commands start.
+    /// Default working directory of its commands.
     pub workspace_path: String,
-    /// Commands that were accepted.
+    /// Number of commands in its journal.
     pub command_count: u64,
-    /// The latest of those that have ended.
+    /// The latest command that has ended.
     pub last_command: Option<LastCommand>,
-    /// Diagnostics. Not a contract.
+    /// Diagnostics. Keys and values may change between versions.
     pub metadata: BTreeMap<String, String>,
     /// `kvm` or `tcg`; null on the host.
     pub accelerator: Option<String>,
-    /// Why it does not run; null while it does.
+    /// Why it is stopped; null while it runs.
     pub stop_reason: Option<StopReason>,
-    /// More about that, such as the last words of its console.
+    /// Details of why it is stopped, such as the last output of its console.
     pub last_error: Option<String>,
     /// Size of its disk in MiB; null if it has none.
     pub disk_mib: Option<u64>,
-    /// Bytes of the host's disk that it takes: its disk and what is kept of its commands' output.
+    /// Space that its disk and its journal use on the host, in bytes.
     pub disk_used_bytes: u64,
 }
 
-/// The latest command of a task.
+/// The latest command of a task that has ended.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct LastCommand {
-    /// Its number.
+    /// Number of the command.
     pub sequence: u64,
     /// The shell text.
     pub command: String,
@@ -78,15 +78,15 @@ pub struct LastCommand {
     pub execution_mode: ExecutionMode,
 }
 
-/// Every task.
+/// All tasks.
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskList {
-    /// Those that can be read, oldest first.
+    /// The tasks, oldest first, without damaged ones.
     pub tasks: Vec<Task>,
-    /// Ids of those whose record is damaged. They can be deleted.
+    /// Ids of tasks with a damaged record. They can only be deleted.
     pub damaged_task_ids: Vec<VmId>,
-    /// How many there are, damaged ones included.
+    /// Number of tasks, including damaged ones.
     pub count: u64,
 }
 
@@ -98,7 +98,7 @@ pub struct TaskExec {
     pub task_id: VmId,
     /// Environment name.
     pub environment: String,
-    /// Version of the environment the task was made from.
+    /// Version of the task's environment.
     pub environment_version: Option<String>,
     /// The shell text that was run.
     pub command: String,
@@ -116,17 +116,17 @@ pub struct TaskExec {
     pub sequence: u64,
     /// Where it ran.
     pub cwd: String,
-    /// `exited`, or `killed` if someone ended it.
+    /// `exited`, or `killed` if another call ended it.
     pub outcome: Outcome,
-    /// Bytes of standard output beyond the limit, which were dropped.
+    /// Number of bytes of standard output that were dropped.
     pub stdout_truncated: u64,
-    /// Bytes of standard error beyond the limit, which were dropped.
+    /// Number of bytes of standard error that were dropped.
     pub stderr_truncated: u64,
-    /// The time limit ended the command.
+    /// The command timed out.
     pub timed_out: bool,
 }
 
-/// A command that was begun and is not waited for.
+/// A command that was started without waiting for it.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskDetached {
@@ -148,9 +148,9 @@ pub struct TaskDetached {
 pub struct TaskLogs {
     /// Id of the task.
     pub task_id: VmId,
-    /// How many entries.
+    /// Number of entries.
     pub count: u64,
-    /// In the order in which the commands were accepted.
+    /// The entries, in the order of their numbers.
     pub entries: Vec<TaskLogEntry>,
 }
 
@@ -161,47 +161,47 @@ pub struct TaskLogs {
 pub struct TaskLogsPage {
     /// The entries.
     pub logs: TaskLogs,
-    /// `after` for the next page; null if there is none.
+    /// `after` for the next page; null on the last page.
     pub next_after: Option<u64>,
 }
 
-/// What is known of one command of a task.
+/// A journal entry: one command of a task.
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskLogEntry {
-    /// Its number, from 1.
+    /// Number of the command, from 1.
     pub sequence: u64,
     /// The shell text.
     pub command: String,
     /// Where it ran.
     pub cwd: String,
-    /// Exit code; −S if signal S ended the shell; 124 after the time limit; null unless it ended and its end is known.
+    /// Exit code; −S if signal S ended the shell; 124 after the time limit; null if it is running or its outcome is unknown.
     pub exit_code: Option<i64>,
-    /// Duration in milliseconds; null like the exit code.
+    /// Duration in milliseconds; null if the exit code is.
     pub duration_ms: Option<u64>,
     /// Where it ran.
     pub execution_mode: ExecutionMode,
-    /// When its latest change was recorded, in seconds since the epoch.
+    /// Time of the latest update of the entry, in seconds since the epoch.
     pub recorded_at: f64,
-    /// Name of the file that keeps its standard output, if it wrote any.
+    /// Name of the file with its standard output; empty if it wrote none.
     pub stdout_file: String,
-    /// Name of the file that keeps its standard error, if it wrote any.
+    /// Name of the file with its standard error; empty if it wrote none.
     pub stderr_file: String,
-    /// What is kept of its standard output.
+    /// Standard output, as far as it is kept.
     pub stdout: Output,
-    /// What is kept of its standard error.
+    /// Standard error, as far as it is kept.
     pub stderr: Output,
-    /// What became of it.
+    /// The outcome of the command.
     pub outcome: Outcome,
-    /// When it was accepted, in seconds since the epoch.
+    /// Start time, in seconds since the epoch.
     pub started_at: f64,
-    /// The time limit ended it.
+    /// The command timed out.
     pub timed_out: bool,
-    /// Bytes of standard output that are not kept.
+    /// Number of bytes of standard output that were dropped.
     pub stdout_truncated: u64,
-    /// Bytes of standard error that are not kept.
+    /// Number of bytes of standard error that were dropped.
     pub stderr_truncated: u64,
-    /// Why it was not run.
+    /// Why the command was not run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -214,7 +214,7 @@ pub struct TaskDeleted {
     pub task_id: VmId,
     /// Always true.
     pub deleted: bool,
-    /// Why.
+    /// The reason.
     pub reason: DeleteReason,
 }
 
@@ -224,13 +224,13 @@ pub struct TaskDeleted {
 pub struct TaskCopied {
     /// Id of the task.
     pub task_id: VmId,
-    /// Files, directories and symbolic links.
+    /// Number of files, directories, and symbolic links.
     pub entries: u64,
-    /// Bytes of all files together.
+    /// Total size of the files, in bytes.
     pub bytes: u64,
-    /// What was not copied, such as sockets and links that lead elsewhere.
+    /// Number of entries that were not copied, such as sockets and links that lead out of the copy.
     pub left_out: u64,
-    /// Names of the first of these.
+    /// Names of some of the entries that were not copied.
     pub left_out_examples: Vec<String>,
 }
 
@@ -240,25 +240,25 @@ pub struct TaskCopied {
 pub struct TaskFile {
     /// Id of the task.
     pub task_id: VmId,
-    /// The path that was asked for.
+    /// The requested path.
     pub path: String,
-    /// Bytes of the whole file.
+    /// Size of the whole file, in bytes.
     pub size_bytes: u64,
-    /// Where the part begins, in bytes.
+    /// Offset of the part, in bytes.
     pub offset: u64,
-    /// The part.
+    /// The content of the part.
     pub content: String,
-    /// How `content` is written.
+    /// Encoding of `content`.
     pub encoding: FileEncoding,
-    /// Where the rest begins; null if there is none.
+    /// Offset of the next part, in bytes; null at the end of the file.
     pub next_offset: Option<u64>,
 }
 
-/// How the bytes of a file are written as text.
+/// Encoding of the bytes of a file as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub enum FileEncoding {
-    /// They are UTF-8 and stand as they are.
+    /// UTF-8 text, unchanged.
     #[serde(rename = "utf-8")]
     Utf8,
     /// Base64 with padding.
@@ -272,8 +272,8 @@ pub enum FileEncoding {
 pub struct TaskFileWritten {
     /// Id of the task.
     pub task_id: VmId,
-    /// The path that was asked for.
+    /// The requested path.
     pub path: String,
-    /// Bytes of the file.
+    /// Size of the file, in bytes.
     pub bytes: u64,
 }

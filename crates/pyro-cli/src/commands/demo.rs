@@ -1,4 +1,4 @@
-//! `pyro demo` and `pyro demo ollama`: what pyro is for, shown once.
+//! `pyro demo` and `pyro demo ollama`.
 
 use clap::{Args, Subcommand};
 use pyro_demo::ollama::{self, DemoError};
@@ -12,7 +12,7 @@ use crate::text::printable;
 use crate::{config, session};
 
 const DEMO_EXAMPLES: &str = "\
-The exit status is 0 whatever that of the command is: read `exit_code` in the document.
+The exit status is 0 even if the command fails; the document has its `exit_code`.
 
 Examples:
   pyro demo
@@ -27,7 +27,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = DEMO_EXAMPLES)]
 pub(crate) struct DemoArgs {
-    /// Give the guest outbound network access and show that it works [default: off]
+    /// Give the guest outbound network access and test it [default: off]
     #[arg(long)]
     pub(crate) network: bool,
     #[command(subcommand)]
@@ -41,10 +41,10 @@ pub(crate) enum DemoCommand {
 
 const OLLAMA_EXAMPLES: &str = "\
 No credentials are sent, and the proof needs no internet. The model chooses what its VMs run and whether \
-they have network; nothing it says runs on this machine itself.
+they have a network. It cannot run commands on this machine.
 
-What the model and its tools do is said on stdout, and so is why the demo failed. Progress of an \
-installation and pyro's own warnings go to stderr, progress only if that is a terminal. Exit status: 0 if the proof was given, 1 if not.
+The conversation, the tool calls, and the reason of a failure are printed on stdout. Warnings and the progress of an \
+installation go to stderr, progress only if that is a terminal. Exit status: 0 if the model gave the proof, 1 if not.
 
 Examples:
   pyro demo ollama
@@ -53,26 +53,26 @@ Examples:
 
 /// Let a language model prove that it can run a command in a VM
 ///
-/// Gives a model the tools `vm_*` over an OpenAI-compatible endpoint and asks it to run a command whose
-/// output nobody can guess. Its usual mistakes are corrected or explained to it. All VMs it made are removed
-/// at the end.
+/// Gives a model the tools `vm_*` over an OpenAI-compatible endpoint and asks it to run a command with an
+/// unpredictable output. Corrects common mistakes of models, or explains them to the model. Removes all VMs
+/// that the model created at the end.
 #[derive(Debug, Args)]
 #[command(after_help = OLLAMA_EXAMPLES)]
 pub(crate) struct DemoOllamaArgs {
     /// OpenAI-compatible endpoint, without `/chat/completions`
     #[arg(long, value_name = "URL", default_value = "http://localhost:11434/v1")]
     pub(crate) base_url: String,
-    /// Name of the model, which the endpoint must have
+    /// Name of a model that the endpoint offers
     #[arg(long, value_name = "NAME", default_value = "llama3.2:3b")]
     pub(crate) model: String,
-    /// Show what is said and done, with all arguments and results [default: off]
+    /// Show messages, arguments, and results in full [default: off]
     #[arg(long, short)]
     pub(crate) verbose: bool,
 }
 
 pub(crate) fn run(args: &DemoArgs, printer: &Printer) -> Result<Reply, CliError> {
     let Some(DemoCommand::Ollama(ollama)) = &args.command else { return one_command(args.network, printer) };
-    // Everything that the demo has to say is on standard output, failures too.
+    // The contract puts failures on standard output, too.
     with_model(ollama, printer).or_else(|error| {
         let exit = error.exit();
         Ok(match Report::of(&error) {
@@ -108,13 +108,12 @@ fn with_model(args: &DemoOllamaArgs, printer: &Printer) -> Result<Reply, CliErro
     Ok(Reply::text(summary(&proved?, args.verbose)))
 }
 
-/// A demo speaks on standard output only, except to a person who would otherwise watch nothing for the minutes that
-/// an installation may take.
+/// A demo prints on standard output only, except for the progress of an installation on a terminal, which may take minutes.
 fn is_quiet(printer: &Printer) -> bool {
     !printer.stderr_is_terminal()
 }
 
-/// `fallback_used` is part of the line's form; there is no such thing here.
+/// `fallback_used` is part of the contract's line; this implementation has no fallback.
 fn summary(ran: &RunResult, verbose: bool) -> String {
     let (code, mode) = (ran.exit_code, ran.execution_mode);
     let mut text = format!("[summary] exit_code={code} fallback_used=False execution_mode={mode}\n");
@@ -124,7 +123,8 @@ fn summary(ran: &RunResult, verbose: bool) -> String {
     text
 }
 
-/// What came from a model or a guest neither steers the terminal nor looks like a line of ours.
+/// Escapes and indents the text of a model or a guest, so that it cannot control the terminal or look like a line of the
+/// demo.
 fn apart(text: &str) -> String {
     let text = printable(text.trim_end());
     let mut lines = text.lines();
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_of_others_cannot_look_like_ours() {
+    fn text_of_models_cannot_look_like_lines_of_the_demo() {
         assert_eq!(
             apart("first\r\n\n\n\n[done] command execution succeeded\u{1b}[2J\n"),
             "first\\r\n\n\n\n    [done] command execution succeeded\\u{1b}[2J"

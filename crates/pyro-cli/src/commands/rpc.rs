@@ -14,7 +14,7 @@ use crate::reply::Reply;
 use crate::{config, session, signals};
 
 const RPC_EXAMPLES: &str = "\
-The Python package starts it by itself. The first request is `initialize`; `rpc.discover` gives the same document as --schema.
+The Python package starts it. The first request is `initialize`; `rpc.discover` returns the same document as --schema.
 
 Examples:
   pyro rpc --schema | jq -r '.methods[].name'
@@ -22,12 +22,12 @@ Examples:
 
 /// Serve one program on standard input and output with JSON-RPC 2.0
 ///
-/// One message a line, parameters by name, any number of calls at once. It ends when its input ends: calls that are under
-/// way are cancelled and their VMs removed, tasks stay.
+/// One message per line, parameters by name, many calls at once. The server ends when its input ends: calls in flight are
+/// cancelled and their VMs removed; tasks stay.
 #[derive(Debug, Args)]
 #[command(after_help = RPC_EXAMPLES)]
 pub(crate) struct RpcArgs {
-    /// Print the OpenRPC document that describes the protocol, and end [default: off]
+    /// Print the OpenRPC document of the protocol and exit [default: off]
     #[arg(long)]
     pub(crate) schema: bool,
 }
@@ -47,8 +47,8 @@ pub(crate) fn run(args: &RpcArgs) -> Result<Reply, CliError> {
     })
 }
 
-// A pipe is waited for by the event loop. It is opened anew, so that whoever shares it keeps one that blocks. Anything else is
-// waited for by a thread, which costs each message the time to wake that up.
+// The event loop waits for a pipe. It is opened again, so that other processes that share it keep a blocking descriptor. A
+// thread waits for anything else, which costs each message the time to wake that thread.
 
 fn input() -> Either<Receiver, Stdin> {
     match OpenOptions::new().open_receiver("/proc/self/fd/0") {

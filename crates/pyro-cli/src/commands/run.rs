@@ -15,12 +15,12 @@ use crate::words::{self, integer};
 use crate::{config, session};
 
 const RUN_EXAMPLES: &str = "\
-The command goes to `/bin/sh -lc` in the guest. A single word is passed as it is written, so it \
-may be a whole shell line; several words are quoted first, so each reaches the program unchanged.
+The command is run with `/bin/sh -lc` in the guest. A single word is passed unchanged, so it may be \
+a whole shell line; several words are quoted, so that each reaches the program unchanged.
 
-Exit status: that of the command; 124 if it ran into its time limit; 256 minus the signal number \
+Exit status: that of the command; 124 if it timed out; 256 minus the signal number \
 if a signal ended it; 1 if pyro itself failed; 2 for a wrong command line; 130 or 143 after Ctrl-C \
-or SIGTERM; 141 if the reader of stdout went away.
+or SIGTERM; 141 if stdout was closed.
 
 Examples:
   pyro run debian:12 -- git --version
@@ -37,22 +37,22 @@ Examples:
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// Longest time the command may take, in seconds, at least 1
+    /// Time limit for the command, in seconds, at least 1
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) timeout_seconds: i64,
-    /// Lifetime in seconds after which the VM is removed in any case, 60 to 3600
+    /// Lifetime of the VM in seconds, 60 to 3600; after it the VM is removed
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) ttl_seconds: i64,
-    /// Give the guest outbound network access, and a hostile one all that you can reach [default: off]
+    /// Give the guest outbound network access; it can reach everything that this user can, including local services [default: off]
     #[arg(long)]
     pub(crate) network: bool,
-    /// Agree to run the command on this machine, without isolation, if VMs cannot run here [default: off]
+    /// Run the command on this machine, without isolation, if VMs cannot run here [default: off]
     #[arg(long)]
     pub(crate) allow_host_compat: bool,
     /// Keep a VM of this kind waiting for the next run, for five minutes [default: off, or PYRO_WARM]
     #[arg(long)]
     pub(crate) warm: bool,
-    /// Say where the time went, on stderr or in the JSON document [default: off]
+    /// Report the duration of each phase, on stderr or in the JSON document [default: off]
     #[arg(long)]
     pub(crate) timings: bool,
     /// Print one JSON document on stdout instead of text [default: off]

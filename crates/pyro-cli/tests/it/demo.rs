@@ -165,7 +165,7 @@ fn mistakes_are_explained_to_the_model() {
     {"arguments":{"command":"true","environment":"debian:12","network":"perhaps"},"error":"network must be a boolean","error_type":"invalid_input","hint":"write network as true or false, without quotes","ok":false,"tool_name":"vm_run"}
     {"arguments":{"command":"true","environment":"debian:12","vcpu_count":"two"},"error":"vcpu_count must be an integer","error_type":"invalid_input","ok":false,"tool_name":"vm_run"}
     {"arguments":{"command":"true","environment":"debian:12","vcpu_count":"9"},"error":"vcpu_count must be between 1 and 8","error_type":"invalid_input","ok":false,"tool_name":"vm_run"}
-    {"arguments":{"command":"true","environment":"debian:12","timeout_seconds":"0"},"error":"timeout_seconds must be positive","error_type":"invalid_input","hint":"give at least 1 second; the default is 30","ok":false,"tool_name":"vm_run"}
+    {"arguments":{"command":"true","environment":"debian:12","timeout_seconds":"0"},"error":"timeout_seconds must be positive","error_type":"invalid_input","hint":"set it to at least 1 second; the default is 30","ok":false,"tool_name":"vm_run"}
     {"arguments":{"command":"true","environment":"debian:12"},"error":"vm_create has no argument 'command'","error_type":"invalid_input","ok":false,"tool_name":"vm_create"}
     {"arguments":{"allow_host_compat":[],"environment":"debian:12"},"error":"allow_host_compat must be a boolean","error_type":"invalid_input","hint":"write allow_host_compat as true or false, without quotes","ok":false,"tool_name":"vm_create"}
     {"arguments":{"vm_id":"<vm_id>"},"error":"vm '<vm_id>' does not exist","error_type":"not_found","hint":"call vm_create first and use the vm_id from its result","ok":false,"tool_name":"vm_start"}
@@ -213,7 +213,7 @@ fn a_malformed_tool_call_ends_the_demo_before_any_of_its_reply() {
     [error] malformed tool call: it has no `function`
     [error] malformed tool call: its function has no `name`
     [error] malformed tool call: the arguments of vm_run are not JSON: expected value at line 1 column 1
-    [error] malformed tool call: the arguments of vm_run are no object
+    [error] malformed tool call: the arguments of vm_run are not an object
     ");
 }
 
@@ -294,12 +294,12 @@ fn an_answer_that_is_no_chat_completion_is_refused() {
         failure(&demo(&model)).to_owned()
     });
     insta::assert_snapshot!(failures.concat(), @r"
-    [error] the answer of the endpoint is no chat completion: it is not JSON: EOF while parsing a value at line 1 column 0
-    [error] the answer of the endpoint is no chat completion: it is not JSON: expected value at line 1 column 1
-    [error] the answer of the endpoint is no chat completion: it has no `choices` with a `message`
-    [error] the answer of the endpoint is no chat completion: it has no `choices` with a `message`
-    [error] the answer of the endpoint is no chat completion: it has no `choices` with a `message`
-    [error] the answer of the endpoint is no chat completion: it has no `choices` with a `message`
+    [error] the answer of the endpoint is not a chat completion: it is not JSON: EOF while parsing a value at line 1 column 0
+    [error] the answer of the endpoint is not a chat completion: it is not JSON: expected value at line 1 column 1
+    [error] the answer of the endpoint is not a chat completion: it has no `choices` with a `message`
+    [error] the answer of the endpoint is not a chat completion: it has no `choices` with a `message`
+    [error] the answer of the endpoint is not a chat completion: it has no `choices` with a `message`
+    [error] the answer of the endpoint is not a chat completion: it has no `choices` with a `message`
     ");
 }
 

@@ -142,7 +142,7 @@ fn it_ends_with_its_input_whatever_was_said() {
     session.end();
     let (mut session, _) = greeted(&home);
     // Whether that is answered is the library's business; the next message is.
-    session.send_line("this is no JSON");
+    session.send_line("not JSON");
     session.send(&json!({ "jsonrpc": "2.0", "id": 7, "method": "ping" }));
     let mut answer = session.receive();
     while answer["id"] != 7 {
@@ -172,7 +172,7 @@ fn it_bears_what_hostile_clients_send() {
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let large = "x".repeat(10 << 20);
     let lines = [
-        "this is no JSON",
+        "not JSON",
         "\u{0}\u{1}",
         "[]",
         "{}",

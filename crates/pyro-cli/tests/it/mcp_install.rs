@@ -201,7 +201,7 @@ fn people_see_what_goes_and_what_comes() {
     [mcp_servers.pyro.tools]
     vm_run = { use = true }
 
-    Written. The file as it was: [HOME]/.codex/config.toml.before-pyro-1
+    Written. Backup of the original file: [HOME]/.codex/config.toml.before-pyro-1
     --- stderr
     "#);
     insta::assert_snapshot!(install(&home, "codex", &["--write"]).all().replace(PYRO, "[PYRO]"), @r#"
@@ -517,7 +517,7 @@ fn clients_in_general_get_a_text_to_paste() {
     exit: 1
     --- stdout
     --- stderr
-    [error] generic is no client with a file that could be written
+    [error] generic has no configuration file that pyro can write
     ");
     assert_eq!(home.entries(), [] as [PathBuf; 0]);
 }

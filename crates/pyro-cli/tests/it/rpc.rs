@@ -61,7 +61,7 @@ fn a_client_of_another_version_is_refused() {
     assert_eq!(early["error"]["message"], "the first request must be `initialize`");
     let refused = session.ask("initialize", hello("1.9.3"));
     let message = format!(
-        "pyro-mcp 1.9.3 cannot work with pyro {}: both must be of the same version",
+        "pyro-mcp 1.9.3 cannot work with pyro {}: both must have the same version",
         env!("CARGO_PKG_VERSION")
     );
     assert_eq!(refused["error"]["message"], message);
@@ -128,7 +128,7 @@ fn it_ends_when_nobody_reads_what_it_says() {
     drop(server.stdout.take());
     // The input stays open.
     let mut input = server.stdin.take().unwrap();
-    writeln!(input, "this is no JSON").unwrap();
+    writeln!(input, "not JSON").unwrap();
     assert_eq!(server.wait().unwrap().code(), Some(141));
 }
 

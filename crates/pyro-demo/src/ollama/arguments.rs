@@ -1,5 +1,4 @@
-//! The arguments of a tool call: read in every form that models write them, and put right where it is clear what was
-//! meant.
+//! Arguments of tool calls: parses the forms in which models write them, and corrects clear mistakes.
 
 use serde_json::{Map, Value};
 
@@ -8,19 +7,19 @@ use super::failure::Failure;
 /// Arguments by name.
 pub(super) type Object = Map<String, Value>;
 
-/// What small models write instead of an id that they have seen.
+/// Text that small models write instead of the id from an earlier result.
 const PLACEHOLDER: &str = "vm_id_returned_by_vm_create";
 
-/// Why there are no arguments; goes on after "the arguments".
+/// Why arguments are malformed; continues "the arguments of X".
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Malformed {
-    #[error("are no object")]
+    #[error("are not an object")]
     NoObject,
     #[error("are not JSON: {0}")]
     NotJson(serde_json::Error),
 }
 
-/// The arguments as they are in a tool call.
+/// Parses the arguments of a tool call.
 pub(super) fn decode(written: Option<&Value>) -> Result<Object, Malformed> {
     match written {
         None | Some(Value::Null) => Ok(Object::new()),
@@ -35,7 +34,7 @@ pub(super) fn decode(written: Option<&Value>) -> Result<Object, Malformed> {
     }
 }
 
-/// Gives an environment that was called `profile` its name.
+/// Renames the argument `profile` to `environment`.
 pub(super) fn name_environment(arguments: &mut Object) {
     if arguments.get("environment").is_none_or(Value::is_null)
         && let Some(environment) = arguments.remove("profile")
@@ -44,7 +43,7 @@ pub(super) fn name_environment(arguments: &mut Object) {
     }
 }
 
-/// Whether `vm_id` only stands for an id.
+/// Returns whether `vm_id` is a placeholder.
 pub(super) fn has_placeholder(arguments: &Object) -> bool {
     arguments.get("vm_id").and_then(Value::as_str).is_some_and(is_placeholder)
 }
@@ -57,11 +56,11 @@ fn is_placeholder(text: &str) -> bool {
         || between('<', '>').is_some_and(|name| name.contains("vm_id"))
 }
 
-/// The arguments of one call, by their types. `null` counts as left out.
+/// The arguments of one call. `null` counts as not given.
 pub(super) struct Arguments<'a>(pub(super) &'a Object);
 
 impl Arguments<'_> {
-    /// The value as its property in the tool's schema says; none if it is left out.
+    /// The value of an argument, converted to the type in the tool's schema; `None` if it is not given.
     pub(super) fn value(&self, name: &str, property: &Value) -> Result<Option<Value>, Failure> {
         let Some(given) = self.given(name) else { return Ok(None) };
         Ok(match property["type"].as_str() {
@@ -72,7 +71,7 @@ impl Arguments<'_> {
         })
     }
 
-    /// A text that must be given.
+    /// A required string.
     pub(super) fn text(&self, name: &str) -> Result<String, Failure> {
         match self.given(name) {
             Some(Value::String(text)) => Ok(text.clone()),
@@ -81,7 +80,7 @@ impl Arguments<'_> {
         }
     }
 
-    /// A whole number, or its digits as a text.
+    /// An integer, or a string of digits.
     pub(super) fn integer(&self, name: &str) -> Result<Option<i64>, Failure> {
         let Some(value) = self.given(name) else { return Ok(None) };
         let integer = match value {
@@ -92,7 +91,7 @@ impl Arguments<'_> {
         integer.map(Some).ok_or_else(|| Failure::arguments(format!("{name} must be an integer")))
     }
 
-    /// A switch, off unless it is given, or one of the words for it.
+    /// A boolean, or a common word for one; the default is false.
     pub(super) fn switch(&self, name: &str) -> Result<bool, Failure> {
         let word = match self.given(name) {
             None => return Ok(false),
@@ -160,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn placeholders_are_told_from_ids() {
+    fn placeholders_are_distinguished_from_ids() {
         for (text, expected) in [
             ("vm_id_returned_by_vm_create", true),
             (" vm_id_returned_by_vm_create\n", true),

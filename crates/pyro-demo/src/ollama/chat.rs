@@ -1,4 +1,4 @@
-//! What is said: messages to the model, and replies read from it.
+//! Messages to the model, and its replies.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use super::arguments::{self, Object};
 use super::error::DemoError;
 
-/// Most tools that a model may have called at once.
+/// Maximum number of tool calls in a reply.
 const MAX_CALLS: usize = 16;
-/// Longest name of a tool or a role, in characters. OpenAI allows as many for a tool.
+/// Maximum length of the name of a tool or a role, in characters. It is OpenAI's limit for tools.
 const NAME_CHARS: usize = 64;
 
 /// One message of the conversation, as it is sent.
@@ -20,7 +20,7 @@ pub(super) enum Message {
     },
     Assistant {
         content: Value,
-        /// In the one form that every server reads, whatever form the model's own server wrote.
+        /// In the form that every server accepts, even if the model's server wrote another one.
         tool_calls: Vec<Value>,
     },
     Tool {
@@ -30,7 +30,7 @@ pub(super) enum Message {
 }
 
 impl Message {
-    /// Who says it, and what; nothing for what the model has said itself.
+    /// Role and content; `None` for the model's own messages.
     pub(super) fn input(&self) -> Option<(&'static str, &str)> {
         match self {
             Self::User { content } => Some(("user", content)),
@@ -40,7 +40,7 @@ impl Message {
     }
 }
 
-/// What a model said.
+/// A reply of the model.
 #[derive(Debug, PartialEq)]
 pub(super) struct Reply {
     pub(super) role: String,
@@ -98,7 +98,7 @@ impl Reply {
 
 impl ToolCall {
     fn read(call: &Value) -> Result<Self, DemoError> {
-        let malformed = |fault: &str| DemoError::ToolCall(fault.to_owned());
+        let malformed = |why: &str| DemoError::ToolCall(why.to_owned());
         let id =
             call["id"].as_str().filter(|id| !id.is_empty()).ok_or_else(|| malformed("it has no `id`"))?;
         let function = call["function"].as_object().ok_or_else(|| malformed("it has no `function`"))?;
@@ -110,7 +110,7 @@ impl ToolCall {
             )));
         }
         let arguments = arguments::decode(function.get("arguments"))
-            .map_err(|fault| DemoError::ToolCall(format!("the arguments of {name} {fault}")))?;
+            .map_err(|error| DemoError::ToolCall(format!("the arguments of {name} {error}")))?;
         Ok(Self { id: id.to_owned(), name: name.to_owned(), arguments })
     }
 
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_reply_is_refused() {
+    fn malformed_replies_are_rejected() {
         let call = |call: Value| with_message(json!({ "tool_calls": [call] }));
         let faults = [
             json!([]),
@@ -176,9 +176,9 @@ mod tests {
         ]
         .map(|answer| fault(&answer));
         insta::assert_snapshot!(faults.join("\n"), @r"
-        the answer of the endpoint is no chat completion: it has no `choices` with a `message`
-        the answer of the endpoint is no chat completion: it has no `choices` with a `message`
-        the answer of the endpoint is no chat completion: it has no `choices` with a `message`
+        the answer of the endpoint is not a chat completion: it has no `choices` with a `message`
+        the answer of the endpoint is not a chat completion: it has no `choices` with a `message`
+        the answer of the endpoint is not a chat completion: it has no `choices` with a `message`
         malformed tool call: `tool_calls` is not an array
         malformed tool call: it has no `id`
         malformed tool call: it has no `id`
@@ -187,9 +187,9 @@ mod tests {
         malformed tool call: its function has no `name`
         malformed tool call: its function has no `name`
         malformed tool call: the `name` of its function is longer than 64 characters
-        too many tool calls in one reply: 17, and 16 are the most
+        too many tool calls in one reply: 17, and the maximum is 16
         malformed tool call: the arguments of vm_run are not JSON: EOF while parsing an object at line 1 column 1
-        malformed tool call: the arguments of vm_run are no object
+        malformed tool call: the arguments of vm_run are not an object
         ");
     }
 

@@ -1,4 +1,4 @@
-//! The model's side of the line: an OpenAI-compatible HTTP endpoint. What it answers is hostile until it is read.
+//! An OpenAI-compatible HTTP endpoint. Its responses are untrusted.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -13,21 +13,21 @@ use ureq::tls::{RootCerts, TlsConfig};
 use super::chat::Message;
 use super::error::{CallError, DemoError};
 
-/// Longest wait for one answer, from the connection to its last byte.
+/// Time limit for a response, from the connection to its last byte.
 const ANSWER_WITHIN: Duration = Duration::from_secs(90);
-/// Longest answer that is read. A model does not write as much in 90 seconds.
+/// Maximum size of a response, in bytes. A model does not write as much in 90 seconds.
 const ANSWER_BYTES: u64 = 4 << 20;
-/// Longest part of a refusal that is shown, in characters.
+/// Maximum length of an error message of the server that is shown, in characters.
 const REFUSAL_CHARS: usize = 500;
 
-/// Where a model is asked.
+/// The endpoint of a model.
 #[derive(Debug, Clone)]
 pub(super) struct Endpoint {
     agent: Agent,
     address: String,
 }
 
-/// The body of a request; nothing else is sent.
+/// The whole body of a request.
 #[derive(Serialize)]
 pub(super) struct Question<'a> {
     model: &'a str,
@@ -45,10 +45,10 @@ impl<'a> Question<'a> {
 }
 
 impl Endpoint {
-    /// The endpoint below this address. It is not called yet.
+    /// Creates the endpoint below `base_url` without connecting to it.
     ///
     /// # Errors
-    /// The address is none, or may hold credentials.
+    /// The address is invalid, or could contain credentials.
     pub(super) fn new(base_url: &str) -> Result<Self, DemoError> {
         Self::answering_within(base_url, ANSWER_WITHIN)
     }
@@ -56,7 +56,7 @@ impl Endpoint {
     fn answering_within(base_url: &str, limit: Duration) -> Result<Self, DemoError> {
         let refused =
             |address: &str, cause: &str| CallError { address: address.to_owned(), cause: cause.to_owned() };
-        // Looked for before anything is parsed, and not shown: what stands there may be a secret.
+        // Checked before parsing, and not shown, because it may contain a secret.
         if base_url.contains('@') {
             let cause = "the address must not contain `@`: credentials are not sent";
             return Err(refused("--base-url", cause).into());
@@ -66,30 +66,30 @@ impl Endpoint {
             return Err(refused("--base-url", cause).into());
         }
         let address = format!("{}/chat/completions", base_url.trim_end_matches('/'));
-        let uri: Uri = address.parse().map_err(|_| refused(&address, "this is no address"))?;
-        // Fails only where there is one already.
+        let uri: Uri = address.parse().map_err(|_| refused(&address, "invalid address"))?;
+        // Fails only if a provider is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut config = Agent::config_builder()
             .timeout_global(Some(limit))
             .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
             .http_status_as_error(false)
-            // A request that was sent to another place as something else would not be what was asked for.
+            // A redirected request would go to another place, perhaps with another method.
             .max_redirects(0)
             .max_redirects_will_error(false)
-            // While a tool runs, the other side closes what is idle.
+            // The server may close idle connections while a tool runs.
             .max_idle_connections(0)
             .user_agent(concat!("pyro/", env!("CARGO_PKG_VERSION")));
         if is_loopback(&uri) {
-            // What the environment names as proxy is not on this machine, or at least not asked to come back.
+            // The proxy from the environment variables cannot reach this machine's loopback.
             config = config.proxy(None);
         }
         Ok(Self { agent: config.build().new_agent(), address })
     }
 
-    /// The answer to a question.
+    /// Sends a question and returns the response.
     ///
     /// # Errors
-    /// It could not be called, did not answer or refused, or `cancel` came first; the request is then left to itself.
+    /// The endpoint did not respond or returned an error, or `cancel` came first; the request then continues unobserved.
     pub(super) async fn ask(
         &self,
         question: &Question<'_>,
@@ -124,12 +124,12 @@ impl Endpoint {
         let body = response.body_mut().with_config().limit(ANSWER_BYTES).read_to_vec();
         match response.status() {
             status if status.is_success() => body.map_err(|error| self.failed(self.in_words(error))),
-            // Its text would be good to know; without it there is still the status.
+            // The status is reported even without the text.
             status => Err(self.failed(refusal(status, &body.unwrap_or_default()))),
         }
     }
 
-    /// The library's errors as a person would put them.
+    /// Message for an error of the HTTP library.
     fn in_words(&self, error: ureq::Error) -> String {
         let limit = self.agent.config().timeouts().global.unwrap_or_default();
         match error {
@@ -141,7 +141,7 @@ impl Endpoint {
     }
 }
 
-/// What a server that refuses says about it, in the forms in use: an object or a text under `error`, or plain text.
+/// Message for an error status. Servers send an object or a string under `error`, or plain text.
 fn refusal(status: StatusCode, body: &[u8]) -> String {
     let text = match serde_json::from_slice::<Value>(body) {
         Ok(value) => {
@@ -206,10 +206,10 @@ mod tests {
                 .collect();
         insta::assert_snapshot!(causes.join("\n"), @r"
         /chat/completions: bad uri: /chat/completions is missing scheme
-        not an address/chat/completions: this is no address
+        not an address/chat/completions: invalid address
         ftp://localhost/v1/chat/completions: bad uri: unknown scheme: ftp
-        localhost:11434/v1/chat/completions: this is no address
-        http:/chat/completions: this is no address
+        localhost:11434/v1/chat/completions: invalid address
+        http:/chat/completions: invalid address
         --base-url: the address must not contain `@`: credentials are not sent
         --base-url: the address must not contain `@`: credentials are not sent
         --base-url: the address must not contain `@`: credentials are not sent

@@ -1,40 +1,40 @@
-//! Why there is no proof.
+//! Why the demonstration failed.
 
 use std::error::Error;
 
-/// Why the demonstration did not show what it should.
+/// Why the demonstration failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
-    /// The endpoint does not answer, or refuses.
+    /// The endpoint did not respond, or returned an error.
     #[error("failed to call Ollama. Ensure `ollama serve` is running and the model is available.")]
     Call(#[from] CallError),
-    /// Its answer is no chat completion; what is wrong with it.
-    #[error("the answer of the endpoint is no chat completion: {0}")]
+    /// The response is not a chat completion, and why.
+    #[error("the answer of the endpoint is not a chat completion: {0}")]
     Answer(String),
-    /// A tool call that cannot be answered; what is wrong with it.
+    /// A tool call is malformed, and why.
     #[error("malformed tool call: {0}")]
     ToolCall(String),
-    /// More tool calls at once than are carried out.
-    #[error("too many tool calls in one reply: {count}, and {most} are the most")]
+    /// A reply has too many tool calls.
+    #[error("too many tool calls in one reply: {count}, and the maximum is {most}")]
     Calls {
-        /// How many there were.
+        /// Number of calls.
         count: usize,
-        /// How many are carried out at most.
+        /// The maximum.
         most: usize,
     },
-    /// The model does not come to an end.
+    /// The model did not finish within the maximum number of rounds.
     #[error("tool-calling loop exceeded maximum rounds")]
     Rounds,
-    /// The model has run no command.
+    /// The model ran no command.
     #[error("demo did not execute a successful vm_run or vm_exec")]
     NothingRan,
-    /// The last command failed; how.
+    /// The last command failed.
     #[error("vm_exec failed; expected exit_code=0")]
     CommandFailed(#[source] Box<dyn Error + Send + Sync>),
-    /// The last command was another one; what it printed.
+    /// The last command printed something else.
     #[error("vm_exec output did not confirm the command")]
     WrongOutput(#[source] Box<dyn Error + Send + Sync>),
-    /// The system has no random numbers, so there is nothing to prove.
+    /// The system provides no random numbers.
     #[error("no random numbers")]
     NoRandomNumbers(#[from] getrandom::Error),
     /// The caller cancelled.
@@ -42,7 +42,7 @@ pub enum DemoError {
     Cancelled,
 }
 
-/// Why there is no answer.
+/// Why the endpoint gave no response.
 #[derive(Debug, thiserror::Error)]
 #[error("{address}: {cause}")]
 pub struct CallError {

@@ -1,9 +1,9 @@
-//! A tool call that failed, and what the model is told of it.
+//! Failed tool calls, and their results for the model.
 
 use pyro_api::ErrorKind;
 use serde_json::{Map, Value, json};
 
-/// Why a call has no payload.
+/// Why a tool call failed.
 #[derive(Debug, PartialEq)]
 pub(super) struct Failure {
     kind: &'static str,
@@ -17,7 +17,7 @@ impl Failure {
         Self { kind: ErrorKind::InvalidInput.as_str(), error, hint: None }
     }
 
-    /// There is no such tool.
+    /// The tool does not exist.
     pub(super) fn unknown_tool(name: &str) -> Self {
         Self { kind: "unknown_tool", error: format!("unknown tool '{name}'"), hint: None }
     }
@@ -27,15 +27,15 @@ impl Failure {
         self
     }
 
-    /// As the model is told.
-    pub(super) fn told(&self, name: &str, arguments: &Map<String, Value>) -> Value {
-        let mut told = json!({
+    /// The result for the model.
+    pub(super) fn answer(&self, name: &str, arguments: &Map<String, Value>) -> Value {
+        let mut answer = json!({
             "ok": false, "tool_name": name, "arguments": arguments, "error_type": self.kind, "error": self.error,
         });
         if let Some(hint) = &self.hint {
-            told["hint"] = hint.as_str().into();
+            answer["hint"] = hint.as_str().into();
         }
-        told
+        answer
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the model has to show: a command whose output it cannot know without running it. Needs no network.
+//! The proof: a command whose output the model cannot know without running it. Needs no network.
 
 use pyro_api::RunResult;
 use sha2::{Digest as _, Sha256};
@@ -6,20 +6,20 @@ use sha2::{Digest as _, Sha256};
 use super::error::DemoError;
 use crate::ENVIRONMENT;
 
-/// Longest part of a wrong output that is shown, in characters.
+/// Maximum length of a wrong output that is shown, in characters.
 const SHOWN_CHARS: usize = 200;
 
-/// A command and the text that it prints, made from the same random number.
+/// A command with a random number, and its output.
 pub(super) struct Proof {
     pub(super) command: String,
     expected: String,
 }
 
 impl Proof {
-    /// One that nobody has seen before.
+    /// Creates a proof with a new random number.
     ///
     /// # Errors
-    /// The system has no random numbers.
+    /// The system provides no random numbers.
     pub(super) fn new() -> Result<Self, getrandom::Error> {
         Ok(Self::of(&format!("{:012x}", getrandom::u64()? >> 16)))
     }
@@ -31,7 +31,7 @@ impl Proof {
         Self { command: format!("echo {nonce} | sha256sum"), expected: format!("{hex}  -") }
     }
 
-    /// What the model is asked.
+    /// The task for the model.
     pub(super) fn prompt(&self) -> String {
         format!(
             "Prove that you can run a command in a throw-away virtual machine. Use the tool vm_run: it makes a VM, runs one \
@@ -47,10 +47,10 @@ impl Proof {
         )
     }
 
-    /// Looks at the last command that ran.
+    /// Checks the result of the last command.
     ///
     /// # Errors
-    /// There is none, it failed, or it printed something else.
+    /// No command ran, it failed, or it printed something else.
     pub(super) fn judge(&self, last_run: Option<RunResult>) -> Result<RunResult, DemoError> {
         let ran = last_run.ok_or(DemoError::NothingRan)?;
         if ran.exit_code != 0 {

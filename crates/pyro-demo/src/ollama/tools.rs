@@ -26,7 +26,7 @@ pub(super) struct Called {
     /// Why it failed, in one line for the transcript.
     pub(super) failure: Option<String>,
     /// What the model receives.
-    pub(super) told: Value,
+    pub(super) answer: Value,
 }
 
 /// The tools at work.
@@ -71,8 +71,8 @@ impl<'a> Tools<'a> {
     /// Calls a tool for the model.
     pub(super) async fn call(&mut self, name: &str, arguments: &Object) -> Called {
         match self.carry_out(name, arguments).await {
-            Ok(told) => Called { failure: None, told },
-            Err(failure) => Called { told: failure.told(name, arguments), failure: Some(failure.error) },
+            Ok(answer) => Called { failure: None, answer },
+            Err(failure) => Called { answer: failure.answer(name, arguments), failure: Some(failure.error) },
         }
     }
 
@@ -87,7 +87,7 @@ impl<'a> Tools<'a> {
         }
         let payload = self.toolbox.call(name, given, self.context).await?;
         match name {
-            "vm_run" | "vm_exec" => self.told_of_run(payload),
+            "vm_run" | "vm_exec" => self.ran(payload),
             "vm_list_environments" => Ok(payload["result"].clone()),
             "vm_create" => {
                 self.created.extend(payload[VM_ID].as_str().map(str::to_owned));
@@ -147,7 +147,7 @@ impl<'a> Tools<'a> {
         Err(Failure::from(unknown).hint("call vm_create first and use the vm_id from its result".to_owned()))
     }
 
-    fn told_of_run(&mut self, mut payload: Value) -> Result<Value, Failure> {
+    fn ran(&mut self, mut payload: Value) -> Result<Value, Failure> {
         if let Some(payload) = payload.as_object_mut() {
             payload.remove("timings");
         }

@@ -1,11 +1,11 @@
-//! The lines that tell how the demo goes.
+//! The lines that the demo prints.
 
 use serde_json::Value;
 
 use super::arguments::Object;
 use super::chat::Reply;
 
-/// Tells what is said and done, line by line.
+/// Reports messages and tool calls, line by line.
 pub(super) struct Transcript<L> {
     lines: L,
     verbose: bool,
@@ -48,8 +48,8 @@ impl<L: AsyncFn(String)> Transcript<L> {
         self.line(format!("[tool] {name} failed: {error} args={}", compact(arguments))).await;
     }
 
-    pub(super) async fn result(&self, name: &str, told: &Value) {
-        self.detailed(format!("[tool] result {name}"), " ", || told.to_string()).await;
+    pub(super) async fn result(&self, name: &str, answer: &Value) {
+        self.detailed(format!("[tool] result {name}"), " ", || answer.to_string()).await;
     }
 
     pub(super) async fn no_tool_calls(&self) {
@@ -64,7 +64,7 @@ impl<L: AsyncFn(String)> Transcript<L> {
         self.line(format!("[warning] {text}")).await;
     }
 
-    /// A line with a part for those who want to know more.
+    /// A line, with the detail if the transcript is verbose.
     async fn detailed(&self, line: String, lead: &str, detail: impl FnOnce() -> String) {
         let line = if self.verbose { line + lead + &detail() } else { line };
         self.line(line).await;

@@ -3,13 +3,13 @@ use serde_json::json;
 use super::*;
 
 fn refused(line: &str) -> (Value, i32) {
-    let Unusable { id, fault } = Message::read(line.as_bytes()).unwrap_err();
-    let answer: Value = serde_json::from_slice(&failure(id.as_ref(), fault)).unwrap();
+    let Unusable { id, failure } = Message::read(line.as_bytes()).unwrap_err();
+    let answer: Value = serde_json::from_slice(&error(id.as_ref(), failure)).unwrap();
     (answer["id"].clone(), answer["error"]["code"].as_i64().unwrap().try_into().unwrap())
 }
 
 #[test]
-fn requests_and_notifications_are_taken_apart() {
+fn requests_and_notifications_are_parsed() {
     let line = r#"{"jsonrpc":"2.0","id":"a","method":"m","params":{"x":null,"y":1}}"#;
     let mut params = Object::new();
     params.insert("y".to_owned(), json!(1));
@@ -20,10 +20,10 @@ fn requests_and_notifications_are_taken_apart() {
 }
 
 #[test]
-fn what_is_no_request_is_refused_and_its_id_is_kept_if_it_has_one() {
+fn invalid_requests_are_rejected_with_their_id_if_they_have_one() {
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let cases = [
-        ("this is no JSON", Value::Null, -32700),
+        ("not JSON", Value::Null, -32700),
         ("", Value::Null, -32700),
         ("\u{0}", Value::Null, -32700),
         (&deep, Value::Null, -32700),
@@ -43,8 +43,8 @@ fn what_is_no_request_is_refused_and_its_id_is_kept_if_it_has_one() {
     for (line, id, code) in cases {
         assert_eq!(refused(line), (id, code), "{}", &line[..line.len().min(80)]);
     }
-    let Unusable { fault, .. } = Message::read(b"{\"jsonrpc\":\"\xff\"}").unwrap_err();
-    assert_eq!(fault.problem, Problem::NoJson);
+    let Unusable { failure, .. } = Message::read(b"{\"jsonrpc\":\"\xff\"}").unwrap_err();
+    assert_eq!(failure.problem, Problem::NoJson);
 }
 
 #[test]
@@ -53,6 +53,6 @@ fn a_result_that_is_too_long_is_an_error() {
     let line = success_within(RESPONSE_BYTES, &id, &"12345").unwrap();
     let length = line.len() - 1;
     assert_eq!(success_within(length, &id, &"12345").unwrap(), line);
-    let fault = success_within(length - 1, &id, &"12345").unwrap_err();
-    assert_eq!(fault.problem, Problem::MessageTooLong);
+    let failure = success_within(length - 1, &id, &"12345").unwrap_err();
+    assert_eq!(failure.problem, Problem::MessageTooLong);
 }

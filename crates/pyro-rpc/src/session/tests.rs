@@ -185,7 +185,7 @@ async fn many_calls_at_once_are_all_answered() {
         ids
     };
     let ((), ids) = tokio::join!(saying, hearing);
-    assert!(ids.into_iter().eq(1..=1000), "also those that were under way when the input ended");
+    assert!(ids.into_iter().eq(1..=1000), "also those that were in flight when the input ended");
     client.served.join().unwrap().unwrap();
 }
 

@@ -16,7 +16,7 @@ use crate::reply::Reply;
 use crate::session;
 
 const INSTALL_EXAMPLES: &str = "\
-The client is told the absolute path of this executable, because it may not have your PATH, and the settings that \
+The client receives the absolute path of this executable, because it may not have your PATH, and the settings that \
 are set here (PYRO_* other than PYRO_LOG, XDG_STATE_HOME, XDG_CACHE_HOME, XDG_DATA_HOME), because it may not have your \
 environment. `generic` has no file: what it prints is for any client that reads `mcpServers`.
 
@@ -28,9 +28,9 @@ Examples:
 
 /// Add pyro to the settings of an AI client
 ///
-/// Shows what would be written, and where. With --write it is written: everything else in the file stays as it
-/// is, comments included, and a copy of the file as it was is kept beside it. An entry of the same name is
-/// replaced as a whole.
+/// Shows what would be written, and where. With --write, writes it. The rest of the file stays unchanged,
+/// including comments, and a backup of the original file is kept next to it. An entry of the same name is
+/// replaced.
 #[derive(Debug, Args)]
 #[command(after_help = INSTALL_EXAMPLES, override_usage = "pyro mcp install [OPTIONS] --client <CLIENT> [-- <FLAGS OF pyro mcp serve>...]")]
 pub(crate) struct McpInstallArgs {
@@ -112,9 +112,9 @@ pub(crate) fn run(args: &McpInstallArgs) -> Result<Reply, CliError> {
     // Checks the settings too, so that no client is given a wrong one.
     let config = config::engine_config(&variables)?;
     let program = config.program.clone();
-    let program = program.to_str().ok_or_else(|| {
-        InstallError::new(format!("the path of pyro is no UTF-8 text: {}", program.display()))
-    })?;
+    let program = program
+        .to_str()
+        .ok_or_else(|| InstallError::new(format!("the path of pyro is not UTF-8: {}", program.display())))?;
     check_environments(&args.environments, Engine::new(config))?;
     let words: Vec<&str> = args.server_words(program).collect();
     let entry = args.client.entry(program, &words[1..], &variables.handed_on()?);
@@ -123,7 +123,7 @@ pub(crate) fn run(args: &McpInstallArgs) -> Result<Reply, CliError> {
     let plan = match args.client.file(scope, &variables)? {
         Some(file) => Some(Plan::new(file, args.client, &args.name, &entry)?),
         None if args.write => {
-            let message = format!("{} is no client with a file that could be written", args.client.name);
+            let message = format!("{} has no configuration file that pyro can write", args.client.name);
             return Err(InstallError::new(message).into());
         }
         None => None,
@@ -155,7 +155,7 @@ pub(crate) fn run(args: &McpInstallArgs) -> Result<Reply, CliError> {
     Ok(Reply::of(args.json, &document, text)?)
 }
 
-/// The server would end at once for an environment that does not exist, and nobody would see why.
+/// The server would end at once for an environment that does not exist, without a visible reason.
 fn check_environments(names: &[String], engine: Engine) -> Result<(), CliError> {
     session::block_on(async {
         for name in names {
@@ -181,7 +181,7 @@ fn text(document: &Installed<'_>) -> String {
     match (&document.backup, document.written, document.change) {
         (_, _, "none") => {}
         (Some(backup), ..) => {
-            text.push_str(&format!("\nWritten. The file as it was: {}\n", backup.display()))
+            text.push_str(&format!("\nWritten. Backup of the original file: {}\n", backup.display()))
         }
         (None, true, _) => text.push_str("\nWritten.\n"),
         (None, false, _) => text.push_str("\nNothing was written; `--write` does it.\n"),

@@ -35,7 +35,7 @@ pub(crate) struct TaskExecArgs {
     /// Id that `pyro task create` printed; `pyro task list` shows them all
     #[arg(value_name = "TASK_ID")]
     pub(crate) task_id: String,
-    /// Longest time the command may take, in seconds, at least 1
+    /// Time limit for the command, in seconds, at least 1
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) timeout_seconds: i64,
     /// Working directory, which must exist; below /workspace unless it is absolute [default: /workspace]

@@ -9,7 +9,7 @@ use tokio::net::unix::pipe::Receiver;
 
 /// Takes over an inherited descriptor; `None` if there is no pipe of this number.
 pub(super) fn take(number: i32) -> Option<OwnedFd> {
-    // SAFETY: the number is no descriptor of ours: it is looked at before anything has been opened.
+    // SAFETY: the descriptor is inherited and not used by this process: it is taken before anything is opened.
     #[expect(unsafe_code, reason = "an inherited descriptor has only a number")]
     let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
     if !fstat(&descriptor).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo) {
@@ -22,7 +22,7 @@ pub(super) fn take(number: i32) -> Option<OwnedFd> {
     Some(descriptor)
 }
 
-/// Waits for the end of the pipe; forever if there is none.
+/// Waits for the end of the pipe; forever if there is no pipe.
 pub(super) async fn end(lifeline: Option<OwnedFd>) {
     let Some(Ok(pipe)) = lifeline.map(Receiver::from_owned_fd) else { return future::pending().await };
     // Whatever is written has no meaning.

@@ -1,31 +1,31 @@
-//! Telling a client what happens during its call, no faster than it listens.
+//! Sends the events of a call to the client, no faster than the client acknowledges output.
 
 use pyro_api::{CallEvent, Event, OutputStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::in_flight::Control;
 use crate::limits::WINDOW_BYTES;
 use crate::message::{self, Id};
-use crate::under_way::Control;
 
-/// Tells the events of one call.
-pub(crate) struct Teller {
+/// Sends the events of one call.
+pub(crate) struct EventSender {
     pub(crate) id: Id,
     pub(crate) control: Control,
     pub(crate) lines: mpsc::Sender<Vec<u8>>,
-    /// The server ends, whether the client reads or not.
+    /// Cancelled when the server ends, whether the client reads or not.
     pub(crate) closing: CancellationToken,
-    /// Bytes of output that were sent.
+    /// Number of bytes of output that were sent.
     pub(crate) sent: u64,
 }
 
-impl Teller {
-    /// Tells events until the call is `over` and what it had sent is told.
+impl EventSender {
+    /// Sends events until the call is `over` and all of its events are sent.
     ///
-    /// Output waits for the client to acknowledge earlier output, also after the end of the call, and meanwhile all that
-    /// comes after it waits too, so that the engine's channel fills and the command waits as it would for a full pipe. Cancelling the
-    /// call drops the rest of its output; then nothing waits for the client but its pipe, and not even that when the server ends.
-    pub(crate) async fn tell(mut self, mut events: mpsc::Receiver<Event>, over: &CancellationToken) {
+    /// Output waits until the client has acknowledged earlier output, also after the end of the call. Later events wait
+    /// behind it, so that the engine's channel fills and the command blocks, as on a full pipe. Cancelling the call drops the
+    /// rest of its output; other events then wait only for the client's pipe, and for nothing once the server ends.
+    pub(crate) async fn run(mut self, mut events: mpsc::Receiver<Event>, over: &CancellationToken) {
         loop {
             tokio::select! {
                 biased;
@@ -46,7 +46,7 @@ impl Teller {
             tokio::select! {
                 biased;
                 () = self.control.cancel.cancelled() => return,
-                // The other end is kept as long as the call is under way.
+                // The sender exists as long as the call is in flight.
                 _ = self.control.acknowledged.wait_for(fits) => {}
             }
             self.sent = after;
@@ -57,7 +57,7 @@ impl Teller {
     async fn send(&self, event: CallEvent) {
         tokio::select! {
             biased;
-            // Nobody reads any more: that is noticed elsewhere.
+            // A closed output is handled by the session.
             _ = self.lines.send(message::event(&self.id, event)) => {}
             () = self.closing.cancelled() => {}
         }

@@ -1,32 +1,32 @@
-//! Why a request has no result.
+//! Errors of requests.
 
 use pyro_api::{Error, ErrorKind, Reader};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// What went wrong, for programs.
+/// The kind of error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Problem {
-    /// The line is no JSON.
+    /// The line is not JSON.
     NoJson,
-    /// It is no request, or comes at the wrong time.
+    /// The message is not a request, or is not allowed now.
     InvalidRequest,
-    /// There is no such method.
+    /// The method does not exist.
     UnknownMethod,
-    /// The parameters are not those of the method.
+    /// The parameters are invalid.
     InvalidParams,
-    /// Client and server do not belong together.
+    /// Client and server have different versions.
     VersionMismatch,
-    /// As many calls are under way as may.
+    /// The maximum number of calls is in flight.
     TooManyCalls,
-    /// A message is longer than it may be.
+    /// A message is too large.
     MessageTooLong,
-    /// The engine could not do it.
+    /// The operation failed.
     Engine(ErrorKind),
 }
 
 impl Problem {
-    /// Those that are not the engine's.
+    /// The protocol's own kinds.
     pub(crate) const OURS: [Self; 7] = [
         Self::NoJson,
         Self::InvalidRequest,
@@ -37,38 +37,36 @@ impl Problem {
         Self::MessageTooLong,
     ];
 
-    /// JSON-RPC's number, the word of the error's data, and what it says.
+    /// The JSON-RPC number, the code in the error's data, and the description.
     pub(crate) fn row(self) -> (i32, &'static str, &'static str) {
         match self {
-            Self::NoJson => (-32700, "invalid_request", "The line is no JSON"),
-            Self::InvalidRequest => {
-                (-32600, "invalid_request", "It is no request, or comes at the wrong time")
-            }
-            Self::UnknownMethod => (-32601, "unknown_method", "There is no such method"),
-            Self::InvalidParams => {
-                (-32602, ErrorKind::InvalidInput.as_str(), "The parameters are not those of the method")
-            }
+            Self::NoJson => (-32700, "invalid_request", "The message is not JSON"),
+            Self::InvalidRequest => (
+                -32600,
+                "invalid_request",
+                "The message is not a valid request, or is not allowed at this time",
+            ),
+            Self::UnknownMethod => (-32601, "unknown_method", "The method does not exist"),
+            Self::InvalidParams => (-32602, ErrorKind::InvalidInput.as_str(), "The parameters are invalid"),
             Self::VersionMismatch => {
-                (-32000, "version_mismatch", "Client and server are not of the same version")
+                (-32000, "version_mismatch", "Client and server have different versions")
             }
-            Self::TooManyCalls => (-32000, "too_many_calls", "As many calls are under way as may"),
-            Self::MessageTooLong => {
-                (-32000, "message_too_long", "A request or an answer is longer than it may be")
-            }
-            Self::Engine(kind) => (-32000, kind.as_str(), "The engine could not do it"),
+            Self::TooManyCalls => (-32000, "too_many_calls", "Too many calls in flight"),
+            Self::MessageTooLong => (-32000, "message_too_long", "The request or the response is too large"),
+            Self::Engine(kind) => (-32000, kind.as_str(), "The operation failed"),
         }
     }
 }
 
-/// Why a request has no result: what happened, in words, and what to do.
+/// Why a request failed, with hints.
 #[derive(Debug)]
-pub(crate) struct Fault {
+pub(crate) struct Failure {
     pub(crate) problem: Problem,
     message: String,
     hints: Vec<String>,
 }
 
-impl Fault {
+impl Failure {
     pub(crate) fn new(problem: Problem, message: impl Into<String>) -> Self {
         Self { problem, message: message.into(), hints: Vec::new() }
     }
@@ -85,31 +83,31 @@ impl Fault {
     }
 }
 
-impl From<Error> for Fault {
+impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let message = error.in_full(Reader::Program);
         Self { problem: Problem::Engine(error.kind), message, hints: error.hints_for(Reader::Program) }
     }
 }
 
-/// The error of an answer.
+/// The error of a response.
 #[derive(Debug, PartialEq, Eq, JsonSchema, Serialize)]
 pub(crate) struct RpcError {
-    /// JSON-RPC's number: -32700 no JSON, -32600 no valid request, -32601 unknown method, -32602 wrong parameters, -32000
-    /// everything else.
+    /// JSON-RPC number: -32700 not JSON, -32600 invalid request, -32601 unknown method, -32602 invalid parameters, -32000
+    /// all other errors.
     pub(crate) code: i32,
-    /// What happened, with its causes; one line.
+    /// The message with its causes, in one line.
     pub(crate) message: String,
-    /// The rest.
+    /// Code and hints.
     pub(crate) data: ErrorData,
 }
 
-/// What programs and people need besides the message of an error.
+/// The code and the hints of an error.
 #[derive(Debug, PartialEq, Eq, JsonSchema, Serialize)]
 pub(crate) struct ErrorData {
-    /// What it is, as a word: those of `ErrorKind` and of `x-errors`.
+    /// The kind of error: a value of `ErrorKind` or a code of `x-errors`.
     pub(crate) code: String,
-    /// What to do, one line each.
+    /// What to do about it, one line each.
     pub(crate) hints: Vec<String>,
 }
 
@@ -128,10 +126,10 @@ mod tests {
                 message: "outer: inner".to_owned(),
                 data: ErrorData {
                     code: kind.as_str().to_owned(),
-                    hints: vec!["list_tasks() shows those that do".to_owned()],
+                    hints: vec!["call list_tasks() to see the tasks that exist".to_owned()],
                 },
             };
-            assert_eq!(Fault::from(error).error(), expected);
+            assert_eq!(Failure::from(error).error(), expected);
             // The document describes the words by their serialized form.
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
         }

@@ -20,15 +20,16 @@ struct World {
 
 impl World {
     /// A call with room for so many lines to its client.
-    fn new(lines_ahead: usize) -> (Self, Teller, mpsc::Receiver<Event>) {
+    fn new(lines_ahead: usize) -> (Self, EventSender, mpsc::Receiver<Event>) {
         let (acknowledged, consumed) = watch::channel(0);
         let (cancel, closing) = (CancellationToken::new(), CancellationToken::new());
         let (events, receiver) = mpsc::channel(64);
         let (sender, lines) = mpsc::channel(lines_ahead);
         let control = Control { cancel: cancel.clone(), acknowledged: consumed };
-        let teller = Teller { id: Id::Number(7), control, lines: sender, closing: closing.clone(), sent: 0 };
+        let event_sender =
+            EventSender { id: Id::Number(7), control, lines: sender, closing: closing.clone(), sent: 0 };
         let world = Self { acknowledged, cancel, closing, events, lines, over: CancellationToken::new() };
-        (world, teller, receiver)
+        (world, event_sender, receiver)
     }
 
     fn happens(&self, event: Event) {
@@ -50,9 +51,9 @@ impl World {
 
 #[tokio::test]
 async fn output_waits_for_what_was_sent_to_be_consumed() {
-    let (mut world, teller, receiver) = World::new(64);
+    let (mut world, event_sender, receiver) = World::new(64);
     let over = world.over.clone();
-    let mut tell = pin!(teller.tell(receiver, &over));
+    let mut tell = pin!(event_sender.run(receiver, &over));
     (0..4).for_each(|_| world.writes(HALF));
     world.happens(Event::FirstOfKind);
     assert!(poll!(&mut tell).is_pending());
@@ -73,9 +74,9 @@ async fn output_waits_for_what_was_sent_to_be_consumed() {
 
 #[tokio::test]
 async fn a_piece_that_is_larger_than_the_window_is_cut() {
-    let (mut world, teller, receiver) = World::new(64);
+    let (mut world, event_sender, receiver) = World::new(64);
     let over = world.over.clone();
-    let mut tell = pin!(teller.tell(receiver, &over));
+    let mut tell = pin!(event_sender.run(receiver, &over));
     world.writes(5 * HALF);
     for _ in 0..3 {
         assert!(poll!(&mut tell).is_pending());
@@ -86,9 +87,9 @@ async fn a_piece_that_is_larger_than_the_window_is_cut() {
 
 #[tokio::test]
 async fn a_call_that_is_cancelled_loses_its_output_and_nothing_else() {
-    let (mut world, teller, receiver) = World::new(64);
+    let (mut world, event_sender, receiver) = World::new(64);
     let over = world.over.clone();
-    let mut tell = pin!(teller.tell(receiver, &over));
+    let mut tell = pin!(event_sender.run(receiver, &over));
     (0..4).for_each(|_| world.writes(HALF));
     world.happens(Event::FirstOfKind);
     assert!(poll!(&mut tell).is_pending());
@@ -100,9 +101,9 @@ async fn a_call_that_is_cancelled_loses_its_output_and_nothing_else() {
 
 #[tokio::test]
 async fn a_server_that_ends_does_not_wait_for_a_client_that_does_not_read() {
-    let (mut world, teller, receiver) = World::new(1);
+    let (mut world, event_sender, receiver) = World::new(1);
     let over = world.over.clone();
-    let mut tell = pin!(teller.tell(receiver, &over));
+    let mut tell = pin!(event_sender.run(receiver, &over));
     (0..3).for_each(|_| world.happens(Event::FirstOfKind));
     world.over.cancel();
     assert!(poll!(&mut tell).is_pending());

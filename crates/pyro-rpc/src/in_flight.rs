@@ -1,4 +1,4 @@
-//! The calls under way, by what their client calls them.
+//! Calls in flight, by their ids.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,41 +7,41 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::fault::{Fault, Problem};
+use crate::failure::{Failure, Problem};
 use crate::limits::CALLS;
 use crate::message::Id;
 
-/// The calls under way.
+/// The calls in flight.
 #[derive(Debug, Default)]
-pub(crate) struct UnderWay(Mutex<HashMap<Id, Handle>>);
+pub(crate) struct InFlight(Mutex<HashMap<Id, Handle>>);
 
-/// What a client can do about a call.
+/// How the client controls a call.
 #[derive(Debug)]
 struct Handle {
     cancel: CancellationToken,
     acknowledged: watch::Sender<u64>,
 }
 
-/// What the call itself sees of that.
+/// The call's side of [`Handle`].
 #[derive(Debug, Clone)]
 pub(crate) struct Control {
-    /// The call is not wanted any more.
+    /// The client cancels the call.
     pub(crate) cancel: CancellationToken,
-    /// How many bytes of its output the client has consumed.
+    /// Number of bytes of its output that the client has acknowledged.
     pub(crate) acknowledged: watch::Receiver<u64>,
 }
 
-impl UnderWay {
-    /// Takes up a call, which `cancel` ends.
-    pub(crate) fn begin(&self, id: &Id, cancel: CancellationToken) -> Result<Control, Fault> {
+impl InFlight {
+    /// Adds a call, which `cancel` cancels.
+    pub(crate) fn begin(&self, id: &Id, cancel: CancellationToken) -> Result<Control, Failure> {
         let mut calls = self.lock();
         if calls.len() >= CALLS {
-            let message = format!("{CALLS} calls are under way already");
-            return Err(Fault::new(Problem::TooManyCalls, message).hint("wait for one of them to end"));
+            let message = format!("too many calls in flight: the maximum is {CALLS}");
+            return Err(Failure::new(Problem::TooManyCalls, message).hint("wait for one of them to end"));
         }
         match calls.entry(id.clone()) {
             Entry::Occupied(_) => {
-                Err(Fault::new(Problem::InvalidRequest, "a call with this `id` is under way already"))
+                Err(Failure::new(Problem::InvalidRequest, "a call with this `id` is already in flight"))
             }
             Entry::Vacant(free) => {
                 let (acknowledged, consumed) = watch::channel(0);
@@ -55,21 +55,21 @@ impl UnderWay {
         self.lock().remove(id);
     }
 
-    /// Cancels a call. One that has ended already is no error.
+    /// Cancels a call. Does nothing if it has ended.
     pub(crate) fn cancel(&self, id: &Id) {
         if let Some(call) = self.lock().get(id) {
             call.cancel.cancel();
         }
     }
 
-    /// The client has consumed that many bytes more.
+    /// Acknowledges further bytes of output.
     pub(crate) fn acknowledge(&self, id: &Id, bytes: u64) {
         if let Some(call) = self.lock().get(id) {
             call.acknowledged.send_modify(|sum| *sum = sum.saturating_add(bytes));
         }
     }
 
-    /// Whoever panicked had finished with what matters.
+    /// A panic cannot leave the map inconsistent, so poisoning is ignored.
     fn lock(&self) -> MutexGuard<'_, HashMap<Id, Handle>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -80,8 +80,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_a_bound_and_each_id_is_there_once() {
-        let calls = UnderWay::default();
+    fn the_number_is_limited_and_ids_are_unique() {
+        let calls = InFlight::default();
         let begin = |number| calls.begin(&Id::Number(number), CancellationToken::new());
         let bound = CALLS as i64;
         for number in 0..bound {
