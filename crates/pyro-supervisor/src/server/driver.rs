@@ -20,7 +20,7 @@ use tokio_util::codec::FramedParts;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use super::commands::Commands;
-use super::state::{self, Cause, ClientId, Effect, Input, Life, Refusal, State, Terms};
+use super::state::{self, Cause, ClientId, Effect, Epoch, Input, Life, Refusal, State, Terms};
 use super::{Boot, Clock, Store, StoreError, adoption, receive};
 use crate::dir::{self, Owner, Phase};
 use crate::machine::RunningMachine;
@@ -40,8 +40,8 @@ const TELL_LIMIT: Duration = Duration::from_secs(3);
 pub(super) enum Message {
     /// An input without further data.
     Input(Input),
-    /// A request from a client.
-    Client(Request, ServerStream),
+    /// A request from a client that was accepted in this epoch.
+    Client(Epoch, Request, ServerStream),
     /// Whether the start was recorded.
     StartRecorded(Result<f64, StoreError>),
     /// The guest has written everything out, or why it may not have.
@@ -245,11 +245,11 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     fn note(&mut self, happening: Happening<B::Machine>) -> Option<Input> {
         Some(match happening {
             Happening::Message(Message::Input(input)) => input,
-            Happening::Message(Message::Client(request, client)) => {
+            Happening::Message(Message::Client(epoch, request, client)) => {
                 self.next_client += 1;
                 let kind = kind(&request)?;
                 self.clients.insert(self.next_client, (request, client));
-                Input::Request(self.next_client, kind)
+                Input::Request(epoch, self.next_client, kind)
             }
             Happening::Message(Message::StartRecorded(Ok(expires_at))) => {
                 if !self.is_extended {
@@ -301,6 +301,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     fn handed_over(&mut self, lifeline: LifelineServer, lock: OwnerLock) -> Option<Input> {
         let Some(Adoption::HandOver(spec, _)) = self.adoption.take() else { return None };
         let spare_dir = std::mem::replace(&mut self.spec, *spec).dir;
+        self.lifetime.send_replace(self.spec.expires_at);
         self.lock = Some(lock);
         let terms = terms(&self.spec);
         let (streams, spec) = (self.streams.clone()?, self.spec.clone());
@@ -360,7 +361,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             Effect::OpenForClaims => {
                 if let Err(failure) = self.listen() {
                     tracing::warn!(?failure, "nobody can claim this spare");
-                    self.inbox.input(Input::LifetimeOver);
+                    self.inbox.input(Input::LifetimeOver(self.life.epoch()));
                 }
             }
             Effect::Adopt(client) => self.adopt(client),
@@ -397,15 +398,15 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             cause: format!("cannot listen on the control socket: {error}"),
             console: Vec::new(),
         })?;
-        let acceptor = spawn_local(receive::accept(listener, self.inbox.clone())).abort_handle();
-        self.acceptor = Some(acceptor);
+        let accept = receive::accept(listener, self.life.epoch(), self.inbox.clone());
+        self.acceptor = Some(spawn_local(accept).abort_handle());
         Ok(())
     }
 
     fn adopt(&mut self, client: ClientId) {
         // A later client finds no socket, and looks for another spare.
-        if let Some(acceptor) = self.acceptor.take() {
-            acceptor.abort();
+        for task in [self.acceptor.take(), self.timer.take()].into_iter().flatten() {
+            task.abort();
         }
         let socket = self.spec.dir.join(files::CONTROL_SOCKET);
         report(&socket, std::fs::remove_file(&socket));
@@ -438,7 +439,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         {
             hook(&self.spec);
         }
-        let (clock, inbox) = (Rc::clone(&self.clock), self.inbox.clone());
+        let (clock, inbox, epoch) = (Rc::clone(&self.clock), self.inbox.clone(), self.life.epoch());
         let mut lifetime = self.lifetime.subscribe();
         let timer = spawn_local(async move {
             loop {
@@ -454,7 +455,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                     changed = lifetime.changed() => if changed.is_err() { return },
                 }
             }
-            inbox.input(Input::LifetimeOver);
+            inbox.input(Input::LifetimeOver(epoch));
         });
         if let Some(earlier) = self.timer.replace(timer.abort_handle()) {
             earlier.abort();

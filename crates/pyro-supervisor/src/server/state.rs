@@ -27,6 +27,16 @@ mod tests;
 /// A client's connection, as the driver numbers it.
 pub(crate) type ClientId = u64;
 
+/// What a supervisor owned when a message was sent to it. A spare's clients and its timer have no say in the VM that it
+/// becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Epoch {
+    /// A spare that no client had claimed.
+    Spare,
+    /// A caller's VM, or a spare that is becoming one.
+    Vm,
+}
+
 /// The terms on which a VM is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Terms {
@@ -99,10 +109,10 @@ pub(crate) enum Input {
     StartNotRecorded,
     /// The starter has been notified that the VM is up.
     StartAnnounced,
-    /// A client sent a request.
-    Request(ClientId, Request),
-    /// The VM's lifetime has ended.
-    LifetimeOver,
+    /// A client sent a request, on a connection of this epoch.
+    Request(Epoch, ClientId, Request),
+    /// The lifetime of what the supervisor owned in this epoch has ended.
+    LifetimeOver(Epoch),
     /// The starter's end of the lifeline is closed.
     CallerGone,
     /// SIGTERM, SIGINT or SIGHUP.
@@ -220,12 +230,14 @@ pub(crate) struct End {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Life {
     terms: Terms,
+    epoch: Epoch,
     state: State,
 }
 
 impl Life {
     pub(crate) fn new(terms: Terms) -> Self {
-        Self { terms, state: State::Booting }
+        let epoch = if terms.is_spare { Epoch::Spare } else { Epoch::Vm };
+        Self { terms, epoch, state: State::Booting }
     }
 
     pub(crate) fn state(&self) -> &State {
@@ -234,6 +246,11 @@ impl Life {
 
     pub(crate) fn terms(&self) -> Terms {
         self.terms
+    }
+
+    /// Returns the epoch of connections and timers that begin now.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -253,10 +270,11 @@ impl Life {
             Adopting, Announcing, Booting, Closing, Concluding, Done, Halting, Recording, Running, Settling,
             Waiting,
         };
-        if let Input::Request(client, request) = input {
-            return self.decide_request(state, client, request);
+        if let Input::Request(epoch, client, request) = input {
+            return self.decide_request(state, epoch, client, request);
         }
         match (state, input) {
+            (state, Input::LifetimeOver(epoch)) if epoch != self.epoch => (state, Vec::new()),
             (Booting, Input::Ready) if self.terms.is_spare => {
                 (Waiting, vec![Effect::WatchLifetime, Effect::OpenForClaims])
             }
@@ -301,7 +319,7 @@ impl Life {
     /// Returns the cause of an end if an event other than a request ends the VM.
     fn cause_of(&self, state: &State, input: Input) -> Option<Cause> {
         match input {
-            Input::LifetimeOver => Some(Cause::Expired),
+            Input::LifetimeOver(_) => Some(Cause::Expired),
             Input::Signal => Some(Cause::Terminated),
             Input::MachineExited => Some(Cause::MachineExited),
             Input::ChannelLost => Some(Cause::ChannelLost),
@@ -325,14 +343,24 @@ impl Life {
         }
     }
 
-    fn decide_request(&mut self, state: State, client: ClientId, request: Request) -> (State, Vec<Effect>) {
+    fn decide_request(
+        &mut self,
+        state: State,
+        epoch: Epoch,
+        client: ClientId,
+        request: Request,
+    ) -> (State, Vec<Effect>) {
         let refusal = state.refusal();
         match (request, &state) {
             (_, State::Done) => (state, Vec::new()),
+            _ if epoch != self.epoch => (state, vec![Effect::Refuse(client, Refusal::Claimed)]),
             (Request::Stop, _) => self.end(state, End::wanted(Cause::Stopped, client)),
             (Request::Delete, _) => self.end(state, End::wanted(Cause::Deleted, client)),
             (Request::Expire, _) => self.end(state, End::wanted(Cause::Expired, client)),
-            (Request::Claim, State::Waiting) => (State::Adopting, vec![Effect::Adopt(client)]),
+            (Request::Claim, State::Waiting) => {
+                self.epoch = Epoch::Vm;
+                (State::Adopting, vec![Effect::Adopt(client)])
+            }
             (Request::Claim, _) => {
                 let refusal = if self.terms.is_spare { refusal } else { Refusal::Claimed };
                 (state, vec![Effect::Refuse(client, refusal)])

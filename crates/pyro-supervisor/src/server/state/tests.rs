@@ -16,8 +16,14 @@ const REQUESTS: [Request; 7] = [
     Request::Work,
     Request::Look,
 ];
-const EVENTS: [Input; 5] =
-    [Input::LifetimeOver, Input::CallerGone, Input::Signal, Input::MachineExited, Input::ChannelLost];
+const EVENTS: [Input; 6] = [
+    Input::LifetimeOver(Epoch::Spare),
+    Input::LifetimeOver(Epoch::Vm),
+    Input::CallerGone,
+    Input::Signal,
+    Input::MachineExited,
+    Input::ChannelLost,
+];
 
 fn all_terms() -> Vec<Terms> {
     let retentions = [Retention::Caller, Retention::Lifetime, Retention::Deletion];
@@ -49,6 +55,8 @@ fn reports(state: &State, terms: Terms) -> Vec<Input> {
 /// What an observer of inputs and effects knows, and what it insists on.
 #[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
 struct Observer {
+    /// A client's claim was granted.
+    claimed: bool,
     start_recorded: bool,
     machine_gone: bool,
     sealed: bool,
@@ -67,12 +75,17 @@ impl Observer {
             Input::BootFailed => self.machine_gone = true,
             Input::StartRecorded => self.start_recorded = true,
             Input::EndRecorded => self.end_recorded = true,
-            Input::Request(client, request) => {
+            Input::Request(epoch, client, request) => {
                 self.open.push(client);
-                self.delete_wanted |= request == Request::Delete && !self.sealed;
+                self.delete_wanted |= request == Request::Delete && !self.sealed && !self.is_stale(epoch);
             }
             _ => {}
         }
+    }
+
+    /// Returns whether a message of this epoch belongs to a spare that has been claimed since.
+    fn is_stale(&self, epoch: Epoch) -> bool {
+        self.claimed && epoch == Epoch::Spare
     }
 
     fn effect(&mut self, effect: Effect) {
@@ -116,6 +129,7 @@ impl Observer {
             }
             Effect::Extend(client) | Effect::Adopt(client) | Effect::Refuse(client, _) => {
                 assert!(!self.machine_gone || matches!(effect, Effect::Refuse(..)));
+                self.claimed |= matches!(effect, Effect::Adopt(_));
                 self.answered(client);
             }
         }
@@ -137,6 +151,8 @@ impl Observer {
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct World {
     life: Life,
+    /// It began as a spare.
+    is_spare: bool,
     observer: Observer,
     /// Things that happen at most once, and have not happened yet.
     events: Vec<Input>,
@@ -148,6 +164,7 @@ impl World {
     fn new(terms: Terms) -> Self {
         Self {
             life: Life::new(terms),
+            is_spare: terms.is_spare,
             observer: Observer::default(),
             events: EVENTS.to_vec(),
             clients: CLIENTS.to_vec(),
@@ -156,16 +173,32 @@ impl World {
 
     fn next(&self) -> Vec<Input> {
         let mut inputs = reports(self.life.state(), self.life.terms());
-        inputs.extend(&self.events);
+        let epochs = self.epochs();
+        let can_happen = |event: &Input| match event {
+            Input::LifetimeOver(epoch) => epochs.contains(epoch),
+            _ => true,
+        };
+        inputs.extend(self.events.iter().copied().filter(can_happen));
         if let Some(client) = self.clients.first() {
-            inputs.extend(REQUESTS.map(|request| Input::Request(*client, request)));
+            for epoch in epochs {
+                inputs.extend(REQUESTS.map(|request| Input::Request(*epoch, *client, request)));
+            }
         }
         inputs
     }
 
+    /// The epochs of messages that can arrive now.
+    fn epochs(&self) -> &'static [Epoch] {
+        match (self.is_spare, self.observer.claimed) {
+            (false, _) => &[Epoch::Vm],
+            (true, false) => &[Epoch::Spare],
+            (true, true) => &[Epoch::Spare, Epoch::Vm],
+        }
+    }
+
     fn step(&mut self, input: Input) -> Vec<Effect> {
         match input {
-            Input::Request(client, _) => self.clients.retain(|other| *other != client),
+            Input::Request(_, client, _) => self.clients.retain(|other| *other != client),
             input => self.events.retain(|other| *other != input),
         }
         let was_done = self.life.is_done();
@@ -173,12 +206,24 @@ impl World {
         if !was_done {
             self.observer.input(input);
         }
+        let is_stale = match input {
+            Input::Request(epoch, ..) | Input::LifetimeOver(epoch) => self.observer.is_stale(epoch),
+            _ => false,
+        };
         let effects = self.life.apply(input);
+        if is_stale && !was_done {
+            let refusal = match input {
+                Input::Request(_, client, _) => vec![Effect::Refuse(client, Refusal::Claimed)],
+                _ => Vec::new(),
+            };
+            assert_eq!(effects, refusal, "{input:?} of a spare that was claimed");
+            assert_eq!(*self.life.state(), was);
+        }
         assert!(!was_done || effects.is_empty(), "{input:?} after the end did {effects:?}");
         for effect in &effects {
             self.observer.effect(*effect);
         }
-        if was == State::Booting && matches!(input, Input::Request(_, Request::Stop | Request::Delete)) {
+        if was == State::Booting && matches!(input, Input::Request(_, _, Request::Stop | Request::Delete)) {
             assert_eq!(effects.first(), Some(&Effect::AbortBoot), "a start is given up at once");
         }
         self.observer.check(&self.life);
@@ -337,9 +382,9 @@ impl Model {
 fn events() -> impl Strategy<Value = Input> {
     prop_oneof![
         4 => Just(None),
-        1 => proptest::sample::select(&[Input::LifetimeOver, Input::CallerGone, Input::Signal][..]).prop_map(Some),
+        1 => proptest::sample::select(&[Input::LifetimeOver(Epoch::Vm), Input::CallerGone, Input::Signal][..]).prop_map(Some),
         2 => (1..9_u64, proptest::sample::select(&REQUESTS[..]))
-            .prop_map(|(client, request)| Some(Input::Request(client, request))),
+            .prop_map(|(client, request)| Some(Input::Request(Epoch::Vm, client, request))),
     ]
     // Placeholder for the driver's next report.
     .prop_map(|event| event.unwrap_or(Input::Ready))
@@ -368,9 +413,9 @@ proptest! {
             stepped.push(input);
             let effects = life.apply(input);
             match input {
-                Input::Request(_, Request::Stop) => model.wants_end(Cause::Stopped),
-                Input::Request(_, Request::Delete) => model.wants_end(Cause::Deleted),
-                Input::Request(_, Request::Expire) | Input::LifetimeOver => model.wants_end(Cause::Expired),
+                Input::Request(_, _, Request::Stop) => model.wants_end(Cause::Stopped),
+                Input::Request(_, _, Request::Delete) => model.wants_end(Cause::Deleted),
+                Input::Request(_, _, Request::Expire) | Input::LifetimeOver(_) => model.wants_end(Cause::Expired),
                 Input::Signal => model.wants_end(Cause::Terminated),
                 Input::CallerGone
                     if model.phase == BOOT

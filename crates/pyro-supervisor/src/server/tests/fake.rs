@@ -15,7 +15,10 @@ use pyro_machine::{
     Accelerator, Console, Exit as MachineExit, GuestImage, GuestKernel, Interrupted, Interruption, Machine,
     MachineConfig, MachineError,
 };
-use pyro_wire::{Exec, ExecInput, ExecReply, Exit, Frame, FrameCodec, HaltReply, NoInput, Request, Status};
+use pyro_wire::{
+    Exec, ExecInput, ExecReply, Exit, Failure, FailureKind, Frame, FrameCodec, HaltReply, IdentifyReply,
+    NoInput, Request, Status,
+};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet, spawn_local};
@@ -28,11 +31,11 @@ use yamux::{Config, Connection, Mode};
 use crate::conversation::CommandOutcome;
 use crate::machine::RunningMachine;
 use crate::mux;
-use crate::protocol::{Event, LifelineClient, LifelineServer};
+use crate::protocol::{Event, LifelineClient, LifelineServer, Reply};
 use crate::server::driver::{Driver, Inbox};
 use crate::server::{Boot, Clock, Store, StoreError};
 use crate::spec::{LaunchSpec, Purpose, Retention, Spares};
-use crate::{BootFailure, BootInfo, BootStage, Client, EndReason, StartMode, files};
+use crate::{BootFailure, BootInfo, BootStage, Client, EndReason, OwnerLock, StartError, StartMode, files};
 
 /// How the world behaves in one case.
 #[derive(Clone, Debug)]
@@ -48,6 +51,10 @@ pub(crate) struct Conditions {
     pub(super) store: StoreBehaviour,
     /// Virtual seconds until the end of the lifetime.
     pub(super) lifetime: u32,
+    /// Virtual seconds until a spare ends that no client claims.
+    pub(super) idle: u32,
+    pub(super) identify_ms: u64,
+    pub(super) identity_fails: bool,
 }
 
 impl Conditions {
@@ -62,6 +69,9 @@ impl Conditions {
             start_is_refused: false,
             store: StoreBehaviour::Works,
             lifetime: 1000,
+            idle: 600,
+            identify_ms: 20,
+            identity_fails: false,
         }
     }
 }
@@ -95,6 +105,12 @@ pub(super) enum Fact {
     Confirmed,
     /// A client was told how its command ended.
     Answered(Option<u64>, CommandOutcome),
+    /// A client that reached the spare sent this request, and this is the answer.
+    OfSpare(&'static str, Option<Reply>),
+    /// The claim was not granted.
+    NotClaimed,
+    /// The supervisor was lost during the claim.
+    ClaimLost,
 }
 
 /// Everything that the fakes share.
@@ -103,6 +119,9 @@ pub(super) struct World {
     pub(super) facts: RefCell<Vec<Fact>>,
     pub(super) machine_exit: Notify,
     pub(super) channel_loss: CancellationToken,
+    /// When the end of the lifetime was recorded, in seconds since the begin of the case.
+    pub(super) expired_at: Cell<Option<f64>>,
+    began: Instant,
     is_alive: Cell<bool>,
     sequence: Cell<u64>,
     ends_refused: Cell<u32>,
@@ -116,6 +135,8 @@ impl World {
             facts: RefCell::default(),
             machine_exit: Notify::new(),
             channel_loss: CancellationToken::new(),
+            expired_at: Cell::new(None),
+            began: Instant::now(),
             is_alive: Cell::new(false),
             sequence: Cell::new(0),
             ends_refused: Cell::new(0),
@@ -260,6 +281,17 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
             let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, HaltReply>::default());
             let _ = stream.send(Frame::Control(HaltReply::Halted)).await;
         }
+        Some(Ok(Frame::Control(Request::Identify(_)))) => {
+            sleep(Duration::from_millis(world.conditions.identify_ms)).await;
+            let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, IdentifyReply>::default());
+            let reply = if world.conditions.identity_fails {
+                let (step, cause) = ("setting the hostname".to_owned(), "read-only".to_owned());
+                IdentifyReply::Failed(Failure { kind: FailureKind::Other, step, cause, errno: None })
+            } else {
+                IdentifyReply::Identified
+            };
+            let _ = stream.send(Frame::Control(reply)).await;
+        }
         _ => {}
     }
 }
@@ -328,6 +360,9 @@ impl Store for FakeStore {
         _loss: Option<&str>,
     ) -> Result<(), StoreError> {
         self.take_time().await;
+        if *reason == EndReason::Expired {
+            self.0.expired_at.set(Some(self.0.began.elapsed().as_secs_f64()));
+        }
         self.0.note(Fact::EndRecorded(reason.clone()));
         Ok(())
     }
@@ -387,6 +422,8 @@ pub(crate) struct Supervised {
     pub(super) world: Rc<World>,
     pub(super) inbox: Inbox,
     pub(crate) dir: PathBuf,
+    /// Where it waited to be claimed, if it is a spare.
+    pub(super) spare_dir: PathBuf,
     caller: Option<JoinHandle<()>>,
     driver: JoinHandle<()>,
     _base: tempfile::TempDir,
@@ -394,16 +431,32 @@ pub(crate) struct Supervised {
 
 impl Supervised {
     pub(super) fn start(conditions: Conditions) -> Self {
+        Self::launch(conditions, Purpose::Vm)
+    }
+
+    /// A spare that waits to be claimed.
+    pub(super) fn spare(conditions: Conditions) -> Self {
+        Self::launch(conditions, Purpose::Spare)
+    }
+
+    fn launch(conditions: Conditions, purpose: Purpose) -> Self {
         let world = World::new(conditions);
         let base = tempfile::tempdir().unwrap();
-        let dir = base.path().join("vm");
+        let (dir, spare_dir) = (base.path().join("vm"), base.path().join("spares/kind/spare"));
         std::fs::create_dir(&dir).unwrap();
-        std::fs::write(dir.join(files::LAYER), "").unwrap();
-        let spec = LaunchSpec {
-            retention: world.conditions.retention,
-            is_new: world.conditions.is_new,
-            ..spec(dir.clone())
+        std::fs::create_dir_all(&spare_dir).unwrap();
+        let spec = match purpose {
+            Purpose::Spare => LaunchSpec {
+                purpose,
+                is_new: true,
+                expires_at: world.conditions.idle.into(),
+                ..spec(spare_dir.clone())
+            },
+            _ => vm_spec(&dir, &world.conditions),
         };
+        for name in [files::LAYER, files::SUPERVISOR_LOG] {
+            std::fs::write(spec.dir.join(name), "").unwrap();
+        }
         let (ours, theirs) = UnixStream::pair().unwrap();
         let lifeline: LifelineServer = Framed::new(theirs, FrameCodec::default());
         let mut caller: LifelineClient = Framed::new(ours, FrameCodec::default());
@@ -419,7 +472,31 @@ impl Supervised {
         driver.follow(lifeline);
         let inbox = driver.inbox();
         let driver = spawn_local(driver.run());
-        Self { inbox, world, dir, caller: Some(caller), driver, _base: base }
+        Self { inbox, world, dir, spare_dir, caller: Some(caller), driver, _base: base }
+    }
+
+    /// Makes the spare the VM in `dir`, as a starter does, and follows it to its end.
+    pub(super) fn claim(&mut self) {
+        let (world, spare_dir, dir) = (Rc::clone(&self.world), self.spare_dir.clone(), self.dir.clone());
+        let claimer = spawn_local(async move {
+            let lock = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+            let claimed = crate::claim(&spare_dir, vm_spec(&dir, &world.conditions), &lock).await;
+            let event = match claimed {
+                None => return world.note(Fact::NotClaimed),
+                Some(Ok((lifeline, info))) => {
+                    world.note(Fact::Told(Event::Booted(info)));
+                    lifeline.ended().await.map(Event::Ended)
+                }
+                Some(Err(StartError::Boot(failure))) => Some(Event::Failed(failure)),
+                Some(Err(StartError::Ended(reason))) => Some(Event::Ended(reason)),
+                Some(Err(StartError::Lost)) => return world.note(Fact::ClaimLost),
+                Some(Err(error)) => panic!("{error}"),
+            };
+            if let Some(event) = event {
+                world.note(Fact::Told(event));
+            }
+        });
+        self.caller = Some(claimer);
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -444,6 +521,16 @@ impl Supervised {
         tokio::time::timeout(limit, &mut self.driver).await.expect("an end").expect("no panic");
         // Let everyone read what they were sent.
         sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Describes the VM of a caller.
+fn vm_spec(dir: &Path, conditions: &Conditions) -> LaunchSpec {
+    LaunchSpec {
+        retention: conditions.retention,
+        is_new: conditions.is_new,
+        expires_at: conditions.lifetime.into(),
+        ..spec(dir.to_owned())
     }
 }
 

@@ -20,7 +20,7 @@ use crate::spec::Retention;
 use crate::{EndReason, RunError, files};
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     Stop,
     Delete,
     Expire,
@@ -36,7 +36,7 @@ enum Step {
     Signal,
 }
 
-fn steps() -> impl Strategy<Value = Vec<(u16, Step)>> {
+pub(super) fn steps() -> impl Strategy<Value = Vec<(u16, Step)>> {
     let commands = proptest::sample::select(&["true", "sleep 40", "sleep 3000", "stubborn 2000"][..]);
     let exec = (commands.clone(), any::<bool>(), proptest::option::of(0..400_u16))
         .prop_map(|(command, journal, gives_up_after)| Step::Exec { command, journal, gives_up_after });
@@ -55,12 +55,15 @@ fn steps() -> impl Strategy<Value = Vec<(u16, Step)>> {
         1 => Just(Step::CallerGoes),
         1 => Just(Step::Signal),
     ];
-    // Close together, so that things meet that take a few milliseconds.
-    let pause = prop_oneof![Just(0_u16), 1..8_u16, 8..150_u16, 500..4000_u16];
-    proptest::collection::vec((pause, step), 1..14)
+    proptest::collection::vec((pause(), step), 1..14)
 }
 
-fn conditions() -> impl Strategy<Value = Conditions> {
+/// Milliseconds between two steps. Short ones, so that steps meet what takes a few milliseconds.
+pub(super) fn pause() -> impl Strategy<Value = u16> {
+    prop_oneof![Just(0_u16), 1..8_u16, 8..150_u16, 500..4000_u16]
+}
+
+pub(super) fn conditions() -> impl Strategy<Value = Conditions> {
     let retention = proptest::sample::select(
         &[Retention::Caller, Retention::Lifetime, Retention::Deletion, Retention::Deletion][..],
     );
@@ -93,13 +96,14 @@ fn conditions() -> impl Strategy<Value = Conditions> {
                 start_is_refused,
                 store,
                 lifetime,
+                ..Conditions::task()
             }
         },
     )
 }
 
 /// One client, which notes what it is told.
-fn perform(supervised: &mut Supervised, step: Step) -> Option<JoinHandle<()>> {
+pub(super) fn perform(supervised: &mut Supervised, step: Step) -> Option<JoinHandle<()>> {
     let (client, world) = (supervised.client(), Rc::clone(&supervised.world));
     let ask = |request: Request| {
         let (client, world) = (supervised.client(), Rc::clone(&supervised.world));
@@ -169,7 +173,7 @@ fn perform(supervised: &mut Supervised, step: Step) -> Option<JoinHandle<()>> {
 }
 
 /// What must hold whatever happened.
-fn check(supervised: &Supervised, conditions: &Conditions) -> Result<(), TestCaseError> {
+pub(super) fn check(supervised: &Supervised, conditions: &Conditions) -> Result<(), TestCaseError> {
     let facts = supervised.world.facts.borrow().clone();
     let position = |wanted: &dyn Fn(&Fact) -> bool| facts.iter().position(wanted);
     let is_end = |fact: &Fact| matches!(fact, Fact::EndRecorded(_) | Fact::Forgotten);

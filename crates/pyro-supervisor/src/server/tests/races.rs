@@ -15,7 +15,7 @@ use crate::protocol::{Event, Reply, Request};
 use crate::spec::Retention;
 use crate::{EndReason, Owner, Phase, RunError};
 
-fn run(test: impl Future<Output = ()>) {
+pub(super) fn run(test: impl Future<Output = ()>) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     LocalSet::new().block_on(&runtime, test);
@@ -27,7 +27,7 @@ pub(crate) async fn started(conditions: Conditions) -> Supervised {
     supervised
 }
 
-async fn until(supervised: &Supervised, wanted: impl Fn(&Fact) -> bool) {
+pub(super) async fn until(supervised: &Supervised, wanted: impl Fn(&Fact) -> bool) {
     for _ in 0..10_000 {
         if supervised.world.facts.borrow().iter().any(&wanted) {
             return;
@@ -37,7 +37,7 @@ async fn until(supervised: &Supervised, wanted: impl Fn(&Fact) -> bool) {
     panic!("it never happened: {:?}", supervised.world.facts.borrow());
 }
 
-async fn ask(supervised: &Supervised, request: Request) -> Option<Reply> {
+pub(super) async fn ask(supervised: &Supervised, request: Request) -> Option<Reply> {
     let mut stream = supervised.client().connect().await.unwrap().stream;
     stream.send(Frame::Control(request)).await.unwrap();
     match stream.next().await {
