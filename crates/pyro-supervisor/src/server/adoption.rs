@@ -64,7 +64,7 @@ pub(super) async fn take_over(spare: PathBuf, spec: LaunchSpec, streams: Streams
         Ok(Some(IdentifyReply::Identified)) => Ok(()),
         Ok(Some(IdentifyReply::Failed(failure))) => Err(failure.to_string()),
         Ok(None) => Err("the guest gave no proper answer".to_owned()),
-        Err(_) => Err(format!("no answer in {} seconds", CLAIM_LIMIT.as_secs())),
+        Err(_) => Err(format!("the guest did not answer within {} seconds", CLAIM_LIMIT.as_secs())),
     }
 }
 

@@ -244,7 +244,12 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     /// Stores what an event carries, and returns the input it stands for.
     fn note(&mut self, happening: Happening<B::Machine>) -> Option<Input> {
         Some(match happening {
-            Happening::Message(Message::Input(input)) => input,
+            Happening::Message(Message::Input(input)) => {
+                if input == Input::ChannelLost {
+                    self.lost_while_claimed("the connection to the guest was lost");
+                }
+                input
+            }
             Happening::Message(Message::Client(epoch, request, client)) => {
                 self.next_client += 1;
                 let kind = kind(&request)?;
@@ -289,6 +294,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             Happening::TakenOver(taken) => self.taken_over(taken),
             Happening::Exited(status) => {
                 self.has_exited = true;
+                self.lost_while_claimed(&format!("the VMM ended: {status}"));
                 self.description = status;
                 if matches!(self.life.state(), State::Closing(_) | State::Halting(_)) {
                     self.loss = Some(loss("the machine ended before it was done"));
@@ -315,6 +321,14 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             inbox.input(Input::CallerGone);
         });
         Some(Input::HandedOver(terms))
+    }
+
+    /// Keeps why a spare was lost, if that is what prevents its claim.
+    fn lost_while_claimed(&mut self, cause: &str) {
+        if *self.life.state() == State::Adopting {
+            let (stage, cause) = (BootStage::Identity, cause.to_owned());
+            self.failure = Some(BootFailure { stage, cause, console: Vec::new() });
+        }
     }
 
     fn taken_over(&mut self, taken: Result<(), String>) -> Input {
@@ -550,7 +564,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             if self.life.terms().is_spare {
                 return;
             }
-            if self.lock.is_some() && self.failure.is_some() && !all {
+            if !all {
                 return adoption::clear_claimed(&self.spec.dir);
             }
         }

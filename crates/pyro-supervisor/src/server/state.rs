@@ -286,6 +286,10 @@ impl Life {
             }
             (Adopting, Input::Adopted) => (Recording(None), vec![Effect::RecordStart]),
             (Adopting, Input::AdoptionFailed) => self.kill(End::new(Cause::NotAdopted), Vec::new()),
+            // The claimer can start its VM in another way.
+            (Adopting, Input::MachineExited | Input::ChannelLost) => {
+                self.kill(End::new(Cause::NotAdopted), vec![Effect::AbortAdoption])
+            }
             (Recording(None), Input::StartRecorded) => (Announcing(None), vec![Effect::AnnounceStart]),
             (Recording(Some(end)), Input::StartRecorded) => self.begin(end),
             (Recording(end), Input::StartNotRecorded) => {

@@ -57,6 +57,8 @@ fn reports(state: &State, terms: Terms) -> Vec<Input> {
 struct Observer {
     /// A client's claim was granted.
     claimed: bool,
+    /// The spare became the claimer's VM.
+    adopted: bool,
     start_recorded: bool,
     machine_gone: bool,
     sealed: bool,
@@ -73,6 +75,7 @@ impl Observer {
     fn input(&mut self, input: Input) {
         match input {
             Input::BootFailed => self.machine_gone = true,
+            Input::Adopted => self.adopted = true,
             Input::StartRecorded => self.start_recorded = true,
             Input::EndRecorded => self.end_recorded = true,
             Input::Request(epoch, client, request) => {
@@ -107,6 +110,8 @@ impl Observer {
                 assert!(self.machine_gone, "a machine that runs has no end");
                 assert!(!self.sealed, "a second end");
                 self.sealed = true;
+                let is_loss = matches!(effect, Effect::RecordEnd(Cause::MachineExited | Cause::ChannelLost));
+                assert!(!is_loss || !self.claimed || self.adopted, "{effect:?} of a VM that never was one");
                 if self.delete_wanted {
                     assert!(self.all_removed, "somebody wanted the files gone");
                     assert!(

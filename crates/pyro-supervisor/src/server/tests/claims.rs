@@ -13,7 +13,9 @@ use super::fake::{Conditions, Fact, Supervised};
 use super::interleavings::{self, Step};
 use super::races::{ask, run, until};
 use crate::protocol::{ClientStream, Event, Reply, Request};
-use crate::{Client, EndReason, StartMode, files};
+use crate::server::driver::Message;
+use crate::server::state::Input;
+use crate::{BootStage, Client, EndReason, StartMode, files};
 
 /// A spare that clients can reach.
 async fn waiting(conditions: Conditions) -> Supervised {
@@ -122,6 +124,104 @@ fn clients_that_reached_the_spare_cannot_act_on_the_vm_that_it_became() {
     });
 }
 
+/// The claimer starts its VM in another way: nothing is recorded, and its directory is as it was.
+#[test]
+fn a_machine_that_is_lost_during_a_claim_leaves_the_claimer_a_free_hand() {
+    run(async {
+        let losses: [fn(&Supervised); 2] = [
+            |supervised| supervised.world.machine_exit.notify_one(),
+            |supervised| supervised.world.channel_loss.cancel(),
+        ];
+        for lose in losses {
+            let mut supervised = waiting(Conditions { identify_ms: 1000, ..Conditions::task() }).await;
+            supervised.claim();
+            sleep(Duration::from_millis(500)).await;
+            assert!(supervised.dir.join(files::LAYER).exists(), "the claim is in progress");
+            lose(&supervised);
+            supervised.ended().await;
+            let facts = supervised.world.facts.borrow().clone();
+            let Some(Fact::Told(Event::Failed(failure))) = facts.last() else { panic!("{facts:?}") };
+            assert_eq!(failure.stage, BootStage::Identity, "{failure:?}");
+            assert_unchanged(&supervised);
+        }
+    });
+}
+
+#[test]
+fn a_guest_that_does_not_take_its_identity_leaves_the_claimer_a_free_hand() {
+    run(async {
+        let fails = Conditions { identity_fails: true, ..Conditions::task() };
+        let hangs = Conditions { identify_ms: 60_000, ..Conditions::task() };
+        for (conditions, cause) in [
+            (fails, "setting the hostname: read-only"),
+            (hangs, "the guest did not answer within 10 seconds"),
+        ] {
+            let mut supervised = Supervised::spare(conditions);
+            // The guest is asked for the first time before it can be claimed, and that is bounded.
+            sleep(Duration::from_secs(30)).await;
+            supervised.claim();
+            supervised.ended().await;
+            let facts = supervised.world.facts.borrow().clone();
+            let Some(Fact::Told(Event::Failed(failure))) = facts.last() else { panic!("{facts:?}") };
+            assert_eq!((failure.stage, &*failure.cause), (BootStage::Identity, cause));
+            assert_unchanged(&supervised);
+        }
+    });
+}
+
+#[test]
+fn a_spare_that_ends_before_it_has_the_lock_touches_nothing_of_the_claimer() {
+    run(async {
+        for exits in [true, false] {
+            let mut supervised = waiting(Conditions::task()).await;
+            let mut stream = reach_spare(&supervised).await;
+            let claim = Request::Claim(Box::new(super::fake::spec(supervised.dir.clone())));
+            assert_eq!(answer(&mut stream, claim).await, Some(Reply::Done));
+            if exits {
+                supervised.world.machine_exit.notify_one();
+            } else {
+                // A byte that carries no lock.
+                stream.into_inner().try_write(b"x").unwrap();
+            }
+            supervised.ended().await;
+            assert!(!supervised.spare_dir.exists());
+            assert_unchanged(&supervised);
+        }
+    });
+}
+
+/// What the spare has moved there would be taken for the VM's own at its next start.
+#[test]
+fn a_claim_that_is_cut_short_leaves_nothing_in_the_directory_of_a_vm_that_stays() {
+    run(async {
+        for is_signal in [true, false] {
+            let mut supervised = waiting(Conditions { identify_ms: 1000, ..Conditions::task() }).await;
+            supervised.claim();
+            sleep(Duration::from_millis(500)).await;
+            if is_signal {
+                supervised.inbox.post(Message::Input(Input::Signal));
+            } else {
+                supervised.drop_caller();
+            }
+            supervised.ended().await;
+            let reason = if is_signal { EndReason::Terminated } else { EndReason::CallerGone };
+            assert!(supervised.world.has(&Fact::EndRecorded(reason)));
+            assert!(supervised.dir.exists() && !supervised.dir.join(files::LAYER).exists());
+        }
+    });
+}
+
+fn assert_unchanged(supervised: &Supervised) {
+    let facts = supervised.world.facts.borrow();
+    let is_record =
+        |fact: &Fact| matches!(fact, Fact::StartRecorded | Fact::EndRecorded(_) | Fact::Forgotten);
+    assert!(!facts.iter().any(is_record), "{facts:?}");
+    for name in [files::LAYER, files::SERIAL_LOG, files::SUPERVISOR_LOG, files::CONTROL_SOCKET] {
+        assert!(!supervised.dir.join(name).exists(), "{name}");
+    }
+    assert!(supervised.dir.exists());
+}
+
 /// Something that happens to a spare or to the VM that it became.
 #[derive(Clone, Debug)]
 enum SpareStep {
@@ -202,6 +302,8 @@ fn check(
         let confirmed =
             position(&|fact| matches!(fact, Fact::OfSpare("delete" | "expire" | "stop", Some(Reply::Done))));
         prop_assert!(confirmed.is_none(), "a client ended the spare that was claimed: {facts:?}");
+    } else if !facts.contains(&Fact::StartRecorded) && !conditions.start_is_refused {
+        prop_assert!(!supervised.dir.join(files::LAYER).exists(), "left by the spare: {facts:?}");
     }
     Ok(())
 }
