@@ -232,12 +232,15 @@ pub(crate) struct Life {
     terms: Terms,
     epoch: Epoch,
     state: State,
+    /// Clients whose requests are served once the VM runs: other processes see it as started as soon as that is on
+    /// record.
+    held: Vec<ClientId>,
 }
 
 impl Life {
     pub(crate) fn new(terms: Terms) -> Self {
         let epoch = if terms.is_spare { Epoch::Spare } else { Epoch::Vm };
-        Self { terms, epoch, state: State::Booting }
+        Self { terms, epoch, state: State::Booting, held: Vec::new() }
     }
 
     pub(crate) fn state(&self) -> &State {
@@ -260,7 +263,11 @@ impl Life {
     /// Advances the state by `input`, and returns what to do about it.
     pub(crate) fn apply(&mut self, input: Input) -> Vec<Effect> {
         let state = std::mem::replace(&mut self.state, State::Done);
-        let (state, effects) = self.decide(state, input);
+        let (state, mut effects) = self.decide(state, input);
+        if let Some(refusal) = state.end_refusal() {
+            let refused = self.held.drain(..).map(|client| Effect::Refuse(client, refusal));
+            effects.splice(0..0, refused);
+        }
         self.state = state;
         effects
     }
@@ -298,7 +305,10 @@ impl Life {
             (Announcing(end), Input::StartAnnounced) => {
                 self.terms.is_new = false;
                 match end {
-                    None => (Running, vec![Effect::WatchLifetime]),
+                    None => {
+                        let held = self.held.drain(..).map(Effect::Admit);
+                        (Running, std::iter::once(Effect::WatchLifetime).chain(held).collect())
+                    }
                     Some(end) => self.begin(end),
                 }
             }
@@ -374,6 +384,10 @@ impl Life {
                 State::Waiting | State::Recording(None) | State::Announcing(None) | State::Running,
             ) => (state, vec![Effect::Extend(client)]),
             (Request::Work | Request::Look, State::Running) => (state, vec![Effect::Admit(client)]),
+            (Request::Work | Request::Look, State::Recording(None) | State::Announcing(None)) => {
+                self.held.push(client);
+                (state, Vec::new())
+            }
             (Request::Look, State::Closing(_)) => (state, vec![Effect::Admit(client)]),
             (Request::Extend | Request::Work | Request::Look, _) => {
                 (state, vec![Effect::Refuse(client, refusal)])
@@ -465,13 +479,29 @@ impl Terms {
 impl State {
     /// Returns why a request cannot be served now.
     fn refusal(&self) -> Refusal {
-        match self {
-            Self::Booting | Self::Adopting | Self::Recording(_) | Self::Announcing(_) => Refusal::Starting,
+        self.end_refusal().unwrap_or(match self {
             Self::Waiting => Refusal::Unclaimed,
             Self::Running => Refusal::Claimed,
-            Self::Closing(_) | Self::Halting(_) | Self::Settling(_) | Self::Concluding(_) | Self::Done => {
-                Refusal::Stopping
-            }
+            _ => Refusal::Starting,
+        })
+    }
+
+    /// Returns why requests are refused if the VM's end has begun.
+    fn end_refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Booting
+            | Self::Waiting
+            | Self::Adopting
+            | Self::Recording(None)
+            | Self::Announcing(None)
+            | Self::Running => None,
+            Self::Recording(Some(_))
+            | Self::Announcing(Some(_))
+            | Self::Closing(_)
+            | Self::Halting(_)
+            | Self::Settling(_)
+            | Self::Concluding(_)
+            | Self::Done => Some(Refusal::Stopping),
         }
     }
 }

@@ -238,6 +238,7 @@ impl World {
     /// With nothing but the driver's reports, an end that has begun comes to its end.
     fn finish(mut self) {
         let begun = self.observer.machine_gone || self.observer.closed;
+        let is_spare = self.life.epoch() == Epoch::Spare;
         for _ in 0..8 {
             match reports(self.life.state(), self.life.terms()).first() {
                 Some(report) => drop(self.step(*report)),
@@ -245,6 +246,9 @@ impl World {
             }
         }
         assert!(!begun || self.life.is_done(), "stuck in {:?}", self.life);
+        let is_settled = self.life.is_done() || *self.life.state() == State::Running;
+        assert!(is_settled || is_spare, "stuck in {:?}", self.life);
+        assert!(self.observer.open.is_empty(), "clients without an answer: {:?}", self.observer);
     }
 }
 

@@ -12,6 +12,8 @@ use super::fake::{Conditions, Fact, StoreBehaviour, Supervised};
 use crate::client::Run;
 use crate::conversation::CommandOutcome;
 use crate::protocol::{Event, Reply, Request};
+use crate::server::driver::Message;
+use crate::server::state::Input;
 use crate::spec::Retention;
 use crate::{EndReason, Owner, Phase, RunError};
 
@@ -76,6 +78,51 @@ fn a_command_for_a_vm_that_starts_is_refused_and_never_runs() {
         assert_eq!(ask(&supervised, Request::Delete).await, Some(Reply::Done));
         supervised.ended().await;
         assert!(!supervised.world.has(&Fact::Began("early".to_owned())));
+    });
+}
+
+/// Other processes see the VM as started as soon as that is on record, and may send requests at once.
+#[test]
+fn a_command_for_a_vm_whose_start_is_being_recorded_runs_once_it_is_up() {
+    run(async {
+        let mut supervised = Supervised::start(Conditions { store_ms: 500, ..Conditions::task() });
+        sleep(Duration::from_millis(300)).await;
+        assert!(supervised.world.is_alive() && !supervised.world.has(&Fact::StartRecorded));
+        let run = Run { exec: exec("early"), journal: false };
+        let never = CancellationToken::new();
+        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await.unwrap();
+        assert!(matches!(ran.outcome, CommandOutcome::Ended(_)), "{ran:?}");
+        let facts = supervised.world.facts.borrow().clone();
+        let booted = facts.iter().position(|fact| matches!(fact, Fact::Told(Event::Booted(_)))).unwrap();
+        let began = facts.iter().position(|fact| *fact == Fact::Began("early".to_owned())).unwrap();
+        assert!(booted < began, "{facts:?}");
+        ask(&supervised, Request::Delete).await;
+        supervised.ended().await;
+    });
+}
+
+#[test]
+fn a_command_that_is_held_is_refused_when_the_vm_ends_instead() {
+    run(async {
+        for start_is_refused in [true, false] {
+            let conditions = Conditions { store_ms: 500, start_is_refused, ..Conditions::task() };
+            let mut supervised = Supervised::start(conditions);
+            sleep(Duration::from_millis(300)).await;
+            let client = supervised.client();
+            let running = tokio::task::spawn_local(async move {
+                let run = Run { exec: exec("early"), journal: true };
+                client.run(run, &CancellationToken::new(), |_| (), async |_| {}).await
+            });
+            sleep(Duration::from_millis(50)).await;
+            assert!(!running.is_finished(), "it is held");
+            if !start_is_refused {
+                supervised.inbox.post(Message::Input(Input::Signal));
+            }
+            let ran = running.await.unwrap();
+            assert!(matches!(ran, Err(RunError::Refused { .. })), "{ran:?}");
+            supervised.ended().await;
+            assert!(!supervised.began_anything());
+        }
     });
 }
 
