@@ -44,6 +44,17 @@ pub(crate) enum HandshakeError {
     Refused { step: String, cause: String },
 }
 
+/// Why there is no stream for a client's request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// The channel is closed.
+    #[error("the guest is gone")]
+    Closed,
+    /// [`MAX_REQUESTS`] are in flight.
+    #[error("the guest runs as many commands as it can")]
+    TooMany,
+}
+
 /// Waits for the guest's first frame.
 pub(crate) async fn receive_hello(channel: &mut UnixStream) -> Result<Hello, HandshakeError> {
     let hello: Hello = receive(channel).await?;
@@ -114,11 +125,10 @@ pub(crate) struct Streams {
 pub(crate) type Permit = OwnedSemaphorePermit;
 
 impl Streams {
-    /// Opens a new stream to the guest for a client; `None` when the channel is closed or [`MAX_REQUESTS`] are in
-    /// flight.
-    pub(crate) async fn open(&self) -> Option<(yamux::Stream, Permit)> {
-        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
-        Some((self.open_beside().await?, permit))
+    /// Opens a new stream to the guest for a client's request.
+    pub(crate) async fn open(&self) -> Result<(yamux::Stream, Permit), OpenError> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| OpenError::TooMany)?;
+        Ok((self.open_reserved().await.ok_or(OpenError::Closed)?, permit))
     }
 
     /// Waits until the channel is closed, by either end.
@@ -126,7 +136,8 @@ impl Streams {
         self.requests.closed().await;
     }
 
-    async fn open_beside(&self) -> Option<yamux::Stream> {
+    /// Opens one of the streams that are not counted, for the supervisor's own requests. `None`: the channel is closed.
+    async fn open_reserved(&self) -> Option<yamux::Stream> {
         let (sender, receiver) = oneshot::channel();
         self.requests.send(sender).await.ok()?;
         receiver.await.ok()
@@ -135,7 +146,7 @@ impl Streams {
     /// Returns the guest's answer to one of the supervisor's own requests, without the output that may precede it;
     /// clients cannot use up its stream. `None` when there is no answer.
     pub(crate) async fn ask<C: Call>(&self, request: C) -> Option<C::Reply> {
-        let stream = self.open_beside().await?.compat();
+        let stream = self.open_reserved().await?.compat();
         let mut stream = call(Framed::new(stream, FrameCodec::default()), request).await.ok()?;
         loop {
             match stream.next().await?.ok()? {
@@ -193,7 +204,7 @@ mod tests {
     async fn one_request_too_many_is_refused_and_costs_the_others_nothing() {
         let (host, guest) = UnixStream::pair().unwrap();
         let (streams, driver) = drive(host);
-        tokio::spawn(driver);
+        let driving = tokio::spawn(driver);
         let mut guest = Connection::new(guest.compat(), Config::default(), Mode::Server);
         tokio::spawn(async move {
             let mut kept = Vec::new();
@@ -206,10 +217,14 @@ mod tests {
             open.push(streams.open().await.unwrap());
         }
         for _ in 0..50 {
-            assert!(streams.open().await.is_none());
+            assert_eq!(streams.open().await.unwrap_err(), OpenError::TooMany);
         }
         open.pop();
         open.push(streams.open().await.unwrap());
-        assert!(streams.open_beside().await.is_some(), "ours are not counted");
+        assert!(streams.open_reserved().await.is_some(), "ours are not counted");
+        open.pop();
+        driving.abort();
+        streams.closed().await;
+        assert_eq!(streams.open().await.unwrap_err(), OpenError::Closed);
     }
 }

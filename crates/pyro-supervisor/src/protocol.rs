@@ -57,7 +57,8 @@ pub(crate) enum Opening {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Request {
-    /// Become a stream to the guest, which carries one request to copy files.
+    /// Become a stream to the guest, which carries one request to copy files. Answered by [`Reply::Done`]; what follows
+    /// is between the client and the guest.
     Copy,
     /// To a spare: become the VM that is described, and the connection its lifeline. The first who asks gets it;
     /// it is then given the lock of its new directory.
@@ -104,7 +105,7 @@ pub(crate) enum Request {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Reply {
-    /// It is done; to a claim: it is granted.
+    /// It is done; to a claim or a copy: it is granted.
     Done,
     /// The command is about to run.
     Accepted {

@@ -199,8 +199,7 @@ impl<S: Store + 'static> Commands<S> {
         if self.0.closed.get() {
             return Err("the VM is being stopped".to_owned());
         }
-        let stream = self.0.streams.open().await;
-        let (stream, permit) = stream.ok_or("the guest is gone, or runs as many commands as it can")?;
+        let (stream, permit) = self.0.streams.open().await.map_err(|error| error.to_string())?;
         // `end_all` may have run in the meantime, and it does not wait for commands that are not counted.
         if self.0.closed.get() {
             return Err("the VM is being stopped".to_owned());

@@ -670,9 +670,14 @@ impl Refusal {
     }
 }
 
-async fn join_guest(client: ServerStream, streams: &Streams) {
+async fn join_guest(mut client: ServerStream, streams: &Streams) {
+    let (stream, _permit) = match streams.open().await {
+        Ok(open) => open,
+        Err(error) => return tell(client, Reply::Refused { cause: error.to_string() }).await,
+    };
+    let accepted = tokio::time::timeout(TELL_LIMIT, client.send(Frame::Control(Reply::Done))).await;
+    let Ok(Ok(())) = accepted else { return };
     let FramedParts { io: mut client, read_buf, .. } = client.into_parts();
-    let Some((stream, _permit)) = streams.open().await else { return };
     let mut guest = stream.compat();
     if guest.write_all(&read_buf).await.is_ok() {
         // Either side closing ends the request; both ends see what went wrong.

@@ -16,8 +16,8 @@ use pyro_machine::{
     MachineConfig, MachineError,
 };
 use pyro_wire::{
-    Exec, ExecInput, ExecReply, Exit, Failure, FailureKind, Frame, FrameCodec, HaltReply, IdentifyReply,
-    NoInput, Request, Status,
+    ArchiveReply, ArchiveReport, Exec, ExecInput, ExecReply, Exit, Failure, FailureKind, Frame, FrameCodec,
+    HaltReply, IdentifyReply, NoInput, Request, Status,
 };
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
@@ -280,6 +280,14 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
             world.note(Fact::Halted);
             let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, HaltReply>::default());
             let _ = stream.send(Frame::Control(HaltReply::Halted)).await;
+        }
+        Some(Ok(Frame::Control(Request::Unpack(_)))) => {
+            world.note(Fact::Began("copy".to_owned()));
+            let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, ArchiveReply>::default());
+            let reply = ArchiveReply::Archived(ArchiveReport::default());
+            let _ = stream.send(Frame::Control(reply)).await;
+            // The client sends the rest before it looks for an answer.
+            while let Some(Ok(Frame::Output(..))) = stream.next().await {}
         }
         Some(Ok(Frame::Control(Request::Identify(_)))) => {
             sleep(Duration::from_millis(world.conditions.identify_ms)).await;

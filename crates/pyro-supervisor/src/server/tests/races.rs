@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
-use pyro_wire::{Exec, Frame};
+use pyro_wire::{ArchiveLimits, Exec, Frame, Unpack};
 use tokio::task::LocalSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +15,7 @@ use crate::protocol::{Event, Reply, Request};
 use crate::server::driver::Message;
 use crate::server::state::Input;
 use crate::spec::Retention;
-use crate::{EndReason, Owner, Phase, RunError};
+use crate::{Client, CopyError, EndReason, Owner, Phase, RunError};
 
 pub(super) fn run(test: impl Future<Output = ()>) {
     let runtime =
@@ -123,6 +123,39 @@ fn a_command_that_is_held_is_refused_when_the_vm_ends_instead() {
             supervised.ended().await;
             assert!(!supervised.began_anything());
         }
+    });
+}
+
+async fn copy_in(client: &Client) -> Result<(), CopyError> {
+    let unpack = Unpack {
+        path: "file".to_owned(),
+        name: "file".to_owned(),
+        limits: ArchiveLimits { max_entries: 1, max_bytes: 10 },
+        exact: true,
+    };
+    client.write_file(b"contents".to_vec(), 0o644, unpack).await
+}
+
+/// The guest is asked only after the supervisor has accepted, so a client knows that nothing was copied.
+#[test]
+fn a_copy_that_is_refused_copies_nothing_and_says_so() {
+    run(async {
+        let mut supervised = Supervised::start(Conditions::task());
+        sleep(Duration::from_millis(10)).await;
+        let error = copy_in(&supervised.client()).await.unwrap_err();
+        assert_eq!(error.to_string(), "nothing was copied: the VM is still being started");
+        until(&supervised, |fact| matches!(fact, Fact::Told(Event::Booted(_)))).await;
+        copy_in(&supervised.client()).await.unwrap();
+        let copies =
+            |facts: &[Fact]| facts.iter().filter(|fact| **fact == Fact::Began("copy".to_owned())).count();
+        assert_eq!(copies(&supervised.world.facts.borrow()), 1);
+        // The channel is gone, and the VM is not yet.
+        supervised.world.channel_loss.cancel();
+        sleep(Duration::from_millis(500)).await;
+        let error = copy_in(&supervised.client()).await.unwrap_err();
+        assert_eq!(error.to_string(), "nothing was copied: the guest is gone");
+        assert_eq!(copies(&supervised.world.facts.borrow()), 1);
+        supervised.ended().await;
     });
 }
 
