@@ -179,15 +179,18 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
 
     /// Supervises the VM to its end.
     pub(super) async fn run(mut self) {
-        self.announce_phase();
         // Clients that want to end the VM are served from the beginning; a spare has no owner until it is up.
-        if !self.life.terms().is_spare
-            && let Err(failure) = self.listen()
-        {
-            self.failure = Some(failure);
-            self.apply(Input::BootFailed).await;
-        } else {
-            self.booting = Some(self.start_boot());
+        let listening = if self.life.terms().is_spare { Ok(()) } else { self.listen() };
+        match listening {
+            Ok(()) => {
+                // A client that sees the phase may connect at once.
+                self.announce_phase();
+                self.booting = Some(self.start_boot());
+            }
+            Err(error) => {
+                self.failure = Some(not_listening(BootStage::Vmm, &error));
+                self.apply(Input::BootFailed).await;
+            }
         }
         while !self.life.is_done() {
             let happening = self.next().await;
@@ -309,12 +312,16 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         let spare_dir = std::mem::replace(&mut self.spec, *spec).dir;
         self.lifetime.send_replace(self.spec.expires_at);
         self.lock = Some(lock);
+        let (sink, mut stream) = lifeline.split();
+        self.lifeline = Some(sink);
+        if let Err(error) = self.listen() {
+            self.failure = Some(not_listening(BootStage::Identity, &error));
+            return Some(Input::AdoptionFailed);
+        }
         let terms = terms(&self.spec);
         let (streams, spec) = (self.streams.clone()?, self.spec.clone());
         let future = adoption::take_over(spare_dir, spec, streams).boxed_local();
         self.adoption = Some(Adoption::TakeOver(Instant::now(), future));
-        let (sink, mut stream) = lifeline.split();
-        self.lifeline = Some(sink);
         let inbox = self.inbox.clone();
         spawn_local(async move {
             while let Some(Ok(_)) = stream.next().await {}
@@ -336,9 +343,8 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             Some(Adoption::TakeOver(started, _)) => started,
             _ => Instant::now(),
         };
-        let failed = |cause| BootFailure { stage: BootStage::Identity, cause, console: Vec::new() };
-        if let Err(failure) = taken.map_err(failed).and_then(|()| self.listen()) {
-            self.failure = Some(failure);
+        if let Err(cause) = taken {
+            self.failure = Some(BootFailure { stage: BootStage::Identity, cause, console: Vec::new() });
             return Input::AdoptionFailed;
         }
         if let Some(info) = &mut self.info {
@@ -373,8 +379,8 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         match effect {
             Effect::AbortBoot => self.booting = None,
             Effect::OpenForClaims => {
-                if let Err(failure) = self.listen() {
-                    tracing::warn!(?failure, "nobody can claim this spare");
+                if let Err(error) = self.listen() {
+                    tracing::warn!(%error, "no client can claim this spare");
                     self.inbox.input(Input::LifetimeOver(self.life.epoch()));
                 }
             }
@@ -406,12 +412,8 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         }
     }
 
-    fn listen(&mut self) -> Result<(), BootFailure> {
-        let listener = dir::listen(&self.spec.dir).map_err(|error| BootFailure {
-            stage: BootStage::Vmm,
-            cause: format!("cannot listen on the control socket: {error}"),
-            console: Vec::new(),
-        })?;
+    fn listen(&mut self) -> io::Result<()> {
+        let listener = dir::listen(&self.spec.dir)?;
         let accept = receive::accept(listener, self.life.epoch(), self.inbox.clone());
         self.acceptor = Some(spawn_local(accept).abort_handle());
         Ok(())
@@ -638,6 +640,10 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             tracing::warn!(%error, "others cannot see what this supervisor does");
         }
     }
+}
+
+fn not_listening(stage: BootStage, error: &io::Error) -> BootFailure {
+    BootFailure { stage, cause: format!("cannot listen on the control socket: {error}"), console: Vec::new() }
 }
 
 /// Returns the terms on which the VM is kept.

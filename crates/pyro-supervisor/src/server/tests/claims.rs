@@ -15,7 +15,7 @@ use super::races::{ask, run, until};
 use crate::protocol::{ClientStream, Event, Reply, Request};
 use crate::server::driver::Message;
 use crate::server::state::Input;
-use crate::{BootStage, Client, EndReason, StartMode, files};
+use crate::{BootStage, Client, EndReason, Owner, Phase, StartMode, files};
 
 /// A spare that clients can reach.
 async fn waiting(conditions: Conditions) -> Supervised {
@@ -208,6 +208,45 @@ fn a_claim_that_is_cut_short_leaves_nothing_in_the_directory_of_a_vm_that_stays(
             assert!(supervised.world.has(&Fact::EndRecorded(reason)));
             assert!(supervised.dir.exists() && !supervised.dir.join(files::LAYER).exists());
         }
+    });
+}
+
+/// From when the claimer has handed over the VM, its new owner is known and serves those who want to end the VM.
+#[test]
+fn a_vm_can_be_ended_while_a_spare_is_becoming_that_vm() {
+    run(async {
+        for request in [Request::Stop, Request::Delete] {
+            let mut supervised = waiting(Conditions { identify_ms: 5000, ..Conditions::task() }).await;
+            supervised.claim();
+            sleep(Duration::from_millis(500)).await;
+            assert_eq!(Owner::of(&supervised.dir).map(|owner| owner.phase), Some(Phase::Starting));
+            let began = tokio::time::Instant::now();
+            assert_eq!(ask(&supervised, request.clone()).await, Some(Reply::Done));
+            assert!(began.elapsed() < Duration::from_millis(100), "{:?}", began.elapsed());
+            supervised.ended().await;
+            let reason = if request == Request::Stop { EndReason::Stopped } else { EndReason::Deleted };
+            assert!(supervised.world.has(&Fact::EndRecorded(reason.clone())));
+            assert!(supervised.world.has(&Fact::Told(Event::Ended(reason))));
+            assert_eq!(supervised.dir.exists(), request == Request::Stop);
+            assert!(!supervised.dir.join(files::LAYER).exists());
+        }
+    });
+}
+
+#[test]
+fn a_spare_that_cannot_listen_for_the_vm_announces_nothing_and_leaves_the_claimer_a_free_hand() {
+    run(async {
+        let mut supervised = waiting(Conditions::task()).await;
+        let in_the_way = supervised.dir.join(files::CONTROL_SOCKET);
+        std::fs::create_dir(&in_the_way).unwrap();
+        supervised.claim();
+        supervised.ended().await;
+        let facts = supervised.world.facts.borrow().clone();
+        let Some(Fact::Told(Event::Failed(failure))) = facts.last() else { panic!("{facts:?}") };
+        assert_eq!(failure.stage, BootStage::Identity);
+        assert!(!supervised.dir.join(files::OWNER).exists());
+        std::fs::remove_dir(in_the_way).unwrap();
+        assert_unchanged(&supervised);
     });
 }
 

@@ -15,7 +15,7 @@ use crate::protocol::{Event, Reply, Request};
 use crate::server::driver::Message;
 use crate::server::state::Input;
 use crate::spec::Retention;
-use crate::{Client, CopyError, EndReason, Owner, Phase, RunError};
+use crate::{Client, CopyError, EndReason, Owner, Phase, RunError, files};
 
 pub(super) fn run(test: impl Future<Output = ()>) {
     let runtime =
@@ -382,6 +382,20 @@ fn others_see_what_a_supervisor_does() {
         assert_eq!(phase(), Some(Phase::Stopping));
         drop(lock);
         assert_eq!(phase(), None, "nobody owns it");
+    });
+}
+
+/// A client that sees the phase of a supervisor may connect at once.
+#[test]
+fn a_supervisor_that_cannot_listen_does_not_announce_itself() {
+    run(async {
+        let mut supervised = Supervised::start(Conditions::task());
+        std::fs::create_dir(supervised.dir.join(files::CONTROL_SOCKET)).unwrap();
+        supervised.ended().await;
+        let facts = supervised.world.facts.borrow().clone();
+        let [Fact::Told(Event::Failed(failure))] = &facts[..] else { panic!("{facts:?}") };
+        assert!(failure.cause.starts_with("cannot listen on the control socket: "), "{failure:?}");
+        assert!(!supervised.dir.join(files::OWNER).exists());
     });
 }
 
