@@ -35,7 +35,7 @@ pub use self::log::{CommandLog, STREAM_LIMIT, file_name, room};
 
 use super::{Store, StoreError};
 use crate::conversation::{CommandOutcome, OutputChunk, converse, timeout_note};
-use crate::mux::{Permit, Streams};
+use crate::mux::{OpenError, Permit, Streams};
 use crate::protocol::{Reply, Request, ServerStream};
 use crate::{dir, files};
 
@@ -116,7 +116,7 @@ impl<S: Store + 'static> Commands<S> {
         }
         let begun = match self.begin(&exec, journal).await {
             Ok(begun) => begun,
-            Err(cause) => return say(&mut client, Reply::Refused { cause }).await,
+            Err(error) => return say(&mut client, Reply::Refused { cause: error.to_string() }).await,
         };
         let _counted = Counted(self.0.count.clone());
         if journal {
@@ -195,14 +195,14 @@ impl<S: Store + 'static> Commands<S> {
     }
 
     /// Gives a journalled command its sequence. From then on it has a stream to the guest.
-    async fn begin(&self, exec: &Exec, journal: bool) -> Result<Begun, String> {
+    async fn begin(&self, exec: &Exec, journal: bool) -> Result<Begun, NotBegun> {
         if self.0.closed.get() {
-            return Err("the VM is being stopped".to_owned());
+            return Err(NotBegun::Stopping);
         }
-        let (stream, permit) = self.0.streams.open().await.map_err(|error| error.to_string())?;
+        let (stream, permit) = self.0.streams.open().await?;
         // `end_all` may have run in the meantime, and it does not wait for commands that are not counted.
         if self.0.closed.get() {
-            return Err("the VM is being stopped".to_owned());
+            return Err(NotBegun::Stopping);
         }
         // From here on the end of the VM waits for this command.
         self.0.count.send_modify(|count| *count += 1);
@@ -222,9 +222,9 @@ impl<S: Store + 'static> Commands<S> {
                 }
                 Ok(Begun { sequence, stream, permit, terminate, progress })
             }
-            Err(StoreError { cause, .. }) => {
+            Err(error) => {
                 self.0.count.send_modify(|count| *count -= 1);
-                Err(cause)
+                Err(error.into())
             }
         };
         self.0.beginning.send_modify(|count| *count -= 1);
@@ -339,6 +339,17 @@ impl<S: Store + 'static> Commands<S> {
             tracing::warn!("commands did not end in time");
         }
     }
+}
+
+/// Why a command is not begun.
+#[derive(Debug, thiserror::Error)]
+enum NotBegun {
+    #[error("the VM is being stopped")]
+    Stopping,
+    #[error(transparent)]
+    NoStream(#[from] OpenError),
+    #[error(transparent)]
+    NotRecorded(#[from] StoreError),
 }
 
 struct Begun {
