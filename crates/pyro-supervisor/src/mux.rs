@@ -36,9 +36,9 @@ pub(crate) enum HandshakeError {
     Closed,
     #[error("the guest does not follow the protocol")]
     Frame(#[from] FrameError),
-    #[error("the guest spoke out of turn")]
-    OutOfTurn,
-    #[error("the guest speaks generation {0} of the protocol, this program speaks {GENERATION}")]
+    #[error("unexpected message from the guest agent")]
+    Unexpected,
+    #[error("the guest uses generation {0} of the protocol; this program uses generation {GENERATION}")]
     Generation(u32),
     #[error("the guest failed at {step}: {cause}")]
     Refused { step: String, cause: String },
@@ -92,7 +92,7 @@ async fn receive<In: DeserializeOwned>(channel: &mut UnixStream) -> Result<In, H
     }
     match FrameCodec::<In, ()>::default().decode(&mut buffer)? {
         Some(Frame::Control(message)) => Ok(message),
-        Some(Frame::Output(..)) | None => Err(HandshakeError::OutOfTurn),
+        Some(Frame::Output(..)) | None => Err(HandshakeError::Unexpected),
     }
 }
 
@@ -195,36 +195,4 @@ pub(crate) fn drive(channel: UnixStream) -> (Streams, impl Future<Output = ()>) 
 }
 
 #[cfg(test)]
-mod tests {
-    use futures::future::poll_fn;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn one_request_too_many_is_refused_and_costs_the_others_nothing() {
-        let (host, guest) = UnixStream::pair().unwrap();
-        let (streams, driver) = drive(host);
-        let driving = tokio::spawn(driver);
-        let mut guest = Connection::new(guest.compat(), Config::default(), Mode::Server);
-        tokio::spawn(async move {
-            let mut kept = Vec::new();
-            while let Some(Ok(stream)) = poll_fn(|context| guest.poll_next_inbound(context)).await {
-                kept.push(stream);
-            }
-        });
-        let mut open = Vec::new();
-        for _ in 0..MAX_REQUESTS {
-            open.push(streams.open().await.unwrap());
-        }
-        for _ in 0..50 {
-            assert_eq!(streams.open().await.unwrap_err(), OpenError::TooMany);
-        }
-        open.pop();
-        open.push(streams.open().await.unwrap());
-        assert!(streams.open_reserved().await.is_some(), "ours are not counted");
-        open.pop();
-        driving.abort();
-        streams.closed().await;
-        assert_eq!(streams.open().await.unwrap_err(), OpenError::Closed);
-    }
-}
+mod tests;

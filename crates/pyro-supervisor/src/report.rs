@@ -139,3 +139,29 @@ pub enum EndReason {
     /// The connection to the guest was lost while its machine went on.
     ChannelLost,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// People read the sentence, programs the word.
+    #[test]
+    fn stages_and_modes_have_their_words() {
+        let stages = [
+            (BootStage::Disks, "disks", "preparing the disks"),
+            (BootStage::Network, "network", "starting the network"),
+            (BootStage::Vmm, "vmm", "starting the VMM"),
+            (BootStage::Kernel, "kernel", "booting the kernel"),
+            (BootStage::Guest, "guest", "setting up the guest"),
+            (BootStage::Restore, "restore", "restoring the template"),
+            (BootStage::Identity, "identity", "giving the guest its identity"),
+        ];
+        for (stage, word, sentence) in stages {
+            assert_eq!((stage.name(), &*stage.to_string()), (word, sentence));
+            assert_eq!(serde_json::to_value(stage).unwrap(), word);
+        }
+        for mode in [StartMode::Cold, StartMode::Template, StartMode::Spare] {
+            assert_eq!(serde_json::to_value(mode).unwrap(), mode.to_string());
+        }
+    }
+}

@@ -5,8 +5,11 @@
 //! in `proptest-regressions`, from where it is tried again first. `PROPTEST_CASES` sets how many there are.
 
 mod claims;
+mod commands;
+mod failures;
 mod fake;
 mod interleavings;
+mod process;
 mod races;
 
 pub(crate) use self::fake::{Conditions, Supervised};

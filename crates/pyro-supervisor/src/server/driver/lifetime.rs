@@ -30,9 +30,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             }
             inbox.input(Input::LifetimeOver(epoch));
         });
-        if let Some(earlier) = self.timer.replace(timer.abort_handle()) {
-            earlier.abort();
-        }
+        self.timer = Some(timer.abort_handle());
     }
 
     /// Changes the end of the lifetime as the client requests.

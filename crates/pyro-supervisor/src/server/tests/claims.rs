@@ -261,6 +261,23 @@ fn assert_unchanged(supervised: &Supervised) {
     assert!(supervised.dir.exists());
 }
 
+#[test]
+fn a_spare_runs_nothing_before_it_is_claimed() {
+    run(async {
+        let mut supervised = waiting(Conditions::task()).await;
+        let refused = Reply::Refused { cause: "the VM waits to be claimed".to_owned() };
+        for request in [Request::Copy, Request::Watch { sequence: 1, output: false }] {
+            let mut stream = reach_spare(&supervised).await;
+            assert_eq!(answer(&mut stream, request).await, Some(refused.clone()));
+        }
+        supervised.claim();
+        until(&supervised, |fact| matches!(fact, Fact::Told(_))).await;
+        assert_eq!(*supervised.world.hooks.borrow(), ["0123456789ab"], "the claimed spare is to be replaced");
+        assert_eq!(ask(&supervised, Request::Delete).await, Some(Reply::Done));
+        supervised.ended().await;
+    });
+}
+
 /// Something that happens to a spare or to the VM that it became.
 #[derive(Clone, Debug)]
 enum SpareStep {

@@ -17,7 +17,7 @@ use pyro_machine::{
 };
 use pyro_wire::{
     ArchiveReply, ArchiveReport, Exec, ExecInput, ExecReply, Exit, Failure, FailureKind, Frame, FrameCodec,
-    HaltReply, IdentifyReply, NoInput, Request, Status,
+    HaltReply, IdentifyReply, NoInput, OutputStream, Request, Status,
 };
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
@@ -55,6 +55,12 @@ pub(crate) struct Conditions {
     pub(super) idle: u32,
     pub(super) identify_ms: u64,
     pub(super) identity_fails: bool,
+    pub(super) halt_fails: bool,
+    /// Commands cannot be recorded when they begin.
+    pub(super) begins_are_refused: bool,
+    /// Neither the end of the VM nor its removal can be recorded.
+    pub(super) end_is_refused: bool,
+    pub(super) clock_fails: bool,
 }
 
 impl Conditions {
@@ -72,6 +78,10 @@ impl Conditions {
             idle: 600,
             identify_ms: 20,
             identity_fails: false,
+            halt_fails: false,
+            begins_are_refused: false,
+            end_is_refused: false,
+            clock_fails: false,
         }
     }
 }
@@ -84,6 +94,8 @@ pub(super) enum StoreBehaviour {
     FailsAtFirst,
     /// None is taken, as one with a number that is too large.
     RefusesEnds,
+    /// Not even that the outcome is unknown.
+    RefusesAll,
 }
 
 /// What happened, in order.
@@ -119,6 +131,12 @@ pub(super) struct World {
     pub(super) facts: RefCell<Vec<Fact>>,
     pub(super) machine_exit: Notify,
     pub(super) channel_loss: CancellationToken,
+    /// The VMs whose start was reported to the hook.
+    pub(super) hooks: RefCell<Vec<String>>,
+    /// What the machine prints before it exits.
+    pub(super) last_words: RefCell<String>,
+    /// Why the guest may not have written everything out, as it was recorded.
+    pub(super) loss: RefCell<Option<String>>,
     /// When the end of the lifetime was recorded, in seconds since the begin of the case.
     pub(super) expired_at: Cell<Option<f64>>,
     began: Instant,
@@ -135,6 +153,9 @@ impl World {
             facts: RefCell::default(),
             machine_exit: Notify::new(),
             channel_loss: CancellationToken::new(),
+            hooks: RefCell::default(),
+            last_words: RefCell::default(),
+            loss: RefCell::default(),
             expired_at: Cell::new(None),
             began: Instant::now(),
             is_alive: Cell::new(false),
@@ -228,6 +249,7 @@ impl Machine for FakeMachine {
 
     async fn exited(&mut self) -> MachineExit {
         self.world.machine_exit.notified().await;
+        self.console.print(self.world.last_words.borrow().as_bytes());
         self.end();
         MachineExit::Status(ExitStatus::default())
     }
@@ -249,8 +271,9 @@ impl Machine for FakeMachine {
     }
 }
 
-/// A guest that understands `sleep MS`, `stubborn MS`, which does not end when asked to, and anything else, which ends
-/// at once.
+/// A guest that understands `sleep MS`, `stubborn MS`, which does not end when asked to, `print BYTES`, which then waits
+/// to be ended, `late`, which reaches its time limit, `missing`, which cannot be started, `chatter`, which prints until
+/// its stream is closed, `leave`, which closes its stream, and anything else, which ends at once.
 async fn run_guest(channel: UnixStream, world: Rc<World>) {
     let mut connection = Connection::new(channel.compat(), Config::default(), Mode::Server);
     // Everything that runs in a guest ends with it.
@@ -277,9 +300,14 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
         }
         Some(Ok(Frame::Control(Request::Halt))) => {
             sleep(Duration::from_millis(world.conditions.halt_ms)).await;
-            world.note(Fact::Halted);
             let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, HaltReply>::default());
-            let _ = stream.send(Frame::Control(HaltReply::Halted)).await;
+            let reply = if world.conditions.halt_fails {
+                HaltReply::Failed(failure("writing out", "I/O error"))
+            } else {
+                world.note(Fact::Halted);
+                HaltReply::Halted
+            };
+            let _ = stream.send(Frame::Control(reply)).await;
         }
         Some(Ok(Frame::Control(Request::Unpack(_)))) => {
             world.note(Fact::Began("copy".to_owned()));
@@ -293,8 +321,7 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
             sleep(Duration::from_millis(world.conditions.identify_ms)).await;
             let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, IdentifyReply>::default());
             let reply = if world.conditions.identity_fails {
-                let (step, cause) = ("setting the hostname".to_owned(), "read-only".to_owned());
-                IdentifyReply::Failed(Failure { kind: FailureKind::Other, step, cause, errno: None })
+                IdentifyReply::Failed(failure("setting the hostname", "read-only"))
             } else {
                 IdentifyReply::Identified
             };
@@ -302,6 +329,11 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
         }
         _ => {}
     }
+}
+
+fn failure(step: &str, cause: &str) -> Failure {
+    let (step, cause) = (step.to_owned(), cause.to_owned());
+    Failure { kind: FailureKind::Other, step, cause, errno: None }
 }
 
 async fn run_command(
@@ -321,6 +353,25 @@ async fn run_command(
     let mut words = exec.command.split(' ');
     let is_stubborn = words.next() == Some("stubborn");
     let ms = words.next().and_then(|ms| ms.parse().ok()).unwrap_or(0);
+    let print = |bytes: usize| Frame::Output(OutputStream::Stdout, vec![b'x'; bytes].into());
+    match exec.command.split(' ').next() {
+        Some("print") => {
+            let mut left = ms as usize;
+            while left > 0 {
+                stream.feed(print(left.min(60_000))).await.ok()?;
+                left -= left.min(60_000);
+            }
+            stream.flush().await.ok()?;
+            stream.next().await?.ok()?;
+        }
+        Some("missing") => return Some(ExecReply::NotStarted(failure("starting", "not found"))),
+        Some("chatter") => loop {
+            stream.send(print(10)).await.ok()?;
+            sleep(Duration::from_millis(100)).await;
+        },
+        Some("leave") => return None,
+        _ => {}
+    }
     let wait = sleep(Duration::from_millis(ms));
     tokio::pin!(wait);
     let status = loop {
@@ -335,11 +386,15 @@ async fn run_command(
     };
     Some(ExecReply::Exited(Exit {
         status,
-        timed_out: false,
+        timed_out: exec.command == "late",
         duration_ms: started.elapsed().as_millis() as u64,
         stdout_dropped: 0,
         stderr_dropped: 0,
     }))
+}
+
+fn full() -> StoreError {
+    StoreError { is_permanent: false, cause: "the disk is full".to_owned() }
 }
 
 pub(super) struct FakeStore(pub(super) Rc<World>);
@@ -354,7 +409,7 @@ impl Store for FakeStore {
     async fn record_start(&self, _vm_id: &str, _info: &BootInfo) -> Result<f64, StoreError> {
         self.take_time().await;
         if self.0.conditions.start_is_refused {
-            return Err(StoreError { is_permanent: false, cause: "the disk is full".to_owned() });
+            return Err(full());
         }
         self.0.note(Fact::StartRecorded);
         Ok(self.0.conditions.lifetime.into())
@@ -365,9 +420,13 @@ impl Store for FakeStore {
         _vm_id: &str,
         _retention: Retention,
         reason: &EndReason,
-        _loss: Option<&str>,
+        loss: Option<&str>,
     ) -> Result<(), StoreError> {
         self.take_time().await;
+        if self.0.conditions.end_is_refused {
+            return Err(full());
+        }
+        *self.0.loss.borrow_mut() = loss.map(str::to_owned);
         if *reason == EndReason::Expired {
             self.0.expired_at.set(Some(self.0.began.elapsed().as_secs_f64()));
         }
@@ -377,12 +436,18 @@ impl Store for FakeStore {
 
     async fn forget(&self, _vm_id: &str) -> Result<(), StoreError> {
         self.take_time().await;
+        if self.0.conditions.end_is_refused {
+            return Err(full());
+        }
         self.0.note(Fact::Forgotten);
         Ok(())
     }
 
     async fn record_command(&self, _vm_id: &str, _exec: &Exec) -> Result<u64, StoreError> {
         self.take_time().await;
+        if self.0.conditions.begins_are_refused {
+            return Err(full());
+        }
         let sequence = self.0.sequence.get() + 1;
         self.0.sequence.set(sequence);
         self.0.running.borrow_mut().insert(sequence, true);
@@ -401,7 +466,10 @@ impl Store for FakeStore {
         match self.0.conditions.store {
             StoreBehaviour::FailsAtFirst if refused < 2 => {
                 self.0.ends_refused.set(refused + 1);
-                return Err(StoreError { is_permanent: false, cause: "the disk is full".to_owned() });
+                return Err(full());
+            }
+            StoreBehaviour::RefusesAll => {
+                return Err(StoreError { is_permanent: true, cause: "out of range".to_owned() });
             }
             StoreBehaviour::RefusesEnds if !matches!(outcome, CommandOutcome::Unknown { .. }) => {
                 return Err(StoreError { is_permanent: true, cause: "out of range".to_owned() });
@@ -415,11 +483,14 @@ impl Store for FakeStore {
     }
 }
 
-/// Seconds since the begin of the case.
-pub(super) struct FakeClock(Instant);
+/// Seconds since the begin of the case; it may have no timers.
+pub(super) struct FakeClock(Instant, bool);
 
 impl Clock for FakeClock {
     async fn reaches(&self, seconds: f64) -> io::Result<()> {
+        if self.1 {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         tokio::time::sleep_until(self.0 + Duration::from_secs_f64(seconds.max(0.0))).await;
         Ok(())
     }
@@ -476,7 +547,10 @@ impl Supervised {
         });
         let boot = Rc::new(FakeBoot(Rc::clone(&world)));
         let store = Rc::new(FakeStore(Rc::clone(&world)));
-        let mut driver = Driver::new(spec, boot, store, Rc::new(FakeClock(Instant::now())));
+        let clock = FakeClock(Instant::now(), world.conditions.clock_fails);
+        let mut driver = Driver::new(spec, boot, store, Rc::new(clock));
+        let hooked = Rc::clone(&world);
+        driver.when_started(move |spec| hooked.hooks.borrow_mut().push(spec.vm_id.clone()));
         driver.follow(lifeline);
         let inbox = driver.inbox();
         let driver = spawn_local(driver.run());

@@ -48,7 +48,7 @@ pub(super) async fn ask(supervised: &Supervised, request: Request) -> Option<Rep
     }
 }
 
-fn exec(command: &str) -> Exec {
+pub(super) fn exec(command: &str) -> Exec {
     Exec::new(command, Duration::from_secs(60))
 }
 
