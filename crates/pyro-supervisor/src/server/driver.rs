@@ -150,7 +150,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         }
     }
 
-    /// Reports progress to the starter, and ends whatever is bound to the starter when it disconnects.
+    /// Reports progress to the starter, and ends a VM that is bound to the starter when it disconnects.
     pub(super) fn follow(&mut self, lifeline: LifelineServer) {
         // The process that started a spare does not wait for it.
         if !self.life.terms().is_spare {

@@ -27,8 +27,8 @@ mod tests;
 /// A client's connection, as the driver numbers it.
 pub(crate) type ClientId = u64;
 
-/// What a supervisor owned when a message was sent to it. A spare's clients and its timer have no say in the VM that it
-/// becomes.
+/// What a supervisor owned when a message was sent to it. The clients and the timer of a spare do not affect the VM that
+/// it becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Epoch {
     /// A spare that no client had claimed.
@@ -319,8 +319,8 @@ impl Life {
             }
             (Settling(end), Input::CommandsSettled) => self.conclude(end),
             (Concluding(end), Input::EndRecorded) => {
-                let told = end.waiting.into_iter().map(Effect::Confirm);
-                (Done, std::iter::once(Effect::AnnounceEnd(end.cause)).chain(told).collect())
+                let confirmations = end.waiting.into_iter().map(Effect::Confirm);
+                (Done, std::iter::once(Effect::AnnounceEnd(end.cause)).chain(confirmations).collect())
             }
             (state, input) => match self.cause_of(&state, input) {
                 Some(cause) => self.end(state, End::new(cause)),

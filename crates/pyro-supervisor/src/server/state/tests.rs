@@ -63,7 +63,7 @@ struct Observer {
     machine_gone: bool,
     sealed: bool,
     end_recorded: bool,
-    told: bool,
+    end_announced: bool,
     closed: bool,
     delete_wanted: bool,
     all_removed: bool,
@@ -92,7 +92,10 @@ impl Observer {
     }
 
     fn effect(&mut self, effect: Effect) {
-        assert!(!self.told || matches!(effect, Effect::Confirm(_)), "{effect:?} after the last word");
+        assert!(
+            !self.end_announced || matches!(effect, Effect::Confirm(_)),
+            "{effect:?} after the last word"
+        );
         match effect {
             Effect::AbortBoot | Effect::KillMachine => self.machine_gone = true,
             Effect::AbortAdoption => assert!(!self.machine_gone),
@@ -113,7 +116,7 @@ impl Observer {
                 let is_loss = matches!(effect, Effect::RecordEnd(Cause::MachineExited | Cause::ChannelLost));
                 assert!(!is_loss || !self.claimed || self.adopted, "{effect:?} of a VM that never was one");
                 if self.delete_wanted {
-                    assert!(self.all_removed, "somebody wanted the files gone");
+                    assert!(self.all_removed, "a client deleted the VM");
                     assert!(
                         matches!(effect, Effect::Forget | Effect::RecordEnd(Cause::Deleted)),
                         "{effect:?} although it was to be deleted"
@@ -121,11 +124,11 @@ impl Observer {
                 }
             }
             Effect::AnnounceEnd(_) => {
-                assert!(self.end_recorded, "told before it is recorded");
-                self.told = true;
+                assert!(self.end_recorded, "reported before it is recorded");
+                self.end_announced = true;
             }
             Effect::Confirm(client) => {
-                assert!(self.end_recorded, "told before it is recorded");
+                assert!(self.end_recorded, "reported before it is recorded");
                 self.answered(client);
             }
             Effect::Admit(client) => {
@@ -147,7 +150,7 @@ impl Observer {
 
     fn check(&self, life: &Life) {
         if life.is_done() {
-            assert!(self.machine_gone && self.sealed && self.end_recorded && self.told, "{self:?}");
+            assert!(self.machine_gone && self.sealed && self.end_recorded && self.end_announced, "{self:?}");
             assert!(self.open.is_empty(), "clients without an answer: {self:?}");
         }
     }
@@ -330,7 +333,7 @@ fn a_creator_that_dies_leaves_nothing_and_a_starter_changes_nothing() {
     assert_eq!(*life.state(), State::Running);
 }
 
-/// A supervisor in a few lines: the reason of the end is the first one, unless somebody deletes before it is sealed.
+/// A supervisor in a few lines: the reason of the end is the first one, unless a client deletes the VM before the end is sealed.
 #[derive(Debug)]
 struct Model {
     terms: Terms,
@@ -357,7 +360,7 @@ impl Model {
             self.cause = Some(cause);
             self.left = 1;
         }
-        // Nobody is there to be told.
+        // There is no starter to notify.
         if cause == Cause::CallerGone && self.phase == ANNOUNCE {
             self.waits = false;
             self.phase = RUN;

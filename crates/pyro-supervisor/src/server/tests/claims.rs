@@ -33,7 +33,7 @@ async fn waiting(conditions: Conditions) -> Supervised {
 async fn claimed(conditions: Conditions) -> Supervised {
     let mut supervised = waiting(conditions).await;
     supervised.claim();
-    until(&supervised, |fact| matches!(fact, Fact::Told(_) | Fact::NotClaimed | Fact::ClaimLost)).await;
+    until(&supervised, |fact| matches!(fact, Fact::Notified(_) | Fact::NotClaimed | Fact::ClaimLost)).await;
     supervised
 }
 
@@ -54,7 +54,7 @@ fn a_spare_becomes_the_vm_of_its_claimer() {
     run(async {
         let mut supervised = claimed(Conditions::task()).await;
         let facts = supervised.world.facts.borrow().clone();
-        let Some(Fact::Told(Event::Booted(info))) = facts.last() else { panic!("{facts:?}") };
+        let Some(Fact::Notified(Event::Booted(info))) = facts.last() else { panic!("{facts:?}") };
         assert_eq!(info.start_mode, StartMode::Spare);
         assert!(facts.contains(&Fact::StartRecorded));
         assert!(!supervised.spare_dir.exists() && supervised.dir.join(files::LAYER).exists());
@@ -83,10 +83,10 @@ fn the_idle_limit_of_a_spare_does_not_end_the_vm_that_it_became() {
             let mut supervised = waiting(conditions).await;
             sleep(Duration::from_secs(1)).await;
             supervised.claim();
-            until(&supervised, |fact| matches!(fact, Fact::Told(_))).await;
+            until(&supervised, |fact| matches!(fact, Fact::Notified(_))).await;
             sleep(Duration::from_secs(10)).await;
             let facts = supervised.world.facts.borrow().clone();
-            assert!(matches!(facts.last(), Some(Fact::Told(Event::Booted(_)))), "{facts:?}");
+            assert!(matches!(facts.last(), Some(Fact::Notified(Event::Booted(_)))), "{facts:?}");
             supervised.ended().await;
             assert!(supervised.world.expired_at.get().is_some_and(|at| (1000.0..1005.0).contains(&at)));
         }
@@ -114,7 +114,7 @@ fn clients_that_reached_the_spare_cannot_act_on_the_vm_that_it_became() {
         sleep(Duration::from_millis(10)).await;
         for (at, (mut stream, request)) in streams.into_iter().enumerate() {
             if at == requests.len() {
-                until(&supervised, |fact| matches!(fact, Fact::Told(Event::Booted(_)))).await;
+                until(&supervised, |fact| matches!(fact, Fact::Notified(Event::Booted(_)))).await;
             }
             let refused = Reply::Refused { cause: "the VM has been claimed already".to_owned() };
             assert_eq!(answer(&mut stream, request.clone()).await, Some(refused), "{request:?}");
@@ -124,7 +124,7 @@ fn clients_that_reached_the_spare_cannot_act_on_the_vm_that_it_became() {
     });
 }
 
-/// The claimer starts its VM in another way: nothing is recorded, and its directory is as it was.
+/// The claimer starts its VM in another way: nothing is recorded, and its directory is unchanged.
 #[test]
 fn a_machine_that_is_lost_during_a_claim_leaves_the_claimer_a_free_hand() {
     run(async {
@@ -140,7 +140,7 @@ fn a_machine_that_is_lost_during_a_claim_leaves_the_claimer_a_free_hand() {
             lose(&supervised);
             supervised.ended().await;
             let facts = supervised.world.facts.borrow().clone();
-            let Some(Fact::Told(Event::Failed(failure))) = facts.last() else { panic!("{facts:?}") };
+            let Some(Fact::Notified(Event::Failed(failure))) = facts.last() else { panic!("{facts:?}") };
             assert_eq!(failure.stage, BootStage::Identity, "{failure:?}");
             assert_unchanged(&supervised);
         }
@@ -162,7 +162,7 @@ fn a_guest_that_does_not_take_its_identity_leaves_the_claimer_a_free_hand() {
             supervised.claim();
             supervised.ended().await;
             let facts = supervised.world.facts.borrow().clone();
-            let Some(Fact::Told(Event::Failed(failure))) = facts.last() else { panic!("{facts:?}") };
+            let Some(Fact::Notified(Event::Failed(failure))) = facts.last() else { panic!("{facts:?}") };
             assert_eq!((failure.stage, &*failure.cause), (BootStage::Identity, cause));
             assert_unchanged(&supervised);
         }
@@ -226,7 +226,7 @@ fn a_vm_can_be_ended_while_a_spare_is_becoming_that_vm() {
             supervised.ended().await;
             let reason = if request == Request::Stop { EndReason::Stopped } else { EndReason::Deleted };
             assert!(supervised.world.has(&Fact::EndRecorded(reason.clone())));
-            assert!(supervised.world.has(&Fact::Told(Event::Ended(reason))));
+            assert!(supervised.world.has(&Fact::Notified(Event::Ended(reason))));
             assert_eq!(supervised.dir.exists(), request == Request::Stop);
             assert!(!supervised.dir.join(files::LAYER).exists());
         }
@@ -242,7 +242,7 @@ fn a_spare_that_cannot_listen_for_the_vm_announces_nothing_and_leaves_the_claime
         supervised.claim();
         supervised.ended().await;
         let facts = supervised.world.facts.borrow().clone();
-        let Some(Fact::Told(Event::Failed(failure))) = facts.last() else { panic!("{facts:?}") };
+        let Some(Fact::Notified(Event::Failed(failure))) = facts.last() else { panic!("{facts:?}") };
         assert_eq!(failure.stage, BootStage::Identity);
         assert!(!supervised.dir.join(files::OWNER).exists());
         std::fs::remove_dir(in_the_way).unwrap();
@@ -271,7 +271,7 @@ fn a_spare_runs_nothing_before_it_is_claimed() {
             assert_eq!(answer(&mut stream, request).await, Some(refused.clone()));
         }
         supervised.claim();
-        until(&supervised, |fact| matches!(fact, Fact::Told(_))).await;
+        until(&supervised, |fact| matches!(fact, Fact::Notified(_))).await;
         assert_eq!(*supervised.world.hooks.borrow(), ["0123456789ab"], "the claimed spare is to be replaced");
         assert_eq!(ask(&supervised, Request::Delete).await, Some(Reply::Done));
         supervised.ended().await;
@@ -349,7 +349,7 @@ fn check(
         }
         _ => {}
     }
-    let booted = position(&|fact| matches!(fact, Fact::Told(Event::Booted(_))));
+    let booted = position(&|fact| matches!(fact, Fact::Notified(Event::Booted(_))));
     if let Some(booted) = booted {
         prop_assert!(
             position(&|fact| *fact == Fact::StartRecorded).is_some_and(|at| at < booted),

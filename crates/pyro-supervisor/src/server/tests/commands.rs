@@ -75,7 +75,7 @@ fn output_is_streamed_kept_and_sent_to_those_who_watch() {
         assert_eq!((watched.unwrap().as_ref(), received), (Some(&killed), 200_000));
         assert_eq!(quiet.await.unwrap().unwrap().as_ref(), Some(&killed));
         assert!(end(killed).killed);
-        // From then on its record says more.
+        // From then on, its record is what counts.
         assert_eq!(supervised.client().kill(sequence).await.unwrap(), None);
         assert_eq!(supervised.client().watch(sequence, true, async |_| ()).await.unwrap(), None);
         finish(supervised).await;

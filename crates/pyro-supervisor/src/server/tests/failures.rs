@@ -69,7 +69,7 @@ fn a_vm_whose_end_cannot_be_recorded_ends_all_the_same() {
         let mut supervised = started(Conditions { end_is_refused: true, ..Conditions::task() }).await;
         assert_eq!(ask(&supervised, Request::Stop).await, Some(Reply::Done));
         supervised.ended().await;
-        assert!(supervised.world.has(&Fact::Told(Event::Ended(EndReason::Stopped))));
+        assert!(supervised.world.has(&Fact::Notified(Event::Ended(EndReason::Stopped))));
 
         let conditions = Conditions { is_new: true, end_is_refused: true, ..Conditions::task() };
         let mut supervised = Supervised::start(conditions);
@@ -110,7 +110,7 @@ fn a_phase_that_cannot_be_published_does_not_end_the_vm() {
     run(async {
         let mut supervised = Supervised::start(Conditions::task());
         std::fs::create_dir(supervised.dir.join(files::OWNER)).unwrap();
-        until(&supervised, |fact| matches!(fact, Fact::Told(Event::Booted(_)))).await;
+        until(&supervised, |fact| matches!(fact, Fact::Notified(Event::Booted(_)))).await;
         assert_eq!(ask(&supervised, Request::Stop).await, Some(Reply::Done));
         supervised.ended().await;
     });
@@ -127,7 +127,7 @@ fn a_spare_that_no_client_can_reach_ends() {
     });
 }
 
-/// Peers that do not follow the protocol are disconnected, and cost nobody else anything.
+/// Peers that do not follow the protocol are disconnected, and affect no other client.
 #[test]
 fn a_client_that_does_not_follow_the_protocol_is_disconnected() {
     run(async {
@@ -160,7 +160,7 @@ fn a_failed_boot_is_reported_and_leaves_what_its_terms_say() {
                 Supervised::start(Conditions { boot_fails: true, retention, ..Conditions::task() });
             supervised.ended().await;
             let facts = supervised.world.facts.borrow().clone();
-            let [Fact::Told(Event::Failed(failure))] = &facts[..] else { panic!("{facts:?}") };
+            let [Fact::Notified(Event::Failed(failure))] = &facts[..] else { panic!("{facts:?}") };
             assert_eq!(failure.cause, "panic");
             assert_eq!(supervised.dir.exists(), retention == Retention::Deletion);
         }

@@ -111,11 +111,11 @@ pub(super) enum Fact {
     Halted,
     MachineUp,
     MachineGone,
-    /// The starter was told.
-    Told(Event),
-    /// A client was told that the VM has ended.
+    /// The starter received this event.
+    Notified(Event),
+    /// A client received the confirmation that the VM has ended.
     Confirmed,
-    /// A client was told how its command ended.
+    /// A client received the outcome of its command.
     Answered(Option<u64>, CommandOutcome),
     /// A client that reached the spare sent this request, and this is the answer.
     OfSpare(&'static str, Option<Reply>),
@@ -135,7 +135,7 @@ pub(super) struct World {
     pub(super) hooks: RefCell<Vec<String>>,
     /// What the machine prints before it exits.
     pub(super) last_words: RefCell<String>,
-    /// Why the guest may not have written everything out, as it was recorded.
+    /// The recorded reason why the guest may not have written everything out.
     pub(super) loss: RefCell<Option<String>>,
     /// When the end of the lifetime was recorded, in seconds since the begin of the case.
     pub(super) expired_at: Cell<Option<f64>>,
@@ -542,7 +542,7 @@ impl Supervised {
         let listening = Rc::clone(&world);
         let caller = spawn_local(async move {
             while let Some(Ok(Frame::Control(event))) = caller.next().await {
-                listening.note(Fact::Told(event));
+                listening.note(Fact::Notified(event));
             }
         });
         let boot = Rc::new(FakeBoot(Rc::clone(&world)));
@@ -566,7 +566,7 @@ impl Supervised {
             let event = match claimed {
                 None => return world.note(Fact::NotClaimed),
                 Some(Ok((lifeline, info))) => {
-                    world.note(Fact::Told(Event::Booted(info)));
+                    world.note(Fact::Notified(Event::Booted(info)));
                     lifeline.ended().await.map(Event::Ended)
                 }
                 Some(Err(StartError::Boot(failure))) => Some(Event::Failed(failure)),
@@ -575,7 +575,7 @@ impl Supervised {
                 Some(Err(error)) => panic!("{error}"),
             };
             if let Some(event) = event {
-                world.note(Fact::Told(event));
+                world.note(Fact::Notified(event));
             }
         });
         self.caller = Some(claimer);
@@ -585,7 +585,7 @@ impl Supervised {
         Client::new(&self.dir)
     }
 
-    /// The process that started the VM goes away.
+    /// The process that started the VM exits.
     pub(crate) fn drop_caller(&mut self) {
         if let Some(caller) = self.caller.take() {
             caller.abort();

@@ -102,7 +102,7 @@ pub(super) fn conditions() -> impl Strategy<Value = Conditions> {
     )
 }
 
-/// One client, which notes what it is told.
+/// Starts one client, which records the answers that it receives.
 pub(super) fn perform(supervised: &mut Supervised, step: Step) -> Option<JoinHandle<()>> {
     let (client, world) = (supervised.client(), Rc::clone(&supervised.world));
     let ask = |request: Request| {
@@ -172,7 +172,7 @@ pub(super) fn perform(supervised: &mut Supervised, step: Step) -> Option<JoinHan
     })
 }
 
-/// What must hold whatever happened.
+/// What must hold after every sequence of steps.
 pub(super) fn check(supervised: &Supervised, conditions: &Conditions) -> Result<(), TestCaseError> {
     let facts = supervised.world.facts.borrow().clone();
     let position = |wanted: &dyn Fn(&Fact) -> bool| facts.iter().position(wanted);
@@ -180,7 +180,7 @@ pub(super) fn check(supervised: &Supervised, conditions: &Conditions) -> Result<
     let ends: Vec<_> = facts.iter().filter(|fact| is_end(fact)).collect();
     prop_assert!(ends.len() <= 1, "more than one end: {facts:?}");
     prop_assert!(!supervised.world.is_alive(), "a machine is left: {facts:?}");
-    let failed = position(&|fact| matches!(fact, Fact::Told(Event::Failed(_)))).is_some();
+    let failed = position(&|fact| matches!(fact, Fact::Notified(Event::Failed(_)))).is_some();
     prop_assert!(
         ends.len() == 1 || failed || conditions.boot_fails || conditions.start_is_refused,
         "no end: {facts:?}"
@@ -194,13 +194,13 @@ pub(super) fn check(supervised: &Supervised, conditions: &Conditions) -> Result<
             Fact::Confirmed => {
                 prop_assert!(recorded.is_none_or(|recorded| recorded < at), "confirmed too early: {facts:?}");
             }
-            Fact::Told(Event::Ended(reason)) => {
-                prop_assert!(recorded.is_some_and(|recorded| recorded < at), "told too early: {facts:?}");
+            Fact::Notified(Event::Ended(reason)) => {
+                prop_assert!(recorded.is_some_and(|recorded| recorded < at), "reported too early: {facts:?}");
                 if let Some(Fact::EndRecorded(on_record)) = recorded.map(|at| &facts[at]) {
                     prop_assert_eq!(on_record, reason, "{:?}", facts);
                 }
             }
-            Fact::Told(Event::Booted(_)) => {
+            Fact::Notified(Event::Booted(_)) => {
                 prop_assert!(facts[..at].contains(&Fact::StartRecorded), "announced too early: {facts:?}");
             }
             Fact::Began(_) => {
@@ -212,7 +212,9 @@ pub(super) fn check(supervised: &Supervised, conditions: &Conditions) -> Result<
                 let on_record =
                     position(&|fact| matches!(fact, Fact::CommandEnded(number, _) if number == sequence));
                 match on_record {
-                    Some(on_record) => prop_assert!(on_record < at, "told before it was recorded: {facts:?}"),
+                    Some(on_record) => {
+                        prop_assert!(on_record < at, "reported before it was recorded: {facts:?}")
+                    }
                     None => prop_assert!(false, "not recorded: {facts:?}"),
                 }
                 if conditions.store == StoreBehaviour::RefusesEnds {
@@ -223,7 +225,7 @@ pub(super) fn check(supervised: &Supervised, conditions: &Conditions) -> Result<
             _ => {}
         }
     }
-    // Whoever had a number has an end, unless the record failed until the VM was gone.
+    // Every numbered command has an end, unless the record failed until the VM was gone.
     if conditions.store != StoreBehaviour::FailsAtFirst {
         for fact in &facts {
             if let Fact::CommandRecorded(sequence) = fact {
@@ -258,8 +260,8 @@ async fn play(conditions: Conditions, steps: Vec<(u16, Step)>) -> Result<(), Tes
     // Its lifetime ends it if nothing else did.
     supervised.ended().await;
     for client in clients {
-        let told = tokio::time::timeout(Duration::from_secs(200), client).await;
-        prop_assert!(told.is_ok(), "a client that is never told: {:?}", supervised.world.facts.borrow());
+        let answered = tokio::time::timeout(Duration::from_secs(200), client).await;
+        prop_assert!(answered.is_ok(), "a client without an answer: {:?}", supervised.world.facts.borrow());
     }
     check(&supervised, &conditions)
 }

@@ -25,7 +25,7 @@ pub(super) fn run(test: impl Future<Output = ()>) {
 
 pub(crate) async fn started(conditions: Conditions) -> Supervised {
     let supervised = Supervised::start(conditions);
-    until(&supervised, |fact| matches!(fact, Fact::Told(Event::Booted(_)))).await;
+    until(&supervised, |fact| matches!(fact, Fact::Notified(Event::Booted(_)))).await;
     supervised
 }
 
@@ -93,7 +93,7 @@ fn a_command_for_a_vm_whose_start_is_being_recorded_runs_once_it_is_up() {
         let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await.unwrap();
         assert!(matches!(ran.outcome, CommandOutcome::Ended(_)), "{ran:?}");
         let facts = supervised.world.facts.borrow().clone();
-        let booted = facts.iter().position(|fact| matches!(fact, Fact::Told(Event::Booted(_)))).unwrap();
+        let booted = facts.iter().position(|fact| matches!(fact, Fact::Notified(Event::Booted(_)))).unwrap();
         let began = facts.iter().position(|fact| *fact == Fact::Began("early".to_owned())).unwrap();
         assert!(booted < began, "{facts:?}");
         ask(&supervised, Request::Delete).await;
@@ -144,7 +144,7 @@ fn a_copy_that_is_refused_copies_nothing_and_says_so() {
         sleep(Duration::from_millis(10)).await;
         let error = copy_in(&supervised.client()).await.unwrap_err();
         assert_eq!(error.to_string(), "nothing was copied: the VM is still being started");
-        until(&supervised, |fact| matches!(fact, Fact::Told(Event::Booted(_)))).await;
+        until(&supervised, |fact| matches!(fact, Fact::Notified(Event::Booted(_)))).await;
         copy_in(&supervised.client()).await.unwrap();
         let copies =
             |facts: &[Fact]| facts.iter().filter(|fact| **fact == Fact::Began("copy".to_owned())).count();
@@ -176,7 +176,7 @@ fn a_delete_overtakes_a_stop() {
         stream.send(Frame::Control(Request::Delete)).await.unwrap();
         assert_eq!(stream.next().await.unwrap().unwrap(), Frame::Control(Reply::Done));
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-        assert_eq!(stop.await.unwrap(), Frame::Control(Reply::Done), "both are told");
+        assert_eq!(stop.await.unwrap(), Frame::Control(Reply::Done), "both are answered");
         supervised.ended().await;
         assert!(supervised.world.has(&Fact::EndRecorded(EndReason::Deleted)));
         assert!(!supervised.dir.exists());
@@ -369,7 +369,7 @@ fn others_see_what_a_supervisor_does() {
         let phase = || Owner::of(&supervised.dir).map(|owner| owner.phase);
         sleep(Duration::from_millis(10)).await;
         assert_eq!(phase(), Some(Phase::Starting));
-        until(&supervised, |fact| matches!(fact, Fact::Told(Event::Booted(_)))).await;
+        until(&supervised, |fact| matches!(fact, Fact::Notified(Event::Booted(_)))).await;
         sleep(Duration::from_millis(10)).await;
         assert_eq!(phase(), Some(Phase::Running));
         let stopping = supervised.client();
@@ -381,7 +381,7 @@ fn others_see_what_a_supervisor_does() {
         sleep(Duration::from_millis(500)).await;
         assert_eq!(phase(), Some(Phase::Stopping));
         drop(lock);
-        assert_eq!(phase(), None, "nobody owns it");
+        assert_eq!(phase(), None, "no process owns it");
     });
 }
 
@@ -393,7 +393,7 @@ fn a_supervisor_that_cannot_listen_does_not_announce_itself() {
         std::fs::create_dir(supervised.dir.join(files::CONTROL_SOCKET)).unwrap();
         supervised.ended().await;
         let facts = supervised.world.facts.borrow().clone();
-        let [Fact::Told(Event::Failed(failure))] = &facts[..] else { panic!("{facts:?}") };
+        let [Fact::Notified(Event::Failed(failure))] = &facts[..] else { panic!("{facts:?}") };
         assert!(failure.cause.starts_with("cannot listen on the control socket: "), "{failure:?}");
         assert!(!supervised.dir.join(files::OWNER).exists());
     });
