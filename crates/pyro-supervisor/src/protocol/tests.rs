@@ -101,6 +101,18 @@ fn an_older_client_is_told_that_nothing_was_delivered() {
 }
 
 #[test]
+fn an_older_client_can_expire_a_task() {
+    run(async {
+        let mut supervised = started(Conditions::task()).await;
+        let mut client = raw(dir::connect(&supervised.dir).await.unwrap());
+        say(&mut client, json!("expire")).await;
+        assert_eq!(hear(&mut client).await, Some(json!("done")));
+        supervised.ended().await;
+        assert!(supervised.dir.exists(), "a task's files stay");
+    });
+}
+
+#[test]
 fn a_younger_client_learns_the_version_before_it_asks() {
     run(async {
         let mut supervised = started(Conditions::task()).await;

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::future::pending;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::LocalBoxFuture;
 use futures::stream::SplitSink;
@@ -70,7 +70,7 @@ enum LoopEvent<M> {
     Message(Message),
     Booted(Result<RunningMachine<M>, BootFailure>),
     HandedOver(Option<(LifelineServer, OwnerLock)>),
-    TakenOver(Result<(), TakeOverError>),
+    TakenOver(Instant, Result<(), TakeOverError>),
     Exited(String),
 }
 
@@ -199,7 +199,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         let adopted = async {
             match adoption {
                 Some(Adoption::HandOver(_, future)) => LoopEvent::HandedOver(future.await),
-                Some(Adoption::TakeOver(_, future)) => LoopEvent::TakenOver(future.await),
+                Some(Adoption::TakeOver(started, future)) => LoopEvent::TakenOver(*started, future.await),
                 None => pending().await,
             }
         };
@@ -268,7 +268,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 Input::AdoptionFailed
             }
             LoopEvent::HandedOver(Some((lifeline, lock))) => self.handed_over(lifeline, lock),
-            LoopEvent::TakenOver(taken) => self.taken_over(taken),
+            LoopEvent::TakenOver(started, taken) => self.taken_over(started, taken),
             LoopEvent::Exited(status) => {
                 self.has_exited = true;
                 self.lost_while_claimed(&format!("the VMM ended: {status}"));

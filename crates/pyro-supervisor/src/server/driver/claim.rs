@@ -68,11 +68,8 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     }
 
     /// The guest has its new identity, or why it does not.
-    pub(super) fn taken_over(&mut self, taken: Result<(), TakeOverError>) -> Input {
-        let started = match self.adoption.take() {
-            Some(Adoption::TakeOver(started, _)) => started,
-            _ => Instant::now(),
-        };
+    pub(super) fn taken_over(&mut self, started: Instant, taken: Result<(), TakeOverError>) -> Input {
+        self.adoption = None;
         if let Err(error) = taken {
             self.adoption_failed(&chain(&error));
             return Input::AdoptionFailed;

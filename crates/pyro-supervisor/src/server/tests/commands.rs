@@ -106,6 +106,9 @@ fn a_command_that_the_guest_cannot_start_or_loses_is_not_reported_as_ended() {
             assert_eq!(cause, "the guest could not start the command: starting: not found");
             let (ran, _) = run_command(&supervised, exec("leave"), journal).await;
             assert_eq!(ran.unwrap().outcome, CommandOutcome::Unknown { cause: None });
+            let (ran, _) = run_command(&supervised, exec("garbage"), journal).await;
+            let outcome = ran.unwrap().outcome;
+            assert!(matches!(outcome, CommandOutcome::Unknown { cause: Some(_) }), "{outcome:?}");
             finish(supervised).await;
         }
     });
@@ -153,6 +156,43 @@ fn a_client_that_does_not_read_delays_neither_a_kill_nor_the_end() {
         // The other is no longer waited for after its time limit.
         supervised.client().watch(2, false, async |_| ()).await.unwrap().unwrap();
         assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+        finish(supervised).await;
+    });
+}
+
+/// The end of its time limit is later than a clock can represent.
+#[test]
+fn a_command_without_a_reachable_time_limit_can_be_killed() {
+    run(async {
+        let supervised = started(Conditions::task()).await;
+        let mut stream = supervised.client().connect().await.unwrap().stream;
+        let exec = Exec { timeout_ms: u64::MAX, ..exec("print 5000000") };
+        let run = Request::Run { exec, journal: true, detach: false };
+        stream.send(Frame::Control(run)).await.unwrap();
+        stream.next().await.unwrap().unwrap();
+        // It does not read the output, and a client that watches the command leaves in the middle of it.
+        sleep(Duration::from_secs(1)).await;
+        let mut watching = supervised.client().connect().await.unwrap().stream;
+        watching.send(Frame::Control(Request::Watch { sequence: 1, output: true })).await.unwrap();
+        watching.next().await.unwrap().unwrap();
+        sleep(Duration::from_secs(1)).await;
+        drop(watching);
+        let killed = end(supervised.client().kill(1).await.unwrap().unwrap());
+        assert!(killed.killed, "{killed:?}");
+        finish(supervised).await;
+    });
+}
+
+#[test]
+fn a_command_that_is_being_numbered_is_found() {
+    run(async {
+        let supervised = started(Conditions { store_ms: 500, ..Conditions::task() }).await;
+        let client = supervised.client();
+        let beginning = spawn_local(async move { client.detach(exec("sleep 60000")).await });
+        sleep(Duration::from_millis(100)).await;
+        let killed = end(supervised.client().kill(1).await.unwrap().unwrap());
+        assert!(killed.killed, "{killed:?}");
+        assert_eq!(beginning.await.unwrap().unwrap(), 1);
         finish(supervised).await;
     });
 }

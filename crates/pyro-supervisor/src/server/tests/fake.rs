@@ -19,6 +19,7 @@ use pyro_wire::{
     ArchiveReply, ArchiveReport, Exec, ExecInput, ExecReply, Exit, Failure, FailureKind, Frame, FrameCodec,
     HaltReply, IdentifyReply, NoInput, OutputStream, Request, Status,
 };
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet, spawn_local};
@@ -273,7 +274,8 @@ impl Machine for FakeMachine {
 
 /// A guest that understands `sleep MS`, `stubborn MS`, which does not end when asked to, `print BYTES`, which then waits
 /// to be ended, `late`, which reaches its time limit, `missing`, which cannot be started, `chatter`, which prints until
-/// its stream is closed, `leave`, which closes its stream, and anything else, which ends at once.
+/// its stream is closed, `leave`, which closes its stream, `garbage`, which breaks
+/// the protocol, and anything else, which ends at once.
 async fn run_guest(channel: UnixStream, world: Rc<World>) {
     let mut connection = Connection::new(channel.compat(), Config::default(), Mode::Server);
     // Everything that runs in a guest ends with it.
@@ -370,6 +372,11 @@ async fn run_command(
             sleep(Duration::from_millis(100)).await;
         },
         Some("leave") => return None,
+        Some("garbage") => {
+            stream.get_mut().write_all(&[0xff; 64]).await.ok()?;
+            stream.get_mut().flush().await.ok()?;
+            return None;
+        }
         _ => {}
     }
     let wait = sleep(Duration::from_millis(ms));
