@@ -89,6 +89,8 @@ impl Engine {
         match self.await_release_within(id, LAST_WORDS).await.and(self.get(kind, id).await) {
             Ok(VmRecord { last_error: Some(reason), .. }) => error.caused_by(reason),
             Ok(_) => error.caused_by(OWNER_VANISHED),
+            // The VM goes on, or its supervisor is frozen. What is known of the command says more.
+            Err(cause) if cause.kind == ErrorKind::WrongState && error.source.is_some() => error,
             Err(cause) => error.caused_by(cause),
         }
     }
