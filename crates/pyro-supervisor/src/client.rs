@@ -4,6 +4,7 @@ mod copy;
 mod end;
 mod event_fd;
 mod process;
+mod retry;
 mod start;
 
 use std::io;
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::copy::CopyError;
 pub use self::end::{EndError, EndRequest, Ended};
 use self::process::Process;
+pub use self::retry::unlocked;
 pub(crate) use self::start::spawn;
 pub use self::start::{Lifeline, StartError, claim, make_template, start};
 use super::conversation::{CommandOutcome, HOST_MARGIN, OutputChunk};

@@ -7,20 +7,16 @@ use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use pyro_wire::{Frame, FrameCodec};
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::codec::Framed;
 
-use super::event_fd::EventFd;
+use super::retry::Retry;
 use super::{Client, ConnectError, Process, ask};
 use crate::OwnerLock;
-use crate::dir::{self, Owner};
+use crate::dir::{self, LockFile, Owner};
 use crate::protocol::{Legacy, Reply, Request};
 
-/// Maximum wait for a change in a VM's directory before it is checked again: the lock becomes free just after the
-/// kernel reports that its file was closed.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// Time limit for a new supervisor to listen. One that does not listen by then has lost its socket.
 const LISTEN_LIMIT: Duration = Duration::from_secs(2);
 /// Time limit for a supervisor to exit after its last message.
@@ -79,12 +75,24 @@ impl Client {
     }
 
     async fn release(&self, how: Option<EndRequest>, deadline: Instant) -> Result<Ended, EndError> {
+        match LockFile::open(&self.dir) {
+            Ok(mut lock) => self.release_by(how, deadline, || lock.try_lock()).await,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Ended::Released(None)),
+            Err(error) => Err(EndError::Lock(error)),
+        }
+    }
+
+    async fn release_by(
+        &self,
+        how: Option<EndRequest>,
+        deadline: Instant,
+        mut try_lock: impl FnMut() -> io::Result<Option<OwnerLock>>,
+    ) -> Result<Ended, EndError> {
         let began = Instant::now();
+        let mut retry = Retry::in_dir(&self.dir);
         let mut has_ended = false;
         loop {
-            // Before the check, or a change in between would be missed.
-            let changes = Changes::of(&self.dir);
-            match OwnerLock::try_acquire(&self.dir) {
+            match try_lock() {
                 Ok(Some(lock)) => return Ok(Ended::Released(Some(lock))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ended::Released(None)),
                 Err(error) => return Err(EndError::Lock(error)),
@@ -104,7 +112,7 @@ impl Client {
                 Ok(Some(true)) => has_ended = how.is_some(),
                 Ok(Some(false)) => {}
                 // The holder is not a supervisor, or not yet one that can be asked.
-                Ok(None) => changes.wait(deadline.min(Instant::now() + LOOK_AGAIN)).await,
+                Ok(None) => retry.wait(deadline).await,
                 Err(_) => return Err(EndError::Held),
             }
         }
@@ -189,37 +197,6 @@ impl From<EndRequest> for Legacy {
             EndRequest::Delete => Self::Delete,
             EndRequest::Expire => Self::Expire,
         }
-    }
-}
-
-/// Watches a directory for changes from now on.
-struct Changes(Option<EventFd>);
-
-impl Changes {
-    fn of(dir: &Path) -> Self {
-        let watch = || {
-            let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-            let flags = WatchFlags::CLOSE_WRITE
-                | WatchFlags::CREATE
-                | WatchFlags::DELETE
-                | WatchFlags::MOVED_TO
-                | WatchFlags::DELETE_SELF;
-            inotify::add_watch(&watch, dir, flags)?;
-            EventFd::new(watch)
-        };
-        // The number of watches per user is limited; without one, the wait's time limit has to suffice.
-        Self(watch().ok())
-    }
-
-    /// Waits for the next change, until `until` at the latest.
-    async fn wait(&self, until: Instant) {
-        let change = async {
-            match &self.0 {
-                Some(watch) => watch.happened().await,
-                None => std::future::pending().await,
-            }
-        };
-        let _ = timeout_at(until, change).await;
     }
 }
 

@@ -83,3 +83,39 @@ async fn many_waits_take_no_threads() {
     assert!(during <= before + 2, "{before} threads became {during}");
     drop(lock);
 }
+
+/// A closed lock file wakes those who wait for the lock. What they do themselves must not.
+#[tokio::test]
+async fn a_wait_does_not_wake_itself_or_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let _lock = OwnerLock::try_acquire(dir.path()).unwrap().unwrap();
+    let client = Client::new(dir.path());
+    let attempts = std::cell::Cell::new(0);
+    let wait = async || {
+        let mut file = LockFile::open(dir.path()).unwrap();
+        let try_lock = || {
+            attempts.set(attempts.get() + 1);
+            file.try_lock()
+        };
+        client.release_by(None, (Instant::now() + Duration::from_millis(800)).into(), try_lock).await
+    };
+    let (one, other) = tokio::join!(wait(), wait());
+    assert!(matches!((one, other), (Err(EndError::Held), Err(EndError::Held))));
+    // Each tries after 1, 2, 4, ... 128 milliseconds, and then four times a second.
+    assert!(attempts.get() < 40, "{} attempts", attempts.get());
+}
+
+#[tokio::test]
+async fn the_lock_of_a_removed_file_is_not_taken_for_that_of_the_vm() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut file = LockFile::open(dir.path()).unwrap();
+    std::fs::remove_file(dir.path().join(files::OWNER_LOCK)).unwrap();
+    let lock = OwnerLock::try_acquire(dir.path()).unwrap().unwrap();
+    assert!(file.try_lock().unwrap().is_none());
+    drop(lock);
+    let lock = file.try_lock().unwrap().unwrap();
+    assert!(OwnerLock::is_held(dir.path()));
+    std::fs::remove_dir_all(dir.path()).unwrap();
+    drop(lock);
+    assert_eq!(file.try_lock().unwrap_err().kind(), io::ErrorKind::NotFound);
+}
