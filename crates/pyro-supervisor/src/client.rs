@@ -9,6 +9,7 @@ mod start;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
@@ -28,8 +29,12 @@ use super::conversation::{CommandOutcome, HOST_MARGIN, OutputChunk};
 use super::dir;
 use super::protocol::{ClientStream, GENERATION, Greeting, Opening, Reply, Request, other_version};
 
-/// Time within which a supervisor answers what it can answer at once.
+/// Time limit for a supervisor to take a request, and to answer what it can answer at once.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Time after which a supervisor that is silent about a request is asked whether it responds at all.
+const PROBE_AFTER: Duration = Duration::from_secs(2);
+/// Time limit for a command to end when it is killed, and for its end to be recorded.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// Time within which a process is gone whose connections are closed.
 const EXIT_LIMIT: Duration = Duration::from_secs(1);
 /// Time that a command has for ending when its caller gives it up.
@@ -69,12 +74,16 @@ pub enum RunError {
     /// The caller gave the command up. It was not begun, or is being ended.
     #[error("the command was cancelled")]
     Cancelled,
-    /// The supervisor was lost, or stopped answering. If the command has a number, its record will say more.
+    /// The supervisor was lost, or fell silent while the command ran. If the command has a number, its record will say
+    /// more.
     #[error("the supervisor of the VM was lost")]
     Lost {
-        /// Its number, if it was told.
+        /// Its number, if it is known.
         sequence: Option<u64>,
     },
+    /// The supervisor received the request and did not answer in time. It may still do what it was asked.
+    #[error("timed out waiting for an answer of the VM's supervisor")]
+    Unanswered,
 }
 
 /// What is to be run, and how.
@@ -136,7 +145,12 @@ impl Client {
         };
         let mut stream = connected.stream;
         let request = Request::Run { exec: run.exec, journal: run.journal, detach: false };
-        ask(&mut stream, request).await?;
+        tokio::select! {
+            biased;
+            // A request that is not sent whole is not delivered.
+            () = cancel.cancelled() => return Err(RunError::Cancelled),
+            asked = ask(&mut stream, request) => asked?,
+        }
         let mut on_accepted = Some(on_accepted);
         let mut sequence = None;
         // When nothing is expected any more; never, if that is beyond what a clock can hold.
@@ -175,11 +189,8 @@ impl Client {
                     deadline = deadline.and_then(|deadline| deadline.checked_add(received.elapsed()));
                 }
                 Some(Ok(Frame::Control(Reply::Ended(outcome)))) => return Ok(Ran { sequence, outcome }),
-                Some(Ok(Frame::Control(Reply::Refused { cause }))) => {
-                    return Err(RunError::Refused { cause });
-                }
-                Some(Ok(Frame::Control(Reply::Unknown(Greeting { version, .. })))) => {
-                    return Err(ConnectError::OtherVersion { version: Some(version) }.into());
+                Some(Ok(Frame::Control(reply @ (Reply::Refused { .. } | Reply::Unknown(_))))) => {
+                    return Err(unexpected(reply));
                 }
                 Some(Ok(Frame::Control(Reply::Done | Reply::NotRunning)) | Err(_)) | None => {
                     return Err(RunError::Lost { sequence });
@@ -195,12 +206,8 @@ impl Client {
     pub async fn detach(&self, exec: Exec) -> Result<u64, RunError> {
         let request = Request::Run { exec, journal: true, detach: true };
         match self.ask(request).await? {
-            Some(Reply::Accepted { sequence: Some(sequence) }) => Ok(sequence),
-            Some(Reply::Refused { cause }) => Err(RunError::Refused { cause }),
-            Some(Reply::Unknown(Greeting { version, .. })) => {
-                Err(ConnectError::OtherVersion { version: Some(version) }.into())
-            }
-            _ => Err(RunError::Lost { sequence: None }),
+            Reply::Accepted { sequence: Some(sequence) } => Ok(sequence),
+            reply => Err(unexpected(reply)),
         }
     }
 
@@ -221,9 +228,13 @@ impl Client {
     /// Ends a command that runs and waits until it has ended. `None`: it does not run, and its record says more.
     ///
     /// # Errors
-    /// The supervisor cannot be reached or was lost.
+    /// The supervisor cannot be reached, was lost, or did not confirm the end in time.
     pub async fn kill(&self, sequence: u64) -> Result<Option<CommandOutcome>, RunError> {
-        self.outcome_of(Request::Kill { sequence }, async |_| {}).await
+        let ended = self.outcome_of(Request::Kill { sequence }, async |_| {});
+        match timeout(KILL_LIMIT, self.while_responsive(ended)).await {
+            Ok(Some(ended)) => ended,
+            Ok(None) | Err(_) => Err(RunError::Unanswered),
+        }
     }
 
     /// Lets the VM's lifetime end at another time, in seconds since the epoch.
@@ -232,9 +243,8 @@ impl Client {
     /// It cannot be reached or is about to end.
     pub async fn extend(&self, expires_at: f64) -> Result<(), RunError> {
         match self.ask(Request::Extend { expires_at }).await? {
-            Some(Reply::Done) => Ok(()),
-            Some(Reply::Refused { cause }) => Err(RunError::Refused { cause }),
-            _ => Err(RunError::Lost { sequence: None }),
+            Reply::Done => Ok(()),
+            reply => Err(unexpected(reply)),
         }
     }
 
@@ -250,21 +260,37 @@ impl Client {
                 Some(Ok(Frame::Output(stream, bytes))) => on_output(OutputChunk { stream, bytes }).await,
                 Some(Ok(Frame::Control(Reply::Ended(outcome)))) => return Ok(Some(outcome)),
                 Some(Ok(Frame::Control(Reply::NotRunning))) => return Ok(None),
-                Some(Ok(Frame::Control(Reply::Refused { cause }))) => {
-                    return Err(RunError::Refused { cause });
-                }
-                _ => return Err(RunError::Lost { sequence: None }),
+                Some(Ok(Frame::Control(reply))) => return Err(unexpected(reply)),
+                Some(Err(_)) | None => return Err(RunError::Lost { sequence: None }),
             }
         }
     }
 
     /// Asks for something that is answered by one message and at once.
-    async fn ask(&self, request: Request) -> Result<Option<Reply>, ConnectError> {
+    async fn ask(&self, request: Request) -> Result<Reply, RunError> {
         let mut stream = self.connect().await?.stream;
         ask(&mut stream, request).await?;
         match timeout(ANSWER_LIMIT, stream.next()).await {
-            Ok(Some(Ok(Frame::Control(reply)))) => Ok(Some(reply)),
-            _ => Ok(None),
+            Ok(Some(Ok(Frame::Control(reply)))) => Ok(reply),
+            Ok(_) => Err(RunError::Lost { sequence: None }),
+            Err(_) => Err(RunError::Unanswered),
+        }
+    }
+
+    /// Awaits the answer to a request for as long as the supervisor responds to greetings; `None`: it does not.
+    async fn while_responsive<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
+        let mut answer = pin!(answer);
+        loop {
+            if let Ok(answer) = timeout(PROBE_AFTER, answer.as_mut()).await {
+                return Some(answer);
+            }
+            tokio::select! {
+                biased;
+                answer = answer.as_mut() => return Some(answer),
+                greeted = self.connect() => if let Err(ConnectError::Unresponsive) = greeted {
+                    return None;
+                },
+            }
         }
     }
 
@@ -312,12 +338,26 @@ async fn greet(stream: UnixStream) -> io::Result<(Greeting, ClientStream)> {
     }
 }
 
+/// Sends a request. After an error it is not delivered: a part of a request is not one.
 async fn ask(stream: &mut ClientStream, request: Request) -> Result<(), ConnectError> {
-    // Part of a request is none: what is not sent whole is not delivered.
-    stream
-        .send(Frame::Control(request))
-        .await
-        .map_err(|error| ConnectError::Unreachable(io::Error::other(error)))
+    match timeout(ANSWER_LIMIT, stream.send(Frame::Control(request))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(ConnectError::Unreachable(io::Error::other(error))),
+        Err(_) => Err(ConnectError::Unresponsive),
+    }
+}
+
+/// Returns the error for a reply that does not grant the request.
+fn unexpected(reply: Reply) -> RunError {
+    match reply {
+        Reply::Refused { cause } => RunError::Refused { cause },
+        Reply::Unknown(Greeting { version, .. }) => {
+            ConnectError::OtherVersion { version: Some(version) }.into()
+        }
+        Reply::Done | Reply::Accepted { .. } | Reply::NotRunning | Reply::Ended(_) => {
+            RunError::Lost { sequence: None }
+        }
+    }
 }
 
 /// Longest time that a supervisor is silent about a command that it has accepted; `None`: beyond any clock.
@@ -346,3 +386,6 @@ async fn give_up(mut stream: ClientStream, on_output: &mut impl AsyncFnMut(Outpu
     let _ = timeout(CANCEL_LIMIT, end).await;
     RunError::Cancelled
 }
+
+#[cfg(test)]
+mod tests;

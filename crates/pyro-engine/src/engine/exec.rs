@@ -47,7 +47,7 @@ impl Engine {
         };
         let Ran { outcome, .. } = match self.client(&record.vm_id).run(run, cancel, |_| (), take).await {
             Ok(ran) => ran,
-            Err(RunError::Lost { .. }) => {
+            Err(RunError::Lost { .. } | RunError::Unanswered) => {
                 return Err(EngineError::outcome_unknown(record.kind, record.vm_id.as_str()));
             }
             Err(error) => return Err(not_delivered(error)),
@@ -164,7 +164,7 @@ pub(super) fn not_delivered(error: RunError) -> EngineError {
             EngineError::new(ErrorKind::NotDelivered, cause).hint(Hint::SafeToRepeat)
         }
         RunError::Cancelled => EngineError::cancelled(),
-        RunError::Lost { .. } => EngineError::internal("a command that was delivered"),
+        RunError::Lost { .. } | RunError::Unanswered => EngineError::internal("a command that was delivered"),
     }
 }
 

@@ -21,6 +21,9 @@ use crate::{
 
 /// Time for a supervisor that lost its guest to record the reason.
 const LAST_WORDS: Duration = Duration::from_secs(10);
+/// The `last_error` of a VM whose supervisor had to be killed to stop it.
+const SUPERVISOR_KILLED: &str =
+    "the guest may not have written everything to its disk: its supervisor did not respond and was killed";
 
 impl Engine {
     /// Records a new VM. Installs its environment first if necessary.
@@ -109,8 +112,14 @@ impl Engine {
     pub(super) async fn stop(&self, kind: Kind, id: &VmId) -> Result<VmRecord, EngineError> {
         let _lock = match self.end(id, EndRequest::Stop).await? {
             Ended::Released(lock) => lock,
+            Ended::Killed(lock) => {
+                let id = id.clone();
+                let reason = (StopReason::ExplicitStop, Some(SUPERVISOR_KILLED));
+                self.registry(move |registry| registry.mark_stopped(&id, reason.0, reason.1)).await?;
+                Some(lock)
+            }
             // It was stopped, and another process has started it again since.
-            Ended::TakenAgain => return self.get(kind, id).await,
+            Ended::TakenAgain => return Ok(as_it_is(&self.shared, self.get(kind, id).await?)),
         };
         let id = id.clone();
         let stop =

@@ -208,7 +208,8 @@ impl Engine {
     ///
     /// # Errors
     /// `InvalidInput`, `NotFound`, `StateUnusable`; `WrongState` if an unresponsive process holds the task; `NotDelivered` if
-    /// its supervisor does not respond or is of another version. Its lifetime is then unchanged.
+    /// its supervisor does not respond or is of another version; its lifetime is then unchanged. `OutcomeUnknown` if its
+    /// supervisor did not answer.
     pub async fn extend_task(&self, task_id: &str, ttl_seconds: i64) -> Result<Task, EngineError> {
         let ttl_seconds = limits::check_ttl(ttl_seconds)?;
         let id = VmId::parse_as(Kind::Task, task_id)?;
@@ -222,11 +223,12 @@ impl Engine {
         if record.state == VmState::Started {
             // One that cannot be reached is exiting, which the task's status shows. Any other supervisor would still end
             // the task at the old time, so the record must not promise another one.
-            if let Err(RunError::NotDelivered(
-                error @ (ConnectError::OtherVersion { .. } | ConnectError::Unresponsive),
-            )) = self.client(&id).extend(expires_at).await
-            {
-                return Err(not_asked(error));
+            match self.client(&id).extend(expires_at).await {
+                Err(RunError::NotDelivered(
+                    error @ (ConnectError::OtherVersion { .. } | ConnectError::Unresponsive),
+                )) => return Err(not_asked(error)),
+                Err(RunError::Unanswered) => return Err(unanswered(&id)),
+                Ok(()) | Err(_) => {}
             }
         }
         self.renew(&id, ttl_seconds, expires_at).await?;
@@ -317,7 +319,13 @@ pub(super) fn used_bytes(dir: &Path) -> u64 {
     files_in(dir) + files_in(&dir.join(vm_files::COMMANDS))
 }
 
-/// Returns the error for a supervisor that does not answer, or answers with something unexpected.
+/// Returns the error for a supervisor that received a request and did not answer. It may still do what it was asked.
+fn unanswered(id: &VmId) -> EngineError {
+    EngineError::new(ErrorKind::OutcomeUnknown, format!("the supervisor of task {id} did not answer in time"))
+        .hint(Hint::TaskStatus)
+}
+
+/// Returns the error for a supervisor that is gone and has not recorded what it was asked for.
 fn supervisor_lost(id: &VmId) -> EngineError {
     EngineError::new(ErrorKind::OutcomeUnknown, format!("the supervisor of task {id} was lost"))
         .hint(Hint::TaskStatus)

@@ -1,13 +1,15 @@
 //! Commands of a task. In a guest, the task's supervisor runs and records them; this module is its client.
 
-use pyro_supervisor::{CommandEnd, CommandOutcome, OutputChunk, OutputStream, Run, RunError};
+use pyro_supervisor::{CommandEnd, CommandOutcome, ConnectError, OutputChunk, OutputStream, Run, RunError};
 use tokio_util::sync::CancellationToken;
 
-use super::supervisor_lost;
+use super::{supervisor_lost, unanswered};
 use crate::Kind;
 use crate::capture::OutputSink;
 use crate::engine::Engine;
-use crate::engine::exec::{exec_request, exit_code, guest_cwd, not_delivered, with_not_started_hint};
+use crate::engine::exec::{
+    exec_request, exit_code, guest_cwd, not_asked, not_delivered, with_not_started_hint,
+};
 use crate::finished::{Finished, KILLED};
 use crate::limits::CheckedCommand;
 use crate::operations::ExecTask;
@@ -129,7 +131,7 @@ impl Engine {
                 let error = EngineError::new(ErrorKind::NotDelivered, cause).hint(Hint::JournalSaysSo);
                 Err(with_not_started_hint(error, kind))
             }
-            CommandOutcome::Unknown { .. } => Err(self.lost(&record.vm_id).await),
+            CommandOutcome::Unknown { cause } => Err(self.lost(&record.vm_id, cause).await),
         }
     }
 
@@ -138,7 +140,7 @@ impl Engine {
         let _ = self.client(id).watch(sequence, false, async |_| {}).await;
         let entry = self.entry(id, sequence).await?;
         let (Some(exit_code), Some(duration_ms)) = (entry.exit_code, entry.duration_ms) else {
-            return Err(self.lost(id).await);
+            return Err(self.lost(id, None).await);
         };
         let exit = CommandExit {
             exit_code,
@@ -160,7 +162,8 @@ impl Engine {
     /// Waits until a command has ended and returns its entry.
     ///
     /// # Errors
-    /// `NotFound`, `StateUnusable`, `Cancelled`.
+    /// `NotFound`, `StateUnusable`, `Cancelled`; `NotDelivered` if the task's supervisor does not respond or is of
+    /// another version.
     pub async fn wait_task(
         &self,
         task_id: &str,
@@ -205,11 +208,10 @@ impl Engine {
                         send(events, chunk.stream, chunk.bytes).await;
                     };
                     let client = self.client(&id);
-                    if client.watch(sequence, events.is_some(), on_output).await.is_err() {
-                        // The supervisor is exiting; what it failed to record is known once it is gone.
-                        self.await_release(&id).await?;
+                    match client.watch(sequence, events.is_some(), on_output).await {
+                        Ok(_) => Ok(()),
+                        Err(error) => self.await_record(&id, error).await,
                     }
-                    Ok(())
                 }
                 _ => Ok(()),
             }
@@ -233,8 +235,8 @@ impl Engine {
     /// already ended is not an error.
     ///
     /// # Errors
-    /// `NotFound`, `StateUnusable`; `InvalidInput` if the task's commands run on the host; `OutcomeUnknown` if the
-    /// command cannot be reached.
+    /// `NotFound`, `StateUnusable`; `InvalidInput` if the task's commands run on the host; `NotDelivered` if the task's
+    /// supervisor does not respond or is of another version; `OutcomeUnknown` if it did not confirm the end.
     pub async fn kill_task(&self, task_id: &str, sequence: u64) -> Result<TaskLogEntry, EngineError> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = self.get(Kind::Task, &id).await?;
@@ -243,9 +245,8 @@ impl Engine {
             return Ok(entry);
         }
         refuse_on_host(&record, "ended from elsewhere")?;
-        let client = self.client(&id);
-        if client.kill(sequence).await.is_err() {
-            self.await_release(&id).await?;
+        if let Err(error) = self.client(&id).kill(sequence).await {
+            self.await_record(&id, error).await?;
         }
         match self.entry(&id, sequence).await? {
             entry if entry.outcome == Outcome::Running => Err(supervisor_lost(&id)),
@@ -253,15 +254,37 @@ impl Engine {
         }
     }
 
+    /// Waits until the supervisor that could not be asked for a command's end is gone: it is exiting, and what it failed
+    /// to record is known then. Any other supervisor goes on, so it is not awaited.
+    async fn await_record(&self, id: &VmId, error: RunError) -> Result<(), EngineError> {
+        match error {
+            RunError::NotDelivered(
+                error @ (ConnectError::OtherVersion { .. } | ConnectError::Unresponsive),
+            ) => Err(not_asked(error)),
+            RunError::Unanswered => Err(unanswered(id)),
+            RunError::NotDelivered(ConnectError::Unreachable(_))
+            | RunError::Refused { .. }
+            | RunError::Cancelled
+            | RunError::Lost { .. } => self.await_release(id).await.map(drop),
+        }
+    }
+
     async fn run_error(&self, id: &VmId, error: RunError) -> EngineError {
         match error {
-            RunError::Lost { .. } => self.lost(id).await,
+            RunError::Lost { .. } => self.lost(id, None).await,
+            RunError::Unanswered => EngineError::outcome_unknown(Kind::Task, id.as_str()).caused_by(error),
             error => not_delivered(error),
         }
     }
 
-    async fn lost(&self, id: &VmId) -> EngineError {
-        self.explain_loss(Kind::Task, id, EngineError::outcome_unknown(Kind::Task, id.as_str())).await
+    /// Returns the error for a command whose outcome is unknown, with what is known of the loss.
+    async fn lost(&self, id: &VmId, cause: Option<String>) -> EngineError {
+        let error = EngineError::outcome_unknown(Kind::Task, id.as_str());
+        let error = match cause {
+            Some(cause) => error.caused_by(cause),
+            None => error,
+        };
+        self.explain_loss(Kind::Task, id, error).await
     }
 }
 

@@ -1,5 +1,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixListener;
@@ -7,7 +9,7 @@ use tokio::net::UnixListener;
 use super::*;
 use crate::Config;
 use crate::limits::Sizing;
-use crate::registry::VmPatch;
+use crate::registry::{NewCommand, VmPatch};
 
 fn engine(root: &Path) -> Engine {
     Engine::new(Config {
@@ -32,10 +34,8 @@ async fn serve_as_an_older_version(listener: UnixListener) {
     }
 }
 
-#[tokio::test]
-async fn a_lifetime_that_the_supervisor_cannot_extend_stays_as_recorded() {
-    let root = tempfile::tempdir().unwrap();
-    let engine = engine(root.path());
+/// Records a task that is running. Returns its directory too.
+async fn started_task(engine: &Engine) -> (VmId, PathBuf) {
     let id = VmId::parse("0123456789ab").unwrap();
     let task = NewVm {
         vm_id: id.clone(),
@@ -55,6 +55,28 @@ async fn a_lifetime_that_the_supervisor_cannot_extend_stays_as_recorded() {
     engine.registry(move |registry| registry.set_started(&started, &VmPatch::default())).await.unwrap();
     let dir = engine.vm_dir(&id);
     fs::create_dir_all(&dir).unwrap();
+    (id, dir)
+}
+
+/// Accepts a command of a task, which has not ended.
+async fn running_command(engine: &Engine, id: &VmId) -> u64 {
+    let (id, new) = (
+        id.clone(),
+        NewCommand {
+            command: "sleep 1000".to_owned(),
+            cwd: WORKSPACE.to_owned(),
+            execution_mode: ExecutionMode::GuestVsock,
+            accepted_at: now(),
+        },
+    );
+    engine.registry(move |registry| registry.accept_command(&id, &new)).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_lifetime_that_the_supervisor_cannot_extend_stays_as_recorded() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
     let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
     let listener = UnixListener::bind(dir.join(vm_files::CONTROL_SOCKET)).unwrap();
     let serving = tokio::spawn(serve_as_an_older_version(listener));
@@ -65,4 +87,96 @@ async fn a_lifetime_that_the_supervisor_cannot_extend_stays_as_recorded() {
     let after = engine.status_task(id.as_str()).await.unwrap();
     assert_eq!((after.expires_at, after.ttl_seconds), (before.expires_at, before.ttl_seconds));
     serving.abort();
+}
+
+/// It goes on, so waiting for its end would only delay the answer, and report another cause.
+#[tokio::test]
+async fn a_supervisor_of_another_version_is_not_awaited_for_the_end_of_a_command() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    let sequence = running_command(&engine, &id).await;
+    let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+    let listener = UnixListener::bind(dir.join(vm_files::CONTROL_SOCKET)).unwrap();
+    let serving = tokio::spawn(serve_as_an_older_version(listener));
+
+    let (began, never) = (std::time::Instant::now(), CancellationToken::new());
+    let (events, id) = (Events::none(), id.as_str());
+    let (killed, waited, followed) = tokio::join!(
+        engine.kill_task(id, sequence),
+        engine.wait_task(id, sequence, &never),
+        engine.follow_task(id, sequence, &events, &never),
+    );
+    for error in [killed.unwrap_err(), waited.unwrap_err(), followed.unwrap_err()] {
+        assert_eq!(
+            (error.kind, &error.hints[..]),
+            (ErrorKind::NotDelivered, &[Hint::StopAndStart][..]),
+            "{error}"
+        );
+    }
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    serving.abort();
+}
+
+/// The kernel accepts connections for a process that is frozen.
+#[tokio::test(start_paused = true)]
+async fn a_frozen_supervisor_is_named_as_the_cause_and_not_awaited() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    let sequence = running_command(&engine, &id).await;
+    let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+    let _listener = UnixListener::bind(dir.join(vm_files::CONTROL_SOCKET)).unwrap();
+
+    let began = tokio::time::Instant::now();
+    let error = engine.kill_task(id.as_str(), sequence).await.unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(error.to_string().contains("does not respond"), "{error}");
+}
+
+/// Starts a process that holds the lock of the task in `dir` and looks like a supervisor, but takes no signal except
+/// SIGKILL.
+fn frozen_supervisor(dir: &Path) -> Child {
+    let lock = fs::File::create(dir.join(vm_files::OWNER_LOCK)).unwrap();
+    lock.lock().unwrap();
+    let script = "trap '' TERM; echo ready >&2; read line";
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script, "sh", "supervise"]).stdin(Stdio::piped()).stdout(lock).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    std::io::Read::read_exact(child.stderr.as_mut().unwrap(), &mut [0]).unwrap();
+    child
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_kills_a_supervisor_that_does_not_respond_and_records_it() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    let sequence = running_command(&engine, &id).await;
+    let mut supervisor = frozen_supervisor(&dir);
+    let _listener = UnixListener::bind(dir.join(vm_files::CONTROL_SOCKET)).unwrap();
+
+    let real_time = async {
+        // From here on a signal takes its time.
+        tokio::time::sleep(Duration::from_millis(27_900)).await;
+        tokio::time::resume();
+    };
+    let (stopped, ()) = tokio::join!(engine.stop_task(id.as_str()), real_time);
+    let stopped = stopped.unwrap();
+    assert_eq!((stopped.state, stopped.stop_reason), (VmState::Stopped, Some(StopReason::ExplicitStop)));
+    assert!(stopped.last_error.unwrap().contains("did not respond and was killed"));
+    let entry = engine.entry(&id, sequence).await.unwrap();
+    assert_eq!(entry.outcome, crate::Outcome::Unknown);
+    assert!(!supervisor.wait().unwrap().success());
+}
+
+/// What holds a task is called a task.
+#[tokio::test(start_paused = true)]
+async fn the_error_for_a_held_task_names_a_task() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+    let error = engine.stop_task(id.as_str()).await.unwrap_err();
+    assert_eq!(error.message, format!("task {id} is held by a process that does not react"));
 }

@@ -144,7 +144,7 @@ fn perform(supervised: &mut Supervised, step: Step) -> Option<JoinHandle<()>> {
             match ran {
                 Ok(ran) => world.note(Fact::Answered(ran.sequence, ran.outcome)),
                 Err(RunError::Cancelled | RunError::NotDelivered(_) | RunError::Refused { .. }) => {}
-                Err(RunError::Lost { .. }) => {}
+                Err(RunError::Lost { .. } | RunError::Unanswered) => {}
             }
         }),
         Step::MachineExits => {
