@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use pyro_supervisor::{CommandLog, OutputChunk, WORKSPACE, files, room};
+use pyro_supervisor::{CommandLog, OutputChunk, WORKSPACE, files, room, unlocked};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -135,13 +135,7 @@ impl Engine {
     /// Waits until the process that runs the command has recorded its end, or is gone.
     pub(super) async fn await_on_host(&self, id: &VmId, sequence: u64) -> Result<(), EngineError> {
         let path = self.vm_dir(id).join(files::COMMANDS).join(lock_name(sequence));
-        self.blocking(move |_| {
-            if let Ok(file) = File::open(&path) {
-                file.lock_shared().map_err(|error| state_unusable("lock", &path, error))?;
-            }
-            Ok(())
-        })
-        .await
+        unlocked(&path).await.map_err(|error| state_unusable("lock", &path, error))
     }
 }
 

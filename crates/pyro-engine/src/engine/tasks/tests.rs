@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixListener;
+use tokio::task::JoinSet;
 
 use super::*;
 use crate::Config;
@@ -179,4 +180,36 @@ async fn the_error_for_a_held_task_names_a_task() {
     let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
     let error = engine.stop_task(id.as_str()).await.unwrap_err();
     assert_eq!(error.message, format!("task {id} is held by a process that does not react"));
+}
+
+#[tokio::test]
+async fn a_wait_for_a_command_on_the_host_is_an_event_and_takes_no_thread() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let id = VmId::parse("0123456789ab").unwrap();
+    let commands = engine.vm_dir(&id).join(vm_files::COMMANDS);
+    fs::create_dir_all(&commands).unwrap();
+    let lock = commands.join("000001.lock");
+    let holder = fs::File::create(&lock).unwrap();
+    holder.lock().unwrap();
+
+    let threads = || fs::read_dir("/proc/self/task").unwrap().count();
+    let before = threads();
+    let mut waits = JoinSet::new();
+    for _ in 0..20 {
+        let (engine, id) = (engine.clone(), id.clone());
+        waits.spawn(async move { engine.await_on_host(&id, 1).await });
+    }
+    let end = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let during = threads();
+        // As the process does that ran it.
+        fs::remove_file(&lock).unwrap();
+        drop(holder);
+        (during, std::time::Instant::now())
+    };
+    let (waited, (during, ended)) = tokio::join!(waits.join_all(), end);
+    assert!(waited.iter().all(Result::is_ok), "{waited:?}");
+    assert!(ended.elapsed() < Duration::from_millis(200), "{:?}", ended.elapsed());
+    assert!(during <= before + 1, "{before} threads became {during}");
 }
