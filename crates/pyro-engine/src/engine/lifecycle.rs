@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use super::reconcile::{OWNER_VANISHED, owner_vanished};
 use super::{Engine, Shared, now};
 use crate::Kind;
-use crate::finished::Finished;
+use crate::capture::Captured;
+use crate::exit_code::{duration_ms, exit_code};
 use crate::limits::{self, CheckedCommand, Sizing};
 use crate::operations::ExecVm;
 use crate::registry::{NewVm, VmPatch, VmRecord};
@@ -77,14 +78,14 @@ impl Engine {
         let command = limits::check_command(request.command, request.output.output)?;
         let id = VmId::parse(&request.vm.vm_id)?;
         let record = self.admit(Kind::Vm, &id, VmEvent::Exec).await?;
-        let finished = match self.execute(&record, &command, events, cancel).await {
+        let captured = match self.execute(&record, &command, events, cancel).await {
             Err(error) if error.kind == ErrorKind::OutcomeUnknown => {
                 return Err(self.explain_loss(Kind::Vm, &id, error).await);
             }
-            finished => finished?,
+            captured => captured?,
         };
         self.remove(&id).await?;
-        Ok(run_result(record, command, finished))
+        Ok(run_result(record, command, captured))
     }
 
     /// Adds to `error` why the guest was lost, which its supervisor records before it exits.
@@ -267,7 +268,8 @@ pub(super) fn new_vm(
 }
 
 /// Returns the result of a command whose VM is removed.
-pub(super) fn run_result(record: VmRecord, command: CheckedCommand, finished: Finished) -> RunResult {
+pub(super) fn run_result(record: VmRecord, command: CheckedCommand, captured: Captured) -> RunResult {
+    let Captured { end, stdout, stderr } = captured;
     let in_guest = record.execution_mode == ExecutionMode::GuestVsock;
     RunResult {
         cleanup: Deleted::new(record.vm_id.clone(), DeleteReason::PostExecCleanup),
@@ -275,14 +277,14 @@ pub(super) fn run_result(record: VmRecord, command: CheckedCommand, finished: Fi
         environment: record.environment,
         environment_version: record.environment_version,
         command: command.command,
-        stdout: finished.stdout.into(),
-        stderr: finished.stderr.into(),
-        exit_code: finished.exit_code,
-        duration_ms: u64::try_from(finished.duration.as_millis()).unwrap_or(u64::MAX),
+        stdout: stdout.into(),
+        stderr: stderr.into(),
+        exit_code: exit_code(&end),
+        duration_ms: duration_ms(&end),
         execution_mode: record.execution_mode,
-        stdout_truncated: finished.stdout_truncated,
-        stderr_truncated: finished.stderr_truncated,
-        timed_out: finished.timed_out,
+        stdout_truncated: end.stdout_dropped,
+        stderr_truncated: end.stderr_dropped,
+        timed_out: end.timed_out,
         accelerator: record.accelerator,
         channel: in_guest.then(|| pyro_machine::CHANNEL.to_owned()),
         kernel_release: record.metadata.get("kernel_release").cloned(),

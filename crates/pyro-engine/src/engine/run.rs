@@ -11,7 +11,7 @@ use super::launch::Ground;
 use super::lifecycle::{new_vm, run_result};
 use super::{Engine, unless_cancelled};
 use crate::Kind;
-use crate::finished::Finished;
+use crate::capture::Captured;
 use crate::limits::{self, CheckedCommand};
 use crate::operations::RunInVm;
 use crate::registry::{NewVm, VmRecord};
@@ -24,7 +24,7 @@ const EXPLANATION_LIMIT: Duration = Duration::from_secs(10);
 /// A run whose command has ended.
 struct Ran {
     record: VmRecord,
-    finished: Finished,
+    captured: Captured,
     /// `None` if the command ran on the host.
     lifeline: Option<Lifeline>,
 }
@@ -71,10 +71,10 @@ impl Engine {
             self.run_in(start, &command, events, cancel, &mut timings).await
         };
         match run.await {
-            Ok(Ran { record, finished, lifeline }) => {
+            Ok(Ran { record, captured, lifeline }) => {
                 self.leave(&id, lifeline).await?;
                 timings.lap("end");
-                Ok(RunResult { timings: timings.finish(), ..run_result(record, command, finished) })
+                Ok(RunResult { timings: timings.finish(), ..run_result(record, command, captured) })
             }
             Err(error) => {
                 // The first error is more useful than one of the cleanup.
@@ -108,7 +108,7 @@ impl Engine {
         let executed = self.execute(&record, command, events, cancel).await;
         timings.lap("command");
         match (executed, lifeline) {
-            (Ok(finished), lifeline) => Ok(Ran { record, finished, lifeline: lifeline.ok() }),
+            (Ok(captured), lifeline) => Ok(Ran { record, captured, lifeline: lifeline.ok() }),
             (Err(error), Ok(lifeline)) if error.kind == ErrorKind::OutcomeUnknown => {
                 Err(explain(error, lifeline.ended(), cancel).await)
             }

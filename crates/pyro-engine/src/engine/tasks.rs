@@ -21,6 +21,7 @@ use super::lifecycle::{as_it_is, new_vm};
 use super::reconcile::owner_vanished;
 use super::{Engine, Shared, now, unless_cancelled, vm_dir};
 use crate::Kind;
+use crate::exit_code::{duration_ms, exit_code};
 use crate::limits;
 use crate::registry::{NewVm, VmRecord};
 use crate::state::VmEvent;
@@ -258,13 +259,13 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, EngineError> {
     let record = as_it_is(shared, record);
     let (command_count, last) = shared.registry.command_summary(&record.vm_id)?;
     let last_command = last.and_then(|last| {
-        let exit = last.exit?;
+        let (exit_code, duration_ms) = last.end().map(|end| (exit_code(end), duration_ms(end)))?;
         Some(LastCommand {
             sequence: last.sequence,
             command: last.command,
             cwd: last.cwd,
-            exit_code: exit.exit_code,
-            duration_ms: exit.duration_ms,
+            exit_code,
+            duration_ms,
             execution_mode: last.execution_mode,
         })
     });

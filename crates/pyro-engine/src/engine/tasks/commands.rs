@@ -1,19 +1,19 @@
 //! Commands of a task. In a guest, the task's supervisor runs and records them; this module is its client.
 
+use std::time::Duration;
+
 use pyro_supervisor::{CommandEnd, CommandOutcome, ConnectError, OutputChunk, OutputStream, Run, RunError};
 use tokio_util::sync::CancellationToken;
 
 use super::{supervisor_lost, unanswered};
 use crate::Kind;
-use crate::capture::OutputSink;
+use crate::capture::{Captured, OutputSink};
 use crate::engine::Engine;
-use crate::engine::exec::{
-    exec_request, exit_code, guest_cwd, not_asked, not_delivered, with_not_started_hint,
-};
-use crate::finished::{Finished, KILLED};
+use crate::engine::exec::{exec_request, guest_cwd, not_asked, not_delivered, with_not_started_hint};
+use crate::exit_code::{duration_ms, exit_code, status};
 use crate::limits::CheckedCommand;
 use crate::operations::ExecTask;
-use crate::registry::{CommandExit, VmRecord};
+use crate::registry::VmRecord;
 use crate::state::VmEvent;
 use crate::{
     Command, EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, Outcome, OutputMode, TaskDetached,
@@ -26,9 +26,7 @@ const DETACHED_OUTPUT: OutputMode = OutputMode::Capture;
 /// A finished command.
 pub(super) struct Ran {
     pub(super) sequence: u64,
-    pub(super) exit: CommandExit,
-    pub(super) stdout: Vec<u8>,
-    pub(super) stderr: Vec<u8>,
+    pub(super) captured: Captured,
 }
 
 impl Engine {
@@ -48,7 +46,7 @@ impl Engine {
         let command = limits::check_command(request.command, request.output.output)?;
         let id = VmId::parse_as(Kind::Task, &request.task.task_id)?;
         let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
-        let ran = match record.execution_mode {
+        let Ran { sequence, captured: Captured { end, stdout, stderr } } = match record.execution_mode {
             ExecutionMode::HostCompat => self.run_on_host(&record, &command, events, cancel).await?,
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
                 self.run_in_guest(&record, &command, events, cancel).await?
@@ -58,17 +56,17 @@ impl Engine {
             task_id: id,
             environment: record.environment,
             environment_version: record.environment_version,
-            stdout: ran.stdout.into(),
-            stderr: ran.stderr.into(),
-            exit_code: ran.exit.exit_code,
-            duration_ms: ran.exit.duration_ms,
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+            exit_code: exit_code(&end),
+            duration_ms: duration_ms(&end),
             execution_mode: record.execution_mode,
-            sequence: ran.sequence,
+            sequence,
             cwd: guest_cwd(&command),
-            outcome: if ran.exit.killed { Outcome::Killed } else { Outcome::Exited },
-            stdout_truncated: ran.exit.stdout_truncated,
-            stderr_truncated: ran.exit.stderr_truncated,
-            timed_out: ran.exit.timed_out,
+            outcome: if end.killed { Outcome::Killed } else { Outcome::Exited },
+            stdout_truncated: end.stdout_dropped,
+            stderr_truncated: end.stderr_dropped,
+            timed_out: end.timed_out,
             command: command.command,
         })
     }
@@ -117,16 +115,7 @@ impl Engine {
             Err(error) => return Err(self.run_error(&record.vm_id, error).await),
         };
         match end {
-            CommandOutcome::Ended(end) => {
-                let (stdout, stdout_over) = stdout.finish();
-                let (stderr, stderr_over) = stderr.finish();
-                let exit = CommandExit {
-                    stdout_truncated: end.stdout_dropped.saturating_add(stdout_over),
-                    stderr_truncated: end.stderr_dropped.saturating_add(stderr_over),
-                    ..CommandExit::from(&end)
-                };
-                Ok(Ran { sequence, exit, stdout, stderr })
-            }
+            CommandOutcome::Ended(end) => Ok(Ran { sequence, captured: Captured::new(end, stdout, stderr) }),
             CommandOutcome::NotRun { cause, kind } => {
                 let error = EngineError::new(ErrorKind::NotDelivered, cause).hint(Hint::JournalSaysSo);
                 Err(with_not_started_hint(error, kind))
@@ -142,13 +131,13 @@ impl Engine {
         let (Some(exit_code), Some(duration_ms)) = (entry.exit_code, entry.duration_ms) else {
             return Err(self.lost(id, None).await);
         };
-        let exit = CommandExit {
-            exit_code,
-            duration_ms,
+        let end = CommandEnd {
+            status: status(exit_code),
             timed_out: entry.timed_out,
             killed: entry.outcome == Outcome::Killed,
-            stdout_truncated: entry.stdout_truncated,
-            stderr_truncated: entry.stderr_truncated,
+            duration: Duration::from_millis(duration_ms),
+            stdout_dropped: entry.stdout_truncated,
+            stderr_dropped: entry.stderr_truncated,
         };
         let (stdout, stderr) = match output {
             OutputMode::Capture | OutputMode::CaptureAndStream => {
@@ -156,7 +145,7 @@ impl Engine {
             }
             OutputMode::Stream => (Vec::new(), Vec::new()),
         };
-        Ok(Ran { sequence, exit, stdout, stderr })
+        Ok(Ran { sequence, captured: Captured { end, stdout, stderr } })
     }
 
     /// Waits until a command has ended and returns its entry.
@@ -311,43 +300,4 @@ fn refuse_on_host(record: &VmRecord, what: &str) -> Result<(), EngineError> {
     }
     let message = format!("commands of task {} run on the host and cannot be {what}", record.vm_id);
     Err(EngineError::new(ErrorKind::InvalidInput, message).hint(Hint::RunAndWait))
-}
-
-impl CommandExit {
-    /// A command that was killed because its caller cancelled it.
-    pub(super) const KILLED: Self = Self {
-        exit_code: KILLED,
-        duration_ms: 0,
-        timed_out: false,
-        killed: true,
-        stdout_truncated: 0,
-        stderr_truncated: 0,
-    };
-}
-
-impl From<&CommandEnd> for CommandExit {
-    /// Converts what is known about the end; the caller adds the kept output.
-    fn from(end: &CommandEnd) -> Self {
-        Self {
-            exit_code: exit_code(end),
-            duration_ms: u64::try_from(end.duration.as_millis()).unwrap_or(u64::MAX),
-            timed_out: end.timed_out,
-            killed: end.killed,
-            stdout_truncated: end.stdout_dropped,
-            stderr_truncated: end.stderr_dropped,
-        }
-    }
-}
-
-impl From<&Finished> for CommandExit {
-    fn from(finished: &Finished) -> Self {
-        Self {
-            exit_code: finished.exit_code,
-            duration_ms: u64::try_from(finished.duration.as_millis()).unwrap_or(u64::MAX),
-            timed_out: finished.timed_out,
-            killed: false,
-            stdout_truncated: finished.stdout_truncated,
-            stderr_truncated: finished.stderr_truncated,
-        }
-    }
 }
