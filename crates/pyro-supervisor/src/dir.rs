@@ -99,13 +99,16 @@ pub(crate) fn use_shared(path: &Path) -> io::Result<File> {
 /// Truncates the log on standard error when it has grown too large. The process that started this one opened it for
 /// appending.
 pub(crate) fn bound_log() {
-    let stderr = io::stderr();
+    bound(io::stderr());
+}
+
+fn bound(log: impl AsFd) {
     let is_large = |stat: rustix::fs::Stat| {
         rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file()
             && u64::try_from(stat.st_size).is_ok_and(|size| size > LOG_LIMIT)
     };
-    if rustix::fs::fstat(&stderr).is_ok_and(is_large) {
-        let _ = rustix::fs::ftruncate(&stderr, 0);
+    if rustix::fs::fstat(&log).is_ok_and(is_large) {
+        let _ = rustix::fs::ftruncate(&log, 0);
     }
 }
 
@@ -249,5 +252,35 @@ mod tests {
         child.wait().unwrap();
         assert!(!OwnerLock::is_held(dir.path()));
         assert_eq!(std::io::Read::read(&mut reader, &mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_log_stays_bounded_and_goes_on_after_it_was_truncated() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(files::SUPERVISOR_LOG);
+        // As the process that starts a supervisor opens it.
+        let mut log = OpenOptions::new().create(true).append(true).open(&path).unwrap();
+        let line = [b'x'; 1000];
+        for _ in 0..3000 {
+            log.write_all(&line).unwrap();
+            bound(&log);
+            assert!(fs::metadata(&path).unwrap().len() <= LOG_LIMIT);
+        }
+        log.write_all(b"end").unwrap();
+        assert!(fs::read(&path).unwrap().ends_with(b"xend"), "without a hole");
+        // What is not a file is left alone.
+        bound(io::pipe().unwrap().1);
+    }
+
+    #[test]
+    fn what_is_in_use_cannot_be_locked_for_its_removal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("use.lock");
+        let remover = File::create(&path).unwrap();
+        let users = [use_shared(&path).unwrap(), use_shared(&path).unwrap()];
+        assert!(matches!(remover.try_lock(), Err(TryLockError::WouldBlock)));
+        drop(users);
+        remover.try_lock().unwrap();
+        assert_eq!(use_shared(&path).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
     }
 }
