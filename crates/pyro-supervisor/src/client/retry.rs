@@ -13,7 +13,7 @@ use super::event_fd::EventFd;
 
 /// Time after which a lock is tried again although nothing was reported.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// The same just after a report: the kernel reports that a file is closed just before it releases the lock.
+/// The first pause after a report: the kernel reports that a file is closed just before it releases the lock.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
 /// Reports when to try the lock of a file in one directory again: after a change in the directory, and after pauses
@@ -124,8 +124,23 @@ mod tests {
             }
         );
         let late = waited.saturating_duration_since(released);
-        assert!(late < LOOK_AGAIN / 2, "{late:?}");
+        assert!(late < Duration::from_secs(2), "{late:?}");
         assert!(attempts < 20, "{attempts} attempts");
+    }
+
+    #[tokio::test]
+    async fn a_closed_file_ends_a_pause() {
+        let dir = tempfile::tempdir().unwrap();
+        let holder = held(&dir.path().join("lock"));
+        let hour = Duration::from_secs(3600);
+        let mut retry = Retry { pause: hour, ..Retry::in_dir(dir.path()) };
+        let began = Instant::now();
+        let ((), ()) = tokio::join!(retry.wait(began + hour), async { drop(holder) });
+        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+        assert_eq!(retry.pause, FIRST_PAUSE);
+        // What was reported once is not reported again.
+        retry.wait(began + hour).await;
+        assert_eq!(retry.pause, FIRST_PAUSE * 2);
     }
 
     #[tokio::test]
