@@ -1,13 +1,14 @@
 //! VMs that outlive the call: create, start, exec, stop, delete, and status.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
-use pyro_supervisor::{EndRequest, Ended};
+use pyro_supervisor::{EndRequest, Ended, Owner, Phase};
 use tokio_util::sync::CancellationToken;
 
 use super::reconcile::{OWNER_VANISHED, owner_vanished};
-use super::{Engine, Shared, now};
+use super::{Engine, Shared, now, vm_dir};
 use crate::Kind;
 use crate::capture::Captured;
 use crate::exit_code::{duration_ms, exit_code};
@@ -20,6 +21,8 @@ use crate::{
     Vm, VmId, VmSpec, VmState,
 };
 
+/// Metadata key for a state transition in progress. Not recorded.
+const TRANSITION: &str = "transition";
 /// Time for a supervisor that lost its guest to record the reason.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 /// The `last_error` of a VM whose supervisor had to be killed to stop it.
@@ -161,7 +164,13 @@ impl Engine {
     /// # Errors
     /// `NotFound`, `Expired`, `StateUnusable`.
     pub async fn status_vm(&self, vm_id: &str) -> Result<Vm, EngineError> {
-        Ok(self.admit(Kind::Vm, &VmId::parse(vm_id)?, VmEvent::Read).await?.payload())
+        let record = self.admit(Kind::Vm, &VmId::parse(vm_id)?, VmEvent::Read).await?;
+        self.blocking(move |shared| {
+            let mut vm = record.payload();
+            vm.metadata.extend(transition(record.state, &vm_dir(&shared.config.base_dir, &record.vm_id)));
+            Ok(vm)
+        })
+        .await
     }
 
     /// Returns the network of a VM.
@@ -241,6 +250,16 @@ pub(super) fn as_it_is(shared: &Shared, mut record: VmRecord) -> VmRecord {
         }
     }
     record
+}
+
+/// Returns the metadata entry for the state transition in progress, which the recorded state does not show yet.
+pub(super) fn transition(state: VmState, dir: &Path) -> Option<(String, String)> {
+    let transition = match (state, Owner::of(dir)?.phase) {
+        (VmState::Created | VmState::Stopped, Phase::Starting) => "starting",
+        (VmState::Started, Phase::Stopping) => "stopping",
+        _ => return None,
+    };
+    Some((TRANSITION.to_owned(), transition.to_owned()))
 }
 
 /// Builds the record of a new VM.

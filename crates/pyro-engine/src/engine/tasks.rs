@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exec::not_asked;
 use super::host::HostUnavailable;
-use super::lifecycle::{as_it_is, new_vm};
+use super::lifecycle::{as_it_is, new_vm, transition};
 use super::reconcile::owner_vanished;
 use super::{Engine, Shared, now, unless_cancelled, vm_dir};
 use crate::Kind;
@@ -32,9 +32,6 @@ use crate::{
 
 /// Metadata key for the digest of the base image under a task's disk.
 const DIGEST: &str = "environment_digest";
-
-/// Metadata key for a task's state transition in progress. Not recorded.
-const TRANSITION: &str = "transition";
 
 /// Time for a supervisor to exit after it has recorded the task's end. One that holds the task for longer has just
 /// started it.
@@ -271,9 +268,7 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, EngineError> {
     });
     let dir = vm_dir(&shared.config.base_dir, &record.vm_id);
     let mut metadata = record.metadata;
-    if let Some(transition) = transition(record.state, &dir) {
-        metadata.insert(TRANSITION.to_owned(), transition.to_owned());
-    }
+    metadata.extend(transition(record.state, &dir));
     let disk = fs::metadata(dir.join(vm_files::LAYER)).ok();
     Ok(Task {
         environment: record.environment,
@@ -300,15 +295,6 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, EngineError> {
         disk_used_bytes: used_bytes(&dir),
         task_id: record.vm_id,
     })
-}
-
-/// Returns the state transition in progress, which the recorded state does not show yet.
-fn transition(state: VmState, dir: &Path) -> Option<&'static str> {
-    match (state, Owner::of(dir)?.phase) {
-        (VmState::Created | VmState::Stopped, Phase::Starting) => Some("starting"),
-        (VmState::Started, Phase::Stopping) => Some("stopping"),
-        _ => None,
-    }
 }
 
 /// Returns the bytes of the host's disk that a task uses.
