@@ -19,7 +19,7 @@ use crate::protocol;
 /// Why something was not copied, or not all of it.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// The guest received no request.
+    /// The guest was not asked.
     #[error(transparent)]
     NotDelivered(#[from] ConnectError),
     /// The guest's half of the work failed.
@@ -90,14 +90,14 @@ impl Client {
         .await
     }
 
-    /// Opens a stream to the guest for one request.
+    /// A stream to the guest for one request.
     async fn guest_stream(&self) -> Result<RequestStream<UnixStream>, ConnectError> {
         let mut stream = self.connect().await?.stream;
         ask(&mut stream, protocol::Request::Copy).await?;
         Ok(stream.map_codec(|_| FrameCodec::default()))
     }
 
-    /// Has the guest pack files and passes the archive to `take`. Returns the guest's answer too.
+    /// Has the guest pack something, and `take` what comes. Gives what the guest says of it, too.
     async fn receive<T>(
         &self,
         pack: Pack,
