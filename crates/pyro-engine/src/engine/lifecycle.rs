@@ -83,7 +83,7 @@ impl Engine {
         let record = self.admit(Kind::Vm, &id, VmEvent::Exec).await?;
         let captured = match self.execute(&record, &command, events, cancel).await {
             Err(error) if error.kind == ErrorKind::OutcomeUnknown => {
-                return Err(self.explain_loss(Kind::Vm, &id, error).await);
+                return Err(self.explain_loss(Kind::Vm, &id, error, cancel).await);
             }
             captured => captured?,
         };
@@ -91,9 +91,23 @@ impl Engine {
         Ok(run_result(record, command, captured))
     }
 
-    /// Adds to `error` why the guest was lost, which its supervisor records before it exits.
-    pub(super) async fn explain_loss(&self, kind: Kind, id: &VmId, error: EngineError) -> EngineError {
-        match self.await_release_within(id, LAST_WORDS).await.and(self.get(kind, id).await) {
+    /// Adds to `error` why the guest was lost, which its supervisor records before it exits. A caller that cancels gets
+    /// `error` unchanged.
+    pub(super) async fn explain_loss(
+        &self,
+        kind: Kind,
+        id: &VmId,
+        error: EngineError,
+        cancel: &CancellationToken,
+    ) -> EngineError {
+        let recorded =
+            async { self.await_release_within(id, LAST_WORDS).await.and(self.get(kind, id).await) };
+        let recorded = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return error,
+            recorded = recorded => recorded,
+        };
+        match recorded {
             Ok(VmRecord { last_error: Some(reason), .. }) => error.caused_by(reason),
             Ok(_) => error.caused_by(OWNER_VANISHED),
             // The VM goes on, or its supervisor is frozen. What is known of the command says more.

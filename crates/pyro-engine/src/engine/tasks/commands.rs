@@ -84,7 +84,8 @@ impl Engine {
         let begun = self.client(&id).detach(exec_request(&command)).await;
         let sequence = match begun {
             Ok(sequence) => sequence,
-            Err(error) => return Err(self.run_error(&id, error).await),
+            // The caller does not wait for the command, so it has nothing to cancel.
+            Err(error) => return Err(self.run_error(&id, error, &CancellationToken::new()).await),
         };
         let cwd = guest_cwd(&command);
         Ok(TaskDetached { task_id: id, sequence, command: command.command, cwd, outcome: Outcome::Running })
@@ -110,9 +111,9 @@ impl Engine {
             Ok(ran) => (ran.sequence.unwrap_or(accepted), ran.outcome),
             // The supervisor may have dropped only this client, because it did not read for too long.
             Err(RunError::Lost { sequence: Some(sequence) }) => {
-                return self.recover(&record.vm_id, sequence, command.output).await;
+                return self.recover(&record.vm_id, sequence, command.output, cancel).await;
             }
-            Err(error) => return Err(self.run_error(&record.vm_id, error).await),
+            Err(error) => return Err(self.run_error(&record.vm_id, error, cancel).await),
         };
         match end {
             CommandOutcome::Ended(end) => Ok(Ran { sequence, captured: Captured::new(end, stdout, stderr) }),
@@ -120,16 +121,32 @@ impl Engine {
                 let error = EngineError::new(ErrorKind::NotDelivered, cause).hint(Hint::JournalSaysSo);
                 Err(with_not_started_hint(error, kind))
             }
-            CommandOutcome::Unknown { cause } => Err(self.lost(&record.vm_id, cause).await),
+            CommandOutcome::Unknown { cause } => Err(self.lost(&record.vm_id, cause, cancel).await),
         }
     }
 
-    /// Returns the journal's entry for a command whose client was lost.
-    async fn recover(&self, id: &VmId, sequence: u64, output: OutputMode) -> Result<Ran, EngineError> {
-        let _ = self.client(id).watch(sequence, false, async |_| {}).await;
+    /// Waits for the end of a command whose client was lost, and returns what the journal says. `cancel` ends the command.
+    async fn recover(
+        &self,
+        id: &VmId,
+        sequence: u64,
+        output: OutputMode,
+        cancel: &CancellationToken,
+    ) -> Result<Ran, EngineError> {
+        let client = self.client(id);
+        let is_cancelled = tokio::select! {
+            biased;
+            () = cancel.cancelled() => true,
+            _ = client.watch(sequence, false, async |_| {}) => false,
+        };
+        if is_cancelled {
+            // The journal records how it ends.
+            let _ = client.kill(sequence).await;
+            return Err(EngineError::cancelled());
+        }
         let entry = self.entry(id, sequence).await?;
         let (Some(exit_code), Some(duration_ms)) = (entry.exit_code, entry.duration_ms) else {
-            return Err(self.lost(id, None).await);
+            return Err(self.lost(id, None, cancel).await);
         };
         let end = CommandEnd {
             status: status(exit_code),
@@ -258,22 +275,22 @@ impl Engine {
         }
     }
 
-    async fn run_error(&self, id: &VmId, error: RunError) -> EngineError {
+    async fn run_error(&self, id: &VmId, error: RunError, cancel: &CancellationToken) -> EngineError {
         match error {
-            RunError::Lost { .. } => self.lost(id, None).await,
+            RunError::Lost { .. } => self.lost(id, None, cancel).await,
             RunError::Unanswered => EngineError::outcome_unknown(Kind::Task, id.as_str()).caused_by(error),
             error => not_delivered(error),
         }
     }
 
     /// Returns the error for a command whose outcome is unknown, with what is known of the loss.
-    async fn lost(&self, id: &VmId, cause: Option<String>) -> EngineError {
+    async fn lost(&self, id: &VmId, cause: Option<String>, cancel: &CancellationToken) -> EngineError {
         let error = EngineError::outcome_unknown(Kind::Task, id.as_str());
         let error = match cause {
             Some(cause) => error.caused_by(cause),
             None => error,
         };
-        self.explain_loss(Kind::Task, id, error).await
+        self.explain_loss(Kind::Task, id, error, cancel).await
     }
 }
 

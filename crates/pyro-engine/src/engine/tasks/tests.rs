@@ -260,3 +260,18 @@ async fn a_transition_in_progress_shows_in_the_status_of_vms_and_tasks() {
         assert_eq!(transition().await, None, "a lock that is not held says nothing");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_cancels_does_not_wait_for_the_reason_of_a_loss() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+    let (began, cancel) = (tokio::time::Instant::now(), CancellationToken::new());
+    let unknown = EngineError::outcome_unknown(Kind::Task, id.as_str());
+    let (error, ()) = tokio::join!(engine.explain_loss(Kind::Task, &id, unknown.clone(), &cancel), async {
+        cancel.cancel()
+    },);
+    assert_eq!(error, unknown);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
