@@ -107,3 +107,20 @@ fn an_installed_environment_needs_no_network() {
     let ended = Running::start(&mut command).finish();
     assert!(ended.success().starts_with("offline\ngit version "), "{ended:?}");
 }
+
+/// Its supervisor marks the environment as in use: the process that created the task is gone.
+#[test]
+fn a_damaged_environment_is_not_removed_while_a_task_runs_from_it() {
+    let own = OwnCache::new();
+    let sandbox = own.sandbox();
+    let task = sandbox.task([]);
+    own.replace("environment.json", "{ broken");
+    let count = || sandbox.pyro(["env", "prune", "--json"]).json()["count"].clone();
+    assert_eq!(count(), 0);
+    assert!(own.environment.join("environment.json").exists());
+    assert_eq!(task.exec([], "cat /etc/debian_version | wc -l").success(), "1\n");
+    task.call("stop", []).success();
+    assert_eq!(count(), 1);
+    assert!(!own.environment.exists());
+    task.delete();
+}

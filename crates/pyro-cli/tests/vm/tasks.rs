@@ -260,6 +260,26 @@ fn a_task_whose_socket_is_gone_can_be_stopped_and_deleted() {
     task.delete();
 }
 
+/// The kernel accepts connections for a process that is stopped, so its clients have to notice by themselves.
+#[test]
+fn a_task_whose_supervisor_is_frozen_can_be_stopped_and_deleted() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    task.exec([], "echo work > file").success();
+    for end in ["stop", "delete"] {
+        let supervisor = sandbox.supervisor().pid;
+        kill(supervisor, Signal::STOP);
+        let begin = std::time::Instant::now();
+        task.call(end, []).success();
+        assert!(begin.elapsed() < Duration::from_secs(25), "{:?}", begin.elapsed());
+        if end == "stop" {
+            task.call("start", []).success();
+            assert_eq!(task.exec([], "cat file").success(), "work\n");
+        }
+    }
+    sandbox.wait_until_clean();
+}
+
 /// The supervisor learns of a lifetime that was renewed while it was starting.
 #[test]
 fn a_lifetime_renewed_during_the_start_holds() {
