@@ -10,6 +10,7 @@ mod build;
 mod cache;
 mod cancel;
 mod catalog;
+mod child;
 mod debian;
 mod error;
 mod fsio;

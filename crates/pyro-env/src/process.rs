@@ -18,6 +18,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cancel::CancelFlag;
+use crate::child;
 use crate::error::PullError;
 
 /// Longer than any step goes without output while it makes progress, even on slow machines and slow networks.
@@ -120,7 +121,7 @@ impl Tools {
 
     /// Returns a command that runs `program` as (apparent) root in its own namespaces.
     pub(crate) fn confined(&self, program: &Path) -> Command {
-        let mut command = Command::new(&self.setpriv);
+        let mut command = child::command(&self.setpriv);
         command.args(["--pdeathsig", "KILL", "--"]).arg(&self.unshare);
         if !is_root() {
             command.args(["--user", "--map-root-user", "--map-auto"]);
