@@ -5,14 +5,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures::StreamExt;
 use futures::future::poll_fn;
-use futures::{SinkExt, StreamExt};
 use pyro_wire::{
-    Call, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, NoInput, Pack, Request,
-    Unpack,
+    Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Pack, Request, Unpack,
 };
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::Framed;
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
@@ -22,13 +20,8 @@ use crate::exec::CommandSettings;
 use crate::failure::{During, refused};
 use crate::machine::VirtualMachine;
 use crate::port::Port;
+use crate::stream::{RequestStream, accept, finish};
 use crate::{HandshakeError, Machine, boot, copy, exec, handshake, memory};
-
-/// A stream whose request has not been read.
-type RequestStream<S> = Framed<S, FrameCodec<Request, NoInput>>;
-
-/// A stream whose request was read: what may follow it, and its reply.
-pub(crate) type CallStream<S, C> = Framed<S, FrameCodec<<C as Call>::Input, <C as Call>::Reply>>;
 
 /// Why the agent ended, if not because the host closed the channel.
 #[derive(Debug, thiserror::Error)]
@@ -163,20 +156,4 @@ impl<M: Machine> Shared<M> {
             Err(failure) => HaltReply::Failed(failure),
         }
     }
-}
-
-/// The stream of a request, with what may follow it there.
-fn accept<S: AsyncRead + AsyncWrite + Unpin, C: Call>(stream: RequestStream<S>) -> CallStream<S, C> {
-    stream.map_codec(|_| FrameCodec::default())
-}
-
-/// Sends the only frame of a reply and closes the stream.
-pub(crate) async fn finish<S, In, Reply>(mut stream: Framed<S, FrameCodec<In, Reply>>, reply: Reply)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-    Reply: Serialize,
-{
-    // If the host is gone there is nobody left to answer.
-    let _ = stream.send(Frame::Control(reply)).await;
-    let _ = stream.close().await;
 }

@@ -13,8 +13,8 @@ use pyro_wire::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::agent::{CallStream, finish};
 use crate::failure::kind_of;
+use crate::stream::{CallStream, finish};
 
 /// Sends a file or a directory.
 pub(crate) async fn pack<S>(request: Pack, workspace: &Path, mut stream: CallStream<S, Pack>)

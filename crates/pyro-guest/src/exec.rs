@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::CallStream;
+use crate::stream::CallStream;
 use process::CommandProcess;
 
 pub(crate) use process::prepare_agent;

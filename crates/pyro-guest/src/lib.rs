@@ -26,6 +26,7 @@ mod memory;
 mod network;
 mod port;
 mod root;
+mod stream;
 mod warm_up;
 
 pub use agent::{Agent, AgentError};
