@@ -56,11 +56,11 @@ pub(crate) fn run() -> ExitCode {
 
 async fn live() -> Result<(), AgentError> {
     let mut channel = boot::open_channel()?;
-    exec::prepare_agent()?;
+    let oom_score_adj = exec::prepare_agent()?;
     memory::prevent_thrashing(Path::new(memory::LRU_SETTINGS))?;
     let mut machine = VirtualMachine::default();
     handshake::set_up(&mut channel, &mut machine).await?;
-    Agent::new(machine, CommandSettings::of_guest()).serve(port(channel)?).await
+    Agent::new(machine, CommandSettings::of_guest(oom_score_adj)).serve(port(channel)?).await
 }
 
 fn port(channel: File) -> Result<Port, Failure> {

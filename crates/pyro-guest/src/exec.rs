@@ -3,6 +3,7 @@
 //! Three things run at once and must not wait for each other: two pumps that copy output (and stall when
 //! the host does not take it), and the watcher of the process, its deadline and the host's interest.
 
+mod oom;
 mod process;
 mod pump;
 mod settings;

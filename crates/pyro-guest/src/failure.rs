@@ -37,6 +37,12 @@ pub(crate) fn directory_failed(step: impl Into<String>, error: io::Error) -> Fai
     }
 }
 
+/// The failure of making a command a candidate of the OOM killer, which has nothing to do with the command: no kind of
+/// the error may be taken for one of the command's.
+pub(crate) fn exemption_failed(step: impl Into<String>, error: io::Error) -> Failure {
+    Failure { kind: FailureKind::Other, ..failed(step, error) }
+}
+
 /// The failure of starting a program.
 pub(crate) fn spawn_failed(step: impl Into<String>, error: io::Error) -> Failure {
     let errno = Errno::from_io_error(&error);
@@ -108,6 +114,7 @@ mod tests {
     fn what_was_being_done_refines_the_kind() {
         assert_eq!(directory_failed("s", os(Errno::NOENT)).kind, FailureKind::DirectoryNotFound);
         assert_eq!(directory_failed("s", os(Errno::NOTDIR)).kind, FailureKind::NotADirectory);
+        assert_eq!(exemption_failed("s", os(Errno::NOENT)).kind, FailureKind::Other);
         for (errno, kind) in [
             (Errno::NOENT, FailureKind::CommandNotFound),
             (Errno::ACCESS, FailureKind::NotExecutable),
