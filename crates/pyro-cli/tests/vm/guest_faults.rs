@@ -65,3 +65,14 @@ fn a_guest_out_of_processes_keeps_its_agent() {
     // Either the limit ends it, or the machine does; it never takes the caller with it.
     assert!([1, 2, 124, 247, 254].contains(&ended.code()), "{ended:?}");
 }
+
+#[test]
+fn commands_start_after_one_has_unmounted_proc() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    task.exec([], "umount /proc && ! [ -e /proc/self ]").success();
+    // An ordinary candidate of the OOM killer, unlike the agent.
+    let score = task.exec([], "mount -t proc proc /proc && cat /proc/self/oom_score_adj");
+    assert_eq!(score.success(), "0\n");
+    task.delete();
+}
