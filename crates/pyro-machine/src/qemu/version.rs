@@ -68,9 +68,8 @@ fn remembered(cache: &Path, program: &Path) -> io::Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
+    use crate::fake_program::fake_program;
 
     #[test]
     fn the_first_number_decides() {
@@ -82,23 +81,12 @@ mod tests {
         }
     }
 
-    fn program(dir: &Path, script: &str) -> PathBuf {
-        let program = dir.join("vmm");
-        // Written by another process: one that is being forked meanwhile would keep it open for writing, and
-        // running it would fail.
-        let text = format!("#!/bin/sh\n{script}\n");
-        let mut shell = std::process::Command::new("/bin/sh");
-        shell.args(["-c", "printf %s \"$1\" > \"$2\"", "sh", &text]).arg(&program);
-        assert!(shell.status().unwrap().success());
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        program
-    }
-
     #[tokio::test]
     async fn a_program_is_asked_once() {
         let dir = tempfile::tempdir().unwrap();
         let asked = dir.path().join("asked");
-        let program = program(dir.path(), &format!("echo x >> {}; echo QEMU 9; echo more", asked.display()));
+        let program =
+            fake_program(dir.path(), &format!("echo x >> {}; echo QEMU 9; echo more", asked.display()));
         let cache = dir.path().join("cache");
         assert!(!is_remembered(&cache, &program));
         for _ in 0..2 {
@@ -114,7 +102,7 @@ mod tests {
         let missing = version(dir.path(), Path::new("/nonexistent/vmm")).await.unwrap_err();
         assert!(matches!(missing, FingerprintError::Examine { .. }), "{missing}");
         assert_eq!(missing.to_string(), "cannot examine /nonexistent/vmm");
-        let program = program(dir.path(), "echo QEMU 9; exit 1");
+        let program = fake_program(dir.path(), "echo QEMU 9; exit 1");
         let failing = version(dir.path(), &program).await.unwrap_err();
         assert_eq!(failing.to_string(), format!("{} does not tell its version", program.display()));
     }
