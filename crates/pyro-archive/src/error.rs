@@ -1,4 +1,4 @@
-//! What can go wrong.
+//! Errors of packing and unpacking.
 
 use std::io;
 
@@ -12,7 +12,7 @@ pub enum ArchiveError {
     Io {
         /// The operation.
         action: &'static str,
-        /// On which path, or on which entry.
+        /// The path or entry.
         name: String,
         /// Why it failed.
         #[source]
@@ -42,7 +42,7 @@ pub enum ArchiveError {
         /// The name.
         name: String,
     },
-    /// A file changed while it was packed, in a way that leaves nothing sensible to store.
+    /// A file changed while it was packed, so that it cannot be stored.
     #[error("{name} {how} while it was read")]
     Changed {
         /// Its entry.
@@ -51,12 +51,12 @@ pub enum ArchiveError {
         how: &'static str,
     },
     /// The stream ends before the archive does.
-    #[error("the stream of files is cut short")]
+    #[error("the stream of files is truncated")]
     Truncated,
     /// The stream is not what this crate writes.
     #[error("the stream of files is malformed: {what}")]
     Malformed {
-        /// In which way.
+        /// What is wrong with it.
         what: &'static str,
     },
     /// An entry has a name that is not allowed.

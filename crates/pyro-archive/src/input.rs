@@ -39,7 +39,7 @@ impl<'a, R: Read> Input<'a, R> {
         Self { source, buffer: vec![0; 64 * 1024] }
     }
 
-    /// The next entry, `None` at the marker of the archive's end. Nothing is read beyond it.
+    /// Returns the next entry, or `None` at the end marker. Nothing is read beyond that.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, ArchiveError> {
         let (mut long_name, mut long_target) = (None, None);
         loop {

@@ -41,7 +41,7 @@ impl Name {
         Self(name.to_vec()).within_bounds()
     }
 
-    /// The name of what is called `name` in this directory.
+    /// Returns the name of the entry `name` in this directory.
     pub(crate) fn child(&self, name: &[u8]) -> Result<Self, ArchiveError> {
         Self([&self.0, b"/".as_slice(), name].concat()).within_bounds()
     }

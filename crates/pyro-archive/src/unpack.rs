@@ -25,16 +25,14 @@ pub enum Links {
     Any,
 }
 
-/// Makes `parent/name` from a stream of [`pack`](crate::pack()). Nothing behind the end marker is read.
+/// Makes `parent/name` from a stream of [`pack`](crate::pack()). Nothing after the end marker is read.
 ///
-/// `parent` is an existing directory. A file takes the place of a file; a directory that is there already
-/// keeps its mode and what it holds, and files and symlinks take the place of files and symlinks in it.
-/// Nothing else is replaced, and a symlink that is called `name` is an error. Files and symlinks are whole
-/// whenever they have their names, which they get by a rename: nothing is written into what was there before.
+/// `parent` is an existing directory. A file replaces a file. An existing directory keeps its mode and its contents, and
+/// files and symlinks replace files and symlinks in it. Nothing else is replaced, and an existing symlink called `name` is
+/// an error. A file or symlink gets its name by a rename once it is complete: nothing is written to existing files.
 ///
-/// After an error, a single file is as it was before, while a directory holds what was made so far, with mode
-/// 0700 where it is not known to be complete. A process that is killed can leave one file `.pyro-partial-…`
-/// as well. Nothing is synced to disk.
+/// After an error, a single file is unchanged; a directory holds what was made so far, with mode 0700 where it may be
+/// incomplete. A process that is killed can also leave one file `.pyro-partial-…`. Nothing is synced to disk.
 ///
 /// # Errors
 /// [`ArchiveError`], also when the stream ends before its end marker. The position in `source` is then undefined.
@@ -73,13 +71,13 @@ struct Unpacking<'a, R> {
     report: Report,
 }
 
-/// A directory whose contents are coming.
+/// A directory whose contents follow in the stream.
 struct Level {
     handle: OwnedFd,
     name: Name,
-    /// What it gets when it is complete, if it is new.
+    /// Set when it is complete; `None` for a directory that existed.
     attributes: Option<Attributes>,
-    /// What was made in it last, empty at first.
+    /// The name of the last entry in it, empty at first.
     last: Vec<u8>,
 }
 

@@ -173,7 +173,7 @@ pub enum PullError {
         reason: &'static str,
     },
     /// A program or file that the build needs is missing on this host.
-    #[error("'{tool}' is needed to build an environment and was not found")]
+    #[error("'{tool}' not found; it is needed to build an environment")]
     ToolMissing {
         /// The program or file.
         tool: String,
@@ -199,7 +199,7 @@ pub enum PullError {
         stderr_tail: Vec<String>,
     },
     /// The tools succeeded, but their result is unusable.
-    #[error("the build made no usable environment: {reason}")]
+    #[error("the build produced an unusable environment: {reason}")]
     BadResult {
         /// What is wrong.
         reason: String,
@@ -229,7 +229,7 @@ pub enum ToolFailure {
     Run(io::Error),
     /// It exited with this status, which is not success.
     Ended(ExitStatus),
-    /// It was stopped because it printed nothing for so long.
+    /// It was stopped because it printed nothing for this long.
     Silent {
         /// The time without output.
         limit: Duration,

@@ -26,7 +26,7 @@ use crate::{HandshakeError, Machine, boot, copy, exec, handshake, memory};
 /// Why the agent ended, if not because the host closed the channel.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// A step on the way to the first request failed.
+    /// A step before the first request failed.
     #[error(transparent)]
     Start(#[from] Failure),
     /// The machine was not set up.
@@ -95,7 +95,7 @@ impl<M: Machine> Agent<M> {
         Self { shared: Arc::new(Shared { commands, state }) }
     }
 
-    /// Serves requests until the host closes the channel. Commands that run then are ended.
+    /// Serves requests until the host closes the channel, which ends all running commands.
     ///
     /// # Errors
     /// The channel failed, or the host does not follow the protocol.

@@ -37,8 +37,8 @@ pub(crate) fn directory_failed(step: impl Into<String>, error: io::Error) -> Fai
     }
 }
 
-/// The failure of making a command a candidate of the OOM killer, which has nothing to do with the command: no kind of
-/// the error may be taken for one of the command's.
+/// The failure of making a command a candidate of the OOM killer. It has no specific kind, because a caller would take
+/// that for a property of the command, such as "command not found".
 pub(crate) fn exemption_failed(step: impl Into<String>, error: io::Error) -> Failure {
     Failure { kind: FailureKind::Other, ..failed(step, error) }
 }
@@ -56,12 +56,12 @@ pub(crate) fn spawn_failed(step: impl Into<String>, error: io::Error) -> Failure
     Failure { kind, ..failure }
 }
 
-/// A failure that the kernel has no number for.
+/// A failure without an `errno`.
 pub(crate) fn refused(step: impl Into<String>, cause: impl Into<String>) -> Failure {
     Failure { kind: FailureKind::Other, step: step.into(), cause: cause.into(), errno: None }
 }
 
-/// The kind of an error, as far as it does not depend on what was being done.
+/// The kind of an error, as far as it does not depend on the step.
 pub(crate) fn kind_of(error: &io::Error) -> FailureKind {
     let Some(errno) = Errno::from_io_error(error) else {
         return match error.kind() {

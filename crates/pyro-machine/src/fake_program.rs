@@ -8,7 +8,7 @@ use std::process::Command;
 /// Writes `script` to an executable file in `dir`, and returns its path.
 pub(crate) fn fake_program(dir: &Path, script: &str) -> PathBuf {
     let program = dir.join("program");
-    // Another process writes it. A test that forks meanwhile would inherit a descriptor of ours that is open for writing,
+    // Another process writes it. Otherwise a child that another test forks meanwhile would keep the file open for writing,
     // and running the program would fail.
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", r#"printf %s "$1" > "$2""#, "sh", &format!("#!/bin/sh\n{script}\n")]).arg(&program);

@@ -159,7 +159,7 @@ pub enum FingerprintError {
         source: io::Error,
     },
     /// The program does not report its version, or not in time.
-    #[error("{} does not tell its version", program.display())]
+    #[error("cannot determine the version of {}", program.display())]
     NoVersion {
         /// The program.
         program: PathBuf,
@@ -208,7 +208,7 @@ pub enum MachineError {
     #[error("the VMM's control connection failed")]
     Connection(#[source] io::Error),
     /// It sent an invalid message.
-    #[error("the VMM said something that is not its protocol")]
+    #[error("unexpected message from the VMM on its control connection")]
     Malformed(#[source] serde_json::Error),
     /// It refused.
     #[error("the VMM refused {command}: {reason}")]

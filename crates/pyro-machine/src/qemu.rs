@@ -1,4 +1,4 @@
-//! QEMU. Nothing above this folder knows of it but by the type [`Qemu`].
+//! QEMU. Code outside this directory refers to it only by the type [`Qemu`].
 
 mod arguments;
 mod clock;
@@ -38,7 +38,7 @@ impl Default for Qemu {
 }
 
 impl Qemu {
-    /// Touches nothing. The first launch is faster when this was called a few milliseconds before it.
+    /// Has no effects. The first launch is faster if this was called a few milliseconds earlier.
     pub fn new() -> Self {
         Self { clock: Clock::start() }
     }

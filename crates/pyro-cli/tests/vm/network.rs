@@ -1,7 +1,7 @@
-//! The network boundary: closed without the flag; with it, a way out that does not lead into the host.
+//! The network boundary: closed without the flag; with it, open to the outside and not to the host.
 //!
 //! All traffic stays in a network namespace that the test makes: one interface that leads nowhere, a
-//! default route through it, and two servers, of which one listens where others may reach it and one on the loopback interface only.
+//! default route through it, and two servers: one on a reachable address and one on the loopback interface.
 
 use std::process::Command;
 
@@ -50,7 +50,7 @@ const WORLD: &str = r#"
     "$@"
 "#;
 
-/// `pyro` in a namespace of its own, from which nothing gets out.
+/// `pyro` in a network namespace without a connection to the outside.
 pub(crate) fn pyro_in_world(sandbox: &Sandbox) -> Command {
     let mut command = sandbox.program("unshare");
     command.args((!rustix::process::geteuid().is_root()).then_some("--map-root-user"));
@@ -140,7 +140,7 @@ fn without_the_helper_a_network_is_refused_and_the_rest_works() {
 }
 
 fn helper(sandbox: &Sandbox) -> Process {
-    // The program starts itself anew as a variant for this processor.
+    // The program starts itself again as a variant for this processor.
     sandbox.wait_for_process("helper", |process| {
         ["passt", "passt.avx2"].iter().any(|name| process.is_program(name))
     })

@@ -16,7 +16,7 @@ use super::oom;
 use super::settings::CommandSettings;
 use crate::failure::{During, directory_failed, exemption_failed, spawn_failed};
 
-/// What a login shell on a plain system would be given; `/etc/profile` refines it.
+/// The environment of a login shell on a plain system, before `/etc/profile`.
 const ENVIRONMENT: [(&str, &str); 7] = [
     ("HOME", "/root"),
     ("LANG", "C.UTF-8"),
@@ -138,7 +138,7 @@ impl Shell {
 
     fn signal(&self, signal: Signal) {
         if let Some(group) = self.group {
-            // The only failure is that nobody is left in the group.
+            // Fails only if the group is empty.
             let _ = kill_process_group(group, signal);
         }
     }

@@ -234,7 +234,7 @@ async fn an_archive_that_is_cut_short_makes_nothing() {
         stream.send(chunk(whole[..length].to_vec())).await.unwrap();
         stream.close().await.unwrap();
         let failure = failure(reply(&mut stream).await);
-        assert_eq!(failure.cause, "the stream of files is cut short", "{length}");
+        assert_eq!(failure.cause, "the stream of files is truncated", "{length}");
     }
     let names: Vec<_> = fs::read_dir(host.workspace()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["file"], "nothing partial is left");

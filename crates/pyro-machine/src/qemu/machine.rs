@@ -53,7 +53,7 @@ impl Machine for QemuMachine {
     }
 
     async fn restore(&mut self, state: &Path) -> Result<(), Interrupted<MachineError>> {
-        // If this is given up half-way, nobody knows what the machine does: it cannot be sent another command.
+        // If this is cancelled half-way, the machine's state is unknown, and it cannot be sent another command.
         let mut control = self.control.take().ok_or(Interrupted::Failed(MachineError::NoControl))?;
         while_alive(self, control.load(state)).await?;
         self.control = Some(control);

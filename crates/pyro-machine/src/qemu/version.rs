@@ -1,4 +1,4 @@
-//! Which version of QEMU a program is. Asking takes as long as starting it, so the answer is remembered for the file.
+//! The version of a QEMU program. Asking takes as long as starting it, so the answer is cached for the file.
 
 use std::fs;
 use std::io::{self, Write};
@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// Longest version that is kept, in characters.
 const MAX_CHARS: usize = 200;
 
-/// The first line that the program prints about its version. `cache` remembers it.
+/// Returns the first line that the program prints about its version, cached in `cache`.
 pub(super) async fn version(cache: &Path, program: &Path) -> Result<String, FingerprintError> {
     let remembered = remembered(cache, program)
         .map_err(|source| FingerprintError::Examine { path: program.to_owned(), source })?;
@@ -36,7 +36,7 @@ pub(super) async fn version(cache: &Path, program: &Path) -> Result<String, Fing
         partial.persist(&remembered)?;
         Ok(())
     };
-    // Not being able to remember only costs another question.
+    // A failure to cache it only costs another query.
     let _ = remember();
     Ok(version)
 }
@@ -55,12 +55,12 @@ pub(super) fn saves_machines(version: &str) -> bool {
     major.and_then(|digits| digits.parse::<u32>().ok()).is_some_and(|major| major >= MIN_SAVING_MAJOR)
 }
 
-/// The version is remembered, so that the program need not be asked.
+/// Returns whether the version is cached, so that the program need not be started.
 pub(super) fn is_remembered(cache: &Path, program: &Path) -> bool {
     remembered(cache, program).is_ok_and(|file| file.exists())
 }
 
-/// Where the version is remembered.
+/// The file that caches the version.
 fn remembered(cache: &Path, program: &Path) -> io::Result<PathBuf> {
     let digest = hex::encode(Sha256::digest(files::identity(program)?.to_string()));
     Ok(cache.join(format!("{CACHED_FINGERPRINT_PREFIX}{}", &digest[..32])))
@@ -104,6 +104,6 @@ mod tests {
         assert_eq!(missing.to_string(), "cannot examine /nonexistent/vmm");
         let program = fake_program(dir.path(), "echo QEMU 9; exit 1");
         let failing = version(dir.path(), &program).await.unwrap_err();
-        assert_eq!(failing.to_string(), format!("{} does not tell its version", program.display()));
+        assert_eq!(failing.to_string(), format!("cannot determine the version of {}", program.display()));
     }
 }

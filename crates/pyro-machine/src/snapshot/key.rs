@@ -18,7 +18,7 @@ const FORMAT: u32 = 2;
 /// Hexadecimal digits of a key.
 const DIGITS: usize = 32;
 
-/// What a snapshot is taken of, without anything that differs between machines of one kind.
+/// The kind of machine that a snapshot is made of, without anything that differs between machines of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// The machine.
@@ -27,8 +27,8 @@ pub struct Subject {
     pub guest: GuestImage,
 }
 
-/// The key of the snapshot of `subject`, which is equal for machines that can take each other's place, whether there can
-/// be a snapshot or not. `cache` is for what the platform remembers.
+/// Returns the key of the snapshot of `subject`. It is equal for machines that can replace each other, even if there can
+/// be no snapshot. `cache` is for what the platform remembers.
 ///
 /// # Errors
 /// The platform, the kernel or the host cannot be identified.
@@ -72,8 +72,8 @@ fn digest(
     key
 }
 
-/// Which file a kernel is that no digest covers. A snapshot does not outlive the host's uptime, so the file's
-/// identity will do, and reading all of it would cost more than restoring a machine's state.
+/// The identity of a kernel file that no digest covers. A snapshot does not outlive the host's boot, so the file's
+/// identity suffices; reading all of it would cost more than restoring a machine's state.
 pub(super) fn kernel_identity(kernel: &GuestKernel) -> Result<Option<Value>, SnapshotError> {
     match kernel {
         GuestKernel::WithModules { .. } => Ok(None),
@@ -229,7 +229,7 @@ mod tests {
         let second = fixture.of_own_kernel().await;
         assert_ne!(second, first);
 
-        // Written over in place: only the time of the inode tells, whose clock ticks a few hundred times a second.
+        // Overwritten in place: only the inode's time shows it, whose clock ticks a few hundred times a second.
         std::thread::sleep(Duration::from_millis(20));
         fs::write(&kernel, b"kernel 333").unwrap();
         fs::File::options().write(true).open(&kernel).unwrap().set_modified(time).unwrap();
