@@ -9,7 +9,8 @@ use pyro_engine::VmSpec;
 use rustix::process::Signal;
 
 use crate::harness::{
-    ENVIRONMENT, Ended, PYRO, Process, Running, Sandbox, chain, exec_text, kill, never, quiet,
+    ENVIRONMENT, Ended, LONG, PYRO, Process, Running, Sandbox, chain, exec_text, kill, never, quiet,
+    wait_until,
 };
 
 /// Address of the namespace's own interface, from a block that is reserved for documentation.
@@ -166,4 +167,18 @@ fn the_loss_of_the_helper_is_the_loss_of_the_network_only() {
     running.stdout.wait_for("running\n");
     kill(helper(&sandbox).pid, Signal::KILL);
     assert_eq!(running.finish().success(), "running\ndone\n");
+}
+
+#[test]
+fn the_console_log_says_why_the_network_was_lost() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task(["--network"]);
+    kill(helper(&sandbox).pid, Signal::KILL);
+    let log = sandbox.vm_dir(&task.id).join("serial.log");
+    let report = "[the network is lost: passt ended (signal: 9 (SIGKILL)): ";
+    wait_until(LONG, "report of the lost network", || {
+        std::fs::read_to_string(&log).unwrap().contains(report)
+    });
+    assert_eq!(task.exec([], "echo still running").success(), "still running\n");
+    task.delete();
 }
