@@ -82,31 +82,31 @@ pub enum ArchiveError {
         kind: &'static str,
     },
     /// A name, or a symlink's target, is too long to be stored.
-    #[error("{name} has a name or target of more than {MAX_NAME} bytes")]
+    #[error("the name or target of {name} is too long: the maximum is {MAX_NAME} bytes")]
     NameTooLong {
         /// Its entry.
         name: String,
     },
     /// Directories are nested too deeply.
-    #[error("{name} is more than {MAX_DEPTH} directories deep")]
+    #[error("{name} is nested too deeply: the maximum is {MAX_DEPTH} directories")]
     TooDeep {
         /// The first entry that is.
         name: String,
     },
     /// There are more entries than the limit.
-    #[error("there are more than {limit} files, directories and symlinks")]
+    #[error("too many files, directories and symlinks: the maximum is {limit}")]
     TooManyEntries {
         /// The maximum.
         limit: u64,
     },
     /// The files hold more bytes than the limit.
-    #[error("there are more than {limit} bytes in files")]
+    #[error("the files are too large: the maximum is {limit} bytes in total")]
     TooLarge {
         /// The maximum.
         limit: u64,
     },
     /// An entry would replace something that it must not replace.
-    #[error("cannot make {name}: {there} is in its place")]
+    #[error("cannot create {name}: {there} exists in its place")]
     InTheWay {
         /// The entry.
         name: String,

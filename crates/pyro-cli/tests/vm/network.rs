@@ -169,16 +169,20 @@ fn the_loss_of_the_helper_is_the_loss_of_the_network_only() {
     assert_eq!(running.finish().success(), "running\ndone\n");
 }
 
-#[test]
-fn the_console_log_says_why_the_network_was_lost() {
+#[tokio::test]
+async fn the_console_log_says_why_the_network_was_lost() {
     let sandbox = Sandbox::new();
-    let task = sandbox.task(["--network"]);
+    let engine = sandbox.engine();
+    let spec = VmSpec { network: true, ..VmSpec::new(ENVIRONMENT) };
+    let vm = engine.create_vm(spec, &quiet(), &never()).await.unwrap();
+    let id = vm.vm_id.as_str();
+    let vm = engine.start_vm(id, &quiet(), &never()).await.map_err(|error| chain(&error)).unwrap();
     kill(helper(&sandbox).pid, Signal::KILL);
-    let log = sandbox.vm_dir(&task.id).join("serial.log");
+    let log = sandbox.vm_dir(id).join("serial.log");
     let report = "[the network is lost: passt ended (signal: 9 (SIGKILL)): ";
-    wait_until(LONG, "report of the lost network", || {
-        std::fs::read_to_string(&log).unwrap().contains(report)
-    });
-    assert_eq!(task.exec([], "echo still running").success(), "still running\n");
-    task.delete();
+    let reported = || std::fs::read_to_string(&log).unwrap().contains(report);
+    wait_until(LONG, "report of the lost network", reported);
+    let guest = sandbox.guest(&vm);
+    assert_eq!(exec_text(&guest, "echo still running").await, "still running\n");
+    engine.delete_vm(id).await.unwrap();
 }
