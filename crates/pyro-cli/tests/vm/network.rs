@@ -169,20 +169,18 @@ fn the_loss_of_the_helper_is_the_loss_of_the_network_only() {
     assert_eq!(running.finish().success(), "running\ndone\n");
 }
 
-#[tokio::test]
-async fn the_console_log_says_why_the_network_was_lost() {
+#[test]
+fn the_console_log_says_why_the_network_was_lost() {
     let sandbox = Sandbox::new();
-    let engine = sandbox.engine();
-    let spec = VmSpec { network: true, ..VmSpec::new(ENVIRONMENT) };
-    let vm = engine.create_vm(spec, &quiet(), &never()).await.unwrap();
-    let id = vm.vm_id.as_str();
-    let vm = engine.start_vm(id, &quiet(), &never()).await.map_err(|error| chain(&error)).unwrap();
+    // The warning about the network is on standard error.
+    let created = sandbox.pyro(["task", "create", ENVIRONMENT, "--network"]);
+    let id = created.success().lines().find_map(|line| line.strip_prefix("Task ID: ")).unwrap();
     kill(helper(&sandbox).pid, Signal::KILL);
     let log = sandbox.vm_dir(id).join("serial.log");
     let report = "[the network is lost: passt ended (signal: 9 (SIGKILL)): ";
     let reported = || std::fs::read_to_string(&log).unwrap().contains(report);
     wait_until(LONG, "report of the lost network", reported);
-    let guest = sandbox.guest(&vm);
-    assert_eq!(exec_text(&guest, "echo still running").await, "still running\n");
-    engine.delete_vm(id).await.unwrap();
+    let still = sandbox.pyro(["task", "exec", id, "--", "echo still running"]);
+    assert_eq!(still.success(), "still running\n");
+    sandbox.pyro(["task", "delete", id]).success();
 }
