@@ -18,7 +18,7 @@ mod config;
 mod contract;
 mod convert;
 mod engine;
-mod finished;
+mod exit_code;
 mod guest_kernel;
 mod host_compat;
 mod registry;

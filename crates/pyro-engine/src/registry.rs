@@ -19,7 +19,7 @@ use std::sync::{Mutex, PoisonError};
 use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, named_params};
 
 use self::fault::Fault;
-pub(crate) use self::journal::{CommandExit, CommandFate, CommandRecord, NewCommand};
+pub(crate) use self::journal::{CommandRecord, NewCommand};
 use self::open::Opened;
 pub(crate) use self::open::directory_problem;
 pub(crate) use self::row::{NewVm, VmPatch, VmRecord};

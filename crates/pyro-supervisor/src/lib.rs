@@ -35,7 +35,7 @@ pub mod template;
 
 pub use client::{
     Client, ConnectError, CopyError, EndError, EndRequest, Ended, Lifeline, Ran, Run, RunError, StartError,
-    claim, make_template, start,
+    claim, make_template, start, unlocked,
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase};

@@ -107,7 +107,6 @@ pub async fn run<S: Store + 'static>(lifeline: OwnedFd, store: S) -> io::Result<
                 Rc::new(store),
                 Rc::new(WallClock),
             );
-            // The process that started a spare does not wait for it.
             driver.follow(lifeline);
             driver.when_started(|spec| drop(tokio::task::spawn_local(spares::replenish(spec.clone()))));
             tokio::task::spawn_local(signals.forward(driver.inbox()));
@@ -160,7 +159,7 @@ async fn make_template(
         _ = lifeline.next() => Event::Ended(EndReason::CallerGone),
         () = signals.any() => Event::Ended(EndReason::Terminated),
     };
-    driver::report(&spec.dir, std::fs::remove_dir_all(&spec.dir));
+    driver::remove_dir(&spec.dir);
     event
 }
 

@@ -12,7 +12,7 @@ use crate::text::printable;
 use crate::{config, session};
 
 const DEMO_EXAMPLES: &str = "\
-The exit status is 0 even if the command fails; the document has its `exit_code`.
+The exit status is 0 even if the command fails: read `exit_code` in the document.
 
 Examples:
   pyro demo
@@ -27,7 +27,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = DEMO_EXAMPLES)]
 pub(crate) struct DemoArgs {
-    /// Give the guest outbound network access and test it [default: off]
+    /// Give the guest outbound network access, and show that it works [default: off]
     #[arg(long)]
     pub(crate) network: bool,
     #[command(subcommand)]
@@ -40,11 +40,11 @@ pub(crate) enum DemoCommand {
 }
 
 const OLLAMA_EXAMPLES: &str = "\
-No credentials are sent, and the proof needs no internet. The model chooses what its VMs run and whether \
-they have a network. It cannot run commands on this machine.
+No credentials are sent, and the demo needs no internet access. The model chooses what its VMs run and whether they \
+have a network. It cannot run commands on this machine itself.
 
-The conversation, the tool calls, and the reason of a failure are printed on stdout. Warnings and the progress of an \
-installation go to stderr, progress only if that is a terminal. Exit status: 0 if the model gave the proof, 1 if not.
+Prints the conversation on stdout, and also why the demo failed. Warnings go to stderr, and so does the progress of an \
+installation if stderr is a terminal. Exit status: 0 if the model ran the command, 1 if not.
 
 Examples:
   pyro demo ollama
@@ -53,9 +53,9 @@ Examples:
 
 /// Let a language model prove that it can run a command in a VM
 ///
-/// Gives a model the tools `vm_*` over an OpenAI-compatible endpoint and asks it to run a command with an
-/// unpredictable output. Corrects common mistakes of models, or explains them to the model. Removes all VMs
-/// that the model created at the end.
+/// Gives a model the tools `vm_*` over an OpenAI-compatible endpoint and asks it to run a command whose
+/// output cannot be guessed. Common mistakes of models are corrected or explained to it. All VMs it made are
+/// removed at the end.
 #[derive(Debug, Args)]
 #[command(after_help = OLLAMA_EXAMPLES)]
 pub(crate) struct DemoOllamaArgs {
@@ -65,14 +65,14 @@ pub(crate) struct DemoOllamaArgs {
     /// Name of a model that the endpoint offers
     #[arg(long, value_name = "NAME", default_value = "llama3.2:3b")]
     pub(crate) model: String,
-    /// Show messages, arguments, and results in full [default: off]
+    /// Show the conversation, with all arguments and results [default: off]
     #[arg(long, short)]
     pub(crate) verbose: bool,
 }
 
 pub(crate) fn run(args: &DemoArgs, printer: &Printer) -> Result<Reply, CliError> {
     let Some(DemoCommand::Ollama(ollama)) = &args.command else { return one_command(args.network, printer) };
-    // The contract puts failures on standard output, too.
+    // The demo prints everything on standard output, including failures.
     with_model(ollama, printer).or_else(|error| {
         let exit = error.exit();
         Ok(match Report::of(&error) {
@@ -108,12 +108,13 @@ fn with_model(args: &DemoOllamaArgs, printer: &Printer) -> Result<Reply, CliErro
     Ok(Reply::text(summary(&proved?, args.verbose)))
 }
 
-/// A demo prints on standard output only, except for the progress of an installation on a terminal, which may take minutes.
+/// A demo prints on standard output only, except for a person, who would otherwise see nothing for the minutes that an
+/// installation may take.
 fn is_quiet(printer: &Printer) -> bool {
     !printer.stderr_is_terminal()
 }
 
-/// `fallback_used` is part of the contract's line; this implementation has no fallback.
+/// The line's format includes `fallback_used`, which is always false here.
 fn summary(ran: &RunResult, verbose: bool) -> String {
     let (code, mode) = (ran.exit_code, ran.execution_mode);
     let mut text = format!("[summary] exit_code={code} fallback_used=False execution_mode={mode}\n");
@@ -123,8 +124,7 @@ fn summary(ran: &RunResult, verbose: bool) -> String {
     text
 }
 
-/// Escapes and indents the text of a model or a guest, so that it cannot control the terminal or look like a line of the
-/// demo.
+/// Text of a model or a guest must not control the terminal or look like one of pyro's lines.
 fn apart(text: &str) -> String {
     let text = printable(text.trim_end());
     let mut lines = text.lines();

@@ -22,12 +22,12 @@ Examples:
 
 /// Serve one program on standard input and output with JSON-RPC 2.0
 ///
-/// One message per line, parameters by name, many calls at once. The server ends when its input ends: calls in flight are
-/// cancelled and their VMs removed; tasks stay.
+/// One message per line, parameters by name, any number of calls at once. When its input ends, it cancels the calls in
+/// flight, removes their VMs, and exits; tasks stay.
 #[derive(Debug, Args)]
 #[command(after_help = RPC_EXAMPLES)]
 pub(crate) struct RpcArgs {
-    /// Print the OpenRPC document of the protocol and exit [default: off]
+    /// Print the OpenRPC document that describes the protocol, and exit [default: off]
     #[arg(long)]
     pub(crate) schema: bool,
 }
@@ -47,8 +47,8 @@ pub(crate) fn run(args: &RpcArgs) -> Result<Reply, CliError> {
     })
 }
 
-// The event loop waits for a pipe. It is opened again, so that other processes that share it keep a blocking descriptor. A
-// thread waits for anything else, which costs each message the time to wake that thread.
+// The event loop waits for a pipe. It is opened again, because making it non-blocking would affect other processes that
+// share it. Anything else needs a thread, which adds the time to wake it to each message.
 
 fn input() -> Either<Receiver, Stdin> {
     match OpenOptions::new().open_receiver("/proc/self/fd/0") {

@@ -11,10 +11,11 @@ use futures::{Sink, SinkExt, StreamExt, future};
 use pyro_archive::{ArchiveError, Limits, Links, Report};
 use pyro_wire::{ArchiveReply, Frame, FrameCodec, FrameError, OutputStream, Pack, Unpack};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
-use super::{Client, ConnectError, ask};
+use super::{ANSWER_LIMIT, Client, ConnectError, ask};
 use crate::mux::{RequestStream, call};
-use crate::protocol;
+use crate::protocol::{self, Greeting, Reply};
 
 /// Why something was not copied, or not all of it.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,12 @@ pub enum CopyError {
     /// The guest was not asked.
     #[error(transparent)]
     NotDelivered(#[from] ConnectError),
+    /// The supervisor did not accept the request. Nothing was copied.
+    #[error("nothing was copied: {cause}")]
+    Refused {
+        /// Why.
+        cause: String,
+    },
     /// The guest's half of the work failed.
     #[error("in the VM: {cause}")]
     Guest {
@@ -91,10 +98,21 @@ impl Client {
     }
 
     /// A stream to the guest for one request.
-    async fn guest_stream(&self) -> Result<RequestStream<UnixStream>, ConnectError> {
+    async fn guest_stream(&self) -> Result<RequestStream<UnixStream>, CopyError> {
         let mut stream = self.connect().await?.stream;
         ask(&mut stream, protocol::Request::Copy).await?;
-        Ok(stream.map_codec(|_| FrameCodec::default()))
+        // The guest is not asked before the supervisor has accepted, so every other answer means that it never was.
+        match timeout(ANSWER_LIMIT, stream.next()).await {
+            Ok(Some(Ok(Frame::Control(Reply::Done)))) => Ok(stream.map_codec(|_| FrameCodec::default())),
+            Ok(Some(Ok(Frame::Control(Reply::Refused { cause })))) => Err(CopyError::Refused { cause }),
+            Ok(Some(Ok(Frame::Control(Reply::Unknown(Greeting { version, .. }))))) => {
+                Err(ConnectError::OtherVersion { version: Some(version) }.into())
+            }
+            Ok(Some(Ok(_))) => Err(ConnectError::Unreachable(io::ErrorKind::InvalidData.into()).into()),
+            Ok(Some(Err(error))) => Err(not_delivered(error)),
+            Ok(None) => Err(ConnectError::Unreachable(io::ErrorKind::UnexpectedEof.into()).into()),
+            Err(_) => Err(ConnectError::Unresponsive.into()),
+        }
     }
 
     /// Has the guest pack something, and `take` what comes. Gives what the guest says of it, too.
@@ -108,7 +126,7 @@ impl Client {
         let mut chunks = (&mut stream)
             .map(|frame| match frame {
                 Ok(Frame::Output(OutputStream::Stdout, chunk)) => Some(Ok(chunk)),
-                // The archive has its own end; what comes instead of more of it says why there is no more.
+                // The archive has its own end; an answer before that end says why there is no more.
                 Ok(Frame::Control(answer)) => {
                     reply = Some(answer);
                     None
@@ -121,7 +139,7 @@ impl Client {
             .boxed_local();
         let taken = take(&mut chunks).await;
         drop(chunks);
-        // It comes right behind the archive, and may have been read with that.
+        // It follows the archive immediately, and may have been read together with it.
         let reply = match reply {
             None if taken.is_ok() => match stream.next().await {
                 Some(Ok(Frame::Control(answer))) => Some(answer),
@@ -138,7 +156,7 @@ impl Client {
         }
     }
 
-    /// Has the guest unpack what `give` sends.
+    /// Has the guest unpack the archive that `give` sends.
     async fn send<T>(
         &self,
         unpack: Unpack,
@@ -152,7 +170,7 @@ impl Client {
         let mut sending = pin!(give(&mut chunks));
         let (given, answer) = tokio::select! {
             given = &mut sending => match given {
-                // The guest may have said why it takes no more.
+                // The guest may have reported why it takes no more.
                 Ok(_) | Err(ArchiveError::Stream { .. }) => (given.ok(), answers.next().await),
                 Err(error) => return Err(CopyError::Host(error)),
             },
@@ -174,17 +192,17 @@ impl Client {
     }
 }
 
-/// Pieces of an archive that come.
+/// Received pieces of an archive.
 type Chunks<'a> = LocalBoxStream<'a, io::Result<Bytes>>;
-/// Where pieces of an archive go.
+/// Takes the pieces of an archive.
 type ChunkSink<'a> = Pin<Box<dyn Sink<Bytes, Error = FrameError> + 'a>>;
 
-/// Names that a guest may add to a report.
+/// Maximum number of names that a guest can add to a report.
 const MAX_EXAMPLES: usize = 5;
-/// Longest such name, in characters.
+/// Maximum length of such a name, in characters.
 const MAX_EXAMPLE_CHARS: usize = 200;
 
-/// A guest's text, fit for a terminal.
+/// Returns a guest's text in a form that is safe for a terminal.
 fn printable(name: &str) -> String {
     name.chars().take(MAX_EXAMPLE_CHARS).flat_map(char::escape_debug).collect()
 }
