@@ -14,6 +14,7 @@
 //!   lifetime has ended when they access it.
 
 mod capture;
+mod clock;
 mod config;
 mod contract;
 mod convert;
@@ -21,16 +22,17 @@ mod engine;
 mod finished;
 mod guest_kernel;
 mod host_compat;
+mod pool;
 mod registry;
 mod search_path;
 mod state;
+mod state_dir;
 mod supervise;
-mod timings;
 
 pub mod doctor;
 
 pub use config::Config;
-pub use engine::{Engine, PROBE_COMMAND, SUPERVISE_COMMAND, probe_kvm};
+pub use engine::{Engine, PROBE_COMMAND, probe_kvm};
 pub use pyro_api::Error as EngineError;
 pub use pyro_api::operations;
 pub use pyro_api::{
@@ -42,6 +44,6 @@ pub use pyro_api::{
     TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskSpec, UnknownWord, Vm, VmId, VmSpec,
     VmState,
 };
-pub use supervise::supervise;
+pub use supervise::{SUPERVISE_COMMAND, supervise};
 
 pub(crate) use pyro_api::limits;

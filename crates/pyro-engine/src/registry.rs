@@ -21,11 +21,11 @@ use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, named_params
 use self::fault::Fault;
 pub(crate) use self::journal::{CommandExit, CommandFate, CommandRecord, NewCommand};
 use self::open::Opened;
-pub(crate) use self::open::directory_problem;
 pub(crate) use self::row::{NewVm, VmPatch, VmRecord};
 use crate::Kind;
+use crate::clock::now;
 use crate::state::{Transition, Transitions as _, VmEvent};
-use crate::{EngineError, ErrorKind, StopReason, VmId, VmState};
+use crate::{EngineError, ErrorKind, StopReason, VmId, VmState, state_dir};
 
 /// How long the registry remembers that a VM was removed because of its lifetime, in seconds.
 const TOMBSTONE_SECONDS: f64 = 3600.0;
@@ -41,7 +41,7 @@ pub(crate) struct Registry {
 impl Registry {
     /// Creates the registry below `base_dir`. Does no I/O.
     pub(crate) fn new(base_dir: &Path) -> Self {
-        Self { base_dir: base_dir.to_owned(), file: base_dir.join("state.sqlite3"), opened: Mutex::new(None) }
+        Self { base_dir: base_dir.to_owned(), file: state_dir::registry(base_dir), opened: Mutex::new(None) }
     }
 
     /// Records a VM in state `created`, unless `max_active_vms` exist already.
@@ -115,7 +115,7 @@ impl Registry {
                 record.stop_reason = (event == VmEvent::Stop).then_some(StopReason::ExplicitStop);
             }
             if event == VmEvent::Stop {
-                journal::conclude(tx, id, crate::engine::now())?;
+                journal::conclude(tx, id, now())?;
             }
             if transition != Transition::Remove {
                 record.apply(patch);
@@ -160,7 +160,7 @@ impl Registry {
                 record.last_error = last_error.map(str::to_owned);
                 record.update(tx)?;
             }
-            journal::conclude(tx, id, crate::engine::now())?;
+            journal::conclude(tx, id, now())?;
             Ok(record)
         })
     }

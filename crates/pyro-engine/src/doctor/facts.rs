@@ -13,10 +13,8 @@ use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use super::{BuildReport, DiskReport, KvmReport, NetworkingReport, RootlessReport};
-use crate::engine::vms_dir;
 use crate::guest_kernel::GuestKernelError;
-use crate::registry::directory_problem;
-use crate::{Config, guest_kernel, search_path};
+use crate::{Config, guest_kernel, search_path, state_dir};
 
 /// The VMM to search for if none is configured.
 pub(super) const VMM_NAME: &str = "qemu-system-x86_64";
@@ -173,14 +171,14 @@ fn look(config: &Config, root: &Path) -> HostFacts {
         disk: DiskReport {
             state_dir_free_mib: free_mib(&config.base_dir),
             cache_dir_free_mib: free_mib(&config.cache_dir),
-            vms_used_mib: used_mib(&vms_dir(&config.base_dir)),
+            vms_used_mib: used_mib(&state_dir::vms(&config.base_dir)),
             state_dir_used_mib: used_mib(&config.base_dir),
         },
         user_namespaces_allowed_by: blocked_by
             .map(|(file, _, allowing)| format!("{}={allowing}", file.replace('/', "."))),
         state_dir_problem: fs::metadata(&config.base_dir)
             .ok()
-            .and_then(|metadata| directory_problem(&metadata)),
+            .and_then(|metadata| state_dir::problem(&metadata)),
     }
 }
 

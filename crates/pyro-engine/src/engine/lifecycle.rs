@@ -6,6 +6,7 @@ use std::time::Duration;
 use pyro_supervisor::{EndRequest, Ended};
 use tokio_util::sync::CancellationToken;
 
+use super::launch::Launch;
 use super::reconcile::{OWNER_VANISHED, owner_vanished};
 use super::{Engine, Shared, now};
 use crate::Kind;
@@ -57,7 +58,7 @@ impl Engine {
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         // The lock proves that no process runs the VM, whatever its last supervisor was able to record.
         self.note_vanished(&id).await?;
-        self.bring_up(&record, lock, ground, events, cancel).await?;
+        self.bring_up(Launch { record, lock, ground }, events, cancel).await?;
         Ok(self.get(Kind::Vm, &id).await?.payload())
     }
 

@@ -1,19 +1,19 @@
 //! One-shot runs: create, start, run one command, remove. The VM is bound to this process: if the process dies, the
 //! VM's supervisor removes everything.
 
-use pyro_supervisor::{EndReason, Lifeline, OwnerLock};
+use pyro_supervisor::{EndReason, Lifeline};
 use tokio_util::sync::CancellationToken;
 
-use super::launch::Ground;
+use super::launch::{Launch, Started};
 use super::lifecycle::{new_vm, run_result};
 use super::{Engine, unless_cancelled};
 use crate::Kind;
+use crate::clock::Timings;
 use crate::finished::Finished;
 use crate::limits::{self, CheckedCommand};
 use crate::operations::RunInVm;
 use crate::registry::{NewVm, VmRecord};
-use crate::timings::Timings;
-use crate::{EngineError, ErrorKind, Event, Events, Hint, RunPhase, RunResult, VmId};
+use crate::{CallContext, EngineError, ErrorKind, Event, Events, Hint, RunPhase, RunResult, VmId};
 
 /// A run whose command has ended.
 struct Ran {
@@ -21,13 +21,6 @@ struct Ran {
     finished: Finished,
     /// `None` if the command ran on the host.
     lifeline: Option<Lifeline>,
-}
-
-/// A VM that is recorded but not started yet.
-struct Start {
-    record: VmRecord,
-    lock: OwnerLock,
-    ground: Ground,
 }
 
 impl Engine {
@@ -61,8 +54,9 @@ impl Engine {
         let run = async {
             let record = self.insert(vm).await?;
             timings.lap("registry");
-            let start = Start { record, lock, ground };
-            self.run_in(start, &command, events, cancel, &mut timings).await
+            let launch = Launch { record, lock, ground };
+            let call = CallContext { events: events.clone(), cancel: cancel.clone() };
+            self.run_in(launch, &command, &call, &mut timings).await
         };
         match run.await {
             Ok(Ran { record, finished, lifeline }) => {
@@ -80,27 +74,35 @@ impl Engine {
 
     async fn run_in(
         &self,
-        start: Start,
+        launch: Launch,
         command: &CheckedCommand,
-        events: &Events,
-        cancel: &CancellationToken,
+        call: &CallContext,
         timings: &mut Timings,
     ) -> Result<Ran, EngineError> {
-        let Start { record, lock, ground } = start;
-        let id = &record.vm_id.clone();
+        let CallContext { events, cancel } = call;
+        let id = &launch.record.vm_id.clone();
         events.send(Event::Phase(RunPhase::Start { vm_id: id.clone() })).await;
-        let (record, lifeline) = match ground {
-            Ok((host, environment)) => {
-                let (lifeline, info) =
-                    self.start_guest(&record, environment, host, lock, events, cancel).await?;
-                timings.lap_of_start(&info);
-                (self.get(Kind::Vm, id).await?, Ok(lifeline))
+        let (lifeline, model) = match self.start(launch, events, cancel).await? {
+            Started::Guest(guest) => {
+                timings.lap_of_start(&guest.info);
+                (Ok(guest.lifeline), guest.model)
             }
-            Err(reason) => (self.start_on_host(id, &reason.to_string()).await?, Err(lock)),
+            Started::OnHost(lock) => (Err(lock), None),
         };
+        let record = self.get(Kind::Vm, id).await?;
         events.send(Event::Phase(RunPhase::Execute { vm_id: id.clone() })).await;
-        let executed = self.execute(&record, command, events, cancel).await;
-        timings.lap("command");
+        let execute = async {
+            let executed = self.execute(&record, command, events, cancel).await;
+            timings.lap("command");
+            executed
+        };
+        let refill = async {
+            if let Some(model) = &model {
+                self.refill(model, cancel).await;
+            }
+        };
+        // The command is sent before anything is done for a later run.
+        let (executed, ()) = tokio::join!(biased; execute, refill);
         match (executed, lifeline) {
             (Ok(finished), lifeline) => Ok(Ran { record, finished, lifeline: lifeline.ok() }),
             (Err(error), Ok(lifeline)) if error.kind == ErrorKind::OutcomeUnknown => {

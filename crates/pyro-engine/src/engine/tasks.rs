@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exec::not_asked;
 use super::host::HostUnavailable;
+use super::launch::Launch;
 use super::lifecycle::{as_it_is, new_vm};
 use super::reconcile::owner_vanished;
 use super::{Engine, Shared, now, unless_cancelled, vm_dir};
@@ -67,7 +68,7 @@ impl Engine {
             // record.
             let lock = self.own_vm_dir(Kind::Task, &id).await?;
             let record = self.insert(NewVm { kind: Kind::Task, disk_mib, ..vm }).await?;
-            self.bring_up(&record, lock, ground, events, cancel).await?;
+            self.bring_up(Launch { record, lock, ground }, events, cancel).await?;
             self.status_task(id.as_str()).await
         };
         match started.await {
@@ -136,7 +137,7 @@ impl Engine {
             let ttl_seconds = record.sizing.ttl_seconds;
             record = self.renew(&id, ttl_seconds, now() + f64::from(ttl_seconds)).await?;
         }
-        self.bring_up(&record, lock, ground, events, cancel).await?;
+        self.bring_up(Launch { record, lock, ground }, events, cancel).await?;
         self.status_task(task_id).await
     }
 

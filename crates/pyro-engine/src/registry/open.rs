@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::fault::Fault;
 use super::schema;
-use crate::{EngineError, ErrorKind, Hint};
+use crate::{EngineError, ErrorKind, Hint, state_dir};
 
 /// How long a transaction waits for others. Transactions last milliseconds, so this limit is reached only if a process
 /// was stopped in the middle of one.
@@ -53,19 +53,6 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Returns why a state directory with this `metadata` must not be trusted, if so.
-pub(crate) fn directory_problem(metadata: &Metadata) -> Option<&'static str> {
-    if !metadata.is_dir() {
-        Some("is not a directory")
-    } else if metadata.uid() != rustix::process::geteuid().as_raw() {
-        Some("belongs to another user")
-    } else if metadata.mode() & 0o022 != 0 {
-        Some("may be written by other users")
-    } else {
-        None
-    }
-}
-
 fn prepare_directory(base_dir: &Path) -> Result<(), EngineError> {
     let shown = base_dir.display();
     DirBuilder::new().recursive(true).mode(0o700).create(base_dir).or_else(|error| {
@@ -77,7 +64,7 @@ fn prepare_directory(base_dir: &Path) -> Result<(), EngineError> {
         }
     })?;
     let metadata = fs::metadata(base_dir).map_err(|error| unusable_directory(base_dir, error))?;
-    match directory_problem(&metadata) {
+    match state_dir::problem(&metadata) {
         None => Ok(()),
         Some(problem) => {
             let message = format!("the state directory {shown} {problem}");

@@ -9,7 +9,7 @@ use pyro_wire::{Exec, Frame, FrameCodec, Identify, IdentifyReply};
 use tokio_util::codec::Framed;
 
 use super::driver::report;
-use super::handover;
+use crate::handover;
 use crate::mux::Streams;
 use crate::protocol::{LifelineServer, Reply, ServerStream};
 use crate::spec::LaunchSpec;

@@ -72,9 +72,6 @@ enum Happening<M> {
     Exited(String),
 }
 
-/// Runs once clients are served.
-type Hook<'a> = Box<dyn FnOnce(&LaunchSpec) + 'a>;
-
 /// Progress of the adoption of a spare.
 enum Adoption {
     HandOver(Box<LaunchSpec>, LocalBoxFuture<'static, Option<(LifelineServer, OwnerLock)>>),
@@ -91,7 +88,6 @@ pub(super) struct Driver<'a, B: Boot, S, C> {
     inbox: Inbox,
     queue: mpsc::UnboundedReceiver<Message>,
     lifeline: Option<SplitSink<LifelineServer, Frame<Event>>>,
-    on_started: Option<Hook<'a>>,
     booting: Option<LocalBoxFuture<'a, Result<RunningMachine<B::Machine>, BootFailure>>>,
     adoption: Option<Adoption>,
     machine: Option<B::Machine>,
@@ -133,7 +129,6 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             clock,
             queue,
             lifeline: None,
-            on_started: None,
             booting: None,
             adoption: None,
             machine: None,
@@ -166,11 +161,6 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             while let Some(Ok(_)) = stream.next().await {}
             inbox.input(Input::CallerGone);
         });
-    }
-
-    /// Runs `hook` once clients are served.
-    pub(super) fn when_started(&mut self, hook: impl FnOnce(&LaunchSpec) + 'a) {
-        self.on_started = Some(Box::new(hook));
     }
 
     pub(super) fn inbox(&self) -> Inbox {
@@ -433,11 +423,6 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     }
 
     fn watch_lifetime(&mut self) {
-        if !self.life.terms().is_spare
-            && let Some(hook) = self.on_started.take()
-        {
-            hook(&self.spec);
-        }
         let (clock, inbox) = (Rc::clone(&self.clock), self.inbox.clone());
         let mut lifetime = self.lifetime.subscribe();
         let timer = spawn_local(async move {

@@ -31,7 +31,7 @@ use crate::mux;
 use crate::protocol::{Event, LifelineClient, LifelineServer};
 use crate::server::driver::{Driver, Inbox};
 use crate::server::{Boot, Clock, Store, StoreError};
-use crate::spec::{LaunchSpec, Purpose, Retention, Spares};
+use crate::spec::{LaunchSpec, Purpose, Retention};
 use crate::{BootFailure, BootInfo, BootStage, Client, EndReason, StartMode, files};
 
 /// How the world behaves in one case.
@@ -470,7 +470,6 @@ pub(super) fn spec(dir: PathBuf) -> LaunchSpec {
             layer_template: "/none".into(),
         },
         template_dir: None,
-        spares: Spares::default(),
         purpose: Purpose::Vm,
         network: false,
     }
