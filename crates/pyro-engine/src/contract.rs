@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::limits::LOGS_PAGE_BYTES;
 use crate::{
-    Deleted, DoctorReport, Engine, EngineError, Environment, ErrorKind, Events, NetworkInfo,
-    PulledEnvironment, Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
-    TaskFileWritten, TaskList, TaskLogs, Vm,
+    CopyFromGuest, CopyToGuest, Deleted, DoctorReport, Engine, EngineError, Environment, ErrorKind, Events,
+    NetworkInfo, PulledEnvironment, Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
+    TaskFile, TaskFileWritten, TaskList, TaskLogs, Vm,
 };
 
 impl Contract for Engine {
@@ -152,7 +152,8 @@ impl Contract for Engine {
         let CopyFromTask { task, copy } = request;
         Box::pin(async move {
             let target = absolute("target", &copy.target)?;
-            self.copy_from_task(&task.task_id, &copy.path, target, CopyLimits::default(), &call.cancel).await
+            let copy = CopyFromGuest { path: &copy.path, target, limits: CopyLimits::default() };
+            self.copy_from_task(&task.task_id, copy, &call.cancel).await
         })
     }
 
@@ -160,7 +161,8 @@ impl Contract for Engine {
         let CopyToTask { task, copy } = request;
         Box::pin(async move {
             let source = absolute("source", &copy.source)?;
-            self.copy_to_task(&task.task_id, source, &copy.path, CopyLimits::default(), &call.cancel).await
+            let copy = CopyToGuest { source, path: &copy.path, limits: CopyLimits::default() };
+            self.copy_to_task(&task.task_id, copy, &call.cancel).await
         })
     }
 

@@ -25,6 +25,7 @@ use crate::supervise::SupervisorCommand;
 use crate::{Config, EngineError, ErrorKind, Hint, VmId};
 
 pub use host::{PROBE_COMMAND, probe_kvm};
+pub use tasks::{CopyFromGuest, CopyToGuest};
 
 /// The engine: environments, VMs, and one-shot runs.
 ///

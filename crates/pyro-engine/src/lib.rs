@@ -32,7 +32,7 @@ mod supervise;
 pub mod doctor;
 
 pub use config::Config;
-pub use engine::{Engine, PROBE_COMMAND, probe_kvm};
+pub use engine::{CopyFromGuest, CopyToGuest, Engine, PROBE_COMMAND, probe_kvm};
 pub use pyro_api::Error as EngineError;
 pub use pyro_api::operations;
 pub use pyro_api::{

@@ -30,6 +30,8 @@ use crate::{
     TaskDeleted, TaskList, TaskSpec, VmId, VmSpec, VmState,
 };
 
+pub use files::{CopyFromGuest, CopyToGuest};
+
 /// Metadata key for the digest of the base image under a task's disk.
 const DIGEST: &str = "environment_digest";
 
