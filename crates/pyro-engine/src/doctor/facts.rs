@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use pyro_machine::spawn::Spawn;
 use rustix::fs::{Access, access, statvfs};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
@@ -104,15 +105,12 @@ async fn look_at_vmm(config: &Config) -> VmmFacts {
 
 /// Returns the first 4 KiB of the output of `program --version`.
 async fn ask_version(program: &Path, search_path: &OsStr) -> Result<String, VmmProblem> {
-    let mut child = tokio::process::Command::new(program)
-        .arg("--version")
-        .env_clear()
+    let mut child = Spawn::new(program)
+        .args(["--version"])
+        .clear_env()
         .env("PATH", search_path)
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
+        .start()
         .map_err(|error| VmmProblem::NotStarted(error.to_string()))?;
     let mut text = Vec::new();
     let lost = |error: io::Error| VmmProblem::Lost(error.to_string());
@@ -297,6 +295,20 @@ mod tests {
         let rootless = RootlessReport { euid: uid, user_namespaces: true, subuid: true, newuidmap: true };
         assert_eq!(facts.rootless, rootless);
         assert_eq!(facts.vmm.answer, Some(Ok("QEMU emulator version 10.0.2 --version\n".to_owned())));
+    }
+
+    #[tokio::test]
+    async fn a_vmm_that_is_asked_for_its_version_inherits_no_open_file() {
+        let root = TempDir::new().unwrap();
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        // Unlike an opened file, a copied descriptor is not closed by exec.
+        let _leaky = rustix::io::dup(secret.as_file()).unwrap();
+        put(root.path(), "vmm", "#!/bin/sh\nexec /bin/ls -l /proc/self/fd\n");
+        let config = Config { vmm_program: Some(root.path().join("vmm")), ..config(root.path()) };
+        let facts = HostFacts::gather(&config, root.path()).await;
+        let found = facts.vmm.answer.unwrap().unwrap();
+        assert!(found.contains("/dev/null"), "{found}");
+        assert!(!found.contains(secret.path().to_str().unwrap()), "{found}");
     }
 
     #[tokio::test]
