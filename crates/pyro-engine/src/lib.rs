@@ -6,8 +6,8 @@
 //!
 //! # Invariants
 //!
-//! * Nothing runs on the host unless the caller set [`VmSpec::allow_host_compat`], and [`RunResult::execution_mode`]
-//!   says so.
+//! * Nothing runs on the host unless the caller agreed to it ([`HostAccess`]), and [`RunResult::execution_mode`] says
+//!   so.
 //! * A state is reported only after it is on disk.
 //! * An id is validated before it can become part of a path.
 //! * Read operations (`list`, `inspect`, `status`, `doctor`) change nothing on disk, except that they remove a VM whose
@@ -38,9 +38,9 @@ pub use pyro_api::operations;
 pub use pyro_api::{
     Accelerator, CallContext, Command, CommandOutput, Contract, CopyLimits, DeleteReason, Deleted,
     DoctorReport, Environment, EnvironmentList, ErrorKind, Event, Events, ExecutionMode, FileContent,
-    FileEncoding, FileRange, Hint, Kind, LastCommand, NetworkAssignment, NetworkInfo, Outcome, Output,
-    OutputMode, OutputStream, Phase, PruneReport, Pruned, PullEvent, PulledEnvironment, Reader, Reaped,
-    RunPhase, RunResult, StopReason, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
+    FileEncoding, FileRange, Hint, HostAccess, Kind, LastCommand, NetworkAssignment, NetworkInfo, Outcome,
+    Output, OutputMode, OutputStream, Phase, PruneReport, Pruned, PullEvent, PulledEnvironment, Reader,
+    Reaped, RunPhase, RunResult, StopReason, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
     TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskSpec, UnknownWord, Vm, VmId, VmSpec,
     VmState,
 };

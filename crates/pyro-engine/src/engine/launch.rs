@@ -19,7 +19,9 @@ use crate::engine::host::{Host, HostUnavailable};
 use crate::engine::reconcile::is_unfinished;
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
-use crate::{EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, VmId, VmSpec, state_dir};
+use crate::{
+    EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, VmId, VmSpec, state_dir,
+};
 
 /// Maximum boot time in seconds. Emulation takes a few seconds, and more when many VMs boot at once.
 fn boot_limit_seconds(accelerator: Accelerator) -> u64 {
@@ -105,7 +107,7 @@ impl Engine {
     pub(super) async fn ground(
         &self,
         environment: &str,
-        allow_host_compat: bool,
+        host_access: HostAccess,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Ground, EngineError> {
@@ -113,9 +115,9 @@ impl Engine {
             Ok(host) => Ok(Ok((host, self.environment(environment, events, cancel).await?))),
             Err(reason) => {
                 self.inspect_environment(environment).await?;
-                match allow_host_compat {
-                    true => Ok(Err(reason)),
-                    false => Err(EngineError::boot_unavailable(&reason.to_string())),
+                match host_access {
+                    HostAccess::Allowed => Ok(Err(reason)),
+                    HostAccess::Denied => Err(EngineError::boot_unavailable(&reason.to_string())),
                 }
             }
         }

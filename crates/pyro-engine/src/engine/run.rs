@@ -42,7 +42,7 @@ impl Engine {
         let sizing = limits::check_spec(&spec)?;
         let command = limits::check_command(command, output.output)?;
         events.send(Event::Phase(RunPhase::Create { environment: spec.environment.clone() })).await;
-        let ground = self.ground(&spec.environment, spec.allow_host_compat, events, cancel).await?;
+        let ground = self.ground(&spec.environment, spec.host_access(), events, cancel).await?;
         timings.lap("environment");
         unless_cancelled(cancel, self.reconcile()).await?;
 

@@ -26,8 +26,8 @@ use crate::limits;
 use crate::registry::{NewVm, VmRecord};
 use crate::state::VmEvent;
 use crate::{
-    DeleteReason, EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, LastCommand, StopReason, Task,
-    TaskDeleted, TaskList, TaskSpec, VmId, VmSpec, VmState,
+    DeleteReason, EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, LastCommand,
+    StopReason, Task, TaskDeleted, TaskList, TaskSpec, VmId, VmState,
 };
 
 pub use files::{CopyFromGuest, CopyToGuest};
@@ -56,8 +56,7 @@ impl Engine {
     ) -> Result<Task, EngineError> {
         let sizing = limits::check_spec(&spec.vm)?;
         let disk_mib = limits::check_disk(spec.disk_mib)?;
-        let VmSpec { environment, allow_host_compat, .. } = &spec.vm;
-        let ground = self.ground(environment, *allow_host_compat, events, cancel).await?;
+        let ground = self.ground(&spec.vm.environment, spec.vm.host_access(), events, cancel).await?;
         let version = ground.as_ref().ok().map(|(_, environment)| environment.version.clone());
         unless_cancelled(cancel, self.reconcile()).await?;
         let id = VmId::random()?;
@@ -103,7 +102,7 @@ impl Engine {
             ExecutionMode::HostCompat => Err(HostUnavailable::TaskOnHost),
             // Its files are on its disk, which only a guest can access.
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
-                self.ground(&record.environment, false, events, cancel).await?
+                self.ground(&record.environment, HostAccess::Denied, events, cancel).await?
             }
         };
         if let Ok((_, environment)) = &ground {
@@ -285,7 +284,7 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, EngineError> {
         expires_at: record.expires_at,
         state: record.state,
         network_enabled: record.network_enabled,
-        allow_host_compat: record.allow_host_compat,
+        allow_host_compat: record.host_access.is_allowed(),
         guest_ip: record.guest_ip,
         tap_name: None,
         execution_mode: record.execution_mode,

@@ -10,7 +10,7 @@ use tracing::warn;
 use super::fault::{Fault, is_row_fault};
 use crate::Kind;
 use crate::limits::Sizing;
-use crate::{ExecutionMode, StopReason, Vm, VmId, VmState};
+use crate::{ExecutionMode, HostAccess, StopReason, Vm, VmId, VmState};
 
 /// The record of a new VM.
 #[derive(Debug, Clone)]
@@ -27,7 +27,7 @@ pub(crate) struct NewVm {
     /// Size of its disk, if requested.
     pub(crate) disk_mib: Option<u32>,
     pub(crate) network_enabled: bool,
-    pub(crate) allow_host_compat: bool,
+    pub(crate) host_access: HostAccess,
     pub(crate) metadata: BTreeMap<String, String>,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct VmRecord {
     pub(crate) ephemeral: bool,
     pub(crate) disk_mib: Option<u32>,
     pub(crate) network_enabled: bool,
-    pub(crate) allow_host_compat: bool,
+    pub(crate) host_access: HostAccess,
     pub(crate) guest_ip: Option<String>,
     pub(crate) execution_mode: ExecutionMode,
     pub(crate) accelerator: Option<String>,
@@ -90,7 +90,7 @@ impl NewVm {
                 ":ephemeral": self.ephemeral,
                 ":disk_mib": self.disk_mib,
                 ":network_enabled": self.network_enabled,
-                ":allow_host_compat": self.allow_host_compat,
+                ":allow_host_compat": self.host_access.is_allowed(),
                 ":execution_mode": ExecutionMode::Pending.as_str(),
                 ":metadata": to_json(&self.metadata),
             },
@@ -113,7 +113,7 @@ impl VmRecord {
             expires_at: self.expires_at,
             state: self.state,
             network_enabled: self.network_enabled,
-            allow_host_compat: self.allow_host_compat,
+            allow_host_compat: self.host_access.is_allowed(),
             guest_ip: self.guest_ip.clone(),
             tap_name: None,
             execution_mode: self.execution_mode,
@@ -177,7 +177,7 @@ impl VmRecord {
             ephemeral: row.get("ephemeral")?,
             disk_mib: row.get("disk_mib")?,
             network_enabled: row.get("network_enabled")?,
-            allow_host_compat: row.get("allow_host_compat")?,
+            host_access: row.get::<_, bool>("allow_host_compat")?.into(),
             guest_ip: row.get("guest_ip")?,
             execution_mode: stored(row, "execution_mode")?,
             accelerator: row.get("accelerator")?,

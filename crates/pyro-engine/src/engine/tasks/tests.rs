@@ -47,7 +47,7 @@ async fn a_lifetime_that_the_supervisor_cannot_extend_stays_as_recorded() {
         ephemeral: false,
         disk_mib: None,
         network_enabled: false,
-        allow_host_compat: false,
+        host_access: crate::HostAccess::Denied,
         metadata: BTreeMap::new(),
     };
     engine.registry(move |registry| registry.insert(&task, 4)).await.unwrap();

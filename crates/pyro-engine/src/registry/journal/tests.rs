@@ -27,7 +27,7 @@ fn with_tasks(count: u32) -> (TempDir, Registry) {
             ephemeral: false,
             disk_mib: Some(8192),
             network_enabled: false,
-            allow_host_compat: false,
+            host_access: crate::HostAccess::Denied,
             metadata: BTreeMap::new(),
         };
         registry.insert(&vm, 100).unwrap();
