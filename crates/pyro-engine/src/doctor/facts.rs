@@ -57,7 +57,7 @@ pub(crate) struct HostFacts {
 pub(super) struct VmmFacts {
     /// The program, if it exists.
     pub(super) program: Option<PathBuf>,
-    /// Its output for `--version`, or the reason why there is none.
+    /// Its output for `--version`, or why it gave none.
     pub(super) answer: Option<Result<String, VmmProblem>>,
 }
 

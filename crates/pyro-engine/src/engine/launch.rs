@@ -39,7 +39,7 @@ fn templates_fit(accelerator: Accelerator) -> bool {
 
 /// What a VM starts from: the host's VMM and an installed environment, or the reason why no VM can run, in which case
 /// the caller has agreed to the host.
-pub(super) type Ground = Result<(Host, InstalledEnvironment), HostUnavailable>;
+pub(super) type Backend = Result<(Host, InstalledEnvironment), HostUnavailable>;
 
 /// What a VM consists of, independent of its purpose.
 pub(super) struct Shape {
@@ -56,7 +56,7 @@ pub(super) struct Shape {
 pub(super) struct Launch {
     pub(super) record: VmRecord,
     pub(super) lock: OwnerLock,
-    pub(super) ground: Ground,
+    pub(super) backend: Backend,
 }
 
 /// A VM that accepts commands.
@@ -104,13 +104,13 @@ impl Engine {
     ///
     /// # Errors
     /// `VmUnavailable` if no VM can run and the caller has not agreed to the host; the errors of the environment.
-    pub(super) async fn ground(
+    pub(super) async fn backend(
         &self,
         environment: &str,
         host_access: HostAccess,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Ground, EngineError> {
+    ) -> Result<Backend, EngineError> {
         match self.host().await {
             Ok(host) => Ok(Ok((host, self.environment(environment, events, cancel).await?))),
             Err(reason) => {
@@ -148,9 +148,9 @@ impl Engine {
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Started, EngineError> {
-        let Launch { record, lock, ground } = launch;
-        let (host, environment) = match ground {
-            Ok(ground) => ground,
+        let Launch { record, lock, backend } = launch;
+        let (host, environment) = match backend {
+            Ok(backend) => backend,
             Err(reason) => {
                 self.start_on_host(&record.vm_id, &reason.to_string()).await?;
                 return Ok(Started::OnHost(lock));

@@ -54,11 +54,11 @@ impl Engine {
     ) -> Result<Vm, EngineError> {
         let id = VmId::parse(vm_id)?;
         let record = self.admit(Kind::Vm, &id, VmEvent::Start).await?;
-        let ground = self.ground(&record.environment, record.host_access, events, cancel).await?;
+        let backend = self.backend(&record.environment, record.host_access, events, cancel).await?;
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         // The lock proves that no process runs the VM, whatever its last supervisor was able to record.
         self.note_vanished(&id).await?;
-        self.bring_up(Launch { record, lock, ground }, events, cancel).await?;
+        self.bring_up(Launch { record, lock, backend }, events, cancel).await?;
         Ok(self.get(Kind::Vm, &id).await?.payload())
     }
 

@@ -42,19 +42,19 @@ impl Engine {
         let sizing = limits::check_spec(&spec)?;
         let command = limits::check_command(command, output.output)?;
         events.send(Event::Phase(RunPhase::Create { environment: spec.environment.clone() })).await;
-        let ground = self.ground(&spec.environment, spec.host_access(), events, cancel).await?;
+        let backend = self.backend(&spec.environment, spec.host_access(), events, cancel).await?;
         timings.lap("environment");
         unless_cancelled(cancel, self.reconcile()).await?;
 
         let id = VmId::random()?;
         // Take the lock before writing the record: the record of a run without a lock holder is an orphan.
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
-        let version = ground.as_ref().ok().map(|(_, environment)| environment.version.clone());
+        let version = backend.as_ref().ok().map(|(_, environment)| environment.version.clone());
         let vm = NewVm { ephemeral: true, ..new_vm(id.clone(), &spec, sizing, version) };
         let run = async {
             let record = self.insert(vm).await?;
             timings.lap("registry");
-            let launch = Launch { record, lock, ground };
+            let launch = Launch { record, lock, backend };
             let call = CallContext { events: events.clone(), cancel: cancel.clone() };
             self.run_in(launch, &command, &call, &mut timings).await
         };

@@ -56,12 +56,12 @@ impl Engine {
     ) -> Result<Task, EngineError> {
         let sizing = limits::check_spec(&spec.vm)?;
         let disk_mib = limits::check_disk(spec.disk_mib)?;
-        let ground = self.ground(&spec.vm.environment, spec.vm.host_access(), events, cancel).await?;
-        let version = ground.as_ref().ok().map(|(_, environment)| environment.version.clone());
+        let backend = self.backend(&spec.vm.environment, spec.vm.host_access(), events, cancel).await?;
+        let version = backend.as_ref().ok().map(|(_, environment)| environment.version.clone());
         unless_cancelled(cancel, self.reconcile()).await?;
         let id = VmId::random()?;
         let mut vm = new_vm(id.clone(), &spec.vm, sizing, version);
-        if let Ok((_, environment)) = &ground {
+        if let Ok((_, environment)) = &backend {
             vm.metadata.insert(DIGEST.to_owned(), environment.digest.clone());
         }
         let started = async {
@@ -69,7 +69,7 @@ impl Engine {
             // record.
             let lock = self.own_vm_dir(Kind::Task, &id).await?;
             let record = self.insert(NewVm { kind: Kind::Task, disk_mib, ..vm }).await?;
-            self.bring_up(Launch { record, lock, ground }, events, cancel).await?;
+            self.bring_up(Launch { record, lock, backend }, events, cancel).await?;
             self.status_task(id.as_str()).await
         };
         match started.await {
@@ -97,15 +97,15 @@ impl Engine {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = self.admit(Kind::Task, &id, VmEvent::Start).await?;
         self.refuse_while_busy(&id).await?;
-        let ground = match record.execution_mode {
+        let backend = match record.execution_mode {
             // Its files are on the host, even if VMs can run by now.
             ExecutionMode::HostCompat => Err(HostUnavailable::TaskOnHost),
             // Its files are on its disk, which only a guest can access.
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
-                self.ground(&record.environment, HostAccess::Denied, events, cancel).await?
+                self.backend(&record.environment, HostAccess::Denied, events, cancel).await?
             }
         };
-        if let Ok((_, environment)) = &ground {
+        if let Ok((_, environment)) = &backend {
             warn_of_another_base(&record, environment, events).await;
         }
         // If another process is already starting it, report that, however long the start takes.
@@ -138,7 +138,7 @@ impl Engine {
             let ttl_seconds = record.sizing.ttl_seconds;
             record = self.renew(&id, ttl_seconds, now() + f64::from(ttl_seconds)).await?;
         }
-        self.bring_up(Launch { record, lock, ground }, events, cancel).await?;
+        self.bring_up(Launch { record, lock, backend }, events, cancel).await?;
         self.status_task(task_id).await
     }
 
