@@ -85,7 +85,7 @@ enum BootError {
 
 impl BootError {
     /// Returns whether a machine started from a template failed in a way that means the next start must not use that
-    /// template. A network failure says nothing about the template.
+    /// template. A network failure is unrelated to the template.
     fn condemns_template(&self) -> bool {
         match self {
             Self::Launch(LaunchError::Failed(Interrupted::Network(_)))
@@ -246,7 +246,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         }
     }
 
-    /// Boots a throwaway machine, saves it and ends it. One process makes the template, others wait.
+    /// Boots a throwaway machine, saves it and ends it. One process makes the template, the others wait for it.
     async fn make_template(&mut self, store: &Store) -> Result<Snapshot, BootError> {
         let layer_bytes = std::fs::metadata(&self.spec.guest.layer_template).map_or(0, |file| file.len());
         let wanted = layer_bytes + (u64::from(self.spec.machine.mem_mib) << 20);

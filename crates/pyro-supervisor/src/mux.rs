@@ -36,12 +36,23 @@ pub(crate) enum HandshakeError {
     Closed,
     #[error("the guest does not follow the protocol")]
     Frame(#[from] FrameError),
-    #[error("the guest spoke out of turn")]
-    OutOfTurn,
-    #[error("the guest speaks generation {0} of the protocol, this program speaks {GENERATION}")]
+    #[error("unexpected message from the guest agent")]
+    Unexpected,
+    #[error("the guest uses generation {0} of the protocol; this program uses generation {GENERATION}")]
     Generation(u32),
     #[error("the guest failed at {step}: {cause}")]
     Refused { step: String, cause: String },
+}
+
+/// Why there is no stream for a client's request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// The channel is closed.
+    #[error("the guest is gone")]
+    Closed,
+    /// [`MAX_REQUESTS`] are in flight.
+    #[error("the guest runs as many commands as it can")]
+    TooMany,
 }
 
 /// Waits for the guest's first frame.
@@ -81,7 +92,7 @@ async fn receive<In: DeserializeOwned>(channel: &mut UnixStream) -> Result<In, H
     }
     match FrameCodec::<In, ()>::default().decode(&mut buffer)? {
         Some(Frame::Control(message)) => Ok(message),
-        Some(Frame::Output(..)) | None => Err(HandshakeError::OutOfTurn),
+        Some(Frame::Output(..)) | None => Err(HandshakeError::Unexpected),
     }
 }
 
@@ -114,11 +125,10 @@ pub(crate) struct Streams {
 pub(crate) type Permit = OwnedSemaphorePermit;
 
 impl Streams {
-    /// Opens a new stream to the guest for a client; `None` when the channel is closed or [`MAX_REQUESTS`] are in
-    /// flight.
-    pub(crate) async fn open(&self) -> Option<(yamux::Stream, Permit)> {
-        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
-        Some((self.open_beside().await?, permit))
+    /// Opens a new stream to the guest for a client's request.
+    pub(crate) async fn open(&self) -> Result<(yamux::Stream, Permit), OpenError> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| OpenError::TooMany)?;
+        Ok((self.open_reserved().await.ok_or(OpenError::Closed)?, permit))
     }
 
     /// Waits until the channel is closed, by either end.
@@ -126,7 +136,8 @@ impl Streams {
         self.requests.closed().await;
     }
 
-    async fn open_beside(&self) -> Option<yamux::Stream> {
+    /// Opens one of the streams that are not counted, for the supervisor's own requests. `None`: the channel is closed.
+    async fn open_reserved(&self) -> Option<yamux::Stream> {
         let (sender, receiver) = oneshot::channel();
         self.requests.send(sender).await.ok()?;
         receiver.await.ok()
@@ -135,7 +146,7 @@ impl Streams {
     /// Returns the guest's answer to one of the supervisor's own requests, without the output that may precede it;
     /// clients cannot use up its stream. `None` when there is no answer.
     pub(crate) async fn ask<C: Call>(&self, request: C) -> Option<C::Reply> {
-        let stream = self.open_beside().await?.compat();
+        let stream = self.open_reserved().await?.compat();
         let mut stream = call(Framed::new(stream, FrameCodec::default()), request).await.ok()?;
         loop {
             match stream.next().await?.ok()? {
@@ -184,32 +195,4 @@ pub(crate) fn drive(channel: UnixStream) -> (Streams, impl Future<Output = ()>) 
 }
 
 #[cfg(test)]
-mod tests {
-    use futures::future::poll_fn;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn one_request_too_many_is_refused_and_costs_the_others_nothing() {
-        let (host, guest) = UnixStream::pair().unwrap();
-        let (streams, driver) = drive(host);
-        tokio::spawn(driver);
-        let mut guest = Connection::new(guest.compat(), Config::default(), Mode::Server);
-        tokio::spawn(async move {
-            let mut kept = Vec::new();
-            while let Some(Ok(stream)) = poll_fn(|context| guest.poll_next_inbound(context)).await {
-                kept.push(stream);
-            }
-        });
-        let mut open = Vec::new();
-        for _ in 0..MAX_REQUESTS {
-            open.push(streams.open().await.unwrap());
-        }
-        for _ in 0..50 {
-            assert!(streams.open().await.is_none());
-        }
-        open.pop();
-        open.push(streams.open().await.unwrap());
-        assert!(streams.open_beside().await.is_some(), "ours are not counted");
-    }
-}
+mod tests;

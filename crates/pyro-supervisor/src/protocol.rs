@@ -1,17 +1,17 @@
-//! What a supervisor and its clients say to each other.
+//! The messages between a supervisor and its clients.
 //!
 //! ```text
 //!  client                                supervisor
 //!    │ Hello { generation, version } ───────► │
-//!    │ ◄─────── Hello { generation, version } │   other generations part here: nothing was asked yet
+//!    │ ◄─────── Hello { generation, version } │   other generations part here: nothing was requested yet
 //!    │ Request ─────────────────────────────► │
 //!    │ ◄─────────────────────── Reply, output │
 //! ```
 //!
-//! A supervisor is older or younger than its clients when the program was replaced while it ran. So nobody asks for
-//! anything before both have said which [`GENERATION`] they speak, and whoever asks in vain knows that nothing was
-//! done. Supervisors that were built before there were generations close a connection whose first frame they do not
-//! understand; clients that were built before send their request as the first frame, see [`Legacy`].
+//! A supervisor is older or newer than its clients when the program was replaced while it ran. So no client sends a
+//! request before both ends have announced their [`GENERATION`], and a client of another generation knows that nothing
+//! was done. Supervisors that were built before generations close a connection whose first frame they do not
+//! understand; clients that were built before generations send their request as the first frame, see [`Legacy`].
 
 use pyro_wire::{Exec, FrameCodec};
 use schemars::JsonSchema;
@@ -23,23 +23,23 @@ use super::conversation::CommandOutcome;
 use super::{BootFailure, BootInfo, EndReason};
 use crate::spec::LaunchSpec;
 
-/// Number of this protocol; both ends must agree on it. The schema test says when to raise it.
+/// Number of this protocol; both ends must use the same. The schema test documents when to raise it.
 pub const GENERATION: u32 = 1;
 
 /// The version of this program.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Who speaks.
+/// The program at one end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Greeting {
-    /// The speaker's [`GENERATION`].
+    /// Its [`GENERATION`].
     pub generation: u32,
-    /// The speaker's package version.
+    /// Its package version.
     pub version: String,
 }
 
 impl Greeting {
-    /// This program's.
+    /// Returns the greeting of this program.
     pub fn own() -> Self {
         Self { generation: GENERATION, version: VERSION.to_owned() }
     }
@@ -49,33 +49,34 @@ impl Greeting {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Opening {
-    /// Who speaks.
+    /// The program at this end.
     Hello(Greeting),
 }
 
-/// What a client wants. One per connection, but for [`Request::Cancel`].
+/// A request of a client. One per connection, except [`Request::Cancel`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Request {
-    /// Become a stream to the guest, which carries one request to copy files.
+    /// Become a stream to the guest, which carries one request to copy files. Answered by [`Reply::Done`]; what follows
+    /// is between the client and the guest.
     Copy,
-    /// To a spare: become the VM that is described, and the connection its lifeline. The first who asks gets it;
-    /// it is then given the lock of its new directory.
+    /// To a spare: become this VM, and use the connection as its lifeline. The first client gets the spare, and then
+    /// passes on the lock of the VM's directory.
     Claim(Box<LaunchSpec>),
-    /// Run a command. Answered by [`Reply::Accepted`], its output, and [`Reply::Ended`]. A client that goes away before
-    /// it is accepted has withdrawn it.
+    /// Run a command. Answered by [`Reply::Accepted`], its output, and [`Reply::Ended`]. A client that disconnects before
+    /// the command is accepted has withdrawn it.
     Run {
         /// The command.
         exec: Exec,
-        /// Number it, keep its output, and record how it ends. It then goes on when its client goes away, which ends it
-        /// otherwise.
+        /// Number the command, keep its output, and record how it ends. It then continues when its client disconnects,
+        /// which ends it otherwise.
         journal: bool,
         /// The client does not wait: no output, no end.
         detach: bool,
     },
     /// On the connection of a [`Request::Run`]: do not begin it, or end it.
     Cancel,
-    /// Tell how a command ends. Answered by [`Reply::Ended`] or [`Reply::NotRunning`].
+    /// Report how a command ends. Answered by [`Reply::Ended`] or [`Reply::NotRunning`].
     Watch {
         /// Its number.
         sequence: u64,
@@ -87,7 +88,7 @@ pub(crate) enum Request {
         /// Its number.
         sequence: u64,
     },
-    /// From now on the VM's lifetime ends at this time, in seconds since the epoch.
+    /// Change the end of the VM's lifetime, in seconds since the epoch.
     Extend {
         /// The new end.
         expires_at: f64,
@@ -100,11 +101,11 @@ pub(crate) enum Request {
     Expire,
 }
 
-/// What the supervisor answers.
+/// A reply of the supervisor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Reply {
-    /// It is done; to a claim: it is granted.
+    /// It is done; to a claim or a copy: it is granted.
     Done,
     /// The command is about to run.
     Accepted {
@@ -116,11 +117,11 @@ pub(crate) enum Reply {
         /// Why.
         cause: String,
     },
-    /// The command does not run any more, or there never was one with this number.
+    /// The command is not running any longer, or there never was one with this number.
     NotRunning,
     /// The command has ended, and that is recorded if it is in the journal.
     Ended(CommandOutcome),
-    /// The request is not one that this supervisor knows. Nothing was done.
+    /// This supervisor does not know the request. Nothing was done.
     Unknown(Greeting),
 }
 
@@ -128,31 +129,31 @@ pub(crate) enum Reply {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Launch {
-    /// Who starts it. First.
+    /// The starter. First.
     Hello(Greeting),
-    /// What is to be started.
+    /// What to start.
     Start(Box<LaunchSpec>),
 }
 
-/// From the supervisor to whoever started it.
+/// From the supervisor to its starter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Event {
-    /// Who it is. First, unless a spare was claimed: then both know.
+    /// The supervisor. First, unless a spare was claimed: then both ends have greeted already.
     Hello(Greeting),
     /// The guest takes commands.
     Booted(BootInfo),
-    /// There is a template now; [`Purpose::Template`](crate::Purpose::Template) is done.
+    /// The template exists; [`Purpose::Template`](crate::Purpose::Template) is done.
     TemplateReady,
     /// The VM did not come up. Everything is cleaned up.
     Failed(BootFailure),
-    /// The VM is gone. Everything that does not stay is cleaned up and the end is recorded.
+    /// The VM has ended. Everything that does not stay is cleaned up, and the end is recorded.
     Ended(EndReason),
 }
 
-/// The requests of clients that know no generation. They are the first frame. Those that end a VM mean what they
-/// always meant, and are answered by [`Reply::Done`]; to the others the answer is one that such a client takes for
-/// "it was not delivered".
+/// The requests of clients that were built before generations, sent as the first frame. Those that end or extend a VM
+/// still have their meaning, and are answered by [`Reply::Done`]; the answer to the others is one that such a client
+/// understands as "not delivered".
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Legacy {
@@ -172,7 +173,7 @@ pub(crate) enum Legacy {
 }
 
 impl Legacy {
-    /// The request that means the same, if there is one.
+    /// Returns the request with the same meaning, if there is one.
     pub(crate) fn modern(self) -> Option<Request> {
         match self {
             Self::Stop => Some(Request::Stop),
@@ -184,7 +185,7 @@ impl Legacy {
     }
 }
 
-/// Why a request of another generation is not served.
+/// Returns the reason for not serving a request of another generation.
 pub(crate) fn other_version(version: Option<&str>) -> String {
     let version = version.map_or("an older version".to_owned(), |version| format!("version {version}"));
     format!("not delivered: the supervisor of this task runs {version}")

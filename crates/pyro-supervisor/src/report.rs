@@ -1,4 +1,4 @@
-//! What a supervisor reports of its VM: how it came up, or why it did not, or why it is gone.
+//! What a supervisor reports about its VM: how it came up, why it did not, or why it ended.
 
 use pyro_machine::Accelerator;
 use pyro_machine::network::NetworkDescription;
@@ -20,9 +20,9 @@ pub struct BootInfo {
     pub network: Option<NetworkDescription>,
     /// Where it started from.
     pub start_mode: StartMode,
-    /// Why it was booted although templates were wanted.
+    /// Why its kernel was booted although it could have started from a template.
     pub warning: Option<String>,
-    /// What the start consisted of, in order.
+    /// The steps of the start, in order.
     pub stages: Vec<StageTime>,
 }
 
@@ -57,10 +57,10 @@ pub struct StageTime {
     pub ms: f64,
 }
 
-/// A VM that did not come up.
+/// Why a VM did not come up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BootFailure {
-    /// Where it stopped.
+    /// The step that failed.
     pub stage: BootStage,
     /// Why, in words.
     pub cause: String,
@@ -78,7 +78,7 @@ pub enum BootStage {
     Network,
     /// The VMM is being started.
     Vmm,
-    /// The kernel boots; the agent has not spoken yet.
+    /// The kernel is booting; the agent has not sent anything yet.
     Kernel,
     /// The agent mounts disks and configures the machine.
     Guest,
@@ -89,7 +89,7 @@ pub enum BootStage {
 }
 
 impl BootStage {
-    /// One word for it.
+    /// Returns the step as one word.
     pub fn name(self) -> &'static str {
         match self {
             Self::Disks => "disks",
@@ -117,25 +117,51 @@ impl std::fmt::Display for BootStage {
     }
 }
 
-/// Why a VM that was up is gone.
+/// Why a VM that was up has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EndReason {
-    /// Someone asked for it and wants the files gone too.
+    /// A client deleted it, with its files.
     Deleted,
-    /// Someone asked for it; the files stay.
+    /// A client stopped it; the files stay.
     Stopped,
-    /// Its time was over.
+    /// Its lifetime ended.
     Expired,
-    /// The process it was bound to went away.
+    /// The process that it was bound to exited.
     CallerGone,
-    /// The supervisor got SIGTERM, SIGINT or SIGHUP.
+    /// The supervisor received SIGTERM, SIGINT or SIGHUP.
     Terminated,
-    /// The VMM ended by itself: the guest powered off or crashed, or someone killed it.
+    /// The VMM ended by itself: the guest powered off or crashed, or the VMM was killed.
     VmmEnded {
         /// Exit status in words and the latest lines of the console.
         description: String,
     },
     /// The connection to the guest was lost while its machine went on.
     ChannelLost,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// People read the sentence, programs the word.
+    #[test]
+    fn stages_and_modes_have_their_words() {
+        let stages = [
+            (BootStage::Disks, "disks", "preparing the disks"),
+            (BootStage::Network, "network", "starting the network"),
+            (BootStage::Vmm, "vmm", "starting the VMM"),
+            (BootStage::Kernel, "kernel", "booting the kernel"),
+            (BootStage::Guest, "guest", "setting up the guest"),
+            (BootStage::Restore, "restore", "restoring the template"),
+            (BootStage::Identity, "identity", "giving the guest its identity"),
+        ];
+        for (stage, word, sentence) in stages {
+            assert_eq!((stage.name(), &*stage.to_string()), (word, sentence));
+            assert_eq!(serde_json::to_value(stage).unwrap(), word);
+        }
+        for mode in [StartMode::Cold, StartMode::Template, StartMode::Spare] {
+            assert_eq!(serde_json::to_value(mode).unwrap(), mode.to_string());
+        }
+    }
 }

@@ -105,7 +105,6 @@ pub async fn run<S: Store + 'static>(lifeline: OwnedFd, store: S) -> io::Result<
                 Rc::new(store),
                 Rc::new(WallClock),
             );
-            // The process that started a spare does not wait for it.
             driver.follow(lifeline);
             tokio::task::spawn_local(signals.forward(driver.inbox()));
             driver.run().await;
@@ -157,7 +156,7 @@ async fn make_template(
         _ = lifeline.next() => Event::Ended(EndReason::CallerGone),
         () = signals.any() => Event::Ended(EndReason::Terminated),
     };
-    driver::report(&spec.dir, std::fs::remove_dir_all(&spec.dir));
+    driver::remove_dir(&spec.dir);
     event
 }
 

@@ -19,7 +19,7 @@ pub struct LaunchSpec {
     pub dir: PathBuf,
     /// How long the VM and its files are kept.
     pub retention: Retention,
-    /// The VM was never up, and nobody is to find it if this start is not completed.
+    /// The VM was never up, and must leave no trace if this start does not complete.
     pub is_new: bool,
     /// Locked, shared, as long as the VM lives: what it is made of may not be removed meanwhile. Absent: nothing to lock.
     pub in_use_lock: Option<PathBuf>,
@@ -37,7 +37,7 @@ pub struct LaunchSpec {
     pub template_dir: Option<PathBuf>,
     /// What is started.
     pub purpose: Purpose,
-    /// Give the guest a network interface with a way out.
+    /// Give the guest a network interface with access to the network of the host.
     pub network: bool,
 }
 
@@ -63,7 +63,7 @@ impl LaunchSpec {
 pub enum Retention {
     /// As long as the process that started it lives.
     Caller,
-    /// Until its lifetime is over. A VM that stops earlier keeps its layer for another start.
+    /// Until its lifetime ends. A VM that stops earlier keeps its layer for another start.
     Lifetime,
     /// Until it is deleted. The end of its lifetime only stops it.
     Deletion,
@@ -83,12 +83,12 @@ impl Retention {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Purpose {
-    /// A VM that somebody wants.
+    /// A VM for a caller.
     #[default]
     Vm,
-    /// A VM that waits until somebody wants it.
+    /// A VM that waits to be claimed.
     Spare,
-    /// No VM, but the template from which others start.
+    /// Not a VM but the template that VMs start from.
     Template,
 }
 

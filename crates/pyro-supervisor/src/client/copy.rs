@@ -11,10 +11,11 @@ use futures::{Sink, SinkExt, StreamExt, future};
 use pyro_archive::{ArchiveError, Limits, Links, Report};
 use pyro_wire::{ArchiveReply, Frame, FrameCodec, FrameError, OutputStream, Pack, Unpack};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
-use super::{Client, ConnectError, ask};
+use super::{ANSWER_LIMIT, Client, ConnectError, ask};
 use crate::mux::{RequestStream, call};
-use crate::protocol;
+use crate::protocol::{self, Greeting, Reply};
 
 /// Why something was not copied, or not all of it.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,12 @@ pub enum CopyError {
     /// The guest was not asked.
     #[error(transparent)]
     NotDelivered(#[from] ConnectError),
+    /// The supervisor did not accept the request. Nothing was copied.
+    #[error("nothing was copied: {cause}")]
+    Refused {
+        /// Why.
+        cause: String,
+    },
     /// The guest's half of the work failed.
     #[error("in the VM: {cause}")]
     Guest {
@@ -91,10 +98,21 @@ impl Client {
     }
 
     /// A stream to the guest for one request.
-    async fn guest_stream(&self) -> Result<RequestStream<UnixStream>, ConnectError> {
+    async fn guest_stream(&self) -> Result<RequestStream<UnixStream>, CopyError> {
         let mut stream = self.connect().await?.stream;
         ask(&mut stream, protocol::Request::Copy).await?;
-        Ok(stream.map_codec(|_| FrameCodec::default()))
+        // The guest is not asked before the supervisor has accepted, so every other answer means that it never was.
+        match timeout(ANSWER_LIMIT, stream.next()).await {
+            Ok(Some(Ok(Frame::Control(Reply::Done)))) => Ok(stream.map_codec(|_| FrameCodec::default())),
+            Ok(Some(Ok(Frame::Control(Reply::Refused { cause })))) => Err(CopyError::Refused { cause }),
+            Ok(Some(Ok(Frame::Control(Reply::Unknown(Greeting { version, .. }))))) => {
+                Err(ConnectError::OtherVersion { version: Some(version) }.into())
+            }
+            Ok(Some(Ok(_))) => Err(ConnectError::Unreachable(io::ErrorKind::InvalidData.into()).into()),
+            Ok(Some(Err(error))) => Err(not_delivered(error)),
+            Ok(None) => Err(ConnectError::Unreachable(io::ErrorKind::UnexpectedEof.into()).into()),
+            Err(_) => Err(ConnectError::Unresponsive.into()),
+        }
     }
 
     /// Has the guest pack something, and `take` what comes. Gives what the guest says of it, too.

@@ -8,7 +8,7 @@ use pyro_machine::fake::{FakeHandle, FakePlatform, Step, powered_off};
 use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
 use pyro_wire::{Failure, FailureKind, Frame, FrameCodec, Hello, SetupReply};
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::codec::Framed;
 
 use super::*;
@@ -252,4 +252,93 @@ async fn a_guest_that_says_nothing_is_given_up_and_its_machine_killed() {
     let failure = fixture.boot(&fixture.spec(), guests).await.unwrap_err();
     assert_eq!((failure.stage, &*failure.cause), (BootStage::Kernel, "not done after 30 seconds"));
     fixture.tasks.run_until(was_ended).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_is_made_alone_unless_it_exists() {
+    let fixture = Fixture::new();
+    let spec = fixture.spec_with_template();
+    let platform = fixture.platform.clone();
+    fixture.tasks.spawn_local(async move {
+        loop {
+            tokio::task::spawn_local(good_guest(platform.launched().await));
+        }
+    });
+    for _ in 0..2 {
+        let making = make_template(&spec, &fixture.platform, &fixture.tasks);
+        fixture.tasks.run_until(making).await.unwrap();
+        assert_eq!((fixture.platform.launches(), fixture.templates()), (1, 1));
+    }
+    let failure = make_template(&fixture.spec(), &fixture.platform, &fixture.tasks).await.unwrap_err();
+    assert_eq!(failure.cause, "this host has no templates");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_place_for_templates_the_kernel_boots() {
+    let fixture = Fixture::new();
+    let spec = fixture.spec_with_template();
+    fs::write(fixture.dir.path().join("templates"), "not a directory").unwrap();
+    let (info, _machine) = fixture.boot(&spec, good_guest).await.unwrap();
+    assert_eq!(info.start_mode, StartMode::Cold);
+    assert!(info.warning.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_of_another_generation_is_not_set_up() {
+    let fixture = Fixture::new();
+    let guests = async |handle: FakeHandle| {
+        let mut stream = Framed::new(handle.take_guest().unwrap(), FrameCodec::<Value, Value>::default());
+        let (agent_version, kernel_release) = ("0".to_owned(), "6.1".to_owned());
+        let hello = Hello { generation: GENERATION + 1, agent_version, kernel_release };
+        stream.send(Frame::Control(json!(hello))).await.unwrap();
+        handle.until_ended().await;
+    };
+    let failure = fixture.boot(&fixture.spec(), guests).await.unwrap_err();
+    assert_eq!(failure.stage, BootStage::Kernel);
+    let (theirs, ours) = (GENERATION + 1, GENERATION);
+    let cause =
+        format!("the guest uses generation {theirs} of the protocol; this program uses generation {ours}");
+    assert_eq!(failure.cause, cause);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_breaks_the_handshake_is_given_up_at_once() {
+    let fixture = Fixture::new();
+    let guests = async |handle: FakeHandle| {
+        let mut stream = Framed::new(handle.take_guest().unwrap(), FrameCodec::<Value, Value>::default());
+        let output = Frame::Output(pyro_wire::OutputStream::Stdout, "x".into());
+        stream.send(output).await.unwrap();
+        handle.until_ended().await;
+    };
+    let failure = fixture.boot(&fixture.spec(), guests).await.unwrap_err();
+    assert_eq!(
+        (failure.stage, &*failure.cause),
+        (BootStage::Kernel, "unexpected message from the guest agent")
+    );
+
+    let guests = async |handle: FakeHandle| {
+        handle.take_guest().unwrap().shutdown().await.unwrap();
+        handle.until_ended().await;
+    };
+    let failure = fixture.boot(&fixture.spec(), guests).await.unwrap_err();
+    assert_eq!((failure.stage, &*failure.cause), (BootStage::Kernel, "the guest closed the channel"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_whose_guest_does_not_take_its_identity_is_discarded() {
+    let fixture = Fixture::new();
+    let guests = async |handle: FakeHandle| {
+        if matches!(handle.launch().start, Start::Saved { .. }) {
+            handle.take_guest().unwrap().shutdown().await.unwrap();
+            handle.until_ended().await;
+        } else {
+            good_guest(handle).await;
+        }
+    };
+    let (info, _machine) = fixture.boot(&fixture.spec_with_template(), guests).await.unwrap();
+    assert_eq!(
+        (info.start_mode, info.warning.as_deref()),
+        (StartMode::Cold, Some("the guest closed the channel"))
+    );
+    assert_eq!(fixture.templates(), 0);
 }

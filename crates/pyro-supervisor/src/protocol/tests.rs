@@ -24,7 +24,7 @@ use crate::{Client, ConnectError, EndRequest, Ended, OwnerLock, Run, RunError, d
 ///   done.
 /// * Anything else (a field that is required, removed, or means something else): raise `GENERATION`. Clients then tell their
 ///   users to stop and start tasks that an older supervisor runs.
-/// * `Legacy` and the frames `"done"` and `"refused"` never change: what was built before generations speaks them.
+/// * `Legacy` and the frames `"done"` and `"refused"` never change: programs that were built before generations use them.
 #[test]
 fn schema() {
     let schemas: BTreeMap<&str, Schema> = BTreeMap::from([
@@ -43,7 +43,7 @@ fn run(test: impl Future<Output = ()>) {
     LocalSet::new().block_on(&runtime, test);
 }
 
-/// A peer that says what it is told to say, as JSON in frames: no type of ours is between the test and the wire.
+/// A peer that sends and receives JSON in frames: no type of this crate is between the test and the wire.
 type Raw = Framed<UnixStream, FrameCodec<Value, Value>>;
 
 fn raw(stream: UnixStream) -> Raw {
@@ -91,12 +91,24 @@ fn an_older_client_is_told_that_nothing_was_delivered() {
         say(&mut client, json!({ "extend": { "expires_at": 500.0 } })).await;
         assert_eq!(hear(&mut client).await, Some(json!("done")));
 
-        // What ends a task works whoever asks.
+        // Every client can end a task.
         let mut client = connect().await;
         say(&mut client, json!("stop")).await;
         assert_eq!(hear(&mut client).await, Some(json!("done")));
         supervised.ended().await;
         assert!(!supervised.began_anything());
+    });
+}
+
+#[test]
+fn an_older_client_can_expire_a_task() {
+    run(async {
+        let mut supervised = started(Conditions::task()).await;
+        let mut client = raw(dir::connect(&supervised.dir).await.unwrap());
+        say(&mut client, json!("expire")).await;
+        assert_eq!(hear(&mut client).await, Some(json!("done")));
+        supervised.ended().await;
+        assert!(supervised.dir.exists(), "a task's files stay");
     });
 }
 
@@ -145,7 +157,8 @@ impl Peer {
         (Self { base, lock: std::rc::Rc::new(lock.into()), heard: std::rc::Rc::default() }, listener)
     }
 
-    /// As it was built before generations: one request per connection; one that it does not understand closes it.
+    /// One that was built before generations: one request per connection, and it closes the connection after a
+    /// request that it does not understand.
     fn before_generations() -> Self {
         let (peer, listener) = Self::new();
         let (heard, lock) = (std::rc::Rc::clone(&peer.heard), std::rc::Rc::clone(&peer.lock));

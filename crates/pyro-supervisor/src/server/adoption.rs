@@ -1,15 +1,17 @@
 //! How a spare becomes the VM of its claimer.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::SinkExt;
-use pyro_wire::{Exec, Frame, FrameCodec, Identify, IdentifyReply};
+use pyro_wire::{Exec, Failure, Frame, FrameCodec, Identify, IdentifyReply};
 use tokio_util::codec::Framed;
 
-use super::driver::report;
+use super::driver::{remove_dir, remove_file};
 use crate::handover;
+use crate::machine::NoRandomness;
 use crate::mux::Streams;
 use crate::protocol::{LifelineServer, Reply, ServerStream};
 use crate::spec::LaunchSpec;
@@ -52,33 +54,51 @@ pub(super) async fn hand_over(mut client: ServerStream) -> Option<(LifelineServe
     handed_over.await.ok().flatten()
 }
 
+/// Why a spare did not become the VM of its claimer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TakeOverError {
+    #[error("cannot move {name}")]
+    Move { name: &'static str, source: io::Error },
+    #[error(transparent)]
+    Random(#[from] NoRandomness),
+    #[error("{0}")]
+    Guest(Failure),
+    #[error("the guest sent no valid answer")]
+    NoAnswer,
+    #[error("the guest did not answer within {} seconds", CLAIM_LIMIT.as_secs())]
+    TimedOut,
+}
+
 /// Moves the spare's files to the claimer's directory and gives the guest its new identity.
-pub(super) async fn take_over(spare: PathBuf, spec: LaunchSpec, streams: Streams) -> Result<(), String> {
+pub(super) async fn take_over(
+    spare: PathBuf,
+    spec: LaunchSpec,
+    streams: Streams,
+) -> Result<(), TakeOverError> {
     for name in MOVED {
         fs::rename(spare.join(name), spec.dir.join(name))
-            .map_err(|error| format!("cannot move {name}: {error}"))?;
+            .map_err(|source| TakeOverError::Move { name, source })?;
     }
     remove(&spare);
-    let identity = machine::identity(&spec.vm_id, None).map_err(|error| machine::chain(&error))?;
+    let identity = machine::identity(&spec.vm_id, None)?;
     match tokio::time::timeout(CLAIM_LIMIT, streams.ask(Identify(identity))).await {
         Ok(Some(IdentifyReply::Identified)) => Ok(()),
-        Ok(Some(IdentifyReply::Failed(failure))) => Err(failure.to_string()),
-        Ok(None) => Err("the guest gave no proper answer".to_owned()),
-        Err(_) => Err(format!("no answer in {} seconds", CLAIM_LIMIT.as_secs())),
+        Ok(Some(IdentifyReply::Failed(failure))) => Err(TakeOverError::Guest(failure)),
+        Ok(None) => Err(TakeOverError::NoAnswer),
+        Err(_) => Err(TakeOverError::TimedOut),
     }
 }
 
 /// Removes the files that a spare may have left in the claimer's directory if it died while it was being claimed.
 pub(crate) fn clear_claimed(dir: &Path) {
     for name in MOVED.into_iter().chain([files::CONTROL_SOCKET]) {
-        let path = dir.join(name);
-        report(&path, fs::remove_file(&path));
+        remove_file(&dir.join(name));
     }
 }
 
 /// Removes a spare's directory.
 pub(super) fn remove(dir: &Path) {
-    report(dir, fs::remove_dir_all(dir));
+    remove_dir(dir);
     // The directory of the kind is removed with its last spare.
     let _ = dir.parent().map(fs::remove_dir);
 }

@@ -35,7 +35,7 @@ pub use self::log::{CommandLog, STREAM_LIMIT, file_name, room};
 
 use super::{Store, StoreError};
 use crate::conversation::{CommandOutcome, OutputChunk, converse, timeout_note};
-use crate::mux::{Permit, Streams};
+use crate::mux::{OpenError, Permit, Streams};
 use crate::protocol::{Reply, Request, ServerStream};
 use crate::{dir, files};
 
@@ -116,7 +116,7 @@ impl<S: Store + 'static> Commands<S> {
         }
         let begun = match self.begin(&exec, journal).await {
             Ok(begun) => begun,
-            Err(cause) => return say(&mut client, Reply::Refused { cause }).await,
+            Err(error) => return reply(&mut client, Reply::Refused { cause: error.to_string() }).await,
         };
         let _counted = Counted(self.0.count.clone());
         if journal {
@@ -127,7 +127,7 @@ impl<S: Store + 'static> Commands<S> {
     }
 
     async fn run_unnumbered(&self, begun: Begun, exec: Exec, mut client: ServerStream) {
-        say(&mut client, Reply::Accepted { sequence: None }).await;
+        reply(&mut client, Reply::Accepted { sequence: None }).await;
         let (sink, reader) = client.split();
         let mut listener = Listener { client: Some(sink), patience: None, deaf: false };
         let terminate = begun.terminate;
@@ -141,7 +141,7 @@ impl<S: Store + 'static> Commands<S> {
             outcome = ran => outcome,
         };
         if let Some(client) = &mut listener.client {
-            say(client, Reply::Ended(outcome)).await;
+            reply(client, Reply::Ended(outcome)).await;
         }
     }
 
@@ -150,7 +150,7 @@ impl<S: Store + 'static> Commands<S> {
         let mut log = CommandLog::new(self.0.dir.clone(), sequence);
         let mut withdrawn = is_withdrawn(&mut client);
         if !withdrawn {
-            say(&mut client, Reply::Accepted { sequence: Some(sequence) }).await;
+            reply(&mut client, Reply::Accepted { sequence: Some(sequence) }).await;
             withdrawn = !detach && is_withdrawn(&mut client);
         }
         let (sink, reader) = client.split();
@@ -189,21 +189,20 @@ impl<S: Store + 'static> Commands<S> {
         self.0.running.borrow_mut().remove(&sequence);
         if let (Some(recorded), Some(client)) = (recorded, &mut listener.client) {
             // The client counts what it keeps itself.
-            let told = if let CommandOutcome::Unknown { .. } = recorded { recorded } else { outcome };
-            say(client, Reply::Ended(told)).await;
+            let reported = if let CommandOutcome::Unknown { .. } = recorded { recorded } else { outcome };
+            reply(client, Reply::Ended(reported)).await;
         }
     }
 
     /// Gives a journalled command its sequence. From then on it has a stream to the guest.
-    async fn begin(&self, exec: &Exec, journal: bool) -> Result<Begun, String> {
+    async fn begin(&self, exec: &Exec, journal: bool) -> Result<Begun, NotBegun> {
         if self.0.closed.get() {
-            return Err("the VM is being stopped".to_owned());
+            return Err(NotBegun::Stopping);
         }
-        let stream = self.0.streams.open().await;
-        let (stream, permit) = stream.ok_or("the guest is gone, or runs as many commands as it can")?;
+        let (stream, permit) = self.0.streams.open().await?;
         // `end_all` may have run in the meantime, and it does not wait for commands that are not counted.
         if self.0.closed.get() {
-            return Err("the VM is being stopped".to_owned());
+            return Err(NotBegun::Stopping);
         }
         // From here on the end of the VM waits for this command.
         self.0.count.send_modify(|count| *count += 1);
@@ -223,9 +222,9 @@ impl<S: Store + 'static> Commands<S> {
                 }
                 Ok(Begun { sequence, stream, permit, terminate, progress })
             }
-            Err(StoreError { cause, .. }) => {
+            Err(error) => {
                 self.0.count.send_modify(|count| *count -= 1);
-                Err(cause)
+                Err(error.into())
             }
         };
         self.0.beginning.send_modify(|count| *count -= 1);
@@ -280,7 +279,7 @@ impl<S: Store + 'static> Commands<S> {
     /// is set. Refuses a command that is not running: its end is on record.
     pub(super) async fn watch(&self, sequence: u64, output: bool, mut client: ServerStream) {
         let Some(Running { mut progress, .. }) = self.find(sequence).await else {
-            return say(&mut client, Reply::NotRunning).await;
+            return reply(&mut client, Reply::NotRunning).await;
         };
         let mut sent = [(OutputStream::Stdout, 0), (OutputStream::Stderr, 0)];
         loop {
@@ -299,7 +298,7 @@ impl<S: Store + 'static> Commands<S> {
                 }
             }
             if let Some(end) = seen.end {
-                return say(&mut client, Reply::Ended(end)).await;
+                return reply(&mut client, Reply::Ended(end)).await;
             }
             tokio::select! {
                 changed = progress.changed() => if changed.is_err() { return },
@@ -312,13 +311,13 @@ impl<S: Store + 'static> Commands<S> {
     /// Ends a command.
     pub(super) async fn kill(&self, sequence: u64, mut client: ServerStream) {
         let Some(Running { terminate, mut progress }) = self.find(sequence).await else {
-            return say(&mut client, Reply::NotRunning).await;
+            return reply(&mut client, Reply::NotRunning).await;
         };
         terminate.cancel();
         let ended = progress.wait_for(|progress| progress.end.is_some()).await;
         let end = ended.ok().and_then(|progress| progress.end.clone());
         if let Some(end) = end {
-            say(&mut client, Reply::Ended(end)).await;
+            reply(&mut client, Reply::Ended(end)).await;
         }
     }
 
@@ -330,7 +329,7 @@ impl<S: Store + 'static> Commands<S> {
         self.settle().await;
     }
 
-    /// Waits until no command is running, either because all were asked to end or because the guest is gone.
+    /// Waits until no command is running, either because all were terminated or because the guest is gone.
     pub(super) async fn settle(&self) {
         self.0.closed.set(true);
         self.0.ending.cancel();
@@ -340,6 +339,17 @@ impl<S: Store + 'static> Commands<S> {
             tracing::warn!("commands did not end in time");
         }
     }
+}
+
+/// Why a command is not begun.
+#[derive(Debug, thiserror::Error)]
+enum NotBegun {
+    #[error("the VM is being stopped")]
+    Stopping,
+    #[error(transparent)]
+    NoStream(#[from] OpenError),
+    #[error(transparent)]
+    NotRecorded(#[from] StoreError),
 }
 
 struct Begun {
@@ -382,11 +392,11 @@ impl Listener {
 }
 
 /// Sends a reply to a client, which may have disconnected or may not read.
-async fn say<C>(client: &mut C, reply: Reply)
+async fn reply<C>(client: &mut C, message: Reply)
 where
     C: futures::Sink<Frame<Reply>> + Unpin,
 {
-    let _ = tokio::time::timeout(SETTLE_LIMIT, client.send(Frame::Control(reply))).await;
+    let _ = tokio::time::timeout(SETTLE_LIMIT, client.send(Frame::Control(message))).await;
 }
 
 /// Returns whether the client has disconnected or cancelled. It sends nothing else before it is answered.
@@ -394,7 +404,7 @@ fn is_withdrawn(client: &mut ServerStream) -> bool {
     client.next().now_or_never().is_some()
 }
 
-/// Ends a command when its client asks for it. A client that disconnects asks for nothing.
+/// Ends a command when its client cancels it. A disconnect does not end it.
 async fn cancel(mut client: SplitStream<ServerStream>, terminate: CancellationToken) {
     while let Some(Ok(frame)) = client.next().await {
         if frame == Frame::Control(Request::Cancel) {
@@ -403,7 +413,7 @@ async fn cancel(mut client: SplitStream<ServerStream>, terminate: CancellationTo
     }
 }
 
-/// Returns when the client has disconnected or wants its command ended.
+/// Returns when the client has disconnected or cancelled its command.
 async fn gone(mut client: SplitStream<ServerStream>) {
     let _ = client.next().await;
 }

@@ -9,6 +9,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::codec::Framed;
 
 use super::driver::{Inbox, Message};
+use super::state::Epoch;
 use crate::dir;
 use crate::protocol::{
     GENERATION, Greeting, Legacy, Opening, Reply, Request, ServerStream, VERSION, other_version,
@@ -19,8 +20,8 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// Pause after a client could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts clients and passes on their requests, forever.
-pub(super) async fn accept(listener: UnixListener, inbox: Inbox) {
+/// Accepts clients of this epoch and passes on their requests, forever.
+pub(super) async fn accept(listener: UnixListener, epoch: Epoch, inbox: Inbox) {
     loop {
         match listener.accept().await {
             Ok((client, _)) => {
@@ -29,7 +30,7 @@ pub(super) async fn accept(listener: UnixListener, inbox: Inbox) {
                     if let Ok(Some((request, client))) =
                         tokio::time::timeout(REQUEST_LIMIT, receive(client)).await
                     {
-                        inbox.post(Message::Client(request, client));
+                        inbox.post(Message::Client(epoch, request, client));
                     }
                 });
             }

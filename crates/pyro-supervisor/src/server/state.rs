@@ -27,6 +27,16 @@ mod tests;
 /// A client's connection, as the driver numbers it.
 pub(crate) type ClientId = u64;
 
+/// What a supervisor owned when a message was sent to it. The clients and the timer of a spare do not affect the VM that
+/// it becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Epoch {
+    /// A spare that no client had claimed.
+    Spare,
+    /// A caller's VM, or a spare that is becoming one.
+    Vm,
+}
+
 /// The terms on which a VM is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Terms {
@@ -99,10 +109,10 @@ pub(crate) enum Input {
     StartNotRecorded,
     /// The starter has been notified that the VM is up.
     StartAnnounced,
-    /// A client sent a request.
-    Request(ClientId, Request),
-    /// The VM's lifetime has ended.
-    LifetimeOver,
+    /// A client sent a request, on a connection of this epoch.
+    Request(Epoch, ClientId, Request),
+    /// The lifetime of what the supervisor owned in this epoch has ended.
+    LifetimeOver(Epoch),
     /// The starter's end of the lifeline is closed.
     CallerGone,
     /// SIGTERM, SIGINT or SIGHUP.
@@ -220,12 +230,17 @@ pub(crate) struct End {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Life {
     terms: Terms,
+    epoch: Epoch,
     state: State,
+    /// Clients whose requests are served once the VM runs: other processes see it as started as soon as that is on
+    /// record.
+    held: Vec<ClientId>,
 }
 
 impl Life {
     pub(crate) fn new(terms: Terms) -> Self {
-        Self { terms, state: State::Booting }
+        let epoch = if terms.is_spare { Epoch::Spare } else { Epoch::Vm };
+        Self { terms, epoch, state: State::Booting, held: Vec::new() }
     }
 
     pub(crate) fn state(&self) -> &State {
@@ -236,6 +251,11 @@ impl Life {
         self.terms
     }
 
+    /// Returns the epoch of connections and timers that begin now.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         self.state == State::Done
     }
@@ -243,7 +263,11 @@ impl Life {
     /// Advances the state by `input`, and returns what to do about it.
     pub(crate) fn apply(&mut self, input: Input) -> Vec<Effect> {
         let state = std::mem::replace(&mut self.state, State::Done);
-        let (state, effects) = self.decide(state, input);
+        let (state, mut effects) = self.decide(state, input);
+        if let Some(refusal) = state.end_refusal() {
+            let refused = self.held.drain(..).map(|client| Effect::Refuse(client, refusal));
+            effects.splice(0..0, refused);
+        }
         self.state = state;
         effects
     }
@@ -253,10 +277,11 @@ impl Life {
             Adopting, Announcing, Booting, Closing, Concluding, Done, Halting, Recording, Running, Settling,
             Waiting,
         };
-        if let Input::Request(client, request) = input {
-            return self.decide_request(state, client, request);
+        if let Input::Request(epoch, client, request) = input {
+            return self.decide_request(state, epoch, client, request);
         }
         match (state, input) {
+            (state, Input::LifetimeOver(epoch)) if epoch != self.epoch => (state, Vec::new()),
             (Booting, Input::Ready) if self.terms.is_spare => {
                 (Waiting, vec![Effect::WatchLifetime, Effect::OpenForClaims])
             }
@@ -268,6 +293,10 @@ impl Life {
             }
             (Adopting, Input::Adopted) => (Recording(None), vec![Effect::RecordStart]),
             (Adopting, Input::AdoptionFailed) => self.kill(End::new(Cause::NotAdopted), Vec::new()),
+            // The claimer can start its VM in another way.
+            (Adopting, Input::MachineExited | Input::ChannelLost) => {
+                self.kill(End::new(Cause::NotAdopted), vec![Effect::AbortAdoption])
+            }
             (Recording(None), Input::StartRecorded) => (Announcing(None), vec![Effect::AnnounceStart]),
             (Recording(Some(end)), Input::StartRecorded) => self.begin(end),
             (Recording(end), Input::StartNotRecorded) => {
@@ -276,7 +305,10 @@ impl Life {
             (Announcing(end), Input::StartAnnounced) => {
                 self.terms.is_new = false;
                 match end {
-                    None => (Running, vec![Effect::WatchLifetime]),
+                    None => {
+                        let held = self.held.drain(..).map(Effect::Admit);
+                        (Running, std::iter::once(Effect::WatchLifetime).chain(held).collect())
+                    }
                     Some(end) => self.begin(end),
                 }
             }
@@ -287,8 +319,8 @@ impl Life {
             }
             (Settling(end), Input::CommandsSettled) => self.conclude(end),
             (Concluding(end), Input::EndRecorded) => {
-                let told = end.waiting.into_iter().map(Effect::Confirm);
-                (Done, std::iter::once(Effect::AnnounceEnd(end.cause)).chain(told).collect())
+                let confirmations = end.waiting.into_iter().map(Effect::Confirm);
+                (Done, std::iter::once(Effect::AnnounceEnd(end.cause)).chain(confirmations).collect())
             }
             (state, input) => match self.cause_of(&state, input) {
                 Some(cause) => self.end(state, End::new(cause)),
@@ -301,7 +333,7 @@ impl Life {
     /// Returns the cause of an end if an event other than a request ends the VM.
     fn cause_of(&self, state: &State, input: Input) -> Option<Cause> {
         match input {
-            Input::LifetimeOver => Some(Cause::Expired),
+            Input::LifetimeOver(_) => Some(Cause::Expired),
             Input::Signal => Some(Cause::Terminated),
             Input::MachineExited => Some(Cause::MachineExited),
             Input::ChannelLost => Some(Cause::ChannelLost),
@@ -325,14 +357,24 @@ impl Life {
         }
     }
 
-    fn decide_request(&mut self, state: State, client: ClientId, request: Request) -> (State, Vec<Effect>) {
+    fn decide_request(
+        &mut self,
+        state: State,
+        epoch: Epoch,
+        client: ClientId,
+        request: Request,
+    ) -> (State, Vec<Effect>) {
         let refusal = state.refusal();
         match (request, &state) {
             (_, State::Done) => (state, Vec::new()),
+            _ if epoch != self.epoch => (state, vec![Effect::Refuse(client, Refusal::Claimed)]),
             (Request::Stop, _) => self.end(state, End::wanted(Cause::Stopped, client)),
             (Request::Delete, _) => self.end(state, End::wanted(Cause::Deleted, client)),
             (Request::Expire, _) => self.end(state, End::wanted(Cause::Expired, client)),
-            (Request::Claim, State::Waiting) => (State::Adopting, vec![Effect::Adopt(client)]),
+            (Request::Claim, State::Waiting) => {
+                self.epoch = Epoch::Vm;
+                (State::Adopting, vec![Effect::Adopt(client)])
+            }
             (Request::Claim, _) => {
                 let refusal = if self.terms.is_spare { refusal } else { Refusal::Claimed };
                 (state, vec![Effect::Refuse(client, refusal)])
@@ -342,6 +384,10 @@ impl Life {
                 State::Waiting | State::Recording(None) | State::Announcing(None) | State::Running,
             ) => (state, vec![Effect::Extend(client)]),
             (Request::Work | Request::Look, State::Running) => (state, vec![Effect::Admit(client)]),
+            (Request::Work | Request::Look, State::Recording(None) | State::Announcing(None)) => {
+                self.held.push(client);
+                (state, Vec::new())
+            }
             (Request::Look, State::Closing(_)) => (state, vec![Effect::Admit(client)]),
             (Request::Extend | Request::Work | Request::Look, _) => {
                 (state, vec![Effect::Refuse(client, refusal)])
@@ -433,13 +479,29 @@ impl Terms {
 impl State {
     /// Returns why a request cannot be served now.
     fn refusal(&self) -> Refusal {
-        match self {
-            Self::Booting | Self::Adopting | Self::Recording(_) | Self::Announcing(_) => Refusal::Starting,
+        self.end_refusal().unwrap_or(match self {
             Self::Waiting => Refusal::Unclaimed,
             Self::Running => Refusal::Claimed,
-            Self::Closing(_) | Self::Halting(_) | Self::Settling(_) | Self::Concluding(_) | Self::Done => {
-                Refusal::Stopping
-            }
+            _ => Refusal::Starting,
+        })
+    }
+
+    /// Returns why requests are refused if the VM's end has begun.
+    fn end_refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Booting
+            | Self::Waiting
+            | Self::Adopting
+            | Self::Recording(None)
+            | Self::Announcing(None)
+            | Self::Running => None,
+            Self::Recording(Some(_))
+            | Self::Announcing(Some(_))
+            | Self::Closing(_)
+            | Self::Halting(_)
+            | Self::Settling(_)
+            | Self::Concluding(_)
+            | Self::Done => Some(Refusal::Stopping),
         }
     }
 }

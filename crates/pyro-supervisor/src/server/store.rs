@@ -26,8 +26,8 @@ pub trait Store {
     /// [`StoreError`]; the VM is then ended.
     async fn record_start(&self, vm_id: &str, info: &BootInfo) -> Result<f64, StoreError>;
 
-    /// Records that the VM ended, once it is gone. `loss` says why its guest could not write everything out, if it
-    /// should have.
+    /// Records that the VM ended, once it is gone. `loss` is the reason if its guest should have
+    /// written everything out and may not have.
     ///
     /// # Errors
     /// [`StoreError`]; the release of the VM's lock then shows other processes what the record cannot.

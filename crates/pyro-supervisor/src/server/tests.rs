@@ -4,8 +4,12 @@
 //! Each case is a fresh driver on a paused clock. A failing one is printed in its shortest form with its seed, and kept
 //! in `proptest-regressions`, from where it is tried again first. `PROPTEST_CASES` sets how many there are.
 
+mod claims;
+mod commands;
+mod failures;
 mod fake;
 mod interleavings;
+mod process;
 mod races;
 
 pub(crate) use self::fake::{Conditions, Supervised};

@@ -139,6 +139,9 @@ fn copied(id: &VmId, report: Report) -> TaskCopied {
 pub(super) fn copy_error(id: &VmId, error: CopyError) -> EngineError {
     match error {
         CopyError::NotDelivered(error) => not_asked(error),
+        CopyError::Refused { .. } => {
+            EngineError::new(ErrorKind::NotDelivered, error.to_string()).hint(Hint::SafeToRepeat)
+        }
         CopyError::Lost => EngineError::new(
             ErrorKind::OutcomeUnknown,
             format!("connection to task {id} was lost while files were copied"),

@@ -16,8 +16,14 @@ const REQUESTS: [Request; 7] = [
     Request::Work,
     Request::Look,
 ];
-const EVENTS: [Input; 5] =
-    [Input::LifetimeOver, Input::CallerGone, Input::Signal, Input::MachineExited, Input::ChannelLost];
+const EVENTS: [Input; 6] = [
+    Input::LifetimeOver(Epoch::Spare),
+    Input::LifetimeOver(Epoch::Vm),
+    Input::CallerGone,
+    Input::Signal,
+    Input::MachineExited,
+    Input::ChannelLost,
+];
 
 fn all_terms() -> Vec<Terms> {
     let retentions = [Retention::Caller, Retention::Lifetime, Retention::Deletion];
@@ -49,11 +55,15 @@ fn reports(state: &State, terms: Terms) -> Vec<Input> {
 /// What an observer of inputs and effects knows, and what it insists on.
 #[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
 struct Observer {
+    /// A client's claim was granted.
+    claimed: bool,
+    /// The spare became the claimer's VM.
+    adopted: bool,
     start_recorded: bool,
     machine_gone: bool,
     sealed: bool,
     end_recorded: bool,
-    told: bool,
+    end_announced: bool,
     closed: bool,
     delete_wanted: bool,
     all_removed: bool,
@@ -65,18 +75,27 @@ impl Observer {
     fn input(&mut self, input: Input) {
         match input {
             Input::BootFailed => self.machine_gone = true,
+            Input::Adopted => self.adopted = true,
             Input::StartRecorded => self.start_recorded = true,
             Input::EndRecorded => self.end_recorded = true,
-            Input::Request(client, request) => {
+            Input::Request(epoch, client, request) => {
                 self.open.push(client);
-                self.delete_wanted |= request == Request::Delete && !self.sealed;
+                self.delete_wanted |= request == Request::Delete && !self.sealed && !self.is_stale(epoch);
             }
             _ => {}
         }
     }
 
+    /// Returns whether a message of this epoch belongs to a spare that has been claimed since.
+    fn is_stale(&self, epoch: Epoch) -> bool {
+        self.claimed && epoch == Epoch::Spare
+    }
+
     fn effect(&mut self, effect: Effect) {
-        assert!(!self.told || matches!(effect, Effect::Confirm(_)), "{effect:?} after the last word");
+        assert!(
+            !self.end_announced || matches!(effect, Effect::Confirm(_)),
+            "{effect:?} after the last word"
+        );
         match effect {
             Effect::AbortBoot | Effect::KillMachine => self.machine_gone = true,
             Effect::AbortAdoption => assert!(!self.machine_gone),
@@ -94,8 +113,10 @@ impl Observer {
                 assert!(self.machine_gone, "a machine that runs has no end");
                 assert!(!self.sealed, "a second end");
                 self.sealed = true;
+                let is_loss = matches!(effect, Effect::RecordEnd(Cause::MachineExited | Cause::ChannelLost));
+                assert!(!is_loss || !self.claimed || self.adopted, "{effect:?} of a VM that never was one");
                 if self.delete_wanted {
-                    assert!(self.all_removed, "somebody wanted the files gone");
+                    assert!(self.all_removed, "a client deleted the VM");
                     assert!(
                         matches!(effect, Effect::Forget | Effect::RecordEnd(Cause::Deleted)),
                         "{effect:?} although it was to be deleted"
@@ -103,11 +124,11 @@ impl Observer {
                 }
             }
             Effect::AnnounceEnd(_) => {
-                assert!(self.end_recorded, "told before it is recorded");
-                self.told = true;
+                assert!(self.end_recorded, "reported before it is recorded");
+                self.end_announced = true;
             }
             Effect::Confirm(client) => {
-                assert!(self.end_recorded, "told before it is recorded");
+                assert!(self.end_recorded, "reported before it is recorded");
                 self.answered(client);
             }
             Effect::Admit(client) => {
@@ -116,6 +137,7 @@ impl Observer {
             }
             Effect::Extend(client) | Effect::Adopt(client) | Effect::Refuse(client, _) => {
                 assert!(!self.machine_gone || matches!(effect, Effect::Refuse(..)));
+                self.claimed |= matches!(effect, Effect::Adopt(_));
                 self.answered(client);
             }
         }
@@ -128,7 +150,7 @@ impl Observer {
 
     fn check(&self, life: &Life) {
         if life.is_done() {
-            assert!(self.machine_gone && self.sealed && self.end_recorded && self.told, "{self:?}");
+            assert!(self.machine_gone && self.sealed && self.end_recorded && self.end_announced, "{self:?}");
             assert!(self.open.is_empty(), "clients without an answer: {self:?}");
         }
     }
@@ -137,6 +159,8 @@ impl Observer {
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct World {
     life: Life,
+    /// It began as a spare.
+    is_spare: bool,
     observer: Observer,
     /// Things that happen at most once, and have not happened yet.
     events: Vec<Input>,
@@ -148,6 +172,7 @@ impl World {
     fn new(terms: Terms) -> Self {
         Self {
             life: Life::new(terms),
+            is_spare: terms.is_spare,
             observer: Observer::default(),
             events: EVENTS.to_vec(),
             clients: CLIENTS.to_vec(),
@@ -156,16 +181,32 @@ impl World {
 
     fn next(&self) -> Vec<Input> {
         let mut inputs = reports(self.life.state(), self.life.terms());
-        inputs.extend(&self.events);
+        let epochs = self.epochs();
+        let can_happen = |event: &Input| match event {
+            Input::LifetimeOver(epoch) => epochs.contains(epoch),
+            _ => true,
+        };
+        inputs.extend(self.events.iter().copied().filter(can_happen));
         if let Some(client) = self.clients.first() {
-            inputs.extend(REQUESTS.map(|request| Input::Request(*client, request)));
+            for epoch in epochs {
+                inputs.extend(REQUESTS.map(|request| Input::Request(*epoch, *client, request)));
+            }
         }
         inputs
     }
 
+    /// The epochs of messages that can arrive now.
+    fn epochs(&self) -> &'static [Epoch] {
+        match (self.is_spare, self.observer.claimed) {
+            (false, _) => &[Epoch::Vm],
+            (true, false) => &[Epoch::Spare],
+            (true, true) => &[Epoch::Spare, Epoch::Vm],
+        }
+    }
+
     fn step(&mut self, input: Input) -> Vec<Effect> {
         match input {
-            Input::Request(client, _) => self.clients.retain(|other| *other != client),
+            Input::Request(_, client, _) => self.clients.retain(|other| *other != client),
             input => self.events.retain(|other| *other != input),
         }
         let was_done = self.life.is_done();
@@ -173,12 +214,24 @@ impl World {
         if !was_done {
             self.observer.input(input);
         }
+        let is_stale = match input {
+            Input::Request(epoch, ..) | Input::LifetimeOver(epoch) => self.observer.is_stale(epoch),
+            _ => false,
+        };
         let effects = self.life.apply(input);
+        if is_stale && !was_done {
+            let refusal = match input {
+                Input::Request(_, client, _) => vec![Effect::Refuse(client, Refusal::Claimed)],
+                _ => Vec::new(),
+            };
+            assert_eq!(effects, refusal, "{input:?} of a spare that was claimed");
+            assert_eq!(*self.life.state(), was);
+        }
         assert!(!was_done || effects.is_empty(), "{input:?} after the end did {effects:?}");
         for effect in &effects {
             self.observer.effect(*effect);
         }
-        if was == State::Booting && matches!(input, Input::Request(_, Request::Stop | Request::Delete)) {
+        if was == State::Booting && matches!(input, Input::Request(_, _, Request::Stop | Request::Delete)) {
             assert_eq!(effects.first(), Some(&Effect::AbortBoot), "a start is given up at once");
         }
         self.observer.check(&self.life);
@@ -188,6 +241,7 @@ impl World {
     /// With nothing but the driver's reports, an end that has begun comes to its end.
     fn finish(mut self) {
         let begun = self.observer.machine_gone || self.observer.closed;
+        let is_spare = self.life.epoch() == Epoch::Spare;
         for _ in 0..8 {
             match reports(self.life.state(), self.life.terms()).first() {
                 Some(report) => drop(self.step(*report)),
@@ -195,6 +249,9 @@ impl World {
             }
         }
         assert!(!begun || self.life.is_done(), "stuck in {:?}", self.life);
+        let is_settled = self.life.is_done() || *self.life.state() == State::Running;
+        assert!(is_settled || is_spare, "stuck in {:?}", self.life);
+        assert!(self.observer.open.is_empty(), "clients without an answer: {:?}", self.observer);
     }
 }
 
@@ -276,7 +333,7 @@ fn a_creator_that_dies_leaves_nothing_and_a_starter_changes_nothing() {
     assert_eq!(*life.state(), State::Running);
 }
 
-/// A supervisor in a few lines: the reason of the end is the first one, unless somebody deletes before it is sealed.
+/// A supervisor in a few lines: the reason of the end is the first one, unless a client deletes the VM before the end is sealed.
 #[derive(Debug)]
 struct Model {
     terms: Terms,
@@ -303,7 +360,7 @@ impl Model {
             self.cause = Some(cause);
             self.left = 1;
         }
-        // Nobody is there to be told.
+        // There is no starter to notify.
         if cause == Cause::CallerGone && self.phase == ANNOUNCE {
             self.waits = false;
             self.phase = RUN;
@@ -337,9 +394,9 @@ impl Model {
 fn events() -> impl Strategy<Value = Input> {
     prop_oneof![
         4 => Just(None),
-        1 => proptest::sample::select(&[Input::LifetimeOver, Input::CallerGone, Input::Signal][..]).prop_map(Some),
+        1 => proptest::sample::select(&[Input::LifetimeOver(Epoch::Vm), Input::CallerGone, Input::Signal][..]).prop_map(Some),
         2 => (1..9_u64, proptest::sample::select(&REQUESTS[..]))
-            .prop_map(|(client, request)| Some(Input::Request(client, request))),
+            .prop_map(|(client, request)| Some(Input::Request(Epoch::Vm, client, request))),
     ]
     // Placeholder for the driver's next report.
     .prop_map(|event| event.unwrap_or(Input::Ready))
@@ -368,9 +425,9 @@ proptest! {
             stepped.push(input);
             let effects = life.apply(input);
             match input {
-                Input::Request(_, Request::Stop) => model.wants_end(Cause::Stopped),
-                Input::Request(_, Request::Delete) => model.wants_end(Cause::Deleted),
-                Input::Request(_, Request::Expire) | Input::LifetimeOver => model.wants_end(Cause::Expired),
+                Input::Request(_, _, Request::Stop) => model.wants_end(Cause::Stopped),
+                Input::Request(_, _, Request::Delete) => model.wants_end(Cause::Deleted),
+                Input::Request(_, _, Request::Expire) | Input::LifetimeOver(_) => model.wants_end(Cause::Expired),
                 Input::Signal => model.wants_end(Cause::Terminated),
                 Input::CallerGone
                     if model.phase == BOOT

@@ -15,7 +15,11 @@ use pyro_machine::{
     Accelerator, Console, Exit as MachineExit, GuestImage, GuestKernel, Interrupted, Interruption, Machine,
     MachineConfig, MachineError,
 };
-use pyro_wire::{Exec, ExecInput, ExecReply, Exit, Frame, FrameCodec, HaltReply, NoInput, Request, Status};
+use pyro_wire::{
+    ArchiveReply, ArchiveReport, Exec, ExecInput, ExecReply, Exit, Failure, FailureKind, Frame, FrameCodec,
+    HaltReply, IdentifyReply, NoInput, OutputStream, Request, Status,
+};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet, spawn_local};
@@ -28,11 +32,11 @@ use yamux::{Config, Connection, Mode};
 use crate::conversation::CommandOutcome;
 use crate::machine::RunningMachine;
 use crate::mux;
-use crate::protocol::{Event, LifelineClient, LifelineServer};
+use crate::protocol::{Event, LifelineClient, LifelineServer, Reply};
 use crate::server::driver::{Driver, Inbox};
 use crate::server::{Boot, Clock, Store, StoreError};
 use crate::spec::{LaunchSpec, Purpose, Retention};
-use crate::{BootFailure, BootInfo, BootStage, Client, EndReason, StartMode, files};
+use crate::{BootFailure, BootInfo, BootStage, Client, EndReason, OwnerLock, StartError, StartMode, files};
 
 /// How the world behaves in one case.
 #[derive(Clone, Debug)]
@@ -48,6 +52,16 @@ pub(crate) struct Conditions {
     pub(super) store: StoreBehaviour,
     /// Virtual seconds until the end of the lifetime.
     pub(super) lifetime: u32,
+    /// Virtual seconds until a spare ends that no client claims.
+    pub(super) idle: u32,
+    pub(super) identify_ms: u64,
+    pub(super) identity_fails: bool,
+    pub(super) halt_fails: bool,
+    /// Commands cannot be recorded when they begin.
+    pub(super) begins_are_refused: bool,
+    /// Neither the end of the VM nor its removal can be recorded.
+    pub(super) end_is_refused: bool,
+    pub(super) clock_fails: bool,
 }
 
 impl Conditions {
@@ -62,6 +76,13 @@ impl Conditions {
             start_is_refused: false,
             store: StoreBehaviour::Works,
             lifetime: 1000,
+            idle: 600,
+            identify_ms: 20,
+            identity_fails: false,
+            halt_fails: false,
+            begins_are_refused: false,
+            end_is_refused: false,
+            clock_fails: false,
         }
     }
 }
@@ -74,6 +95,8 @@ pub(super) enum StoreBehaviour {
     FailsAtFirst,
     /// None is taken, as one with a number that is too large.
     RefusesEnds,
+    /// Not even that the outcome is unknown.
+    RefusesAll,
 }
 
 /// What happened, in order.
@@ -89,12 +112,18 @@ pub(super) enum Fact {
     Halted,
     MachineUp,
     MachineGone,
-    /// The starter was told.
-    Told(Event),
-    /// A client was told that the VM has ended.
+    /// The starter received this event.
+    Notified(Event),
+    /// A client received the confirmation that the VM has ended.
     Confirmed,
-    /// A client was told how its command ended.
+    /// A client received the outcome of its command.
     Answered(Option<u64>, CommandOutcome),
+    /// A client that reached the spare sent this request, and this is the answer.
+    OfSpare(&'static str, Option<Reply>),
+    /// The claim was not granted.
+    NotClaimed,
+    /// The supervisor was lost during the claim.
+    ClaimLost,
 }
 
 /// Everything that the fakes share.
@@ -103,6 +132,13 @@ pub(super) struct World {
     pub(super) facts: RefCell<Vec<Fact>>,
     pub(super) machine_exit: Notify,
     pub(super) channel_loss: CancellationToken,
+    /// What the machine prints before it exits.
+    pub(super) last_words: RefCell<String>,
+    /// The recorded reason why the guest may not have written everything out.
+    pub(super) loss: RefCell<Option<String>>,
+    /// When the end of the lifetime was recorded, in seconds since the begin of the case.
+    pub(super) expired_at: Cell<Option<f64>>,
+    began: Instant,
     is_alive: Cell<bool>,
     sequence: Cell<u64>,
     ends_refused: Cell<u32>,
@@ -116,6 +152,10 @@ impl World {
             facts: RefCell::default(),
             machine_exit: Notify::new(),
             channel_loss: CancellationToken::new(),
+            last_words: RefCell::default(),
+            loss: RefCell::default(),
+            expired_at: Cell::new(None),
+            began: Instant::now(),
             is_alive: Cell::new(false),
             sequence: Cell::new(0),
             ends_refused: Cell::new(0),
@@ -207,6 +247,7 @@ impl Machine for FakeMachine {
 
     async fn exited(&mut self) -> MachineExit {
         self.world.machine_exit.notified().await;
+        self.console.print(self.world.last_words.borrow().as_bytes());
         self.end();
         MachineExit::Status(ExitStatus::default())
     }
@@ -228,8 +269,10 @@ impl Machine for FakeMachine {
     }
 }
 
-/// A guest that understands `sleep MS`, `stubborn MS`, which does not end when asked to, and anything else, which ends
-/// at once.
+/// A guest that understands `sleep MS`, `stubborn MS`, which does not end when asked to, `print BYTES`, which then waits
+/// to be ended, `late`, which reaches its time limit, `missing`, which cannot be started, `chatter`, which prints until
+/// its stream is closed, `leave`, which closes its stream, `garbage`, which breaks
+/// the protocol, and anything else, which ends at once.
 async fn run_guest(channel: UnixStream, world: Rc<World>) {
     let mut connection = Connection::new(channel.compat(), Config::default(), Mode::Server);
     // Everything that runs in a guest ends with it.
@@ -256,12 +299,40 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
         }
         Some(Ok(Frame::Control(Request::Halt))) => {
             sleep(Duration::from_millis(world.conditions.halt_ms)).await;
-            world.note(Fact::Halted);
             let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, HaltReply>::default());
-            let _ = stream.send(Frame::Control(HaltReply::Halted)).await;
+            let reply = if world.conditions.halt_fails {
+                HaltReply::Failed(failure("writing out", "I/O error"))
+            } else {
+                world.note(Fact::Halted);
+                HaltReply::Halted
+            };
+            let _ = stream.send(Frame::Control(reply)).await;
+        }
+        Some(Ok(Frame::Control(Request::Unpack(_)))) => {
+            world.note(Fact::Began("copy".to_owned()));
+            let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, ArchiveReply>::default());
+            let reply = ArchiveReply::Archived(ArchiveReport::default());
+            let _ = stream.send(Frame::Control(reply)).await;
+            // The client sends the rest before it looks for an answer.
+            while let Some(Ok(Frame::Output(..))) = stream.next().await {}
+        }
+        Some(Ok(Frame::Control(Request::Identify(_)))) => {
+            sleep(Duration::from_millis(world.conditions.identify_ms)).await;
+            let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, IdentifyReply>::default());
+            let reply = if world.conditions.identity_fails {
+                IdentifyReply::Failed(failure("setting the hostname", "read-only"))
+            } else {
+                IdentifyReply::Identified
+            };
+            let _ = stream.send(Frame::Control(reply)).await;
         }
         _ => {}
     }
+}
+
+fn failure(step: &str, cause: &str) -> Failure {
+    let (step, cause) = (step.to_owned(), cause.to_owned());
+    Failure { kind: FailureKind::Other, step, cause, errno: None }
 }
 
 async fn run_command(
@@ -281,6 +352,30 @@ async fn run_command(
     let mut words = exec.command.split(' ');
     let is_stubborn = words.next() == Some("stubborn");
     let ms = words.next().and_then(|ms| ms.parse().ok()).unwrap_or(0);
+    let print = |bytes: usize| Frame::Output(OutputStream::Stdout, vec![b'x'; bytes].into());
+    match exec.command.split(' ').next() {
+        Some("print") => {
+            let mut left = ms as usize;
+            while left > 0 {
+                stream.feed(print(left.min(60_000))).await.ok()?;
+                left -= left.min(60_000);
+            }
+            stream.flush().await.ok()?;
+            stream.next().await?.ok()?;
+        }
+        Some("missing") => return Some(ExecReply::NotStarted(failure("starting", "not found"))),
+        Some("chatter") => loop {
+            stream.send(print(10)).await.ok()?;
+            sleep(Duration::from_millis(100)).await;
+        },
+        Some("leave") => return None,
+        Some("garbage") => {
+            stream.get_mut().write_all(&[0xff; 64]).await.ok()?;
+            stream.get_mut().flush().await.ok()?;
+            return None;
+        }
+        _ => {}
+    }
     let wait = sleep(Duration::from_millis(ms));
     tokio::pin!(wait);
     let status = loop {
@@ -295,11 +390,15 @@ async fn run_command(
     };
     Some(ExecReply::Exited(Exit {
         status,
-        timed_out: false,
+        timed_out: exec.command == "late",
         duration_ms: started.elapsed().as_millis() as u64,
         stdout_dropped: 0,
         stderr_dropped: 0,
     }))
+}
+
+fn full() -> StoreError {
+    StoreError { is_permanent: false, cause: "the disk is full".to_owned() }
 }
 
 pub(super) struct FakeStore(pub(super) Rc<World>);
@@ -314,7 +413,7 @@ impl Store for FakeStore {
     async fn record_start(&self, _vm_id: &str, _info: &BootInfo) -> Result<f64, StoreError> {
         self.take_time().await;
         if self.0.conditions.start_is_refused {
-            return Err(StoreError { is_permanent: false, cause: "the disk is full".to_owned() });
+            return Err(full());
         }
         self.0.note(Fact::StartRecorded);
         Ok(self.0.conditions.lifetime.into())
@@ -325,21 +424,34 @@ impl Store for FakeStore {
         _vm_id: &str,
         _retention: Retention,
         reason: &EndReason,
-        _loss: Option<&str>,
+        loss: Option<&str>,
     ) -> Result<(), StoreError> {
         self.take_time().await;
+        if self.0.conditions.end_is_refused {
+            return Err(full());
+        }
+        *self.0.loss.borrow_mut() = loss.map(str::to_owned);
+        if *reason == EndReason::Expired {
+            self.0.expired_at.set(Some(self.0.began.elapsed().as_secs_f64()));
+        }
         self.0.note(Fact::EndRecorded(reason.clone()));
         Ok(())
     }
 
     async fn forget(&self, _vm_id: &str) -> Result<(), StoreError> {
         self.take_time().await;
+        if self.0.conditions.end_is_refused {
+            return Err(full());
+        }
         self.0.note(Fact::Forgotten);
         Ok(())
     }
 
     async fn record_command(&self, _vm_id: &str, _exec: &Exec) -> Result<u64, StoreError> {
         self.take_time().await;
+        if self.0.conditions.begins_are_refused {
+            return Err(full());
+        }
         let sequence = self.0.sequence.get() + 1;
         self.0.sequence.set(sequence);
         self.0.running.borrow_mut().insert(sequence, true);
@@ -358,7 +470,10 @@ impl Store for FakeStore {
         match self.0.conditions.store {
             StoreBehaviour::FailsAtFirst if refused < 2 => {
                 self.0.ends_refused.set(refused + 1);
-                return Err(StoreError { is_permanent: false, cause: "the disk is full".to_owned() });
+                return Err(full());
+            }
+            StoreBehaviour::RefusesAll => {
+                return Err(StoreError { is_permanent: true, cause: "out of range".to_owned() });
             }
             StoreBehaviour::RefusesEnds if !matches!(outcome, CommandOutcome::Unknown { .. }) => {
                 return Err(StoreError { is_permanent: true, cause: "out of range".to_owned() });
@@ -372,11 +487,14 @@ impl Store for FakeStore {
     }
 }
 
-/// Seconds since the begin of the case.
-pub(super) struct FakeClock(Instant);
+/// Seconds since the begin of the case; it may have no timers.
+pub(super) struct FakeClock(Instant, bool);
 
 impl Clock for FakeClock {
     async fn reaches(&self, seconds: f64) -> io::Result<()> {
+        if self.1 {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         tokio::time::sleep_until(self.0 + Duration::from_secs_f64(seconds.max(0.0))).await;
         Ok(())
     }
@@ -387,6 +505,8 @@ pub(crate) struct Supervised {
     pub(super) world: Rc<World>,
     pub(super) inbox: Inbox,
     pub(crate) dir: PathBuf,
+    /// Where it waited to be claimed, if it is a spare.
+    pub(super) spare_dir: PathBuf,
     caller: Option<JoinHandle<()>>,
     driver: JoinHandle<()>,
     _base: tempfile::TempDir,
@@ -394,39 +514,80 @@ pub(crate) struct Supervised {
 
 impl Supervised {
     pub(super) fn start(conditions: Conditions) -> Self {
+        Self::launch(conditions, Purpose::Vm)
+    }
+
+    /// A spare that waits to be claimed.
+    pub(super) fn spare(conditions: Conditions) -> Self {
+        Self::launch(conditions, Purpose::Spare)
+    }
+
+    fn launch(conditions: Conditions, purpose: Purpose) -> Self {
         let world = World::new(conditions);
         let base = tempfile::tempdir().unwrap();
-        let dir = base.path().join("vm");
+        let (dir, spare_dir) = (base.path().join("vm"), base.path().join("spares/kind/spare"));
         std::fs::create_dir(&dir).unwrap();
-        std::fs::write(dir.join(files::LAYER), "").unwrap();
-        let spec = LaunchSpec {
-            retention: world.conditions.retention,
-            is_new: world.conditions.is_new,
-            ..spec(dir.clone())
+        std::fs::create_dir_all(&spare_dir).unwrap();
+        let spec = match purpose {
+            Purpose::Spare => LaunchSpec {
+                purpose,
+                is_new: true,
+                expires_at: world.conditions.idle.into(),
+                ..spec(spare_dir.clone())
+            },
+            _ => vm_spec(&dir, &world.conditions),
         };
+        for name in [files::LAYER, files::SUPERVISOR_LOG] {
+            std::fs::write(spec.dir.join(name), "").unwrap();
+        }
         let (ours, theirs) = UnixStream::pair().unwrap();
         let lifeline: LifelineServer = Framed::new(theirs, FrameCodec::default());
         let mut caller: LifelineClient = Framed::new(ours, FrameCodec::default());
         let listening = Rc::clone(&world);
         let caller = spawn_local(async move {
             while let Some(Ok(Frame::Control(event))) = caller.next().await {
-                listening.note(Fact::Told(event));
+                listening.note(Fact::Notified(event));
             }
         });
         let boot = Rc::new(FakeBoot(Rc::clone(&world)));
         let store = Rc::new(FakeStore(Rc::clone(&world)));
-        let mut driver = Driver::new(spec, boot, store, Rc::new(FakeClock(Instant::now())));
+        let clock = FakeClock(Instant::now(), world.conditions.clock_fails);
+        let mut driver = Driver::new(spec, boot, store, Rc::new(clock));
         driver.follow(lifeline);
         let inbox = driver.inbox();
         let driver = spawn_local(driver.run());
-        Self { inbox, world, dir, caller: Some(caller), driver, _base: base }
+        Self { inbox, world, dir, spare_dir, caller: Some(caller), driver, _base: base }
+    }
+
+    /// Makes the spare the VM in `dir`, as a starter does, and follows it to its end.
+    pub(super) fn claim(&mut self) {
+        let (world, spare_dir, dir) = (Rc::clone(&self.world), self.spare_dir.clone(), self.dir.clone());
+        let claimer = spawn_local(async move {
+            let lock = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+            let claimed = crate::client::claim(&spare_dir, vm_spec(&dir, &world.conditions), &lock).await;
+            let event = match claimed {
+                None => return world.note(Fact::NotClaimed),
+                Some(Ok((lifeline, info))) => {
+                    world.note(Fact::Notified(Event::Booted(info)));
+                    lifeline.ended().await.map(Event::Ended)
+                }
+                Some(Err(StartError::Boot(failure))) => Some(Event::Failed(failure)),
+                Some(Err(StartError::Ended(reason))) => Some(Event::Ended(reason)),
+                Some(Err(StartError::Lost)) => return world.note(Fact::ClaimLost),
+                Some(Err(error)) => panic!("{error}"),
+            };
+            if let Some(event) = event {
+                world.note(Fact::Notified(event));
+            }
+        });
+        self.caller = Some(claimer);
     }
 
     pub(crate) fn client(&self) -> Client {
         Client::new(&self.dir)
     }
 
-    /// The process that started the VM goes away.
+    /// The process that started the VM exits.
     pub(crate) fn drop_caller(&mut self) {
         if let Some(caller) = self.caller.take() {
             caller.abort();
@@ -444,6 +605,16 @@ impl Supervised {
         tokio::time::timeout(limit, &mut self.driver).await.expect("an end").expect("no panic");
         // Let everyone read what they were sent.
         sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Describes the VM of a caller.
+fn vm_spec(dir: &Path, conditions: &Conditions) -> LaunchSpec {
+    LaunchSpec {
+        retention: conditions.retention,
+        is_new: conditions.is_new,
+        expires_at: conditions.lifetime.into(),
+        ..spec(dir.to_owned())
     }
 }
 

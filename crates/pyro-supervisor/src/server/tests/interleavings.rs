@@ -20,7 +20,7 @@ use crate::spec::Retention;
 use crate::{EndReason, RunError, files};
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     Stop,
     Delete,
     Expire,
@@ -36,7 +36,7 @@ enum Step {
     Signal,
 }
 
-fn steps() -> impl Strategy<Value = Vec<(u16, Step)>> {
+pub(super) fn steps() -> impl Strategy<Value = Vec<(u16, Step)>> {
     let commands = proptest::sample::select(&["true", "sleep 40", "sleep 3000", "stubborn 2000"][..]);
     let exec = (commands.clone(), any::<bool>(), proptest::option::of(0..400_u16))
         .prop_map(|(command, journal, gives_up_after)| Step::Exec { command, journal, gives_up_after });
@@ -55,12 +55,15 @@ fn steps() -> impl Strategy<Value = Vec<(u16, Step)>> {
         1 => Just(Step::CallerGoes),
         1 => Just(Step::Signal),
     ];
-    // Close together, so that things meet that take a few milliseconds.
-    let pause = prop_oneof![Just(0_u16), 1..8_u16, 8..150_u16, 500..4000_u16];
-    proptest::collection::vec((pause, step), 1..14)
+    proptest::collection::vec((pause(), step), 1..14)
 }
 
-fn conditions() -> impl Strategy<Value = Conditions> {
+/// Milliseconds between two steps. Short ones, so that steps meet what takes a few milliseconds.
+pub(super) fn pause() -> impl Strategy<Value = u16> {
+    prop_oneof![Just(0_u16), 1..8_u16, 8..150_u16, 500..4000_u16]
+}
+
+pub(super) fn conditions() -> impl Strategy<Value = Conditions> {
     let retention = proptest::sample::select(
         &[Retention::Caller, Retention::Lifetime, Retention::Deletion, Retention::Deletion][..],
     );
@@ -93,13 +96,14 @@ fn conditions() -> impl Strategy<Value = Conditions> {
                 start_is_refused,
                 store,
                 lifetime,
+                ..Conditions::task()
             }
         },
     )
 }
 
-/// One client, which notes what it is told.
-fn perform(supervised: &mut Supervised, step: Step) -> Option<JoinHandle<()>> {
+/// Starts one client, which records the answers that it receives.
+pub(super) fn perform(supervised: &mut Supervised, step: Step) -> Option<JoinHandle<()>> {
     let (client, world) = (supervised.client(), Rc::clone(&supervised.world));
     let ask = |request: Request| {
         let (client, world) = (supervised.client(), Rc::clone(&supervised.world));
@@ -168,15 +172,15 @@ fn perform(supervised: &mut Supervised, step: Step) -> Option<JoinHandle<()>> {
     })
 }
 
-/// What must hold whatever happened.
-fn check(supervised: &Supervised, conditions: &Conditions) -> Result<(), TestCaseError> {
+/// What must hold after every sequence of steps.
+pub(super) fn check(supervised: &Supervised, conditions: &Conditions) -> Result<(), TestCaseError> {
     let facts = supervised.world.facts.borrow().clone();
     let position = |wanted: &dyn Fn(&Fact) -> bool| facts.iter().position(wanted);
     let is_end = |fact: &Fact| matches!(fact, Fact::EndRecorded(_) | Fact::Forgotten);
     let ends: Vec<_> = facts.iter().filter(|fact| is_end(fact)).collect();
     prop_assert!(ends.len() <= 1, "more than one end: {facts:?}");
     prop_assert!(!supervised.world.is_alive(), "a machine is left: {facts:?}");
-    let failed = position(&|fact| matches!(fact, Fact::Told(Event::Failed(_)))).is_some();
+    let failed = position(&|fact| matches!(fact, Fact::Notified(Event::Failed(_)))).is_some();
     prop_assert!(
         ends.len() == 1 || failed || conditions.boot_fails || conditions.start_is_refused,
         "no end: {facts:?}"
@@ -190,13 +194,13 @@ fn check(supervised: &Supervised, conditions: &Conditions) -> Result<(), TestCas
             Fact::Confirmed => {
                 prop_assert!(recorded.is_none_or(|recorded| recorded < at), "confirmed too early: {facts:?}");
             }
-            Fact::Told(Event::Ended(reason)) => {
-                prop_assert!(recorded.is_some_and(|recorded| recorded < at), "told too early: {facts:?}");
+            Fact::Notified(Event::Ended(reason)) => {
+                prop_assert!(recorded.is_some_and(|recorded| recorded < at), "reported too early: {facts:?}");
                 if let Some(Fact::EndRecorded(on_record)) = recorded.map(|at| &facts[at]) {
                     prop_assert_eq!(on_record, reason, "{:?}", facts);
                 }
             }
-            Fact::Told(Event::Booted(_)) => {
+            Fact::Notified(Event::Booted(_)) => {
                 prop_assert!(facts[..at].contains(&Fact::StartRecorded), "announced too early: {facts:?}");
             }
             Fact::Began(_) => {
@@ -208,7 +212,9 @@ fn check(supervised: &Supervised, conditions: &Conditions) -> Result<(), TestCas
                 let on_record =
                     position(&|fact| matches!(fact, Fact::CommandEnded(number, _) if number == sequence));
                 match on_record {
-                    Some(on_record) => prop_assert!(on_record < at, "told before it was recorded: {facts:?}"),
+                    Some(on_record) => {
+                        prop_assert!(on_record < at, "reported before it was recorded: {facts:?}")
+                    }
                     None => prop_assert!(false, "not recorded: {facts:?}"),
                 }
                 if conditions.store == StoreBehaviour::RefusesEnds {
@@ -219,7 +225,7 @@ fn check(supervised: &Supervised, conditions: &Conditions) -> Result<(), TestCas
             _ => {}
         }
     }
-    // Whoever had a number has an end, unless the record failed until the VM was gone.
+    // Every numbered command has an end, unless the record failed until the VM was gone.
     if conditions.store != StoreBehaviour::FailsAtFirst {
         for fact in &facts {
             if let Fact::CommandRecorded(sequence) = fact {
@@ -254,8 +260,8 @@ async fn play(conditions: Conditions, steps: Vec<(u16, Step)>) -> Result<(), Tes
     // Its lifetime ends it if nothing else did.
     supervised.ended().await;
     for client in clients {
-        let told = tokio::time::timeout(Duration::from_secs(200), client).await;
-        prop_assert!(told.is_ok(), "a client that is never told: {:?}", supervised.world.facts.borrow());
+        let answered = tokio::time::timeout(Duration::from_secs(200), client).await;
+        prop_assert!(answered.is_ok(), "a client without an answer: {:?}", supervised.world.facts.borrow());
     }
     check(&supervised, &conditions)
 }

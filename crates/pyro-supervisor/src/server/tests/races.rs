@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
-use pyro_wire::{Exec, Frame};
+use pyro_wire::{ArchiveLimits, Exec, Frame, Unpack};
 use tokio::task::LocalSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -12,10 +12,12 @@ use super::fake::{Conditions, Fact, StoreBehaviour, Supervised};
 use crate::client::Run;
 use crate::conversation::CommandOutcome;
 use crate::protocol::{Event, Reply, Request};
+use crate::server::driver::Message;
+use crate::server::state::Input;
 use crate::spec::Retention;
-use crate::{EndReason, Owner, Phase, RunError};
+use crate::{Client, CopyError, EndReason, Owner, Phase, RunError, files};
 
-fn run(test: impl Future<Output = ()>) {
+pub(super) fn run(test: impl Future<Output = ()>) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     LocalSet::new().block_on(&runtime, test);
@@ -23,11 +25,11 @@ fn run(test: impl Future<Output = ()>) {
 
 pub(crate) async fn started(conditions: Conditions) -> Supervised {
     let supervised = Supervised::start(conditions);
-    until(&supervised, |fact| matches!(fact, Fact::Told(Event::Booted(_)))).await;
+    until(&supervised, |fact| matches!(fact, Fact::Notified(Event::Booted(_)))).await;
     supervised
 }
 
-async fn until(supervised: &Supervised, wanted: impl Fn(&Fact) -> bool) {
+pub(super) async fn until(supervised: &Supervised, wanted: impl Fn(&Fact) -> bool) {
     for _ in 0..10_000 {
         if supervised.world.facts.borrow().iter().any(&wanted) {
             return;
@@ -37,7 +39,7 @@ async fn until(supervised: &Supervised, wanted: impl Fn(&Fact) -> bool) {
     panic!("it never happened: {:?}", supervised.world.facts.borrow());
 }
 
-async fn ask(supervised: &Supervised, request: Request) -> Option<Reply> {
+pub(super) async fn ask(supervised: &Supervised, request: Request) -> Option<Reply> {
     let mut stream = supervised.client().connect().await.unwrap().stream;
     stream.send(Frame::Control(request)).await.unwrap();
     match stream.next().await {
@@ -46,7 +48,7 @@ async fn ask(supervised: &Supervised, request: Request) -> Option<Reply> {
     }
 }
 
-fn exec(command: &str) -> Exec {
+pub(super) fn exec(command: &str) -> Exec {
     Exec::new(command, Duration::from_secs(60))
 }
 
@@ -79,6 +81,84 @@ fn a_command_for_a_vm_that_starts_is_refused_and_never_runs() {
     });
 }
 
+/// Other processes see the VM as started as soon as that is on record, and may send requests at once.
+#[test]
+fn a_command_for_a_vm_whose_start_is_being_recorded_runs_once_it_is_up() {
+    run(async {
+        let mut supervised = Supervised::start(Conditions { store_ms: 500, ..Conditions::task() });
+        sleep(Duration::from_millis(300)).await;
+        assert!(supervised.world.is_alive() && !supervised.world.has(&Fact::StartRecorded));
+        let run = Run { exec: exec("early"), journal: false };
+        let never = CancellationToken::new();
+        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await.unwrap();
+        assert!(matches!(ran.outcome, CommandOutcome::Ended(_)), "{ran:?}");
+        let facts = supervised.world.facts.borrow().clone();
+        let booted = facts.iter().position(|fact| matches!(fact, Fact::Notified(Event::Booted(_)))).unwrap();
+        let began = facts.iter().position(|fact| *fact == Fact::Began("early".to_owned())).unwrap();
+        assert!(booted < began, "{facts:?}");
+        ask(&supervised, Request::Delete).await;
+        supervised.ended().await;
+    });
+}
+
+#[test]
+fn a_command_that_is_held_is_refused_when_the_vm_ends_instead() {
+    run(async {
+        for start_is_refused in [true, false] {
+            let conditions = Conditions { store_ms: 500, start_is_refused, ..Conditions::task() };
+            let mut supervised = Supervised::start(conditions);
+            sleep(Duration::from_millis(300)).await;
+            let client = supervised.client();
+            let running = tokio::task::spawn_local(async move {
+                let run = Run { exec: exec("early"), journal: true };
+                client.run(run, &CancellationToken::new(), |_| (), async |_| {}).await
+            });
+            sleep(Duration::from_millis(50)).await;
+            assert!(!running.is_finished(), "it is held");
+            if !start_is_refused {
+                supervised.inbox.post(Message::Input(Input::Signal));
+            }
+            let ran = running.await.unwrap();
+            assert!(matches!(ran, Err(RunError::Refused { .. })), "{ran:?}");
+            supervised.ended().await;
+            assert!(!supervised.began_anything());
+        }
+    });
+}
+
+async fn copy_in(client: &Client) -> Result<(), CopyError> {
+    let unpack = Unpack {
+        path: "file".to_owned(),
+        name: "file".to_owned(),
+        limits: ArchiveLimits { max_entries: 1, max_bytes: 10 },
+        exact: true,
+    };
+    client.write_file(b"contents".to_vec(), 0o644, unpack).await
+}
+
+/// The guest is asked only after the supervisor has accepted, so a client knows that nothing was copied.
+#[test]
+fn a_copy_that_is_refused_copies_nothing_and_says_so() {
+    run(async {
+        let mut supervised = Supervised::start(Conditions::task());
+        sleep(Duration::from_millis(10)).await;
+        let error = copy_in(&supervised.client()).await.unwrap_err();
+        assert_eq!(error.to_string(), "nothing was copied: the VM is still being started");
+        until(&supervised, |fact| matches!(fact, Fact::Notified(Event::Booted(_)))).await;
+        copy_in(&supervised.client()).await.unwrap();
+        let copies =
+            |facts: &[Fact]| facts.iter().filter(|fact| **fact == Fact::Began("copy".to_owned())).count();
+        assert_eq!(copies(&supervised.world.facts.borrow()), 1);
+        // The channel is gone, and the VM is not yet.
+        supervised.world.channel_loss.cancel();
+        sleep(Duration::from_millis(500)).await;
+        let error = copy_in(&supervised.client()).await.unwrap_err();
+        assert_eq!(error.to_string(), "nothing was copied: the guest is gone");
+        assert_eq!(copies(&supervised.world.facts.borrow()), 1);
+        supervised.ended().await;
+    });
+}
+
 /// A delete does not wait for a guest that writes out.
 #[test]
 fn a_delete_overtakes_a_stop() {
@@ -96,7 +176,7 @@ fn a_delete_overtakes_a_stop() {
         stream.send(Frame::Control(Request::Delete)).await.unwrap();
         assert_eq!(stream.next().await.unwrap().unwrap(), Frame::Control(Reply::Done));
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-        assert_eq!(stop.await.unwrap(), Frame::Control(Reply::Done), "both are told");
+        assert_eq!(stop.await.unwrap(), Frame::Control(Reply::Done), "both are answered");
         supervised.ended().await;
         assert!(supervised.world.has(&Fact::EndRecorded(EndReason::Deleted)));
         assert!(!supervised.dir.exists());
@@ -289,7 +369,7 @@ fn others_see_what_a_supervisor_does() {
         let phase = || Owner::of(&supervised.dir).map(|owner| owner.phase);
         sleep(Duration::from_millis(10)).await;
         assert_eq!(phase(), Some(Phase::Starting));
-        until(&supervised, |fact| matches!(fact, Fact::Told(Event::Booted(_)))).await;
+        until(&supervised, |fact| matches!(fact, Fact::Notified(Event::Booted(_)))).await;
         sleep(Duration::from_millis(10)).await;
         assert_eq!(phase(), Some(Phase::Running));
         let stopping = supervised.client();
@@ -301,7 +381,21 @@ fn others_see_what_a_supervisor_does() {
         sleep(Duration::from_millis(500)).await;
         assert_eq!(phase(), Some(Phase::Stopping));
         drop(lock);
-        assert_eq!(phase(), None, "nobody owns it");
+        assert_eq!(phase(), None, "no process owns it");
+    });
+}
+
+/// A client that sees the phase of a supervisor may connect at once.
+#[test]
+fn a_supervisor_that_cannot_listen_does_not_announce_itself() {
+    run(async {
+        let mut supervised = Supervised::start(Conditions::task());
+        std::fs::create_dir(supervised.dir.join(files::CONTROL_SOCKET)).unwrap();
+        supervised.ended().await;
+        let facts = supervised.world.facts.borrow().clone();
+        let [Fact::Notified(Event::Failed(failure))] = &facts[..] else { panic!("{facts:?}") };
+        assert!(failure.cause.starts_with("cannot listen on the control socket: "), "{failure:?}");
+        assert!(!supervised.dir.join(files::OWNER).exists());
     });
 }
 

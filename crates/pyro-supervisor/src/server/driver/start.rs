@@ -1,0 +1,118 @@
+//! The start of the VM: its boot, its record, and what the starter and other processes see of it.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::future::LocalBoxFuture;
+use futures::{FutureExt, SinkExt, StreamExt};
+use pyro_wire::Frame;
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+
+use super::{Driver, Message};
+use crate::dir::{self, Owner, Phase};
+use crate::machine::RunningMachine;
+use crate::protocol::{Event, LifelineServer};
+use crate::server::commands::Commands;
+use crate::server::state::{Input, State};
+use crate::server::{Boot, Clock, Store, adoption, receive};
+use crate::{BootFailure, BootStage};
+
+/// Time limit for a starter to take an event of a few bytes.
+const NOTIFY_LIMIT: Duration = Duration::from_secs(3);
+
+impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
+    /// Begins to boot the machine. Clients that want to end the VM are served from the beginning; a spare can be reached
+    /// once it is up.
+    pub(super) async fn begin(&mut self) {
+        let listening = if self.life.terms().is_spare { Ok(()) } else { self.listen() };
+        match listening {
+            Ok(()) => {
+                // A client that sees the phase may connect at once.
+                self.announce_phase();
+                self.booting = Some(self.boot());
+            }
+            Err(error) => {
+                let cause = format!("cannot listen on the control socket: {error}");
+                self.failure = Some(BootFailure { stage: BootStage::Vmm, cause, console: Vec::new() });
+                self.apply(Input::BootFailed).await;
+            }
+        }
+    }
+
+    fn boot(&self) -> LocalBoxFuture<'a, Result<RunningMachine<B::Machine>, BootFailure>> {
+        let (boot, spec, is_spare) = (Rc::clone(&self.boot), self.spec.clone(), self.life.terms().is_spare);
+        async move {
+            let up = boot.boot(&spec).await?;
+            if is_spare {
+                adoption::warm_up(&spec, &up.streams).await;
+            }
+            Ok(up)
+        }
+        .boxed_local()
+    }
+
+    /// Records that the VM is up. Commands can be run from then on.
+    pub(super) fn record_start(&mut self) {
+        let (Some(info), Some(streams)) = (self.info.clone(), &self.streams) else { return };
+        self.commands =
+            Some(Commands::new(&self.spec.vm_id, &self.spec.dir, streams.clone(), Rc::clone(&self.store)));
+        let (store, inbox, vm_id) = (Rc::clone(&self.store), self.inbox.clone(), self.spec.vm_id.clone());
+        spawn_local(async move {
+            inbox.post(Message::StartRecorded(store.record_start(&vm_id, &info).await));
+        });
+    }
+
+    /// Reports to the starter that the VM is up.
+    pub(super) async fn announce_start(&mut self) {
+        let Some(info) = self.info.clone() else { return };
+        if !self.notify_starter(Event::Booted(info)).await {
+            self.inbox.input(Input::CallerGone);
+        }
+        self.inbox.input(Input::StartAnnounced);
+    }
+
+    /// Returns whether the starter took the event. The starter may be gone, or may not read.
+    pub(super) async fn notify_starter(&mut self, event: Event) -> bool {
+        let Some(lifeline) = &mut self.lifeline else { return false };
+        matches!(timeout(NOTIFY_LIMIT, lifeline.send(Frame::Control(event))).await, Ok(Ok(())))
+    }
+
+    /// Reports to the starter on this connection, and notices when it closes.
+    pub(super) fn watch_lifeline(&mut self, lifeline: LifelineServer) {
+        let (sink, mut stream) = lifeline.split();
+        self.lifeline = Some(sink);
+        let inbox = self.inbox.clone();
+        spawn_local(async move {
+            while let Some(Ok(_)) = stream.next().await {}
+            inbox.input(Input::CallerGone);
+        });
+    }
+
+    /// Accepts clients from now on.
+    pub(super) fn listen(&mut self) -> io::Result<()> {
+        let listener = dir::listen(&self.spec.dir)?;
+        let accept = receive::accept(listener, self.life.epoch(), self.inbox.clone());
+        self.acceptor = Some(spawn_local(accept).abort_handle());
+        Ok(())
+    }
+
+    /// Publishes this supervisor's phase for other processes.
+    pub(super) fn announce_phase(&mut self) {
+        let phase = match self.life.state() {
+            State::Waiting => return,
+            State::Booting | State::Adopting | State::Recording(_) | State::Announcing(_) => Phase::Starting,
+            State::Running => Phase::Running,
+            State::Closing(_) | State::Halting(_) | State::Settling(_) => Phase::Stopping,
+            State::Concluding(_) | State::Done => return,
+        };
+        if self.phase == Some(phase) || self.life.terms().is_spare {
+            return;
+        }
+        self.phase = Some(phase);
+        if let Err(error) = Owner::this(phase).announce(&self.spec.dir) {
+            tracing::warn!(%error, "the phase of this supervisor cannot be published");
+        }
+    }
+}
