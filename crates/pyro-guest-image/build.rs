@@ -1,6 +1,5 @@
-//! Builds the guest agent, which the library embeds: whoever has a `pyro` executable has everything that
-//! goes into a guest. A nested cargo is used because stable cargo cannot make one crate's binary another
-//! crate's dependency.
+//! Builds the guest agent, which the library embeds, so that the `pyro` executable holds all of pyro's part of a guest. It
+//! runs a nested cargo because stable cargo cannot make one crate's binary another crate's dependency.
 
 #![expect(clippy::disallowed_methods, reason = "cargo hands settings to build scripts that way")]
 
@@ -25,7 +24,7 @@ fn main() {
         .current_dir(crates.join("pyro-guest"))
         .args(["build", "--locked", "--profile", "guest", "--target", TARGET, "--target-dir"])
         .arg(&target_dir)
-        // What the outer build was told (clippy's wrapper, other flags) must not leak into the agent.
+        // Settings of the outer build (clippy's wrapper, other flags) must not leak into the agent.
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTFLAGS")

@@ -1,4 +1,4 @@
-//! The supervisor decodes it, any program of the same user may have written it.
+//! Control requests: decoded by the supervisor, and possibly written by any program of the same user.
 #![no_main]
 
 use bytes::BytesMut;

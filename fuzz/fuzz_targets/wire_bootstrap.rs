@@ -1,4 +1,4 @@
-//! The guest decodes it, the host wrote it.
+//! Written by the host and decoded by the guest.
 #![no_main]
 
 use pyro_wire::Bootstrap;

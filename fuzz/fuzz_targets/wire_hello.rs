@@ -1,4 +1,4 @@
-//! The host decodes it, the guest wrote it.
+//! Written by the guest and decoded by the host.
 #![no_main]
 
 use pyro_wire::Hello;

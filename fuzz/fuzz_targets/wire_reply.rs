@@ -1,4 +1,4 @@
-//! The host decodes it, the guest wrote it. The first byte decides which request it answers.
+//! Written by the guest and decoded by the host. The first byte chooses the request that it answers.
 #![no_main]
 
 use pyro_fuzz::decode_guest_frames;

@@ -1,4 +1,4 @@
-//! The guest decodes it, the host wrote it: the request of a stream, and what may follow the request of a command.
+//! Written by the host and decoded by the guest: the request of a stream, and the input of a command.
 #![no_main]
 
 use pyro_fuzz::decode_frames;

@@ -1,4 +1,4 @@
-//! What every target that decodes frames checks, beyond not crashing.
+//! Checks shared by the targets that decode frames, in addition to not crashing.
 
 use std::fmt::Debug;
 
@@ -110,14 +110,13 @@ where
 /// Decodes `data` as a stream of frames with control messages `M`.
 ///
 /// # Panics
-/// If the result depends on how the bytes are cut up, if a frame does not survive being encoded and decoded
-/// again, or if the decoder asks for more memory than its largest frame needs.
+/// If the result depends on how the bytes are split, if encoding and decoding a frame again changes it, or if the decoder asks for more memory than its largest frame needs.
 pub fn decode_frames<M>(data: &[u8]) -> Vec<Frame<M>>
 where
     M: DeserializeOwned + Serialize + Clone + Debug + PartialEq,
 {
     let frames = decode::<M>(data, data.len().max(1));
-    // The last byte decides the cut, so that the fuzzer can choose it.
+    // The last byte decides the split, so that the fuzzer can choose it.
     let step = data.last().map_or(1, |byte| usize::from(*byte) % 32 + 1);
     assert_eq!(frames, decode(data, step), "the cut matters");
 
@@ -125,7 +124,7 @@ where
         let mut encoded = BytesMut::new();
         let mut codec = FrameCodec::<M, M>::default();
         if codec.encode(frame.clone(), &mut encoded).is_err() {
-            // Text can be longer when we write it: not every escape has to be used.
+            // Encoded text can be longer: JSON allows characters without an escape where the encoder uses one.
             continue;
         }
         let again = codec.decode(&mut encoded).expect("what we encode we can decode");

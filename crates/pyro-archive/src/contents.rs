@@ -1,4 +1,4 @@
-//! A stream that holds one regular file, from and to memory: nothing is made on this side.
+//! A stream that holds one regular file, from and to memory, without a file on this side.
 
 use std::io::{Read, Write};
 use std::time::{SystemTime, UNIX_EPOCH};

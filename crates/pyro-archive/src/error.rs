@@ -1,4 +1,4 @@
-//! What can go wrong.
+//! Errors of packing and unpacking.
 
 use std::io;
 
@@ -12,7 +12,7 @@ pub enum ArchiveError {
     Io {
         /// The operation.
         action: &'static str,
-        /// On which path, or on which entry.
+        /// The path or entry.
         name: String,
         /// Why it failed.
         #[source]
@@ -42,7 +42,7 @@ pub enum ArchiveError {
         /// The name.
         name: String,
     },
-    /// A file changed while it was packed, in a way that leaves nothing sensible to store.
+    /// A file changed while it was packed, so that it cannot be stored.
     #[error("{name} {how} while it was read")]
     Changed {
         /// Its entry.
@@ -51,12 +51,12 @@ pub enum ArchiveError {
         how: &'static str,
     },
     /// The stream ends before the archive does.
-    #[error("the stream of files is cut short")]
+    #[error("the stream of files is truncated")]
     Truncated,
     /// The stream is not what this crate writes.
     #[error("the stream of files is malformed: {what}")]
     Malformed {
-        /// In which way.
+        /// What is wrong with it.
         what: &'static str,
     },
     /// An entry has a name that is not allowed.
@@ -82,31 +82,31 @@ pub enum ArchiveError {
         kind: &'static str,
     },
     /// A name, or a symlink's target, is too long to be stored.
-    #[error("{name} has a name or target of more than {MAX_NAME} bytes")]
+    #[error("the name or target of {name} is too long: the maximum is {MAX_NAME} bytes")]
     NameTooLong {
         /// Its entry.
         name: String,
     },
     /// Directories are nested too deeply.
-    #[error("{name} is more than {MAX_DEPTH} directories deep")]
+    #[error("{name} is nested too deeply: the maximum is {MAX_DEPTH} directories")]
     TooDeep {
         /// The first entry that is.
         name: String,
     },
     /// There are more entries than the limit.
-    #[error("there are more than {limit} files, directories and symlinks")]
+    #[error("too many files, directories and symlinks: the maximum is {limit}")]
     TooManyEntries {
         /// The maximum.
         limit: u64,
     },
     /// The files hold more bytes than the limit.
-    #[error("there are more than {limit} bytes in files")]
+    #[error("the files are too large: the maximum is {limit} bytes in total")]
     TooLarge {
         /// The maximum.
         limit: u64,
     },
     /// An entry would replace something that it must not replace.
-    #[error("cannot make {name}: {there} is in its place")]
+    #[error("cannot create {name}: {there} exists in its place")]
     InTheWay {
         /// The entry.
         name: String,

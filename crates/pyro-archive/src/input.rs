@@ -39,7 +39,7 @@ impl<'a, R: Read> Input<'a, R> {
         Self { source, buffer: vec![0; 64 * 1024] }
     }
 
-    /// The next entry, `None` at the marker of the archive's end. Nothing is read beyond it.
+    /// Returns the next entry, or `None` at the end marker. Nothing is read beyond that.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, ArchiveError> {
         let (mut long_name, mut long_target) = (None, None);
         loop {
@@ -191,7 +191,7 @@ fn unsupported(flag: u8) -> &'static str {
 /// The text in a header's field, which ends with the field or with zeros.
 fn field(field: &[u8]) -> Result<&[u8], ArchiveError> {
     let (text, rest) = field.split_at(until_zero(field));
-    if is_zero(rest) { Ok(text) } else { Err(malformed("a name has a zero byte in it")) }
+    if is_zero(rest) { Ok(text) } else { Err(malformed("a name contains a zero byte")) }
 }
 
 fn until_zero(bytes: &[u8]) -> usize {

@@ -4,11 +4,11 @@
 //! `item` and `item/…`, so that the receiver alone decides what it is called. The format is the part of
 //! GNU tar that this needs: files, directories, symlinks and long names. Directories come before what they
 //! hold, and the entries of a directory in the byte order of their names. [`unpack()`] enforces that
-//! order: the open directories are then all it has to remember, and no entry can contradict an earlier one.
+//! order, so it has to remember only the open directories, and no entry can contradict an earlier one.
 //!
 //! Both ends work on open directories and one name at a time, never on paths, and follow no symlink below the
 //! given place. Neither keeps more than [`MAX_DEPTH`] directories open. Unpacking needs little
-//! memory whatever a stream contains; packing holds the names of the directories that it is in.
+//! memory, regardless of the stream; packing holds the names in the open directories.
 
 mod contents;
 mod error;

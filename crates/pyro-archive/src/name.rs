@@ -23,7 +23,7 @@ impl Name {
         let bad = |why| Err(ArchiveError::BadName { name: printable(bytes), why });
         let name = if is_directory { bytes.strip_suffix(b"/").unwrap_or(bytes) } else { bytes };
         if name.contains(&0) {
-            return bad("has a zero byte in its name");
+            return bad("has a name with a zero byte");
         }
         if name.starts_with(b"/") {
             return bad("has an absolute name");
@@ -41,7 +41,7 @@ impl Name {
         Self(name.to_vec()).within_bounds()
     }
 
-    /// The name of what is called `name` in this directory.
+    /// Returns the name of the entry `name` in this directory.
     pub(crate) fn child(&self, name: &[u8]) -> Result<Self, ArchiveError> {
         Self([&self.0, b"/".as_slice(), name].concat()).within_bounds()
     }

@@ -9,7 +9,7 @@ use crate::name::Name;
 
 pub(crate) const BLOCK: usize = 512;
 
-/// Metadata of an entry, besides its name.
+/// Metadata of an entry, other than its name.
 pub(crate) struct Attributes {
     pub(crate) mode: u32,
     /// Seconds since 1970.
@@ -25,19 +25,19 @@ impl<W: Write> Output<W> {
         Self { sink: BufWriter::with_capacity(64 * 1024, sink) }
     }
 
-    /// `size` bytes have to follow with [`Self::data`], then [`Self::pad`].
+    /// Starts a file of `size` bytes, which follow with [`Self::data`], then [`Self::pad`].
     pub(crate) fn file(
         &mut self,
         name: &Name,
         attributes: &Attributes,
         size: u64,
     ) -> Result<(), ArchiveError> {
-        self.entry(EntryType::Regular, name.as_bytes(), b"", attributes, size)
+        self.header(blank(EntryType::Regular, size), name.as_bytes(), b"", attributes)
     }
 
     pub(crate) fn directory(&mut self, name: &Name, attributes: &Attributes) -> Result<(), ArchiveError> {
         let name = [name.as_bytes(), b"/"].concat();
-        self.entry(EntryType::Directory, &name, b"", attributes, 0)
+        self.header(blank(EntryType::Directory, 0), &name, b"", attributes)
     }
 
     pub(crate) fn symlink(
@@ -46,33 +46,32 @@ impl<W: Write> Output<W> {
         attributes: &Attributes,
         target: &[u8],
     ) -> Result<(), ArchiveError> {
-        self.entry(EntryType::Symlink, name.as_bytes(), target, attributes, 0)
+        self.header(blank(EntryType::Symlink, 0), name.as_bytes(), target, attributes)
     }
 
     pub(crate) fn data(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
         self.sink.write_all(bytes).map_err(write_error)
     }
 
-    /// Fills the last block of data of which there were `size` bytes.
+    /// Fills the last block of `size` bytes of data.
     pub(crate) fn pad(&mut self, size: u64) -> Result<(), ArchiveError> {
         self.data(&[0; BLOCK][..padding(size)])
     }
 
-    /// The marker without which the stream counts as cut short.
+    /// Writes the end marker, without which a stream counts as truncated.
     pub(crate) fn end(mut self) -> Result<(), ArchiveError> {
         self.data(&[0; 2 * BLOCK])?;
         self.sink.flush().map_err(write_error)
     }
 
-    fn entry(
+    /// Completes a header and writes it, after entries for a name or target that is too long for it.
+    fn header(
         &mut self,
-        kind: EntryType,
+        mut header: Header,
         name: &[u8],
         target: &[u8],
         attributes: &Attributes,
-        size: u64,
     ) -> Result<(), ArchiveError> {
-        let mut header = blank(kind, size);
         header.set_mode(attributes.mode);
         header.set_mtime(attributes.modified);
         let fields = header.as_old_mut();
@@ -86,7 +85,7 @@ impl<W: Write> Output<W> {
         self.data(header.as_bytes())
     }
 
-    /// An entry that only holds the name or target of the next one, whose header is too small for it.
+    /// Writes an entry that holds the name or target of the next one, whose header is too small for it.
     fn long(&mut self, kind: EntryType, text: &[u8]) -> Result<(), ArchiveError> {
         let size = text.len() as u64 + 1;
         let mut header = blank(kind, size);

@@ -21,14 +21,15 @@ const MAX_UNSIZED_BYTES: u64 = 16 << 20;
 
 /// Writes the file or directory at `source` as a stream.
 ///
-/// A symlink at `source` itself is followed, those below it are stored as symlinks. Kept are permission bits,
-/// without setuid, setgid and sticky, and the time of the last change in seconds; owners are not kept. Devices, fifos and sockets are left out, as is what is gone when its turn comes. Of a file that
-/// grows meanwhile, the size it had first is stored. Files that claim to be empty and are not, as those of `/proc`, are
-/// stored as they are read if they are `source` itself, up to 16 MiB. `sink` gets large pieces and needs no buffer.
+/// A symlink at `source` itself is followed; those below it are stored as symlinks. The permission bits, without setuid,
+/// setgid and sticky, and the modification time in seconds are kept; owners are not. Devices, fifos and sockets are left
+/// out, and so are files that were removed before they were read. A file that grows is stored with the size that it had
+/// at first. A file that claims to be empty and is not, such as those in `/proc`, is stored if it is `source` itself, up to
+/// 16 MiB. `sink` gets large pieces and needs no buffer.
 ///
 /// # Errors
-/// [`ArchiveError`], also when something may not be read or a file becomes shorter while it is read. The
-/// stream in `sink` then has no end marker, from which its receiver knows that it was cut short.
+/// [`ArchiveError`], also when a file may not be read or becomes shorter while it is read. The stream in `sink` then has
+/// no end marker, so its receiver knows that it is truncated.
 pub fn pack<W: Write>(source: &Path, sink: &mut W, limits: &Limits) -> Result<Report, ArchiveError> {
     let shown = printable(source.as_os_str().as_bytes());
     let not_an_item = || ArchiveError::NotAnItem { name: shown.clone() };
@@ -75,7 +76,7 @@ fn contents_of_no_size(file: OwnedFd, shown: &str) -> Result<Vec<u8>, ArchiveErr
 struct Packing<'a, W: Write> {
     output: Output<W>,
     limits: &'a Limits,
-    /// How many names were found, also those whose turn has not come: they are in memory.
+    /// How many names were found, including those that are still to be packed: they are in memory.
     found: u64,
     report: Report,
     buffer: Vec<u8>,
@@ -85,7 +86,7 @@ struct Packing<'a, W: Write> {
 struct Level {
     handle: OwnedFd,
     name: Name,
-    /// What is still to come.
+    /// Its names that are still to be packed.
     names: std::vec::IntoIter<Vec<u8>>,
 }
 
@@ -105,7 +106,7 @@ impl<W: Write> Packing<'_, W> {
         Ok(())
     }
 
-    /// Stores what is called `own_name`; the contents of a directory are still to come.
+    /// Stores the entry `own_name`; the contents of a directory follow later.
     fn add(
         &mut self,
         directory: BorrowedFd<'_>,

@@ -9,7 +9,7 @@ use rustix::io::{Errno, Result};
 
 use crate::output::Attributes;
 
-/// What a name refers to at the moment.
+/// What a name refers to now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     Nothing,
@@ -112,7 +112,7 @@ impl Drop for Partial<'_> {
     }
 }
 
-/// Gives a file or directory its final mode and time, after everything else was done with it.
+/// Gives a file or directory its final mode and time. Nothing else may be done with it afterwards.
 pub(crate) fn finish(handle: impl AsFd, attributes: &Attributes) -> Result<()> {
     rustix::fs::fchmod(&handle, Mode::from_raw_mode(attributes.mode & 0o777))?;
     let modified = i64::try_from(attributes.modified).unwrap_or(i64::MAX);

@@ -111,7 +111,7 @@ async fn work_from<S: Stream<Item = io::Result<Bytes>> + Unpin, T: Send + 'stati
     };
     let ended = tokio::select! {
         biased;
-        // It has the whole archive, or has had enough.
+        // It has the whole archive, or gave up.
         done = &mut work => return settled(done),
         received = receive => received,
     };

@@ -25,16 +25,14 @@ pub enum Links {
     Any,
 }
 
-/// Makes `parent/name` from a stream of [`pack`](crate::pack()). Nothing behind the end marker is read.
+/// Makes `parent/name` from a stream of [`pack`](crate::pack()). Nothing after the end marker is read.
 ///
-/// `parent` is an existing directory. A file takes the place of a file; a directory that is there already
-/// keeps its mode and what it holds, and files and symlinks take the place of files and symlinks in it.
-/// Nothing else is replaced, and a symlink that is called `name` is an error. Files and symlinks are whole
-/// whenever they have their names, which they get by a rename: nothing is written into what was there before.
+/// `parent` is an existing directory. A file replaces a file. An existing directory keeps its mode and its contents, and
+/// files and symlinks replace files and symlinks in it. Nothing else is replaced, and an existing symlink called `name` is
+/// an error. A file or symlink gets its name by a rename once it is complete: nothing is written to existing files.
 ///
-/// After an error, a single file is as it was before, while a directory holds what was made so far, with mode
-/// 0700 where it is not known to be complete. A process that is killed can leave one file `.pyro-partial-…`
-/// as well. Nothing is synced to disk.
+/// After an error, a single file is unchanged; a directory holds what was made so far, with mode 0700 where it may be
+/// incomplete. A process that is killed can also leave one file `.pyro-partial-…`. Nothing is synced to disk.
 ///
 /// # Errors
 /// [`ArchiveError`], also when the stream ends before its end marker. The position in `source` is then undefined.
@@ -56,6 +54,16 @@ pub fn unpack<R: Read>(
     Unpacking { input, limits, links, report: Report::default() }.item(parent.as_fd(), own_name)
 }
 
+/// The place of one entry.
+struct Site<'d, 'n> {
+    /// The open directory that it belongs in.
+    directory: BorrowedFd<'d>,
+    /// The last component of its path, as it is called in `directory`.
+    own_name: &'n [u8],
+    /// Its name in the stream.
+    name: &'n Name,
+}
+
 struct Unpacking<'a, R> {
     input: Input<'a, R>,
     limits: &'a Limits,
@@ -63,13 +71,13 @@ struct Unpacking<'a, R> {
     report: Report,
 }
 
-/// A directory whose contents are coming.
+/// A directory whose contents follow in the stream.
 struct Level {
     handle: OwnedFd,
     name: Name,
-    /// What it gets when it is complete, if it is new.
+    /// Set when it is complete; `None` for a directory that existed.
     attributes: Option<Attributes>,
-    /// What was made in it last, empty at first.
+    /// The name of the last entry in it, empty at first.
     last: Vec<u8>,
 }
 
@@ -81,9 +89,10 @@ impl<R: Read> Unpacking<'_, R> {
         if name != Name::item() {
             return Err(ArchiveError::OutOfOrder { name: name.to_string() });
         }
+        let site = Site { directory: parent, own_name, name: &name };
         match kind {
             Kind::File { size } => {
-                let partial = self.file(parent, own_name, &name, &attributes, size)?;
+                let partial = self.file(&site, &attributes, size)?;
                 // The stream is complete only now.
                 if let Some(next) = self.next()? {
                     return Err(ArchiveError::OutOfOrder { name: next.name.to_string() });
@@ -91,7 +100,7 @@ impl<R: Read> Unpacking<'_, R> {
                 partial.rename(own_name).map_err(ArchiveError::io("rename to", &name))?;
             }
             Kind::Directory => {
-                let item = self.directory(parent, own_name, &name, attributes)?;
+                let item = self.directory(&site, attributes)?;
                 self.contents(item)?;
             }
             Kind::Symlink { .. } => {
@@ -125,15 +134,15 @@ impl<R: Read> Unpacking<'_, R> {
                 return Err(out_of_order());
             }
             level.last = own_name.to_vec();
-            let directory = level.handle.as_fd();
+            let site = Site { directory: level.handle.as_fd(), own_name, name: &name };
             match kind {
                 Kind::File { size } => {
-                    let partial = self.file(directory, own_name, &name, &attributes, size)?;
+                    let partial = self.file(&site, &attributes, size)?;
                     partial.rename(own_name).map_err(ArchiveError::io("rename to", &name))?;
                 }
-                Kind::Symlink { target } => self.symlink(directory, own_name, &name, &target)?,
+                Kind::Symlink { target } => self.symlink(&site, &target)?,
                 Kind::Directory => {
-                    let level = self.directory(directory, own_name, &name, attributes)?;
+                    let level = self.directory(&site, attributes)?;
                     open.push(level);
                 }
             }
@@ -141,12 +150,10 @@ impl<R: Read> Unpacking<'_, R> {
         open.iter().rev().try_for_each(complete)
     }
 
-    /// Reads a file's data into a file that has yet to get its name.
+    /// Reads a file's data into a file that does not have its name yet.
     fn file<'d>(
         &mut self,
-        directory: BorrowedFd<'d>,
-        own_name: &[u8],
-        name: &Name,
+        site: &Site<'d, '_>,
         attributes: &Attributes,
         size: u64,
     ) -> Result<Partial<'d>, ArchiveError> {
@@ -154,8 +161,9 @@ impl<R: Read> Unpacking<'_, R> {
         if size > limit.saturating_sub(self.report.bytes) {
             return Err(ArchiveError::TooLarge { limit });
         }
-        must_be_replaceable(directory, own_name, name)?;
-        let (partial, mut file) = Partial::file(directory).map_err(ArchiveError::io("make", name))?;
+        site.must_be_replaceable()?;
+        let name = site.name;
+        let (partial, mut file) = Partial::file(site.directory).map_err(ArchiveError::io("make", name))?;
         self.input.data(size, |piece| file.write_all(piece).map_err(ArchiveError::io("write", name)))?;
         finish(&file, attributes).map_err(ArchiveError::io("set mode and time of", name))?;
         self.report.entries += 1;
@@ -163,59 +171,53 @@ impl<R: Read> Unpacking<'_, R> {
         Ok(partial)
     }
 
-    fn directory(
-        &mut self,
-        directory: BorrowedFd<'_>,
-        own_name: &[u8],
-        name: &Name,
-        attributes: Attributes,
-    ) -> Result<Level, ArchiveError> {
-        match make_directory(directory, own_name) {
+    fn directory(&mut self, site: &Site<'_, '_>, attributes: Attributes) -> Result<Level, ArchiveError> {
+        match make_directory(site.directory, site.own_name) {
             Ok((handle, is_new)) => {
                 self.report.entries += 1;
                 let attributes = is_new.then_some(attributes);
-                Ok(Level { handle, name: name.clone(), attributes, last: Vec::new() })
+                Ok(Level { handle, name: site.name.clone(), attributes, last: Vec::new() })
             }
-            Err(Errno::NOTDIR | Errno::LOOP) => Err(in_the_way(directory, own_name, name)),
-            Err(error) => Err(ArchiveError::io("make", name)(error)),
+            Err(Errno::NOTDIR | Errno::LOOP) => Err(match site.standing() {
+                Ok(there) => site.in_the_way(there),
+                Err(error) => error,
+            }),
+            Err(error) => Err(ArchiveError::io("make", site.name)(error)),
         }
     }
 
-    fn symlink(
-        &mut self,
-        directory: BorrowedFd<'_>,
-        own_name: &[u8],
-        name: &Name,
-        target: &[u8],
-    ) -> Result<(), ArchiveError> {
-        if self.links == Links::Inside && !name.keeps_inside(target) {
-            self.report.leave_out(name);
+    fn symlink(&mut self, site: &Site<'_, '_>, target: &[u8]) -> Result<(), ArchiveError> {
+        if self.links == Links::Inside && !site.name.keeps_inside(target) {
+            self.report.leave_out(site.name);
             return Ok(());
         }
-        must_be_replaceable(directory, own_name, name)?;
-        Partial::symlink(directory, target)
-            .and_then(|partial| partial.rename(own_name))
-            .map_err(ArchiveError::io("make", name))?;
+        site.must_be_replaceable()?;
+        Partial::symlink(site.directory, target)
+            .and_then(|partial| partial.rename(site.own_name))
+            .map_err(ArchiveError::io("make", site.name))?;
         self.report.entries += 1;
         Ok(())
     }
 }
 
-/// Checks what has the name before any data is read. If that changes before the rename, the rename still follows no
-/// symlink and replaces no directory.
-fn must_be_replaceable(directory: BorrowedFd<'_>, own_name: &[u8], name: &Name) -> Result<(), ArchiveError> {
-    match Standing::at(directory, own_name).map_err(ArchiveError::io("examine", name))? {
-        Standing::Nothing | Standing::File => Ok(()),
-        // A symlink in the item's own place may have been meant as its target.
-        Standing::Symlink if *name != Name::item() => Ok(()),
-        there => Err(ArchiveError::InTheWay { name: name.to_string(), there: there.description() }),
+impl Site<'_, '_> {
+    /// Checks what has the name before any data is read. If that changes before the rename, the rename still follows no
+    /// symlink and replaces no directory.
+    fn must_be_replaceable(&self) -> Result<(), ArchiveError> {
+        match self.standing()? {
+            Standing::Nothing | Standing::File => Ok(()),
+            // A symlink in the item's own place may have been meant as its target.
+            Standing::Symlink if *self.name != Name::item() => Ok(()),
+            there => Err(self.in_the_way(there)),
+        }
     }
-}
 
-fn in_the_way(directory: BorrowedFd<'_>, own_name: &[u8], name: &Name) -> ArchiveError {
-    match Standing::at(directory, own_name) {
-        Ok(there) => ArchiveError::InTheWay { name: name.to_string(), there: there.description() },
-        Err(error) => ArchiveError::io("examine", name)(error),
+    fn standing(&self) -> Result<Standing, ArchiveError> {
+        Standing::at(self.directory, self.own_name).map_err(ArchiveError::io("examine", self.name))
+    }
+
+    fn in_the_way(&self, there: Standing) -> ArchiveError {
+        ArchiveError::InTheWay { name: self.name.to_string(), there: there.description() }
     }
 }
 

@@ -1,11 +1,11 @@
 //! The settings files of AI clients, and pyro's entry in them.
 //!
 //! ```text
-//! clients (who keeps what where) ─► plan ─► format (json, toml: text in, text out) ─► file (read, replace)
+//! clients (files and formats) ─► plan ─► format (json, toml: text in, text out) ─► file (read, replace)
 //! ```
 //!
-//! The files belong to others. Only our entry is touched, by editors that keep the rest of the text; the result
-//! is read again and compared before anything is written.
+//! The files belong to other programs. Only pyro's entry is changed, by editors that keep the rest of the text; the result
+//! is parsed and compared before anything is written.
 
 mod clients;
 mod entry;

@@ -1,4 +1,4 @@
-//! Reading a command line, with the checks that a grammar cannot express.
+//! Parses a command line, with the checks that a grammar cannot express.
 
 use std::ffi::OsString;
 
@@ -9,7 +9,8 @@ use crate::commands::mcp::serve::McpTransport;
 use crate::commands::task::TaskCommand;
 use crate::commands::{Command, grammar, parsed};
 
-/// Reads a command line, program name included. The error is also how help and the version are asked for.
+/// Parses a command line, program name included. A request for help or the version is returned as an error, as clap
+/// does it.
 pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
     let words: Vec<OsString> = words.into_iter().collect();
     let mut grammar = grammar();
@@ -26,15 +27,14 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
     if let Some((trailing, Some(grammar))) = trailing {
         refuse_misplaced_flags(trailing, &words, grammar)?;
     }
-    // A client starts the server out of sight: a mistake in the flags has to be seen now.
+    // The client starts the server in the background, so report a mistake in the flags now.
     if let Command::Mcp(McpCommand::Install(args)) = &mut command
         && let Command::Mcp(McpCommand::Serve(serve)) = parse(args.server_words("pyro").map(OsString::from))?
     {
         let over_http = (serve.transport == McpTransport::Http).then(|| "--transport http".to_owned());
         if let Some(flag) = over_http.or_else(|| args.flag_for_http()) {
             let text = format!(
-                "{flag} is for HTTP; clients of this kind start the server themselves and talk to its standard input \
-                 and output"
+                "{flag} is only for HTTP; the client starts the server itself and uses its standard input and output"
             );
             return Err(grammar.error(ErrorKind::ArgumentConflict, text));
         }
@@ -43,8 +43,8 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
     Ok(command)
 }
 
-/// Refuses `pyro run ENV CMD --network`: taken as a word of the command the flag would silently do nothing, taken as
-/// ours it would be missing from the command. After `--` there is no doubt. `words` are the command's.
+/// Rejects `pyro run ENV CMD --network`: as part of the command the flag would silently do nothing, as a flag of pyro it
+/// would be missing from the command. After `--` it is unambiguous. `words` are the command's.
 fn refuse_misplaced_flags(
     words: &[OsString],
     command_line: &[OsString],
@@ -66,7 +66,7 @@ fn refuse_misplaced_flags(
     Err(grammar.error(
         ErrorKind::UnknownArgument,
         format!(
-            "`{flag}` after the command could be meant for pyro or for the command: \
+            "`{flag}` after the command is ambiguous: it could be a flag of pyro or of the command; \
              write `--` before the command, and flags of pyro before `--`"
         ),
     ))

@@ -1,5 +1,4 @@
-//! The commands: what may be written after `pyro`, and who carries it out. Each is a file with its arguments, what it
-//! does and how that is shown.
+//! The commands. Each has a file with its arguments, its function, and its rendering.
 
 pub(crate) mod bench;
 pub(crate) mod completions;
@@ -40,8 +39,8 @@ Environment variables:
                               [default: $XDG_STATE_HOME/pyro-mcp, else ~/.local/state/pyro-mcp]
   PYRO_ENVIRONMENT_CACHE_DIR  Installed environments [default: pyro-mcp/environments in
                               $XDG_CACHE_HOME, else in ~/.cache]
-  PYRO_MAX_ACTIVE_VMS         Most VMs and tasks that may exist at once, at least 1 [default: 4]
-  PYRO_WARM                   How many VMs of each kind wait for the next start [default: 0]
+  PYRO_MAX_ACTIVE_VMS         Maximum number of VMs and tasks at once, at least 1 [default: 4]
+  PYRO_WARM                   Spare VMs of each kind that wait for the next start [default: 0]
   PYRO_ACCEL                  Accelerator, kvm or tcg [default: chosen by a measurement]
   PYRO_QEMU                   QEMU program [default: qemu-system-x86_64, looked up in PATH]
   PYRO_GUEST_KERNEL           Guest kernel, or `environment` for each environment's own
@@ -57,8 +56,8 @@ Examples:
 
 /// Disposable microVMs for AI agents
 ///
-/// Runs commands inside throw-away virtual machines, prepares the environments they start from, and says
-/// whether this machine can do so.
+/// Runs commands in disposable virtual machines, installs the environments they start from, and reports whether
+/// this machine can run them.
 #[derive(Debug, Parser)]
 #[command(
     name = "pyro",
@@ -74,7 +73,7 @@ struct CommandLine {
     command: Command,
 }
 
-/// One command, ready to be carried out.
+/// A parsed command.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(RunArgs),
@@ -94,7 +93,7 @@ pub(crate) enum Command {
     ProbeKvm(InternalArgs),
 }
 
-/// Carries out a command, and shows how it ended in the shape that the command line asked for.
+/// Runs a command, and shows its end as text or JSON, as the command line asks.
 pub(crate) fn execute(command: Command, printer: &Printer) -> Exit {
     let json = command.wants_json();
     render::outcome(command.carry_out(printer), json, printer)
@@ -143,14 +142,14 @@ pub(crate) fn grammar() -> clap::Command {
     CommandLine::command()
 }
 
-/// The grammar for completions, which would offer hidden commands too.
+/// The grammar for completions, without the hidden commands, which they would offer too.
 fn grammar_for_people() -> clap::Command {
     let whole = grammar();
     let shown = whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
     clap::Command::new("pyro").version(env!("CARGO_PKG_VERSION")).subcommands(shown)
 }
 
-/// The command in what the grammar has matched.
+/// Returns the command that the grammar has matched.
 pub(crate) fn parsed(matches: &clap::ArgMatches) -> Result<Command, clap::Error> {
     Ok(CommandLine::from_arg_matches(matches)?.command)
 }

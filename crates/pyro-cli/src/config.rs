@@ -1,4 +1,4 @@
-//! The only place where pyro looks at environment variables.
+//! The only place where pyro reads environment variables.
 
 mod handed_on;
 
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use pyro_engine::{Accelerator, Config, Engine};
 
-/// An environment variable, or the lack of one, that leaves pyro without a usable configuration.
+/// An invalid or missing environment variable.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct ConfigError {
@@ -22,13 +22,13 @@ impl ConfigError {
     }
 }
 
-/// Environment variables by name. An empty value counts as unset, as the XDG specification wants.
+/// Environment variables by name. An empty value counts as unset, as the XDG specification requires.
 pub(crate) struct Variables(Box<Lookup>);
 
 type Lookup = dyn Fn(&str) -> Option<OsString>;
 
 impl Variables {
-    /// Those of this process.
+    /// Returns those of this process.
     pub(crate) fn of_process() -> Self {
         Self(Box::new(|name| std::env::var_os(name)))
     }
@@ -44,18 +44,22 @@ impl Variables {
         self.get(name).map(decode).transpose()
     }
 
-    /// A path of ours; a relative one counts from the current directory, and is fixed there because
-    /// helper processes may run elsewhere.
+    /// Returns a path of pyro's own. A relative one is resolved against the current directory, because helper processes
+    /// may run elsewhere.
     fn path(&self, name: &str) -> Result<Option<PathBuf>, ConfigError> {
         let absolute = |value: OsString| {
             std::path::absolute(&value).map_err(|_| {
-                ConfigError::bad_value(name, &value, "an absolute path, as there is no current directory")
+                ConfigError::bad_value(
+                    name,
+                    &value,
+                    "an absolute path, because the current directory does not exist",
+                )
             })
         };
         self.get(name).map(absolute).transpose()
     }
 
-    /// Where another program keeps its settings: `$<variable>`, if it is given and set, else `$HOME/<in_home>`.
+    /// Returns the settings directory of another program: `$<variable>` if it is given and set, else `$HOME/<in_home>`.
     pub(crate) fn settings_directory(
         &self,
         variable: Option<&str>,
@@ -67,13 +71,12 @@ impl Variables {
             None => None,
         };
         named.or_else(|| self.foreign_dir("HOME").map(|home| home.join(in_home))).ok_or_else(|| ConfigError {
-            message: "cannot tell where the client keeps its settings: HOME is not set to an absolute path"
-                .to_owned(),
+            message: "cannot find the client's settings: HOME is not set to an absolute path".to_owned(),
             hint: Some("set HOME".to_owned()),
         })
     }
 
-    /// A directory set by somebody else's convention, where relative paths are to be disregarded.
+    /// Returns a directory from a variable that is not pyro's own. Relative paths are ignored, as XDG requires.
     fn foreign_dir(&self, name: &str) -> Option<PathBuf> {
         self.get(name).map(PathBuf::from).filter(|path| path.is_absolute())
     }
@@ -87,19 +90,21 @@ impl Variables {
             .foreign_dir(xdg)
             .or_else(|| self.foreign_dir("HOME").map(|home| home.join(in_home)))
             .ok_or_else(|| ConfigError {
-                message: format!("cannot tell where to keep files: none of {ours}, {xdg} and HOME is set to an absolute path"),
+                message: format!(
+                    "no directory for files: none of {ours}, {xdg} and HOME is set to an absolute path"
+                ),
                 hint: Some(format!("set {ours} to a directory of your own")),
             })?;
         Ok(parent.join(name))
     }
 }
 
-/// The engine as this process's environment variables configure it.
+/// Returns the engine that this process's environment variables configure.
 pub(crate) fn engine() -> Result<Engine, ConfigError> {
     Ok(Engine::new(of_process()?))
 }
 
-/// What this process's environment variables say.
+/// Returns the configuration in this process's environment variables.
 pub(crate) fn of_process() -> Result<Config, ConfigError> {
     engine_config(&Variables::of_process())
 }
@@ -130,12 +135,12 @@ pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError
     })
 }
 
-/// `PYRO_LOG`, checked only by whoever sets up the log.
+/// Returns `PYRO_LOG`, which the code that sets up the log checks.
 pub(crate) fn log_filter(variables: &Variables) -> Result<Option<String>, ConfigError> {
     variables.text("PYRO_LOG", LOG_EXPECTED)
 }
 
-/// The error for a `PYRO_LOG` that is no filter.
+/// Returns the error for an invalid `PYRO_LOG`.
 pub(crate) fn bad_log_filter(value: &str) -> ConfigError {
     ConfigError::bad_value("PYRO_LOG", OsStr::new(value), LOG_EXPECTED)
 }
@@ -166,8 +171,7 @@ fn accelerator(variables: &Variables) -> Result<Option<Accelerator>, ConfigError
     text.parse().map(Some).map_err(|_| ConfigError::bad_value(NAME, text.as_ref(), EXPECTED))
 }
 
-/// A name without a slash is looked up in `PATH`; a path is taken as it is, and the engine says what is
-/// wrong with it.
+/// A name without a slash is looked up in `PATH`. A path is not checked: the engine reports what is wrong with it.
 fn vmm_program(variables: &Variables) -> Result<Option<PathBuf>, ConfigError> {
     const NAME: &str = "PYRO_QEMU";
     let Some(value) = variables.get(NAME) else { return Ok(None) };
@@ -182,8 +186,8 @@ fn vmm_program(variables: &Variables) -> Result<Option<PathBuf>, ConfigError> {
     }
 }
 
-/// A path, which is taken as it is; the word that asks for none; or, if nothing is said, the file that
-/// `scripts/build-guest-kernel` makes, where there is one.
+/// A path, which is not checked here; the word `environment` for none; or, by default, the file that
+/// `scripts/build-guest-kernel` makes, if it exists.
 fn guest_kernel(variables: &Variables) -> Result<Option<PathBuf>, ConfigError> {
     const NAME: &str = "PYRO_GUEST_KERNEL";
     match variables.get(NAME) {

@@ -1,4 +1,4 @@
-//! Whatever can end a command early, and the exit status that this gives.
+//! The errors that end a command early, and their exit status.
 
 use std::io;
 
@@ -15,19 +15,19 @@ use crate::words::WordsError;
 /// Why a command ended early.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
-    /// An environment variable is wrong.
+    /// An environment variable is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The settings of a client cannot be read or written.
     #[error(transparent)]
     Install(#[from] InstallError),
-    /// The words after the environment are no command.
+    /// The words after the environment are not a command.
     #[error(transparent)]
     Words(#[from] WordsError),
     /// The engine refused or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// The demo with a model did not show what it should.
+    /// The demo with a model failed.
     #[error(transparent)]
     Demo(#[from] DemoError),
     /// The engine was stopped by a signal and has cleaned up.
@@ -36,22 +36,22 @@ pub(crate) enum CliError {
     /// The user gave up waiting for the clean-up.
     #[error("stopped by {0} before the clean-up had finished")]
     Abandoned(Signal),
-    /// Nobody read the output, and a signal ended the wait for that.
-    #[error("stopped by {0} while nobody read the output")]
+    /// The output was not read, and a signal ended the wait for that.
+    #[error("stopped by {0} while writing output that is not read")]
     Unread(Signal),
-    /// Our own output could not be written.
+    /// pyro's own output could not be written.
     #[error(transparent)]
     Output(#[from] OutputError),
-    /// Nothing would stop us.
+    /// Signals cannot be received, so nothing could stop the command.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The operating system refused something of ours; the text says what.
+    /// A system call failed; the text says what for.
     #[error("{0}")]
     System(String, #[source] io::Error),
 }
 
 impl CliError {
-    /// How `pyro` ends.
+    /// Returns how `pyro` ends.
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Stopped(signal, _) | Self::Abandoned(signal) | Self::Unread(signal) => {
@@ -70,8 +70,8 @@ impl CliError {
     }
 }
 
-/// The exit status of each kind. All are 1 by contract; the match is spelled out so that a new kind has to
-/// be thought about.
+/// Returns the exit status of each kind. All are 1 by contract; the match has no default, so that a new kind does not
+/// compile until its status is decided.
 fn exit_of(kind: ErrorKind) -> Exit {
     match kind {
         ErrorKind::InvalidInput

@@ -1,4 +1,4 @@
-//! What the exit status of `pyro` means. Part of the public contract.
+//! The exit status of `pyro`. Part of the public contract.
 
 use std::process::ExitCode;
 
@@ -11,23 +11,22 @@ pub(crate) enum Exit {
     Success,
     /// 1: pyro itself failed; the message is on stderr, or on stdout with `--json`.
     Failure,
-    /// 2: the command line is wrong.
+    /// 2: the command line is invalid.
     Usage,
-    /// 124: the guest command ran into `--timeout-seconds`.
+    /// 124: the guest command exceeded `--timeout-seconds`.
     TimedOut,
     /// 129, 130 or 143: pyro was asked to stop by SIGHUP, SIGINT (Ctrl-C) or SIGTERM, and cleaned up.
     Stopped(Signal),
-    /// 141: whoever read stdout went away, as if SIGPIPE had ended pyro.
+    /// 141: the reader of stdout closed it, as if SIGPIPE had ended pyro.
     BrokenPipe,
     /// 0 to 255: the guest command ended with this status, or was ended by signal S (256 − S).
     Command(u8),
 }
 
 impl Exit {
-    /// The status for the `exit_code` of a run: N as it is, −S (a signal) as 256 − S.
+    /// Returns the status for the `exit_code` of a run: N unchanged, −S (a signal) as 256 − S.
     ///
-    /// Codes that do not fit a byte cannot come from a process; whatever they are, they must not read
-    /// as success.
+    /// A code that does not fit into a byte cannot come from a process, and must not look like success.
     pub(crate) fn of_run(exit_code: i64, timed_out: bool) -> Self {
         if timed_out {
             return Self::TimedOut;

@@ -5,7 +5,7 @@ use std::io;
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-/// The whole document as text.
+/// Returns the document as text.
 pub(crate) fn document<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
     let mut value = serde_json::to_value(value)?;
     // Already sorted unless some crate in the build turns on serde_json's `preserve_order`.
@@ -16,7 +16,7 @@ pub(crate) fn document<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// [`PrettyFormatter`], except that what is not printable ASCII is escaped.
+/// [`PrettyFormatter`], with everything but printable ASCII escaped.
 struct AsciiPretty(PrettyFormatter<'static>);
 
 impl Formatter for AsciiPretty {

@@ -1,4 +1,4 @@
-//! The log for people who look for a fault: off unless `PYRO_LOG` asks for it (supervisors always log warnings), and always on stderr.
+//! The log, for debugging: on stderr, and off unless `PYRO_LOG` turns it on. Supervisors always log warnings.
 
 use std::io::{self, IsTerminal as _};
 
@@ -6,7 +6,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{self, ConfigError, Variables};
 
-/// Sets up the log of this process. Costs one look at the environment when it is off.
+/// Sets up the log of this process. When it is off, this only reads a variable.
 pub(crate) fn start(variables: &Variables, default_filter: Option<&str>) -> Result<(), ConfigError> {
     let filter = config::log_filter(variables)?.or(default_filter.map(str::to_owned));
     let Some(filter) = filter else { return Ok(()) };

@@ -7,10 +7,10 @@
 //!                     └─► render ─► report ─► printer (the only writer)
 //! ```
 //!
-//! Everything a user can see is decided here: words, formats, exit codes and the meaning of environment
-//! variables. The engine below gets its configuration as a value and never prints.
+//! This crate decides everything that a user sees: texts, formats, exit codes and the meaning of environment variables.
+//! The engine gets its configuration as a value and never prints.
 
-#![expect(clippy::disallowed_methods, reason = "arguments and variables come in here and nowhere else")]
+#![expect(clippy::disallowed_methods, reason = "only this crate reads arguments and variables")]
 
 mod client_config;
 mod command_line;
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     let printer = printer::Printer::new();
     let exit = match command_line::parse(std::env::args_os()) {
         Ok(command) => commands::execute(command, &printer),
-        // Help and the version arrive here too: clap calls every early end an error.
+        // Help and the version too: clap treats every early end as an error.
         Err(early_end) => {
             printer.clap_message(&early_end);
             if early_end.use_stderr() { Exit::Usage } else { Exit::Success }

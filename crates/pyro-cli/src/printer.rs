@@ -14,7 +14,7 @@ pub(crate) struct Printer {
     stderr_is_terminal: bool,
 }
 
-/// Where the bytes of the two streams end up.
+/// The destination of both streams.
 pub(crate) trait Sink: Send + Sync {
     /// Writes all of `bytes` at once, so that the reader sees them now.
     fn write(&self, stream: OutputStream, bytes: &[u8]) -> io::Result<()>;
@@ -36,7 +36,7 @@ impl Sink for ProcessStreams {
     }
 }
 
-/// Our output could not be written.
+/// Output could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write to {}", name(.stream))]
 pub(crate) struct OutputError {
@@ -56,7 +56,7 @@ impl OutputError {
         Self { stream, source }
     }
 
-    /// Nobody reads any more, which is their right and no fault.
+    /// Returns whether the reader closed its end, which is not a failure.
     pub(crate) fn is_broken_pipe(&self) -> bool {
         self.source.kind() == io::ErrorKind::BrokenPipe
     }
@@ -67,7 +67,7 @@ impl Printer {
         Self { sink: Arc::new(ProcessStreams), stderr_is_terminal: io::stderr().is_terminal() }
     }
 
-    /// One that writes elsewhere, and not to a terminal.
+    /// Returns a printer that writes to `sink`, and not to a terminal.
     #[cfg(test)]
     pub(crate) fn to(sink: Arc<dyn Sink>) -> Self {
         Self { sink, stderr_is_terminal: false }
@@ -77,33 +77,33 @@ impl Printer {
         self.sink.write(stream, bytes).map_err(|source| OutputError::new(stream, source))
     }
 
-    /// Whether a person is likely to watch stderr.
+    /// Returns whether a person is likely to watch stderr.
     pub(crate) fn stderr_is_terminal(&self) -> bool {
         self.stderr_is_terminal
     }
 
-    /// A result as text for people.
+    /// Prints a result as text for people.
     pub(crate) fn text(&self, text: &str) -> Result<(), OutputError> {
         self.write(OutputStream::Stdout, printable(text).as_bytes())
     }
 
-    /// A result as bytes, such as a document or a script for a shell.
+    /// Prints a result as bytes, such as a document or a script for a shell.
     pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<(), OutputError> {
         self.write(OutputStream::Stdout, bytes)
     }
 
-    /// Text for people on stderr.
+    /// Prints text for people on stderr.
     pub(crate) fn stderr_text(&self, text: &str) -> Result<(), OutputError> {
         self.write(OutputStream::Stderr, printable(text).as_bytes())
     }
 
-    /// A line on stderr. Best effort: there is nowhere to tell that it failed.
+    /// Prints a line on stderr. Errors are ignored: there is nowhere to report them.
     pub(crate) fn note(&self, line: &str) {
         note(&*self.sink, line);
     }
 
-    /// Bytes of the guest, exactly as they are. The write happens on another thread, because a pipe that
-    /// nobody empties must not keep pyro from seeing a signal.
+    /// Prints bytes of the guest unchanged. Writes on another thread, because pyro must react to signals while a full pipe
+    /// blocks the write.
     pub(crate) async fn guest(&self, stream: OutputStream, bytes: Bytes) -> Result<(), OutputError> {
         let sink = Arc::clone(&self.sink);
         let written = match tokio::task::spawn_blocking(move || sink.write(stream, &bytes)).await {
@@ -113,13 +113,13 @@ impl Printer {
         written.map_err(|source| OutputError::new(stream, source))
     }
 
-    /// As [`Self::note`], but from another thread and without waiting, for the same reason.
+    /// As [`Self::note`], on another thread and without waiting, for the same reason.
     pub(crate) fn note_aside(&self, line: String) {
         let sink = Arc::clone(&self.sink);
         drop(tokio::task::spawn_blocking(move || note(&*sink, &line)));
     }
 
-    /// Warns of what a guest with a network can reach, which no policy limits yet.
+    /// Warns about what a guest with a network can reach: no policy limits it.
     pub(crate) fn warn_of_network(&self, network: bool) {
         if network {
             self.note(
@@ -128,9 +128,9 @@ impl Printer {
         }
     }
 
-    /// What clap has to say: help and the version on stdout, usage errors on stderr.
+    /// Prints a message of clap: help and the version on stdout, usage errors on stderr.
     pub(crate) fn clap_message(&self, message: &clap::Error) {
-        // A reader that went away needs no help text.
+        // Fails if the reader has closed its end.
         let _ = message.print();
     }
 }

@@ -1,4 +1,4 @@
-//! How an environment's installation is shown on stderr: a bar for people, lines for log files.
+//! Shows an environment's installation on stderr: a bar for people, lines for log files.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::text::printable;
 pub(crate) struct PullProgress<'a> {
     printer: &'a Printer,
     bar: Option<ProgressBar>,
-    /// The step shown last and its tenths done, so that a log file gets a line per tenth at most.
+    /// The last step shown and its completed tenths: a log file gets at most one line per tenth.
     last_line: Option<(String, u64)>,
 }
 
@@ -49,7 +49,7 @@ impl<'a> PullProgress<'a> {
         }
     }
 
-    /// Writes a line that has nothing to do with the installation without tearing the bar.
+    /// Prints another line without breaking the bar.
     pub(crate) fn note(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| self.printer.note(line)),
@@ -75,12 +75,12 @@ fn new_bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {wide_msg} [{bar:24}] {percent:>3}% {elapsed}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style);
-    // A step may take long without news; the clock shows that pyro is alive.
+    // A step may take long without progress; the clock shows that pyro is alive.
     bar.enable_steady_tick(Duration::from_millis(120));
     bar
 }
 
-/// The line for a step, if it says enough that is new. A `total` of 0 means that nobody knows it.
+/// Returns the line for a step, if it differs enough from the last. A `total` of 0 means that it is unknown.
 fn next_line(last: &mut Option<(String, u64)>, text: String, done: u64, total: u64) -> Option<String> {
     let tenths = (u128::from(done.min(total)) * 10).checked_div(u128::from(total)).map_or(0, |t| t as u64);
     if last.as_ref().is_some_and(|(last_text, last_tenths)| *last_text == text && tenths <= *last_tenths) {

@@ -1,4 +1,4 @@
-//! The one place where the end of a command is shown.
+//! Shows how a command ended.
 
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -7,7 +7,7 @@ use crate::printer::{OutputError, Printer};
 use crate::reply::{Content, Reply};
 use crate::report::Report;
 
-/// Shows how a command ended, with `json` a failure as one document on stdout.
+/// Shows how a command ended. With `json`, a failure is one document on stdout.
 pub(crate) fn outcome(outcome: Result<Reply, CliError>, json: bool, printer: &Printer) -> Exit {
     let failed = match outcome {
         Ok(reply) => match show(&reply, printer) {
@@ -28,7 +28,7 @@ fn show(reply: &Reply, printer: &Printer) -> Result<(), OutputError> {
         Content::Bytes(bytes) => printer.bytes(bytes),
         Content::Failure(text) => {
             match printer.text(text) {
-                // A full disk must not hide it; a reader that went away does not want it.
+                // Print it elsewhere if the disk is full, but not if the reader has closed its end.
                 Err(failed) if !failed.is_broken_pipe() => drop(printer.stderr_text(text)),
                 _ => {}
             }
@@ -42,6 +42,6 @@ fn failure(error: &CliError, json: bool, printer: &Printer) {
     if json && json::document(&report.json()).is_ok_and(|document| printer.bytes(&document).is_ok()) {
         return;
     }
-    // There is nowhere else to say it.
+    // There is nowhere else to report it.
     let _ = printer.stderr_text(&report.human());
 }

@@ -1,4 +1,4 @@
-//! What a command has to show at its end, as a value.
+//! The result of a command, as a value.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use crate::exit::Exit;
 use crate::json;
 use crate::printer::OutputError;
 
-/// The end of a command: lines for stderr, then the result on stdout, and the exit status.
+/// The result of a command: lines for stderr, then the output on stdout, and the exit status.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) notes: Vec<String>,
@@ -25,8 +25,8 @@ pub(crate) enum Content {
     Text(String),
     /// Bytes for programs.
     Bytes(Vec<u8>),
-    /// Text for people that says why there is no result. It must not get lost: where stdout takes nothing more, it goes
-    /// to stderr.
+    /// Text for people that says why there is no result. It must not get lost: if stdout cannot be written to, it goes to
+    /// stderr.
     Failure(String),
 }
 

@@ -1,4 +1,4 @@
-//! Failures as users see them: one message, its causes, and hints.
+//! Failures for users: one message, its causes, and hints.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -28,8 +28,7 @@ pub(crate) struct JsonReport<'a> {
 }
 
 impl Report {
-    /// What there is to say of a failure. Nothing when a reader went away, which is how `pyro … | head` ends, or does
-    /// not read.
+    /// Returns the report of a failure. `None` if the reader closed its end, as in `pyro … | head`, or does not read.
     pub(crate) fn of(error: &CliError) -> Option<Self> {
         Some(match error {
             CliError::Output(error) if error.is_broken_pipe() => return None,
@@ -37,13 +36,13 @@ impl Report {
             CliError::Config(cause) => Self::new("configuration", error, cause.hint.as_slice()),
             CliError::Install(cause) => Self::new("client_settings", error, cause.hint.as_slice()),
             CliError::Words(_) => Self::new("invalid_input", error, &[]),
-            // What the engine says of it includes that it was stopped.
+            // The engine's error says that it was stopped.
             CliError::Engine(cause) | CliError::Stopped(_, cause) => {
                 Self::new(cause.kind.as_str(), cause, &cause.hints_for(Reader::Person))
             }
             CliError::Demo(_) => Self::new("demo", error, &[]),
             CliError::Abandoned(_) => {
-                let hint = "parts of the VM may be left in the state directory";
+                let hint = "the state directory may still hold files of the VM";
                 Self::new("cancelled", error, &[hint.to_owned()])
             }
             CliError::Output(_) => Self::new("output", error, &[]),
@@ -61,7 +60,7 @@ impl Report {
         }
     }
 
-    /// Lines for a person. Texts of several lines stay together by their indent.
+    /// Returns lines for a person. Further lines of a text are indented.
     pub(crate) fn human(&self) -> String {
         let mut text = String::new();
         let mut add = |label: &str, content: &str| {
@@ -75,7 +74,7 @@ impl Report {
         text
     }
 
-    /// The same for a program; the message holds the causes, as readers of `error` alone expect.
+    /// Returns the same for a program. The message includes the causes, for readers of `error` alone.
     pub(crate) fn json(&self) -> JsonReport<'_> {
         let causes = self.causes.iter().map(String::as_str);
         let message: Vec<&str> = std::iter::once(self.message.as_str()).chain(causes).collect();

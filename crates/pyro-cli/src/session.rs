@@ -1,5 +1,4 @@
-//! One long call of the engine, watched from the terminal: its events are shown, signals stop it, and a
-//! reader that goes away stops it too.
+//! One long call of the engine: its events are shown, and a signal or a reader that closes the output stops it.
 //!
 //! ```text
 //! call ──events──► show ──► printer
@@ -7,8 +6,7 @@
 //!   └── cancel ◄─────┴───── first signal
 //! ```
 //!
-//! However the call ends, it is the engine that cleans up, and it is waited for. Only a third signal gives
-//! that up.
+//! The engine cleans up after every call, and the session waits for it. Only a third signal ends the wait.
 
 use std::future::Future;
 use std::pin::pin;
@@ -24,13 +22,13 @@ use crate::printer::{OutputError, Printer};
 use crate::progress::PullProgress;
 use crate::signals::{self, Signal};
 
-/// Events that may wait to be shown before the engine has to wait.
+/// Maximum number of events in the queue before the engine has to wait.
 const EVENTS_AHEAD: usize = 64;
 
-/// How long output that nobody reads is waited for once pyro has been asked to stop.
+/// Maximum wait for output that is not read, once pyro has been asked to stop.
 const LAST_OUTPUT_GRACE: Duration = Duration::from_secs(1);
 
-/// Runs a future to its end on this thread.
+/// Runs a future to completion on this thread.
 pub(crate) fn block_on<T, E>(work: impl Future<Output = Result<T, E>>) -> Result<T, CliError>
 where
     CliError: From<E>,
@@ -40,22 +38,22 @@ where
         .build()
         .map_err(|error| CliError::System("cannot start the event loop".to_owned(), error))?;
     let result = runtime.block_on(work);
-    // Only a write into a pipe that nobody empties can still be under way, and it must not hold up the end.
+    // Only a write into a full pipe can still be in flight, and it must not delay the exit.
     runtime.shutdown_background();
     Ok(result?)
 }
 
-/// What was shown of a call.
+/// What a call has shown.
 #[derive(Debug, Default)]
 pub(crate) struct Shown {
-    /// An installation was reported from its start.
+    /// The start of an installation was reported.
     pub(crate) pull_started: bool,
-    /// The last byte the guest wrote was no newline, so a terminal's cursor stands inside a line.
+    /// The guest's last byte was not a newline, so a terminal's cursor is inside a line.
     pub(crate) inside_line: bool,
 }
 
 impl Shown {
-    /// Sees to it that what is said next stands on a line of its own, where both streams meet on a terminal.
+    /// Ends the line, if stderr is a terminal, so that the next message starts on a new one.
     pub(crate) fn end_line(&self, printer: &Printer) {
         if self.inside_line && printer.stderr_is_terminal() {
             printer.note("");
@@ -63,7 +61,7 @@ impl Shown {
     }
 }
 
-/// Carries out `call` to its end and shows its events; with `quiet`, only its warnings.
+/// Runs `call` to its end and shows its events; with `quiet`, only its warnings.
 pub(crate) fn watch<T, F>(
     printer: &Printer,
     quiet: bool,
@@ -131,14 +129,15 @@ impl Watch<'_> {
         self.outcome(result, end)
     }
 
-    /// Says what a signal does. The first is reported to people only, the second to everybody: it looks
-    /// as if pyro hung.
+    /// Reports what a signal does. The first is reported to people only; a second one always, because the user may think
+    /// that pyro hangs.
     fn stop_requested(&mut self, count: u32, signal: Signal, cancel: &CancellationToken) {
         self.stop.get_or_insert(signal);
         cancel.cancel();
         if count > 1 {
-            self.printer
-                .note_aside("[pyro] still cleaning up; once more to leave the rest behind".to_owned());
+            self.printer.note_aside(
+                "[pyro] still cleaning up; interrupt once more to exit without finishing".to_owned(),
+            );
         } else if !self.quiet {
             self.printer.note_aside(format!("[pyro] {signal}: stopping and cleaning up"));
         }
@@ -148,11 +147,11 @@ impl Watch<'_> {
         match (result, end.loss, self.stop) {
             (_, Some(Loss::Unread), Some(signal)) => Err(CliError::Unread(signal)),
             (Err(error), _, Some(signal)) => Err(CliError::Stopped(signal, error)),
-            // The call was not stopped by us, so its failure says more than that of the output.
+            // pyro did not stop the call, so its failure says more than that of the output.
             (Err(error), _, None) if error.kind != ErrorKind::Cancelled => Err(CliError::Engine(error)),
             (_, Some(Loss::Failed(failed)), _) => Err(CliError::Output(failed)),
             (Err(error), _, None) => Err(CliError::Engine(error)),
-            // Finished before a request to stop took effect: the result is real and is given.
+            // Finished before a request to stop took effect: return the result.
             (Ok(value), _, _) => Ok((value, end.shown)),
         }
     }
@@ -162,7 +161,7 @@ impl Watch<'_> {
 enum Loss {
     /// It could not be written.
     Failed(OutputError),
-    /// Nobody took it, for [`LAST_OUTPUT_GRACE`] after the call was cancelled.
+    /// It was not read within [`LAST_OUTPUT_GRACE`] after the call was cancelled.
     Unread,
 }
 
@@ -187,8 +186,7 @@ impl<'a> Show<'a> {
         Self { printer, quiet, progress, shown: Shown::default(), loss: None }
     }
 
-    /// Shows events until there are no more: either every sender is gone, or the call is `over` and what
-    /// it had sent is shown.
+    /// Shows events until every sender is gone, or until the call is `over` and all its events are shown.
     async fn until(
         mut self,
         mut events: mpsc::Receiver<Event>,
@@ -226,7 +224,7 @@ impl<'a> Show<'a> {
     }
 
     async fn output(&mut self, stream: OutputStream, bytes: Bytes, cancel: &CancellationToken) {
-        // After a loss the rest is taken and dropped: the engine may not have to wait for room.
+        // After a loss, drop the rest: the engine must not wait for space in the queue.
         if self.loss.is_some() {
             return;
         }

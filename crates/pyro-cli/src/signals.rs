@@ -1,4 +1,4 @@
-//! Being asked to stop: Ctrl-C, SIGTERM and SIGHUP.
+//! Requests to stop: Ctrl-C, SIGTERM and SIGHUP.
 
 use std::io;
 
@@ -41,15 +41,15 @@ impl std::fmt::Display for Signal {
     }
 }
 
-/// Requests that may wait to be looked at. People do not send more, and one more says nothing new.
+/// Maximum number of requests in the queue. Further ones have no effect.
 const REQUESTS_AHEAD: usize = 8;
 
-/// A signal cannot be listened for.
+/// A signal handler cannot be installed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen for signals")]
 pub(crate) struct ListenError(#[source] io::Error);
 
-/// The requests to stop sent to this process from now on. Needs a running event loop.
+/// Returns the requests to stop that this process receives from now on. Needs a running event loop.
 ///
 /// A signal that the parent has set to be ignored (`nohup`, a script's background job) stays ignored.
 pub(crate) fn listen() -> Result<mpsc::Receiver<Signal>, ListenError> {
@@ -69,7 +69,7 @@ pub(crate) fn listen() -> Result<mpsc::Receiver<Signal>, ListenError> {
     Ok(receiver)
 }
 
-/// The `SigIgn` mask of a `/proc/…/status` text; bit n − 1 stands for signal n.
+/// Returns the `SigIgn` mask of a `/proc/…/status` text; bit n − 1 is signal n.
 fn ignored_mask(status: &str) -> u64 {
     status
         .lines()

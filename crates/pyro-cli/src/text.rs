@@ -1,9 +1,9 @@
-//! Pieces of text for people.
+//! Text for people.
 
 use std::borrow::Cow;
 
-/// Text with its control characters, newline and tab aside, made visible: names and messages may come from
-/// a registry or a guest, and must not steer the terminal.
+/// Escapes control characters except newline and tab: names and messages may come from a registry or a guest, and must not
+/// control the terminal.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     let steers = |c: char| c.is_control() && c != '\n' && c != '\t';
     if !text.contains(steers) {

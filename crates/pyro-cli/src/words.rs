@@ -1,24 +1,24 @@
-//! What words of the command line say: numbers, and the one string that a shell gets.
+//! Words of the command line: numbers, and the command that the shell gets.
 
 use std::ffi::OsString;
 
 /// Why the words after the environment are not a command.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WordsError {
-    /// There are none.
+    /// There are no words.
     #[error("command is required after `--`")]
     Missing,
-    /// This one is not UTF-8 (shown lossily), and commands travel as text.
+    /// A word is not UTF-8 (shown lossily), and commands are sent as text.
     #[error("a word of the command is not valid UTF-8: {0}")]
     NotUtf8(String),
-    /// One contains a NUL byte, which no shell can take.
+    /// A word contains a NUL byte, which a shell cannot accept.
     #[error("a word of the command contains a NUL byte")]
     Nul,
 }
 
-/// One word is a shell line and passes verbatim; of several, each is quoted so that the shell gives back
-/// exactly these words. A lone empty word is quoted too: as a shell line it would succeed in silence, and
-/// an unset variable on the caller's side is the likely cause.
+/// A single word is a shell line and is passed verbatim. Several words are quoted, so that the shell splits the line into
+/// exactly these words. A single empty word is quoted too: as a shell line it would succeed silently, and the likely cause
+/// is an unset variable of the caller.
 pub(crate) fn join(words: &[OsString]) -> Result<String, WordsError> {
     let words: Vec<&str> = words
         .iter()
@@ -31,8 +31,8 @@ pub(crate) fn join(words: &[OsString]) -> Result<String, WordsError> {
     }
 }
 
-/// Reads an integer of any size. One that does not fit becomes the nearest that does: still outside every limit, and
-/// refused with the text of that limit.
+/// Parses an integer of any size. One that does not fit becomes the nearest that does, which is outside every limit, so
+/// that the error names the limit.
 pub(crate) fn integer(text: &str) -> Result<i64, &'static str> {
     use std::num::IntErrorKind::{NegOverflow, PosOverflow};
     text.parse().or_else(|error: std::num::ParseIntError| match error.kind() {

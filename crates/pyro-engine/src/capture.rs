@@ -1,11 +1,34 @@
 //! Handling of a command's output.
 
 use bytes::Bytes;
+use pyro_supervisor::CommandEnd;
 
 use crate::{Event, Events, OutputMode, OutputStream};
 
 /// Maximum number of bytes of one stream that a result keeps.
 pub(crate) const CAPTURE_LIMIT: usize = 16 * 1024 * 1024;
+
+/// A command that ended, and its output.
+#[derive(Debug)]
+pub(crate) struct Captured {
+    /// How it ended. The dropped bytes include those beyond the capture limit.
+    pub(crate) end: CommandEnd,
+    /// Kept output; empty if it was streamed.
+    pub(crate) stdout: Vec<u8>,
+    /// Kept output; empty if it was streamed.
+    pub(crate) stderr: Vec<u8>,
+}
+
+impl Captured {
+    /// Joins the end of a command with what the sinks kept of its output.
+    pub(crate) fn new(mut end: CommandEnd, stdout: OutputSink, stderr: OutputSink) -> Self {
+        let (stdout, stdout_over) = stdout.finish();
+        let (stderr, stderr_over) = stderr.finish();
+        end.stdout_dropped = end.stdout_dropped.saturating_add(stdout_over);
+        end.stderr_dropped = end.stderr_dropped.saturating_add(stderr_over);
+        Self { end, stdout, stderr }
+    }
+}
 
 /// Receives one output stream of a command and either keeps it or passes it on.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use pyro_machine::spawn::Spawn;
+use pyro_supervisor::CommandEnd;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Child;
@@ -27,8 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::confine::confine;
 use self::shell_exit::ShellExit;
-use crate::capture::OutputSink;
-use crate::finished::{Finished, TIMED_OUT};
+use crate::capture::{Captured, OutputSink};
 use crate::{EngineError, ErrorKind, Events, Hint, OutputMode, OutputStream, search_path};
 
 /// How long a command may clean up after it was asked to end.
@@ -67,7 +67,7 @@ pub(crate) async fn run(
     command: &HostCommand<'_>,
     events: &Events,
     cancel: &CancellationToken,
-) -> Result<Finished, EngineError> {
+) -> Result<Captured, EngineError> {
     let begin = Instant::now();
     let (mut group, exited) = spawn(command)?;
     let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
@@ -101,10 +101,15 @@ pub(crate) async fn run(
     if timed_out {
         stderr.note(&pyro_supervisor::timeout_note(command.timeout)).await;
     }
-    let (stdout, stdout_truncated) = stdout.finish();
-    let (stderr, stderr_truncated) = stderr.finish();
-    let exit_code = if timed_out { TIMED_OUT } else { exit_code(status) };
-    Ok(Finished { exit_code, stdout, stderr, stdout_truncated, stderr_truncated, timed_out, duration })
+    let end = CommandEnd {
+        status: Some(guest_status(status)),
+        timed_out,
+        killed: false,
+        duration,
+        stdout_dropped: 0,
+        stderr_dropped: 0,
+    };
+    Ok(Captured::new(end, stdout, stderr))
 }
 
 fn spawn(command: &HostCommand<'_>) -> Result<(Group, ShellExit), EngineError> {
@@ -220,10 +225,11 @@ async fn pump(
     }
 }
 
-fn exit_code(status: ExitStatus) -> i64 {
+/// Returns the status as that of a command in a guest.
+fn guest_status(status: ExitStatus) -> pyro_supervisor::ExitStatus {
     match (status.code(), status.signal()) {
-        (Some(code), _) => code.into(),
-        (None, signal) => -i64::from(signal.unwrap_or(0)),
+        (Some(code), _) => pyro_supervisor::ExitStatus::Code(code),
+        (None, signal) => pyro_supervisor::ExitStatus::Signal(signal.unwrap_or(0)),
     }
 }
 

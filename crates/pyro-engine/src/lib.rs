@@ -19,7 +19,7 @@ mod config;
 mod contract;
 mod convert;
 mod engine;
-mod finished;
+mod exit_code;
 mod guest_kernel;
 mod host_compat;
 mod pool;

@@ -18,7 +18,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, named_params};
 
-pub(crate) use self::journal::{CommandExit, CommandFate, CommandRecord, NewCommand};
+pub(crate) use self::journal::{CommandRecord, NewCommand};
 use self::open::Opened;
 pub(crate) use self::row::{NewVm, VmPatch, VmRecord};
 use self::transaction_error::TransactionError;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use pyro_supervisor::{BootInfo, CommandOutcome, EndReason, Exec, Retention, Store, StoreError};
 
 use crate::clock::now;
-use crate::registry::{CommandExit, CommandFate, NewCommand, Registry, VmPatch};
+use crate::registry::{NewCommand, Registry, VmPatch};
 use crate::{EngineError, ErrorKind, ExecutionMode, StopReason, VmId};
 
 /// Name of the hidden subcommand that supervises one VM.
@@ -134,13 +134,10 @@ impl Store for RegistryStore {
         sequence: u64,
         outcome: &CommandOutcome,
     ) -> Result<(), StoreError> {
-        let fate = match outcome {
-            CommandOutcome::Ended(end) => CommandFate::Exited(CommandExit::from(end)),
-            CommandOutcome::NotRun { cause, .. } => CommandFate::NotRun(cause.clone()),
-            CommandOutcome::Unknown { .. } => CommandFate::Unknown,
-        };
+        let outcome = outcome.clone();
         let vm_id = vm_id.to_owned();
-        self.write(move |registry| registry.end_command(&VmId::parse(&vm_id)?, sequence, now(), &fate)).await
+        self.write(move |registry| registry.end_command(&VmId::parse(&vm_id)?, sequence, now(), &outcome))
+            .await
     }
 }
 

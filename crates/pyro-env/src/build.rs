@@ -96,7 +96,7 @@ impl Build<'_> {
         }
         let packages = fsio::read_bounded(&work.join("packages"), 1 << 20)?.unwrap_or_default();
         let packages = manifest::parse_packages(&String::from_utf8_lossy(&packages))
-            .map_err(|reason| PullError::BadResult { reason })?;
+            .map_err(|error| PullError::BadResult { reason: error.to_string() })?;
         let missing = self.entry.packages().find(|package| !packages.contains_key(*package));
         if let Some(package) = missing {
             return Err(PullError::BadResult { reason: format!("package {package} was not installed") });

@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn too_little_space_is_told_before_the_build() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        check_space(dir.path(), 0).expect("room for nothing");
+        check_space(dir.path(), 0).expect("no space is needed");
         let error = check_space(dir.path(), u64::MAX).expect_err("not that much");
         assert_eq!(error.kind(), crate::ErrorKind::NoSpace);
     }

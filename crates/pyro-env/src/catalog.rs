@@ -1,10 +1,10 @@
 //! The available environments. The list is data (`catalog.json`); this module provides types and look-up.
 
+use std::fmt;
 use std::sync::LazyLock;
 
 use serde::Deserialize;
-
-use crate::error::UnknownEnvironment;
+use thiserror::Error;
 
 /// The catalog's version, which is the package's version.
 pub const CATALOG_VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -78,7 +78,22 @@ pub(crate) fn entries() -> &'static [CatalogEntry] {
 }
 
 pub(crate) fn find(name: &str) -> Result<&'static CatalogEntry, UnknownEnvironment> {
-    entries().iter().find(|entry| entry.name == name).ok_or_else(|| UnknownEnvironment::new(name))
+    let entry = entries().iter().find(|entry| entry.name == name);
+    entry.ok_or_else(|| UnknownEnvironment { name: name.to_owned() })
+}
+
+/// The name is not in the catalog.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub struct UnknownEnvironment {
+    /// The requested name.
+    pub name: String,
+}
+
+impl fmt::Display for UnknownEnvironment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known: Vec<&str> = entries().iter().map(|entry| entry.name.as_str()).collect();
+        write!(f, "unknown environment '{}'; expected one of: {}", self.name, known.join(", "))
+    }
 }
 
 #[cfg(test)]

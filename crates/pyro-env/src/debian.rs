@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::catalog::CatalogEntry;
+use crate::child;
 use crate::error::PullError;
 use crate::process::Tools;
 
@@ -60,7 +61,7 @@ impl Archive {
 
     fn of_host(suite: &str, tools: &Tools) -> Archive {
         const FORMAT: &str = "$(ORIGIN)|$(CODENAME)|$(RELEASE)|$(COMPONENT)|$(REPO_URI)";
-        let output = Command::new(&tools.apt_get)
+        let output = child::command(&tools.apt_get)
             .args(["indextargets", "--format", FORMAT, "Created-By: Packages"])
             .stdin(Stdio::null())
             .stderr(Stdio::null())

@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::catalog;
-use crate::process::{NO_PROGRESS, is_root};
+use crate::catalog::UnknownEnvironment;
 
 /// What a caller can do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,26 +61,6 @@ impl IoError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
             _ => ErrorKind::Io,
         }
-    }
-}
-
-/// The name is not in the catalog.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub struct UnknownEnvironment {
-    /// The requested name.
-    pub name: String,
-}
-
-impl UnknownEnvironment {
-    pub(crate) fn new(name: &str) -> Self {
-        UnknownEnvironment { name: name.to_owned() }
-    }
-}
-
-impl fmt::Display for UnknownEnvironment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let known: Vec<&str> = catalog::entries().iter().map(|entry| entry.name.as_str()).collect();
-        write!(f, "unknown environment '{}'; expected one of: {}", self.name, known.join(", "))
     }
 }
 
@@ -153,7 +135,7 @@ pub enum OpenError {
     Damaged {
         /// The environment.
         name: String,
-        /// The first fault found.
+        /// The first damage found.
         #[source]
         damage: Damage,
     },
@@ -191,7 +173,7 @@ pub enum PullError {
         reason: &'static str,
     },
     /// A program or file that the build needs is missing on this host.
-    #[error("'{tool}' is needed to build an environment and was not found")]
+    #[error("'{tool}' not found; it is needed to build an environment")]
     ToolMissing {
         /// The program or file.
         tool: String,
@@ -203,19 +185,21 @@ pub enum PullError {
     NoNamespaces {
         /// The message of the kernel or its helper.
         reason: String,
+        /// The user is root, whose remedy differs.
+        is_root: bool,
     },
     /// A tool failed.
-    #[error("{tool} failed with {status}{}", Tail(.stderr_tail))]
+    #[error("{tool} {failure}{}", Tail(.stderr_tail))]
     BuildFailed {
         /// The tool.
         tool: &'static str,
-        /// How it ended.
-        status: String,
+        /// How it failed.
+        failure: ToolFailure,
         /// The end of its standard error.
         stderr_tail: Vec<String>,
     },
     /// The tools succeeded, but their result is unusable.
-    #[error("the build made no usable environment: {reason}")]
+    #[error("the build produced an unusable environment: {reason}")]
     BadResult {
         /// What is wrong.
         reason: String,
@@ -236,6 +220,36 @@ pub enum PullError {
     /// A file operation failed.
     #[error(transparent)]
     Io(#[from] IoError),
+}
+
+/// How a build tool failed.
+#[derive(Debug)]
+pub enum ToolFailure {
+    /// It could not be started, or the operating system does not report how it ended.
+    Run(io::Error),
+    /// It exited with this status, which is not success.
+    Ended(ExitStatus),
+    /// It was stopped because it printed nothing for this long.
+    Silent {
+        /// The time without output.
+        limit: Duration,
+    },
+}
+
+impl fmt::Display for ToolFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Run(error) => write!(f, "cannot be run: {error}"),
+            Self::Ended(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => write!(f, "failed with exit status {code}"),
+                (None, Some(signal)) => write!(f, "was killed by signal {signal}"),
+                (None, None) => write!(f, "failed with {status}"),
+            },
+            Self::Silent { limit } => {
+                write!(f, "was stopped because it made no progress for {} s", limit.as_secs())
+            }
+        }
+    }
 }
 
 /// Why `prune` failed. Everything that could be removed has been removed.
@@ -306,12 +320,13 @@ impl PullError {
         match self {
             PullError::InUse { .. } => Some(Remedy::DeleteUsers),
             PullError::ToolMissing { package, .. } => Some(Remedy::InstallPackage { package }),
-            PullError::NoNamespaces { .. } if is_root() => Some(Remedy::NamespacesForRoot),
+            PullError::NoNamespaces { is_root: true, .. } => Some(Remedy::NamespacesForRoot),
             PullError::NoNamespaces { .. } => Some(Remedy::NamespacesForUser),
             PullError::NoSpace { .. } => Some(Remedy::FreeSpace),
             PullError::BuildFailed { stderr_tail, .. } if disk_full(stderr_tail) => Some(Remedy::FreeSpace),
-            PullError::BuildFailed { status, stderr_tail, .. } => {
-                let unreachable = unreachable_archive(stderr_tail) || status.starts_with(NO_PROGRESS);
+            PullError::BuildFailed { failure, stderr_tail, .. } => {
+                let silent = matches!(failure, ToolFailure::Silent { .. });
+                let unreachable = silent || unreachable_archive(stderr_tail);
                 unreachable.then_some(Remedy::CheckNetworkOrMirror)
             }
             _ => None,
@@ -378,5 +393,31 @@ struct Tail<'a>(&'a [String]);
 impl fmt::Display for Tail<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|line| write!(f, "\n  {line}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_tool_is_described_by_its_end() {
+        let error = |failure, stderr_tail: &[&str]| PullError::BuildFailed {
+            tool: "mmdebstrap",
+            failure,
+            stderr_tail: stderr_tail.iter().map(|&line| line.to_owned()).collect(),
+        };
+        let ended = |status| ToolFailure::Ended(ExitStatus::from_raw(status));
+        let silent = error(ToolFailure::Silent { limit: Duration::from_secs(90) }, &[]);
+        assert_eq!(silent.to_string(), "mmdebstrap was stopped because it made no progress for 90 s");
+        assert_eq!(silent.remedy(), Some(Remedy::CheckNetworkOrMirror));
+        let killed = error(ended(9), &["E: No space left on device"]);
+        assert_eq!(killed.to_string(), "mmdebstrap was killed by signal 9\n  E: No space left on device");
+        assert_eq!((killed.kind(), killed.remedy()), (ErrorKind::NoSpace, Some(Remedy::FreeSpace)));
+        let missing = error(ToolFailure::Run(io::ErrorKind::NotFound.into()), &[]);
+        assert_eq!(missing.to_string(), "mmdebstrap cannot be run: entity not found");
+        let plain = error(ended(0x100), &[]);
+        assert_eq!(plain.to_string(), "mmdebstrap failed with exit status 1");
+        assert_eq!((plain.kind(), plain.remedy()), (ErrorKind::BuildFailed, None));
     }
 }

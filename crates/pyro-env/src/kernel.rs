@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{IoError, PullError};
+use crate::modules::CircularDependency;
 use crate::{fsio, modules};
 
 /// No module or kernel of a distribution comes close to these sizes.
@@ -76,17 +77,17 @@ impl UnpackedKernel {
                 return if builtin.contains(name) {
                     Ok(None)
                 } else {
-                    Err(format!("module {name} is missing"))
+                    Err(bad(format!("kernel module {name} is missing")))
                 };
             };
-            let content = fsio::read_bounded(file, LARGEST_MODULE)
-                .map_err(|error| format!("{error}: {}", error.source))?
-                .ok_or_else(|| format!("module {name} vanished"))?;
-            let needs = modules::dependencies(&content).map_err(|error| format!("module {name}: {error}"))?;
+            let content = fsio::read_bounded(file, LARGEST_MODULE)?
+                .ok_or_else(|| bad(format!("kernel module {name} disappeared")))?;
+            let needs = modules::dependencies(&content)
+                .map_err(|error| bad(format!("invalid kernel module {name}: {error}")))?;
             contents.insert(name.to_owned(), content);
             Ok(Some(needs))
         };
-        let order = modules::load_order(&modules::WANTED, load).map_err(bad)?;
+        let order = modules::load_order(&modules::WANTED, load)?;
         let ordered: Vec<(String, Vec<u8>)> =
             order.into_iter().filter_map(|name| contents.remove_entry(&name)).collect();
         let archive = modules::pack(&ordered).map_err(IoError::at("write", path))?;
@@ -115,6 +116,12 @@ impl UnpackedKernel {
     fn builtin(&self) -> Result<BTreeSet<String>, PullError> {
         let list = fsio::read_bounded(&self.modules.join("modules.builtin"), 1 << 20)?.unwrap_or_default();
         Ok(String::from_utf8_lossy(&list).lines().filter_map(modules::name_of_file).collect())
+    }
+}
+
+impl From<CircularDependency> for PullError {
+    fn from(error: CircularDependency) -> Self {
+        bad(error.to_string())
     }
 }
 

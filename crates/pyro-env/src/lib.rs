@@ -10,6 +10,7 @@ mod build;
 mod cache;
 mod cancel;
 mod catalog;
+mod child;
 mod debian;
 mod error;
 mod fsio;
@@ -29,10 +30,10 @@ mod remove;
 
 pub use cache::{CacheConfig, EnvironmentCache};
 pub use cancel::CancelFlag;
-pub use catalog::CATALOG_VERSION;
+pub use catalog::{CATALOG_VERSION, UnknownEnvironment};
 pub use error::{
     Damage, ErrorKind, InspectError, IoError, ListError, OpenError, PruneError, PullError, Remedy,
-    UnknownEnvironment,
+    ToolFailure,
 };
 pub use image::RootfsFormat;
 pub use installed::InstalledEnvironment;
@@ -49,7 +50,7 @@ pub mod fuzzing {
     /// Decodes an `environment.json`.
     pub fn manifest(bytes: &[u8]) {
         if let Ok(manifest) = Manifest::decode(bytes) {
-            assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
+            assert_eq!(Manifest::decode(&manifest.encode()).expect("decodes"), manifest);
         }
     }
 

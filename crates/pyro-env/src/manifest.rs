@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::error::{Damage, IoError};
 use crate::fsio;
@@ -82,12 +83,28 @@ pub(crate) enum Found {
     Installed(Box<Manifest>),
 }
 
+/// Why bytes are not a manifest.
+#[derive(Debug, Error)]
+pub(crate) enum DecodeError {
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error("it does not list {file}")]
+    NotListed { file: &'static str },
+}
+
+/// A line of the package list does not have the form `name version`.
+#[derive(Debug, Error)]
+#[error("invalid line in the package list: '{line}'; expected a package and its version")]
+pub(crate) struct InvalidPackage {
+    line: String,
+}
+
 impl Manifest {
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest, String> {
-        let manifest: Manifest = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        for wanted in [KERNEL, MODULES, manifest.format.file_name()] {
-            if !manifest.artifacts.contains_key(wanted) {
-                return Err(format!("it does not list {wanted}"));
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest, DecodeError> {
+        let manifest: Manifest = serde_json::from_slice(bytes)?;
+        for file in [KERNEL, MODULES, manifest.format.file_name()] {
+            if !manifest.artifacts.contains_key(file) {
+                return Err(DecodeError::NotListed { file });
             }
         }
         Ok(manifest)
@@ -116,7 +133,7 @@ impl Manifest {
         };
         let manifest = match Manifest::decode(&bytes) {
             Ok(manifest) => manifest,
-            Err(reason) => return damaged(reason),
+            Err(error) => return damaged(error.to_string()),
         };
         if (manifest.name.as_str(), manifest.version.as_str()) != (name, version) {
             return damaged(format!("it describes {} {}", manifest.name, manifest.version));
@@ -146,13 +163,13 @@ pub(crate) fn packages_digest(packages: &BTreeMap<String, String>) -> String {
 }
 
 /// Parses the `name version` lines that the build writes.
-pub(crate) fn parse_packages(text: &str) -> Result<BTreeMap<String, String>, String> {
+pub(crate) fn parse_packages(text: &str) -> Result<BTreeMap<String, String>, InvalidPackage> {
     text.lines()
         .map(|line| match line.split_once(' ') {
             Some((name, version)) if !name.is_empty() && !version.trim().is_empty() => {
                 Ok((name.to_owned(), version.trim().to_owned()))
             }
-            _ => Err(format!("'{line}' names no package and version")),
+            _ => Err(InvalidPackage { line: line.to_owned() }),
         })
         .collect()
 }
@@ -214,7 +231,7 @@ mod tests {
           }
         }
         "#);
-        assert_eq!(Manifest::decode(&sample().encode()), Ok(sample()));
+        assert_eq!(Manifest::decode(&sample().encode()).expect("decodes"), sample());
     }
 
     #[test]

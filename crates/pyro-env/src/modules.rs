@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 
 use object::{Object, ObjectSection};
+use thiserror::Error;
 
 /// Modules that the guest needs before it can access its disks and its host. The base image's file system is included;
 /// ext4, for the writable layer, is built into Debian's kernel.
@@ -24,6 +25,24 @@ const DIR: &str = "lib/modules/pyro";
 /// The archive's length is a multiple of this, so that another archive can be placed before or after it.
 const ALIGNMENT: usize = 512;
 
+/// Why the dependencies of a module are unknown.
+#[derive(Debug, Error)]
+pub(crate) enum ModuleError {
+    /// It is not an object file that can be read.
+    #[error(transparent)]
+    Object(#[from] object::Error),
+    /// The section with its properties is missing.
+    #[error("it has no .modinfo section")]
+    NoModinfo,
+}
+
+/// The dependencies of a module lead back to it.
+#[derive(Debug, PartialEq, Eq, Error)]
+#[error("circular dependency of kernel module {module}")]
+pub(crate) struct CircularDependency {
+    module: String,
+}
+
 /// Returns a module name as the kernel compares it: the file `virtio-rng.ko` is the module `virtio_rng`.
 pub(crate) fn canonical(name: &str) -> String {
     name.replace('-', "_")
@@ -36,11 +55,10 @@ pub(crate) fn name_of_file(path: &str) -> Option<String> {
 }
 
 /// Returns the names on the `depends=` lines of a module's `.modinfo` section.
-pub(crate) fn dependencies(module: &[u8]) -> Result<Vec<String>, String> {
-    let file = object::File::parse(module).map_err(|error| error.to_string())?;
-    let section = file.section_by_name(".modinfo").ok_or("it has no .modinfo section")?;
-    let modinfo = section.data().map_err(|error| error.to_string())?;
-    Ok(parse_depends(modinfo))
+pub(crate) fn dependencies(module: &[u8]) -> Result<Vec<String>, ModuleError> {
+    let file = object::File::parse(module)?;
+    let section = file.section_by_name(".modinfo").ok_or(ModuleError::NoModinfo)?;
+    Ok(parse_depends(section.data()?))
 }
 
 fn parse_depends(modinfo: &[u8]) -> Vec<String> {
@@ -56,10 +74,10 @@ fn parse_depends(modinfo: &[u8]) -> Vec<String> {
 /// Orders `wanted` and all of its dependencies so that every module follows its dependencies.
 ///
 /// `load` returns a module's dependencies, or `None` for a module that is built into the kernel.
-pub(crate) fn load_order(
+pub(crate) fn load_order<E: From<CircularDependency>>(
     wanted: &[&str],
-    mut load: impl FnMut(&str) -> Result<Option<Vec<String>>, String>,
-) -> Result<Vec<String>, String> {
+    mut load: impl FnMut(&str) -> Result<Option<Vec<String>>, E>,
+) -> Result<Vec<String>, E> {
     let mut known: BTreeMap<String, Option<Vec<String>>> = BTreeMap::new();
     let mut done: BTreeSet<String> = BTreeSet::new();
     let mut order = Vec::new();
@@ -88,7 +106,7 @@ pub(crate) fn load_order(
         } else if first_visit {
             stack.extend(missing.into_iter().rev());
         } else {
-            return Err(format!("the dependencies of module {name} form a circle"));
+            return Err(CircularDependency { module: name }.into());
         }
     }
     Ok(order)
@@ -141,13 +159,25 @@ mod tests {
 
     use super::*;
 
-    fn order(wanted: &[&str], graph: &[(&str, &[&str])]) -> Result<Vec<String>, String> {
+    #[derive(Debug, PartialEq, Eq)]
+    enum Failed {
+        Missing(String),
+        Circular(CircularDependency),
+    }
+
+    impl From<CircularDependency> for Failed {
+        fn from(error: CircularDependency) -> Self {
+            Self::Circular(error)
+        }
+    }
+
+    fn order(wanted: &[&str], graph: &[(&str, &[&str])]) -> Result<Vec<String>, Failed> {
         load_order(wanted, |name| {
             graph
                 .iter()
                 .find(|(module, _)| *module == name)
                 .map(|(_, needs)| Some(needs.iter().map(|need| (*need).to_owned()).collect()))
-                .map_or(if name == "builtin" { Ok(None) } else { Err(format!("no {name}")) }, Ok)
+                .map_or(if name == "builtin" { Ok(None) } else { Err(Failed::Missing(name.to_owned())) }, Ok)
         })
     }
 
@@ -163,13 +193,14 @@ mod tests {
             order(&["disk", "net", "disk"], &graph).expect("ordered"),
             ["core", "disk", "failover", "net"]
         );
-        assert_eq!(order(&["other"], &graph), Err("no other".to_owned()));
+        assert_eq!(order(&["other"], &graph), Err(Failed::Missing("other".to_owned())));
     }
 
     #[test]
     fn circles_are_refused() {
-        assert!(order(&["a"], &[("a", &["b"]), ("b", &["a"])]).is_err());
-        assert!(order(&["a"], &[("a", &["a"])]).is_err());
+        let circular = |module: &str| Err(Failed::Circular(CircularDependency { module: module.to_owned() }));
+        assert_eq!(order(&["a"], &[("a", &["b"]), ("b", &["a"])]), circular("a"));
+        assert_eq!(order(&["a"], &[("a", &["a"])]), circular("a"));
     }
 
     #[test]
@@ -225,7 +256,8 @@ mod tests {
                 edges.iter().filter(|(from, to)| *from == n && to < from).map(|(_, to)| format!("m{to}")).collect()
             };
             let index = |name: &str| name[1..].parse::<usize>().expect("a number");
-            let order = load_order(&["m11", "m5"], |name| Ok(Some(needs(index(name))))).expect("no circle");
+            let load = |name: &str| Ok::<_, Failed>(Some(needs(index(name))));
+            let order = load_order(&["m11", "m5"], load).expect("no circle");
             for (position, name) in order.iter().enumerate() {
                 for need in needs(index(name)) {
                     prop_assert!(order[..position].contains(&need));

@@ -8,9 +8,9 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -18,13 +18,11 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cancel::CancelFlag;
-use crate::error::PullError;
+use crate::child;
+use crate::error::{PullError, ToolFailure};
 
 /// Longer than any step goes without output while it makes progress, even on slow machines and slow networks.
 pub(crate) const LONGEST_SILENCE: Duration = Duration::from_secs(30 * 60);
-
-/// The prefix of the status in [`PullError::BuildFailed`] when a tool was stopped because it was silent for too long.
-pub(crate) const NO_PROGRESS: &str = "no progress";
 
 const TAIL_LINES: usize = 12;
 const LONGEST_LINE: u64 = 4096;
@@ -99,7 +97,7 @@ impl Tools {
     /// Tries to create the namespaces, because only that is reliable: the kernel, capabilities, the security module,
     /// and the id files all play a part.
     fn check_namespaces(&self) -> Result<(), PullError> {
-        let failed = |reason: String| PullError::NoNamespaces { reason };
+        let failed = |reason: String| PullError::NoNamespaces { reason, is_root: is_root() };
         let output = self.confined(Path::new("true")).output().map_err(|error| failed(error.to_string()))?;
         if output.status.success() {
             return Ok(());
@@ -120,7 +118,7 @@ impl Tools {
 
     /// Returns a command that runs `program` as (apparent) root in its own namespaces.
     pub(crate) fn confined(&self, program: &Path) -> Command {
-        let mut command = Command::new(&self.setpriv);
+        let mut command = child::command(&self.setpriv);
         command.args(["--pdeathsig", "KILL", "--"]).arg(&self.unshare);
         if !is_root() {
             command.args(["--user", "--map-root-user", "--map-auto"]);
@@ -161,7 +159,7 @@ pub(crate) fn run(
     command.stdin(lease).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(|error| PullError::BuildFailed {
         tool,
-        status: error.to_string(),
+        failure: ToolFailure::Run(error),
         stderr_tail: Vec::new(),
     })?;
     // The command holds another copy of the lease.
@@ -188,8 +186,8 @@ pub(crate) fn run(
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
                 end_namespace(&mut child, &events);
-                let status = format!("{NO_PROGRESS} for {} s", patience.as_secs());
-                return Err(PullError::BuildFailed { tool, status, stderr_tail: tail.lines });
+                let failure = ToolFailure::Silent { limit: patience };
+                return Err(PullError::BuildFailed { tool, failure, stderr_tail: tail.lines });
             }
         };
         match event {
@@ -205,12 +203,12 @@ pub(crate) fn run(
             }
         }
     }
-    let failed = |status: String| PullError::BuildFailed { tool, status, stderr_tail: tail.lines };
-    match child.wait() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(failed(describe(status))),
-        Err(error) => Err(failed(error.to_string())),
-    }
+    let failure = match child.wait() {
+        Ok(status) if status.success() => return Ok(()),
+        Ok(status) => ToolFailure::Ended(status),
+        Err(error) => ToolFailure::Run(error),
+    };
+    Err(PullError::BuildFailed { tool, failure, stderr_tail: tail.lines })
 }
 
 /// Kills all processes that the command started and waits until they are gone.
@@ -231,14 +229,6 @@ fn kill_namespace(unshare: &Child) {
     let target = first.or_else(|| i32::try_from(pid).ok()).and_then(Pid::from_raw);
     if let Some(target) = target {
         let _ = kill_process(target, Signal::KILL);
-    }
-}
-
-fn describe(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("signal {signal}"),
-        (None, None) => status.to_string(),
     }
 }
 

@@ -5,14 +5,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures::StreamExt;
 use futures::future::poll_fn;
-use futures::{SinkExt, StreamExt};
 use pyro_wire::{
-    Call, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, NoInput, Pack, Request,
-    Unpack,
+    Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Pack, Request, Unpack,
 };
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::Framed;
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
@@ -22,18 +20,13 @@ use crate::exec::CommandSettings;
 use crate::failure::{During, refused};
 use crate::machine::VirtualMachine;
 use crate::port::Port;
+use crate::stream::{RequestStream, accept, finish};
 use crate::{HandshakeError, Machine, boot, copy, exec, handshake, memory};
-
-/// A stream whose request has not been read.
-type RequestStream<S> = Framed<S, FrameCodec<Request, NoInput>>;
-
-/// A stream whose request was read: what may follow it, and its reply.
-pub(crate) type CallStream<S, C> = Framed<S, FrameCodec<<C as Call>::Input, <C as Call>::Reply>>;
 
 /// Why the agent ended, if not because the host closed the channel.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// A step on the way to the first request failed.
+    /// A step before the first request failed.
     #[error(transparent)]
     Start(#[from] Failure),
     /// The machine was not set up.
@@ -63,11 +56,11 @@ pub(crate) fn run() -> ExitCode {
 
 async fn live() -> Result<(), AgentError> {
     let mut channel = boot::open_channel()?;
-    exec::prepare_agent()?;
+    let oom_score_adj = exec::prepare_agent()?;
     memory::prevent_thrashing(Path::new(memory::LRU_SETTINGS))?;
     let mut machine = VirtualMachine::default();
     handshake::set_up(&mut channel, &mut machine).await?;
-    Agent::new(machine, CommandSettings::of_guest()).serve(port(channel)?).await
+    Agent::new(machine, CommandSettings::of_guest(oom_score_adj)).serve(port(channel)?).await
 }
 
 fn port(channel: File) -> Result<Port, Failure> {
@@ -102,7 +95,7 @@ impl<M: Machine> Agent<M> {
         Self { shared: Arc::new(Shared { commands, state }) }
     }
 
-    /// Serves requests until the host closes the channel. Commands that run then are ended.
+    /// Serves requests until the host closes the channel, which ends all running commands.
     ///
     /// # Errors
     /// The channel failed, or the host does not follow the protocol.
@@ -163,20 +156,4 @@ impl<M: Machine> Shared<M> {
             Err(failure) => HaltReply::Failed(failure),
         }
     }
-}
-
-/// The stream of a request, with what may follow it there.
-fn accept<S: AsyncRead + AsyncWrite + Unpin, C: Call>(stream: RequestStream<S>) -> CallStream<S, C> {
-    stream.map_codec(|_| FrameCodec::default())
-}
-
-/// Sends the only frame of a reply and closes the stream.
-pub(crate) async fn finish<S, In, Reply>(mut stream: Framed<S, FrameCodec<In, Reply>>, reply: Reply)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-    Reply: Serialize,
-{
-    // If the host is gone there is nobody left to answer.
-    let _ = stream.send(Frame::Control(reply)).await;
-    let _ = stream.close().await;
 }

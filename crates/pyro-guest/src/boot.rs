@@ -23,7 +23,7 @@ pub(crate) fn open_channel() -> Result<File, Failure> {
     // Listening starts before the modules load, so that no announcement of the port can be missed.
     let events = device_events().during("listening for device events")?;
     load_modules()?;
-    // Drivers are there once the kernel is up and modules are loaded. Without this one no port will ever come.
+    // All drivers are registered by now. Without this one, no port will ever appear.
     fs::metadata(PORT_DRIVER).during("looking for the kernel's virtio_console driver")?;
     let port = loop {
         if let Some(port) = find_port(Path::new(PORTS)).during("looking for the channel's port")? {
@@ -89,7 +89,7 @@ fn find_port(listed: &Path) -> io::Result<Option<PathBuf>> {
     };
     for port in ports {
         let port = port?;
-        // The name arrives in a message of its own, after the port itself.
+        // The kernel announces the name later than the port.
         if fs::read_to_string(port.path().join("name")).is_ok_and(|name| name.trim() == PORT_NAME) {
             return Ok(Some(Path::new("/dev").join(port.file_name())));
         }

@@ -1,4 +1,4 @@
-//! Files in and out of the machine.
+//! Copies files into the machine and out of it.
 
 use std::error::Error;
 use std::io;
@@ -13,8 +13,8 @@ use pyro_wire::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::agent::{CallStream, finish};
 use crate::failure::kind_of;
+use crate::stream::{CallStream, finish};
 
 /// Sends a file or a directory.
 pub(crate) async fn pack<S>(request: Pack, workspace: &Path, mut stream: CallStream<S, Pack>)
@@ -29,7 +29,7 @@ where
     finish(stream, reply).await;
 }
 
-/// Takes a file or a directory.
+/// Receives a file or a directory.
 pub(crate) async fn unpack<S>(request: Unpack, workspace: &Path, mut stream: CallStream<S, Unpack>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -45,7 +45,7 @@ where
         false => pyro_archive::destination(&target, Some(request.name.as_ref())),
     };
     let unpacked = match place {
-        // Links of the host's files lead where they led there.
+        // Symlinks keep their targets, wherever they lead.
         Ok(place) => pyro_archive::unpack_from(&mut chunks, place, limits(request.limits), Links::Any).await,
         Err(error) => Err(error),
     };

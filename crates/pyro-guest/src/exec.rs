@@ -1,8 +1,9 @@
-//! One command: start it, pass its output on, keep its deadline, report its end.
+//! One command: start it, forward its output, enforce its deadline, report its end.
 //!
 //! Three things run at once and must not wait for each other: two pumps that copy output (and stall when
-//! the host does not take it), and the watcher of the process, its deadline and the host's interest.
+//! the host does not take it), and a watcher of the process, its deadline and the host's connection.
 
+mod oom;
 mod process;
 mod pump;
 mod settings;
@@ -17,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::CallStream;
+use crate::stream::CallStream;
 use process::CommandProcess;
 
 pub(crate) use process::prepare_agent;
@@ -56,7 +57,7 @@ where
 enum Input {
     /// End it and report how it ended.
     Terminate,
-    /// End it; nobody waits for the report.
+    /// End it without a report.
     Abandon,
 }
 
@@ -109,7 +110,7 @@ async fn run(
                 let exit = Exit { status, timed_out, duration_ms, stdout_dropped, stderr_dropped };
                 let _ = frames.send(Frame::Control(ExecReply::Exited(exit))).await;
             }
-            // The command ran, but nobody knows how it ended: the stream closes without a reply.
+            // The command ran, but its end is unknown: the stream closes without a reply.
             Err(error) => eprintln!("pyro-guest: waiting for a command: {error}"),
         }
     };

@@ -37,6 +37,12 @@ pub(crate) fn directory_failed(step: impl Into<String>, error: io::Error) -> Fai
     }
 }
 
+/// The failure of making a command a candidate of the OOM killer. It has no specific kind, because a caller would take
+/// that for a property of the command, such as "command not found".
+pub(crate) fn exemption_failed(step: impl Into<String>, error: io::Error) -> Failure {
+    Failure { kind: FailureKind::Other, ..failed(step, error) }
+}
+
 /// The failure of starting a program.
 pub(crate) fn spawn_failed(step: impl Into<String>, error: io::Error) -> Failure {
     let errno = Errno::from_io_error(&error);
@@ -50,12 +56,12 @@ pub(crate) fn spawn_failed(step: impl Into<String>, error: io::Error) -> Failure
     Failure { kind, ..failure }
 }
 
-/// A failure that the kernel has no number for.
+/// A failure without an `errno`.
 pub(crate) fn refused(step: impl Into<String>, cause: impl Into<String>) -> Failure {
     Failure { kind: FailureKind::Other, step: step.into(), cause: cause.into(), errno: None }
 }
 
-/// The kind of an error, as far as it does not depend on what was being done.
+/// The kind of an error, as far as it does not depend on the step.
 pub(crate) fn kind_of(error: &io::Error) -> FailureKind {
     let Some(errno) = Errno::from_io_error(error) else {
         return match error.kind() {
@@ -108,6 +114,7 @@ mod tests {
     fn what_was_being_done_refines_the_kind() {
         assert_eq!(directory_failed("s", os(Errno::NOENT)).kind, FailureKind::DirectoryNotFound);
         assert_eq!(directory_failed("s", os(Errno::NOTDIR)).kind, FailureKind::NotADirectory);
+        assert_eq!(exemption_failed("s", os(Errno::NOENT)).kind, FailureKind::Other);
         for (errno, kind) in [
             (Errno::NOENT, FailureKind::CommandNotFound),
             (Errno::ACCESS, FailureKind::NotExecutable),

@@ -24,7 +24,7 @@ pub(crate) fn halt() -> Result<(), Failure> {
 }
 
 /// Ends the processes that `list` returns, with SIGTERM first and SIGKILL after the grace, and again as long as there
-/// are new ones. How many rounds it took after the first.
+/// are new ones. Returns the number of rounds after the first.
 fn end_processes(mut list: impl FnMut() -> Vec<OwnedFd>, grace: Duration) -> usize {
     let processes = list();
     signal(&processes, Signal::TERM);
@@ -47,7 +47,7 @@ fn signal(processes: &[OwnedFd], signal: Signal) {
     }
 }
 
-/// Returns when all have ended or the time is over.
+/// Returns when all have ended or the grace period has passed.
 fn wait_for_end(mut processes: Vec<OwnedFd>, limit: Option<Duration>) {
     let start = Instant::now();
     while !processes.is_empty() {

@@ -33,7 +33,7 @@ pub enum HandshakeError {
 /// Greets the host and sets the machine up as the host asks. Afterwards, requests follow on the channel.
 ///
 /// # Errors
-/// [`HandshakeError`]. The machine is then of no use.
+/// [`HandshakeError`]. The machine is then unusable.
 pub async fn set_up<C: Read + Write, M: Machine>(
     channel: &mut C,
     machine: &mut M,

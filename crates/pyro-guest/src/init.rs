@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustix::process::{WaitOptions, wait};
 use rustix::system::{RebootCommand, reboot};
 
-/// Why the machine ends, if that is not in order.
+/// Why the machine ends, if not by an orderly exit of the agent.
 #[derive(Debug, PartialEq, thiserror::Error)]
 enum InitError {
     #[error("the agent exited with status {0}")]
@@ -54,7 +54,7 @@ fn reap_one() -> Result<Option<Reaped>, Errno> {
     Ok(Some(Reaped { pid: pid.as_raw_nonzero().get().unsigned_abs(), end }))
 }
 
-/// Reaps every child until the agent's turn has come.
+/// Reaps every child until the agent has ended.
 fn reap_until_end_of(
     agent: u32,
     mut reap_one: impl FnMut() -> Result<Option<Reaped>, Errno>,

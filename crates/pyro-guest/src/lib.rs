@@ -1,15 +1,14 @@
-//! The only program of ours inside a microVM.
+//! pyro's only program inside a microVM.
 //!
-//! It lives in the initrd and plays two parts. As PID 1 it starts a second copy of itself and then does
-//! nothing but reap, so that there is one reaper for orphans and none for the agent's own children. That
-//! copy is the agent: it loads the kernel modules, greets the host, sets this machine up
-//! (clock, randomness, name, disks, network) and then serves requests until the machine ends.
+//! It is in the initrd and has two roles. As PID 1, it starts a second copy of itself and then only reaps orphans, so that
+//! it never reaps the agent's own children. That copy is the agent: it loads the kernel modules, greets the host, sets this
+//! machine up (clock, randomness, name, disks, network) and then serves requests until the machine ends.
 //!
-//! What needs a machine of its own (mounts, clock, network, the end of all processes) is behind the trait
+//! Code that needs a machine of its own (mounts, clock, network, the end of all processes) is behind the trait
 //! [`Machine`]. Everything else runs, and is tested, on any Linux: [`set_up`] over any channel, [`Agent`] over any
 //! stream.
 //!
-//! What the agent reports to a person goes to the serial console, which the host keeps.
+//! The agent reports errors to the serial console, which the host keeps.
 #![expect(clippy::print_stderr, reason = "stderr is the serial console, the only place to report to")]
 
 mod agent;
@@ -26,6 +25,7 @@ mod memory;
 mod network;
 mod port;
 mod root;
+mod stream;
 mod warm_up;
 
 pub use agent::{Agent, AgentError};

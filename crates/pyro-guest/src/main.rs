@@ -1,4 +1,4 @@
-//! The only program of ours inside a microVM; see the library.
+//! pyro's only program inside a microVM; see the library.
 
 use std::process::ExitCode;
 

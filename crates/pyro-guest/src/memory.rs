@@ -13,9 +13,9 @@ pub(crate) const LRU_SETTINGS: &str = "/sys/kernel/mm/lru_gen";
 /// How long pages that were used must stay in memory, in milliseconds. If they cannot, a process is killed.
 const MIN_TTL_MS: &str = "1000";
 
-/// Has the kernel kill a process when there is too little memory for what is in use. Left to itself it keeps
-/// dropping and reading back the pages of programs, and a greedy command in a small machine may hang for ever instead
-/// of being killed (seen in a fourth of the runs of `tail /dev/zero` with 256 MiB).
+/// Makes the kernel kill a process when the pages in use do not fit into memory. By default it keeps dropping and
+/// rereading the pages of programs, and a greedy command in a small machine may hang forever instead of being killed (seen
+/// in a quarter of the runs of `tail /dev/zero` with 256 MiB).
 pub(crate) fn prevent_thrashing(settings: &Path) -> Result<(), Failure> {
     for (file, value) in [("enabled", "y"), ("min_ttl_ms", MIN_TTL_MS)] {
         match fs::OpenOptions::new().write(true).open(settings.join(file)) {

@@ -9,8 +9,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The virtio-serial port. Not one of tokio's pipes, which take a short read as the sign that nothing is left: this
-/// device returns a page at a time, and reports the data behind it only once.
+/// The virtio-serial port. Not one of tokio's pipes, which take a short read to mean that no data is left: this device
+/// returns one page at a time, and reports the remaining data only once.
 #[derive(Debug)]
 pub(crate) struct Port(AsyncFd<File>);
 

@@ -20,7 +20,7 @@ const BASE: &str = "/base";
 const LAYER: &str = "/layer";
 const NEW_ROOT: &str = "/root";
 
-/// Where the writable layer is mounted, which no path leads to any more once the root is in place.
+/// The mount of the writable layer. No path leads to it once the root is in place.
 static LAYER_MOUNT: OnceLock<OwnedFd> = OnceLock::new();
 
 /// Assembles the root from both disks and makes it this process's root.
@@ -76,7 +76,7 @@ fn find_disk(listed: &Path, serial: &str) -> Result<PathBuf, Failure> {
     Err(io::Error::from(io::ErrorKind::NotFound)).during(step())
 }
 
-/// Mounts and links that programs take for granted.
+/// Makes the mounts and links that programs expect.
 fn furnish() -> Result<(), Failure> {
     let secure = MountFlags::NOSUID | MountFlags::NODEV;
     mount_virtual(

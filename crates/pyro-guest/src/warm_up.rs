@@ -1,4 +1,4 @@
-//! Runs what nearly every command will need once, so that a template holds those pages already.
+//! Runs programs that nearly every command needs, so that a template holds their pages.
 
 use std::process::{Command, Stdio};
 
@@ -6,13 +6,13 @@ use std::process::{Command, Stdio};
 /// machine restored from the template would share them.
 const PROGRAMS: [&str; 3] = ["true", "git --version", "python3 -S -c pass"];
 
-/// Runs each program, then writes everything to disk: the layer's image is saved beside the memory.
+/// Runs each program, then writes everything to disk: the layer's image is saved together with the memory.
 pub(crate) fn run() {
     run_programs(&PROGRAMS);
     rustix::fs::sync();
 }
 
-/// Runs each program through the shell that commands are run by. One that is not in the image is skipped.
+/// Runs each program through the shell that also runs commands. One that is not in the image is skipped.
 fn run_programs(programs: &[&str]) {
     for program in programs {
         let _ = Command::new("/bin/sh")

@@ -329,7 +329,7 @@ impl FakeHandle {
         });
     }
 
-    /// Fails the machine's network with this error; the machine goes on.
+    /// Fails the machine's network with this error; the machine keeps running.
     pub fn fail_network(&self, error: NetworkError) {
         self.shared.change(|state| state.network_failure = Some(error));
     }

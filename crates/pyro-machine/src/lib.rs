@@ -16,6 +16,8 @@ pub mod disk;
 mod exit;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+#[cfg(test)]
+mod fake_program;
 mod files;
 mod hardware;
 mod image;

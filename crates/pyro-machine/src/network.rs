@@ -2,6 +2,7 @@
 
 mod description;
 mod error;
+mod messages;
 mod passt;
 mod provider;
 

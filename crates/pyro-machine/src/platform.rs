@@ -18,7 +18,7 @@ use crate::network::{Network, NetworkDescription, NetworkError, NetworkInterface
 pub const CACHED_FINGERPRINT_PREFIX: &str = "vmm-";
 
 /// Time limit for noticing that a machine whose connections have closed has ended.
-const END_LIMIT: Duration = Duration::from_secs(1);
+pub(crate) const END_LIMIT: Duration = Duration::from_secs(1);
 
 /// Runs machines: a virtual machine monitor, or a fake in tests.
 #[expect(
@@ -85,6 +85,8 @@ pub trait Machine {
     async fn save(&mut self, state: &Path) -> Result<(), Interrupted<MachineError>>;
 
     /// Waits for the machine's end. Dropping the future loses nothing, and later calls return the same.
+    ///
+    /// If the network fails meanwhile, the machine continues without it, and its console says why.
     async fn exited(&mut self) -> Exit;
 
     /// Waits for the first event that prevents a machine from coming up: its end, or the end of what carries its
@@ -157,7 +159,7 @@ pub enum FingerprintError {
         source: io::Error,
     },
     /// The program does not report its version, or not in time.
-    #[error("{} does not tell its version", program.display())]
+    #[error("cannot determine the version of {}", program.display())]
     NoVersion {
         /// The program.
         program: PathBuf,
@@ -206,7 +208,7 @@ pub enum MachineError {
     #[error("the VMM's control connection failed")]
     Connection(#[source] io::Error),
     /// It sent an invalid message.
-    #[error("the VMM said something that is not its protocol")]
+    #[error("unexpected message from the VMM on its control connection")]
     Malformed(#[source] serde_json::Error),
     /// It refused.
     #[error("the VMM refused {command}: {reason}")]

@@ -1,4 +1,4 @@
-//! QEMU. Nothing above this folder knows of it but by the type [`Qemu`].
+//! QEMU. Code outside this directory refers to it only by the type [`Qemu`].
 
 mod arguments;
 mod clock;
@@ -38,7 +38,7 @@ impl Default for Qemu {
 }
 
 impl Qemu {
-    /// Touches nothing. The first launch is faster when this was called a few milliseconds before it.
+    /// Has no effects. The first launch is faster if this was called a few milliseconds earlier.
     pub fn new() -> Self {
         Self { clock: Clock::start() }
     }
@@ -121,9 +121,6 @@ impl Platform for Qemu {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
-
     use tokio::io::AsyncReadExt;
     use tokio::task::LocalSet;
 
@@ -131,6 +128,7 @@ mod tests {
     use crate::console::Console;
     use crate::disk::LayerLifetime;
     use crate::exit::Interrupted;
+    use crate::fake_program::fake_program;
     use crate::hardware::MachineConfig;
     use crate::platform::{Machine, MachineError};
 
@@ -140,14 +138,7 @@ mod tests {
         script: &str,
         start: Start,
     ) -> (Result<QemuMachine, LaunchError>, Console) {
-        let program = dir.path().join("vmm");
-        // Written by another process: one that is being forked meanwhile would keep it open for writing, and
-        // running it would fail.
-        let mut shell = std::process::Command::new("/bin/sh");
-        shell.args(["-c", r#"printf %s "$1" > "$2""#, "sh", &format!("#!/bin/sh\n{script}\n")]).arg(&program);
-        assert!(shell.status().unwrap().success());
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        launch_program(program, start).await
+        launch_program(fake_program(dir.path(), script), start).await
     }
 
     async fn launch_program(

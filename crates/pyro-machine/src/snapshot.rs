@@ -1,5 +1,5 @@
-//! Snapshots, which users know as templates: a machine of each kind, booted once and saved just before it gets an identity
-//! of its own.
+//! Snapshots, which users know as templates: one machine of each kind, booted once and saved just before it gets an
+//! identity.
 //!
 //! ```text
 //! <dir>/<key>/memory         the guest's memory; clones map it copy on write

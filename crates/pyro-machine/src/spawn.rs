@@ -1,4 +1,4 @@
-//! One way to start a child process: it inherits its standard streams, the descriptors it is given, and nothing else.
+//! Starts child processes, which inherit their standard streams, the descriptors they are given, and no others.
 #![expect(unsafe_code, reason = "code between fork and exec")]
 
 use std::ffi::OsStr;
@@ -89,8 +89,8 @@ impl Spawn {
         self
     }
 
-    /// Gives the child `descriptor` under `number`, which no other has. This process's copy is closed once the child has
-    /// started, or could not be.
+    /// Gives the child `descriptor` under `number`, which must be unique. This process's copy is closed once the child has
+    /// started or failed to start.
     #[must_use]
     pub fn inherit(mut self, descriptor: impl Into<OwnedFd>, number: RawFd) -> Self {
         self.descriptors.push(FdMapping { parent_fd: descriptor.into(), child_fd: number });
@@ -115,8 +115,8 @@ impl Spawn {
         self
     }
 
-    /// Blocks the signals that end a whole session or service: the child's parent ends it in order. For programs that
-    /// leave their signal mask as it is.
+    /// Blocks the signals that end a whole session or service: the parent ends the child in an orderly way. For programs
+    /// that do not change their signal mask.
     #[must_use]
     pub fn shield_from_group_signals(mut self) -> Self {
         let before_exec = || {
@@ -157,7 +157,7 @@ impl Spawn {
         self
     }
 
-    /// Keeps the child's memory in small pages. A kernel that cannot do that runs it all the same.
+    /// Keeps the child's memory in small pages. A kernel without that option starts it anyway.
     #[must_use]
     pub fn forgo_huge_pages(mut self) -> Self {
         let before_exec = || {

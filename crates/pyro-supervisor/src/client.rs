@@ -1,13 +1,15 @@
-//! The only client of a supervisor: everything that another process wants of a VM that runs.
+//! The only client of a supervisor: every request that another process makes to a running VM.
 
 mod copy;
 mod end;
 mod event_fd;
 mod process;
+mod retry;
 mod start;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
@@ -20,72 +22,81 @@ use tokio_util::sync::CancellationToken;
 pub use self::copy::CopyError;
 pub use self::end::{EndError, EndRequest, Ended};
 use self::process::Process;
+pub use self::retry::unlocked;
 pub use self::start::{Lifeline, StartError, make_template, start};
 pub(crate) use self::start::{claim, spawn};
 use super::conversation::{CommandOutcome, HOST_MARGIN, OutputChunk};
 use super::dir;
 use super::protocol::{ClientStream, GENERATION, Greeting, Opening, Reply, Request, other_version};
 
-/// Time within which a supervisor answers what it can answer at once.
+/// Time limit for a supervisor to take a request, and to answer what it can answer at once.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// Time within which a process is gone whose connections are closed.
+/// Time after which a supervisor that is silent about a request is asked whether it responds at all.
+const PROBE_AFTER: Duration = Duration::from_secs(2);
+/// Time limit for a command to end when it is killed, and for its end to be recorded.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
+/// Time limit for a process to exit after it closed its connections.
 const EXIT_LIMIT: Duration = Duration::from_secs(1);
-/// Time that a command has for ending when its caller gives it up.
+/// Time limit for a command to end when its caller cancels it.
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
-/// Time that a supervisor has for recording the end of a command, beyond the command's own limits.
+/// Time limit for a supervisor to record the end of a command, beyond the command's own limits.
 const RECORD_LIMIT: Duration = Duration::from_secs(10);
 
-/// Why a supervisor was not asked for anything. Nothing was done, and nothing will be.
+/// Why a supervisor received no request. Nothing was done, and nothing will be.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// There is none, normally because the VM has ended.
+    /// It does not exist, normally because the VM has ended.
     #[error("the VM cannot be reached")]
     Unreachable(#[source] io::Error),
     /// It does not answer.
     #[error("the supervisor of the VM does not respond")]
     Unresponsive,
-    /// It is of another version, and does not understand this one.
+    /// It is of another version and does not understand this client.
     #[error("{}", other_version(.version.as_deref()))]
     OtherVersion {
-        /// Which; absent: one that does not say, because it is older than generations.
+        /// Its version; absent for one that is older than generations, which does not say.
         version: Option<String>,
     },
 }
 
-/// Why a client does not know what became of its command.
+/// Why a request for a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The supervisor was not asked: the command certainly does not run.
+    /// The supervisor did not receive the request: the command surely does not run.
     #[error(transparent)]
     NotDelivered(#[from] ConnectError),
-    /// The supervisor did not take the command: it certainly does not run.
+    /// The supervisor refused the command: it surely does not run.
     #[error("{cause}")]
     Refused {
         /// Why.
         cause: String,
     },
-    /// The caller gave the command up. It was not begun, or is being ended.
+    /// The caller cancelled the command. It was not started, or is being ended.
     #[error("the command was cancelled")]
     Cancelled,
-    /// The supervisor was lost, or stopped answering. If the command has a number, its record will say more.
+    /// The supervisor was lost, or fell silent while the command ran. If the command has a number, its record will say
+    /// more.
     #[error("the supervisor of the VM was lost")]
     Lost {
-        /// Its number, if it was told.
+        /// Its number, if it is known.
         sequence: Option<u64>,
     },
+    /// The supervisor received the request and did not answer in time. It may still do what it was asked.
+    #[error("timed out waiting for an answer of the VM's supervisor")]
+    Unanswered,
 }
 
-/// What is to be run, and how.
+/// A command to run, and how.
 #[derive(Clone, Debug)]
 pub struct Run {
     /// The command.
     pub exec: Exec,
-    /// Number it, keep its output and record how it ends. It then goes on when its client goes away; one that is in no
-    /// journal ends.
+    /// Give it a number, keep its output and record how it ends. It then goes on when its client disconnects; without
+    /// this it ends.
     pub journal: bool,
 }
 
-/// A command that was accepted and is over.
+/// A command that was accepted and has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ran {
     /// Its number, if it is in the journal.
@@ -94,28 +105,28 @@ pub struct Ran {
     pub outcome: CommandOutcome,
 }
 
-/// A way to the supervisor of one VM. Holds no connection.
+/// A client of the supervisor of one VM. Holds no connection.
 #[derive(Clone, Debug)]
 pub struct Client {
     dir: PathBuf,
 }
 
 impl Client {
-    /// For the VM whose directory is `dir`.
+    /// Creates the client for the VM whose directory is `dir`.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into() }
     }
 
-    /// Directory of the VM.
+    /// Returns the directory of the VM.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Runs a command, at most once, and waits for its end. Its output comes as it is written, that of a stream in
-    /// order; while `on_output` waits, the command is slowed down, but its deadline goes on.
+    /// Runs a command, at most once, and waits for its end. `on_output` receives its output as it is written, in order
+    /// within each stream; while it waits, the command is slowed down, but its deadline goes on.
     ///
-    /// `cancel` ends the command. One that the supervisor has not begun by then never runs. Dropping the future does the
-    /// same to a command that is in no journal, and leaves one of the journal alone.
+    /// `cancel` ends the command. A command that the supervisor has not started by then never runs. Dropping the future
+    /// ends a command without a journal, and does not affect one with a journal.
     ///
     /// # Errors
     /// [`RunError`]; its variants say whether the command can have run.
@@ -134,10 +145,15 @@ impl Client {
         };
         let mut stream = connected.stream;
         let request = Request::Run { exec: run.exec, journal: run.journal, detach: false };
-        ask(&mut stream, request).await?;
+        tokio::select! {
+            biased;
+            // A request that is not sent whole is not delivered.
+            () = cancel.cancelled() => return Err(RunError::Cancelled),
+            asked = ask(&mut stream, request) => asked?,
+        }
         let mut on_accepted = Some(on_accepted);
         let mut sequence = None;
-        // When nothing is expected any more; never, if that is beyond what a clock can hold.
+        // When the supervisor counts as lost; never, if a clock cannot hold that time.
         let mut deadline = Instant::now().checked_add(ANSWER_LIMIT);
         loop {
             let silence = async {
@@ -169,15 +185,12 @@ impl Client {
                         () = cancel.cancelled() => {}
                         () = on_output(OutputChunk { stream, bytes }) => {}
                     }
-                    // Time in which the caller did not listen is not held against the supervisor.
+                    // The supervisor is not responsible for the time in which the caller did not read.
                     deadline = deadline.and_then(|deadline| deadline.checked_add(received.elapsed()));
                 }
                 Some(Ok(Frame::Control(Reply::Ended(outcome)))) => return Ok(Ran { sequence, outcome }),
-                Some(Ok(Frame::Control(Reply::Refused { cause }))) => {
-                    return Err(RunError::Refused { cause });
-                }
-                Some(Ok(Frame::Control(Reply::Unknown(Greeting { version, .. })))) => {
-                    return Err(ConnectError::OtherVersion { version: Some(version) }.into());
+                Some(Ok(Frame::Control(reply @ (Reply::Refused { .. } | Reply::Unknown(_))))) => {
+                    return Err(unexpected(reply));
                 }
                 Some(Ok(Frame::Control(Reply::Done | Reply::NotRunning)) | Err(_)) | None => {
                     return Err(RunError::Lost { sequence });
@@ -186,24 +199,20 @@ impl Client {
         }
     }
 
-    /// Begins a command of the journal that nobody waits for, and gives its number.
+    /// Starts a command with a journal, does not wait for it, and returns its number.
     ///
     /// # Errors
     /// [`RunError`].
     pub async fn detach(&self, exec: Exec) -> Result<u64, RunError> {
         let request = Request::Run { exec, journal: true, detach: true };
         match self.ask(request).await? {
-            Some(Reply::Accepted { sequence: Some(sequence) }) => Ok(sequence),
-            Some(Reply::Refused { cause }) => Err(RunError::Refused { cause }),
-            Some(Reply::Unknown(Greeting { version, .. })) => {
-                Err(ConnectError::OtherVersion { version: Some(version) }.into())
-            }
-            _ => Err(RunError::Lost { sequence: None }),
+            Reply::Accepted { sequence: Some(sequence) } => Ok(sequence),
+            reply => Err(unexpected(reply)),
         }
     }
 
-    /// Waits until a command that runs has ended; its output, from the beginning, is given to `on_output` meanwhile if
-    /// `output` is true. `None`: it does not run, and its record says more.
+    /// Waits until a running command has ended. If `output` is true, `on_output` receives its output from the beginning.
+    /// `None`: it is not running, and its record says more.
     ///
     /// # Errors
     /// The supervisor cannot be reached or was lost.
@@ -216,23 +225,26 @@ impl Client {
         self.outcome_of(Request::Watch { sequence, output }, on_output).await
     }
 
-    /// Ends a command that runs and waits until it has ended. `None`: it does not run, and its record says more.
+    /// Ends a running command and waits until it has ended. `None`: it is not running, and its record says more.
     ///
     /// # Errors
-    /// The supervisor cannot be reached or was lost.
+    /// The supervisor cannot be reached, was lost, or did not confirm the end in time.
     pub async fn kill(&self, sequence: u64) -> Result<Option<CommandOutcome>, RunError> {
-        self.outcome_of(Request::Kill { sequence }, async |_| {}).await
+        let ended = self.outcome_of(Request::Kill { sequence }, async |_| {});
+        match timeout(KILL_LIMIT, self.while_responsive(ended)).await {
+            Ok(Some(ended)) => ended,
+            Ok(None) | Err(_) => Err(RunError::Unanswered),
+        }
     }
 
-    /// Lets the VM's lifetime end at another time, in seconds since the epoch.
+    /// Changes when the VM's lifetime ends, in seconds since the epoch.
     ///
     /// # Errors
-    /// It cannot be reached or is about to end.
+    /// The supervisor cannot be reached, did not answer, or is about to end the VM.
     pub async fn extend(&self, expires_at: f64) -> Result<(), RunError> {
         match self.ask(Request::Extend { expires_at }).await? {
-            Some(Reply::Done) => Ok(()),
-            Some(Reply::Refused { cause }) => Err(RunError::Refused { cause }),
-            _ => Err(RunError::Lost { sequence: None }),
+            Reply::Done => Ok(()),
+            reply => Err(unexpected(reply)),
         }
     }
 
@@ -248,26 +260,41 @@ impl Client {
                 Some(Ok(Frame::Output(stream, bytes))) => on_output(OutputChunk { stream, bytes }).await,
                 Some(Ok(Frame::Control(Reply::Ended(outcome)))) => return Ok(Some(outcome)),
                 Some(Ok(Frame::Control(Reply::NotRunning))) => return Ok(None),
-                Some(Ok(Frame::Control(Reply::Refused { cause }))) => {
-                    return Err(RunError::Refused { cause });
-                }
-                _ => return Err(RunError::Lost { sequence: None }),
+                Some(Ok(Frame::Control(reply))) => return Err(unexpected(reply)),
+                Some(Err(_)) | None => return Err(RunError::Lost { sequence: None }),
             }
         }
     }
 
-    /// Asks for something that is answered by one message and at once.
-    async fn ask(&self, request: Request) -> Result<Option<Reply>, ConnectError> {
+    /// Makes a request that is answered by one message and at once.
+    async fn ask(&self, request: Request) -> Result<Reply, RunError> {
         let mut stream = self.connect().await?.stream;
         ask(&mut stream, request).await?;
         match timeout(ANSWER_LIMIT, stream.next()).await {
-            Ok(Some(Ok(Frame::Control(reply)))) => Ok(Some(reply)),
-            _ => Ok(None),
+            Ok(Some(Ok(Frame::Control(reply)))) => Ok(reply),
+            Ok(_) => Err(RunError::Lost { sequence: None }),
+            Err(_) => Err(RunError::Unanswered),
         }
     }
 
-    /// Connects to the supervisor and finds out whether it speaks this program's generation, before it is asked for
-    /// anything.
+    /// Awaits the answer to a request for as long as the supervisor responds to greetings; `None`: it does not.
+    async fn while_responsive<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
+        let mut answer = pin!(answer);
+        loop {
+            if let Ok(answer) = timeout(PROBE_AFTER, answer.as_mut()).await {
+                return Some(answer);
+            }
+            tokio::select! {
+                biased;
+                answer = answer.as_mut() => return Some(answer),
+                greeted = self.connect() => if let Err(ConnectError::Unresponsive) = greeted {
+                    return None;
+                },
+            }
+        }
+    }
+
+    /// Connects to the supervisor and checks that it speaks this program's generation, before any request.
     pub(crate) async fn connect(&self) -> Result<Connected, ConnectError> {
         let stream = dir::connect(&self.dir).await.map_err(ConnectError::Unreachable)?;
         let process = Process::behind(&stream);
@@ -277,8 +304,7 @@ impl Client {
                 Ok(Connected { stream, process })
             }
             Ok(Ok((greeting, _))) => Err(ConnectError::OtherVersion { version: Some(greeting.version) }),
-            // Either it is about to exit, or it does not understand greetings, as those that were built before there
-            // were any.
+            // It is about to exit, or it was built before greetings and does not understand them.
             Ok(Err(error)) => match process {
                 Ok(process) if timeout(EXIT_LIMIT, process.ended()).await.is_err() => {
                     Err(ConnectError::OtherVersion { version: None })
@@ -310,15 +336,29 @@ async fn greet(stream: UnixStream) -> io::Result<(Greeting, ClientStream)> {
     }
 }
 
+/// Sends a request. After an error it is not delivered: a part of a request is not one.
 async fn ask(stream: &mut ClientStream, request: Request) -> Result<(), ConnectError> {
-    // Part of a request is none: what is not sent whole is not delivered.
-    stream
-        .send(Frame::Control(request))
-        .await
-        .map_err(|error| ConnectError::Unreachable(io::Error::other(error)))
+    match timeout(ANSWER_LIMIT, stream.send(Frame::Control(request))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(ConnectError::Unreachable(io::Error::other(error))),
+        Err(_) => Err(ConnectError::Unresponsive),
+    }
 }
 
-/// Longest time that a supervisor is silent about a command that it has accepted; `None`: beyond any clock.
+/// Returns the error for a reply that does not grant the request.
+fn unexpected(reply: Reply) -> RunError {
+    match reply {
+        Reply::Refused { cause } => RunError::Refused { cause },
+        Reply::Unknown(Greeting { version, .. }) => {
+            ConnectError::OtherVersion { version: Some(version) }.into()
+        }
+        Reply::Done | Reply::Accepted { .. } | Reply::NotRunning | Reply::Ended(_) => {
+            RunError::Lost { sequence: None }
+        }
+    }
+}
+
+/// Returns how long a supervisor can be silent about a command that it has accepted; `None` if a clock cannot hold it.
 fn patience(exec: &Exec) -> Option<Duration> {
     Duration::from_millis(exec.timeout_ms)
         .checked_add(Duration::from_millis(exec.kill_grace_ms))?
@@ -326,8 +366,8 @@ fn patience(exec: &Exec) -> Option<Duration> {
         .checked_add(RECORD_LIMIT)
 }
 
-/// Tells the supervisor not to begin the command, or to end it, and waits for that. One that is frozen reads it before
-/// it begins anything.
+/// Asks the supervisor not to start the command, or to end it, and waits for that. A frozen supervisor reads this before
+/// it starts the command.
 async fn give_up(mut stream: ClientStream, on_output: &mut impl AsyncFnMut(OutputChunk)) -> RunError {
     let end = async {
         if stream.send(Frame::Control(Request::Cancel)).await.is_err() {
@@ -344,3 +384,6 @@ async fn give_up(mut stream: ClientStream, on_output: &mut impl AsyncFnMut(Outpu
     let _ = timeout(CANCEL_LIMIT, end).await;
     RunError::Cancelled
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,5 @@
-//! One command in a guest, as a conversation on a stream of its own: what the supervisor asks, what the guest answers,
-//! and how long it is waited for. Below both the supervisor and its clients.
+//! One command in a guest, as a conversation on its own stream: what the supervisor asks, what the guest answers, and the
+//! time limits. Used by both the supervisor and its clients.
 
 use std::future::pending;
 use std::io;
@@ -15,17 +15,17 @@ use tokio::time::Instant;
 
 use crate::mux::{RequestStream, call};
 
-/// Time that the guest has beyond a command's own limit and grace before the host stops believing in it.
+/// Time limit for the guest to report an end, beyond a command's own limit and grace.
 pub(crate) const HOST_MARGIN: Duration = Duration::from_secs(5);
-/// Longest reason of the guest's that is kept, in characters.
+/// Maximum length of a guest's reason that is kept, in characters.
 const MAX_CAUSE_CHARS: usize = 1000;
-/// Largest number that is believed: JSON and SQLite hold it exactly.
+/// Largest number that is accepted from a guest: JSON and SQLite hold it exactly.
 const MAX_NUMBER: u64 = (1 << 53) - 1;
 
-/// Bytes a command wrote.
+/// Bytes that a command wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutputChunk {
-    /// Where it wrote them.
+    /// The stream that it wrote them to.
     pub stream: OutputStream,
     /// The bytes.
     pub bytes: bytes::Bytes,
@@ -71,12 +71,12 @@ pub struct CommandEnd {
     pub stderr_dropped: u64,
 }
 
-/// The line that follows the standard error of a command that reached its limit.
+/// Returns the line that follows the standard error of a command that reached its limit.
 pub fn timeout_note(limit: Duration) -> String {
     format!("command timed out after {}s\n", limit.as_secs())
 }
 
-/// Runs a command, once, on a stream that is open, and asks the guest to end it when `terminate` is done. While
+/// Runs a command, once, on an open stream, and asks the guest to end it when `terminate` is done. While
 /// `on_output` waits, the command is slowed down, but its deadline goes on.
 pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     stream: RequestStream<S>,
@@ -95,8 +95,8 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     let started = Instant::now();
     let mut terminate = pin!(terminate);
     let mut terminated = false;
-    // When the host stops believing in the guest; never, if that is beyond what a clock can hold. Time in which
-    // the host itself did not listen is not held against the guest.
+    // When the guest counts as lost; never, if a clock cannot hold that time. The guest is not responsible for the time
+    // in which the host itself did not read.
     let mut deadline = limit.checked_add(grace).and_then(|patience| started.checked_add(patience));
     loop {
         let silence = async {
@@ -107,11 +107,11 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         };
         let frame = tokio::select! {
             biased;
-            // First, or a guest that never stops talking would never be asked.
+            // First, or a guest that never stops sending would never be asked.
             () = &mut terminate, if !terminated => {
                 terminated = true;
                 deadline = Instant::now().checked_add(grace);
-                // A guest that does not even take that meets the deadline.
+                // A guest that does not even take that reaches the deadline.
                 let request = stream.send(Frame::Control(ExecInput::Terminate));
                 if let Ok(Err(error)) = tokio::time::timeout(HOST_MARGIN, request).await {
                     return CommandOutcome::lost(Some(error));
@@ -121,7 +121,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
             frame = stream.next() => Some(frame),
             () = silence => None,
         };
-        // A guest that never stops talking is not silent, but late all the same.
+        // A guest that never stops sending is late too.
         let is_late = deadline.is_some_and(|deadline| deadline + HOST_MARGIN < Instant::now());
         let Some(frame) = frame.filter(|_| !is_late) else {
             return CommandOutcome::Ended(CommandEnd {
@@ -161,7 +161,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 impl CommandOutcome {
-    /// It certainly did not run.
+    /// Returns the outcome of a command that surely did not run.
     pub(crate) fn not_run(cause: &str) -> Self {
         Self::NotRun { cause: shortened(cause), kind: None }
     }
@@ -170,7 +170,7 @@ impl CommandOutcome {
         Self::Unknown { cause: error.map(|error| error.to_string()) }
     }
 
-    /// The same with bytes that the journal does not keep.
+    /// Adds bytes that the journal does not keep.
     pub(crate) fn without(self, (stdout, stderr): (u64, u64)) -> Self {
         match self {
             Self::Ended(end) => Self::Ended(CommandEnd {

@@ -5,11 +5,11 @@
 //! addressed through the directory's descriptor, because a socket's path is limited to 107 bytes and a state
 //! directory's path may be longer.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -81,7 +81,7 @@ impl Owner {
 /// Returns when a process was started, in clock ticks since the host's boot; `None` if it does not exist.
 pub(crate) fn start_time(pid: i32) -> Option<u64> {
     // The name, in parentheses, may contain anything; the start time is the 20th field after it.
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
@@ -99,13 +99,16 @@ pub(crate) fn use_shared(path: &Path) -> io::Result<File> {
 /// Truncates the log on standard error when it has grown too large. The process that started this one opened it for
 /// appending.
 pub(crate) fn bound_log() {
-    let stderr = io::stderr();
+    bound(io::stderr());
+}
+
+fn bound(log: impl AsFd) {
     let is_large = |stat: rustix::fs::Stat| {
         rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file()
             && u64::try_from(stat.st_size).is_ok_and(|size| size > LOG_LIMIT)
     };
-    if rustix::fs::fstat(&stderr).is_ok_and(is_large) {
-        let _ = rustix::fs::ftruncate(&stderr, 0);
+    if rustix::fs::fstat(&log).is_ok_and(is_large) {
+        let _ = rustix::fs::ftruncate(&log, 0);
     }
 }
 
@@ -119,7 +122,7 @@ fn socket_path(dir: &OwnedFd) -> String {
 
 /// The listening process holds the VM's lock, so an existing socket belongs to a dead supervisor.
 pub(crate) fn listen(dir: &Path) -> io::Result<UnixListener> {
-    match std::fs::remove_file(dir.join(files::CONTROL_SOCKET)) {
+    match fs::remove_file(dir.join(files::CONTROL_SOCKET)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
@@ -132,6 +135,62 @@ pub(crate) async fn connect(dir: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(socket_path(&dir)).await
 }
 
+/// The open lock file of one VM. Its lock can be tried several times; opening and closing the file for each attempt
+/// would look like the end of an owner to those who watch the directory.
+pub(crate) struct LockFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl LockFile {
+    /// Opens the lock file in a VM's directory, which it creates if it is missing.
+    ///
+    /// # Errors
+    /// `NotFound` if the directory does not exist.
+    pub(crate) fn open(dir: &Path) -> io::Result<Self> {
+        let path = dir.join(files::OWNER_LOCK);
+        let file = Self::open_path(&path)?;
+        Ok(Self { path, file })
+    }
+
+    fn open_path(path: &Path) -> io::Result<File> {
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)
+    }
+
+    /// Takes the lock; `None` if another process holds it.
+    ///
+    /// # Errors
+    /// `NotFound` if the directory does not exist any more.
+    pub(crate) fn try_lock(&mut self) -> io::Result<Option<OwnerLock>> {
+        loop {
+            let is_locked = match self.file.try_lock() {
+                Ok(()) => true,
+                Err(TryLockError::WouldBlock) => false,
+                Err(TryLockError::Error(error)) => return Err(error),
+            };
+            match fs::metadata(&self.path) {
+                Ok(present) if is_same(&present, &self.file.metadata()?) => {
+                    return is_locked.then(|| self.file.try_clone().map(OwnerLock)).transpose();
+                }
+                // The owner is removing the directory.
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound
+                        && !is_locked
+                        && self.path.parent().is_some_and(Path::exists) =>
+                {
+                    return Ok(None);
+                }
+                // The open file is a removed one, whose lock means nothing.
+                _ => self.file = Self::open_path(&self.path)?,
+            }
+        }
+    }
+}
+
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
 /// The held lock of one VM. Passed on to the supervisor, so that the VM always has an owner.
 #[derive(Debug)]
 pub struct OwnerLock(File);
@@ -142,13 +201,7 @@ impl OwnerLock {
     /// # Errors
     /// The lock file cannot be opened, for instance because the directory is gone.
     pub fn try_acquire(dir: &Path) -> io::Result<Option<Self>> {
-        let path = dir.join(files::OWNER_LOCK);
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Self(file))),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error),
-        }
+        LockFile::open(dir)?.try_lock()
     }
 
     /// Returns whether the VM has an owner. Changes nothing.
@@ -199,5 +252,35 @@ mod tests {
         child.wait().unwrap();
         assert!(!OwnerLock::is_held(dir.path()));
         assert_eq!(std::io::Read::read(&mut reader, &mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_log_stays_bounded_and_goes_on_after_it_was_truncated() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(files::SUPERVISOR_LOG);
+        // As the process that starts a supervisor opens it.
+        let mut log = OpenOptions::new().create(true).append(true).open(&path).unwrap();
+        let line = [b'x'; 1000];
+        for _ in 0..3000 {
+            log.write_all(&line).unwrap();
+            bound(&log);
+            assert!(fs::metadata(&path).unwrap().len() <= LOG_LIMIT);
+        }
+        log.write_all(b"end").unwrap();
+        assert!(fs::read(&path).unwrap().ends_with(b"xend"), "without a hole");
+        // What is not a file is left alone.
+        bound(io::pipe().unwrap().1);
+    }
+
+    #[test]
+    fn what_is_in_use_cannot_be_locked_for_its_removal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("use.lock");
+        let remover = File::create(&path).unwrap();
+        let users = [use_shared(&path).unwrap(), use_shared(&path).unwrap()];
+        assert!(matches!(remover.try_lock(), Err(TryLockError::WouldBlock)));
+        drop(users);
+        remover.try_lock().unwrap();
+        assert_eq!(use_shared(&path).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
     }
 }

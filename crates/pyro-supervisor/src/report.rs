@@ -140,6 +140,20 @@ pub enum EndReason {
     ChannelLost,
 }
 
+impl std::fmt::Display for EndReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Deleted => f.write_str("the VM was deleted"),
+            Self::Stopped => f.write_str("the VM was stopped"),
+            Self::Expired => f.write_str("the VM's lifetime ended"),
+            Self::CallerGone => f.write_str("the process that the VM was bound to exited"),
+            Self::Terminated => f.write_str("the VM's supervisor was terminated"),
+            Self::VmmEnded { description } => write!(f, "the VM ended by itself: {description}"),
+            Self::ChannelLost => f.write_str("the connection to the guest was lost"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,4 +1,4 @@
-//! Calls of a server beside each other, on one [`Session`].
+//! Concurrent calls of a server on one [`Session`].
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::json_lines::Session;
 
-/// Requests under way, and answers that came before they were waited for.
+/// Requests in flight, and answers that arrived before they were waited for.
 #[derive(Debug)]
 pub(crate) struct Calls {
     pub(crate) session: Session,
@@ -19,7 +19,7 @@ impl Calls {
         Self { session, answers: HashMap::new(), latest: 0 }
     }
 
-    /// Sends a request with the parameters for its id; the id.
+    /// Sends a request with the parameters for its id, and returns the id.
     pub(crate) fn begin(&mut self, method: &str, params: impl FnOnce(u64) -> Value) -> u64 {
         self.latest += 1;
         let params = params(self.latest);
@@ -33,7 +33,7 @@ impl Calls {
         self.session.send(&json!({ "jsonrpc": "2.0", "method": method, "params": params }));
     }
 
-    /// Takes the next message. One that is no answer is given back.
+    /// Takes the next message. Returns it if it is not an answer.
     pub(crate) fn receive(&mut self) -> Option<Value> {
         let message = self.session.receive();
         let Some(id) = message["id"].as_u64().filter(|_| message.get("method").is_none()) else {

@@ -1,4 +1,4 @@
-//! A client of a server that speaks HTTP, bare enough to send what no library would.
+//! A minimal HTTP client, which can also send what no library would.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -32,7 +32,7 @@ impl HttpServer {
         Self { process, port, stderr }
     }
 
-    /// A connection on which nothing has been said.
+    /// A connection on which nothing was sent.
     pub fn connect(&self) -> TcpStream {
         TcpStream::connect(("127.0.0.1", self.port)).unwrap()
     }
@@ -50,7 +50,7 @@ impl HttpServer {
         for (name, value) in usual.iter().filter(|(name, _)| !replaced(name)).chain(headers) {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
-        // A server that has had enough may close before everything is sent.
+        // The server may close the connection before everything is sent.
         let _ = stream.write_all(format!("{head}\r\n{body}").as_bytes());
         stream
     }

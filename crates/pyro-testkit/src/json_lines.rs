@@ -1,4 +1,4 @@
-//! A server that is asked on its standard input and answers on its standard output: JSON-RPC, a message a line.
+//! A client of a server on standard input and output: JSON-RPC, one message per line.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -35,7 +35,7 @@ impl Session {
         self.send_line(&message.to_string());
     }
 
-    /// Sends what may be no message.
+    /// Sends a line that may not be a message.
     pub fn send_line(&mut self, line: &str) {
         writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
     }
@@ -43,7 +43,7 @@ impl Session {
     /// The next message of the server. Nothing else may be on its output.
     ///
     /// # Panics
-    /// It ends, writes something else, or there is none within [`LONG`].
+    /// The server ends, writes something else, or sends nothing within [`LONG`].
     pub fn receive(&mut self) -> Value {
         let line = self.line();
         let message: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
@@ -80,12 +80,12 @@ impl Session {
         answer
     }
 
-    /// Says no more.
+    /// Closes the input.
     pub fn close(&mut self) {
         drop(self.input.take());
     }
 
-    /// Closes the input and waits for the end, which must be a success without a word on standard error.
+    /// Closes the input and waits for the end, which must be a success with nothing on standard error.
     pub fn end(mut self) {
         let status = self.ended();
         let mut stderr = String::new();
@@ -98,7 +98,7 @@ impl Session {
     /// Closes the input and waits for the end.
     pub fn ended(&mut self) -> ExitStatus {
         self.close();
-        // Whatever it still writes has to go somewhere.
+        // Its remaining output must be read, or it would block.
         let mut rest = Vec::new();
         self.output.read_to_end(&mut rest).unwrap();
         self.server.wait().unwrap()

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::process;
 
-/// Everything that is left of VMs in a sandbox, in words; empty if nothing is.
+/// Describes everything that is left of VMs in a sandbox. Empty if nothing is left.
 pub fn find(sandbox: &Path, state: &Path) -> Vec<String> {
     let mut left: Vec<String> =
         process::mentioning(sandbox).iter().map(|process| format!("process {process:?}")).collect();
@@ -25,7 +25,7 @@ fn files(state: &Path) -> Vec<String> {
     for name in names(state) {
         match name.as_str() {
             "state.sqlite3" | "state.sqlite3-wal" | "state.sqlite3-shm" | "accelerator.json" => {}
-            // They are there to stay; one whose maker was killed goes when the next is made.
+            // They stay. One whose process was killed is removed when the next is made.
             "templates" => {}
             "vms" => left.extend(names(&state.join("vms")).into_iter().map(|vm| format!("file vms/{vm}"))),
             "spares" => {
@@ -51,7 +51,7 @@ fn names(directory: &Path) -> Vec<String> {
     entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect()
 }
 
-/// Records of VMs that exist, by pyro's own account. A file that is no database has none.
+/// Records of VMs that exist according to pyro. A file that is not a database has none.
 fn records(file: &Path) -> Vec<String> {
     let Ok(connection) = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_WRITE) else {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! A client of `pyro mcp serve` on standard input and output, with calls beside each other.
+//! A client of `pyro mcp serve` on standard input and output, with concurrent calls.
 
 use std::collections::HashMap;
 use std::process::Command;
@@ -12,7 +12,7 @@ use crate::json_lines::Session;
 #[derive(Debug)]
 pub struct McpClient {
     calls: Calls,
-    /// Messages about calls under way.
+    /// Messages about calls in flight.
     pub progress: Vec<String>,
     /// Keys that each tool promises.
     promised: HashMap<String, Vec<String>>,
@@ -38,7 +38,7 @@ impl McpClient {
         client
     }
 
-    /// Sends a request; its id.
+    /// Sends a request, and returns its id.
     pub fn begin(&mut self, method: &str, params: Value) -> u64 {
         self.calls.begin(method, |_| params)
     }
@@ -48,7 +48,7 @@ impl McpClient {
         self.calls.notify(method, params);
     }
 
-    /// Begins a call of a tool that reports its progress; its id.
+    /// Begins a call of a tool that reports its progress, and returns its id.
     pub fn begin_call(&mut self, tool: &str, arguments: Value) -> u64 {
         self.calls.begin(
             "tools/call",

@@ -29,7 +29,7 @@ pub enum Answer {
     Message(Value),
     /// Status line after the version, more headers, and a body of any kind.
     Http(&'static str, &'static str, Vec<u8>),
-    /// Nothing, for good.
+    /// No answer, ever.
     Never,
 }
 
@@ -74,7 +74,7 @@ impl Model {
         self.requests.lock().unwrap().clone()
     }
 
-    /// What the model was told of its tool calls, in their order.
+    /// The results of its tool calls that the model received, in their order.
     pub fn told(&self) -> Vec<Value> {
         let requests = self.requests();
         let messages = requests.last().unwrap().body["messages"].as_array().unwrap();
@@ -109,7 +109,7 @@ fn answer(stream: &mut TcpStream, status: &str, headers: &str, body: &[u8]) {
     let length = body.len();
     let head = format!("HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
-    // Who does not want to read so much hangs up.
+    // A client that does not read it all closes the connection.
     let _ = stream.write_all(body);
 }
 

@@ -1,4 +1,4 @@
-//! Processes of a sandbox, found by what their command line or environment says.
+//! Processes of a sandbox, found by their command line or environment.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,4 +1,4 @@
-//! A client of `pyro rpc`, with calls beside each other.
+//! A client of `pyro rpc`, with concurrent calls.
 
 use std::process::Command;
 
@@ -29,12 +29,12 @@ impl RpcClient {
         Self { calls: Calls::on(session), events: Vec::new(), acknowledges: true }
     }
 
-    /// The way to the server.
+    /// The connection to the server.
     pub fn session(&mut self) -> &mut Session {
         &mut self.calls.session
     }
 
-    /// Sends a request; its id.
+    /// Sends a request, and returns its id.
     pub fn begin(&mut self, method: &str, params: Value) -> u64 {
         self.calls.begin(method, |_| params)
     }

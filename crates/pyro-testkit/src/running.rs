@@ -1,4 +1,4 @@
-//! A started program whose output can be waited for.
+//! A started program, whose output tests can wait for.
 
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt as _;
@@ -146,7 +146,7 @@ impl Ended {
         self.text()
     }
 
-    /// The one JSON document on standard output; there is no word beside it.
+    /// The one JSON document on standard output, which holds nothing else.
     pub fn json(&self) -> Value {
         assert_eq!(self.stderr, "", "no word on stderr with --json");
         let text = self.text();

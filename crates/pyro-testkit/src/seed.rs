@@ -1,6 +1,6 @@
-//! Randomness that can be had again.
+//! Reproducible randomness.
 
-#![expect(clippy::disallowed_methods, reason = "a seed to replay comes from whoever runs the tests")]
+#![expect(clippy::disallowed_methods, reason = "the seed to replay is set by the person who runs the tests")]
 
 use std::env;
 use std::hash::{BuildHasher as _, RandomState};

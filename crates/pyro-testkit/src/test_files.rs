@@ -1,4 +1,4 @@
-//! A file of tests that no module names is never compiled: its tests never run, and nobody notices.
+//! A file of tests that no module names is never compiled, so its tests silently never run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,8 +30,8 @@ fn forgotten(module: &Path, directory: &Path) -> Vec<PathBuf> {
         if is_source && !is_named(name) {
             forgotten.push(path);
         } else if path.is_dir() && holds_sources(&path) {
-            let (beside, inside) = (path.with_extension("rs"), path.join("mod.rs"));
-            match [beside, inside].into_iter().find(|file| file.is_file()) {
+            let (sibling, inside) = (path.with_extension("rs"), path.join("mod.rs"));
+            match [sibling, inside].into_iter().find(|file| file.is_file()) {
                 Some(module) => forgotten.extend(self::forgotten(&module, &path)),
                 None => forgotten.push(path),
             }

@@ -1,4 +1,4 @@
-//! Bounded waits for what announces itself in no other way.
+//! Bounded waits for changes without an event.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// Bound on waits. Generous: the machine may be busy.
 pub const LONG: Duration = Duration::from_secs(120);
 
-/// How often the world is looked at. Long enough to leave the processor to those that are waited for.
+/// Time between two checks. Long enough to leave the processor to the processes that are waited for.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Looks again and again until `reached`, at most for `limit`; whether it was. For what has no event, such as the end of

@@ -1,8 +1,8 @@
 //! Bounds on the values that a guest sends, applied when they are decoded.
 //!
-//! A guest may send anything. Numbers and texts that are only shown or stored are clamped, so that a wild value costs
-//! nothing but itself; what identifies the guest is refused instead. No number that passes here overflows the signed
-//! 64-bit integers of the registry, also after a few of them were added.
+//! A guest may send anything. Numbers and texts that are only shown or stored are clamped, so that an absurd value affects
+//! nothing else; values that identify the guest are rejected instead. No number that passes here overflows the signed
+//! 64-bit integers of the registry, even after a few of them were added.
 
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
 

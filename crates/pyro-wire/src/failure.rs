@@ -11,7 +11,7 @@ use crate::bounded::{self, MAX_TEXT_BYTES};
 pub struct Failure {
     /// What kind of failure it is, for programs.
     pub kind: FailureKind,
-    /// What was being done, in words a user understands.
+    /// The step, in words a user understands.
     #[serde(deserialize_with = "bounded::text")]
     #[schemars(length(max = MAX_TEXT_BYTES))]
     pub step: String,
@@ -26,7 +26,7 @@ pub struct Failure {
 
 /// Kinds of failures in a guest.
 ///
-/// They describe why something could not be started or done at all. A command runs as `/bin/sh -lc <command>`: a
+/// They describe why a step could not be done at all. A command runs as `/bin/sh -lc <command>`: a
 /// program that the shell does not find or may not execute is the shell's exit status 127 or 126, not a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -1,4 +1,4 @@
-//! What a guest answers: one type per request, the last frame on the request's stream.
+//! Replies of a guest: one type per request, the last frame on the request's stream.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -52,9 +52,9 @@ pub enum Status {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ArchiveReply {
-    /// Everything is copied.
+    /// Everything was copied.
     Archived(ArchiveReport),
-    /// It is not, or not all of it.
+    /// Nothing, or not everything, was copied.
     Failed(Failure),
 }
 
@@ -85,7 +85,7 @@ pub struct ArchiveReport {
 pub enum IdentifyReply {
     /// The guest is the new machine.
     Identified,
-    /// It is neither the old nor the new one and must not be used.
+    /// The guest is neither the old nor the new machine, and must not be used.
     Failed(Failure),
 }
 
@@ -95,6 +95,6 @@ pub enum IdentifyReply {
 pub enum HaltReply {
     /// Everything is on disk; the VM may be killed without loss.
     Halted,
-    /// Something may not be.
+    /// Some data may not be on disk.
     Failed(Failure),
 }

@@ -1,4 +1,4 @@
-//! What the host asks of a running guest.
+//! Requests of the host to a running guest.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -18,7 +18,7 @@ pub enum Request {
     Exec(Exec),
     /// Send a file or a directory.
     Pack(Pack),
-    /// Take a file or a directory.
+    /// Receive a file or a directory.
     Unpack(Unpack),
     /// Become another machine.
     Identify(Identify),
@@ -81,7 +81,7 @@ pub struct Exec {
     pub command: String,
     /// Working directory. [`WORKSPACE`] is made if it is missing; any other must exist.
     pub cwd: String,
-    /// Variables for the command, beside the usual ones. A login shell's profile may change them again.
+    /// Variables for the command, in addition to the usual ones. A login shell's profile may change them again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// Time limit in milliseconds, counted from the start of the command.
@@ -151,7 +151,7 @@ pub struct ArchiveLimits {
 }
 
 /// Become this machine, instead of the one that the bootstrap made. For a machine that was started before it was
-/// needed; its network stays as it is.
+/// needed; its network does not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Identify(pub Bootstrap);

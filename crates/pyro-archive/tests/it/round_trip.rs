@@ -1,4 +1,4 @@
-//! What is packed comes back as it was.
+//! Packing and unpacking gives the same files back.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -88,7 +88,7 @@ fn node() -> impl Strategy<Value = Node> {
         (0_u32..0o1000, btree_map(name(), node, 0..6))
             .prop_map(|(mode, nodes)| Node::Directory { mode: mode | 0o700, nodes })
     })
-    .prop_filter("an item is no symlink", |node| !matches!(node, Node::Symlink(_)))
+    .prop_filter("an item is not a symlink", |node| !matches!(node, Node::Symlink(_)))
 }
 
 fn there_and_back(source: &Path) -> (BTreeMap<std::path::PathBuf, Thing>, u64) {

@@ -1,4 +1,4 @@
-//! Somebody exchanges a directory for a symlink all the time.
+//! Another thread keeps exchanging a directory for a symlink.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -24,7 +24,7 @@ fn while_exchanging(one: &Path, other: &Path, mut work: impl FnMut()) {
                 renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).unwrap();
             }
         });
-        // Also when `work` panics, which would wait for the other thread for ever.
+        // Also when `work` panics, which would wait for the other thread forever.
         let _stop = Stop(&stop);
         for _ in 0..ROUNDS {
             work();

@@ -58,7 +58,7 @@ impl Outside {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("parent/neighbour")).unwrap();
         for file in ["secret", "item", "parent/item", "parent/neighbour/file"] {
-            fs::write(dir.path().join(file), "as it was").unwrap();
+            fs::write(dir.path().join(file), "unchanged").unwrap();
         }
         symlink("neighbour", dir.path().join("parent/link")).unwrap();
         let before = tree(dir.path());
@@ -90,7 +90,7 @@ impl Outside {
         result
     }
 
-    /// Everything but the place is as it was, and nothing is left beside it.
+    /// Everything outside the place is unchanged, and no other file is left in its directory.
     pub(crate) fn assert_unchanged(&self) {
         let mut now = tree(self.path());
         now.retain(|path, _| !path.starts_with("parent/place"));

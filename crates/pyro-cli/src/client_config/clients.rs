@@ -1,4 +1,4 @@
-//! Which clients there are, where each keeps its settings, and how it wants a server described.
+//! The known clients: where each keeps its settings, and how it describes a server.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,9 +13,9 @@ use crate::config::Variables;
 pub(crate) struct Client {
     /// As on the command line.
     pub(crate) name: &'static str,
-    /// The user's own settings; none for clients in general.
+    /// The user's own settings; `None` for `generic`, which has no file.
     user: Option<Place>,
-    /// The settings of a project, from its top directory; none if the client has no such file.
+    /// The settings of a project, relative to its top directory; empty if the client has no such file.
     project: &'static [&'static str],
     pub(super) format: Format,
     /// The object that holds one entry for each server.
@@ -31,7 +31,7 @@ struct Place {
     files: &'static [&'static str],
 }
 
-/// Whose settings.
+/// Which settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
     User,
@@ -115,12 +115,12 @@ impl Client {
         const { &Self::ALL }.iter().find(|client| client.name == name)
     }
 
-    /// The file to change: of several that the client reads, the first that exists, whose word it takes over the
-    /// others'; if there is none, the last. `None` for clients in general.
+    /// Returns the file to change. If the client reads several, it is the first that exists, which takes precedence; if
+    /// none exists, the last. `None` for `generic`.
     pub(crate) fn file(&self, scope: Scope, variables: &Variables) -> Result<Option<PathBuf>, InstallError> {
         let (directory, files) = match (scope, &self.user) {
             (Scope::Project, _) if self.project.is_empty() => {
-                let message = format!("{} has no settings of a project", self.name);
+                let message = format!("{} has no project settings", self.name);
                 return Err(InstallError::new(message).hint("leave out `--project`"));
             }
             (Scope::Project, _) => {
@@ -138,7 +138,7 @@ impl Client {
         Ok(paths().find(|path| path.symlink_metadata().is_ok()).or_else(|| paths().next_back()))
     }
 
-    /// The entry that makes this client start `program` with `args`.
+    /// Returns the entry that makes this client start `program` with `args`.
     pub(crate) fn entry(&self, program: &str, args: &[&str], env: &BTreeMap<String, String>) -> Entry {
         self.shape.describe(program, args, env)
     }

@@ -1,4 +1,4 @@
-//! One server as a client's file describes it.
+//! A server's entry in a client's file.
 
 use std::collections::BTreeMap;
 
@@ -7,24 +7,24 @@ use serde_json::{Value, json};
 /// Fields in the order in which they are written.
 pub(crate) type Entry = Vec<(String, Value)>;
 
-/// The longest `task_wait`, and a minute; pyro has a limit of its own for every command.
+/// The maximum duration of `task_wait`, plus a minute; pyro limits every command itself.
 const CODEX_CALL_SECONDS: u32 = 3660;
 
-/// How a server is described.
+/// The form of an entry.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Shape {
     /// `command`, `args`, `env`.
     Plain,
-    /// The same, after `type`.
+    /// As `Plain`, preceded by `type`.
     Typed,
-    /// The same, with a limit on calls. Without it Codex ends a call after 300 seconds.
+    /// As `Plain`, with a time limit for calls. Without it Codex ends a call after 300 seconds.
     Codex,
     /// Program and arguments in one list.
     Opencode,
 }
 
 impl Shape {
-    /// The entry for a server that is started as `program` with `args`.
+    /// Returns the entry for a server that is started as `program` with `args`.
     pub(super) fn describe(self, program: &str, args: &[&str], env: &BTreeMap<String, String>) -> Entry {
         let mut entry = match self {
             Shape::Plain | Shape::Codex => vec![("command", json!(program)), ("args", json!(args))],

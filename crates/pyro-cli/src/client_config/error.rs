@@ -1,13 +1,13 @@
-//! Why a client's settings were left as they are.
+//! Why a client's settings were not changed.
 
 use std::error::Error;
 
 use crate::config::ConfigError;
 
-/// What a parser or an editor did not like.
+/// The error of a parser or an editor.
 pub(super) type Problem = Box<dyn Error + Send + Sync>;
 
-/// Why a client's settings were left as they are.
+/// Why a client's settings were not changed.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct InstallError {

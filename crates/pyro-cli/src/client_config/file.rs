@@ -1,4 +1,4 @@
-//! Reading and replacing a file that belongs to another program.
+//! Reads and replaces a file that belongs to another program.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
@@ -10,10 +10,10 @@ use tempfile::NamedTempFile;
 
 use super::error::InstallError;
 
-/// Settings files have some kilobytes; the one that Claude Code also keeps its history in has some megabytes.
+/// Settings files have a few kilobytes; Claude Code's, which also holds its history, has a few megabytes.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// The file's text; `None` if there is no file.
+/// Returns the file's text; `None` if it does not exist.
 pub(super) fn read(path: &Path) -> Result<Option<String>, InstallError> {
     let failed = |error| InstallError::new(format!("cannot read {}", path.display())).caused_by(error);
     let metadata = match path.metadata() {
@@ -21,7 +21,7 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, InstallError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
-    // Looked at before it is opened: opening a named pipe would wait for its other end.
+    // Checked before it is opened: opening a named pipe would wait for its other end.
     if !metadata.is_file() {
         return Err(InstallError::new(format!("{} is not a file", path.display())));
     }
@@ -35,9 +35,9 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, InstallError> {
     Ok(Some(text))
 }
 
-/// Puts `after` where `before` was, in one step; a symbolic link stays and leads to the new text. Returns where
-/// `before` is kept. Whatever fails, the file is as it was, and nothing else is left beside it. If the process is
-/// killed meanwhile, the new text or the copy may be left there too, but the file is never half written.
+/// Replaces `before` by `after` atomically; a symbolic link stays and leads to the new text. Returns the path of the copy
+/// of `before`. After an error, the file is unchanged, and no other file is left. If the process is killed meanwhile, the
+/// new text or the copy may be left next to the file, but the file is never half written.
 pub(super) fn replace(
     path: &Path,
     before: Option<&str>,
@@ -49,20 +49,20 @@ pub(super) fn replace(
 
 fn replaced(path: &Path, before: Option<&str>, after: &str) -> io::Result<Option<PathBuf>> {
     let Some(before) = before else {
-        // Narrowed by the umask, as for any new file.
+        // The umask applies, as for any new file.
         let mut new = new_file(path, 0o666)?;
         new.write_all(after.as_bytes())?;
         new.as_file().sync_all()?;
-        // Not over a file that has come to be in the meantime.
+        // Fails if another program has created the file meanwhile.
         new.persist_noclobber(path)?;
         return Ok(None);
     };
     let path = &path.canonicalize()?;
     let present = path.metadata()?;
     if present.nlink() > 1 {
-        return Err(io::Error::other("it has another hard link, which would keep the text as it was"));
+        return Err(io::Error::other("it has another hard link, which would keep the old text"));
     }
-    // The text of others holds their secrets, so nobody else may read it before the file is like the old one.
+    // The text may hold secrets, so no other user may read it before the file has the mode of the old one.
     let mut new = new_file(path, 0o600)?;
     new.write_all(after.as_bytes())?;
     make_alike(new.as_file(), &present)?;
@@ -70,21 +70,20 @@ fn replaced(path: &Path, before: Option<&str>, after: &str) -> io::Result<Option
     let (backup, kept) = new_backup(path)?;
     let swapped = write_backup(&kept, before, &present).and_then(|()| {
         if fs::read(path)? != before.as_bytes() {
-            return Err(io::Error::other("another program changed the file at the same moment"));
+            return Err(io::Error::other("another program changed the file at the same time"));
         }
         new.persist(path)?;
         Ok(())
     });
     if let Err(error) = swapped {
-        // Why the file was not written is worth more than why this was not removed.
+        // The first error matters more than a failure to remove the copy.
         let _ = fs::remove_file(&backup);
         return Err(error);
     }
     Ok(Some(backup))
 }
 
-/// A file without a place yet, in the directory of `path`, which is made if it is missing. It is gone when it is
-/// dropped.
+/// Makes a temporary file in the directory of `path`, which is created if it is missing. Dropping it removes the file.
 fn new_file(path: &Path, mode: u32) -> io::Result<NamedTempFile> {
     let directory = path.parent().ok_or(io::ErrorKind::InvalidFilename)?;
     fs::create_dir_all(directory)?;
@@ -102,7 +101,7 @@ fn make_alike(file: &File, other: &Metadata) -> io::Result<()> {
     file.set_permissions(other.permissions())
 }
 
-/// An empty file beside `path`, under a name that was not taken.
+/// Makes an empty file in the directory of `path`, under an unused name.
 fn new_backup(path: &Path) -> io::Result<(PathBuf, File)> {
     let mut number = 1;
     loop {
@@ -146,7 +145,7 @@ mod tests {
         let path = directory.path().join("settings");
         fs::write(&path, "theirs").unwrap();
         let untouched = (vec!["settings".to_owned()], "theirs".to_owned());
-        assert_eq!(refusal(&path, Some("stale")), "another program changed the file at the same moment");
+        assert_eq!(refusal(&path, Some("stale")), "another program changed the file at the same time");
         assert_eq!(left(directory.path(), &path), untouched);
         assert!(refusal(&path, None).starts_with("File exists"));
         assert_eq!(left(directory.path(), &path), untouched);

@@ -1,4 +1,4 @@
-//! The two formats behind one face: text in, text out.
+//! The two formats behind one interface: text in, text out.
 
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// What the text says. Empty text is an empty object.
+    /// Parses the text. Empty text is an empty object.
     pub(super) fn read(self, text: &str) -> Result<Value, Problem> {
         let (_, text) = split_mark(text);
         match self {
@@ -24,7 +24,7 @@ impl Format {
         }
     }
 
-    /// The text with `name` in the object `key` set to `entry`, and everything else as it is.
+    /// Returns the text with `name` in the object `key` set to `entry`, and everything else unchanged.
     pub(super) fn edited(self, text: &str, key: &str, name: &str, entry: &Entry) -> Result<String, Problem> {
         let (mark, text) = split_mark(text);
         let edited = match self {
@@ -35,7 +35,7 @@ impl Format {
     }
 }
 
-/// The byte order mark that some editors on Windows begin a file with, and the text that a parser takes.
+/// Splits off the byte order mark with which some editors on Windows begin a file.
 fn split_mark(text: &str) -> (&str, &str) {
     text.split_at(if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 })
 }

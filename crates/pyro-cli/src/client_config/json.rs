@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::entry::Entry;
 use super::error::Problem;
 
-/// What editors of settings files take. The rest of JSON5 is refused: no client reads it.
+/// The extensions that editors of settings files accept. The rest of JSON5 is refused: no client reads it.
 const OPTIONS: ParseOptions = ParseOptions {
     allow_comments: true,
     allow_loose_object_property_names: false,
@@ -25,7 +25,7 @@ pub(super) fn read(text: &str) -> Result<Value, Problem> {
     let root = CstRootNode::parse(text, &OPTIONS)?;
     match root.value() {
         None => Ok(Value::Object(Map::new())),
-        Some(value) => value.to_serde_value().ok_or_else(|| "a part of it is no JSON".into()),
+        Some(value) => value.to_serde_value().ok_or_else(|| "it contains a value that is not JSON".into()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What is to become of one file: decided first, shown, and written only if that was asked for.
+//! The planned change of one file: computed first, shown, and written only on request.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ const LEFT_ALONE: &str = "correct the file, or move it away; it was not changed"
 /// Stands for a value that is not shown.
 const MASK: &str = "***";
 
-/// A change that has been worked out but not made.
+/// A change that was computed and not made.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) file: PathBuf,
@@ -22,21 +22,21 @@ pub(crate) struct Plan {
     after: String,
 }
 
-/// What the change comes to.
+/// The kind of a change.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// There is no file yet.
     Create,
     /// The file has no entry of this name.
     Add,
-    /// It has another one, here as its format would write it, without what may be secret.
+    /// It has a different one: here in the file's format, with possible secrets masked.
     Replace(String),
-    /// It says just that.
+    /// It has this entry already.
     Nothing,
 }
 
 impl Plan {
-    /// Reads the file and works out its new text.
+    /// Reads the file and computes its new text.
     pub(crate) fn new(
         file: PathBuf,
         client: &Client,
@@ -50,8 +50,8 @@ impl Plan {
         let before = file::read(&file)?;
         let text = before.as_deref().unwrap_or_default();
         let document = client.format.read(text).map_err(unreadable)?;
-        let no_place = |fault: String| {
-            InstallError::new(format!("{shown} has no place for servers: {fault}")).hint(LEFT_ALONE)
+        let no_place = |problem: String| {
+            InstallError::new(format!("{shown} has no place for servers: {problem}")).hint(LEFT_ALONE)
         };
         let top = document.as_object().ok_or_else(|| no_place("it does not hold an object".to_owned()))?;
         let servers @ (None | Some(Value::Object(_))) = top.get(client.key) else {
@@ -65,7 +65,7 @@ impl Plan {
             Some(Value::Object(present)) => {
                 let mut present: Entry =
                     present.iter().map(|(field, value)| (field.clone(), value.clone())).collect();
-                // In the order of the new one, so that they can be compared.
+                // In the order of the new one, for comparison.
                 present.sort_by_key(|(field, _)| {
                     entry.iter().position(|(name, _)| name == field).unwrap_or(usize::MAX)
                 });
@@ -81,7 +81,9 @@ impl Plan {
             None => Change::Create,
         };
         let by_hand = || {
-            let message = format!("{shown} is written in a way in which pyro cannot change one entry only");
+            let message = format!(
+                "pyro cannot change a single entry of {shown}, because of the way the file is written"
+            );
             InstallError::new(message).hint("add the entry by hand; the file was not changed")
         };
         let after = client
@@ -96,7 +98,7 @@ impl Plan {
         Ok(Self { file, change, before, after })
     }
 
-    /// Makes the change. Returns where the file as it was is kept, if there was one.
+    /// Makes the change. Returns the path of the copy of the old file, if there was one.
     pub(crate) fn write(&self) -> Result<Option<PathBuf>, InstallError> {
         match self.change {
             Change::Nothing => Ok(None),
@@ -105,7 +107,7 @@ impl Plan {
     }
 }
 
-/// Masks what an entry gives to its server: it may be that of another server, with its tokens.
+/// Masks the values that an entry passes to its server: it may be another server's, with its tokens.
 fn hide_secrets(name: &str, value: &mut Value) {
     let secret = ["env", "environment", "headers", "http_headers"].contains(&name);
     match value {
@@ -123,7 +125,7 @@ fn hide_secrets(name: &str, value: &mut Value) {
 }
 
 impl Client {
-    /// The entry as the whole text of a file.
+    /// Returns the entry as the whole text of a file.
     pub(crate) fn snippet(&self, name: &str, entry: &Entry) -> Result<String, InstallError> {
         self.format.edited("", self.key, name, entry).map_err(|problem| {
             InstallError::new(format!("cannot describe `{name}` for {}", self.name)).caused_by(problem)

@@ -13,7 +13,7 @@ pub(super) fn read(text: &str) -> Result<Value, Problem> {
 }
 
 pub(super) fn edited(text: &str, key: &str, name: &str, entry: &Entry) -> Result<String, Problem> {
-    // The editor ends every line as Unix does.
+    // The editor writes Unix line ends.
     let windows = text.matches("\r\n").count();
     match text.matches('\n').count() {
         _ if windows == 0 => edited_lines(text, key, name, entry),
@@ -29,7 +29,7 @@ fn edited_lines(text: &str, key: &str, name: &str, entry: &Entry) -> Result<Stri
     let mut document = parse(text)?;
     let servers = document.entry(key).or_insert_with(|| {
         let mut table = Table::new();
-        // No header of its own: `[mcp_servers.pyro]` says it all.
+        // No header of its own: `[mcp_servers.pyro]` implies it.
         table.set_implicit(true);
         Item::Table(table)
     });
@@ -52,7 +52,7 @@ fn edited_lines(text: &str, key: &str, name: &str, entry: &Entry) -> Result<Stri
     Ok(document.to_string())
 }
 
-/// The error says where, not what: the parser's own text quotes the line, which may hold somebody's secret.
+/// The error names the line and does not quote it, as the parser would: it may hold a secret.
 fn parse(text: &str) -> Result<DocumentMut, Problem> {
     text.parse().map_err(|error: TomlError| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();

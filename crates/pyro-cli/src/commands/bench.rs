@@ -27,7 +27,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = BENCH_EXAMPLES)]
 pub(crate) struct BenchArgs {
-    /// How often each thing is measured, 1 to 1000
+    /// Number of measurements of each operation, 1 to 1000
     #[arg(long, value_name = "COUNT", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) runs: u32,
     /// Print one JSON document on stdout instead of text [default: off]
@@ -37,19 +37,19 @@ pub(crate) struct BenchArgs {
 
 const ENVIRONMENT: &str = "debian:12";
 
-/// What was measured, on what.
+/// The results, and on what they were measured.
 #[derive(Debug, Serialize)]
 struct Report {
     environment: &'static str,
-    /// Of the machines that were measured; absent where nobody knows.
+    /// Accelerator of the measured VMs; absent if it is unknown.
     accelerator: Option<String>,
-    /// How a new machine starts here: `template` or `cold`.
+    /// How a new VM starts on this host: `template` or `cold`.
     start_mode: Option<String>,
     runs: u32,
     results: BTreeMap<&'static str, Times>,
 }
 
-/// Median and quartiles of one thing.
+/// Median and quartiles of one operation.
 #[derive(Debug, Serialize)]
 struct Times {
     median_ms: f64,
@@ -58,7 +58,7 @@ struct Times {
 }
 
 impl Times {
-    /// `None` of no samples.
+    /// Returns `None` if there are no samples.
     fn of(mut samples: Vec<f64>) -> Option<Self> {
         samples.sort_by(f64::total_cmp);
         let last = samples.len().checked_sub(1)?;
@@ -66,7 +66,7 @@ impl Times {
         let quantile = |fourths: usize| {
             let (below, rest) = (last * fourths / 4, (last * fourths % 4) as f64 / 4.0);
             let exact = samples[below] + rest * (samples[last.min(below + 1)] - samples[below]);
-            // Nobody can tell more than microseconds.
+            // Round to microseconds: the measurement is not more precise.
             (exact * 1e3).round() / 1e3
         };
         Some(Self { median_ms: quantile(2), p25_ms: quantile(1), p75_ms: quantile(3) })
@@ -81,11 +81,11 @@ pub(crate) fn run(args: &BenchArgs, printer: &Printer) -> Result<Reply, CliError
     Ok(Reply::of(args.json, &report, text)?)
 }
 
-/// In the order in which they are easiest to understand.
+/// The rows of the table, in order.
 const ROWS: [(&str, &str); 6] = [
-    ("run", "run `true`, from nothing to nothing left"),
-    ("run_2_at_once", "two of them at once"),
-    ("run_4_at_once", "four of them at once"),
+    ("run", "run `true` in a new VM, and remove it"),
+    ("run_2_at_once", "two runs at once"),
+    ("run_4_at_once", "four runs at once"),
     ("create_and_start", "create a VM and start it"),
     ("start_from_kernel", "start a VM from its kernel"),
     ("exec_and_remove", "run `true` in it and remove it"),
@@ -135,7 +135,7 @@ struct Bench {
 
 impl Bench {
     async fn run(mut self) -> Result<Report, EngineError> {
-        // The first of each kind also makes its template, which is no property of the others.
+        // The first VM of each kind also makes its template; do not count that.
         self.turn().await?;
         self.samples.clear();
         for _ in 0..self.report.runs {
@@ -147,7 +147,7 @@ impl Bench {
         Ok(self.report)
     }
 
-    /// Everything once: what is compared meets the same moods of the machine.
+    /// Measures everything once, in turn, so that a change in the host's load affects all results alike.
     async fn turn(&mut self) -> Result<(), EngineError> {
         let started = Instant::now();
         self.one_shot().await?;
@@ -164,20 +164,20 @@ impl Bench {
         let vm = self.engine.create_vm(VmSpec::new(ENVIRONMENT), &self.events, &self.cancel).await?;
         let lived = self.life(vm.vm_id.as_str(), started).await;
         if lived.is_err() {
-            // What went wrong says more than that this does too.
+            // The first error says more than a failure to delete it.
             let _ = self.engine.delete_vm(vm.vm_id.as_str()).await;
         }
         lived
     }
 
-    /// A VM that stays, from the start of its creation to its removal.
+    /// Measures the life of a persistent VM, from its creation to its removal.
     async fn life(&mut self, id: &str, started: Instant) -> Result<(), EngineError> {
         let vm = self.engine.start_vm(id, &Events::none(), &self.cancel).await?;
         self.took("create_and_start", started);
         self.report.accelerator = vm.accelerator;
         self.report.start_mode = vm.metadata.get("start_mode").cloned();
         self.engine.stop_vm(id).await?;
-        // What the disk holds by now is in no template.
+        // It cannot start from a template again, because its disk has changed.
         let started = Instant::now();
         self.engine.start_vm(id, &Events::none(), &self.cancel).await?;
         self.took("start_from_kernel", started);

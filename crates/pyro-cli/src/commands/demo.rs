@@ -1,4 +1,4 @@
-//! `pyro demo` and `pyro demo ollama`: what pyro is for, shown once.
+//! `pyro demo` and `pyro demo ollama`.
 
 use clap::{Args, Subcommand};
 use pyro_demo::ollama::{self, DemoError};
@@ -12,7 +12,7 @@ use crate::text::printable;
 use crate::{config, session};
 
 const DEMO_EXAMPLES: &str = "\
-The exit status is 0 whatever that of the command is: read `exit_code` in the document.
+The exit status is 0 even if the command fails: read `exit_code` in the document.
 
 Examples:
   pyro demo
@@ -27,7 +27,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = DEMO_EXAMPLES)]
 pub(crate) struct DemoArgs {
-    /// Give the guest outbound network access and show that it works [default: off]
+    /// Give the guest outbound network access, and show that it works [default: off]
     #[arg(long)]
     pub(crate) network: bool,
     #[command(subcommand)]
@@ -40,11 +40,11 @@ pub(crate) enum DemoCommand {
 }
 
 const OLLAMA_EXAMPLES: &str = "\
-No credentials are sent, and the proof needs no internet. The model chooses what its VMs run and whether \
-they have network; nothing it says runs on this machine itself.
+No credentials are sent, and the demo needs no internet access. The model chooses what its VMs run and whether they \
+have a network. It cannot run commands on this machine itself.
 
-What the model and its tools do is said on stdout, and so is why the demo failed. Progress of an \
-installation and pyro's own warnings go to stderr, progress only if that is a terminal. Exit status: 0 if the proof was given, 1 if not.
+Prints the conversation on stdout, and also why the demo failed. Warnings go to stderr, and so does the progress of an \
+installation if stderr is a terminal. Exit status: 0 if the model ran the command, 1 if not.
 
 Examples:
   pyro demo ollama
@@ -54,8 +54,8 @@ Examples:
 /// Let a language model prove that it can run a command in a VM
 ///
 /// Gives a model the tools `vm_*` over an OpenAI-compatible endpoint and asks it to run a command whose
-/// output nobody can guess. Its usual mistakes are corrected or explained to it. All VMs it made are removed
-/// at the end.
+/// output cannot be guessed. Common mistakes of models are corrected or explained to it. All VMs it made are
+/// removed at the end.
 #[derive(Debug, Args)]
 #[command(after_help = OLLAMA_EXAMPLES)]
 pub(crate) struct DemoOllamaArgs {
@@ -65,14 +65,14 @@ pub(crate) struct DemoOllamaArgs {
     /// Name of the model, which the endpoint must have
     #[arg(long, value_name = "NAME", default_value = "llama3.2:3b")]
     pub(crate) model: String,
-    /// Show what is said and done, with all arguments and results [default: off]
+    /// Show the conversation, with all arguments and results [default: off]
     #[arg(long, short)]
     pub(crate) verbose: bool,
 }
 
 pub(crate) fn run(args: &DemoArgs, printer: &Printer) -> Result<Reply, CliError> {
     let Some(DemoCommand::Ollama(ollama)) = &args.command else { return one_command(args.network, printer) };
-    // Everything that the demo has to say is on standard output, failures too.
+    // The demo prints everything on standard output, including failures.
     with_model(ollama, printer).or_else(|error| {
         let exit = error.exit();
         Ok(match Report::of(&error) {
@@ -107,13 +107,13 @@ fn with_model(args: &DemoOllamaArgs, printer: &Printer) -> Result<Reply, CliErro
     Ok(Reply::text(summary(&proved?, args.verbose)))
 }
 
-/// A demo speaks on standard output only, except to a person who would otherwise watch nothing for the minutes that
-/// an installation may take.
+/// A demo prints on standard output only, except for a person, who would otherwise see nothing for the minutes that an
+/// installation may take.
 fn is_quiet(printer: &Printer) -> bool {
     !printer.stderr_is_terminal()
 }
 
-/// `fallback_used` is part of the line's form; there is no such thing here.
+/// The line's format includes `fallback_used`, which is always false here.
 fn summary(ran: &RunResult, verbose: bool) -> String {
     let (code, mode) = (ran.exit_code, ran.execution_mode);
     let mut text = format!("[summary] exit_code={code} fallback_used=False execution_mode={mode}\n");
@@ -123,7 +123,7 @@ fn summary(ran: &RunResult, verbose: bool) -> String {
     text
 }
 
-/// What came from a model or a guest neither steers the terminal nor looks like a line of ours.
+/// Text of a model or a guest must not control the terminal or look like one of pyro's lines.
 fn apart(text: &str) -> String {
     let text = printable(text.trim_end());
     let mut lines = text.lines();

@@ -31,7 +31,7 @@ pub(crate) struct DoctorArgs {
     pub(crate) json: bool,
 }
 
-/// Succeeds even when the report is bad news: scripts read `runtime_ok`.
+/// Succeeds even if there are problems: scripts read `runtime_ok`.
 pub(crate) fn run(args: &DoctorArgs) -> Result<Reply, CliError> {
     let engine = config::engine()?;
     let report = session::block_on(async { Ok::<_, CliError>(engine.doctor(&args.platform).await) })?;
@@ -56,7 +56,7 @@ fn text(report: &DoctorReport) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The lines that have always been there, in their order.
+/// The lines that the public contract fixes, in their order.
 fn contract_lines(report: &DoctorReport) -> Vec<String> {
     let verdict = if report.runtime_ok { "PASS" } else { "FAIL" };
     let kvm = &report.kvm;

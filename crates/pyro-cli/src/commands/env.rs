@@ -1,4 +1,4 @@
-//! `pyro env list`, `pull`, `inspect` and `prune`: the environments VMs start from.
+//! `pyro env list`, `pull`, `inspect` and `prune`: the environments that VMs start from.
 
 use std::path::Path;
 
@@ -121,7 +121,7 @@ Examples:
 
 /// Remove cached environments that are stale, damaged or unfinished
 ///
-/// Installed environments of the current catalog, and downloads that another pyro is working on, stay.
+/// Keeps the installed environments of the current catalog, and those that another pyro is installing.
 #[derive(Debug, Args)]
 #[command(after_help = PRUNE_EXAMPLES)]
 pub(crate) struct EnvPruneArgs {
@@ -139,7 +139,7 @@ fn pull(engine: &Engine, args: &EnvNameArgs, printer: &Printer) -> Result<Reply,
     if args.json || shown.pull_started {
         return Ok(reply);
     }
-    // Installed before. The two lines are promised for every pull, so that a script can wait for them.
+    // Already installed. Every pull prints these two lines, so that a script can wait for them.
     let phases = ["install", "ready"];
     Ok(phases
         .iter()

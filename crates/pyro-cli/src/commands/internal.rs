@@ -10,17 +10,16 @@ use crate::error::CliError;
 use crate::reply::Reply;
 use crate::session;
 
-/// A helper process of pyro itself; not for people
+/// Internal helper process of pyro
 #[derive(Debug, Args)]
 #[command(hide = true)]
 pub(crate) struct InternalArgs {
-    /// Taken as they are by the library that starts the helper
+    /// Passed on unchanged by the library that starts the helper
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) words: Vec<OsString>,
 }
 
-/// Owns one VM until it ends. The only word is the state directory; standard input is the lifeline to
-/// whoever started it.
+/// Owns one VM until it ends. The only argument is the state directory; standard input is the lifeline to the caller.
 pub(crate) fn supervise(args: &InternalArgs) -> Result<Reply, CliError> {
     let base_dir = args.words.first().map(Path::new).unwrap_or(Path::new(""));
     session::block_on(async {
@@ -31,7 +30,7 @@ pub(crate) fn supervise(args: &InternalArgs) -> Result<Reply, CliError> {
     Ok(Reply::nothing())
 }
 
-/// Measures `/dev/kvm` in a process of its own, where a hang or crash does no harm.
+/// Measures `/dev/kvm` in a separate process, where a hang or crash does no harm.
 pub(crate) fn probe_kvm() -> Result<Reply, CliError> {
     Ok(Reply::text(pyro_engine::probe_kvm()))
 }

@@ -1,4 +1,4 @@
-//! What a machine is made from and how large it is, as several commands take it.
+//! The environment and size of a VM, as arguments of several commands.
 
 use clap::Args;
 

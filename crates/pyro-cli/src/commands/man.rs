@@ -13,8 +13,8 @@ Examples:
 
 /// Write the manual pages into a directory
 ///
-/// One page per command, `pyro.1`, `pyro-run.1` and so on. The directory is made if it is missing; pages
-/// of the same name are replaced.
+/// Writes one page per command: `pyro.1`, `pyro-run.1` and so on. Creates the directory if it is missing, and
+/// replaces pages of the same name.
 #[derive(Debug, Args)]
 #[command(after_help = MAN_EXAMPLES)]
 pub(crate) struct ManArgs {

@@ -22,12 +22,12 @@ Examples:
 
 /// Serve one program on standard input and output with JSON-RPC 2.0
 ///
-/// One message a line, parameters by name, any number of calls at once. It ends when its input ends: calls that are under
-/// way are cancelled and their VMs removed, tasks stay.
+/// One message per line, parameters by name, any number of calls at once. When its input ends, it cancels the calls in
+/// flight, removes their VMs, and exits; tasks stay.
 #[derive(Debug, Args)]
 #[command(after_help = RPC_EXAMPLES)]
 pub(crate) struct RpcArgs {
-    /// Print the OpenRPC document that describes the protocol, and end [default: off]
+    /// Print the OpenRPC document that describes the protocol, and exit [default: off]
     #[arg(long)]
     pub(crate) schema: bool,
 }
@@ -47,8 +47,8 @@ pub(crate) fn run(args: &RpcArgs) -> Result<Reply, CliError> {
     })
 }
 
-// A pipe is waited for by the event loop. It is opened anew, so that whoever shares it keeps one that blocks. Anything else is
-// waited for by a thread, which costs each message the time to wake that up.
+// The event loop waits for a pipe. It is opened again, because making it non-blocking would affect other processes that
+// share it. Anything else needs a thread, which adds the time to wake it to each message.
 
 fn input() -> Either<Receiver, Stdin> {
     match OpenOptions::new().open_receiver("/proc/self/fd/0") {

@@ -15,12 +15,12 @@ use crate::words::{self, integer};
 use crate::{config, session};
 
 const RUN_EXAMPLES: &str = "\
-The command goes to `/bin/sh -lc` in the guest. A single word is passed as it is written, so it \
-may be a whole shell line; several words are quoted first, so each reaches the program unchanged.
+The command is run by `/bin/sh -lc` in the guest. A single word is passed unchanged, so it may be a \
+whole shell line; several words are quoted, so that each reaches the program unchanged.
 
-Exit status: that of the command; 124 if it ran into its time limit; 256 minus the signal number \
-if a signal ended it; 1 if pyro itself failed; 2 for a wrong command line; 130 or 143 after Ctrl-C \
-or SIGTERM; 141 if the reader of stdout went away.
+Exit status: that of the command; 124 if it timed out; 256 minus the signal number if a signal ended it; \
+1 if pyro itself failed; 2 for an invalid command line; 130 or 143 after Ctrl-C or SIGTERM; 141 if the \
+reader of stdout closed it.
 
 Examples:
   pyro run debian:12 -- git --version
@@ -30,20 +30,20 @@ Examples:
 
 /// Run one command in a new VM, then remove the VM
 ///
-/// Installs the environment first if it is missing. The guest's stdout and stderr come out as they are
-/// written; progress and a summary go to stderr.
+/// Installs the environment first if it is missing. Streams the guest's stdout and stderr; prints progress and a
+/// summary on stderr.
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES, override_usage = "pyro run [OPTIONS] <ENVIRONMENT> -- <COMMAND>...")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// Longest time the command may take, in seconds, at least 1
+    /// Time limit for the command, in seconds, at least 1
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) timeout_seconds: i64,
     /// Lifetime in seconds after which the VM is removed in any case, 60 to 3600
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) ttl_seconds: i64,
-    /// Give the guest outbound network access, and a hostile one all that you can reach [default: off]
+    /// Give the guest outbound network access; a hostile guest can then reach all that you can reach [default: off]
     #[arg(long)]
     pub(crate) network: bool,
     /// Agree to run the command on this machine, without isolation, if VMs cannot run here [default: off]
@@ -52,7 +52,7 @@ pub(crate) struct RunArgs {
     /// Keep a VM of this kind waiting for the next run, for five minutes [default: off, or PYRO_WARM]
     #[arg(long)]
     pub(crate) warm: bool,
-    /// Say where the time went, on stderr or in the JSON document [default: off]
+    /// Report how long each step took, on stderr or in the JSON document [default: off]
     #[arg(long)]
     pub(crate) timings: bool,
     /// Print one JSON document on stdout instead of text [default: off]
@@ -90,7 +90,7 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
     Ok(reply.exit(Exit::of_run(result.exit_code, result.timed_out)))
 }
 
-/// The arguments in the engine's terms.
+/// Returns the request that the arguments describe.
 fn request(args: &RunArgs, command: String) -> RunInVm {
     let spec = VmSpec {
         environment: args.machine.environment.clone(),
@@ -100,7 +100,7 @@ fn request(args: &RunArgs, command: String) -> RunInVm {
         network: args.network,
         allow_host_compat: args.allow_host_compat,
     };
-    // People see the output as it comes; a program gets it in the document, after the end.
+    // Text output is streamed; a JSON document holds it after the end.
     let output = if args.json { OutputMode::Capture } else { OutputMode::Stream };
     let command = Command { timeout_seconds: args.timeout_seconds, ..Command::new(command) };
     RunInVm { spec, command, output: output.into() }

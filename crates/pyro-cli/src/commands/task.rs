@@ -1,4 +1,4 @@
-//! `pyro task`: guests that stay.
+//! `pyro task`: persistent VMs.
 
 pub(crate) mod cp;
 pub(crate) mod create;
@@ -29,7 +29,7 @@ Examples:
   pyro task logs $ID
   pyro task delete $ID";
 
-/// Create guests that stay, with a persistent /workspace, and run commands in them
+/// Create persistent guests with a /workspace, and run commands in them
 ///
 /// A task keeps its disk and the journal of its commands until it is deleted. The end of its lifetime only
 /// stops its guest; `pyro task start` starts it again.

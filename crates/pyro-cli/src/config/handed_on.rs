@@ -1,4 +1,4 @@
-//! The settings that a client is told to give its server.
+//! The settings that pyro writes into a client's entry, for the client to pass to its server.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,13 @@ use super::{ConfigError, Variables, vmm_program};
 /// Paths, which are made absolute: the server starts in a directory of the client's choice.
 const PATHS: [&str; 2] = ["PYRO_BASE_DIR", "PYRO_ENVIRONMENT_CACHE_DIR"];
 const PLAIN: [&str; 4] = ["PYRO_ACCEL", "PYRO_DEBIAN_MIRROR", "PYRO_MAX_ACTIVE_VMS", "PYRO_WARM"];
-/// Where pyro keeps its files if it is not told otherwise.
+/// Variables that determine where pyro keeps its files by default.
 const XDG: [&str; 3] = ["XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"];
 
 impl Variables {
-    /// What of this process's environment makes a difference to what pyro does, so that a server whose client
-    /// has another environment, or passes none on, sees the same VMs. `PYRO_LOG` is about one process only. `PATH` makes
-    /// a difference too, but belongs to the client: who has QEMU in a directory of their own sets `PYRO_QEMU`.
+    /// Returns the variables of this process's environment that affect pyro, so that a server whose client has another
+    /// environment, or passes none on, sees the same VMs. `PYRO_LOG` applies to one process only. `PATH` has an effect
+    /// too, but belongs to the client; users with QEMU in another directory set `PYRO_QEMU`.
     pub(crate) fn handed_on(&self) -> Result<BTreeMap<String, String>, ConfigError> {
         let mut handed_on = BTreeMap::new();
         let mut add = |name: &str, value: Option<std::ffi::OsString>| {
@@ -33,7 +33,7 @@ impl Variables {
             add(name, self.foreign_dir(name).map(Into::into))?;
         }
         add("PYRO_QEMU", vmm_program(self)?.map(Into::into))?;
-        // Also a word, which is no path.
+        // The value may also be the word `environment`, which is not a path.
         let kernel = match self.get("PYRO_GUEST_KERNEL") {
             Some(word) if word == "environment" => Some(word),
             _ => self.path("PYRO_GUEST_KERNEL")?.map(Into::into),

@@ -10,7 +10,7 @@ use crate::words::WordsError;
 
 fn engine_error() -> EngineError {
     let cause =
-        EngineError::new(ErrorKind::Internal, "middle").caused_by(io::Error::other("no room\nat all"));
+        EngineError::new(ErrorKind::Internal, "middle").caused_by(io::Error::other("no space\nat all"));
     EngineError::new(ErrorKind::StateUnusable, "cannot open the \u{1b}registry")
         .caused_by(cause)
         .hint(Hint::CommandLine { text: "free some space".to_owned() })
@@ -23,7 +23,7 @@ fn people_get_message_causes_and_hints() {
     insta::assert_snapshot!(report.human(), @r"
     [error] cannot open the \u{1b}registry
       caused by: middle
-      caused by: no room
+      caused by: no space
         at all
       hint: free some space
       hint: or set PYRO_BASE_DIR
@@ -36,7 +36,7 @@ fn programs_get_one_message_with_its_causes() {
     let document = String::from_utf8(crate::json::document(&report.json()).unwrap()).unwrap();
     insta::assert_snapshot!(document, @r#"
     {
-      "error": "cannot open the \u001bregistry: middle: no room\nat all",
+      "error": "cannot open the \u001bregistry: middle: no space\nat all",
       "hints": [
         "free some space",
         "or set PYRO_BASE_DIR"
@@ -68,7 +68,10 @@ fn a_signal_decides_the_exit_whatever_the_engine_said() {
         }
         assert_eq!(CliError::Abandoned(signal).exit().code(), code);
         assert!(
-            Report::of(&CliError::Abandoned(signal)).unwrap().human().contains("left in the state directory")
+            Report::of(&CliError::Abandoned(signal))
+                .unwrap()
+                .human()
+                .contains("may still hold files of the VM")
         );
     }
 }

@@ -194,7 +194,7 @@ fn a_second_signal_is_answered_and_a_third_gives_up() {
         })
         .unwrap_err();
         assert!(matches!(error, CliError::Abandoned(Signal::Interrupt)), "{error:?}");
-        assert!(sink.stderr().contains("still cleaning up; once more"), "{}", sink.stderr());
+        assert!(sink.stderr().contains("still cleaning up; interrupt once more"), "{}", sink.stderr());
         assert_eq!(sink.stderr().contains("SIGINT"), !quiet);
     }
 }

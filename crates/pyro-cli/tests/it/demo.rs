@@ -1,4 +1,4 @@
-//! `pyro demo` without a VM: what is said to a model, what it is told of its mistakes, and how it ends.
+//! `pyro demo` without a VM: what a model receives, how its mistakes are reported to it, and how the demo ends.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::harness::{Ended, Home};
 use pyro_testkit::model::{Answer, Model, calls, says};
 
-/// A model that says these things and then nothing but words.
+/// A model with these replies, followed by plain text.
 fn saying(messages: impl IntoIterator<Item = Value>) -> Model {
     let messages: Vec<Value> = messages.into_iter().collect();
     Model::new(move |round, _| Answer::Message(messages.get(round).cloned().unwrap_or_else(|| says("Done."))))
@@ -31,7 +31,7 @@ fn demo_at(base_url: &str, flags: &[&str]) -> Ended {
     ended
 }
 
-/// The lines of a demo that must fail, up to the last, which says why.
+/// The lines of a demo that must fail; the last one is the reason.
 fn failure(ended: &Ended) -> &str {
     assert_eq!((ended.code(), ended.stderr.as_str()), (1, ""), "{ended:?}");
     &ended.stdout[ended.stdout.find("[error] ").unwrap()..]
@@ -226,7 +226,7 @@ fn a_model_that_never_comes_to_an_end_is_stopped() {
     assert_eq!(ended.stdout.matches("[tool] vm_list_environments succeeded\n").count(), 12);
 }
 
-/// A port that nobody listens on, and that nobody else gets as long as the socket is there.
+/// A port that no process listens on. No other process can get it while the socket exists.
 fn port_without_server() -> (u16, OwnedFd) {
     let socket = net::socket(net::AddressFamily::INET, net::SocketType::STREAM, None).unwrap();
     net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -234,7 +234,7 @@ fn port_without_server() -> (u16, OwnedFd) {
     (address.port(), socket)
 }
 
-/// Answers whatever is said with plain HTTP, and hears the other side out, since hanging up on it might lose the answer.
+/// Answers any request with plain HTTP, and reads all of it, because closing early might lose the answer.
 fn server_without_tls() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

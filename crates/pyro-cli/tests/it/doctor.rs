@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use crate::harness::Home;
 
-/// The text up to the first `:` or, in a list of `a=b`, the names: what does not depend on the machine.
+/// The part that does not depend on the host: the text up to the first `:` or, in a list of `a=b`, the names.
 fn shape(line: &str) -> String {
     let Some((label, rest)) = line.split_once(": ") else { return line.to_owned() };
     match label {

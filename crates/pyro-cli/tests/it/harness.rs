@@ -11,12 +11,12 @@ use serde_json::Value;
 /// The executable under test.
 pub(crate) const PYRO: &str = env!("CARGO_BIN_EXE_pyro");
 
-/// An empty home directory, and the environment variables `pyro` is started with.
+/// An empty home directory, and the environment variables that `pyro` is started with.
 pub(crate) struct Home(Sandbox);
 
 impl Home {
-    /// Nothing is set but `HOME`, a `PATH` in which there is nothing, and a mirror that does not answer: no
-    /// test may depend on the network.
+    /// Sets only `HOME`, an empty directory as `PATH`, and a mirror that does not answer: no test may depend on the
+    /// network.
     pub(crate) fn new() -> Self {
         let home = Self(Sandbox::new("pyro-home-"));
         home.set_path("HOME", "")
@@ -71,7 +71,7 @@ impl Home {
         self.ended(self.command(words).output().unwrap())
     }
 
-    /// Output with what differs from test to test replaced.
+    /// Output in which everything that varies is replaced.
     pub(crate) fn ended(&self, output: Output) -> Ended {
         Ended {
             status: output.status,

@@ -10,7 +10,7 @@ fn the_version_is_printed_and_nothing_else() {
     ");
 }
 
-/// Help needs no home, so a broken setup can still be read about.
+/// Help needs no home, so it also works in a broken setup.
 fn help<const N: usize>(words: [&str; N]) -> String {
     let home = Home::new().unset("HOME").set("PYRO_ACCEL", "nonsense");
     let ended = home.pyro(words);

@@ -1,4 +1,4 @@
-//! `pyro mcp serve` without a VM: what the server says of itself, and how it takes what it should not get.
+//! `pyro mcp serve` without a VM: how the server describes itself, and how it handles invalid input.
 
 use std::ffi::OsStr;
 
@@ -8,12 +8,12 @@ use pyro_testkit::Session;
 
 use crate::harness::Home;
 
-/// A server that has not been spoken to.
+/// A server before any message.
 fn silent(home: &Home) -> Session {
     Session::started(home.command(["mcp", "serve"]))
 }
 
-/// A server with which a client of the older kind has shaken hands.
+/// A server after the handshake of an older client.
 fn greeted(home: &Home) -> (Session, Value) {
     greeted_with(home, [""; 0])
 }
@@ -69,14 +69,14 @@ fn the_tools_are_those_of_the_contract_and_more() {
     for tool in &tools {
         for schema in ["inputSchema", "outputSchema"] {
             assert_eq!(tool[schema]["type"], "object", "{}: {schema}", tool["name"]);
-            // JSON has none for numbers, and clients complain of those that they do not know.
+            // JSON Schema defines no formats for numbers, and clients complain about unknown ones.
             assert!(!tool[schema].to_string().contains("\"format\""), "{}: {}", tool["name"], tool[schema]);
         }
         for hint in ["readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"] {
             assert!(tool["annotations"][hint].is_boolean(), "{}: {hint}", tool["name"]);
         }
     }
-    // Payloads are checked where they are made; here it counts what a model sees.
+    // Other tests check payloads; this one checks what a model sees.
     let seen: Vec<Value> = tools
         .into_iter()
         .map(|mut tool| {
@@ -112,7 +112,7 @@ fn faults_are_told_in_a_way_that_a_model_can_use() {
                     .unwrap()
                     .starts_with(error["message"].as_str().unwrap())
             );
-            // Some clients hold it against the schema of results.
+            // Some clients validate it against the schema of results.
             assert!(result.get("structuredContent").is_none(), "{result}");
             let message = error["message"].as_str().unwrap();
             format!(
@@ -141,8 +141,8 @@ fn it_ends_with_its_input_whatever_was_said() {
     assert!(session.receive()["error"].is_object());
     session.end();
     let (mut session, _) = greeted(&home);
-    // Whether that is answered is the library's business; the next message is.
-    session.send_line("this is no JSON");
+    // The library decides whether that is answered; the next message must be.
+    session.send_line("this is not JSON");
     session.send(&json!({ "jsonrpc": "2.0", "id": 7, "method": "ping" }));
     let mut answer = session.receive();
     while answer["id"] != 7 {
@@ -172,7 +172,7 @@ fn it_bears_what_hostile_clients_send() {
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let large = "x".repeat(10 << 20);
     let lines = [
-        "this is no JSON",
+        "this is not JSON",
         "\u{0}\u{1}",
         "[]",
         "{}",
@@ -185,13 +185,13 @@ fn it_bears_what_hostile_clients_send() {
         r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":12345}}"#,
         r#"{"jsonrpc":"2.0","method":"notifications/nosuch"}"#,
         r#"{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":"vm_run","arguments":[1]}}"#,
-        // One that fits, and one of a megabyte more than is taken.
+        // One that fits, and one that exceeds the limit by a megabyte.
         &format!(r#"{{"jsonrpc":"2.0","id":4,"method":"nosuch","params":{{"x":"{large}"}}}}"#),
         &format!("{large}{}", &large[..7 << 20]),
     ];
     for line in lines {
         session.send_line(line);
-        // Nothing is said but protocol, and the next request is answered.
+        // The output holds only protocol messages, and the next request is answered.
         session.send(&json!({ "jsonrpc": "2.0", "id": 7, "method": "ping" }));
         while session.receive()["id"] != 7 {}
     }
@@ -224,7 +224,7 @@ fn limits_are_told_and_kept() {
     }
     let refused = call(&mut session, "vm_create", json!({ "environment": "debian:12" }));
     assert_eq!(refused["_meta"]["pyro/error"]["message"], "this server does not offer vm_create");
-    // What is allowed comes further.
+    // An allowed request passes the policy.
     assert_eq!(
         call(&mut session, "vm_run", asked(json!({})))["_meta"]["pyro/error"]["code"],
         "vm_unavailable"
@@ -264,7 +264,7 @@ fn what_there_is_can_be_found_and_read() {
         "file:///etc/passwd",
         "pyro://environments/x",
     ] {
-        // What revisions of that time call it; newer ones say -32602.
+        // The code in revisions of that time; newer ones use -32602.
         assert_eq!(read(&mut session, uri)["error"]["code"], -32002, "{uri}");
     }
     let templates = session.ask("resources/templates/list", json!({}));

@@ -1,4 +1,4 @@
-//! `pyro mcp serve --transport http` without a VM: who is let in, and what it bears.
+//! `pyro mcp serve --transport http` without a VM: access control, and resistance to invalid clients.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -124,7 +124,7 @@ fn it_bears_what_hostile_clients_send() {
     let large =
         format!(r#"{{"jsonrpc":"2.0","id":1,"method":"ping","params":{{"x":"{}"}}}}"#, "x".repeat(10 << 20));
     assert_eq!(server.ask("POST /mcp", &[], &large).status, 413);
-    for body in ["", "this is no JSON", "[]", "{}", r#"{"jsonrpc":"1.0","id":1,"method":"ping"}"#, "\u{0}"] {
+    for body in ["", "this is not JSON", "[]", "{}", r#"{"jsonrpc":"1.0","id":1,"method":"ping"}"#, "\u{0}"] {
         let status = server.ask("POST /mcp", &[], body).status;
         assert!((400..500).contains(&status), "{body:?}: {status}");
     }
@@ -133,24 +133,24 @@ fn it_bears_what_hostile_clients_send() {
     assert_eq!(server.ask("GET /mcp/../secret", &[], "").status, 404);
     assert_eq!(server.ask("PUT /mcp", &[], "").status, 405);
     assert_eq!(server.ask("POST /mcp", &[("Content-Type", "text/plain")], HELLO).status, 415);
-    // Heads without an end, and of an enormous length.
+    // Endless headers, and an enormous declared length.
     let mut endless = server.connect();
     let sent = (0..100).take_while(|_| endless.write_all(&[b'x'; 64 << 10]).is_ok()).count();
     assert!(sent < 100, "a head of 6 MiB was read");
     let idle: Vec<_> = (0..50).map(|_| server.connect()).collect();
-    // All the same others are served.
+    // Other clients are still served.
     assert_eq!(server.ask("POST /mcp", &[], HELLO).status, 200);
     let many: Vec<_> = (0..200).map(|_| server.send("POST /mcp", &[], HELLO)).collect();
     for stream in many {
         assert_eq!(Answer::read(stream).status, 200);
     }
-    // Each of these has a session, and there is an end to that.
+    // Each of these opens a session, up to the limit.
     let mut statuses = (0..300).map(|_| server.ask("POST /mcp", &[], HELLO).status);
     assert!(statuses.any(|status| status == 503), "300 more clients were let in");
     for version in [&[][..], &[("MCP-Protocol-Version", "2025-06-18")]] {
         assert_eq!(server.ask("POST /mcp", version, HELLO).status, 503);
     }
-    // Who needs none is still served.
+    // A client without a session is still served.
     assert!(server.call("tools/list", json!({})).result()["tools"].is_array());
     drop(idle);
     assert!(server.process.try_wait().unwrap().is_none());

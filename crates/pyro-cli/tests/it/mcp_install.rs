@@ -1,4 +1,4 @@
-//! `pyro mcp install`: the settings files of clients, and everything in them that is not ours.
+//! `pyro mcp install`: the settings files of clients, whose other contents must stay.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -75,7 +75,7 @@ fn without_write_nothing_is_written() {
         let shown = install(&home, client.name, &[]);
         assert_eq!(shown.code(), 0, "{shown:?}");
         assert!(shown.stdout.starts_with(&format!("File: [HOME]/{}\n", client.user)), "{shown:?}");
-        assert!(shown.stdout.ends_with("\nNothing was written; `--write` does it.\n"), "{shown:?}");
+        assert!(shown.stdout.ends_with("\nNothing was written; use `--write` to write it.\n"), "{shown:?}");
         assert_eq!(home.entries(), [] as [PathBuf; 0]);
 
         let before = settings_of_others(client.name);
@@ -115,7 +115,7 @@ fn what_others_wrote_stays_as_they_wrote_it() {
 
         let after = fs::read_to_string(&file).unwrap();
         insta::assert_snapshot!(format!("added_for_{}", client.name), after.replace(PYRO, "[PYRO]"));
-        // Every line of theirs is there, in its order, but for a comma that JSON wants after the last of a list.
+        // Every other line is there, in order, except for a comma that JSON requires after the last item of a list.
         let mut lines = after.lines();
         for line in before.lines() {
             let same = |other: &str| other == line || other.strip_suffix(',') == Some(line);
@@ -162,7 +162,7 @@ fn an_entry_of_the_same_name_is_replaced_and_shown() {
         assert_eq!(replaced["replaced"].as_str().unwrap(), first.replace(PYRO, "/old/pyro"));
         assert_eq!(fs::read_to_string(&file).unwrap(), first);
 
-        // A second backup does not take the place of the first.
+        // A second backup does not replace the first.
         let home = home.set("PYRO_WARM", "1");
         let warm = installed(&home, client.name, &["--write"]);
         assert_eq!(fs::read_to_string(warm["backup"].as_str().unwrap()).unwrap(), first);
@@ -193,7 +193,7 @@ fn people_see_what_goes_and_what_comes() {
     args = ["mcp", "serve"]
     tool_timeout_sec = 3660
 
-    In place of:
+    It replaces:
 
     [mcp_servers.pyro]
     command = "\u001B[2Jpyro"
@@ -201,14 +201,14 @@ fn people_see_what_goes_and_what_comes() {
     [mcp_servers.pyro.tools]
     vm_run = { use = true }
 
-    Written. The file as it was: [HOME]/.codex/config.toml.before-pyro-1
+    Written. Copy of the old file: [HOME]/.codex/config.toml.before-pyro-1
     --- stderr
     "#);
     insta::assert_snapshot!(install(&home, "codex", &["--write"]).all().replace(PYRO, "[PYRO]"), @r#"
     exit: 0
     --- stdout
     File: [HOME]/.codex/config.toml
-    Change: none, `pyro` is there as it should be
+    Change: none, `pyro` is up to date
 
     [mcp_servers.pyro]
     command = "[PYRO]"
@@ -305,7 +305,7 @@ fn what_cannot_be_parsed_is_left_alone() {
     [error] [HOME]/.cursor/mcp.json has no place for servers: `mcpServers` is not an object
       hint: correct the file, or move it away; it was not changed
 
-    [error] [HOME]/.cursor/mcp.json is written in a way in which pyro cannot change one entry only
+    [error] pyro cannot change a single entry of [HOME]/.cursor/mcp.json, because of the way the file is written
       hint: add the entry by hand; the file was not changed
 
     [error] cannot parse [HOME]/.codex/config.toml
@@ -315,7 +315,7 @@ fn what_cannot_be_parsed_is_left_alone() {
     [error] [HOME]/.codex/config.toml has no place for servers: `mcp_servers` is not an object
       hint: correct the file, or move it away; it was not changed
 
-    [error] [HOME]/.codex/config.toml is written in a way in which pyro cannot change one entry only
+    [error] pyro cannot change a single entry of [HOME]/.codex/config.toml, because of the way the file is written
       caused by: some of its lines end with CR LF and others with LF
       hint: add the entry by hand; the file was not changed
     "#);
@@ -444,7 +444,7 @@ fn a_project_has_files_of_its_own() {
                 exit: 1
                 --- stdout
                 --- stderr
-                [error] claude-desktop has no settings of a project
+                [error] claude-desktop has no project settings
                   hint: leave out `--project`
                 ");
             }
@@ -471,7 +471,7 @@ fn the_server_gets_the_settings_of_this_shell_and_its_flags() {
         "type": "local", "command": [PYRO, "mcp", "serve"], "enabled": true, "environment": env,
     });
     assert_eq!(entry("opencode"), opencode);
-    // A wrong one is not passed on to fail out of sight, and neither is a flag that does not exist.
+    // Invalid flags are reported now, because the client's server would fail unseen.
     let home = home.set("PYRO_WARM", "many");
     assert!(install(&home, "codex", &[]).stderr.contains("PYRO_WARM is set to `many`"));
     let refused = install(&home, "codex", &["--", "--no-such-flag"]);
@@ -485,7 +485,7 @@ fn the_server_gets_the_settings_of_this_shell_and_its_flags() {
     ] {
         let refused = install(&home, "codex", &[&["--"], flags].concat());
         assert_eq!(refused.code(), 2);
-        assert!(refused.stderr.contains(&format!("{flag} is for HTTP")), "{refused:?}");
+        assert!(refused.stderr.contains(&format!("{flag} is only for HTTP")), "{refused:?}");
     }
     for name in ["", "a b", "ü", "a.b", "x\ny"] {
         assert_eq!(install(&home, "codex", &["--name", name]).code(), 2, "{name}");
@@ -517,7 +517,7 @@ fn clients_in_general_get_a_text_to_paste() {
     exit: 1
     --- stdout
     --- stderr
-    [error] generic is no client with a file that could be written
+    [error] generic has no file to write
     ");
     assert_eq!(home.entries(), [] as [PathBuf; 0]);
 }

@@ -1,4 +1,4 @@
-//! What ARCHITECTURE.md promises about the source, checked on the source.
+//! Checks what ARCHITECTURE.md states about the source.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The crates of ours that `name` depends on, outside its tests.
+/// The workspace's crates that `name` depends on, outside its tests.
 fn our_dependencies(name: &str) -> Vec<String> {
     let manifest = fs::read_to_string(root().join("crates").join(name).join("Cargo.toml")).unwrap();
     let section = manifest.split("\n[dependencies]\n").nth(1).unwrap_or_default();
@@ -67,7 +67,7 @@ fn every_setting_is_documented() {
     assert!(count >= 7, "the variables are no longer found where they were");
 }
 
-/// A file that is no module of its `main.rs` is a test that never runs.
+/// A file that is not a module of its `main.rs` is a test that never runs.
 #[test]
 fn every_file_of_tests_is_a_module() {
     let subdirectories =

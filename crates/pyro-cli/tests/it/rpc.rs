@@ -1,4 +1,4 @@
-//! `pyro rpc` without a VM: the handshake, and how the server takes what it should not get.
+//! `pyro rpc` without a VM: the handshake, and how the server handles invalid input.
 
 use std::fs;
 use std::io::Write as _;
@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 use crate::harness::Home;
 use pyro_testkit::{RpcClient, Session};
 
-/// A server that has not been spoken to.
+/// A server before any message.
 fn silent(home: &Home) -> Session {
     Session::started(home.command(["rpc"]))
 }
 
-/// One that knows its client.
+/// A server after the handshake.
 fn greeted(home: &Home) -> Session {
     let mut session = silent(home);
     let hello = session.ask("initialize", hello(env!("CARGO_PKG_VERSION")));
@@ -28,7 +28,7 @@ fn greeted(home: &Home) -> Session {
     session
 }
 
-/// Id, number and word of the error that a line is answered with.
+/// Id, code and kind of the error that answers a line.
 fn refusal(session: &mut Session, line: &str) -> (Value, i64, String) {
     session.send_line(line);
     let answer = session.receive();
@@ -128,7 +128,7 @@ fn it_ends_when_nobody_reads_what_it_says() {
     drop(server.stdout.take());
     // The input stays open.
     let mut input = server.stdin.take().unwrap();
-    writeln!(input, "this is no JSON").unwrap();
+    writeln!(input, "this is not JSON").unwrap();
     assert_eq!(server.wait().unwrap().code(), Some(141));
 }
 
@@ -152,7 +152,7 @@ fn output_that_is_not_consumed_holds_up_its_own_call_only() {
     client.acknowledges = false;
     let window = 1 << 20;
     let much = client.begin("run_in_vm", on_host("head -c 5000000 /dev/zero; echo end >&2", "stream"));
-    // A piece that does not fit as a whole waits, so somewhat less than the window comes.
+    // A piece that does not fit as a whole waits, so slightly less than the window arrives.
     while client.output(much, "stdout").len() < window - (256 << 10) {
         client.receive();
     }
@@ -205,7 +205,7 @@ fn an_mcp_server_ends_with_its_lifeline() {
     let number = lifeline.as_raw_fd().to_string();
     let mut command = home.command(["mcp", "serve", "--lifeline-fd", &number]);
     let mut server = command.stdin(Stdio::piped()).spawn().unwrap();
-    // Or waiting would close it, which ends the server as well.
+    // Otherwise waiting would close it, which also ends the server.
     let _input = server.stdin.take();
     drop(lifeline);
     assert!(server.try_wait().unwrap().is_none());

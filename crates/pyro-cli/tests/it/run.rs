@@ -1,4 +1,4 @@
-//! `pyro run` up to the point where something would run.
+//! `pyro run` up to the point where a VM would start.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -39,7 +39,7 @@ fn a_word_that_is_no_text_is_refused() {
     assert_eq!(ended.stderr, "[error] a word of the command is not valid UTF-8: a\u{fffd}\n");
 }
 
-/// Flag, value and the message that refuses it.
+/// Flag, value and the error message.
 const OUTSIDE: [(&str, &str, &str); 10] = [
     ("--vcpu-count", "0", "vcpu_count must be between 1 and 8"),
     ("--vcpu-count", "9", "vcpu_count must be between 1 and 8"),
@@ -68,7 +68,7 @@ fn limits_are_checked_before_anything_happens() {
     assert!(home.entries().is_empty(), "{:?}", home.entries());
 }
 
-/// It must be said at once: installing the environment first would take minutes to reach the same end.
+/// It must be reported at once, not after the environment was installed for minutes.
 #[test]
 fn without_vms_and_without_consent_nothing_runs() {
     let home = Home::new();

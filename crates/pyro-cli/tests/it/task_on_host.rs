@@ -108,7 +108,7 @@ fn a_command_whose_process_was_killed_is_unknown_and_others_can_wait_for_one_tha
     assert_eq!(entry["outcome"], "unknown");
     assert_eq!(entries(&home, id)[0]["outcome"], "unknown");
     let shell = String::from_utf8(shell).unwrap().trim().parse().unwrap();
-    // Nobody was left to end it.
+    // No process was left to end it.
     let _ = kill_process(Pid::from_raw(shell).unwrap(), Signal::KILL);
     task(&home, "delete", [id.as_str()]);
 }

@@ -1,6 +1,6 @@
 use crate::harness::Home;
 
-/// The message of a wrong command line, which exits with 2 and leaves stdout alone.
+/// The message for an invalid command line, which exits with 2 and prints nothing on stdout.
 fn usage_error<const N: usize>(words: [&str; N]) -> String {
     let ended = Home::new().pyro(words);
     assert_eq!(ended.code(), 2, "{ended:?}");
@@ -65,7 +65,7 @@ fn unknown_words_are_refused() {
 #[test]
 fn a_flag_of_ours_behind_a_bare_command_is_refused() {
     insta::assert_snapshot!(usage_error(["run", "debian:12", "ls", "--json"]), @r"
-    error: `--json` after the command could be meant for pyro or for the command: write `--` before the command, and flags of pyro before `--`
+    error: `--json` after the command is ambiguous: it could be a flag of pyro or of the command; write `--` before the command, and flags of pyro before `--`
 
     Usage: pyro run [OPTIONS] <ENVIRONMENT> -- <COMMAND>...
 

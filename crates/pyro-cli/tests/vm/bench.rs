@@ -1,4 +1,4 @@
-//! `pyro bench`: the least of it, once.
+//! `pyro bench` with one run.
 
 use crate::harness::Sandbox;
 

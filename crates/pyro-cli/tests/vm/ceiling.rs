@@ -1,4 +1,4 @@
-//! The ceiling on VMs.
+//! The capacity: the maximum number of VMs.
 
 use crate::harness::Sandbox;
 
@@ -15,5 +15,5 @@ fn a_run_beyond_the_ceiling_is_refused_and_the_others_go_on() {
     assert_eq!(refused.json()["error"], "max active VMs reached (1); delete old VMs first");
     first.signal(rustix::process::Signal::TERM);
     assert_eq!(first.finish().code(), 143);
-    assert_eq!(sandbox.run([], "echo there is room again").success(), "there is room again\n");
+    assert_eq!(sandbox.run([], "echo there is capacity again").success(), "there is capacity again\n");
 }

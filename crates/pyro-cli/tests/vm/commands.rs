@@ -1,4 +1,4 @@
-//! What commands may do to the machine they run in, and what becomes of it.
+//! What commands do to the machine that they run in.
 
 use futures::future::join_all;
 use pyro_engine::{ErrorKind, VmState};
@@ -45,7 +45,7 @@ async fn a_background_child_lives_on_beside_later_commands() {
     let engine = sandbox.engine();
     let vm = sandbox.started_vm(&engine).await;
     let guest = sandbox.guest(&vm);
-    // It goes on writing to a stream that nobody reads any more, and must not die of that.
+    // It keeps writing to a stream that is no longer read, and must not die of that.
     let line = "(while :; do echo chatter; echo x >> /tmp/beats; sleep 0.01; done) & echo $! > /tmp/pid";
     exec_text(&guest, line).await;
     let line = "n=$(wc -l < /tmp/beats); while [ $(wc -l < /tmp/beats) -lt $((n + 20)) ]; do sleep 0.05; done; \

@@ -18,7 +18,7 @@ fn demo(sandbox: &Sandbox, model: &Model, flags: &[&str]) -> Ended {
     start_demo(sandbox, model, flags).finish()
 }
 
-/// A model whose first replies call these tools, one each; `[COMMAND]` is what it is asked to run.
+/// A model whose first replies call these tools, one each; `[COMMAND]` is the command that it is asked to run.
 fn calling<const N: usize>(tools: [(&'static str, Value); N]) -> Model {
     Model::new(move |round, request| {
         let message = match tools.get(round) {
@@ -37,7 +37,7 @@ fn run(command: &str) -> Value {
     json!({ "environment": ENVIRONMENT, "command": command })
 }
 
-/// What a demo that failed gives as the reason; nothing is on standard error.
+/// The reason that a failed demo gives; nothing is on standard error.
 fn failure(ended: &Ended) -> &str {
     assert_eq!((ended.code(), ended.stderr.as_str()), (1, ""), "{ended:?}");
     &ended.text()[ended.text().find("[error] ").unwrap()..]
@@ -56,7 +56,7 @@ fn one_command_is_run_and_its_result_printed() {
     assert_eq!(ended.text(), format!("{result:#}\n"));
 }
 
-/// Nothing of it leaves this host: the guest of the demo finds no way to the page, and another one serves it to itself.
+/// No traffic leaves this host: the demo's guest cannot reach the page, and another guest serves it to itself.
 #[test]
 fn the_command_for_the_network_prints_the_status_of_the_page_and_trusts_nobody_else() {
     let sandbox = Sandbox::new();
@@ -82,7 +82,7 @@ fn the_command_for_the_network_prints_the_status_of_the_page_and_trusts_nobody_e
     assert_eq!(ended.success(), "untrusted: 1\n200\ntrusted: 0\n", "{ended:?}");
 }
 
-/// Everything that small models do wrong and that can be put right.
+/// Every mistake of small models that the demo corrects.
 fn mistaken() -> Model {
     Model::new(|round, request| {
         let command = request.command();
@@ -110,7 +110,7 @@ fn mistaken() -> Model {
     })
 }
 
-/// What is the same in every run.
+/// The output that is the same in every run.
 fn stable(lines: &str, model: &Model) -> String {
     let requests = model.requests();
     let command = requests[0].command();
@@ -283,7 +283,7 @@ fn much_output_is_not_told_in_full() {
     assert_eq!((kept, note), ("0".repeat(4000).as_str(), "[cut here; 96000 bytes more]"));
 }
 
-/// Of all VMs, the one whose owner agreed to commands on the host.
+/// The one VM whose owner agreed to commands on the host.
 #[tokio::test]
 async fn vms_of_others_are_out_of_reach() {
     let sandbox = Sandbox::new().set("PYRO_QEMU", "/nonexistent/qemu");

@@ -3,8 +3,7 @@
 
 use crate::harness::{ENVIRONMENT, Ended, PYRO, Running, Sandbox};
 
-/// A shell function that waits until no VM has files any more: the supervisor clears away what `pyro run` does not
-/// wait for.
+/// A shell function that waits until no VM has files: the supervisor removes them after `pyro run` has ended.
 const GONE: &str = r#"
     gone() {
         for i in $(seq 100); do
@@ -16,7 +15,7 @@ const GONE: &str = r#"
         return 1
     }"#;
 
-/// Runs `pyro run` with its state directory on a filesystem of this size, then says what is left there.
+/// Runs `pyro run` with its state directory on a filesystem of this size, then lists what is left there.
 fn run_on_small_disk(sandbox: &Sandbox, size: &str, line: &str) -> Ended {
     let script = GONE.to_owned()
         + r#"
@@ -36,17 +35,17 @@ fn run_on_small_disk(sandbox: &Sandbox, size: &str, line: &str) -> Ended {
 fn a_guest_that_fills_its_disk_gets_an_error_and_lives_on() {
     let sandbox = Sandbox::new();
     let line = "df --output=size -m / | tail -1; dd if=/dev/zero of=/fill bs=1M 2>&1 | grep -o 'No space left on device'; \
-                rm /fill; echo room > /after && cat /after; ! dmesg | grep 'I/O error'";
+                rm /fill; echo space > /after && cat /after; ! dmesg | grep 'I/O error'";
     let ended = run_on_small_disk(&sandbox, "1200m", line);
     let lines: Vec<&str> = ended.success().lines().collect();
     // The largest layer that leaves the host a reserve.
     let size: u64 = lines[0].trim().parse().unwrap();
     assert!((400..=512).contains(&size), "{size}");
-    assert_eq!(lines[1..], ["No space left on device", "room"]);
+    assert_eq!(lines[1..], ["No space left on device", "space"]);
 }
 
 #[test]
-fn a_host_without_room_for_a_layer_is_reported() {
+fn a_host_without_space_for_a_layer_is_reported() {
     let sandbox = Sandbox::new();
     let ended = run_on_small_disk(&sandbox, "600m", "echo never");
     let error = ended.error();
@@ -76,7 +75,7 @@ fn a_full_state_directory_is_reported() {
 #[test]
 fn a_host_disk_that_fills_up_under_a_guest_is_the_guests_input_output_error() {
     let sandbox = Sandbox::new();
-    // The guest's layer is as large as allowed, then the host takes the rest of its disk away.
+    // The guest's layer is as large as allowed, then the host fills the rest of its disk.
     let script = GONE.to_owned()
         + r#"
         mount -t tmpfs -o mode=0700,size=1200m tmpfs "$PYRO_BASE_DIR" || exit 99
@@ -90,7 +89,7 @@ fn a_host_disk_that_fills_up_under_a_guest_is_the_guests_input_output_error() {
         rm "$PYRO_BASE_DIR/filler"
         gone || exit 98
         exit $status"#;
-    // Slowly, so that the host is first; each file takes new blocks of the layer.
+    // Slowly, so that the host fills it first; each file allocates new blocks of the layer.
     let line = "echo started; i=0; while dd if=/dev/zero of=/fill.$i bs=1M count=1 conv=fsync 2>/dev/null; \
                 do i=$((i + 1)); sleep 0.1; done; echo refused";
     std::fs::create_dir_all(sandbox.state()).unwrap();

@@ -1,4 +1,4 @@
-//! `pyro doctor` and the choice of the accelerator on this very host.
+//! `pyro doctor` and the choice of the accelerator on this host.
 
 use std::time::Duration;
 

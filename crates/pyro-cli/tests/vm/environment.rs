@@ -1,4 +1,4 @@
-//! Environments that are damaged or out of reach of the network.
+//! Damaged environments, and environments without a network.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -21,7 +21,7 @@ impl OwnCache {
         let inspected = shared.pyro(["env", "inspect", ENVIRONMENT, "--json"]).json();
         let installed = PathBuf::from(inspected["install_dir"].as_str().unwrap());
         let platform = installed.parent().unwrap();
-        // Beside the shared cache, because a link cannot lead to another filesystem.
+        // Next to the shared cache, because a hard link cannot lead to another filesystem.
         let directory =
             TempDir::with_prefix_in(".test-", platform.parent().unwrap().parent().unwrap()).unwrap();
         let cache = directory.path().join("cache");
@@ -41,7 +41,7 @@ impl OwnCache {
     }
 
     fn sandbox(&self) -> Sandbox {
-        // No mirror answers: nothing is repaired behind the test's back.
+        // No mirror answers, so nothing is repaired by installing it again.
         Sandbox::with_cache(&self.cache).set("PYRO_DEBIAN_MIRROR", "http://127.0.0.1:9/debian")
     }
 
@@ -106,4 +106,21 @@ fn an_installed_environment_needs_no_network() {
     command.args(["run", ENVIRONMENT, "--", "echo offline; git --version"]);
     let ended = Running::start(&mut command).finish();
     assert!(ended.success().starts_with("offline\ngit version "), "{ended:?}");
+}
+
+/// Its supervisor marks the environment as in use: the process that created the task is gone.
+#[test]
+fn a_damaged_environment_is_not_removed_while_a_task_runs_from_it() {
+    let own = OwnCache::new();
+    let sandbox = own.sandbox();
+    let task = sandbox.task([]);
+    own.replace("environment.json", "{ broken");
+    let count = || sandbox.pyro(["env", "prune", "--json"]).json()["count"].clone();
+    assert_eq!(count(), 0);
+    assert!(own.environment.join("environment.json").exists());
+    assert_eq!(task.exec([], "cat /etc/debian_version | wc -l").success(), "1\n");
+    task.call("stop", []).success();
+    assert_eq!(count(), 1);
+    assert!(!own.environment.exists());
+    task.delete();
 }

@@ -1,4 +1,4 @@
-//! Lifetimes. The least is 60 seconds, so these tests are slow, but they wait and do not work.
+//! Lifetimes. The minimum is 60 seconds, so these tests are slow, but they mostly wait.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,7 +23,7 @@ fn a_command_that_outlives_its_vm_is_told_so() {
     sandbox.wait_until_clean();
 }
 
-/// One VM in each state: they go by themselves or when someone looks, and every later use says why.
+/// One VM in each state: they are removed at their end or by the next call, and every later use reports why.
 #[tokio::test]
 async fn vms_are_gone_at_the_end_of_their_lifetime() {
     let sandbox = Sandbox::new();
@@ -37,7 +37,7 @@ async fn vms_are_gone_at_the_end_of_their_lifetime() {
     engine.stop_vm(stopped.vm_id.as_str()).await.unwrap();
     engine.start_vm(started.vm_id.as_str(), &quiet(), &never()).await.map_err(|error| chain(&error)).unwrap();
 
-    // Nobody asks for it: its own supervisor ends the one that runs, to the second.
+    // No call is needed: its own supervisor ends the running one, to the second.
     let dir = sandbox.vm_dir(started.vm_id.as_str());
     assert!(dir.exists());
     wait_until(LONG, "end of the running VM", || !dir.exists());
@@ -59,7 +59,7 @@ async fn vms_are_gone_at_the_end_of_their_lifetime() {
         assert_eq!(error.kind, ErrorKind::Expired);
     }
 
-    // Another process reaps: it reports all of them, once.
+    // Another process removes them, and reports each once.
     let reaped = sandbox.engine().reap_expired().await.unwrap();
     let mut expected = vec![started.vm_id, created.vm_id, stopped.vm_id];
     expected.sort();

@@ -1,12 +1,12 @@
-//! Guests that break themselves: the command's caller gets a clear answer and the host keeps nothing.
+//! Guests that break themselves: the caller gets a clear error, and nothing is left on the host.
 
 use crate::harness::Sandbox;
 
-/// The error of a command after which there is no guest any more.
+/// The error of a command that ends its guest.
 fn error_of_loss(line: &str) -> String {
     let sandbox = Sandbox::new();
     let ended = sandbox.run(["--timeout-seconds", "100"], &format!("echo before; {line}; sleep 1000"));
-    // The machine may be gone before its last output is.
+    // The machine may end before its last output is read.
     assert!("before\n".starts_with(ended.text()), "{ended:?}");
     let error = ended.error().to_owned();
     assert!(error.contains("was lost while its command ran"), "{error}");
@@ -52,7 +52,7 @@ fn a_guest_out_of_memory_loses_the_greedy_command_only() {
     let ended = sandbox.run(["--mem-mib", "256", "--timeout-seconds", "100"], line);
     assert_eq!(ended.code(), 0, "{ended:?}");
     assert_eq!(ended.text(), "status=137\n");
-    // The command itself as the victim is a command that a signal ended.
+    // If the command itself is killed, its end is a signal.
     let ended = sandbox.run(["--mem-mib", "256", "--timeout-seconds", "100"], "exec tail /dev/zero");
     assert_eq!(ended.code(), 247, "{ended:?}");
 }
@@ -62,6 +62,17 @@ fn a_guest_out_of_processes_keeps_its_agent() {
     let sandbox = Sandbox::new();
     let bomb = "bomb() { bomb | bomb & }; bomb; sleep 1000";
     let ended = sandbox.run(["--mem-mib", "256", "--timeout-seconds", "5"], bomb);
-    // Either the limit ends it, or the machine does; it never takes the caller with it.
+    // The time limit or the machine ends it; the caller never hangs.
     assert!([1, 2, 124, 247, 254].contains(&ended.code()), "{ended:?}");
+}
+
+#[test]
+fn commands_start_after_one_has_unmounted_proc() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    task.exec([], "umount /proc && ! [ -e /proc/self ]").success();
+    // An ordinary candidate of the OOM killer, unlike the agent.
+    let score = task.exec([], "mount -t proc proc /proc && cat /proc/self/oom_score_adj");
+    assert_eq!(score.success(), "0\n");
+    task.delete();
 }

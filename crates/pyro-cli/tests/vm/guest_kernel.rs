@@ -1,5 +1,5 @@
-//! A kernel that is not the environment's. Building one takes longer than all other tests, so what is tested here is
-//! one that does not fit; `PYRO_TEST_GUEST_KERNEL` runs every other test with one that does.
+//! A kernel that is not the environment's. Building one takes longer than all other tests, so these use an unsuitable
+//! one. `PYRO_TEST_GUEST_KERNEL` runs every other test with a suitable one.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! A state directory of its own for every test, ways to run `pyro` in it, and the proof that nothing of it is
-//! left at the end.
+//! A state directory of its own for every test, ways to run `pyro` in it, and the check that nothing is left in it at the
+//! end.
 
 mod cache;
 mod engine;
@@ -34,7 +34,7 @@ const VMM_SCRIPT: &str = "vmm-of-this-test";
 /// Time in which everything of an ended run must be gone; two seconds on a machine with nothing else to do.
 pub(crate) const GONE_WITHIN: Duration = Duration::from_secs(10);
 
-/// The world of one test.
+/// The sandbox of one test.
 pub(crate) struct Sandbox(pyro_testkit::Sandbox);
 
 impl Sandbox {
@@ -43,7 +43,7 @@ impl Sandbox {
         Self::with_cache(cache::with_environment())
     }
 
-    /// The same with a cache directory that the test has made.
+    /// The same with the test's own cache directory.
     pub(crate) fn with_cache(cache: &Path) -> Self {
         let sandbox = Self(pyro_testkit::Sandbox::new("pyro-vm-"));
         let home = sandbox.path("home");
@@ -63,13 +63,13 @@ impl Sandbox {
         self
     }
 
-    /// Makes the VMM pass for one that is too old for templates, so that every start boots the kernel.
+    /// Makes the VMM look too old for templates, so that every start boots the kernel.
     pub(crate) fn without_templates(self) -> Self {
         let path = std::env::var("PATH").unwrap();
         self.with_vmm_script(&format!("PATH={path} exec qemu-system-x86_64 \"$@\""))
     }
 
-    /// Puts a shell script into the sandbox and makes it the VMM, one that is too old for templates.
+    /// Puts a shell script into the sandbox and makes it the VMM. It looks too old for templates.
     pub(crate) fn with_vmm_script(self, text: &str) -> Self {
         let script = self.path(VMM_SCRIPT);
         let version = "if [ \"$1\" = --version ]; then echo 'QEMU emulator version 7.2.0'; exit; fi";
@@ -145,7 +145,7 @@ impl Sandbox {
         found.unwrap()
     }
 
-    /// What there is of VMs at this moment, in words.
+    /// Describes everything that exists of VMs now.
     pub(crate) fn leftovers(&self) -> Vec<String> {
         pyro_testkit::leftovers::find(self.0.root(), &self.state())
     }
@@ -180,7 +180,7 @@ impl Drop for Sandbox {
             self.wait_until_clean();
             return;
         }
-        // The test has failed already; what it left must not disturb the others.
+        // The test has failed already; its processes must not disturb the others.
         for process in self.processes() {
             kill(process.pid, rustix::process::Signal::KILL);
         }

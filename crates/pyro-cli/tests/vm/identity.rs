@@ -1,4 +1,4 @@
-//! What every guest has for itself.
+//! What is unique to every guest.
 
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,17 +1,17 @@
-//! `kill -9` of any process of a run: what the others do, and that nothing is left.
+//! `kill -9` of any process of a run: how the others react, and that nothing is left.
 
 use rustix::process::Signal;
 
 use crate::harness::{Running, Sandbox, kill, wait_until};
 
-/// A run whose command has started and goes on for longer than any test.
+/// A run whose command has started and runs longer than any test.
 fn busy_run(sandbox: &Sandbox) -> Running {
     let running = sandbox.start_run(["--timeout-seconds", "500"], "echo running; sleep 1000");
     running.stdout.wait_for("running\n");
     running
 }
 
-/// The proof that the other tests would notice.
+/// Proves that the other tests would notice leftovers.
 #[test]
 fn what_a_running_vm_consists_of_is_seen() {
     let sandbox = Sandbox::new();
@@ -111,7 +111,7 @@ fn during_the_boot_the_death_of_the_vmm_is_reported_with_its_stage() {
 fn a_run_after_a_violent_end_works() {
     let sandbox = Sandbox::new();
     let running = busy_run(&sandbox);
-    // Both at once: nobody is left to clean up but the next run.
+    // Both at once: only the next run can clean up.
     kill(sandbox.supervisor().pid, Signal::KILL);
     running.signal(Signal::KILL);
     drop(running);

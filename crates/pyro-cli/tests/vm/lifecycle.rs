@@ -75,7 +75,7 @@ async fn a_stopped_vm_keeps_what_its_guest_wrote() {
     crate::harness::exec_text(&sandbox.guest(&vm), "echo work > /workspace/file; rm /etc/debian_version")
         .await;
     assert_eq!(engine.stop_vm(id).await.unwrap().state, VmState::Stopped);
-    assert_eq!(engine.stop_vm(id).await.unwrap().state, VmState::Stopped, "once more is no error");
+    assert_eq!(engine.stop_vm(id).await.unwrap().state, VmState::Stopped, "stopping again succeeds");
     assert!(sandbox.processes().is_empty(), "{:?}", sandbox.processes());
     assert_eq!(engine.status_vm(id).await.unwrap().state, VmState::Stopped);
     let text = format!("vm {id} must be in 'started' state before execution");
@@ -129,8 +129,8 @@ async fn of_two_that_start_a_vm_one_does() {
     let (first, second) = (sandbox.engine(), sandbox.engine());
     let vm = created_vm(&first).await;
     let id = vm.vm_id.as_str();
-    let (nobody, forever) = (quiet(), never());
-    let results = tokio::join!(first.start_vm(id, &nobody, &forever), second.start_vm(id, &nobody, &forever));
+    let (events, cancel) = (quiet(), never());
+    let results = tokio::join!(first.start_vm(id, &events, &cancel), second.start_vm(id, &events, &cancel));
     let results = [results.0, results.1];
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
     let refused = results.into_iter().find(Result::is_err).unwrap();
@@ -140,14 +140,14 @@ async fn of_two_that_start_a_vm_one_does() {
 }
 
 #[tokio::test]
-async fn a_start_that_is_cancelled_leaves_the_vm_as_it_was() {
+async fn a_start_that_is_cancelled_leaves_the_vm_unchanged() {
     let sandbox = Sandbox::new();
     let engine = sandbox.engine();
     let vm = created_vm(&engine).await;
     let id = vm.vm_id.as_str();
-    let (nobody, cancel) = (quiet(), never());
+    let (events, cancel) = (quiet(), never());
     let boots = async {
-        // A process that is nobody's child here announces itself in no way.
+        // A process that is not a child has no event for its start.
         let started = Instant::now();
         while !sandbox.processes().iter().any(crate::harness::is_vmm) {
             assert!(started.elapsed() < LONG, "timed out waiting for the VMM");
@@ -155,7 +155,7 @@ async fn a_start_that_is_cancelled_leaves_the_vm_as_it_was() {
         }
         cancel.cancel();
     };
-    let (result, ()) = tokio::join!(engine.start_vm(id, &nobody, &cancel), boots);
+    let (result, ()) = tokio::join!(engine.start_vm(id, &events, &cancel), boots);
     assert_refused(result, ErrorKind::Cancelled, "cancelled");
     crate::harness::wait_until(LONG, "end of the boot", || sandbox.processes().is_empty());
     assert_eq!(engine.status_vm(id).await.unwrap().state, VmState::Created);

@@ -1,8 +1,8 @@
-//! `pyro` with real VMs: every test boots at least one, or proves that a fault is reported before that.
+//! `pyro` with real VMs: every test boots at least one, or checks that an error is reported before that.
 //!
-//! Each test has a state directory of its own, and each one ends with a look at what is left of it: no
-//! process, no file, no mount and no record. All share one environment cache, which is filled by the first
-//! test that needs it. A host where VMs cannot start fails these tests; none of them is ever skipped.
+//! Each test has a state directory of its own, and checks at its end that nothing is left of it: no process, file, mount or
+//! record. All share one environment cache, which the first test that needs it fills. On a host where VMs cannot start,
+//! these tests fail; none is ever skipped.
 
 #![expect(clippy::disallowed_methods, reason = "tests are configured by their environment")]
 #![expect(clippy::unwrap_used, reason = "clippy knows only functions marked as tests, not their helpers")]

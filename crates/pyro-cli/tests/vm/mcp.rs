@@ -81,7 +81,7 @@ fn a_task_from_its_creation_to_its_end() {
     assert!(much["stdout"].as_str().unwrap().contains("[84000 characters cut here, from character 8000 on]"));
     client.end();
 
-    // It stays when its server goes; another one knows it.
+    // It stays when its server ends; another server finds it.
     let mut client = sandbox.mcp([]);
     assert_eq!(client.call("task_exec", exec("cat d/file"))["stdout"], "note\n");
     assert_eq!(client.call("task_delete", json!({ "task_id": id }))["deleted"], true);
@@ -197,7 +197,7 @@ fn files_of_a_task_are_written_and_read() {
     let faults = [
         ("task_read_file", json!({ "path": "nosuch" })),
         ("task_read_file", json!({ "path": "new" })),
-        // Nothing of it may be made on the host, where its mode would keep others from removing it.
+        // No directory may be made on the host: its mode would prevent its removal.
         ("task_read_file", json!({ "path": "shut" })),
         ("task_read_file", json!({ "path": "/dev/null" })),
         ("task_read_file", json!({ "path": "" })),
@@ -211,7 +211,7 @@ fn files_of_a_task_are_written_and_read() {
         let refused = client.refused(tool, with(arguments.clone()));
         assert_eq!(refused["code"], "invalid_input", "{tool} {arguments}: {refused}");
     }
-    // All that went by memory; the journal knows commands only.
+    // File tools leave no trace in the journal, which records only commands.
     assert_eq!(names(), before);
     assert_eq!(client.call("task_status", with(json!({})))["command_count"], 2);
     client.call("task_delete", with(json!({})));
@@ -303,7 +303,7 @@ fn a_server_with_spares_has_one_before_it_is_asked() {
     assert!(phases.contains(&"identity"), "not a spare: {phases:?}");
     wait_until(LONG, "successor", || waiting() == 1);
     client.end();
-    // It waits for others a while; here nobody comes.
+    // It waits for other messages for a while; none arrive here.
     for process in sandbox.processes() {
         crate::harness::kill(process.pid, rustix::process::Signal::TERM);
     }

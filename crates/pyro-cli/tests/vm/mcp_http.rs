@@ -13,14 +13,14 @@ fn server(sandbox: &Sandbox) -> HttpServer {
     HttpServer::start(sandbox.program(PYRO).args(["mcp", "serve"]))
 }
 
-/// A command that goes on for long.
+/// A command that runs for long.
 fn long_run() -> Value {
     let arguments =
         json!({ "environment": ENVIRONMENT, "command": "echo begun; sleep 1000", "timeout_seconds": 2000 });
     json!({ "name": "vm_run", "arguments": arguments, "_meta": { "progressToken": 1 } })
 }
 
-/// Reads what a server says of a call until its command has begun.
+/// Reads the events of a call until its command has begun.
 fn await_begin(stream: TcpStream) -> BufReader<TcpStream> {
     stream.set_read_timeout(Some(LONG)).unwrap();
     let mut reader = BufReader::new(stream);

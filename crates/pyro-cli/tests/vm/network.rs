@@ -1,7 +1,7 @@
-//! The network boundary: closed without the flag; with it, a way out that does not lead into the host.
+//! The network boundary: closed without the flag; with it, open to the outside and not to the host.
 //!
 //! All traffic stays in a network namespace that the test makes: one interface that leads nowhere, a
-//! default route through it, and two servers, of which one listens where others may reach it and one on the loopback interface only.
+//! default route through it, and two servers: one on a reachable address and one on the loopback interface.
 
 use std::process::Command;
 
@@ -9,7 +9,8 @@ use pyro_engine::VmSpec;
 use rustix::process::Signal;
 
 use crate::harness::{
-    ENVIRONMENT, Ended, PYRO, Process, Running, Sandbox, chain, exec_text, kill, never, quiet,
+    ENVIRONMENT, Ended, LONG, PYRO, Process, Running, Sandbox, chain, exec_text, kill, never, quiet,
+    wait_until,
 };
 
 /// Address of the namespace's own interface, from a block that is reserved for documentation.
@@ -50,7 +51,7 @@ const WORLD: &str = r#"
     "$@"
 "#;
 
-/// `pyro` in a namespace of its own, from which nothing gets out.
+/// `pyro` in a network namespace without a connection to the outside.
 pub(crate) fn pyro_in_world(sandbox: &Sandbox) -> Command {
     let mut command = sandbox.program("unshare");
     command.args((!rustix::process::geteuid().is_root()).then_some("--map-root-user"));
@@ -140,7 +141,7 @@ fn without_the_helper_a_network_is_refused_and_the_rest_works() {
 }
 
 fn helper(sandbox: &Sandbox) -> Process {
-    // The program starts itself anew as a variant for this processor.
+    // The program starts itself again as a variant for this processor.
     sandbox.wait_for_process("helper", |process| {
         ["passt", "passt.avx2"].iter().any(|name| process.is_program(name))
     })
@@ -166,4 +167,20 @@ fn the_loss_of_the_helper_is_the_loss_of_the_network_only() {
     running.stdout.wait_for("running\n");
     kill(helper(&sandbox).pid, Signal::KILL);
     assert_eq!(running.finish().success(), "running\ndone\n");
+}
+
+#[test]
+fn the_console_log_says_why_the_network_was_lost() {
+    let sandbox = Sandbox::new();
+    // The warning about the network is on standard error.
+    let created = sandbox.pyro(["task", "create", ENVIRONMENT, "--network"]);
+    let id = created.success().lines().find_map(|line| line.strip_prefix("Task ID: ")).unwrap();
+    kill(helper(&sandbox).pid, Signal::KILL);
+    let log = sandbox.vm_dir(id).join("serial.log");
+    let report = "[the network is lost: passt ended (signal: 9 (SIGKILL)): ";
+    let reported = || std::fs::read_to_string(&log).unwrap().contains(report);
+    wait_until(LONG, "report of the lost network", reported);
+    let still = sandbox.pyro(["task", "exec", id, "--", "echo still running"]);
+    assert_eq!(still.success(), "still running\n");
+    sandbox.pyro(["task", "delete", id]).success();
 }

@@ -1,4 +1,4 @@
-//! Output: all of it, byte for byte, or counted.
+//! Output: complete, byte for byte, or counted.
 
 use std::io::{BufRead as _, BufReader};
 

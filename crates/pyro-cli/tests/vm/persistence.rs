@@ -1,4 +1,4 @@
-//! VMs and the processes of their users: who sees what, and what survives whom.
+//! VMs and the processes that use them: which VMs each sees, and which outlive it.
 
 use std::process::{Command, Stdio};
 
@@ -20,7 +20,7 @@ async fn a_vm_is_visible_to_every_engine_of_the_user() {
     assert_eq!(result.stdout.as_bytes(), b"seen\n");
 }
 
-/// Names the state directory in which this test binary, started once more, starts a VM.
+/// Names the state directory in which this test binary, started again, starts a VM.
 const START_IN: &str = "PYRO_VM_TEST_START_IN";
 
 /// The test starts itself once more as the process that starts the VM and ends.

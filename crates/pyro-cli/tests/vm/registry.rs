@@ -1,4 +1,4 @@
-//! State directories that cannot be used. No VM starts.
+//! Unusable state directories. No VM starts.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,7 +15,7 @@ fn with_state(prepare: impl FnOnce(&std::path::Path)) -> Sandbox {
 
 #[test]
 fn a_damaged_registry_is_reported_and_left_as_it_is() {
-    let garbage = "this is no database ".repeat(1000);
+    let garbage = "this is not a database ".repeat(1000);
     let sandbox = with_state(|state| fs::write(state.join("state.sqlite3"), &garbage).unwrap());
     let ended = sandbox.run([], "echo never");
     let error = ended.error();

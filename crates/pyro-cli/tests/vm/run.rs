@@ -56,7 +56,7 @@ fn the_kernel_is_the_guests_own() {
     assert_eq!(result["kernel_release"], release);
     let host_boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     assert_ne!(boot_id, host_boot_id);
-    // A host may run the very kernel that its guests run; otherwise the names differ as well.
+    // The host may run the same kernel as its guests; otherwise the names differ too.
     let host = rustix::system::uname();
     let host_release = host.release().to_str().unwrap();
     assert!(release != host_release || release.contains("cloud"), "{release}");
@@ -83,7 +83,7 @@ fn the_machine_is_as_large_as_was_asked_for() {
     assert!((150 * 1024..=256 * 1024).contains(&numbers[1]), "{numbers:?}");
 }
 
-/// The size at which the initrd does not survive where it is loaded.
+/// The memory size at which the initrd would be damaged where it is loaded.
 #[test]
 fn two_gibibytes_are_no_obstacle() {
     let sandbox = Sandbox::new();

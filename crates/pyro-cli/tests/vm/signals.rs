@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM at any moment of a run: the exit status says so and nothing is left.
+//! Ctrl-C and SIGTERM at any moment of a run: the exit status shows it, and nothing is left.
 
 use std::time::Duration;
 
@@ -91,7 +91,7 @@ fn at_any_moment() {
         println!("round {round}: {signal:?} after {delay:?}");
         let sandbox = Sandbox::new();
         let running = sandbox.start_run(["--timeout-seconds", "500"], "sleep 1000");
-        // Not to wait for something: the moment itself is what is tried.
+        // Not a wait for an event: the test varies the moment.
         std::thread::sleep(delay);
         running.signal(signal);
         let ended = running.finish();

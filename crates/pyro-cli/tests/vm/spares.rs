@@ -1,4 +1,4 @@
-//! Spares: that the next start gets one, that only one start does, and that they go.
+//! Spares: the next start gets one, only one start gets it, and they are removed.
 
 use std::fs;
 use std::path::PathBuf;
@@ -53,7 +53,7 @@ async fn the_next_start_of_the_kind_gets_the_spare() {
     assert_eq!(first.metadata["start_mode"], "template");
     let spare = wait_for_spare(&sandbox);
 
-    // Another kind has no use for it.
+    // A VM of another kind cannot use it.
     let other = start(&sandbox.engine(), 512).await;
     assert_eq!(other.metadata["start_mode"], "template");
     assert_eq!(waiting(&sandbox), std::slice::from_ref(&spare));
@@ -63,7 +63,7 @@ async fn the_next_start_of_the_kind_gets_the_spare() {
     assert!(!spare.exists());
     let successor = wait_for_spare(&sandbox);
     assert_ne!(successor, spare);
-    // A spare is no VM of anybody's.
+    // A spare does not count as a user's VM.
     for vm in [first, other, second] {
         engine.delete_vm(vm.vm_id.as_str()).await.unwrap();
     }
@@ -137,7 +137,7 @@ fn a_run_with_warm_leaves_a_spare_for_the_next() {
     assert_eq!(phases, ["environment", "registry", "supervisor", "identity", "command", "end"]);
     assert_eq!(document["stdout"], format!("pyro-{}\n", document["vm_id"].as_str().unwrap()));
     assert!(!spare.exists());
-    // Nobody asked for another one.
+    // No call asked for another one.
     sandbox.wait_until_clean();
 }
 
@@ -147,7 +147,7 @@ async fn a_spare_gives_way_to_vms() {
     let engine = sandbox.engine_with(|config| (config.warm_spares, config.max_active_vms) = (1, 2));
     let first = start(&engine, 1024).await;
     wait_for_spare(&sandbox);
-    // With this one the ceiling is reached, and the spare is of another kind.
+    // With this one the capacity is reached, and the spare is of another kind.
     let second = start(&engine, 512).await;
     assert_eq!(waiting(&sandbox).len(), 0);
     let third = engine.create_vm(VmSpec::new(ENVIRONMENT), &quiet(), &never()).await;
@@ -174,7 +174,7 @@ async fn a_spare_that_dies_is_no_obstacle() {
     let vm = start(&engine, 1024).await;
     let id = vm.vm_id.as_str();
     let spare = wait_for_spare(&sandbox);
-    // Its supervisor goes without a word, and its directory stays.
+    // Its supervisor is killed silently, and its directory stays.
     let lock = spare.with_file_name("owner.lock");
     let owner = sandbox.wait_for_process("spare's supervisor", |process| process.holds(&lock));
     kill(owner.pid, Signal::KILL);
@@ -199,9 +199,9 @@ async fn whoever_is_killed_while_a_spare_is_claimed_nothing_is_left() {
         std::thread::sleep(Duration::from_millis(round * 8));
         running.signal(Signal::KILL);
         drop(running);
-        // The spare may still be there, or have gone with its claimer.
+        // The spare may still be there, or may have ended with its claimer.
         assert_eq!(sandbox.run(["--warm"], "echo fine").success(), "fine\n");
-        // Of the run nothing is left once somebody else has looked.
+        // Nothing is left of the run once another process has checked.
         let begin = Instant::now();
         let of_vms = |left: &String| left.starts_with("file vms/") || left.starts_with("record");
         loop {

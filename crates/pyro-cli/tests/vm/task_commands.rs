@@ -1,4 +1,4 @@
-//! Commands of tasks and what the journal says of them.
+//! Commands of tasks, and their journal.
 
 use std::collections::BTreeSet;
 
@@ -52,7 +52,7 @@ fn directory_and_variables_are_the_callers() {
     }
     assert_eq!(task.logs().len(), 4, "what is refused is not recorded");
 
-    // Where commands start is there even if one has removed it.
+    // The start directory exists even if a command has removed it.
     task.exec(["--cwd", "/"], "rm -rf /workspace").success();
     assert_eq!(task.exec([], "pwd").success(), "/workspace\n");
     task.delete();
@@ -62,7 +62,7 @@ fn directory_and_variables_are_the_callers() {
 fn a_long_command_reaches_the_guest_whole() {
     let sandbox = Sandbox::new();
     let task = sandbox.task([]);
-    // More than a page at a time, and nothing behind it that would wake up a reader.
+    // More than a page at once, with nothing after it that would wake a reader.
     for length in [1000, 3000, 4000, 5000, 9000, 70_000, 130_000] {
         let line = format!("echo {} | wc -c", "x".repeat(length));
         assert_eq!(task.exec([], &line).success().trim(), (length + 1).to_string());
@@ -232,7 +232,7 @@ fn a_slow_reader_does_not_hold_up_others() {
     let mut reader = sandbox.program(crate::harness::PYRO);
     reader.args(["task", "exec", &task.id, "--timeout-seconds", "500", "--", "yes"]);
     let mut reader = reader.spawn().unwrap();
-    // Nobody reads: everything between the command and here fills up.
+    // The output is not read: every buffer between the command and this test fills up.
     wait_until(LONG, "a number", || !task.logs().is_empty());
     for _ in 0..3 {
         assert_eq!(task.exec([], "echo fast").success(), "fast\n");
@@ -253,7 +253,7 @@ fn a_slow_reader_does_not_suspend_the_time_limit() {
     let mut reader = reader.spawn().unwrap();
     wait_until(LONG, "a number", || !task.logs().is_empty());
     assert_eq!(task.call("wait", ["--sequence", "1"]).code(), 124);
-    // Once it reads, it is told as well.
+    // Once it reads, it learns of the end too.
     let output = reader.stdout.take().unwrap();
     let read = std::thread::spawn(move || std::io::copy(&mut { output }, &mut std::io::sink()).unwrap());
     assert_eq!(reader.wait().unwrap().code(), Some(124));

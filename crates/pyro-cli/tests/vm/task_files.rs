@@ -1,4 +1,4 @@
-//! Files in and out of tasks.
+//! Copies files into tasks and out of them.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -33,7 +33,7 @@ fn a_directory_goes_in_and_comes_back() {
         task.exec([], "cd project && ./link && stat -c '%A %U' sub/script && ls").success(),
         "ran\n-rwxr-xr-x root\nlarge\nlink\nsub\n"
     );
-    // Into a directory that is there, under its own name; below the workspace unless it is absolute.
+    // Into an existing directory, under its own name; relative to the workspace unless absolute.
     copy(&sandbox, text(&tree.join("large")), &format!("{there}project/sub")).success();
     copy(&sandbox, text(&tree.join("sub/script")), &format!("{there}/usr/local/bin/tool")).success();
     assert_eq!(task.exec([], "wc -c < project/sub/large; tool").success(), "5242880\nran\n");
@@ -44,7 +44,7 @@ fn a_directory_goes_in_and_comes_back() {
     assert_eq!(fs::read_link(back.join("link")).unwrap(), Path::new("sub/script"));
     assert_eq!(fs::metadata(back.join("sub/script")).unwrap().permissions().mode() & 0o7777, 0o755);
     assert!(back.join("sub/empty").is_dir());
-    // Once more: replaced and merged.
+    // Again: replaced and merged.
     task.exec([], "echo new > project/sub/script; rm -r project/sub/empty").success();
     copy(&sandbox, &format!("{there}project/."), text(&back)).success();
     assert_eq!(fs::read_to_string(back.join("project/sub/script")).unwrap(), "new\n");
@@ -72,7 +72,7 @@ fn what_a_guest_has_cannot_reach_beyond_the_copy() {
     assert_eq!(names, ["d", "hard", "inside"]);
     assert_eq!(fs::metadata(target.join("t/d/f")).unwrap().permissions().mode() & 0o7777, 0o777);
 
-    // Links that stand where the copy goes are replaced, not followed.
+    // Links in the place of the copy are replaced, not followed.
     let victim = sandbox.path("victim");
     fs::write(&victim, "untouched").unwrap();
     fs::remove_file(target.join("t/hard")).unwrap();
@@ -94,11 +94,14 @@ fn a_bomb_is_refused() {
     .success();
     let target = sandbox.path("target");
     let refused = copy(&sandbox, &format!("{}:sparse", task.id), text(&target));
-    assert!(refused.error().contains("bytes in files"), "{refused:?}");
+    assert!(refused.error().contains("the files are too large"), "{refused:?}");
     assert!(!target.exists());
     let refused =
         sandbox.pyro(["task", "cp", "--max-entries", "200", &format!("{}:many", task.id), text(&target)]);
-    assert!(refused.error().contains("more than 200 files"), "{refused:?}");
+    assert!(
+        refused.error().contains("too many files, directories and symlinks: the maximum is 200"),
+        "{refused:?}"
+    );
     task.delete();
 }
 

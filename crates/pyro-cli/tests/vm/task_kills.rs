@@ -1,4 +1,4 @@
-//! `kill -9` of whatever takes part in a command of a task, at random moments: the journal stays whole.
+//! `kill -9` of any process of a task's command, at random moments: the journal stays whole.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ fn the_journal_survives_the_death_of_anyone_at_any_moment() {
     let mut seed = Seed::of_test();
     let sandbox = Sandbox::new();
     let task = sandbox.task(["--ttl-seconds", "3600"]);
-    // What a caller was told must be in the journal for ever.
+    // The journal must keep every end that a caller has received.
     let mut told = Vec::new();
     let mut deaths = [0; 3];
     for round in 0..ROUNDS {
@@ -24,9 +24,9 @@ fn the_journal_survives_the_death_of_anyone_at_any_moment() {
         }
         let line = format!("echo {round}; sleep 0.05; echo {round} >> done");
         let running = task.start_exec(["--json"], &line);
-        // Not to wait for something: the moment itself is what is tried.
+        // Not a wait for an event: the test varies the moment.
         std::thread::sleep(Duration::from_millis(seed.below(600)));
-        // What was killed in the round before may be gone without anybody having noticed yet.
+        // The end of a process that the previous round killed may not be recorded yet.
         let state = sandbox.state();
         let find = |wanted: &dyn Fn(&Process) -> bool| {
             sandbox.processes().into_iter().find(|process| wanted(process)).map(|process| process.pid)
@@ -70,13 +70,13 @@ fn the_journal_survives_the_death_of_anyone_at_any_moment() {
         told.len()
     );
     assert!(deaths.iter().all(|count| *count > 0), "everybody had a turn: {deaths:?}");
-    // Nothing goes on running for ever, and what was begun says so.
+    // No command runs forever, and every started one has an outcome.
     let count = task.logs().len();
     for sequence in 1..=count {
         task.call("wait", ["--sequence", &sequence.to_string()]);
     }
     assert!(task.logs().iter().all(|entry| entry["outcome"] != "running"));
-    // By now everybody knows whether it runs.
+    // By now its state is known.
     if task.status()["state"] != "started" {
         task.call("start", []).success();
     }

@@ -1,4 +1,4 @@
-//! The life of tasks: made by one process, used by others, stopped and started again.
+//! The life of tasks: created by one process, used by others, stopped and started again.
 
 use std::path::Path;
 use std::process::Command;
@@ -68,7 +68,7 @@ fn a_stopped_task_keeps_its_files_and_goes_on_counting() {
     let text = format!("[error] task {} must be in 'started' state before task_exec\n", task.id);
     assert!(refused.error().starts_with(&text), "{refused:?}");
     assert_eq!(task.logs().len(), 1);
-    assert_eq!(task.call("stop", []).code(), 0, "stopping a stopped task is no error");
+    assert_eq!(task.call("stop", []).code(), 0, "stopping a stopped task succeeds");
 
     let started = task.call("start", ["--json"]).json();
     assert_eq!((&started["state"], &started["stop_reason"]), (&"started".into(), &serde_json::Value::Null));
@@ -104,7 +104,7 @@ fn a_task_whose_vmm_is_killed_is_stopped_with_its_reason_and_can_be_started() {
     task.delete();
 }
 
-/// As after a crash of the host: nobody could record anything.
+/// As after a crash of the host: no process could record anything.
 #[test]
 fn a_task_whose_supervisor_is_killed_is_seen_as_stopped_at_once() {
     let sandbox = Sandbox::new();
@@ -140,7 +140,7 @@ fn a_supervisor_that_is_told_to_end_lets_the_guest_write_everything_out() {
     task.delete();
 }
 
-/// The least lifetime is 60 seconds, so this waits. No client is there when it ends.
+/// The minimum lifetime is 60 seconds, so this waits. No client is connected when it ends.
 #[test]
 fn a_task_is_stopped_at_the_end_of_its_lifetime_and_another_can_begin() {
     let sandbox = Sandbox::new();
@@ -186,7 +186,7 @@ fn the_death_of_its_creator_before_it_is_up_leaves_nothing() {
     drop(creating);
     wait_until(GONE_WITHIN, "end of all processes", || sandbox.processes().is_empty());
     assert_eq!(sandbox.pyro(["task", "list"]).success(), "No tasks found.\n");
-    // Whoever makes something next cleans up.
+    // The next call that creates a VM or task cleans up.
     assert_eq!(sandbox.run([], "echo fine").success(), "fine\n");
     sandbox.wait_until_clean();
 }
@@ -233,7 +233,7 @@ fn a_task_that_is_starting_says_so_and_a_second_start_is_answered_at_once() {
     task.delete();
 }
 
-/// What a kill of its creator leaves is nobody's business to clean up later.
+/// A killed creator leaves nothing that a later call must clean up.
 #[test]
 fn the_supervisor_of_a_task_whose_creator_is_killed_leaves_no_record() {
     let sandbox = Sandbox::new().without_templates();
@@ -260,6 +260,26 @@ fn a_task_whose_socket_is_gone_can_be_stopped_and_deleted() {
     task.delete();
 }
 
+/// The kernel accepts connections for a process that is stopped, so its clients have to notice by themselves.
+#[test]
+fn a_task_whose_supervisor_is_frozen_can_be_stopped_and_deleted() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    task.exec([], "echo work > file").success();
+    for end in ["stop", "delete"] {
+        let supervisor = sandbox.supervisor().pid;
+        kill(supervisor, Signal::STOP);
+        let begin = std::time::Instant::now();
+        task.call(end, []).success();
+        assert!(begin.elapsed() < Duration::from_secs(25), "{:?}", begin.elapsed());
+        if end == "stop" {
+            task.call("start", []).success();
+            assert_eq!(task.exec([], "cat file").success(), "work\n");
+        }
+    }
+    sandbox.wait_until_clean();
+}
+
 /// The supervisor learns of a lifetime that was renewed while it was starting.
 #[test]
 fn a_lifetime_renewed_during_the_start_holds() {
@@ -271,7 +291,7 @@ fn a_lifetime_renewed_during_the_start_holds() {
     sandbox.vmm();
     task.call("extend", ["--ttl-seconds", "600"]).success();
     starting.finish().success();
-    // Its first lifetime would be over.
+    // Its first lifetime would have ended.
     wait_until(LONG, "a minute", || begin.elapsed() > Duration::from_secs(62));
     assert_eq!(task.exec([], "echo alive").success(), "alive\n");
     task.delete();

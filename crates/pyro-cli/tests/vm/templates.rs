@@ -1,4 +1,4 @@
-//! Starting from a template: that it happens, that clones are not twins, and that a bad template is not used.
+//! Starting from a template: VMs do so, clones have identities of their own, and a bad template is not used.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::harness::{Sandbox, exec_text, kill, never, quiet};
 use pyro_engine::{Engine, VmSpec};
 
-/// Starts a VM and says how: `template` or `cold`.
+/// Starts a VM and returns how: `template` or `cold`.
 async fn start_mode(engine: &Engine, change: impl FnOnce(&mut VmSpec)) -> (String, Option<String>) {
     let mut spec = VmSpec::new(crate::harness::ENVIRONMENT);
     change(&mut spec);
@@ -17,7 +17,7 @@ async fn start_mode(engine: &Engine, change: impl FnOnce(&mut VmSpec)) -> (Strin
     (vm.metadata["start_mode"].clone(), vm.metadata.get("template_warning").cloned())
 }
 
-/// Directories of whole templates.
+/// Directories of complete templates.
 fn templates(sandbox: &Sandbox) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(sandbox.state().join("templates")) else { return Vec::new() };
     let paths = entries.map(|entry| entry.unwrap().path());
@@ -76,7 +76,7 @@ async fn the_clock_of_a_clone_is_the_hosts() {
     assert_eq!(vm.metadata["start_mode"], "template");
     let guest = sandbox.guest(&vm);
     let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
-    // The exchange itself takes time, so the guest's clock must lie between two looks at the host's.
+    // The exchange itself takes time, so the guest's clock must lie between two readings of the host's.
     let before = now();
     let guest_time: f64 = exec_text(&guest, "date +%s.%N").await.trim().parse().unwrap();
     let after = now();
@@ -89,7 +89,7 @@ fn a_template_holds_no_identity() {
     let sandbox = Sandbox::new();
     sandbox.run([], "true").success();
     let layer = templates(&sandbox)[0].join("layer.img");
-    // What the template's guest has written so far. No file of it may be a key, a seed or an id.
+    // The files that the template's guest has written. None may be a key, a seed or an id.
     let debugfs = |request: &str| {
         let output = std::process::Command::new("/sbin/debugfs").args(["-R", request]).arg(&layer).output();
         String::from_utf8(output.unwrap().stdout).unwrap()
@@ -229,11 +229,11 @@ async fn a_stopped_vm_starts_again_with_what_it_wrote() {
     let id = vm.vm_id.as_str();
     exec_text(&sandbox.guest(&vm), "echo kept > /workspace/file").await;
     engine.stop_vm(id).await.unwrap();
-    // The guest has halted in order, or its supervisor would complain.
+    // The guest has halted in an orderly way, or its supervisor would log a warning.
     let log = fs::read_to_string(sandbox.vm_dir(id).join("supervisor.log")).unwrap();
     assert_eq!(log, "");
     let again = engine.start_vm(id, &quiet(), &never()).await.unwrap();
-    // Its layer is not the template's any more.
+    // Its layer is no longer the template's.
     assert_eq!(again.metadata["start_mode"], "cold");
     assert_eq!(exec_text(&sandbox.guest(&vm), "cat /workspace/file").await, "kept\n");
     engine.delete_vm(id).await.unwrap();

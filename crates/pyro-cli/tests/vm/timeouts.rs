@@ -1,10 +1,10 @@
-//! Time limits: what ends, what is kept, how it is reported.
+//! Time limits: what they end, what is kept, and how it is reported.
 
 use std::time::Duration;
 
 use crate::harness::{Capture, Sandbox, exec_text, never};
 
-/// Bound for a run that must not take as long as its command would; a busy machine boots slowly.
+/// Maximum duration of a run that must end before its command would; a busy machine boots slowly.
 const SOON: Duration = Duration::from_secs(60);
 
 #[test]
@@ -55,7 +55,7 @@ async fn the_children_of_a_command_end_with_it() {
     let engine = sandbox.engine();
     let vm = sandbox.started_vm(&engine).await;
     let guest = sandbox.guest(&vm);
-    // A child, a grandchild in the background, and one that ignores the polite request.
+    // A child, a grandchild in the background, and one that ignores SIGTERM.
     let line = "sleep 4321 & sh -c 'sleep 4321 & sleep 4321' & (trap '' TERM; sleep 4321; sleep 4321) & \
                 echo started; sleep 4321";
     let capture = Capture::of(&guest, line, 1000).await.unwrap();
@@ -85,7 +85,7 @@ async fn a_command_whose_caller_goes_away_ends() {
             _ = receiver.recv() => {}
         }
     }
-    // The guest learns of it by a message of its own, which may come after the next request.
+    // The guest learns of it from a separate message, which may arrive after the next request.
     let line = format!(
         "for i in $(seq 600); do n=$({COUNT_SLEEPERS}); [ $n = 0 ] && break; sleep 0.1; done; echo $n"
     );

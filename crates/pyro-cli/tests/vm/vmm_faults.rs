@@ -8,7 +8,7 @@ const MISSING: &str = "guest boot is unavailable and host compatibility mode is 
                        /nonexistent/qemu does not exist. Set allow_host_compat=True (CLI: \
                        --allow-host-compat) to opt into host execution.";
 
-/// Shell text that waits for ever without another process, which would outlive the shell.
+/// Shell text that waits forever without another process, which would outlive the shell.
 const HANG: &str = "mkfifo \"$0.fifo\" && read never < \"$0.fifo\"";
 
 #[test]
@@ -111,7 +111,7 @@ fn a_vmm_that_hangs_can_be_interrupted() {
     sandbox.wait_until_clean();
 }
 
-/// The limit of a forced KVM is the shorter one; nothing of KVM is used here.
+/// A forced KVM has the shorter time limit; KVM itself is not used here.
 #[test]
 fn a_vmm_that_hangs_is_given_up_at_the_boot_limit() {
     let sandbox = Sandbox::new().with_vmm_script(HANG).set("PYRO_ACCEL", "kvm");

@@ -1,13 +1,11 @@
 //! Runs one command in a running VM.
 
 use pyro_supervisor::{
-    CommandEnd, CommandOutcome, ConnectError, Exec, ExitStatus, FailureKind, Ran, Run, RunError, WORKSPACE,
-    timeout_note,
+    CommandOutcome, ConnectError, Exec, FailureKind, Ran, Run, RunError, WORKSPACE, timeout_note,
 };
 
 use super::Engine;
-use crate::capture::{CAPTURE_LIMIT, OutputSink};
-use crate::finished::{Finished, KILLED, TIMED_OUT};
+use crate::capture::{CAPTURE_LIMIT, Captured, OutputSink};
 use crate::host_compat::{self, HostCommand};
 use crate::limits::CheckedCommand;
 use crate::registry::VmRecord;
@@ -22,7 +20,7 @@ impl Engine {
         command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Finished, EngineError> {
+    ) -> Result<Captured, EngineError> {
         match record.execution_mode {
             ExecutionMode::HostCompat => self.execute_on_host(record, command, events, cancel).await,
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
@@ -37,7 +35,7 @@ impl Engine {
         command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Finished, EngineError> {
+    ) -> Result<Captured, EngineError> {
         let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
         let mut stderr = OutputSink::new(OutputStream::Stderr, command.output, events);
         let run = Run { exec: exec_request(command), journal: false };
@@ -47,12 +45,12 @@ impl Engine {
         };
         let Ran { outcome, .. } = match self.client(&record.vm_id).run(run, cancel, |_| (), take).await {
             Ok(ran) => ran,
-            Err(RunError::Lost { .. }) => {
+            Err(RunError::Lost { .. } | RunError::Unanswered) => {
                 return Err(EngineError::outcome_unknown(record.kind, record.vm_id.as_str()));
             }
             Err(error) => return Err(not_delivered(error)),
         };
-        let outcome = match outcome {
+        let end = match outcome {
             CommandOutcome::Ended(end) => end,
             // The guest was not asked.
             CommandOutcome::NotRun { cause, kind: None } => {
@@ -69,20 +67,10 @@ impl Engine {
                 });
             }
         };
-        if outcome.timed_out {
+        if end.timed_out {
             stderr.note(&timeout_note(command.timeout)).await;
         }
-        let (stdout, stdout_over) = stdout.finish();
-        let (stderr, stderr_over) = stderr.finish();
-        Ok(Finished {
-            exit_code: exit_code(&outcome),
-            stdout,
-            stderr,
-            stdout_truncated: stdout_over.saturating_add(outcome.stdout_dropped),
-            stderr_truncated: stderr_over.saturating_add(outcome.stderr_dropped),
-            timed_out: outcome.timed_out,
-            duration: outcome.duration,
-        })
+        Ok(Captured::new(end, stdout, stderr))
     }
 
     pub(super) async fn execute_on_host(
@@ -91,7 +79,7 @@ impl Engine {
         command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Finished, EngineError> {
+    ) -> Result<Captured, EngineError> {
         refuse_cwd(command)?;
         let directory = self.vm_dir(&record.vm_id).join("workspace");
         std::fs::create_dir_all(&directory)
@@ -142,17 +130,6 @@ pub(super) fn guest_cwd(command: &CheckedCommand) -> String {
     }
 }
 
-/// Returns the exit code of a command in a guest: −S after signal S, 124 after the time limit.
-pub(super) fn exit_code(outcome: &CommandEnd) -> i64 {
-    match outcome.status {
-        _ if outcome.timed_out => TIMED_OUT,
-        Some(ExitStatus::Code(code)) => code.into(),
-        Some(ExitStatus::Signal(signal)) => -i64::from(signal),
-        // The guest did not answer; its supervisor asked it to kill the command.
-        None => KILLED,
-    }
-}
-
 /// Returns the error for a command that surely did not start.
 pub(super) fn not_delivered(error: RunError) -> EngineError {
     match error {
@@ -164,7 +141,7 @@ pub(super) fn not_delivered(error: RunError) -> EngineError {
             EngineError::new(ErrorKind::NotDelivered, cause).hint(Hint::SafeToRepeat)
         }
         RunError::Cancelled => EngineError::cancelled(),
-        RunError::Lost { .. } => EngineError::internal("a command that was delivered"),
+        RunError::Lost { .. } | RunError::Unanswered => EngineError::internal("a command that was delivered"),
     }
 }
 

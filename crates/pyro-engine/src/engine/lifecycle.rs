@@ -1,16 +1,18 @@
 //! VMs that outlive the call: create, start, exec, stop, delete, and status.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
-use pyro_supervisor::{EndRequest, Ended};
+use pyro_supervisor::{EndRequest, Ended, Owner, Phase};
 use tokio_util::sync::CancellationToken;
 
 use super::launch::Launch;
 use super::reconcile::{OWNER_VANISHED, owner_vanished};
-use super::{Engine, Shared, now};
+use super::{Engine, Shared, now, vm_dir};
 use crate::Kind;
-use crate::finished::Finished;
+use crate::capture::Captured;
+use crate::exit_code::{duration_ms, exit_code};
 use crate::limits::{self, CheckedCommand, Sizing};
 use crate::operations::ExecVm;
 use crate::registry::{NewVm, VmPatch, VmRecord};
@@ -20,8 +22,13 @@ use crate::{
     StopReason, Vm, VmId, VmSpec, VmState,
 };
 
+/// Metadata key for a state transition in progress. Not recorded.
+const TRANSITION: &str = "transition";
 /// Time for a supervisor that lost its guest to record the reason.
 const LAST_WORDS: Duration = Duration::from_secs(10);
+/// The `last_error` of a VM whose supervisor had to be killed to stop it.
+const SUPERVISOR_KILLED: &str =
+    "the guest may not have written everything to its disk: its supervisor did not respond and was killed";
 
 impl Engine {
     /// Records a new VM. Installs its environment first if necessary.
@@ -75,21 +82,37 @@ impl Engine {
         let command = limits::check_command(request.command, request.output.output)?;
         let id = VmId::parse(&request.vm.vm_id)?;
         let record = self.admit(Kind::Vm, &id, VmEvent::Exec).await?;
-        let finished = match self.execute(&record, &command, events, cancel).await {
+        let captured = match self.execute(&record, &command, events, cancel).await {
             Err(error) if error.kind == ErrorKind::OutcomeUnknown => {
-                return Err(self.explain_loss(Kind::Vm, &id, error).await);
+                return Err(self.explain_loss(Kind::Vm, &id, error, cancel).await);
             }
-            finished => finished?,
+            captured => captured?,
         };
         self.remove(&id).await?;
-        Ok(run_result(record, command, finished))
+        Ok(run_result(record, command, captured))
     }
 
-    /// Adds to `error` why the guest was lost, which its supervisor records before it exits.
-    pub(super) async fn explain_loss(&self, kind: Kind, id: &VmId, error: EngineError) -> EngineError {
-        match self.await_release_within(id, LAST_WORDS).await.and(self.get(kind, id).await) {
+    /// Adds to `error` why the guest was lost, which its supervisor records before it exits. A caller that cancels gets
+    /// `error` unchanged.
+    pub(super) async fn explain_loss(
+        &self,
+        kind: Kind,
+        id: &VmId,
+        error: EngineError,
+        cancel: &CancellationToken,
+    ) -> EngineError {
+        let recorded =
+            async { self.await_release_within(id, LAST_WORDS).await.and(self.get(kind, id).await) };
+        let recorded = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return error,
+            recorded = recorded => recorded,
+        };
+        match recorded {
             Ok(VmRecord { last_error: Some(reason), .. }) => error.caused_by(reason),
             Ok(_) => error.caused_by(OWNER_VANISHED),
+            // The VM goes on, or its supervisor is frozen. What is known of the command says more.
+            Err(cause) if cause.kind == ErrorKind::WrongState && error.source.is_some() => error,
             Err(cause) => error.caused_by(cause),
         }
     }
@@ -108,8 +131,14 @@ impl Engine {
     pub(super) async fn stop(&self, kind: Kind, id: &VmId) -> Result<VmRecord, EngineError> {
         let _lock = match self.end(id, EndRequest::Stop).await? {
             Ended::Released(lock) => lock,
+            Ended::Killed(lock) => {
+                let id = id.clone();
+                let reason = (StopReason::ExplicitStop, Some(SUPERVISOR_KILLED));
+                self.registry(move |registry| registry.mark_stopped(&id, reason.0, reason.1)).await?;
+                Some(lock)
+            }
             // It was stopped, and another process has started it again since.
-            Ended::TakenAgain => return self.get(kind, id).await,
+            Ended::TakenAgain => return Ok(as_it_is(&self.shared, self.get(kind, id).await?)),
         };
         let id = id.clone();
         let stop =
@@ -150,7 +179,13 @@ impl Engine {
     /// # Errors
     /// `NotFound`, `Expired`, `StateUnusable`.
     pub async fn status_vm(&self, vm_id: &str) -> Result<Vm, EngineError> {
-        Ok(self.admit(Kind::Vm, &VmId::parse(vm_id)?, VmEvent::Read).await?.payload())
+        let record = self.admit(Kind::Vm, &VmId::parse(vm_id)?, VmEvent::Read).await?;
+        self.blocking(move |shared| {
+            let mut vm = record.payload();
+            vm.metadata.extend(transition(record.state, &vm_dir(&shared.config.base_dir, &record.vm_id)));
+            Ok(vm)
+        })
+        .await
     }
 
     /// Returns the network of a VM.
@@ -232,6 +267,16 @@ pub(super) fn as_it_is(shared: &Shared, mut record: VmRecord) -> VmRecord {
     record
 }
 
+/// Returns the metadata entry for the state transition in progress, which the recorded state does not show yet.
+pub(super) fn transition(state: VmState, dir: &Path) -> Option<(String, String)> {
+    let transition = match (state, Owner::of(dir)?.phase) {
+        (VmState::Created | VmState::Stopped, Phase::Starting) => "starting",
+        (VmState::Started, Phase::Stopping) => "stopping",
+        _ => return None,
+    };
+    Some((TRANSITION.to_owned(), transition.to_owned()))
+}
+
 /// Builds the record of a new VM.
 pub(super) fn new_vm(
     vm_id: VmId,
@@ -257,7 +302,8 @@ pub(super) fn new_vm(
 }
 
 /// Returns the result of a command whose VM is removed.
-pub(super) fn run_result(record: VmRecord, command: CheckedCommand, finished: Finished) -> RunResult {
+pub(super) fn run_result(record: VmRecord, command: CheckedCommand, captured: Captured) -> RunResult {
+    let Captured { end, stdout, stderr } = captured;
     let in_guest = record.execution_mode == ExecutionMode::GuestVsock;
     RunResult {
         cleanup: Deleted::new(record.vm_id.clone(), DeleteReason::PostExecCleanup),
@@ -265,14 +311,14 @@ pub(super) fn run_result(record: VmRecord, command: CheckedCommand, finished: Fi
         environment: record.environment,
         environment_version: record.environment_version,
         command: command.command,
-        stdout: finished.stdout.into(),
-        stderr: finished.stderr.into(),
-        exit_code: finished.exit_code,
-        duration_ms: u64::try_from(finished.duration.as_millis()).unwrap_or(u64::MAX),
+        stdout: stdout.into(),
+        stderr: stderr.into(),
+        exit_code: exit_code(&end),
+        duration_ms: duration_ms(&end),
         execution_mode: record.execution_mode,
-        stdout_truncated: finished.stdout_truncated,
-        stderr_truncated: finished.stderr_truncated,
-        timed_out: finished.timed_out,
+        stdout_truncated: end.stdout_dropped,
+        stderr_truncated: end.stderr_dropped,
+        timed_out: end.timed_out,
         accelerator: record.accelerator,
         channel: in_guest.then(|| pyro_machine::CHANNEL.to_owned()),
         kernel_release: record.metadata.get("kernel_release").cloned(),

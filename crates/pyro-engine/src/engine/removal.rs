@@ -7,16 +7,19 @@ use std::time::Duration;
 use pyro_supervisor::{Client, EndError, EndRequest, Ended, Owner, OwnerLock, Phase, files};
 
 use super::{Engine, state_unusable};
-use crate::{EngineError, ErrorKind, Hint, VmId};
+use crate::{EngineError, ErrorKind, Hint, Kind, VmId};
 
-/// Maximum time for a supervisor to end its VM, including an orderly shutdown of the guest. Stopped or stuck processes
-/// must not block every caller.
+/// Maximum time for a supervisor to end its VM, including an orderly shutdown of the guest. One that does not respond is
+/// killed within that time.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
 impl Engine {
     /// Asks the VM's supervisor, if there is one, to end the VM, and waits until the supervisor is gone.
     pub(super) async fn end(&self, id: &VmId, how: EndRequest) -> Result<Ended, EngineError> {
-        self.client(id).end(how, END_LIMIT).await.map_err(|error| self.held(id, error))
+        match self.client(id).end(how, END_LIMIT).await {
+            Ok(ended) => Ok(ended),
+            Err(error) => Err(self.held(id, error).await),
+        }
     }
 
     /// Waits until no process holds the VM. `None`: its directory is gone.
@@ -30,7 +33,10 @@ impl Engine {
         id: &VmId,
         limit: Duration,
     ) -> Result<Option<OwnerLock>, EngineError> {
-        self.client(id).released(limit).await.map_err(|error| self.held(id, error))
+        match self.client(id).released(limit).await {
+            Ok(lock) => Ok(lock),
+            Err(error) => Err(self.held(id, error).await),
+        }
     }
 
     /// Returns a client for the VM's supervisor.
@@ -38,18 +44,24 @@ impl Engine {
         Client::new(self.vm_dir(id))
     }
 
-    fn held(&self, id: &VmId, error: EndError) -> EngineError {
+    /// Returns the error for a VM or task that a process holds.
+    async fn held(&self, id: &VmId, error: EndError) -> EngineError {
         let dir = self.vm_dir(id);
         let error = match error {
             EndError::Lock(error) => return state_unusable("lock", &dir, error),
             EndError::Held => error,
         };
+        let task = id.clone();
+        let kind = match self.registry(move |registry| registry.exists(Kind::Task, &task)).await {
+            Ok(true) => Kind::Task,
+            Ok(false) | Err(_) => Kind::Vm,
+        };
         let (message, hint) = match Owner::of(&dir).map(|owner| owner.phase) {
             Some(Phase::Starting | Phase::Stopping) => {
-                (format!("vm {id} is being started or stopped by another process"), Hint::RetryInAMoment)
+                (format!("{kind} {id} is being started or stopped by another process"), Hint::RetryInAMoment)
             }
             Some(Phase::Running) | None => (
-                format!("vm {id} is held by a process that does not react"),
+                format!("{kind} {id} is held by a process that does not react"),
                 Hint::FindHolder { file: dir.join(files::OWNER_LOCK).display().to_string() },
             ),
         };
@@ -61,6 +73,7 @@ impl Engine {
         let lock = loop {
             match self.end(id, how).await? {
                 Ended::Released(lock) => break lock,
+                Ended::Killed(lock) => break Some(lock),
                 // A process that starts it again loses it again.
                 Ended::TakenAgain => {}
             }

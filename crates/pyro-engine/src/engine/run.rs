@@ -1,24 +1,30 @@
 //! One-shot runs: create, start, run one command, remove. The VM is bound to this process: if the process dies, the
 //! VM's supervisor removes everything.
 
+use std::time::Duration;
+
 use pyro_supervisor::{EndReason, Lifeline};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::launch::{Launch, Started};
 use super::lifecycle::{new_vm, run_result};
 use super::{Engine, unless_cancelled};
 use crate::Kind;
+use crate::capture::Captured;
 use crate::clock::Timings;
-use crate::finished::Finished;
 use crate::limits::{self, CheckedCommand};
 use crate::operations::RunInVm;
 use crate::registry::{NewVm, VmRecord};
 use crate::{CallContext, EngineError, ErrorKind, Event, Events, Hint, RunPhase, RunResult, VmId};
 
+/// Time limit for a supervisor that lost its guest to report why the VM ended.
+const EXPLANATION_LIMIT: Duration = Duration::from_secs(10);
+
 /// A run whose command has ended.
 struct Ran {
     record: VmRecord,
-    finished: Finished,
+    captured: Captured,
     /// `None` if the command ran on the host.
     lifeline: Option<Lifeline>,
 }
@@ -59,10 +65,10 @@ impl Engine {
             self.run_in(launch, &command, &call, &mut timings).await
         };
         match run.await {
-            Ok(Ran { record, finished, lifeline }) => {
+            Ok(Ran { record, captured, lifeline }) => {
                 self.leave(&id, lifeline).await?;
                 timings.lap("end");
-                Ok(RunResult { timings: timings.finish(), ..run_result(record, command, finished) })
+                Ok(RunResult { timings: timings.finish(), ..run_result(record, command, captured) })
             }
             Err(error) => {
                 // The first error is more useful than one of the cleanup.
@@ -104,9 +110,9 @@ impl Engine {
         // The command is sent before anything is done for a later run.
         let (executed, ()) = tokio::join!(biased; execute, refill);
         match (executed, lifeline) {
-            (Ok(finished), lifeline) => Ok(Ran { record, finished, lifeline: lifeline.ok() }),
+            (Ok(captured), lifeline) => Ok(Ran { record, captured, lifeline: lifeline.ok() }),
             (Err(error), Ok(lifeline)) if error.kind == ErrorKind::OutcomeUnknown => {
-                Err(explain(error, lifeline).await)
+                Err(explain(error, lifeline.ended(), cancel).await)
             }
             (Err(error), _) => Err(error),
         }
@@ -125,15 +131,74 @@ impl Engine {
     }
 }
 
-/// Adds what the supervisor knows about why the VM ended.
-async fn explain(error: EngineError, lifeline: Lifeline) -> EngineError {
-    match lifeline.ended().await {
-        Some(EndReason::VmmEnded { description }) => {
-            error.caused_by(format!("the VM ended by itself: {description}"))
+/// Adds why the VM ended, if its supervisor reports that in time. It reports nothing if it is frozen, or if the VM goes
+/// on; the caller removes the VM then.
+async fn explain(
+    error: EngineError,
+    ended: impl Future<Output = Option<EndReason>>,
+    cancel: &CancellationToken,
+) -> EngineError {
+    let ended = tokio::select! {
+        biased;
+        () = cancel.cancelled() => return error,
+        ended = timeout(EXPLANATION_LIMIT, ended) => ended,
+    };
+    match ended {
+        Ok(Some(reason @ EndReason::Expired)) => error.caused_by(reason.to_string()).hint(Hint::LargerTtl),
+        Ok(Some(reason)) => error.caused_by(reason.to_string()),
+        Ok(None) => error.caused_by("the VM's supervisor was lost"),
+        // What is known of the command says more.
+        Err(_) if error.source.is_some() => error,
+        Err(_) => error.caused_by("the VM's supervisor did not report that the VM ended"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    fn unknown() -> EngineError {
+        EngineError::outcome_unknown(crate::Kind::Vm, "0123456789ab")
+    }
+
+    fn cause(error: &EngineError) -> Option<&str> {
+        error.source.as_ref().map(|cause| cause.text.as_str())
+    }
+
+    /// A frozen supervisor reports nothing, and one whose guest only dropped the command's stream has no end to report.
+    #[tokio::test(start_paused = true)]
+    async fn a_supervisor_that_reports_nothing_is_not_awaited_forever() {
+        let error = explain(unknown(), pending(), &CancellationToken::new()).await;
+        assert_eq!(error.kind, ErrorKind::OutcomeUnknown);
+        assert_eq!(cause(&error), Some("the VM's supervisor did not report that the VM ended"));
+        let reset = unknown().caused_by("connection reset");
+        assert_eq!(
+            cause(&explain(reset, pending(), &CancellationToken::new()).await),
+            Some("connection reset")
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_gives_up_gets_its_error_at_once() {
+        let cancel = CancellationToken::new();
+        let begun = tokio::time::Instant::now();
+        let (error, ()) = tokio::join!(explain(unknown(), pending(), &cancel), async { cancel.cancel() });
+        assert_eq!((error.kind, begun.elapsed()), (ErrorKind::OutcomeUnknown, Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn an_end_is_explained_in_words() {
+        let description = "exit status: 1".to_owned();
+        for (reason, text) in [
+            (Some(EndReason::VmmEnded { description }), "the VM ended by itself: exit status: 1"),
+            (Some(EndReason::Expired), "the VM's lifetime ended"),
+            (Some(EndReason::Terminated), "the VM's supervisor was terminated"),
+            (None, "the VM's supervisor was lost"),
+        ] {
+            let error = explain(unknown(), ready(reason), &CancellationToken::new()).await;
+            assert_eq!(cause(&error), Some(text));
         }
-        Some(EndReason::Expired) => error.caused_by("the VM's lifetime ended").hint(Hint::LargerTtl),
-        Some(EndReason::ChannelLost) => error.caused_by("the connection to the guest was lost"),
-        Some(reason) => error.caused_by(format!("the VM was ended: {reason:?}")),
-        None => error.caused_by("the VM's supervisor was lost"),
     }
 }

@@ -18,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 use super::exec::not_asked;
 use super::host::HostUnavailable;
 use super::launch::Launch;
-use super::lifecycle::{as_it_is, new_vm};
+use super::lifecycle::{as_it_is, new_vm, transition};
 use super::reconcile::owner_vanished;
 use super::{Engine, Shared, now, unless_cancelled, vm_dir};
 use crate::Kind;
+use crate::exit_code::{duration_ms, exit_code};
 use crate::limits;
 use crate::registry::{NewVm, VmRecord};
 use crate::state::VmEvent;
@@ -34,9 +35,6 @@ pub use files::{CopyFromGuest, CopyToGuest};
 
 /// Metadata key for the digest of the base image under a task's disk.
 const DIGEST: &str = "environment_digest";
-
-/// Metadata key for a task's state transition in progress. Not recorded.
-const TRANSITION: &str = "transition";
 
 /// Time for a supervisor to exit after it has recorded the task's end. One that holds the task for longer has just
 /// started it.
@@ -210,7 +208,8 @@ impl Engine {
     ///
     /// # Errors
     /// `InvalidInput`, `NotFound`, `StateUnusable`; `WrongState` if an unresponsive process holds the task; `NotDelivered` if
-    /// its supervisor does not respond or is of another version. Its lifetime is then unchanged.
+    /// its supervisor does not respond or is of another version; its lifetime is then unchanged. `OutcomeUnknown` if its
+    /// supervisor did not answer.
     pub async fn extend_task(&self, task_id: &str, ttl_seconds: i64) -> Result<Task, EngineError> {
         let ttl_seconds = limits::check_ttl(ttl_seconds)?;
         let id = VmId::parse_as(Kind::Task, task_id)?;
@@ -224,11 +223,12 @@ impl Engine {
         if record.state == VmState::Started {
             // One that cannot be reached is exiting, which the task's status shows. Any other supervisor would still end
             // the task at the old time, so the record must not promise another one.
-            if let Err(RunError::NotDelivered(
-                error @ (ConnectError::OtherVersion { .. } | ConnectError::Unresponsive),
-            )) = self.client(&id).extend(expires_at).await
-            {
-                return Err(not_asked(error));
+            match self.client(&id).extend(expires_at).await {
+                Err(RunError::NotDelivered(
+                    error @ (ConnectError::OtherVersion { .. } | ConnectError::Unresponsive),
+                )) => return Err(not_asked(error)),
+                Err(RunError::Unanswered) => return Err(unanswered(&id)),
+                Ok(()) | Err(_) => {}
             }
         }
         self.renew(&id, ttl_seconds, expires_at).await?;
@@ -258,21 +258,19 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, EngineError> {
     let record = as_it_is(shared, record);
     let (command_count, last) = shared.registry.command_summary(&record.vm_id)?;
     let last_command = last.and_then(|last| {
-        let exit = last.exit?;
+        let (exit_code, duration_ms) = last.end().map(|end| (exit_code(end), duration_ms(end)))?;
         Some(LastCommand {
             sequence: last.sequence,
             command: last.command,
             cwd: last.cwd,
-            exit_code: exit.exit_code,
-            duration_ms: exit.duration_ms,
+            exit_code,
+            duration_ms,
             execution_mode: last.execution_mode,
         })
     });
     let dir = vm_dir(&shared.config.base_dir, &record.vm_id);
     let mut metadata = record.metadata;
-    if let Some(transition) = transition(record.state, &dir) {
-        metadata.insert(TRANSITION.to_owned(), transition.to_owned());
-    }
+    metadata.extend(transition(record.state, &dir));
     let disk = fs::metadata(dir.join(vm_files::LAYER)).ok();
     Ok(Task {
         environment: record.environment,
@@ -301,15 +299,6 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, EngineError> {
     })
 }
 
-/// Returns the state transition in progress, which the recorded state does not show yet.
-fn transition(state: VmState, dir: &Path) -> Option<&'static str> {
-    match (state, Owner::of(dir)?.phase) {
-        (VmState::Created | VmState::Stopped, Phase::Starting) => Some("starting"),
-        (VmState::Started, Phase::Stopping) => Some("stopping"),
-        _ => None,
-    }
-}
-
 /// Returns the bytes of the host's disk that a task uses.
 pub(super) fn used_bytes(dir: &Path) -> u64 {
     let files_in = |dir: &Path| {
@@ -319,7 +308,13 @@ pub(super) fn used_bytes(dir: &Path) -> u64 {
     files_in(dir) + files_in(&dir.join(vm_files::COMMANDS))
 }
 
-/// Returns the error for a supervisor that does not answer, or answers with something unexpected.
+/// Returns the error for a supervisor that received a request and did not answer. It may still do what it was asked.
+fn unanswered(id: &VmId) -> EngineError {
+    EngineError::new(ErrorKind::OutcomeUnknown, format!("the supervisor of task {id} did not answer in time"))
+        .hint(Hint::TaskStatus)
+}
+
+/// Returns the error for a supervisor that is gone and has not recorded what it was asked for.
 fn supervisor_lost(id: &VmId) -> EngineError {
     EngineError::new(ErrorKind::OutcomeUnknown, format!("the supervisor of task {id} was lost"))
         .hint(Hint::TaskStatus)

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::*;
+use crate::exit_code::exit_code;
 use crate::{Event, capture};
 
 static NO_VARIABLES: BTreeMap<String, String> = BTreeMap::new();
@@ -39,7 +40,7 @@ impl Host {
         }
     }
 
-    async fn run(&self, command: &str, seconds: u64) -> Finished {
+    async fn run(&self, command: &str, seconds: u64) -> Captured {
         run(&self.command(command, seconds), &Events::none(), &CancellationToken::new()).await.unwrap()
     }
 }
@@ -69,19 +70,22 @@ async fn ends(pid: &str) {
 #[tokio::test]
 async fn output_and_exit_code_come_back() {
     let outcome = Host::new().run("echo out; echo err >&2; exit 3", 30).await;
-    assert_eq!((text(&outcome.stdout), text(&outcome.stderr), outcome.exit_code), ("out\n", "err\n", 3));
-    assert!(!outcome.timed_out);
+    assert_eq!(
+        (text(&outcome.stdout), text(&outcome.stderr), exit_code(&outcome.end)),
+        ("out\n", "err\n", 3)
+    );
+    assert!(!outcome.end.timed_out);
 }
 
 #[tokio::test]
 async fn an_empty_command_is_an_empty_script() {
     let outcome = Host::new().run("", 30).await;
-    assert_eq!((text(&outcome.stdout), outcome.exit_code), ("", 0));
+    assert_eq!((text(&outcome.stdout), exit_code(&outcome.end)), ("", 0));
 }
 
 #[tokio::test]
 async fn a_signal_is_a_negative_code() {
-    assert_eq!(Host::new().run("kill -9 $$", 30).await.exit_code, -9);
+    assert_eq!(exit_code(&Host::new().run("kill -9 $$", 30).await.end), -9);
 }
 
 #[tokio::test]
@@ -117,8 +121,8 @@ async fn limits_are_imposed() {
 #[tokio::test]
 async fn a_timeout_keeps_what_was_written_and_ends_the_children() {
     let outcome = Host::new().run("sleep 1000 & echo $!; printf oops >&2; sleep 1000", 2).await;
-    assert!(outcome.timed_out);
-    assert_eq!(outcome.exit_code, 124);
+    assert!(outcome.end.timed_out);
+    assert_eq!(exit_code(&outcome.end), 124);
     assert_eq!(text(&outcome.stderr), "oops\ncommand timed out after 2s\n");
     ends(text(&outcome.stdout)).await;
 }
@@ -126,21 +130,21 @@ async fn a_timeout_keeps_what_was_written_and_ends_the_children() {
 #[tokio::test]
 async fn a_command_may_tidy_up_at_its_timeout() {
     let outcome = Host::new().run("trap 'echo bye; exit 7' TERM; sleep 1000 & wait", 2).await;
-    assert_eq!((text(&outcome.stdout), outcome.exit_code), ("bye\n", 124));
+    assert_eq!((text(&outcome.stdout), exit_code(&outcome.end)), ("bye\n", 124));
 }
 
 #[tokio::test]
 async fn a_command_that_ignores_the_request_to_end_is_killed() {
     let outcome = Host::new().run("trap '' TERM; echo $$; while :; do sleep 1000; done", 2).await;
-    assert_eq!(outcome.exit_code, 124);
-    assert!(outcome.duration >= Duration::from_secs(3));
+    assert_eq!(exit_code(&outcome.end), 124);
+    assert!(outcome.end.duration >= Duration::from_secs(3));
     ends(text(&outcome.stdout)).await;
 }
 
 #[tokio::test]
 async fn a_background_child_does_not_hold_the_call_open() {
     let outcome = Host::new().run("sleep 1000 & echo $!", 300).await;
-    assert_eq!(outcome.exit_code, 0);
+    assert_eq!(exit_code(&outcome.end), 0);
     ends(text(&outcome.stdout)).await;
 }
 
@@ -156,7 +160,7 @@ async fn a_child_outside_the_group_does_not_hold_the_call_open_and_no_byte_is_lo
         assert!(runs(&pid));
         let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
         rustix::process::kill_process(pid, Signal::KILL).unwrap();
-        assert_eq!((outcome.stdout.len(), outcome.exit_code), (60000, 0), "{}", text(&outcome.stderr));
+        assert_eq!((outcome.stdout.len(), exit_code(&outcome.end)), (60000, 0), "{}", text(&outcome.stderr));
     }
 }
 
@@ -197,14 +201,14 @@ async fn output_that_waits_for_a_slow_reader_when_the_shell_ends_is_not_lost() {
         outcome
     };
     let (outcome, count) = tokio::join!(call, reader);
-    assert_eq!((outcome.unwrap().exit_code, count), (0, 60001));
+    assert_eq!((exit_code(&outcome.unwrap().end), count), (0, 60001));
 }
 
 #[tokio::test]
 async fn kept_output_is_bounded_and_the_rest_is_counted() {
     let outcome = Host::new().run("head -c 17825792 /dev/zero; echo end >&2", 120).await;
-    assert_eq!((outcome.stdout.len(), outcome.stdout_truncated), (capture::CAPTURE_LIMIT, 1 << 20));
-    assert_eq!((text(&outcome.stderr), outcome.stderr_truncated), ("end\n", 0));
+    assert_eq!((outcome.stdout.len(), outcome.end.stdout_dropped), (capture::CAPTURE_LIMIT, 1 << 20));
+    assert_eq!((text(&outcome.stderr), outcome.end.stderr_dropped), ("end\n", 0));
 }
 
 #[tokio::test]
@@ -282,7 +286,7 @@ proptest! {
         fs::write(host.directory.path().join("file"), &bytes)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let outcome = runtime.block_on(host.run(&format!("cat file; cat file >&2; exit {code}"), 60));
-        prop_assert_eq!(outcome.exit_code, i64::from(code));
+        prop_assert_eq!(exit_code(&outcome.end), i64::from(code));
         prop_assert!(outcome.stdout == bytes && outcome.stderr == bytes);
     }
 }

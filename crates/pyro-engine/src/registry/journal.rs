@@ -6,10 +6,14 @@
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
+use pyro_supervisor::{CommandEnd, CommandOutcome};
 use rusqlite::{OptionalExtension, Row, Transaction, named_params};
 
 use super::{Registry, load, row};
 use crate::Kind;
+use crate::exit_code::{self, duration_ms, exit_code};
 use crate::registry::transaction_error::TransactionError;
 use crate::{EngineError, ErrorKind, ExecutionMode, Hint, Outcome, VmId};
 
@@ -23,31 +27,6 @@ pub(crate) struct NewCommand {
     pub(crate) accepted_at: f64,
 }
 
-/// How a command ended.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct CommandExit {
-    pub(crate) exit_code: i64,
-    pub(crate) duration_ms: u64,
-    pub(crate) timed_out: bool,
-    /// A caller ended it.
-    pub(crate) killed: bool,
-    /// Bytes that the output file lacks.
-    pub(crate) stdout_truncated: u64,
-    /// Bytes that the output file lacks.
-    pub(crate) stderr_truncated: u64,
-}
-
-/// The outcome of a command.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum CommandFate {
-    /// It ended.
-    Exited(CommandExit),
-    /// It surely did not run, for this reason.
-    NotRun(String),
-    /// It is not known how it ended.
-    Unknown,
-}
-
 /// One journal entry.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct CommandRecord {
@@ -56,23 +35,20 @@ pub(crate) struct CommandRecord {
     pub(crate) cwd: String,
     pub(crate) execution_mode: ExecutionMode,
     pub(crate) accepted_at: f64,
-    pub(crate) outcome: Outcome,
+    /// Absent while the command runs. Why an outcome is unknown, and what kind of failure prevented a start, is not
+    /// recorded.
+    pub(crate) outcome: Option<CommandOutcome>,
     /// When the outcome was recorded.
     pub(crate) ended_at: Option<f64>,
-    /// Present if the command exited or was killed.
-    pub(crate) exit: Option<CommandExit>,
-    /// Why the command did not run.
-    pub(crate) cause: Option<String>,
 }
 
-impl CommandFate {
-    fn outcome(&self) -> Outcome {
-        match self {
-            Self::Exited(exit) if exit.killed => Outcome::Killed,
-            Self::Exited(_) => Outcome::Exited,
-            Self::NotRun(_) => Outcome::NotRun,
-            Self::Unknown => Outcome::Unknown,
-        }
+/// Returns the word for an outcome.
+fn word(outcome: &CommandOutcome) -> Outcome {
+    match outcome {
+        CommandOutcome::Ended(end) if end.killed => Outcome::Killed,
+        CommandOutcome::Ended(_) => Outcome::Exited,
+        CommandOutcome::NotRun { .. } => Outcome::NotRun,
+        CommandOutcome::Unknown { .. } => Outcome::Unknown,
     }
 }
 
@@ -119,13 +95,13 @@ impl Registry {
         task: &VmId,
         sequence: u64,
         ended_at: f64,
-        fate: &CommandFate,
+        outcome: &CommandOutcome,
     ) -> Result<(), EngineError> {
         self.write_through(|tx| {
-            let (exit, cause) = match fate {
-                CommandFate::Exited(exit) => (Some(exit), None),
-                CommandFate::NotRun(cause) => (None, Some(cause)),
-                CommandFate::Unknown => (None, None),
+            let (end, cause) = match outcome {
+                CommandOutcome::Ended(end) => (Some(end), None),
+                CommandOutcome::NotRun { cause, .. } => (None, Some(cause)),
+                CommandOutcome::Unknown { .. } => (None, None),
             };
             let sql = "UPDATE commands SET outcome = :outcome, ended_at = :ended_at, exit_code = :exit_code,
                     duration_ms = :duration_ms, timed_out = :timed_out, stdout_truncated = :stdout_truncated,
@@ -134,14 +110,14 @@ impl Registry {
             tx.execute(
                 sql,
                 named_params! {
-                    ":outcome": fate.outcome().as_str(),
+                    ":outcome": word(outcome).as_str(),
                     ":running": Outcome::Running.as_str(),
                     ":ended_at": ended_at,
-                    ":exit_code": exit.map(|exit| exit.exit_code),
-                    ":duration_ms": exit.map(|exit| exit.duration_ms),
-                    ":timed_out": exit.is_some_and(|exit| exit.timed_out),
-                    ":stdout_truncated": exit.map_or(0, |exit| exit.stdout_truncated),
-                    ":stderr_truncated": exit.map_or(0, |exit| exit.stderr_truncated),
+                    ":exit_code": end.map(exit_code),
+                    ":duration_ms": end.map(duration_ms),
+                    ":timed_out": end.is_some_and(|end| end.timed_out),
+                    ":stdout_truncated": end.map_or(0, |end| end.stdout_dropped),
+                    ":stderr_truncated": end.map_or(0, |end| end.stderr_dropped),
                     ":cause": cause,
                     ":task": task.as_str(),
                     ":sequence": sequence,
@@ -214,17 +190,15 @@ fn no_such_command(task: &VmId, sequence: u64) -> EngineError {
 
 impl CommandRecord {
     fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let outcome = row::stored(row, "outcome")?;
-        let exit = match outcome {
-            Outcome::Exited | Outcome::Killed => Some(CommandExit {
-                exit_code: row.get("exit_code")?,
-                duration_ms: row.get("duration_ms")?,
-                timed_out: row.get("timed_out")?,
-                killed: outcome == Outcome::Killed,
-                stdout_truncated: row.get("stdout_truncated")?,
-                stderr_truncated: row.get("stderr_truncated")?,
-            }),
-            Outcome::Running | Outcome::NotRun | Outcome::Unknown => None,
+        let word = row::stored(row, "outcome")?;
+        let outcome = match word {
+            Outcome::Running => None,
+            Outcome::Exited | Outcome::Killed => Some(CommandOutcome::Ended(end(row, word)?)),
+            Outcome::NotRun => {
+                let cause = row.get::<_, Option<String>>("cause")?.unwrap_or_default();
+                Some(CommandOutcome::NotRun { cause, kind: None })
+            }
+            Outcome::Unknown => Some(CommandOutcome::Unknown { cause: None }),
         };
         Ok(Self {
             sequence: row.get("sequence")?,
@@ -234,8 +208,32 @@ impl CommandRecord {
             accepted_at: row.get("accepted_at")?,
             outcome,
             ended_at: row.get("ended_at")?,
-            exit,
-            cause: row.get("cause")?,
         })
     }
+
+    /// Returns the word for what became of the command.
+    pub(crate) fn word(&self) -> Outcome {
+        self.outcome.as_ref().map_or(Outcome::Running, word)
+    }
+
+    /// Returns how the command ended, if it exited or was killed.
+    pub(crate) fn end(&self) -> Option<&CommandEnd> {
+        match &self.outcome {
+            Some(CommandOutcome::Ended(end)) => Some(end),
+            _ => None,
+        }
+    }
+}
+
+fn end(row: &Row<'_>, word: Outcome) -> rusqlite::Result<CommandEnd> {
+    let code = row.get("exit_code")?;
+    let status = exit_code::status(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(0, code))?;
+    Ok(CommandEnd {
+        status: Some(status),
+        timed_out: row.get("timed_out")?,
+        killed: word == Outcome::Killed,
+        duration: Duration::from_millis(row.get("duration_ms")?),
+        stdout_dropped: row.get("stdout_truncated")?,
+        stderr_dropped: row.get("stderr_truncated")?,
+    })
 }

@@ -27,6 +27,18 @@ fn a_failing_tool_leaves_its_last_words_and_nothing_else() {
 }
 
 #[test]
+fn a_tool_inherits_no_descriptor_of_this_process() {
+    let fake = Fake::new();
+    let secret = fake.path().join("secret");
+    // `dup` does not set close-on-exec.
+    let _leaky = rustix::io::dup(File::create(&secret).expect("created")).expect("duplicated");
+    fake.pull();
+    let descriptors = fake.descriptors();
+    assert!(!descriptors.contains("secret"), "{descriptors}");
+    assert!(descriptors.contains("lock"), "the standard input is the lease: {descriptors}");
+}
+
+#[test]
 fn a_missing_tool_is_named_with_its_package() {
     let mut fake = Fake::new();
     fake.tools.mkfs_erofs = "no-such-program".into();

@@ -16,6 +16,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const MMDEBSTRAP: &str = r#"#!/bin/sh
 set -eu
 echo run >>"FAKE/runs"
+ls -l /proc/self/fd >"FAKE/descriptors"
 echo "I: running apt-get update..." >&2
 if [ -e "FAKE/fail" ]; then
 	echo "E: Temporary failure resolving 'archive'" >&2
@@ -109,6 +110,11 @@ impl Fake {
     /// Returns how many builds were started.
     pub(crate) fn runs(&self) -> usize {
         fs::read_to_string(self.path().join("runs")).unwrap_or_default().lines().count()
+    }
+
+    /// Returns the descriptors of the last build's main tool, one a line with what each refers to.
+    pub(crate) fn descriptors(&self) -> String {
+        fs::read_to_string(self.path().join("descriptors")).expect("a build ran")
     }
 
     pub(crate) fn fail(&self, yes: bool) {

@@ -1,6 +1,6 @@
 //! The process side of a command: environment, process group, pipes, and how it is ended.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -12,10 +12,11 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, setrlim
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
-use super::settings::{CommandSettings, OOM_SCORE_ADJ};
-use crate::failure::{During, directory_failed, spawn_failed};
+use super::oom;
+use super::settings::CommandSettings;
+use crate::failure::{During, directory_failed, exemption_failed, spawn_failed};
 
-/// What a login shell on a plain system would be given; `/etc/profile` refines it.
+/// The environment of a login shell on a plain system, before `/etc/profile`.
 const ENVIRONMENT: [(&str, &str); 7] = [
     ("HOME", "/root"),
     ("LANG", "C.UTF-8"),
@@ -29,14 +30,12 @@ const ENVIRONMENT: [(&str, &str); 7] = [
 /// The kernel starts PID 1 with 1,024 and 4,096, too little for builds and servers.
 const OPEN_FILES: Rlimit = Rlimit { current: Some(65_536), maximum: Some(1_048_576) };
 
-/// The score of a process that the OOM killer leaves alone.
-const EXEMPT: &str = "-1000";
-
-/// Protects the agent from the OOM killer (a machine that kills its agent is lost, one that kills the greedy
-/// command is not) and sets the limits its commands inherit.
-pub(crate) fn prepare_agent() -> Result<(), Failure> {
-    fs::write(OOM_SCORE_ADJ, EXEMPT).during("exempting the agent from the OOM killer")?;
-    setrlimit(Resource::Nofile, OPEN_FILES).during("raising the limit of open files")
+/// Exempts the agent from the OOM killer (a machine that kills its agent is lost, one that kills the greedy command is
+/// not) and sets the limits that its commands inherit. Returns the file that holds the agent's OOM score.
+pub(crate) fn prepare_agent() -> Result<File, Failure> {
+    let oom_score_adj = oom::exempt_this_process().during("exempting the agent from the OOM killer")?;
+    setrlimit(Resource::Nofile, OPEN_FILES).during("raising the limit of open files")?;
+    Ok(oom_score_adj)
 }
 
 /// A started command.
@@ -65,8 +64,9 @@ impl CommandProcess {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = spawn_in(&request.cwd, || match oom_score_adj {
-            Some(file) => spawn_without_exemption(&mut command, file),
-            None => command.spawn(),
+            Some(score) => oom::without_exemption(score, || command.spawn().map_err(StartError::Spawn))
+                .map_err(StartError::Exemption)?,
+            None => command.spawn().map_err(StartError::Spawn),
         })
         .map_err(|error| error.into_failure(&request.cwd, shell))?;
         let step = "preparing the output pipes";
@@ -85,6 +85,7 @@ impl CommandProcess {
 /// Why a command was not started.
 enum StartError {
     Directory(io::Error),
+    Exemption(io::Error),
     Spawn(io::Error),
 }
 
@@ -92,6 +93,7 @@ impl StartError {
     fn into_failure(self, directory: &str, shell: &Path) -> Failure {
         match self {
             Self::Directory(error) => directory_failed(format!("entering {directory}"), error),
+            Self::Exemption(error) => exemption_failed("giving up the exemption from the OOM killer", error),
             Self::Spawn(error) => spawn_failed(format!("starting {}", shell.display()), error),
         }
     }
@@ -101,26 +103,14 @@ impl StartError {
 ///
 /// The child inherits the directory. Setting it for the child alone would mean code between fork and exec, and
 /// then the agent is forked with all its pages; without, the standard library uses `posix_spawn`.
-fn spawn_in(directory: &str, spawn: impl FnOnce() -> io::Result<Child>) -> Result<Child, StartError> {
+fn spawn_in(directory: &str, spawn: impl FnOnce() -> Result<Child, StartError>) -> Result<Child, StartError> {
     /// The working directory is the whole process's.
     static WORKING_DIRECTORY: Mutex<()> = Mutex::new(());
     let _guard = WORKING_DIRECTORY.lock().unwrap_or_else(PoisonError::into_inner);
     std::env::set_current_dir(directory).map_err(StartError::Directory)?;
-    let child = spawn().map_err(StartError::Spawn);
-    // The agent's own directory must not keep anybody from unmounting or removing that one.
+    let child = spawn();
+    // A command could not unmount or remove the directory if the agent stayed in it.
     let _ = std::env::set_current_dir("/");
-    child
-}
-
-/// Starts the command as an ordinary candidate of the OOM killer. It must be one before it can fork, or its
-/// children would inherit the agent's exemption; so the agent gives it up for that moment.
-fn spawn_without_exemption(command: &mut Command, oom_score_adj: &Path) -> io::Result<Child> {
-    fs::write(oom_score_adj, "0")?;
-    let child = command.spawn();
-    if let Err(error) = fs::write(oom_score_adj, EXEMPT) {
-        // The command runs; that the agent is less safe than it was is no reason to report a failure.
-        eprintln!("pyro-guest: the agent can be killed when memory runs out: {error}");
-    }
     child
 }
 
@@ -148,7 +138,7 @@ impl Shell {
 
     fn signal(&self, signal: Signal) {
         if let Some(group) = self.group {
-            // The only failure is that nobody is left in the group.
+            // Fails only if the group is empty.
             let _ = kill_process_group(group, signal);
         }
     }

@@ -1,4 +1,4 @@
-//! Copies one output pipe to the host, up to the limit, and counts what is beyond.
+//! Copies one output pipe to the host, up to the limit, and counts the bytes beyond it.
 
 use std::io;
 
@@ -12,9 +12,9 @@ use super::Frames;
 
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Runs until the pipe ends, or until the shell has ended and what it left in the pipe is read. A background
-/// child may hold the pipe open for ever; its later output is read and thrown away so that it does not die
-/// of a broken pipe. Returns the number of bytes not sent.
+/// Runs until the pipe ends, or until the shell has ended and the rest of its output is read. A background child may
+/// hold the pipe open forever; its later output is read and discarded, so that it does not die of a broken pipe. Returns
+/// the number of bytes that were not sent.
 pub(super) async fn run(
     mut pipe: pipe::Receiver,
     stream: OutputStream,
@@ -26,7 +26,7 @@ pub(super) async fn run(
     loop {
         let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
         tokio::select! {
-            // Ask for the end first: after it, reading on could follow a chatty background child for ever.
+            // Check for the end first: a background child that keeps writing must not delay it.
             biased;
             () = shell_ended.cancelled() => break,
             read = pipe.read_buf(&mut chunk) => match read {
@@ -40,7 +40,7 @@ pub(super) async fn run(
     quota.dropped
 }
 
-/// Reads the bytes that are in the pipe at this moment, whatever is added meanwhile.
+/// Reads the bytes that are in the pipe now, and none that are added meanwhile.
 async fn drain(pipe: &pipe::Receiver, quota: &mut Quota) -> io::Result<()> {
     let mut remaining = usize::try_from(rustix::io::ioctl_fionread(pipe)?).unwrap_or(usize::MAX);
     while remaining > 0 {

@@ -178,7 +178,7 @@ async fn limits_hold_in_both_directions() {
     fs::write(host.path("large"), vec![7; 1000]).unwrap();
     let limits = ArchiveLimits { max_bytes: 999, ..LIMITS };
     let reply = receive(host.call(Pack { limits, ..pack("large") }).await).await.1;
-    assert_eq!(failure(reply).cause, "there are more than 999 bytes in files");
+    assert_eq!(failure(reply).cause, "the files are too large: the maximum is 999 bytes in total");
     let stream = host.call(Unpack { limits, ..unpack("copy", "n") }).await;
     assert_eq!(failure(send(stream, &host.path("large")).await).kind, FailureKind::Other);
     assert!(!host.path("copy").exists());
@@ -205,7 +205,10 @@ async fn a_stream_without_an_end_is_cut_off_at_the_limit() {
         }
     };
     let Some(Ok(Frame::Control(reply))) = reply else { panic!("{reply:?}") };
-    assert_eq!(failure(reply).cause, format!("there are more than {} bytes in files", LIMITS.max_bytes));
+    assert_eq!(
+        failure(reply).cause,
+        format!("the files are too large: the maximum is {} bytes in total", LIMITS.max_bytes)
+    );
     assert!(!host.path("copy").exists());
 }
 
@@ -234,7 +237,7 @@ async fn an_archive_that_is_cut_short_makes_nothing() {
         stream.send(chunk(whole[..length].to_vec())).await.unwrap();
         stream.close().await.unwrap();
         let failure = failure(reply(&mut stream).await);
-        assert_eq!(failure.cause, "the stream of files is cut short", "{length}");
+        assert_eq!(failure.cause, "the stream of files is truncated", "{length}");
     }
     let names: Vec<_> = fs::read_dir(host.workspace()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["file"], "nothing partial is left");

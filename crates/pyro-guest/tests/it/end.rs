@@ -16,7 +16,7 @@ fn alive(host: &Host) -> pipe::Receiver {
     pipe::OpenOptions::new().open_receiver(host.path("alive")).unwrap()
 }
 
-/// Waits until nobody has it open.
+/// Waits until no process has it open.
 async fn all_dead(mut alive: pipe::Receiver) {
     assert_eq!(alive.read(&mut [0; 1]).await.unwrap(), 0);
 }

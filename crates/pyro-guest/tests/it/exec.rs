@@ -235,13 +235,25 @@ async fn commands_run_at_the_same_time() {
 #[tokio::test]
 async fn the_agent_gives_its_exemption_from_the_oom_killer_up_only_for_a_moment() {
     let files = tempfile::tempdir().unwrap();
-    let score = files.path().join("oom_score_adj");
-    let host = Host::with(Recorder::default(), |settings| settings.oom_score_adj = Some(score.clone()));
+    let path = files.path().join("oom_score_adj");
+    let score = fs::File::create(&path).unwrap();
+    let host = Host::with(Recorder::default(), |settings| settings.oom_score_adj = Some(score));
     assert_eq!(status(&host, "true").await, Status::Code(0));
-    assert_eq!(fs::read_to_string(&score).unwrap(), "-1000");
-    // A command that cannot be made an ordinary candidate is not started.
-    fs::remove_file(&score).unwrap();
-    fs::create_dir(&score).unwrap();
-    assert_eq!(host.run(host.exec("touch ran")).await.failure().errno, Some(21));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "-1000\n");
+    // A command that unmounts /proc removes the path, but not the open file.
+    fs::remove_file(&path).unwrap();
+    assert_eq!(status(&host, "true").await, Status::Code(0));
+}
+
+#[tokio::test]
+async fn a_command_that_the_oom_killer_would_spare_is_not_started() {
+    let host = Host::with(Recorder::default(), |settings| {
+        // Writing to it fails.
+        settings.oom_score_adj = Some(fs::File::options().write(true).open("/dev/full").unwrap());
+    });
+    let ended = host.run(host.exec("touch ran")).await;
+    let failure = ended.failure();
+    assert_eq!((failure.kind, failure.errno), (FailureKind::Other, Some(28)));
+    assert_eq!(failure.step, "giving up the exemption from the OOM killer");
     assert!(!host.path("ran").exists());
 }

@@ -44,7 +44,7 @@ pub async fn choose(cache_file: &Path, may_write: bool, probe: (&Path, &[&str]))
     verdict
 }
 
-/// The probe's output: the measurement, or in words why there is none.
+/// The probe's output: the measurement, or why it failed.
 #[derive(Serialize, Deserialize)]
 enum ProbeReport {
     Ok(Measurement),

@@ -6,7 +6,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     /// The program that carries the packets is not installed.
-    #[error("passt is not installed (Debian package passt); it is needed for --network")]
+    #[error("passt is not installed (Debian package passt); a VM with a network needs it")]
     NotInstalled,
     /// That program could not be started.
     #[error("cannot run passt")]

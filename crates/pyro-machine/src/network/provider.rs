@@ -2,10 +2,14 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use super::description::{NetworkDescription, NetworkInterface};
 use super::error::NetworkError;
 use super::passt::Passt;
+
+/// The program of [`Provider::Passt`], which is looked up in the search path.
+const PASST: &str = "passt";
 
 /// What a machine's network interface is connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,12 +21,14 @@ pub enum Provider {
 }
 
 impl Provider {
-    /// Starts carrying packets.
+    /// Starts carrying packets. Call it within a tokio runtime, which reads what the provider prints.
     pub(crate) fn start(self, interface: &NetworkInterface) -> Result<Network, NetworkError> {
         let (machine_end, far_end) = UnixStream::pair().map_err(NetworkError::Link)?;
         let carrier = match self {
             Self::Unconnected => Carrier::Nothing { _far_end: far_end },
-            Self::Passt => Carrier::Passt(Box::new(Passt::start(far_end.into(), interface)?)),
+            Self::Passt => {
+                Carrier::Passt(Box::new(Passt::start(Path::new(PASST), far_end.into(), interface)?))
+            }
         };
         Ok(Network { carrier, link: Some(machine_end.into()) })
     }
@@ -47,6 +53,15 @@ enum Carrier {
 }
 
 impl Network {
+    /// Starts a shell script in place of passt.
+    #[cfg(test)]
+    pub(crate) fn with_script(dir: &Path, script: &str) -> Self {
+        let (machine_end, far_end) = UnixStream::pair().expect("socket pair");
+        let program = crate::fake_program::fake_program(dir, script);
+        let passt = Passt::start(&program, far_end.into(), &NetworkInterface::default()).expect("started");
+        Self { carrier: Carrier::Passt(Box::new(passt)), link: Some(machine_end.into()) }
+    }
+
     /// Creates a network without processes.
     #[cfg(any(test, feature = "fake"))]
     pub(crate) fn fake(description: NetworkDescription) -> Self {
@@ -68,7 +83,7 @@ impl Network {
         self.link.take()
     }
 
-    /// Waits for a failure. Dropping the future loses nothing.
+    /// Waits for a failure. Dropping the future loses nothing, and later calls return the same.
     pub(crate) async fn failed(&mut self) -> NetworkError {
         match &mut self.carrier {
             Carrier::Nothing { .. } => std::future::pending().await,

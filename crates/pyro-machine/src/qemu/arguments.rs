@@ -36,7 +36,7 @@ pub(super) fn needs_control(start: &Start) -> bool {
 }
 
 /// Whether the memory of such a machine may be in huge pages. Under emulation it is the emulator's own, mostly translated
-/// code, of which huge pages hold more than there is: 3 MiB for each idle clone, and no command was found to run faster.
+/// code, and smaller than a few huge pages: those cost 3 MiB for each idle clone, and no command was found to run faster.
 pub(super) fn huge_pages(accelerator: Accelerator) -> bool {
     accelerator == Accelerator::Kvm
 }
@@ -60,7 +60,7 @@ pub(super) fn arguments(
     }
     let (accelerator, cpu) = match config.accelerator {
         Accelerator::Kvm => ("kvm", "host"),
-        // With one CPU a thread of its own for it only costs.
+        // With one CPU, a separate thread for it only costs time.
         Accelerator::Tcg if config.vcpu_count == 1 => ("tcg,thread=single", "max"),
         Accelerator::Tcg => ("tcg,thread=multi", "max"),
     };
@@ -99,7 +99,7 @@ pub(super) fn arguments(
     args.disk("base", &disks.base_image, Access::ReadOnly);
     args.option("-device", format!("virtio-blk-device,drive=base,serial={BASE_DISK_SERIAL}"));
     args.disk("layer", &disks.layer, Access::Writable(*layer_lifetime));
-    // A full or failing host disk becomes the guest's I/O error, not a machine that stops for ever.
+    // A full or failing host disk becomes the guest's I/O error, not a machine that stops forever.
     args.option(
         "-device",
         format!("virtio-blk-device,drive=layer,serial={LAYER_DISK_SERIAL},rerror=report,werror=report"),

@@ -1,7 +1,7 @@
 //! Rate of the host's time stamp counter, which an emulated guest sees as its own.
 //!
 //! A guest kernel measures that rate against the emulated PC timer. On a busy host the emulated timer comes
-//! too late for that, the kernel is left without any clock and hangs for ever, so it is told instead.
+//! too late for that, and the kernel, left without any clock, hangs forever. So pyro passes it the rate.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 
 /// Enough for a rate that is right to a few parts per million.
 const SPAN: Duration = Duration::from_millis(10);
-/// Longest time between two readings. The one clock goes on while the host sleeps, the other may not.
+/// Maximum time between two readings. One clock continues while the host sleeps; the other may not.
 const MAX_SPAN: Duration = Duration::from_secs(1);
 /// A reading of both clocks that took longer was interrupted.
 const MAX_READING_TICKS: u64 = 10_000;
@@ -27,7 +27,7 @@ struct Reading {
 pub(crate) struct Clock(Reading);
 
 impl Clock {
-    /// Takes the first reading. Others can be done while the time passes that a measurement needs.
+    /// Takes the first reading. Other work can be done until the second one.
     pub(crate) fn start() -> Self {
         Self(read())
     }
@@ -92,7 +92,7 @@ mod tests {
         let second = Clock::start().khz().await.unwrap();
         let old = Clock(Reading { ticks: 0, nanos: 0 }).khz().await.unwrap();
         assert!(first.abs_diff(old) < first / 1000, "an old reading is not used: {first} and {old} kHz");
-        assert!(first > 100_000, "{first} kHz is no processor of this century");
+        assert!(first > 100_000, "{first} kHz is not a plausible clock rate");
         assert!(first.abs_diff(second) < first / 1000, "{first} and {second} kHz");
     }
 }

@@ -9,7 +9,7 @@ use super::qmp::Qmp;
 use crate::console::Console;
 use crate::exit::{Exit, Interrupted, Interruption};
 use crate::network::{Network, NetworkDescription};
-use crate::platform::{Machine, MachineError, while_alive};
+use crate::platform::{END_LIMIT, Machine, MachineError, while_alive};
 
 /// A QEMU process with what carries its network. Dropping it kills both.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub struct QemuMachine {
     channel: Option<UnixStream>,
     control: Option<Qmp>,
     network: Option<Network>,
+    /// The network failed after the start, and the console says so.
+    network_lost: bool,
     console: Console,
 }
 
@@ -35,7 +37,8 @@ impl QemuMachine {
         if let Some(stderr) = process.stderr.take() {
             tokio::task::spawn_local(console.follow(stderr));
         }
-        Self { process, channel: Some(channel), control: None, network, console }
+        let channel = Some(channel);
+        Self { process, channel, control: None, network, network_lost: false, console }
     }
 
     /// Adds the control connection.
@@ -50,7 +53,7 @@ impl Machine for QemuMachine {
     }
 
     async fn restore(&mut self, state: &Path) -> Result<(), Interrupted<MachineError>> {
-        // If this is given up half-way, nobody knows what the machine does: it cannot be sent another command.
+        // If this is cancelled half-way, the machine's state is unknown, and it cannot be sent another command.
         let mut control = self.control.take().ok_or(Interrupted::Failed(MachineError::NoControl))?;
         while_alive(self, control.load(state)).await?;
         self.control = Some(control);
@@ -63,6 +66,19 @@ impl Machine for QemuMachine {
     }
 
     async fn exited(&mut self) -> Exit {
+        if !self.network_lost {
+            let error = match self.interrupted().await {
+                Interruption::Exit(exit) => return exit,
+                Interruption::Network(error) => error,
+            };
+            // A machine that ends closes the link before its process is gone. That is not a loss of the network.
+            if let Ok(exit) = tokio::time::timeout(END_LIMIT, exited(&mut self.process)).await {
+                return exit;
+            }
+            self.network_lost = true;
+            tracing::warn!(%error, "a running machine has lost its network");
+            self.console.print(format!("\n[the network is lost: {error}]\n").as_bytes());
+        }
         exited(&mut self.process).await
     }
 
@@ -103,5 +119,46 @@ async fn exited(process: &mut Child) -> Exit {
     match process.wait().await {
         Ok(status) => Exit::Status(status),
         Err(error) => Exit::Lost { reason: error.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::spawn::Spawn;
+
+    #[tokio::test]
+    async fn the_loss_of_the_network_is_reported_and_does_not_end_the_machine() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = async {
+            let network = Network::with_script(dir.path(), "echo out of memory >&2; exit 9");
+            let mut process = Spawn::new("/bin/cat").stdin(Stdio::piped()).start().unwrap();
+            let stdin = process.stdin.take();
+            let (channel, _guest) = UnixStream::pair().unwrap();
+            let console = Console::in_memory();
+            let mut machine = QemuMachine::new(process, channel, Some(network), console.clone());
+            let lost = async {
+                loop {
+                    match console.tail().pop() {
+                        Some(line) => break line,
+                        None => tokio::task::yield_now().await,
+                    }
+                }
+            };
+            tokio::select! {
+                exit = machine.exited() => panic!("{exit}"),
+                line = lost => {
+                    assert_eq!(line, "[the network is lost: passt ended (exit status: 9): out of memory]");
+                }
+            }
+            drop(stdin);
+            assert_eq!(machine.exited().await.status(), "exit status: 0");
+            assert_eq!(console.last_words().await.len(), 1, "it is reported once");
+        };
+        LocalSet::new().run_until(work).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Which version of QEMU a program is. Asking takes as long as starting it, so the answer is remembered for the file.
+//! The version of a QEMU program. Asking takes as long as starting it, so the answer is cached for the file.
 
 use std::fs;
 use std::io::{self, Write};
@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// Longest version that is kept, in characters.
 const MAX_CHARS: usize = 200;
 
-/// The first line that the program prints about its version. `cache` remembers it.
+/// Returns the first line that the program prints about its version, cached in `cache`.
 pub(super) async fn version(cache: &Path, program: &Path) -> Result<String, FingerprintError> {
     let remembered = remembered(cache, program)
         .map_err(|source| FingerprintError::Examine { path: program.to_owned(), source })?;
@@ -36,7 +36,7 @@ pub(super) async fn version(cache: &Path, program: &Path) -> Result<String, Fing
         partial.persist(&remembered)?;
         Ok(())
     };
-    // Not being able to remember only costs another question.
+    // A failure to cache it only costs another query.
     let _ = remember();
     Ok(version)
 }
@@ -55,12 +55,12 @@ pub(super) fn saves_machines(version: &str) -> bool {
     major.and_then(|digits| digits.parse::<u32>().ok()).is_some_and(|major| major >= MIN_SAVING_MAJOR)
 }
 
-/// The version is remembered, so that the program need not be asked.
+/// Returns whether the version is cached, so that the program need not be started.
 pub(super) fn is_remembered(cache: &Path, program: &Path) -> bool {
     remembered(cache, program).is_ok_and(|file| file.exists())
 }
 
-/// Where the version is remembered.
+/// The file that caches the version.
 fn remembered(cache: &Path, program: &Path) -> io::Result<PathBuf> {
     let digest = hex::encode(Sha256::digest(files::identity(program)?.to_string()));
     Ok(cache.join(format!("{CACHED_FINGERPRINT_PREFIX}{}", &digest[..32])))
@@ -68,9 +68,8 @@ fn remembered(cache: &Path, program: &Path) -> io::Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
+    use crate::fake_program::fake_program;
 
     #[test]
     fn the_first_number_decides() {
@@ -82,23 +81,12 @@ mod tests {
         }
     }
 
-    fn program(dir: &Path, script: &str) -> PathBuf {
-        let program = dir.join("vmm");
-        // Written by another process: one that is being forked meanwhile would keep it open for writing, and
-        // running it would fail.
-        let text = format!("#!/bin/sh\n{script}\n");
-        let mut shell = std::process::Command::new("/bin/sh");
-        shell.args(["-c", "printf %s \"$1\" > \"$2\"", "sh", &text]).arg(&program);
-        assert!(shell.status().unwrap().success());
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        program
-    }
-
     #[tokio::test]
     async fn a_program_is_asked_once() {
         let dir = tempfile::tempdir().unwrap();
         let asked = dir.path().join("asked");
-        let program = program(dir.path(), &format!("echo x >> {}; echo QEMU 9; echo more", asked.display()));
+        let program =
+            fake_program(dir.path(), &format!("echo x >> {}; echo QEMU 9; echo more", asked.display()));
         let cache = dir.path().join("cache");
         assert!(!is_remembered(&cache, &program));
         for _ in 0..2 {
@@ -114,8 +102,8 @@ mod tests {
         let missing = version(dir.path(), Path::new("/nonexistent/vmm")).await.unwrap_err();
         assert!(matches!(missing, FingerprintError::Examine { .. }), "{missing}");
         assert_eq!(missing.to_string(), "cannot examine /nonexistent/vmm");
-        let program = program(dir.path(), "echo QEMU 9; exit 1");
+        let program = fake_program(dir.path(), "echo QEMU 9; exit 1");
         let failing = version(dir.path(), &program).await.unwrap_err();
-        assert_eq!(failing.to_string(), format!("{} does not tell its version", program.display()));
+        assert_eq!(failing.to_string(), format!("cannot determine the version of {}", program.display()));
     }
 }

@@ -14,7 +14,7 @@ pub enum SnapshotError {
     /// This version of the platform cannot save machines.
     #[error("{version} is too old for templates")]
     TooOld {
-        /// What the platform says of its version.
+        /// The version that the platform reports.
         version: String,
     },
     /// The platform could not be asked.
@@ -27,20 +27,20 @@ pub enum SnapshotError {
     #[error("cannot examine the disk")]
     Disk(#[source] io::Error),
     /// A snapshot must not take the space that running machines were promised.
-    #[error("{wanted_mib} MiB would have to be free for a template")]
+    #[error("not enough space for a template: {wanted_mib} MiB must be free")]
     NoSpace {
         /// Space in MiB that it may take.
         wanted_mib: u64,
     },
-    /// Its kernel is not the one that was looked at in the beginning.
+    /// The kernel file changed while the snapshot was made.
     #[error("the kernel was replaced while its template was made")]
     KernelReplaced,
     /// A file could not be read, written, made or locked.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// On which file or directory.
+        /// The file or directory.
         path: PathBuf,
         /// Why it failed.
         #[source]
@@ -49,7 +49,7 @@ pub enum SnapshotError {
 }
 
 impl SnapshotError {
-    /// For `map_err`: what was tried on which file.
+    /// For `map_err`: the operation and the file.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }

@@ -18,7 +18,7 @@ const FORMAT: u32 = 2;
 /// Hexadecimal digits of a key.
 const DIGITS: usize = 32;
 
-/// What a snapshot is taken of, without anything that differs between machines of one kind.
+/// The kind of machine that a snapshot is made of, without anything that differs between machines of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// The machine.
@@ -27,8 +27,8 @@ pub struct Subject {
     pub guest: GuestImage,
 }
 
-/// The key of the snapshot of `subject`, which is equal for machines that can take each other's place, whether there can
-/// be a snapshot or not. `cache` is for what the platform remembers.
+/// Returns the key of the snapshot of `subject`. It is equal for machines that can replace each other, even if there can
+/// be no snapshot. `cache` is for what the platform remembers.
 ///
 /// # Errors
 /// The platform, the kernel or the host cannot be identified.
@@ -72,8 +72,8 @@ fn digest(
     key
 }
 
-/// Which file a kernel is that no digest covers. A snapshot does not outlive the host's uptime, so the file's
-/// identity will do, and reading all of it would cost more than restoring a machine's state.
+/// The identity of a kernel file that no digest covers. A snapshot does not outlive the host's boot, so the file's
+/// identity suffices; reading all of it would cost more than restoring a machine's state.
 pub(super) fn kernel_identity(kernel: &GuestKernel) -> Result<Option<Value>, SnapshotError> {
     match kernel {
         GuestKernel::WithModules { .. } => Ok(None),
@@ -86,13 +86,13 @@ pub(super) fn kernel_identity(kernel: &GuestKernel) -> Result<Option<Value>, Sna
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt as _;
     use std::path::PathBuf;
     use std::time::Duration;
 
     use super::*;
     use crate::accel::Accelerator;
     use crate::disk::LayerLifetime;
+    use crate::fake_program::fake_program;
     use crate::hardware::MachineConfig;
     use crate::network::NetworkInterface;
     use crate::qemu::Qemu;
@@ -118,21 +118,6 @@ mod tests {
         }
     }
 
-    /// An executable that says that it is this version of QEMU.
-    fn vmm(dir: &Path, version: &str) -> PathBuf {
-        let program = dir.join(format!("vmm-{version}"));
-        if !program.exists() {
-            // Written by another process: one that is being forked meanwhile would keep it open for writing, and
-            // running it would fail.
-            let script = format!("#!/bin/sh\necho QEMU emulator version {version}\n");
-            let mut shell = std::process::Command::new("/bin/sh");
-            shell.args(["-c", r#"printf %s "$1" > "$2""#, "sh", &script]).arg(&program);
-            assert!(shell.status().unwrap().success());
-            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        program
-    }
-
     /// A digest of a changed subject on this version of QEMU.
     async fn digest_of(
         (version, boot_id, agent): (&str, &str, &str),
@@ -140,7 +125,8 @@ mod tests {
     ) -> String {
         let dir = tempfile::tempdir().unwrap();
         let mut subject = subject();
-        subject.hardware.config.vmm_program = vmm(dir.path(), version);
+        let script = format!("echo QEMU emulator version {version}");
+        subject.hardware.config.vmm_program = fake_program(dir.path(), &script);
         change(&mut subject);
         let fingerprint = Qemu::new().fingerprint(&subject.hardware, dir.path()).await.unwrap();
         digest(&subject.guest, &fingerprint, boot_id, agent, None)
@@ -211,7 +197,8 @@ mod tests {
         /// The key with this kernel. The VMM is only asked for its version.
         async fn key(&self, kernel: GuestKernel) -> Result<String, SnapshotError> {
             let mut subject = subject();
-            subject.hardware.config.vmm_program = vmm(self.0.path(), "10.0.2");
+            subject.hardware.config.vmm_program =
+                fake_program(self.0.path(), "echo QEMU emulator version 10.0.2");
             subject.guest.kernel = kernel;
             key(&self.path("templates"), &subject, &Qemu::new()).await
         }
@@ -242,7 +229,7 @@ mod tests {
         let second = fixture.of_own_kernel().await;
         assert_ne!(second, first);
 
-        // Written over in place: only the time of the inode tells, whose clock ticks a few hundred times a second.
+        // Overwritten in place: only the inode's time shows it, whose clock ticks a few hundred times a second.
         std::thread::sleep(Duration::from_millis(20));
         fs::write(&kernel, b"kernel 333").unwrap();
         fs::File::options().write(true).open(&kernel).unwrap().set_modified(time).unwrap();

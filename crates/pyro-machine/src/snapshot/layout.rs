@@ -1,4 +1,4 @@
-//! Names of what is in a directory of snapshots.
+//! The names in a directory of snapshots.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,7 @@ pub(super) const MEMORY: &str = "memory";
 pub(super) const STATE: &str = "state";
 /// The writable layer.
 pub(super) const LAYER: &str = "layer.img";
-/// What the other files looked like when they were made.
+/// The description of the other files when they were made.
 pub(super) const RECORD: &str = "template.json";
 /// The files that make up a snapshot.
 pub(super) const PARTS: [&str; 3] = [MEMORY, STATE, LAYER];
@@ -45,7 +45,7 @@ pub(super) fn is_failure(name: &str) -> bool {
     name.ends_with(FAILED_SUFFIX)
 }
 
-/// Which boot of the host this is. Machine state also depends on the host's kernel and processor; neither changes before
+/// Identifies this boot of the host. Machine state also depends on the host's kernel and processor; neither changes before
 /// a reboot.
 pub(super) fn host_boot_id() -> Result<String, SnapshotError> {
     match fs::read_to_string("/proc/sys/kernel/random/boot_id") {

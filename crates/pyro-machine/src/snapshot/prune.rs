@@ -7,7 +7,7 @@ use super::layout::{self, RECORD, remove};
 use super::record::Record;
 use crate::platform::CACHED_FINGERPRINT_PREFIX;
 
-/// Removes what is surely of no use in `dir`: snapshots of another boot of the host, of another agent, of environments
+/// Removes what is certainly unusable in `dir`: snapshots of another boot of the host, of another agent, of environments
 /// whose digests are not among `environments`, damaged and unfinished ones, and records of failures, so that those
 /// are tried again. Returns how many snapshots were removed. One that is being made is left alone; machines that
 /// run from one keep what they have open.

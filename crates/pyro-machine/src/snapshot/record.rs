@@ -95,7 +95,7 @@ pub(super) enum Damage {
     NotRecorded(&'static str),
     #[error("{0}: {1}")]
     Unreadable(&'static str, io::Error),
-    #[error("{0} is not as it was made")]
+    #[error("{0} has changed since it was made")]
     Changed(&'static str),
 }
 

@@ -17,7 +17,7 @@ use crate::platform::Platform;
 /// Maximum number of snapshots, and of bytes of disk for all of them. The least recently used go first.
 const MAX_SNAPSHOTS: usize = 8;
 const MAX_BYTES: u64 = 4 << 30;
-/// After a failure it is not tried again this long: each try costs a boot.
+/// Time without another attempt after a failure: each attempt costs a boot.
 const FAILURE_HOLDS: Duration = Duration::from_secs(60);
 
 /// The snapshot for machines of one kind, in a directory with those of other kinds.
@@ -36,7 +36,7 @@ pub struct Snapshot {
     record: Record,
 }
 
-/// A snapshot that is being made. Dropping it removes what there is.
+/// A snapshot that is being made. Dropping it removes its files.
 #[derive(Debug)]
 pub struct Partial {
     dir: PathBuf,
@@ -56,7 +56,7 @@ impl Store {
     /// The snapshot of `subject` in `dir`.
     ///
     /// # Errors
-    /// There can be none: the platform does not save machines, or does not say what it is.
+    /// There can be none: the platform cannot save machines, or cannot be identified.
     pub async fn open<P: Platform>(
         dir: &Path,
         subject: &Subject,
@@ -66,7 +66,7 @@ impl Store {
             return Err(SnapshotError::Unsupported);
         }
         let kernel = subject.guest.kernel.clone();
-        // Before the key, so that what is looked at again in the end is not newer than that.
+        // Taken before the key, so that the check at the end does not compare with something newer.
         let kernel_identity = key::kernel_identity(&kernel);
         let fingerprint = platform.fingerprint(&subject.hardware, dir).await?;
         if !fingerprint.saves_machines {
@@ -76,12 +76,12 @@ impl Store {
         Ok(Self { dir: dir.to_owned(), key, kernel, kernel_identity: kernel_identity? })
     }
 
-    /// Whether it has to be made before a machine can start from it, which a short while ago was not known to fail.
+    /// Returns whether it must be made before a machine can start from it, and no recent attempt has failed.
     pub fn is_missing(&self) -> bool {
         self.find().is_none() && self.recent_failure().is_none()
     }
 
-    /// The snapshot, if it is there and looks as it was made.
+    /// Returns the snapshot, if it exists and looks unchanged.
     pub fn find(&self) -> Option<Snapshot> {
         let dir = self.dir.join(&self.key);
         let record = Record::read(&dir.join(RECORD))?;
@@ -118,7 +118,7 @@ impl Store {
             return Ok(Begun::MadeMeanwhile(snapshot));
         }
         let dir = layout::partial(&self.dir, &self.key);
-        // Whoever was making it is dead, or would have the lock.
+        // The process that was making it is dead, or it would hold the lock.
         remove(&dir);
         files::make_private_dir(&dir).map_err(SnapshotError::io("make", &dir))?;
         Ok(Begun::Partial(Partial { dir, _lock: lock }))
@@ -147,9 +147,9 @@ impl Store {
         Ok(Snapshot { dir, record })
     }
 
-    /// Records that the snapshot could not be made, so that it is not tried again for a while: each try costs a boot.
+    /// Records that the snapshot could not be made, so that it is not tried again for a while: each attempt costs a boot.
     pub fn failed(&self, reason: &str) {
-        // Then it is tried again, which is slow but right.
+        // Then it is tried again, which is slow but correct.
         let _ = fs::write(layout::failure(&self.dir, &self.key), reason);
     }
 
@@ -158,7 +158,7 @@ impl Store {
         remove(&snapshot.dir);
     }
 
-    /// Why it could not be made a short while ago.
+    /// Returns why a recent attempt to make it failed.
     pub fn recent_failure(&self) -> Option<String> {
         let path = layout::failure(&self.dir, &self.key);
         let age = SystemTime::now().duration_since(fs::metadata(&path).ok()?.modified().ok()?).ok()?;
@@ -224,7 +224,7 @@ impl Snapshot {
 }
 
 impl Partial {
-    /// Where its files go. What else is put there must be removed before [`Store::finish`].
+    /// The directory of its files. Any other file there must be removed before [`Store::finish`].
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -247,7 +247,7 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // After a rename it is not there.
+        // After the rename it does not exist.
         remove(&self.dir);
     }
 }
@@ -322,7 +322,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = store(dir.path(), "key").begin(u64::MAX).await.unwrap_err();
         assert!(matches!(error, SnapshotError::NoSpace { .. }));
-        assert_eq!(error.to_string(), "17592186044415 MiB would have to be free for a template");
+        assert_eq!(error.to_string(), "not enough space for a template: 17592186044415 MiB must be free");
     }
 
     #[test]

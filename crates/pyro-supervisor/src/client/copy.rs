@@ -126,7 +126,7 @@ impl Client {
         let mut chunks = (&mut stream)
             .map(|frame| match frame {
                 Ok(Frame::Output(OutputStream::Stdout, chunk)) => Some(Ok(chunk)),
-                // The archive has its own end; what comes instead of more of it says why there is no more.
+                // The archive has its own end; an answer before that end says why there is no more.
                 Ok(Frame::Control(answer)) => {
                     reply = Some(answer);
                     None
@@ -139,7 +139,7 @@ impl Client {
             .boxed_local();
         let taken = take(&mut chunks).await;
         drop(chunks);
-        // It comes right behind the archive, and may have been read with that.
+        // It follows the archive immediately, and may have been read together with it.
         let reply = match reply {
             None if taken.is_ok() => match stream.next().await {
                 Some(Ok(Frame::Control(answer))) => Some(answer),
@@ -156,7 +156,7 @@ impl Client {
         }
     }
 
-    /// Has the guest unpack what `give` sends.
+    /// Has the guest unpack the archive that `give` sends.
     async fn send<T>(
         &self,
         unpack: Unpack,
@@ -170,7 +170,7 @@ impl Client {
         let mut sending = pin!(give(&mut chunks));
         let (given, answer) = tokio::select! {
             given = &mut sending => match given {
-                // The guest may have said why it takes no more.
+                // The guest may have reported why it takes no more.
                 Ok(_) | Err(ArchiveError::Stream { .. }) => (given.ok(), answers.next().await),
                 Err(error) => return Err(CopyError::Host(error)),
             },
@@ -192,17 +192,17 @@ impl Client {
     }
 }
 
-/// Pieces of an archive that come.
+/// Received pieces of an archive.
 type Chunks<'a> = LocalBoxStream<'a, io::Result<Bytes>>;
-/// Where pieces of an archive go.
+/// Takes the pieces of an archive.
 type ChunkSink<'a> = Pin<Box<dyn Sink<Bytes, Error = FrameError> + 'a>>;
 
-/// Names that a guest may add to a report.
+/// Maximum number of names that a guest can add to a report.
 const MAX_EXAMPLES: usize = 5;
-/// Longest such name, in characters.
+/// Maximum length of such a name, in characters.
 const MAX_EXAMPLE_CHARS: usize = 200;
 
-/// A guest's text, fit for a terminal.
+/// Returns a guest's text in a form that is safe for a terminal.
 fn printable(name: &str) -> String {
     name.chars().take(MAX_EXAMPLE_CHARS).flat_map(char::escape_debug).collect()
 }

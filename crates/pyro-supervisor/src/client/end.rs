@@ -1,26 +1,22 @@
-//! Ends a VM whatever state its processes are in, and waits until no process holds it. Nothing here polls or blocks a
-//! thread: a process descriptor reports that a supervisor is gone, after which its lock is free.
+//! Ends a VM whatever state its processes are in, and waits until no process holds it. Nothing here blocks a thread: a
+//! process descriptor reports that a supervisor is gone, after which its lock is free. No event reports that a process
+//! is frozen, so a supervisor that is silent is asked whether it responds to anything.
 
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use pyro_wire::{Frame, FrameCodec};
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::codec::Framed;
 
-use super::event_fd::EventFd;
-use super::{Client, ConnectError, Process, ask};
+use super::retry::{LOOK_AGAIN, Retry};
+use super::{ANSWER_LIMIT, Client, ConnectError, Process, ask};
 use crate::OwnerLock;
-use crate::dir::{self, Owner};
+use crate::dir::{self, LockFile, Owner};
 use crate::protocol::{Legacy, Reply, Request};
 
-/// Maximum wait for a change in a VM's directory before it is checked again: the lock becomes free just after the
-/// kernel reports that its file was closed.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// Time limit for a new supervisor to listen. One that does not listen by then has lost its socket.
 const LISTEN_LIMIT: Duration = Duration::from_secs(2);
 /// Time limit for a supervisor to exit after its last message.
@@ -42,6 +38,9 @@ pub enum EndRequest {
 pub enum Ended {
     /// No process holds the VM, and none can until this is dropped. `None`: its directory is gone.
     Released(Option<OwnerLock>),
+    /// The same, but its supervisor did not respond and was killed: the guest may not have written everything to its
+    /// disk, and the end is not recorded.
+    Killed(OwnerLock),
     /// It ended, and another process has taken it since, for instance to start it again.
     TakenAgain,
 }
@@ -58,7 +57,7 @@ pub enum EndError {
 }
 
 impl Client {
-    /// Ends the VM: asks its supervisor, or signals it if it cannot be asked, and waits until it is gone.
+    /// Ends the VM: asks its supervisor, or signals it if it does not respond, and waits until it is gone.
     ///
     /// # Errors
     /// [`EndError`].
@@ -73,103 +72,162 @@ impl Client {
     pub async fn released(&self, limit: Duration) -> Result<Option<OwnerLock>, EndError> {
         match self.release(None, Instant::now() + limit).await? {
             Ended::Released(lock) => Ok(lock),
+            Ended::Killed(lock) => Ok(Some(lock)),
             // No supervisor was asked to end, so none was waited for.
             Ended::TakenAgain => Err(EndError::Held),
         }
     }
 
     async fn release(&self, how: Option<EndRequest>, deadline: Instant) -> Result<Ended, EndError> {
+        match LockFile::open(&self.dir) {
+            Ok(mut lock) => self.release_by(how, deadline, || lock.try_lock()).await,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Ended::Released(None)),
+            Err(error) => Err(EndError::Lock(error)),
+        }
+    }
+
+    async fn release_by(
+        &self,
+        how: Option<EndRequest>,
+        deadline: Instant,
+        mut try_lock: impl FnMut() -> io::Result<Option<OwnerLock>>,
+    ) -> Result<Ended, EndError> {
         let began = Instant::now();
-        let mut has_ended = false;
+        let mut retry = Retry::in_dir(&self.dir);
+        let mut was_killed = false;
+        // When a lock that is still held means that another process has taken the VM. One that only checks whether it
+        // is held holds it for an instant.
+        let mut taken_again = None;
         loop {
-            // Before the check, or a change in between would be missed.
-            let changes = Changes::of(&self.dir);
-            match OwnerLock::try_acquire(&self.dir) {
+            match try_lock() {
+                Ok(Some(lock)) if was_killed => return Ok(Ended::Killed(lock)),
                 Ok(Some(lock)) => return Ok(Ended::Released(Some(lock))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ended::Released(None)),
                 Err(error) => return Err(EndError::Lock(error)),
-                Ok(None) if has_ended => return Ok(Ended::TakenAgain),
                 Ok(None) => {}
             }
-            if Instant::now() >= deadline {
-                return Err(EndError::Held);
+            let now = Instant::now();
+            match taken_again {
+                Some(at) if now >= at => return Ok(Ended::TakenAgain),
+                _ if now >= deadline => return Err(EndError::Held),
+                Some(at) => {
+                    retry.wait(deadline.min(at)).await;
+                    continue;
+                }
+                None => {}
             }
             let step = async {
                 match how {
                     None => self.gone().await,
-                    Some(how) => self.end_once(how, began).await,
+                    Some(how) => self.end_once(how, began, deadline).await,
                 }
             };
             match timeout_at(deadline, step).await {
-                Ok(Some(true)) => has_ended = how.is_some(),
-                Ok(Some(false)) => {}
-                // The holder is not a supervisor, or not yet one that can be asked.
-                Ok(None) => changes.wait(deadline.min(Instant::now() + LOOK_AGAIN)).await,
+                Ok(step @ (Step::Ended | Step::Killed)) => {
+                    was_killed = step == Step::Killed;
+                    taken_again = Some(Instant::now() + LOOK_AGAIN);
+                }
+                Ok(Step::Gone) => {}
+                Ok(Step::NoSupervisor) => retry.wait(deadline).await,
                 Err(_) => return Err(EndError::Held),
             }
         }
     }
 
     /// Waits for the end of the supervisor, if there is one.
-    async fn gone(&self) -> Option<bool> {
+    async fn gone(&self) -> Step {
         let process = match dir::connect(&self.dir).await {
-            Ok(stream) => Process::behind(&stream).ok()?,
-            Err(_) => Process::holding(&self.dir)?,
+            Ok(stream) => Process::behind(&stream).ok(),
+            Err(_) => Process::holding(&self.dir),
         };
+        let Some(process) = process else { return Step::NoSupervisor };
         process.ended().await;
-        Some(true)
+        Step::Gone
     }
 
-    /// Has the supervisor end the VM, and waits until it is gone. True if it ended because of this; `None` if there is
-    /// no supervisor that could be asked.
-    async fn end_once(&self, how: EndRequest, began: Instant) -> Option<bool> {
+    /// Has the supervisor end the VM, and waits until it is gone.
+    async fn end_once(&self, how: EndRequest, began: Instant, deadline: Instant) -> Step {
         match self.connect().await {
             Ok(mut connected) => {
-                ask(&mut connected.stream, how.into()).await.ok()?;
-                let answer = connected.stream.next().await;
-                let process = connected.process.ok()?;
-                let exited = timeout(EXIT_LIMIT, process.ended()).await.is_ok();
-                Some(exited && matches!(answer, Some(Ok(Frame::Control(Reply::Done)))))
+                match ask(&mut connected.stream, how.into()).await {
+                    Ok(()) => {}
+                    Err(ConnectError::Unresponsive) => return self.take_over(how, deadline).await,
+                    Err(_) => return Step::NoSupervisor,
+                }
+                let Some(answer) = self.while_responsive(connected.stream.next()).await else {
+                    return self.take_over(how, deadline).await;
+                };
+                let Ok(process) = connected.process else { return Step::NoSupervisor };
+                let has_exited = timeout(EXIT_LIMIT, process.ended()).await.is_ok();
+                match answer {
+                    Some(Ok(Frame::Control(Reply::Done))) if has_exited => Step::Ended,
+                    _ => Step::Gone,
+                }
             }
-            Err(ConnectError::OtherVersion { .. }) => self.end_legacy(how).await,
-            Err(ConnectError::Unresponsive) => self.take_over(how).await,
+            Err(ConnectError::OtherVersion { .. }) => self.end_legacy(how, deadline).await,
+            Err(ConnectError::Unresponsive) => self.take_over(how, deadline).await,
             Err(ConnectError::Unreachable(_)) => {
                 // A supervisor that has announced itself listened before that; a new one may be about to listen.
                 let has_listened = Owner::of(&self.dir).is_some() || began.elapsed() > LISTEN_LIMIT;
-                if has_listened { self.take_over(how).await } else { None }
+                if has_listened { self.take_over(how, deadline).await } else { Step::NoSupervisor }
             }
         }
     }
 
     /// Does the same for a supervisor of another version. All versions understand these requests.
-    async fn end_legacy(&self, how: EndRequest) -> Option<bool> {
-        let stream = dir::connect(&self.dir).await.ok()?;
-        let process = Process::behind(&stream).ok()?;
+    async fn end_legacy(&self, how: EndRequest, deadline: Instant) -> Step {
+        let Ok(stream) = dir::connect(&self.dir).await else { return Step::NoSupervisor };
+        let Ok(process) = Process::behind(&stream) else { return Step::NoSupervisor };
         let mut stream: Framed<_, FrameCodec<Reply, Legacy>> = Framed::new(stream, FrameCodec::default());
-        let asked = stream.send(Frame::Control(how.into())).await;
-        match asked {
-            Ok(()) => match stream.next().await {
-                Some(Ok(Frame::Control(Reply::Done))) => {}
-                // It is ending for another reason, or does not do what it was asked.
-                _ if timeout(EXIT_LIMIT, process.ended()).await.is_ok() => {}
-                _ => return self.take_over(how).await,
-            },
-            Err(_) => return self.take_over(how).await,
+        let answer = async {
+            stream.send(Frame::Control(how.into())).await.ok()?;
+            stream.next().await
+        };
+        let answer = match how {
+            // It has nothing to wait for.
+            EndRequest::Delete => timeout(ANSWER_LIMIT, answer).await.ok().flatten(),
+            EndRequest::Stop | EndRequest::Expire => answer.await,
+        };
+        let has_exited = timeout(EXIT_LIMIT, process.ended()).await.is_ok();
+        match answer {
+            _ if has_exited => Step::Ended,
+            Some(Ok(Frame::Control(Reply::Done))) => Step::NoSupervisor,
+            // It does not do what it was asked.
+            _ => self.take_over(how, deadline).await,
         }
-        timeout(EXIT_LIMIT, process.ended()).await.ok().map(|()| true)
     }
 
-    /// Ends a supervisor that cannot be asked, by signals. It ends its VM in order after the first.
-    async fn take_over(&self, how: EndRequest) -> Option<bool> {
-        let dir = self.dir.clone();
-        let process = Process::holding(&dir)?;
-        match how {
-            EndRequest::Delete => process.signal(Signal::KILL),
-            EndRequest::Stop | EndRequest::Expire => process.signal(Signal::TERM),
+    /// Ends a supervisor that cannot be asked, by signals. To stop its VM in order it is given nine tenths of the time
+    /// that is left.
+    async fn take_over(&self, how: EndRequest, deadline: Instant) -> Step {
+        let Some(process) = Process::holding(&self.dir) else { return Step::NoSupervisor };
+        if how != EndRequest::Delete {
+            process.signal(Signal::TERM);
+            // One that was only stopped must go on to end its VM.
+            process.signal(Signal::CONT);
+            let patience = deadline.saturating_duration_since(Instant::now()) * 9 / 10;
+            if timeout(patience, process.ended()).await.is_ok() {
+                return Step::Ended;
+            }
         }
+        // The kernel kills the VMM with its supervisor.
+        process.signal(Signal::KILL);
         process.ended().await;
-        Some(true)
+        if how == EndRequest::Delete { Step::Ended } else { Step::Killed }
     }
+}
+
+/// What came of one attempt to end a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// It ended because of this.
+    Ended,
+    /// Its supervisor did not respond and was killed.
+    Killed,
+    /// Its supervisor was ending it already, or is gone.
+    Gone,
+    /// The holder of the lock is not a supervisor, or not yet one that can be asked.
+    NoSupervisor,
 }
 
 impl From<EndRequest> for Request {
@@ -189,37 +247,6 @@ impl From<EndRequest> for Legacy {
             EndRequest::Delete => Self::Delete,
             EndRequest::Expire => Self::Expire,
         }
-    }
-}
-
-/// Watches a directory for changes from now on.
-struct Changes(Option<EventFd>);
-
-impl Changes {
-    fn of(dir: &Path) -> Self {
-        let watch = || {
-            let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-            let flags = WatchFlags::CLOSE_WRITE
-                | WatchFlags::CREATE
-                | WatchFlags::DELETE
-                | WatchFlags::MOVED_TO
-                | WatchFlags::DELETE_SELF;
-            inotify::add_watch(&watch, dir, flags)?;
-            EventFd::new(watch)
-        };
-        // The number of watches per user is limited; without one, the wait's time limit has to suffice.
-        Self(watch().ok())
-    }
-
-    /// Waits for the next change, until `until` at the latest.
-    async fn wait(&self, until: Instant) {
-        let change = async {
-            match &self.0 {
-                Some(watch) => watch.happened().await,
-                None => std::future::pending().await,
-            }
-        };
-        let _ = timeout_at(until, change).await;
     }
 }
 

@@ -68,7 +68,7 @@ pub async fn start(
     spawn(program, args, spec, lock).await?.booted().await
 }
 
-/// Starts `program` with `args` to make the template for VMs like that of `spec`, if there is none yet.
+/// Starts `program` with `args` to make the template for VMs like that of `spec`, unless it exists.
 ///
 /// Dropping the future cancels that.
 ///

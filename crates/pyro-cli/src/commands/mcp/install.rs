@@ -16,9 +16,9 @@ use crate::reply::Reply;
 use crate::session;
 
 const INSTALL_EXAMPLES: &str = "\
-The client is told the absolute path of this executable, because it may not have your PATH, and the settings that \
-are set here (PYRO_* other than PYRO_LOG, XDG_STATE_HOME, XDG_CACHE_HOME, XDG_DATA_HOME), because it may not have your \
-environment. `generic` has no file: what it prints is for any client that reads `mcpServers`.
+The entry holds the absolute path of this executable and the settings in your environment (PYRO_* other than PYRO_LOG, \
+XDG_STATE_HOME, XDG_CACHE_HOME, XDG_DATA_HOME), because the client may have another PATH and environment. `generic` has \
+no file: its output is for any client that reads `mcpServers`.
 
 Examples:
   pyro mcp install --client claude-code
@@ -28,9 +28,9 @@ Examples:
 
 /// Add pyro to the settings of an AI client
 ///
-/// Shows what would be written, and where. With --write it is written: everything else in the file stays as it
-/// is, comments included, and a copy of the file as it was is kept beside it. An entry of the same name is
-/// replaced as a whole.
+/// Shows what would be written, and where. With --write, writes it: everything else in the file stays unchanged,
+/// comments included, and a copy of the old file is kept next to it. An entry of the same name is replaced as a
+/// whole.
 #[derive(Debug, Args)]
 #[command(after_help = INSTALL_EXAMPLES, override_usage = "pyro mcp install [OPTIONS] --client <CLIENT> [-- <FLAGS OF pyro mcp serve>...]")]
 pub(crate) struct McpInstallArgs {
@@ -49,7 +49,7 @@ pub(crate) struct McpInstallArgs {
     /// Print one JSON document on stdout instead of text [default: off]
     #[arg(long)]
     pub(crate) json: bool,
-    /// Flags for `pyro mcp serve`, as the client is to give them
+    /// Flags for `pyro mcp serve`, which the client will pass
     #[arg(value_name = "FLAGS", last = true)]
     pub(crate) serve_flags: Vec<String>,
     /// The environments that these flags name.
@@ -58,12 +58,12 @@ pub(crate) struct McpInstallArgs {
 }
 
 impl McpInstallArgs {
-    /// The command line with which the client is to start the server.
+    /// Returns the command line with which the client starts the server.
     pub(crate) fn server_words<'a>(&'a self, program: &'a str) -> impl Iterator<Item = &'a str> {
         [program, "mcp", "serve"].into_iter().chain(self.serve_flags.iter().map(String::as_str))
     }
 
-    /// A flag among them that means something only for a server over HTTP.
+    /// Returns a flag among them that applies only to a server over HTTP.
     pub(crate) fn flag_for_http(&self) -> Option<String> {
         let given = |flag: &String| {
             self.serve_flags
@@ -80,7 +80,7 @@ fn client() -> impl TypedValueParser<Value = &'static Client> {
         .try_map(|name| Client::named(&name).ok_or("no such client"))
 }
 
-/// What every client takes: letters, digits, `-` and `_`.
+/// Checks that every client accepts the name: letters, digits, `-` and `_`.
 fn entry_name(name: &str) -> Result<String, &'static str> {
     let is_fine = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if (1..=64).contains(&name.len()) && name.chars().all(is_fine) {
@@ -98,10 +98,10 @@ struct Installed<'a> {
     entry: Map<String, Value>,
     /// The entry as a file of its own.
     snippet: &'a str,
-    /// `None` for clients in general.
+    /// `None` for `generic`.
     file: Option<&'a Path>,
     change: &'static str,
-    /// The entry that was there before, as the format would write it, without what may be secret.
+    /// The previous entry in the file's format, with possible secrets masked.
     replaced: Option<&'a str>,
     written: bool,
     backup: Option<PathBuf>,
@@ -109,11 +109,11 @@ struct Installed<'a> {
 
 pub(crate) fn run(args: &McpInstallArgs) -> Result<Reply, CliError> {
     let variables = Variables::of_process();
-    // Checks the settings too, so that no client is given a wrong one.
+    // Checks the settings too, so that no client gets an invalid one.
     let config = config::engine_config(&variables)?;
     let program = config.program.clone();
     let program = program.to_str().ok_or_else(|| {
-        InstallError::new(format!("the path of pyro is no UTF-8 text: {}", program.display()))
+        InstallError::new(format!("the path of pyro is not valid UTF-8: {}", program.display()))
     })?;
     check_environments(&args.environments, Engine::new(config))?;
     let words: Vec<&str> = args.server_words(program).collect();
@@ -123,7 +123,7 @@ pub(crate) fn run(args: &McpInstallArgs) -> Result<Reply, CliError> {
     let plan = match args.client.file(scope, &variables)? {
         Some(file) => Some(Plan::new(file, args.client, &args.name, &entry)?),
         None if args.write => {
-            let message = format!("{} is no client with a file that could be written", args.client.name);
+            let message = format!("{} has no file to write", args.client.name);
             return Err(InstallError::new(message).into());
         }
         None => None,
@@ -155,7 +155,7 @@ pub(crate) fn run(args: &McpInstallArgs) -> Result<Reply, CliError> {
     Ok(Reply::of(args.json, &document, text)?)
 }
 
-/// The server would end at once for an environment that does not exist, and nobody would see why.
+/// The server would exit at once if an environment does not exist, and the user would not see why.
 fn check_environments(names: &[String], engine: Engine) -> Result<(), CliError> {
     session::block_on(async {
         for name in names {
@@ -172,19 +172,19 @@ fn text(document: &Installed<'_>) -> String {
         "create" => "the file is new".to_owned(),
         "add" => format!("`{name}` is added"),
         "replace" => format!("`{name}` is replaced"),
-        _ => format!("none, `{name}` is there as it should be"),
+        _ => format!("none, `{name}` is up to date"),
     };
     let mut text = format!("File: {}\nChange: {change}\n\n{snippet}", file.display());
     if let Some(replaced) = document.replaced {
-        text.push_str(&format!("\nIn place of:\n\n{replaced}"));
+        text.push_str(&format!("\nIt replaces:\n\n{replaced}"));
     }
     match (&document.backup, document.written, document.change) {
         (_, _, "none") => {}
         (Some(backup), ..) => {
-            text.push_str(&format!("\nWritten. The file as it was: {}\n", backup.display()))
+            text.push_str(&format!("\nWritten. Copy of the old file: {}\n", backup.display()))
         }
         (None, true, _) => text.push_str("\nWritten.\n"),
-        (None, false, _) => text.push_str("\nNothing was written; `--write` does it.\n"),
+        (None, false, _) => text.push_str("\nNothing was written; use `--write` to write it.\n"),
     }
     text
 }

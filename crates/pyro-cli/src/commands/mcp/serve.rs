@@ -19,7 +19,7 @@ use crate::signals::{self, Signal};
 use crate::{config, session};
 
 const SERVE_EXAMPLES: &str = "\
-Clients start it themselves; this is what most of them want to be told:
+Clients start it themselves. Most of them take this setting:
   {\"mcpServers\": {\"pyro\": {\"command\": \"pyro\", \"args\": [\"mcp\", \"serve\"]}}}
 
 Examples:
@@ -30,18 +30,18 @@ Examples:
 
 /// Serve one client on standard input and output, or many over HTTP
 ///
-/// On standard input and output it ends when its input ends; over HTTP when it is told to, by Ctrl-C or
-/// SIGTERM. Calls that are under way are cancelled and their VMs removed, tasks stay. Logs go to stderr.
+/// On standard input and output, it ends when its input ends; over HTTP, on Ctrl-C or SIGTERM. It then cancels the
+/// calls in flight and removes their VMs; tasks stay. Logs go to stderr.
 #[derive(Debug, Args)]
 #[command(after_help = SERVE_EXAMPLES)]
 pub(crate) struct McpServeArgs {
-    /// How clients talk to it
+    /// How clients connect
     #[arg(long, value_enum, default_value_t = McpTransport::Stdio)]
     pub(crate) transport: McpTransport,
-    /// Keep that many spare VMs waiting while the server runs, so that calls start at once, instead of PYRO_WARM
+    /// Number of spare VMs that wait while the server runs, so that calls start at once; overrides PYRO_WARM
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(..=64))]
     pub(crate) warm: Option<u32>,
-    /// Inherited pipe with whose end the server ends, for programs that start it
+    /// Inherited pipe; the server ends when the pipe's other end closes
     #[arg(long, value_name = "FD", hide = true, value_parser = clap::value_parser!(i32).range(3..))]
     pub(crate) lifeline_fd: Option<i32>,
     #[command(flatten, next_help_heading = "HTTP")]
@@ -50,7 +50,7 @@ pub(crate) struct McpServeArgs {
     pub(crate) limits: McpLimitArgs,
 }
 
-/// Ways to talk to a server.
+/// How clients connect to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum McpTransport {
     /// Standard input and output
@@ -62,23 +62,23 @@ pub(crate) enum McpTransport {
 
 #[derive(Debug, Args)]
 pub(crate) struct McpHttpArgs {
-    /// Address to listen on; port 0 takes a free one [default: 127.0.0.1:8722]
+    /// Address to listen on; port 0 chooses a free one [default: 127.0.0.1:8722]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) listen: Option<SocketAddr>,
-    /// File with the token that clients send as `Authorization: Bearer …`; required unless the address is a loopback's
+    /// File with the token that clients send as `Authorization: Bearer …`; required unless the address is a loopback address
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// Name by which clients reach this host, beside localhost and the address; may be repeated
+    /// Name by which clients reach this host, in addition to localhost and the address; may be repeated
     #[arg(long, value_name = "NAME")]
     pub(crate) allow_host: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct McpLimitArgs {
-    /// Which tools there are
+    /// Set of tools to offer
     #[arg(long, value_enum, default_value_t = McpProfile::Full)]
     pub(crate) profile: McpProfile,
-    /// Only tools that change nothing [default: off]
+    /// Offer only tools that change nothing [default: off]
     #[arg(long)]
     pub(crate) read_only: bool,
     /// Environment that may be used; may be repeated [default: all]
@@ -90,22 +90,22 @@ pub(crate) struct McpLimitArgs {
     /// Let clients run commands on this host, without isolation, where no VM can run [default: off]
     #[arg(long)]
     pub(crate) allow_host_compat: bool,
-    /// The default; kept for settings that name it
+    /// The default; accepted for existing client settings
     #[arg(long, hide = true, conflicts_with = "allow_host_compat")]
     no_host_compat: bool,
-    /// Most virtual CPUs of a VM
+    /// Maximum virtual CPUs of a VM
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(i64).range(1..=8))]
     pub(crate) max_vcpu_count: Option<i64>,
-    /// Most memory of a VM in MiB
+    /// Maximum memory of a VM, in MiB
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(i64).range(256..=32768))]
     pub(crate) max_mem_mib: Option<i64>,
-    /// Largest disk of a task in MiB
+    /// Maximum disk size of a task, in MiB
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(i64).range(256..=1_048_576))]
     pub(crate) max_disk_mib: Option<i64>,
-    /// Longest lifetime of a VM or task in seconds
+    /// Maximum lifetime of a VM or task, in seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(60..=3600))]
     pub(crate) max_ttl_seconds: Option<i64>,
-    /// Most VMs and tasks at once, instead of PYRO_MAX_ACTIVE_VMS
+    /// Maximum number of VMs and tasks at once; overrides PYRO_MAX_ACTIVE_VMS
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_active_vms: Option<u32>,
 }
@@ -115,15 +115,15 @@ pub(crate) struct McpLimitArgs {
 pub(crate) enum McpProfile {
     /// vm_run and the list of environments
     VmRun,
-    /// These and the tools for tasks
+    /// Those of vm-run, and the tools for tasks
     Task,
-    /// All
+    /// All tools
     Full,
 }
 
-/// Where clients are expected if nothing else is said.
+/// The default address.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8722);
-/// Longest file with a token, in bytes.
+/// Maximum size of a token file, in bytes.
 const TOKEN_FILE_BYTES: u64 = 4096;
 
 pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Reply, CliError> {
@@ -139,7 +139,7 @@ pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Reply, CliErr
             None
         }
         (McpTransport::Stdio, _) => {
-            let message = "--listen, --token-file and --allow-host are for HTTP";
+            let message = "--listen, --token-file and --allow-host are only for HTTP";
             return Err(refusal(message, "add --transport http"));
         }
     };
@@ -174,7 +174,7 @@ pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Reply, CliErr
     })
 }
 
-/// The limits, as far as they make sense.
+/// Returns the policy. Fails for an environment that does not exist.
 async fn policy(args: McpLimitArgs, engine: &Engine) -> Result<Policy, CliError> {
     for name in &args.environment {
         engine.inspect_environment(name).await?;
@@ -210,15 +210,15 @@ fn refusal(message: &str, hint: &str) -> CliError {
         .into()
 }
 
-/// The token in a file, without the end of its line.
+/// Returns the token in a file, without the line end.
 fn read_token(path: &Path) -> Result<String, CliError> {
     let mut text = String::new();
     let read = File::open(path)
         .and_then(|file| file.take(TOKEN_FILE_BYTES + 1).read_to_string(&mut text))
         .map_err(|error| CliError::System(format!("cannot read {}", path.display()), error))?;
     if read as u64 > TOKEN_FILE_BYTES {
-        let message = format!("{} has more than {TOKEN_FILE_BYTES} bytes", path.display());
-        return Err(refusal(&message, "name a file that holds the token and nothing else"));
+        let message = format!("{} is too large: the maximum is {TOKEN_FILE_BYTES} bytes", path.display());
+        return Err(refusal(&message, "use a file that holds only the token"));
     }
     Ok(text.trim_end().to_owned())
 }

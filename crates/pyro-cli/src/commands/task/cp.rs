@@ -11,9 +11,9 @@ use crate::reply::Reply;
 use crate::session;
 
 const CP_EXAMPLES: &str = "\
-One of the two is in a task and written TASK_ID:PATH; PATH is below /workspace unless it is absolute. If the
-destination is a directory, the copy goes there under its own name. Files that are there already are replaced.
-On this machine nothing but the copy is written: symbolic links that lead out of it are left out.
+Either the source or the destination is in a task, written TASK_ID:PATH; PATH is relative to /workspace \
+unless it is absolute. If the destination is a directory, the copy is made in it under the source's name. \
+Existing files are replaced. A copy to this machine leaves out symbolic links that lead out of it.
 
 Examples:
   pyro task cp src 9775b3af1eeb:project
@@ -24,16 +24,16 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = CP_EXAMPLES)]
 pub(crate) struct TaskCpArgs {
-    /// What to copy, a file or a directory
+    /// File or directory to copy
     #[arg(value_name = "SOURCE")]
     pub(crate) source: PathBuf,
-    /// Where to, a directory that exists or the name of the copy
+    /// Existing directory for the copy, or the copy's name
     #[arg(value_name = "DESTINATION")]
     pub(crate) destination: PathBuf,
-    /// Most that all files together may have, in MiB
+    /// Maximum total size of the copy, in MiB
     #[arg(long, value_name = "MIB", default_value = "8192", value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub(crate) max_mib: u64,
-    /// Most files, directories and links
+    /// Maximum number of files, directories and links
     #[arg(long, value_name = "COUNT", default_value = "1000000", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) max_entries: u64,
     /// Print one JSON document on stdout instead of text [default: off]
@@ -55,11 +55,11 @@ pub(super) fn run(args: &TaskCpArgs, engine: &Engine, printer: &Printer) -> Resu
             }
             _ => Err(EngineError::new(
                 ErrorKind::InvalidInput,
-                "one of the two, source or destination, must be in a task",
+                "either the source or the destination must be in a task",
             )
             .hint(Hint::CommandLine {
                 text:
-                    "write it as TASK_ID:PATH; write a file of this machine whose name has a colon as ./NAME"
+                    "write a path in a task as TASK_ID:PATH, and a file of this machine with a colon in its name as ./NAME"
                         .to_owned(),
             })),
         }
@@ -67,7 +67,7 @@ pub(super) fn run(args: &TaskCpArgs, engine: &Engine, printer: &Printer) -> Resu
     Ok(Reply::of(args.json, &copied, report)?)
 }
 
-/// The id and the path of `TASK_ID:PATH`. What stands before the colon of a path with a slash is no id.
+/// Returns the id and the path of `TASK_ID:PATH`. Text with a slash before the colon is not an id.
 fn in_task(path: &Path) -> Option<(&str, &str)> {
     let (id, path) = path.to_str()?.split_once(':')?;
     (!id.contains('/')).then_some((id, path))

@@ -19,8 +19,8 @@ Examples:
 
 /// Create a task and start it
 ///
-/// Installs the environment first if it is missing. The task does not end with this command: any process
-/// of this user can use it until it is deleted.
+/// Installs the environment first if it is missing. The task outlives this command: any process of this user can
+/// use it until it is deleted.
 #[derive(Debug, Args)]
 #[command(after_help = CREATE_EXAMPLES)]
 pub(crate) struct TaskCreateArgs {
@@ -29,10 +29,10 @@ pub(crate) struct TaskCreateArgs {
     /// Lifetime in seconds after which the guest is stopped, 60 to 3600
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) ttl_seconds: i64,
-    /// Size of the disk in MiB, 256 to 1048576; space is taken as it is used [default: 8192, or what fits]
+    /// Size of the disk in MiB, 256 to 1048576; space is allocated when it is used [default: 8192, or less if the disk is smaller]
     #[arg(long, value_name = "MIB", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) disk_mib: Option<i64>,
-    /// Give the guest outbound network access, and a hostile one all that you can reach [default: off]
+    /// Give the guest outbound network access; a hostile guest can then reach all that you can reach [default: off]
     #[arg(long)]
     pub(crate) network: bool,
     /// Agree to run commands on this machine, without isolation, if VMs cannot run here [default: off]

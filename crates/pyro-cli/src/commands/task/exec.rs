@@ -14,11 +14,11 @@ use crate::session;
 use crate::words::{self, integer};
 
 const EXEC_EXAMPLES: &str = "\
-The command goes to `/bin/sh -lc` in the guest, and a single word is passed as it is written, as in `pyro run`.
-Whatever it leaves running in the background goes on. Its output is kept in the task's journal, at most 16 MiB
-of each stream. Ctrl-C ends the command; if pyro itself is killed, the command goes on.
+The command is run by `/bin/sh -lc` in the guest, and a single word is passed unchanged, as in `pyro run`. \
+Its background processes keep running. Its output is kept in the task's journal, at most 16 MiB of each \
+stream. Ctrl-C ends the command; if pyro itself is killed, the command keeps running.
 
-Exit status: as of `pyro run`.
+Exit status: as for `pyro run`.
 
 Examples:
   pyro task exec 9775b3af1eeb -- git status
@@ -27,18 +27,17 @@ Examples:
 
 /// Run one command in a task
 ///
-/// The guest's stdout and stderr come out as they are written; a summary goes to stderr. The task stays as
-/// it is, whatever the exit status.
+/// Streams the guest's stdout and stderr, and prints a summary on stderr. The exit status does not affect the task.
 #[derive(Debug, Args)]
 #[command(after_help = EXEC_EXAMPLES, override_usage = "pyro task exec [OPTIONS] <TASK_ID> -- <COMMAND>...")]
 pub(crate) struct TaskExecArgs {
     /// Id that `pyro task create` printed; `pyro task list` shows them all
     #[arg(value_name = "TASK_ID")]
     pub(crate) task_id: String,
-    /// Longest time the command may take, in seconds, at least 1
+    /// Time limit for the command, in seconds, at least 1
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) timeout_seconds: i64,
-    /// Working directory, which must exist; below /workspace unless it is absolute [default: /workspace]
+    /// Working directory, which must exist; relative to /workspace unless it is absolute [default: /workspace]
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) cwd: Option<String>,
     /// Set a variable for the command; may be repeated
@@ -56,7 +55,7 @@ pub(crate) struct TaskExecArgs {
 }
 
 fn variable(text: &str) -> Result<(String, String), &'static str> {
-    let (name, value) = text.split_once('=').ok_or("not of the form NAME=VALUE")?;
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
 }
 
@@ -72,7 +71,7 @@ pub(super) fn run(args: TaskExecArgs, engine: &Engine, printer: &Printer) -> Res
         let detached = session::block_on(engine.detach_task(id, command))?;
         return Ok(Reply::of(args.json, &detached, |detached| format!("Sequence: {}\n", detached.sequence))?);
     }
-    // People see the output as it comes; a program gets it in the document, after the end.
+    // Text output is streamed; a JSON document holds it after the end.
     let output = if args.json { OutputMode::Capture } else { OutputMode::Stream };
     let request = ExecTask { task: id.as_str().into(), command, output: output.into() };
     let (result, shown) = session::watch(printer, args.json, async |events, cancel| {

@@ -1,4 +1,4 @@
-//! `pyro task logs`, `wait` and `kill`: commands of a task that run or have run.
+//! `pyro task logs`, `wait` and `kill`: running and ended commands of a task.
 
 use clap::Args;
 use pyro_engine::{Engine, EngineError, ErrorKind, Hint, Outcome, TaskLogEntry};
@@ -18,8 +18,7 @@ Examples:
 
 /// Show the commands of a task and what they wrote
 ///
-/// The journal is kept until the task is deleted. Output of a command that still runs is shown as far as it
-/// has come.
+/// The journal is kept until the task is deleted. For a running command, it holds the output so far.
 #[derive(Debug, Args)]
 #[command(after_help = LOGS_EXAMPLES)]
 pub(crate) struct TaskLogsArgs {
@@ -28,14 +27,13 @@ pub(crate) struct TaskLogsArgs {
     /// Show only the command with this number [default: all]
     #[arg(long, value_name = "NUMBER")]
     pub(crate) sequence: Option<u64>,
-    /// Show the output of one command while it runs, until it ends; without --sequence that of the latest
-    /// [default: off]
+    /// Show the output of one command until it ends; without --sequence, of the latest [default: off]
     #[arg(long)]
     pub(crate) follow: bool,
 }
 
 const WAIT_EXAMPLES: &str = "\
-Exit status: that of the command, as of `pyro run`; 1 if it is not known how it ended.
+Exit status: that of the command, as for `pyro run`; 1 if its end is unknown.
 
 Examples:
   pyro task wait 9775b3af1eeb --sequence 3";
@@ -54,7 +52,7 @@ Examples:
 
 /// End a command of a task
 ///
-/// Its processes get SIGTERM and, a second later, SIGKILL. One that has ended already is no error.
+/// Sends SIGTERM to its processes and, a second later, SIGKILL. Succeeds if it has ended already.
 #[derive(Debug, Args)]
 #[command(after_help = KILL_EXAMPLES)]
 pub(crate) struct TaskKillArgs {
@@ -96,7 +94,7 @@ fn no_commands(id: &str) -> EngineError {
         .hint(Hint::RunFirst)
 }
 
-/// The journal for people, one entry after another: altogether it may be large. What went to stderr goes there again.
+/// Prints the journal one entry at a time, because it may be large. Standard error is printed on standard error.
 async fn show(engine: &Engine, id: &str, sequence: Option<u64>, printer: &Printer) -> Result<(), CliError> {
     let wanted = match sequence {
         Some(sequence) => sequence..=sequence,
@@ -110,7 +108,7 @@ async fn show(engine: &Engine, id: &str, sequence: Option<u64>, printer: &Printe
             Ok(logs) => logs,
             Err(error) if sequence.is_some() || error.kind == ErrorKind::NotFound => return Err(error.into()),
             Err(error) => {
-                printer.note(&format!("[warning] #{number} cannot be shown: {error}"));
+                printer.note(&format!("[warning] cannot show command {number}: {error}"));
                 continue;
             }
         };
@@ -129,7 +127,7 @@ async fn show(engine: &Engine, id: &str, sequence: Option<u64>, printer: &Printe
     Ok(())
 }
 
-/// Ends the way the command ended.
+/// Exits with the status of the command.
 pub(super) fn wait(args: &TaskWaitArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
     let TaskSequenceArgs { task, sequence } = &args.command;
     let (entry, _) = session::watch(printer, task.json, async |_, cancel| {
@@ -185,7 +183,7 @@ fn shown(entry: &TaskLogEntry) -> String {
     text
 }
 
-/// How a command ended, or what else became of it.
+/// How a command ended, or its outcome if it has no exit code.
 fn end(entry: &TaskLogEntry) -> String {
     let mut text = match (entry.exit_code, entry.duration_ms) {
         (Some(code), Some(duration)) => format!("exit_code={code} duration_ms={duration}"),
@@ -200,7 +198,7 @@ fn end(entry: &TaskLogEntry) -> String {
     text
 }
 
-/// What is missing from the kept output, if something is.
+/// How many bytes are missing from the kept output, if any.
 fn kept_part(entry: &TaskLogEntry) -> String {
     let missing = [("stdout", entry.stdout_truncated), ("stderr", entry.stderr_truncated)];
     missing

@@ -43,7 +43,7 @@ const EXTEND_EXAMPLES: &str = "\
 Examples:
   pyro task extend 9775b3af1eeb --ttl-seconds 3600";
 
-/// Give a task another lifetime, which begins now
+/// Start a new lifetime of a task now
 #[derive(Debug, Args)]
 #[command(after_help = EXTEND_EXAMPLES)]
 pub(crate) struct TaskExtendArgs {
@@ -60,7 +60,7 @@ Examples:
 
 /// Stop a task; its disk and its journal are kept
 ///
-/// Commands that run are ended, everything is written out, then the guest is ended.
+/// Ends running commands, writes all data to disk, then ends the guest.
 #[derive(Debug, Args)]
 #[command(after_help = STOP_EXAMPLES)]
 pub(crate) struct TaskStopArgs {
@@ -72,9 +72,9 @@ const START_EXAMPLES: &str = "\
 Examples:
   pyro task start 9775b3af1eeb";
 
-/// Start a stopped task again, with the disk it had
+/// Start a stopped task again with its disk
 ///
-/// If its lifetime has ended, another one of the same length begins.
+/// If its lifetime has ended, a new one of the same length begins.
 #[derive(Debug, Args)]
 #[command(after_help = START_EXAMPLES)]
 pub(crate) struct TaskStartArgs {
@@ -128,7 +128,7 @@ pub(super) fn delete(args: &TaskDeleteArgs, engine: &Engine) -> Result<Reply, Cl
     Ok(Reply::of(args.task.json, &deleted, |deleted| format!("Deleted task: {}\n", deleted.task_id))?)
 }
 
-/// `create`, `status` and whatever else gives a task back. The contract's lines come first.
+/// The text for every command that returns a task. The contract's lines come first.
 pub(super) fn task(task: &Task) -> String {
     let mut lines = vec![
         format!("Task ID: {}", task.task_id),

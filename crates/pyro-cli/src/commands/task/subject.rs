@@ -1,8 +1,8 @@
-//! What a command of `pyro task` is about, as several of them name it.
+//! Arguments that name a task or a command of it.
 
 use clap::Args;
 
-/// The task a command is about.
+/// A task.
 #[derive(Debug, Args)]
 pub(crate) struct TaskIdArgs {
     /// Id that `pyro task create` printed; `pyro task list` shows them all
@@ -13,12 +13,12 @@ pub(crate) struct TaskIdArgs {
     pub(crate) json: bool,
 }
 
-/// The command of a task that this is about.
+/// A command of a task.
 #[derive(Debug, Args)]
 pub(crate) struct TaskSequenceArgs {
     #[command(flatten)]
     pub(crate) task: TaskIdArgs,
-    /// Number of the command, as `pyro task exec` and `pyro task logs` tell it
+    /// Number of the command, as `pyro task exec` and `pyro task logs` print it
     #[arg(long, value_name = "NUMBER")]
     pub(crate) sequence: u64,
 }

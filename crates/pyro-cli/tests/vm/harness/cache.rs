@@ -8,8 +8,8 @@ use super::{ENVIRONMENT, PYRO};
 
 /// The cache directory, with the environment in it.
 ///
-/// `PYRO_TEST_CACHE` names another one than the default in the build directory. Pulling is locked, so of many
-/// tests that find it empty one builds the environment and the others wait.
+/// `PYRO_TEST_CACHE` overrides the default in the build directory. Pulling takes a lock, so one test builds the
+/// environment and the others wait.
 pub(crate) fn with_environment() -> &'static Path {
     static CACHE: OnceLock<PathBuf> = OnceLock::new();
     CACHE.get_or_init(|| {

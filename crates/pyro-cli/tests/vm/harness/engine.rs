@@ -1,4 +1,4 @@
-//! The engine as a library, for what the command line does not offer: VMs that outlive a call.
+//! The engine as a library, for VMs that outlive a call, which the command line does not offer.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ pub(crate) fn never() -> CancellationToken {
 }
 
 impl Sandbox {
-    /// An engine on this sandbox's state directory, as one more process of the user would have.
+    /// An engine on this sandbox's state directory, like that of another process of the user.
     pub(crate) fn engine(&self) -> Engine {
         self.engine_with(|_| {})
     }

@@ -1,4 +1,4 @@
-//! Tasks, used through the command line by processes that know nothing of each other.
+//! Tasks, used through the command line by independent processes.
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ pub(crate) struct Task<'a> {
 }
 
 impl Sandbox {
-    /// A task that has been created by a process which is gone.
+    /// A task whose creating process has ended.
     pub(crate) fn task<'a>(&'a self, flags: impl IntoIterator<Item = &'a str>) -> Task<'a> {
         let created = self.pyro(["task", "create", ENVIRONMENT, "--json"].into_iter().chain(flags));
         assert_eq!(created.code(), 0, "{created:?}");
@@ -44,7 +44,7 @@ impl Task<'_> {
         self.start_exec(flags, line).finish()
     }
 
-    /// Begins a command that is not waited for; its number.
+    /// Begins a command without waiting for it, and returns its number.
     pub(crate) fn detach(&self, line: &str) -> u64 {
         let flags = ["--detach", "--json", "--timeout-seconds", "600"];
         self.exec(flags, line).json()["sequence"].as_u64().unwrap()

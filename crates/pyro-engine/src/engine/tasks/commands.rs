@@ -1,17 +1,19 @@
 //! Commands of a task. In a guest, the task's supervisor runs and records them; this module is its client.
 
-use pyro_supervisor::{CommandEnd, CommandOutcome, OutputChunk, OutputStream, Run, RunError};
+use std::time::Duration;
+
+use pyro_supervisor::{CommandEnd, CommandOutcome, ConnectError, OutputChunk, OutputStream, Run, RunError};
 use tokio_util::sync::CancellationToken;
 
-use super::supervisor_lost;
+use super::{supervisor_lost, unanswered};
 use crate::Kind;
-use crate::capture::OutputSink;
+use crate::capture::{Captured, OutputSink};
 use crate::engine::Engine;
-use crate::engine::exec::{exec_request, exit_code, guest_cwd, not_delivered, with_not_started_hint};
-use crate::finished::{Finished, KILLED};
+use crate::engine::exec::{exec_request, guest_cwd, not_asked, not_delivered, with_not_started_hint};
+use crate::exit_code::{duration_ms, exit_code, status};
 use crate::limits::CheckedCommand;
 use crate::operations::ExecTask;
-use crate::registry::{CommandExit, VmRecord};
+use crate::registry::VmRecord;
 use crate::state::VmEvent;
 use crate::{
     Command, EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, Outcome, OutputMode, TaskDetached,
@@ -24,9 +26,7 @@ const DETACHED_OUTPUT: OutputMode = OutputMode::Capture;
 /// A finished command.
 pub(super) struct Ran {
     pub(super) sequence: u64,
-    pub(super) exit: CommandExit,
-    pub(super) stdout: Vec<u8>,
-    pub(super) stderr: Vec<u8>,
+    pub(super) captured: Captured,
 }
 
 impl Engine {
@@ -46,7 +46,7 @@ impl Engine {
         let command = limits::check_command(request.command, request.output.output)?;
         let id = VmId::parse_as(Kind::Task, &request.task.task_id)?;
         let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
-        let ran = match record.execution_mode {
+        let Ran { sequence, captured: Captured { end, stdout, stderr } } = match record.execution_mode {
             ExecutionMode::HostCompat => self.run_on_host(&record, &command, events, cancel).await?,
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
                 self.run_in_guest(&record, &command, events, cancel).await?
@@ -56,17 +56,17 @@ impl Engine {
             task_id: id,
             environment: record.environment,
             environment_version: record.environment_version,
-            stdout: ran.stdout.into(),
-            stderr: ran.stderr.into(),
-            exit_code: ran.exit.exit_code,
-            duration_ms: ran.exit.duration_ms,
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+            exit_code: exit_code(&end),
+            duration_ms: duration_ms(&end),
             execution_mode: record.execution_mode,
-            sequence: ran.sequence,
+            sequence,
             cwd: guest_cwd(&command),
-            outcome: if ran.exit.killed { Outcome::Killed } else { Outcome::Exited },
-            stdout_truncated: ran.exit.stdout_truncated,
-            stderr_truncated: ran.exit.stderr_truncated,
-            timed_out: ran.exit.timed_out,
+            outcome: if end.killed { Outcome::Killed } else { Outcome::Exited },
+            stdout_truncated: end.stdout_dropped,
+            stderr_truncated: end.stderr_dropped,
+            timed_out: end.timed_out,
             command: command.command,
         })
     }
@@ -84,7 +84,8 @@ impl Engine {
         let begun = self.client(&id).detach(exec_request(&command)).await;
         let sequence = match begun {
             Ok(sequence) => sequence,
-            Err(error) => return Err(self.run_error(&id, error).await),
+            // The caller does not wait for the command, so it has nothing to cancel.
+            Err(error) => return Err(self.run_error(&id, error, &CancellationToken::new()).await),
         };
         let cwd = guest_cwd(&command);
         Ok(TaskDetached { task_id: id, sequence, command: command.command, cwd, outcome: Outcome::Running })
@@ -110,43 +111,50 @@ impl Engine {
             Ok(ran) => (ran.sequence.unwrap_or(accepted), ran.outcome),
             // The supervisor may have dropped only this client, because it did not read for too long.
             Err(RunError::Lost { sequence: Some(sequence) }) => {
-                return self.recover(&record.vm_id, sequence, command.output).await;
+                return self.recover(&record.vm_id, sequence, command.output, cancel).await;
             }
-            Err(error) => return Err(self.run_error(&record.vm_id, error).await),
+            Err(error) => return Err(self.run_error(&record.vm_id, error, cancel).await),
         };
         match end {
-            CommandOutcome::Ended(end) => {
-                let (stdout, stdout_over) = stdout.finish();
-                let (stderr, stderr_over) = stderr.finish();
-                let exit = CommandExit {
-                    stdout_truncated: end.stdout_dropped.saturating_add(stdout_over),
-                    stderr_truncated: end.stderr_dropped.saturating_add(stderr_over),
-                    ..CommandExit::from(&end)
-                };
-                Ok(Ran { sequence, exit, stdout, stderr })
-            }
+            CommandOutcome::Ended(end) => Ok(Ran { sequence, captured: Captured::new(end, stdout, stderr) }),
             CommandOutcome::NotRun { cause, kind } => {
                 let error = EngineError::new(ErrorKind::NotDelivered, cause).hint(Hint::JournalSaysSo);
                 Err(with_not_started_hint(error, kind))
             }
-            CommandOutcome::Unknown { .. } => Err(self.lost(&record.vm_id).await),
+            CommandOutcome::Unknown { cause } => Err(self.lost(&record.vm_id, cause, cancel).await),
         }
     }
 
-    /// Returns the journal's entry for a command whose client was lost.
-    async fn recover(&self, id: &VmId, sequence: u64, output: OutputMode) -> Result<Ran, EngineError> {
-        let _ = self.client(id).watch(sequence, false, async |_| {}).await;
+    /// Waits for the end of a command whose client was lost, and returns what the journal says. `cancel` ends the command.
+    async fn recover(
+        &self,
+        id: &VmId,
+        sequence: u64,
+        output: OutputMode,
+        cancel: &CancellationToken,
+    ) -> Result<Ran, EngineError> {
+        let client = self.client(id);
+        let is_cancelled = tokio::select! {
+            biased;
+            () = cancel.cancelled() => true,
+            _ = client.watch(sequence, false, async |_| {}) => false,
+        };
+        if is_cancelled {
+            // The journal records how it ends.
+            let _ = client.kill(sequence).await;
+            return Err(EngineError::cancelled());
+        }
         let entry = self.entry(id, sequence).await?;
         let (Some(exit_code), Some(duration_ms)) = (entry.exit_code, entry.duration_ms) else {
-            return Err(self.lost(id).await);
+            return Err(self.lost(id, None, cancel).await);
         };
-        let exit = CommandExit {
-            exit_code,
-            duration_ms,
+        let end = CommandEnd {
+            status: status(exit_code),
             timed_out: entry.timed_out,
             killed: entry.outcome == Outcome::Killed,
-            stdout_truncated: entry.stdout_truncated,
-            stderr_truncated: entry.stderr_truncated,
+            duration: Duration::from_millis(duration_ms),
+            stdout_dropped: entry.stdout_truncated,
+            stderr_dropped: entry.stderr_truncated,
         };
         let (stdout, stderr) = match output {
             OutputMode::Capture | OutputMode::CaptureAndStream => {
@@ -154,13 +162,14 @@ impl Engine {
             }
             OutputMode::Stream => (Vec::new(), Vec::new()),
         };
-        Ok(Ran { sequence, exit, stdout, stderr })
+        Ok(Ran { sequence, captured: Captured { end, stdout, stderr } })
     }
 
     /// Waits until a command has ended and returns its entry.
     ///
     /// # Errors
-    /// `NotFound`, `StateUnusable`, `Cancelled`.
+    /// `NotFound`, `StateUnusable`, `Cancelled`; `NotDelivered` if the task's supervisor does not respond or is of
+    /// another version.
     pub async fn wait_task(
         &self,
         task_id: &str,
@@ -205,11 +214,10 @@ impl Engine {
                         send(events, chunk.stream, chunk.bytes).await;
                     };
                     let client = self.client(&id);
-                    if client.watch(sequence, events.is_some(), on_output).await.is_err() {
-                        // The supervisor is exiting; what it failed to record is known once it is gone.
-                        self.await_release(&id).await?;
+                    match client.watch(sequence, events.is_some(), on_output).await {
+                        Ok(_) => Ok(()),
+                        Err(error) => self.await_record(&id, error).await,
                     }
-                    Ok(())
                 }
                 _ => Ok(()),
             }
@@ -233,8 +241,8 @@ impl Engine {
     /// already ended is not an error.
     ///
     /// # Errors
-    /// `NotFound`, `StateUnusable`; `InvalidInput` if the task's commands run on the host; `OutcomeUnknown` if the
-    /// command cannot be reached.
+    /// `NotFound`, `StateUnusable`; `InvalidInput` if the task's commands run on the host; `NotDelivered` if the task's
+    /// supervisor does not respond or is of another version; `OutcomeUnknown` if it did not confirm the end.
     pub async fn kill_task(&self, task_id: &str, sequence: u64) -> Result<TaskLogEntry, EngineError> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = self.get(Kind::Task, &id).await?;
@@ -243,9 +251,8 @@ impl Engine {
             return Ok(entry);
         }
         refuse_on_host(&record, "ended from elsewhere")?;
-        let client = self.client(&id);
-        if client.kill(sequence).await.is_err() {
-            self.await_release(&id).await?;
+        if let Err(error) = self.client(&id).kill(sequence).await {
+            self.await_record(&id, error).await?;
         }
         match self.entry(&id, sequence).await? {
             entry if entry.outcome == Outcome::Running => Err(supervisor_lost(&id)),
@@ -253,15 +260,37 @@ impl Engine {
         }
     }
 
-    async fn run_error(&self, id: &VmId, error: RunError) -> EngineError {
+    /// Waits until the supervisor that could not be asked for a command's end is gone: it is exiting, and what it failed
+    /// to record is known then. Any other supervisor goes on, so it is not awaited.
+    async fn await_record(&self, id: &VmId, error: RunError) -> Result<(), EngineError> {
         match error {
-            RunError::Lost { .. } => self.lost(id).await,
+            RunError::NotDelivered(
+                error @ (ConnectError::OtherVersion { .. } | ConnectError::Unresponsive),
+            ) => Err(not_asked(error)),
+            RunError::Unanswered => Err(unanswered(id)),
+            RunError::NotDelivered(ConnectError::Unreachable(_))
+            | RunError::Refused { .. }
+            | RunError::Cancelled
+            | RunError::Lost { .. } => self.await_release(id).await.map(drop),
+        }
+    }
+
+    async fn run_error(&self, id: &VmId, error: RunError, cancel: &CancellationToken) -> EngineError {
+        match error {
+            RunError::Lost { .. } => self.lost(id, None, cancel).await,
+            RunError::Unanswered => EngineError::outcome_unknown(Kind::Task, id.as_str()).caused_by(error),
             error => not_delivered(error),
         }
     }
 
-    async fn lost(&self, id: &VmId) -> EngineError {
-        self.explain_loss(Kind::Task, id, EngineError::outcome_unknown(Kind::Task, id.as_str())).await
+    /// Returns the error for a command whose outcome is unknown, with what is known of the loss.
+    async fn lost(&self, id: &VmId, cause: Option<String>, cancel: &CancellationToken) -> EngineError {
+        let error = EngineError::outcome_unknown(Kind::Task, id.as_str());
+        let error = match cause {
+            Some(cause) => error.caused_by(cause),
+            None => error,
+        };
+        self.explain_loss(Kind::Task, id, error, cancel).await
     }
 }
 
@@ -288,43 +317,4 @@ fn refuse_on_host(record: &VmRecord, what: &str) -> Result<(), EngineError> {
     }
     let message = format!("commands of task {} run on the host and cannot be {what}", record.vm_id);
     Err(EngineError::new(ErrorKind::InvalidInput, message).hint(Hint::RunAndWait))
-}
-
-impl CommandExit {
-    /// A command that was killed because its caller cancelled it.
-    pub(super) const KILLED: Self = Self {
-        exit_code: KILLED,
-        duration_ms: 0,
-        timed_out: false,
-        killed: true,
-        stdout_truncated: 0,
-        stderr_truncated: 0,
-    };
-}
-
-impl From<&CommandEnd> for CommandExit {
-    /// Converts what is known about the end; the caller adds the kept output.
-    fn from(end: &CommandEnd) -> Self {
-        Self {
-            exit_code: exit_code(end),
-            duration_ms: u64::try_from(end.duration.as_millis()).unwrap_or(u64::MAX),
-            timed_out: end.timed_out,
-            killed: end.killed,
-            stdout_truncated: end.stdout_dropped,
-            stderr_truncated: end.stderr_dropped,
-        }
-    }
-}
-
-impl From<&Finished> for CommandExit {
-    fn from(finished: &Finished) -> Self {
-        Self {
-            exit_code: finished.exit_code,
-            duration_ms: u64::try_from(finished.duration.as_millis()).unwrap_or(u64::MAX),
-            timed_out: finished.timed_out,
-            killed: false,
-            stdout_truncated: finished.stdout_truncated,
-            stderr_truncated: finished.stderr_truncated,
-        }
-    }
 }

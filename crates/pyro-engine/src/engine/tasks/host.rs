@@ -4,26 +4,37 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use pyro_supervisor::{CommandLog, OutputChunk, WORKSPACE, files, room};
+use pyro_supervisor::{
+    CommandEnd, CommandLog, CommandOutcome, OutputChunk, WORKSPACE, files, room, unlocked,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::commands::Ran;
-use crate::capture::OutputSink;
+use crate::capture::{Captured, OutputSink};
 use crate::engine::exec::refuse_cwd;
 use crate::engine::{Engine, now, state_unusable};
 use crate::limits::CheckedCommand;
-use crate::registry::{CommandExit, CommandFate, CommandRecord, NewCommand, VmRecord};
+use crate::registry::{CommandRecord, NewCommand, VmRecord};
 use crate::{
-    EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, Outcome, OutputMode, OutputStream, VmId,
-    convert,
+    EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, OutputMode, OutputStream, VmId, convert,
 };
 
 /// Locked while a command gets its sequence and its lock.
 const BEGINNING: &str = "beginning.lock";
 /// Number of output events that may be queued before the command has to wait.
 const EVENTS_AHEAD: usize = 4;
+/// The end of a command that was killed because its caller cancelled it.
+const CANCELLED: CommandEnd = CommandEnd {
+    status: None,
+    timed_out: false,
+    killed: true,
+    duration: Duration::ZERO,
+    stdout_dropped: 0,
+    stderr_dropped: 0,
+};
 
 impl Engine {
     /// Runs one command on the host and records it in the journal.
@@ -52,8 +63,7 @@ impl Engine {
             match hold(&commands, sequence) {
                 Ok(lock) => Ok((sequence, lock)),
                 Err(error) => {
-                    let fate = CommandFate::NotRun(error.to_string());
-                    shared.registry.end_command(&task, sequence, now(), &fate)?;
+                    shared.registry.end_command(&task, sequence, now(), &not_run(&error))?;
                     Err(error)
                 }
             }
@@ -85,26 +95,21 @@ impl Engine {
         };
         let (ran, ()) = tokio::join!(run, keep);
         let (stdout_dropped, stderr_dropped) = log.dropped();
-        let fate = match &ran {
-            Ok(finished) => CommandFate::Exited(CommandExit {
-                stdout_truncated: stdout_dropped,
-                stderr_truncated: stderr_dropped,
-                ..CommandExit::from(finished)
-            }),
-            Err(error) if error.kind == ErrorKind::OutcomeUnknown => CommandFate::Unknown,
-            Err(error) if error.kind == ErrorKind::Cancelled => CommandFate::Exited(CommandExit::KILLED),
-            Err(error) => CommandFate::NotRun(error.to_string()),
+        let outcome = match &ran {
+            Ok(captured) => {
+                CommandOutcome::Ended(CommandEnd { stdout_dropped, stderr_dropped, ..captured.end.clone() })
+            }
+            Err(error) if error.kind == ErrorKind::OutcomeUnknown => CommandOutcome::Unknown { cause: None },
+            Err(error) if error.kind == ErrorKind::Cancelled => CommandOutcome::Ended(CANCELLED),
+            Err(error) => not_run(error),
         };
         let recorded = self.blocking(move |shared| {
             log.sync();
-            shared.registry.end_command(&id, sequence, now(), &fate)
+            shared.registry.end_command(&id, sequence, now(), &outcome)
         });
         recorded.await?;
         drop(lock);
-        let exit = CommandExit::from(&ran?);
-        let (stdout, stdout_truncated) = stdout.finish();
-        let (stderr, stderr_truncated) = stderr.finish();
-        Ok(Ran { sequence, exit: CommandExit { stdout_truncated, stderr_truncated, ..exit }, stdout, stderr })
+        Ok(Ran { sequence, captured: Captured::new(ran?.end, stdout, stderr) })
     }
 
     /// Fails while a command of the task runs on the host: only the process that runs the command can end it.
@@ -117,7 +122,7 @@ impl Engine {
         self.blocking(move |shared| {
             let commands = shared.registry.commands(&id)?;
             let is_busy = |record: &CommandRecord| {
-                record.outcome == Outcome::Running
+                record.outcome.is_none()
                     && record.execution_mode == ExecutionMode::HostCompat
                     && is_running(&dir, record.sequence)
             };
@@ -135,14 +140,12 @@ impl Engine {
     /// Waits until the process that runs the command has recorded its end, or is gone.
     pub(super) async fn await_on_host(&self, id: &VmId, sequence: u64) -> Result<(), EngineError> {
         let path = self.vm_dir(id).join(files::COMMANDS).join(lock_name(sequence));
-        self.blocking(move |_| {
-            if let Ok(file) = File::open(&path) {
-                file.lock_shared().map_err(|error| state_unusable("lock", &path, error))?;
-            }
-            Ok(())
-        })
-        .await
+        unlocked(&path).await.map_err(|error| state_unusable("lock", &path, error))
     }
+}
+
+fn not_run(error: &EngineError) -> CommandOutcome {
+    CommandOutcome::NotRun { cause: error.to_string(), kind: None }
 }
 
 /// Returns whether the process that runs the command still exists.

@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use pyro_supervisor::{OutputStream, OwnerLock, STREAM_LIMIT, file_name, files};
+use pyro_supervisor::{CommandOutcome, OutputStream, OwnerLock, STREAM_LIMIT, file_name, files};
 
 use super::host;
 use crate::Kind;
 use crate::engine::{Engine, Shared, vm_dir};
+use crate::exit_code::{duration_ms, exit_code};
 use crate::registry::CommandRecord;
 use crate::{EngineError, ExecutionMode, Outcome, TaskLogEntry, TaskLogs, VmId};
 
@@ -48,26 +49,30 @@ fn entry(shared: &Shared, id: &VmId, record: CommandRecord) -> Result<TaskLogEnt
     let dir = vm_dir.join(files::COMMANDS);
     let mut record = record;
     let mut lost = false;
-    if record.outcome == Outcome::Running && !is_held(&vm_dir, &dir, &record) {
+    if record.outcome.is_none() && !is_held(&vm_dir, &dir, &record) {
         // The process that ran it may have recorded its end and exited in between.
         record = shared.registry.command(id, record.sequence)?;
-        lost = record.outcome == Outcome::Running;
+        lost = record.outcome.is_none();
     }
+    let end = record.end();
     let name = |stream| file_name(record.sequence, stream);
     Ok(TaskLogEntry {
-        exit_code: record.exit.map(|exit| exit.exit_code),
-        duration_ms: record.exit.map(|exit| exit.duration_ms),
+        exit_code: end.map(exit_code),
+        duration_ms: end.map(duration_ms),
         recorded_at: record.ended_at.unwrap_or(record.accepted_at),
         stdout_file: name(OutputStream::Stdout),
         stderr_file: name(OutputStream::Stderr),
         stdout: kept(&dir.join(name(OutputStream::Stdout))).into(),
         stderr: kept(&dir.join(name(OutputStream::Stderr))).into(),
-        outcome: if lost { Outcome::Unknown } else { record.outcome },
+        outcome: if lost { Outcome::Unknown } else { record.word() },
         started_at: record.accepted_at,
-        timed_out: record.exit.is_some_and(|exit| exit.timed_out),
-        stdout_truncated: record.exit.map_or(0, |exit| exit.stdout_truncated),
-        stderr_truncated: record.exit.map_or(0, |exit| exit.stderr_truncated),
-        error: record.cause,
+        timed_out: end.is_some_and(|end| end.timed_out),
+        stdout_truncated: end.map_or(0, |end| end.stdout_dropped),
+        stderr_truncated: end.map_or(0, |end| end.stderr_dropped),
+        error: match &record.outcome {
+            Some(CommandOutcome::NotRun { cause, .. }) => Some(cause.clone()),
+            _ => None,
+        },
         sequence: record.sequence,
         command: record.command,
         cwd: record.cwd,

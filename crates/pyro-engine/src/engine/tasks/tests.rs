@@ -1,13 +1,16 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixListener;
+use tokio::task::JoinSet;
 
 use super::*;
 use crate::Config;
 use crate::limits::Sizing;
-use crate::registry::VmPatch;
+use crate::registry::{NewCommand, VmPatch};
 
 fn engine(root: &Path) -> Engine {
     Engine::new(Config {
@@ -32,10 +35,16 @@ async fn serve_as_an_older_version(listener: UnixListener) {
     }
 }
 
-#[tokio::test]
-async fn a_lifetime_that_the_supervisor_cannot_extend_stays_as_recorded() {
-    let root = tempfile::tempdir().unwrap();
-    let engine = engine(root.path());
+/// Records a task that is running. Returns its directory too.
+async fn started_task(engine: &Engine) -> (VmId, PathBuf) {
+    let (id, dir) = created(engine, Kind::Task).await;
+    let started = id.clone();
+    engine.registry(move |registry| registry.set_started(&started, &VmPatch::default())).await.unwrap();
+    (id, dir)
+}
+
+/// Records a VM or a task that was never started. Returns its directory too.
+async fn created(engine: &Engine, kind: Kind) -> (VmId, PathBuf) {
     let id = VmId::parse("0123456789ab").unwrap();
     let task = NewVm {
         vm_id: id.clone(),
@@ -43,7 +52,7 @@ async fn a_lifetime_that_the_supervisor_cannot_extend_stays_as_recorded() {
         environment_version: None,
         sizing: Sizing { vcpu_count: 1, mem_mib: 1024, ttl_seconds: 600 },
         created_at: now(),
-        kind: Kind::Task,
+        kind,
         ephemeral: false,
         disk_mib: None,
         network_enabled: false,
@@ -51,10 +60,30 @@ async fn a_lifetime_that_the_supervisor_cannot_extend_stays_as_recorded() {
         metadata: BTreeMap::new(),
     };
     engine.registry(move |registry| registry.insert(&task, 4)).await.unwrap();
-    let started = id.clone();
-    engine.registry(move |registry| registry.set_started(&started, &VmPatch::default())).await.unwrap();
     let dir = engine.vm_dir(&id);
     fs::create_dir_all(&dir).unwrap();
+    (id, dir)
+}
+
+/// Accepts a command of a task, which has not ended.
+async fn running_command(engine: &Engine, id: &VmId) -> u64 {
+    let (id, new) = (
+        id.clone(),
+        NewCommand {
+            command: "sleep 1000".to_owned(),
+            cwd: WORKSPACE.to_owned(),
+            execution_mode: ExecutionMode::GuestVsock,
+            accepted_at: now(),
+        },
+    );
+    engine.registry(move |registry| registry.accept_command(&id, &new)).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_lifetime_that_the_supervisor_cannot_extend_stays_as_recorded() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
     let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
     let listener = UnixListener::bind(dir.join(vm_files::CONTROL_SOCKET)).unwrap();
     let serving = tokio::spawn(serve_as_an_older_version(listener));
@@ -65,4 +94,184 @@ async fn a_lifetime_that_the_supervisor_cannot_extend_stays_as_recorded() {
     let after = engine.status_task(id.as_str()).await.unwrap();
     assert_eq!((after.expires_at, after.ttl_seconds), (before.expires_at, before.ttl_seconds));
     serving.abort();
+}
+
+/// It goes on, so waiting for its end would only delay the answer, and report another cause.
+#[tokio::test]
+async fn a_supervisor_of_another_version_is_not_awaited_for_the_end_of_a_command() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    let sequence = running_command(&engine, &id).await;
+    let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+    let listener = UnixListener::bind(dir.join(vm_files::CONTROL_SOCKET)).unwrap();
+    let serving = tokio::spawn(serve_as_an_older_version(listener));
+
+    let (began, never) = (std::time::Instant::now(), CancellationToken::new());
+    let (events, id) = (Events::none(), id.as_str());
+    let (killed, waited, followed) = tokio::join!(
+        engine.kill_task(id, sequence),
+        engine.wait_task(id, sequence, &never),
+        engine.follow_task(id, sequence, &events, &never),
+    );
+    for error in [killed.unwrap_err(), waited.unwrap_err(), followed.unwrap_err()] {
+        assert_eq!(
+            (error.kind, &error.hints[..]),
+            (ErrorKind::NotDelivered, &[Hint::StopAndStart][..]),
+            "{error}"
+        );
+    }
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    serving.abort();
+}
+
+/// The kernel accepts connections for a process that is frozen.
+#[tokio::test(start_paused = true)]
+async fn a_frozen_supervisor_is_named_as_the_cause_and_not_awaited() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    let sequence = running_command(&engine, &id).await;
+    let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+    let _listener = UnixListener::bind(dir.join(vm_files::CONTROL_SOCKET)).unwrap();
+
+    let began = tokio::time::Instant::now();
+    let error = engine.kill_task(id.as_str(), sequence).await.unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(error.to_string().contains("does not respond"), "{error}");
+}
+
+/// Starts a process that holds the lock of the task in `dir` and looks like a supervisor, but takes no signal except
+/// SIGKILL.
+fn frozen_supervisor(dir: &Path) -> Child {
+    let lock = fs::File::create(dir.join(vm_files::OWNER_LOCK)).unwrap();
+    lock.lock().unwrap();
+    let script = "trap '' TERM; echo ready >&2; read line";
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script, "sh", "supervise"]).stdin(Stdio::piped()).stdout(lock).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    std::io::Read::read_exact(child.stderr.as_mut().unwrap(), &mut [0]).unwrap();
+    child
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_kills_a_supervisor_that_does_not_respond_and_records_it() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    let sequence = running_command(&engine, &id).await;
+    let mut supervisor = frozen_supervisor(&dir);
+    let _listener = UnixListener::bind(dir.join(vm_files::CONTROL_SOCKET)).unwrap();
+
+    let real_time = async {
+        // From here on a signal takes its time.
+        tokio::time::sleep(Duration::from_millis(27_900)).await;
+        tokio::time::resume();
+    };
+    let (stopped, ()) = tokio::join!(engine.stop_task(id.as_str()), real_time);
+    let stopped = stopped.unwrap();
+    assert_eq!((stopped.state, stopped.stop_reason), (VmState::Stopped, Some(StopReason::ExplicitStop)));
+    assert!(stopped.last_error.unwrap().contains("did not respond and was killed"));
+    let entry = engine.entry(&id, sequence).await.unwrap();
+    assert_eq!(entry.outcome, crate::Outcome::Unknown);
+    assert!(!supervisor.wait().unwrap().success());
+}
+
+/// What holds a task is called a task.
+#[tokio::test(start_paused = true)]
+async fn the_error_for_a_held_task_names_a_task() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+    let error = engine.stop_task(id.as_str()).await.unwrap_err();
+    assert_eq!(error.message, format!("task {id} is held by a process that does not react"));
+}
+
+#[tokio::test]
+async fn a_wait_for_a_command_on_the_host_is_an_event_and_takes_no_thread() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let id = VmId::parse("0123456789ab").unwrap();
+    let commands = engine.vm_dir(&id).join(vm_files::COMMANDS);
+    fs::create_dir_all(&commands).unwrap();
+    let lock = commands.join("000001.lock");
+    let holder = fs::File::create(&lock).unwrap();
+    holder.lock().unwrap();
+
+    let threads = || fs::read_dir("/proc/self/task").unwrap().count();
+    let before = threads();
+    let mut waits = JoinSet::new();
+    for _ in 0..20 {
+        let (engine, id) = (engine.clone(), id.clone());
+        waits.spawn(async move { engine.await_on_host(&id, 1).await });
+    }
+    let end = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let during = threads();
+        // As the process does that ran it.
+        fs::remove_file(&lock).unwrap();
+        drop(holder);
+        (during, std::time::Instant::now())
+    };
+    let (waited, (during, ended)) = tokio::join!(waits.join_all(), end);
+    assert!(waited.iter().all(Result::is_ok), "{waited:?}");
+    assert!(ended.elapsed() < Duration::from_secs(2), "{:?}", ended.elapsed());
+    assert!(during <= before + 1, "{before} threads became {during}");
+}
+
+/// Announces this process as the supervisor of the VM in `dir`.
+fn announce(dir: &Path, phase: Phase) {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let owner = Owner {
+        pid: i32::try_from(std::process::id()).unwrap(),
+        started: fields.split_ascii_whitespace().nth(19).unwrap().parse().unwrap(),
+        version: "2.1.0".to_owned(),
+        generation: pyro_supervisor::GENERATION,
+        phase,
+    };
+    fs::write(dir.join(vm_files::OWNER), serde_json::to_vec(&owner).unwrap()).unwrap();
+}
+
+#[tokio::test]
+async fn a_transition_in_progress_shows_in_the_status_of_vms_and_tasks() {
+    for kind in [Kind::Vm, Kind::Task] {
+        let root = tempfile::tempdir().unwrap();
+        let engine = engine(root.path());
+        let (id, dir) = created(&engine, kind).await;
+        let transition = async || {
+            let metadata = match kind {
+                Kind::Vm => engine.status_vm(id.as_str()).await.unwrap().metadata,
+                Kind::Task => engine.status_task(id.as_str()).await.unwrap().metadata,
+            };
+            metadata.get("transition").cloned()
+        };
+        let owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+        assert_eq!(transition().await, None);
+        announce(&dir, Phase::Starting);
+        assert_eq!(transition().await.as_deref(), Some("starting"));
+        let started = id.clone();
+        engine.registry(move |registry| registry.set_started(&started, &VmPatch::default())).await.unwrap();
+        assert_eq!(transition().await, None);
+        announce(&dir, Phase::Stopping);
+        assert_eq!(transition().await.as_deref(), Some("stopping"));
+        drop(owner);
+        assert_eq!(transition().await, None, "a lock that is not held says nothing");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_cancels_does_not_wait_for_the_reason_of_a_loss() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+    let (began, cancel) = (tokio::time::Instant::now(), CancellationToken::new());
+    let unknown = EngineError::outcome_unknown(Kind::Task, id.as_str());
+    let (error, ()) = tokio::join!(engine.explain_loss(Kind::Task, &id, unknown.clone(), &cancel), async {
+        cancel.cancel()
+    },);
+    assert_eq!(error, unknown);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }

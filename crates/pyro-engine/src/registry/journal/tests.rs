@@ -44,19 +44,19 @@ fn new(command: &str) -> NewCommand {
     }
 }
 
-fn exit(exit_code: i64) -> CommandExit {
-    CommandExit {
-        exit_code,
-        duration_ms: 1000,
+fn exited(exit_code: i64) -> CommandOutcome {
+    CommandOutcome::Ended(CommandEnd {
+        status: exit_code::status(exit_code),
         timed_out: false,
         killed: false,
-        stdout_truncated: 1,
-        stderr_truncated: 2,
-    }
+        duration: Duration::from_secs(1),
+        stdout_dropped: 1,
+        stderr_dropped: 2,
+    })
 }
 
-fn exited(exit_code: i64) -> CommandFate {
-    CommandFate::Exited(exit(exit_code))
+fn not_run(cause: &str) -> CommandOutcome {
+    CommandOutcome::NotRun { cause: cause.to_owned(), kind: None }
 }
 
 /// Simulates the loss of the task's VM.
@@ -72,10 +72,10 @@ fn an_entry_says_what_became_of_its_command() {
     }
     assert_eq!(registry.accept_command(&task(2), &new("other")).unwrap(), 1, "each task counts for itself");
     registry.end_command(&task(1), 2, 2.0, &exited(7)).unwrap();
-    registry.end_command(&task(1), 3, 2.0, &CommandFate::NotRun("no such directory".to_owned())).unwrap();
+    registry.end_command(&task(1), 3, 2.0, &not_run("no such directory")).unwrap();
     let outcomes = |registry: &Registry| {
         let entries = registry.commands(&task(1)).unwrap();
-        entries.iter().map(|entry| (entry.sequence, entry.outcome)).collect::<Vec<_>>()
+        entries.iter().map(|entry| (entry.sequence, entry.word())).collect::<Vec<_>>()
     };
     assert_eq!(
         outcomes(&registry),
@@ -87,11 +87,11 @@ fn an_entry_says_what_became_of_its_command() {
         [(1, Outcome::Unknown), (2, Outcome::Exited), (3, Outcome::NotRun), (4, Outcome::Unknown)]
     );
     let second = registry.command(&task(1), 2).unwrap();
-    assert_eq!((second.command.as_str(), second.exit), ("second", Some(exit(7))));
-    assert_eq!(registry.command(&task(1), 3).unwrap().cause.as_deref(), Some("no such directory"));
+    assert_eq!((second.command.as_str(), second.outcome), ("second", Some(exited(7))));
+    assert_eq!(registry.command(&task(1), 3).unwrap().outcome, Some(not_run("no such directory")));
     let (count, last) = registry.command_summary(&task(1)).unwrap();
     assert_eq!((count, last.unwrap().sequence), (4, 2));
-    assert_eq!(registry.commands(&task(2)).unwrap()[0].outcome, Outcome::Running);
+    assert_eq!(registry.commands(&task(2)).unwrap()[0].outcome, None);
 }
 
 #[test]
@@ -211,7 +211,7 @@ proptest! {
                 }
                 Step::NotRun(sequence) => {
                     let ended =
-                        registry.end_command(&task(1), sequence, 2.0, &CommandFate::NotRun(String::new()));
+                        registry.end_command(&task(1), sequence, 2.0, &not_run(""));
                     prop_assert_eq!(ended.is_ok(), sequence <= count);
                     settle(sequence, (Outcome::NotRun, None));
                 }
@@ -228,7 +228,7 @@ proptest! {
         }
         let entries = registry.commands(&task(1)).unwrap();
         prop_assert!(entries.iter().map(|entry| entry.sequence).eq(1..=model.len() as u64));
-        let found: Vec<_> = entries.iter().map(|entry| (entry.outcome, entry.exit.map(|exit| exit.exit_code))).collect();
+        let found: Vec<_> = entries.iter().map(|entry| (entry.word(), entry.end().map(exit_code))).collect();
         prop_assert_eq!(found, model);
     }
 }

@@ -1,9 +1,11 @@
 //! Ends with real processes that hold the lock as supervisors do, as their standard output.
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use super::*;
+use crate::client::PROBE_AFTER;
 use crate::files;
 
 /// Starts a process that holds the lock of the VM in `dir` and looks like a supervisor, but does not listen.
@@ -11,7 +13,7 @@ fn holder(dir: &Path, script: &str) -> Child {
     let lock = OwnerLock::try_acquire(dir).unwrap().unwrap();
     let mut command = Command::new("/bin/sh");
     command.args(["-c", script, "sh", "supervise"]).stdin(Stdio::piped()).stdout(lock.share().unwrap());
-    command.spawn().unwrap()
+    command.stderr(Stdio::piped()).spawn().unwrap()
 }
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -82,4 +84,144 @@ async fn many_waits_take_no_threads() {
     assert!(waited.iter().all(Result::is_err));
     assert!(during <= before + 2, "{before} threads became {during}");
     drop(lock);
+}
+
+/// A closed lock file wakes those who wait for the lock. What they do themselves must not.
+#[tokio::test]
+async fn a_wait_does_not_wake_itself_or_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let _lock = OwnerLock::try_acquire(dir.path()).unwrap().unwrap();
+    let client = Client::new(dir.path());
+    let attempts = std::cell::Cell::new(0);
+    let wait = async || {
+        let mut file = LockFile::open(dir.path()).unwrap();
+        let try_lock = || {
+            attempts.set(attempts.get() + 1);
+            file.try_lock()
+        };
+        client.release_by(None, (Instant::now() + Duration::from_millis(800)).into(), try_lock).await
+    };
+    let (one, other) = tokio::join!(wait(), wait());
+    assert!(matches!((one, other), (Err(EndError::Held), Err(EndError::Held))));
+    // Each tries after 1, 2, 4, ... 128 milliseconds, and then four times a second.
+    assert!(attempts.get() < 40, "{} attempts", attempts.get());
+}
+
+#[tokio::test]
+async fn the_lock_of_a_removed_file_is_not_taken_for_that_of_the_vm() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut file = LockFile::open(dir.path()).unwrap();
+    std::fs::remove_file(dir.path().join(files::OWNER_LOCK)).unwrap();
+    let lock = OwnerLock::try_acquire(dir.path()).unwrap().unwrap();
+    assert!(file.try_lock().unwrap().is_none());
+    drop(lock);
+    let lock = file.try_lock().unwrap().unwrap();
+    assert!(OwnerLock::is_held(dir.path()));
+    std::fs::remove_dir_all(dir.path()).unwrap();
+    drop(lock);
+    assert_eq!(file.try_lock().unwrap_err().kind(), io::ErrorKind::NotFound);
+}
+
+/// A process that only checks whether a VM has an owner holds its lock for an instant.
+#[tokio::test]
+async fn a_passing_look_at_the_lock_is_not_another_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut holder = holder(dir.path(), "read line");
+    let mut file = LockFile::open(dir.path()).unwrap();
+    let mut looks = 0;
+    let try_lock = || match file.try_lock()? {
+        Some(_) if looks < 3 => {
+            looks += 1;
+            Ok(None)
+        }
+        lock => Ok(lock),
+    };
+    let client = Client::new(dir.path());
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    let ended = client.release_by(Some(EndRequest::Stop), deadline, try_lock).await.unwrap();
+    assert!(matches!(ended, Ended::Released(Some(_))), "{ended:?}");
+    holder.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_vm_that_another_process_takes_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut holder = holder(dir.path(), "read line");
+    let client = Client::new(dir.path());
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    let began = Instant::now();
+    let ended = client.release_by(Some(EndRequest::Stop), deadline, || Ok(None)).await.unwrap();
+    assert!(matches!(ended, Ended::TakenAgain), "{ended:?}");
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    holder.wait().unwrap();
+}
+
+/// Lets time pass at once for as long as clients wait for an answer, and then as it does, for signals to take effect.
+async fn skip_to(answer_is_overdue: Duration) {
+    tokio::time::sleep(answer_is_overdue.saturating_sub(Duration::from_millis(50))).await;
+    tokio::time::resume();
+}
+
+fn signal_of(mut holder: Child) -> Option<i32> {
+    std::os::unix::process::ExitStatusExt::signal(&holder.wait().unwrap())
+}
+
+fn stop(holder: &Child) {
+    let pid = rustix::process::Pid::from_child(holder);
+    rustix::process::kill_process(pid, Signal::STOP).unwrap();
+}
+
+/// The kernel accepts connections for a process that is stopped.
+#[tokio::test(start_paused = true)]
+async fn a_stopped_supervisor_goes_on_to_end_its_vm_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let _listener = dir::listen(dir.path()).unwrap();
+    let holder = holder(dir.path(), "read line");
+    stop(&holder);
+    let client = Client::new(dir.path());
+    let (ended, ()) = tokio::join!(client.end(EndRequest::Stop, LIMIT), skip_to(ANSWER_LIMIT));
+    assert!(matches!(ended, Ok(Ended::Released(Some(_)))), "{ended:?}");
+    assert_eq!(signal_of(holder), Some(15));
+}
+
+/// Stands for one that is frozen by other means than a signal.
+#[tokio::test]
+async fn a_supervisor_that_ignores_signals_is_killed_before_the_limit_of_a_stop() {
+    for how in [EndRequest::Stop, EndRequest::Expire] {
+        tokio::time::pause();
+        let dir = tempfile::tempdir().unwrap();
+        let _listener = dir::listen(dir.path()).unwrap();
+        let mut holder = holder(dir.path(), "trap '' TERM; echo ready >&2; read line");
+        let mut ready = [0];
+        std::io::Read::read_exact(holder.stderr.as_mut().unwrap(), &mut ready).unwrap();
+        let client = Client::new(dir.path());
+        let limit = ANSWER_LIMIT + Duration::from_secs(10);
+        let (ended, ()) =
+            tokio::join!(client.end(how, limit), skip_to(ANSWER_LIMIT + Duration::from_secs(9)));
+        assert!(matches!(ended, Ok(Ended::Killed(_))), "{ended:?}");
+        assert_eq!(signal_of(holder), Some(9));
+    }
+}
+
+/// It has answered the greeting, so it could be asked.
+#[tokio::test]
+async fn a_supervisor_that_froze_after_its_greeting_is_taken_over() {
+    for (how, signal) in [(EndRequest::Delete, 9), (EndRequest::Stop, 15)] {
+        tokio::time::pause();
+        let dir = tempfile::tempdir().unwrap();
+        let listener = dir::listen(dir.path()).unwrap();
+        let holder = holder(dir.path(), "read line");
+        let client = Client::new(dir.path());
+        let greet = async {
+            let _greeted = crate::client::tests::accept(&listener).await;
+            skip_to(PROBE_AFTER + ANSWER_LIMIT).await;
+            std::future::pending().await
+        };
+        let ended = tokio::select! {
+            ended = client.end(how, LIMIT) => ended,
+            () = greet => unreachable!(),
+        };
+        assert!(matches!(ended, Ok(Ended::Released(Some(_)))), "{ended:?}");
+        assert_eq!(signal_of(holder), Some(signal));
+    }
 }

@@ -1,4 +1,4 @@
-//! A pipe whose other end the program that started the server holds: they end together.
+//! A pipe whose other end belongs to the program that started the server: the server ends when that program does.
 
 use std::future;
 use std::os::fd::{FromRawFd as _, OwnedFd};
@@ -7,13 +7,13 @@ use rustix::fs::{FileType, fstat};
 use rustix::io::{FdFlags, fcntl_setfd};
 use tokio::net::unix::pipe::Receiver;
 
-/// Takes over an inherited descriptor; `None` if there is no pipe of this number.
+/// Takes over an inherited descriptor; `None` if this number is not an open pipe.
 pub(super) fn take(number: i32) -> Option<OwnedFd> {
-    // SAFETY: the number is no descriptor of ours: it is looked at before anything has been opened.
+    // SAFETY: no other part of this process owns the descriptor: this runs before it opens any.
     #[expect(unsafe_code, reason = "an inherited descriptor has only a number")]
     let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
     if !fstat(&descriptor).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo) {
-        // It is nobody's to close.
+        // Do not close a descriptor that this program does not own.
         std::mem::forget(descriptor);
         return None;
     }
@@ -22,10 +22,10 @@ pub(super) fn take(number: i32) -> Option<OwnedFd> {
     Some(descriptor)
 }
 
-/// Waits for the end of the pipe; forever if there is none.
+/// Waits for the end of the pipe; forever without one.
 pub(super) async fn end(lifeline: Option<OwnedFd>) {
     let Some(Ok(pipe)) = lifeline.map(Receiver::from_owned_fd) else { return future::pending().await };
-    // Whatever is written has no meaning.
+    // Bytes in the pipe have no meaning.
     while pipe.readable().await.is_ok() {
         match pipe.try_read(&mut [0; 64]) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}

@@ -1,0 +1,164 @@
+//! When to try a file lock again that another process holds. A lock cannot be awaited without blocking a thread, but
+//! the directory of its file reports when a file that was open for writing is closed, as the holder's is.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use tokio::time::{Instant, timeout_at};
+
+use super::event_fd::EventFd;
+
+/// Time after which a lock is tried again although nothing was reported.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// The first pause after a report: the kernel reports that a file is closed just before it releases the lock.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+
+/// Reports when to try the lock of a file in one directory again: after a change in the directory, and after pauses
+/// that grow from a millisecond to [`LOOK_AGAIN`].
+pub(super) struct Retry {
+    /// Absent if this user has too many watches; then only the pauses remain.
+    watch: Option<EventFd>,
+    pause: Duration,
+}
+
+impl Retry {
+    /// Watches `dir` from now on. Must be called before the first attempt, or a change in between would be missed.
+    pub(super) fn in_dir(dir: &Path) -> Self {
+        let watch = || {
+            let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+            let flags = WatchFlags::CLOSE_WRITE
+                | WatchFlags::CREATE
+                | WatchFlags::DELETE
+                | WatchFlags::MOVED_TO
+                | WatchFlags::DELETE_SELF;
+            inotify::add_watch(&watch, dir, flags)?;
+            EventFd::new(watch)
+        };
+        Self { watch: watch().ok(), pause: FIRST_PAUSE }
+    }
+
+    /// Returns when the lock is to be tried again, at `until` at the latest.
+    pub(super) async fn wait(&mut self, until: Instant) {
+        let change = async {
+            match &self.watch {
+                Some(watch) => watch.read_all().await,
+                None => std::future::pending().await,
+            }
+        };
+        let changed = timeout_at(until.min(Instant::now() + self.pause), change).await.is_ok();
+        self.pause = if changed { FIRST_PAUSE } else { LOOK_AGAIN.min(self.pause * 2) };
+    }
+}
+
+/// Waits until no process holds an exclusive lock on the file at `path`, or until it is gone. Takes no thread.
+///
+/// # Errors
+/// It cannot be opened or locked.
+pub async fn unlocked(path: &Path) -> io::Result<()> {
+    unlocked_by(path, |file| file.try_lock_shared()).await
+}
+
+async fn unlocked_by(
+    path: &Path,
+    mut try_lock: impl FnMut(&File) -> Result<(), TryLockError>,
+) -> io::Result<()> {
+    let mut retry = Retry::in_dir(path.parent().unwrap_or(path));
+    // Not for writing, or closing it would look like the end of a holder to others that wait.
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    loop {
+        match try_lock(&file) {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => retry.wait(Instant::now() + LOOK_AGAIN).await,
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn held(path: &Path) -> File {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).unwrap();
+        file.lock().unwrap();
+        file
+    }
+
+    #[tokio::test]
+    async fn an_unlocked_or_missing_file_is_not_awaited() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        unlocked(&path).await.unwrap();
+        drop(held(&path));
+        unlocked(&path).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_holder_is_an_event_and_attempts_are_few() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let holder = held(&path);
+        let mut attempts = 0;
+        let waiting = unlocked_by(&path, |file| {
+            attempts += 1;
+            file.try_lock_shared()
+        });
+        let (waited, released) = tokio::join!(
+            async {
+                waiting.await.unwrap();
+                std::time::Instant::now()
+            },
+            async {
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                drop(holder);
+                std::time::Instant::now()
+            }
+        );
+        let late = waited.saturating_duration_since(released);
+        assert!(late < Duration::from_secs(2), "{late:?}");
+        assert!(attempts < 20, "{attempts} attempts");
+    }
+
+    #[tokio::test]
+    async fn a_closed_file_ends_a_pause() {
+        let dir = tempfile::tempdir().unwrap();
+        let holder = held(&dir.path().join("lock"));
+        let hour = Duration::from_secs(3600);
+        let mut retry = Retry { pause: hour, ..Retry::in_dir(dir.path()) };
+        let began = Instant::now();
+        let ((), ()) = tokio::join!(retry.wait(began + hour), async { drop(holder) });
+        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+        assert_eq!(retry.pause, FIRST_PAUSE);
+        // What was reported once is not reported again.
+        retry.wait(began + hour).await;
+        assert_eq!(retry.pause, FIRST_PAUSE * 2);
+    }
+
+    #[tokio::test]
+    async fn many_waits_take_no_threads() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let holder = held(&path);
+        let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+        let before = threads();
+        let waits = (0..50).map(|_| unlocked(&path));
+        let during = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let during = threads();
+            drop(holder);
+            during
+        };
+        let (waited, during) = tokio::join!(futures::future::join_all(waits), during);
+        assert!(waited.iter().all(Result::is_ok));
+        assert!(during <= before + 2, "{before} threads became {during}");
+    }
+}
