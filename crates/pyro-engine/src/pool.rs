@@ -15,8 +15,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pyro_machine::snapshot::SnapshotError;
-use pyro_supervisor::{BootInfo, Client, LaunchSpec, Lifeline, OwnerLock, StartError, files, spares};
-use tokio::time::{Instant, sleep, timeout};
+use pyro_supervisor::{
+    BootInfo, Client, LaunchSpec, Lifeline, OwnerLock, StartError, files, spares, unlocked,
+};
+use tokio::time::timeout;
 
 use crate::clock::now;
 use crate::supervise::SupervisorCommand;
@@ -26,8 +28,6 @@ use crate::{EngineError, VmId, state_dir};
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Time limit for other processes to count spares, which takes them less than a millisecond.
 const COUNT_LIMIT: Duration = Duration::from_secs(2);
-/// Pause between attempts to lock the pool.
-const COUNT_PAUSE: Duration = Duration::from_millis(2);
 const LOCK: &str = "lock";
 
 /// How many spares there should be.
@@ -164,17 +164,18 @@ impl Pool {
 
     /// Reserves places for the spares of one kind that are missing.
     async fn reserve(&self, key: &str, target: Target) -> Result<Vec<Place>, PoolError> {
-        let deadline = Instant::now() + COUNT_LIMIT;
-        loop {
-            let (pool, key) = (self.clone(), key.to_owned());
-            let reserved = tokio::task::spawn_blocking(move || pool.try_reserve(&key, target)).await?;
-            match reserved? {
-                Some(places) => return Ok(places),
-                None if Instant::now() >= deadline => return Err(PoolError::Locked),
-                // A lock cannot be awaited without a thread that may block without limit.
-                None => sleep(COUNT_PAUSE).await,
+        let reserve = async {
+            loop {
+                let (pool, key) = (self.clone(), key.to_owned());
+                let reserved = tokio::task::spawn_blocking(move || pool.try_reserve(&key, target)).await?;
+                if let Some(places) = reserved? {
+                    return Ok(places);
+                }
+                let lock = self.dir.join(LOCK);
+                unlocked(&lock).await.map_err(|source| unusable(&lock, source))?;
             }
-        }
+        };
+        timeout(COUNT_LIMIT, reserve).await.map_err(|_| PoolError::Locked)?
     }
 
     /// Does the same; `None` if another process has locked the pool.
