@@ -14,6 +14,7 @@ mod environment;
 mod error;
 mod event;
 mod hint;
+mod host_access;
 mod id;
 mod kind;
 mod payload;
@@ -31,6 +32,7 @@ pub use environment::{Environment, EnvironmentList, PruneReport, PulledEnvironme
 pub use error::{Cause, Error, ErrorKind};
 pub use event::{CallEvent, Event, Events, InvalidEvent, OutputStream, PhaseName, PullEvent, RunPhase};
 pub use hint::{Hint, Reader};
+pub use host_access::HostAccess;
 pub use id::VmId;
 pub use kind::Kind;
 pub use operations::{

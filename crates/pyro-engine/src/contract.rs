@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::limits::LOGS_PAGE_BYTES;
 use crate::{
-    Command, Deleted, DoctorReport, Engine, EngineError, Environment, ErrorKind, Events, NetworkInfo,
-    PulledEnvironment, Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
-    TaskFileWritten, TaskList, TaskLogs, Vm,
+    CopyFromGuest, CopyToGuest, Deleted, DoctorReport, Engine, EngineError, Environment, ErrorKind, Events,
+    NetworkInfo, PulledEnvironment, Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
+    TaskFile, TaskFileWritten, TaskList, TaskLogs, Vm,
 };
 
 impl Contract for Engine {
@@ -152,7 +152,8 @@ impl Contract for Engine {
         let CopyFromTask { task, copy } = request;
         Box::pin(async move {
             let target = absolute("target", &copy.target)?;
-            self.copy_from_task(&task.task_id, &copy.path, target, CopyLimits::default(), &call.cancel).await
+            let copy = CopyFromGuest { path: &copy.path, target, limits: CopyLimits::default() };
+            self.copy_from_task(&task.task_id, copy, &call.cancel).await
         })
     }
 
@@ -160,7 +161,8 @@ impl Contract for Engine {
         let CopyToTask { task, copy } = request;
         Box::pin(async move {
             let source = absolute("source", &copy.source)?;
-            self.copy_to_task(&task.task_id, source, &copy.path, CopyLimits::default(), &call.cancel).await
+            let copy = CopyToGuest { source, path: &copy.path, limits: CopyLimits::default() };
+            self.copy_to_task(&task.task_id, copy, &call.cancel).await
         })
     }
 
@@ -185,20 +187,15 @@ impl Contract for Engine {
 }
 
 impl Engine {
-    /// Has the first spare created, as every start of a VM does, then keeps the spares alive until `cancel`.
+    /// Has spares for runs like `spec` started, then keeps all spares alive until `cancel`.
     async fn warm_up(&self, spec: VmSpec, cancel: &CancellationToken) {
-        // Spares yield to requested VMs; the start that triggers the first spare must yield too.
-        if self.warm_spares() == 0 || self.max_active_vms() < 2 {
+        if self.warm_spares() == 0 {
             return;
         }
-        // Do not install an environment here: only a caller's request does that.
-        if self.inspect_environment(&spec.environment).await.is_ok_and(|environment| environment.installed) {
-            let run = RunInVm { spec, command: Command::new("true"), output: Default::default() };
-            if let Err(error) = self.run(run, &Events::none(), cancel).await
-                && !cancel.is_cancelled()
-            {
-                tracing::warn!(%error, "no spare VM could be made");
-            }
+        if let Err(error) = self.ensure_spares(&spec, &Events::none(), cancel).await
+            && !cancel.is_cancelled()
+        {
+            tracing::warn!(%error, "no spare VM could be started");
         }
         self.keep_spares(cancel).await;
     }

@@ -8,21 +8,24 @@ mod lifecycle;
 mod reconcile;
 mod removal;
 mod run;
+mod spares;
 mod tasks;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyro_env::{CacheConfig, EnvironmentCache};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::now;
 use crate::doctor::{self, DoctorReport, HostFacts};
 use crate::registry::Registry;
+use crate::state_dir::vm as vm_dir;
+use crate::supervise::SupervisorCommand;
 use crate::{Config, EngineError, ErrorKind, Hint, VmId};
 
 pub use host::{PROBE_COMMAND, probe_kvm};
-pub use launch::SUPERVISE_COMMAND;
+pub use tasks::{CopyFromGuest, CopyToGuest};
 
 /// The engine: environments, VMs, and one-shot runs.
 ///
@@ -71,6 +74,11 @@ impl Engine {
         &self.shared.config
     }
 
+    fn supervisor_command(&self) -> SupervisorCommand {
+        let Config { program, base_dir, .. } = self.config();
+        SupervisorCommand { program: program.clone(), base_dir: base_dir.clone() }
+    }
+
     /// Returns the directory of one VM. The id's type guarantees that it is valid.
     fn vm_dir(&self, id: &VmId) -> PathBuf {
         vm_dir(&self.config().base_dir, id)
@@ -95,31 +103,6 @@ impl Engine {
             Err(error) => Err(EngineError::internal("a background operation was lost").caused_by(error)),
         }
     }
-}
-
-/// Returns the directory of a VM below the state directory.
-pub(crate) fn vm_dir(base_dir: &Path, id: &VmId) -> PathBuf {
-    vms_dir(base_dir).join(id.as_str())
-}
-
-/// Returns the directory of all VMs below the state directory.
-pub(crate) fn vms_dir(base_dir: &Path) -> PathBuf {
-    base_dir.join("vms")
-}
-
-/// Returns the directory of the templates.
-fn templates_dir(base_dir: &Path) -> PathBuf {
-    base_dir.join("templates")
-}
-
-/// Returns the directory of the spares.
-fn spares_dir(base_dir: &Path) -> PathBuf {
-    base_dir.join("spares")
-}
-
-/// Returns the wall-clock time in seconds since the epoch.
-pub(crate) fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// Abandons `work` when the caller cancels.

@@ -13,11 +13,12 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use pyro_machine::spawn::Spawn;
 use pyro_supervisor::CommandEnd;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -25,7 +26,7 @@ use tokio::process::Child;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use self::confine::Limits;
+use self::confine::confine;
 use self::shell_exit::ShellExit;
 use crate::capture::{Captured, OutputSink};
 use crate::{EngineError, ErrorKind, Events, Hint, OutputMode, OutputStream, search_path};
@@ -116,25 +117,24 @@ fn spawn(command: &HostCommand<'_>) -> Result<(Group, ShellExit), EngineError> {
         |message: &str, hint: Hint| EngineError::new(ErrorKind::NotDelivered, message).hint(hint);
     let bash = search_path::find("bash", command.search_path)
         .ok_or_else(|| not_started("bash was not found on this host", Hint::InstallBash))?;
-    let mut shell = std::process::Command::new(bash);
-    shell
-        .arg("-lc")
-        .arg(command.command)
+    // The kernel ends the shell with the thread that starts it, which in practice lives as long as this process.
+    let shell = Spawn::new(bash)
+        .args(["-lc", command.command])
         .current_dir(command.directory)
-        .env_clear()
+        .clear_env()
         .env("PATH", command.search_path)
         .env("HOME", command.directory)
-        .envs(command.env)
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .process_group(0);
-    Limits::new(command.mem_mib, command.timeout + GRACE).impose(&mut shell);
+        .own_process_group()
+        .bind_to_parent();
+    let shell = command.env.iter().fold(shell, |shell, (name, value)| shell.env(name, value));
+    let shell = confine(shell, command.mem_mib, command.timeout + GRACE);
 
     let failed = |error: io::Error| {
         not_started("bash could not be started on this host", Hint::SeeCause).caused_by(error)
     };
-    let group = Group::new(tokio::process::Command::from(shell).spawn().map_err(failed)?).map_err(failed)?;
+    let group = Group::new(shell.start().map_err(failed)?).map_err(failed)?;
     let exited = ShellExit::watch(group.leader).map_err(failed)?;
     Ok((group, exited))
 }

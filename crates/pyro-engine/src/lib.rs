@@ -6,14 +6,15 @@
 //!
 //! # Invariants
 //!
-//! * Nothing runs on the host unless the caller set [`VmSpec::allow_host_compat`], and [`RunResult::execution_mode`]
-//!   says so.
+//! * Nothing runs on the host unless the caller agreed to it ([`HostAccess`]), and [`RunResult::execution_mode`] says
+//!   so.
 //! * A state is reported only after it is on disk.
 //! * An id is validated before it can become part of a path.
 //! * Read operations (`list`, `inspect`, `status`, `doctor`) change nothing on disk, except that they remove a VM whose
 //!   lifetime has ended when they access it.
 
 mod capture;
+mod clock;
 mod config;
 mod contract;
 mod convert;
@@ -21,27 +22,28 @@ mod engine;
 mod exit_code;
 mod guest_kernel;
 mod host_compat;
+mod pool;
 mod registry;
 mod search_path;
 mod state;
+mod state_dir;
 mod supervise;
-mod timings;
 
 pub mod doctor;
 
 pub use config::Config;
-pub use engine::{Engine, PROBE_COMMAND, SUPERVISE_COMMAND, probe_kvm};
+pub use engine::{CopyFromGuest, CopyToGuest, Engine, PROBE_COMMAND, probe_kvm};
 pub use pyro_api::Error as EngineError;
 pub use pyro_api::operations;
 pub use pyro_api::{
     Accelerator, CallContext, Command, CommandOutput, Contract, CopyLimits, DeleteReason, Deleted,
     DoctorReport, Environment, EnvironmentList, ErrorKind, Event, Events, ExecutionMode, FileContent,
-    FileEncoding, FileRange, Hint, Kind, LastCommand, NetworkAssignment, NetworkInfo, Outcome, Output,
-    OutputMode, OutputStream, Phase, PruneReport, Pruned, PullEvent, PulledEnvironment, Reader, Reaped,
-    RunPhase, RunResult, StopReason, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
+    FileEncoding, FileRange, Hint, HostAccess, Kind, LastCommand, NetworkAssignment, NetworkInfo, Outcome,
+    Output, OutputMode, OutputStream, Phase, PruneReport, Pruned, PullEvent, PulledEnvironment, Reader,
+    Reaped, RunPhase, RunResult, StopReason, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
     TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskSpec, UnknownWord, Vm, VmId, VmSpec,
     VmState,
 };
-pub use supervise::supervise;
+pub use supervise::{SUPERVISE_COMMAND, supervise};
 
 pub(crate) use pyro_api::limits;

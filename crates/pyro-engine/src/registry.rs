@@ -5,27 +5,27 @@
 //!
 //! Times are wall-clock seconds since the epoch, because they are compared across processes.
 
-mod fault;
 mod journal;
 mod open;
 mod row;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod transaction_error;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, named_params};
 
-use self::fault::Fault;
 pub(crate) use self::journal::{CommandRecord, NewCommand};
 use self::open::Opened;
-pub(crate) use self::open::directory_problem;
 pub(crate) use self::row::{NewVm, VmPatch, VmRecord};
+use self::transaction_error::TransactionError;
 use crate::Kind;
+use crate::clock::now;
 use crate::state::{Transition, Transitions as _, VmEvent};
-use crate::{EngineError, ErrorKind, StopReason, VmId, VmState};
+use crate::{EngineError, ErrorKind, StopReason, VmId, VmState, state_dir};
 
 /// How long the registry remembers that a VM was removed because of its lifetime, in seconds.
 const TOMBSTONE_SECONDS: f64 = 3600.0;
@@ -41,7 +41,7 @@ pub(crate) struct Registry {
 impl Registry {
     /// Creates the registry below `base_dir`. Does no I/O.
     pub(crate) fn new(base_dir: &Path) -> Self {
-        Self { base_dir: base_dir.to_owned(), file: base_dir.join("state.sqlite3"), opened: Mutex::new(None) }
+        Self { base_dir: base_dir.to_owned(), file: state_dir::registry(base_dir), opened: Mutex::new(None) }
     }
 
     /// Records a VM in state `created`, unless `max_active_vms` exist already.
@@ -115,7 +115,7 @@ impl Registry {
                 record.stop_reason = (event == VmEvent::Stop).then_some(StopReason::ExplicitStop);
             }
             if event == VmEvent::Stop {
-                journal::conclude(tx, id, crate::engine::now())?;
+                journal::conclude(tx, id, now())?;
             }
             if transition != Transition::Remove {
                 record.apply(patch);
@@ -160,7 +160,7 @@ impl Registry {
                 record.last_error = last_error.map(str::to_owned);
                 record.update(tx)?;
             }
-            journal::conclude(tx, id, crate::engine::now())?;
+            journal::conclude(tx, id, now())?;
             Ok(record)
         })
     }
@@ -245,20 +245,26 @@ impl Registry {
         })
     }
 
-    fn read<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T, EngineError> {
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
+    ) -> Result<T, EngineError> {
         self.transact(TransactionBehavior::Deferred, Durability::Process, work)
     }
 
     /// Takes the write lock at once: a transaction that begins as a reader and then writes fails with "busy", without
     /// waiting, if another one has written in between.
-    fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T, EngineError> {
+    fn write<T>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
+    ) -> Result<T, EngineError> {
         self.transact(TransactionBehavior::Immediate, Durability::Process, work)
     }
 
     /// Like [`Registry::write`], but the data is on disk when it returns, so that a power failure does not undo it.
     fn write_through<T>(
         &self,
-        work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
     ) -> Result<T, EngineError> {
         self.transact(TransactionBehavior::Immediate, Durability::Disk, work)
     }
@@ -267,7 +273,7 @@ impl Registry {
         &self,
         behavior: TransactionBehavior,
         durability: Durability,
-        work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
     ) -> Result<T, EngineError> {
         let mut slot = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         // Another program may have moved a damaged file away while this process runs.
@@ -277,8 +283,8 @@ impl Registry {
             None => Opened::open(&self.base_dir, &self.file)?,
         };
         let result = transact_on(&mut opened, behavior, durability, work)
-            .map_err(|fault| fault.into_error(&self.file));
-        // After a file fault, reopen the file on the next call, because it may have been repaired by then.
+            .map_err(|error| error.into_error(&self.file));
+        // After an error of the file, reopen the file on the next call, because it may have been repaired by then.
         if !matches!(&result, Err(error) if error.kind == ErrorKind::StateUnusable) {
             *slot = Some(opened);
         }
@@ -290,8 +296,8 @@ fn transact_on<T>(
     opened: &mut Opened,
     behavior: TransactionBehavior,
     durability: Durability,
-    work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
-) -> Result<T, Fault> {
+    work: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
+) -> Result<T, TransactionError> {
     opened.connection.pragma_update(None, "synchronous", durability.pragma())?;
     let tx = opened.connection.transaction_with_behavior(behavior)?;
     let value = work(&tx)?;
@@ -317,7 +323,7 @@ impl Durability {
     }
 }
 
-fn load(tx: &Transaction<'_>, kind: Kind, id: &VmId) -> Result<VmRecord, Fault> {
+fn load(tx: &Transaction<'_>, kind: Kind, id: &VmId) -> Result<VmRecord, TransactionError> {
     match row::find(tx, id)? {
         Some(record) if record.kind == kind => Ok(record),
         Some(_) => Err(EngineError::not_found(kind, id.as_str()).into()),
@@ -326,12 +332,12 @@ fn load(tx: &Transaction<'_>, kind: Kind, id: &VmId) -> Result<VmRecord, Fault> 
 }
 
 /// Returns the VM or task with this id.
-fn find(tx: &Transaction<'_>, id: &VmId) -> Result<VmRecord, Fault> {
+fn find(tx: &Transaction<'_>, id: &VmId) -> Result<VmRecord, TransactionError> {
     row::find(tx, id)?.map_or_else(|| Err(absence(tx, Kind::Vm, id)?.into()), Ok)
 }
 
 /// Explains why the VM or task `id` does not exist. Only VMs leave a tombstone.
-fn absence(tx: &Transaction<'_>, kind: Kind, id: &VmId) -> Result<EngineError, Fault> {
+fn absence(tx: &Transaction<'_>, kind: Kind, id: &VmId) -> Result<EngineError, TransactionError> {
     let tombstone: Option<i64> = tx
         .query_row("SELECT 1 FROM vms WHERE vm_id = :id", named_params! { ":id": id.as_str() }, |row| {
             row.get(0)

@@ -1,15 +1,35 @@
-//! The supervisor process: `pyro-supervisor` does the work, and the registry records it.
+//! The supervisor process: how it is started, and what it records in the registry. `pyro-supervisor` does the work.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pyro_supervisor::{BootInfo, CommandOutcome, EndReason, Exec, Retention, Store, StoreError};
 
-use crate::engine::now;
+use crate::clock::now;
 use crate::registry::{NewCommand, Registry, VmPatch};
 use crate::{EngineError, ErrorKind, ExecutionMode, StopReason, VmId};
+
+/// Name of the hidden subcommand that supervises one VM.
+pub const SUPERVISE_COMMAND: &str = "supervise";
+
+/// The command that starts a supervisor process.
+#[derive(Clone, Debug)]
+pub(crate) struct SupervisorCommand {
+    /// The pyro executable.
+    pub(crate) program: PathBuf,
+    /// State directory.
+    pub(crate) base_dir: PathBuf,
+}
+
+impl SupervisorCommand {
+    /// The program's arguments.
+    pub(crate) fn args(&self) -> [&OsStr; 2] {
+        [OsStr::new(SUPERVISE_COMMAND), self.base_dir.as_os_str()]
+    }
+}
 
 /// Supervises the VM described on `lifeline`, this process's standard input, until it ends. The process does nothing
 /// else; it uses a single-threaded runtime.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit};
 use tokio::process::Child;
 
 /// First descriptor after the standard streams.
@@ -132,6 +132,20 @@ impl Spawn {
             Ok(())
         };
         // SAFETY: the closure makes one system call; it neither allocates nor takes locks.
+        unsafe { self.command.pre_exec(before_exec) };
+        self
+    }
+
+    /// Limits how much of a resource each process of the child may use. A lower limit that is in force already stays.
+    #[must_use]
+    pub fn limit(mut self, resource: Resource, most: u64) -> Self {
+        let before_exec = move || {
+            // Raising a maximum is not permitted, and lowering the current limit needs no privilege.
+            let allowed = getrlimit(resource).maximum.map_or(most, |maximum| maximum.min(most));
+            setrlimit(resource, Rlimit { current: Some(allowed), maximum: Some(allowed) })?;
+            Ok(())
+        };
+        // SAFETY: the closure makes system calls on values that it owns; it neither allocates nor takes locks.
         unsafe { self.command.pre_exec(before_exec) };
         self
     }
@@ -273,6 +287,21 @@ mod tests {
         assert_eq!(cleared.stdout, b"KEY=value\n");
         let inherited = env(Spawn::new("/usr/bin/env")).await.unwrap();
         assert!(inherited.stdout.starts_with(b"") && inherited.stdout.windows(5).any(|w| w == b"PATH="));
+    }
+
+    #[tokio::test]
+    async fn a_limit_holds_for_the_child_alone() {
+        let limits = |spawn: Spawn| {
+            let child = spawn.args(["-c", "ulimit -c; ulimit -t"]).stdout(Stdio::piped()).start().unwrap();
+            async { String::from_utf8(child.wait_with_output().await.unwrap().stdout).unwrap() }
+        };
+        let shell = || Spawn::new("/bin/sh");
+        let before = limits(shell()).await;
+        assert_eq!(limits(shell().limit(Resource::Core, 0).limit(Resource::Cpu, 77)).await, "0\n77\n");
+        assert_eq!(limits(shell()).await, before);
+        // No limit can be raised.
+        let lowered = shell().limit(Resource::Cpu, 77).limit(Resource::Cpu, 99);
+        assert!(limits(lowered).await.ends_with("\n77\n"));
     }
 
     #[tokio::test]

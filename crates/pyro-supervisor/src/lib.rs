@@ -23,6 +23,7 @@ mod client;
 mod conversation;
 mod dir;
 pub mod files;
+mod handover;
 mod machine;
 mod mux;
 mod protocol;
@@ -35,7 +36,7 @@ pub mod template;
 
 pub use client::{
     Client, ConnectError, CopyError, EndError, EndRequest, Ended, Lifeline, Ran, Run, RunError, StartError,
-    claim, make_template, start, unlocked,
+    make_template, start, unlocked,
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase};
@@ -46,7 +47,7 @@ pub use pyro_wire::{
 };
 pub use report::{BootFailure, BootInfo, BootStage, EndReason, StageTime, StartMode};
 pub use server::{CommandLog, STREAM_LIMIT, Store, StoreError, file_name, room, run};
-pub use spec::{LaunchSpec, Purpose, Retention, Spares};
+pub use spec::{LaunchSpec, Purpose, Retention};
 
 /// Entry points for the fuzz targets, present only in their builds.
 #[cfg(fuzzing)]

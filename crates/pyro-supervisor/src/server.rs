@@ -6,7 +6,6 @@
 mod adoption;
 mod commands;
 mod driver;
-pub(super) mod handover;
 mod receive;
 mod state;
 mod store;
@@ -35,7 +34,6 @@ use super::dir;
 use super::machine::{self, RunningMachine};
 use super::protocol::{Event, GENERATION, Greeting, Launch, LifelineServer, other_version};
 use super::{BootFailure, BootStage, EndReason};
-use crate::spares;
 use crate::spec::{LaunchSpec, Purpose};
 
 /// Boots machines.
@@ -108,7 +106,6 @@ pub async fn run<S: Store + 'static>(lifeline: OwnedFd, store: S) -> io::Result<
                 Rc::new(WallClock),
             );
             driver.follow(lifeline);
-            driver.when_started(|spec| drop(tokio::task::spawn_local(spares::replenish(spec.clone()))));
             tokio::task::spawn_local(signals.forward(driver.inbox()));
             driver.run().await;
         })

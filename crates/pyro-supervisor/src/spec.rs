@@ -35,8 +35,6 @@ pub struct LaunchSpec {
     pub guest: GuestImage,
     /// Start from a template kept in this directory, which is made when needed. Absent: boot the kernel.
     pub template_dir: Option<PathBuf>,
-    /// Where VMs of this kind wait to be claimed, and how many must be waiting once this one has started.
-    pub spares: Spares,
     /// What is started.
     pub purpose: Purpose,
     /// Give the guest a network interface with access to the network of the host.
@@ -94,19 +92,6 @@ pub enum Purpose {
     Template,
 }
 
-/// VMs that are started before a caller requests one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Spares {
-    /// Directory of the spares of all kinds.
-    pub dir: PathBuf,
-    /// Number of this kind to keep waiting once this VM has started. 0: start none.
-    pub wanted: u32,
-    /// Maximum number of spares of all kinds.
-    pub room: u32,
-    /// How long one that is started now waits, in seconds.
-    pub idle_seconds: u32,
-}
-
 #[cfg(test)]
 mod tests {
     use pyro_machine::{Accelerator, GuestKernel};
@@ -140,7 +125,6 @@ mod tests {
             },
             template_dir: Some("/templates".into()),
             network: false,
-            spares: Spares::default(),
             purpose: Purpose::Vm,
         }
     }
@@ -152,7 +136,6 @@ mod tests {
             dir: "/vms/ba9876543210".into(),
             expires_at: 1.0,
             purpose: Purpose::Spare,
-            spares: Spares { wanted: 3, ..Spares::default() },
             ..spec()
         };
         assert_eq!(other.subject(), spec().subject());

@@ -8,15 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use pyro_machine::spawn::Spawn;
 use rustix::fs::{Access, access, statvfs};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use super::{BuildReport, DiskReport, KvmReport, NetworkingReport, RootlessReport};
-use crate::engine::vms_dir;
 use crate::guest_kernel::GuestKernelError;
-use crate::registry::directory_problem;
-use crate::{Config, guest_kernel, search_path};
+use crate::{Config, guest_kernel, search_path, state_dir};
 
 /// The VMM to search for if none is configured.
 pub(super) const VMM_NAME: &str = "qemu-system-x86_64";
@@ -58,7 +57,7 @@ pub(crate) struct HostFacts {
 pub(super) struct VmmFacts {
     /// The program, if it exists.
     pub(super) program: Option<PathBuf>,
-    /// Its output for `--version`, or the reason why there is none.
+    /// Its output for `--version`, or why it gave none.
     pub(super) answer: Option<Result<String, VmmProblem>>,
 }
 
@@ -106,15 +105,12 @@ async fn look_at_vmm(config: &Config) -> VmmFacts {
 
 /// Returns the first 4 KiB of the output of `program --version`.
 async fn ask_version(program: &Path, search_path: &OsStr) -> Result<String, VmmProblem> {
-    let mut child = tokio::process::Command::new(program)
-        .arg("--version")
-        .env_clear()
+    let mut child = Spawn::new(program)
+        .args(["--version"])
+        .clear_env()
         .env("PATH", search_path)
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
+        .start()
         .map_err(|error| VmmProblem::NotStarted(error.to_string()))?;
     let mut text = Vec::new();
     let lost = |error: io::Error| VmmProblem::Lost(error.to_string());
@@ -173,14 +169,14 @@ fn look(config: &Config, root: &Path) -> HostFacts {
         disk: DiskReport {
             state_dir_free_mib: free_mib(&config.base_dir),
             cache_dir_free_mib: free_mib(&config.cache_dir),
-            vms_used_mib: used_mib(&vms_dir(&config.base_dir)),
+            vms_used_mib: used_mib(&state_dir::vms(&config.base_dir)),
             state_dir_used_mib: used_mib(&config.base_dir),
         },
         user_namespaces_allowed_by: blocked_by
             .map(|(file, _, allowing)| format!("{}={allowing}", file.replace('/', "."))),
         state_dir_problem: fs::metadata(&config.base_dir)
             .ok()
-            .and_then(|metadata| directory_problem(&metadata)),
+            .and_then(|metadata| state_dir::problem(&metadata)),
     }
 }
 
@@ -299,6 +295,20 @@ mod tests {
         let rootless = RootlessReport { euid: uid, user_namespaces: true, subuid: true, newuidmap: true };
         assert_eq!(facts.rootless, rootless);
         assert_eq!(facts.vmm.answer, Some(Ok("QEMU emulator version 10.0.2 --version\n".to_owned())));
+    }
+
+    #[tokio::test]
+    async fn a_vmm_that_is_asked_for_its_version_inherits_no_open_file() {
+        let root = TempDir::new().unwrap();
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        // Unlike an opened file, a copied descriptor is not closed by exec.
+        let _leaky = rustix::io::dup(secret.as_file()).unwrap();
+        put(root.path(), "vmm", "#!/bin/sh\nexec /bin/ls -l /proc/self/fd\n");
+        let config = Config { vmm_program: Some(root.path().join("vmm")), ..config(root.path()) };
+        let facts = HostFacts::gather(&config, root.path()).await;
+        let found = facts.vmm.answer.unwrap().unwrap();
+        assert!(found.contains("/dev/null"), "{found}");
+        assert!(!found.contains(secret.path().to_str().unwrap()), "{found}");
     }
 
     #[tokio::test]

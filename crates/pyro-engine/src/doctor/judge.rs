@@ -64,7 +64,7 @@ pub(crate) fn judge(
     } else {
         findings.add(
             format!("platform '{}' is not supported", platform.escape_debug()),
-            format!("ask for {PLATFORM}, the only one there is"),
+            format!("use {PLATFORM}, the only supported platform"),
         );
     }
 
@@ -128,13 +128,13 @@ fn judge_vmm(facts: &VmmFacts) -> VmmReport {
         None => (None, "no VMM was found".to_owned()),
         Some(Err(problem)) => (None, format!("the VMM does not work: {problem}")),
         Some(Ok(text)) => match qemu_version(text) {
-            None => (None, "the VMM does not answer as QEMU does".to_owned()),
+            None => (None, "unexpected output of `--version`: expected that of QEMU".to_owned()),
             Some((major, version)) if major < QUICK_QEMU => (
                 Some(version.to_owned()),
                 // Measured on one machine with 7.2 and 10.0.
                 format!(
-                    "QEMU before {QUICK_QEMU} makes processes slowly without KVM: about 24 ms each, \
-                     against 4 ms with QEMU 10"
+                    "QEMU before {QUICK_QEMU} creates processes slowly without KVM: about 24 ms each, \
+                     compared with 4 ms in QEMU 10"
                 ),
             ),
             Some((_, version)) => (Some(version.to_owned()), String::new()),
@@ -159,7 +159,7 @@ impl Findings {
         match (&config.vmm_program, &facts.program) {
             (Some(program), None) => self.add(
                 format!("the configured VMM {} is not an executable file", program.display()),
-                "set PYRO_QEMU to a QEMU program, or leave it unset",
+                "set PYRO_QEMU to a QEMU executable, or unset it",
             ),
             (None, None) => self.add(
                 format!("{VMM_NAME} was not found in PATH"),
@@ -181,10 +181,10 @@ impl Findings {
     ) {
         if vmm.ok && accelerator.selected.is_none() {
             let remedy = match config.accelerator {
-                Some(_) => "unset PYRO_ACCEL, so that pyro may choose",
-                None => "install a QEMU with TCG (Debian and Ubuntu: apt install qemu-system-x86)",
+                Some(_) => "unset PYRO_ACCEL to let pyro choose an accelerator",
+                None => "install QEMU with TCG (Debian and Ubuntu: apt install qemu-system-x86)",
             };
-            self.add(format!("guest code cannot be run: {}", accelerator.reason), remedy);
+            self.add(format!("no accelerator can run guests: {}", accelerator.reason), remedy);
         }
         if config.accelerator == Some(Accelerator::Tcg) {
             return;
@@ -192,18 +192,18 @@ impl Findings {
         if !kvm.exists {
             self.add(
                 "/dev/kvm is not available on this host",
-                "VMs are emulated, which is slower; for speed enable virtualisation in the firmware, or \
-                 nested virtualisation if this host is a VM itself",
+                "VMs are emulated, which is slower; to speed them up, enable virtualisation in the firmware, or \
+                 nested virtualisation if this host is itself a VM",
             );
         } else if !kvm.readable || !kvm.writable {
             self.add(
-                "/dev/kvm may not be used by this user",
-                "join the group that may (sudo usermod -aG kvm \"$USER\") and log in again",
+                "this user may not use /dev/kvm",
+                "add the user to its group (sudo usermod -aG kvm \"$USER\") and log in again",
             );
         } else if accelerator.selected.as_deref() == Some("tcg") {
             self.add(
                 format!("KVM is not used: {}", accelerator.reason),
-                "VMs are emulated, which is slower; for speed use a host with hardware virtualisation",
+                "VMs are emulated, which is slower; to speed them up, use a host with hardware virtualisation",
             );
         }
     }
@@ -219,7 +219,7 @@ impl Findings {
             if let Some(free) = free.filter(|free| *free < least) {
                 self.add(
                     format!("only {free} MiB are free for {what} in {directory}"),
-                    format!("free some space; {least} MiB are enough to work with"),
+                    format!("free disk space: at least {least} MiB should be free"),
                 );
             }
         };
@@ -254,8 +254,8 @@ impl Findings {
         }
         if !subuid {
             self.add(
-                "environments cannot be built by this user: /etc/subuid has no range for it",
-                "give it one (sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 \"$USER\")",
+                "environments cannot be built by this user: /etc/subuid has no range for the user",
+                "add a range (sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 \"$USER\")",
             );
         }
         if !newuidmap {

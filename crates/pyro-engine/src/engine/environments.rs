@@ -6,10 +6,10 @@ use pyro_env::{CancelFlag, InstalledEnvironment, OpenError, PullObserver, PullSt
 use pyro_supervisor::template;
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, templates_dir};
+use super::Engine;
 use crate::{
     EngineError, Environment, EnvironmentList, ErrorKind, Event, Events, Pruned, PullEvent,
-    PulledEnvironment, convert,
+    PulledEnvironment, convert, state_dir,
 };
 
 impl Engine {
@@ -103,7 +103,7 @@ impl Engine {
                 .iter()
                 .filter_map(|environment| Some(shared.environments.open(&environment.name).ok()?.digest))
                 .collect();
-            let deleted_templates = template::prune(&templates_dir(&shared.config.base_dir), &digests);
+            let deleted_templates = template::prune(&state_dir::templates(&shared.config.base_dir), &digests);
             Ok(Pruned { environments: convert::prune_report(environments), deleted_templates })
         })
         .await

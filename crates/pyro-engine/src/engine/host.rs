@@ -7,7 +7,7 @@ use pyro_machine::{Accelerator, accel};
 use super::Engine;
 use crate::doctor::AcceleratorReport;
 use crate::guest_kernel::GuestKernelError;
-use crate::{convert, guest_kernel, search_path};
+use crate::{convert, guest_kernel, search_path, state_dir};
 
 /// Name of the VMM executable.
 const VMM: &str = "qemu-system-x86_64";
@@ -75,7 +75,7 @@ impl Engine {
     }
 
     async fn choose_accelerator(&self, may_remember: bool) -> accel::Verdict {
-        let cache = self.config().base_dir.join("accelerator.json");
+        let cache = state_dir::accelerator(&self.config().base_dir);
         accel::choose(&cache, may_remember, (&self.config().program, &[PROBE_COMMAND])).await
     }
 

@@ -5,27 +5,25 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::time::Duration;
 
 use pyro_env::InstalledEnvironment;
 use pyro_machine::disk::{LayerError, LayerTemplates};
 use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
 use pyro_supervisor::{
-    BootInfo, BootStage, LaunchSpec, Lifeline, OwnerLock, Purpose, Retention, Spares, StartError, files,
-    spares, template,
+    BootInfo, BootStage, LaunchSpec, Lifeline, OwnerLock, Purpose, Retention, StartError, files, template,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, spares_dir, state_unusable, templates_dir, unless_cancelled};
+use super::{Engine, state_unusable, unless_cancelled};
 use crate::Kind;
 use crate::engine::host::{Host, HostUnavailable};
 use crate::engine::reconcile::is_unfinished;
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
-use crate::{EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, VmId, VmSpec, search_path};
-
-/// Name of the hidden subcommand that supervises one VM.
-pub const SUPERVISE_COMMAND: &str = "supervise";
+use crate::{
+    EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, VmId, VmSpec, search_path,
+    state_dir,
+};
 
 /// Maximum boot time in seconds. Emulation takes a few seconds, and more when many VMs boot at once.
 fn boot_limit_seconds(accelerator: Accelerator) -> u64 {
@@ -43,17 +41,41 @@ fn templates_fit(accelerator: Accelerator) -> bool {
 
 /// What a VM starts from: the host's VMM and an installed environment, or the reason why no VM can run, in which case
 /// the caller has agreed to the host.
-pub(super) type Ground = Result<(Host, InstalledEnvironment), HostUnavailable>;
+pub(super) type Backend = Result<(Host, InstalledEnvironment), HostUnavailable>;
 
 /// What a VM consists of, independent of its purpose.
-struct Shape {
-    sizing: Sizing,
-    retention: Retention,
-    disk_mib: Option<u32>,
-    network: bool,
-    expires_at: f64,
+pub(super) struct Shape {
+    pub(super) sizing: Sizing,
+    pub(super) retention: Retention,
+    pub(super) disk_mib: Option<u32>,
+    pub(super) network: bool,
+    pub(super) expires_at: f64,
     /// If its start fails, no other process may find it.
-    is_new: bool,
+    pub(super) is_new: bool,
+}
+
+/// A VM that is recorded and locked, but not started yet.
+pub(super) struct Launch {
+    pub(super) record: VmRecord,
+    pub(super) lock: OwnerLock,
+    pub(super) backend: Backend,
+}
+
+/// A VM that accepts commands.
+pub(super) enum Started {
+    /// In a guest.
+    Guest(Box<StartedGuest>),
+    /// As a record whose commands run on the host. The caller holds its lock.
+    OnHost(OwnerLock),
+}
+
+/// A guest that accepts commands.
+pub(super) struct StartedGuest {
+    pub(super) lifeline: Lifeline,
+    pub(super) info: BootInfo,
+    /// What spares of its kind are started from; `None` if it has a disk from an earlier start, which no other VM may
+    /// get a copy of.
+    pub(super) model: Option<LaunchSpec>,
 }
 
 impl Engine {
@@ -84,53 +106,58 @@ impl Engine {
     ///
     /// # Errors
     /// `VmUnavailable` if no VM can run and the caller has not agreed to the host; the errors of the environment.
-    pub(super) async fn ground(
+    pub(super) async fn backend(
         &self,
         environment: &str,
-        allow_host_compat: bool,
+        host_access: HostAccess,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Ground, EngineError> {
+    ) -> Result<Backend, EngineError> {
         match self.host().await {
             Ok(host) => Ok(Ok((host, self.environment(environment, events, cancel).await?))),
             Err(reason) => {
                 self.inspect_environment(environment).await?;
-                match allow_host_compat {
-                    true => Ok(Err(reason)),
-                    false => Err(EngineError::boot_unavailable(&reason.to_string())),
+                match host_access {
+                    HostAccess::Allowed => Ok(Err(reason)),
+                    HostAccess::Denied => Err(EngineError::boot_unavailable(&reason.to_string())),
                 }
             }
         }
     }
 
-    /// Boots the VM of a record, or records that its commands run on the host. The VM is not bound to this process.
+    /// Boots the VM of a record, or records that its commands run on the host, and starts the spares that are missing
+    /// then. The VM is not bound to this process.
     pub(super) async fn bring_up(
         &self,
-        record: &VmRecord,
-        lock: OwnerLock,
-        ground: Ground,
+        launch: Launch,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<(), EngineError> {
-        match ground {
-            // The supervisor has the lock and the record is written, so the lifeline is no longer needed.
-            Ok((host, environment)) => {
-                self.start_guest(record, environment, host, lock, events, cancel).await.map(drop)
-            }
-            Err(reason) => self.start_on_host(&record.vm_id, &reason.to_string()).await.map(drop),
+        // The supervisor has the lock and the record is written, so the lifeline is no longer needed.
+        if let Started::Guest(guest) = self.start(launch, events, cancel).await?
+            && let Some(model) = guest.model
+        {
+            self.refill(&model, cancel).await;
         }
+        Ok(())
     }
 
-    /// Starts the VM in a guest, possibly by claiming a spare. The supervisor records that it is up.
-    pub(super) async fn start_guest(
+    /// Boots the VM of a record, possibly by claiming a spare, or records that its commands run on the host. The
+    /// supervisor records that a guest is up.
+    pub(super) async fn start(
         &self,
-        record: &VmRecord,
-        environment: InstalledEnvironment,
-        host: Host,
-        lock: OwnerLock,
+        launch: Launch,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<(Lifeline, BootInfo), EngineError> {
+    ) -> Result<Started, EngineError> {
+        let Launch { record, lock, backend } = launch;
+        let (host, environment) = match backend {
+            Ok(backend) => backend,
+            Err(reason) => {
+                self.start_on_host(&record.vm_id, &reason.to_string()).await?;
+                return Ok(Started::OnHost(lock));
+            }
+        };
         let shape = Shape {
             sizing: record.sizing,
             retention: match record.kind {
@@ -141,27 +168,31 @@ impl Engine {
             disk_mib: record.disk_mib,
             network: record.network_enabled,
             expires_at: record.expires_at,
-            is_new: is_unfinished(record),
+            is_new: is_unfinished(&record),
         };
         let spec = self.launch_spec(&record.vm_id, shape, &environment, host).await?;
+        let model = (self.warm_spares() > 0 && !spec.dir.join(files::LAYER).exists()).then(|| spec.clone());
         let start = async {
             let dir = spec.dir.clone();
-            let started = match spares::claim(&spec, &lock).await {
+            let pool = self.pool();
+            let started = match pool.claim(&spec, &lock).await {
                 Some(claimed) => claimed,
                 None => {
                     if events.are_heard() && template::is_missing(&spec).await {
                         events.send(Event::FirstOfKind).await;
                     }
                     // Spares yield to a VM that a caller wants.
-                    spares::trim(&spec.spares.dir, spec.spares.room as usize).await;
-                    pyro_supervisor::start(&self.config().program, &self.supervise_args(), spec, &lock).await
+                    pool.trim(self.spares_capacity().await? as usize).await;
+                    let supervisor = self.supervisor_command();
+                    pyro_supervisor::start(&supervisor.program, &supervisor.args(), spec, &lock).await
                 }
             };
             started.map_err(|error| {
                 start_error(record.kind, &record.vm_id, &dir, error, &self.config().search_path)
             })
         };
-        unless_cancelled(cancel, start).await
+        let (lifeline, info) = unless_cancelled(cancel, start).await?;
+        Ok(Started::Guest(Box::new(StartedGuest { lifeline, info, model })))
     }
 
     /// Ensures that one-shot runs of the default size start from a template, where templates are used at all.
@@ -188,7 +219,8 @@ impl Engine {
         let dir = spec.dir.clone();
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         let make = async {
-            pyro_supervisor::make_template(&self.config().program, &self.supervise_args(), spec, &lock)
+            let supervisor = self.supervisor_command();
+            pyro_supervisor::make_template(&supervisor.program, &supervisor.args(), spec, &lock)
                 .await
                 .map_err(|error| start_error(Kind::Vm, &id, &dir, error, &self.config().search_path))
         };
@@ -200,25 +232,16 @@ impl Engine {
         made
     }
 
-    fn supervise_args(&self) -> [&OsStr; 2] {
-        [OsStr::new(SUPERVISE_COMMAND), self.config().base_dir.as_os_str()]
-    }
-
-    async fn launch_spec(
+    pub(super) async fn launch_spec(
         &self,
         id: &VmId,
         shape: Shape,
         environment: &InstalledEnvironment,
         host: Host,
     ) -> Result<LaunchSpec, EngineError> {
-        let mut spares = self.plan_spares().await?;
         let dir = self.vm_dir(id);
         let layer = dir.join(files::LAYER);
         let has_layer = layer.exists();
-        if has_layer {
-            // A spare would get a copy of the disk's contents.
-            spares.wanted = 0;
-        }
         let layer_template = self
             .blocking(move |shared| {
                 // The layer exists from an earlier start; a disk that has since become full must not prevent this one.
@@ -227,7 +250,7 @@ impl Engine {
                 }
                 let config = &shared.config;
                 let templates =
-                    LayerTemplates::new(config.base_dir.join("layers"), config.search_path.clone());
+                    LayerTemplates::new(state_dir::layers(&config.base_dir), config.search_path.clone());
                 let lifetime = shape.retention.layer_lifetime();
                 let template = match shape.disk_mib {
                     Some(disk_mib) => templates.of_size(disk_mib.into(), lifetime),
@@ -250,7 +273,8 @@ impl Engine {
                 vcpu_count: shape.sizing.vcpu_count,
                 mem_mib: shape.sizing.mem_mib,
             },
-            template_dir: templates_fit(host.accelerator).then(|| templates_dir(&self.config().base_dir)),
+            template_dir: templates_fit(host.accelerator)
+                .then(|| state_dir::templates(&self.config().base_dir)),
             guest: GuestImage {
                 digest: environment.digest.clone(),
                 kernel: match host.guest_kernel {
@@ -265,40 +289,12 @@ impl Engine {
                 layer_template,
             },
             network: shape.network,
-            spares,
             purpose: Purpose::Vm,
         })
     }
 
-    /// Number of spares of each kind kept ready for the next start; 0 disables spares.
-    pub fn warm_spares(&self) -> u32 {
-        self.config().warm_spares
-    }
-
-    /// Keeps the existing spares alive until `cancel`; after that, their usual idle time applies.
-    pub async fn keep_spares(&self, cancel: &CancellationToken) {
-        let config = self.config();
-        let (dir, idle) =
-            (spares_dir(&config.base_dir), Duration::from_secs(config.spare_idle_seconds.into()));
-        while cancel.run_until_cancelled(tokio::time::sleep(idle / 3)).await.is_some() {
-            spares::renew(&dir, idle).await;
-        }
-    }
-
-    /// Determines how many spares may exist in addition to the requested VMs.
-    async fn plan_spares(&self) -> Result<Spares, EngineError> {
-        let active = self.registry(|registry| registry.ids()).await?.len();
-        let config = self.config();
-        Ok(Spares {
-            dir: spares_dir(&config.base_dir),
-            wanted: config.warm_spares,
-            room: u32::try_from((config.max_active_vms as usize).saturating_sub(active)).unwrap_or(u32::MAX),
-            idle_seconds: config.spare_idle_seconds,
-        })
-    }
-
     /// Records that commands of this VM run on the host, to which its caller has agreed.
-    pub(super) async fn start_on_host(&self, id: &VmId, reason: &str) -> Result<VmRecord, EngineError> {
+    async fn start_on_host(&self, id: &VmId, reason: &str) -> Result<(), EngineError> {
         let patch = VmPatch {
             execution_mode: Some(ExecutionMode::HostCompat),
             metadata: [("boot_mode", "compat"), ("runtime_reason", reason)]
@@ -307,7 +303,7 @@ impl Engine {
             ..VmPatch::default()
         };
         let id = id.clone();
-        self.registry(move |registry| registry.set_started(&id, &patch)).await
+        self.registry(move |registry| registry.set_started(&id, &patch).map(drop)).await
     }
 }
 

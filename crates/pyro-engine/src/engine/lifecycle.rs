@@ -7,6 +7,7 @@ use std::time::Duration;
 use pyro_supervisor::{EndRequest, Ended, Owner, Phase};
 use tokio_util::sync::CancellationToken;
 
+use super::launch::Launch;
 use super::reconcile::{OWNER_VANISHED, owner_vanished};
 use super::{Engine, Shared, now, vm_dir};
 use crate::Kind;
@@ -17,8 +18,8 @@ use crate::operations::ExecVm;
 use crate::registry::{NewVm, VmPatch, VmRecord};
 use crate::state::{Transitions as _, VmEvent};
 use crate::{
-    DeleteReason, Deleted, EngineError, ErrorKind, Events, ExecutionMode, NetworkInfo, RunResult, StopReason,
-    Vm, VmId, VmSpec, VmState,
+    DeleteReason, Deleted, EngineError, ErrorKind, Events, ExecutionMode, HostAccess, NetworkInfo, RunResult,
+    StopReason, Vm, VmId, VmSpec, VmState,
 };
 
 /// Metadata key for a state transition in progress. Not recorded.
@@ -60,11 +61,11 @@ impl Engine {
     ) -> Result<Vm, EngineError> {
         let id = VmId::parse(vm_id)?;
         let record = self.admit(Kind::Vm, &id, VmEvent::Start).await?;
-        let ground = self.ground(&record.environment, record.allow_host_compat, events, cancel).await?;
+        let backend = self.backend(&record.environment, record.host_access, events, cancel).await?;
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         // The lock proves that no process runs the VM, whatever its last supervisor was able to record.
         self.note_vanished(&id).await?;
-        self.bring_up(&record, lock, ground, events, cancel).await?;
+        self.bring_up(Launch { record, lock, backend }, events, cancel).await?;
         Ok(self.get(Kind::Vm, &id).await?.payload())
     }
 
@@ -203,7 +204,7 @@ impl Engine {
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Option<String>, EngineError> {
-        if spec.allow_host_compat && self.host().await.is_err() {
+        if spec.host_access().is_allowed() && self.host().await.is_err() {
             self.inspect_environment(&spec.environment).await?;
             return Ok(None);
         }
@@ -284,7 +285,7 @@ pub(super) fn new_vm(
     environment_version: Option<String>,
 ) -> NewVm {
     let mut metadata = BTreeMap::new();
-    metadata.insert("allow_host_compat".to_owned(), spec.allow_host_compat.to_string());
+    metadata.insert(HostAccess::NAME.to_owned(), spec.host_access().is_allowed().to_string());
     NewVm {
         vm_id,
         environment: spec.environment.clone(),
@@ -295,7 +296,7 @@ pub(super) fn new_vm(
         ephemeral: false,
         disk_mib: None,
         network_enabled: spec.network,
-        allow_host_compat: spec.allow_host_compat,
+        host_access: spec.host_access(),
         metadata,
     }
 }

@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use pyro_supervisor::OwnerLock;
 
-use super::{Engine, Shared, now, vm_dir, vms_dir};
+use super::{Engine, Shared, now, vm_dir};
 use crate::Kind;
 use crate::registry::VmRecord;
-use crate::{EngineError, ExecutionMode, Reaped, StopReason, VmId, VmState};
+use crate::{EngineError, ExecutionMode, Reaped, StopReason, VmId, VmState, state_dir};
 
 /// A directory without a record and without a lock holder is left alone for this long: its creator may be about to lock
 /// it, which takes microseconds.
@@ -87,7 +87,7 @@ pub(super) fn owner_vanished(shared: &Shared, record: &VmRecord) -> bool {
 
 /// Returns the VM directories that have no record and no lock holder.
 fn strays(shared: &Shared) -> Result<Vec<VmId>, EngineError> {
-    let Ok(entries) = fs::read_dir(vms_dir(&shared.config.base_dir)) else { return Ok(Vec::new()) };
+    let Ok(entries) = fs::read_dir(state_dir::vms(&shared.config.base_dir)) else { return Ok(Vec::new()) };
     let is_old = |entry: &fs::DirEntry| {
         let modified = entry.metadata().and_then(|metadata| metadata.modified());
         modified.is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age > MAKING_TIME))

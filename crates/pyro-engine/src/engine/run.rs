@@ -3,20 +3,20 @@
 
 use std::time::Duration;
 
-use pyro_supervisor::{EndReason, Lifeline, OwnerLock};
+use pyro_supervisor::{EndReason, Lifeline};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::launch::Ground;
+use super::launch::{Launch, Started};
 use super::lifecycle::{new_vm, run_result};
 use super::{Engine, unless_cancelled};
 use crate::Kind;
 use crate::capture::Captured;
+use crate::clock::Timings;
 use crate::limits::{self, CheckedCommand};
 use crate::operations::RunInVm;
 use crate::registry::{NewVm, VmRecord};
-use crate::timings::Timings;
-use crate::{EngineError, ErrorKind, Event, Events, Hint, RunPhase, RunResult, VmId};
+use crate::{CallContext, EngineError, ErrorKind, Event, Events, Hint, RunPhase, RunResult, VmId};
 
 /// Time limit for a supervisor that lost its guest to report why the VM ended.
 const EXPLANATION_LIMIT: Duration = Duration::from_secs(10);
@@ -27,13 +27,6 @@ struct Ran {
     captured: Captured,
     /// `None` if the command ran on the host.
     lifeline: Option<Lifeline>,
-}
-
-/// A VM that is recorded but not started yet.
-struct Start {
-    record: VmRecord,
-    lock: OwnerLock,
-    ground: Ground,
 }
 
 impl Engine {
@@ -55,20 +48,21 @@ impl Engine {
         let sizing = limits::check_spec(&spec)?;
         let command = limits::check_command(command, output.output)?;
         events.send(Event::Phase(RunPhase::Create { environment: spec.environment.clone() })).await;
-        let ground = self.ground(&spec.environment, spec.allow_host_compat, events, cancel).await?;
+        let backend = self.backend(&spec.environment, spec.host_access(), events, cancel).await?;
         timings.lap("environment");
         unless_cancelled(cancel, self.reconcile()).await?;
 
         let id = VmId::random()?;
         // Take the lock before writing the record: the record of a run without a lock holder is an orphan.
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
-        let version = ground.as_ref().ok().map(|(_, environment)| environment.version.clone());
+        let version = backend.as_ref().ok().map(|(_, environment)| environment.version.clone());
         let vm = NewVm { ephemeral: true, ..new_vm(id.clone(), &spec, sizing, version) };
         let run = async {
             let record = self.insert(vm).await?;
             timings.lap("registry");
-            let start = Start { record, lock, ground };
-            self.run_in(start, &command, events, cancel, &mut timings).await
+            let launch = Launch { record, lock, backend };
+            let call = CallContext { events: events.clone(), cancel: cancel.clone() };
+            self.run_in(launch, &command, &call, &mut timings).await
         };
         match run.await {
             Ok(Ran { record, captured, lifeline }) => {
@@ -86,27 +80,35 @@ impl Engine {
 
     async fn run_in(
         &self,
-        start: Start,
+        launch: Launch,
         command: &CheckedCommand,
-        events: &Events,
-        cancel: &CancellationToken,
+        call: &CallContext,
         timings: &mut Timings,
     ) -> Result<Ran, EngineError> {
-        let Start { record, lock, ground } = start;
-        let id = &record.vm_id.clone();
+        let CallContext { events, cancel } = call;
+        let id = &launch.record.vm_id.clone();
         events.send(Event::Phase(RunPhase::Start { vm_id: id.clone() })).await;
-        let (record, lifeline) = match ground {
-            Ok((host, environment)) => {
-                let (lifeline, info) =
-                    self.start_guest(&record, environment, host, lock, events, cancel).await?;
-                timings.lap_of_start(&info);
-                (self.get(Kind::Vm, id).await?, Ok(lifeline))
+        let (lifeline, model) = match self.start(launch, events, cancel).await? {
+            Started::Guest(guest) => {
+                timings.lap_of_start(&guest.info);
+                (Ok(guest.lifeline), guest.model)
             }
-            Err(reason) => (self.start_on_host(id, &reason.to_string()).await?, Err(lock)),
+            Started::OnHost(lock) => (Err(lock), None),
         };
+        let record = self.get(Kind::Vm, id).await?;
         events.send(Event::Phase(RunPhase::Execute { vm_id: id.clone() })).await;
-        let executed = self.execute(&record, command, events, cancel).await;
-        timings.lap("command");
+        let execute = async {
+            let executed = self.execute(&record, command, events, cancel).await;
+            timings.lap("command");
+            executed
+        };
+        let refill = async {
+            if let Some(model) = &model {
+                self.refill(model, cancel).await;
+            }
+        };
+        // The command is sent before anything is done for a later run.
+        let (executed, ()) = tokio::join!(biased; execute, refill);
         match (executed, lifeline) {
             (Ok(captured), lifeline) => Ok(Ran { record, captured, lifeline: lifeline.ok() }),
             (Err(error), Ok(lifeline)) if error.kind == ErrorKind::OutcomeUnknown => {

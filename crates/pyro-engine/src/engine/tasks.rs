@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exec::not_asked;
 use super::host::HostUnavailable;
+use super::launch::Launch;
 use super::lifecycle::{as_it_is, new_vm, transition};
 use super::reconcile::owner_vanished;
 use super::{Engine, Shared, now, unless_cancelled, vm_dir};
@@ -26,9 +27,11 @@ use crate::limits;
 use crate::registry::{NewVm, VmRecord};
 use crate::state::VmEvent;
 use crate::{
-    DeleteReason, EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, LastCommand, StopReason, Task,
-    TaskDeleted, TaskList, TaskSpec, VmId, VmSpec, VmState,
+    DeleteReason, EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, LastCommand,
+    StopReason, Task, TaskDeleted, TaskList, TaskSpec, VmId, VmState,
 };
+
+pub use files::{CopyFromGuest, CopyToGuest};
 
 /// Metadata key for the digest of the base image under a task's disk.
 const DIGEST: &str = "environment_digest";
@@ -51,13 +54,12 @@ impl Engine {
     ) -> Result<Task, EngineError> {
         let sizing = limits::check_spec(&spec.vm)?;
         let disk_mib = limits::check_disk(spec.disk_mib)?;
-        let VmSpec { environment, allow_host_compat, .. } = &spec.vm;
-        let ground = self.ground(environment, *allow_host_compat, events, cancel).await?;
-        let version = ground.as_ref().ok().map(|(_, environment)| environment.version.clone());
+        let backend = self.backend(&spec.vm.environment, spec.vm.host_access(), events, cancel).await?;
+        let version = backend.as_ref().ok().map(|(_, environment)| environment.version.clone());
         unless_cancelled(cancel, self.reconcile()).await?;
         let id = VmId::random()?;
         let mut vm = new_vm(id.clone(), &spec.vm, sizing, version);
-        if let Ok((_, environment)) = &ground {
+        if let Ok((_, environment)) = &backend {
             vm.metadata.insert(DIGEST.to_owned(), environment.digest.clone());
         }
         let started = async {
@@ -65,7 +67,7 @@ impl Engine {
             // record.
             let lock = self.own_vm_dir(Kind::Task, &id).await?;
             let record = self.insert(NewVm { kind: Kind::Task, disk_mib, ..vm }).await?;
-            self.bring_up(&record, lock, ground, events, cancel).await?;
+            self.bring_up(Launch { record, lock, backend }, events, cancel).await?;
             self.status_task(id.as_str()).await
         };
         match started.await {
@@ -93,15 +95,15 @@ impl Engine {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = self.admit(Kind::Task, &id, VmEvent::Start).await?;
         self.refuse_while_busy(&id).await?;
-        let ground = match record.execution_mode {
+        let backend = match record.execution_mode {
             // Its files are on the host, even if VMs can run by now.
             ExecutionMode::HostCompat => Err(HostUnavailable::TaskOnHost),
             // Its files are on its disk, which only a guest can access.
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
-                self.ground(&record.environment, false, events, cancel).await?
+                self.backend(&record.environment, HostAccess::Denied, events, cancel).await?
             }
         };
-        if let Ok((_, environment)) = &ground {
+        if let Ok((_, environment)) = &backend {
             warn_of_another_base(&record, environment, events).await;
         }
         // If another process is already starting it, report that, however long the start takes.
@@ -134,7 +136,7 @@ impl Engine {
             let ttl_seconds = record.sizing.ttl_seconds;
             record = self.renew(&id, ttl_seconds, now() + f64::from(ttl_seconds)).await?;
         }
-        self.bring_up(&record, lock, ground, events, cancel).await?;
+        self.bring_up(Launch { record, lock, backend }, events, cancel).await?;
         self.status_task(task_id).await
     }
 
@@ -280,7 +282,7 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, EngineError> {
         expires_at: record.expires_at,
         state: record.state,
         network_enabled: record.network_enabled,
-        allow_host_compat: record.allow_host_compat,
+        allow_host_compat: record.host_access.is_allowed(),
         guest_ip: record.guest_ip,
         tap_name: None,
         execution_mode: record.execution_mode,

@@ -99,6 +99,19 @@ async fn the_command_sees_its_directory_and_little_else() {
 }
 
 #[tokio::test]
+async fn the_command_inherits_no_open_file() {
+    let host = Host::new();
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    // Unlike an opened file, a copied descriptor is not closed by exec.
+    let leaky = rustix::io::dup(secret.as_file()).unwrap();
+    assert!(!rustix::io::fcntl_getfd(&leaky).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+    let finished = host.run("ls -l /proc/$$/fd", 5).await;
+    let found = text(&finished.stdout);
+    assert!(found.contains("/dev/null"), "{found}");
+    assert!(!found.contains(secret.path().to_str().unwrap()), "{found}");
+}
+
+#[tokio::test]
 async fn limits_are_imposed() {
     let outcome = Host::new().run("ulimit -f; ulimit -d; ulimit -t", 9).await;
     let cpus = std::thread::available_parallelism().unwrap().get();

@@ -14,7 +14,7 @@ use rusqlite::{OptionalExtension, Row, Transaction, named_params};
 use super::{Registry, load, row};
 use crate::Kind;
 use crate::exit_code::{self, duration_ms, exit_code};
-use crate::registry::fault::Fault;
+use crate::registry::transaction_error::TransactionError;
 use crate::{EngineError, ErrorKind, ExecutionMode, Hint, Outcome, VmId};
 
 /// An accepted command.
@@ -166,7 +166,7 @@ impl Registry {
 }
 
 /// Concludes the commands that were running in a VM that was lost: how they ended can no longer be known.
-pub(super) fn conclude(tx: &Transaction<'_>, task: &VmId, now: f64) -> Result<(), Fault> {
+pub(super) fn conclude(tx: &Transaction<'_>, task: &VmId, now: f64) -> Result<(), TransactionError> {
     let sql = "UPDATE commands SET outcome = :unknown, ended_at = :now
         WHERE task_id = :task AND outcome = :running";
     let values = named_params! {
@@ -176,7 +176,7 @@ pub(super) fn conclude(tx: &Transaction<'_>, task: &VmId, now: f64) -> Result<()
     Ok(())
 }
 
-fn find(tx: &Transaction<'_>, task: &VmId, sequence: u64) -> Result<CommandRecord, Fault> {
+fn find(tx: &Transaction<'_>, task: &VmId, sequence: u64) -> Result<CommandRecord, TransactionError> {
     let sql = "SELECT * FROM commands WHERE task_id = :task AND sequence = :sequence";
     let values = named_params! { ":task": task.as_str(), ":sequence": sequence };
     let found = tx.query_row(sql, values, CommandRecord::from_row).optional()?;

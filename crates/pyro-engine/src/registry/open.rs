@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::fault::Fault;
 use super::schema;
-use crate::{EngineError, ErrorKind, Hint};
+use super::transaction_error::TransactionError;
+use crate::{EngineError, ErrorKind, Hint, state_dir};
 
 /// How long a transaction waits for others. Transactions last milliseconds, so this limit is reached only if a process
 /// was stopped in the middle of one.
@@ -33,7 +33,7 @@ impl Opened {
     /// Opens `file` in `base_dir`; creates both if they do not exist.
     pub(super) fn open(base_dir: &Path, file: &Path) -> Result<Self, EngineError> {
         prepare_directory(base_dir)?;
-        let connection = connect(file).map_err(|fault| fault.into_error(file))?;
+        let connection = connect(file).map_err(|error| error.into_error(file))?;
         let metadata = fs::metadata(file).map_err(|error| {
             EngineError::new(ErrorKind::StateUnusable, format!("the state file {} vanished", file.display()))
                 .hint(Hint::Retry)
@@ -53,19 +53,6 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Returns why a state directory with this `metadata` must not be trusted, if so.
-pub(crate) fn directory_problem(metadata: &Metadata) -> Option<&'static str> {
-    if !metadata.is_dir() {
-        Some("is not a directory")
-    } else if metadata.uid() != rustix::process::geteuid().as_raw() {
-        Some("belongs to another user")
-    } else if metadata.mode() & 0o022 != 0 {
-        Some("may be written by other users")
-    } else {
-        None
-    }
-}
-
 fn prepare_directory(base_dir: &Path) -> Result<(), EngineError> {
     let shown = base_dir.display();
     DirBuilder::new().recursive(true).mode(0o700).create(base_dir).or_else(|error| {
@@ -77,7 +64,7 @@ fn prepare_directory(base_dir: &Path) -> Result<(), EngineError> {
         }
     })?;
     let metadata = fs::metadata(base_dir).map_err(|error| unusable_directory(base_dir, error))?;
-    match directory_problem(&metadata) {
+    match state_dir::problem(&metadata) {
         None => Ok(()),
         Some(problem) => {
             let message = format!("the state directory {shown} {problem}");
@@ -91,7 +78,7 @@ fn unusable_directory(base_dir: &Path, error: io::Error) -> EngineError {
     EngineError::new(ErrorKind::StateUnusable, message).hint(Hint::WritableDirectory).caused_by(error)
 }
 
-fn connect(file: &Path) -> Result<Connection, Fault> {
+fn connect(file: &Path) -> Result<Connection, TransactionError> {
     // Do not use the default flags: they parse a path that begins with `file:` as a URI.
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -114,7 +101,7 @@ fn connect(file: &Path) -> Result<Connection, Fault> {
     Ok(connection)
 }
 
-fn use_wal(connection: &Connection) -> Result<(), Fault> {
+fn use_wal(connection: &Connection) -> Result<(), TransactionError> {
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if mode.eq_ignore_ascii_case("wal") {
         return Ok(());
@@ -125,11 +112,11 @@ fn use_wal(connection: &Connection) -> Result<(), Fault> {
 
 /// Repeats `attempt` while the file is busy. Switching to write-ahead logging and recovering a log need exclusive
 /// access to the file and return "busy" regardless of the connection's timeout.
-fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Fault>) -> Result<T, Fault> {
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T, TransactionError>) -> Result<T, TransactionError> {
     let deadline = Instant::now() + BUSY_TIMEOUT;
     loop {
         match attempt() {
-            Err(Fault::Sql(error))
+            Err(TransactionError::Sql(error))
                 if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
                     && Instant::now() < deadline =>
             {

@@ -7,10 +7,10 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{OptionalExtension, Row, ToSql, Transaction, named_params};
 use tracing::warn;
 
-use super::fault::{Fault, is_row_fault};
+use super::transaction_error::{TransactionError, is_row_error};
 use crate::Kind;
 use crate::limits::Sizing;
-use crate::{ExecutionMode, StopReason, Vm, VmId, VmState};
+use crate::{ExecutionMode, HostAccess, StopReason, Vm, VmId, VmState};
 
 /// The record of a new VM.
 #[derive(Debug, Clone)]
@@ -27,7 +27,7 @@ pub(crate) struct NewVm {
     /// Size of its disk, if requested.
     pub(crate) disk_mib: Option<u32>,
     pub(crate) network_enabled: bool,
-    pub(crate) allow_host_compat: bool,
+    pub(crate) host_access: HostAccess,
     pub(crate) metadata: BTreeMap<String, String>,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct VmRecord {
     pub(crate) ephemeral: bool,
     pub(crate) disk_mib: Option<u32>,
     pub(crate) network_enabled: bool,
-    pub(crate) allow_host_compat: bool,
+    pub(crate) host_access: HostAccess,
     pub(crate) guest_ip: Option<String>,
     pub(crate) execution_mode: ExecutionMode,
     pub(crate) accelerator: Option<String>,
@@ -66,7 +66,7 @@ pub(crate) struct VmPatch {
 }
 
 impl NewVm {
-    pub(super) fn insert(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
+    pub(super) fn insert(&self, tx: &Transaction<'_>) -> Result<(), TransactionError> {
         let sql =
             "INSERT INTO vms (vm_id, environment, environment_version, vcpu_count, mem_mib, ttl_seconds,
                 created_at, expires_at, state, is_task, ephemeral, disk_mib, network_enabled,
@@ -90,7 +90,7 @@ impl NewVm {
                 ":ephemeral": self.ephemeral,
                 ":disk_mib": self.disk_mib,
                 ":network_enabled": self.network_enabled,
-                ":allow_host_compat": self.allow_host_compat,
+                ":allow_host_compat": self.host_access.is_allowed(),
                 ":execution_mode": ExecutionMode::Pending.as_str(),
                 ":metadata": to_json(&self.metadata),
             },
@@ -113,7 +113,7 @@ impl VmRecord {
             expires_at: self.expires_at,
             state: self.state,
             network_enabled: self.network_enabled,
-            allow_host_compat: self.allow_host_compat,
+            allow_host_compat: self.host_access.is_allowed(),
             guest_ip: self.guest_ip.clone(),
             tap_name: None,
             execution_mode: self.execution_mode,
@@ -136,7 +136,7 @@ impl VmRecord {
     }
 
     /// Stores the values that can change during a VM's life.
-    pub(super) fn update(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
+    pub(super) fn update(&self, tx: &Transaction<'_>) -> Result<(), TransactionError> {
         let sql = "UPDATE vms SET state = :state, guest_ip = :guest_ip, execution_mode = :execution_mode,
                 accelerator = :accelerator, stop_reason = :stop_reason, last_error = :last_error,
                 metadata = :metadata, ttl_seconds = :ttl_seconds, expires_at = :expires_at
@@ -177,7 +177,7 @@ impl VmRecord {
             ephemeral: row.get("ephemeral")?,
             disk_mib: row.get("disk_mib")?,
             network_enabled: row.get("network_enabled")?,
-            allow_host_compat: row.get("allow_host_compat")?,
+            host_access: row.get::<_, bool>("allow_host_compat")?.into(),
             guest_ip: row.get("guest_ip")?,
             execution_mode: stored(row, "execution_mode")?,
             accelerator: row.get("accelerator")?,
@@ -192,7 +192,7 @@ impl VmRecord {
 }
 
 /// Returns the VM with this id, unless it is a tombstone.
-pub(super) fn find(tx: &Transaction<'_>, id: &VmId) -> Result<Option<VmRecord>, Fault> {
+pub(super) fn find(tx: &Transaction<'_>, id: &VmId) -> Result<Option<VmRecord>, TransactionError> {
     let sql = "SELECT * FROM vms WHERE vm_id = :id AND expired_at IS NULL";
     Ok(tx.query_row(sql, named_params! { ":id": id.as_str() }, VmRecord::from_row).optional()?)
 }
@@ -202,25 +202,27 @@ pub(super) fn select(
     tx: &Transaction<'_>,
     condition: &str,
     values: &[(&str, &dyn ToSql)],
-) -> Result<Vec<VmRecord>, Fault> {
+) -> Result<Vec<VmRecord>, TransactionError> {
     let mut statement = tx.prepare_cached(&format!("SELECT * FROM vms WHERE {condition}"))?;
     readable(statement.query_map(values, VmRecord::from_row)?)
 }
 
 /// Returns the ids that match `condition`, sorted.
-pub(super) fn select_ids(tx: &Transaction<'_>, condition: &str) -> Result<Vec<VmId>, Fault> {
+pub(super) fn select_ids(tx: &Transaction<'_>, condition: &str) -> Result<Vec<VmId>, TransactionError> {
     let mut statement =
         tx.prepare_cached(&format!("SELECT vm_id FROM vms WHERE {condition} ORDER BY vm_id"))?;
     readable(statement.query_map([], |row| row.get(0).map(|Stored(id)| id))?)
 }
 
 /// Collects `rows`, skipping damaged ones.
-pub(super) fn readable<T>(rows: impl Iterator<Item = rusqlite::Result<T>>) -> Result<Vec<T>, Fault> {
+pub(super) fn readable<T>(
+    rows: impl Iterator<Item = rusqlite::Result<T>>,
+) -> Result<Vec<T>, TransactionError> {
     let mut values = Vec::new();
     for row in rows {
         match row {
             Ok(value) => values.push(value),
-            Err(error) if is_row_fault(&error) => warn!(%error, "left out a damaged record of the registry"),
+            Err(error) if is_row_error(&error) => warn!(%error, "left out a damaged record of the registry"),
             Err(error) => return Err(error.into()),
         }
     }

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::fault::Fault;
+use super::transaction_error::TransactionError;
 use crate::{EngineError, ErrorKind, Hint};
 
 /// Step `n` migrates version `n` to `n + 1`. Published steps never change; append new ones.
@@ -68,7 +68,7 @@ pub(super) fn latest() -> i64 {
 }
 
 /// Returns the version of the open file; 0 for a new one.
-pub(super) fn version(connection: &Connection) -> Result<i64, Fault> {
+pub(super) fn version(connection: &Connection) -> Result<i64, TransactionError> {
     let version = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version > latest() {
         return Err(newer(version).into());
@@ -78,7 +78,7 @@ pub(super) fn version(connection: &Connection) -> Result<i64, Fault> {
 
 /// Migrates the tables to this program's version. Many processes may do so at once: the first one does the work while
 /// the others wait for the lock and then find it done.
-pub(super) fn migrate(connection: &mut Connection) -> Result<(), Fault> {
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), TransactionError> {
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let from = version(&tx)?;
     for step in STEPS.iter().skip(usize::try_from(from).unwrap_or(0)) {

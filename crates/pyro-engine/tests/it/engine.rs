@@ -4,16 +4,21 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 
-use pyro_engine::{Config, Engine, ErrorKind};
+use pyro_engine::{Config, Engine, ErrorKind, Events, VmSpec};
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 
 /// Returns an engine on a host that has nothing it can use.
 fn engine(root: &Path) -> Engine {
+    engine_with(root, 0)
+}
+
+fn engine_with(root: &Path, warm_spares: u32) -> Engine {
     Engine::new(Config {
         base_dir: root.join("state"),
         cache_dir: root.join("cache"),
         max_active_vms: Config::DEFAULT_MAX_ACTIVE_VMS,
-        warm_spares: 0,
+        warm_spares,
         spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
         program: root.join("pyro"),
         accelerator: None,
@@ -51,4 +56,16 @@ async fn an_ill_formed_id_is_an_unknown_vm() {
         assert_eq!(error.kind, ErrorKind::NotFound);
         assert_eq!(error.to_string(), "vm '../victim' does not exist");
     }
+}
+
+#[tokio::test]
+async fn spares_are_neither_wanted_nor_possible_on_a_host_that_has_nothing() {
+    let root = TempDir::new().unwrap();
+    let ensure = async |warm_spares| {
+        let engine = engine_with(root.path(), warm_spares);
+        engine.ensure_spares(&VmSpec::new("debian:12"), &Events::none(), &CancellationToken::new()).await
+    };
+    ensure(0).await.unwrap();
+    assert_eq!(ensure(1).await.unwrap_err().kind, ErrorKind::VmUnavailable);
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0, "something was made for a spare");
 }

@@ -15,8 +15,8 @@ use tokio::time::timeout;
 use tokio_util::codec::Framed;
 
 use super::{ANSWER_LIMIT, Client, ask};
+use crate::handover;
 use crate::protocol::{Event, GENERATION, Greeting, Launch, LifelineClient, Reply, Request};
-use crate::server::handover;
 use crate::spec::{LaunchSpec, Purpose};
 use crate::{BootFailure, BootInfo, EndReason, OwnerLock, files};
 
@@ -125,7 +125,7 @@ pub(crate) async fn spawn<A: AsRef<OsStr>>(
 ///
 /// # Errors
 /// As [`start`], except [`StartError::Spawn`].
-pub async fn claim(
+pub(crate) async fn claim(
     dir: &Path,
     spec: LaunchSpec,
     lock: &OwnerLock,

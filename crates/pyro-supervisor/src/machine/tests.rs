@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::codec::Framed;
 
 use super::*;
-use crate::spec::{Purpose, Retention, Spares};
+use crate::spec::{Purpose, Retention};
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -55,7 +55,6 @@ impl Fixture {
             },
             template_dir: None,
             network: false,
-            spares: Spares::default(),
             purpose: Purpose::Vm,
         }
     }

@@ -10,7 +10,7 @@ use pyro_wire::{Exec, Failure, Frame, FrameCodec, Identify, IdentifyReply};
 use tokio_util::codec::Framed;
 
 use super::driver::{remove_dir, remove_file};
-use super::handover;
+use crate::handover;
 use crate::machine::NoRandomness;
 use crate::mux::Streams;
 use crate::protocol::{LifelineServer, Reply, ServerStream};

@@ -74,9 +74,6 @@ enum LoopEvent<M> {
     Exited(String),
 }
 
-/// Runs once clients are served.
-type Hook<'a> = Box<dyn FnOnce(&LaunchSpec) + 'a>;
-
 /// The supervisor of one VM.
 pub(super) struct Driver<'a, B: Boot, S, C> {
     spec: LaunchSpec,
@@ -87,7 +84,6 @@ pub(super) struct Driver<'a, B: Boot, S, C> {
     inbox: Inbox,
     queue: mpsc::UnboundedReceiver<Message>,
     lifeline: Option<SplitSink<LifelineServer, Frame<Event>>>,
-    on_started: Option<Hook<'a>>,
     booting: Option<LocalBoxFuture<'a, Result<RunningMachine<B::Machine>, BootFailure>>>,
     adoption: Option<Adoption>,
     machine: Option<B::Machine>,
@@ -129,7 +125,6 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             clock,
             queue,
             lifeline: None,
-            on_started: None,
             booting: None,
             adoption: None,
             machine: None,
@@ -155,19 +150,6 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         // The process that started a spare does not wait for it.
         if !self.life.terms().is_spare {
             self.watch_lifeline(lifeline);
-        }
-    }
-
-    /// Runs `hook` once clients are served.
-    pub(super) fn when_started(&mut self, hook: impl FnOnce(&LaunchSpec) + 'a) {
-        self.on_started = Some(Box::new(hook));
-    }
-
-    fn run_hook(&mut self) {
-        if !self.life.terms().is_spare
-            && let Some(hook) = self.on_started.take()
-        {
-            hook(&self.spec);
         }
     }
 
@@ -312,10 +294,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             Effect::AbortAdoption => self.adoption = None,
             Effect::RecordStart => self.record_start(),
             Effect::AnnounceStart => self.announce_start().await,
-            Effect::WatchLifetime => {
-                self.run_hook();
-                self.watch_lifetime();
-            }
+            Effect::WatchLifetime => self.watch_lifetime(),
             Effect::Admit(client) => self.admit(client),
             Effect::Extend(client) => self.extend(client).await,
             Effect::Refuse(client, refusal) => self.refuse(client, refusal).await,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use pyro_engine::{CopyLimits, Engine, EngineError, ErrorKind, Hint, TaskCopied};
+use pyro_engine::{CopyFromGuest, CopyLimits, CopyToGuest, Engine, EngineError, ErrorKind, Hint, TaskCopied};
 
 use crate::error::CliError;
 use crate::printer::Printer;
@@ -46,9 +46,13 @@ pub(super) fn run(args: &TaskCpArgs, engine: &Engine, printer: &Printer) -> Resu
     let (copied, _) = session::watch(printer, args.json, async |_, cancel| {
         match (in_task(&args.source), in_task(&args.destination)) {
             (Some((id, path)), None) => {
-                engine.copy_from_task(id, path, &args.destination, limits, &cancel).await
+                let copy = CopyFromGuest { path, target: &args.destination, limits };
+                engine.copy_from_task(id, copy, &cancel).await
             }
-            (None, Some((id, path))) => engine.copy_to_task(id, &args.source, path, limits, &cancel).await,
+            (None, Some((id, path))) => {
+                let copy = CopyToGuest { source: &args.source, path, limits };
+                engine.copy_to_task(id, copy, &cancel).await
+            }
             _ => Err(EngineError::new(
                 ErrorKind::InvalidInput,
                 "either the source or the destination must be in a task",

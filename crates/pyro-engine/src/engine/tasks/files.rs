@@ -12,10 +12,31 @@ use crate::engine::{Engine, unless_cancelled};
 use crate::state::VmEvent;
 use crate::{CopyLimits, EngineError, ErrorKind, ExecutionMode, Hint, TaskCopied, VmId, convert};
 
+/// A copy from a task to this host.
+#[derive(Clone, Copy, Debug)]
+pub struct CopyFromGuest<'a> {
+    /// File or directory in the task, relative to `/workspace` unless it is absolute.
+    pub path: &'a str,
+    /// Where the copy goes. If it is a directory, the copy is placed in it under its own name, otherwise the copy gets
+    /// this name.
+    pub target: &'a Path,
+    /// Limits of the copy.
+    pub limits: CopyLimits,
+}
+
+/// A copy from this host to a task.
+#[derive(Clone, Copy, Debug)]
+pub struct CopyToGuest<'a> {
+    /// File or directory on this host. Symbolic links are copied as links.
+    pub source: &'a Path,
+    /// Where the copy goes in the task, as [`CopyFromGuest::target`] says.
+    pub path: &'a str,
+    /// Limits of the copy.
+    pub limits: CopyLimits,
+}
+
 impl Engine {
-    /// Copies a file or a directory out of a task. `path` is relative to `/workspace` unless it is absolute. If
-    /// `target` is a directory, the copy is placed in it under its own name, otherwise the copy is named `target`.
-    /// Existing files are replaced, and directories are merged.
+    /// Copies a file or a directory out of a task. Existing files are replaced, and directories are merged.
     ///
     /// Only that copy is written on this host, whatever the guest sends: no symbolic link that leads out of it is
     /// followed or created, no other kind of file is created, and no special permission is set.
@@ -26,11 +47,10 @@ impl Engine {
     pub async fn copy_from_task(
         &self,
         task_id: &str,
-        path: &str,
-        target: &Path,
-        limits: CopyLimits,
+        copy: CopyFromGuest<'_>,
         cancel: &CancellationToken,
     ) -> Result<TaskCopied, EngineError> {
+        let CopyFromGuest { path, target, limits } = copy;
         let (id, guest) = self.guest_of_task(task_id).await?;
         check_path(path)?;
         let own_name = Path::new(pyro_supervisor::WORKSPACE).join(path);
@@ -41,18 +61,17 @@ impl Engine {
         unless_cancelled(cancel, copy).await.map(|report| copied(&id, report))
     }
 
-    /// Copies a file or a directory of this host into a task, by the same rules. Symbolic links are copied as links.
+    /// Copies a file or a directory of this host into a task, by the same rules.
     ///
     /// # Errors
     /// As [`Engine::copy_from_task`].
     pub async fn copy_to_task(
         &self,
         task_id: &str,
-        source: &Path,
-        path: &str,
-        limits: CopyLimits,
+        copy: CopyToGuest<'_>,
         cancel: &CancellationToken,
     ) -> Result<TaskCopied, EngineError> {
+        let CopyToGuest { source, path, limits } = copy;
         let (id, guest) = self.guest_of_task(task_id).await?;
         check_path(path)?;
         let source = absolute(source)?;

@@ -56,7 +56,7 @@ async fn created(engine: &Engine, kind: Kind) -> (VmId, PathBuf) {
         ephemeral: false,
         disk_mib: None,
         network_enabled: false,
-        allow_host_compat: false,
+        host_access: crate::HostAccess::Denied,
         metadata: BTreeMap::new(),
     };
     engine.registry(move |registry| registry.insert(&task, 4)).await.unwrap();

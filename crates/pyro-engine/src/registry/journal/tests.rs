@@ -27,7 +27,7 @@ fn with_tasks(count: u32) -> (TempDir, Registry) {
             ephemeral: false,
             disk_mib: Some(8192),
             network_enabled: false,
-            allow_host_compat: false,
+            host_access: crate::HostAccess::Denied,
             metadata: BTreeMap::new(),
         };
         registry.insert(&vm, 100).unwrap();
@@ -130,7 +130,7 @@ fn a_damaged_entry_does_not_hide_the_others() {
     registry.end_command(&task(1), 1, 2.0, &exited(0)).unwrap();
     connection.execute("UPDATE commands SET exit_code = 1 WHERE sequence = 2", []).unwrap();
     let (count, last) = registry.command_summary(&task(1)).unwrap();
-    assert_eq!((count, last), (4, None), "the latest is damaged, and that is no reason to fail");
+    assert_eq!((count, last), (4, None), "the latest is damaged, which is not a failure");
 }
 
 #[test]

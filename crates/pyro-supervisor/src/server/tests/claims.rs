@@ -272,7 +272,6 @@ fn a_spare_runs_nothing_before_it_is_claimed() {
         }
         supervised.claim();
         until(&supervised, |fact| matches!(fact, Fact::Notified(_))).await;
-        assert_eq!(*supervised.world.hooks.borrow(), ["0123456789ab"], "the claimed spare is to be replaced");
         assert_eq!(ask(&supervised, Request::Delete).await, Some(Reply::Done));
         supervised.ended().await;
     });
@@ -396,4 +395,15 @@ proptest! {
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         LocalSet::new().block_on(&runtime, play(conditions, steps))?;
     }
+}
+
+#[test]
+fn a_spare_can_be_dismissed_while_it_waits() {
+    run(async {
+        let mut supervised = waiting(Conditions::task()).await;
+        assert!(crate::spares::dismiss(&supervised.spare_dir, Duration::from_secs(5)).await);
+        supervised.ended().await;
+        assert!(!supervised.spare_dir.exists());
+        assert!(!crate::spares::dismiss(&supervised.spare_dir, Duration::from_secs(5)).await);
+    });
 }

@@ -35,7 +35,7 @@ use crate::mux;
 use crate::protocol::{Event, LifelineClient, LifelineServer, Reply};
 use crate::server::driver::{Driver, Inbox};
 use crate::server::{Boot, Clock, Store, StoreError};
-use crate::spec::{LaunchSpec, Purpose, Retention, Spares};
+use crate::spec::{LaunchSpec, Purpose, Retention};
 use crate::{BootFailure, BootInfo, BootStage, Client, EndReason, OwnerLock, StartError, StartMode, files};
 
 /// How the world behaves in one case.
@@ -132,8 +132,6 @@ pub(super) struct World {
     pub(super) facts: RefCell<Vec<Fact>>,
     pub(super) machine_exit: Notify,
     pub(super) channel_loss: CancellationToken,
-    /// The VMs whose start was reported to the hook.
-    pub(super) hooks: RefCell<Vec<String>>,
     /// What the machine prints before it exits.
     pub(super) last_words: RefCell<String>,
     /// The recorded reason why the guest may not have written everything out.
@@ -154,7 +152,6 @@ impl World {
             facts: RefCell::default(),
             machine_exit: Notify::new(),
             channel_loss: CancellationToken::new(),
-            hooks: RefCell::default(),
             last_words: RefCell::default(),
             loss: RefCell::default(),
             expired_at: Cell::new(None),
@@ -556,8 +553,6 @@ impl Supervised {
         let store = Rc::new(FakeStore(Rc::clone(&world)));
         let clock = FakeClock(Instant::now(), world.conditions.clock_fails);
         let mut driver = Driver::new(spec, boot, store, Rc::new(clock));
-        let hooked = Rc::clone(&world);
-        driver.when_started(move |spec| hooked.hooks.borrow_mut().push(spec.vm_id.clone()));
         driver.follow(lifeline);
         let inbox = driver.inbox();
         let driver = spawn_local(driver.run());
@@ -569,7 +564,7 @@ impl Supervised {
         let (world, spare_dir, dir) = (Rc::clone(&self.world), self.spare_dir.clone(), self.dir.clone());
         let claimer = spawn_local(async move {
             let lock = OwnerLock::try_acquire(&dir).unwrap().unwrap();
-            let claimed = crate::claim(&spare_dir, vm_spec(&dir, &world.conditions), &lock).await;
+            let claimed = crate::client::claim(&spare_dir, vm_spec(&dir, &world.conditions), &lock).await;
             let event = match claimed {
                 None => return world.note(Fact::NotClaimed),
                 Some(Ok((lifeline, info))) => {
@@ -646,7 +641,6 @@ pub(super) fn spec(dir: PathBuf) -> LaunchSpec {
             layer_template: "/none".into(),
         },
         template_dir: None,
-        spares: Spares::default(),
         purpose: Purpose::Vm,
         network: false,
     }

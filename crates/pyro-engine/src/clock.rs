@@ -1,10 +1,15 @@
-//! Records how long each phase of a run takes.
+//! Time: the wall clock, and how long each phase of a run takes.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use pyro_supervisor::BootInfo;
 
 use crate::Phase;
+
+/// Returns the wall-clock time in seconds since the epoch.
+pub(crate) fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
 
 /// A stopwatch.
 #[derive(Debug)]

@@ -6,9 +6,9 @@ use rusqlite::ErrorCode;
 
 use crate::{EngineError, ErrorKind, Hint};
 
-/// What can go wrong inside a transaction.
+/// Why a transaction failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum TransactionError {
     /// An error of the file or the statement.
     #[error(transparent)]
     Sql(#[from] rusqlite::Error),
@@ -17,8 +17,8 @@ pub(super) enum Fault {
     Refused(#[from] EngineError),
 }
 
-impl Fault {
-    /// Converts the fault into the caller's error; `file` is the registry.
+impl TransactionError {
+    /// Converts the error into that of the caller's error; `file` is the registry's.
     pub(super) fn into_error(self, file: &Path) -> EngineError {
         let error = match self {
             Self::Refused(error) => return error,
@@ -51,7 +51,7 @@ impl Fault {
                 format!("the state file {file} does not have pyro's tables"),
                 Hint::MoveStateFile { file: file.to_string() },
             ),
-            None if is_row_fault(&error) => {
+            None if is_row_error(&error) => {
                 unusable(format!("a record in the state file {file} is damaged"), Hint::DeleteDamaged)
             }
             _ => EngineError::internal(format!("a statement on the state file {file} failed")),
@@ -69,7 +69,7 @@ fn is_full(file: &Path) -> bool {
 }
 
 /// Returns whether the error is in one row's values and not in the file or the statement.
-pub(super) fn is_row_fault(error: &rusqlite::Error) -> bool {
+pub(super) fn is_row_error(error: &rusqlite::Error) -> bool {
     matches!(
         error,
         rusqlite::Error::FromSqlConversionFailure(..)

@@ -1,0 +1,80 @@
+//! Dismissing spares whose supervisors are fakes.
+
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+type Raw = Framed<UnixStream, FrameCodec<Value, Value>>;
+
+async fn hear(client: &mut Raw) -> Option<Value> {
+    match client.next().await?.unwrap() {
+        Frame::Control(request) => Some(request),
+        Frame::Output(..) => None,
+    }
+}
+
+/// Dismisses a spare whose supervisor gives this answer, or closes the connection without one.
+async fn dismiss_answered(answer: Option<Value>) -> bool {
+    let spare = tempfile::tempdir().unwrap();
+    let listener = dir::listen(spare.path()).unwrap();
+    let serve = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut client: Raw = Framed::new(stream, FrameCodec::default());
+        assert_eq!(hear(&mut client).await, Some(json!("delete")));
+        if let Some(answer) = answer {
+            client.send(Frame::Control(answer)).await.unwrap();
+        }
+    };
+    tokio::join!(dismiss(spare.path(), LIMIT), serve).0
+}
+
+#[tokio::test]
+async fn a_spare_that_confirms_its_end_is_dismissed() {
+    assert!(dismiss_answered(Some(json!("done"))).await);
+}
+
+#[tokio::test]
+async fn a_spare_that_is_claimed_at_that_moment_is_not() {
+    assert!(!dismiss_answered(Some(json!({ "refused": { "cause": "it has been claimed" } }))).await);
+    assert!(!dismiss_answered(None).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frozen_spare_costs_a_bounded_time() {
+    let spare = tempfile::tempdir().unwrap();
+    let _frozen = dir::listen(spare.path()).unwrap();
+    let begun = Instant::now();
+    assert!(!dismiss(spare.path(), LIMIT).await);
+    assert_eq!(begun.elapsed().as_secs(), LIMIT.as_secs());
+}
+
+/// It holds its lock and has no socket yet, or none any more.
+#[tokio::test]
+async fn a_spare_that_boots_or_is_adopted_is_not_signalled() {
+    let spare = tempfile::tempdir().unwrap();
+    let lock = OwnerLock::try_acquire(spare.path()).unwrap().unwrap();
+    let mut supervisor = Command::new("/bin/sh")
+        .args(["-c", "read line", "sh", "supervise"])
+        .stdin(Stdio::piped())
+        .stdout(lock.share().unwrap())
+        .spawn()
+        .unwrap();
+    drop(lock);
+    assert!(!dismiss(spare.path(), LIMIT).await);
+    assert!(supervisor.try_wait().unwrap().is_none(), "it goes on");
+    assert!(OwnerLock::is_held(spare.path()));
+    drop(supervisor.stdin.take());
+    supervisor.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_spare_that_is_gone_is_not_dismissed() {
+    let spare = tempfile::tempdir().unwrap();
+    assert!(!dismiss(&spare.path().join("gone"), LIMIT).await);
+}
