@@ -3,7 +3,7 @@
 use std::io;
 
 use pyro_demo::ollama::DemoError;
-use pyro_engine::{EngineError, ErrorKind};
+use pyro_engine::{Error, ErrorKind};
 
 use crate::client_config::InstallError;
 use crate::config::ConfigError;
@@ -26,13 +26,13 @@ pub(crate) enum CliError {
     Words(#[from] WordsError),
     /// The engine refused or failed.
     #[error(transparent)]
-    Engine(#[from] EngineError),
+    Engine(#[from] Error),
     /// The demo with a model failed.
     #[error(transparent)]
     Demo(#[from] DemoError),
     /// The engine was stopped by a signal and has cleaned up.
     #[error("stopped by {0}")]
-    Stopped(Signal, #[source] EngineError),
+    Stopped(Signal, #[source] Error),
     /// The user gave up waiting for the clean-up.
     #[error("stopped by {0} before the clean-up had finished")]
     Abandoned(Signal),

@@ -13,7 +13,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pyro_engine::{EngineError, ErrorKind, Event, Events, OutputStream, PullEvent};
+use pyro_engine::{Error, ErrorKind, Event, Events, OutputStream, PullEvent};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -68,7 +68,7 @@ pub(crate) fn watch<T, F>(
     call: impl FnOnce(Events, CancellationToken) -> F,
 ) -> Result<(T, Shown), CliError>
 where
-    F: Future<Output = Result<T, EngineError>>,
+    F: Future<Output = Result<T, Error>>,
 {
     block_on(async {
         let requests = signals::listen()?;
@@ -91,7 +91,7 @@ impl Watch<'_> {
         call: impl FnOnce(Events, CancellationToken) -> F,
     ) -> Result<(T, Shown), CliError>
     where
-        F: Future<Output = Result<T, EngineError>>,
+        F: Future<Output = Result<T, Error>>,
     {
         let (sender, receiver) = mpsc::channel(EVENTS_AHEAD);
         let cancel = CancellationToken::new();
@@ -143,7 +143,7 @@ impl Watch<'_> {
         }
     }
 
-    fn outcome<T>(&self, result: Result<T, EngineError>, end: ShowEnd) -> Result<(T, Shown), CliError> {
+    fn outcome<T>(&self, result: Result<T, Error>, end: ShowEnd) -> Result<(T, Shown), CliError> {
         match (result, end.loss, self.stop) {
             (_, Some(Loss::Unread), Some(signal)) => Err(CliError::Unread(signal)),
             (Err(error), _, Some(signal)) => Err(CliError::Stopped(signal, error)),

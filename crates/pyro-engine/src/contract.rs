@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::limits::LOGS_PAGE_BYTES;
 use crate::{
-    CopyFromGuest, CopyToGuest, Deleted, DoctorReport, Engine, EngineError, Environment, ErrorKind, Events,
+    CopyFromGuest, CopyToGuest, Deleted, DoctorReport, Engine, Environment, Error, ErrorKind, Events,
     NetworkInfo, PulledEnvironment, Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
     TaskFile, TaskFileWritten, TaskList, TaskLogs, Vm,
 };
@@ -206,7 +206,7 @@ impl Engine {
         task: &str,
         asked: Entries,
         cancel: &CancellationToken,
-    ) -> Result<TaskLogsPage, EngineError> {
+    ) -> Result<TaskLogsPage, Error> {
         if asked.sequence.is_some() {
             return Ok(TaskLogsPage { logs: self.logs_task(task, asked.sequence).await?, next_after: None });
         }
@@ -215,7 +215,7 @@ impl Engine {
         let (mut last, mut bytes) = (asked.after, 0);
         while last < task.command_count && bytes <= LOGS_PAGE_BYTES {
             if cancel.is_cancelled() {
-                return Err(EngineError::cancelled());
+                return Err(Error::cancelled());
             }
             last += 1;
             let found = self.logs_task(task.task_id.as_str(), Some(last)).await?.entries;
@@ -233,10 +233,10 @@ fn size(entry: &TaskLogEntry) -> usize {
 }
 
 /// Requires an absolute path, since the caller may have a different working directory than this process.
-fn absolute<'a>(name: &str, path: &'a str) -> Result<&'a Path, EngineError> {
+fn absolute<'a>(name: &str, path: &'a str) -> Result<&'a Path, Error> {
     let path = Path::new(path);
     match path.is_absolute() {
         true => Ok(path),
-        false => Err(EngineError::new(ErrorKind::InvalidInput, format!("{name} must be an absolute path"))),
+        false => Err(Error::new(ErrorKind::InvalidInput, format!("{name} must be an absolute path"))),
     }
 }

@@ -22,7 +22,7 @@ use crate::doctor::{self, DoctorReport, HostFacts};
 use crate::registry::Registry;
 use crate::state_dir::vm as vm_dir;
 use crate::supervise::SupervisorCommand;
-use crate::{Config, EngineError, ErrorKind, Hint, VmId};
+use crate::{Config, Error, ErrorKind, Hint, VmId};
 
 pub use host::{PROBE_COMMAND, probe_kvm};
 pub use tasks::{CopyFromGuest, CopyToGuest};
@@ -87,20 +87,20 @@ impl Engine {
     /// Runs one blocking registry operation.
     async fn registry<T: Send + 'static>(
         &self,
-        operation: impl FnOnce(&Registry) -> Result<T, EngineError> + Send + 'static,
-    ) -> Result<T, EngineError> {
+        operation: impl FnOnce(&Registry) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         self.blocking(move |shared| operation(&shared.registry)).await
     }
 
     /// Runs one operation on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
-        operation: impl FnOnce(&Shared) -> Result<T, EngineError> + Send + 'static,
-    ) -> Result<T, EngineError> {
+        operation: impl FnOnce(&Shared) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let shared = Arc::clone(&self.shared);
         match tokio::task::spawn_blocking(move || operation(&shared)).await {
             Ok(result) => result,
-            Err(error) => Err(EngineError::internal("a background operation was lost").caused_by(error)),
+            Err(error) => Err(Error::internal("a background operation was lost").caused_by(error)),
         }
     }
 }
@@ -108,23 +108,23 @@ impl Engine {
 /// Abandons `work` when the caller cancels.
 async fn unless_cancelled<T>(
     cancel: &CancellationToken,
-    work: impl Future<Output = Result<T, EngineError>>,
-) -> Result<T, EngineError> {
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
     tokio::select! {
         biased;
-        () = cancel.cancelled() => Err(EngineError::cancelled()),
+        () = cancel.cancelled() => Err(Error::cancelled()),
         result = work => result,
     }
 }
 
 /// Returns the error for a file of the state directory that cannot be used.
-fn state_unusable(action: &str, path: &Path, error: std::io::Error) -> EngineError {
+fn state_unusable(action: &str, path: &Path, error: std::io::Error) -> Error {
     let full = error.kind() == std::io::ErrorKind::StorageFull;
     let hint = match full {
         true => Hint::FreeDisk,
         false => Hint::CheckOwner,
     };
-    EngineError::new(ErrorKind::StateUnusable, format!("cannot {action} {}", path.display()))
+    Error::new(ErrorKind::StateUnusable, format!("cannot {action} {}", path.display()))
         .hint(hint)
         .caused_by(error)
 }

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use self::confine::confine;
 use self::shell_exit::ShellExit;
 use crate::capture::{Captured, OutputSink};
-use crate::{EngineError, ErrorKind, Events, Hint, OutputMode, OutputStream, search_path};
+use crate::{Error, ErrorKind, Events, Hint, OutputMode, OutputStream, search_path};
 
 /// How long a command may clean up after it was asked to end.
 const GRACE: Duration = Duration::from_secs(1);
@@ -67,7 +67,7 @@ pub(crate) async fn run(
     command: &HostCommand<'_>,
     events: &Events,
     cancel: &CancellationToken,
-) -> Result<Captured, EngineError> {
+) -> Result<Captured, Error> {
     let begin = Instant::now();
     let (mut group, exited) = spawn(command)?;
     let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
@@ -95,7 +95,7 @@ pub(crate) async fn run(
     };
     let Some((ending, duration)) = finished else {
         group.end().await.map_err(lost)?;
-        return Err(EngineError::cancelled());
+        return Err(Error::cancelled());
     };
     let Ending { status, timed_out } = ending.map_err(lost)?;
     if timed_out {
@@ -112,9 +112,8 @@ pub(crate) async fn run(
     Ok(Captured::new(end, stdout, stderr))
 }
 
-fn spawn(command: &HostCommand<'_>) -> Result<(Group, ShellExit), EngineError> {
-    let not_started =
-        |message: &str, hint: Hint| EngineError::new(ErrorKind::NotDelivered, message).hint(hint);
+fn spawn(command: &HostCommand<'_>) -> Result<(Group, ShellExit), Error> {
+    let not_started = |message: &str, hint: Hint| Error::new(ErrorKind::NotDelivered, message).hint(hint);
     let bash = search_path::find("bash", command.search_path)
         .ok_or_else(|| not_started("bash was not found on this host", Hint::InstallBash))?;
     // The kernel ends the shell with the thread that starts it, which in practice lives as long as this process.
@@ -233,8 +232,8 @@ fn guest_status(status: ExitStatus) -> pyro_supervisor::ExitStatus {
     }
 }
 
-fn lost(error: io::Error) -> EngineError {
-    EngineError::new(ErrorKind::OutcomeUnknown, "the status of a host command was lost")
+fn lost(error: io::Error) -> Error {
+    Error::new(ErrorKind::OutcomeUnknown, "the status of a host command was lost")
         .hint(Hint::MayHaveRun)
         .caused_by(error)
 }

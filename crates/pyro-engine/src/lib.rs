@@ -33,7 +33,7 @@ pub mod doctor;
 
 pub use config::Config;
 pub use engine::{CopyFromGuest, CopyToGuest, Engine, PROBE_COMMAND, probe_kvm};
-pub use pyro_api::Error as EngineError;
+pub use pyro_api::Error;
 pub use pyro_api::operations;
 pub use pyro_api::{
     Accelerator, CallContext, Command, CommandOutput, Contract, CopyLimits, DeleteReason, Deleted,

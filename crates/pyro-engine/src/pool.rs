@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use crate::clock::now;
 use crate::supervise::SupervisorCommand;
-use crate::{EngineError, VmId, state_dir};
+use crate::{Error, VmId, state_dir};
 
 /// Time limit for a spare to do what it is asked.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -51,7 +51,7 @@ pub(crate) enum PoolError {
     #[error("timed out waiting for another process to count the spares")]
     Locked,
     #[error(transparent)]
-    Id(EngineError),
+    Id(Error),
     #[error("a background operation was lost")]
     Background(#[from] tokio::task::JoinError),
     #[error(transparent)]

@@ -25,7 +25,7 @@ use self::transaction_error::TransactionError;
 use crate::Kind;
 use crate::clock::now;
 use crate::state::{Transition, Transitions as _, VmEvent};
-use crate::{EngineError, ErrorKind, StopReason, VmId, VmState, state_dir};
+use crate::{Error, ErrorKind, StopReason, VmId, VmState, state_dir};
 
 /// How long the registry remembers that a VM was removed because of its lifetime, in seconds.
 const TOMBSTONE_SECONDS: f64 = 3600.0;
@@ -45,12 +45,12 @@ impl Registry {
     }
 
     /// Records a VM in state `created`, unless `max_active_vms` exist already.
-    pub(crate) fn insert(&self, vm: &NewVm, max_active_vms: u32) -> Result<(), EngineError> {
+    pub(crate) fn insert(&self, vm: &NewVm, max_active_vms: u32) -> Result<(), Error> {
         self.write(|tx| {
             let active: u32 =
                 tx.query_row("SELECT count(*) FROM vms WHERE expired_at IS NULL", [], |row| row.get(0))?;
             if active >= max_active_vms {
-                return Err(EngineError::at_capacity(max_active_vms).into());
+                return Err(Error::at_capacity(max_active_vms).into());
             }
             vm.insert(tx)?;
             Ok(())
@@ -62,12 +62,12 @@ impl Registry {
     /// # Errors
     ///
     /// `NotFound` if there is no such VM or task, `Expired` if it was removed because of its lifetime.
-    pub(crate) fn get(&self, kind: Kind, id: &VmId) -> Result<VmRecord, EngineError> {
+    pub(crate) fn get(&self, kind: Kind, id: &VmId) -> Result<VmRecord, Error> {
         self.read(|tx| load(tx, kind, id))
     }
 
     /// Returns whether a VM or a task with this id exists. Its record need not be readable.
-    pub(crate) fn exists(&self, kind: Kind, id: &VmId) -> Result<bool, EngineError> {
+    pub(crate) fn exists(&self, kind: Kind, id: &VmId) -> Result<bool, Error> {
         self.read(|tx| {
             let sql = "SELECT 1 FROM vms WHERE vm_id = :id AND is_task = :is_task AND expired_at IS NULL";
             let values = named_params! { ":id": id.as_str(), ":is_task": kind == Kind::Task };
@@ -76,17 +76,17 @@ impl Registry {
     }
 
     /// Returns all VMs, oldest first. Damaged records are left out, so that one cannot hide the others.
-    pub(crate) fn list(&self) -> Result<Vec<VmRecord>, EngineError> {
+    pub(crate) fn list(&self) -> Result<Vec<VmRecord>, Error> {
         self.read(|tx| row::select(tx, "expired_at IS NULL ORDER BY created_at, vm_id", named_params! {}))
     }
 
     /// Returns the ids of all VMs, sorted, including those of damaged records.
-    pub(crate) fn ids(&self) -> Result<Vec<VmId>, EngineError> {
+    pub(crate) fn ids(&self) -> Result<Vec<VmId>, Error> {
         self.read(|tx| row::select_ids(tx, "expired_at IS NULL"))
     }
 
     /// Returns the ids of all tasks, sorted, including those of damaged records.
-    pub(crate) fn task_ids(&self) -> Result<Vec<VmId>, EngineError> {
+    pub(crate) fn task_ids(&self) -> Result<Vec<VmId>, Error> {
         self.read(|tx| row::select_ids(tx, "expired_at IS NULL AND is_task"))
     }
 
@@ -104,7 +104,7 @@ impl Registry {
         id: &VmId,
         event: VmEvent,
         patch: &VmPatch,
-    ) -> Result<(Transition, VmRecord), EngineError> {
+    ) -> Result<(Transition, VmRecord), Error> {
         self.write(|tx| {
             let mut record = load(tx, kind, id)?;
             let transition =
@@ -130,7 +130,7 @@ impl Registry {
     /// # Errors
     ///
     /// As [`Registry::transition`] for a start.
-    pub(crate) fn set_started(&self, id: &VmId, patch: &VmPatch) -> Result<VmRecord, EngineError> {
+    pub(crate) fn set_started(&self, id: &VmId, patch: &VmPatch) -> Result<VmRecord, Error> {
         self.write(|tx| {
             let mut record = find(tx, id)?;
             let started = record.state.apply(VmEvent::Start);
@@ -151,7 +151,7 @@ impl Registry {
         id: &VmId,
         reason: StopReason,
         last_error: Option<&str>,
-    ) -> Result<VmRecord, EngineError> {
+    ) -> Result<VmRecord, Error> {
         self.write(|tx| {
             let mut record = find(tx, id)?;
             if let Ok(Transition::Become(state)) = record.state.apply(VmEvent::Died) {
@@ -170,12 +170,7 @@ impl Registry {
     /// # Errors
     ///
     /// As [`Registry::get`].
-    pub(crate) fn renew(
-        &self,
-        id: &VmId,
-        ttl_seconds: u32,
-        expires_at: f64,
-    ) -> Result<VmRecord, EngineError> {
+    pub(crate) fn renew(&self, id: &VmId, ttl_seconds: u32, expires_at: f64) -> Result<VmRecord, Error> {
         self.write(|tx| {
             let mut record = load(tx, Kind::Task, id)?;
             record.sizing.ttl_seconds = ttl_seconds;
@@ -190,7 +185,7 @@ impl Registry {
     /// # Errors
     ///
     /// As [`Registry::get`].
-    pub(crate) fn delete(&self, id: &VmId) -> Result<(), EngineError> {
+    pub(crate) fn delete(&self, id: &VmId) -> Result<(), Error> {
         self.write(|tx| {
             let sql = "DELETE FROM vms WHERE vm_id = :id AND expired_at IS NULL";
             match tx.execute(sql, named_params! { ":id": id.as_str() })? {
@@ -202,7 +197,7 @@ impl Registry {
 
     /// Turns a VM into a tombstone because its lifetime has ended. Returns false if it already was one, so that only
     /// one of several processes reports the removal.
-    pub(crate) fn mark_expired(&self, id: &VmId, now: f64) -> Result<bool, EngineError> {
+    pub(crate) fn mark_expired(&self, id: &VmId, now: f64) -> Result<bool, Error> {
         self.write(|tx| {
             let sql = "UPDATE vms SET expired_at = :now, state = :state \
                        WHERE vm_id = :id AND expired_at IS NULL AND NOT is_task";
@@ -215,7 +210,7 @@ impl Registry {
     }
 
     /// Returns the VMs, not tasks, whose lifetime has ended and which still exist, including damaged records.
-    pub(crate) fn expired_candidates(&self, now: f64) -> Result<Vec<VmId>, EngineError> {
+    pub(crate) fn expired_candidates(&self, now: f64) -> Result<Vec<VmId>, Error> {
         self.read(|tx| {
             let mut statement = tx.prepare_cached(
                 "SELECT vm_id FROM vms WHERE expired_at IS NULL AND NOT is_task AND expires_at <= :now \
@@ -228,7 +223,7 @@ impl Registry {
     }
 
     /// Deletes tombstones older than an hour.
-    pub(crate) fn purge_tombstones(&self, now: f64) -> Result<(), EngineError> {
+    pub(crate) fn purge_tombstones(&self, now: f64) -> Result<(), Error> {
         self.write(|tx| {
             let sql = "DELETE FROM vms WHERE expired_at <= :before";
             tx.execute(sql, named_params! { ":before": now - TOMBSTONE_SECONDS })?;
@@ -237,7 +232,7 @@ impl Registry {
     }
 
     /// Deletes all tombstones and returns their ids, sorted, for the report of a reaping call.
-    pub(crate) fn take_tombstones(&self) -> Result<Vec<VmId>, EngineError> {
+    pub(crate) fn take_tombstones(&self) -> Result<Vec<VmId>, Error> {
         self.write(|tx| {
             let ids = row::select_ids(tx, "expired_at IS NOT NULL")?;
             tx.execute("DELETE FROM vms WHERE expired_at IS NOT NULL", [])?;
@@ -248,7 +243,7 @@ impl Registry {
     fn read<T>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
-    ) -> Result<T, EngineError> {
+    ) -> Result<T, Error> {
         self.transact(TransactionBehavior::Deferred, Durability::Process, work)
     }
 
@@ -257,7 +252,7 @@ impl Registry {
     fn write<T>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
-    ) -> Result<T, EngineError> {
+    ) -> Result<T, Error> {
         self.transact(TransactionBehavior::Immediate, Durability::Process, work)
     }
 
@@ -265,7 +260,7 @@ impl Registry {
     fn write_through<T>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
-    ) -> Result<T, EngineError> {
+    ) -> Result<T, Error> {
         self.transact(TransactionBehavior::Immediate, Durability::Disk, work)
     }
 
@@ -274,7 +269,7 @@ impl Registry {
         behavior: TransactionBehavior,
         durability: Durability,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
-    ) -> Result<T, EngineError> {
+    ) -> Result<T, Error> {
         let mut slot = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         // Another program may have moved a damaged file away while this process runs.
         let usable = slot.take().filter(|opened| opened.is_current(&self.file));
@@ -326,7 +321,7 @@ impl Durability {
 fn load(tx: &Transaction<'_>, kind: Kind, id: &VmId) -> Result<VmRecord, TransactionError> {
     match row::find(tx, id)? {
         Some(record) if record.kind == kind => Ok(record),
-        Some(_) => Err(EngineError::not_found(kind, id.as_str()).into()),
+        Some(_) => Err(Error::not_found(kind, id.as_str()).into()),
         None => Err(absence(tx, kind, id)?.into()),
     }
 }
@@ -337,14 +332,14 @@ fn find(tx: &Transaction<'_>, id: &VmId) -> Result<VmRecord, TransactionError> {
 }
 
 /// Explains why the VM or task `id` does not exist. Only VMs leave a tombstone.
-fn absence(tx: &Transaction<'_>, kind: Kind, id: &VmId) -> Result<EngineError, TransactionError> {
+fn absence(tx: &Transaction<'_>, kind: Kind, id: &VmId) -> Result<Error, TransactionError> {
     let tombstone: Option<i64> = tx
         .query_row("SELECT 1 FROM vms WHERE vm_id = :id", named_params! { ":id": id.as_str() }, |row| {
             row.get(0)
         })
         .optional()?;
     Ok(match (tombstone, kind) {
-        (Some(_), Kind::Vm) => EngineError::vm_expired(id.as_str()),
-        _ => EngineError::not_found(kind, id.as_str()),
+        (Some(_), Kind::Vm) => Error::vm_expired(id.as_str()),
+        _ => Error::not_found(kind, id.as_str()),
     })
 }

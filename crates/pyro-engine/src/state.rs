@@ -25,7 +25,7 @@
 //! lifetime ends, a VM is deleted and a task is stopped. There is no state for "starting": a start becomes durable only
 //! when the guest is up.
 
-use crate::{EngineError, Kind, VmState};
+use crate::{Error, Kind, VmState};
 
 /// The state machine.
 pub(crate) trait Transitions {
@@ -95,10 +95,10 @@ pub(crate) enum Denied {
 
 impl Denied {
     /// Returns the error for the VM or task `id`.
-    pub(crate) fn into_error(self, kind: Kind, id: &str) -> EngineError {
+    pub(crate) fn into_error(self, kind: Kind, id: &str) -> Error {
         match self {
-            Self::AlreadyStarted => EngineError::cannot_start(kind, id, VmState::Started),
-            Self::NotStarted(state) => EngineError::not_started(kind, id, state),
+            Self::AlreadyStarted => Error::cannot_start(kind, id, VmState::Started),
+            Self::NotStarted(state) => Error::not_started(kind, id, state),
         }
     }
 }

@@ -10,7 +10,7 @@ use pyro_supervisor::{BootInfo, CommandOutcome, EndReason, Exec, Retention, Stor
 
 use crate::clock::now;
 use crate::registry::{NewCommand, Registry, VmPatch};
-use crate::{EngineError, ErrorKind, ExecutionMode, StopReason, VmId};
+use crate::{Error, ErrorKind, ExecutionMode, StopReason, VmId};
 
 /// Name of the hidden subcommand that supervises one VM.
 pub const SUPERVISE_COMMAND: &str = "supervise";
@@ -45,7 +45,7 @@ struct RegistryStore(Arc<Registry>);
 impl RegistryStore {
     async fn write<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Registry) -> Result<T, EngineError> + Send + 'static,
+        work: impl FnOnce(&Registry) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, StoreError> {
         let registry = Arc::clone(&self.0);
         match tokio::task::spawn_blocking(move || work(&registry)).await {
@@ -56,12 +56,12 @@ impl RegistryStore {
 }
 
 /// Classifies a store error: an unusable file may become usable later, but a rejected change stays rejected.
-fn store_error(error: EngineError) -> StoreError {
+fn store_error(error: Error) -> StoreError {
     StoreError { is_permanent: error.kind != ErrorKind::StateUnusable, cause: error.to_string() }
 }
 
 /// Ignores a missing record, which needs no change.
-fn unless_gone(done: Result<(), EngineError>) -> Result<(), EngineError> {
+fn unless_gone(done: Result<(), Error>) -> Result<(), Error> {
     match done {
         Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Expired) => Ok(()),
         done => done,

@@ -24,7 +24,7 @@ use super::{BootFailure, BootInfo, EndReason};
 use crate::spec::LaunchSpec;
 
 /// Number of this protocol; both ends must use the same. The schema test documents when to raise it.
-pub const GENERATION: u32 = 1;
+pub const GENERATION: u32 = 2;
 
 /// The version of this program.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 use pyro_engine::operations::{ExecVm, RunInVm};
-use pyro_engine::{Command, Engine, EngineError, Events, VmSpec};
+use pyro_engine::{Command, Engine, Error, Events, VmSpec};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -134,7 +134,7 @@ struct Bench {
 }
 
 impl Bench {
-    async fn run(mut self) -> Result<Report, EngineError> {
+    async fn run(mut self) -> Result<Report, Error> {
         // The first VM of each kind also makes its template; do not count that.
         self.turn().await?;
         self.samples.clear();
@@ -148,7 +148,7 @@ impl Bench {
     }
 
     /// Measures everything once, in turn, so that a change in the host's load affects all results alike.
-    async fn turn(&mut self) -> Result<(), EngineError> {
+    async fn turn(&mut self) -> Result<(), Error> {
         let started = Instant::now();
         self.one_shot().await?;
         self.took("run", started);
@@ -171,7 +171,7 @@ impl Bench {
     }
 
     /// Measures the life of a persistent VM, from its creation to its removal.
-    async fn life(&mut self, id: &str, started: Instant) -> Result<(), EngineError> {
+    async fn life(&mut self, id: &str, started: Instant) -> Result<(), Error> {
         let vm = self.engine.start_vm(id, &Events::none(), &self.cancel).await?;
         self.took("create_and_start", started);
         self.report.accelerator = vm.accelerator;
@@ -188,13 +188,13 @@ impl Bench {
         Ok(())
     }
 
-    async fn one_shot(&self) -> Result<(), EngineError> {
+    async fn one_shot(&self) -> Result<(), Error> {
         let spec = VmSpec::new(ENVIRONMENT);
         let request = RunInVm { spec, command: Command::new("true"), output: Default::default() };
         self.engine.run(request, &self.events, &self.cancel).await.map(drop)
     }
 
-    async fn two_at_once(&self) -> Result<(), EngineError> {
+    async fn two_at_once(&self) -> Result<(), Error> {
         let (first, second) = tokio::join!(self.one_shot(), self.one_shot());
         first.and(second)
     }

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use pyro_demo::ollama::{self, DemoError};
-use pyro_engine::{CallContext, EngineError, Event, OutputStream, RunResult};
+use pyro_engine::{CallContext, Error, Event, OutputStream, RunResult};
 
 use crate::error::CliError;
 use crate::printer::Printer;
@@ -101,7 +101,7 @@ fn with_model(args: &DemoOllamaArgs, printer: &Printer) -> Result<Reply, CliErro
         };
         let context = CallContext { events: events.clone(), cancel };
         match ollama::prove(request, engine, &context, show).await {
-            Err(DemoError::Cancelled) => Err(EngineError::cancelled()),
+            Err(DemoError::Cancelled) => Err(Error::cancelled()),
             proved => Ok(proved),
         }
     })?;

@@ -1,17 +1,16 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use pyro_engine::{EngineError, ErrorKind, Hint, OutputStream};
+use pyro_engine::{Error, ErrorKind, Hint, OutputStream};
 
 use super::*;
 use crate::printer::OutputError;
 use crate::signals::Signal;
 use crate::words::WordsError;
 
-fn engine_error() -> EngineError {
-    let cause =
-        EngineError::new(ErrorKind::Internal, "middle").caused_by(io::Error::other("no space\nat all"));
-    EngineError::new(ErrorKind::StateUnusable, "cannot open the \u{1b}registry")
+fn engine_error() -> Error {
+    let cause = Error::new(ErrorKind::Internal, "middle").caused_by(io::Error::other("no space\nat all"));
+    Error::new(ErrorKind::StateUnusable, "cannot open the \u{1b}registry")
         .caused_by(cause)
         .hint(Hint::CommandLine { text: "free some space".to_owned() })
         .hint(Hint::CommandLine { text: "or set PYRO_BASE_DIR".to_owned() })
@@ -51,7 +50,7 @@ fn programs_get_one_message_with_its_causes() {
 fn every_engine_error_exits_with_1_and_has_a_kind_of_its_own() {
     let mut names = BTreeSet::new();
     for kind in ErrorKind::ALL {
-        let error = CliError::Engine(EngineError::new(kind, "text"));
+        let error = CliError::Engine(Error::new(kind, "text"));
         assert_eq!(error.exit().code(), 1, "{kind:?}");
         let name = Report::of(&error).unwrap().kind;
         assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{name}");
@@ -64,7 +63,7 @@ fn every_engine_error_exits_with_1_and_has_a_kind_of_its_own() {
 fn a_signal_decides_the_exit_whatever_the_engine_said() {
     for (signal, code) in [(Signal::Interrupt, 130), (Signal::Terminate, 143), (Signal::Hangup, 129)] {
         for kind in ErrorKind::ALL {
-            assert_eq!(CliError::Stopped(signal, EngineError::new(kind, "text")).exit().code(), code);
+            assert_eq!(CliError::Stopped(signal, Error::new(kind, "text")).exit().code(), code);
         }
         assert_eq!(CliError::Abandoned(signal).exit().code(), code);
         assert!(

@@ -75,7 +75,7 @@ fn follow<T, F>(
     call: impl FnOnce(Events, CancellationToken, mpsc::Sender<Signal>) -> F,
 ) -> Result<(T, Shown), CliError>
 where
-    F: Future<Output = Result<T, EngineError>>,
+    F: Future<Output = Result<T, Error>>,
 {
     let printer = Printer::to(Arc::clone(sink) as Arc<dyn Sink>);
     block_on(async {
@@ -167,7 +167,7 @@ fn a_signal_cancels_and_the_clean_up_is_waited_for() {
                 cancel.cancelled().await;
                 shown.has_stderr("cleaning up").await;
                 *cleaned = true;
-                Err(EngineError::cancelled())
+                Err(Error::cancelled())
             }
         })
         .unwrap_err();
@@ -212,11 +212,11 @@ fn a_result_that_beat_the_signal_counts() {
 }
 
 /// A guest that writes without end until it is cancelled.
-async fn endless(events: Events, cancel: CancellationToken) -> Result<(), EngineError> {
+async fn endless(events: Events, cancel: CancellationToken) -> Result<(), Error> {
     while !cancel.is_cancelled() {
         events.send(output(OutputStream::Stdout, b"y\n")).await;
     }
-    Err(EngineError::cancelled())
+    Err(Error::cancelled())
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn a_pipe_that_nobody_empties_does_not_hold_up_a_signal() {
 fn a_failure_of_the_engine_is_passed_on() {
     let sink = Arc::new(Recorder::default());
     let error = follow::<(), _>(&sink, false, |_, _, _| async {
-        Err(EngineError::new(ErrorKind::BootFailed, "no kernel"))
+        Err(Error::new(ErrorKind::BootFailed, "no kernel"))
     })
     .unwrap_err();
     assert!(matches!(error, CliError::Engine(_)));

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pyro_engine::{Engine, EngineError, ErrorKind, ExecutionMode, Vm, VmSpec, VmState};
+use pyro_engine::{Engine, Error, ErrorKind, ExecutionMode, Vm, VmSpec, VmState};
 
 use crate::harness::{ENVIRONMENT, LONG, Sandbox, chain, command, exec, never, quiet};
 
@@ -10,7 +10,7 @@ async fn created_vm(engine: &Engine) -> Vm {
     engine.create_vm(VmSpec::new(ENVIRONMENT), &quiet(), &never()).await.unwrap()
 }
 
-fn assert_refused<T>(result: Result<T, EngineError>, kind: ErrorKind, text: &str) {
+fn assert_refused<T>(result: Result<T, Error>, kind: ErrorKind, text: &str) {
     let error = result.err().unwrap();
     assert_eq!(error.kind, kind, "{}", chain(&error));
     assert!(error.message.contains(text), "{error}");

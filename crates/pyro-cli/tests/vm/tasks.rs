@@ -313,7 +313,7 @@ async fn vms_and_tasks_do_not_see_each_other_and_count_together() {
     let engine = sandbox.engine_with(|config| config.max_active_vms = 2);
     let vm = sandbox.started_vm(&engine).await;
     let task = sandbox.task([]);
-    let not_found = |error: pyro_engine::EngineError| error.to_string();
+    let not_found = |error: pyro_engine::Error| error.to_string();
     assert_eq!(
         not_found(engine.status_vm(&task.id).await.unwrap_err()),
         format!("vm '{}' does not exist", task.id)

@@ -7,7 +7,7 @@ use crate::doctor::{
     AcceleratorReport, Capabilities, DoctorReport, GuestKernelReport, KvmReport, Remedy, RootlessReport,
     RuntimeReport, VmmReport,
 };
-use crate::{Accelerator, Config, EngineError, EnvironmentList, Reader};
+use crate::{Accelerator, Config, EnvironmentList, Error, Reader};
 
 /// The platform that pyro runs on.
 const PLATFORM: &str = "linux-x86_64";
@@ -35,7 +35,7 @@ pub(crate) fn judge(
     config: &Config,
     facts: HostFacts,
     accelerator: AcceleratorReport,
-    environments: Result<EnvironmentList, EngineError>,
+    environments: Result<EnvironmentList, Error>,
 ) -> DoctorReport {
     let supported = platform == PLATFORM;
     let vmm = judge_vmm(&facts.vmm);
@@ -100,7 +100,7 @@ fn runtime(
     vmm: &VmmReport,
     works: bool,
     reason: Option<String>,
-    environments: Result<EnvironmentList, EngineError>,
+    environments: Result<EnvironmentList, Error>,
 ) -> RuntimeReport {
     let (catalog_version, environments) = match environments {
         Ok(list) => (list.catalog_version, list.environments),
@@ -328,7 +328,7 @@ mod tests {
         }
     }
 
-    fn catalog() -> Result<EnvironmentList, EngineError> {
+    fn catalog() -> Result<EnvironmentList, Error> {
         Ok(EnvironmentList { catalog_version: "2.1.0".to_owned(), environments: Vec::new() })
     }
 
@@ -405,7 +405,7 @@ mod tests {
     #[test]
     fn a_failing_catalog_is_an_issue_and_not_the_end() {
         let error =
-            EngineError::new(ErrorKind::EnvironmentUnavailable, "the cache is damaged").hint(Hint::FreeCache);
+            Error::new(ErrorKind::EnvironmentUnavailable, "the cache is damaged").hint(Hint::FreeCache);
         let report = judge(PLATFORM, &config(), good_facts(), accelerator(Some("kvm"), "fine"), Err(error));
         assert!(report.runtime_ok);
         assert_eq!(report.remedies[0].issue, "the environments cannot be listed: the cache is damaged");

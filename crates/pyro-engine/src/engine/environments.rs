@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Engine;
 use crate::{
-    EngineError, Environment, EnvironmentList, ErrorKind, Event, Events, Pruned, PullEvent,
-    PulledEnvironment, convert, state_dir,
+    Environment, EnvironmentList, Error, ErrorKind, Event, Events, Pruned, PullEvent, PulledEnvironment,
+    convert, state_dir,
 };
 
 impl Engine {
@@ -17,7 +17,7 @@ impl Engine {
     ///
     /// # Errors
     /// `EnvironmentUnavailable` if the cache cannot be read.
-    pub async fn list_environments(&self) -> Result<EnvironmentList, EngineError> {
+    pub async fn list_environments(&self) -> Result<EnvironmentList, Error> {
         self.blocking(|shared| {
             let list = shared.environments.list();
             list.map(convert::environments).map_err(|error| unavailable(error.kind(), &error, None))
@@ -29,7 +29,7 @@ impl Engine {
     ///
     /// # Errors
     /// `InvalidInput` if the catalog does not have the name, `EnvironmentUnavailable` if the cache cannot be read.
-    pub async fn inspect_environment(&self, name: &str) -> Result<Environment, EngineError> {
+    pub async fn inspect_environment(&self, name: &str) -> Result<Environment, Error> {
         let name = name.to_owned();
         self.blocking(move |shared| {
             let found = shared.environments.inspect(&name);
@@ -48,7 +48,7 @@ impl Engine {
         name: &str,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<PulledEnvironment, EngineError> {
+    ) -> Result<PulledEnvironment, Error> {
         let pulled = self.install_environment(name, events, cancel).await?;
         if let Ok(host) = self.host().await
             && let Some(environment) = self.open_environment(name).await?
@@ -70,7 +70,7 @@ impl Engine {
         name: &str,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<PulledEnvironment, EngineError> {
+    ) -> Result<PulledEnvironment, Error> {
         let flag = CancelFlag::new();
         let pull = self.blocking({
             let (name, events, flag) = (name.to_owned(), events.clone(), flag.clone());
@@ -93,7 +93,7 @@ impl Engine {
     ///
     /// # Errors
     /// `EnvironmentUnavailable` if an environment cannot be removed.
-    pub async fn prune_environments(&self) -> Result<Pruned, EngineError> {
+    pub async fn prune_environments(&self) -> Result<Pruned, Error> {
         self.blocking(|shared| {
             let unreadable = |error: pyro_env::ListError| unavailable(error.kind(), &error, None);
             let environments =
@@ -115,24 +115,21 @@ impl Engine {
         name: &str,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<InstalledEnvironment, EngineError> {
+    ) -> Result<InstalledEnvironment, Error> {
         match self.open_environment(name).await? {
             Some(environment) => Ok(environment),
             None => {
                 self.install_environment(name, events, cancel).await?;
                 self.open_environment(name).await?.ok_or_else(|| {
                     let message = format!("environment '{name}' was removed while it was being used");
-                    EngineError::new(ErrorKind::EnvironmentUnavailable, message)
+                    Error::new(ErrorKind::EnvironmentUnavailable, message)
                 })
             }
         }
     }
 
     /// Returns the environment, ready to run; `None` if it is not installed.
-    pub(super) async fn open_environment(
-        &self,
-        name: &str,
-    ) -> Result<Option<InstalledEnvironment>, EngineError> {
+    pub(super) async fn open_environment(&self, name: &str) -> Result<Option<InstalledEnvironment>, Error> {
         let name = name.to_owned();
         self.blocking(move |shared| match shared.environments.open(&name) {
             Ok(environment) => Ok(Some(environment)),
@@ -177,12 +174,12 @@ fn unavailable(
     kind: pyro_env::ErrorKind,
     error: &dyn std::error::Error,
     remedy: Option<pyro_env::Remedy>,
-) -> EngineError {
+) -> Error {
     let kind = match kind {
         pyro_env::ErrorKind::UnknownEnvironment => ErrorKind::InvalidInput,
-        pyro_env::ErrorKind::Cancelled => return EngineError::cancelled(),
+        pyro_env::ErrorKind::Cancelled => return Error::cancelled(),
         _ => ErrorKind::EnvironmentUnavailable,
     };
     let hints = remedy.into_iter().map(convert::hint).collect();
-    EngineError { hints, ..EngineError::new(kind, error.to_string()) }.with_causes_of(error)
+    Error { hints, ..Error::new(kind, error.to_string()) }.with_causes_of(error)
 }

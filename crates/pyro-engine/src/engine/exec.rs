@@ -9,7 +9,7 @@ use crate::capture::{CAPTURE_LIMIT, Captured, OutputSink};
 use crate::host_compat::{self, HostCommand};
 use crate::limits::CheckedCommand;
 use crate::registry::VmRecord;
-use crate::{EngineError, ErrorKind, Events, ExecutionMode, Hint, OutputMode, OutputStream};
+use crate::{Error, ErrorKind, Events, ExecutionMode, Hint, OutputMode, OutputStream};
 use tokio_util::sync::CancellationToken;
 
 impl Engine {
@@ -20,7 +20,7 @@ impl Engine {
         command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Captured, EngineError> {
+    ) -> Result<Captured, Error> {
         match record.execution_mode {
             ExecutionMode::HostCompat => self.execute_on_host(record, command, events, cancel).await,
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
@@ -35,7 +35,7 @@ impl Engine {
         command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Captured, EngineError> {
+    ) -> Result<Captured, Error> {
         let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
         let mut stderr = OutputSink::new(OutputStream::Stderr, command.output, events);
         let run = Run { exec: exec_request(command), journal: false };
@@ -46,7 +46,7 @@ impl Engine {
         let Ran { outcome, .. } = match self.client(&record.vm_id).run(run, cancel, |_| (), take).await {
             Ok(ran) => ran,
             Err(RunError::Lost { .. } | RunError::Unanswered) => {
-                return Err(EngineError::outcome_unknown(record.kind, record.vm_id.as_str()));
+                return Err(Error::outcome_unknown(record.kind, record.vm_id.as_str()));
             }
             Err(error) => return Err(not_delivered(error)),
         };
@@ -54,13 +54,13 @@ impl Engine {
             CommandOutcome::Ended(end) => end,
             // The guest was not asked.
             CommandOutcome::NotRun { cause, kind: None } => {
-                return Err(EngineError::transport_not_ready(&cause));
+                return Err(Error::transport_not_ready(&cause));
             }
             CommandOutcome::NotRun { cause, kind } => {
-                return Err(with_not_started_hint(EngineError::new(ErrorKind::NotDelivered, cause), kind));
+                return Err(with_not_started_hint(Error::new(ErrorKind::NotDelivered, cause), kind));
             }
             CommandOutcome::Unknown { cause } => {
-                let error = EngineError::outcome_unknown(record.kind, record.vm_id.as_str());
+                let error = Error::outcome_unknown(record.kind, record.vm_id.as_str());
                 return Err(match cause {
                     Some(cause) => error.caused_by(cause),
                     None => error,
@@ -79,7 +79,7 @@ impl Engine {
         command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Captured, EngineError> {
+    ) -> Result<Captured, Error> {
         refuse_cwd(command)?;
         let directory = self.vm_dir(&record.vm_id).join("workspace");
         std::fs::create_dir_all(&directory)
@@ -111,12 +111,12 @@ pub(super) fn exec_request(command: &CheckedCommand) -> Exec {
 }
 
 /// Rejects a working directory: the host has no `/workspace` to resolve it against.
-pub(super) fn refuse_cwd(command: &CheckedCommand) -> Result<(), EngineError> {
+pub(super) fn refuse_cwd(command: &CheckedCommand) -> Result<(), Error> {
     match command.cwd {
         None => Ok(()),
         Some(_) => {
             let message = "cwd cannot be chosen in host compatibility mode";
-            Err(EngineError::new(ErrorKind::InvalidInput, message).hint(Hint::ChangeDirectory))
+            Err(Error::new(ErrorKind::InvalidInput, message).hint(Hint::ChangeDirectory))
         }
     }
 }
@@ -131,33 +131,31 @@ pub(super) fn guest_cwd(command: &CheckedCommand) -> String {
 }
 
 /// Returns the error for a command that surely did not start.
-pub(super) fn not_delivered(error: RunError) -> EngineError {
+pub(super) fn not_delivered(error: RunError) -> Error {
     match error {
         RunError::NotDelivered(ConnectError::Unreachable(cause)) => {
-            EngineError::transport_not_ready(&cause.to_string())
+            Error::transport_not_ready(&cause.to_string())
         }
         RunError::NotDelivered(error) => not_asked(error),
-        RunError::Refused { cause } => {
-            EngineError::new(ErrorKind::NotDelivered, cause).hint(Hint::SafeToRepeat)
-        }
-        RunError::Cancelled => EngineError::cancelled(),
-        RunError::Lost { .. } | RunError::Unanswered => EngineError::internal("a command that was delivered"),
+        RunError::Refused { cause } => Error::new(ErrorKind::NotDelivered, cause).hint(Hint::SafeToRepeat),
+        RunError::Cancelled => Error::cancelled(),
+        RunError::Lost { .. } | RunError::Unanswered => Error::internal("a command that was delivered"),
     }
 }
 
 /// Returns the error for a supervisor that received no request.
-pub(super) fn not_asked(error: ConnectError) -> EngineError {
+pub(super) fn not_asked(error: ConnectError) -> Error {
     match error {
-        ConnectError::Unreachable(cause) => EngineError::transport_not_ready(&cause.to_string()),
-        ConnectError::Unresponsive => EngineError::transport_not_ready(&error.to_string()),
+        ConnectError::Unreachable(cause) => Error::transport_not_ready(&cause.to_string()),
+        ConnectError::Unresponsive => Error::transport_not_ready(&error.to_string()),
         ConnectError::OtherVersion { .. } => {
-            EngineError::new(ErrorKind::NotDelivered, error.to_string()).hint(Hint::StopAndStart)
+            Error::new(ErrorKind::NotDelivered, error.to_string()).hint(Hint::StopAndStart)
         }
     }
 }
 
 /// Adds the remedy to the error of a command that could not be started.
-pub(super) fn with_not_started_hint(error: EngineError, kind: Option<FailureKind>) -> EngineError {
+pub(super) fn with_not_started_hint(error: Error, kind: Option<FailureKind>) -> Error {
     match kind.and_then(not_started_hint) {
         Some(hint) => error.hint(hint),
         None => error,

@@ -21,8 +21,7 @@ use crate::engine::reconcile::is_unfinished;
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
 use crate::{
-    EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, VmId, VmSpec, search_path,
-    state_dir,
+    Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, VmId, VmSpec, search_path, state_dir,
 };
 
 /// Maximum boot time in seconds. Emulation takes a few seconds, and more when many VMs boot at once.
@@ -83,7 +82,7 @@ impl Engine {
     ///
     /// # Errors
     /// `WrongState` if another process is starting or running the VM, `StateUnusable`.
-    pub(super) async fn own_vm_dir(&self, kind: Kind, id: &VmId) -> Result<OwnerLock, EngineError> {
+    pub(super) async fn own_vm_dir(&self, kind: Kind, id: &VmId) -> Result<OwnerLock, Error> {
         let id = id.clone();
         let dir = self.vm_dir(&id);
         self.blocking(move |_| {
@@ -94,7 +93,7 @@ impl Engine {
                 Ok(Some(lock)) => Ok(lock),
                 Ok(None) => {
                     let message = format!("{kind} {id} is being started or stopped by another process");
-                    Err(EngineError::new(ErrorKind::WrongState, message).hint(Hint::RetryInAMoment))
+                    Err(Error::new(ErrorKind::WrongState, message).hint(Hint::RetryInAMoment))
                 }
                 Err(error) => Err(state_unusable("lock", &dir, error)),
             }
@@ -112,14 +111,14 @@ impl Engine {
         host_access: HostAccess,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Backend, EngineError> {
+    ) -> Result<Backend, Error> {
         match self.host().await {
             Ok(host) => Ok(Ok((host, self.environment(environment, events, cancel).await?))),
             Err(reason) => {
                 self.inspect_environment(environment).await?;
                 match host_access {
                     HostAccess::Allowed => Ok(Err(reason)),
-                    HostAccess::Denied => Err(EngineError::boot_unavailable(&reason.to_string())),
+                    HostAccess::Denied => Err(Error::boot_unavailable(&reason.to_string())),
                 }
             }
         }
@@ -132,7 +131,7 @@ impl Engine {
         launch: Launch,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<(), EngineError> {
+    ) -> Result<(), Error> {
         // The supervisor has the lock and the record is written, so the lifeline is no longer needed.
         if let Started::Guest(guest) = self.start(launch, events, cancel).await?
             && let Some(model) = guest.model
@@ -149,7 +148,7 @@ impl Engine {
         launch: Launch,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Started, EngineError> {
+    ) -> Result<Started, Error> {
         let Launch { record, lock, backend } = launch;
         let (host, environment) = match backend {
             Ok(backend) => backend,
@@ -201,7 +200,7 @@ impl Engine {
         environment: InstalledEnvironment,
         host: Host,
         cancel: &CancellationToken,
-    ) -> Result<(), EngineError> {
+    ) -> Result<(), Error> {
         if !templates_fit(host.accelerator) {
             return Ok(());
         }
@@ -238,7 +237,7 @@ impl Engine {
         shape: Shape,
         environment: &InstalledEnvironment,
         host: Host,
-    ) -> Result<LaunchSpec, EngineError> {
+    ) -> Result<LaunchSpec, Error> {
         let dir = self.vm_dir(id);
         let layer = dir.join(files::LAYER);
         let has_layer = layer.exists();
@@ -294,7 +293,7 @@ impl Engine {
     }
 
     /// Records that commands of this VM run on the host, to which its caller has agreed.
-    async fn start_on_host(&self, id: &VmId, reason: &str) -> Result<(), EngineError> {
+    async fn start_on_host(&self, id: &VmId, reason: &str) -> Result<(), Error> {
         let patch = VmPatch {
             execution_mode: Some(ExecutionMode::HostCompat),
             metadata: [("boot_mode", "compat"), ("runtime_reason", reason)]
@@ -310,7 +309,7 @@ impl Engine {
 /// The program that carries a guest's packets, and the name of its package.
 const NETWORK_PROGRAM: &str = "passt";
 
-fn layer_error(error: LayerError) -> EngineError {
+fn layer_error(error: LayerError) -> Error {
     let hint = match &error {
         LayerError::NoSpace { .. } => Hint::FreeDiskOrMove,
         LayerError::ToolMissing => Hint::InstallE2fsprogs,
@@ -320,10 +319,10 @@ fn layer_error(error: LayerError) -> EngineError {
         LayerError::ToolMissing => ErrorKind::VmUnavailable,
         _ => ErrorKind::StateUnusable,
     };
-    EngineError::new(kind, error.to_string()).with_causes_of(&error).hint(hint)
+    Error::new(kind, error.to_string()).with_causes_of(&error).hint(hint)
 }
 
-fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError, path: &OsStr) -> EngineError {
+fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError, path: &OsStr) -> Error {
     match error {
         StartError::Boot(failure) => {
             let message = format!("{kind} {id} did not come up: {} failed: {}", failure.stage, failure.cause);
@@ -333,22 +332,22 @@ fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError, path: &OsSt
                 }
                 _ => Hint::CheckHost,
             };
-            let error = EngineError::new(ErrorKind::BootFailed, message).hint(hint);
+            let error = Error::new(ErrorKind::BootFailed, message).hint(hint);
             match failure.console.is_empty() {
                 true => error,
                 false => error.hint(Hint::Console { lines: failure.console.join("\n") }),
             }
         }
         StartError::Ended(_) => {
-            EngineError::new(ErrorKind::BootFailed, format!("{kind} {id} was ended while it was starting"))
+            Error::new(ErrorKind::BootFailed, format!("{kind} {id} was ended while it was starting"))
         }
-        StartError::OtherVersion { version } => EngineError::new(
+        StartError::OtherVersion { version } => Error::new(
             ErrorKind::VmUnavailable,
             format!("pyro was replaced by version {version} while this process runs"),
         )
         .hint(Hint::RestartProcess),
         StartError::Lost => {
-            let error = EngineError::new(
+            let error = Error::new(
                 ErrorKind::BootFailed,
                 format!("the supervisor of {kind} {id} was lost while it was starting"),
             );
@@ -361,8 +360,7 @@ fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError, path: &OsSt
             state_unusable("write to", dir, cause)
         }
         StartError::Spawn(cause) => {
-            EngineError::new(ErrorKind::VmUnavailable, "the supervisor process cannot be started")
-                .caused_by(cause)
+            Error::new(ErrorKind::VmUnavailable, "the supervisor process cannot be started").caused_by(cause)
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::operations::ExecVm;
 use crate::registry::{NewVm, VmPatch, VmRecord};
 use crate::state::{Transitions as _, VmEvent};
 use crate::{
-    DeleteReason, Deleted, EngineError, ErrorKind, Events, ExecutionMode, HostAccess, NetworkInfo, RunResult,
+    DeleteReason, Deleted, Error, ErrorKind, Events, ExecutionMode, HostAccess, NetworkInfo, RunResult,
     StopReason, Vm, VmId, VmSpec, VmState,
 };
 
@@ -40,7 +40,7 @@ impl Engine {
         spec: VmSpec,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Vm, EngineError> {
+    ) -> Result<Vm, Error> {
         let sizing = limits::check_spec(&spec)?;
         let version = self.prepare_environment(&spec, events, cancel).await?;
         self.reconcile().await?;
@@ -58,7 +58,7 @@ impl Engine {
         vm_id: &str,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Vm, EngineError> {
+    ) -> Result<Vm, Error> {
         let id = VmId::parse(vm_id)?;
         let record = self.admit(Kind::Vm, &id, VmEvent::Start).await?;
         let backend = self.backend(&record.environment, record.host_access, events, cancel).await?;
@@ -78,7 +78,7 @@ impl Engine {
         request: ExecVm,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<RunResult, EngineError> {
+    ) -> Result<RunResult, Error> {
         let command = limits::check_command(request.command, request.output.output)?;
         let id = VmId::parse(&request.vm.vm_id)?;
         let record = self.admit(Kind::Vm, &id, VmEvent::Exec).await?;
@@ -98,9 +98,9 @@ impl Engine {
         &self,
         kind: Kind,
         id: &VmId,
-        error: EngineError,
+        error: Error,
         cancel: &CancellationToken,
-    ) -> EngineError {
+    ) -> Error {
         let recorded =
             async { self.await_release_within(id, LAST_WORDS).await.and(self.get(kind, id).await) };
         let recorded = tokio::select! {
@@ -121,14 +121,14 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound`, `Expired` if it was removed because of its lifetime, `StateUnusable`.
-    pub async fn stop_vm(&self, vm_id: &str) -> Result<Vm, EngineError> {
+    pub async fn stop_vm(&self, vm_id: &str) -> Result<Vm, Error> {
         let id = VmId::parse(vm_id)?;
         self.get(Kind::Vm, &id).await?;
         Ok(self.stop(Kind::Vm, &id).await?.payload())
     }
 
     /// Stops a VM or a task.
-    pub(super) async fn stop(&self, kind: Kind, id: &VmId) -> Result<VmRecord, EngineError> {
+    pub(super) async fn stop(&self, kind: Kind, id: &VmId) -> Result<VmRecord, Error> {
         let _lock = match self.end(id, EndRequest::Stop).await? {
             Ended::Released(lock) => lock,
             Ended::Killed(lock) => {
@@ -150,14 +150,14 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound`, `Expired` if it was removed because of its lifetime, `StateUnusable`.
-    pub async fn delete_vm(&self, vm_id: &str) -> Result<Deleted, EngineError> {
+    pub async fn delete_vm(&self, vm_id: &str) -> Result<Deleted, Error> {
         let id = VmId::parse(vm_id)?;
         self.delete(Kind::Vm, &id).await?;
         Ok(Deleted::new(id, DeleteReason::ExplicitDelete))
     }
 
     /// Removes a VM or a task.
-    pub(super) async fn delete(&self, kind: Kind, id: &VmId) -> Result<(), EngineError> {
+    pub(super) async fn delete(&self, kind: Kind, id: &VmId) -> Result<(), Error> {
         match self.get(kind, id).await {
             Ok(record) => {
                 record.state.apply(VmEvent::Delete).map_err(|denied| denied.into_error(kind, id.as_str()))?;
@@ -166,7 +166,7 @@ impl Engine {
             Err(error) if error.kind == ErrorKind::StateUnusable => {
                 let vm = id.clone();
                 if !self.registry(move |registry| registry.exists(kind, &vm)).await? {
-                    return Err(EngineError::not_found(kind, id.as_str()));
+                    return Err(Error::not_found(kind, id.as_str()));
                 }
             }
             Err(error) => return Err(error),
@@ -178,7 +178,7 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound`, `Expired`, `StateUnusable`.
-    pub async fn status_vm(&self, vm_id: &str) -> Result<Vm, EngineError> {
+    pub async fn status_vm(&self, vm_id: &str) -> Result<Vm, Error> {
         let record = self.admit(Kind::Vm, &VmId::parse(vm_id)?, VmEvent::Read).await?;
         self.blocking(move |shared| {
             let mut vm = record.payload();
@@ -192,7 +192,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::status_vm`].
-    pub async fn network_info_vm(&self, vm_id: &str) -> Result<NetworkInfo, EngineError> {
+    pub async fn network_info_vm(&self, vm_id: &str) -> Result<NetworkInfo, Error> {
         Ok(NetworkInfo::of(&self.status_vm(vm_id).await?))
     }
 
@@ -203,7 +203,7 @@ impl Engine {
         spec: &VmSpec,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Option<String>, EngineError> {
+    ) -> Result<Option<String>, Error> {
         if spec.host_access().is_allowed() && self.host().await.is_err() {
             self.inspect_environment(&spec.environment).await?;
             return Ok(None);
@@ -212,7 +212,7 @@ impl Engine {
     }
 
     /// Records a VM or a task, unless the capacity is used up.
-    pub(super) async fn insert(&self, vm: NewVm) -> Result<VmRecord, EngineError> {
+    pub(super) async fn insert(&self, vm: NewVm) -> Result<VmRecord, Error> {
         let ceiling = self.config().max_active_vms;
         self.registry(move |registry| {
             registry.insert(&vm, ceiling)?;
@@ -221,26 +221,26 @@ impl Engine {
         .await
     }
 
-    pub(super) async fn get(&self, kind: Kind, id: &VmId) -> Result<VmRecord, EngineError> {
+    pub(super) async fn get(&self, kind: Kind, id: &VmId) -> Result<VmRecord, Error> {
         let id = id.clone();
         // A state directory that does not exist has no VMs, and a read must not create it.
         self.blocking(move |shared| match shared.config.base_dir.exists() {
             true => shared.registry.get(kind, &id),
-            false => Err(EngineError::not_found(kind, id.as_str())),
+            false => Err(Error::not_found(kind, id.as_str())),
         })
         .await
     }
 
     /// Returns the record if its state allows `event` and, for a VM, its lifetime has not ended.
-    pub(super) async fn admit(&self, kind: Kind, id: &VmId, event: VmEvent) -> Result<VmRecord, EngineError> {
+    pub(super) async fn admit(&self, kind: Kind, id: &VmId, event: VmEvent) -> Result<VmRecord, Error> {
         let record = self.get(kind, id).await?;
         if kind == Kind::Vm && record.expires_at <= now() {
             self.expire(id).await?;
-            return Err(EngineError::vm_expired(id.as_str()));
+            return Err(Error::vm_expired(id.as_str()));
         }
         let record = as_it_is(&self.shared, record);
         if event == VmEvent::Exec && record.stop_reason == Some(StopReason::Expired) {
-            return Err(EngineError::task_expired(id.as_str()));
+            return Err(Error::task_expired(id.as_str()));
         }
         record.state.apply(event).map_err(|denied| denied.into_error(kind, id.as_str()))?;
         Ok(record)

@@ -9,7 +9,7 @@ use pyro_supervisor::OwnerLock;
 use super::{Engine, Shared, now, vm_dir};
 use crate::Kind;
 use crate::registry::VmRecord;
-use crate::{EngineError, ExecutionMode, Reaped, StopReason, VmId, VmState, state_dir};
+use crate::{Error, ExecutionMode, Reaped, StopReason, VmId, VmState, state_dir};
 
 /// A directory without a record and without a lock holder is left alone for this long: its creator may be about to lock
 /// it, which takes microseconds.
@@ -21,7 +21,7 @@ pub(super) const OWNER_VANISHED: &str = "backing guest process is no longer runn
 impl Engine {
     /// Removes VMs whose lifetime has ended, VMs whose owning process is gone, and files without a record; records
     /// which VMs have stopped running.
-    pub(super) async fn reconcile(&self) -> Result<(), EngineError> {
+    pub(super) async fn reconcile(&self) -> Result<(), Error> {
         let (orphans, expired) = self
             .blocking(|shared| {
                 shared.registry.purge_tombstones(now())?;
@@ -48,7 +48,7 @@ impl Engine {
     }
 
     /// Records that the VM has stopped running; the caller holds its lock. Does nothing if that is already recorded.
-    pub(super) async fn note_vanished(&self, id: &VmId) -> Result<(), EngineError> {
+    pub(super) async fn note_vanished(&self, id: &VmId) -> Result<(), Error> {
         let id = id.clone();
         self.blocking(move |shared| note_vanished(shared, &id)).await
     }
@@ -58,7 +58,7 @@ impl Engine {
     ///
     /// # Errors
     /// `StateUnusable`.
-    pub async fn reap_expired(&self) -> Result<Reaped, EngineError> {
+    pub async fn reap_expired(&self) -> Result<Reaped, Error> {
         if !self.config().base_dir.exists() {
             return Ok(Reaped::from(Vec::new()));
         }
@@ -74,7 +74,7 @@ pub(super) fn is_unfinished(record: &VmRecord) -> bool {
 }
 
 /// Records that the VM has stopped running. Does nothing if that is already recorded.
-fn note_vanished(shared: &Shared, id: &VmId) -> Result<(), EngineError> {
+fn note_vanished(shared: &Shared, id: &VmId) -> Result<(), Error> {
     shared.registry.mark_stopped(id, StopReason::OwnerVanished, Some(OWNER_VANISHED)).map(drop)
 }
 
@@ -86,7 +86,7 @@ pub(super) fn owner_vanished(shared: &Shared, record: &VmRecord) -> bool {
 }
 
 /// Returns the VM directories that have no record and no lock holder.
-fn strays(shared: &Shared) -> Result<Vec<VmId>, EngineError> {
+fn strays(shared: &Shared) -> Result<Vec<VmId>, Error> {
     let Ok(entries) = fs::read_dir(state_dir::vms(&shared.config.base_dir)) else { return Ok(Vec::new()) };
     let is_old = |entry: &fs::DirEntry| {
         let modified = entry.metadata().and_then(|metadata| metadata.modified());

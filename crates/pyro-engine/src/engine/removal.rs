@@ -7,7 +7,7 @@ use std::time::Duration;
 use pyro_supervisor::{Client, EndError, EndRequest, Ended, Owner, OwnerLock, Phase, files};
 
 use super::{Engine, state_unusable};
-use crate::{EngineError, ErrorKind, Hint, Kind, VmId};
+use crate::{Error, ErrorKind, Hint, Kind, VmId};
 
 /// Maximum time for a supervisor to end its VM, including an orderly shutdown of the guest. One that does not respond is
 /// killed within that time.
@@ -15,7 +15,7 @@ const END_LIMIT: Duration = Duration::from_secs(30);
 
 impl Engine {
     /// Asks the VM's supervisor, if there is one, to end the VM, and waits until the supervisor is gone.
-    pub(super) async fn end(&self, id: &VmId, how: EndRequest) -> Result<Ended, EngineError> {
+    pub(super) async fn end(&self, id: &VmId, how: EndRequest) -> Result<Ended, Error> {
         match self.client(id).end(how, END_LIMIT).await {
             Ok(ended) => Ok(ended),
             Err(error) => Err(self.held(id, error).await),
@@ -23,7 +23,7 @@ impl Engine {
     }
 
     /// Waits until no process holds the VM. `None`: its directory is gone.
-    pub(super) async fn await_release(&self, id: &VmId) -> Result<Option<OwnerLock>, EngineError> {
+    pub(super) async fn await_release(&self, id: &VmId) -> Result<Option<OwnerLock>, Error> {
         self.await_release_within(id, END_LIMIT).await
     }
 
@@ -32,7 +32,7 @@ impl Engine {
         &self,
         id: &VmId,
         limit: Duration,
-    ) -> Result<Option<OwnerLock>, EngineError> {
+    ) -> Result<Option<OwnerLock>, Error> {
         match self.client(id).released(limit).await {
             Ok(lock) => Ok(lock),
             Err(error) => Err(self.held(id, error).await),
@@ -45,7 +45,7 @@ impl Engine {
     }
 
     /// Returns the error for a VM or task that a process holds.
-    async fn held(&self, id: &VmId, error: EndError) -> EngineError {
+    async fn held(&self, id: &VmId, error: EndError) -> Error {
         let dir = self.vm_dir(id);
         let error = match error {
             EndError::Lock(error) => return state_unusable("lock", &dir, error),
@@ -65,11 +65,11 @@ impl Engine {
                 Hint::FindHolder { file: dir.join(files::OWNER_LOCK).display().to_string() },
             ),
         };
-        EngineError::new(ErrorKind::WrongState, message).hint(hint).caused_by(error)
+        Error::new(ErrorKind::WrongState, message).hint(hint).caused_by(error)
     }
 
     /// Ends the VM's processes, if any, and removes its files. Its record stays.
-    async fn remove_files(&self, id: &VmId, how: EndRequest) -> Result<Option<OwnerLock>, EngineError> {
+    async fn remove_files(&self, id: &VmId, how: EndRequest) -> Result<Option<OwnerLock>, Error> {
         let lock = loop {
             match self.end(id, how).await? {
                 Ended::Released(lock) => break lock,
@@ -92,7 +92,7 @@ impl Engine {
     ///
     /// # Errors
     /// `StateUnusable`. A missing record is not an error: the supervisor may have been faster.
-    pub(super) async fn remove(&self, id: &VmId) -> Result<(), EngineError> {
+    pub(super) async fn remove(&self, id: &VmId) -> Result<(), Error> {
         let _lock = self.remove_files(id, EndRequest::Delete).await?;
         let id = id.clone();
         match self.registry(move |registry| registry.delete(&id)).await {
@@ -102,7 +102,7 @@ impl Engine {
     }
 
     /// Removes the VM because its lifetime has ended. True if this call removed it.
-    pub(super) async fn expire(&self, id: &VmId) -> Result<bool, EngineError> {
+    pub(super) async fn expire(&self, id: &VmId) -> Result<bool, Error> {
         let _lock = self.remove_files(id, EndRequest::Expire).await?;
         let id = id.clone();
         self.registry(move |registry| registry.mark_expired(&id, super::now())).await

@@ -16,7 +16,7 @@ use crate::clock::Timings;
 use crate::limits::{self, CheckedCommand};
 use crate::operations::RunInVm;
 use crate::registry::{NewVm, VmRecord};
-use crate::{CallContext, EngineError, ErrorKind, Event, Events, Hint, RunPhase, RunResult, VmId};
+use crate::{CallContext, Error, ErrorKind, Event, Events, Hint, RunPhase, RunResult, VmId};
 
 /// Time limit for a supervisor that lost its guest to report why the VM ended.
 const EXPLANATION_LIMIT: Duration = Duration::from_secs(10);
@@ -42,7 +42,7 @@ impl Engine {
         request: RunInVm,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<RunResult, EngineError> {
+    ) -> Result<RunResult, Error> {
         let mut timings = Timings::start();
         let RunInVm { spec, command, output } = request;
         let sizing = limits::check_spec(&spec)?;
@@ -84,7 +84,7 @@ impl Engine {
         command: &CheckedCommand,
         call: &CallContext,
         timings: &mut Timings,
-    ) -> Result<Ran, EngineError> {
+    ) -> Result<Ran, Error> {
         let CallContext { events, cancel } = call;
         let id = &launch.record.vm_id.clone();
         events.send(Event::Phase(RunPhase::Start { vm_id: id.clone() })).await;
@@ -120,7 +120,7 @@ impl Engine {
 
     /// Removes the VM of a run that has its result. The supervisor exits with its lifeline and does the slow part; no
     /// process waits for it.
-    async fn leave(&self, id: &VmId, lifeline: Option<Lifeline>) -> Result<(), EngineError> {
+    async fn leave(&self, id: &VmId, lifeline: Option<Lifeline>) -> Result<(), Error> {
         let vm = id.clone();
         if lifeline.is_some() && self.registry(move |registry| registry.delete(&vm)).await.is_ok() {
             return Ok(());
@@ -134,10 +134,10 @@ impl Engine {
 /// Adds why the VM ended, if its supervisor reports that in time. It reports nothing if it is frozen, or if the VM goes
 /// on; the caller removes the VM then.
 async fn explain(
-    error: EngineError,
+    error: Error,
     ended: impl Future<Output = Option<EndReason>>,
     cancel: &CancellationToken,
-) -> EngineError {
+) -> Error {
     let ended = tokio::select! {
         biased;
         () = cancel.cancelled() => return error,
@@ -159,11 +159,11 @@ mod tests {
 
     use super::*;
 
-    fn unknown() -> EngineError {
-        EngineError::outcome_unknown(crate::Kind::Vm, "0123456789ab")
+    fn unknown() -> Error {
+        Error::outcome_unknown(crate::Kind::Vm, "0123456789ab")
     }
 
-    fn cause(error: &EngineError) -> Option<&str> {
+    fn cause(error: &Error) -> Option<&str> {
         error.source.as_ref().map(|cause| cause.text.as_str())
     }
 

@@ -9,7 +9,7 @@ use super::launch::Shape;
 use super::{Engine, unless_cancelled};
 use crate::limits;
 use crate::pool::{Pool, Target};
-use crate::{EngineError, Events, VmId, VmSpec};
+use crate::{Error, Events, VmId, VmSpec};
 
 impl Engine {
     /// Number of spares of each kind kept ready for the next start; 0 disables spares.
@@ -28,12 +28,12 @@ impl Engine {
         spec: &VmSpec,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<(), EngineError> {
+    ) -> Result<(), Error> {
         if self.warm_spares() == 0 {
             return Ok(());
         }
         let sizing = limits::check_spec(spec)?;
-        let host = self.host().await.map_err(|reason| EngineError::boot_unavailable(&reason.to_string()))?;
+        let host = self.host().await.map_err(|reason| Error::boot_unavailable(&reason.to_string()))?;
         let environment = self.environment(&spec.environment, events, cancel).await?;
         let model = async {
             self.reconcile().await?;
@@ -85,7 +85,7 @@ impl Engine {
     }
 
     /// Returns how many spares may exist in addition to the VMs that callers have asked for.
-    pub(super) async fn spares_capacity(&self) -> Result<u32, EngineError> {
+    pub(super) async fn spares_capacity(&self) -> Result<u32, Error> {
         let active = self.registry(|registry| registry.ids()).await?.len();
         let active = u32::try_from(active).unwrap_or(u32::MAX);
         Ok(self.config().max_active_vms.saturating_sub(active))

@@ -27,8 +27,8 @@ use crate::limits;
 use crate::registry::{NewVm, VmRecord};
 use crate::state::VmEvent;
 use crate::{
-    DeleteReason, EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, LastCommand,
-    StopReason, Task, TaskDeleted, TaskList, TaskSpec, VmId, VmState,
+    DeleteReason, Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, LastCommand, StopReason,
+    Task, TaskDeleted, TaskList, TaskSpec, VmId, VmState,
 };
 
 pub use files::{CopyFromGuest, CopyToGuest};
@@ -51,7 +51,7 @@ impl Engine {
         spec: TaskSpec,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Task, EngineError> {
+    ) -> Result<Task, Error> {
         let sizing = limits::check_spec(&spec.vm)?;
         let disk_mib = limits::check_disk(spec.disk_mib)?;
         let backend = self.backend(&spec.vm.environment, spec.vm.host_access(), events, cancel).await?;
@@ -91,7 +91,7 @@ impl Engine {
         task_id: &str,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Task, EngineError> {
+    ) -> Result<Task, Error> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = self.admit(Kind::Task, &id, VmEvent::Start).await?;
         self.refuse_while_busy(&id).await?;
@@ -108,7 +108,7 @@ impl Engine {
         }
         // If another process is already starting it, report that, however long the start takes.
         if Owner::of(&self.vm_dir(&id)).is_some_and(|owner| owner.phase == Phase::Starting) {
-            return Err(EngineError::new(
+            return Err(Error::new(
                 ErrorKind::WrongState,
                 format!("task {id} is being started by another process"),
             )
@@ -122,7 +122,7 @@ impl Engine {
         };
         let lock = match lock {
             Ok(Some(lock)) => lock,
-            Ok(None) => return Err(EngineError::not_found(Kind::Task, task_id)),
+            Ok(None) => return Err(Error::not_found(Kind::Task, task_id)),
             // If another process has just started it, that is more useful to report than a held lock.
             Err(error) => {
                 self.admit(Kind::Task, &id, VmEvent::Start).await?;
@@ -146,7 +146,7 @@ impl Engine {
     /// # Errors
     /// `NotFound`, `StateUnusable`; `WrongState` if a command runs on the host, or if an unresponsive process holds the
     /// task.
-    pub async fn stop_task(&self, task_id: &str) -> Result<Task, EngineError> {
+    pub async fn stop_task(&self, task_id: &str) -> Result<Task, Error> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = as_it_is(&self.shared, self.get(Kind::Task, &id).await?);
         self.refuse_while_busy(&id).await?;
@@ -161,7 +161,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::stop_task`].
-    pub async fn delete_task(&self, task_id: &str) -> Result<TaskDeleted, EngineError> {
+    pub async fn delete_task(&self, task_id: &str) -> Result<TaskDeleted, Error> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         self.refuse_while_busy(&id).await?;
         self.delete(Kind::Task, &id).await?;
@@ -172,7 +172,7 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound`, `StateUnusable`.
-    pub async fn status_task(&self, task_id: &str) -> Result<Task, EngineError> {
+    pub async fn status_task(&self, task_id: &str) -> Result<Task, Error> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = self.get(Kind::Task, &id).await?;
         self.blocking(move |shared| task(shared, record)).await
@@ -182,7 +182,7 @@ impl Engine {
     ///
     /// # Errors
     /// `StateUnusable`.
-    pub async fn list_tasks(&self) -> Result<TaskList, EngineError> {
+    pub async fn list_tasks(&self) -> Result<TaskList, Error> {
         if !self.config().base_dir.exists() {
             return Ok(TaskList { tasks: Vec::new(), damaged_task_ids: Vec::new(), count: 0 });
         }
@@ -210,7 +210,7 @@ impl Engine {
     /// `InvalidInput`, `NotFound`, `StateUnusable`; `WrongState` if an unresponsive process holds the task; `NotDelivered` if
     /// its supervisor does not respond or is of another version; its lifetime is then unchanged. `OutcomeUnknown` if its
     /// supervisor did not answer.
-    pub async fn extend_task(&self, task_id: &str, ttl_seconds: i64) -> Result<Task, EngineError> {
+    pub async fn extend_task(&self, task_id: &str, ttl_seconds: i64) -> Result<Task, Error> {
         let ttl_seconds = limits::check_ttl(ttl_seconds)?;
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = as_it_is(&self.shared, self.get(Kind::Task, &id).await?);
@@ -235,7 +235,7 @@ impl Engine {
         self.status_task(task_id).await
     }
 
-    async fn renew(&self, id: &VmId, ttl_seconds: u32, expires_at: f64) -> Result<VmRecord, EngineError> {
+    async fn renew(&self, id: &VmId, ttl_seconds: u32, expires_at: f64) -> Result<VmRecord, Error> {
         let id = id.clone();
         self.registry(move |registry| registry.renew(&id, ttl_seconds, expires_at)).await
     }
@@ -254,7 +254,7 @@ async fn warn_of_another_base(record: &VmRecord, environment: &InstalledEnvironm
 }
 
 /// Returns a task as callers see it.
-fn task(shared: &Shared, record: VmRecord) -> Result<Task, EngineError> {
+fn task(shared: &Shared, record: VmRecord) -> Result<Task, Error> {
     let record = as_it_is(shared, record);
     let (command_count, last) = shared.registry.command_summary(&record.vm_id)?;
     let last_command = last.and_then(|last| {
@@ -309,14 +309,14 @@ pub(super) fn used_bytes(dir: &Path) -> u64 {
 }
 
 /// Returns the error for a supervisor that received a request and did not answer. It may still do what it was asked.
-fn unanswered(id: &VmId) -> EngineError {
-    EngineError::new(ErrorKind::OutcomeUnknown, format!("the supervisor of task {id} did not answer in time"))
+fn unanswered(id: &VmId) -> Error {
+    Error::new(ErrorKind::OutcomeUnknown, format!("the supervisor of task {id} did not answer in time"))
         .hint(Hint::TaskStatus)
 }
 
 /// Returns the error for a supervisor that is gone and has not recorded what it was asked for.
-fn supervisor_lost(id: &VmId) -> EngineError {
-    EngineError::new(ErrorKind::OutcomeUnknown, format!("the supervisor of task {id} was lost"))
+fn supervisor_lost(id: &VmId) -> Error {
+    Error::new(ErrorKind::OutcomeUnknown, format!("the supervisor of task {id} was lost"))
         .hint(Hint::TaskStatus)
 }
 

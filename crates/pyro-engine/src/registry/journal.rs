@@ -15,7 +15,7 @@ use super::{Registry, load, row};
 use crate::Kind;
 use crate::exit_code::{self, duration_ms, exit_code};
 use crate::registry::transaction_error::TransactionError;
-use crate::{EngineError, ErrorKind, ExecutionMode, Hint, Outcome, VmId};
+use crate::{Error, ErrorKind, ExecutionMode, Hint, Outcome, VmId};
 
 /// An accepted command.
 #[derive(Debug, Clone)]
@@ -58,7 +58,7 @@ impl Registry {
     ///
     /// # Errors
     /// `NotFound` if the task does not exist.
-    pub(crate) fn accept_command(&self, task: &VmId, new: &NewCommand) -> Result<u64, EngineError> {
+    pub(crate) fn accept_command(&self, task: &VmId, new: &NewCommand) -> Result<u64, Error> {
         self.write_through(|tx| {
             load(tx, Kind::Task, task)?;
             let sequence: u64 = tx.query_row(
@@ -96,7 +96,7 @@ impl Registry {
         sequence: u64,
         ended_at: f64,
         outcome: &CommandOutcome,
-    ) -> Result<(), EngineError> {
+    ) -> Result<(), Error> {
         self.write_through(|tx| {
             let (end, cause) = match outcome {
                 CommandOutcome::Ended(end) => (Some(end), None),
@@ -128,7 +128,7 @@ impl Registry {
     }
 
     /// Returns the journal of a task in order. Damaged entries are left out, so that one cannot hide the others.
-    pub(crate) fn commands(&self, task: &VmId) -> Result<Vec<CommandRecord>, EngineError> {
+    pub(crate) fn commands(&self, task: &VmId) -> Result<Vec<CommandRecord>, Error> {
         self.read(|tx| {
             let mut statement =
                 tx.prepare_cached("SELECT * FROM commands WHERE task_id = :task ORDER BY sequence")?;
@@ -142,13 +142,13 @@ impl Registry {
     ///
     /// # Errors
     /// `NotFound` if the task has no such command.
-    pub(crate) fn command(&self, task: &VmId, sequence: u64) -> Result<CommandRecord, EngineError> {
+    pub(crate) fn command(&self, task: &VmId, sequence: u64) -> Result<CommandRecord, Error> {
         self.read(|tx| find(tx, task, sequence))
     }
 
     /// Returns the number of commands that a task has accepted, and the last undamaged entry of a command that has
     /// exited.
-    pub(crate) fn command_summary(&self, task: &VmId) -> Result<(u64, Option<CommandRecord>), EngineError> {
+    pub(crate) fn command_summary(&self, task: &VmId) -> Result<(u64, Option<CommandRecord>), Error> {
         self.read(|tx| {
             let count = tx.query_row(
                 "SELECT count(*) FROM commands WHERE task_id = :task",
@@ -183,9 +183,8 @@ fn find(tx: &Transaction<'_>, task: &VmId, sequence: u64) -> Result<CommandRecor
     found.ok_or_else(|| no_such_command(task, sequence).into())
 }
 
-fn no_such_command(task: &VmId, sequence: u64) -> EngineError {
-    EngineError::new(ErrorKind::NotFound, format!("task '{task}' has no command {sequence}"))
-        .hint(Hint::TaskLogs)
+fn no_such_command(task: &VmId, sequence: u64) -> Error {
+    Error::new(ErrorKind::NotFound, format!("task '{task}' has no command {sequence}")).hint(Hint::TaskLogs)
 }
 
 impl CommandRecord {

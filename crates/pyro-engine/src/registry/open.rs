@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::schema;
 use super::transaction_error::TransactionError;
-use crate::{EngineError, ErrorKind, Hint, state_dir};
+use crate::{Error, ErrorKind, Hint, state_dir};
 
 /// How long a transaction waits for others. Transactions last milliseconds, so this limit is reached only if a process
 /// was stopped in the middle of one.
@@ -31,11 +31,11 @@ pub(super) struct Opened {
 
 impl Opened {
     /// Opens `file` in `base_dir`; creates both if they do not exist.
-    pub(super) fn open(base_dir: &Path, file: &Path) -> Result<Self, EngineError> {
+    pub(super) fn open(base_dir: &Path, file: &Path) -> Result<Self, Error> {
         prepare_directory(base_dir)?;
         let connection = connect(file).map_err(|error| error.into_error(file))?;
         let metadata = fs::metadata(file).map_err(|error| {
-            EngineError::new(ErrorKind::StateUnusable, format!("the state file {} vanished", file.display()))
+            Error::new(ErrorKind::StateUnusable, format!("the state file {} vanished", file.display()))
                 .hint(Hint::Retry)
                 .caused_by(error)
         })?;
@@ -53,7 +53,7 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-fn prepare_directory(base_dir: &Path) -> Result<(), EngineError> {
+fn prepare_directory(base_dir: &Path) -> Result<(), Error> {
     let shown = base_dir.display();
     DirBuilder::new().recursive(true).mode(0o700).create(base_dir).or_else(|error| {
         // Whatever exists at that path is checked below, with a better message.
@@ -68,14 +68,14 @@ fn prepare_directory(base_dir: &Path) -> Result<(), EngineError> {
         None => Ok(()),
         Some(problem) => {
             let message = format!("the state directory {shown} {problem}");
-            Err(EngineError::new(ErrorKind::StateUnusable, message).hint(Hint::PrivateDirectory))
+            Err(Error::new(ErrorKind::StateUnusable, message).hint(Hint::PrivateDirectory))
         }
     }
 }
 
-fn unusable_directory(base_dir: &Path, error: io::Error) -> EngineError {
+fn unusable_directory(base_dir: &Path, error: io::Error) -> Error {
     let message = format!("the state directory {} cannot be used", base_dir.display());
-    EngineError::new(ErrorKind::StateUnusable, message).hint(Hint::WritableDirectory).caused_by(error)
+    Error::new(ErrorKind::StateUnusable, message).hint(Hint::WritableDirectory).caused_by(error)
 }
 
 fn connect(file: &Path) -> Result<Connection, TransactionError> {
@@ -107,7 +107,7 @@ fn use_wal(connection: &Connection) -> Result<(), TransactionError> {
         return Ok(());
     }
     let message = "the file system of the state directory cannot share a database between processes";
-    Err(EngineError::new(ErrorKind::StateUnusable, message).hint(Hint::LocalDisk).into())
+    Err(Error::new(ErrorKind::StateUnusable, message).hint(Hint::LocalDisk).into())
 }
 
 /// Repeats `attempt` while the file is busy. Switching to write-ahead logging and recovering a log need exclusive

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::transaction_error::TransactionError;
-use crate::{EngineError, ErrorKind, Hint};
+use crate::{Error, ErrorKind, Hint};
 
 /// Step `n` migrates version `n` to `n + 1`. Published steps never change; append new ones.
 const STEPS: &[&str] = &[
@@ -89,10 +89,10 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), TransactionErro
     Ok(())
 }
 
-fn newer(version: i64) -> EngineError {
+fn newer(version: i64) -> Error {
     let message = format!(
         "the state directory was written by a newer pyro (format {version}; this one knows up to {})",
         latest()
     );
-    EngineError::new(ErrorKind::StateUnusable, message).hint(Hint::NewerPyro)
+    Error::new(ErrorKind::StateUnusable, message).hint(Hint::NewerPyro)
 }

@@ -50,7 +50,7 @@ fn raw(directory: &Path) -> Connection {
     Connection::open(directory.join("state.sqlite3")).unwrap()
 }
 
-fn kind<T: std::fmt::Debug>(result: Result<T, EngineError>) -> ErrorKind {
+fn kind<T: std::fmt::Debug>(result: Result<T, Error>) -> ErrorKind {
     result.unwrap_err().kind
 }
 

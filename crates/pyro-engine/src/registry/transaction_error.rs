@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rusqlite::ErrorCode;
 
-use crate::{EngineError, ErrorKind, Hint};
+use crate::{Error, ErrorKind, Hint};
 
 /// Why a transaction failed.
 #[derive(Debug, thiserror::Error)]
@@ -14,19 +14,19 @@ pub(super) enum TransactionError {
     Sql(#[from] rusqlite::Error),
     /// An error of the request.
     #[error(transparent)]
-    Refused(#[from] EngineError),
+    Refused(#[from] Error),
 }
 
 impl TransactionError {
     /// Converts the error into that of the caller's error; `file` is the registry's.
-    pub(super) fn into_error(self, file: &Path) -> EngineError {
+    pub(super) fn into_error(self, file: &Path) -> Error {
         let error = match self {
             Self::Refused(error) => return error,
             Self::Sql(error) => error,
         };
         let full = error.sqlite_error_code() == Some(ErrorCode::DiskFull) || is_full(file);
         let file = file.display();
-        let unusable = |what: String, hint: Hint| EngineError::new(ErrorKind::StateUnusable, what).hint(hint);
+        let unusable = |what: String, hint: Hint| Error::new(ErrorKind::StateUnusable, what).hint(hint);
         let described = match error.sqlite_error_code() {
             Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => unusable(
                 format!("the state file {file} is damaged"),
@@ -54,7 +54,7 @@ impl TransactionError {
             None if is_row_error(&error) => {
                 unusable(format!("a record in the state file {file} is damaged"), Hint::DeleteDamaged)
             }
-            _ => EngineError::internal(format!("a statement on the state file {file} failed")),
+            _ => Error::internal(format!("a statement on the state file {file} failed")),
         };
         described.caused_by(error)
     }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use pyro_engine::{Engine, EngineError, ErrorKind, Hint};
+use pyro_engine::{Engine, Error, ErrorKind, Hint};
 use pyro_mcp::{HTTP_PATH, HttpAccess, Policy, Profile, Server};
 
 use crate::error::CliError;
@@ -205,9 +205,7 @@ fn access(args: McpHttpArgs) -> Result<HttpAccess, CliError> {
 }
 
 fn refusal(message: &str, hint: &str) -> CliError {
-    EngineError::new(ErrorKind::InvalidInput, message)
-        .hint(Hint::CommandLine { text: hint.to_owned() })
-        .into()
+    Error::new(ErrorKind::InvalidInput, message).hint(Hint::CommandLine { text: hint.to_owned() }).into()
 }
 
 /// Returns the token in a file, without the line end.

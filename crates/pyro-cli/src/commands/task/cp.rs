@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use pyro_engine::{CopyFromGuest, CopyLimits, CopyToGuest, Engine, EngineError, ErrorKind, Hint, TaskCopied};
+use pyro_engine::{CopyFromGuest, CopyLimits, CopyToGuest, Engine, Error, ErrorKind, Hint, TaskCopied};
 
 use crate::error::CliError;
 use crate::printer::Printer;
@@ -53,7 +53,7 @@ pub(super) fn run(args: &TaskCpArgs, engine: &Engine, printer: &Printer) -> Resu
                 let copy = CopyToGuest { source: &args.source, path, limits };
                 engine.copy_to_task(id, copy, &cancel).await
             }
-            _ => Err(EngineError::new(
+            _ => Err(Error::new(
                 ErrorKind::InvalidInput,
                 "either the source or the destination must be in a task",
             )

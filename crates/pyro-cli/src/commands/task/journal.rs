@@ -1,7 +1,7 @@
 //! `pyro task logs`, `wait` and `kill`: running and ended commands of a task.
 
 use clap::Args;
-use pyro_engine::{Engine, EngineError, ErrorKind, Hint, Outcome, TaskLogEntry};
+use pyro_engine::{Engine, Error, ErrorKind, Hint, Outcome, TaskLogEntry};
 
 use super::subject::{TaskIdArgs, TaskSequenceArgs};
 use crate::error::CliError;
@@ -89,9 +89,8 @@ pub(super) fn logs(args: &TaskLogsArgs, engine: &Engine, printer: &Printer) -> R
     Ok(Reply::nothing().note(ended(id, &entry)))
 }
 
-fn no_commands(id: &str) -> EngineError {
-    EngineError::new(ErrorKind::InvalidInput, format!("task {id} has not run any command"))
-        .hint(Hint::RunFirst)
+fn no_commands(id: &str) -> Error {
+    Error::new(ErrorKind::InvalidInput, format!("task {id} has not run any command")).hint(Hint::RunFirst)
 }
 
 /// Prints the journal one entry at a time, because it may be large. Standard error is printed on standard error.

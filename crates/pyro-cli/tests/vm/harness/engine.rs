@@ -1,10 +1,10 @@
 //! The engine as a library, for VMs that outlive a call, which the command line does not offer.
 
-use std::error::Error;
+use std::error::Error as _;
 use std::path::PathBuf;
 
 use pyro_engine::operations::ExecVm;
-use pyro_engine::{Command, Config, Engine, EngineError, Events, Reader, Vm, VmSpec};
+use pyro_engine::{Command, Config, Engine, Error, Events, Reader, Vm, VmSpec};
 use pyro_supervisor::{Client, CommandEnd, CommandOutcome, Exec, OutputStream, Run, RunError};
 use tokio_util::sync::CancellationToken;
 
@@ -63,7 +63,7 @@ pub(crate) fn exec(vm_id: &str, command: Command) -> ExecVm {
 }
 
 /// An error, its causes and its hints in one text.
-pub(crate) fn chain(error: &EngineError) -> String {
+pub(crate) fn chain(error: &Error) -> String {
     let mut causes = String::new();
     let mut cause = error.source();
     while let Some(error) = cause {

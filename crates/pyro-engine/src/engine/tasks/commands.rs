@@ -16,7 +16,7 @@ use crate::operations::ExecTask;
 use crate::registry::VmRecord;
 use crate::state::VmEvent;
 use crate::{
-    Command, EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, Outcome, OutputMode, TaskDetached,
+    Command, Error, ErrorKind, Event, Events, ExecutionMode, Hint, Outcome, OutputMode, TaskDetached,
     TaskExec, TaskLogEntry, VmId, convert, limits,
 };
 
@@ -42,7 +42,7 @@ impl Engine {
         request: ExecTask,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<TaskExec, EngineError> {
+    ) -> Result<TaskExec, Error> {
         let command = limits::check_command(request.command, request.output.output)?;
         let id = VmId::parse_as(Kind::Task, &request.task.task_id)?;
         let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
@@ -76,7 +76,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::exec_task`]; `InvalidInput` also if the task's commands run on the host.
-    pub async fn detach_task(&self, task_id: &str, command: Command) -> Result<TaskDetached, EngineError> {
+    pub async fn detach_task(&self, task_id: &str, command: Command) -> Result<TaskDetached, Error> {
         let command = limits::check_command(command, DETACHED_OUTPUT)?;
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
@@ -97,7 +97,7 @@ impl Engine {
         command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Ran, EngineError> {
+    ) -> Result<Ran, Error> {
         let mut stdout = OutputSink::new(convert::stream(OutputStream::Stdout), command.output, events);
         let mut stderr = OutputSink::new(convert::stream(OutputStream::Stderr), command.output, events);
         let run = Run { exec: exec_request(command), journal: true };
@@ -118,7 +118,7 @@ impl Engine {
         match end {
             CommandOutcome::Ended(end) => Ok(Ran { sequence, captured: Captured::new(end, stdout, stderr) }),
             CommandOutcome::NotRun { cause, kind } => {
-                let error = EngineError::new(ErrorKind::NotDelivered, cause).hint(Hint::JournalSaysSo);
+                let error = Error::new(ErrorKind::NotDelivered, cause).hint(Hint::JournalSaysSo);
                 Err(with_not_started_hint(error, kind))
             }
             CommandOutcome::Unknown { cause } => Err(self.lost(&record.vm_id, cause, cancel).await),
@@ -132,7 +132,7 @@ impl Engine {
         sequence: u64,
         output: OutputMode,
         cancel: &CancellationToken,
-    ) -> Result<Ran, EngineError> {
+    ) -> Result<Ran, Error> {
         let client = self.client(id);
         let is_cancelled = tokio::select! {
             biased;
@@ -142,7 +142,7 @@ impl Engine {
         if is_cancelled {
             // The journal records how it ends.
             let _ = client.kill(sequence).await;
-            return Err(EngineError::cancelled());
+            return Err(Error::cancelled());
         }
         let entry = self.entry(id, sequence).await?;
         let (Some(exit_code), Some(duration_ms)) = (entry.exit_code, entry.duration_ms) else {
@@ -175,7 +175,7 @@ impl Engine {
         task_id: &str,
         sequence: u64,
         cancel: &CancellationToken,
-    ) -> Result<TaskLogEntry, EngineError> {
+    ) -> Result<TaskLogEntry, Error> {
         self.follow(task_id, sequence, None, cancel).await
     }
 
@@ -190,7 +190,7 @@ impl Engine {
         sequence: u64,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<TaskLogEntry, EngineError> {
+    ) -> Result<TaskLogEntry, Error> {
         self.follow(task_id, sequence, Some(events), cancel).await
     }
 
@@ -200,7 +200,7 @@ impl Engine {
         sequence: u64,
         events: Option<&Events>,
         cancel: &CancellationToken,
-    ) -> Result<TaskLogEntry, EngineError> {
+    ) -> Result<TaskLogEntry, Error> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         self.get(Kind::Task, &id).await?;
         let entry = self.entry(&id, sequence).await?;
@@ -243,7 +243,7 @@ impl Engine {
     /// # Errors
     /// `NotFound`, `StateUnusable`; `InvalidInput` if the task's commands run on the host; `NotDelivered` if the task's
     /// supervisor does not respond or is of another version; `OutcomeUnknown` if it did not confirm the end.
-    pub async fn kill_task(&self, task_id: &str, sequence: u64) -> Result<TaskLogEntry, EngineError> {
+    pub async fn kill_task(&self, task_id: &str, sequence: u64) -> Result<TaskLogEntry, Error> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = self.get(Kind::Task, &id).await?;
         let entry = self.entry(&id, sequence).await?;
@@ -262,7 +262,7 @@ impl Engine {
 
     /// Waits until the supervisor that could not be asked for a command's end is gone: it is exiting, and what it failed
     /// to record is known then. Any other supervisor goes on, so it is not awaited.
-    async fn await_record(&self, id: &VmId, error: RunError) -> Result<(), EngineError> {
+    async fn await_record(&self, id: &VmId, error: RunError) -> Result<(), Error> {
         match error {
             RunError::NotDelivered(
                 error @ (ConnectError::OtherVersion { .. } | ConnectError::Unresponsive),
@@ -275,17 +275,17 @@ impl Engine {
         }
     }
 
-    async fn run_error(&self, id: &VmId, error: RunError, cancel: &CancellationToken) -> EngineError {
+    async fn run_error(&self, id: &VmId, error: RunError, cancel: &CancellationToken) -> Error {
         match error {
             RunError::Lost { .. } => self.lost(id, None, cancel).await,
-            RunError::Unanswered => EngineError::outcome_unknown(Kind::Task, id.as_str()).caused_by(error),
+            RunError::Unanswered => Error::outcome_unknown(Kind::Task, id.as_str()).caused_by(error),
             error => not_delivered(error),
         }
     }
 
     /// Returns the error for a command whose outcome is unknown, with what is known of the loss.
-    async fn lost(&self, id: &VmId, cause: Option<String>, cancel: &CancellationToken) -> EngineError {
-        let error = EngineError::outcome_unknown(Kind::Task, id.as_str());
+    async fn lost(&self, id: &VmId, cause: Option<String>, cancel: &CancellationToken) -> Error {
+        let error = Error::outcome_unknown(Kind::Task, id.as_str());
         let error = match cause {
             Some(cause) => error.caused_by(cause),
             None => error,
@@ -311,10 +311,10 @@ fn index(stream: OutputStream) -> usize {
     }
 }
 
-fn refuse_on_host(record: &VmRecord, what: &str) -> Result<(), EngineError> {
+fn refuse_on_host(record: &VmRecord, what: &str) -> Result<(), Error> {
     if record.execution_mode != ExecutionMode::HostCompat {
         return Ok(());
     }
     let message = format!("commands of task {} run on the host and cannot be {what}", record.vm_id);
-    Err(EngineError::new(ErrorKind::InvalidInput, message).hint(Hint::RunAndWait))
+    Err(Error::new(ErrorKind::InvalidInput, message).hint(Hint::RunAndWait))
 }

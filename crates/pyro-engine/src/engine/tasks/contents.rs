@@ -8,7 +8,7 @@ use super::files::{check_path, copy_error};
 use crate::engine::{Engine, unless_cancelled};
 use crate::limits::MAX_FILE_BYTES;
 use crate::operations::WriteTaskFile;
-use crate::{EngineError, FileContent, FileEncoding, FileRange, Hint, TaskFile, TaskFileWritten};
+use crate::{Error, FileContent, FileEncoding, FileRange, Hint, TaskFile, TaskFileWritten};
 
 const LIMITS: ArchiveLimits = ArchiveLimits { max_entries: 1, max_bytes: MAX_FILE_BYTES };
 
@@ -24,7 +24,7 @@ impl Engine {
         path: &str,
         range: FileRange,
         cancel: &CancellationToken,
-    ) -> Result<TaskFile, EngineError> {
+    ) -> Result<TaskFile, Error> {
         let (id, guest) = self.guest_of_task(task_id).await?;
         check_path(path)?;
         let pack = Pack { path: path.to_owned(), limits: LIMITS };
@@ -57,7 +57,7 @@ impl Engine {
         &self,
         request: WriteTaskFile,
         cancel: &CancellationToken,
-    ) -> Result<TaskFileWritten, EngineError> {
+    ) -> Result<TaskFileWritten, Error> {
         let NewFile { path, content, encoding, executable } = request.file;
         let bytes = FileContent { text: content, encoding }.decode()?;
         let (id, guest) = self.guest_of_task(&request.task.task_id).await?;

@@ -1,6 +1,6 @@
 //! Copies files into and out of a task.
 
-use std::error::Error;
+use std::error::Error as _;
 use std::path::{Path, PathBuf};
 
 use pyro_supervisor::{Client, CopyError, Pack, Report, Unpack};
@@ -10,7 +10,7 @@ use crate::Kind;
 use crate::engine::exec::not_asked;
 use crate::engine::{Engine, unless_cancelled};
 use crate::state::VmEvent;
-use crate::{CopyLimits, EngineError, ErrorKind, ExecutionMode, Hint, TaskCopied, VmId, convert};
+use crate::{CopyLimits, Error, ErrorKind, ExecutionMode, Hint, TaskCopied, VmId, convert};
 
 /// A copy from a task to this host.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ impl Engine {
         task_id: &str,
         copy: CopyFromGuest<'_>,
         cancel: &CancellationToken,
-    ) -> Result<TaskCopied, EngineError> {
+    ) -> Result<TaskCopied, Error> {
         let CopyFromGuest { path, target, limits } = copy;
         let (id, guest) = self.guest_of_task(task_id).await?;
         check_path(path)?;
@@ -70,13 +70,13 @@ impl Engine {
         task_id: &str,
         copy: CopyToGuest<'_>,
         cancel: &CancellationToken,
-    ) -> Result<TaskCopied, EngineError> {
+    ) -> Result<TaskCopied, Error> {
         let CopyToGuest { source, path, limits } = copy;
         let (id, guest) = self.guest_of_task(task_id).await?;
         check_path(path)?;
         let source = absolute(source)?;
         let name = source.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
-            EngineError::new(
+            Error::new(
                 ErrorKind::InvalidInput,
                 format!("{} has no name that a guest could use", source.display()),
             )
@@ -92,14 +92,14 @@ impl Engine {
         unless_cancelled(cancel, copy).await.map(|report| copied(&id, report))
     }
 
-    pub(super) async fn guest_of_task(&self, task_id: &str) -> Result<(VmId, Client), EngineError> {
+    pub(super) async fn guest_of_task(&self, task_id: &str) -> Result<(VmId, Client), Error> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
         let dir = self.vm_dir(&id);
         match record.execution_mode {
             ExecutionMode::HostCompat => {
                 let message = format!("commands of task {id} run on the host, and so its files are here");
-                Err(EngineError::new(ErrorKind::InvalidInput, message)
+                Err(Error::new(ErrorKind::InvalidInput, message)
                     .hint(Hint::HostWorkspace { path: dir.join("workspace").display().to_string() }))
             }
             ExecutionMode::GuestVsock | ExecutionMode::Pending => Ok((id, Client::new(dir))),
@@ -108,17 +108,17 @@ impl Engine {
 }
 
 /// Returns the canonical path, so that the last component is a real name and not `.` or `..`.
-fn absolute(path: &Path) -> Result<PathBuf, EngineError> {
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
     path.canonicalize().map_err(|error| {
-        EngineError::new(ErrorKind::InvalidInput, format!("{} cannot be read", path.display()))
+        Error::new(ErrorKind::InvalidInput, format!("{} cannot be read", path.display()))
             .hint(Hint::CheckPath)
             .caused_by(error)
     })
 }
 
-pub(super) fn check_path(path: &str) -> Result<(), EngineError> {
+pub(super) fn check_path(path: &str) -> Result<(), Error> {
     if path.is_empty() || path.len() > 4095 || path.contains('\0') {
-        return Err(EngineError::new(
+        return Err(Error::new(
             ErrorKind::InvalidInput,
             "a path in a task must have 1 to 4095 bytes and no NUL character",
         ));
@@ -136,20 +136,20 @@ fn copied(id: &VmId, report: Report) -> TaskCopied {
     }
 }
 
-pub(super) fn copy_error(id: &VmId, error: CopyError) -> EngineError {
+pub(super) fn copy_error(id: &VmId, error: CopyError) -> Error {
     match error {
         CopyError::NotDelivered(error) => not_asked(error),
         CopyError::Refused { .. } => {
-            EngineError::new(ErrorKind::NotDelivered, error.to_string()).hint(Hint::SafeToRepeat)
+            Error::new(ErrorKind::NotDelivered, error.to_string()).hint(Hint::SafeToRepeat)
         }
-        CopyError::Lost => EngineError::new(
+        CopyError::Lost => Error::new(
             ErrorKind::OutcomeUnknown,
             format!("connection to task {id} was lost while files were copied"),
         )
         .hint(Hint::CopyAgain),
         CopyError::Guest { .. } | CopyError::Host(_) => {
             let message = error.to_string();
-            let copy = EngineError::new(ErrorKind::InvalidInput, message);
+            let copy = Error::new(ErrorKind::InvalidInput, message);
             match error.source() {
                 Some(_) => copy.with_causes_of(&error),
                 None => copy,

@@ -18,9 +18,7 @@ use crate::engine::exec::refuse_cwd;
 use crate::engine::{Engine, now, state_unusable};
 use crate::limits::CheckedCommand;
 use crate::registry::{CommandRecord, NewCommand, VmRecord};
-use crate::{
-    EngineError, ErrorKind, Event, Events, ExecutionMode, Hint, OutputMode, OutputStream, VmId, convert,
-};
+use crate::{Error, ErrorKind, Event, Events, ExecutionMode, Hint, OutputMode, OutputStream, VmId, convert};
 
 /// Locked while a command gets its sequence and its lock.
 const BEGINNING: &str = "beginning.lock";
@@ -44,7 +42,7 @@ impl Engine {
         command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Ran, EngineError> {
+    ) -> Result<Ran, Error> {
         refuse_cwd(command)?;
         let id = record.vm_id.clone();
         let dir = self.vm_dir(&id).join(files::COMMANDS);
@@ -113,7 +111,7 @@ impl Engine {
     }
 
     /// Fails while a command of the task runs on the host: only the process that runs the command can end it.
-    pub(super) async fn refuse_while_busy(&self, id: &VmId) -> Result<(), EngineError> {
+    pub(super) async fn refuse_while_busy(&self, id: &VmId) -> Result<(), Error> {
         let dir = self.vm_dir(id).join(files::COMMANDS);
         if !dir.exists() {
             return Ok(());
@@ -129,7 +127,7 @@ impl Engine {
             match commands.iter().find(|record| is_busy(record)) {
                 Some(record) => {
                     let message = format!("task {id} runs command {} on the host", record.sequence);
-                    Err(EngineError::new(ErrorKind::WrongState, message).hint(Hint::WaitOrStopProcess))
+                    Err(Error::new(ErrorKind::WrongState, message).hint(Hint::WaitOrStopProcess))
                 }
                 None => Ok(()),
             }
@@ -138,13 +136,13 @@ impl Engine {
     }
 
     /// Waits until the process that runs the command has recorded its end, or is gone.
-    pub(super) async fn await_on_host(&self, id: &VmId, sequence: u64) -> Result<(), EngineError> {
+    pub(super) async fn await_on_host(&self, id: &VmId, sequence: u64) -> Result<(), Error> {
         let path = self.vm_dir(id).join(files::COMMANDS).join(lock_name(sequence));
         unlocked(&path).await.map_err(|error| state_unusable("lock", &path, error))
     }
 }
 
-fn not_run(error: &EngineError) -> CommandOutcome {
+fn not_run(error: &Error) -> CommandOutcome {
     CommandOutcome::NotRun { cause: error.to_string(), kind: None }
 }
 
@@ -158,12 +156,12 @@ pub(super) fn is_running(dir: &Path, sequence: u64) -> bool {
 }
 
 /// Shows that the command runs for as long as the returned value lives. Dropping it removes the lock file too.
-fn hold(dir: &Path, sequence: u64) -> Result<Held, EngineError> {
+fn hold(dir: &Path, sequence: u64) -> Result<Held, Error> {
     let locked = lock_file(dir, &lock_name(sequence))?;
     Ok(Held { path: dir.join(lock_name(sequence)), _locked: locked })
 }
 
-fn lock_file(dir: &Path, name: &str) -> Result<File, EngineError> {
+fn lock_file(dir: &Path, name: &str) -> Result<File, Error> {
     let path = dir.join(name);
     let failed = |error| state_unusable("lock", &path, error);
     let mut options = OpenOptions::new();

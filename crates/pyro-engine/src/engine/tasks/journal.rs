@@ -11,14 +11,14 @@ use crate::Kind;
 use crate::engine::{Engine, Shared, vm_dir};
 use crate::exit_code::{duration_ms, exit_code};
 use crate::registry::CommandRecord;
-use crate::{EngineError, ExecutionMode, Outcome, TaskLogEntry, TaskLogs, VmId};
+use crate::{Error, ExecutionMode, Outcome, TaskLogEntry, TaskLogs, VmId};
 
 impl Engine {
     /// Returns the journal of a task, or one entry of it, with the kept output.
     ///
     /// # Errors
     /// `NotFound` if the task or the entry does not exist, `StateUnusable`.
-    pub async fn logs_task(&self, task_id: &str, sequence: Option<u64>) -> Result<TaskLogs, EngineError> {
+    pub async fn logs_task(&self, task_id: &str, sequence: Option<u64>) -> Result<TaskLogs, Error> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         self.get(Kind::Task, &id).await?;
         self.blocking(move |shared| {
@@ -34,7 +34,7 @@ impl Engine {
     }
 
     /// Returns one entry.
-    pub(super) async fn entry(&self, id: &VmId, sequence: u64) -> Result<TaskLogEntry, EngineError> {
+    pub(super) async fn entry(&self, id: &VmId, sequence: u64) -> Result<TaskLogEntry, Error> {
         let id = id.clone();
         self.blocking(move |shared| {
             let record = shared.registry.command(&id, sequence)?;
@@ -44,7 +44,7 @@ impl Engine {
     }
 }
 
-fn entry(shared: &Shared, id: &VmId, record: CommandRecord) -> Result<TaskLogEntry, EngineError> {
+fn entry(shared: &Shared, id: &VmId, record: CommandRecord) -> Result<TaskLogEntry, Error> {
     let vm_dir = vm_dir(&shared.config.base_dir, id);
     let dir = vm_dir.join(files::COMMANDS);
     let mut record = record;

@@ -268,7 +268,7 @@ async fn a_caller_that_cancels_does_not_wait_for_the_reason_of_a_loss() {
     let (id, dir) = started_task(&engine).await;
     let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
     let (began, cancel) = (tokio::time::Instant::now(), CancellationToken::new());
-    let unknown = EngineError::outcome_unknown(Kind::Task, id.as_str());
+    let unknown = Error::outcome_unknown(Kind::Task, id.as_str());
     let (error, ()) = tokio::join!(engine.explain_loss(Kind::Task, &id, unknown.clone(), &cancel), async {
         cancel.cancel()
     },);

@@ -97,7 +97,7 @@ fn an_entry_says_what_became_of_its_command() {
 #[test]
 fn what_is_not_there_is_not_found() {
     let (_directory, registry) = with_tasks(1);
-    let kind = |result: Result<(), EngineError>| result.unwrap_err().kind;
+    let kind = |result: Result<(), Error>| result.unwrap_err().kind;
     assert_eq!(kind(registry.accept_command(&task(9), &new("true")).map(drop)), ErrorKind::NotFound);
     let error = registry.command(&task(1), 1).unwrap_err();
     assert_eq!(error.to_string(), "task '000000000001' has no command 1");
