@@ -14,6 +14,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures::future::join_all;
 use pyro_machine::snapshot::SnapshotError;
 use pyro_supervisor::{
     BootInfo, Client, LaunchSpec, Lifeline, OwnerLock, StartError, files, spares, unlocked,
@@ -24,8 +25,8 @@ use crate::clock::now;
 use crate::supervise::SupervisorCommand;
 use crate::{Error, VmId, state_dir};
 
-/// Time limit for a spare to do what it is asked.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Time limit for all spares to take a new lifetime.
+const RENEW_LIMIT: Duration = Duration::from_secs(5);
 /// Time limit for other processes to count spares, which takes them less than a millisecond.
 const COUNT_LIMIT: Duration = Duration::from_secs(2);
 const LOCK: &str = "lock";
@@ -143,7 +144,7 @@ impl Pool {
             if surplus == 0 {
                 break;
             }
-            if spares::dismiss(&spare, ANSWER_LIMIT).await {
+            if spares::dismiss(&spare).await {
                 surplus -= 1;
             }
         }
@@ -152,10 +153,11 @@ impl Pool {
     /// Extends the wait of all waiting spares to at least `idle` from now.
     pub(crate) async fn renew(&self, idle: Duration) {
         let expires_at = now() + idle.as_secs_f64();
-        for spare in self.all() {
+        let renewals = self.all().into_iter().map(async |spare| {
             // One that is starting has its whole wait ahead of it, and one that is being claimed needs none.
-            let _ = timeout(ANSWER_LIMIT, Client::new(spare).extend(expires_at)).await;
-        }
+            let _ = timeout(RENEW_LIMIT, Client::new(spare).extend(expires_at)).await;
+        });
+        join_all(renewals).await;
     }
 
     async fn key(&self, spec: &LaunchSpec) -> Result<String, SnapshotError> {

@@ -24,15 +24,20 @@ pub use self::end::{EndError, EndRequest, Ended};
 use self::process::Process;
 pub use self::retry::unlocked;
 pub use self::start::{Lifeline, StartError, make_template, start};
-pub(crate) use self::start::{claim, spawn};
+pub(crate) use self::start::{SPARE_LIMIT, claim, kill_silent_spare, spawn};
 use super::conversation::{CommandOutcome, HOST_MARGIN, OutputChunk};
 use super::dir;
 use super::protocol::{ClientStream, GENERATION, Greeting, Opening, Reply, Request, other_version};
 
-/// Time limit for a supervisor to take a request, and to answer what it can answer at once.
+/// Time limit for a supervisor to answer a greeting and to take a request.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Time limit for a supervisor to accept or to refuse what it was asked. It may wait twice for its registry first, each time
+/// for at most 10 seconds: to record the VM's start, for which the request is held, and to number a command.
+const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
 /// Time after which a supervisor that is silent about a request is asked whether it responds at all.
 const PROBE_AFTER: Duration = Duration::from_secs(2);
+/// The same for a supervisor that watches a command, about which it can be silent for as long as the command runs.
+const WATCH_PROBE_AFTER: Duration = Duration::from_secs(30);
 /// Time limit for a command to end when it is killed, and for its end to be recorded.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// Time limit for a process to exit after it closed its connections.
@@ -154,7 +159,7 @@ impl Client {
         let mut on_accepted = Some(on_accepted);
         let mut sequence = None;
         // When the supervisor counts as lost; never, if a clock cannot hold that time.
-        let mut deadline = Instant::now().checked_add(ANSWER_LIMIT);
+        let mut deadline = Instant::now().checked_add(ACCEPT_LIMIT);
         loop {
             let silence = async {
                 match deadline {
@@ -215,14 +220,17 @@ impl Client {
     /// `None`: it is not running, and its record says more.
     ///
     /// # Errors
-    /// The supervisor cannot be reached or was lost.
+    /// The supervisor cannot be reached, was lost, or does not respond any more.
     pub async fn watch(
         &self,
         sequence: u64,
         output: bool,
         on_output: impl AsyncFnMut(OutputChunk),
     ) -> Result<Option<CommandOutcome>, RunError> {
-        self.outcome_of(Request::Watch { sequence, output }, on_output).await
+        let watched = self.outcome_of(Request::Watch { sequence, output }, on_output);
+        // A watch changes nothing, so nothing is lost with one that is given up.
+        let silent = Err(ConnectError::Unresponsive.into());
+        self.while_responsive(WATCH_PROBE_AFTER, watched).await.unwrap_or(silent)
     }
 
     /// Ends a running command and waits until it has ended. `None`: it is not running, and its record says more.
@@ -231,7 +239,7 @@ impl Client {
     /// The supervisor cannot be reached, was lost, or did not confirm the end in time.
     pub async fn kill(&self, sequence: u64) -> Result<Option<CommandOutcome>, RunError> {
         let ended = self.outcome_of(Request::Kill { sequence }, async |_| {});
-        match timeout(KILL_LIMIT, self.while_responsive(ended)).await {
+        match timeout(KILL_LIMIT, self.while_responsive(PROBE_AFTER, ended)).await {
             Ok(Some(ended)) => ended,
             Ok(None) | Err(_) => Err(RunError::Unanswered),
         }
@@ -266,22 +274,23 @@ impl Client {
         }
     }
 
-    /// Makes a request that is answered by one message and at once.
+    /// Makes a request that is answered by one message, without waiting for the guest.
     async fn ask(&self, request: Request) -> Result<Reply, RunError> {
         let mut stream = self.connect().await?.stream;
         ask(&mut stream, request).await?;
-        match timeout(ANSWER_LIMIT, stream.next()).await {
-            Ok(Some(Ok(Frame::Control(reply)))) => Ok(reply),
-            Ok(_) => Err(RunError::Lost { sequence: None }),
-            Err(_) => Err(RunError::Unanswered),
+        match timeout(ACCEPT_LIMIT, self.while_responsive(PROBE_AFTER, stream.next())).await {
+            Ok(Some(Some(Ok(Frame::Control(reply))))) => Ok(reply),
+            Ok(Some(_)) => Err(RunError::Lost { sequence: None }),
+            Ok(None) | Err(_) => Err(RunError::Unanswered),
         }
     }
 
-    /// Awaits the answer to a request for as long as the supervisor responds to greetings; `None`: it does not.
-    async fn while_responsive<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
+    /// Awaits the answer to a request for as long as the supervisor responds to greetings; `None`: it does not. It is
+    /// greeted whenever it has been silent for `probe_after`.
+    async fn while_responsive<T>(&self, probe_after: Duration, answer: impl Future<Output = T>) -> Option<T> {
         let mut answer = pin!(answer);
         loop {
-            if let Ok(answer) = timeout(PROBE_AFTER, answer.as_mut()).await {
+            if let Ok(answer) = timeout(probe_after, answer.as_mut()).await {
                 return Some(answer);
             }
             tokio::select! {
@@ -386,4 +395,4 @@ async fn give_up(mut stream: ClientStream, on_output: &mut impl AsyncFnMut(Outpu
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -6,7 +6,6 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
-use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use pyro_machine::snapshot::SnapshotError;
@@ -67,14 +66,14 @@ pub async fn claim(
 fn is_harmless(error: &StartError, spec: &LaunchSpec) -> bool {
     match error {
         StartError::Boot(failure) => failure.stage == BootStage::Identity,
-        StartError::Lost => spec.dir.exists(),
+        StartError::Lost | StartError::Unresponsive => spec.dir.exists(),
         StartError::Ended(_) | StartError::Spawn(_) | StartError::OtherVersion { .. } => false,
     }
 }
 
-/// Ends the spare in `dir` if it waits to be claimed, and returns whether it did within `limit`. A spare that is
-/// booting, is being claimed, or does not react goes on: no process is signalled.
-pub async fn dismiss(dir: &Path, limit: Duration) -> bool {
+/// Ends the spare in `dir` if it waits to be claimed, and returns whether it has ended. One that accepts connections and
+/// does not answer within a second is killed. A spare that is booting or being claimed goes on.
+pub async fn dismiss(dir: &Path) -> bool {
     let ended = async {
         let stream = dir::connect(dir).await.ok()?;
         // Supervisors of every version understand this request.
@@ -82,7 +81,10 @@ pub async fn dismiss(dir: &Path, limit: Duration) -> bool {
         stream.send(Frame::Control(Legacy::Delete)).await.ok()?;
         matches!(stream.next().await, Some(Ok(Frame::Control(Reply::Done)))).then_some(())
     };
-    matches!(tokio::time::timeout(limit, ended).await, Ok(Some(())))
+    match tokio::time::timeout(client::SPARE_LIMIT, ended).await {
+        Ok(ended) => ended.is_some(),
+        Err(_) => client::kill_silent_spare(dir).await,
+    }
 }
 
 #[cfg(test)]

@@ -356,6 +356,11 @@ fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError, path: &OsSt
                 _ => error,
             }
         }
+        error @ StartError::Unresponsive => Error::new(
+            ErrorKind::BootFailed,
+            format!("the supervisor of {kind} {id} did not respond while it was starting"),
+        )
+        .caused_by(error),
         StartError::Spawn(cause) if cause.kind() == io::ErrorKind::StorageFull => {
             state_unusable("write to", dir, cause)
         }

@@ -9,9 +9,10 @@ use pyro_supervisor::{Client, EndError, EndRequest, Ended, Owner, OwnerLock, Pha
 use super::{Engine, state_unusable};
 use crate::{Error, ErrorKind, Hint, Kind, VmId};
 
-/// Maximum time for a supervisor to end its VM, including an orderly shutdown of the guest. One that does not respond is
-/// killed within that time.
-const END_LIMIT: Duration = Duration::from_secs(30);
+/// Maximum time for a supervisor to end its VM. It covers 15 seconds in which a supervisor that was stopped by a signal is
+/// found not to respond and continued, and then an orderly end: 3 seconds for the commands, 20 for the guest, and a few for
+/// the record. One that does not respond even then is killed within that time.
+const END_LIMIT: Duration = Duration::from_secs(50);
 
 impl Engine {
     /// Asks the VM's supervisor, if there is one, to end the VM, and waits until the supervisor is gone.

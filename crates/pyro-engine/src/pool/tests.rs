@@ -207,3 +207,20 @@ async fn the_oldest_spare_that_can_be_ended_is_ended() {
     pool.trim(0).await;
     assert!(!busy.exists(), "it is cleared away once no process holds it");
 }
+
+/// The kernel accepts connections for a process that is frozen.
+#[tokio::test(start_paused = true)]
+async fn frozen_spares_are_renewed_in_the_time_of_one() {
+    let host = Host::new();
+    let pool = host.pool();
+    let frozen: Vec<_> = ["a", "b", "c"]
+        .map(|name| {
+            let (dir, lock) = spare(&pool, name, 10);
+            (UnixListener::bind(dir.join(files::CONTROL_SOCKET)).unwrap(), lock)
+        })
+        .into();
+    let begun = Instant::now();
+    pool.renew(Duration::from_secs(300)).await;
+    assert!(begun.elapsed() < RENEW_LIMIT * 2, "{:?}", begun.elapsed());
+    drop(frozen);
+}

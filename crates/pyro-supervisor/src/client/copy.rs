@@ -13,7 +13,7 @@ use pyro_wire::{ArchiveReply, Frame, FrameCodec, FrameError, OutputStream, Pack,
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::{ANSWER_LIMIT, Client, ConnectError, ask};
+use super::{ACCEPT_LIMIT, Client, ConnectError, ask};
 use crate::mux::{RequestStream, call};
 use crate::protocol::{self, Greeting, Reply};
 
@@ -102,7 +102,7 @@ impl Client {
         let mut stream = self.connect().await?.stream;
         ask(&mut stream, protocol::Request::Copy).await?;
         // The guest is not asked before the supervisor has accepted, so every other answer means that it never was.
-        match timeout(ANSWER_LIMIT, stream.next()).await {
+        match timeout(ACCEPT_LIMIT, stream.next()).await {
             Ok(Some(Ok(Frame::Control(Reply::Done)))) => Ok(stream.map_codec(|_| FrameCodec::default())),
             Ok(Some(Ok(Frame::Control(Reply::Refused { cause })))) => Err(CopyError::Refused { cause }),
             Ok(Some(Ok(Frame::Control(Reply::Unknown(Greeting { version, .. }))))) => {

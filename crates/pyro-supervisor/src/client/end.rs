@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::codec::Framed;
 
 use super::retry::{LOOK_AGAIN, Retry};
-use super::{ANSWER_LIMIT, Client, ConnectError, Process, ask};
+use super::{ANSWER_LIMIT, Client, ConnectError, PROBE_AFTER, Process, ask};
 use crate::OwnerLock;
 use crate::dir::{self, LockFile, Owner};
 use crate::protocol::{Legacy, Reply, Request};
@@ -21,6 +21,10 @@ use crate::protocol::{Legacy, Reply, Request};
 const LISTEN_LIMIT: Duration = Duration::from_secs(2);
 /// Time limit for a supervisor to exit after its last message.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
+/// Time limit for a supervisor that was continued to take a request, before it is signalled.
+const CONTINUE_LIMIT: Duration = Duration::from_secs(3);
+/// Time that is kept for killing a supervisor, of the time that is left.
+const KILL_RESERVE: Duration = Duration::from_secs(3);
 
 /// How to end a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,7 +158,7 @@ impl Client {
                     Err(ConnectError::Unresponsive) => return self.take_over(how, deadline).await,
                     Err(_) => return Step::NoSupervisor,
                 }
-                let Some(answer) = self.while_responsive(connected.stream.next()).await else {
+                let Some(answer) = self.while_responsive(PROBE_AFTER, connected.stream.next()).await else {
                     return self.take_over(how, deadline).await;
                 };
                 let Ok(process) = connected.process else { return Step::NoSupervisor };
@@ -197,16 +201,13 @@ impl Client {
         }
     }
 
-    /// Ends a supervisor that cannot be asked, by signals. To stop its VM in order it is given nine tenths of the time
-    /// that is left.
+    /// Ends a supervisor that cannot be asked, by signals. To end its VM in order, it has all of the time that is left,
+    /// except [`KILL_RESERVE`].
     async fn take_over(&self, how: EndRequest, deadline: Instant) -> Step {
         let Some(process) = Process::holding(&self.dir) else { return Step::NoSupervisor };
         if how != EndRequest::Delete {
-            process.signal(Signal::TERM);
-            // One that was only stopped must go on to end its VM.
-            process.signal(Signal::CONT);
-            let patience = deadline.saturating_duration_since(Instant::now()) * 9 / 10;
-            if timeout(patience, process.ended()).await.is_ok() {
+            let patience = deadline.saturating_duration_since(Instant::now()).saturating_sub(KILL_RESERVE);
+            if timeout(patience, self.end_in_order(how, &process)).await.is_ok() {
                 return Step::Ended;
             }
         }
@@ -214,6 +215,33 @@ impl Client {
         process.signal(Signal::KILL);
         process.ended().await;
         if how == EndRequest::Delete { Step::Ended } else { Step::Killed }
+    }
+
+    /// Has a supervisor that did not respond end its VM in order. One that was only stopped by a signal is asked, so that it
+    /// records the end that its user requested; any other is terminated.
+    async fn end_in_order(&self, how: EndRequest, process: &Process) {
+        process.signal(Signal::CONT);
+        let request = async {
+            match self.connect().await {
+                Ok(mut connected) => {
+                    ask(&mut connected.stream, how.into()).await.ok()?;
+                    Some(connected.stream.into_inner())
+                }
+                Err(ConnectError::OtherVersion { .. }) => {
+                    let stream = dir::connect(&self.dir).await.ok()?;
+                    let mut stream: Framed<_, FrameCodec<Reply, Legacy>> =
+                        Framed::new(stream, FrameCodec::default());
+                    stream.send(Frame::Control(how.into())).await.ok()?;
+                    Some(stream.into_inner())
+                }
+                Err(ConnectError::Unresponsive | ConnectError::Unreachable(_)) => None,
+            }
+        };
+        let asked = timeout(CONTINUE_LIMIT, request).await.ok().flatten();
+        if asked.is_none() {
+            process.signal(Signal::TERM);
+        }
+        process.ended().await;
     }
 }
 

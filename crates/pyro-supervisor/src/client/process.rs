@@ -14,7 +14,8 @@ use super::event_fd::EventFd;
 use crate::dir::{Owner, start_time};
 use crate::files;
 
-/// The argument that identifies a supervisor's process, in every version.
+/// The first argument of a supervisor's process, in every version. Further arguments of a process may be anything, for
+/// instance a command that `pyro run` was asked to run.
 const SUPERVISE: &[u8] = b"supervise";
 
 /// A process.
@@ -77,7 +78,7 @@ fn is_closed(stream: &UnixStream) -> bool {
 /// Returns whether a process was started to supervise a VM.
 fn is_supervisor(pid: i32) -> bool {
     let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    words.split(|byte| *byte == 0).skip(1).any(|word| word == SUPERVISE)
+    words.split(|byte| *byte == 0).nth(1) == Some(SUPERVISE)
 }
 
 /// Returns whether a process of this user has a file open.

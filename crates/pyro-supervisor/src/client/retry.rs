@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_of_a_holder_is_an_event_and_attempts_are_few() {
+    async fn the_end_of_a_holder_is_noticed_soon_and_attempts_are_few() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let holder = held(&path);

@@ -5,20 +5,31 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use pyro_machine::spawn::Spawn;
 use pyro_wire::{Frame, FrameCodec};
+use rustix::process::Signal;
 use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::time::timeout;
 use tokio_util::codec::Framed;
 
-use super::{ANSWER_LIMIT, Client, ask};
-use crate::handover;
-use crate::protocol::{Event, GENERATION, Greeting, Launch, LifelineClient, Reply, Request};
+use super::process::Process;
+use super::{ask, greet};
+use crate::protocol::{ClientStream, Event, GENERATION, Greeting, Launch, LifelineClient, Reply, Request};
+use crate::server::CLAIM_LIMIT;
 use crate::spec::{LaunchSpec, Purpose};
-use crate::{BootFailure, BootInfo, EndReason, OwnerLock, files};
+use crate::{BootFailure, BootInfo, EndReason, OwnerLock, dir as vm_dir, files, handover};
+
+/// Time limit for a spare to grant a claim or to confirm its end. It waits for nothing else, so it answers at once.
+pub(crate) const SPARE_LIMIT: Duration = Duration::from_secs(1);
+/// Time limit for a supervisor to report how a boot or a claim went, beyond the limit of the boot or the claim itself. It
+/// records the start before it reports it, or cleans up.
+const REPORT_LIMIT: Duration = Duration::from_secs(30);
+/// Time limit for a supervisor to exit after its lifeline was closed or it was killed.
+const EXIT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a VM did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +52,9 @@ pub enum StartError {
     /// It died without reporting why.
     #[error("the supervisor was lost while the VM was starting")]
     Lost,
+    /// It did not report in time. It has ended the VM, or was killed.
+    #[error("timed out waiting for the supervisor to start the VM")]
+    Unresponsive,
 }
 
 /// The connection to a supervisor that this process started. A VM that is bound to its caller ends when this is
@@ -57,15 +71,21 @@ pub struct Lifeline {
 /// Dropping the future ends the VM.
 ///
 /// # Errors
-/// [`StartError`]. After any of them except [`StartError::Lost`] and [`StartError::Spawn`], the supervisor has cleaned
-/// up.
+/// [`StartError`]. After any of them except [`StartError::Lost`], [`StartError::Unresponsive`] and
+/// [`StartError::Spawn`], the supervisor has cleaned up.
 pub async fn start(
     program: &Path,
     args: &[&OsStr],
     spec: LaunchSpec,
     lock: &OwnerLock,
 ) -> Result<(Lifeline, BootInfo), StartError> {
-    spawn(program, args, spec, lock).await?.booted().await
+    let (limit, dir) = (boot_limit(&spec), spec.dir.clone());
+    spawn(program, args, spec, lock).await?.booted(&dir, limit).await
+}
+
+/// Returns how long a supervisor can take to report how a boot went.
+fn boot_limit(spec: &LaunchSpec) -> Duration {
+    Duration::from_secs(spec.boot_limit_seconds).saturating_add(REPORT_LIMIT)
 }
 
 /// Starts `program` with `args` to make the template for VMs like that of `spec`, unless it exists.
@@ -81,13 +101,16 @@ pub async fn make_template(
     lock: &OwnerLock,
 ) -> Result<(), StartError> {
     let spec = LaunchSpec { purpose: Purpose::Template, ..spec };
+    let (limit, dir) = (boot_limit(&spec), spec.dir.clone());
     let mut lifeline = spawn(program, args, spec, lock).await?;
-    match lifeline.ready().await {
-        Ok(_) => {
-            lifeline.reap().await;
-            Ok(())
-        }
-        Err(error) => Err(error),
+    let made = async {
+        lifeline.ready().await?;
+        lifeline.reap().await;
+        Ok(())
+    };
+    match timeout(limit, made).await {
+        Ok(made) => made,
+        Err(_) => Err(lifeline.abandon(&dir).await),
     }
 }
 
@@ -121,7 +144,8 @@ pub(crate) async fn spawn<A: AsRef<OsStr>>(
     Ok(lifeline)
 }
 
-/// Makes the spare in `dir` the VM that `spec` describes. `None`: another process has claimed it, or it is gone.
+/// Makes the spare in `dir` the VM that `spec` describes. `None`: another process has claimed it, it is gone, or it did
+/// not answer and was killed, so that no other start waits for it.
 ///
 /// # Errors
 /// As [`start`], except [`StartError::Spawn`].
@@ -130,25 +154,74 @@ pub(crate) async fn claim(
     spec: LaunchSpec,
     lock: &OwnerLock,
 ) -> Option<Result<(Lifeline, BootInfo), StartError>> {
-    let mut stream = Client::new(dir).connect().await.ok()?.stream;
-    ask(&mut stream, Request::Claim(Box::new(spec))).await.ok()?;
-    let Ok(Some(Ok(Frame::Control(Reply::Done)))) = timeout(ANSWER_LIMIT, stream.next()).await else {
+    let claimed_dir = spec.dir.clone();
+    let Ok(granted) = timeout(SPARE_LIMIT, request_claim(dir, spec)).await else {
+        kill_silent_spare(dir).await;
         return None;
     };
     // The spare sends nothing more before it has the lock, so nothing is lost with the buffer.
-    let stream = stream.into_inner();
+    let stream = granted?.into_inner();
     handover::send(&stream, lock).await.ok()?;
     let lifeline = Lifeline { supervisor: None, stream: Framed::new(stream, FrameCodec::default()) };
-    Some(lifeline.booted().await)
+    Some(lifeline.booted(&claimed_dir, CLAIM_LIMIT + REPORT_LIMIT).await)
+}
+
+/// Returns the connection on which the spare has granted the claim. A spare that closes it without an answer has been
+/// claimed, and lives on as that VM, so its end is not awaited.
+async fn request_claim(dir: &Path, spec: LaunchSpec) -> Option<ClientStream> {
+    let (greeting, mut stream) = greet(vm_dir::connect(dir).await.ok()?).await.ok()?;
+    if greeting.generation != GENERATION {
+        return None;
+    }
+    ask(&mut stream, Request::Claim(Box::new(spec))).await.ok()?;
+    match stream.next().await {
+        Some(Ok(Frame::Control(Reply::Done))) => Some(stream),
+        _ => None,
+    }
+}
+
+/// Kills the supervisor of the spare in `dir`, which has not answered, and returns whether it is gone. One that is booting
+/// or being claimed is left alone: it has no socket yet, or has closed it. A spare holds nothing of a user's.
+pub(crate) async fn kill_silent_spare(dir: &Path) -> bool {
+    let Some(process) = Process::holding(dir) else { return false };
+    if vm_dir::connect(dir).await.is_err() {
+        return false;
+    }
+    tracing::warn!(dir = %dir.display(), "a spare does not respond and is killed");
+    process.signal(Signal::KILL);
+    timeout(EXIT_LIMIT, process.ended()).await.is_ok()
 }
 
 impl Lifeline {
-    /// Waits until the guest takes commands.
-    async fn booted(mut self) -> Result<(Self, BootInfo), StartError> {
-        match self.ready().await? {
-            Some(info) => Ok((self, info)),
-            None => Err(StartError::Lost),
+    /// Waits until the guest of the VM in `dir` takes commands.
+    async fn booted(mut self, dir: &Path, limit: Duration) -> Result<(Self, BootInfo), StartError> {
+        match timeout(limit, self.ready()).await {
+            Ok(Ok(Some(info))) => Ok((self, info)),
+            Ok(Ok(None)) => Err(StartError::Lost),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(self.abandon(dir).await),
         }
+    }
+
+    /// Ends a supervisor that has not reported in time, and waits until it does not hold the VM in `dir` any more. It
+    /// ends by itself when its lifeline closes, unless it is frozen.
+    async fn abandon(self, dir: &Path) -> StartError {
+        let Self { supervisor, stream } = self;
+        let claimed = if supervisor.is_none() { Process::holding(dir) } else { None };
+        drop(stream);
+        if let Some(mut supervisor) = supervisor
+            && timeout(EXIT_LIMIT, supervisor.wait()).await.is_err()
+        {
+            let _ = supervisor.start_kill();
+            let _ = timeout(EXIT_LIMIT, supervisor.wait()).await;
+        }
+        if let Some(claimed) = claimed
+            && timeout(EXIT_LIMIT, claimed.ended()).await.is_err()
+        {
+            claimed.signal(Signal::KILL);
+            let _ = timeout(EXIT_LIMIT, claimed.ended()).await;
+        }
+        StartError::Unresponsive
     }
 
     /// Waits until the VM or template is ready; for a VM, returns its description.
@@ -193,3 +266,6 @@ impl Lifeline {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

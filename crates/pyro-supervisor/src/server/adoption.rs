@@ -18,7 +18,7 @@ use crate::spec::LaunchSpec;
 use crate::{OwnerLock, files, machine};
 
 /// Time limit for the guest of a spare to take its new identity, and for a claimer to hand over its lock.
-const CLAIM_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const CLAIM_LIMIT: Duration = Duration::from_secs(10);
 
 /// Code that every command runs: the emulator translates it on its first run, which takes ten times as long as running
 /// it. As in the template, nothing here may leave a trace.

@@ -1,14 +1,10 @@
 //! Dismissing spares whose supervisors are fakes.
 
-use std::process::{Command, Stdio};
-
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use super::*;
-
-const LIMIT: Duration = Duration::from_secs(5);
 
 type Raw = Framed<UnixStream, FrameCodec<Value, Value>>;
 
@@ -31,7 +27,7 @@ async fn dismiss_answered(answer: Option<Value>) -> bool {
             client.send(Frame::Control(answer)).await.unwrap();
         }
     };
-    tokio::join!(dismiss(spare.path(), LIMIT), serve).0
+    tokio::join!(dismiss(spare.path()), serve).0
 }
 
 #[tokio::test]
@@ -50,23 +46,27 @@ async fn a_frozen_spare_costs_a_bounded_time() {
     let spare = tempfile::tempdir().unwrap();
     let _frozen = dir::listen(spare.path()).unwrap();
     let begun = Instant::now();
-    assert!(!dismiss(spare.path(), LIMIT).await);
-    assert_eq!(begun.elapsed().as_secs(), LIMIT.as_secs());
+    assert!(!dismiss(spare.path()).await);
+    assert_eq!(begun.elapsed().as_secs(), client::SPARE_LIMIT.as_secs());
+}
+
+/// It would cost every later start that time.
+#[tokio::test]
+async fn a_frozen_spare_is_killed() {
+    let spare = tempfile::tempdir().unwrap();
+    let mut supervisor = client::tests::holder(spare.path(), "read line");
+    let _listener = dir::listen(spare.path()).unwrap();
+    assert!(dismiss(spare.path()).await);
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&supervisor.wait().unwrap()), Some(9));
+    assert!(!OwnerLock::is_held(spare.path()));
 }
 
 /// It holds its lock and has no socket yet, or none any more.
 #[tokio::test]
 async fn a_spare_that_boots_or_is_adopted_is_not_signalled() {
     let spare = tempfile::tempdir().unwrap();
-    let lock = OwnerLock::try_acquire(spare.path()).unwrap().unwrap();
-    let mut supervisor = Command::new("/bin/sh")
-        .args(["-c", "read line", "sh", "supervise"])
-        .stdin(Stdio::piped())
-        .stdout(lock.share().unwrap())
-        .spawn()
-        .unwrap();
-    drop(lock);
-    assert!(!dismiss(spare.path(), LIMIT).await);
+    let mut supervisor = client::tests::holder(spare.path(), "read line");
+    assert!(!dismiss(spare.path()).await);
     assert!(supervisor.try_wait().unwrap().is_none(), "it goes on");
     assert!(OwnerLock::is_held(spare.path()));
     drop(supervisor.stdin.take());
@@ -76,5 +76,5 @@ async fn a_spare_that_boots_or_is_adopted_is_not_signalled() {
 #[tokio::test]
 async fn a_spare_that_is_gone_is_not_dismissed() {
     let spare = tempfile::tempdir().unwrap();
-    assert!(!dismiss(&spare.path().join("gone"), LIMIT).await);
+    assert!(!dismiss(&spare.path().join("gone")).await);
 }

@@ -1,20 +1,11 @@
 //! Ends with real processes that hold the lock as supervisors do, as their standard output.
 
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use super::*;
-use crate::client::PROBE_AFTER;
+use crate::client::tests::holder;
 use crate::files;
-
-/// Starts a process that holds the lock of the VM in `dir` and looks like a supervisor, but does not listen.
-fn holder(dir: &Path, script: &str) -> Child {
-    let lock = OwnerLock::try_acquire(dir).unwrap().unwrap();
-    let mut command = Command::new("/bin/sh");
-    command.args(["-c", script, "sh", "supervise"]).stdin(Stdio::piped()).stdout(lock.share().unwrap());
-    command.stderr(Stdio::piped()).spawn().unwrap()
-}
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -47,6 +38,28 @@ async fn a_process_that_does_not_hold_the_lock_is_not_touched() {
     assert!(bystander.try_wait().unwrap().is_none(), "it lives");
     bystander.kill().unwrap();
     bystander.wait().unwrap();
+}
+
+/// A VM's lock is also held by the process that starts it, with the words of its user among its arguments.
+#[tokio::test]
+async fn a_holder_with_the_word_supervise_among_its_arguments_is_not_a_supervisor() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = OwnerLock::try_acquire(dir.path()).unwrap().unwrap();
+    let mut caller = Command::new("/bin/sh")
+        .args(["-c", "read line", "run", "--", "supervise", "/svc"])
+        .stdin(Stdio::piped())
+        .stdout(lock.share().unwrap())
+        .spawn()
+        .unwrap();
+    drop(lock);
+    assert!(Process::holding(dir.path()).is_none());
+    for how in [EndRequest::Delete, EndRequest::Stop] {
+        let ended = Client::new(dir.path()).end(how, Duration::from_millis(2500)).await;
+        assert!(matches!(ended, Err(EndError::Held)), "{ended:?}");
+    }
+    assert!(caller.try_wait().unwrap().is_none(), "it lives");
+    drop(caller.stdin.take());
+    caller.wait().unwrap();
 }
 
 #[tokio::test]
@@ -179,9 +192,35 @@ async fn a_stopped_supervisor_goes_on_to_end_its_vm_in_order() {
     let holder = holder(dir.path(), "read line");
     stop(&holder);
     let client = Client::new(dir.path());
-    let (ended, ()) = tokio::join!(client.end(EndRequest::Stop, LIMIT), skip_to(ANSWER_LIMIT));
+    let (ended, ()) =
+        tokio::join!(client.end(EndRequest::Stop, LIMIT), skip_to(ANSWER_LIMIT + CONTINUE_LIMIT));
     assert!(matches!(ended, Ok(Ended::Released(Some(_)))), "{ended:?}");
-    assert_eq!(signal_of(holder), Some(15));
+    assert_eq!(signal_of(holder), Some(15), "it was continued, and did not respond even then");
+}
+
+/// It records the reason of its end, which a signal would not say.
+#[tokio::test]
+async fn a_stopped_supervisor_that_goes_on_is_asked_and_not_terminated() {
+    for how in [EndRequest::Stop, EndRequest::Expire] {
+        tokio::time::pause();
+        let dir = tempfile::tempdir().unwrap();
+        let listener = dir::listen(dir.path()).unwrap();
+        let mut holder = holder(dir.path(), "read line");
+        stop(&holder);
+        let client = Client::new(dir.path());
+        let serve = async {
+            skip_to(ANSWER_LIMIT).await;
+            // The connection that is given up because it was stopped.
+            let _given_up = listener.accept().await.unwrap();
+            let mut asked = crate::client::tests::accept(&listener).await;
+            assert_eq!(asked.next().await.unwrap().unwrap(), Frame::Control(how.into()));
+            drop(holder.stdin.take());
+            holder
+        };
+        let (ended, holder) = tokio::join!(client.end(how, LIMIT), serve);
+        assert!(matches!(ended, Ok(Ended::Released(Some(_)))), "{ended:?}");
+        assert_eq!(signal_of(holder), None, "it exited");
+    }
 }
 
 /// Stands for one that is frozen by other means than a signal.
@@ -195,9 +234,8 @@ async fn a_supervisor_that_ignores_signals_is_killed_before_the_limit_of_a_stop(
         let mut ready = [0];
         std::io::Read::read_exact(holder.stderr.as_mut().unwrap(), &mut ready).unwrap();
         let client = Client::new(dir.path());
-        let limit = ANSWER_LIMIT + Duration::from_secs(10);
-        let (ended, ()) =
-            tokio::join!(client.end(how, limit), skip_to(ANSWER_LIMIT + Duration::from_secs(9)));
+        let patience = ANSWER_LIMIT + Duration::from_secs(10);
+        let (ended, ()) = tokio::join!(client.end(how, patience + KILL_RESERVE), skip_to(patience));
         assert!(matches!(ended, Ok(Ended::Killed(_))), "{ended:?}");
         assert_eq!(signal_of(holder), Some(9));
     }
@@ -214,7 +252,8 @@ async fn a_supervisor_that_froze_after_its_greeting_is_taken_over() {
         let client = Client::new(dir.path());
         let greet = async {
             let _greeted = crate::client::tests::accept(&listener).await;
-            skip_to(PROBE_AFTER + ANSWER_LIMIT).await;
+            let overdue = PROBE_AFTER + ANSWER_LIMIT;
+            skip_to(if how == EndRequest::Delete { overdue } else { overdue + CONTINUE_LIMIT }).await;
             std::future::pending().await
         };
         let ended = tokio::select! {

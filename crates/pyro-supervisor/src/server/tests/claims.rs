@@ -401,9 +401,9 @@ proptest! {
 fn a_spare_can_be_dismissed_while_it_waits() {
     run(async {
         let mut supervised = waiting(Conditions::task()).await;
-        assert!(crate::spares::dismiss(&supervised.spare_dir, Duration::from_secs(5)).await);
+        assert!(crate::spares::dismiss(&supervised.spare_dir).await);
         supervised.ended().await;
         assert!(!supervised.spare_dir.exists());
-        assert!(!crate::spares::dismiss(&supervised.spare_dir, Duration::from_secs(5)).await);
+        assert!(!crate::spares::dismiss(&supervised.spare_dir).await);
     });
 }

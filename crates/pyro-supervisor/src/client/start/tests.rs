@@ -1,0 +1,124 @@
+//! Starts and claims whose supervisors fall silent.
+
+use std::os::unix::process::ExitStatusExt;
+
+use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixListener;
+use tokio::time::Instant;
+
+use super::*;
+use crate::client::tests::{accept, holder};
+use crate::{Client, Retention};
+
+fn spec(dir: &Path) -> LaunchSpec {
+    LaunchSpec {
+        vm_id: "0123456789ab".to_owned(),
+        dir: dir.to_owned(),
+        retention: Retention::Caller,
+        is_new: true,
+        in_use_lock: None,
+        expires_at: 0.0,
+        boot_limit_seconds: 7,
+        machine: MachineConfig {
+            vmm_program: "/none".into(),
+            accelerator: Accelerator::Tcg,
+            vcpu_count: 1,
+            mem_mib: 128,
+        },
+        guest: GuestImage {
+            digest: "digest".to_owned(),
+            kernel: GuestKernel::SelfContained { image: "/none".into() },
+            base_image: "/none".into(),
+            base_filesystem: "erofs".to_owned(),
+            layer_template: "/none".into(),
+        },
+        template_dir: None,
+        purpose: Purpose::Vm,
+        network: false,
+    }
+}
+
+/// A signal takes its time, whatever the clock of the test says.
+async fn assert_released(dir: &Path) {
+    tokio::time::resume();
+    Client::new(dir).released(Duration::from_secs(20)).await.unwrap();
+}
+
+/// Stands for a supervisor that freezes during the boot: it takes the lifeline and says nothing.
+#[tokio::test(start_paused = true)]
+async fn a_supervisor_that_freezes_during_the_boot_is_killed_after_the_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = OwnerLock::try_acquire(dir.path()).unwrap().unwrap();
+    let began = Instant::now();
+    let args = ["-c", "trap '' TERM; exec sleep 1000"].map(OsStr::new);
+    let started = start(Path::new("/bin/sh"), &args, spec(dir.path()), &lock).await;
+    assert!(matches!(started, Err(StartError::Unresponsive)), "{started:?}");
+    let limit = Duration::from_secs(7) + REPORT_LIMIT;
+    assert!(began.elapsed() >= limit && began.elapsed() < limit + EXIT_LIMIT * 3, "{:?}", began.elapsed());
+    drop(lock);
+    assert_released(dir.path()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_is_not_awaited_without_limit_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = OwnerLock::try_acquire(dir.path()).unwrap().unwrap();
+    let args = ["-c", "exec sleep 1000"].map(OsStr::new);
+    let made = make_template(Path::new("/bin/sh"), &args, spec(dir.path()), &lock).await;
+    assert!(matches!(made, Err(StartError::Unresponsive)), "{made:?}");
+    drop(lock);
+    assert_released(dir.path()).await;
+}
+
+/// Grants one claim, takes over the lock, and says nothing more.
+async fn grant(listener: UnixListener) {
+    let mut claimer = accept(&listener).await;
+    claimer.next().await.unwrap().unwrap();
+    claimer.send(Frame::Control(Reply::Done)).await.unwrap();
+    let mut stream = claimer.into_inner();
+    let _lock = handover::receive(&stream).await.unwrap();
+    // Until the claimer hangs up.
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spare_that_freezes_after_the_handover_is_not_awaited_without_limit() {
+    let (spare, vm) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let lock = OwnerLock::try_acquire(vm.path()).unwrap().unwrap();
+    let listener = vm_dir::listen(spare.path()).unwrap();
+    let began = Instant::now();
+    let (claimed, ()) = tokio::join!(claim(spare.path(), spec(vm.path()), &lock), grant(listener));
+    assert!(matches!(claimed, Some(Err(StartError::Unresponsive))), "{claimed:?}");
+    assert_eq!(began.elapsed().as_secs(), (CLAIM_LIMIT + REPORT_LIMIT).as_secs());
+}
+
+#[tokio::test]
+async fn a_frozen_spare_costs_one_start_a_second_and_is_killed() {
+    let (spare, vm) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut supervisor = holder(spare.path(), "read line");
+    let _listener = vm_dir::listen(spare.path()).unwrap();
+    let lock = OwnerLock::try_acquire(vm.path()).unwrap().unwrap();
+    assert!(claim(spare.path(), spec(vm.path()), &lock).await.is_none());
+    assert_eq!(supervisor.wait().unwrap().signal(), Some(9));
+}
+
+/// A spare that grants a claim closes its socket, and with it every connection that it has not accepted. It lives on.
+#[tokio::test(start_paused = true)]
+async fn the_loser_of_a_claim_does_not_wait_and_kills_nothing() {
+    let (spare, vm) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut supervisor = holder(spare.path(), "read line");
+    let listener = vm_dir::listen(spare.path()).unwrap();
+    let lock = OwnerLock::try_acquire(vm.path()).unwrap().unwrap();
+    let began = Instant::now();
+    let (claimed, ()) = tokio::join!(biased; claim(spare.path(), spec(vm.path()), &lock), async {
+        tokio::task::yield_now().await;
+        drop(listener);
+    });
+    assert!(claimed.is_none(), "{claimed:?}");
+    assert!(began.elapsed() < SPARE_LIMIT, "{:?}", began.elapsed());
+    assert!(!kill_silent_spare(spare.path()).await, "it accepts no connection");
+    assert!(supervisor.try_wait().unwrap().is_none(), "it goes on");
+    drop(supervisor.stdin.take());
+    supervisor.wait().unwrap();
+}
