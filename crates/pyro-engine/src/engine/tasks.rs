@@ -221,9 +221,13 @@ impl Engine {
         }
         let expires_at = now() + f64::from(ttl_seconds);
         if record.state == VmState::Started {
-            // One that cannot be reached is exiting, which the task's status shows. Any other supervisor would still end
+            // One that is exiting cannot be reached, which the task's status shows. Any other supervisor would still end
             // the task at the old time, so the record must not promise another one.
-            match self.client(&id).extend(expires_at).await {
+            let client = self.client(&id);
+            match client.extend(expires_at).await {
+                Err(RunError::NotDelivered(error @ ConnectError::Unreachable(_))) => {
+                    client.released(GOING_TIME).await.map_err(|_| not_asked(error))?;
+                }
                 Err(RunError::NotDelivered(
                     error @ (ConnectError::OtherVersion { .. } | ConnectError::Unresponsive),
                 )) => return Err(not_asked(error)),

@@ -96,6 +96,26 @@ async fn a_lifetime_that_the_supervisor_cannot_extend_stays_as_recorded() {
     serving.abort();
 }
 
+/// A supervisor that has lost its socket still ends the task at the old time; one that is exiting does not.
+#[tokio::test]
+async fn a_lifetime_is_extended_without_a_supervisor_only_if_none_holds_the_task() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    let owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+    let before = engine.status_task(id.as_str()).await.unwrap();
+    let error = engine.extend_task(id.as_str(), 3600).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotDelivered, "{error}");
+    let after = engine.status_task(id.as_str()).await.unwrap();
+    assert_eq!((after.expires_at, after.ttl_seconds), (before.expires_at, before.ttl_seconds));
+
+    let (extended, ()) = tokio::join!(engine.extend_task(id.as_str(), 3600), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(owner);
+    });
+    assert_eq!(extended.unwrap().ttl_seconds, 3600);
+}
+
 /// It goes on, so waiting for its end would only delay the answer, and report another cause.
 #[tokio::test]
 async fn a_supervisor_of_another_version_is_not_awaited_for_the_end_of_a_command() {
@@ -146,9 +166,11 @@ async fn a_frozen_supervisor_is_named_as_the_cause_and_not_awaited() {
 fn frozen_supervisor(dir: &Path) -> Child {
     let lock = fs::File::create(dir.join(vm_files::OWNER_LOCK)).unwrap();
     lock.lock().unwrap();
-    let script = "trap '' TERM; echo ready >&2; read line";
+    // The name of the script is the first argument, as of a supervisor.
+    fs::write(dir.join("supervise"), "trap '' TERM; echo ready >&2; read line").unwrap();
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", script, "sh", "supervise"]).stdin(Stdio::piped()).stdout(lock).stderr(Stdio::piped());
+    command.arg("supervise").current_dir(dir);
+    command.stdin(Stdio::piped()).stdout(lock).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     std::io::Read::read_exact(child.stderr.as_mut().unwrap(), &mut [0]).unwrap();
     child
@@ -165,7 +187,7 @@ async fn a_stop_kills_a_supervisor_that_does_not_respond_and_records_it() {
 
     let real_time = async {
         // From here on a signal takes its time.
-        tokio::time::sleep(Duration::from_millis(27_900)).await;
+        tokio::time::sleep(Duration::from_millis(46_900)).await;
         tokio::time::resume();
     };
     let (stopped, ()) = tokio::join!(engine.stop_task(id.as_str()), real_time);
@@ -189,7 +211,7 @@ async fn the_error_for_a_held_task_names_a_task() {
 }
 
 #[tokio::test]
-async fn a_wait_for_a_command_on_the_host_is_an_event_and_takes_no_thread() {
+async fn waits_for_a_command_on_the_host_end_soon_after_it_and_take_no_threads() {
     let root = tempfile::tempdir().unwrap();
     let engine = engine(root.path());
     let id = VmId::parse("0123456789ab").unwrap();
