@@ -202,7 +202,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             biased;
             Some(message) = queue.recv() => LoopEvent::Message(message),
             booted = booted => LoopEvent::Booted(booted),
-            // A spare that is lost at the moment at which it becomes a VM is no use to its claimer.
+            // A claimer cannot use a spare that is lost at the moment at which it becomes a VM.
             exited = exited => exited,
             adopted = adopted => adopted,
         }
