@@ -374,7 +374,7 @@ class TaskExec(TypedDict):
     exit_code: int
     """Exit code; −S if signal S ended the shell; 124 after the time limit."""
     outcome: Outcome
-    """`exited`, or `killed` if another call ended it."""
+    """`exited`; or `killed` if a kill, a stop of the task, or the cancellation of its call ended it."""
     sequence: int
     """Number of the command in the task's journal, from 1."""
     stderr: str
@@ -416,8 +416,8 @@ class _TaskLogEntryAlways(TypedDict):
     execution_mode: ExecutionMode
     """Where it ran."""
     exit_code: Optional[int]
-    """Exit code; −S if signal S ended the shell; 124 after the time limit; `None` if it is running or its outcome is
-    unknown."""
+    """Exit code; −S if signal S ended the shell; 124 after the time limit; `None` unless `outcome` is `exited` or
+    `killed`."""
     outcome: Outcome
     """The outcome of the command."""
     recorded_at: float

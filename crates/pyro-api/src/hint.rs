@@ -28,7 +28,7 @@ impl Reader {
 const OPERATOR: &str = "only the operator of this server can change that";
 
 macro_rules! hints {
-    // The same words for everybody.
+    // The same words for every reader.
     (@words $reader:ident, all: $text:expr) => { Some($text.into()) };
     // The same words for a person and a program; a model can only ask for help.
     (@words $reader:ident, host: $text:expr) => {
@@ -214,7 +214,11 @@ hints! {
     /// The state directory has no space, or may not be written.
     CheckStateDir => { host: "check the space and permissions of the state directory" }
     /// The state directory may be written by others.
-    PrivateDirectory => { host: "use a directory that only you can write to (chmod 700)" }
+    PrivateDirectory => {
+        person: "use a directory that only you can write to (chmod 700)",
+        model: OPERATOR,
+        program: "use a directory that only you can write to (mode 0700)"
+    }
     /// The state directory cannot be made.
     WritableDirectory => { host: "choose a directory that this user may create and write to" }
     /// The state directory is on a network file system.
@@ -251,8 +255,6 @@ hints! {
     InstallE2fsprogs => { host: "install e2fsprogs" }
     /// A program for commands on the host is missing.
     InstallBash => { host: "install bash, or add its directory to PATH" }
-    /// Nothing but the cause is known.
-    SeeCause => { all: "the cause is in the error chain" }
     /// The executable of this process was replaced or removed.
     RestartProcess => { host: "restart this process" }
     /// The Python package and the executable are of different versions.
@@ -375,7 +377,8 @@ mod tests {
         for hint in Hint::samples() {
             for reader in Reader::ALL {
                 let text = told(&hint, reader);
-                let has_shell = ["`pyro ", "sudo ", "mv '", "`fuser ", "pip install ", "--allow-host-compat"];
+                let has_shell =
+                    ["`pyro ", "sudo ", "mv '", "chmod ", "`fuser ", "pip install ", "--allow-host-compat"];
                 let shell = has_shell.iter().find(|word| text.contains(**word));
                 let method = methods.iter().find(|name| text.contains(name.as_str()));
                 let tool = text.split(|c: char| !c.is_ascii_lowercase() && c != '_').find(|word| {

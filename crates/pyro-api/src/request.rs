@@ -59,9 +59,6 @@ fn default_ttl_seconds() -> i64 {
 }
 
 impl VmSpec {
-    /// Name of the parameter that allows commands on the host.
-    pub const HOST_COMPAT: &str = "allow_host_compat";
-
     /// `environment` with the contract's defaults: 1 vCPU, 1024 MiB, 600 s, no network, no host mode.
     pub fn new(environment: impl Into<String>) -> Self {
         Self {

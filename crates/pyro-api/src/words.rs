@@ -102,7 +102,7 @@ pub enum Outcome {
     Running,
     /// It ended by itself or timed out.
     Exited,
-    /// Another call ended it.
+    /// A kill, a stop of the task, or the cancellation of its call ended it.
     Killed,
     /// It was accepted but could not be started.
     NotRun,

@@ -91,7 +91,7 @@ impl Variables {
             .or_else(|| self.foreign_dir("HOME").map(|home| home.join(in_home)))
             .ok_or_else(|| ConfigError {
                 message: format!(
-                    "no directory for files: none of {ours}, {xdg} and HOME is set to an absolute path"
+                    "cannot choose a directory for files: none of {ours}, {xdg} and HOME is set to an absolute path"
                 ),
                 hint: Some(format!("set {ours} to a directory of your own")),
             })?;

@@ -37,7 +37,7 @@ pub(crate) enum CliError {
     #[error("stopped by {0} before the clean-up had finished")]
     Abandoned(Signal),
     /// The output was not read, and a signal ended the wait for that.
-    #[error("stopped by {0} while writing output that is not read")]
+    #[error("stopped by {0} while waiting for its output to be read")]
     Unread(Signal),
     /// pyro's own output could not be written.
     #[error(transparent)]

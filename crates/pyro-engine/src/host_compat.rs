@@ -113,9 +113,9 @@ pub(crate) async fn run(
 }
 
 fn spawn(command: &HostCommand<'_>) -> Result<(Group, ShellExit), Error> {
-    let not_started = |message: &str, hint: Hint| Error::new(ErrorKind::NotDelivered, message).hint(hint);
+    let not_started = |message: &str| Error::new(ErrorKind::NotDelivered, message);
     let bash = search_path::find("bash", command.search_path)
-        .ok_or_else(|| not_started("bash was not found on this host", Hint::InstallBash))?;
+        .ok_or_else(|| not_started("bash was not found on this host").hint(Hint::InstallBash))?;
     // The kernel ends the shell with the thread that starts it, which in practice lives as long as this process.
     let shell = Spawn::new(bash)
         .args(["-lc", command.command])
@@ -130,9 +130,7 @@ fn spawn(command: &HostCommand<'_>) -> Result<(Group, ShellExit), Error> {
     let shell = command.env.iter().fold(shell, |shell, (name, value)| shell.env(name, value));
     let shell = confine(shell, command.mem_mib, command.timeout + GRACE);
 
-    let failed = |error: io::Error| {
-        not_started("bash could not be started on this host", Hint::SeeCause).caused_by(error)
-    };
+    let failed = |error: io::Error| not_started("bash could not be started on this host").caused_by(error);
     let group = Group::new(shell.start().map_err(failed)?).map_err(failed)?;
     let exited = ShellExit::watch(group.leader).map_err(failed)?;
     Ok((group, exited))

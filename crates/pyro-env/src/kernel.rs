@@ -59,7 +59,7 @@ impl UnpackedKernel {
     /// Writes the kernel image to `path`.
     pub(crate) fn copy_image(&self, path: &Path) -> Result<(), PullError> {
         let image =
-            fsio::read_bounded(&self.image, LARGEST_KERNEL)?.ok_or_else(|| bad("the kernel vanished"))?;
+            fsio::read_bounded(&self.image, LARGEST_KERNEL)?.ok_or_else(|| bad("the kernel disappeared"))?;
         // Check the boot protocol's magic number: an image that is not a bzImage would fail only much later, in a VM.
         if image.get(0x202..0x206) != Some(b"HdrS".as_slice()) {
             return Err(bad("the kernel is not a bzImage"));

@@ -20,6 +20,7 @@ use crate::exec::CommandSettings;
 use crate::failure::{During, refused};
 use crate::machine::VirtualMachine;
 use crate::port::Port;
+use crate::proc::Proc;
 use crate::stream::{RequestStream, accept, finish};
 use crate::{HandshakeError, Machine, boot, copy, exec, handshake, memory};
 
@@ -56,9 +57,10 @@ pub(crate) fn run() -> ExitCode {
 
 async fn live() -> Result<(), AgentError> {
     let mut channel = boot::open_channel()?;
-    let oom_score_adj = exec::prepare_agent()?;
+    let proc = Proc::open()?;
+    let oom_score_adj = exec::prepare_agent(&proc)?;
     memory::prevent_thrashing(Path::new(memory::LRU_SETTINGS))?;
-    let mut machine = VirtualMachine::default();
+    let mut machine = VirtualMachine::new(proc);
     handshake::set_up(&mut channel, &mut machine).await?;
     Agent::new(machine, CommandSettings::of_guest(oom_score_adj)).serve(port(channel)?).await
 }

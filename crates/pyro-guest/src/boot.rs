@@ -37,7 +37,7 @@ pub(crate) fn open_channel() -> Result<File, Failure> {
 
 /// Mounts a filesystem that has no device.
 pub(crate) fn mount_virtual(kind: &str, target: &str, flags: MountFlags, data: &str) -> Result<(), Failure> {
-    fs::create_dir_all(target).during(format!("making {target}"))?;
+    fs::create_dir_all(target).during(format!("creating {target}"))?;
     let data = std::ffi::CString::new(data).unwrap_or_default();
     mount(kind, target, kind, flags, data.as_c_str()).during(format!("mounting {kind} on {target}"))
 }

@@ -7,6 +7,7 @@ use pyro_wire::Failure;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::proc::Proc;
 use crate::root;
 
 /// Time that processes get between SIGTERM and SIGKILL.
@@ -17,8 +18,8 @@ const KILL_ROUNDS: usize = 10;
 
 /// Ends all processes but PID 1 and the agent, writes everything out and makes the root read-only. Blocks:
 /// nothing else is left to do for this machine.
-pub(crate) fn halt() -> Result<(), Failure> {
-    end_processes(user_processes, GRACE);
+pub(crate) fn halt(proc: &Proc) -> Result<(), Failure> {
+    end_processes(|| user_processes(proc), GRACE);
     rustix::fs::sync();
     root::seal()
 }
@@ -66,24 +67,16 @@ fn wait_for_end(mut processes: Vec<OwnedFd>, limit: Option<Duration>) {
 }
 
 /// Every process of user space except PID 1 and this one.
-fn user_processes() -> Vec<OwnedFd> {
-    let own = std::process::id();
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    // Kernel threads and zombies have no executable.
-    let runs_a_program = |pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok();
-    to_be_ended(pids, own, runs_a_program)
+fn user_processes(proc: &Proc) -> Vec<OwnedFd> {
+    let pids = proc.processes().unwrap_or_default();
+    to_be_ended(pids, std::process::id())
         .filter_map(|pid| pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok())
         .collect()
 }
 
 /// Which of the processes of a machine have to end before it does.
-fn to_be_ended(
-    pids: impl Iterator<Item = u32>,
-    own: u32,
-    runs_a_program: impl Fn(u32) -> bool,
-) -> impl Iterator<Item = u32> {
-    pids.filter(move |&pid| pid != 1 && pid != own && runs_a_program(pid))
+fn to_be_ended(pids: Vec<u32>, own: u32) -> impl Iterator<Item = u32> {
+    pids.into_iter().filter(move |&pid| pid != 1 && pid != own)
 }
 
 #[cfg(test)]
@@ -164,8 +157,8 @@ mod tests {
     }
 
     #[test]
-    fn init_the_agent_and_what_has_no_program_stay() {
-        let ended: Vec<_> = to_be_ended([1, 2, 30, 31, 32].into_iter(), 30, |pid| pid != 2).collect();
+    fn init_and_the_agent_stay() {
+        let ended: Vec<_> = to_be_ended(vec![1, 30, 31, 32], 30).collect();
         assert_eq!(ended, [31, 32]);
     }
 }

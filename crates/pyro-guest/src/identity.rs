@@ -59,7 +59,7 @@ impl NameFiles {
                 file.write_all(&vec![b'\n'; length])?;
                 Ok::<_, std::io::Error>(file)
             };
-            open().during(format!("making {}", path.display()))
+            open().during(format!("creating {}", path.display()))
         };
         let name = "pyro-0123456789ab";
         let resolv_conf_path = etc.join("resolv.conf");

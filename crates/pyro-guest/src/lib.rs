@@ -24,6 +24,7 @@ mod machine;
 mod memory;
 mod network;
 mod port;
+mod proc;
 mod root;
 mod stream;
 mod warm_up;

@@ -6,6 +6,7 @@ use pyro_wire::{Bootstrap, Failure, Preparation};
 
 use crate::failure::refused;
 use crate::identity::{self, NameFiles};
+use crate::proc::Proc;
 use crate::{halt, network, root, warm_up};
 
 /// The machine that the agent sets up, names and ends.
@@ -36,10 +37,16 @@ pub trait Machine: Send + 'static {
 }
 
 /// The virtual machine that the agent runs in.
-#[derive(Default)]
 pub(crate) struct VirtualMachine {
+    proc: Proc,
     /// Present from its preparation until it halts: its root cannot be sealed while they are open.
     names: Option<NameFiles>,
+}
+
+impl VirtualMachine {
+    pub(crate) fn new(proc: Proc) -> Self {
+        Self { proc, names: None }
+    }
 }
 
 impl Machine for VirtualMachine {
@@ -72,6 +79,6 @@ impl Machine for VirtualMachine {
 
     fn halt(&mut self) -> Result<(), Failure> {
         self.names = None;
-        halt::halt()
+        halt::halt(&self.proc)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -27,7 +27,7 @@ static LAYER_MOUNT: OnceLock<OwnedFd> = OnceLock::new();
 pub(crate) fn enter(preparation: &Preparation) -> Result<(), Failure> {
     let filesystem = preparation.base_filesystem.as_str();
     for dir in [BASE, LAYER, NEW_ROOT] {
-        fs::create_dir_all(dir).during(format!("making {dir}"))?;
+        fs::create_dir_all(dir).during(format!("creating {dir}"))?;
     }
     let base_disk = find_disk(Path::new(DISKS), BASE_DISK_SERIAL)?;
     let layer_disk = find_disk(Path::new(DISKS), LAYER_DISK_SERIAL)?;
@@ -38,7 +38,7 @@ pub(crate) fn enter(preparation: &Preparation) -> Result<(), Failure> {
         .during("opening the writable layer")?;
     let _ = LAYER_MOUNT.set(layer);
     for dir in ["/layer/upper", "/layer/work"] {
-        fs::create_dir_all(dir).during(format!("making {dir}"))?;
+        fs::create_dir_all(dir).during(format!("creating {dir}"))?;
     }
     mount(
         "overlay",
@@ -51,7 +51,7 @@ pub(crate) fn enter(preparation: &Preparation) -> Result<(), Failure> {
 
     for dir in ["/proc", "/sys", "/dev"] {
         let target = format!("{NEW_ROOT}{dir}");
-        fs::create_dir_all(&target).during(format!("making {target}"))?;
+        fs::create_dir_all(&target).during(format!("creating {target}"))?;
         mount_move(dir, &target).during(format!("moving {dir}"))?;
     }
     rustix::process::chdir(NEW_ROOT).during("entering the root")?;
@@ -96,8 +96,8 @@ fn furnish() -> Result<(), Failure> {
     ] {
         symlink(target, link).during(format!("linking {link}"))?;
     }
-    fs::create_dir_all("/run/lock").during("making /run/lock")?;
-    fs::create_dir_all(WORKSPACE).during(format!("making {WORKSPACE}"))
+    fs::create_dir_all("/run/lock").during("creating /run/lock")?;
+    fs::create_dir_all(WORKSPACE).during(format!("creating {WORKSPACE}"))
 }
 
 /// Makes the root read-only, and with it the layer, whose filesystem is then marked as clean. Everything must have
@@ -105,8 +105,9 @@ fn furnish() -> Result<(), Failure> {
 pub(crate) fn seal() -> Result<(), Failure> {
     mount_remount("/", MountFlags::RDONLY, c"").during("remounting the root read-only")?;
     let Some(layer) = LAYER_MOUNT.get() else { return Ok(()) };
-    mount_remount(format!("/proc/self/fd/{}", layer.as_raw_fd()), MountFlags::RDONLY, c"")
-        .during("remounting the writable layer read-only")
+    // Its only name is this process's directory.
+    rustix::process::fchdir(layer).during("entering the writable layer")?;
+    mount_remount(".", MountFlags::RDONLY, c"").during("remounting the writable layer read-only")
 }
 
 #[cfg(test)]

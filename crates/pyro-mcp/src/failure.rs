@@ -15,6 +15,9 @@ pub enum Failure {
     /// The operator does not allow it; one sentence.
     #[error("{0}")]
     NotAllowed(String),
+    /// There is no such tool.
+    #[error("unknown tool: {}", .0.escape_debug())]
+    UnknownTool(String),
     /// The operation failed.
     #[error(transparent)]
     Contract(#[from] Error),
@@ -24,7 +27,7 @@ impl Failure {
     /// The kind of failure, as a word for programs.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Arguments(_) => ErrorKind::InvalidInput.as_str(),
+            Self::Arguments(_) | Self::UnknownTool(_) => ErrorKind::InvalidInput.as_str(),
             Self::NotAllowed(_) => "not_allowed",
             Self::Contract(error) => error.kind.as_str(),
         }
@@ -35,6 +38,7 @@ impl Failure {
         match self {
             Self::Arguments(error) => error.to_string(),
             Self::NotAllowed(sentence) => sentence.clone(),
+            Self::UnknownTool(_) => self.to_string(),
             Self::Contract(error) => error.in_full(Reader::Model),
         }
     }
@@ -42,9 +46,9 @@ impl Failure {
     /// What a model can do about it, one entry each.
     pub fn hints(&self) -> Vec<String> {
         match self {
-            Self::Arguments(_) => Vec::new(),
+            Self::Arguments(_) | Self::UnknownTool(_) => Vec::new(),
             Self::NotAllowed(_) => {
-                vec!["the operator of this server has set that; a call cannot change it".to_owned()]
+                vec!["the operator of this server set this limit; no call can change it".to_owned()]
             }
             Self::Contract(error) => error.hints_for(Reader::Model),
         }

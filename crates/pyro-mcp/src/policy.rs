@@ -124,7 +124,7 @@ impl Policy {
     /// Description of a tool, with its limits.
     pub(crate) fn description(&self, tool: Tool, max_active_vms: u32) -> String {
         let limits: Vec<String> =
-            tool.arguments().iter().filter_map(|argument| self.told(argument)).collect();
+            tool.arguments().iter().filter_map(|argument| self.limit_text(argument)).collect();
         let mut text = tool.description().to_owned();
         if tool.creates() {
             text.push_str(&format!(" At most {max_active_vms} VMs and tasks exist at once."));
@@ -135,15 +135,15 @@ impl Policy {
         text
     }
 
-    fn told(&self, argument: &Argument) -> Option<String> {
+    fn limit_text(&self, argument: &Argument) -> Option<String> {
         // The schema shows it. A description that names it would invite agents to ask for it.
         if argument.name == HOST_COMPAT.name {
             return None;
         }
         Some(match self.pin(argument.name)? {
-            Pin::OneOf(names) => format!("{} {}", argument.name, names.join(" or ")),
+            Pin::OneOf(names) => format!("{} must be {}", argument.name, names.join(" or ")),
             Pin::AtMost(most) => format!("{} at most {most}", argument.name),
-            Pin::Off => format!("{} never", argument.name),
+            Pin::Off => format!("{} must be false", argument.name),
         })
     }
 

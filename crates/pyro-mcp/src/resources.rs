@@ -99,8 +99,8 @@ pub(crate) async fn read(guard: &Guard, outputs: &Outputs, uri: &str) -> Result<
     match read.await {
         Ok(Some(text)) => Ok(ResourceContents::text(text, uri).with_mime_type(address.mime_type())),
         Ok(None) => Err(unknown()),
-        // Environments that the policy does not allow are not shown either.
-        Err(Failure::NotAllowed(_)) => Err(unknown()),
+        // An environment that the policy does not allow is not shown.
+        Err(Failure::NotAllowed(_)) if matches!(address, Address::Environment(_)) => Err(unknown()),
         Err(Failure::Contract(error))
             if matches!(error.kind, ErrorKind::NotFound | ErrorKind::InvalidInput) =>
         {
@@ -131,7 +131,7 @@ pub(crate) fn protocol_error(failure: Failure) -> ErrorData {
             ErrorData::internal_error(error.in_full(Reader::Model), None)
         }
         Failure::Contract(error) => ErrorData::invalid_params(error.in_full(Reader::Model), None),
-        Failure::Arguments(_) | Failure::NotAllowed(_) => {
+        Failure::Arguments(_) | Failure::NotAllowed(_) | Failure::UnknownTool(_) => {
             ErrorData::invalid_params(failure.to_string(), None)
         }
     }

@@ -163,7 +163,7 @@ fn shorten(text: &str, most: usize) -> Option<(String, usize)> {
     let half = most / 2;
     let missing = length - 2 * half;
     let (head, tail) = (&text[..index(text, half)], &text[index(text, length - half)..]);
-    Some((format!("{head}\n[{missing} characters cut here, from character {half} on]\n{tail}"), missing))
+    Some((format!("{head}\n[{missing} characters omitted, starting at character {half}]\n{tail}"), missing))
 }
 
 /// Byte index of a character; the length of the text if it is shorter.
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(entry["stdout_cut_chars"], 4000);
         let kept = entry["stdout"].as_str().unwrap();
         assert!(kept.starts_with("ää") && kept.ends_with("zz"));
-        assert!(kept.contains("\n[4000 characters cut here, from character 8000 on]\n"));
+        assert!(kept.contains("\n[4000 characters omitted, starting at character 8000]\n"));
         assert_eq!(entry["stderr"], "short");
         assert!(entry.get("stderr_cut_chars").is_none());
         assert_eq!(serde_json::from_str::<Value>(content[0]["text"].as_str().unwrap()).unwrap(), value);

@@ -49,10 +49,9 @@ impl Toolbox {
     /// the payload, not among the events.
     ///
     /// # Errors
-    /// The policy does not offer the tool, the arguments are wrong or not allowed, or the operation failed.
+    /// There is no such tool, the policy does not offer it, the arguments are wrong or not allowed, or the operation failed.
     pub async fn call(&self, name: &str, arguments: Object, context: &CallContext) -> Result<Value, Failure> {
-        let tool = Tool::named(name)
-            .ok_or_else(|| Failure::NotAllowed(format!("there is no tool {}", name.escape_debug())))?;
+        let tool = Tool::named(name).ok_or_else(|| Failure::UnknownTool(name.to_owned()))?;
         let call = Call { guard: &self.guard, context, is_heard: false };
         call.carry_out(tool, Arguments(arguments)).await
     }

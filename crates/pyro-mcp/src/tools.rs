@@ -6,9 +6,9 @@ use pyro_api::operations::{
     StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
 };
 use pyro_api::{
-    Access, Deleted, Disk, Environment, NetworkInfo, Operation, OperationInfo, Reaped, RunResult, Task,
-    TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, Vm,
-    VmSpec,
+    Access, Deleted, Disk, Environment, HostAccess, NetworkInfo, Operation, OperationInfo, Reaped, RunResult,
+    Task, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs,
+    Vm,
 };
 use rmcp::model::ToolAnnotations;
 use schemars::JsonSchema;
@@ -88,12 +88,12 @@ pub(crate) const VM_TTL: Argument = Argument {
 pub(crate) const TASK_TTL: Argument = Argument {
     name: "ttl_seconds",
     kind: Kind::OptionalInteger(Some(600)),
-    description: "Lifetime in seconds, 60 to 3600; after it the task is stopped; task_extend starts a new one",
+    description: "Lifetime in seconds, 60 to 3600; after it the task is stopped; task_extend starts a new lifetime",
 };
 pub(crate) const NETWORK: Argument =
     Argument { name: "network", kind: Kind::Switch, description: "Give the guest outbound network access" };
 pub(crate) const HOST_COMPAT: Argument = Argument {
-    name: VmSpec::HOST_COMPAT,
+    name: HostAccess::NAME,
     kind: Kind::Switch,
     description: "Run commands on the host, without isolation, if VMs cannot run there",
 };
@@ -163,7 +163,7 @@ pub(crate) const EXECUTABLE: Argument =
 pub(crate) const CWD: Argument = Argument {
     name: "cwd",
     kind: Kind::OptionalText,
-    description: "Working directory, which must exist, below /workspace unless it is absolute",
+    description: "Existing working directory, relative to /workspace unless absolute",
 };
 pub(crate) const ENV: Argument =
     Argument { name: "env", kind: Kind::Texts, description: "Environment variables for the command" };
@@ -277,7 +277,7 @@ impl Tool {
             Self::TaskKill => "End a command of a task.",
             Self::TaskStart => "Start a stopped task with its files.",
             Self::TaskStop => "Stop a task. Its files and its command history are kept.",
-            Self::TaskExtend => "Start a new lifetime of a task now.",
+            Self::TaskExtend => "Start a new lifetime for a task now.",
             Self::TaskReadFile => {
                 "Read a file of a task, or a part of it. Content that is not UTF-8 text is returned as base64. For large \
                  files use commands."

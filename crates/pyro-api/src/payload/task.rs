@@ -116,7 +116,7 @@ pub struct TaskExec {
     pub sequence: u64,
     /// Where it ran.
     pub cwd: String,
-    /// `exited`, or `killed` if another call ended it.
+    /// `exited`; or `killed` if a kill, a stop of the task, or the cancellation of its call ended it.
     pub outcome: Outcome,
     /// Number of bytes of standard output that were dropped.
     pub stdout_truncated: u64,
@@ -175,7 +175,8 @@ pub struct TaskLogEntry {
     pub command: String,
     /// Where it ran.
     pub cwd: String,
-    /// Exit code; −S if signal S ended the shell; 124 after the time limit; null if it is running or its outcome is unknown.
+    /// Exit code; −S if signal S ended the shell; 124 after the time limit; null unless `outcome` is
+    /// `exited` or `killed`.
     pub exit_code: Option<i64>,
     /// Duration in milliseconds; null if the exit code is.
     pub duration_ms: Option<u64>,

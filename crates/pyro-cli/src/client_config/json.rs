@@ -32,7 +32,7 @@ pub(super) fn read(text: &str) -> Result<Value, Problem> {
 pub(super) fn edited(text: &str, key: &str, name: &str, entry: &Entry) -> Result<String, Problem> {
     let root = CstRootNode::parse(text, &OPTIONS)?;
     let servers = root.object_value_or_create().and_then(|top| top.object_value_or_create(key));
-    let servers = servers.ok_or("there is no place for the entry")?;
+    let servers = servers.ok_or("the file has no object for servers")?;
     let entry =
         CstInputValue::Object(entry.iter().map(|(field, value)| (field.clone(), input(value))).collect());
     match servers.get(name) {

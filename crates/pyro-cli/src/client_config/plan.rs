@@ -51,7 +51,7 @@ impl Plan {
         let text = before.as_deref().unwrap_or_default();
         let document = client.format.read(text).map_err(unreadable)?;
         let no_place = |problem: String| {
-            InstallError::new(format!("{shown} has no place for servers: {problem}")).hint(LEFT_ALONE)
+            InstallError::new(format!("cannot add a server to {shown}: {problem}")).hint(LEFT_ALONE)
         };
         let top = document.as_object().ok_or_else(|| no_place("it does not hold an object".to_owned()))?;
         let servers @ (None | Some(Value::Object(_))) = top.get(client.key) else {
@@ -81,9 +81,7 @@ impl Plan {
             None => Change::Create,
         };
         let by_hand = || {
-            let message = format!(
-                "pyro cannot change a single entry of {shown}, because of the way the file is written"
-            );
+            let message = format!("cannot change only pyro's entry in {shown}: its layout does not allow it");
             InstallError::new(message).hint("add the entry by hand; the file was not changed")
         };
         let after = client

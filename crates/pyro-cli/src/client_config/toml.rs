@@ -34,7 +34,7 @@ fn edited_lines(text: &str, key: &str, name: &str, entry: &Entry) -> Result<Stri
         Item::Table(table)
     });
     let inline = servers.is_inline_table();
-    let servers = servers.as_table_like_mut().ok_or("there is no place for the entry")?;
+    let servers = servers.as_table_like_mut().ok_or("the file has no object for servers")?;
     let mut table = Table::new();
     for (field, value) in entry {
         table.insert(field, item(value)?);

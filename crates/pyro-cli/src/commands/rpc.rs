@@ -22,7 +22,7 @@ Examples:
 
 /// Serve one program on standard input and output with JSON-RPC 2.0
 ///
-/// One message per line, parameters by name, any number of calls at once. When its input ends, it cancels the calls in
+/// One message per line, parameters by name, up to 4096 calls at once. When its input ends, it cancels the calls in
 /// flight, removes their VMs, and exits; tasks stay.
 #[derive(Debug, Args)]
 #[command(after_help = RPC_EXAMPLES)]

@@ -269,13 +269,13 @@ fn an_endpoint_that_cannot_be_called_is_named_with_the_cause() {
     failures.push(failure(&demo_at("https://someone:secret@example.com/v1", &[])).to_owned());
     insta::assert_snapshot!(failures.concat(), @r"
     [error] failed to call Ollama. Ensure `ollama serve` is running and the model is available.
-      caused by: [URL]/chat/completions: it answered 500 Internal Server Error: out of memory
+      caused by: [URL]/chat/completions: the server returned 500 Internal Server Error: out of memory
     [error] failed to call Ollama. Ensure `ollama serve` is running and the model is available.
-      caused by: [URL]/chat/completions: it answered 404 Not Found: model 'llama3.2:3b' not found
+      caused by: [URL]/chat/completions: the server returned 404 Not Found: model 'llama3.2:3b' not found
     [error] failed to call Ollama. Ensure `ollama serve` is running and the model is available.
-      caused by: [URL]/chat/completions: it answered 302 Found
+      caused by: [URL]/chat/completions: the server returned 302 Found
     [error] failed to call Ollama. Ensure `ollama serve` is running and the model is available.
-      caused by: [URL]/chat/completions: the answer is longer than 4194304 bytes
+      caused by: [URL]/chat/completions: the response is too large: the maximum is 4194304 bytes
     [error] failed to call Ollama. Ensure `ollama serve` is running and the model is available.
       caused by: [URL]/chat/completions: Connection refused (os error 111)
     [error] failed to call Ollama. Ensure `ollama serve` is running and the model is available.
@@ -294,12 +294,12 @@ fn an_answer_that_is_no_chat_completion_is_refused() {
         failure(&demo(&model)).to_owned()
     });
     insta::assert_snapshot!(failures.concat(), @r"
-    [error] the answer of the endpoint is not a chat completion: it is not JSON: EOF while parsing a value at line 1 column 0
-    [error] the answer of the endpoint is not a chat completion: it is not JSON: expected value at line 1 column 1
-    [error] the answer of the endpoint is not a chat completion: it has no `choices` with a `message`
-    [error] the answer of the endpoint is not a chat completion: it has no `choices` with a `message`
-    [error] the answer of the endpoint is not a chat completion: it has no `choices` with a `message`
-    [error] the answer of the endpoint is not a chat completion: it has no `choices` with a `message`
+    [error] the endpoint's response is not a chat completion: it is not JSON: EOF while parsing a value at line 1 column 0
+    [error] the endpoint's response is not a chat completion: it is not JSON: expected value at line 1 column 1
+    [error] the endpoint's response is not a chat completion: it has no `choices` with a `message`
+    [error] the endpoint's response is not a chat completion: it has no `choices` with a `message`
+    [error] the endpoint's response is not a chat completion: it has no `choices` with a `message`
+    [error] the endpoint's response is not a chat completion: it has no `choices` with a `message`
     ");
 }
 

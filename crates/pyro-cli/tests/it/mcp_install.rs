@@ -299,23 +299,23 @@ fn what_cannot_be_parsed_is_left_alone() {
       caused by: Expected comma on line 1 column 18
       hint: correct the file, or move it away; it was not changed
 
-    [error] [HOME]/.cursor/mcp.json has no place for servers: it does not hold an object
+    [error] cannot add a server to [HOME]/.cursor/mcp.json: it does not hold an object
       hint: correct the file, or move it away; it was not changed
 
-    [error] [HOME]/.cursor/mcp.json has no place for servers: `mcpServers` is not an object
+    [error] cannot add a server to [HOME]/.cursor/mcp.json: `mcpServers` is not an object
       hint: correct the file, or move it away; it was not changed
 
-    [error] pyro cannot change a single entry of [HOME]/.cursor/mcp.json, because of the way the file is written
+    [error] cannot change only pyro's entry in [HOME]/.cursor/mcp.json: its layout does not allow it
       hint: add the entry by hand; the file was not changed
 
     [error] cannot parse [HOME]/.codex/config.toml
       caused by: invalid basic string, expected `"` on line 3
       hint: correct the file, or move it away; it was not changed
 
-    [error] [HOME]/.codex/config.toml has no place for servers: `mcp_servers` is not an object
+    [error] cannot add a server to [HOME]/.codex/config.toml: `mcp_servers` is not an object
       hint: correct the file, or move it away; it was not changed
 
-    [error] pyro cannot change a single entry of [HOME]/.codex/config.toml, because of the way the file is written
+    [error] cannot change only pyro's entry in [HOME]/.codex/config.toml: its layout does not allow it
       caused by: some of its lines end with CR LF and others with LF
       hint: add the entry by hand; the file was not changed
     "#);

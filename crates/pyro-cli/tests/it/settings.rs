@@ -48,7 +48,7 @@ fn without_a_home_the_message_says_what_to_set() {
     exit: 1
     --- stdout
     --- stderr
-    [error] no directory for files: none of PYRO_BASE_DIR, XDG_STATE_HOME and HOME is set to an absolute path
+    [error] cannot choose a directory for files: none of PYRO_BASE_DIR, XDG_STATE_HOME and HOME is set to an absolute path
       hint: set PYRO_BASE_DIR to a directory of your own
     ");
 }

@@ -74,5 +74,11 @@ fn commands_start_after_one_has_unmounted_proc() {
     // An ordinary candidate of the OOM killer, unlike the agent.
     let score = task.exec([], "mount -t proc proc /proc && cat /proc/self/oom_score_adj");
     assert_eq!(score.success(), "0\n");
+    // Without /proc, the task still ends its processes and seals its disk, or its record would tell what was lost.
+    task.exec([], "umount /proc; setsid sleep 999 >log 2>&1 & echo kept >file").success();
+    let stopped = task.call("stop", ["--json"]).json();
+    assert!(stopped["last_error"].is_null(), "{stopped}");
+    task.call("start", []).success();
+    assert_eq!(task.exec([], "cat file").success(), "kept\n");
     task.delete();
 }

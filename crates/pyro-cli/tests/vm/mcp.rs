@@ -78,7 +78,9 @@ fn a_task_from_its_creation_to_its_end() {
 
     let much = client.call("task_exec", exec("head -c 100000 /dev/zero | tr '\\0' x"));
     assert_eq!(much["stdout_cut_chars"], 84_000);
-    assert!(much["stdout"].as_str().unwrap().contains("[84000 characters cut here, from character 8000 on]"));
+    assert!(
+        much["stdout"].as_str().unwrap().contains("[84000 characters omitted, starting at character 8000]")
+    );
     client.end();
 
     // It stays when its server ends; another server finds it.

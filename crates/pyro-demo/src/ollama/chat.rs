@@ -176,9 +176,9 @@ mod tests {
         ]
         .map(|answer| fault(&answer));
         insta::assert_snapshot!(faults.join("\n"), @r"
-        the answer of the endpoint is not a chat completion: it has no `choices` with a `message`
-        the answer of the endpoint is not a chat completion: it has no `choices` with a `message`
-        the answer of the endpoint is not a chat completion: it has no `choices` with a `message`
+        the endpoint's response is not a chat completion: it has no `choices` with a `message`
+        the endpoint's response is not a chat completion: it has no `choices` with a `message`
+        the endpoint's response is not a chat completion: it has no `choices` with a `message`
         malformed tool call: `tool_calls` is not an array
         malformed tool call: it has no `id`
         malformed tool call: it has no `id`
@@ -187,7 +187,7 @@ mod tests {
         malformed tool call: its function has no `name`
         malformed tool call: its function has no `name`
         malformed tool call: the `name` of its function is longer than 64 characters
-        too many tool calls in one reply: 17, and the maximum is 16
+        too many tool calls in one reply: 17; the maximum is 16
         malformed tool call: the arguments of vm_run are not JSON: EOF while parsing an object at line 1 column 1
         malformed tool call: the arguments of vm_run are not an object
         ");

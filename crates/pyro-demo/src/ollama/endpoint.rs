@@ -120,21 +120,23 @@ impl Endpoint {
             .post(&self.address)
             .header("content-type", "application/json")
             .send(body)
-            .map_err(|error| self.failed(self.in_words(error)))?;
+            .map_err(|error| self.failed(self.message(error)))?;
         let body = response.body_mut().with_config().limit(ANSWER_BYTES).read_to_vec();
         match response.status() {
-            status if status.is_success() => body.map_err(|error| self.failed(self.in_words(error))),
+            status if status.is_success() => body.map_err(|error| self.failed(self.message(error))),
             // The status is reported even without the text.
             status => Err(self.failed(refusal(status, &body.unwrap_or_default()))),
         }
     }
 
     /// Message for an error of the HTTP library.
-    fn in_words(&self, error: ureq::Error) -> String {
+    fn message(&self, error: ureq::Error) -> String {
         let limit = self.agent.config().timeouts().global.unwrap_or_default();
         match error {
-            ureq::Error::Timeout(_) => format!("no answer within {} seconds", limit.as_secs_f64()),
-            ureq::Error::BodyExceedsLimit(limit) => format!("the answer is longer than {limit} bytes"),
+            ureq::Error::Timeout(_) => format!("timed out after {} seconds", limit.as_secs_f64()),
+            ureq::Error::BodyExceedsLimit(limit) => {
+                format!("the response is too large: the maximum is {limit} bytes")
+            }
             ureq::Error::Io(error) => error.to_string(),
             other => other.to_string(),
         }
@@ -151,7 +153,11 @@ fn refusal(status: StatusCode, body: &[u8]) -> String {
         Err(_) => String::from_utf8_lossy(body).into_owned(),
     };
     let shown: String = text.trim().chars().take(REFUSAL_CHARS).collect();
-    if shown.is_empty() { format!("it answered {status}") } else { format!("it answered {status}: {shown}") }
+    if shown.is_empty() {
+        format!("the server returned {status}")
+    } else {
+        format!("the server returned {status}: {shown}")
+    }
 }
 
 fn is_loopback(uri: &Uri) -> bool {
@@ -186,7 +192,7 @@ mod tests {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let base_url = format!("http://{}/v1//", server.local_addr().unwrap());
         let expected =
-            base_url.trim_end_matches('/').to_owned() + "/chat/completions: no answer within 0.05 seconds";
+            base_url.trim_end_matches('/').to_owned() + "/chat/completions: timed out after 0.05 seconds";
         assert_eq!(cause(&base_url, Duration::from_millis(50)), expected);
     }
 
@@ -230,14 +236,14 @@ mod tests {
         ];
         for body in cases {
             let text = refusal(StatusCode::NOT_FOUND, body);
-            assert!(text.starts_with("it answered 404 Not Found") && text.len() < 2000, "{text}");
+            assert!(text.starts_with("the server returned 404 Not Found") && text.len() < 2000, "{text}");
         }
         let texts: Vec<String> = cases[..4].iter().map(|body| refusal(StatusCode::NOT_FOUND, body)).collect();
         insta::assert_snapshot!(texts.join("\n"), @r"
-        it answered 404 Not Found: model 'x' not found
-        it answered 404 Not Found: no such path
-        it answered 404 Not Found: <h1>Bad gateway</h1>
-        it answered 404 Not Found
+        the server returned 404 Not Found: model 'x' not found
+        the server returned 404 Not Found: no such path
+        the server returned 404 Not Found: <h1>Bad gateway</h1>
+        the server returned 404 Not Found
         ");
     }
 

@@ -9,13 +9,13 @@ pub enum DemoError {
     #[error("failed to call Ollama. Ensure `ollama serve` is running and the model is available.")]
     Call(#[from] CallError),
     /// The response is not a chat completion, and why.
-    #[error("the answer of the endpoint is not a chat completion: {0}")]
+    #[error("the endpoint's response is not a chat completion: {0}")]
     Answer(String),
     /// A tool call is malformed, and why.
     #[error("malformed tool call: {0}")]
     ToolCall(String),
     /// A reply has too many tool calls.
-    #[error("too many tool calls in one reply: {count}, and the maximum is {most}")]
+    #[error("too many tool calls in one reply: {count}; the maximum is {most}")]
     Calls {
         /// Number of calls.
         count: usize,
@@ -35,7 +35,7 @@ pub enum DemoError {
     #[error("vm_exec output did not confirm the command")]
     WrongOutput(#[source] Box<dyn Error + Send + Sync>),
     /// The system provides no random numbers.
-    #[error("no random numbers")]
+    #[error("cannot get random numbers")]
     NoRandomNumbers(#[from] getrandom::Error),
     /// The caller cancelled.
     #[error("cancelled")]

@@ -159,7 +159,7 @@ impl<'a> Tools<'a> {
                 && let Some((end, _)) = text.char_indices().nth(STREAM_CHARS)
             {
                 payload[stream] =
-                    format!("{}\n[cut here; {} bytes more]", &text[..end], text.len() - end).into();
+                    format!("{}\n[{} more bytes omitted]", &text[..end], text.len() - end).into();
             }
         }
         Ok(payload)
@@ -175,7 +175,7 @@ impl<'a> Tools<'a> {
                 Ok(_) => {}
                 Err(pyro_mcp::Failure::Contract(error))
                     if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Expired) => {}
-                Err(error) => left.push(format!("vm {id} could not be removed: {error}")),
+                Err(error) => left.push(format!("cannot delete vm {id}: {error}")),
             }
         }
         left

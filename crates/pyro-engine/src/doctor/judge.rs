@@ -196,10 +196,7 @@ impl Findings {
                  nested virtualisation if this host is itself a VM",
             );
         } else if !kvm.readable || !kvm.writable {
-            self.add(
-                "this user may not use /dev/kvm",
-                "add the user to its group (sudo usermod -aG kvm \"$USER\") and log in again",
-            );
+            self.add("this user may not use /dev/kvm", "add the user to its group, kvm, and log in again");
         } else if accelerator.selected.as_deref() == Some("tcg") {
             self.add(
                 format!("KVM is not used: {}", accelerator.reason),
@@ -212,7 +209,7 @@ impl Findings {
         if let Some(problem) = facts.state_dir_problem {
             self.add(
                 format!("the state directory {} {problem}", config.base_dir.display()),
-                "use a directory that only you can write to (chmod 700)",
+                "use a directory that only you can write to (mode 0700)",
             );
         }
         let mut space = |free: Option<u64>, least: u64, what: &str, directory: String| {

@@ -214,6 +214,8 @@ impl Engine {
             is_new: false,
         };
         let id = VmId::random()?;
+        // Opening the registry creates the state directory, or rejects one that cannot be trusted.
+        self.registry(|registry| registry.ids().map(drop)).await?;
         let spec = self.launch_spec(&id, shape, &environment, host).await?;
         let dir = spec.dir.clone();
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;

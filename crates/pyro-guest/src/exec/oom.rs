@@ -3,24 +3,19 @@
 //! The file with the agent's score is opened once. A command may unmount `/proc` or mount something over it; later commands
 //! still start, and are still candidates of the OOM killer.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::CWD;
-use rustix::mount::{OpenTreeFlags, open_tree};
+use crate::proc::Proc;
 
 /// The score of a process that the OOM killer leaves alone, and of an ordinary one.
 const EXEMPT: &[u8] = b"-1000\n";
 const ORDINARY: &[u8] = b"0\n";
 
 /// Exempts this process, and returns the file with its score.
-pub(super) fn exempt_this_process() -> io::Result<File> {
-    // A mount that no path leads to: the open file does not make `/proc` busy, so commands can unmount it.
-    let proc = open_tree(CWD, "/proc", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-    let path = format!("/proc/self/fd/{}/self/oom_score_adj", proc.as_raw_fd());
-    let score = OpenOptions::new().write(true).open(path)?;
+pub(super) fn exempt_this_process(proc: &Proc) -> io::Result<File> {
+    let score = proc.own_oom_score_adj()?;
     score.write_all_at(EXEMPT, 0)?;
     Ok(score)
 }
@@ -39,4 +34,25 @@ pub(super) fn without_exemption<T>(score: &File, start: impl FnOnce() -> T) -> i
         eprintln!("pyro-guest: the agent can be killed when memory runs out: {error}");
     }
     Ok(started)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_start_runs_without_the_exemption() {
+        let mut score = tempfile::tempfile().unwrap();
+        score.write_all_at(EXEMPT, 0).unwrap();
+        let read = |score: &File| {
+            let mut start = [0; 2];
+            score.read_exact_at(&mut start, 0).unwrap();
+            start
+        };
+        let during = without_exemption(&score, || read(&score)).unwrap();
+        assert_eq!((during, read(&score)), (*b"0\n", *b"-1"));
+        // It cannot be given up: the start does not happen.
+        score = File::open("/dev/null").unwrap();
+        without_exemption(&score, || panic!("started")).unwrap_err();
+    }
 }

@@ -15,6 +15,7 @@ use tokio::process::{Child, Command};
 use super::oom;
 use super::settings::CommandSettings;
 use crate::failure::{During, directory_failed, exemption_failed, spawn_failed};
+use crate::proc::Proc;
 
 /// The environment of a login shell on a plain system, before `/etc/profile`.
 const ENVIRONMENT: [(&str, &str); 7] = [
@@ -32,8 +33,8 @@ const OPEN_FILES: Rlimit = Rlimit { current: Some(65_536), maximum: Some(1_048_5
 
 /// Exempts the agent from the OOM killer (a machine that kills its agent is lost, one that kills the greedy command is
 /// not) and sets the limits that its commands inherit. Returns the file that holds the agent's OOM score.
-pub(crate) fn prepare_agent() -> Result<File, Failure> {
-    let oom_score_adj = oom::exempt_this_process().during("exempting the agent from the OOM killer")?;
+pub(crate) fn prepare_agent(proc: &Proc) -> Result<File, Failure> {
+    let oom_score_adj = oom::exempt_this_process(proc).during("exempting the agent from the OOM killer")?;
     setrlimit(Resource::Nofile, OPEN_FILES).during("raising the limit of open files")?;
     Ok(oom_score_adj)
 }
@@ -50,7 +51,7 @@ impl CommandProcess {
         let CommandSettings { workspace, shell, oom_score_adj } = settings;
         // A command may have removed it.
         if Path::new(&request.cwd) == workspace {
-            fs::create_dir_all(workspace).during(format!("making {}", workspace.display()))?;
+            fs::create_dir_all(workspace).during(format!("creating {}", workspace.display()))?;
         }
         let mut command = Command::new(shell);
         command

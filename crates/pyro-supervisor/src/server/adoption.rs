@@ -63,7 +63,7 @@ pub(super) enum TakeOverError {
     Random(#[from] NoRandomness),
     #[error("{0}")]
     Guest(Failure),
-    #[error("the guest sent no valid answer")]
+    #[error("the guest sent no valid response")]
     NoAnswer,
     #[error("the guest did not answer within {} seconds", CLAIM_LIMIT.as_secs())]
     TimedOut,

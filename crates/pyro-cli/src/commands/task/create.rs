@@ -26,16 +26,16 @@ Examples:
 pub(crate) struct TaskCreateArgs {
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// Lifetime in seconds after which the guest is stopped, 60 to 3600
+    /// Lifetime of the task in seconds, 60 to 3600; then the task is stopped
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) ttl_seconds: i64,
-    /// Size of the disk in MiB, 256 to 1048576; space is allocated when it is used [default: 8192, or less if the disk is smaller]
+    /// Size of the disk in MiB, 256 to 1048576; space is allocated when it is used [default: 8192, or less if this host's disk is too small]
     #[arg(long, value_name = "MIB", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) disk_mib: Option<i64>,
     /// Give the guest outbound network access; a hostile guest can then reach all that you can reach [default: off]
     #[arg(long)]
     pub(crate) network: bool,
-    /// Agree to run commands on this machine, without isolation, if VMs cannot run here [default: off]
+    /// Run commands on this machine, without isolation, if VMs cannot run here [default: off]
     #[arg(long)]
     pub(crate) allow_host_compat: bool,
     /// Print one JSON document on stdout instead of text [default: off]

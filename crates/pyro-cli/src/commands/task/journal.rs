@@ -52,7 +52,7 @@ Examples:
 
 /// End a command of a task
 ///
-/// Sends SIGTERM to its processes and, a second later, SIGKILL. Succeeds if it has ended already.
+/// Sends SIGTERM to its processes and, a second later, SIGKILL. Succeeds if the command has already ended.
 #[derive(Debug, Args)]
 #[command(after_help = KILL_EXAMPLES)]
 pub(crate) struct TaskKillArgs {

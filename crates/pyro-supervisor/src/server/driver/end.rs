@@ -25,9 +25,9 @@ const HALT_LIMIT: Duration = Duration::from_secs(20);
 pub(in crate::server) enum HaltError {
     #[error("{0}")]
     Failed(Failure),
-    #[error("it sent no valid answer")]
+    #[error("the guest sent no valid response")]
     NoAnswer,
-    #[error("it was not done after {} seconds", HALT_LIMIT.as_secs())]
+    #[error("timed out after {} seconds", HALT_LIMIT.as_secs())]
     TimedOut,
     #[error("the machine ended before it was done")]
     MachineEnded,

@@ -20,7 +20,7 @@ fn what_the_guest_may_have_lost_is_recorded() {
         let beginning = "the guest may not have written everything to its disk: ";
         for (conditions, why) in [
             (Conditions { halt_fails: true, ..Conditions::task() }, "writing out: I/O error"),
-            (Conditions { halt_ms: 3_600_000, ..Conditions::task() }, "it was not done after 20 seconds"),
+            (Conditions { halt_ms: 3_600_000, ..Conditions::task() }, "timed out after 20 seconds"),
         ] {
             let mut supervised = started(conditions).await;
             assert_eq!(ask(&supervised, Request::Stop).await, Some(Reply::Done));
@@ -43,7 +43,11 @@ fn what_the_guest_may_have_lost_is_recorded() {
             }
             assert_eq!(stopping.await.unwrap(), Frame::Control(Reply::Done));
             supervised.ended().await;
-            let why = if exits { "the machine ended before it was done" } else { "it sent no valid answer" };
+            let why = if exits {
+                "the machine ended before it was done"
+            } else {
+                "the guest sent no valid response"
+            };
             assert_eq!(*supervised.world.loss.borrow(), Some(format!("{beginning}{why}")));
             assert!(supervised.world.has(&Fact::EndRecorded(EndReason::Stopped)));
         }

@@ -1,0 +1,79 @@
+//! `/proc` as the kernel shows it, whatever commands unmount or mount over it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use pyro_wire::Failure;
+use rustix::fs::{CWD, Dir, Mode, OFlags, openat, readlinkat};
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::failure::During;
+
+/// A mount of the process file system that no path leads to. Commands cannot unmount it, and it does not keep them from
+/// unmounting `/proc`.
+#[derive(Debug)]
+pub(crate) struct Proc(OwnedFd);
+
+impl Proc {
+    /// Clones the mount at `/proc`.
+    pub(crate) fn open() -> Result<Self, Failure> {
+        open_tree(CWD, "/proc", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+            .map(Self)
+            .during("opening /proc")
+    }
+
+    /// Opens the file with this process's OOM score for writing.
+    pub(crate) fn own_oom_score_adj(&self) -> io::Result<File> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        Ok(openat(&self.0, "self/oom_score_adj", flags, Mode::empty())?.into())
+    }
+
+    /// Returns the IDs of the processes that run a program. Kernel threads and zombies do not.
+    pub(crate) fn processes(&self) -> io::Result<Vec<u32>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = Dir::new(openat(&self.0, ".", flags, Mode::empty())?)?;
+        Ok(dir
+            .filter_map(|entry| entry.ok()?.file_name().to_str().ok()?.parse().ok())
+            .filter(|pid: &u32| readlinkat(&self.0, format!("{pid}/exe"), Vec::new()).is_ok())
+            .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Cloning a mount takes privileges; an open directory serves reads in the same way.
+    fn of_this_host() -> Proc {
+        let proc: OwnedFd = File::open("/proc").unwrap().into();
+        Proc(proc)
+    }
+
+    #[test]
+    fn processes_are_those_that_run_a_program() {
+        let mut child = Command::new("/bin/cat").stdin(Stdio::piped()).spawn().unwrap();
+        let listed = of_this_host().processes().unwrap();
+        assert!(listed.contains(&std::process::id()) && listed.contains(&child.id()), "{listed:?}");
+        child.kill().unwrap();
+        // It stays a zombie until it is waited for; its files close before its end is reported.
+        let pid = rustix::process::Pid::from_child(&child);
+        let ended = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(rustix::process::WaitId::Pid(pid), ended).unwrap();
+        assert!(!of_this_host().processes().unwrap().contains(&child.id()));
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_own_score_is_that_of_this_process() {
+        let score = of_this_host().own_oom_score_adj().unwrap();
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&score)));
+        assert_eq!(
+            path.unwrap(),
+            std::path::Path::new(&format!("/proc/{}/oom_score_adj", std::process::id()))
+        );
+    }
+}
