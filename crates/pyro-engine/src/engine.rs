@@ -10,6 +10,8 @@ mod removal;
 mod run;
 mod spares;
 mod tasks;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -20,6 +20,7 @@ use pyro_supervisor::{
     BootInfo, Client, LaunchSpec, Lifeline, OwnerLock, StartError, files, spares, unlocked,
 };
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::now;
 use crate::supervise::SupervisorCommand;
@@ -95,8 +96,8 @@ impl Pool {
 
     /// Starts spares for VMs like `model` until there are as many as `target` says. Does not wait until they are up.
     ///
-    /// Other processes that do the same at that time are waited for: they may want fewer, or spares of another kind.
-    /// Dropping the future keeps the spares that have been started.
+    /// Other processes that do the same at that time are waited for until `hurry` is cancelled: they may want fewer, or
+    /// spares of another kind. Dropping the future keeps the spares that have been started.
     ///
     /// # Errors
     /// [`PoolError`]. Spares that have been started by then stay.
@@ -105,22 +106,10 @@ impl Pool {
         supervisor: &SupervisorCommand,
         model: &LaunchSpec,
         target: Target,
+        hurry: &CancellationToken,
     ) -> Result<(), PoolError> {
         let key = self.key(model).await.map_err(PoolError::Kind)?;
-        self.fill_kind(&key, supervisor, model, target).await
-    }
-
-    async fn fill_kind(
-        &self,
-        key: &str,
-        supervisor: &SupervisorCommand,
-        model: &LaunchSpec,
-        target: Target,
-    ) -> Result<(), PoolError> {
-        for place in self.reserve(key, target).await? {
-            place.fill(supervisor, model, target.idle).await?;
-        }
-        Ok(())
+        fill(self.reserve(&key, target, hurry).await?, supervisor, model, target.idle).await
     }
 
     /// Ends spares of any kind, the oldest first, until at most `most` are left. Those that cannot be ended now,
@@ -165,7 +154,12 @@ impl Pool {
     }
 
     /// Reserves places for the spares of one kind that are missing.
-    async fn reserve(&self, key: &str, target: Target) -> Result<Vec<Place>, PoolError> {
+    async fn reserve(
+        &self,
+        key: &str,
+        target: Target,
+        hurry: &CancellationToken,
+    ) -> Result<Vec<Place>, PoolError> {
         let reserve = async {
             loop {
                 let (pool, key) = (self.clone(), key.to_owned());
@@ -174,7 +168,8 @@ impl Pool {
                     return Ok(places);
                 }
                 let lock = self.dir.join(LOCK);
-                unlocked(&lock).await.map_err(|source| unusable(&lock, source))?;
+                let waited = hurry.run_until_cancelled(unlocked(&lock)).await.ok_or(PoolError::Locked)?;
+                waited.map_err(|source| unusable(&lock, source))?;
             }
         };
         timeout(COUNT_LIMIT, reserve).await.map_err(|_| PoolError::Locked)?
@@ -221,6 +216,19 @@ impl Pool {
             let _ = fs::remove_dir(&kind);
         }
     }
+}
+
+/// Starts spares like `model` in these places.
+async fn fill(
+    places: Vec<Place>,
+    supervisor: &SupervisorCommand,
+    model: &LaunchSpec,
+    idle: Duration,
+) -> Result<(), PoolError> {
+    for place in places {
+        place.fill(supervisor, model, idle).await?;
+    }
+    Ok(())
 }
 
 /// A directory for a spare that is not started yet. To other processes it counts as a spare. Dropping it removes it.

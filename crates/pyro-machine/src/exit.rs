@@ -36,7 +36,7 @@ impl fmt::Display for Exit {
     }
 }
 
-/// What prevents a machine from coming up.
+/// What prevents a machine from becoming the VM of a caller.
 #[derive(Debug)]
 pub enum Interruption {
     /// It ended.

@@ -89,8 +89,8 @@ pub trait Machine {
     /// If the network fails meanwhile, the machine continues without it, and its console says why.
     async fn exited(&mut self) -> Exit;
 
-    /// Waits for the first event that prevents a machine from coming up: its end, or the end of what carries its
-    /// network. Dropping the future loses nothing.
+    /// Waits for the first event that prevents a machine from becoming the VM of a caller: its end, or the end of what
+    /// carries its network. Dropping the future loses nothing.
     async fn interrupted(&mut self) -> Interruption;
 
     /// Kills the machine and what carries its network, and waits until both are gone. Further calls have no effect.

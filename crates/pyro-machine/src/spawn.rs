@@ -141,8 +141,10 @@ impl Spawn {
     pub fn limit(mut self, resource: Resource, most: u64) -> Self {
         let before_exec = move || {
             // Raising a maximum is not permitted, and lowering the current limit needs no privilege.
-            let allowed = getrlimit(resource).maximum.map_or(most, |maximum| maximum.min(most));
-            setrlimit(resource, Rlimit { current: Some(allowed), maximum: Some(allowed) })?;
+            let Rlimit { current, maximum } = getrlimit(resource);
+            let maximum = maximum.map_or(most, |maximum| maximum.min(most));
+            let current = current.map_or(maximum, |current| current.min(maximum));
+            setrlimit(resource, Rlimit { current: Some(current), maximum: Some(maximum) })?;
             Ok(())
         };
         // SAFETY: the closure makes system calls on values that it owns; it neither allocates nor takes locks.
@@ -302,6 +304,17 @@ mod tests {
         // No limit can be raised.
         let lowered = shell().limit(Resource::Cpu, 77).limit(Resource::Cpu, 99);
         assert!(limits(lowered).await.ends_with("\n77\n"));
+        // Nor is the current limit raised to the maximum.
+        let soft = |spawn: Spawn| {
+            let script = "ulimit -S -t; ulimit -H -t";
+            let child = spawn.args(["-c", script]).stdout(Stdio::piped()).start().unwrap();
+            async { String::from_utf8(child.wait_with_output().await.unwrap().stdout).unwrap() }
+        };
+        let mut soft_below_hard = shell();
+        let before_exec = || Ok(setrlimit(Resource::Cpu, Rlimit { current: Some(55), maximum: Some(99) })?);
+        // SAFETY: the closure makes one system call; it neither allocates nor takes locks.
+        unsafe { soft_below_hard.command.pre_exec(before_exec) };
+        assert_eq!(soft(soft_below_hard.limit(Resource::Cpu, 77)).await, "55\n77\n");
     }
 
     #[tokio::test]

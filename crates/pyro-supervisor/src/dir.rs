@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
@@ -23,6 +25,9 @@ use super::protocol::{GENERATION, VERSION};
 const LOG_LIMIT: u64 = 1 << 20;
 /// Maximum size of an [`Owner`] file, in bytes.
 const OWNER_LIMIT: u64 = 4096;
+
+/// Time limit for other processes that only look whether a VM has an owner, which takes them microseconds.
+const LOOK_LIMIT: Duration = Duration::from_millis(250);
 
 /// What a VM's supervisor is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,10 +206,18 @@ impl OwnerLock {
     /// # Errors
     /// The lock file cannot be opened, for instance because the directory is gone.
     pub fn try_acquire(dir: &Path) -> io::Result<Option<Self>> {
-        LockFile::open(dir)?.try_lock()
+        let mut file = LockFile::open(dir)?;
+        let began = Instant::now();
+        loop {
+            match file.try_lock()? {
+                // A process that only looks whether the VM has an owner holds a shared lock for an instant.
+                None if !Self::is_held(dir) && began.elapsed() < LOOK_LIMIT => thread::yield_now(),
+                lock => return Ok(lock),
+            }
+        }
     }
 
-    /// Returns whether the VM has an owner. Changes nothing.
+    /// Returns whether the VM has an owner. Changes nothing, except that [`LockFile::try_lock`] fails meanwhile.
     pub fn is_held(dir: &Path) -> bool {
         let Ok(file) = File::open(dir.join(files::OWNER_LOCK)) else { return false };
         // A shared lock that is released at once; two processes that check at the same time do not affect each other.
@@ -252,6 +265,24 @@ mod tests {
         child.wait().unwrap();
         assert!(!OwnerLock::is_held(dir.path()));
         assert_eq!(std::io::Read::read(&mut reader, &mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn those_who_look_at_a_lock_do_not_keep_others_from_taking_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                        OwnerLock::is_held(dir.path());
+                    }
+                });
+            }
+            let taken = (0..500).filter(|_| OwnerLock::try_acquire(dir.path()).unwrap().is_some()).count();
+            is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(taken, 500);
+        });
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl Engine {
         if let Started::Guest(guest) = self.start(launch, events, cancel).await?
             && let Some(model) = guest.model
         {
-            self.refill(&model, cancel).await;
+            self.refill(&model, cancel, cancel).await;
         }
         Ok(())
     }

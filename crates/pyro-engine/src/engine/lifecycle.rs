@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use pyro_supervisor::{EndRequest, Ended, Owner, Phase};
+use pyro_supervisor::{EndRequest, Ended, Owner, OwnerLock, Phase};
 use tokio_util::sync::CancellationToken;
 
 use super::launch::Launch;
@@ -29,6 +29,8 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 /// The `last_error` of a VM whose supervisor had to be killed to stop it.
 const SUPERVISOR_KILLED: &str =
     "the guest may not have written everything to its disk: its supervisor did not respond and was killed";
+/// The `last_error` of a VM whose supervisor ended without recording that it stopped the VM.
+const SUPERVISOR_LOST: &str = "the guest may not have written everything to its disk: its supervisor was lost while it was stopping the VM";
 
 impl Engine {
     /// Records a new VM. Installs its environment first if necessary.
@@ -52,7 +54,8 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound`, `Expired`, `WrongState`, `VmUnavailable`, `BootFailed`, `EnvironmentUnavailable`,
-    /// `StateUnusable`, `Cancelled`. The VM is then unchanged.
+    /// `StateUnusable`, `Cancelled`. The VM is then unchanged, except that a start which is cancelled when its guest is
+    /// already up may still complete: the VM runs then, as its state says.
     pub async fn start_vm(
         &self,
         vm_id: &str,
@@ -129,21 +132,29 @@ impl Engine {
 
     /// Stops a VM or a task.
     pub(super) async fn stop(&self, kind: Kind, id: &VmId) -> Result<VmRecord, Error> {
-        let _lock = match self.end(id, EndRequest::Stop).await? {
-            Ended::Released(lock) => lock,
-            Ended::Killed(lock) => {
-                let id = id.clone();
-                let reason = (StopReason::ExplicitStop, Some(SUPERVISOR_KILLED));
-                self.registry(move |registry| registry.mark_stopped(&id, reason.0, reason.1)).await?;
-                Some(lock)
-            }
+        let dir = self.vm_dir(id);
+        let was_held = self.blocking(move |_| Ok(OwnerLock::is_held(&dir))).await?;
+        let (_lock, was_killed) = match self.end(id, EndRequest::Stop).await? {
+            Ended::Released(lock) => (lock, false),
+            Ended::Killed(lock) => (Some(lock), true),
             // It was stopped, and another process has started it again since.
             Ended::TakenAgain => return Ok(as_it_is(&self.shared, self.get(kind, id).await?)),
         };
         let id = id.clone();
-        let stop =
-            self.registry(move |registry| registry.transition(kind, &id, VmEvent::Stop, &VmPatch::default()));
-        Ok(stop.await?.1)
+        self.registry(move |registry| {
+            // A supervisor that stops its VM in order records that before it releases the lock.
+            let record = registry.get(kind, &id)?;
+            if record.state == VmState::Started && record.execution_mode != ExecutionMode::HostCompat {
+                let (reason, error) = match (was_killed, was_held) {
+                    (true, _) => (StopReason::ExplicitStop, SUPERVISOR_KILLED),
+                    (false, true) => (StopReason::OwnerVanished, SUPERVISOR_LOST),
+                    (false, false) => (StopReason::OwnerVanished, OWNER_VANISHED),
+                };
+                registry.mark_stopped(&id, reason, Some(error))?;
+            }
+            Ok(registry.transition(kind, &id, VmEvent::Stop, &VmPatch::default())?.1)
+        })
+        .await
     }
 
     /// Removes a VM and its files in any state. Unsaved work in it is lost.

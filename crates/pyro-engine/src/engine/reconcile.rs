@@ -4,7 +4,8 @@
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use pyro_supervisor::OwnerLock;
+use pyro_supervisor::{Owner, OwnerLock};
+use tokio::task::JoinSet;
 
 use super::{Engine, Shared, now, vm_dir};
 use crate::Kind;
@@ -21,6 +22,12 @@ pub(super) const OWNER_VANISHED: &str = "backing guest process is no longer runn
 impl Engine {
     /// Removes VMs whose lifetime has ended, VMs whose owning process is gone, and files without a record; records
     /// which VMs have stopped running.
+    ///
+    /// A VM that cannot be removed now is only logged: it must not prevent what has nothing to do with it. A later call
+    /// tries again.
+    ///
+    /// # Errors
+    /// `StateUnusable` if the registry cannot be used.
     pub(super) async fn reconcile(&self) -> Result<(), Error> {
         let (orphans, expired) = self
             .blocking(|shared| {
@@ -35,14 +42,27 @@ impl Engine {
                         }
                     }
                 }
-                Ok((orphans, shared.registry.expired_candidates(now())?))
+                let mut expired = shared.registry.expired_candidates(now())?;
+                expired.retain(|id| !is_held_by_caller(shared, id));
+                Ok((orphans, expired))
             })
             .await?;
+        // All at once, so that each waits only for its own process.
+        let mut removals = JoinSet::new();
         for id in orphans {
-            self.remove(&id).await?;
+            let engine = self.clone();
+            removals.spawn(async move { (engine.remove(&id).await, id) });
         }
         for id in expired {
-            self.expire(&id).await?;
+            let engine = self.clone();
+            removals.spawn(async move { (engine.expire(&id).await.map(drop), id) });
+        }
+        while let Some(removal) = removals.join_next().await {
+            match removal {
+                Ok((Ok(()), _)) => {}
+                Ok((Err(error), id)) => tracing::warn!(vm_id = %id, %error, "the VM cannot be removed now"),
+                Err(error) => tracing::warn!(%error, "the removal of a VM was lost"),
+            }
         }
         Ok(())
     }
@@ -83,6 +103,13 @@ pub(super) fn owner_vanished(shared: &Shared, record: &VmRecord) -> bool {
     let needs_owner = is_unfinished(record)
         || (record.state == VmState::Started && record.execution_mode == ExecutionMode::GuestVsock);
     needs_owner && !OwnerLock::is_held(&vm_dir(&shared.config.base_dir, &record.vm_id))
+}
+
+/// A process that is not a supervisor holds the VM: it starts the VM, or runs a command of it on the host. Nothing asks
+/// such a process to end the VM, and waiting for it would take as long as the command.
+fn is_held_by_caller(shared: &Shared, id: &VmId) -> bool {
+    let dir = vm_dir(&shared.config.base_dir, id);
+    Owner::of(&dir).is_none() && OwnerLock::is_held(&dir)
 }
 
 /// Returns the VM directories that have no record and no lock holder.

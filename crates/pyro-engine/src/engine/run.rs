@@ -97,17 +97,20 @@ impl Engine {
         };
         let record = self.get(Kind::Vm, id).await?;
         events.send(Event::Phase(RunPhase::Execute { vm_id: id.clone() })).await;
+        // A run that has its result does not wait for another process that is counting spares.
+        let ended = CancellationToken::new();
         let execute = async {
             let executed = self.execute(&record, command, events, cancel).await;
             timings.lap("command");
+            ended.cancel();
             executed
         };
         let refill = async {
             if let Some(model) = &model {
-                self.refill(model, cancel).await;
+                self.refill(model, cancel, &ended).await;
             }
         };
-        // The command is sent before anything is done for a later run.
+        // The command begins before anything is done for a later run.
         let (executed, ()) = tokio::join!(biased; execute, refill);
         match (executed, lifeline) {
             (Ok(captured), lifeline) => Ok(Ran { record, captured, lifeline: lifeline.ok() }),

@@ -49,7 +49,7 @@ impl Engine {
             self.launch_spec(&VmId::random()?, shape, &environment, host).await
         };
         let model = unless_cancelled(cancel, model).await?;
-        self.refill(&model, cancel).await;
+        self.refill(&model, cancel, cancel).await;
         Ok(())
     }
 
@@ -65,8 +65,14 @@ impl Engine {
         let _: Option<()> = cancel.run_until_cancelled(keep).await;
     }
 
-    /// Starts the spares of a kind that are missing. Does not fail: nothing depends on a spare.
-    pub(super) async fn refill(&self, model: &LaunchSpec, cancel: &CancellationToken) {
+    /// Starts the spares of a kind that are missing. Does not fail: nothing depends on a spare. Once `hurry` is
+    /// cancelled, it no longer waits for other processes that are counting spares.
+    pub(super) async fn refill(
+        &self,
+        model: &LaunchSpec,
+        cancel: &CancellationToken,
+        hurry: &CancellationToken,
+    ) {
         if self.warm_spares() == 0 {
             return;
         }
@@ -76,11 +82,11 @@ impl Engine {
                 Err(error) => return tracing::warn!(%error, "no spare was started"),
             };
             let target = Target { of_kind: self.warm_spares(), of_all, idle: self.spare_idle_time() };
-            if let Err(error) = self.pool().fill(&self.supervisor_command(), model, target).await {
+            if let Err(error) = self.pool().fill(&self.supervisor_command(), model, target, hurry).await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "no spare was started");
             }
         };
-        // What is dropped half-way clears itself away.
+        // What is dropped half-way clears itself away, or is cleared away by the next process that counts.
         let _ = cancel.run_until_cancelled(fill).await;
     }
 

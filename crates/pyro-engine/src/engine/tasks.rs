@@ -85,7 +85,8 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound`, `WrongState`, `EnvironmentUnavailable`, `VmUnavailable`, `BootFailed`, `StateUnusable`, `Cancelled`.
-    /// In that case, its disk and its journal are unchanged.
+    /// In that case, its disk and its journal are unchanged, except that a start which is cancelled when its guest is
+    /// already up may still complete: the task runs then, as its state says.
     pub async fn start_task(
         &self,
         task_id: &str,

@@ -47,7 +47,8 @@ impl Host {
 
     async fn fill(&self, kind: &str, of_kind: u32, of_all: u32) -> Result<(), PoolError> {
         let target = Target { of_kind, of_all, idle: Duration::from_secs(300) };
-        self.pool().fill_kind(kind, &self.supervisor(), &model(), target).await
+        let places = self.pool().reserve(kind, target, &CancellationToken::new()).await?;
+        super::fill(places, &self.supervisor(), &model(), target.idle).await
     }
 
     fn count(&self, kind: &str) -> usize {
@@ -137,6 +138,12 @@ async fn a_process_that_stops_while_it_counts_does_not_keep_others() {
     let error = host.fill(KIND, 1, 9).await.unwrap_err();
     assert!(matches!(error, PoolError::Locked), "{error:?}");
     assert!(begun.elapsed() < COUNT_LIMIT * 2, "{:?}", begun.elapsed());
+    // Nor does a run that has its result.
+    let (hurry, target) = (CancellationToken::new(), Target { of_kind: 1, of_all: 9, idle: COUNT_LIMIT });
+    let (pool, begun) = (host.pool(), Instant::now());
+    let (reserved, ()) = tokio::join!(pool.reserve(KIND, target, &hurry), async { hurry.cancel() });
+    assert!(matches!(reserved, Err(PoolError::Locked)), "{reserved:?}");
+    assert!(begun.elapsed() < COUNT_LIMIT, "{:?}", begun.elapsed());
     // A start does not wait for it either.
     host.pool().trim(0).await;
 }
@@ -146,7 +153,8 @@ async fn a_spare_that_cannot_be_started_leaves_nothing() {
     let host = Host::new();
     let supervisor = SupervisorCommand { program: "/nonexistent".into(), ..host.supervisor() };
     let target = Target { of_kind: 2, of_all: 9, idle: Duration::from_secs(1) };
-    let error = host.pool().fill_kind(KIND, &supervisor, &model(), target).await.unwrap_err();
+    let places = host.pool().reserve(KIND, target, &CancellationToken::new()).await.unwrap();
+    let error = super::fill(places, &supervisor, &model(), target.idle).await.unwrap_err();
     assert!(matches!(error, PoolError::Start(StartError::Spawn(_))), "{error:?}");
     assert_eq!(host.count(KIND), 0);
 }

@@ -132,6 +132,23 @@ mod tests {
     use crate::spawn::Spawn;
 
     #[tokio::test]
+    async fn the_loss_of_the_network_interrupts_a_machine_that_no_caller_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = async {
+            let network = Network::with_script(dir.path(), "echo out of memory >&2; exit 9");
+            let process = Spawn::new("/bin/cat").stdin(Stdio::piped()).start().unwrap();
+            let (channel, _guest) = UnixStream::pair().unwrap();
+            let mut machine = QemuMachine::new(process, channel, Some(network), Console::in_memory());
+            for _ in 0..2 {
+                let Interruption::Network(error) = machine.interrupted().await else { panic!("it is alive") };
+                assert_eq!(error.to_string(), "passt ended (exit status: 9): out of memory");
+            }
+            machine.kill().await;
+        };
+        LocalSet::new().run_until(work).await;
+    }
+
+    #[tokio::test]
     async fn the_loss_of_the_network_is_reported_and_does_not_end_the_machine() {
         let dir = tempfile::tempdir().unwrap();
         let work = async {

@@ -118,21 +118,21 @@ impl<S: Store + 'static> Commands<S> {
             Ok(begun) => begun,
             Err(error) => return reply(&mut client, Reply::Refused { cause: error.to_string() }).await,
         };
-        let _counted = Counted(self.0.count.clone());
+        let counted = Counted(self.0.count.clone());
         if journal {
-            self.run_numbered(begun, exec, detach, client).await;
+            self.run_numbered(begun, exec, detach, client, counted).await;
         } else {
-            self.run_unnumbered(begun, exec, client).await;
+            self.run_unnumbered(begun, exec, client, counted).await;
         }
     }
 
-    async fn run_unnumbered(&self, begun: Begun, exec: Exec, mut client: ServerStream) {
+    async fn run_unnumbered(&self, begun: Begun, exec: Exec, mut client: ServerStream, counted: Counted) {
         reply(&mut client, Reply::Accepted { sequence: None }).await;
         let (sink, reader) = client.split();
-        let mut listener = Listener { client: Some(sink), patience: None, deaf: false };
+        let mut listener = Listener { client: Some(sink), patience: patience(&exec), deaf: false };
         let terminate = begun.terminate;
         let stream = Framed::new(begun.stream.compat(), FrameCodec::default());
-        let mut take = async |chunk: OutputChunk| listener.send(chunk, &CancellationToken::new()).await;
+        let mut take = async |chunk: OutputChunk| listener.send(chunk, &terminate).await;
         let ran = async { converse(stream, exec, terminate.clone().cancelled_owned(), &mut take).await };
         let outcome = tokio::select! {
             biased;
@@ -140,12 +140,21 @@ impl<S: Store + 'static> Commands<S> {
             () = gone(reader) => return,
             outcome = ran => outcome,
         };
+        // The end of the VM does not wait for a client that does not read.
+        drop(counted);
         if let Some(client) = &mut listener.client {
             reply(client, Reply::Ended(outcome)).await;
         }
     }
 
-    async fn run_numbered(&self, begun: Begun, exec: Exec, detach: bool, mut client: ServerStream) {
+    async fn run_numbered(
+        &self,
+        begun: Begun,
+        exec: Exec,
+        detach: bool,
+        mut client: ServerStream,
+        counted: Counted,
+    ) {
         let Begun { sequence, stream, terminate, progress, permit } = begun;
         let mut log = CommandLog::new(self.0.dir.clone(), sequence);
         let mut withdrawn = is_withdrawn(&mut client);
@@ -155,11 +164,8 @@ impl<S: Store + 'static> Commands<S> {
         }
         let (sink, reader) = client.split();
         let timeout = Duration::from_millis(exec.timeout_ms);
-        let mut listener = Listener {
-            client: (!detach).then_some(sink),
-            patience: Instant::now().checked_add(timeout).and_then(|end| end.checked_add(SETTLE_LIMIT)),
-            deaf: false,
-        };
+        let mut listener =
+            Listener { client: (!detach).then_some(sink), patience: patience(&exec), deaf: false };
         let outcome = if withdrawn {
             CommandOutcome::not_run("its caller withdrew it before it began")
         } else {
@@ -187,6 +193,7 @@ impl<S: Store + 'static> Commands<S> {
             progress.send_modify(|progress| progress.end = Some(recorded.clone()));
         }
         self.0.running.borrow_mut().remove(&sequence);
+        drop(counted);
         if let (Some(recorded), Some(client)) = (recorded, &mut listener.client) {
             // The client counts what it keeps itself.
             let reported = if let CommandOutcome::Unknown { .. } = recorded { recorded } else { outcome };
@@ -314,8 +321,13 @@ impl<S: Store + 'static> Commands<S> {
             return reply(&mut client, Reply::NotRunning).await;
         };
         terminate.cancel();
-        let ended = progress.wait_for(|progress| progress.end.is_some()).await;
-        let end = ended.ok().and_then(|progress| progress.end.clone());
+        let end = tokio::select! {
+            ended = progress.wait_for(|progress| progress.end.is_some()) => {
+                ended.ok().and_then(|progress| progress.end.clone())
+            }
+            // The client sends nothing more, so this is its disconnect. The end of the command may never be on record.
+            _ = futures::StreamExt::next(&mut client) => return,
+        };
         if let Some(end) = end {
             reply(&mut client, Reply::Ended(end)).await;
         }
@@ -389,6 +401,12 @@ impl Listener {
             () = impatient => self.deaf = true,
         }
     }
+}
+
+/// Returns until when a command that begins now waits for its client.
+fn patience(exec: &Exec) -> Option<Instant> {
+    let end = Instant::now().checked_add(Duration::from_millis(exec.timeout_ms))?;
+    end.checked_add(SETTLE_LIMIT)
 }
 
 /// Sends a reply to a client, which may have disconnected or may not read.

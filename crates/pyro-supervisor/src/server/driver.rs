@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::LocalBoxFuture;
 use futures::stream::SplitSink;
-use pyro_machine::Machine;
+use pyro_machine::{Interruption, Machine};
 use pyro_wire::Frame;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, spawn_local};
@@ -29,7 +29,7 @@ use super::commands::Commands;
 use super::state::{ClientId, Effect, Epoch, Input, Life, State, Terms};
 use super::{Boot, Clock, Store, StoreError};
 use crate::dir::{self, Phase};
-use crate::machine::RunningMachine;
+use crate::machine::{RunningMachine, chain};
 use crate::mux::Streams;
 use crate::protocol::{Event, LifelineServer, Reply, Request, ServerStream};
 use crate::spec::{LaunchSpec, Purpose};
@@ -72,6 +72,8 @@ enum LoopEvent<M> {
     HandedOver(Option<(LifelineServer, OwnerLock)>),
     TakenOver(Instant, Result<(), TakeOverError>),
     Exited(String),
+    /// The network of a spare that no caller has yet.
+    NetworkLost(String),
 }
 
 /// The supervisor of one VM.
@@ -171,6 +173,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
 
     /// Waits for the next event.
     async fn next(&mut self) -> LoopEvent<B::Machine> {
+        let is_spare = matches!(self.life.state(), State::Waiting | State::Adopting);
         let Self { queue, booting, adoption, machine, has_exited, .. } = self;
         let booted = async {
             match booting {
@@ -187,7 +190,11 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         };
         let exited = async {
             match machine {
-                Some(machine) if !*has_exited => machine.exited().await.status(),
+                Some(machine) if !*has_exited && is_spare => match machine.interrupted().await {
+                    Interruption::Exit(exit) => LoopEvent::Exited(exit.status()),
+                    Interruption::Network(error) => LoopEvent::NetworkLost(chain(&error)),
+                },
+                Some(machine) if !*has_exited => LoopEvent::Exited(machine.exited().await.status()),
                 _ => pending().await,
             }
         };
@@ -195,8 +202,9 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             biased;
             Some(message) = queue.recv() => LoopEvent::Message(message),
             booted = booted => LoopEvent::Booted(booted),
+            // A claimer cannot use a spare that is lost at the moment at which it becomes a VM.
+            exited = exited => exited,
             adopted = adopted => adopted,
-            description = exited => LoopEvent::Exited(description),
         }
     }
 
@@ -259,6 +267,11 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                     self.loss = Some(HaltError::MachineEnded);
                 }
                 Input::MachineExited
+            }
+            LoopEvent::NetworkLost(cause) => {
+                tracing::warn!(cause, "a spare has lost its network");
+                self.lost_while_claimed(&format!("the network is lost: {cause}"));
+                Input::NetworkLost
             }
         })
     }

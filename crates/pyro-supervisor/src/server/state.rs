@@ -121,6 +121,8 @@ pub(crate) enum Input {
     MachineExited,
     /// The guest channel is closed and the machine has not ended with it.
     ChannelLost,
+    /// The machine has lost its network before it was the VM of any caller.
+    NetworkLost,
     /// No command is running any more, or the remaining ones were given up.
     CommandsEnded,
     /// The guest has written everything out.
@@ -295,6 +297,11 @@ impl Life {
             (Adopting, Input::AdoptionFailed) => self.kill(End::new(Cause::NotAdopted), Vec::new()),
             // The claimer can start its VM in another way.
             (Adopting, Input::MachineExited | Input::ChannelLost) => {
+                self.kill(End::new(Cause::NotAdopted), vec![Effect::AbortAdoption])
+            }
+            // A VM that is reported as networked must have a network. Later, a VM goes on without it.
+            (Waiting, Input::NetworkLost) => self.kill(End::new(Cause::NotAdopted), Vec::new()),
+            (Adopting, Input::NetworkLost) => {
                 self.kill(End::new(Cause::NotAdopted), vec![Effect::AbortAdoption])
             }
             (Recording(None), Input::StartRecorded) => (Announcing(None), vec![Effect::AnnounceStart]),

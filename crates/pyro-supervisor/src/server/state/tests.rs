@@ -16,13 +16,14 @@ const REQUESTS: [Request; 7] = [
     Request::Work,
     Request::Look,
 ];
-const EVENTS: [Input; 6] = [
+const EVENTS: [Input; 7] = [
     Input::LifetimeOver(Epoch::Spare),
     Input::LifetimeOver(Epoch::Vm),
     Input::CallerGone,
     Input::Signal,
     Input::MachineExited,
     Input::ChannelLost,
+    Input::NetworkLost,
 ];
 
 fn all_terms() -> Vec<Terms> {

@@ -124,13 +124,39 @@ fn clients_that_reached_the_spare_cannot_act_on_the_vm_that_it_became() {
     });
 }
 
+/// Its claimer would get a VM without the network that the VM is reported to have.
+#[test]
+fn a_spare_that_loses_its_network_ends_before_a_client_can_claim_it() {
+    run(async {
+        let mut supervised = waiting(Conditions::task()).await;
+        supervised.world.network_loss.cancel();
+        supervised.ended().await;
+        assert!(!supervised.spare_dir.exists() && !supervised.world.is_alive());
+        assert_unchanged(&supervised);
+    });
+}
+
+/// As passt may end at any time: from the claim on, the VM is its caller's.
+#[test]
+fn a_vm_that_was_a_spare_goes_on_without_a_network() {
+    run(async {
+        let mut supervised = claimed(Conditions::task()).await;
+        supervised.world.network_loss.cancel();
+        sleep(Duration::from_secs(10)).await;
+        assert!(supervised.world.is_alive());
+        assert_eq!(ask(&supervised, Request::Delete).await, Some(Reply::Done));
+        supervised.ended().await;
+    });
+}
+
 /// The claimer starts its VM in another way: nothing is recorded, and its directory is unchanged.
 #[test]
 fn a_machine_that_is_lost_during_a_claim_leaves_the_claimer_a_free_hand() {
     run(async {
-        let losses: [fn(&Supervised); 2] = [
+        let losses: [fn(&Supervised); 3] = [
             |supervised| supervised.world.machine_exit.notify_one(),
             |supervised| supervised.world.channel_loss.cancel(),
+            |supervised| supervised.world.network_loss.cancel(),
         ];
         for lose in losses {
             let mut supervised = waiting(Conditions { identify_ms: 1000, ..Conditions::task() }).await;

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use pyro_wire::{Exec, Frame, OutputStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::spawn_local;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::fake::{Conditions, Fact, StoreBehaviour, Supervised};
@@ -156,6 +157,56 @@ fn a_client_that_does_not_read_delays_neither_a_kill_nor_the_end() {
         // The other is no longer waited for after its time limit.
         supervised.client().watch(2, false, async |_| ()).await.unwrap().unwrap();
         assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+        finish(supervised).await;
+    });
+}
+
+#[test]
+fn a_client_outside_the_journal_that_does_not_read_delays_neither_a_stop_nor_its_command() {
+    run(async {
+        let mut supervised = started(Conditions::task()).await;
+        let run_deaf = async || {
+            let mut stream = supervised.client().connect().await.unwrap().stream;
+            let exec = Exec { kill_grace_ms: 1000, ..Exec::new("flood 5000000", Duration::from_secs(10)) };
+            let run = Request::Run { exec, journal: false, detach: false };
+            stream.send(Frame::Control(run)).await.unwrap();
+            let accepted = stream.next().await.unwrap().unwrap();
+            assert_eq!(accepted, Frame::Control(Reply::Accepted { sequence: None }));
+            stream
+        };
+        // One is no longer waited for after its time limit, and then not even for its outcome.
+        let mut left = run_deaf().await;
+        sleep(Duration::from_secs(60)).await;
+        let mut received = 0;
+        while let Some(Ok(Frame::Output(_, bytes))) = left.next().await {
+            received += bytes.len();
+        }
+        assert!(received < 5_000_000, "{received}");
+        let _deaf = run_deaf().await;
+        sleep(Duration::from_secs(1)).await;
+        let began = Instant::now();
+        assert_eq!(ask(&supervised, Request::Stop).await, Some(Reply::Done));
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        supervised.ended().await;
+    });
+}
+
+/// On a full disk the end of a command may not be on record for as long as the VM lives.
+#[test]
+fn a_client_that_gives_up_a_kill_leaves_no_connection() {
+    run(async {
+        let conditions = Conditions { store: StoreBehaviour::FailsAtFirst, ..Conditions::task() };
+        let supervised = started(conditions).await;
+        let sequence = supervised.client().detach(exec("sleep 60000")).await.unwrap();
+        until(&supervised, |fact| matches!(fact, Fact::Began(_))).await;
+        let mut stream = supervised.client().connect().await.unwrap().stream;
+        stream.send(Frame::Control(Request::Kill { sequence })).await.unwrap();
+        sleep(Duration::from_millis(100)).await;
+        let mut left = stream.into_inner();
+        left.shutdown().await.unwrap();
+        let closed = timeout(Duration::from_millis(100), left.read(&mut [0])).await;
+        assert_eq!(closed.expect("the other end is closed too").unwrap(), 0);
+        assert!(!supervised.world.facts.borrow().iter().any(|fact| matches!(fact, Fact::CommandEnded(..))));
         finish(supervised).await;
     });
 }

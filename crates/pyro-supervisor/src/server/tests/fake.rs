@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::future::poll_fn;
 use futures::{SinkExt, StreamExt};
-use pyro_machine::network::NetworkDescription;
+use pyro_machine::network::{NetworkDescription, NetworkError};
 use pyro_machine::{
     Accelerator, Console, Exit as MachineExit, GuestImage, GuestKernel, Interrupted, Interruption, Machine,
     MachineConfig, MachineError,
@@ -132,6 +132,7 @@ pub(super) struct World {
     pub(super) facts: RefCell<Vec<Fact>>,
     pub(super) machine_exit: Notify,
     pub(super) channel_loss: CancellationToken,
+    pub(super) network_loss: CancellationToken,
     /// What the machine prints before it exits.
     pub(super) last_words: RefCell<String>,
     /// The recorded reason why the guest may not have written everything out.
@@ -152,6 +153,7 @@ impl World {
             facts: RefCell::default(),
             machine_exit: Notify::new(),
             channel_loss: CancellationToken::new(),
+            network_loss: CancellationToken::new(),
             last_words: RefCell::default(),
             loss: RefCell::default(),
             expired_at: Cell::new(None),
@@ -253,7 +255,15 @@ impl Machine for FakeMachine {
     }
 
     async fn interrupted(&mut self) -> Interruption {
-        std::future::pending().await
+        let world = Rc::clone(&self.world);
+        tokio::select! {
+            biased;
+            exit = self.exited() => Interruption::Exit(exit),
+            () = world.network_loss.cancelled() => Interruption::Network(NetworkError::Ended {
+                status: "signal: 9 (SIGKILL)".to_owned(),
+                messages: "none".to_owned(),
+            }),
+        }
     }
 
     async fn kill(&mut self) {
@@ -270,9 +280,9 @@ impl Machine for FakeMachine {
 }
 
 /// A guest that understands `sleep MS`, `stubborn MS`, which does not end when asked to, `print BYTES`, which then waits
-/// to be ended, `late`, which reaches its time limit, `missing`, which cannot be started, `chatter`, which prints until
-/// its stream is closed, `leave`, which closes its stream, `garbage`, which breaks
-/// the protocol, and anything else, which ends at once.
+/// to be ended and is slow to end, `flood BYTES`, which prints and ends at once when asked to, `late`, which reaches its
+/// time limit, `missing`, which cannot be started, `chatter`, which prints until its stream is closed, `leave`, which
+/// closes its stream, `garbage`, which breaks the protocol, and anything else, which ends at once.
 async fn run_guest(channel: UnixStream, world: Rc<World>) {
     let mut connection = Connection::new(channel.compat(), Config::default(), Mode::Server);
     // Everything that runs in a guest ends with it.
@@ -354,14 +364,16 @@ async fn run_command(
     let ms = words.next().and_then(|ms| ms.parse().ok()).unwrap_or(0);
     let print = |bytes: usize| Frame::Output(OutputStream::Stdout, vec![b'x'; bytes].into());
     match exec.command.split(' ').next() {
-        Some("print") => {
+        Some(name @ ("print" | "flood")) => {
             let mut left = ms as usize;
             while left > 0 {
                 stream.feed(print(left.min(60_000))).await.ok()?;
                 left -= left.min(60_000);
             }
             stream.flush().await.ok()?;
-            stream.next().await?.ok()?;
+            if name == "print" {
+                stream.next().await?.ok()?;
+            }
         }
         Some("missing") => return Some(ExecReply::NotStarted(failure("starting", "not found"))),
         Some("chatter") => loop {

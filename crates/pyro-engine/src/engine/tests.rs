@@ -1,0 +1,141 @@
+//! Ends of VMs whose processes do not behave, without a machine.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use pyro_supervisor::{GENERATION, Owner, OwnerLock, Phase, files};
+use tempfile::TempDir;
+
+use super::*;
+use crate::limits::Sizing;
+use crate::registry::{NewVm, VmPatch};
+use crate::{ExecutionMode, HostAccess, Kind, StopReason, VmState};
+
+fn engine(root: &Path) -> Engine {
+    Engine::new(Config {
+        base_dir: root.join("state"),
+        cache_dir: root.join("cache"),
+        max_active_vms: Config::DEFAULT_MAX_ACTIVE_VMS,
+        warm_spares: 0,
+        spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
+        program: root.join("pyro"),
+        accelerator: None,
+        vmm_program: None,
+        guest_kernel: None,
+        debian_mirror: None,
+        search_path: OsString::new(),
+    })
+}
+
+/// Records a VM that runs in this way, with its directory.
+fn started(engine: &Engine, number: u32, mode: ExecutionMode, created_at: f64) -> VmId {
+    let id = VmId::parse(&format!("{number:012x}")).unwrap();
+    let vm = NewVm {
+        vm_id: id.clone(),
+        environment: "debian:12".to_owned(),
+        environment_version: None,
+        sizing: Sizing { vcpu_count: 1, mem_mib: 1024, ttl_seconds: 600 },
+        created_at,
+        kind: Kind::Vm,
+        ephemeral: mode == ExecutionMode::HostCompat,
+        disk_mib: None,
+        network_enabled: false,
+        host_access: HostAccess::Allowed,
+        metadata: BTreeMap::new(),
+    };
+    engine.shared.registry.insert(&vm, 8).unwrap();
+    let patch = VmPatch { execution_mode: Some(mode), ..VmPatch::default() };
+    engine.shared.registry.set_started(&id, &patch).unwrap();
+    fs::create_dir_all(engine.vm_dir(&id)).unwrap();
+    id
+}
+
+/// Starts a process that holds the lock of the VM in `dir`, presents itself as its supervisor, and dies of a signal
+/// without having recorded anything.
+fn fragile_supervisor(dir: &Path) -> Child {
+    let lock = File::create(dir.join(files::OWNER_LOCK)).unwrap();
+    lock.lock().unwrap();
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "read line", "sh", "supervise"]).stdin(Stdio::piped()).stdout(lock);
+    let child = command.spawn().unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit_once(')').unwrap().1;
+    let started = fields.split_ascii_whitespace().nth(19).unwrap().parse().unwrap();
+    let owner =
+        Owner { pid, started, version: "1".to_owned(), generation: GENERATION, phase: Phase::Running };
+    fs::write(dir.join(files::OWNER), serde_json::to_vec(&owner).unwrap()).unwrap();
+    child
+}
+
+#[tokio::test]
+async fn a_supervisor_that_dies_while_it_stops_a_vm_is_not_an_orderly_stop() {
+    let root = TempDir::new().unwrap();
+    let engine = engine(root.path());
+    let id = started(&engine, 1, ExecutionMode::GuestVsock, now());
+    let mut supervisor = fragile_supervisor(&engine.vm_dir(&id));
+    engine.stop_vm(id.as_str()).await.unwrap();
+    assert!(!supervisor.wait().unwrap().success());
+    let record = engine.get(Kind::Vm, &id).await.unwrap();
+    assert_eq!((record.state, record.stop_reason), (VmState::Stopped, Some(StopReason::OwnerVanished)));
+    let error = record.last_error.unwrap();
+    assert!(error.contains("its supervisor was lost while it was stopping the VM"), "{error}");
+}
+
+#[tokio::test]
+async fn a_stop_keeps_why_a_vm_had_ended_before() {
+    let root = TempDir::new().unwrap();
+    let engine = engine(root.path());
+    let vanished = started(&engine, 1, ExecutionMode::GuestVsock, now());
+    for _ in 0..2 {
+        engine.stop_vm(vanished.as_str()).await.unwrap();
+        let record = engine.get(Kind::Vm, &vanished).await.unwrap();
+        assert_eq!(
+            (record.state, record.stop_reason, record.last_error.as_deref()),
+            (
+                VmState::Stopped,
+                Some(StopReason::OwnerVanished),
+                Some("backing guest process is no longer running")
+            )
+        );
+    }
+    // A VM on the host has no supervisor that could be lost.
+    let on_host = started(&engine, 2, ExecutionMode::HostCompat, now());
+    engine.stop_vm(on_host.as_str()).await.unwrap();
+    let record = engine.get(Kind::Vm, &on_host).await.unwrap();
+    assert_eq!((record.stop_reason, record.last_error), (Some(StopReason::ExplicitStop), None));
+}
+
+/// Its command may take longer than its lifetime, and its process is asked by no one.
+#[tokio::test]
+async fn an_expired_run_on_the_host_that_goes_on_delays_and_fails_no_other_call() {
+    let root = TempDir::new().unwrap();
+    let engine = engine(root.path());
+    let running = started(&engine, 1, ExecutionMode::HostCompat, 1.0);
+    let lock = OwnerLock::try_acquire(&engine.vm_dir(&running)).unwrap().unwrap();
+    let over = started(&engine, 2, ExecutionMode::GuestVsock, 1.0);
+    let began = Instant::now();
+    engine.reconcile().await.unwrap();
+    assert_eq!(*engine.reap_expired().await.unwrap().deleted_vm_ids, [over]);
+    assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
+    drop(lock);
+    engine.reap_expired().await.unwrap();
+    assert!(engine.get(Kind::Vm, &running).await.is_err());
+}
+
+#[tokio::test]
+async fn a_vm_that_cannot_be_removed_does_not_keep_others() {
+    let root = TempDir::new().unwrap();
+    let engine = engine(root.path());
+    // Its directory is a file, which is not removed as a directory.
+    let stuck = started(&engine, 1, ExecutionMode::GuestVsock, 1.0);
+    fs::remove_dir(engine.vm_dir(&stuck)).unwrap();
+    fs::write(engine.vm_dir(&stuck), "").unwrap();
+    let over = started(&engine, 2, ExecutionMode::GuestVsock, 1.0);
+    assert_eq!(*engine.reap_expired().await.unwrap().deleted_vm_ids, [over]);
+    assert!(engine.get(Kind::Vm, &stuck).await.is_ok());
+}
