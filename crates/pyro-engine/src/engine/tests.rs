@@ -59,8 +59,10 @@ fn started(engine: &Engine, number: u32, mode: ExecutionMode, created_at: f64) -
 fn fragile_supervisor(dir: &Path) -> Child {
     let lock = File::create(dir.join(files::OWNER_LOCK)).unwrap();
     lock.lock().unwrap();
+    // A supervisor is recognised by its first argument.
+    fs::write(dir.join("supervise"), "read line").unwrap();
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", "read line", "sh", "supervise"]).stdin(Stdio::piped()).stdout(lock);
+    command.arg("supervise").current_dir(dir).stdin(Stdio::piped()).stdout(lock);
     let child = command.spawn().unwrap();
     let pid = i32::try_from(child.id()).unwrap();
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
