@@ -13,6 +13,8 @@
 //! was done. Supervisors that were built before generations close a connection whose first frame they do not
 //! understand; clients that were built before generations send their request as the first frame, see [`Legacy`].
 
+use std::time::Duration;
+
 use pyro_wire::{Exec, FrameCodec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,6 +27,9 @@ use crate::spec::LaunchSpec;
 
 /// Number of this protocol; both ends must use the same. The schema test documents when to raise it.
 pub const GENERATION: u32 = 2;
+
+/// Time limit for the guest of a spare to take its new identity, and for a claimer to hand over its lock.
+pub(crate) const CLAIM_LIMIT: Duration = Duration::from_secs(10);
 
 /// The version of this program.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -25,7 +25,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::LocalSet;
 use tokio_util::codec::Framed;
 
-pub(crate) use self::adoption::{CLAIM_LIMIT, clear_claimed};
+pub(crate) use self::adoption::clear_claimed;
 pub use self::commands::{CommandLog, STREAM_LIMIT, file_name, room};
 use self::driver::{Driver, Message};
 pub use self::store::{Store, StoreError};

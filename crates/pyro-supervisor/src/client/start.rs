@@ -18,8 +18,9 @@ use tokio_util::codec::Framed;
 
 use super::process::Process;
 use super::{ask, greet};
-use crate::protocol::{ClientStream, Event, GENERATION, Greeting, Launch, LifelineClient, Reply, Request};
-use crate::server::CLAIM_LIMIT;
+use crate::protocol::{
+    CLAIM_LIMIT, ClientStream, Event, GENERATION, Greeting, Launch, LifelineClient, Reply, Request,
+};
 use crate::spec::{LaunchSpec, Purpose};
 use crate::{BootFailure, BootInfo, EndReason, OwnerLock, dir as vm_dir, files, handover};
 

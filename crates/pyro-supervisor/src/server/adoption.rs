@@ -13,12 +13,9 @@ use super::driver::{remove_dir, remove_file};
 use crate::handover;
 use crate::machine::NoRandomness;
 use crate::mux::Streams;
-use crate::protocol::{LifelineServer, Reply, ServerStream};
+use crate::protocol::{CLAIM_LIMIT, LifelineServer, Reply, ServerStream};
 use crate::spec::LaunchSpec;
 use crate::{OwnerLock, files, machine};
-
-/// Time limit for the guest of a spare to take its new identity, and for a claimer to hand over its lock.
-pub(crate) const CLAIM_LIMIT: Duration = Duration::from_secs(10);
 
 /// Code that every command runs: the emulator translates it on its first run, which takes ten times as long as running
 /// it. As in the template, nothing here may leave a trace.

@@ -118,20 +118,19 @@ impl<S: Store + 'static> Commands<S> {
             Ok(begun) => begun,
             Err(error) => return reply(&mut client, Reply::Refused { cause: error.to_string() }).await,
         };
-        let counted = Counted(self.0.count.clone());
         if journal {
-            self.run_numbered(begun, exec, detach, client, counted).await;
+            self.run_numbered(begun, exec, detach, client).await;
         } else {
-            self.run_unnumbered(begun, exec, client, counted).await;
+            self.run_unnumbered(begun, exec, client).await;
         }
     }
 
-    async fn run_unnumbered(&self, begun: Begun, exec: Exec, mut client: ServerStream, counted: Counted) {
+    async fn run_unnumbered(&self, begun: Begun, exec: Exec, mut client: ServerStream) {
         reply(&mut client, Reply::Accepted { sequence: None }).await;
         let (sink, reader) = client.split();
         let mut listener = Listener { client: Some(sink), patience: patience(&exec), deaf: false };
-        let terminate = begun.terminate;
-        let stream = Framed::new(begun.stream.compat(), FrameCodec::default());
+        let Begun { stream, terminate, permit: _permit, counted, .. } = begun;
+        let stream = Framed::new(stream.compat(), FrameCodec::default());
         let mut take = async |chunk: OutputChunk| listener.send(chunk, &terminate).await;
         let ran = async { converse(stream, exec, terminate.clone().cancelled_owned(), &mut take).await };
         let outcome = tokio::select! {
@@ -147,15 +146,8 @@ impl<S: Store + 'static> Commands<S> {
         }
     }
 
-    async fn run_numbered(
-        &self,
-        begun: Begun,
-        exec: Exec,
-        detach: bool,
-        mut client: ServerStream,
-        counted: Counted,
-    ) {
-        let Begun { sequence, stream, terminate, progress, permit } = begun;
+    async fn run_numbered(&self, begun: Begun, exec: Exec, detach: bool, mut client: ServerStream) {
+        let Begun { sequence, stream, permit, terminate, progress, counted } = begun;
         let mut log = CommandLog::new(self.0.dir.clone(), sequence);
         let mut withdrawn = is_withdrawn(&mut client);
         if !withdrawn {
@@ -212,11 +204,11 @@ impl<S: Store + 'static> Commands<S> {
             return Err(NotBegun::Stopping);
         }
         // From here on the end of the VM waits for this command.
-        self.0.count.send_modify(|count| *count += 1);
+        let counted = Counted::new(&self.0.count);
         let (progress, watched) = watch::channel(Progress::default());
         if !journal {
             let terminate = self.0.unnumbered.child_token();
-            return Ok(Begun { sequence: 0, stream, permit, terminate, progress });
+            return Ok(Begun { sequence: 0, stream, permit, terminate, progress, counted });
         }
         self.0.beginning.send_modify(|count| *count += 1);
         let begun = match self.0.store.record_command(&self.0.vm_id, exec).await {
@@ -227,10 +219,10 @@ impl<S: Store + 'static> Commands<S> {
                 if self.0.closed.get() {
                     terminate.cancel();
                 }
-                Ok(Begun { sequence, stream, permit, terminate, progress })
+                Ok(Begun { sequence, stream, permit, terminate, progress, counted })
             }
             Err(error) => {
-                self.0.count.send_modify(|count| *count -= 1);
+                drop(counted);
                 Err(error.into())
             }
         };
@@ -370,6 +362,7 @@ struct Begun {
     permit: Permit,
     terminate: CancellationToken,
     progress: watch::Sender<Progress>,
+    counted: Counted,
 }
 
 /// The client that requested a command, for as long as it is connected.
@@ -438,6 +431,13 @@ async fn gone(mut client: SplitStream<ServerStream>) {
 
 /// A command that counts as unfinished until this is dropped.
 struct Counted(watch::Sender<usize>);
+
+impl Counted {
+    fn new(count: &watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count.clone())
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
