@@ -29,7 +29,7 @@ pub(crate) struct Call<'a> {
     pub(crate) guard: &'a Guard,
     pub(crate) context: &'a CallContext,
     /// The client is shown events, so that output should be among them.
-    pub(crate) is_heard: bool,
+    pub(crate) sends_events: bool,
 }
 
 impl Call<'_> {
@@ -81,7 +81,7 @@ impl Call<'_> {
     /// The same with the output sent as events, if the client sees them.
     fn streamed(&self, mut given: Given) -> Given {
         let output = pyro_api::CommandOutput { output: OutputMode::CaptureAndStream };
-        if self.is_heard
+        if self.sends_events
             && let Ok(Value::Object(output)) = serde_json::to_value(output)
         {
             given.0.extend(output);
@@ -97,7 +97,7 @@ impl Call<'_> {
                 Err(ArgumentError::Needs("`offset` needs `sequence`, the number of the command").into())
             }
             (None, None) => {
-                let last = last.unwrap_or(USUAL_ENTRIES).min(MAX_ENTRIES);
+                let last = last.unwrap_or(DEFAULT_ENTRIES).min(MAX_ENTRIES);
                 journal::latest(self.guard, &request.task.task_id, last, self.context).await
             }
             (Some(_), offset) => {
@@ -118,7 +118,7 @@ impl Call<'_> {
         within(WAIT.name, limit, MAX_WAIT)?;
         let ended = async {
             let task = task.clone();
-            if !self.is_heard {
+            if !self.sends_events {
                 return self.guard.perform(WaitTask { task, command }, self.context).await;
             }
             // Following the command makes its output available as progress.

@@ -204,13 +204,13 @@ impl Policy {
     }
 
     /// The environment for clients that have no preference.
-    pub(crate) fn usual_environment(&self) -> &str {
+    pub(crate) fn default_environment(&self) -> &str {
         self.environments.first().map_or("debian:12", String::as_str)
     }
 
     /// The size and lifetime of a VM for which a client gives none, within the limits.
-    pub(crate) fn usual(&self) -> VmSpec {
-        let spec = VmSpec::new(self.usual_environment());
+    pub(crate) fn default_spec(&self) -> VmSpec {
+        let spec = VmSpec::new(self.default_environment());
         let at_most = |value: i64, most: Option<i64>| most.map_or(value, |most| value.min(most));
         VmSpec {
             vcpu_count: at_most(spec.vcpu_count, self.max_vcpu_count),

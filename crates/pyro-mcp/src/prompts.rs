@@ -20,7 +20,7 @@ const WORK: &str = "work_in_task";
 /// The prompts for the tools that the policy offers.
 pub(crate) fn list(policy: &Policy) -> Vec<Prompt> {
     let environment = PromptArgument::new("environment")
-        .with_description(format!("Environment to use; the default is {}", policy.usual_environment()))
+        .with_description(format!("Environment to use; the default is {}", policy.default_environment()))
         .with_required(false);
     let prompt = |name: &str, description: &str, goal: &str| {
         let goal = PromptArgument::new("goal").with_description(goal).with_required(true);
@@ -48,7 +48,7 @@ pub(crate) fn get(policy: &Policy, request: &GetPromptRequestParams) -> Result<G
         return Err(ErrorData::invalid_params("unknown prompt", None));
     }
     let goal = argument("goal").ok_or_else(|| ErrorData::invalid_params("`goal` is required", None))?;
-    let environment = argument("environment").unwrap_or_else(|| policy.usual_environment().to_owned());
+    let environment = argument("environment").unwrap_or_else(|| policy.default_environment().to_owned());
     let other = match policy.no_network {
         true => "another environment",
         false => "another environment, or `network` and apt-get",

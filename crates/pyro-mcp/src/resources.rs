@@ -12,7 +12,7 @@ use crate::guard::Guard;
 use crate::journal;
 use crate::outputs::Outputs;
 use crate::policy::Policy;
-use crate::tools::USUAL_ENTRIES;
+use crate::tools::DEFAULT_ENTRIES;
 
 /// Templates of addresses, for clients that fill in names.
 pub(crate) fn templates(policy: &Policy) -> Vec<ResourceTemplate> {
@@ -80,7 +80,7 @@ pub(crate) async fn read(guard: &Guard, outputs: &Outputs, uri: &str) -> Result<
             Address::Task(task) => {
                 json(&guard.perform(StatusTask { task: task.as_str().into() }, call).await?)?
             }
-            Address::Journal(task) => json(&journal::latest(guard, task, USUAL_ENTRIES, call).await?)?,
+            Address::Journal(task) => json(&journal::latest(guard, task, DEFAULT_ENTRIES, call).await?)?,
             Address::CommandOutput { task, sequence, stream } => {
                 let one = Entries { sequence: Some(*sequence), after: 0 };
                 let request = LogsTask { task: task.as_str().into(), entries: one };

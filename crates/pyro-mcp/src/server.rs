@@ -121,7 +121,7 @@ impl Server {
         let (server, in_flight) = (self.clone(), self.calls.token());
         drop(self.workers.spawn_pinned(move || async move {
             let _in_flight = in_flight;
-            server.guard.keep_spares(server.guard.policy().usual(), &server.closing).await;
+            server.guard.keep_spares(server.guard.policy().default_spec(), &server.closing).await;
         }));
     }
 
@@ -206,9 +206,9 @@ impl ServerHandler for Server {
         let work = self.workers.spawn_pinned(move || async move {
             let _in_flight = in_flight;
             let (events, listener) = progress::channel(token);
-            let is_heard = listener.is_some();
+            let sends_events = listener.is_some();
             let call = CallContext { events, cancel: cancel.clone() };
-            let call = Call { guard: &server.guard, context: &call, is_heard };
+            let call = Call { guard: &server.guard, context: &call, sends_events };
             let call = progress::during(call.carry_out(tool, given), listener, &context.peer);
             let mut call = std::pin::pin!(call);
             tokio::select! {

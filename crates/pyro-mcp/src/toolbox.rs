@@ -52,7 +52,7 @@ impl Toolbox {
     /// There is no such tool, the policy does not offer it, the arguments are wrong or not allowed, or the operation failed.
     pub async fn call(&self, name: &str, arguments: Object, context: &CallContext) -> Result<Value, Failure> {
         let tool = Tool::named(name).ok_or_else(|| Failure::UnknownTool(name.to_owned()))?;
-        let call = Call { guard: &self.guard, context, is_heard: false };
+        let call = Call { guard: &self.guard, context, sends_events: false };
         call.carry_out(tool, Arguments(arguments)).await
     }
 }

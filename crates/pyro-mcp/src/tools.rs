@@ -18,7 +18,7 @@ use crate::arguments::{Argument, Kind, Object};
 use crate::schema::{self, schema_of};
 
 /// Number of journal entries that a call returns by default.
-pub(crate) const USUAL_ENTRIES: u64 = 100;
+pub(crate) const DEFAULT_ENTRIES: u64 = 100;
 
 /// One tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +130,7 @@ pub(crate) const OUTPUT_OFFSET: Argument = Argument {
 };
 pub(crate) const LAST: Argument = Argument {
     name: "last",
-    kind: Kind::OptionalCount(Some(USUAL_ENTRIES)),
+    kind: Kind::OptionalCount(Some(DEFAULT_ENTRIES)),
     description: "Number of commands to show, at most 1000",
 };
 pub(crate) const PATH: Argument = Argument {

@@ -3,9 +3,7 @@
 use std::sync::Mutex;
 
 use pyro_api::operations::*;
-use pyro_api::{
-    Error, ExecutionMode, LocalFuture, OPERATIONS, Reply, Task, TaskName, Vm, VmId, VmName, VmSpec, VmState,
-};
+use pyro_api::{Error, ExecutionMode, LocalFuture, Reply, Task, TaskName, Vm, VmId, VmName, VmSpec, VmState};
 
 use serde_json::{Value, json};
 
@@ -261,5 +259,4 @@ fn the_names_of_machines_are_found() {
     assert_eq!(vm.target(), Some(Target { kind: Kind::Vm, id: "x" }));
     let task = StartTask { task: TaskName::from("y") };
     assert_eq!(task.target(), Some(Target { kind: Kind::Task, id: "y" }));
-    assert!(OPERATIONS.len() > 30);
 }
