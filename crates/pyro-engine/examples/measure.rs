@@ -49,17 +49,10 @@ fn main() -> Outcome<()> {
             .map_err(|_| "usage: measure PYRO BASE_DIR CACHE_DIR SPARES")?;
     let vms = base_dir.join("vms");
     let engine = Engine::new(Config {
-        base_dir,
-        cache_dir,
         max_active_vms: 1000,
         warm_spares: spares.to_string_lossy().parse()?,
-        spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
-        program,
-        accelerator: None,
-        vmm_program: None,
-        guest_kernel: None,
-        debian_mirror: None,
         search_path: std::env::var_os("PATH").unwrap_or_default(),
+        ..Config::new(base_dir, cache_dir, program)
     });
     let session = Session { engine, vms };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

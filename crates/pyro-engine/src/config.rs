@@ -42,4 +42,21 @@ impl Config {
 
     /// Default for `spare_idle_seconds`: five minutes.
     pub const DEFAULT_SPARE_IDLE_SECONDS: u32 = 300;
+
+    /// Settings with these locations and the contract's limits: no spares, nothing forced, and an empty search path.
+    pub fn new(base_dir: PathBuf, cache_dir: PathBuf, program: PathBuf) -> Self {
+        Self {
+            base_dir,
+            cache_dir,
+            max_active_vms: Self::DEFAULT_MAX_ACTIVE_VMS,
+            warm_spares: 0,
+            spare_idle_seconds: Self::DEFAULT_SPARE_IDLE_SECONDS,
+            program,
+            accelerator: None,
+            vmm_program: None,
+            guest_kernel: None,
+            debian_mirror: None,
+            search_path: OsString::new(),
+        }
+    }
 }

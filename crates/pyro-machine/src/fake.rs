@@ -18,13 +18,31 @@ use std::rc::Rc;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
+use crate::accel::Accelerator;
 use crate::console::Console;
 use crate::exit::{Exit, Interrupted, Interruption};
-use crate::hardware::{Hardware, Launch};
+use crate::hardware::{Hardware, Launch, MachineConfig};
+use crate::image::{GuestImage, GuestKernel};
 use crate::network::{Network, NetworkDescription, NetworkError, NetworkInterface, Provider};
 use crate::platform::{
     Capabilities, Fingerprint, FingerprintError, LaunchError, Machine, MachineError, Platform, while_alive,
 };
+
+/// Settings of a machine whose VMM does not exist.
+pub fn machine_config() -> MachineConfig {
+    MachineConfig { vmm_program: "/none".into(), accelerator: Accelerator::Tcg, vcpu_count: 1, mem_mib: 128 }
+}
+
+/// A guest whose files do not exist.
+pub fn guest_image() -> GuestImage {
+    GuestImage {
+        digest: "digest".to_owned(),
+        kernel: GuestKernel::SelfContained { image: "/none".into() },
+        base_image: "/none".into(),
+        base_filesystem: "erofs".to_owned(),
+        layer_template: "/none".into(),
+    }
+}
 
 /// A step that a test can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -424,9 +442,8 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::accel::Accelerator;
     use crate::disk::LayerLifetime;
-    use crate::hardware::{Disks, MachineConfig, Start};
+    use crate::hardware::{Disks, Start};
 
     fn launch(start: Start) -> Launch {
         let config = MachineConfig {

@@ -236,17 +236,8 @@ mod tests {
 
     fn config(root: &Path) -> Config {
         Config {
-            base_dir: root.join("state/pyro"),
-            cache_dir: root.join("cache/pyro"),
-            max_active_vms: 4,
-            warm_spares: 0,
-            spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
-            program: root.join("pyro"),
-            accelerator: None,
-            vmm_program: None,
-            guest_kernel: None,
-            debian_mirror: None,
             search_path: root.join("bin").into_os_string(),
+            ..Config::new(root.join("state/pyro"), root.join("cache/pyro"), root.join("pyro"))
         }
     }
 

@@ -280,17 +280,12 @@ mod tests {
 
     fn config() -> Config {
         Config {
-            base_dir: "/home/me/.local/state/pyro".into(),
-            cache_dir: "/home/me/.cache/pyro".into(),
-            max_active_vms: 4,
-            warm_spares: 0,
-            spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
-            program: "/usr/bin/pyro".into(),
-            accelerator: None,
-            vmm_program: None,
-            guest_kernel: None,
-            debian_mirror: None,
             search_path: OsString::from("/usr/bin"),
+            ..Config::new(
+                "/home/me/.local/state/pyro".into(),
+                "/home/me/.cache/pyro".into(),
+                "/usr/bin/pyro".into(),
+            )
         }
     }
 

@@ -1,7 +1,6 @@
 //! Ends of VMs whose processes do not behave, without a machine.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -16,19 +15,7 @@ use crate::registry::{NewVm, VmPatch};
 use crate::{ExecutionMode, HostAccess, Kind, StopReason, VmState};
 
 fn engine(root: &Path) -> Engine {
-    Engine::new(Config {
-        base_dir: root.join("state"),
-        cache_dir: root.join("cache"),
-        max_active_vms: Config::DEFAULT_MAX_ACTIVE_VMS,
-        warm_spares: 0,
-        spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
-        program: root.join("pyro"),
-        accelerator: None,
-        vmm_program: None,
-        guest_kernel: None,
-        debian_mirror: None,
-        search_path: OsString::new(),
-    })
+    Engine::new(Config::new(root.join("state"), root.join("cache"), root.join("pyro")))
 }
 
 /// Records a VM that runs in this way, with its directory.

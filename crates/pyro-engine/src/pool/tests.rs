@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::SystemTime;
 
 use futures::{SinkExt, StreamExt};
-use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
+use pyro_machine::fake;
 use pyro_supervisor::{Purpose, Retention};
 use pyro_wire::{Frame, FrameCodec};
 use serde_json::{Value, json};
@@ -65,19 +65,8 @@ fn model() -> LaunchSpec {
         in_use_lock: None,
         expires_at: 0.0,
         boot_limit_seconds: 1,
-        machine: MachineConfig {
-            vmm_program: "/none".into(),
-            accelerator: Accelerator::Tcg,
-            vcpu_count: 1,
-            mem_mib: 128,
-        },
-        guest: GuestImage {
-            digest: "digest".to_owned(),
-            kernel: GuestKernel::SelfContained { image: "/none".into() },
-            base_image: "/none".into(),
-            base_filesystem: "erofs".to_owned(),
-            layer_template: "/none".into(),
-        },
+        machine: fake::machine_config(),
+        guest: fake::guest_image(),
         template_dir: None,
         purpose: Purpose::Vm,
         network: false,

@@ -1,6 +1,5 @@
 //! Properties that hold on every host, with or without a VMM.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 
@@ -15,17 +14,8 @@ fn engine(root: &Path) -> Engine {
 
 fn engine_with(root: &Path, warm_spares: u32) -> Engine {
     Engine::new(Config {
-        base_dir: root.join("state"),
-        cache_dir: root.join("cache"),
-        max_active_vms: Config::DEFAULT_MAX_ACTIVE_VMS,
         warm_spares,
-        spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
-        program: root.join("pyro"),
-        accelerator: None,
-        vmm_program: None,
-        guest_kernel: None,
-        debian_mirror: None,
-        search_path: OsString::new(),
+        ..Config::new(root.join("state"), root.join("cache"), root.join("pyro"))
     })
 }
 

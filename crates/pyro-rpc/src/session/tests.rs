@@ -1,4 +1,3 @@
-use std::ffi::OsString;
 use std::path::Path;
 
 use pyro_engine::{Config, Engine};
@@ -9,17 +8,8 @@ use super::*;
 
 fn server(dir: &Path) -> Server {
     let config = Config {
-        base_dir: dir.join("state"),
-        cache_dir: dir.join("cache"),
-        max_active_vms: Config::DEFAULT_MAX_ACTIVE_VMS,
-        warm_spares: 0,
-        spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
-        program: dir.join("no-pyro"),
-        accelerator: None,
         vmm_program: Some(dir.join("no-qemu")),
-        guest_kernel: None,
-        debian_mirror: None,
-        search_path: OsString::new(),
+        ..Config::new(dir.join("state"), dir.join("cache"), dir.join("no-pyro"))
     };
     Server::new(Engine::new(config))
 }

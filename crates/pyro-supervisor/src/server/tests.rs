@@ -12,5 +12,5 @@ mod interleavings;
 mod process;
 mod races;
 
-pub(crate) use self::fake::{Conditions, Supervised};
+pub(crate) use self::fake::{Conditions, Supervised, spec};
 pub(crate) use self::races::started;

@@ -29,17 +29,9 @@ impl Sandbox {
     /// The same with other settings.
     pub(crate) fn engine_with(&self, change: impl FnOnce(&mut Config)) -> Engine {
         let mut config = Config {
-            base_dir: self.state(),
-            cache_dir: cache::with_environment().to_owned(),
-            max_active_vms: 4,
-            warm_spares: 0,
-            spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
-            program: PYRO.into(),
-            accelerator: None,
-            vmm_program: None,
             guest_kernel: super::guest_kernel().map(PathBuf::from),
-            debian_mirror: None,
             search_path: std::env::var_os("PATH").unwrap(),
+            ..Config::new(self.state(), cache::with_environment().to_owned(), PYRO.into())
         };
         change(&mut config);
         Engine::new(config)

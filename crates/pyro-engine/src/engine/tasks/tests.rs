@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -13,19 +12,7 @@ use crate::limits::Sizing;
 use crate::registry::{NewCommand, VmPatch};
 
 fn engine(root: &Path) -> Engine {
-    Engine::new(Config {
-        base_dir: root.join("state"),
-        cache_dir: root.join("cache"),
-        max_active_vms: Config::DEFAULT_MAX_ACTIVE_VMS,
-        warm_spares: 0,
-        spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
-        program: root.join("pyro"),
-        accelerator: None,
-        vmm_program: None,
-        guest_kernel: None,
-        debian_mirror: None,
-        search_path: OsString::new(),
-    })
+    Engine::new(Config::new(root.join("state"), root.join("cache"), root.join("pyro")))
 }
 
 /// Answers as supervisors did that know no generations: it closes a connection whose first frame it does not understand.

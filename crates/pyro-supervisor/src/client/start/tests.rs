@@ -2,40 +2,22 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixListener;
 use tokio::time::Instant;
 
 use super::*;
 use crate::client::tests::{accept, holder};
+use crate::server::tests::spec as fake_spec;
 use crate::{Client, Retention};
 
 fn spec(dir: &Path) -> LaunchSpec {
     LaunchSpec {
-        vm_id: "0123456789ab".to_owned(),
-        dir: dir.to_owned(),
         retention: Retention::Caller,
         is_new: true,
-        in_use_lock: None,
         expires_at: 0.0,
         boot_limit_seconds: 7,
-        machine: MachineConfig {
-            vmm_program: "/none".into(),
-            accelerator: Accelerator::Tcg,
-            vcpu_count: 1,
-            mem_mib: 128,
-        },
-        guest: GuestImage {
-            digest: "digest".to_owned(),
-            kernel: GuestKernel::SelfContained { image: "/none".into() },
-            base_image: "/none".into(),
-            base_filesystem: "erofs".to_owned(),
-            layer_template: "/none".into(),
-        },
-        template_dir: None,
-        purpose: Purpose::Vm,
-        network: false,
+        ..fake_spec(dir.to_owned())
     }
 }
 

@@ -12,8 +12,8 @@ use futures::future::poll_fn;
 use futures::{SinkExt, StreamExt};
 use pyro_machine::network::{NetworkDescription, NetworkError};
 use pyro_machine::{
-    Accelerator, Console, Exit as MachineExit, GuestImage, GuestKernel, Interrupted, Interruption, Machine,
-    MachineConfig, MachineError,
+    Accelerator, Console, Exit as MachineExit, Interrupted, Interruption, Machine, MachineError,
+    fake as machine_fake,
 };
 use pyro_wire::{
     ArchiveReply, ArchiveReport, Exec, ExecInput, ExecReply, Exit, Failure, FailureKind, Frame, FrameCodec,
@@ -630,7 +630,7 @@ fn vm_spec(dir: &Path, conditions: &Conditions) -> LaunchSpec {
     }
 }
 
-pub(super) fn spec(dir: PathBuf) -> LaunchSpec {
+pub(crate) fn spec(dir: PathBuf) -> LaunchSpec {
     LaunchSpec {
         vm_id: "0123456789ab".to_owned(),
         dir,
@@ -639,19 +639,8 @@ pub(super) fn spec(dir: PathBuf) -> LaunchSpec {
         in_use_lock: None,
         expires_at: 1000.0,
         boot_limit_seconds: 10,
-        machine: MachineConfig {
-            vmm_program: "/none".into(),
-            accelerator: Accelerator::Tcg,
-            vcpu_count: 1,
-            mem_mib: 128,
-        },
-        guest: GuestImage {
-            digest: "digest".to_owned(),
-            kernel: GuestKernel::SelfContained { image: "/none".into() },
-            base_image: "/none".into(),
-            base_filesystem: "erofs".to_owned(),
-            layer_template: "/none".into(),
-        },
+        machine: machine_fake::machine_config(),
+        guest: machine_fake::guest_image(),
         template_dir: None,
         purpose: Purpose::Vm,
         network: false,
