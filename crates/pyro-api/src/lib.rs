@@ -17,6 +17,7 @@ mod hint;
 mod host_access;
 mod id;
 mod kind;
+mod network;
 mod payload;
 mod request;
 #[cfg(test)]
@@ -35,6 +36,9 @@ pub use hint::{Hint, Reader};
 pub use host_access::HostAccess;
 pub use id::VmId;
 pub use kind::Kind;
+pub use network::{
+    AllowedCidr, AllowedDomain, AllowedHost, Egress, InvalidPattern, NetworkDenial, NetworkPolicy, PolicyError,
+};
 pub use operations::{
     Access, CallContext, Contract, InvalidRequest, LocalFuture, OPERATIONS, Object, Operation, OperationInfo,
     Reply, Target,

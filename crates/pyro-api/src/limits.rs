@@ -40,16 +40,23 @@ pub struct Sizing {
     pub ttl_seconds: u32,
 }
 
-/// Checks the numbers of `spec`.
+/// Checks the numbers and the network policy of `spec`.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidInput`] with the text for the first value outside its limits.
 pub fn check_spec(spec: &VmSpec) -> Result<Sizing, Error> {
-    Ok(Sizing {
+    let sizing = Sizing {
         vcpu_count: within("vcpu_count", spec.vcpu_count, VCPU_COUNT)?,
         mem_mib: within("mem_mib", spec.mem_mib, MEM_MIB)?,
         ttl_seconds: within("ttl_seconds", spec.ttl_seconds, TTL_SECONDS)?,
-    })
+    };
+    if let Some(policy) = &spec.network_policy {
+        if !spec.network {
+            return Err(Error::new(ErrorKind::InvalidInput, "network_policy needs network"));
+        }
+        policy.check().map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?;
+    }
+    Ok(sizing)
 }
 
 /// A [`Command`] after the check.

@@ -12,7 +12,7 @@ pub use self::task::{
     FileEncoding, LastCommand, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
     TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage,
 };
-use crate::{ExecutionMode, PruneReport, VmId, VmState};
+use crate::{ExecutionMode, NetworkDenial, NetworkPolicy, PruneReport, VmId, VmState};
 
 /// Result of a command of a one-shot run or of `exec_vm`.
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
@@ -51,6 +51,10 @@ pub struct RunResult {
     /// The guest kernel, as `uname -r` gives it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel_release: Option<String>,
+    /// What the command's guest tried to reach and was refused while it ran, the latest last; absent if nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
+    pub network_denials: Vec<NetworkDenial>,
     /// Durations of the phases of a one-shot run; otherwise empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timings: Vec<Phase>,
@@ -154,6 +158,8 @@ pub struct Vm {
     pub state: VmState,
     /// It has a network.
     pub network_enabled: bool,
+    /// What it may reach; null without a network.
+    pub network_policy: Option<NetworkPolicy>,
     /// The caller allowed commands on the host.
     pub allow_host_compat: bool,
     /// Address in its network.
@@ -217,7 +223,7 @@ impl From<Vec<VmId>> for Reaped {
 }
 
 /// The network of a VM.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct NetworkInfo {
     /// Id of the VM.
@@ -235,7 +241,7 @@ pub struct NetworkInfo {
 }
 
 /// Addresses of a VM with network.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct NetworkAssignment {
     /// TAP device on the host; null with user-mode networking.
@@ -250,6 +256,12 @@ pub struct NetworkAssignment {
     pub mac_address: Option<String>,
     /// The guest's name servers.
     pub dns_servers: Vec<String>,
+    /// What the guest may reach.
+    pub network_policy: Option<NetworkPolicy>,
+    /// What it tried to reach and was refused, the latest last.
+    #[serde(default)]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
+    pub network_denials: Vec<NetworkDenial>,
 }
 
 impl NetworkInfo {
@@ -265,8 +277,8 @@ impl NetworkInfo {
     }
 
     /// The network of `vm` as its record and `metadata` (keys `gateway_ip`, `subnet_cidr`,
-    /// `mac_address`, `dns_servers` with commas) describe it.
-    pub fn of(vm: &Vm) -> Self {
+    /// `mac_address`, `dns_servers` with commas) describe it, and what it was refused.
+    pub fn of(vm: &Vm, network_denials: Vec<NetworkDenial>) -> Self {
         if !vm.network_enabled {
             return Self::disabled(vm.vm_id.clone());
         }
@@ -289,6 +301,8 @@ impl NetworkInfo {
                     .filter(|s| !s.is_empty())
                     .map(str::to_owned)
                     .collect(),
+                network_policy: vm.network_policy.clone(),
+                network_denials,
             }),
         }
     }

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ErrorKind, FileEncoding, Hint};
+use crate::{Error, ErrorKind, FileEncoding, Hint, NetworkPolicy};
 
 /// Maximum size of a file that is read or written as a whole, in bytes.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -41,6 +41,8 @@ pub struct VmSpec {
     /// Give the guest outbound network access.
     #[serde(default)]
     pub network: bool,
+    /// What a guest with a network may reach. Default: the public internet.
+    pub network_policy: Option<NetworkPolicy>,
     /// Allow commands on the host, without isolation, if VMs cannot run there.
     #[serde(default)]
     pub allow_host_compat: bool,
@@ -67,6 +69,7 @@ impl VmSpec {
             mem_mib: default_mem_mib(),
             ttl_seconds: default_ttl_seconds(),
             network: false,
+            network_policy: None,
             allow_host_compat: false,
         }
     }

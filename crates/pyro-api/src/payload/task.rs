@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{DeleteReason, Output};
-use crate::{ExecutionMode, Outcome, StopReason, VmId, VmState};
+use crate::{ExecutionMode, NetworkDenial, NetworkPolicy, Outcome, StopReason, VmId, VmState};
 
 /// A task.
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ pub struct Task {
     pub state: VmState,
     /// It has a network.
     pub network_enabled: bool,
+    /// What it may reach; null without a network.
+    pub network_policy: Option<NetworkPolicy>,
     /// The caller allowed commands on the host.
     pub allow_host_compat: bool,
     /// Address in its network.
@@ -58,6 +60,10 @@ pub struct Task {
     pub disk_mib: Option<u64>,
     /// Space that its disk and its journal use on the host, in bytes.
     pub disk_used_bytes: u64,
+    /// What its guest tried to reach since its start and was refused, the latest last; absent if nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
+    pub network_denials: Vec<NetworkDenial>,
 }
 
 /// The latest command of a task that has ended.
@@ -124,6 +130,10 @@ pub struct TaskExec {
     pub stderr_truncated: u64,
     /// The command timed out.
     pub timed_out: bool,
+    /// What the task's guest tried to reach and was refused while it ran, the latest last; absent if nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
+    pub network_denials: Vec<NetworkDenial>,
 }
 
 /// A command that was started without waiting for it.

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use pyro_api::{
-    DeleteReason, Deleted, ExecutionMode, NetworkInfo, Output, Reaped, RunResult, Vm, VmId, VmState,
+    DeleteReason, Deleted, Egress, ExecutionMode, NetworkDenial, NetworkInfo, NetworkPolicy, Output, Reaped,
+    RunResult, Vm, VmId, VmState,
 };
 
 fn id() -> VmId {
@@ -23,12 +24,34 @@ fn vm() -> Vm {
         expires_at: 1_700_000_600.25,
         state: VmState::Started,
         network_enabled: false,
+        network_policy: None,
         allow_host_compat: false,
         guest_ip: None,
         tap_name: None,
         execution_mode: ExecutionMode::GuestVsock,
         metadata: BTreeMap::from([("boot_mode".to_owned(), "native".to_owned())]),
         accelerator: Some("tcg".to_owned()),
+    }
+}
+
+fn policy() -> NetworkPolicy {
+    NetworkPolicy {
+        egress: Egress::Allowlist,
+        allow_cidrs: vec!["10.1.0.0/16".parse().unwrap()],
+        allow_hosts: vec!["db.example.test:5432".parse().unwrap()],
+        allow_domains: vec!["*.example.test".parse().unwrap()],
+    }
+}
+
+fn denial() -> NetworkDenial {
+    NetworkDenial {
+        time: 1_700_000_001.5,
+        protocol: "tcp".to_owned(),
+        address: Some("169.254.169.254".to_owned()),
+        port: Some(80),
+        name: None,
+        rule: "link_local".to_owned(),
+        count: 3,
     }
 }
 
@@ -51,6 +74,7 @@ fn run_result() {
         accelerator: None,
         channel: None,
         kernel_release: None,
+        network_denials: Vec::new(),
         timings: Vec::new(),
     });
 }
@@ -74,6 +98,7 @@ fn run_result_of_a_guest_has_its_kernel() {
         accelerator: Some("kvm".to_owned()),
         channel: Some("virtio-serial".to_owned()),
         kernel_release: Some("6.1.0".to_owned()),
+        network_denials: Vec::new(),
         timings: Vec::new(),
     };
     let json = serde_json::to_value(result).unwrap();
@@ -96,9 +121,10 @@ fn deleted_and_reaped() {
 
 #[test]
 fn network_info() {
-    insta::assert_json_snapshot!(NetworkInfo::of(&vm()));
+    insta::assert_json_snapshot!(NetworkInfo::of(&vm(), Vec::new()));
     let with_network = Vm {
         network_enabled: true,
+        network_policy: Some(policy()),
         guest_ip: Some("10.0.2.15".to_owned()),
         metadata: [
             ("gateway_ip", "10.0.2.2"),
@@ -110,7 +136,7 @@ fn network_info() {
         .into(),
         ..vm()
     };
-    insta::assert_json_snapshot!(NetworkInfo::of(&with_network));
+    insta::assert_json_snapshot!(NetworkInfo::of(&with_network, vec![denial()]));
 }
 
 #[test]

@@ -306,7 +306,7 @@ pub(super) fn new_vm(
         kind: Kind::Vm,
         ephemeral: false,
         disk_mib: None,
-        network_enabled: spec.network,
+        network: spec.network.then(|| spec.network_policy.clone().unwrap_or_default()),
         host_access: spec.host_access(),
         metadata,
     }

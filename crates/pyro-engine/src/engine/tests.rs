@@ -30,7 +30,7 @@ fn started(engine: &Engine, number: u32, mode: ExecutionMode, created_at: f64) -
         kind: Kind::Vm,
         ephemeral: mode == ExecutionMode::HostCompat,
         disk_mib: None,
-        network_enabled: false,
+        network: None,
         host_access: HostAccess::Allowed,
         metadata: BTreeMap::new(),
     };

@@ -10,7 +10,7 @@ use tracing::warn;
 use super::transaction_error::{TransactionError, is_row_error};
 use crate::Kind;
 use crate::limits::Sizing;
-use crate::{ExecutionMode, HostAccess, StopReason, Vm, VmId, VmState};
+use crate::{ExecutionMode, HostAccess, NetworkPolicy, StopReason, Vm, VmId, VmState};
 
 /// The record of a new VM.
 #[derive(Debug, Clone)]
@@ -26,7 +26,8 @@ pub(crate) struct NewVm {
     pub(crate) ephemeral: bool,
     /// Size of its disk, if requested.
     pub(crate) disk_mib: Option<u32>,
-    pub(crate) network_enabled: bool,
+    /// What it may reach; `None`: it has no network.
+    pub(crate) network: Option<NetworkPolicy>,
     pub(crate) host_access: HostAccess,
     pub(crate) metadata: BTreeMap<String, String>,
 }
@@ -44,7 +45,8 @@ pub(crate) struct VmRecord {
     pub(crate) kind: Kind,
     pub(crate) ephemeral: bool,
     pub(crate) disk_mib: Option<u32>,
-    pub(crate) network_enabled: bool,
+    /// What it may reach; `None`: it has no network.
+    pub(crate) network: Option<NetworkPolicy>,
     pub(crate) host_access: HostAccess,
     pub(crate) guest_ip: Option<String>,
     pub(crate) execution_mode: ExecutionMode,
@@ -69,10 +71,10 @@ impl NewVm {
     pub(super) fn insert(&self, tx: &Transaction<'_>) -> Result<(), TransactionError> {
         let sql =
             "INSERT INTO vms (vm_id, environment, environment_version, vcpu_count, mem_mib, ttl_seconds,
-                created_at, expires_at, state, is_task, ephemeral, disk_mib, network_enabled,
+                created_at, expires_at, state, is_task, ephemeral, disk_mib, network_enabled, network_policy,
                 allow_host_compat, execution_mode, metadata)
             VALUES (:vm_id, :environment, :environment_version, :vcpu_count, :mem_mib, :ttl_seconds,
-                :created_at, :expires_at, :state, :is_task, :ephemeral, :disk_mib, :network_enabled,
+                :created_at, :expires_at, :state, :is_task, :ephemeral, :disk_mib, :network_enabled, :network_policy,
                 :allow_host_compat, :execution_mode, :metadata)";
         tx.execute(
             sql,
@@ -89,7 +91,8 @@ impl NewVm {
                 ":is_task": self.kind == Kind::Task,
                 ":ephemeral": self.ephemeral,
                 ":disk_mib": self.disk_mib,
-                ":network_enabled": self.network_enabled,
+                ":network_enabled": self.network.is_some(),
+                ":network_policy": self.network.as_ref().map(policy_to_json),
                 ":allow_host_compat": self.host_access.is_allowed(),
                 ":execution_mode": ExecutionMode::Pending.as_str(),
                 ":metadata": to_json(&self.metadata),
@@ -112,7 +115,8 @@ impl VmRecord {
             created_at: self.created_at,
             expires_at: self.expires_at,
             state: self.state,
-            network_enabled: self.network_enabled,
+            network_enabled: self.network.is_some(),
+            network_policy: self.network.clone(),
             allow_host_compat: self.host_access.is_allowed(),
             guest_ip: self.guest_ip.clone(),
             tap_name: None,
@@ -176,7 +180,7 @@ impl VmRecord {
             kind: if row.get("is_task")? { Kind::Task } else { Kind::Vm },
             ephemeral: row.get("ephemeral")?,
             disk_mib: row.get("disk_mib")?,
-            network_enabled: row.get("network_enabled")?,
+            network: network(row)?,
             host_access: row.get::<_, bool>("allow_host_compat")?.into(),
             guest_ip: row.get("guest_ip")?,
             execution_mode: stored(row, "execution_mode")?,
@@ -189,6 +193,16 @@ impl VmRecord {
             vm_id,
         })
     }
+}
+
+/// Returns what a VM may reach. A VM that was recorded before there were policies has the default one; a damaged policy makes
+/// the record unreadable, because any other policy might open more.
+fn network(row: &Row<'_>) -> rusqlite::Result<Option<NetworkPolicy>> {
+    if !row.get::<_, bool>("network_enabled")? {
+        return Ok(None);
+    }
+    let policy = row.get::<_, Option<StoredPolicy>>("network_policy")?;
+    Ok(Some(policy.map_or_else(NetworkPolicy::default, |StoredPolicy(policy)| policy)))
 }
 
 /// Returns the VM with this id, unless it is a tombstone.
@@ -227,6 +241,20 @@ pub(super) fn readable<T>(
         }
     }
     Ok(values)
+}
+
+fn policy_to_json(policy: &NetworkPolicy) -> String {
+    serde_json::json!(policy).to_string()
+}
+
+/// A policy stored as JSON.
+struct StoredPolicy(NetworkPolicy);
+
+impl FromSql for StoredPolicy {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let policy = serde_json::from_str(value.as_str()?);
+        policy.map(Self).map_err(|error| FromSqlError::Other(Box::new(error)))
+    }
 }
 
 fn to_json(metadata: &BTreeMap<String, String>) -> String {

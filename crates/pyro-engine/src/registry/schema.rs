@@ -60,6 +60,10 @@ const STEPS: &[&str] = &[
         PRIMARY KEY (task_id, sequence)
     ) STRICT, WITHOUT ROWID;
 ",
+    "
+    -- A JSON object: what a VM with a network may reach. Absent: the public internet.
+    ALTER TABLE vms ADD COLUMN network_policy TEXT;
+",
 ];
 
 /// Returns the version that this program writes.

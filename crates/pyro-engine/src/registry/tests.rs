@@ -25,7 +25,7 @@ fn new_vm(vm_id: &VmId, created_at: f64) -> NewVm {
         kind: Kind::Vm,
         ephemeral: false,
         disk_mib: None,
-        network_enabled: false,
+        network: None,
         host_access: crate::HostAccess::Denied,
         metadata: BTreeMap::from([("allow_host_compat".to_owned(), "false".to_owned())]),
     }

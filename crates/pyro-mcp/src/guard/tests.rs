@@ -29,6 +29,7 @@ fn vm() -> Vm {
         expires_at: 600.0,
         state: VmState::Started,
         network_enabled: true,
+        network_policy: None,
         allow_host_compat: false,
         guest_ip: None,
         tap_name: None,
@@ -51,6 +52,7 @@ fn task() -> Task {
         expires_at: 600.0,
         state: VmState::Started,
         network_enabled: true,
+        network_policy: None,
         allow_host_compat: false,
         guest_ip: None,
         tap_name: None,
@@ -64,6 +66,7 @@ fn task() -> Task {
         last_error: None,
         disk_mib: None,
         disk_used_bytes: 0,
+        network_denials: Vec::new(),
     }
 }
 

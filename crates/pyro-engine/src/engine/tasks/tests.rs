@@ -42,7 +42,7 @@ async fn created(engine: &Engine, kind: Kind) -> (VmId, PathBuf) {
         kind,
         ephemeral: false,
         disk_mib: None,
-        network_enabled: false,
+        network: None,
         host_access: crate::HostAccess::Denied,
         metadata: BTreeMap::new(),
     };

@@ -26,7 +26,7 @@ fn with_tasks(count: u32) -> (TempDir, Registry) {
             kind: Kind::Task,
             ephemeral: false,
             disk_mib: Some(8192),
-            network_enabled: false,
+            network: None,
             host_access: crate::HostAccess::Denied,
             metadata: BTreeMap::new(),
         };

@@ -18,6 +18,7 @@ fn a_task() -> Task {
         expires_at: 1600.0,
         state: VmState::Started,
         network_enabled: false,
+        network_policy: None,
         allow_host_compat: false,
         guest_ip: None,
         tap_name: None,
@@ -31,6 +32,7 @@ fn a_task() -> Task {
         last_error: None,
         disk_mib: None,
         disk_used_bytes: 0,
+        network_denials: Vec::new(),
     }
 }
 
