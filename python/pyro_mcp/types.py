@@ -110,6 +110,25 @@ ExecutionMode = Literal["pending", "guest_vsock", "host_compat"]
 """Where commands of a VM run."""
 
 
+Egress = Literal["public", "allowlist"]
+"""What a guest may reach that no entry of its policy names."""
+
+
+class NetworkPolicy(TypedDict, total=False):
+    """What a guest with a network may reach. Without it, a guest reaches the public internet and nothing else: no loopback,
+    private, link-local or metadata address, and no address of this host."""
+
+    allow_cidrs: List[str]
+    """Address ranges to open, such as `10.1.0.0/16`. They may be private."""
+    allow_domains: List[str]
+    """With `allowlist`: public names to open, as `NAME` or `*.NAME`, for HTTP and HTTPS on ports 80 and 443, or with
+    `:PORT` for that port."""
+    allow_hosts: List[str]
+    """Hosts to open, as `NAME`, `NAME:PORT`, `ADDRESS` or `ADDRESS:PORT`. They may be private."""
+    egress: Egress
+    """`public`: the public internet. `allowlist`: only what `allow_cidrs`, `allow_hosts` and `allow_domains` name."""
+
+
 VmState = Literal["created", "started", "stopped"]
 """State of a VM that exists."""
 
@@ -143,6 +162,8 @@ class Vm(TypedDict):
     """Diagnostics. Keys and values may change between versions."""
     network_enabled: bool
     """It has a network."""
+    network_policy: Optional[NetworkPolicy]
+    """What it may reach; `None` without a network."""
     state: VmState
     """State."""
     tap_name: Optional[str]
@@ -168,6 +189,25 @@ class Deleted(TypedDict):
     """The reason."""
     vm_id: VmId
     """Id it had."""
+
+
+class NetworkDenial(TypedDict):
+    """Something that a guest tried to reach and its policy refused. Repetitions are counted."""
+
+    address: Optional[str]
+    """The address; `None` for a name that was not resolved."""
+    count: int
+    """How often it was refused."""
+    name: Optional[str]
+    """The name, if it is known."""
+    port: Optional[int]
+    """The port."""
+    protocol: str
+    """`tcp`, `udp`, `icmp` or `dns`."""
+    rule: str
+    """The rule that refused it, such as `loopback` or `not-in-allowlist`."""
+    time: float
+    """When it was last refused, in seconds since the epoch."""
 
 
 class Phase(TypedDict):
@@ -217,6 +257,8 @@ class RunResult(_RunResultAlways, total=False):
 
     kernel_release: Optional[str]
     """The guest kernel, as `uname -r` gives it."""
+    network_denials: List[NetworkDenial]
+    """What the command's guest tried to reach and was refused while it ran, the latest last; absent if nothing."""
     timings: List[Phase]
     """Durations of the phases of a one-shot run; otherwise empty."""
 
@@ -241,6 +283,10 @@ class NetworkInfo(_NetworkInfoAlways, total=False):
     """The guest's address."""
     mac_address: Optional[str]
     """The guest's MAC address."""
+    network_denials: List[NetworkDenial]
+    """What it tried to reach and was refused, the latest last."""
+    network_policy: Optional[NetworkPolicy]
+    """What the guest may reach."""
     reason: Optional[str]
     """Why there is no network."""
     subnet_cidr: Optional[str]
@@ -279,9 +325,7 @@ StopReason = Literal["explicit_stop", "expired", "terminated", "guest_ended", "o
 """Why a task is stopped."""
 
 
-class Task(TypedDict):
-    """A task."""
-
+class _TaskAlways(TypedDict):
     accelerator: Optional[str]
     """`kvm` or `tcg`; `None` on the host."""
     allow_host_compat: bool
@@ -314,6 +358,8 @@ class Task(TypedDict):
     """Diagnostics. Keys and values may change between versions."""
     network_enabled: bool
     """It has a network."""
+    network_policy: Optional[NetworkPolicy]
+    """What it may reach; `None` without a network."""
     state: VmState
     """State."""
     stop_reason: Optional[StopReason]
@@ -328,6 +374,13 @@ class Task(TypedDict):
     """Virtual CPUs."""
     workspace_path: str
     """Default working directory of its commands."""
+
+
+class Task(_TaskAlways, total=False):
+    """A task."""
+
+    network_denials: List[NetworkDenial]
+    """What its guest tried to reach since its start and was refused, the latest last; absent if nothing."""
 
 
 class TaskDeleted(TypedDict):
@@ -356,9 +409,7 @@ Outcome = Literal["running", "exited", "killed", "not_run", "unknown"]
 """The outcome of a command of a task."""
 
 
-class TaskExec(TypedDict):
-    """Result of a command in a task."""
-
+class _TaskExecAlways(TypedDict):
     command: str
     """The shell text that was run."""
     cwd: str
@@ -389,6 +440,13 @@ class TaskExec(TypedDict):
     """Id of the task."""
     timed_out: bool
     """The command timed out."""
+
+
+class TaskExec(_TaskExecAlways, total=False):
+    """Result of a command in a task."""
+
+    network_denials: List[NetworkDenial]
+    """What the task's guest tried to reach and was refused while it ran, the latest last; absent if nothing."""
 
 
 class TaskDetached(TypedDict):

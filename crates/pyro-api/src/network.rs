@@ -113,8 +113,8 @@ impl NetworkPolicy {
             }
         }
         for domain in &self.allow_domains {
-            let is_open = outer.egress == Egress::Public
-                || outer.allow_domains.iter().any(|wide| wide.covers(domain));
+            let is_open =
+                outer.egress == Egress::Public || outer.allow_domains.iter().any(|wide| wide.covers(domain));
             if !is_open {
                 return refuse("allow_domains", domain.to_string());
             }

@@ -9,6 +9,7 @@ pub(crate) mod internal;
 mod machine;
 pub(crate) mod man;
 pub(crate) mod mcp;
+mod network;
 pub(crate) mod rpc;
 pub(crate) mod run;
 pub(crate) mod task;

@@ -36,13 +36,13 @@ pub use engine::{CopyFromGuest, CopyToGuest, Engine, PROBE_COMMAND, probe_kvm};
 pub use pyro_api::Error;
 pub use pyro_api::operations;
 pub use pyro_api::{
-    Accelerator, CallContext, Command, CommandOutput, Contract, CopyLimits, DeleteReason, Deleted,
-    DoctorReport, Environment, EnvironmentList, ErrorKind, Event, Events, ExecutionMode, FileContent,
-    FileEncoding, FileRange, Hint, HostAccess, Kind, LastCommand, NetworkAssignment, NetworkInfo, Outcome,
-    Output, OutputMode, OutputStream, Phase, PruneReport, Pruned, PullEvent, PulledEnvironment, Reader,
-    Reaped, RunPhase, RunResult, StopReason, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
-    TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskSpec, UnknownWord, Vm, VmId, VmSpec,
-    VmState,
+    Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CallContext, Command, CommandOutput, Contract,
+    CopyLimits, DeleteReason, Deleted, DoctorReport, Egress, Environment, EnvironmentList, ErrorKind, Event,
+    Events, ExecutionMode, FileContent, FileEncoding, FileRange, Hint, HostAccess, Kind, LastCommand,
+    NetworkAssignment, NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode, OutputStream,
+    Phase, PruneReport, Pruned, PullEvent, PulledEnvironment, Reader, Reaped, RunPhase, RunResult,
+    StopReason, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList,
+    TaskLogEntry, TaskLogs, TaskLogsPage, TaskSpec, UnknownWord, Vm, VmId, VmSpec, VmState,
 };
 pub use supervise::{SUPERVISE_COMMAND, supervise};
 

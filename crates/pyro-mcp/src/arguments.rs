@@ -38,6 +38,8 @@ pub(crate) enum Kind {
     Switch,
     /// An object of strings; the default is empty.
     Texts,
+    /// An optional array of strings.
+    List,
 }
 
 /// The schema of an object with these arguments, in their order. Other arguments are ignored, because clients add some.
@@ -66,6 +68,7 @@ impl Argument {
             Kind::OptionalCount(Some(default)) => json!({ "type": "integer", "default": default }),
             Kind::OneOf(texts) => json!({ "type": "string", "enum": texts, "default": texts.first() }),
             Kind::Switch => json!({ "type": "boolean", "default": false }),
+            Kind::List => json!({ "type": "array", "items": { "type": "string" } }),
             Kind::Texts => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
         };
         schema["description"] = self.description.into();
@@ -140,6 +143,7 @@ impl Arguments {
                 Kind::OptionalCount(default) => self.optional_count(name)?.or(default).map(Value::from),
                 Kind::OneOf(known) => self.one_of(name, known)?.map(Value::from),
                 Kind::Switch => Some(self.switch(name)?.into()),
+                Kind::List => self.list(name)?.map(Value::from),
                 Kind::Texts => {
                     let texts = self.texts(name)?.into_iter().map(|(key, value)| (key, value.into()));
                     Some(Value::Object(texts.collect()))
@@ -188,6 +192,20 @@ impl Arguments {
             other => Err(wrong(&format!("{name}.{key}"), "a string", other)),
         };
         object.iter().map(text).collect()
+    }
+
+    /// An optional array of strings.
+    pub(crate) fn list(&self, name: &str) -> Result<Option<Vec<String>>, ArgumentError> {
+        let items = match self.given(name) {
+            None => return Ok(None),
+            Some(Value::Array(items)) => items,
+            Some(other) => return Err(wrong(name, "an array of strings", other)),
+        };
+        let text = |(index, value): (usize, &Value)| match value {
+            Value::String(text) => Ok(text.clone()),
+            other => Err(wrong(&format!("{name}[{index}]"), "a string", other)),
+        };
+        items.iter().enumerate().map(text).collect::<Result<_, _>>().map(Some)
     }
 
     /// The value, if it is given and not `null`.
@@ -303,7 +321,7 @@ mod tests {
     fn what_models_write_is_understood() {
         let given = arguments(json!({
             "a": 2, "b": "2", "c": 2.0, "d": " 2 ", "e": null, "on": true, "word": "true", "text": "x",
-            "env": {"A": "1"},
+            "env": {"A": "1"}, "list": ["x"],
         }));
         for name in ["a", "b", "c", "d"] {
             assert_eq!(given.integer(name), Ok(2), "{name}");
@@ -315,12 +333,16 @@ mod tests {
         );
         assert_eq!(given.text("text"), Ok("x".to_owned()));
         assert_eq!(given.texts("env").unwrap()["A"], "1");
+        assert_eq!(given.list("list"), Ok(Some(vec!["x".to_owned()])));
+        assert_eq!(given.list("absent"), Ok(None));
         assert_eq!(arguments(json!({ "n": 1e300 })).integer("n"), Ok(i64::MAX));
     }
 
     #[test]
     fn each_error_is_one_sentence() {
-        let given = arguments(json!({ "n": "two", "f": 1.5, "t": 5, "s": [], "env": {"A": 1}, "low": -1 }));
+        let given = arguments(
+            json!({ "n": "two", "f": 1.5, "t": 5, "s": [], "env": {"A": 1}, "low": -1, "list": ["a", 1] }),
+        );
         let errors = [
             given.text("absent").unwrap_err(),
             given.integer("n").unwrap_err(),
@@ -329,6 +351,8 @@ mod tests {
             given.switch("s").unwrap_err(),
             given.texts("env").unwrap_err(),
             given.count("low").unwrap_err(),
+            given.list("list").unwrap_err(),
+            given.list("t").unwrap_err(),
         ];
         let errors = errors.map(|error| error.to_string());
         insta::assert_snapshot!(errors.join("\n"), @r"
@@ -339,6 +363,8 @@ mod tests {
         `s` must be a boolean, not an array
         `env.A` must be a string, not a number
         `low` must not be negative
+        `list[1]` must be a string, not a number
+        `t` must be an array of strings, not a number
         ");
     }
 }

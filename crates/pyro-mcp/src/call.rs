@@ -37,6 +37,7 @@ impl Call<'_> {
     pub(crate) async fn carry_out(&self, tool: Tool, given: Arguments) -> Result<Value, Failure> {
         let arguments = self.guard.policy().admit_call(tool, given)?;
         let mut given = arguments.checked(tool.arguments())?;
+        self.guard.policy().apply_network_policy(&mut given)?;
         match tool {
             Tool::VmRun => self.forward::<RunInVm>(&self.streamed(given)).await,
             Tool::VmListEnvironments => {

@@ -1,12 +1,14 @@
 //! The limits that the operator of a server sets.
 
-use pyro_api::{Disk, EnvironmentName, Lifetime, Operation, Task, Vm, VmSpec};
+use pyro_api::{Disk, EnvironmentName, Lifetime, NetworkPolicy, Operation, Task, Vm, VmSpec};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::arguments::{self, Argument, Arguments, Kind, Object};
+use crate::arguments::{self, Argument, ArgumentError, Arguments, Given, Kind, Object};
 use crate::failure::Failure;
-use crate::tools::{DISK, ENVIRONMENT, HOST_COMPAT, MEM_MIB, NETWORK, TASK_TTL, Tool, VCPU_COUNT};
+use crate::tools::{
+    ALLOW_DOMAINS, DISK, ENVIRONMENT, HOST_COMPAT, MEM_MIB, NETWORK, TASK_TTL, Tool, VCPU_COUNT,
+};
 
 /// The set of tools that a server offers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -33,6 +35,8 @@ pub struct Policy {
     pub environments: Vec<String>,
     /// Guests have no network.
     pub no_network: bool,
+    /// What guests with a network may reach. A call can only narrow it.
+    pub network_policy: NetworkPolicy,
     /// Commands may run on the host if VMs cannot run there and the client allows it.
     pub allow_host_compat: bool,
     /// Maximum number of virtual CPUs of a VM.
@@ -44,6 +48,9 @@ pub struct Policy {
     /// Maximum lifetime in seconds, from creation or the latest extension.
     pub max_ttl_seconds: Option<i64>,
 }
+
+/// The contract's parameter that [`ALLOW_DOMAINS`] becomes a part of.
+const NETWORK_POLICY: &str = "network_policy";
 
 /// A limit of one argument.
 enum Pin<'a> {
@@ -164,6 +171,23 @@ impl Policy {
         Ok(given)
     }
 
+    /// Replaces `allow_domains` by the policy that it stands for. A guest with a network for which the client names no domains
+    /// gets what the operator allows.
+    pub(crate) fn apply_network_policy(&self, given: &mut Given) -> Result<(), Failure> {
+        let domains = given.take(&ALLOW_DOMAINS);
+        let has_network = given.0.get(NETWORK.name) == Some(&Value::Bool(true));
+        let policy = match domains {
+            Some(_) if !has_network => {
+                return Err(ArgumentError::Needs("`allow_domains` needs `network`").into());
+            }
+            Some(domains) => json!({ "egress": "allowlist", "allow_domains": domains }),
+            None if has_network => json!(self.network_policy),
+            None => return Ok(()),
+        };
+        given.0.insert(NETWORK_POLICY.to_owned(), policy);
+        Ok(())
+    }
+
     /// Checks everything that a request asks for against the limits, whichever tool it comes from.
     pub(crate) fn check<O: Operation>(&self, request: &O) -> Result<(), Failure> {
         let spec = request.part::<VmSpec>();
@@ -197,6 +221,11 @@ impl Policy {
                 return Err(Failure::NotAllowed(refused));
             }
         }
+        if let Some(spec) = spec.filter(|spec| spec.network) {
+            let asked = spec.network_policy.clone().unwrap_or_default();
+            let refused = |error| Failure::NotAllowed(format!("{error} on this server"));
+            asked.check_within(&self.network_policy).map_err(refused)?;
+        }
         match switches.into_iter().find(|(_, asked, allowed)| *asked && !allowed) {
             Some((name, ..)) => Err(Failure::NotAllowed(format!("{name} is turned off on this server"))),
             None => Ok(()),
@@ -225,15 +254,6 @@ impl Policy {
         self.no_network && !self.allow_host_compat
     }
 
-    /// Some limit also applies to existing machines, which another client may have created.
-    pub(crate) fn limits_machines(&self) -> bool {
-        let sizes = [self.max_vcpu_count, self.max_mem_mib, self.max_disk_mib, self.max_ttl_seconds];
-        self.no_network
-            || !self.allow_host_compat
-            || !self.environments.is_empty()
-            || sizes.iter().any(Option::is_some)
-    }
-
     /// Checks an existing machine before something runs in it.
     pub(crate) fn admit(&self, machine: &Machine) -> Result<(), Failure> {
         let sizes = [
@@ -247,6 +267,10 @@ impl Policy {
             format!("its environment is {}", machine.environment)
         } else if self.no_network && machine.network_enabled {
             "it has a network".to_owned()
+        } else if let Some(policy) = &machine.network_policy
+            && let Err(error) = policy.check_within(&self.network_policy)
+        {
+            format!("its network reaches more than this server allows: {error}")
         } else if !self.allow_host_compat && machine.allow_host_compat {
             "it may run commands on the host".to_owned()
         } else if let Some((name, value, _)) = beyond {
@@ -264,6 +288,7 @@ pub(crate) struct Machine {
     pub(crate) name: String,
     pub(crate) environment: String,
     pub(crate) network_enabled: bool,
+    pub(crate) network_policy: Option<NetworkPolicy>,
     pub(crate) allow_host_compat: bool,
     pub(crate) vcpu_count: i64,
     pub(crate) mem_mib: i64,
@@ -278,6 +303,7 @@ impl From<Vm> for Machine {
             name: format!("vm {}", vm.vm_id),
             environment: vm.environment,
             network_enabled: vm.network_enabled,
+            network_policy: vm.network_policy,
             allow_host_compat: vm.allow_host_compat,
             vcpu_count: vm.vcpu_count.into(),
             mem_mib: vm.mem_mib.into(),
@@ -293,6 +319,7 @@ impl From<Task> for Machine {
             name: format!("task {}", task.task_id),
             environment: task.environment,
             network_enabled: task.network_enabled,
+            network_policy: task.network_policy,
             allow_host_compat: task.allow_host_compat,
             vcpu_count: task.vcpu_count.into(),
             mem_mib: task.mem_mib.into(),

@@ -25,13 +25,16 @@ pub(crate) fn schema_of<T: JsonSchema>() -> Schema {
     settings.into_generator().into_root_schema_for::<T>()
 }
 
-/// The keys that are named of a type inside another payload. Its own status names all of them.
-const LISTED: [(&str, &[&str]); 6] = [
+/// The keys that are named of a type inside another payload. Its own status names all of them; of a type without keys here, a
+/// schema only says that it is an object.
+const LISTED: [(&str, &[&str]); 8] = [
     ("Environment", &["name", "version", "description", "default_packages", "installed"]),
     ("Task", &["task_id", "environment", "state", "expires_at", "command_count", "stop_reason"]),
     ("TaskExec", &["sequence", "stdout", "stderr", "exit_code", "outcome", "timed_out", "execution_mode"]),
     ("TaskDetached", &["sequence", "outcome"]),
     ("LastCommand", &["sequence", "command", "exit_code"]),
+    ("NetworkPolicy", &[]),
+    ("NetworkDenial", &[]),
     ("TaskLogEntry", &["sequence", "command", "stdout", "stderr", "exit_code", "outcome", "timed_out"]),
 ];
 
@@ -44,7 +47,10 @@ pub(crate) fn compact(schema: Schema, keys: &[&str]) -> Object {
     }
     for (name, keys) in LISTED {
         if let Some(listed) = schema.pointer_mut(&format!("/$defs/{name}")) {
-            keep(listed, keys);
+            match keys {
+                [] => *listed = json!({ "type": "object" }),
+                keys => keep(listed, keys),
+            }
         }
     }
     inline_words(&mut schema);

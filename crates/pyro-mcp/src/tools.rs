@@ -92,6 +92,11 @@ pub(crate) const TASK_TTL: Argument = Argument {
 };
 pub(crate) const NETWORK: Argument =
     Argument { name: "network", kind: Kind::Switch, description: "Give the guest outbound network access" };
+pub(crate) const ALLOW_DOMAINS: Argument = Argument {
+    name: "allow_domains",
+    kind: Kind::List,
+    description: "With network: reach only these names, such as *.example.com",
+};
 pub(crate) const HOST_COMPAT: Argument = Argument {
     name: HostAccess::NAME,
     kind: Kind::Switch,
@@ -290,14 +295,26 @@ impl Tool {
 
     pub(crate) fn arguments(self) -> &'static [Argument] {
         match self {
-            Self::VmRun => {
-                &[ENVIRONMENT, COMMAND, VCPU_COUNT, MEM_MIB, TIMEOUT, VM_TTL, NETWORK, HOST_COMPAT]
-            }
+            Self::VmRun => &[
+                ENVIRONMENT,
+                COMMAND,
+                VCPU_COUNT,
+                MEM_MIB,
+                TIMEOUT,
+                VM_TTL,
+                NETWORK,
+                ALLOW_DOMAINS,
+                HOST_COMPAT,
+            ],
             Self::VmListEnvironments | Self::VmReapExpired | Self::TaskList => &[],
-            Self::VmCreate => &[ENVIRONMENT, VCPU_COUNT, MEM_MIB, VM_TTL, NETWORK, HOST_COMPAT],
+            Self::VmCreate => {
+                &[ENVIRONMENT, VCPU_COUNT, MEM_MIB, VM_TTL, NETWORK, ALLOW_DOMAINS, HOST_COMPAT]
+            }
             Self::VmStart | Self::VmStop | Self::VmDelete | Self::VmStatus | Self::VmNetworkInfo => &[VM_ID],
             Self::VmExec => &[VM_ID, COMMAND, TIMEOUT],
-            Self::TaskCreate => &[ENVIRONMENT, VCPU_COUNT, MEM_MIB, TASK_TTL, DISK, NETWORK, HOST_COMPAT],
+            Self::TaskCreate => {
+                &[ENVIRONMENT, VCPU_COUNT, MEM_MIB, TASK_TTL, DISK, NETWORK, ALLOW_DOMAINS, HOST_COMPAT]
+            }
             Self::TaskExec => &[TASK_ID, COMMAND, TIMEOUT, CWD, ENV, DETACH],
             Self::TaskStatus | Self::TaskDelete | Self::TaskStart | Self::TaskStop => &[TASK_ID],
             Self::TaskLogs => &[TASK_ID, ANY_SEQUENCE, OUTPUT_OFFSET, LAST],

@@ -12,11 +12,9 @@ fn allowlist(domains: &[&str]) -> NetworkPolicy {
 
 #[test]
 fn entries_are_read_and_written_in_one_form() {
-    for (text, expected) in [
-        ("10.1.2.3/16", "10.1.0.0/16"),
-        ("10.1.2.3", "10.1.2.3/32"),
-        ("fd00::1", "fd00::1/128"),
-    ] {
+    for (text, expected) in
+        [("10.1.2.3/16", "10.1.0.0/16"), ("10.1.2.3", "10.1.2.3/32"), ("fd00::1", "fd00::1/128")]
+    {
         assert_eq!(text.parse::<AllowedCidr>().unwrap().to_string(), expected);
     }
     for (text, expected) in [
@@ -45,9 +43,10 @@ fn text_that_is_no_entry_is_refused_with_what_is_expected() {
     for text in ["", "10.0.0.0/33", "example.test", "10.0.0", "10.0.0.0/16/8", "0x7f.1"] {
         assert_eq!(text.parse::<AllowedCidr>(), Err(InvalidPattern::Cidr), "{text:?}");
     }
-    for text in
-        ["", ":22", "a:", "a:0", "a:65536", "a:+22", "a b", "*.a", "http://a", "a..b", "-a", "127.1", "[::1", "[::1]x"]
-    {
+    for text in [
+        "", ":22", "a:", "a:0", "a:65536", "a:+22", "a b", "*.a", "http://a", "a..b", "-a", "127.1", "[::1",
+        "[::1]x",
+    ] {
         assert_eq!(text.parse::<AllowedHost>(), Err(InvalidPattern::Host), "{text:?}");
     }
     for text in ["", "*", "*.", "a.*.b", "**.a", "a:", "10.0.0.1", "ä.test", "*.*.a", ".a"] {

@@ -28,7 +28,8 @@ fn run_has_the_defaults_of_the_contract() {
     assert_eq!(args.machine.environment, "debian:12");
     assert_eq!((args.machine.vcpu_count, args.machine.mem_mib), (1, 1024));
     assert_eq!((args.timeout_seconds, args.ttl_seconds), (30, 600));
-    assert!(!args.network && !args.allow_host_compat && !args.json);
+    assert!(!args.network.network && !args.allow_host_compat && !args.json);
+    assert_eq!(args.network.policy(), None);
     assert_eq!(args.words, ["true"]);
 }
 
@@ -38,16 +39,28 @@ fn flags_go_before_or_after_the_environment() {
     let after = run_args(&["run", "e", "--network", "--mem-mib", "512", "--json", "--", "a", "b"]);
     let around = run_args(&["run", "--network", "e", "--mem-mib=512", "--json", "a", "b"]);
     for args in [before, after, around] {
-        assert!(args.network && args.json);
+        assert!(args.network.network && args.json);
         assert_eq!((args.machine.environment.as_str(), args.machine.mem_mib), ("e", 512));
         assert_eq!(args.words, ["a", "b"]);
     }
 }
 
 #[test]
+fn a_network_policy_needs_a_network() {
+    let words = ["--egress", "allowlist", "--allow-domain", "*.example.test", "--allow-cidr", "10.1.0.0/16"];
+    let all = |flag: &'static [&'static str]| [&["run", "e"], flag, &words, &["--", "true"]].concat();
+    let policy = run_args(&all(&["--network"])).network.policy().unwrap();
+    let expected = r#"{"egress":"allowlist","allow_cidrs":["10.1.0.0/16"],"allow_hosts":[],"allow_domains":["*.example.test"]}"#;
+    assert_eq!(serde_json::to_string(&policy).unwrap(), expected);
+    assert!(refusal(&all(&[])).to_string().contains("--network"));
+    let error = refusal(&["run", "e", "--network", "--allow-cidr", "10.0.0.0/33", "--", "true"]);
+    assert!(error.to_string().contains("invalid address range: expected"), "{error}");
+}
+
+#[test]
 fn words_after_the_separator_are_never_ours() {
     let args = run_args(&["run", "e", "--", "tool", "--json", "--network", "--help", "--", "-x", ""]);
-    assert!(!args.json && !args.network);
+    assert!(!args.json && !args.network.network);
     assert_eq!(args.words, ["tool", "--json", "--network", "--help", "--", "-x", ""]);
     assert_eq!(run_args(&["run", "e", "--", "--", "x"]).words, ["--", "x"]);
     assert_eq!(run_args(&["run", "e", "--", "--json"]).words, ["--json"]);
@@ -79,7 +92,8 @@ fn a_task_has_the_defaults_of_the_contract() {
         (args.machine.vcpu_count, args.machine.mem_mib, args.ttl_seconds, args.disk_mib),
         (1, 1024, 600, None)
     );
-    assert!(!args.network && !args.allow_host_compat && !args.json);
+    assert!(!args.network.network && !args.allow_host_compat && !args.json);
+    assert_eq!(args.network.policy(), None);
     let words = ["task", "exec", "9775b3af1eeb", "--env", "A=b=c", "--env", "D=", "--", "x", "--json"];
     let Ok(Command::Task(TaskCommand::Exec(args))) = parse_words(&words) else { panic!("not a command") };
     assert_eq!((args.timeout_seconds, args.cwd, args.detach, args.json), (30, None, false, false));

@@ -7,6 +7,7 @@ use pyro_engine::operations::RunInVm;
 use pyro_engine::{Command, Engine, OutputMode, RunResult, VmSpec};
 
 use crate::commands::machine::MachineArgs;
+use crate::commands::network::{self, NetworkArgs};
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::printer::Printer;
@@ -43,9 +44,8 @@ pub(crate) struct RunArgs {
     /// Lifetime of the VM in seconds, 60 to 3600; after it the VM is removed
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) ttl_seconds: i64,
-    /// Give the guest outbound network access; a hostile guest can then reach all that you can reach [default: off]
-    #[arg(long)]
-    pub(crate) network: bool,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
     /// Run the command on this machine, without isolation, if VMs cannot run here [default: off]
     #[arg(long)]
     pub(crate) allow_host_compat: bool,
@@ -69,7 +69,6 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
     if args.warm {
         config.warm_spares = config.warm_spares.max(1);
     }
-    printer.warn_of_network(args.network);
     let engine = Engine::new(config);
     let request = request(&args, command);
     let (mut result, shown) = session::watch(printer, args.json, |events, cancel| async move {
@@ -82,7 +81,10 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
         Reply::document(&result)?
     } else {
         shown.end_line(printer);
-        let timings = result.timings.iter().fold(Reply::nothing(), |reply, phase| {
+        let denials = result.network_denials.iter().fold(Reply::nothing(), |reply, denial| {
+            reply.note(format!("[network] {}", network::denial(denial)))
+        });
+        let timings = result.timings.iter().fold(denials, |reply, phase| {
             reply.note(format!("[timing] {:<12}{:9.1} ms", phase.name, phase.ms))
         });
         timings.note(summary(&result))
@@ -97,7 +99,8 @@ fn request(args: &RunArgs, command: String) -> RunInVm {
         vcpu_count: args.machine.vcpu_count,
         mem_mib: args.machine.mem_mib,
         ttl_seconds: args.ttl_seconds,
-        network: args.network,
+        network: args.network.network,
+        network_policy: args.network.policy(),
         allow_host_compat: args.allow_host_compat,
     };
     // Text output is streamed; a JSON document holds it after the end.

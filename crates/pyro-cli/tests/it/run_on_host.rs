@@ -36,17 +36,6 @@ fn guest_output_goes_where_the_guest_wrote_it() {
 }
 
 #[test]
-fn one_line_warns_of_a_network() {
-    let warnings = |words: &[&str]| {
-        let ended = host().ended(host().command(["run", "debian:12"].iter().chain(words)).output().unwrap());
-        ended.stderr.lines().filter(|line| line.contains("this host's loopback included")).count()
-    };
-    assert_eq!(warnings(&["--network", "--", "true"]), 1);
-    assert_eq!(warnings(&["--network", "--json", "--", "true"]), 1);
-    assert_eq!(warnings(&["--", "true"]), 0);
-}
-
-#[test]
 fn much_output_comes_whole() {
     let ended = run(&host(), ["--", "head -c 3000000 /dev/zero"]);
     assert_eq!((ended.code(), ended.raw_stdout.len()), (0, 3_000_000), "{}", ended.stderr);

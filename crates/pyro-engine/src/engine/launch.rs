@@ -21,7 +21,8 @@ use crate::engine::reconcile::is_unfinished;
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
 use crate::{
-    Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, VmId, VmSpec, search_path, state_dir,
+    Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, NetworkPolicy, VmId, VmSpec,
+    search_path, state_dir,
 };
 
 /// Maximum boot time in seconds. Emulation takes a few seconds, and more when many VMs boot at once.
@@ -47,7 +48,8 @@ pub(super) struct Shape {
     pub(super) sizing: Sizing,
     pub(super) retention: Retention,
     pub(super) disk_mib: Option<u32>,
-    pub(super) network: bool,
+    /// What it may reach; `None`: it has no network.
+    pub(super) network: Option<NetworkPolicy>,
     pub(super) expires_at: f64,
     /// If its start fails, no other process may find it.
     pub(super) is_new: bool,
@@ -165,7 +167,7 @@ impl Engine {
                 Kind::Vm => Retention::Lifetime,
             },
             disk_mib: record.disk_mib,
-            network: record.network_enabled,
+            network: record.network.clone(),
             expires_at: record.expires_at,
             is_new: is_unfinished(&record),
         };
@@ -209,7 +211,7 @@ impl Engine {
             sizing,
             retention: Retention::Caller,
             disk_mib: None,
-            network: false,
+            network: None,
             expires_at: f64::MAX,
             is_new: false,
         };
@@ -289,7 +291,7 @@ impl Engine {
                 base_filesystem: environment.rootfs_format.to_string(),
                 layer_template,
             },
-            network: shape.network,
+            network: shape.network.is_some(),
             purpose: Purpose::Vm,
         })
     }

@@ -204,7 +204,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::status_vm`].
     pub async fn network_info_vm(&self, vm_id: &str) -> Result<NetworkInfo, Error> {
-        Ok(NetworkInfo::of(&self.status_vm(vm_id).await?))
+        Ok(NetworkInfo::of(&self.status_vm(vm_id).await?, Vec::new()))
     }
 
     /// Installs the environment if necessary and returns its version. Returns `None` where no VM can run and the caller
@@ -333,6 +333,7 @@ pub(super) fn run_result(record: VmRecord, command: CheckedCommand, captured: Ca
         accelerator: record.accelerator,
         channel: in_guest.then(|| pyro_machine::CHANNEL.to_owned()),
         kernel_release: record.metadata.get("kernel_release").cloned(),
+        network_denials: Vec::new(),
         timings: Vec::new(),
     }
 }

@@ -41,7 +41,7 @@ impl Engine {
                 sizing,
                 retention: Retention::Caller,
                 disk_mib: None,
-                network: spec.network,
+                network: spec.network.then(|| spec.network_policy.clone().unwrap_or_default()),
                 // A spare has a lifetime of its own.
                 expires_at: f64::MAX,
                 is_new: true,

@@ -286,7 +286,8 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, Error> {
         created_at: record.created_at,
         expires_at: record.expires_at,
         state: record.state,
-        network_enabled: record.network_enabled,
+        network_enabled: record.network.is_some(),
+        network_policy: record.network,
         allow_host_compat: record.host_access.is_allowed(),
         guest_ip: record.guest_ip,
         tap_name: None,
@@ -300,6 +301,7 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, Error> {
         last_error: record.last_error,
         disk_mib: disk.map(|disk| disk.len() >> 20),
         disk_used_bytes: used_bytes(&dir),
+        network_denials: Vec::new(),
         task_id: record.vm_id,
     })
 }

@@ -8,7 +8,8 @@ fn check(policy: &Policy, tool: Tool, given: Value) -> Result<Value, String> {
     let Value::Object(given) = given else { panic!("{given} is not an object") };
     let checked = || {
         let admitted = policy.admit_call(tool, Arguments(given))?;
-        let given = admitted.checked(tool.arguments())?;
+        let mut given = admitted.checked(tool.arguments())?;
+        policy.apply_network_policy(&mut given)?;
         match tool {
             Tool::VmRun => policy.check(&given.request::<RunInVm>()?)?,
             Tool::TaskCreate => policy.check(&given.request::<CreateTask>()?)?,
@@ -20,6 +21,7 @@ fn check(policy: &Policy, tool: Tool, given: Value) -> Result<Value, String> {
     match checked() {
         Ok(admitted) => Ok(admitted),
         Err(Failure::NotAllowed(sentence)) => Err(sentence),
+        Err(Failure::Arguments(error)) => Err(error.to_string()),
         Err(other) => panic!("{other:?}"),
     }
 }
@@ -95,6 +97,7 @@ fn machines_that_others_made_are_held_to_it() {
         name: "task x".to_owned(),
         environment: "debian:12".to_owned(),
         network_enabled: false,
+        network_policy: None,
         allow_host_compat: false,
         vcpu_count: 2,
         mem_mib: 512,
@@ -115,8 +118,66 @@ fn machines_that_others_made_are_held_to_it() {
         assert!(matches!(strict().admit(&machine), Err(Failure::NotAllowed(_))));
         assert!(unlimited().admit(&machine).is_ok());
     }
-    assert!(strict().limits_machines() && !unlimited().limits_machines());
-    assert!(Policy { max_mem_mib: Some(512), ..unlimited() }.limits_machines());
+}
+
+fn network(policy: Value) -> NetworkPolicy {
+    serde_json::from_value(policy).unwrap()
+}
+
+#[test]
+fn a_call_can_only_narrow_what_its_guest_reaches() {
+    let run = |policy: &Policy, given: Value| {
+        let mut call = json!({ "environment": "debian:12", "command": "true" });
+        call.as_object_mut().unwrap().extend(given.as_object().unwrap().clone());
+        check(policy, Tool::VmRun, call).map(drop)
+    };
+    let narrow = json!({ "network": true, "allow_domains": ["a.test"] });
+    let wide = json!({ "network": true, "network_policy": { "allow_cidrs": ["127.0.0.0/8"] } });
+    let default = Policy::default();
+    assert_eq!(run(&default, narrow.clone()), Ok(()));
+    assert_eq!(run(&default, wide), Ok(()), "an unknown argument is ignored");
+    assert_eq!(
+        run(&default, json!({ "allow_domains": ["a.test"] })),
+        Err("`allow_domains` needs `network`".to_owned())
+    );
+    let pinned = Policy {
+        network_policy: network(json!({ "egress": "allowlist", "allow_domains": ["*.b.test"] })),
+        ..Policy::default()
+    };
+    assert_eq!(run(&pinned, json!({ "network": true })), Ok(()));
+    assert_eq!(run(&pinned, json!({ "network": true, "allow_domains": ["x.b.test"] })), Ok(()));
+    assert_eq!(run(&pinned, narrow), Err("allow_domains may not name a.test on this server".to_owned()));
+}
+
+#[test]
+fn a_call_without_domains_gets_what_the_operator_allows() {
+    let pinned = Policy {
+        network_policy: network(json!({ "egress": "allowlist", "allow_hosts": ["db.test:5432"] })),
+        ..Policy::default()
+    };
+    let mut given = Given(json!({ "network": true }).as_object().unwrap().clone());
+    pinned.apply_network_policy(&mut given).unwrap();
+    assert_eq!(network(given.0["network_policy"].clone()), pinned.network_policy);
+    let mut none = Given(json!({ "network": false }).as_object().unwrap().clone());
+    pinned.apply_network_policy(&mut none).unwrap();
+    assert_eq!(none.0.get("network_policy"), None);
+}
+
+#[test]
+fn no_policy_lets_a_client_enter_a_machine_that_reaches_more() {
+    let opened = Machine {
+        name: "task x".to_owned(),
+        environment: "debian:12".to_owned(),
+        network_enabled: true,
+        network_policy: Some(network(json!({ "allow_cidrs": ["127.0.0.1/32"] }))),
+        allow_host_compat: false,
+        vcpu_count: 1,
+        mem_mib: 512,
+        ttl_seconds: 300,
+        disk_mib: 0,
+    };
+    let Err(Failure::NotAllowed(text)) = Policy::default().admit(&opened) else { panic!("it may enter") };
+    insta::assert_snapshot!(text, @"task x cannot be used on this server: its network reaches more than this server allows: allow_cidrs may not name 127.0.0.1/32");
 }
 
 fn unlimited() -> Policy {

@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use pyro_engine::{Engine, Error, ErrorKind, Hint};
 use pyro_mcp::{HTTP_PATH, HttpAccess, Policy, Profile, Server};
 
+use crate::commands::network::NetworkLimitArgs;
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::printer::Printer;
@@ -84,9 +85,8 @@ pub(crate) struct McpLimitArgs {
     /// Environment that clients may use; may be repeated [default: all]
     #[arg(long, value_name = "ENVIRONMENT")]
     pub(crate) environment: Vec<String>,
-    /// Give no guest a network [default: off]
-    #[arg(long)]
-    pub(crate) no_network: bool,
+    #[command(flatten)]
+    pub(crate) network: NetworkLimitArgs,
     /// Let clients run commands on this host, without isolation, if VMs cannot run here [default: off]
     #[arg(long)]
     pub(crate) allow_host_compat: bool,
@@ -179,6 +179,8 @@ async fn policy(args: McpLimitArgs, engine: &Engine) -> Result<Policy, CliError>
     for name in &args.environment {
         engine.inspect_environment(name).await?;
     }
+    let network_policy = args.network.policy();
+    network_policy.check().map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?;
     Ok(Policy {
         profile: match args.profile {
             McpProfile::VmRun => Profile::VmRun,
@@ -187,7 +189,8 @@ async fn policy(args: McpLimitArgs, engine: &Engine) -> Result<Policy, CliError>
         },
         read_only: args.read_only,
         environments: args.environment,
-        no_network: args.no_network,
+        no_network: args.network.no_network,
+        network_policy,
         allow_host_compat: args.allow_host_compat,
         max_vcpu_count: args.max_vcpu_count,
         max_mem_mib: args.max_mem_mib,

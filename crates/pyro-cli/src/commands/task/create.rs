@@ -5,6 +5,7 @@ use pyro_engine::{Engine, TaskSpec, VmSpec};
 
 use super::state;
 use crate::commands::machine::MachineArgs;
+use crate::commands::network::NetworkArgs;
 use crate::error::CliError;
 use crate::printer::Printer;
 use crate::reply::Reply;
@@ -32,9 +33,8 @@ pub(crate) struct TaskCreateArgs {
     /// Size of the disk in MiB, 256 to 1048576; space is allocated when it is used [default: 8192, or less if this host's disk is too small]
     #[arg(long, value_name = "MIB", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) disk_mib: Option<i64>,
-    /// Give the guest outbound network access; a hostile guest can then reach all that you can reach [default: off]
-    #[arg(long)]
-    pub(crate) network: bool,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
     /// Run commands on this machine, without isolation, if VMs cannot run here [default: off]
     #[arg(long)]
     pub(crate) allow_host_compat: bool,
@@ -44,14 +44,14 @@ pub(crate) struct TaskCreateArgs {
 }
 
 pub(super) fn run(args: TaskCreateArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
-    printer.warn_of_network(args.network);
     let spec = TaskSpec {
         vm: VmSpec {
             environment: args.machine.environment,
             vcpu_count: args.machine.vcpu_count,
             mem_mib: args.machine.mem_mib,
             ttl_seconds: args.ttl_seconds,
-            network: args.network,
+            network: args.network.network,
+            network_policy: args.network.policy(),
             allow_host_compat: args.allow_host_compat,
         },
         disk_mib: args.disk_mib,

@@ -67,6 +67,7 @@ impl Engine {
             stdout_truncated: end.stdout_dropped,
             stderr_truncated: end.stderr_dropped,
             timed_out: end.timed_out,
+            network_denials: Vec::new(),
             command: command.command,
         })
     }
