@@ -37,9 +37,9 @@ fn vm() -> Vm {
 fn policy() -> NetworkPolicy {
     NetworkPolicy {
         egress: Egress::Allowlist,
-        allow_cidrs: vec!["10.1.0.0/16".parse().unwrap()],
-        allow_hosts: vec!["db.example.test:5432".parse().unwrap()],
-        allow_domains: vec!["*.example.test".parse().unwrap()],
+        allow_cidrs: vec!["10.1.0.0/16".parse().expect("an entry")],
+        allow_hosts: vec!["db.example.test:5432".parse().expect("an entry")],
+        allow_domains: vec!["*.example.test".parse().expect("an entry")],
     }
 }
 
