@@ -147,6 +147,12 @@ pub(super) fn copy_error(id: &VmId, error: CopyError) -> Error {
             format!("connection to task {id} was lost while files were copied"),
         )
         .hint(Hint::CopyAgain),
+        CopyError::Stalled => Error::new(
+            ErrorKind::OutcomeUnknown,
+            format!("the guest of task {id} stopped responding while files were copied"),
+        )
+        .hint(Hint::CopyAgain)
+        .caused_by(error),
         CopyError::Guest { .. } | CopyError::Host(_) => {
             let message = error.to_string();
             let copy = Error::new(ErrorKind::InvalidInput, message);

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
-use pyro_wire::{ArchiveLimits, Exec, Frame, Unpack};
+use pyro_wire::{
+    ArchiveLimits, Exec, Frame, FrameCodec, OutputStream, Pack, Request as GuestRequest, Unpack,
+};
 use tokio::task::LocalSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -155,6 +157,47 @@ fn a_copy_that_is_refused_copies_nothing_and_says_so() {
         let error = copy_in(&supervised.client()).await.unwrap_err();
         assert_eq!(error.to_string(), "nothing was copied: the guest is gone");
         assert_eq!(copies(&supervised.world.facts.borrow()), 1);
+        supervised.ended().await;
+    });
+}
+
+/// Asks the silent guest to copy something, sends it so many bytes, and hangs up.
+async fn abandon_copy(supervised: &Supervised, request: GuestRequest, bytes: usize) {
+    let mut stream = supervised.client().connect().await.unwrap().stream;
+    stream.send(Frame::Control(Request::Copy)).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), Frame::Control(Reply::Done));
+    let mut stream = stream.map_codec(|_| FrameCodec::<Reply, GuestRequest>::default());
+    stream.send(Frame::Control(request)).await.unwrap();
+    let mut left = bytes;
+    while left > 0 {
+        let piece = Frame::Output(OutputStream::Stdout, vec![0; left.min(60_000)].into());
+        left -= left.min(60_000);
+        // The guest takes no more than fits into the buffers.
+        if tokio::time::timeout(Duration::from_millis(10), stream.send(piece)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A guest can keep a stream open that no client wants any more. There are 250.
+#[test]
+fn copies_that_a_silent_guest_does_not_end_are_ended_with_their_clients() {
+    run(async {
+        let mut supervised = started(Conditions { lifetime: 3000, ..Conditions::task() }).await;
+        let limits = ArchiveLimits { max_entries: 1, max_bytes: 1 << 30 };
+        let path = || "silent".to_owned();
+        for _ in 0..250 {
+            abandon_copy(&supervised, Pack { path: path(), limits }.into(), 0).await;
+        }
+        sleep(Duration::from_millis(10)).await;
+        copy_in(&supervised.client()).await.unwrap();
+        for _ in 0..250 {
+            let unpack = Unpack { path: path(), name: path(), limits, exact: true };
+            abandon_copy(&supervised, unpack.into(), 4 << 20).await;
+        }
+        sleep(Duration::from_secs(200)).await;
+        copy_in(&supervised.client()).await.unwrap();
+        ask(&supervised, Request::Delete).await;
         supervised.ended().await;
     });
 }
