@@ -18,8 +18,8 @@ use crate::operations::ExecVm;
 use crate::registry::{NewVm, VmPatch, VmRecord};
 use crate::state::{Transitions as _, VmEvent};
 use crate::{
-    DeleteReason, Deleted, Error, ErrorKind, Events, ExecutionMode, HostAccess, NetworkInfo, RunResult,
-    StopReason, Vm, VmId, VmSpec, VmState,
+    DeleteReason, Deleted, Error, ErrorKind, Event, Events, ExecutionMode, HostAccess, NetworkInfo,
+    RunResult, StopReason, Vm, VmId, VmSpec, VmState,
 };
 
 /// Metadata key for a state transition in progress. Not recorded.
@@ -72,7 +72,8 @@ impl Engine {
         Ok(self.get(Kind::Vm, &id).await?.payload())
     }
 
-    /// Runs one command and then removes the VM. If the command cannot be run, the VM is unchanged.
+    /// Runs one command and then removes the VM. If the command cannot be run, the VM is unchanged. If the VM cannot be
+    /// removed, the result's `cleanup` says so.
     ///
     /// # Errors
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
@@ -91,8 +92,9 @@ impl Engine {
             }
             captured => captured?,
         };
-        self.remove(&id).await?;
-        Ok(run_result(record, command, captured))
+        let removed = self.remove(&id).await;
+        let cleanup = cleanup(id, removed, events).await;
+        Ok(run_result(record, command, captured, cleanup))
     }
 
     /// Adds to `error` why the guest was lost, which its supervisor records before it exits. A caller that cancels gets
@@ -312,12 +314,34 @@ pub(super) fn new_vm(
     }
 }
 
-/// Returns the result of a command whose VM is removed.
-pub(super) fn run_result(record: VmRecord, command: CheckedCommand, captured: Captured) -> RunResult {
+/// Returns what became of a VM whose command has ended. A removal that failed must not replace the command's result: the
+/// caller would run the command again. [`Engine::reconcile`] removes a one-shot run later; any other VM remains until it
+/// is deleted or its lifetime ends.
+pub(super) async fn cleanup(vm_id: VmId, removed: Result<(), Error>, events: &Events) -> Deleted {
+    let cleanup = Deleted::new(vm_id, DeleteReason::PostExecCleanup);
+    match removed {
+        Ok(()) => cleanup,
+        Err(error) => {
+            let vm_id = &cleanup.vm_id;
+            tracing::warn!(%vm_id, %error, "the VM cannot be removed now");
+            let text = format!("the command has run, but vm {vm_id} cannot be removed now: {error}");
+            events.send(Event::Warning(text)).await;
+            Deleted { deleted: false, ..cleanup }
+        }
+    }
+}
+
+/// Returns the result of a command after which its VM was to be removed.
+pub(super) fn run_result(
+    record: VmRecord,
+    command: CheckedCommand,
+    captured: Captured,
+    cleanup: Deleted,
+) -> RunResult {
     let Captured { end, stdout, stderr } = captured;
     let in_guest = record.execution_mode == ExecutionMode::GuestVsock;
     RunResult {
-        cleanup: Deleted::new(record.vm_id.clone(), DeleteReason::PostExecCleanup),
+        cleanup,
         vm_id: record.vm_id,
         environment: record.environment,
         environment_version: record.environment_version,

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::launch::{Launch, Started};
-use super::lifecycle::{new_vm, run_result};
+use super::lifecycle::{cleanup, new_vm, run_result};
 use super::{Engine, unless_cancelled};
 use crate::Kind;
 use crate::capture::Captured;
@@ -32,8 +32,8 @@ struct Ran {
 impl Engine {
     /// Creates a VM, runs one command in it, and removes it in every case.
     ///
-    /// When this returns a result, the VM's record is gone and its supervisor is removing the rest. When it returns an
-    /// error, nothing is left unless the removal failed too.
+    /// When this returns a result, the VM's record is gone and its supervisor is removing the rest, unless `cleanup` says
+    /// otherwise. When it returns an error, nothing is left unless the removal failed too.
     ///
     /// # Errors
     /// Every kind except `NotFound` and `Expired`; the first error, not one of the cleanup.
@@ -66,9 +66,10 @@ impl Engine {
         };
         match run.await {
             Ok(Ran { record, captured, lifeline }) => {
-                self.leave(&id, lifeline).await?;
+                let left = self.leave(&id, lifeline).await;
+                let cleanup = cleanup(id, left, events).await;
                 timings.lap("end");
-                Ok(RunResult { timings: timings.finish(), ..run_result(record, command, captured) })
+                Ok(RunResult { timings: timings.finish(), ..run_result(record, command, captured, cleanup) })
             }
             Err(error) => {
                 // The first error is more useful than one of the cleanup.

@@ -101,13 +101,21 @@ impl Engine {
             Err(error) if error.kind == ErrorKind::Cancelled => CommandOutcome::Ended(CANCELLED),
             Err(error) => not_run(error),
         };
+        let task = id.clone();
         let recorded = self.blocking(move |shared| {
             log.sync();
-            shared.registry.end_command(&id, sequence, now(), &outcome)
+            shared.registry.end_command(&task, sequence, now(), &outcome)
         });
-        recorded.await?;
+        let recorded = recorded.await;
         drop(lock);
-        Ok(Ran { sequence, captured: Captured::new(ran?.end, stdout, stderr) })
+        let end = ran?.end;
+        // The command has run, whatever is recorded of it. An error would make the caller run it again.
+        if let Err(error) = recorded {
+            tracing::error!(task_id = %id, sequence, %error, "the end of a command cannot be recorded");
+            let text = format!("the end of command {sequence} of task {id} is not recorded: {error}");
+            events.send(Event::Warning(text)).await;
+        }
+        Ok(Ran { sequence, captured: Captured::new(end, stdout, stderr) })
     }
 
     /// Fails while a command of the task runs on the host: only the process that runs the command can end it.
