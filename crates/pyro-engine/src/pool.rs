@@ -15,10 +15,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::future::join_all;
+use pyro_machine::file_lock::unlocked;
 use pyro_machine::snapshot::SnapshotError;
-use pyro_supervisor::{
-    BootInfo, Client, LaunchSpec, Lifeline, OwnerLock, StartError, files, spares, unlocked,
-};
+use pyro_supervisor::{BootInfo, Client, LaunchSpec, Lifeline, OwnerLock, StartError, files, spares};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 

@@ -2,9 +2,7 @@
 
 mod copy;
 mod end;
-mod event_fd;
 mod process;
-mod retry;
 mod start;
 
 use std::io;
@@ -22,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 pub use self::copy::CopyError;
 pub use self::end::{EndError, EndRequest, Ended};
 use self::process::Process;
-pub use self::retry::unlocked;
 pub use self::start::{Lifeline, StartError, make_template, start};
 pub(crate) use self::start::{SPARE_LIMIT, claim, kill_silent_spare, spawn};
 use super::conversation::{CommandOutcome, HOST_MARGIN, OutputChunk};

@@ -6,12 +6,12 @@ use std::io;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
+use pyro_machine::file_lock::{LOOK_AGAIN, Retry};
 use pyro_wire::{Frame, FrameCodec};
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::codec::Framed;
 
-use super::retry::{LOOK_AGAIN, Retry};
 use super::{ANSWER_LIMIT, Client, ConnectError, PROBE_AFTER, Process, ask};
 use crate::OwnerLock;
 use crate::dir::{self, LockFile, Owner};

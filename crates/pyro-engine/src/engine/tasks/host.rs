@@ -6,9 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pyro_supervisor::{
-    CommandEnd, CommandLog, CommandOutcome, OutputChunk, WORKSPACE, files, room, unlocked,
-};
+use pyro_machine::file_lock::unlocked;
+use pyro_supervisor::{CommandEnd, CommandLog, CommandOutcome, OutputChunk, WORKSPACE, files, room};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
