@@ -30,6 +30,13 @@ impl Process {
         if is_closed(stream) { Err(io::ErrorKind::NotFound.into()) } else { Ok(process) }
     }
 
+    /// Returns the supervisor that listens at the other end of a connection; `None` if that process is not a supervisor.
+    pub(super) fn supervisor_behind(stream: &UnixStream) -> Option<Self> {
+        let process = Self::behind(stream).ok()?;
+        // If the process has ended since, its id may be that of another one; the descriptor is not.
+        is_supervisor(stream.peer_cred().ok()?.pid()?).then_some(process)
+    }
+
     /// Returns the supervisor that holds the lock of the VM in `dir`, whether it can be reached or not. The recorded id
     /// is only a hint: the process must have the lock's file open and have been started as a supervisor.
     pub(super) fn holding(dir: &Path) -> Option<Self> {
