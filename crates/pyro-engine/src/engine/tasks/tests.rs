@@ -2,9 +2,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use futures::{SinkExt, StreamExt};
+use pyro_wire::{Frame, FrameCodec};
+use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixListener;
 use tokio::task::JoinSet;
+use tokio_util::codec::Framed;
 
 use super::*;
 use crate::Config;
@@ -101,6 +105,67 @@ async fn a_lifetime_is_extended_without_a_supervisor_only_if_none_holds_the_task
         drop(owner);
     });
     assert_eq!(extended.unwrap().ttl_seconds, 3600);
+}
+
+/// Serves one request to extend the lifetime, and returns the new end.
+async fn serve_extension(listener: &UnixListener) -> f64 {
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut client: Framed<_, FrameCodec<Value, Value>> = Framed::new(stream, FrameCodec::default());
+    let hello = client.next().await.unwrap().unwrap();
+    client.send(hello).await.unwrap();
+    let Frame::Control(request) = client.next().await.unwrap().unwrap() else { panic!() };
+    client.send(Frame::Control(json!("done"))).await.unwrap();
+    request["extend"]["expires_at"].as_f64().unwrap()
+}
+
+/// The start has read the old end of the lifetime, and is recorded after the task was seen as stopped.
+#[tokio::test]
+async fn a_task_that_is_started_while_it_is_extended_gets_its_new_lifetime() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    let running = engine.get(Kind::Task, &id).await.unwrap();
+    let seen = VmRecord { state: VmState::Stopped, ..running };
+    let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+    let listener = UnixListener::bind(dir.join(vm_files::CONTROL_SOCKET)).unwrap();
+    let (extended, end) = tokio::join!(engine.extend_seen(&seen, 3600), serve_extension(&listener));
+    extended.unwrap();
+    let recorded = engine.get(Kind::Task, &id).await.unwrap();
+    assert_eq!((recorded.expires_at, recorded.sizing.ttl_seconds), (end, 3600));
+
+    // One that cannot be reached keeps its end, and the record does too.
+    drop(listener);
+    let error = engine.extend_seen(&VmRecord { state: VmState::Stopped, ..recorded }, 60).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotDelivered, "{error}");
+    let recorded = engine.get(Kind::Task, &id).await.unwrap();
+    assert_eq!((recorded.expires_at, recorded.sizing.ttl_seconds), (end, 3600));
+}
+
+/// A start in between would be recorded as vanished, or run with the old lifetime.
+#[tokio::test]
+async fn no_process_can_start_an_expired_task_while_it_is_extended() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    engine.renew(&id, 60, 1.0).await.unwrap();
+    // Another process writes to the registry.
+    let writer = rusqlite::Connection::open(root.path().join("state/state.sqlite3")).unwrap();
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let extending = {
+        let (engine, id) = (engine.clone(), id.clone());
+        tokio::spawn(async move { engine.extend_task(id.as_str(), 3600).await })
+    };
+    let is_held_on = async {
+        while !OwnerLock::is_held(&dir) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        OwnerLock::is_held(&dir)
+    };
+    assert_eq!(tokio::time::timeout(Duration::from_secs(5), is_held_on).await, Ok(true));
+    writer.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(extending.await.unwrap().unwrap().ttl_seconds, 3600);
+    assert!(!OwnerLock::is_held(&dir));
 }
 
 /// It goes on, so waiting for its end would only delay the answer, and report another cause.
