@@ -294,6 +294,57 @@ async fn waits_for_a_command_on_the_host_end_soon_after_it_and_take_no_threads()
     assert!(during <= before + 1, "{before} threads became {during}");
 }
 
+/// It was stopped between the sequence of a command and its lock.
+#[tokio::test(start_paused = true)]
+async fn a_process_that_stops_while_its_command_begins_is_not_awaited_without_limit() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = created(&engine, Kind::Task).await;
+    let (started, patch) =
+        (id.clone(), VmPatch { execution_mode: Some(ExecutionMode::HostCompat), ..VmPatch::default() });
+    engine.registry(move |registry| registry.set_started(&started, &patch)).await.unwrap();
+    let new = NewCommand {
+        command: "true".to_owned(),
+        cwd: WORKSPACE.to_owned(),
+        execution_mode: ExecutionMode::HostCompat,
+        accepted_at: now(),
+    };
+    let task = id.clone();
+    engine.registry(move |registry| registry.accept_command(&task, &new)).await.unwrap();
+    let commands = dir.join(vm_files::COMMANDS);
+    fs::create_dir_all(&commands).unwrap();
+    let holder = fs::File::create(commands.join("beginning.lock")).unwrap();
+    holder.lock().unwrap();
+
+    let (began, never, task_id) = (tokio::time::Instant::now(), CancellationToken::new(), id.as_str());
+    let request = || crate::operations::ExecTask {
+        task: task_id.into(),
+        command: crate::Command::new("true"),
+        output: crate::CommandOutput::default(),
+    };
+    let events = Events::none();
+    let errors = [
+        engine.stop_task(task_id).await.unwrap_err(),
+        engine.delete_task(task_id).await.unwrap_err(),
+        engine.logs_task(task_id, None).await.unwrap_err(),
+        engine.wait_task(task_id, 1, &never).await.unwrap_err(),
+        engine.exec_task(request(), &events, &never).await.unwrap_err(),
+    ];
+    for error in &errors {
+        assert_eq!(error.kind, ErrorKind::WrongState, "{error}");
+        assert!(matches!(&error.hints[..], [Hint::FindHolder { .. }]), "{error:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    let cancelled = CancellationToken::new();
+    cancelled.cancel();
+    let error = engine.exec_task(request(), &events, &cancelled).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Cancelled, "{error}");
+
+    drop(holder);
+    assert_eq!(engine.logs_task(task_id, None).await.unwrap().entries[0].outcome, crate::Outcome::Unknown);
+    engine.stop_task(task_id).await.unwrap();
+}
+
 /// Announces this process as the supervisor of the VM in `dir`.
 fn announce(dir: &Path, phase: Phase) {
     let stat = fs::read_to_string("/proc/self/stat").unwrap();
