@@ -17,7 +17,8 @@ use std::time::Duration;
 use futures::future::join_all;
 use pyro_machine::file_lock::unlocked;
 use pyro_machine::snapshot::SnapshotError;
-use pyro_supervisor::{BootInfo, Client, LaunchSpec, Lifeline, OwnerLock, StartError, files, spares};
+use pyro_supervisor::spares::{self, Claim};
+use pyro_supervisor::{Client, LaunchSpec, OwnerLock, StartError, files};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -71,26 +72,20 @@ impl Pool {
         Self { dir: state_dir::spares(base_dir) }
     }
 
-    /// Makes a spare the VM of `spec`, whose lock is `lock`. `None`: the VM has a disk from an earlier start, or no
-    /// spare of its kind can be claimed; nothing has changed then.
-    ///
-    /// # Errors
-    /// As [`pyro_supervisor::start`]: the guest already was this VM when something went wrong.
-    pub(crate) async fn claim(
-        &self,
-        spec: &LaunchSpec,
-        lock: &OwnerLock,
-    ) -> Option<Result<(Lifeline, BootInfo), StartError>> {
+    /// Makes a spare the VM of `spec`, whose lock is `lock`. It is not granted if the VM has a disk from an earlier start, or
+    /// no spare of its kind can be claimed. After [`Claim::Failed`] there may be other spares.
+    pub(crate) async fn claim(&self, spec: &LaunchSpec, lock: &OwnerLock) -> Claim {
         if spec.dir.join(files::LAYER).exists() || !self.dir.exists() {
-            return None;
+            return Claim::NotGranted;
         }
-        let key = self.key(spec).await.ok()?;
+        let Ok(key) = self.key(spec).await else { return Claim::NotGranted };
         for spare in subdirectories(&self.dir.join(key)) {
-            if let Some(claimed) = spares::claim(&spare, spec, lock).await {
-                return Some(claimed);
+            match spares::claim(&spare, spec, lock).await {
+                Claim::NotGranted => {}
+                claim => return claim,
             }
         }
-        None
+        Claim::NotGranted
     }
 
     /// Starts spares for VMs like `model` until there are as many as `target` says. Does not wait until they are up.
