@@ -214,6 +214,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             LoopEvent::Message(Message::Input(input)) => {
                 if input == Input::ChannelLost {
                     self.lost_while_claimed("the connection to the guest was lost");
+                    self.lost_while_stopping(HaltError::NoAnswer);
                 }
                 input
             }
@@ -263,9 +264,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 self.has_exited = true;
                 self.lost_while_claimed(&format!("the VMM ended: {status}"));
                 self.description = status;
-                if matches!(self.life.state(), State::Closing(_) | State::Halting(_)) {
-                    self.loss = Some(HaltError::MachineEnded);
-                }
+                self.lost_while_stopping(HaltError::MachineEnded);
                 Input::MachineExited
             }
             LoopEvent::NetworkLost(cause) => {
