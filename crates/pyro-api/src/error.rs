@@ -200,7 +200,7 @@ impl Error {
     /// The maximum number of VMs and tasks is reached.
     pub fn at_capacity(max_active_vms: u32) -> Self {
         let message = format!("max active VMs reached ({max_active_vms}); delete old VMs first");
-        Self::new(ErrorKind::AtCapacity, message).hint(Hint::CeilingCountsAll)
+        Self::new(ErrorKind::AtCapacity, message).hint(Hint::LimitCountsStopped)
     }
 
     /// A start in a state that does not allow it.

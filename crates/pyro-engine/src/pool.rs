@@ -90,7 +90,7 @@ impl Pool {
 
     /// Starts spares for VMs like `model` until there are as many as `target` says. Does not wait until they are up.
     ///
-    /// Other processes that do the same at that time are waited for until `hurry` is cancelled: they may want fewer, or
+    /// Other processes that do the same at that time are waited for until `stop_waiting` is cancelled: they may want fewer, or
     /// spares of another kind. Dropping the future keeps the spares that have been started.
     ///
     /// # Errors
@@ -100,10 +100,10 @@ impl Pool {
         supervisor: &SupervisorCommand,
         model: &LaunchSpec,
         target: Target,
-        hurry: &CancellationToken,
+        stop_waiting: &CancellationToken,
     ) -> Result<(), PoolError> {
         let key = self.key(model).await.map_err(PoolError::Kind)?;
-        fill(self.reserve(&key, target, hurry).await?, supervisor, model, target.idle).await
+        fill(self.reserve(&key, target, stop_waiting).await?, supervisor, model, target.idle).await
     }
 
     /// Ends spares of any kind, the oldest first, until at most `most` are left. Those that cannot be ended now,
@@ -152,7 +152,7 @@ impl Pool {
         &self,
         key: &str,
         target: Target,
-        hurry: &CancellationToken,
+        stop_waiting: &CancellationToken,
     ) -> Result<Vec<Place>, PoolError> {
         let reserve = async {
             loop {
@@ -162,7 +162,8 @@ impl Pool {
                     return Ok(places);
                 }
                 let lock = self.dir.join(LOCK);
-                let waited = hurry.run_until_cancelled(unlocked(&lock)).await.ok_or(PoolError::Locked)?;
+                let waited =
+                    stop_waiting.run_until_cancelled(unlocked(&lock)).await.ok_or(PoolError::Locked)?;
                 waited.map_err(|source| unusable(&lock, source))?;
             }
         };

@@ -43,7 +43,7 @@ impl Engine {
             pyro_supervisor::OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
             pyro_supervisor::OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
         };
-        let Ran { outcome, .. } = match self.client(&record.vm_id).run(run, cancel, |_| (), take).await {
+        let Ran { outcome, .. } = match self.client(&record.vm_id).run(run, cancel, take).await {
             Ok(ran) => ran,
             Err(RunError::Lost { .. } | RunError::Unanswered) => {
                 return Err(Error::outcome_unknown(record.kind, record.vm_id.as_str()));

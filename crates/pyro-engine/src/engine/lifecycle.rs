@@ -63,7 +63,7 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<Vm, Error> {
         let id = VmId::parse(vm_id)?;
-        let record = self.admit(Kind::Vm, &id, VmEvent::Start).await?;
+        let record = self.record_for(Kind::Vm, &id, VmEvent::Start).await?;
         let backend = self.backend(&record.environment, record.host_access, events, cancel).await?;
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         // The lock proves that no process runs the VM, whatever its last supervisor was able to record.
@@ -85,7 +85,7 @@ impl Engine {
     ) -> Result<RunResult, Error> {
         let command = limits::check_command(request.command, request.output.output)?;
         let id = VmId::parse(&request.vm.vm_id)?;
-        let record = self.admit(Kind::Vm, &id, VmEvent::Exec).await?;
+        let record = self.record_for(Kind::Vm, &id, VmEvent::Exec).await?;
         let captured = match self.execute(&record, &command, events, cancel).await {
             Err(error) if error.kind == ErrorKind::OutcomeUnknown => {
                 return Err(self.explain_loss(Kind::Vm, &id, error, cancel).await);
@@ -192,7 +192,7 @@ impl Engine {
     /// # Errors
     /// `NotFound`, `Expired`, `StateUnusable`.
     pub async fn status_vm(&self, vm_id: &str) -> Result<Vm, Error> {
-        let record = self.admit(Kind::Vm, &VmId::parse(vm_id)?, VmEvent::Read).await?;
+        let record = self.record_for(Kind::Vm, &VmId::parse(vm_id)?, VmEvent::Read).await?;
         self.blocking(move |shared| {
             let mut vm = record.payload();
             vm.metadata.extend(transition(record.state, &vm_dir(&shared.config.base_dir, &record.vm_id)));
@@ -226,9 +226,9 @@ impl Engine {
 
     /// Records a VM or a task, unless the capacity is used up.
     pub(super) async fn insert(&self, vm: NewVm) -> Result<VmRecord, Error> {
-        let ceiling = self.config().max_active_vms;
+        let max_active_vms = self.config().max_active_vms;
         self.registry(move |registry| {
-            registry.insert(&vm, ceiling)?;
+            registry.insert(&vm, max_active_vms)?;
             registry.get(vm.kind, &vm.vm_id)
         })
         .await
@@ -245,7 +245,7 @@ impl Engine {
     }
 
     /// Returns the record if its state allows `event` and, for a VM, its lifetime has not ended.
-    pub(super) async fn admit(&self, kind: Kind, id: &VmId, event: VmEvent) -> Result<VmRecord, Error> {
+    pub(super) async fn record_for(&self, kind: Kind, id: &VmId, event: VmEvent) -> Result<VmRecord, Error> {
         let record = self.get(kind, id).await?;
         if kind == Kind::Vm && record.expires_at <= now() {
             self.expire(id).await?;

@@ -22,7 +22,7 @@ use crate::{CallContext, Error, ErrorKind, Event, Events, Hint, RunPhase, RunRes
 const EXPLANATION_LIMIT: Duration = Duration::from_secs(10);
 
 /// A run whose command has ended.
-struct Ran {
+struct FinishedRun {
     record: VmRecord,
     captured: Captured,
     /// `None` if the command ran on the host.
@@ -65,7 +65,7 @@ impl Engine {
             self.run_in(launch, &command, &call, &mut timings).await
         };
         match run.await {
-            Ok(Ran { record, captured, lifeline }) => {
+            Ok(FinishedRun { record, captured, lifeline }) => {
                 let left = self.leave(&id, lifeline).await;
                 let cleanup = cleanup(id, left, events).await;
                 timings.lap("end");
@@ -85,7 +85,7 @@ impl Engine {
         command: &CheckedCommand,
         call: &CallContext,
         timings: &mut Timings,
-    ) -> Result<Ran, Error> {
+    ) -> Result<FinishedRun, Error> {
         let CallContext { events, cancel } = call;
         let id = &launch.record.vm_id.clone();
         events.send(Event::Phase(RunPhase::Start { vm_id: id.clone() })).await;
@@ -114,7 +114,7 @@ impl Engine {
         // The command begins before anything is done for a later run.
         let (executed, ()) = tokio::join!(biased; execute, refill);
         match (executed, lifeline) {
-            (Ok(captured), lifeline) => Ok(Ran { record, captured, lifeline: lifeline.ok() }),
+            (Ok(captured), lifeline) => Ok(FinishedRun { record, captured, lifeline: lifeline.ok() }),
             (Err(error), Ok(lifeline)) if error.kind == ErrorKind::OutcomeUnknown => {
                 Err(explain(error, lifeline.ended(), cancel).await)
             }

@@ -94,7 +94,7 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<Task, Error> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
-        let record = self.admit(Kind::Task, &id, VmEvent::Start).await?;
+        let record = self.record_for(Kind::Task, &id, VmEvent::Start).await?;
         self.refuse_while_busy(&id).await?;
         let backend = match record.execution_mode {
             // Its files are on the host, even if VMs can run by now.
@@ -126,13 +126,13 @@ impl Engine {
             Ok(None) => return Err(Error::not_found(Kind::Task, task_id)),
             // If another process has just started it, that is more useful to report than a held lock.
             Err(error) => {
-                self.admit(Kind::Task, &id, VmEvent::Start).await?;
+                self.record_for(Kind::Task, &id, VmEvent::Start).await?;
                 return Err(error);
             }
         };
         // The lock proves that no process runs the task, whatever its last supervisor was able to record.
         self.note_vanished(&id).await?;
-        let mut record = self.admit(Kind::Task, &id, VmEvent::Start).await?;
+        let mut record = self.record_for(Kind::Task, &id, VmEvent::Start).await?;
         if record.expires_at <= now() {
             let ttl_seconds = record.sizing.ttl_seconds;
             record = self.renew(&id, ttl_seconds, now() + f64::from(ttl_seconds)).await?;

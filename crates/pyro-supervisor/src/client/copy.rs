@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::stream::LocalBoxStream;
 use futures::{Sink, SinkExt, Stream, StreamExt, sink, stream};
 use pyro_archive::{ArchiveError, Limits, Links, Report};
-use pyro_wire::{ArchiveReply, Frame, FrameCodec, FrameError, OutputStream, Pack, Unpack};
+use pyro_wire::{ArchiveReply, Frame, FrameCodec, FrameError, MAX_EXAMPLES, OutputStream, Pack, Unpack};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -247,8 +247,6 @@ type Chunks<'a> = LocalBoxStream<'a, io::Result<Bytes>>;
 /// Takes the pieces of an archive.
 type ChunkSink<'a> = Pin<Box<dyn Sink<Bytes, Error = FrameError> + 'a>>;
 
-/// Maximum number of names that a guest can add to a report.
-const MAX_EXAMPLES: usize = 5;
 /// Maximum length of such a name, in characters.
 const MAX_EXAMPLE_CHARS: usize = 200;
 

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_util::codec::Framed;
 
 use super::process::Process;
-use super::{ask, greet};
+use super::{EXIT_LIMIT, ask, greet};
 use crate::protocol::{
     CLAIM_LIMIT, ClientStream, Event, GENERATION, Greeting, Launch, LifelineClient, Reply, Request,
 };
@@ -29,8 +29,6 @@ pub(crate) const SPARE_LIMIT: Duration = Duration::from_secs(1);
 /// Time limit for a supervisor to report how a boot or a claim went, beyond the limit of the boot or the claim itself. It
 /// records the start before it reports it, or cleans up.
 const REPORT_LIMIT: Duration = Duration::from_secs(30);
-/// Time limit for a supervisor to exit after its lifeline was closed or it was killed.
-const EXIT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a VM did not come up.
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::commands::Ran;
+use super::commands::FinishedCommand;
 use crate::capture::{Captured, OutputSink};
 use crate::engine::exec::refuse_cwd;
 use crate::engine::{Engine, now, state_unusable, unless_cancelled};
@@ -45,7 +45,7 @@ impl Engine {
         command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Ran, Error> {
+    ) -> Result<FinishedCommand, Error> {
         refuse_cwd(command)?;
         let id = record.vm_id.clone();
         let dir = self.vm_dir(&id).join(files::COMMANDS);
@@ -108,7 +108,7 @@ impl Engine {
             let text = format!("the end of command {sequence} of task {id} is not recorded: {error}");
             events.send(Event::Warning(text)).await;
         }
-        Ok(Ran { sequence, captured: Captured::new(end, stdout, stderr) })
+        Ok(FinishedCommand { sequence, captured: Captured::new(end, stdout, stderr) })
     }
 
     /// Gives a command its sequence and its lock.

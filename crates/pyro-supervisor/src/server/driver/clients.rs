@@ -1,7 +1,5 @@
 //! Requests of clients: how the state machine sees them, and how they are served.
 
-use std::time::Duration;
-
 use bytes::BytesMut;
 use futures::SinkExt;
 use pyro_wire::Frame;
@@ -14,17 +12,16 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 use super::Driver;
 use crate::mux::Streams;
 use crate::protocol::{COPY_STEP_LIMIT, Reply, Request, ServerStream};
+use crate::server::commands::reply;
 use crate::server::state::{self, ClientId, Refusal};
-use crate::server::{Boot, Clock, Store};
+use crate::server::{Boot, Clock, REPLY_LIMIT, Store};
 
-/// Time limit for a client to take a reply of a few bytes.
-const REPLY_LIMIT: Duration = Duration::from_secs(3);
 /// Bytes to read from a client at a time, at most.
 const CHUNK_BYTES: usize = 16 * 1024;
 
 impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     /// Serves the client's request.
-    pub(super) fn admit(&mut self, client: ClientId) {
+    pub(super) fn serve(&mut self, client: ClientId) {
         let Some((request, client)) = self.clients.remove(&client) else { return };
         let Some(commands) = self.commands.clone() else { return };
         let streams = self.streams.clone();
@@ -54,8 +51,8 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
 
     /// Sends the last reply to a client.
     pub(super) async fn reply(&mut self, client: ClientId, message: Reply) {
-        if let Some((_, client)) = self.clients.remove(&client) {
-            reply(client, message).await;
+        if let Some((_, mut client)) = self.clients.remove(&client) {
+            reply(&mut client, message).await;
         }
     }
 }
@@ -89,7 +86,7 @@ impl Refusal {
 async fn join_guest(mut client: ServerStream, streams: &Streams) {
     let (stream, _permit) = match streams.open().await {
         Ok(open) => open,
-        Err(error) => return reply(client, Reply::Refused { cause: error.to_string() }).await,
+        Err(error) => return reply(&mut client, Reply::Refused { cause: error.to_string() }).await,
     };
     let accepted = timeout(REPLY_LIMIT, client.send(Frame::Control(Reply::Done))).await;
     let Ok(Ok(())) = accepted else { return };
@@ -121,9 +118,4 @@ async fn forward(first: &[u8], client: &mut (impl AsyncRead + Unpin), guest: &mu
             return;
         }
     }
-}
-
-/// Sends a reply to a client, which may have disconnected or may not read.
-async fn reply(mut client: ServerStream, reply: Reply) {
-    let _ = timeout(REPLY_LIMIT, client.send(Frame::Control(reply))).await;
 }

@@ -65,7 +65,7 @@ fn a_guest_that_is_lost_before_it_writes_out_has_not_written_everything() {
         let client = supervised.client();
         let running = tokio::task::spawn_local(async move {
             let run = Run { exec: exec("sleep 1000000"), journal: true };
-            client.run(run, &CancellationToken::new(), |_| (), async |_| {}).await
+            client.run(run, &CancellationToken::new(), async |_| {}).await
         });
         until(&supervised, |fact| matches!(fact, Fact::Began(_))).await;
         supervised.world.channel_loss.cancel();

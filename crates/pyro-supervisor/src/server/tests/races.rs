@@ -75,7 +75,7 @@ fn a_command_for_a_vm_that_starts_is_refused_and_never_runs() {
         sleep(Duration::from_millis(10)).await;
         let run = Run { exec: exec("early"), journal: true };
         let never = CancellationToken::new();
-        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await;
+        let ran = supervised.client().run(run, &never, async |_| {}).await;
         assert!(matches!(ran, Err(RunError::Refused { .. })), "{ran:?}");
         assert_eq!(ask(&supervised, Request::Delete).await, Some(Reply::Done));
         supervised.ended().await;
@@ -92,7 +92,7 @@ fn a_command_for_a_vm_whose_start_is_being_recorded_runs_once_it_is_up() {
         assert!(supervised.world.is_alive() && !supervised.world.has(&Fact::StartRecorded));
         let run = Run { exec: exec("early"), journal: false };
         let never = CancellationToken::new();
-        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await.unwrap();
+        let ran = supervised.client().run(run, &never, async |_| {}).await.unwrap();
         assert!(matches!(ran.outcome, CommandOutcome::Ended(_)), "{ran:?}");
         let facts = supervised.world.facts.borrow().clone();
         let booted = facts.iter().position(|fact| matches!(fact, Fact::Notified(Event::Booted(_)))).unwrap();
@@ -113,7 +113,7 @@ fn a_command_that_is_held_is_refused_when_the_vm_ends_instead() {
             let client = supervised.client();
             let running = tokio::task::spawn_local(async move {
                 let run = Run { exec: exec("early"), journal: true };
-                client.run(run, &CancellationToken::new(), |_| (), async |_| {}).await
+                client.run(run, &CancellationToken::new(), async |_| {}).await
             });
             sleep(Duration::from_millis(50)).await;
             assert!(!running.is_finished(), "it is held");
@@ -261,7 +261,7 @@ fn a_lost_channel_ends_the_vm_with_its_own_reason() {
         let client = supervised.client();
         let running = tokio::task::spawn_local(async move {
             let run = Run { exec: exec("sleep 600000"), journal: true };
-            client.run(run, &CancellationToken::new(), |_| (), async |_| {}).await
+            client.run(run, &CancellationToken::new(), async |_| {}).await
         });
         until(&supervised, |fact| matches!(fact, Fact::Began(_))).await;
         let began = tokio::time::Instant::now();
@@ -296,7 +296,7 @@ fn a_record_that_is_never_taken_ends_in_an_unknown_outcome() {
             started(Conditions { store: StoreBehaviour::RefusesEnds, ..Conditions::task() }).await;
         let run = Run { exec: exec("true"), journal: true };
         let never = CancellationToken::new();
-        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await.unwrap();
+        let ran = supervised.client().run(run, &never, async |_| {}).await.unwrap();
         let unknown = CommandOutcome::Unknown { cause: Some("out of range".to_owned()) };
         assert_eq!(ran.outcome, unknown);
         assert!(supervised.world.has(&Fact::CommandEnded(1, unknown)));
@@ -312,7 +312,7 @@ fn a_full_disk_delays_the_end_of_a_command_and_does_not_lose_it() {
             started(Conditions { store: StoreBehaviour::FailsAtFirst, ..Conditions::task() }).await;
         let run = Run { exec: exec("true"), journal: true };
         let never = CancellationToken::new();
-        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await.unwrap();
+        let ran = supervised.client().run(run, &never, async |_| {}).await.unwrap();
         assert!(matches!(ran.outcome, CommandOutcome::Ended(_)), "{ran:?}");
         ask(&supervised, Request::Delete).await;
         supervised.ended().await;
@@ -336,7 +336,7 @@ fn a_command_that_was_cancelled_before_it_was_read_never_runs() {
         // The next has its turn after them, and is numbered as if they had never been.
         let run = Run { exec: exec("true"), journal: true };
         let never = CancellationToken::new();
-        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await.unwrap();
+        let ran = supervised.client().run(run, &never, async |_| {}).await.unwrap();
         assert_eq!(ran.sequence, Some(1));
         assert!(!supervised.world.has(&Fact::Began("withdrawn".to_owned())));
 
