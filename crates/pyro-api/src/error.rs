@@ -240,6 +240,12 @@ impl Error {
         Self::new(ErrorKind::NotDelivered, message).hint(Hint::SafeToRepeat)
     }
 
+    /// The VM cannot be asked for something that is not a command; nothing was done.
+    pub fn unreachable(cause: &str) -> Self {
+        let message = format!("the VM cannot be reached: {cause}");
+        Self::new(ErrorKind::NotDelivered, message).hint(Hint::NothingWasDone)
+    }
+
     /// The command was sent and its result is lost.
     pub fn outcome_unknown(kind: Kind, id: &str) -> Self {
         let message = format!("connection to {kind} {} was lost while its command ran", shown(id));

@@ -151,6 +151,8 @@ hints! {
     StopAndStart => { all: "stop it and start it again; its disk is kept" }
     /// Asking again is safe.
     SafeToRepeat => { all: "the command was not started; it is safe to retry" }
+    /// Asking again is safe for what is not a command.
+    NothingWasDone => { all: "nothing was done; it is safe to retry" }
     /// Asking again may do things twice.
     MayHaveRun => { all: "the command may have run completely or partly; pyro did not retry it" }
     /// The journal records that the command was not run.

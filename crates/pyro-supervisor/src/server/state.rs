@@ -1,17 +1,17 @@
 //! The life of one supervised VM as a pure function: it decides what to do and has no side effects.
 //!
 //! ```text
-//!            ready             recorded           announced
-//!  Booting ────────► Recording ────────► Announcing ────► Running
-//!    │ │                  ▲                                  │ stop, end of lifetime, signal (files stay)
-//!    │ │ ready (spare)    │ adopted                          ▼
-//!    │ └─► Waiting ─────► Adopting                       Stopping: commands end, the guest writes out (bounded)
-//!    │     claim                                             │ done, failed or timed out
-//!    │ any other end, from any state                         ▼
-//!    └─────────────────────────────────────────────────► Ending: machine killed, commands settle, end recorded
-//!                                                            │ recorded (or never recordable)
-//!                                                            ▼
-//!                                                          Done: every waiting client is notified
+//!             ready             recorded         announced
+//!   Booting ────────► Recording ────────► Announcing ────► Running
+//!     │ │                  ▲                                  │ stop, end of lifetime, signal (files stay)
+//!     │ │ ready (spare)    │ adopted                          ▼
+//!     │ └─► Waiting ─────► Adopting              Closing ─► Halting   commands end, the guest writes out (bounded)
+//!     │     claim                                             │ done, failed, timed out, overtaken by a delete
+//!     │ any other end, from any state                         ▼
+//!     └───────────────────────────────────────────────► Settling ─► Concluding   machine killed, ends recorded
+//!                                                             │
+//!                                                             ▼
+//!                                                           Done: all waiting clients are answered
 //! ```
 //!
 //! The driver performs [`Effect`]s in order. Those that take time report back as an [`Input`]. The driver must answer

@@ -140,7 +140,7 @@ pub(super) fn copy_error(id: &VmId, error: CopyError) -> Error {
     match error {
         CopyError::NotDelivered(error) => not_asked(error),
         CopyError::Refused { .. } => {
-            Error::new(ErrorKind::NotDelivered, error.to_string()).hint(Hint::SafeToRepeat)
+            Error::new(ErrorKind::NotDelivered, error.to_string()).hint(Hint::NothingWasDone)
         }
         CopyError::Lost => Error::new(
             ErrorKind::OutcomeUnknown,

@@ -123,6 +123,7 @@ async fn a_copy_does_not_wait_without_limit_for_a_guest_that_says_nothing() {
 #[tokio::test(start_paused = true)]
 async fn empty_pieces_are_not_progress() {
     let (_base, listener, client) = supervisor();
+    let began = Instant::now();
     let guest = async {
         let mut guest = guest_of(&listener).await;
         let idle = async {
@@ -136,6 +137,7 @@ async fn empty_pieces_are_not_progress() {
         copied = receive_from(&client) => assert!(matches!(copied, Err(CopyError::Stalled)), "{copied:?}"),
         () = guest => unreachable!("it never returns"),
     }
+    assert_eq!(began.elapsed().as_secs(), COPY_STEP_LIMIT.as_secs());
 }
 
 /// It has sent the archive and not what became of it.
