@@ -206,7 +206,7 @@ impl Lifeline {
     async fn abandon(self) -> StartError {
         let Self { supervisor, stream } = self;
         // Not the process that holds the VM's lock: a spare that froze before it took over the lock holds nothing yet, and
-        // would take over the VM, whoever runs it by then, when it goes on.
+        // would take over the VM, even from another supervisor, when it goes on.
         let claimed = match &supervisor {
             None => Process::supervisor_behind(stream.get_ref()),
             Some(_) => None,

@@ -161,7 +161,7 @@ fn a_copy_that_is_refused_copies_nothing_and_says_so() {
     });
 }
 
-/// Asks the silent guest to copy something, sends it so many bytes, and hangs up.
+/// Asks the silent guest to copy something, sends it `bytes` bytes, and hangs up.
 async fn abandon_copy(supervised: &Supervised, request: GuestRequest, bytes: usize) {
     let mut stream = supervised.client().connect().await.unwrap().stream;
     stream.send(Frame::Control(Request::Copy)).await.unwrap();
