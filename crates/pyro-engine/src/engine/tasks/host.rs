@@ -99,12 +99,13 @@ impl Engine {
             log.sync();
             shared.registry.end_command(&task, sequence, now(), &outcome)
         });
-        let recorded = recorded.await;
+        let recorded = recorded.await.inspect_err(|error| {
+            tracing::error!(task_id = %id, sequence, %error, "the end of a command cannot be recorded");
+        });
         drop(lock);
         let end = ran?.end;
         // The command has run, whatever is recorded of it. An error would make the caller run it again.
         if let Err(error) = recorded {
-            tracing::error!(task_id = %id, sequence, %error, "the end of a command cannot be recorded");
             let text = format!("the end of command {sequence} of task {id} is not recorded: {error}");
             events.send(Event::Warning(text)).await;
         }
