@@ -39,6 +39,9 @@ fn of_tls(bytes: &[u8]) -> Named {
     let mut rest = bytes;
     let mut handshake = Vec::new();
     loop {
+        if handshake.first().is_some_and(|kind| *kind != CLIENT_HELLO) {
+            return Named::Nothing;
+        }
         match parse_tls_message_handshake(&handshake) {
             Ok((_, TlsMessage::Handshake(TlsMessageHandshake::ClientHello(hello)))) => {
                 return hello.ext.map_or(Named::Nothing, of_extensions);
@@ -61,6 +64,8 @@ fn of_tls(bytes: &[u8]) -> Named {
     }
 }
 
+/// Type of a client's first handshake message.
+const CLIENT_HELLO: u8 = 1;
 /// Type and length of a handshake message.
 const HANDSHAKE_HEADER: usize = 4;
 

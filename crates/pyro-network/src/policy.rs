@@ -146,10 +146,13 @@ impl FromStr for DomainRule {
 
 fn split_port(text: &str) -> Result<(&str, Option<u16>), InvalidRule> {
     match text.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => match port.parse() {
-            Ok(1..) => Ok((host, port.parse().ok())),
-            _ => Err(InvalidRule::Port(port.to_owned())),
-        },
+        Some((host, port)) if !port.contains(']') => {
+            let number = port.parse::<u16>().ok().filter(|_| port.bytes().all(|byte| byte.is_ascii_digit()));
+            match number {
+                Some(number @ 1..) => Ok((host, Some(number))),
+                _ => Err(InvalidRule::Port(port.to_owned())),
+            }
+        }
         _ => Ok((text, None)),
     }
 }

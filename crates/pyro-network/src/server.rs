@@ -147,11 +147,16 @@ impl Server {
                 _ => self.network.event(event, &mut self.link.output),
             }
         }
-        let open = self.take_frames()?;
+        if !self.take_frames()? {
+            return Ok(false);
+        }
         self.busy |= self.network.pump(&mut self.link.output);
-        self.link.flush().map_err(RunError::Link)?;
+        match self.link.flush() {
+            Err(error) if is_closed(&error) => return Ok(false),
+            flushed => flushed.map_err(RunError::Link)?,
+        }
         self.busy &= self.link.output.has_space();
-        Ok(open)
+        Ok(true)
     }
 
     /// Takes frames of the guest, unless it does not take ours.
@@ -176,7 +181,7 @@ impl Server {
                 Ok(Some(0)) => return Ok(false),
                 Ok(Some(_)) => {}
                 Ok(None) => self.readable = false,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
+                Err(error) if is_closed(&error) => return Ok(false),
                 Err(error) => return Err(RunError::Link(error)),
             }
         }
@@ -186,6 +191,10 @@ impl Server {
     pub(crate) fn network(&mut self) -> &mut Network {
         &mut self.network
     }
+}
+
+fn is_closed(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
 impl Network {

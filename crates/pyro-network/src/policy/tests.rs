@@ -218,7 +218,7 @@ fn rules_are_read_strictly() {
     assert_eq!(host("2001:db8::1").unwrap(), ("2001:db8::1".to_owned(), None));
     assert_eq!(host("[2001:db8::1]:22").unwrap(), ("2001:db8::1".to_owned(), Some(22)));
     assert_eq!(host("[2001:db8::1]").unwrap(), ("2001:db8::1".to_owned(), None));
-    for text in ["", ":22", "a:0", "a:65536", "a:b", "a b", "*.example.test", "a:+1x"] {
+    for text in ["", ":22", "a:0", "a:65536", "a:b", "a b", "*.example.test", "a:+22"] {
         assert!(host(text).is_err(), "{text}");
     }
     let policy = allowlist(&["*.example.test:8443", "example.test"], &["192.0.2.1:22", "a.test"]);
