@@ -28,6 +28,7 @@ pub mod limits;
 mod link;
 mod packet;
 mod policy;
+mod process;
 mod relay;
 mod server;
 mod stack;
@@ -40,4 +41,5 @@ pub use denials::{Denial, Denials, MAX_EVENT_BYTES};
 pub use policy::{
     DnsName, DomainPattern, DomainRule, Egress, Host, HostRule, InvalidRule, Policy, Protocol, Rule,
 };
+pub use process::{CONFIG_FD, EVENTS_FD, LINK_FD, run_from_parent};
 pub use server::{RunError, Server, run};

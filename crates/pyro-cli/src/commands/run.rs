@@ -43,7 +43,7 @@ pub(crate) struct RunArgs {
     /// Lifetime of the VM in seconds, 60 to 3600; after it the VM is removed
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) ttl_seconds: i64,
-    /// Give the guest outbound network access; a hostile guest can then reach all that you can reach [default: off]
+    /// Let the guest connect to the public internet, but not to this host or private networks [default: off]
     #[arg(long)]
     pub(crate) network: bool,
     /// Run the command on this machine, without isolation, if VMs cannot run here [default: off]
@@ -69,7 +69,6 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
     if args.warm {
         config.warm_spares = config.warm_spares.max(1);
     }
-    printer.warn_of_network(args.network);
     let engine = Engine::new(config);
     let request = request(&args, command);
     let (mut result, shown) = session::watch(printer, args.json, |events, cancel| async move {

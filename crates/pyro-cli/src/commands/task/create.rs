@@ -32,7 +32,7 @@ pub(crate) struct TaskCreateArgs {
     /// Size of the disk in MiB, 256 to 1048576; space is allocated when it is used [default: 8192, or less if this host's disk is too small]
     #[arg(long, value_name = "MIB", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) disk_mib: Option<i64>,
-    /// Give the guest outbound network access; a hostile guest can then reach all that you can reach [default: off]
+    /// Let the guest connect to the public internet, but not to this host or private networks [default: off]
     #[arg(long)]
     pub(crate) network: bool,
     /// Run commands on this machine, without isolation, if VMs cannot run here [default: off]
@@ -44,7 +44,6 @@ pub(crate) struct TaskCreateArgs {
 }
 
 pub(super) fn run(args: TaskCreateArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
-    printer.warn_of_network(args.network);
     let spec = TaskSpec {
         vm: VmSpec {
             environment: args.machine.environment,
