@@ -43,3 +43,7 @@ pub use policy::{
 };
 pub use process::{CONFIG_FD, EVENTS_FD, LINK_FD, run_from_parent};
 pub use server::{RunError, Server, run};
+
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;

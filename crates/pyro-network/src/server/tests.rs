@@ -3,6 +3,7 @@
 
 mod dns;
 mod guest;
+mod hostile;
 mod tcp;
 mod udp;
 

@@ -44,7 +44,7 @@ const SERVER: &str = r#"
         return $reply;
     }
     my $select = IO::Select->new(grep { $_ } $http, $kept, $echo, $dns, $dns_tcp);
-    my @kept;
+    my (@kept, @held);
     print "listening\n"; STDOUT->flush; close STDOUT;
     while (my @ready = $select->can_read) {
         for my $socket (@ready) {
@@ -54,7 +54,7 @@ const SERVER: &str = r#"
                 print $client "HTTP/1.0 200 OK\r\n\r\n$word\n"; $client->flush;
                 shutdown $client, 1; push @kept, $client; shift @kept if @kept > 100;
             } elsif ($socket == $kept) {
-                my $client = $kept->accept or next; push @{$main::held}, $client;
+                my $client = $kept->accept or next; push @held, $client;
             } elsif ($socket == $echo) {
                 my $from = $echo->recv(my $text, 65536) or next;
                 print $heard "udp 9999 $text\n";
@@ -108,7 +108,7 @@ const WORLD: &str = r#"
     mount --bind resolv.conf /etc/resolv.conf
     perl -e "$server" heard-host host > ready 2>&1 &
     read -r line < ready; [ "$line" = listening ] || { echo "$line" >&2; exit 99; }
-    there perl -e "$server" heard-beyond public 5.6.7.8 > ready 2>&1 &
+    nsenter --net=/proc/$beyond/ns/net perl -e "$server" heard-beyond public 5.6.7.8 > ready 2>&1 &
     read -r line < ready; [ "$line" = listening ] || { echo "$line" >&2; exit 99; }
     "$@"
 "#;

@@ -241,16 +241,7 @@ impl Guest {
     }
 
     pub(super) fn ping(&mut self, to: Ipv4Addr) -> Option<Vec<u8>> {
-        let mut output = Output::new(OUR_MAC);
-        packet::answer_echo((GUEST.into(), to.into()), (1, 2), b"data", &mut output);
-        let mut frame = output.take().split_off(4);
-        let (source, target) = (GUEST.octets(), to.octets());
-        frame[6..12].copy_from_slice(&GUEST_MAC.0);
-        frame[26..30].copy_from_slice(&source);
-        frame[30..34].copy_from_slice(&target);
-        // A request in place of a reply. The checksum is not verified.
-        frame[14 + 20] = 8;
-        self.send_frame(&frame);
+        self.send_frame(&echo_frame(to));
         let frame = self.other_frame();
         let packet = Ipv4Packet::new_checked(&frame[14..]).unwrap();
         let icmp = Icmpv4Packet::new_checked(packet.payload()).unwrap();
@@ -276,6 +267,19 @@ pub(super) fn udp_frame(mac: MacAddress, from: SocketAddr, to: SocketAddr, paylo
     packet::push_udp(from, to, payload, u16::MAX, &mut output);
     let mut frame = output.take().split_off(4);
     frame[6..12].copy_from_slice(&mac.0);
+    frame
+}
+
+/// A frame with an echo request.
+pub(super) fn echo_frame(to: Ipv4Addr) -> Vec<u8> {
+    let mut output = Output::new(OUR_MAC);
+    packet::answer_echo((to.into(), GUEST.into()), (1, 2), b"data", &mut output);
+    let mut frame = output.take().split_off(4);
+    frame[6..12].copy_from_slice(&GUEST_MAC.0);
+    frame[26..30].copy_from_slice(&GUEST.octets());
+    frame[30..34].copy_from_slice(&to.octets());
+    // A request in place of a reply. The checksum is not verified.
+    frame[14 + 20] = 8;
     frame
 }
 
