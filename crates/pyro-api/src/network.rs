@@ -89,8 +89,9 @@ impl NetworkPolicy {
         Ok(())
     }
 
-    /// Checks that this policy opens nothing that `outer` keeps closed. Each entry must be covered by a single entry of
-    /// `outer`; two entries that cover it only together do not count.
+    /// Checks that this policy opens nothing that `outer` keeps closed. Each range must be one of `outer`'s: a part of a range
+    /// can open more than the whole, because a single address opens even one of this host. Each host and domain must be
+    /// covered by a single entry of `outer`.
     ///
     /// # Errors
     /// [`PolicyError::NotWithin`], [`PolicyError::EgressNotWithin`].
@@ -100,15 +101,12 @@ impl NetworkPolicy {
         }
         let refuse = |list, entry: String| Err(PolicyError::NotWithin { list, entry });
         for cidr in &self.allow_cidrs {
-            if !outer.allow_cidrs.iter().any(|wide| wide.covers(cidr)) {
+            if !outer.allow_cidrs.contains(cidr) {
                 return refuse("allow_cidrs", cidr.to_string());
             }
         }
         for host in &self.allow_hosts {
-            let in_range = |wide: &AllowedCidr| host.address().is_some_and(|address| wide.contains(address));
-            if !outer.allow_hosts.iter().any(|wide| wide.covers(host))
-                && !outer.allow_cidrs.iter().any(in_range)
-            {
+            if !outer.allow_hosts.iter().any(|wide| wide.covers(host)) {
                 return refuse("allow_hosts", host.to_string());
             }
         }

@@ -91,6 +91,7 @@ pub(crate) enum Command {
     Completions(CompletionsArgs),
     Man(ManArgs),
     Supervise(InternalArgs),
+    Network(InternalArgs),
     ProbeKvm(InternalArgs),
 }
 
@@ -117,6 +118,7 @@ impl Command {
             Self::Completions(args) => completions::run(&args, grammar_for_people()),
             Self::Man(args) => man::run(&args, grammar()),
             Self::Supervise(args) => internal::supervise(&args),
+            Self::Network(_) => internal::carry_network(),
             Self::ProbeKvm(_) => internal::probe_kvm(),
         }
     }
@@ -131,9 +133,12 @@ impl Command {
             Self::Demo(args) => args.command.is_none(),
             Self::Bench(args) => args.json,
             Self::Mcp(command) => command.wants_json(),
-            Self::Completions(_) | Self::Man(_) | Self::Rpc(_) | Self::Supervise(_) | Self::ProbeKvm(_) => {
-                false
-            }
+            Self::Completions(_)
+            | Self::Man(_)
+            | Self::Rpc(_)
+            | Self::Supervise(_)
+            | Self::Network(_)
+            | Self::ProbeKvm(_) => false,
         }
     }
 }

@@ -119,15 +119,6 @@ impl Printer {
         drop(tokio::task::spawn_blocking(move || note(&*sink, &line)));
     }
 
-    /// Warns about what a guest with a network can reach: no policy limits it.
-    pub(crate) fn warn_of_network(&self, network: bool) {
-        if network {
-            self.note(
-                "[warning] a hostile guest with a network can reach all that you can reach, this host's loopback included",
-            );
-        }
-    }
-
     /// Prints a message of clap: help and the version on stdout, usage errors on stderr.
     pub(crate) fn clap_message(&self, message: &clap::Error) {
         // Fails if the reader has closed its end.

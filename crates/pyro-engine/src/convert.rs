@@ -1,9 +1,11 @@
 //! Conversions between the types of the lower crates and those of the contract. All of them are in this module.
 
 use pyro_api::{
-    Accelerator, CopyLimits, Environment, EnvironmentList, Hint, OutputStream, PruneReport, PulledEnvironment,
+    Accelerator, CopyLimits, Egress, Environment, EnvironmentList, Error, Hint, NetworkDenial, NetworkPolicy,
+    OutputStream, PruneReport, PulledEnvironment,
 };
 use pyro_env::Remedy;
+use pyro_machine::network::{self, Denial, DomainRule, HostRule, InvalidRule, Policy};
 use pyro_supervisor::ArchiveLimits;
 
 /// Converts an output stream for callers.
@@ -33,6 +35,40 @@ pub(crate) fn accelerator(accelerator: Accelerator) -> pyro_machine::Accelerator
 /// Converts the limits of a copy for the code that copies.
 pub(crate) fn archive_limits(limits: CopyLimits) -> ArchiveLimits {
     ArchiveLimits { max_entries: limits.max_entries, max_bytes: limits.max_bytes }
+}
+
+/// Converts what a guest may reach for the crate that decides about its connections.
+///
+/// # Errors
+/// An entry that the contract accepts is not one for that crate.
+pub(crate) fn network_policy(policy: &NetworkPolicy) -> Result<Policy, Error> {
+    let unusable =
+        |error: InvalidRule| Error::internal("a network policy cannot be applied").caused_by(error);
+    let host = |host: &pyro_api::AllowedHost| host.to_string().parse::<HostRule>().map_err(unusable);
+    let domain =
+        |domain: &pyro_api::AllowedDomain| domain.to_string().parse::<DomainRule>().map_err(unusable);
+    Ok(Policy {
+        egress: match policy.egress {
+            Egress::Public => network::Egress::Public,
+            Egress::Allowlist => network::Egress::Allowlist,
+        },
+        allow_cidrs: policy.allow_cidrs.iter().map(pyro_api::AllowedCidr::range).collect(),
+        allow_hosts: policy.allow_hosts.iter().map(host).collect::<Result<_, _>>()?,
+        allow_domains: policy.allow_domains.iter().map(domain).collect::<Result<_, _>>()?,
+    })
+}
+
+/// Converts what a guest was refused for callers.
+pub(crate) fn denial(denial: &Denial) -> NetworkDenial {
+    NetworkDenial {
+        time: denial.time,
+        protocol: denial.protocol.to_string(),
+        address: denial.address.map(|address| address.to_string()),
+        port: denial.port,
+        name: denial.name.as_ref().map(ToString::to_string),
+        rule: denial.rule.to_string(),
+        count: denial.count,
+    }
 }
 
 /// Converts an environment for callers.

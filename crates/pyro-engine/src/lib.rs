@@ -44,6 +44,7 @@ pub use pyro_api::{
     StopReason, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList,
     TaskLogEntry, TaskLogs, TaskLogsPage, TaskSpec, UnknownWord, Vm, VmId, VmSpec, VmState,
 };
-pub use supervise::{SUPERVISE_COMMAND, supervise};
+pub use pyro_machine::network::RunError as NetworkRunError;
+pub use supervise::{NETWORK_COMMAND, SUPERVISE_COMMAND, carry_network, supervise};
 
 pub(crate) use pyro_api::limits;

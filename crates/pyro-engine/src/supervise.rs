@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pyro_machine::network::{self, NetworkHelper, RunError};
 use pyro_supervisor::{BootInfo, CommandOutcome, EndReason, Exec, Retention, Store, StoreError};
 
 use crate::clock::now;
@@ -14,6 +15,10 @@ use crate::{Error, ErrorKind, ExecutionMode, StopReason, VmId};
 
 /// Name of the hidden subcommand that supervises one VM.
 pub const SUPERVISE_COMMAND: &str = "supervise";
+/// Name of the hidden subcommand that carries the packets of one VM.
+pub const NETWORK_COMMAND: &str = "network";
+/// This program, even if its file was replaced since it was started.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// The command that starts a supervisor process.
 #[derive(Clone, Debug)]
@@ -37,7 +42,17 @@ impl SupervisorCommand {
 /// # Errors
 /// The lifeline is invalid; nothing was started.
 pub async fn supervise(base_dir: &Path, lifeline: OwnedFd) -> io::Result<()> {
-    pyro_supervisor::run(lifeline, RegistryStore(Arc::new(Registry::new(base_dir)))).await
+    let network = NetworkHelper { program: OWN_PROGRAM.into(), args: vec![NETWORK_COMMAND.into()] };
+    pyro_supervisor::run(lifeline, RegistryStore(Arc::new(Registry::new(base_dir))), network).await
+}
+
+/// Carries the packets of one VM until it ends, on the descriptors that its supervisor has passed. The process does
+/// nothing else.
+///
+/// # Errors
+/// The descriptors were not passed, or the link to the VM failed.
+pub fn carry_network() -> Result<(), RunError> {
+    network::run_from_parent()
 }
 
 struct RegistryStore(Arc<Registry>);

@@ -190,6 +190,9 @@ mod tests {
             prefix_len: 24,
             gateway: [10, 0, 2, 2].into(),
             dns_servers: vec![[10, 0, 2, 3].into(), [1, 1, 1, 1].into()],
+            mac_address: None,
+            mtu: None,
+            ipv6: None,
         }
     }
 

@@ -23,7 +23,7 @@ use crate::console::Console;
 use crate::exit::{Exit, Interrupted, Interruption};
 use crate::hardware::{Hardware, Launch, MachineConfig};
 use crate::image::{GuestImage, GuestKernel};
-use crate::network::{Network, NetworkDescription, NetworkError, NetworkInterface, Provider};
+use crate::network::{Network, NetworkDescription, NetworkError, Provider};
 use crate::platform::{
     Capabilities, Fingerprint, FingerprintError, LaunchError, Machine, MachineError, Platform, while_alive,
 };
@@ -160,22 +160,20 @@ impl Platform for FakePlatform {
         true
     }
 
-    fn start_network(
-        &self,
-        provider: Provider,
-        interface: &NetworkInterface,
-    ) -> Result<Network, NetworkError> {
+    fn start_network(&self, provider: Provider) -> Result<Network, NetworkError> {
         if let Some(error) = self.shared.state.borrow_mut().network_failures.pop_front() {
             return Err(error);
         }
         match provider {
-            Provider::Unconnected => provider.start(interface),
-            Provider::Passt => Ok(Network::fake(NetworkDescription {
+            Provider::Unconnected => provider.start(None),
+            Provider::Policed(settings) => Ok(Network::fake(NetworkDescription {
                 address: Ipv4Addr::new(10, 0, 2, 15),
                 prefix_len: 24,
                 gateway: Ipv4Addr::new(10, 0, 2, 2),
                 dns_servers: vec![Ipv4Addr::new(10, 0, 2, 3)],
-                mac_address: interface.mac_address.clone(),
+                mac_address: settings.mac_address.to_string(),
+                mtu: None,
+                ipv6: None,
             })),
         }
     }
@@ -444,6 +442,15 @@ mod tests {
     use super::*;
     use crate::disk::LayerLifetime;
     use crate::hardware::{Disks, Start};
+    use crate::network::{MacAddress, NetworkInterface, NetworkSettings, Policy};
+
+    fn policed() -> Provider {
+        Provider::Policed(NetworkSettings {
+            mac_address: MacAddress([6, 0, 1, 2, 3, 4]),
+            policy: Policy::default(),
+            denials: "/none".into(),
+        })
+    }
 
     fn launch(start: Start) -> Launch {
         let config = MachineConfig {
@@ -464,9 +471,7 @@ mod tests {
                 base_image: "/none".into(),
                 layer: "/none".into(),
             },
-            network: Some(
-                FakePlatform::new().start_network(Provider::Passt, &NetworkInterface::default()).unwrap(),
-            ),
+            network: Some(FakePlatform::new().start_network(policed()).unwrap()),
             start,
             console: Console::in_memory(),
         }
@@ -523,10 +528,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn launches_fail_and_wait_as_asked() {
         let platform = FakePlatform::new();
-        platform.fail_network(NetworkError::NotInstalled);
-        let interface = NetworkInterface::default();
-        let error = platform.start_network(Provider::Passt, &interface).unwrap_err();
-        assert!(error.to_string().starts_with("passt is not installed"), "{error}");
+        platform.fail_network(NetworkError::NoHelper);
+        let error = platform.start_network(policed()).unwrap_err();
+        assert_eq!(error.to_string(), "no network process was configured");
         platform
             .fail_launch(LaunchError::Run { program: "/vmm".into(), source: io::ErrorKind::NotFound.into() });
         let start = || Start::Kernel { memory: None };
@@ -591,7 +595,7 @@ mod tests {
         handle.fail_network(ended);
         let pending = std::future::pending::<Result<(), MachineError>>;
         let error = while_alive(&mut machine, pending()).await.unwrap_err();
-        assert_eq!(error.to_string(), "passt ended (exit status: 1): why");
+        assert_eq!(error.to_string(), "the network process ended (exit status: 1): why");
 
         handle.exit(powered_off());
         let error = while_alive(&mut machine, pending()).await.unwrap_err();

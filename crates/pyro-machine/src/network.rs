@@ -1,11 +1,16 @@
 //! Networks of machines: the network settings for a guest, and what carries its packets.
 
+mod denials;
 mod description;
 mod error;
 mod messages;
-mod passt;
+mod process;
 mod provider;
 
-pub use description::{NetworkDescription, NetworkInterface};
+pub use description::{Ipv6Description, NetworkDescription, NetworkInterface};
 pub use error::NetworkError;
+pub use process::{NetworkHelper, NetworkSettings};
 pub use provider::{Network, Provider};
+pub use pyro_network::{
+    Denial, Denials, DomainRule, Egress, HostRule, InvalidRule, MacAddress, Policy, RunError, run_from_parent,
+};

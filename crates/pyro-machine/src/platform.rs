@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use crate::console::Console;
 use crate::exit::{Exit, Interrupted, Interruption};
 use crate::hardware::{Hardware, Launch};
-use crate::network::{Network, NetworkDescription, NetworkError, NetworkInterface, Provider};
+use crate::network::{Network, NetworkDescription, NetworkError, Provider};
 
 /// Prefix of the names of the files in which [`Platform::fingerprint`] caches its results.
 pub const CACHED_FINGERPRINT_PREFIX: &str = "vmm-";
@@ -46,11 +46,7 @@ pub trait Platform {
     ///
     /// # Errors
     /// [`NetworkError`]; nothing is left running then.
-    fn start_network(
-        &self,
-        provider: Provider,
-        interface: &NetworkInterface,
-    ) -> Result<Network, NetworkError>;
+    fn start_network(&self, provider: Provider) -> Result<Network, NetworkError>;
 
     /// Starts a machine. Returns when the machine executes its kernel, or is ready for [`Machine::restore`]. Call it
     /// within a `LocalSet`, on a thread that lives as long as the process: the machine is killed when the thread that

@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 
 use crate::accel::Accelerator;
 use crate::hardware::{Disks, Hardware, Launch, Start};
-use crate::network::{Network, NetworkError, NetworkInterface, Provider};
+use crate::network::{Network, NetworkError, NetworkHelper, Provider};
 use crate::platform::{Capabilities, Fingerprint, FingerprintError, LaunchError, Platform, while_alive};
 use crate::spawn::Spawn;
 use arguments::{CHANNEL_FD, CONTROL_FD, NETWORK_FD};
@@ -29,6 +29,7 @@ pub const CHANNEL: &str = "virtio-serial";
 #[derive(Debug)]
 pub struct Qemu {
     clock: Clock,
+    network_helper: Option<NetworkHelper>,
 }
 
 impl Default for Qemu {
@@ -40,7 +41,13 @@ impl Default for Qemu {
 impl Qemu {
     /// Has no effects. The first launch is faster if this was called a few milliseconds earlier.
     pub fn new() -> Self {
-        Self { clock: Clock::start() }
+        Self { clock: Clock::start(), network_helper: None }
+    }
+
+    /// Sets the process that carries the packets of machines with a network.
+    #[must_use]
+    pub fn with_network_helper(self, helper: NetworkHelper) -> Self {
+        Self { network_helper: Some(helper), ..self }
     }
 }
 
@@ -72,12 +79,8 @@ impl Platform for Qemu {
         version::is_remembered(cache, &hardware.config.vmm_program)
     }
 
-    fn start_network(
-        &self,
-        provider: Provider,
-        interface: &NetworkInterface,
-    ) -> Result<Network, NetworkError> {
-        provider.start(interface)
+    fn start_network(&self, provider: Provider) -> Result<Network, NetworkError> {
+        provider.start(self.network_helper.as_ref())
     }
 
     async fn launch(&self, launch: Launch) -> Result<QemuMachine, LaunchError> {

@@ -6,13 +6,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pyro_machine::disk::LayerError;
 use pyro_machine::initrd::InitrdError;
-use pyro_machine::network::{Network, NetworkDescription, NetworkError, Provider};
+use pyro_machine::network::{
+    MacAddress, Network, NetworkDescription, NetworkError, NetworkSettings, Provider,
+};
 use pyro_machine::snapshot::{Begun, Partial, Snapshot, SnapshotError, Store};
 use pyro_machine::{
     Console, ConsoleError, Disks, Interrupted, Launch, LaunchError, Machine, MachineError, Platform, Start,
     disk, initrd, while_alive,
 };
-use pyro_wire::{Bootstrap, GENERATION, NetworkConfig, Preparation};
+use pyro_wire::{Bootstrap, GENERATION, Ipv6Config, NetworkConfig, Preparation};
 use tokio::net::UnixStream;
 use tokio::task::LocalSet;
 use tokio::time::error::Elapsed;
@@ -353,12 +355,15 @@ impl<'a, P: Platform> Attempt<'a, P> {
         if self.spec.network {
             self.stages.enter(BootStage::Network);
         }
-        self.connect(Provider::Passt)
+        self.connect(Provider::Policed(NetworkSettings {
+            mac_address: mac_address(&self.spec.vm_id),
+            policy: self.spec.network_policy.clone(),
+            denials: self.spec.dir.join(files::NETWORK_DENIALS),
+        }))
     }
 
     fn connect(&self, provider: Provider) -> Result<Option<Network>, NetworkError> {
-        let interface = self.spec.hardware().interface;
-        interface.map(|interface| self.platform.start_network(provider, &interface)).transpose()
+        self.spec.network.then(|| self.platform.start_network(provider)).transpose()
     }
 
     fn disks(&self) -> Disks {
@@ -394,9 +399,22 @@ impl<'a, P: Platform> Attempt<'a, P> {
 
 /// Returns the network settings for the guest.
 fn network_config(description: &NetworkDescription) -> NetworkConfig {
-    let NetworkDescription { address, prefix_len, gateway, dns_servers, mac_address: _ } =
+    let NetworkDescription { address, prefix_len, gateway, dns_servers, mac_address, mtu, ipv6 } =
         description.clone();
-    NetworkConfig { address, prefix_len, gateway, dns_servers }
+    let ipv6 = ipv6.map(|ipv6| Ipv6Config {
+        address: ipv6.address,
+        prefix_len: ipv6.prefix_len,
+        gateway: ipv6.gateway,
+    });
+    NetworkConfig { address, prefix_len, gateway, dns_servers, mac_address: Some(mac_address), mtu, ipv6 }
+}
+
+/// Returns the hardware address of a VM: `06:00:` and the first four bytes of its id.
+fn mac_address(vm_id: &str) -> MacAddress {
+    let mut address = [0x06, 0, 0, 0, 0, 0];
+    // An id consists of twelve hexadecimal digits.
+    let _ = vm_id.get(..8).map(|digits| hex::decode_to_slice(digits, &mut address[2..]));
+    MacAddress(address)
 }
 
 /// Returns the bootstrap that makes the guest the VM with this id and no other.

@@ -19,6 +19,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
+use pyro_machine::network::NetworkHelper;
 use pyro_machine::{HostPlatform, Machine, Platform};
 use pyro_wire::{Frame, FrameCodec};
 use tokio::net::UnixStream;
@@ -76,12 +77,16 @@ impl<P: Platform> Boot for Booter<'_, P> {
 }
 
 /// Runs the supervisor of one VM to its end. `lifeline` is the standard input that [`super::start`] made; it delivers
-/// the [`LaunchSpec`]. Runs on a single-threaded runtime whose thread lives as long as the process: the machine is
+/// the [`LaunchSpec`]; `network_helper` carries the packets of the VM. Runs on a single-threaded runtime whose thread lives as long as the process: the machine is
 /// killed when the thread that started it ends.
 ///
 /// # Errors
 /// The lifeline is invalid; nothing was started then.
-pub async fn run<S: Store + 'static>(lifeline: OwnedFd, store: S) -> io::Result<()> {
+pub async fn run<S: Store + 'static>(
+    lifeline: OwnedFd,
+    store: S,
+    network_helper: NetworkHelper,
+) -> io::Result<()> {
     // A session of its own: keys typed at the caller's terminal are meant for the caller.
     let _ = rustix::process::setsid();
     let lifeline = std::os::unix::net::UnixStream::from(lifeline);
@@ -105,7 +110,10 @@ pub async fn run<S: Store + 'static>(lifeline: OwnedFd, store: S) -> io::Result<
             }
             let mut driver = Driver::new(
                 spec,
-                Rc::new(Booter { platform: HostPlatform::new(), tasks: &tasks }),
+                Rc::new(Booter {
+                    platform: HostPlatform::new().with_network_helper(network_helper),
+                    tasks: &tasks,
+                }),
                 Rc::new(store),
                 Rc::new(WallClock),
             );

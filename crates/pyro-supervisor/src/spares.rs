@@ -11,6 +11,8 @@ use futures::{SinkExt, StreamExt};
 use pyro_machine::snapshot::SnapshotError;
 use pyro_machine::{HostPlatform, snapshot};
 use pyro_wire::{Frame, FrameCodec};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
 use tokio_util::codec::Framed;
 
 use crate::protocol::{Legacy, Reply};
@@ -23,7 +25,14 @@ use crate::{BootInfo, BootStage, Lifeline, OwnerLock, StartError, client, dir, s
 /// # Errors
 /// The VMM, the guest's kernel, or the host cannot be identified.
 pub async fn key(spec: &LaunchSpec, cache: &Path) -> Result<String, SnapshotError> {
-    snapshot::key(cache, &spec.subject(), &HostPlatform::new()).await
+    let kind = snapshot::key(cache, &spec.subject(), &HostPlatform::new()).await?;
+    // The process that carries a spare's packets has its policy from the start.
+    Ok(match spec.network {
+        true => {
+            format!("{kind}-{}", hex::encode(&Sha256::digest(json!(spec.network_policy).to_string())[..8]))
+        }
+        false => kind,
+    })
 }
 
 /// Starts `program` with `args` as the supervisor of a spare, which `spec` describes and whose lock is `lock`. Does not

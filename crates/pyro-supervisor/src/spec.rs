@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use pyro_machine::disk::LayerLifetime;
-use pyro_machine::network::NetworkInterface;
+use pyro_machine::network::{NetworkInterface, Policy};
 use pyro_machine::snapshot::Subject;
 use pyro_machine::{GuestImage, Hardware, MachineConfig};
 use schemars::JsonSchema;
@@ -37,8 +37,12 @@ pub struct LaunchSpec {
     pub template_dir: Option<PathBuf>,
     /// What is started.
     pub purpose: Purpose,
-    /// Give the guest a network interface with access to the network of the host.
+    /// Give the guest a network interface.
     pub network: bool,
+    /// What the guest may reach through it.
+    #[serde(default)]
+    #[schemars(with = "serde_json::Value")]
+    pub network_policy: Policy,
 }
 
 impl LaunchSpec {
@@ -125,6 +129,7 @@ mod tests {
             },
             template_dir: Some("/templates".into()),
             network: false,
+            network_policy: Policy::default(),
             purpose: Purpose::Vm,
         }
     }

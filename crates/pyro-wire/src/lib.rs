@@ -38,7 +38,7 @@ pub use frame::{
 };
 pub use reply::{ArchiveReply, ArchiveReport, ExecReply, Exit, HaltReply, IdentifyReply, Status};
 pub use request::{ArchiveLimits, Call, Exec, ExecInput, Halt, Identify, NoInput, Pack, Request, Unpack};
-pub use setup::{Bootstrap, GENERATION, Hello, NetworkConfig, Preparation, SetupReply};
+pub use setup::{Bootstrap, GENERATION, Hello, Ipv6Config, NetworkConfig, Preparation, SetupReply};
 
 /// Name of the virtio-serial port that carries the channel.
 pub const PORT_NAME: &str = "pyro.agent";

@@ -61,6 +61,26 @@ pub struct NetworkConfig {
     pub gateway: std::net::Ipv4Addr,
     /// Name servers for `/etc/resolv.conf`.
     pub dns_servers: Vec<std::net::Ipv4Addr>,
+    /// Hardware address that the interface gets: six bytes in hexadecimal, separated by colons. Absent: it keeps its own.
+    #[serde(default)]
+    pub mac_address: Option<String>,
+    /// Largest packet in bytes. Absent: what the interface has.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// IPv6 configuration. Absent: the interface has none.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Config>,
+}
+
+/// Static IPv6 configuration of the guest's first Ethernet interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Ipv6Config {
+    /// IPv6 address of the guest.
+    pub address: std::net::Ipv6Addr,
+    /// Prefix length of the subnet.
+    pub prefix_len: u8,
+    /// Default gateway.
+    pub gateway: std::net::Ipv6Addr,
 }
 
 /// Answer to [`Preparation`] and to [`Bootstrap`].

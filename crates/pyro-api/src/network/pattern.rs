@@ -62,14 +62,6 @@ impl AllowedCidr {
     pub fn range(&self) -> IpNet {
         self.0
     }
-
-    pub(super) fn covers(&self, other: &Self) -> bool {
-        self.0.contains(&other.0)
-    }
-
-    pub(super) fn contains(&self, address: IpAddr) -> bool {
-        self.0.contains(&address)
-    }
 }
 
 impl AllowedHost {

@@ -83,7 +83,6 @@ pub(crate) fn run(args: &DemoArgs, printer: &Printer) -> Result<Reply, CliError>
 }
 
 fn one_command(network: bool, printer: &Printer) -> Result<Reply, CliError> {
-    printer.warn_of_network(network);
     let engine = config::engine()?;
     let (result, _) = session::watch(printer, is_quiet(printer), async |events, cancel| {
         pyro_demo::one_command(&engine, network, &CallContext { events, cancel }).await

@@ -30,6 +30,14 @@ pub(crate) fn supervise(args: &InternalArgs) -> Result<Reply, CliError> {
     Ok(Reply::nothing())
 }
 
+/// Carries the packets of one VM until it ends. Its supervisor passes the descriptors.
+pub(crate) fn carry_network() -> Result<Reply, CliError> {
+    pyro_engine::carry_network().map_err(|error| {
+        CliError::System("cannot carry the network of a VM".to_owned(), std::io::Error::other(error))
+    })?;
+    Ok(Reply::nothing())
+}
+
 /// Measures `/dev/kvm` in a separate process, where a hang or crash does no harm.
 pub(crate) fn probe_kvm() -> Result<Reply, CliError> {
     Ok(Reply::text(pyro_engine::probe_kvm()))

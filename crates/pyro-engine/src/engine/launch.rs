@@ -1,6 +1,5 @@
 //! Starts the VM of a record: in a guest or, with the caller's consent, as a record whose commands run on the host.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -11,7 +10,7 @@ use pyro_machine::disk::{LayerError, LayerTemplates};
 use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
 use pyro_supervisor::spares::Claim;
 use pyro_supervisor::{
-    BootInfo, BootStage, LaunchSpec, Lifeline, OwnerLock, Purpose, Retention, StartError, files, template,
+    BootInfo, LaunchSpec, Lifeline, OwnerLock, Purpose, Retention, StartError, files, template,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -22,8 +21,8 @@ use crate::engine::reconcile::is_unfinished;
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
 use crate::{
-    Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, NetworkPolicy, VmId, VmSpec,
-    search_path, state_dir,
+    Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, NetworkPolicy, VmId, VmSpec, convert,
+    state_dir,
 };
 
 /// Maximum boot time in seconds. Emulation takes a few seconds, and more when many VMs boot at once.
@@ -190,9 +189,7 @@ impl Engine {
                     pyro_supervisor::start(&supervisor.program, &supervisor.args(), spec, &lock).await
                 }
             };
-            started.map_err(|error| {
-                start_error(record.kind, &record.vm_id, &dir, error, &self.config().search_path)
-            })
+            started.map_err(|error| start_error(record.kind, &record.vm_id, &dir, error))
         };
         let (lifeline, info) = unless_cancelled(cancel, start).await?;
         Ok(Started::Guest(Box::new(StartedGuest { lifeline, info, model })))
@@ -243,7 +240,7 @@ impl Engine {
             let supervisor = self.supervisor_command();
             pyro_supervisor::make_template(&supervisor.program, &supervisor.args(), spec, &lock)
                 .await
-                .map_err(|error| start_error(Kind::Vm, &id, &dir, error, &self.config().search_path))
+                .map_err(|error| start_error(Kind::Vm, &id, &dir, error))
         };
         let made = unless_cancelled(cancel, make).await;
         drop(lock);
@@ -310,6 +307,12 @@ impl Engine {
                 layer_template,
             },
             network: shape.network.is_some(),
+            network_policy: shape
+                .network
+                .as_ref()
+                .map(convert::network_policy)
+                .transpose()?
+                .unwrap_or_default(),
             purpose: Purpose::Vm,
         })
     }
@@ -328,9 +331,6 @@ impl Engine {
     }
 }
 
-/// The program that carries a guest's packets, and the name of its package.
-const NETWORK_PROGRAM: &str = "passt";
-
 fn layer_error(error: LayerError) -> Error {
     let hint = match &error {
         LayerError::NoSpace { .. } => Hint::FreeDiskOrMove,
@@ -344,17 +344,11 @@ fn layer_error(error: LayerError) -> Error {
     Error::new(kind, error.to_string()).with_causes_of(&error).hint(hint)
 }
 
-fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError, path: &OsStr) -> Error {
+fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError) -> Error {
     match error {
         StartError::Boot(failure) => {
             let message = format!("{kind} {id} did not come up: {} failed: {}", failure.stage, failure.cause);
-            let hint = match failure.stage {
-                BootStage::Network if search_path::find(NETWORK_PROGRAM, path).is_none() => {
-                    Hint::InstallPackage { package: NETWORK_PROGRAM.to_owned() }
-                }
-                _ => Hint::CheckHost,
-            };
-            let error = Error::new(ErrorKind::BootFailed, message).hint(hint);
+            let error = Error::new(ErrorKind::BootFailed, message).hint(Hint::CheckHost);
             match failure.console.is_empty() {
                 true => error,
                 false => error.hint(Hint::Console { lines: failure.console.join("\n") }),

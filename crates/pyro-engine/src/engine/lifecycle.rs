@@ -1,15 +1,18 @@
 //! VMs that outlive the call: create, start, exec, stop, delete, and status.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use pyro_supervisor::{EndRequest, Ended, Owner, OwnerLock, Phase};
+use pyro_machine::network::Denials;
+use pyro_supervisor::{EndRequest, Ended, Owner, OwnerLock, Phase, files};
 use tokio_util::sync::CancellationToken;
 
 use super::launch::Launch;
 use super::reconcile::{OWNER_VANISHED, owner_vanished};
-use super::{Engine, Shared, now, vm_dir};
+use super::{Engine, Shared, now, state_unusable, vm_dir};
 use crate::Kind;
 use crate::capture::Captured;
 use crate::exit_code::{duration_ms, exit_code};
@@ -18,8 +21,8 @@ use crate::operations::ExecVm;
 use crate::registry::{NewVm, VmPatch, VmRecord};
 use crate::state::{Transitions as _, VmEvent};
 use crate::{
-    DeleteReason, Deleted, Error, ErrorKind, Event, Events, ExecutionMode, HostAccess, NetworkInfo,
-    RunResult, StopReason, Vm, VmId, VmSpec, VmState,
+    DeleteReason, Deleted, Error, ErrorKind, Event, Events, ExecutionMode, HostAccess, NetworkDenial,
+    NetworkInfo, RunResult, StopReason, Vm, VmId, VmSpec, VmState, convert,
 };
 
 /// Metadata key for a state transition in progress. Not recorded.
@@ -86,15 +89,17 @@ impl Engine {
         let command = limits::check_command(request.command, request.output.output)?;
         let id = VmId::parse(&request.vm.vm_id)?;
         let record = self.record_for(Kind::Vm, &id, VmEvent::Exec).await?;
+        let began = now();
         let captured = match self.execute(&record, &command, events, cancel).await {
             Err(error) if error.kind == ErrorKind::OutcomeUnknown => {
                 return Err(self.explain_loss(Kind::Vm, &id, error, cancel).await);
             }
             captured => captured?,
         };
+        let network_denials = self.denials_of_command(&record, began).await;
         let removed = self.remove(&id).await;
         let cleanup = cleanup(id, removed, events).await;
-        Ok(run_result(record, command, captured, cleanup))
+        Ok(RunResult { network_denials, ..run_result(record, command, captured, cleanup) })
     }
 
     /// Adds to `error` why the guest was lost, which its supervisor records before it exits. A caller that cancels gets
@@ -206,7 +211,27 @@ impl Engine {
     /// # Errors
     /// As [`Engine::status_vm`].
     pub async fn network_info_vm(&self, vm_id: &str) -> Result<NetworkInfo, Error> {
-        Ok(NetworkInfo::of(&self.status_vm(vm_id).await?, Vec::new()))
+        let vm = self.status_vm(vm_id).await?;
+        let denials = self.denials(&vm.vm_id, 0.0).await?;
+        Ok(NetworkInfo::of(&vm, denials))
+    }
+
+    /// Returns what the guest of `record` was refused while a command ran that began at `began`, in seconds since the epoch. If
+    /// that cannot be read, it is only logged: the command has run.
+    pub(super) async fn denials_of_command(&self, record: &VmRecord, began: f64) -> Vec<NetworkDenial> {
+        if record.network.is_none() {
+            return Vec::new();
+        }
+        self.denials(&record.vm_id, began).await.unwrap_or_else(|error| {
+            tracing::warn!(vm_id = %record.vm_id, %error, "what the guest was refused cannot be read");
+            Vec::new()
+        })
+    }
+
+    /// Returns what the guest of a VM was refused since this time, in seconds since the epoch, the latest last.
+    async fn denials(&self, id: &VmId, since: f64) -> Result<Vec<NetworkDenial>, Error> {
+        let dir = self.vm_dir(id);
+        self.blocking(move |_| denials(&dir, since)).await
     }
 
     /// Installs the environment if necessary and returns its version. Returns `None` where no VM can run and the caller
@@ -288,6 +313,16 @@ pub(super) fn transition(state: VmState, dir: &Path) -> Option<(String, String)>
         _ => return None,
     };
     Some((TRANSITION.to_owned(), transition.to_owned()))
+}
+
+/// As [`Engine::denials`], for the VM in `dir`. Blocks.
+pub(super) fn denials(dir: &Path, since: f64) -> Result<Vec<NetworkDenial>, Error> {
+    let path = dir.join(files::NETWORK_DENIALS);
+    let denials = match File::open(&path).and_then(Denials::read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read.map_err(|error| state_unusable("read", &path, error))?,
+    };
+    Ok(denials.iter().filter(|denial| denial.time >= since).map(convert::denial).collect())
 }
 
 /// Builds the record of a new VM.

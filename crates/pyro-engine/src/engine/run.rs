@@ -66,10 +66,13 @@ impl Engine {
         };
         match run.await {
             Ok(FinishedRun { record, captured, lifeline }) => {
+                let network_denials = self.denials_of_command(&record, 0.0).await;
                 let left = self.leave(&id, lifeline).await;
                 let cleanup = cleanup(id, left, events).await;
                 timings.lap("end");
-                Ok(RunResult { timings: timings.finish(), ..run_result(record, command, captured, cleanup) })
+                let timings = timings.finish();
+                let result = run_result(record, command, captured, cleanup);
+                Ok(RunResult { timings, network_denials, ..result })
             }
             Err(error) => {
                 // The first error is more useful than one of the cleanup.

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::exec::not_asked;
 use super::host::HostUnavailable;
 use super::launch::Launch;
-use super::lifecycle::{as_it_is, new_vm, transition};
+use super::lifecycle::{as_it_is, denials, new_vm, transition};
 use super::reconcile::owner_vanished;
 use super::{Engine, Shared, now, unless_cancelled, vm_dir};
 use crate::Kind;
@@ -326,7 +326,7 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, Error> {
         last_error: record.last_error,
         disk_mib: disk.map(|disk| disk.len() >> 20),
         disk_used_bytes: used_bytes(&dir),
-        network_denials: Vec::new(),
+        network_denials: denials(&dir, 0.0)?,
         task_id: record.vm_id,
     })
 }

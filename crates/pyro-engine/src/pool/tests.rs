@@ -70,6 +70,7 @@ fn model() -> LaunchSpec {
         template_dir: None,
         purpose: Purpose::Vm,
         network: false,
+        network_policy: Default::default(),
     }
 }
 

@@ -1,10 +1,11 @@
 //! A guest's network interface, and the network settings that the guest needs.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-/// A guest's network interface.
+/// A guest's network interface, as its devices have it. It is the same for all guests of a kind; a guest changes the
+/// hardware address to that of its [`NetworkDescription`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkInterface {
     /// Hardware address.
@@ -12,7 +13,7 @@ pub struct NetworkInterface {
 }
 
 impl Default for NetworkInterface {
-    /// A locally administered address. All guests have the same one: no two share a link.
+    /// A locally administered address.
     fn default() -> Self {
         Self { mac_address: "52:54:00:70:79:72".to_owned() }
     }
@@ -31,6 +32,23 @@ pub struct NetworkDescription {
     pub dns_servers: Vec<Ipv4Addr>,
     /// Hardware address of its interface.
     pub mac_address: String,
+    /// Largest packet in bytes. Absent: what the interface has.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// Its IPv6 network, if the host has one.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Description>,
+}
+
+/// The IPv6 network of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6Description {
+    /// The guest's address.
+    pub address: Ipv6Addr,
+    /// Prefix length of its subnet.
+    pub prefix_len: u8,
+    /// Its gateway.
+    pub gateway: Ipv6Addr,
 }
 
 impl NetworkDescription {
@@ -53,6 +71,8 @@ mod tests {
             gateway: Ipv4Addr::new(10, 0, 2, 2),
             dns_servers: Vec::new(),
             mac_address: String::new(),
+            mtu: None,
+            ipv6: None,
         };
         assert_eq!(network(24).subnet(), "10.0.2.0/24");
         assert_eq!(network(32).subnet(), "10.0.2.15/32");

@@ -5,17 +5,20 @@ use std::io;
 /// Why a machine has no network, or has lost it.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// The program that carries the packets is not installed.
-    #[error("passt is not installed")]
-    NotInstalled,
-    /// That program could not be started.
-    #[error("cannot run passt")]
+    /// This platform was not given a process that carries the packets.
+    #[error("no network process was configured")]
+    NoHelper,
+    /// The process that carries the packets could not be started.
+    #[error("cannot start the network process")]
     Run(#[source] io::Error),
-    /// The link between that program and the machine could not be created.
+    /// The link between that process and the machine could not be created.
     #[error("cannot make a socket pair")]
     Link(#[source] io::Error),
-    /// That program ended while the machine needed it.
-    #[error("passt ended ({status}): {messages}")]
+    /// The file for denials could not be created.
+    #[error("cannot make the file for denied connections")]
+    Denials(#[source] io::Error),
+    /// That process ended while the machine needed it.
+    #[error("the network process ended ({status}): {messages}")]
     Ended {
         /// Its exit status, in words.
         status: String,

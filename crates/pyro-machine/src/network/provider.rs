@@ -2,33 +2,32 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 
-use super::description::{NetworkDescription, NetworkInterface};
+use super::description::NetworkDescription;
 use super::error::NetworkError;
-use super::passt::Passt;
-
-/// The program of [`Provider::Passt`], which is looked up in the search path.
-const PASST: &str = "passt";
+use super::process::{NetworkHelper, NetworkProcess, NetworkSettings};
 
 /// What a machine's network interface is connected to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Provider {
     /// Nothing: packets are discarded. For a machine that is made to be saved.
     Unconnected,
-    /// `passt`, a process of the host's user that carries the packets over ordinary sockets of the host.
-    Passt,
+    /// A process of the host's user that ends the guest's connections, and opens those that a policy allows.
+    Policed(NetworkSettings),
 }
 
 impl Provider {
-    /// Starts carrying packets. Call it within a tokio runtime, which reads what the provider prints.
-    pub(crate) fn start(self, interface: &NetworkInterface) -> Result<Network, NetworkError> {
+    /// Starts carrying packets. `helper` carries those of [`Provider::Policed`]. Call it within a tokio runtime, which
+    /// reads what the provider prints.
+    pub(crate) fn start(self, helper: Option<&NetworkHelper>) -> Result<Network, NetworkError> {
         let (machine_end, far_end) = UnixStream::pair().map_err(NetworkError::Link)?;
-        let carrier = match self {
-            Self::Unconnected => Carrier::Nothing { _far_end: far_end },
-            Self::Passt => {
-                Carrier::Passt(Box::new(Passt::start(Path::new(PASST), far_end.into(), interface)?))
+        let carrier = match (self, helper) {
+            (Self::Unconnected, _) => Carrier::Nothing { _far_end: far_end },
+            (Self::Policed(settings), Some(helper)) => {
+                let process = NetworkProcess::start(helper, settings, far_end.into())?;
+                Carrier::Process(Box::new(process))
             }
+            (Self::Policed(_), None) => return Err(NetworkError::NoHelper),
         };
         Ok(Network { carrier, link: Some(machine_end.into()) })
     }
@@ -47,19 +46,18 @@ enum Carrier {
     Nothing {
         _far_end: UnixStream,
     },
-    Passt(Box<Passt>),
+    Process(Box<NetworkProcess>),
     #[cfg(any(test, feature = "fake"))]
     Fake(NetworkDescription),
 }
 
 impl Network {
-    /// Starts a shell script in place of passt.
+    /// Starts a shell script in place of the process.
     #[cfg(test)]
-    pub(crate) fn with_script(dir: &Path, script: &str) -> Self {
-        let (machine_end, far_end) = UnixStream::pair().expect("socket pair");
-        let program = crate::fake_program::fake_program(dir, script);
-        let passt = Passt::start(&program, far_end.into(), &NetworkInterface::default()).expect("started");
-        Self { carrier: Carrier::Passt(Box::new(passt)), link: Some(machine_end.into()) }
+    pub(crate) fn with_script(dir: &std::path::Path, script: &str) -> Self {
+        use super::process::tests::{helper, settings};
+        let helper = helper(crate::fake_program::fake_program(dir, script));
+        Provider::Policed(settings(dir)).start(Some(&helper)).expect("started")
     }
 
     /// Creates a network without processes.
@@ -72,7 +70,7 @@ impl Network {
     pub fn description(&self) -> Option<&NetworkDescription> {
         match &self.carrier {
             Carrier::Nothing { .. } => None,
-            Carrier::Passt(passt) => Some(passt.description()),
+            Carrier::Process(process) => Some(process.description()),
             #[cfg(any(test, feature = "fake"))]
             Carrier::Fake(description) => Some(description),
         }
@@ -87,7 +85,7 @@ impl Network {
     pub(crate) async fn failed(&mut self) -> NetworkError {
         match &mut self.carrier {
             Carrier::Nothing { .. } => std::future::pending().await,
-            Carrier::Passt(passt) => passt.failed().await,
+            Carrier::Process(process) => process.failed().await,
             #[cfg(any(test, feature = "fake"))]
             Carrier::Fake(_) => std::future::pending().await,
         }
@@ -97,7 +95,7 @@ impl Network {
     pub(crate) async fn stop(&mut self) {
         match &mut self.carrier {
             Carrier::Nothing { .. } => {}
-            Carrier::Passt(passt) => passt.stop().await,
+            Carrier::Process(process) => process.stop().await,
             #[cfg(any(test, feature = "fake"))]
             Carrier::Fake(_) => {}
         }
@@ -106,11 +104,12 @@ impl Network {
 
 #[cfg(test)]
 mod tests {
+    use super::super::process::tests::settings;
     use super::*;
 
     #[tokio::test]
     async fn an_unconnected_interface_leads_nowhere_and_does_not_fail() {
-        let mut network = Provider::Unconnected.start(&NetworkInterface::default()).unwrap();
+        let mut network = Provider::Unconnected.start(None).unwrap();
         assert_eq!(network.description(), None);
         let link = UnixStream::from(network.take_link().unwrap());
         assert!(network.take_link().is_none());
@@ -123,5 +122,12 @@ mod tests {
             () = tokio::task::yield_now() => {}
         }
         network.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_policy_needs_what_applies_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Provider::Policed(settings(dir.path())).start(None).unwrap_err();
+        assert!(matches!(error, NetworkError::NoHelper));
     }
 }

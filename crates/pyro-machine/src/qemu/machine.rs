@@ -136,12 +136,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let work = async {
             let network = Network::with_script(dir.path(), "echo out of memory >&2; exit 9");
-            let process = Spawn::new("/bin/cat").stdin(Stdio::piped()).start().unwrap();
+            let mut process = Spawn::new("/bin/cat").stdin(Stdio::piped()).start().unwrap();
+            // Waiting for the process would close it, and end the process.
+            let _stdin = process.stdin.take();
             let (channel, _guest) = UnixStream::pair().unwrap();
             let mut machine = QemuMachine::new(process, channel, Some(network), Console::in_memory());
             for _ in 0..2 {
                 let Interruption::Network(error) = machine.interrupted().await else { panic!("it is alive") };
-                assert_eq!(error.to_string(), "passt ended (exit status: 9): out of memory");
+                assert_eq!(error.to_string(), "the network process ended (exit status: 9): out of memory");
             }
             machine.kill().await;
         };
@@ -169,7 +171,7 @@ mod tests {
             tokio::select! {
                 exit = machine.exited() => panic!("{exit}"),
                 line = lost => {
-                    assert_eq!(line, "[the network is lost: passt ended (exit status: 9): out of memory]");
+                    assert_eq!(line, "[the network is lost: the network process ended (exit status: 9): out of memory]");
                 }
             }
             drop(stdin);

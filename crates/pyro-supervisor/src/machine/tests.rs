@@ -55,6 +55,7 @@ impl Fixture {
             },
             template_dir: None,
             network: false,
+            network_policy: Default::default(),
             purpose: Purpose::Vm,
         }
     }
@@ -168,7 +169,7 @@ async fn a_network_that_fails_says_nothing_about_the_template() {
     };
     let (info, _machine) = fixture.boot(&spec, guests).await.unwrap();
     assert_eq!(info.start_mode, StartMode::Cold);
-    assert_eq!(info.warning.as_deref(), Some("passt ended (exit status: 1): no route"));
+    assert_eq!(info.warning.as_deref(), Some("the network process ended (exit status: 1): no route"));
     assert_eq!(fixture.templates(), 1);
 }
 
@@ -247,10 +248,10 @@ async fn a_machine_that_ends_while_it_boots_is_the_reason() {
 async fn without_what_carries_its_network_nothing_is_launched() {
     let fixture = Fixture::new();
     let spec = LaunchSpec { network: true, ..fixture.spec() };
-    fixture.platform.fail_network(NetworkError::NotInstalled);
+    fixture.platform.fail_network(NetworkError::NoHelper);
     let failure = fixture.boot(&spec, good_guest).await.unwrap_err();
     assert_eq!(failure.stage, BootStage::Network);
-    assert!(failure.cause.starts_with("passt is not installed"), "{}", failure.cause);
+    assert!(failure.cause == "no network process was configured", "{}", failure.cause);
     assert_eq!(fixture.platform.launches(), 0);
     assert!(!spec.dir.join(files::LAYER).exists());
 }

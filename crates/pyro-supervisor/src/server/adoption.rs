@@ -76,6 +76,12 @@ pub(super) async fn take_over(
         fs::rename(spare.join(name), spec.dir.join(name))
             .map_err(|source| TakeOverError::Move { name, source })?;
     }
+    let denials = files::NETWORK_DENIALS;
+    match fs::rename(spare.join(denials), spec.dir.join(denials)) {
+        // A VM without a network has none.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        moved => moved.map_err(|source| TakeOverError::Move { name: denials, source })?,
+    }
     remove(&spare);
     let identity = machine::identity(&spec.vm_id, None)?;
     match tokio::time::timeout(CLAIM_LIMIT, streams.ask(Identify(identity))).await {
@@ -88,7 +94,7 @@ pub(super) async fn take_over(
 
 /// Removes the files that a spare may have left in the claimer's directory if it died while it was being claimed.
 pub(crate) fn clear_claimed(dir: &Path) {
-    for name in MOVED.into_iter().chain([files::CONTROL_SOCKET]) {
+    for name in MOVED.into_iter().chain([files::NETWORK_DENIALS, files::CONTROL_SOCKET]) {
         remove_file(&dir.join(name));
     }
 }

@@ -6,11 +6,15 @@ use clap::Args;
 use pyro_engine::{Engine, Task, TaskList};
 
 use super::subject::TaskIdArgs;
+use crate::commands::network::denial;
 use crate::error::CliError;
 use crate::printer::Printer;
 use crate::reply::Reply;
 use crate::session;
 use crate::words::integer;
+
+/// Maximum number of denials that the state of a task shows, the latest ones; `--json` has all.
+const SHOWN_DENIALS: usize = 10;
 
 const STATUS_EXAMPLES: &str = "\
 Examples:
@@ -151,6 +155,10 @@ pub(super) fn task(task: &Task) -> String {
     if let Some(error) = &task.last_error {
         lines.push(format!("Last error: {}", error.trim_end().replace('\n', "\n    ")));
     }
+    let more = task.network_denials.len().saturating_sub(SHOWN_DENIALS);
+    lines.extend(
+        task.network_denials.iter().skip(more).map(|refused| format!("Network: {}", denial(refused))),
+    );
     lines.join("\n") + "\n"
 }
 

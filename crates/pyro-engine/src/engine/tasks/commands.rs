@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use super::{supervisor_lost, unanswered};
 use crate::Kind;
 use crate::capture::{Captured, OutputSink};
-use crate::engine::Engine;
 use crate::engine::exec::{exec_request, guest_cwd, not_asked, not_delivered, with_not_started_hint};
+use crate::engine::{Engine, now};
 use crate::exit_code::{duration_ms, exit_code, status};
 use crate::limits::CheckedCommand;
 use crate::operations::ExecTask;
@@ -44,6 +44,7 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<TaskExec, Error> {
         let command = limits::check_command(request.command, request.output.output)?;
+        let began = now();
         let id = VmId::parse_as(Kind::Task, &request.task.task_id)?;
         let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
         let FinishedCommand { sequence, captured: Captured { end, stdout, stderr } } =
@@ -53,6 +54,7 @@ impl Engine {
                     self.run_in_guest(&record, &command, events, cancel).await?
                 }
             };
+        let network_denials = self.denials_of_command(&record, began).await;
         Ok(TaskExec {
             task_id: id,
             environment: record.environment,
@@ -68,7 +70,7 @@ impl Engine {
             stdout_truncated: end.stdout_dropped,
             stderr_truncated: end.stderr_dropped,
             timed_out: end.timed_out,
-            network_denials: Vec::new(),
+            network_denials,
             command: command.command,
         })
     }

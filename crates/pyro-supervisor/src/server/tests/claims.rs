@@ -136,7 +136,7 @@ fn a_spare_that_loses_its_network_ends_before_a_client_can_claim_it() {
     });
 }
 
-/// As passt may end at any time: from the claim on, the VM is its caller's.
+/// As the network process may end at any time: from the claim on, the VM is its caller's.
 #[test]
 fn a_vm_that_was_a_spare_goes_on_without_a_network() {
     run(async {

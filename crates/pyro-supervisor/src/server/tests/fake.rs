@@ -650,5 +650,6 @@ pub(crate) fn spec(dir: PathBuf) -> LaunchSpec {
         template_dir: None,
         purpose: Purpose::Vm,
         network: false,
+        network_policy: Default::default(),
     }
 }

@@ -21,7 +21,7 @@ fn run(test: impl Future<Output = ()>) {
 async fn supervise(starter: impl AsyncFnOnce(UnixStream)) -> std::io::Result<()> {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let store = FakeStore(World::new(Conditions::task()));
-    let supervisor = crate::run(theirs.into_std().unwrap().into(), store);
+    let supervisor = crate::run(theirs.into_std().unwrap().into(), store, no_network());
     tokio::join!(supervisor, starter(ours)).0
 }
 
@@ -127,4 +127,9 @@ fn signals_end_the_vm() {
             assert!(supervised.world.has(&super::fake::Fact::EndRecorded(EndReason::Terminated)));
         }),
     );
+}
+
+/// What carries the packets of VMs without a network.
+fn no_network() -> pyro_machine::network::NetworkHelper {
+    pyro_machine::network::NetworkHelper { program: "/nonexistent".into(), args: Vec::new() }
 }

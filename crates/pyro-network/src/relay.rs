@@ -1,0 +1,97 @@
+//! What connections, flows and queries share: the configuration, the policy's verdicts, names that are bound to
+//! addresses, and what the event loop has to be told.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use mio::{Registry, Token};
+
+use crate::config::Config;
+use crate::denials::DenialLog;
+use crate::dns::Bindings;
+use crate::host::{self, Relation};
+use crate::link::Output;
+use crate::packet::{Unreachable, report_unreachable};
+use crate::policy::{Destination, DnsName, Protocol, Rule, Verdict};
+
+/// Token of the link.
+pub(crate) const LINK: Token = Token(0);
+
+/// What connections, flows and queries share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) registry: Registry,
+    pub(crate) denials: DenialLog,
+    pub(crate) bindings: Bindings,
+    next_token: usize,
+}
+
+impl Shared {
+    pub(crate) fn new(config: Config, registry: Registry, denials: DenialLog) -> Self {
+        Self { config, registry, denials, bindings: Bindings::default(), next_token: LINK.0 + 1 }
+    }
+
+    /// Returns a token that no socket had before.
+    pub(crate) fn token(&mut self) -> Token {
+        self.next_token += 1;
+        Token(self.next_token)
+    }
+
+    /// Whether the address is one of ours or the guest's on the link, which lead nowhere.
+    pub(crate) fn is_on_link(&self, address: IpAddr) -> bool {
+        let v4 = &self.config.v4;
+        match address {
+            IpAddr::V4(address) => [v4.guest, v4.gateway, v4.resolver].contains(&address),
+            IpAddr::V6(address) => {
+                self.config.v6.is_some_and(|link| [link.guest, link.gateway].contains(&address))
+            }
+        }
+    }
+
+    /// Judges a connection or a flow of the guest. What is denied is logged.
+    ///
+    /// # Errors
+    /// The kernel does not say whether the address is the host's own.
+    pub(crate) fn judge(&mut self, protocol: Protocol, destination: SocketAddr) -> io::Result<Judged> {
+        let address = host::effective(destination.ip());
+        let names = self.bindings.names(address);
+        let relation = host::relation(address)?;
+        let port = destination.port();
+        match self.config.policy.judge(&Destination { protocol, address, port, relation, names: &names }) {
+            Verdict::Allowed => Ok(Judged::Connect { peer: (address, port).into(), relation, servers: None }),
+            Verdict::AllowedFor(servers) => {
+                Ok(Judged::Connect { peer: (address, port).into(), relation, servers: Some(servers) })
+            }
+            Verdict::Denied(rule) => {
+                self.denials.connection(protocol, (destination.ip(), port), names.first(), rule);
+                Ok(Judged::Denied)
+            }
+        }
+    }
+
+    /// Logs a denial of something that was allowed at first.
+    pub(crate) fn deny(&mut self, protocol: Protocol, to: SocketAddr, name: Option<&DnsName>, rule: Rule) {
+        self.denials.connection(protocol, (to.ip(), to.port()), name, rule);
+    }
+
+    /// Tells the guest that its packet does not get to its destination.
+    pub(crate) fn report(&self, packet: &[u8], reason: Unreachable, output: &mut Output) {
+        report_unreachable(packet, reason, &self.config, output);
+    }
+}
+
+/// How a connection or flow was judged.
+#[derive(Debug)]
+pub(crate) enum Judged {
+    /// It may be opened.
+    Connect {
+        /// Where to.
+        peer: SocketAddr,
+        /// Whether that is known to be this host, and allowed.
+        relation: Relation,
+        /// The guest must name one of these servers first.
+        servers: Option<Vec<DnsName>>,
+    },
+    Denied,
+}

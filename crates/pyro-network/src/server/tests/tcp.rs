@@ -1,0 +1,245 @@
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+
+use smoltcp::socket::tcp::State;
+
+use super::*;
+use crate::inspect::tests::client_hello;
+use crate::limits;
+use crate::policy::{DnsName, Egress};
+
+fn server() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// A connection: the guest's end and the server's.
+fn connected(guest: &mut Guest) -> (smoltcp::iface::SocketHandle, TcpStream) {
+    let (listener, address) = server();
+    let handle = guest.connect(address);
+    let (peer, _) = listener.accept().unwrap();
+    peer.set_read_timeout(Some(guest::LONG)).unwrap();
+    (handle, peer)
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|n| (n * 7 % 251) as u8).collect()
+}
+
+#[test]
+fn bytes_pass_unchanged_both_ways() {
+    let mut guest = Guest::new(config(loopback()));
+    let (handle, peer) = connected(&mut guest);
+    let bytes = pattern(5_000_000);
+    let echo = std::thread::spawn({
+        let mut peer = peer.try_clone().unwrap();
+        let length = bytes.len();
+        move || {
+            let mut received = vec![0; length];
+            peer.read_exact(&mut received).unwrap();
+            peer.write_all(&received).unwrap();
+        }
+    });
+    guest.send(handle, &bytes);
+    assert!(guest.receive(handle, bytes.len()) == bytes);
+    echo.join().unwrap();
+}
+
+#[test]
+fn each_side_may_end_first() {
+    let mut guest = Guest::new(config(loopback()));
+    // The guest ends, and the server still sends.
+    let (handle, mut peer) = connected(&mut guest);
+    guest.send(handle, b"question");
+    guest.socket(handle).close();
+    guest.turn();
+    let question = std::thread::spawn(move || {
+        let mut question = String::new();
+        peer.read_to_string(&mut question).unwrap();
+        peer.write_all(&pattern(100_000)).unwrap();
+        question
+    });
+    assert!(guest.receive(handle, 100_000) == pattern(100_000));
+    assert_eq!(question.join().unwrap(), "question");
+    guest.wait("the end", |guest| (!guest.socket(handle).may_recv()).then_some(()));
+    // The server ends, and the guest still sends.
+    let (handle, mut peer) = connected(&mut guest);
+    peer.write_all(b"bye").unwrap();
+    peer.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(guest.receive(handle, 3), b"bye");
+    guest.wait("the server's end", |guest| (guest.socket(handle).state() == State::CloseWait).then_some(()));
+    guest.send(handle, &pattern(100_000));
+    guest.socket(handle).close();
+    guest.turn();
+    let received = std::thread::spawn(move || {
+        let mut received = Vec::new();
+        peer.read_to_end(&mut received).unwrap();
+        received
+    });
+    guest.wait("everything to be sent", |guest| (!guest.socket(handle).is_open()).then_some(()));
+    assert!(received.join().unwrap() == pattern(100_000));
+    guest.wait("nothing to be left", |guest| (guest.ask(|network| network.tcp.len()) == 0).then_some(()));
+}
+
+#[test]
+fn the_last_bytes_arrive_though_the_peer_reads_slowly() {
+    let mut guest = Guest::new(config(loopback()));
+    let (handle, mut peer) = connected(&mut guest);
+    peer.shutdown(Shutdown::Write).unwrap();
+    guest.wait("the server's end", |guest| (guest.socket(handle).state() == State::CloseWait).then_some(()));
+    // More than the kernel's buffers hold.
+    let bytes = pattern(12_000_000);
+    let mut rest = &bytes[..];
+    let mut received = Vec::new();
+    let mut buffer = vec![0; 100_000];
+    while !rest.is_empty() {
+        let sent = guest.socket(handle).send_slice(rest).unwrap();
+        rest = &rest[sent..];
+        guest.turn();
+        if sent == 0 {
+            let length = peer.read(&mut buffer).unwrap();
+            received.extend_from_slice(&buffer[..length]);
+        }
+    }
+    guest.socket(handle).close();
+    guest.wait("the guest's end", |guest| (!guest.socket(handle).is_open()).then_some(()));
+    peer.read_to_end(&mut received).unwrap();
+    assert!(received == bytes, "{} of {} bytes arrived", received.len(), bytes.len());
+}
+
+#[test]
+fn a_reset_passes_both_ways() {
+    let mut guest = Guest::new(config(loopback()));
+    let (handle, mut peer) = connected(&mut guest);
+    guest.socket(handle).abort();
+    guest.turn();
+    let error = peer.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let (handle, peer) = connected(&mut guest);
+    rustix::net::sockopt::set_socket_linger(&peer, Some(Duration::ZERO)).unwrap();
+    drop(peer);
+    guest.wait("the reset", |guest| (guest.socket(handle).state() == State::Closed).then_some(()));
+    guest.wait("nothing to be left", |guest| (guest.ask(|network| network.tcp.len()) == 0).then_some(()));
+}
+
+#[test]
+fn a_closed_port_is_refused_and_a_server_is_not_opened_early() {
+    let (listener, address) = server();
+    drop(listener);
+    let mut guest = Guest::new(config(loopback()));
+    assert!(!guest.connects(address));
+    assert_eq!(guest.ask(|network| network.tcp.len()), 0);
+}
+
+#[test]
+fn the_number_of_connections_is_bounded() {
+    let (listener, address) = server();
+    let accept = std::thread::spawn(move || {
+        let mut peers = Vec::new();
+        while let Ok((mut peer, _)) = listener.accept() {
+            let mut word = [0; 4];
+            if peers.len() >= limits::TCP_FLOWS && peer.read_exact(&mut word).is_ok() && &word == b"stop" {
+                break;
+            }
+            peers.push(peer);
+        }
+        peers.len()
+    });
+    let mut guest = Guest::new(config(loopback()));
+    let handles: Vec<_> = (0..limits::TCP_FLOWS).map(|_| guest.connect(address)).collect();
+    assert!(!guest.connects(address), "one more is refused");
+    let denials = guest.denials();
+    assert_eq!(denials[0].rule, Rule::TooManyConnections);
+    // One that ends makes space for another.
+    guest.socket(handles[0]).abort();
+    guest.wait("space", |guest| (guest.ask(|network| network.tcp.len()) < limits::TCP_FLOWS).then_some(()));
+    let last = guest.connect(address);
+    guest.send(last, b"stop");
+    guest.turn();
+    assert_eq!(accept.join().unwrap(), limits::TCP_FLOWS);
+}
+
+#[test]
+fn connections_being_opened_are_bounded() {
+    // A server whose queue is full does not answer.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let _waiting: Vec<_> = (0..4)
+        .map(|_| {
+            let socket = rustix::net::socket_with(
+                rustix::net::AddressFamily::INET,
+                rustix::net::SocketType::STREAM,
+                rustix::net::SocketFlags::NONBLOCK,
+                None,
+            )
+            .unwrap();
+            let _ = rustix::net::connect(&socket, &address);
+            socket
+        })
+        .collect();
+    let mut guest = Guest::new(config(loopback()));
+    for port in 0..3 * limits::TCP_CONNECTING as u16 {
+        guest.send_frame(&guest::syn_frame((GUEST, 1000 + port).into(), address));
+    }
+    guest.wait("the limit", |guest| {
+        (guest.ask(|network| network.tcp.len()) >= limits::TCP_CONNECTING).then_some(())
+    });
+    assert!(guest.hears_nothing());
+    assert_eq!(guest.ask(|network| network.tcp.len()), limits::TCP_CONNECTING);
+}
+
+#[test]
+fn a_name_does_not_open_the_loopback_interface() {
+    let (_listener, address) = server();
+    let policy = Policy {
+        egress: Egress::Allowlist,
+        allow_hosts: vec!["a.test".parse().unwrap()],
+        ..Policy::default()
+    };
+    let mut guest = Guest::with(config(policy), |network| {
+        let name = DnsName::new("a.test").unwrap();
+        network.shared.bindings.bind(&name, [127, 0, 0, 1].into(), Duration::from_secs(60));
+    });
+    guest.send_frame(&guest::syn_frame((GUEST, 4000).into(), address));
+    assert_eq!(guest.unreachable_code(), 13);
+    let denials = guest.denials();
+    assert_eq!((denials[0].rule, denials[0].name.as_ref().unwrap().as_str()), (Rule::Loopback, "a.test"));
+}
+
+#[test]
+fn only_the_named_server_is_reached() {
+    for (hello, passes) in [
+        (client_hello("a.test"), true),
+        (client_hello("b.test"), false),
+        (b"GET / HTTP/1.1\r\nHost: A.test\r\n\r\n".to_vec(), true),
+        (b"GET / HTTP/1.1\r\nHost: b.test\r\n\r\n".to_vec(), false),
+        (b"SSH-2.0-hello\r\n".to_vec(), false),
+    ] {
+        let (listener, address) = server();
+        let mut guest = Guest::new(config(loopback()));
+        let handle = guest.connect(address);
+        let (mut peer, _) = listener.accept().unwrap();
+        peer.set_read_timeout(Some(guest::LONG)).unwrap();
+        // As for ports 80 and 443, on a port that the test may listen on.
+        guest.ask(|network| network.tcp.compare_servers(&[DnsName::new("a.test").unwrap()]));
+        peer.write_all(b"banner").unwrap();
+        guest.send(handle, &hello[..10]);
+        guest.turn();
+        if passes {
+            guest.send(handle, &hello[10..]);
+            assert_eq!(guest.receive(handle, 6), b"banner");
+            let mut received = vec![0; hello.len()];
+            peer.read_exact(&mut received).unwrap();
+            assert_eq!(received, hello);
+        } else {
+            let _ = guest.socket(handle).send_slice(&hello[10..]);
+            guest.wait("the reset", |guest| (guest.socket(handle).state() == State::Closed).then_some(()));
+            let error = peer.read(&mut [0]).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "nothing arrives");
+            let denials = guest.denials();
+            assert!(matches!(denials[0].rule, Rule::ServerNameMismatch | Rule::ServerNameMissing));
+        }
+    }
+}

@@ -1,0 +1,58 @@
+use std::net::UdpSocket;
+
+use super::*;
+use crate::limits;
+
+#[test]
+fn only_the_peer_of_a_flow_is_heard() {
+    let mut guest = Guest::new(config(loopback()));
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_read_timeout(Some(guest::LONG)).unwrap();
+    let to = server.local_addr().unwrap();
+    let from: SocketAddr = (GUEST, 5353).into();
+    guest.send_frame(&guest::udp_frame(GUEST_MAC, from, to, b"question"));
+    let mut buffer = [0; 65_536];
+    let (length, flow) = server.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"question");
+    assert_ne!(flow.port(), 5353, "the guest's port is not one of the host");
+    let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let _ = stranger.send_to(b"unsolicited", flow);
+    server.send_to(b"answer", flow).unwrap();
+    assert_eq!(guest.datagram(), (to, 5353, b"answer".to_vec()));
+    assert!(guest.hears_nothing());
+    // Large datagrams pass in one piece, both ways.
+    let large = vec![7; 60_000];
+    guest.send_frame(&guest::udp_frame(GUEST_MAC, from, to, &large));
+    let (length, _) = server.recv_from(&mut buffer).unwrap();
+    assert!(buffer[..length] == large);
+    server.send_to(&large, flow).unwrap();
+    assert!(guest.datagram().2 == large);
+    let known = guest.ask(move |network| network.udp.local_address(&Ends { guest: from, destination: to }));
+    assert_eq!(known, Some(flow));
+}
+
+#[test]
+fn a_closed_port_is_reported() {
+    let mut guest = Guest::new(config(loopback()));
+    let to = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    guest.send_frame(&guest::udp_frame(GUEST_MAC, (GUEST, 4000).into(), to, &[7; 1000]));
+    assert_eq!(guest.unreachable_code(), 3);
+}
+
+#[test]
+fn the_number_of_flows_is_bounded_and_the_silent_ones_end() {
+    let mut guest = Guest::new(config(loopback()));
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let to = server.local_addr().unwrap();
+    for port in 0..2000 {
+        guest.send_frame(&guest::udp_frame(GUEST_MAC, (GUEST, 10_000 + port).into(), to, b"x"));
+    }
+    let newest = Ends { guest: (GUEST, 11_999).into(), destination: to };
+    guest.wait("the last flow", |guest| guest.ask(move |network| network.udp.local_address(&newest)));
+    assert_eq!(guest.ask(|network| network.udp.len()), limits::UDP_FLOWS);
+    let left = guest.ask(|network| {
+        network.udp.expire(Instant::now() + limits::UDP_ONE_WAY_TIME);
+        network.udp.len()
+    });
+    assert_eq!(left, 0);
+}
