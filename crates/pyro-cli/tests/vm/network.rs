@@ -4,6 +4,7 @@
 //! and a private address, and canaries on each. The other, behind a pair of virtual Ethernet interfaces, is everything
 //! else: a server on a public address, and canaries on private, link-local and unique local ones.
 
+mod allowlist;
 mod attack;
 mod helper;
 mod world;
