@@ -1,4 +1,4 @@
-//! A guest that reaches only what its policy names, and is told what it was refused.
+//! A guest that reaches only what its policy names, and what is shown of its denials.
 
 use serde_json::Value;
 
