@@ -118,9 +118,7 @@ VmId = str
 """Id of a VM or a task: 12 lowercase hexadecimal digits."""
 
 
-class Vm(TypedDict):
-    """A VM."""
-
+class _VmAlways(TypedDict):
     accelerator: Optional[str]
     """`kvm` or `tcg`; `None` before the start and on the host."""
     allow_host_compat: bool
@@ -153,6 +151,13 @@ class Vm(TypedDict):
     """Virtual CPUs."""
     vm_id: VmId
     """Id."""
+
+
+class Vm(_VmAlways, total=False):
+    """A VM."""
+
+    owner: Optional[str]
+    """Name of the client that created it; absent if this host's user did."""
 
 
 DeleteReason = Literal["explicit_delete", "post_exec_cleanup"]
@@ -279,15 +284,13 @@ StopReason = Literal["explicit_stop", "expired", "terminated", "guest_ended", "o
 """Why a task is stopped."""
 
 
-class Task(TypedDict):
-    """A task."""
-
+class _TaskAlways(TypedDict):
     accelerator: Optional[str]
     """`kvm` or `tcg`; `None` on the host."""
     allow_host_compat: bool
     """The caller allowed commands on the host."""
     command_count: int
-    """Number of commands in its journal."""
+    """Number of commands that it was given. Its journal has the latest of them."""
     created_at: float
     """Creation time, in seconds since the epoch."""
     disk_mib: Optional[int]
@@ -328,6 +331,13 @@ class Task(TypedDict):
     """Virtual CPUs."""
     workspace_path: str
     """Default working directory of its commands."""
+
+
+class Task(_TaskAlways, total=False):
+    """A task."""
+
+    owner: Optional[str]
+    """Name of the client that created it; absent if this host's user did."""
 
 
 class TaskDeleted(TypedDict):
@@ -449,15 +459,20 @@ class TaskLogEntry(_TaskLogEntryAlways, total=False):
     """Why the command was not run."""
 
 
-class TaskLogs(TypedDict):
-    """The journal of a task."""
-
+class _TaskLogsAlways(TypedDict):
     count: int
     """Number of entries."""
     entries: List[TaskLogEntry]
     """The entries, in the order of their numbers."""
     task_id: VmId
     """Id of the task."""
+
+
+class TaskLogs(_TaskLogsAlways, total=False):
+    """The journal of a task."""
+
+    dropped: int
+    """Number of older commands that the journal no longer has; absent if it has all. It keeps the latest 1,000."""
 
 
 class LogsPage(TypedDict):

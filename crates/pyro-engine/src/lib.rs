@@ -35,15 +35,17 @@ pub use config::Config;
 pub use engine::{CopyFromGuest, CopyToGuest, Engine, PROBE_COMMAND, probe_kvm};
 pub use pyro_api::Error;
 pub use pyro_api::operations;
+pub use pyro_api::text;
 pub use pyro_api::{
-    Accelerator, CallContext, Command, CommandOutput, Contract, CopyLimits, DeleteReason, Deleted,
+    Accelerator, CallContext, Caller, Command, CommandOutput, Contract, CopyLimits, DeleteReason, Deleted,
     DoctorReport, Environment, EnvironmentList, ErrorKind, Event, Events, ExecutionMode, FileContent,
     FileEncoding, FileRange, Hint, HostAccess, Kind, LastCommand, NetworkAssignment, NetworkInfo, Outcome,
-    Output, OutputMode, OutputStream, Phase, PruneReport, Pruned, PullEvent, PulledEnvironment, Reader,
-    Reaped, RunPhase, RunResult, StopReason, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
-    TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskSpec, UnknownWord, Vm, VmId, VmSpec,
-    VmState,
+    Output, OutputMode, OutputStream, OwnerName, Phase, PruneReport, Pruned, PullEvent, PulledEnvironment,
+    Reader, Reaped, RunPhase, RunResult, StopReason, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
+    TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskSpec, UnknownWord,
+    Visibility, Vm, VmId, VmSpec, VmState,
 };
+pub use pyro_machine::disk::Overcommit;
 pub use supervise::{SUPERVISE_COMMAND, supervise};
 
 pub(crate) use pyro_api::limits;

@@ -47,6 +47,9 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 /// Time limit for a supervisor to record the end of a command, beyond the command's own limits.
 const RECORD_LIMIT: Duration = Duration::from_secs(10);
 
+/// Time for which a guest may neither send nor take anything in the middle of a copy.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+
 /// Why a supervisor received no request. Nothing was done, and nothing will be.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -114,12 +117,19 @@ pub struct Ran {
 #[derive(Clone, Debug)]
 pub struct Client {
     dir: PathBuf,
+    silence_limit: Duration,
 }
 
 impl Client {
     /// Creates the client for the VM whose directory is `dir`.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: dir.into(), silence_limit: SILENCE_LIMIT }
+    }
+
+    /// Sets how long the guest may be silent in the middle of a copy.
+    #[must_use]
+    pub fn with_silence_limit(self, silence_limit: Duration) -> Self {
+        Self { silence_limit, ..self }
     }
 
     /// Returns the directory of the VM.

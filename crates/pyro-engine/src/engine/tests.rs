@@ -14,6 +14,8 @@ use crate::limits::Sizing;
 use crate::registry::{NewVm, VmPatch};
 use crate::{ExecutionMode, HostAccess, Kind, StopReason, VmState};
 
+mod owners;
+
 fn engine(root: &Path) -> Engine {
     Engine::new(Config::new(root.join("state"), root.join("cache"), root.join("pyro")))
 }
@@ -33,6 +35,7 @@ fn started(engine: &Engine, number: u32, mode: ExecutionMode, created_at: f64) -
         network_enabled: false,
         host_access: HostAccess::Allowed,
         metadata: BTreeMap::new(),
+        owner: None,
     };
     engine.shared.registry.insert(&vm, 8).unwrap();
     let patch = VmPatch { execution_mode: Some(mode), ..VmPatch::default() };
@@ -127,4 +130,12 @@ async fn a_vm_that_cannot_be_removed_does_not_keep_others() {
     let over = started(&engine, 2, ExecutionMode::GuestVsock, 1.0);
     assert_eq!(*engine.reap_expired().await.unwrap().deleted_vm_ids, [over]);
     assert!(engine.get(Kind::Vm, &stuck).await.is_ok());
+}
+
+/// Guests' text is made safe below this crate, and that of the contract above it, by the same rule.
+#[test]
+fn both_rules_for_text_are_the_same() {
+    for character in '\0'..=char::MAX {
+        assert_eq!(pyro_wire::steers(character), pyro_api::text::steers(character), "{character:?}");
+    }
 }

@@ -60,6 +60,12 @@ const STEPS: &[&str] = &[
         PRIMARY KEY (task_id, sequence)
     ) STRICT, WITHOUT ROWID;
 ",
+    "
+    -- Name of the client that created it; null: this host's user.
+    ALTER TABLE vms ADD COLUMN owner TEXT;
+    -- Size of its disk in MiB, which the host's disk must be able to hold; null: it has none yet.
+    ALTER TABLE vms ADD COLUMN layer_mib INTEGER;
+",
 ];
 
 /// Returns the version that this program writes.

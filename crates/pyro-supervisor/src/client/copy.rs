@@ -1,17 +1,19 @@
 //! Files in and out of a guest.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::LocalBoxStream;
-use futures::{Sink, SinkExt, StreamExt, future};
-use pyro_archive::{ArchiveError, Limits, Links, Report};
+use futures::{Sink, SinkExt, StreamExt, future, stream};
+use pyro_archive::{ArchiveError, Limits, Links, Report, Rules};
 use pyro_wire::{ArchiveReply, Frame, FrameCodec, FrameError, OutputStream, Pack, Unpack};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{ACCEPT_LIMIT, Client, ConnectError, ask};
 use crate::mux::{RequestStream, call};
@@ -41,18 +43,31 @@ pub enum CopyError {
     /// The guest was lost.
     #[error("the VM was lost while files were copied")]
     Lost,
+    /// The guest neither sent nor took anything for too long.
+    #[error("the VM was silent for {} s while files were copied", .limit.as_secs_f32())]
+    Silent {
+        /// How long it may be silent.
+        limit: Duration,
+    },
 }
 
 impl Client {
     /// Copies a file or a directory out of the guest to a name in a directory of the host. Nothing else on the host is
     /// touched, whatever the guest sends; see [`pyro_archive::unpack`].
     ///
+    /// Modes lose the bits of `mask`, as a umask takes them away.
+    ///
     /// # Errors
     /// [`CopyError`]. Part of a directory may have been copied.
-    pub async fn copy_out(&self, pack: Pack, place: (PathBuf, OsString)) -> Result<Report, CopyError> {
+    pub async fn copy_out(
+        &self,
+        pack: Pack,
+        place: (PathBuf, OsString),
+        mask: u32,
+    ) -> Result<Report, CopyError> {
         let limits = Limits { max_entries: pack.limits.max_entries, max_bytes: pack.limits.max_bytes };
         let unpack = async |chunks: &mut Chunks<'_>| {
-            pyro_archive::unpack_from(chunks, place, limits, Links::Inside).await
+            pyro_archive::unpack_from(chunks, place, limits, Rules { links: Links::Inside, mask }).await
         };
         let (mut unpacked, guest) = self.receive(pack, unpack).await?;
         // What the guest left out is missing here too.
@@ -123,7 +138,16 @@ impl Client {
     ) -> Result<(T, Option<ArchiveReply>), CopyError> {
         let mut stream = call(self.guest_stream().await?, pack).await.map_err(not_delivered)?;
         let mut reply = None;
-        let mut chunks = (&mut stream)
+        let limit = self.silence_limit;
+        let mut is_silent = false;
+        let frames = stream::unfold((&mut stream, &mut is_silent), async |(stream, is_silent)| {
+            let Ok(frame) = timeout(limit, stream.next()).await else {
+                *is_silent = true;
+                return None;
+            };
+            frame.map(|frame| (frame, (stream, is_silent)))
+        });
+        let mut chunks = frames
             .map(|frame| match frame {
                 Ok(Frame::Output(OutputStream::Stdout, chunk)) => Some(Ok(chunk)),
                 // The archive has its own end; an answer before that end says why there is no more.
@@ -141,8 +165,8 @@ impl Client {
         drop(chunks);
         // It follows the archive immediately, and may have been read together with it.
         let reply = match reply {
-            None if taken.is_ok() => match stream.next().await {
-                Some(Ok(Frame::Control(answer))) => Some(answer),
+            None if taken.is_ok() => match timeout(limit, stream.next()).await {
+                Ok(Some(Ok(Frame::Control(answer)))) => Some(answer),
                 _ => None,
             },
             reply => reply,
@@ -151,6 +175,7 @@ impl Client {
             (Err(ArchiveError::Truncated), Some(ArchiveReply::Failed(failure))) => {
                 Err(CopyError::Guest { cause: failure.cause.clone() })
             }
+            (Err(ArchiveError::Truncated), _) if is_silent => Err(CopyError::Silent { limit }),
             (Err(ArchiveError::Truncated | ArchiveError::Stream { .. }), _) => Err(CopyError::Lost),
             (taken, _) => Ok((taken.map_err(CopyError::Host)?, reply)),
         }
@@ -164,22 +189,30 @@ impl Client {
     ) -> Result<T, CopyError> {
         let stream = call(self.guest_stream().await?, unpack).await.map_err(not_delivered)?;
         let (sink, mut answers) = stream.split();
+        let progress = Progress::new(self.silence_limit);
         let mut chunks: ChunkSink<'_> = Box::pin(sink.with(|chunk: Bytes| {
+            progress.made();
             future::ready(Ok::<_, FrameError>(Frame::Output(OutputStream::Stdout, chunk)))
         }));
-        let mut sending = pin!(give(&mut chunks));
+        let exchange = async {
+            let mut sending = pin!(give(&mut chunks));
+            Ok(tokio::select! {
+                given = &mut sending => match given {
+                    // The guest may have reported why it takes no more.
+                    Ok(_) | Err(ArchiveError::Stream { .. }) => (given.ok(), answers.next().await),
+                    Err(error) => return Err(CopyError::Host(error)),
+                },
+                answer = answers.next() => match answer {
+                    // It has seen the end of the archive before we have finished with ours.
+                    Some(Ok(Frame::Control(ArchiveReply::Archived(_)))) => (sending.await.ok(), answer),
+                    // It takes no more.
+                    answer => (None, answer),
+                },
+            })
+        };
         let (given, answer) = tokio::select! {
-            given = &mut sending => match given {
-                // The guest may have reported why it takes no more.
-                Ok(_) | Err(ArchiveError::Stream { .. }) => (given.ok(), answers.next().await),
-                Err(error) => return Err(CopyError::Host(error)),
-            },
-            answer = answers.next() => match answer {
-                // It has seen the end of the archive before we have finished with ours.
-                Some(Ok(Frame::Control(ArchiveReply::Archived(_)))) => (sending.await.ok(), answer),
-                // It takes no more.
-                answer => (None, answer),
-            },
+            exchanged = exchange => exchanged?,
+            () = progress.ceased() => return Err(CopyError::Silent { limit: self.silence_limit }),
         };
         match (answer, given) {
             (Some(Ok(Frame::Control(ArchiveReply::Failed(failure)))), _) => {
@@ -188,6 +221,33 @@ impl Client {
             // What could not be packed is missing there; the guest itself leaves nothing out.
             (Some(Ok(Frame::Control(ArchiveReply::Archived(_)))), Some(given)) => Ok(given),
             _ => Err(CopyError::Lost),
+        }
+    }
+}
+
+/// When the guest last took something.
+struct Progress {
+    limit: Duration,
+    latest: Cell<Instant>,
+}
+
+impl Progress {
+    fn new(limit: Duration) -> Self {
+        Self { limit, latest: Cell::new(Instant::now()) }
+    }
+
+    fn made(&self) {
+        self.latest.set(Instant::now());
+    }
+
+    /// Ends when nothing was taken for as long as the limit.
+    async fn ceased(&self) {
+        loop {
+            let deadline = self.latest.get() + self.limit;
+            if Instant::now() >= deadline {
+                return;
+            }
+            sleep_until(deadline).await;
         }
     }
 }

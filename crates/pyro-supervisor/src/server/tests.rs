@@ -6,6 +6,7 @@
 
 mod claims;
 mod commands;
+mod copies;
 mod failures;
 mod fake;
 mod interleavings;

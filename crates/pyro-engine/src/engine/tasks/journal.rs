@@ -22,15 +22,25 @@ impl Engine {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         self.get(Kind::Task, &id).await?;
         self.blocking(move |shared| {
-            let records = match sequence {
-                Some(sequence) => vec![shared.registry.command(&id, sequence)?],
-                None => shared.registry.commands(&id)?,
+            let (records, dropped) = match sequence {
+                Some(sequence) => (vec![shared.registry.command(&id, sequence)?], 0),
+                None => (shared.registry.commands(&id)?, dropped(&shared.registry.sequences(&id)?)),
             };
             let entries = records.into_iter().map(|record| entry(shared, &id, record));
             let entries: Vec<_> = entries.collect::<Result<_, _>>()?;
-            Ok(TaskLogs { task_id: id, count: entries.len() as u64, entries })
+            Ok(TaskLogs { task_id: id, count: entries.len() as u64, entries, dropped })
         })
         .await
+    }
+
+    /// Returns the numbers of the commands in the journal of a task, in order.
+    ///
+    /// # Errors
+    /// `NotFound`, `StateUnusable`.
+    pub async fn logged_commands(&self, task_id: &str) -> Result<Vec<u64>, Error> {
+        let id = VmId::parse_as(Kind::Task, task_id)?;
+        self.get(Kind::Task, &id).await?;
+        self.registry(move |registry| registry.sequences(&id)).await
     }
 
     /// Returns one entry.
@@ -42,6 +52,11 @@ impl Engine {
         })
         .await
     }
+}
+
+/// Returns how many commands the journal no longer has, of those up to its latest.
+pub(crate) fn dropped(sequences: &[u64]) -> u64 {
+    sequences.last().map_or(0, |latest| latest.saturating_sub(sequences.len() as u64))
 }
 
 fn entry(shared: &Shared, id: &VmId, record: CommandRecord) -> Result<TaskLogEntry, Error> {

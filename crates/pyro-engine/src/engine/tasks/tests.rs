@@ -45,6 +45,7 @@ async fn created(engine: &Engine, kind: Kind) -> (VmId, PathBuf) {
         network_enabled: false,
         host_access: crate::HostAccess::Denied,
         metadata: BTreeMap::new(),
+        owner: None,
     };
     engine.registry(move |registry| registry.insert(&task, 4)).await.unwrap();
     let dir = engine.vm_dir(&id);

@@ -62,6 +62,8 @@ pub(crate) struct Conditions {
     /// Neither the end of the VM nor its removal can be recorded.
     pub(super) end_is_refused: bool,
     pub(super) clock_fails: bool,
+    /// The guest falls silent in the middle of a copy.
+    pub(super) copies_stall: bool,
 }
 
 impl Conditions {
@@ -83,6 +85,7 @@ impl Conditions {
             begins_are_refused: false,
             end_is_refused: false,
             clock_fails: false,
+            copies_stall: false,
         }
     }
 }
@@ -318,6 +321,15 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
             };
             let _ = stream.send(Frame::Control(reply)).await;
         }
+        Some(Ok(Frame::Control(Request::Unpack(_)))) if world.conditions.copies_stall => {
+            stall(stream).await;
+        }
+        Some(Ok(Frame::Control(Request::Pack(_)))) => {
+            // The beginning of a header.
+            let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, ArchiveReply>::default());
+            let _ = stream.send(Frame::Output(OutputStream::Stdout, vec![b'x'; 100].into())).await;
+            stall(stream).await;
+        }
         Some(Ok(Frame::Control(Request::Unpack(_)))) => {
             world.note(Fact::Began("copy".to_owned()));
             let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, ArchiveReply>::default());
@@ -338,6 +350,12 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
         }
         _ => {}
     }
+}
+
+/// Keeps a stream open without a word.
+async fn stall<S>(stream: S) {
+    std::future::pending::<()>().await;
+    drop(stream);
 }
 
 fn failure(step: &str, cause: &str) -> Failure {

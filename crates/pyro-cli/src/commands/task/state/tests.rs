@@ -31,6 +31,7 @@ fn a_task() -> Task {
         last_error: None,
         disk_mib: None,
         disk_used_bytes: 0,
+        owner: None,
     }
 }
 
