@@ -33,8 +33,8 @@ pub const HTTP_PATH: &str = "/mcp";
 const HEAD_LIMIT: usize = 64 << 10;
 /// Time limit for receiving the head of a request.
 const HEAD_TIME: Duration = Duration::from_secs(10);
-/// Maximum number of connections at once. For another one, the oldest closes on which no request was admitted yet; if there
-/// is none, it waits.
+/// Maximum number of connections at once. For another one, the oldest closes on which no request was admitted yet;
+/// without such a connection, it waits.
 const CONNECTIONS: usize = 512;
 /// Time limit for sending the last responses.
 const ANSWER_TIME: Duration = Duration::from_millis(500);

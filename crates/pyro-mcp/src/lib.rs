@@ -63,7 +63,7 @@ pub mod fuzzing {
     /// Reads the address of a resource.
     ///
     /// # Panics
-    /// If an address is not written as it was read.
+    /// If an address changes when it is written and read again.
     pub fn address(text: &str) {
         if let Some(address) = Address::parse(text) {
             assert_eq!(Address::parse(&address.to_string()), Some(address));

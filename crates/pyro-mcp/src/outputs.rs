@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyro_api::Caller;
 
-/// Maximum total size in bytes. The oldest output of the owner with the most is dropped first.
+/// Maximum total size in bytes. The owner with the largest size loses its oldest output first.
 const KEPT_BYTES: usize = 64 << 20;
 
 /// Output by address. Belongs to one server.

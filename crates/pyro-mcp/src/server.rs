@@ -59,7 +59,7 @@ fn instructions(policy: &Policy) -> String {
 #[derive(Clone, Debug)]
 pub struct Server {
     gate: Gate,
-    /// The caller for clients that have no name of their own.
+    /// The caller for clients that have neither a token nor a session.
     caller: Caller,
     outputs: Arc<Outputs>,
     /// Cancelled when the server ends.

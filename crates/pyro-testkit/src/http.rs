@@ -27,7 +27,7 @@ impl HttpServer {
         Self::start_as_it_is(command)
     }
 
-    /// The same without a word about tokens.
+    /// The same with the flags of `command` and no others about tokens.
     pub fn start_as_it_is(command: &mut Command) -> Self {
         command.args(["--transport", "http", "--listen", "127.0.0.1:0"]).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();

@@ -21,7 +21,7 @@ fn server(home: &Home, flags: &[&str]) -> Session {
     session
 }
 
-/// All texts of an answer. A property of a schema and a key of a payload that the contract names are no texts.
+/// All texts of an answer. Names of properties and keys do not count: the contract fixes them.
 fn texts(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::String(text) => match serde_json::from_str::<Value>(text) {

@@ -18,7 +18,7 @@ use crate::{Error, ErrorKind, Hint, state_dir};
 /// was stopped in the middle of one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Maximum size to which SQLite's write-ahead log is cut when it begins anew, in bytes.
+/// Maximum size to which SQLite's write-ahead log is cut when it restarts, in bytes.
 const LOG_BYTES: u64 = 4 << 20;
 /// Pause between attempts where SQLite does not wait by itself.
 const RETRY_PAUSE: Duration = Duration::from_millis(5);

@@ -142,7 +142,7 @@ impl Door {
     }
 }
 
-/// The name under which a client owns what it creates. Without tokens, clients with a session are told apart by it; its id is
+/// The name under which a client owns what it creates. Without tokens, each session has a name of its own; its id is
 /// a secret, so its digest names it.
 fn name(peer: &Peer, session: Option<&str>) -> Option<OwnerName> {
     match (peer, session) {

@@ -352,7 +352,7 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
     }
 }
 
-/// Keeps a stream open without a word.
+/// Keeps a stream open and sends nothing.
 async fn stall<S>(stream: S) {
     std::future::pending::<()>().await;
     drop(stream);

@@ -26,7 +26,7 @@ pub(super) struct Access {
 }
 
 /// Returns the tokens that the flags ask for. By default, there is one in the state directory, which the first server
-/// generates and later ones use again, so that clients need not be configured anew.
+/// generates and later ones reuse, so that the configuration of clients stays valid.
 pub(super) fn access(args: &McpHttpArgs, engine: &Engine) -> Result<Access, CliError> {
     if args.no_token {
         return Ok(Access { tokens: None, message: None });
