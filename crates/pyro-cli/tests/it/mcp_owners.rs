@@ -98,9 +98,17 @@ fn two_tokens_find_nothing_of_each_other() {
     }
     assert_eq!(untried, Vec::<String>::new(), "tools that name a VM or a task");
 
+    // Tools that name neither show nothing of them.
+    for tool in listed["tools"].as_array().unwrap().iter().filter(|tool| named(tool).is_none()) {
+        let tool = tool["name"].as_str().unwrap();
+        let arguments = json!({ "environment": "debian:12", "command": "true", "allow_host_compat": true });
+        let shown = call(&server, BOB, tool, arguments).to_string();
+        assert!(!shown.contains(task) && !shown.contains(vm) && !shown.contains("alice"), "{tool}: {shown}");
+    }
+
     // Nor are they in a list, among the resources or the completions.
-    let list = call(&server, BOB, "task_list", json!({}));
-    assert_eq!(list["structuredContent"], json!({ "count": 0, "damaged_task_ids": [], "tasks": [] }));
+    let list = call(&server, BOB, "task_list", json!({}))["structuredContent"].clone();
+    assert_eq!((&list["count"], &list["tasks"][0]["owner"]), (&1.into(), &"token:bob".into()));
     let resources = |token| server.call_as(token, "resources/list", json!({})).result().to_string();
     assert!(resources(ALICE).contains(task) && !resources(BOB).contains(task));
     for uri in [
@@ -132,6 +140,8 @@ fn two_tokens_find_nothing_of_each_other() {
     assert_eq!(call(&server, ALICE, "task_list", json!({}))["structuredContent"]["count"], 1);
     let seen = home.pyro(["task", "list", "--json"]).json();
     assert_eq!(seen["tasks"][0]["owner"], "token:alice");
+    assert!(home.pyro(["task", "list"]).stdout.lines().next().unwrap().ends_with(" owner=token:alice"));
+    assert!(home.pyro(["task", "status", task]).stdout.contains("\nOwner: token:alice\n"));
     for (tool, arguments) in
         [("task_delete", json!({ "task_id": task })), ("vm_delete", json!({ "vm_id": vm }))]
     {
