@@ -17,7 +17,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         let _ = pyro_archive::unpack(&mut &*data, &parent, "place".as_ref(), &LIMITS, rules);
     }
     let _ = pyro_archive::read_contents(&mut &*data, 1 << 16);
-    let names = |dir| fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+    let names =
+        |dir| fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").file_name());
     assert!(names(&parent).all(|name| name == "place"), "there is something next to the copy");
     let around: Vec<_> = names(&outside.path().to_owned()).collect();
     assert_eq!(around.len(), 2, "{around:?}");
