@@ -19,7 +19,7 @@ use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use self::connections::{Connection, Strangers};
+use self::connections::{Connection, Connections};
 use self::door::{Door, Origin};
 use crate::Server;
 
@@ -60,25 +60,25 @@ impl Server {
         self.begin();
         let door = Arc::new(Door::new(self.clone(), access));
         let graceful = GracefulShutdown::new();
-        let connections = Arc::new(Semaphore::new(CONNECTIONS));
-        let strangers = Strangers::default();
+        let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        let known = Connections::default();
         let accept = async {
             loop {
                 match listener.accept().await {
                     Ok((stream, from)) => {
-                        if connections.available_permits() == 0 {
-                            strangers.close_oldest();
+                        if slots.available_permits() == 0 {
+                            known.close_oldest_stranger();
                         }
                         // The semaphore is never closed.
-                        let permit = Arc::clone(&connections).acquire_owned().await.ok();
-                        let known = strangers.add();
-                        let served = serve(stream, from, Arc::clone(&door), Arc::clone(&known));
+                        let permit = Arc::clone(&slots).acquire_owned().await.ok();
+                        let connection = known.add();
+                        let served = serve(stream, from, Arc::clone(&door), Arc::clone(&connection));
                         let served = graceful.watch(served);
                         tokio::spawn(async move {
                             tokio::select! {
                                 // Clients may disconnect at any time.
                                 _ = served => {}
-                                () = known.closed() => {}
+                                () = connection.closed() => {}
                             }
                             drop(permit);
                         });

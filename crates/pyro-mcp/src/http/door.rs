@@ -119,7 +119,9 @@ impl Door {
             Ok(Err(_)) => return refusal(StatusCode::BAD_REQUEST, "the request is incomplete"),
             Err(_) => return refusal(StatusCode::REQUEST_TIMEOUT, "timed out waiting for the request"),
         };
-        origin.connection.admit();
+        if !origin.connection.admit(&peer) {
+            return refusal(StatusCode::SERVICE_UNAVAILABLE, "too many connections with this token");
+        }
         if let Some(name) = name(&peer, session.as_deref()) {
             parts.extensions.insert(ClientName(name));
         }
