@@ -154,7 +154,7 @@ operations! {
     copy_from_task(engine, request, call: CopyFromTask) -> TaskCopied {
         let CopyFromTask { task, copy } = request;
         let target = absolute("target", &copy.target)?;
-        let copy = CopyFromGuest { path: &copy.path, target, limits: CopyLimits::default(), preserve_mode: false };
+        let copy = CopyFromGuest { path: &copy.path, target, limits: CopyLimits::default(), preserve_mode: copy.preserve_mode };
         engine.copy_from_task(&task.task_id, copy, &call.cancel).await
     }
 
