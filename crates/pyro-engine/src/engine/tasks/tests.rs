@@ -286,7 +286,7 @@ async fn a_caller_that_cancels_does_not_wait_for_the_reason_of_a_loss() {
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
-/// The journal of a busy task has forgotten its beginning; every reader is told how much.
+/// The journal of a busy task lacks its beginning, and every reader sees how much is missing.
 #[tokio::test]
 async fn a_journal_that_dropped_commands_says_how_many() {
     let root = tempfile::tempdir().unwrap();
