@@ -111,6 +111,7 @@ fn space_is_promised_once() {
     let script = GONE.to_owned()
         + r#"
         mount -t tmpfs -o mode=0700,size=2560m tmpfs "$PYRO_BASE_DIR" || exit 99
+        unset PYRO_DISK_OVERCOMMIT
         for i in 1 2; do
             "$1" task create "$2" --disk-mib 1536 >"$HOME/out.$i" 2>"$HOME/err.$i" &
             pids="$pids $!"
