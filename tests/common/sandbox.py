@@ -31,6 +31,8 @@ class Sandbox:
             "HOME": str(home),
             "PATH": f"{pyro.parent}:{os.environ['PATH']}",
             "PYRO_BASE_DIR": str(self.state),
+            # The sizes of disks do not depend on what is free on this host.
+            "PYRO_DISK_OVERCOMMIT": "off",
             "PYRO_ENVIRONMENT_CACHE_DIR": str(cache),
             "PYRO_GUEST_KERNEL": os.environ.get("PYRO_TEST_GUEST_KERNEL", "environment"),
         }
