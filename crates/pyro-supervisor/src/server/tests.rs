@@ -6,7 +6,6 @@
 
 mod claims;
 mod commands;
-mod copies;
 mod failures;
 mod fake;
 mod interleavings;

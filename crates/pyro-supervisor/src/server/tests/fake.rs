@@ -17,7 +17,7 @@ use pyro_machine::{
 };
 use pyro_wire::{
     ArchiveReply, ArchiveReport, Exec, ExecInput, ExecReply, Exit, Failure, FailureKind, Frame, FrameCodec,
-    HaltReply, IdentifyReply, NoInput, OutputStream, Request, Status,
+    HaltReply, IdentifyReply, NoInput, OutputStream, Pack, Request, Status, Unpack,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -62,8 +62,6 @@ pub(crate) struct Conditions {
     /// Neither the end of the VM nor its removal can be recorded.
     pub(super) end_is_refused: bool,
     pub(super) clock_fails: bool,
-    /// The guest falls silent in the middle of a copy.
-    pub(super) copies_stall: bool,
 }
 
 impl Conditions {
@@ -85,7 +83,6 @@ impl Conditions {
             begins_are_refused: false,
             end_is_refused: false,
             clock_fails: false,
-            copies_stall: false,
         }
     }
 }
@@ -321,14 +318,11 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
             };
             let _ = stream.send(Frame::Control(reply)).await;
         }
-        Some(Ok(Frame::Control(Request::Unpack(_)))) if world.conditions.copies_stall => {
-            stall(stream).await;
-        }
-        Some(Ok(Frame::Control(Request::Pack(_)))) => {
-            // The beginning of a header.
-            let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, ArchiveReply>::default());
-            let _ = stream.send(Frame::Output(OutputStream::Stdout, vec![b'x'; 100].into())).await;
-            stall(stream).await;
+        // Neither answers nor reads what it is sent.
+        Some(Ok(Frame::Control(Request::Unpack(Unpack { path, .. }) | Request::Pack(Pack { path, .. }))))
+            if path == "silent" =>
+        {
+            std::future::pending().await
         }
         Some(Ok(Frame::Control(Request::Unpack(_)))) => {
             world.note(Fact::Began("copy".to_owned()));
@@ -350,12 +344,6 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
         }
         _ => {}
     }
-}
-
-/// Keeps a stream open and sends nothing.
-async fn stall<S>(stream: S) {
-    std::future::pending::<()>().await;
-    drop(stream);
 }
 
 fn failure(step: &str, cause: &str) -> Failure {
