@@ -29,6 +29,8 @@ def measure(options, work):
         # The default kernel, not one that this user may have built.
         "PYRO_GUEST_KERNEL": "environment", **os.environ,
         "PYRO_BASE_DIR": f"{work}/state", "PYRO_ENVIRONMENT_CACHE_DIR": os.path.abspath(options.cache),
+        # All VMs have disks of the same size, and so the same template, whatever is free on this host.
+        "PYRO_DISK_OVERCOMMIT": "off",
     }
     for name in ("PYRO_WARM", "PYRO_LOG", "PYRO_MAX_ACTIVE_VMS"):
         env.pop(name, None)

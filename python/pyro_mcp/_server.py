@@ -26,7 +26,7 @@ class Server:
 
         Args:
             transport: `stdio` for one client on this program's standard input and output; `streamable-http` for any number
-                of clients at 127.0.0.1:8722/mcp.
+                of clients at 127.0.0.1:8722/mcp, which send the token that standard error names.
             flags: Additional flags of `pyro mcp serve`, such as `["--listen", "127.0.0.1:9000", "--no-network"]`.
 
         Raises:

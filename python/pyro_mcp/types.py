@@ -137,9 +137,7 @@ VmId = str
 """Id of a VM or a task: 12 lowercase hexadecimal digits."""
 
 
-class Vm(TypedDict):
-    """A VM."""
-
+class _VmAlways(TypedDict):
     accelerator: Optional[str]
     """`kvm` or `tcg`; `None` before the start and on the host."""
     allow_host_compat: bool
@@ -174,6 +172,13 @@ class Vm(TypedDict):
     """Virtual CPUs."""
     vm_id: VmId
     """Id."""
+
+
+class Vm(_VmAlways, total=False):
+    """A VM."""
+
+    owner: Optional[str]
+    """Name of the client that created it; absent if this host's user did."""
 
 
 DeleteReason = Literal["explicit_delete", "post_exec_cleanup"]
@@ -331,7 +336,7 @@ class _TaskAlways(TypedDict):
     allow_host_compat: bool
     """The caller allowed commands on the host."""
     command_count: int
-    """Number of commands in its journal."""
+    """Number of commands that it was given. Its journal has the latest of them."""
     created_at: float
     """Creation time, in seconds since the epoch."""
     disk_mib: Optional[int]
@@ -381,6 +386,8 @@ class Task(_TaskAlways, total=False):
 
     network_denials: List[NetworkDenial]
     """What its guest tried to reach since its start and was refused, the latest last; absent if nothing."""
+    owner: Optional[str]
+    """Name of the client that created it; absent if this host's user did."""
 
 
 class TaskDeleted(TypedDict):
@@ -507,15 +514,20 @@ class TaskLogEntry(_TaskLogEntryAlways, total=False):
     """Why the command was not run."""
 
 
-class TaskLogs(TypedDict):
-    """The journal of a task."""
-
+class _TaskLogsAlways(TypedDict):
     count: int
     """Number of entries."""
     entries: List[TaskLogEntry]
     """The entries, in the order of their numbers."""
     task_id: VmId
     """Id of the task."""
+
+
+class TaskLogs(_TaskLogsAlways, total=False):
+    """The journal of a task."""
+
+    dropped: int
+    """Number of older commands that the journal no longer has; absent if it has all. It keeps the latest 1,000."""
 
 
 class LogsPage(TypedDict):

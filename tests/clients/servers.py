@@ -41,7 +41,7 @@ class Http:
 
     def __init__(self, sandbox, *flags):
         self.sandbox = sandbox
-        self.flags = flags
+        self.flags = flags if "--token-file" in flags else (*flags, "--no-token")
         self.log = sandbox.directory / "stderr"
 
     def __enter__(self):

@@ -77,6 +77,7 @@ def test_a_token(inspector, sandbox):
     token = "0123456789abcdef"
     file = sandbox.directory / "token"
     file.write_text(f"{token}\n")
+    file.chmod(0o600)
     with Http(sandbox, "--token-file", file) as server:
         words = [*server.for_inspector(), "--stored-auth-only", "--method", "tools/list"]
         assert inspector(*words, "--header", f"Authorization: Bearer {token}")["result"]["tools"]

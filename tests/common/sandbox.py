@@ -9,7 +9,9 @@ import tempfile
 import time
 
 # Files that pyro keeps on purpose.
-KEPT = {"state.sqlite3", "state.sqlite3-wal", "state.sqlite3-shm", "accelerator.json", "templates", "layers", "spares"}
+KEPT = {
+    "state.sqlite3", "state.sqlite3-wal", "state.sqlite3-shm", "accelerator.json", "mcp-token", "templates", "layers", "spares",
+}
 # Time limit, in seconds, for the clean-up after a server has ended. Generous, because the host may be busy.
 GONE_WITHIN = 20
 # Time limit, in seconds, for polling.
@@ -29,6 +31,8 @@ class Sandbox:
             "HOME": str(home),
             "PATH": f"{pyro.parent}:{os.environ['PATH']}",
             "PYRO_BASE_DIR": str(self.state),
+            # The sizes of disks do not depend on what is free on this host.
+            "PYRO_DISK_OVERCOMMIT": "off",
             "PYRO_ENVIRONMENT_CACHE_DIR": str(cache),
             "PYRO_GUEST_KERNEL": os.environ.get("PYRO_TEST_GUEST_KERNEL", "environment"),
         }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::text::printable_line;
 use crate::{Hint, Kind, Reader, VmState};
 
 /// What a caller can do about an error, as a small closed set.
@@ -263,11 +264,7 @@ const SHOWN_CHARS: usize = 64;
 
 /// `text` fit for a one-line message: control characters escaped, cut to [`SHOWN_CHARS`].
 fn shown(text: &str) -> String {
-    let mut out: String = text.chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect();
-    if text.chars().nth(SHOWN_CHARS).is_some() {
-        out.push('…');
-    }
-    out
+    printable_line(text, SHOWN_CHARS)
 }
 
 #[cfg(test)]

@@ -209,6 +209,12 @@ hints! {
     FreeDisk => { host: "free some space on that disk" }
     /// A disk is full, and another one would do.
     FreeDiskOrMove => { host: "free some space on that disk, or name another state directory" }
+    /// The disks of other VMs and tasks may take what is free.
+    DiskPromised => {
+        person: "ask for a smaller disk, delete VMs or tasks, free some space on that disk, or set PYRO_DISK_OVERCOMMIT",
+        model: "ask for a smaller disk_mib, or delete tasks that are not needed",
+        program: "ask for a smaller disk_mib, delete VMs or tasks, or free some space on that disk"
+    }
     /// The state directory is full.
     FreeState => { host: "free some space in the state directory" }
     /// A file of the state directory cannot be used.

@@ -10,6 +10,7 @@
 //! * What a person, a model or a program should do about an error is a value ([`Hint`]) until a front end words it.
 //! * Text from outside becomes a [`VmId`] only through its check.
 
+mod caller;
 mod environment;
 mod error;
 mod event;
@@ -27,7 +28,9 @@ mod words;
 pub mod doctor;
 pub mod limits;
 pub mod operations;
+pub mod text;
 
+pub use caller::{Caller, InvalidOwner, OwnerName, Visibility};
 pub use doctor::DoctorReport;
 pub use environment::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
 pub use error::{Cause, Error, ErrorKind};

@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Command, CommandOutput, CopyIn, CopyOut, Deleted, Disk, DoctorReport, Entries, Environment,
+    Caller, Command, CommandOutput, CopyIn, CopyOut, Deleted, Disk, DoctorReport, Entries, Environment,
     EnvironmentName, Error, Events, FilePart, Kind, Lifetime, NetworkInfo, NewFile, Platform, Pruned,
     PulledEnvironment, Reaped, RunResult, Sequence, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
     TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogsPage, TaskName, Vm, VmName, VmSpec,
@@ -83,13 +83,15 @@ impl OperationInfo {
     }
 }
 
-/// Where a call sends its events, and how it is cancelled.
+/// On whose behalf a call is made, where it sends its events, and how it is cancelled.
 #[derive(Debug, Clone, Default)]
 pub struct CallContext {
     /// Where events go.
     pub events: Events,
     /// Cancels the call.
     pub cancel: CancellationToken,
+    /// On whose behalf the call is made.
+    pub caller: Caller,
 }
 
 /// A future that stays on the thread on which it begins.

@@ -172,6 +172,9 @@ pub struct Vm {
     pub metadata: BTreeMap<String, String>,
     /// `kvm` or `tcg`; null before the start and on the host.
     pub accelerator: Option<String>,
+    /// Name of the client that created it; absent if this host's user did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 /// A VM was removed.

@@ -232,6 +232,9 @@ pub struct CopyOut {
     pub path: String,
     /// Absolute path on this host. If it is an existing directory, the copy is placed in it under its own name.
     pub target: String,
+    /// Keep the modes of the files, without the umask of the server taken from them.
+    #[serde(default)]
+    pub preserve_mode: bool,
 }
 
 /// A copy into a task.

@@ -26,7 +26,7 @@ pub use error::ArchiveError;
 pub use pack::pack;
 pub use report::Report;
 pub use transfer::{contents_from, contents_into, destination, exact_destination, pack_into, unpack_from};
-pub use unpack::{Links, unpack};
+pub use unpack::{Links, Rules, unpack};
 
 /// Maximum length of the name of an entry, `item` included, and of the target of a symlink, in bytes.
 pub const MAX_NAME: usize = 4096;

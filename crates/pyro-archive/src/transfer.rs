@@ -13,7 +13,7 @@ use tokio_util::io::SyncIoBridge;
 
 use crate::contents::{read_contents, write_contents};
 use crate::name::printable;
-use crate::{ArchiveError, Limits, Links, Report, pack, unpack};
+use crate::{ArchiveError, Limits, Report, Rules, pack, unpack};
 
 /// Largest chunk that is sent, in bytes.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -80,9 +80,10 @@ pub async fn unpack_from<S: Stream<Item = io::Result<Bytes>> + Unpin>(
     stream: &mut S,
     (parent, name): (PathBuf, OsString),
     limits: Limits,
-    links: Links,
+    rules: impl Into<Rules>,
 ) -> Result<Report, ArchiveError> {
-    work_from(stream, move |reader| unpack(reader, &parent, &name, &limits, links)).await
+    let rules = rules.into();
+    work_from(stream, move |reader| unpack(reader, &parent, &name, &limits, rules)).await
 }
 
 /// Reads the contents of a file from `stream`, as [`read_contents`] does. What follows the archive is not read.
@@ -175,6 +176,7 @@ mod tests {
     use futures::stream;
 
     use super::*;
+    use crate::Links;
 
     const LIMITS: Limits = Limits { max_entries: 1000, max_bytes: 10 << 20 };
 

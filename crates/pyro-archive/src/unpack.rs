@@ -25,6 +25,21 @@ pub enum Links {
     Any,
 }
 
+/// What is made of the entries of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Which symlinks are made.
+    pub links: Links,
+    /// Mode bits that no file or directory gets, as a umask has them.
+    pub mask: u32,
+}
+
+impl From<Links> for Rules {
+    fn from(links: Links) -> Self {
+        Self { links, mask: 0 }
+    }
+}
+
 /// Makes `parent/name` from a stream of [`pack`](crate::pack()). Nothing after the end marker is read.
 ///
 /// `parent` is an existing directory. A file replaces a file. An existing directory keeps its mode and its contents, and
@@ -41,7 +56,7 @@ pub fn unpack<R: Read>(
     parent: &Path,
     name: &OsStr,
     limits: &Limits,
-    links: Links,
+    rules: impl Into<Rules>,
 ) -> Result<Report, ArchiveError> {
     let own_name = name.as_bytes();
     if matches!(own_name, b"" | b"." | b"..") || own_name.iter().any(|byte| matches!(byte, 0 | b'/')) {
@@ -51,7 +66,7 @@ pub fn unpack<R: Read>(
     let parent = rustix::fs::openat(CWD, parent, flags, Mode::empty())
         .map_err(ArchiveError::io("open", printable(parent.as_os_str().as_bytes())))?;
     let input = Input::new(source);
-    Unpacking { input, limits, links, report: Report::default() }.item(parent.as_fd(), own_name)
+    Unpacking { input, limits, rules: rules.into(), report: Report::default() }.item(parent.as_fd(), own_name)
 }
 
 /// The place of one entry.
@@ -67,7 +82,7 @@ struct Site<'d, 'n> {
 struct Unpacking<'a, R> {
     input: Input<'a, R>,
     limits: &'a Limits,
-    links: Links,
+    rules: Rules,
     report: Report,
 }
 
@@ -110,9 +125,12 @@ impl<R: Read> Unpacking<'_, R> {
         Ok(self.report)
     }
 
-    /// The next entry, within the limit.
+    /// The next entry, within the limit, with the mode that it gets.
     fn next(&mut self) -> Result<Option<Entry>, ArchiveError> {
-        let entry = self.input.next()?;
+        let mut entry = self.input.next()?;
+        if let Some(entry) = &mut entry {
+            entry.attributes.mode &= !self.rules.mask;
+        }
         let limit = self.limits.max_entries;
         if entry.is_some() && self.report.entries + self.report.left_out >= limit {
             return Err(ArchiveError::TooManyEntries { limit });
@@ -187,7 +205,7 @@ impl<R: Read> Unpacking<'_, R> {
     }
 
     fn symlink(&mut self, site: &Site<'_, '_>, target: &[u8]) -> Result<(), ArchiveError> {
-        if self.links == Links::Inside && !site.name.keeps_inside(target) {
+        if self.rules.links == Links::Inside && !site.name.keeps_inside(target) {
             self.report.leave_out(site.name);
             return Ok(());
         }

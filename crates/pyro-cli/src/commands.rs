@@ -41,6 +41,10 @@ Environment variables:
   PYRO_ENVIRONMENT_CACHE_DIR  Installed environments [default: pyro-mcp/environments in
                               $XDG_CACHE_HOME, else in ~/.cache]
   PYRO_MAX_ACTIVE_VMS         Maximum number of VMs and tasks at once, at least 1 [default: 4]
+  PYRO_DISK_OVERCOMMIT        Maximum growth of all disks, as a multiple of the host's free space,
+                              1 to 100, or `off`: each disk must fit by itself [default: 1]
+  PYRO_MCP_ALLOW_HOST_COMPAT  1 lets clients of `pyro mcp serve` run commands on this host, without
+                              isolation, if VMs cannot run here [default: 0]
   PYRO_WARM                   Spare VMs of each kind that wait for the next start [default: 0]
   PYRO_ACCEL                  Accelerator, kvm or tcg [default: chosen by a measurement]
   PYRO_QEMU                   QEMU program [default: qemu-system-x86_64, looked up in PATH]

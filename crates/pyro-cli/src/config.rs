@@ -5,7 +5,7 @@ mod handed_on;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use pyro_engine::{Accelerator, Config, Engine};
+use pyro_engine::{Accelerator, Config, Engine, Overcommit};
 
 /// An invalid or missing environment variable.
 #[derive(Debug, thiserror::Error)]
@@ -131,6 +131,7 @@ pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError
         vmm_program: vmm_program(variables)?,
         guest_kernel: guest_kernel(variables)?,
         debian_mirror: debian_mirror(variables)?,
+        disk_overcommit: disk_overcommit(variables)?,
         search_path: variables.get("PATH").unwrap_or_default(),
     })
 }
@@ -154,6 +155,17 @@ fn max_active_vms(variables: &Variables) -> Result<u32, ConfigError> {
     match text.parse() {
         Ok(count) if count > 0 => Ok(count),
         _ => Err(ConfigError::bad_value(NAME, text.as_ref(), EXPECTED)),
+    }
+}
+
+/// Returns whether `PYRO_MCP_ALLOW_HOST_COMPAT` lets clients of the MCP server run commands on the host.
+pub(crate) fn mcp_allows_host(variables: &Variables) -> Result<bool, ConfigError> {
+    const NAME: &str = "PYRO_MCP_ALLOW_HOST_COMPAT";
+    const EXPECTED: &str = "1 to allow it, or 0";
+    match variables.text(NAME, EXPECTED)?.as_deref() {
+        None | Some("0") => Ok(false),
+        Some("1") => Ok(true),
+        Some(other) => Err(ConfigError::bad_value(NAME, other.as_ref(), EXPECTED)),
     }
 }
 
@@ -210,6 +222,18 @@ fn debian_mirror(variables: &Variables) -> Result<Option<String>, ConfigError> {
     let is_usable = host_and_rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
         && !address.contains(|c: char| c.is_whitespace() || c.is_control());
     if is_usable { Ok(Some(address)) } else { Err(ConfigError::bad_value(NAME, address.as_ref(), EXPECTED)) }
+}
+
+/// A factor, or the word `off` for no limit.
+fn disk_overcommit(variables: &Variables) -> Result<Overcommit, ConfigError> {
+    const NAME: &str = "PYRO_DISK_OVERCOMMIT";
+    const EXPECTED: &str = "a number from 1 to 100, or `off`";
+    let Some(text) = variables.text(NAME, EXPECTED)? else { return Ok(Overcommit::default()) };
+    match text.parse::<f64>() {
+        _ if text == "off" => Ok(Overcommit::Off),
+        Ok(factor) if (1.0..=100.0).contains(&factor) => Ok(Overcommit::Factor(factor)),
+        _ => Err(ConfigError::bad_value(NAME, text.as_ref(), EXPECTED)),
+    }
 }
 
 #[cfg(test)]

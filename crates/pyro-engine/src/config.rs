@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use pyro_machine::disk::Overcommit;
+
 use crate::Accelerator;
 
 /// Settings of an [`Engine`](crate::Engine), as plain data.
@@ -32,6 +34,8 @@ pub struct Config {
     pub guest_kernel: Option<PathBuf>,
     /// Mirror to build Debian environments from; `None` uses the catalog's default.
     pub debian_mirror: Option<String>,
+    /// How far the disks of all VMs and tasks together may exceed what the host's disk can hold.
+    pub disk_overcommit: Overcommit,
     /// Where to search for programs, in the form of `PATH`. Commands in host compatibility mode get it as their `PATH`.
     pub search_path: OsString,
 }
@@ -56,6 +60,7 @@ impl Config {
             vmm_program: None,
             guest_kernel: None,
             debian_mirror: None,
+            disk_overcommit: Overcommit::default(),
             search_path: OsString::new(),
         }
     }

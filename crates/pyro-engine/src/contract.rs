@@ -9,6 +9,7 @@ use pyro_api::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::dropped;
 use crate::limits::LOGS_PAGE_BYTES;
 use crate::{
     CopyFromGuest, CopyToGuest, Deleted, DoctorReport, Engine, Environment, Error, ErrorKind, Events,
@@ -16,173 +17,165 @@ use crate::{
     TaskFile, TaskFileWritten, TaskList, TaskLogs, Vm,
 };
 
-impl Contract for Engine {
-    fn max_active_vms(&self) -> u32 {
-        self.max_active_vms()
+/// Implements one operation by the engine as the call's caller sees it, so that no operation can skip that.
+macro_rules! operations {
+    ($($method:ident($engine:ident, $request:pat, $call:ident: $Request:ident) -> $Result:ty { $($body:tt)+ })+) => {
+        impl Contract for Engine {
+            fn max_active_vms(&self) -> u32 {
+                self.max_active_vms()
+            }
+
+            fn keep_spares<'a>(
+                &'a self,
+                spec: VmSpec,
+                cancel: &'a CancellationToken,
+            ) -> LocalFuture<'a, ()> {
+                Box::pin(self.warm_up(spec, cancel))
+            }
+
+            $(
+                fn $method<'a>(&'a self, $request: $Request, $call: &'a CallContext) -> Reply<'a, $Result> {
+                    let $engine = self.on_behalf_of(&$call.caller);
+                    Box::pin(async move { $($body)+ })
+                }
+            )+
+        }
+    };
+}
+
+operations! {
+    list_environments(engine, _, call: ListEnvironments) -> Vec<Environment> {
+        Ok(engine.list_environments().await?.environments)
     }
 
-    fn keep_spares<'a>(&'a self, spec: VmSpec, cancel: &'a CancellationToken) -> LocalFuture<'a, ()> {
-        Box::pin(self.warm_up(spec, cancel))
+    pull_environment(engine, request, call: PullEnvironment) -> PulledEnvironment {
+        engine.pull_environment(&request.which.environment, &call.events, &call.cancel).await
     }
 
-    fn list_environments<'a>(
-        &'a self,
-        _: ListEnvironments,
-        _: &'a CallContext,
-    ) -> Reply<'a, Vec<Environment>> {
-        Box::pin(async { Ok(self.list_environments().await?.environments) })
+    inspect_environment(engine, request, call: InspectEnvironment) -> Environment {
+        engine.inspect_environment(&request.which.environment).await
     }
 
-    fn pull_environment<'a>(
-        &'a self,
-        request: PullEnvironment,
-        call: &'a CallContext,
-    ) -> Reply<'a, PulledEnvironment> {
-        Box::pin(async move {
-            self.pull_environment(&request.which.environment, &call.events, &call.cancel).await
-        })
+    prune_environments(engine, _, call: PruneEnvironments) -> Pruned {
+        engine.prune_environments().await
     }
 
-    fn inspect_environment<'a>(
-        &'a self,
-        request: InspectEnvironment,
-        _: &'a CallContext,
-    ) -> Reply<'a, Environment> {
-        Box::pin(async move { self.inspect_environment(&request.which.environment).await })
+    create_vm(engine, request, call: CreateVm) -> Vm {
+        engine.create_vm(request.spec, &call.events, &call.cancel).await
     }
 
-    fn prune_environments<'a>(&'a self, _: PruneEnvironments, _: &'a CallContext) -> Reply<'a, Pruned> {
-        Box::pin(self.prune_environments())
+    start_vm(engine, request, call: StartVm) -> Vm {
+        engine.start_vm(&request.vm.vm_id, &call.events, &call.cancel).await
     }
 
-    fn create_vm<'a>(&'a self, request: CreateVm, call: &'a CallContext) -> Reply<'a, Vm> {
-        Box::pin(self.create_vm(request.spec, &call.events, &call.cancel))
+    exec_vm(engine, request, call: ExecVm) -> RunResult {
+        engine.exec_vm(request, &call.events, &call.cancel).await
     }
 
-    fn start_vm<'a>(&'a self, request: StartVm, call: &'a CallContext) -> Reply<'a, Vm> {
-        Box::pin(async move { self.start_vm(&request.vm.vm_id, &call.events, &call.cancel).await })
+    stop_vm(engine, request, call: StopVm) -> Vm {
+        engine.stop_vm(&request.vm.vm_id).await
     }
 
-    fn exec_vm<'a>(&'a self, request: ExecVm, call: &'a CallContext) -> Reply<'a, RunResult> {
-        Box::pin(self.exec_vm(request, &call.events, &call.cancel))
+    delete_vm(engine, request, call: DeleteVm) -> Deleted {
+        engine.delete_vm(&request.vm.vm_id).await
     }
 
-    fn stop_vm<'a>(&'a self, request: StopVm, _: &'a CallContext) -> Reply<'a, Vm> {
-        Box::pin(async move { self.stop_vm(&request.vm.vm_id).await })
+    status_vm(engine, request, call: StatusVm) -> Vm {
+        engine.status_vm(&request.vm.vm_id).await
     }
 
-    fn delete_vm<'a>(&'a self, request: DeleteVm, _: &'a CallContext) -> Reply<'a, Deleted> {
-        Box::pin(async move { self.delete_vm(&request.vm.vm_id).await })
+    network_info_vm(engine, request, call: NetworkInfoVm) -> NetworkInfo {
+        engine.network_info_vm(&request.vm.vm_id).await
     }
 
-    fn status_vm<'a>(&'a self, request: StatusVm, _: &'a CallContext) -> Reply<'a, Vm> {
-        Box::pin(async move { self.status_vm(&request.vm.vm_id).await })
+    reap_expired(engine, _, call: ReapExpired) -> Reaped {
+        engine.reap_expired().await
     }
 
-    fn network_info_vm<'a>(&'a self, request: NetworkInfoVm, _: &'a CallContext) -> Reply<'a, NetworkInfo> {
-        Box::pin(async move { self.network_info_vm(&request.vm.vm_id).await })
+    run_in_vm(engine, request, call: RunInVm) -> RunResult {
+        engine.run(request, &call.events, &call.cancel).await
     }
 
-    fn reap_expired<'a>(&'a self, _: ReapExpired, _: &'a CallContext) -> Reply<'a, Reaped> {
-        Box::pin(self.reap_expired())
-    }
-
-    fn run_in_vm<'a>(&'a self, request: RunInVm, call: &'a CallContext) -> Reply<'a, RunResult> {
-        Box::pin(self.run(request, &call.events, &call.cancel))
-    }
-
-    fn create_task<'a>(&'a self, request: CreateTask, call: &'a CallContext) -> Reply<'a, Task> {
+    create_task(engine, request, call: CreateTask) -> Task {
         let spec = TaskSpec { vm: request.spec, disk_mib: request.disk.disk_mib };
-        Box::pin(self.create_task(spec, &call.events, &call.cancel))
+        engine.create_task(spec, &call.events, &call.cancel).await
     }
 
-    fn start_task<'a>(&'a self, request: StartTask, call: &'a CallContext) -> Reply<'a, Task> {
-        Box::pin(async move { self.start_task(&request.task.task_id, &call.events, &call.cancel).await })
+    start_task(engine, request, call: StartTask) -> Task {
+        engine.start_task(&request.task.task_id, &call.events, &call.cancel).await
     }
 
-    fn stop_task<'a>(&'a self, request: StopTask, _: &'a CallContext) -> Reply<'a, Task> {
-        Box::pin(async move { self.stop_task(&request.task.task_id).await })
+    stop_task(engine, request, call: StopTask) -> Task {
+        engine.stop_task(&request.task.task_id).await
     }
 
-    fn status_task<'a>(&'a self, request: StatusTask, _: &'a CallContext) -> Reply<'a, Task> {
-        Box::pin(async move { self.status_task(&request.task.task_id).await })
+    status_task(engine, request, call: StatusTask) -> Task {
+        engine.status_task(&request.task.task_id).await
     }
 
-    fn delete_task<'a>(&'a self, request: DeleteTask, _: &'a CallContext) -> Reply<'a, TaskDeleted> {
-        Box::pin(async move { self.delete_task(&request.task.task_id).await })
+    delete_task(engine, request, call: DeleteTask) -> TaskDeleted {
+        engine.delete_task(&request.task.task_id).await
     }
 
-    fn list_tasks<'a>(&'a self, _: ListTasks, _: &'a CallContext) -> Reply<'a, TaskList> {
-        Box::pin(self.list_tasks())
+    list_tasks(engine, _, call: ListTasks) -> TaskList {
+        engine.list_tasks().await
     }
 
-    fn extend_task<'a>(&'a self, request: ExtendTask, _: &'a CallContext) -> Reply<'a, Task> {
-        Box::pin(async move { self.extend_task(&request.task.task_id, request.lifetime.ttl_seconds).await })
+    extend_task(engine, request, call: ExtendTask) -> Task {
+        engine.extend_task(&request.task.task_id, request.lifetime.ttl_seconds).await
     }
 
-    fn exec_task<'a>(&'a self, request: ExecTask, call: &'a CallContext) -> Reply<'a, TaskExec> {
-        Box::pin(self.exec_task(request, &call.events, &call.cancel))
+    exec_task(engine, request, call: ExecTask) -> TaskExec {
+        engine.exec_task(request, &call.events, &call.cancel).await
     }
 
-    fn detach_task<'a>(&'a self, request: DetachTask, _: &'a CallContext) -> Reply<'a, TaskDetached> {
-        Box::pin(async move { self.detach_task(&request.task.task_id, request.command).await })
+    detach_task(engine, request, call: DetachTask) -> TaskDetached {
+        engine.detach_task(&request.task.task_id, request.command).await
     }
 
-    fn wait_task<'a>(&'a self, request: WaitTask, call: &'a CallContext) -> Reply<'a, TaskLogEntry> {
+    wait_task(engine, request, call: WaitTask) -> TaskLogEntry {
         let WaitTask { task, command } = request;
-        Box::pin(async move { self.wait_task(&task.task_id, command.sequence, &call.cancel).await })
+        engine.wait_task(&task.task_id, command.sequence, &call.cancel).await
     }
 
-    fn follow_task<'a>(&'a self, request: FollowTask, call: &'a CallContext) -> Reply<'a, TaskLogEntry> {
+    follow_task(engine, request, call: FollowTask) -> TaskLogEntry {
         let FollowTask { task, command } = request;
-        Box::pin(async move {
-            self.follow_task(&task.task_id, command.sequence, &call.events, &call.cancel).await
-        })
+        engine.follow_task(&task.task_id, command.sequence, &call.events, &call.cancel).await
     }
 
-    fn kill_task<'a>(&'a self, request: KillTask, _: &'a CallContext) -> Reply<'a, TaskLogEntry> {
-        Box::pin(async move { self.kill_task(&request.task.task_id, request.command.sequence).await })
+    kill_task(engine, request, call: KillTask) -> TaskLogEntry {
+        engine.kill_task(&request.task.task_id, request.command.sequence).await
     }
 
-    fn logs_task<'a>(&'a self, request: LogsTask, call: &'a CallContext) -> Reply<'a, TaskLogsPage> {
-        Box::pin(async move { self.logs_page(&request.task.task_id, request.entries, &call.cancel).await })
+    logs_task(engine, request, call: LogsTask) -> TaskLogsPage {
+        engine.logs_page(&request.task.task_id, request.entries, &call.cancel).await
     }
 
-    fn copy_from_task<'a>(&'a self, request: CopyFromTask, call: &'a CallContext) -> Reply<'a, TaskCopied> {
+    copy_from_task(engine, request, call: CopyFromTask) -> TaskCopied {
         let CopyFromTask { task, copy } = request;
-        Box::pin(async move {
-            let target = absolute("target", &copy.target)?;
-            let copy = CopyFromGuest { path: &copy.path, target, limits: CopyLimits::default() };
-            self.copy_from_task(&task.task_id, copy, &call.cancel).await
-        })
+        let target = absolute("target", &copy.target)?;
+        let copy = CopyFromGuest { path: &copy.path, target, limits: CopyLimits::default(), preserve_mode: copy.preserve_mode };
+        engine.copy_from_task(&task.task_id, copy, &call.cancel).await
     }
 
-    fn copy_to_task<'a>(&'a self, request: CopyToTask, call: &'a CallContext) -> Reply<'a, TaskCopied> {
+    copy_to_task(engine, request, call: CopyToTask) -> TaskCopied {
         let CopyToTask { task, copy } = request;
-        Box::pin(async move {
-            let source = absolute("source", &copy.source)?;
-            let copy = CopyToGuest { source, path: &copy.path, limits: CopyLimits::default() };
-            self.copy_to_task(&task.task_id, copy, &call.cancel).await
-        })
+        let source = absolute("source", &copy.source)?;
+        let copy = CopyToGuest { source, path: &copy.path, limits: CopyLimits::default() };
+        engine.copy_to_task(&task.task_id, copy, &call.cancel).await
     }
 
-    fn read_task_file<'a>(&'a self, request: ReadTaskFile, call: &'a CallContext) -> Reply<'a, TaskFile> {
+    read_task_file(engine, request, call: ReadTaskFile) -> TaskFile {
         let ReadTaskFile { task, file } = request;
-        Box::pin(
-            async move { self.read_task_file(&task.task_id, &file.path, file.range()?, &call.cancel).await },
-        )
+        engine.read_task_file(&task.task_id, &file.path, file.range()?, &call.cancel).await
     }
 
-    fn write_task_file<'a>(
-        &'a self,
-        request: WriteTaskFile,
-        call: &'a CallContext,
-    ) -> Reply<'a, TaskFileWritten> {
-        Box::pin(self.write_task_file(request, &call.cancel))
+    write_task_file(engine, request, call: WriteTaskFile) -> TaskFileWritten {
+        engine.write_task_file(request, &call.cancel).await
     }
 
-    fn doctor<'a>(&'a self, request: Doctor, _: &'a CallContext) -> Reply<'a, DoctorReport> {
-        Box::pin(async move { Ok(self.doctor(&request.platform.platform).await) })
+    doctor(engine, request, call: Doctor) -> DoctorReport {
+        Ok(engine.doctor(&request.platform.platform).await)
     }
 }
 
@@ -211,19 +204,31 @@ impl Engine {
             return Ok(TaskLogsPage { logs: self.logs_task(task, asked.sequence).await?, next_after: None });
         }
         let task = self.status_task(task).await?;
+        let id = task.task_id.as_str();
+        let sequences = self.logged_commands(id).await?;
         let mut entries = Vec::new();
-        let (mut last, mut bytes) = (asked.after, 0);
-        while last < task.command_count && bytes <= LOGS_PAGE_BYTES {
+        let mut bytes = 0;
+        let mut rest = sequences.iter().filter(|sequence| **sequence > asked.after).peekable();
+        let mut last = asked.after;
+        while bytes <= LOGS_PAGE_BYTES
+            && let Some(sequence) = rest.next()
+        {
             if cancel.is_cancelled() {
                 return Err(Error::cancelled());
             }
-            last += 1;
-            let found = self.logs_task(task.task_id.as_str(), Some(last)).await?.entries;
+            last = *sequence;
+            let found = match self.logs_task(id, Some(last)).await {
+                Ok(found) => found.entries,
+                // The journal dropped it meanwhile.
+                Err(error) if error.kind == ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
             bytes += found.iter().map(size).sum::<usize>();
             entries.extend(found);
         }
-        let next_after = (last < task.command_count).then_some(last);
-        let logs = TaskLogs { task_id: task.task_id, count: entries.len() as u64, entries };
+        let next_after = rest.peek().is_some().then_some(last);
+        let (count, dropped) = (entries.len() as u64, dropped(&sequences));
+        let logs = TaskLogs { task_id: task.task_id, count, entries, dropped };
         Ok(TaskLogsPage { logs, next_after })
     }
 }

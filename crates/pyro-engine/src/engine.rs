@@ -1,5 +1,6 @@
 //! The engine: environments, VMs, and one-shot runs.
 
+mod disk;
 mod environments;
 mod exec;
 mod host;
@@ -21,12 +22,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::now;
 use crate::doctor::{self, DoctorReport, HostFacts};
-use crate::registry::Registry;
+use crate::registry::{self, Registry};
 use crate::state_dir::vm as vm_dir;
 use crate::supervise::SupervisorCommand;
-use crate::{Config, Error, ErrorKind, Hint, VmId};
+use crate::{Caller, Config, Error, ErrorKind, Hint, VmId};
 
 pub use host::{PROBE_COMMAND, probe_kvm};
+pub(crate) use tasks::dropped;
 pub use tasks::{CopyFromGuest, CopyToGuest};
 
 /// The engine: environments, VMs, and one-shot runs.
@@ -36,6 +38,7 @@ pub use tasks::{CopyFromGuest, CopyToGuest};
 #[derive(Clone, Debug)]
 pub struct Engine {
     shared: Arc<Shared>,
+    caller: Caller,
 }
 
 #[derive(Debug)]
@@ -55,7 +58,13 @@ impl Engine {
             search_path: config.search_path.clone(),
         };
         let environments = EnvironmentCache::new(cache);
-        Self { shared: Arc::new(Shared { config, registry, environments }) }
+        Self { shared: Arc::new(Shared { config, registry, environments }), caller: Caller::Operator }
+    }
+
+    /// Returns the engine as a caller sees it: what the caller creates is its own, and what it may not find does not exist.
+    #[must_use]
+    pub fn on_behalf_of(&self, caller: &Caller) -> Self {
+        Self { shared: Arc::clone(&self.shared), caller: caller.clone() }
     }
 
     /// Reports what this host can do, and what to change if it cannot. Changes nothing, never fails, and works on a
@@ -65,6 +74,16 @@ impl Engine {
         let environments = self.list_environments().await;
         let facts = HostFacts::gather(self.config(), Path::new("/")).await;
         doctor::judge(platform, self.config(), facts, accelerator, environments)
+    }
+
+    /// Returns the state directory, which it creates if it is missing.
+    ///
+    /// # Errors
+    /// `StateUnusable`, also if other users can write to it.
+    pub fn state_directory(&self) -> Result<&Path, Error> {
+        let base_dir = &self.config().base_dir;
+        registry::prepare_directory(base_dir)?;
+        Ok(base_dir)
     }
 
     /// Maximum number of VMs and tasks that may exist at once.

@@ -20,15 +20,19 @@ use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, named_params
 
 pub(crate) use self::journal::{CommandRecord, NewCommand};
 use self::open::Opened;
+pub(crate) use self::open::prepare_directory;
 pub(crate) use self::row::{NewVm, VmPatch, VmRecord};
 use self::transaction_error::TransactionError;
-use crate::Kind;
 use crate::clock::now;
 use crate::state::{Transition, Transitions as _, VmEvent};
+use crate::{Caller, Kind};
 use crate::{Error, ErrorKind, StopReason, VmId, VmState, state_dir};
 
 /// How long the registry remembers that a VM was removed because of its lifetime, in seconds.
 const TOMBSTONE_SECONDS: f64 = 3600.0;
+
+/// Number of unused pages that the file may keep for new records.
+const SPARE_PAGES: u64 = 256;
 
 /// The registry of one state directory.
 #[derive(Debug)]
@@ -66,6 +70,41 @@ impl Registry {
         self.read(|tx| load(tx, kind, id))
     }
 
+    /// Returns one VM or task that `caller` may find.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::get`]. For what the caller may not find, the same as for an id that was never used.
+    pub(crate) fn find(&self, caller: &Caller, kind: Kind, id: &VmId) -> Result<VmRecord, Error> {
+        self.read(|tx| match row::may_find(tx, caller, id)? {
+            true => load(tx, kind, id),
+            false => Err(Error::not_found(kind, id.as_str()).into()),
+        })
+    }
+
+    /// Chooses the size of the disk of a VM, given the other VMs with the sizes of their disks in MiB, and records it. No
+    /// other process chooses meanwhile. The VM need not be recorded; nothing is promised to it then.
+    pub(crate) fn promise_disk(
+        &self,
+        id: &VmId,
+        choose: impl FnOnce(&[(VmId, Option<u64>)]) -> Result<u64, Error>,
+    ) -> Result<u64, Error> {
+        self.write(|tx| {
+            let others: Vec<(VmId, Option<u64>)> = {
+                let sql = "SELECT vm_id, layer_mib FROM vms WHERE expired_at IS NULL AND vm_id <> :id";
+                let mut statement = tx.prepare_cached(sql)?;
+                let rows = statement.query_map(named_params! { ":id": id.as_str() }, |row| {
+                    Ok((row.get(0).map(|row::Stored(id)| id)?, row.get(1)?))
+                })?;
+                row::readable(rows)?
+            };
+            let size_mib = choose(&others)?;
+            let sql = "UPDATE vms SET layer_mib = :size WHERE vm_id = :id";
+            tx.execute(sql, named_params! { ":size": size_mib, ":id": id.as_str() })?;
+            Ok(size_mib)
+        })
+    }
+
     /// Returns whether a VM or a task with this id exists. Its record need not be readable.
     pub(crate) fn exists(&self, kind: Kind, id: &VmId) -> Result<bool, Error> {
         self.read(|tx| {
@@ -85,9 +124,13 @@ impl Registry {
         self.read(|tx| row::select_ids(tx, "expired_at IS NULL"))
     }
 
-    /// Returns the ids of all tasks, sorted, including those of damaged records.
-    pub(crate) fn task_ids(&self) -> Result<Vec<VmId>, Error> {
-        self.read(|tx| row::select_ids(tx, "expired_at IS NULL AND is_task"))
+    /// Returns the ids of the tasks that `caller` may find, sorted, including those of damaged records.
+    pub(crate) fn task_ids(&self, caller: &Caller) -> Result<Vec<VmId>, Error> {
+        self.read(|tx| {
+            let mut ids = row::select_ids(tx, "expired_at IS NULL AND is_task")?;
+            retain_own(tx, caller, &mut ids)?;
+            Ok(ids)
+        })
     }
 
     /// Applies `event` to a VM if its state allows it, and stores the new state together with `patch`.
@@ -186,13 +229,17 @@ impl Registry {
     ///
     /// As [`Registry::get`].
     pub(crate) fn delete(&self, id: &VmId) -> Result<(), Error> {
-        self.write(|tx| {
+        let free_pages: u64 = self.write(|tx| {
             let sql = "DELETE FROM vms WHERE vm_id = :id AND expired_at IS NULL";
             match tx.execute(sql, named_params! { ":id": id.as_str() })? {
                 0 => Err(absence(tx, Kind::Vm, id)?.into()),
-                _ => Ok(()),
+                _ => Ok(tx.pragma_query_value(None, "freelist_count", |row| row.get(0))?),
             }
-        })
+        })?;
+        if free_pages > SPARE_PAGES {
+            self.give_back_space();
+        }
+        Ok(())
     }
 
     /// Turns a VM into a tombstone because its lifetime has ended. Returns false if it already was one, so that only
@@ -231,13 +278,29 @@ impl Registry {
         })
     }
 
-    /// Deletes all tombstones and returns their ids, sorted, for the report of a reaping call.
-    pub(crate) fn take_tombstones(&self) -> Result<Vec<VmId>, Error> {
+    /// Deletes the tombstones that `caller` may find and returns their ids, sorted, for the report of a reaping call.
+    pub(crate) fn take_tombstones(&self, caller: &Caller) -> Result<Vec<VmId>, Error> {
         self.write(|tx| {
-            let ids = row::select_ids(tx, "expired_at IS NOT NULL")?;
-            tx.execute("DELETE FROM vms WHERE expired_at IS NOT NULL", [])?;
+            let mut ids = row::select_ids(tx, "expired_at IS NOT NULL")?;
+            retain_own(tx, caller, &mut ids)?;
+            for id in &ids {
+                tx.execute("DELETE FROM vms WHERE vm_id = :id", named_params! { ":id": id.as_str() })?;
+            }
             Ok(ids)
         })
+    }
+
+    /// Gives the space of deleted records back to the disk. What fails is done after a later deletion.
+    fn give_back_space(&self) {
+        let vacuumed = self.transact(TransactionBehavior::Immediate, Durability::Process, |tx| {
+            let mut statement = tx.prepare("PRAGMA incremental_vacuum")?;
+            let mut rows = statement.query([])?;
+            while rows.next()?.is_some() {}
+            Ok(())
+        });
+        if let Err(error) = vacuumed {
+            tracing::debug!(%error, "the state file keeps its size for now");
+        }
     }
 
     fn read<T>(
@@ -316,6 +379,21 @@ impl Durability {
             Self::Disk => "FULL",
         }
     }
+}
+
+/// Removes from `ids` what the caller may not find.
+fn retain_own(tx: &Transaction<'_>, caller: &Caller, ids: &mut Vec<VmId>) -> Result<(), TransactionError> {
+    if caller.finds_all() {
+        return Ok(());
+    }
+    let mut own = Vec::new();
+    for id in ids.drain(..) {
+        if row::may_find(tx, caller, &id)? {
+            own.push(id);
+        }
+    }
+    *ids = own;
+    Ok(())
 }
 
 fn load(tx: &Transaction<'_>, kind: Kind, id: &VmId) -> Result<VmRecord, TransactionError> {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use pyro_wire::steers;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::Notify;
 
@@ -169,12 +170,18 @@ impl State {
 /// Escape sequences of a hostile guest must not reach a terminal.
 fn printable(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line);
-    text.trim_end().chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+    text.trim_end().chars().map(|c| if steers(c) && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_deceive_a_reader_is_replaced() {
+        let line = "a\u{1b}[2J\u{202e}b\u{2066}c\u{200f}\u{200b}\td\r\n";
+        assert_eq!(printable(line.as_bytes()), "a\u{fffd}[2J\u{fffd}b\u{fffd}c\u{fffd}\u{fffd}\td");
+    }
 
     fn console() -> (tempfile::NamedTempFile, Console) {
         let file = tempfile::NamedTempFile::new().unwrap();

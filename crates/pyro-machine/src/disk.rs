@@ -13,14 +13,17 @@ use crate::spawn::Spawn;
 pub enum LayerError {
     /// The host's disk does not have enough space for the layer.
     #[error(
-        "only {free_mib} MiB are free in {}; a writable layer needs at least {needed_mib} MiB",
-        dir.display()
+        "only {free_mib} MiB are free in {}{}; a writable layer needs at least {needed_mib} MiB",
+        dir.display(),
+        promised(*promised_mib)
     )]
     NoSpace {
         /// Directory of the layers.
         dir: PathBuf,
         /// Free space in MiB.
         free_mib: u64,
+        /// How much other layers may still grow, in MiB.
+        promised_mib: u64,
         /// Minimum free space in MiB.
         needed_mib: u64,
     },
@@ -41,6 +44,40 @@ pub enum LayerError {
         #[source]
         source: io::Error,
     },
+}
+
+fn promised(mib: u64) -> String {
+    match mib {
+        0 => String::new(),
+        mib => format!(", and the disks of other VMs and tasks may still grow by {mib} MiB"),
+    }
+}
+
+/// How far the sizes of all layers together may exceed what the host's disk can hold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Overcommit {
+    /// All layers together may grow to this multiple of the free space. With 1, every guest can fill its disk.
+    Factor(f64),
+    /// Each layer must fit by itself.
+    Off,
+}
+
+impl Default for Overcommit {
+    fn default() -> Self {
+        Self::Factor(1.0)
+    }
+}
+
+impl Overcommit {
+    /// Space that a new layer may have, in MiB. `promised_mib` is what others may still grow by.
+    fn available_mib(self, free_mib: u64, promised_mib: u64) -> u64 {
+        let usable = free_mib.saturating_sub(LayerTemplates::RESERVE_MIB);
+        match self {
+            Self::Off => usable,
+            // The product is far below 2^53, and the conversion saturates.
+            Self::Factor(factor) => ((usable as f64 * factor) as u64).saturating_sub(promised_mib),
+        }
+    }
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LayerError {
@@ -75,29 +112,36 @@ impl LayerTemplates {
         Self { dir, search_path }
     }
 
-    /// Returns the largest template that the host's disk could hold if a guest filled it; makes it if missing. Blocks.
+    /// Returns the size of a new layer in MiB: the wanted one, or the largest of the usual ones that fits. It fits if the
+    /// host's disk could hold it and what other layers may still grow by (`promised_mib`) if all guests filled their disks;
+    /// `overcommit` may allow more. Blocks.
     ///
     /// # Errors
-    /// [`LayerError`], in particular when the disk is nearly full.
-    pub fn fitting(&self, lifetime: LayerLifetime) -> Result<PathBuf, LayerError> {
+    /// [`LayerError::NoSpace`], [`LayerError::Io`].
+    pub fn choose(
+        &self,
+        wanted_mib: Option<u64>,
+        promised_mib: u64,
+        overcommit: Overcommit,
+    ) -> Result<u64, LayerError> {
         let free_mib = self.free_mib()?;
-        let fits = |size: &&u64| **size + Self::RESERVE_MIB <= free_mib;
-        let Some(size_mib) = Self::SIZES_MIB.iter().find(fits) else {
-            return Err(self.no_space(free_mib, Self::SIZES_MIB[Self::SIZES_MIB.len() - 1]));
-        };
-        self.of_size(*size_mib, lifetime)
+        let available_mib = overcommit.available_mib(free_mib, promised_mib);
+        let sizes = if wanted_mib.is_some() { wanted_mib.as_slice() } else { Self::SIZES_MIB.as_slice() };
+        let smallest = sizes.iter().min().copied().unwrap_or_default();
+        sizes.iter().copied().find(|size| *size <= available_mib).ok_or_else(|| LayerError::NoSpace {
+            dir: self.dir.clone(),
+            free_mib,
+            promised_mib: if overcommit == Overcommit::Off { 0 } else { promised_mib },
+            needed_mib: smallest + Self::RESERVE_MIB,
+        })
     }
 
-    /// Returns the template of exactly this size, if the host's disk could hold it if a guest filled it; makes it if
-    /// missing. Blocks.
+    /// Returns the template of this size; makes it if missing. Blocks.
     ///
     /// # Errors
     /// [`LayerError`].
     pub fn of_size(&self, size_mib: u64, lifetime: LayerLifetime) -> Result<PathBuf, LayerError> {
-        let free_mib = self.free_mib()?;
-        if size_mib + Self::RESERVE_MIB > free_mib {
-            return Err(self.no_space(free_mib, size_mib));
-        }
+        self.make_dir()?;
         let path = self.dir.join(match lifetime {
             LayerLifetime::OneStart => format!("scratch-{size_mib}.img"),
             LayerLifetime::ManyStarts => format!("kept-{size_mib}.img"),
@@ -108,17 +152,18 @@ impl LayerTemplates {
         Ok(path)
     }
 
-    /// Returns the free space where the templates are kept, and creates that directory if needed.
-    fn free_mib(&self) -> Result<u64, LayerError> {
+    /// Creates the directory of the templates if needed.
+    fn make_dir(&self) -> Result<(), LayerError> {
         rustix::fs::mkdir(&self.dir, 0o700.into())
             .or_else(|error| if error == rustix::io::Errno::EXIST { Ok(()) } else { Err(error) })
-            .map_err(|error| io_error("make", &self.dir)(error.into()))?;
-        let stat = rustix::fs::statvfs(&self.dir).map_err(|e| io_error("examine", &self.dir)(e.into()))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize) / (1024 * 1024))
+            .map_err(|error| io_error("make", &self.dir)(error.into()))
     }
 
-    fn no_space(&self, free_mib: u64, size_mib: u64) -> LayerError {
-        LayerError::NoSpace { dir: self.dir.clone(), free_mib, needed_mib: size_mib + Self::RESERVE_MIB }
+    /// Returns the free space where the templates are kept.
+    fn free_mib(&self) -> Result<u64, LayerError> {
+        self.make_dir()?;
+        let stat = rustix::fs::statvfs(&self.dir).map_err(|e| io_error("examine", &self.dir)(e.into()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize) / (1024 * 1024))
     }
 
     /// Two processes may do this at once: each makes its own file, and the last rename wins.
@@ -228,14 +273,43 @@ mod tests {
         let path = std::env::var_os("PATH").unwrap();
         let templates = LayerTemplates::new(dir.path().join("layers"), path);
         for lifetime in [LayerLifetime::OneStart, LayerLifetime::ManyStarts] {
-            let first = templates.fitting(lifetime).unwrap();
+            let first = templates.of_size(512, lifetime).unwrap();
             let inode = fs::metadata(&first).unwrap().ino();
-            assert_eq!(fs::metadata(templates.fitting(lifetime).unwrap()).unwrap().ino(), inode);
+            assert_eq!(fs::metadata(templates.of_size(512, lifetime).unwrap()).unwrap().ino(), inode);
             let mut magic = [0; 2];
             File::open(&first).unwrap().read_exact_at(&mut magic, 0x438).unwrap();
             assert_eq!(magic, [0x53, 0xef]);
         }
         assert_eq!(fs::read_dir(dir.path().join("layers")).unwrap().count(), 2, "no partial file is left");
+    }
+
+    #[test]
+    fn what_others_may_still_grow_by_is_not_promised_twice() {
+        let one = Overcommit::default();
+        assert_eq!(one.available_mib(2560, 0), 2048);
+        assert_eq!(one.available_mib(2560, 1536), 512);
+        assert_eq!(one.available_mib(2560, 3000), 0);
+        assert_eq!(one.available_mib(100, 0), 0);
+        assert_eq!(Overcommit::Factor(2.0).available_mib(2560, 1536), 2560);
+        assert_eq!(Overcommit::Off.available_mib(2560, 100_000), 2048);
+    }
+
+    #[test]
+    fn a_layer_that_does_not_fit_is_refused_with_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let templates = LayerTemplates::new(dir.path().join("layers"), Default::default());
+        let choose = |wanted, promised| templates.choose(wanted, promised, Overcommit::default());
+        let free = templates.free_mib().unwrap();
+        assert_eq!(choose(Some(256), 0).unwrap(), 256);
+        let error = choose(Some(256), free).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("may still grow by {free} MiB; a writable layer needs at least 768")),
+            "{error}"
+        );
+        assert!(choose(None, free).unwrap_err().to_string().contains("needs at least 1024 MiB"));
+        assert_eq!(templates.choose(Some(256), u64::MAX, Overcommit::Off).unwrap(), 256);
+        let error = choose(Some(1 << 40), 0).unwrap_err().to_string();
+        assert!(!error.contains("may still grow"), "{error}");
     }
 
     #[test]

@@ -43,3 +43,13 @@ pub use qemu::{CHANNEL, Qemu, QemuMachine};
 
 /// The platform of this program.
 pub type HostPlatform = Qemu;
+
+/// Entry points for the fuzz targets, present only in their builds.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    /// Has a VMM answer the commands of a snapshot with these bytes.
+    pub async fn vmm_answers(bytes: Vec<u8>) {
+        crate::qemu::converse(bytes).await;
+    }
+}

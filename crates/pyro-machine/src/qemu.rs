@@ -21,6 +21,8 @@ use clock::Clock;
 use qmp::Qmp;
 
 pub use machine::QemuMachine;
+#[cfg(fuzzing)]
+pub(crate) use qmp::converse;
 
 /// Name of the channel between host and guest, as payloads report it.
 pub const CHANNEL: &str = "virtio-serial";

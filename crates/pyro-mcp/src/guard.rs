@@ -1,23 +1,31 @@
 //! The only way from a tool to the contract. The policy is checked here, by the class of access of each operation and by what
-//! its request asks for, so that no tool can skip the check.
+//! its request asks for, so that no tool can skip the check. Every request is made on behalf of one client, so that no tool
+//! can reach what the client may not find.
 
 use std::sync::Arc;
 
 use pyro_api::operations::{ListEnvironments, StatusTask, StatusVm};
-use pyro_api::{Access, CallContext, Contract, Environment, Kind, Operation, Target, VmSpec};
+use pyro_api::{Access, CallContext, Caller, Contract, Environment, Kind, Operation, Target, VmSpec};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
 use crate::policy::{Machine, Policy};
 
-/// The contract, as far as the operator allows it. Cheap to clone.
+/// The contract and the operator's limits. Operations need a [`Guard`], which exists only for a caller. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Guard {
+pub(crate) struct Gate {
     contract: Arc<dyn Contract>,
     policy: Arc<Policy>,
 }
 
-impl Guard {
+/// The contract, as far as the operator allows it to one caller. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Guard {
+    gate: Gate,
+    caller: Caller,
+}
+
+impl Gate {
     pub(crate) fn new(contract: Arc<dyn Contract>, policy: Policy) -> Self {
         Self { contract, policy: Arc::new(policy) }
     }
@@ -35,13 +43,32 @@ impl Guard {
         self.contract.keep_spares(spec, cancel).await;
     }
 
+    /// The contract for one caller.
+    pub(crate) fn guard(&self, caller: Caller) -> Guard {
+        Guard { gate: self.clone(), caller }
+    }
+}
+
+impl Guard {
+    pub(crate) fn policy(&self) -> &Policy {
+        self.gate.policy()
+    }
+
+    pub(crate) fn max_active_vms(&self) -> u32 {
+        self.gate.max_active_vms()
+    }
+
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
     /// Checks a request and performs it.
     pub(crate) async fn perform<O: Operation>(
         &self,
         request: O,
         call: &CallContext,
     ) -> Result<O::Result, Failure> {
-        let access = O::INFO.access;
+        let (access, policy) = (O::INFO.access, self.policy());
         let refused = |why: &str| Err(Failure::NotAllowed(format!("{} {why}", O::INFO.name)));
         match access {
             Access::HostFiles => {
@@ -50,7 +77,7 @@ impl Guard {
             Access::Operate => {
                 return refused("is not available on this server: only its operator may use it");
             }
-            Access::Create | Access::Enter | Access::Manage if self.policy.read_only => {
+            Access::Create | Access::Enter | Access::Manage if policy.read_only => {
                 return refused("is not available on this server: the server is read-only");
             }
             Access::Read | Access::ReadInside | Access::Create | Access::Enter | Access::Manage => {}
@@ -58,35 +85,35 @@ impl Guard {
         if access == Access::Create && request.part::<VmSpec>().is_none() {
             return refused("does not name the VM that it creates");
         }
-        self.policy.check(&request)?;
+        policy.check(&request)?;
+        let call = CallContext { caller: self.caller.clone(), ..call.clone() };
         if access.enters() {
             match request.target() {
-                Some(target) => self.admit(target, call).await?,
+                Some(target) => self.admit(target, &call).await?,
                 None => return refused("does not name the machine that it enters"),
             }
         }
-        Ok(request.perform(&*self.contract, call).await?)
+        Ok(request.perform(&*self.gate.contract, &call).await?)
     }
 
     /// The environments that the policy allows.
     pub(crate) async fn environments(&self, call: &CallContext) -> Result<Vec<Environment>, Failure> {
         let mut environments = self.perform(ListEnvironments {}, call).await?;
-        environments.retain(|environment| self.policy.allows(&environment.name));
+        environments.retain(|environment| self.policy().allows(&environment.name));
         Ok(environments)
     }
 
     /// Checks an existing machine before something runs in it.
     async fn admit(&self, target: Target<'_>, call: &CallContext) -> Result<(), Failure> {
+        let contract = &self.gate.contract;
         let machine = match target.kind {
-            Kind::Vm => {
-                Machine::from(self.contract.status_vm(StatusVm { vm: target.id.into() }, call).await?)
-            }
+            Kind::Vm => Machine::from(contract.status_vm(StatusVm { vm: target.id.into() }, call).await?),
             Kind::Task => {
                 let request = StatusTask { task: target.id.into() };
-                Machine::from(self.contract.status_task(request, call).await?)
+                Machine::from(contract.status_task(request, call).await?)
             }
         };
-        self.policy.admit(&machine)
+        self.policy().admit(&machine)
     }
 }
 

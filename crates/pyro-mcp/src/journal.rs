@@ -18,21 +18,29 @@ pub(crate) async fn latest(
     let task = guard.perform(StatusTask { task: task.into() }, call).await?;
     let id = task.task_id.as_str();
     let count = last.min(task.command_count);
+    let mut first = None;
     let most = result::share(2 * count);
     let mut entries = Vec::new();
     for sequence in task.command_count - count + 1..=task.command_count {
         let one = Entries { sequence: Some(sequence), after: 0 };
         let found = match guard.perform(LogsTask { task: id.into(), entries: one }, call).await {
             Ok(page) => page.logs.entries,
-            // The task was deleted meanwhile.
-            Err(Failure::Contract(error)) if error.kind == ErrorKind::NotFound => break,
+            // The journal no longer has it, or the task was deleted meanwhile.
+            Err(Failure::Contract(error)) if error.kind == ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
         for entry in found {
+            first.get_or_insert(entry.sequence);
             let mut entry = payload(entry)?;
             result::cut(&mut entry, most, &mut |_, _| {});
             entries.push(entry);
         }
     }
-    Ok(json!({ "task_id": id, "count": entries.len(), "entries": entries }))
+    let mut logs = json!({ "task_id": id, "count": entries.len(), "entries": entries });
+    // Older ones that were not asked for may still be there.
+    let asked_for = task.command_count - count;
+    if let Some(dropped) = first.map(|first| first - 1).filter(|dropped| *dropped > asked_for) {
+        logs["dropped"] = dropped.into();
+    }
+    Ok(logs)
 }

@@ -17,6 +17,7 @@ mod call;
 mod failure;
 mod guard;
 mod http;
+mod identity;
 mod journal;
 mod outputs;
 mod policy;
@@ -31,7 +32,41 @@ mod tools;
 
 pub use arguments::ArgumentError;
 pub use failure::Failure;
-pub use http::{AccessError, HTTP_PATH, HttpAccess};
+pub use http::{AccessError, HTTP_PATH, HttpAccess, Tokens, TokensError};
 pub use policy::{Policy, Profile};
 pub use server::{ServeError, Server};
 pub use toolbox::{ToolInfo, Toolbox};
+
+/// Entry points for the fuzz targets, present only in their builds.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    use serde_json::Value;
+
+    use crate::address::Address;
+    use crate::arguments::Arguments;
+    use crate::policy::Policy;
+    use crate::tools::Tool;
+
+    /// Reads a client's arguments as those of each tool, under different limits.
+    pub fn arguments(arguments: &serde_json::Map<String, Value>) {
+        let limited = Policy { max_mem_mib: Some(512), max_ttl_seconds: Some(60), ..Policy::default() };
+        for policy in [Policy::default(), limited] {
+            for tool in Tool::ALL {
+                if let Ok(given) = policy.admit_call(tool, Arguments(arguments.clone())) {
+                    let _ = given.checked(tool.arguments());
+                }
+            }
+        }
+    }
+
+    /// Reads the address of a resource.
+    ///
+    /// # Panics
+    /// If an address changes when it is written and read again.
+    pub fn address(text: &str) {
+        if let Some(address) = Address::parse(text) {
+            assert_eq!(Address::parse(&address.to_string()), Some(address));
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pyro_api::{Event, Events, PullEvent};
+use pyro_api::{Event, Events, PullEvent, text};
 use rmcp::RoleServer;
 use rmcp::model::{ProgressNotificationParam, ProgressToken};
 use rmcp::service::Peer;
@@ -111,9 +111,9 @@ impl<'a> Notifier<'a> {
 
 /// The last line of output with something in it, fit for one line of a display.
 fn last_line(bytes: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(bytes);
-    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
-    Some(line.chars().filter(|character| !character.is_control()).take(LINE_CHARS).collect())
+    let output = String::from_utf8_lossy(bytes);
+    let line = output.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
+    Some(line.chars().filter(|character| !text::steers(*character)).take(LINE_CHARS).collect())
 }
 
 #[cfg(test)]
@@ -123,6 +123,7 @@ mod tests {
     #[test]
     fn the_last_line_with_something_in_it_is_shown() {
         assert_eq!(last_line(b"one\n two \x1b[31m\n\n  \n").as_deref(), Some("two [31m"));
+        assert_eq!(last_line("a\u{202e}b\u{2066}c\u{200b}d".as_bytes()).as_deref(), Some("abcd"));
         assert_eq!(last_line(b"\n \n"), None);
         assert_eq!(last_line(&[b'x'; 500]).unwrap().len(), LINE_CHARS);
     }

@@ -1,7 +1,8 @@
 //! Resources: environments, tasks, the policy, and the output of commands.
 
 use pyro_api::operations::{InspectEnvironment, ListTasks, LogsTask, StatusTask};
-use pyro_api::{CallContext, Entries, EnvironmentName, Error, ErrorKind, Reader};
+use pyro_api::text::{printable, printable_line};
+use pyro_api::{CallContext, Entries, EnvironmentName, Error, ErrorKind, OwnerName, Reader};
 use rmcp::ErrorData;
 use rmcp::model::{Resource, ResourceContents, ResourceTemplate};
 use serde::Serialize;
@@ -48,7 +49,7 @@ pub(crate) async fn list(guard: &Guard, outputs: &Outputs) -> Result<Vec<Resourc
             addresses.extend([Address::Task(id.clone()), Address::Journal(id)]);
         }
     }
-    addresses.extend(outputs.uris().iter().filter_map(|uri| Address::parse(uri)));
+    addresses.extend(outputs.uris(guard.caller()).iter().filter_map(|uri| Address::parse(uri)));
     Ok(addresses.iter().map(Address::resource).collect())
 }
 
@@ -72,7 +73,7 @@ pub(crate) async fn read(guard: &Guard, outputs: &Outputs, uri: &str) -> Result<
     }
     let read = async {
         let text = match &address {
-            Address::Policy => json(&Allowed { policy, max_active_vms: guard.max_active_vms() })?,
+            Address::Policy => json(&Allowed::to(guard))?,
             Address::Environment(name) => {
                 let which = EnvironmentName { environment: name.clone() };
                 json(&guard.perform(InspectEnvironment { which }, call).await?)?
@@ -89,7 +90,7 @@ pub(crate) async fn read(guard: &Guard, outputs: &Outputs, uri: &str) -> Result<
                 let output = if *stream == "stdout" { entry.stdout } else { entry.stderr };
                 output.to_text().into_owned()
             }
-            Address::VmOutput { .. } => match outputs.read(uri) {
+            Address::VmOutput { .. } => match outputs.read(guard.caller(), uri) {
                 Some(text) => text,
                 None => return Ok(None),
             },
@@ -110,12 +111,27 @@ pub(crate) async fn read(guard: &Guard, outputs: &Outputs, uri: &str) -> Result<
     }
 }
 
-/// The policy and the engine's limit.
+/// The policy, the engine's limit, and what the client finds.
 #[derive(Serialize)]
 struct Allowed<'a> {
     #[serde(flatten)]
     policy: &'a Policy,
     max_active_vms: u32,
+    /// The owner of what the client creates.
+    owner: Option<&'a str>,
+    /// Which VMs and tasks the client finds.
+    tasks: &'static str,
+}
+
+impl<'a> Allowed<'a> {
+    fn to(guard: &'a Guard) -> Self {
+        Self {
+            policy: guard.policy(),
+            max_active_vms: guard.max_active_vms(),
+            owner: guard.caller().owner().map(OwnerName::as_str),
+            tasks: if guard.caller().finds_all() { "all" } else { "own" },
+        }
+    }
 }
 
 fn json(payload: &impl Serialize) -> Result<String, Failure> {
@@ -127,17 +143,20 @@ fn json(payload: &impl Serialize) -> Result<String, Failure> {
 /// Converts a failure to an error of the protocol.
 pub(crate) fn protocol_error(failure: Failure) -> ErrorData {
     match failure {
-        Failure::Contract(error) if error.kind != ErrorKind::InvalidInput => {
-            ErrorData::internal_error(error.in_full(Reader::Model), None)
+        Failure::Contract(error) => {
+            let message = printable(&error.in_full(Reader::Model)).into_owned();
+            match error.kind {
+                ErrorKind::InvalidInput => ErrorData::invalid_params(message, None),
+                _ => ErrorData::internal_error(message, None),
+            }
         }
-        Failure::Contract(error) => ErrorData::invalid_params(error.in_full(Reader::Model), None),
         Failure::Arguments(_) | Failure::NotAllowed(_) | Failure::UnknownTool(_) => {
-            ErrorData::invalid_params(failure.to_string(), None)
+            ErrorData::invalid_params(printable(&failure.to_string()).into_owned(), None)
         }
     }
 }
 
 /// A client's text, escaped and cut for a message.
 fn shown(text: &str) -> String {
-    text.chars().take(100).flat_map(char::escape_debug).collect()
+    printable_line(text, 100)
 }

@@ -1,5 +1,7 @@
 //! Results of calls.
 
+use pyro_api::Caller;
+use pyro_api::text::printable;
 use rmcp::model::{CallToolResult, ContentBlock, MetaObject};
 use serde_json::{Map, Value, json};
 
@@ -25,13 +27,18 @@ const COMMAND_CHARS: usize = 2000;
 const MAX_LINKS: usize = 20;
 
 /// Converts a payload to the result of a call. `task` is the id of the task that it concerns, if any. The whole output of
-/// removed VMs is kept in `outputs`; that of tasks is in their journals.
-pub(crate) fn success(mut payload: Value, task: Option<&str>, outputs: &Outputs) -> CallToolResult {
+/// removed VMs is kept in `outputs` for `caller`; that of tasks is in their journals.
+pub(crate) fn success(
+    mut payload: Value,
+    task: Option<&str>,
+    outputs: &Outputs,
+    caller: &Caller,
+) -> CallToolResult {
     let vm = payload["vm_id"].as_str().map(str::to_owned);
     let most = share(count_streams(&payload));
     cut(&mut payload, most, &mut |stream, text| {
         if let Some(vm) = &vm {
-            outputs.keep(Address::VmOutput { vm: vm.clone(), stream }.to_string(), text);
+            outputs.keep(caller, Address::VmOutput { vm: vm.clone(), stream }.to_string(), text);
         }
     });
     let mut addresses = Vec::new();
@@ -54,7 +61,9 @@ pub(crate) fn success(mut payload: Value, task: Option<&str>, outputs: &Outputs)
 
 /// The result of a call that failed.
 pub(crate) fn failure(failure: &Failure) -> CallToolResult {
-    error(failure.code(), &failure.message(), &failure.hints())
+    // Clients show errors to people, and text of guests and of other clients can be in them.
+    let hints: Vec<_> = failure.hints().iter().map(|hint| printable(hint).into_owned()).collect();
+    error(failure.code(), &printable(&failure.message()), &hints)
 }
 
 /// Puts everything into the text, because models see nothing else; programs find the same in the metadata. There is no
@@ -184,7 +193,7 @@ mod tests {
 
     #[test]
     fn long_output_keeps_its_head_and_its_tail_and_says_so() {
-        let result = success(task_logs(), Some("9775b3af1eeb"), &Outputs::default());
+        let result = success(task_logs(), Some("9775b3af1eeb"), &Outputs::default(), &Caller::Operator);
         let content = serde_json::to_value(&result.content).unwrap();
         assert_eq!(content[1]["uri"], "pyro://tasks/9775b3af1eeb/commands/4/stdout");
         let value = result.structured_content.unwrap();
@@ -222,6 +231,7 @@ mod tests {
             json!({ "vm_id": "de259a89b184", "command": "x".repeat(3000) }),
             None,
             &Outputs::default(),
+            &Caller::Operator,
         );
         assert_eq!(result.structured_content.unwrap()["command_cut_chars"], 1000);
         assert_eq!(result.content.len(), 1, "there is nothing to be linked to");
@@ -231,7 +241,12 @@ mod tests {
     fn many_streams_share_what_there_is() {
         let entries: Vec<Value> =
             (1..=100).map(|n| json!({ "sequence": n, "stdout": "x".repeat(2000) })).collect();
-        let result = success(json!({ "entries": entries }), Some("9775b3af1eeb"), &Outputs::default());
+        let result = success(
+            json!({ "entries": entries }),
+            Some("9775b3af1eeb"),
+            &Outputs::default(),
+            &Caller::Operator,
+        );
         let value = result.structured_content.unwrap();
         assert_eq!(value["entries"][99]["stdout_cut_chars"], 2000 - 640);
         assert!(value.to_string().len() < 80_000);
@@ -241,10 +256,14 @@ mod tests {
     #[test]
     fn output_of_a_vm_that_is_gone_can_still_be_read() {
         let outputs = Outputs::default();
-        let result =
-            success(json!({ "vm_id": "de259a89b184", "stderr": "y".repeat(17_000) }), None, &outputs);
+        let result = success(
+            json!({ "vm_id": "de259a89b184", "stderr": "y".repeat(17_000) }),
+            None,
+            &outputs,
+            &Caller::Operator,
+        );
         let uri = serde_json::to_value(&result.content[1]).unwrap()["uri"].as_str().unwrap().to_owned();
-        assert_eq!(outputs.read(&uri).unwrap().len(), 17_000);
+        assert_eq!(outputs.read(&Caller::Operator, &uri).unwrap().len(), 17_000);
     }
 
     #[test]

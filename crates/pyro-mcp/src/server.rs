@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pyro_api::{CallContext, Contract, Error};
+use pyro_api::text::printable_line;
+use pyro_api::{CallContext, Caller, Contract, Error};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult, GetPromptRequestParams,
     GetPromptResponse, Implementation, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
@@ -18,11 +19,11 @@ use tokio_util::task::{LocalPoolHandle, TaskTracker};
 use crate::arguments::Arguments;
 use crate::call::Call;
 use crate::failure::Failure;
-use crate::guard::Guard;
+use crate::guard::{Gate, Guard};
 use crate::outputs::Outputs;
 use crate::policy::Policy;
 use crate::tools::{TASK_ID, Tool};
-use crate::{progress, prompts, resources, result};
+use crate::{identity, progress, prompts, resources, result};
 
 /// How long calls in flight may clean up after the client has gone.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
@@ -57,7 +58,9 @@ fn instructions(policy: &Policy) -> String {
 /// The engine as an MCP server. Cheap to clone; clones share everything.
 #[derive(Clone, Debug)]
 pub struct Server {
-    guard: Guard,
+    gate: Gate,
+    /// The caller for clients that have neither a token nor a session.
+    caller: Caller,
     outputs: Arc<Outputs>,
     /// Cancelled when the server ends.
     closing: CancellationToken,
@@ -78,10 +81,12 @@ pub enum ServeError {
 }
 
 impl Server {
-    /// A server for what `contract` can do, as far as the policy allows it.
-    pub fn new(contract: impl Contract + 'static, policy: Policy) -> Self {
+    /// A server for what `contract` can do, as far as the policy allows it. It acts on behalf of `caller`; over HTTP, clients
+    /// with a token or a session have names of their own and find what `caller` could find.
+    pub fn new(contract: impl Contract + 'static, policy: Policy, caller: Caller) -> Self {
         Self {
-            guard: Guard::new(Arc::new(contract), policy),
+            gate: Gate::new(Arc::new(contract), policy),
+            caller,
             outputs: Arc::default(),
             closing: CancellationToken::new(),
             calls: TaskTracker::new(),
@@ -115,13 +120,13 @@ impl Server {
 
     /// Starts what runs next to the calls: the pool of spare VMs, if this server runs single commands.
     pub(crate) fn begin(&self) {
-        if !self.guard.policy().offers(Tool::VmRun) {
+        if !self.policy().offers(Tool::VmRun) {
             return;
         }
         let (server, in_flight) = (self.clone(), self.calls.token());
         drop(self.workers.spawn_pinned(move || async move {
             let _in_flight = in_flight;
-            server.guard.keep_spares(server.guard.policy().default_spec(), &server.closing).await;
+            server.gate.keep_spares(server.policy().default_spec(), &server.closing).await;
         }));
     }
 
@@ -133,22 +138,28 @@ impl Server {
     }
 
     fn policy(&self) -> &Policy {
-        self.guard.policy()
+        self.gate.policy()
     }
 
     /// Reads something on a thread that performs operations.
     async fn read<T: Send + 'static>(
         &self,
-        read: impl AsyncFnOnce(Self) -> Result<T, ErrorData> + Send + 'static,
+        context: &RequestContext<RoleServer>,
+        read: impl AsyncFnOnce(Guard, Arc<Outputs>) -> Result<T, ErrorData> + Send + 'static,
     ) -> Result<T, ErrorData> {
-        let server = self.clone();
-        let read = self.workers.spawn_pinned(move || read(server));
+        let (guard, outputs) = (self.guard(context), Arc::clone(&self.outputs));
+        let read = self.workers.spawn_pinned(move || read(guard, outputs));
         read.await
             .unwrap_or_else(|lost| Err(ErrorData::internal_error(format!("the call was lost: {lost}"), None)))
     }
 
     fn describe(&self, tool: Tool) -> ToolDescription {
-        describe(self.policy(), tool, self.guard.max_active_vms())
+        describe(self.policy(), tool, self.gate.max_active_vms())
+    }
+
+    /// The contract for the client that sent a request.
+    fn guard(&self, context: &RequestContext<RoleServer>) -> Guard {
+        self.gate.guard(identity::caller(&self.caller, &context.extensions))
     }
 }
 
@@ -191,7 +202,10 @@ impl ServerHandler for Server {
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         let Some(tool) = Tool::named(&request.name) else {
-            return Err(ErrorData::invalid_params(format!("Unknown tool: {}", request.name), None));
+            return Err({
+                let name = printable_line(&request.name, 100);
+                ErrorData::invalid_params(format!("Unknown tool: {name}"), None)
+            });
         };
         if self.closing.is_cancelled() {
             return Ok(result::failure(&Failure::Contract(Error::cancelled())).into());
@@ -199,7 +213,8 @@ impl ServerHandler for Server {
         let given = Arguments(request.arguments.unwrap_or_default());
         let task = given.optional_text(TASK_ID.name).ok().flatten();
         let token = context.meta.get_progress_token();
-        let server = self.clone();
+        let guard = self.guard(&context);
+        let caller = guard.caller().clone();
         let cancel = self.closing.child_token();
         let in_flight = self.calls.token();
         // A task of its own, so that the clean-up continues if the client disconnects.
@@ -207,8 +222,8 @@ impl ServerHandler for Server {
             let _in_flight = in_flight;
             let (events, listener) = progress::channel(token);
             let sends_events = listener.is_some();
-            let call = CallContext { events, cancel: cancel.clone() };
-            let call = Call { guard: &server.guard, context: &call, sends_events };
+            let call = CallContext { events, cancel: cancel.clone(), caller: guard.caller().clone() };
+            let call = Call { guard: &guard, context: &call, sends_events };
             let call = progress::during(call.carry_out(tool, given), listener, &context.peer);
             let mut call = std::pin::pin!(call);
             tokio::select! {
@@ -220,7 +235,7 @@ impl ServerHandler for Server {
             }
         });
         match work.await {
-            Ok(Ok(payload)) => Ok(result::success(payload, task.as_deref(), &self.outputs).into()),
+            Ok(Ok(payload)) => Ok(result::success(payload, task.as_deref(), &self.outputs, &caller).into()),
             Ok(Err(failure)) => Ok(result::failure(&failure).into()),
             Err(lost) => Err(ErrorData::internal_error(format!("the call was lost: {lost}"), None)),
         }
@@ -229,10 +244,10 @@ impl ServerHandler for Server {
     async fn list_resources(
         &self,
         _: Option<PaginatedRequestParams>,
-        _: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<ListResourcesResult, ErrorData> {
-        let resources =
-            self.read(async |server| resources::list(&server.guard, &server.outputs).await).await?;
+        let list = async |guard: Guard, outputs: Arc<Outputs>| resources::list(&guard, &outputs).await;
+        let resources = self.read(&context, list).await?;
         Ok(ListResourcesResult::with_all_items(resources))
     }
 
@@ -247,11 +262,12 @@ impl ServerHandler for Server {
     async fn read_resource(
         &self,
         request: ReadResourceRequestParams,
-        _: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
-        let contents = self
-            .read(async move |server| resources::read(&server.guard, &server.outputs, &request.uri).await);
-        let contents = contents.await?;
+        let read = async move |guard: Guard, outputs: Arc<Outputs>| {
+            resources::read(&guard, &outputs, &request.uri).await
+        };
+        let contents = self.read(&context, read).await?;
         Ok(ReadResourceResult::new(vec![contents]).into())
     }
 
@@ -274,12 +290,12 @@ impl ServerHandler for Server {
     async fn complete(
         &self,
         request: CompleteRequestParams,
-        _: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<CompleteResult, ErrorData> {
-        let values = self.read(async move |server| {
-            prompts::complete(&server.guard, &request.argument, request.context.as_ref()).await
-        });
-        let values = values.await?;
+        let complete = async move |guard: Guard, _| {
+            prompts::complete(&guard, &request.argument, request.context.as_ref()).await
+        };
+        let values = self.read(&context, complete).await?;
         Ok(CompleteResult::new(values))
     }
 }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use pyro_api::{CallContext, Contract};
+use pyro_api::{CallContext, Caller, Contract};
 use serde_json::Value;
 
 use crate::arguments::{Arguments, Object};
 use crate::call::Call;
 use crate::failure::Failure;
-use crate::guard::Guard;
+use crate::guard::{Gate, Guard};
 use crate::policy::Policy;
 use crate::tools::Tool;
 
@@ -30,9 +30,9 @@ pub struct ToolInfo {
 }
 
 impl Toolbox {
-    /// The tools of `contract` that `policy` offers.
-    pub fn new(contract: impl Contract + 'static, policy: Policy) -> Self {
-        Self { guard: Guard::new(Arc::new(contract), policy) }
+    /// The tools of `contract` that `policy` offers, on behalf of `caller`.
+    pub fn new(contract: impl Contract + 'static, policy: Policy, caller: Caller) -> Self {
+        Self { guard: Gate::new(Arc::new(contract), policy).guard(caller) }
     }
 
     /// The tools, in the order in which clients see them.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use pyro_api::{CallContext, Contract, Error, Events};
+use pyro_api::{CallContext, Caller, Contract, Error, Events};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
@@ -203,7 +203,11 @@ impl Session {
     ) -> Result<Vec<u8>, Failure> {
         let (sender, events) = mpsc::channel(EVENTS_AHEAD);
         let over = CancellationToken::new();
-        let context = CallContext { events: Events::to(sender), cancel: control.cancel.clone() };
+        let context = CallContext {
+            events: Events::to(sender),
+            cancel: control.cancel.clone(),
+            caller: Caller::Operator,
+        };
         let call = Call { contract: Arc::clone(&self.contract), context };
         let event_sender = EventSender {
             id: id.clone(),

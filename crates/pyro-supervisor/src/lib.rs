@@ -53,7 +53,41 @@ pub use spec::{LaunchSpec, Purpose, Retention};
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {
-    use crate::protocol::{Legacy, Request};
+    use pyro_wire::{Exec, ExecReply};
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::UnixStream;
+
+    use crate::mux;
+    use crate::protocol::{Event, Legacy, Reply, Request};
+
+    /// Reads a message as one that a supervisor may send.
+    pub fn supervisor(message: &serde_json::Value) {
+        let _ = serde_json::from_value::<Reply>(message.clone());
+        let _ = serde_json::from_value::<Event>(message.clone());
+    }
+
+    /// Drives the channel of a guest that sends these bytes after the handshake, with a request on a stream of its own.
+    pub async fn guest(bytes: Vec<u8>) {
+        let Ok((ours, mut theirs)) = UnixStream::pair() else { return };
+        let (streams, driver) = mux::drive(ours);
+        let answer = async {
+            let _ = theirs.write_all(&bytes).await;
+            // Not dropped: the fuzzer does not ignore SIGPIPE.
+            let _ = theirs.shutdown().await;
+        };
+        let exec = Exec {
+            command: "true".to_owned(),
+            cwd: "/".to_owned(),
+            env: Default::default(),
+            timeout_ms: 1,
+            kill_grace_ms: 1,
+            output_limit: None,
+        };
+        let ask = async {
+            let _: Option<ExecReply> = streams.ask(exec).await;
+        };
+        futures::join!(driver, answer, ask);
+    }
 
     /// Reads a message as one that a client of this or an older version may send.
     pub fn client(message: &serde_json::Value) {

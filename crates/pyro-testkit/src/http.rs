@@ -18,8 +18,17 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Starts `pyro mcp serve`, of which `command` is the beginning, and waits until it can be reached.
+    /// Starts `pyro mcp serve`, of which `command` is the beginning, and waits until it can be reached. It needs no token
+    /// unless `command` has a file with tokens.
     pub fn start(command: &mut Command) -> Self {
+        if command.get_args().all(|word| word != "--token-file") {
+            command.arg("--no-token");
+        }
+        Self::start_as_it_is(command)
+    }
+
+    /// The same with the flags of `command` and no others about tokens.
+    pub fn start_as_it_is(command: &mut Command) -> Self {
         command.args(["--transport", "http", "--listen", "127.0.0.1:0"]).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
         let mut stderr = BufReader::new(process.stderr.take().unwrap());
@@ -65,14 +74,24 @@ impl HttpServer {
         Answer::read(self.begin(method, params))
     }
 
+    /// The same with a token.
+    pub fn call_as(&self, token: &str, method: &str, params: Value) -> Answer {
+        Answer::read(self.begin_with(&[("Authorization", &format!("Bearer {token}"))], method, params))
+    }
+
     /// Sends such a message.
-    pub fn begin(&self, method: &str, mut params: Value) -> TcpStream {
+    pub fn begin(&self, method: &str, params: Value) -> TcpStream {
+        self.begin_with(&[], method, params)
+    }
+
+    fn begin_with(&self, more: &[(&str, &str)], method: &str, mut params: Value) -> TcpStream {
         let version = "2026-07-28";
         params["_meta"]["io.modelcontextprotocol/protocolVersion"] = version.into();
         params["_meta"]["io.modelcontextprotocol/clientInfo"] = json!({ "name": "test", "version": "1" });
         params["_meta"]["io.modelcontextprotocol/clientCapabilities"] = json!({});
         let name = params["name"].as_str().unwrap_or_default().to_owned();
         let mut headers = vec![("MCP-Protocol-Version", version), ("Mcp-Method", method)];
+        headers.extend(more);
         if !name.is_empty() {
             headers.push(("Mcp-Name", &name));
         }

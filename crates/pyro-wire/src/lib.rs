@@ -30,6 +30,7 @@ mod frame;
 mod reply;
 mod request;
 mod setup;
+mod text;
 
 pub use bounded::{MAX_COUNT, MAX_EXAMPLE_BYTES, MAX_EXAMPLES, MAX_LABEL_BYTES, MAX_TEXT_BYTES, to_label};
 pub use failure::{Failure, FailureKind};
@@ -39,6 +40,7 @@ pub use frame::{
 pub use reply::{ArchiveReply, ArchiveReport, ExecReply, Exit, HaltReply, IdentifyReply, Status};
 pub use request::{ArchiveLimits, Call, Exec, ExecInput, Halt, Identify, NoInput, Pack, Request, Unpack};
 pub use setup::{Bootstrap, GENERATION, Hello, Ipv6Config, NetworkConfig, Preparation, SetupReply};
+pub use text::steers;
 
 /// Name of the virtio-serial port that carries the channel.
 pub const PORT_NAME: &str = "pyro.agent";

@@ -311,9 +311,18 @@ class AsyncPyro(AsyncCaller):
         params = {"task_id": task_id, "source": os.path.abspath(source), "path": path}
         return await self._call("copy_to_task", params)
 
-    async def copy_from_task(self, task_id: str, *, path: str, target: StrPath) -> types.TaskCopied:
-        """Copies a file or directory from a task to the host. See `copy_to_task`."""
-        params = {"task_id": task_id, "path": path, "target": os.path.abspath(target)}
+    async def copy_from_task(
+        self, task_id: str, *, path: str, target: StrPath, preserve_mode: bool = False,
+    ) -> types.TaskCopied:
+        """Copies a file or directory from a task to the host. See `copy_to_task`.
+
+        Args:
+            task_id: ID of the task.
+            path: Path in the task, relative to `/workspace` unless absolute.
+            target: Path on the host. If it is a directory, the copy goes into it.
+            preserve_mode: Keep the modes of the task's files. Otherwise the umask applies.
+        """
+        params = {"task_id": task_id, "path": path, "target": os.path.abspath(target), "preserve_mode": preserve_mode}
         return await self._call("copy_from_task", params)
 
     async def read_task_file(

@@ -92,9 +92,9 @@ class AsyncTask:
         """Copies a file or directory from the host into the task. See `copy_to_task`."""
         return await self._pyro.copy_to_task(self.task_id, source=source, path=path)
 
-    async def copy_from(self, path: str, target: StrPath) -> types.TaskCopied:
+    async def copy_from(self, path: str, target: StrPath, *, preserve_mode: bool = False) -> types.TaskCopied:
         """Copies a file or directory from the task to the host. See `copy_from_task`."""
-        return await self._pyro.copy_from_task(self.task_id, path=path, target=target)
+        return await self._pyro.copy_from_task(self.task_id, path=path, target=target, preserve_mode=preserve_mode)
 
     async def read_file(self, path: str) -> bytes:
         """Returns the contents of a file of at most 16 MiB. `path` is relative to `/workspace` unless absolute."""

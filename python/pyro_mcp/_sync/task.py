@@ -92,9 +92,9 @@ class Task:
         """Copies a file or directory from the host into the task. See `copy_to_task`."""
         return self._pyro.copy_to_task(self.task_id, source=source, path=path)
 
-    def copy_from(self, path: str, target: StrPath) -> types.TaskCopied:
+    def copy_from(self, path: str, target: StrPath, *, preserve_mode: bool = False) -> types.TaskCopied:
         """Copies a file or directory from the task to the host. See `copy_from_task`."""
-        return self._pyro.copy_from_task(self.task_id, path=path, target=target)
+        return self._pyro.copy_from_task(self.task_id, path=path, target=target, preserve_mode=preserve_mode)
 
     def read_file(self, path: str) -> bytes:
         """Returns the contents of a file of at most 16 MiB. `path` is relative to `/workspace` unless absolute."""

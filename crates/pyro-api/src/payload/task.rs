@@ -44,7 +44,7 @@ pub struct Task {
     pub execution_mode: ExecutionMode,
     /// Default working directory of its commands.
     pub workspace_path: String,
-    /// Number of commands in its journal.
+    /// Number of commands that it was given. Its journal has the latest of them.
     pub command_count: u64,
     /// The latest command that has ended.
     pub last_command: Option<LastCommand>,
@@ -64,6 +64,9 @@ pub struct Task {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub network_denials: Vec<NetworkDenial>,
+    /// Name of the client that created it; absent if this host's user did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 /// The latest command of a task that has ended.
@@ -162,6 +165,13 @@ pub struct TaskLogs {
     pub count: u64,
     /// The entries, in the order of their numbers.
     pub entries: Vec<TaskLogEntry>,
+    /// Number of older commands that the journal no longer has; absent if it has all. It keeps the latest 1,000.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropped: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Part of the journal of a task.

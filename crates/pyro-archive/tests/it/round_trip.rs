@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
-use pyro_archive::{Limits, Links, pack};
+use pyro_archive::{Limits, Links, Rules, pack, unpack};
 use tempfile::tempdir;
 
 use crate::trees::{Outside, Thing, set_mode, tree};
@@ -146,5 +146,27 @@ fn directories_may_be_unwritable() {
     for root in [source, outside.place()] {
         set_mode(&root, 0o700);
         set_mode(&root.join("sub"), 0o700);
+    }
+}
+
+#[test]
+fn a_mask_takes_bits_from_modes_that_are_given_and_from_no_others() {
+    let source = tempdir().unwrap();
+    let item = source.path().join("item");
+    fs::create_dir(&item).unwrap();
+    for (name, mode) in [("open", 0o666), ("program", 0o777), ("private", 0o600)] {
+        fs::write(item.join(name), name).unwrap();
+        set_mode(&item.join(name), mode);
+    }
+    set_mode(&item, 0o777);
+    let mut stream = Vec::new();
+    pack(&item, &mut stream, &LIMITS).unwrap();
+    for (mask, expected) in [(0, [0o777, 0o666, 0o777, 0o600]), (0o027, [0o750, 0o640, 0o750, 0o600])] {
+        let target = tempdir().unwrap();
+        let rules = Rules { links: Links::Inside, mask };
+        unpack(&mut &*stream, target.path(), "copy".as_ref(), &LIMITS, rules).unwrap();
+        let mode = |name: &str| fs::metadata(target.path().join(name)).unwrap().mode() & 0o7777;
+        let modes = ["copy", "copy/open", "copy/program", "copy/private"].map(mode);
+        assert_eq!(modes, expected, "{mask:o}");
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use pyro_demo::ollama::{self, DemoError};
-use pyro_engine::{CallContext, Error, Event, OutputStream, RunResult};
+use pyro_engine::{CallContext, Caller, Error, Event, OutputStream, OwnerName, RunResult, Visibility};
 
 use crate::error::CliError;
 use crate::printer::Printer;
@@ -85,20 +85,23 @@ pub(crate) fn run(args: &DemoArgs, printer: &Printer) -> Result<Reply, CliError>
 fn one_command(network: bool, printer: &Printer) -> Result<Reply, CliError> {
     let engine = config::engine()?;
     let (result, _) = session::watch(printer, is_quiet(printer), async |events, cancel| {
-        pyro_demo::one_command(&engine, network, &CallContext { events, cancel }).await
+        pyro_demo::one_command(&engine, network, &CallContext { events, cancel, caller: Caller::Operator })
+            .await
     })?;
     Ok(Reply::document(&result)?)
 }
 
 fn with_model(args: &DemoOllamaArgs, printer: &Printer) -> Result<Reply, CliError> {
     let engine = config::engine()?;
+    // The model reaches what it creates, and nothing else.
+    let caller = Caller::Client { name: OwnerName::random("demo")?, visibility: Visibility::Own };
     let request = ollama::Request { base_url: &args.base_url, model: &args.model, verbose: args.verbose };
     let (proved, _) = session::watch(printer, is_quiet(printer), async |events, cancel| {
         let show = async |line: String| {
             let bytes = (apart(&line) + "\n").into();
             events.send(Event::Output { stream: OutputStream::Stdout, bytes }).await;
         };
-        let context = CallContext { events: events.clone(), cancel };
+        let context = CallContext { events: events.clone(), cancel, caller: caller.clone() };
         match ollama::prove(request, engine, &context, show).await {
             Err(DemoError::Cancelled) => Err(Error::cancelled()),
             proved => Ok(proved),

@@ -78,6 +78,11 @@ impl NetworkArgs {
 }
 
 impl NetworkLimitArgs {
+    /// A flag limits the networks of clients.
+    pub(crate) fn limits_machines(&self) -> bool {
+        self.no_network || self.egress.is_some() || self.policy() != NetworkPolicy::default()
+    }
+
     /// Returns the policy that no client may widen.
     pub(crate) fn policy(&self) -> NetworkPolicy {
         NetworkPolicy {

@@ -11,12 +11,15 @@ mod man;
 mod mcp;
 mod mcp_http;
 mod mcp_install;
+mod mcp_owners;
+mod mcp_texts;
 mod policy;
 mod rpc;
 mod run;
 mod run_on_host;
 mod settings;
 mod task_on_host;
+mod terminal;
 mod usage;
 
 #[test]

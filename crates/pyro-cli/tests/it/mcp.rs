@@ -203,7 +203,7 @@ fn limits_are_told_and_kept() {
     let flags = ["--profile", "task", "--environment", "debian:12", "--no-network", "--no-host-compat"];
     let sizes = ["--max-mem-mib", "512", "--max-ttl-seconds", "300", "--max-active-vms", "2"];
     let home = Home::new().set_path("PYRO_QEMU", "no-such-qemu");
-    let (mut session, _) = greeted_with(&home, flags.iter().chain(&sizes));
+    let (mut session, _) = greeted_with(&home, flags.iter().chain(&sizes).chain(&["--label", "test"]));
     let tools = session.ask("tools/list", json!({}))["result"]["tools"].as_array().unwrap().clone();
     let run = tools.iter().find(|tool| tool["name"] == "vm_run").unwrap();
     insta::assert_snapshot!(run["description"].as_str().unwrap());

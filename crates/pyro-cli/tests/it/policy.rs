@@ -1,5 +1,6 @@
 //! Checks what ARCHITECTURE.md states about the source.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -65,6 +66,46 @@ fn every_setting_is_documented() {
         count += 1;
     }
     assert!(count >= 7, "the variables are no longer found where they were");
+}
+
+/// SECURITY.md promises nothing that no test tries: each test that it names exists.
+#[test]
+fn every_test_that_the_threat_model_names_exists() {
+    fn functions_below(dir: &Path, found: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(dir).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                functions_below(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(path).unwrap();
+                let mut lines = text.lines().map(str::trim).peekable();
+                while let Some(line) = lines.next() {
+                    let is_test = line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+                    let Some(next) = lines.peek().filter(|_| is_test) else { continue };
+                    let name = next.trim_start_matches("async ").strip_prefix("fn ");
+                    found.extend(name.and_then(|name| name.split('(').next()).map(str::to_owned));
+                }
+            }
+        }
+    }
+    let mut tests = BTreeSet::new();
+    functions_below(&root().join("crates"), &mut tests);
+    assert!(tests.len() > 500, "the tests are no longer found where they were: {}", tests.len());
+    let text = fs::read_to_string(root().join("SECURITY.md")).unwrap();
+    let is_name = |word: &&str| {
+        word.matches('_').count() >= 2
+            && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    };
+    // Tools have such names too.
+    let named: Vec<&str> =
+        text.split('`').filter(is_name).filter(|word| !word.starts_with("task_")).collect();
+    assert!(named.len() > 40, "{named:?}");
+    let missing: Vec<_> = named.into_iter().filter(|name| !tests.contains(*name)).collect();
+    assert_eq!(missing, Vec::<&str>::new());
+    let boundaries = text.split("\n## ").skip(3);
+    for boundary in boundaries {
+        assert!(boundary.contains("Tests: `"), "no test is named: {}", boundary.lines().next().unwrap());
+    }
 }
 
 /// A file that is not a module of its `main.rs` is a test that never runs.

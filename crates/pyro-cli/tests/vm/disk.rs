@@ -103,3 +103,45 @@ fn a_host_disk_that_fills_up_under_a_guest_is_the_guests_input_output_error() {
     assert_eq!(ended.text(), "started\nrefused\n", "{ended:?}");
     assert_eq!(ended.code(), 0, "{ended:?}");
 }
+
+/// Two creations at once, each of which would fit by itself.
+#[test]
+fn space_is_promised_once() {
+    let sandbox = Sandbox::new();
+    let script = GONE.to_owned()
+        + r#"
+        mount -t tmpfs -o mode=0700,size=2560m tmpfs "$PYRO_BASE_DIR" || exit 99
+        unset PYRO_DISK_OVERCOMMIT
+        for i in 1 2; do
+            "$1" task create "$2" --disk-mib 1536 >"$HOME/out.$i" 2>"$HOME/err.$i" &
+            pids="$pids $!"
+        done
+        created=0
+        for pid in $pids; do wait $pid && created=$((created + 1)); done
+        echo "created $created"
+        cat "$HOME"/err.1 "$HOME"/err.2 | grep error
+        PYRO_DISK_OVERCOMMIT=2 "$1" task create "$2" --disk-mib 1536 >/dev/null && echo overcommitted
+        for id in $(ls "$PYRO_BASE_DIR/vms"); do "$1" task delete $id >/dev/null; done
+        gone || exit 98
+        "$1" task create "$2" --disk-mib 1536 >/dev/null && echo again
+        for id in $(ls "$PYRO_BASE_DIR/vms"); do "$1" task delete $id >/dev/null; done
+        gone || exit 98"#;
+    std::fs::create_dir_all(sandbox.state()).unwrap();
+    let mut command = sandbox.program("unshare");
+    command.args((!rustix::process::geteuid().is_root()).then_some("--map-root-user"));
+    command.args(["--mount", "sh", "-c", &script, "sh", PYRO, ENVIRONMENT]);
+    let ended = Running::start(&mut command).finish();
+    let text = ended.text().to_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(
+        (lines.len(), lines[0], &lines[2..]),
+        (4, "created 1", &["overcommitted", "again"][..]),
+        "{ended:?}"
+    );
+    assert!(
+        lines[1].contains("MiB are free")
+            && lines[1].contains("the disks of other VMs and tasks may still grow by 15"),
+        "{text}"
+    );
+    assert!(lines[1].contains("a writable layer needs at least 2048 MiB"), "{text}");
+}

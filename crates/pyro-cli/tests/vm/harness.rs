@@ -38,7 +38,8 @@ pub(crate) const GONE_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) struct Sandbox(pyro_testkit::Sandbox);
 
 impl Sandbox {
-    /// An empty state directory, an empty home, and a cache that holds [`ENVIRONMENT`].
+    /// An empty state directory, an empty home, and a cache that holds [`ENVIRONMENT`]. How many VMs run at once does not
+    /// change the sizes of their disks, whatever is free on this host.
     pub(crate) fn new() -> Self {
         Self::with_cache(cache::with_environment())
     }
@@ -54,6 +55,7 @@ impl Sandbox {
             .set("PATH", &std::env::var("PATH").unwrap())
             .set("PYRO_ENVIRONMENT_CACHE_DIR", cache.to_str().unwrap())
             .set("PYRO_BASE_DIR", state.to_str().unwrap())
+            .set("PYRO_DISK_OVERCOMMIT", "off")
             .set("PYRO_GUEST_KERNEL", guest_kernel().as_deref().unwrap_or_default())
     }
 

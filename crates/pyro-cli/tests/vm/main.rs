@@ -23,6 +23,7 @@ mod kills;
 mod lifecycle;
 mod mcp;
 mod mcp_http;
+mod mcp_owners;
 mod network;
 mod output;
 mod parallel;

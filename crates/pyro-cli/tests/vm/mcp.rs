@@ -265,7 +265,7 @@ fn limits_hold_for_machines_of_others_too() {
     let create = json!({ "environment": ENVIRONMENT, "allow_host_compat": true });
     let id = other.call("task_create", create.clone())["task_id"].clone();
     let vm = other.call("vm_create", create)["vm_id"].clone();
-    let mut client = sandbox.mcp(["--max-ttl-seconds", "120"]);
+    let mut client = sandbox.mcp(["--max-ttl-seconds", "120", "--tasks", "all"]);
     let calls = [
         ("task_exec", json!({ "task_id": id, "command": "true" })),
         ("task_exec", json!({ "task_id": id, "command": "true", "detach": true })),

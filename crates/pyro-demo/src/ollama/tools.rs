@@ -43,7 +43,7 @@ pub(super) struct Tools<'a> {
 
 impl<'a> Tools<'a> {
     pub(super) fn new(contract: impl Contract + 'static, context: &'a CallContext) -> Self {
-        let toolbox = Toolbox::new(contract, Policy::default());
+        let toolbox = Toolbox::new(contract, Policy::default(), context.caller.clone());
         let offered: Vec<ToolInfo> = toolbox.tools().filter(|tool| OFFERED.contains(&tool.name)).collect();
         let descriptions = offered.iter().map(describe).collect();
         Self { toolbox, offered, descriptions, context, created: Vec::new(), last_run: None }

@@ -6,7 +6,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use pyro_env::InstalledEnvironment;
-use pyro_machine::disk::{LayerError, LayerTemplates};
 use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
 use pyro_supervisor::spares::Claim;
 use pyro_supervisor::{
@@ -14,7 +13,7 @@ use pyro_supervisor::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, state_unusable, unless_cancelled};
+use super::{Engine, disk, state_unusable, unless_cancelled};
 use crate::Kind;
 use crate::engine::host::{Host, HostUnavailable};
 use crate::engine::reconcile::is_unfinished;
@@ -260,21 +259,14 @@ impl Engine {
         let dir = self.vm_dir(id);
         let layer = dir.join(files::LAYER);
         let has_layer = layer.exists();
+        let vm = id.clone();
         let layer_template = self
             .blocking(move |shared| {
                 // The layer exists from an earlier start; a disk that has since become full must not prevent this one.
                 if has_layer {
                     return Ok(layer);
                 }
-                let config = &shared.config;
-                let templates =
-                    LayerTemplates::new(state_dir::layers(&config.base_dir), config.search_path.clone());
-                let lifetime = shape.retention.layer_lifetime();
-                let template = match shape.disk_mib {
-                    Some(disk_mib) => templates.of_size(disk_mib.into(), lifetime),
-                    None => templates.fitting(lifetime),
-                };
-                template.map_err(layer_error)
+                disk::template(shared, &vm, shape.disk_mib, shape.retention.layer_lifetime())
             })
             .await?;
         Ok(LaunchSpec {
@@ -329,19 +321,6 @@ impl Engine {
         let id = id.clone();
         self.registry(move |registry| registry.set_started(&id, &patch).map(drop)).await
     }
-}
-
-fn layer_error(error: LayerError) -> Error {
-    let hint = match &error {
-        LayerError::NoSpace { .. } => Hint::FreeDiskOrMove,
-        LayerError::ToolMissing => Hint::InstallE2fsprogs,
-        LayerError::ToolFailed(_) | LayerError::Io { .. } => Hint::CheckStateDir,
-    };
-    let kind = match &error {
-        LayerError::ToolMissing => ErrorKind::VmUnavailable,
-        _ => ErrorKind::StateUnusable,
-    };
-    Error::new(kind, error.to_string()).with_causes_of(&error).hint(hint)
 }
 
 fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError) -> Error {

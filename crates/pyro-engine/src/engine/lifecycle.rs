@@ -170,26 +170,28 @@ impl Engine {
     /// `NotFound`, `Expired` if it was removed because of its lifetime, `StateUnusable`.
     pub async fn delete_vm(&self, vm_id: &str) -> Result<Deleted, Error> {
         let id = VmId::parse(vm_id)?;
-        self.delete(Kind::Vm, &id).await?;
+        self.check_deletion(Kind::Vm, &id).await?;
+        self.remove(&id).await?;
         Ok(Deleted::new(id, DeleteReason::ExplicitDelete))
     }
 
-    /// Removes a VM or a task.
-    pub(super) async fn delete(&self, kind: Kind, id: &VmId) -> Result<(), Error> {
+    /// Checks that the caller may remove a VM or a task and that its state allows it.
+    pub(super) async fn check_deletion(&self, kind: Kind, id: &VmId) -> Result<(), Error> {
         match self.get(kind, id).await {
             Ok(record) => {
-                record.state.apply(VmEvent::Delete).map_err(|denied| denied.into_error(kind, id.as_str()))?;
+                let applied = record.state.apply(VmEvent::Delete);
+                applied.map(drop).map_err(|denied| denied.into_error(kind, id.as_str()))
             }
             // A record that cannot be read can still be deleted if it is of that kind.
             Err(error) if error.kind == ErrorKind::StateUnusable => {
                 let vm = id.clone();
-                if !self.registry(move |registry| registry.exists(kind, &vm)).await? {
-                    return Err(Error::not_found(kind, id.as_str()));
+                match self.registry(move |registry| registry.exists(kind, &vm)).await? {
+                    true => Ok(()),
+                    false => Err(Error::not_found(kind, id.as_str())),
                 }
             }
-            Err(error) => return Err(error),
+            Err(error) => Err(error),
         }
-        self.remove(id).await
     }
 
     /// Returns the state of a VM.
@@ -252,6 +254,7 @@ impl Engine {
     /// Records a VM or a task, unless the capacity is used up.
     pub(super) async fn insert(&self, vm: NewVm) -> Result<VmRecord, Error> {
         let max_active_vms = self.config().max_active_vms;
+        let vm = NewVm { owner: self.caller.owner().cloned(), ..vm };
         self.registry(move |registry| {
             registry.insert(&vm, max_active_vms)?;
             registry.get(vm.kind, &vm.vm_id)
@@ -259,11 +262,12 @@ impl Engine {
         .await
     }
 
+    /// Returns the record of what the caller may find. Every operation on an existing VM or task begins with it.
     pub(super) async fn get(&self, kind: Kind, id: &VmId) -> Result<VmRecord, Error> {
-        let id = id.clone();
+        let (id, caller) = (id.clone(), self.caller.clone());
         // A state directory that does not exist has no VMs, and a read must not create it.
         self.blocking(move |shared| match shared.config.base_dir.exists() {
-            true => shared.registry.get(kind, &id),
+            true => shared.registry.find(&caller, kind, &id),
             false => Err(Error::not_found(kind, id.as_str())),
         })
         .await
@@ -346,6 +350,7 @@ pub(super) fn new_vm(
         network: spec.network.then(|| spec.network_policy.clone().unwrap_or_default()),
         host_access: spec.host_access(),
         metadata,
+        owner: None,
     }
 }
 

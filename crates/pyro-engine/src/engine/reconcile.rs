@@ -74,7 +74,7 @@ impl Engine {
     }
 
     /// Removes VMs whose lifetime has ended. The result lists those removed by this call and those that their
-    /// supervisors have removed since the previous call.
+    /// supervisors have removed since the previous call, as far as the caller may find them.
     ///
     /// # Errors
     /// `StateUnusable`.
@@ -83,7 +83,8 @@ impl Engine {
             return Ok(Reaped::from(Vec::new()));
         }
         self.reconcile().await?;
-        let ids = self.registry(|registry| registry.take_tombstones()).await?;
+        let caller = self.caller.clone();
+        let ids = self.registry(move |registry| registry.take_tombstones(&caller)).await?;
         Ok(Reaped::from(ids))
     }
 }

@@ -61,7 +61,8 @@ impl Engine {
             let record = self.insert(vm).await?;
             timings.lap("registry");
             let launch = Launch { record, lock, backend };
-            let call = CallContext { events: events.clone(), cancel: cancel.clone() };
+            let call =
+                CallContext { events: events.clone(), cancel: cancel.clone(), caller: self.caller.clone() };
             self.run_in(launch, &command, &call, &mut timings).await
         };
         match run.await {
@@ -89,7 +90,7 @@ impl Engine {
         call: &CallContext,
         timings: &mut Timings,
     ) -> Result<FinishedRun, Error> {
-        let CallContext { events, cancel } = call;
+        let CallContext { events, cancel, .. } = call;
         let id = &launch.record.vm_id.clone();
         events.send(Event::Phase(RunPhase::Start { vm_id: id.clone() })).await;
         let (lifeline, model) = match self.start(launch, events, cancel).await? {

@@ -32,6 +32,7 @@ use crate::{
 };
 
 pub use files::{CopyFromGuest, CopyToGuest};
+pub(crate) use journal::dropped;
 
 /// Metadata key for the digest of the base image under a task's disk.
 const DIGEST: &str = "environment_digest";
@@ -164,8 +165,9 @@ impl Engine {
     /// As [`Engine::stop_task`].
     pub async fn delete_task(&self, task_id: &str) -> Result<TaskDeleted, Error> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
+        self.check_deletion(Kind::Task, &id).await?;
         self.refuse_while_busy(&id).await?;
-        self.delete(Kind::Task, &id).await?;
+        self.remove(&id).await?;
         Ok(TaskDeleted { task_id: id, deleted: true, reason: DeleteReason::ExplicitDelete })
     }
 
@@ -179,7 +181,7 @@ impl Engine {
         self.blocking(move |shared| task(shared, record)).await
     }
 
-    /// Returns all tasks, oldest first.
+    /// Returns all tasks that the caller may find, oldest first.
     ///
     /// # Errors
     /// `StateUnusable`.
@@ -187,9 +189,11 @@ impl Engine {
         if !self.config().base_dir.exists() {
             return Ok(TaskList { tasks: Vec::new(), damaged_task_ids: Vec::new(), count: 0 });
         }
-        self.blocking(|shared| {
-            let records = shared.registry.list()?;
-            let mut damaged = shared.registry.task_ids()?;
+        let caller = self.caller.clone();
+        self.blocking(move |shared| {
+            let mut records = shared.registry.list()?;
+            records.retain(|record| caller.finds(record.owner.as_deref()));
+            let mut damaged = shared.registry.task_ids(&caller)?;
             damaged.retain(|id| records.iter().all(|record| record.vm_id != *id));
             let tasks = records
                 .into_iter()
@@ -327,6 +331,7 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, Error> {
         disk_mib: disk.map(|disk| disk.len() >> 20),
         disk_used_bytes: used_bytes(&dir),
         network_denials: denials(&dir, 0.0)?,
+        owner: record.owner,
         task_id: record.vm_id,
     })
 }

@@ -14,6 +14,8 @@ use crate::limits::Sizing;
 use crate::registry::{NewVm, VmPatch};
 use crate::{ExecutionMode, HostAccess, Kind, StopReason, VmState};
 
+mod owners;
+
 pub(super) fn engine(root: &Path) -> Engine {
     Engine::new(Config::new(root.join("state"), root.join("cache"), root.join("pyro")))
 }
@@ -44,6 +46,7 @@ fn new_vm(number: u32) -> NewVm {
         network: None,
         host_access: HostAccess::Allowed,
         metadata: BTreeMap::new(),
+        owner: None,
     }
 }
 
@@ -144,6 +147,14 @@ async fn a_vm_that_cannot_be_removed_does_not_keep_others() {
     let over = started(&engine, 2, ExecutionMode::GuestVsock, 1.0);
     assert_eq!(*engine.reap_expired().await.unwrap().deleted_vm_ids, [over]);
     assert!(engine.get(Kind::Vm, &stuck).await.is_ok());
+}
+
+/// Guests' text is made safe below this crate, and that of the contract above it, by the same rule.
+#[test]
+fn both_rules_for_text_are_the_same() {
+    for character in '\0'..=char::MAX {
+        assert_eq!(pyro_wire::steers(character), pyro_api::text::steers(character), "{character:?}");
+    }
 }
 
 /// An engine on a host on which no VM can run, and a command that makes the registry unusable, as a full disk does.

@@ -1,21 +1,30 @@
 //! The journal of tasks: one row for every accepted command, whatever its outcome.
 //!
 //! Sequences are assigned at acceptance, in the transaction that writes the row, so they have no gaps and follow the
-//! order of acceptance across all writers. A row is never withdrawn; it is deleted with its task.
+//! order of acceptance across all writers. A row is never withdrawn; it is deleted with its task, or with the output of its
+//! command when the journal has too many newer ones.
 
 #[cfg(test)]
 mod tests;
 
+use std::fs;
 use std::time::Duration;
 
-use pyro_supervisor::{CommandEnd, CommandOutcome};
+use pyro_supervisor::{CommandEnd, CommandOutcome, OutputStream, file_name, files};
 use rusqlite::{OptionalExtension, Row, Transaction, named_params};
 
 use super::{Registry, load, row};
 use crate::Kind;
 use crate::exit_code::{self, duration_ms, exit_code};
 use crate::registry::transaction_error::TransactionError;
-use crate::{Error, ErrorKind, ExecutionMode, Hint, Outcome, VmId};
+use crate::{Error, ErrorKind, ExecutionMode, Hint, Outcome, VmId, state_dir};
+
+const STREAMS: [OutputStream; 2] = [OutputStream::Stdout, OutputStream::Stderr];
+
+/// Maximum number of entries of ended commands in the journal of a task.
+pub(crate) const KEPT_ENTRIES: u64 = 1000;
+/// Maximum total size of the texts of commands in the journal of a task, in bytes.
+const KEPT_BYTES: u64 = 16 << 20;
 
 /// An accepted command.
 #[derive(Debug, Clone)]
@@ -59,7 +68,7 @@ impl Registry {
     /// # Errors
     /// `NotFound` if the task does not exist.
     pub(crate) fn accept_command(&self, task: &VmId, new: &NewCommand) -> Result<u64, Error> {
-        self.write_through(|tx| {
+        let (sequence, dropped) = self.write_through(|tx| {
             load(tx, Kind::Task, task)?;
             let sequence: u64 = tx.query_row(
                 "SELECT coalesce(max(sequence), 0) + 1 FROM commands WHERE task_id = :task",
@@ -81,7 +90,26 @@ impl Registry {
                     ":outcome": Outcome::Running.as_str(),
                 },
             )?;
-            Ok(sequence)
+            Ok((sequence, drop_oldest(tx, task, sequence)?))
+        })?;
+        // The rows are gone, so no reader looks for the files any more.
+        let dir = state_dir::vm(&self.base_dir, task).join(files::COMMANDS);
+        for (sequence, stream) in
+            dropped.into_iter().flat_map(|sequence| STREAMS.map(|stream| (sequence, stream)))
+        {
+            // A command that wrote nothing has no file.
+            let _ = fs::remove_file(dir.join(file_name(sequence, stream)));
+        }
+        Ok(sequence)
+    }
+
+    /// Returns the numbers of the commands in the journal of a task, in order.
+    pub(crate) fn sequences(&self, task: &VmId) -> Result<Vec<u64>, Error> {
+        self.read(|tx| {
+            let sql = "SELECT sequence FROM commands WHERE task_id = :task ORDER BY sequence";
+            let mut statement = tx.prepare_cached(sql)?;
+            let rows = statement.query_map(named_params! { ":task": task.as_str() }, |row| row.get(0))?;
+            row::readable(rows)
         })
     }
 
@@ -146,12 +174,12 @@ impl Registry {
         self.read(|tx| find(tx, task, sequence))
     }
 
-    /// Returns the number of commands that a task has accepted, and the last undamaged entry of a command that has
+    /// Returns the number of commands that a task has accepted, including those that its journal no longer has, and the last undamaged entry of a command that has
     /// exited.
     pub(crate) fn command_summary(&self, task: &VmId) -> Result<(u64, Option<CommandRecord>), Error> {
         self.read(|tx| {
             let count = tx.query_row(
-                "SELECT count(*) FROM commands WHERE task_id = :task",
+                "SELECT coalesce(max(sequence), 0) FROM commands WHERE task_id = :task",
                 named_params! { ":task": task.as_str() },
                 |row| row.get(0),
             )?;
@@ -180,11 +208,48 @@ fn find(tx: &Transaction<'_>, task: &VmId, sequence: u64) -> Result<CommandRecor
     let sql = "SELECT * FROM commands WHERE task_id = :task AND sequence = :sequence";
     let values = named_params! { ":task": task.as_str(), ":sequence": sequence };
     let found = tx.query_row(sql, values, CommandRecord::from_row).optional()?;
-    found.ok_or_else(|| no_such_command(task, sequence).into())
+    match found {
+        Some(found) => Ok(found),
+        None => Err(no_such_command(tx, task, sequence)?.into()),
+    }
 }
 
-fn no_such_command(task: &VmId, sequence: u64) -> Error {
-    Error::new(ErrorKind::NotFound, format!("task '{task}' has no command {sequence}")).hint(Hint::TaskLogs)
+fn no_such_command(tx: &Transaction<'_>, task: &VmId, sequence: u64) -> Result<Error, TransactionError> {
+    let latest: u64 = tx.query_row(
+        "SELECT coalesce(max(sequence), 0) FROM commands WHERE task_id = :task",
+        named_params! { ":task": task.as_str() },
+        |row| row.get(0),
+    )?;
+    let message = match (1..=latest).contains(&sequence) {
+        true => {
+            format!("the journal of task '{task}' no longer has command {sequence}: it keeps the latest ones")
+        }
+        false => format!("task '{task}' has no command {sequence}"),
+    };
+    Ok(Error::new(ErrorKind::NotFound, message).hint(Hint::TaskLogs))
+}
+
+/// Deletes the oldest entries of ended commands if there are too many, or if their texts are too large. Returns their
+/// numbers.
+fn drop_oldest(tx: &Transaction<'_>, task: &VmId, latest: u64) -> Result<Vec<u64>, TransactionError> {
+    let sql = "DELETE FROM commands
+        WHERE task_id = :task AND outcome <> :running AND sequence < :latest AND (
+            sequence <= :oldest OR sequence IN (
+                SELECT sequence FROM (
+                    SELECT sequence,
+                        sum(octet_length(command) + octet_length(cwd)) OVER (ORDER BY sequence DESC) AS total
+                    FROM commands WHERE task_id = :task
+                ) WHERE total > :bytes
+            )
+        )
+        RETURNING sequence";
+    let mut statement = tx.prepare_cached(sql)?;
+    let values = named_params! {
+        ":task": task.as_str(), ":running": Outcome::Running.as_str(), ":latest": latest,
+        ":oldest": latest.saturating_sub(KEPT_ENTRIES), ":bytes": KEPT_BYTES,
+    };
+    let dropped = statement.query_map(values, |row| row.get(0))?;
+    Ok(dropped.collect::<Result<_, _>>()?)
 }
 
 impl CommandRecord {

@@ -18,6 +18,8 @@ use crate::{Error, ErrorKind, Hint, state_dir};
 /// was stopped in the middle of one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Maximum size to which SQLite's write-ahead log is cut when it restarts, in bytes.
+const LOG_BYTES: u64 = 4 << 20;
 /// Pause between attempts where SQLite does not wait by itself.
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
 
@@ -53,7 +55,8 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-fn prepare_directory(base_dir: &Path) -> Result<(), Error> {
+/// Creates the state directory unless it exists, and checks that no other user can change it.
+pub(crate) fn prepare_directory(base_dir: &Path) -> Result<(), Error> {
     let shown = base_dir.display();
     DirBuilder::new().recursive(true).mode(0o700).create(base_dir).or_else(|error| {
         // Whatever exists at that path is checked below, with a better message.
@@ -93,12 +96,25 @@ fn connect(file: &Path) -> Result<Connection, TransactionError> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // Check before any change: the file of a newer program must stay exactly the same.
     let version = patiently(|| schema::version(&connection))?;
+    // A new file can give back the space of deleted records; later it would have to be rewritten for that.
+    patiently(|| Ok(connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?))?;
     patiently(|| use_wal(&connection))?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "journal_size_limit", LOG_BYTES)?;
     if version < schema::latest() {
         patiently(|| schema::migrate(&mut connection))?;
+        if version > 0 {
+            rewrite(&connection);
+        }
     }
     Ok(connection)
+}
+
+/// Rewrites a file of an earlier version, so that it can give back space. It stays usable if that is not possible now.
+fn rewrite(connection: &Connection) {
+    if let Err(error) = connection.execute_batch("VACUUM") {
+        tracing::info!(%error, "the state file was not rewritten");
+    }
 }
 
 fn use_wal(connection: &Connection) -> Result<(), TransactionError> {

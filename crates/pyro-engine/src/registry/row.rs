@@ -10,7 +10,7 @@ use tracing::warn;
 use super::transaction_error::{TransactionError, is_row_error};
 use crate::Kind;
 use crate::limits::Sizing;
-use crate::{ExecutionMode, HostAccess, NetworkPolicy, StopReason, Vm, VmId, VmState};
+use crate::{Caller, ExecutionMode, HostAccess, NetworkPolicy, OwnerName, StopReason, Vm, VmId, VmState};
 
 /// The record of a new VM.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub(crate) struct NewVm {
     pub(crate) network: Option<NetworkPolicy>,
     pub(crate) host_access: HostAccess,
     pub(crate) metadata: BTreeMap<String, String>,
+    /// The client on whose behalf it is created; `None`: this host's user.
+    pub(crate) owner: Option<OwnerName>,
 }
 
 /// The record of a VM.
@@ -55,6 +57,8 @@ pub(crate) struct VmRecord {
     pub(crate) stop_reason: Option<StopReason>,
     pub(crate) last_error: Option<String>,
     pub(crate) metadata: BTreeMap<String, String>,
+    /// The client that created it.
+    pub(crate) owner: Option<String>,
 }
 
 /// A change to a record; `None` leaves a value unchanged.
@@ -72,10 +76,10 @@ impl NewVm {
         let sql =
             "INSERT INTO vms (vm_id, environment, environment_version, vcpu_count, mem_mib, ttl_seconds,
                 created_at, expires_at, state, is_task, ephemeral, disk_mib, network_enabled, network_policy,
-                allow_host_compat, execution_mode, metadata)
+                allow_host_compat, execution_mode, metadata, owner)
             VALUES (:vm_id, :environment, :environment_version, :vcpu_count, :mem_mib, :ttl_seconds,
                 :created_at, :expires_at, :state, :is_task, :ephemeral, :disk_mib, :network_enabled, :network_policy,
-                :allow_host_compat, :execution_mode, :metadata)";
+                :allow_host_compat, :execution_mode, :metadata, :owner)";
         tx.execute(
             sql,
             named_params! {
@@ -96,6 +100,7 @@ impl NewVm {
                 ":allow_host_compat": self.host_access.is_allowed(),
                 ":execution_mode": ExecutionMode::Pending.as_str(),
                 ":metadata": to_json(&self.metadata),
+                ":owner": self.owner.as_ref().map(OwnerName::as_str),
             },
         )?;
         Ok(())
@@ -123,6 +128,7 @@ impl VmRecord {
             execution_mode: self.execution_mode,
             metadata: self.metadata.clone(),
             accelerator: self.accelerator.clone(),
+            owner: self.owner.clone(),
         }
     }
 
@@ -190,6 +196,7 @@ impl VmRecord {
                 .map(|Stored(reason)| reason),
             last_error: row.get("last_error")?,
             metadata,
+            owner: row.get("owner")?,
             vm_id,
         })
     }
@@ -203,6 +210,15 @@ fn network(row: &Row<'_>) -> rusqlite::Result<Option<NetworkPolicy>> {
     }
     let policy = row.get::<_, Option<StoredPolicy>>("network_policy")?;
     Ok(Some(policy.map_or_else(NetworkPolicy::default, |StoredPolicy(policy)| policy)))
+}
+
+/// Returns whether a caller may find what this id stands for, be it a damaged record or a tombstone. An id that stands for
+/// nothing may be looked for.
+pub(super) fn may_find(tx: &Transaction<'_>, caller: &Caller, id: &VmId) -> Result<bool, TransactionError> {
+    let sql = "SELECT owner FROM vms WHERE vm_id = :id";
+    let owner: Option<Option<String>> =
+        tx.query_row(sql, named_params! { ":id": id.as_str() }, |row| row.get(0)).optional()?;
+    Ok(owner.is_none_or(|owner| caller.finds(owner.as_deref())))
 }
 
 /// Returns the VM with this id, unless it is a tombstone.

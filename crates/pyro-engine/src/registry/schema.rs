@@ -61,6 +61,12 @@ const STEPS: &[&str] = &[
     ) STRICT, WITHOUT ROWID;
 ",
     "
+    -- Name of the client that created it; null: this host's user.
+    ALTER TABLE vms ADD COLUMN owner TEXT;
+    -- Size of its disk in MiB, which the host's disk must be able to hold; null: it has none yet.
+    ALTER TABLE vms ADD COLUMN layer_mib INTEGER;
+",
+    "
     -- A JSON object: what a VM with a network may reach. Absent: the public internet.
     ALTER TABLE vms ADD COLUMN network_policy TEXT;
 ",

@@ -28,6 +28,7 @@ fn new_vm(vm_id: &VmId, created_at: f64) -> NewVm {
         network: None,
         host_access: crate::HostAccess::Denied,
         metadata: BTreeMap::from([("allow_host_compat".to_owned(), "false".to_owned())]),
+        owner: None,
     }
 }
 
@@ -130,7 +131,7 @@ fn an_expired_vm_is_answered_for_until_it_is_reaped_or_an_hour_passes() {
     registry.purge_tombstones(4300.0).unwrap();
     assert_eq!(kind(registry.get(Kind::Vm, &id(1))), ErrorKind::NotFound);
     assert_eq!(kind(registry.get(Kind::Vm, &id(2))), ErrorKind::Expired);
-    assert_eq!(registry.take_tombstones().unwrap(), [id(2)]);
+    assert_eq!(registry.take_tombstones(&Caller::Operator).unwrap(), [id(2)]);
     assert_eq!(kind(registry.get(Kind::Vm, &id(2))), ErrorKind::NotFound);
 }
 
@@ -321,6 +322,52 @@ fn threads_with_connections_of_their_own_may_open_it_at_once() {
         });
         assert_eq!(Registry::new(directory.path()).ids().unwrap().len(), 10);
     }
+}
+
+#[test]
+fn space_is_promised_to_one_of_two_that_ask_at_once() {
+    const FREE: u64 = 2048;
+    for _ in 0..20 {
+        let (directory, _registry) = with_vms(10);
+        let promised = thread::scope(|scope| {
+            let ask = |number| {
+                let path = directory.path();
+                scope.spawn(move || {
+                    Registry::new(path).promise_disk(&id(number), |others| {
+                        assert_eq!(others.len(), 9);
+                        let taken: u64 = others.iter().filter_map(|(_, size)| *size).sum();
+                        match taken + 1536 <= FREE {
+                            true => Ok(1536),
+                            false => Err(Error::new(ErrorKind::StateUnusable, "full")),
+                        }
+                    })
+                })
+            };
+            let asked: Vec<_> = (1..=10).map(ask).collect();
+            asked.into_iter().map(|asked| asked.join().unwrap()).filter(Result::is_ok).count()
+        });
+        assert_eq!(promised, 1);
+    }
+}
+
+#[test]
+fn a_promise_ends_with_its_vm_and_is_not_made_to_one_without_a_record() {
+    let (_directory, registry) = with_vms(2);
+    registry.promise_disk(&id(1), |_| Ok(512)).unwrap();
+    let others = |asks| {
+        let mut seen = Vec::new();
+        registry
+            .promise_disk(&id(asks), |others| {
+                seen = others.to_vec();
+                Ok(1024)
+            })
+            .unwrap();
+        seen
+    };
+    assert_eq!(others(99), [(id(1), Some(512)), (id(2), None)]);
+    assert_eq!(others(2), [(id(1), Some(512))]);
+    registry.delete(&id(1)).unwrap();
+    assert_eq!(others(99), [(id(2), Some(1024))]);
 }
 
 proptest! {

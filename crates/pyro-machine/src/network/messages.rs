@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use pyro_wire::steers;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::task::JoinHandle;
 
@@ -93,7 +94,7 @@ impl Kept {
 /// A guest can influence what the program prints; escape sequences must not reach a terminal.
 fn printable(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line);
-    text.trim_end().replace(|c: char| c.is_control(), "\u{fffd}")
+    text.trim_end().replace(steers, "\u{fffd}")
 }
 
 #[cfg(test)]

@@ -92,6 +92,29 @@ fn channel_to(file: &Path) -> Value {
     }] })
 }
 
+/// Saves and loads with a VMM that sends these bytes, whatever it is asked.
+#[cfg(fuzzing)]
+pub(crate) async fn converse(bytes: Vec<u8>) {
+    use tokio::io::AsyncWriteExt as _;
+
+    for loads in [false, true] {
+        let Ok((ours, mut theirs)) = UnixStream::pair() else { return };
+        let answer = async {
+            let _ = theirs.write_all(&bytes).await;
+            // Not dropped: the fuzzer does not ignore SIGPIPE.
+            let _ = theirs.shutdown().await;
+        };
+        let ask = async {
+            let Ok(mut qmp) = Qmp::connect(ours).await else { return };
+            let _ = match loads {
+                true => qmp.load(Path::new("state")).await,
+                false => qmp.save(Path::new("state")).await,
+            };
+        };
+        futures::join!(answer, ask);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};

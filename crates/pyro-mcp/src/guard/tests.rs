@@ -3,7 +3,9 @@
 use std::sync::Mutex;
 
 use pyro_api::operations::*;
-use pyro_api::{Error, ExecutionMode, LocalFuture, Reply, Task, TaskName, Vm, VmId, VmName, VmSpec, VmState};
+use pyro_api::{
+    Error, ExecutionMode, LocalFuture, Reply, Task, TaskName, Visibility, Vm, VmId, VmName, VmSpec, VmState,
+};
 
 use serde_json::{Value, json};
 
@@ -12,6 +14,11 @@ use super::*;
 /// Knows one VM and one task, both with a network, and does nothing.
 #[derive(Debug, Default)]
 struct Fake(Mutex<Vec<&'static str>>);
+
+/// The client of all tests. Every operation is asked for on its behalf, whatever the call says.
+fn client() -> Caller {
+    Caller::Client { name: "a".parse().unwrap(), visibility: Visibility::Own }
+}
 
 fn id() -> VmId {
     "de259a89b184".parse().unwrap()
@@ -36,6 +43,7 @@ fn vm() -> Vm {
         execution_mode: ExecutionMode::GuestVsock,
         metadata: Default::default(),
         accelerator: None,
+        owner: None,
     }
 }
 
@@ -67,6 +75,7 @@ fn task() -> Task {
         disk_mib: None,
         disk_used_bytes: 0,
         network_denials: Vec::new(),
+        owner: None,
     }
 }
 
@@ -81,12 +90,14 @@ macro_rules! fake {
                 Box::pin(async {})
             }
 
-            fn status_vm<'a>(&'a self, _: StatusVm, _: &'a CallContext) -> Reply<'a, Vm> {
+            fn status_vm<'a>(&'a self, _: StatusVm, call: &'a CallContext) -> Reply<'a, Vm> {
+                assert_eq!(call.caller, client());
                 self.0.lock().unwrap().push("status_vm");
                 Box::pin(async { Ok(vm()) })
             }
 
-            fn status_task<'a>(&'a self, _: StatusTask, _: &'a CallContext) -> Reply<'a, Task> {
+            fn status_task<'a>(&'a self, _: StatusTask, call: &'a CallContext) -> Reply<'a, Task> {
+                assert_eq!(call.caller, client());
                 self.0.lock().unwrap().push("status_task");
                 Box::pin(async { Ok(task()) })
             }
@@ -95,8 +106,9 @@ macro_rules! fake {
                 fn $method<'a>(
                     &'a self,
                     _: $Request,
-                    _: &'a CallContext,
+                    call: &'a CallContext,
                 ) -> Reply<'a, <$Request as Operation>::Result> {
+                    assert_eq!(call.caller, client());
                     self.0.lock().unwrap().push(stringify!($method));
                     Box::pin(async { Err(Error::cancelled()) })
                 }
@@ -118,7 +130,8 @@ fake! {
 /// What becomes of a request under a policy, and what the contract is asked for meanwhile.
 async fn attempt<O: Operation>(policy: Policy, request: O) -> (Result<(), Failure>, Vec<&'static str>) {
     let fake = Arc::new(Fake::default());
-    let guard = Guard::new(Arc::clone(&fake) as Arc<dyn Contract>, policy);
+    let gate = Gate::new(Arc::clone(&fake) as Arc<dyn Contract>, policy);
+    let guard = gate.guard(client());
     let done = guard.perform(request, &CallContext::default()).await.map(drop);
     let asked = fake.0.lock().unwrap().clone();
     (done, asked)

@@ -9,7 +9,7 @@ use std::pin::{Pin, pin};
 use bytes::Bytes;
 use futures::stream::LocalBoxStream;
 use futures::{Sink, SinkExt, Stream, StreamExt, sink, stream};
-use pyro_archive::{ArchiveError, Limits, Links, Report};
+use pyro_archive::{ArchiveError, Limits, Links, Report, Rules};
 use pyro_wire::{ArchiveReply, Frame, FrameCodec, FrameError, MAX_EXAMPLES, OutputStream, Pack, Unpack};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -51,12 +51,19 @@ impl Client {
     /// Copies a file or a directory out of the guest to a name in a directory of the host. Nothing else on the host is
     /// touched, whatever the guest sends; see [`pyro_archive::unpack`].
     ///
+    /// Modes lose the bits of `mask`, as a umask takes them away.
+    ///
     /// # Errors
     /// [`CopyError`]. Part of a directory may have been copied.
-    pub async fn copy_out(&self, pack: Pack, place: (PathBuf, OsString)) -> Result<Report, CopyError> {
+    pub async fn copy_out(
+        &self,
+        pack: Pack,
+        place: (PathBuf, OsString),
+        mask: u32,
+    ) -> Result<Report, CopyError> {
         let limits = Limits { max_entries: pack.limits.max_entries, max_bytes: pack.limits.max_bytes };
         let unpack = async |chunks: &mut Chunks<'_>| {
-            pyro_archive::unpack_from(chunks, place, limits, Links::Inside).await
+            pyro_archive::unpack_from(chunks, place, limits, Rules { links: Links::Inside, mask }).await
         };
         let (mut unpacked, guest) = self.receive(pack, unpack).await?;
         // What the guest left out is missing here too.

@@ -1,23 +1,25 @@
 //! `pyro mcp serve`.
 
 mod lifeline;
+mod tokens;
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use pyro_engine::{Engine, Error, ErrorKind, Hint};
+use pyro_engine::{Caller, Engine, Error, ErrorKind, Hint, OwnerName, Visibility};
 use pyro_mcp::{HTTP_PATH, HttpAccess, Policy, Profile, Server};
 
+use self::tokens::Access;
 use crate::commands::network::NetworkLimitArgs;
+use crate::config::{self, Variables};
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::printer::Printer;
 use crate::reply::Reply;
+use crate::session;
 use crate::signals::{self, Signal};
-use crate::{config, session};
 
 const SERVE_EXAMPLES: &str = "\
 Clients start it themselves. Most of them take this setting:
@@ -27,6 +29,7 @@ Examples:
   pyro mcp serve
   pyro mcp serve --profile task --no-network --max-mem-mib 2048
   pyro mcp serve --transport http --listen 127.0.0.1:8722
+  pyro mcp serve --transport http --token-file tokens
   npx @modelcontextprotocol/inspector --cli pyro mcp serve --method tools/list";
 
 /// Serve one client on standard input and output, or many over HTTP
@@ -45,6 +48,13 @@ pub(crate) struct McpServeArgs {
     /// Inherited pipe; the server ends when the pipe's other end closes
     #[arg(long, value_name = "FD", hide = true, value_parser = clap::value_parser!(i32).range(3..))]
     pub(crate) lifeline_fd: Option<i32>,
+    /// VMs and tasks that a client finds; for it, all others do not exist [default: own over HTTP or with limits, else all]
+    #[arg(long, value_enum)]
+    pub(crate) tasks: Option<McpTasks>,
+    /// Owner of what clients create that have no token and no session; the same label finds it again after a restart
+    /// [default: a new one]
+    #[arg(long, value_name = "NAME", value_parser = label)]
+    pub(crate) label: Option<OwnerName>,
     #[command(flatten, next_help_heading = "HTTP")]
     pub(crate) http: McpHttpArgs,
     #[command(flatten, next_help_heading = "Limits for all clients")]
@@ -66,12 +76,23 @@ pub(crate) struct McpHttpArgs {
     /// Address to listen on; port 0 chooses a free one [default: 127.0.0.1:8722]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) listen: Option<SocketAddr>,
-    /// File with the token that clients send as `Authorization: Bearer …`; required unless the address is a loopback address
+    /// File with the token that clients send as `Authorization: Bearer …`, or with lines of NAME TOKEN; no other user may
+    /// access it [default: generated in the state directory]
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+    /// Let every program on this host connect without a token; only on a loopback address [default: off]
+    #[arg(long, conflicts_with = "token_file")]
+    pub(crate) no_token: bool,
     /// Name by which clients reach this host, in addition to localhost and the address; may be repeated
     #[arg(long, value_name = "NAME")]
     pub(crate) allow_host: Vec<String>,
+}
+
+impl McpHttpArgs {
+    fn is_unused(&self) -> bool {
+        let Self { listen, token_file, no_token, allow_host } = self;
+        listen.is_none() && token_file.is_none() && !no_token && allow_host.is_empty()
+    }
 }
 
 #[derive(Debug, Args)]
@@ -87,10 +108,11 @@ pub(crate) struct McpLimitArgs {
     pub(crate) environment: Vec<String>,
     #[command(flatten)]
     pub(crate) network: NetworkLimitArgs,
-    /// Let clients run commands on this host, without isolation, if VMs cannot run here [default: off]
+    /// Let clients run commands on this host, without isolation, if VMs cannot run here; PYRO_MCP_ALLOW_HOST_COMPAT=1
+    /// does the same [default: off]
     #[arg(long)]
     pub(crate) allow_host_compat: bool,
-    /// The default; accepted for existing client settings
+    /// The default; overrides PYRO_MCP_ALLOW_HOST_COMPAT
     #[arg(long, hide = true, conflicts_with = "allow_host_compat")]
     no_host_compat: bool,
     /// Maximum virtual CPUs of a VM
@@ -110,6 +132,26 @@ pub(crate) struct McpLimitArgs {
     pub(crate) max_active_vms: Option<u32>,
 }
 
+impl McpLimitArgs {
+    /// A flag limits the VMs and tasks of clients, not only the tools.
+    fn limits_machines(&self) -> bool {
+        let sizes = [self.max_vcpu_count, self.max_mem_mib, self.max_disk_mib, self.max_ttl_seconds];
+        self.network.limits_machines()
+            || !self.environment.is_empty()
+            || self.max_active_vms.is_some()
+            || sizes.iter().any(Option::is_some)
+    }
+}
+
+/// The VMs and tasks that clients find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum McpTasks {
+    /// Those that the client created
+    Own,
+    /// Those of all clients and users of the state directory
+    All,
+}
+
 /// Sets of tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum McpProfile {
@@ -123,23 +165,20 @@ pub(crate) enum McpProfile {
 
 /// The default address.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8722);
-/// Maximum size of a token file, in bytes.
-const TOKEN_FILE_BYTES: u64 = 4096;
 
 pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Reply, CliError> {
     let mut config = config::of_process()?;
     config.max_active_vms = args.limits.max_active_vms.unwrap_or(config.max_active_vms);
     config.warm_spares = args.warm.unwrap_or(config.warm_spares);
     let engine = Engine::new(config);
+    let caller = caller(&args)?;
+    let in_environment = config::mcp_allows_host(&Variables::of_process())?;
+    let allows_host = args.limits.allow_host_compat || (in_environment && !args.limits.no_host_compat);
     let access = match (args.transport, args.http) {
-        (McpTransport::Http, http) => Some(access(http)?),
-        (McpTransport::Stdio, McpHttpArgs { listen: None, token_file: None, allow_host })
-            if allow_host.is_empty() =>
-        {
-            None
-        }
+        (McpTransport::Http, http) => Some(access(http, &engine)?),
+        (McpTransport::Stdio, http) if http.is_unused() => None,
         (McpTransport::Stdio, _) => {
-            let message = "--listen, --token-file and --allow-host are only for HTTP";
+            let message = "--listen, --token-file, --no-token and --allow-host are only for HTTP";
             return Err(refusal(message, "add --transport http"));
         }
     };
@@ -151,7 +190,7 @@ pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Reply, CliErr
     });
     let lifeline = lifeline.transpose()?;
     session::block_on(async {
-        let policy = policy(args.limits, &engine).await?;
+        let policy = policy(args.limits, allows_host, &engine).await?;
         let mut requests = signals::listen()?;
         let mut stopped = None;
         let stop = async {
@@ -160,12 +199,16 @@ pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Reply, CliErr
                 () = lifeline::end(lifeline) => Some(Signal::Terminate),
             }
         };
-        let server = Server::new(engine, policy);
+        let server = Server::new(engine, policy, caller);
         let served = match access {
             None => server.serve_stdio(stop).await.map_err(io::Error::other),
-            Some(access) => {
-                let ready =
-                    |address| printer.note(&format!("pyro: serving MCP on http://{address}{HTTP_PATH}"));
+            Some((access, message)) => {
+                let ready = |address| {
+                    printer.note(&format!("pyro: serving MCP on http://{address}{HTTP_PATH}"));
+                    if let Some(message) = message {
+                        printer.note(&message);
+                    }
+                };
                 server.serve_http(access, ready, stop).await
             }
         };
@@ -175,7 +218,7 @@ pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Reply, CliErr
 }
 
 /// Returns the policy. Fails for an environment that does not exist.
-async fn policy(args: McpLimitArgs, engine: &Engine) -> Result<Policy, CliError> {
+async fn policy(args: McpLimitArgs, allows_host: bool, engine: &Engine) -> Result<Policy, CliError> {
     for name in &args.environment {
         engine.inspect_environment(name).await?;
     }
@@ -191,7 +234,7 @@ async fn policy(args: McpLimitArgs, engine: &Engine) -> Result<Policy, CliError>
         environments: args.environment,
         no_network: args.network.no_network,
         network_policy,
-        allow_host_compat: args.allow_host_compat,
+        allow_host_compat: allows_host,
         max_vcpu_count: args.max_vcpu_count,
         max_mem_mib: args.max_mem_mib,
         max_disk_mib: args.max_disk_mib,
@@ -199,27 +242,40 @@ async fn policy(args: McpLimitArgs, engine: &Engine) -> Result<Policy, CliError>
     })
 }
 
-fn access(args: McpHttpArgs) -> Result<HttpAccess, CliError> {
-    let token = args.token_file.as_deref().map(read_token).transpose()?;
+/// Returns where the server listens and who may connect, and what to say about it once it serves.
+fn access(args: McpHttpArgs, engine: &Engine) -> Result<(HttpAccess, Option<String>), CliError> {
+    let Access { tokens, message } = tokens::access(&args, engine)?;
     let listen = args.listen.unwrap_or(DEFAULT_LISTEN);
-    HttpAccess::new(listen, token, args.allow_host).map_err(|error| {
-        refusal(&error.to_string(), "see --token-file and --allow-host in `pyro mcp serve --help`")
-    })
+    let access = HttpAccess::new(listen, tokens, args.allow_host).map_err(|error| {
+        refusal(&error.to_string(), "see --no-token and --allow-host in `pyro mcp serve --help`")
+    })?;
+    Ok((access, message))
+}
+
+/// Returns the caller on whose behalf the server acts.
+fn caller(args: &McpServeArgs) -> Result<Caller, CliError> {
+    let visibility = match args.tasks {
+        Some(McpTasks::Own) => Visibility::Own,
+        Some(McpTasks::All) => Visibility::All,
+        None if args.transport == McpTransport::Http || args.limits.limits_machines() => Visibility::Own,
+        None => Visibility::All,
+    };
+    let name = match &args.label {
+        Some(label) => label.clone(),
+        None => OwnerName::random("mcp")?,
+    };
+    Ok(Caller::Client { name, visibility })
+}
+
+/// Parses a label. A colon is not allowed, because generated names have one.
+fn label(text: &str) -> Result<OwnerName, &'static str> {
+    const EXPECTED: &str = "expected 1 to 64 letters, digits, `.`, `_` or `-`";
+    match text.len() > 64 || text.contains(':') {
+        true => Err(EXPECTED),
+        false => text.parse().map_err(|_| EXPECTED),
+    }
 }
 
 fn refusal(message: &str, hint: &str) -> CliError {
     Error::new(ErrorKind::InvalidInput, message).hint(Hint::CommandLine { text: hint.to_owned() }).into()
-}
-
-/// Returns the token in a file, without the line end.
-fn read_token(path: &Path) -> Result<String, CliError> {
-    let mut text = String::new();
-    let read = File::open(path)
-        .and_then(|file| file.take(TOKEN_FILE_BYTES + 1).read_to_string(&mut text))
-        .map_err(|error| CliError::System(format!("cannot read {}", path.display()), error))?;
-    if read as u64 > TOKEN_FILE_BYTES {
-        let message = format!("{} is too large: the maximum is {TOKEN_FILE_BYTES} bytes", path.display());
-        return Err(refusal(&message, "use a file that holds only the token"));
-    }
-    Ok(text.trim_end().to_owned())
 }

@@ -36,6 +36,9 @@ pub(crate) struct TaskCpArgs {
     /// Maximum number of files, directories and links
     #[arg(long, value_name = "COUNT", default_value = "1000000", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) max_entries: u64,
+    /// Keep the modes of the task's files [default: less the permissions that the umask takes away]
+    #[arg(short, long)]
+    pub(crate) preserve_mode: bool,
     /// Print one JSON document on stdout instead of text [default: off]
     #[arg(long)]
     pub(crate) json: bool,
@@ -46,7 +49,8 @@ pub(super) fn run(args: &TaskCpArgs, engine: &Engine, printer: &Printer) -> Resu
     let (copied, _) = session::watch(printer, args.json, async |_, cancel| {
         match (in_task(&args.source), in_task(&args.destination)) {
             (Some((id, path)), None) => {
-                let copy = CopyFromGuest { path, target: &args.destination, limits };
+                let preserve_mode = args.preserve_mode;
+                let copy = CopyFromGuest { path, target: &args.destination, limits, preserve_mode };
                 engine.copy_from_task(id, copy, &cancel).await
             }
             (None, Some((id, path))) => {

@@ -18,7 +18,8 @@ Examples:
 
 /// Show the commands of a task and what they wrote
 ///
-/// The journal is kept until the task is deleted. For a running command, it holds the output so far.
+/// The journal keeps the latest 1,000 commands until the task is deleted. For a running command, it holds the output so
+/// far.
 #[derive(Debug, Args)]
 #[command(after_help = LOGS_EXAMPLES)]
 pub(crate) struct TaskLogsArgs {
@@ -96,16 +97,26 @@ fn no_commands(id: &str) -> Error {
 /// Prints the journal one entry at a time, because it may be large. Standard error is printed on standard error.
 async fn show(engine: &Engine, id: &str, sequence: Option<u64>, printer: &Printer) -> Result<(), CliError> {
     let wanted = match sequence {
-        Some(sequence) => sequence..=sequence,
-        None => 1..=engine.status_task(id).await?.command_count,
+        Some(sequence) => vec![sequence],
+        None => engine.logged_commands(id).await?,
     };
+    let latest = wanted.last().copied().unwrap_or_default();
+    if sequence.is_none() && latest > wanted.len() as u64 {
+        let dropped = latest - wanted.len() as u64;
+        printer.note(&format!("[task-logs] the journal no longer has {dropped} older commands"));
+    }
     if wanted.is_empty() {
         printer.text("No task logs found.\n")?;
     }
     for number in wanted {
         let logs = match engine.logs_task(id, Some(number)).await {
             Ok(logs) => logs,
-            Err(error) if sequence.is_some() || error.kind == ErrorKind::NotFound => return Err(error.into()),
+            Err(error) if sequence.is_some() => return Err(error.into()),
+            // The journal dropped it meanwhile. If the task is gone, this says so.
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                engine.status_task(id).await?;
+                continue;
+            }
             Err(error) => {
                 printer.note(&format!("[warning] cannot show command {number}: {error}"));
                 continue;

@@ -149,6 +149,9 @@ pub(super) fn task(task: &Task) -> String {
     if let Some(disk_mib) = task.disk_mib {
         lines.push(format!("Disk: {} MiB used of {disk_mib} MiB", mib(task.disk_used_bytes)));
     }
+    if let Some(owner) = &task.owner {
+        lines.push(format!("Owner: {owner}"));
+    }
     if let Some(reason) = task.stop_reason {
         lines.push(format!("Stop reason: {reason}"));
     }
@@ -162,15 +165,16 @@ pub(super) fn task(task: &Task) -> String {
     lines.join("\n") + "\n"
 }
 
-/// One line per task: id, state, environment, age, time left.
+/// One line per task: id, state, environment, age, time left, number of commands, and the owner, if it has one.
 fn listed(list: &TaskList, now: f64) -> String {
     if list.count == 0 {
         return "No tasks found.\n".to_owned();
     }
     let row = |task: &Task| {
         let left = if task.stop_reason.is_some() { "-".to_owned() } else { duration(task.expires_at - now) };
+        let owner = task.owner.as_ref().map(|owner| format!(" owner={owner}")).unwrap_or_default();
         format!(
-            "{} {:<8} {:<16} age={} left={left} commands={}\n",
+            "{} {:<8} {:<16} age={} left={left} commands={}{owner}\n",
             task.task_id,
             task.state,
             task.environment,

@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::path::PathBuf;
 
 use pyro_engine::operations::ExecVm;
-use pyro_engine::{Command, Config, Engine, Error, Events, Reader, Vm, VmSpec};
+use pyro_engine::{Command, Config, Engine, Error, Events, Overcommit, Reader, Vm, VmSpec};
 use pyro_supervisor::{Client, CommandEnd, CommandOutcome, Exec, OutputStream, Run, RunError};
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,7 @@ impl Sandbox {
     /// The same with other settings.
     pub(crate) fn engine_with(&self, change: impl FnOnce(&mut Config)) -> Engine {
         let mut config = Config {
+            disk_overcommit: Overcommit::Off,
             guest_kernel: super::guest_kernel().map(PathBuf::from),
             search_path: std::env::var_os("PATH").unwrap(),
             ..Config::new(self.state(), cache::with_environment().to_owned(), PYRO.into())

@@ -1,6 +1,7 @@
 //! Copies files into and out of a task.
 
 use std::error::Error as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use pyro_supervisor::{Client, CopyError, Pack, Report, Unpack};
@@ -22,6 +23,8 @@ pub struct CopyFromGuest<'a> {
     pub target: &'a Path,
     /// Limits of the copy.
     pub limits: CopyLimits,
+    /// Keep the modes of the guest's files, whatever the umask of this process says.
+    pub preserve_mode: bool,
 }
 
 /// A copy from this host to a task.
@@ -39,7 +42,8 @@ impl Engine {
     /// Copies a file or a directory out of a task. Existing files are replaced, and directories are merged.
     ///
     /// Only that copy is written on this host, whatever the guest sends: no symbolic link that leads out of it is
-    /// followed or created, no other kind of file is created, and no special permission is set.
+    /// followed or created, no other kind of file is created, and no special permission is set. Modes are subject to the
+    /// umask of this process unless they are to be preserved.
     ///
     /// # Errors
     /// `InvalidInput` if the file does not exist or the copy would exceed `limits`, `NotFound`, `Expired`,
@@ -50,14 +54,15 @@ impl Engine {
         copy: CopyFromGuest<'_>,
         cancel: &CancellationToken,
     ) -> Result<TaskCopied, Error> {
-        let CopyFromGuest { path, target, limits } = copy;
+        let CopyFromGuest { path, target, limits, preserve_mode } = copy;
         let (id, guest) = self.guest_of_task(task_id).await?;
         check_path(path)?;
         let own_name = Path::new(pyro_supervisor::WORKSPACE).join(path);
         let place = pyro_supervisor::destination(target, own_name.file_name())
             .map_err(|error| copy_error(&id, CopyError::Host(error)))?;
         let pack = Pack { path: path.to_owned(), limits: convert::archive_limits(limits) };
-        let copy = async { guest.copy_out(pack, place).await.map_err(|error| copy_error(&id, error)) };
+        let mask = if preserve_mode { 0 } else { umask() };
+        let copy = async { guest.copy_out(pack, place, mask).await.map_err(|error| copy_error(&id, error)) };
         unless_cancelled(cancel, copy).await.map(|report| copied(&id, report))
     }
 
@@ -124,6 +129,16 @@ pub(super) fn check_path(path: &str) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+/// Returns the umask of this process. It cannot be asked for without a change, which other threads would see, so the kernel's
+/// report of the process is read.
+fn umask() -> u32 {
+    /// The usual one, if the kernel does not say.
+    const USUAL: u32 = 0o022;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(USUAL)
 }
 
 fn copied(id: &VmId, report: Report) -> TaskCopied {

@@ -23,11 +23,22 @@ impl Engine {
         self.get(Kind::Task, &id).await?;
         let task = id.clone();
         let records = self.registry(move |registry| match sequence {
-            Some(sequence) => Ok(vec![registry.command(&task, sequence)?]),
-            None => registry.commands(&task),
+            Some(sequence) => Ok((vec![registry.command(&task, sequence)?], 0)),
+            None => Ok((registry.commands(&task)?, dropped(&registry.sequences(&task)?))),
         });
-        let entries = self.entries(&id, records.await?).await?;
-        Ok(TaskLogs { task_id: id, count: entries.len() as u64, entries })
+        let (records, dropped) = records.await?;
+        let entries = self.entries(&id, records).await?;
+        Ok(TaskLogs { task_id: id, count: entries.len() as u64, entries, dropped })
+    }
+
+    /// Returns the numbers of the commands in the journal of a task, in order.
+    ///
+    /// # Errors
+    /// `NotFound`, `StateUnusable`.
+    pub async fn logged_commands(&self, task_id: &str) -> Result<Vec<u64>, Error> {
+        let id = VmId::parse_as(Kind::Task, task_id)?;
+        self.get(Kind::Task, &id).await?;
+        self.registry(move |registry| registry.sequences(&id)).await
     }
 
     /// Returns one entry.
@@ -48,6 +59,11 @@ impl Engine {
         })
         .await
     }
+}
+
+/// Returns how many commands the journal no longer has, of those up to its latest.
+pub(crate) fn dropped(sequences: &[u64]) -> u64 {
+    sequences.last().map_or(0, |latest| latest.saturating_sub(sequences.len() as u64))
 }
 
 fn entry(shared: &Shared, id: &VmId, record: CommandRecord) -> Result<TaskLogEntry, Error> {

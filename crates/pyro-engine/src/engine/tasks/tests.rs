@@ -49,6 +49,7 @@ async fn created(engine: &Engine, kind: Kind) -> (VmId, PathBuf) {
         network: None,
         host_access: crate::HostAccess::Denied,
         metadata: BTreeMap::new(),
+        owner: None,
     };
     engine.registry(move |registry| registry.insert(&task, 4)).await.unwrap();
     let dir = engine.vm_dir(&id);
@@ -399,4 +400,39 @@ async fn a_caller_that_cancels_does_not_wait_for_the_reason_of_a_loss() {
     },);
     assert_eq!(error, unknown);
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+/// The journal of a busy task lacks its beginning, and every reader sees how much is missing.
+#[tokio::test]
+async fn a_journal_that_dropped_commands_says_how_many() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, _) = started_task(&engine).await;
+    let other = rusqlite::Connection::open(crate::state_dir::registry(&engine.config().base_dir)).unwrap();
+    for sequence in 21..=1020 {
+        let sql = "INSERT INTO commands (task_id, sequence, command, cwd, execution_mode, accepted_at, outcome, exit_code, \
+                   duration_ms) VALUES (?1, ?2, 'true', '/', 'guest_vsock', 1.0, 'exited', 0, 1)";
+        other.execute(sql, rusqlite::params![id.as_str(), sequence]).unwrap();
+    }
+    let logs = engine.logs_task(id.as_str(), None).await.unwrap();
+    assert_eq!((logs.count, logs.dropped, logs.entries[0].sequence), (1000, 20, 21));
+    assert_eq!(engine.status_task(id.as_str()).await.unwrap().command_count, 1020);
+    let page = async |after| {
+        let entries = crate::operations::LogsTask {
+            task: id.as_str().into(),
+            entries: pyro_api::Entries { sequence: None, after },
+        };
+        let engine: &dyn pyro_api::Contract = &engine;
+        engine.logs_task(entries, &crate::CallContext::default()).await.unwrap()
+    };
+    let first = page(0).await;
+    assert_eq!((first.logs.count, first.logs.dropped, first.next_after), (1000, 20, None));
+    let rest = page(1015).await;
+    assert_eq!((rest.logs.count, rest.logs.dropped, rest.next_after), (5, 20, None));
+    let error = engine.logs_task(id.as_str(), Some(7)).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    assert_eq!(
+        error.message,
+        format!("the journal of task '{id}' no longer has command 7: it keeps the latest ones")
+    );
 }

@@ -29,6 +29,7 @@ fn with_tasks(count: u32) -> (TempDir, Registry) {
             network: None,
             host_access: crate::HostAccess::Denied,
             metadata: BTreeMap::new(),
+            owner: None,
         };
         registry.insert(&vm, 100).unwrap();
     }
@@ -231,4 +232,114 @@ proptest! {
         let found: Vec<_> = entries.iter().map(|entry| (entry.word(), entry.end().map(exit_code))).collect();
         prop_assert_eq!(found, model);
     }
+}
+
+/// A task with this many commands that have ended.
+fn with_ended(count: u64) -> (TempDir, Registry) {
+    let (directory, registry) = with_tasks(1);
+    for sequence in 1..=count {
+        assert_eq!(registry.accept_command(&task(1), &new("true")).unwrap(), sequence);
+        registry.end_command(&task(1), sequence, 2.0, &exited(0)).unwrap();
+    }
+    (directory, registry)
+}
+
+#[test]
+fn the_journal_keeps_the_latest_commands_and_counts_all() {
+    let (directory, registry) = with_tasks(1);
+    let commands = crate::state_dir::vm(directory.path(), &task(1)).join(files::COMMANDS);
+    fs::create_dir_all(&commands).unwrap();
+    let total = KEPT_ENTRIES + 20;
+    // Most of them without waiting for the disk each time. The third one runs on.
+    let mut other = rusqlite::Connection::open(directory.path().join("state.sqlite3")).unwrap();
+    let many = other.transaction().unwrap();
+    for sequence in 1..=KEPT_ENTRIES {
+        let outcome = if sequence == 3 { "running" } else { "not_run" };
+        many.execute(
+            "INSERT INTO commands (task_id, sequence, command, cwd, execution_mode, accepted_at, outcome) \
+             VALUES (?1, ?2, 'true', '/', 'guest_vsock', 1.0, ?3)",
+            rusqlite::params![task(1).as_str(), sequence, outcome],
+        )
+        .unwrap();
+    }
+    many.commit().unwrap();
+    for sequence in 1..=total {
+        if sequence > KEPT_ENTRIES {
+            assert_eq!(registry.accept_command(&task(1), &new("true")).unwrap(), sequence);
+            registry.end_command(&task(1), sequence, 2.0, &exited(0)).unwrap();
+        }
+        for stream in STREAMS {
+            fs::write(commands.join(file_name(sequence, stream)), "output").unwrap();
+        }
+    }
+    // The output of dropped commands is gone.
+    for sequence in 1..=20 {
+        let left = STREAMS.map(|stream| commands.join(file_name(sequence, stream)).exists());
+        assert_eq!(left, [sequence == 3; 2], "{sequence}");
+    }
+    let kept = registry.sequences(&task(1)).unwrap();
+    assert_eq!((kept[0], kept[1], kept.last()), (3, 21, Some(&total)));
+    assert_eq!(kept.len() as u64, KEPT_ENTRIES + 1);
+    let (count, last) = registry.command_summary(&task(1)).unwrap();
+    assert_eq!((count, last.unwrap().sequence), (total, total));
+    let error = registry.command(&task(1), 20).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    assert!(error.to_string().contains("no longer has command 20"), "{error}");
+    let error = registry.command(&task(1), total + 1).unwrap_err();
+    assert!(error.to_string().contains("has no command 1021"), "{error}");
+    assert_eq!(registry.accept_command(&task(1), &new("next")).unwrap(), total + 1);
+}
+
+#[test]
+fn the_texts_of_commands_have_a_total_size() {
+    let (_directory, registry) = with_tasks(2);
+    let long = "x".repeat(crate::limits::MAX_COMMAND_BYTES);
+    registry.accept_command(&task(2), &new(&long)).unwrap();
+    registry.end_command(&task(2), 1, 2.0, &exited(0)).unwrap();
+    for sequence in 1..=140 {
+        registry.accept_command(&task(1), &new(&long)).unwrap();
+        registry.end_command(&task(1), sequence, 2.0, &exited(0)).unwrap();
+    }
+    let kept = registry.commands(&task(1)).unwrap();
+    let bytes: usize = kept.iter().map(|record| record.command.len() + record.cwd.len()).sum();
+    assert!(bytes as u64 <= KEPT_BYTES && bytes as u64 > KEPT_BYTES - 300_000, "{bytes}");
+    assert_eq!(kept.last().unwrap().sequence, 140);
+    assert_eq!(registry.sequences(&task(2)).unwrap(), [1], "another task's entries stay");
+}
+
+#[test]
+fn the_file_gives_back_the_space_of_a_deleted_task() {
+    let (directory, registry) = with_tasks(2);
+    let long = "x".repeat(crate::limits::MAX_COMMAND_BYTES);
+    for _ in 0..40 {
+        registry.accept_command(&task(1), &new(&long)).unwrap();
+    }
+    let size = || {
+        let other = rusqlite::Connection::open(directory.path().join("state.sqlite3")).unwrap();
+        other.pragma_query_value(None, "page_count", |row| row.get::<_, u64>(0)).unwrap() * 4096
+    };
+    assert!(size() > 5 << 20, "{}", size());
+    registry.delete(&task(1)).unwrap();
+    assert!(size() < 1 << 20, "{}", size());
+}
+
+#[test]
+fn a_file_of_an_earlier_version_gives_back_space_too() {
+    let (directory, registry) = with_ended(1);
+    drop(registry);
+    let file = directory.path().join("state.sqlite3");
+    let other = rusqlite::Connection::open(&file).unwrap();
+    other
+        .execute_batch(
+            "ALTER TABLE vms DROP COLUMN owner; ALTER TABLE vms DROP COLUMN layer_mib; PRAGMA user_version = 2;
+             PRAGMA auto_vacuum = NONE; VACUUM",
+        )
+        .unwrap();
+    let mode = |connection: &rusqlite::Connection| -> u64 {
+        connection.pragma_query_value(None, "auto_vacuum", |row| row.get(0)).unwrap()
+    };
+    assert_eq!(mode(&other), 0);
+    drop(other);
+    assert_eq!(Registry::new(directory.path()).sequences(&task(1)).unwrap(), [1]);
+    assert_eq!(mode(&rusqlite::Connection::open(&file).unwrap()), 2);
 }

@@ -33,6 +33,7 @@ fn a_task() -> Task {
         disk_mib: None,
         disk_used_bytes: 0,
         network_denials: Vec::new(),
+        owner: None,
     }
 }
 
