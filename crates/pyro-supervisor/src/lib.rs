@@ -36,10 +36,10 @@ pub mod template;
 
 pub use client::{
     Client, ConnectError, CopyError, EndError, EndRequest, Ended, Lifeline, Ran, Run, RunError, StartError,
-    make_template, start, unlocked,
+    make_template, start,
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
-pub use dir::{Owner, OwnerLock, Phase};
+pub use dir::{Owner, OwnerLock, Phase, network_denials};
 pub use protocol::{GENERATION, Greeting};
 pub use pyro_archive::{Report, destination};
 pub use pyro_wire::{
