@@ -14,7 +14,7 @@ use rustix::thread::{
 use crate::limits;
 
 /// User and group that have no files: `nobody` and `nogroup`.
-const NOBODY: u32 = 65_534;
+const UNPRIVILEGED: u32 = 65_534;
 /// Maximum memory that the process may allocate, in bytes: more than all buffers together.
 const MAX_DATA_BYTES: u64 = 256 << 20;
 
@@ -78,7 +78,7 @@ fn limit(resource: Resource, most: u64) -> Result<(), Errno> {
 }
 
 fn become_nobody() -> Result<(), Errno> {
-    let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    let (user, group) = (Uid::from_raw(UNPRIVILEGED), Gid::from_raw(UNPRIVILEGED));
     let unknown = |error| match error {
         // The user namespace knows no such user, or does not let its users change groups.
         Errno::INVAL | Errno::PERM => Ok(()),

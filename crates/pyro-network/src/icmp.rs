@@ -1,4 +1,4 @@
-//! Echo requests: those to our own addresses are answered here, and others are sent by the host, if it lets its users.
+//! Echo requests: those to our own addresses are answered, and others are dropped.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
 //! What connections, flows and queries share: the configuration, the policy's verdicts, names that are bound to
-//! addresses, and what the event loop has to be told.
+//! addresses, and the registry of the event loop.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

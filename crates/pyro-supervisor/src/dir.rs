@@ -14,6 +14,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pyro_machine::network::Denials;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
@@ -238,6 +239,19 @@ impl OwnerLock {
 impl AsFd for OwnerLock {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// Returns what the network of the VM with this directory has denied since the VM was started. Empty for a VM without a
+/// network.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn network_denials(dir: &Path) -> io::Result<Denials> {
+    match fs::File::open(dir.join(files::NETWORK_DENIALS)) {
+        Ok(file) => Denials::read(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Denials::default()),
+        Err(error) => Err(error),
     }
 }
 

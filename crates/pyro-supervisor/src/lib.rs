@@ -39,7 +39,7 @@ pub use client::{
     make_template, start,
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
-pub use dir::{Owner, OwnerLock, Phase};
+pub use dir::{Owner, OwnerLock, Phase, network_denials};
 pub use protocol::{GENERATION, Greeting};
 pub use pyro_archive::{Report, destination};
 pub use pyro_wire::{

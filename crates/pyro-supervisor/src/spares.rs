@@ -8,11 +8,11 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use futures::{SinkExt, StreamExt};
+use pyro_machine::network::Policy;
 use pyro_machine::snapshot::SnapshotError;
 use pyro_machine::{HostPlatform, snapshot};
 use pyro_wire::{Frame, FrameCodec};
-use serde_json::json;
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest, Sha256};
 use tokio_util::codec::Framed;
 
 use crate::protocol::{Legacy, Reply};
@@ -25,14 +25,17 @@ use crate::{BootInfo, BootStage, Lifeline, OwnerLock, StartError, client, dir, s
 /// # Errors
 /// The VMM, the guest's kernel, or the host cannot be identified.
 pub async fn key(spec: &LaunchSpec, cache: &Path) -> Result<String, SnapshotError> {
-    let kind = snapshot::key(cache, &spec.subject(), &HostPlatform::new()).await?;
-    // The process that carries a spare's packets has its policy from the start.
-    Ok(match spec.network {
-        true => {
-            format!("{kind}-{}", hex::encode(&Sha256::digest(json!(spec.network_policy).to_string())[..8]))
-        }
-        false => kind,
-    })
+    let key = snapshot::key(cache, &spec.subject(), &HostPlatform::new()).await?;
+    Ok(with_policy(key, spec))
+}
+
+/// A running VM keeps its policy, so VMs with different ones cannot take each other's place.
+fn with_policy(key: String, spec: &LaunchSpec) -> String {
+    if !spec.network || spec.network_policy == Policy::default() {
+        return key;
+    }
+    let policy = format!("{:?}", spec.network_policy);
+    format!("{key}-{}", hex::encode(&Sha256::digest(policy)[..8]))
 }
 
 /// Starts `program` with `args` as the supervisor of a spare, which `spec` describes and whose lock is `lock`. Does not

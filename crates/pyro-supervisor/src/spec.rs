@@ -97,12 +97,12 @@ pub enum Purpose {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use pyro_machine::{Accelerator, GuestKernel};
 
     use super::*;
 
-    fn spec() -> LaunchSpec {
+    pub(crate) fn spec() -> LaunchSpec {
         LaunchSpec {
             vm_id: "0123456789ab".to_owned(),
             dir: "/vms/0123456789ab".into(),

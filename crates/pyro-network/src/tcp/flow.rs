@@ -20,7 +20,7 @@ use crate::stack::Stack;
 #[derive(Debug)]
 pub(super) struct Flow {
     ends: Ends,
-    /// Absent once the host's connection has ended while the guest is still to be told.
+    /// Absent once the host's connection has ended while the guest must still learn of it.
     host: Option<TcpStream>,
     handle: SocketHandle,
     readable: bool,
@@ -90,7 +90,7 @@ impl Flow {
     pub(super) fn pump(&mut self, shared: &mut Shared, stack: &mut Stack) -> Pumped {
         let socket = stack.socket(self.handle);
         let Some(mut host) = self.host.take() else {
-            // The guest is told by a reset, for which the output may have had no space yet.
+            // The guest learns of it by a reset, for which the output may have had no space yet.
             return match socket.remote_endpoint() {
                 None => Pumped::Ended,
                 Some(_) => Pumped::Open { moved: false },

@@ -9,7 +9,7 @@ use super::helper::helper;
 use super::world::{
     ECHO_PORT, OPEN_PORT, PUBLIC, ask, heard, program_in_world, run_in_world, start_in_world,
 };
-use crate::harness::{Sandbox, kill};
+use crate::harness::{PYRO, Sandbox, kill};
 
 /// Addresses on which canaries listen, and by which a guest must not reach them: those of the host, and of networks that are not
 /// public.
@@ -230,4 +230,37 @@ fn a_flood_of_connections_holds_bounded_descriptors_and_memory() {
     }
     kill(sandbox.supervisor().pid, Signal::KILL);
     running.finish();
+}
+
+/// A guest stays while the host gets the address of its server, and loses and gets back its uplink.
+const CHANGES: &str = r#"
+    set -e
+    pyro=$1
+    id=$("$pyro" task create debian:12 --network | sed -n 's/^Task ID: //p')
+    ask() {
+        "$pyro" task exec "$id" -- \
+            "timeout 20 bash -c 'cat < /dev/tcp/5.6.7.8/8080' 2> /dev/null | tail -n 1 | grep . || echo closed"
+    }
+    ask
+    ip address add 5.6.7.8/32 dev lo
+    ask
+    ip address delete 5.6.7.8/32 dev lo
+    ask
+    ip link set outside down
+    ask
+    ip link set outside up
+    ip route add default via 5.6.7.8
+    ask
+    "$pyro" task delete "$id" > /dev/null
+"#;
+
+#[test]
+fn addresses_and_routes_of_the_host_may_change() {
+    let sandbox = Sandbox::new();
+    let mut command = program_in_world(&sandbox, "bash");
+    let output = command.args(["-c", CHANGES, "changes", PYRO]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(text, "public\nclosed\npublic\nclosed\npublic\n", "{errors}");
+    assert_eq!(heard(&sandbox, "host"), "");
 }

@@ -26,7 +26,7 @@ fn new(number: u32, kind: Kind) -> NewVm {
         kind,
         ephemeral: false,
         disk_mib: None,
-        network_enabled: false,
+        network: None,
         host_access: HostAccess::Denied,
         metadata: BTreeMap::new(),
         owner: None,
