@@ -131,6 +131,7 @@ pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError
         vmm_program: vmm_program(variables)?,
         guest_kernel: guest_kernel(variables)?,
         debian_mirror: debian_mirror(variables)?,
+        requires_full_confinement: requires_full_confinement(variables)?,
         search_path: variables.get("PATH").unwrap_or_default(),
     })
 }
@@ -210,6 +211,16 @@ fn debian_mirror(variables: &Variables) -> Result<Option<String>, ConfigError> {
     let is_usable = host_and_rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
         && !address.contains(|c: char| c.is_whitespace() || c.is_control());
     if is_usable { Ok(Some(address)) } else { Err(ConfigError::bad_value(NAME, address.as_ref(), EXPECTED)) }
+}
+
+fn requires_full_confinement(variables: &Variables) -> Result<bool, ConfigError> {
+    const NAME: &str = "PYRO_REQUIRE_CONFINEMENT";
+    const EXPECTED: &str = "`full`, or nothing";
+    match variables.text(NAME, EXPECTED)?.as_deref() {
+        None => Ok(false),
+        Some("full") => Ok(true),
+        Some(other) => Err(ConfigError::bad_value(NAME, other.as_ref(), EXPECTED)),
+    }
 }
 
 #[cfg(test)]

@@ -32,6 +32,8 @@ pub struct Config {
     pub guest_kernel: Option<PathBuf>,
     /// Mirror to build Debian environments from; `None` uses the catalog's default.
     pub debian_mirror: Option<String>,
+    /// Start VMs only if the host can confine their VMMs fully.
+    pub requires_full_confinement: bool,
     /// Where to search for programs, in the form of `PATH`. Commands in host compatibility mode get it as their `PATH`.
     pub search_path: OsString,
 }
@@ -56,6 +58,7 @@ impl Config {
             vmm_program: None,
             guest_kernel: None,
             debian_mirror: None,
+            requires_full_confinement: false,
             search_path: OsString::new(),
         }
     }

@@ -39,6 +39,9 @@ pub struct LaunchSpec {
     pub purpose: Purpose,
     /// Give the guest a network interface with access to the network of the host.
     pub network: bool,
+    /// Do not start the VM unless the host can confine its VMM fully.
+    #[serde(default)]
+    pub requires_full_confinement: bool,
 }
 
 impl LaunchSpec {
@@ -126,6 +129,7 @@ mod tests {
             template_dir: Some("/templates".into()),
             network: false,
             purpose: Purpose::Vm,
+            requires_full_confinement: false,
         }
     }
 

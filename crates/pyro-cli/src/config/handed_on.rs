@@ -6,7 +6,8 @@ use super::{ConfigError, Variables, vmm_program};
 
 /// Paths, which are made absolute: the server starts in a directory of the client's choice.
 const PATHS: [&str; 2] = ["PYRO_BASE_DIR", "PYRO_ENVIRONMENT_CACHE_DIR"];
-const PLAIN: [&str; 4] = ["PYRO_ACCEL", "PYRO_DEBIAN_MIRROR", "PYRO_MAX_ACTIVE_VMS", "PYRO_WARM"];
+const PLAIN: [&str; 5] =
+    ["PYRO_ACCEL", "PYRO_DEBIAN_MIRROR", "PYRO_MAX_ACTIVE_VMS", "PYRO_REQUIRE_CONFINEMENT", "PYRO_WARM"];
 /// Variables that determine where pyro keeps its files by default.
 const XDG: [&str; 3] = ["XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"];
 

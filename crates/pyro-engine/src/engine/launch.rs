@@ -291,6 +291,7 @@ impl Engine {
             },
             network: shape.network,
             purpose: Purpose::Vm,
+            requires_full_confinement: self.config().requires_full_confinement,
         })
     }
 

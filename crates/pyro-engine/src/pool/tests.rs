@@ -69,6 +69,7 @@ fn model() -> LaunchSpec {
         guest: fake::guest_image(),
         template_dir: None,
         purpose: Purpose::Vm,
+        requires_full_confinement: false,
         network: false,
     }
 }

@@ -46,7 +46,9 @@ impl Record {
         for name in PARTS {
             let path = dir.join(name);
             let describe = || {
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o400))?;
+                // The VMMs of root run as other users, each as its own. Only pyro's user can enter the directory.
+                own(&path)?;
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o444))?;
                 let sha256 = digest(&path)?;
                 Ok::<_, io::Error>(FileRecord { sha256, ..FileRecord::look(&path)? })
             };
@@ -109,6 +111,15 @@ impl FileRecord {
             sha256: String::new(),
         })
     }
+}
+
+/// Takes back a file that was given to the user of a VMM.
+fn own(path: &Path) -> io::Result<()> {
+    let own = rustix::process::geteuid().as_raw();
+    if fs::metadata(path)?.uid() != own {
+        std::os::unix::fs::chown(path, Some(own), Some(rustix::process::getegid().as_raw()))?;
+    }
+    Ok(())
 }
 
 /// A digest that does not read holes, of which guest memory mostly consists.

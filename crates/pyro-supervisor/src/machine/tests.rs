@@ -56,6 +56,7 @@ impl Fixture {
             template_dir: None,
             network: false,
             purpose: Purpose::Vm,
+            requires_full_confinement: false,
         }
     }
 

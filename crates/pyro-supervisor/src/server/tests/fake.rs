@@ -204,6 +204,7 @@ impl Boot for FakeBoot {
             boot_ms: 1,
             accelerator: Accelerator::Tcg,
             network: None,
+            confinement: None,
             start_mode: StartMode::Cold,
             warning: None,
             stages: Vec::new(),
@@ -643,6 +644,7 @@ pub(crate) fn spec(dir: PathBuf) -> LaunchSpec {
         guest: machine_fake::guest_image(),
         template_dir: None,
         purpose: Purpose::Vm,
+        requires_full_confinement: false,
         network: false,
     }
 }

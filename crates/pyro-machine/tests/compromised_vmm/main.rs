@@ -1,0 +1,226 @@
+//! What a VMM could do that a guest has taken over.
+//!
+//! The program of these tests runs itself in place of the VMM, through the code that starts QEMU, and tries to do harm. It
+//! is also run without confinement, where everything must succeed: an attempt that cannot succeed proves nothing.
+
+#![expect(clippy::disallowed_methods, reason = "the arguments say which of its parts this program plays")]
+
+mod stand_in;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use pyro_machine::disk::LayerLifetime;
+use pyro_machine::{
+    Accelerator, Confinement, Console, Disks, Hardware, Launch, Machine, MachineConfig, Platform, Qemu, Start,
+};
+use tokio::task::LocalSet;
+
+/// Who reruns this program as an ordinary user passes this argument, and the directory for its files.
+const AS_USER: &str = "--as-user";
+/// A user without rights.
+const NOBODY: u32 = 65534;
+
+/// Attempts that only root can make, or that a setting of the host forbids to ordinary users.
+const FOR_ROOT: [&str; 4] = ["change_user", "mount", "write_supervisor_memory", "trace_process"];
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if arguments.iter().any(|argument| argument == "-sandbox") {
+        return stand_in::run(&arguments);
+    }
+    if arguments.get(1).is_some_and(|argument| argument == stand_in::CONTINUE) {
+        return stand_in::go_on();
+    }
+    if arguments.get(1).is_some_and(|argument| argument == AS_USER) {
+        let dir = arguments.get(2).map(Path::new).unwrap_or(Path::new("/nonexistent"));
+        return match everything_is_stopped(dir) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failed) => {
+                let _ = writeln!(io::stderr(), "{}", failed.message().unwrap_or("failed"));
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let trials = vec![
+        Trial::test("a_compromised_vmm_is_stopped_where_an_unconfined_one_is_not", || {
+            everything_is_stopped(tempfile::tempdir()?.path())
+        }),
+        Trial::test("a_compromised_vmm_of_an_ordinary_user_is_stopped_too", as_ordinary_user),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// Runs the first test again as a user without rights, if this one is root. Otherwise the first test has done that.
+fn as_ordinary_user() -> Result<(), Failed> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let dir = tempfile::Builder::new().prefix("pyro-vmm-").tempdir_in("/tmp")?;
+    std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY))?;
+    let program = dir.path().join("program");
+    fs::copy(std::env::current_exe()?, &program)?;
+    let output = Command::new(&program).arg(AS_USER).arg(dir.path()).uid(NOBODY).gid(NOBODY).output()?;
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&output.stderr).into_owned().into())
+}
+
+/// A value of this process, which plays the supervisor.
+static CANARY: AtomicU64 = AtomicU64::new(UNTOUCHED);
+const UNTOUCHED: u64 = 0x11;
+
+/// What is there to be harmed.
+struct Host {
+    dir: PathBuf,
+    disks: Disks,
+    bystander: Child,
+    _open: (TcpListener, UnixListener, UnixListener, File),
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.bystander.kill();
+        let _ = self.bystander.wait();
+    }
+}
+
+impl Host {
+    fn new(dir: &Path) -> io::Result<Self> {
+        let vm = dir.join("vm");
+        fs::create_dir_all(&vm)?;
+        let file = |path: PathBuf| {
+            fs::write(&path, "content")?;
+            Ok::<_, io::Error>(path)
+        };
+        let secret = file(dir.join("id_ed25519"))?;
+        let registry = file(dir.join("state.sqlite3"))?;
+        let disks = Disks {
+            kernel: file(vm.join("kernel"))?,
+            initrd: file(vm.join("initrd"))?,
+            base_image: file(dir.join("rootfs"))?,
+            layer: vm.join("layer"),
+        };
+        let socket = dir.join("control.sock");
+        let _ = fs::remove_file(&socket);
+        let control = UnixListener::bind(&socket)?;
+        let tcp = TcpListener::bind("127.0.0.1:0")?;
+        let name = format!("pyro-test-{}", std::process::id());
+        let abstract_socket = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+        // Unlike an opened file, a copied descriptor is not closed by exec.
+        let leaked = File::from(rustix::io::dup(File::open(&secret)?)?);
+        let bystander = Command::new("/bin/sleep").arg("600").spawn()?;
+        let targets = BTreeMap::from([
+            ("dir", dir.display().to_string()),
+            ("secret", secret.display().to_string()),
+            ("registry", registry.display().to_string()),
+            ("socket", socket.display().to_string()),
+            ("image", disks.base_image.display().to_string()),
+            ("port", tcp.local_addr()?.port().to_string()),
+            ("abstract", name),
+            ("bystander", bystander.id().to_string()),
+            ("supervisor", std::process::id().to_string()),
+            ("canary", (CANARY.as_ptr() as usize).to_string()),
+            ("leaked", leaked.as_raw_fd().to_string()),
+        ]);
+        let lines: String = targets.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
+        fs::write(&disks.layer, lines)?;
+        CANARY.store(UNTOUCHED, Ordering::Relaxed);
+        Ok(Self { dir: dir.to_owned(), disks, bystander, _open: (tcp, control, abstract_socket, leaked) })
+    }
+
+    /// Runs the stand-in as the VMM of a machine, and returns what it has managed to do.
+    fn confined(&self) -> Result<(BTreeMap<String, bool>, Confinement), Failed> {
+        let log = self.dir.join("vm/serial.log");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let config = MachineConfig {
+            vmm_program: std::env::current_exe()?,
+            accelerator: Accelerator::Tcg,
+            vcpu_count: 1,
+            mem_mib: 256,
+        };
+        let launch = Launch {
+            hardware: Hardware { config, layer_lifetime: LayerLifetime::OneStart, interface: None },
+            disks: self.disks.clone(),
+            network: None,
+            start: Start::Kernel { save_in: None },
+            console: Console::create(&log).map_err(|error| error.to_string())?,
+            requires_full_confinement: false,
+        };
+        let work = async {
+            let mut machine = Qemu::new().launch(launch).await.map_err(|error| format!("{error:?}"))?;
+            let exit = machine.exited().await;
+            let words = machine.console().last_words().await;
+            let confinement = machine.confinement().clone();
+            match exit.status().as_str() {
+                "exit status: 0" => Ok(confinement),
+                status => Err(Failed::from(format!("the stand-in has failed ({status}): {words:?}"))),
+            }
+        };
+        let confinement = LocalSet::new().block_on(&runtime, work)?;
+        Ok((outcomes(&fs::read_to_string(log)?), confinement))
+    }
+
+    /// Runs the stand-in as any program is run.
+    fn unconfined(&self) -> Result<BTreeMap<String, bool>, Failed> {
+        let layer =
+            format!(r#"{{"node-name":"layer","file":{{"filename":"{}"}}}}"#, self.disks.layer.display());
+        let output = Command::new(std::env::current_exe()?)
+            .args(["-sandbox", "on", "-blockdev", &layer])
+            .env("PYRO_TEST_CANARY", "1")
+            .output()?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+        }
+        Ok(outcomes(&String::from_utf8_lossy(&output.stdout)))
+    }
+}
+
+/// Lines of the form `attempt: yes` or `attempt: no`.
+fn outcomes(text: &str) -> BTreeMap<String, bool> {
+    let lines = text.lines().filter_map(|line| line.split_once(": "));
+    lines.map(|(attempt, outcome)| (attempt.to_owned(), outcome.starts_with("yes"))).collect()
+}
+
+fn everything_is_stopped(dir: &Path) -> Result<(), Failed> {
+    let is_root = rustix::process::geteuid().is_root();
+    let host = Host::new(dir)?;
+    let (confined, confinement) = host.confined()?;
+    println!("confinement: {confinement}");
+    if CANARY.load(Ordering::Relaxed) != UNTOUCHED {
+        return Err("the memory of the supervisor was written to".into());
+    }
+    drop(host);
+    let host = Host::new(dir)?;
+    let unconfined = host.unconfined()?;
+    let mut wrong = Vec::new();
+    for attempt in stand_in::ATTEMPTS {
+        let (stopped, possible) =
+            (confined.get(attempt) == Some(&false), unconfined.get(attempt) == Some(&true));
+        println!("{attempt:<28} confined: {:<8} unconfined: {}", word(!stopped), word(possible));
+        if !stopped || !(possible || !is_root && FOR_ROOT.contains(&attempt)) {
+            wrong.push(attempt);
+        }
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(format!("not stopped, or not possible without confinement: {wrong:?}\n{confined:?}\n{unconfined:?}")
+        .into())
+}
+
+fn word(done: bool) -> &'static str {
+    if done { "done" } else { "stopped" }
+}
