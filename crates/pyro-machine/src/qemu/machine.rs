@@ -135,7 +135,7 @@ mod tests {
     use std::io;
     use std::os::fd::OwnedFd;
 
-    use pyro_confine::{Access, Identity, Policy, Program, Syscalls, Visible};
+    use pyro_confine::{Access, Identity, Policy, Program, Visible};
     use tokio::task::LocalSet;
 
     use super::*;
@@ -144,6 +144,7 @@ mod tests {
     fn cat() -> ((VmmProcess, Confinement), io::PipeWriter) {
         let (stdin, writer) = io::pipe().unwrap();
         let visible = [("/bin/cat", Access::Execute), ("/lib", Access::Execute), ("/lib64", Access::Execute)];
+        let null = || OwnedFd::from(std::fs::File::options().write(true).open("/dev/null").unwrap());
         let dir = tempfile::tempdir().unwrap();
         let policy = Policy {
             files: visible.map(|(path, access)| Visible::optional(path, access)).into(),
@@ -156,7 +157,7 @@ mod tests {
         let program = Program {
             program: "/bin/cat".into(),
             arguments: Vec::new(),
-            descriptors: vec![(OwnedFd::from(stdin), 0)],
+            descriptors: vec![(OwnedFd::from(stdin), 0), (null(), 1), (null(), 2)],
             blocked_signals: Vec::new(),
             huge_pages: true,
         };

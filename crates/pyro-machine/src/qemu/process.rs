@@ -24,7 +24,10 @@ impl VmmProcess {
     ) -> io::Result<Self> {
         let output =
             output.into_iter().map(|pipe| Receiver::from_owned_fd(pipe.into())).collect::<Result<_, _>>()?;
-        Ok(Self { process: AsyncFd::with_interest(process, Interest::READABLE)?, output })
+        #[expect(unsafe_code, reason = "tokio cannot check that a descriptor stays open")]
+        // SAFETY: the process keeps its descriptor open as long as it lives, and never replaces it.
+        let process = unsafe { AsyncFd::register_with_interest(process, Interest::READABLE)? };
+        Ok(Self { process, output })
     }
 
     /// Returns its process ID.
