@@ -24,8 +24,10 @@ use crate::plan::{Mount, Plan};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Subject {
+    /// The child exists, and can be set up.
+    Ready = 1,
     /// The new root.
-    Root = 1,
+    Root,
     /// The user, and the loss of all others.
     User,
     /// The capabilities.
@@ -48,7 +50,8 @@ pub(crate) enum Subject {
 
 impl Subject {
     pub(crate) fn of(byte: u8) -> Option<Self> {
-        const ALL: [Subject; 10] = [
+        const ALL: [Subject; 11] = [
+            Subject::Ready,
             Subject::Root,
             Subject::User,
             Subject::Capabilities,
@@ -109,8 +112,9 @@ pub(crate) fn run(plan: &Plan, created: Created, connections: &Connections) -> !
         // SAFETY: ends this process without running anything of the parent's.
         unsafe { libc::_exit(127) }
     };
-    // The parent may be undumpable, and could not set up the user namespace of an undumpable child.
+    // A parent that nobody may look into has a child of that kind, whose user namespace only root could set up.
     let _ = set_dumpable_behavior(DumpableBehavior::Dumpable);
+    report(Subject::Ready, Ok(()));
     let mut byte = [0];
     if !matches!(rustix::io::read(&connections.go, &mut byte), Ok(1)) {
         give_up(Subject::Parent, Errno::PIPE);

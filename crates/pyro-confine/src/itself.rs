@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
 use crate::identity::Identity;
@@ -70,6 +70,47 @@ pub fn confine_self(policy: &SelfPolicy) -> Confinement {
     report
 }
 
+/// What a process keeps that supervises confined programs: what it needs to start them, to hand files over to their users,
+/// to end them, and to remove what they leave.
+const OF_SUPERVISORS: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::SYS_ADMIN)
+    .union(CapabilitySet::SYS_CHROOT);
+
+/// Hardens the calling process, which supervises confined programs and has only one thread: other processes of the same
+/// user cannot look into it, executing a program gives it no privileges, it leaves no core file, and of root's
+/// capabilities it keeps only those that it needs. A step that the host refuses is left out.
+pub fn harden_supervisor() {
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    let _ = rustix::thread::set_no_new_privs(true);
+    let _ = limit(&Limit { resource: Resource::Core, maximum: 0, per_user: false });
+    drop_from_bounding_set(OF_SUPERVISORS);
+    let _ = rustix::thread::clear_ambient_capability_set();
+    if let Ok(has) = rustix::thread::capabilities(None) {
+        let sets = CapabilitySets {
+            effective: has.effective & OF_SUPERVISORS,
+            permitted: has.permitted & OF_SUPERVISORS,
+            inheritable: CapabilitySet::empty(),
+        };
+        let _ = rustix::thread::set_capabilities(None, sets);
+    }
+}
+
+/// Gives up what no program that is executed from now on could get, except for `kept`.
+fn drop_from_bounding_set(kept: CapabilitySet) {
+    for capability in (0..64).filter(|capability| kept.bits() & (1 << capability) == 0) {
+        // It fails for numbers that the kernel does not know, and without the right to do it.
+        // SAFETY: prctl with these arguments reads and writes no memory of ours.
+        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+    }
+}
+
 fn open(visible: &Visible) -> Option<(OwnedFd, bool, Access)> {
     let fd = openat(CWD, &visible.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let is_dir = FileType::from_raw_mode(fstat(&fd).ok()?.st_mode).is_dir();
@@ -88,12 +129,7 @@ fn become_user(identity: Identity) -> Result<(), Errno> {
 }
 
 fn drop_capabilities() -> Result<(), Errno> {
-    for capability in 0..64 {
-        // SAFETY: prctl with these arguments reads and writes no memory of ours.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
-            break;
-        }
-    }
+    drop_from_bounding_set(CapabilitySet::empty());
     rustix::thread::clear_ambient_capability_set()?;
     let none = CapabilitySet::empty();
     rustix::thread::set_capabilities(

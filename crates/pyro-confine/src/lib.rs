@@ -20,7 +20,7 @@ mod seccomp;
 mod start;
 
 pub use identity::Identity;
-pub use itself::{SelfPolicy, confine_self};
+pub use itself::{SelfPolicy, confine_self, harden_supervisor};
 pub use layers::{Confinement, Layer};
 pub use policy::{Access, Limit, Policy, Visible};
 pub use process::Process;

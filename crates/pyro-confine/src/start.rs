@@ -132,7 +132,11 @@ fn attempt(plan: &Plan, policy: &Policy, namespaces: libc::c_int) -> Result<(Pro
     };
     let mut process = create(plan, created, &connections, namespaces).map_err(Attempt::Namespaces)?;
     drop(connections);
-    if created.user_namespace
+    let mut report = report;
+    // Otherwise it has ended, which the records say.
+    let is_ready = record(&mut report).map_err(StartError::Descriptor)?.is_some();
+    if is_ready
+        && created.user_namespace
         && let Err(error) = map(process.id(), policy.identity)
     {
         process.kill();
@@ -218,18 +222,23 @@ fn map(pid: u32, identity: Identity) -> io::Result<()> {
 /// Reads what the child reports until it executes the program or ends.
 fn records(mut report: io::PipeReader) -> io::Result<Vec<Record>> {
     let mut records = Vec::new();
-    let mut bytes = [0; RECORD_BYTES];
-    loop {
-        match report.read_exact(&mut bytes) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(records),
-            Err(error) => return Err(error),
-        }
-        let [subject, step, _, _, errno @ ..] = bytes;
-        if let Some(subject) = Subject::of(subject) {
-            records.push(Record { subject, step, errno: i32::from_ne_bytes(errno) });
-        }
+    while let Some(record) = record(&mut report)? {
+        records.push(record);
     }
+    Ok(records)
+}
+
+/// Reads one record; `None` at the end.
+fn record(report: &mut io::PipeReader) -> io::Result<Option<Record>> {
+    let mut bytes = [0; RECORD_BYTES];
+    match report.read_exact(&mut bytes) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let [subject, step, _, _, errno @ ..] = bytes;
+    let subject = Subject::of(subject).ok_or(io::ErrorKind::InvalidData)?;
+    Ok(Some(Record { subject, step, errno: i32::from_ne_bytes(errno) }))
 }
 
 fn report(

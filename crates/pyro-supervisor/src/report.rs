@@ -21,7 +21,7 @@ pub struct BootInfo {
     /// What confines its VMM. Absent in the report of an older supervisor.
     #[serde(default)]
     #[schemars(with = "Option<serde_json::Value>")]
-    pub confinement: Option<Confinement>,
+    pub confinement: Option<Box<Confinement>>,
     /// Where it started from.
     pub start_mode: StartMode,
     /// Why its kernel was booted although it could have started from a template.

@@ -78,6 +78,7 @@ impl<P: Platform> Boot for Booter<'_, P> {
 /// # Errors
 /// The lifeline is invalid; nothing was started then.
 pub async fn run<S: Store + 'static>(lifeline: OwnedFd, store: S) -> io::Result<()> {
+    pyro_confine::harden_supervisor();
     // A session of its own: keys typed at the caller's terminal are meant for the caller.
     let _ = rustix::process::setsid();
     let lifeline = std::os::unix::net::UnixStream::from(lifeline);

@@ -26,6 +26,10 @@ pub(super) const KVM_FD: i32 = 6;
 /// what the kernel calibrates its clocks with under emulation.
 const MACHINE: &str = "microvm,acpi=on,rtc=on,pit=on,pic=on,isa-serial=on,usb=off,pcie=off";
 
+/// Maximum size of the code that QEMU has translated and keeps, in MiB. By default it may grow to 1 GiB, and a guest can make
+/// it do so. The same work takes as long as with more (`docs/design/0018-confinement.md`).
+pub(super) const TRANSLATED_CODE_MIB: u32 = 128;
+
 /// `reboot=t`: a triple fault ends the machine without ACPI. `panic=-1`: at once, and `-no-reboot` turns that
 /// into the end of the VMM. `no_timer_check`: emulated timers are late enough to fail the kernel's test.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet reboot=t panic=-1 no_timer_check";
@@ -62,10 +66,12 @@ pub(super) fn arguments(
         None => args.option("-machine", MACHINE),
     }
     let (accelerator, cpu) = match config.accelerator {
-        Accelerator::Kvm => ("kvm", "host"),
-        // With one CPU, a separate thread for it only costs time.
-        Accelerator::Tcg if config.vcpu_count == 1 => ("tcg,thread=single", "max"),
-        Accelerator::Tcg => ("tcg,thread=multi", "max"),
+        Accelerator::Kvm => ("kvm".to_owned(), "host"),
+        Accelerator::Tcg => {
+            // With one CPU, a separate thread for it only costs time.
+            let thread = if config.vcpu_count == 1 { "single" } else { "multi" };
+            (format!("tcg,thread={thread},tb-size={TRANSLATED_CODE_MIB}"), "max")
+        }
     };
     args.option("-accel", accelerator);
     args.option("-cpu", cpu);

@@ -210,7 +210,7 @@ pub(super) fn syscalls() -> Syscalls {
 
 /// By purpose. Not among them: anything that creates a socket, a process, a namespace, a mount or an executable file in
 /// memory, that names a file to be changed or removed, or that reads or signals another process.
-const ALLOWED: [i64; 95] = [
+const ALLOWED: [i64; 99] = [
     // Executing the program: once by the confinement. QEMU's own filter refuses it from then on.
     libc::SYS_execve,
     libc::SYS_arch_prctl,
@@ -245,6 +245,7 @@ const ALLOWED: [i64; 95] = [
     libc::SYS_readlink,
     libc::SYS_readlinkat,
     libc::SYS_getdents64,
+    libc::SYS_getcwd,
     libc::SYS_read,
     libc::SYS_readv,
     libc::SYS_pread64,
@@ -262,6 +263,9 @@ const ALLOWED: [i64; 95] = [
     libc::SYS_fadvise64,
     libc::SYS_fcntl,
     libc::SYS_ioctl,
+    libc::SYS_dup,
+    libc::SYS_dup2,
+    libc::SYS_dup3,
     libc::SYS_close,
     libc::SYS_pipe2,
     // Connections that it was given.
