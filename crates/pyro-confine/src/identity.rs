@@ -18,7 +18,7 @@ const NOBODY: u32 = 65534;
 /// Whose rights a program has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// Those of the user who starts it, who is not root.
+    /// Those of the user who starts it.
     Caller,
     /// Those of a user with this number, and of the group with the same number, who owns nothing but the files that are
     /// handed over. Only root can start such a program.
@@ -30,14 +30,16 @@ pub enum Identity {
 
 impl Identity {
     /// Returns the identity for a program that this process starts: if it is root's, a user that no other living process
-    /// hands out, because it is derived from the process ID.
+    /// hands out, because it is derived from the process ID. [`Identity::Caller`] if there is no other user.
     pub fn for_program() -> Self {
         if !rustix::process::geteuid().is_root() {
             return Self::Caller;
         }
         let own = FIRST_UID + rustix::process::getpid().as_raw_pid().cast_unsigned();
         let is_known = |id| is_mapped("/proc/self/uid_map", id) && is_mapped("/proc/self/gid_map", id);
-        Self::Own { id: if is_known(own) { own } else { NOBODY } }
+        let known = [own, NOBODY].into_iter().find(|id| is_known(*id));
+        // In a user namespace with no other user, root is an ordinary user of the host.
+        known.map_or(Self::Caller, |id| Self::Own { id })
     }
 
     /// Returns the user on the host.
@@ -58,10 +60,16 @@ impl Identity {
 
     /// Makes a file usable for the program: gives it a file that it writes to, and checks that it may read others.
     pub(crate) fn hand_over(self, file: BorrowedFd<'_>, stat: &Stat, access: Access) -> io::Result<()> {
-        let Self::Own { id } = self else { return Ok(()) };
         if access == Access::Write {
-            let (uid, gid) = (Some(Uid::from_raw(id)), Some(Gid::from_raw(id)));
+            let (uid, gid) = (self.uid(), self.gid());
+            if (stat.st_uid, stat.st_gid) == (uid, gid) || self == Self::Caller && stat.st_uid == uid {
+                return Ok(());
+            }
+            let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
             return Ok(chownat(file.as_fd(), c"", uid, gid, AtFlags::EMPTY_PATH)?);
+        }
+        if self == Self::Caller {
+            return Ok(());
         }
         let others_need = if access == Access::Device { 0o6 } else { 0o4 };
         if stat.st_mode & others_need == others_need {

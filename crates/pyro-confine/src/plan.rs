@@ -4,13 +4,14 @@
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsStr, c_char};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
 use seccompiler::BpfProgram;
 
+use crate::identity::Identity;
 use crate::landlock::{self, Network};
 use crate::layers::Layer;
 use crate::policy::{Access, Limit, Policy, Visible};
@@ -71,11 +72,10 @@ impl Opened<'_> {
 
 impl Plan {
     /// Opens and checks what the policy names. `program.descriptors` are numbered below [`FIRST_TEMPORARY`].
-    pub(crate) fn new(program: Program, policy: &Policy) -> Result<Self, StartError> {
+    pub(crate) fn new(program: &Program, policy: &Policy, identity: Identity) -> Result<Self, StartError> {
         let files = open(policy)?;
         for file in &files {
-            policy
-                .identity
+            identity
                 .hand_over(file.fd.as_fd(), &file.stat, file.visible.access)
                 .map_err(|source| StartError::File { path: file.visible.path.clone(), source })?;
         }
@@ -86,7 +86,7 @@ impl Plan {
             Ok(None) => Err(Layer::unavailable("the kernel has no Landlock, or it is switched off")),
             Err(error) => Err(Layer::unavailable(error)),
         };
-        let descriptors = descriptors(program.descriptors)?;
+        let descriptors = descriptors(&program.descriptors)?;
         let first_unused = descriptors.iter().map(|(_, number)| number + 1).max().unwrap_or(0);
         let name = c_string(program.program.as_os_str())?;
         let arguments: Vec<CString> = std::iter::once(Ok(name.clone()))
@@ -109,9 +109,9 @@ impl Plan {
             landlock,
             filters: policy.syscalls.compile().map_err(Layer::unavailable),
             limits: policy.limits.clone(),
-            own_id: match policy.identity {
-                crate::Identity::Caller => None,
-                crate::Identity::Own { id } => Some(id),
+            own_id: match identity {
+                Identity::Caller => None,
+                Identity::Own { id } => Some(id),
             },
             oom_score_adj: c_string(policy.oom_score_adj.to_string().as_ref())?,
             blocked_signals: signals(&program.blocked_signals),
@@ -202,21 +202,16 @@ pub(crate) fn temporary(fd: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(fd, FIRST_TEMPORARY)?)
 }
 
-fn descriptors(given: Vec<(OwnedFd, RawFd)>) -> Result<Vec<(OwnedFd, RawFd)>, StartError> {
+fn descriptors(given: &[(OwnedFd, RawFd)]) -> Result<Vec<(OwnedFd, RawFd)>, StartError> {
     let mut numbers = BTreeSet::new();
     given
-        .into_iter()
+        .iter()
         .map(|(fd, number)| {
-            if !(0..FIRST_TEMPORARY).contains(&number) || !numbers.insert(number) {
+            if !(0..FIRST_TEMPORARY).contains(number) || !numbers.insert(*number) {
                 let message = format!("invalid descriptor number {number}: expected one below 64, once");
                 return Err(StartError::Descriptor(io::Error::new(io::ErrorKind::InvalidInput, message)));
             }
-            let copy = if fd.as_raw_fd() < FIRST_TEMPORARY {
-                temporary(&fd).map_err(StartError::Descriptor)?
-            } else {
-                fd
-            };
-            Ok((copy, number))
+            Ok((temporary(fd).map_err(StartError::Descriptor)?, *number))
         })
         .collect()
 }

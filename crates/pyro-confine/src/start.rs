@@ -1,5 +1,6 @@
 //! Creates the child, and reports which layers were reached.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
@@ -81,15 +82,25 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
 /// # Errors
 /// [`StartError`].
 pub fn start(program: Program, policy: &Policy) -> Result<Started, StartError> {
-    let plan = Plan::new(program, policy)?;
     // With a user namespace, without one where root may create the others, and with nothing.
-    let attempts = [libc::CLONE_NEWUSER | NAMESPACES, NAMESPACES, 0];
+    let mut attempts = VecDeque::from([
+        (libc::CLONE_NEWUSER | NAMESPACES, policy.identity),
+        (NAMESPACES, policy.identity),
+        // Another user could not find its files.
+        (0, Identity::Caller),
+    ]);
     let mut refusals = Vec::new();
-    for namespaces in attempts {
-        match attempt(&plan, policy, namespaces) {
-            Ok((process, records)) => {
-                let confinement = report(&plan, policy, namespaces, &refusals, &records);
-                return Ok(Started { process, confinement });
+    while let Some((namespaces, identity)) = attempts.pop_front() {
+        let plan = Plan::new(&program, policy, identity)?;
+        match attempt(&plan, identity, namespaces) {
+            Ok((mut process, records)) => {
+                let confinement = report(&plan, identity, namespaces, &refusals, &records);
+                if confinement.mount_namespace.is_active() || identity == Identity::Caller {
+                    return Ok(Started { process, confinement });
+                }
+                process.kill();
+                let _ = process.wait();
+                attempts.push_front((namespaces, Identity::Caller));
             }
             Err(Attempt::Namespaces(error)) => refusals.push(error),
             Err(Attempt::Failed(error)) => return Err(error),
@@ -119,7 +130,11 @@ struct Record {
     errno: i32,
 }
 
-fn attempt(plan: &Plan, policy: &Policy, namespaces: libc::c_int) -> Result<(Process, Vec<Record>), Attempt> {
+fn attempt(
+    plan: &Plan,
+    identity: Identity,
+    namespaces: libc::c_int,
+) -> Result<(Process, Vec<Record>), Attempt> {
     let pipe = || io::pipe().map_err(StartError::Descriptor);
     let ((go_reader, go), (report, report_writer)) = (pipe()?, pipe()?);
     let connections = Connections {
@@ -137,7 +152,7 @@ fn attempt(plan: &Plan, policy: &Policy, namespaces: libc::c_int) -> Result<(Pro
     let is_ready = record(&mut report).map_err(StartError::Descriptor)?.is_some();
     if is_ready
         && created.user_namespace
-        && let Err(error) = map(process.id(), policy.identity)
+        && let Err(error) = map(process.id(), identity)
     {
         process.kill();
         let _ = process.wait();
@@ -243,7 +258,7 @@ fn record(report: &mut io::PipeReader) -> io::Result<Option<Record>> {
 
 fn report(
     plan: &Plan,
-    policy: &Policy,
+    identity: Identity,
     namespaces: libc::c_int,
     refusals: &[io::Error],
     records: &[Record],
@@ -268,7 +283,7 @@ fn report(
     let prepared = |prepared: Option<&Layer>, subject| prepared.cloned().unwrap_or_else(|| reported(subject));
     let landlock = prepared(plan.landlock.as_ref().err(), Subject::Landlock);
     let user_changed = reported(Subject::User);
-    let uid = if user_changed.is_active() { policy.identity.uid() } else { Identity::Caller.uid() };
+    let uid = if user_changed.is_active() { identity.uid() } else { Identity::Caller.uid() };
     Confinement {
         user_namespace: created(libc::CLONE_NEWUSER),
         mount_namespace: reached(Subject::Root).unwrap_or_else(|| created(libc::CLONE_NEWNS)),

@@ -32,8 +32,15 @@ const AS_USER: &str = "--as-user";
 /// A user without rights.
 const NOBODY: u32 = 65534;
 
-/// Attempts that only root can make, or that a setting of the host forbids to ordinary users.
-const FOR_ROOT: [&str; 4] = ["change_user", "mount", "write_supervisor_memory", "trace_process"];
+/// Attempts that only root of the host can make, or that a setting of the host may forbid to others.
+const FOR_ROOT: [&str; 6] = [
+    "change_user",
+    "mount",
+    "write_supervisor_memory",
+    "read_supervisor_memory",
+    "trace_process",
+    "create_namespace",
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
@@ -58,6 +65,15 @@ fn main() -> ExitCode {
             everything_is_stopped(tempfile::tempdir()?.path())
         }),
         Trial::test("a_compromised_vmm_of_an_ordinary_user_is_stopped_too", as_ordinary_user),
+        Trial::test("without_user_namespaces_the_other_layers_stop_it", || {
+            in_poorer_host("exec \"$0\" \"$@\"", &["mount_namespace=active", "user_namespace=unavailable"])
+        }),
+        Trial::test("without_any_namespace_landlock_and_seccomp_stop_it", || {
+            in_poorer_host(
+                "exec setpriv --bounding-set -all --inh-caps -all \"$0\" \"$@\"",
+                &["mount_namespace=unavailable", "landlock=active", "seccomp=active"],
+            )
+        }),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -67,14 +83,43 @@ fn as_ordinary_user() -> Result<(), Failed> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    let dir = tempfile::Builder::new().prefix("pyro-vmm-").tempdir_in("/tmp")?;
+    let (dir, program) = copy_of_itself()?;
     std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY))?;
+    rerun(Command::new(program).arg(AS_USER).arg(dir.path()).uid(NOBODY).gid(NOBODY)).map(drop)
+}
+
+/// Runs the first test again where no user namespace can be created, as a root that only rules a user namespace: like many
+/// containers. `script` continues with its arguments. The report must have these words.
+fn in_poorer_host(script: &str, words: &[&str]) -> Result<(), Failed> {
+    let (dir, program) = copy_of_itself()?;
+    let script = format!("echo 0 > /proc/sys/user/max_user_namespaces && {script}");
+    let text = rerun(
+        Command::new("unshare")
+            .args(["--user", "--mount", "--map-root-user", "/bin/sh", "-c", &script])
+            .arg(program)
+            .arg(AS_USER)
+            .arg(dir.path()),
+    )?;
+    match words.iter().find(|word| !text.contains(**word)) {
+        None => Ok(()),
+        Some(word) => Err(format!("expected {word} in {text}").into()),
+    }
+}
+
+fn copy_of_itself() -> io::Result<(tempfile::TempDir, PathBuf)> {
+    let dir = tempfile::Builder::new().prefix("pyro-vmm-").tempdir_in("/tmp")?;
     let program = dir.path().join("program");
     fs::copy(std::env::current_exe()?, &program)?;
-    let output = Command::new(&program).arg(AS_USER).arg(dir.path()).uid(NOBODY).gid(NOBODY).output()?;
-    print!("{}", String::from_utf8_lossy(&output.stdout));
+    Ok((dir, program))
+}
+
+/// Returns what the command has printed.
+fn rerun(command: &mut Command) -> Result<String, Failed> {
+    let output = command.output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    print!("{text}");
     if output.status.success() {
-        return Ok(());
+        return Ok(text);
     }
     Err(String::from_utf8_lossy(&output.stderr).into_owned().into())
 }
@@ -191,6 +236,12 @@ impl Host {
     }
 }
 
+/// Whether this process is root, and not only of a user namespace.
+fn is_root_of_host() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    rustix::process::geteuid().is_root() && map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
 /// Lines of the form `attempt: yes` or `attempt: no`.
 fn outcomes(text: &str) -> BTreeMap<String, String> {
     let lines = text.lines().filter_map(|line| line.split_once(": "));
@@ -198,7 +249,7 @@ fn outcomes(text: &str) -> BTreeMap<String, String> {
 }
 
 fn everything_is_stopped(dir: &Path) -> Result<(), Failed> {
-    let is_root = rustix::process::geteuid().is_root();
+    let is_root = is_root_of_host();
     let host = Host::new(dir)?;
     let (confined, confinement) = host.confined()?;
     println!("confinement: {confinement}");
