@@ -132,6 +132,7 @@ pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError
         guest_kernel: guest_kernel(variables)?,
         debian_mirror: debian_mirror(variables)?,
         requires_full_confinement: requires_full_confinement(variables)?,
+        log: log_filter(variables)?,
         search_path: variables.get("PATH").unwrap_or_default(),
     })
 }

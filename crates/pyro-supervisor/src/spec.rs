@@ -1,5 +1,6 @@
 //! What a VM is made of, as plain data.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use pyro_machine::disk::LayerLifetime;
@@ -42,6 +43,9 @@ pub struct LaunchSpec {
     /// Do not start the VM unless the host can confine its VMM fully.
     #[serde(default)]
     pub requires_full_confinement: bool,
+    /// The supervisor's environment variables. It has no others, in particular none of its caller's. Not sent to it.
+    #[serde(skip)]
+    pub variables: Vec<(OsString, OsString)>,
 }
 
 impl LaunchSpec {
@@ -130,6 +134,7 @@ mod tests {
             network: false,
             purpose: Purpose::Vm,
             requires_full_confinement: false,
+            variables: Vec::new(),
         }
     }
 

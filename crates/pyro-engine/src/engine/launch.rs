@@ -292,6 +292,7 @@ impl Engine {
             network: shape.network,
             purpose: Purpose::Vm,
             requires_full_confinement: self.config().requires_full_confinement,
+            variables: self.config().supervisor_variables(),
         })
     }
 

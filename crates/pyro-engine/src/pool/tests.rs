@@ -70,6 +70,7 @@ fn model() -> LaunchSpec {
         template_dir: None,
         purpose: Purpose::Vm,
         requires_full_confinement: false,
+        variables: Vec::new(),
         network: false,
     }
 }

@@ -57,6 +57,7 @@ impl Fixture {
             network: false,
             purpose: Purpose::Vm,
             requires_full_confinement: false,
+            variables: Vec::new(),
         }
     }
 

@@ -651,6 +651,7 @@ pub(crate) fn spec(dir: PathBuf) -> LaunchSpec {
         template_dir: None,
         purpose: Purpose::Vm,
         requires_full_confinement: false,
+        variables: Vec::new(),
         network: false,
     }
 }
