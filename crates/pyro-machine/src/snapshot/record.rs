@@ -35,6 +35,11 @@ struct FileRecord {
     bytes: u64,
     modified_seconds: i64,
     modified_nanos: i64,
+    inode: u64,
+    /// The time of the inode's last change, which no program can set: it reveals a file whose content was changed and whose
+    /// other time was put back.
+    changed_seconds: i64,
+    changed_nanos: i64,
     /// Over the parts that hold data, each after its position.
     sha256: String,
 }
@@ -108,6 +113,9 @@ impl FileRecord {
             bytes: file.size(),
             modified_seconds: file.mtime(),
             modified_nanos: file.mtime_nsec(),
+            inode: file.ino(),
+            changed_seconds: file.ctime(),
+            changed_nanos: file.ctime_nsec(),
             sha256: String::new(),
         })
     }
