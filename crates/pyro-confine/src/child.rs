@@ -112,7 +112,7 @@ pub(crate) fn run(plan: &Plan, created: Created, connections: &Connections) -> !
         // SAFETY: ends this process without running anything of the parent's.
         unsafe { libc::_exit(127) }
     };
-    // A parent that nobody may look into has a child of that kind, whose user namespace only root could set up.
+    // The child of a process that protects itself is protected too, and only root could set up its user namespace.
     let _ = set_dumpable_behavior(DumpableBehavior::Dumpable);
     report(Subject::Ready, Ok(()));
     let mut byte = [0];

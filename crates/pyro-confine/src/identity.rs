@@ -13,7 +13,7 @@ use crate::policy::Access;
 /// manager assigns to anyone.
 const FIRST_UID: u32 = 0x7000_0000;
 /// The user without rights of every system, where a container does not know the range.
-const NOBODY: u32 = 65534;
+const UNPRIVILEGED: u32 = 65534;
 
 /// Whose rights a program has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Identity {
         }
         let own = FIRST_UID + rustix::process::getpid().as_raw_pid().cast_unsigned();
         let is_known = |id| is_mapped("/proc/self/uid_map", id) && is_mapped("/proc/self/gid_map", id);
-        let known = [own, NOBODY].into_iter().find(|id| is_known(*id));
+        let known = [own, UNPRIVILEGED].into_iter().find(|id| is_known(*id));
         // In a user namespace with no other user, root is an ordinary user of the host.
         known.map_or(Self::Caller, |id| Self::Own { id })
     }

@@ -28,7 +28,7 @@ pub struct SelfPolicy {
 }
 
 /// Confines the calling process, which has only one thread: other threads would stay as they are. It can open only the
-/// given files from then on, signal nobody else, connect to no abstract socket of others, execute nothing, and has no
+/// given files from then on, signal no other process, connect to no abstract socket of others, execute nothing, and has no
 /// capabilities. Other processes of the same user cannot look into it.
 ///
 /// What the host cannot give is in the report; nothing fails. The namespaces of the process stay as they are.

@@ -24,7 +24,7 @@ pub(crate) fn check(install_dir: &Path) -> Result<Result<(), Untrusted>, IoError
     // Links among the parents do not matter: what counts is where they lead.
     let real = std::fs::canonicalize(install_dir).map_err(IoError::at("inspect", install_dir))?;
     for (depth, path) in real.ancestors().enumerate() {
-        // Whoever can rename a directory can put another one in its place, unless the sticky bit protects it.
+        // A user who can rename a directory can put another one in its place, unless the sticky bit protects it.
         if let Some(problem) = problem(&inspect(path)?, depth > 0) {
             return Ok(Err(Untrusted { path: path.to_owned(), problem }));
         }

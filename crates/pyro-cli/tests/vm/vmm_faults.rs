@@ -91,7 +91,7 @@ fn garbage_on_the_guests_channel_is_not_believed() {
     for garbage in
         [r"printf '\377\001\200garbage%05000d\n' 7", r"printf '\000\000\000\000%05000d' 7", "echo y"]
     {
-        // Until nobody reads it any more.
+        // Until the supervisor stops reading.
         let sandbox = Sandbox::new().with_vmm_script(&format!("while {garbage} >&3; do :; done; {HANG}"));
         let ended = sandbox.run([], "echo never");
         let error = ended.error();

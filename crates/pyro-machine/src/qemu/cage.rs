@@ -32,7 +32,7 @@ const HEAD_BYTES: u64 = 8192;
 
 /// Open files at a time. A restored machine with a network has about 100, mostly events of its devices.
 const MAX_FILES: u64 = 512;
-/// Threads beside those of the virtual processors: QEMU has up to 64 for disks.
+/// Threads in addition to those of the virtual processors: QEMU has up to 64 for disks.
 const MAX_OTHER_THREADS: u64 = 96;
 /// Space for the state of the devices, in bytes.
 const MAX_STATE_BYTES: u64 = 256 << 20;

@@ -30,7 +30,7 @@ use tokio::task::LocalSet;
 /// Who reruns this program as an ordinary user passes this argument, and the directory for its files.
 const AS_USER: &str = "--as-user";
 /// A user without rights.
-const NOBODY: u32 = 65534;
+const UNPRIVILEGED: u32 = 65534;
 
 /// Attempts that only root of the host can make, or that a setting of the host may forbid to others.
 const FOR_ROOT: [&str; 6] = [
@@ -84,8 +84,8 @@ fn as_ordinary_user() -> Result<(), Failed> {
         return Ok(());
     }
     let (dir, program) = copy_of_itself()?;
-    std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY))?;
-    rerun(Command::new(program).arg(AS_USER).arg(dir.path()).uid(NOBODY).gid(NOBODY)).map(drop)
+    std::os::unix::fs::chown(dir.path(), Some(UNPRIVILEGED), Some(UNPRIVILEGED))?;
+    rerun(Command::new(program).arg(AS_USER).arg(dir.path()).uid(UNPRIVILEGED).gid(UNPRIVILEGED)).map(drop)
 }
 
 /// Runs the first test again where no user namespace can be created, as a root that only rules a user namespace: like many
