@@ -163,7 +163,7 @@ class Deleted(TypedDict):
     """A VM was removed."""
 
     deleted: bool
-    """Always true."""
+    """False only if its command has run and it cannot be removed now."""
     reason: DeleteReason
     """The reason."""
     vm_id: VmId

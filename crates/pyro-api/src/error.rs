@@ -200,7 +200,7 @@ impl Error {
     /// The maximum number of VMs and tasks is reached.
     pub fn at_capacity(max_active_vms: u32) -> Self {
         let message = format!("max active VMs reached ({max_active_vms}); delete old VMs first");
-        Self::new(ErrorKind::AtCapacity, message).hint(Hint::CeilingCountsAll)
+        Self::new(ErrorKind::AtCapacity, message).hint(Hint::LimitCountsStopped)
     }
 
     /// A start in a state that does not allow it.
@@ -238,6 +238,12 @@ impl Error {
     pub fn transport_not_ready(cause: &str) -> Self {
         let message = format!("guest exec transport did not become ready: {cause}");
         Self::new(ErrorKind::NotDelivered, message).hint(Hint::SafeToRepeat)
+    }
+
+    /// The VM cannot be asked for something that is not a command; nothing was done.
+    pub fn unreachable(cause: &str) -> Self {
+        let message = format!("the VM cannot be reached: {cause}");
+        Self::new(ErrorKind::NotDelivered, message).hint(Hint::NothingWasDone)
     }
 
     /// The command was sent and its result is lost.

@@ -103,7 +103,7 @@ hints! {
     /// A longer lifetime for this one.
     LargerTtl => { all: "set a larger ttl_seconds" }
     /// What counts towards the maximum number of VMs.
-    CeilingCountsAll => {
+    LimitCountsStopped => {
         person: "the limit counts all VMs and tasks of this state directory, including stopped ones",
         model: "the limit counts the VMs and tasks of all clients, including stopped ones; delete those that are no longer needed",
         program: "the limit counts all VMs and tasks of this state directory, including stopped ones"
@@ -151,10 +151,12 @@ hints! {
     StopAndStart => { all: "stop it and start it again; its disk is kept" }
     /// Asking again is safe.
     SafeToRepeat => { all: "the command was not started; it is safe to retry" }
+    /// Asking again is safe for what is not a command.
+    NothingWasDone => { all: "nothing was done; it is safe to retry" }
     /// Asking again may do things twice.
     MayHaveRun => { all: "the command may have run completely or partly; pyro did not retry it" }
-    /// The journal has it.
-    JournalSaysSo => { all: "the command was not started; the journal records it as not run" }
+    /// The journal records that the command was not run.
+    RecordedAsNotRun => { all: "the command was not started; the journal records it as not run" }
     /// Install the environment.
     PullEnvironment {
         /// Name of the environment.

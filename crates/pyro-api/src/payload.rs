@@ -174,7 +174,7 @@ pub struct Vm {
 pub struct Deleted {
     /// Id it had.
     pub vm_id: VmId,
-    /// Always true.
+    /// False only if its command has run and it cannot be removed now.
     pub deleted: bool,
     /// The reason.
     pub reason: DeleteReason,

@@ -156,7 +156,7 @@ impl Session {
         let mut bytes = 0;
         let started = Instant::now();
         let never = CancellationToken::new();
-        let ran = client.run(run, &never, |_| (), async |chunk| bytes += chunk.bytes.len()).await?;
+        let ran = client.run(run, &never, async |chunk| bytes += chunk.bytes.len()).await?;
         let time = started.elapsed();
         match ran.outcome {
             CommandOutcome::Ended(end) if end.status == Some(ExitStatus::Code(0)) => Ok((time, bytes)),

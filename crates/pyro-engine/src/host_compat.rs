@@ -5,7 +5,6 @@
 //! with it, except those that leave its process group.
 
 mod confine;
-mod shell_exit;
 #[cfg(test)]
 mod tests;
 
@@ -18,16 +17,16 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use pyro_machine::event_fd::EventFd;
 use pyro_machine::spawn::Spawn;
 use pyro_supervisor::CommandEnd;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Child;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::confine::confine;
-use self::shell_exit::ShellExit;
 use crate::capture::{Captured, OutputSink};
 use crate::{Error, ErrorKind, Events, Hint, OutputMode, OutputStream, search_path};
 
@@ -112,7 +111,7 @@ pub(crate) async fn run(
     Ok(Captured::new(end, stdout, stderr))
 }
 
-fn spawn(command: &HostCommand<'_>) -> Result<(Group, ShellExit), Error> {
+fn spawn(command: &HostCommand<'_>) -> Result<(Group, EventFd), Error> {
     let not_started = |message: &str| Error::new(ErrorKind::NotDelivered, message);
     let bash = search_path::find("bash", command.search_path)
         .ok_or_else(|| not_started("bash was not found on this host").hint(Hint::InstallBash))?;
@@ -132,7 +131,9 @@ fn spawn(command: &HostCommand<'_>) -> Result<(Group, ShellExit), Error> {
 
     let failed = |error: io::Error| not_started("bash could not be started on this host").caused_by(error);
     let group = Group::new(shell.start().map_err(failed)?).map_err(failed)?;
-    let exited = ShellExit::watch(group.leader).map_err(failed)?;
+    // Until the shell is reaped, the id of its group cannot be reused, so the group can be signalled.
+    let exited = pidfd_open(group.leader, PidfdFlags::NONBLOCK).map_err(io::Error::from);
+    let exited = exited.and_then(EventFd::new).map_err(failed)?;
     Ok((group, exited))
 }
 
@@ -179,11 +180,11 @@ struct Ending {
 }
 
 /// Waits for the shell to exit and ends it after `limit`.
-async fn oversee(group: &mut Group, exited: &ShellExit, limit: Duration) -> io::Result<Ending> {
-    let timed_out = timeout(limit, exited.wait()).await.is_err();
+async fn oversee(group: &mut Group, exited: &EventFd, limit: Duration) -> io::Result<Ending> {
+    let timed_out = timeout(limit, exited.happened()).await.is_err();
     if timed_out {
         group.signal(Signal::TERM);
-        let _ = timeout(GRACE, exited.wait()).await;
+        let _ = timeout(GRACE, exited.happened()).await;
     }
     Ok(Ending { status: group.end().await?, timed_out })
 }

@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::future::join_all;
+use pyro_machine::file_lock::unlocked;
 use pyro_machine::snapshot::SnapshotError;
-use pyro_supervisor::{
-    BootInfo, Client, LaunchSpec, Lifeline, OwnerLock, StartError, files, spares, unlocked,
-};
+use pyro_supervisor::spares::{self, Claim};
+use pyro_supervisor::{Client, LaunchSpec, OwnerLock, StartError, files};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -72,31 +72,25 @@ impl Pool {
         Self { dir: state_dir::spares(base_dir) }
     }
 
-    /// Makes a spare the VM of `spec`, whose lock is `lock`. `None`: the VM has a disk from an earlier start, or no
-    /// spare of its kind can be claimed; nothing has changed then.
-    ///
-    /// # Errors
-    /// As [`pyro_supervisor::start`]: the guest already was this VM when something went wrong.
-    pub(crate) async fn claim(
-        &self,
-        spec: &LaunchSpec,
-        lock: &OwnerLock,
-    ) -> Option<Result<(Lifeline, BootInfo), StartError>> {
+    /// Makes a spare the VM of `spec`, whose lock is `lock`. It is not granted if the VM has a disk from an earlier start, or
+    /// no spare of its kind can be claimed. After [`Claim::Failed`] there may be other spares.
+    pub(crate) async fn claim(&self, spec: &LaunchSpec, lock: &OwnerLock) -> Claim {
         if spec.dir.join(files::LAYER).exists() || !self.dir.exists() {
-            return None;
+            return Claim::NotGranted;
         }
-        let key = self.key(spec).await.ok()?;
+        let Ok(key) = self.key(spec).await else { return Claim::NotGranted };
         for spare in subdirectories(&self.dir.join(key)) {
-            if let Some(claimed) = spares::claim(&spare, spec, lock).await {
-                return Some(claimed);
+            match spares::claim(&spare, spec, lock).await {
+                Claim::NotGranted => {}
+                claim => return claim,
             }
         }
-        None
+        Claim::NotGranted
     }
 
     /// Starts spares for VMs like `model` until there are as many as `target` says. Does not wait until they are up.
     ///
-    /// Other processes that do the same at that time are waited for until `hurry` is cancelled: they may want fewer, or
+    /// Other processes that do the same at that time are waited for until `stop_waiting` is cancelled: they may want fewer, or
     /// spares of another kind. Dropping the future keeps the spares that have been started.
     ///
     /// # Errors
@@ -106,10 +100,10 @@ impl Pool {
         supervisor: &SupervisorCommand,
         model: &LaunchSpec,
         target: Target,
-        hurry: &CancellationToken,
+        stop_waiting: &CancellationToken,
     ) -> Result<(), PoolError> {
         let key = self.key(model).await.map_err(PoolError::Kind)?;
-        fill(self.reserve(&key, target, hurry).await?, supervisor, model, target.idle).await
+        fill(self.reserve(&key, target, stop_waiting).await?, supervisor, model, target.idle).await
     }
 
     /// Ends spares of any kind, the oldest first, until at most `most` are left. Those that cannot be ended now,
@@ -160,7 +154,7 @@ impl Pool {
         &self,
         key: &str,
         target: Target,
-        hurry: &CancellationToken,
+        stop_waiting: &CancellationToken,
     ) -> Result<Vec<Place>, PoolError> {
         let reserve = async {
             loop {
@@ -170,7 +164,8 @@ impl Pool {
                     return Ok(places);
                 }
                 let lock = self.dir.join(LOCK);
-                let waited = hurry.run_until_cancelled(unlocked(&lock)).await.ok_or(PoolError::Locked)?;
+                let waited =
+                    stop_waiting.run_until_cancelled(unlocked(&lock)).await.ok_or(PoolError::Locked)?;
                 waited.map_err(|source| unusable(&lock, source))?;
             }
         };

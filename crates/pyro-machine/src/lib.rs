@@ -13,11 +13,13 @@
 pub mod accel;
 mod console;
 pub mod disk;
+pub mod event_fd;
 mod exit;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 #[cfg(test)]
 mod fake_program;
+pub mod file_lock;
 mod files;
 mod hardware;
 mod image;

@@ -2,9 +2,7 @@
 
 mod copy;
 mod end;
-mod event_fd;
 mod process;
-mod retry;
 mod start;
 
 use std::io;
@@ -22,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 pub use self::copy::CopyError;
 pub use self::end::{EndError, EndRequest, Ended};
 use self::process::Process;
-pub use self::retry::unlocked;
 pub use self::start::{Lifeline, StartError, make_template, start};
 pub(crate) use self::start::{SPARE_LIMIT, claim, kill_silent_spare, spawn};
 use super::conversation::{CommandOutcome, HOST_MARGIN, OutputChunk};
@@ -41,7 +38,9 @@ const WATCH_PROBE_AFTER: Duration = Duration::from_secs(30);
 /// Time limit for a command to end when it is killed, and for its end to be recorded.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// Time limit for a process to exit after it closed its connections.
-const EXIT_LIMIT: Duration = Duration::from_secs(1);
+const HANG_UP_LIMIT: Duration = Duration::from_secs(1);
+/// Time limit for a supervisor to exit after its last message, after its lifeline was closed, or after it was killed.
+const EXIT_LIMIT: Duration = Duration::from_secs(5);
 /// Time limit for a command to end when its caller cancels it.
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 /// Time limit for a supervisor to record the end of a command, beyond the command's own limits.
@@ -139,7 +138,6 @@ impl Client {
         &self,
         run: Run,
         cancel: &CancellationToken,
-        on_accepted: impl FnOnce(u64),
         mut on_output: impl AsyncFnMut(OutputChunk),
     ) -> Result<Ran, RunError> {
         let patience = patience(&run.exec);
@@ -156,32 +154,22 @@ impl Client {
             () = cancel.cancelled() => return Err(RunError::Cancelled),
             asked = ask(&mut stream, request) => asked?,
         }
-        let mut on_accepted = Some(on_accepted);
         let mut sequence = None;
-        // When the supervisor counts as lost; never, if a clock cannot hold that time.
-        let mut deadline = Instant::now().checked_add(ACCEPT_LIMIT);
+        // When the supervisor counts as lost.
+        let mut deadline = Instant::now() + ACCEPT_LIMIT;
         loop {
-            let silence = async {
-                match deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline).await,
-                    None => std::future::pending().await,
-                }
-            };
             let frame = tokio::select! {
                 biased;
                 () = cancel.cancelled() => {
                     return Err(give_up(stream, &mut on_output).await);
                 }
                 frame = stream.next() => frame,
-                () = silence => return Err(RunError::Lost { sequence }),
+                () = tokio::time::sleep_until(deadline) => return Err(RunError::Lost { sequence }),
             };
             match frame {
                 Some(Ok(Frame::Control(Reply::Accepted { sequence: number }))) => {
                     sequence = number;
-                    deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
-                    if let (Some(number), Some(on_accepted)) = (number, on_accepted.take()) {
-                        on_accepted(number);
-                    }
+                    deadline = Instant::now() + patience;
                 }
                 Some(Ok(Frame::Output(stream, bytes))) => {
                     let received = Instant::now();
@@ -191,7 +179,7 @@ impl Client {
                         () = on_output(OutputChunk { stream, bytes }) => {}
                     }
                     // The supervisor is not responsible for the time in which the caller did not read.
-                    deadline = deadline.and_then(|deadline| deadline.checked_add(received.elapsed()));
+                    deadline += received.elapsed();
                 }
                 Some(Ok(Frame::Control(Reply::Ended(outcome)))) => return Ok(Ran { sequence, outcome }),
                 Some(Ok(Frame::Control(reply @ (Reply::Refused { .. } | Reply::Unknown(_))))) => {
@@ -315,7 +303,7 @@ impl Client {
             Ok(Ok((greeting, _))) => Err(ConnectError::OtherVersion { version: Some(greeting.version) }),
             // It is about to exit, or it was built before greetings and does not understand them.
             Ok(Err(error)) => match process {
-                Ok(process) if timeout(EXIT_LIMIT, process.ended()).await.is_err() => {
+                Ok(process) if timeout(HANG_UP_LIMIT, process.ended()).await.is_err() => {
                     Err(ConnectError::OtherVersion { version: None })
                 }
                 _ => Err(ConnectError::Unreachable(error)),
@@ -367,12 +355,13 @@ fn unexpected(reply: Reply) -> RunError {
     }
 }
 
-/// Returns how long a supervisor can be silent about a command that it has accepted; `None` if a clock cannot hold it.
-fn patience(exec: &Exec) -> Option<Duration> {
+/// Returns how long a supervisor can be silent about a command that it has accepted. A clock can hold the sum of any two
+/// numbers of milliseconds.
+fn patience(exec: &Exec) -> Duration {
     Duration::from_millis(exec.timeout_ms)
-        .checked_add(Duration::from_millis(exec.kill_grace_ms))?
-        .checked_add(HOST_MARGIN * 2)?
-        .checked_add(RECORD_LIMIT)
+        + Duration::from_millis(exec.kill_grace_ms)
+        + HOST_MARGIN * 2
+        + RECORD_LIMIT
 }
 
 /// Asks the supervisor not to start the command, or to end it, and waits for that. A frozen supervisor reads this before

@@ -1,13 +1,14 @@
 //! One command in a guest, as a conversation on its own stream: what the supervisor asks, what the guest answers, and the
 //! time limits. Used by both the supervisor and its clients.
 
-use std::future::pending;
 use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
-use pyro_wire::{Exec, ExecInput, ExecReply, Failure, FailureKind, Frame, FrameError, OutputStream, Status};
+use pyro_wire::{
+    Exec, ExecInput, ExecReply, Failure, FailureKind, Frame, FrameError, MAX_COUNT, OutputStream, Status,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,8 +20,6 @@ use crate::mux::{RequestStream, call};
 pub(crate) const HOST_MARGIN: Duration = Duration::from_secs(5);
 /// Maximum length of a guest's reason that is kept, in characters.
 const MAX_CAUSE_CHARS: usize = 1000;
-/// Largest number that is accepted from a guest: JSON and SQLite hold it exactly.
-const MAX_NUMBER: u64 = (1 << 53) - 1;
 
 /// Bytes that a command wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,7 +84,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     on_output: &mut impl AsyncFnMut(OutputChunk),
 ) -> CommandOutcome {
     let limit = Duration::from_millis(exec.timeout_ms);
-    let grace = Duration::from_millis(exec.kill_grace_ms).saturating_add(HOST_MARGIN);
+    let grace = Duration::from_millis(exec.kill_grace_ms) + HOST_MARGIN;
     let mut stream = match tokio::time::timeout(HOST_MARGIN, call(stream, exec)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return CommandOutcome::not_run(&io::Error::other(error).to_string()),
@@ -95,22 +94,15 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     let started = Instant::now();
     let mut terminate = pin!(terminate);
     let mut terminated = false;
-    // When the guest counts as lost; never, if a clock cannot hold that time. The guest is not responsible for the time
-    // in which the host itself did not read.
-    let mut deadline = limit.checked_add(grace).and_then(|patience| started.checked_add(patience));
+    // When the guest counts as lost. The guest is not responsible for the time in which the host itself did not read.
+    let mut deadline = started + limit + grace;
     loop {
-        let silence = async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => pending().await,
-            }
-        };
         let frame = tokio::select! {
             biased;
             // First, or a guest that never stops sending would never be asked.
             () = &mut terminate, if !terminated => {
                 terminated = true;
-                deadline = Instant::now().checked_add(grace);
+                deadline = Instant::now() + grace;
                 // A guest that does not even take that reaches the deadline.
                 let request = stream.send(Frame::Control(ExecInput::Terminate));
                 if let Ok(Err(error)) = tokio::time::timeout(HOST_MARGIN, request).await {
@@ -119,10 +111,10 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 continue;
             }
             frame = stream.next() => Some(frame),
-            () = silence => None,
+            () = tokio::time::sleep_until(deadline) => None,
         };
         // A guest that never stops sending is late too.
-        let is_late = deadline.is_some_and(|deadline| deadline + HOST_MARGIN < Instant::now());
+        let is_late = deadline + HOST_MARGIN < Instant::now();
         let Some(frame) = frame.filter(|_| !is_late) else {
             return CommandOutcome::Ended(CommandEnd {
                 status: None,
@@ -137,17 +129,16 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
             Some(Ok(Frame::Output(stream, bytes))) => {
                 let received = Instant::now();
                 on_output(OutputChunk { stream, bytes }).await;
-                deadline = deadline.and_then(|deadline| deadline.checked_add(received.elapsed()));
+                deadline += received.elapsed();
             }
             Some(Ok(Frame::Control(ExecReply::Exited(exit)))) => {
                 return CommandOutcome::Ended(CommandEnd {
                     status: Some(exit.status),
                     timed_out: exit.timed_out,
                     killed: terminated && !exit.timed_out,
-                    // The guest may say anything.
-                    duration: Duration::from_millis(exit.duration_ms.min(MAX_NUMBER)),
-                    stdout_dropped: exit.stdout_dropped.min(MAX_NUMBER),
-                    stderr_dropped: exit.stderr_dropped.min(MAX_NUMBER),
+                    duration: Duration::from_millis(exit.duration_ms),
+                    stdout_dropped: exit.stdout_dropped,
+                    stderr_dropped: exit.stderr_dropped,
                 });
             }
             Some(Ok(Frame::Control(ExecReply::NotStarted(Failure { kind, step, cause, .. })))) => {
@@ -174,8 +165,8 @@ impl CommandOutcome {
     pub(crate) fn without(self, (stdout, stderr): (u64, u64)) -> Self {
         match self {
             Self::Ended(end) => Self::Ended(CommandEnd {
-                stdout_dropped: end.stdout_dropped.saturating_add(stdout).min(MAX_NUMBER),
-                stderr_dropped: end.stderr_dropped.saturating_add(stderr).min(MAX_NUMBER),
+                stdout_dropped: end.stdout_dropped.saturating_add(stdout).min(MAX_COUNT),
+                stderr_dropped: end.stderr_dropped.saturating_add(stderr).min(MAX_COUNT),
                 ..end
             }),
             other => other,
@@ -189,6 +180,8 @@ fn shortened(cause: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+
     use pyro_wire::{Exit, FrameCodec, Request};
     use tokio::net::UnixStream;
     use tokio_util::codec::Framed;
@@ -214,9 +207,9 @@ mod tests {
             stderr_dropped: 1 << 63,
         };
         let CommandOutcome::Ended(end) = answered(ExecReply::Exited(exit)).await else { panic!("it ended") };
-        assert_eq!(end.duration, Duration::from_millis(MAX_NUMBER));
-        assert_eq!((end.stdout_dropped, end.stderr_dropped), (MAX_NUMBER, MAX_NUMBER));
+        assert_eq!(end.duration, Duration::from_millis(MAX_COUNT));
+        assert_eq!((end.stdout_dropped, end.stderr_dropped), (MAX_COUNT, MAX_COUNT));
         let CommandOutcome::Ended(end) = CommandOutcome::Ended(end).without((u64::MAX, 1)) else { panic!() };
-        assert_eq!((end.stdout_dropped, end.stderr_dropped), (MAX_NUMBER, MAX_NUMBER));
+        assert_eq!((end.stdout_dropped, end.stderr_dropped), (MAX_COUNT, MAX_COUNT));
     }
 }

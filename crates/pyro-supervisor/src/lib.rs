@@ -36,7 +36,7 @@ pub mod template;
 
 pub use client::{
     Client, ConnectError, CopyError, EndError, EndRequest, Ended, Lifeline, Ran, Run, RunError, StartError,
-    make_template, start, unlocked,
+    make_template, start,
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase};

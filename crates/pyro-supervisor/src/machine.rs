@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use pyro_machine::disk::LayerError;
 use pyro_machine::initrd::InitrdError;
 use pyro_machine::network::{Network, NetworkDescription, NetworkError, Provider};
-use pyro_machine::snapshot::{Begun, Snapshot, SnapshotError, Store};
+use pyro_machine::snapshot::{Begun, Partial, Snapshot, SnapshotError, Store};
 use pyro_machine::{
     Console, ConsoleError, Disks, Interrupted, Launch, LaunchError, Machine, MachineError, Platform,
     SavedFiles, Start, disk, initrd, while_alive,
@@ -16,6 +16,7 @@ use pyro_wire::{Bootstrap, GENERATION, NetworkConfig, Preparation};
 use tokio::net::UnixStream;
 use tokio::task::LocalSet;
 use tokio::time::error::Elapsed;
+use tokio::time::timeout_at;
 
 use super::stages::Stages;
 use super::{BootFailure, BootInfo, BootStage, StartMode, files};
@@ -65,6 +66,8 @@ enum BootError {
     NoTemplates,
     #[error("{0}")]
     FailedRecently(String),
+    #[error("timed out after {} seconds waiting for the template", .0.as_secs())]
+    TemplateTimedOut(Duration),
     #[error(transparent)]
     Template(#[from] SnapshotError),
     #[error(transparent)]
@@ -242,18 +245,38 @@ impl<'a, P: Platform> Attempt<'a, P> {
         }
         match store.recent_failure() {
             Some(reason) => Err(BootError::FailedRecently(reason)),
-            None => self.make_template(store).await.inspect_err(|error| store.failed(&chain(error))),
+            None => self.make_template(store).await,
         }
     }
 
-    /// Boots a throwaway machine, saves it and ends it. One process makes the template, the others wait for it.
+    /// One process makes the template, the others wait for it. Takes at most half of the time limit of the boot, so that
+    /// the kernel can be booted instead.
     async fn make_template(&mut self, store: &Store) -> Result<Snapshot, BootError> {
         let layer_bytes = std::fs::metadata(&self.spec.guest.layer_template).map_or(0, |file| file.len());
         let wanted = layer_bytes + (u64::from(self.spec.machine.mem_mib) << 20);
-        let partial = match store.begin(wanted).await? {
-            Begun::Partial(partial) => partial,
-            Begun::MadeMeanwhile(template) => return Ok(template),
+        let limit = self.limit() / 2;
+        let deadline = tokio::time::Instant::now() + limit;
+        let late = BootError::TemplateTimedOut(limit);
+        let failed = |error: BootError| {
+            store.failed(&chain(&error));
+            error
         };
+        let partial = match timeout_at(deadline, store.begin(wanted)).await {
+            Ok(Ok(Begun::Partial(partial))) => partial,
+            Ok(Ok(Begun::MadeMeanwhile(template))) => return Ok(template),
+            // It is recorded already.
+            Ok(Ok(Begun::FailedMeanwhile(reason))) => return Err(BootError::FailedRecently(reason)),
+            Ok(Err(error)) => return Err(failed(error.into())),
+            Err(_) => return Err(failed(late)),
+        };
+        // A failure is recorded before the next process gets the lock, so that it does not try the same again.
+        let saved = timeout_at(deadline, self.save_template(&partial)).await.unwrap_or(Err(late));
+        let release = saved.map_err(failed)?;
+        store.finish(partial, release, &self.spec.guest.digest).map_err(|error| failed(error.into()))
+    }
+
+    /// Boots a throwaway machine, saves it and ends it. Returns its kernel's release.
+    async fn save_template(&mut self, partial: &Partial) -> Result<String, BootError> {
         let dir = partial.dir().to_owned();
         // Only a clone's interface is connected.
         let network = self.connect(Provider::Unconnected)?;
@@ -271,7 +294,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         for name in [files::INITRD, files::SERIAL_LOG] {
             let _ = std::fs::remove_file(dir.join(name));
         }
-        Ok(store.finish(partial, release, &self.spec.guest.digest)?)
+        Ok(release)
     }
 
     /// Starts the machine's kernel, with its files in `dir`.

@@ -31,6 +31,10 @@ pub const GENERATION: u32 = 2;
 /// Time limit for the guest of a spare to take its new identity, and for a claimer to hand over its lock.
 pub(crate) const CLAIM_LIMIT: Duration = Duration::from_secs(10);
 
+/// Time limit for a guest to send or to take the next piece of a copy, and to confirm the copy. A supervisor that is asked
+/// for its greeting says nothing about its guest.
+pub(crate) const COPY_STEP_LIMIT: Duration = Duration::from_secs(60);
+
 /// The version of this program.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 

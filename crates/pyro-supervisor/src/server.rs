@@ -16,6 +16,7 @@ mod timer;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use pyro_machine::{HostPlatform, Machine, Platform};
@@ -32,9 +33,12 @@ pub use self::store::{Store, StoreError};
 use self::timer::WallClock;
 use super::dir;
 use super::machine::{self, RunningMachine};
-use super::protocol::{Event, GENERATION, Greeting, Launch, LifelineServer, other_version};
+use super::protocol::{Event, GENERATION, Greeting, Launch, LifelineServer};
 use super::{BootFailure, BootStage, EndReason};
 use crate::spec::{LaunchSpec, Purpose};
+
+/// Time limit for a client or a starter to take a message of a few bytes.
+const REPLY_LIMIT: Duration = Duration::from_secs(3);
 
 /// Boots machines.
 pub(crate) trait Boot {
@@ -128,7 +132,10 @@ async fn receive_launch(stream: UnixStream) -> io::Result<Option<(LaunchSpec, Li
     if hello.is_none_or(|hello| hello.generation != GENERATION) {
         // A starter of any generation understands this.
         let own = Greeting::own();
-        let cause = other_version(Some(&own.version));
+        let cause = format!(
+            "its supervisor runs version {}, and the process that starts it another one",
+            own.version
+        );
         let failure = BootFailure { stage: BootStage::Vmm, cause, console: Vec::new() };
         let _ = lifeline.send(Frame::Control(Event::Failed(failure))).await;
         return Ok(None);

@@ -41,24 +41,29 @@ pub async fn start(
     client::spawn(program, args, spec, lock).await.map(drop)
 }
 
-/// Makes the spare in `dir` the VM of `spec`, whose lock is `lock`. `None`: another process has claimed it, it is gone,
-/// or it failed before it became the VM. Another spare can take its place then.
-///
-/// # Errors
-/// As [`start`](crate::start): the guest already was this VM when something went wrong.
-pub async fn claim(
-    dir: &Path,
-    spec: &LaunchSpec,
-    lock: &OwnerLock,
-) -> Option<Result<(Lifeline, BootInfo), StartError>> {
-    match client::claim(dir, spec.clone(), lock).await? {
-        Err(error) if is_harmless(&error, spec) => {
+/// What became of the claim of a spare.
+#[derive(Debug)]
+pub enum Claim {
+    /// The spare is gone, or another process has claimed it. Nothing has changed.
+    NotGranted,
+    /// The spare failed before its claimer saw it as the VM, and is gone. Another start can take its place. The start of
+    /// the VM may be on record although no process runs it.
+    Failed,
+    /// The spare is the VM, or why the VM did not come up: something went wrong when the guest already was this VM.
+    Granted(Box<Result<(Lifeline, BootInfo), StartError>>),
+}
+
+/// Makes the spare in `dir` the VM of `spec`, whose lock is `lock`.
+pub async fn claim(dir: &Path, spec: &LaunchSpec, lock: &OwnerLock) -> Claim {
+    match client::claim(dir, spec.clone(), lock).await {
+        None => Claim::NotGranted,
+        Some(Err(error)) if is_harmless(&error, spec) => {
             tracing::warn!(%error, dir = %dir.display(), "a spare failed");
             // The spare may have been killed half-way.
             server::clear_claimed(&spec.dir);
-            None
+            Claim::Failed
         }
-        claimed => Some(claimed),
+        Some(claimed) => Claim::Granted(Box::new(claimed)),
     }
 }
 

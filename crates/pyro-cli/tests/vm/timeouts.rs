@@ -79,7 +79,7 @@ async fn a_command_whose_caller_goes_away_ends() {
         let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
         let run = pyro_supervisor::Run { exec, journal: false };
         let forever = never();
-        let running = guest.run(run, &forever, |_| (), async |_| sender.send(()).await.unwrap());
+        let running = guest.run(run, &forever, async |_| sender.send(()).await.unwrap());
         tokio::select! {
             outcome = running => panic!("ended by itself: {outcome:?}"),
             _ = receiver.recv() => {}

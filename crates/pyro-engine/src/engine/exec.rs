@@ -43,7 +43,7 @@ impl Engine {
             pyro_supervisor::OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
             pyro_supervisor::OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
         };
-        let Ran { outcome, .. } = match self.client(&record.vm_id).run(run, cancel, |_| (), take).await {
+        let Ran { outcome, .. } = match self.client(&record.vm_id).run(run, cancel, take).await {
             Ok(ran) => ran,
             Err(RunError::Lost { .. } | RunError::Unanswered) => {
                 return Err(Error::outcome_unknown(record.kind, record.vm_id.as_str()));
@@ -136,6 +136,9 @@ pub(super) fn not_delivered(error: RunError) -> Error {
         RunError::NotDelivered(ConnectError::Unreachable(cause)) => {
             Error::transport_not_ready(&cause.to_string())
         }
+        RunError::NotDelivered(error @ ConnectError::Unresponsive) => {
+            Error::transport_not_ready(&error.to_string())
+        }
         RunError::NotDelivered(error) => not_asked(error),
         RunError::Refused { cause } => Error::new(ErrorKind::NotDelivered, cause).hint(Hint::SafeToRepeat),
         RunError::Cancelled => Error::cancelled(),
@@ -143,11 +146,11 @@ pub(super) fn not_delivered(error: RunError) -> Error {
     }
 }
 
-/// Returns the error for a supervisor that received no request.
+/// Returns the error for a supervisor that received no request, unless it was one for a command.
 pub(super) fn not_asked(error: ConnectError) -> Error {
     match error {
-        ConnectError::Unreachable(cause) => Error::transport_not_ready(&cause.to_string()),
-        ConnectError::Unresponsive => Error::transport_not_ready(&error.to_string()),
+        ConnectError::Unreachable(cause) => Error::unreachable(&cause.to_string()),
+        ConnectError::Unresponsive => Error::unreachable(&error.to_string()),
         ConnectError::OtherVersion { .. } => {
             Error::new(ErrorKind::NotDelivered, error.to_string()).hint(Hint::StopAndStart)
         }

@@ -9,6 +9,7 @@ use std::path::Path;
 use pyro_env::InstalledEnvironment;
 use pyro_machine::disk::{LayerError, LayerTemplates};
 use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
+use pyro_supervisor::spares::Claim;
 use pyro_supervisor::{
     BootInfo, BootStage, LaunchSpec, Lifeline, OwnerLock, Purpose, Retention, StartError, files, template,
 };
@@ -174,7 +175,8 @@ impl Engine {
         let start = async {
             let dir = spec.dir.clone();
             let pool = self.pool();
-            let started = match pool.claim(&spec, &lock).await {
+            let claimed = self.claim_spare(&record.vm_id, async || pool.claim(&spec, &lock).await).await?;
+            let started = match claimed {
                 Some(claimed) => claimed,
                 None => {
                     if events.are_heard() && template::is_missing(&spec).await {
@@ -192,6 +194,22 @@ impl Engine {
         };
         let (lifeline, info) = unless_cancelled(cancel, start).await?;
         Ok(Started::Guest(Box::new(StartedGuest { lifeline, info, model })))
+    }
+
+    /// Claims spares for a VM, whose lock the caller holds, until one does not fail. `None`: none is left.
+    async fn claim_spare(
+        &self,
+        id: &VmId,
+        claim: impl AsyncFn() -> Claim,
+    ) -> Result<Option<Result<(Lifeline, BootInfo), StartError>>, Error> {
+        loop {
+            match claim().await {
+                Claim::NotGranted => return Ok(None),
+                Claim::Granted(claimed) => return Ok(Some(*claimed)),
+                // It may have recorded the start before it was lost, and a VM that runs cannot be started.
+                Claim::Failed => self.note_vanished(id).await?,
+            }
+        }
     }
 
     /// Ensures that one-shot runs of the default size start from a template, where templates are used at all.
@@ -373,3 +391,6 @@ fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError, path: &OsSt
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

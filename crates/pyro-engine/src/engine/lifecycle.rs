@@ -18,8 +18,8 @@ use crate::operations::ExecVm;
 use crate::registry::{NewVm, VmPatch, VmRecord};
 use crate::state::{Transitions as _, VmEvent};
 use crate::{
-    DeleteReason, Deleted, Error, ErrorKind, Events, ExecutionMode, HostAccess, NetworkInfo, RunResult,
-    StopReason, Vm, VmId, VmSpec, VmState,
+    DeleteReason, Deleted, Error, ErrorKind, Event, Events, ExecutionMode, HostAccess, NetworkInfo,
+    RunResult, StopReason, Vm, VmId, VmSpec, VmState,
 };
 
 /// Metadata key for a state transition in progress. Not recorded.
@@ -63,7 +63,7 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<Vm, Error> {
         let id = VmId::parse(vm_id)?;
-        let record = self.admit(Kind::Vm, &id, VmEvent::Start).await?;
+        let record = self.record_for(Kind::Vm, &id, VmEvent::Start).await?;
         let backend = self.backend(&record.environment, record.host_access, events, cancel).await?;
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         // The lock proves that no process runs the VM, whatever its last supervisor was able to record.
@@ -72,7 +72,8 @@ impl Engine {
         Ok(self.get(Kind::Vm, &id).await?.payload())
     }
 
-    /// Runs one command and then removes the VM. If the command cannot be run, the VM is unchanged.
+    /// Runs one command and then removes the VM. If the command cannot be run, the VM is unchanged. If the VM cannot be
+    /// removed, the result's `cleanup` says so.
     ///
     /// # Errors
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
@@ -84,15 +85,16 @@ impl Engine {
     ) -> Result<RunResult, Error> {
         let command = limits::check_command(request.command, request.output.output)?;
         let id = VmId::parse(&request.vm.vm_id)?;
-        let record = self.admit(Kind::Vm, &id, VmEvent::Exec).await?;
+        let record = self.record_for(Kind::Vm, &id, VmEvent::Exec).await?;
         let captured = match self.execute(&record, &command, events, cancel).await {
             Err(error) if error.kind == ErrorKind::OutcomeUnknown => {
                 return Err(self.explain_loss(Kind::Vm, &id, error, cancel).await);
             }
             captured => captured?,
         };
-        self.remove(&id).await?;
-        Ok(run_result(record, command, captured))
+        let removed = self.remove(&id).await;
+        let cleanup = cleanup(id, removed, events).await;
+        Ok(run_result(record, command, captured, cleanup))
     }
 
     /// Adds to `error` why the guest was lost, which its supervisor records before it exits. A caller that cancels gets
@@ -190,7 +192,7 @@ impl Engine {
     /// # Errors
     /// `NotFound`, `Expired`, `StateUnusable`.
     pub async fn status_vm(&self, vm_id: &str) -> Result<Vm, Error> {
-        let record = self.admit(Kind::Vm, &VmId::parse(vm_id)?, VmEvent::Read).await?;
+        let record = self.record_for(Kind::Vm, &VmId::parse(vm_id)?, VmEvent::Read).await?;
         self.blocking(move |shared| {
             let mut vm = record.payload();
             vm.metadata.extend(transition(record.state, &vm_dir(&shared.config.base_dir, &record.vm_id)));
@@ -224,9 +226,9 @@ impl Engine {
 
     /// Records a VM or a task, unless the capacity is used up.
     pub(super) async fn insert(&self, vm: NewVm) -> Result<VmRecord, Error> {
-        let ceiling = self.config().max_active_vms;
+        let max_active_vms = self.config().max_active_vms;
         self.registry(move |registry| {
-            registry.insert(&vm, ceiling)?;
+            registry.insert(&vm, max_active_vms)?;
             registry.get(vm.kind, &vm.vm_id)
         })
         .await
@@ -243,7 +245,7 @@ impl Engine {
     }
 
     /// Returns the record if its state allows `event` and, for a VM, its lifetime has not ended.
-    pub(super) async fn admit(&self, kind: Kind, id: &VmId, event: VmEvent) -> Result<VmRecord, Error> {
+    pub(super) async fn record_for(&self, kind: Kind, id: &VmId, event: VmEvent) -> Result<VmRecord, Error> {
         let record = self.get(kind, id).await?;
         if kind == Kind::Vm && record.expires_at <= now() {
             self.expire(id).await?;
@@ -312,12 +314,34 @@ pub(super) fn new_vm(
     }
 }
 
-/// Returns the result of a command whose VM is removed.
-pub(super) fn run_result(record: VmRecord, command: CheckedCommand, captured: Captured) -> RunResult {
+/// Returns what became of a VM whose command has ended. A removal that failed must not replace the command's result: the
+/// caller would run the command again. [`Engine::reconcile`] removes a one-shot run later; any other VM remains until it
+/// is deleted or its lifetime ends.
+pub(super) async fn cleanup(vm_id: VmId, removed: Result<(), Error>, events: &Events) -> Deleted {
+    let cleanup = Deleted::new(vm_id, DeleteReason::PostExecCleanup);
+    match removed {
+        Ok(()) => cleanup,
+        Err(error) => {
+            let vm_id = &cleanup.vm_id;
+            tracing::warn!(%vm_id, %error, "the VM cannot be removed now");
+            let text = format!("the command has run, but vm {vm_id} cannot be removed now: {error}");
+            events.send(Event::Warning(text)).await;
+            Deleted { deleted: false, ..cleanup }
+        }
+    }
+}
+
+/// Returns the result of a command after which its VM was to be removed.
+pub(super) fn run_result(
+    record: VmRecord,
+    command: CheckedCommand,
+    captured: Captured,
+    cleanup: Deleted,
+) -> RunResult {
     let Captured { end, stdout, stderr } = captured;
     let in_guest = record.execution_mode == ExecutionMode::GuestVsock;
     RunResult {
-        cleanup: Deleted::new(record.vm_id.clone(), DeleteReason::PostExecCleanup),
+        cleanup,
         vm_id: record.vm_id,
         environment: record.environment,
         environment_version: record.environment_version,

@@ -38,7 +38,7 @@ impl Engine {
                         if is_unfinished(&record) {
                             orphans.push(record.vm_id);
                         } else {
-                            note_vanished(shared, &record.vm_id)?;
+                            note_unless_held(shared, &record.vm_id)?;
                         }
                     }
                 }
@@ -98,6 +98,13 @@ fn note_vanished(shared: &Shared, id: &VmId) -> Result<(), Error> {
     shared.registry.mark_stopped(id, StopReason::OwnerVanished, Some(OWNER_VANISHED)).map(drop)
 }
 
+/// Does the same, unless another process has taken the VM since it was seen without one: that process may have started it.
+fn note_unless_held(shared: &Shared, id: &VmId) -> Result<(), Error> {
+    let lock = OwnerLock::try_acquire(&vm_dir(&shared.config.base_dir, id));
+    // Without its directory, no process can have taken it.
+    if matches!(lock, Ok(None)) { Ok(()) } else { note_vanished(shared, id) }
+}
+
 /// The VM was running, or belonged to the process that created it, and no process holds it any more.
 pub(super) fn owner_vanished(shared: &Shared, record: &VmRecord) -> bool {
     let needs_owner = is_unfinished(record)
@@ -126,4 +133,24 @@ fn strays(shared: &Shared) -> Result<Vec<VmId>, Error> {
         .filter(|id| !OwnerLock::is_held(&vm_dir(&shared.config.base_dir, id)));
     let known = shared.registry.ids()?;
     Ok(present.filter(|id| !known.contains(id)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::{engine, started};
+
+    #[test]
+    fn a_vm_that_another_process_has_started_since_it_was_seen_is_not_recorded_as_vanished() {
+        let root = tempfile::tempdir().unwrap();
+        let engine = engine(root.path());
+        let id = started(&engine, 1, ExecutionMode::GuestVsock, now());
+        let state = || engine.shared.registry.get(Kind::Vm, &id).unwrap().state;
+        let lock = OwnerLock::try_acquire(&engine.vm_dir(&id)).unwrap().unwrap();
+        note_unless_held(&engine.shared, &id).unwrap();
+        assert_eq!(state(), VmState::Started);
+        drop(lock);
+        note_unless_held(&engine.shared, &id).unwrap();
+        assert_eq!(state(), VmState::Stopped);
+    }
 }

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::launch::{Launch, Started};
-use super::lifecycle::{new_vm, run_result};
+use super::lifecycle::{cleanup, new_vm, run_result};
 use super::{Engine, unless_cancelled};
 use crate::Kind;
 use crate::capture::Captured;
@@ -22,7 +22,7 @@ use crate::{CallContext, Error, ErrorKind, Event, Events, Hint, RunPhase, RunRes
 const EXPLANATION_LIMIT: Duration = Duration::from_secs(10);
 
 /// A run whose command has ended.
-struct Ran {
+struct FinishedRun {
     record: VmRecord,
     captured: Captured,
     /// `None` if the command ran on the host.
@@ -32,8 +32,8 @@ struct Ran {
 impl Engine {
     /// Creates a VM, runs one command in it, and removes it in every case.
     ///
-    /// When this returns a result, the VM's record is gone and its supervisor is removing the rest. When it returns an
-    /// error, nothing is left unless the removal failed too.
+    /// When this returns a result, the VM's record is gone and its supervisor is removing the rest, unless `cleanup` says
+    /// otherwise. When it returns an error, nothing is left unless the removal failed too.
     ///
     /// # Errors
     /// Every kind except `NotFound` and `Expired`; the first error, not one of the cleanup.
@@ -65,10 +65,11 @@ impl Engine {
             self.run_in(launch, &command, &call, &mut timings).await
         };
         match run.await {
-            Ok(Ran { record, captured, lifeline }) => {
-                self.leave(&id, lifeline).await?;
+            Ok(FinishedRun { record, captured, lifeline }) => {
+                let left = self.leave(&id, lifeline).await;
+                let cleanup = cleanup(id, left, events).await;
                 timings.lap("end");
-                Ok(RunResult { timings: timings.finish(), ..run_result(record, command, captured) })
+                Ok(RunResult { timings: timings.finish(), ..run_result(record, command, captured, cleanup) })
             }
             Err(error) => {
                 // The first error is more useful than one of the cleanup.
@@ -84,7 +85,7 @@ impl Engine {
         command: &CheckedCommand,
         call: &CallContext,
         timings: &mut Timings,
-    ) -> Result<Ran, Error> {
+    ) -> Result<FinishedRun, Error> {
         let CallContext { events, cancel } = call;
         let id = &launch.record.vm_id.clone();
         events.send(Event::Phase(RunPhase::Start { vm_id: id.clone() })).await;
@@ -113,7 +114,7 @@ impl Engine {
         // The command begins before anything is done for a later run.
         let (executed, ()) = tokio::join!(biased; execute, refill);
         match (executed, lifeline) {
-            (Ok(captured), lifeline) => Ok(Ran { record, captured, lifeline: lifeline.ok() }),
+            (Ok(captured), lifeline) => Ok(FinishedRun { record, captured, lifeline: lifeline.ok() }),
             (Err(error), Ok(lifeline)) if error.kind == ErrorKind::OutcomeUnknown => {
                 Err(explain(error, lifeline.ended(), cancel).await)
             }

@@ -65,13 +65,13 @@ impl Engine {
         let _: Option<()> = cancel.run_until_cancelled(keep).await;
     }
 
-    /// Starts the spares of a kind that are missing. Does not fail: nothing depends on a spare. Once `hurry` is
+    /// Starts the spares of a kind that are missing. Does not fail: nothing depends on a spare. Once `stop_waiting` is
     /// cancelled, it no longer waits for other processes that are counting spares.
     pub(super) async fn refill(
         &self,
         model: &LaunchSpec,
         cancel: &CancellationToken,
-        hurry: &CancellationToken,
+        stop_waiting: &CancellationToken,
     ) {
         if self.warm_spares() == 0 {
             return;
@@ -82,7 +82,9 @@ impl Engine {
                 Err(error) => return tracing::warn!(%error, "no spare was started"),
             };
             let target = Target { of_kind: self.warm_spares(), of_all, idle: self.spare_idle_time() };
-            if let Err(error) = self.pool().fill(&self.supervisor_command(), model, target, hurry).await {
+            if let Err(error) =
+                self.pool().fill(&self.supervisor_command(), model, target, stop_waiting).await
+            {
                 tracing::warn!(error = &error as &dyn std::error::Error, "no spare was started");
             }
         };

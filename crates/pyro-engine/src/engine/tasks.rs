@@ -38,7 +38,7 @@ const DIGEST: &str = "environment_digest";
 
 /// Time for a supervisor to exit after it has recorded the task's end. One that holds the task for longer has just
 /// started it.
-const GOING_TIME: Duration = Duration::from_secs(2);
+const EXIT_TIME: Duration = Duration::from_secs(2);
 
 impl Engine {
     /// Creates a task and starts it. Installs its environment first if necessary. The task outlives this process.
@@ -94,7 +94,7 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<Task, Error> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
-        let record = self.admit(Kind::Task, &id, VmEvent::Start).await?;
+        let record = self.record_for(Kind::Task, &id, VmEvent::Start).await?;
         self.refuse_while_busy(&id).await?;
         let backend = match record.execution_mode {
             // Its files are on the host, even if VMs can run by now.
@@ -119,20 +119,20 @@ impl Engine {
             // Its supervisor may still be flushing data.
             Some(StopReason::Expired) => self.await_release(&id).await,
             // It may have recorded the end and not exited yet.
-            _ => self.await_release_within(&id, GOING_TIME).await,
+            _ => self.await_release_within(&id, EXIT_TIME).await,
         };
         let lock = match lock {
             Ok(Some(lock)) => lock,
             Ok(None) => return Err(Error::not_found(Kind::Task, task_id)),
             // If another process has just started it, that is more useful to report than a held lock.
             Err(error) => {
-                self.admit(Kind::Task, &id, VmEvent::Start).await?;
+                self.record_for(Kind::Task, &id, VmEvent::Start).await?;
                 return Err(error);
             }
         };
         // The lock proves that no process runs the task, whatever its last supervisor was able to record.
         self.note_vanished(&id).await?;
-        let mut record = self.admit(Kind::Task, &id, VmEvent::Start).await?;
+        let mut record = self.record_for(Kind::Task, &id, VmEvent::Start).await?;
         if record.expires_at <= now() {
             let ttl_seconds = record.sizing.ttl_seconds;
             record = self.renew(&id, ttl_seconds, now() + f64::from(ttl_seconds)).await?;
@@ -215,29 +215,54 @@ impl Engine {
         let ttl_seconds = limits::check_ttl(ttl_seconds)?;
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = as_it_is(&self.shared, self.get(Kind::Task, &id).await?);
-        // Its lifetime has ended and must not be renewed while its supervisor is stopping it.
-        if record.stop_reason == Some(StopReason::Expired) {
-            self.await_release(&id).await?;
-            self.note_vanished(&id).await?;
-        }
+        // Its lifetime has ended and must not be renewed while its supervisor is stopping it. No other process starts it
+        // before it is renewed.
+        let _lock = match record.stop_reason {
+            Some(StopReason::Expired) => {
+                let lock = self.await_release(&id).await?;
+                self.note_vanished(&id).await?;
+                lock
+            }
+            _ => None,
+        };
+        self.extend_seen(&record, ttl_seconds).await?;
+        self.status_task(task_id).await
+    }
+
+    /// Gives a task whose record was `seen` a little earlier a new lifetime.
+    async fn extend_seen(&self, seen: &VmRecord, ttl_seconds: u32) -> Result<(), Error> {
+        let id = &seen.vm_id;
         let expires_at = now() + f64::from(ttl_seconds);
-        if record.state == VmState::Started {
+        if seen.state == VmState::Started {
+            self.extend_supervised(id, expires_at).await?;
+            return self.renew(id, ttl_seconds, expires_at).await.map(drop);
+        }
+        let renewed = self.renew(id, ttl_seconds, expires_at).await?;
+        // Another process has started it since, perhaps with the old lifetime.
+        if renewed.state == VmState::Started
+            && let Err(error) = self.extend_supervised(id, expires_at).await
+        {
+            self.renew(id, seen.sizing.ttl_seconds, seen.expires_at).await?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Gives the supervisor of a running task the new end of its lifetime.
+    async fn extend_supervised(&self, id: &VmId, expires_at: f64) -> Result<(), Error> {
+        let client = self.client(id);
+        match client.extend(expires_at).await {
             // One that is exiting cannot be reached, which the task's status shows. Any other supervisor would still end
             // the task at the old time, so the record must not promise another one.
-            let client = self.client(&id);
-            match client.extend(expires_at).await {
-                Err(RunError::NotDelivered(error @ ConnectError::Unreachable(_))) => {
-                    client.released(GOING_TIME).await.map_err(|_| not_asked(error))?;
-                }
-                Err(RunError::NotDelivered(
-                    error @ (ConnectError::OtherVersion { .. } | ConnectError::Unresponsive),
-                )) => return Err(not_asked(error)),
-                Err(RunError::Unanswered) => return Err(unanswered(&id)),
-                Ok(()) | Err(_) => {}
+            Err(RunError::NotDelivered(error @ ConnectError::Unreachable(_))) => {
+                client.released(EXIT_TIME).await.map(drop).map_err(|_| not_asked(error))
             }
+            Err(RunError::NotDelivered(
+                error @ (ConnectError::OtherVersion { .. } | ConnectError::Unresponsive),
+            )) => Err(not_asked(error)),
+            Err(RunError::Unanswered) => Err(unanswered(id)),
+            Ok(()) | Err(_) => Ok(()),
         }
-        self.renew(&id, ttl_seconds, expires_at).await?;
-        self.status_task(task_id).await
     }
 
     async fn renew(&self, id: &VmId, ttl_seconds: u32, expires_at: f64) -> Result<VmRecord, Error> {

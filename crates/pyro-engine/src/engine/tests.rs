@@ -14,31 +14,48 @@ use crate::limits::Sizing;
 use crate::registry::{NewVm, VmPatch};
 use crate::{ExecutionMode, HostAccess, Kind, StopReason, VmState};
 
-fn engine(root: &Path) -> Engine {
+pub(super) fn engine(root: &Path) -> Engine {
     Engine::new(Config::new(root.join("state"), root.join("cache"), root.join("pyro")))
 }
 
+/// Records a VM that was never started.
+pub(super) fn created(engine: &Engine, number: u32, kind: Kind) -> VmId {
+    insert(engine, NewVm { kind, ..new_vm(number) })
+}
+
 /// Records a VM that runs in this way, with its directory.
-fn started(engine: &Engine, number: u32, mode: ExecutionMode, created_at: f64) -> VmId {
-    let id = VmId::parse(&format!("{number:012x}")).unwrap();
-    let vm = NewVm {
-        vm_id: id.clone(),
+pub(super) fn started(engine: &Engine, number: u32, mode: ExecutionMode, created_at: f64) -> VmId {
+    let ephemeral = mode == ExecutionMode::HostCompat;
+    let id = insert(engine, NewVm { ephemeral, created_at, ..new_vm(number) });
+    start(engine, &id, mode);
+    id
+}
+
+fn new_vm(number: u32) -> NewVm {
+    NewVm {
+        vm_id: VmId::parse(&format!("{number:012x}")).unwrap(),
         environment: "debian:12".to_owned(),
         environment_version: None,
         sizing: Sizing { vcpu_count: 1, mem_mib: 1024, ttl_seconds: 600 },
-        created_at,
+        created_at: now(),
         kind: Kind::Vm,
-        ephemeral: mode == ExecutionMode::HostCompat,
+        ephemeral: false,
         disk_mib: None,
         network_enabled: false,
         host_access: HostAccess::Allowed,
         metadata: BTreeMap::new(),
-    };
+    }
+}
+
+fn insert(engine: &Engine, vm: NewVm) -> VmId {
     engine.shared.registry.insert(&vm, 8).unwrap();
+    fs::create_dir_all(engine.vm_dir(&vm.vm_id)).unwrap();
+    vm.vm_id
+}
+
+fn start(engine: &Engine, id: &VmId, mode: ExecutionMode) {
     let patch = VmPatch { execution_mode: Some(mode), ..VmPatch::default() };
-    engine.shared.registry.set_started(&id, &patch).unwrap();
-    fs::create_dir_all(engine.vm_dir(&id)).unwrap();
-    id
+    engine.shared.registry.set_started(id, &patch).unwrap();
 }
 
 /// Starts a process that holds the lock of the VM in `dir`, presents itself as its supervisor, and dies of a signal
@@ -127,4 +144,83 @@ async fn a_vm_that_cannot_be_removed_does_not_keep_others() {
     let over = started(&engine, 2, ExecutionMode::GuestVsock, 1.0);
     assert_eq!(*engine.reap_expired().await.unwrap().deleted_vm_ids, [over]);
     assert!(engine.get(Kind::Vm, &stuck).await.is_ok());
+}
+
+/// An engine on a host on which no VM can run, and a command that makes the registry unusable, as a full disk does.
+fn engine_and_saboteur(root: &Path) -> (Engine, crate::Command) {
+    let config = Config::new(root.join("state"), root.join("cache"), root.join("pyro"));
+    let engine = Engine::new(Config {
+        search_path: "/usr/bin:/bin".into(),
+        vmm_program: Some(root.join("none")),
+        ..config
+    });
+    let state = root.join("state/state.sqlite3");
+    let text = format!("echo done; mv {0} {0}.away; mkdir {0}", state.display());
+    (engine, crate::Command::new(text))
+}
+
+/// Undoes what that command did.
+fn repair(root: &Path) {
+    let state = root.join("state/state.sqlite3");
+    fs::remove_dir(&state).unwrap();
+    fs::rename(root.join("state/state.sqlite3.away"), state).unwrap();
+}
+
+fn capture() -> crate::CommandOutput {
+    crate::CommandOutput { output: crate::OutputMode::Capture }
+}
+
+fn assert_warned(events: &mut tokio::sync::mpsc::Receiver<crate::Event>, start: &str) {
+    let mut texts = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        if let crate::Event::Warning(text) = event {
+            texts.push(text);
+        }
+    }
+    assert!(texts.len() == 1 && texts[0].starts_with(start), "{texts:?}");
+}
+
+/// A caller that gets an error runs the command again.
+#[tokio::test]
+async fn the_result_of_a_command_is_not_lost_when_its_vm_cannot_be_removed() {
+    let root = TempDir::new().unwrap();
+    let (engine, command) = engine_and_saboteur(root.path());
+    let (events, mut seen) = tokio::sync::mpsc::channel(64);
+    let (events, never) = (crate::Events::to(events), CancellationToken::new());
+
+    let spec = crate::VmSpec { allow_host_compat: true, ..crate::VmSpec::new("debian:12") };
+    let request = crate::operations::RunInVm { spec, command: command.clone(), output: capture() };
+    let ran = engine.run(request, &events, &never).await.unwrap();
+    assert_eq!((ran.stdout.as_bytes(), ran.exit_code, ran.cleanup.deleted), (&b"done\n"[..], 0, false));
+    assert_warned(&mut seen, &format!("the command has run, but vm {} cannot be removed now: ", ran.vm_id));
+    let one_shot = ran.vm_id;
+
+    repair(root.path());
+    let id = created(&engine, 1, Kind::Vm);
+    start(&engine, &id, ExecutionMode::HostCompat);
+    let request = crate::operations::ExecVm { vm: id.as_str().into(), command, output: capture() };
+    let ran = engine.exec_vm(request, &events, &never).await.unwrap();
+    assert_eq!((ran.stdout.as_bytes(), ran.exit_code, ran.cleanup.deleted), (&b"done\n"[..], 0, false));
+    assert_warned(&mut seen, "the command has run, but vm 000000000001 cannot be removed now: ");
+    repair(root.path());
+    engine.reconcile().await.unwrap();
+    assert_eq!(engine.get(Kind::Vm, &one_shot).await.unwrap_err().kind, ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn the_result_of_a_task_s_command_is_not_lost_when_its_end_cannot_be_recorded() {
+    let root = TempDir::new().unwrap();
+    let (engine, command) = engine_and_saboteur(root.path());
+    let (events, mut seen) = tokio::sync::mpsc::channel(64);
+    let (events, never) = (crate::Events::to(events), CancellationToken::new());
+    let id = created(&engine, 1, Kind::Task);
+    start(&engine, &id, ExecutionMode::HostCompat);
+    let request = crate::operations::ExecTask { task: id.as_str().into(), command, output: capture() };
+    let ran = engine.exec_task(request, &events, &never).await.unwrap();
+    assert_eq!((ran.stdout.as_bytes(), ran.exit_code, ran.sequence), (&b"done\n"[..], 0, 1));
+    assert_warned(&mut seen, "the end of command 1 of task 000000000001 is not recorded: ");
+    repair(root.path());
+    // The record does not claim more than is known.
+    let entry = engine.wait_task(id.as_str(), 1, &never).await.unwrap();
+    assert_eq!((entry.outcome, entry.exit_code), (crate::Outcome::Unknown, None));
 }

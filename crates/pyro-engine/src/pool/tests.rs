@@ -130,9 +130,11 @@ async fn a_process_that_stops_while_it_counts_does_not_keep_others() {
     assert!(matches!(error, PoolError::Locked), "{error:?}");
     assert!(begun.elapsed() < COUNT_LIMIT * 2, "{:?}", begun.elapsed());
     // Nor does a run that has its result.
-    let (hurry, target) = (CancellationToken::new(), Target { of_kind: 1, of_all: 9, idle: COUNT_LIMIT });
+    let (stop_waiting, target) =
+        (CancellationToken::new(), Target { of_kind: 1, of_all: 9, idle: COUNT_LIMIT });
     let (pool, begun) = (host.pool(), Instant::now());
-    let (reserved, ()) = tokio::join!(pool.reserve(KIND, target, &hurry), async { hurry.cancel() });
+    let (reserved, ()) =
+        tokio::join!(pool.reserve(KIND, target, &stop_waiting), async { stop_waiting.cancel() });
     assert!(matches!(reserved, Err(PoolError::Locked)), "{reserved:?}");
     assert!(begun.elapsed() < COUNT_LIMIT, "{:?}", begun.elapsed());
     // A start does not wait for it either.

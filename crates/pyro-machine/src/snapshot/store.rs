@@ -10,10 +10,10 @@ use super::error::SnapshotError;
 use super::key::{self, Subject};
 use super::layout::{self, LAYER, MEMORY, RECORD, STATE, remove};
 use super::record::Record;
-use crate::files;
 use crate::hardware::SavedFiles;
 use crate::image::GuestKernel;
 use crate::platform::Platform;
+use crate::{file_lock, files};
 
 /// Maximum number of snapshots, and of bytes of disk for all of them. The least recently used go first.
 const MAX_SNAPSHOTS: usize = 8;
@@ -51,6 +51,8 @@ pub enum Begun {
     Partial(Partial),
     /// Another process has made it by now.
     MadeMeanwhile(Snapshot),
+    /// Another process could not make it, for this reason.
+    FailedMeanwhile(String),
 }
 
 impl Store {
@@ -102,8 +104,8 @@ impl Store {
         }
     }
 
-    /// Begins to make the snapshot, after waiting for a process that is making it. It is not begun unless `wanted` bytes
-    /// are free: a snapshot must not take the space that running machines were promised.
+    /// Begins to make the snapshot, after waiting without limit for a process that is making it. It is not begun unless
+    /// `wanted` bytes are free: a snapshot must not take the space that running machines were promised.
     ///
     /// # Errors
     /// There is not enough space, or a file cannot be made or locked.
@@ -111,12 +113,12 @@ impl Store {
         files::make_private_dir(&self.dir).map_err(SnapshotError::io("make", &self.dir))?;
         self.check_space(wanted)?;
         let lock_path = layout::lock(&self.dir, &self.key);
-        let lock = File::create(&lock_path).map_err(SnapshotError::io("make", &lock_path))?;
-        let locked = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await;
-        let lock = locked.map_err(std::io::Error::from).flatten();
-        let lock = lock.map_err(SnapshotError::io("lock", &lock_path))?;
+        let lock = file_lock::locked(&lock_path).await.map_err(SnapshotError::io("lock", &lock_path))?;
         if let Some(snapshot) = self.find() {
             return Ok(Begun::MadeMeanwhile(snapshot));
+        }
+        if let Some(reason) = self.recent_failure() {
+            return Ok(Begun::FailedMeanwhile(reason));
         }
         let dir = layout::partial(&self.dir, &self.key);
         // The process that was making it is dead, or it would hold the lock.
@@ -326,6 +328,21 @@ mod tests {
         };
         let (begun, ()) = tokio::join!(waiting, making);
         assert!(matches!(begun.unwrap(), Begun::MadeMeanwhile(_)));
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_for_an_attempt_that_fails_do_not_try_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (store(dir.path(), "key"), store(dir.path(), "key"));
+        let Begun::Partial(partial) = first.begin(0).await.unwrap() else { panic!("nothing was made") };
+        let failing = async {
+            tokio::task::yield_now().await;
+            first.failed("why");
+            drop(partial);
+        };
+        let (begun, ()) = tokio::join!(second.begin(0), failing);
+        let begun = begun.unwrap();
+        assert!(matches!(&begun, Begun::FailedMeanwhile(reason) if reason == "why"), "{begun:?}");
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! Files in and out of a guest.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
@@ -7,15 +8,15 @@ use std::pin::{Pin, pin};
 
 use bytes::Bytes;
 use futures::stream::LocalBoxStream;
-use futures::{Sink, SinkExt, StreamExt, future};
+use futures::{Sink, SinkExt, Stream, StreamExt, sink, stream};
 use pyro_archive::{ArchiveError, Limits, Links, Report};
-use pyro_wire::{ArchiveReply, Frame, FrameCodec, FrameError, OutputStream, Pack, Unpack};
+use pyro_wire::{ArchiveReply, Frame, FrameCodec, FrameError, MAX_EXAMPLES, OutputStream, Pack, Unpack};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::{ACCEPT_LIMIT, Client, ConnectError, ask};
+use super::{ACCEPT_LIMIT, Client, ConnectError, WATCH_PROBE_AFTER, ask};
 use crate::mux::{RequestStream, call};
-use crate::protocol::{self, Greeting, Reply};
+use crate::protocol::{self, COPY_STEP_LIMIT, Greeting, Reply};
 
 /// Why something was not copied, or not all of it.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +39,12 @@ pub enum CopyError {
     /// The host's half of the work failed.
     #[error(transparent)]
     Host(ArchiveError),
-    /// The guest was lost.
+    /// The guest or its supervisor was lost.
     #[error("the VM was lost while files were copied")]
     Lost,
+    /// The guest neither sent nor took anything for a minute.
+    #[error("the guest made no progress for {} seconds", COPY_STEP_LIMIT.as_secs())]
+    Stalled,
 }
 
 impl Client {
@@ -121,39 +125,8 @@ impl Client {
         pack: Pack,
         take: impl AsyncFnOnce(&mut Chunks<'_>) -> Result<T, ArchiveError>,
     ) -> Result<(T, Option<ArchiveReply>), CopyError> {
-        let mut stream = call(self.guest_stream().await?, pack).await.map_err(not_delivered)?;
-        let mut reply = None;
-        let mut chunks = (&mut stream)
-            .map(|frame| match frame {
-                Ok(Frame::Output(OutputStream::Stdout, chunk)) => Some(Ok(chunk)),
-                // The archive has its own end; an answer before that end says why there is no more.
-                Ok(Frame::Control(answer)) => {
-                    reply = Some(answer);
-                    None
-                }
-                Ok(Frame::Output(OutputStream::Stderr, _)) => Some(Err(io::ErrorKind::InvalidData.into())),
-                Err(error) => Some(Err(io::Error::other(error))),
-            })
-            .take_while(|chunk| future::ready(chunk.is_some()))
-            .filter_map(future::ready)
-            .boxed_local();
-        let taken = take(&mut chunks).await;
-        drop(chunks);
-        // It follows the archive immediately, and may have been read together with it.
-        let reply = match reply {
-            None if taken.is_ok() => match stream.next().await {
-                Some(Ok(Frame::Control(answer))) => Some(answer),
-                _ => None,
-            },
-            reply => reply,
-        };
-        match (taken, &reply) {
-            (Err(ArchiveError::Truncated), Some(ArchiveReply::Failed(failure))) => {
-                Err(CopyError::Guest { cause: failure.cause.clone() })
-            }
-            (Err(ArchiveError::Truncated | ArchiveError::Stream { .. }), _) => Err(CopyError::Lost),
-            (taken, _) => Ok((taken.map_err(CopyError::Host)?, reply)),
-        }
+        let received = receive(self.guest_stream().await?, pack, take);
+        self.while_responsive(WATCH_PROBE_AFTER, received).await.unwrap_or(Err(CopyError::Lost))
     }
 
     /// Has the guest unpack the archive that `give` sends.
@@ -162,34 +135,111 @@ impl Client {
         unpack: Unpack,
         give: impl AsyncFnOnce(&mut ChunkSink<'_>) -> Result<T, ArchiveError>,
     ) -> Result<T, CopyError> {
-        let stream = call(self.guest_stream().await?, unpack).await.map_err(not_delivered)?;
-        let (sink, mut answers) = stream.split();
-        let mut chunks: ChunkSink<'_> = Box::pin(sink.with(|chunk: Bytes| {
-            future::ready(Ok::<_, FrameError>(Frame::Output(OutputStream::Stdout, chunk)))
-        }));
-        let mut sending = pin!(give(&mut chunks));
-        let (given, answer) = tokio::select! {
-            given = &mut sending => match given {
-                // The guest may have reported why it takes no more.
-                Ok(_) | Err(ArchiveError::Stream { .. }) => (given.ok(), answers.next().await),
-                Err(error) => return Err(CopyError::Host(error)),
-            },
-            answer = answers.next() => match answer {
-                // It has seen the end of the archive before we have finished with ours.
-                Some(Ok(Frame::Control(ArchiveReply::Archived(_)))) => (sending.await.ok(), answer),
-                // It takes no more.
-                answer => (None, answer),
-            },
-        };
-        match (answer, given) {
-            (Some(Ok(Frame::Control(ArchiveReply::Failed(failure)))), _) => {
-                Err(CopyError::Guest { cause: failure.cause })
-            }
-            // What could not be packed is missing there; the guest itself leaves nothing out.
-            (Some(Ok(Frame::Control(ArchiveReply::Archived(_)))), Some(given)) => Ok(given),
-            _ => Err(CopyError::Lost),
-        }
+        let sent = send(self.guest_stream().await?, unpack, give);
+        self.while_responsive(WATCH_PROBE_AFTER, sent).await.unwrap_or(Err(CopyError::Lost))
     }
+}
+
+async fn receive<T>(
+    stream: RequestStream<UnixStream>,
+    pack: Pack,
+    take: impl AsyncFnOnce(&mut Chunks<'_>) -> Result<T, ArchiveError>,
+) -> Result<(T, Option<ArchiveReply>), CopyError> {
+    let mut stream = call(stream, pack).await.map_err(not_delivered)?;
+    // The archive has its own end; an answer before that end says why there is no more.
+    let mut answer = None;
+    let mut chunks = stream::unfold((&mut stream, &mut answer), |(stream, answer)| async move {
+        let chunk = match next(stream).await {
+            Ok(Some(Ok(Frame::Output(OutputStream::Stdout, chunk)))) => Ok(chunk),
+            Ok(Some(Ok(Frame::Output(OutputStream::Stderr, _)))) => Err(io::ErrorKind::InvalidData.into()),
+            Ok(Some(Err(error))) => Err(io::Error::other(error)),
+            Ok(Some(Ok(Frame::Control(reply)))) => {
+                *answer = Some(Ok(reply));
+                return None;
+            }
+            Ok(None) => return None,
+            Err(stalled) => {
+                *answer = Some(Err(stalled));
+                return None;
+            }
+        };
+        Some((chunk, (stream, answer)))
+    })
+    .boxed_local();
+    let taken = take(&mut chunks).await;
+    drop(chunks);
+    let answer = match answer.transpose()? {
+        // It follows the archive immediately, and may have been read together with it.
+        None if taken.is_ok() => match next(&mut stream).await? {
+            Some(Ok(Frame::Control(reply))) => Some(reply),
+            _ => None,
+        },
+        answer => answer,
+    };
+    match (taken, &answer) {
+        (Err(ArchiveError::Truncated), Some(ArchiveReply::Failed(failure))) => {
+            Err(CopyError::Guest { cause: failure.cause.clone() })
+        }
+        (Err(ArchiveError::Truncated | ArchiveError::Stream { .. }), _) => Err(CopyError::Lost),
+        (taken, _) => Ok((taken.map_err(CopyError::Host)?, answer)),
+    }
+}
+
+async fn send<T>(
+    stream: RequestStream<UnixStream>,
+    unpack: Unpack,
+    give: impl AsyncFnOnce(&mut ChunkSink<'_>) -> Result<T, ArchiveError>,
+) -> Result<T, CopyError> {
+    let (sink, mut answers) = call(stream, unpack).await.map_err(not_delivered)?.split();
+    let is_stalled = Cell::new(false);
+    let mut chunks: ChunkSink<'_> =
+        Box::pin(sink::unfold(sink, async |mut sink, chunk: Bytes| {
+            match timeout(COPY_STEP_LIMIT, sink.send(Frame::Output(OutputStream::Stdout, chunk))).await {
+                Ok(sent) => sent.map(|()| sink),
+                Err(_) => {
+                    is_stalled.set(true);
+                    Err(io::Error::from(io::ErrorKind::TimedOut).into())
+                }
+            }
+        }));
+    let mut sending = pin!(give(&mut chunks));
+    let (given, answer) = tokio::select! {
+        given = &mut sending => match given {
+            Err(ArchiveError::Stream { .. }) if is_stalled.get() => return Err(CopyError::Stalled),
+            // The guest may have reported why it takes no more.
+            Ok(_) | Err(ArchiveError::Stream { .. }) => (given.ok(), next(&mut answers).await?),
+            Err(error) => return Err(CopyError::Host(error)),
+        },
+        answer = answers.next() => match answer {
+            // It has seen the end of the archive before we have finished with ours.
+            Some(Ok(Frame::Control(ArchiveReply::Archived(_)))) => (sending.await.ok(), answer),
+            // It takes no more.
+            answer => (None, answer),
+        },
+    };
+    match (answer, given) {
+        (Some(Ok(Frame::Control(ArchiveReply::Failed(failure)))), _) => {
+            Err(CopyError::Guest { cause: failure.cause })
+        }
+        // What could not be packed is missing there; the guest itself leaves nothing out.
+        (Some(Ok(Frame::Control(ArchiveReply::Archived(_)))), Some(given)) => Ok(given),
+        _ => Err(CopyError::Lost),
+    }
+}
+
+type FromGuest = Result<Frame<ArchiveReply>, FrameError>;
+
+/// Returns what the guest sends next, if it does so in time. An empty piece of an archive is not progress.
+async fn next(stream: &mut (impl Stream<Item = FromGuest> + Unpin)) -> Result<Option<FromGuest>, CopyError> {
+    let frame = async {
+        loop {
+            match stream.next().await {
+                Some(Ok(Frame::Output(_, chunk))) if chunk.is_empty() => {}
+                frame => return frame,
+            }
+        }
+    };
+    timeout(COPY_STEP_LIMIT, frame).await.map_err(|_| CopyError::Stalled)
 }
 
 /// Received pieces of an archive.
@@ -197,8 +247,6 @@ type Chunks<'a> = LocalBoxStream<'a, io::Result<Bytes>>;
 /// Takes the pieces of an archive.
 type ChunkSink<'a> = Pin<Box<dyn Sink<Bytes, Error = FrameError> + 'a>>;
 
-/// Maximum number of names that a guest can add to a report.
-const MAX_EXAMPLES: usize = 5;
 /// Maximum length of such a name, in characters.
 const MAX_EXAMPLE_CHARS: usize = 200;
 
@@ -210,3 +258,6 @@ fn printable(name: &str) -> String {
 fn not_delivered(error: FrameError) -> CopyError {
     ConnectError::Unreachable(io::Error::other(error)).into()
 }
+
+#[cfg(test)]
+mod tests;

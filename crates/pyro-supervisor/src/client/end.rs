@@ -6,21 +6,19 @@ use std::io;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
+use pyro_machine::file_lock::{LOOK_AGAIN, Retry};
 use pyro_wire::{Frame, FrameCodec};
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::codec::Framed;
 
-use super::retry::{LOOK_AGAIN, Retry};
-use super::{ANSWER_LIMIT, Client, ConnectError, PROBE_AFTER, Process, ask};
+use super::{ANSWER_LIMIT, Client, ConnectError, EXIT_LIMIT, PROBE_AFTER, Process, ask};
 use crate::OwnerLock;
 use crate::dir::{self, LockFile, Owner};
 use crate::protocol::{Legacy, Reply, Request};
 
 /// Time limit for a new supervisor to listen. One that does not listen by then has lost its socket.
 const LISTEN_LIMIT: Duration = Duration::from_secs(2);
-/// Time limit for a supervisor to exit after its last message.
-const EXIT_LIMIT: Duration = Duration::from_secs(5);
 /// Time limit for a supervisor that was continued to take a request, before it is signalled.
 const CONTINUE_LIMIT: Duration = Duration::from_secs(3);
 /// Time that is kept for killing a supervisor, of the time that is left.
@@ -155,11 +153,11 @@ impl Client {
             Ok(mut connected) => {
                 match ask(&mut connected.stream, how.into()).await {
                     Ok(()) => {}
-                    Err(ConnectError::Unresponsive) => return self.take_over(how, deadline).await,
+                    Err(ConnectError::Unresponsive) => return self.end_by_signal(how, deadline).await,
                     Err(_) => return Step::NoSupervisor,
                 }
                 let Some(answer) = self.while_responsive(PROBE_AFTER, connected.stream.next()).await else {
-                    return self.take_over(how, deadline).await;
+                    return self.end_by_signal(how, deadline).await;
                 };
                 let Ok(process) = connected.process else { return Step::NoSupervisor };
                 let has_exited = timeout(EXIT_LIMIT, process.ended()).await.is_ok();
@@ -169,11 +167,11 @@ impl Client {
                 }
             }
             Err(ConnectError::OtherVersion { .. }) => self.end_legacy(how, deadline).await,
-            Err(ConnectError::Unresponsive) => self.take_over(how, deadline).await,
+            Err(ConnectError::Unresponsive) => self.end_by_signal(how, deadline).await,
             Err(ConnectError::Unreachable(_)) => {
                 // A supervisor that has announced itself listened before that; a new one may be about to listen.
                 let has_listened = Owner::of(&self.dir).is_some() || began.elapsed() > LISTEN_LIMIT;
-                if has_listened { self.take_over(how, deadline).await } else { Step::NoSupervisor }
+                if has_listened { self.end_by_signal(how, deadline).await } else { Step::NoSupervisor }
             }
         }
     }
@@ -197,13 +195,13 @@ impl Client {
             _ if has_exited => Step::Ended,
             Some(Ok(Frame::Control(Reply::Done))) => Step::NoSupervisor,
             // It does not do what it was asked.
-            _ => self.take_over(how, deadline).await,
+            _ => self.end_by_signal(how, deadline).await,
         }
     }
 
     /// Ends a supervisor that cannot be asked, by signals. To end its VM in order, it has all of the time that is left,
     /// except [`KILL_RESERVE`].
-    async fn take_over(&self, how: EndRequest, deadline: Instant) -> Step {
+    async fn end_by_signal(&self, how: EndRequest, deadline: Instant) -> Step {
         let Some(process) = Process::holding(&self.dir) else { return Step::NoSupervisor };
         if how != EndRequest::Delete {
             let patience = deadline.saturating_duration_since(Instant::now()).saturating_sub(KILL_RESERVE);

@@ -7,10 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use pyro_machine::event_fd::EventFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::net::UnixStream;
 
-use super::event_fd::EventFd;
 use crate::dir::{Owner, start_time};
 use crate::files;
 
@@ -28,6 +28,13 @@ impl Process {
         let process = Self::open(pid)?;
         // As long as the connection is open, no other process can have taken over its listener's id.
         if is_closed(stream) { Err(io::ErrorKind::NotFound.into()) } else { Ok(process) }
+    }
+
+    /// Returns the supervisor that listens at the other end of a connection; `None` if that process is not a supervisor.
+    pub(super) fn supervisor_behind(stream: &UnixStream) -> Option<Self> {
+        let process = Self::behind(stream).ok()?;
+        // If the process has ended since, its id may be that of another one; the descriptor is not.
+        is_supervisor(stream.peer_cred().ok()?.pid()?).then_some(process)
     }
 
     /// Returns the supervisor that holds the lock of the VM in `dir`, whether it can be reached or not. The recorded id

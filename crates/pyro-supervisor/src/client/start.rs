@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_util::codec::Framed;
 
 use super::process::Process;
-use super::{ask, greet};
+use super::{EXIT_LIMIT, ask, greet};
 use crate::protocol::{
     CLAIM_LIMIT, ClientStream, Event, GENERATION, Greeting, Launch, LifelineClient, Reply, Request,
 };
@@ -29,8 +29,6 @@ pub(crate) const SPARE_LIMIT: Duration = Duration::from_secs(1);
 /// Time limit for a supervisor to report how a boot or a claim went, beyond the limit of the boot or the claim itself. It
 /// records the start before it reports it, or cleans up.
 const REPORT_LIMIT: Duration = Duration::from_secs(30);
-/// Time limit for a supervisor to exit after its lifeline was closed or it was killed.
-const EXIT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a VM did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -80,8 +78,8 @@ pub async fn start(
     spec: LaunchSpec,
     lock: &OwnerLock,
 ) -> Result<(Lifeline, BootInfo), StartError> {
-    let (limit, dir) = (boot_limit(&spec), spec.dir.clone());
-    spawn(program, args, spec, lock).await?.booted(&dir, limit).await
+    let limit = boot_limit(&spec);
+    spawn(program, args, spec, lock).await?.booted(limit).await
 }
 
 /// Returns how long a supervisor can take to report how a boot went.
@@ -102,7 +100,7 @@ pub async fn make_template(
     lock: &OwnerLock,
 ) -> Result<(), StartError> {
     let spec = LaunchSpec { purpose: Purpose::Template, ..spec };
-    let (limit, dir) = (boot_limit(&spec), spec.dir.clone());
+    let limit = boot_limit(&spec);
     let mut lifeline = spawn(program, args, spec, lock).await?;
     let made = async {
         lifeline.ready().await?;
@@ -111,7 +109,7 @@ pub async fn make_template(
     };
     match timeout(limit, made).await {
         Ok(made) => made,
-        Err(_) => Err(lifeline.abandon(&dir).await),
+        Err(_) => Err(lifeline.abandon().await),
     }
 }
 
@@ -157,7 +155,6 @@ pub(crate) async fn claim(
     spec: LaunchSpec,
     lock: &OwnerLock,
 ) -> Option<Result<(Lifeline, BootInfo), StartError>> {
-    let claimed_dir = spec.dir.clone();
     let Ok(granted) = timeout(SPARE_LIMIT, request_claim(dir, spec)).await else {
         kill_silent_spare(dir).await;
         return None;
@@ -166,7 +163,7 @@ pub(crate) async fn claim(
     let stream = granted?.into_inner();
     handover::send(&stream, lock).await.ok()?;
     let lifeline = Lifeline { supervisor: None, stream: Framed::new(stream, FrameCodec::default()) };
-    Some(lifeline.booted(&claimed_dir, CLAIM_LIMIT + REPORT_LIMIT).await)
+    Some(lifeline.booted(CLAIM_LIMIT + REPORT_LIMIT).await)
 }
 
 /// Returns the connection on which the spare has granted the claim. A spare that closes it without an answer has been
@@ -196,21 +193,26 @@ pub(crate) async fn kill_silent_spare(dir: &Path) -> bool {
 }
 
 impl Lifeline {
-    /// Waits until the guest of the VM in `dir` takes commands.
-    async fn booted(mut self, dir: &Path, limit: Duration) -> Result<(Self, BootInfo), StartError> {
+    /// Waits until the guest takes commands.
+    async fn booted(mut self, limit: Duration) -> Result<(Self, BootInfo), StartError> {
         match timeout(limit, self.ready()).await {
             Ok(Ok(Some(info))) => Ok((self, info)),
             Ok(Ok(None)) => Err(StartError::Lost),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(self.abandon(dir).await),
+            Err(_) => Err(self.abandon().await),
         }
     }
 
-    /// Ends a supervisor that has not reported in time, and waits until it does not hold the VM in `dir` any more. It
-    /// ends by itself when its lifeline closes, unless it is frozen.
-    async fn abandon(self, dir: &Path) -> StartError {
+    /// Ends a supervisor that has not reported in time, and waits until it is gone. It ends by itself when its lifeline
+    /// closes, unless it is frozen.
+    async fn abandon(self) -> StartError {
         let Self { supervisor, stream } = self;
-        let claimed = if supervisor.is_none() { Process::holding(dir) } else { None };
+        // Not the process that holds the VM's lock: a spare that froze before it took over the lock holds nothing yet, and
+        // would take over the VM, even from another supervisor, when it goes on.
+        let claimed = match &supervisor {
+            None => Process::supervisor_behind(stream.get_ref()),
+            Some(_) => None,
+        };
         drop(stream);
         if let Some(mut supervisor) = supervisor
             && timeout(EXIT_LIMIT, supervisor.wait()).await.is_err()

@@ -77,7 +77,7 @@ fn a_supervisor_that_takes_no_request_is_unresponsive() {
         let supervisor = Silent::greeting(1);
         let began = Instant::now();
         let cancel = CancellationToken::new();
-        let ran = supervisor.client().run(large_command(), &cancel, |_| (), async |_| {}).await;
+        let ran = supervisor.client().run(large_command(), &cancel, async |_| {}).await;
         assert!(matches!(ran, Err(RunError::NotDelivered(ConnectError::Unresponsive))), "{ran:?}");
         assert!(began.elapsed() <= ANSWER_LIMIT * 2, "{:?}", began.elapsed());
     });
@@ -89,7 +89,7 @@ fn a_request_that_is_not_taken_can_be_cancelled() {
         let supervisor = Silent::greeting(1);
         let cancel = CancellationToken::new();
         let client = supervisor.client();
-        let run = client.run(large_command(), &cancel, |_| (), async |_| {});
+        let run = client.run(large_command(), &cancel, async |_| {});
         let began = Instant::now();
         let (ran, ()) = tokio::join!(run, async {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -189,7 +189,7 @@ fn a_command_that_waits_for_the_registry_is_not_given_up() {
             let exec = Exec::new("true", Duration::from_secs(5));
             let cancel = CancellationToken::new();
             let run = Run { exec: exec.clone(), journal: true };
-            let ran = client.run(run, &cancel, |_| (), async |_| {}).await;
+            let ran = client.run(run, &cancel, async |_| {}).await;
             assert!(matches!(ran, Err(RunError::Refused { .. })), "{ran:?}");
             let detached = client.detach(exec).await;
             assert!(matches!(detached, Err(RunError::Refused { .. })), "{detached:?}");

@@ -188,6 +188,40 @@ async fn a_template_that_could_not_be_saved_is_not_tried_again_at_once() {
     assert_eq!(fixture.templates(), 0);
 }
 
+/// Only the guests that are to be saved hang.
+#[tokio::test(start_paused = true)]
+async fn a_template_that_hangs_is_given_up_and_the_kernel_boots() {
+    let fixture = Fixture::new();
+    let spec = fixture.spec_with_template();
+    let guests = async |handle: FakeHandle| match handle.launch().start {
+        Start::Kernel { save_in: Some(_) } => drop(handle.until_ended().await),
+        _ => good_guest(handle).await,
+    };
+    let (info, _machine) = fixture.boot(&spec, guests).await.unwrap();
+    let warning = "timed out after 15 seconds waiting for the template";
+    assert_eq!((info.start_mode, info.warning.as_deref()), (StartMode::Cold, Some(warning)));
+    assert_eq!((fixture.platform.launches(), fixture.templates()), (2, 0));
+    // The next start does not try it again.
+    fs::remove_file(spec.dir.join(files::LAYER)).unwrap();
+    let (info, _machine) = fixture.boot(&spec, guests).await.unwrap();
+    assert_eq!((info.start_mode, info.warning.as_deref()), (StartMode::Cold, Some(warning)));
+    assert_eq!(fixture.platform.launches(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frozen_process_that_makes_the_template_does_not_keep_others_from_starting() {
+    let fixture = Fixture::new();
+    let spec = fixture.spec_with_template();
+    let dir = spec.template_dir.clone().unwrap();
+    let store = Store::open(&dir, &spec.subject(), &fixture.platform).await.unwrap();
+    let Begun::Partial(frozen) = store.begin(0).await.unwrap() else { panic!("nothing was made") };
+    let (info, _machine) = fixture.boot(&spec, good_guest).await.unwrap();
+    let warning = "timed out after 15 seconds waiting for the template";
+    assert_eq!((info.start_mode, info.warning.as_deref()), (StartMode::Cold, Some(warning)));
+    assert_eq!(fixture.platform.launches(), 1);
+    drop(frozen);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_layer_from_an_earlier_start_keeps_its_content_and_the_kernel_boots() {
     let fixture = Fixture::new();

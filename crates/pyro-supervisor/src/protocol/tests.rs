@@ -186,7 +186,7 @@ fn command() -> Run {
 }
 
 async fn run_on(client: &Client) -> RunError {
-    client.run(command(), &CancellationToken::new(), |_| (), async |_| {}).await.unwrap_err()
+    client.run(command(), &CancellationToken::new(), async |_| {}).await.unwrap_err()
 }
 
 #[test]
@@ -251,8 +251,7 @@ fn a_cancellation_reaches_a_supervisor_that_froze_before_it_begins_the_command()
         let (peer, listener) = Peer::new();
         let cancel = CancellationToken::new();
         let (client, cancelled) = (peer.client(), cancel.clone());
-        let running =
-            spawn_local(async move { client.run(command(), &cancelled, |_| (), async |_| {}).await });
+        let running = spawn_local(async move { client.run(command(), &cancelled, async |_| {}).await });
         let (stream, _) = listener.accept().await.unwrap();
         let mut frozen = raw(stream);
         hear(&mut frozen).await.unwrap();

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::log::{CommandLog, STREAM_LIMIT, file_name, room};
 
-use super::{Store, StoreError};
+use super::{REPLY_LIMIT, Store, StoreError};
 use crate::conversation::{CommandOutcome, OutputChunk, converse, timeout_note};
 use crate::mux::{OpenError, Permit, Streams};
 use crate::protocol::{Reply, Request, ServerStream};
@@ -128,7 +128,7 @@ impl<S: Store + 'static> Commands<S> {
     async fn run_unnumbered(&self, begun: Begun, exec: Exec, mut client: ServerStream) {
         reply(&mut client, Reply::Accepted { sequence: None }).await;
         let (sink, reader) = client.split();
-        let mut listener = Listener { client: Some(sink), patience: patience(&exec), deaf: false };
+        let mut listener = Listener { client: Some(sink), patience: patience(&exec), given_up: false };
         let Begun { stream, terminate, permit: _permit, counted, .. } = begun;
         let stream = Framed::new(stream.compat(), FrameCodec::default());
         let mut take = async |chunk: OutputChunk| listener.send(chunk, &terminate).await;
@@ -157,7 +157,7 @@ impl<S: Store + 'static> Commands<S> {
         let (sink, reader) = client.split();
         let timeout = Duration::from_millis(exec.timeout_ms);
         let mut listener =
-            Listener { client: (!detach).then_some(sink), patience: patience(&exec), deaf: false };
+            Listener { client: (!detach).then_some(sink), patience: patience(&exec), given_up: false };
         let outcome = if withdrawn {
             CommandOutcome::not_run("its caller withdrew it before it began")
         } else {
@@ -368,46 +368,38 @@ struct Begun {
 /// The client that requested a command, for as long as it is connected.
 struct Listener {
     client: Option<SplitSink<ServerStream, Frame<Reply>>>,
-    /// Time after which the command no longer waits for the client; `None` if a clock cannot represent it.
-    patience: Option<Instant>,
+    /// Time after which the command no longer waits for the client.
+    patience: Instant,
     /// The client did not read when it had to. It still receives the command's outcome if it reads by then.
-    deaf: bool,
+    given_up: bool,
 }
 
 impl Listener {
     async fn send(&mut self, chunk: OutputChunk, terminate: &CancellationToken) {
-        let (Some(client), false) = (&mut self.client, self.deaf) else { return };
-        let patience = self.patience;
-        let impatient = async {
-            match patience {
-                Some(patience) => tokio::time::sleep_until(patience).await,
-                None => std::future::pending().await,
-            }
-        };
+        let (Some(client), false) = (&mut self.client, self.given_up) else { return };
         tokio::select! {
             biased;
             sent = client.send(Frame::Output(chunk.stream, chunk.bytes)) => if sent.is_err() {
                 self.client = None;
             },
             // A client that does not read must not delay killing its command or noticing its end.
-            () = terminate.cancelled() => self.deaf = true,
-            () = impatient => self.deaf = true,
+            () = terminate.cancelled() => self.given_up = true,
+            () = tokio::time::sleep_until(self.patience) => self.given_up = true,
         }
     }
 }
 
 /// Returns until when a command that begins now waits for its client.
-fn patience(exec: &Exec) -> Option<Instant> {
-    let end = Instant::now().checked_add(Duration::from_millis(exec.timeout_ms))?;
-    end.checked_add(SETTLE_LIMIT)
+fn patience(exec: &Exec) -> Instant {
+    Instant::now() + Duration::from_millis(exec.timeout_ms) + SETTLE_LIMIT
 }
 
 /// Sends a reply to a client, which may have disconnected or may not read.
-async fn reply<C>(client: &mut C, message: Reply)
+pub(super) async fn reply<C>(client: &mut C, message: Reply)
 where
     C: futures::Sink<Frame<Reply>> + Unpin,
 {
-    let _ = tokio::time::timeout(SETTLE_LIMIT, client.send(Frame::Control(message))).await;
+    let _ = tokio::time::timeout(REPLY_LIMIT, client.send(Frame::Control(message))).await;
 }
 
 /// Returns whether the client has disconnected or cancelled. It sends nothing else before it is answered.

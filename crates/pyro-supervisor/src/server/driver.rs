@@ -36,7 +36,7 @@ use crate::spec::{LaunchSpec, Purpose};
 use crate::{BootFailure, BootInfo, BootStage, OwnerLock};
 
 /// Time limit for noticing that a machine has exited after its guest channel closed.
-const EXIT_LIMIT: Duration = Duration::from_secs(3);
+const MACHINE_EXIT_LIMIT: Duration = Duration::from_secs(3);
 
 /// A message to the driver.
 pub(super) enum Message {
@@ -214,6 +214,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             LoopEvent::Message(Message::Input(input)) => {
                 if input == Input::ChannelLost {
                     self.lost_while_claimed("the connection to the guest was lost");
+                    self.lost_while_stopping(HaltError::NoAnswer);
                 }
                 input
             }
@@ -263,9 +264,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 self.has_exited = true;
                 self.lost_while_claimed(&format!("the VMM ended: {status}"));
                 self.description = status;
-                if matches!(self.life.state(), State::Closing(_) | State::Halting(_)) {
-                    self.loss = Some(HaltError::MachineEnded);
-                }
+                self.lost_while_stopping(HaltError::MachineEnded);
                 Input::MachineExited
             }
             LoopEvent::NetworkLost(cause) => {
@@ -281,7 +280,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         let (streams, inbox) = (streams.clone(), self.inbox.clone());
         spawn_local(async move {
             streams.closed().await;
-            tokio::time::sleep(EXIT_LIMIT).await;
+            tokio::time::sleep(MACHINE_EXIT_LIMIT).await;
             inbox.input(Input::ChannelLost);
         });
     }
@@ -308,7 +307,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             Effect::RecordStart => self.record_start(),
             Effect::AnnounceStart => self.announce_start().await,
             Effect::WatchLifetime => self.watch_lifetime(),
-            Effect::Admit(client) => self.admit(client),
+            Effect::Serve(client) => self.serve(client),
             Effect::Extend(client) => self.extend(client).await,
             Effect::Refuse(client, refusal) => self.refuse(client, refusal).await,
             Effect::EndCommands => self.end_commands(),

@@ -1,17 +1,17 @@
 //! The life of one supervised VM as a pure function: it decides what to do and has no side effects.
 //!
 //! ```text
-//!            ready             recorded           announced
-//!  Booting ────────► Recording ────────► Announcing ────► Running
-//!    │ │                  ▲                                  │ stop, end of lifetime, signal (files stay)
-//!    │ │ ready (spare)    │ adopted                          ▼
-//!    │ └─► Waiting ─────► Adopting                       Stopping: commands end, the guest writes out (bounded)
-//!    │     claim                                             │ done, failed or timed out
-//!    │ any other end, from any state                         ▼
-//!    └─────────────────────────────────────────────────► Ending: machine killed, commands settle, end recorded
-//!                                                            │ recorded (or never recordable)
-//!                                                            ▼
-//!                                                          Done: every waiting client is notified
+//!             ready             recorded         announced
+//!   Booting ────────► Recording ────────► Announcing ────► Running
+//!     │ │                  ▲                                  │ stop, end of lifetime, signal (files stay)
+//!     │ │ ready (spare)    │ adopted                          ▼
+//!     │ └─► Waiting ─────► Adopting              Closing ─► Halting   commands end, the guest writes out (bounded)
+//!     │     claim                                             │ done, failed, timed out, overtaken by a delete
+//!     │ any other end, from any state                         ▼
+//!     └───────────────────────────────────────────────► Settling ─► Concluding   machine killed, ends recorded
+//!                                                             │
+//!                                                             ▼
+//!                                                           Done: all waiting clients are answered
 //! ```
 //!
 //! The driver performs [`Effect`]s in order. Those that take time report back as an [`Input`]. The driver must answer
@@ -166,7 +166,7 @@ pub(crate) enum Effect {
     /// Begin to watch the lifetime.
     WatchLifetime,
     /// Serve the client's request.
-    Admit(ClientId),
+    Serve(ClientId),
     /// Change the lifetime as this client requests, and confirm it.
     Extend(ClientId),
     /// Refuse the client's request, which has changed nothing.
@@ -313,7 +313,7 @@ impl Life {
                 self.terms.is_new = false;
                 match end {
                     None => {
-                        let held = self.held.drain(..).map(Effect::Admit);
+                        let held = self.held.drain(..).map(Effect::Serve);
                         (Running, std::iter::once(Effect::WatchLifetime).chain(held).collect())
                     }
                     Some(end) => self.begin(end),
@@ -390,12 +390,12 @@ impl Life {
                 Request::Extend,
                 State::Waiting | State::Recording(None) | State::Announcing(None) | State::Running,
             ) => (state, vec![Effect::Extend(client)]),
-            (Request::Work | Request::Look, State::Running) => (state, vec![Effect::Admit(client)]),
+            (Request::Work | Request::Look, State::Running) => (state, vec![Effect::Serve(client)]),
             (Request::Work | Request::Look, State::Recording(None) | State::Announcing(None)) => {
                 self.held.push(client);
                 (state, Vec::new())
             }
-            (Request::Look, State::Closing(_)) => (state, vec![Effect::Admit(client)]),
+            (Request::Look, State::Closing(_)) => (state, vec![Effect::Serve(client)]),
             (Request::Extend | Request::Work | Request::Look, _) => {
                 (state, vec![Effect::Refuse(client, refusal)])
             }

@@ -82,7 +82,7 @@ impl Capture {
             OutputStream::Stdout => stdout.extend_from_slice(&chunk.bytes),
             OutputStream::Stderr => stderr.extend_from_slice(&chunk.bytes),
         };
-        let ran = guest.run(Run { exec, journal: false }, &never(), |_| (), take).await?;
+        let ran = guest.run(Run { exec, journal: false }, &never(), take).await?;
         let CommandOutcome::Ended(outcome) = ran.outcome else { panic!("no end: {ran:?}") };
         Ok(Self { stdout, stderr, outcome })
     }

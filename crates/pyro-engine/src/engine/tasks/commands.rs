@@ -24,7 +24,7 @@ use crate::{
 const DETACHED_OUTPUT: OutputMode = OutputMode::Capture;
 
 /// A finished command.
-pub(super) struct Ran {
+pub(super) struct FinishedCommand {
     pub(super) sequence: u64,
     pub(super) captured: Captured,
 }
@@ -45,13 +45,14 @@ impl Engine {
     ) -> Result<TaskExec, Error> {
         let command = limits::check_command(request.command, request.output.output)?;
         let id = VmId::parse_as(Kind::Task, &request.task.task_id)?;
-        let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
-        let Ran { sequence, captured: Captured { end, stdout, stderr } } = match record.execution_mode {
-            ExecutionMode::HostCompat => self.run_on_host(&record, &command, events, cancel).await?,
-            ExecutionMode::GuestVsock | ExecutionMode::Pending => {
-                self.run_in_guest(&record, &command, events, cancel).await?
-            }
-        };
+        let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
+        let FinishedCommand { sequence, captured: Captured { end, stdout, stderr } } =
+            match record.execution_mode {
+                ExecutionMode::HostCompat => self.run_on_host(&record, &command, events, cancel).await?,
+                ExecutionMode::GuestVsock | ExecutionMode::Pending => {
+                    self.run_in_guest(&record, &command, events, cancel).await?
+                }
+            };
         Ok(TaskExec {
             task_id: id,
             environment: record.environment,
@@ -79,7 +80,7 @@ impl Engine {
     pub async fn detach_task(&self, task_id: &str, command: Command) -> Result<TaskDetached, Error> {
         let command = limits::check_command(command, DETACHED_OUTPUT)?;
         let id = VmId::parse_as(Kind::Task, task_id)?;
-        let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
+        let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
         refuse_on_host(&record, "detached")?;
         let begun = self.client(&id).detach(exec_request(&command)).await;
         let sequence = match begun {
@@ -97,18 +98,17 @@ impl Engine {
         command: &CheckedCommand,
         events: &Events,
         cancel: &CancellationToken,
-    ) -> Result<Ran, Error> {
+    ) -> Result<FinishedCommand, Error> {
         let mut stdout = OutputSink::new(convert::stream(OutputStream::Stdout), command.output, events);
         let mut stderr = OutputSink::new(convert::stream(OutputStream::Stderr), command.output, events);
         let run = Run { exec: exec_request(command), journal: true };
-        let mut accepted = 0;
         let take = async |chunk: OutputChunk| match chunk.stream {
             OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
             OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
         };
-        let ran = self.client(&record.vm_id).run(run, cancel, |sequence| accepted = sequence, take).await;
+        let ran = self.client(&record.vm_id).run(run, cancel, take).await;
         let (sequence, end) = match ran {
-            Ok(ran) => (ran.sequence.unwrap_or(accepted), ran.outcome),
+            Ok(ran) => (ran.sequence.unwrap_or_default(), ran.outcome),
             // The supervisor may have dropped only this client, because it did not read for too long.
             Err(RunError::Lost { sequence: Some(sequence) }) => {
                 return self.recover(&record.vm_id, sequence, command.output, cancel).await;
@@ -116,9 +116,11 @@ impl Engine {
             Err(error) => return Err(self.run_error(&record.vm_id, error, cancel).await),
         };
         match end {
-            CommandOutcome::Ended(end) => Ok(Ran { sequence, captured: Captured::new(end, stdout, stderr) }),
+            CommandOutcome::Ended(end) => {
+                Ok(FinishedCommand { sequence, captured: Captured::new(end, stdout, stderr) })
+            }
             CommandOutcome::NotRun { cause, kind } => {
-                let error = Error::new(ErrorKind::NotDelivered, cause).hint(Hint::JournalSaysSo);
+                let error = Error::new(ErrorKind::NotDelivered, cause).hint(Hint::RecordedAsNotRun);
                 Err(with_not_started_hint(error, kind))
             }
             CommandOutcome::Unknown { cause } => Err(self.lost(&record.vm_id, cause, cancel).await),
@@ -132,7 +134,7 @@ impl Engine {
         sequence: u64,
         output: OutputMode,
         cancel: &CancellationToken,
-    ) -> Result<Ran, Error> {
+    ) -> Result<FinishedCommand, Error> {
         let client = self.client(id);
         let is_cancelled = tokio::select! {
             biased;
@@ -162,7 +164,7 @@ impl Engine {
             }
             OutputMode::Stream => (Vec::new(), Vec::new()),
         };
-        Ok(Ran { sequence, captured: Captured { end, stdout, stderr } })
+        Ok(FinishedCommand { sequence, captured: Captured { end, stdout, stderr } })
     }
 
     /// Waits until a command has ended and returns its entry.

@@ -94,7 +94,7 @@ impl Engine {
 
     pub(super) async fn guest_of_task(&self, task_id: &str) -> Result<(VmId, Client), Error> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
-        let record = self.admit(Kind::Task, &id, VmEvent::Exec).await?;
+        let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
         let dir = self.vm_dir(&id);
         match record.execution_mode {
             ExecutionMode::HostCompat => {
@@ -140,13 +140,19 @@ pub(super) fn copy_error(id: &VmId, error: CopyError) -> Error {
     match error {
         CopyError::NotDelivered(error) => not_asked(error),
         CopyError::Refused { .. } => {
-            Error::new(ErrorKind::NotDelivered, error.to_string()).hint(Hint::SafeToRepeat)
+            Error::new(ErrorKind::NotDelivered, error.to_string()).hint(Hint::NothingWasDone)
         }
         CopyError::Lost => Error::new(
             ErrorKind::OutcomeUnknown,
             format!("connection to task {id} was lost while files were copied"),
         )
         .hint(Hint::CopyAgain),
+        CopyError::Stalled => Error::new(
+            ErrorKind::OutcomeUnknown,
+            format!("the guest of task {id} stopped responding while files were copied"),
+        )
+        .hint(Hint::CopyAgain)
+        .caused_by(error),
         CopyError::Guest { .. } | CopyError::Host(_) => {
             let message = error.to_string();
             let copy = Error::new(ErrorKind::InvalidInput, message);

@@ -21,24 +21,30 @@ impl Engine {
     pub async fn logs_task(&self, task_id: &str, sequence: Option<u64>) -> Result<TaskLogs, Error> {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         self.get(Kind::Task, &id).await?;
-        self.blocking(move |shared| {
-            let records = match sequence {
-                Some(sequence) => vec![shared.registry.command(&id, sequence)?],
-                None => shared.registry.commands(&id)?,
-            };
-            let entries = records.into_iter().map(|record| entry(shared, &id, record));
-            let entries: Vec<_> = entries.collect::<Result<_, _>>()?;
-            Ok(TaskLogs { task_id: id, count: entries.len() as u64, entries })
-        })
-        .await
+        let task = id.clone();
+        let records = self.registry(move |registry| match sequence {
+            Some(sequence) => Ok(vec![registry.command(&task, sequence)?]),
+            None => registry.commands(&task),
+        });
+        let entries = self.entries(&id, records.await?).await?;
+        Ok(TaskLogs { task_id: id, count: entries.len() as u64, entries })
     }
 
     /// Returns one entry.
     pub(super) async fn entry(&self, id: &VmId, sequence: u64) -> Result<TaskLogEntry, Error> {
+        let task = id.clone();
+        let record = self.registry(move |registry| registry.command(&task, sequence)).await?;
+        let mut entries = self.entries(id, vec![record]).await?;
+        entries.pop().ok_or_else(|| Error::internal("a command without an entry"))
+    }
+
+    async fn entries(&self, id: &VmId, records: Vec<CommandRecord>) -> Result<Vec<TaskLogEntry>, Error> {
+        if records.iter().any(host::is_open_on_host) {
+            self.await_beginning(id).await?;
+        }
         let id = id.clone();
         self.blocking(move |shared| {
-            let record = shared.registry.command(&id, sequence)?;
-            entry(shared, &id, record)
+            records.into_iter().map(|record| entry(shared, &id, record)).collect::<Result<_, _>>()
         })
         .await
     }

@@ -2,9 +2,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use futures::{SinkExt, StreamExt};
+use pyro_wire::{Frame, FrameCodec};
+use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixListener;
 use tokio::task::JoinSet;
+use tokio_util::codec::Framed;
 
 use super::*;
 use crate::Config;
@@ -101,6 +105,67 @@ async fn a_lifetime_is_extended_without_a_supervisor_only_if_none_holds_the_task
         drop(owner);
     });
     assert_eq!(extended.unwrap().ttl_seconds, 3600);
+}
+
+/// Serves one request to extend the lifetime, and returns the new end.
+async fn serve_extension(listener: &UnixListener) -> f64 {
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut client: Framed<_, FrameCodec<Value, Value>> = Framed::new(stream, FrameCodec::default());
+    let hello = client.next().await.unwrap().unwrap();
+    client.send(hello).await.unwrap();
+    let Frame::Control(request) = client.next().await.unwrap().unwrap() else { panic!() };
+    client.send(Frame::Control(json!("done"))).await.unwrap();
+    request["extend"]["expires_at"].as_f64().unwrap()
+}
+
+/// The start has read the old end of the lifetime, and is recorded after the task was seen as stopped.
+#[tokio::test]
+async fn a_task_that_is_started_while_it_is_extended_gets_its_new_lifetime() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    let running = engine.get(Kind::Task, &id).await.unwrap();
+    let seen = VmRecord { state: VmState::Stopped, ..running };
+    let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+    let listener = UnixListener::bind(dir.join(vm_files::CONTROL_SOCKET)).unwrap();
+    let (extended, end) = tokio::join!(engine.extend_seen(&seen, 3600), serve_extension(&listener));
+    extended.unwrap();
+    let recorded = engine.get(Kind::Task, &id).await.unwrap();
+    assert_eq!((recorded.expires_at, recorded.sizing.ttl_seconds), (end, 3600));
+
+    // One that cannot be reached keeps its end, and the record does too.
+    drop(listener);
+    let error = engine.extend_seen(&VmRecord { state: VmState::Stopped, ..recorded }, 60).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotDelivered, "{error}");
+    let recorded = engine.get(Kind::Task, &id).await.unwrap();
+    assert_eq!((recorded.expires_at, recorded.sizing.ttl_seconds), (end, 3600));
+}
+
+/// A start in between would be recorded as vanished, or run with the old lifetime.
+#[tokio::test]
+async fn no_process_can_start_an_expired_task_while_it_is_extended() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    engine.renew(&id, 60, 1.0).await.unwrap();
+    // Another process writes to the registry.
+    let writer = rusqlite::Connection::open(root.path().join("state/state.sqlite3")).unwrap();
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let extending = {
+        let (engine, id) = (engine.clone(), id.clone());
+        tokio::spawn(async move { engine.extend_task(id.as_str(), 3600).await })
+    };
+    let is_held_on = async {
+        while !OwnerLock::is_held(&dir) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        OwnerLock::is_held(&dir)
+    };
+    assert_eq!(tokio::time::timeout(Duration::from_secs(5), is_held_on).await, Ok(true));
+    writer.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(extending.await.unwrap().unwrap().ttl_seconds, 3600);
+    assert!(!OwnerLock::is_held(&dir));
 }
 
 /// It goes on, so waiting for its end would only delay the answer, and report another cause.
@@ -227,6 +292,57 @@ async fn waits_for_a_command_on_the_host_end_soon_after_it_and_take_no_threads()
     assert!(waited.iter().all(Result::is_ok), "{waited:?}");
     assert!(ended.elapsed() < Duration::from_secs(2), "{:?}", ended.elapsed());
     assert!(during <= before + 1, "{before} threads became {during}");
+}
+
+/// It was stopped between the sequence of a command and its lock.
+#[tokio::test(start_paused = true)]
+async fn a_process_that_stops_while_its_command_begins_is_not_awaited_without_limit() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = created(&engine, Kind::Task).await;
+    let (started, patch) =
+        (id.clone(), VmPatch { execution_mode: Some(ExecutionMode::HostCompat), ..VmPatch::default() });
+    engine.registry(move |registry| registry.set_started(&started, &patch)).await.unwrap();
+    let new = NewCommand {
+        command: "true".to_owned(),
+        cwd: WORKSPACE.to_owned(),
+        execution_mode: ExecutionMode::HostCompat,
+        accepted_at: now(),
+    };
+    let task = id.clone();
+    engine.registry(move |registry| registry.accept_command(&task, &new)).await.unwrap();
+    let commands = dir.join(vm_files::COMMANDS);
+    fs::create_dir_all(&commands).unwrap();
+    let holder = fs::File::create(commands.join("beginning.lock")).unwrap();
+    holder.lock().unwrap();
+
+    let (began, never, task_id) = (tokio::time::Instant::now(), CancellationToken::new(), id.as_str());
+    let request = || crate::operations::ExecTask {
+        task: task_id.into(),
+        command: crate::Command::new("true"),
+        output: crate::CommandOutput::default(),
+    };
+    let events = Events::none();
+    let errors = [
+        engine.stop_task(task_id).await.unwrap_err(),
+        engine.delete_task(task_id).await.unwrap_err(),
+        engine.logs_task(task_id, None).await.unwrap_err(),
+        engine.wait_task(task_id, 1, &never).await.unwrap_err(),
+        engine.exec_task(request(), &events, &never).await.unwrap_err(),
+    ];
+    for error in &errors {
+        assert_eq!(error.kind, ErrorKind::WrongState, "{error}");
+        assert!(matches!(&error.hints[..], [Hint::FindHolder { .. }]), "{error:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    let cancelled = CancellationToken::new();
+    cancelled.cancel();
+    let error = engine.exec_task(request(), &events, &cancelled).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Cancelled, "{error}");
+
+    drop(holder);
+    assert_eq!(engine.logs_task(task_id, None).await.unwrap().entries[0].outcome, crate::Outcome::Unknown);
+    engine.stop_task(task_id).await.unwrap();
 }
 
 /// Announces this process as the supervisor of the VM in `dir`.

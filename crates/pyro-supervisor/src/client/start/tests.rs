@@ -104,3 +104,53 @@ async fn the_loser_of_a_claim_does_not_wait_and_kills_nothing() {
     drop(supervisor.stdin.take());
     supervisor.wait().unwrap();
 }
+
+/// Where the process of a test is to stand for a frozen spare.
+const FROZEN_SPARE: &str = "PYRO_TEST_FROZEN_SPARE";
+
+/// Does nothing, unless the test below has started it as another process.
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the test is configured by its environment")]
+async fn a_frozen_spare_as_another_process() {
+    let Some(dir) = std::env::var_os(FROZEN_SPARE) else { return };
+    let mut claimer = accept(&vm_dir::listen(Path::new(&dir)).unwrap()).await;
+    claimer.next().await.unwrap().unwrap();
+    claimer.send(Frame::Control(Reply::Done)).await.unwrap();
+    // Blocks this process until its parent is gone.
+    let _ = std::io::Read::read(&mut std::io::stdin(), &mut [0]);
+}
+
+/// Otherwise it takes over the VM, which another supervisor may run by then, when it goes on.
+#[tokio::test]
+async fn a_spare_that_freezes_before_the_handover_is_killed() {
+    let (spare, vm) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let lock = OwnerLock::try_acquire(vm.path()).unwrap().unwrap();
+    // The first argument makes it a supervisor. As the name of a test it has no meaning.
+    let args = ["supervise", "--exact", "client::start::tests::a_frozen_spare_as_another_process"];
+    let mut frozen = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(args)
+        .env(FROZEN_SPARE, spare.path())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let granted = timeout(Duration::from_secs(60), async {
+        loop {
+            // It may not listen yet.
+            if let Some(granted) = request_claim(spare.path(), spec(vm.path())).await {
+                return granted;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    let stream = granted.await.unwrap().into_inner();
+    handover::send(&stream, &lock).await.unwrap();
+    let lifeline = Lifeline { supervisor: None, stream: Framed::new(stream, FrameCodec::default()) };
+    tokio::time::pause();
+    let booted = lifeline.booted(CLAIM_LIMIT).await;
+    assert!(matches!(booted, Err(StartError::Unresponsive)), "{booted:?}");
+    tokio::time::resume();
+    assert_eq!(frozen.wait().unwrap().signal(), Some(9));
+    drop(lock);
+    assert!(!OwnerLock::is_held(vm.path()), "the lock in its socket is gone with it");
+}

@@ -1,10 +1,9 @@
 //! Requests of clients: how the state machine sees them, and how they are served.
 
-use std::time::Duration;
-
+use bytes::BytesMut;
 use futures::SinkExt;
 use pyro_wire::Frame;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tokio_util::codec::FramedParts;
@@ -12,16 +11,17 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use super::Driver;
 use crate::mux::Streams;
-use crate::protocol::{Reply, Request, ServerStream};
+use crate::protocol::{COPY_STEP_LIMIT, Reply, Request, ServerStream};
+use crate::server::commands::reply;
 use crate::server::state::{self, ClientId, Refusal};
-use crate::server::{Boot, Clock, Store};
+use crate::server::{Boot, Clock, REPLY_LIMIT, Store};
 
-/// Time limit for a client to take a reply of a few bytes.
-const REPLY_LIMIT: Duration = Duration::from_secs(3);
+/// Bytes to read from a client at a time, at most.
+const CHUNK_BYTES: usize = 16 * 1024;
 
 impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     /// Serves the client's request.
-    pub(super) fn admit(&mut self, client: ClientId) {
+    pub(super) fn serve(&mut self, client: ClientId) {
         let Some((request, client)) = self.clients.remove(&client) else { return };
         let Some(commands) = self.commands.clone() else { return };
         let streams = self.streams.clone();
@@ -51,13 +51,13 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
 
     /// Sends the last reply to a client.
     pub(super) async fn reply(&mut self, client: ClientId, message: Reply) {
-        if let Some((_, client)) = self.clients.remove(&client) {
-            reply(client, message).await;
+        if let Some((_, mut client)) = self.clients.remove(&client) {
+            reply(&mut client, message).await;
         }
     }
 }
 
-/// Translates a request for the state machine; `None` if it belongs to another VM.
+/// Translates a request for the state machine; `None` if it does not begin anything, as a cancellation without a command.
 pub(super) fn kind(request: &Request) -> Option<state::Request> {
     Some(match request {
         Request::Copy | Request::Run { .. } => state::Request::Work,
@@ -86,19 +86,36 @@ impl Refusal {
 async fn join_guest(mut client: ServerStream, streams: &Streams) {
     let (stream, _permit) = match streams.open().await {
         Ok(open) => open,
-        Err(error) => return reply(client, Reply::Refused { cause: error.to_string() }).await,
+        Err(error) => return reply(&mut client, Reply::Refused { cause: error.to_string() }).await,
     };
     let accepted = timeout(REPLY_LIMIT, client.send(Frame::Control(Reply::Done))).await;
     let Ok(Ok(())) = accepted else { return };
     let FramedParts { io: mut client, read_buf, .. } = client.into_parts();
-    let mut guest = stream.compat();
-    if guest.write_all(&read_buf).await.is_ok() {
-        // Either side closing ends the request; both ends see what went wrong.
-        let _ = tokio::io::copy_bidirectional(&mut client, &mut guest).await;
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_guest, mut to_guest) = tokio::io::split(stream.compat());
+    // Either side closing ends the request; both ends see what went wrong. The client closes last, so it waits for
+    // nothing more once it does.
+    tokio::select! {
+        () = forward(&read_buf, &mut from_client, &mut to_guest) => {}
+        _ = tokio::io::copy(&mut from_guest, &mut to_client) => {}
     }
 }
 
-/// Sends a reply to a client, which may have disconnected or may not read.
-async fn reply(mut client: ServerStream, reply: Reply) {
-    let _ = timeout(REPLY_LIMIT, client.send(Frame::Control(reply))).await;
+/// Passes on what a client sends to its guest, until the client closes the connection or the guest takes nothing more.
+async fn forward(first: &[u8], client: &mut (impl AsyncRead + Unpin), guest: &mut (impl AsyncWrite + Unpin)) {
+    let mut buffer = BytesMut::from(first);
+    loop {
+        let taken = async {
+            guest.write_all_buf(&mut buffer).await?;
+            guest.flush().await
+        };
+        // While the guest takes nothing, nothing reports that the client is gone. The client gives up first.
+        if !matches!(timeout(COPY_STEP_LIMIT * 2, taken).await, Ok(Ok(()))) {
+            return;
+        }
+        buffer.reserve(CHUNK_BYTES);
+        if !matches!(client.read_buf(&mut buffer).await, Ok(1..)) {
+            return;
+        }
+    }
 }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::{Driver, Message};
 use crate::mux::Streams;
 use crate::protocol::Event;
-use crate::server::state::{Cause, Input};
+use crate::server::state::{Cause, Input, State};
 use crate::server::{Boot, Clock, Store, adoption};
 use crate::{BootStage, files};
 
@@ -43,6 +43,13 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             }
             inbox.input(Input::CommandsEnded);
         });
+    }
+
+    /// Stores why the guest cannot write everything out any more, if it had to.
+    pub(super) fn lost_while_stopping(&mut self, loss: HaltError) {
+        if matches!(self.life.state(), State::Closing(_) | State::Halting(_)) {
+            self.loss = Some(loss);
+        }
     }
 
     /// Lets the guest write everything out.

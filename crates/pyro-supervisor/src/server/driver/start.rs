@@ -2,7 +2,6 @@
 
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
 use futures::{FutureExt, SinkExt, StreamExt};
@@ -16,11 +15,8 @@ use crate::machine::RunningMachine;
 use crate::protocol::{Event, LifelineServer};
 use crate::server::commands::Commands;
 use crate::server::state::{Input, State};
-use crate::server::{Boot, Clock, Store, adoption, receive};
+use crate::server::{Boot, Clock, REPLY_LIMIT, Store, adoption, receive};
 use crate::{BootFailure, BootStage};
-
-/// Time limit for a starter to take an event of a few bytes.
-const NOTIFY_LIMIT: Duration = Duration::from_secs(3);
 
 impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     /// Begins to boot the machine. Clients that want to end the VM are served from the beginning; a spare can be reached
@@ -76,7 +72,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     /// Returns whether the starter took the event. The starter may be gone, or may not read.
     pub(super) async fn notify_starter(&mut self, event: Event) -> bool {
         let Some(lifeline) = &mut self.lifeline else { return false };
-        matches!(timeout(NOTIFY_LIMIT, lifeline.send(Frame::Control(event))).await, Ok(Ok(())))
+        matches!(timeout(REPLY_LIMIT, lifeline.send(Frame::Control(event))).await, Ok(Ok(())))
     }
 
     /// Reports to the starter on this connection, and notices when it closes.

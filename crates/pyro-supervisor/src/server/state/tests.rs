@@ -132,7 +132,7 @@ impl Observer {
                 assert!(self.end_recorded, "reported before it is recorded");
                 self.answered(client);
             }
-            Effect::Admit(client) => {
+            Effect::Serve(client) => {
                 assert!(self.start_recorded && !self.machine_gone);
                 self.answered(client);
             }

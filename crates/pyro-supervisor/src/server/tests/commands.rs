@@ -25,14 +25,9 @@ async fn run_command(
     let mut received = [0, 0];
     let never = CancellationToken::new();
     let client = supervised.client();
-    let ran = client.run(
-        Run { exec, journal },
-        &never,
-        |_| (),
-        async |chunk| {
-            received[usize::from(chunk.stream == OutputStream::Stderr)] += chunk.bytes.len();
-        },
-    );
+    let ran = client.run(Run { exec, journal }, &never, async |chunk| {
+        received[usize::from(chunk.stream == OutputStream::Stderr)] += chunk.bytes.len();
+    });
     (ran.await, received)
 }
 

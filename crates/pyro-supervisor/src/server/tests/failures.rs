@@ -7,9 +7,11 @@ use pyro_wire::{Frame, FrameCodec, OutputStream};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 use tokio_util::codec::Framed;
+use tokio_util::sync::CancellationToken;
 
 use super::fake::{Conditions, Fact, Supervised};
-use super::races::{ask, run, started, until};
+use super::races::{ask, exec, run, started, until};
+use crate::client::Run;
 use crate::protocol::{Event, Reply, Request};
 use crate::spec::Retention;
 use crate::{EndReason, dir, files};
@@ -51,6 +53,30 @@ fn what_the_guest_may_have_lost_is_recorded() {
             assert_eq!(*supervised.world.loss.borrow(), Some(format!("{beginning}{why}")));
             assert!(supervised.world.has(&Fact::EndRecorded(EndReason::Stopped)));
         }
+    });
+}
+
+/// While its commands are being ended: it is not asked to write anything out any more.
+#[test]
+fn a_guest_that_is_lost_before_it_writes_out_has_not_written_everything() {
+    run(async {
+        // The record of a command's end takes longer than the driver waits for the machine to exit.
+        let mut supervised = started(Conditions { store_ms: 5000, ..Conditions::task() }).await;
+        let client = supervised.client();
+        let running = tokio::task::spawn_local(async move {
+            let run = Run { exec: exec("sleep 1000000"), journal: true };
+            client.run(run, &CancellationToken::new(), async |_| {}).await
+        });
+        until(&supervised, |fact| matches!(fact, Fact::Began(_))).await;
+        supervised.world.channel_loss.cancel();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(ask(&supervised, Request::Stop).await, Some(Reply::Done));
+        supervised.ended().await;
+        running.abort();
+        assert!(supervised.world.has(&Fact::EndRecorded(EndReason::Stopped)));
+        assert!(!supervised.world.has(&Fact::Halted));
+        let loss = supervised.world.loss.borrow().clone().unwrap();
+        assert!(loss.ends_with("the guest sent no valid response"), "{loss}");
     });
 }
 

@@ -144,7 +144,7 @@ pub(super) fn perform(supervised: &mut Supervised, step: Step) -> Option<JoinHan
                     cancel.cancel();
                 });
             }
-            let ran = client.run(Run { exec, journal }, &cancel, |_| (), async |_| {}).await;
+            let ran = client.run(Run { exec, journal }, &cancel, async |_| {}).await;
             match ran {
                 Ok(ran) => world.note(Fact::Answered(ran.sequence, ran.outcome)),
                 Err(RunError::Cancelled | RunError::NotDelivered(_) | RunError::Refused { .. }) => {}

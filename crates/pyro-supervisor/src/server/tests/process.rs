@@ -84,7 +84,9 @@ fn a_starter_of_another_generation_learns_the_version_of_the_supervisor() {
                 let mut lifeline = Framed::new(stream, FrameCodec::<Value, Value>::default());
                 lifeline.send(Frame::Control(first.clone())).await.unwrap();
                 let Some(Ok(Frame::Control(answer))) = lifeline.next().await else { panic!() };
-                let cause = format!("not delivered: the supervisor of this task runs version {VERSION}");
+                let cause = format!(
+                    "its supervisor runs version {VERSION}, and the process that starts it another one"
+                );
                 assert_eq!(answer["failed"]["cause"], cause, "{answer}");
             });
             supervised.await.unwrap();

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
-use pyro_wire::{ArchiveLimits, Exec, Frame, Unpack};
+use pyro_wire::{
+    ArchiveLimits, Exec, Frame, FrameCodec, OutputStream, Pack, Request as GuestRequest, Unpack,
+};
 use tokio::task::LocalSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -73,7 +75,7 @@ fn a_command_for_a_vm_that_starts_is_refused_and_never_runs() {
         sleep(Duration::from_millis(10)).await;
         let run = Run { exec: exec("early"), journal: true };
         let never = CancellationToken::new();
-        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await;
+        let ran = supervised.client().run(run, &never, async |_| {}).await;
         assert!(matches!(ran, Err(RunError::Refused { .. })), "{ran:?}");
         assert_eq!(ask(&supervised, Request::Delete).await, Some(Reply::Done));
         supervised.ended().await;
@@ -90,7 +92,7 @@ fn a_command_for_a_vm_whose_start_is_being_recorded_runs_once_it_is_up() {
         assert!(supervised.world.is_alive() && !supervised.world.has(&Fact::StartRecorded));
         let run = Run { exec: exec("early"), journal: false };
         let never = CancellationToken::new();
-        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await.unwrap();
+        let ran = supervised.client().run(run, &never, async |_| {}).await.unwrap();
         assert!(matches!(ran.outcome, CommandOutcome::Ended(_)), "{ran:?}");
         let facts = supervised.world.facts.borrow().clone();
         let booted = facts.iter().position(|fact| matches!(fact, Fact::Notified(Event::Booted(_)))).unwrap();
@@ -111,7 +113,7 @@ fn a_command_that_is_held_is_refused_when_the_vm_ends_instead() {
             let client = supervised.client();
             let running = tokio::task::spawn_local(async move {
                 let run = Run { exec: exec("early"), journal: true };
-                client.run(run, &CancellationToken::new(), |_| (), async |_| {}).await
+                client.run(run, &CancellationToken::new(), async |_| {}).await
             });
             sleep(Duration::from_millis(50)).await;
             assert!(!running.is_finished(), "it is held");
@@ -155,6 +157,47 @@ fn a_copy_that_is_refused_copies_nothing_and_says_so() {
         let error = copy_in(&supervised.client()).await.unwrap_err();
         assert_eq!(error.to_string(), "nothing was copied: the guest is gone");
         assert_eq!(copies(&supervised.world.facts.borrow()), 1);
+        supervised.ended().await;
+    });
+}
+
+/// Asks the silent guest to copy something, sends it `bytes` bytes, and hangs up.
+async fn abandon_copy(supervised: &Supervised, request: GuestRequest, bytes: usize) {
+    let mut stream = supervised.client().connect().await.unwrap().stream;
+    stream.send(Frame::Control(Request::Copy)).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), Frame::Control(Reply::Done));
+    let mut stream = stream.map_codec(|_| FrameCodec::<Reply, GuestRequest>::default());
+    stream.send(Frame::Control(request)).await.unwrap();
+    let mut left = bytes;
+    while left > 0 {
+        let piece = Frame::Output(OutputStream::Stdout, vec![0; left.min(60_000)].into());
+        left -= left.min(60_000);
+        // The guest takes no more than fits into the buffers.
+        if tokio::time::timeout(Duration::from_millis(10), stream.send(piece)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A guest can keep a stream open that no client wants any more. There are 250.
+#[test]
+fn copies_that_a_silent_guest_does_not_end_are_ended_with_their_clients() {
+    run(async {
+        let mut supervised = started(Conditions { lifetime: 3000, ..Conditions::task() }).await;
+        let limits = ArchiveLimits { max_entries: 1, max_bytes: 1 << 30 };
+        let path = || "silent".to_owned();
+        for _ in 0..250 {
+            abandon_copy(&supervised, Pack { path: path(), limits }.into(), 0).await;
+        }
+        sleep(Duration::from_millis(10)).await;
+        copy_in(&supervised.client()).await.unwrap();
+        for _ in 0..250 {
+            let unpack = Unpack { path: path(), name: path(), limits, exact: true };
+            abandon_copy(&supervised, unpack.into(), 4 << 20).await;
+        }
+        sleep(Duration::from_secs(200)).await;
+        copy_in(&supervised.client()).await.unwrap();
+        ask(&supervised, Request::Delete).await;
         supervised.ended().await;
     });
 }
@@ -218,7 +261,7 @@ fn a_lost_channel_ends_the_vm_with_its_own_reason() {
         let client = supervised.client();
         let running = tokio::task::spawn_local(async move {
             let run = Run { exec: exec("sleep 600000"), journal: true };
-            client.run(run, &CancellationToken::new(), |_| (), async |_| {}).await
+            client.run(run, &CancellationToken::new(), async |_| {}).await
         });
         until(&supervised, |fact| matches!(fact, Fact::Began(_))).await;
         let began = tokio::time::Instant::now();
@@ -253,7 +296,7 @@ fn a_record_that_is_never_taken_ends_in_an_unknown_outcome() {
             started(Conditions { store: StoreBehaviour::RefusesEnds, ..Conditions::task() }).await;
         let run = Run { exec: exec("true"), journal: true };
         let never = CancellationToken::new();
-        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await.unwrap();
+        let ran = supervised.client().run(run, &never, async |_| {}).await.unwrap();
         let unknown = CommandOutcome::Unknown { cause: Some("out of range".to_owned()) };
         assert_eq!(ran.outcome, unknown);
         assert!(supervised.world.has(&Fact::CommandEnded(1, unknown)));
@@ -269,7 +312,7 @@ fn a_full_disk_delays_the_end_of_a_command_and_does_not_lose_it() {
             started(Conditions { store: StoreBehaviour::FailsAtFirst, ..Conditions::task() }).await;
         let run = Run { exec: exec("true"), journal: true };
         let never = CancellationToken::new();
-        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await.unwrap();
+        let ran = supervised.client().run(run, &never, async |_| {}).await.unwrap();
         assert!(matches!(ran.outcome, CommandOutcome::Ended(_)), "{ran:?}");
         ask(&supervised, Request::Delete).await;
         supervised.ended().await;
@@ -293,7 +336,7 @@ fn a_command_that_was_cancelled_before_it_was_read_never_runs() {
         // The next has its turn after them, and is numbered as if they had never been.
         let run = Run { exec: exec("true"), journal: true };
         let never = CancellationToken::new();
-        let ran = supervised.client().run(run, &never, |_| (), async |_| {}).await.unwrap();
+        let ran = supervised.client().run(run, &never, async |_| {}).await.unwrap();
         assert_eq!(ran.sequence, Some(1));
         assert!(!supervised.world.has(&Fact::Began("withdrawn".to_owned())));
 

@@ -1,24 +1,26 @@
-//! When to try a file lock again that another process holds. A lock cannot be awaited without blocking a thread, but
-//! the directory of its file reports when a file that was open for writing is closed, as the holder's is.
+//! Waits for a file lock that another process holds. A lock cannot be awaited without blocking a thread, but the directory
+//! of its file reports when a file that was open for writing is closed, as the holder's is.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::time::{Instant, timeout_at};
 
-use super::event_fd::EventFd;
+use crate::event_fd::EventFd;
 
 /// Time after which a lock is tried again although nothing was reported.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(250);
+pub const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// The first pause after a report: the kernel reports that a file is closed just before it releases the lock.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
 /// Reports when to try the lock of a file in one directory again: after a change in the directory, and after pauses
 /// that grow from a millisecond to [`LOOK_AGAIN`].
-pub(super) struct Retry {
+#[derive(Debug)]
+pub struct Retry {
     /// Absent if this user has too many watches; then only the pauses remain.
     watch: Option<EventFd>,
     pause: Duration,
@@ -26,7 +28,7 @@ pub(super) struct Retry {
 
 impl Retry {
     /// Watches `dir` from now on. Must be called before the first attempt, or a change in between would be missed.
-    pub(super) fn in_dir(dir: &Path) -> Self {
+    pub fn in_dir(dir: &Path) -> Self {
         let watch = || {
             let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
             let flags = WatchFlags::CLOSE_WRITE
@@ -41,7 +43,7 @@ impl Retry {
     }
 
     /// Returns when the lock is to be tried again, at `until` at the latest.
-    pub(super) async fn wait(&mut self, until: Instant) {
+    pub async fn wait(&mut self, until: Instant) {
         let change = async {
             match &self.watch {
                 Some(watch) => watch.read_all().await,
@@ -61,6 +63,17 @@ pub async fn unlocked(path: &Path) -> io::Result<()> {
     unlocked_by(path, |file| file.try_lock_shared()).await
 }
 
+/// Opens the file at `path`, which is created if it does not exist, and waits for an exclusive lock on it. Takes no thread.
+///
+/// # Errors
+/// It cannot be opened or locked.
+pub async fn locked(path: &Path) -> io::Result<File> {
+    let mut retry = Retry::in_dir(path.parent().unwrap_or(path));
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    until_locked(&mut retry, || file.try_lock()).await?;
+    Ok(file)
+}
+
 async fn unlocked_by(
     path: &Path,
     mut try_lock: impl FnMut(&File) -> Result<(), TryLockError>,
@@ -71,8 +84,15 @@ async fn unlocked_by(
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         file => file?,
     };
+    until_locked(&mut retry, || try_lock(&file)).await
+}
+
+async fn until_locked(
+    retry: &mut Retry,
+    mut try_lock: impl FnMut() -> Result<(), TryLockError>,
+) -> io::Result<()> {
     loop {
-        match try_lock(&file) {
+        match try_lock() {
             Ok(()) => return Ok(()),
             Err(TryLockError::WouldBlock) => retry.wait(Instant::now() + LOOK_AGAIN).await,
             Err(TryLockError::Error(error)) => return Err(error),
@@ -126,6 +146,19 @@ mod tests {
         let late = waited.saturating_duration_since(released);
         assert!(late < Duration::from_secs(2), "{late:?}");
         assert!(attempts < 20, "{attempts} attempts");
+    }
+
+    #[tokio::test]
+    async fn a_lock_is_passed_on_and_nothing_is_truncated() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        std::fs::write(&path, "content").unwrap();
+        let holder = locked(&path).await.unwrap();
+        let (next, ()) = tokio::join!(locked(&path), async { drop(holder) });
+        let next = next.unwrap();
+        assert!(matches!(File::open(&path).unwrap().try_lock_shared(), Err(TryLockError::WouldBlock)));
+        drop(next);
+        assert_eq!(std::fs::read(&path).unwrap(), b"content");
     }
 
     #[tokio::test]
