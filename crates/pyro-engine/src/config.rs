@@ -50,7 +50,9 @@ impl Config {
     /// Returns the environment variables of supervisors.
     pub(crate) fn supervisor_variables(&self) -> Vec<(OsString, OsString)> {
         let log = self.log.as_ref().map(|log| ("PYRO_LOG".into(), log.into()));
-        std::iter::once(("PATH".into(), self.search_path.clone())).chain(log).collect()
+        // The state directory is for people who want to know what a process belongs to.
+        let variables = [("PATH", self.search_path.clone()), ("PYRO_BASE_DIR", self.base_dir.clone().into())];
+        variables.map(|(name, value)| (name.into(), value)).into_iter().chain(log).collect()
     }
 
     /// Settings with these locations and the contract's limits: no spares, nothing forced, and an empty search path.
