@@ -163,3 +163,48 @@ fn layer(done: Result<(), Errno>) -> Layer {
 fn unavailable(errno: Errno) -> Layer {
     Layer::unavailable(std::io::Error::from(errno))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    /// What is confined is a thread, so that the others can go on.
+    #[test]
+    fn a_confined_process_opens_what_it_may_and_keeps_its_network() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let policy = SelfPolicy {
+            files: vec![Visible::new(file.path(), Access::Read)],
+            identity: Identity::for_program(),
+            syscalls: Some(
+                Syscalls::new().allow(&(0..335).filter(|call| *call != libc::SYS_uname).collect::<Vec<_>>()),
+            ),
+            limits: Vec::new(),
+        };
+        // Readable by the user that root's process becomes.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(file.path(), mode).unwrap();
+        let (path, abi) = (file.path().to_owned(), landlock::abi());
+        let confined = thread::spawn(move || {
+            let report = confine_self(&policy);
+            for layer in [&report.no_new_privileges, &report.no_capabilities, &report.unprivileged_user] {
+                assert!(layer.is_active(), "{report}");
+            }
+            assert!(report.seccomp.is_active(), "{report}");
+            assert_eq!(report.landlock_abi, abi);
+            File::open(&path).unwrap();
+            if report.landlock.is_active() {
+                File::open("/etc/passwd").unwrap_err();
+            }
+            TcpListener::bind("127.0.0.1:0").unwrap();
+            // SAFETY: the structure is as large as the kernel's.
+            let refused = unsafe { libc::uname(&mut std::mem::zeroed()) };
+            assert_eq!(refused, -1);
+        });
+        confined.join().unwrap();
+        File::open("/etc/passwd").unwrap();
+    }
+}
