@@ -25,6 +25,8 @@ class VmManager:
         cache_dir: Environment cache. Default: `PYRO_ENVIRONMENT_CACHE_DIR`, then `~/.cache/pyro-mcp/environments`.
         max_active_vms: Maximum number of VMs and tasks at once, at least 1. Default: `PYRO_MAX_ACTIVE_VMS`, then 4.
         warm: Number of spare VMs to keep for each kind of VM. Default: `PYRO_WARM`, then 0.
+        require_confinement: `full`: start no VM unless this host can confine its VMM fully. Default:
+            `PYRO_REQUIRE_CONFINEMENT`, then no requirement.
         executable: Path of the executable. Default: `PYRO_EXECUTABLE`, then the one installed with this package.
 
     Raises:
@@ -33,7 +35,8 @@ class VmManager:
 
     def __init__(
         self, *, backend_name: Optional[str] = None, base_dir: Optional[StrPath] = None, cache_dir: Optional[StrPath] = None,
-        max_active_vms: Optional[int] = None, warm: Optional[int] = None, executable: Optional[StrPath] = None,
+        max_active_vms: Optional[int] = None, warm: Optional[int] = None, require_confinement: Optional[str] = None,
+        executable: Optional[StrPath] = None,
     ) -> None:
         if backend_name is not None and backend_name not in BACKENDS:
             raise ValueError(f"invalid backend; expected one of: {', '.join(BACKENDS)}")
@@ -41,11 +44,14 @@ class VmManager:
             raise ValueError("max_active_vms must be at least 1")
         if warm is not None and warm < 0:
             raise ValueError("warm must not be negative")
+        if require_confinement not in (None, "full"):
+            raise ValueError("invalid require_confinement; expected: full")
         settings = {
             "PYRO_ACCEL": BACKENDS.get(backend_name or "", ""),
             "PYRO_BASE_DIR": base_dir and os.path.abspath(base_dir),
             "PYRO_ENVIRONMENT_CACHE_DIR": cache_dir and os.path.abspath(cache_dir),
             "PYRO_MAX_ACTIVE_VMS": max_active_vms,
+            "PYRO_REQUIRE_CONFINEMENT": require_confinement,
             "PYRO_WARM": warm,
         }
         self._settings = {name: str(value) for name, value in settings.items() if value not in (None, "")}

@@ -601,6 +601,28 @@ class AcceleratorReport(TypedDict):
     """`kvm` or `tcg`; `None` if neither can be used."""
 
 
+class ConfinementLayer(TypedDict):
+    """One layer of a VMM's confinement."""
+
+    active: bool
+    """It holds."""
+    name: str
+    """Its name, such as `seccomp`."""
+    note: str
+    """Why it does not hold, or its version; may be empty."""
+
+
+class ConfinementReport(TypedDict):
+    """What this host confines a VMM by: found by starting one."""
+
+    full: bool
+    """Every layer that `--require-confinement full` asks for holds."""
+    layers: List[ConfinementLayer]
+    """The layers, in a fixed order; empty if no VMM can be started."""
+    uid: Optional[int]
+    """The user on the host that the VMM runs as; `None` if no VMM can be started."""
+
+
 class DiskReport(TypedDict):
     """Space on the host's disks in MiB; `None` if unknown."""
 
@@ -726,6 +748,8 @@ class RuntimeReport(TypedDict):
 class _DoctorReportAlways(TypedDict):
     accelerator: AcceleratorReport
     """The accelerator that VMs use, and why."""
+    confinement: ConfinementReport
+    """What this host confines a VMM by."""
     disk: DiskReport
     """Disk space."""
     environment_build: BuildReport

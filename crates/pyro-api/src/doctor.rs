@@ -34,6 +34,8 @@ pub struct DoctorReport {
     pub environment_build: BuildReport,
     /// What an unprivileged user may do on this host.
     pub rootless: RootlessReport,
+    /// What this host confines a VMM by.
+    pub confinement: ConfinementReport,
     /// Disk space.
     pub disk: DiskReport,
     /// One remedy per issue, in the order of `issues`.
@@ -161,6 +163,31 @@ pub struct RootlessReport {
     pub subuid: bool,
     /// `newuidmap` is installed.
     pub newuidmap: bool,
+}
+
+/// What this host confines a VMM by: found by starting one.
+#[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct ConfinementReport {
+    /// Every layer that `--require-confinement full` asks for holds.
+    pub full: bool,
+    /// The layers, in a fixed order; empty if no VMM can be started.
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
+    pub layers: Vec<ConfinementLayer>,
+    /// The user on the host that the VMM runs as; null if no VMM can be started.
+    pub uid: Option<u32>,
+}
+
+/// One layer of a VMM's confinement.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct ConfinementLayer {
+    /// Its name, such as `seccomp`.
+    pub name: String,
+    /// It holds.
+    pub active: bool,
+    /// Why it does not hold, or its version; may be empty.
+    pub note: String,
 }
 
 /// Space on the host's disks in MiB; null if unknown.

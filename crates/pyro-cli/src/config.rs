@@ -132,6 +132,8 @@ pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError
         guest_kernel: guest_kernel(variables)?,
         debian_mirror: debian_mirror(variables)?,
         disk_overcommit: disk_overcommit(variables)?,
+        requires_full_confinement: requires_full_confinement(variables)?,
+        log: log_filter(variables)?,
         search_path: variables.get("PATH").unwrap_or_default(),
     })
 }
@@ -233,6 +235,16 @@ fn disk_overcommit(variables: &Variables) -> Result<Overcommit, ConfigError> {
         _ if text == "off" => Ok(Overcommit::Off),
         Ok(factor) if (1.0..=100.0).contains(&factor) => Ok(Overcommit::Factor(factor)),
         _ => Err(ConfigError::bad_value(NAME, text.as_ref(), EXPECTED)),
+    }
+}
+
+fn requires_full_confinement(variables: &Variables) -> Result<bool, ConfigError> {
+    const NAME: &str = "PYRO_REQUIRE_CONFINEMENT";
+    const EXPECTED: &str = "`full`, or nothing";
+    match variables.text(NAME, EXPECTED)?.as_deref() {
+        None => Ok(false),
+        Some("full") => Ok(true),
+        Some(other) => Err(ConfigError::bad_value(NAME, other.as_ref(), EXPECTED)),
     }
 }
 

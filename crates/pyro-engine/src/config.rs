@@ -36,6 +36,10 @@ pub struct Config {
     pub debian_mirror: Option<String>,
     /// How far the disks of all VMs and tasks together may exceed what the host's disk can hold.
     pub disk_overcommit: Overcommit,
+    /// Start VMs only if the host can confine their VMMs fully.
+    pub requires_full_confinement: bool,
+    /// `PYRO_LOG` of supervisors, which get no other variables of this process but the search path.
+    pub log: Option<String>,
     /// Where to search for programs, in the form of `PATH`. Commands in host compatibility mode get it as their `PATH`.
     pub search_path: OsString,
 }
@@ -46,6 +50,14 @@ impl Config {
 
     /// Default for `spare_idle_seconds`: five minutes.
     pub const DEFAULT_SPARE_IDLE_SECONDS: u32 = 300;
+
+    /// Returns the environment variables of supervisors.
+    pub(crate) fn supervisor_variables(&self) -> Vec<(OsString, OsString)> {
+        let log = self.log.as_ref().map(|log| ("PYRO_LOG".into(), log.into()));
+        // The state directory is for people who want to know what a process belongs to.
+        let variables = [("PATH", self.search_path.clone()), ("PYRO_BASE_DIR", self.base_dir.clone().into())];
+        variables.map(|(name, value)| (name.into(), value)).into_iter().chain(log).collect()
+    }
 
     /// Settings with these locations and the contract's limits: no spares, nothing forced, and an empty search path.
     pub fn new(base_dir: PathBuf, cache_dir: PathBuf, program: PathBuf) -> Self {
@@ -61,6 +73,8 @@ impl Config {
             guest_kernel: None,
             debian_mirror: None,
             disk_overcommit: Overcommit::default(),
+            requires_full_confinement: false,
+            log: None,
             search_path: OsString::new(),
         }
     }

@@ -9,6 +9,7 @@ mod judge;
 pub(crate) use facts::HostFacts;
 pub(crate) use judge::judge;
 pub use pyro_api::doctor::{
-    AcceleratorReport, BuildReport, Capabilities, DiskReport, DoctorReport, GuestKernelReport, KvmReport,
-    NetworkingReport, Remedy, RootlessReport, RuntimeReport, VmmReport,
+    AcceleratorReport, BuildReport, Capabilities, ConfinementLayer, ConfinementReport, DiskReport,
+    DoctorReport, GuestKernelReport, KvmReport, NetworkingReport, Remedy, RootlessReport, RuntimeReport,
+    VmmReport,
 };

@@ -144,7 +144,9 @@ impl Pool {
     }
 
     async fn key(&self, spec: &LaunchSpec) -> Result<String, SnapshotError> {
-        spares::key(spec, spec.template_dir.as_deref().unwrap_or(&self.dir)).await
+        let key = spares::key(spec, spec.template_dir.as_deref().unwrap_or(&self.dir)).await?;
+        // A spare that was started without that requirement may not meet it.
+        Ok(if spec.requires_full_confinement { format!("{key}-confined") } else { key })
     }
 
     /// Reserves places for the spares of one kind that are missing.

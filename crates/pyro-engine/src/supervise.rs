@@ -167,6 +167,9 @@ fn patch_of(info: &BootInfo) -> VmPatch {
     if let Some(warning) = &info.warning {
         metadata.push(("template_warning", warning.clone()));
     }
+    if let Some(confinement) = &info.confinement {
+        metadata.push(("confinement", confinement.to_string()));
+    }
     if let Some(network) = &info.network {
         metadata.extend([
             ("gateway_ip", network.gateway.to_string()),

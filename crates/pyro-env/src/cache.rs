@@ -16,7 +16,7 @@ use crate::observer::{PullObserver, PullStep, Steps};
 use crate::partial::{self, Partial};
 use crate::payload::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
 use crate::process::Tools;
-use crate::{fsio, prune};
+use crate::{fsio, prune, trust};
 
 /// Where the cache is and where environments come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +78,10 @@ impl EnvironmentCache {
         // Check after taking the lock: the environment may have been removed since an earlier check.
         let in_use = lock::shared(&self.layout.use_lock(&entry.dir_name()))?;
         match self.found(entry)? {
-            Found::Installed(manifest) => Ok(InstalledEnvironment::new(install_dir, *manifest, in_use)),
+            Found::Installed(manifest) => match trust::check(&install_dir)? {
+                Ok(()) => Ok(InstalledEnvironment::new(install_dir, *manifest, in_use)),
+                Err(problem) => Err(OpenError::Untrusted { name: name.to_owned(), problem }),
+            },
             Found::Damaged(damage) => Err(OpenError::Damaged { name: name.to_owned(), damage }),
             Found::Nothing => Err(not_installed()),
         }

@@ -118,6 +118,16 @@ pub enum Damage {
     },
 }
 
+/// A file or directory of an environment, or a parent, that other users could change.
+#[derive(Debug, Error)]
+#[error("{} {problem}", .path.display())]
+pub struct Untrusted {
+    /// The file or directory.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub problem: &'static str,
+}
+
 /// Why `open` failed.
 #[derive(Debug, Error)]
 pub enum OpenError {
@@ -138,6 +148,15 @@ pub enum OpenError {
         /// The first damage found.
         #[source]
         damage: Damage,
+    },
+    /// Other users could have changed it, or could change it while it is used.
+    #[error("environment '{name}' cannot be trusted")]
+    Untrusted {
+        /// The environment.
+        name: String,
+        /// The first problem found.
+        #[source]
+        problem: Untrusted,
     },
     /// The cache cannot be read.
     #[error(transparent)]
@@ -285,6 +304,7 @@ impl OpenError {
             OpenError::Unknown(_) => ErrorKind::UnknownEnvironment,
             OpenError::NotInstalled { .. } => ErrorKind::NotInstalled,
             OpenError::Damaged { .. } => ErrorKind::Damaged,
+            OpenError::Untrusted { .. } => ErrorKind::InvalidConfig,
             OpenError::Io(error) => error.kind(),
         }
     }
@@ -294,7 +314,7 @@ impl OpenError {
         match self {
             OpenError::NotInstalled { name } => Some(Remedy::Pull { name: name.clone() }),
             OpenError::Damaged { name, .. } => Some(Remedy::PruneAndPull { name: name.clone() }),
-            OpenError::Unknown(_) | OpenError::Io(_) => None,
+            OpenError::Unknown(_) | OpenError::Untrusted { .. } | OpenError::Io(_) => None,
         }
     }
 }

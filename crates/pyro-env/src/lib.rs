@@ -27,13 +27,14 @@ mod payload;
 mod process;
 mod prune;
 mod remove;
+mod trust;
 
 pub use cache::{CacheConfig, EnvironmentCache};
 pub use cancel::CancelFlag;
 pub use catalog::{CATALOG_VERSION, UnknownEnvironment};
 pub use error::{
     Damage, ErrorKind, InspectError, IoError, ListError, OpenError, PruneError, PullError, Remedy,
-    ToolFailure,
+    ToolFailure, Untrusted,
 };
 pub use image::RootfsFormat;
 pub use installed::InstalledEnvironment;

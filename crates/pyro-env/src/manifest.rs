@@ -40,16 +40,29 @@ pub(crate) struct Artifact {
     pub(crate) sha256: String,
     pub(crate) size: u64,
     pub(crate) mtime_ns: i64,
+    /// Absent in the manifest of an older release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) inode: Option<u64>,
+    /// The time of the inode's last change, which no program can set. Absent in the manifest of an older release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ctime_ns: Option<i64>,
 }
 
 impl Artifact {
     pub(crate) fn of_file(path: &Path) -> Result<Artifact, IoError> {
         let sha256 = fsio::sha256_file(path)?;
         let metadata = std::fs::metadata(path).map_err(IoError::at("inspect", path))?;
-        Ok(Artifact { sha256, size: metadata.len(), mtime_ns: mtime_ns(&metadata) })
+        Ok(Artifact {
+            sha256,
+            size: metadata.len(),
+            mtime_ns: mtime_ns(&metadata),
+            inode: Some(metadata.ino()),
+            ctime_ns: Some(ctime_ns(&metadata)),
+        })
     }
 
-    /// Compares size and time, which is enough to detect accidents and cheap enough for every start.
+    /// Compares size, times and inode, which is cheap enough for every start. If only the inode or its time differ, as in a
+    /// copy of the cache, or after a change that was hidden, the content decides.
     fn check(&self, path: &Path) -> Result<Result<(), Damage>, IoError> {
         let metadata = match std::fs::symlink_metadata(path) {
             Ok(metadata) if metadata.is_file() => metadata,
@@ -63,7 +76,9 @@ impl Artifact {
             let (expected, actual) = (self.size, metadata.len());
             return Ok(Err(Damage::Size { path: path.to_owned(), expected, actual }));
         }
-        if mtime_ns(&metadata) != self.mtime_ns {
+        let is_same = self.inode.is_none_or(|inode| inode == metadata.ino())
+            && self.ctime_ns.is_none_or(|time| time == ctime_ns(&metadata));
+        if mtime_ns(&metadata) != self.mtime_ns || !is_same && fsio::sha256_file(path)? != self.sha256 {
             return Ok(Err(Damage::Modified { path: path.to_owned() }));
         }
         Ok(Ok(()))
@@ -72,6 +87,10 @@ impl Artifact {
 
 fn mtime_ns(metadata: &Metadata) -> i64 {
     metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec())
+}
+
+fn ctime_ns(metadata: &Metadata) -> i64 {
+    metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec())
 }
 
 /// The contents of a directory.
@@ -181,7 +200,8 @@ mod tests {
     use super::*;
 
     fn sample() -> Manifest {
-        let artifact = Artifact { sha256: "00".repeat(32), size: 3, mtime_ns: 5 };
+        let artifact =
+            Artifact { sha256: "00".repeat(32), size: 3, mtime_ns: 5, inode: None, ctime_ns: None };
         let files = [KERNEL, MODULES, RootfsFormat::Erofs.file_name()];
         Manifest {
             catalog_version: "2.1.0".into(),

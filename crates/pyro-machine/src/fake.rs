@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::rc::Rc;
 
+use pyro_confine::Confinement;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
@@ -205,7 +206,8 @@ impl Platform for FakePlatform {
         };
         let handle = FakeHandle { launch: Rc::new(launch), shared: Rc::new(Shared::new(state)) };
         self.shared.change(|state| state.launched.push_back(handle.clone()));
-        Ok(FakeMachine { platform: self.clone(), handle, channel: Some(channel), console })
+        let confinement = Confinement::none("there is no process");
+        Ok(FakeMachine { platform: self.clone(), handle, channel: Some(channel), console, confinement })
     }
 }
 
@@ -216,6 +218,7 @@ pub struct FakeMachine {
     handle: FakeHandle,
     channel: Option<UnixStream>,
     console: Console,
+    confinement: Confinement,
 }
 
 impl FakeMachine {
@@ -287,6 +290,10 @@ impl Machine for FakeMachine {
 
     fn network(&self) -> Option<&NetworkDescription> {
         self.handle.launch.network.as_ref()?.description()
+    }
+
+    fn confinement(&self) -> &Confinement {
+        &self.confinement
     }
 }
 
@@ -441,7 +448,7 @@ mod tests {
 
     use super::*;
     use crate::disk::LayerLifetime;
-    use crate::hardware::{Disks, Start};
+    use crate::hardware::{Disks, SavedFiles, Start};
     use crate::network::{MacAddress, NetworkInterface, NetworkSettings, Policy};
 
     fn policed() -> Provider {
@@ -474,12 +481,13 @@ mod tests {
             network: Some(FakePlatform::new().start_network(policed()).unwrap()),
             start,
             console: Console::in_memory(),
+            requires_full_confinement: false,
         }
     }
 
     async fn machine() -> (FakeMachine, FakeHandle) {
         let platform = FakePlatform::new();
-        let machine = platform.launch(launch(Start::Kernel { memory: None })).await.unwrap();
+        let machine = platform.launch(launch(Start::Kernel { save_in: None })).await.unwrap();
         let handle = platform.launched().await;
         (machine, handle)
     }
@@ -533,7 +541,7 @@ mod tests {
         assert_eq!(error.to_string(), "no network process was configured");
         platform
             .fail_launch(LaunchError::Run { program: "/vmm".into(), source: io::ErrorKind::NotFound.into() });
-        let start = || Start::Kernel { memory: None };
+        let start = || Start::Kernel { save_in: None };
         let error = platform.launch(launch(start())).await.unwrap_err();
         assert_eq!(error.to_string(), "cannot run /vmm");
 
@@ -548,18 +556,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_a_machine_with_its_memory_in_a_file_is_saved_and_restored() {
         let dir = tempfile::tempdir().unwrap();
-        let (memory, state) = (dir.path().join("memory"), dir.path().join("state"));
+        let state = dir.path().join("state");
+        let files = SavedFiles { memory: dir.path().join("memory"), state: state.clone() };
         let platform = FakePlatform::new();
-        let mut machine = platform.launch(launch(Start::Kernel { memory: None })).await.unwrap();
+        let mut machine = platform.launch(launch(Start::Kernel { save_in: None })).await.unwrap();
         assert!(matches!(machine.save(&state).await, Err(Interrupted::Failed(MachineError::NoControl))));
-        let start = Start::Kernel { memory: Some(memory.clone()) };
+        let start = Start::Kernel { save_in: Some(files.clone()) };
         let mut machine = platform.launch(launch(start)).await.unwrap();
         platform.fail_save(MachineError::NotSaved { status: "failed".to_owned() });
         let error = machine.save(&state).await.unwrap_err();
         assert_eq!(error.to_string(), "the VMM could not save its state: failed");
         machine.save(&state).await.unwrap();
 
-        let mut clone = platform.launch(launch(Start::Saved { memory })).await.unwrap();
+        let mut clone = platform.launch(launch(Start::Saved { files })).await.unwrap();
         clone.restore(&state).await.unwrap();
         let (_, saved) = (platform.launched().await, platform.launched().await);
         let restored = platform.launched().await;
@@ -571,7 +580,8 @@ mod tests {
     async fn a_machine_may_end_while_it_is_restored() {
         let dir = tempfile::tempdir().unwrap();
         let platform = FakePlatform::new();
-        let start = Start::Saved { memory: dir.path().join("memory") };
+        let files = SavedFiles { memory: dir.path().join("memory"), state: dir.path().join("state") };
+        let start = Start::Saved { files };
         let mut machine = platform.launch(launch(start)).await.unwrap();
         let handle = platform.launched().await;
         platform.hold(Step::Restore);

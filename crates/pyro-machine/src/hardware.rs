@@ -46,6 +46,8 @@ pub struct Launch {
     pub start: Start,
     /// Receives the machine's output.
     pub console: Console,
+    /// Start it only if everything that confines what runs it can be had on this host.
+    pub requires_full_confinement: bool,
 }
 
 /// Files that a machine is started from. The platform creates none of them.
@@ -61,28 +63,42 @@ pub struct Disks {
     pub layer: PathBuf,
 }
 
+/// The files of a saved machine, apart from its disks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedFiles {
+    /// The guest's memory.
+    pub memory: PathBuf,
+    /// The state of the devices.
+    pub state: PathBuf,
+}
+
 /// What a machine starts from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// Its kernel.
     Kernel {
-        /// Keep the guest's memory in this file, so that the machine can be saved.
-        memory: Option<PathBuf>,
+        /// Keep the guest's memory in a file, so that the machine can be saved in these, which the platform creates.
+        save_in: Option<SavedFiles>,
     },
-    /// Saved state: the guest's memory is mapped from this file, copy on write. The machine waits for
+    /// Saved state: the guest's memory is mapped from its file, copy on write. The machine waits for
     /// [`Machine::restore`](crate::Machine::restore).
     Saved {
-        /// Memory of the machine that was saved.
-        memory: PathBuf,
+        /// The machine that was saved.
+        files: SavedFiles,
     },
 }
 
 impl Start {
+    /// Returns the files of the saved machine, if it is saved or can be.
+    pub fn saved_files(&self) -> Option<&SavedFiles> {
+        match self {
+            Self::Kernel { save_in } => save_in.as_ref(),
+            Self::Saved { files } => Some(files),
+        }
+    }
+
     /// Returns the file that holds the guest's memory, if it is in one.
     pub fn memory(&self) -> Option<&PathBuf> {
-        match self {
-            Self::Kernel { memory } => memory.as_ref(),
-            Self::Saved { memory } => Some(memory),
-        }
+        self.saved_files().map(|files| &files.memory)
     }
 }

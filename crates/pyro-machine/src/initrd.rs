@@ -1,8 +1,9 @@
 //! The initrd of a guest: the guest agent, then the archive of kernel modules, if the kernel needs any. The kernel
 //! unpacks concatenated cpio archives one after the other.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use cpio::newc::{self, ModeFileType};
@@ -31,7 +32,10 @@ pub fn write(target: &Path, modules: Option<&Path>) -> Result<(), InitrdError> {
 }
 
 fn try_write(target: &Path, modules: Option<&Path>) -> io::Result<()> {
-    let mut out = BufWriter::with_capacity(256 * 1024, File::create(target)?);
+    let file = File::create(target)?;
+    // The VMM of root runs as another user. Only pyro's user can enter the directory.
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    let mut out = BufWriter::with_capacity(256 * 1024, file);
     write_agent_archive(&mut out)?;
     if let Some(modules) = modules {
         io::copy(&mut File::open(modules)?, &mut out)?;

@@ -33,13 +33,14 @@ pub mod spawn;
 pub use accel::Accelerator;
 pub use console::{Console, ConsoleError};
 pub use exit::{Exit, Interrupted, Interruption};
-pub use hardware::{Disks, Hardware, Launch, MachineConfig, Start};
+pub use hardware::{Disks, Hardware, Launch, MachineConfig, SavedFiles, Start};
 pub use image::{GuestImage, GuestKernel};
 pub use platform::{
     CACHED_FINGERPRINT_PREFIX, Capabilities, Fingerprint, FingerprintError, LaunchError, Machine,
     MachineError, Platform, while_alive,
 };
-pub use qemu::{CHANNEL, Qemu, QemuMachine};
+pub use pyro_confine::{Confinement, Layer};
+pub use qemu::{CHANNEL, Qemu, QemuMachine, probe_confinement};
 
 /// The platform of this program.
 pub type HostPlatform = Qemu;

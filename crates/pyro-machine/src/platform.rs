@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pyro_confine::Confinement;
 use tokio::net::UnixStream;
 
 use crate::console::Console;
@@ -97,6 +98,9 @@ pub trait Machine {
 
     /// Returns its network. `None`: it has none that leads anywhere.
     fn network(&self) -> Option<&NetworkDescription>;
+
+    /// Returns what confines the process that runs it.
+    fn confinement(&self) -> &Confinement;
 }
 
 /// What a platform can do.
@@ -185,6 +189,30 @@ pub enum LaunchError {
         /// Why it failed.
         #[source]
         source: io::Error,
+    },
+    /// A file that it needs cannot be used.
+    #[error("cannot use {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Its process could not be set up.
+    #[error("cannot confine {}", program.display())]
+    Confine {
+        /// The program.
+        program: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: pyro_confine::StartError,
+    },
+    /// The launch requires a full confinement, and this host does not give all of it.
+    #[error("this host cannot confine the VMM fully: {missing}")]
+    NotFullyConfined {
+        /// What is missing, and why.
+        missing: String,
     },
     /// It was started, and then failed.
     #[error(transparent)]

@@ -1,23 +1,29 @@
 //! QEMU. Code outside this directory refers to it only by the type [`Qemu`].
 
 mod arguments;
+mod cage;
 mod clock;
 mod machine;
+mod process;
 mod qmp;
 mod version;
 
-use std::path::Path;
-use std::process::Stdio;
+use std::fs::File;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
+use pyro_confine::{Confinement, Identity, Program, StartError};
 use tokio::net::UnixStream;
 
 use crate::accel::Accelerator;
-use crate::hardware::{Disks, Hardware, Launch, Start};
+use crate::hardware::{Disks, Hardware, Launch, SavedFiles, Start};
 use crate::network::{Network, NetworkError, NetworkHelper, Provider};
 use crate::platform::{Capabilities, Fingerprint, FingerprintError, LaunchError, Platform, while_alive};
-use crate::spawn::Spawn;
-use arguments::{CHANNEL_FD, CONTROL_FD, NETWORK_FD};
+use arguments::{CHANNEL_FD, CONTROL_FD, KVM_FD, NETWORK_FD};
 use clock::Clock;
+use process::VmmProcess;
 use qmp::Qmp;
 
 pub use machine::QemuMachine;
@@ -53,6 +59,30 @@ impl Qemu {
     }
 }
 
+/// Starts `program`, which prints its version, confined like a VMM, and returns how far this host confines it. Blocks.
+///
+/// # Errors
+/// The program cannot be started.
+pub fn probe_confinement(program: &Path) -> Result<Confinement, LaunchError> {
+    let nothing =
+        || File::options().read(true).write(true).open("/dev/null").map_err(LaunchError::Connection);
+    let descriptors = vec![(nothing()?.into(), 0), (nothing()?.into(), 1), (nothing()?.into(), 2)];
+    let command = Program {
+        program: program.to_owned(),
+        arguments: vec!["--version".into()],
+        descriptors,
+        blocked_signals: Vec::new(),
+        huge_pages: true,
+    };
+    let policy = cage::policy_of_program(program, Identity::for_program());
+    let mut started =
+        pyro_confine::start(command, &policy).map_err(|error| launch_error(program.to_owned(), error))?;
+    started.process.kill();
+    // It was killed, so its status says nothing.
+    let _ = started.process.wait();
+    Ok(started.confinement)
+}
+
 impl Platform for Qemu {
     type Machine = QemuMachine;
 
@@ -68,7 +98,8 @@ impl Platform for Qemu {
             base_image: "base".into(),
             layer: "layer".into(),
         };
-        let start = Start::Kernel { memory: Some("memory".into()) };
+        let files = SavedFiles { memory: "memory".into(), state: "state".into() };
+        let start = Start::Kernel { save_in: Some(files) };
         let arguments = arguments::arguments(hardware, &disks, &start, None);
         Ok(Fingerprint {
             arrangement: arguments.iter().map(|arg| arg.to_string_lossy().into_owned()).collect(),
@@ -86,41 +117,94 @@ impl Platform for Qemu {
     }
 
     async fn launch(&self, launch: Launch) -> Result<QemuMachine, LaunchError> {
-        let Launch { hardware, disks, mut network, start, console } = launch;
+        let Launch { hardware, disks, mut network, start, console, requires_full_confinement } = launch;
         let tsc_khz = match (&start, hardware.config.accelerator) {
             (Start::Kernel { .. }, Accelerator::Tcg) => self.clock.khz().await,
             _ => None,
         };
-        let (channel, channel_end) = UnixStream::pair().map_err(LaunchError::Connection)?;
-        let mut spawn = Spawn::new(&hardware.config.vmm_program)
-            .args(arguments::arguments(&hardware, &disks, &start, tsc_khz))
-            .current_dir(Path::new("/"))
-            .clear_env()
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .inherit(channel_end.into_std().map_err(LaunchError::Connection)?, CHANNEL_FD)
-            .bind_to_parent()
-            .shield_from_group_signals();
+        if let Start::Kernel { save_in: Some(files) } = &start {
+            create(&files.memory)?;
+            create(&files.state)?;
+        }
+        let identity = Identity::for_program();
+        let (channel, channel_end) = connection()?;
+        let (stdout, stdout_end) = io::pipe().map_err(LaunchError::Connection)?;
+        let (stderr, stderr_end) = io::pipe().map_err(LaunchError::Connection)?;
+        let nothing = File::open("/dev/null").map_err(LaunchError::Connection)?;
+        let mut descriptors: Vec<(OwnedFd, RawFd)> = vec![
+            (nothing.into(), 0),
+            (stdout_end.into(), 1),
+            (stderr_end.into(), 2),
+            (channel_end, CHANNEL_FD),
+        ];
         if let Some(link) = network.as_mut().and_then(Network::take_link) {
-            spawn = spawn.inherit(link, NETWORK_FD);
+            descriptors.push((link, NETWORK_FD));
         }
         let mut control = None;
         if arguments::needs_control(&start) {
-            let (ours, theirs) = UnixStream::pair().map_err(LaunchError::Connection)?;
-            spawn = spawn.inherit(theirs.into_std().map_err(LaunchError::Connection)?, CONTROL_FD);
+            let (ours, theirs) = connection()?;
+            descriptors.push((theirs, CONTROL_FD));
             control = Some(ours);
         }
-        if !arguments::huge_pages(hardware.config.accelerator) {
-            spawn = spawn.forgo_huge_pages();
+        let mut arguments = arguments::arguments(&hardware, &disks, &start, tsc_khz);
+        if let (Identity::Own { .. }, Accelerator::Kvm) = (identity, hardware.config.accelerator) {
+            // Its own user need not have the right to open the device.
+            let device = File::options().read(true).write(true).open(cage::KVM);
+            let device = device.map_err(|source| LaunchError::File { path: cage::KVM.into(), source })?;
+            descriptors.push((device.into(), KVM_FD));
+            arguments = arguments::with_kvm_by_descriptor(arguments);
         }
-        let program = hardware.config.vmm_program;
-        let process = spawn.start().map_err(|source| LaunchError::Run { program, source })?;
-        let mut machine = QemuMachine::new(process, channel, network, console);
+        let policy = cage::policy(&hardware, &disks, &start, identity)?;
+        let program = hardware.config.vmm_program.clone();
+        let command = Program {
+            program: program.clone(),
+            arguments,
+            descriptors,
+            // The supervisor ends it in an orderly way. QEMU does not change its signal mask.
+            blocked_signals: vec![libc::SIGTERM, libc::SIGINT, libc::SIGHUP],
+            huge_pages: arguments::huge_pages(hardware.config.accelerator),
+        };
+        let started = pyro_confine::start(command, &policy).map_err(|error| launch_error(program, error))?;
+        let confinement = started.confinement;
+        if requires_full_confinement && !confinement.is_full() {
+            let missing =
+                confinement.missing().into_iter().map(|(layer, reason)| format!("{layer} ({reason})"));
+            return Err(LaunchError::NotFullyConfined { missing: missing.collect::<Vec<_>>().join(", ") });
+        }
+        let process = VmmProcess::new(started.process, [stdout, stderr]).map_err(LaunchError::Connection)?;
+        let mut machine = QemuMachine::new((process, confinement), channel, network, console);
         if let Some(control) = control {
             let qmp = while_alive(&mut machine, Qmp::connect(control)).await?;
             machine.control_with(qmp);
         }
         Ok(machine)
+    }
+}
+
+/// Creates a file for QEMU to write to. QEMU sees existing files only.
+fn create(path: &Path) -> Result<(), LaunchError> {
+    let created = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
+    created.map(drop).map_err(|source| LaunchError::File { path: path.to_owned(), source })
+}
+
+/// Creates a connection: our end, and QEMU's.
+fn connection() -> Result<(UnixStream, OwnedFd), LaunchError> {
+    let pair = || {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        theirs.set_nonblocking(true)?;
+        Ok((UnixStream::from_std(ours)?, theirs.into()))
+    };
+    pair().map_err(LaunchError::Connection)
+}
+
+/// Tells a program that cannot be executed from a confinement that cannot be set up.
+fn launch_error(program: PathBuf, error: StartError) -> LaunchError {
+    match error {
+        StartError::Execute(source) => LaunchError::Run { program, source },
+        StartError::File { path, source } if path == program => LaunchError::Run { program, source },
+        StartError::File { path, source } => LaunchError::File { path, source },
+        source => LaunchError::Confine { program, source },
     }
 }
 
@@ -143,35 +227,46 @@ mod tests {
         script: &str,
         start: Start,
     ) -> (Result<QemuMachine, LaunchError>, Console) {
-        launch_program(fake_program(dir.path(), script), start).await
+        launch_program(dir, fake_program(dir.path(), script), start).await
     }
 
     async fn launch_program(
-        vmm_program: std::path::PathBuf,
+        dir: &tempfile::TempDir,
+        vmm_program: PathBuf,
         start: Start,
     ) -> (Result<QemuMachine, LaunchError>, Console) {
+        let file = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            path
+        };
         let console = Console::in_memory();
         let config =
             MachineConfig { vmm_program, accelerator: Accelerator::Tcg, vcpu_count: 1, mem_mib: 512 };
         let launch = Launch {
             hardware: Hardware { config, layer_lifetime: LayerLifetime::OneStart, interface: None },
             disks: Disks {
-                kernel: "/none".into(),
-                initrd: "/none".into(),
-                base_image: "/none".into(),
-                layer: "/none".into(),
+                kernel: file("kernel"),
+                initrd: file("initrd"),
+                base_image: file("base"),
+                layer: file("layer"),
             },
             network: None,
             start,
             console: console.clone(),
+            requires_full_confinement: false,
         };
         (Qemu::new().launch(launch).await, console)
     }
 
-    const KERNEL: Start = Start::Kernel { memory: None };
+    const KERNEL: Start = Start::Kernel { save_in: None };
 
-    fn saved() -> Start {
-        Start::Saved { memory: "/none".into() }
+    fn saved(dir: &tempfile::TempDir) -> Start {
+        let files = SavedFiles { memory: dir.path().join("memory"), state: dir.path().join("state") };
+        for file in [&files.memory, &files.state] {
+            std::fs::write(file, "").unwrap();
+        }
+        Start::Saved { files }
     }
 
     #[tokio::test]
@@ -214,7 +309,7 @@ mod tests {
     async fn an_end_before_the_control_connection_is_up_explains_the_failure() {
         let dir = tempfile::tempdir().unwrap();
         let work = async {
-            let (failed, console) = launch(&dir, "echo no such option >&2; exit 1", saved()).await;
+            let (failed, console) = launch(&dir, "echo no such option >&2; exit 1", saved(&dir)).await;
             let error = failed.unwrap_err();
             assert!(error.to_string().starts_with("the VMM ended: exit status: 1"), "{error}");
             assert_eq!(console.last_words().await, ["no such option"]);
@@ -224,8 +319,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_not_there_is_named() {
+        let dir = tempfile::tempdir().unwrap();
         let work = async {
-            let error = launch_program("/nonexistent/vmm".into(), KERNEL).await.0.unwrap_err();
+            let error = launch_program(&dir, "/nonexistent/vmm".into(), KERNEL).await.0.unwrap_err();
             assert_eq!(error.to_string(), "cannot run /nonexistent/vmm");
             assert!(
                 matches!(error, LaunchError::Run { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
@@ -239,20 +335,18 @@ mod tests {
         let script = r#"
             say() { printf '%s\n' "$1" >&5; }
             say '{"QMP": {}}'; say '{"return": {}}'; say '{"return": {}}'
-            echo $$
+            echo ready
             exec sleep 600"#;
         let dir = tempfile::tempdir().unwrap();
         let work = async {
-            let (machine, console) = launch(&dir, script, saved()).await;
+            let (machine, console) = launch(&dir, script, saved(&dir)).await;
             let mut machine = machine.unwrap();
+            let pid = machine.id();
             let kill = async {
-                let pid = loop {
-                    match console.tail().first() {
-                        Some(line) => break line.parse().unwrap(),
-                        None => tokio::task::yield_now().await,
-                    }
-                };
-                let pid = rustix::process::Pid::from_raw(pid).unwrap();
+                while console.tail().is_empty() {
+                    tokio::task::yield_now().await;
+                }
+                let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
                 rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
             };
             let (restored, ()) = tokio::join!(machine.restore(Path::new("/none")), kill);

@@ -1,7 +1,7 @@
 //! Brings one machine up, from a template if there can be one, otherwise from its kernel. Each step has a name, so that
 //! a failure can report where it happened.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pyro_machine::disk::LayerError;
@@ -11,8 +11,8 @@ use pyro_machine::network::{
 };
 use pyro_machine::snapshot::{Begun, Partial, Snapshot, SnapshotError, Store};
 use pyro_machine::{
-    Console, ConsoleError, Disks, Interrupted, Launch, LaunchError, Machine, MachineError, Platform, Start,
-    disk, initrd, while_alive,
+    Console, ConsoleError, Disks, Interrupted, Launch, LaunchError, Machine, MachineError, Platform,
+    SavedFiles, Start, disk, initrd, while_alive,
 };
 use pyro_wire::{Bootstrap, GENERATION, Ipv6Config, NetworkConfig, Preparation};
 use tokio::net::UnixStream;
@@ -226,7 +226,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         network: Option<Network>,
     ) -> Result<(P::Machine, UnixStream), BootError> {
         self.stages.enter(BootStage::Vmm);
-        let start = Start::Saved { memory: template.memory() };
+        let start = Start::Saved { files: template.saved_files() };
         let mut machine = self.launch(disks, network, start, &self.spec.dir.join(files::SERIAL_LOG)).await?;
         self.stages.enter(BootStage::Restore);
         machine.restore(&template.state()).await?;
@@ -282,7 +282,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         let dir = partial.dir().to_owned();
         // Only a clone's interface is connected.
         let network = self.connect(Provider::Unconnected)?;
-        let mut machine = self.launch_kernel(&dir, network, Some(partial.memory())).await?;
+        let mut machine = self.launch_kernel(&dir, network, Some(partial.saved_files())).await?;
         let channel = machine.take_channel();
         let prepared = async {
             let mut channel = channel.ok_or(GuestError::NoChannel)?;
@@ -304,14 +304,14 @@ impl<'a, P: Platform> Attempt<'a, P> {
         &mut self,
         dir: &Path,
         network: Option<Network>,
-        memory: Option<PathBuf>,
+        save_in: Option<SavedFiles>,
     ) -> Result<P::Machine, BootError> {
         self.stages.enter(BootStage::Disks);
         let disks = Disks { initrd: dir.join(files::INITRD), layer: dir.join(files::LAYER), ..self.disks() };
         initrd::write(&disks.initrd, self.spec.guest.kernel.modules())?;
         disk::instantiate(&self.spec.guest.layer_template, &disks.layer)?;
         self.stages.enter(BootStage::Vmm);
-        let start = Start::Kernel { memory };
+        let start = Start::Kernel { save_in };
         let machine = self.launch(disks, network, start, &dir.join(files::SERIAL_LOG)).await?;
         self.stages.enter(BootStage::Kernel);
         Ok(machine)
@@ -326,7 +326,14 @@ impl<'a, P: Platform> Attempt<'a, P> {
     ) -> Result<P::Machine, BootError> {
         let console = Console::create(serial_log)?;
         self.console = Some(console.clone());
-        let launch = Launch { hardware: self.spec.hardware(), disks, network, start, console };
+        let launch = Launch {
+            hardware: self.spec.hardware(),
+            disks,
+            network,
+            start,
+            console,
+            requires_full_confinement: self.spec.requires_full_confinement,
+        };
         Ok(self.platform.launch(launch).await?)
     }
 
@@ -389,6 +396,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
             boot_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             accelerator: self.spec.machine.accelerator,
             network: machine.network().cloned(),
+            confinement: Some(Box::new(machine.confinement().clone())),
             start_mode,
             warning,
             stages: self.stages.end(),

@@ -1,7 +1,7 @@
 //! What a supervisor reports about its VM: how it came up, why it did not, or why it ended.
 
-use pyro_machine::Accelerator;
 use pyro_machine::network::NetworkDescription;
+use pyro_machine::{Accelerator, Confinement};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,10 @@ pub struct BootInfo {
     /// The guest's network, if it has one.
     #[schemars(with = "Option<serde_json::Value>")]
     pub network: Option<NetworkDescription>,
+    /// What confines its VMM. Absent in the report of an older supervisor.
+    #[serde(default)]
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub confinement: Option<Box<Confinement>>,
     /// Where it started from.
     pub start_mode: StartMode,
     /// Why its kernel was booted although it could have started from a template.

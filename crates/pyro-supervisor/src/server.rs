@@ -87,6 +87,7 @@ pub async fn run<S: Store + 'static>(
     store: S,
     network_helper: NetworkHelper,
 ) -> io::Result<()> {
+    pyro_confine::harden_supervisor();
     // A session of its own: keys typed at the caller's terminal are meant for the caller.
     let _ = rustix::process::setsid();
     let lifeline = std::os::unix::net::UnixStream::from(lifeline);

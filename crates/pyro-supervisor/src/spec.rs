@@ -1,5 +1,6 @@
 //! What a VM is made of, as plain data.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use pyro_machine::disk::LayerLifetime;
@@ -43,6 +44,12 @@ pub struct LaunchSpec {
     #[serde(default)]
     #[schemars(with = "serde_json::Value")]
     pub network_policy: Policy,
+    /// Do not start the VM unless the host can confine its VMM fully.
+    #[serde(default)]
+    pub requires_full_confinement: bool,
+    /// The supervisor's environment variables. It has no others, in particular none of its caller's. Not sent to it.
+    #[serde(skip)]
+    pub variables: Vec<(OsString, OsString)>,
 }
 
 impl LaunchSpec {
@@ -131,6 +138,8 @@ pub(crate) mod tests {
             network: false,
             network_policy: Policy::default(),
             purpose: Purpose::Vm,
+            requires_full_confinement: false,
+            variables: Vec::new(),
         }
     }
 

@@ -33,17 +33,17 @@ class AsyncPyro(AsyncCaller):
 
     Args:
         manager: Settings and process to share with other clients. If given, the other arguments are ignored.
-        backend_name, base_dir, cache_dir, max_active_vms, warm, executable: See `VmManager`.
+        backend_name, base_dir, cache_dir, max_active_vms, warm, require_confinement, executable: See `VmManager`.
     """
 
     def __init__(
         self, manager: Optional[VmManager] = None, *, backend_name: Optional[str] = None, base_dir: Optional[StrPath] = None,
         cache_dir: Optional[StrPath] = None, max_active_vms: Optional[int] = None, warm: Optional[int] = None,
-        executable: Optional[StrPath] = None,
+        require_confinement: Optional[str] = None, executable: Optional[StrPath] = None,
     ) -> None:
         super().__init__(manager or VmManager(
             backend_name=backend_name, base_dir=base_dir, cache_dir=cache_dir, max_active_vms=max_active_vms, warm=warm,
-            executable=executable))
+            require_confinement=require_confinement, executable=executable))
 
     @property
     def manager(self) -> VmManager:

@@ -2,7 +2,9 @@
 
 use clap::Args;
 use pyro_engine::DoctorReport;
-use pyro_engine::doctor::{AcceleratorReport, DiskReport, GuestKernelReport, RootlessReport, VmmReport};
+use pyro_engine::doctor::{
+    AcceleratorReport, ConfinementReport, DiskReport, GuestKernelReport, RootlessReport, VmmReport,
+};
 
 use crate::error::CliError;
 use crate::reply::Reply;
@@ -51,6 +53,7 @@ fn text(report: &DoctorReport) -> String {
         report.environment_build.keyring.as_deref().unwrap_or("missing"),
     ));
     lines.push(rootless(&report.rootless));
+    lines.push(confinement(&report.confinement));
     lines.push(disk(&report.disk));
     lines.extend(issues(report));
     lines.join("\n") + "\n"
@@ -126,6 +129,16 @@ fn rootless(report: &RootlessReport) -> String {
         yes_no(report.subuid),
         yes_no(report.newuidmap)
     )
+}
+
+fn confinement(report: &ConfinementReport) -> String {
+    let Some(uid) = report.uid else { return "Confinement: unknown".to_owned() };
+    let layers = report.layers.iter().map(|layer| match (layer.active, layer.note.as_str()) {
+        (true, _) => format!("{}=yes", layer.name),
+        (false, note) => format!("{}=no ({note})", layer.name),
+    });
+    let layers = layers.collect::<Vec<_>>().join(" ");
+    format!("Confinement: {} uid={uid} {layers}", if report.full { "full" } else { "partial" })
 }
 
 fn disk(report: &DiskReport) -> String {

@@ -1,8 +1,31 @@
 //! The environment and size of a VM, as arguments of several commands.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use pyro_engine::Config;
 
 use crate::words::integer;
+
+/// What a VM must be confined by, as an argument of several commands.
+#[derive(Debug, Args)]
+pub(crate) struct ConfinementArgs {
+    /// Start no VM unless this host can confine its VMM that much; `pyro doctor` shows what it can [default: off, or PYRO_REQUIRE_CONFINEMENT]
+    #[arg(long, value_name = "LEVEL", value_enum)]
+    pub(crate) require_confinement: Option<RequiredConfinement>,
+}
+
+/// How much confinement a VM needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RequiredConfinement {
+    /// All that pyro has
+    Full,
+}
+
+impl ConfinementArgs {
+    /// Adds the requirement to the configuration. It cannot take one away.
+    pub(crate) fn apply(&self, config: &mut Config) {
+        config.requires_full_confinement |= self.require_confinement == Some(RequiredConfinement::Full);
+    }
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct MachineArgs {

@@ -6,7 +6,7 @@ use clap::Args;
 use pyro_engine::operations::RunInVm;
 use pyro_engine::{Command, Engine, OutputMode, RunResult, VmSpec};
 
-use crate::commands::machine::MachineArgs;
+use crate::commands::machine::{ConfinementArgs, MachineArgs};
 use crate::commands::network::{self, NetworkArgs};
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -49,6 +49,8 @@ pub(crate) struct RunArgs {
     /// Run the command on this machine, without isolation, if VMs cannot run here [default: off]
     #[arg(long)]
     pub(crate) allow_host_compat: bool,
+    #[command(flatten)]
+    pub(crate) confinement: ConfinementArgs,
     /// Keep a VM of this kind waiting for the next run, for five minutes [default: off, or PYRO_WARM]
     #[arg(long)]
     pub(crate) warm: bool,
@@ -69,6 +71,7 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
     if args.warm {
         config.warm_spares = config.warm_spares.max(1);
     }
+    args.confinement.apply(&mut config);
     let engine = Engine::new(config);
     let request = request(&args, command);
     let (mut result, shown) = session::watch(printer, args.json, |events, cancel| async move {

@@ -8,6 +8,7 @@ pub(crate) mod state;
 mod subject;
 
 use clap::Subcommand;
+use pyro_engine::Engine;
 
 use self::cp::TaskCpArgs;
 use self::create::TaskCreateArgs;
@@ -52,7 +53,11 @@ pub(crate) enum TaskCommand {
 
 impl TaskCommand {
     pub(crate) fn run(self, printer: &Printer) -> Result<Reply, CliError> {
-        let engine = &config::engine()?;
+        let mut config = config::of_process()?;
+        if let Self::Create(args) = &self {
+            args.confinement.apply(&mut config);
+        }
+        let engine = &Engine::new(config);
         match self {
             Self::Create(args) => create::run(args, engine, printer),
             Self::Exec(args) => exec::run(args, engine, printer),

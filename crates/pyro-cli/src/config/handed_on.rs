@@ -6,12 +6,13 @@ use super::{ConfigError, Variables, vmm_program};
 
 /// Paths, which are made absolute: the server starts in a directory of the client's choice.
 const PATHS: [&str; 2] = ["PYRO_BASE_DIR", "PYRO_ENVIRONMENT_CACHE_DIR"];
-const PLAIN: [&str; 6] = [
+const PLAIN: [&str; 7] = [
     "PYRO_ACCEL",
     "PYRO_DEBIAN_MIRROR",
     "PYRO_DISK_OVERCOMMIT",
     "PYRO_MAX_ACTIVE_VMS",
     "PYRO_MCP_ALLOW_HOST_COMPAT",
+    "PYRO_REQUIRE_CONFINEMENT",
     "PYRO_WARM",
 ];
 /// Variables that determine where pyro keeps its files by default.

@@ -35,6 +35,7 @@ fn a_machine_with_nothing_is_told_what_is_missing() {
     Guest kernel: the environment's own
     Environment build: mmdebstrap keyring
     Rootless: euid user_namespaces subuid newuidmap
+    Confinement: unknown
     Disk: state_free cache_free state_used vms_used
     ");
     assert!(issues.contains("qemu-system-x86_64"), "{issues}");

@@ -10,6 +10,7 @@
 mod bench;
 mod ceiling;
 mod commands;
+mod confinement;
 mod demo;
 mod disk;
 mod doctor;

@@ -1,8 +1,8 @@
 //! Starting from a template: VMs do so, clones have identities of their own, and a bad template is not used.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 
 use crate::harness::{Sandbox, exec_text, kill, never, quiet};
 use pyro_engine::{Engine, VmSpec};
@@ -187,18 +187,45 @@ async fn state_that_the_vmm_refuses_costs_one_cold_boot() {
     let sandbox = Sandbox::new();
     let engine = sandbox.engine();
     start_mode(&engine, |_| {}).await;
-    // The right size and time, the wrong content: only the VMM can tell.
+    // As its record says, but the wrong content: only the VMM can tell.
     let path = templates(&sandbox)[0].join("state");
     let before = fs::metadata(&path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     let file = fs::File::options().write(true).open(&path).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 512], 0).unwrap();
     file.set_modified(before.modified().unwrap()).unwrap();
+    record_change(&templates(&sandbox)[0].join("template.json"), &path);
 
     let (mode, warning) = start_mode(&engine, |_| {}).await;
     assert_eq!(mode, "cold");
     assert!(warning.is_some());
     assert_eq!(start_mode(&engine, |_| {}).await, ("template".to_owned(), None));
+}
+
+#[tokio::test]
+async fn a_template_that_was_changed_in_place_is_not_used() {
+    let sandbox = Sandbox::new();
+    let engine = sandbox.engine();
+    start_mode(&engine, |_| {}).await;
+    let path = templates(&sandbox)[0].join("memory");
+    let before = fs::metadata(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 512], 1 << 20).unwrap();
+    file.set_modified(before.modified().unwrap()).unwrap();
+    // Another one is made.
+    assert_eq!(start_mode(&engine, |_| {}).await, ("template".to_owned(), None));
+    assert_ne!(fs::metadata(&path).unwrap().ino(), before.ino());
+}
+
+/// Makes a record say of a file that it was last changed when it was.
+fn record_change(record: &Path, file: &Path) {
+    let found = fs::metadata(file).unwrap();
+    let mut text: serde_json::Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
+    let entry = &mut text["files"][file.file_name().unwrap().to_str().unwrap()];
+    entry["changed_seconds"] = found.ctime().into();
+    entry["changed_nanos"] = found.ctime_nsec().into();
+    fs::write(record, text.to_string()).unwrap();
 }
 
 #[tokio::test]

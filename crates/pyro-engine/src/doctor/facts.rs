@@ -8,12 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use pyro_machine::Layer;
 use pyro_machine::spawn::Spawn;
 use rustix::fs::{Access, access, statvfs};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-use super::{BuildReport, DiskReport, KvmReport, NetworkingReport, RootlessReport};
+use super::{
+    BuildReport, ConfinementLayer, ConfinementReport, DiskReport, KvmReport, NetworkingReport, RootlessReport,
+};
 use crate::guest_kernel::GuestKernelError;
 use crate::{Config, guest_kernel, search_path, state_dir};
 
@@ -45,6 +48,7 @@ pub(crate) struct HostFacts {
     pub(super) guest_kernel: Option<Result<String, GuestKernelError>>,
     pub(super) build: BuildReport,
     pub(super) rootless: RootlessReport,
+    pub(super) confinement: ConfinementReport,
     pub(super) disk: DiskReport,
     /// The setting that forbids user namespaces, as the `sysctl -w` argument that allows them.
     pub(super) user_namespaces_allowed_by: Option<String>,
@@ -83,9 +87,13 @@ impl HostFacts {
     pub(crate) async fn gather(config: &Config, root: &Path) -> Self {
         let vmm = look_at_vmm(config).await;
         let rest = {
-            let (config, root) = (config.clone(), root.to_owned());
-            // This fails only if `look` panics; the facts are then those of a host that has nothing.
-            tokio::task::spawn_blocking(move || look(&config, &root)).await.unwrap_or_default()
+            let (config, root, program) = (config.clone(), root.to_owned(), vmm.program.clone());
+            let look = move || {
+                let confinement = program.as_deref().map(look_at_confinement).unwrap_or_default();
+                Self { confinement, ..look(&config, &root) }
+            };
+            // This fails only if it panics; the facts are then those of a host that has nothing.
+            tokio::task::spawn_blocking(look).await.unwrap_or_default()
         };
         Self { vmm, ..rest }
     }
@@ -128,6 +136,20 @@ async fn ask_version(program: &Path, search_path: &OsStr) -> Result<String, VmmP
     }
 }
 
+/// Confines the VMM, and returns what was reached. A VMM that cannot be started is a problem that is reported elsewhere.
+fn look_at_confinement(program: &Path) -> ConfinementReport {
+    let Ok(found) = pyro_machine::probe_confinement(program) else { return ConfinementReport::default() };
+    let layers = found.layers().map(|(name, layer)| {
+        let note = match (layer, name, found.landlock_abi) {
+            (Layer::Unavailable { reason }, ..) => reason.clone(),
+            (Layer::Active, "landlock", Some(abi)) => format!("ABI {abi}"),
+            (Layer::Active, ..) => String::new(),
+        };
+        ConfinementLayer { name: name.to_owned(), active: layer.is_active(), note }
+    });
+    ConfinementReport { full: found.is_full(), layers: layers.into(), uid: Some(found.uid) }
+}
+
 fn look(config: &Config, root: &Path) -> HostFacts {
     let tool =
         |name: &str| search_path::find(name, &config.search_path).map(|path| path.display().to_string());
@@ -166,6 +188,7 @@ fn look(config: &Config, root: &Path) -> HostFacts {
             subuid: has_subuid(root, rustix::process::geteuid().as_raw()),
             newuidmap: tool("newuidmap").is_some(),
         },
+        confinement: ConfinementReport::default(),
         disk: DiskReport {
             state_dir_free_mib: free_mib(&config.base_dir),
             cache_dir_free_mib: free_mib(&config.cache_dir),

@@ -90,6 +90,7 @@ pub(crate) fn judge(
         guest_kernel,
         environment_build: facts.build,
         rootless: facts.rootless,
+        confinement: facts.confinement,
         disk: facts.disk,
         remedies: findings.0,
     }

@@ -128,6 +128,24 @@ impl Engine {
         }
     }
 
+    /// Reads all files of an installed environment and compares them with the digests recorded when it was installed.
+    ///
+    /// # Errors
+    /// `InvalidInput`; `EnvironmentUnavailable` if it is not installed, damaged, or cannot be trusted.
+    pub async fn verify_environment(&self, name: &str) -> Result<(), Error> {
+        let name = name.to_owned();
+        self.blocking(move |shared| {
+            let opened =
+                shared.environments.open(&name).map_err(|e| unavailable(e.kind(), &e, e.remedy()))?;
+            let verified = opened.verify_contents().map_err(|e| unavailable(e.kind(), &e, None))?;
+            verified.map_err(|damage| {
+                let error = OpenError::Damaged { name: name.clone(), damage };
+                unavailable(error.kind(), &error, error.remedy())
+            })
+        })
+        .await
+    }
+
     /// Returns the environment, ready to run; `None` if it is not installed.
     pub(super) async fn open_environment(&self, name: &str) -> Result<Option<InstalledEnvironment>, Error> {
         let name = name.to_owned();

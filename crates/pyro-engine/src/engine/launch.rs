@@ -306,6 +306,8 @@ impl Engine {
                 .transpose()?
                 .unwrap_or_default(),
             purpose: Purpose::Vm,
+            requires_full_confinement: self.config().requires_full_confinement,
+            variables: self.config().supervisor_variables(),
         })
     }
 

@@ -69,6 +69,8 @@ fn model() -> LaunchSpec {
         guest: fake::guest_image(),
         template_dir: None,
         purpose: Purpose::Vm,
+        requires_full_confinement: false,
+        variables: Vec::new(),
         network: false,
         network_policy: Default::default(),
     }

@@ -44,13 +44,50 @@ fn a_rewritten_file_is_noticed() {
 fn contents_are_compared_when_asked() {
     let fake = Fake::new();
     fake.pull();
+    let opened = fake.cache().open("debian:12-base").expect("whole");
+    change_secretly(&fake);
+    opened.verify_contents().expect("readable").expect_err("is not");
+}
+
+/// Changes the image in place, and puts its time back.
+fn change_secretly(fake: &Fake) {
     let rootfs = fake.base_dir().join("rootfs.erofs");
     let modified = fs::metadata(&rootfs).expect("exists").modified().expect("time");
     drop(writable(&rootfs));
     fs::write(&rootfs, "CONTENT\n").expect("same length");
     writable(&rootfs).set_times(FileTimes::new().set_modified(modified)).expect("same time");
-    let opened = fake.cache().open("debian:12-base").expect("looks whole");
-    opened.verify_contents().expect("readable").expect_err("is not");
+}
+
+#[test]
+fn a_change_is_noticed_even_if_the_time_was_put_back() {
+    let fake = Fake::new();
+    fake.pull();
+    change_secretly(&fake);
+    assert_eq!(fake.cache().open("debian:12-base").expect_err("changed").kind(), ErrorKind::Damaged);
+}
+
+#[test]
+fn a_copy_of_the_cache_is_as_good() {
+    let fake = Fake::new();
+    fake.pull();
+    let (dir, copy) = (fake.base_dir(), fake.base_dir().with_extension("copy"));
+    let copied = std::process::Command::new("cp").arg("-a").args([&dir, &copy]).status().expect("cp");
+    assert!(copied.success());
+    fs::remove_dir_all(&dir).expect("removed");
+    fs::rename(&copy, &dir).expect("renamed");
+    fake.cache().open("debian:12-base").expect("whole");
+}
+
+#[test]
+fn what_other_users_could_change_is_not_run() {
+    let fake = Fake::new();
+    fake.pull();
+    let dir = fake.base_dir();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).expect("changed");
+    let error = fake.cache().open("debian:12-base").expect_err("cannot be trusted");
+    assert_eq!(error.to_string(), "environment 'debian:12-base' cannot be trusted");
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).expect("changed");
+    fake.cache().open("debian:12-base").expect("as before");
 }
 
 #[test]

@@ -18,10 +18,17 @@ pub(super) const NETWORK_FD: i32 = 4;
 /// Descriptor of the control connection, a stream socket, where [`needs_control`].
 pub(super) const CONTROL_FD: i32 = 5;
 
+/// Descriptor of KVM's device, where the VMM may not open it itself.
+pub(super) const KVM_FD: i32 = 6;
+
 /// ACPI describes the virtio-mmio devices: Debian's kernel does not take them from its command line. Without
 /// the real-time clock the kernel waits a second for it; the timer and interrupt controllers of a PC are
 /// what the kernel calibrates its clocks with under emulation.
 const MACHINE: &str = "microvm,acpi=on,rtc=on,pit=on,pic=on,isa-serial=on,usb=off,pcie=off";
+
+/// Maximum size of the code that QEMU has translated and keeps, in MiB. By default it may grow to 1 GiB, and a guest can make
+/// it do so. The same work takes as long as with more (`docs/design/0018-confinement.md`).
+pub(super) const TRANSLATED_CODE_MIB: u32 = 128;
 
 /// `reboot=t`: a triple fault ends the machine without ACPI. `panic=-1`: at once, and `-no-reboot` turns that
 /// into the end of the VMM. `no_timer_check`: emulated timers are late enough to fail the kernel's test.
@@ -59,10 +66,12 @@ pub(super) fn arguments(
         None => args.option("-machine", MACHINE),
     }
     let (accelerator, cpu) = match config.accelerator {
-        Accelerator::Kvm => ("kvm", "host"),
-        // With one CPU, a separate thread for it only costs time.
-        Accelerator::Tcg if config.vcpu_count == 1 => ("tcg,thread=single", "max"),
-        Accelerator::Tcg => ("tcg,thread=multi", "max"),
+        Accelerator::Kvm => ("kvm".to_owned(), "host"),
+        Accelerator::Tcg => {
+            // With one CPU, a separate thread for it only costs time.
+            let thread = if config.vcpu_count == 1 { "single" } else { "multi" };
+            (format!("tcg,thread={thread},tb-size={TRANSLATED_CODE_MIB}"), "max")
+        }
     };
     args.option("-accel", accelerator);
     args.option("-cpu", cpu);
@@ -109,6 +118,15 @@ pub(super) fn arguments(
         args.option("-device", format!("virtio-net-device,netdev=net,mac={mac_address}"));
     }
     args.0
+}
+
+/// Has QEMU use the device of KVM that it has open as [`KVM_FD`]. QEMU knows that option from version 9 on.
+pub(super) fn with_kvm_by_descriptor(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    if let Some(accelerator) = arguments.iter_mut().find(|argument| *argument == "kvm") {
+        accelerator.push(",device=/dev/fdset/1");
+        arguments.extend(["-add-fd".into(), format!("fd={KVM_FD},set=1").into()]);
+    }
+    arguments
 }
 
 /// The size itself, but for one that does not boot: with exactly 2 GiB of memory the initrd, which is loaded at the
@@ -175,9 +193,9 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hardware::MachineConfig;
+    use crate::hardware::{MachineConfig, SavedFiles};
 
-    const KERNEL: Start = Start::Kernel { memory: None };
+    const KERNEL: Start = Start::Kernel { save_in: None };
     const TSC_KHZ: Option<u32> = Some(2_600_000);
 
     fn plan(
@@ -225,11 +243,19 @@ mod tests {
     }
 
     #[test]
+    fn the_device_of_kvm_can_be_a_descriptor() {
+        let arguments = ["-accel", "kvm", "-cpu", "host"].map(OsString::from).into();
+        let expected = ["-accel", "kvm,device=/dev/fdset/1", "-cpu", "host", "-add-fd", "fd=6,set=1"];
+        assert_eq!(with_kvm_by_descriptor(arguments), expected);
+    }
+
+    #[test]
     fn a_template_and_its_clone_differ_only_in_where_they_start() {
-        let memory = Some("/templates/x,y/memory".into());
-        let made = plan(Accelerator::Tcg, 1, None, Start::Kernel { memory }, None);
-        let clone =
-            plan(Accelerator::Tcg, 1, None, Start::Saved { memory: "/templates/x,y/memory".into() }, None);
+        let files =
+            SavedFiles { memory: "/templates/x,y/memory".into(), state: "/templates/x,y/state".into() };
+        let start = Start::Kernel { save_in: Some(files.clone()) };
+        let made = plan(Accelerator::Tcg, 1, None, start, None);
+        let clone = plan(Accelerator::Tcg, 1, None, Start::Saved { files }, None);
         insta::assert_snapshot!(made);
         insta::assert_snapshot!(clone);
         let rest = |text: &str| {

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use pyro_confine::Confinement;
 use tokio::net::UnixStream;
-use tokio::process::Child;
 
+use super::process::VmmProcess;
 use super::qmp::Qmp;
 use crate::console::Console;
 use crate::exit::{Exit, Interrupted, Interruption};
@@ -14,7 +15,8 @@ use crate::platform::{END_LIMIT, Machine, MachineError, while_alive};
 /// A QEMU process with what carries its network. Dropping it kills both.
 #[derive(Debug)]
 pub struct QemuMachine {
-    process: Child,
+    process: VmmProcess,
+    confinement: Confinement,
     channel: Option<UnixStream>,
     control: Option<Qmp>,
     network: Option<Network>,
@@ -26,19 +28,21 @@ pub struct QemuMachine {
 impl QemuMachine {
     /// For a process that was just started. What it prints is read by tasks of the `LocalSet` that this is called in.
     pub(super) fn new(
-        mut process: Child,
+        (mut process, confinement): (VmmProcess, Confinement),
         channel: UnixStream,
         network: Option<Network>,
         console: Console,
     ) -> Self {
-        if let Some(stdout) = process.stdout.take() {
-            tokio::task::spawn_local(console.follow(stdout));
-        }
-        if let Some(stderr) = process.stderr.take() {
-            tokio::task::spawn_local(console.follow(stderr));
+        for pipe in process.output.drain(..) {
+            tokio::task::spawn_local(console.follow(pipe));
         }
         let channel = Some(channel);
-        Self { process, channel, control: None, network, network_lost: false, console }
+        Self { process, confinement, channel, control: None, network, network_lost: false, console }
+    }
+
+    /// Returns its process ID.
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Adds the control connection.
@@ -113,9 +117,13 @@ impl Machine for QemuMachine {
     fn network(&self) -> Option<&NetworkDescription> {
         self.network.as_ref()?.description()
     }
+
+    fn confinement(&self) -> &Confinement {
+        &self.confinement
+    }
 }
 
-async fn exited(process: &mut Child) -> Exit {
+async fn exited(process: &mut VmmProcess) -> Exit {
     match process.wait().await {
         Ok(status) => Exit::Status(status),
         Err(error) => Exit::Lost { reason: error.to_string() },
@@ -124,21 +132,45 @@ async fn exited(process: &mut Child) -> Exit {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Stdio;
+    use std::io;
+    use std::os::fd::OwnedFd;
 
+    use pyro_confine::{Access, Identity, Policy, Program, Visible};
     use tokio::task::LocalSet;
 
     use super::*;
-    use crate::spawn::Spawn;
+
+    /// A process that lives until the pipe's writer is closed.
+    fn cat() -> ((VmmProcess, Confinement), io::PipeWriter) {
+        let (stdin, writer) = io::pipe().unwrap();
+        let visible = [("/bin/cat", Access::Execute), ("/lib", Access::Execute), ("/lib64", Access::Execute)];
+        let null = || OwnedFd::from(std::fs::File::options().write(true).open("/dev/null").unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let policy = Policy {
+            files: visible.map(|(path, access)| Visible::optional(path, access)).into(),
+            staging: dir.path().to_owned(),
+            identity: Identity::for_program(),
+            syscalls: crate::qemu::cage::syscalls(),
+            limits: Vec::new(),
+            oom_score_adj: 0,
+        };
+        let program = Program {
+            program: "/bin/cat".into(),
+            arguments: Vec::new(),
+            descriptors: vec![(OwnedFd::from(stdin), 0), (null(), 1), (null(), 2)],
+            blocked_signals: Vec::new(),
+            huge_pages: true,
+        };
+        let started = pyro_confine::start(program, &policy).unwrap();
+        ((VmmProcess::new(started.process, []).unwrap(), started.confinement), writer)
+    }
 
     #[tokio::test]
     async fn the_loss_of_the_network_interrupts_a_machine_that_no_caller_has() {
         let dir = tempfile::tempdir().unwrap();
         let work = async {
             let network = Network::with_script(dir.path(), "echo out of memory >&2; exit 9");
-            let mut process = Spawn::new("/bin/cat").stdin(Stdio::piped()).start().unwrap();
-            // Waiting for the process would close it, and end the process.
-            let _stdin = process.stdin.take();
+            let (process, _stdin) = cat();
             let (channel, _guest) = UnixStream::pair().unwrap();
             let mut machine = QemuMachine::new(process, channel, Some(network), Console::in_memory());
             for _ in 0..2 {
@@ -155,8 +187,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let work = async {
             let network = Network::with_script(dir.path(), "echo out of memory >&2; exit 9");
-            let mut process = Spawn::new("/bin/cat").stdin(Stdio::piped()).start().unwrap();
-            let stdin = process.stdin.take();
+            let (process, stdin) = cat();
             let (channel, _guest) = UnixStream::pair().unwrap();
             let console = Console::in_memory();
             let mut machine = QemuMachine::new(process, channel, Some(network), console.clone());

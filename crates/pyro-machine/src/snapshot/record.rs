@@ -35,6 +35,11 @@ struct FileRecord {
     bytes: u64,
     modified_seconds: i64,
     modified_nanos: i64,
+    inode: u64,
+    /// The time of the inode's last change, which no program can set: it reveals a file whose content was changed and whose
+    /// other time was put back.
+    changed_seconds: i64,
+    changed_nanos: i64,
     /// Over the parts that hold data, each after its position.
     sha256: String,
 }
@@ -46,7 +51,9 @@ impl Record {
         for name in PARTS {
             let path = dir.join(name);
             let describe = || {
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o400))?;
+                // The VMMs of root run as other users, each as its own. Only pyro's user can enter the directory.
+                own(&path)?;
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o444))?;
                 let sha256 = digest(&path)?;
                 Ok::<_, io::Error>(FileRecord { sha256, ..FileRecord::look(&path)? })
             };
@@ -106,9 +113,21 @@ impl FileRecord {
             bytes: file.size(),
             modified_seconds: file.mtime(),
             modified_nanos: file.mtime_nsec(),
+            inode: file.ino(),
+            changed_seconds: file.ctime(),
+            changed_nanos: file.ctime_nsec(),
             sha256: String::new(),
         })
     }
+}
+
+/// Takes back a file that was given to the user of a VMM.
+fn own(path: &Path) -> io::Result<()> {
+    let own = rustix::process::geteuid().as_raw();
+    if fs::metadata(path)?.uid() != own {
+        std::os::unix::fs::chown(path, Some(own), Some(rustix::process::getegid().as_raw()))?;
+    }
+    Ok(())
 }
 
 /// A digest that does not read holes, of which guest memory mostly consists.

@@ -10,6 +10,7 @@ use super::error::SnapshotError;
 use super::key::{self, Subject};
 use super::layout::{self, LAYER, MEMORY, RECORD, STATE, remove};
 use super::record::Record;
+use crate::hardware::SavedFiles;
 use crate::image::GuestKernel;
 use crate::platform::Platform;
 use crate::{file_lock, files};
@@ -214,6 +215,11 @@ impl Snapshot {
         self.dir.join(STATE)
     }
 
+    /// What a machine is started from.
+    pub fn saved_files(&self) -> SavedFiles {
+        SavedFiles { memory: self.memory(), state: self.state() }
+    }
+
     /// The writable layer.
     pub fn layer(&self) -> PathBuf {
         self.dir.join(LAYER)
@@ -239,6 +245,11 @@ impl Partial {
     /// See [`Snapshot::state`].
     pub fn state(&self) -> PathBuf {
         self.dir.join(STATE)
+    }
+
+    /// See [`Snapshot::saved_files`].
+    pub fn saved_files(&self) -> SavedFiles {
+        SavedFiles { memory: self.memory(), state: self.state() }
     }
 
     /// See [`Snapshot::layer`].

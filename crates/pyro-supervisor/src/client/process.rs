@@ -38,24 +38,30 @@ impl Process {
     }
 
     /// Returns the supervisor that holds the lock of the VM in `dir`, whether it can be reached or not. The recorded id
-    /// is only a hint: the process must have the lock's file open and have been started as a supervisor.
+    /// is only a hint: the process must have been started as a supervisor and have the lock's file open. Only root can look
+    /// for that in a supervisor that protects itself; for others, the announcement of a supervisor whose lock is held
+    /// counts.
     pub(super) fn holding(dir: &Path) -> Option<Self> {
         let lock = fs::metadata(dir.join(files::OWNER_LOCK)).ok()?;
         let lock = (lock.dev(), lock.ino());
         let announced = Owner::of(dir).map(|owner| owner.pid);
         let others =
             fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        announced.into_iter().chain(others).find_map(|pid| Self::verified(pid, lock))
+        let announced = announced.into_iter().map(|pid| (pid, true));
+        let candidates = announced.chain(others.map(|pid| (pid, false)));
+        candidates.into_iter().find_map(|(pid, is_announced)| Self::verified(pid, is_announced, lock))
     }
 
-    fn verified(pid: i32, lock: (u64, u64)) -> Option<Self> {
+    /// `is_announced`: the process has announced itself as the owner, by its id and the time of its start.
+    fn verified(pid: i32, is_announced: bool, lock: (u64, u64)) -> Option<Self> {
         let started = start_time(pid)?;
-        if !is_supervisor(pid) || !has_open(pid, lock) {
+        let holds_lock = || has_open(pid, lock).unwrap_or(is_announced);
+        if !is_supervisor(pid) || !holds_lock() {
             return None;
         }
         let process = Self::open(Pid::from_raw(pid)?).ok()?;
         // The descriptor refers to the same process as the one checked above.
-        (start_time(pid) == Some(started) && has_open(pid, lock)).then_some(process)
+        (start_time(pid) == Some(started) && holds_lock()).then_some(process)
     }
 
     fn open(pid: Pid) -> io::Result<Self> {
@@ -88,13 +94,17 @@ fn is_supervisor(pid: i32) -> bool {
     words.split(|byte| *byte == 0).nth(1) == Some(SUPERVISE)
 }
 
-/// Returns whether a process of this user has a file open.
-fn has_open(pid: i32, (dev, ino): (u64, u64)) -> bool {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    entries.filter_map(Result::ok).any(|entry| {
+/// Returns whether a process has a file open; `None` if this process may not look into it.
+fn has_open(pid: i32, (dev, ino): (u64, u64)) -> Option<bool> {
+    let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(entries) => entries,
+        Err(error) => return (error.kind() != io::ErrorKind::PermissionDenied).then_some(false),
+    };
+    let is_open = entries.filter_map(Result::ok).any(|entry| {
         let is_lock = |name: &OsStr| name.as_bytes().ends_with(files::OWNER_LOCK.as_bytes());
         // Check the name first: following every link costs more.
         fs::read_link(entry.path()).is_ok_and(|target| target.file_name().is_some_and(is_lock))
             && fs::metadata(entry.path()).is_ok_and(|file| (file.dev(), file.ino()) == (dev, ino))
-    })
+    });
+    Some(is_open)
 }

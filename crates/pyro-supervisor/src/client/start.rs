@@ -129,6 +129,8 @@ pub(crate) async fn spawn<A: AsRef<OsStr>>(
     let spawn = Spawn::new(program)
         .args(args)
         .current_dir(Path::new("/"))
+        .clear_env()
+        .envs(&spec.variables)
         .stdin(theirs)
         .stdout(lock.share().map_err(StartError::Spawn)?)
         .stderr(log)

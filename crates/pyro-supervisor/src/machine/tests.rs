@@ -57,6 +57,8 @@ impl Fixture {
             network: false,
             network_policy: Default::default(),
             purpose: Purpose::Vm,
+            requires_full_confinement: false,
+            variables: Vec::new(),
         }
     }
 
@@ -193,7 +195,7 @@ async fn a_template_that_hangs_is_given_up_and_the_kernel_boots() {
     let fixture = Fixture::new();
     let spec = fixture.spec_with_template();
     let guests = async |handle: FakeHandle| match handle.launch().start {
-        Start::Kernel { memory: Some(_) } => drop(handle.until_ended().await),
+        Start::Kernel { save_in: Some(_) } => drop(handle.until_ended().await),
         _ => good_guest(handle).await,
     };
     let (info, _machine) = fixture.boot(&spec, guests).await.unwrap();

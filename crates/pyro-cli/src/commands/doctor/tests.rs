@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 
-use pyro_engine::doctor::{BuildReport, Capabilities, KvmReport, NetworkingReport, Remedy, RuntimeReport};
+use pyro_engine::doctor::{
+    BuildReport, Capabilities, ConfinementLayer, KvmReport, NetworkingReport, Remedy, RuntimeReport,
+};
 
 use super::*;
 
@@ -17,6 +19,7 @@ fn bare_machine() -> DoctorReport {
         guest_kernel: GuestKernelReport { image: Some("/k".to_owned()), release: None },
         environment_build: BuildReport::default(),
         rootless: RootlessReport { euid: 1000, ..RootlessReport::default() },
+        confinement: ConfinementReport::default(),
         disk: DiskReport::default(),
         remedies: vec![Remedy {
             issue: "QEMU was not found".to_owned(),
@@ -37,6 +40,7 @@ fn a_bare_machine_is_told_what_to_do() {
     Guest kernel: /k usable=no
     Environment build: mmdebstrap=missing keyring=missing
     Rootless: euid=1000 user_namespaces=no subuid=no newuidmap=no
+    Confinement: unknown
     Disk: state_free=unknown cache_free=unknown state_used=0MiB vms_used=0MiB
     Issues:
     - QEMU was not found
@@ -85,6 +89,14 @@ fn a_good_machine_has_no_issues() {
             mmdebstrap: Some("/usr/bin/mmdebstrap".into()),
             keyring: Some("/usr/share/keyrings/debian-archive-keyring.gpg".into()),
         },
+        confinement: ConfinementReport {
+            full: false,
+            layers: vec![
+                ConfinementLayer { name: "seccomp".to_owned(), active: true, note: String::new() },
+                ConfinementLayer { name: "landlock".to_owned(), active: false, note: "none here".to_owned() },
+            ],
+            uid: Some(1000),
+        },
         disk: DiskReport {
             state_dir_free_mib: Some(2048),
             cache_dir_free_mib: Some(1),
@@ -105,6 +117,7 @@ fn a_good_machine_has_no_issues() {
     Guest kernel: /k release=6.12.9-pyro usable=yes
     Environment build: mmdebstrap=/usr/bin/mmdebstrap keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     Rootless: euid=1000 user_namespaces=no subuid=no newuidmap=no
+    Confinement: partial uid=1000 seccomp=yes landlock=no (none here)
     Disk: state_free=2048MiB cache_free=1MiB state_used=300MiB vms_used=7MiB
     ");
 }

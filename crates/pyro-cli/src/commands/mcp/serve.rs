@@ -12,6 +12,7 @@ use pyro_engine::{Caller, Engine, Error, ErrorKind, Hint, OwnerName, Visibility}
 use pyro_mcp::{HTTP_PATH, HttpAccess, Policy, Profile, Server};
 
 use self::tokens::Access;
+use crate::commands::machine::ConfinementArgs;
 use crate::commands::network::NetworkLimitArgs;
 use crate::config::{self, Variables};
 use crate::error::CliError;
@@ -45,6 +46,8 @@ pub(crate) struct McpServeArgs {
     /// Number of spare VMs that wait while the server runs, so that calls start at once; overrides PYRO_WARM
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(..=64))]
     pub(crate) warm: Option<u32>,
+    #[command(flatten)]
+    pub(crate) confinement: ConfinementArgs,
     /// Inherited pipe; the server ends when the pipe's other end closes
     #[arg(long, value_name = "FD", hide = true, value_parser = clap::value_parser!(i32).range(3..))]
     pub(crate) lifeline_fd: Option<i32>,
@@ -170,6 +173,7 @@ pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Reply, CliErr
     let mut config = config::of_process()?;
     config.max_active_vms = args.limits.max_active_vms.unwrap_or(config.max_active_vms);
     config.warm_spares = args.warm.unwrap_or(config.warm_spares);
+    args.confinement.apply(&mut config);
     let engine = Engine::new(config);
     let caller = caller(&args)?;
     let in_environment = config::mcp_allows_host(&Variables::of_process())?;

@@ -4,7 +4,7 @@ use clap::Args;
 use pyro_engine::{Engine, TaskSpec, VmSpec};
 
 use super::state;
-use crate::commands::machine::MachineArgs;
+use crate::commands::machine::{ConfinementArgs, MachineArgs};
 use crate::commands::network::NetworkArgs;
 use crate::error::CliError;
 use crate::printer::Printer;
@@ -38,6 +38,8 @@ pub(crate) struct TaskCreateArgs {
     /// Run commands on this machine, without isolation, if VMs cannot run here [default: off]
     #[arg(long)]
     pub(crate) allow_host_compat: bool,
+    #[command(flatten)]
+    pub(crate) confinement: ConfinementArgs,
     /// Print one JSON document on stdout instead of text [default: off]
     #[arg(long)]
     pub(crate) json: bool,

@@ -12,7 +12,7 @@ use futures::future::poll_fn;
 use futures::{SinkExt, StreamExt};
 use pyro_machine::network::{NetworkDescription, NetworkError};
 use pyro_machine::{
-    Accelerator, Console, Exit as MachineExit, Interrupted, Interruption, Machine, MachineError,
+    Accelerator, Confinement, Console, Exit as MachineExit, Interrupted, Interruption, Machine, MachineError,
     fake as machine_fake,
 };
 use pyro_wire::{
@@ -204,12 +204,14 @@ impl Boot for FakeBoot {
             boot_ms: 1,
             accelerator: Accelerator::Tcg,
             network: None,
+            confinement: None,
             start_mode: StartMode::Cold,
             warning: None,
             stages: Vec::new(),
         };
         let console = Console::create(&spec.dir.join(files::SERIAL_LOG)).unwrap();
-        Ok(RunningMachine { machine: FakeMachine { world, guest, console }, streams, info })
+        let confinement = Confinement::none("there is no process");
+        Ok(RunningMachine { machine: FakeMachine { world, guest, console, confinement }, streams, info })
     }
 }
 
@@ -217,6 +219,7 @@ pub(super) struct FakeMachine {
     world: Rc<World>,
     guest: JoinHandle<()>,
     console: Console,
+    confinement: Confinement,
 }
 
 impl FakeMachine {
@@ -276,6 +279,10 @@ impl Machine for FakeMachine {
 
     fn network(&self) -> Option<&NetworkDescription> {
         None
+    }
+
+    fn confinement(&self) -> &Confinement {
+        &self.confinement
     }
 }
 
@@ -649,6 +656,8 @@ pub(crate) fn spec(dir: PathBuf) -> LaunchSpec {
         guest: machine_fake::guest_image(),
         template_dir: None,
         purpose: Purpose::Vm,
+        requires_full_confinement: false,
+        variables: Vec::new(),
         network: false,
         network_policy: Default::default(),
     }

@@ -1,0 +1,116 @@
+//! Whose rights a program has on the host.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Gid, Stat, Uid, chownat};
+
+use crate::policy::Access;
+
+/// The first of the users that programs run as when root starts them: a range that no distribution and no container
+/// manager assigns to anyone.
+const FIRST_UID: u32 = 0x7000_0000;
+/// The user without rights of every system, where a container does not know the range.
+const UNPRIVILEGED: u32 = 65534;
+
+/// Whose rights a program has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// Those of the user who starts it.
+    Caller,
+    /// Those of a user with this number, and of the group with the same number, who owns nothing but the files that are
+    /// handed over. Only root can start such a program.
+    Own {
+        /// The user and the group.
+        id: u32,
+    },
+}
+
+impl Identity {
+    /// Returns the identity for a program that this process starts: if it is root's, a user that no other living process
+    /// hands out, because it is derived from the process ID. [`Identity::Caller`] if there is no other user.
+    pub fn for_program() -> Self {
+        if !rustix::process::geteuid().is_root() {
+            return Self::Caller;
+        }
+        let own = FIRST_UID + rustix::process::getpid().as_raw_pid().cast_unsigned();
+        let is_known = |id| is_mapped("/proc/self/uid_map", id) && is_mapped("/proc/self/gid_map", id);
+        let known = [own, UNPRIVILEGED].into_iter().find(|id| is_known(*id));
+        // In a user namespace with no other user, root is an ordinary user of the host.
+        known.map_or(Self::Caller, |id| Self::Own { id })
+    }
+
+    /// Returns the user on the host.
+    pub(crate) fn uid(self) -> u32 {
+        match self {
+            Self::Caller => rustix::process::geteuid().as_raw(),
+            Self::Own { id } => id,
+        }
+    }
+
+    /// Returns the group on the host.
+    pub(crate) fn gid(self) -> u32 {
+        match self {
+            Self::Caller => rustix::process::getegid().as_raw(),
+            Self::Own { id } => id,
+        }
+    }
+
+    /// Makes a file usable for the program: gives it a file that it writes to, and checks that it may read others.
+    pub(crate) fn hand_over(self, file: BorrowedFd<'_>, stat: &Stat, access: Access) -> io::Result<()> {
+        if access == Access::Write {
+            let (uid, gid) = (self.uid(), self.gid());
+            if (stat.st_uid, stat.st_gid) == (uid, gid) || self == Self::Caller && stat.st_uid == uid {
+                return Ok(());
+            }
+            let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+            return Ok(chownat(file.as_fd(), c"", uid, gid, AtFlags::EMPTY_PATH)?);
+        }
+        if self == Self::Caller {
+            return Ok(());
+        }
+        let others_need = if access == Access::Device { 0o6 } else { 0o4 };
+        if stat.st_mode & others_need == others_need {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "other users may not read it, and a program that root starts here does not run as root",
+        ))
+    }
+}
+
+/// Returns whether a user or group exists in this user namespace.
+fn is_mapped(map: impl AsRef<Path>, id: u32) -> bool {
+    let text = fs::read_to_string(map).unwrap_or_default();
+    text.lines().any(|line| {
+        let mut fields = line.split_ascii_whitespace().map(|field| field.parse::<u64>().ok());
+        match (fields.next().flatten(), fields.next(), fields.next().flatten()) {
+            (Some(first), Some(_), Some(count)) => (first..first + count).contains(&id.into()),
+            _ => false,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_says_which_users_exist() {
+        let dir = tempfile::tempdir().unwrap();
+        let map = dir.path().join("map");
+        fs::write(&map, "         0       1000          1\n         1     100000      65536\n").unwrap();
+        for (id, expected) in [(0, true), (1, true), (65536, true), (65537, false), (FIRST_UID, false)] {
+            assert_eq!(is_mapped(&map, id), expected, "{id}");
+        }
+        assert!(!is_mapped(dir.path().join("none"), 0));
+    }
+
+    #[test]
+    fn a_program_never_runs_as_root() {
+        assert_ne!(Identity::for_program().uid(), 0);
+    }
+}

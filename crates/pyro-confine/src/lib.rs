@@ -1,0 +1,30 @@
+//! Starts programs that must not be trusted, and confines the process that calls it.
+//!
+//! ```text
+//! Policy (files, identity, limits, system calls) ──► start ──► Process, and Confinement: what was reached
+//!                                                └─► confine_self ──► Confinement
+//! ```
+//!
+//! Each layer stands for itself: one that the host cannot give is left out and named in [`Confinement`], and the others
+//! stay. `docs/design/0018-confinement.md` says which layers there are and why. Knows nothing about what it starts.
+
+mod child;
+mod identity;
+mod itself;
+mod landlock;
+mod layers;
+mod plan;
+mod policy;
+mod process;
+mod seccomp;
+mod start;
+
+pub use identity::Identity;
+pub use itself::{SelfPolicy, confine_self, harden_supervisor};
+pub use layers::{Confinement, Layer};
+pub use policy::{Access, Limit, Policy, Visible};
+pub use process::Process;
+pub use seccomp::Syscalls;
+pub use start::{Program, StartError, Started, start};
+
+pub use rustix::process::Resource;

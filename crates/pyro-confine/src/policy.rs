@@ -1,0 +1,86 @@
+//! What a confined program may see and use, as plain data.
+
+use std::path::PathBuf;
+
+use rustix::process::Resource;
+
+use crate::identity::Identity;
+use crate::seccomp::Syscalls;
+
+/// What a program may do with a file or directory that it sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read it.
+    Read,
+    /// Read it, and map it as code. The programs in it cannot be executed.
+    Library,
+    /// Read and execute it.
+    Execute,
+    /// Read it, write to it and change its size.
+    Write,
+    /// Use it as a device.
+    Device,
+}
+
+impl Access {
+    /// The program changes the file.
+    pub(crate) fn writes(self) -> bool {
+        matches!(self, Self::Write | Self::Device)
+    }
+
+    /// The file's content becomes code.
+    pub(crate) fn maps_code(self) -> bool {
+        matches!(self, Self::Library | Self::Execute)
+    }
+}
+
+/// A file or directory that a program sees, under the path that it has on the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Visible {
+    /// An absolute path.
+    pub path: PathBuf,
+    /// What the program may do with it.
+    pub access: Access,
+    /// The program starts without it if it does not exist.
+    pub optional: bool,
+}
+
+impl Visible {
+    /// Creates one that must exist.
+    pub fn new(path: impl Into<PathBuf>, access: Access) -> Self {
+        Self { path: path.into(), access, optional: false }
+    }
+
+    /// Creates one that may be missing.
+    pub fn optional(path: impl Into<PathBuf>, access: Access) -> Self {
+        Self { path: path.into(), access, optional: true }
+    }
+}
+
+/// How much of a resource a process may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// The resource.
+    pub resource: Resource,
+    /// The maximum. A lower limit that is in force already stays.
+    pub maximum: u64,
+    /// It counts the processes of a user, so it only makes sense in a user namespace, which counts its own.
+    pub per_user: bool,
+}
+
+/// How a program is confined.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// The files and directories that it sees. The program itself must be among them.
+    pub files: Vec<Visible>,
+    /// An existing directory that only this process uses. Its root is made there; nothing of it is seen by others.
+    pub staging: PathBuf,
+    /// Whose rights it has.
+    pub identity: Identity,
+    /// The system calls that it may use. Others fail with `EPERM`.
+    pub syscalls: Syscalls,
+    /// What it may use.
+    pub limits: Vec<Limit>,
+    /// How much likelier than others the kernel ends it when memory runs out, from 0 to 1000.
+    pub oom_score_adj: u32,
+}

@@ -1,0 +1,304 @@
+//! Creates the child, and reports which layers were reached.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::process::ExitStatus;
+
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+use crate::child::{self, Connections, Created, RECORD_BYTES, ROOT_STEPS, Subject};
+use crate::identity::Identity;
+use crate::landlock;
+use crate::layers::{Confinement, Layer};
+use crate::plan::{Plan, temporary};
+use crate::policy::Policy;
+use crate::process::Process;
+
+/// A program to start. Its environment is empty, and its working directory is the root.
+#[derive(Debug)]
+pub struct Program {
+    /// Absolute path of the executable, which must be visible and executable.
+    pub program: PathBuf,
+    /// The arguments, without the program's name.
+    pub arguments: Vec<OsString>,
+    /// Its open descriptors, each with its number, below 64. It has no others, so these include its standard streams.
+    pub descriptors: Vec<(OwnedFd, RawFd)>,
+    /// Signals that are blocked in it.
+    pub blocked_signals: Vec<i32>,
+    /// Its memory may be in huge pages.
+    pub huge_pages: bool,
+}
+
+/// A program that was started.
+#[derive(Debug)]
+pub struct Started {
+    /// The process.
+    pub process: Process,
+    /// Which layers were reached.
+    pub confinement: Confinement,
+}
+
+/// Why a program was not started. Nothing is left running then.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A file that it needs cannot be handed to it.
+    #[error("cannot hand over {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Its arguments or descriptors are invalid, or this process has no descriptors left.
+    #[error("cannot prepare the start of the program")]
+    Descriptor(#[source] io::Error),
+    /// No process could be created.
+    #[error("cannot create a process")]
+    Process(#[source] io::Error),
+    /// The program cannot be executed.
+    #[error("cannot execute the program")]
+    Execute(#[source] io::Error),
+    /// The child ended before it executed the program.
+    #[error("the process ended before it executed the program ({0})")]
+    Ended(ExitStatus),
+}
+
+const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWCGROUP;
+
+/// Starts `program`, confined as `policy` says, as far as the host can. Blocks until it is executed, a few milliseconds.
+/// The kernel kills it when the *thread* that calls this ends.
+///
+/// # Errors
+/// [`StartError`].
+pub fn start(program: Program, policy: &Policy) -> Result<Started, StartError> {
+    // With a user namespace, without one where root may create the others, and with nothing.
+    let mut attempts = VecDeque::from([
+        (libc::CLONE_NEWUSER | NAMESPACES, policy.identity),
+        (NAMESPACES, policy.identity),
+        // Another user could not find its files.
+        (0, Identity::Caller),
+    ]);
+    let mut refusals = Vec::new();
+    while let Some((namespaces, identity)) = attempts.pop_front() {
+        let plan = Plan::new(&program, policy, identity)?;
+        match attempt(&plan, identity, namespaces) {
+            Ok((mut process, records)) => {
+                let confinement = report(&plan, identity, namespaces, &refusals, &records);
+                if confinement.mount_namespace.is_active() || identity == Identity::Caller {
+                    return Ok(Started { process, confinement });
+                }
+                process.kill();
+                let _ = process.wait();
+                attempts.push_front((namespaces, Identity::Caller));
+            }
+            Err(Attempt::Namespaces(error)) => refusals.push(error),
+            Err(Attempt::Failed(error)) => return Err(error),
+        }
+    }
+    let refused = refusals.pop().unwrap_or_else(|| Errno::AGAIN.into());
+    Err(StartError::Process(refused))
+}
+
+/// Why one attempt failed.
+enum Attempt {
+    /// The host refuses these namespaces.
+    Namespaces(io::Error),
+    Failed(StartError),
+}
+
+impl From<StartError> for Attempt {
+    fn from(error: StartError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// One message of the child.
+struct Record {
+    subject: Subject,
+    step: u8,
+    errno: i32,
+}
+
+fn attempt(
+    plan: &Plan,
+    identity: Identity,
+    namespaces: libc::c_int,
+) -> Result<(Process, Vec<Record>), Attempt> {
+    let pipe = || io::pipe().map_err(StartError::Descriptor);
+    let ((go_reader, go), (report, report_writer)) = (pipe()?, pipe()?);
+    let connections = Connections {
+        go: temporary(go_reader).map_err(StartError::Descriptor)?,
+        report: temporary(report_writer).map_err(StartError::Descriptor)?,
+    };
+    let created = Created {
+        user_namespace: namespaces & libc::CLONE_NEWUSER != 0,
+        mount_namespace: namespaces & libc::CLONE_NEWNS != 0,
+    };
+    let mut process = create(plan, created, &connections, namespaces).map_err(Attempt::Namespaces)?;
+    drop(connections);
+    let mut report = report;
+    // Otherwise it has ended, which the records say.
+    let is_ready = record(&mut report).map_err(StartError::Descriptor)?.is_some();
+    if is_ready
+        && created.user_namespace
+        && let Err(error) = map(process.id(), identity)
+    {
+        process.kill();
+        let _ = process.wait();
+        return Err(Attempt::Namespaces(error));
+    }
+    // Fails only if the child has ended, which its report says.
+    let _ = rustix::io::write(&go, &[1]);
+    let records = records(report).map_err(StartError::Descriptor)?;
+    match records.last() {
+        Some(Record { subject: Subject::Execution, errno, .. }) => {
+            let _ = process.wait();
+            Err(StartError::Execute(io::Error::from_raw_os_error(*errno)).into())
+        }
+        Some(Record { subject: Subject::Parent | Subject::Descriptors, errno, .. }) => {
+            let _ = process.wait();
+            Err(StartError::Descriptor(io::Error::from_raw_os_error(*errno)).into())
+        }
+        // The last layer before the execution reports in any case, so without it the child was killed.
+        Some(_) if records.iter().any(|record| record.subject == Subject::Limits) => Ok((process, records)),
+        _ => {
+            process.kill();
+            let status = process.wait().map_err(StartError::Process)?;
+            Err(StartError::Ended(status).into())
+        }
+    }
+}
+
+/// Creates the child. All signals are blocked in it until it executes the program: a handler of this process would act on
+/// descriptors that both share.
+fn create(
+    plan: &Plan,
+    created: Created,
+    connections: &Connections,
+    namespaces: libc::c_int,
+) -> io::Result<Process> {
+    #![expect(unsafe_code, reason = "a child with namespaces and a descriptor of its own")]
+    let mut descriptor: RawFd = -1;
+    let flags = namespaces | libc::CLONE_PIDFD | libc::SIGCHLD;
+    // SAFETY: the sets are initialised before anything reads them. The child gets a copy of this process's memory and goes
+    // on with this function on its copy of the stack, like after fork; it only calls `child::run`, which does what is
+    // permitted there and does not return. The kernel writes the descriptor, which this process owns.
+    let pid = unsafe {
+        let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        let pid = libc::syscall(
+            libc::SYS_clone,
+            flags as libc::c_ulong,
+            std::ptr::null::<libc::c_void>(),
+            &raw mut descriptor,
+            std::ptr::null::<libc::c_void>(),
+            std::ptr::null::<libc::c_void>(),
+        );
+        if pid == 0 {
+            child::run(plan, created, connections);
+        }
+        let error = io::Error::last_os_error();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        if pid < 0 {
+            return Err(error);
+        }
+        pid
+    };
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
+    // SAFETY: the kernel has just created this descriptor.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    Ok(Process::new(pid, descriptor))
+}
+
+/// Lets one user and one group of the host exist in the child's user namespace, under the same numbers.
+fn map(pid: u32, identity: Identity) -> io::Result<()> {
+    let file = |name: &str| format!("/proc/{pid}/{name}");
+    if identity == Identity::Caller {
+        // Required of users without privileges. The groups of the caller stay as they are.
+        fs::write(file("setgroups"), "deny")?;
+    }
+    let (uid, gid) = (identity.uid(), identity.gid());
+    fs::write(file("uid_map"), format!("{uid} {uid} 1"))?;
+    fs::write(file("gid_map"), format!("{gid} {gid} 1"))
+}
+
+/// Reads what the child reports until it executes the program or ends.
+fn records(mut report: io::PipeReader) -> io::Result<Vec<Record>> {
+    let mut records = Vec::new();
+    while let Some(record) = record(&mut report)? {
+        records.push(record);
+    }
+    Ok(records)
+}
+
+/// Reads one record; `None` at the end.
+fn record(report: &mut io::PipeReader) -> io::Result<Option<Record>> {
+    let mut bytes = [0; RECORD_BYTES];
+    match report.read_exact(&mut bytes) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let [subject, step, _, _, errno @ ..] = bytes;
+    let subject = Subject::of(subject).ok_or(io::ErrorKind::InvalidData)?;
+    Ok(Some(Record { subject, step, errno: i32::from_ne_bytes(errno) }))
+}
+
+fn report(
+    plan: &Plan,
+    identity: Identity,
+    namespaces: libc::c_int,
+    refusals: &[io::Error],
+    records: &[Record],
+) -> Confinement {
+    let created = |flag: libc::c_int| match (namespaces & flag != 0, refusals.first()) {
+        (true, _) => Layer::Active,
+        (false, Some(error)) => Layer::unavailable(error),
+        (false, None) => Layer::unavailable("it was not requested"),
+    };
+    let reached = |subject: Subject| {
+        let record = records.iter().find(|record| record.subject == subject)?;
+        Some(match (record.errno, subject) {
+            (0, _) => Layer::Active,
+            (errno, Subject::Root) => {
+                let step = ROOT_STEPS.get(usize::from(record.step)).unwrap_or(&"make a root");
+                Layer::unavailable(format!("cannot {step}: {}", io::Error::from_raw_os_error(errno)))
+            }
+            (errno, _) => Layer::unavailable(io::Error::from_raw_os_error(errno)),
+        })
+    };
+    let reported = |subject| reached(subject).unwrap_or_else(|| Layer::unavailable("it was not tried"));
+    let prepared = |prepared: Option<&Layer>, subject| prepared.cloned().unwrap_or_else(|| reported(subject));
+    let landlock = prepared(plan.landlock.as_ref().err(), Subject::Landlock);
+    let user_changed = reported(Subject::User);
+    let uid = if user_changed.is_active() { identity.uid() } else { Identity::Caller.uid() };
+    Confinement {
+        user_namespace: created(libc::CLONE_NEWUSER),
+        mount_namespace: reached(Subject::Root).unwrap_or_else(|| created(libc::CLONE_NEWNS)),
+        pid_namespace: created(libc::CLONE_NEWPID),
+        ipc_namespace: created(libc::CLONE_NEWIPC),
+        uts_namespace: created(libc::CLONE_NEWUTS),
+        network_namespace: created(libc::CLONE_NEWNET),
+        unprivileged_user: if uid == 0 { Layer::unavailable("it runs as root") } else { user_changed },
+        no_capabilities: reported(Subject::Capabilities),
+        no_new_privileges: reported(Subject::NoNewPrivileges),
+        landlock_abi: landlock.is_active().then(landlock::abi).flatten(),
+        landlock,
+        seccomp: prepared(plan.filters.as_ref().err(), Subject::Seccomp),
+        limits: reported(Subject::Limits),
+        cgroup: Layer::unavailable("no control group is delegated to pyro"),
+        uid,
+    }
+}
