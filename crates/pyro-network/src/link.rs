@@ -135,7 +135,7 @@ impl Input {
         Ok(Some(&self.buffer[start..self.start]))
     }
 
-    #[cfg(any(test, fuzzing))]
+    #[cfg(test)]
     pub(crate) fn push(&mut self, bytes: &[u8]) -> usize {
         let space = self.space();
         let length = bytes.len().min(space.len());
@@ -206,7 +206,7 @@ impl Output {
         }
     }
 
-    #[cfg(any(test, fuzzing))]
+    #[cfg(test)]
     pub(crate) fn take(&mut self) -> Vec<u8> {
         self.sent = 0;
         std::mem::take(&mut self.pending)
