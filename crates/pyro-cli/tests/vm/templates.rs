@@ -194,6 +194,7 @@ async fn state_that_the_vmm_refuses_costs_one_cold_boot() {
     let file = fs::File::options().write(true).open(&path).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 512], 0).unwrap();
     file.set_modified(before.modified().unwrap()).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
     record_change(&templates(&sandbox)[0].join("template.json"), &path);
 
     let (mode, warning) = start_mode(&engine, |_| {}).await;

@@ -8,8 +8,9 @@ const MISSING: &str = "guest boot is unavailable and host compatibility mode is 
                        /nonexistent/qemu does not exist. Set allow_host_compat=True (CLI: \
                        --allow-host-compat) to opt into host execution.";
 
-/// Shell text that waits forever, on the guest's channel. A confined VMM can neither create processes nor files.
-const HANG: &str = "read never <&3";
+/// Shell text that does nothing forever. A confined VMM can create neither processes nor files to wait for, and its channel
+/// does not block.
+const HANG: &str = "while :; do :; done";
 
 #[test]
 fn without_a_vmm_nothing_runs_and_the_text_says_why() {
