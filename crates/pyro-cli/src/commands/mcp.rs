@@ -21,14 +21,14 @@ Examples:
 #[derive(Debug, Subcommand)]
 #[command(after_help = MCP_EXAMPLES, arg_required_else_help = true)]
 pub(crate) enum McpCommand {
-    Serve(McpServeArgs),
+    Serve(Box<McpServeArgs>),
     Install(McpInstallArgs),
 }
 
 impl McpCommand {
     pub(crate) fn run(self, printer: &Printer) -> Result<Reply, CliError> {
         match self {
-            Self::Serve(args) => serve::run(args, printer),
+            Self::Serve(args) => serve::run(*args, printer),
             Self::Install(args) => install::run(&args),
         }
     }
