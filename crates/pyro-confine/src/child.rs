@@ -259,8 +259,8 @@ fn fill_root(plan: &Plan, trees: &[Option<OwnedFd>]) -> Result<(), Failure> {
 
 /// Becomes the program's own user, who is in no group but its own. Has no effect the second time.
 fn change_user(plan: &Plan) -> Result<(), Errno> {
-    let Some(id) = plan.own_id else { return Ok(()) };
-    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+    let Some((user, group)) = plan.own_ids else { return Ok(()) };
+    let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(group));
     if rustix::process::getuid() == uid && rustix::process::geteuid() == uid {
         return Ok(());
     }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Gid, Stat, Uid, chownat};
@@ -20,11 +21,12 @@ const UNPRIVILEGED: u32 = 65534;
 pub enum Identity {
     /// Those of the user who starts it.
     Caller,
-    /// Those of a user with this number, and of the group with the same number, who owns nothing but the files that are
-    /// handed over. Only root can start such a program.
+    /// Those of a user who owns nothing but the files that are handed over. Only root can start such a program.
     Own {
-        /// The user and the group.
-        id: u32,
+        /// The user.
+        user: u32,
+        /// The group. It has the same number, unless a device needs another one.
+        group: u32,
     },
 }
 
@@ -39,14 +41,29 @@ impl Identity {
         let is_known = |id| is_mapped("/proc/self/uid_map", id) && is_mapped("/proc/self/gid_map", id);
         let known = [own, UNPRIVILEGED].into_iter().find(|id| is_known(*id));
         // In a user namespace with no other user, root is an ordinary user of the host.
-        known.map_or(Self::Caller, |id| Self::Own { id })
+        known.map_or(Self::Caller, |id| Self::Own { user: id, group: id })
+    }
+
+    /// Returns the identity with which a device can be opened: the same, if its mode lets it, or else with the device's group.
+    /// `None`: only the device's owner can open it.
+    pub fn for_device(self, device: &fs::Metadata) -> Option<Self> {
+        let Self::Own { user, .. } = self else { return Some(self) };
+        let group = device.gid();
+        match device.mode() {
+            mode if mode & 0o006 == 0o006 => Some(self),
+            // Root's group opens more than devices.
+            mode if mode & 0o060 == 0o060 && group != 0 && is_mapped("/proc/self/gid_map", group) => {
+                Some(Self::Own { user, group })
+            }
+            _ => None,
+        }
     }
 
     /// Returns the user on the host.
     pub(crate) fn uid(self) -> u32 {
         match self {
             Self::Caller => rustix::process::geteuid().as_raw(),
-            Self::Own { id } => id,
+            Self::Own { user, .. } => user,
         }
     }
 
@@ -54,7 +71,7 @@ impl Identity {
     pub(crate) fn gid(self) -> u32 {
         match self {
             Self::Caller => rustix::process::getegid().as_raw(),
-            Self::Own { id } => id,
+            Self::Own { group, .. } => group,
         }
     }
 
@@ -72,7 +89,10 @@ impl Identity {
             return Ok(());
         }
         let others_need = if access == Access::Device { 0o6 } else { 0o4 };
-        if stat.st_mode & others_need == others_need {
+        let group_needs = others_need << 3;
+        if stat.st_mode & others_need == others_need
+            || stat.st_gid == self.gid() && stat.st_mode & group_needs == group_needs
+        {
             return Ok(());
         }
         Err(io::Error::new(
@@ -107,6 +127,23 @@ mod tests {
             assert_eq!(is_mapped(&map, id), expected, "{id}");
         }
         assert!(!is_mapped(dir.path().join("none"), 0));
+    }
+
+    #[test]
+    fn a_device_is_opened_by_its_mode_or_its_group_or_not_at_all() {
+        let own = Identity::Own { user: 1000, group: 1000 };
+        let null = fs::metadata("/dev/null").unwrap();
+        assert_eq!(own.for_device(&null), Some(own), "everybody may open it");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let group = file.as_file().metadata().unwrap().gid();
+        let with_mode = |mode| {
+            file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+            own.for_device(&file.as_file().metadata().unwrap())
+        };
+        assert_eq!(with_mode(0o600), None);
+        let of_group = (group != 0).then_some(Identity::Own { user: 1000, group });
+        assert_eq!(with_mode(0o660), of_group, "root's group is never used");
+        assert_eq!(Identity::Caller.for_device(&file.as_file().metadata().unwrap()), Some(Identity::Caller));
     }
 
     #[test]

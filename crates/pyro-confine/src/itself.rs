@@ -118,8 +118,8 @@ fn open(visible: &Visible) -> Option<(OwnedFd, bool, Access)> {
 }
 
 fn become_user(identity: Identity) -> Result<(), Errno> {
-    let Identity::Own { id } = identity else { return Ok(()) };
-    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+    let Identity::Own { user, group } = identity else { return Ok(()) };
+    let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(group));
     rustix::thread::set_thread_groups(&[])?;
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid)?;

@@ -52,7 +52,7 @@ pub(crate) struct Plan {
     pub(crate) landlock: Result<OwnedFd, Layer>,
     pub(crate) filters: Result<[BpfProgram; 2], Layer>,
     pub(crate) limits: Vec<Limit>,
-    pub(crate) own_id: Option<u32>,
+    pub(crate) own_ids: Option<(u32, u32)>,
     pub(crate) oom_score_adj: CString,
     pub(crate) blocked_signals: libc::sigset_t,
     pub(crate) huge_pages: bool,
@@ -109,9 +109,9 @@ impl Plan {
             landlock,
             filters: policy.syscalls.compile().map_err(Layer::unavailable),
             limits: policy.limits.clone(),
-            own_id: match identity {
+            own_ids: match identity {
                 Identity::Caller => None,
-                Identity::Own { id } => Some(id),
+                Identity::Own { user, group } => Some((user, group)),
             },
             oom_score_adj: c_string(policy.oom_score_adj.to_string().as_ref())?,
             blocked_signals: signals(&program.blocked_signals),

@@ -14,7 +14,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use pyro_confine::{Confinement, Identity, Program, StartError};
+use pyro_confine::{Access, Confinement, Identity, Program, StartError, Visible};
 use tokio::net::UnixStream;
 
 use crate::accel::Accelerator;
@@ -126,7 +126,7 @@ impl Platform for Qemu {
             create(&files.memory)?;
             create(&files.state)?;
         }
-        let identity = Identity::for_program();
+        let mut identity = Identity::for_program();
         let (channel, channel_end) = connection()?;
         let (stdout, stdout_end) = io::pipe().map_err(LaunchError::Connection)?;
         let (stderr, stderr_end) = io::pipe().map_err(LaunchError::Connection)?;
@@ -147,14 +147,24 @@ impl Platform for Qemu {
             control = Some(ours);
         }
         let mut arguments = arguments::arguments(&hardware, &disks, &start, tsc_khz);
-        if let (Identity::Own { .. }, Accelerator::Kvm) = (identity, hardware.config.accelerator) {
-            // Its own user need not have the right to open the device.
-            let device = File::options().read(true).write(true).open(cage::KVM);
-            let device = device.map_err(|source| LaunchError::File { path: cage::KVM.into(), source })?;
-            descriptors.push((device.into(), KVM_FD));
-            arguments = arguments::with_kvm_by_descriptor(arguments);
+        let mut opens_kvm = false;
+        if hardware.config.accelerator == Accelerator::Kvm {
+            let unusable = |source| LaunchError::File { path: cage::KVM.into(), source };
+            let device = std::fs::metadata(cage::KVM).map_err(unusable)?;
+            match identity.for_device(&device) {
+                Some(able) => (identity, opens_kvm) = (able, true),
+                // Only root can open it. Not every version of QEMU takes it as a descriptor.
+                None => {
+                    let device = File::options().read(true).write(true).open(cage::KVM).map_err(unusable)?;
+                    descriptors.push((device.into(), KVM_FD));
+                    arguments = arguments::with_kvm_by_descriptor(arguments);
+                }
+            }
         }
-        let policy = cage::policy(&hardware, &disks, &start, identity)?;
+        let mut policy = cage::policy(&hardware, &disks, &start, identity)?;
+        if opens_kvm {
+            policy.files.push(Visible::new(cage::KVM, Access::Device));
+        }
         let program = hardware.config.vmm_program.clone();
         let command = Program {
             program: program.clone(),

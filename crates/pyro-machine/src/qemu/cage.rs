@@ -10,7 +10,6 @@ use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, elf::FileHeader64};
 use pyro_confine::{Access, Identity, Limit, Policy, Resource, Syscalls, Visible};
 
-use crate::accel::Accelerator;
 use crate::hardware::{Disks, Hardware, Start};
 use crate::platform::LaunchError;
 
@@ -48,9 +47,6 @@ pub(super) fn policy(
 ) -> Result<Policy, LaunchError> {
     let mut files = of_program(&hardware.config.vmm_program);
     files.extend(of_machine(disks, start));
-    if hardware.config.accelerator == Accelerator::Kvm && identity == Identity::Caller {
-        files.push(Visible::new(KVM, Access::Device));
-    }
     let staging = disks.layer.parent().unwrap_or(Path::new("/")).to_owned();
     Ok(Policy {
         files,
