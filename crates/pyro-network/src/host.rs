@@ -31,7 +31,7 @@ pub(crate) fn relation(address: IpAddr) -> io::Result<Relation> {
         Some(RouteType::Local | RouteType::Anycast) => Ok(Relation::Own),
         Some(RouteType::Broadcast | RouteType::Multicast) => Ok(Relation::Broadcast),
         Some(RouteType::Unicast) => relation_by_source(address),
-        // They lead nowhere, which the guest is to be told by the attempt to connect.
+        // They lead nowhere, which the attempt to connect tells the guest.
         Some(RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit) | None => {
             Ok(Relation::Other)
         }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::sessions::Peer;
 
-/// Maximum number of connections of one token. Without tokens, clients of one host cannot be told apart, and a limit for all of
+/// Maximum number of connections of one token. Without tokens, all clients of one host look alike, and a limit for all of
 /// them together would protect none of them from another one.
 const PER_TOKEN: usize = 128;
 

@@ -15,7 +15,7 @@ pub(super) fn kind(address: IpAddr) -> io::Result<Option<RouteType>> {
     socket.connect(&SocketAddr::new(0, 0))?;
     let question = question(address);
     socket.send(&question, 0)?;
-    // The kernel has answered when `send` returns, and nobody else can: the socket is connected to the kernel.
+    // The kernel has answered when `send` returns, and no other process can: the socket is connected to the kernel.
     let (answer, _) = socket.recv_from_full()?;
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(io::Error::other)?;
     match answer.payload {
