@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
 use seccompiler::BpfProgram;
 
-use crate::identity::Identity;
+use crate::identity::{HandOverError, Identity};
 use crate::landlock::{self, Network};
 use crate::layers::Layer;
 use crate::policy::{Access, Limit, Policy, Visible};
@@ -58,6 +58,24 @@ pub(crate) struct Plan {
     pub(crate) huge_pages: bool,
 }
 
+/// Why nothing was prepared.
+#[derive(Debug)]
+pub(crate) enum PlanError {
+    /// The program cannot be started as this user, but may be startable as another one.
+    Identity {
+        /// The file that cannot be given to the user.
+        path: PathBuf,
+        source: io::Error,
+    },
+    Start(StartError),
+}
+
+impl From<StartError> for PlanError {
+    fn from(error: StartError) -> Self {
+        Self::Start(error)
+    }
+}
+
 struct Opened<'a> {
     visible: &'a Visible,
     fd: OwnedFd,
@@ -72,12 +90,16 @@ impl Opened<'_> {
 
 impl Plan {
     /// Opens and checks what the policy names. `program.descriptors` are numbered below [`FIRST_TEMPORARY`].
-    pub(crate) fn new(program: &Program, policy: &Policy, identity: Identity) -> Result<Self, StartError> {
+    pub(crate) fn new(program: &Program, policy: &Policy, identity: Identity) -> Result<Self, PlanError> {
         let files = open(policy)?;
         for file in &files {
-            identity
-                .hand_over(file.fd.as_fd(), &file.stat, file.visible.access)
-                .map_err(|source| StartError::File { path: file.visible.path.clone(), source })?;
+            let path = || file.visible.path.clone();
+            identity.hand_over(file.fd.as_fd(), &file.stat, file.visible.access).map_err(
+                |error| match error {
+                    HandOverError::Identity(source) => PlanError::Identity { path: path(), source },
+                    HandOverError::File(source) => StartError::File { path: path(), source }.into(),
+                },
+            )?;
         }
         let (dirs, mounts) = root(&files)?;
         let rules = files.iter().map(|file| (file.fd.as_fd(), file.is_dir(), file.visible.access));

@@ -15,7 +15,7 @@ use crate::child::{self, Connections, Created, RECORD_BYTES, ROOT_STEPS, Subject
 use crate::identity::Identity;
 use crate::landlock;
 use crate::layers::{Confinement, Layer};
-use crate::plan::{Plan, temporary};
+use crate::plan::{Plan, PlanError, temporary};
 use crate::policy::Policy;
 use crate::process::Process;
 
@@ -89,9 +89,21 @@ pub fn start(program: Program, policy: &Policy) -> Result<Started, StartError> {
         // Another user could not find its files.
         (0, Identity::Caller),
     ]);
-    let mut refusals = Vec::new();
+    let mut refusals = Refusals::default();
     while let Some((namespaces, identity)) = attempts.pop_front() {
-        let plan = Plan::new(&program, policy, identity)?;
+        let plan = match Plan::new(&program, policy, identity) {
+            Ok(plan) => plan,
+            Err(PlanError::Identity { path, source }) => {
+                let path = path.display();
+                refusals.identity = Some(format!("{path} cannot be given to another user: {source}"));
+                attempts.push_front((namespaces, identity));
+                for (_, identity) in &mut attempts {
+                    *identity = Identity::Caller;
+                }
+                continue;
+            }
+            Err(PlanError::Start(error)) => return Err(error),
+        };
         match attempt(&plan, identity, namespaces) {
             Ok((mut process, records)) => {
                 let confinement = report(&plan, identity, namespaces, &refusals, &records);
@@ -102,12 +114,21 @@ pub fn start(program: Program, policy: &Policy) -> Result<Started, StartError> {
                 let _ = process.wait();
                 attempts.push_front((namespaces, Identity::Caller));
             }
-            Err(Attempt::Namespaces(error)) => refusals.push(error),
+            Err(Attempt::Namespaces(error)) => refusals.namespaces.push(error),
             Err(Attempt::Failed(error)) => return Err(error),
         }
     }
-    let refused = refusals.pop().unwrap_or_else(|| Errno::AGAIN.into());
+    let refused = refusals.namespaces.pop().unwrap_or_else(|| Errno::AGAIN.into());
     Err(StartError::Process(refused))
+}
+
+/// What the host has refused so far.
+#[derive(Default)]
+struct Refusals {
+    /// Why there is no program with these namespaces, one for each failed attempt.
+    namespaces: Vec<io::Error>,
+    /// Why the program cannot have a user of its own.
+    identity: Option<String>,
 }
 
 /// Why one attempt failed.
@@ -260,10 +281,10 @@ fn report(
     plan: &Plan,
     identity: Identity,
     namespaces: libc::c_int,
-    refusals: &[io::Error],
+    refusals: &Refusals,
     records: &[Record],
 ) -> Confinement {
-    let created = |flag: libc::c_int| match (namespaces & flag != 0, refusals.first()) {
+    let created = |flag: libc::c_int| match (namespaces & flag != 0, refusals.namespaces.first()) {
         (true, _) => Layer::Active,
         (false, Some(error)) => Layer::unavailable(error),
         (false, None) => Layer::unavailable("it was not requested"),
@@ -291,7 +312,11 @@ fn report(
         ipc_namespace: created(libc::CLONE_NEWIPC),
         uts_namespace: created(libc::CLONE_NEWUTS),
         network_namespace: created(libc::CLONE_NEWNET),
-        unprivileged_user: if uid == 0 { Layer::unavailable("it runs as root") } else { user_changed },
+        unprivileged_user: match &refusals.identity {
+            _ if uid != 0 => user_changed,
+            Some(reason) => Layer::unavailable(format!("it runs as root: {reason}")),
+            None => Layer::unavailable("it runs as root"),
+        },
         no_capabilities: reported(Subject::Capabilities),
         no_new_privileges: reported(Subject::NoNewPrivileges),
         landlock_abi: landlock.is_active().then(landlock::abi).flatten(),
@@ -300,5 +325,69 @@ fn report(
         limits: reported(Subject::Limits),
         cgroup: Layer::unavailable("no control group is delegated to pyro"),
         uid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::thread;
+
+    use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+
+    use super::*;
+    use crate::{Access, Syscalls, Visible};
+
+    /// `cat`, which ends when its standard input does, and the other end of that.
+    fn cat() -> (Program, io::PipeWriter) {
+        let null = || File::options().read(true).write(true).open("/dev/null").unwrap();
+        let (input, writer) = io::pipe().unwrap();
+        let program = Program {
+            program: "/bin/cat".into(),
+            arguments: Vec::new(),
+            descriptors: vec![(input.into(), 0), (null().into(), 1), (null().into(), 2)],
+            blocked_signals: Vec::new(),
+            huge_pages: true,
+        };
+        (program, writer)
+    }
+
+    fn policy(files: impl IntoIterator<Item = Visible>) -> Policy {
+        let libraries = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
+        let mut all: Vec<_> = libraries.map(|dir| Visible::optional(dir, Access::Execute)).into();
+        all.push(Visible::new("/bin/cat", Access::Execute));
+        all.extend(files);
+        Policy {
+            files: all,
+            staging: "/usr".into(),
+            identity: Identity::for_program(),
+            syscalls: Syscalls::new().allow(&(0..462).collect::<Vec<_>>()),
+            limits: Vec::new(),
+            oom_score_adj: 0,
+        }
+    }
+
+    #[test]
+    fn root_without_the_right_to_give_files_away_starts_programs_as_itself() {
+        let layer = tempfile::NamedTempFile::new().unwrap();
+        let policy = policy([Visible::new(layer.path(), Access::Write)]);
+        let is_root = rustix::process::geteuid().is_root();
+        // Capabilities are a thread's own.
+        let started = thread::spawn(move || {
+            let has = capabilities(None).unwrap();
+            let sets = CapabilitySets { effective: has.effective - CapabilitySet::CHOWN, ..has };
+            set_capabilities(None, sets).unwrap();
+            let (program, input) = cat();
+            let mut started = start(program, &policy).unwrap();
+            drop(input);
+            assert!(started.process.wait().unwrap().success());
+            started.confinement
+        });
+        let confinement = started.join().unwrap();
+        if let (true, Layer::Unavailable { reason }) = (is_root, &confinement.unprivileged_user) {
+            assert!(reason.contains("cannot be given to another user"), "{reason}");
+        }
+        assert_eq!(confinement.unprivileged_user.is_active(), !is_root, "{confinement}");
+        assert!(confinement.no_capabilities.is_active(), "{confinement}");
     }
 }
