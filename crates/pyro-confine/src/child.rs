@@ -3,7 +3,7 @@
 //! child was created.
 #![expect(unsafe_code, reason = "code between clone and exec")]
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, mkdirat, openat, statx};
 use rustix::io::Errno;
@@ -97,6 +97,8 @@ pub(crate) struct Connections {
     pub(crate) go: OwnedFd,
     /// Takes records.
     pub(crate) report: OwnedFd,
+    /// The parent's ends of both, which the child closes: an open copy would hide the parent's end from it.
+    pub(crate) of_parent: [RawFd; 2],
 }
 
 /// Confines this process and executes the program.
@@ -112,6 +114,12 @@ pub(crate) fn run(plan: &Plan, created: Created, connections: &Connections) -> !
         // SAFETY: ends this process without running anything of the parent's.
         unsafe { libc::_exit(127) }
     };
+    for descriptor in connections.of_parent {
+        // SAFETY: nothing in this process uses the descriptor, which is the copy of one that the parent owns.
+        unsafe { libc::close(descriptor) };
+    }
+    // Before anything waits for the parent. If the parent has ended already, the child reads the end of `go`.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
     // The child of a process that protects itself is protected too, and only root could set up its user namespace.
     let _ = set_dumpable_behavior(DumpableBehavior::Dumpable);
     report(Subject::Ready, Ok(()));
@@ -126,7 +134,7 @@ pub(crate) fn run(plan: &Plan, created: Created, connections: &Connections) -> !
     }
     // Already done on the way to the new root where there is a user namespace.
     report(Subject::User, change_user(plan).map_err(|errno| (0, errno)));
-    // After the change of the user, which clears it.
+    // Again, because the change of the user clears it.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     if is_abandoned(&connections.report) {
         give_up(Subject::Parent, Errno::PIPE);

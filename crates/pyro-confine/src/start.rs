@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
@@ -161,6 +161,7 @@ fn attempt(
     let connections = Connections {
         go: temporary(go_reader).map_err(StartError::Descriptor)?,
         report: temporary(report_writer).map_err(StartError::Descriptor)?,
+        of_parent: [go.as_raw_fd(), report.as_raw_fd()],
     };
     let created = Created {
         user_namespace: namespaces & libc::CLONE_NEWUSER != 0,
@@ -331,8 +332,13 @@ fn report(
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::os::fd::AsFd;
+    use std::process::{Command, Stdio};
     use std::thread;
 
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
     use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
     use super::*;
@@ -389,5 +395,66 @@ mod tests {
         }
         assert_eq!(confinement.unprivileged_user.is_active(), !is_root, "{confinement}");
         assert!(confinement.no_capabilities.is_active(), "{confinement}");
+    }
+    /// A child that waits to be set up, and the parent's ends of its connections.
+    fn waiting_child() -> (Process, io::PipeWriter, io::PipeReader) {
+        let (program, _input) = cat();
+        let Ok(plan) = Plan::new(&program, &policy([]), Identity::Caller) else { panic!("no plan") };
+        let ((go_reader, go), (mut report, report_writer)) = (io::pipe().unwrap(), io::pipe().unwrap());
+        let connections = Connections {
+            go: temporary(go_reader).unwrap(),
+            report: temporary(report_writer).unwrap(),
+            of_parent: [go.as_raw_fd(), report.as_raw_fd()],
+        };
+        let created = Created { user_namespace: false, mount_namespace: false };
+        let process = create(&plan, created, &connections, 0).unwrap();
+        let Ok(Some(Record { subject: Subject::Ready, .. })) = record(&mut report) else {
+            panic!("the child is not ready")
+        };
+        (process, go, report)
+    }
+
+    fn has_ended_in_time(process: impl AsFd) -> bool {
+        let limit = Timespec { tv_sec: 30, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap() == 1
+    }
+
+    #[test]
+    fn a_child_whose_parent_gives_up_before_it_is_set_up_ends() {
+        let (mut process, go, report) = waiting_child();
+        drop((go, report));
+        assert!(has_ended_in_time(&process));
+        assert_eq!(process.wait().unwrap().code(), Some(127));
+    }
+
+    /// The test runs itself as the parent, which is killed.
+    #[test]
+    fn nothing_remains_of_a_parent_that_is_killed_while_its_child_waits() {
+        const IS_PARENT: &str = "PYRO_CONFINE_TEST_IS_PARENT";
+        let name = "start::tests::nothing_remains_of_a_parent_that_is_killed_while_its_child_waits";
+        if std::env::var_os(IS_PARENT).is_some() {
+            let (process, _go, _report) = waiting_child();
+            writeln!(io::stderr(), "child {}", process.id()).unwrap();
+            // Until it is killed.
+            let _ = io::stdin().read(&mut [0]);
+            return;
+        }
+        let mut parent = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(IS_PARENT, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(parent.stderr.take().unwrap()).lines();
+        let child = lines.map(Result::unwrap).find_map(|line| line.strip_prefix("child ")?.parse().ok());
+        let child = Pid::from_raw(child.unwrap()).unwrap();
+        let child = pidfd_open(child, PidfdFlags::empty()).unwrap();
+        parent.kill().unwrap();
+        parent.wait().unwrap();
+        let ended = has_ended_in_time(&child);
+        let _ = pidfd_send_signal(&child, Signal::KILL);
+        assert!(ended, "the child outlived its parent");
     }
 }
