@@ -81,6 +81,9 @@ pub(crate) const ROOT_STEPS: [&str; 7] = [
 /// Length of a record: subject, step, two unused bytes, error number.
 pub(crate) const RECORD_BYTES: usize = 8;
 
+const OPEN_FILE: Step = 1;
+const FIND_CHECKED_FILE: Step = 2;
+
 type Step = u8;
 type Failure = (Step, Errno);
 
@@ -101,16 +104,46 @@ pub(crate) struct Connections {
     pub(crate) of_parent: [RawFd; 2],
 }
 
+/// Error numbers that say nothing about what the host can give: something else would have been reached a moment earlier
+/// or later. No program is started with less than that.
+pub(crate) const TRANSIENT: [Errno; 6] =
+    [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::INTR, Errno::NOBUFS];
+
+/// Error numbers of [`open_source`] that mean that a path no longer leads to the file that was checked.
+const REPLACED: [Errno; 4] = [Errno::STALE, Errno::NOENT, Errno::NOTDIR, Errno::LOOP];
+
+/// Whether a layer that failed like this ends the start. If not, the program starts without that layer.
+pub(crate) fn ends_start(subject: Subject, step: Step, errno: Errno) -> bool {
+    TRANSIENT.contains(&errno) || subject == Subject::Root && is_replaced(step, errno)
+}
+
+/// Whether making the root failed because a file was replaced or removed after it was checked.
+pub(crate) fn is_replaced(step: Step, errno: Errno) -> bool {
+    [OPEN_FILE, FIND_CHECKED_FILE].contains(&step) && REPLACED.contains(&errno)
+}
+
 /// Confines this process and executes the program.
 pub(crate) fn run(plan: &Plan, created: Created, connections: &Connections) -> ! {
-    let report = |subject: Subject, outcome: Result<(), Failure>| {
-        let (step, errno) = outcome.err().map_or((0, 0), |(step, errno)| (step, errno.raw_os_error()));
+    let send = |subject: Subject, step: Step, errno: i32| {
         let [a, b, c, d] = errno.to_ne_bytes();
         // Fails only if the parent is gone.
         let _ = rustix::io::write(&connections.report, &[subject as u8, step, 0, 0, a, b, c, d]);
     };
+    let report = |subject: Subject, outcome: Result<(), Failure>| {
+        let (step, errno) = match outcome {
+            Ok(()) => (0, 0),
+            Err((step, errno)) => (step, errno.raw_os_error()),
+        };
+        send(subject, step, errno);
+        if let Err((step, errno)) = outcome
+            && ends_start(subject, step, errno)
+        {
+            // SAFETY: ends this process without running anything of the parent's.
+            unsafe { libc::_exit(127) }
+        }
+    };
     let give_up = |subject: Subject, errno: Errno| -> ! {
-        report(subject, Err((0, errno)));
+        send(subject, 0, errno.raw_os_error());
         // SAFETY: ends this process without running anything of the parent's.
         unsafe { libc::_exit(127) }
     };
@@ -174,7 +207,7 @@ fn enter_root(plan: &Plan, created: Created) -> Result<(), Failure> {
     // Opened before the user changes, who may not find them.
     let mut trees = [const { None::<OwnedFd> }; MAX_MOUNTS];
     if plan.mounts.len() > trees.len() {
-        return Err((1, Errno::TOOBIG));
+        return Err((OPEN_FILE, Errno::TOOBIG));
     }
     for (mount, tree) in plan.mounts.iter().zip(&mut trees) {
         *tree = Some(open_source(mount)?);
@@ -209,11 +242,12 @@ fn open_source(mount: &Mount) -> Result<OwnedFd, Failure> {
     if mount.is_dir {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    let tree = open_tree(CWD, &*mount.source, flags).map_err(|errno| (1, errno))?;
-    let found = statx(&tree, c"", AtFlags::EMPTY_PATH, StatxFlags::INO).map_err(|errno| (2, errno))?;
+    let tree = open_tree(CWD, &*mount.source, flags).map_err(|errno| (OPEN_FILE, errno))?;
+    let found = statx(&tree, c"", AtFlags::EMPTY_PATH, StatxFlags::INO)
+        .map_err(|errno| (FIND_CHECKED_FILE, errno))?;
     let device = rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor);
     if (device, found.stx_ino) != mount.identity {
-        return Err((2, Errno::STALE));
+        return Err((FIND_CHECKED_FILE, Errno::STALE));
     }
     set_attributes(&tree, mount.attributes, mount.is_dir).map_err(|errno| (3, errno))?;
     Ok(tree)

@@ -58,7 +58,10 @@ pub enum StartError {
     /// Its arguments or descriptors are invalid, or this process has no descriptors left.
     #[error("cannot prepare the start of the program")]
     Descriptor(#[source] io::Error),
-    /// No process could be created.
+    /// A file was replaced or removed during the start.
+    #[error("a file that the program needs was replaced while it was started")]
+    Replaced(#[source] io::Error),
+    /// No process could be created, or this host ran out of something before it was confined.
     #[error("cannot create a process")]
     Process(#[source] io::Error),
     /// The program cannot be executed.
@@ -151,6 +154,23 @@ struct Record {
     errno: i32,
 }
 
+impl Record {
+    /// Why the child did not go on after this record, which is about a layer.
+    fn end_of_start(&self) -> Option<StartError> {
+        const NOT_LAYERS: [Subject; 4] =
+            [Subject::Ready, Subject::Parent, Subject::Descriptors, Subject::Execution];
+        if self.errno == 0 || NOT_LAYERS.contains(&self.subject) {
+            return None;
+        }
+        let errno = Errno::from_raw_os_error(self.errno);
+        if !child::ends_start(self.subject, self.step, errno) {
+            return None;
+        }
+        let is_replaced = self.subject == Subject::Root && child::is_replaced(self.step, errno);
+        Some(if is_replaced { StartError::Replaced } else { StartError::Process }(errno.into()))
+    }
+}
+
 fn attempt(
     plan: &Plan,
     identity: Identity,
@@ -183,6 +203,10 @@ fn attempt(
     // Fails only if the child has ended, which its report says.
     let _ = rustix::io::write(&go, &[1]);
     let records = records(report).map_err(StartError::Descriptor)?;
+    if let Some(error) = records.iter().find_map(Record::end_of_start) {
+        let _ = process.wait();
+        return Err(error.into());
+    }
     match records.last() {
         Some(Record { subject: Subject::Execution, errno, .. }) => {
             let _ = process.wait();
@@ -417,6 +441,34 @@ mod tests {
     fn has_ended_in_time(process: impl AsFd) -> bool {
         let limit = Timespec { tv_sec: 30, tv_nsec: 0 };
         poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap() == 1
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_after_its_check_ends_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, other) = (dir.path().join("file"), dir.path().join("other"));
+        fs::write(&file, "").unwrap();
+        fs::write(&other, "").unwrap();
+        let policy = policy([Visible::new(&file, Access::Read)]);
+        let try_start = |change: &dyn Fn()| {
+            let (program, input) = cat();
+            drop(input);
+            let Ok(plan) = Plan::new(&program, &policy, Identity::Caller) else { panic!("no plan") };
+            change();
+            attempt(&plan, Identity::Caller, libc::CLONE_NEWUSER | NAMESPACES)
+        };
+        match try_start(&|| {}) {
+            Ok((mut process, _)) => assert!(process.wait().unwrap().success()),
+            // Without namespaces, nothing is attached.
+            Err(Attempt::Namespaces(_)) => return,
+            Err(Attempt::Failed(error)) => panic!("{error}"),
+        }
+        let changes: [&dyn Fn(); 2] =
+            [&|| fs::rename(&other, &file).unwrap(), &|| fs::remove_file(&file).unwrap()];
+        for change in changes {
+            let started = try_start(change);
+            assert!(matches!(started, Err(Attempt::Failed(StartError::Replaced(_)))));
+        }
     }
 
     #[test]
