@@ -106,7 +106,10 @@ impl Plan {
         let landlock = match landlock::rules(rules, Network::Closed) {
             Ok(Some(rules)) => temporary(&rules).map_err(StartError::Descriptor).map(Ok)?,
             Ok(None) => Err(Layer::unavailable("the kernel has no Landlock, or it is switched off")),
-            Err(error) => Err(Layer::unavailable(error)),
+            Err(error) => match landlock::transient(&error) {
+                Some(errno) => return Err(StartError::Descriptor(errno.into()).into()),
+                None => Err(Layer::unavailable(error)),
+            },
         };
         let descriptors = descriptors(&program.descriptors)?;
         let first_unused = descriptors.iter().map(|(_, number)| number + 1).max().unwrap_or(0);

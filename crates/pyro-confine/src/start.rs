@@ -141,6 +141,19 @@ enum Attempt {
     Failed(StartError),
 }
 
+impl Attempt {
+    /// Classifies an error of the creation of a child with namespaces.
+    fn of_namespaces(error: io::Error) -> Self {
+        /// How a kernel without namespaces, a policy, and a limit on their number refuse them.
+        const REFUSED: [Errno; 6] =
+            [Errno::PERM, Errno::ACCESS, Errno::INVAL, Errno::NOSYS, Errno::NOSPC, Errno::USERS];
+        match Errno::from_io_error(&error) {
+            Some(errno) if REFUSED.contains(&errno) => Self::Namespaces(error),
+            _ => Self::Failed(StartError::Process(error)),
+        }
+    }
+}
+
 impl From<StartError> for Attempt {
     fn from(error: StartError) -> Self {
         Self::Failed(error)
@@ -187,7 +200,7 @@ fn attempt(
         user_namespace: namespaces & libc::CLONE_NEWUSER != 0,
         mount_namespace: namespaces & libc::CLONE_NEWNS != 0,
     };
-    let mut process = create(plan, created, &connections, namespaces).map_err(Attempt::Namespaces)?;
+    let mut process = create(plan, created, &connections, namespaces).map_err(Attempt::of_namespaces)?;
     drop(connections);
     let mut report = report;
     // Otherwise it has ended, which the records say.
@@ -198,7 +211,7 @@ fn attempt(
     {
         process.kill();
         let _ = process.wait();
-        return Err(Attempt::Namespaces(error));
+        return Err(Attempt::of_namespaces(error));
     }
     // Fails only if the child has ended, which its report says.
     let _ = rustix::io::write(&go, &[1]);
@@ -472,6 +485,22 @@ mod tests {
     }
 
     #[test]
+    fn only_a_refusal_is_a_reason_to_go_on_with_less() {
+        for (errno, is_refusal) in [
+            (Errno::PERM, true),
+            (Errno::NOSPC, true),
+            (Errno::USERS, true),
+            (Errno::NOMEM, false),
+            (Errno::AGAIN, false),
+        ] {
+            let attempt = Attempt::of_namespaces(errno.into());
+            assert_eq!(matches!(attempt, Attempt::Namespaces(_)), is_refusal, "{errno}");
+            let is_failure = matches!(attempt, Attempt::Failed(StartError::Process(_)));
+            assert_eq!(is_failure, !is_refusal, "{errno}");
+        }
+    }
+
+    #[test]
     fn a_child_whose_parent_gives_up_before_it_is_set_up_ends() {
         let (mut process, go, report) = waiting_child();
         drop((go, report));
@@ -484,6 +513,7 @@ mod tests {
     fn nothing_remains_of_a_parent_that_is_killed_while_its_child_waits() {
         const IS_PARENT: &str = "PYRO_CONFINE_TEST_IS_PARENT";
         let name = "start::tests::nothing_remains_of_a_parent_that_is_killed_while_its_child_waits";
+        #[expect(clippy::disallowed_methods, reason = "only the test itself sets the variable")]
         if std::env::var_os(IS_PARENT).is_some() {
             let (process, _go, _report) = waiting_child();
             writeln!(io::stderr(), "child {}", process.id()).unwrap();
