@@ -500,6 +500,48 @@ mod tests {
         }
     }
 
+    /// What the kernel says about a process under this name.
+    fn status(process: &Process, name: &str) -> String {
+        let text = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn roots_program_of_another_user_cannot_regain_capabilities() {
+        let identity = Identity::for_program();
+        let (program, input) = cat();
+        let Ok(plan) = Plan::new(&program, &policy([]), identity) else { panic!("no plan") };
+        let Ok((mut process, _)) = attempt(&plan, identity, 0) else { panic!("not started") };
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert_eq!(status(&process, set), "0000000000000000", "{set}");
+        }
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(status(&process, "CapBnd"), "0000000000000000");
+        }
+        drop(input);
+        assert!(process.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_program_has_only_the_descriptors_that_it_was_given() {
+        let (mut program, input) = cat();
+        let last = program.descriptors[2].0.try_clone().unwrap();
+        program.descriptors.push((last, 63));
+        // One without close-on-exec, in the gap between the numbers.
+        let stray = rustix::io::dup(&input).unwrap();
+        assert!((3..63).contains(&stray.as_raw_fd()), "{stray:?}");
+        let Ok(plan) = Plan::new(&program, &policy([]), Identity::Caller) else { panic!("no plan") };
+        let Ok((mut process, _)) = attempt(&plan, Identity::Caller, 0) else { panic!("not started") };
+        let entries = fs::read_dir(format!("/proc/{}/fd", process.id())).unwrap();
+        let mut open: Vec<i32> =
+            entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+        open.sort_unstable();
+        assert_eq!(open, [0, 1, 2, 63]);
+        drop((input, stray));
+        assert!(process.wait().unwrap().success());
+    }
+
     #[test]
     fn a_child_whose_parent_gives_up_before_it_is_set_up_ends() {
         let (mut process, go, report) = waiting_child();
