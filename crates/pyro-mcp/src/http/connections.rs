@@ -8,8 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::sessions::Peer;
 
-/// Maximum number of connections of one token.
-const PER_TOKEN: usize = 256;
+/// Maximum number of connections of one token. Without tokens, clients of one host cannot be told apart, and a limit for all of
+/// them together would protect none of them from another one.
+const PER_TOKEN: usize = 128;
 
 /// The connections that exist.
 #[derive(Debug, Default)]

@@ -149,6 +149,7 @@ impl<S: Store + 'static> Commands<S> {
     async fn run_numbered(&self, begun: Begun, exec: Exec, detach: bool, mut client: ServerStream) {
         let Begun { sequence, stream, permit, terminate, progress, counted } = begun;
         let mut log = CommandLog::new(self.0.dir.clone(), sequence);
+        self.0.room.set(log::room_now(&self.0.dir, self.0.room.get()));
         let mut withdrawn = is_withdrawn(&mut client);
         if !withdrawn {
             reply(&mut client, Reply::Accepted { sequence: Some(sequence) }).await;

@@ -31,6 +31,12 @@ pub fn room(dir: &Path) -> u64 {
     JOURNAL_LIMIT.saturating_sub(used)
 }
 
+/// Returns the space that is left when `room` was left earlier. Looks again only if one command could use all of it: the
+/// oldest commands and their output have been removed meanwhile if a task has many.
+pub(super) fn room_now(dir: &Path, earlier: u64) -> u64 {
+    if earlier >= 2 * STREAM_LIMIT { earlier } else { room(dir) }
+}
+
 /// Reads part of a command's file.
 pub(super) fn read_at(path: &Path, position: u64, length: usize) -> io::Result<Bytes> {
     let mut bytes = vec![0; length];
@@ -151,6 +157,17 @@ impl Part {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn space_of_removed_output_is_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = dir.path().join("000001.stdout");
+        File::create(&old).unwrap().set_len(JOURNAL_LIMIT).unwrap();
+        assert_eq!((room(dir.path()), room_now(dir.path(), 0)), (0, 0));
+        fs::remove_file(old).unwrap();
+        assert_eq!(room_now(dir.path(), 0), JOURNAL_LIMIT);
+        assert_eq!(room_now(dir.path(), 2 * STREAM_LIMIT), 2 * STREAM_LIMIT, "there is enough");
+    }
 
     fn chunk(stream: OutputStream, bytes: &[u8]) -> OutputChunk {
         OutputChunk { stream, bytes: Bytes::copy_from_slice(bytes) }
