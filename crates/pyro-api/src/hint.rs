@@ -205,6 +205,19 @@ hints! {
     CheckNetworkOrMirror => {
         host: "the package archive could not be reached: check the network, or configure another mirror"
     }
+    /// The environment cache is in a directory of another user.
+    OtherCacheDir => {
+        host: "set PYRO_ENVIRONMENT_CACHE_DIR to a directory of this user, whose parents belong to this user or root"
+    }
+    /// Other users could change an environment.
+    ProtectFromOthers {
+        /// The file or directory.
+        path
+    } => {
+        person: format!("run `chmod go-w '{path}'`, or set PYRO_ENVIRONMENT_CACHE_DIR to a directory that only you can write to"),
+        model: OPERATOR,
+        program: format!("take the write permission for {path} from group and others, or use another environment cache")
+    }
     /// A disk is full.
     FreeDisk => { host: "free some space on that disk" }
     /// A disk is full, and another one would do.

@@ -3,9 +3,10 @@
 //! child was created.
 #![expect(unsafe_code, reason = "code between clone and exec")]
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, mkdirat, openat, statx};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, StatxFlags, mkdirat, openat, statx};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
@@ -81,6 +82,9 @@ pub(crate) const ROOT_STEPS: [&str; 7] = [
 /// Length of a record: subject, step, two unused bytes, error number.
 pub(crate) const RECORD_BYTES: usize = 8;
 
+const OPEN_FILE: Step = 1;
+const FIND_CHECKED_FILE: Step = 2;
+
 type Step = u8;
 type Failure = (Step, Errno);
 
@@ -97,21 +101,59 @@ pub(crate) struct Connections {
     pub(crate) go: OwnedFd,
     /// Takes records.
     pub(crate) report: OwnedFd,
+    /// The parent's ends of both, which the child closes: an open copy would hide the parent's end from it.
+    pub(crate) of_parent: [RawFd; 2],
+}
+
+/// Error numbers that say nothing about what the host can give: something else would have been reached a moment earlier
+/// or later. No program is started with less than that.
+pub(crate) const TRANSIENT: [Errno; 6] =
+    [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::INTR, Errno::NOBUFS];
+
+/// Error numbers of [`open_source`] that mean that a path no longer leads to the file that was checked.
+const REPLACED: [Errno; 4] = [Errno::STALE, Errno::NOENT, Errno::NOTDIR, Errno::LOOP];
+
+/// Whether a layer that failed like this ends the start. If not, the program starts without that layer.
+pub(crate) fn ends_start(subject: Subject, step: Step, errno: Errno) -> bool {
+    TRANSIENT.contains(&errno) || subject == Subject::Root && is_replaced(step, errno)
+}
+
+/// Whether making the root failed because a file was replaced or removed after it was checked.
+pub(crate) fn is_replaced(step: Step, errno: Errno) -> bool {
+    [OPEN_FILE, FIND_CHECKED_FILE].contains(&step) && REPLACED.contains(&errno)
 }
 
 /// Confines this process and executes the program.
 pub(crate) fn run(plan: &Plan, created: Created, connections: &Connections) -> ! {
-    let report = |subject: Subject, outcome: Result<(), Failure>| {
-        let (step, errno) = outcome.err().map_or((0, 0), |(step, errno)| (step, errno.raw_os_error()));
+    let send = |subject: Subject, step: Step, errno: i32| {
         let [a, b, c, d] = errno.to_ne_bytes();
         // Fails only if the parent is gone.
         let _ = rustix::io::write(&connections.report, &[subject as u8, step, 0, 0, a, b, c, d]);
     };
+    let report = |subject: Subject, outcome: Result<(), Failure>| {
+        let (step, errno) = match outcome {
+            Ok(()) => (0, 0),
+            Err((step, errno)) => (step, errno.raw_os_error()),
+        };
+        send(subject, step, errno);
+        if let Err((step, errno)) = outcome
+            && ends_start(subject, step, errno)
+        {
+            // SAFETY: ends this process without running anything of the parent's.
+            unsafe { libc::_exit(127) }
+        }
+    };
     let give_up = |subject: Subject, errno: Errno| -> ! {
-        report(subject, Err((0, errno)));
+        send(subject, 0, errno.raw_os_error());
         // SAFETY: ends this process without running anything of the parent's.
         unsafe { libc::_exit(127) }
     };
+    for descriptor in connections.of_parent {
+        // SAFETY: nothing in this process uses the descriptor, which is the copy of one that the parent owns.
+        unsafe { libc::close(descriptor) };
+    }
+    // Before anything waits for the parent. If the parent has ended already, the child reads the end of `go`.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
     // The child of a process that protects itself is protected too, and only root could set up its user namespace.
     let _ = set_dumpable_behavior(DumpableBehavior::Dumpable);
     report(Subject::Ready, Ok(()));
@@ -119,14 +161,20 @@ pub(crate) fn run(plan: &Plan, created: Created, connections: &Connections) -> !
     if !matches!(rustix::io::read(&connections.go, &mut byte), Ok(1)) {
         give_up(Subject::Parent, Errno::PIPE);
     }
+    // While there is a `/proc`. What is opened from here on is close-on-exec itself.
+    if let Err(errno) = close_all_on_execution() {
+        give_up(Subject::Descriptors, errno);
+    }
     // Nothing depends on it, and nothing confines less without it.
     let _ = be_ended_early(plan);
     if created.mount_namespace {
         report(Subject::Root, enter_root(plan, created));
     }
+    // Root loses the right to do it when it becomes another user.
+    drop_bounding_set();
     // Already done on the way to the new root where there is a user namespace.
     report(Subject::User, change_user(plan).map_err(|errno| (0, errno)));
-    // After the change of the user, which clears it.
+    // Again, because the change of the user clears it.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     if is_abandoned(&connections.report) {
         give_up(Subject::Parent, Errno::PIPE);
@@ -166,7 +214,7 @@ fn enter_root(plan: &Plan, created: Created) -> Result<(), Failure> {
     // Opened before the user changes, who may not find them.
     let mut trees = [const { None::<OwnedFd> }; MAX_MOUNTS];
     if plan.mounts.len() > trees.len() {
-        return Err((1, Errno::TOOBIG));
+        return Err((OPEN_FILE, Errno::TOOBIG));
     }
     for (mount, tree) in plan.mounts.iter().zip(&mut trees) {
         *tree = Some(open_source(mount)?);
@@ -201,11 +249,12 @@ fn open_source(mount: &Mount) -> Result<OwnedFd, Failure> {
     if mount.is_dir {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    let tree = open_tree(CWD, &*mount.source, flags).map_err(|errno| (1, errno))?;
-    let found = statx(&tree, c"", AtFlags::EMPTY_PATH, StatxFlags::INO).map_err(|errno| (2, errno))?;
+    let tree = open_tree(CWD, &*mount.source, flags).map_err(|errno| (OPEN_FILE, errno))?;
+    let found = statx(&tree, c"", AtFlags::EMPTY_PATH, StatxFlags::INO)
+        .map_err(|errno| (FIND_CHECKED_FILE, errno))?;
     let device = rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor);
     if (device, found.stx_ino) != mount.identity {
-        return Err((2, Errno::STALE));
+        return Err((FIND_CHECKED_FILE, Errno::STALE));
     }
     set_attributes(&tree, mount.attributes, mount.is_dir).map_err(|errno| (3, errno))?;
     Ok(tree)
@@ -271,19 +320,24 @@ fn change_user(plan: &Plan) -> Result<(), Errno> {
 
 /// Gives up all capabilities, and those that a program could ever get.
 fn drop_capabilities() -> Result<(), Errno> {
-    // Without this capability the set cannot be made smaller, and no new privileges means that none are ever added.
-    for capability in 0..64 {
-        // SAFETY: prctl with these arguments reads and writes no memory of ours.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
-            break;
-        }
-    }
+    drop_bounding_set();
     rustix::thread::clear_ambient_capability_set()?;
     let none = CapabilitySet::empty();
     rustix::thread::set_capabilities(
         None,
         CapabilitySets { effective: none, permitted: none, inheritable: none },
     )
+}
+
+/// Gives up the capabilities that the execution of a program could add.
+fn drop_bounding_set() {
+    // Without the capability to do it the set stays, and no new privileges means that nothing is ever added.
+    for capability in 0..64 {
+        // SAFETY: prctl with these arguments reads and writes no memory of ours.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
+            break;
+        }
+    }
 }
 
 fn is_abandoned(report: &OwnedFd) -> bool {
@@ -300,7 +354,7 @@ fn restrict(rules: &OwnedFd) -> Result<(), Errno> {
 
 fn limit(plan: &Plan, created: Created) -> Result<(), Errno> {
     for limit in &plan.limits {
-        if limit.per_user && !created.user_namespace {
+        if limit.per_user && !(created.user_namespace && plan.counts_per_namespace) {
             continue;
         }
         let Rlimit { current, maximum } = getrlimit(limit.resource);
@@ -311,17 +365,48 @@ fn limit(plan: &Plan, created: Created) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Gives the program its descriptors, and has its execution close all others. Restores what it inherits otherwise.
+/// Has the execution of the program close all descriptors that are open now.
+fn close_all_on_execution() -> Result<(), Errno> {
+    // SAFETY: the system call takes numbers.
+    let done =
+        unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    match check(done) {
+        // Linux before 5.9, and before 5.11, which does not know the flag.
+        Err(Errno::NOSYS | Errno::INVAL) => close_on_execution_from(0),
+        done => done,
+    }
+}
+
+/// As [`close_all_on_execution`], one descriptor after the other, for those with this number and higher ones.
+fn close_on_execution_from(first: RawFd) -> Result<(), Errno> {
+    let close_on_execution = |descriptor: RawFd| {
+        // Fails only for descriptors that are not open.
+        // SAFETY: the system call takes numbers.
+        unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(directory) = openat(CWD, c"/proc/self/fd", flags, Mode::empty()) else {
+        let highest = getrlimit(rustix::process::Resource::Nofile).current;
+        let end = highest.and_then(|end| RawFd::try_from(end).ok()).unwrap_or(RawFd::MAX);
+        (first..end).for_each(close_on_execution);
+        return Ok(());
+    };
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut entries = RawDir::new(&directory, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let number = entry?.file_name().to_str().ok().and_then(|name| name.parse().ok());
+        number.filter(|number| *number >= first).into_iter().for_each(close_on_execution);
+    }
+    Ok(())
+}
+
+/// Gives the program its descriptors. All others are closed when it is executed. Restores what it inherits otherwise.
 fn place_descriptors(plan: &Plan) -> Result<(), Errno> {
     for (descriptor, number) in &plan.descriptors {
-        // SAFETY: the copies are above all numbers of the program, so none is overwritten.
+        // SAFETY: the copies are above all numbers of the program, so none is overwritten. What is open under that number
+        // is not used by this process.
         check(unsafe { libc::dup2(descriptor.as_raw_fd(), *number) }.into())?;
     }
-    let first = libc::c_uint::try_from(plan.first_unused).unwrap_or(0);
-    // SAFETY: the system call takes numbers.
-    let closed =
-        unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    check(closed)?;
     // SAFETY: the set was initialised by the parent, and no handler is installed.
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
@@ -361,4 +446,23 @@ fn check(result: libc::c_long) -> Result<(), Errno> {
 fn last_errno() -> Errno {
     // SAFETY: the pointer is to this thread's error number.
     Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::FromRawFd;
+
+    use rustix::io::{FdFlags, fcntl_getfd};
+
+    use super::*;
+
+    #[test]
+    fn old_kernels_close_all_descriptors_too() {
+        const FIRST: RawFd = 600;
+        // SAFETY: the descriptor is new, and belongs to nothing else.
+        let inheritable = unsafe { OwnedFd::from_raw_fd(libc::fcntl(0, libc::F_DUPFD, FIRST)) };
+        assert_eq!(fcntl_getfd(&inheritable).unwrap(), FdFlags::empty());
+        close_on_execution_from(FIRST).unwrap();
+        assert_eq!(fcntl_getfd(&inheritable).unwrap(), FdFlags::CLOEXEC);
+    }
 }

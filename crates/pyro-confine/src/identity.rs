@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Gid, Stat, Uid, chownat};
+use rustix::io::Errno;
 
 use crate::policy::Access;
 
@@ -76,14 +77,25 @@ impl Identity {
     }
 
     /// Makes a file usable for the program: gives it a file that it writes to, and checks that it may read others.
-    pub(crate) fn hand_over(self, file: BorrowedFd<'_>, stat: &Stat, access: Access) -> io::Result<()> {
+    pub(crate) fn hand_over(
+        self,
+        file: BorrowedFd<'_>,
+        stat: &Stat,
+        access: Access,
+    ) -> Result<(), HandOverError> {
         if access == Access::Write {
             let (uid, gid) = (self.uid(), self.gid());
             if (stat.st_uid, stat.st_gid) == (uid, gid) || self == Self::Caller && stat.st_uid == uid {
                 return Ok(());
             }
             let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-            return Ok(chownat(file.as_fd(), c"", uid, gid, AtFlags::EMPTY_PATH)?);
+            return chownat(file.as_fd(), c"", uid, gid, AtFlags::EMPTY_PATH).map_err(|errno| match self {
+                // Root of a container may lack the capability, or the file system has no owners.
+                Self::Own { .. } if OWNERSHIP_REFUSED.contains(&errno) => {
+                    HandOverError::Identity(errno.into())
+                }
+                _ => HandOverError::File(errno.into()),
+            });
         }
         if self == Self::Caller {
             return Ok(());
@@ -95,11 +107,23 @@ impl Identity {
         {
             return Ok(());
         }
-        Err(io::Error::new(
+        Err(HandOverError::File(io::Error::new(
             io::ErrorKind::PermissionDenied,
             "other users may not read it, and a program that root starts here does not run as root",
-        ))
+        )))
     }
+}
+
+/// What `chown` answers where no file can be given to another user.
+const OWNERSHIP_REFUSED: [Errno; 4] = [Errno::PERM, Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP];
+
+/// Why a file was not handed over.
+#[derive(Debug)]
+pub(crate) enum HandOverError {
+    /// This process cannot give files to that user, so that no program can be started as that user.
+    Identity(io::Error),
+    /// The program cannot use this file.
+    File(io::Error),
 }
 
 /// Returns whether a user or group exists in this user namespace.

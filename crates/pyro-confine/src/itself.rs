@@ -80,6 +80,8 @@ const OF_SUPERVISORS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETUID)
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETPCAP)
+    // Since Linux 5.12, to let root of a user namespace exist in another one.
+    .union(CapabilitySet::SETFCAP)
     .union(CapabilitySet::SYS_ADMIN)
     .union(CapabilitySet::SYS_CHROOT);
 
@@ -171,6 +173,20 @@ mod tests {
     use std::thread;
 
     use super::*;
+
+    #[test]
+    fn a_supervisor_keeps_what_the_start_of_programs_needs() {
+        let hardened = thread::spawn(|| {
+            let before = rustix::thread::capabilities(None).unwrap().permitted;
+            harden_supervisor();
+            (before, rustix::thread::capabilities(None).unwrap().permitted)
+        });
+        let (before, after) = hardened.join().unwrap();
+        for needed in [CapabilitySet::CHOWN, CapabilitySet::SETFCAP, CapabilitySet::SYS_ADMIN] {
+            assert_eq!(after.contains(needed), before.contains(needed), "{needed:?}");
+        }
+        assert!(!after.intersects(CapabilitySet::SYS_PTRACE | CapabilitySet::NET_ADMIN), "{after:?}");
+    }
 
     /// What is confined is a thread, so that the others can go on.
     #[test]

@@ -1,5 +1,6 @@
 //! Landlock rules, one for each file or directory that a program sees.
 
+use std::error::Error;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use landlock::{
@@ -7,6 +8,9 @@ use landlock::{
     RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
 };
 
+use rustix::io::Errno;
+
+use crate::child::TRANSIENT;
 use crate::policy::Access;
 
 /// The newest interface whose access rights are known here. The kernel's own may be older: then it enforces less.
@@ -51,6 +55,13 @@ pub(crate) fn rules<'a>(
     Ok(created.into())
 }
 
+/// Returns the reason of an error that says nothing about the kernel's Landlock, such as a lack of memory.
+pub(crate) fn transient(error: &(dyn Error + 'static)) -> Option<Errno> {
+    let causes = std::iter::successors(Some(error), |error| (*error).source());
+    let errnos = causes.filter_map(|cause| Errno::from_io_error(cause.downcast_ref()?));
+    errnos.into_iter().find(|errno| TRANSIENT.contains(errno))
+}
+
 fn rights(access: Access, is_dir: bool) -> BitFlags<AccessFs> {
     let mut rights: BitFlags<AccessFs> = AccessFs::ReadFile.into();
     match access {
@@ -78,6 +89,21 @@ mod tests {
         let files = [(file.as_fd(), false, Access::Write), (dir.as_fd(), true, Access::Execute)];
         for network in [Network::Closed, Network::Open] {
             assert_eq!(rules(files, network).unwrap().is_some(), abi().is_some());
+        }
+    }
+
+    /// Shaped like the errors of the crate, which no other crate can create.
+    #[derive(Debug, thiserror::Error)]
+    #[error("failed to create a ruleset")]
+    struct Call {
+        source: std::io::Error,
+    }
+
+    #[test]
+    fn a_lack_of_descriptors_is_not_a_lack_of_landlock() {
+        for (errno, expected) in [(Errno::MFILE, Some(Errno::MFILE)), (Errno::OPNOTSUPP, None)] {
+            let error = Call { source: errno.into() };
+            assert_eq!(transient(&error), expected);
         }
     }
 }

@@ -50,7 +50,9 @@ pub struct Confinement {
     pub no_capabilities: Layer,
     /// Executing a program gives it no privileges.
     pub no_new_privileges: Layer,
-    /// Landlock allows it only the files that it needs, and neither signals nor abstract sockets beyond itself.
+    /// Landlock allows it only the files that it needs, no TCP (since version 4 of its interface), and neither signals nor
+    /// abstract sockets beyond itself (since version 6). It is active with every version; what older ones lack is left to the
+    /// namespaces.
     pub landlock: Layer,
     /// Only listed system calls are allowed.
     pub seccomp: Layer,
@@ -125,6 +127,15 @@ impl Confinement {
 
 const CGROUP: &str = "cgroup";
 
+/// Returns what a version of Landlock's interface cannot restrict, for a report.
+fn missing_from_landlock(abi: u32) -> &'static str {
+    match abi {
+        0..4 => ", without TCP, signals and abstract sockets",
+        4..6 => ", without signals and abstract sockets",
+        _ => "",
+    }
+}
+
 /// `full`, or `partial` with what is missing; then every layer that holds, and the user.
 impl fmt::Display for Confinement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -132,7 +143,8 @@ impl fmt::Display for Confinement {
         for (name, layer) in self.layers() {
             match layer {
                 Layer::Active if name == "landlock" => {
-                    write!(f, "; {name}=active(abi {})", self.landlock_abi.unwrap_or_default())?;
+                    let abi = self.landlock_abi.unwrap_or_default();
+                    write!(f, "; {name}=active(abi {abi}{})", missing_from_landlock(abi))?;
                 }
                 Layer::Active => write!(f, "; {name}=active")?,
                 Layer::Unavailable { reason } => write!(f, "; {name}=unavailable({reason})")?,
@@ -182,6 +194,11 @@ mod tests {
         assert!(text.starts_with("full; user_namespace=active; "), "{text}");
         assert!(text.contains("; landlock=active(abi 7); "), "{text}");
         assert!(text.ends_with("; cgroup=unavailable(test); uid=7"), "{text}");
+        for (abi, missing) in [(3, "TCP, signals and abstract sockets"), (5, "signals and abstract sockets")]
+        {
+            let text = Confinement { landlock_abi: Some(abi), ..full() }.to_string();
+            assert!(text.contains(&format!("; landlock=active(abi {abi}, without {missing}); ")), "{text}");
+        }
         let json = serde_json::to_value(full()).unwrap();
         assert_eq!(json["seccomp"]["state"], "active");
         assert_eq!(json["cgroup"]["reason"], "test");

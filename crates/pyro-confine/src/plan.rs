@@ -2,7 +2,7 @@
 //! may neither allocate memory nor take a lock.
 
 use std::collections::BTreeSet;
-use std::ffi::{CString, OsStr, c_char};
+use std::ffi::{CStr, CString, OsStr, c_char};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
 use seccompiler::BpfProgram;
 
-use crate::identity::Identity;
+use crate::identity::{HandOverError, Identity};
 use crate::landlock::{self, Network};
 use crate::layers::Layer;
 use crate::policy::{Access, Limit, Policy, Visible};
@@ -47,15 +47,33 @@ pub(crate) struct Plan {
     pub(crate) mounts: Vec<Mount>,
     /// Open copies above [`FIRST_TEMPORARY`], and the number that each gets.
     pub(crate) descriptors: Vec<(OwnedFd, RawFd)>,
-    /// The first number that the program does not use.
-    pub(crate) first_unused: RawFd,
     pub(crate) landlock: Result<OwnedFd, Layer>,
     pub(crate) filters: Result<[BpfProgram; 2], Layer>,
     pub(crate) limits: Vec<Limit>,
+    /// A limit per user counts what is in the program's user namespace.
+    pub(crate) counts_per_namespace: bool,
     pub(crate) own_ids: Option<(u32, u32)>,
     pub(crate) oom_score_adj: CString,
     pub(crate) blocked_signals: libc::sigset_t,
     pub(crate) huge_pages: bool,
+}
+
+/// Why nothing was prepared.
+#[derive(Debug)]
+pub(crate) enum PlanError {
+    /// The program cannot be started as this user, but may be startable as another one.
+    Identity {
+        /// The file that cannot be given to the user.
+        path: PathBuf,
+        source: io::Error,
+    },
+    Start(StartError),
+}
+
+impl From<StartError> for PlanError {
+    fn from(error: StartError) -> Self {
+        Self::Start(error)
+    }
 }
 
 struct Opened<'a> {
@@ -72,22 +90,28 @@ impl Opened<'_> {
 
 impl Plan {
     /// Opens and checks what the policy names. `program.descriptors` are numbered below [`FIRST_TEMPORARY`].
-    pub(crate) fn new(program: &Program, policy: &Policy, identity: Identity) -> Result<Self, StartError> {
+    pub(crate) fn new(program: &Program, policy: &Policy, identity: Identity) -> Result<Self, PlanError> {
         let files = open(policy)?;
         for file in &files {
-            identity
-                .hand_over(file.fd.as_fd(), &file.stat, file.visible.access)
-                .map_err(|source| StartError::File { path: file.visible.path.clone(), source })?;
+            let path = || file.visible.path.clone();
+            identity.hand_over(file.fd.as_fd(), &file.stat, file.visible.access).map_err(
+                |error| match error {
+                    HandOverError::Identity(source) => PlanError::Identity { path: path(), source },
+                    HandOverError::File(source) => StartError::File { path: path(), source }.into(),
+                },
+            )?;
         }
         let (dirs, mounts) = root(&files)?;
         let rules = files.iter().map(|file| (file.fd.as_fd(), file.is_dir(), file.visible.access));
         let landlock = match landlock::rules(rules, Network::Closed) {
             Ok(Some(rules)) => temporary(&rules).map_err(StartError::Descriptor).map(Ok)?,
             Ok(None) => Err(Layer::unavailable("the kernel has no Landlock, or it is switched off")),
-            Err(error) => Err(Layer::unavailable(error)),
+            Err(error) => match landlock::transient(&error) {
+                Some(errno) => return Err(StartError::Descriptor(errno.into()).into()),
+                None => Err(Layer::unavailable(error)),
+            },
         };
         let descriptors = descriptors(&program.descriptors)?;
-        let first_unused = descriptors.iter().map(|(_, number)| number + 1).max().unwrap_or(0);
         let name = c_string(program.program.as_os_str())?;
         let arguments: Vec<CString> = std::iter::once(Ok(name.clone()))
             .chain(program.arguments.iter().map(|argument| c_string(argument)))
@@ -105,10 +129,10 @@ impl Plan {
             dirs,
             mounts,
             descriptors,
-            first_unused,
             landlock,
             filters: policy.syscalls.compile().map_err(Layer::unavailable),
             limits: policy.limits.clone(),
+            counts_per_namespace: counts_per_namespace(rustix::system::uname().release()),
             own_ids: match identity {
                 Identity::Caller => None,
                 Identity::Own { user, group } => Some((user, group)),
@@ -216,6 +240,16 @@ fn descriptors(given: &[(OwnedFd, RawFd)]) -> Result<Vec<(OwnedFd, RawFd)>, Star
         .collect()
 }
 
+/// Whether a kernel counts a user's processes in each user namespace. Older ones count all of the user's.
+fn counts_per_namespace(release: &CStr) -> bool {
+    let release = release.to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (5, 14),
+        _ => false,
+    }
+}
+
 fn c_string(text: &OsStr) -> Result<CString, StartError> {
     CString::new(text.as_bytes()).map_err(|error| StartError::Descriptor(error.into()))
 }
@@ -242,6 +276,19 @@ mod tests {
         assert_eq!(relative(Path::new("/a//b/")).unwrap(), Path::new("a/b"));
         for path in ["a", "/", "/a/../b", ""] {
             relative(Path::new(path)).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn threads_are_limited_only_where_a_namespace_counts_its_own() {
+        for (release, expected) in [
+            (c"5.10.0-28-amd64", false),
+            (c"5.13", false),
+            (c"5.14.0", true),
+            (c"6.1.0-rc1", true),
+            (c"x", false),
+        ] {
+            assert_eq!(counts_per_namespace(release), expected, "{release:?}");
         }
     }
 

@@ -64,7 +64,8 @@ pub struct Limit {
     pub resource: Resource,
     /// The maximum. A lower limit that is in force already stays.
     pub maximum: u64,
-    /// It counts the processes of a user, so it only makes sense in a user namespace, which counts its own.
+    /// It counts the processes of a user, so it only makes sense in a user namespace, which counts its own since Linux 5.14.
+    /// Without one, or with an older kernel, it is not set.
     pub per_user: bool,
 }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
@@ -15,7 +15,7 @@ use crate::child::{self, Connections, Created, RECORD_BYTES, ROOT_STEPS, Subject
 use crate::identity::Identity;
 use crate::landlock;
 use crate::layers::{Confinement, Layer};
-use crate::plan::{Plan, temporary};
+use crate::plan::{Plan, PlanError, temporary};
 use crate::policy::Policy;
 use crate::process::Process;
 
@@ -58,7 +58,10 @@ pub enum StartError {
     /// Its arguments or descriptors are invalid, or this process has no descriptors left.
     #[error("cannot prepare the start of the program")]
     Descriptor(#[source] io::Error),
-    /// No process could be created.
+    /// A file was replaced or removed during the start.
+    #[error("a file that the program needs was replaced while it was started")]
+    Replaced(#[source] io::Error),
+    /// No process could be created, or this host ran out of something before it was confined.
     #[error("cannot create a process")]
     Process(#[source] io::Error),
     /// The program cannot be executed.
@@ -89,9 +92,21 @@ pub fn start(program: Program, policy: &Policy) -> Result<Started, StartError> {
         // Another user could not find its files.
         (0, Identity::Caller),
     ]);
-    let mut refusals = Vec::new();
+    let mut refusals = Refusals::default();
     while let Some((namespaces, identity)) = attempts.pop_front() {
-        let plan = Plan::new(&program, policy, identity)?;
+        let plan = match Plan::new(&program, policy, identity) {
+            Ok(plan) => plan,
+            Err(PlanError::Identity { path, source }) => {
+                let path = path.display();
+                refusals.identity = Some(format!("{path} cannot be given to another user: {source}"));
+                attempts.push_front((namespaces, identity));
+                for (_, identity) in &mut attempts {
+                    *identity = Identity::Caller;
+                }
+                continue;
+            }
+            Err(PlanError::Start(error)) => return Err(error),
+        };
         match attempt(&plan, identity, namespaces) {
             Ok((mut process, records)) => {
                 let confinement = report(&plan, identity, namespaces, &refusals, &records);
@@ -102,12 +117,21 @@ pub fn start(program: Program, policy: &Policy) -> Result<Started, StartError> {
                 let _ = process.wait();
                 attempts.push_front((namespaces, Identity::Caller));
             }
-            Err(Attempt::Namespaces(error)) => refusals.push(error),
+            Err(Attempt::Namespaces(error)) => refusals.namespaces.push(error),
             Err(Attempt::Failed(error)) => return Err(error),
         }
     }
-    let refused = refusals.pop().unwrap_or_else(|| Errno::AGAIN.into());
+    let refused = refusals.namespaces.pop().unwrap_or_else(|| Errno::AGAIN.into());
     Err(StartError::Process(refused))
+}
+
+/// What the host has refused so far.
+#[derive(Default)]
+struct Refusals {
+    /// Why there is no program with these namespaces, one for each failed attempt.
+    namespaces: Vec<io::Error>,
+    /// Why the program cannot have a user of its own.
+    identity: Option<String>,
 }
 
 /// Why one attempt failed.
@@ -115,6 +139,19 @@ enum Attempt {
     /// The host refuses these namespaces.
     Namespaces(io::Error),
     Failed(StartError),
+}
+
+impl Attempt {
+    /// Classifies an error of the creation of a child with namespaces.
+    fn of_namespaces(error: io::Error) -> Self {
+        /// How a kernel without namespaces, a policy, and a limit on their number refuse them.
+        const REFUSED: [Errno; 6] =
+            [Errno::PERM, Errno::ACCESS, Errno::INVAL, Errno::NOSYS, Errno::NOSPC, Errno::USERS];
+        match Errno::from_io_error(&error) {
+            Some(errno) if REFUSED.contains(&errno) => Self::Namespaces(error),
+            _ => Self::Failed(StartError::Process(error)),
+        }
+    }
 }
 
 impl From<StartError> for Attempt {
@@ -130,6 +167,23 @@ struct Record {
     errno: i32,
 }
 
+impl Record {
+    /// Why the child did not go on after this record, which is about a layer.
+    fn end_of_start(&self) -> Option<StartError> {
+        const NOT_LAYERS: [Subject; 4] =
+            [Subject::Ready, Subject::Parent, Subject::Descriptors, Subject::Execution];
+        if self.errno == 0 || NOT_LAYERS.contains(&self.subject) {
+            return None;
+        }
+        let errno = Errno::from_raw_os_error(self.errno);
+        if !child::ends_start(self.subject, self.step, errno) {
+            return None;
+        }
+        let is_replaced = self.subject == Subject::Root && child::is_replaced(self.step, errno);
+        Some(if is_replaced { StartError::Replaced } else { StartError::Process }(errno.into()))
+    }
+}
+
 fn attempt(
     plan: &Plan,
     identity: Identity,
@@ -140,12 +194,13 @@ fn attempt(
     let connections = Connections {
         go: temporary(go_reader).map_err(StartError::Descriptor)?,
         report: temporary(report_writer).map_err(StartError::Descriptor)?,
+        of_parent: [go.as_raw_fd(), report.as_raw_fd()],
     };
     let created = Created {
         user_namespace: namespaces & libc::CLONE_NEWUSER != 0,
         mount_namespace: namespaces & libc::CLONE_NEWNS != 0,
     };
-    let mut process = create(plan, created, &connections, namespaces).map_err(Attempt::Namespaces)?;
+    let mut process = create(plan, created, &connections, namespaces).map_err(Attempt::of_namespaces)?;
     drop(connections);
     let mut report = report;
     // Otherwise it has ended, which the records say.
@@ -156,11 +211,15 @@ fn attempt(
     {
         process.kill();
         let _ = process.wait();
-        return Err(Attempt::Namespaces(error));
+        return Err(Attempt::of_namespaces(error));
     }
     // Fails only if the child has ended, which its report says.
     let _ = rustix::io::write(&go, &[1]);
     let records = records(report).map_err(StartError::Descriptor)?;
+    if let Some(error) = records.iter().find_map(Record::end_of_start) {
+        let _ = process.wait();
+        return Err(error.into());
+    }
     match records.last() {
         Some(Record { subject: Subject::Execution, errno, .. }) => {
             let _ = process.wait();
@@ -260,10 +319,10 @@ fn report(
     plan: &Plan,
     identity: Identity,
     namespaces: libc::c_int,
-    refusals: &[io::Error],
+    refusals: &Refusals,
     records: &[Record],
 ) -> Confinement {
-    let created = |flag: libc::c_int| match (namespaces & flag != 0, refusals.first()) {
+    let created = |flag: libc::c_int| match (namespaces & flag != 0, refusals.namespaces.first()) {
         (true, _) => Layer::Active,
         (false, Some(error)) => Layer::unavailable(error),
         (false, None) => Layer::unavailable("it was not requested"),
@@ -291,7 +350,11 @@ fn report(
         ipc_namespace: created(libc::CLONE_NEWIPC),
         uts_namespace: created(libc::CLONE_NEWUTS),
         network_namespace: created(libc::CLONE_NEWNET),
-        unprivileged_user: if uid == 0 { Layer::unavailable("it runs as root") } else { user_changed },
+        unprivileged_user: match &refusals.identity {
+            _ if uid != 0 => user_changed,
+            Some(reason) => Layer::unavailable(format!("it runs as root: {reason}")),
+            None => Layer::unavailable("it runs as root"),
+        },
         no_capabilities: reported(Subject::Capabilities),
         no_new_privileges: reported(Subject::NoNewPrivileges),
         landlock_abi: landlock.is_active().then(landlock::abi).flatten(),
@@ -300,5 +363,222 @@ fn report(
         limits: reported(Subject::Limits),
         cgroup: Layer::unavailable("no control group is delegated to pyro"),
         uid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::os::fd::AsFd;
+    use std::process::{Command, Stdio};
+    use std::thread;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+
+    use super::*;
+    use crate::{Access, Syscalls, Visible};
+
+    /// `cat`, which ends when its standard input does, and the other end of that.
+    fn cat() -> (Program, io::PipeWriter) {
+        let null = || File::options().read(true).write(true).open("/dev/null").unwrap();
+        let (input, writer) = io::pipe().unwrap();
+        let program = Program {
+            program: "/bin/cat".into(),
+            arguments: Vec::new(),
+            descriptors: vec![(input.into(), 0), (null().into(), 1), (null().into(), 2)],
+            blocked_signals: Vec::new(),
+            huge_pages: true,
+        };
+        (program, writer)
+    }
+
+    fn policy(files: impl IntoIterator<Item = Visible>) -> Policy {
+        let libraries = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
+        let mut all: Vec<_> = libraries.map(|dir| Visible::optional(dir, Access::Execute)).into();
+        all.push(Visible::new("/bin/cat", Access::Execute));
+        all.extend(files);
+        Policy {
+            files: all,
+            staging: "/usr".into(),
+            identity: Identity::for_program(),
+            syscalls: Syscalls::new().allow(&(0..462).collect::<Vec<_>>()),
+            limits: Vec::new(),
+            oom_score_adj: 0,
+        }
+    }
+
+    #[test]
+    fn root_without_the_right_to_give_files_away_starts_programs_as_itself() {
+        let layer = tempfile::NamedTempFile::new().unwrap();
+        let policy = policy([Visible::new(layer.path(), Access::Write)]);
+        let is_root = rustix::process::geteuid().is_root();
+        // Capabilities are a thread's own.
+        let started = thread::spawn(move || {
+            let has = capabilities(None).unwrap();
+            let sets = CapabilitySets { effective: has.effective - CapabilitySet::CHOWN, ..has };
+            set_capabilities(None, sets).unwrap();
+            let (program, input) = cat();
+            let mut started = start(program, &policy).unwrap();
+            drop(input);
+            assert!(started.process.wait().unwrap().success());
+            started.confinement
+        });
+        let confinement = started.join().unwrap();
+        if let (true, Layer::Unavailable { reason }) = (is_root, &confinement.unprivileged_user) {
+            assert!(reason.contains("cannot be given to another user"), "{reason}");
+        }
+        assert_eq!(confinement.unprivileged_user.is_active(), !is_root, "{confinement}");
+        assert!(confinement.no_capabilities.is_active(), "{confinement}");
+    }
+    /// A child that waits to be set up, and the parent's ends of its connections.
+    fn waiting_child() -> (Process, io::PipeWriter, io::PipeReader) {
+        let (program, _input) = cat();
+        let Ok(plan) = Plan::new(&program, &policy([]), Identity::Caller) else { panic!("no plan") };
+        let ((go_reader, go), (mut report, report_writer)) = (io::pipe().unwrap(), io::pipe().unwrap());
+        let connections = Connections {
+            go: temporary(go_reader).unwrap(),
+            report: temporary(report_writer).unwrap(),
+            of_parent: [go.as_raw_fd(), report.as_raw_fd()],
+        };
+        let created = Created { user_namespace: false, mount_namespace: false };
+        let process = create(&plan, created, &connections, 0).unwrap();
+        let Ok(Some(Record { subject: Subject::Ready, .. })) = record(&mut report) else {
+            panic!("the child is not ready")
+        };
+        (process, go, report)
+    }
+
+    fn has_ended_in_time(process: impl AsFd) -> bool {
+        let limit = Timespec { tv_sec: 30, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap() == 1
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_after_its_check_ends_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, other) = (dir.path().join("file"), dir.path().join("other"));
+        fs::write(&file, "").unwrap();
+        fs::write(&other, "").unwrap();
+        let policy = policy([Visible::new(&file, Access::Read)]);
+        let try_start = |change: &dyn Fn()| {
+            let (program, input) = cat();
+            drop(input);
+            let Ok(plan) = Plan::new(&program, &policy, Identity::Caller) else { panic!("no plan") };
+            change();
+            attempt(&plan, Identity::Caller, libc::CLONE_NEWUSER | NAMESPACES)
+        };
+        match try_start(&|| {}) {
+            Ok((mut process, _)) => assert!(process.wait().unwrap().success()),
+            // Without namespaces, nothing is attached.
+            Err(Attempt::Namespaces(_)) => return,
+            Err(Attempt::Failed(error)) => panic!("{error}"),
+        }
+        let changes: [&dyn Fn(); 2] =
+            [&|| fs::rename(&other, &file).unwrap(), &|| fs::remove_file(&file).unwrap()];
+        for change in changes {
+            let started = try_start(change);
+            assert!(matches!(started, Err(Attempt::Failed(StartError::Replaced(_)))));
+        }
+    }
+
+    #[test]
+    fn only_a_refusal_is_a_reason_to_go_on_with_less() {
+        for (errno, is_refusal) in [
+            (Errno::PERM, true),
+            (Errno::NOSPC, true),
+            (Errno::USERS, true),
+            (Errno::NOMEM, false),
+            (Errno::AGAIN, false),
+        ] {
+            let attempt = Attempt::of_namespaces(errno.into());
+            assert_eq!(matches!(attempt, Attempt::Namespaces(_)), is_refusal, "{errno}");
+            let is_failure = matches!(attempt, Attempt::Failed(StartError::Process(_)));
+            assert_eq!(is_failure, !is_refusal, "{errno}");
+        }
+    }
+
+    /// What the kernel says about a process under this name.
+    fn status(process: &Process, name: &str) -> String {
+        let text = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn roots_program_of_another_user_cannot_regain_capabilities() {
+        let identity = Identity::for_program();
+        let (program, input) = cat();
+        let Ok(plan) = Plan::new(&program, &policy([]), identity) else { panic!("no plan") };
+        let Ok((mut process, _)) = attempt(&plan, identity, 0) else { panic!("not started") };
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert_eq!(status(&process, set), "0000000000000000", "{set}");
+        }
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(status(&process, "CapBnd"), "0000000000000000");
+        }
+        drop(input);
+        assert!(process.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_program_has_only_the_descriptors_that_it_was_given() {
+        let (mut program, input) = cat();
+        let last = program.descriptors[2].0.try_clone().unwrap();
+        program.descriptors.push((last, 63));
+        // One without close-on-exec, in the gap between the numbers.
+        let stray = rustix::io::dup(&input).unwrap();
+        assert!((3..63).contains(&stray.as_raw_fd()), "{stray:?}");
+        let Ok(plan) = Plan::new(&program, &policy([]), Identity::Caller) else { panic!("no plan") };
+        let Ok((mut process, _)) = attempt(&plan, Identity::Caller, 0) else { panic!("not started") };
+        let entries = fs::read_dir(format!("/proc/{}/fd", process.id())).unwrap();
+        let mut open: Vec<i32> =
+            entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+        open.sort_unstable();
+        assert_eq!(open, [0, 1, 2, 63]);
+        drop((input, stray));
+        assert!(process.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_child_whose_parent_gives_up_before_it_is_set_up_ends() {
+        let (mut process, go, report) = waiting_child();
+        drop((go, report));
+        assert!(has_ended_in_time(&process));
+        assert_eq!(process.wait().unwrap().code(), Some(127));
+    }
+
+    /// The test runs itself as the parent, which is killed.
+    #[test]
+    fn nothing_remains_of_a_parent_that_is_killed_while_its_child_waits() {
+        const IS_PARENT: &str = "PYRO_CONFINE_TEST_IS_PARENT";
+        let name = "start::tests::nothing_remains_of_a_parent_that_is_killed_while_its_child_waits";
+        #[expect(clippy::disallowed_methods, reason = "only the test itself sets the variable")]
+        if std::env::var_os(IS_PARENT).is_some() {
+            let (process, _go, _report) = waiting_child();
+            writeln!(io::stderr(), "child {}", process.id()).unwrap();
+            // Until it is killed.
+            let _ = io::stdin().read(&mut [0]);
+            return;
+        }
+        let mut parent = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(IS_PARENT, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(parent.stderr.take().unwrap()).lines();
+        let child = lines.map(Result::unwrap).find_map(|line| line.strip_prefix("child ")?.parse().ok());
+        let child = Pid::from_raw(child.unwrap()).unwrap();
+        let child = pidfd_open(child, PidfdFlags::empty()).unwrap();
+        parent.kill().unwrap();
+        parent.wait().unwrap();
+        let ended = has_ended_in_time(&child);
+        let _ = pidfd_send_signal(&child, Signal::KILL);
+        assert!(ended, "the child outlived its parent");
     }
 }

@@ -143,5 +143,7 @@ pub(crate) fn hint(remedy: Remedy) -> Hint {
         Remedy::NamespacesForUser => Hint::NamespacesForUser,
         Remedy::FreeSpace => Hint::FreeCache,
         Remedy::CheckNetworkOrMirror => Hint::CheckNetworkOrMirror,
+        Remedy::OtherCacheDir => Hint::OtherCacheDir,
+        Remedy::ProtectFromOthers { path } => Hint::ProtectFromOthers { path: path.display().to_string() },
     }
 }

@@ -108,6 +108,8 @@ impl EnvironmentCache {
         let platform_dir = self.layout.platform_dir();
         check_path(&platform_dir)?;
         fsio::create_private_dirs(&platform_dir)?;
+        // What is built there could not be used.
+        trust::check_dir(&platform_dir)?.map_err(|problem| PullError::Untrusted { problem })?;
 
         let build_lock = self.layout.build_lock(&entry.dir_name());
         let _building = match lock::try_exclusive(&build_lock)? {

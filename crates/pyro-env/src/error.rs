@@ -125,7 +125,34 @@ pub struct Untrusted {
     /// The file or directory.
     pub path: PathBuf,
     /// What is wrong with it.
-    pub problem: &'static str,
+    pub problem: TrustProblem,
+}
+
+/// How other users could change a file or directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrustProblem {
+    /// It is theirs.
+    Owner,
+    /// Its mode lets them.
+    Writable,
+}
+
+impl fmt::Display for TrustProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Owner => "belongs to another user",
+            Self::Writable => "may be written by other users",
+        })
+    }
+}
+
+impl Untrusted {
+    fn remedy(&self) -> Remedy {
+        match self.problem {
+            TrustProblem::Owner => Remedy::OtherCacheDir,
+            TrustProblem::Writable => Remedy::ProtectFromOthers { path: self.path.clone() },
+        }
+    }
 }
 
 /// Why `open` failed.
@@ -190,6 +217,13 @@ pub enum PullError {
         path: PathBuf,
         /// What is wrong with it.
         reason: &'static str,
+    },
+    /// Other users could change what is built.
+    #[error("the cache directory cannot be trusted")]
+    Untrusted {
+        /// The first problem found.
+        #[source]
+        problem: Untrusted,
     },
     /// A program or file that the build needs is missing on this host.
     #[error("'{tool}' not found; it is needed to build an environment")]
@@ -314,7 +348,8 @@ impl OpenError {
         match self {
             OpenError::NotInstalled { name } => Some(Remedy::Pull { name: name.clone() }),
             OpenError::Damaged { name, .. } => Some(Remedy::PruneAndPull { name: name.clone() }),
-            OpenError::Unknown(_) | OpenError::Untrusted { .. } | OpenError::Io(_) => None,
+            OpenError::Untrusted { problem, .. } => Some(problem.remedy()),
+            OpenError::Unknown(_) | OpenError::Io(_) => None,
         }
     }
 }
@@ -325,7 +360,9 @@ impl PullError {
         match self {
             PullError::Unknown(_) => ErrorKind::UnknownEnvironment,
             PullError::InUse { .. } => ErrorKind::InUse,
-            PullError::InvalidMirror { .. } | PullError::InvalidCacheDir { .. } => ErrorKind::InvalidConfig,
+            PullError::InvalidMirror { .. }
+            | PullError::InvalidCacheDir { .. }
+            | PullError::Untrusted { .. } => ErrorKind::InvalidConfig,
             PullError::ToolMissing { .. } | PullError::NoNamespaces { .. } => ErrorKind::ToolMissing,
             PullError::BuildFailed { stderr_tail, .. } if disk_full(stderr_tail) => ErrorKind::NoSpace,
             PullError::BuildFailed { .. } | PullError::BadResult { .. } => ErrorKind::BuildFailed,
@@ -339,6 +376,7 @@ impl PullError {
     pub fn remedy(&self) -> Option<Remedy> {
         match self {
             PullError::InUse { .. } => Some(Remedy::DeleteUsers),
+            PullError::Untrusted { problem } => Some(problem.remedy()),
             PullError::ToolMissing { package, .. } => Some(Remedy::InstallPackage { package }),
             PullError::NoNamespaces { is_root: true, .. } => Some(Remedy::NamespacesForRoot),
             PullError::NoNamespaces { .. } => Some(Remedy::NamespacesForUser),
@@ -382,6 +420,13 @@ pub enum Remedy {
     FreeSpace,
     /// Check the network, or configure another mirror.
     CheckNetworkOrMirror,
+    /// Use a cache directory that belongs to this user.
+    OtherCacheDir,
+    /// Take the write permission of other users away, or use another cache directory.
+    ProtectFromOthers {
+        /// The file or directory.
+        path: PathBuf,
+    },
 }
 
 impl PruneError {

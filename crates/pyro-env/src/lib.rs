@@ -34,7 +34,7 @@ pub use cancel::CancelFlag;
 pub use catalog::{CATALOG_VERSION, UnknownEnvironment};
 pub use error::{
     Damage, ErrorKind, InspectError, IoError, ListError, OpenError, PruneError, PullError, Remedy,
-    ToolFailure, Untrusted,
+    ToolFailure, TrustProblem, Untrusted,
 };
 pub use image::RootfsFormat;
 pub use installed::InstalledEnvironment;

@@ -1,6 +1,7 @@
 //! Builds that fail, are cancelled or killed, or run in parallel.
 
-use std::fs::File;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 
 use pyro_env::{CancelFlag, EnvironmentCache, ErrorKind, PullError, PullStep, Remedy, SilentObserver};
@@ -46,6 +47,22 @@ fn a_missing_tool_is_named_with_its_package() {
     assert!(matches!(&error, PullError::ToolMissing { tool, .. } if tool == "no-such-program"));
     assert_eq!(error.remedy(), Some(Remedy::InstallPackage { package: "erofs-utils" }));
     assert!(!fake.cache_dir().exists());
+}
+
+#[test]
+fn nothing_is_built_where_other_users_could_change_it() {
+    let fake = Fake::new();
+    let cache_dir = fake.cache_dir();
+    fs::create_dir_all(&cache_dir).expect("created");
+    fs::set_permissions(&cache_dir, Permissions::from_mode(0o777)).expect("permitted");
+    let error =
+        fake.cache().pull("debian:12-base", &SilentObserver, &CancelFlag::new()).expect_err("not private");
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+    let path = cache_dir.canonicalize().expect("exists");
+    assert_eq!(error.remedy(), Some(Remedy::ProtectFromOthers { path }));
+    assert!(!fake.path().join("runs").exists(), "no tool was started");
+    fs::set_permissions(&cache_dir, Permissions::from_mode(0o755)).expect("permitted");
+    fake.pull();
 }
 
 #[test]
