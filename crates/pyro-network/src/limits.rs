@@ -39,6 +39,10 @@ pub const DNS_QUERY_BYTES: usize = 4096;
 pub const CONNECT_TIME: Duration = Duration::from_secs(75);
 /// Maximum time until the guest confirms a connection that the host has opened.
 pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// When one side of a connection has failed, the other has this long to take more of what had arrived before.
+pub const DRAIN_TIME: Duration = Duration::from_secs(30);
+/// A peer that is still sending after the guest has gone has this long to take the guest's last bytes.
+pub const LINGER_TIME: Duration = Duration::from_secs(5);
 /// Maximum time until the guest has named the server, where the policy compares names.
 pub const INSPECTION_TIME: Duration = Duration::from_secs(15);
 /// Maximum number of bytes in which the guest must have named the server.

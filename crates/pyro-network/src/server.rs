@@ -126,7 +126,8 @@ impl Server {
     /// [`RunError::Link`], [`RunError::Frame`].
     pub fn step(&mut self, limit: Option<Duration>) -> Result<bool, RunError> {
         let now = Instant::now();
-        let due = self.network.expire(now);
+        // What is still due now waits for something else.
+        let due = self.network.expire(now).map(|due| due.max(SHORTEST_WAIT));
         let timeout = match self.busy {
             true => Some(Duration::ZERO),
             // What cannot be sent does not become due by waiting.

@@ -208,6 +208,14 @@ impl TcpFlows {
         }
     }
 
+    /// Lets this time pass for every open connection.
+    #[cfg(test)]
+    pub(crate) fn age(&mut self, by: Duration) {
+        for flow in self.flows.values_mut() {
+            flow.age(by);
+        }
+    }
+
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.tokens.len()
