@@ -15,6 +15,8 @@ pub const DNS_QUERIES: usize = 128;
 pub const DNS_CONNECTIONS: usize = 16;
 /// Maximum number of addresses that names are bound to.
 pub const BINDINGS: usize = 4096;
+/// Maximum number of names that are bound to one address. A new one takes the place of the oldest.
+pub const NAMES_OF_ADDRESS: usize = 32;
 /// Maximum number of different denials that are remembered.
 pub const DENIALS: usize = 100;
 

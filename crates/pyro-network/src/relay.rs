@@ -55,7 +55,7 @@ impl Shared {
     /// The kernel does not say whether the address is the host's own.
     pub(crate) fn judge(&mut self, protocol: Protocol, destination: SocketAddr) -> io::Result<Judged> {
         let address = host::effective(destination.ip());
-        let names = self.bindings.names(address);
+        let names: Vec<_> = self.bindings.names(address).collect();
         let relation = host::relation(address)?;
         let port = destination.port();
         match self.config.policy.judge(&Destination { protocol, address, port, relation, names: &names }) {
@@ -64,7 +64,7 @@ impl Shared {
                 Ok(Judged::Connect { peer: (address, port).into(), relation, servers: Some(servers) })
             }
             Verdict::Denied(rule) => {
-                self.denials.connection(protocol, (destination.ip(), port), names.first(), rule);
+                self.denials.connection(protocol, (destination.ip(), port), names.first().copied(), rule);
                 Ok(Judged::Denied)
             }
         }

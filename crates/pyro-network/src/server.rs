@@ -268,7 +268,7 @@ impl Network {
         let Self { shared, stack, tcp, udp, dns, .. } = self;
         let token = event.token();
         // A socket may have been closed after its event was taken.
-        let _ = tcp.event(event, shared, stack, output) || udp.event(token) || dns.event(token, shared);
+        let _ = tcp.event(event, shared, stack, output) || udp.event(token) || dns.event(token);
     }
 
     /// Moves what can be moved. Returns whether there may be more.
@@ -276,6 +276,7 @@ impl Network {
         let Self { shared, stack, tcp, udp, dns, dns_connections, .. } = self;
         let mut busy = tcp.pump(shared, stack);
         busy |= udp.pump(shared, output);
+        busy |= dns.pump(shared);
         busy |= dns_connections.pump(dns, shared, stack);
         let resolver = SocketAddr::new(shared.config.v4.resolver.into(), DNS_PORT);
         for (origin, answer) in dns.take_answers() {

@@ -216,6 +216,12 @@ impl TcpFlows {
         }
     }
 
+    /// Returns how often bytes of the guest were inspected.
+    #[cfg(test)]
+    pub(crate) fn inspections(&self) -> usize {
+        self.flows.values().map(Flow::inspections).sum()
+    }
+
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.tokens.len()

@@ -94,6 +94,11 @@ impl Connections {
         let due = self.connections.values().map(Connection::due).filter(|due| *due > now).min()?;
         Some(due.saturating_duration_since(now))
     }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.connections.len()
+    }
 }
 
 impl Connection {

@@ -31,6 +31,10 @@ pub(super) struct Flow {
     large: bool,
     /// The guest must name one of these before anything is forwarded.
     servers: Option<Vec<DnsName>>,
+    /// Bytes that were inspected and did not name a server yet.
+    inspected: usize,
+    #[cfg(test)]
+    inspections: usize,
     since: Instant,
     confirmed: bool,
 }
@@ -99,6 +103,9 @@ impl Flow {
             guest_ended: false,
             large,
             servers,
+            inspected: 0,
+            #[cfg(test)]
+            inspections: 0,
             since: Instant::now(),
             confirmed: false,
         }
@@ -266,8 +273,17 @@ impl Flow {
     /// Compares the server that the guest names.
     fn identify(&mut self, shared: &mut Shared, socket: &mut tcp::Socket<'_>) -> Identified {
         let Some(servers) = &self.servers else { return Identified::Yes };
-        let bytes = socket.peek(limits::INSPECTION_BYTES).unwrap_or_default();
-        let (named, rule) = match server_name(bytes) {
+        let received = socket.recv_queue();
+        let named = if self.inspected == received {
+            Named::Partly
+        } else {
+            #[cfg(test)]
+            {
+                self.inspections += 1;
+            }
+            server_name(socket.peek(limits::INSPECTION_BYTES).unwrap_or_default())
+        };
+        let (named, rule) = match named {
             Named::Server(name) if servers.contains(&name) => {
                 self.servers = None;
                 return Identified::Yes;
@@ -275,6 +291,7 @@ impl Flow {
             Named::Server(name) => (Some(name), Rule::ServerNameMismatch),
             // A guest that has ended will say no more.
             Named::Partly if socket.may_recv() && !has_ended(socket) => {
+                self.inspected = received;
                 if self.since.elapsed() < limits::INSPECTION_TIME {
                     return Identified::NotYet;
                 }
@@ -351,6 +368,12 @@ impl Flow {
     #[cfg(test)]
     pub(super) fn compare_servers(&mut self, servers: Vec<DnsName>) {
         self.servers = Some(servers);
+    }
+
+    /// Returns how often bytes of the guest were inspected.
+    #[cfg(test)]
+    pub(super) fn inspections(&self) -> usize {
+        self.inspections
     }
 
     #[cfg(test)]
