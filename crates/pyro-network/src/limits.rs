@@ -9,6 +9,11 @@ pub const TCP_FLOWS: usize = 512;
 pub const TCP_CONNECTING: usize = 64;
 /// Maximum number of UDP flows. A new one takes the place of the one that was silent for longest.
 pub const UDP_FLOWS: usize = 256;
+/// Maximum number of connections and flows that are opened at once. An attempt beyond it is dropped, as a packet of a
+/// congested network is.
+pub const NEW_FLOWS_BURST: u32 = 512;
+/// Number of connections and flows that may be opened each second after a burst.
+pub const NEW_FLOWS_PER_SECOND: u32 = 100;
 /// Maximum number of DNS queries in flight. More are answered with a server failure.
 pub const DNS_QUERIES: usize = 128;
 /// Maximum number of TCP connections of the guest to our resolver.

@@ -201,7 +201,7 @@ pub enum Rule {
     ServerNameMismatch,
     /// The guest did not name a server.
     ServerNameMissing,
-    /// The guest has too many connections.
+    /// The guest has too many connections, or opens them too fast.
     TooManyConnections,
 }
 

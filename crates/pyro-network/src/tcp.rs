@@ -90,7 +90,9 @@ impl TcpFlows {
             shared.deny(Protocol::Tcp, ends.destination, None, Rule::TooManyConnections);
             return Err(Refused::Reset);
         }
-        if self.connecting.len() >= limits::TCP_CONNECTING {
+        if self.connecting.len() >= limits::TCP_CONNECTING
+            || !shared.may_open(Protocol::Tcp, ends.destination)
+        {
             return Err(Refused::Silently);
         }
         let mut stream = TcpStream::connect(peer).map_err(|error| Refused::of_host(&error))?;
