@@ -252,7 +252,7 @@ impl Flow {
         Some((Stage::Gone(gone), moved))
     }
 
-    /// Reads what nobody takes any more. Returns whether there may be more, or `None` if the peer has ended.
+    /// Reads and drops what the guest no longer takes. Returns whether there may be more, or `None` if the peer has ended.
     fn discard(&mut self, host: &mut TcpStream) -> Option<bool> {
         let mut buffer = [0; DISCARDED_BYTES];
         for _ in 0..DISCARDS {
