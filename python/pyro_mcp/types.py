@@ -208,9 +208,9 @@ class NetworkDenial(TypedDict):
     port: Optional[int]
     """The port."""
     protocol: str
-    """`tcp`, `udp`, `icmp` or `dns`."""
+    """`tcp`, `udp` or `dns`."""
     rule: str
-    """The rule that refused it, such as `loopback` or `not-in-allowlist`."""
+    """The rule that refused it, such as `loopback` or `not_on_allowlist`."""
     time: float
     """When it was last refused, in seconds since the epoch."""
 

@@ -127,7 +127,7 @@ impl NetworkPolicy {
 pub struct NetworkDenial {
     /// When it was last refused, in seconds since the epoch.
     pub time: f64,
-    /// `tcp`, `udp`, `icmp` or `dns`.
+    /// `tcp`, `udp` or `dns`.
     pub protocol: String,
     /// The address; null for a name that was not resolved.
     pub address: Option<String>,
@@ -135,7 +135,7 @@ pub struct NetworkDenial {
     pub port: Option<u16>,
     /// The name, if it is known.
     pub name: Option<String>,
-    /// The rule that refused it, such as `loopback` or `not-in-allowlist`.
+    /// The rule that refused it, such as `loopback` or `not_on_allowlist`.
     pub rule: String,
     /// How often it was refused.
     pub count: u64,

@@ -1,9 +1,12 @@
 //! What the host's kernel says about an address, asked each time: addresses and routes of a host change.
 
+mod route;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 
+use netlink_packet_route::route::RouteType;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, getsockname, socket_with};
 
@@ -19,7 +22,25 @@ pub(crate) enum Relation {
 }
 
 /// Returns what the kernel says about `address`. No packet is sent.
+///
+/// # Errors
+/// The kernel does not say. The address must then be taken for the host's own.
 pub(crate) fn relation(address: IpAddr) -> io::Result<Relation> {
+    match route::kind(address)? {
+        // Not the source, which is another address of the host for its secondary addresses and for prefixes that are local.
+        Some(RouteType::Local | RouteType::Anycast) => Ok(Relation::Own),
+        Some(RouteType::Broadcast | RouteType::Multicast) => Ok(Relation::Broadcast),
+        Some(RouteType::Unicast) => relation_by_source(address),
+        // They lead nowhere, which the guest is to be told by the attempt to connect.
+        Some(RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit) | None => {
+            Ok(Relation::Other)
+        }
+        Some(kind) => Err(io::Error::other(format!("route of an unknown kind: {kind:?}"))),
+    }
+}
+
+/// Returns the same by the source that the kernel would choose, which also follows rules that depend on the process.
+fn relation_by_source(address: IpAddr) -> io::Result<Relation> {
     // The port does not matter to the choice of the source.
     match source_towards(SocketAddr::new(address, 9)) {
         // The kernel talks to its own addresses from the address itself, and from a loopback address to what a local
@@ -67,10 +88,12 @@ pub(crate) fn effective(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Returns whether a connected socket is connected to this host after all.
+/// Returns whether a connected socket is connected to this host after all, or may be.
 pub(crate) fn is_to_itself(socket: impl std::os::fd::AsFd, peer: IpAddr) -> bool {
     let Ok(local) = getsockname(socket) else { return true };
-    SocketAddr::try_from(local).is_ok_and(|local| local.ip().to_canonical() == peer.to_canonical())
+    let peer = peer.to_canonical();
+    SocketAddr::try_from(local).is_ok_and(|local| local.ip().to_canonical() == peer)
+        || relation(peer).map_or(true, |relation| relation == Relation::Own)
 }
 
 #[cfg(test)]

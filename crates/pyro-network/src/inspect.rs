@@ -1,8 +1,7 @@
 //! Which server a client names in its first bytes: the server name of a TLS handshake, or the host of an HTTP/1 request.
 
 use tls_parser::{
-    TlsExtension, TlsExtensionType, TlsMessage, TlsMessageHandshake, TlsRecordType,
-    parse_tls_client_hello_extensions, parse_tls_message_handshake, parse_tls_raw_record,
+    TlsMessage, TlsMessageHandshake, TlsRecordType, parse_tls_message_handshake, parse_tls_raw_record,
 };
 
 use crate::limits::INSPECTION_BYTES;
@@ -74,31 +73,49 @@ fn is_whole(handshake: &[u8]) -> bool {
     handshake.len() - HANDSHAKE_HEADER >= u32::from_be_bytes([0, a, b, c]) as usize
 }
 
-fn of_extensions(extensions: &[u8]) -> Named {
-    let Ok((_, extensions)) = parse_tls_client_hello_extensions(extensions) else { return Named::Nothing };
+/// Types of extensions (IANA's registry): the server's name, and two that hide another one.
+const SERVER_NAME: u16 = 0;
+const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
+const ENCRYPTED_SERVER_NAME: u16 = 0xffce;
+
+/// Reads every extension to its exact end, whatever is in it: a parser of all kinds of content would stop at the first one that
+/// it does not like, where a server reads on.
+fn of_extensions(mut extensions: &[u8]) -> Named {
     let mut named = Named::Nothing;
-    for extension in &extensions {
-        match extension {
-            TlsExtension::SNI(names) => {
-                // One name of the type `host_name`, which is 0.
-                let [(kind, name)] = &names[..] else { return Named::Nothing };
-                let name = str::from_utf8(name).ok().filter(|_| kind.0 == 0).and_then(DnsName::new);
-                match (name, &named) {
-                    (Some(name), Named::Nothing) => named = Named::Server(name),
-                    _ => return Named::Nothing,
-                }
-            }
-            // The name outside is not the one that is meant.
-            extension if is_encrypted_hello(TlsExtensionType::from(extension)) => return Named::Nothing,
-            _ => {}
+    let mut seen = Vec::new();
+    while !extensions.is_empty() {
+        let Some((kind, content, rest)) = extension(extensions) else { return Named::Nothing };
+        extensions = rest;
+        // A message has each extension once (RFC 8446, 4.2). The name outside an encrypted hello is not the one that is meant.
+        if seen.contains(&kind) || matches!(kind, ENCRYPTED_CLIENT_HELLO | ENCRYPTED_SERVER_NAME) {
+            return Named::Nothing;
+        }
+        seen.push(kind);
+        if kind == SERVER_NAME {
+            let Some(name) = host_name(content) else { return Named::Nothing };
+            named = Named::Server(name);
         }
     }
     named
 }
 
-fn is_encrypted_hello(kind: TlsExtensionType) -> bool {
-    // encrypted_client_hello, and the earlier encrypted_server_name.
-    matches!(kind.0, 0xfe0d | 0xffce)
+/// Splits off the first extension: its type, its content, and what follows.
+fn extension(extensions: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let (head, rest) = extensions.split_first_chunk::<4>()?;
+    let [a, b, c, d] = *head;
+    let (content, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes([c, d])))?;
+    Some((u16::from_be_bytes([a, b]), content, rest))
+}
+
+/// Reads a list of server names (RFC 6066, 3) that has one name, of the type `host_name`, and nothing else.
+fn host_name(content: &[u8]) -> Option<DnsName> {
+    let (head, name) = content.split_first_chunk::<5>()?;
+    let [a, b, kind, c, d] = *head;
+    let (list, length) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+    let is_exact = kind == 0
+        && usize::from(length) == name.len()
+        && usize::from(list) == content.len() - size_of::<u16>();
+    if is_exact { str::from_utf8(name).ok().and_then(DnsName::new) } else { None }
 }
 
 fn of_http(bytes: &[u8]) -> Named {
@@ -179,6 +196,16 @@ pub(crate) mod tests {
         assert_eq!(of(&extension(10, &[0, 2, 0, 29])), Named::Nothing);
         assert_eq!(of(&[sni("a.test"), extension(0xfe0d, &[0; 8])].concat()), Named::Nothing);
         assert_eq!(of(&[sni("a.test"), sni("b.test")].concat()), Named::Nothing);
+        // Behind extensions whose content is not what their type says, of which servers take no notice.
+        for odd in [extension(13_172, &[1]), extension(0xffce, &[]), extension(10, &[9])] {
+            let hidden = [sni("a.test"), odd, extension(0xfe0d, &[0; 8])].concat();
+            assert_eq!(of(&hidden), Named::Nothing);
+        }
+        assert_eq!(of(&[sni("a.test"), vec![0]].concat()), Named::Nothing, "a part of an extension");
+        let mut two_names = sni("a.test");
+        two_names.extend(b"\0\0\x06b.test");
+        two_names[3] += 9;
+        assert_eq!(of(&two_names), Named::Nothing, "bytes behind the list");
         assert_eq!(of(&sni("not a name")), Named::Nothing);
         assert_eq!(server_name(&records(&[2, 0, 0, 1, 0], 100)), Named::Nothing, "not a client's");
         assert_eq!(server_name(&[0x16; 100]), Named::Partly, "the record is 5,654 bytes long");

@@ -66,7 +66,7 @@ const SIX_TO_FOUR: Ipv6Net = v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16);
 const GLOBAL_UNICAST: Ipv6Net = v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
 
 /// The first range that contains an address counts.
-const V4: [(Ipv4Net, Rule); 16] = [
+const V4: [(Ipv4Net, Rule); 17] = [
     // "This network"; Linux takes 0.0.0.0 for its own loopback interface.
     (v4([0, 0, 0, 0], 8), Rule::Loopback),
     (v4([127, 0, 0, 0], 8), Rule::Loopback),
@@ -75,6 +75,8 @@ const V4: [(Ipv4Net, Rule); 16] = [
     (v4([192, 168, 0, 0], 16), Rule::Private),
     (v4([100, 64, 0, 0], 10), Rule::SharedAddressSpace),
     (v4([169, 254, 0, 0], 16), Rule::LinkLocal),
+    // Azure's metadata and credentials of each machine: not link-local, but like it.
+    (v4([168, 63, 129, 16], 32), Rule::LinkLocal),
     (v4([192, 0, 0, 0], 24), Rule::Reserved),
     (v4([192, 0, 2, 0], 24), Rule::Documentation),
     (v4([198, 51, 100, 0], 24), Rule::Documentation),

@@ -13,17 +13,19 @@ use crate::harness::{PYRO, Sandbox, kill};
 
 /// Addresses on which canaries listen, and by which a guest must not reach them: those of the host, and of networks that are not
 /// public.
-const CANARIES: [&str; 12] = [
+const CANARIES: [&str; 14] = [
     "127.0.0.1",
     "127.1.2.3",
     "0.0.0.0",
     "5.6.7.1",
+    "5.6.7.2",
     "10.99.0.1",
     "10.99.0.8",
     "169.254.169.254",
     "100.64.0.8",
     "::1",
     "2a00:5:6::1",
+    "2a00:5:7::9",
     "fd00:99::8",
     "::ffff:127.0.0.1",
 ];

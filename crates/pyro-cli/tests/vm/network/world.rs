@@ -89,9 +89,13 @@ const WORLD: &str = r#"
     read -r line < ready
     ip link add outside type veth peer name beyond netns $beyond
     ip address add 5.6.7.1/24 dev outside
+    # A secondary address, whose local route has the first one as its source.
+    ip address add 5.6.7.2/24 dev outside
     ip address add 10.99.0.1/24 dev outside
     ip address add 2a00:5:6::1/64 dev outside nodad
     ip link set outside up
+    # Every address of this network is the host's.
+    ip route add local 2a00:5:7::/64 dev lo
     there() { nsenter --net=/proc/$beyond/ns/net "$@"; }
     there ip link set lo up
     for address in 5.6.7.8/24 10.99.0.8/24 169.254.169.254/32 100.64.0.8/32; do
