@@ -29,6 +29,7 @@ mod link;
 mod packet;
 mod policy;
 mod process;
+mod rate;
 mod relay;
 mod server;
 mod stack;

@@ -9,12 +9,19 @@ pub const TCP_FLOWS: usize = 512;
 pub const TCP_CONNECTING: usize = 64;
 /// Maximum number of UDP flows. A new one takes the place of the one that was silent for longest.
 pub const UDP_FLOWS: usize = 256;
+/// Maximum number of connections and flows that are opened at once. An attempt beyond it is dropped, as a packet of a
+/// congested network is.
+pub const NEW_FLOWS_BURST: u32 = 512;
+/// Number of connections and flows that may be opened each second after a burst.
+pub const NEW_FLOWS_PER_SECOND: u32 = 100;
 /// Maximum number of DNS queries in flight. More are answered with a server failure.
 pub const DNS_QUERIES: usize = 128;
 /// Maximum number of TCP connections of the guest to our resolver.
 pub const DNS_CONNECTIONS: usize = 16;
 /// Maximum number of addresses that names are bound to.
 pub const BINDINGS: usize = 4096;
+/// Maximum number of names that are bound to one address. A new one takes the place of the oldest.
+pub const NAMES_OF_ADDRESS: usize = 32;
 /// Maximum number of different denials that are remembered.
 pub const DENIALS: usize = 100;
 
@@ -39,6 +46,10 @@ pub const DNS_QUERY_BYTES: usize = 4096;
 pub const CONNECT_TIME: Duration = Duration::from_secs(75);
 /// Maximum time until the guest confirms a connection that the host has opened.
 pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// When one side of a connection has failed, the other has this long to take more of what had arrived before.
+pub const DRAIN_TIME: Duration = Duration::from_secs(30);
+/// A peer that is still sending after the guest has gone has this long to take the guest's last bytes.
+pub const LINGER_TIME: Duration = Duration::from_secs(5);
 /// Maximum time until the guest has named the server, where the policy compares names.
 pub const INSPECTION_TIME: Duration = Duration::from_secs(15);
 /// Maximum number of bytes in which the guest must have named the server.

@@ -201,7 +201,7 @@ pub enum Rule {
     ServerNameMismatch,
     /// The guest did not name a server.
     ServerNameMissing,
-    /// The guest has too many connections.
+    /// The guest has too many connections, or opens them too fast.
     TooManyConnections,
 }
 
@@ -226,7 +226,7 @@ pub(crate) struct Destination<'a> {
     pub(crate) port: u16,
     pub(crate) relation: Relation,
     /// Names that are bound to the address.
-    pub(crate) names: &'a [DnsName],
+    pub(crate) names: &'a [&'a DnsName],
 }
 
 /// How a destination was judged.
@@ -260,12 +260,12 @@ impl Policy {
         if self.allow_hosts.iter().any(is_host) {
             return Verdict::Allowed;
         }
-        let by_host = |name: &&DnsName| {
+        let by_host = |name: &DnsName| {
             self.allow_hosts
                 .iter()
-                .any(|rule| matches!(&rule.host, Host::Name(host) if host == *name && ported(&rule.port)))
+                .any(|rule| matches!(&rule.host, Host::Name(host) if host == name && ported(&rule.port)))
         };
-        let by_domain = |name: &&DnsName| {
+        let by_domain = |name: &DnsName| {
             let matches = |rule: &DomainRule| {
                 let ported = rule.port.map_or(NAMED_PORTS.contains(&port), |rule| rule == port);
                 ported && rule.pattern.matches(name)
@@ -276,13 +276,16 @@ impl Policy {
                 && self.allow_domains.iter().any(matches)
         };
         if denied.is_none_or(|denied| denied.is_open_to_names()) {
-            let named: Vec<DnsName> =
-                names.iter().filter(|name| by_host(name) || by_domain(name)).cloned().collect();
-            if !named.is_empty() {
+            let mut named = names.iter().copied().filter(|name| by_host(name) || by_domain(name)).peekable();
+            if named.peek().is_some() {
                 let compared = self.egress == Egress::Allowlist
                     && protocol == Protocol::Tcp
                     && NAMED_PORTS.contains(&port);
-                return if compared { Verdict::AllowedFor(named) } else { Verdict::Allowed };
+                return if compared {
+                    Verdict::AllowedFor(named.cloned().collect())
+                } else {
+                    Verdict::Allowed
+                };
             }
         }
         match (denied, self.egress) {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use mio::{Registry, Token};
 
@@ -13,6 +14,7 @@ use crate::host::{self, Relation};
 use crate::link::Output;
 use crate::packet::{Unreachable, report_unreachable};
 use crate::policy::{Destination, DnsName, Protocol, Rule, Verdict};
+use crate::rate::Rate;
 
 /// Token of the link.
 pub(crate) const LINK: Token = Token(0);
@@ -24,12 +26,14 @@ pub(crate) struct Shared {
     pub(crate) registry: Registry,
     pub(crate) denials: DenialLog,
     pub(crate) bindings: Bindings,
+    rate: Rate,
     next_token: usize,
 }
 
 impl Shared {
     pub(crate) fn new(config: Config, registry: Registry, denials: DenialLog) -> Self {
-        Self { config, registry, denials, bindings: Bindings::default(), next_token: LINK.0 + 1 }
+        let rate = Rate::new(Instant::now());
+        Self { config, registry, denials, bindings: Bindings::default(), rate, next_token: LINK.0 + 1 }
     }
 
     /// Returns a token that no socket had before.
@@ -55,7 +59,7 @@ impl Shared {
     /// The kernel does not say whether the address is the host's own.
     pub(crate) fn judge(&mut self, protocol: Protocol, destination: SocketAddr) -> io::Result<Judged> {
         let address = host::effective(destination.ip());
-        let names = self.bindings.names(address);
+        let names: Vec<_> = self.bindings.names(address).collect();
         let relation = host::relation(address)?;
         let port = destination.port();
         match self.config.policy.judge(&Destination { protocol, address, port, relation, names: &names }) {
@@ -64,10 +68,19 @@ impl Shared {
                 Ok(Judged::Connect { peer: (address, port).into(), relation, servers: Some(servers) })
             }
             Verdict::Denied(rule) => {
-                self.denials.connection(protocol, (destination.ip(), port), names.first(), rule);
+                self.denials.connection(protocol, (destination.ip(), port), names.first().copied(), rule);
                 Ok(Judged::Denied)
             }
         }
+    }
+
+    /// Returns whether the guest may open one more connection or flow now. One that it may not open is logged.
+    pub(crate) fn may_open(&mut self, protocol: Protocol, to: SocketAddr) -> bool {
+        let may_open = self.rate.take(Instant::now());
+        if !may_open {
+            self.deny(protocol, to, None, Rule::TooManyConnections);
+        }
+        may_open
     }
 
     /// Logs a denial of something that was allowed at first.

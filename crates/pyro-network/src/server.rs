@@ -126,7 +126,8 @@ impl Server {
     /// [`RunError::Link`], [`RunError::Frame`].
     pub fn step(&mut self, limit: Option<Duration>) -> Result<bool, RunError> {
         let now = Instant::now();
-        let due = self.network.expire(now);
+        // What is still due now waits for something else.
+        let due = self.network.expire(now).map(|due| due.max(SHORTEST_WAIT));
         let timeout = match self.busy {
             true => Some(Duration::ZERO),
             // What cannot be sent does not become due by waiting.
@@ -267,7 +268,7 @@ impl Network {
         let Self { shared, stack, tcp, udp, dns, .. } = self;
         let token = event.token();
         // A socket may have been closed after its event was taken.
-        let _ = tcp.event(event, shared, stack, output) || udp.event(token) || dns.event(token, shared);
+        let _ = tcp.event(event, shared, stack, output) || udp.event(token) || dns.event(token);
     }
 
     /// Moves what can be moved. Returns whether there may be more.
@@ -275,6 +276,7 @@ impl Network {
         let Self { shared, stack, tcp, udp, dns, dns_connections, .. } = self;
         let mut busy = tcp.pump(shared, stack);
         busy |= udp.pump(shared, output);
+        busy |= dns.pump(shared);
         busy |= dns_connections.pump(dns, shared, stack);
         let resolver = SocketAddr::new(shared.config.v4.resolver.into(), DNS_PORT);
         for (origin, answer) in dns.take_answers() {

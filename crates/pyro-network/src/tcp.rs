@@ -90,7 +90,9 @@ impl TcpFlows {
             shared.deny(Protocol::Tcp, ends.destination, None, Rule::TooManyConnections);
             return Err(Refused::Reset);
         }
-        if self.connecting.len() >= limits::TCP_CONNECTING {
+        if self.connecting.len() >= limits::TCP_CONNECTING
+            || !shared.may_open(Protocol::Tcp, ends.destination)
+        {
             return Err(Refused::Silently);
         }
         let mut stream = TcpStream::connect(peer).map_err(|error| Refused::of_host(&error))?;
@@ -206,6 +208,20 @@ impl TcpFlows {
         for flow in self.flows.values_mut() {
             flow.compare_servers(servers.to_vec());
         }
+    }
+
+    /// Lets this time pass for every open connection.
+    #[cfg(test)]
+    pub(crate) fn age(&mut self, by: Duration) {
+        for flow in self.flows.values_mut() {
+            flow.age(by);
+        }
+    }
+
+    /// Returns how often bytes of the guest were inspected.
+    #[cfg(test)]
+    pub(crate) fn inspections(&self) -> usize {
+        self.flows.values().map(Flow::inspections).sum()
     }
 
     #[cfg(test)]

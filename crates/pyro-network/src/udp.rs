@@ -90,6 +90,9 @@ impl UdpFlows {
         }
         let judged = shared.judge(Protocol::Udp, ends.destination).map_err(|_| None)?;
         let Judged::Connect { peer, .. } = judged else { return Err(Some(Unreachable::Prohibited)) };
+        if !shared.may_open(Protocol::Udp, ends.destination) {
+            return Err(None);
+        }
         if self.flows.len() >= limits::UDP_FLOWS
             && let Some((&oldest, _)) = self.flows.iter().min_by_key(|(_, flow)| flow.used)
         {

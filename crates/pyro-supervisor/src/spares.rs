@@ -8,14 +8,13 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use futures::{SinkExt, StreamExt};
-use pyro_machine::network::Policy;
 use pyro_machine::snapshot::SnapshotError;
 use pyro_machine::{HostPlatform, snapshot};
 use pyro_wire::{Frame, FrameCodec};
 use sha2::{Digest, Sha256};
 use tokio_util::codec::Framed;
 
-use crate::protocol::{Legacy, Reply};
+use crate::protocol::{Legacy, Reply, VERSION};
 use crate::spec::{LaunchSpec, Purpose};
 use crate::{BootInfo, BootStage, Lifeline, OwnerLock, StartError, client, dir, server};
 
@@ -26,16 +25,15 @@ use crate::{BootInfo, BootStage, Lifeline, OwnerLock, StartError, client, dir, s
 /// The VMM, the guest's kernel, or the host cannot be identified.
 pub async fn key(spec: &LaunchSpec, cache: &Path) -> Result<String, SnapshotError> {
     let key = snapshot::key(cache, &spec.subject(), &HostPlatform::new()).await?;
-    Ok(with_policy(key, spec))
+    Ok(with_network(&key, VERSION, spec))
 }
 
-/// A running VM keeps its policy, so VMs with different ones cannot take each other's place.
-fn with_policy(key: String, spec: &LaunchSpec) -> String {
-    if !spec.network || spec.network_policy == Policy::default() {
-        return key;
-    }
-    let policy = format!("{:?}", spec.network_policy);
-    format!("{key}-{}", hex::encode(&Sha256::digest(policy)[..8]))
+/// A running VM keeps its policy and its network process, so VMs with different policies or of different versions of this
+/// program cannot take each other's place.
+fn with_network(key: &str, version: &str, spec: &LaunchSpec) -> String {
+    let policy = spec.network.then_some(&spec.network_policy);
+    let network = format!("{version} {policy:?}");
+    format!("{key}-{}", hex::encode(&Sha256::digest(network)[..8]))
 }
 
 /// Starts `program` with `args` as the supervisor of a spare, which `spec` describes and whose lock is `lock`. Does not

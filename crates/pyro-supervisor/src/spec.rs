@@ -62,6 +62,11 @@ impl LaunchSpec {
         }
     }
 
+    /// Returns whether a guest has the same network with both. A running machine keeps its network process and policy.
+    pub(crate) fn has_network_of(&self, other: &Self) -> bool {
+        self.network == other.network && (!self.network || self.network_policy == other.network_policy)
+    }
+
     /// What a template for VMs like this one is made of.
     pub(crate) fn subject(&self) -> Subject {
         Subject { hardware: self.hardware(), guest: self.guest.clone() }
@@ -153,6 +158,18 @@ pub(crate) mod tests {
             ..spec()
         };
         assert_eq!(other.subject(), spec().subject());
+    }
+
+    #[test]
+    fn a_policy_counts_where_there_is_a_network() {
+        let narrow = |network| {
+            let allow_cidrs = vec!["192.0.2.0/24".parse().unwrap()];
+            LaunchSpec { network, network_policy: Policy { allow_cidrs, ..Policy::default() }, ..spec() }
+        };
+        let open = LaunchSpec { network: true, ..spec() };
+        assert!(narrow(true).has_network_of(&narrow(true)) && narrow(false).has_network_of(&spec()));
+        assert!(!narrow(true).has_network_of(&open) && !open.has_network_of(&narrow(true)));
+        assert!(!open.has_network_of(&spec()));
     }
 
     #[test]

@@ -5,11 +5,13 @@ use std::str::FromStr;
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{OptionalExtension, Row, ToSql, Transaction, named_params};
+use serde::Deserialize;
 use tracing::warn;
 
 use super::transaction_error::{TransactionError, is_row_error};
 use crate::Kind;
 use crate::limits::Sizing;
+use crate::{AllowedCidr, AllowedDomain, AllowedHost, Egress};
 use crate::{Caller, ExecutionMode, HostAccess, NetworkPolicy, OwnerName, StopReason, Vm, VmId, VmState};
 
 /// The record of a new VM.
@@ -268,9 +270,23 @@ struct StoredPolicy(NetworkPolicy);
 
 impl FromSql for StoredPolicy {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        let policy = serde_json::from_str(value.as_str()?);
-        policy.map(Self).map_err(|error| FromSqlError::Other(Box::new(error)))
+        let unreadable = |error| FromSqlError::Other(Box::new(error));
+        let policy: CompletePolicy = serde_json::from_str(value.as_str()?).map_err(unreadable)?;
+        let CompletePolicy { egress, allow_cidrs, allow_hosts, allow_domains } = policy;
+        let policy = NetworkPolicy { egress, allow_cidrs, allow_hosts, allow_domains };
+        policy.check().map_err(|error| FromSqlError::Other(Box::new(error)))?;
+        Ok(Self(policy))
     }
+}
+
+/// A policy as it is stored: a key that is absent has been lost, and does not have its default.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CompletePolicy {
+    egress: Egress,
+    allow_cidrs: Vec<AllowedCidr>,
+    allow_hosts: Vec<AllowedHost>,
+    allow_domains: Vec<AllowedDomain>,
 }
 
 fn to_json(metadata: &BTreeMap<String, String>) -> String {

@@ -154,6 +154,34 @@ fn a_damaged_row_does_not_break_the_others() {
     registry.insert(&new_vm(&id(5), 5.0), 100).unwrap();
 }
 
+/// Any other policy might open more.
+#[test]
+fn a_vm_with_a_damaged_policy_is_not_read() {
+    let directory = TempDir::new().unwrap();
+    let registry = Registry::new(directory.path());
+    let policy = crate::NetworkPolicy { egress: crate::Egress::Allowlist, ..Default::default() };
+    let vm = NewVm { network: Some(policy.clone()), ..new_vm(&id(1), 1.0) };
+    registry.insert(&vm, 100).unwrap();
+    assert_eq!(registry.get(Kind::Vm, &id(1)).unwrap().network, Some(policy));
+    let other = raw(directory.path());
+    let store = |text: Option<&str>| {
+        other.execute("UPDATE vms SET network_policy = ?1", [text]).unwrap();
+        registry.get(Kind::Vm, &id(1))
+    };
+    for damaged in [
+        "{}",
+        "{\"egress\":\"allow",
+        r#"{"allow_cidrs":[],"allow_hosts":[],"allow_domains":[]}"#,
+        r#"{"egress":"public","allow_cidrs":[],"allow_hosts":[]}"#,
+        r#"{"egress":"public","allow_cidrs":[],"allow_hosts":[],"allow_domains":["a.test"]}"#,
+        r#"{"egress":"public","allow_cidrs":[],"allow_hosts":[],"allow_domains":[],"deny":[]}"#,
+    ] {
+        assert_eq!(kind(store(Some(damaged))), ErrorKind::StateUnusable, "{damaged}");
+    }
+    // It was recorded before there were policies.
+    assert_eq!(store(None).unwrap().network, Some(crate::NetworkPolicy::default()));
+}
+
 #[test]
 fn a_newer_file_is_refused_and_left_alone() {
     let (directory, registry) = with_vms(1);

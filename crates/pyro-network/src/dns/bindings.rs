@@ -10,6 +10,7 @@ use crate::policy::DnsName;
 /// Names by address. Bounded.
 #[derive(Debug, Default)]
 pub(crate) struct Bindings {
+    /// Those of one address in the order in which they were bound.
     names: HashMap<IpAddr, Vec<(DnsName, Instant)>>,
     count: usize,
 }
@@ -31,15 +32,20 @@ impl Bindings {
         if self.count >= limits::BINDINGS {
             self.remove_next_to_expire();
         }
-        self.names.entry(address).or_default().push((name.clone(), until));
+        let names = self.names.entry(address).or_default();
+        if names.len() >= limits::NAMES_OF_ADDRESS {
+            names.remove(0);
+            self.count -= 1;
+        }
+        names.push((name.clone(), until));
         self.count += 1;
     }
 
-    /// Returns the names that are bound to an address.
-    pub(crate) fn names(&self, address: IpAddr) -> Vec<DnsName> {
+    /// Returns the names that are bound to an address, the oldest first.
+    pub(crate) fn names(&self, address: IpAddr) -> impl Iterator<Item = &DnsName> {
         let now = Instant::now();
         let names = self.names.get(&address).into_iter().flatten();
-        names.filter(|(_, until)| *until > now).map(|(name, _)| name.clone()).collect()
+        names.filter(move |(_, until)| *until > now).map(|(name, _)| name)
     }
 
     fn remove_expired(&mut self, now: Instant) {
@@ -75,8 +81,19 @@ mod tests {
         bindings.bind(&name("a.test"), [1, 1, 1, 1].into(), Duration::ZERO);
         bindings.bind(&name("b.test"), [1, 1, 1, 1].into(), Duration::MAX);
         bindings.bind(&name("a.test"), [1, 1, 1, 1].into(), Duration::from_secs(60));
-        assert_eq!(bindings.names([1, 1, 1, 1].into()), [name("a.test"), name("b.test")]);
-        assert_eq!(bindings.names([1, 1, 1, 2].into()), []);
+        assert!(bindings.names([1, 1, 1, 1].into()).eq(&[name("a.test"), name("b.test")]));
+        assert_eq!(bindings.names([1, 1, 1, 2].into()).next(), None);
+    }
+
+    #[test]
+    fn the_latest_names_of_an_address_count() {
+        let names: Vec<_> = (0..100).map(|n| DnsName::new(&format!("name{n}.test")).unwrap()).collect();
+        let mut bindings = Bindings::default();
+        for name in &names {
+            bindings.bind(name, [1, 1, 1, 1].into(), Duration::from_secs(60));
+        }
+        assert!(bindings.names([1, 1, 1, 1].into()).eq(&names[100 - limits::NAMES_OF_ADDRESS..]));
+        assert_eq!(bindings.count, limits::NAMES_OF_ADDRESS);
     }
 
     #[test]
@@ -88,6 +105,6 @@ mod tests {
         }
         assert!(bindings.count <= limits::BINDINGS && bindings.names.len() <= limits::BINDINGS);
         let latest = std::net::Ipv4Addr::from_bits(limits::BINDINGS as u32 + 99);
-        assert_eq!(bindings.names(latest.into()), [name]);
+        assert!(bindings.names(latest.into()).eq([&name]));
     }
 }

@@ -94,6 +94,11 @@ impl Connections {
         let due = self.connections.values().map(Connection::due).filter(|due| *due > now).min()?;
         Some(due.saturating_duration_since(now))
     }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.connections.len()
+    }
 }
 
 impl Connection {
@@ -113,8 +118,9 @@ impl Connection {
         match socket.state() {
             // A reset of ours may still have to be sent.
             State::Closed => return (socket.remote_endpoint().is_some(), false),
-            State::TimeWait => return (false, false),
-            State::Listen | State::SynSent | State::SynReceived => return (true, false),
+            // A reset takes a socket that is not confirmed back to where it waits for a first segment.
+            State::TimeWait | State::Listen => return (false, false),
+            State::SynSent | State::SynReceived => return (true, false),
             _ => {}
         }
         let mut moved = false;

@@ -23,6 +23,8 @@ const MAX_ANSWER_BYTES: usize = 65_535;
 /// Maximum number of addresses in an answer that names are bound to.
 const MAX_ADDRESSES: usize = 64;
 const LENGTH_BYTES: usize = 2;
+/// Maximum number of datagrams of one resolver that are taken before others have their turn.
+const BATCH: usize = 32;
 
 /// Who asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,8 @@ struct Exchange {
     id: u16,
     resolvers: Vec<SocketAddr>,
     upstream: Upstream,
+    /// Something may have arrived.
+    ready: bool,
     due: Instant,
 }
 
@@ -132,7 +136,8 @@ impl Forwarder {
             };
             if let Ok(upstream) = upstream {
                 let due = Instant::now() + limits::DNS_ATTEMPT_TIME;
-                let exchange = Exchange { origin, question, bound, id, resolvers, upstream, due };
+                let exchange =
+                    Exchange { origin, question, bound, id, resolvers, upstream, ready: false, due };
                 self.exchanges.insert(token, exchange);
                 return;
             }
@@ -141,8 +146,23 @@ impl Forwarder {
     }
 
     /// Takes an event of the host's sockets. Returns whether the socket is one of these.
-    pub(crate) fn event(&mut self, token: Token, shared: &mut Shared) -> bool {
-        let Some(exchange) = self.exchanges.get_mut(&token) else { return false };
+    pub(crate) fn event(&mut self, token: Token) -> bool {
+        let exchange = self.exchanges.get_mut(&token);
+        exchange.map(|exchange| exchange.ready = true).is_some()
+    }
+
+    /// Takes what resolvers have sent. Returns whether there may be more.
+    pub(crate) fn pump(&mut self, shared: &mut Shared) -> bool {
+        let ready: Vec<_> =
+            self.exchanges.iter().filter(|(_, exchange)| exchange.ready).map(|(&token, _)| token).collect();
+        for token in ready {
+            self.progress(token, shared);
+        }
+        self.exchanges.values().any(|exchange| exchange.ready)
+    }
+
+    fn progress(&mut self, token: Token, shared: &mut Shared) {
+        let Some(exchange) = self.exchanges.get_mut(&token) else { return };
         match exchange.progress(&mut self.buffer) {
             Ok(None) => {}
             Ok(Some(answer)) => {
@@ -153,7 +173,6 @@ impl Forwarder {
             }
             Err(_) => self.try_next(token, shared),
         }
-        true
     }
 
     fn try_next(&mut self, token: Token, shared: &mut Shared) {
@@ -180,6 +199,14 @@ impl Forwarder {
     /// Returns the answers that are ready.
     pub(crate) fn take_answers(&mut self) -> Vec<(Origin, Vec<u8>)> {
         std::mem::take(&mut self.answers)
+    }
+
+    /// Has something arrive for every question, for tests.
+    #[cfg(test)]
+    pub(crate) fn wake(&mut self) {
+        for exchange in self.exchanges.values_mut() {
+            exchange.ready = true;
+        }
     }
 
     #[cfg(test)]
@@ -219,16 +246,21 @@ fn ask_by_stream(resolver: SocketAddr, query: &[u8], token: Token, shared: &Shar
 }
 
 impl Exchange {
-    /// Does what can be done now, and returns the answer once it has arrived.
+    /// Does what can be done now, and returns the answer once it has arrived. Stays ready if there may be more.
     fn progress(&mut self, buffer: &mut [u8]) -> io::Result<Option<Vec<u8>>> {
+        self.ready = false;
         match &mut self.upstream {
-            Upstream::Datagram(socket) => loop {
-                let Some(length) = unless_blocked(socket.recv(buffer))? else { return Ok(None) };
-                // What does not answer the question is ignored.
-                if let Some(answer) = self.question.answer(buffer[..length].to_vec(), self.id) {
-                    return Ok(Some(answer));
+            Upstream::Datagram(socket) => {
+                for _ in 0..BATCH {
+                    let Some(length) = unless_blocked(socket.recv(buffer))? else { return Ok(None) };
+                    // What does not answer the question is ignored.
+                    if let Some(answer) = self.question.answer(buffer[..length].to_vec(), self.id) {
+                        return Ok(Some(answer));
+                    }
                 }
-            },
+                self.ready = true;
+                Ok(None)
+            }
             Upstream::Stream { stream, output, input } => {
                 if let Some(error) = stream.take_error()? {
                     return Err(error);

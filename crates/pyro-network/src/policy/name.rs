@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -12,9 +13,9 @@ const MAX_BYTES: usize = 253;
 /// Maximum length of a label in bytes.
 const MAX_LABEL_BYTES: usize = 63;
 
-/// A name in lower case, of letters, digits, hyphens, underscores and dots, without a final dot.
+/// A name in lower case, of letters, digits, hyphens, underscores and dots, without a final dot. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DnsName(String);
+pub struct DnsName(Arc<str>);
 
 impl DnsName {
     /// Returns the name, unless `text` has another form.
@@ -37,7 +38,7 @@ impl DnsName {
             }
             name.extend(label.iter().map(|byte| char::from(byte.to_ascii_lowercase())));
         }
-        (!name.is_empty() && name.len() <= MAX_BYTES).then_some(Self(name))
+        (!name.is_empty() && name.len() <= MAX_BYTES).then(|| Self(name.into()))
     }
 
     /// Returns the name as text.

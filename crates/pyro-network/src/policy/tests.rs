@@ -16,6 +16,7 @@ fn judge_related(
     relation: Relation,
 ) -> Verdict {
     let names: Vec<_> = names.iter().map(|name| DnsName::new(name).unwrap()).collect();
+    let names: Vec<_> = names.iter().collect();
     let address = crate::host::effective(address.parse().unwrap());
     policy.judge(&Destination { protocol, address, port, relation, names: &names })
 }

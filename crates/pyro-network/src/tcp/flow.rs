@@ -7,7 +7,7 @@ use std::time::Instant;
 use mio::net::TcpStream;
 use rustix::net::sockopt::set_socket_linger;
 use smoltcp::iface::SocketHandle;
-use smoltcp::socket::tcp::{self, State};
+use smoltcp::socket::tcp::{self, RecvError, State};
 
 use super::Ends;
 use crate::inspect::{Named, server_name};
@@ -20,25 +20,62 @@ use crate::stack::Stack;
 #[derive(Debug)]
 pub(super) struct Flow {
     ends: Ends,
-    /// Absent once the host's connection has ended while the guest must still learn of it.
-    host: Option<TcpStream>,
+    stage: Stage,
     handle: SocketHandle,
     readable: bool,
     writable: bool,
     /// The host's peer has sent everything.
     host_ended: bool,
-    /// The guest has sent its last byte.
-    guest_ending: bool,
     /// The guest has sent everything, and the host's peer knows.
     guest_ended: bool,
-    /// The guest's last bytes, which the host's peer has not taken when the guest's side has ended.
-    rest: Option<Vec<u8>>,
     large: bool,
     /// The guest must name one of these before anything is forwarded.
     servers: Option<Vec<DnsName>>,
+    /// Bytes that were inspected and did not name a server yet.
+    inspected: usize,
+    #[cfg(test)]
+    inspections: usize,
     since: Instant,
     confirmed: bool,
 }
+
+/// How far a connection has come.
+#[derive(Debug)]
+enum Stage {
+    /// Bytes pass both ways.
+    Open(TcpStream),
+    /// The host's connection has failed.
+    Failed(Failed),
+    /// The guest's side has ended before its last bytes were sent.
+    Gone(Gone),
+    /// The guest must still learn of the end by a reset, for which the output may have had no space yet.
+    Reset,
+}
+
+/// What had arrived from the host's peer before its connection failed, on its way to the guest.
+#[derive(Debug)]
+struct Failed {
+    /// Absent once everything is read.
+    host: Option<TcpStream>,
+    /// Bytes that the guest had not acknowledged at the last look.
+    queued: usize,
+    /// The guest has until then to acknowledge more.
+    due: Instant,
+}
+
+/// The guest's last bytes, on their way to the host's peer.
+#[derive(Debug)]
+struct Gone {
+    host: TcpStream,
+    rest: Vec<u8>,
+    /// Everything is written, but the peer may not have taken it yet.
+    lingers: bool,
+    /// When the peer is reset. Absent if it has closed: then its connection only has to be closed as well.
+    due: Option<Instant>,
+}
+
+/// The next stage, and whether bytes were moved or a side was closed. `None`: the connection has ended.
+type Next = Option<(Stage, bool)>;
 
 /// What pumping did.
 pub(super) enum Pumped {
@@ -58,16 +95,17 @@ impl Flow {
     ) -> Self {
         Self {
             ends,
-            host: Some(host),
+            stage: Stage::Open(host),
             handle,
             readable: true,
             writable: true,
             host_ended: false,
-            guest_ending: false,
             guest_ended: false,
-            rest: None,
             large,
             servers,
+            inspected: 0,
+            #[cfg(test)]
+            inspections: 0,
             since: Instant::now(),
             confirmed: false,
         }
@@ -89,76 +127,163 @@ impl Flow {
     /// Moves bytes both ways.
     pub(super) fn pump(&mut self, shared: &mut Shared, stack: &mut Stack) -> Pumped {
         let socket = stack.socket(self.handle);
-        let Some(mut host) = self.host.take() else {
-            // The guest learns of it by a reset, for which the output may have had no space yet.
-            return match socket.remote_endpoint() {
-                None => Pumped::Ended,
-                Some(_) => Pumped::Open { moved: false },
-            };
+        let next = match std::mem::replace(&mut self.stage, Stage::Reset) {
+            Stage::Open(host) => self.open(host, shared, socket),
+            Stage::Failed(failed) => self.hand_over(failed, socket),
+            Stage::Gone(gone) => self.send_rest(gone),
+            Stage::Reset => socket.remote_endpoint().map(|_| (Stage::Reset, false)),
         };
-        if let Some(rest) = &mut self.rest {
-            return match finish(rest, &mut self.writable, &mut host) {
-                Ok(true) => Pumped::Ended,
-                Ok(false) => {
-                    self.host = Some(host);
-                    Pumped::Open { moved: false }
-                }
-                Err(_) => Pumped::Ended,
-            };
-        }
-        self.guest_ending |= has_ended(socket);
-        match socket.state() {
-            State::TimeWait | State::Closed if self.guest_ending && self.host_ended => {
-                return self.last_bytes(socket, host);
-            }
-            State::TimeWait | State::Closed => {
-                reset(&host);
-                return Pumped::Ended;
-            }
-            State::Listen | State::SynSent | State::SynReceived => {
-                self.host = Some(host);
-                return Pumped::Open { moved: false };
-            }
-            _ => self.confirmed = true,
-        }
-        let moved = match self.identify(shared, socket) {
-            Identified::Yes => self.exchange(socket, &mut host),
-            Identified::NotYet => Ok(false),
-            Identified::No => Err(io::ErrorKind::PermissionDenied.into()),
-        };
-        match moved {
-            Ok(moved) => {
-                self.host = Some(host);
+        match next {
+            Some((stage, moved)) => {
+                self.stage = stage;
                 Pumped::Open { moved }
             }
-            Err(_) => {
-                socket.abort();
-                reset(&host);
-                Pumped::Open { moved: true }
-            }
+            None => Pumped::Ended,
         }
     }
 
-    /// Takes the last bytes of a connection that both sides have closed.
-    fn last_bytes(&mut self, socket: &mut tcp::Socket<'_>, mut host: TcpStream) -> Pumped {
-        match self.forward(socket, &mut host) {
-            Ok(_) if socket.can_recv() => {
-                let mut rest = vec![0; socket.recv_queue()];
-                let length = socket.recv_slice(&mut rest).unwrap_or(0);
-                rest.truncate(length);
-                self.rest = Some(rest);
-                self.host = Some(host);
-                Pumped::Open { moved: true }
+    fn open(&mut self, mut host: TcpStream, shared: &mut Shared, socket: &mut tcp::Socket<'_>) -> Next {
+        match socket.state() {
+            // A reset takes a socket that is not confirmed back to where it waits for a first segment.
+            State::Listen => {
+                reset(&host);
+                return None;
             }
-            _ => Pumped::Ended,
+            State::TimeWait | State::Closed => return self.guest_gone(host, socket),
+            State::SynSent | State::SynReceived => return Some((Stage::Open(host), false)),
+            _ => self.confirmed = true,
         }
+        match self.identify(shared, socket) {
+            Identified::Yes => {}
+            Identified::NotYet => return Some((Stage::Open(host), false)),
+            Identified::No => {
+                self.servers = None;
+                socket.abort();
+                reset(&host);
+                return Some((Stage::Reset, true));
+            }
+        }
+        let forwarded = self.forward(socket, &mut host);
+        let returned = self.backward(socket, &mut host);
+        let due = Instant::now() + limits::DRAIN_TIME;
+        let queued = socket.send_queue();
+        match (forwarded, returned) {
+            (Ok(to_host), Ok(to_guest)) => {
+                if self.host_ended {
+                    socket.close();
+                }
+                Some((Stage::Open(host), to_host || to_guest))
+            }
+            // What the peer sent before may still have to be read.
+            (Err(_), Ok(_)) if !self.host_ended => {
+                Some((Stage::Failed(Failed { host: Some(host), queued, due }), true))
+            }
+            (Err(_), _) | (_, Err(_)) => Some((Stage::Failed(Failed { host: None, queued, due }), true)),
+        }
+    }
+
+    /// Hands the guest what had arrived before the host's connection failed, and then the reset.
+    fn hand_over(&mut self, mut failed: Failed, socket: &mut tcp::Socket<'_>) -> Next {
+        match socket.state() {
+            State::TimeWait => return None,
+            State::Closed => return socket.remote_endpoint().map(|_| (Stage::Reset, false)),
+            _ => {}
+        }
+        let mut moved = false;
+        if let Some(host) = &mut failed.host {
+            match self.backward(socket, host) {
+                Ok(to_guest) => moved = to_guest,
+                Err(_) => self.host_ended = true,
+            }
+            if self.host_ended {
+                failed.host = None;
+            }
+        }
+        let now = Instant::now();
+        let queued = socket.send_queue();
+        if moved || queued < failed.queued {
+            failed.due = now + limits::DRAIN_TIME;
+        }
+        failed.queued = queued;
+        if (failed.host.is_none() && queued == 0) || now >= failed.due {
+            socket.abort();
+            return Some((Stage::Reset, true));
+        }
+        Some((Stage::Failed(failed), moved))
+    }
+
+    /// Takes the last bytes of a guest whose side has ended. It has closed its side first, unless it has reset the
+    /// connection.
+    fn guest_gone(&mut self, host: TcpStream, socket: &mut tcp::Socket<'_>) -> Next {
+        let mut rest = vec![0; socket.recv_queue()];
+        let length = socket.recv_slice(&mut rest).unwrap_or(0);
+        rest.truncate(length);
+        let has_closed = self.guest_ended || socket.recv(|_| (0, ())) == Err(RecvError::Finished);
+        // Nothing is forwarded for a guest that has not named its server.
+        if !has_closed || self.servers.is_some() {
+            reset(&host);
+            return None;
+        }
+        let due = (!self.host_ended).then(|| Instant::now() + limits::DRAIN_TIME);
+        self.send_rest(Gone { host, rest, lingers: false, due })
+    }
+
+    /// Sends the guest's last bytes. A peer that is still sending is reset once it had time to take them: closing the
+    /// host's socket before would discard what the peer has not acknowledged.
+    fn send_rest(&mut self, mut gone: Gone) -> Next {
+        let Gone { host, rest, lingers, due } = &mut gone;
+        let mut moved = write_rest(rest, &mut self.writable, host).ok()?;
+        if moved {
+            *due = due.map(|_| Instant::now() + limits::DRAIN_TIME);
+        }
+        if rest.is_empty() {
+            due.as_ref()?;
+            if !*lingers {
+                *lingers = true;
+                *due = Some(Instant::now() + limits::LINGER_TIME);
+                host.shutdown(Shutdown::Write).ok()?;
+            }
+            moved |= self.discard(host)?;
+        }
+        if due.is_some_and(|due| Instant::now() >= due) {
+            reset(host);
+            return None;
+        }
+        Some((Stage::Gone(gone), moved))
+    }
+
+    /// Reads and drops what the guest no longer takes. Returns whether there may be more, or `None` if the peer has ended.
+    fn discard(&mut self, host: &mut TcpStream) -> Option<bool> {
+        let mut buffer = [0; DISCARDED_BYTES];
+        for _ in 0..DISCARDS {
+            if !self.readable {
+                return Some(false);
+            }
+            match host.read(&mut buffer) {
+                Ok(0) => return None,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+        Some(self.readable)
     }
 
     /// Compares the server that the guest names.
     fn identify(&mut self, shared: &mut Shared, socket: &mut tcp::Socket<'_>) -> Identified {
         let Some(servers) = &self.servers else { return Identified::Yes };
-        let bytes = socket.peek(limits::INSPECTION_BYTES).unwrap_or_default();
-        let (named, rule) = match server_name(bytes) {
+        let received = socket.recv_queue();
+        let named = if self.inspected == received {
+            Named::Partly
+        } else {
+            #[cfg(test)]
+            {
+                self.inspections += 1;
+            }
+            server_name(socket.peek(limits::INSPECTION_BYTES).unwrap_or_default())
+        };
+        let (named, rule) = match named {
             Named::Server(name) if servers.contains(&name) => {
                 self.servers = None;
                 return Identified::Yes;
@@ -166,6 +291,7 @@ impl Flow {
             Named::Server(name) => (Some(name), Rule::ServerNameMismatch),
             // A guest that has ended will say no more.
             Named::Partly if socket.may_recv() && !has_ended(socket) => {
+                self.inspected = received;
                 if self.since.elapsed() < limits::INSPECTION_TIME {
                     return Identified::NotYet;
                 }
@@ -175,12 +301,6 @@ impl Flow {
         };
         shared.deny(Protocol::Tcp, self.ends.destination, named.as_ref(), rule);
         Identified::No
-    }
-
-    fn exchange(&mut self, socket: &mut tcp::Socket<'_>, host: &mut TcpStream) -> io::Result<bool> {
-        let to_host = self.forward(socket, host)?;
-        let to_guest = self.backward(socket, host)?;
-        Ok(to_host || to_guest)
     }
 
     fn forward(&mut self, socket: &mut tcp::Socket<'_>, host: &mut TcpStream) -> io::Result<bool> {
@@ -217,7 +337,6 @@ impl Flow {
                 Ok(Ok(0)) => {
                     self.host_ended = true;
                     moved = true;
-                    socket.close();
                 }
                 Ok(Ok(_)) => moved = true,
                 Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
@@ -229,21 +348,37 @@ impl Flow {
         Ok(moved)
     }
 
-    /// Ends what the guest does not confirm, and returns when that is next due.
+    /// Ends what the guest does not confirm, and returns when pumping has something to end.
     pub(super) fn expire(&mut self, now: Instant, stack: &mut Stack) -> Option<Instant> {
-        if !self.confirmed {
-            let due = self.since + limits::HANDSHAKE_TIME;
-            if now >= due {
-                stack.socket(self.handle).abort();
+        match &self.stage {
+            Stage::Open(_) if !self.confirmed => {
+                let due = self.since + limits::HANDSHAKE_TIME;
+                if now >= due {
+                    stack.socket(self.handle).abort();
+                }
+                Some(due.max(now))
             }
-            return Some(due.max(now));
+            Stage::Open(_) => self.servers.as_ref().map(|_| self.since + limits::INSPECTION_TIME),
+            Stage::Failed(failed) => Some(failed.due),
+            Stage::Gone(gone) => gone.due,
+            Stage::Reset => None,
         }
-        self.servers.as_ref().map(|_| self.since + limits::INSPECTION_TIME)
     }
 
     #[cfg(test)]
     pub(super) fn compare_servers(&mut self, servers: Vec<DnsName>) {
         self.servers = Some(servers);
+    }
+
+    /// Returns how often bytes of the guest were inspected.
+    #[cfg(test)]
+    pub(super) fn inspections(&self) -> usize {
+        self.inspections
+    }
+
+    #[cfg(test)]
+    pub(super) fn age(&mut self, by: std::time::Duration) {
+        self.since -= by;
     }
 
     /// Removes the guest's side.
@@ -252,8 +387,13 @@ impl Flow {
     }
 }
 
-/// Writes the last bytes. Returns whether all are written.
-fn finish(rest: &mut Vec<u8>, writable: &mut bool, host: &mut TcpStream) -> io::Result<bool> {
+/// Bytes that are discarded at a time, and how often before others have their turn.
+const DISCARDED_BYTES: usize = 16 << 10;
+const DISCARDS: usize = 16;
+
+/// Writes the last bytes. Returns whether some were written.
+fn write_rest(rest: &mut Vec<u8>, writable: &mut bool, host: &mut TcpStream) -> io::Result<bool> {
+    let length = rest.len();
     while *writable && !rest.is_empty() {
         match host.write(rest) {
             Ok(length) => drop(rest.drain(..length)),
@@ -262,7 +402,7 @@ fn finish(rest: &mut Vec<u8>, writable: &mut bool, host: &mut TcpStream) -> io::
             Err(error) => return Err(error),
         }
     }
-    Ok(rest.is_empty())
+    Ok(rest.len() < length)
 }
 
 enum Identified {

@@ -220,7 +220,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             }
             LoopEvent::Message(Message::Client(epoch, request, client)) => {
                 self.next_client += 1;
-                let kind = kind(&request)?;
+                let kind = kind(&request, &self.spec)?;
                 self.clients.insert(self.next_client, (request, client));
                 Input::Request(epoch, self.next_client, kind)
             }

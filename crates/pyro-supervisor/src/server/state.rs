@@ -83,7 +83,10 @@ pub(crate) enum Request {
     /// Change the end of the lifetime.
     Extend,
     /// Turn this spare into a VM.
-    Claim,
+    Claim {
+        /// The VM has the spare's network and policy, which a running machine keeps.
+        fits: bool,
+    },
     /// Use the guest: run a command, copy files.
     Work,
     /// Watch a command, or kill it.
@@ -146,6 +149,8 @@ pub(crate) enum Refusal {
     Unclaimed,
     /// Another client has claimed it already.
     Claimed,
+    /// It is a spare with another network or policy than the claimer's VM.
+    Unfit,
 }
 
 /// An action for the driver.
@@ -378,11 +383,14 @@ impl Life {
             (Request::Stop, _) => self.end(state, End::wanted(Cause::Stopped, client)),
             (Request::Delete, _) => self.end(state, End::wanted(Cause::Deleted, client)),
             (Request::Expire, _) => self.end(state, End::wanted(Cause::Expired, client)),
-            (Request::Claim, State::Waiting) => {
+            (Request::Claim { fits: false }, State::Waiting) => {
+                (state, vec![Effect::Refuse(client, Refusal::Unfit)])
+            }
+            (Request::Claim { fits: true }, State::Waiting) => {
                 self.epoch = Epoch::Vm;
                 (State::Adopting, vec![Effect::Adopt(client)])
             }
-            (Request::Claim, _) => {
+            (Request::Claim { .. }, _) => {
                 let refusal = if self.terms.is_spare { refusal } else { Refusal::Claimed };
                 (state, vec![Effect::Refuse(client, refusal)])
             }

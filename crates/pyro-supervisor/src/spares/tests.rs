@@ -79,17 +79,19 @@ async fn a_spare_that_is_gone_is_not_dismissed() {
     assert!(!dismiss(&spare.path().join("gone")).await);
 }
 
-/// A running VM keeps its policy.
+/// A running VM keeps its policy and its network process.
 #[test]
 fn vms_with_different_policies_do_not_take_each_others_place() {
     let spec = crate::spec::tests::spec();
-    let key = |spec: &LaunchSpec| with_policy("key".to_owned(), spec);
-    let mut narrow = LaunchSpec { network: true, ..spec.clone() };
-    assert_eq!(key(&narrow), "key");
+    let key = |spec: &LaunchSpec| with_network("key", "2.1.0", spec);
+    let wide = LaunchSpec { network: true, ..spec.clone() };
+    let mut narrow = wide.clone();
     narrow.network_policy.allow_cidrs = vec!["192.0.2.0/24".parse().unwrap()];
     let mut other = narrow.clone();
     other.network_policy.allow_cidrs = vec!["198.51.100.0/24".parse().unwrap()];
-    let keys = [key(&spec), key(&narrow), key(&other)];
-    assert!(keys[0] != keys[1] && keys[1] != keys[2], "{keys:?}");
-    assert_eq!(key(&narrow.clone()), keys[1]);
+    let mut keys = vec![key(&spec), key(&wide), key(&narrow), key(&other)];
+    assert_eq!(key(&narrow.clone()), keys[2]);
+    keys.push(with_network("key", "2.1.1", &wide));
+    let distinct: std::collections::HashSet<_> = keys.iter().collect();
+    assert_eq!(distinct.len(), keys.len(), "{keys:?}");
 }

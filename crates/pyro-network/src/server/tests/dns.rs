@@ -99,6 +99,43 @@ fn forged_answers_are_not_taken() {
 }
 
 #[test]
+fn a_flood_of_forged_answers_is_taken_in_parts() {
+    let resolver = Resolver::new();
+    let mut guest = resolver.guest(Policy::default());
+    guest.send_frame(&ask_frame(4000, &ask(7, "a.test", 1)));
+    let mut buffer = [0; 4096];
+    let (length, from) = resolver.udp.recv_from(&mut buffer).unwrap();
+    let good = answer(&buffer[..length], &[(POINTER, 1, 60, &[1, 1, 1, 1])]);
+    let socket = resolver.udp.try_clone().unwrap();
+    let is_answered = guest.ask(move |network| {
+        for _ in 0..100 {
+            socket.send_to(b"forged", from).unwrap();
+        }
+        socket.send_to(&good, from).unwrap();
+        let Network { dns, shared, .. } = network;
+        dns.wake();
+        assert!(dns.pump(shared), "there is more");
+        !dns.take_answers().is_empty()
+    });
+    assert!(!is_answered);
+    assert_eq!(guest.datagram().2[..2], [0, 7]);
+}
+
+#[test]
+fn a_connection_whose_handshake_the_guest_resets_leaves_nothing() {
+    let resolver = Resolver::new();
+    let mut guest = resolver.guest(Policy::default());
+    let (from, to) = ((GUEST, 4000).into(), (RESOLVER, 53).into());
+    guest.send_frame(&guest::syn_frame(from, to));
+    guest.send_frame(&guest::reset_frame(from, to));
+    guest.send_frame(&ask_frame(4000, &ask(7, "a.test", 1)));
+    // It is asked after the frames before it were taken.
+    resolver.answer(&[]);
+    guest.datagram();
+    assert_eq!(guest.ask(|network| network.dns_connections.len()), 0);
+}
+
+#[test]
 fn questions_by_tcp_are_forwarded_by_tcp() {
     let resolver = Resolver::new();
     let mut guest = resolver.guest(Policy::default());
@@ -180,7 +217,8 @@ fn with_an_allowlist_only_its_names_are_asked_for() {
     resolver.answer(&[(POINTER, 1, 5, &[1, 1, 1, 1])]);
     let found = addresses(&guest.datagram().2, &name("www.example.test")).unwrap();
     assert_eq!(found, [([1, 1, 1, 1].into(), Duration::from_secs(5))]);
-    let bound = guest.ask(|network| network.shared.bindings.names([1, 1, 1, 1].into()));
+    let bound =
+        guest.ask(|network| network.shared.bindings.names([1, 1, 1, 1].into()).cloned().collect::<Vec<_>>());
     assert_eq!(bound, [name("www.example.test")]);
     let denials = guest.denials();
     let found: Vec<_> =

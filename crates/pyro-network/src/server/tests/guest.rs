@@ -13,7 +13,7 @@ use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, HardwareAddress, Icmpv4Message, Icmpv4Packet, IpCidr,
-    IpProtocol, Ipv4Packet, UdpPacket,
+    IpProtocol, Ipv4Packet, TcpControl, UdpPacket,
 };
 
 use crate::config::{Config, Ipv4Link, MacAddress};
@@ -285,17 +285,26 @@ pub(super) fn echo_frame(to: Ipv4Addr) -> Vec<u8> {
 
 /// A frame with the first segment of a connection.
 pub(super) fn syn_frame(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
-    use smoltcp::wire::{Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
+    segment_frame(from, to, TcpControl::Syn, 1000)
+}
+
+/// The reset of a connection whose first segment was that of [`syn_frame`].
+pub(super) fn reset_frame(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    segment_frame(from, to, TcpControl::Rst, 1001)
+}
+
+fn segment_frame(from: SocketAddr, to: SocketAddr, control: TcpControl, number: i32) -> Vec<u8> {
+    use smoltcp::wire::{Ipv4Repr, TcpPacket, TcpRepr, TcpSeqNumber};
     let (IpAddr::V4(src_addr), IpAddr::V4(dst_addr)) = (from.ip(), to.ip()) else { panic!("not IPv4") };
     let tcp = TcpRepr {
         src_port: from.port(),
         dst_port: to.port(),
-        control: TcpControl::Syn,
-        seq_number: TcpSeqNumber(1000),
+        control,
+        seq_number: TcpSeqNumber(number),
         ack_number: None,
         window_len: 64_000,
         window_scale: None,
-        max_seg_size: Some(1460),
+        max_seg_size: (control == TcpControl::Syn).then_some(1460),
         sack_permitted: false,
         sack_ranges: [None, None, None],
         timestamp: None,

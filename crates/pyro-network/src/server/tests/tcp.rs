@@ -123,6 +123,121 @@ fn a_reset_passes_both_ways() {
     guest.wait("nothing to be left", |guest| (guest.ask(|network| network.tcp.len()) == 0).then_some(()));
 }
 
+/// Waits until the kernel of the other end has taken what `stream` has sent.
+fn wait_until_taken(guest: &mut Guest, stream: &TcpStream) {
+    let end = |address: SocketAddr| format!(":{:04X}", address.port());
+    let (local, peer) = (end(stream.local_addr().unwrap()), end(stream.peer_addr().unwrap()));
+    guest.wait("everything to be taken", |_| {
+        let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+        table.lines().find_map(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let is_this = fields[1].ends_with(&local) && fields[2].ends_with(&peer);
+            (is_this && fields[4].starts_with("00000000:")).then_some(())
+        })
+    });
+}
+
+/// Closes a server's end so that its peer is reset.
+fn cut(peer: TcpStream) {
+    rustix::net::sockopt::set_socket_linger(&peer, Some(Duration::ZERO)).unwrap();
+}
+
+#[test]
+fn a_guest_that_reads_slowly_gets_what_was_sent_before_a_reset() {
+    let mut guest = Guest::new(config(loopback()));
+    let (handle, mut peer) = connected(&mut guest);
+    // More than the guest's buffer holds, and less than that and ours.
+    let bytes = pattern(400_000);
+    peer.write_all(&bytes).unwrap();
+    wait_until_taken(&mut guest, &peer);
+    cut(peer);
+    assert!(guest.receive(handle, bytes.len()) == bytes);
+    guest.wait("the reset", |guest| (guest.socket(handle).state() == State::Closed).then_some(()));
+    guest.wait("nothing to be left", |guest| (guest.ask(|network| network.tcp.len()) == 0).then_some(()));
+}
+
+#[test]
+fn a_guest_that_still_sends_gets_what_was_sent_before_a_reset() {
+    let mut guest = Guest::new(config(loopback()));
+    let (handle, mut peer) = connected(&mut guest);
+    // More than the guest's buffer and ours hold, so that some of it waits in the kernel.
+    let bytes = pattern((256 << 10) + limits::LARGE_BUFFER_BYTES + 20_000);
+    peer.write_all(&bytes).unwrap();
+    wait_until_taken(&mut guest, &peer);
+    cut(peer);
+    guest.send(handle, b"more");
+    guest.wait("it to be sent", |guest| (guest.socket(handle).send_queue() == 0).then_some(()));
+    assert!(guest.receive(handle, bytes.len()) == bytes);
+    guest.wait("the reset", |guest| (guest.socket(handle).state() == State::Closed).then_some(()));
+    guest.wait("nothing to be left", |guest| (guest.ask(|network| network.tcp.len()) == 0).then_some(()));
+}
+
+#[test]
+fn what_a_guest_sent_arrives_though_it_closes_with_unread_input() {
+    let mut guest = Guest::new(config(loopback()));
+    let (listener, address) = server();
+    // What the peer has no space for waits in the sender's kernel.
+    rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 8192).unwrap();
+    let handle = guest.connect(address);
+    let (mut peer, _) = listener.accept().unwrap();
+    peer.set_read_timeout(Some(guest::LONG)).unwrap();
+    let bytes = pattern(300_000);
+    guest.send(handle, &bytes);
+    guest.socket(handle).close();
+    guest.wait("the close to be taken", |guest| {
+        (guest.socket(handle).state() == State::FinWait2).then_some(())
+    });
+    peer.write_all(b"unread").unwrap();
+    guest.socket(handle).abort();
+    guest.turn();
+    // The second answer comes after the network has taken every frame that it had at the first.
+    for _ in 0..2 {
+        guest.ask(|_| ());
+    }
+    let mut received = Vec::new();
+    peer.read_to_end(&mut received).unwrap();
+    assert!(received == bytes, "{} of {} bytes arrived", received.len(), bytes.len());
+    drop(peer);
+    guest.wait("nothing to be left", |guest| (guest.ask(|network| network.tcp.len()) == 0).then_some(()));
+}
+
+#[test]
+fn a_guest_that_resets_its_handshake_leaves_nothing() {
+    let (_listener, address) = server();
+    let mut guest = Guest::new(config(loopback()));
+    let from: SocketAddr = (GUEST, 4000).into();
+    guest.send_frame(&guest::syn_frame(from, address));
+    guest.wait("the handshake", |guest| (guest.ask(|network| network.tcp.len()) == 1).then_some(()));
+    let started = Instant::now();
+    let reset = guest::reset_frame(from, address);
+    guest.wait("nothing to be left", |guest| {
+        // It counts once the host's connection is open.
+        guest.send_frame(&reset);
+        (guest.ask(|network| network.tcp.len()) == 0).then_some(())
+    });
+    assert!(started.elapsed() < limits::HANDSHAKE_TIME);
+}
+
+#[test]
+fn a_refused_connection_is_not_due_while_the_guest_takes_nothing() {
+    let (listener, address) = server();
+    let mut guest = Guest::new(config(loopback()));
+    let handle = guest.connect(address);
+    let (_peer, _) = listener.accept().unwrap();
+    guest.ask(|network| network.tcp.compare_servers(&[DnsName::new("a.test").unwrap()]));
+    guest.send(handle, &client_hello("a.test")[..10]);
+    guest.wait("the bytes to be taken", |guest| (guest.socket(handle).send_queue() == 0).then_some(()));
+    // Nothing is sent between the refusal and the question when there is something to do.
+    let (denied, due) = guest.ask(|network| {
+        let Network { tcp, shared, stack, .. } = network;
+        tcp.age(limits::INSPECTION_TIME);
+        tcp.pump(shared, stack);
+        (shared.denials.denials().iter().count(), tcp.expire(Instant::now(), stack))
+    });
+    assert_eq!((denied, due), (1, None));
+    guest.wait("the reset", |guest| (guest.socket(handle).state() == State::Closed).then_some(()));
+}
+
 #[test]
 fn a_closed_port_is_refused_and_a_server_is_not_opened_early() {
     let (listener, address) = server();
@@ -226,7 +341,12 @@ fn only_the_named_server_is_reached() {
         guest.ask(|network| network.tcp.compare_servers(&[DnsName::new("a.test").unwrap()]));
         peer.write_all(b"banner").unwrap();
         guest.send(handle, &hello[..10]);
-        guest.turn();
+        guest.wait("the bytes to be taken", |guest| (guest.socket(handle).send_queue() == 0).then_some(()));
+        // Bytes are read when they arrive, however often there is something else to do.
+        for _ in 0..10 {
+            guest.ask(|_| ());
+        }
+        assert_eq!(guest.ask(|network| network.tcp.inspections()), 1, "of the bytes that have arrived");
         if passes {
             guest.send(handle, &hello[10..]);
             assert_eq!(guest.receive(handle, 6), b"banner");

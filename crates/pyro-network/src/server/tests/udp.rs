@@ -44,10 +44,11 @@ fn the_number_of_flows_is_bounded_and_the_silent_ones_end() {
     let mut guest = Guest::new(config(loopback()));
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     let to = server.local_addr().unwrap();
-    for port in 0..2000 {
+    // Fewer than may be opened at once.
+    for port in 0..400 {
         guest.send_frame(&guest::udp_frame(GUEST_MAC, (GUEST, 10_000 + port).into(), to, b"x"));
     }
-    let newest = Ends { guest: (GUEST, 11_999).into(), destination: to };
+    let newest = Ends { guest: (GUEST, 10_399).into(), destination: to };
     guest.wait("the last flow", |guest| guest.ask(move |network| network.udp.local_address(&newest)));
     assert_eq!(guest.ask(|network| network.udp.len()), limits::UDP_FLOWS);
     let left = guest.ask(|network| {
@@ -55,4 +56,31 @@ fn the_number_of_flows_is_bounded_and_the_silent_ones_end() {
         network.udp.len()
     });
     assert_eq!(left, 0);
+}
+
+#[test]
+fn a_guest_opens_flows_at_a_bounded_rate() {
+    let mut guest = Guest::new(config(loopback()));
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_nonblocking(true).unwrap();
+    let to = server.local_addr().unwrap();
+    let started = Instant::now();
+    let mut sources = std::collections::HashSet::new();
+    for port in 0..5000 {
+        guest.send_frame(&guest::udp_frame(GUEST_MAC, (GUEST, 10_000 + port).into(), to, b"x"));
+        while let Ok((_, from)) = server.recv_from(&mut [0; 8]) {
+            sources.insert(from);
+        }
+    }
+    // The gateway answers after the frames before were taken.
+    assert!(guest.ping(GATEWAY).is_some());
+    let allowed = f64::from(limits::NEW_FLOWS_BURST)
+        + started.elapsed().as_secs_f64() * f64::from(limits::NEW_FLOWS_PER_SECOND);
+    while let Ok((_, from)) = server.recv_from(&mut [0; 8]) {
+        sources.insert(from);
+    }
+    assert!((256..=allowed.ceil() as usize).contains(&sources.len()), "{} of {allowed}", sources.len());
+    let denials = guest.denials();
+    assert!(denials.iter().any(|denial| denial.rule == Rule::TooManyConnections), "{denials:?}");
+    assert!(guest.hears_nothing(), "what is dropped is not reported");
 }

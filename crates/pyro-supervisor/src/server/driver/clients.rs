@@ -15,6 +15,7 @@ use crate::protocol::{COPY_STEP_LIMIT, Reply, Request, ServerStream};
 use crate::server::commands::reply;
 use crate::server::state::{self, ClientId, Refusal};
 use crate::server::{Boot, Clock, REPLY_LIMIT, Store};
+use crate::spec::LaunchSpec;
 
 /// Bytes to read from a client at a time, at most.
 const CHUNK_BYTES: usize = 16 * 1024;
@@ -58,11 +59,11 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
 }
 
 /// Translates a request for the state machine; `None` if it does not begin anything, as a cancellation without a command.
-pub(super) fn kind(request: &Request) -> Option<state::Request> {
+pub(super) fn kind(request: &Request, own: &LaunchSpec) -> Option<state::Request> {
     Some(match request {
         Request::Copy | Request::Run { .. } => state::Request::Work,
         Request::Watch { .. } | Request::Kill { .. } => state::Request::Look,
-        Request::Claim(_) => state::Request::Claim,
+        Request::Claim(spec) => state::Request::Claim { fits: own.has_network_of(spec) },
         Request::Extend { .. } => state::Request::Extend,
         Request::Stop => state::Request::Stop,
         Request::Delete => state::Request::Delete,
@@ -78,6 +79,7 @@ impl Refusal {
             Self::Stopping => "the VM is being stopped",
             Self::Unclaimed => "the VM waits to be claimed",
             Self::Claimed => "the VM has been claimed already",
+            Self::Unfit => "the VM has another network policy",
         }
     }
 }

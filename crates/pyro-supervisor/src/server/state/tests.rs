@@ -7,12 +7,13 @@ use proptest::prelude::*;
 use super::*;
 
 const CLIENTS: [ClientId; 2] = [1, 2];
-const REQUESTS: [Request; 7] = [
+const REQUESTS: [Request; 8] = [
     Request::Stop,
     Request::Delete,
     Request::Expire,
     Request::Extend,
-    Request::Claim,
+    Request::Claim { fits: true },
+    Request::Claim { fits: false },
     Request::Work,
     Request::Look,
 ];

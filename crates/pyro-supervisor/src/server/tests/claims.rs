@@ -15,6 +15,7 @@ use super::races::{ask, run, until};
 use crate::protocol::{ClientStream, Event, Reply, Request};
 use crate::server::driver::Message;
 use crate::server::state::Input;
+use crate::spec::LaunchSpec;
 use crate::{BootStage, Client, EndReason, Owner, Phase, StartMode, files};
 
 /// A spare that clients can reach.
@@ -121,6 +122,21 @@ fn clients_that_reached_the_spare_cannot_act_on_the_vm_that_it_became() {
         }
         supervised.ended().await;
         assert_eq!(supervised.world.expired_at.get().map(f64::floor), Some(1000.0));
+    });
+}
+
+/// A running machine keeps its network process and policy, so its claimer would get a VM that reaches more than it may.
+#[test]
+fn a_claim_with_another_network_or_policy_is_refused_and_the_spare_waits_on() {
+    run(async {
+        let mut supervised = waiting(Conditions::task()).await;
+        let networked = LaunchSpec { network: true, ..super::fake::spec(supervised.dir.clone()) };
+        let mut stream = reach_spare(&supervised).await;
+        let refused = Reply::Refused { cause: "the VM has another network policy".to_owned() };
+        assert_eq!(answer(&mut stream, Request::Claim(Box::new(networked))).await, Some(refused));
+        supervised.claim();
+        until(&supervised, |fact| matches!(fact, Fact::Notified(Event::Booted(_)))).await;
+        supervised.ended().await;
     });
 }
 
