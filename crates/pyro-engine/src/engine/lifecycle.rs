@@ -1,13 +1,10 @@
 //! VMs that outlive the call: create, start, exec, stop, delete, and status.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use pyro_machine::network::Denials;
-use pyro_supervisor::{EndRequest, Ended, Owner, OwnerLock, Phase, files};
+use pyro_supervisor::{EndRequest, Ended, Owner, OwnerLock, Phase, files, network_denials};
 use tokio_util::sync::CancellationToken;
 
 use super::launch::Launch;
@@ -321,11 +318,8 @@ pub(super) fn transition(state: VmState, dir: &Path) -> Option<(String, String)>
 
 /// As [`Engine::denials`], for the VM in `dir`. Blocks.
 pub(super) fn denials(dir: &Path, since: f64) -> Result<Vec<NetworkDenial>, Error> {
-    let path = dir.join(files::NETWORK_DENIALS);
-    let denials = match File::open(&path).and_then(Denials::read) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        read => read.map_err(|error| state_unusable("read", &path, error))?,
-    };
+    let denials = network_denials(dir)
+        .map_err(|error| state_unusable("read", &dir.join(files::NETWORK_DENIALS), error))?;
     Ok(denials.iter().filter(|denial| denial.time >= since).map(convert::denial).collect())
 }
 
