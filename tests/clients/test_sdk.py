@@ -65,7 +65,7 @@ async def use_vms(call):
     assert (await call("vm_network_info", vm_id=vm_id))["network_enabled"] is False
     assert (await call("vm_start", vm_id=vm_id))["state"] == "started"
     assert (await call("vm_status", vm_id=vm_id))["state"] == "started"
-    ran = await call("vm_exec", vm_id=vm_id, command="head -c 40000 /dev/zero | tr '\\0' x; sleep 100", timeout_seconds=2)
+    ran = await call("vm_exec", vm_id=vm_id, command="head -c 40000 /dev/zero | tr '\\0' x; sleep 100", timeout_seconds=6)
     assert (ran["exit_code"], ran["cleanup"]["deleted"], ran["stdout_cut_chars"]) == (124, True, 24_000)
     (link,) = call.links
     whole = await call.client.read_resource(link.uri)

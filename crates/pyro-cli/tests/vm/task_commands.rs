@@ -115,7 +115,7 @@ fn a_detached_command_can_be_followed_waited_for_and_ended() {
 fn a_time_limit_is_in_the_journal() {
     let sandbox = Sandbox::new();
     let task = sandbox.task([]);
-    let ended = task.exec(["--timeout-seconds", "1", "--json"], "echo before; sleep 100").json();
+    let ended = task.exec(["--timeout-seconds", "6", "--json"], "echo before; sleep 100").json();
     for of in [&ended, &task.logs()[0]] {
         assert_eq!(
             (&of["exit_code"], &of["timed_out"], &of["outcome"]),
@@ -123,11 +123,11 @@ fn a_time_limit_is_in_the_journal() {
         );
         assert_eq!(
             (&of["stdout"], &of["stderr"]),
-            (&"before\n".into(), &"command timed out after 1s\n".into())
+            (&"before\n".into(), &"command timed out after 6s\n".into())
         );
     }
-    let half = task.exec(["--timeout-seconds", "1"], "printf half >&2; sleep 100");
-    assert!(half.stderr.starts_with("half\ncommand timed out after 1s\n"), "{half:?}");
+    let half = task.exec(["--timeout-seconds", "6"], "printf half >&2; sleep 100");
+    assert!(half.stderr.starts_with("half\ncommand timed out after 6s\n"), "{half:?}");
     assert_eq!(task.exec([], "echo on").success(), "on\n");
     task.delete();
 }
