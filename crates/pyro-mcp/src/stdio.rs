@@ -1,5 +1,5 @@
-//! The transport for one client on a pair of byte streams: a message a line. Unlike rmcp's own, it answers every request, also one
-//! that is no valid message, and it stops reading while the client does not read.
+//! The transport for one client on a pair of byte streams, one message per line. Unlike rmcp's own, it answers every request, even
+//! an invalid one, and stops reading while the client does not read.
 
 mod decode;
 mod line;

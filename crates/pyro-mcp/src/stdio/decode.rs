@@ -37,7 +37,7 @@ pub(super) struct Refused {
 }
 
 impl Refused {
-    /// A message that is no valid request.
+    /// An invalid request.
     pub(super) fn invalid(id: Option<RequestId>, text: impl Display) -> Self {
         Self { id, error: ErrorData::invalid_request(format!("Invalid request: {text}"), None) }
     }
