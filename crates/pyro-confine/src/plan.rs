@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
+use rustix::io::fcntl_dupfd_cloexec;
 use seccompiler::BpfProgram;
 
 use crate::identity::{HandOverError, Identity};
@@ -148,7 +149,10 @@ fn open(policy: &Policy) -> Result<Vec<Opened<'_>>, StartError> {
     let mut opened = Vec::with_capacity(policy.files.len());
     for visible in &policy.files {
         let open = || {
-            let fd = openat(CWD, &visible.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+            let fd = match &visible.opened {
+                Some(file) => fcntl_dupfd_cloexec(file, 0)?,
+                None => openat(CWD, &visible.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?,
+            };
             let stat = fstat(&fd)?;
             Ok::<_, rustix::io::Errno>((fd, stat))
         };
@@ -223,7 +227,7 @@ fn attributes(access: Access) -> u64 {
 
 /// Copies a descriptor to a number that no descriptor of the program has.
 pub(crate) fn temporary(fd: impl AsFd) -> io::Result<OwnedFd> {
-    Ok(rustix::io::fcntl_dupfd_cloexec(fd, FIRST_TEMPORARY)?)
+    Ok(fcntl_dupfd_cloexec(fd, FIRST_TEMPORARY)?)
 }
 
 fn descriptors(given: &[(OwnedFd, RawFd)]) -> Result<Vec<(OwnedFd, RawFd)>, StartError> {

@@ -38,6 +38,7 @@ pub use error::{
 };
 pub use image::RootfsFormat;
 pub use installed::InstalledEnvironment;
+pub use manifest::OpenFiles;
 pub use observer::{PullObserver, PullStep, SilentObserver};
 pub use payload::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
 pub use process::Tools;

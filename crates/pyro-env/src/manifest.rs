@@ -1,10 +1,11 @@
 //! `environment.json`: what is installed, and how to check that it is unchanged.
 
 use std::collections::BTreeMap;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -50,8 +51,9 @@ pub(crate) struct Artifact {
 
 impl Artifact {
     pub(crate) fn of_file(path: &Path) -> Result<Artifact, IoError> {
-        let sha256 = fsio::sha256_file(path)?;
-        let metadata = std::fs::metadata(path).map_err(IoError::at("inspect", path))?;
+        let file = File::open(path).map_err(IoError::at("open", path))?;
+        let sha256 = fsio::sha256(&file, path)?;
+        let metadata = file.metadata().map_err(IoError::at("inspect", path))?;
         Ok(Artifact {
             sha256,
             size: metadata.len(),
@@ -63,25 +65,22 @@ impl Artifact {
 
     /// Compares size, times and inode, which is cheap enough for every start. If only the inode or its time differ, as in a
     /// copy of the cache, or after a change that was hidden, the content decides.
-    fn check(&self, path: &Path) -> Result<Result<(), Damage>, IoError> {
-        let metadata = match std::fs::symlink_metadata(path) {
-            Ok(metadata) if metadata.is_file() => metadata,
-            Ok(_) => return Ok(Err(Damage::Missing { path: path.to_owned() })),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Ok(Err(Damage::Missing { path: path.to_owned() }));
-            }
-            Err(error) => return Err(IoError::at("inspect", path)(error)),
+    /// Returns the file that was compared, open.
+    fn check(&self, path: &Path) -> Result<Result<File, Damage>, IoError> {
+        let Some(file) = fsio::open_own(path)? else {
+            return Ok(Err(Damage::Missing { path: path.to_owned() }));
         };
+        let metadata = file.metadata().map_err(IoError::at("inspect", path))?;
         if metadata.len() != self.size {
             let (expected, actual) = (self.size, metadata.len());
             return Ok(Err(Damage::Size { path: path.to_owned(), expected, actual }));
         }
         let is_same = self.inode.is_none_or(|inode| inode == metadata.ino())
             && self.ctime_ns.is_none_or(|time| time == ctime_ns(&metadata));
-        if mtime_ns(&metadata) != self.mtime_ns || !is_same && fsio::sha256_file(path)? != self.sha256 {
+        if mtime_ns(&metadata) != self.mtime_ns || !is_same && fsio::sha256(&file, path)? != self.sha256 {
             return Ok(Err(Damage::Modified { path: path.to_owned() }));
         }
-        Ok(Ok(()))
+        Ok(Ok(file))
     }
 }
 
@@ -99,7 +98,25 @@ pub(crate) enum Found {
     /// There is no manifest, so no installation was ever completed here.
     Nothing,
     Damaged(Damage),
-    Installed(Box<Manifest>),
+    Installed(Box<Installed>),
+}
+
+/// An environment that looks as it was installed.
+#[derive(Debug)]
+pub(crate) struct Installed {
+    pub(crate) manifest: Manifest,
+    pub(crate) files: OpenFiles,
+}
+
+/// The artifacts of an environment, open since they were checked.
+#[derive(Clone, Debug)]
+pub struct OpenFiles {
+    /// The guest kernel.
+    pub kernel: Arc<File>,
+    /// The kernel's modules.
+    pub modules: Arc<File>,
+    /// The base image.
+    pub rootfs: Arc<File>,
 }
 
 /// Why bytes are not a manifest.
@@ -158,14 +175,21 @@ impl Manifest {
             return damaged(format!("it describes {} {}", manifest.name, manifest.version));
         }
         // Check only the files that pyro uses: a manifest must not make it look anywhere else.
+        let mut files = Vec::with_capacity(3);
         for file in [KERNEL, MODULES, manifest.format.file_name()] {
-            if let Some(artifact) = manifest.artifacts.get(file)
-                && let Err(damage) = artifact.check(&dir.join(file))?
-            {
-                return Ok(Found::Damaged(damage));
+            let Some(artifact) = manifest.artifacts.get(file) else { continue };
+            match artifact.check(&dir.join(file))? {
+                Ok(file) => files.push(Arc::new(file)),
+                Err(damage) => return Ok(Found::Damaged(damage)),
             }
         }
-        Ok(Found::Installed(Box::new(manifest)))
+        match <[_; 3]>::try_from(files) {
+            Ok([kernel, modules, rootfs]) => {
+                let files = OpenFiles { kernel, modules, rootfs };
+                Ok(Found::Installed(Box::new(Installed { manifest, files })))
+            }
+            Err(_) => damaged("it does not list all files".to_owned()),
+        }
     }
 
     /// Returns the SHA-256 over the sorted `file sha256` lines: two installs with equal digests hold equal bytes.

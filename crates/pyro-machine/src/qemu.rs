@@ -123,8 +123,8 @@ impl Platform for Qemu {
             _ => None,
         };
         if let Start::Kernel { save_in: Some(files) } = &start {
-            create(&files.memory)?;
-            create(&files.state)?;
+            create(files.memory.path())?;
+            create(files.state.path())?;
         }
         let mut identity = Identity::for_program();
         let (channel, channel_end) = connection()?;
@@ -224,6 +224,7 @@ mod tests {
     use tokio::task::LocalSet;
 
     use super::*;
+    use crate::artifact::Artifact;
     use crate::console::Console;
     use crate::disk::LayerLifetime;
     use crate::exit::Interrupted;
@@ -245,6 +246,17 @@ mod tests {
         vmm_program: PathBuf,
         start: Start,
     ) -> (Result<QemuMachine, LaunchError>, Console) {
+        launch_changed(dir, vmm_program, start, |_| {}).await
+    }
+
+    /// `change` has the files of the machine after they were checked.
+    async fn launch_changed(
+        dir: &tempfile::TempDir,
+        vmm_program: PathBuf,
+        start: Start,
+        change: impl FnOnce(&Path),
+    ) -> (Result<QemuMachine, LaunchError>, Console) {
+        let checked = |path: PathBuf| Artifact::open(path).unwrap();
         let file = |name: &str| {
             let path = dir.path().join(name);
             std::fs::write(&path, "").unwrap();
@@ -253,14 +265,25 @@ mod tests {
         let console = Console::in_memory();
         let config =
             MachineConfig { vmm_program, accelerator: Accelerator::Tcg, vcpu_count: 1, mem_mib: 512 };
+        let disks = Disks {
+            kernel: checked(file("kernel")),
+            initrd: file("initrd"),
+            base_image: checked(file("base")),
+            layer: file("layer"),
+        };
+        let start = match start {
+            Start::Saved { files: SavedFiles { memory, state } } => Start::Saved {
+                files: SavedFiles {
+                    memory: checked(memory.path().to_owned()),
+                    state: checked(state.path().to_owned()),
+                },
+            },
+            start @ Start::Kernel { .. } => start,
+        };
+        change(dir.path());
         let launch = Launch {
             hardware: Hardware { config, layer_lifetime: LayerLifetime::OneStart, interface: None },
-            disks: Disks {
-                kernel: file("kernel"),
-                initrd: file("initrd"),
-                base_image: file("base"),
-                layer: file("layer"),
-            },
+            disks,
             network: None,
             start,
             console: console.clone(),
@@ -272,9 +295,10 @@ mod tests {
     const KERNEL: Start = Start::Kernel { save_in: None };
 
     fn saved(dir: &tempfile::TempDir) -> Start {
-        let files = SavedFiles { memory: dir.path().join("memory"), state: dir.path().join("state") };
+        let files =
+            SavedFiles { memory: dir.path().join("memory").into(), state: dir.path().join("state").into() };
         for file in [&files.memory, &files.state] {
-            std::fs::write(file, "").unwrap();
+            std::fs::write(file.path(), "").unwrap();
         }
         Start::Saved { files }
     }
@@ -297,6 +321,38 @@ mod tests {
             words.sort();
             assert_eq!(words, ["booting", "oops"]);
             assert!(machine.network().is_none());
+        };
+        LocalSet::new().run_until(work).await;
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_replaced_after_its_check_is_not_used() {
+        let work = async {
+            for name in ["none", "kernel", "base", "memory", "state"] {
+                let dir = tempfile::tempdir().unwrap();
+                let script = format!("cat {0}/* 2>&1; exit 7", dir.path().display());
+                let program = fake_program(dir.path(), &script);
+                let start = if ["memory", "state"].contains(&name) { saved(&dir) } else { KERNEL };
+                let replace = |dir: &Path| {
+                    std::fs::write(dir.join("other"), "another").unwrap();
+                    std::fs::rename(dir.join("other"), dir.join(name)).unwrap();
+                };
+                match launch_changed(&dir, program, start, replace).await.0 {
+                    Ok(mut machine) => {
+                        machine.exited().await;
+                        let words = machine.console().last_words().await.join(" ");
+                        // A host without mount namespaces has Landlock.
+                        assert!(!words.contains("another"), "{name}: {words}");
+                    }
+                    Err(error) => {
+                        assert_ne!(name, "none", "{error:?}");
+                        assert!(
+                            matches!(error, LaunchError::Confine { .. } | LaunchError::Failed(_)),
+                            "{error:?}"
+                        );
+                    }
+                }
+            }
         };
         LocalSet::new().run_until(work).await;
     }

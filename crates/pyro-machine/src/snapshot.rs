@@ -24,4 +24,5 @@ mod store;
 pub use error::SnapshotError;
 pub use key::{Subject, key};
 pub use prune::prune;
+pub use record::Damage;
 pub use store::{Begun, Partial, Snapshot, Store};

@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -113,6 +115,59 @@ fn a_file_that_is_replaced_after_its_check_ends_the_start() {
     for change in changes {
         let started = try_start(change);
         assert!(matches!(started, Err(Attempt::Failed(StartError::Replaced(_)))));
+    }
+}
+
+/// Runs `cat` on a file of which `change` makes another one after it was opened; returns what it prints.
+fn cat_after(change: impl Fn(&Path), namespaces: libc::c_int) -> Result<String, Attempt> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "checked").unwrap();
+    let opened = Arc::new(File::open(&file).unwrap());
+    change(&file);
+    let policy = policy([Visible::new(&file, Access::Read).opened(opened)]);
+    let (mut program, input) = cat();
+    drop(input);
+    let (mut output, writer) = io::pipe().unwrap();
+    program.arguments = vec![file.clone().into()];
+    program.descriptors[1] = (writer.into(), 1);
+    let Ok(plan) = Plan::new(&program, &policy, Identity::Caller) else { panic!("no plan") };
+    drop(program);
+    let started = attempt(&plan, Identity::Caller, namespaces);
+    drop(plan);
+    let (mut process, _) = started?;
+    let mut text = String::new();
+    output.read_to_string(&mut text).unwrap();
+    process.wait().unwrap();
+    Ok(text)
+}
+
+fn replace(file: &Path) {
+    let other = file.with_extension("other");
+    fs::write(&other, "another").unwrap();
+    fs::rename(other, file).unwrap();
+}
+
+#[test]
+fn a_file_that_was_opened_earlier_is_used_or_nothing_is() {
+    match cat_after(|_| {}, libc::CLONE_NEWUSER | NAMESPACES) {
+        Ok(text) => assert_eq!(text, "checked"),
+        // Without namespaces, nothing is attached.
+        Err(Attempt::Namespaces(_)) => return,
+        Err(Attempt::Failed(error)) => panic!("{error}"),
+    }
+    let replaced = cat_after(replace, libc::CLONE_NEWUSER | NAMESPACES);
+    assert!(matches!(replaced, Err(Attempt::Failed(StartError::Replaced(_)))));
+}
+
+#[test]
+fn without_namespaces_landlock_refuses_a_file_that_took_the_place_of_the_opened_one() {
+    if landlock::abi().is_none() {
+        return;
+    }
+    for (change, expected) in [(&(|_: &Path| {}) as &dyn Fn(&Path), "checked"), (&replace, "")] {
+        let Ok(text) = cat_after(change, 0) else { panic!("not started") };
+        assert_eq!(text, expected);
     }
 }
 

@@ -49,6 +49,33 @@ fn contents_are_compared_when_asked() {
     opened.verify_contents().expect("readable").expect_err("is not");
 }
 
+#[test]
+fn what_is_open_is_what_was_checked() {
+    let fake = Fake::new();
+    fake.pull();
+    let opened = fake.cache().open("debian:12-base").expect("whole");
+    let content = fs::read(&opened.rootfs).expect("read");
+    let other = opened.rootfs.with_extension("other");
+    fs::write(&other, "another image").expect("written");
+    fs::rename(&other, &opened.rootfs).expect("replaced");
+    let mut found = Vec::new();
+    std::io::Read::read_to_end(&mut &*opened.files.rootfs, &mut found).expect("read");
+    assert_eq!(found, content);
+    opened.verify_contents().expect("readable").expect("the open files are unchanged");
+    assert_eq!(fake.cache().open("debian:12-base").expect_err("changed").kind(), ErrorKind::Damaged);
+}
+
+#[test]
+fn a_link_is_no_artifact() {
+    let fake = Fake::new();
+    fake.pull();
+    let rootfs = fake.base_dir().join("rootfs.erofs");
+    let elsewhere = fake.base_dir().with_extension("elsewhere");
+    fs::rename(&rootfs, &elsewhere).expect("moved");
+    std::os::unix::fs::symlink(&elsewhere, &rootfs).expect("linked");
+    assert_eq!(fake.cache().open("debian:12-base").expect_err("a link").kind(), ErrorKind::Damaged);
+}
+
 /// Changes the image in place, and puts its time back.
 fn change_secretly(fake: &Fake) {
     let rootfs = fake.base_dir().join("rootfs.erofs");

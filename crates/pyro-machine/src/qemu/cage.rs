@@ -5,11 +5,13 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, elf::FileHeader64};
 use pyro_confine::{Access, Identity, Limit, Policy, Resource, Syscalls, Visible};
 
+use crate::artifact::Artifact;
 use crate::hardware::{Disks, Hardware, Start};
 use crate::platform::LaunchError;
 
@@ -91,21 +93,26 @@ fn limits(hardware: &Hardware, disks: &Disks) -> Result<Vec<Limit>, LaunchError>
 }
 
 fn of_machine(disks: &Disks, start: &Start) -> Vec<Visible> {
-    let mut files =
-        vec![Visible::new(&disks.base_image, Access::Read), Visible::new(&disks.layer, Access::Write)];
-    let saved = match start {
+    let mut files = vec![checked(&disks.base_image), Visible::new(&disks.layer, Access::Write)];
+    match start {
         Start::Kernel { save_in } => {
-            files.push(Visible::new(&disks.kernel, Access::Read));
+            files.push(checked(&disks.kernel));
             files.push(Visible::new(&disks.initrd, Access::Read));
-            save_in.as_ref().map(|saved| (saved, Access::Write))
+            let created = save_in.iter().flat_map(|saved| [&saved.memory, &saved.state]);
+            files.extend(created.map(|file| Visible::new(file.path(), Access::Write)));
         }
-        Start::Saved { files } => Some((files, Access::Read)),
-    };
-    if let Some((saved, access)) = saved {
-        files.push(Visible::new(&saved.memory, access));
-        files.push(Visible::new(&saved.state, access));
+        Start::Saved { files: saved } => files.extend([checked(&saved.memory), checked(&saved.state)]),
     }
     files
+}
+
+/// The file behind the descriptor on which it was checked, and no other that has its path by now.
+fn checked(artifact: &Artifact) -> Visible {
+    let visible = Visible::new(artifact.path(), Access::Read);
+    match artifact.file() {
+        Some(file) => visible.opened(Arc::clone(file)),
+        None => visible,
+    }
 }
 
 fn of_program(program: &Path) -> Vec<Visible> {
