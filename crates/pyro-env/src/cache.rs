@@ -79,7 +79,15 @@ impl EnvironmentCache {
         let in_use = lock::shared(&self.layout.use_lock(&entry.dir_name()))?;
         match self.found(entry)? {
             Found::Installed(installed) => match trust::check(&install_dir, &installed.files)? {
-                Ok(()) => Ok(InstalledEnvironment::new(install_dir, *installed, in_use)),
+                Ok(()) => {
+                    if let Some(Err(error)) =
+                        installed.verified.as_ref().map(|known| known.write(&install_dir))
+                    {
+                        // The next use reads the files again.
+                        tracing::debug!(path = %error.path.display(), error = %error.source, "nothing is remembered");
+                    }
+                    Ok(InstalledEnvironment::new(install_dir, *installed, in_use))
+                }
                 Err(problem) => Err(OpenError::Untrusted { name: name.to_owned(), problem }),
             },
             Found::Damaged(damage) => Err(OpenError::Damaged { name: name.to_owned(), damage }),
@@ -153,6 +161,11 @@ impl EnvironmentCache {
     /// contain. Environments that are in use or being built stay.
     pub fn prune(&self) -> Result<PruneReport, PruneError> {
         prune::run(&self.layout, &self.tools)
+    }
+
+    /// Returns the work directories of builds whose processes are gone. Never writes.
+    pub fn abandoned_builds(&self) -> Result<Vec<PathBuf>, ListError> {
+        Ok(partial::abandoned(&self.layout)?)
     }
 
     fn install(&self, entry: &CatalogEntry, built: &Path, work: &Path) -> Result<(), PullError> {

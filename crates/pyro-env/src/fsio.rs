@@ -38,13 +38,18 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, I
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(IoError::at("open", path)(error)),
     };
+    read_open(file, path, limit).map(Some)
+}
+
+/// Reads an open file of at most `limit` bytes. Fails if it is longer.
+pub(crate) fn read_open(file: File, path: &Path, limit: u64) -> Result<Vec<u8>, IoError> {
     let mut content = Vec::new();
     file.take(limit + 1).read_to_end(&mut content).map_err(IoError::at("read", path))?;
     if content.len() as u64 > limit {
         let error = std::io::Error::new(ErrorKind::FileTooLarge, format!("more than {limit} bytes"));
         return Err(IoError::at("read", path)(error));
     }
-    Ok(Some(content))
+    Ok(content)
 }
 
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), IoError> {

@@ -44,7 +44,7 @@ pub struct InstalledEnvironment {
 
 impl InstalledEnvironment {
     pub(crate) fn new(install_dir: PathBuf, installed: Installed, in_use: Lock) -> Self {
-        let Installed { manifest, files } = installed;
+        let Installed { manifest, files, verified: _ } = installed;
         InstalledEnvironment {
             name: manifest.name.clone(),
             version: manifest.version.clone(),

@@ -26,6 +26,20 @@ pub(crate) fn check(install_dir: &Path, files: &OpenFiles) -> Result<Result<(), 
     }
 }
 
+/// Checks that only this user and root can change a file or directory, by itself or through one of its parents.
+///
+/// # Errors
+/// It cannot be examined.
+pub fn check_path(path: &Path) -> Result<Result<(), Untrusted>, IoError> {
+    check_dir(path)
+}
+
+/// Whether only this user and root can write to an open file of an environment, apart from its parents.
+pub(crate) fn is_own(file: &File, path: &Path) -> bool {
+    let trust = Trust::of_this_process();
+    Inspected::of_open(file, path).is_ok_and(|found| trust.problem(&found, Place::Environment).is_none())
+}
+
 /// Checks a directory in which an environment is going to be built, and all parents.
 pub(crate) fn check_dir(dir: &Path) -> Result<Result<(), Untrusted>, IoError> {
     Trust::of_this_process().check_dir(dir)
