@@ -26,8 +26,8 @@ const FIRST_ARTIFACT: RawFd = 3;
 pub(crate) fn pass_artifacts(spawn: Spawn, spec: &mut LaunchSpec) -> io::Result<Spawn> {
     let files: Option<Vec<_>> = spec.guest.artifacts().map(Artifact::file).collect();
     spec.artifacts_are_open = files.is_some();
-    let numbered = files.unwrap_or_default().into_iter().zip(FIRST_ARTIFACT..);
-    numbered.fold(Ok(spawn), |spawn, (file, number)| Ok(spawn?.inherit(file.try_clone()?, number)))
+    let mut numbered = files.unwrap_or_default().into_iter().zip(FIRST_ARTIFACT..);
+    numbered.try_fold(spawn, |spawn, (file, number)| Ok(spawn.inherit(file.try_clone()?, number)))
 }
 
 /// Returns the guest with the artifacts that this process has inherited, if it has.

@@ -265,7 +265,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         };
         let partial = match timeout_at(deadline, store.begin(wanted)).await {
             Ok(Ok(Begun::Partial(partial))) => partial,
-            Ok(Ok(Begun::MadeMeanwhile(template))) => return Ok(template),
+            Ok(Ok(Begun::MadeMeanwhile(template))) => return Ok(*template),
             // It is recorded already.
             Ok(Ok(Begun::FailedMeanwhile(reason))) => return Err(BootError::FailedRecently(reason)),
             Ok(Err(error)) => return Err(failed(error.into())),

@@ -108,6 +108,19 @@ impl Record {
         };
         Ok(Parts { memory: open(MEMORY)?, state: open(STATE)?, layer: open(LAYER)? })
     }
+
+    /// Opens the files in `dir` and compares their contents with the digests, which reads all of them.
+    pub(super) fn verify(&self, dir: &Path) -> Result<(), Damage> {
+        let Parts { memory, state, layer } = self.check(dir)?;
+        for (name, part) in [(MEMORY, memory), (STATE, state), (LAYER, layer)] {
+            let digest = part.to_file().and_then(|file| digest(&file));
+            let digest = digest.map_err(|error| Damage::Unreadable(name, error))?;
+            if self.files.get(name).is_none_or(|recorded| recorded.sha256 != digest) {
+                return Err(Damage::Modified(name));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Why a snapshot's files are not what its record says.
@@ -122,6 +135,9 @@ pub enum Damage {
     /// A file's size, times, or inode differ.
     #[error("{0} has changed since it was made")]
     Changed(&'static str),
+    /// A file's content differs.
+    #[error("{0} does not match its digest")]
+    Modified(&'static str),
 }
 
 impl FileRecord {

@@ -52,7 +52,7 @@ pub enum Begun {
     /// The caller makes the snapshot.
     Partial(Partial),
     /// Another process has made it by now.
-    MadeMeanwhile(Snapshot),
+    MadeMeanwhile(Box<Snapshot>),
     /// Another process could not make it, for this reason.
     FailedMeanwhile(String),
 }
@@ -115,7 +115,7 @@ impl Store {
         let lock_path = layout::lock(&self.dir, &self.key);
         let lock = file_lock::locked(&lock_path).await.map_err(SnapshotError::io("lock", &lock_path))?;
         if let Some(snapshot) = self.find() {
-            return Ok(Begun::MadeMeanwhile(snapshot));
+            return Ok(Begun::MadeMeanwhile(Box::new(snapshot)));
         }
         if let Some(reason) = self.recent_failure() {
             return Ok(Begun::FailedMeanwhile(reason));
