@@ -7,11 +7,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::fcntl_dupfd_cloexec;
 use seccompiler::BpfProgram;
 
+use crate::cgroup::Group;
 use crate::identity::{HandOverError, Identity};
 use crate::landlock::{self, Network};
 use crate::layers::Layer;
@@ -57,6 +59,8 @@ pub(crate) struct Plan {
     pub(crate) oom_score_adj: CString,
     pub(crate) blocked_signals: libc::sigset_t,
     pub(crate) huge_pages: bool,
+    /// The control group that the program is moved into.
+    pub(crate) group: Result<Arc<Group>, Layer>,
 }
 
 /// Why nothing was prepared.
@@ -141,6 +145,7 @@ impl Plan {
             oom_score_adj: c_string(policy.oom_score_adj.to_string().as_ref())?,
             blocked_signals: signals(&program.blocked_signals),
             huge_pages: program.huge_pages,
+            group: Err(Layer::unavailable("it was not requested")),
         })
     }
 }

@@ -7,10 +7,12 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+use crate::cgroup::Group;
 use crate::child::{self, Connections, Created, RECORD_BYTES, ROOT_STEPS, Subject};
 use crate::identity::Identity;
 use crate::landlock;
@@ -85,6 +87,18 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
 /// # Errors
 /// [`StartError`].
 pub fn start(program: Program, policy: &Policy) -> Result<Started, StartError> {
+    start_in(Err(Layer::unavailable("it was not requested")), program, policy)
+}
+
+/// Does the same, in a control group; or without one, for a reason that the report gives.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_in(
+    group: Result<Arc<Group>, Layer>,
+    program: Program,
+    policy: &Policy,
+) -> Result<Started, StartError> {
     // With a user namespace, without one where root may create the others, and with nothing.
     let mut attempts = VecDeque::from([
         (libc::CLONE_NEWUSER | NAMESPACES, policy.identity),
@@ -95,7 +109,10 @@ pub fn start(program: Program, policy: &Policy) -> Result<Started, StartError> {
     let mut refusals = Refusals::default();
     while let Some((namespaces, identity)) = attempts.pop_front() {
         let plan = match Plan::new(&program, policy, identity) {
-            Ok(plan) => plan,
+            Ok(mut plan) => {
+                plan.group = group.clone();
+                plan
+            }
             Err(PlanError::Identity { path, source }) => {
                 let path = path.display();
                 refusals.identity = Some(format!("{path} cannot be given to another user: {source}"));
@@ -213,9 +230,15 @@ fn attempt(
         let _ = process.wait();
         return Err(Attempt::of_namespaces(error));
     }
+    // Before it executes anything, so that all memory of the program counts.
+    let moved = plan.group.as_ref().ok().map(|group| group.add(process.id()));
     // Fails only if the child has ended, which its report says.
     let _ = rustix::io::write(&go, &[1]);
-    let records = records(report).map_err(StartError::Descriptor)?;
+    let mut records = records(report).map_err(StartError::Descriptor)?;
+    if let Some(moved) = moved {
+        let errno = moved.map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO), |()| 0);
+        records.insert(0, Record { subject: Subject::Group, step: 0, errno });
+    }
     if let Some(error) = records.iter().find_map(Record::end_of_start) {
         let _ = process.wait();
         return Err(error.into());
@@ -361,7 +384,7 @@ fn report(
         landlock,
         seccomp: prepared(plan.filters.as_ref().err(), Subject::Seccomp),
         limits: reported(Subject::Limits),
-        cgroup: Layer::unavailable("no control group is delegated to pyro"),
+        cgroup: prepared(plan.group.as_ref().err(), Subject::Group),
         uid,
     }
 }

@@ -18,7 +18,7 @@ use pyro_confine::{Access, Confinement, Identity, Program, StartError, Visible};
 use tokio::net::UnixStream;
 
 use crate::accel::Accelerator;
-use crate::hardware::{Disks, Hardware, Launch, SavedFiles, Start};
+use crate::hardware::{Disks, Hardware, Launch, MachineConfig, SavedFiles, Start};
 use crate::network::{Network, NetworkError, NetworkHelper, Provider};
 use crate::platform::{Capabilities, Fingerprint, FingerprintError, LaunchError, Platform, while_alive};
 use arguments::{CHANNEL_FD, CONTROL_FD, KVM_FD, NETWORK_FD};
@@ -75,8 +75,14 @@ pub fn probe_confinement(program: &Path) -> Result<Confinement, LaunchError> {
         huge_pages: true,
     };
     let policy = cage::policy_of_program(program, Identity::for_program());
-    let mut started =
-        pyro_confine::start(command, &policy).map_err(|error| launch_error(program.to_owned(), error))?;
+    let smallest = MachineConfig {
+        vmm_program: program.to_owned(),
+        accelerator: Accelerator::Tcg,
+        vcpu_count: 1,
+        mem_mib: 0,
+    };
+    let mut started = pyro_confine::start_in(cage::group(&smallest), command, &policy)
+        .map_err(|error| launch_error(program.to_owned(), error))?;
     started.process.kill();
     // It was killed, so its status says nothing.
     let _ = started.process.wait();
@@ -174,7 +180,14 @@ impl Platform for Qemu {
             blocked_signals: vec![libc::SIGTERM, libc::SIGINT, libc::SIGHUP],
             huge_pages: arguments::huge_pages(hardware.config.accelerator),
         };
-        let started = pyro_confine::start(command, &policy).map_err(|error| launch_error(program, error))?;
+        let group = cage::group(&hardware.config);
+        if let (Ok(group), Some(network)) = (&group, network.as_ref().and_then(Network::process_id))
+            && let Err(error) = group.add(network)
+        {
+            tracing::warn!(%error, "the process that carries the network has no control group");
+        }
+        let started = pyro_confine::start_in(group.clone(), command, &policy)
+            .map_err(|error| launch_error(program, error))?;
         let confinement = started.confinement;
         if requires_full_confinement && !confinement.is_full() {
             let missing =
@@ -183,6 +196,7 @@ impl Platform for Qemu {
         }
         let process = VmmProcess::new(started.process, [stdout, stderr]).map_err(LaunchError::Connection)?;
         let mut machine = QemuMachine::new((process, confinement), channel, network, console);
+        machine.end_with(group.ok());
         if let Some(control) = control {
             let qmp = while_alive(&mut machine, Qmp::connect(control)).await?;
             machine.control_with(qmp);

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, elf::FileHeader64};
-use pyro_confine::{Access, Identity, Limit, Policy, Resource, Syscalls, Visible};
+use pyro_confine::{Access, Group, GroupLimits, Identity, Layer, Limit, Policy, Resource, Syscalls, Visible};
 
 use crate::artifact::Artifact;
-use crate::hardware::{Disks, Hardware, Start};
+use crate::hardware::{Disks, Hardware, MachineConfig, Start};
 use crate::platform::LaunchError;
 
 /// The device of KVM.
@@ -35,6 +35,11 @@ const HEAD_BYTES: u64 = 8192;
 const MAX_FILES: u64 = 512;
 /// Threads in addition to those of the virtual processors: QEMU has up to 64 for disks.
 const MAX_OTHER_THREADS: u64 = 96;
+/// Threads of the process that carries the network. It has one or two.
+const MAX_NETWORK_THREADS: u64 = 32;
+/// Memory in addition to the guest's that a control group allows, in MiB: 128 of translated code and 128 for everything else of a VMM
+/// that has not been taken over, and 64 for the network's process and what the kernel needs for both.
+const GROUP_OVERHEAD_MIB: u64 = 320;
 /// Space for the state of the devices, in bytes.
 const MAX_STATE_BYTES: u64 = 256 << 20;
 /// Likelier to be ended than anything that was not asked to run unknown code.
@@ -72,6 +77,17 @@ pub(super) fn policy_of_program(program: &Path, identity: Identity) -> Policy {
         limits: vec![limit(Resource::Core, 0), limit(Resource::Nofile, MAX_FILES)],
         oom_score_adj: OOM_SCORE_ADJ,
     }
+}
+
+/// Returns the control group of a machine, for its VMM and what carries its network; or why there is none.
+pub(super) fn group(config: &MachineConfig) -> Result<Arc<Group>, Layer> {
+    let limits = GroupLimits {
+        memory_bytes: (u64::from(config.mem_mib) + GROUP_OVERHEAD_MIB) << 20,
+        tasks: u64::from(config.vcpu_count) + MAX_OTHER_THREADS + MAX_NETWORK_THREADS,
+        // One more, for everything but the guest's processors.
+        cpus: config.vcpu_count + 1,
+    };
+    Group::create(&limits).map(Arc::new).map_err(Layer::unavailable)
 }
 
 fn limits(hardware: &Hardware, disks: &Disks) -> Result<Vec<Limit>, LaunchError> {
