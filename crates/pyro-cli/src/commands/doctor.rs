@@ -15,8 +15,8 @@ use crate::text::yes_no;
 use crate::{config, session};
 
 const DOCTOR_EXAMPLES: &str = "\
-The exit status is 0 even when problems are found; read `Runtime:` or, with --json, `runtime_ok`. With --deep, it is 1 if a
-file was changed, can be changed by other users, or was left by something that is gone.
+The exit status is 0 even when problems are found; read `Runtime:` or, with --json, `runtime_ok`.
+With --deep, it is 1 if a file was changed, can be changed by other users, or was left over.
 
 Examples:
   pyro doctor
