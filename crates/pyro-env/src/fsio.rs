@@ -65,7 +65,7 @@ pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<(), IoError> {
     fs::set_permissions(path, Permissions::from_mode(mode)).map_err(IoError::at("set permissions of", path))
 }
 
-/// Opens a regular file for reading; `None` if there is none, or only a link or something else.
+/// Opens a regular file for reading; `None` if it does not exist, or is a link or something else.
 pub(crate) fn open_own(path: &Path) -> Result<Option<File>, IoError> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     match OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path) {

@@ -133,7 +133,7 @@ pub(crate) enum Found {
     Installed(Box<Installed>),
 }
 
-/// An environment that looks as it was installed.
+/// An environment whose files are unchanged since it was installed.
 #[derive(Debug)]
 pub(crate) struct Installed {
     pub(crate) manifest: Manifest,

@@ -75,7 +75,7 @@ impl Verified {
         self.0.get(name) == Some(&Proof::of(sha256, file))
     }
 
-    /// Adds a file that was compared just now. Returns whether it can be told from a later change of it.
+    /// Adds a file that was compared just now. Returns whether a later change of the file will be noticed; only then was it added.
     pub(crate) fn add(&mut self, name: &str, sha256: &str, file: &Metadata) -> bool {
         let proof = Proof::of(sha256, file);
         let is_settled = proof.is_settled(SystemTime::now());

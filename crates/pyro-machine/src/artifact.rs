@@ -40,12 +40,12 @@ impl Artifact {
         &self.path
     }
 
-    /// Returns its descriptor. `None` for a path that nobody has checked.
+    /// Returns its descriptor. `None` for a path that was not checked.
     pub fn file(&self) -> Option<&Arc<File>> {
         self.file.as_ref()
     }
 
-    /// Returns the descriptor; opens the path if there is none.
+    /// Returns the descriptor; opens the path if it has no descriptor.
     ///
     /// # Errors
     /// The file cannot be opened.

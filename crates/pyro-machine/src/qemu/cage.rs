@@ -79,7 +79,7 @@ pub(super) fn policy_of_program(program: &Path, identity: Identity) -> Policy {
     }
 }
 
-/// Returns the control group of a machine, for its VMM and what carries its network; or why there is none.
+/// Returns the control group of a machine, for its VMM and what carries its network; or the reason why it has no group.
 pub(super) fn group(config: &MachineConfig) -> Result<Arc<Group>, Layer> {
     let limits = GroupLimits {
         memory_bytes: (u64::from(config.mem_mib) + GROUP_OVERHEAD_MIB) << 20,

@@ -37,7 +37,7 @@ pub enum SnapshotError {
     #[error("the kernel was replaced while its template was made")]
     KernelReplaced,
     /// A file changed between the moment the snapshot was made and its first use.
-    #[error("the template was changed as soon as it was made")]
+    #[error("the template changed immediately after it was made")]
     Replaced(#[source] Damage),
     /// A file could not be read, written, made or locked.
     #[error("cannot {action} {}", path.display())]

@@ -155,7 +155,7 @@ impl FileRecord {
     }
 }
 
-/// Opens one of the snapshot's own files, which are no links.
+/// Opens one of the snapshot's own files. Fails for a link.
 fn open_part(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
 }
