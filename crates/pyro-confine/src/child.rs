@@ -47,6 +47,8 @@ pub(crate) enum Subject {
     Descriptors,
     /// The execution of the program. It is not started then.
     Execution,
+    /// The control group, which the parent knows about.
+    Group,
 }
 
 impl Subject {

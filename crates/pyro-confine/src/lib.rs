@@ -8,6 +8,7 @@
 //! Each layer stands for itself: one that the host cannot give is left out and named in [`Confinement`], and the others
 //! stay. `docs/design/0018-confinement.md` says which layers there are and why. Knows nothing about what it starts.
 
+mod cgroup;
 mod child;
 mod identity;
 mod itself;
@@ -19,12 +20,13 @@ mod process;
 mod seccomp;
 mod start;
 
+pub use cgroup::{Group, GroupError, GroupLimits};
 pub use identity::Identity;
 pub use itself::{SelfPolicy, confine_self, harden_supervisor};
 pub use layers::{Confinement, Layer};
 pub use policy::{Access, Limit, Policy, Visible};
 pub use process::Process;
 pub use seccomp::Syscalls;
-pub use start::{Program, StartError, Started, start};
+pub use start::{Program, StartError, Started, start, start_in};
 
 pub use rustix::process::Resource;

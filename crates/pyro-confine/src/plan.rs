@@ -7,10 +7,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
+use rustix::io::fcntl_dupfd_cloexec;
 use seccompiler::BpfProgram;
 
+use crate::cgroup::Group;
 use crate::identity::{HandOverError, Identity};
 use crate::landlock::{self, Network};
 use crate::layers::Layer;
@@ -56,6 +59,8 @@ pub(crate) struct Plan {
     pub(crate) oom_score_adj: CString,
     pub(crate) blocked_signals: libc::sigset_t,
     pub(crate) huge_pages: bool,
+    /// The control group that the program is moved into.
+    pub(crate) group: Result<Arc<Group>, Layer>,
 }
 
 /// Why nothing was prepared.
@@ -140,6 +145,7 @@ impl Plan {
             oom_score_adj: c_string(policy.oom_score_adj.to_string().as_ref())?,
             blocked_signals: signals(&program.blocked_signals),
             huge_pages: program.huge_pages,
+            group: Err(Layer::unavailable("it was not requested")),
         })
     }
 }
@@ -148,7 +154,10 @@ fn open(policy: &Policy) -> Result<Vec<Opened<'_>>, StartError> {
     let mut opened = Vec::with_capacity(policy.files.len());
     for visible in &policy.files {
         let open = || {
-            let fd = openat(CWD, &visible.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+            let fd = match &visible.opened {
+                Some(file) => fcntl_dupfd_cloexec(file, 0)?,
+                None => openat(CWD, &visible.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?,
+            };
             let stat = fstat(&fd)?;
             Ok::<_, rustix::io::Errno>((fd, stat))
         };
@@ -223,7 +232,7 @@ fn attributes(access: Access) -> u64 {
 
 /// Copies a descriptor to a number that no descriptor of the program has.
 pub(crate) fn temporary(fd: impl AsFd) -> io::Result<OwnedFd> {
-    Ok(rustix::io::fcntl_dupfd_cloexec(fd, FIRST_TEMPORARY)?)
+    Ok(fcntl_dupfd_cloexec(fd, FIRST_TEMPORARY)?)
 }
 
 fn descriptors(given: &[(OwnedFd, RawFd)]) -> Result<Vec<(OwnedFd, RawFd)>, StartError> {

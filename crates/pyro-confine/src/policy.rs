@@ -1,6 +1,8 @@
 //! What a confined program may see and use, as plain data.
 
+use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustix::process::Resource;
 
@@ -35,7 +37,7 @@ impl Access {
 }
 
 /// A file or directory that a program sees, under the path that it has on the host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Visible {
     /// An absolute path.
     pub path: PathBuf,
@@ -43,17 +45,25 @@ pub struct Visible {
     pub access: Access,
     /// The program starts without it if it does not exist.
     pub optional: bool,
+    /// The descriptor on which it was checked. The program sees this file, or is not started if another one has its path.
+    pub opened: Option<Arc<File>>,
 }
 
 impl Visible {
     /// Creates one that must exist.
     pub fn new(path: impl Into<PathBuf>, access: Access) -> Self {
-        Self { path: path.into(), access, optional: false }
+        Self { path: path.into(), access, optional: false, opened: None }
+    }
+
+    /// Sets the descriptor on which the file was checked.
+    #[must_use]
+    pub fn opened(self, file: Arc<File>) -> Self {
+        Self { opened: Some(file), ..self }
     }
 
     /// Creates one that may be missing.
     pub fn optional(path: impl Into<PathBuf>, access: Access) -> Self {
-        Self { path: path.into(), access, optional: true }
+        Self { path: path.into(), access, optional: true, opened: None }
     }
 }
 

@@ -7,10 +7,12 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+use crate::cgroup::Group;
 use crate::child::{self, Connections, Created, RECORD_BYTES, ROOT_STEPS, Subject};
 use crate::identity::Identity;
 use crate::landlock;
@@ -85,6 +87,18 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
 /// # Errors
 /// [`StartError`].
 pub fn start(program: Program, policy: &Policy) -> Result<Started, StartError> {
+    start_in(Err(Layer::unavailable("it was not requested")), program, policy)
+}
+
+/// Does the same, in a control group; or without one, for a reason that the report gives.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_in(
+    group: Result<Arc<Group>, Layer>,
+    program: Program,
+    policy: &Policy,
+) -> Result<Started, StartError> {
     // With a user namespace, without one where root may create the others, and with nothing.
     let mut attempts = VecDeque::from([
         (libc::CLONE_NEWUSER | NAMESPACES, policy.identity),
@@ -95,7 +109,10 @@ pub fn start(program: Program, policy: &Policy) -> Result<Started, StartError> {
     let mut refusals = Refusals::default();
     while let Some((namespaces, identity)) = attempts.pop_front() {
         let plan = match Plan::new(&program, policy, identity) {
-            Ok(plan) => plan,
+            Ok(mut plan) => {
+                plan.group = group.clone();
+                plan
+            }
             Err(PlanError::Identity { path, source }) => {
                 let path = path.display();
                 refusals.identity = Some(format!("{path} cannot be given to another user: {source}"));
@@ -213,9 +230,15 @@ fn attempt(
         let _ = process.wait();
         return Err(Attempt::of_namespaces(error));
     }
+    // Before it executes anything, so that all memory of the program counts.
+    let moved = plan.group.as_ref().ok().map(|group| group.add(process.id()));
     // Fails only if the child has ended, which its report says.
     let _ = rustix::io::write(&go, &[1]);
-    let records = records(report).map_err(StartError::Descriptor)?;
+    let mut records = records(report).map_err(StartError::Descriptor)?;
+    if let Some(moved) = moved {
+        let errno = moved.map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO), |()| 0);
+        records.insert(0, Record { subject: Subject::Group, step: 0, errno });
+    }
     if let Some(error) = records.iter().find_map(Record::end_of_start) {
         let _ = process.wait();
         return Err(error.into());
@@ -361,224 +384,10 @@ fn report(
         landlock,
         seccomp: prepared(plan.filters.as_ref().err(), Subject::Seccomp),
         limits: reported(Subject::Limits),
-        cgroup: Layer::unavailable("no control group is delegated to pyro"),
+        cgroup: prepared(plan.group.as_ref().err(), Subject::Group),
         uid,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::io::{BufRead as _, BufReader, Write as _};
-    use std::os::fd::AsFd;
-    use std::process::{Command, Stdio};
-    use std::thread;
-
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-    use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
-
-    use super::*;
-    use crate::{Access, Syscalls, Visible};
-
-    /// `cat`, which ends when its standard input does, and the other end of that.
-    fn cat() -> (Program, io::PipeWriter) {
-        let null = || File::options().read(true).write(true).open("/dev/null").unwrap();
-        let (input, writer) = io::pipe().unwrap();
-        let program = Program {
-            program: "/bin/cat".into(),
-            arguments: Vec::new(),
-            descriptors: vec![(input.into(), 0), (null().into(), 1), (null().into(), 2)],
-            blocked_signals: Vec::new(),
-            huge_pages: true,
-        };
-        (program, writer)
-    }
-
-    fn policy(files: impl IntoIterator<Item = Visible>) -> Policy {
-        let libraries = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
-        let mut all: Vec<_> = libraries.map(|dir| Visible::optional(dir, Access::Execute)).into();
-        all.push(Visible::new("/bin/cat", Access::Execute));
-        all.extend(files);
-        Policy {
-            files: all,
-            staging: "/usr".into(),
-            identity: Identity::for_program(),
-            syscalls: Syscalls::new().allow(&(0..462).collect::<Vec<_>>()),
-            limits: Vec::new(),
-            oom_score_adj: 0,
-        }
-    }
-
-    #[test]
-    fn root_without_the_right_to_give_files_away_starts_programs_as_itself() {
-        let layer = tempfile::NamedTempFile::new().unwrap();
-        let policy = policy([Visible::new(layer.path(), Access::Write)]);
-        let is_root = rustix::process::geteuid().is_root();
-        // Capabilities are a thread's own.
-        let started = thread::spawn(move || {
-            let has = capabilities(None).unwrap();
-            let sets = CapabilitySets { effective: has.effective - CapabilitySet::CHOWN, ..has };
-            set_capabilities(None, sets).unwrap();
-            let (program, input) = cat();
-            let mut started = start(program, &policy).unwrap();
-            drop(input);
-            assert!(started.process.wait().unwrap().success());
-            started.confinement
-        });
-        let confinement = started.join().unwrap();
-        if let (true, Layer::Unavailable { reason }) = (is_root, &confinement.unprivileged_user) {
-            assert!(reason.contains("cannot be given to another user"), "{reason}");
-        }
-        assert_eq!(confinement.unprivileged_user.is_active(), !is_root, "{confinement}");
-        assert!(confinement.no_capabilities.is_active(), "{confinement}");
-    }
-    /// A child that waits to be set up, and the parent's ends of its connections.
-    fn waiting_child() -> (Process, io::PipeWriter, io::PipeReader) {
-        let (program, _input) = cat();
-        let Ok(plan) = Plan::new(&program, &policy([]), Identity::Caller) else { panic!("no plan") };
-        let ((go_reader, go), (mut report, report_writer)) = (io::pipe().unwrap(), io::pipe().unwrap());
-        let connections = Connections {
-            go: temporary(go_reader).unwrap(),
-            report: temporary(report_writer).unwrap(),
-            of_parent: [go.as_raw_fd(), report.as_raw_fd()],
-        };
-        let created = Created { user_namespace: false, mount_namespace: false };
-        let process = create(&plan, created, &connections, 0).unwrap();
-        let Ok(Some(Record { subject: Subject::Ready, .. })) = record(&mut report) else {
-            panic!("the child is not ready")
-        };
-        (process, go, report)
-    }
-
-    fn has_ended_in_time(process: impl AsFd) -> bool {
-        let limit = Timespec { tv_sec: 30, tv_nsec: 0 };
-        poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap() == 1
-    }
-
-    #[test]
-    fn a_file_that_is_replaced_after_its_check_ends_the_start() {
-        let dir = tempfile::tempdir().unwrap();
-        let (file, other) = (dir.path().join("file"), dir.path().join("other"));
-        fs::write(&file, "").unwrap();
-        fs::write(&other, "").unwrap();
-        let policy = policy([Visible::new(&file, Access::Read)]);
-        let try_start = |change: &dyn Fn()| {
-            let (program, input) = cat();
-            drop(input);
-            let Ok(plan) = Plan::new(&program, &policy, Identity::Caller) else { panic!("no plan") };
-            change();
-            attempt(&plan, Identity::Caller, libc::CLONE_NEWUSER | NAMESPACES)
-        };
-        match try_start(&|| {}) {
-            Ok((mut process, _)) => assert!(process.wait().unwrap().success()),
-            // Without namespaces, nothing is attached.
-            Err(Attempt::Namespaces(_)) => return,
-            Err(Attempt::Failed(error)) => panic!("{error}"),
-        }
-        let changes: [&dyn Fn(); 2] =
-            [&|| fs::rename(&other, &file).unwrap(), &|| fs::remove_file(&file).unwrap()];
-        for change in changes {
-            let started = try_start(change);
-            assert!(matches!(started, Err(Attempt::Failed(StartError::Replaced(_)))));
-        }
-    }
-
-    #[test]
-    fn only_a_refusal_is_a_reason_to_go_on_with_less() {
-        for (errno, is_refusal) in [
-            (Errno::PERM, true),
-            (Errno::NOSPC, true),
-            (Errno::USERS, true),
-            (Errno::NOMEM, false),
-            (Errno::AGAIN, false),
-        ] {
-            let attempt = Attempt::of_namespaces(errno.into());
-            assert_eq!(matches!(attempt, Attempt::Namespaces(_)), is_refusal, "{errno}");
-            let is_failure = matches!(attempt, Attempt::Failed(StartError::Process(_)));
-            assert_eq!(is_failure, !is_refusal, "{errno}");
-        }
-    }
-
-    /// What the kernel says about a process under this name.
-    fn status(process: &Process, name: &str) -> String {
-        let text = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.unwrap().trim().to_owned()
-    }
-
-    #[test]
-    fn roots_program_of_another_user_cannot_regain_capabilities() {
-        let identity = Identity::for_program();
-        let (program, input) = cat();
-        let Ok(plan) = Plan::new(&program, &policy([]), identity) else { panic!("no plan") };
-        let Ok((mut process, _)) = attempt(&plan, identity, 0) else { panic!("not started") };
-        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
-            assert_eq!(status(&process, set), "0000000000000000", "{set}");
-        }
-        if rustix::process::geteuid().is_root() {
-            assert_eq!(status(&process, "CapBnd"), "0000000000000000");
-        }
-        drop(input);
-        assert!(process.wait().unwrap().success());
-    }
-
-    #[test]
-    fn a_program_has_only_the_descriptors_that_it_was_given() {
-        let (mut program, input) = cat();
-        let last = program.descriptors[2].0.try_clone().unwrap();
-        program.descriptors.push((last, 63));
-        // One without close-on-exec, in the gap between the numbers.
-        let stray = rustix::io::dup(&input).unwrap();
-        assert!((3..63).contains(&stray.as_raw_fd()), "{stray:?}");
-        let Ok(plan) = Plan::new(&program, &policy([]), Identity::Caller) else { panic!("no plan") };
-        let Ok((mut process, _)) = attempt(&plan, Identity::Caller, 0) else { panic!("not started") };
-        let entries = fs::read_dir(format!("/proc/{}/fd", process.id())).unwrap();
-        let mut open: Vec<i32> =
-            entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
-        open.sort_unstable();
-        assert_eq!(open, [0, 1, 2, 63]);
-        drop((input, stray));
-        assert!(process.wait().unwrap().success());
-    }
-
-    #[test]
-    fn a_child_whose_parent_gives_up_before_it_is_set_up_ends() {
-        let (mut process, go, report) = waiting_child();
-        drop((go, report));
-        assert!(has_ended_in_time(&process));
-        assert_eq!(process.wait().unwrap().code(), Some(127));
-    }
-
-    /// The test runs itself as the parent, which is killed.
-    #[test]
-    fn nothing_remains_of_a_parent_that_is_killed_while_its_child_waits() {
-        const IS_PARENT: &str = "PYRO_CONFINE_TEST_IS_PARENT";
-        let name = "start::tests::nothing_remains_of_a_parent_that_is_killed_while_its_child_waits";
-        #[expect(clippy::disallowed_methods, reason = "only the test itself sets the variable")]
-        if std::env::var_os(IS_PARENT).is_some() {
-            let (process, _go, _report) = waiting_child();
-            writeln!(io::stderr(), "child {}", process.id()).unwrap();
-            // Until it is killed.
-            let _ = io::stdin().read(&mut [0]);
-            return;
-        }
-        let mut parent = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", name, "--nocapture"])
-            .env(IS_PARENT, "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(parent.stderr.take().unwrap()).lines();
-        let child = lines.map(Result::unwrap).find_map(|line| line.strip_prefix("child ")?.parse().ok());
-        let child = Pid::from_raw(child.unwrap()).unwrap();
-        let child = pidfd_open(child, PidfdFlags::empty()).unwrap();
-        parent.kill().unwrap();
-        parent.wait().unwrap();
-        let ended = has_ended_in_time(&child);
-        let _ = pidfd_send_signal(&child, Signal::KILL);
-        assert!(ended, "the child outlived its parent");
-    }
-}
+mod tests;

@@ -1,5 +1,6 @@
 //! The engine: environments, VMs, and one-shot runs.
 
+mod deep;
 mod disk;
 mod environments;
 mod exec;

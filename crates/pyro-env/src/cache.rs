@@ -78,8 +78,16 @@ impl EnvironmentCache {
         // Check after taking the lock: the environment may have been removed since an earlier check.
         let in_use = lock::shared(&self.layout.use_lock(&entry.dir_name()))?;
         match self.found(entry)? {
-            Found::Installed(manifest) => match trust::check(&install_dir)? {
-                Ok(()) => Ok(InstalledEnvironment::new(install_dir, *manifest, in_use)),
+            Found::Installed(installed) => match trust::check(&install_dir, &installed.files)? {
+                Ok(()) => {
+                    if let Some(Err(error)) =
+                        installed.verified.as_ref().map(|known| known.write(&install_dir))
+                    {
+                        // The next use reads the files again.
+                        tracing::debug!(path = %error.path.display(), error = %error.source, "nothing is remembered");
+                    }
+                    Ok(InstalledEnvironment::new(install_dir, *installed, in_use))
+                }
                 Err(problem) => Err(OpenError::Untrusted { name: name.to_owned(), problem }),
             },
             Found::Damaged(damage) => Err(OpenError::Damaged { name: name.to_owned(), damage }),
@@ -98,9 +106,9 @@ impl EnvironmentCache {
         cancel: &CancelFlag,
     ) -> Result<PulledEnvironment, PullError> {
         let entry = catalog::find(name)?;
-        if let Found::Installed(manifest) = self.found(entry)? {
+        if let Found::Installed(installed) = self.found(entry)? {
             observer.step(PullStep::AlreadyInstalled);
-            return Ok(self.pulled(entry, &manifest));
+            return Ok(self.pulled(entry, &installed.manifest));
         }
         let steps = Steps::new(observer);
         self.tools.check()?;
@@ -119,9 +127,9 @@ impl EnvironmentCache {
                 lock::exclusive_unless_cancelled(&build_lock, cancel)?.ok_or(PullError::Cancelled)?
             }
         };
-        if let Found::Installed(manifest) = self.found(entry)? {
+        if let Found::Installed(installed) = self.found(entry)? {
             steps.finish();
-            return Ok(self.pulled(entry, &manifest));
+            return Ok(self.pulled(entry, &installed.manifest));
         }
         steps.enter(PullStep::Preparing);
         let (_, failed) = partial::sweep(&self.layout, &self.tools)?;
@@ -143,7 +151,7 @@ impl EnvironmentCache {
         drop(partial);
         steps.finish();
         match self.found(entry)? {
-            Found::Installed(manifest) => Ok(self.pulled(entry, &manifest)),
+            Found::Installed(installed) => Ok(self.pulled(entry, &installed.manifest)),
             Found::Damaged(damage) => Err(PullError::BadResult { reason: damage.to_string() }),
             Found::Nothing => Err(PullError::BadResult { reason: "it was removed at once".to_owned() }),
         }
@@ -153,6 +161,11 @@ impl EnvironmentCache {
     /// contain. Environments that are in use or being built stay.
     pub fn prune(&self) -> Result<PruneReport, PruneError> {
         prune::run(&self.layout, &self.tools)
+    }
+
+    /// Returns the work directories of builds whose processes are gone. Never writes.
+    pub fn abandoned_builds(&self) -> Result<Vec<PathBuf>, ListError> {
+        Ok(partial::abandoned(&self.layout)?)
     }
 
     fn install(&self, entry: &CatalogEntry, built: &Path, work: &Path) -> Result<(), PullError> {
@@ -177,10 +190,10 @@ impl EnvironmentCache {
 
     fn describe(&self, entry: &CatalogEntry) -> Result<Environment, IoError> {
         let manifest = match self.found(entry)? {
-            Found::Installed(manifest) => Some(manifest),
+            Found::Installed(installed) => Some(installed.manifest),
             Found::Damaged(_) | Found::Nothing => None,
         };
-        Ok(self.environment(entry, manifest.as_deref()))
+        Ok(self.environment(entry, manifest.as_ref()))
     }
 
     fn environment(&self, entry: &CatalogEntry, manifest: Option<&Manifest>) -> Environment {

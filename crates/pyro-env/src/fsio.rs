@@ -2,9 +2,11 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use crate::error::IoError;
@@ -36,13 +38,18 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, I
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(IoError::at("open", path)(error)),
     };
+    read_open(file, path, limit).map(Some)
+}
+
+/// Reads an open file of at most `limit` bytes. Fails if it is longer.
+pub(crate) fn read_open(file: File, path: &Path, limit: u64) -> Result<Vec<u8>, IoError> {
     let mut content = Vec::new();
     file.take(limit + 1).read_to_end(&mut content).map_err(IoError::at("read", path))?;
     if content.len() as u64 > limit {
         let error = std::io::Error::new(ErrorKind::FileTooLarge, format!("more than {limit} bytes"));
         return Err(IoError::at("read", path)(error));
     }
-    Ok(Some(content))
+    Ok(content)
 }
 
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), IoError> {
@@ -58,15 +65,33 @@ pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<(), IoError> {
     fs::set_permissions(path, Permissions::from_mode(mode)).map_err(IoError::at("set permissions of", path))
 }
 
-/// Returns the SHA-256 of a file, as lower-case hex.
-pub(crate) fn sha256_file(path: &Path) -> Result<String, IoError> {
-    let mut file = File::open(path).map_err(IoError::at("open", path))?;
+/// Opens a regular file for reading; `None` if it does not exist, or is a link or something else.
+pub(crate) fn open_own(path: &Path) -> Result<Option<File>, IoError> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    match OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path) {
+        Ok(file) => {
+            let is_file = file.metadata().map_err(IoError::at("inspect", path))?.is_file();
+            Ok(is_file.then_some(file))
+        }
+        Err(error) if [Some(Errno::NOENT), Some(Errno::LOOP)].contains(&Errno::from_io_error(&error)) => {
+            Ok(None)
+        }
+        Err(error) => Err(IoError::at("open", path)(error)),
+    }
+}
+
+/// Returns the SHA-256 of an open file, as lower-case hex. Does not move the position of the descriptor.
+pub(crate) fn sha256(file: &File, path: &Path) -> Result<String, IoError> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
+    let mut position = 0;
     loop {
-        match file.read(&mut buffer).map_err(IoError::at("read", path))? {
+        match file.read_at(&mut buffer, position).map_err(IoError::at("read", path))? {
             0 => return Ok(hex(&hasher.finalize())),
-            n => hasher.update(&buffer[..n]),
+            n => {
+                hasher.update(&buffer[..n]);
+                position += n as u64;
+            }
         }
     }
 }

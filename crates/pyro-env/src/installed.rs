@@ -6,7 +6,7 @@ use crate::error::{Damage, IoError};
 use crate::fsio;
 use crate::image::RootfsFormat;
 use crate::lock::Lock;
-use crate::manifest::{self, Manifest};
+use crate::manifest::{self, Installed, Manifest, OpenFiles};
 
 /// An environment in use: while this value lives, neither this process nor another one removes or replaces it.
 #[derive(Debug)]
@@ -36,12 +36,15 @@ pub struct InstalledEnvironment {
     pub digest: String,
     /// A process that holds a shared lock on this file uses the environment. This value holds one.
     pub use_lock: PathBuf,
+    /// The artifacts, open since they were compared with what was installed.
+    pub files: OpenFiles,
     manifest: Manifest,
     _in_use: Lock,
 }
 
 impl InstalledEnvironment {
-    pub(crate) fn new(install_dir: PathBuf, manifest: Manifest, in_use: Lock) -> Self {
+    pub(crate) fn new(install_dir: PathBuf, installed: Installed, in_use: Lock) -> Self {
+        let Installed { manifest, files, verified: _ } = installed;
         InstalledEnvironment {
             name: manifest.name.clone(),
             version: manifest.version.clone(),
@@ -54,6 +57,7 @@ impl InstalledEnvironment {
             modules: install_dir.join(manifest::MODULES),
             digest: manifest.digest(),
             install_dir,
+            files,
             manifest,
             use_lock: in_use.path().to_owned(),
             _in_use: in_use,
@@ -68,13 +72,13 @@ impl InstalledEnvironment {
     /// Reads all artifacts and compares them with the digests recorded when they were installed. Opening compares only
     /// sizes and times.
     pub fn verify_contents(&self) -> Result<Result<(), Damage>, IoError> {
-        for (path, file) in [
-            (&self.kernel, manifest::KERNEL),
-            (&self.modules, manifest::MODULES),
-            (&self.rootfs, self.rootfs_format.file_name()),
+        for (path, open, file) in [
+            (&self.kernel, &self.files.kernel, manifest::KERNEL),
+            (&self.modules, &self.files.modules, manifest::MODULES),
+            (&self.rootfs, &self.files.rootfs, self.rootfs_format.file_name()),
         ] {
             let recorded = self.manifest.artifacts.get(file).map(|artifact| artifact.sha256.as_str());
-            if recorded != Some(fsio::sha256_file(path)?.as_str()) {
+            if recorded != Some(fsio::sha256(open, path)?.as_str()) {
                 return Ok(Err(Damage::Modified { path: path.clone() }));
             }
         }

@@ -28,6 +28,7 @@ mod process;
 mod prune;
 mod remove;
 mod trust;
+mod verified;
 
 pub use cache::{CacheConfig, EnvironmentCache};
 pub use cancel::CancelFlag;
@@ -38,9 +39,11 @@ pub use error::{
 };
 pub use image::RootfsFormat;
 pub use installed::InstalledEnvironment;
+pub use manifest::OpenFiles;
 pub use observer::{PullObserver, PullStep, SilentObserver};
 pub use payload::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
 pub use process::Tools;
+pub use trust::check_path;
 
 /// Entry points for the fuzz targets; they exist only in fuzzing builds.
 #[cfg(fuzzing)]

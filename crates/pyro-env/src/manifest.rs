@@ -1,10 +1,11 @@
 //! `environment.json`: what is installed, and how to check that it is unchanged.
 
 use std::collections::BTreeMap;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -12,6 +13,7 @@ use thiserror::Error;
 use crate::error::{Damage, IoError};
 use crate::fsio;
 use crate::image::RootfsFormat;
+use crate::verified::Verified;
 
 pub(crate) const FILE_NAME: &str = "environment.json";
 pub(crate) const KERNEL: &str = "vmlinuz";
@@ -50,8 +52,9 @@ pub(crate) struct Artifact {
 
 impl Artifact {
     pub(crate) fn of_file(path: &Path) -> Result<Artifact, IoError> {
-        let sha256 = fsio::sha256_file(path)?;
-        let metadata = std::fs::metadata(path).map_err(IoError::at("inspect", path))?;
+        let file = File::open(path).map_err(IoError::at("open", path))?;
+        let sha256 = fsio::sha256(&file, path)?;
+        let metadata = file.metadata().map_err(IoError::at("inspect", path))?;
         Ok(Artifact {
             sha256,
             size: metadata.len(),
@@ -62,34 +65,62 @@ impl Artifact {
     }
 
     /// Compares size, times and inode, which is cheap enough for every start. If only the inode or its time differ, as in a
-    /// copy of the cache, or after a change that was hidden, the content decides.
-    fn check(&self, path: &Path) -> Result<Result<(), Damage>, IoError> {
-        let metadata = match std::fs::symlink_metadata(path) {
-            Ok(metadata) if metadata.is_file() => metadata,
-            Ok(_) => return Ok(Err(Damage::Missing { path: path.to_owned() })),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Ok(Err(Damage::Missing { path: path.to_owned() }));
-            }
-            Err(error) => return Err(IoError::at("inspect", path)(error)),
+    /// copy of the cache, or after a change that was hidden, the content decides, unless `memory` says that it has.
+    /// Returns the file that was compared, open.
+    fn check(&self, path: &Path, memory: &mut Memory<'_>) -> Result<Result<File, Damage>, IoError> {
+        let Some(file) = fsio::open_own(path)? else {
+            return Ok(Err(Damage::Missing { path: path.to_owned() }));
         };
+        let metadata = file.metadata().map_err(IoError::at("inspect", path))?;
         if metadata.len() != self.size {
             let (expected, actual) = (self.size, metadata.len());
             return Ok(Err(Damage::Size { path: path.to_owned(), expected, actual }));
         }
         let is_same = self.inode.is_none_or(|inode| inode == metadata.ino())
             && self.ctime_ns.is_none_or(|time| time == ctime_ns(&metadata));
-        if mtime_ns(&metadata) != self.mtime_ns || !is_same && fsio::sha256_file(path)? != self.sha256 {
+        let is_intact = mtime_ns(&metadata) == self.mtime_ns
+            && (is_same || memory.is_intact(&file, &metadata, path, &self.sha256)?);
+        if !is_intact {
             return Ok(Err(Damage::Modified { path: path.to_owned() }));
         }
-        Ok(Ok(()))
+        Ok(Ok(file))
     }
 }
 
-fn mtime_ns(metadata: &Metadata) -> i64 {
+/// The comparisons of contents with digests, so that each is made once.
+struct Memory<'a> {
+    dir: &'a Path,
+    known: Option<Verified>,
+    has_more: bool,
+}
+
+impl Memory<'_> {
+    /// Whether an open file has this digest. `metadata` is what it looked like before.
+    fn is_intact(
+        &mut self,
+        file: &File,
+        metadata: &Metadata,
+        path: &Path,
+        sha256: &str,
+    ) -> Result<bool, IoError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let known = self.known.get_or_insert_with(|| Verified::read(self.dir));
+        if known.covers(&name, sha256, metadata) {
+            return Ok(true);
+        }
+        if fsio::sha256(file, path)? != sha256 {
+            return Ok(false);
+        }
+        self.has_more |= known.add(&name, sha256, metadata);
+        Ok(true)
+    }
+}
+
+pub(crate) fn mtime_ns(metadata: &Metadata) -> i64 {
     metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec())
 }
 
-fn ctime_ns(metadata: &Metadata) -> i64 {
+pub(crate) fn ctime_ns(metadata: &Metadata) -> i64 {
     metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec())
 }
 
@@ -99,7 +130,27 @@ pub(crate) enum Found {
     /// There is no manifest, so no installation was ever completed here.
     Nothing,
     Damaged(Damage),
-    Installed(Box<Manifest>),
+    Installed(Box<Installed>),
+}
+
+/// An environment whose files are unchanged since it was installed.
+#[derive(Debug)]
+pub(crate) struct Installed {
+    pub(crate) manifest: Manifest,
+    pub(crate) files: OpenFiles,
+    /// What was compared now and need not be compared again, with what is known already. `None`: nothing new.
+    pub(crate) verified: Option<Verified>,
+}
+
+/// The artifacts of an environment, open since they were checked.
+#[derive(Clone, Debug)]
+pub struct OpenFiles {
+    /// The guest kernel.
+    pub kernel: Arc<File>,
+    /// The kernel's modules.
+    pub modules: Arc<File>,
+    /// The base image.
+    pub rootfs: Arc<File>,
 }
 
 /// Why bytes are not a manifest.
@@ -158,14 +209,23 @@ impl Manifest {
             return damaged(format!("it describes {} {}", manifest.name, manifest.version));
         }
         // Check only the files that pyro uses: a manifest must not make it look anywhere else.
+        let mut memory = Memory { dir, known: None, has_more: false };
+        let mut files = Vec::with_capacity(3);
         for file in [KERNEL, MODULES, manifest.format.file_name()] {
-            if let Some(artifact) = manifest.artifacts.get(file)
-                && let Err(damage) = artifact.check(&dir.join(file))?
-            {
-                return Ok(Found::Damaged(damage));
+            let Some(artifact) = manifest.artifacts.get(file) else { continue };
+            match artifact.check(&dir.join(file), &mut memory)? {
+                Ok(file) => files.push(Arc::new(file)),
+                Err(damage) => return Ok(Found::Damaged(damage)),
             }
         }
-        Ok(Found::Installed(Box::new(manifest)))
+        match <[_; 3]>::try_from(files) {
+            Ok([kernel, modules, rootfs]) => {
+                let files = OpenFiles { kernel, modules, rootfs };
+                let verified = memory.known.filter(|_| memory.has_more);
+                Ok(Found::Installed(Box::new(Installed { manifest, files, verified })))
+            }
+            Err(_) => damaged("it does not list all files".to_owned()),
+        }
     }
 
     /// Returns the SHA-256 over the sorted `file sha256` lines: two installs with equal digests hold equal bytes.

@@ -79,6 +79,22 @@ pub(crate) fn sweep(layout: &Layout, tools: &Tools) -> Result<(Vec<PathBuf>, Opt
     Ok((removed, failed))
 }
 
+/// Returns the work directories whose builders are gone. Removes nothing.
+pub(crate) fn abandoned(layout: &Layout) -> Result<Vec<PathBuf>, IoError> {
+    let mut found = directories(&layout.platform_dir())?;
+    found.retain(|path| {
+        let is_partial =
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PARTIAL_PREFIX));
+        is_partial && !is_locked(&path.join(LOCK))
+    });
+    Ok(found)
+}
+
+fn is_locked(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock))
+}
+
 fn sweep_one(path: &Path, tools: &Tools) -> Result<bool, IoError> {
     // The process that owned a directory without a lock was killed between two steps of `create` or during the removal.
     let lock_file = path.join(LOCK);

@@ -1,6 +1,7 @@
 //! Runs the build's tools: confined to their own namespaces, cancellable, and never outliving this process.
 //!
-//! Every command runs under `unshare` in a new mount and process-id namespace. Without root, it also runs in a new user
+//! Every command runs under `unshare` in new mount, process-id, IPC, UTS, and control group namespaces, without new
+//! privileges. Those that only read and write files also have a network namespace of their own. Without root, each also runs in a new user
 //! namespace where the user is root and all other ids are the subordinate ids. Killing the first process of that
 //! namespace ends all others and undoes all mounts, so no cleanup is needed. `setpriv` ties `unshare` to this process,
 //! and `--kill-child` ties the namespace to `unshare`.
@@ -98,7 +99,7 @@ impl Tools {
     /// and the id files all play a part.
     fn check_namespaces(&self) -> Result<(), PullError> {
         let failed = |reason: String| PullError::NoNamespaces { reason, is_root: is_root() };
-        let output = self.confined(Path::new("true")).output().map_err(|error| failed(error.to_string()))?;
+        let output = self.offline(Path::new("true")).output().map_err(|error| failed(error.to_string()))?;
         if output.status.success() {
             return Ok(());
         }
@@ -116,14 +117,29 @@ impl Tools {
         std::env::split_paths(&self.search_path).chain(extra).any(|dir| usable(&dir.join(tool)))
     }
 
-    /// Returns a command that runs `program` as (apparent) root in its own namespaces.
+    /// Returns a command that runs `program` as (apparent) root in its own namespaces, with the host's network.
     pub(crate) fn confined(&self, program: &Path) -> Command {
+        self.in_namespaces(&[], program)
+    }
+
+    /// Returns the same for a program that needs no network.
+    pub(crate) fn offline(&self, program: &Path) -> Command {
+        self.in_namespaces(&["--net"], program)
+    }
+
+    fn in_namespaces(&self, more: &[&str], program: &Path) -> Command {
         let mut command = child::command(&self.setpriv);
         command.args(["--pdeathsig", "KILL", "--"]).arg(&self.unshare);
         if !is_root() {
             command.args(["--user", "--map-root-user", "--map-auto"]);
         }
-        command.args(["--mount", "--pid", "--fork", "--kill-child", "--"]).arg(program);
+        command.args(["--mount", "--pid", "--ipc", "--uts", "--cgroup"]).args(more);
+        // Only here: `unshare` needs a program with privileges of its own, newuidmap, to map subordinate ids.
+        command
+            .args(["--fork", "--kill-child", "--"])
+            .arg(&self.setpriv)
+            .args(["--no-new-privs", "--"])
+            .arg(program);
         // An ordinary user's PATH often lacks the directories that dpkg requires.
         let mut path = self.search_path.clone();
         path.push(":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");

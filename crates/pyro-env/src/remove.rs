@@ -23,7 +23,7 @@ pub(crate) fn tree(dir: &Path, tools: &Tools) -> Result<(), IoError> {
 }
 
 fn as_namespace_root(dir: &Path, tools: &Tools) -> io::Result<()> {
-    let mut command = tools.confined(&tools.rm);
+    let mut command = tools.offline(&tools.rm);
     command.args(["-rf", "--one-file-system", "--"]).arg(dir).stdout(Stdio::null());
     let output = command.output()?;
     if output.status.success() {

@@ -2,22 +2,42 @@
 
 mod private_group;
 
-use std::fs::{self, Metadata};
+use std::ffi::CStr;
+use std::fs::{self, File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::io::Errno;
 
 use crate::error::{IoError, TrustProblem, Untrusted};
+use crate::manifest::OpenFiles;
 
 const WRITABLE_BY_GROUP: u32 = 0o020;
 const WRITABLE_BY_ALL: u32 = 0o002;
 /// In a directory with this bit, users can only rename and remove what is theirs.
 const STICKY: u32 = 0o1000;
 
-/// Checks an installed environment: its directory, what is in it, and all parents.
-pub(crate) fn check(install_dir: &Path) -> Result<Result<(), Untrusted>, IoError> {
-    Trust::of_this_process().check(install_dir)
+/// Checks an installed environment: its directory, what is in it, all parents, and the files that are open.
+pub(crate) fn check(install_dir: &Path, files: &OpenFiles) -> Result<Result<(), Untrusted>, IoError> {
+    let trust = Trust::of_this_process();
+    match trust.check_open(install_dir, files)? {
+        Ok(()) => trust.check(install_dir),
+        untrusted => Ok(untrusted),
+    }
+}
+
+/// Checks that only this user and root can change a file or directory, by itself or through one of its parents.
+///
+/// # Errors
+/// It cannot be examined.
+pub fn check_path(path: &Path) -> Result<Result<(), Untrusted>, IoError> {
+    check_dir(path)
+}
+
+/// Whether only this user and root can write to an open file of an environment, apart from its parents.
+pub(crate) fn is_own(file: &File, path: &Path) -> bool {
+    let trust = Trust::of_this_process();
+    Inspected::of_open(file, path).is_ok_and(|found| trust.problem(&found, Place::Environment).is_none())
 }
 
 /// Checks a directory in which an environment is going to be built, and all parents.
@@ -44,9 +64,14 @@ impl Inspected {
     fn new(path: &Path) -> Result<Self, IoError> {
         let metadata = fs::metadata(path).map_err(IoError::at("inspect", path))?;
         // A list is longer than the buffer, which is an error too.
-        let list = rustix::fs::getxattr(path, c"system.posix_acl_access", &mut [0_u8; 1]);
-        let has_list = !matches!(list, Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS));
-        Ok(Self { has_list, ..Self::from(&metadata) })
+        let list = rustix::fs::getxattr(path, ACCESS_LIST, &mut [0_u8; 1]);
+        Ok(Self { has_list: has_list(list), ..Self::from(&metadata) })
+    }
+
+    fn of_open(file: &File, path: &Path) -> Result<Self, IoError> {
+        let metadata = file.metadata().map_err(IoError::at("inspect", path))?;
+        let list = rustix::fs::fgetxattr(file, ACCESS_LIST, &mut [0_u8; 1]);
+        Ok(Self { has_list: has_list(list), ..Self::from(&metadata) })
     }
 }
 
@@ -54,6 +79,13 @@ impl From<&Metadata> for Inspected {
     fn from(metadata: &Metadata) -> Self {
         Self { owner: metadata.uid(), group: metadata.gid(), mode: metadata.mode(), has_list: false }
     }
+}
+
+const ACCESS_LIST: &CStr = c"system.posix_acl_access";
+
+/// Whether the attempt to read an access control list means that there is one. A failure for another reason counts as one.
+fn has_list(read: Result<usize, Errno>) -> bool {
+    !matches!(read, Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS))
 }
 
 /// Who may change an environment.
@@ -88,6 +120,16 @@ impl Trust {
             }
         }
         self.check_dir(install_dir)
+    }
+
+    fn check_open(&self, install_dir: &Path, files: &OpenFiles) -> Result<Result<(), Untrusted>, IoError> {
+        for file in [&files.kernel, &files.modules, &files.rootfs] {
+            let found = Inspected::of_open(file, install_dir)?;
+            if let Some(problem) = self.problem(&found, Place::Environment) {
+                return Ok(Err(Untrusted { path: install_dir.to_owned(), problem }));
+            }
+        }
+        Ok(Ok(()))
     }
 
     fn check_dir(&self, dir: &Path) -> Result<Result<(), Untrusted>, IoError> {

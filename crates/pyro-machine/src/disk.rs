@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::SeekFrom;
 
+use crate::artifact::Artifact;
 use crate::spawn::Spawn;
 
 /// Why no layer could be made.
@@ -207,11 +208,11 @@ impl LayerTemplates {
 ///
 /// # Errors
 /// [`LayerError::Io`].
-pub fn instantiate(template: &Path, target: &Path) -> Result<(), LayerError> {
+pub fn instantiate(template: &Artifact, target: &Path) -> Result<(), LayerError> {
     if target.exists() {
         return Ok(());
     }
-    let source = File::open(template).map_err(io_error("open", template))?;
+    let source = template.to_file().map_err(io_error("open", template.path()))?;
     // Under another name until it is complete: a killed start must not leave half a layer for the next one.
     let partial = target.with_extension("partial");
     let copy = File::create(&partial).map_err(io_error("make", &partial))?;
@@ -317,6 +318,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (template, target) = (dir.path().join("template"), dir.path().join("layer.img"));
         fs::write(&template, b"empty").unwrap();
+        let template = template.into();
         instantiate(&template, &target).unwrap();
         fs::write(&target, b"work").unwrap();
         instantiate(&template, &target).unwrap();

@@ -191,7 +191,7 @@ impl Platform for FakePlatform {
         let guest = UnixStream::from_std(guest).map_err(LaunchError::Connection)?;
         if let Some(memory) = launch.start.memory().filter(|memory| !memory.exists()) {
             std::fs::write(memory, "memory")
-                .map_err(|source| LaunchError::Run { program: memory.clone(), source })?;
+                .map_err(|source| LaunchError::Run { program: memory.to_owned(), source })?;
         }
         let console = launch.console.clone();
         let state = MachineState {
@@ -557,7 +557,7 @@ mod tests {
     async fn only_a_machine_with_its_memory_in_a_file_is_saved_and_restored() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
-        let files = SavedFiles { memory: dir.path().join("memory"), state: state.clone() };
+        let files = SavedFiles { memory: dir.path().join("memory").into(), state: state.clone().into() };
         let platform = FakePlatform::new();
         let mut machine = platform.launch(launch(Start::Kernel { save_in: None })).await.unwrap();
         assert!(matches!(machine.save(&state).await, Err(Interrupted::Failed(MachineError::NoControl))));
@@ -580,7 +580,8 @@ mod tests {
     async fn a_machine_may_end_while_it_is_restored() {
         let dir = tempfile::tempdir().unwrap();
         let platform = FakePlatform::new();
-        let files = SavedFiles { memory: dir.path().join("memory"), state: dir.path().join("state") };
+        let files =
+            SavedFiles { memory: dir.path().join("memory").into(), state: dir.path().join("state").into() };
         let start = Start::Saved { files };
         let mut machine = platform.launch(launch(start)).await.unwrap();
         let handle = platform.launched().await;

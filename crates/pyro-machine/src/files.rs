@@ -1,17 +1,30 @@
 //! The identity of files that no digest covers, and directories that only their owner may enter.
 
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::artifact::Artifact;
+
 /// Differs for files that differ, as far as that can be determined without reading them: no program can set the time of
 /// the inode's last change.
 pub(crate) fn identity(path: &Path) -> io::Result<Value> {
-    let file = fs::metadata(path)?;
-    Ok(json!([
+    Ok(describe(path, &fs::metadata(path)?))
+}
+
+/// The same for a file that may be open already.
+pub(crate) fn identity_of(artifact: &Artifact) -> io::Result<Value> {
+    match artifact.file() {
+        Some(file) => Ok(describe(artifact.path(), &file.metadata()?)),
+        None => identity(artifact.path()),
+    }
+}
+
+fn describe(path: &Path, file: &Metadata) -> Value {
+    json!([
         path,
         file.dev(),
         file.ino(),
@@ -20,7 +33,7 @@ pub(crate) fn identity(path: &Path) -> io::Result<Value> {
         file.mtime_nsec(),
         file.ctime(),
         file.ctime_nsec()
-    ]))
+    ])
 }
 
 /// Creates the directory and its parents, unless they exist.

@@ -1,10 +1,11 @@
 //! What a machine consists of, as plain data.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::accel::Accelerator;
+use crate::artifact::Artifact;
 use crate::console::Console;
 use crate::disk::LayerLifetime;
 use crate::network::{Network, NetworkInterface};
@@ -54,11 +55,11 @@ pub struct Launch {
 #[derive(Clone, Debug)]
 pub struct Disks {
     /// Kernel image.
-    pub kernel: PathBuf,
+    pub kernel: Artifact,
     /// Initial ramdisk.
     pub initrd: PathBuf,
     /// Read-only base image.
-    pub base_image: PathBuf,
+    pub base_image: Artifact,
     /// Private writable layer.
     pub layer: PathBuf,
 }
@@ -67,9 +68,9 @@ pub struct Disks {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedFiles {
     /// The guest's memory.
-    pub memory: PathBuf,
+    pub memory: Artifact,
     /// The state of the devices.
-    pub state: PathBuf,
+    pub state: Artifact,
 }
 
 /// What a machine starts from.
@@ -98,7 +99,7 @@ impl Start {
     }
 
     /// Returns the file that holds the guest's memory, if it is in one.
-    pub fn memory(&self) -> Option<&PathBuf> {
-        self.saved_files().map(|files| &files.memory)
+    pub fn memory(&self) -> Option<&Path> {
+        self.saved_files().map(|files| files.memory.path())
     }
 }

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use cpio::newc::{self, ModeFileType};
 use pyro_guest_image::EXECUTABLE;
 
+use crate::artifact::Artifact;
+
 /// The kernel requires an alignment of 4 for consecutive archives; 512 is easier to read in a hex dump.
 const ALIGNMENT: usize = 512;
 
@@ -27,18 +29,18 @@ pub struct InitrdError {
 ///
 /// # Errors
 /// The archive cannot be read or the initrd not be written.
-pub fn write(target: &Path, modules: Option<&Path>) -> Result<(), InitrdError> {
+pub fn write(target: &Path, modules: Option<&Artifact>) -> Result<(), InitrdError> {
     try_write(target, modules).map_err(|source| InitrdError { path: target.to_owned(), source })
 }
 
-fn try_write(target: &Path, modules: Option<&Path>) -> io::Result<()> {
+fn try_write(target: &Path, modules: Option<&Artifact>) -> io::Result<()> {
     let file = File::create(target)?;
     // The VMM of root runs as another user. Only pyro's user can enter the directory.
     file.set_permissions(Permissions::from_mode(0o644))?;
     let mut out = BufWriter::with_capacity(256 * 1024, file);
     write_agent_archive(&mut out)?;
     if let Some(modules) = modules {
-        io::copy(&mut File::open(modules)?, &mut out)?;
+        io::copy(&mut modules.reader()?, &mut out)?;
     }
     out.flush()
 }
@@ -75,7 +77,7 @@ mod tests {
         let modules = dir.path().join("modules.cpio");
         std::fs::write(&modules, b"MODULES").unwrap();
         let target = dir.path().join("initrd");
-        write(&target, Some(&modules)).unwrap();
+        write(&target, Some(&modules.into())).unwrap();
 
         let bytes = std::fs::read(&target).unwrap();
         assert_eq!((bytes.len() - b"MODULES".len()) % ALIGNMENT, 0);

@@ -11,6 +11,7 @@
 //! it.
 
 pub mod accel;
+mod artifact;
 mod console;
 pub mod disk;
 pub mod event_fd;
@@ -31,6 +32,7 @@ pub mod snapshot;
 pub mod spawn;
 
 pub use accel::Accelerator;
+pub use artifact::Artifact;
 pub use console::{Console, ConsoleError};
 pub use exit::{Exit, Interrupted, Interruption};
 pub use hardware::{Disks, Hardware, Launch, MachineConfig, SavedFiles, Start};

@@ -18,7 +18,7 @@ use pyro_confine::{Access, Confinement, Identity, Program, StartError, Visible};
 use tokio::net::UnixStream;
 
 use crate::accel::Accelerator;
-use crate::hardware::{Disks, Hardware, Launch, SavedFiles, Start};
+use crate::hardware::{Disks, Hardware, Launch, MachineConfig, SavedFiles, Start};
 use crate::network::{Network, NetworkError, NetworkHelper, Provider};
 use crate::platform::{Capabilities, Fingerprint, FingerprintError, LaunchError, Platform, while_alive};
 use arguments::{CHANNEL_FD, CONTROL_FD, KVM_FD, NETWORK_FD};
@@ -75,8 +75,14 @@ pub fn probe_confinement(program: &Path) -> Result<Confinement, LaunchError> {
         huge_pages: true,
     };
     let policy = cage::policy_of_program(program, Identity::for_program());
-    let mut started =
-        pyro_confine::start(command, &policy).map_err(|error| launch_error(program.to_owned(), error))?;
+    let smallest = MachineConfig {
+        vmm_program: program.to_owned(),
+        accelerator: Accelerator::Tcg,
+        vcpu_count: 1,
+        mem_mib: 0,
+    };
+    let mut started = pyro_confine::start_in(cage::group(&smallest), command, &policy)
+        .map_err(|error| launch_error(program.to_owned(), error))?;
     started.process.kill();
     // It was killed, so its status says nothing.
     let _ = started.process.wait();
@@ -123,8 +129,8 @@ impl Platform for Qemu {
             _ => None,
         };
         if let Start::Kernel { save_in: Some(files) } = &start {
-            create(&files.memory)?;
-            create(&files.state)?;
+            create(files.memory.path())?;
+            create(files.state.path())?;
         }
         let mut identity = Identity::for_program();
         let (channel, channel_end) = connection()?;
@@ -174,7 +180,14 @@ impl Platform for Qemu {
             blocked_signals: vec![libc::SIGTERM, libc::SIGINT, libc::SIGHUP],
             huge_pages: arguments::huge_pages(hardware.config.accelerator),
         };
-        let started = pyro_confine::start(command, &policy).map_err(|error| launch_error(program, error))?;
+        let group = cage::group(&hardware.config);
+        if let (Ok(group), Some(network)) = (&group, network.as_ref().and_then(Network::process_id))
+            && let Err(error) = group.add(network)
+        {
+            tracing::warn!(%error, "the process that carries the network has no control group");
+        }
+        let started = pyro_confine::start_in(group.clone(), command, &policy)
+            .map_err(|error| launch_error(program, error))?;
         let confinement = started.confinement;
         if requires_full_confinement && !confinement.is_full() {
             let missing =
@@ -183,6 +196,7 @@ impl Platform for Qemu {
         }
         let process = VmmProcess::new(started.process, [stdout, stderr]).map_err(LaunchError::Connection)?;
         let mut machine = QemuMachine::new((process, confinement), channel, network, console);
+        machine.end_with(group.ok());
         if let Some(control) = control {
             let qmp = while_alive(&mut machine, Qmp::connect(control)).await?;
             machine.control_with(qmp);
@@ -224,6 +238,7 @@ mod tests {
     use tokio::task::LocalSet;
 
     use super::*;
+    use crate::artifact::Artifact;
     use crate::console::Console;
     use crate::disk::LayerLifetime;
     use crate::exit::Interrupted;
@@ -245,6 +260,17 @@ mod tests {
         vmm_program: PathBuf,
         start: Start,
     ) -> (Result<QemuMachine, LaunchError>, Console) {
+        launch_changed(dir, vmm_program, start, |_| {}).await
+    }
+
+    /// `change` has the files of the machine after they were checked.
+    async fn launch_changed(
+        dir: &tempfile::TempDir,
+        vmm_program: PathBuf,
+        start: Start,
+        change: impl FnOnce(&Path),
+    ) -> (Result<QemuMachine, LaunchError>, Console) {
+        let checked = |path: PathBuf| Artifact::open(path).unwrap();
         let file = |name: &str| {
             let path = dir.path().join(name);
             std::fs::write(&path, "").unwrap();
@@ -253,14 +279,25 @@ mod tests {
         let console = Console::in_memory();
         let config =
             MachineConfig { vmm_program, accelerator: Accelerator::Tcg, vcpu_count: 1, mem_mib: 512 };
+        let disks = Disks {
+            kernel: checked(file("kernel")),
+            initrd: file("initrd"),
+            base_image: checked(file("base")),
+            layer: file("layer"),
+        };
+        let start = match start {
+            Start::Saved { files: SavedFiles { memory, state } } => Start::Saved {
+                files: SavedFiles {
+                    memory: checked(memory.path().to_owned()),
+                    state: checked(state.path().to_owned()),
+                },
+            },
+            start @ Start::Kernel { .. } => start,
+        };
+        change(dir.path());
         let launch = Launch {
             hardware: Hardware { config, layer_lifetime: LayerLifetime::OneStart, interface: None },
-            disks: Disks {
-                kernel: file("kernel"),
-                initrd: file("initrd"),
-                base_image: file("base"),
-                layer: file("layer"),
-            },
+            disks,
             network: None,
             start,
             console: console.clone(),
@@ -272,9 +309,10 @@ mod tests {
     const KERNEL: Start = Start::Kernel { save_in: None };
 
     fn saved(dir: &tempfile::TempDir) -> Start {
-        let files = SavedFiles { memory: dir.path().join("memory"), state: dir.path().join("state") };
+        let files =
+            SavedFiles { memory: dir.path().join("memory").into(), state: dir.path().join("state").into() };
         for file in [&files.memory, &files.state] {
-            std::fs::write(file, "").unwrap();
+            std::fs::write(file.path(), "").unwrap();
         }
         Start::Saved { files }
     }
@@ -297,6 +335,50 @@ mod tests {
             words.sort();
             assert_eq!(words, ["booting", "oops"]);
             assert!(machine.network().is_none());
+        };
+        LocalSet::new().run_until(work).await;
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_replaced_after_its_check_is_not_used() {
+        let work = async {
+            for name in ["none", "kernel", "base", "memory", "state"] {
+                let dir = tempfile::tempdir().unwrap();
+                // It cannot create processes, so the shell reads the files itself.
+                let script = format!(
+                    "for name in kernel base memory state layer; do
+                        if [ -r {dir}/$name ]; then read -r line < {dir}/$name; echo \"$line\"; fi
+                    done
+                    exit 7",
+                    dir = dir.path().display()
+                );
+                let program = fake_program(dir.path(), &script);
+                let start = if ["memory", "state"].contains(&name) { saved(&dir) } else { KERNEL };
+                let replace = |dir: &Path| {
+                    // It has not been checked, so it may change.
+                    std::fs::write(dir.join("layer"), "visible\n").unwrap();
+                    std::fs::write(dir.join("other"), "another\n").unwrap();
+                    std::fs::rename(dir.join("other"), dir.join(name)).unwrap();
+                };
+                let (launched, console) = launch_changed(&dir, program, start, replace).await;
+                let confine_error = match launched {
+                    Ok(mut machine) => {
+                        machine.exited().await;
+                        None
+                    }
+                    Err(LaunchError::Failed(_)) => None,
+                    Err(error) => Some(error),
+                };
+                let words = console.last_words().await.join(" ");
+                assert!(!words.contains("another"), "{name}: {words}");
+                match confine_error {
+                    // With this file unchanged, or where only Landlock refuses the new one.
+                    None => assert!(words.contains("visible"), "{name}: {words}"),
+                    Some(error) => {
+                        assert!(name != "none" && matches!(error, LaunchError::Confine { .. }), "{error:?}");
+                    }
+                }
+            }
         };
         LocalSet::new().run_until(work).await;
     }

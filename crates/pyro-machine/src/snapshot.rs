@@ -20,8 +20,11 @@ mod layout;
 mod prune;
 mod record;
 mod store;
+mod verify;
 
 pub use error::SnapshotError;
 pub use key::{Subject, key};
 pub use prune::prune;
+pub use record::Damage;
 pub use store::{Begun, Partial, Snapshot, Store};
+pub use verify::{Problem, Verified, verify};

@@ -205,7 +205,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         let template = self.find_or_make_template(store).await?;
         self.stages.enter(BootStage::Disks);
         let disks = self.disks();
-        disk::instantiate(&template.layer(), &disks.layer)?;
+        disk::instantiate(template.layer(), &disks.layer)?;
         let network = self.start_network()?;
         let restored = self.restore(&template, disks, network).await;
         let (machine, channel) = restored.inspect_err(|error| {
@@ -229,7 +229,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         let start = Start::Saved { files: template.saved_files() };
         let mut machine = self.launch(disks, network, start, &self.spec.dir.join(files::SERIAL_LOG)).await?;
         self.stages.enter(BootStage::Restore);
-        machine.restore(&template.state()).await?;
+        machine.restore(template.state()).await?;
         let channel = machine.take_channel();
         let config = machine.network().map(network_config);
         let identified = async {
@@ -265,7 +265,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         };
         let partial = match timeout_at(deadline, store.begin(wanted)).await {
             Ok(Ok(Begun::Partial(partial))) => partial,
-            Ok(Ok(Begun::MadeMeanwhile(template))) => return Ok(template),
+            Ok(Ok(Begun::MadeMeanwhile(template))) => return Ok(*template),
             // It is recorded already.
             Ok(Ok(Begun::FailedMeanwhile(reason))) => return Err(BootError::FailedRecently(reason)),
             Ok(Err(error)) => return Err(failed(error.into())),
@@ -309,7 +309,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         self.stages.enter(BootStage::Disks);
         let disks = Disks { initrd: dir.join(files::INITRD), layer: dir.join(files::LAYER), ..self.disks() };
         initrd::write(&disks.initrd, self.spec.guest.kernel.modules())?;
-        disk::instantiate(&self.spec.guest.layer_template, &disks.layer)?;
+        disk::instantiate(&self.spec.guest.layer_template.clone().into(), &disks.layer)?;
         self.stages.enter(BootStage::Vmm);
         let start = Start::Kernel { save_in };
         let machine = self.launch(disks, network, start, &dir.join(files::SERIAL_LOG)).await?;
@@ -375,7 +375,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
 
     fn disks(&self) -> Disks {
         Disks {
-            kernel: self.spec.guest.kernel.image().to_owned(),
+            kernel: self.spec.guest.kernel.image().clone(),
             initrd: self.spec.dir.join(files::INITRD),
             base_image: self.spec.guest.base_image.clone(),
             layer: self.spec.dir.join(files::LAYER),

@@ -32,10 +32,10 @@ pub use self::commands::{CommandLog, STREAM_LIMIT, file_name, room};
 use self::driver::{Driver, Message};
 pub use self::store::{Store, StoreError};
 use self::timer::WallClock;
-use super::dir;
 use super::machine::{self, RunningMachine};
 use super::protocol::{Event, GENERATION, Greeting, Launch, LifelineServer};
 use super::{BootFailure, BootStage, EndReason};
+use super::{dir, handover};
 use crate::spec::{LaunchSpec, Purpose};
 
 /// Time limit for a client or a starter to take a message of a few bytes.
@@ -92,9 +92,10 @@ pub async fn run<S: Store + 'static>(
     let _ = rustix::process::setsid();
     let lifeline = std::os::unix::net::UnixStream::from(lifeline);
     lifeline.set_nonblocking(true)?;
-    let Some((spec, mut lifeline)) = receive_launch(UnixStream::from_std(lifeline)?).await? else {
+    let Some((mut spec, mut lifeline)) = receive_launch(UnixStream::from_std(lifeline)?).await? else {
         return Ok(());
     };
+    spec.guest = handover::artifacts(&spec)?;
     // The environment must stay as long as a VM runs from it.
     let _in_use = spec.in_use_lock.as_deref().map(dir::use_shared).transpose().inspect_err(|error| {
         tracing::warn!(%error, "the VM's environment is not protected against removal");

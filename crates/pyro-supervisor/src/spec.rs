@@ -34,6 +34,10 @@ pub struct LaunchSpec {
     /// What runs on it.
     #[schemars(with = "serde_json::Value")]
     pub guest: GuestImage,
+    /// The supervisor has the guest's artifacts as descriptors, see [`crate::handover::artifacts`]. Set when it is started.
+    #[serde(default)]
+    #[schemars(skip)]
+    pub artifacts_are_open: bool,
     /// Start from a template kept in this directory, which is made when needed. Absent: boot the kernel.
     pub template_dir: Option<PathBuf>,
     /// What is started.
@@ -139,6 +143,7 @@ pub(crate) mod tests {
                 base_filesystem: "erofs".to_owned(),
                 layer_template: "/layers/scratch-8192.img".into(),
             },
+            artifacts_are_open: false,
             template_dir: Some("/templates".into()),
             network: false,
             network_policy: Policy::default(),

@@ -3,19 +3,24 @@
 use clap::Args;
 use pyro_engine::DoctorReport;
 use pyro_engine::doctor::{
-    AcceleratorReport, ConfinementReport, DiskReport, GuestKernelReport, RootlessReport, VmmReport,
+    AcceleratorReport, ConfinementReport, DeepReport, DiskReport, GuestKernelReport, RootlessReport,
+    VmmReport,
 };
+use serde::Serialize;
 
 use crate::error::CliError;
+use crate::exit::Exit;
 use crate::reply::Reply;
 use crate::text::yes_no;
 use crate::{config, session};
 
 const DOCTOR_EXAMPLES: &str = "\
 The exit status is 0 even when problems are found; read `Runtime:` or, with --json, `runtime_ok`.
+With --deep, it is 1 if a file was changed, can be changed by other users, or was left over.
 
 Examples:
   pyro doctor
+  pyro doctor --deep
   pyro doctor --json | jq .issues";
 
 /// Report whether this machine can run VMs, and what to do if it cannot
@@ -31,13 +36,40 @@ pub(crate) struct DoctorArgs {
     /// Print one JSON document on stdout instead of text [default: off]
     #[arg(long)]
     pub(crate) json: bool,
+    /// Also read all environments and templates, compare them with their digests, and look for what dead VMs have left
+    /// [default: off]
+    #[arg(long)]
+    pub(crate) deep: bool,
 }
 
-/// Succeeds even if there are problems: scripts read `runtime_ok`.
+/// The report with what was read.
+#[derive(Serialize)]
+struct WithDeepReport<'a> {
+    #[serde(flatten)]
+    report: &'a DoctorReport,
+    deep: DeepReport,
+}
+
+/// Succeeds even if there are problems: scripts read `runtime_ok`. Only what `--deep` finds is a failure.
 pub(crate) fn run(args: &DoctorArgs) -> Result<Reply, CliError> {
     let engine = config::engine()?;
     let report = session::block_on(async { Ok::<_, CliError>(engine.doctor(&args.platform).await) })?;
-    Ok(Reply::of(args.json, &report, text)?)
+    if !args.deep {
+        return Ok(Reply::of(args.json, &report, text)?);
+    }
+    let deep = session::block_on(engine.doctor_deep())?;
+    let exit = if deep.intact { Exit::Success } else { Exit::Failure };
+    let whole = WithDeepReport { report: &report, deep };
+    Ok(Reply::of(args.json, &whole, |whole| text(whole.report) + &deep_text(&whole.deep))?.exit(exit))
+}
+
+fn deep_text(report: &DeepReport) -> String {
+    let verdict = if report.intact { "PASS" } else { "FAIL" };
+    let checks = report.checks.iter().map(|check| {
+        let problem = check.problem.as_deref().unwrap_or("intact");
+        format!("- {} {}: {}\n", check.subject, check.name, problem)
+    });
+    format!("Deep: {verdict}\n{}", checks.collect::<String>())
 }
 
 const UNKNOWN: &str = "unknown";

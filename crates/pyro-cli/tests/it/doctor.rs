@@ -46,6 +46,34 @@ fn a_machine_with_nothing_is_told_what_is_missing() {
 }
 
 #[test]
+fn a_deep_look_at_nothing_finds_nothing_wrong() {
+    let home = Home::new();
+    let ended = home.pyro(["doctor", "--deep"]);
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    assert!(ended.stdout.ends_with("Deep: PASS\n"), "{}", ended.stdout);
+    assert!(home.entries().is_empty(), "looking must not leave files: {:?}", home.entries());
+    let value = home.pyro(["doctor", "--deep", "--json"]).json();
+    assert_eq!(value["deep"], serde_json::json!({ "intact": true, "checks": [] }));
+    assert_eq!(value["platform"], "linux-x86_64");
+    assert!(home.pyro(["doctor", "--json"]).json().get("deep").is_none());
+}
+
+#[test]
+fn a_deep_look_fails_if_something_is_wrong() {
+    let home = Home::new();
+    let state = home.path(".local/state/pyro-mcp");
+    std::fs::create_dir_all(state.join("templates/key")).unwrap();
+    std::fs::set_permissions(&state, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let ended = home.pyro(["doctor", "--deep"]);
+    assert_eq!(ended.code(), 1, "{ended:?}");
+    let (_, deep) = ended.stdout.split_once("Deep: ").unwrap();
+    assert!(deep.starts_with("FAIL\n- template key: it has no valid record\n- state "), "{deep}");
+    let ended = home.pyro(["doctor", "--deep", "--json"]);
+    assert_eq!(ended.code(), 1, "{ended:?}");
+    assert_eq!(ended.json()["deep"]["checks"][0]["subject"], "template");
+}
+
+#[test]
 fn as_json() {
     let value = Home::new().pyro(["doctor", "--json"]).json();
     let keys: BTreeSet<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();

@@ -3,10 +3,11 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pyro_env::InstalledEnvironment;
-use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
+use pyro_machine::{Accelerator, Artifact, GuestImage, GuestKernel, MachineConfig};
 use pyro_supervisor::spares::Claim;
 use pyro_supervisor::{
     BootInfo, LaunchSpec, Lifeline, OwnerLock, Purpose, Retention, StartError, files, template,
@@ -269,6 +270,7 @@ impl Engine {
                 disk::template(shared, &vm, shape.disk_mib, shape.retention.layer_lifetime())
             })
             .await?;
+        let checked = &environment.files;
         Ok(LaunchSpec {
             vm_id: id.to_string(),
             dir,
@@ -288,16 +290,17 @@ impl Engine {
             guest: GuestImage {
                 digest: environment.digest.clone(),
                 kernel: match host.guest_kernel {
-                    Some(image) => GuestKernel::SelfContained { image },
+                    Some(image) => GuestKernel::SelfContained { image: configured_kernel(image)? },
                     None => GuestKernel::WithModules {
-                        image: environment.kernel.clone(),
-                        modules: environment.modules.clone(),
+                        image: Artifact::opened(&environment.kernel, Arc::clone(&checked.kernel)),
+                        modules: Artifact::opened(&environment.modules, Arc::clone(&checked.modules)),
                     },
                 },
-                base_image: environment.rootfs.clone(),
+                base_image: Artifact::opened(&environment.rootfs, Arc::clone(&checked.rootfs)),
                 base_filesystem: environment.rootfs_format.to_string(),
                 layer_template,
             },
+            artifacts_are_open: false,
             network: shape.network.is_some(),
             network_policy: shape
                 .network
@@ -323,6 +326,14 @@ impl Engine {
         let id = id.clone();
         self.registry(move |registry| registry.set_started(&id, &patch).map(drop)).await
     }
+}
+
+/// Opens the kernel that is used in place of the environment's.
+fn configured_kernel(image: PathBuf) -> Result<Artifact, Error> {
+    Artifact::open(&image).map_err(|error| {
+        let message = format!("cannot open the guest kernel {}", image.display());
+        Error::new(ErrorKind::VmUnavailable, message).caused_by(error)
+    })
 }
 
 fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError) -> Error {

@@ -121,7 +121,7 @@ fn is_held_by_caller(shared: &Shared, id: &VmId) -> bool {
 }
 
 /// Returns the VM directories that have no record and no lock holder.
-fn strays(shared: &Shared) -> Result<Vec<VmId>, Error> {
+pub(super) fn strays(shared: &Shared) -> Result<Vec<VmId>, Error> {
     let Ok(entries) = fs::read_dir(state_dir::vms(&shared.config.base_dir)) else { return Ok(Vec::new()) };
     let is_old = |entry: &fs::DirEntry| {
         let modified = entry.metadata().and_then(|metadata| metadata.modified());

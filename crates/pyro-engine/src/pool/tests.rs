@@ -67,6 +67,7 @@ fn model() -> LaunchSpec {
         boot_limit_seconds: 1,
         machine: fake::machine_config(),
         guest: fake::guest_image(),
+        artifacts_are_open: false,
         template_dir: None,
         purpose: Purpose::Vm,
         requires_full_confinement: false,

@@ -40,6 +40,22 @@ fn a_tool_inherits_no_descriptor_of_this_process() {
 }
 
 #[test]
+fn a_tool_gains_no_privileges_and_only_the_download_has_the_hosts_network() {
+    let fake = Fake::new();
+    fake.pull();
+    let own = ["net", "ipc", "uts"].map(|name| {
+        let link = fs::read_link(format!("/proc/self/ns/{name}")).expect("a namespace");
+        link.to_str().expect("UTF-8").to_owned()
+    });
+    for (tool, has_network) in [("mmdebstrap", true), ("mkfs", false)] {
+        let found = fake.namespaces(tool);
+        assert_eq!(found[0] == own[0], has_network, "{tool}: {found:?}");
+        assert!(found[1] != own[1] && found[2] != own[2], "{tool}: {found:?}");
+        assert_eq!(found[3], "NoNewPrivs:\t1", "{tool}");
+    }
+}
+
+#[test]
 fn a_missing_tool_is_named_with_its_package() {
     let mut fake = Fake::new();
     fake.tools.mkfs_erofs = "no-such-program".into();

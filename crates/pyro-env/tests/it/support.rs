@@ -17,6 +17,8 @@ const MMDEBSTRAP: &str = r#"#!/bin/sh
 set -eu
 echo run >>"FAKE/runs"
 ls -l /proc/self/fd >"FAKE/descriptors"
+for name in net ipc uts; do readlink /proc/self/ns/$name; done >"FAKE/namespaces-mmdebstrap"
+grep NoNewPrivs /proc/self/status >>"FAKE/namespaces-mmdebstrap"
 echo "I: running apt-get update..." >&2
 if [ -e "FAKE/fail" ]; then
 	echo "E: Temporary failure resolving 'archive'" >&2
@@ -47,6 +49,8 @@ done >"$3/lib/modules/1.2.3/modules.builtin"
 
 const MKFS: &str = r#"#!/bin/sh
 set -eu
+for name in net ipc uts; do readlink /proc/self/ns/$name; done >"FAKE/namespaces-mkfs"
+grep NoNewPrivs /proc/self/status >>"FAKE/namespaces-mkfs"
 cat "$4/file" >"$3"
 "#;
 
@@ -115,6 +119,12 @@ impl Fake {
     /// Returns the descriptors of the last build's main tool, one a line with what each refers to.
     pub(crate) fn descriptors(&self) -> String {
         fs::read_to_string(self.path().join("descriptors")).expect("a build ran")
+    }
+
+    /// Returns the network, IPC, and UTS namespaces of a tool of the last build, and whether it can gain privileges, one a line.
+    pub(crate) fn namespaces(&self, tool: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.path().join(format!("namespaces-{tool}"))).expect("a build ran");
+        text.lines().map(str::to_owned).collect()
     }
 
     pub(crate) fn fail(&self, yes: bool) {

@@ -114,6 +114,10 @@ impl NetworkProcess {
         Ok(Self { process, messages, description, _denials: keeper })
     }
 
+    pub(super) fn id(&self) -> Option<u32> {
+        self.process.id()
+    }
+
     pub(super) fn description(&self) -> &NetworkDescription {
         &self.description
     }

@@ -76,6 +76,16 @@ impl Network {
         }
     }
 
+    /// Returns the ID of the process that carries the packets, while there is one.
+    pub(crate) fn process_id(&self) -> Option<u32> {
+        match &self.carrier {
+            Carrier::Process(process) => process.id(),
+            Carrier::Nothing { .. } => None,
+            #[cfg(any(test, feature = "fake"))]
+            Carrier::Fake(_) => None,
+        }
+    }
+
     /// Returns the machine's end of the link, a stream socket. `None` from the second call on.
     pub(crate) fn take_link(&mut self) -> Option<OwnedFd> {
         self.link.take()

@@ -85,7 +85,7 @@ pub(super) fn arguments(
 
     match start {
         Start::Kernel { .. } => {
-            args.option("-kernel", disks.kernel.as_os_str());
+            args.option("-kernel", disks.kernel.path());
             args.option("-initrd", disks.initrd.as_os_str());
             // Under emulation all processors of the guest see the host's counter.
             let clock = tsc_khz.map(|khz| format!(" tsc_early_khz={khz} tsc=reliable")).unwrap_or_default();
@@ -105,7 +105,7 @@ pub(super) fn arguments(
     args.option("-device", format!("virtserialport,chardev=agent,name={PORT_NAME}"));
     args.option("-device", "virtio-rng-device");
 
-    args.disk("base", &disks.base_image, Access::ReadOnly);
+    args.disk("base", disks.base_image.path(), Access::ReadOnly);
     args.option("-device", format!("virtio-blk-device,drive=base,serial={BASE_DISK_SERIAL}"));
     args.disk("layer", &disks.layer, Access::Writable(*layer_lifetime));
     // A full or failing host disk becomes the guest's I/O error, not a machine that stops forever.

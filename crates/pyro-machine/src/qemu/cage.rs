@@ -5,12 +5,14 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, elf::FileHeader64};
-use pyro_confine::{Access, Identity, Limit, Policy, Resource, Syscalls, Visible};
+use pyro_confine::{Access, Group, GroupLimits, Identity, Layer, Limit, Policy, Resource, Syscalls, Visible};
 
-use crate::hardware::{Disks, Hardware, Start};
+use crate::artifact::Artifact;
+use crate::hardware::{Disks, Hardware, MachineConfig, Start};
 use crate::platform::LaunchError;
 
 /// The device of KVM.
@@ -33,6 +35,11 @@ const HEAD_BYTES: u64 = 8192;
 const MAX_FILES: u64 = 512;
 /// Threads in addition to those of the virtual processors: QEMU has up to 64 for disks.
 const MAX_OTHER_THREADS: u64 = 96;
+/// Threads of the process that carries the network. It has one or two.
+const MAX_NETWORK_THREADS: u64 = 32;
+/// Memory in addition to the guest's that a control group allows, in MiB: 128 of translated code and 128 for everything else of a VMM
+/// that has not been taken over, and 64 for the network's process and what the kernel needs for both.
+const GROUP_OVERHEAD_MIB: u64 = 320;
 /// Space for the state of the devices, in bytes.
 const MAX_STATE_BYTES: u64 = 256 << 20;
 /// Likelier to be ended than anything that was not asked to run unknown code.
@@ -72,6 +79,17 @@ pub(super) fn policy_of_program(program: &Path, identity: Identity) -> Policy {
     }
 }
 
+/// Returns the control group of a machine, for its VMM and what carries its network; or the reason why it has no group.
+pub(super) fn group(config: &MachineConfig) -> Result<Arc<Group>, Layer> {
+    let limits = GroupLimits {
+        memory_bytes: (u64::from(config.mem_mib) + GROUP_OVERHEAD_MIB) << 20,
+        tasks: u64::from(config.vcpu_count) + MAX_OTHER_THREADS + MAX_NETWORK_THREADS,
+        // One more, for everything but the guest's processors.
+        cpus: config.vcpu_count + 1,
+    };
+    Group::create(&limits).map(Arc::new).map_err(Layer::unavailable)
+}
+
 fn limits(hardware: &Hardware, disks: &Disks) -> Result<Vec<Limit>, LaunchError> {
     let layer = fs::metadata(&disks.layer)
         .map_err(|source| LaunchError::File { path: disks.layer.clone(), source })?
@@ -91,21 +109,26 @@ fn limits(hardware: &Hardware, disks: &Disks) -> Result<Vec<Limit>, LaunchError>
 }
 
 fn of_machine(disks: &Disks, start: &Start) -> Vec<Visible> {
-    let mut files =
-        vec![Visible::new(&disks.base_image, Access::Read), Visible::new(&disks.layer, Access::Write)];
-    let saved = match start {
+    let mut files = vec![checked(&disks.base_image), Visible::new(&disks.layer, Access::Write)];
+    match start {
         Start::Kernel { save_in } => {
-            files.push(Visible::new(&disks.kernel, Access::Read));
+            files.push(checked(&disks.kernel));
             files.push(Visible::new(&disks.initrd, Access::Read));
-            save_in.as_ref().map(|saved| (saved, Access::Write))
+            let created = save_in.iter().flat_map(|saved| [&saved.memory, &saved.state]);
+            files.extend(created.map(|file| Visible::new(file.path(), Access::Write)));
         }
-        Start::Saved { files } => Some((files, Access::Read)),
-    };
-    if let Some((saved, access)) = saved {
-        files.push(Visible::new(&saved.memory, access));
-        files.push(Visible::new(&saved.state, access));
+        Start::Saved { files: saved } => files.extend([checked(&saved.memory), checked(&saved.state)]),
     }
     files
+}
+
+/// The file behind the descriptor on which it was checked, and no other that has its path by now.
+fn checked(artifact: &Artifact) -> Visible {
+    let visible = Visible::new(artifact.path(), Access::Read);
+    match artifact.file() {
+        Some(file) => visible.opened(Arc::clone(file)),
+        None => visible,
+    }
 }
 
 fn of_program(program: &Path) -> Vec<Visible> {

@@ -1,8 +1,9 @@
 //! One QEMU process.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use pyro_confine::Confinement;
+use pyro_confine::{Confinement, Group};
 use tokio::net::UnixStream;
 
 use super::process::VmmProcess;
@@ -23,6 +24,8 @@ pub struct QemuMachine {
     /// The network failed after the start, and the console says so.
     network_lost: bool,
     console: Console,
+    /// Its control group. Dropped after the processes.
+    group: Option<Arc<Group>>,
 }
 
 impl QemuMachine {
@@ -37,12 +40,26 @@ impl QemuMachine {
             tokio::task::spawn_local(console.follow(pipe));
         }
         let channel = Some(channel);
-        Self { process, confinement, channel, control: None, network, network_lost: false, console }
+        Self {
+            process,
+            confinement,
+            channel,
+            control: None,
+            network,
+            network_lost: false,
+            console,
+            group: None,
+        }
     }
 
     /// Returns its process ID.
     pub fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Sets the control group, which is removed with the machine.
+    pub(super) fn end_with(&mut self, group: Option<Arc<Group>>) {
+        self.group = group;
     }
 
     /// Adds the control connection.
@@ -108,6 +125,7 @@ impl Machine for QemuMachine {
         if let Some(network) = &mut self.network {
             network.stop().await;
         }
+        self.group = None;
     }
 
     fn console(&self) -> &Console {

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::record::Damage;
 use crate::platform::FingerprintError;
 
 /// Why there is no snapshot of a machine, or there can be none.
@@ -35,6 +36,9 @@ pub enum SnapshotError {
     /// The kernel file changed while the snapshot was made.
     #[error("the kernel was replaced while its template was made")]
     KernelReplaced,
+    /// A file changed between the moment the snapshot was made and its first use.
+    #[error("the template changed immediately after it was made")]
+    Replaced(#[source] Damage),
     /// A file could not be read, written, made or locked.
     #[error("cannot {action} {}", path.display())]
     Io {

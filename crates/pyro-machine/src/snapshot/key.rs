@@ -78,7 +78,7 @@ pub(super) fn kernel_identity(kernel: &GuestKernel) -> Result<Option<Value>, Sna
     match kernel {
         GuestKernel::WithModules { .. } => Ok(None),
         GuestKernel::SelfContained { image } => {
-            files::identity(image).map(Some).map_err(SnapshotError::io("examine", image))
+            files::identity_of(image).map(Some).map_err(SnapshotError::io("examine", image.path()))
         }
     }
 }
@@ -204,12 +204,12 @@ mod tests {
         }
 
         async fn of_own_kernel(&self) -> String {
-            self.key(GuestKernel::SelfContained { image: self.path("kernel") }).await.unwrap()
+            self.key(GuestKernel::SelfContained { image: self.path("kernel").into() }).await.unwrap()
         }
 
         async fn with_modules(&self) -> String {
             let (image, modules) = (self.path("kernel"), self.path("modules"));
-            self.key(GuestKernel::WithModules { image, modules }).await.unwrap()
+            self.key(GuestKernel::WithModules { image: image.into(), modules: modules.into() }).await.unwrap()
         }
     }
 
@@ -249,7 +249,7 @@ mod tests {
     async fn without_its_kernel_there_is_no_key() {
         let fixture = Fixture::new();
         let error =
-            fixture.key(GuestKernel::SelfContained { image: fixture.path("none") }).await.unwrap_err();
+            fixture.key(GuestKernel::SelfContained { image: fixture.path("none").into() }).await.unwrap_err();
         assert!(error.to_string().starts_with("cannot examine "), "{error}");
         assert!(error.to_string().ends_with("/none"), "{error}");
     }

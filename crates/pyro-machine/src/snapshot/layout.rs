@@ -1,6 +1,6 @@
 //! The names in a directory of snapshots.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -33,6 +33,12 @@ pub(super) fn key_of(name: &str) -> &str {
 /// Locked while the snapshot is made.
 pub(super) fn lock(dir: &Path, key: &str) -> PathBuf {
     dir.join(format!("{key}.lock"))
+}
+
+/// Whether a process is making the snapshot now.
+pub(super) fn is_being_made(dir: &Path, key: &str) -> bool {
+    let Ok(lock) = File::open(lock(dir, key)) else { return false };
+    matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
 /// Why the snapshot could not be made.

@@ -1,6 +1,6 @@
 //! Clearing away snapshots that no start will use.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 
 use super::layout::{self, RECORD, remove};
@@ -21,7 +21,7 @@ pub fn prune(dir: &Path, environments: &[String]) -> usize {
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if is_dir {
             let key = layout::key_of(name);
-            if is_of_use(&path, &boot_id, environments) || is_being_made(dir, key) {
+            if is_of_use(&path, &boot_id, environments) || layout::is_being_made(dir, key) {
                 continue;
             }
             remove(&path);
@@ -42,13 +42,10 @@ fn is_of_use(dir: &Path, boot_id: &str, environments: &[String]) -> bool {
         && record.check(dir).is_ok()
 }
 
-fn is_being_made(dir: &Path, key: &str) -> bool {
-    let Ok(lock) = File::open(layout::lock(dir, key)) else { return false };
-    matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     fn template(dir: &Path, key: &str, environment: &str) {

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::SeekFrom;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::SnapshotError;
-use super::layout::{self, PARTS};
+use super::layout::{self, LAYER, MEMORY, PARTS, STATE};
+use crate::artifact::Artifact;
 
 /// A record is a few hundred bytes; more is damage.
 const MAX_RECORD_BYTES: u64 = 64 * 1024;
@@ -27,6 +29,14 @@ pub(super) struct Record {
     /// Digest of the agent in it.
     pub(super) agent: String,
     files: BTreeMap<String, FileRecord>,
+}
+
+/// The files of a snapshot, open.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) memory: Artifact,
+    pub(super) state: Artifact,
+    pub(super) layer: Artifact,
 }
 
 /// One file of a snapshot.
@@ -53,9 +63,10 @@ impl Record {
             let describe = || {
                 // The VMMs of root run as other users, each as its own. Only pyro's user can enter the directory.
                 own(&path)?;
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o444))?;
-                let sha256 = digest(&path)?;
-                Ok::<_, io::Error>(FileRecord { sha256, ..FileRecord::look(&path)? })
+                let file = open_part(&path)?;
+                file.set_permissions(fs::Permissions::from_mode(0o444))?;
+                let sha256 = digest(&file)?;
+                Ok::<_, io::Error>(FileRecord { sha256, ..FileRecord::look(&file)? })
             };
             let record = describe().map_err(SnapshotError::io("read", &path))?;
             files.insert(name.to_owned(), record);
@@ -81,14 +92,31 @@ impl Record {
         text.and_then(|text| fs::write(path, text)).map_err(SnapshotError::io("write", path))
     }
 
-    /// Whether the files in `dir` look as they did, without reading them.
-    pub(super) fn check(&self, dir: &Path) -> Result<(), Damage> {
-        for name in PARTS {
+    /// Opens the files in `dir`, if they look as they did, without reading them.
+    pub(super) fn check(&self, dir: &Path) -> Result<Parts, Damage> {
+        let open = |name| {
             let recorded = self.files.get(name).ok_or(Damage::NotRecorded(name))?;
-            let found = FileRecord::look(&dir.join(name)).map_err(|error| Damage::Unreadable(name, error))?;
+            let path = dir.join(name);
+            let unreadable = |error| Damage::Unreadable(name, error);
+            let file = open_part(&path).map_err(unreadable)?;
+            let found = FileRecord::look(&file).map_err(unreadable)?;
             let found = FileRecord { sha256: recorded.sha256.clone(), ..found };
             if &found != recorded {
                 return Err(Damage::Changed(name));
+            }
+            Ok(Artifact::opened(path, Arc::new(file)))
+        };
+        Ok(Parts { memory: open(MEMORY)?, state: open(STATE)?, layer: open(LAYER)? })
+    }
+
+    /// Opens the files in `dir` and compares their contents with the digests, which reads all of them.
+    pub(super) fn verify(&self, dir: &Path) -> Result<(), Damage> {
+        let Parts { memory, state, layer } = self.check(dir)?;
+        for (name, part) in [(MEMORY, memory), (STATE, state), (LAYER, layer)] {
+            let digest = part.to_file().and_then(|file| digest(&file));
+            let digest = digest.map_err(|error| Damage::Unreadable(name, error))?;
+            if self.files.get(name).is_none_or(|recorded| recorded.sha256 != digest) {
+                return Err(Damage::Modified(name));
             }
         }
         Ok(())
@@ -97,18 +125,24 @@ impl Record {
 
 /// Why a snapshot's files are not what its record says.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Damage {
+pub enum Damage {
+    /// The record lacks a file.
     #[error("{0} is not recorded")]
     NotRecorded(&'static str),
+    /// A file cannot be examined.
     #[error("{0}: {1}")]
     Unreadable(&'static str, io::Error),
+    /// A file's size, times, or inode differ.
     #[error("{0} has changed since it was made")]
     Changed(&'static str),
+    /// A file's content differs.
+    #[error("{0} does not match its digest")]
+    Modified(&'static str),
 }
 
 impl FileRecord {
-    fn look(path: &Path) -> io::Result<Self> {
-        let file = fs::metadata(path)?;
+    fn look(file: &File) -> io::Result<Self> {
+        let file = file.metadata()?;
         Ok(Self {
             bytes: file.size(),
             modified_seconds: file.mtime(),
@@ -121,6 +155,11 @@ impl FileRecord {
     }
 }
 
+/// Opens one of the snapshot's own files. Fails for a link.
+fn open_part(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
+}
+
 /// Takes back a file that was given to the user of a VMM.
 fn own(path: &Path) -> io::Result<()> {
     let own = rustix::process::geteuid().as_raw();
@@ -131,26 +170,28 @@ fn own(path: &Path) -> io::Result<()> {
 }
 
 /// A digest that does not read holes, of which guest memory mostly consists.
-fn digest(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
+fn digest(file: &File) -> io::Result<String> {
     let length = file.metadata()?.len();
     let mut sha256 = Sha256::new();
     let mut position = 0;
     let mut buffer = vec![0; 1 << 20];
     while position < length {
-        let data = match rustix::fs::seek(&file, SeekFrom::Data(position)) {
+        let data = match rustix::fs::seek(file, SeekFrom::Data(position)) {
             Ok(data) => data,
             Err(rustix::io::Errno::NXIO) => break,
             Err(error) => return Err(error.into()),
         };
-        let hole = rustix::fs::seek(&file, SeekFrom::Hole(data))?;
-        file.seek(io::SeekFrom::Start(data))?;
+        let hole = rustix::fs::seek(file, SeekFrom::Hole(data))?;
         sha256.update(data.to_le_bytes());
-        let mut part = (&mut file).take(hole - data);
-        loop {
-            match part.read(&mut buffer)? {
+        let mut at = data;
+        while at < hole {
+            let wanted = buffer.len().min(usize::try_from(hole - at).unwrap_or(usize::MAX));
+            match file.read_at(&mut buffer[..wanted], at)? {
                 0 => break,
-                count => sha256.update(&buffer[..count]),
+                count => {
+                    sha256.update(&buffer[..count]);
+                    at += count as u64;
+                }
             }
         }
         position = hole;
@@ -195,7 +236,7 @@ mod tests {
         memory.set_len(64 << 20).unwrap();
         // Scattered data, for which the file system allocates blocks of its own when it gets to it.
         for position in (0..64).map(|n| n << 20) {
-            std::os::unix::fs::FileExt::write_all_at(&memory, &[1; 4096], position).unwrap();
+            memory.write_all_at(&[1; 4096], position).unwrap();
         }
         let record = Record::of(dir.path(), "6.1".into(), "digest").unwrap();
         memory.sync_all().unwrap();
@@ -215,14 +256,13 @@ mod tests {
 
     #[test]
     fn the_digest_tells_data_and_its_place() {
-        use std::os::unix::fs::FileExt;
         let dir = tempfile::tempdir().unwrap();
         let digest_of = |position: u64, byte: u8| {
             let path = dir.path().join("file");
             let file = File::create(&path).unwrap();
             file.set_len(8 << 20).unwrap();
             file.write_all_at(&[byte; 4096], position).unwrap();
-            digest(&path).unwrap()
+            digest(&File::open(&path).unwrap()).unwrap()
         };
         let digests = [digest_of(0, 1), digest_of(0, 2), digest_of(4 << 20, 1)];
         assert!(digests[0] != digests[1] && digests[0] != digests[2]);

@@ -9,7 +9,8 @@ use serde_json::Value;
 use super::error::SnapshotError;
 use super::key::{self, Subject};
 use super::layout::{self, LAYER, MEMORY, RECORD, STATE, remove};
-use super::record::Record;
+use super::record::{Parts, Record};
+use crate::artifact::Artifact;
 use crate::hardware::SavedFiles;
 use crate::image::GuestKernel;
 use crate::platform::Platform;
@@ -30,11 +31,12 @@ pub struct Store {
     kernel_identity: Option<Value>,
 }
 
-/// A snapshot that was found whole.
+/// A snapshot that was found whole. Its files are open: others that take their paths are not used.
 #[derive(Debug)]
 pub struct Snapshot {
     dir: PathBuf,
     record: Record,
+    parts: Parts,
 }
 
 /// A snapshot that is being made. Dropping it removes its files.
@@ -50,7 +52,7 @@ pub enum Begun {
     /// The caller makes the snapshot.
     Partial(Partial),
     /// Another process has made it by now.
-    MadeMeanwhile(Snapshot),
+    MadeMeanwhile(Box<Snapshot>),
     /// Another process could not make it, for this reason.
     FailedMeanwhile(String),
 }
@@ -88,17 +90,15 @@ impl Store {
     pub fn find(&self) -> Option<Snapshot> {
         let dir = self.dir.join(&self.key);
         let record = Record::read(&dir.join(RECORD))?;
-        let snapshot = Snapshot { dir, record };
-        match snapshot.record.check(&snapshot.dir) {
-            Ok(()) => {
+        match record.check(&dir) {
+            Ok(parts) => {
                 // For deciding which one has not been used for longest; it may fail without harm.
-                let _ = File::open(snapshot.dir.join(RECORD))
-                    .and_then(|file| file.set_modified(SystemTime::now()));
-                Some(snapshot)
+                let _ = File::open(dir.join(RECORD)).and_then(|file| file.set_modified(SystemTime::now()));
+                Some(Snapshot { dir, record, parts })
             }
             Err(reason) => {
-                tracing::warn!(dir = %snapshot.dir.display(), %reason, "damaged template discarded");
-                self.discard(&snapshot);
+                tracing::warn!(dir = %dir.display(), %reason, "damaged template discarded");
+                remove(&dir);
                 None
             }
         }
@@ -115,7 +115,7 @@ impl Store {
         let lock_path = layout::lock(&self.dir, &self.key);
         let lock = file_lock::locked(&lock_path).await.map_err(SnapshotError::io("lock", &lock_path))?;
         if let Some(snapshot) = self.find() {
-            return Ok(Begun::MadeMeanwhile(snapshot));
+            return Ok(Begun::MadeMeanwhile(Box::new(snapshot)));
         }
         if let Some(reason) = self.recent_failure() {
             return Ok(Begun::FailedMeanwhile(reason));
@@ -147,7 +147,8 @@ impl Store {
         remove(&dir);
         fs::rename(&partial.dir, &dir).map_err(SnapshotError::io("make", &dir))?;
         self.remove_surplus(&dir);
-        Ok(Snapshot { dir, record })
+        let parts = record.check(&dir).map_err(SnapshotError::Replaced)?;
+        Ok(Snapshot { dir, record, parts })
     }
 
     /// Records that the snapshot could not be made, so that it is not tried again for a while: each attempt costs a boot.
@@ -205,24 +206,19 @@ impl Store {
 }
 
 impl Snapshot {
-    /// The guest's memory.
-    pub fn memory(&self) -> PathBuf {
-        self.dir.join(MEMORY)
-    }
-
     /// The state of the devices.
-    pub fn state(&self) -> PathBuf {
-        self.dir.join(STATE)
+    pub fn state(&self) -> &Path {
+        self.parts.state.path()
     }
 
     /// What a machine is started from.
     pub fn saved_files(&self) -> SavedFiles {
-        SavedFiles { memory: self.memory(), state: self.state() }
+        SavedFiles { memory: self.parts.memory.clone(), state: self.parts.state.clone() }
     }
 
     /// The writable layer.
-    pub fn layer(&self) -> PathBuf {
-        self.dir.join(LAYER)
+    pub fn layer(&self) -> &Artifact {
+        &self.parts.layer
     }
 
     /// `uname -r` in the guest.
@@ -237,7 +233,7 @@ impl Partial {
         &self.dir
     }
 
-    /// See [`Snapshot::memory`].
+    /// The guest's memory.
     pub fn memory(&self) -> PathBuf {
         self.dir.join(MEMORY)
     }
@@ -249,7 +245,7 @@ impl Partial {
 
     /// See [`Snapshot::saved_files`].
     pub fn saved_files(&self) -> SavedFiles {
-        SavedFiles { memory: self.memory(), state: self.state() }
+        SavedFiles { memory: self.memory().into(), state: self.state().into() }
     }
 
     /// See [`Snapshot::layer`].

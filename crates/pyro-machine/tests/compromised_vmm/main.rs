@@ -154,9 +154,9 @@ impl Host {
         let secret = file(dir.join("id_ed25519"))?;
         let registry = file(dir.join("state.sqlite3"))?;
         let disks = Disks {
-            kernel: file(vm.join("kernel"))?,
+            kernel: file(vm.join("kernel"))?.into(),
             initrd: file(vm.join("initrd"))?,
-            base_image: file(dir.join("rootfs"))?,
+            base_image: file(dir.join("rootfs"))?.into(),
             layer: vm.join("layer"),
         };
         let socket = dir.join("control.sock");
@@ -173,7 +173,7 @@ impl Host {
             ("secret", secret.display().to_string()),
             ("registry", registry.display().to_string()),
             ("socket", socket.display().to_string()),
-            ("image", disks.base_image.display().to_string()),
+            ("image", disks.base_image.path().display().to_string()),
             ("port", tcp.local_addr()?.port().to_string()),
             ("abstract", name),
             ("bystander", bystander.id().to_string()),

@@ -117,7 +117,7 @@ pub async fn make_template(
 pub(crate) async fn spawn<A: AsRef<OsStr>>(
     program: &Path,
     args: &[A],
-    spec: LaunchSpec,
+    mut spec: LaunchSpec,
     lock: &OwnerLock,
 ) -> Result<Lifeline, StartError> {
     let (ours, theirs) = UnixStream::pair().map_err(StartError::Spawn)?;
@@ -135,6 +135,7 @@ pub(crate) async fn spawn<A: AsRef<OsStr>>(
         .stdout(lock.share().map_err(StartError::Spawn)?)
         .stderr(log)
         .outlive_handle();
+    let spawn = handover::pass_artifacts(spawn, &mut spec).map_err(StartError::Spawn)?;
     let supervisor = spawn.start().map_err(StartError::Spawn)?;
     let mut lifeline =
         Lifeline { supervisor: Some(supervisor), stream: Framed::new(ours, FrameCodec::default()) };

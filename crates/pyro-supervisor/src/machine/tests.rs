@@ -48,11 +48,15 @@ impl Fixture {
             },
             guest: GuestImage {
                 digest: "digest".to_owned(),
-                kernel: GuestKernel::WithModules { image: path("kernel"), modules: path("modules") },
+                kernel: GuestKernel::WithModules {
+                    image: path("kernel").into(),
+                    modules: path("modules").into(),
+                },
                 base_image: "/none".into(),
                 base_filesystem: "erofs".to_owned(),
                 layer_template: path("layer-template"),
             },
+            artifacts_are_open: false,
             template_dir: None,
             network: false,
             network_policy: Default::default(),

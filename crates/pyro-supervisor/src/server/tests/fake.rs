@@ -654,6 +654,7 @@ pub(crate) fn spec(dir: PathBuf) -> LaunchSpec {
         boot_limit_seconds: 10,
         machine: machine_fake::machine_config(),
         guest: machine_fake::guest_image(),
+        artifacts_are_open: false,
         template_dir: None,
         purpose: Purpose::Vm,
         requires_full_confinement: false,
