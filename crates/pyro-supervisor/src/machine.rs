@@ -396,6 +396,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
             boot_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             accelerator: self.spec.machine.accelerator,
             network: machine.network().cloned(),
+            ports: Vec::new(),
             confinement: Some(Box::new(machine.confinement().clone())),
             start_mode,
             warning,

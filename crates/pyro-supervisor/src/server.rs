@@ -6,6 +6,7 @@
 mod adoption;
 mod commands;
 mod driver;
+mod ports;
 mod receive;
 mod state;
 mod store;

@@ -26,6 +26,7 @@ fn new_vm(vm_id: &VmId, created_at: f64) -> NewVm {
         ephemeral: false,
         disk_mib: None,
         network: None,
+        ports: Vec::new(),
         host_access: crate::HostAccess::Denied,
         metadata: BTreeMap::from([("allow_host_compat".to_owned(), "false".to_owned())]),
         owner: None,

@@ -27,6 +27,7 @@ fn new(number: u32, kind: Kind) -> NewVm {
         ephemeral: false,
         disk_mib: None,
         network: None,
+        ports: Vec::new(),
         host_access: HostAccess::Denied,
         metadata: BTreeMap::new(),
         owner: None,

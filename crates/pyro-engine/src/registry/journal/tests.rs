@@ -27,6 +27,7 @@ fn with_tasks(count: u32) -> (TempDir, Registry) {
             ephemeral: false,
             disk_mib: Some(8192),
             network: None,
+            ports: Vec::new(),
             host_access: crate::HostAccess::Denied,
             metadata: BTreeMap::new(),
             owner: None,
