@@ -185,6 +185,9 @@ fn patch_of(info: &BootInfo) -> VmPatch {
     if let Some(confinement) = &info.confinement {
         metadata.push(("confinement", confinement.to_string()));
     }
+    if let Some(confinement) = &info.network_confinement {
+        metadata.push(("network_confinement", confinement.of_itself().to_string()));
+    }
     if let Some(network) = &info.network {
         metadata.extend([
             ("gateway_ip", network.gateway.to_string()),

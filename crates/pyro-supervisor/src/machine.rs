@@ -398,6 +398,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
             network: machine.network().cloned(),
             ports: Vec::new(),
             confinement: Some(Box::new(machine.confinement().clone())),
+            network_confinement: machine.network_confinement().map(Box::new),
             start_mode,
             warning,
             stages: self.stages.end(),

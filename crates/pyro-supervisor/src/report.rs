@@ -27,6 +27,10 @@ pub struct BootInfo {
     #[serde(default)]
     #[schemars(with = "Option<serde_json::Value>")]
     pub confinement: Option<Box<Confinement>>,
+    /// What confines the process that carries its packets, if there is one and it has reported that.
+    #[serde(default)]
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub network_confinement: Option<Box<Confinement>>,
     /// Where it started from.
     pub start_mode: StartMode,
     /// Why its kernel was booted although it could have started from a template.

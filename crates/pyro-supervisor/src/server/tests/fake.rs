@@ -214,6 +214,7 @@ impl Boot for FakeBoot {
             network: None,
             ports: Vec::new(),
             confinement: None,
+            network_confinement: None,
             start_mode: StartMode::Cold,
             warning: None,
             stages: Vec::new(),
