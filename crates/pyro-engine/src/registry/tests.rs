@@ -73,6 +73,7 @@ fn a_vm_lives_through_its_states() {
         execution_mode: Some(ExecutionMode::GuestVsock),
         accelerator: Some("tcg".to_owned()),
         guest_ip: Some("10.0.2.15".to_owned()),
+        ports: None,
         metadata: BTreeMap::from([("boot_mode".to_owned(), "native".to_owned())]),
     };
     registry.set_started(&id(1), &patch).unwrap();
