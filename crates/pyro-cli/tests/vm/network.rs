@@ -7,6 +7,7 @@
 mod allowlist;
 mod attack;
 mod helper;
+mod servers;
 mod world;
 
 use pyro_engine::VmSpec;
