@@ -333,7 +333,8 @@ fn a_file_of_an_earlier_version_gives_back_space_too() {
     other
         .execute_batch(
             "ALTER TABLE vms DROP COLUMN owner; ALTER TABLE vms DROP COLUMN layer_mib;
-             ALTER TABLE vms DROP COLUMN network_policy; PRAGMA user_version = 2;
+             ALTER TABLE vms DROP COLUMN network_policy;
+             ALTER TABLE vms DROP COLUMN published_ports; PRAGMA user_version = 2;
              PRAGMA auto_vacuum = NONE; VACUUM",
         )
         .unwrap();

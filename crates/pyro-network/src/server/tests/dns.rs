@@ -255,7 +255,7 @@ fn questions_in_flight_are_bounded() {
     let resolver = Resolver::new();
     let mut guest = resolver.guest(Policy::default());
     for n in 0..=limits::DNS_QUERIES as u16 {
-        guest.send_frame(&ask_frame(4000 + n, &ask(n, "a.test", 1)));
+        guest.send_frame(&ask_frame(4000 + n, &ask(n, &format!("n{n}.test"), 1)));
     }
     let (_, port, reply) = guest.datagram();
     assert_eq!((port, code(&reply)), (4000 + limits::DNS_QUERIES as u16, Some(DnsRcode::ServFail)));
