@@ -83,6 +83,8 @@ fn syscalls() -> Syscalls {
     let mut list = Syscalls::new()
         .allow(&ALLOWED)
         .allow_if(libc::SYS_prctl, 0, ALL, libc::PR_SET_PDEATHSIG as u64)
+        // A second filter follows this one.
+        .allow_if(libc::SYS_prctl, 0, ALL, libc::PR_SET_NO_NEW_PRIVS as u64)
         .allow_if(libc::SYS_ioctl, 1, ALL, libc::FIONBIO);
     // Connections and datagrams. Sockets of Unix would lead to other programs of this host.
     for family in [libc::AF_INET, libc::AF_INET6] {
@@ -94,7 +96,8 @@ fn syscalls() -> Syscalls {
     list.allow_if_all(libc::SYS_socket, &[is(0, ALL, libc::AF_NETLINK), is(2, ALL, libc::NETLINK_ROUTE)])
 }
 
-const ALLOWED: [i64; 44] = [
+const ALLOWED: [i64; 45] = [
+    libc::SYS_seccomp,
     // Sockets and descriptors.
     libc::SYS_connect,
     libc::SYS_sendto,

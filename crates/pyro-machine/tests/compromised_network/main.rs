@@ -156,7 +156,11 @@ impl Host {
             loop {
                 let reported = Denials::read(File::open(&denials)?)?;
                 if reported.iter().count() == ATTACKS.len() + DUTIES.len() {
-                    println!("confinement: {}", network.confinement().ok_or("no report")?.of_itself());
+                    let confinement = network.confinement().ok_or("no report")?;
+                    println!("confinement: {}", confinement.of_itself());
+                    if !confinement.seccomp.is_active() {
+                        return Err("the list of system calls does not hold".into());
+                    }
                     return Ok(reported.iter().map(|denial| denial.count == 1).collect());
                 }
                 if began.elapsed() > LIMIT {
