@@ -60,9 +60,9 @@ fn a_server_in_a_guest_without_a_network_is_reached_until_its_port_is_closed() {
     assert_eq!(get(of_other).unwrap(), "second\n");
     let listed = task.call("publish", []).success().to_owned();
     assert_eq!(listed, format!("{four} -> 80\n{six} -> 80\n"));
-    let taken = other.call("publish", [&format!("{}:80", four.port())]);
+    let taken = other.call("publish", [&*format!("{}:80", four.port())]);
     assert!(taken.stderr.contains(&format!("cannot publish on {four}: the port is in use")), "{taken:?}");
-    task.call("unpublish", [&four.port().to_string()]).success();
+    task.call("unpublish", [&*four.port().to_string()]).success();
     assert!(is_closed(four));
     assert_eq!(get(six).unwrap(), "first\n");
     task.delete();
@@ -77,7 +77,8 @@ fn a_server_in_a_guest_without_a_network_is_reached_until_its_port_is_closed() {
 fn ports_of_a_task_come_back_with_it() {
     let sandbox = Sandbox::new();
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let task = sandbox.task(["--publish", &format!("{}:80", free.port()), "--publish", "0:81"]);
+    let mapping = format!("{}:80", free.port());
+    let task = sandbox.task(["--publish", &*mapping, "--publish", "0:81"]);
     serve(&task, "guest");
     assert_eq!(get(free).unwrap(), "guest\n");
     let chosen = address(&task.status()["published_ports"][1]);
@@ -95,7 +96,7 @@ fn ports_of_a_task_come_back_with_it() {
     task.call("start", []).success();
     serve(&task, "again");
     assert_eq!(get(free).unwrap(), "again\n");
-    task.call("unpublish", [&free.port().to_string()]).success();
+    task.call("unpublish", [&*free.port().to_string()]).success();
     task.call("stop", []).success();
     let ports = task.status()["published_ports"].as_array().unwrap().len();
     assert_eq!(ports, 1);
