@@ -400,7 +400,7 @@ class Task(_TaskAlways, total=False):
     owner: Optional[str]
     """Name of the client that created it; absent if this host's user did."""
     published_ports: List[PublishedPort]
-    """Its published ports; absent if there are none."""
+    """Its published ports; absent without any."""
 
 
 class TaskDeleted(TypedDict):

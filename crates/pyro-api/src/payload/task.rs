@@ -60,7 +60,7 @@ pub struct Task {
     pub disk_mib: Option<u64>,
     /// Space that its disk and its journal use on the host, in bytes.
     pub disk_used_bytes: u64,
-    /// Its published ports; absent if there are none.
+    /// Its published ports; absent without any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub published_ports: Vec<PublishedPort>,
