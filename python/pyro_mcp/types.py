@@ -330,6 +330,17 @@ StopReason = Literal["explicit_stop", "expired", "terminated", "guest_ended", "o
 """Why a task is stopped."""
 
 
+class PublishedPort(TypedDict):
+    """A port of a guest that is published on this host while its task runs."""
+
+    guest_port: int
+    """Port in the guest."""
+    host_ip: str
+    """Address on this host."""
+    host_port: int
+    """Port on this host. 0 while the task is stopped, if the system chooses it at each start."""
+
+
 class _TaskAlways(TypedDict):
     accelerator: Optional[str]
     """`kvm` or `tcg`; `None` on the host."""
@@ -388,6 +399,8 @@ class Task(_TaskAlways, total=False):
     """What its guest tried to reach since its start and was refused, the latest last; absent if nothing."""
     owner: Optional[str]
     """Name of the client that created it; absent if this host's user did."""
+    published_ports: List[PublishedPort]
+    """Its published ports; absent without any."""
 
 
 class TaskDeleted(TypedDict):
@@ -410,6 +423,19 @@ class TaskList(TypedDict):
     """Ids of tasks with a damaged record. They can only be deleted."""
     tasks: List[Task]
     """The tasks, oldest first, without damaged ones."""
+
+
+class TaskPublished(TypedDict):
+    """A port that was published."""
+
+    guest_port: int
+    """Port in the guest."""
+    host_ip: str
+    """Address on this host."""
+    host_port: int
+    """Port on this host."""
+    task_id: VmId
+    """Id of the task."""
 
 
 Outcome = Literal["running", "exited", "killed", "not_run", "unknown"]

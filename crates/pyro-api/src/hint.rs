@@ -88,6 +88,8 @@ hints! {
     AllowHostCompat => { sentence: ALLOW_HOST_COMPAT }
     /// A defect of pyro.
     ReportDefect => { all: "this is a defect in pyro; report it with this message" }
+    /// A port of this host cannot be used.
+    AnotherPort => { all: "choose another host port, or 0 for one that is free" }
     /// A time limit must be positive.
     PositiveTimeout => { all: "set it to at least 1 second; the default is 30" }
     /// A VM is deleted after its command.

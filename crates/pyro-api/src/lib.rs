@@ -20,6 +20,7 @@ mod id;
 mod kind;
 mod network;
 mod payload;
+mod port;
 mod request;
 #[cfg(test)]
 mod strategies;
@@ -49,12 +50,13 @@ pub use operations::{
 };
 pub use payload::{
     DeleteReason, Deleted, FileEncoding, LastCommand, NetworkAssignment, NetworkInfo, Output, Phase, Pruned,
-    Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten,
-    TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, Vm,
+    PublishedPort, Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
+    TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskPublished, Vm,
 };
+pub use port::{InvalidPortMapping, PortMapping};
 pub use request::{
     Command, CommandOutput, CopyIn, CopyLimits, CopyOut, Disk, Entries, EnvironmentName, FileContent,
-    FilePart, FileRange, Lifetime, NewFile, OutputMode, Platform, Sequence, TaskName, TaskSpec, VmName,
-    VmSpec,
+    FilePart, FileRange, HostPort, Lifetime, NewFile, OutputMode, Platform, PortToPublish, Ports, Sequence,
+    TaskName, TaskSpec, VmName, VmSpec,
 };
 pub use words::{Accelerator, ExecutionMode, Outcome, StopReason, UnknownWord, VmState};

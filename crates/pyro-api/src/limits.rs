@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+pub use crate::port::MAX_PORTS;
 pub use crate::request::MAX_FILE_BYTES;
 use crate::{Command, Error, ErrorKind, Hint, OutputMode, VmSpec};
 

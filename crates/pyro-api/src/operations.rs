@@ -18,9 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Caller, Command, CommandOutput, CopyIn, CopyOut, Deleted, Disk, DoctorReport, Entries, Environment,
-    EnvironmentName, Error, Events, FilePart, Kind, Lifetime, NetworkInfo, NewFile, Platform, Pruned,
-    PulledEnvironment, Reaped, RunResult, Sequence, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
-    TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogsPage, TaskName, Vm, VmName, VmSpec,
+    EnvironmentName, Error, Events, FilePart, HostPort, Kind, Lifetime, NetworkInfo, NewFile, Platform,
+    PortToPublish, Ports, Pruned, PulledEnvironment, Reaped, RunResult, Sequence, Task, TaskCopied,
+    TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogsPage,
+    TaskName, TaskPublished, Vm, VmName, VmSpec,
 };
 
 /// What an operation accesses. Policies decide by it what a client may do.
@@ -321,7 +322,7 @@ operations! {
     run_in_vm(RunInVm { spec: VmSpec, command: Command, output: CommandOutput }) -> RunResult, Create, streams;
 
     /// Creates and starts a task: a VM that stays until it is deleted. Installs its environment first if necessary.
-    create_task(CreateTask { spec: VmSpec, disk: Disk }) -> Task, Create, streams;
+    create_task(CreateTask { spec: VmSpec, disk: Disk, ports: Ports }) -> Task, Create, streams;
 
     /// Starts a stopped task with its disk. If its lifetime has ended, a new one begins.
     start_task(StartTask { task: TaskName }) -> Task, Enter, streams;
@@ -340,6 +341,14 @@ operations! {
 
     /// Starts a new lifetime of a task now.
     extend_task(ExtendTask { task: TaskName, lifetime: Lifetime }) -> Task, Manage;
+
+    /// Publishes a TCP port of a running task on this host, until it is unpublished or the task is deleted: a stopped task
+    /// gets its ports back when it starts. Clients reach what listens on the guest's loopback interface. A warning event
+    /// says if other hosts can connect.
+    publish_task(PublishTask { task: TaskName, port: PortToPublish }) -> TaskPublished, Operate, streams;
+
+    /// Closes the published ports of a task with this number on this host, with their connections.
+    unpublish_task(UnpublishTask { task: TaskName, port: HostPort }) -> Task, Operate;
 
     /// Runs one command in a task and waits until it ends. The task stays, and the command is in its journal. Cancelling the
     /// call ends the command; so does the end of this server.

@@ -9,8 +9,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::task::{
-    FileEncoding, LastCommand, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
-    TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage,
+    FileEncoding, LastCommand, PublishedPort, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
+    TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskPublished,
 };
 use crate::{ExecutionMode, NetworkDenial, NetworkPolicy, PruneReport, VmId, VmState};
 

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ErrorKind, FileEncoding, Hint, NetworkPolicy};
+use crate::{Error, ErrorKind, FileEncoding, Hint, NetworkPolicy, PortMapping};
 
 /// Maximum size of a file that is read or written as a whole, in bytes.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -89,6 +89,34 @@ impl Disk {
     pub const DEFAULT_MIB: i64 = 8192;
 }
 
+/// The published ports of a task to create.
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct Ports {
+    /// TCP ports of the guest to publish on this host, at most 32, each as `[HOST_IP:]HOST_PORT:GUEST_PORT`. The address is
+    /// 127.0.0.1 by default; host port 0 is one that the system chooses at each start.
+    #[serde(default)]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
+    pub publish: Vec<PortMapping>,
+}
+
+/// A port of a task to publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct PortToPublish {
+    /// The TCP port, as `[HOST_IP:]HOST_PORT:GUEST_PORT`. The address is 127.0.0.1 by default; host port 0 is one that the
+    /// system chooses at each start.
+    pub mapping: PortMapping,
+}
+
+/// A port of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct HostPort {
+    /// Number of the port on this host.
+    pub host_port: u16,
+}
+
 /// A task to create.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskSpec {
@@ -97,12 +125,14 @@ pub struct TaskSpec {
     /// Size of its disk in MiB, 256 to 1048576. Space is taken as it is used. `None`: 8192, or less if the host's disk
     /// could not hold that.
     pub disk_mib: Option<i64>,
+    /// Ports of its guest to publish on this host, at most 32.
+    pub publish: Vec<PortMapping>,
 }
 
 impl TaskSpec {
     /// `environment` with the contract's defaults, and a disk of the usual size.
     pub fn new(environment: impl Into<String>) -> Self {
-        Self { vm: VmSpec::new(environment), disk_mib: None }
+        Self { vm: VmSpec::new(environment), disk_mib: None, publish: Vec::new() }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::identity::Identity;
 use crate::landlock::{self, Network};
 use crate::layers::{Confinement, Layer};
 use crate::policy::{Access, Limit, Visible};
-use crate::seccomp::Syscalls;
+use crate::seccomp::{self, Syscalls};
 
 /// How a process confines itself. It keeps the descriptors that it has, and its network.
 #[derive(Clone, Debug)]
@@ -37,6 +37,8 @@ pub fn confine_self(policy: &SelfPolicy) -> Confinement {
     // Files are opened before the user changes.
     let files: Vec<(OwnedFd, bool, Access)> = policy.files.iter().filter_map(open).collect();
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    // Another user may not do that any more.
+    drop_from_bounding_set(CapabilitySet::empty());
     let changed = become_user(policy.identity);
     report.uid = rustix::process::geteuid().as_raw();
     report.unprivileged_user = match changed {
@@ -102,6 +104,15 @@ pub fn harden_supervisor() {
         };
         let _ = rustix::thread::set_capabilities(None, sets);
     }
+}
+
+/// Takes from the calling process, with all its threads, what a supervisor does not need once its programs run: it executes no
+/// program, creates no process and no namespace, changes no mount, and looks into no other process. Needs no new privileges.
+pub fn restrict_running_supervisor() -> Layer {
+    let restricted = seccomp::of_running_supervisor().map_err(seccompiler::Error::from).and_then(|filters| {
+        filters.iter().try_for_each(|filter| seccompiler::apply_filter_all_threads(filter))
+    });
+    restricted.map_or_else(Layer::unavailable, |()| Layer::Active)
 }
 
 /// Gives up what no program that is executed from now on could get, except for `kept`.
@@ -186,6 +197,33 @@ mod tests {
             assert_eq!(after.contains(needed), before.contains(needed), "{needed:?}");
         }
         assert!(!after.intersects(CapabilitySet::SYS_PTRACE | CapabilitySet::NET_ADMIN), "{after:?}");
+    }
+
+    /// All threads of a process are restricted, so this is done in a process of its own.
+    #[test]
+    fn a_running_supervisor_starts_threads_and_no_programs() {
+        const PLAYS: &str = "PYRO_TEST_RESTRICTED_SUPERVISOR";
+        #[expect(clippy::disallowed_methods, reason = "only the test itself sets the variable")]
+        if std::env::var_os(PLAYS).is_none() {
+            let test = "itself::tests::a_running_supervisor_starts_threads_and_no_programs";
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            let output = command.args(["--exact", test]).env(PLAYS, "1").output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+            return;
+        }
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let earlier = thread::spawn(move || {
+            receiver.recv().unwrap();
+            std::process::Command::new("/bin/true").status().unwrap_err()
+        });
+        harden_supervisor();
+        let restricted = restrict_running_supervisor();
+        assert!(restricted.is_active(), "{restricted:?}");
+        std::process::Command::new("/bin/true").status().unwrap_err();
+        sender.send(()).unwrap();
+        let error = earlier.join().unwrap();
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+        thread::spawn(|| File::open("/etc/passwd").unwrap()).join().unwrap();
     }
 
     /// What is confined is a thread, so that the others can go on.

@@ -119,6 +119,17 @@ impl Confinement {
             .collect()
     }
 
+    /// Returns the layers that a process can give itself and this one lacks, each with the reason: all but namespaces and the
+    /// control group, which it keeps.
+    pub fn missing_of_itself(&self) -> Vec<(&'static str, &str)> {
+        self.missing().into_iter().filter(|(name, _)| !name.ends_with(NAMESPACE)).collect()
+    }
+
+    /// Returns its text without the layers that a process cannot give itself.
+    pub fn of_itself(&self) -> OfItself<'_> {
+        OfItself(self)
+    }
+
     /// Returns whether every layer holds, except for the control group.
     pub fn is_full(&self) -> bool {
         self.missing().is_empty()
@@ -126,6 +137,8 @@ impl Confinement {
 }
 
 const CGROUP: &str = "cgroup";
+/// How the names of namespaces end.
+const NAMESPACE: &str = "_namespace";
 
 /// Returns what a version of Landlock's interface cannot restrict, for a report.
 fn missing_from_landlock(abi: u32) -> &'static str {
@@ -136,21 +149,42 @@ fn missing_from_landlock(abi: u32) -> &'static str {
     }
 }
 
+/// Writes `full` or `partial`; then every layer, and the user.
+fn describe(
+    f: &mut fmt::Formatter<'_>,
+    of: &Confinement,
+    is_full: bool,
+    wanted: impl Fn(&str) -> bool,
+) -> fmt::Result {
+    f.write_str(if is_full { "full" } else { "partial" })?;
+    for (name, layer) in of.layers().into_iter().filter(|(name, _)| wanted(name)) {
+        match layer {
+            Layer::Active if name == "landlock" => {
+                let abi = of.landlock_abi.unwrap_or_default();
+                write!(f, "; {name}=active(abi {abi}{})", missing_from_landlock(abi))?;
+            }
+            Layer::Active => write!(f, "; {name}=active")?,
+            Layer::Unavailable { reason } => write!(f, "; {name}=unavailable({reason})")?,
+        }
+    }
+    write!(f, "; uid={}", of.uid)
+}
+
 /// `full`, or `partial` with what is missing; then every layer that holds, and the user.
 impl fmt::Display for Confinement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.is_full() { "full" } else { "partial" })?;
-        for (name, layer) in self.layers() {
-            match layer {
-                Layer::Active if name == "landlock" => {
-                    let abi = self.landlock_abi.unwrap_or_default();
-                    write!(f, "; {name}=active(abi {abi}{})", missing_from_landlock(abi))?;
-                }
-                Layer::Active => write!(f, "; {name}=active")?,
-                Layer::Unavailable { reason } => write!(f, "; {name}=unavailable({reason})")?,
-            }
-        }
-        write!(f, "; uid={}", self.uid)
+        describe(f, self, self.is_full(), |_| true)
+    }
+}
+
+/// The confinement of a process by itself, which keeps its namespaces.
+#[derive(Clone, Copy, Debug)]
+pub struct OfItself<'a>(&'a Confinement);
+
+impl fmt::Display for OfItself<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_full = self.0.missing_of_itself().is_empty();
+        describe(f, self.0, is_full, |name| name != CGROUP && !name.ends_with(NAMESPACE))
     }
 }
 
@@ -186,6 +220,7 @@ mod tests {
         let missing = Confinement { seccomp: Layer::unavailable("the kernel has none"), ..full() };
         assert_eq!(missing.missing(), [("seccomp", "the kernel has none")]);
         assert_eq!(Confinement::none("why").missing().len(), 12);
+        assert_eq!(Confinement::none("why").missing_of_itself().len(), 6);
     }
 
     #[test]
@@ -199,6 +234,12 @@ mod tests {
             let text = Confinement { landlock_abi: Some(abi), ..full() }.to_string();
             assert!(text.contains(&format!("; landlock=active(abi {abi}, without {missing}); ")), "{text}");
         }
+        let keeps = Confinement { user_namespace: Layer::unavailable("kept"), uid: 7, ..full() };
+        assert_eq!(
+            keeps.of_itself().to_string(),
+            "full; unprivileged_user=active; no_capabilities=active; no_new_privileges=active; \
+             landlock=active(abi 7); seccomp=active; limits=active; uid=7"
+        );
         let json = serde_json::to_value(full()).unwrap();
         assert_eq!(json["seccomp"]["state"], "active");
         assert_eq!(json["cgroup"]["reason"], "test");

@@ -22,11 +22,11 @@ mod start;
 
 pub use cgroup::{Group, GroupError, GroupLimits};
 pub use identity::Identity;
-pub use itself::{SelfPolicy, confine_self, harden_supervisor};
-pub use layers::{Confinement, Layer};
+pub use itself::{SelfPolicy, confine_self, harden_supervisor, restrict_running_supervisor};
+pub use layers::{Confinement, Layer, OfItself};
 pub use policy::{Access, Limit, Policy, Visible};
 pub use process::Process;
-pub use seccomp::Syscalls;
+pub use seccomp::{Condition, Syscalls};
 pub use start::{Program, StartError, Started, start, start_in};
 
 pub use rustix::process::Resource;

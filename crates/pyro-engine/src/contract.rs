@@ -14,7 +14,7 @@ use crate::limits::LOGS_PAGE_BYTES;
 use crate::{
     CopyFromGuest, CopyToGuest, Deleted, DoctorReport, Engine, Environment, Error, ErrorKind, Events,
     NetworkInfo, PulledEnvironment, Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
-    TaskFile, TaskFileWritten, TaskList, TaskLogs, Vm,
+    TaskFile, TaskFileWritten, TaskList, TaskLogs, TaskPublished, Vm,
 };
 
 /// Implements one operation by the engine as the call's caller sees it, so that no operation can skip that.
@@ -97,7 +97,8 @@ operations! {
     }
 
     create_task(engine, request, call: CreateTask) -> Task {
-        let spec = TaskSpec { vm: request.spec, disk_mib: request.disk.disk_mib };
+        let CreateTask { spec, disk, ports } = request;
+        let spec = TaskSpec { vm: spec, disk_mib: disk.disk_mib, publish: ports.publish };
         engine.create_task(spec, &call.events, &call.cancel).await
     }
 
@@ -123,6 +124,14 @@ operations! {
 
     extend_task(engine, request, call: ExtendTask) -> Task {
         engine.extend_task(&request.task.task_id, request.lifetime.ttl_seconds).await
+    }
+
+    publish_task(engine, request, call: PublishTask) -> TaskPublished {
+        engine.publish_task(&request.task.task_id, request.port.mapping, &call.events).await
+    }
+
+    unpublish_task(engine, request, call: UnpublishTask) -> Task {
+        engine.unpublish_task(&request.task.task_id, request.port.host_port).await
     }
 
     exec_task(engine, request, call: ExecTask) -> TaskExec {

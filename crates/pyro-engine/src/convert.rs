@@ -2,7 +2,7 @@
 
 use pyro_api::{
     Accelerator, CopyLimits, Egress, Environment, EnvironmentList, Error, Hint, NetworkDenial, NetworkPolicy,
-    OutputStream, PruneReport, PulledEnvironment,
+    OutputStream, PortMapping, PruneReport, PulledEnvironment,
 };
 use pyro_env::Remedy;
 use pyro_machine::network::{self, Denial, DomainRule, HostRule, InvalidRule, Policy};
@@ -35,6 +35,16 @@ pub(crate) fn accelerator(accelerator: Accelerator) -> pyro_machine::Accelerator
 /// Converts the limits of a copy for the code that copies.
 pub(crate) fn archive_limits(limits: CopyLimits) -> ArchiveLimits {
     ArchiveLimits { max_entries: limits.max_entries, max_bytes: limits.max_bytes }
+}
+
+/// Converts a port mapping for callers.
+pub(crate) fn port_mapping(mapping: pyro_supervisor::PortMapping) -> PortMapping {
+    PortMapping { host: mapping.host, guest_port: mapping.guest_port }
+}
+
+/// Converts a port mapping for the supervisor.
+pub(crate) fn guest_port_mapping(mapping: PortMapping) -> pyro_supervisor::PortMapping {
+    pyro_supervisor::PortMapping { host: mapping.host, guest_port: mapping.guest_port }
 }
 
 /// Converts what a guest may reach for the crate that decides about its connections.

@@ -41,10 +41,10 @@ pub use pyro_api::{
     Contract, CopyLimits, DeleteReason, Deleted, DoctorReport, Egress, Environment, EnvironmentList,
     ErrorKind, Event, Events, ExecutionMode, FileContent, FileEncoding, FileRange, Hint, HostAccess, Kind,
     LastCommand, NetworkAssignment, NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode,
-    OutputStream, OwnerName, Phase, PruneReport, Pruned, PullEvent, PulledEnvironment, Reader, Reaped,
-    RunPhase, RunResult, StopReason, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
-    TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskSpec, UnknownWord, Visibility, Vm,
-    VmId, VmSpec, VmState,
+    OutputStream, OwnerName, Phase, PortMapping, PruneReport, Pruned, PublishedPort, PullEvent,
+    PulledEnvironment, Reader, Reaped, RunPhase, RunResult, StopReason, Task, TaskCopied, TaskDeleted,
+    TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage,
+    TaskPublished, TaskSpec, UnknownWord, Visibility, Vm, VmId, VmSpec, VmState,
 };
 pub use pyro_machine::disk::Overcommit;
 pub use pyro_machine::network::RunError as NetworkRunError;

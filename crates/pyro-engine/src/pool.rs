@@ -260,6 +260,7 @@ impl Place {
             vm_id: self.id.to_string(),
             dir: self.dir.clone(),
             expires_at: now() + idle.as_secs_f64(),
+            ports: Vec::new(),
             ..model.clone()
         };
         spares::start(&supervisor.program, &supervisor.args(), spec, &self.lock).await?;

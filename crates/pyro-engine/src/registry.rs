@@ -21,7 +21,7 @@ use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, named_params
 pub(crate) use self::journal::{CommandRecord, NewCommand};
 use self::open::Opened;
 pub(crate) use self::open::prepare_directory;
-pub(crate) use self::row::{NewVm, VmPatch, VmRecord};
+pub(crate) use self::row::{NewVm, RecordedPort, VmPatch, VmRecord};
 use self::transaction_error::TransactionError;
 use crate::clock::now;
 use crate::state::{Transition, Transitions as _, VmEvent};
@@ -218,6 +218,20 @@ impl Registry {
             let mut record = load(tx, Kind::Task, id)?;
             record.sizing.ttl_seconds = ttl_seconds;
             record.expires_at = expires_at;
+            record.update(tx)?;
+            Ok(record)
+        })
+    }
+
+    /// Records the published ports of a task.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::get`].
+    pub(crate) fn set_ports(&self, id: &VmId, ports: &[RecordedPort]) -> Result<VmRecord, Error> {
+        self.write(|tx| {
+            let mut record = load(tx, Kind::Task, id)?;
+            record.ports = ports.to_vec();
             record.update(tx)?;
             Ok(record)
         })

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pyro_machine::network::{self, NetworkHelper, RunError};
-use pyro_supervisor::{BootInfo, CommandOutcome, EndReason, Exec, Retention, Store, StoreError};
+use pyro_supervisor::{
+    BootInfo, CommandOutcome, EndReason, Exec, PublishedPort, Retention, Store, StoreError,
+};
 
 use crate::clock::now;
-use crate::registry::{NewCommand, Registry, VmPatch};
-use crate::{Error, ErrorKind, ExecutionMode, StopReason, VmId};
+use crate::registry::{NewCommand, RecordedPort, Registry, VmPatch};
+use crate::{Error, ErrorKind, ExecutionMode, StopReason, VmId, convert};
 
 /// Name of the hidden subcommand that supervises one VM.
 pub const SUPERVISE_COMMAND: &str = "supervise";
@@ -127,6 +129,11 @@ impl Store for RegistryStore {
         self.write(record).await
     }
 
+    async fn record_ports(&self, vm_id: &str, ports: &[PublishedPort]) -> Result<(), StoreError> {
+        let (vm_id, ports) = (vm_id.to_owned(), recorded(ports));
+        self.write(move |registry| registry.set_ports(&VmId::parse(&vm_id)?, &ports).map(drop)).await
+    }
+
     async fn forget(&self, vm_id: &str) -> Result<(), StoreError> {
         let vm_id = vm_id.to_owned();
         self.write(move |registry| unless_gone(registry.delete(&VmId::parse(&vm_id)?))).await
@@ -156,6 +163,14 @@ impl Store for RegistryStore {
     }
 }
 
+fn recorded(ports: &[PublishedPort]) -> Vec<RecordedPort> {
+    let port = |port: &PublishedPort| RecordedPort {
+        mapping: convert::port_mapping(port.mapping),
+        bound: Some(port.bound),
+    };
+    ports.iter().map(port).collect()
+}
+
 /// Returns what to record about a VM that is up.
 fn patch_of(info: &BootInfo) -> VmPatch {
     let mut metadata = vec![
@@ -169,6 +184,9 @@ fn patch_of(info: &BootInfo) -> VmPatch {
     }
     if let Some(confinement) = &info.confinement {
         metadata.push(("confinement", confinement.to_string()));
+    }
+    if let Some(confinement) = &info.network_confinement {
+        metadata.push(("network_confinement", confinement.of_itself().to_string()));
     }
     if let Some(network) = &info.network {
         metadata.extend([
@@ -184,6 +202,7 @@ fn patch_of(info: &BootInfo) -> VmPatch {
     VmPatch {
         execution_mode: Some(ExecutionMode::GuestVsock),
         accelerator: Some(info.accelerator.to_string()),
+        ports: Some(recorded(&info.ports)),
         guest_ip: info.network.as_ref().map(|network| network.address.to_string()),
         metadata: metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
     }

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::StreamExt;
 use futures::future::poll_fn;
 use pyro_wire::{
-    Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Pack, Request, Unpack,
+    Connect, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Pack, Request,
+    Unpack,
 };
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,7 +23,7 @@ use crate::machine::VirtualMachine;
 use crate::port::Port;
 use crate::proc::Proc;
 use crate::stream::{RequestStream, accept, finish};
-use crate::{HandshakeError, Machine, boot, copy, exec, handshake, memory};
+use crate::{HandshakeError, Machine, boot, connect, copy, exec, handshake, memory};
 
 /// Why the agent ended, if not because the host closed the channel.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +127,7 @@ impl<M: Machine> Shared<M> {
             Request::Unpack(request) => {
                 copy::unpack(request, &self.commands.workspace, accept::<_, Unpack>(stream)).await;
             }
+            Request::Connect(request) => connect::serve(request, accept::<_, Connect>(stream)).await,
             Request::Identify(request) => {
                 let reply = self.identify(&request);
                 finish(accept::<_, Identify>(stream), reply).await;

@@ -13,6 +13,7 @@
 
 mod agent;
 mod boot;
+mod connect;
 mod copy;
 mod exec;
 mod failure;

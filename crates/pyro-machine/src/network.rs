@@ -1,5 +1,6 @@
 //! Networks of machines: the network settings for a guest, and what carries its packets.
 
+mod control;
 mod denials;
 mod description;
 mod error;

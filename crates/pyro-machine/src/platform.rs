@@ -101,6 +101,11 @@ pub trait Machine {
 
     /// Returns what confines the process that runs it.
     fn confinement(&self) -> &Confinement;
+
+    /// Returns what confines the process that carries its packets, if there is one and it has reported that.
+    fn network_confinement(&self) -> Option<Confinement> {
+        None
+    }
 }
 
 /// What a platform can do.

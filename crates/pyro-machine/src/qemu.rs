@@ -194,6 +194,10 @@ impl Platform for Qemu {
                 confinement.missing().into_iter().map(|(layer, reason)| format!("{layer} ({reason})"));
             return Err(LaunchError::NotFullyConfined { missing: missing.collect::<Vec<_>>().join(", ") });
         }
+        if requires_full_confinement && let Some(network) = &network {
+            let confined = network.fully_confined().await;
+            confined.map_err(|missing| LaunchError::NotFullyConfined { missing })?;
+        }
         let process = VmmProcess::new(started.process, [stdout, stderr]).map_err(LaunchError::Connection)?;
         let mut machine = QemuMachine::new((process, confinement), channel, network, console);
         machine.end_with(group.ok());

@@ -1,6 +1,6 @@
 //! The limits that the operator of a server sets.
 
-use pyro_api::{Disk, EnvironmentName, Lifetime, NetworkPolicy, Operation, Task, Vm, VmSpec};
+use pyro_api::{Disk, EnvironmentName, Lifetime, NetworkPolicy, Operation, Ports, Task, Vm, VmSpec};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -51,6 +51,7 @@ pub struct Policy {
 
 /// The contract's parameter that [`ALLOW_DOMAINS`] becomes a part of.
 const NETWORK_POLICY: &str = "network_policy";
+const PUBLISH: &str = "publish";
 
 /// A limit of one argument.
 enum Pin<'a> {
@@ -208,6 +209,8 @@ impl Policy {
         let switches = [
             (NETWORK.name, spec.is_some_and(|spec| spec.network), !self.no_network),
             (HOST_COMPAT.name, spec.is_some_and(|spec| spec.allow_host_compat), self.allow_host_compat),
+            // It opens something on the host.
+            (PUBLISH, request.part().is_some_and(|ports: &Ports| !ports.publish.is_empty()), false),
         ];
         if environment.is_some_and(|environment| !self.allows(environment)) {
             let names = self.environments.join(" or ");

@@ -51,12 +51,44 @@ pub(crate) fn success(
     });
     let latest = addresses.len().saturating_sub(MAX_LINKS);
     let links = addresses[latest..].iter().map(|address| ContentBlock::resource_link(address.resource()));
+    let note = denial_note(&payload).map(ContentBlock::text);
     let mut result = CallToolResult::structured(payload);
     // The same JSON as text, for clients without structured content.
     let value = result.structured_content.as_ref().unwrap_or(&Value::Null);
     let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    result.content = std::iter::once(ContentBlock::text(text)).chain(links).collect();
+    result.content = std::iter::once(ContentBlock::text(text)).chain(note).chain(links).collect();
     result
+}
+
+/// Maximum number of denials that a note names, the latest ones.
+const NAMED_DENIALS: usize = 3;
+
+/// The line that tells a model why its command did not reach something. `None` if the call ran no command, or nothing was denied.
+fn denial_note(payload: &Value) -> Option<String> {
+    payload.get("exit_code")?;
+    let denials = payload.get("network_denials")?.as_array().filter(|denials| !denials.is_empty())?;
+    let named: Vec<_> = denials.iter().rev().take(NAMED_DENIALS).map(denial).collect();
+    let more = match denials.len() - named.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!("Network policy denied: {}{more}", named.join(", ")))
+}
+
+/// `example.test:443 (not on the allowlist)`.
+fn denial(denial: &Value) -> String {
+    let text = |key: &str| denial.get(key).and_then(Value::as_str);
+    let port = denial.get("port").and_then(Value::as_u64).map(|port| format!(":{port}")).unwrap_or_default();
+    let host = match (text("name"), text("address")) {
+        (Some(name), _) => name.to_owned(),
+        (None, Some(address)) if address.contains(':') && !port.is_empty() => format!("[{address}]"),
+        (None, address) => address.unwrap_or("unknown").to_owned(),
+    };
+    let rule = match text("rule").unwrap_or_default() {
+        "not_on_allowlist" | "name_not_on_allowlist" => "not on the allowlist".to_owned(),
+        rule => rule.replace('_', " "),
+    };
+    printable(&format!("{host}{port} ({rule})")).into_owned()
 }
 
 /// The result of a call that failed.
@@ -264,6 +296,33 @@ mod tests {
         );
         let uri = serde_json::to_value(&result.content[1]).unwrap()["uri"].as_str().unwrap().to_owned();
         assert_eq!(outputs.read(&Caller::Operator, &uri).unwrap().len(), 17_000);
+    }
+
+    #[test]
+    fn what_a_command_was_denied_is_one_line_of_text() {
+        let denials = json!([
+            { "protocol": "tcp", "address": "10.0.0.1", "port": 22, "name": null, "rule": "private" },
+            { "protocol": "tcp", "address": "fd00::1", "port": 80, "name": null, "rule": "link_local" },
+            { "protocol": "dns", "address": null, "port": null, "name": "a.test", "rule": "name_not_on_allowlist" },
+            { "protocol": "tcp", "address": "192.0.2.1", "port": 443, "name": "b.test", "rule": "not_on_allowlist" },
+        ]);
+        let texts = |payload: Value| {
+            let result = success(payload, None, &Outputs::default(), &Caller::Operator);
+            let content = serde_json::to_value(&result.content).unwrap();
+            let texts = content.as_array().unwrap().iter().skip(1);
+            texts.map(|block| block["text"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let ran = json!({ "vm_id": "de259a89b184", "exit_code": 1, "network_denials": denials });
+        assert_eq!(
+            texts(ran),
+            ["Network policy denied: b.test:443 (not on the allowlist), a.test (not on the allowlist), \
+              [fd00::1]:80 (link local) and 1 more"]
+        );
+        let one = json!({ "exit_code": 0, "network_denials": [denials[0]] });
+        assert_eq!(texts(one), ["Network policy denied: 10.0.0.1:22 (private)"]);
+        // The state of a task lists what was denied since its start, and has a line for nothing.
+        assert!(texts(json!({ "state": "started", "network_denials": denials })).is_empty());
+        assert!(texts(json!({ "exit_code": 0 })).is_empty());
     }
 
     #[test]

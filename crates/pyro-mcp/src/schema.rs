@@ -27,7 +27,7 @@ pub(crate) fn schema_of<T: JsonSchema>() -> Schema {
 
 /// The keys that are named of a type inside another payload. Its own status names all of them; of a type without keys here, a
 /// schema only says that it is an object.
-const LISTED: [(&str, &[&str]); 8] = [
+const LISTED: [(&str, &[&str]); 9] = [
     ("Environment", &["name", "version", "description", "default_packages", "installed"]),
     ("Task", &["task_id", "environment", "state", "expires_at", "command_count", "stop_reason"]),
     ("TaskExec", &["sequence", "stdout", "stderr", "exit_code", "outcome", "timed_out", "execution_mode"]),
@@ -35,6 +35,7 @@ const LISTED: [(&str, &[&str]); 8] = [
     ("LastCommand", &["sequence", "command", "exit_code"]),
     ("NetworkPolicy", &[]),
     ("NetworkDenial", &[]),
+    ("PublishedPort", &[]),
     ("TaskLogEntry", &["sequence", "command", "stdout", "stderr", "exit_code", "outcome", "timed_out"]),
 ];
 

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -26,8 +25,8 @@ pub struct Config {
     pub v6: Option<Ipv6Link>,
     /// Largest packet in bytes.
     pub mtu: u16,
-    /// Where the host's resolvers are listed, in the form of `resolv.conf(5)`.
-    pub resolv_conf: PathBuf,
+    /// The host's resolvers, in the order in which they are asked.
+    pub resolvers: Vec<SocketAddr>,
     /// What the guest may reach.
     pub policy: Policy,
 }
@@ -162,7 +161,7 @@ mod tests {
             },
             v6: None,
             mtu: 1500,
-            resolv_conf: "/etc/resolv.conf".into(),
+            resolvers: vec!["192.0.2.53:53".parse().unwrap()],
             policy: Policy::default(),
         };
         let value = serde_json::to_value(&config).unwrap();

@@ -10,6 +10,7 @@ mod resolvers;
 pub(crate) use bindings::Bindings;
 pub(crate) use connection::Connections;
 pub(crate) use forward::{Forwarder, Origin};
+pub use resolvers::ResolverList;
 
 #[cfg(fuzzing)]
 pub(crate) use message::{Question, addresses};

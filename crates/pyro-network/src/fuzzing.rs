@@ -25,7 +25,7 @@ pub fn frames(data: &[u8]) {
             gateway: "fd70:7972:6f00::2".parse().unwrap_or(std::net::Ipv6Addr::LOCALHOST),
         }),
         mtu: 65_520,
-        resolv_conf: "/nonexistent".into(),
+        resolvers: vec![(std::net::Ipv4Addr::LOCALHOST, 53).into()],
         policy: Policy { egress: Egress::Allowlist, ..Policy::default() },
     };
     let Ok((ours, theirs)) = UnixStream::pair() else { return };

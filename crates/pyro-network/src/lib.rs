@@ -19,6 +19,7 @@
 
 mod config;
 mod confine;
+mod control;
 mod denials;
 mod dns;
 mod host;
@@ -29,6 +30,7 @@ mod link;
 mod packet;
 mod policy;
 mod process;
+mod random;
 mod rate;
 mod relay;
 mod server;
@@ -38,11 +40,13 @@ mod udp;
 
 pub use config::{Config, ConfigError, Ipv4Link, Ipv6Link, MAX_CONFIG_BYTES, MacAddress, host_has_ipv6};
 pub use confine::{ConfineError, confine};
+pub use control::{MAX_MESSAGE_BYTES, Message};
 pub use denials::{Denial, Denials, MAX_EVENT_BYTES};
+pub use dns::ResolverList;
 pub use policy::{
     DnsName, DomainPattern, DomainRule, Egress, Host, HostRule, InvalidRule, Policy, Protocol, Rule,
 };
-pub use process::{CONFIG_FD, EVENTS_FD, LINK_FD, run_from_parent};
+pub use process::{CONFIG_FD, CONTROL_FD, EVENTS_FD, LINK_FD, run_from_parent};
 pub use server::{RunError, Server, run};
 
 #[cfg(fuzzing)]

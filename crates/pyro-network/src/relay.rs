@@ -32,7 +32,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(config: Config, registry: Registry, denials: DenialLog) -> Self {
-        let rate = Rate::new(Instant::now());
+        let rate = Rate::of_flows(Instant::now());
         Self { config, registry, denials, bindings: Bindings::default(), rate, next_token: LINK.0 + 1 }
     }
 

@@ -10,11 +10,13 @@ use mio::{Events, Interest, Poll};
 
 use crate::config::{Config, ConfigError, MAX_CONFIG_BYTES};
 use crate::confine::{ConfineError, confine};
+use crate::control::{Control, Message};
 use crate::denials::DenialLog;
 use crate::dns::{Connections, Forwarder, Origin};
 use crate::icmp;
 use crate::link::{InvalidFrame, Link, Output};
 use crate::packet::{Dropped, Inbound, answer_arp, answer_solicitation, push_udp};
+use crate::random;
 use crate::relay::{LINK, Shared};
 use crate::stack::Stack;
 use crate::tcp::{Ends, TcpFlows};
@@ -46,7 +48,7 @@ pub enum RunError {
     Setup(#[source] io::Error),
     /// There are no random numbers.
     #[error("no random numbers")]
-    Random(#[from] getrandom::Error),
+    Random(#[source] io::Error),
     /// The link failed.
     #[error("the link to the guest failed")]
     Link(#[source] io::Error),
@@ -62,17 +64,19 @@ impl From<InvalidFrame> for RunError {
 }
 
 /// Runs a guest's network until the link closes. `config` is a file with a serialised [`Config`], `link` a stream socket, and
-/// denials are written to `events` as JSON lines, each a [`Denial`](crate::Denial). The process is confined first; it must
-/// have no other thread.
+/// denials are written to `events` as JSON lines, each a [`Denial`](crate::Denial); `control` is for each [`Message`]. The
+/// process is confined first; it must have no other thread.
 ///
 /// # Errors
 /// [`RunError`].
-pub fn run(link: OwnedFd, config: OwnedFd, events: OwnedFd) -> Result<(), RunError> {
+pub fn run(link: OwnedFd, config: OwnedFd, events: OwnedFd, control: OwnedFd) -> Result<(), RunError> {
     let mut text = Vec::new();
     File::from(config).take(MAX_CONFIG_BYTES).read_to_end(&mut text).map_err(RunError::Read)?;
     let config = Config::decode(&text)?;
-    confine()?;
-    let mut server = Server::new(link, config, Some(events))?;
+    let confinement = confine()?;
+    let control = Control::new(control);
+    control.send(&Message::Confined(Box::new(confinement))).map_err(RunError::Setup)?;
+    let mut server = Server::with_control(link, config, Some(events), Some(control))?;
     while server.step(None)? {}
     Ok(())
 }
@@ -107,6 +111,16 @@ impl Server {
     /// # Errors
     /// [`RunError`].
     pub fn new(link: OwnedFd, config: Config, events: Option<OwnedFd>) -> Result<Self, RunError> {
+        Self::with_control(link, config, events, None)
+    }
+
+    /// The same, with a connection that brings later lists of resolvers.
+    fn with_control(
+        link: OwnedFd,
+        config: Config,
+        events: Option<OwnedFd>,
+        control: Option<Control>,
+    ) -> Result<Self, RunError> {
         let poll = Poll::new().map_err(RunError::Setup)?;
         if let Some(events) = &events {
             rustix::io::ioctl_fionbio(events, true).map_err(|errno| RunError::Setup(errno.into()))?;
@@ -116,7 +130,7 @@ impl Server {
         poll.registry().register(&mut link.stream, LINK, both).map_err(RunError::Setup)?;
         let registry = poll.registry().try_clone().map_err(RunError::Setup)?;
         let shared = Shared::new(config, registry, DenialLog::new(events));
-        let network = Network::new(shared, &mut link.output)?;
+        let network = Network::new(shared, control, &mut link.output)?;
         Ok(Self { poll, events: Events::with_capacity(EVENTS), link, readable: true, busy: true, network })
     }
 
@@ -199,12 +213,16 @@ fn is_closed(error: &io::Error) -> bool {
 }
 
 impl Network {
-    pub(crate) fn new(shared: Shared, output: &mut Output) -> Result<Self, RunError> {
+    pub(crate) fn new(
+        shared: Shared,
+        control: Option<Control>,
+        output: &mut Output,
+    ) -> Result<Self, RunError> {
         let mut seed = [0; 8];
-        getrandom::fill(&mut seed)?;
+        random::fill(&mut seed).map_err(RunError::Random)?;
         let stack = Stack::new(shared.config.mtu, u64::from_ne_bytes(seed), output);
         Ok(Self {
-            dns: Forwarder::new(&shared.config.resolv_conf),
+            dns: Forwarder::new(&shared.config.resolvers, control),
             shared,
             stack,
             tcp: TcpFlows::default(),

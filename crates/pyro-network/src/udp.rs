@@ -9,7 +9,7 @@ use mio::net::UdpSocket;
 use mio::{Interest, Token};
 use rustix::io::Errno;
 
-use crate::host;
+use crate::host::{self, Relation};
 use crate::limits;
 use crate::link::Output;
 use crate::packet::{Unreachable, push_udp};
@@ -35,6 +35,8 @@ struct Flow {
     ends: Ends,
     socket: UdpSocket,
     used: Instant,
+    /// When it was allowed.
+    judged: Instant,
     answered: bool,
     readable: bool,
     /// The latest datagram's beginning, by which the guest recognises an error message.
@@ -72,6 +74,12 @@ impl UdpFlows {
                 }
             },
         };
+        if let Err(reason) = self.judge_again(token, shared) {
+            if let Some(reason) = reason {
+                shared.report(packet, reason, output);
+            }
+            return;
+        }
         let Some(flow) = self.flows.get_mut(&token) else { return };
         flow.used = Instant::now();
         flow.quoted.clear();
@@ -102,11 +110,32 @@ impl UdpFlows {
         let mut socket = UdpSocket::from_std(socket);
         let token = shared.token();
         shared.registry.register(&mut socket, token, Interest::READABLE).map_err(|_| None)?;
-        let flow =
-            Flow { ends, socket, used: Instant::now(), answered: false, readable: false, quoted: Vec::new() };
+        let (used, judged) = (Instant::now(), Instant::now());
+        let flow = Flow { ends, socket, used, judged, answered: false, readable: false, quoted: Vec::new() };
         self.tokens.insert(ends, token);
         self.flows.insert(token, flow);
         Ok(token)
+    }
+
+    /// Ends a flow that the policy does not allow any more.
+    fn judge_again(&mut self, token: Token, shared: &mut Shared) -> Result<(), Option<Unreachable>> {
+        let Some(flow) = self.flows.get_mut(&token) else { return Ok(()) };
+        if flow.judged.elapsed() < limits::UDP_JUDGED_TIME {
+            return Ok(());
+        }
+        let Ends { destination, .. } = flow.ends;
+        let refusal = match shared.judge(Protocol::Udp, destination) {
+            Ok(Judged::Connect { relation, .. })
+                if relation == Relation::Own || !host::is_to_itself(&flow.socket, destination.ip()) =>
+            {
+                flow.judged = Instant::now();
+                return Ok(());
+            }
+            Ok(_) => Some(Unreachable::Prohibited),
+            Err(_) => None,
+        };
+        self.end(token);
+        Err(refusal)
     }
 
     fn end(&mut self, token: Token) {
@@ -161,6 +190,14 @@ impl UdpFlows {
         }
         let due = self.flows.values().map(Flow::due).min()?;
         Some(due.saturating_duration_since(now))
+    }
+
+    /// Lets this time pass since every flow was judged.
+    #[cfg(test)]
+    pub(crate) fn age(&mut self, by: Duration) {
+        for flow in self.flows.values_mut() {
+            flow.judged -= by;
+        }
     }
 
     #[cfg(test)]

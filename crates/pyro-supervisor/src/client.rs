@@ -25,6 +25,7 @@ pub(crate) use self::start::{SPARE_LIMIT, claim, kill_silent_spare, spawn};
 use super::conversation::{CommandOutcome, HOST_MARGIN, OutputChunk};
 use super::dir;
 use super::protocol::{ClientStream, GENERATION, Greeting, Opening, Reply, Request, other_version};
+use super::{PortMapping, PublishedPort};
 
 /// Time limit for a supervisor to answer a greeting and to take a request.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -185,9 +186,13 @@ impl Client {
                 Some(Ok(Frame::Control(reply @ (Reply::Refused { .. } | Reply::Unknown(_))))) => {
                     return Err(unexpected(reply));
                 }
-                Some(Ok(Frame::Control(Reply::Done | Reply::NotRunning)) | Err(_)) | None => {
-                    return Err(RunError::Lost { sequence });
-                }
+                Some(
+                    Ok(Frame::Control(
+                        Reply::Done | Reply::NotRunning | Reply::Published(_) | Reply::NotPublished,
+                    ))
+                    | Err(_),
+                )
+                | None => return Err(RunError::Lost { sequence }),
             }
         }
     }
@@ -240,6 +245,30 @@ impl Client {
     pub async fn extend(&self, expires_at: f64) -> Result<(), RunError> {
         match self.ask(Request::Extend { expires_at }).await? {
             Reply::Done => Ok(()),
+            reply => Err(unexpected(reply)),
+        }
+    }
+
+    /// Publishes a port of the guest on the host, and records that.
+    ///
+    /// # Errors
+    /// [`RunError`]; [`RunError::Refused`] if the host cannot listen there, or the VM is about to end.
+    pub async fn publish(&self, mapping: PortMapping) -> Result<PublishedPort, RunError> {
+        match self.ask(Request::Publish(mapping)).await? {
+            Reply::Published(published) => Ok(published),
+            reply => Err(unexpected(reply)),
+        }
+    }
+
+    /// Closes the published ports with this number on the host, with their connections, and records that. Returns whether
+    /// there were any.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub async fn unpublish(&self, host_port: u16) -> Result<bool, RunError> {
+        match self.ask(Request::Unpublish { host_port }).await? {
+            Reply::Done => Ok(true),
+            Reply::NotPublished => Ok(false),
             reply => Err(unexpected(reply)),
         }
     }
@@ -349,9 +378,12 @@ fn unexpected(reply: Reply) -> RunError {
         Reply::Unknown(Greeting { version, .. }) => {
             ConnectError::OtherVersion { version: Some(version) }.into()
         }
-        Reply::Done | Reply::Accepted { .. } | Reply::NotRunning | Reply::Ended(_) => {
-            RunError::Lost { sequence: None }
-        }
+        Reply::Done
+        | Reply::Accepted { .. }
+        | Reply::NotRunning
+        | Reply::Ended(_)
+        | Reply::Published(_)
+        | Reply::NotPublished => RunError::Lost { sequence: None },
     }
 }
 

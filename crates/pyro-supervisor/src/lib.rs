@@ -47,7 +47,7 @@ pub use pyro_wire::{
 };
 pub use report::{BootFailure, BootInfo, BootStage, EndReason, StageTime, StartMode};
 pub use server::{CommandLog, STREAM_LIMIT, Store, StoreError, file_name, room, run};
-pub use spec::{LaunchSpec, Purpose, Retention};
+pub use spec::{LaunchSpec, PortMapping, PublishedPort, Purpose, Retention};
 
 /// Entry points for the fuzz targets, present only in their builds.
 #[cfg(fuzzing)]

@@ -23,10 +23,10 @@ use tokio_util::codec::Framed;
 
 use super::conversation::CommandOutcome;
 use super::{BootFailure, BootInfo, EndReason};
-use crate::spec::LaunchSpec;
+use crate::spec::{LaunchSpec, PortMapping, PublishedPort};
 
 /// Number of this protocol; both ends must use the same. The schema test documents when to raise it.
-pub const GENERATION: u32 = 2;
+pub const GENERATION: u32 = 3;
 
 /// Time limit for the guest of a spare to take its new identity, and for a claimer to hand over its lock.
 pub(crate) const CLAIM_LIMIT: Duration = Duration::from_secs(10);
@@ -102,6 +102,13 @@ pub(crate) enum Request {
         /// The new end.
         expires_at: f64,
     },
+    /// Publish a port of the guest on the host. Answered by [`Reply::Published`].
+    Publish(PortMapping),
+    /// Close the published ports with this number on the host. Answered by [`Reply::Done`] or [`Reply::NotPublished`].
+    Unpublish {
+        /// The number.
+        host_port: u16,
+    },
     /// Let the guest write everything out, then end the VM; its directory stays.
     Stop,
     /// End the VM at once and remove its directory.
@@ -130,6 +137,10 @@ pub(crate) enum Reply {
     NotRunning,
     /// The command has ended, and that is recorded if it is in the journal.
     Ended(CommandOutcome),
+    /// The port is published, and that is recorded.
+    Published(PublishedPort),
+    /// No such port is published.
+    NotPublished,
     /// This supervisor does not know the request. Nothing was done.
     Unknown(Greeting),
 }

@@ -5,6 +5,8 @@ use pyro_machine::{Accelerator, Confinement};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::PublishedPort;
+
 /// Facts about a VM that came up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BootInfo {
@@ -18,10 +20,17 @@ pub struct BootInfo {
     /// The guest's network, if it has one.
     #[schemars(with = "Option<serde_json::Value>")]
     pub network: Option<NetworkDescription>,
+    /// Its ports that are published on the host.
+    #[serde(default)]
+    pub ports: Vec<PublishedPort>,
     /// What confines its VMM. Absent in the report of an older supervisor.
     #[serde(default)]
     #[schemars(with = "Option<serde_json::Value>")]
     pub confinement: Option<Box<Confinement>>,
+    /// What confines the process that carries its packets, if there is one and it has reported that.
+    #[serde(default)]
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub network_confinement: Option<Box<Confinement>>,
     /// Where it started from.
     pub start_mode: StartMode,
     /// Why its kernel was booted although it could have started from a template.
@@ -80,6 +89,8 @@ pub enum BootStage {
     Disks,
     /// The network helper is being started.
     Network,
+    /// Ports are being published on the host.
+    Ports,
     /// The VMM is being started.
     Vmm,
     /// The kernel is booting; the agent has not sent anything yet.
@@ -98,6 +109,7 @@ impl BootStage {
         match self {
             Self::Disks => "disks",
             Self::Network => "network",
+            Self::Ports => "ports",
             Self::Vmm => "vmm",
             Self::Kernel => "kernel",
             Self::Guest => "guest",
@@ -112,6 +124,7 @@ impl std::fmt::Display for BootStage {
         f.write_str(match self {
             Self::Disks => "preparing the disks",
             Self::Network => "starting the network",
+            Self::Ports => "publishing the ports",
             Self::Vmm => "starting the VMM",
             Self::Kernel => "booting the kernel",
             Self::Guest => "setting up the guest",
@@ -168,6 +181,7 @@ mod tests {
         let stages = [
             (BootStage::Disks, "disks", "preparing the disks"),
             (BootStage::Network, "network", "starting the network"),
+            (BootStage::Ports, "ports", "publishing the ports"),
             (BootStage::Vmm, "vmm", "starting the VMM"),
             (BootStage::Kernel, "kernel", "booting the kernel"),
             (BootStage::Guest, "guest", "setting up the guest"),

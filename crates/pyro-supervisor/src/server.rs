@@ -6,6 +6,7 @@
 mod adoption;
 mod commands;
 mod driver;
+mod ports;
 mod receive;
 mod state;
 mod store;
@@ -19,6 +20,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
+use pyro_confine::Layer;
 use pyro_machine::network::NetworkHelper;
 use pyro_machine::{HostPlatform, Machine, Platform};
 use pyro_wire::{Frame, FrameCodec};
@@ -72,7 +74,12 @@ impl<P: Platform> Boot for Booter<'_, P> {
     type Machine = P::Machine;
 
     async fn boot(&self, spec: &LaunchSpec) -> Result<RunningMachine<P::Machine>, BootFailure> {
-        machine::boot(spec, &self.platform, self.tasks).await
+        let up = machine::boot(spec, &self.platform, self.tasks).await?;
+        // No other program is started from now on.
+        if let Layer::Unavailable { reason } = pyro_confine::restrict_running_supervisor() {
+            tracing::warn!(reason, "the supervisor keeps its system calls");
+        }
+        Ok(up)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a VM is made of, as plain data.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use pyro_machine::disk::LayerLifetime;
@@ -48,6 +49,9 @@ pub struct LaunchSpec {
     #[serde(default)]
     #[schemars(with = "serde_json::Value")]
     pub network_policy: Policy,
+    /// Ports of the guest to publish on the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortMapping>,
     /// Do not start the VM unless the host can confine its VMM fully.
     #[serde(default)]
     pub requires_full_confinement: bool,
@@ -75,6 +79,26 @@ impl LaunchSpec {
     pub(crate) fn subject(&self) -> Subject {
         Subject { hardware: self.hardware(), guest: self.guest.clone() }
     }
+}
+
+/// A port of a guest, and where it is to be reached on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PortMapping {
+    /// Where this host listens. Port 0: one that the kernel chooses.
+    #[schemars(with = "String")]
+    pub host: SocketAddr,
+    /// The port on the guest's loopback interface.
+    pub guest_port: u16,
+}
+
+/// A port of a guest that is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PublishedPort {
+    /// What was asked for, and is asked for again at the next start.
+    pub mapping: PortMapping,
+    /// Where this host listens.
+    #[schemars(with = "String")]
+    pub bound: SocketAddr,
 }
 
 /// How long a VM and its files are kept, unless someone deletes them earlier.
@@ -149,6 +173,7 @@ pub(crate) mod tests {
             network_policy: Policy::default(),
             purpose: Purpose::Vm,
             requires_full_confinement: false,
+            ports: Vec::new(),
             variables: Vec::new(),
         }
     }

@@ -37,8 +37,13 @@ pub use failure::{Failure, FailureKind};
 pub use frame::{
     Frame, FrameCodec, FrameError, MAX_CONTROL_BYTES, MAX_OUTPUT_BYTES, OutputStream, bytes_missing,
 };
-pub use reply::{ArchiveReply, ArchiveReport, ExecReply, Exit, HaltReply, IdentifyReply, Status};
-pub use request::{ArchiveLimits, Call, Exec, ExecInput, Halt, Identify, NoInput, Pack, Request, Unpack};
+pub use reply::{
+    ArchiveReply, ArchiveReport, ConnectReply, ExecReply, Exit, HaltReply, IdentifyReply, Status,
+};
+pub use request::{
+    ArchiveLimits, Call, Connect, ConnectInput, Exec, ExecInput, Halt, Identify, NoInput, Pack, Request,
+    Unpack,
+};
 pub use setup::{Bootstrap, GENERATION, Hello, Ipv6Config, NetworkConfig, Preparation, SetupReply};
 pub use text::steers;
 

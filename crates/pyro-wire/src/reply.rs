@@ -79,6 +79,17 @@ pub struct ArchiveReport {
     pub examples: Vec<String>,
 }
 
+/// Answer to [`Connect`](crate::Connect), after what the server has sent. A connection that was reset closes the stream
+/// instead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ConnectReply {
+    /// The server sends nothing more. What the client sends still reaches it.
+    Finished,
+    /// There is no connection.
+    Failed(Failure),
+}
+
 /// Answer to [`Identify`](crate::Identify).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{ArchiveReply, Bootstrap, ExecReply, HaltReply, IdentifyReply, WORKSPACE};
+use crate::{ArchiveReply, Bootstrap, ConnectReply, ExecReply, HaltReply, IdentifyReply, WORKSPACE};
 
 /// First frame of the host on each stream. Closing the stream before the reply cancels the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -20,6 +20,8 @@ pub enum Request {
     Pack(Pack),
     /// Receive a file or a directory.
     Unpack(Unpack),
+    /// Connect to a server in the machine.
+    Connect(Connect),
     /// Become another machine.
     Identify(Identify),
     /// Prepare for the end of the machine.
@@ -56,6 +58,7 @@ calls! {
     Exec(ExecInput) -> ExecReply;
     Pack(NoInput) -> ArchiveReply;
     Unpack(NoInput) -> ArchiveReply;
+    Connect(ConnectInput) -> ConnectReply;
     Identify(NoInput) -> IdentifyReply;
 }
 
@@ -148,6 +151,23 @@ pub struct ArchiveLimits {
     pub max_entries: u64,
     /// Maximum total size of all files, in bytes.
     pub max_bytes: u64,
+}
+
+/// Connect to a server that listens on the machine's loopback interface. Bytes follow in both directions, in
+/// [`Frame::Output`](crate::Frame::Output) frames of the standard output. Closing the stream before both directions have
+/// ended resets the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Connect {
+    /// The TCP port.
+    pub port: u16,
+}
+
+/// What the host may send while a connection is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ConnectInput {
+    /// The client sends nothing more.
+    Finished,
 }
 
 /// Become this machine, instead of the one that the bootstrap made. For a machine that was started before it was

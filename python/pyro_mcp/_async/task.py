@@ -84,6 +84,14 @@ class AsyncTask:
         """Gives the task a new lifetime of 60 to 3600 seconds, starting now."""
         return await self._pyro.extend_task(self.task_id, ttl_seconds=ttl_seconds)
 
+    async def publish(self, mapping: str) -> types.TaskPublished:
+        """Publishes a port on this host. See `publish_task`."""
+        return await self._pyro.publish_task(self.task_id, mapping=mapping)
+
+    async def unpublish(self, host_port: int) -> types.Task:
+        """Closes a published port. See `unpublish_task`."""
+        return await self._pyro.unpublish_task(self.task_id, host_port=host_port)
+
     async def delete(self) -> types.TaskDeleted:
         """Deletes the task with its files and its journal."""
         return await self._pyro.delete_task(self.task_id)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
 from .._calls import Call
 from .._manager import StrPath, VmManager
@@ -196,7 +196,8 @@ class Pyro(Caller):
 
     def create_task(
         self, *, environment: str, vcpu_count: int = 1, mem_mib: int = 1024, ttl_seconds: int = 600, network: bool = False,
-        network_policy: Optional[types.NetworkPolicy] = None, allow_host_compat: bool = False, disk_mib: Optional[int] = None, on_progress: Optional[OnProgress] = None,
+        network_policy: Optional[types.NetworkPolicy] = None, allow_host_compat: bool = False, disk_mib: Optional[int] = None,
+        publish: Sequence[str] = (), on_progress: Optional[OnProgress] = None,
     ) -> types.Task:
         """Creates and starts a task: a VM with a persistent `/workspace` that stays until it is deleted.
 
@@ -204,10 +205,11 @@ class Pyro(Caller):
             environment, vcpu_count, mem_mib, network, network_policy, allow_host_compat, on_progress: See `create_vm`.
             ttl_seconds: Lifetime in seconds, 60 to 3600, after which the task is stopped. `extend_task` renews it.
             disk_mib: Size of the disk in MiB, 256 to 1048576. Default: 8192, or less if the host's disk is too small.
+            publish: TCP ports of the guest to publish on this host, each as for `publish_task`, from the start on.
         """
         params = _spec(environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, allow_host_compat)
         return self._call(
-            "create_task", {**params, "disk_mib": disk_mib}, on_progress=on_progress,
+            "create_task", {**params, "disk_mib": disk_mib, "publish": list(publish)}, on_progress=on_progress,
             undo=lambda task: ("delete_task", {"task_id": task["task_id"]}))
 
     def exec_task(
@@ -296,6 +298,28 @@ class Pyro(Caller):
         """Gives a task a new lifetime of 60 to 3600 seconds, starting now."""
         return self._call("extend_task", {"task_id": task_id, "ttl_seconds": ttl_seconds})
 
+    def publish_task(
+        self, task_id: str, *, mapping: str, on_progress: Optional[OnProgress] = None,
+    ) -> types.TaskPublished:
+        """Publishes a TCP port of a running task on this host until it is unpublished or the task is deleted.
+
+        Clients reach what listens on the guest's loopback interface. The guest needs no network.
+
+        Args:
+            task_id: ID of the task.
+            mapping: `[HOST_IP:]HOST_PORT:GUEST_PORT`. The address is 127.0.0.1 by default; host port 0 is one that is free.
+            on_progress: See `create_vm`. Gets a warning if other hosts can connect.
+
+        Returns:
+            `host_ip` and `host_port`, where this host listens, and `guest_port`.
+        """
+        params = {"task_id": task_id, "mapping": mapping}
+        return self._call("publish_task", params, on_progress=on_progress)
+
+    def unpublish_task(self, task_id: str, *, host_port: int) -> types.Task:
+        """Closes the published ports of a task with this number on this host, with their connections."""
+        return self._call("unpublish_task", {"task_id": task_id, "host_port": host_port})
+
     def delete_task(self, task_id: str) -> types.TaskDeleted:
         """Deletes a task with its files and its journal."""
         return self._call("delete_task", {"task_id": task_id})
@@ -358,11 +382,13 @@ class Pyro(Caller):
 
     def task(
         self, environment: str, *, vcpu_count: int = 1, mem_mib: int = 1024, ttl_seconds: int = 600, network: bool = False,
-        network_policy: Optional[types.NetworkPolicy] = None, allow_host_compat: bool = False, disk_mib: Optional[int] = None, on_progress: Optional[OnProgress] = None,
+        network_policy: Optional[types.NetworkPolicy] = None, allow_host_compat: bool = False, disk_mib: Optional[int] = None,
+        publish: Sequence[str] = (), on_progress: Optional[OnProgress] = None,
     ) -> TaskContext:
         """Returns a context manager that creates a task and deletes it on exit. See `create_task` for the arguments."""
         params = _spec(environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, allow_host_compat)
-        return TaskContext(self, {**params, "disk_mib": disk_mib, "on_progress": on_progress})
+        arguments = {**params, "disk_mib": disk_mib, "publish": publish, "on_progress": on_progress}
+        return TaskContext(self, arguments)
 
     def open_task(self, task_id: str) -> Task:
         """Returns an object for an existing task. Makes no call."""

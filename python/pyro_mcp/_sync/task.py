@@ -84,6 +84,14 @@ class Task:
         """Gives the task a new lifetime of 60 to 3600 seconds, starting now."""
         return self._pyro.extend_task(self.task_id, ttl_seconds=ttl_seconds)
 
+    def publish(self, mapping: str) -> types.TaskPublished:
+        """Publishes a port on this host. See `publish_task`."""
+        return self._pyro.publish_task(self.task_id, mapping=mapping)
+
+    def unpublish(self, host_port: int) -> types.Task:
+        """Closes a published port. See `unpublish_task`."""
+        return self._pyro.unpublish_task(self.task_id, host_port=host_port)
+
     def delete(self) -> types.TaskDeleted:
         """Deletes the task with its files and its journal."""
         return self._pyro.delete_task(self.task_id)

@@ -167,7 +167,11 @@ fn names_are_unique_and_requests_have_the_parts_that_their_access_needs() {
 
 #[test]
 fn parts_are_found_by_their_type() {
-    let request = CreateTask { spec: VmSpec::new("debian:12"), disk: Disk { disk_mib: Some(512) } };
+    let request = CreateTask {
+        spec: VmSpec::new("debian:12"),
+        disk: Disk { disk_mib: Some(512) },
+        ports: Ports::default(),
+    };
     assert_eq!(request.part::<VmSpec>().map(|spec| spec.environment.as_str()), Some("debian:12"));
     assert_eq!(request.part::<Disk>(), Some(&Disk { disk_mib: Some(512) }));
     assert_eq!((request.part::<Lifetime>(), request.target()), (None, None));

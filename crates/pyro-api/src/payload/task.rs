@@ -60,6 +60,10 @@ pub struct Task {
     pub disk_mib: Option<u64>,
     /// Space that its disk and its journal use on the host, in bytes.
     pub disk_used_bytes: u64,
+    /// Its published ports; absent without any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
+    pub published_ports: Vec<PublishedPort>,
     /// What its guest tried to reach since its start and was refused, the latest last; absent if nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
@@ -67,6 +71,32 @@ pub struct Task {
     /// Name of the client that created it; absent if this host's user did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
+}
+
+/// A port of a guest that is published on this host while its task runs.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct PublishedPort {
+    /// Address on this host.
+    pub host_ip: String,
+    /// Port on this host. 0 while the task is stopped, if the system chooses it at each start.
+    pub host_port: u16,
+    /// Port in the guest.
+    pub guest_port: u16,
+}
+
+/// A port that was published.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct TaskPublished {
+    /// Id of the task.
+    pub task_id: VmId,
+    /// Address on this host.
+    pub host_ip: String,
+    /// Port on this host.
+    pub host_port: u16,
+    /// Port in the guest.
+    pub guest_port: u16,
 }
 
 /// The latest command of a task that has ended.

@@ -4,6 +4,7 @@ pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod journal;
+pub(crate) mod ports;
 pub(crate) mod state;
 mod subject;
 
@@ -14,6 +15,7 @@ use self::cp::TaskCpArgs;
 use self::create::TaskCreateArgs;
 use self::exec::TaskExecArgs;
 use self::journal::{TaskKillArgs, TaskLogsArgs, TaskWaitArgs};
+use self::ports::{TaskPublishArgs, TaskUnpublishArgs};
 use self::state::{
     TaskDeleteArgs, TaskExtendArgs, TaskListArgs, TaskStartArgs, TaskStatusArgs, TaskStopArgs,
 };
@@ -44,6 +46,8 @@ pub(crate) enum TaskCommand {
     Wait(TaskWaitArgs),
     Kill(TaskKillArgs),
     Cp(TaskCpArgs),
+    Publish(TaskPublishArgs),
+    Unpublish(TaskUnpublishArgs),
     List(TaskListArgs),
     Extend(TaskExtendArgs),
     Stop(TaskStopArgs),
@@ -66,6 +70,8 @@ impl TaskCommand {
             Self::Wait(args) => journal::wait(&args, engine, printer),
             Self::Kill(args) => journal::kill(&args, engine),
             Self::Cp(args) => cp::run(&args, engine, printer),
+            Self::Publish(args) => ports::publish(args, engine, printer),
+            Self::Unpublish(args) => ports::unpublish(&args, engine),
             Self::List(args) => state::list(&args, engine),
             Self::Extend(args) => state::extend(&args, engine),
             Self::Stop(args) => state::stop(&args, engine),
@@ -83,6 +89,8 @@ impl TaskCommand {
             Self::Wait(args) => args.command.task.json,
             Self::Kill(args) => args.command.task.json,
             Self::Cp(args) => args.json,
+            Self::Publish(args) => args.json,
+            Self::Unpublish(args) => args.json,
             Self::List(args) => args.json,
             Self::Extend(args) => args.task.json,
             Self::Stop(args) => args.task.json,

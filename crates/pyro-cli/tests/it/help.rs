@@ -33,7 +33,20 @@ fn help_of_run() {
 fn help_of_task() {
     insta::assert_snapshot!(help(["task", "--help"]));
     for word in [
-        "create", "exec", "status", "logs", "wait", "kill", "cp", "list", "extend", "stop", "start", "delete",
+        "create",
+        "exec",
+        "status",
+        "logs",
+        "wait",
+        "kill",
+        "cp",
+        "publish",
+        "unpublish",
+        "list",
+        "extend",
+        "stop",
+        "start",
+        "delete",
     ] {
         insta::assert_snapshot!(format!("help_of_task_{word}"), help(["task", word, "--help"]));
     }

@@ -26,7 +26,7 @@ fn crates_depend_on_each_other_as_drawn() {
         ("pyro-guest", &["pyro-archive", "pyro-wire"]),
         ("pyro-guest-image", &[]),
         ("pyro-confine", &[]),
-        ("pyro-network", &[]),
+        ("pyro-network", &["pyro-confine"]),
         ("pyro-machine", &["pyro-confine", "pyro-guest-image", "pyro-network", "pyro-wire"]),
         ("pyro-supervisor", &["pyro-archive", "pyro-confine", "pyro-machine", "pyro-wire"]),
         ("pyro-env", &[]),

@@ -78,15 +78,20 @@ fn a_supervisor_keeps_nothing_of_its_caller() {
     assert!(variables.iter().all(is_expected), "{variables:?}");
     let kept = u64::from_str_radix(&status["CapEff"], 16).unwrap();
     assert!(kept.count_ones() <= 11, "{kept:x}");
+    // What only a start needs is refused from now on.
+    assert_eq!(status["Seccomp"], "2");
     task.delete();
 }
 
 #[test]
 fn what_was_reached_is_in_the_metadata_and_can_be_required() {
     let sandbox = Sandbox::new();
-    let task = sandbox.task(["--require-confinement", "full"]);
-    let confinement = task.status()["metadata"]["confinement"].as_str().unwrap().to_owned();
+    let task = sandbox.task(["--network", "--require-confinement", "full"]);
+    let status = task.status();
+    let confinement = status["metadata"]["confinement"].as_str().unwrap();
     assert!(confinement.starts_with("full; user_namespace=active; "), "{confinement}");
+    let network = status["metadata"]["network_confinement"].as_str().unwrap();
+    assert!(network.starts_with("full; unprivileged_user=active; "), "{network}");
     task.delete();
 }
 

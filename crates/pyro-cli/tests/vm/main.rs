@@ -29,6 +29,7 @@ mod network;
 mod output;
 mod parallel;
 mod persistence;
+mod ports;
 mod registry;
 mod rpc;
 mod run;

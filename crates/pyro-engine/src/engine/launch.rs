@@ -10,7 +10,7 @@ use pyro_env::InstalledEnvironment;
 use pyro_machine::{Accelerator, Artifact, GuestImage, GuestKernel, MachineConfig};
 use pyro_supervisor::spares::Claim;
 use pyro_supervisor::{
-    BootInfo, LaunchSpec, Lifeline, OwnerLock, Purpose, Retention, StartError, files, template,
+    BootInfo, BootStage, LaunchSpec, Lifeline, OwnerLock, Purpose, Retention, StartError, files, template,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -21,8 +21,8 @@ use crate::engine::reconcile::is_unfinished;
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
 use crate::{
-    Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, NetworkPolicy, VmId, VmSpec, convert,
-    state_dir,
+    Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, NetworkPolicy, PortMapping, VmId,
+    VmSpec, convert, state_dir,
 };
 
 /// Maximum boot time in seconds. Emulation takes a few seconds, and more when many VMs boot at once.
@@ -50,6 +50,8 @@ pub(super) struct Shape {
     pub(super) disk_mib: Option<u32>,
     /// What it may reach; `None`: it has no network.
     pub(super) network: Option<NetworkPolicy>,
+    /// Its ports that are published on this host.
+    pub(super) ports: Vec<PortMapping>,
     pub(super) expires_at: f64,
     /// If its start fails, no other process may find it.
     pub(super) is_new: bool,
@@ -168,6 +170,7 @@ impl Engine {
             },
             disk_mib: record.disk_mib,
             network: record.network.clone(),
+            ports: record.ports.iter().map(|port| port.mapping).collect(),
             expires_at: record.expires_at,
             is_new: is_unfinished(&record),
         };
@@ -227,6 +230,7 @@ impl Engine {
             retention: Retention::Caller,
             disk_mib: None,
             network: None,
+            ports: Vec::new(),
             expires_at: f64::MAX,
             is_new: false,
         };
@@ -308,6 +312,7 @@ impl Engine {
                 .map(convert::network_policy)
                 .transpose()?
                 .unwrap_or_default(),
+            ports: shape.ports.into_iter().map(convert::guest_port_mapping).collect(),
             purpose: Purpose::Vm,
             requires_full_confinement: self.config().requires_full_confinement,
             variables: self.config().supervisor_variables(),
@@ -338,6 +343,10 @@ fn configured_kernel(image: PathBuf) -> Result<Artifact, Error> {
 
 fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError) -> Error {
     match error {
+        StartError::Boot(failure) if failure.stage == BootStage::Ports => {
+            let message = format!("{kind} {id} was not started: {}", failure.cause);
+            Error::new(ErrorKind::BootFailed, message).hint(Hint::AnotherPort)
+        }
         StartError::Boot(failure) => {
             let message = format!("{kind} {id} did not come up: {} failed: {}", failure.stage, failure.cause);
             let error = Error::new(ErrorKind::BootFailed, message).hint(Hint::CheckHost);

@@ -341,6 +341,7 @@ pub(super) fn new_vm(
         kind: Kind::Vm,
         ephemeral: false,
         disk_mib: None,
+        ports: Vec::new(),
         network: spec.network.then(|| spec.network_policy.clone().unwrap_or_default()),
         host_access: spec.host_access(),
         metadata,

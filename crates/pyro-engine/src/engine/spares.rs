@@ -42,6 +42,7 @@ impl Engine {
                 retention: Retention::Caller,
                 disk_mib: None,
                 network: spec.network.then(|| spec.network_policy.clone().unwrap_or_default()),
+                ports: Vec::new(),
                 // A spare has a lifetime of its own.
                 expires_at: f64::MAX,
                 is_new: true,

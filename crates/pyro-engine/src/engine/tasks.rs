@@ -5,6 +5,7 @@ mod contents;
 mod files;
 mod host;
 mod journal;
+mod ports;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -55,7 +56,9 @@ impl Engine {
     ) -> Result<Task, Error> {
         let sizing = limits::check_spec(&spec.vm)?;
         let disk_mib = limits::check_disk(spec.disk_mib)?;
+        let ports = ports::check(&spec.publish)?;
         let backend = self.backend(&spec.vm.environment, spec.vm.host_access(), events, cancel).await?;
+        ports::refuse_on_host(&backend, &spec.publish)?;
         let version = backend.as_ref().ok().map(|(_, environment)| environment.version.clone());
         unless_cancelled(cancel, self.reconcile()).await?;
         let id = VmId::random()?;
@@ -67,12 +70,17 @@ impl Engine {
             // A task that is not started and has no lock holder is an orphan, so take the lock before writing the
             // record.
             let lock = self.own_vm_dir(Kind::Task, &id).await?;
-            let record = self.insert(NewVm { kind: Kind::Task, disk_mib, ..vm }).await?;
+            let record = self.insert(NewVm { kind: Kind::Task, disk_mib, ports, ..vm }).await?;
             self.bring_up(Launch { record, lock, backend }, events, cancel).await?;
             self.status_task(id.as_str()).await
         };
         match started.await {
-            Ok(task) => Ok(task),
+            Ok(task) => {
+                for mapping in &spec.publish {
+                    ports::warn_of_others(*mapping, events).await;
+                }
+                Ok(task)
+            }
             Err(error) => {
                 // The first error is more useful than one of the cleanup.
                 let _ = self.remove(&id).await;
@@ -330,7 +338,12 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, Error> {
         last_error: record.last_error,
         disk_mib: disk.map(|disk| disk.len() >> 20),
         disk_used_bytes: used_bytes(&dir),
-        network_denials: denials(&dir, 0.0)?,
+        published_ports: ports::shown(&record.ports, record.state),
+        // A list that cannot be read must not hide the task.
+        network_denials: denials(&dir, 0.0).unwrap_or_else(|error| {
+            tracing::warn!(task_id = %record.vm_id, %error, "what the guest was refused cannot be read");
+            Vec::new()
+        }),
         owner: record.owner,
         task_id: record.vm_id,
     })

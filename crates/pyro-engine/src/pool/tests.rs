@@ -71,6 +71,7 @@ fn model() -> LaunchSpec {
         template_dir: None,
         purpose: Purpose::Vm,
         requires_full_confinement: false,
+        ports: Vec::new(),
         variables: Vec::new(),
         network: false,
         network_policy: Default::default(),

@@ -1,18 +1,21 @@
 //! Rows of the `vms` table.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{OptionalExtension, Row, ToSql, Transaction, named_params};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::transaction_error::{TransactionError, is_row_error};
 use crate::Kind;
 use crate::limits::Sizing;
 use crate::{AllowedCidr, AllowedDomain, AllowedHost, Egress};
-use crate::{Caller, ExecutionMode, HostAccess, NetworkPolicy, OwnerName, StopReason, Vm, VmId, VmState};
+use crate::{
+    Caller, ExecutionMode, HostAccess, NetworkPolicy, OwnerName, PortMapping, StopReason, Vm, VmId, VmState,
+};
 
 /// The record of a new VM.
 #[derive(Debug, Clone)]
@@ -30,6 +33,8 @@ pub(crate) struct NewVm {
     pub(crate) disk_mib: Option<u32>,
     /// What it may reach; `None`: it has no network.
     pub(crate) network: Option<NetworkPolicy>,
+    /// Its published ports.
+    pub(crate) ports: Vec<RecordedPort>,
     pub(crate) host_access: HostAccess,
     pub(crate) metadata: BTreeMap<String, String>,
     /// The client on whose behalf it is created; `None`: this host's user.
@@ -51,6 +56,8 @@ pub(crate) struct VmRecord {
     pub(crate) disk_mib: Option<u32>,
     /// What it may reach; `None`: it has no network.
     pub(crate) network: Option<NetworkPolicy>,
+    /// Its published ports.
+    pub(crate) ports: Vec<RecordedPort>,
     pub(crate) host_access: HostAccess,
     pub(crate) guest_ip: Option<String>,
     pub(crate) execution_mode: ExecutionMode,
@@ -63,12 +70,22 @@ pub(crate) struct VmRecord {
     pub(crate) owner: Option<String>,
 }
 
+/// A published port of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RecordedPort {
+    /// What was asked for, and is asked for again at the next start.
+    pub(crate) mapping: PortMapping,
+    /// Where the host listened at the last start; `None`: the task was not started since.
+    pub(crate) bound: Option<SocketAddr>,
+}
+
 /// A change to a record; `None` leaves a value unchanged.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct VmPatch {
     pub(crate) execution_mode: Option<ExecutionMode>,
     pub(crate) accelerator: Option<String>,
     pub(crate) guest_ip: Option<String>,
+    pub(crate) ports: Option<Vec<RecordedPort>>,
     /// Entries to add or replace.
     pub(crate) metadata: BTreeMap<String, String>,
 }
@@ -78,10 +95,10 @@ impl NewVm {
         let sql =
             "INSERT INTO vms (vm_id, environment, environment_version, vcpu_count, mem_mib, ttl_seconds,
                 created_at, expires_at, state, is_task, ephemeral, disk_mib, network_enabled, network_policy,
-                allow_host_compat, execution_mode, metadata, owner)
+                published_ports, allow_host_compat, execution_mode, metadata, owner)
             VALUES (:vm_id, :environment, :environment_version, :vcpu_count, :mem_mib, :ttl_seconds,
                 :created_at, :expires_at, :state, :is_task, :ephemeral, :disk_mib, :network_enabled, :network_policy,
-                :allow_host_compat, :execution_mode, :metadata, :owner)";
+                :published_ports, :allow_host_compat, :execution_mode, :metadata, :owner)";
         tx.execute(
             sql,
             named_params! {
@@ -99,6 +116,7 @@ impl NewVm {
                 ":disk_mib": self.disk_mib,
                 ":network_enabled": self.network.is_some(),
                 ":network_policy": self.network.as_ref().map(policy_to_json),
+                ":published_ports": ports_to_json(&self.ports),
                 ":allow_host_compat": self.host_access.is_allowed(),
                 ":execution_mode": ExecutionMode::Pending.as_str(),
                 ":metadata": to_json(&self.metadata),
@@ -144,6 +162,9 @@ impl VmRecord {
         if let Some(guest_ip) = &patch.guest_ip {
             self.guest_ip = Some(guest_ip.clone());
         }
+        if let Some(ports) = &patch.ports {
+            self.ports.clone_from(ports);
+        }
         self.metadata.extend(patch.metadata.clone());
     }
 
@@ -151,7 +172,8 @@ impl VmRecord {
     pub(super) fn update(&self, tx: &Transaction<'_>) -> Result<(), TransactionError> {
         let sql = "UPDATE vms SET state = :state, guest_ip = :guest_ip, execution_mode = :execution_mode,
                 accelerator = :accelerator, stop_reason = :stop_reason, last_error = :last_error,
-                metadata = :metadata, ttl_seconds = :ttl_seconds, expires_at = :expires_at
+                metadata = :metadata, ttl_seconds = :ttl_seconds, expires_at = :expires_at,
+                published_ports = :published_ports
             WHERE vm_id = :vm_id";
         tx.execute(
             sql,
@@ -164,6 +186,7 @@ impl VmRecord {
                 ":last_error": self.last_error,
                 ":ttl_seconds": self.sizing.ttl_seconds,
                 ":expires_at": self.expires_at,
+                ":published_ports": ports_to_json(&self.ports),
                 ":metadata": to_json(&self.metadata),
                 ":vm_id": self.vm_id.as_str(),
             },
@@ -189,6 +212,7 @@ impl VmRecord {
             ephemeral: row.get("ephemeral")?,
             disk_mib: row.get("disk_mib")?,
             network: network(row)?,
+            ports: ports(row)?,
             host_access: row.get::<_, bool>("allow_host_compat")?.into(),
             guest_ip: row.get("guest_ip")?,
             execution_mode: stored(row, "execution_mode")?,
@@ -212,6 +236,12 @@ fn network(row: &Row<'_>) -> rusqlite::Result<Option<NetworkPolicy>> {
     }
     let policy = row.get::<_, Option<StoredPolicy>>("network_policy")?;
     Ok(Some(policy.map_or_else(NetworkPolicy::default, |StoredPolicy(policy)| policy)))
+}
+
+/// Returns the published ports of a task. A damaged list makes the record unreadable, because any other list might open more.
+fn ports(row: &Row<'_>) -> rusqlite::Result<Vec<RecordedPort>> {
+    let stored = row.get::<_, Option<StoredPorts>>("published_ports")?;
+    Ok(stored.map_or_else(Vec::new, |StoredPorts(ports)| ports))
 }
 
 /// Returns whether a caller may find what this id stands for, be it a damaged record or a tombstone. An id that stands for
@@ -263,6 +293,20 @@ pub(super) fn readable<T>(
 
 fn policy_to_json(policy: &NetworkPolicy) -> String {
     serde_json::json!(policy).to_string()
+}
+
+fn ports_to_json(ports: &[RecordedPort]) -> Option<String> {
+    (!ports.is_empty()).then(|| serde_json::json!(ports).to_string())
+}
+
+/// Ports stored as JSON.
+struct StoredPorts(Vec<RecordedPort>);
+
+impl FromSql for StoredPorts {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let ports = serde_json::from_str(value.as_str()?);
+        ports.map(Self).map_err(|error| FromSqlError::Other(Box::new(error)))
+    }
 }
 
 /// A policy stored as JSON.

@@ -70,6 +70,10 @@ const STEPS: &[&str] = &[
     -- A JSON object: what a VM with a network may reach. Absent: the public internet.
     ALTER TABLE vms ADD COLUMN network_policy TEXT;
 ",
+    "
+    -- A JSON array: the published ports of a task, and where the host listens or listened for them. Absent: none.
+    ALTER TABLE vms ADD COLUMN published_ports TEXT;
+",
 ];
 
 /// Returns the version that this program writes.

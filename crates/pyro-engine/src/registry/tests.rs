@@ -26,6 +26,7 @@ fn new_vm(vm_id: &VmId, created_at: f64) -> NewVm {
         ephemeral: false,
         disk_mib: None,
         network: None,
+        ports: Vec::new(),
         host_access: crate::HostAccess::Denied,
         metadata: BTreeMap::from([("allow_host_compat".to_owned(), "false".to_owned())]),
         owner: None,
@@ -72,6 +73,7 @@ fn a_vm_lives_through_its_states() {
         execution_mode: Some(ExecutionMode::GuestVsock),
         accelerator: Some("tcg".to_owned()),
         guest_ip: Some("10.0.2.15".to_owned()),
+        ports: None,
         metadata: BTreeMap::from([("boot_mode".to_owned(), "native".to_owned())]),
     };
     registry.set_started(&id(1), &patch).unwrap();
@@ -194,7 +196,7 @@ fn a_newer_file_is_refused_and_left_alone() {
     assert_eq!(error.kind, ErrorKind::StateUnusable);
     assert_eq!(
         error.to_string(),
-        "the state directory was written by a newer pyro (format 99; this one knows up to 4)"
+        "the state directory was written by a newer pyro (format 99; this one knows up to 5)"
     );
     assert_eq!(fs::read(&file).unwrap(), before);
 }

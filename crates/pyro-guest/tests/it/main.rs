@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "clippy knows only functions marked as tests, not their helpers")]
 
 mod channel;
+mod connect;
 mod copy;
 mod end;
 mod exec;

@@ -6,14 +6,15 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use pyro_network::{
-    CONFIG_FD, Config, EVENTS_FD, Ipv4Link, Ipv6Link, LINK_FD, MacAddress, Policy, host_has_ipv6,
+    CONFIG_FD, CONTROL_FD, Config, EVENTS_FD, Ipv4Link, Ipv6Link, LINK_FD, MacAddress, Policy, host_has_ipv6,
 };
 use tokio::process::Child;
 
+use super::control::{ControlKeeper, resolver_list};
 use super::denials::DenialKeeper;
 use super::description::{Ipv6Description, NetworkDescription};
 use super::error::NetworkError;
@@ -34,9 +35,6 @@ const PREFIX_LEN_V6: u8 = 64;
 /// Largest packet on the link. A connection is two, so the host's networks do not limit it; few large packets cost less
 /// than many small ones (`docs/design/0017-network.md`).
 const MTU: u16 = 65_520;
-
-/// Where the host's resolvers are listed.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// How to start the process that carries packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +62,7 @@ pub(super) struct NetworkProcess {
     process: Child,
     messages: Option<Messages>,
     description: NetworkDescription,
+    control: ControlKeeper,
     _denials: DenialKeeper,
 }
 
@@ -75,16 +74,18 @@ impl NetworkProcess {
         link: OwnedFd,
     ) -> Result<Self, NetworkError> {
         let NetworkSettings { mac_address, policy, denials } = settings;
+        let mut resolvers = resolver_list();
         let config = Config {
             guest_mac: mac_address,
             v4: Ipv4Link { guest: GUEST, gateway: GATEWAY, resolver: RESOLVER },
             v6: host_has_ipv6().then_some(Ipv6Link { guest: GUEST_V6, gateway: GATEWAY_V6 }),
             mtu: MTU,
-            resolv_conf: Path::new(RESOLV_CONF).to_owned(),
+            resolvers: resolvers.current().to_owned(),
             policy,
         };
         let (events, writer) = io::pipe().map_err(NetworkError::Link)?;
         let keeper = DenialKeeper::start(events.into(), &denials).map_err(NetworkError::Denials)?;
+        let (control, control_end) = ControlKeeper::start(resolvers).map_err(NetworkError::Link)?;
         let mut process = Spawn::new(&helper.program)
             .args(&helper.args)
             .args([&denials])
@@ -93,6 +94,7 @@ impl NetworkProcess {
             .inherit(link, LINK_FD)
             .inherit(in_memory(&config).map_err(NetworkError::Run)?, CONFIG_FD)
             .inherit(writer, EVENTS_FD)
+            .inherit(control_end, CONTROL_FD)
             .bind_to_parent()
             .shield_from_group_signals()
             .start()
@@ -111,7 +113,7 @@ impl NetworkProcess {
                 gateway: link.gateway,
             }),
         };
-        Ok(Self { process, messages, description, _denials: keeper })
+        Ok(Self { process, messages, description, control, _denials: keeper })
     }
 
     pub(super) fn id(&self) -> Option<u32> {
@@ -120,6 +122,11 @@ impl NetworkProcess {
 
     pub(super) fn description(&self) -> &NetworkDescription {
         &self.description
+    }
+
+    /// The connection to the process.
+    pub(super) fn control(&self) -> &ControlKeeper {
+        &self.control
     }
 
     /// Waits for the process to exit, which is a failure at any time before the machine's end, and returns why it did.
@@ -150,6 +157,8 @@ fn in_memory(config: &Config) -> io::Result<OwnedFd> {
 #[cfg(test)]
 pub(super) mod tests {
     use std::os::unix::net::UnixStream;
+
+    use std::path::Path;
 
     use super::*;
     use crate::fake_program::fake_program;

@@ -2,10 +2,16 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use pyro_confine::Confinement;
 
 use super::description::NetworkDescription;
 use super::error::NetworkError;
 use super::process::{NetworkHelper, NetworkProcess, NetworkSettings};
+
+/// Time limit for a network process to confine itself.
+const REPORT_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a machine's network interface is connected to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +90,30 @@ impl Network {
             #[cfg(any(test, feature = "fake"))]
             Carrier::Fake(_) => None,
         }
+    }
+
+    /// Returns what confines the process that carries the packets, if there is one and it has reported that.
+    pub fn confinement(&self) -> Option<Confinement> {
+        match &self.carrier {
+            Carrier::Process(process) => process.control().confinement(),
+            _ => None,
+        }
+    }
+
+    /// Waits until that process is confined.
+    ///
+    /// # Errors
+    /// It is not fully confined, for these reasons.
+    pub(crate) async fn fully_confined(&self) -> Result<(), String> {
+        let Carrier::Process(process) = &self.carrier else { return Ok(()) };
+        let reported = tokio::time::timeout(REPORT_LIMIT, process.control().reported()).await;
+        let Ok(Some(confinement)) = reported else { return Err("network process (no report)".to_owned()) };
+        let missing = confinement.missing_of_itself();
+        let missing: Vec<_> = missing
+            .into_iter()
+            .map(|(layer, reason)| format!("{layer} of the network process ({reason})"))
+            .collect();
+        if missing.is_empty() { Ok(()) } else { Err(missing.join(", ")) }
     }
 
     /// Returns the machine's end of the link, a stream socket. `None` from the second call on.

@@ -139,6 +139,10 @@ impl Machine for QemuMachine {
     fn confinement(&self) -> &Confinement {
         &self.confinement
     }
+
+    fn network_confinement(&self) -> Option<Confinement> {
+        self.network.as_ref()?.confinement()
+    }
 }
 
 async fn exited(process: &mut VmmProcess) -> Exit {

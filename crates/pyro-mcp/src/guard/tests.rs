@@ -74,6 +74,7 @@ fn task() -> Task {
         last_error: None,
         disk_mib: None,
         disk_used_bytes: 0,
+        published_ports: Vec::new(),
         network_denials: Vec::new(),
         owner: None,
     }
@@ -122,7 +123,7 @@ fake! {
     prune_environments PruneEnvironments create_vm CreateVm start_vm StartVm exec_vm ExecVm stop_vm StopVm
     delete_vm DeleteVm network_info_vm NetworkInfoVm reap_expired ReapExpired run_in_vm RunInVm
     create_task CreateTask start_task StartTask stop_task StopTask delete_task DeleteTask list_tasks ListTasks
-    extend_task ExtendTask exec_task ExecTask detach_task DetachTask wait_task WaitTask follow_task FollowTask
+    extend_task ExtendTask publish_task PublishTask unpublish_task UnpublishTask exec_task ExecTask detach_task DetachTask wait_task WaitTask follow_task FollowTask
     kill_task KillTask logs_task LogsTask copy_from_task CopyFromTask copy_to_task CopyToTask
     read_task_file ReadTaskFile write_task_file WriteTaskFile doctor Doctor
 }
@@ -147,7 +148,7 @@ fn with<O: Operation>(more: Value) -> O {
     let mut all = json!({
         "environment": "debian:12", "vm_id": "de259a89b184", "task_id": "de259a89b184", "command": "true",
         "sequence": 1, "path": "x", "target": "/x", "source": "/x", "content": "x", "ttl_seconds": 600,
-        "platform": "linux-x86_64",
+        "platform": "linux-x86_64", "mapping": "0:80", "host_port": 80,
     });
     let given = all.as_object_mut().unwrap();
     given.extend(more.as_object().unwrap().clone());
@@ -267,6 +268,14 @@ async fn the_default_size_of_a_disk_is_held_to_the_limit_too() {
     let (done, asked) = attempt(policy, some::<CreateTask>()).await;
     let refused = "disk_mib must be at most 4096 on this server, not 8192";
     assert!(matches!(done, Err(Failure::NotAllowed(why)) if why == refused));
+    assert!(asked.is_empty(), "{asked:?}");
+}
+
+#[tokio::test]
+async fn no_client_publishes_ports() {
+    let request = with::<CreateTask>(json!({ "publish": ["0:80"] }));
+    let (done, asked) = attempt(Policy { allow_host_compat: true, ..Policy::default() }, request).await;
+    assert!(matches!(done, Err(Failure::NotAllowed(why)) if why == "publish is turned off on this server"));
     assert!(asked.is_empty(), "{asked:?}");
 }
 

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use mio::net::{TcpStream, UdpSocket};
@@ -13,9 +12,12 @@ use smoltcp::wire::DnsRcode;
 
 use super::message::{self, Invalid, Question};
 use super::resolvers::Resolvers;
+use crate::control::Control;
 use crate::host;
 use crate::limits;
 use crate::policy::{DnsName, Egress, NameVerdict, Rule};
+use crate::random;
+use crate::rate::Rate;
 use crate::relay::Shared;
 
 /// Maximum size of an answer in bytes.
@@ -41,15 +43,22 @@ pub(crate) struct Forwarder {
     resolvers: Resolvers,
     exchanges: HashMap<Token, Exchange>,
     answers: Vec<(Origin, Vec<u8>)>,
+    rate: Rate,
     buffer: Box<[u8]>,
+}
+
+/// Equal questions that wait for one answer.
+#[derive(Debug)]
+struct Asked {
+    /// Never empty. The first question is the one that is sent.
+    askers: Vec<(Origin, Question)>,
+    /// The name is bound to the addresses in the answer.
+    bound: bool,
 }
 
 #[derive(Debug)]
 struct Exchange {
-    origin: Origin,
-    question: Question,
-    /// The name is bound to the addresses in the answer.
-    bound: bool,
+    asked: Asked,
     id: u16,
     resolvers: Vec<SocketAddr>,
     upstream: Upstream,
@@ -65,8 +74,9 @@ enum Upstream {
 }
 
 impl Forwarder {
-    pub(crate) fn new(resolv_conf: &Path) -> Self {
-        Self::with(Resolvers::new(resolv_conf))
+    /// `control` brings later lists of resolvers.
+    pub(crate) fn new(resolvers: &[SocketAddr], control: Option<Control>) -> Self {
+        Self::with(Resolvers::new(resolvers, control))
     }
 
     fn with(resolvers: Resolvers) -> Self {
@@ -74,6 +84,7 @@ impl Forwarder {
             resolvers,
             exchanges: HashMap::new(),
             answers: Vec::new(),
+            rate: Rate::of_questions(Instant::now()),
             buffer: vec![0; MAX_ANSWER_BYTES].into(),
         }
     }
@@ -106,27 +117,39 @@ impl Forwarder {
                 return;
             }
         };
+        // Each further exchange would be one more that a forged answer can hit.
+        let same = self.exchanges.values_mut().find(|exchange| exchange.covers(origin, &question, bound));
+        if let Some(exchange) = same {
+            if exchange.wait(origin, &question).is_err() {
+                self.answers.push((origin, question.empty(DnsRcode::ServFail)));
+            }
+            return;
+        }
         if self.exchanges.len() >= limits::DNS_QUERIES {
+            self.answers.push((origin, question.empty(DnsRcode::ServFail)));
+            return;
+        }
+        if !self.rate.take(Instant::now()) {
+            if let Some(name) = question.name() {
+                shared.denials.name(name, None, Rule::TooManyConnections);
+            }
             self.answers.push((origin, question.empty(DnsRcode::ServFail)));
             return;
         }
         // Asked from the back.
         let resolvers: Vec<_> =
             self.resolvers.current().iter().take(limits::DNS_ATTEMPTS).rev().copied().collect();
-        self.attempt((origin, question, bound), resolvers, shared);
+        let asked = Asked { askers: vec![(origin, question)], bound };
+        self.attempt(asked, resolvers, shared);
     }
 
     /// Asks the next resolver, or answers that none is left.
-    fn attempt(
-        &mut self,
-        (origin, question, bound): (Origin, Question, bool),
-        mut resolvers: Vec<SocketAddr>,
-        shared: &mut Shared,
-    ) {
+    fn attempt(&mut self, asked: Asked, mut resolvers: Vec<SocketAddr>, shared: &mut Shared) {
+        let Some((origin, question)) = asked.askers.first() else { return };
         while let Some(resolver) = resolvers.pop() {
             let token = shared.token();
             let mut id = [0; 2];
-            if getrandom::fill(&mut id).is_err() {
+            if random::fill(&mut id).is_err() {
                 break;
             }
             let id = u16::from_ne_bytes(id);
@@ -136,13 +159,13 @@ impl Forwarder {
             };
             if let Ok(upstream) = upstream {
                 let due = Instant::now() + limits::DNS_ATTEMPT_TIME;
-                let exchange =
-                    Exchange { origin, question, bound, id, resolvers, upstream, ready: false, due };
+                let exchange = Exchange { asked, id, resolvers, upstream, ready: false, due };
                 self.exchanges.insert(token, exchange);
                 return;
             }
         }
-        self.answers.push((origin, question.empty(DnsRcode::ServFail)));
+        let failed = |(origin, question): (Origin, Question)| (origin, question.empty(DnsRcode::ServFail));
+        self.answers.extend(asked.askers.into_iter().map(failed));
     }
 
     /// Takes an event of the host's sockets. Returns whether the socket is one of these.
@@ -167,8 +190,7 @@ impl Forwarder {
             Ok(None) => {}
             Ok(Some(answer)) => {
                 if let Some(exchange) = self.exchanges.remove(&token) {
-                    let reply = exchange.reply(answer, shared);
-                    self.answers.push((exchange.origin, reply));
+                    self.answers.extend(exchange.asked.replies(&answer, shared));
                 }
             }
             Err(_) => self.try_next(token, shared),
@@ -176,8 +198,8 @@ impl Forwarder {
     }
 
     fn try_next(&mut self, token: Token, shared: &mut Shared) {
-        if let Some(Exchange { origin, question, bound, resolvers, .. }) = self.exchanges.remove(&token) {
-            self.attempt((origin, question, bound), resolvers, shared);
+        if let Some(Exchange { asked, resolvers, .. }) = self.exchanges.remove(&token) {
+            self.attempt(asked, resolvers, shared);
         }
     }
 
@@ -209,9 +231,15 @@ impl Forwarder {
         }
     }
 
+    /// Gives up all questions in flight, for tests.
+    #[cfg(test)]
+    pub(crate) fn forget(&mut self) {
+        self.exchanges.clear();
+    }
+
     #[cfg(test)]
     pub(crate) fn set_resolvers(&mut self, addresses: &[SocketAddr]) {
-        self.resolvers = Resolvers::fixed(addresses);
+        self.resolvers = Resolvers::new(addresses, None);
     }
 }
 
@@ -246,15 +274,39 @@ fn ask_by_stream(resolver: SocketAddr, query: &[u8], token: Token, shared: &Shar
 }
 
 impl Exchange {
+    /// Whether the answer will be one to this question too. What is bound is answered by a message of its own for each question; any other answer
+    /// passes unchanged, so it must have been asked for in the same way.
+    fn covers(&self, origin: Origin, question: &Question, bound: bool) -> bool {
+        let Some((first_origin, first)) = self.asked.askers.first() else { return false };
+        let is_datagram = |origin: &Origin| matches!(origin, Origin::Datagram(_));
+        let is_same = if bound { first.asks_the_same(question) } else { first.is_repeated_by(question) };
+        self.asked.bound == bound && is_datagram(first_origin) == is_datagram(&origin) && is_same
+    }
+
+    /// Has another asker wait for the answer.
+    fn wait(&mut self, origin: Origin, question: &Question) -> Result<(), TooManyWait> {
+        let askers = &mut self.asked.askers;
+        // A guest repeats a question that is not answered soon.
+        if askers.iter().any(|(known, asked)| (known, asked) == (&origin, question)) {
+            return Ok(());
+        }
+        if askers.len() >= limits::DNS_WAITING {
+            return Err(TooManyWait);
+        }
+        askers.push((origin, question.clone()));
+        Ok(())
+    }
+
     /// Does what can be done now, and returns the answer once it has arrived. Stays ready if there may be more.
     fn progress(&mut self, buffer: &mut [u8]) -> io::Result<Option<Vec<u8>>> {
         self.ready = false;
+        let Some((_, question)) = self.asked.askers.first() else { return Ok(None) };
         match &mut self.upstream {
             Upstream::Datagram(socket) => {
                 for _ in 0..BATCH {
                     let Some(length) = unless_blocked(socket.recv(buffer))? else { return Ok(None) };
                     // What does not answer the question is ignored.
-                    if let Some(answer) = self.question.answer(buffer[..length].to_vec(), self.id) {
+                    if let Some(answer) = question.answer(buffer[..length].to_vec(), self.id) {
                         return Ok(Some(answer));
                     }
                 }
@@ -277,7 +329,7 @@ impl Exchange {
                     if let Some((length, rest)) = input.split_first_chunk::<LENGTH_BYTES>()
                         && let Some(answer) = rest.get(..u16::from_be_bytes(*length).into())
                     {
-                        let answer = self.question.answer(answer.to_vec(), self.id);
+                        let answer = question.answer(answer.to_vec(), self.id);
                         return answer.map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into());
                     }
                     let Some(length) = unless_blocked(stream.read(buffer))? else { return Ok(None) };
@@ -289,21 +341,48 @@ impl Exchange {
             }
         }
     }
+}
 
-    /// Returns what the guest is answered.
-    fn reply(&self, answer: Vec<u8>, shared: &mut Shared) -> Vec<u8> {
-        let (true, Some(name)) = (self.bound, self.question.name()) else { return answer };
-        if message::is_truncated(&answer) {
-            return self.question.truncated();
-        }
-        match message::code(&answer) {
-            Some(DnsRcode::NoError) => match message::addresses(&answer, name) {
-                Some(addresses) => self.question.addresses(&bind(name, addresses, shared)),
-                None => self.question.empty(DnsRcode::ServFail),
-            },
-            Some(code @ (DnsRcode::NXDomain | DnsRcode::Refused)) => self.question.empty(code),
-            _ => self.question.empty(DnsRcode::ServFail),
-        }
+/// The maximum number of equal questions wait already.
+struct TooManyWait;
+
+impl Asked {
+    /// Returns what each asker is answered.
+    fn replies(self, answer: &[u8], shared: &mut Shared) -> Vec<(Origin, Vec<u8>)> {
+        let Self { askers, bound } = self;
+        let Some(name) = askers.first().and_then(|(_, question)| question.name().cloned()).filter(|_| bound)
+        else {
+            return askers.into_iter().map(|(origin, asked)| (origin, asked.taken_as(answer))).collect();
+        };
+        let bound = bind_answer(&name, answer, shared);
+        let reply = |question: &Question| match &bound {
+            Bound::Truncated => question.truncated(),
+            Bound::Addresses(addresses) => question.addresses(addresses),
+            Bound::Empty(code) => question.empty(*code),
+        };
+        askers.into_iter().map(|(origin, question)| (origin, reply(&question))).collect()
+    }
+}
+
+/// What an answer with a name that is bound says.
+enum Bound {
+    /// Too large for a datagram.
+    Truncated,
+    Addresses(Vec<(IpAddr, Duration)>),
+    Empty(DnsRcode),
+}
+
+fn bind_answer(name: &DnsName, answer: &[u8], shared: &mut Shared) -> Bound {
+    if message::is_truncated(answer) {
+        return Bound::Truncated;
+    }
+    match message::code(answer) {
+        Some(DnsRcode::NoError) => match message::addresses(answer, name) {
+            Some(addresses) => Bound::Addresses(bind(name, addresses, shared)),
+            None => Bound::Empty(DnsRcode::ServFail),
+        },
+        Some(code @ (DnsRcode::NXDomain | DnsRcode::Refused)) => Bound::Empty(code),
+        _ => Bound::Empty(DnsRcode::ServFail),
     }
 }
 

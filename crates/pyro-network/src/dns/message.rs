@@ -105,6 +105,25 @@ impl Question {
         message
     }
 
+    /// Whether both ask for the same of the same name, whatever else their messages have.
+    pub(crate) fn asks_the_same(&self, other: &Self) -> bool {
+        self.name.is_some() && (&self.name, self.kind) == (&other.name, other.kind)
+    }
+
+    /// Whether the other message is the same but for its identifier.
+    pub(crate) fn is_repeated_by(&self, other: &Self) -> bool {
+        self.message.get(2..) == other.message.get(2..)
+    }
+
+    /// Returns an answer to an equal question as the answer to this one.
+    pub(crate) fn taken_as(&self, answer: &[u8]) -> Vec<u8> {
+        let mut answer = answer.to_vec();
+        if let Some(id) = answer.first_chunk_mut() {
+            *id = self.id().to_be_bytes();
+        }
+        answer
+    }
+
     fn id(&self) -> u16 {
         DnsPacket::new_unchecked(&self.message).transaction_id()
     }

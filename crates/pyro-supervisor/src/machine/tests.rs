@@ -62,6 +62,7 @@ impl Fixture {
             network_policy: Default::default(),
             purpose: Purpose::Vm,
             requires_full_confinement: false,
+            ports: Vec::new(),
             variables: Vec::new(),
         }
     }

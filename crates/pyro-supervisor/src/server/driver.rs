@@ -26,6 +26,7 @@ use self::end::HaltError;
 pub(super) use self::end::{remove_dir, remove_file};
 use super::adoption::TakeOverError;
 use super::commands::Commands;
+use super::ports::Ports;
 use super::state::{ClientId, Effect, Epoch, Input, Life, State, Terms};
 use super::{Boot, Clock, Store, StoreError};
 use crate::dir::{self, Phase};
@@ -93,6 +94,7 @@ pub(super) struct Driver<'a, B: Boot, S, C> {
     streams: Option<Streams>,
     info: Option<BootInfo>,
     commands: Option<Commands<S>>,
+    ports: Ports,
     clients: HashMap<ClientId, (Request, ServerStream)>,
     next_client: ClientId,
     acceptor: Option<AbortHandle>,
@@ -134,6 +136,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             streams: None,
             info: None,
             commands: None,
+            ports: Ports::new(),
             clients: HashMap::new(),
             next_client: 0,
             acceptor: None,
@@ -310,9 +313,15 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             Effect::Serve(client) => self.serve(client),
             Effect::Extend(client) => self.extend(client).await,
             Effect::Refuse(client, refusal) => self.refuse(client, refusal).await,
-            Effect::EndCommands => self.end_commands(),
+            Effect::EndCommands => {
+                self.ports.close();
+                self.end_commands();
+            }
             Effect::HaltGuest => self.halt_guest(),
-            Effect::KillMachine => self.kill_machine().await,
+            Effect::KillMachine => {
+                self.ports.close();
+                self.kill_machine().await;
+            }
             Effect::SettleCommands => self.settle_commands(),
             Effect::RemoveFiles { all } => self.remove_files(all),
             Effect::RecordEnd(cause) => self.record_end(cause),

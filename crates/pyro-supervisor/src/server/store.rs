@@ -4,7 +4,7 @@ use pyro_wire::Exec;
 
 use crate::conversation::CommandOutcome;
 use crate::spec::Retention;
-use crate::{BootInfo, EndReason};
+use crate::{BootInfo, EndReason, PublishedPort};
 
 /// Why something cannot be recorded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +38,12 @@ pub trait Store {
         reason: &EndReason,
         loss: Option<&str>,
     ) -> Result<(), StoreError>;
+
+    /// Records the published ports of a running VM, in place of those that were recorded before.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn record_ports(&self, vm_id: &str, ports: &[PublishedPort]) -> Result<(), StoreError>;
 
     /// Removes the record of a VM that was never up for any caller. A missing record is not an error.
     ///

@@ -9,6 +9,7 @@ mod commands;
 mod failures;
 mod fake;
 mod interleavings;
+mod ports;
 mod process;
 mod races;
 

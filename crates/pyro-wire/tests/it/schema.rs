@@ -20,6 +20,8 @@ fn schema_is_pinned() {
         "exec_input": schema_for!(ExecInput),
         "exec_reply": schema_for!(ExecReply),
         "archive_reply": schema_for!(ArchiveReply),
+        "connect_input": schema_for!(ConnectInput),
+        "connect_reply": schema_for!(ConnectReply),
         "identify_reply": schema_for!(IdentifyReply),
         "halt_reply": schema_for!(HaltReply),
     });
@@ -37,6 +39,8 @@ fn encoded_bytes_are_pinned() {
     let exec = Exec::new("true", std::time::Duration::from_secs(30));
     insta::assert_snapshot!(encoded(Frame::Control(Request::Exec(exec))), @r#"j\x00\x00\x00\x00{\"exec\":{\"command\":\"true\",\"cwd\":\"/workspace\",\"timeout_ms\":30000,\"kill_grace_ms\":1000,\"output_limit\":null}}"#);
     insta::assert_snapshot!(encoded(Frame::Control(ExecInput::Terminate)), @r#"\x0b\x00\x00\x00\x00\"terminate\""#);
+    insta::assert_snapshot!(encoded(Frame::Control(Request::from(Connect { port: 80 }))), @r#"\x17\x00\x00\x00\x00{\"connect\":{\"port\":80}}"#);
+    insta::assert_snapshot!(encoded(Frame::Control(ConnectInput::Finished)), @r#"\n\x00\x00\x00\x00\"finished\""#);
     insta::assert_snapshot!(encoded(Frame::Control(Request::from(Halt))), @r#"\x06\x00\x00\x00\x00\"halt\""#);
     let exit = Exit {
         status: Status::Code(0),

@@ -1,7 +1,7 @@
 //! `pyro task create`.
 
 use clap::Args;
-use pyro_engine::{Engine, TaskSpec, VmSpec};
+use pyro_engine::{Engine, PortMapping, TaskSpec, VmSpec};
 
 use super::state;
 use crate::commands::machine::{ConfinementArgs, MachineArgs};
@@ -16,6 +16,7 @@ const CREATE_EXAMPLES: &str = "\
 Examples:
   pyro task create debian:12
   pyro task create debian:12-build --vcpu-count 2 --mem-mib 2048 --ttl-seconds 3600
+  pyro task create debian:12 --publish 8080:80
   ID=$(pyro task create debian:12 --json | jq -r .task_id)";
 
 /// Create a task and start it
@@ -33,6 +34,9 @@ pub(crate) struct TaskCreateArgs {
     /// Size of the disk in MiB, 256 to 1048576; space is allocated when it is used [default: 8192, or less if this host's disk is too small]
     #[arg(long, value_name = "MIB", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) disk_mib: Option<i64>,
+    /// Publish a TCP port of the guest on this host, on 127.0.0.1 by default; HOST_PORT 0 is one that is free; may be repeated
+    #[arg(long, value_name = "[HOST_IP:]HOST_PORT:GUEST_PORT")]
+    pub(crate) publish: Vec<PortMapping>,
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
     /// Run commands on this machine, without isolation, if VMs cannot run here [default: off]
@@ -57,6 +61,7 @@ pub(super) fn run(args: TaskCreateArgs, engine: &Engine, printer: &Printer) -> R
             allow_host_compat: args.allow_host_compat,
         },
         disk_mib: args.disk_mib,
+        publish: args.publish,
     };
     let (task, _) = session::watch(printer, args.json, async |events, cancel| {
         engine.create_task(spec, &events, &cancel).await

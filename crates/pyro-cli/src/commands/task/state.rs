@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use pyro_engine::{Engine, Task, TaskList};
 
+use super::ports::port;
 use super::subject::TaskIdArgs;
 use crate::commands::network::denial;
 use crate::error::CliError;
@@ -158,6 +159,7 @@ pub(super) fn task(task: &Task) -> String {
     if let Some(error) = &task.last_error {
         lines.push(format!("Last error: {}", error.trim_end().replace('\n', "\n    ")));
     }
+    lines.extend(task.published_ports.iter().map(|published| format!("Published: {}", port(published))));
     let more = task.network_denials.len().saturating_sub(SHOWN_DENIALS);
     lines.extend(
         task.network_denials.iter().skip(more).map(|refused| format!("Network: {}", denial(refused))),

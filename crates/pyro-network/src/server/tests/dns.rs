@@ -78,6 +78,68 @@ fn questions_are_forwarded_with_an_identifier_of_our_own() {
     assert!(asked.len() > 4, "{asked:?}");
 }
 
+/// Each exchange is one more pair of a port and an identifier that a forged answer can hit.
+#[test]
+fn equal_questions_are_asked_once_and_all_answered() {
+    let resolver = Resolver::new();
+    let mut guest = resolver.guest(allowlist(&["a.test"]));
+    let ports = 4000..4016;
+    for port in ports.clone() {
+        guest.send_frame(&ask_frame(port, &ask(port, "a.test", 1)));
+    }
+    // A repetition is not one more asker, and one more than the maximum is refused.
+    guest.send_frame(&ask_frame(4000, &ask(4000, "a.test", 1)));
+    guest.send_frame(&ask_frame(5000, &ask(9, "a.test", 1)));
+    let (_, port, refused) = guest.datagram();
+    assert_eq!((port, code(&refused)), (5000, Some(DnsRcode::ServFail)));
+    resolver.answer(&[(POINTER, 1, 60, &[5, 6, 7, 8])]);
+    let mut answered: Vec<_> = ports
+        .clone()
+        .map(|_| {
+            let (_, port, reply) = guest.datagram();
+            let found = addresses(&reply, &name("a.test")).unwrap();
+            assert_eq!(found[0].0, std::net::IpAddr::from([5, 6, 7, 8]));
+            assert_eq!(reply[..2], port.to_be_bytes());
+            port
+        })
+        .collect();
+    answered.sort_unstable();
+    assert!(answered.into_iter().eq(ports));
+    resolver.udp.set_nonblocking(true).unwrap();
+    assert!(resolver.udp.recv_from(&mut [0; 512]).is_err(), "it was asked once");
+}
+
+#[test]
+fn answers_that_pass_unchanged_are_shared_by_equal_messages_only() {
+    let resolver = Resolver::new();
+    let mut guest = resolver.guest(Policy::default());
+    guest.send_frame(&ask_frame(4000, &ask(7, "a.test", 16)));
+    guest.send_frame(&ask_frame(4001, &ask(8, "a.test", 16)));
+    guest.send_frame(&ask_frame(4002, &ask(9, "A.test", 16)));
+    let records: Records<'_> = &[(POINTER, 16, 60, b"\x04text")];
+    resolver.answer(records);
+    resolver.answer(records);
+    let mut replies: Vec<_> =
+        (0..3).map(|_| guest.datagram()).map(|(_, port, reply)| (port, reply)).collect();
+    replies.sort_unstable();
+    assert_eq!(replies[1], (4001, answer(&ask(8, "a.test", 16), records)));
+    assert_eq!(replies[2], (4002, answer(&ask(9, "A.test", 16), records)));
+}
+
+#[test]
+fn questions_are_sent_at_a_bounded_rate() {
+    let mut guest = Resolver::new().guest(Policy::default());
+    let refused = guest.ask(|network| {
+        let Network { dns, shared, .. } = network;
+        for n in 0..2 * limits::DNS_BURST as u16 {
+            dns.ask(Origin::Datagram((GUEST, 4000).into()), &ask(n, &format!("n{n}.test"), 1), shared);
+            dns.forget();
+        }
+        dns.take_answers().len()
+    });
+    assert!((1..=limits::DNS_BURST as usize).contains(&refused), "{refused}");
+}
+
 #[test]
 fn forged_answers_are_not_taken() {
     let resolver = Resolver::new();
@@ -193,7 +255,7 @@ fn questions_in_flight_are_bounded() {
     let resolver = Resolver::new();
     let mut guest = resolver.guest(Policy::default());
     for n in 0..=limits::DNS_QUERIES as u16 {
-        guest.send_frame(&ask_frame(4000 + n, &ask(n, "a.test", 1)));
+        guest.send_frame(&ask_frame(4000 + n, &ask(n, &format!("n{n}.test"), 1)));
     }
     let (_, port, reply) = guest.datagram();
     assert_eq!((port, code(&reply)), (4000 + limits::DNS_QUERIES as u16, Some(DnsRcode::ServFail)));

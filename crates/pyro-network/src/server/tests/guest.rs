@@ -43,7 +43,7 @@ pub(super) fn config(policy: Policy) -> Config {
         v4: Ipv4Link { guest: GUEST, gateway: GATEWAY, resolver: RESOLVER },
         v6: None,
         mtu: MTU,
-        resolv_conf: "/nonexistent".into(),
+        resolvers: vec![(std::net::Ipv4Addr::LOCALHOST, 53).into()],
         policy,
     }
 }

@@ -84,3 +84,22 @@ fn a_guest_opens_flows_at_a_bounded_rate() {
     assert!(denials.iter().any(|denial| denial.rule == Rule::TooManyConnections), "{denials:?}");
     assert!(guest.hears_nothing(), "what is dropped is not reported");
 }
+
+#[test]
+fn a_flow_is_judged_again_after_a_while() {
+    let mut guest = Guest::new(config(loopback()));
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_read_timeout(Some(guest::LONG)).unwrap();
+    let to = server.local_addr().unwrap();
+    let frame = guest::udp_frame(GUEST_MAC, (GUEST, 4000).into(), to, b"x");
+    guest.send_frame(&frame);
+    server.recv_from(&mut [0; 8]).unwrap();
+    // What was allowed before is denied from now on, and known flows go on for a while.
+    guest.ask(|network| network.shared.config.policy = Policy::default());
+    guest.send_frame(&frame);
+    server.recv_from(&mut [0; 8]).unwrap();
+    guest.ask(|network| network.udp.age(limits::UDP_JUDGED_TIME));
+    guest.send_frame(&frame);
+    assert_eq!(guest.unreachable_code(), 13);
+    assert_eq!(guest.ask(|network| network.udp.len()), 0);
+}

@@ -6,6 +6,7 @@ use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 
 use super::end::remove_file;
+use super::start::of_ports;
 use super::{Driver, terms};
 use crate::machine::chain;
 use crate::protocol::{LifelineServer, Request};
@@ -48,6 +49,10 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         self.watch_lifeline(lifeline);
         if let Err(error) = self.listen() {
             self.adoption_failed(&format!("cannot listen on the control socket: {error}"));
+            return Input::AdoptionFailed;
+        }
+        if let Err(error) = self.publish_ports() {
+            self.failure = Some(of_ports(&error));
             return Input::AdoptionFailed;
         }
         let future = adoption::take_over(spare_dir, self.spec.clone(), streams).boxed_local();

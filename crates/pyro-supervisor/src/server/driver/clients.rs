@@ -1,5 +1,7 @@
 //! Requests of clients: how the state machine sees them, and how they are served.
 
+use std::rc::Rc;
+
 use bytes::BytesMut;
 use futures::SinkExt;
 use pyro_wire::Frame;
@@ -13,9 +15,10 @@ use super::Driver;
 use crate::mux::Streams;
 use crate::protocol::{COPY_STEP_LIMIT, Reply, Request, ServerStream};
 use crate::server::commands::reply;
+use crate::server::ports::Ports;
 use crate::server::state::{self, ClientId, Refusal};
-use crate::server::{Boot, Clock, REPLY_LIMIT, Store};
-use crate::spec::LaunchSpec;
+use crate::server::{Boot, Clock, REPLY_LIMIT, Store, StoreError};
+use crate::spec::{LaunchSpec, PortMapping};
 
 /// Bytes to read from a client at a time, at most.
 const CHUNK_BYTES: usize = 16 * 1024;
@@ -26,6 +29,11 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         let Some((request, client)) = self.clients.remove(&client) else { return };
         let Some(commands) = self.commands.clone() else { return };
         let streams = self.streams.clone();
+        let ports = Recorder {
+            ports: self.ports.clone(),
+            store: Rc::clone(&self.store),
+            vm_id: self.spec.vm_id.clone(),
+        };
         spawn_local(async move {
             match request {
                 Request::Copy => {
@@ -36,6 +44,8 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 Request::Run { exec, journal, detach } => commands.run(exec, journal, detach, client).await,
                 Request::Watch { sequence, output } => commands.watch(sequence, output, client).await,
                 Request::Kill { sequence } => commands.kill(sequence, client).await,
+                Request::Publish(mapping) => ports.publish(mapping, client).await,
+                Request::Unpublish { host_port } => ports.unpublish(host_port, client).await,
                 Request::Claim(_)
                 | Request::Cancel
                 | Request::Extend { .. }
@@ -61,7 +71,9 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
 /// Translates a request for the state machine; `None` if it does not begin anything, as a cancellation without a command.
 pub(super) fn kind(request: &Request, own: &LaunchSpec) -> Option<state::Request> {
     Some(match request {
-        Request::Copy | Request::Run { .. } => state::Request::Work,
+        Request::Copy | Request::Run { .. } | Request::Publish(_) | Request::Unpublish { .. } => {
+            state::Request::Work
+        }
         Request::Watch { .. } | Request::Kill { .. } => state::Request::Look,
         Request::Claim(spec) => state::Request::Claim { fits: own.has_network_of(spec) },
         Request::Extend { .. } => state::Request::Extend,
@@ -81,6 +93,46 @@ impl Refusal {
             Self::Claimed => "the VM has been claimed already",
             Self::Unfit => "the VM has another network policy",
         }
+    }
+}
+
+/// Changes the published ports of a VM, and records each change before its client is answered.
+struct Recorder<S> {
+    ports: Ports,
+    store: Rc<S>,
+    vm_id: String,
+}
+
+impl<S: Store> Recorder<S> {
+    async fn publish(&self, mapping: PortMapping, mut client: ServerStream) {
+        let _recording = self.ports.recording.lock().await;
+        let answer = match self.ports.publish(mapping) {
+            Ok(published) => match self.record().await {
+                Ok(()) => Reply::Published(published),
+                Err(error) => {
+                    self.ports.unpublish(published.bound.port());
+                    Reply::Refused { cause: error.cause }
+                }
+            },
+            Err(error) => Reply::Refused { cause: error.to_string() },
+        };
+        reply(&mut client, answer).await;
+    }
+
+    async fn unpublish(&self, host_port: u16, mut client: ServerStream) {
+        let _recording = self.ports.recording.lock().await;
+        let answer = match self.ports.unpublish(host_port) {
+            true => match self.record().await {
+                Ok(()) => Reply::Done,
+                Err(error) => Reply::Refused { cause: error.cause },
+            },
+            false => Reply::NotPublished,
+        };
+        reply(&mut client, answer).await;
+    }
+
+    async fn record(&self) -> Result<(), StoreError> {
+        self.store.record_ports(&self.vm_id, &self.ports.published()).await
     }
 }
 

@@ -14,6 +14,7 @@ use crate::dir::{self, Owner, Phase};
 use crate::machine::RunningMachine;
 use crate::protocol::{Event, LifelineServer};
 use crate::server::commands::Commands;
+use crate::server::ports::PortError;
 use crate::server::state::{Input, State};
 use crate::server::{Boot, Clock, REPLY_LIMIT, Store, adoption, receive};
 use crate::{BootFailure, BootStage};
@@ -25,6 +26,10 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         let listening = if self.life.terms().is_spare { Ok(()) } else { self.listen() };
         match listening {
             Ok(()) => {
+                if let Err(error) = self.publish_ports() {
+                    self.failure = Some(of_ports(&error));
+                    return self.apply(Input::BootFailed).await;
+                }
                 // A client that sees the phase may connect at once.
                 self.announce_phase();
                 self.booting = Some(self.boot());
@@ -35,6 +40,11 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 self.apply(Input::BootFailed).await;
             }
         }
+    }
+
+    /// Publishes the ports that the VM has from its start on. Clients wait until its guest is up.
+    pub(super) fn publish_ports(&self) -> Result<(), PortError> {
+        self.spec.ports.iter().try_for_each(|mapping| self.ports.publish(*mapping).map(drop))
     }
 
     fn boot(&self) -> LocalBoxFuture<'a, Result<RunningMachine<B::Machine>, BootFailure>> {
@@ -51,7 +61,11 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
 
     /// Records that the VM is up. Commands can be run from then on.
     pub(super) fn record_start(&mut self) {
+        if let Some(info) = &mut self.info {
+            info.ports = self.ports.published();
+        }
         let (Some(info), Some(streams)) = (self.info.clone(), &self.streams) else { return };
+        self.ports.open(streams);
         self.commands =
             Some(Commands::new(&self.spec.vm_id, &self.spec.dir, streams.clone(), Rc::clone(&self.store)));
         let (store, inbox, vm_id) = (Rc::clone(&self.store), self.inbox.clone(), self.spec.vm_id.clone());
@@ -111,4 +125,9 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             tracing::warn!(%error, "the phase of this supervisor cannot be published");
         }
     }
+}
+
+/// Returns the failure of a VM whose ports cannot be published.
+pub(super) fn of_ports(error: &PortError) -> BootFailure {
+    BootFailure { stage: BootStage::Ports, cause: error.to_string(), console: Vec::new() }
 }

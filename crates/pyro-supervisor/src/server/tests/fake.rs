@@ -16,8 +16,9 @@ use pyro_machine::{
     fake as machine_fake,
 };
 use pyro_wire::{
-    ArchiveReply, ArchiveReport, Exec, ExecInput, ExecReply, Exit, Failure, FailureKind, Frame, FrameCodec,
-    HaltReply, IdentifyReply, NoInput, OutputStream, Pack, Request, Status, Unpack,
+    ArchiveReply, ArchiveReport, Connect, ConnectInput, ConnectReply, Exec, ExecInput, ExecReply, Exit,
+    Failure, FailureKind, Frame, FrameCodec, HaltReply, IdentifyReply, NoInput, OutputStream, Pack, Request,
+    Status, Unpack,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -36,7 +37,10 @@ use crate::protocol::{Event, LifelineClient, LifelineServer, Reply};
 use crate::server::driver::{Driver, Inbox};
 use crate::server::{Boot, Clock, Store, StoreError};
 use crate::spec::{LaunchSpec, Purpose, Retention};
-use crate::{BootFailure, BootInfo, BootStage, Client, EndReason, OwnerLock, StartError, StartMode, files};
+use crate::{
+    BootFailure, BootInfo, BootStage, Client, EndReason, OwnerLock, PortMapping, PublishedPort, StartError,
+    StartMode, files,
+};
 
 /// How the world behaves in one case.
 #[derive(Clone, Debug)]
@@ -62,6 +66,8 @@ pub(crate) struct Conditions {
     /// Neither the end of the VM nor its removal can be recorded.
     pub(super) end_is_refused: bool,
     pub(super) clock_fails: bool,
+    /// Ports that are published from the start.
+    pub(super) ports: Vec<PortMapping>,
 }
 
 impl Conditions {
@@ -83,6 +89,7 @@ impl Conditions {
             begins_are_refused: false,
             end_is_refused: false,
             clock_fails: false,
+            ports: Vec::new(),
         }
     }
 }
@@ -103,6 +110,7 @@ pub(super) enum StoreBehaviour {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Fact {
     StartRecorded,
+    PortsRecorded(Vec<PublishedPort>),
     CommandRecorded(u64),
     CommandEnded(u64, CommandOutcome),
     EndRecorded(EndReason),
@@ -204,7 +212,9 @@ impl Boot for FakeBoot {
             boot_ms: 1,
             accelerator: Accelerator::Tcg,
             network: None,
+            ports: Vec::new(),
             confinement: None,
+            network_confinement: None,
             start_mode: StartMode::Cold,
             warning: None,
             stages: Vec::new(),
@@ -339,6 +349,17 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
             // The client sends the rest before it looks for an answer.
             while let Some(Ok(Frame::Output(..))) = stream.next().await {}
         }
+        Some(Ok(Frame::Control(Request::Connect(Connect { port })))) => {
+            let mut stream = stream.map_codec(|_| FrameCodec::<ConnectInput, ConnectReply>::default());
+            let reply = match port {
+                SERVED_PORT => echo(&mut stream).await,
+                _ => Some(ConnectReply::Failed(failure("connecting", "refused"))),
+            };
+            if let Some(reply) = reply {
+                let _ = stream.send(Frame::Control(reply)).await;
+                let _ = stream.close().await;
+            }
+        }
         Some(Ok(Frame::Control(Request::Identify(_)))) => {
             sleep(Duration::from_millis(world.conditions.identify_ms)).await;
             let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, IdentifyReply>::default());
@@ -350,6 +371,23 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
             let _ = stream.send(Frame::Control(reply)).await;
         }
         _ => {}
+    }
+}
+
+/// The port on which the guest has a server, which sends back what it gets.
+pub(super) const SERVED_PORT: u16 = 80;
+
+async fn echo(
+    stream: &mut Framed<
+        impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+        FrameCodec<ConnectInput, ConnectReply>,
+    >,
+) -> Option<ConnectReply> {
+    loop {
+        match stream.next().await?.ok()? {
+            Frame::Output(kind, bytes) => stream.send(Frame::Output(kind, bytes)).await.ok()?,
+            Frame::Control(ConnectInput::Finished) => return Some(ConnectReply::Finished),
+        }
     }
 }
 
@@ -460,6 +498,15 @@ impl Store for FakeStore {
             self.0.expired_at.set(Some(self.0.began.elapsed().as_secs_f64()));
         }
         self.0.note(Fact::EndRecorded(reason.clone()));
+        Ok(())
+    }
+
+    async fn record_ports(&self, _vm_id: &str, ports: &[PublishedPort]) -> Result<(), StoreError> {
+        self.take_time().await;
+        if self.0.conditions.begins_are_refused {
+            return Err(full());
+        }
+        self.0.note(Fact::PortsRecorded(ports.to_vec()));
         Ok(())
     }
 
@@ -639,6 +686,7 @@ fn vm_spec(dir: &Path, conditions: &Conditions) -> LaunchSpec {
         retention: conditions.retention,
         is_new: conditions.is_new,
         expires_at: conditions.lifetime.into(),
+        ports: conditions.ports.clone(),
         ..spec(dir.to_owned())
     }
 }
@@ -658,6 +706,7 @@ pub(crate) fn spec(dir: PathBuf) -> LaunchSpec {
         template_dir: None,
         purpose: Purpose::Vm,
         requires_full_confinement: false,
+        ports: Vec::new(),
         variables: Vec::new(),
         network: false,
         network_policy: Default::default(),

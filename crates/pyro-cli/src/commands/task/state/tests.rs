@@ -32,6 +32,7 @@ fn a_task() -> Task {
         last_error: None,
         disk_mib: None,
         disk_used_bytes: 0,
+        published_ports: Vec::new(),
         network_denials: Vec::new(),
         owner: None,
     }
