@@ -54,7 +54,7 @@ pub use payload::{
 };
 pub use request::{
     Command, CommandOutput, CopyIn, CopyLimits, CopyOut, Disk, Entries, EnvironmentName, FileContent,
-    FilePart, FileRange, Lifetime, NewFile, OutputMode, Platform, Sequence, TaskName, TaskSpec, VmName,
-    VmSpec,
+    FilePart, FileRange, HostCa, Lifetime, NewFile, OutputMode, Platform, Sequence, TaskName, TaskSpec,
+    VmName, VmSpec,
 };
 pub use words::{Accelerator, ExecutionMode, Outcome, StopReason, UnknownWord, VmState};

@@ -22,6 +22,7 @@ mod engine;
 mod exit_code;
 mod guest_kernel;
 mod host_compat;
+mod host_settings;
 mod pool;
 mod registry;
 mod search_path;
@@ -31,7 +32,7 @@ mod supervise;
 
 pub mod doctor;
 
-pub use config::Config;
+pub use config::{Config, SecretVariables};
 pub use engine::{CopyFromGuest, CopyToGuest, Engine, PROBE_COMMAND, probe_kvm};
 pub use pyro_api::Error;
 pub use pyro_api::operations;
@@ -39,10 +40,10 @@ pub use pyro_api::text;
 pub use pyro_api::{
     Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CallContext, Caller, Command, CommandOutput,
     Contract, CopyLimits, DeleteReason, Deleted, DoctorReport, Egress, Environment, EnvironmentList,
-    ErrorKind, Event, Events, ExecutionMode, FileContent, FileEncoding, FileRange, Hint, HostAccess, Kind,
-    LastCommand, NetworkAssignment, NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode,
-    OutputStream, OwnerName, Phase, PruneReport, Pruned, PullEvent, PulledEnvironment, Reader, Reaped,
-    RunPhase, RunResult, StopReason, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
+    ErrorKind, Event, Events, ExecutionMode, FileContent, FileEncoding, FileRange, Hint, HostAccess, HostCa,
+    Kind, LastCommand, NetworkAssignment, NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output,
+    OutputMode, OutputStream, OwnerName, Phase, PruneReport, Pruned, PullEvent, PulledEnvironment, Reader,
+    Reaped, RunPhase, RunResult, StopReason, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
     TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskSpec, UnknownWord, Visibility, Vm,
     VmId, VmSpec, VmState,
 };

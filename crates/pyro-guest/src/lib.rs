@@ -18,6 +18,7 @@ mod exec;
 mod failure;
 mod halt;
 mod handshake;
+mod host_settings;
 mod identity;
 mod init;
 mod machine;

@@ -39,9 +39,7 @@ mod udp;
 pub use config::{Config, ConfigError, Ipv4Link, Ipv6Link, MAX_CONFIG_BYTES, MacAddress, host_has_ipv6};
 pub use confine::{ConfineError, confine};
 pub use denials::{Denial, Denials, MAX_EVENT_BYTES};
-pub use policy::{
-    DnsName, DomainPattern, DomainRule, Egress, Host, HostRule, InvalidRule, Policy, Protocol, Rule,
-};
+pub use policy::{DnsName, DomainPattern, DomainRule, Egress, Host, HostRule, Policy, Protocol, Rule};
 pub use process::{CONFIG_FD, EVENTS_FD, LINK_FD, run_from_parent};
 pub use server::{RunError, Server, run};
 

@@ -7,6 +7,7 @@ use pyro_machine::disk::LayerLifetime;
 use pyro_machine::network::{NetworkInterface, Policy};
 use pyro_machine::snapshot::Subject;
 use pyro_machine::{GuestImage, Hardware, MachineConfig};
+use pyro_wire::HostSettings;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +45,10 @@ pub struct LaunchSpec {
     #[serde(default)]
     #[schemars(with = "serde_json::Value")]
     pub network_policy: Policy,
+    /// What the guest gets of its host's settings.
+    #[serde(default)]
+    #[schemars(with = "serde_json::Value")]
+    pub host_settings: HostSettings,
     /// Do not start the VM unless the host can confine its VMM fully.
     #[serde(default)]
     pub requires_full_confinement: bool,
@@ -142,6 +147,7 @@ pub(crate) mod tests {
             template_dir: Some("/templates".into()),
             network: false,
             network_policy: Policy::default(),
+            host_settings: HostSettings::default(),
             purpose: Purpose::Vm,
             requires_full_confinement: false,
             variables: Vec::new(),

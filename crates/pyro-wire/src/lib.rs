@@ -39,7 +39,10 @@ pub use frame::{
 };
 pub use reply::{ArchiveReply, ArchiveReport, ExecReply, Exit, HaltReply, IdentifyReply, Status};
 pub use request::{ArchiveLimits, Call, Exec, ExecInput, Halt, Identify, NoInput, Pack, Request, Unpack};
-pub use setup::{Bootstrap, GENERATION, Hello, Ipv6Config, NetworkConfig, Preparation, SetupReply};
+pub use setup::{
+    Bootstrap, GENERATION, Hello, HostSettings, Ipv6Config, MAX_HOST_SETTINGS_BYTES, NetworkConfig,
+    Preparation, SetupReply,
+};
 pub use text::steers;
 
 /// Name of the virtio-serial port that carries the channel.

@@ -7,6 +7,7 @@
 mod allowlist;
 mod attack;
 mod helper;
+mod host_settings;
 mod world;
 
 use pyro_engine::VmSpec;

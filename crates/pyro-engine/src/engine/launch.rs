@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use pyro_env::InstalledEnvironment;
+use pyro_machine::network::Policy;
 use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
 use pyro_supervisor::spares::Claim;
 use pyro_supervisor::{
@@ -17,6 +18,7 @@ use super::{Engine, disk, state_unusable, unless_cancelled};
 use crate::Kind;
 use crate::engine::host::{Host, HostUnavailable};
 use crate::engine::reconcile::is_unfinished;
+use crate::host_settings::{ChosenSettings, HostChoice};
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
 use crate::{
@@ -49,6 +51,8 @@ pub(super) struct Shape {
     pub(super) disk_mib: Option<u32>,
     /// What it may reach; `None`: it has no network.
     pub(super) network: Option<NetworkPolicy>,
+    /// What it gets of this host's settings.
+    pub(super) host: HostChoice,
     pub(super) expires_at: f64,
     /// If its start fails, no other process may find it.
     pub(super) is_new: bool,
@@ -167,6 +171,7 @@ impl Engine {
             },
             disk_mib: record.disk_mib,
             network: record.network.clone(),
+            host: record.host_choice.clone(),
             expires_at: record.expires_at,
             is_new: is_unfinished(&record),
         };
@@ -226,6 +231,7 @@ impl Engine {
             retention: Retention::Caller,
             disk_mib: None,
             network: None,
+            host: HostChoice::default(),
             expires_at: f64::MAX,
             is_new: false,
         };
@@ -259,6 +265,13 @@ impl Engine {
         let dir = self.vm_dir(id);
         let layer = dir.join(files::LAYER);
         let has_layer = layer.exists();
+        let chosen = self.host_settings(shape.host).await?;
+        let policy = match shape.network {
+            Some(policy) => Some(convert::network_policy(&policy)?),
+            None => None,
+        };
+        let has_network = policy.is_some();
+        let network_policy = Policy { proxies: chosen.proxies, ..policy.unwrap_or_default() };
         let vm = id.clone();
         let layer_template = self
             .blocking(move |shared| {
@@ -298,17 +311,29 @@ impl Engine {
                 base_filesystem: environment.rootfs_format.to_string(),
                 layer_template,
             },
-            network: shape.network.is_some(),
-            network_policy: shape
-                .network
-                .as_ref()
-                .map(convert::network_policy)
-                .transpose()?
-                .unwrap_or_default(),
+            network: has_network,
+            network_policy,
+            host_settings: chosen.guest,
             purpose: Purpose::Vm,
             requires_full_confinement: self.config().requires_full_confinement,
             variables: self.config().supervisor_variables(),
         })
+    }
+
+    /// Reads what a VM gets of this host's settings.
+    ///
+    /// # Errors
+    /// `InvalidInput` if they cannot be used.
+    async fn host_settings(&self, choice: HostChoice) -> Result<ChosenSettings, Error> {
+        self.blocking(move |shared| Ok(choice.read(&shared.config)?)).await
+    }
+
+    /// Checks that a VM like `spec` can get what it is to get of this host's settings.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub(super) async fn check_host_settings(&self, spec: &VmSpec) -> Result<(), Error> {
+        self.host_settings(HostChoice::of(spec, self.config())).await.map(drop)
     }
 
     /// Records that commands of this VM run on the host, to which its caller has agreed.

@@ -44,6 +44,7 @@ fn new_vm(number: u32) -> NewVm {
         ephemeral: false,
         disk_mib: None,
         network: None,
+        host_choice: Default::default(),
         host_access: HostAccess::Allowed,
         metadata: BTreeMap::new(),
         owner: None,

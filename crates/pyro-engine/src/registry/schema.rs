@@ -70,6 +70,12 @@ const STEPS: &[&str] = &[
     -- A JSON object: what a VM with a network may reach. Absent: the public internet.
     ALTER TABLE vms ADD COLUMN network_policy TEXT;
 ",
+    "
+    -- The certification authorities of the host that it trusts: `host`, or the path of a file; null: none.
+    ALTER TABLE vms ADD COLUMN host_ca TEXT;
+    -- Whether it gets the host's proxy settings, which are not stored.
+    ALTER TABLE vms ADD COLUMN host_proxy INTEGER NOT NULL DEFAULT 0;
+",
 ];
 
 /// Returns the version that this program writes.

@@ -56,6 +56,7 @@ impl Fixture {
             template_dir: None,
             network: false,
             network_policy: Default::default(),
+            host_settings: Default::default(),
             purpose: Purpose::Vm,
             requires_full_confinement: false,
             variables: Vec::new(),

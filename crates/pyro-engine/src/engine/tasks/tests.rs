@@ -47,6 +47,7 @@ async fn created(engine: &Engine, kind: Kind) -> (VmId, PathBuf) {
         ephemeral: false,
         disk_mib: None,
         network: None,
+        host_choice: Default::default(),
         host_access: crate::HostAccess::Denied,
         metadata: BTreeMap::new(),
         owner: None,
