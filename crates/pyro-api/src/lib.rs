@@ -40,8 +40,8 @@ pub use host_access::HostAccess;
 pub use id::VmId;
 pub use kind::Kind;
 pub use network::{
-    AllowedCidr, AllowedDomain, AllowedHost, Egress, InvalidPattern, NetworkDenial, NetworkPolicy,
-    PolicyError,
+    AllowedCidr, AllowedDomain, AllowedHost, Domain, Egress, InvalidPattern, NetworkDenial, NetworkPolicy,
+    PolicyError, Preset,
 };
 pub use operations::{
     Access, CallContext, Contract, InvalidRequest, LocalFuture, OPERATIONS, Object, Operation, OperationInfo,

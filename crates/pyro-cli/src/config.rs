@@ -5,7 +5,7 @@ mod handed_on;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use pyro_engine::{Accelerator, Config, Engine, HostCa, Overcommit, SecretVariables};
+use pyro_engine::{Accelerator, Config, Engine, HostCa, Overcommit, PackageClients, SecretVariables};
 
 /// An invalid or missing environment variable.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +144,7 @@ pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError
         host_proxy: switch(variables, "PYRO_HOST_PROXY")?,
         ssl_cert_file: variables.get("SSL_CERT_FILE").map(PathBuf::from),
         proxy_variables: proxy_variables(variables),
+        package_clients: package_clients(variables),
         log: log_filter(variables)?,
         search_path: variables.get("PATH").unwrap_or_default(),
     })
@@ -204,6 +205,30 @@ fn proxy_variables(variables: &Variables) -> SecretVariables {
     const NAMES: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
     let names = NAMES.into_iter().flat_map(|name| [name.to_owned(), name.to_ascii_lowercase()]);
     variables.secret(names)
+}
+
+/// What determines the hosts of this host's package managers.
+fn package_clients(variables: &Variables) -> PackageClients {
+    const NAMES: [&str; 13] = [
+        "CARGO_HOME",
+        "NPM_CONFIG_REGISTRY",
+        "NPM_CONFIG_USERCONFIG",
+        "PIP_CONFIG_FILE",
+        "PIP_EXTRA_INDEX_URL",
+        "PIP_INDEX_URL",
+        "UV_DEFAULT_INDEX",
+        "UV_EXTRA_INDEX_URL",
+        "UV_INDEX",
+        "UV_INDEX_URL",
+        "VIRTUAL_ENV",
+        "XDG_CONFIG_HOME",
+        "npm_config_registry",
+    ];
+    PackageClients {
+        root: "/".into(),
+        home: variables.foreign_dir("HOME"),
+        variables: variables.secret(NAMES.map(str::to_owned)),
+    }
 }
 
 fn warm_spares(variables: &Variables) -> Result<u32, ConfigError> {

@@ -1,12 +1,12 @@
 //! Engine settings.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::PathBuf;
 
 use pyro_machine::disk::Overcommit;
 
-use crate::{Accelerator, HostCa};
+use crate::{Accelerator, HostCa, PackageClients};
 
 /// Settings of an [`Engine`](crate::Engine), as plain data.
 ///
@@ -47,6 +47,8 @@ pub struct Config {
     pub ssl_cert_file: Option<PathBuf>,
     /// This host's proxy settings: variables such as `HTTPS_PROXY`, and their values.
     pub proxy_variables: SecretVariables,
+    /// Where this host's package managers keep their settings, which name the hosts of presets such as `@pypi`.
+    pub package_clients: PackageClients,
     /// `PYRO_LOG` of supervisors, which get no other variables of this process but the search path.
     pub log: Option<String>,
     /// Where to search for programs, in the form of `PATH`. Commands in host compatibility mode get it as their `PATH`.
@@ -56,6 +58,13 @@ pub struct Config {
 /// Environment variables with their values, which may contain credentials and are therefore not shown.
 #[derive(Clone, Default)]
 pub struct SecretVariables(pub Vec<(String, OsString)>);
+
+impl SecretVariables {
+    /// Returns the value of a variable.
+    pub fn get(&self, name: &str) -> Option<&OsStr> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_os_str())
+    }
+}
 
 impl fmt::Debug for SecretVariables {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -97,6 +106,7 @@ impl Config {
             host_proxy: false,
             ssl_cert_file: None,
             proxy_variables: SecretVariables::default(),
+            package_clients: PackageClients::default(),
             log: None,
             search_path: OsString::new(),
         }

@@ -40,7 +40,7 @@ pub(crate) fn archive_limits(limits: CopyLimits) -> ArchiveLimits {
 /// Converts what a guest may reach for the crate that decides about its connections.
 ///
 /// # Errors
-/// A name that the contract accepts is not one for that crate.
+/// A name that the contract accepts is not one for that crate, or a preset is left.
 pub(crate) fn network_policy(policy: &NetworkPolicy) -> Result<Policy, Error> {
     Ok(Policy {
         egress: match policy.egress {
@@ -72,6 +72,9 @@ pub(crate) fn host_rule(host: &AllowedHost, port: Option<u16>) -> Result<HostRul
 }
 
 fn domain_rule(domain: &AllowedDomain) -> Result<DomainRule, Error> {
+    let AllowedDomain::Domain(domain) = domain else {
+        return Err(Error::internal("a preset in a network policy was not replaced"));
+    };
     let pattern = DomainPattern { name: dns_name(domain.name())?, below: domain.is_wildcard() };
     Ok(DomainRule { pattern, port: domain.port() })
 }

@@ -23,7 +23,7 @@ use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
 use crate::{
     Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, NetworkPolicy, VmId, VmSpec, convert,
-    state_dir,
+    presets, state_dir,
 };
 
 /// Maximum boot time in seconds. Emulation takes a few seconds, and more when many VMs boot at once.
@@ -267,7 +267,7 @@ impl Engine {
         let has_layer = layer.exists();
         let chosen = self.host_settings(shape.host).await?;
         let policy = match shape.network {
-            Some(policy) => Some(convert::network_policy(&policy)?),
+            Some(policy) => Some(convert::network_policy(&presets::expand(policy, self.config()).await?)?),
             None => None,
         };
         let has_network = policy.is_some();
