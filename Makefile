@@ -7,6 +7,8 @@ NEXTEST_PROFILE = $(if $(CI),ci,default)
 NEXTEST = cargo nextest run --locked --workspace --profile $(NEXTEST_PROFILE)
 # The environment cache of the tests. Filled before the tests run, so that building it does not count towards their time limits.
 export PYRO_TEST_CACHE ?= $(abspath $(or $(CARGO_TARGET_DIR),target)/test-environments)
+# nginx and dnsmasq, which the tests of networks talk to.
+export PYRO_TEST_SERVERS ?= $(abspath $(or $(CARGO_TARGET_DIR),target)/test-servers)
 
 PREFIX ?= /usr/local
 SHARE = $(DESTDIR)$(PREFIX)/share
@@ -108,8 +110,12 @@ $(CLIENTS)/node/made: $(addprefix tests/clients/,package-lock.json package.json 
 	cd $(@D) && npm ci
 	touch $@
 
+$(PYRO_TEST_SERVERS): scripts/fetch-test-servers | setup-test
+	scripts/fetch-test-servers $@
+	touch $@
+
 .PHONY: build-test
-build-test: setup-test
+build-test: setup-test $(PYRO_TEST_SERVERS)
 	$(NEXTEST) --no-run
 	PYRO_ENVIRONMENT_CACHE_DIR=$(PYRO_TEST_CACHE) $(BUILT)/debug/pyro env pull debian:12
 
@@ -153,8 +159,8 @@ advisories: ## Check dependencies for known vulnerabilities (fetches the RustSec
 
 .PHONY: bench
 bench: setup-bench build ## Benchmark pyro against plain QEMU and others (9 minutes), update docs/benchmarks.md
-	cargo build --locked --release --package pyro-engine --example measure
-	python3 bench/run.py --measure $(BUILT)/release/examples/measure --cache $(PYRO_TEST_CACHE) \
+	cargo build --locked --release --package pyro-engine --example measure --package pyro-confine --example cost
+	python3 bench/run.py --measure $(BUILT)/release/examples/measure --cost $(BUILT)/release/examples/cost --cache $(PYRO_TEST_CACHE) \
 		--output docs/benchmarks --page docs/benchmarks.md $(BENCH_OPTIONS) $(PYRO)
 
 .PHONY: setup-bench

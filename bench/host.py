@@ -59,6 +59,12 @@ def memory_mib(pid):
     return {"rss": int(values["Rss:"]) / 1024, "pss": int(values["Pss:"]) / 1024}
 
 
+def peak_mib(pid):
+    """Returns the largest RSS that a process has had, in MiB."""
+    with open(f"/proc/{pid}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+
 @contextlib.contextmanager
 def work_directory():
     """Creates a work directory on disk. On exit, removes it with all processes that name it, mounts below it, and control

@@ -23,23 +23,25 @@ from measure import Unavailable, at_most
 CONTROL, STDOUT, STDERR = range(3)
 # Maximum time without data from a guest or its QEMU.
 SILENCE_SECONDS = 60
+# What the guest of a VM with a network is given.
+NETWORK = {"address": "10.0.2.15", "prefix_len": 24, "gateway": "10.0.2.2", "dns_servers": ["10.0.2.3"], "mtu": 65520}
 
 
 class Kind:
     """How pyro starts QEMU for one kind of VM: from the kernel, and from a template where templates are supported."""
 
-    def __init__(self, pyro, env, work):
-        self.directory = work
+    def __init__(self, pyro, env, options=()):
+        self.directory = env["PYRO_BASE_DIR"]
         self.kernel = self.clone = None
-        self.initrd = f"{work}/raw-initrd"
-        command = [pyro, "run", "debian:12", "--", "echo up; sleep 60"]
+        self.initrd = f"{self.directory}-initrd"
+        command = [pyro, "run", "debian:12", *options, "--", "echo up; sleep 60"]
         with subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.DEVNULL) as process:
             try:
                 with at_most(300):
                     while not select.select([process.stdout], [], [], 0.005)[0]:
-                        self._look(env["PYRO_BASE_DIR"])
-                self._look(env["PYRO_BASE_DIR"])
+                        self._look()
+                self._look()
                 up = process.stdout.readline()
                 process.send_signal(signal.SIGINT)
             except BaseException:
@@ -50,8 +52,8 @@ class Kind:
         if not self.kernel:
             raise RuntimeError("no QEMU process that boots a kernel was found")
 
-    def _look(self, base_dir):
-        for command in host.processes(base_dir).values():
+    def _look(self):
+        for command in host.processes(self.directory).values():
             if "-incoming" in command:
                 self.clone = command
             elif "-kernel" in command and not self.kernel:
@@ -71,8 +73,8 @@ class Kind:
         disks = [json.loads(word) for word in self.kernel if word.startswith('{"') and "node-name" in word]
         return next(disk["file"]["filename"] for disk in disks if disk["node-name"] == "base")
 
-    def boot(self):
-        """Starts a VM from its kernel and waits until it accepts commands."""
+    def boot(self, link=None):
+        """Starts a VM from its kernel and waits until it accepts commands. `link` is the socket of its network."""
         command = list(self.kernel)
         # Only a template needs the memory in a file.
         for option, value in [("-object", "memory-backend"), ("-mon", "control"), ("-chardev", "id=control")]:
@@ -81,7 +83,7 @@ class Kind:
                     del command[at:at + 2]
         command[command.index("-machine") + 1] = _after(command, "-machine").replace(",memory-backend=memory", "")
         command[command.index("-initrd") + 1] = self.initrd
-        return lambda layer: RawVM(command, layer).up_from_kernel()
+        return lambda layer: RawVM(command, layer, link).up_from_kernel()
 
     def restore(self):
         """Starts a VM from pyro's template and waits until it accepts commands."""
@@ -97,9 +99,9 @@ class Kind:
         if start == "restore":
             source = f"{self._template()}/layer.img"
         else:
-            layers = f"{self.directory}/state/layers"
+            layers = f"{self.directory}/layers"
             source = next(f"{layers}/{name}" for name in os.listdir(layers) if name.startswith("scratch-"))
-        target = f"{self.directory}/raw-layer.img"
+        target = f"{self.directory}-layer.img"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(target)
         subprocess.run(["cp", "--sparse=always", source, target], check=True)
@@ -114,7 +116,8 @@ def _after(command, option):
 class RawVM:
     """One QEMU process. Use it in a `with` statement, which kills it."""
 
-    def __init__(self, command, layer):
+    def __init__(self, command, layer, link=None):
+        self.network = NETWORK if link else None
         self.console = open(f"{layer}.console", "w+b")
         self.agent, agent = socket.socketpair()
         self.control, control = socket.socketpair()
@@ -122,19 +125,21 @@ class RawVM:
         self.stream = 1
         for connection in (self.agent, self.control):
             connection.settimeout(SILENCE_SECONDS)
-        ends = {"socket,id=agent,": agent.fileno(), "socket,id=control,": control.fileno()}
+        ends = {"socket,id=agent,fd=": agent, "socket,id=control,fd=": control}
+        if link:
+            ends["stream,id=net,addr.type=fd,addr.str="] = link
         words = []
         for word in command:
-            for prefix, descriptor in ends.items():
+            for prefix, end in ends.items():
                 if word.startswith(prefix):
-                    word = f"{prefix}fd={descriptor}"
+                    word = f"{prefix}{end.fileno()}"
             if word.startswith("{") and json.loads(word).get("node-name") == "layer":
                 disk = json.loads(word)
                 disk["file"]["filename"] = layer
                 word = json.dumps(disk)
             words.append(word)
         self.process = subprocess.Popen(
-            words, pass_fds=[agent.fileno(), control.fileno()], env={}, cwd="/",
+            words, pass_fds=[end.fileno() for end in ends.values()], env={}, cwd="/",
             stdin=subprocess.DEVNULL, stdout=self.console, stderr=self.console,
         )
         agent.close()
@@ -232,7 +237,7 @@ class RawVM:
     def _bootstrap(self):
         self._set_up({
             "unix_time_ns": time.time_ns(), "seed": secrets.token_hex(32), "hostname": "pyro-000000000000",
-            "machine_id": secrets.token_hex(16), "network": None,
+            "machine_id": secrets.token_hex(16), "network": self.network,
         })
 
     def _exec(self, command):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures pyro against the plain QEMU it uses and against other tools that isolate a command.
 
-    bench/run.py --measure PROGRAM [--cache DIR] [--output DIR --page FILE] [--quick] PYRO
+    bench/run.py --measure PROGRAM --cost PROGRAM [--cache DIR] [--output DIR --page FILE] [--quick] PYRO
 
 Prints tables. With --output and --page, but not with --quick, also writes results.json, the plots, and the tables of the
 page. Leaves no process, file, or control group behind, even if it is interrupted.
@@ -39,7 +39,7 @@ def measure(options, work):
     subprocess.run([pyro, "env", "pull", "debian:12"], env={**env, "PYRO_BASE_DIR": f"{work}/pull-state"},
                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
     say("starting a first VM")
-    kind = Kind(pyro, env, work)
+    kind = Kind(pyro, env)
     peers = Peers(kind.base_image(), work)
 
     def engine(**more):
@@ -68,6 +68,10 @@ def measure(options, work):
     results["at_once"], results["memory"] = scenarios.at_once()
     say("throughput")
     results["throughput"] = scenarios.throughput()
+    say("networks")
+    results["network"] = scenarios.network()
+    say("confinement")
+    results["confinement"] = scenarios.confinement(os.path.abspath(options.cost))
     say("start by memory size")
     results["memory_size"] = scenarios.memory_size()
     results["first_command"] = results["memory_size"]["1024"]
@@ -80,6 +84,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pyro", help="the executable")
     parser.add_argument("--measure", required=True, metavar="PROGRAM", help="pyro-engine's example `measure`")
+    parser.add_argument("--cost", required=True, metavar="PROGRAM", help="pyro-confine's example `cost`")
     parser.add_argument("--cache", required=True, metavar="DIR", help="environment cache; debian:12 is installed there if it is missing")
     parser.add_argument("--output", metavar="DIR", help="directory for results.json and plots")
     parser.add_argument("--page", metavar="FILE", help="Markdown file whose tables are updated")

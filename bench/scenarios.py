@@ -9,8 +9,10 @@ import time
 
 import host
 import mcp
+import network
 import sdk
 from measure import Unavailable, at_most, call_ms, in_turns, process_ms, say, summary
+from rawvm import Kind
 
 ENVIRONMENT = "debian:12"
 AT_ONCE = (1, 2, 4, 8, 16)
@@ -255,6 +257,30 @@ class Scenarios:
                 "disk, guest": lambda: rate(DISK_MIB, engine.exec(vm, guest_disk)[0]),
                 "disk, host": host_disk,
             }, self.rounds(5))
+
+    def network(self):
+        """Measures the network of a task next to plain passt under a raw VM, and the memory of the process that carries
+        the packets."""
+        env = {**self.env, "PYRO_BASE_DIR": f"{self.work}/network-state"}
+        try:
+            with network.Uplink(self.work) as uplink:
+                kind = Kind(self.pyro, env, ["--network"])
+                with network.PasstGuest(uplink, kind) as passt, network.PyroGuest(uplink, self.pyro, env) as task:
+                    idle = host.memory_mib(task.process())
+                    results = {name: in_turns({
+                        "pyro": lambda name=name: uplink.measured(name, task.exec),
+                        "passt": lambda name=name: uplink.measured(name, passt.exec),
+                    }, self.rounds(10)) for name in ("send", "receive", "connect")}
+                    uplink.measured("flood", task.exec)
+                    return {**results, "memory": {"idle": idle, "peak": host.peak_mib(task.process())}}
+        except Unavailable as error:
+            say(f"networks: not available: {error}")
+            return {"unavailable": str(error)}
+
+    def confinement(self, cost):
+        """Measures what confinement adds to the start of the VMM's program."""
+        line = [cost, self.kind.qemu(), "--version"]
+        return json.loads(subprocess.run(line, check=True, capture_output=True, timeout=120).stdout)
 
     def _output_ms(self, command):
         """Returns the time from the first byte that `pyro run` writes to the last."""

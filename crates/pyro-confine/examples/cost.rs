@@ -1,4 +1,5 @@
-//! Measures what confinement adds to the start of a program: `cost PROGRAM [ARGUMENT]... `. The program must end by itself.
+//! Measures what confinement adds to the start of a program: `cost PROGRAM [ARGUMENT]...`. The program must end by itself.
+//! Prints medians as JSON.
 
 #![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "a tool for the command line")]
 
@@ -32,7 +33,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let [plain, confined] = times.map(|times| median(times).as_secs_f64() * 1000.0);
-    println!("plain {plain:.1} ms, confined {confined:.1} ms, difference {:.1} ms", confined - plain);
+    println!(
+        r#"{{"plain_ms":{plain:.2},"confined_ms":{confined:.2},"difference_ms":{:.2}}}"#,
+        confined - plain
+    );
     Ok(())
 }
 

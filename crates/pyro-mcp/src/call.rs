@@ -35,7 +35,7 @@ pub(crate) struct Call<'a> {
 impl Call<'_> {
     /// Checks the arguments, performs the call, and returns its payload.
     pub(crate) async fn carry_out(&self, tool: Tool, given: Arguments) -> Result<Value, Failure> {
-        let arguments = self.guard.policy().admit_call(tool, given)?;
+        let arguments = self.guard.policy().allowed_arguments(tool, given)?;
         let mut given = arguments.checked(tool.arguments())?;
         self.guard.policy().apply_network_policy(&mut given)?;
         match tool {

@@ -89,7 +89,7 @@ impl Guard {
         let call = CallContext { caller: self.caller.clone(), ..call.clone() };
         if access.enters() {
             match request.target() {
-                Some(target) => self.admit(target, &call).await?,
+                Some(target) => self.check_target(target, &call).await?,
                 None => return refused("does not name the machine that it enters"),
             }
         }
@@ -104,7 +104,7 @@ impl Guard {
     }
 
     /// Checks an existing machine before something runs in it.
-    async fn admit(&self, target: Target<'_>, call: &CallContext) -> Result<(), Failure> {
+    async fn check_target(&self, target: Target<'_>, call: &CallContext) -> Result<(), Failure> {
         let contract = &self.gate.contract;
         let machine = match target.kind {
             Kind::Vm => Machine::from(contract.status_vm(StatusVm { vm: target.id.into() }, call).await?),
@@ -113,7 +113,7 @@ impl Guard {
                 Machine::from(contract.status_task(request, call).await?)
             }
         };
-        self.policy().admit(&machine)
+        self.policy().check_machine(&machine)
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod access;
 mod connections;
-mod door;
+mod endpoint;
 mod sessions;
 mod tokens;
 
@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use self::connections::{Connection, Connections};
-use self::door::{Door, Origin};
+use self::endpoint::{Endpoint, Origin};
 use crate::Server;
 
 pub use self::access::{AccessError, HttpAccess};
@@ -33,7 +33,7 @@ pub const HTTP_PATH: &str = "/mcp";
 const HEAD_LIMIT: usize = 64 << 10;
 /// Time limit for receiving the head of a request.
 const HEAD_TIME: Duration = Duration::from_secs(10);
-/// Maximum number of connections at once. For another one, the oldest closes on which no request was admitted yet;
+/// Maximum number of connections at once. For another one, the oldest closes on which no request was accepted yet;
 /// without such a connection, it waits.
 const CONNECTIONS: usize = 512;
 /// Time limit for sending the last responses.
@@ -58,7 +58,7 @@ impl Server {
         let listener = TcpListener::bind(access.address).await?;
         ready(listener.local_addr()?);
         self.begin();
-        let door = Arc::new(Door::new(self.clone(), access));
+        let endpoint = Arc::new(Endpoint::new(self.clone(), access));
         let graceful = GracefulShutdown::new();
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
         let known = Connections::default();
@@ -72,7 +72,7 @@ impl Server {
                         // The semaphore is never closed.
                         let permit = Arc::clone(&slots).acquire_owned().await.ok();
                         let connection = known.add();
-                        let served = serve(stream, from, Arc::clone(&door), Arc::clone(&connection));
+                        let served = serve(stream, from, Arc::clone(&endpoint), Arc::clone(&connection));
                         let served = graceful.watch(served);
                         tokio::spawn(async move {
                             tokio::select! {
@@ -99,7 +99,7 @@ impl Server {
         // Responses are sent first; connections that clients keep open to listen on have to be closed.
         let mut gone = pin!(graceful.shutdown());
         if tokio::time::timeout(ANSWER_TIME, &mut gone).await.is_err() {
-            door.listening().cancel();
+            endpoint.listening().cancel();
             let _ = tokio::time::timeout(GOODBYE_TIME, gone).await;
         }
         Ok(())
@@ -110,16 +110,16 @@ impl Server {
 fn serve(
     stream: TcpStream,
     from: SocketAddr,
-    door: Arc<Door>,
+    endpoint: Arc<Endpoint>,
     connection: Arc<Connection>,
 ) -> impl GracefulConnection<Output = hyper::Result<()>> {
     // Responses are small, and clients wait for them.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
-        let (door, connection) = (Arc::clone(&door), Arc::clone(&connection));
+        let (endpoint, connection) = (Arc::clone(&endpoint), Arc::clone(&connection));
         async move {
             let origin = Origin { address: from.ip(), connection: &connection };
-            Ok::<_, Infallible>(door.answer(request, origin).await)
+            Ok::<_, Infallible>(endpoint.answer(request, origin).await)
         }
     });
     hyper::server::conn::http1::Builder::new()

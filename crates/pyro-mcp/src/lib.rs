@@ -53,7 +53,7 @@ pub mod fuzzing {
         let limited = Policy { max_mem_mib: Some(512), max_ttl_seconds: Some(60), ..Policy::default() };
         for policy in [Policy::default(), limited] {
             for tool in Tool::ALL {
-                if let Ok(given) = policy.admit_call(tool, Arguments(arguments.clone())) {
+                if let Ok(given) = policy.allowed_arguments(tool, Arguments(arguments.clone())) {
                     let _ = given.checked(tool.arguments());
                 }
             }

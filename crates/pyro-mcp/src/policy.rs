@@ -159,7 +159,7 @@ impl Policy {
     }
 
     /// Checks that the tool is offered, and lowers defaults that are beyond a limit.
-    pub(crate) fn admit_call(&self, tool: Tool, mut given: Arguments) -> Result<Arguments, Failure> {
+    pub(crate) fn allowed_arguments(&self, tool: Tool, mut given: Arguments) -> Result<Arguments, Failure> {
         if !self.offers(tool) {
             return Err(Failure::NotAllowed(format!("this server does not offer {}", tool.name())));
         }
@@ -259,7 +259,7 @@ impl Policy {
     }
 
     /// Checks an existing machine before something runs in it.
-    pub(crate) fn admit(&self, machine: &Machine) -> Result<(), Failure> {
+    pub(crate) fn check_machine(&self, machine: &Machine) -> Result<(), Failure> {
         let sizes = [
             ("vcpu_count", machine.vcpu_count, self.max_vcpu_count),
             ("mem_mib", machine.mem_mib, self.max_mem_mib),

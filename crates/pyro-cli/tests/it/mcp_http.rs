@@ -100,7 +100,7 @@ fn a_token_is_asked_for() {
 }
 
 #[test]
-fn an_open_door_is_refused_from_the_start() {
+fn an_open_server_is_refused_from_the_start() {
     let home = Home::new();
     private(&home.path("short"), "secret");
     private(&home.path("good"), "0123456789abcdef");

@@ -8,6 +8,7 @@ mod allowlist;
 mod attack;
 mod helper;
 mod host_settings;
+mod servers;
 mod world;
 
 use pyro_engine::VmSpec;

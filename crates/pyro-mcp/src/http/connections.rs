@@ -18,7 +18,7 @@ pub(super) struct Connections(Arc<Mutex<Known>>);
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Those on which no request was admitted yet, oldest first.
+    /// Those on which no request was accepted yet, oldest first.
     strangers: VecDeque<Weak<Connection>>,
     /// How many each peer has.
     of_peers: HashMap<Peer, usize>,
@@ -28,7 +28,7 @@ struct Known {
 #[derive(Debug)]
 pub(super) struct Connection {
     known: Arc<Mutex<Known>>,
-    /// The peer of the first request that was admitted.
+    /// The peer of the first request that was accepted.
     peer: OnceLock<Peer>,
     closing: CancellationToken,
 }
@@ -50,7 +50,7 @@ impl Connections {
         new
     }
 
-    /// Closes the oldest of the connections on which no request was admitted yet, to make room for another one.
+    /// Closes the oldest of the connections on which no request was accepted yet, to make room for another one.
     pub(super) fn close_oldest_stranger(&self) {
         let mut known = lock(&self.0);
         known.strangers.retain(exists);
@@ -71,9 +71,9 @@ fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
 }
 
 impl Connection {
-    /// Admits a request of a peer, unless the peer has too many connections. The connection then stays for as long as the
-    /// client wants.
-    pub(super) fn admit(&self, peer: &Peer) -> bool {
+    /// Counts the connection as one of the peer's, and returns false if the peer has too many. The connection then stays for as
+    /// long as the client wants.
+    pub(super) fn assign(&self, peer: &Peer) -> bool {
         if self.peer.get().is_some() {
             return true;
         }
@@ -83,7 +83,7 @@ impl Connection {
             return false;
         }
         *count += 1;
-        // Requests of one connection follow one another, so no other one was admitted meanwhile.
+        // Requests of one connection follow one another, so no other one was accepted meanwhile.
         let _ = self.peer.set(peer.clone());
         known.strangers.retain(|stranger| !std::ptr::eq(stranger.as_ptr(), self));
         true
@@ -120,13 +120,13 @@ mod tests {
     fn the_oldest_stranger_makes_room_and_a_client_stays() {
         let connections = Connections::default();
         let client = connections.add();
-        assert!(client.admit(&token("a")));
+        assert!(client.assign(&token("a")));
         let waiting: Vec<_> = (0..3).map(|_| connections.add()).collect();
         let closed = || -> Vec<_> { waiting.iter().map(|known| known.closing.is_cancelled()).collect() };
         assert_eq!(closed(), [false; 3]);
         connections.close_oldest_stranger();
         assert_eq!(closed(), [true, false, false]);
-        assert!(waiting[1].admit(&token("a")));
+        assert!(waiting[1].assign(&token("a")));
         connections.close_oldest_stranger();
         assert_eq!(closed(), [true, false, true]);
         connections.close_oldest_stranger();
@@ -137,13 +137,13 @@ mod tests {
     fn one_token_cannot_take_all_connections() {
         let connections = Connections::default();
         let mut taken: Vec<_> = (0..PER_TOKEN).map(|_| connections.add()).collect();
-        assert!(taken.iter().all(|connection| connection.admit(&token("a"))));
-        assert!(taken[0].admit(&token("a")), "a connection that was admitted stays so");
+        assert!(taken.iter().all(|connection| connection.assign(&token("a"))));
+        assert!(taken[0].assign(&token("a")), "a connection that has a peer keeps it");
         let more = connections.add();
-        assert!(!more.admit(&token("a")));
-        assert!(more.admit(&token("b")));
+        assert!(!more.assign(&token("a")));
+        assert!(more.assign(&token("b")));
         drop(taken.pop());
-        assert!(connections.add().admit(&token("a")));
+        assert!(connections.add().assign(&token("a")));
     }
 
     #[test]
@@ -151,7 +151,7 @@ mod tests {
         let connections = Connections::default();
         for _ in 0..10_000 {
             let connection = connections.add();
-            connection.admit(&token("a"));
+            connection.assign(&token("a"));
         }
         (0..10_000).for_each(|_| drop(connections.add()));
         let known = lock(&connections.0);

@@ -7,8 +7,8 @@ use super::*;
 fn check(policy: &Policy, tool: Tool, given: Value) -> Result<Value, String> {
     let Value::Object(given) = given else { panic!("{given} is not an object") };
     let checked = || {
-        let admitted = policy.admit_call(tool, Arguments(given))?;
-        let mut given = admitted.checked(tool.arguments())?;
+        let allowed = policy.allowed_arguments(tool, Arguments(given))?;
+        let mut given = allowed.checked(tool.arguments())?;
         policy.apply_network_policy(&mut given)?;
         match tool {
             Tool::VmRun => policy.check(&given.request::<RunInVm>()?)?,
@@ -16,10 +16,10 @@ fn check(policy: &Policy, tool: Tool, given: Value) -> Result<Value, String> {
             Tool::TaskExtend => policy.check(&given.request::<ExtendTask>()?)?,
             other => panic!("{other:?}"),
         }
-        Ok(Value::Object(admitted.0))
+        Ok(Value::Object(allowed.0))
     };
     match checked() {
-        Ok(admitted) => Ok(admitted),
+        Ok(allowed) => Ok(allowed),
         Err(Failure::NotAllowed(sentence)) => Err(sentence),
         Err(Failure::Arguments(error)) => Err(error.to_string()),
         Err(other) => panic!("{other:?}"),
@@ -105,7 +105,7 @@ fn machines_that_others_made_are_held_to_it() {
         ttl_seconds: 300,
         disk_mib: 1024,
     };
-    assert!(strict().admit(&within()).is_ok());
+    assert!(strict().check_machine(&within()).is_ok());
     let beyond = [
         Machine { environment: "debian:12-base".to_owned(), ..within() },
         Machine { network_enabled: true, ..within() },
@@ -117,8 +117,8 @@ fn machines_that_others_made_are_held_to_it() {
         Machine { disk_mib: 1025, ..within() },
     ];
     for machine in beyond {
-        assert!(matches!(strict().admit(&machine), Err(Failure::NotAllowed(_))));
-        assert!(unlimited().admit(&machine).is_ok());
+        assert!(matches!(strict().check_machine(&machine), Err(Failure::NotAllowed(_))));
+        assert!(unlimited().check_machine(&machine).is_ok());
     }
 }
 
@@ -179,7 +179,9 @@ fn no_policy_lets_a_client_enter_a_machine_that_reaches_more() {
         ttl_seconds: 300,
         disk_mib: 0,
     };
-    let Err(Failure::NotAllowed(text)) = Policy::default().admit(&opened) else { panic!("it may enter") };
+    let Err(Failure::NotAllowed(text)) = Policy::default().check_machine(&opened) else {
+        panic!("it may enter")
+    };
     insta::assert_snapshot!(text, @"task x cannot be used on this server: its network reaches more than this server allows: allow_cidrs may not name 127.0.0.1/32");
 }
 

@@ -1,5 +1,6 @@
 //! What happens to a request before the protocol sees it: the path, the token, the session, the body.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -40,7 +41,7 @@ pub(super) type ResponseBody = BoxBody<Bytes, Infallible>;
 type Protocol = StreamableHttpService<Server, LocalSessionManager>;
 
 /// State shared by all connections.
-pub(super) struct Door {
+pub(super) struct Endpoint {
     protocol: Protocol,
     manager: Arc<LocalSessionManager>,
     sessions: Arc<Sessions>,
@@ -53,7 +54,7 @@ pub(super) struct Origin<'a> {
     pub(super) connection: &'a Connection,
 }
 
-impl Door {
+impl Endpoint {
     pub(super) fn new(server: Server, access: HttpAccess) -> Self {
         let mut hosts: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
         hosts.push(access.address.ip().to_string());
@@ -84,7 +85,7 @@ impl Door {
     }
 
     pub(super) async fn answer(
-        &self,
+        self: &Arc<Self>,
         request: Request<Incoming>,
         origin: Origin<'_>,
     ) -> Response<ResponseBody> {
@@ -112,21 +113,39 @@ impl Door {
         };
         let (mut parts, body) = request.into_parts();
         let body = match tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_LIMIT).collect()).await {
-            Ok(Ok(body)) => Full::new(body.to_bytes()),
+            Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
                 return refusal(StatusCode::PAYLOAD_TOO_LARGE, "the request is too large");
             }
             Ok(Err(_)) => return refusal(StatusCode::BAD_REQUEST, "the request is incomplete"),
             Err(_) => return refusal(StatusCode::REQUEST_TIMEOUT, "timed out waiting for the request"),
         };
-        if !origin.connection.admit(&peer) {
+        if !origin.connection.assign(&peer) {
             return refusal(StatusCode::SERVICE_UNAVAILABLE, "too many connections with this token");
         }
         if let Some(name) = name(&peer, session.as_deref()) {
             parts.extensions.insert(ClientName(name));
         }
-        let response = self.protocol.handle(Request::from_parts(parts, body)).await;
-        self.make_room(&response, peer).await;
+        let begins_session = begins_session(&body);
+        let request = Request::from_parts(parts, Full::new(body));
+        let response = if begins_session {
+            let endpoint = Arc::clone(self);
+            // A task of its own, because a client that disconnects meanwhile must not leave a session that is not counted.
+            let begun = tokio::spawn(async move {
+                let response = endpoint.protocol.handle(request).await;
+                endpoint.make_room(&response, peer).await;
+                response
+            });
+            match begun.await {
+                Ok(response) => response,
+                Err(error) => {
+                    tracing::error!(%error, "cannot begin a session");
+                    return refusal(StatusCode::INTERNAL_SERVER_ERROR, "cannot begin a session");
+                }
+            }
+        } else {
+            self.protocol.handle(request).await
+        };
         response.map(|body| Watched { body, _in_use: in_use }.boxed())
     }
 
@@ -142,6 +161,16 @@ impl Door {
             let _ = self.manager.close_session(&ended.into()).await;
         }
     }
+}
+
+/// Whether the request is one that begins a session.
+fn begins_session(body: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Call<'a> {
+        #[serde(borrow)]
+        method: Cow<'a, str>,
+    }
+    serde_json::from_slice(body).is_ok_and(|call: Call<'_>| call.method == "initialize")
 }
 
 /// The name under which a client owns what it creates. Without tokens, each session has a name of its own; its id is
@@ -189,5 +218,19 @@ impl Body for Watched {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::begins_session;
+
+    #[test]
+    fn the_handshake_of_older_clients_begins_a_session() {
+        assert!(begins_session(br#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#));
+        assert!(begins_session(br#"{"method":"\u0069nitialize"}"#));
+        for other in [r#"{"method":"tools/list"}"#, r#"{"method":1}"#, "[]", ""] {
+            assert!(!begins_session(other.as_bytes()), "{other}");
+        }
     }
 }
