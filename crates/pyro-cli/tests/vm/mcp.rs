@@ -1,5 +1,6 @@
 //! `pyro mcp serve` with real VMs.
 
+use std::fs;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -19,6 +20,20 @@ fn one_command_in_a_vm_of_its_own() {
         "{:?}",
         client.progress
     );
+    client.end();
+}
+
+#[test]
+fn the_operator_chooses_the_authorities_that_guests_trust() {
+    let sandbox = Sandbox::new();
+    let bundle = sandbox.path("bundle.pem");
+    fs::write(&bundle, "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n").unwrap();
+    let mut client = sandbox.mcp([&format!("--host-ca={}", bundle.display())]);
+    let count = json!({ "environment": ENVIRONMENT, "command": "grep -c BEGIN $SSL_CERT_FILE" });
+    assert_eq!(client.call("vm_run", count)["stdout"], "1\n");
+    let refused =
+        client.refused("vm_run", json!({ "environment": ENVIRONMENT, "command": "true", "host_ca": true }));
+    assert!(refused.to_string().contains("host_ca"), "{refused}");
     client.end();
 }
 
