@@ -123,3 +123,18 @@ pub enum SetupReply {
     /// The guest could not be set up and ends its machine.
     Failed(Failure),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_the_hosts_settings_are_not_shown() {
+        let variables = [("HTTPS_PROXY".to_owned(), "http://user:secret@proxy.test".to_owned())].into();
+        let settings = HostSettings { variables, ca_bundle: Some("certificates".to_owned()) };
+        assert_eq!(
+            format!("{settings:?}"),
+            "HostSettings { variables: [\"HTTPS_PROXY\"], ca_bundle: Some(12) }"
+        );
+    }
+}
