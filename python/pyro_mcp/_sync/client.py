@@ -106,8 +106,8 @@ class Pyro(Caller):
             network: Give the guest outbound network access.
             network_policy: What a guest with a network may reach, such as
                 `{"egress": "allowlist", "allow_domains": ["*.example.com"]}`. Default: the public internet.
-            host_ca: Certification authorities for the guest to trust: `True` for those that this host trusts, or the path of
-                a PEM file. Default: `PYRO_HOST_CA`.
+            host_ca: Certification authorities for the guest to trust: `True` for those that this host trusts, or the path
+                of a PEM file. Default: `PYRO_HOST_CA`.
             host_proxy: Give a guest with a network the proxy settings of this host, credentials included, and access to
                 these proxies. Default: `PYRO_HOST_PROXY`.
             allow_host_compat: Run commands on the host, without isolation, if the host cannot run VMs.
@@ -170,8 +170,8 @@ class Pyro(Caller):
         """Runs one command in a new VM and always removes the VM.
 
         Args:
-            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat: See
-                `create_vm`.
+            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy,
+                allow_host_compat: See `create_vm`.
             command, timeout_seconds, cwd, env, on_output: See `exec_vm`. The boot does not count towards the time limit.
             on_progress: Called with each progress event.
 
@@ -213,8 +213,8 @@ class Pyro(Caller):
         """Creates and starts a task: a VM with a persistent `/workspace` that stays until it is deleted.
 
         Args:
-            environment, vcpu_count, mem_mib, network, network_policy, host_ca, host_proxy, allow_host_compat, on_progress: See
-                `create_vm`.
+            environment, vcpu_count, mem_mib, network, network_policy, host_ca, host_proxy, allow_host_compat,
+                on_progress: See `create_vm`.
             ttl_seconds: Lifetime in seconds, 60 to 3600, after which the task is stopped. `extend_task` renews it.
             disk_mib: Size of the disk in MiB, 256 to 1048576. Default: 8192, or less if the host's disk is too small.
         """
