@@ -122,7 +122,8 @@ class NetworkPolicy(TypedDict, total=False):
     """Address ranges to open, such as `10.1.0.0/16`. They may be private."""
     allow_domains: List[str]
     """With `allowlist`: public names to open, as `NAME` or `*.NAME`, for HTTP and HTTPS on ports 80 and 443, or with
-    `:PORT` for that port."""
+    `:PORT` for that port. `@debian`, `@pypi`, `@npm` and `@crates` stand for the hosts of a package registry in the
+    settings of this host's package managers."""
     allow_hosts: List[str]
     """Hosts to open, as `NAME`, `NAME:PORT`, `ADDRESS` or `ADDRESS:PORT`. They may be private."""
     egress: Egress

@@ -33,6 +33,17 @@ def test_run_result_matches_the_contract(pyro):
     assert phases[2]["vm_id"] == result["vm_id"]
 
 
+def test_a_guest_trusts_the_hosts_authorities(pyro, tmp_path, monkeypatch):
+    (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n")
+    monkeypatch.chdir(tmp_path)
+    command = "grep -c BEGIN $SSL_CERT_FILE"
+    assert pyro.run_in_vm(environment=ENVIRONMENT, command=command, host_ca="ca.pem")["stdout"] == "1\n"
+    with pytest.raises(PyroValueError, match="cannot read the certificates"):
+        pyro.run_in_vm(environment=ENVIRONMENT, command=command, host_ca="missing.pem")
+    with pytest.raises(PyroValueError, match="host_proxy needs network"):
+        pyro.run_in_vm(environment=ENVIRONMENT, command=command, host_proxy=True)
+
+
 def test_output_is_streamed(pyro):
     chunks = []
     with pyro.task(ENVIRONMENT) as task:

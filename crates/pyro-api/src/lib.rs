@@ -41,8 +41,8 @@ pub use host_access::HostAccess;
 pub use id::VmId;
 pub use kind::Kind;
 pub use network::{
-    AllowedCidr, AllowedDomain, AllowedHost, Egress, InvalidPattern, NetworkDenial, NetworkPolicy,
-    PolicyError,
+    AllowedCidr, AllowedDomain, AllowedHost, Domain, Egress, InvalidPattern, NetworkDenial, NetworkPolicy,
+    PolicyError, Preset,
 };
 pub use operations::{
     Access, CallContext, Contract, InvalidRequest, LocalFuture, OPERATIONS, Object, Operation, OperationInfo,
@@ -56,7 +56,7 @@ pub use payload::{
 pub use port::{InvalidPortMapping, PortMapping};
 pub use request::{
     Command, CommandOutput, CopyIn, CopyLimits, CopyOut, Disk, Entries, EnvironmentName, FileContent,
-    FilePart, FileRange, HostPort, Lifetime, NewFile, OutputMode, Platform, PortToPublish, Ports, Sequence,
-    TaskName, TaskSpec, VmName, VmSpec,
+    FilePart, FileRange, HostCa, HostPort, Lifetime, NewFile, OutputMode, Platform, PortToPublish, Ports,
+    Sequence, TaskName, TaskSpec, VmName, VmSpec,
 };
 pub use words::{Accelerator, ExecutionMode, Outcome, StopReason, UnknownWord, VmState};

@@ -6,11 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::time::Duration;
 
 pub use crate::port::MAX_PORTS;
 pub use crate::request::MAX_FILE_BYTES;
-use crate::{Command, Error, ErrorKind, Hint, OutputMode, VmSpec};
+use crate::{Command, Error, ErrorKind, Hint, HostCa, OutputMode, VmSpec};
 
 const VCPU_COUNT: RangeInclusive<u32> = 1..=8;
 const MEM_MIB: RangeInclusive<u32> = 256..=32768;
@@ -41,7 +42,7 @@ pub struct Sizing {
     pub ttl_seconds: u32,
 }
 
-/// Checks the numbers and the network policy of `spec`.
+/// Checks the numbers, the network policy, and the host's settings of `spec`.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidInput`] with the text for the first value outside its limits.
@@ -56,6 +57,14 @@ pub fn check_spec(spec: &VmSpec) -> Result<Sizing, Error> {
             return Err(Error::new(ErrorKind::InvalidInput, "network_policy needs network"));
         }
         policy.check().map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?;
+    }
+    if let Some(HostCa::Bundle(path)) = &spec.host_ca
+        && !Path::new(path).is_absolute()
+    {
+        return Err(Error::new(ErrorKind::InvalidInput, "host_ca must be a boolean or an absolute path"));
+    }
+    if spec.host_proxy == Some(true) && !spec.network {
+        return Err(Error::new(ErrorKind::InvalidInput, "host_proxy needs network"));
     }
     Ok(sizing)
 }
@@ -206,6 +215,18 @@ mod tests {
             check_command(Command::new(""), OutputMode::Capture).unwrap().timeout,
             Duration::from_secs(30)
         );
+    }
+
+    #[test]
+    fn the_hosts_settings_are_checked() {
+        let check = |spec: VmSpec| check_spec(&spec).map_err(|error| error.to_string());
+        let spec = || VmSpec::new("debian:12");
+        let relative = VmSpec { host_ca: Some(HostCa::Bundle("ca.pem".to_owned())), ..spec() };
+        assert_eq!(check(relative).unwrap_err(), "host_ca must be a boolean or an absolute path");
+        let alone = VmSpec { host_proxy: Some(true), ..spec() };
+        assert_eq!(check(alone.clone()).unwrap_err(), "host_proxy needs network");
+        check(VmSpec { network: true, ..alone }).unwrap();
+        check(VmSpec { host_ca: Some(HostCa::Host(true)), host_proxy: Some(false), ..spec() }).unwrap();
     }
 
     #[test]

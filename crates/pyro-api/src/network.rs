@@ -7,7 +7,7 @@ mod tests;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use pattern::{AllowedCidr, AllowedDomain, AllowedHost, InvalidPattern};
+pub use pattern::{AllowedCidr, AllowedDomain, AllowedHost, Domain, InvalidPattern, Preset};
 
 /// Maximum number of entries in each list of a policy.
 const MAX_ENTRIES: usize = 64;
@@ -27,7 +27,8 @@ pub struct NetworkPolicy {
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub allow_hosts: Vec<AllowedHost>,
     /// With `allowlist`: public names to open, as `NAME` or `*.NAME`, for HTTP and HTTPS on ports 80 and 443, or with
-    /// `:PORT` for that port.
+    /// `:PORT` for that port. `@debian`, `@pypi`, `@npm` and `@crates` stand for the hosts of a package registry in the
+    /// settings of this host's package managers.
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub allow_domains: Vec<AllowedDomain>,
 }

@@ -43,9 +43,26 @@ pub struct VmSpec {
     pub network: bool,
     /// What a guest with a network may reach. Default: the public internet.
     pub network_policy: Option<NetworkPolicy>,
+    /// Certification authorities for the guest to trust: `true` for those that this host trusts, or the absolute path of a
+    /// file on it with certificates in PEM. Default: `PYRO_HOST_CA`.
+    pub host_ca: Option<HostCa>,
+    /// Give a guest with a network the proxy settings of this host, credentials included, and access to these proxies.
+    /// Default: `PYRO_HOST_PROXY`.
+    pub host_proxy: Option<bool>,
     /// Allow commands on the host, without isolation, if VMs cannot run there.
     #[serde(default)]
     pub allow_host_compat: bool,
+}
+
+/// Certification authorities of the host that a guest trusts.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+#[serde(untagged, expecting = "invalid host_ca: expected true, false, or the path of a file")]
+pub enum HostCa {
+    /// `true`: those that the host trusts. `false`: only those of the guest's image.
+    Host(bool),
+    /// Those whose certificates are in this file, in PEM.
+    Bundle(String),
 }
 
 fn default_vcpu_count() -> i64 {
@@ -70,6 +87,8 @@ impl VmSpec {
             ttl_seconds: default_ttl_seconds(),
             network: false,
             network_policy: None,
+            host_ca: None,
+            host_proxy: None,
             allow_host_compat: false,
         }
     }

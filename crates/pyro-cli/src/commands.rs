@@ -5,6 +5,7 @@ pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod env;
+mod host_settings;
 pub(crate) mod internal;
 mod machine;
 pub(crate) mod man;

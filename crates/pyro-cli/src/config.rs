@@ -5,7 +5,7 @@ mod handed_on;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use pyro_engine::{Accelerator, Config, Engine, Overcommit};
+use pyro_engine::{Accelerator, Config, Engine, HostCa, Overcommit, PackageClients, SecretVariables};
 
 /// An invalid or missing environment variable.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,13 @@ impl Variables {
             value.into_string().map_err(|value| ConfigError::bad_value(name, &value, expected))
         };
         self.get(name).map(decode).transpose()
+    }
+
+    /// Returns those of these names that are set.
+    fn secret(&self, names: impl IntoIterator<Item = String>) -> SecretVariables {
+        SecretVariables(
+            names.into_iter().filter_map(|name| self.get(&name).map(|value| (name, value))).collect(),
+        )
     }
 
     /// Returns a path of pyro's own. A relative one is resolved against the current directory, because helper processes
@@ -133,6 +140,11 @@ pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError
         debian_mirror: debian_mirror(variables)?,
         disk_overcommit: disk_overcommit(variables)?,
         requires_full_confinement: requires_full_confinement(variables)?,
+        host_ca: host_ca(variables)?,
+        host_proxy: switch(variables, "PYRO_HOST_PROXY")?,
+        ssl_cert_file: variables.get("SSL_CERT_FILE").map(PathBuf::from),
+        proxy_variables: proxy_variables(variables),
+        package_clients: package_clients(variables),
         log: log_filter(variables)?,
         search_path: variables.get("PATH").unwrap_or_default(),
     })
@@ -162,12 +174,60 @@ fn max_active_vms(variables: &Variables) -> Result<u32, ConfigError> {
 
 /// Returns whether `PYRO_MCP_ALLOW_HOST_COMPAT` lets clients of the MCP server run commands on the host.
 pub(crate) fn mcp_allows_host(variables: &Variables) -> Result<bool, ConfigError> {
-    const NAME: &str = "PYRO_MCP_ALLOW_HOST_COMPAT";
+    switch(variables, "PYRO_MCP_ALLOW_HOST_COMPAT")
+}
+
+/// Returns whether something is allowed that is off by default.
+fn switch(variables: &Variables, name: &str) -> Result<bool, ConfigError> {
     const EXPECTED: &str = "1 to allow it, or 0";
-    match variables.text(NAME, EXPECTED)?.as_deref() {
+    match variables.text(name, EXPECTED)?.as_deref() {
         None | Some("0") => Ok(false),
         Some("1") => Ok(true),
+        Some(other) => Err(ConfigError::bad_value(name, other.as_ref(), EXPECTED)),
+    }
+}
+
+/// An absolute path, so that it means the same to a server that an MCP client starts in another directory.
+fn host_ca(variables: &Variables) -> Result<Option<HostCa>, ConfigError> {
+    const NAME: &str = "PYRO_HOST_CA";
+    const EXPECTED: &str = "1 for what this host trusts, 0, or the absolute path of a file in PEM";
+    match variables.text(NAME, EXPECTED)? {
+        None => Ok(None),
+        Some(word) if word == "0" => Ok(Some(HostCa::Host(false))),
+        Some(word) if word == "1" => Ok(Some(HostCa::Host(true))),
+        Some(path) if path.starts_with('/') => Ok(Some(HostCa::Bundle(path))),
         Some(other) => Err(ConfigError::bad_value(NAME, other.as_ref(), EXPECTED)),
+    }
+}
+
+/// The proxy settings of this host's programs, in both cases: some programs read only one of them.
+fn proxy_variables(variables: &Variables) -> SecretVariables {
+    const NAMES: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
+    let names = NAMES.into_iter().flat_map(|name| [name.to_owned(), name.to_ascii_lowercase()]);
+    variables.secret(names)
+}
+
+/// What determines the hosts of this host's package managers.
+fn package_clients(variables: &Variables) -> PackageClients {
+    const NAMES: [&str; 13] = [
+        "CARGO_HOME",
+        "NPM_CONFIG_REGISTRY",
+        "NPM_CONFIG_USERCONFIG",
+        "PIP_CONFIG_FILE",
+        "PIP_EXTRA_INDEX_URL",
+        "PIP_INDEX_URL",
+        "UV_DEFAULT_INDEX",
+        "UV_EXTRA_INDEX_URL",
+        "UV_INDEX",
+        "UV_INDEX_URL",
+        "VIRTUAL_ENV",
+        "XDG_CONFIG_HOME",
+        "npm_config_registry",
+    ];
+    PackageClients {
+        root: "/".into(),
+        home: variables.foreign_dir("HOME"),
+        variables: variables.secret(NAMES.map(str::to_owned)),
     }
 }
 

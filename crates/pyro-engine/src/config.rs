@@ -1,11 +1,12 @@
 //! Engine settings.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::path::PathBuf;
 
 use pyro_machine::disk::Overcommit;
 
-use crate::Accelerator;
+use crate::{Accelerator, HostCa, PackageClients};
 
 /// Settings of an [`Engine`](crate::Engine), as plain data.
 ///
@@ -38,10 +39,37 @@ pub struct Config {
     pub disk_overcommit: Overcommit,
     /// Start VMs only if the host can confine their VMMs fully.
     pub requires_full_confinement: bool,
+    /// Certification authorities that guests trust where a request does not say; `None`: those of their images.
+    pub host_ca: Option<HostCa>,
+    /// Give guests with a network this host's proxy settings where a request does not say.
+    pub host_proxy: bool,
+    /// The file with the certificates that this host trusts; `None` searches the places of common distributions.
+    pub ssl_cert_file: Option<PathBuf>,
+    /// This host's proxy settings: variables such as `HTTPS_PROXY`, and their values.
+    pub proxy_variables: SecretVariables,
+    /// Where this host's package managers keep their settings, which name the hosts of presets such as `@pypi`.
+    pub package_clients: PackageClients,
     /// `PYRO_LOG` of supervisors, which get no other variables of this process but the search path.
     pub log: Option<String>,
     /// Where to search for programs, in the form of `PATH`. Commands in host compatibility mode get it as their `PATH`.
     pub search_path: OsString,
+}
+
+/// Environment variables with their values, which may contain credentials and are therefore not shown.
+#[derive(Clone, Default)]
+pub struct SecretVariables(pub Vec<(String, OsString)>);
+
+impl SecretVariables {
+    /// Returns the value of a variable.
+    pub fn get(&self, name: &str) -> Option<&OsStr> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_os_str())
+    }
+}
+
+impl fmt::Debug for SecretVariables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 impl Config {
@@ -74,6 +102,11 @@ impl Config {
             debian_mirror: None,
             disk_overcommit: Overcommit::default(),
             requires_full_confinement: false,
+            host_ca: None,
+            host_proxy: false,
+            ssl_cert_file: None,
+            proxy_variables: SecretVariables::default(),
+            package_clients: PackageClients::default(),
             log: None,
             search_path: OsString::new(),
         }

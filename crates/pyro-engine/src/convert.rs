@@ -1,11 +1,11 @@
 //! Conversions between the types of the lower crates and those of the contract. All of them are in this module.
 
 use pyro_api::{
-    Accelerator, CopyLimits, Egress, Environment, EnvironmentList, Error, Hint, NetworkDenial, NetworkPolicy,
-    OutputStream, PortMapping, PruneReport, PulledEnvironment,
+    Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CopyLimits, Egress, Environment, EnvironmentList,
+    Error, Hint, NetworkDenial, NetworkPolicy, OutputStream, PortMapping, PruneReport, PulledEnvironment,
 };
 use pyro_env::Remedy;
-use pyro_machine::network::{self, Denial, DomainRule, HostRule, InvalidRule, Policy};
+use pyro_machine::network::{self, Denial, DnsName, DomainPattern, DomainRule, Host, HostRule, Policy};
 use pyro_supervisor::ArchiveLimits;
 
 /// Converts an output stream for callers.
@@ -50,22 +50,51 @@ pub(crate) fn guest_port_mapping(mapping: PortMapping) -> pyro_supervisor::PortM
 /// Converts what a guest may reach for the crate that decides about its connections.
 ///
 /// # Errors
-/// An entry that the contract accepts is not one for that crate.
+/// A name that the contract accepts is not one for that crate, or a preset is left.
 pub(crate) fn network_policy(policy: &NetworkPolicy) -> Result<Policy, Error> {
-    let unusable =
-        |error: InvalidRule| Error::internal("a network policy cannot be applied").caused_by(error);
-    let host = |host: &pyro_api::AllowedHost| host.to_string().parse::<HostRule>().map_err(unusable);
-    let domain =
-        |domain: &pyro_api::AllowedDomain| domain.to_string().parse::<DomainRule>().map_err(unusable);
     Ok(Policy {
         egress: match policy.egress {
             Egress::Public => network::Egress::Public,
             Egress::Allowlist => network::Egress::Allowlist,
         },
-        allow_cidrs: policy.allow_cidrs.iter().map(pyro_api::AllowedCidr::range).collect(),
-        allow_hosts: policy.allow_hosts.iter().map(host).collect::<Result<_, _>>()?,
-        allow_domains: policy.allow_domains.iter().map(domain).collect::<Result<_, _>>()?,
+        allow_cidrs: policy.allow_cidrs.iter().map(AllowedCidr::range).collect(),
+        allow_hosts: policy
+            .allow_hosts
+            .iter()
+            .map(|host| host_rule(host, host.port()))
+            .collect::<Result<_, _>>()?,
+        allow_domains: policy.allow_domains.iter().map(domain_rule).collect::<Result<_, _>>()?,
+        proxies: Vec::new(),
     })
+}
+
+/// Converts a host, with this port.
+///
+/// # Errors
+/// As [`network_policy`].
+pub(crate) fn host_rule(host: &AllowedHost, port: Option<u16>) -> Result<HostRule, Error> {
+    let named = || host.name().map(dns_name).transpose();
+    let host = match host.address() {
+        Some(address) => Host::Address(address),
+        None => Host::Name(named()?.ok_or_else(unusable_name)?),
+    };
+    Ok(HostRule { host, port })
+}
+
+fn domain_rule(domain: &AllowedDomain) -> Result<DomainRule, Error> {
+    let AllowedDomain::Domain(domain) = domain else {
+        return Err(Error::internal("a preset in a network policy was not replaced"));
+    };
+    let pattern = DomainPattern { name: dns_name(domain.name())?, below: domain.is_wildcard() };
+    Ok(DomainRule { pattern, port: domain.port() })
+}
+
+fn dns_name(name: &str) -> Result<DnsName, Error> {
+    DnsName::new(name).ok_or_else(unusable_name)
+}
+
+fn unusable_name() -> Error {
+    Error::internal("a name in a network policy cannot be compared")
 }
 
 /// Converts what a guest was refused for callers.

@@ -22,7 +22,9 @@ mod engine;
 mod exit_code;
 mod guest_kernel;
 mod host_compat;
+mod host_settings;
 mod pool;
+mod presets;
 mod registry;
 mod search_path;
 mod state;
@@ -31,20 +33,21 @@ mod supervise;
 
 pub mod doctor;
 
-pub use config::Config;
+pub use config::{Config, SecretVariables};
 pub use engine::{CopyFromGuest, CopyToGuest, Engine, PROBE_COMMAND, probe_kvm};
+pub use presets::PackageClients;
 pub use pyro_api::Error;
 pub use pyro_api::operations;
 pub use pyro_api::text;
 pub use pyro_api::{
     Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CallContext, Caller, Command, CommandOutput,
-    Contract, CopyLimits, DeleteReason, Deleted, DoctorReport, Egress, Environment, EnvironmentList,
-    ErrorKind, Event, Events, ExecutionMode, FileContent, FileEncoding, FileRange, Hint, HostAccess, Kind,
-    LastCommand, NetworkAssignment, NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode,
-    OutputStream, OwnerName, Phase, PortMapping, PruneReport, Pruned, PublishedPort, PullEvent,
-    PulledEnvironment, Reader, Reaped, RunPhase, RunResult, StopReason, Task, TaskCopied, TaskDeleted,
-    TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage,
-    TaskPublished, TaskSpec, UnknownWord, Visibility, Vm, VmId, VmSpec, VmState,
+    Contract, CopyLimits, DeleteReason, Deleted, DoctorReport, Domain, Egress, Environment, EnvironmentList,
+    ErrorKind, Event, Events, ExecutionMode, FileContent, FileEncoding, FileRange, Hint, HostAccess, HostCa,
+    Kind, LastCommand, NetworkAssignment, NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output,
+    OutputMode, OutputStream, OwnerName, Phase, PortMapping, Preset, PruneReport, Pruned, PublishedPort,
+    PullEvent, PulledEnvironment, Reader, Reaped, RunPhase, RunResult, StopReason, Task, TaskCopied,
+    TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs,
+    TaskLogsPage, TaskPublished, TaskSpec, UnknownWord, Visibility, Vm, VmId, VmSpec, VmState,
 };
 pub use pyro_machine::disk::Overcommit;
 pub use pyro_machine::network::RunError as NetworkRunError;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt;
 use futures::future::poll_fn;
@@ -120,7 +120,12 @@ impl<M: Machine> Shared<M> {
         // A host that gives up or does not follow the protocol gets no answer; dropping the stream resets it.
         let Some(Ok(Frame::Control(request))) = stream.next().await else { return };
         match request {
-            Request::Exec(request) => exec::serve(request, &self.commands, accept::<_, Exec>(stream)).await,
+            Request::Exec(mut request) => {
+                let mut variables = self.state().machine.variables();
+                variables.append(&mut request.env);
+                let request = Exec { env: variables, ..request };
+                exec::serve(request, &self.commands, accept::<_, Exec>(stream)).await;
+            }
             Request::Pack(request) => {
                 copy::pack(request, &self.commands.workspace, accept::<_, Pack>(stream)).await;
             }
@@ -139,8 +144,12 @@ impl<M: Machine> Shared<M> {
         }
     }
 
+    fn state(&self) -> MutexGuard<'_, State<M>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn identify(&self, Identify(bootstrap): &Identify) -> IdentifyReply {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         let identified = if state.halting {
             Err(refused("naming the machine", "the machine is halting"))
         } else {
@@ -153,7 +162,7 @@ impl<M: Machine> Shared<M> {
     }
 
     fn halt(&self) -> HaltReply {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         state.halting = true;
         match state.machine.halt() {
             Ok(()) => HaltReply::Halted,

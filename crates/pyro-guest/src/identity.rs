@@ -170,7 +170,7 @@ mod entropy {
 mod tests {
     use std::fs;
 
-    use pyro_wire::NetworkConfig;
+    use pyro_wire::{HostSettings, NetworkConfig};
 
     use super::*;
 
@@ -181,6 +181,7 @@ mod tests {
             hostname: hostname.to_owned(),
             machine_id: "0123456789abcdef".repeat(2),
             network: None,
+            host: HostSettings::default(),
         }
     }
 

@@ -19,6 +19,7 @@ mod exec;
 mod failure;
 mod halt;
 mod handshake;
+mod host_settings;
 mod identity;
 mod init;
 mod machine;

@@ -1,5 +1,6 @@
 //! What the agent does to its whole machine.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use pyro_wire::{Bootstrap, Failure, Preparation};
@@ -7,7 +8,7 @@ use pyro_wire::{Bootstrap, Failure, Preparation};
 use crate::failure::refused;
 use crate::identity::{self, NameFiles};
 use crate::proc::Proc;
-use crate::{halt, network, root, warm_up};
+use crate::{halt, host_settings, network, root, warm_up};
 
 /// The machine that the agent sets up, names and ends.
 pub trait Machine: Send + 'static {
@@ -29,6 +30,9 @@ pub trait Machine: Send + 'static {
     /// The step that failed; the machine is then of no use.
     fn identify(&mut self, bootstrap: &Bootstrap) -> Result<(), Failure>;
 
+    /// Returns the variables of commands, which their callers may override.
+    fn variables(&self) -> BTreeMap<String, String>;
+
     /// Ends every other process, writes everything to disk and makes it read-only. Blocks.
     ///
     /// # Errors
@@ -41,11 +45,13 @@ pub(crate) struct VirtualMachine {
     proc: Proc,
     /// Present from its preparation until it halts: its root cannot be sealed while they are open.
     names: Option<NameFiles>,
+    /// Those of commands.
+    variables: BTreeMap<String, String>,
 }
 
 impl VirtualMachine {
     pub(crate) fn new(proc: Proc) -> Self {
-        Self { proc, names: None }
+        Self { proc, names: None, variables: BTreeMap::new() }
     }
 }
 
@@ -74,7 +80,13 @@ impl Machine for VirtualMachine {
         };
         identity::apply_clock_and_seed(bootstrap)?;
         identity::set_host_name(bootstrap)?;
-        names.fill(bootstrap)
+        names.fill(bootstrap)?;
+        self.variables = host_settings::apply(Path::new(host_settings::DIR), &bootstrap.host)?;
+        Ok(())
+    }
+
+    fn variables(&self) -> BTreeMap<String, String> {
+        self.variables.clone()
     }
 
     fn halt(&mut self) -> Result<(), Failure> {

@@ -10,8 +10,9 @@ mod provider;
 
 pub use description::{Ipv6Description, NetworkDescription, NetworkInterface};
 pub use error::NetworkError;
-pub use process::{NetworkHelper, NetworkSettings};
+pub use process::{GATEWAY, NetworkHelper, NetworkSettings};
 pub use provider::{Network, Provider};
 pub use pyro_network::{
-    Denial, Denials, DomainRule, Egress, HostRule, InvalidRule, MacAddress, Policy, RunError, run_from_parent,
+    Denial, Denials, DnsName, DomainPattern, DomainRule, Egress, Host, HostRule, MacAddress, Policy,
+    RunError, run_from_parent,
 };

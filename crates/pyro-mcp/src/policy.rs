@@ -1,5 +1,7 @@
 //! The limits that the operator of a server sets.
 
+use std::collections::BTreeMap;
+
 use pyro_api::{Disk, EnvironmentName, Lifetime, NetworkPolicy, Operation, Ports, Task, Vm, VmSpec};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -37,6 +39,8 @@ pub struct Policy {
     pub no_network: bool,
     /// What guests with a network may reach. A call can only narrow it.
     pub network_policy: NetworkPolicy,
+    /// Guests with a network may use the host's proxies.
+    pub host_proxy: bool,
     /// Commands may run on the host if VMs cannot run there and the client allows it.
     pub allow_host_compat: bool,
     /// Maximum number of virtual CPUs of a VM.
@@ -274,6 +278,8 @@ impl Policy {
             && let Err(error) = policy.check_within(&self.network_policy)
         {
             format!("its network reaches more than this server allows: {error}")
+        } else if machine.host_proxy && !self.host_proxy {
+            "it uses the proxies of this host".to_owned()
         } else if !self.allow_host_compat && machine.allow_host_compat {
             "it may run commands on the host".to_owned()
         } else if let Some((name, value, _)) = beyond {
@@ -292,6 +298,7 @@ pub(crate) struct Machine {
     pub(crate) environment: String,
     pub(crate) network_enabled: bool,
     pub(crate) network_policy: Option<NetworkPolicy>,
+    pub(crate) host_proxy: bool,
     pub(crate) allow_host_compat: bool,
     pub(crate) vcpu_count: i64,
     pub(crate) mem_mib: i64,
@@ -307,6 +314,7 @@ impl From<Vm> for Machine {
             environment: vm.environment,
             network_enabled: vm.network_enabled,
             network_policy: vm.network_policy,
+            host_proxy: uses_proxy(&vm.metadata),
             allow_host_compat: vm.allow_host_compat,
             vcpu_count: vm.vcpu_count.into(),
             mem_mib: vm.mem_mib.into(),
@@ -323,6 +331,7 @@ impl From<Task> for Machine {
             environment: task.environment,
             network_enabled: task.network_enabled,
             network_policy: task.network_policy,
+            host_proxy: uses_proxy(&task.metadata),
             allow_host_compat: task.allow_host_compat,
             vcpu_count: task.vcpu_count.into(),
             mem_mib: task.mem_mib.into(),
@@ -330,6 +339,11 @@ impl From<Task> for Machine {
             disk_mib: task.disk_mib.and_then(|mib| i64::try_from(mib).ok()).unwrap_or(0),
         }
     }
+}
+
+/// Returns whether a guest has the host's proxy settings.
+fn uses_proxy(metadata: &BTreeMap<String, String>) -> bool {
+    metadata.get("host_proxy").is_some_and(|value| value == "true")
 }
 
 fn property<'a>(schema: &'a mut Object, name: &str) -> Option<&'a mut Value> {

@@ -43,9 +43,7 @@ pub use confine::{ConfineError, confine};
 pub use control::{MAX_MESSAGE_BYTES, Message};
 pub use denials::{Denial, Denials, MAX_EVENT_BYTES};
 pub use dns::ResolverList;
-pub use policy::{
-    DnsName, DomainPattern, DomainRule, Egress, Host, HostRule, InvalidRule, Policy, Protocol, Rule,
-};
+pub use policy::{DnsName, DomainPattern, DomainRule, Egress, Host, HostRule, Policy, Protocol, Rule};
 pub use process::{CONFIG_FD, CONTROL_FD, EVENTS_FD, LINK_FD, run_from_parent};
 pub use server::{RunError, Server, run};
 

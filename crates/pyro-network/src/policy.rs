@@ -5,10 +5,9 @@ mod ranges;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 pub use name::{DnsName, DomainPattern};
 use ranges::Range;
@@ -27,10 +26,14 @@ pub struct Policy {
     /// `10.0.0.0/8`, and loopback is opened by a part of `127.0.0.0/8` alone. The host's own addresses are opened by
     /// naming a single address.
     pub allow_cidrs: Vec<IpNet>,
-    /// Hosts that it may reach. A name may have a private address; it opens neither loopback nor the host's own addresses.
+    /// Hosts that it may reach. A name may have a private address; it opens neither loopback nor the host's own addresses. A
+    /// loopback address with a port is also reached through the gateway's address and the same port.
     pub allow_hosts: Vec<HostRule>,
     /// Names that it may connect to by TCP where [`Egress::Allowlist`] applies.
     pub allow_domains: Vec<DomainRule>,
+    /// Proxies of the host that it may reach by TCP, as those in `allow_hosts`. The servers that it names to them are not
+    /// compared.
+    pub proxies: Vec<HostRule>,
 }
 
 /// What a guest may reach without a rule.
@@ -54,8 +57,15 @@ pub struct HostRule {
     pub port: Option<u16>,
 }
 
+impl HostRule {
+    fn is_named(&self, name: &DnsName) -> bool {
+        matches!(&self.host, Host::Name(host) if host == name)
+    }
+}
+
 /// A name or an address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Host {
     /// A name, as the guest asks for it.
     Name(DnsName),
@@ -73,87 +83,9 @@ pub struct DomainRule {
     pub port: Option<u16>,
 }
 
-/// A rule's text is not one.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidRule {
-    /// It is neither a name nor an address.
-    #[error("invalid host: expected a name or an address, got {0:?}")]
-    Host(String),
-    /// It is not a name or a pattern.
-    #[error("invalid domain: expected a name, which may begin with `*.`, got {0:?}")]
-    Domain(String),
-    /// The port is not one.
-    #[error("invalid port: expected 1 to 65535, got {0:?}")]
-    Port(String),
-}
-
-impl FromStr for Host {
-    type Err = InvalidRule;
-
-    fn from_str(text: &str) -> Result<Self, InvalidRule> {
-        let address = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-        if let Ok(address) = address.parse() {
-            return Ok(Self::Address(address));
-        }
-        DnsName::new(text).map(Self::Name).ok_or_else(|| InvalidRule::Host(text.to_owned()))
-    }
-}
-
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name(name) => name.fmt(f),
-            Self::Address(address) => address.fmt(f),
-        }
-    }
-}
-
-impl Serialize for Host {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Host {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-/// `NAME`, `NAME:PORT`, `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`.
-impl FromStr for HostRule {
-    type Err = InvalidRule;
-
-    fn from_str(text: &str) -> Result<Self, InvalidRule> {
-        // An IPv6 address without brackets has no port.
-        if let Ok(address) = text.parse() {
-            return Ok(Self { host: Host::Address(address), port: None });
-        }
-        let (host, port) = split_port(text)?;
-        Ok(Self { host: host.parse()?, port })
-    }
-}
-
-/// `NAME`, `*.NAME`, each with `:PORT` if it is not for 80 and 443.
-impl FromStr for DomainRule {
-    type Err = InvalidRule;
-
-    fn from_str(text: &str) -> Result<Self, InvalidRule> {
-        let (pattern, port) = split_port(text)?;
-        Ok(Self { pattern: pattern.parse()?, port })
-    }
-}
-
-fn split_port(text: &str) -> Result<(&str, Option<u16>), InvalidRule> {
-    match text.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => {
-            let number = port.parse::<u16>().ok().filter(|_| port.bytes().all(|byte| byte.is_ascii_digit()));
-            match number {
-                Some(number @ 1..) => Ok((host, Some(number))),
-                _ => Err(InvalidRule::Port(port.to_owned())),
-            }
-        }
-        _ => Ok((text, None)),
+impl From<IpAddr> for Host {
+    fn from(address: IpAddr) -> Self {
+        Self::Address(address)
     }
 }
 
@@ -257,14 +189,12 @@ impl Policy {
             Host::Address(host) => ported(&rule.port) && opens(&host.into(), address, denied),
             Host::Name(_) => false,
         };
-        if self.allow_hosts.iter().any(is_host) {
+        let proxies = || self.proxies.iter().filter(|_| protocol == Protocol::Tcp);
+        if self.allow_hosts.iter().chain(proxies()).any(is_host) {
             return Verdict::Allowed;
         }
-        let by_host = |name: &DnsName| {
-            self.allow_hosts
-                .iter()
-                .any(|rule| matches!(&rule.host, Host::Name(host) if host == name && ported(&rule.port)))
-        };
+        let by_host =
+            |name: &DnsName| self.allow_hosts.iter().any(|rule| rule.is_named(name) && ported(&rule.port));
         let by_domain = |name: &DnsName| {
             let matches = |rule: &DomainRule| {
                 let ported = rule.port.map_or(NAMED_PORTS.contains(&port), |rule| rule == port);
@@ -276,6 +206,10 @@ impl Policy {
                 && self.allow_domains.iter().any(matches)
         };
         if denied.is_none_or(|denied| denied.is_open_to_names()) {
+            let is_proxy = |name: &DnsName| proxies().any(|rule| rule.is_named(name) && ported(&rule.port));
+            if names.iter().any(|name| is_proxy(name)) {
+                return Verdict::Allowed;
+            }
             let mut named = names.iter().copied().filter(|name| by_host(name) || by_domain(name)).peekable();
             if named.peek().is_some() {
                 let compared = self.egress == Egress::Allowlist
@@ -321,7 +255,15 @@ impl Policy {
     }
 
     fn is_host_name(&self, name: &DnsName) -> bool {
-        self.allow_hosts.iter().any(|rule| matches!(&rule.host, Host::Name(host) if host == name))
+        self.allow_hosts.iter().chain(&self.proxies).any(|rule| rule.is_named(name))
+    }
+
+    /// Returns the loopback address of the host to which a port of the gateway leads, if a rule opens that port there.
+    pub(crate) fn behind_gateway(&self, port: u16) -> Option<IpAddr> {
+        self.allow_hosts.iter().chain(&self.proxies).find_map(|rule| match rule.host {
+            Host::Address(address) if address.is_loopback() && rule.port == Some(port) => Some(address),
+            _ => None,
+        })
     }
 }
 
@@ -379,4 +321,4 @@ fn opens(cidr: &IpNet, address: IpAddr, denied: Option<Denied>) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -53,6 +53,15 @@ impl Shared {
         }
     }
 
+    /// Returns where a connection of the guest leads. A guest cannot send packets to a loopback address, which is its own, so
+    /// the gateway stands for that of the host where a rule opens the port.
+    pub(crate) fn translate(&self, destination: SocketAddr) -> SocketAddr {
+        let port = destination.port();
+        let is_gateway = destination.ip() == IpAddr::V4(self.config.v4.gateway);
+        let behind = is_gateway.then(|| self.config.policy.behind_gateway(port)).flatten();
+        behind.map_or(destination, |address| SocketAddr::new(address, port))
+    }
+
     /// Judges a connection or a flow of the guest. What is denied is logged.
     ///
     /// # Errors

@@ -79,10 +79,11 @@ impl TcpFlows {
     }
 
     fn connect(&mut self, ends: Ends, syn: &[u8], shared: &mut Shared) -> Result<(), Refused> {
-        if shared.is_on_link(ends.destination.ip()) {
+        let destination = shared.translate(ends.destination);
+        if shared.is_on_link(destination.ip()) {
             return Err(Refused::Reset);
         }
-        let judged = shared.judge(Protocol::Tcp, ends.destination).map_err(|_| Refused::Silently)?;
+        let judged = shared.judge(Protocol::Tcp, destination).map_err(|_| Refused::Silently)?;
         let Judged::Connect { peer, relation, servers } = judged else {
             return Err(Refused::Unreachable(Unreachable::Prohibited));
         };

@@ -43,7 +43,8 @@ pub use dir::{Owner, OwnerLock, Phase, network_denials};
 pub use protocol::{GENERATION, Greeting};
 pub use pyro_archive::{Report, destination};
 pub use pyro_wire::{
-    ArchiveLimits, Exec, FailureKind, OutputStream, Pack, Status as ExitStatus, Unpack, WORKSPACE,
+    ArchiveLimits, Exec, FailureKind, HostSettings, MAX_HOST_SETTINGS_BYTES, OutputStream, Pack,
+    Status as ExitStatus, Unpack, WORKSPACE,
 };
 pub use report::{BootFailure, BootInfo, BootStage, EndReason, StageTime, StartMode};
 pub use server::{CommandLog, STREAM_LIMIT, Store, StoreError, file_name, room, run};

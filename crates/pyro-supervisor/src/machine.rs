@@ -354,7 +354,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         network: Option<NetworkConfig>,
     ) -> Result<(), GuestError> {
         self.stages.enter(BootStage::Identity);
-        Ok(mux::set_up(channel, identity(&self.spec.vm_id, network)?).await?)
+        Ok(mux::set_up(channel, identity(self.spec, network)?).await?)
     }
 
     /// Starts what carries the VM's packets, if it has a network.
@@ -427,8 +427,8 @@ fn mac_address(vm_id: &str) -> MacAddress {
     MacAddress(address)
 }
 
-/// Returns the bootstrap that makes the guest the VM with this id and no other.
-pub(super) fn identity(vm_id: &str, network: Option<NetworkConfig>) -> Result<Bootstrap, NoRandomness> {
+/// Returns the bootstrap that makes the guest this VM and no other.
+pub(super) fn identity(spec: &LaunchSpec, network: Option<NetworkConfig>) -> Result<Bootstrap, NoRandomness> {
     let mut random = [0; 48];
     getrandom::fill(&mut random).map_err(NoRandomness)?;
     let (seed, machine_id) = random.split_at(32);
@@ -437,9 +437,10 @@ pub(super) fn identity(vm_id: &str, network: Option<NetworkConfig>) -> Result<Bo
         // Valid until the year 2554.
         unix_time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         seed: hex::encode(seed),
-        hostname: format!("pyro-{vm_id}"),
+        hostname: format!("pyro-{}", spec.vm_id),
         machine_id: hex::encode(machine_id),
         network,
+        host: spec.host_settings.clone(),
     })
 }
 

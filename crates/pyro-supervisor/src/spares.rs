@@ -10,7 +10,7 @@ use std::path::Path;
 use futures::{SinkExt, StreamExt};
 use pyro_machine::snapshot::SnapshotError;
 use pyro_machine::{HostPlatform, snapshot};
-use pyro_wire::{Frame, FrameCodec};
+use pyro_wire::{Frame, FrameCodec, HostSettings};
 use sha2::{Digest, Sha256};
 use tokio_util::codec::Framed;
 
@@ -47,7 +47,9 @@ pub async fn start(
     spec: LaunchSpec,
     lock: &OwnerLock,
 ) -> Result<(), StartError> {
-    let spec = LaunchSpec { purpose: Purpose::Spare, is_new: true, ..spec };
+    // A spare gets those of the VM that it becomes.
+    let host_settings = HostSettings::default();
+    let spec = LaunchSpec { purpose: Purpose::Spare, is_new: true, host_settings, ..spec };
     client::spawn(program, args, spec, lock).await.map(drop)
 }
 

@@ -8,6 +8,7 @@ use pyro_machine::disk::LayerLifetime;
 use pyro_machine::network::{NetworkInterface, Policy};
 use pyro_machine::snapshot::Subject;
 use pyro_machine::{GuestImage, Hardware, MachineConfig};
+use pyro_wire::HostSettings;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +53,10 @@ pub struct LaunchSpec {
     /// Ports of the guest to publish on the host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortMapping>,
+    /// What the guest gets of its host's settings.
+    #[serde(default)]
+    #[schemars(with = "serde_json::Value")]
+    pub host_settings: HostSettings,
     /// Do not start the VM unless the host can confine its VMM fully.
     #[serde(default)]
     pub requires_full_confinement: bool,
@@ -171,6 +176,7 @@ pub(crate) mod tests {
             template_dir: Some("/templates".into()),
             network: false,
             network_policy: Policy::default(),
+            host_settings: HostSettings::default(),
             purpose: Purpose::Vm,
             requires_full_confinement: false,
             ports: Vec::new(),

@@ -44,7 +44,10 @@ pub use request::{
     ArchiveLimits, Call, Connect, ConnectInput, Exec, ExecInput, Halt, Identify, NoInput, Pack, Request,
     Unpack,
 };
-pub use setup::{Bootstrap, GENERATION, Hello, Ipv6Config, NetworkConfig, Preparation, SetupReply};
+pub use setup::{
+    Bootstrap, GENERATION, Hello, HostSettings, Ipv6Config, MAX_HOST_SETTINGS_BYTES, NetworkConfig,
+    Preparation, SetupReply,
+};
 pub use text::steers;
 
 /// Name of the virtio-serial port that carries the channel.

@@ -1,5 +1,8 @@
 //! Messages of the first phase: the guest introduces itself and is set up.
 
+use std::collections::BTreeMap;
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +51,34 @@ pub struct Bootstrap {
     pub machine_id: String,
     /// Absent: the guest has no network interface but loopback.
     pub network: Option<NetworkConfig>,
+    /// What the guest gets of its host's settings.
+    #[serde(default)]
+    pub host: HostSettings,
+}
+
+/// What a guest gets of its host's settings, at its caller's request. Together less than [`MAX_HOST_SETTINGS_BYTES`].
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostSettings {
+    /// Variables of commands, unless their caller sets them. They may contain credentials.
+    #[serde(default)]
+    pub variables: BTreeMap<String, String>,
+    /// Certificates of the certification authorities that commands trust, in PEM. Absent: those of the guest's image.
+    #[serde(default)]
+    pub ca_bundle: Option<String>,
+}
+
+/// Maximum size of a guest's [`HostSettings`] in bytes, so that they fit into a frame with everything else in it.
+pub const MAX_HOST_SETTINGS_BYTES: usize = 800 * 1024;
+
+/// Shows no values: they may contain credentials.
+impl fmt::Debug for HostSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { variables, ca_bundle } = self;
+        f.debug_struct("HostSettings")
+            .field("variables", &variables.keys())
+            .field("ca_bundle", &ca_bundle.as_ref().map(String::len))
+            .finish()
+    }
 }
 
 /// Static network configuration of the guest's first Ethernet interface.
@@ -91,4 +122,19 @@ pub enum SetupReply {
     Done,
     /// The guest could not be set up and ends its machine.
     Failed(Failure),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_the_hosts_settings_are_not_shown() {
+        let variables = [("HTTPS_PROXY".to_owned(), "http://user:secret@proxy.test".to_owned())].into();
+        let settings = HostSettings { variables, ca_bundle: Some("certificates".to_owned()) };
+        assert_eq!(
+            format!("{settings:?}"),
+            "HostSettings { variables: [\"HTTPS_PROXY\"], ca_bundle: Some(12) }"
+        );
+    }
 }

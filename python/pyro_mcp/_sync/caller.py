@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, Optional, Tuple, Union
 
 from .._calls import Call
 from .._connection import Event, Failed, Item, OutputEvent, Result
-from .._manager import VmManager
+from .._manager import StrPath, VmManager
 from .._output import Decoder, OnOutput
 from ..errors import PyroError
 
 # Returns the method, with its parameters, that undoes the call with this result.
 Undo = Callable[[Any], Tuple[str, Dict[str, Any]]]
 Env = Optional[Mapping[str, str]]
+# Whether a guest trusts the host's certification authorities, or those in a file.
+HostCa = Union[bool, StrPath, None]
 
 if TYPE_CHECKING:
     from .. import types

@@ -11,7 +11,7 @@ from .._calls import Call
 from .._manager import StrPath, VmManager
 from .._output import OnOutput
 from .._server import Server
-from .caller import Caller, Env, OnProgress
+from .caller import Caller, Env, HostCa, OnProgress
 from .stream import CommandStream
 from .task import Task, TaskContext
 
@@ -93,7 +93,8 @@ class Pyro(Caller):
 
     def create_vm(
         self, *, environment: str, vcpu_count: int = 1, mem_mib: int = 1024, ttl_seconds: int = 600, network: bool = False,
-        network_policy: Optional[types.NetworkPolicy] = None, allow_host_compat: bool = False, on_progress: Optional[OnProgress] = None,
+        network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
+        allow_host_compat: bool = False, on_progress: Optional[OnProgress] = None,
     ) -> types.Vm:
         """Creates a VM without starting it. Installs its environment if necessary.
 
@@ -105,10 +106,15 @@ class Pyro(Caller):
             network: Give the guest outbound network access.
             network_policy: What a guest with a network may reach, such as
                 `{"egress": "allowlist", "allow_domains": ["*.example.com"]}`. Default: the public internet.
+            host_ca: Certification authorities for the guest to trust: `True` for those that this host trusts, or the path
+                of a PEM file. Default: `PYRO_HOST_CA`.
+            host_proxy: Give a guest with a network the proxy settings of this host, credentials included, and access to
+                these proxies. Default: `PYRO_HOST_PROXY`.
             allow_host_compat: Run commands on the host, without isolation, if the host cannot run VMs.
             on_progress: Called with each progress event.
         """
-        params = _spec(environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, allow_host_compat)
+        params = _spec(
+            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)
         return self._call(
             "create_vm", params, on_progress=on_progress, undo=lambda vm: ("delete_vm", {"vm_id": vm["vm_id"]}))
 
@@ -157,31 +163,36 @@ class Pyro(Caller):
     def run_in_vm(
         self, *, environment: str, command: str, vcpu_count: int = 1, mem_mib: int = 1024, timeout_seconds: int = 30,
         ttl_seconds: int = 600, network: bool = False,
-        network_policy: Optional[types.NetworkPolicy] = None, allow_host_compat: bool = False, cwd: Optional[str] = None,
+        network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
+        allow_host_compat: bool = False, cwd: Optional[str] = None,
         env: Env = None, on_output: Optional[OnOutput] = None, on_progress: Optional[OnProgress] = None,
     ) -> types.RunResult:
         """Runs one command in a new VM and always removes the VM.
 
         Args:
-            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, allow_host_compat: See `create_vm`.
+            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy,
+                allow_host_compat: See `create_vm`.
             command, timeout_seconds, cwd, env, on_output: See `exec_vm`. The boot does not count towards the time limit.
             on_progress: Called with each progress event.
 
         Returns:
             `exit_code`, `stdout`, `stderr` (at most 16 MiB each), and more. A failed command does not raise an error.
         """
-        spec = _spec(environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, allow_host_compat)
+        spec = _spec(
+            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)
         params = {**spec, **_command(command, timeout_seconds, cwd, env, on_output)}
         return self._call("run_in_vm", params, on_output=on_output, on_progress=on_progress)
 
     def stream_in_vm(
         self, *, environment: str, command: str, vcpu_count: int = 1, mem_mib: int = 1024, timeout_seconds: int = 30,
         ttl_seconds: int = 600, network: bool = False,
-        network_policy: Optional[types.NetworkPolicy] = None, allow_host_compat: bool = False, cwd: Optional[str] = None,
+        network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
+        allow_host_compat: bool = False, cwd: Optional[str] = None,
         env: Env = None, on_progress: Optional[OnProgress] = None,
     ) -> CommandStream[types.RunResult]:
         """Like `run_in_vm`, but streams the output, without a size limit."""
-        spec = _spec(environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, allow_host_compat)
+        spec = _spec(
+            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)
         params = {**spec, **_command(command, timeout_seconds, cwd, env), "output": "stream"}
         return CommandStream(self._manager, "run_in_vm", params, on_progress)
 
@@ -196,18 +207,21 @@ class Pyro(Caller):
 
     def create_task(
         self, *, environment: str, vcpu_count: int = 1, mem_mib: int = 1024, ttl_seconds: int = 600, network: bool = False,
-        network_policy: Optional[types.NetworkPolicy] = None, allow_host_compat: bool = False, disk_mib: Optional[int] = None,
+        network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
+        allow_host_compat: bool = False, disk_mib: Optional[int] = None,
         publish: Sequence[str] = (), on_progress: Optional[OnProgress] = None,
     ) -> types.Task:
         """Creates and starts a task: a VM with a persistent `/workspace` that stays until it is deleted.
 
         Args:
-            environment, vcpu_count, mem_mib, network, network_policy, allow_host_compat, on_progress: See `create_vm`.
+            environment, vcpu_count, mem_mib, network, network_policy, host_ca, host_proxy, allow_host_compat,
+                on_progress: See `create_vm`.
             ttl_seconds: Lifetime in seconds, 60 to 3600, after which the task is stopped. `extend_task` renews it.
             disk_mib: Size of the disk in MiB, 256 to 1048576. Default: 8192, or less if the host's disk is too small.
             publish: TCP ports of the guest to publish on this host, each as for `publish_task`, from the start on.
         """
-        params = _spec(environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, allow_host_compat)
+        params = _spec(
+            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)
         return self._call(
             "create_task", {**params, "disk_mib": disk_mib, "publish": list(publish)}, on_progress=on_progress,
             undo=lambda task: ("delete_task", {"task_id": task["task_id"]}))
@@ -382,13 +396,14 @@ class Pyro(Caller):
 
     def task(
         self, environment: str, *, vcpu_count: int = 1, mem_mib: int = 1024, ttl_seconds: int = 600, network: bool = False,
-        network_policy: Optional[types.NetworkPolicy] = None, allow_host_compat: bool = False, disk_mib: Optional[int] = None,
+        network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
+        allow_host_compat: bool = False, disk_mib: Optional[int] = None,
         publish: Sequence[str] = (), on_progress: Optional[OnProgress] = None,
     ) -> TaskContext:
         """Returns a context manager that creates a task and deletes it on exit. See `create_task` for the arguments."""
-        params = _spec(environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, allow_host_compat)
-        arguments = {**params, "disk_mib": disk_mib, "publish": publish, "on_progress": on_progress}
-        return TaskContext(self, arguments)
+        params = _spec(
+            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)
+        return TaskContext(self, {**params, "disk_mib": disk_mib, "publish": publish, "on_progress": on_progress})
 
     def open_task(self, task_id: str) -> Task:
         """Returns an object for an existing task. Makes no call."""
@@ -403,11 +418,13 @@ class Pyro(Caller):
 
 def _spec(
     environment: str, vcpu_count: int, mem_mib: int, ttl_seconds: int, network: bool,
-    network_policy: Optional[types.NetworkPolicy], allow_host_compat: bool,
+    network_policy: Optional[types.NetworkPolicy], host_ca: HostCa, host_proxy: Optional[bool], allow_host_compat: bool,
 ) -> Dict[str, Any]:
     return {
         "environment": environment, "vcpu_count": vcpu_count, "mem_mib": mem_mib, "ttl_seconds": ttl_seconds,
         "network": network, "network_policy": network_policy, "allow_host_compat": allow_host_compat,
+        "host_ca": host_ca if host_ca is None or isinstance(host_ca, bool) else os.path.abspath(host_ca),
+        "host_proxy": host_proxy,
     }
 
 

@@ -29,6 +29,9 @@ pub enum InvalidPattern {
     /// Not a domain.
     #[error("invalid domain: expected NAME or *.NAME, with :PORT for another port than 80 and 443")]
     Domain,
+    /// Not a preset.
+    #[error("invalid preset: expected @debian, @pypi, @npm or @crates")]
+    Preset,
 }
 
 /// A range of addresses.
@@ -48,9 +51,31 @@ enum Host {
     Address(IpAddr),
 }
 
+/// Names that are open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AllowedDomain {
+    /// This name, or these.
+    Domain(Domain),
+    /// Those of a package registry, as this host's package managers know them when the guest starts.
+    Preset(Preset),
+}
+
+/// A package registry. Its hosts are those in the settings of this host's package managers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preset {
+    /// The archives that apt uses.
+    Debian,
+    /// The indexes that pip and uv use.
+    Pypi,
+    /// The registries that npm uses.
+    Npm,
+    /// The registry that Cargo uses.
+    Crates,
+}
+
 /// A name, or all names below one, and the port that is open there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AllowedDomain {
+pub struct Domain {
     /// Without the wildcard.
     name: String,
     is_wildcard: bool,
@@ -92,12 +117,36 @@ impl AllowedHost {
 }
 
 impl AllowedDomain {
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Domain(wide), Self::Domain(narrow)) => wide.covers(narrow),
+            (Self::Preset(wide), Self::Preset(narrow)) => wide == narrow,
+            // What a preset stands for is not known before a start.
+            _ => false,
+        }
+    }
+}
+
+impl Preset {
+    const ALL: [Self; 4] = [Self::Debian, Self::Pypi, Self::Npm, Self::Crates];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Debian => "debian",
+            Self::Pypi => "pypi",
+            Self::Npm => "npm",
+            Self::Crates => "crates",
+        }
+    }
+}
+
+impl Domain {
     /// The name, or the name above all those that are open.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// All names below [`AllowedDomain::name`] are open, at any depth, but not that name itself.
+    /// All names below [`Domain::name`] are open, at any depth, but not that name itself.
     pub fn is_wildcard(&self) -> bool {
         self.is_wildcard
     }
@@ -107,7 +156,7 @@ impl AllowedDomain {
         self.port
     }
 
-    pub(super) fn covers(&self, other: &Self) -> bool {
+    fn covers(&self, other: &Self) -> bool {
         let names = match (self.is_wildcard, other.is_wildcard) {
             (false, false) => self.name == other.name,
             (false, true) => false,
@@ -194,6 +243,16 @@ impl FromStr for AllowedDomain {
     type Err = InvalidPattern;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let Some(word) = text.strip_prefix('@') else { return text.parse().map(Self::Domain) };
+        let preset = Preset::ALL.into_iter().find(|preset| preset.as_str() == word);
+        preset.map(Self::Preset).ok_or(InvalidPattern::Preset)
+    }
+}
+
+impl FromStr for Domain {
+    type Err = InvalidPattern;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (pattern, port) = split_port(text).ok_or(InvalidPattern::Domain)?;
         let (name, is_wildcard) = match pattern.strip_prefix("*.") {
             Some(name) => (name, true),
@@ -222,6 +281,21 @@ impl fmt::Display for AllowedHost {
 }
 
 impl fmt::Display for AllowedDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Domain(domain) => domain.fmt(f),
+            Self::Preset(preset) => write!(f, "@{preset}"),
+        }
+    }
+}
+
+impl fmt::Display for Preset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for Domain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let wildcard = if self.is_wildcard { "*." } else { "" };
         write!(f, "{wildcard}{}", self.name)?;
@@ -263,7 +337,7 @@ macro_rules! as_text {
 as_text! {
     AllowedCidr: "An address range, such as `10.1.0.0/16`.",
     AllowedHost: "`NAME`, `NAME:PORT`, `ADDRESS` or `ADDRESS:PORT`.",
-    AllowedDomain: "`NAME` or `*.NAME`, and `:PORT` for another port than 80 and 443."
+    AllowedDomain: "`NAME` or `*.NAME`, and `:PORT` for another port than 80 and 443, or a package registry: `@debian`, `@pypi`, `@npm` or `@crates`."
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ fn entries_are_read_and_written_in_one_form() {
         ("Example.Test", "example.test"),
         ("*.example.test", "*.example.test"),
         ("git.example.test:22", "git.example.test:22"),
+        ("@pypi", "@pypi"),
     ] {
         assert_eq!(text.parse::<AllowedDomain>().unwrap().to_string(), expected);
     }
@@ -51,6 +52,10 @@ fn text_that_is_no_entry_is_refused_with_what_is_expected() {
     }
     for text in ["", "*", "*.", "a.*.b", "**.a", "a:", "10.0.0.1", "ä.test", "*.*.a", ".a"] {
         assert_eq!(text.parse::<AllowedDomain>(), Err(InvalidPattern::Domain), "{text:?}");
+    }
+    for text in ["@", "@other", "@PyPI", "@pypi:443", "*.@pypi", "@pypi.test"] {
+        let expected = if text.starts_with('@') { InvalidPattern::Preset } else { InvalidPattern::Domain };
+        assert_eq!(text.parse::<AllowedDomain>(), Err(expected), "{text:?}");
     }
     let error = serde_json::from_value::<NetworkPolicy>(serde_json::json!({ "allow_cidrs": ["x"] }));
     assert!(error.unwrap_err().to_string().starts_with("invalid address range: expected"));
@@ -72,14 +77,14 @@ fn a_policy_can_only_be_narrowed() {
         "egress": "allowlist",
         "allow_cidrs": ["10.0.0.0/8"],
         "allow_hosts": ["db.test", "api.test:443"],
-        "allow_domains": ["*.example.test", "git.test:22", "www.test"],
+        "allow_domains": ["*.example.test", "git.test:22", "www.test", "@pypi"],
     }));
     for within in [
         serde_json::json!({ "egress": "allowlist" }),
         serde_json::json!({ "egress": "allowlist", "allow_cidrs": ["10.0.0.0/8"] }),
         serde_json::json!({ "egress": "allowlist", "allow_hosts": ["db.test:5432", "api.test:443"] }),
         serde_json::json!({ "egress": "allowlist",
-            "allow_domains": ["a.example.test", "*.b.example.test", "*.example.test", "www.test:443", "git.test:22"] }),
+            "allow_domains": ["a.example.test", "*.b.example.test", "*.example.test", "www.test:443", "git.test:22", "@pypi"] }),
     ] {
         assert_eq!(policy(within.clone()).check_within(&wide), Ok(()), "{within}");
     }
@@ -97,6 +102,8 @@ fn a_policy_can_only_be_narrowed() {
         serde_json::json!({ "egress": "allowlist", "allow_domains": ["*.test"] }),
         serde_json::json!({ "egress": "allowlist", "allow_domains": ["www.test:8080"] }),
         serde_json::json!({ "egress": "allowlist", "allow_domains": ["git.test"] }),
+        serde_json::json!({ "egress": "allowlist", "allow_domains": ["@npm"] }),
+        serde_json::json!({ "egress": "allowlist", "allow_domains": ["pypi"] }),
     ] {
         assert!(policy(beyond.clone()).check_within(&wide).is_err(), "{beyond}");
     }

@@ -21,7 +21,8 @@ pub(crate) struct NetworkArgs {
     /// Open a host, which may be private, on one port or on all; may be repeated
     #[arg(long, value_name = "HOST[:PORT]", requires = "network", help_heading = HEADING)]
     allow_host: Vec<AllowedHost>,
-    /// With --egress allowlist, open a public NAME, or *.NAME, on ports 80 and 443 or on PORT; may be repeated
+    /// With --egress allowlist, open a public NAME, or *.NAME, on ports 80 and 443 or on PORT; @debian, @pypi, @npm and
+    /// @crates are the hosts that this host's package managers use; may be repeated
     #[arg(long, value_name = "NAME[:PORT]", requires = "network", help_heading = HEADING)]
     allow_domain: Vec<AllowedDomain>,
 }
@@ -41,7 +42,8 @@ pub(crate) struct NetworkLimitArgs {
     /// Open a host to guests, which may be private, on one port or on all; may be repeated
     #[arg(long, value_name = "HOST[:PORT]", conflicts_with = "no_network")]
     allow_guest_host: Vec<AllowedHost>,
-    /// With --egress allowlist, open a public NAME, or *.NAME, on ports 80 and 443 or on PORT; may be repeated
+    /// With --egress allowlist, open a public NAME, or *.NAME, on ports 80 and 443 or on PORT; @debian, @pypi, @npm and
+    /// @crates are the hosts that this host's package managers use; may be repeated
     #[arg(long, value_name = "NAME[:PORT]", conflicts_with = "no_network")]
     allow_domain: Vec<AllowedDomain>,
 }

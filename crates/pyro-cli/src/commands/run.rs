@@ -6,6 +6,7 @@ use clap::Args;
 use pyro_engine::operations::RunInVm;
 use pyro_engine::{Command, Engine, OutputMode, RunResult, VmSpec};
 
+use crate::commands::host_settings::HostSettingsArgs;
 use crate::commands::machine::{ConfinementArgs, MachineArgs};
 use crate::commands::network::{self, NetworkArgs};
 use crate::error::CliError;
@@ -46,6 +47,8 @@ pub(crate) struct RunArgs {
     pub(crate) ttl_seconds: i64,
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
+    #[command(flatten)]
+    pub(crate) host_settings: HostSettingsArgs,
     /// Run the command on this machine, without isolation, if VMs cannot run here [default: off]
     #[arg(long)]
     pub(crate) allow_host_compat: bool,
@@ -73,7 +76,7 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
     }
     args.confinement.apply(&mut config);
     let engine = Engine::new(config);
-    let request = request(&args, command);
+    let request = request(&args, command)?;
     let (mut result, shown) = session::watch(printer, args.json, |events, cancel| async move {
         engine.run(request, &events, &cancel).await
     })?;
@@ -96,7 +99,10 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
 }
 
 /// Returns the request that the arguments describe.
-fn request(args: &RunArgs, command: String) -> RunInVm {
+///
+/// # Errors
+/// A path in them cannot be made absolute.
+fn request(args: &RunArgs, command: String) -> Result<RunInVm, CliError> {
     let spec = VmSpec {
         environment: args.machine.environment.clone(),
         vcpu_count: args.machine.vcpu_count,
@@ -104,12 +110,14 @@ fn request(args: &RunArgs, command: String) -> RunInVm {
         ttl_seconds: args.ttl_seconds,
         network: args.network.network,
         network_policy: args.network.policy(),
+        host_ca: args.host_settings.host_ca()?,
+        host_proxy: args.host_settings.host_proxy(),
         allow_host_compat: args.allow_host_compat,
     };
     // Text output is streamed; a JSON document holds it after the end.
     let output = if args.json { OutputMode::Capture } else { OutputMode::Stream };
     let command = Command { timeout_seconds: args.timeout_seconds, ..Command::new(command) };
-    RunInVm { spec, command, output: output.into() }
+    Ok(RunInVm { spec, command, output: output.into() })
 }
 
 fn summary(result: &RunResult) -> String {

@@ -6,10 +6,12 @@ use super::{ConfigError, Variables, vmm_program};
 
 /// Paths, which are made absolute: the server starts in a directory of the client's choice.
 const PATHS: [&str; 2] = ["PYRO_BASE_DIR", "PYRO_ENVIRONMENT_CACHE_DIR"];
-const PLAIN: [&str; 7] = [
+const PLAIN: [&str; 9] = [
     "PYRO_ACCEL",
     "PYRO_DEBIAN_MIRROR",
     "PYRO_DISK_OVERCOMMIT",
+    "PYRO_HOST_CA",
+    "PYRO_HOST_PROXY",
     "PYRO_MAX_ACTIVE_VMS",
     "PYRO_MCP_ALLOW_HOST_COMPAT",
     "PYRO_REQUIRE_CONFINEMENT",

@@ -146,3 +146,31 @@ fn values_that_are_no_text_are_refused_where_text_is_needed() {
     assert!(engine_config(&junk()).unwrap_err().to_string().starts_with("PYRO_ACCEL "));
     assert!(log_filter(&junk()).unwrap_err().to_string().starts_with("PYRO_LOG "));
 }
+
+#[test]
+fn the_hosts_settings_for_guests_are_off_by_default() {
+    let off = config(&[("HOME", "/h"), ("HTTP_PROXY", "http://user:secret@proxy.test:3128")]);
+    assert_eq!((off.host_ca.clone(), off.host_proxy), (None, false));
+    assert!(!format!("{off:?}").contains("secret"), "{off:?}");
+    let on = config(&[
+        ("HOME", "/h"),
+        ("PYRO_HOST_CA", "1"),
+        ("PYRO_HOST_PROXY", "1"),
+        ("SSL_CERT_FILE", "/ca.pem"),
+        ("https_proxy", "http://proxy.test:3128"),
+        ("NO_PROXY", "localhost"),
+        ("FTP_PROXY", "http://proxy.test:21"),
+    ]);
+    assert_eq!((on.host_ca, on.host_proxy), (Some(HostCa::Host(true)), true));
+    assert_eq!(on.ssl_cert_file, Some("/ca.pem".into()));
+    let names: Vec<_> = on.proxy_variables.0.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["https_proxy", "NO_PROXY"]);
+    let bundle = config(&[("HOME", "/h"), ("PYRO_HOST_CA", "/etc/ours.pem")]);
+    assert_eq!(bundle.host_ca, Some(HostCa::Bundle("/etc/ours.pem".to_owned())));
+    assert_eq!(config(&[("HOME", "/h"), ("PYRO_HOST_CA", "0")]).host_ca, Some(HostCa::Host(false)));
+    for value in ["yes", "ours.pem"] {
+        let expected = "expected 1 for what this host trusts, 0, or the absolute path of a file in PEM";
+        assert!(complaint("PYRO_HOST_CA", value).contains(expected));
+    }
+    assert!(complaint("PYRO_HOST_PROXY", "yes").contains("expected 1 to allow it, or 0"));
+}

@@ -1,5 +1,6 @@
 //! `pyro mcp serve` with real VMs.
 
+use std::fs;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -19,6 +20,19 @@ fn one_command_in_a_vm_of_its_own() {
         "{:?}",
         client.progress
     );
+    client.end();
+}
+
+#[test]
+fn the_operator_chooses_the_authorities_that_guests_trust() {
+    let sandbox = Sandbox::new();
+    let bundle = sandbox.path("bundle.pem");
+    fs::write(&bundle, "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n").unwrap();
+    let mut client = sandbox.mcp([&format!("--host-ca={}", bundle.display())]);
+    // A client has no say in it.
+    let command = "grep -c BEGIN $SSL_CERT_FILE";
+    let count = json!({ "environment": ENVIRONMENT, "command": command, "host_ca": false });
+    assert_eq!(client.call("vm_run", count)["stdout"], "1\n");
     client.end();
 }
 

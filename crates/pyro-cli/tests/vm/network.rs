@@ -7,6 +7,7 @@
 mod allowlist;
 mod attack;
 mod helper;
+mod host_settings;
 mod servers;
 mod world;
 

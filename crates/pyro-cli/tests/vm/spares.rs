@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use pyro_engine::{Engine, Vm, VmSpec};
+use pyro_engine::{Engine, HostCa, Vm, VmSpec};
 use rustix::process::Signal;
 
 use crate::harness::{ENVIRONMENT, GONE_WITHIN, LONG, Sandbox, exec_text, kill, never, quiet, wait_until};
@@ -68,6 +68,40 @@ async fn the_next_start_of_the_kind_gets_the_spare() {
         engine.delete_vm(vm.vm_id.as_str()).await.unwrap();
     }
     assert_eq!(waiting(&sandbox), [successor]);
+    end_spares(&sandbox);
+}
+
+#[tokio::test]
+async fn a_claimed_spare_has_the_hosts_settings_that_were_asked_for() {
+    let sandbox = Sandbox::new();
+    let bundle = sandbox.path("home").join("bundle.pem");
+    fs::write(&bundle, "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n").unwrap();
+    let engine = warm_engine(&sandbox);
+    let first = start(&engine, 1024).await;
+    let certificates = "grep -c BEGIN $SSL_CERT_FILE; stat -c '%a %n' $SSL_CERT_FILE";
+    assert_eq!(
+        exec_text(&sandbox.guest(&first), "echo $SSL_CERT_FILE; ls /run/pyro 2>&1 | wc -l").await,
+        "\n1\n"
+    );
+    wait_for_spare(&sandbox);
+    let host_ca = Some(HostCa::Bundle(bundle.to_str().unwrap().to_owned()));
+    let spec = VmSpec { host_ca, ..VmSpec::new(ENVIRONMENT) };
+    let vm = engine.create_vm(spec, &quiet(), &never()).await.unwrap();
+    let second = engine.start_vm(vm.vm_id.as_str(), &quiet(), &never()).await.unwrap();
+    assert_eq!(second.metadata["start_mode"], "spare");
+    assert_eq!(second.metadata["host_ca"], bundle.to_str().unwrap());
+    assert_eq!(exec_text(&sandbox.guest(&second), certificates).await, "1\n644 /run/pyro/host-ca.pem\n");
+    // What one VM got is not left to the next.
+    wait_for_spare(&sandbox);
+    let third = start(&engine, 1024).await;
+    assert_eq!(third.metadata["start_mode"], "spare");
+    assert_eq!(
+        exec_text(&sandbox.guest(&third), "echo $SSL_CERT_FILE; ls /run/pyro 2>&1 | wc -l").await,
+        "\n1\n"
+    );
+    for vm in [first, second, third] {
+        engine.delete_vm(vm.vm_id.as_str()).await.unwrap();
+    }
     end_spares(&sandbox);
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pyro_env::InstalledEnvironment;
+use pyro_machine::network::Policy;
 use pyro_machine::{Accelerator, Artifact, GuestImage, GuestKernel, MachineConfig};
 use pyro_supervisor::spares::Claim;
 use pyro_supervisor::{
@@ -18,11 +19,12 @@ use super::{Engine, disk, state_unusable, unless_cancelled};
 use crate::Kind;
 use crate::engine::host::{Host, HostUnavailable};
 use crate::engine::reconcile::is_unfinished;
+use crate::host_settings::{ChosenSettings, HostChoice};
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
 use crate::{
     Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, NetworkPolicy, PortMapping, VmId,
-    VmSpec, convert, state_dir,
+    VmSpec, convert, presets, state_dir,
 };
 
 /// Maximum boot time in seconds. Emulation takes a few seconds, and more when many VMs boot at once.
@@ -52,6 +54,8 @@ pub(super) struct Shape {
     pub(super) network: Option<NetworkPolicy>,
     /// Its ports that are published on this host.
     pub(super) ports: Vec<PortMapping>,
+    /// What it gets of this host's settings.
+    pub(super) host: HostChoice,
     pub(super) expires_at: f64,
     /// If its start fails, no other process may find it.
     pub(super) is_new: bool,
@@ -171,6 +175,7 @@ impl Engine {
             disk_mib: record.disk_mib,
             network: record.network.clone(),
             ports: record.ports.iter().map(|port| port.mapping).collect(),
+            host: record.host_choice.clone(),
             expires_at: record.expires_at,
             is_new: is_unfinished(&record),
         };
@@ -231,6 +236,7 @@ impl Engine {
             disk_mib: None,
             network: None,
             ports: Vec::new(),
+            host: HostChoice::default(),
             expires_at: f64::MAX,
             is_new: false,
         };
@@ -264,6 +270,13 @@ impl Engine {
         let dir = self.vm_dir(id);
         let layer = dir.join(files::LAYER);
         let has_layer = layer.exists();
+        let chosen = self.host_settings(shape.host).await?;
+        let policy = match shape.network {
+            Some(policy) => Some(convert::network_policy(&presets::expand(policy, self.config()).await?)?),
+            None => None,
+        };
+        let has_network = policy.is_some();
+        let network_policy = Policy { proxies: chosen.proxies, ..policy.unwrap_or_default() };
         let vm = id.clone();
         let layer_template = self
             .blocking(move |shared| {
@@ -305,18 +318,30 @@ impl Engine {
                 layer_template,
             },
             artifacts_are_open: false,
-            network: shape.network.is_some(),
-            network_policy: shape
-                .network
-                .as_ref()
-                .map(convert::network_policy)
-                .transpose()?
-                .unwrap_or_default(),
+            network: has_network,
+            network_policy,
+            host_settings: chosen.guest,
             ports: shape.ports.into_iter().map(convert::guest_port_mapping).collect(),
             purpose: Purpose::Vm,
             requires_full_confinement: self.config().requires_full_confinement,
             variables: self.config().supervisor_variables(),
         })
+    }
+
+    /// Reads what a VM gets of this host's settings.
+    ///
+    /// # Errors
+    /// `InvalidInput` if they cannot be used.
+    async fn host_settings(&self, choice: HostChoice) -> Result<ChosenSettings, Error> {
+        self.blocking(move |shared| Ok(choice.read(&shared.config)?)).await
+    }
+
+    /// Checks that a VM like `spec` can get what it is to get of this host's settings.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub(super) async fn check_host_settings(&self, spec: &VmSpec) -> Result<(), Error> {
+        self.host_settings(HostChoice::of(spec, self.config())).await.map(drop)
     }
 
     /// Records that commands of this VM run on the host, to which its caller has agreed.

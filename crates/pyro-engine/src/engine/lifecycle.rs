@@ -13,13 +13,14 @@ use super::{Engine, Shared, now, state_unusable, vm_dir};
 use crate::Kind;
 use crate::capture::Captured;
 use crate::exit_code::{duration_ms, exit_code};
+use crate::host_settings::HostChoice;
 use crate::limits::{self, CheckedCommand, Sizing};
 use crate::operations::ExecVm;
 use crate::registry::{NewVm, VmPatch, VmRecord};
 use crate::state::{Transitions as _, VmEvent};
 use crate::{
     DeleteReason, Deleted, Error, ErrorKind, Event, Events, ExecutionMode, HostAccess, NetworkDenial,
-    NetworkInfo, RunResult, StopReason, Vm, VmId, VmSpec, VmState, convert,
+    NetworkInfo, RunResult, StopReason, Vm, VmId, VmSpec, VmState, convert, presets,
 };
 
 /// Metadata key for a state transition in progress. Not recorded.
@@ -44,9 +45,13 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<Vm, Error> {
         let sizing = limits::check_spec(&spec)?;
+        self.check_host_settings(&spec).await?;
+        if let Some(policy) = &spec.network_policy {
+            presets::expand(policy.clone(), self.config()).await?;
+        }
         let version = self.prepare_environment(&spec, events, cancel).await?;
         self.reconcile().await?;
-        let vm = new_vm(VmId::random()?, &spec, sizing, version);
+        let vm = self.new_vm(VmId::random()?, &spec, sizing, version);
         Ok(self.insert(vm).await?.payload())
     }
 
@@ -248,6 +253,35 @@ impl Engine {
         Ok(Some(self.environment(&spec.environment, events, cancel).await?.version.clone()))
     }
 
+    /// Builds the record of a new VM.
+    pub(super) fn new_vm(
+        &self,
+        vm_id: VmId,
+        spec: &VmSpec,
+        sizing: Sizing,
+        environment_version: Option<String>,
+    ) -> NewVm {
+        let host_choice = HostChoice::of(spec, self.config());
+        let mut metadata = BTreeMap::new();
+        metadata.insert(HostAccess::NAME.to_owned(), spec.host_access().is_allowed().to_string());
+        metadata.extend(host_choice.metadata());
+        NewVm {
+            vm_id,
+            environment: spec.environment.clone(),
+            environment_version,
+            sizing,
+            created_at: now(),
+            kind: Kind::Vm,
+            ephemeral: false,
+            disk_mib: None,
+            network: spec.network.then(|| spec.network_policy.clone().unwrap_or_default()),
+            host_choice,
+            host_access: spec.host_access(),
+            metadata,
+            owner: None,
+        }
+    }
+
     /// Records a VM or a task, unless the capacity is used up.
     pub(super) async fn insert(&self, vm: NewVm) -> Result<VmRecord, Error> {
         let max_active_vms = self.config().max_active_vms;
@@ -321,32 +355,6 @@ pub(super) fn denials(dir: &Path, since: f64) -> Result<Vec<NetworkDenial>, Erro
     let denials = network_denials(dir)
         .map_err(|error| state_unusable("read", &dir.join(files::NETWORK_DENIALS), error))?;
     Ok(denials.iter().filter(|denial| denial.time >= since).map(convert::denial).collect())
-}
-
-/// Builds the record of a new VM.
-pub(super) fn new_vm(
-    vm_id: VmId,
-    spec: &VmSpec,
-    sizing: Sizing,
-    environment_version: Option<String>,
-) -> NewVm {
-    let mut metadata = BTreeMap::new();
-    metadata.insert(HostAccess::NAME.to_owned(), spec.host_access().is_allowed().to_string());
-    NewVm {
-        vm_id,
-        environment: spec.environment.clone(),
-        environment_version,
-        sizing,
-        created_at: now(),
-        kind: Kind::Vm,
-        ephemeral: false,
-        disk_mib: None,
-        ports: Vec::new(),
-        network: spec.network.then(|| spec.network_policy.clone().unwrap_or_default()),
-        host_access: spec.host_access(),
-        metadata,
-        owner: None,
-    }
 }
 
 /// Returns what became of a VM whose command has ended. A removal that failed must not replace the command's result: the

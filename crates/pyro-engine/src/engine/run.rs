@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::launch::{Launch, Started};
-use super::lifecycle::{cleanup, new_vm, run_result};
+use super::lifecycle::{cleanup, run_result};
 use super::{Engine, unless_cancelled};
 use crate::Kind;
 use crate::capture::Captured;
@@ -47,6 +47,7 @@ impl Engine {
         let RunInVm { spec, command, output } = request;
         let sizing = limits::check_spec(&spec)?;
         let command = limits::check_command(command, output.output)?;
+        self.check_host_settings(&spec).await?;
         events.send(Event::Phase(RunPhase::Create { environment: spec.environment.clone() })).await;
         let backend = self.backend(&spec.environment, spec.host_access(), events, cancel).await?;
         timings.lap("environment");
@@ -56,7 +57,7 @@ impl Engine {
         // Take the lock before writing the record: the record of a run without a lock holder is an orphan.
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         let version = backend.as_ref().ok().map(|(_, environment)| environment.version.clone());
-        let vm = NewVm { ephemeral: true, ..new_vm(id.clone(), &spec, sizing, version) };
+        let vm = NewVm { ephemeral: true, ..self.new_vm(id.clone(), &spec, sizing, version) };
         let run = async {
             let record = self.insert(vm).await?;
             timings.lap("registry");

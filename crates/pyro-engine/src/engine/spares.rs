@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::launch::Shape;
 use super::{Engine, unless_cancelled};
+use crate::host_settings::HostChoice;
 use crate::limits;
 use crate::pool::{Pool, Target};
 use crate::{Error, Events, VmId, VmSpec};
@@ -43,6 +44,7 @@ impl Engine {
                 disk_mib: None,
                 network: spec.network.then(|| spec.network_policy.clone().unwrap_or_default()),
                 ports: Vec::new(),
+                host: HostChoice::of(spec, self.config()),
                 // A spare has a lifetime of its own.
                 expires_at: f64::MAX,
                 is_new: true,

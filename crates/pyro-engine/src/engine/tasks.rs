@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::exec::not_asked;
 use super::host::HostUnavailable;
 use super::launch::Launch;
-use super::lifecycle::{as_it_is, denials, new_vm, transition};
+use super::lifecycle::{as_it_is, denials, transition};
 use super::reconcile::owner_vanished;
 use super::{Engine, Shared, now, unless_cancelled, vm_dir};
 use crate::Kind;
@@ -57,12 +57,13 @@ impl Engine {
         let sizing = limits::check_spec(&spec.vm)?;
         let disk_mib = limits::check_disk(spec.disk_mib)?;
         let ports = ports::check(&spec.publish)?;
+        self.check_host_settings(&spec.vm).await?;
         let backend = self.backend(&spec.vm.environment, spec.vm.host_access(), events, cancel).await?;
         ports::refuse_on_host(&backend, &spec.publish)?;
         let version = backend.as_ref().ok().map(|(_, environment)| environment.version.clone());
         unless_cancelled(cancel, self.reconcile()).await?;
         let id = VmId::random()?;
-        let mut vm = new_vm(id.clone(), &spec.vm, sizing, version);
+        let mut vm = self.new_vm(id.clone(), &spec.vm, sizing, version);
         if let Ok((_, environment)) = &backend {
             vm.metadata.insert(DIGEST.to_owned(), environment.digest.clone());
         }

@@ -45,6 +45,7 @@ fn new_vm(number: u32) -> NewVm {
         disk_mib: None,
         network: None,
         ports: Vec::new(),
+        host_choice: Default::default(),
         host_access: HostAccess::Allowed,
         metadata: BTreeMap::new(),
         owner: None,

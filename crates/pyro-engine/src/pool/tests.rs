@@ -75,6 +75,7 @@ fn model() -> LaunchSpec {
         variables: Vec::new(),
         network: false,
         network_policy: Default::default(),
+        host_settings: Default::default(),
     }
 }
 

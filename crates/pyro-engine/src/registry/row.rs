@@ -11,6 +11,7 @@ use tracing::warn;
 
 use super::transaction_error::{TransactionError, is_row_error};
 use crate::Kind;
+use crate::host_settings::{CaSource, HostChoice};
 use crate::limits::Sizing;
 use crate::{AllowedCidr, AllowedDomain, AllowedHost, Egress};
 use crate::{
@@ -35,6 +36,7 @@ pub(crate) struct NewVm {
     pub(crate) network: Option<NetworkPolicy>,
     /// Its published ports.
     pub(crate) ports: Vec<RecordedPort>,
+    pub(crate) host_choice: HostChoice,
     pub(crate) host_access: HostAccess,
     pub(crate) metadata: BTreeMap<String, String>,
     /// The client on whose behalf it is created; `None`: this host's user.
@@ -58,6 +60,7 @@ pub(crate) struct VmRecord {
     pub(crate) network: Option<NetworkPolicy>,
     /// Its published ports.
     pub(crate) ports: Vec<RecordedPort>,
+    pub(crate) host_choice: HostChoice,
     pub(crate) host_access: HostAccess,
     pub(crate) guest_ip: Option<String>,
     pub(crate) execution_mode: ExecutionMode,
@@ -95,10 +98,10 @@ impl NewVm {
         let sql =
             "INSERT INTO vms (vm_id, environment, environment_version, vcpu_count, mem_mib, ttl_seconds,
                 created_at, expires_at, state, is_task, ephemeral, disk_mib, network_enabled, network_policy,
-                published_ports, allow_host_compat, execution_mode, metadata, owner)
+                published_ports, host_ca, host_proxy, allow_host_compat, execution_mode, metadata, owner)
             VALUES (:vm_id, :environment, :environment_version, :vcpu_count, :mem_mib, :ttl_seconds,
                 :created_at, :expires_at, :state, :is_task, :ephemeral, :disk_mib, :network_enabled, :network_policy,
-                :published_ports, :allow_host_compat, :execution_mode, :metadata, :owner)";
+                :published_ports, :host_ca, :host_proxy, :allow_host_compat, :execution_mode, :metadata, :owner)";
         tx.execute(
             sql,
             named_params! {
@@ -117,6 +120,8 @@ impl NewVm {
                 ":network_enabled": self.network.is_some(),
                 ":network_policy": self.network.as_ref().map(policy_to_json),
                 ":published_ports": ports_to_json(&self.ports),
+                ":host_ca": self.host_choice.ca.as_ref().map(ToString::to_string),
+                ":host_proxy": self.host_choice.proxy,
                 ":allow_host_compat": self.host_access.is_allowed(),
                 ":execution_mode": ExecutionMode::Pending.as_str(),
                 ":metadata": to_json(&self.metadata),
@@ -213,6 +218,10 @@ impl VmRecord {
             disk_mib: row.get("disk_mib")?,
             network: network(row)?,
             ports: ports(row)?,
+            host_choice: HostChoice {
+                ca: row.get::<_, Option<Stored<CaSource>>>("host_ca")?.map(|Stored(source)| source),
+                proxy: row.get("host_proxy")?,
+            },
             host_access: row.get::<_, bool>("allow_host_compat")?.into(),
             guest_ip: row.get("guest_ip")?,
             execution_mode: stored(row, "execution_mode")?,

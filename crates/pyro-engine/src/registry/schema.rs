@@ -74,6 +74,12 @@ const STEPS: &[&str] = &[
     -- A JSON array: the published ports of a task, and where the host listens or listened for them. Absent: none.
     ALTER TABLE vms ADD COLUMN published_ports TEXT;
 ",
+    "
+    -- The certification authorities of the host that it trusts: `host`, or the path of a file; null: none.
+    ALTER TABLE vms ADD COLUMN host_ca TEXT;
+    -- Whether it gets the host's proxy settings, which are not stored.
+    ALTER TABLE vms ADD COLUMN host_proxy INTEGER NOT NULL DEFAULT 0;
+",
 ];
 
 /// Returns the version that this program writes.

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::ExecutionMode;
+use crate::host_settings::{CaSource, HostChoice};
 use crate::limits::Sizing;
 
 const CHILD_DIRECTORY: &str = "PYRO_TEST_REGISTRY_DIRECTORY";
@@ -27,6 +28,7 @@ fn new_vm(vm_id: &VmId, created_at: f64) -> NewVm {
         disk_mib: None,
         network: None,
         ports: Vec::new(),
+        host_choice: HostChoice::default(),
         host_access: crate::HostAccess::Denied,
         metadata: BTreeMap::from([("allow_host_compat".to_owned(), "false".to_owned())]),
         owner: None,
@@ -182,6 +184,17 @@ fn a_vm_with_a_damaged_policy_is_not_read() {
     }
     // It was recorded before there were policies.
     assert_eq!(store(None).unwrap().network, Some(crate::NetworkPolicy::default()));
+}
+
+#[test]
+fn the_choice_of_the_hosts_settings_is_kept() {
+    let (_directory, registry) = with_vms(1);
+    assert_eq!(registry.get(Kind::Vm, &id(1)).unwrap().host_choice, HostChoice::default());
+    for (number, ca) in [(2, CaSource::Host), (3, CaSource::Bundle("/etc/ours.pem".into()))] {
+        let host_choice = HostChoice { ca: Some(ca), proxy: true };
+        registry.insert(&NewVm { host_choice: host_choice.clone(), ..new_vm(&id(number), 0.0) }, 8).unwrap();
+        assert_eq!(registry.get(Kind::Vm, &id(number)).unwrap().host_choice, host_choice);
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The host's end of the channel, and a machine that only records what is done to it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
@@ -10,8 +11,8 @@ use futures::future::poll_fn;
 use futures::{SinkExt, StreamExt};
 use pyro_guest::{Agent, AgentError, CommandSettings, Machine};
 use pyro_wire::{
-    Bootstrap, Call, Exec, ExecInput, ExecReply, Exit, Failure, FailureKind, Frame, FrameCodec, OutputStream,
-    Preparation,
+    Bootstrap, Call, Exec, ExecInput, ExecReply, Exit, Failure, FailureKind, Frame, FrameCodec, HostSettings,
+    OutputStream, Preparation,
 };
 use tempfile::TempDir;
 use tokio::net::UnixStream;
@@ -65,6 +66,15 @@ impl Machine for Recorder {
         self.record(Done::Identified(bootstrap.clone()))
     }
 
+    fn variables(&self) -> BTreeMap<String, String> {
+        let done = self.done();
+        let named = done.iter().rev().find_map(|done| match done {
+            Done::Applied(bootstrap) | Done::Identified(bootstrap) => Some(bootstrap),
+            Done::Prepared(_) | Done::Halted => None,
+        });
+        named.map(|bootstrap| bootstrap.host.variables.clone()).unwrap_or_default()
+    }
+
     fn halt(&mut self) -> Result<(), Failure> {
         self.record(Done::Halted)
     }
@@ -86,6 +96,7 @@ pub(crate) fn a_bootstrap(hostname: &str) -> Bootstrap {
         hostname: hostname.to_owned(),
         machine_id: "0".repeat(32),
         network: None,
+        host: HostSettings::default(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Requests that concern the whole machine.
 
-use pyro_wire::{FailureKind, Halt, HaltReply, Identify, IdentifyReply};
+use pyro_wire::{Bootstrap, FailureKind, Halt, HaltReply, HostSettings, Identify, IdentifyReply};
 
 use crate::host::{Done, Host, Recorder, a_bootstrap, a_failure};
 
@@ -10,6 +10,21 @@ async fn a_machine_becomes_another_one_and_halts() {
     assert_eq!(host.ask(Identify(a_bootstrap("other"))).await, IdentifyReply::Identified);
     assert_eq!(host.ask(Halt).await, HaltReply::Halted);
     assert_eq!(host.machine.done(), [Done::Identified(a_bootstrap("other")), Done::Halted]);
+}
+
+#[tokio::test]
+async fn commands_have_the_machines_variables_and_may_override_them() {
+    let host = Host::new();
+    let variables = [("A", "of the host"), ("B", "of the host")].map(|(k, v)| (k.into(), v.into())).into();
+    let settings = HostSettings { variables, ..HostSettings::default() };
+    let bootstrap = Bootstrap { host: settings, ..a_bootstrap("other") };
+    assert_eq!(host.ask(Identify(bootstrap)).await, IdentifyReply::Identified);
+    let mut exec = host.exec("echo $A, $B, $C");
+    exec.env = [("B", "of the caller"), ("C", "more")].map(|(k, v)| (k.into(), v.into())).into();
+    assert_eq!(host.run(exec).await.text(), "of the host, of the caller, more\n");
+    // Another identity has other variables.
+    assert_eq!(host.ask(Identify(a_bootstrap("third"))).await, IdentifyReply::Identified);
+    assert_eq!(host.run(host.exec("echo $A")).await.text(), "\n");
 }
 
 #[tokio::test]

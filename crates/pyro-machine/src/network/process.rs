@@ -23,7 +23,8 @@ use crate::spawn::Spawn;
 
 /// Every guest has a network of its own, so all can have the same addresses.
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// Address of the guest's gateway. Where a rule opens a port of the host's loopback interface, the gateway's port leads there.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// Queries to this address go to the host's own resolvers, wherever they listen.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 const PREFIX_LEN: u8 = 24;

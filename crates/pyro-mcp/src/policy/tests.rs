@@ -97,6 +97,7 @@ fn machines_that_others_made_are_held_to_it() {
         name: "task x".to_owned(),
         environment: "debian:12".to_owned(),
         network_enabled: false,
+        host_proxy: false,
         network_policy: None,
         allow_host_compat: false,
         vcpu_count: 2,
@@ -108,6 +109,7 @@ fn machines_that_others_made_are_held_to_it() {
     let beyond = [
         Machine { environment: "debian:12-base".to_owned(), ..within() },
         Machine { network_enabled: true, ..within() },
+        Machine { host_proxy: true, ..within() },
         Machine { allow_host_compat: true, ..within() },
         Machine { vcpu_count: 3, ..within() },
         Machine { mem_mib: 513, ..within() },
@@ -169,6 +171,7 @@ fn no_policy_lets_a_client_enter_a_machine_that_reaches_more() {
         name: "task x".to_owned(),
         environment: "debian:12".to_owned(),
         network_enabled: true,
+        host_proxy: false,
         network_policy: Some(network(json!({ "allow_cidrs": ["127.0.0.1/32"] }))),
         allow_host_compat: false,
         vcpu_count: 1,
@@ -183,7 +186,7 @@ fn no_policy_lets_a_client_enter_a_machine_that_reaches_more() {
 }
 
 fn unlimited() -> Policy {
-    Policy { allow_host_compat: true, ..Policy::default() }
+    Policy { host_proxy: true, allow_host_compat: true, ..Policy::default() }
 }
 
 #[test]

@@ -25,11 +25,30 @@ fn cidrs(cidrs: &[&str]) -> Policy {
     Policy { allow_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(), ..Policy::default() }
 }
 
+/// `HOST` or `HOST:PORT`.
+pub(crate) fn host_rule(text: &str) -> HostRule {
+    let (host, port) = split(text);
+    let address = host.parse().map(Host::Address);
+    HostRule { host: address.unwrap_or_else(|_| Host::Name(DnsName::new(host).unwrap())), port }
+}
+
+/// `NAME` or `*.NAME`, with `:PORT` or without.
+pub(crate) fn domain_rule(text: &str) -> DomainRule {
+    let (pattern, port) = split(text);
+    let name = DnsName::new(pattern.trim_start_matches("*.")).unwrap();
+    DomainRule { pattern: DomainPattern { name, below: pattern.starts_with('*') }, port }
+}
+
+fn split(text: &str) -> (&str, Option<u16>) {
+    let (name, port) = text.split_once(':').unwrap_or((text, ""));
+    (name, port.parse().ok())
+}
+
 fn allowlist(domains: &[&str], hosts: &[&str]) -> Policy {
     Policy {
         egress: Egress::Allowlist,
-        allow_domains: domains.iter().map(|rule| rule.parse().unwrap()).collect(),
-        allow_hosts: hosts.iter().map(|rule| rule.parse().unwrap()).collect(),
+        allow_domains: domains.iter().map(|rule| domain_rule(rule)).collect(),
+        allow_hosts: hosts.iter().map(|rule| host_rule(rule)).collect(),
         ..Policy::default()
     }
 }
@@ -154,7 +173,7 @@ fn a_network_opens_a_special_range_only_if_it_lies_within_it() {
 #[test]
 fn a_host_is_opened_on_its_port() {
     let policy = Policy {
-        allow_hosts: vec!["10.0.0.5:5432".parse().unwrap(), "db.example.test:5432".parse().unwrap()],
+        allow_hosts: vec![host_rule("10.0.0.5:5432"), host_rule("db.example.test:5432")],
         ..Policy::default()
     };
     assert_eq!(judge(&policy, "10.0.0.5", 5432), Verdict::Allowed);
@@ -211,17 +230,42 @@ fn an_answer_binds_no_name_to_what_it_must_not_reach() {
 }
 
 #[test]
-fn rules_are_read_strictly() {
-    let host = |text: &str| text.parse::<HostRule>().map(|rule| (rule.host.to_string(), rule.port));
-    assert_eq!(host("A.example.test").unwrap(), ("a.example.test".to_owned(), None));
-    assert_eq!(host("a.example.test:22").unwrap(), ("a.example.test".to_owned(), Some(22)));
-    assert_eq!(host("192.0.2.1:22").unwrap(), ("192.0.2.1".to_owned(), Some(22)));
-    assert_eq!(host("2001:db8::1").unwrap(), ("2001:db8::1".to_owned(), None));
-    assert_eq!(host("[2001:db8::1]:22").unwrap(), ("2001:db8::1".to_owned(), Some(22)));
-    assert_eq!(host("[2001:db8::1]").unwrap(), ("2001:db8::1".to_owned(), None));
-    for text in ["", ":22", "a:0", "a:65536", "a:b", "a b", "*.example.test", "a:+22"] {
-        assert!(host(text).is_err(), "{text}");
+fn a_proxy_is_opened_on_its_port_and_names_any_server() {
+    let proxies = ["10.0.0.5:3128", "proxy.example.test:80"].map(host_rule).to_vec();
+    let policy = Policy { proxies, ..allowlist(&["example.test"], &[]) };
+    let judge = |protocol, to, names: &[&str]| judge_named(&policy, protocol, to, names);
+    assert_eq!(judge(Protocol::Tcp, ("10.0.0.5", 3128), &[]), Verdict::Allowed);
+    assert_eq!(judge(Protocol::Tcp, ("10.0.0.5", 80), &[]), Verdict::Denied(Rule::Private));
+    assert_eq!(judge(Protocol::Udp, ("10.0.0.5", 3128), &[]), Verdict::Denied(Rule::Private));
+    // Port 80 of any other name is compared with the server that the guest names.
+    assert_eq!(judge(Protocol::Tcp, ("10.0.0.6", 80), &["proxy.example.test"]), Verdict::Allowed);
+    assert_eq!(
+        judge(Protocol::Tcp, ("10.0.0.6", 81), &["proxy.example.test"]),
+        Verdict::Denied(Rule::Private)
+    );
+    let own = judge_related(&policy, Protocol::Tcp, ("10.0.0.6", 80), &["proxy.example.test"], Relation::Own);
+    assert_eq!(own, Verdict::Denied(Rule::HostAddress));
+    let proxy = DnsName::new("proxy.example.test").unwrap();
+    assert_eq!(policy.judge_name(&proxy), NameVerdict::Bound);
+    assert!(policy.may_bind(&proxy, "10.0.0.6".parse().unwrap(), Relation::Other));
+}
+
+#[test]
+fn the_gateway_leads_to_opened_loopback_ports_alone() {
+    let policy = Policy {
+        allow_hosts: vec![host_rule("127.0.0.1:5432"), host_rule("127.0.0.1"), host_rule("10.0.0.5:81")],
+        proxies: vec![HostRule { host: Host::Address("::1".parse().unwrap()), port: Some(3128) }],
+        ..Policy::default()
+    };
+    assert_eq!(policy.behind_gateway(5432), Some("127.0.0.1".parse().unwrap()));
+    assert_eq!(policy.behind_gateway(3128), Some("::1".parse().unwrap()));
+    for port in [80, 81] {
+        assert_eq!(policy.behind_gateway(port), None, "{port}");
     }
+}
+
+#[test]
+fn a_policy_is_read_strictly() {
     let policy = allowlist(&["*.example.test:8443", "example.test"], &["192.0.2.1:22", "a.test"]);
     let text = serde_json::to_string(&policy).unwrap();
     assert_eq!(serde_json::from_str::<Policy>(&text).unwrap(), policy);

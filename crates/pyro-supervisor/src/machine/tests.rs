@@ -60,6 +60,7 @@ impl Fixture {
             template_dir: None,
             network: false,
             network_policy: Default::default(),
+            host_settings: Default::default(),
             purpose: Purpose::Vm,
             requires_full_confinement: false,
             ports: Vec::new(),

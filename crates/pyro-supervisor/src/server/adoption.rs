@@ -32,7 +32,7 @@ pub(super) async fn warm_up(spec: &LaunchSpec, streams: &Streams) {
             let exec = Exec { kill_grace_ms: 0, output_limit: Some(0), ..Exec::new(command, limit) };
             streams.ask(exec).await;
         }
-        let identity = machine::identity(&spec.vm_id, None).ok()?;
+        let identity = machine::identity(spec, None).ok()?;
         streams.ask(Identify(identity)).await
     };
     // If the guest is stuck, that shows when the spare is claimed.
@@ -83,7 +83,7 @@ pub(super) async fn take_over(
         moved => moved.map_err(|source| TakeOverError::Move { name: denials, source })?,
     }
     remove(&spare);
-    let identity = machine::identity(&spec.vm_id, None)?;
+    let identity = machine::identity(&spec, None)?;
     match tokio::time::timeout(CLAIM_LIMIT, streams.ask(Identify(identity))).await {
         Ok(Some(IdentifyReply::Identified)) => Ok(()),
         Ok(Some(IdentifyReply::Failed(failure))) => Err(TakeOverError::Guest(failure)),

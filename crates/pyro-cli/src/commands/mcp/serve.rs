@@ -12,6 +12,7 @@ use pyro_engine::{Caller, Engine, Error, ErrorKind, Hint, OwnerName, Visibility}
 use pyro_mcp::{HTTP_PATH, HttpAccess, Policy, Profile, Server};
 
 use self::tokens::Access;
+use crate::commands::host_settings::HostSettingsArgs;
 use crate::commands::machine::ConfinementArgs;
 use crate::commands::network::NetworkLimitArgs;
 use crate::config::{self, Variables};
@@ -48,6 +49,8 @@ pub(crate) struct McpServeArgs {
     pub(crate) warm: Option<u32>,
     #[command(flatten)]
     pub(crate) confinement: ConfinementArgs,
+    #[command(flatten)]
+    pub(crate) host_settings: HostSettingsArgs,
     /// Inherited pipe; the server ends when the pipe's other end closes
     #[arg(long, value_name = "FD", hide = true, value_parser = clap::value_parser!(i32).range(3..))]
     pub(crate) lifeline_fd: Option<i32>,
@@ -174,6 +177,8 @@ pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Reply, CliErr
     config.max_active_vms = args.limits.max_active_vms.unwrap_or(config.max_active_vms);
     config.warm_spares = args.warm.unwrap_or(config.warm_spares);
     args.confinement.apply(&mut config);
+    args.host_settings.apply(&mut config)?;
+    let host_proxy = config.host_proxy;
     let engine = Engine::new(config);
     let caller = caller(&args)?;
     let in_environment = config::mcp_allows_host(&Variables::of_process())?;
@@ -194,7 +199,7 @@ pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Reply, CliErr
     });
     let lifeline = lifeline.transpose()?;
     session::block_on(async {
-        let policy = policy(args.limits, allows_host, &engine).await?;
+        let policy = policy(args.limits, Rights { allows_host, host_proxy }, &engine).await?;
         let mut requests = signals::listen()?;
         let mut stopped = None;
         let stop = async {
@@ -221,8 +226,14 @@ pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Reply, CliErr
     })
 }
 
+/// What clients may use of this host.
+struct Rights {
+    allows_host: bool,
+    host_proxy: bool,
+}
+
 /// Returns the policy. Fails for an environment that does not exist.
-async fn policy(args: McpLimitArgs, allows_host: bool, engine: &Engine) -> Result<Policy, CliError> {
+async fn policy(args: McpLimitArgs, rights: Rights, engine: &Engine) -> Result<Policy, CliError> {
     for name in &args.environment {
         engine.inspect_environment(name).await?;
     }
@@ -238,7 +249,8 @@ async fn policy(args: McpLimitArgs, allows_host: bool, engine: &Engine) -> Resul
         environments: args.environment,
         no_network: args.network.no_network,
         network_policy,
-        allow_host_compat: allows_host,
+        host_proxy: rights.host_proxy,
+        allow_host_compat: rights.allows_host,
         max_vcpu_count: args.max_vcpu_count,
         max_mem_mib: args.max_mem_mib,
         max_disk_mib: args.max_disk_mib,

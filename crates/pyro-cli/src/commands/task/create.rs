@@ -4,6 +4,7 @@ use clap::Args;
 use pyro_engine::{Engine, PortMapping, TaskSpec, VmSpec};
 
 use super::state;
+use crate::commands::host_settings::HostSettingsArgs;
 use crate::commands::machine::{ConfinementArgs, MachineArgs};
 use crate::commands::network::NetworkArgs;
 use crate::error::CliError;
@@ -39,6 +40,8 @@ pub(crate) struct TaskCreateArgs {
     pub(crate) publish: Vec<PortMapping>,
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
+    #[command(flatten)]
+    pub(crate) host_settings: HostSettingsArgs,
     /// Run commands on this machine, without isolation, if VMs cannot run here [default: off]
     #[arg(long)]
     pub(crate) allow_host_compat: bool,
@@ -58,6 +61,8 @@ pub(super) fn run(args: TaskCreateArgs, engine: &Engine, printer: &Printer) -> R
             ttl_seconds: args.ttl_seconds,
             network: args.network.network,
             network_policy: args.network.policy(),
+            host_ca: args.host_settings.host_ca()?,
+            host_proxy: args.host_settings.host_proxy(),
             allow_host_compat: args.allow_host_compat,
         },
         disk_mib: args.disk_mib,

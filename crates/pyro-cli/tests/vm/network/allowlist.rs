@@ -1,5 +1,7 @@
 //! A guest that reaches only what its policy names, and what is shown of its denials.
 
+use std::fs;
+
 use serde_json::Value;
 
 use super::world::{OPEN_PORT, PUBLIC, heard, pyro_in_world, run_in_world};
@@ -38,6 +40,19 @@ fn only_named_domains_are_reached_and_denials_are_shown() {
     }
     assert!(!heard(&sandbox, "host").contains("8080"), "{}", heard(&sandbox, "host"));
     assert!(!heard(&sandbox, "beyond").contains("10.99.0.8"), "{}", heard(&sandbox, "beyond"));
+}
+
+#[test]
+fn a_preset_opens_what_the_hosts_package_manager_uses() {
+    let sandbox = Sandbox::new();
+    let settings = sandbox.path("home").join(".config/pip/pip.conf");
+    fs::create_dir_all(settings.parent().unwrap()).unwrap();
+    fs::write(settings, "[global]\nindex-url = http://public.test:8080/simple\n").unwrap();
+    let line = format!("{FUNCTIONS} page public.test {OPEN_PORT}; resolve lan.test");
+    let ended = run_in_world(&sandbox, flags(&["--allow-domain", "@pypi"]), &line);
+    assert_eq!(ended.success(), "public\nunknown\n", "{ended:?}");
+    let ended = sandbox.run(flags(&["--allow-domain", "@crates"]), "true");
+    assert!(ended.error().contains("cannot find the hosts of @crates: "), "{ended:?}");
 }
 
 #[test]

@@ -48,6 +48,7 @@ async fn created(engine: &Engine, kind: Kind) -> (VmId, PathBuf) {
         disk_mib: None,
         network: None,
         ports: Vec::new(),
+        host_choice: Default::default(),
         host_access: crate::HostAccess::Denied,
         metadata: BTreeMap::new(),
         owner: None,

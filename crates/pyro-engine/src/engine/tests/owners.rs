@@ -28,6 +28,7 @@ fn new(number: u32, kind: Kind) -> NewVm {
         disk_mib: None,
         network: None,
         ports: Vec::new(),
+        host_choice: Default::default(),
         host_access: HostAccess::Denied,
         metadata: BTreeMap::new(),
         owner: None,

@@ -28,6 +28,7 @@ fn with_tasks(count: u32) -> (TempDir, Registry) {
             disk_mib: Some(8192),
             network: None,
             ports: Vec::new(),
+            host_choice: Default::default(),
             host_access: crate::HostAccess::Denied,
             metadata: BTreeMap::new(),
             owner: None,
@@ -333,8 +334,8 @@ fn a_file_of_an_earlier_version_gives_back_space_too() {
     other
         .execute_batch(
             "ALTER TABLE vms DROP COLUMN owner; ALTER TABLE vms DROP COLUMN layer_mib;
-             ALTER TABLE vms DROP COLUMN network_policy;
-             ALTER TABLE vms DROP COLUMN published_ports; PRAGMA user_version = 2;
+             ALTER TABLE vms DROP COLUMN network_policy; ALTER TABLE vms DROP COLUMN published_ports;
+             ALTER TABLE vms DROP COLUMN host_ca; ALTER TABLE vms DROP COLUMN host_proxy; PRAGMA user_version = 2;
              PRAGMA auto_vacuum = NONE; VACUUM",
         )
         .unwrap();

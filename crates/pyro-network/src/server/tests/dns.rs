@@ -6,6 +6,7 @@ use smoltcp::wire::DnsRcode;
 use super::*;
 use crate::dns::tests::{addresses, answer, ask, code};
 use crate::limits;
+use crate::policy::tests::domain_rule;
 use crate::policy::{DnsName, Egress};
 
 const POINTER: &[u8] = &[0xc0, 12];
@@ -53,7 +54,7 @@ fn ask_frame(port: u16, message: &[u8]) -> Vec<u8> {
 fn allowlist(domains: &[&str]) -> Policy {
     Policy {
         egress: Egress::Allowlist,
-        allow_domains: domains.iter().map(|rule| rule.parse().unwrap()).collect(),
+        allow_domains: domains.iter().map(|rule| domain_rule(rule)).collect(),
         ..Policy::default()
     }
 }

@@ -6,7 +6,8 @@ use smoltcp::socket::tcp::State;
 use super::*;
 use crate::inspect::tests::client_hello;
 use crate::limits;
-use crate::policy::{DnsName, Egress};
+use crate::policy::tests::host_rule;
+use crate::policy::{DnsName, Egress, HostRule};
 
 fn server() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -308,11 +309,8 @@ fn connections_being_opened_are_bounded() {
 #[test]
 fn a_name_does_not_open_the_loopback_interface() {
     let (_listener, address) = server();
-    let policy = Policy {
-        egress: Egress::Allowlist,
-        allow_hosts: vec!["a.test".parse().unwrap()],
-        ..Policy::default()
-    };
+    let policy =
+        Policy { egress: Egress::Allowlist, allow_hosts: vec![host_rule("a.test")], ..Policy::default() };
     let mut guest = Guest::with(config(policy), |network| {
         let name = DnsName::new("a.test").unwrap();
         network.shared.bindings.bind(&name, [127, 0, 0, 1].into(), Duration::from_secs(60));
@@ -321,6 +319,27 @@ fn a_name_does_not_open_the_loopback_interface() {
     assert_eq!(guest.unreachable_code(), 13);
     let denials = guest.denials();
     assert_eq!((denials[0].rule, denials[0].name.as_ref().unwrap().as_str()), (Rule::Loopback, "a.test"));
+}
+
+#[test]
+fn the_gateway_stands_for_an_opened_port_of_the_loopback_interface() {
+    let (listener, address) = server();
+    let (_other, closed) = server();
+    let proxy = HostRule { host: address.ip().into(), port: Some(address.port()) };
+    let policy = Policy { egress: Egress::Allowlist, proxies: vec![proxy], ..Policy::default() };
+    let mut guest = Guest::new(config(policy));
+    let serve = std::thread::spawn(move || {
+        let (mut peer, _) = listener.accept().unwrap();
+        let mut request = [0; 7];
+        peer.read_exact(&mut request).unwrap();
+        peer.write_all(b"answer").unwrap();
+        request
+    });
+    let handle = guest.connect((GATEWAY, address.port()).into());
+    guest.send(handle, b"CONNECT example.test:443 HTTP/1.1\r\nHost: example.test\r\n\r\n");
+    assert_eq!(guest.receive(handle, 6), b"answer");
+    assert_eq!(&serve.join().unwrap(), b"CONNECT");
+    assert!(!guest.connects((GATEWAY, closed.port()).into()), "no rule opens it");
 }
 
 #[test]

@@ -710,5 +710,6 @@ pub(crate) fn spec(dir: PathBuf) -> LaunchSpec {
         variables: Vec::new(),
         network: false,
         network_policy: Default::default(),
+        host_settings: Default::default(),
     }
 }
