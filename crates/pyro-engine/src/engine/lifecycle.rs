@@ -274,6 +274,7 @@ impl Engine {
             kind: Kind::Vm,
             ephemeral: false,
             disk_mib: None,
+            ports: Vec::new(),
             network: spec.network.then(|| spec.network_policy.clone().unwrap_or_default()),
             host_choice,
             host_access: spec.host_access(),
