@@ -2,18 +2,18 @@
 //! an invalid one, and stops reading while the client does not read.
 
 mod decode;
+mod in_flight;
 mod line;
 mod message_id;
 
-use std::collections::HashSet;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rmcp::RoleServer;
-use rmcp::model::{ClientNotification, JsonRpcMessage, RequestId};
+use rmcp::model::{ClientNotification, JsonRpcMessage};
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
@@ -21,18 +21,21 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio_util::sync::CancellationToken;
 
 use self::decode::{Refused, decode};
+use self::in_flight::InFlight;
 use self::line::{Line, Lines};
 
-/// Maximum number of requests in flight.
-const IN_FLIGHT: usize = 1024;
-/// Messages that wait until the client reads, in bytes. With more, no further request is taken.
+/// Messages that wait until the client reads, in bytes. With more, no further message is taken.
 const UNREAD_BYTES: usize = 4 << 20;
+/// Requests in flight, in bytes. With more, no further message is taken.
+const IN_FLIGHT_BYTES: usize = 64 << 20;
 
 /// Serves one client that writes to `R` and reads from `W`.
 pub(crate) struct Stdio<R, W> {
     lines: Lines<R>,
+    /// A line that was read and not taken yet.
+    next: Option<Line>,
     output: Arc<Output<W>>,
-    in_flight: Arc<Mutex<HashSet<RequestId>>>,
+    in_flight: InFlight,
     /// The answer to an invalid message, until it is written.
     refusal: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send>>>,
 }
@@ -42,10 +45,10 @@ struct Output<W> {
     /// Absent once the transport is closed.
     stream: AsyncMutex<Option<W>>,
     unread_bytes: AtomicUsize,
-    /// A message was written.
-    written: Notify,
-    /// The client reads no more.
-    broken: CancellationToken,
+    /// A message was written, or a request was answered.
+    progress: Notify,
+    /// The client reads no more, or nothing more is written.
+    closed: CancellationToken,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin + Send + 'static> Stdio<R, W> {
@@ -53,23 +56,28 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin + Send + 'static> Stdio<R, W> {
         let output = Output {
             stream: AsyncMutex::new(Some(output)),
             unread_bytes: AtomicUsize::new(0),
-            written: Notify::new(),
-            broken: CancellationToken::new(),
+            progress: Notify::new(),
+            closed: CancellationToken::new(),
         };
-        Self { lines: Lines::new(input), output: Arc::new(output), in_flight: Arc::default(), refusal: None }
+        Self {
+            lines: Lines::new(input),
+            next: None,
+            output: Arc::new(output),
+            in_flight: InFlight::default(),
+            refusal: None,
+        }
     }
 
     /// Returns the message of a line, or why it is refused. `None`: it needs no answer.
     fn take(&mut self, line: &[u8]) -> Result<Option<RxJsonRpcMessage<RoleServer>>, Refused> {
         let message = decode(line)?;
         match &message {
-            Some(JsonRpcMessage::Request(request)) => self.begin(&request.id)?,
+            Some(JsonRpcMessage::Request(request)) => self.in_flight.begin(&request.id, line.len())?,
             Some(JsonRpcMessage::Notification(notification)) => {
                 if let ClientNotification::CancelledNotification(cancelled) = &notification.notification
                     && let Some(id) = &cancelled.params.request_id
                 {
-                    // A cancelled request has no answer.
-                    lock(&self.in_flight).remove(id);
+                    self.in_flight.cancel(id);
                 }
             }
             _ => {}
@@ -77,20 +85,32 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin + Send + 'static> Stdio<R, W> {
         Ok(message)
     }
 
-    fn begin(&self, id: &RequestId) -> Result<(), Refused> {
-        let mut in_flight = lock(&self.in_flight);
-        if in_flight.contains(id) {
-            return Err(Refused::invalid(
-                Some(id.clone()),
-                format!("the id {id} belongs to a request in flight"),
-            ));
+    /// Waits until there is space for another message.
+    async fn has_space(&mut self) {
+        loop {
+            let mut progress = std::pin::pin!(self.output.progress.notified());
+            progress.as_mut().enable();
+            let unread = self.output.unread_bytes.load(Ordering::Acquire);
+            if unread < UNREAD_BYTES && self.in_flight.bytes() < IN_FLIGHT_BYTES {
+                return;
+            }
+            progress.await;
         }
-        if in_flight.len() >= IN_FLIGHT {
-            let text = format!("too many requests in flight: expected at most {IN_FLIGHT}");
-            return Err(Refused::invalid(Some(id.clone()), text));
+    }
+
+    /// Reads a line, and waits until there is space for its message. That there are no more lines is noticed at once. Dropping
+    /// the future loses nothing.
+    async fn line(&mut self) -> io::Result<Line> {
+        let next = match self.next.take() {
+            Some(line) => line,
+            None => self.lines.next().await?,
+        };
+        if !matches!(next, Line::End) {
+            self.next = Some(next);
+            self.has_space().await;
+            return Ok(self.next.take().unwrap_or(Line::End));
         }
-        in_flight.insert(id.clone());
-        Ok(())
+        Ok(next)
     }
 
     fn refuse(&mut self, refused: Refused) {
@@ -117,7 +137,8 @@ where
             _ => None,
         };
         if let Some(id) = answered {
-            lock(&self.in_flight).remove(id);
+            self.in_flight.end(id);
+            self.output.progress.notify_waiters();
         }
         Arc::clone(&self.output).write(message)
     }
@@ -130,14 +151,11 @@ where
                 self.refusal = None;
                 written.ok()?;
             }
-            let broken = self.output.broken.clone();
+            let closed = self.output.closed.clone();
             let line = tokio::select! {
                 biased;
-                () = broken.cancelled() => return None,
-                line = async {
-                    self.output.has_space().await;
-                    self.lines.next().await
-                } => line,
+                () = closed.cancelled() => return None,
+                line = self.line() => line,
             };
             let taken = match line {
                 Ok(Line::Whole(line)) => self.take(&line),
@@ -160,6 +178,8 @@ where
     }
 
     async fn close(&mut self) -> io::Result<()> {
+        // Ends writes for which the client does not read.
+        self.output.closed.cancel();
         drop(self.output.stream.lock().await.take());
         Ok(())
     }
@@ -181,19 +201,12 @@ impl<W: AsyncWrite + Unpin> Output<W> {
                 stream.write_all(&line).await?;
                 stream.flush().await
             };
-            written.await.inspect_err(|_| unread.output.broken.cancel())
-        }
-    }
-
-    /// Waits until the client has read enough.
-    async fn has_space(&self) {
-        loop {
-            let mut written = std::pin::pin!(self.written.notified());
-            written.as_mut().enable();
-            if self.unread_bytes.load(Ordering::Acquire) < UNREAD_BYTES {
-                return;
-            }
-            written.await;
+            let written = tokio::select! {
+                biased;
+                written = written => written,
+                () = unread.output.closed.cancelled() => Err(io::ErrorKind::BrokenPipe.into()),
+            };
+            written.inspect_err(|_| unread.output.closed.cancel())
         }
     }
 }
@@ -214,13 +227,8 @@ impl<W> Unread<W> {
 impl<W> Drop for Unread<W> {
     fn drop(&mut self) {
         self.output.unread_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
-        self.output.written.notify_waiters();
+        self.output.progress.notify_waiters();
     }
-}
-
-/// A panic cannot leave the data inconsistent, so poisoning is ignored.
-fn lock(in_flight: &Mutex<HashSet<RequestId>>) -> MutexGuard<'_, HashSet<RequestId>> {
-    in_flight.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

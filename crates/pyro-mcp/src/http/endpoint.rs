@@ -134,7 +134,7 @@ impl Endpoint {
             // A task of its own, because a client that disconnects meanwhile must not leave a session that is not counted.
             let begun = tokio::spawn(async move {
                 let response = endpoint.protocol.handle(request).await;
-                endpoint.make_room(&response, peer).await;
+                endpoint.end_excess(&response, peer).await;
                 response
             });
             match begun.await {
@@ -145,7 +145,9 @@ impl Endpoint {
                 }
             }
         } else {
-            self.protocol.handle(request).await
+            let response = self.protocol.handle(request).await;
+            self.end_excess(&response, peer).await;
+            response
         };
         if ends_session && response.status() == StatusCode::ACCEPTED {
             // The session has ended, not only begun to.
@@ -154,14 +156,14 @@ impl Endpoint {
         response.map(|body| Watched { body, _in_use: in_use }.boxed())
     }
 
-    /// Counts the session that has just begun, if one has, and ends others if there are too many.
-    async fn make_room(&self, response: &Response<ResponseBody>, peer: Peer) {
+    /// Counts the session that has just begun, if one has, and ends those that are too many.
+    async fn end_excess(&self, response: &Response<ResponseBody>, peer: Peer) {
         let Some(id) = response.headers().get(SESSION_ID).and_then(|id| id.to_str().ok()) else { return };
         let as_of = Instant::now();
         let ids = self.manager.sessions.read().await.keys().map(ToString::to_string).collect();
         let alive = Alive { as_of, ids };
         for ended in self.sessions.add(id, peer, &alive) {
-            tracing::info!("a session was ended to make room for another one");
+            tracing::info!("a session was ended because there were too many");
             // It may have ended by itself.
             let _ = self.manager.close_session(&ended.into()).await;
         }

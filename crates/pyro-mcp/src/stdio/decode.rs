@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_an_invalid_request() {
+    fn a_message_that_is_not_a_request_is_refused() {
         for (line, id) in [
             ("[]", None),
             ("7", None),

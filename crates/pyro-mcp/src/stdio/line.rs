@@ -26,7 +26,7 @@ pub(super) enum Line {
     Whole(Vec<u8>),
     /// A line that is too long, and its id, if it has one.
     TooLong(Option<RequestId>),
-    /// There are no more lines. One that was not ended is dropped.
+    /// There are no more lines.
     End,
 }
 
@@ -40,7 +40,8 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         loop {
             let available = self.input.fill_buf().await?;
             if available.is_empty() {
-                return Ok(Line::End);
+                let is_over = self.line.is_empty() && self.skipped.is_none();
+                return Ok(if is_over { Line::End } else { self.take() });
             }
             let end = available.iter().position(|byte| *byte == b'\n');
             let piece = &available[..end.unwrap_or(available.len())];
@@ -57,11 +58,15 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             let consumed = piece.len() + usize::from(end.is_some());
             self.input.consume(consumed);
             if end.is_some() {
-                return Ok(match self.skipped.take() {
-                    Some(finder) => Line::TooLong(finder.id()),
-                    None => Line::Whole(std::mem::take(&mut self.line)),
-                });
+                return Ok(self.take());
             }
+        }
+    }
+
+    fn take(&mut self) -> Line {
+        match self.skipped.take() {
+            Some(finder) => Line::TooLong(finder.id()),
+            None => Line::Whole(std::mem::take(&mut self.line)),
         }
     }
 }

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_id_is_not_taken_for_one() {
+    fn other_members_and_values_are_not_taken_for_an_id() {
         for text in [
             "",
             "7",

@@ -2,7 +2,7 @@
 
 use std::task::Poll;
 
-use rmcp::model::ErrorData;
+use rmcp::model::{ErrorData, RequestId};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, DuplexStream};
 
@@ -65,32 +65,76 @@ async fn a_line_that_is_too_long_is_answered_with_its_id() {
 }
 
 #[tokio::test]
-async fn an_id_in_flight_is_refused_until_it_is_answered() {
+async fn an_id_is_refused_while_its_request_may_be_answered() {
     let (mut transport, mut client, mut output) = pair(1 << 16);
     client.write_all(format!("{0}{0}{1}", request("a"), request("b")).as_bytes()).await.unwrap();
     assert_eq!(id_of(transport.receive().await), RequestId::String("a".into()));
     assert_eq!(id_of(transport.receive().await), RequestId::String("b".into()));
     assert_eq!(answer(&mut output).await["error"]["code"], -32600);
     transport.send(response(RequestId::String("a".into()))).await.unwrap();
+    let _ = answer(&mut output).await;
     let cancel =
         json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": "b" } });
-    client.write_all(format!("{}{cancel}\n{}", request("a"), request("b")).as_bytes()).await.unwrap();
+    client
+        .write_all(format!("{}{cancel}\n{}{}", request("a"), request("b"), request("c")).as_bytes())
+        .await
+        .unwrap();
     assert_eq!(id_of(transport.receive().await), RequestId::String("a".into()));
     assert!(matches!(transport.receive().await, Some(JsonRpcMessage::Notification(_))));
-    assert_eq!(id_of(transport.receive().await), RequestId::String("b".into()));
+    assert_eq!(id_of(transport.receive().await), RequestId::String("c".into()));
+    let refused = answer(&mut output).await;
+    assert_eq!((&refused["id"], &refused["error"]["code"]), (&json!("b"), &json!(-32600)));
+}
+
+#[tokio::test]
+async fn a_last_line_without_an_end_is_taken() {
+    let (mut transport, mut client, _output) = pair(1 << 16);
+    client.write_all(request(1).trim_end().as_bytes()).await.unwrap();
+    drop(client);
+    assert_eq!(id_of(transport.receive().await), RequestId::Number(1));
+    assert!(transport.receive().await.is_none());
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_answers_unread_can_still_end() {
+    let (mut transport, client, _output) = pair(1 << 10);
+    let large = TxJsonRpcMessage::<RoleServer>::error(
+        ErrorData::internal_error("x".repeat(2 * UNREAD_BYTES), None),
+        None,
+    );
+    let sending = tokio::spawn(transport.send(large));
+    drop(client);
+    assert!(transport.receive().await.is_none());
+    transport.close().await.unwrap();
+    assert!(sending.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn requests_in_flight_have_a_size() {
+    let (mut transport, mut client, _output) = pair(1 << 16);
+    transport.in_flight.begin(&RequestId::Number(1), IN_FLIGHT_BYTES).unwrap();
+    client.write_all(request(2).as_bytes()).await.unwrap();
+    {
+        let mut receiving = std::pin::pin!(transport.receive());
+        let is_pending =
+            std::future::poll_fn(|cx| Poll::Ready(receiving.as_mut().poll(cx).is_pending())).await;
+        assert!(is_pending, "a request was taken");
+    }
+    transport.send(response(RequestId::Number(1))).await.unwrap();
+    assert_eq!(id_of(transport.receive().await), RequestId::Number(2));
 }
 
 #[tokio::test]
 async fn requests_in_flight_have_a_maximum() {
     let (mut transport, mut client, mut output) = pair(1 << 16);
-    let requests: String = (0..=IN_FLIGHT).map(request).collect();
+    let requests: String = (0..=in_flight::MAX_IN_FLIGHT).map(request).collect();
     client.write_all(requests.as_bytes()).await.unwrap();
-    for id in 0..IN_FLIGHT {
+    for id in 0..in_flight::MAX_IN_FLIGHT {
         assert_eq!(id_of(transport.receive().await), RequestId::Number(id as i64));
     }
     tokio::select! {
         message = transport.receive() => panic!("{message:?}"),
-        refused = answer(&mut output) => assert_eq!(refused["id"], IN_FLIGHT),
+        refused = answer(&mut output) => assert_eq!(refused["id"], in_flight::MAX_IN_FLIGHT),
     }
 }
 
