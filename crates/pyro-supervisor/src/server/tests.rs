@@ -8,6 +8,7 @@ mod claims;
 mod commands;
 mod failures;
 mod fake;
+mod hostile_agent;
 mod interleavings;
 mod ports;
 mod process;

@@ -30,6 +30,7 @@ use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use tokio_util::sync::CancellationToken;
 use yamux::{Config, Connection, Mode};
 
+use super::hostile_agent::{self, Attack};
 use crate::conversation::CommandOutcome;
 use crate::machine::RunningMachine;
 use crate::mux;
@@ -68,6 +69,8 @@ pub(crate) struct Conditions {
     pub(super) clock_fails: bool,
     /// Ports that are published from the start.
     pub(super) ports: Vec<PortMapping>,
+    /// What an agent does that attacks the host.
+    pub(super) attack: Option<Attack>,
 }
 
 impl Conditions {
@@ -90,6 +93,7 @@ impl Conditions {
             end_is_refused: false,
             clock_fails: false,
             ports: Vec::new(),
+            attack: None,
         }
     }
 }
@@ -301,6 +305,9 @@ impl Machine for FakeMachine {
 /// time limit, `missing`, which cannot be started, `chatter`, which prints until its stream is closed, `leave`, which
 /// closes its stream, `garbage`, which breaks the protocol, and anything else, which ends at once.
 async fn run_guest(channel: UnixStream, world: Rc<World>) {
+    if let Some(attack) = world.conditions.attack {
+        return hostile_agent::serve(channel, attack).await;
+    }
     let mut connection = Connection::new(channel.compat(), Config::default(), Mode::Server);
     // Everything that runs in a guest ends with it.
     let mut streams = JoinSet::new();
