@@ -22,6 +22,7 @@ use crate::failure::Failure;
 use crate::guard::{Gate, Guard};
 use crate::outputs::Outputs;
 use crate::policy::Policy;
+use crate::stdio::Stdio;
 use crate::tools::{TASK_ID, Tool};
 use crate::{identity, progress, prompts, resources, result};
 
@@ -103,7 +104,8 @@ impl Server {
         self.begin();
         let server = self.clone();
         let serve = async {
-            match self.serve(rmcp::transport::io::stdio_pipes()).await {
+            let (input, output) = rmcp::transport::io::stdio_pipes();
+            match self.serve(Stdio::new(input, output)).await {
                 Ok(running) => Ok(running.waiting().await.map(drop)?),
                 // A client may disconnect before its first message.
                 Err(rmcp::service::ServerInitializeError::ConnectionClosed(_)) => Ok(()),

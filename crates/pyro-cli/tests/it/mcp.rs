@@ -141,14 +141,8 @@ fn it_ends_with_its_input_whatever_was_said() {
     assert!(session.receive()["error"].is_object());
     session.end();
     let (mut session, _) = greeted(&home);
-    // The library decides whether that is answered; the next message must be.
     session.send_line("this is not JSON");
-    session.send(&json!({ "jsonrpc": "2.0", "id": 7, "method": "ping" }));
-    let mut answer = session.receive();
-    while answer["id"] != 7 {
-        answer = session.receive();
-    }
-    assert_eq!(answer["result"], json!({}));
+    assert_eq!(session.receive()["error"]["code"], -32700);
     assert_eq!(session.ask("ping", json!({}))["result"], json!({}));
     session.end();
 }
@@ -170,30 +164,46 @@ fn many_calls_at_once_are_all_answered() {
 fn it_bears_what_hostile_clients_send() {
     let (mut session, _) = greeted(&Home::new());
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-    let large = "x".repeat(10 << 20);
+    let large = "x".repeat(16 << 20);
+    let call = |id: u64, rest: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},{rest}}}"#);
+    // Each line, and the code and the id of its answer, if it has one.
     let lines = [
-        "this is not JSON",
-        "\u{0}\u{1}",
-        "[]",
-        "{}",
-        "null",
-        &deep,
-        r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#,
-        r#"{"jsonrpc":"2.0","id":1.5,"method":"ping"}"#,
-        r#"{"jsonrpc":"2.0","id":{"a":1},"method":"ping"}"#,
-        r#"{"jsonrpc":"2.0","id":99,"result":{"answer":"to nothing"}}"#,
-        r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":12345}}"#,
-        r#"{"jsonrpc":"2.0","method":"notifications/nosuch"}"#,
-        r#"{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":"vm_run","arguments":[1]}}"#,
-        // One that fits, and one that exceeds the limit by a megabyte.
-        &format!(r#"{{"jsonrpc":"2.0","id":4,"method":"nosuch","params":{{"x":"{large}"}}}}"#),
-        &format!("{large}{}", &large[..7 << 20]),
+        ("this is not JSON".to_owned(), Some((-32700, json!(null)))),
+        ("\u{0}\u{1}".to_owned(), Some((-32700, json!(null)))),
+        ("[]".to_owned(), Some((-32600, json!(null)))),
+        ("{}".to_owned(), Some((-32600, json!(null)))),
+        ("null".to_owned(), Some((-32600, json!(null)))),
+        (deep, Some((-32700, json!(null)))),
+        (r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#.to_owned(), Some((-32600, json!(null)))),
+        (r#"{"jsonrpc":"2.0","id":1.5,"method":"ping"}"#.to_owned(), Some((-32600, json!(null)))),
+        (r#"{"jsonrpc":"2.0","id":{"a":1},"method":"ping"}"#.to_owned(), Some((-32600, json!(null)))),
+        (r#"{"jsonrpc":"2.0","id":99,"result":{"answer":"to nothing"}}"#.to_owned(), None),
+        (
+            r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":12345}}"#.to_owned(),
+            None,
+        ),
+        (r#"{"jsonrpc":"2.0","method":"notifications/nosuch"}"#.to_owned(), None),
+        (call(2, r#""method":"ping","params":{"x":"\ud800"}"#), Some((-32700, json!(2)))),
+        (
+            call(3, r#""method":"tools/call","params":{"name":"vm_run","arguments":[1]}"#),
+            Some((-32602, json!(3))),
+        ),
+        // One that fits, and one that does not.
+        (call(4, &format!(r#""method":"nosuch","params":{{"x":"{large}"}}"#)), Some((-32601, json!(4)))),
+        (
+            call(5, &format!(r#""method":"tools/call","params":{{"x":"{large}{large}"}}"#)),
+            Some((-32600, json!(5))),
+        ),
     ];
-    for line in lines {
-        session.send_line(line);
+    for (line, answer) in lines {
+        session.send_line(&line);
+        if let Some((code, id)) = answer {
+            let answered = session.receive();
+            assert_eq!((&answered["error"]["code"], &answered["id"]), (&code.into(), &id), "{answered}");
+        }
         // The output holds only protocol messages, and the next request is answered.
         session.send(&json!({ "jsonrpc": "2.0", "id": 7, "method": "ping" }));
-        while session.receive()["id"] != 7 {}
+        assert_eq!(session.receive()["id"], 7);
     }
     session.end();
 }

@@ -50,7 +50,7 @@ fn clients_of_both_kinds_are_served() {
     let ask = |line, body: &str| server.ask(line, &[("Mcp-Session-Id", session)], body);
     assert_eq!(ask("POST /mcp", r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#).status, 202);
     assert_eq!(ask("POST /mcp", r#"{"jsonrpc":"2.0","id":2,"method":"ping"}"#).result(), json!({}));
-    assert!(ask("DELETE /mcp", "").status < 300);
+    assert_eq!(ask("DELETE /mcp", "").status, 204);
     assert_eq!(ask("POST /mcp", r#"{"jsonrpc":"2.0","id":3,"method":"ping"}"#).status, 404);
     stop(server, Signal::TERM, 143);
 }

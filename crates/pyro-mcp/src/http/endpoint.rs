@@ -13,7 +13,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use pyro_api::OwnerName;
 use rmcp::transport::streamable_http_server::session::SessionManager as _;
 use rmcp::transport::streamable_http_server::session::local::{LocalSessionManager, SessionConfig};
@@ -127,8 +127,9 @@ impl Endpoint {
             parts.extensions.insert(ClientName(name));
         }
         let begins_session = begins_session(&body);
+        let ends_session = parts.method == Method::DELETE;
         let request = Request::from_parts(parts, Full::new(body));
-        let response = if begins_session {
+        let mut response = if begins_session {
             let endpoint = Arc::clone(self);
             // A task of its own, because a client that disconnects meanwhile must not leave a session that is not counted.
             let begun = tokio::spawn(async move {
@@ -146,6 +147,10 @@ impl Endpoint {
         } else {
             self.protocol.handle(request).await
         };
+        if ends_session && response.status() == StatusCode::ACCEPTED {
+            // The session has ended, not only begun to.
+            *response.status_mut() = StatusCode::NO_CONTENT;
+        }
         response.map(|body| Watched { body, _in_use: in_use }.boxed())
     }
 

@@ -7,8 +7,8 @@ use crate::harness::{ENVIRONMENT, Ended, PYRO, Running, Sandbox};
 
 /// Makes two namespaces, starts the servers in the second, then runs the rest of the arguments in the first.
 ///
-/// `files.example.test` and `other.example.test` are one server with a repository of git; `rebind.example.test` is the
-/// loopback of whoever asks.
+/// `files.example.test` and `other.example.test` are one server with a Git repository; `rebind.example.test` resolves to the
+/// client's own loopback.
 const WORLD: &str = r#"
     set -e
     servers=$1; shift
