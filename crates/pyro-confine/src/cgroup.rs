@@ -96,7 +96,7 @@ impl Group {
             let dir = place.join(format!("{PREFIX}{}-{number}", std::process::id()));
             match fs::create_dir(&dir) {
                 Ok(()) => return Ok(Self { dir }),
-                // The number is used once in this process, so nobody uses that group, unless it still has processes.
+                // This process uses each number once, so the group can go, unless it still has processes.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => drop(fs::remove_dir(&dir)),
                 Err(source) => return Err(GroupError::Write { path: dir, source }),
             }

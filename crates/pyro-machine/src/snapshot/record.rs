@@ -164,7 +164,7 @@ impl Damage {
     }
 }
 
-/// Whether an error of opening a file will be the same next time: there is none, a link, or a directory.
+/// Whether an error of opening a file will be the same next time: it does not exist, or is a link or a directory.
 fn is_lasting(error: &io::Error) -> bool {
     const LASTING: [Errno; 4] = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::ISDIR];
     Errno::from_io_error(error).is_some_and(|errno| LASTING.contains(&errno))

@@ -72,7 +72,7 @@ fn verify_one(dir: &Path, name: &str) -> Result<(), Problem> {
     let record = Record::read(&snapshot.join(RECORD)).ok().flatten().ok_or(Problem::NoRecord)?;
     let own = rustix::process::geteuid().as_raw();
     let mode = |metadata: &fs::Metadata| metadata.mode();
-    // Nobody else can get to the files then, whatever their modes are.
+    // No other user can get to the files then, whatever their modes are.
     let is_private = fs::symlink_metadata(&snapshot).is_ok_and(|dir| mode(&dir) & 0o077 == 0);
     for file in [".", RECORD].into_iter().chain(PARTS) {
         let metadata = fs::symlink_metadata(snapshot.join(file));
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_modes_of_files_that_nobody_else_reaches_do_not_matter() {
+    fn the_modes_of_files_that_no_other_user_reaches_do_not_matter() {
         let dir = tempfile::tempdir().unwrap();
         template(dir.path(), "key");
         let path = dir.path().join("key");
