@@ -2,21 +2,24 @@
 //!
 //! Only a group without processes can limit its children, and this process never moves itself or anything that it has not
 //! started. So there are two places for groups: the parent of this process's group, if it was delegated
-//! (systemd's `Delegate=` with `DelegateSubgroup=`), and the root of all groups, which may have both, on hosts without
+//! (systemd's `Delegate=` with `DelegateSubgroup=`), and the root control group, which may have both, on hosts without
 //! systemd. `docs/design/0018-confinement.md` says why there are no others.
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::Access;
+use rustix::fs::{Access, Mode, OFlags};
 
 /// What the names of groups begin with.
 const PREFIX: &str = "pyro-vm-";
 /// Without these, a group limits nothing that matters.
 const REQUIRED: [&str; 2] = ["memory", "pids"];
 const CPU: &str = "cpu";
+const SWAP: &str = "memory.swap.max";
 /// Length of a period in which processor time is counted, in microseconds.
 const PERIOD_MICROS: u64 = 100_000;
 /// Set by systemd on a group that it leaves to others.
@@ -25,7 +28,8 @@ const DELEGATED: [&str; 2] = ["user.delegate", "trusted.delegate"];
 /// What the processes of a group may use together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupLimits {
-    /// Memory in bytes, with the file cache and what the kernel needs for them. Beyond it, all of them are ended.
+    /// Memory in bytes, with the file cache and what the kernel needs for them. Beyond it, all of them are ended. As much
+    /// again may be swapped out.
     pub memory_bytes: u64,
     /// Processes and threads.
     pub tasks: u64,
@@ -66,14 +70,15 @@ impl Group {
     }
 
     fn create_on(host: &Host, limits: &GroupLimits) -> Result<Self, GroupError> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let place = host.place()?;
         remove_abandoned(&place);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let dir = place.join(format!("{PREFIX}{}-{number}", std::process::id()));
-        fs::create_dir(&dir).map_err(|source| GroupError::Write { path: dir.clone(), source })?;
-        let group = Self { dir };
+        let group = Self::create_in(&place)?;
         group.write("memory.max", limits.memory_bytes)?;
+        match group.write(SWAP, limits.memory_bytes) {
+            Err(error) if group.dir.join(SWAP).exists() => return Err(error),
+            // Kernels that do not count swap do not have the file.
+            _ => {}
+        }
         group.write("pids.max", limits.tasks)?;
         // Older kernels end one process, and the others end with it.
         let _ = group.write("memory.oom.group", 1);
@@ -81,6 +86,32 @@ impl Group {
         // Not every host delegates it, and nothing depends on it.
         let _ = group.write("cpu.max", format_args!("{quota} {PERIOD_MICROS}"));
         Ok(group)
+    }
+
+    /// Creates a group whose name no other one has. An earlier process with this process's ID may have left some.
+    fn create_in(place: &Path) -> Result<Self, GroupError> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        loop {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let dir = place.join(format!("{PREFIX}{}-{number}", std::process::id()));
+            match fs::create_dir(&dir) {
+                Ok(()) => return Ok(Self { dir }),
+                // This process uses each number once, so the group can go, unless it still has processes.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => drop(fs::remove_dir(&dir)),
+                Err(source) => return Err(GroupError::Write { path: dir, source }),
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_dir(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// Opens its directory, for a process that is to be created in it.
+    pub(crate) fn open(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::open(&self.dir, flags, Mode::empty())?)
     }
 
     /// Moves a process, which must be one that this process has started, into the group.
@@ -110,6 +141,8 @@ struct Host {
     mount: PathBuf,
     /// The group of this process.
     own: PathBuf,
+    /// The user of this process.
+    user: u32,
     has_systemd: bool,
 }
 
@@ -119,7 +152,8 @@ impl Host {
         let (mount, root) = mounted(&read("/proc/self/mountinfo")?)?;
         let own = own_group(&read("/proc/self/cgroup")?)?.strip_prefix(root).ok()?.to_owned();
         let own = if own.as_os_str().is_empty() { mount.clone() } else { mount.join(own) };
-        Some(Self { mount, own, has_systemd: Path::new("/run/systemd/system").exists() })
+        let user = rustix::process::geteuid().as_raw();
+        Some(Self { mount, own, user, has_systemd: Path::new("/run/systemd/system").exists() })
     }
 
     /// Returns the group in which others may be created.
@@ -127,32 +161,36 @@ impl Host {
         let refused = |reason| Err(GroupError::NotDelegated(reason));
         let place = if is_root_of_all(&self.own) {
             if self.has_systemd {
-                return refused("systemd manages the groups");
+                return refused("systemd manages the control groups");
             }
             self.own.clone()
         } else {
             match self.own.parent() {
                 Some(parent) if parent.starts_with(&self.mount) => parent.to_owned(),
-                _ => return refused("this process is in the uppermost group"),
+                _ => return refused("this process is in the root control group"),
             }
         };
-        if self.has_systemd && !is_delegated(&place) {
-            return refused("systemd has not left the group above this process's to others");
+        // Not even where nothing manages the groups: in a container that sees the host's, the parent is the host's.
+        if !is_root_of_all(&place) && !self.is_delegated(&place) {
+            return refused(match self.has_systemd {
+                true => "systemd has not delegated the parent control group",
+                false => "the parent control group is not delegated",
+            });
         }
         for file in ["", "cgroup.procs", "cgroup.subtree_control"] {
             if rustix::fs::access(place.join(file), Access::WRITE_OK).is_err() {
-                return refused("this user may not create groups");
+                return refused("this user may not create control groups");
             }
         }
         let words = |file: &str| fs::read_to_string(place.join(file)).unwrap_or_default();
         let has = |file: &str, name: &str| words(file).split_whitespace().any(|word| word == name);
         if !REQUIRED.iter().all(|name| has("cgroup.controllers", name)) {
-            return refused("the group lacks the memory or pids controller");
+            return refused("the control group lacks the memory or pids controller");
         }
         let missing = |name: &&str| !has("cgroup.subtree_control", name);
         if REQUIRED.iter().any(missing) {
             if !is_root_of_all(&place) && !words("cgroup.procs").trim().is_empty() {
-                return refused("the group above this process's has processes of its own");
+                return refused("the parent control group has processes of its own");
             }
             let path = place.join("cgroup.subtree_control");
             let enabled = REQUIRED.map(|name| format!("+{name}")).join(" ");
@@ -163,6 +201,18 @@ impl Host {
         }
         Ok(place)
     }
+
+    /// Whether this process may create groups in a group.
+    fn is_delegated(&self, group: &Path) -> bool {
+        let owner = fs::metadata(group).map(|metadata| metadata.uid());
+        is_marked(group) || owner.is_ok_and(|owner| is_left_to(self.user, owner, self.has_systemd))
+    }
+}
+
+/// Whether a group was given to a user: without systemd, the owner of its directory says so. Root owns those of others too,
+/// and systemd gives a user groups that a manager of its own creates groups in.
+fn is_left_to(user: u32, owner: u32, has_systemd: bool) -> bool {
+    user != 0 && owner == user && !has_systemd
 }
 
 /// Returns where groups of version 2 are mounted, and which group is there.
@@ -185,7 +235,8 @@ fn is_root_of_all(group: &Path) -> bool {
     !group.join("cgroup.type").exists()
 }
 
-fn is_delegated(group: &Path) -> bool {
+/// Whether systemd, or another manager of groups, has marked a group as delegated.
+fn is_marked(group: &Path) -> bool {
     let mut value = [0_u8; 2];
     DELEGATED.iter().any(|name| rustix::fs::getxattr(group, *name, &mut value) == Ok(1) && value[0] == b'1')
 }
@@ -203,4 +254,4 @@ fn remove_abandoned(place: &Path) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

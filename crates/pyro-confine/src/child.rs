@@ -6,7 +6,7 @@
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, StatxFlags, mkdirat, openat, statx};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, Statx, StatxFlags, mkdirat, openat, statx};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
@@ -169,8 +169,11 @@ pub(crate) fn run(plan: &Plan, created: Created, connections: &Connections) -> !
     }
     // Nothing depends on it, and nothing confines less without it.
     let _ = be_ended_early(plan);
+    let mut has_own_root = false;
     if created.mount_namespace {
-        report(Subject::Root, enter_root(plan, created));
+        let entered = enter_root(plan, created);
+        has_own_root = entered.is_ok();
+        report(Subject::Root, entered);
     }
     // Root loses the right to do it when it becomes another user.
     drop_bounding_set();
@@ -183,8 +186,11 @@ pub(crate) fn run(plan: &Plan, created: Created, connections: &Connections) -> !
     }
     report(Subject::Capabilities, drop_capabilities().map_err(|errno| (0, errno)));
     report(Subject::NoNewPrivileges, rustix::thread::set_no_new_privs(true).map_err(|errno| (0, errno)));
+    let mut has_landlock = false;
     if let Ok(rules) = &plan.landlock {
-        report(Subject::Landlock, restrict(rules).map_err(|errno| (0, errno)));
+        let restricted = restrict(rules);
+        has_landlock = restricted.is_ok();
+        report(Subject::Landlock, restricted.map_err(|errno| (0, errno)));
     }
     report(Subject::Limits, limit(plan, created).map_err(|errno| (0, errno)));
     if !plan.huge_pages {
@@ -192,6 +198,13 @@ pub(crate) fn run(plan: &Plan, created: Created, connections: &Connections) -> !
     }
     if let Err(errno) = place_descriptors(plan) {
         give_up(Subject::Descriptors, errno);
+    }
+    // As late as possible, but the filters may refuse it.
+    if !has_own_root
+        && !has_landlock
+        && let Err(failure) = compare_paths(plan)
+    {
+        report(Subject::Root, Err(failure));
     }
     if let Ok(filters) = &plan.filters {
         let installed = filters.iter().try_for_each(|filter| install(filter));
@@ -252,14 +265,31 @@ fn open_source(mount: &Mount) -> Result<OwnedFd, Failure> {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     let tree = open_tree(CWD, &*mount.source, flags).map_err(|errno| (OPEN_FILE, errno))?;
-    let found = statx(&tree, c"", AtFlags::EMPTY_PATH, StatxFlags::INO)
-        .map_err(|errno| (FIND_CHECKED_FILE, errno))?;
-    let device = rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor);
-    if (device, found.stx_ino) != mount.identity {
+    let found = statx(&tree, c"", AtFlags::EMPTY_PATH, StatxFlags::INO);
+    let found = found.map_err(|errno| (FIND_CHECKED_FILE, errno))?;
+    if identity(&found) != mount.identity {
         return Err((FIND_CHECKED_FILE, Errno::STALE));
     }
     set_attributes(&tree, mount.attributes, mount.is_dir).map_err(|errno| (3, errno))?;
     Ok(tree)
+}
+
+/// Checks that every path still leads to the file that was checked, for a program that nothing else keeps from opening
+/// another one. A path that this user cannot follow is of no use to the program either.
+fn compare_paths(plan: &Plan) -> Result<(), Failure> {
+    for mount in &plan.mounts {
+        match statx(CWD, &*mount.source, AtFlags::empty(), StatxFlags::INO) {
+            Ok(found) if identity(&found) != mount.identity => return Err((FIND_CHECKED_FILE, Errno::STALE)),
+            Err(errno) if REPLACED.contains(&errno) => return Err((FIND_CHECKED_FILE, errno)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Returns the device and the inode.
+fn identity(file: &Statx) -> (u64, u64) {
+    (rustix::fs::makedev(file.stx_dev_major, file.stx_dev_minor), file.stx_ino)
 }
 
 fn set_attributes(tree: &OwnedFd, attributes: u64, recursive: bool) -> Result<(), Errno> {

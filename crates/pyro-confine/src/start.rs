@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -73,6 +73,9 @@ pub enum StartError {
     #[error("the process ended before it executed the program ({0})")]
     Ended(ExitStatus),
 }
+
+/// The flag does not fit into the type that `libc` gives it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
@@ -187,9 +190,10 @@ struct Record {
 impl Record {
     /// Why the child did not go on after this record, which is about a layer.
     fn end_of_start(&self) -> Option<StartError> {
-        const NOT_LAYERS: [Subject; 4] =
-            [Subject::Ready, Subject::Parent, Subject::Descriptors, Subject::Execution];
-        if self.errno == 0 || NOT_LAYERS.contains(&self.subject) {
+        /// No layers, and the control group, without which the child goes on whatever the reason is.
+        const OTHERS: [Subject; 5] =
+            [Subject::Ready, Subject::Parent, Subject::Descriptors, Subject::Execution, Subject::Group];
+        if self.errno == 0 || OTHERS.contains(&self.subject) {
             return None;
         }
         let errno = Errno::from_raw_os_error(self.errno);
@@ -217,7 +221,17 @@ fn attempt(
         user_namespace: namespaces & libc::CLONE_NEWUSER != 0,
         mount_namespace: namespaces & libc::CLONE_NEWNS != 0,
     };
-    let mut process = create(plan, created, &connections, namespaces).map_err(Attempt::of_namespaces)?;
+    let group = plan.group.as_ref().ok();
+    let in_group = group.and_then(|group| {
+        let dir = group.open().ok()?;
+        create(plan, created, &connections, namespaces, Some(dir.as_fd())).ok()
+    });
+    let is_member = in_group.is_some();
+    let mut process = match in_group {
+        Some(process) => process,
+        // Linux before 5.7, and containers that refuse the system call.
+        None => create(plan, created, &connections, namespaces, None).map_err(Attempt::of_namespaces)?,
+    };
     drop(connections);
     let mut report = report;
     // Otherwise it has ended, which the records say.
@@ -231,7 +245,7 @@ fn attempt(
         return Err(Attempt::of_namespaces(error));
     }
     // Before it executes anything, so that all memory of the program counts.
-    let moved = plan.group.as_ref().ok().map(|group| group.add(process.id()));
+    let moved = group.map(|group| if is_member { Ok(()) } else { group.add(process.id()) });
     // Fails only if the child has ended, which its report says.
     let _ = rustix::io::write(&go, &[1]);
     let mut records = records(report).map_err(StartError::Descriptor)?;
@@ -239,40 +253,43 @@ fn attempt(
         let errno = moved.map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO), |()| 0);
         records.insert(0, Record { subject: Subject::Group, step: 0, errno });
     }
-    if let Some(error) = records.iter().find_map(Record::end_of_start) {
-        let _ = process.wait();
-        return Err(error.into());
-    }
-    match records.last() {
-        Some(Record { subject: Subject::Execution, errno, .. }) => {
-            let _ = process.wait();
-            Err(StartError::Execute(io::Error::from_raw_os_error(*errno)).into())
+    let error = match (records.iter().find_map(Record::end_of_start), records.last()) {
+        (Some(error), _) => error,
+        (None, Some(Record { subject: Subject::Execution, errno, .. })) => {
+            StartError::Execute(io::Error::from_raw_os_error(*errno))
         }
-        Some(Record { subject: Subject::Parent | Subject::Descriptors, errno, .. }) => {
-            let _ = process.wait();
-            Err(StartError::Descriptor(io::Error::from_raw_os_error(*errno)).into())
+        (None, Some(Record { subject: Subject::Parent | Subject::Descriptors, errno, .. })) => {
+            StartError::Descriptor(io::Error::from_raw_os_error(*errno))
         }
         // The last layer before the execution reports in any case, so without it the child was killed.
-        Some(_) if records.iter().any(|record| record.subject == Subject::Limits) => Ok((process, records)),
-        _ => {
+        (None, Some(_)) if records.iter().any(|record| record.subject == Subject::Limits) => {
+            return Ok((process, records));
+        }
+        (None, _) => {
             process.kill();
             let status = process.wait().map_err(StartError::Process)?;
-            Err(StartError::Ended(status).into())
+            return Err(StartError::Ended(status).into());
         }
-    }
+    };
+    // It ends by itself. The wait must not depend on that.
+    process.kill();
+    let _ = process.wait();
+    Err(error.into())
 }
 
-/// Creates the child. All signals are blocked in it until it executes the program: a handler of this process would act on
-/// descriptors that both share.
+/// Creates the child, in a control group if there is one: moving it later can take some milliseconds, in which the kernel
+/// waits for all processors. All signals are blocked in it until it executes the program: a handler of this process would
+/// act on descriptors that both share.
 fn create(
     plan: &Plan,
     created: Created,
     connections: &Connections,
     namespaces: libc::c_int,
+    group: Option<BorrowedFd<'_>>,
 ) -> io::Result<Process> {
     #![expect(unsafe_code, reason = "a child with namespaces and a descriptor of its own")]
     let mut descriptor: RawFd = -1;
-    let flags = namespaces | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let flags = (namespaces | libc::CLONE_PIDFD).cast_unsigned();
     // SAFETY: the sets are initialised before anything reads them. The child gets a copy of this process's memory and goes
     // on with this function on its copy of the stack, like after fork; it only calls `child::run`, which does what is
     // permitted there and does not return. The kernel writes the descriptor, which this process owns.
@@ -280,14 +297,24 @@ fn create(
         let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
         libc::sigfillset(&raw mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-        let pid = libc::syscall(
-            libc::SYS_clone,
-            flags as libc::c_ulong,
-            std::ptr::null::<libc::c_void>(),
-            &raw mut descriptor,
-            std::ptr::null::<libc::c_void>(),
-            std::ptr::null::<libc::c_void>(),
-        );
+        let pid = match group {
+            None => libc::syscall(
+                libc::SYS_clone,
+                libc::c_ulong::from(flags | libc::SIGCHLD.cast_unsigned()),
+                std::ptr::null::<libc::c_void>(),
+                &raw mut descriptor,
+                std::ptr::null::<libc::c_void>(),
+                std::ptr::null::<libc::c_void>(),
+            ),
+            Some(group) => {
+                let mut arguments: libc::clone_args = std::mem::zeroed();
+                arguments.flags = u64::from(flags) | CLONE_INTO_CGROUP;
+                arguments.pidfd = (&raw mut descriptor).addr() as u64;
+                arguments.exit_signal = libc::SIGCHLD as u64;
+                arguments.cgroup = group.as_raw_fd() as u64;
+                libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>())
+            }
+        };
         if pid == 0 {
             child::run(plan, created, connections);
         }

@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -65,21 +66,22 @@ impl Artifact {
     }
 
     /// Compares size, times and inode, which is cheap enough for every start. If only the inode or its time differ, as in a
-    /// copy of the cache, or after a change that was hidden, the content decides, unless `memory` says that it has.
+    /// copy of the cache, or after a change that was hidden, the content decides, unless `comparisons` has it already.
     /// Returns the file that was compared, open.
-    fn check(&self, path: &Path, memory: &mut Memory<'_>) -> Result<Result<File, Damage>, IoError> {
+    fn check(&self, path: &Path, comparisons: &mut Comparisons<'_>) -> Result<Result<File, Damage>, IoError> {
         let Some(file) = fsio::open_own(path)? else {
             return Ok(Err(Damage::Missing { path: path.to_owned() }));
         };
-        let metadata = file.metadata().map_err(IoError::at("inspect", path))?;
+        let seen = Seen::new(&file, path)?;
+        let metadata = &seen.metadata;
         if metadata.len() != self.size {
             let (expected, actual) = (self.size, metadata.len());
             return Ok(Err(Damage::Size { path: path.to_owned(), expected, actual }));
         }
         let is_same = self.inode.is_none_or(|inode| inode == metadata.ino())
-            && self.ctime_ns.is_none_or(|time| time == ctime_ns(&metadata));
-        let is_intact = mtime_ns(&metadata) == self.mtime_ns
-            && (is_same || memory.is_intact(&file, &metadata, path, &self.sha256)?);
+            && self.ctime_ns.is_none_or(|time| time == ctime_ns(metadata));
+        let is_intact = mtime_ns(metadata) == self.mtime_ns
+            && (is_same || comparisons.is_intact(&file, &seen, path, &self.sha256)?);
         if !is_intact {
             return Ok(Err(Damage::Modified { path: path.to_owned() }));
         }
@@ -87,31 +89,39 @@ impl Artifact {
     }
 }
 
+/// What a file looked like before its content was read.
+struct Seen {
+    metadata: Metadata,
+    /// Not later than the metadata.
+    at: SystemTime,
+}
+
+impl Seen {
+    fn new(file: &File, path: &Path) -> Result<Self, IoError> {
+        let at = SystemTime::now();
+        Ok(Self { metadata: file.metadata().map_err(IoError::at("inspect", path))?, at })
+    }
+}
+
 /// The comparisons of contents with digests, so that each is made once.
-struct Memory<'a> {
+struct Comparisons<'a> {
     dir: &'a Path,
     known: Option<Verified>,
     has_more: bool,
 }
 
-impl Memory<'_> {
-    /// Whether an open file has this digest. `metadata` is what it looked like before.
-    fn is_intact(
-        &mut self,
-        file: &File,
-        metadata: &Metadata,
-        path: &Path,
-        sha256: &str,
-    ) -> Result<bool, IoError> {
+impl Comparisons<'_> {
+    /// Whether an open file has this digest.
+    fn is_intact(&mut self, file: &File, seen: &Seen, path: &Path, sha256: &str) -> Result<bool, IoError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let known = self.known.get_or_insert_with(|| Verified::read(self.dir));
-        if known.covers(&name, sha256, metadata) {
+        if known.covers(&name, sha256, &seen.metadata) {
             return Ok(true);
         }
         if fsio::sha256(file, path)? != sha256 {
             return Ok(false);
         }
-        self.has_more |= known.add(&name, sha256, metadata);
+        self.has_more |= known.add(&name, sha256, &seen.metadata, seen.at);
         Ok(true)
     }
 }
@@ -209,11 +219,11 @@ impl Manifest {
             return damaged(format!("it describes {} {}", manifest.name, manifest.version));
         }
         // Check only the files that pyro uses: a manifest must not make it look anywhere else.
-        let mut memory = Memory { dir, known: None, has_more: false };
+        let mut comparisons = Comparisons { dir, known: None, has_more: false };
         let mut files = Vec::with_capacity(3);
         for file in [KERNEL, MODULES, manifest.format.file_name()] {
             let Some(artifact) = manifest.artifacts.get(file) else { continue };
-            match artifact.check(&dir.join(file), &mut memory)? {
+            match artifact.check(&dir.join(file), &mut comparisons)? {
                 Ok(file) => files.push(Arc::new(file)),
                 Err(damage) => return Ok(Found::Damaged(damage)),
             }
@@ -221,7 +231,7 @@ impl Manifest {
         match <[_; 3]>::try_from(files) {
             Ok([kernel, modules, rootfs]) => {
                 let files = OpenFiles { kernel, modules, rootfs };
-                let verified = memory.known.filter(|_| memory.has_more);
+                let verified = comparisons.known.filter(|_| comparisons.has_more);
                 Ok(Found::Installed(Box::new(Installed { manifest, files, verified })))
             }
             Err(_) => damaged("it does not list all files".to_owned()),
@@ -333,6 +343,27 @@ mod tests {
             artifact.sha256 = "22".repeat(32);
         }
         assert_ne!(other.digest(), sample().digest());
+    }
+
+    #[test]
+    fn a_file_that_changed_shortly_before_its_content_was_read_is_compared_again() {
+        use std::time::{Duration, UNIX_EPOCH};
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rootfs");
+        std::fs::write(&path, "content").unwrap();
+        let file = File::open(&path).unwrap();
+        let sha256 = fsio::sha256(&file, &path).unwrap();
+        let changed =
+            Duration::from_nanos(ctime_ns(&file.metadata().unwrap()).try_into().expect("after 1970"));
+        // However long reading takes, and whatever the time is by then.
+        for (age, is_remembered) in [(0, false), (99, false), (100, true)] {
+            let mut comparisons = Comparisons { dir: dir.path(), known: None, has_more: false };
+            let at = UNIX_EPOCH + changed + Duration::from_millis(age);
+            let seen = Seen { metadata: file.metadata().unwrap(), at };
+            assert!(comparisons.is_intact(&file, &seen, &path, &sha256).unwrap());
+            assert_eq!(comparisons.has_more, is_remembered, "{age} ms");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::error::IoError;
 use crate::layout::{Layout, PARTIAL_PREFIX};
@@ -11,6 +12,8 @@ use crate::process::Tools;
 use crate::{fsio, remove};
 
 const LOCK: &str = "lock";
+/// Locking a new work directory takes microseconds.
+const MAKING_TIME: Duration = Duration::from_secs(2);
 
 /// A live work directory.
 #[derive(Debug)]
@@ -79,15 +82,21 @@ pub(crate) fn sweep(layout: &Layout, tools: &Tools) -> Result<(Vec<PathBuf>, Opt
     Ok((removed, failed))
 }
 
-/// Returns the work directories whose builders are gone. Removes nothing.
+/// Returns the work directories whose builders are gone. Removes nothing, and needs no lock: one that was made a moment ago
+/// may be about to get its own, and is left out.
 pub(crate) fn abandoned(layout: &Layout) -> Result<Vec<PathBuf>, IoError> {
     let mut found = directories(&layout.platform_dir())?;
     found.retain(|path| {
         let is_partial =
             path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PARTIAL_PREFIX));
-        is_partial && !is_locked(&path.join(LOCK))
+        is_partial && is_older_than_making(path) && !is_locked(&path.join(LOCK))
     });
     Ok(found)
+}
+
+fn is_older_than_making(path: &Path) -> bool {
+    let modified = fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    modified.and_then(|time| time.elapsed().ok()).is_some_and(|age| age > MAKING_TIME)
 }
 
 fn is_locked(path: &Path) -> bool {
@@ -135,4 +144,23 @@ pub(crate) fn populate(work: &Path) -> Result<(), IoError> {
         fsio::create_private_dir(&work.join(dir))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn a_work_directory_that_was_made_a_moment_ago_is_not_abandoned() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().to_owned());
+        let work = layout.platform_dir().join(format!("{PARTIAL_PREFIX}x"));
+        fs::create_dir_all(&work).unwrap();
+        assert!(abandoned(&layout).unwrap().is_empty(), "its builder may not have locked it yet");
+        let long_ago = SystemTime::now() - MAKING_TIME - Duration::from_secs(1);
+        File::open(&work).unwrap().set_modified(long_ago).unwrap();
+        assert_eq!(abandoned(&layout).unwrap(), [work]);
+    }
 }

@@ -1,7 +1,8 @@
 //! Runs the build's tools: confined to their own namespaces, cancellable, and never outliving this process.
 //!
 //! Every command runs under `unshare` in new mount, process-id, IPC, UTS, and control group namespaces, without new
-//! privileges. Those that only read and write files also have a network namespace of their own. Without root, each also runs in a new user
+//! privileges. Those that only read and write files also have a network namespace of their own. Where the kernel lacks one of
+//! these, only those for mounts and processes are new. Without root, each also runs in a new user
 //! namespace where the user is root and all other ids are the subordinate ids. Killing the first process of that
 //! namespace ends all others and undoes all mounts, so no cleanup is needed. `setpriv` ties `unshare` to this process,
 //! and `--kill-child` ties the namespace to `unshare`.
@@ -12,6 +13,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -51,6 +53,19 @@ pub struct Tools {
     pub keyring: PathBuf,
     /// Where to search for the programs; set by the cache that uses them.
     pub search_path: OsString,
+    /// Which namespaces they run in; found out before the first build.
+    pub namespaces: Namespaces,
+}
+
+/// The namespaces of a build's programs, once they have been tried.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Namespaces(OnceLock<Kinds>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kinds {
+    All,
+    /// Those without which a build could not be ended and cleaned up.
+    MountAndPid,
 }
 
 impl Default for Tools {
@@ -66,6 +81,7 @@ impl Default for Tools {
             newuidmap: "newuidmap".into(),
             keyring: "/usr/share/keyrings/debian-archive-keyring.gpg".into(),
             search_path: OsString::new(),
+            namespaces: Namespaces::default(),
         }
     }
 }
@@ -96,15 +112,37 @@ impl Tools {
     }
 
     /// Tries to create the namespaces, because only that is reliable: the kernel, capabilities, the security module,
-    /// and the id files all play a part.
-    fn check_namespaces(&self) -> Result<(), PullError> {
-        let failed = |reason: String| PullError::NoNamespaces { reason, is_root: is_root() };
-        let output = self.offline(Path::new("true")).output().map_err(|error| failed(error.to_string()))?;
+    /// and the id files all play a part. Later commands run in those that were created.
+    pub(crate) fn check_namespaces(&self) -> Result<(), PullError> {
+        if self.namespaces.0.get().is_some() {
+            return Ok(());
+        }
+        let kinds = match self.try_namespaces(Kinds::All) {
+            Ok(()) => {
+                tracing::debug!("builds run in namespaces of all kinds");
+                Kinds::All
+            }
+            Err(missing) => {
+                let failed = |reason| PullError::NoNamespaces { reason, is_root: is_root() };
+                self.try_namespaces(Kinds::MountAndPid).map_err(failed)?;
+                tracing::warn!(reason = %missing, "builds run in mount and PID namespaces only");
+                Kinds::MountAndPid
+            }
+        };
+        // Another thread has found out the same.
+        let _ = self.namespaces.0.set(kinds);
+        Ok(())
+    }
+
+    /// Returns why they cannot be created.
+    fn try_namespaces(&self, kinds: Kinds) -> Result<(), String> {
+        let mut command = self.in_namespaces(kinds, true, Path::new("true"));
+        let output = command.output().map_err(|error| error.to_string())?;
         if output.status.success() {
             return Ok(());
         }
         let stderr = String::from_utf8_lossy(&output.stderr);
-        Err(failed(stderr.lines().last().unwrap_or("no reason given").trim().to_owned()))
+        Err(stderr.lines().last().unwrap_or("no reason given").trim().to_owned())
     }
 
     fn is_executable_somewhere(&self, tool: &Path) -> bool {
@@ -119,21 +157,28 @@ impl Tools {
 
     /// Returns a command that runs `program` as (apparent) root in its own namespaces, with the host's network.
     pub(crate) fn confined(&self, program: &Path) -> Command {
-        self.in_namespaces(&[], program)
+        self.in_namespaces(self.kinds(), false, program)
     }
 
     /// Returns the same for a program that needs no network.
     pub(crate) fn offline(&self, program: &Path) -> Command {
-        self.in_namespaces(&["--net"], program)
+        self.in_namespaces(self.kinds(), true, program)
     }
 
-    fn in_namespaces(&self, more: &[&str], program: &Path) -> Command {
+    fn kinds(&self) -> Kinds {
+        self.namespaces.0.get().copied().unwrap_or(Kinds::All)
+    }
+
+    fn in_namespaces(&self, kinds: Kinds, is_offline: bool, program: &Path) -> Command {
         let mut command = child::command(&self.setpriv);
         command.args(["--pdeathsig", "KILL", "--"]).arg(&self.unshare);
         if !is_root() {
             command.args(["--user", "--map-root-user", "--map-auto"]);
         }
-        command.args(["--mount", "--pid", "--ipc", "--uts", "--cgroup"]).args(more);
+        command.args(["--mount", "--pid"]);
+        if kinds == Kinds::All {
+            command.args(["--ipc", "--uts", "--cgroup"]).args(is_offline.then_some("--net"));
+        }
         // Only here: `unshare` needs a program with privileges of its own, newuidmap, to map subordinate ids.
         command
             .args(["--fork", "--kill-child", "--"])
@@ -287,6 +332,8 @@ impl Tail {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -301,6 +348,37 @@ mod tests {
         assert_eq!(got[..2], ["one", " [31mtwo"]);
         assert!(got.iter().all(|line| line.len() <= LONGEST_LINE as usize));
         assert_eq!(got.last().map(String::as_str), Some("last"));
+    }
+
+    /// Tools whose `unshare` first runs `script`.
+    fn with_unshare(dir: &Path, script: &str) -> Tools {
+        let unshare = dir.join("unshare");
+        std::fs::write(&unshare, format!("#!/bin/sh\n{script}\nexec /usr/bin/unshare \"$@\"\n")).unwrap();
+        std::fs::set_permissions(&unshare, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Tools { unshare, ..Tools::default() }
+    }
+
+    #[test]
+    fn a_kernel_without_some_namespaces_builds_with_those_for_mounts_and_processes() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = |tools: &Tools| {
+            let command = tools.offline(Path::new("true"));
+            let has = |name: &&str| command.get_args().any(|arg| arg == *name);
+            ["--mount", "--pid", "--ipc", "--uts", "--cgroup", "--net"].into_iter().filter(has).count()
+        };
+        let whole = with_unshare(dir.path(), "");
+        whole.check_namespaces().unwrap();
+        assert_eq!(names(&whole), 6);
+        let lacks_ipc = r#"for arg; do [ "$arg" = --ipc ] && { echo no IPC >&2; exit 1; }; done"#;
+        let lacking = with_unshare(dir.path(), lacks_ipc);
+        lacking.check_namespaces().unwrap();
+        assert_eq!(names(&lacking), 2);
+        // The choice is kept: it is not tried again.
+        std::fs::remove_file(&lacking.unshare).unwrap();
+        lacking.check_namespaces().unwrap();
+        let refused = with_unshare(dir.path(), "echo refused >&2; exit 1");
+        let error = refused.check_namespaces().unwrap_err();
+        assert!(matches!(&error, PullError::NoNamespaces { reason, .. } if reason == "refused"), "{error:?}");
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub(crate) fn tree(dir: &Path, tools: &Tools) -> Result<(), IoError> {
 }
 
 fn as_namespace_root(dir: &Path, tools: &Tools) -> io::Result<()> {
+    // Whether it was possible shows below.
+    let _ = tools.check_namespaces();
     let mut command = tools.offline(&tools.rm);
     command.args(["-rf", "--one-file-system", "--"]).arg(dir).stdout(Stdio::null());
     let output = command.output()?;

@@ -4,6 +4,7 @@ mod private_group;
 
 use std::ffi::CStr;
 use std::fs::{self, File, Metadata};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -81,6 +82,11 @@ impl From<&Metadata> for Inspected {
     }
 }
 
+/// Whether there is anything under a path, if only a link that leads nowhere.
+fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
 const ACCESS_LIST: &CStr = c"system.posix_acl_access";
 
 /// Whether the attempt to read an access control list means that there is one. A failure for another reason counts as one.
@@ -115,7 +121,12 @@ impl Trust {
         let entries = fs::read_dir(install_dir).map_err(IoError::at("read", install_dir))?;
         for entry in entries {
             let path = entry.map_err(IoError::at("read", install_dir))?.path();
-            if let Some(problem) = self.problem(&Inspected::new(&path)?, Place::Environment) {
+            let found = match Inspected::new(&path) {
+                // Another process has given it another name since it was listed, as it does with what it remembers.
+                Err(error) if error.source.kind() == ErrorKind::NotFound && !exists(&path) => continue,
+                found => found?,
+            };
+            if let Some(problem) = self.problem(&found, Place::Environment) {
                 return Ok(Err(Untrusted { path, problem }));
             }
         }
@@ -170,6 +181,8 @@ fn lacks_root_of_host(uid_map: &str) -> bool {
 mod tests {
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
 
     use super::*;
 
@@ -202,6 +215,33 @@ mod tests {
         // As /tmp is.
         set(&root.path().join("cache"), 0o1777);
         trust.check(&install_dir).unwrap().unwrap();
+    }
+
+    #[test]
+    fn files_that_come_and_go_during_the_check_do_not_fail_it() {
+        let trust = Trust { private_group: None, ..Trust::of_this_process() };
+        let dir = tempfile::tempdir().unwrap();
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            // As processes do that start at the same time, from a copy of the cache.
+            let writer = scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    for n in 0..50 {
+                        tempfile::Builder::new().prefix(".verified-").tempfile_in(dir.path()).unwrap();
+                        fs::write(dir.path().join(n.to_string()), "").unwrap();
+                    }
+                    (0..50).for_each(|n| fs::remove_file(dir.path().join(n.to_string())).unwrap());
+                }
+            });
+            let checked: Vec<_> = (0..500).map(|_| trust.check(dir.path())).collect();
+            is_over.store(true, Ordering::Relaxed);
+            writer.join().unwrap();
+            for outcome in checked {
+                outcome.unwrap().unwrap();
+            }
+        });
+        std::os::unix::fs::symlink("/nonexistent", dir.path().join("link")).unwrap();
+        trust.check(dir.path()).unwrap_err();
     }
 
     const ANN: Trust = Trust { user: 1000, private_group: None, unknown_root: None };

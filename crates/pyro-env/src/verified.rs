@@ -2,7 +2,7 @@
 //! were installed, as in a copy or a restored backup of the cache. Without it, each use would read all of them.
 
 use std::collections::BTreeMap;
-use std::fs::Metadata;
+use std::fs::{self, DirEntry, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,6 +14,10 @@ use crate::manifest::{ctime_ns, mtime_ns};
 use crate::{fsio, trust};
 
 pub(crate) const FILE_NAME: &str = "verified.json";
+/// What the names of files begin with that are not complete yet.
+const UNFINISHED_PREFIX: &str = ".verified-";
+/// Writing takes milliseconds. A process that was killed leaves its file.
+const UNFINISHED_AFTER: Duration = Duration::from_secs(60);
 
 /// Maximum size in bytes. An entry takes about 250.
 const LARGEST: u64 = 64 * 1024;
@@ -75,10 +79,11 @@ impl Verified {
         self.0.get(name) == Some(&Proof::of(sha256, file))
     }
 
-    /// Adds a file that was compared just now. Returns whether a later change of the file will be noticed; only then was it added.
-    pub(crate) fn add(&mut self, name: &str, sha256: &str, file: &Metadata) -> bool {
+    /// Adds a file that looked like this at `seen`, before its content was compared. Returns whether a change since then will
+    /// be noticed; only then was it added.
+    pub(crate) fn add(&mut self, name: &str, sha256: &str, file: &Metadata, seen: SystemTime) -> bool {
         let proof = Proof::of(sha256, file);
-        let is_settled = proof.is_settled(SystemTime::now());
+        let is_settled = proof.is_settled(seen);
         if is_settled {
             self.0.insert(name.to_owned(), proof);
         }
@@ -88,9 +93,10 @@ impl Verified {
     /// Remembers it. Several processes may do so at a time; the last one wins.
     pub(crate) fn write(&self, dir: &Path) -> Result<(), IoError> {
         let path = dir.join(FILE_NAME);
+        remove_unfinished(dir);
         let write = || {
             // Only its owner may read and write it.
-            let mut file = tempfile::Builder::new().prefix(".verified-").tempfile_in(dir)?;
+            let mut file = tempfile::Builder::new().prefix(UNFINISHED_PREFIX).tempfile_in(dir)?;
             serde_json::to_writer_pretty(&mut file, self)?;
             file.persist(&path).map_err(|error| error.error)
         };
@@ -98,9 +104,23 @@ impl Verified {
     }
 }
 
+/// Removes what killed processes have left.
+fn remove_unfinished(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    let is_old = |entry: &DirEntry| {
+        let modified = entry.metadata().and_then(|file| file.modified()).ok();
+        modified.and_then(|time| time.elapsed().ok()).is_some_and(|age| age > UNFINISHED_AFTER)
+    };
+    for entry in entries.filter_map(Result::ok) {
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED_PREFIX) && is_old(&entry) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::fs::File;
 
     use super::*;
 
@@ -127,5 +147,16 @@ mod tests {
             assert_eq!(Verified::read(dir.path()), Verified::default());
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no partial file is left");
+    }
+
+    #[test]
+    fn what_killed_processes_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join(".verified-old"), dir.path().join(".verified-new"));
+        let long_ago = SystemTime::now() - UNFINISHED_AFTER - Duration::from_secs(1);
+        File::create(&old).unwrap().set_modified(long_ago).unwrap();
+        File::create(&new).unwrap();
+        Verified::default().write(dir.path()).unwrap();
+        assert!(!old.exists() && new.exists(), "another process may be writing the new one");
     }
 }

@@ -13,14 +13,17 @@ use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pyro_confine::{Access, Confinement, Identity, Program, StartError, Visible};
 use tokio::net::UnixStream;
 
 use crate::accel::Accelerator;
-use crate::hardware::{Disks, Hardware, Launch, MachineConfig, SavedFiles, Start};
+use crate::hardware::{Disks, Hardware, Launch, SavedFiles, Start};
 use crate::network::{Network, NetworkError, NetworkHelper, Provider};
-use crate::platform::{Capabilities, Fingerprint, FingerprintError, LaunchError, Platform, while_alive};
+use crate::platform::{
+    Capabilities, Fingerprint, FingerprintError, LaunchError, Machine, Platform, while_alive,
+};
 use arguments::{CHANNEL_FD, CONTROL_FD, KVM_FD, NETWORK_FD};
 use clock::Clock;
 use process::VmmProcess;
@@ -75,17 +78,14 @@ pub fn probe_confinement(program: &Path) -> Result<Confinement, LaunchError> {
         huge_pages: true,
     };
     let policy = cage::policy_of_program(program, Identity::for_program());
-    let smallest = MachineConfig {
-        vmm_program: program.to_owned(),
-        accelerator: Accelerator::Tcg,
-        vcpu_count: 1,
-        mem_mib: 0,
-    };
-    let mut started = pyro_confine::start_in(cage::group(&smallest), command, &policy)
+    // Kept until the process is gone: a group that has one cannot be removed.
+    let group = cage::group_of_program();
+    let mut started = pyro_confine::start_in(group.clone(), command, &policy)
         .map_err(|error| launch_error(program.to_owned(), error))?;
     started.process.kill();
     // It was killed, so its status says nothing.
     let _ = started.process.wait();
+    drop(group);
     Ok(started.confinement)
 }
 
@@ -180,33 +180,59 @@ impl Platform for Qemu {
             blocked_signals: vec![libc::SIGTERM, libc::SIGINT, libc::SIGHUP],
             huge_pages: arguments::huge_pages(hardware.config.accelerator),
         };
-        let group = cage::group(&hardware.config);
-        if let (Ok(group), Some(network)) = (&group, network.as_ref().and_then(Network::process_id))
-            && let Err(error) = group.add(network)
+        let group = cage::group(&hardware.config, &disks, &start);
+        let moving = group.as_ref().ok().zip(network.as_ref().and_then(Network::process_id));
+        // The kernel may take some milliseconds, in which the VMM is started.
+        let moving = moving.map(|(group, network)| {
+            let group = Arc::clone(group);
+            tokio::task::spawn_blocking(move || group.add(network))
+        });
+        let started = pyro_confine::start_in(group.clone(), command, &policy);
+        if let Some(moving) = moving
+            && let Err(error) = moving.await.unwrap_or_else(|error| Err(io::Error::other(error)))
         {
             tracing::warn!(%error, "the process that carries the network has no control group");
         }
-        let started = pyro_confine::start_in(group.clone(), command, &policy)
-            .map_err(|error| launch_error(program, error))?;
-        let confinement = started.confinement;
-        if requires_full_confinement && !confinement.is_full() {
-            let missing =
-                confinement.missing().into_iter().map(|(layer, reason)| format!("{layer} ({reason})"));
-            return Err(LaunchError::NotFullyConfined { missing: missing.collect::<Vec<_>>().join(", ") });
-        }
-        if requires_full_confinement && let Some(network) = &network {
-            let confined = network.fully_confined().await;
-            confined.map_err(|missing| LaunchError::NotFullyConfined { missing })?;
-        }
-        let process = VmmProcess::new(started.process, [stdout, stderr]).map_err(LaunchError::Connection)?;
-        let mut machine = QemuMachine::new((process, confinement), channel, network, console);
+        let process = started.map_err(|error| launch_error(program, error)).and_then(|started| {
+            let process = VmmProcess::new(started.process, [stdout, stderr]);
+            Ok((process.map_err(LaunchError::Connection)?, started.confinement))
+        });
+        let process = match process {
+            Ok(process) => process,
+            Err(error) => {
+                // Before its group is dropped, which cannot be removed while the process is in it.
+                if let Some(network) = &mut network {
+                    network.stop().await;
+                }
+                return Err(error);
+            }
+        };
+        let mut machine = QemuMachine::new(process, channel, network, console);
         machine.end_with(group.ok());
-        if let Some(control) = control {
-            let qmp = while_alive(&mut machine, Qmp::connect(control)).await?;
-            machine.control_with(qmp);
+        match finish(&mut machine, control, requires_full_confinement).await {
+            Ok(()) => Ok(machine),
+            Err(error) => {
+                machine.kill().await;
+                Err(error)
+            }
         }
-        Ok(machine)
     }
+}
+
+/// Checks the confinement of a machine whose process was started, and connects to its control.
+async fn finish(
+    machine: &mut QemuMachine,
+    control: Option<UnixStream>,
+    requires_full_confinement: bool,
+) -> Result<(), LaunchError> {
+    if requires_full_confinement {
+        machine.fully_confined().await.map_err(|missing| LaunchError::NotFullyConfined { missing })?;
+    }
+    if let Some(control) = control {
+        let qmp = while_alive(machine, Qmp::connect(control)).await?;
+        machine.control_with(qmp);
+    }
+    Ok(())
 }
 
 /// Creates a file for QEMU to write to. QEMU sees existing files only.
@@ -248,7 +274,7 @@ mod tests {
     use crate::exit::Interrupted;
     use crate::fake_program::fake_program;
     use crate::hardware::MachineConfig;
-    use crate::platform::{Machine, MachineError};
+    use crate::platform::MachineError;
 
     /// Launches a shell script, kept in `dir`, in place of QEMU. It ignores its arguments.
     async fn launch(

@@ -40,6 +40,7 @@ pub use client::{
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase, network_denials};
+pub use machine::with_causes;
 pub use protocol::{GENERATION, Greeting};
 pub use pyro_archive::{Report, destination};
 pub use pyro_wire::{

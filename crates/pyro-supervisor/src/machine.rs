@@ -147,7 +147,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
     async fn conclude<T>(self, outcome: Result<Result<T, BootError>, Elapsed>) -> Result<T, BootFailure> {
         let cause = match outcome {
             Ok(Ok(done)) => return Ok(done),
-            Ok(Err(error)) => chain(&error),
+            Ok(Err(error)) => with_causes(&error),
             Err(_) => format!("not done after {} seconds", self.spec.boot_limit_seconds),
         };
         let console = match self.console {
@@ -168,7 +168,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
             match booted {
                 Ok(machine) => return Ok(machine),
                 Err(error) => {
-                    let reason = chain(&error);
+                    let reason = with_causes(&error);
                     tracing::warn!(reason, "no start from a template");
                     let _ = std::fs::remove_file(self.spec.dir.join(files::LAYER));
                     warning = Some(reason);
@@ -260,7 +260,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         let deadline = tokio::time::Instant::now() + limit;
         let late = BootError::TemplateTimedOut(limit);
         let failed = |error: BootError| {
-            store.failed(&chain(&error));
+            store.failed(&with_causes(&error));
             error
         };
         let partial = match timeout_at(deadline, store.begin(wanted)).await {
@@ -445,7 +445,7 @@ pub(super) fn identity(spec: &LaunchSpec, network: Option<NetworkConfig>) -> Res
 }
 
 /// Formats an error and its causes in one line, for a message that leaves the process.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+pub fn with_causes(error: &dyn std::error::Error) -> String {
     std::iter::successors(error.source(), |error| error.source())
         .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -1,8 +1,13 @@
 //! Groups in a directory that looks like a mounted hierarchy, and in the host's own where it has one.
 
+use std::ffi::CStr;
 use std::process::{Command, Stdio};
 
+use rustix::fs::XattrFlags;
+
 use super::*;
+
+const DELEGATED_MARKS: [&CStr; 2] = [c"trusted.delegate", c"user.delegate"];
 
 const LIMITS: GroupLimits = GroupLimits { memory_bytes: 1 << 30, tasks: 100, cpus: 2 };
 
@@ -23,7 +28,14 @@ impl Fake {
                 fs::write(fake.path(group).join(file), content).unwrap();
             }
         }
+        fake.delegate("unit");
         fake
+    }
+
+    /// Marks a group as delegated; root in the way that every file system has.
+    fn delegate(&self, group: &str) {
+        let mark = |name: &&CStr| rustix::fs::setxattr(self.path(group), *name, b"1", XattrFlags::empty());
+        assert!(DELEGATED_MARKS.iter().any(|name| mark(name).is_ok()), "no extended attributes here");
     }
 
     fn path(&self, group: &str) -> PathBuf {
@@ -31,7 +43,7 @@ impl Fake {
     }
 
     fn host(&self) -> Host {
-        Host { mount: self.0.path().to_owned(), own: self.path("unit/own"), has_systemd: false }
+        Host { mount: self.0.path().to_owned(), own: self.path("unit/own"), user: 0, has_systemd: false }
     }
 
     fn read(&self, file: impl AsRef<Path>) -> String {
@@ -51,6 +63,7 @@ fn a_group_is_a_sibling_with_limits() {
     group.add(77).unwrap();
     let read = |file: &str| fake.read(group.dir.join(file));
     assert_eq!(read("memory.max"), "1073741824");
+    assert_eq!(read("memory.swap.max"), "1073741824");
     assert_eq!(read("pids.max"), "100");
     assert_eq!(read("cpu.max"), "200000 100000");
     assert_eq!(read("memory.oom.group"), "1");
@@ -86,29 +99,68 @@ fn nothing_is_created_where_nothing_is_delegated() {
             write(fake, "unit/cgroup.controllers", "cpu pids\n");
             fake.host()
         }),
-        "not delegated: the group lacks the memory or pids controller"
+        "not delegated: the control group lacks the memory or pids controller"
     );
     assert_eq!(
         reason(&|fake| {
             write(fake, "unit/cgroup.procs", "1\n");
             fake.host()
         }),
-        "not delegated: the group above this process's has processes of its own"
+        "not delegated: the parent control group has processes of its own"
     );
-    assert_eq!(
-        reason(&|fake| Host { has_systemd: true, ..fake.host() }),
-        "not delegated: systemd has not left the group above this process's to others"
-    );
+    let withdraw = |fake: &Fake| {
+        for name in DELEGATED_MARKS {
+            let _ = rustix::fs::removexattr(fake.path("unit"), name);
+        }
+    };
+    // As in a container that sees the groups of its host.
+    for (has_systemd, expected) in [
+        (true, "not delegated: systemd has not delegated the parent control group"),
+        (false, "not delegated: the parent control group is not delegated"),
+    ] {
+        let found = reason(&|fake| {
+            withdraw(fake);
+            Host { has_systemd, ..fake.host() }
+        });
+        assert_eq!(found, expected);
+    }
     assert_eq!(
         reason(&|fake| Host { mount: fake.path("unit/own"), ..fake.host() }),
-        "not delegated: this process is in the uppermost group"
+        "not delegated: this process is in the root control group"
     );
     assert_eq!(
         reason(&|fake| Host { own: fake.path(""), has_systemd: true, ..fake.host() }),
-        "not delegated: systemd manages the groups"
+        "not delegated: systemd manages the control groups"
     );
     fs::remove_file(fake.path("unit/cgroup.subtree_control")).unwrap();
-    assert_eq!(refusal(&fake.host()), "not delegated: this user may not create groups");
+    assert_eq!(refusal(&fake.host()), "not delegated: this user may not create control groups");
+}
+
+#[test]
+fn a_group_counts_as_delegated_to_the_ordinary_user_who_owns_it() {
+    for (user, owner, has_systemd, expected) in
+        [(1000, 1000, false, true), (1000, 1000, true, false), (1000, 0, false, false), (0, 0, false, false)]
+    {
+        assert_eq!(is_left_to(user, owner, has_systemd), expected, "{user} {owner} {has_systemd}");
+    }
+}
+
+#[test]
+fn a_name_that_exists_is_freed_or_left_for_the_next_one() {
+    let fake = Fake::new();
+    let place = fake.path("unit");
+    let last = Group::create_in(&place).unwrap();
+    let (prefix, number) = last.dir.to_str().unwrap().rsplit_once('-').unwrap();
+    let number: u32 = number.parse().unwrap();
+    // Those of an earlier process with the same ID; more than other tests of this process take meanwhile.
+    let path = |number: u32| PathBuf::from(format!("{prefix}-{number}"));
+    for number in number + 1..number + 10 {
+        fs::create_dir(path(number)).unwrap();
+        // A real one with processes cannot be removed either.
+        fs::create_dir(path(number).join("busy")).unwrap();
+    }
+    let next = Group::create_in(&place).unwrap();
+    assert!(next.dir.exists() && next.dir.read_dir().unwrap().next().is_none());
 }
 
 #[test]
@@ -140,22 +192,32 @@ fn the_hierarchy_and_the_own_group_are_found() {
     assert_eq!(own_group("3:memory:/a\n"), None);
 }
 
+/// Creates a group in the real hierarchy. `None` only where the host says that this process cannot have one.
+pub(crate) fn real_dir(name: &str) -> Option<PathBuf> {
+    let host = Host::find()?;
+    let dir = host.own.join(format!("{PREFIX}test-{name}-{}", std::process::id()));
+    match fs::create_dir(&dir) {
+        Ok(()) => Some(dir),
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => None,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !is_root() => None,
+        Err(error) => panic!("{}: {error}", dir.display()),
+    }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// Without limits, because the controllers may belong to version 1: the kernel's rules for processes and removal.
 #[test]
 fn the_kernel_moves_a_process_and_keeps_a_group_that_has_one() {
-    let Some(host) = Host::find() else { return };
-    let dir = host.own.join(format!("{PREFIX}test-{}", std::process::id()));
-    if fs::create_dir(&dir).is_err() {
-        return;
-    }
+    let Some(dir) = real_dir("moved") else { return };
     let group = Group { dir: dir.clone() };
     let mut child = Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let is_member = group.add(child.id()).is_ok();
-    if is_member {
-        let members = fs::read_to_string(dir.join("cgroup.procs")).unwrap();
-        assert_eq!(members.trim(), child.id().to_string());
-        assert_eq!(fs::remove_dir(&dir).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
-    }
+    group.add(child.id()).unwrap();
+    let members = fs::read_to_string(dir.join("cgroup.procs")).unwrap();
+    assert_eq!(members.trim(), child.id().to_string());
+    assert_eq!(fs::remove_dir(&dir).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
     drop(child.stdin.take());
     child.wait().unwrap();
     drop(group);

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -13,6 +12,7 @@ use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use super::*;
+use crate::cgroup::tests::real_dir;
 use crate::{Access, Syscalls, Visible};
 
 /// `cat`, which ends when its standard input does, and the other end of that.
@@ -67,8 +67,14 @@ fn root_without_the_right_to_give_files_away_starts_programs_as_itself() {
     assert_eq!(confinement.unprivileged_user.is_active(), !is_root, "{confinement}");
     assert!(confinement.no_capabilities.is_active(), "{confinement}");
 }
+
 /// A child that waits to be set up, and the parent's ends of its connections.
 fn waiting_child() -> (Process, io::PipeWriter, io::PipeReader) {
+    waiting_child_in(None).unwrap()
+}
+
+/// The same in a control group.
+fn waiting_child_in(group: Option<BorrowedFd<'_>>) -> io::Result<(Process, io::PipeWriter, io::PipeReader)> {
     let (program, _input) = cat();
     let Ok(plan) = Plan::new(&program, &policy([]), Identity::Caller) else { panic!("no plan") };
     let ((go_reader, go), (mut report, report_writer)) = (io::pipe().unwrap(), io::pipe().unwrap());
@@ -78,11 +84,11 @@ fn waiting_child() -> (Process, io::PipeWriter, io::PipeReader) {
         of_parent: [go.as_raw_fd(), report.as_raw_fd()],
     };
     let created = Created { user_namespace: false, mount_namespace: false };
-    let process = create(&plan, created, &connections, 0).unwrap();
+    let process = create(&plan, created, &connections, 0, group)?;
     let Ok(Some(Record { subject: Subject::Ready, .. })) = record(&mut report) else {
         panic!("the child is not ready")
     };
-    (process, go, report)
+    Ok((process, go, report))
 }
 
 fn has_ended_in_time(process: impl AsFd) -> bool {
@@ -120,6 +126,15 @@ fn a_file_that_is_replaced_after_its_check_ends_the_start() {
 
 /// Runs `cat` on a file of which `change` makes another one after it was opened; returns what it prints.
 fn cat_after(change: impl Fn(&Path), namespaces: libc::c_int) -> Result<String, Attempt> {
+    cat_planned(change, namespaces, |_| {})
+}
+
+/// Does the same, and has `adjust` change the plan.
+fn cat_planned(
+    change: impl Fn(&Path),
+    namespaces: libc::c_int,
+    adjust: impl FnOnce(&mut Plan),
+) -> Result<String, Attempt> {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "checked").unwrap();
@@ -131,7 +146,8 @@ fn cat_after(change: impl Fn(&Path), namespaces: libc::c_int) -> Result<String, 
     let (mut output, writer) = io::pipe().unwrap();
     program.arguments = vec![file.clone().into()];
     program.descriptors[1] = (writer.into(), 1);
-    let Ok(plan) = Plan::new(&program, &policy, Identity::Caller) else { panic!("no plan") };
+    let Ok(mut plan) = Plan::new(&program, &policy, Identity::Caller) else { panic!("no plan") };
+    adjust(&mut plan);
     drop(program);
     let started = attempt(&plan, Identity::Caller, namespaces);
     drop(plan);
@@ -168,6 +184,68 @@ fn without_namespaces_landlock_refuses_a_file_that_took_the_place_of_the_opened_
     for (change, expected) in [(&(|_: &Path| {}) as &dyn Fn(&Path), "checked"), (&replace, "")] {
         let Ok(text) = cat_after(change, 0) else { panic!("not started") };
         assert_eq!(text, expected);
+    }
+}
+
+#[test]
+fn without_namespaces_and_landlock_a_replaced_file_ends_the_start() {
+    let lacks_landlock = |plan: &mut Plan| plan.landlock = Err(Layer::unavailable("as on an old kernel"));
+    match cat_planned(|_| {}, 0, lacks_landlock) {
+        Ok(text) => assert_eq!(text, "checked"),
+        Err(_) => panic!("not started"),
+    }
+    let remove = |file: &Path| fs::remove_file(file).unwrap();
+    for change in [&replace as &dyn Fn(&Path), &remove] {
+        let replaced = cat_planned(change, 0, lacks_landlock);
+        assert!(matches!(replaced, Err(Attempt::Failed(StartError::Replaced(_)))));
+    }
+}
+
+#[test]
+fn a_child_is_created_in_its_group() {
+    let Some(dir) = real_dir("created") else { return };
+    let group = Group::of_dir(dir.clone());
+    let members = || fs::read_to_string(dir.join("cgroup.procs")).unwrap();
+    match waiting_child_in(Some(group.open().unwrap().as_fd())) {
+        Ok((mut process, go, report)) => {
+            assert_eq!(members().trim(), process.id().to_string());
+            drop((go, report));
+            process.wait().unwrap();
+        }
+        // Linux before 5.7, and containers that refuse the system call.
+        Err(error) => {
+            assert!(
+                [Some(libc::ENOSYS), Some(libc::EINVAL), Some(libc::E2BIG)].contains(&error.raw_os_error())
+            )
+        }
+    }
+    // In either case.
+    let (program, input) = cat();
+    let group = Arc::new(group);
+    let mut started = start_in(Ok(Arc::clone(&group)), program, &policy([])).unwrap();
+    assert_eq!(started.confinement.cgroup, Layer::Active);
+    assert_eq!(members().trim(), started.process.id().to_string());
+    drop(input);
+    assert!(started.process.wait().unwrap().success());
+    drop(group);
+    assert!(!dir.exists());
+}
+
+#[test]
+fn a_program_that_cannot_be_moved_into_its_group_is_started_without() {
+    let dir = tempfile::tempdir().unwrap();
+    // No process can be added where there is no directory.
+    let group = Arc::new(Group::of_dir(dir.path().join("gone")));
+    let (program, input) = cat();
+    let mut started = start_in(Ok(group), program, &policy([])).unwrap();
+    let reason = io::Error::from_raw_os_error(libc::ENOENT);
+    assert_eq!(started.confinement.cgroup, Layer::unavailable(reason));
+    drop(input);
+    assert!(started.process.wait().unwrap().success());
+    for errno in child::TRANSIENT.map(Errno::raw_os_error) {
+        let failed = |subject| Record { subject, step: 0, errno }.end_of_start();
+        assert!(failed(Subject::Group).is_none(), "the child goes on");
+        assert!(matches!(failed(Subject::Landlock), Some(StartError::Process(_))), "the child has ended");
     }
 }
 

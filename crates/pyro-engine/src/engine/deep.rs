@@ -1,13 +1,15 @@
 //! `doctor --deep`: reads everything that VMs start from, and looks for what dead VMs have left. Changes nothing.
 
+use std::ffi::OsString;
 use std::fs::{self, DirEntry};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use pyro_env::{OpenError, check_path};
 use pyro_machine::snapshot;
-use pyro_supervisor::OwnerLock;
+use pyro_supervisor::{OwnerLock, with_causes};
 
-use super::reconcile::{is_unfinished, owner_vanished, strays};
+use super::reconcile::{is_older_than_making, is_unfinished, owner_vanished, strays};
 use super::{Engine, Shared};
 use crate::doctor::{DeepCheck, DeepReport, DeepSubject};
 use crate::{Error, VmId, state_dir};
@@ -123,12 +125,14 @@ fn leftovers(shared: &Shared) -> Vec<DeepCheck> {
         }
     }
     for kind in entries(&state_dir::spares(base_dir)).iter().filter(|entry| is_dir(entry)) {
-        let spares = entries(&kind.path()).into_iter().filter(is_dir).map(|spare| spare.path());
+        let spares = entries(&kind.path()).into_iter().filter(is_dir).filter(is_older_than_making);
+        let spares = spares.map(|spare| spare.path());
         found.extend(spares.filter(|spare| !OwnerLock::is_held(spare)).map(|spare| {
             leftover(&spare, "its spare has ended without removing it; the next use of spares removes it")
         }));
     }
-    for layer in entries(&state_dir::layers(base_dir)) {
+    // A process that is making one writes to it all the time.
+    for layer in entries(&state_dir::layers(base_dir)).into_iter().filter(is_older_than_making) {
         if layer.file_name().to_string_lossy().starts_with(".partial-") {
             found.push(leftover(&layer.path(), "an empty disk that was not completed; it can be removed"));
         }
@@ -158,9 +162,27 @@ fn vms_without_owner(shared: &Shared) -> Result<Vec<DeepCheck>, Error> {
 /// The cage mounts in a namespace of its own, so that nothing of it is seen here.
 fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     let Ok(dir) = fs::canonicalize(dir) else { return Vec::new() };
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let points = mounts.lines().filter_map(|line| Some(PathBuf::from(line.split(' ').nth(4)?)));
-    points.filter(|point| point.starts_with(&dir) && *point != dir).collect()
+    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    mount_points(&mounts).filter(|point| point.starts_with(&dir) && *point != dir).collect()
+}
+
+/// Returns where everything is mounted.
+fn mount_points(mountinfo: &[u8]) -> impl Iterator<Item = PathBuf> {
+    let lines = mountinfo.split(|byte| *byte == b'\n');
+    lines.filter_map(|line| Some(unescaped(line.split(|byte| *byte == b' ').nth(4)?)))
+}
+
+/// Decodes `\040` and the like, as which the kernel writes spaces, tabs, newlines, and backslashes of a path.
+fn unescaped(path: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((&byte, after)) = rest.split_first() {
+        let digits = after.get(..3).filter(|_| byte == b'\\');
+        let code = digits.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(code.unwrap_or(byte));
+        rest = if code.is_some() { &after[3..] } else { after };
+    }
+    OsString::from_vec(bytes).into()
 }
 
 fn entries(dir: &Path) -> Vec<DirEntry> {
@@ -171,14 +193,10 @@ fn is_dir(entry: &DirEntry) -> bool {
     entry.file_type().is_ok_and(|kind| kind.is_dir())
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
-    std::iter::successors(error.source(), |error| error.source())
-        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
     use crate::engine::tests::{engine, started};
@@ -210,6 +228,13 @@ mod tests {
         fs::create_dir(state.join("layers")).unwrap();
         fs::write(state.join("layers/.partial-x"), "").unwrap();
         fs::create_dir_all(state.join("templates/key")).unwrap();
+        // Another process may be making them: it has not locked the one yet, and writes to the other.
+        let leftovers = problems(&engine.doctor_deep().await.unwrap());
+        assert_eq!(leftovers.iter().filter(|(subject, _)| *subject == DeepSubject::Leftover).count(), 1);
+        for path in [&spare, &state.join("layers/.partial-x")] {
+            let long_ago = SystemTime::now() - Duration::from_secs(60);
+            fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
+        }
         let report = engine.doctor_deep().await.unwrap();
         assert!(!report.intact);
         let name = |path: &Path| path.display().to_string();
@@ -242,5 +267,14 @@ mod tests {
         fs::set_permissions(state.join("layers"), fs::Permissions::from_mode(0o777)).unwrap();
         let found = problems(&engine.doctor_deep().await.unwrap());
         assert_eq!(found[1], (DeepSubject::State, state.display().to_string()));
+    }
+
+    #[test]
+    fn mount_points_with_spaces_are_read() {
+        let mountinfo = b"31 24 0:27 / /state/a\\040b\\134\\011c rw shared:9 - tmpfs none rw\n32 24 0:28 / /x rw - t n rw\n\n";
+        let points: Vec<_> = mount_points(mountinfo).collect();
+        assert_eq!(points, [PathBuf::from("/state/a b\\\tc"), PathBuf::from("/x")]);
+        assert_eq!(unescaped(b"/a\\04"), PathBuf::from("/a\\04"));
+        assert_eq!(unescaped(b"/a\\999"), PathBuf::from("/a\\999"));
     }
 }

@@ -120,16 +120,18 @@ fn is_held_by_caller(shared: &Shared, id: &VmId) -> bool {
     Owner::of(&dir).is_none() && OwnerLock::is_held(&dir)
 }
 
+/// Whether no process can be about to lock a file or directory that it has just made.
+pub(super) fn is_older_than_making(entry: &fs::DirEntry) -> bool {
+    let modified = entry.metadata().and_then(|metadata| metadata.modified());
+    modified.is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age > MAKING_TIME))
+}
+
 /// Returns the VM directories that have no record and no lock holder.
 pub(super) fn strays(shared: &Shared) -> Result<Vec<VmId>, Error> {
     let Ok(entries) = fs::read_dir(state_dir::vms(&shared.config.base_dir)) else { return Ok(Vec::new()) };
-    let is_old = |entry: &fs::DirEntry| {
-        let modified = entry.metadata().and_then(|metadata| metadata.modified());
-        modified.is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age > MAKING_TIME))
-    };
     let present = entries
         .filter_map(Result::ok)
-        .filter(is_old)
+        .filter(is_older_than_making)
         .filter_map(|entry| VmId::parse(entry.file_name().to_str()?).ok())
         .filter(|id| !OwnerLock::is_held(&vm_dir(&shared.config.base_dir, id)));
     let known = shared.registry.ids()?;

@@ -66,7 +66,7 @@ fn what_is_open_is_what_was_checked() {
 }
 
 #[test]
-fn a_link_is_no_artifact() {
+fn a_link_in_place_of_an_artifact_is_damage() {
     let fake = Fake::new();
     fake.pull();
     let rootfs = fake.base_dir().join("rootfs.erofs");

@@ -80,14 +80,43 @@ pub(super) fn policy_of_program(program: &Path, identity: Identity) -> Policy {
 }
 
 /// Returns the control group of a machine, for its VMM and what carries its network; or the reason why it has no group.
-pub(super) fn group(config: &MachineConfig) -> Result<Arc<Group>, Layer> {
+pub(super) fn group(config: &MachineConfig, disks: &Disks, start: &Start) -> Result<Arc<Group>, Layer> {
+    let memory_bytes = u64::from(config.mem_mib) << 20;
+    limited_group(memory_bytes + in_memory_bytes(disks, start, memory_bytes), config.vcpu_count)
+}
+
+/// Returns the control group of a program that has no machine.
+pub(super) fn group_of_program() -> Result<Arc<Group>, Layer> {
+    limited_group(0, 1)
+}
+
+fn limited_group(memory_bytes: u64, vcpu_count: u32) -> Result<Arc<Group>, Layer> {
     let limits = GroupLimits {
-        memory_bytes: (u64::from(config.mem_mib) + GROUP_OVERHEAD_MIB) << 20,
-        tasks: u64::from(config.vcpu_count) + MAX_OTHER_THREADS + MAX_NETWORK_THREADS,
+        memory_bytes: memory_bytes + (GROUP_OVERHEAD_MIB << 20),
+        tasks: u64::from(vcpu_count) + MAX_OTHER_THREADS + MAX_NETWORK_THREADS,
         // One more, for everything but the guest's processors.
-        cpus: config.vcpu_count + 1,
+        cpus: vcpu_count + 1,
     };
     Group::create(&limits).map(Arc::new).map_err(Layer::unavailable)
+}
+
+/// Returns how much the machine's files may grow to in memory, where they are on a tmpfs: it counts as memory of those who
+/// write to them. The memory of a guest that is saved is such a file itself.
+fn in_memory_bytes(disks: &Disks, start: &Start, memory_bytes: u64) -> u64 {
+    let layer = fs::metadata(&disks.layer).map_or(0, |layer| layer.len());
+    let mut files = vec![(&*disks.layer, layer)];
+    match start {
+        Start::Kernel { save_in: Some(saved) } => files.push((saved.state.path(), MAX_STATE_BYTES)),
+        Start::Kernel { save_in: None } => {}
+        // What is not changed is read from it.
+        Start::Saved { files: saved } => files.push((saved.memory.path(), memory_bytes)),
+    }
+    files.into_iter().filter(|(path, _)| is_on_tmpfs(path)).map(|(_, bytes)| bytes).sum()
+}
+
+fn is_on_tmpfs(path: &Path) -> bool {
+    const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+    rustix::fs::statfs(path).is_ok_and(|found| found.f_type == TMPFS)
 }
 
 fn limits(hardware: &Hardware, disks: &Disks) -> Result<Vec<Limit>, LaunchError> {
@@ -343,6 +372,35 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::hardware::SavedFiles;
+
+    #[test]
+    fn files_in_memory_are_part_of_a_groups_limit() {
+        // Every Linux has it for shared memory; where a container has none, `/dev` itself is one.
+        let place = ["/dev/shm", "/dev", "/run"].into_iter().find(|dir| is_on_tmpfs(Path::new(dir))).unwrap();
+        let dir = tempfile::tempdir_in(place).unwrap();
+        let file = |name: &str, bytes: u64| {
+            let path = dir.path().join(name);
+            File::create(&path).unwrap().set_len(bytes).unwrap();
+            path
+        };
+        let disks = |layer| Disks {
+            kernel: "/none".into(),
+            initrd: "/none".into(),
+            base_image: "/none".into(),
+            layer,
+        };
+        let files = SavedFiles { memory: file("memory", 10).into(), state: file("state", 10).into() };
+        let layer = file("layer", 1 << 30);
+        let bytes = |layer: &Path, start| in_memory_bytes(&disks(layer.to_owned()), &start, 7);
+        assert_eq!(bytes(&layer, Start::Kernel { save_in: None }), 1 << 30);
+        assert_eq!(
+            bytes(&layer, Start::Kernel { save_in: Some(files.clone()) }),
+            (1 << 30) + MAX_STATE_BYTES
+        );
+        assert_eq!(bytes(&layer, Start::Saved { files }), (1 << 30) + 7);
+        assert_eq!(bytes(Path::new("/proc/self/status"), Start::Kernel { save_in: None }), 0);
+    }
 
     #[test]
     fn a_program_is_seen_with_what_loads_it_and_no_other_program() {

@@ -57,6 +57,24 @@ impl QemuMachine {
         self.process.id()
     }
 
+    /// Waits until both processes are confined.
+    ///
+    /// # Errors
+    /// One is not fully confined, for these reasons.
+    pub(super) async fn fully_confined(&self) -> Result<(), String> {
+        if !self.confinement.is_full() {
+            let missing = self.confinement.missing().into_iter();
+            return Err(missing
+                .map(|(layer, reason)| format!("{layer} ({reason})"))
+                .collect::<Vec<_>>()
+                .join(", "));
+        }
+        match &self.network {
+            Some(network) => network.fully_confined().await,
+            None => Ok(()),
+        }
+    }
+
     /// Sets the control group, which is removed with the machine.
     pub(super) fn end_with(&mut self, group: Option<Arc<Group>>) {
         self.group = group;

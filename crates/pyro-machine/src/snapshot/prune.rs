@@ -35,11 +35,17 @@ pub fn prune(dir: &Path, environments: &[String]) -> usize {
 }
 
 fn is_of_use(dir: &Path, boot_id: &str, environments: &[String]) -> bool {
-    let Some(record) = Record::read(&dir.join(RECORD)) else { return false };
-    record.boot_id == boot_id
-        && record.agent == pyro_guest_image::SHA256
-        && environments.contains(&record.environment)
-        && record.check(dir).is_ok()
+    match Record::read(&dir.join(RECORD)) {
+        Ok(Some(record)) => {
+            record.boot_id == boot_id
+                && record.agent == pyro_guest_image::SHA256
+                && environments.contains(&record.environment)
+                && record.check(dir).map_or_else(|damage| !damage.is_certain(), |_| true)
+        }
+        Ok(None) => false,
+        // It may be of use as soon as it can be read.
+        Err(_) => true,
+    }
 }
 
 #[cfg(test)]

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -80,16 +81,28 @@ impl Record {
         })
     }
 
-    /// The record, if it is one.
-    pub(super) fn read(path: &Path) -> Option<Self> {
+    /// Reads the record. `None`: there is no valid one.
+    ///
+    /// # Errors
+    /// It cannot be read now, which says nothing about it.
+    pub(super) fn read(path: &Path) -> io::Result<Option<Self>> {
         let mut text = Vec::new();
-        File::open(path).ok()?.take(MAX_RECORD_BYTES).read_to_end(&mut text).ok()?;
-        serde_json::from_slice(&text).ok()
+        match File::open(path).and_then(|file| file.take(MAX_RECORD_BYTES).read_to_end(&mut text)) {
+            Ok(_) => Ok(serde_json::from_slice(&text).ok()),
+            Err(error) if is_lasting(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
+    /// Writes the record, which only its owner may read and change, whatever the umask is.
     pub(super) fn write(&self, path: &Path) -> Result<(), SnapshotError> {
-        let text = serde_json::to_vec_pretty(self).map_err(io::Error::from);
-        text.and_then(|text| fs::write(path, text)).map_err(SnapshotError::io("write", path))
+        let write = || {
+            let text = serde_json::to_vec_pretty(self)?;
+            let mut options = File::options();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            options.open(path)?.write_all(&text)
+        };
+        write().map_err(SnapshotError::io("write", path))
     }
 
     /// Opens the files in `dir`, if they look as they did, without reading them.
@@ -140,6 +153,23 @@ pub enum Damage {
     Modified(&'static str),
 }
 
+impl Damage {
+    /// Whether the files are certainly not what the record says. Otherwise they may only be unreadable for now, as when
+    /// this process has too many open files.
+    pub(super) fn is_certain(&self) -> bool {
+        match self {
+            Self::Unreadable(_, error) => is_lasting(error),
+            Self::NotRecorded(_) | Self::Changed(_) | Self::Modified(_) => true,
+        }
+    }
+}
+
+/// Whether an error of opening a file will be the same next time: it does not exist, or is a link or a directory.
+fn is_lasting(error: &io::Error) -> bool {
+    const LASTING: [Errno; 4] = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::ISDIR];
+    Errno::from_io_error(error).is_some_and(|errno| LASTING.contains(&errno))
+}
+
 impl FileRecord {
     fn look(file: &File) -> io::Result<Self> {
         let file = file.metadata()?;
@@ -178,7 +208,7 @@ fn digest(file: &File) -> io::Result<String> {
     while position < length {
         let data = match rustix::fs::seek(file, SeekFrom::Data(position)) {
             Ok(data) => data,
-            Err(rustix::io::Errno::NXIO) => break,
+            Err(Errno::NXIO) => break,
             Err(error) => return Err(error.into()),
         };
         let hole = rustix::fs::seek(file, SeekFrom::Hole(data))?;
@@ -217,7 +247,7 @@ mod tests {
             let dir = template();
             let record = Record::of(dir.path(), "6.1".into(), "digest").unwrap();
             record.write(&dir.path().join("record")).unwrap();
-            let record = Record::read(&dir.path().join("record")).unwrap();
+            let record = Record::read(&dir.path().join("record")).unwrap().unwrap();
             record.check(dir.path()).unwrap();
 
             let path = dir.path().join(name);
@@ -230,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn writing_it_out_to_the_disk_is_no_change() {
+    fn writing_it_out_to_the_disk_does_not_change_it() {
         let dir = template();
         let memory = File::create(dir.path().join(layout::MEMORY)).unwrap();
         memory.set_len(64 << 20).unwrap();
@@ -244,14 +274,37 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_record_is_no_record() {
+    fn a_damaged_record_is_not_used() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("record");
-        assert!(Record::read(&path).is_none());
+        assert!(Record::read(&path).unwrap().is_none());
         for text in [&b""[..], b"{}", b"{\"kernel_release\":1}", &[b'[', 0xff], &[b'['; 100_000]] {
             fs::write(&path, text).unwrap();
-            assert!(Record::read(&path).is_none());
+            assert!(Record::read(&path).unwrap().is_none());
         }
+    }
+
+    #[test]
+    fn only_its_owner_may_change_a_record() {
+        let dir = template();
+        let path = dir.path().join("record");
+        Record::of(dir.path(), "6.1".into(), "digest").unwrap().write(&path).unwrap();
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_shortage_of_this_process_is_not_damage() {
+        for (errno, expected) in [
+            (Errno::NOENT, true),
+            (Errno::LOOP, true),
+            (Errno::MFILE, false),
+            (Errno::NFILE, false),
+            (Errno::NOMEM, false),
+            (Errno::INTR, false),
+        ] {
+            assert_eq!(Damage::Unreadable(MEMORY, errno.into()).is_certain(), expected, "{errno}");
+        }
+        assert!(Damage::Changed(MEMORY).is_certain());
     }
 
     #[test]

@@ -89,12 +89,16 @@ impl Store {
     /// Returns the snapshot, if it exists and looks unchanged.
     pub fn find(&self) -> Option<Snapshot> {
         let dir = self.dir.join(&self.key);
-        let record = Record::read(&dir.join(RECORD))?;
+        let record = Record::read(&dir.join(RECORD)).ok()??;
         match record.check(&dir) {
             Ok(parts) => {
                 // For deciding which one has not been used for longest; it may fail without harm.
                 let _ = File::open(dir.join(RECORD)).and_then(|file| file.set_modified(SystemTime::now()));
                 Some(Snapshot { dir, record, parts })
+            }
+            Err(reason) if !reason.is_certain() => {
+                tracing::warn!(dir = %dir.display(), %reason, "template not used");
+                None
             }
             Err(reason) => {
                 tracing::warn!(dir = %dir.display(), %reason, "damaged template discarded");
@@ -269,6 +273,9 @@ fn allocated_bytes(dir: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::super::prune;
     use super::*;
 
     fn store(dir: &Path, key: &str) -> Store {
@@ -296,6 +303,23 @@ mod tests {
         assert!(matches!(store.begin(0).await.unwrap(), Begun::MadeMeanwhile(_)));
         store.discard(&found);
         assert!(store.is_missing());
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_cannot_be_read_now_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path(), "key");
+        let state = make(&store).await.state().to_owned();
+        // A socket cannot be opened as a file, nor can anything while this process has too many open files.
+        fs::remove_file(&state).unwrap();
+        let socket = UnixListener::bind(&state).unwrap();
+        assert!(store.find().is_none());
+        assert!(state.exists());
+        assert_eq!(prune::prune(dir.path(), &["environment".to_owned()]), 0);
+        drop(socket);
+        fs::remove_file(&state).unwrap();
+        assert!(store.find().is_none());
+        assert!(!state.parent().unwrap().exists(), "a file is missing");
     }
 
     #[tokio::test]

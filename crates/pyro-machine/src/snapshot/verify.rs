@@ -33,19 +33,35 @@ pub enum Problem {
     Damaged(#[from] Damage),
 }
 
-/// Reads all snapshots in `dir`, sorted by name. One that is being made is left out. Blocks, for about a second for each
-/// gibibyte.
+/// Reads all snapshots in `dir`, sorted by name. Those that are being made, and those that are removed or replaced
+/// meanwhile, are left out. Blocks, for about a second for each gibibyte.
 pub fn verify(dir: &Path) -> Vec<Verified> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
     let names = entries.filter_map(Result::ok).filter(is_dir);
     let mut names: Vec<String> = names.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.sort();
-    names
-        .into_iter()
-        .filter(|name| !layout::is_being_made(dir, layout::key_of(name)))
-        .map(|name| Verified { problem: verify_one(dir, &name).err(), name })
-        .collect()
+    names.into_iter().filter_map(|name| verify_unless_changed(dir, name, verify_one)).collect()
+}
+
+/// Reads one snapshot with `verify`. `None` if another process makes, removes, or replaces it.
+fn verify_unless_changed(
+    dir: &Path,
+    name: String,
+    verify: impl FnOnce(&Path, &str) -> Result<(), Problem>,
+) -> Option<Verified> {
+    let path = dir.join(&name);
+    let is_being_made = || layout::is_being_made(dir, layout::key_of(&name));
+    let inode = || fs::symlink_metadata(&path).map(|metadata| metadata.ino()).ok();
+    let before = inode()?;
+    if is_being_made() {
+        return None;
+    }
+    let problem = verify(dir, &name).err();
+    if problem.is_some() && (inode() != Some(before) || is_being_made()) {
+        return None;
+    }
+    Some(Verified { name, problem })
 }
 
 fn verify_one(dir: &Path, name: &str) -> Result<(), Problem> {
@@ -53,12 +69,15 @@ fn verify_one(dir: &Path, name: &str) -> Result<(), Problem> {
     if layout::key_of(name) != name {
         return Err(Problem::Unfinished);
     }
-    let record = Record::read(&snapshot.join(RECORD)).ok_or(Problem::NoRecord)?;
+    let record = Record::read(&snapshot.join(RECORD)).ok().flatten().ok_or(Problem::NoRecord)?;
     let own = rustix::process::geteuid().as_raw();
+    let mode = |metadata: &fs::Metadata| metadata.mode();
+    // No other user can get to the files then, whatever their modes are.
+    let is_private = fs::symlink_metadata(&snapshot).is_ok_and(|dir| mode(&dir) & 0o077 == 0);
     for file in [".", RECORD].into_iter().chain(PARTS) {
         let metadata = fs::symlink_metadata(snapshot.join(file));
         // A missing file is reported as damage.
-        if metadata.is_ok_and(|metadata| metadata.uid() != own || metadata.mode() & 0o022 != 0) {
+        if metadata.is_ok_and(|file| file.uid() != own || !is_private && mode(&file) & 0o022 != 0) {
             return Err(Problem::Untrusted(if file == "." { name.to_owned() } else { file.to_owned() }));
         }
     }
@@ -75,10 +94,57 @@ mod tests {
     fn template(dir: &Path, key: &str) {
         let path = dir.join(key);
         fs::create_dir(&path).unwrap();
+        set_mode(&path, 0o755);
         for name in PARTS {
             fs::write(path.join(name), name).unwrap();
         }
         Record::of(&path, "6.1".into(), "environment").unwrap().write(&path.join(RECORD)).unwrap();
+    }
+
+    /// Whatever the umask of the tests is.
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn the_modes_of_files_that_no_other_user_reaches_do_not_matter() {
+        let dir = tempfile::tempdir().unwrap();
+        template(dir.path(), "key");
+        let path = dir.path().join("key");
+        let problem = |mode, of_record| {
+            set_mode(&path, mode);
+            // As with a umask of 0002.
+            set_mode(&path.join(RECORD), of_record);
+            verify(dir.path()).remove(0).problem.map(|problem| problem.to_string())
+        };
+        assert_eq!(problem(0o700, 0o664), None);
+        assert_eq!(problem(0o755, 0o600), None);
+        let changeable = "template.json can be changed by other users";
+        assert_eq!(problem(0o755, 0o664).as_deref(), Some(changeable));
+    }
+
+    #[test]
+    fn a_snapshot_that_is_removed_or_replaced_meanwhile_is_not_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("key"), dir.path().join("other"));
+        let verify_while = |change: &dyn Fn()| {
+            let _ = fs::remove_dir_all(&path);
+            template(dir.path(), "key");
+            verify_unless_changed(dir.path(), "key".to_owned(), |_, _| {
+                change();
+                Err(Problem::NoRecord)
+            })
+        };
+        assert!(verify_while(&|| {}).is_some());
+        assert!(verify_while(&|| fs::remove_dir_all(&path).unwrap()).is_none());
+        template(dir.path(), "other");
+        let replace = || {
+            fs::rename(&path, dir.path().join("old")).unwrap();
+            fs::rename(&other, &path).unwrap();
+        };
+        assert!(verify_while(&replace).is_none());
+        let lock = File::create(layout::lock(dir.path(), "key")).unwrap();
+        assert!(verify_while(&|| lock.lock().unwrap()).is_none());
     }
 
     #[test]

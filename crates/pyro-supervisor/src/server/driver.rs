@@ -30,7 +30,7 @@ use super::ports::Ports;
 use super::state::{ClientId, Effect, Epoch, Input, Life, State, Terms};
 use super::{Boot, Clock, Store, StoreError};
 use crate::dir::{self, Phase};
-use crate::machine::{RunningMachine, chain};
+use crate::machine::{RunningMachine, with_causes};
 use crate::mux::Streams;
 use crate::protocol::{Event, LifelineServer, Reply, Request, ServerStream};
 use crate::spec::{LaunchSpec, Purpose};
@@ -195,7 +195,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             match machine {
                 Some(machine) if !*has_exited && is_spare => match machine.interrupted().await {
                     Interruption::Exit(exit) => LoopEvent::Exited(exit.status()),
-                    Interruption::Network(error) => LoopEvent::NetworkLost(chain(&error)),
+                    Interruption::Network(error) => LoopEvent::NetworkLost(with_causes(&error)),
                 },
                 Some(machine) if !*has_exited => LoopEvent::Exited(machine.exited().await.status()),
                 _ => pending().await,

@@ -8,7 +8,7 @@ use futures::future::LocalBoxFuture;
 use super::end::remove_file;
 use super::start::of_ports;
 use super::{Driver, terms};
-use crate::machine::chain;
+use crate::machine::with_causes;
 use crate::protocol::{LifelineServer, Request};
 use crate::server::adoption::{self, TakeOverError};
 use crate::server::state::{ClientId, Input, State};
@@ -76,7 +76,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     pub(super) fn taken_over(&mut self, started: Instant, taken: Result<(), TakeOverError>) -> Input {
         self.adoption = None;
         if let Err(error) = taken {
-            self.adoption_failed(&chain(&error));
+            self.adoption_failed(&with_causes(&error));
             return Input::AdoptionFailed;
         }
         if let Some(info) = &mut self.info {
