@@ -41,7 +41,7 @@ pub(super) fn configured(clients: &PackageClients) -> Result<Configured, Unusabl
         let Some(text) = read(&path)? else { continue };
         let settings: DocumentMut = text.parse().map_err(|_| UnusablePreset::Toml(path.clone()))?;
         let from = path.display().to_string();
-        for table in [settings.as_item(), &settings["pip"]] {
+        for table in [Some(settings.as_item()), settings.get("pip")].into_iter().flatten() {
             has_index |= table.get("index-url").is_some();
             let urls = ["index-url", "extra-index-url"].into_iter().filter_map(|name| table.get(name));
             sources.extend(urls.flat_map(texts).map(|url| Source::new(url, &from)));

@@ -137,6 +137,9 @@ async fn pypi_is_what_pip_and_uv_use() {
         "uv.example.test",
     ];
     assert_eq!(host.expand(&["@pypi"]).await.unwrap(), expected);
+    let only_index = "[[index]]\nurl = \"https://uv.example.test/simple\"\ndefault = true\n";
+    let host = Host::new().with_file("etc/uv/uv.toml", only_index);
+    assert_eq!(host.expand(&["@pypi"]).await.unwrap(), ["uv.example.test"]);
     let damaged = Host::new().with_file("etc/uv/uv.toml", "[");
     assert_eq!(damaged.error("@pypi").await, "invalid settings in /etc/uv/uv.toml: expected TOML");
 }
