@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 
+use pyro_supervisor::BootFailure;
+
 use super::*;
 use crate::VmState;
 use crate::engine::tests::{created, engine};
@@ -29,4 +31,16 @@ async fn a_spare_that_is_lost_after_its_start_was_recorded_does_not_prevent_anot
     assert_eq!(claims.get(), 3);
     let started = record_start().await.unwrap();
     assert_eq!((started.state, started.last_error), (VmState::Started, None));
+}
+
+#[test]
+fn a_task_whose_port_is_in_use_can_be_started_without_it() {
+    let id = VmId::random().unwrap();
+    let hints = |is_new| {
+        let cause = "the port is in use".to_owned();
+        let failure = BootFailure { stage: BootStage::Ports, cause, console: Vec::new() };
+        start_error(Kind::Task, &id, is_new, Path::new("/vm"), StartError::Boot(failure)).hints
+    };
+    assert_eq!(hints(true), [Hint::AnotherPort]);
+    assert_eq!(hints(false), [Hint::UnpublishTask { task: id.to_string() }]);
 }
