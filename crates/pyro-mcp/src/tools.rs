@@ -95,7 +95,7 @@ pub(crate) const NETWORK: Argument =
 pub(crate) const ALLOW_DOMAINS: Argument = Argument {
     name: "allow_domains",
     kind: Kind::List,
-    description: "With network: reach only these, such as *.example.com, @debian, @pypi, @npm, @crates",
+    description: "Reach only these: *.example.com, @debian, @pypi, @npm, @crates",
 };
 pub(crate) const HOST_COMPAT: Argument = Argument {
     name: HostAccess::NAME,
