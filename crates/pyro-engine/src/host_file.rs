@@ -18,7 +18,7 @@ pub(crate) enum UnusableFile {
     TooLarge(u64),
 }
 
-/// Reads a regular file of at most `maximum` bytes. Blocks, but not on a pipe that nobody writes to.
+/// Reads a regular file of at most `maximum` bytes. Blocks, but not on a pipe without a writer.
 pub(crate) fn read(path: &Path, maximum: u64) -> Result<Vec<u8>, UnusableFile> {
     // Opening a pipe must not wait for a writer.
     let flags = OFlags::NONBLOCK.bits() as i32;

@@ -27,7 +27,7 @@ use crate::{
     VmSpec, convert, presets, state_dir,
 };
 
-/// The warning where a guest is to get proxy settings and there are none.
+/// The warning where a guest is to get proxy settings and this host sets none.
 const NO_PROXY: &str =
     "host_proxy has no effect: this host sets none of HTTP_PROXY, HTTPS_PROXY, and ALL_PROXY for pyro";
 
@@ -275,12 +275,10 @@ impl Engine {
         let dir = self.vm_dir(id);
         let layer = dir.join(files::LAYER);
         let has_layer = layer.exists();
-        let bundle = shape.host.bundle().filter(|_| !shape.is_new).map(|path| path.display().to_string());
-        let chosen = self.host_settings(shape.host).await.map_err(|unusable| match bundle {
-            // The choice was made when it was created.
-            Some(path) => unusable.hint(Hint::RestoreBundle { path }),
-            None => unusable,
-        })?;
+        let chosen = match shape.is_new {
+            true => self.host_settings(shape.host).await?,
+            false => self.host_settings_again(shape.host).await?,
+        };
         let policy = match shape.network {
             Some(policy) => Some(convert::network_policy(&self.without_presets(policy).await?)?),
             None => None,
@@ -344,6 +342,18 @@ impl Engine {
     /// `InvalidInput` if they cannot be used.
     async fn host_settings(&self, choice: HostChoice) -> Result<ChosenSettings, Error> {
         self.blocking(move |shared| Ok(choice.read(&shared.config)?)).await
+    }
+
+    /// The same for a VM or task whose choice was made earlier, when it was created.
+    ///
+    /// # Errors
+    /// `InvalidInput`, with the way out if it may be the file of certificates.
+    async fn host_settings_again(&self, choice: HostChoice) -> Result<ChosenSettings, Error> {
+        let bundle = choice.bundle().map(|path| path.display().to_string());
+        self.host_settings(choice).await.map_err(|unusable| match bundle {
+            Some(path) => unusable.hint(Hint::RestoreBundle { path }),
+            None => unusable,
+        })
     }
 
     /// Checks that a VM like `spec` can get what it is to get of this host's settings, those of its package managers included.
