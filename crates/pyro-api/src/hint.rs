@@ -90,6 +90,22 @@ hints! {
     ReportDefect => { all: "this is a defect in pyro; report it with this message" }
     /// A port of this host cannot be used.
     AnotherPort => { all: "choose another host port, or 0 for one that is free" }
+    /// A port of this host that a stopped task publishes cannot be used.
+    UnpublishTask {
+        /// Name of the task.
+        task
+    } => {
+        person: format!("free that port, or run `pyro task unpublish {task} PORT` and start the task again"),
+        model: OPERATOR,
+        program: format!("free that port, or call unpublish_task(\"{task}\", port), and start the task again")
+    }
+    /// The file of certificates that a VM or task was created with cannot be used.
+    RestoreBundle {
+        /// The file.
+        path
+    } => {
+        host: format!("put certificates in PEM into {path} again: a VM or task keeps the path that it was created with")
+    }
     /// A time limit must be positive.
     PositiveTimeout => { all: "set it to at least 1 second; the default is 30" }
     /// A VM is deleted after its command.

@@ -141,7 +141,11 @@ pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError
         disk_overcommit: disk_overcommit(variables)?,
         requires_full_confinement: requires_full_confinement(variables)?,
         host_ca: host_ca(variables)?,
-        host_proxy: switch(variables, "PYRO_HOST_PROXY")?,
+        host_proxy: switch(
+            variables,
+            "PYRO_HOST_PROXY",
+            "1 to give guests this host's proxy settings, or 0",
+        )?,
         ssl_cert_file: variables.get("SSL_CERT_FILE").map(PathBuf::from),
         proxy_variables: proxy_variables(variables),
         package_clients: package_clients(variables),
@@ -174,16 +178,15 @@ fn max_active_vms(variables: &Variables) -> Result<u32, ConfigError> {
 
 /// Returns whether `PYRO_MCP_ALLOW_HOST_COMPAT` lets clients of the MCP server run commands on the host.
 pub(crate) fn mcp_allows_host(variables: &Variables) -> Result<bool, ConfigError> {
-    switch(variables, "PYRO_MCP_ALLOW_HOST_COMPAT")
+    switch(variables, "PYRO_MCP_ALLOW_HOST_COMPAT", "1 to allow it, or 0")
 }
 
-/// Returns whether something is allowed that is off by default.
-fn switch(variables: &Variables, name: &str) -> Result<bool, ConfigError> {
-    const EXPECTED: &str = "1 to allow it, or 0";
-    match variables.text(name, EXPECTED)?.as_deref() {
+/// Returns whether something is on that is off by default.
+fn switch(variables: &Variables, name: &str, expected: &'static str) -> Result<bool, ConfigError> {
+    match variables.text(name, expected)?.as_deref() {
         None | Some("0") => Ok(false),
         Some("1") => Ok(true),
-        Some(other) => Err(ConfigError::bad_value(name, other.as_ref(), EXPECTED)),
+        Some(other) => Err(ConfigError::bad_value(name, other.as_ref(), expected)),
     }
 }
 

@@ -87,6 +87,13 @@ const OF_SUPERVISORS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SYS_ADMIN)
     .union(CapabilitySet::SYS_CHROOT);
 
+/// What a supervisor keeps of these once its programs run: what it needs to end them, to remove what they leave, and to write
+/// to a state directory of another user.
+const OF_RUNNING_SUPERVISORS: CapabilitySet = CapabilitySet::DAC_OVERRIDE
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::KILL);
+
 /// Hardens the calling process, which supervises confined programs and has only one thread: other processes of the same
 /// user cannot look into it, executing a program gives it no privileges, it leaves no core file, and of root's
 /// capabilities it keeps only those that it needs. A step that the host refuses is left out.
@@ -94,25 +101,33 @@ pub fn harden_supervisor() {
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     let _ = rustix::thread::set_no_new_privs(true);
     let _ = limit(&Limit { resource: Resource::Core, maximum: 0, per_user: false });
-    drop_from_bounding_set(OF_SUPERVISORS);
-    let _ = rustix::thread::clear_ambient_capability_set();
-    if let Ok(has) = rustix::thread::capabilities(None) {
-        let sets = CapabilitySets {
-            effective: has.effective & OF_SUPERVISORS,
-            permitted: has.permitted & OF_SUPERVISORS,
-            inheritable: CapabilitySet::empty(),
-        };
-        let _ = rustix::thread::set_capabilities(None, sets);
-    }
+    let _ = keep_capabilities(OF_SUPERVISORS);
 }
 
-/// Takes from the calling process, with all its threads, what a supervisor does not need once its programs run: it executes no
-/// program, creates no process and no namespace, changes no mount, and looks into no other process. Needs no new privileges.
+/// Takes from the calling process what a supervisor does not need once its programs run. With all its threads, it executes no
+/// program, creates no process and no namespace, and changes neither mounts nor its user. The calling thread, and those that it
+/// starts from then on, keep only the capabilities to end programs and to reach files of other users. Needs no new privileges.
 pub fn restrict_running_supervisor() -> Layer {
+    if let Err(errno) = keep_capabilities(OF_RUNNING_SUPERVISORS) {
+        return unavailable(errno);
+    }
     let restricted = seccomp::of_running_supervisor().map_err(seccompiler::Error::from).and_then(|filters| {
         filters.iter().try_for_each(|filter| seccompiler::apply_filter_all_threads(filter))
     });
     restricted.map_or_else(Layer::unavailable, |()| Layer::Active)
+}
+
+/// Gives up the calling thread's capabilities, except for `kept`.
+fn keep_capabilities(kept: CapabilitySet) -> Result<(), Errno> {
+    drop_from_bounding_set(kept);
+    let _ = rustix::thread::clear_ambient_capability_set();
+    let has = rustix::thread::capabilities(None)?;
+    let sets = CapabilitySets {
+        effective: has.effective & kept,
+        permitted: has.permitted & kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, sets)
 }
 
 /// Gives up what no program that is executed from now on could get, except for `kept`.
@@ -199,6 +214,30 @@ mod tests {
         assert!(!after.intersects(CapabilitySet::SYS_PTRACE | CapabilitySet::NET_ADMIN), "{after:?}");
     }
 
+    /// System calls that would otherwise succeed, or fail in another way.
+    fn assert_refused() {
+        let errno = |number: i64, argument: i64| {
+            // SAFETY: the calls read and write no memory of ours: each is refused, or fails for its arguments.
+            let result = unsafe { libc::syscall(number, argument, 0, 0, 0, 0) };
+            (result < 0).then(|| std::io::Error::last_os_error().raw_os_error()).flatten()
+        };
+        for number in [
+            libc::SYS_setresuid,
+            libc::SYS_io_uring_setup,
+            libc::SYS_mount_setattr,
+            libc::SYS_fspick,
+            libc::SYS_fsconfig,
+            libc::SYS_fsmount,
+            libc::SYS_pidfd_getfd,
+        ] {
+            assert_eq!(errno(number, -1), Some(libc::EPERM), "{number}");
+        }
+        // Signal 0 only looks whether the process is there.
+        let own = i64::from(std::process::id());
+        assert_eq!(errno(libc::SYS_kill, own), None);
+        assert_eq!(errno(0x4000_0000 | libc::SYS_kill, own), Some(libc::ENOSYS));
+    }
+
     /// All threads of a process are restricted, so this is done in a process of its own.
     #[test]
     fn a_running_supervisor_starts_threads_and_no_programs() {
@@ -220,6 +259,11 @@ mod tests {
         let restricted = restrict_running_supervisor();
         assert!(restricted.is_active(), "{restricted:?}");
         std::process::Command::new("/bin/true").status().unwrap_err();
+        assert_refused();
+        // Threads that it starts inherit them.
+        let kept = thread::spawn(|| rustix::thread::capabilities(None).unwrap().permitted).join().unwrap();
+        assert!(OF_RUNNING_SUPERVISORS.contains(kept), "{kept:?}");
+        assert_eq!(kept.is_empty(), !rustix::process::geteuid().is_root());
         sender.send(()).unwrap();
         let error = earlier.join().unwrap();
         assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);

@@ -29,6 +29,16 @@ impl Layer {
     }
 }
 
+/// `active`, or why not.
+impl fmt::Display for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Active => f.write_str("active"),
+            Self::Unavailable { reason } => write!(f, "unavailable({reason})"),
+        }
+    }
+}
+
 /// The confinement of one process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confinement {
@@ -121,13 +131,13 @@ impl Confinement {
 
     /// Returns the layers that a process can give itself and this one lacks, each with the reason: all but namespaces and the
     /// control group, which it keeps.
-    pub fn missing_of_itself(&self) -> Vec<(&'static str, &str)> {
+    pub fn missing_self_applied(&self) -> Vec<(&'static str, &str)> {
         self.missing().into_iter().filter(|(name, _)| !name.ends_with(NAMESPACE)).collect()
     }
 
     /// Returns its text without the layers that a process cannot give itself.
-    pub fn of_itself(&self) -> OfItself<'_> {
-        OfItself(self)
+    pub fn self_applied(&self) -> SelfConfinement<'_> {
+        SelfConfinement(self)
     }
 
     /// Returns whether every layer holds, except for the control group.
@@ -163,8 +173,7 @@ fn describe(
                 let abi = of.landlock_abi.unwrap_or_default();
                 write!(f, "; {name}=active(abi {abi}{})", missing_from_landlock(abi))?;
             }
-            Layer::Active => write!(f, "; {name}=active")?,
-            Layer::Unavailable { reason } => write!(f, "; {name}=unavailable({reason})")?,
+            layer => write!(f, "; {name}={layer}")?,
         }
     }
     write!(f, "; uid={}", of.uid)
@@ -179,11 +188,11 @@ impl fmt::Display for Confinement {
 
 /// The confinement of a process by itself, which keeps its namespaces.
 #[derive(Clone, Copy, Debug)]
-pub struct OfItself<'a>(&'a Confinement);
+pub struct SelfConfinement<'a>(&'a Confinement);
 
-impl fmt::Display for OfItself<'_> {
+impl fmt::Display for SelfConfinement<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_full = self.0.missing_of_itself().is_empty();
+        let is_full = self.0.missing_self_applied().is_empty();
         describe(f, self.0, is_full, |name| name != CGROUP && !name.ends_with(NAMESPACE))
     }
 }
@@ -220,7 +229,7 @@ mod tests {
         let missing = Confinement { seccomp: Layer::unavailable("the kernel has none"), ..full() };
         assert_eq!(missing.missing(), [("seccomp", "the kernel has none")]);
         assert_eq!(Confinement::none("why").missing().len(), 12);
-        assert_eq!(Confinement::none("why").missing_of_itself().len(), 6);
+        assert_eq!(Confinement::none("why").missing_self_applied().len(), 6);
     }
 
     #[test]
@@ -236,7 +245,7 @@ mod tests {
         }
         let keeps = Confinement { user_namespace: Layer::unavailable("kept"), uid: 7, ..full() };
         assert_eq!(
-            keeps.of_itself().to_string(),
+            keeps.self_applied().to_string(),
             "full; unprivileged_user=active; no_capabilities=active; no_new_privileges=active; \
              landlock=active(abi 7); seccomp=active; limits=active; uid=7"
         );

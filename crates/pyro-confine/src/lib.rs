@@ -23,7 +23,7 @@ mod start;
 pub use cgroup::{Group, GroupError, GroupLimits};
 pub use identity::Identity;
 pub use itself::{SelfPolicy, confine_self, harden_supervisor, restrict_running_supervisor};
-pub use layers::{Confinement, Layer, OfItself};
+pub use layers::{Confinement, Layer, SelfConfinement};
 pub use policy::{Access, Limit, Policy, Visible};
 pub use process::Process;
 pub use seccomp::{Condition, Syscalls};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
+    TargetArch, sock_filter,
 };
 
 /// A list of allowed system calls. All others fail with `EPERM`, except for `clone3`, which fails with `ENOSYS`: the C
@@ -85,8 +85,9 @@ impl Syscalls {
 }
 
 /// What a supervisor does not need once its programs run: to execute another one, to create a process or a namespace, to change
-/// mounts, to look into other processes, and to reach rarely used parts of the kernel.
-const NOT_OF_SUPERVISORS: [i64; 24] = [
+/// mounts, its user or its capabilities, to look into other processes, to administer the host, and to reach rarely used parts of
+/// the kernel.
+const NOT_OF_SUPERVISORS: &[i64] = &[
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_fork,
@@ -103,18 +104,68 @@ const NOT_OF_SUPERVISORS: [i64; 24] = [
     libc::SYS_open_tree,
     libc::SYS_move_mount,
     libc::SYS_fsopen,
+    libc::SYS_fspick,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_mount_setattr,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_kcmp,
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setreuid,
+    libc::SYS_setregid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_setfsuid,
+    libc::SYS_setfsgid,
+    libc::SYS_setgroups,
+    libc::SYS_capset,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_userfaultfd,
     libc::SYS_bpf,
     libc::SYS_perf_event_open,
     libc::SYS_init_module,
     libc::SYS_finit_module,
+    libc::SYS_delete_module,
     libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_iopl,
+    libc::SYS_ioperm,
     libc::SYS_add_key,
     libc::SYS_request_key,
     libc::SYS_keyctl,
 ];
 
+/// The bit of the numbers of the x32 interface, which has every system call a second time.
+const X32: u32 = 0x4000_0000;
+
+/// Compiles a filter that refuses the x32 interface. Kernels without it refuse it in the same way.
+fn without_x32() -> BpfProgram {
+    let instruction = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
+    vec![
+        // The number is the first field of what a filter sees.
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, X32),
+        instruction(
+            libc::BPF_RET | libc::BPF_K,
+            0,
+            0,
+            libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned(),
+        ),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+}
+
 /// Compiles the filters that take these from a supervisor, for [`Syscalls::compile`]'s order.
-pub(crate) fn of_running_supervisor() -> Result<[BpfProgram; 2], seccompiler::BackendError> {
+pub(crate) fn of_running_supervisor() -> Result<[BpfProgram; 3], seccompiler::BackendError> {
     const THREAD: u64 = libc::CLONE_THREAD as u64;
     let is_process = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(THREAD), 0)?;
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
@@ -128,7 +179,7 @@ pub(crate) fn of_running_supervisor() -> Result<[BpfProgram; 2], seccompiler::Ba
         refuse(libc::ENOSYS),
         TargetArch::x86_64,
     )?;
-    Ok([refused.try_into()?, missing.try_into()?])
+    Ok([refused.try_into()?, missing.try_into()?, without_x32()])
 }
 
 #[cfg(test)]

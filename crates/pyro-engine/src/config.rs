@@ -112,3 +112,27 @@ impl Config {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_supervisor_gets_no_settings_of_its_hosts_proxies() {
+        let secret =
+            |name: &str| SecretVariables(vec![(name.to_owned(), "http://user:secret@proxy.test".into())]);
+        let config = Config {
+            host_proxy: true,
+            proxy_variables: secret("HTTPS_PROXY"),
+            package_clients: PackageClients {
+                variables: secret("PIP_INDEX_URL"),
+                ..PackageClients::default()
+            },
+            log: Some("debug".to_owned()),
+            ..Config::new("/state".into(), "/cache".into(), "/bin/pyro".into())
+        };
+        let variables = config.supervisor_variables();
+        let names: Vec<_> = variables.iter().map(|(name, _)| name.to_str().unwrap()).collect();
+        assert_eq!(names, ["PATH", "PYRO_BASE_DIR", "PYRO_LOG"]);
+    }
+}

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::now;
 use crate::doctor::{self, DoctorReport, HostFacts};
+use crate::presets::DefaultHosts;
 use crate::registry::{self, Registry};
 use crate::state_dir::vm as vm_dir;
 use crate::supervise::SupervisorCommand;
@@ -47,6 +48,7 @@ struct Shared {
     config: Config,
     registry: Registry,
     environments: EnvironmentCache,
+    default_hosts: DefaultHosts,
 }
 
 impl Engine {
@@ -59,7 +61,9 @@ impl Engine {
             search_path: config.search_path.clone(),
         };
         let environments = EnvironmentCache::new(cache);
-        Self { shared: Arc::new(Shared { config, registry, environments }), caller: Caller::Operator }
+        let default_hosts = DefaultHosts::default();
+        let shared = Shared { config, registry, environments, default_hosts };
+        Self { shared: Arc::new(shared), caller: Caller::Operator }
     }
 
     /// Returns the engine as a caller sees it: what the caller creates is its own, and what it may not find does not exist.

@@ -4,6 +4,8 @@
 mod ca;
 mod proxy;
 
+use std::path::Path;
+
 use pyro_machine::network::HostRule;
 use pyro_supervisor::{HostSettings, MAX_HOST_SETTINGS_BYTES};
 
@@ -58,6 +60,14 @@ impl HostChoice {
             Some(HostCa::Bundle(path)) => Some(CaSource::Bundle(path.into())),
         };
         Self { ca, proxy: spec.network && spec.host_proxy.unwrap_or(config.host_proxy) }
+    }
+
+    /// Returns the file with certificates that a request or the configuration named.
+    pub(crate) fn bundle(&self) -> Option<&Path> {
+        match &self.ca {
+            Some(CaSource::Bundle(path)) => Some(path),
+            Some(CaSource::Host) | None => None,
+        }
     }
 
     /// Returns how it is shown.

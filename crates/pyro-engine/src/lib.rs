@@ -22,6 +22,7 @@ mod engine;
 mod exit_code;
 mod guest_kernel;
 mod host_compat;
+mod host_file;
 mod host_settings;
 mod pool;
 mod presets;

@@ -4,26 +4,17 @@
 mod cargo;
 mod clients;
 mod debian;
+mod default_hosts;
 mod npm;
 mod pypi;
 
-use std::io;
 use std::path::PathBuf;
-use std::process::Stdio;
-use std::time::Duration;
 
-use pyro_machine::spawn::Spawn;
-use tokio::io::AsyncReadExt as _;
-use tokio::time::timeout;
-
+use self::clients::Configured;
 pub use self::clients::PackageClients;
-use self::clients::{Configured, Question, Source};
-use crate::{AllowedDomain, Config, Domain, Error, ErrorKind, NetworkPolicy, Preset, search_path};
-
-/// Time limit for a package manager to report its default.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-/// Maximum size of its answer in bytes.
-const MAX_ANSWER: u64 = 16 << 10;
+pub(crate) use self::default_hosts::DefaultHosts;
+use crate::host_file::UnusableFile;
+use crate::{AllowedDomain, Config, Domain, Error, ErrorKind, NetworkPolicy, Preset};
 
 /// Why the hosts of a preset are not known. URLs are not shown, because they may contain credentials.
 #[derive(Debug, thiserror::Error)]
@@ -33,13 +24,23 @@ pub(crate) enum UnusablePreset {
     )]
     NotFound { preset: Preset, reason: &'static str },
     #[error("cannot read {}: {cause}", path.display())]
-    Read { path: PathBuf, cause: io::Error },
+    Read { path: PathBuf, cause: UnusableFile },
     #[error("invalid settings in {}: expected TOML", .0.display())]
     Toml(PathBuf),
     #[error(
         "invalid package host in {from}: expected a URL that starts with http:// or https:// and has a host name"
     )]
     Url { from: String },
+    #[error(
+        "invalid package host in {from}: a preset opens names only, and this is an address; in place of the preset, open it with allow_hosts (CLI: --allow-host HOST:PORT) and others with allow_domains (CLI: --allow-domain NAME)"
+    )]
+    Address { from: String },
+    #[error(
+        "{} has more than one index that Cargo's config.toml does not name, and any may be the default; name the hosts with allow_domains (CLI: --allow-domain NAME)", .0.display()
+    )]
+    ManyIndexes(PathBuf),
+    #[error("the settings of the package managers were not read: {0}")]
+    Lost(#[from] tokio::task::JoinError),
 }
 
 impl From<UnusablePreset> for Error {
@@ -52,13 +53,17 @@ impl From<UnusablePreset> for Error {
 ///
 /// # Errors
 /// [`UnusablePreset`].
-pub(crate) async fn expand(policy: NetworkPolicy, config: &Config) -> Result<NetworkPolicy, UnusablePreset> {
+pub(crate) async fn expand(
+    policy: NetworkPolicy,
+    config: &Config,
+    defaults: &DefaultHosts,
+) -> Result<NetworkPolicy, UnusablePreset> {
     let mut allow_domains = Vec::new();
     for entry in &policy.allow_domains {
         match entry {
             AllowedDomain::Domain(_) => allow_domains.push(entry.clone()),
             AllowedDomain::Preset(preset) => {
-                let domains = hosts(*preset, config).await?;
+                let domains = hosts(*preset, config, defaults).await?;
                 allow_domains.extend(domains.into_iter().map(AllowedDomain::Domain));
             }
         }
@@ -66,16 +71,22 @@ pub(crate) async fn expand(policy: NetworkPolicy, config: &Config) -> Result<Net
     Ok(NetworkPolicy { allow_domains, ..policy })
 }
 
-async fn hosts(preset: Preset, config: &Config) -> Result<Vec<Domain>, UnusablePreset> {
-    let clients = &config.package_clients;
-    let Configured { mut sources, default } = match preset {
-        Preset::Debian => debian::configured(clients, config.debian_mirror.as_deref())?,
-        Preset::Pypi => pypi::configured(clients)?,
-        Preset::Npm => npm::configured(clients)?,
-        Preset::Crates => cargo::configured(clients)?,
+async fn hosts(
+    preset: Preset,
+    config: &Config,
+    defaults: &DefaultHosts,
+) -> Result<Vec<Domain>, UnusablePreset> {
+    let (clients, debian_mirror) = (config.package_clients.clone(), config.debian_mirror.clone());
+    // Their files may be on a server that does not respond.
+    let configured = move || match preset {
+        Preset::Debian => debian::configured(&clients, debian_mirror.as_deref()),
+        Preset::Pypi => pypi::configured(&clients),
+        Preset::Npm => npm::configured(&clients),
+        Preset::Crates => cargo::configured(&clients),
     };
+    let Configured { mut sources, default } = tokio::task::spawn_blocking(configured).await??;
     if let Some(question) = default {
-        sources.extend(ask(&question, config).await);
+        sources.extend(defaults.of(&question, config).await);
     }
     let mut domains = Vec::new();
     for source in sources {
@@ -103,30 +114,6 @@ fn reason(preset: Preset) -> &'static str {
             "Cargo's config.toml replaces no source, and Cargo has no index of its default registry in its home yet"
         }
     }
-}
-
-/// Returns what a package manager reports. Nothing if it is not installed, fails, or takes too long.
-async fn ask(question: &Question, config: &Config) -> Vec<Source> {
-    let Some(program) = search_path::find(question.program, &config.search_path) else { return Vec::new() };
-    let home = config.package_clients.home.clone().unwrap_or_default();
-    let spawn = Spawn::new(program)
-        .args(question.args)
-        .current_dir(std::path::Path::new("/"))
-        .clear_env()
-        .env("PATH", &config.search_path)
-        .env("HOME", home)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    let answer = async {
-        let mut child = spawn.start().ok()?;
-        let mut text = String::new();
-        child.stdout.take()?.take(MAX_ANSWER).read_to_string(&mut text).await.ok()?;
-        child.wait().await.ok()?.success().then_some(text)
-    };
-    let text = timeout(ANSWER_TIMEOUT, answer).await.ok().flatten().unwrap_or_default();
-    let from = format!("the answer of {}", question.program);
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(|url| Source::new(url, &from)).collect()
 }
 
 #[cfg(test)]

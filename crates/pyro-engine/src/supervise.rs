@@ -186,7 +186,10 @@ fn patch_of(info: &BootInfo) -> VmPatch {
         metadata.push(("confinement", confinement.to_string()));
     }
     if let Some(confinement) = &info.network_confinement {
-        metadata.push(("network_confinement", confinement.of_itself().to_string()));
+        metadata.push(("network_confinement", confinement.self_applied().to_string()));
+    }
+    if let Some(restricted) = &info.supervisor_restricted {
+        metadata.push(("supervisor_restricted", restricted.to_string()));
     }
     if let Some(network) = &info.network {
         metadata.extend([

@@ -23,7 +23,7 @@ use crate::machine::VirtualMachine;
 use crate::port::Port;
 use crate::proc::Proc;
 use crate::stream::{RequestStream, accept, finish};
-use crate::{HandshakeError, Machine, boot, connect, copy, exec, handshake, memory};
+use crate::{HandshakeError, Machine, boot, connect, copy, exec, handshake, host_settings, memory};
 
 /// Why the agent ended, if not because the host closed the channel.
 #[derive(Debug, thiserror::Error)]
@@ -120,10 +120,9 @@ impl<M: Machine> Shared<M> {
         // A host that gives up or does not follow the protocol gets no answer; dropping the stream resets it.
         let Some(Ok(Frame::Control(request))) = stream.next().await else { return };
         match request {
-            Request::Exec(mut request) => {
-                let mut variables = self.state().machine.variables();
-                variables.append(&mut request.env);
-                let request = Exec { env: variables, ..request };
+            Request::Exec(request) => {
+                let env = host_settings::for_command(self.state().machine.variables(), request.env);
+                let request = Exec { env, ..request };
                 exec::serve(request, &self.commands, accept::<_, Exec>(stream)).await;
             }
             Request::Pack(request) => {

@@ -1,4 +1,5 @@
-//! Connects the host with a server in the machine.
+//! Connects the host with a server in the machine. The other end of the stream is `server/ports/relay.rs` of `pyro-supervisor`,
+//! which passes bytes in the same way with the roles exchanged.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -50,6 +50,18 @@ pub(crate) fn apply(dir: &Path, settings: &HostSettings) -> Result<BTreeMap<Stri
     Ok(variables)
 }
 
+/// Returns the variables of a command: the machine's, and those of the command's caller in their place. Programs read the
+/// variables for proxies in either case, so the caller's variable also takes the place of the one in the other case.
+pub(crate) fn for_command(
+    mut variables: BTreeMap<String, String>,
+    own: BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let is_proxy = |name: &str| name.to_ascii_lowercase().ends_with("_proxy");
+    variables.retain(|name, _| !is_proxy(name) || !own.keys().any(|other| other.eq_ignore_ascii_case(name)));
+    variables.extend(own);
+    variables
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,6 +74,22 @@ mod tests {
             HostSettings { variables: [("A".to_owned(), "b".to_owned())].into(), ..HostSettings::default() };
         assert_eq!(apply(&dir, &settings).unwrap(), settings.variables);
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn a_command_replaces_a_proxy_in_both_cases() {
+        let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let host = map(&[("APT_CONFIG", "/x"), ("HTTP_PROXY", "http://p"), ("https_proxy", "http://p")]);
+        let own = map(&[("HTTPS_PROXY", ""), ("apt_config", "other")]);
+        let expected = map(&[
+            ("APT_CONFIG", "/x"),
+            ("HTTPS_PROXY", ""),
+            ("HTTP_PROXY", "http://p"),
+            ("apt_config", "other"),
+        ]);
+        assert_eq!(for_command(host, own), expected);
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub fn confine() -> Result<Confinement, ConfineError> {
     let bound = parent_process_death_signal().ok().flatten();
     let parent = getppid();
     let report = confine_self(&policy());
-    let missing = report.missing_of_itself();
+    let missing = report.missing_self_applied();
     if let Some((layer, reason)) = missing.into_iter().find(|(layer, _)| REQUIRED.contains(layer)) {
         return Err(ConfineError::Layer { layer, reason: reason.to_owned() });
     }

@@ -18,9 +18,7 @@ pub const NEW_FLOWS_PER_SECOND: u32 = 100;
 pub const DNS_BURST: u32 = 512;
 /// Number of DNS questions that may be sent each second after a burst.
 pub const DNS_PER_SECOND: u32 = 200;
-/// Maximum number of equal DNS questions that wait for one answer.
-pub const DNS_WAITING: usize = 16;
-/// Maximum number of DNS queries in flight. More are answered with a server failure.
+/// Maximum number of DNS questions in flight, of which equal ones share one query. More are answered with a server failure.
 pub const DNS_QUERIES: usize = 128;
 /// Maximum number of TCP connections of the guest to our resolver.
 pub const DNS_CONNECTIONS: usize = 16;
@@ -64,7 +62,7 @@ pub const INSPECTION_BYTES: usize = 16 << 10;
 pub const UDP_ONE_WAY_TIME: Duration = Duration::from_secs(30);
 /// A UDP flow with answers ends after this silence.
 pub const UDP_TIME: Duration = Duration::from_secs(180);
-/// A UDP flow with traffic is judged again after this time: addresses of the host and bindings of names change.
+/// A UDP flow with traffic is judged again after this time: addresses of the host change.
 pub const UDP_JUDGED_TIME: Duration = Duration::from_secs(30);
 /// Time for one resolver to answer, before the next one is asked.
 pub const DNS_ATTEMPT_TIME: Duration = Duration::from_secs(3);

@@ -1,5 +1,5 @@
-//! How fast a guest may open connections and flows, and ask the host's resolvers. Each leaves an entry in the host's table of connections, which lasts
-//! longer than the connection and is shared by everything on the host.
+//! How fast a guest may open connections and flows, and ask the host's resolvers. Each leaves an entry in the host's table of
+//! connections, which lasts longer than the connection and is shared by everything on the host.
 
 use std::time::{Duration, Instant};
 

@@ -67,8 +67,27 @@ impl Shared {
     /// # Errors
     /// The kernel does not say whether the address is the host's own.
     pub(crate) fn judge(&mut self, protocol: Protocol, destination: SocketAddr) -> io::Result<Judged> {
+        let names = self.names(destination.ip());
+        self.judge_named(protocol, destination, &names)
+    }
+
+    /// Returns the names that are bound to a destination's address now.
+    pub(crate) fn names(&self, destination: IpAddr) -> Vec<DnsName> {
+        self.bindings.names(host::effective(destination)).cloned().collect()
+    }
+
+    /// As [`Shared::judge`], with these names of the destination.
+    ///
+    /// # Errors
+    /// The kernel does not say whether the address is the host's own.
+    pub(crate) fn judge_named(
+        &mut self,
+        protocol: Protocol,
+        destination: SocketAddr,
+        names: &[DnsName],
+    ) -> io::Result<Judged> {
         let address = host::effective(destination.ip());
-        let names: Vec<_> = self.bindings.names(address).collect();
+        let names: Vec<_> = names.iter().collect();
         let relation = host::relation(address)?;
         let port = destination.port();
         match self.config.policy.judge(&Destination { protocol, address, port, relation, names: &names }) {

@@ -13,7 +13,7 @@ use crate::host::{self, Relation};
 use crate::limits;
 use crate::link::Output;
 use crate::packet::{Unreachable, push_udp};
-use crate::policy::Protocol;
+use crate::policy::{DnsName, Protocol};
 use crate::relay::{Judged, Shared};
 use crate::tcp::Ends;
 
@@ -37,6 +37,8 @@ struct Flow {
     used: Instant,
     /// When it was allowed.
     judged: Instant,
+    /// The names that its destination had when it was opened. The guest keeps using the address for as long as it likes.
+    names: Vec<DnsName>,
     answered: bool,
     readable: bool,
     /// The latest datagram's beginning, by which the guest recognises an error message.
@@ -96,7 +98,8 @@ impl UdpFlows {
         if shared.is_on_link(ends.destination.ip()) {
             return Err(Some(Unreachable::Port));
         }
-        let judged = shared.judge(Protocol::Udp, ends.destination).map_err(|_| None)?;
+        let names = shared.names(ends.destination.ip());
+        let judged = shared.judge_named(Protocol::Udp, ends.destination, &names).map_err(|_| None)?;
         let Judged::Connect { peer, .. } = judged else { return Err(Some(Unreachable::Prohibited)) };
         if !shared.may_open(Protocol::Udp, ends.destination) {
             return Err(None);
@@ -111,20 +114,21 @@ impl UdpFlows {
         let token = shared.token();
         shared.registry.register(&mut socket, token, Interest::READABLE).map_err(|_| None)?;
         let (used, judged) = (Instant::now(), Instant::now());
-        let flow = Flow { ends, socket, used, judged, answered: false, readable: false, quoted: Vec::new() };
+        let quoted = Vec::new();
+        let flow = Flow { ends, socket, used, judged, names, answered: false, readable: false, quoted };
         self.tokens.insert(ends, token);
         self.flows.insert(token, flow);
         Ok(token)
     }
 
-    /// Ends a flow that the policy does not allow any more.
+    /// Ends a flow that the policy does not allow any more, because its address has become one of the host.
     fn judge_again(&mut self, token: Token, shared: &mut Shared) -> Result<(), Option<Unreachable>> {
         let Some(flow) = self.flows.get_mut(&token) else { return Ok(()) };
         if flow.judged.elapsed() < limits::UDP_JUDGED_TIME {
             return Ok(());
         }
         let Ends { destination, .. } = flow.ends;
-        let refusal = match shared.judge(Protocol::Udp, destination) {
+        let refusal = match shared.judge_named(Protocol::Udp, destination, &flow.names) {
             Ok(Judged::Connect { relation, .. })
                 if relation == Relation::Own || !host::is_to_itself(&flow.socket, destination.ip()) =>
             {
@@ -198,6 +202,15 @@ impl UdpFlows {
         for flow in self.flows.values_mut() {
             flow.judged -= by;
         }
+    }
+
+    /// Takes a flow for one to this destination. Its socket stays as it is.
+    #[cfg(test)]
+    pub(crate) fn take_for(&mut self, ends: Ends, destination: std::net::SocketAddr) {
+        let token = self.tokens.remove(&ends).unwrap();
+        let ends = Ends { destination, ..ends };
+        self.flows.get_mut(&token).unwrap().ends = ends;
+        self.tokens.insert(ends, token);
     }
 
     #[cfg(test)]

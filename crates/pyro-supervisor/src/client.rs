@@ -91,6 +91,26 @@ pub enum RunError {
     Unanswered,
 }
 
+/// Why published ports were not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The host cannot listen there.
+    #[error("{cause}")]
+    CannotListen {
+        /// Why.
+        cause: String,
+    },
+    /// The change cannot be recorded.
+    #[error("the published ports cannot be recorded, and none was changed: {cause}")]
+    NotRecorded {
+        /// Why.
+        cause: String,
+    },
+    /// Any other reason.
+    #[error(transparent)]
+    Request(#[from] RunError),
+}
+
 /// A command to run, and how.
 #[derive(Clone, Debug)]
 pub struct Run {
@@ -188,7 +208,12 @@ impl Client {
                 }
                 Some(
                     Ok(Frame::Control(
-                        Reply::Done | Reply::NotRunning | Reply::Published(_) | Reply::NotPublished,
+                        Reply::Done
+                        | Reply::NotRunning
+                        | Reply::Published(_)
+                        | Reply::NotPublished
+                        | Reply::CannotListen { .. }
+                        | Reply::NotRecorded { .. },
                     ))
                     | Err(_),
                 )
@@ -252,11 +277,13 @@ impl Client {
     /// Publishes a port of the guest on the host, and records that.
     ///
     /// # Errors
-    /// [`RunError`]; [`RunError::Refused`] if the host cannot listen there, or the VM is about to end.
-    pub async fn publish(&self, mapping: PortMapping) -> Result<PublishedPort, RunError> {
+    /// [`PublishError`].
+    pub async fn publish(&self, mapping: PortMapping) -> Result<PublishedPort, PublishError> {
         match self.ask(Request::Publish(mapping)).await? {
             Reply::Published(published) => Ok(published),
-            reply => Err(unexpected(reply)),
+            Reply::CannotListen { cause } => Err(PublishError::CannotListen { cause }),
+            Reply::NotRecorded { cause } => Err(PublishError::NotRecorded { cause }),
+            reply => Err(unexpected(reply).into()),
         }
     }
 
@@ -264,12 +291,13 @@ impl Client {
     /// there were any.
     ///
     /// # Errors
-    /// [`RunError`].
-    pub async fn unpublish(&self, host_port: u16) -> Result<bool, RunError> {
+    /// [`PublishError`].
+    pub async fn unpublish(&self, host_port: u16) -> Result<bool, PublishError> {
         match self.ask(Request::Unpublish { host_port }).await? {
             Reply::Done => Ok(true),
             Reply::NotPublished => Ok(false),
-            reply => Err(unexpected(reply)),
+            Reply::NotRecorded { cause } => Err(PublishError::NotRecorded { cause }),
+            reply => Err(unexpected(reply).into()),
         }
     }
 
@@ -383,7 +411,9 @@ fn unexpected(reply: Reply) -> RunError {
         | Reply::NotRunning
         | Reply::Ended(_)
         | Reply::Published(_)
-        | Reply::NotPublished => RunError::Lost { sequence: None },
+        | Reply::NotPublished
+        | Reply::CannotListen { .. }
+        | Reply::NotRecorded { .. } => RunError::Lost { sequence: None },
     }
 }
 

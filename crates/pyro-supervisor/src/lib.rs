@@ -35,8 +35,8 @@ mod stages;
 pub mod template;
 
 pub use client::{
-    Client, ConnectError, CopyError, EndError, EndRequest, Ended, Lifeline, Ran, Run, RunError, StartError,
-    make_template, start,
+    Client, ConnectError, CopyError, EndError, EndRequest, Ended, Lifeline, PublishError, Ran, Run, RunError,
+    StartError, make_template, start,
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase, network_denials};
@@ -48,7 +48,7 @@ pub use pyro_wire::{
     Status as ExitStatus, Unpack, WORKSPACE,
 };
 pub use report::{BootFailure, BootInfo, BootStage, EndReason, StageTime, StartMode};
-pub use server::{CommandLog, STREAM_LIMIT, Store, StoreError, file_name, room, run};
+pub use server::{CommandLog, MAX_PORTS, STREAM_LIMIT, Store, StoreError, file_name, room, run};
 pub use spec::{LaunchSpec, PortMapping, PublishedPort, Purpose, Retention};
 
 /// Entry points for the fuzz targets, present only in their builds.

@@ -399,6 +399,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
             ports: Vec::new(),
             confinement: Some(Box::new(machine.confinement().clone())),
             network_confinement: machine.network_confinement().map(Box::new),
+            supervisor_restricted: None,
             start_mode,
             warning,
             stages: self.stages.end(),

@@ -141,6 +141,16 @@ pub(crate) enum Reply {
     Published(PublishedPort),
     /// No such port is published.
     NotPublished,
+    /// The host cannot listen where the port would be published. Nothing was done.
+    CannotListen {
+        /// Why.
+        cause: String,
+    },
+    /// The change of the published ports cannot be recorded. Nothing was done.
+    NotRecorded {
+        /// Why.
+        cause: String,
+    },
     /// This supervisor does not know the request. Nothing was done.
     Unknown(Greeting),
 }

@@ -1,5 +1,6 @@
 //! What a supervisor reports about its VM: how it came up, why it did not, or why it ended.
 
+use pyro_confine::Layer;
 use pyro_machine::network::NetworkDescription;
 use pyro_machine::{Accelerator, Confinement};
 use schemars::JsonSchema;
@@ -31,6 +32,10 @@ pub struct BootInfo {
     #[serde(default)]
     #[schemars(with = "Option<serde_json::Value>")]
     pub network_confinement: Option<Box<Confinement>>,
+    /// Whether its supervisor gave up what only a start needs. Absent in the report of an older supervisor.
+    #[serde(default)]
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub supervisor_restricted: Option<Layer>,
     /// Where it started from.
     pub start_mode: StartMode,
     /// Why its kernel was booted although it could have started from a template.

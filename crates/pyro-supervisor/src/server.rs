@@ -32,6 +32,7 @@ use tokio_util::codec::Framed;
 pub(crate) use self::adoption::clear_claimed;
 pub use self::commands::{CommandLog, STREAM_LIMIT, file_name, room};
 use self::driver::{Driver, Message};
+pub use self::ports::MAX_PORTS;
 pub use self::store::{Store, StoreError};
 use self::timer::WallClock;
 use super::machine::{self, RunningMachine};
@@ -74,11 +75,16 @@ impl<P: Platform> Boot for Booter<'_, P> {
     type Machine = P::Machine;
 
     async fn boot(&self, spec: &LaunchSpec) -> Result<RunningMachine<P::Machine>, BootFailure> {
-        let up = machine::boot(spec, &self.platform, self.tasks).await?;
+        let mut up = machine::boot(spec, &self.platform, self.tasks).await?;
         // No other program is started from now on.
-        if let Layer::Unavailable { reason } = pyro_confine::restrict_running_supervisor() {
-            tracing::warn!(reason, "the supervisor keeps its system calls");
+        let restricted = pyro_confine::restrict_running_supervisor();
+        match &restricted {
+            Layer::Active => tracing::debug!("the supervisor has given up what only a start needs"),
+            Layer::Unavailable { reason } => {
+                tracing::warn!(reason, "the supervisor keeps rights that only a start needs");
+            }
         }
+        up.info.supervisor_restricted = Some(restricted);
         Ok(up)
     }
 }

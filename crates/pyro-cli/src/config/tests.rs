@@ -172,5 +172,6 @@ fn the_hosts_settings_for_guests_are_off_by_default() {
         let expected = "expected 1 for what this host trusts, 0, or the absolute path of a file in PEM";
         assert!(complaint("PYRO_HOST_CA", value).contains(expected));
     }
-    assert!(complaint("PYRO_HOST_PROXY", "yes").contains("expected 1 to allow it, or 0"));
+    let expected = "expected 1 to give guests this host's proxy settings, or 0";
+    assert!(complaint("PYRO_HOST_PROXY", "yes").contains(expected));
 }

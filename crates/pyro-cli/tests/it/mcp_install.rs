@@ -554,3 +554,13 @@ fn the_guides_show_what_is_written() {
     pages.sort();
     assert_eq!(entries(&guides), pages, "every page is of a client");
 }
+
+#[test]
+fn proxy_settings_are_not_written_and_the_user_is_told_to_set_them() {
+    let home = home().set("PYRO_HOST_PROXY", "1").set("HTTPS_PROXY", "http://user:secret@proxy.test:3128");
+    let ended = install(&home, "codex", &[]);
+    assert!(ended.stdout.contains("Note: PYRO_HOST_PROXY is in the entry, but"), "{ended:?}");
+    assert!(!ended.stdout.contains("secret"), "{ended:?}");
+    let document = installed(&home, "generic", &[]);
+    assert!(document["note"].as_str().unwrap().contains("HTTPS_PROXY"), "{document}");
+}

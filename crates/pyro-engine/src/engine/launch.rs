@@ -27,6 +27,10 @@ use crate::{
     VmSpec, convert, presets, state_dir,
 };
 
+/// The warning where a guest is to get proxy settings and this host sets none.
+const NO_PROXY: &str =
+    "host_proxy has no effect: this host sets none of HTTP_PROXY, HTTPS_PROXY, and ALL_PROXY for pyro";
+
 /// Maximum boot time in seconds. Emulation takes a few seconds, and more when many VMs boot at once.
 fn boot_limit_seconds(accelerator: Accelerator) -> u64 {
     match accelerator {
@@ -197,7 +201,8 @@ impl Engine {
                     pyro_supervisor::start(&supervisor.program, &supervisor.args(), spec, &lock).await
                 }
             };
-            started.map_err(|error| start_error(record.kind, &record.vm_id, &dir, error))
+            let is_new = is_unfinished(&record);
+            started.map_err(|error| start_error(record.kind, &record.vm_id, is_new, &dir, error))
         };
         let (lifeline, info) = unless_cancelled(cancel, start).await?;
         Ok(Started::Guest(Box::new(StartedGuest { lifeline, info, model })))
@@ -250,7 +255,7 @@ impl Engine {
             let supervisor = self.supervisor_command();
             pyro_supervisor::make_template(&supervisor.program, &supervisor.args(), spec, &lock)
                 .await
-                .map_err(|error| start_error(Kind::Vm, &id, &dir, error))
+                .map_err(|error| start_error(Kind::Vm, &id, true, &dir, error))
         };
         let made = unless_cancelled(cancel, make).await;
         drop(lock);
@@ -270,9 +275,12 @@ impl Engine {
         let dir = self.vm_dir(id);
         let layer = dir.join(files::LAYER);
         let has_layer = layer.exists();
-        let chosen = self.host_settings(shape.host).await?;
+        let chosen = match shape.is_new {
+            true => self.host_settings(shape.host).await?,
+            false => self.host_settings_again(shape.host).await?,
+        };
         let policy = match shape.network {
-            Some(policy) => Some(convert::network_policy(&presets::expand(policy, self.config()).await?)?),
+            Some(policy) => Some(convert::network_policy(&self.without_presets(policy).await?)?),
             None => None,
         };
         let has_network = policy.is_some();
@@ -336,12 +344,41 @@ impl Engine {
         self.blocking(move |shared| Ok(choice.read(&shared.config)?)).await
     }
 
-    /// Checks that a VM like `spec` can get what it is to get of this host's settings.
+    /// The same for a VM or task whose choice was made earlier, when it was created.
+    ///
+    /// # Errors
+    /// `InvalidInput`, with the way out if it may be the file of certificates.
+    async fn host_settings_again(&self, choice: HostChoice) -> Result<ChosenSettings, Error> {
+        let bundle = choice.bundle().map(|path| path.display().to_string());
+        self.host_settings(choice).await.map_err(|unusable| match bundle {
+            Some(path) => unusable.hint(Hint::RestoreBundle { path }),
+            None => unusable,
+        })
+    }
+
+    /// Checks that a VM like `spec` can get what it is to get of this host's settings, those of its package managers included.
     ///
     /// # Errors
     /// `InvalidInput`.
-    pub(super) async fn check_host_settings(&self, spec: &VmSpec) -> Result<(), Error> {
-        self.host_settings(HostChoice::of(spec, self.config())).await.map(drop)
+    pub(super) async fn check_host_settings(&self, spec: &VmSpec, events: &Events) -> Result<(), Error> {
+        let choice = HostChoice::of(spec, self.config());
+        let wants_proxy = choice.proxy;
+        let chosen = self.host_settings(choice).await?;
+        if wants_proxy && chosen.proxies.is_empty() {
+            events.send(Event::Warning(NO_PROXY.to_owned())).await;
+        }
+        match &spec.network_policy {
+            Some(policy) => self.without_presets(policy.clone()).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns a policy with the hosts of its presets in their place.
+    ///
+    /// # Errors
+    /// `InvalidInput` if they are not known.
+    async fn without_presets(&self, policy: NetworkPolicy) -> Result<NetworkPolicy, Error> {
+        Ok(presets::expand(policy, self.config(), &self.shared.default_hosts).await?)
     }
 
     /// Records that commands of this VM run on the host, to which its caller has agreed.
@@ -366,11 +403,16 @@ fn configured_kernel(image: PathBuf) -> Result<Artifact, Error> {
     })
 }
 
-fn start_error(kind: Kind, id: &VmId, dir: &Path, error: StartError) -> Error {
+fn start_error(kind: Kind, id: &VmId, is_new: bool, dir: &Path, error: StartError) -> Error {
     match error {
         StartError::Boot(failure) if failure.stage == BootStage::Ports => {
             let message = format!("{kind} {id} was not started: {}", failure.cause);
-            Error::new(ErrorKind::BootFailed, message).hint(Hint::AnotherPort)
+            // A task that exists keeps its ports until they are unpublished.
+            let hint = match is_new {
+                true => Hint::AnotherPort,
+                false => Hint::UnpublishTask { task: id.to_string() },
+            };
+            Error::new(ErrorKind::BootFailed, message).hint(hint)
         }
         StartError::Boot(failure) => {
             let message = format!("{kind} {id} did not come up: {} failed: {}", failure.stage, failure.cause);

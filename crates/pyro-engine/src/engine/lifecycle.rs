@@ -20,7 +20,7 @@ use crate::registry::{NewVm, VmPatch, VmRecord};
 use crate::state::{Transitions as _, VmEvent};
 use crate::{
     DeleteReason, Deleted, Error, ErrorKind, Event, Events, ExecutionMode, HostAccess, NetworkDenial,
-    NetworkInfo, RunResult, StopReason, Vm, VmId, VmSpec, VmState, convert, presets,
+    NetworkInfo, RunResult, StopReason, Vm, VmId, VmSpec, VmState, convert,
 };
 
 /// Metadata key for a state transition in progress. Not recorded.
@@ -45,10 +45,7 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<Vm, Error> {
         let sizing = limits::check_spec(&spec)?;
-        self.check_host_settings(&spec).await?;
-        if let Some(policy) = &spec.network_policy {
-            presets::expand(policy.clone(), self.config()).await?;
-        }
+        self.check_host_settings(&spec, events).await?;
         let version = self.prepare_environment(&spec, events, cancel).await?;
         self.reconcile().await?;
         let vm = self.new_vm(VmId::random()?, &spec, sizing, version);

@@ -47,7 +47,7 @@ impl Engine {
         let RunInVm { spec, command, output } = request;
         let sizing = limits::check_spec(&spec)?;
         let command = limits::check_command(command, output.output)?;
-        self.check_host_settings(&spec).await?;
+        self.check_host_settings(&spec, events).await?;
         events.send(Event::Phase(RunPhase::Create { environment: spec.environment.clone() })).await;
         let backend = self.backend(&spec.environment, spec.host_access(), events, cancel).await?;
         timings.lap("environment");

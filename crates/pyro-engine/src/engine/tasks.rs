@@ -57,7 +57,7 @@ impl Engine {
         let sizing = limits::check_spec(&spec.vm)?;
         let disk_mib = limits::check_disk(spec.disk_mib)?;
         let ports = ports::check(&spec.publish)?;
-        self.check_host_settings(&spec.vm).await?;
+        self.check_host_settings(&spec.vm, events).await?;
         let backend = self.backend(&spec.vm.environment, spec.vm.host_access(), events, cancel).await?;
         ports::refuse_on_host(&backend, &spec.publish)?;
         let version = backend.as_ref().ok().map(|(_, environment)| environment.version.clone());

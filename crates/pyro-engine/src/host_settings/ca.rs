@@ -2,17 +2,16 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::fs::OpenOptions;
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use rustix::fs::OFlags;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+
+use crate::host_file::{self, UnusableFile};
 
 /// Maximum size of a file with certificates, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -81,21 +80,12 @@ impl CaSource {
     }
 }
 
-/// Reads a regular file of at most [`MAX_FILE_BYTES`].
 fn content(path: &Path) -> Result<Vec<u8>, UnusableBundle> {
-    let unreadable = |cause| UnusableBundle::Read { path: path.to_owned(), cause };
-    // Opening a pipe must not wait for a writer.
-    let flags = OFlags::NONBLOCK.bits() as i32;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(unreadable)?;
-    if !file.metadata().map_err(unreadable)?.is_file() {
-        return Err(UnusableBundle::NotAFile(path.to_owned()));
-    }
-    let mut content = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut content).map_err(unreadable)?;
-    match content.len() as u64 > MAX_FILE_BYTES {
-        true => Err(UnusableBundle::TooLarge(path.to_owned())),
-        false => Ok(content),
-    }
+    host_file::read(path, MAX_FILE_BYTES).map_err(|error| match error {
+        UnusableFile::Read(cause) => UnusableBundle::Read { path: path.to_owned(), cause },
+        UnusableFile::NotAFile => UnusableBundle::NotAFile(path.to_owned()),
+        UnusableFile::TooLarge(_) => UnusableBundle::TooLarge(path.to_owned()),
+    })
 }
 
 fn push_pem(bundle: &mut String, certificate: &[u8]) {

@@ -8,6 +8,10 @@ use pyro_machine::network::{GATEWAY, HostRule};
 
 use crate::{AllowedHost, convert};
 
+/// What the guest does not ask a proxy for: itself. A proxy of the host would take it for the host.
+const ITSELF: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+/// The variable for exceptions, in both cases: programs read one or the other.
+const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
 /// Maximum length of a variable, in bytes.
 const MAX_BYTES: usize = 8 * 1024;
 
@@ -26,7 +30,8 @@ pub(super) struct Proxies {
 pub(crate) struct UnusableProxy(String);
 
 impl Proxies {
-    /// Reads the variables. A proxy on the host's loopback interface is named by the guest's gateway, which leads there.
+    /// Reads the variables. A proxy on the host's loopback interface is named by the guest's gateway, which leads there. If there
+    /// is a proxy, the guest's own loopback interface is among the exceptions.
     pub(super) fn of(variables: &[(String, OsString)]) -> Result<Self, UnusableProxy> {
         let mut proxies = Self::default();
         for (name, value) in variables {
@@ -44,8 +49,32 @@ impl Proxies {
             };
             proxies.variables.insert(name.clone(), value);
         }
+        if !proxies.rules.is_empty() {
+            proxies.except_itself();
+        }
         Ok(proxies)
     }
+
+    fn except_itself(&mut self) {
+        let values = NO_PROXY.map(|name| self.variables.get(name).cloned());
+        let either = values.iter().flatten().next().cloned().unwrap_or_default();
+        for (name, value) in NO_PROXY.into_iter().zip(values) {
+            self.variables.insert(name.to_owned(), with_itself(&value.unwrap_or_else(|| either.clone())));
+        }
+    }
+}
+
+/// Returns exceptions with those for the guest itself.
+fn with_itself(exceptions: &str) -> String {
+    let mut all: Vec<_> =
+        exceptions.split(',').map(str::trim).filter(|exception| !exception.is_empty()).collect();
+    // It means everything only if it is alone.
+    if all != ["*"] {
+        all.extend(
+            ITSELF.into_iter().filter(|name| !exceptions.split(',').any(|known| known.trim() == *name)),
+        );
+    }
+    all.join(",")
 }
 
 /// Returns a proxy's URL for the guest, and the rule that opens the proxy.
@@ -133,20 +162,50 @@ mod tests {
         }
     }
 
+    /// The variables for the guest.
+    fn given(variables: &[(&str, &str)]) -> Proxies {
+        let variables: Vec<_> =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
+        Proxies::of(&variables).unwrap()
+    }
+
     #[test]
     fn both_cases_and_exceptions_are_kept() {
-        let variables = [
+        let proxies = given(&[
             ("http_proxy", "http://proxy.test:3128"),
             ("HTTPS_PROXY", "http://proxy.test:3128"),
             ("no_proxy", "localhost, .example.test"),
-        ];
-        let variables = variables.map(|(name, value)| (name.to_owned(), OsString::from(value)));
-        let proxies = Proxies::of(&variables).unwrap();
+        ]);
         assert_eq!(proxies.rules.len(), 1);
-        let kept: Vec<_> = proxies.variables.into_iter().map(|(k, v)| (k, OsString::from(v))).collect();
-        let mut expected = variables.to_vec();
-        expected.sort();
-        assert_eq!(kept, expected);
+        let exceptions = "localhost,.example.test,127.0.0.1,::1";
+        let expected = [
+            ("HTTPS_PROXY", "http://proxy.test:3128"),
+            ("NO_PROXY", exceptions),
+            ("http_proxy", "http://proxy.test:3128"),
+            ("no_proxy", exceptions),
+        ];
+        assert!(
+            proxies.variables.iter().map(|(name, value)| (&**name, &**value)).eq(expected),
+            "{proxies:?}"
+        );
+    }
+
+    #[test]
+    fn the_guest_does_not_ask_a_proxy_for_itself() {
+        let proxy = ("HTTPS_PROXY", "http://proxy.test:3128");
+        for (own, upper, lower) in [
+            (&[][..], "localhost,127.0.0.1,::1", "localhost,127.0.0.1,::1"),
+            (&[("NO_PROXY", "*")], "*", "*"),
+            (
+                &[("NO_PROXY", "a.test,::1"), ("no_proxy", "")],
+                "a.test,::1,localhost,127.0.0.1",
+                "localhost,127.0.0.1,::1",
+            ),
+        ] {
+            let variables = given(&[&[proxy], own].concat()).variables;
+            assert_eq!((&*variables["NO_PROXY"], &*variables["no_proxy"]), (upper, lower));
+        }
+        assert!(given(&[]).variables.is_empty());
     }
 
     #[test]

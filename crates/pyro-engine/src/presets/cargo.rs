@@ -43,7 +43,7 @@ pub(super) fn configured(clients: &PackageClients) -> Result<Configured, Unusabl
                 sources.push(source);
                 sources.extend(index);
             }
-            None => sources.extend(of_indexes(&home, &registries)),
+            None => sources.extend(of_default(&home, &registries)?),
         }
     }
     Ok(Configured { sources, default: None })
@@ -70,13 +70,17 @@ fn index_of(home: &Path, source: &Source) -> Option<Source> {
     indexes(home).into_iter().find(|(name, _)| *name == host.name()).map(|(_, files)| files)
 }
 
-/// Returns the hosts of the indexes that Cargo has used and that the settings do not name.
-fn of_indexes(home: &Path, registries: &[String]) -> Vec<Source> {
+/// Returns the hosts of the index that Cargo has used and that the settings do not name. Of several, any may be the default.
+fn of_default(home: &Path, registries: &[String]) -> Result<Vec<Source>, UnusablePreset> {
     let others: Vec<_> = registries.iter().filter_map(|url| Source::new(url, "").domain().ok()).collect();
-    let is_default = |name: &str| others.iter().all(|other| other.name() != name);
-    let from = home.join("registry/index").display().to_string();
-    let found = indexes(home).into_iter().filter(|(name, _)| is_default(name));
-    found.flat_map(|(name, files)| [Source::new(&format!("https://{name}"), &from), files]).collect()
+    let is_named = |name: &str| others.iter().any(|other| other.name() == name);
+    let dir = home.join("registry/index");
+    let mut found = indexes(home).into_iter().filter(|(name, _)| !is_named(name));
+    let Some((name, files)) = found.next() else { return Ok(Vec::new()) };
+    if found.any(|(other, _)| other != name) {
+        return Err(UnusablePreset::ManyIndexes(dir));
+    }
+    Ok(vec![Source::new(&format!("https://{name}"), &dir.display().to_string()), files])
 }
 
 /// Returns the host of each index over HTTP that Cargo has used, and where its files are. Cargo names their directories by

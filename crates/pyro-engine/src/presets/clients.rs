@@ -1,10 +1,12 @@
 //! Where the package managers of a host keep their settings.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::UnusablePreset;
+use super::default_hosts::Question;
+use crate::host_file::{self, UnusableFile};
 use crate::{Domain, SecretVariables};
 
 /// Maximum size of a file with settings, in bytes.
@@ -28,12 +30,6 @@ pub(super) struct Configured {
     pub(super) default: Option<Question>,
 }
 
-/// A program that prints URLs.
-pub(super) struct Question {
-    pub(super) program: &'static str,
-    pub(super) args: &'static [&'static str],
-}
-
 /// A URL, and where it was found.
 pub(super) struct Source {
     url: String,
@@ -53,6 +49,9 @@ impl Source {
             url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).ok_or_else(invalid)?;
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
         let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        if is_address(host) {
+            return Err(UnusablePreset::Address { from: self.from.clone() });
+        }
         let domain: Domain = host.parse().map_err(|_| invalid())?;
         // A pattern is not a host.
         if domain.is_wildcard() { Err(invalid()) } else { Ok(domain) }
@@ -83,35 +82,39 @@ impl PackageClients {
     }
 }
 
-/// Returns a file's text; `None` if there is no such file.
+/// Whether the host of a URL is an address, perhaps with a port.
+fn is_address(host: &str) -> bool {
+    let name = host.split_once(':').map_or(host, |(name, _)| name);
+    host.starts_with('[') || name.parse::<IpAddr>().is_ok()
+}
+
+/// Returns a file's text; `None` if there is no such file. Blocks.
 pub(super) fn read(path: &Path) -> Result<Option<String>, UnusablePreset> {
-    let read = || {
-        let mut text = String::new();
-        let taken = File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
-        match taken as u64 > MAX_FILE_BYTES {
-            true => Err(io::Error::other(format!("it has more than {MAX_FILE_BYTES} bytes"))),
-            false => Ok(text),
-        }
-    };
-    match read() {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+    let unusable = |cause| Err(UnusablePreset::Read { path: path.to_owned(), cause });
+    match host_file::read(path, MAX_FILE_BYTES) {
+        Ok(content) => match String::from_utf8(content) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) => unusable(io::Error::new(io::ErrorKind::InvalidData, error).into()),
+        },
+        Err(UnusableFile::Read(error))
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
             Ok(None)
         }
-        Err(cause) => Err(UnusablePreset::Read { path: path.to_owned(), cause }),
+        Err(error) => unusable(error),
     }
 }
 
-/// Returns the names and values of a file with lines of `NAME = VALUE`; a line that begins with white space continues the
-/// value before it. Names in all sections count.
-pub(super) fn assignments(text: &str) -> Vec<(String, String)> {
+/// Returns the names and values of a file with lines of `NAME = VALUE`, or with another separator; a line that begins with
+/// white space continues the value before it. Names in all sections count.
+pub(super) fn assignments(text: &str, separators: &[char]) -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = Vec::new();
     for line in text.lines() {
         let trimmed = line.trim();
         if trimmed.is_empty() || trimmed.starts_with(['#', ';', '[']) {
             continue;
         }
-        match (line.starts_with(char::is_whitespace), found.last_mut(), trimmed.split_once('=')) {
+        match (line.starts_with(char::is_whitespace), found.last_mut(), trimmed.split_once(separators)) {
             (true, Some((_, value)), _) => {
                 value.push('\n');
                 value.push_str(trimmed);

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use super::UnusablePreset;
-use super::clients::{Configured, PackageClients, Question, Source, assignments, read};
+use super::clients::{Configured, PackageClients, Source, assignments, read};
+use super::default_hosts::Question;
 
 /// Prints npm's registry.
 const DEFAULT: Question = Question { program: "npm", args: &["config", "get", "registry"] };
@@ -16,7 +17,7 @@ pub(super) fn configured(clients: &PackageClients) -> Result<Configured, Unusabl
     let of_system = ["/etc/npmrc", "/usr/etc/npmrc", "/usr/local/etc/npmrc"].map(|path| clients.system(path));
     for path in of_user.into_iter().chain(of_system) {
         let text = read(&path)?.unwrap_or_default();
-        for (name, value) in assignments(&text) {
+        for (name, value) in assignments(&text, &['=']) {
             // That of one scope adds to that of all others.
             if name == "registry" || (name.starts_with('@') && name.ends_with(":registry")) {
                 has_registry |= name == "registry";

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use toml_edit::{DocumentMut, Item};
 
 use super::UnusablePreset;
-use super::clients::{Configured, PackageClients, Question, Source, assignments, read};
+use super::clients::{Configured, PackageClients, Source, assignments, read};
+use super::default_hosts::Question;
 
 /// Prints pip's default index, and where its files are.
 const DEFAULT: Question = Question {
@@ -28,7 +29,7 @@ pub(super) fn configured(clients: &PackageClients) -> Result<Configured, Unusabl
     }
     for path in pip_files(clients) {
         let text = read(&path)?.unwrap_or_default();
-        for (name, value) in assignments(&text) {
+        for (name, value) in assignments(&text, &['=', ':']) {
             let name = name.replace('_', "-");
             if name == "index-url" || name == "extra-index-url" {
                 has_index |= name == "index-url";
@@ -41,7 +42,7 @@ pub(super) fn configured(clients: &PackageClients) -> Result<Configured, Unusabl
         let Some(text) = read(&path)? else { continue };
         let settings: DocumentMut = text.parse().map_err(|_| UnusablePreset::Toml(path.clone()))?;
         let from = path.display().to_string();
-        for table in [settings.as_item(), &settings["pip"]] {
+        for table in [Some(settings.as_item()), settings.get("pip")].into_iter().flatten() {
             has_index |= table.get("index-url").is_some();
             let urls = ["index-url", "extra-index-url"].into_iter().filter_map(|name| table.get(name));
             sources.extend(urls.flat_map(texts).map(|url| Source::new(url, &from)));

@@ -10,6 +10,7 @@ use crate::SecretVariables;
 struct Host {
     dir: TempDir,
     config: Config,
+    defaults: DefaultHosts,
 }
 
 impl Host {
@@ -28,7 +29,7 @@ impl Host {
             },
             ..Config::new("/state".into(), "/cache".into(), "/bin/pyro".into())
         };
-        Self { dir, config }
+        Self { dir, config, defaults: DefaultHosts::default() }
     }
 
     fn with_file(self, name: &str, text: &str) -> Self {
@@ -54,7 +55,7 @@ impl Host {
     async fn expand(&self, entries: &[&str]) -> Result<Vec<String>, String> {
         let allow_domains = entries.iter().map(|entry| entry.parse().unwrap()).collect();
         let policy = NetworkPolicy { allow_domains, ..NetworkPolicy::default() };
-        match expand(policy, &self.config).await {
+        match expand(policy, &self.config, &self.defaults).await {
             Ok(policy) => Ok(policy.allow_domains.iter().map(ToString::to_string).collect()),
             Err(error) => Err(error.to_string().replace(self.dir.path().to_str().unwrap(), "")),
         }
@@ -137,6 +138,12 @@ async fn pypi_is_what_pip_and_uv_use() {
         "uv.example.test",
     ];
     assert_eq!(host.expand(&["@pypi"]).await.unwrap(), expected);
+    let only_index = "[[index]]\nurl = \"https://uv.example.test/simple\"\ndefault = true\n";
+    let host = Host::new().with_file("etc/uv/uv.toml", only_index);
+    assert_eq!(host.expand(&["@pypi"]).await.unwrap(), ["uv.example.test"]);
+    let colon =
+        Host::new().with_file("etc/pip.conf", "[global]\nindex-url: https://colon.example.test/simple\n");
+    assert_eq!(colon.expand(&["@pypi"]).await.unwrap(), ["colon.example.test"]);
     let damaged = Host::new().with_file("etc/uv/uv.toml", "[");
     assert_eq!(damaged.error("@pypi").await, "invalid settings in /etc/uv/uv.toml: expected TOML");
 }
@@ -185,6 +192,11 @@ async fn crates_are_where_cargo_takes_them_from() {
             "[registries.ours]\nindex = \"sparse+https://ours.example.test/\"\n",
         );
     assert_eq!(used.expand(&["@crates"]).await.unwrap(), ["index.example.test", "static.example.test"]);
+    // Without its name, any of the two may be the default.
+    let used = used.with_file("home/.cargo/config.toml", "");
+    let error = used.error("@crates").await;
+    assert!(error.starts_with("/home/.cargo/registry/index has more than one index"), "{error}");
+    assert!(error.contains("--allow-domain NAME"), "{error}");
 
     let replaced = "[source.crates-io]\nreplace-with = \"one\"\n[source.one]\nreplace-with = \"two\"\n\
                     [source.two]\nregistry = \"sparse+https://mirror.example.test/index/\"\n";
@@ -203,16 +215,43 @@ async fn crates_are_where_cargo_takes_them_from() {
 
 #[tokio::test]
 async fn what_is_not_the_url_of_a_named_host_is_refused_without_showing_it() {
-    for url in [
-        "ftp://user:secret@a.test/",
-        "https://user:secret@192.0.2.1/",
-        "https://user:secret@*.test/",
-        "${SECRET}",
-    ] {
+    for url in ["ftp://user:secret@a.test/", "https://user:secret@*.test/", "${SECRET}"] {
         let error = Host::new().with_variable("PIP_INDEX_URL", url).error("@pypi").await;
         assert_eq!(
             error,
             "invalid package host in PIP_INDEX_URL: expected a URL that starts with http:// or https:// and has a host name"
         );
     }
+}
+
+#[tokio::test]
+async fn an_address_is_opened_without_a_preset() {
+    for url in ["https://user:secret@192.0.2.1/", "http://192.0.2.1:3141/simple", "http://[2001:db8::1]:80/"]
+    {
+        let error = Host::new().with_variable("PIP_INDEX_URL", url).error("@pypi").await;
+        assert!(error.contains("--allow-host HOST:PORT") && !error.contains("secret"), "{error}");
+    }
+}
+
+/// Nothing is read from a pipe, which might have no writer.
+#[tokio::test]
+async fn settings_that_are_not_a_file_are_refused() {
+    let host = Host::new();
+    let path = host.dir.path().join("etc/pip.conf");
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert_eq!(host.error("@pypi").await, "cannot read /etc/pip.conf: it is not a regular file");
+}
+
+#[tokio::test]
+async fn a_client_is_asked_once_until_it_fails() {
+    let script = "echo >> \"$HOME/asked\"; [ -e \"$HOME/ready\" ] && echo https://npm.example.test/";
+    let host = Host::new().with_program("npm", script);
+    let asked = || fs::read_to_string(host.dir.path().join("home/asked")).unwrap().len();
+    host.error("@npm").await;
+    fs::write(host.dir.path().join("home/ready"), "").unwrap();
+    let expected = Ok(vec!["npm.example.test".to_owned()]);
+    let (one, two) = tokio::join!(host.expand(&["@npm"]), host.expand(&["@npm"]));
+    assert_eq!((one, two), (expected.clone(), expected.clone()));
+    assert_eq!(host.expand(&["@npm"]).await, expected);
+    assert_eq!(asked(), 2);
 }

@@ -81,9 +81,8 @@ async fn serve(
             }
             Message::RefreshResolvers => {
                 let current = list.current();
-                if current != sent {
+                if current != sent && answer(&socket, &serde_json::to_vec(current)?)? {
                     current.clone_into(&mut sent);
-                    answer(&socket, &serde_json::to_vec(&sent)?)?;
                 }
                 tokio::time::sleep(LOOK_TIME).await;
             }
@@ -108,10 +107,11 @@ async fn receive(socket: &UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
     received.await
 }
 
-/// A process that does not take its answers gets the next one.
-fn answer(socket: &UnixStream, text: &[u8]) -> io::Result<()> {
+/// Sends an answer. Returns whether it was sent: a process that does not take its answers gets the next one.
+fn answer(socket: &UnixStream, text: &[u8]) -> io::Result<bool> {
     match send(socket.as_fd(), text, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-        Ok(_) | Err(Errno::AGAIN) => Ok(()),
+        Ok(_) => Ok(true),
+        Err(Errno::AGAIN) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
 }
@@ -148,6 +148,22 @@ mod tests {
         let length = receive(&theirs, &mut buffer).await.unwrap();
         assert_eq!(&buffer[..length], br#"["192.0.2.2:53"]"#);
         assert_eq!(keeper.confinement(), Some(first));
+    }
+
+    /// Otherwise a list that could not be sent would count as known.
+    #[tokio::test]
+    async fn a_full_socket_takes_no_answer() {
+        let kind = (AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        let (ours, theirs) = socketpair(kind.0, kind.1, kind.2, None).unwrap();
+        let ours = asynchronous(ours).unwrap();
+        let mut sent = 0;
+        while answer(&ours, b"[]").unwrap() {
+            sent += 1;
+        }
+        for _ in 0..sent {
+            recv(&theirs, &mut [0; 2][..], RecvFlags::DONTWAIT).unwrap();
+        }
+        assert!(answer(&ours, b"[]").unwrap());
     }
 
     #[tokio::test]

@@ -108,7 +108,7 @@ impl Network {
         let Carrier::Process(process) = &self.carrier else { return Ok(()) };
         let reported = tokio::time::timeout(REPORT_LIMIT, process.control().reported()).await;
         let Ok(Some(confinement)) = reported else { return Err("network process (no report)".to_owned()) };
-        let missing = confinement.missing_of_itself();
+        let missing = confinement.missing_self_applied();
         let missing: Vec<_> = missing
             .into_iter()
             .map(|(layer, reason)| format!("{layer} of the network process ({reason})"))

@@ -157,7 +157,7 @@ impl Host {
                 let reported = Denials::read(File::open(&denials)?)?;
                 if reported.iter().count() == ATTACKS.len() + DUTIES.len() {
                     let confinement = network.confinement().ok_or("no report")?;
-                    println!("confinement: {}", confinement.of_itself());
+                    println!("confinement: {}", confinement.self_applied());
                     if !confinement.seccomp.is_active() {
                         return Err("the list of system calls does not hold".into());
                     }

@@ -117,16 +117,19 @@ impl Forwarder {
                 return;
             }
         };
+        let waiting: usize = self.exchanges.values().map(|exchange| exchange.asked.askers.len()).sum();
         // Each further exchange would be one more that a forged answer can hit.
         let same = self.exchanges.values_mut().find(|exchange| exchange.covers(origin, &question, bound));
-        if let Some(exchange) = same {
-            if exchange.wait(origin, &question).is_err() {
-                self.answers.push((origin, question.empty(DnsRcode::ServFail)));
-            }
+        // A guest repeats a question that is not answered soon.
+        if same.as_ref().is_some_and(|exchange| exchange.is_asked(origin, &question)) {
             return;
         }
-        if self.exchanges.len() >= limits::DNS_QUERIES {
+        if waiting >= limits::DNS_QUERIES {
             self.answers.push((origin, question.empty(DnsRcode::ServFail)));
+            return;
+        }
+        if let Some(exchange) = same {
+            exchange.asked.askers.push((origin, question));
             return;
         }
         if !self.rate.take(Instant::now()) {
@@ -274,8 +277,8 @@ fn ask_by_stream(resolver: SocketAddr, query: &[u8], token: Token, shared: &Shar
 }
 
 impl Exchange {
-    /// Whether the answer will be one to this question too. What is bound is answered by a message of its own for each question; any other answer
-    /// passes unchanged, so it must have been asked for in the same way.
+    /// Whether the answer will be one to this question too. What is bound is answered by a message of its own for each
+    /// question; any other answer passes unchanged, so it must have been asked for in the same way.
     fn covers(&self, origin: Origin, question: &Question, bound: bool) -> bool {
         let Some((first_origin, first)) = self.asked.askers.first() else { return false };
         let is_datagram = |origin: &Origin| matches!(origin, Origin::Datagram(_));
@@ -283,18 +286,9 @@ impl Exchange {
         self.asked.bound == bound && is_datagram(first_origin) == is_datagram(&origin) && is_same
     }
 
-    /// Has another asker wait for the answer.
-    fn wait(&mut self, origin: Origin, question: &Question) -> Result<(), TooManyWait> {
-        let askers = &mut self.asked.askers;
-        // A guest repeats a question that is not answered soon.
-        if askers.iter().any(|(known, asked)| (known, asked) == (&origin, question)) {
-            return Ok(());
-        }
-        if askers.len() >= limits::DNS_WAITING {
-            return Err(TooManyWait);
-        }
-        askers.push((origin, question.clone()));
-        Ok(())
+    /// Whether this very question of this asker waits for the answer already.
+    fn is_asked(&self, origin: Origin, question: &Question) -> bool {
+        self.asked.askers.iter().any(|(known, asked)| (known, asked) == (&origin, question))
     }
 
     /// Does what can be done now, and returns the answer once it has arrived. Stays ready if there may be more.
@@ -342,9 +336,6 @@ impl Exchange {
         }
     }
 }
-
-/// The maximum number of equal questions wait already.
-struct TooManyWait;
 
 impl Asked {
     /// Returns what each asker is answered.

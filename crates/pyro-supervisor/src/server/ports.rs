@@ -17,8 +17,8 @@ use tokio::task::{AbortHandle, JoinSet, spawn_local};
 use crate::mux::Streams;
 use crate::{PortMapping, PublishedPort};
 
-/// Maximum number of ports of one VM.
-const MAX_PORTS: usize = 32;
+/// Maximum number of published ports of one VM.
+pub const MAX_PORTS: usize = 32;
 /// Maximum number of connections that are open at once to all ports of a VM. Others wait until the kernel's queue is full.
 /// Less than half of the streams that clients can have, so that commands can always run.
 const MAX_CONNECTIONS: usize = 96;
@@ -41,9 +41,16 @@ pub(super) enum PortError {
     NotLocal(SocketAddr),
     #[error("too many published ports: the maximum is {MAX_PORTS}")]
     TooMany,
+    #[error(transparent)]
+    Closed(#[from] Closed),
     #[error("cannot publish on {0}: {1}")]
     Listen(SocketAddr, io::Error),
 }
+
+/// The VM is about to end: its ports are closed, and no more are published.
+#[derive(Debug, thiserror::Error)]
+#[error("the VM is being stopped")]
+pub(super) struct Closed;
 
 impl PortError {
     fn of(address: SocketAddr, error: io::Error) -> Self {
@@ -69,6 +76,8 @@ struct Table {
     connections: Arc<Semaphore>,
     /// Present while the guest takes requests.
     streams: Option<Streams>,
+    /// Set for good when the VM ends.
+    is_closed: bool,
 }
 
 struct Port {
@@ -90,13 +99,16 @@ impl Drop for Port {
 impl Ports {
     pub(super) fn new() -> Self {
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let table = Table { ports: Vec::new(), connections, streams: None };
+        let table = Table { ports: Vec::new(), connections, streams: None, is_closed: false };
         Self { table: Rc::new(RefCell::new(table)), recording: Rc::default() }
     }
 
     /// Listens for clients. Before the guest takes requests, they wait.
     pub(super) fn publish(&self, mapping: PortMapping) -> Result<PublishedPort, PortError> {
         let mut table = self.table.borrow_mut();
+        if table.is_closed {
+            return Err(Closed.into());
+        }
         if table.ports.len() >= MAX_PORTS {
             return Err(PortError::TooMany);
         }
@@ -114,29 +126,40 @@ impl Ports {
         Ok(published)
     }
 
-    /// Closes the ports with this number on the host, with their connections. Returns whether there were any.
-    pub(super) fn unpublish(&self, host_port: u16) -> bool {
-        let mut table = self.table.borrow_mut();
-        let before = table.ports.len();
-        table.ports.retain(|port| port.published.bound.port() != host_port);
-        table.ports.len() < before
+    /// Closes the ports with this number on the host, with their connections.
+    pub(super) fn unpublish(&self, host_port: u16) {
+        self.table.borrow_mut().ports.retain(|port| port.published.bound.port() != host_port);
+    }
+
+    /// Closes the port that is bound to this address, with its connections.
+    pub(super) fn withdraw(&self, bound: SocketAddr) {
+        self.table.borrow_mut().ports.retain(|port| port.published.bound != bound);
     }
 
     /// Accepts clients from now on.
     pub(super) fn open(&self, streams: &Streams) {
         let mut table = self.table.borrow_mut();
-        let Table { ports, connections, streams: opened } = &mut *table;
+        let Table { ports, connections, streams: opened, .. } = &mut *table;
         *opened = Some(streams.clone());
         for port in ports {
             port.accept(streams, connections);
         }
     }
 
-    /// Closes all ports, with their connections.
+    /// Closes all ports for good, with their connections.
     pub(super) fn close(&self) {
         let mut table = self.table.borrow_mut();
+        table.is_closed = true;
         table.streams = None;
         table.ports.clear();
+    }
+
+    /// Returns the ports to record. A table that was closed is not the one to record: a stopped VM keeps its ports.
+    pub(super) fn to_record(&self) -> Result<Vec<PublishedPort>, Closed> {
+        match self.table.borrow().is_closed {
+            true => Err(Closed),
+            false => Ok(self.published()),
+        }
     }
 
     pub(super) fn published(&self) -> Vec<PublishedPort> {

@@ -14,5 +14,5 @@ mod ports;
 mod process;
 mod races;
 
-pub(crate) use self::fake::{Conditions, Supervised, spec};
+pub(crate) use self::fake::{Conditions, Fact, FakeStore, Supervised, World, spec};
 pub(crate) use self::races::started;

@@ -105,12 +105,19 @@ struct Installed<'a> {
     replaced: Option<&'a str>,
     written: bool,
     backup: Option<PathBuf>,
+    /// What the user has to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<&'static str>,
 }
+
+/// They may contain credentials, which do not belong into the file of a client.
+const PROXIES_ARE_NOT_HANDED_ON: &str = "PYRO_HOST_PROXY is in the entry, but the proxy settings are not: set HTTPS_PROXY and the like for the client";
 
 pub(crate) fn run(args: &McpInstallArgs) -> Result<Reply, CliError> {
     let variables = Variables::of_process();
     // Checks the settings too, so that no client gets an invalid one.
     let config = config::engine_config(&variables)?;
+    let note = config.host_proxy.then_some(PROXIES_ARE_NOT_HANDED_ON);
     let program = config.program.clone();
     let program = program.to_str().ok_or_else(|| {
         InstallError::new(format!("the path of pyro is not valid UTF-8: {}", program.display()))
@@ -151,6 +158,7 @@ pub(crate) fn run(args: &McpInstallArgs) -> Result<Reply, CliError> {
         },
         written: args.write && *change != Change::Nothing,
         backup,
+        note,
     };
     Ok(Reply::of(args.json, &document, text)?)
 }
@@ -185,6 +193,9 @@ fn text(document: &Installed<'_>) -> String {
         }
         (None, true, _) => text.push_str("\nWritten.\n"),
         (None, false, _) => text.push_str("\nNothing was written; use `--write` to write it.\n"),
+    }
+    if let Some(note) = document.note {
+        text.push_str(&format!("\nNote: {note}\n"));
     }
     text
 }

@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 
+use pyro_supervisor::BootFailure;
+
 use super::*;
 use crate::VmState;
 use crate::engine::tests::{created, engine};
@@ -29,4 +31,48 @@ async fn a_spare_that_is_lost_after_its_start_was_recorded_does_not_prevent_anot
     assert_eq!(claims.get(), 3);
     let started = record_start().await.unwrap();
     assert_eq!((started.state, started.last_error), (VmState::Started, None));
+}
+
+#[test]
+fn a_task_whose_port_is_in_use_can_be_started_without_it() {
+    let id = VmId::random().unwrap();
+    let hints = |is_new| {
+        let cause = "the port is in use".to_owned();
+        let failure = BootFailure { stage: BootStage::Ports, cause, console: Vec::new() };
+        start_error(Kind::Task, &id, is_new, Path::new("/vm"), StartError::Boot(failure)).hints
+    };
+    assert_eq!(hints(true), [Hint::AnotherPort]);
+    assert_eq!(hints(false), [Hint::UnpublishTask { task: id.to_string() }]);
+}
+
+#[tokio::test]
+async fn a_task_whose_certificates_are_gone_says_where_they_belong() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("ca.pem").display().to_string();
+    let choice =
+        HostChoice { ca: Some(crate::host_settings::CaSource::Bundle(path.clone().into())), proxy: false };
+    let error = engine(root.path()).host_settings_again(choice).await.unwrap_err();
+    assert_eq!((error.kind, error.hints), (ErrorKind::InvalidInput, vec![Hint::RestoreBundle { path }]));
+}
+
+#[tokio::test]
+async fn proxy_settings_that_are_not_there_are_a_warning() {
+    let root = tempfile::tempdir().unwrap();
+    let (sender, mut events) = tokio::sync::mpsc::channel(8);
+    let spec = VmSpec { network: true, host_proxy: Some(true), ..VmSpec::new("debian:12") };
+    engine(root.path()).check_host_settings(&spec, &Events::to(sender)).await.unwrap();
+    let Some(Event::Warning(text)) = events.recv().await else { panic!("no warning") };
+    assert!(text.starts_with("host_proxy has no effect"), "{text}");
+}
+
+#[tokio::test]
+async fn a_preset_without_hosts_is_refused_before_anything_is_recorded() {
+    let root = tempfile::tempdir().unwrap();
+    let policy = NetworkPolicy { allow_domains: vec!["@pypi".parse().unwrap()], ..NetworkPolicy::default() };
+    let spec = VmSpec { network: true, network_policy: Some(policy), ..VmSpec::new("debian:12") };
+    let mut config =
+        crate::Config::new(root.path().join("state"), root.path().join("cache"), root.path().join("pyro"));
+    config.package_clients.root = root.path().to_owned();
+    let error = Engine::new(config).check_host_settings(&spec, &Events::none()).await.unwrap_err();
+    assert!(error.message.starts_with("cannot find the hosts of @pypi"), "{error}");
 }

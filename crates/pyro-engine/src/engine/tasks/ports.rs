@@ -1,6 +1,6 @@
 //! Ports of tasks that are published on this host. The supervisor of a running task listens for their clients.
 
-use pyro_supervisor::RunError;
+use pyro_supervisor::{PublishError, RunError};
 
 use super::{EXIT_TIME, not_asked, supervisor_lost, unanswered};
 use crate::engine::Engine;
@@ -13,12 +13,16 @@ use crate::{
     TaskPublished, VmId, VmState, convert,
 };
 
+// What is accepted for a new task can be published when it starts.
+const _: () = assert!(MAX_PORTS == pyro_supervisor::MAX_PORTS);
+
 impl Engine {
     /// Publishes a port of a running task on this host, until it is unpublished or the task is deleted. A stopped task gets
     /// it back when it starts.
     ///
     /// # Errors
-    /// `NotFound`, `WrongState` if the task is not running, runs on this host, or this host cannot listen there;
+    /// `NotFound`, `WrongState` if the task is not running, runs on this host, or cannot have the port, or this host cannot
+    /// listen there;
     /// `NotDelivered`, `OutcomeUnknown`, `StateUnusable`.
     pub async fn publish_task(
         &self,
@@ -117,11 +121,31 @@ fn port(mapping: PortMapping, bound: Option<std::net::SocketAddr>) -> PublishedP
     PublishedPort { host_ip: host.ip().to_string(), host_port: host.port(), guest_port: mapping.guest_port }
 }
 
-fn port_error(id: &VmId, error: RunError) -> Error {
+fn port_error(id: &VmId, error: PublishError) -> Error {
     match error {
-        RunError::NotDelivered(error) => not_asked(error),
-        RunError::Refused { cause } => Error::new(ErrorKind::WrongState, cause).hint(Hint::AnotherPort),
-        RunError::Unanswered => unanswered(id),
-        RunError::Cancelled | RunError::Lost { .. } => supervisor_lost(id),
+        PublishError::CannotListen { cause } => {
+            Error::new(ErrorKind::WrongState, cause).hint(Hint::AnotherPort)
+        }
+        error @ PublishError::NotRecorded { .. } => Error::new(ErrorKind::StateUnusable, error.to_string()),
+        PublishError::Request(RunError::Refused { cause }) => Error::new(ErrorKind::WrongState, cause),
+        PublishError::Request(RunError::NotDelivered(error)) => not_asked(error),
+        PublishError::Request(RunError::Unanswered) => unanswered(id),
+        PublishError::Request(RunError::Cancelled | RunError::Lost { .. }) => supervisor_lost(id),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_port_helps_only_where_the_host_cannot_listen() {
+        let (id, cause) = (VmId::random().unwrap(), "why".to_owned());
+        let error = port_error(&id, PublishError::CannotListen { cause: cause.clone() });
+        assert_eq!((error.kind, error.hints), (ErrorKind::WrongState, vec![Hint::AnotherPort]));
+        let error = port_error(&id, RunError::Refused { cause: cause.clone() }.into());
+        assert_eq!((error.kind, error.hints), (ErrorKind::WrongState, vec![]));
+        let error = port_error(&id, PublishError::NotRecorded { cause });
+        assert_eq!((error.kind, error.hints), (ErrorKind::StateUnusable, vec![]));
     }
 }

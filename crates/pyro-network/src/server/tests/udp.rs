@@ -1,7 +1,9 @@
 use std::net::UdpSocket;
 
 use super::*;
+use crate::dns::Bindings;
 use crate::limits;
+use crate::policy::{DnsName, Host, HostRule};
 
 #[test]
 fn only_the_peer_of_a_flow_is_heard() {
@@ -102,4 +104,33 @@ fn a_flow_is_judged_again_after_a_while() {
     guest.send_frame(&frame);
     assert_eq!(guest.unreachable_code(), 13);
     assert_eq!(guest.ask(|network| network.udp.len()), 0);
+}
+
+/// A guest does not resolve a name again while it uses the address.
+#[test]
+fn a_flow_outlives_the_binding_of_its_name() {
+    let mut guest = Guest::new(config(loopback()));
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_read_timeout(Some(guest::LONG)).unwrap();
+    let to = server.local_addr().unwrap();
+    let name = || DnsName::new("server.test").unwrap();
+    guest.ask(move |network| network.shared.bindings.bind(&name(), to.ip(), limits::UDP_TIME));
+    let from: SocketAddr = (GUEST, 4000).into();
+    guest.send_frame(&guest::udp_frame(GUEST_MAC, from, to, b"x"));
+    server.recv_from(&mut [0; 8]).unwrap();
+    // A name opens no loopback address, so the flow is taken for one to a private address that the name has.
+    let private: SocketAddr = ([10, 255, 254, 253], to.port()).into();
+    guest.ask(move |network| {
+        network.udp.take_for(Ends { guest: from, destination: to }, private);
+        let rule = HostRule { host: Host::Name(name()), port: None };
+        network.shared.config.policy = Policy { allow_hosts: vec![rule], ..Policy::default() };
+        network.shared.bindings = Bindings::default();
+        network.udp.age(limits::UDP_JUDGED_TIME);
+    });
+    guest.send_frame(&guest::udp_frame(GUEST_MAC, from, private, b"x"));
+    server.recv_from(&mut [0; 8]).unwrap();
+    // Another flow needs the name.
+    guest.send_frame(&guest::udp_frame(GUEST_MAC, (GUEST, 4001).into(), private, b"x"));
+    assert_eq!(guest.unreachable_code(), 13);
+    assert_eq!(guest.ask(|network| network.udp.len()), 1);
 }

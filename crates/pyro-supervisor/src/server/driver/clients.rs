@@ -15,9 +15,9 @@ use super::Driver;
 use crate::mux::Streams;
 use crate::protocol::{COPY_STEP_LIMIT, Reply, Request, ServerStream};
 use crate::server::commands::reply;
-use crate::server::ports::Ports;
+use crate::server::ports::{PortError, Ports};
 use crate::server::state::{self, ClientId, Refusal};
-use crate::server::{Boot, Clock, REPLY_LIMIT, Store, StoreError};
+use crate::server::{Boot, Clock, REPLY_LIMIT, Store};
 use crate::spec::{LaunchSpec, PortMapping};
 
 /// Bytes to read from a client at a time, at most.
@@ -44,8 +44,14 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 Request::Run { exec, journal, detach } => commands.run(exec, journal, detach, client).await,
                 Request::Watch { sequence, output } => commands.watch(sequence, output, client).await,
                 Request::Kill { sequence } => commands.kill(sequence, client).await,
-                Request::Publish(mapping) => ports.publish(mapping, client).await,
-                Request::Unpublish { host_port } => ports.unpublish(host_port, client).await,
+                Request::Publish(mapping) => {
+                    let answer = ports.publish(mapping).await;
+                    reply(&mut { client }, answer).await;
+                }
+                Request::Unpublish { host_port } => {
+                    let answer = ports.unpublish(host_port).await;
+                    reply(&mut { client }, answer).await;
+                }
                 Request::Claim(_)
                 | Request::Cancel
                 | Request::Extend { .. }
@@ -104,36 +110,50 @@ struct Recorder<S> {
 }
 
 impl<S: Store> Recorder<S> {
-    async fn publish(&self, mapping: PortMapping, mut client: ServerStream) {
+    async fn publish(&self, mapping: PortMapping) -> Reply {
         let _recording = self.ports.recording.lock().await;
-        let answer = match self.ports.publish(mapping) {
-            Ok(published) => match self.record().await {
-                Ok(()) => Reply::Published(published),
-                Err(error) => {
-                    self.ports.unpublish(published.bound.port());
-                    Reply::Refused { cause: error.cause }
-                }
-            },
-            Err(error) => Reply::Refused { cause: error.to_string() },
+        let published = match self.ports.publish(mapping) {
+            Ok(published) => published,
+            Err(error @ (PortError::TooMany | PortError::Closed(_))) => return refused(&error),
+            Err(error) => return Reply::CannotListen { cause: error.to_string() },
         };
-        reply(&mut client, answer).await;
+        let ports = match self.ports.to_record() {
+            Ok(ports) => ports,
+            Err(error) => return refused(&error),
+        };
+        match self.store.record_ports(&self.vm_id, &ports).await {
+            Ok(()) => Reply::Published(published),
+            Err(error) => {
+                self.ports.withdraw(published.bound);
+                Reply::NotRecorded { cause: error.cause }
+            }
+        }
     }
 
-    async fn unpublish(&self, host_port: u16, mut client: ServerStream) {
+    /// The ports stay open if the change cannot be recorded.
+    async fn unpublish(&self, host_port: u16) -> Reply {
         let _recording = self.ports.recording.lock().await;
-        let answer = match self.ports.unpublish(host_port) {
-            true => match self.record().await {
-                Ok(()) => Reply::Done,
-                Err(error) => Reply::Refused { cause: error.cause },
-            },
-            false => Reply::NotPublished,
+        let mut ports = match self.ports.to_record() {
+            Ok(ports) => ports,
+            Err(error) => return refused(&error),
         };
-        reply(&mut client, answer).await;
+        let before = ports.len();
+        ports.retain(|port| port.bound.port() != host_port);
+        if ports.len() == before {
+            return Reply::NotPublished;
+        }
+        match self.store.record_ports(&self.vm_id, &ports).await {
+            Ok(()) => {
+                self.ports.unpublish(host_port);
+                Reply::Done
+            }
+            Err(error) => Reply::NotRecorded { cause: error.cause },
+        }
     }
+}
 
-    async fn record(&self) -> Result<(), StoreError> {
-        self.store.record_ports(&self.vm_id, &self.ports.published()).await
-    }
+fn refused(cause: &impl ToString) -> Reply {
+    Reply::Refused { cause: cause.to_string() }
 }
 
 /// Connects the client with the guest for one request.
@@ -171,5 +191,81 @@ async fn forward(first: &[u8], client: &mut (impl AsyncRead + Unpin), guest: &mu
         if !matches!(client.read_buf(&mut buffer).await, Ok(1..)) {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::server::tests::{Conditions, Fact, FakeStore, World};
+
+    fn recorder(conditions: Conditions) -> (Rc<Recorder<FakeStore>>, Rc<World>) {
+        let world = World::new(conditions);
+        let store = Rc::new(FakeStore(Rc::clone(&world)));
+        (Rc::new(Recorder { ports: Ports::new(), store, vm_id: "task".to_owned() }), world)
+    }
+
+    fn mapping(address: &str) -> PortMapping {
+        PortMapping { host: address.parse().unwrap(), guest_port: 80 }
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        LocalSet::new().block_on(&runtime, test);
+    }
+
+    /// What waits for another record while the VM ends must not replace the ports that are recorded.
+    #[test]
+    fn a_port_that_comes_after_the_end_is_neither_bound_nor_recorded() {
+        run(async {
+            let (recorder, world) = recorder(Conditions::task());
+            let first = recorder.publish(mapping("127.0.0.1:0")).await;
+            assert!(matches!(first, Reply::Published(_)), "{first:?}");
+            let recorded = world.facts.borrow().clone();
+            let recording = recorder.ports.recording.lock().await;
+            let (late, other) = (Rc::clone(&recorder), Rc::clone(&recorder));
+            let late = spawn_local(async move { late.publish(mapping("127.0.0.1:0")).await });
+            let other = spawn_local(async move { other.unpublish(80).await });
+            tokio::task::yield_now().await;
+            recorder.ports.close();
+            drop(recording);
+            for answer in [late.await.unwrap(), other.await.unwrap()] {
+                assert_eq!(answer, Reply::Refused { cause: "the VM is being stopped".to_owned() });
+            }
+            assert_eq!(*world.facts.borrow(), recorded);
+            assert!(recorder.ports.published().is_empty());
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_recorded_changes_no_port() {
+        run(async {
+            let (recorder, _) = recorder(Conditions { begins_are_refused: true, ..Conditions::task() });
+            let first = recorder.ports.publish(mapping("127.0.0.1:0")).unwrap();
+            // The same number on another address.
+            let other = SocketAddr::new(Ipv4Addr::new(127, 0, 0, 2).into(), first.bound.port());
+            let full = Reply::NotRecorded { cause: "the disk is full".to_owned() };
+            assert_eq!(recorder.publish(mapping(&other.to_string())).await, full);
+            assert_eq!(recorder.ports.published(), [first]);
+            assert_eq!(recorder.unpublish(first.bound.port()).await, full);
+            assert_eq!(recorder.ports.published(), [first]);
+        });
+    }
+
+    #[test]
+    fn only_what_the_host_refuses_is_about_listening() {
+        run(async {
+            let (recorder, world) = recorder(Conditions::task());
+            let foreign = recorder.publish(mapping("192.0.2.1:0")).await;
+            assert!(matches!(foreign, Reply::CannotListen { .. }), "{foreign:?}");
+            recorder.ports.close();
+            let ended = recorder.publish(mapping("127.0.0.1:0")).await;
+            assert!(matches!(ended, Reply::Refused { .. }), "{ended:?}");
+            assert!(!world.facts.borrow().iter().any(|fact| matches!(fact, Fact::PortsRecorded(_))));
+        });
     }
 }

@@ -1,4 +1,5 @@
-//! One connection of a client on the host to a server in the guest.
+//! One connection of a client on the host to a server in the guest. The other end of the stream is `connect.rs` of
+//! `pyro-guest`, which passes bytes in the same way with the roles exchanged.
 
 use std::cell::Cell;
 use std::io;

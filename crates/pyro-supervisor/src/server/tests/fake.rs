@@ -46,29 +46,29 @@ use crate::{
 /// How the world behaves in one case.
 #[derive(Clone, Debug)]
 pub(crate) struct Conditions {
-    pub(super) retention: Retention,
-    pub(super) is_new: bool,
+    pub(crate) retention: Retention,
+    pub(crate) is_new: bool,
     /// Virtual milliseconds that things take.
-    pub(super) boot_ms: u64,
-    pub(super) store_ms: u64,
-    pub(super) halt_ms: u64,
-    pub(super) boot_fails: bool,
-    pub(super) start_is_refused: bool,
-    pub(super) store: StoreBehaviour,
+    pub(crate) boot_ms: u64,
+    pub(crate) store_ms: u64,
+    pub(crate) halt_ms: u64,
+    pub(crate) boot_fails: bool,
+    pub(crate) start_is_refused: bool,
+    pub(crate) store: StoreBehaviour,
     /// Virtual seconds until the end of the lifetime.
-    pub(super) lifetime: u32,
+    pub(crate) lifetime: u32,
     /// Virtual seconds until a spare ends that no client claims.
-    pub(super) idle: u32,
-    pub(super) identify_ms: u64,
-    pub(super) identity_fails: bool,
-    pub(super) halt_fails: bool,
+    pub(crate) idle: u32,
+    pub(crate) identify_ms: u64,
+    pub(crate) identity_fails: bool,
+    pub(crate) halt_fails: bool,
     /// Commands cannot be recorded when they begin.
-    pub(super) begins_are_refused: bool,
+    pub(crate) begins_are_refused: bool,
     /// Neither the end of the VM nor its removal can be recorded.
-    pub(super) end_is_refused: bool,
-    pub(super) clock_fails: bool,
+    pub(crate) end_is_refused: bool,
+    pub(crate) clock_fails: bool,
     /// Ports that are published from the start.
-    pub(super) ports: Vec<PortMapping>,
+    pub(crate) ports: Vec<PortMapping>,
     /// What an agent does that attacks the host.
     pub(super) attack: Option<Attack>,
 }
@@ -100,7 +100,7 @@ impl Conditions {
 
 /// What becomes of records of commands' ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StoreBehaviour {
+pub(crate) enum StoreBehaviour {
     Works,
     /// The first attempts fail, as on a full disk.
     FailsAtFirst,
@@ -112,7 +112,7 @@ pub(super) enum StoreBehaviour {
 
 /// What happened, in order.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Fact {
+pub(crate) enum Fact {
     StartRecorded,
     PortsRecorded(Vec<PublishedPort>),
     CommandRecorded(u64),
@@ -139,18 +139,18 @@ pub(super) enum Fact {
 }
 
 /// Everything that the fakes share.
-pub(super) struct World {
-    pub(super) conditions: Conditions,
-    pub(super) facts: RefCell<Vec<Fact>>,
-    pub(super) machine_exit: Notify,
-    pub(super) channel_loss: CancellationToken,
-    pub(super) network_loss: CancellationToken,
+pub(crate) struct World {
+    pub(crate) conditions: Conditions,
+    pub(crate) facts: RefCell<Vec<Fact>>,
+    pub(crate) machine_exit: Notify,
+    pub(crate) channel_loss: CancellationToken,
+    pub(crate) network_loss: CancellationToken,
     /// What the machine prints before it exits.
-    pub(super) last_words: RefCell<String>,
+    pub(crate) last_words: RefCell<String>,
     /// The recorded reason why the guest may not have written everything out.
-    pub(super) loss: RefCell<Option<String>>,
+    pub(crate) loss: RefCell<Option<String>>,
     /// When the end of the lifetime was recorded, in seconds since the begin of the case.
-    pub(super) expired_at: Cell<Option<f64>>,
+    pub(crate) expired_at: Cell<Option<f64>>,
     began: Instant,
     is_alive: Cell<bool>,
     sequence: Cell<u64>,
@@ -159,7 +159,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(conditions: Conditions) -> Rc<Self> {
+    pub(crate) fn new(conditions: Conditions) -> Rc<Self> {
         Rc::new(Self {
             conditions,
             facts: RefCell::default(),
@@ -219,6 +219,7 @@ impl Boot for FakeBoot {
             ports: Vec::new(),
             confinement: None,
             network_confinement: None,
+            supervisor_restricted: None,
             start_mode: StartMode::Cold,
             warning: None,
             stages: Vec::new(),
@@ -471,7 +472,7 @@ fn full() -> StoreError {
     StoreError { is_permanent: false, cause: "the disk is full".to_owned() }
 }
 
-pub(super) struct FakeStore(pub(super) Rc<World>);
+pub(crate) struct FakeStore(pub(crate) Rc<World>);
 
 impl FakeStore {
     async fn take_time(&self) {
@@ -581,11 +582,11 @@ impl Clock for FakeClock {
 
 /// A supervisor that runs, and the other ends of its connections.
 pub(crate) struct Supervised {
-    pub(super) world: Rc<World>,
+    pub(crate) world: Rc<World>,
     pub(super) inbox: Inbox,
     pub(crate) dir: PathBuf,
     /// Where it waited to be claimed, if it is a spare.
-    pub(super) spare_dir: PathBuf,
+    pub(crate) spare_dir: PathBuf,
     caller: Option<JoinHandle<()>>,
     driver: JoinHandle<()>,
     _base: tempfile::TempDir,
