@@ -70,7 +70,7 @@ pub(crate) struct Conditions {
     /// Ports that are published from the start.
     pub(crate) ports: Vec<PortMapping>,
     /// What an agent does that attacks the host.
-    pub(super) attack: Option<Attack>,
+    pub(crate) attack: Option<Attack>,
 }
 
 impl Conditions {

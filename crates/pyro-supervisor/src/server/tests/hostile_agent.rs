@@ -19,7 +19,7 @@ use crate::protocol::Request;
 
 /// What the agent does once the VM is up.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Attack {
+pub(crate) struct Attack {
     /// Sent at first.
     first: fn() -> Vec<u8>,
     /// Then sent again and again, without reading an answer.
