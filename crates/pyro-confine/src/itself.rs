@@ -87,8 +87,8 @@ const OF_SUPERVISORS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SYS_ADMIN)
     .union(CapabilitySet::SYS_CHROOT);
 
-/// What a supervisor keeps of these once its programs run: what it needs to end them, to remove what they leave, and to write
-/// to a state directory of another user.
+/// What a supervisor keeps of these once its programs run: what it needs to end them, and to reach and remove files that belong
+/// to their users.
 const OF_RUNNING_SUPERVISORS: CapabilitySet = CapabilitySet::DAC_OVERRIDE
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::FOWNER)
@@ -108,13 +108,14 @@ pub fn harden_supervisor() {
 /// program, creates no process and no namespace, and changes neither mounts nor its user. The calling thread, and those that it
 /// starts from then on, keep only the capabilities to end programs and to reach files of other users. Needs no new privileges.
 pub fn restrict_running_supervisor() -> Layer {
-    if let Err(errno) = keep_capabilities(OF_RUNNING_SUPERVISORS) {
-        return unavailable(errno);
-    }
+    let kept = keep_capabilities(OF_RUNNING_SUPERVISORS);
     let restricted = seccomp::of_running_supervisor().map_err(seccompiler::Error::from).and_then(|filters| {
         filters.iter().try_for_each(|filter| seccompiler::apply_filter_all_threads(filter))
     });
-    restricted.map_or_else(Layer::unavailable, |()| Layer::Active)
+    match (kept, restricted) {
+        (Err(errno), _) => unavailable(errno),
+        (Ok(()), restricted) => restricted.map_or_else(Layer::unavailable, |()| Layer::Active),
+    }
 }
 
 /// Gives up the calling thread's capabilities, except for `kept`.
@@ -122,6 +123,10 @@ fn keep_capabilities(kept: CapabilitySet) -> Result<(), Errno> {
     drop_from_bounding_set(kept);
     let _ = rustix::thread::clear_ambient_capability_set();
     let has = rustix::thread::capabilities(None)?;
+    // Some hosts refuse the call even to those who have nothing to give up.
+    if (has.effective | has.permitted | has.inheritable) & !kept == CapabilitySet::empty() {
+        return Ok(());
+    }
     let sets = CapabilitySets {
         effective: has.effective & kept,
         permitted: has.permitted & kept,

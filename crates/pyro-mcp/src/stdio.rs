@@ -26,8 +26,10 @@ use self::line::{Line, Lines};
 
 /// Messages that wait until the client reads, in bytes. With more, no further message is taken.
 const UNREAD_BYTES: usize = 4 << 20;
-/// Requests in flight, in bytes. With more, no further message is taken.
+/// Requests in flight, in bytes. With more, no further large message is taken.
 const IN_FLIGHT_BYTES: usize = 64 << 20;
+/// Maximum length of a small message, in bytes. Cancellations are small.
+const SMALL_BYTES: usize = 4096;
 
 /// Serves one client that writes to `R` and reads from `W`.
 pub(crate) struct Stdio<R, W> {
@@ -85,13 +87,14 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin + Send + 'static> Stdio<R, W> {
         Ok(message)
     }
 
-    /// Waits until there is space for another message.
-    async fn has_space(&mut self) {
+    /// Waits until there is space for another message of this length.
+    async fn has_space(&mut self, length: usize) {
         loop {
             let mut progress = std::pin::pin!(self.output.progress.notified());
             progress.as_mut().enable();
             let unread = self.output.unread_bytes.load(Ordering::Acquire);
-            if unread < UNREAD_BYTES && self.in_flight.bytes() < IN_FLIGHT_BYTES {
+            let is_taken = length <= SMALL_BYTES || self.in_flight.bytes() < IN_FLIGHT_BYTES;
+            if unread < UNREAD_BYTES && is_taken {
                 return;
             }
             progress.await;
@@ -105,12 +108,14 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin + Send + 'static> Stdio<R, W> {
             Some(line) => line,
             None => self.lines.next().await?,
         };
-        if !matches!(next, Line::End) {
-            self.next = Some(next);
-            self.has_space().await;
-            return Ok(self.next.take().unwrap_or(Line::End));
-        }
-        Ok(next)
+        let length = match &next {
+            Line::Whole(line) => line.len(),
+            Line::TooLong(_) => 0,
+            Line::End => return Ok(next),
+        };
+        self.next = Some(next);
+        self.has_space(length).await;
+        Ok(self.next.take().unwrap_or(Line::End))
     }
 
     fn refuse(&mut self, refused: Refused) {
@@ -178,6 +183,8 @@ where
     }
 
     async fn close(&mut self) -> io::Result<()> {
+        // It may hold the stream.
+        self.refusal = None;
         // Ends writes for which the client does not read.
         self.output.closed.cancel();
         drop(self.output.stream.lock().await.take());

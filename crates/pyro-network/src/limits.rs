@@ -18,8 +18,10 @@ pub const NEW_FLOWS_PER_SECOND: u32 = 100;
 pub const DNS_BURST: u32 = 512;
 /// Number of DNS questions that may be sent each second after a burst.
 pub const DNS_PER_SECOND: u32 = 200;
-/// Maximum number of DNS questions in flight, of which equal ones share one query. More are answered with a server failure.
+/// Maximum number of DNS queries in flight. More are answered with a server failure.
 pub const DNS_QUERIES: usize = 128;
+/// Maximum number of DNS questions in flight, of which equal ones share one query. More are answered with a server failure.
+pub const DNS_ASKERS: usize = 1024;
 /// Maximum number of TCP connections of the guest to our resolver.
 pub const DNS_CONNECTIONS: usize = 16;
 /// Maximum number of addresses that names are bound to.

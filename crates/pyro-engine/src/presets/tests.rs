@@ -240,6 +240,11 @@ async fn settings_that_are_not_a_file_are_refused() {
     let path = host.dir.path().join("etc/pip.conf");
     rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
     assert_eq!(host.error("@pypi").await, "cannot read /etc/pip.conf: it is not a regular file");
+    // The usual way to have a program read no settings.
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("/dev/null", &path).unwrap();
+    let error = host.error("@pypi").await;
+    assert!(!error.contains("pip.conf: it is not"), "{error}");
 }
 
 #[tokio::test]

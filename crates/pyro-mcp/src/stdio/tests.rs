@@ -113,7 +113,11 @@ async fn a_client_that_leaves_answers_unread_can_still_end() {
 async fn requests_in_flight_have_a_size() {
     let (mut transport, mut client, _output) = pair(1 << 16);
     transport.in_flight.begin(&RequestId::Number(1), IN_FLIGHT_BYTES).unwrap();
-    client.write_all(request(2).as_bytes()).await.unwrap();
+    // A small message, such as a cancellation, is taken all the same.
+    client.write_all(request(3).as_bytes()).await.unwrap();
+    assert_eq!(id_of(transport.receive().await), RequestId::Number(3));
+    let large = request(2).replace("\"ping\"", &format!("\"ping\",\"x\":\"{}\"", "x".repeat(SMALL_BYTES)));
+    client.write_all(large.as_bytes()).await.unwrap();
     {
         let mut receiving = std::pin::pin!(transport.receive());
         let is_pending =
@@ -162,6 +166,21 @@ async fn a_client_that_does_not_read_is_not_read_from() {
 async fn answer_rest(mut output: BufReader<DuplexStream>) -> usize {
     let mut rest = Vec::new();
     output.read_until(b'\n', &mut rest).await.unwrap()
+}
+
+#[tokio::test]
+async fn closing_does_not_wait_for_a_refusal_that_nobody_reads() {
+    let (mut transport, mut client, _output) = pair(1);
+    client.write_all(b"nonsense\n").await.unwrap();
+    {
+        let mut receiving = std::pin::pin!(transport.receive());
+        for _ in 0..3 {
+            let polled =
+                std::future::poll_fn(|cx| Poll::Ready(receiving.as_mut().poll(cx).is_pending())).await;
+            assert!(polled, "there is no request");
+        }
+    }
+    tokio::time::timeout(std::time::Duration::from_secs(10), transport.close()).await.unwrap().unwrap();
 }
 
 #[tokio::test]

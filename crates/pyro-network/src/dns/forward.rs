@@ -117,6 +117,7 @@ impl Forwarder {
                 return;
             }
         };
+        let exchanges = self.exchanges.len();
         let waiting: usize = self.exchanges.values().map(|exchange| exchange.asked.askers.len()).sum();
         // Each further exchange would be one more that a forged answer can hit.
         let same = self.exchanges.values_mut().find(|exchange| exchange.covers(origin, &question, bound));
@@ -124,7 +125,11 @@ impl Forwarder {
         if same.as_ref().is_some_and(|exchange| exchange.is_asked(origin, &question)) {
             return;
         }
-        if waiting >= limits::DNS_QUERIES {
+        let is_full = match &same {
+            Some(_) => waiting >= limits::DNS_ASKERS,
+            None => exchanges >= limits::DNS_QUERIES,
+        };
+        if is_full {
             self.answers.push((origin, question.empty(DnsRcode::ServFail)));
             return;
         }

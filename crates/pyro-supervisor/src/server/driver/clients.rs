@@ -114,8 +114,10 @@ impl<S: Store> Recorder<S> {
         let _recording = self.ports.recording.lock().await;
         let published = match self.ports.publish(mapping) {
             Ok(published) => published,
-            Err(error @ (PortError::TooMany | PortError::Closed(_))) => return refused(&error),
-            Err(error) => return Reply::CannotListen { cause: error.to_string() },
+            Err(error @ (PortError::InUse(_) | PortError::Privileged(_) | PortError::NotLocal(_))) => {
+                return Reply::CannotListen { cause: error.to_string() };
+            }
+            Err(error) => return refused(&error),
         };
         let ports = match self.ports.to_record() {
             Ok(ports) => ports,

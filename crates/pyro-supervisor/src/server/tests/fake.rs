@@ -136,6 +136,8 @@ pub(crate) enum Fact {
     NotClaimed,
     /// The supervisor was lost during the claim.
     ClaimLost,
+    /// The host took more from the agent than it may.
+    TookTooMuch,
 }
 
 /// Everything that the fakes share.
@@ -307,7 +309,10 @@ impl Machine for FakeMachine {
 /// closes its stream, `garbage`, which breaks the protocol, and anything else, which ends at once.
 async fn run_guest(channel: UnixStream, world: Rc<World>) {
     if let Some(attack) = world.conditions.attack {
-        return hostile_agent::serve(channel, attack).await;
+        if hostile_agent::serve(channel, attack).await {
+            world.note(Fact::TookTooMuch);
+        }
+        return;
     }
     let mut connection = Connection::new(channel.compat(), Config::default(), Mode::Server);
     // Everything that runs in a guest ends with it.
