@@ -71,16 +71,9 @@ impl Syscalls {
             .iter()
             .map(|(number, conditions)| Ok((*number, conditions.iter().map(rule).collect::<Result<_, _>>()?)))
             .collect::<Result<_, seccompiler::BackendError>>()?;
-        let refuse = |errno: i32| SeccompAction::Errno(errno.cast_unsigned());
         let allowed =
             SeccompFilter::new(rules, refuse(libc::EPERM), SeccompAction::Allow, TargetArch::x86_64)?;
-        let missing = SeccompFilter::new(
-            BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
-            SeccompAction::Allow,
-            refuse(libc::ENOSYS),
-            TargetArch::x86_64,
-        )?;
-        Ok([allowed.try_into()?, missing.try_into()?])
+        Ok([allowed.try_into()?, without_clone3()?])
     }
 }
 
@@ -147,6 +140,16 @@ const NOT_OF_SUPERVISORS: &[i64] = &[
 /// The bit of the numbers of the x32 interface, which has every system call a second time.
 const X32: u32 = 0x4000_0000;
 
+fn refuse(errno: i32) -> SeccompAction {
+    SeccompAction::Errno(errno.cast_unsigned())
+}
+
+/// Compiles a filter that reports `clone3` as missing, so that programs use `clone`, whose flags a filter can see.
+fn without_clone3() -> Result<BpfProgram, seccompiler::BackendError> {
+    let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    SeccompFilter::new(rules, SeccompAction::Allow, refuse(libc::ENOSYS), TargetArch::x86_64)?.try_into()
+}
+
 /// Compiles a filter that refuses the x32 interface. Kernels without it refuse it in the same way.
 fn without_x32() -> BpfProgram {
     let instruction = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
@@ -171,15 +174,8 @@ pub(crate) fn of_running_supervisor() -> Result<[BpfProgram; 3], seccompiler::Ba
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         NOT_OF_SUPERVISORS.iter().map(|number| (*number, Vec::new())).collect();
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![is_process])?]);
-    let refuse = |errno: i32| SeccompAction::Errno(errno.cast_unsigned());
     let refused = SeccompFilter::new(rules, SeccompAction::Allow, refuse(libc::EPERM), TargetArch::x86_64)?;
-    let missing = SeccompFilter::new(
-        BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
-        SeccompAction::Allow,
-        refuse(libc::ENOSYS),
-        TargetArch::x86_64,
-    )?;
-    Ok([refused.try_into()?, missing.try_into()?, without_x32()])
+    Ok([refused.try_into()?, without_clone3()?, without_x32()])
 }
 
 #[cfg(test)]

@@ -129,25 +129,22 @@ impl Endpoint {
         let begins_session = begins_session(&body);
         let ends_session = parts.method == Method::DELETE;
         let request = Request::from_parts(parts, Full::new(body));
-        let mut response = if begins_session {
-            let endpoint = Arc::clone(self);
-            // A task of its own, because a client that disconnects meanwhile must not leave a session that is not counted.
-            let begun = tokio::spawn(async move {
-                let response = endpoint.protocol.handle(request).await;
-                endpoint.end_excess(&response, peer).await;
-                response
-            });
-            match begun.await {
+        let endpoint = Arc::clone(self);
+        let respond = async move {
+            let response = endpoint.protocol.handle(request).await;
+            endpoint.end_excess(&response, peer).await;
+            response
+        };
+        let mut response = match begins_session {
+            false => respond.await,
+            // In a task of its own, because a client that disconnects meanwhile must not leave a session that is not counted.
+            true => match tokio::spawn(respond).await {
                 Ok(response) => response,
                 Err(error) => {
                     tracing::error!(%error, "cannot begin a session");
                     return refusal(StatusCode::INTERNAL_SERVER_ERROR, "cannot begin a session");
                 }
-            }
-        } else {
-            let response = self.protocol.handle(request).await;
-            self.end_excess(&response, peer).await;
-            response
+            },
         };
         if ends_session && response.status() == StatusCode::ACCEPTED {
             // The session has ended, not only begun to.
