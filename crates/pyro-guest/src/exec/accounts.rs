@@ -248,7 +248,7 @@ mod tests {
     fn what_is_not_found_or_not_a_user_is_a_failure_with_its_kind() {
         let etc = etc();
         for (specification, kind) in [
-            ("nobody-here", FailureKind::UserNotFound),
+            ("missing-user", FailureKind::UserNotFound),
             ("big", FailureKind::UserNotFound),
             ("none", FailureKind::UserNotFound),
             ("agent:nogroup", FailureKind::GroupNotFound),

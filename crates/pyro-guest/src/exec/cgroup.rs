@@ -178,8 +178,9 @@ fn signal_below(group: BorrowedFd<'_>, signal: Signal, depth: usize) -> io::Resu
     let procs = openat(group, "cgroup.procs", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut text = String::new();
     File::from(procs).take(MAX_PROCS_BYTES).read_to_string(&mut text)?;
-    // Processes of other PID namespaces have the number zero.
-    for pid in text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
+    // A line that was cut off is the number of another process. Processes of other PID namespaces have the number zero.
+    let (complete, _) = text.rsplit_once('\n').unwrap_or_default();
+    for pid in complete.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
         // Fails if it has ended meanwhile.
         let _ = kill_process(pid, signal);
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use pyro_wire::Status;
-use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -19,8 +19,17 @@ pub(super) struct Child {
 }
 
 impl Child {
+    /// Has the runtime watch a process. If it cannot, the process is killed.
     pub(super) fn new(Spawned { pid, pidfd }: Spawned) -> io::Result<Self> {
-        Ok(Self { pid, pidfd: watch(pidfd, Interest::READABLE)?, status: None })
+        match watch(pidfd, Interest::READABLE) {
+            Ok(pidfd) => Ok(Self { pid, pidfd, status: None }),
+            Err(error) => {
+                // It was not waited for, so the number is still its own.
+                kill_process(pid, Signal::KILL)?;
+                waitid(WaitId::Pid(pid), WaitIdOptions::EXITED)?;
+                Err(error)
+            }
+        }
     }
 
     /// Its process ID, which is also that of the process group that it leads.

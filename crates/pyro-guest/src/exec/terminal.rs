@@ -80,7 +80,7 @@ impl Terminal {
     async fn read(&self) -> io::Result<Bytes> {
         loop {
             let mut ready = self.ours.readable().await?;
-            if let Ok(read) = ready.try_io(|fd| read(fd)) {
+            if let Ok(read) = ready.try_io(read) {
                 return read;
             }
         }

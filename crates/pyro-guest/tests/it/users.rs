@@ -63,7 +63,7 @@ async fn a_command_has_the_users_ids_groups_and_variables() {
 async fn a_user_that_is_not_found_is_a_failure_with_its_kind() {
     let (host, _dir) = host();
     for (user, kind) in [
-        ("nobody-here", FailureKind::UserNotFound),
+        ("missing-user", FailureKind::UserNotFound),
         ("agent:no-group", FailureKind::GroupNotFound),
         ("agent:", FailureKind::InvalidUser),
     ] {
