@@ -141,7 +141,7 @@ impl Store for RegistryStore {
 
     async fn record_command(&self, vm_id: &str, exec: &Exec) -> Result<u64, StoreError> {
         let new = NewCommand {
-            command: exec.command.clone(),
+            command: exec.program.label(),
             cwd: exec.cwd.clone(),
             execution_mode: ExecutionMode::GuestVsock,
             accepted_at: now(),

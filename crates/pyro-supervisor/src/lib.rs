@@ -77,14 +77,7 @@ pub mod fuzzing {
             // Not dropped: the fuzzer does not ignore SIGPIPE.
             let _ = theirs.shutdown().await;
         };
-        let exec = Exec {
-            command: "true".to_owned(),
-            cwd: "/".to_owned(),
-            env: Default::default(),
-            timeout_ms: 1,
-            kill_grace_ms: 1,
-            output_limit: None,
-        };
+        let exec = Exec::new("true", std::time::Duration::from_millis(1));
         let ask = async {
             let _: Option<ExecReply> = streams.ask(exec).await;
         };

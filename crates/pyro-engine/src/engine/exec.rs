@@ -174,6 +174,10 @@ fn not_started_hint(kind: FailureKind) -> Option<Hint> {
         FailureKind::NoSpace => Some(Hint::FreeGuestDisk),
         FailureKind::TooManyProcesses => Some(Hint::EndOtherCommands),
         FailureKind::FileNotFound
+        | FailureKind::ShellNotFound
+        | FailureKind::UserNotFound
+        | FailureKind::GroupNotFound
+        | FailureKind::InvalidUser
         | FailureKind::PermissionDenied
         | FailureKind::Unsupported
         | FailureKind::Other => None,
