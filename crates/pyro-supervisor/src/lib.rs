@@ -44,8 +44,8 @@ pub use machine::with_causes;
 pub use protocol::{GENERATION, Greeting};
 pub use pyro_archive::{Report, destination};
 pub use pyro_wire::{
-    ArchiveLimits, Exec, FailureKind, HostSettings, MAX_HOST_SETTINGS_BYTES, OutputStream, Pack,
-    Status as ExitStatus, Unpack, WORKSPACE,
+    ArchiveLimits, Exec, FailureKind, HostSettings, MAX_HOST_SETTINGS_BYTES, OutputStream, Pack, Program,
+    Status as ExitStatus, TerminalSize, Unpack, WORKSPACE,
 };
 pub use report::{BootFailure, BootInfo, BootStage, EndReason, StageTime, StartMode};
 pub use server::{CommandLog, MAX_PORTS, STREAM_LIMIT, Store, StoreError, file_name, room, run};
