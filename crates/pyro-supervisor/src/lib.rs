@@ -35,13 +35,13 @@ mod stages;
 pub mod template;
 
 pub use client::{
-    Client, ConnectError, CopyError, EndError, EndRequest, Ended, Lifeline, PublishError, Ran, Run, RunError,
-    StartError, make_template, start,
+    Client, CommandInput, ConnectError, CopyError, EndError, EndRequest, Ended, InputStream, Lifeline,
+    PublishError, Ran, Run, RunError, StartError, make_template, start,
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase, network_denials};
 pub use machine::with_causes;
-pub use protocol::{GENERATION, Greeting};
+pub use protocol::{CommandKey, GENERATION, Greeting, InputOutcome};
 pub use pyro_archive::{Report, destination};
 pub use pyro_wire::{
     ArchiveLimits, Exec, FailureKind, HostSettings, MAX_HOST_SETTINGS_BYTES, OutputStream, Pack, Program,

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use futures::{StreamExt, stream};
 use pyro_api::DEFAULT_TIMEOUT_SECONDS;
 use pyro_supervisor::{
-    CommandOutcome, ConnectError, Exec, FailureKind, Program, Ran, Run, RunError, WORKSPACE, timeout_note,
+    CommandInput, CommandOutcome, ConnectError, Exec, FailureKind, InputStream, Program, Ran, Run, RunError,
+    WORKSPACE, timeout_note,
 };
 
 use super::Engine;
@@ -53,7 +55,9 @@ impl Engine {
             pyro_supervisor::OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
             pyro_supervisor::OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
         };
-        let Ran { outcome, .. } = match self.client(&record.vm_id).run(run, cancel, take).await {
+        let input = command_input(command, call);
+        let client = self.client(&record.vm_id);
+        let Ran { outcome, .. } = match client.run_with_input(run, input, cancel, take).await {
             Ok(ran) => ran,
             Err(RunError::Lost { .. } | RunError::Unanswered) => {
                 return Err(Error::outcome_unknown(record.kind, record.vm_id.as_str()));
@@ -105,6 +109,33 @@ impl Engine {
         };
         host_compat::run(&host_command, events, cancel).await
     }
+}
+
+/// Returns what the command is sent while it runs. `None`: neither input nor sizes of its terminal.
+pub(super) fn command_input(command: &CheckedCommand, call: &CallContext) -> Option<InputStream> {
+    match &command.input {
+        CheckedInput::Text(text) => {
+            let text = CommandInput::Data(text.clone().into());
+            Some(stream::iter([text, CommandInput::Finished]).boxed())
+        }
+        CheckedInput::Stream => {
+            // A caller that has no input does not leave its command waiting for it.
+            Some(caller_input(call).unwrap_or_else(|| stream::iter([CommandInput::Finished]).boxed()))
+        }
+        // Only sizes are passed on.
+        CheckedInput::None if command.terminal.is_some() => caller_input(call),
+        CheckedInput::None => None,
+    }
+}
+
+/// Returns what the caller sends.
+pub(super) fn caller_input(call: &CallContext) -> Option<InputStream> {
+    let receiver = call.input.take()?;
+    let events = stream::unfold(receiver, |mut receiver| async {
+        let event = receiver.recv().await?;
+        Some((convert::command_input(event), receiver))
+    });
+    Some(events.boxed())
 }
 
 /// Converts the command for the guest.

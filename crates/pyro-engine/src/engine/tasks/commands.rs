@@ -8,10 +8,12 @@ use tokio_util::sync::CancellationToken;
 use super::{supervisor_lost, unanswered};
 use crate::Kind;
 use crate::capture::{Captured, OutputSink};
-use crate::engine::exec::{exec_request, guest_cwd, not_asked, not_delivered, with_not_started_hint};
+use crate::engine::exec::{
+    command_input, exec_request, guest_cwd, not_asked, not_delivered, with_not_started_hint,
+};
 use crate::engine::{Engine, now};
 use crate::exit_code::{duration_ms, exit_code, status};
-use crate::limits::CheckedCommand;
+use crate::limits::{CheckedCommand, CheckedInput};
 use crate::operations::ExecTask;
 use crate::registry::VmRecord;
 use crate::state::VmEvent;
@@ -82,6 +84,10 @@ impl Engine {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
         refuse_on_host(&record, "detached")?;
+        if matches!(command.input, CheckedInput::Text(_)) {
+            let message = "stdin cannot be given to a command without waiting for it";
+            return Err(Error::new(ErrorKind::InvalidInput, message).hint(Hint::AttachInput));
+        }
         let begun = self.client(&id).detach(exec_request(&command)).await;
         let sequence = match begun {
             Ok(sequence) => sequence,
@@ -106,7 +112,8 @@ impl Engine {
             OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
             OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
         };
-        let ran = self.client(&record.vm_id).run(run, cancel, take).await;
+        let input = command_input(command, call);
+        let ran = self.client(&record.vm_id).run_with_input(run, input, cancel, take).await;
         let (sequence, end) = match ran {
             Ok(ran) => (ran.sequence.unwrap_or_default(), ran.outcome),
             // The supervisor may have dropped only this client, because it did not read for too long.
@@ -313,7 +320,7 @@ fn index(stream: OutputStream) -> usize {
     }
 }
 
-fn refuse_on_host(record: &VmRecord, what: &str) -> Result<(), Error> {
+pub(super) fn refuse_on_host(record: &VmRecord, what: &str) -> Result<(), Error> {
     if record.execution_mode != ExecutionMode::HostCompat {
         return Ok(());
     }

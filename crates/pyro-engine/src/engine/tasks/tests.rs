@@ -11,9 +11,9 @@ use tokio::task::JoinSet;
 use tokio_util::codec::Framed;
 
 use super::*;
-use crate::Config;
 use crate::limits::Sizing;
 use crate::registry::{NewCommand, VmPatch};
+use crate::{CallContext, Config};
 
 fn engine(root: &Path) -> Engine {
     Engine::new(Config::new(root.join("state"), root.join("cache"), root.join("pyro")))
