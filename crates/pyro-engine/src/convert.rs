@@ -2,11 +2,12 @@
 
 use pyro_api::{
     Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CopyLimits, Egress, Environment, EnvironmentList,
-    Error, Hint, NetworkDenial, NetworkPolicy, OutputStream, PortMapping, PruneReport, PulledEnvironment,
+    Error, Hint, InputEvent, NetworkDenial, NetworkPolicy, OutputStream, PortMapping, PruneReport,
+    PulledEnvironment, TerminalSize,
 };
 use pyro_env::Remedy;
 use pyro_machine::network::{self, Denial, DnsName, DomainPattern, DomainRule, Host, HostRule, Policy};
-use pyro_supervisor::ArchiveLimits;
+use pyro_supervisor::{ArchiveLimits, CommandInput};
 
 /// Converts an output stream for callers.
 pub(crate) fn stream(stream: pyro_supervisor::OutputStream) -> OutputStream {
@@ -21,6 +22,20 @@ pub(crate) fn guest_stream(stream: OutputStream) -> pyro_supervisor::OutputStrea
     match stream {
         OutputStream::Stdout => pyro_supervisor::OutputStream::Stdout,
         OutputStream::Stderr => pyro_supervisor::OutputStream::Stderr,
+    }
+}
+
+/// Converts the size of a terminal for the guest.
+pub(crate) fn terminal_size(size: TerminalSize) -> pyro_supervisor::TerminalSize {
+    pyro_supervisor::TerminalSize { columns: size.columns, rows: size.rows }
+}
+
+/// Converts what a caller sends to a command.
+pub(crate) fn command_input(event: InputEvent) -> CommandInput {
+    match event {
+        InputEvent::Data(bytes) => CommandInput::Data(bytes),
+        InputEvent::Finished => CommandInput::Finished,
+        InputEvent::Resize(size) => CommandInput::Resize(terminal_size(size)),
     }
 }
 

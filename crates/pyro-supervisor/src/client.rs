@@ -2,6 +2,7 @@
 
 mod copy;
 mod end;
+mod input;
 mod process;
 mod start;
 
@@ -10,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
-use futures::{SinkExt, StreamExt};
+use futures::future::{FusedFuture, OptionFuture};
+use futures::{FutureExt, SinkExt, StreamExt};
 use pyro_wire::{Exec, Frame, FrameCodec};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout};
@@ -19,12 +21,15 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::copy::CopyError;
 pub use self::end::{EndError, EndRequest, Ended};
+pub use self::input::{CommandInput, InputStream};
 use self::process::Process;
 pub use self::start::{Lifeline, StartError, make_template, start};
 pub(crate) use self::start::{SPARE_LIMIT, claim, kill_silent_spare, spawn};
 use super::conversation::{CommandOutcome, HOST_MARGIN, OutputChunk};
 use super::dir;
-use super::protocol::{ClientStream, GENERATION, Greeting, Opening, Reply, Request, other_version};
+use super::protocol::{
+    ClientStream, CommandKey, GENERATION, Greeting, Opening, Reply, Request, other_version,
+};
 use super::{PortMapping, PublishedPort};
 
 /// Time limit for a supervisor to answer a greeting and to take a request.
@@ -159,9 +164,25 @@ impl Client {
         &self,
         run: Run,
         cancel: &CancellationToken,
+        on_output: impl AsyncFnMut(OutputChunk),
+    ) -> Result<Ran, RunError> {
+        self.run_with_input(run, None, cancel, on_output).await
+    }
+
+    /// As [`Self::run`], with `input` for the command, which is dropped when the command takes no more of it.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub async fn run_with_input(
+        &self,
+        run: Run,
+        mut input: Option<InputStream>,
+        cancel: &CancellationToken,
         mut on_output: impl AsyncFnMut(OutputChunk),
     ) -> Result<Ran, RunError> {
         let patience = patience(&run.exec);
+        let takes_input = run.exec.input;
+        let mut feeding = pin!(OptionFuture::default());
         let connected = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(RunError::Cancelled),
@@ -185,19 +206,29 @@ impl Client {
                     return Err(give_up(stream, &mut on_output).await);
                 }
                 frame = stream.next() => frame,
+                // How the command ends says what became of its input.
+                _ = &mut feeding, if !feeding.is_terminated() => continue,
                 () = tokio::time::sleep_until(deadline) => return Err(RunError::Lost { sequence }),
             };
             match frame {
-                Some(Ok(Frame::Control(Reply::Accepted { sequence: number }))) => {
+                Some(Ok(Frame::Control(Reply::Accepted { sequence: number, id }))) => {
                     sequence = number;
+                    // Only the first counts: a command is accepted once.
+                    if let Some(input) = input.take() {
+                        feeding.set(Some(self.feed(CommandKey::Id(id), takes_input, input).fuse()).into());
+                    }
                     deadline = Instant::now() + patience;
                 }
                 Some(Ok(Frame::Output(stream, bytes))) => {
                     let received = Instant::now();
-                    tokio::select! {
-                        biased;
-                        () = cancel.cancelled() => {}
-                        () = on_output(OutputChunk { stream, bytes }) => {}
+                    let mut taken = pin!(on_output(OutputChunk { stream, bytes }));
+                    loop {
+                        tokio::select! {
+                            biased;
+                            () = cancel.cancelled() => break,
+                            () = &mut taken => break,
+                            _ = &mut feeding, if !feeding.is_terminated() => {}
+                        }
                     }
                     // The supervisor is not responsible for the time in which the caller did not read.
                     deadline += received.elapsed();
@@ -210,6 +241,7 @@ impl Client {
                     Ok(Frame::Control(
                         Reply::Done
                         | Reply::NotRunning
+                        | Reply::Input(_)
                         | Reply::Published(_)
                         | Reply::NotPublished
                         | Reply::CannotListen { .. }
@@ -229,7 +261,7 @@ impl Client {
     pub async fn detach(&self, exec: Exec) -> Result<u64, RunError> {
         let request = Request::Run { exec, journal: true, detach: true };
         match self.ask(request).await? {
-            Reply::Accepted { sequence: Some(sequence) } => Ok(sequence),
+            Reply::Accepted { sequence: Some(sequence), .. } => Ok(sequence),
             reply => Err(unexpected(reply)),
         }
     }
@@ -409,6 +441,7 @@ fn unexpected(reply: Reply) -> RunError {
         Reply::Done
         | Reply::Accepted { .. }
         | Reply::NotRunning
+        | Reply::Input(_)
         | Reply::Ended(_)
         | Reply::Published(_)
         | Reply::NotPublished

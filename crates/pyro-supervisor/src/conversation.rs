@@ -75,11 +75,13 @@ pub fn timeout_note(limit: Duration) -> String {
     format!("command timed out after {}s\n", limit.as_secs())
 }
 
-/// Runs a command, once, on an open stream, and asks the guest to end it when `terminate` is done. While
+/// Runs a command, once, on an open stream, and asks the guest to end it when `terminate` is done. The guest can be sent
+/// requests about the command once `on_sent` is called. While
 /// `on_output` waits, the command is slowed down, but its deadline goes on.
 pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     stream: RequestStream<S>,
     exec: Exec,
+    on_sent: impl FnOnce(),
     terminate: impl Future<Output = ()>,
     on_output: &mut impl AsyncFnMut(OutputChunk),
 ) -> CommandOutcome {
@@ -91,6 +93,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         // Part of it may have gone.
         Err(_) => return CommandOutcome::lost(None),
     };
+    on_sent();
     let started = Instant::now();
     let mut terminate = pin!(terminate);
     let mut terminated = false;
@@ -193,7 +196,7 @@ mod tests {
         let mut guest = Framed::new(theirs, FrameCodec::<Request, ExecReply>::default());
         guest.send(Frame::Control(reply)).await.unwrap();
         let exec = Exec::new("true", Duration::from_secs(1));
-        converse(Framed::new(ours, FrameCodec::default()), exec, pending(), &mut async |_| {}).await
+        converse(Framed::new(ours, FrameCodec::default()), exec, || {}, pending(), &mut async |_| {}).await
     }
 
     /// Each of these numbers would fail to be written to the registry, or be another number for a reader of JSON.

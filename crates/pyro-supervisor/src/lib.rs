@@ -35,17 +35,17 @@ mod stages;
 pub mod template;
 
 pub use client::{
-    Client, ConnectError, CopyError, EndError, EndRequest, Ended, Lifeline, PublishError, Ran, Run, RunError,
-    StartError, make_template, start,
+    Client, CommandInput, ConnectError, CopyError, EndError, EndRequest, Ended, InputStream, Lifeline,
+    PublishError, Ran, Run, RunError, StartError, make_template, start,
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase, network_denials};
 pub use machine::with_causes;
-pub use protocol::{GENERATION, Greeting};
+pub use protocol::{CommandKey, GENERATION, Greeting, InputOutcome};
 pub use pyro_archive::{Report, destination};
 pub use pyro_wire::{
-    ArchiveLimits, Exec, FailureKind, HostSettings, MAX_HOST_SETTINGS_BYTES, OutputStream, Pack,
-    Status as ExitStatus, Unpack, WORKSPACE,
+    ArchiveLimits, Exec, FailureKind, HostSettings, MAX_HOST_SETTINGS_BYTES, OutputStream, Pack, Program,
+    Status as ExitStatus, TerminalSize, Unpack, WORKSPACE,
 };
 pub use report::{BootFailure, BootInfo, BootStage, EndReason, StageTime, StartMode};
 pub use server::{CommandLog, MAX_PORTS, STREAM_LIMIT, Store, StoreError, file_name, room, run};

@@ -15,7 +15,7 @@
 
 use std::time::Duration;
 
-use pyro_wire::{Exec, FrameCodec};
+use pyro_wire::{Exec, FrameCodec, TerminalSize};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
@@ -85,6 +85,25 @@ pub(crate) enum Request {
     },
     /// On the connection of a [`Request::Run`]: do not begin it, or end it.
     Cancel,
+    /// Write to the standard input of a running command. The bytes follow in frames of the standard output. Answered by
+    /// [`Reply::Input`]. A client that disconnects before [`Request::InputFinished`] leaves the input open for another.
+    Input(CommandKey),
+    /// On the connection of a [`Request::Input`]: the standard input ends.
+    InputFinished,
+    /// Change the size of a running command's terminal. Answered by [`Reply::Done`] or [`Reply::NotRunning`].
+    Resize {
+        /// The command.
+        command: CommandKey,
+        /// The new size.
+        size: TerminalSize,
+    },
+    /// Send a signal to a running command. Answered by [`Reply::Done`] or [`Reply::NotRunning`].
+    Signal {
+        /// The command.
+        command: CommandKey,
+        /// Number of the signal, 1 to 64.
+        signal: i32,
+    },
     /// Report how a command ends. Answered by [`Reply::Ended`] or [`Reply::NotRunning`].
     Watch {
         /// Its number.
@@ -117,6 +136,30 @@ pub(crate) enum Request {
     Expire,
 }
 
+/// A running command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CommandKey {
+    /// By its number in the journal.
+    Sequence(u64),
+    /// By its number in the guest.
+    Id(u64),
+}
+
+/// What became of the input that was sent to a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InputOutcome {
+    /// The command was given all of it, and its standard input has ended.
+    Taken,
+    /// The command closed its standard input, or ended, before that.
+    Closed,
+    /// No such command runs and takes input.
+    NotRunning,
+    /// Another client sends input to the command.
+    Busy,
+}
+
 /// A reply of the supervisor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -127,7 +170,11 @@ pub(crate) enum Reply {
     Accepted {
         /// Its number, from 1 without gaps, if it is in the journal.
         sequence: Option<u64>,
+        /// Its number in the guest, which every command has.
+        id: u64,
     },
+    /// What became of the input of a command.
+    Input(InputOutcome),
     /// Nothing was done, and nothing will be.
     Refused {
         /// Why.

@@ -1,16 +1,27 @@
 //! Runs one command in a running VM.
 
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use pyro_api::DEFAULT_TIMEOUT_SECONDS;
 use pyro_supervisor::{
-    CommandOutcome, ConnectError, Exec, FailureKind, Ran, Run, RunError, WORKSPACE, timeout_note,
+    CommandInput, CommandOutcome, ConnectError, Exec, FailureKind, InputStream, Program, Ran, Run, RunError,
+    WORKSPACE, timeout_note,
 };
 
 use super::Engine;
 use crate::capture::{CAPTURE_LIMIT, Captured, OutputSink};
+use crate::convert;
 use crate::host_compat::{self, HostCommand};
-use crate::limits::CheckedCommand;
+use crate::limits::{CheckedCommand, CheckedInput, CheckedProgram};
 use crate::registry::VmRecord;
-use crate::{Error, ErrorKind, Events, ExecutionMode, Hint, OutputMode, OutputStream};
+use crate::{CallContext, Error, ErrorKind, Events, ExecutionMode, Hint, OutputMode, OutputStream};
 use tokio_util::sync::CancellationToken;
+
+/// Time limit of a command without one: longer than any lifetime, which ends its VM.
+const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// Time limit of a command on the host without one, where no lifetime ends it.
+const HOST_LIMIT: Duration = Duration::from_secs(DEFAULT_TIMEOUT_SECONDS as u64);
 
 impl Engine {
     /// Runs the command where the VM's commands run, in the guest or on the host. It is sent at most once.
@@ -18,13 +29,14 @@ impl Engine {
         &self,
         record: &VmRecord,
         command: &CheckedCommand,
-        events: &Events,
-        cancel: &CancellationToken,
+        call: &CallContext,
     ) -> Result<Captured, Error> {
         match record.execution_mode {
-            ExecutionMode::HostCompat => self.execute_on_host(record, command, events, cancel).await,
+            ExecutionMode::HostCompat => {
+                self.execute_on_host(record, command, &call.events, &call.cancel).await
+            }
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
-                self.execute_in_guest(record, command, events, cancel).await
+                self.execute_in_guest(record, command, call).await
             }
         }
     }
@@ -33,9 +45,9 @@ impl Engine {
         &self,
         record: &VmRecord,
         command: &CheckedCommand,
-        events: &Events,
-        cancel: &CancellationToken,
+        call: &CallContext,
     ) -> Result<Captured, Error> {
+        let CallContext { events, cancel, .. } = call;
         let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
         let mut stderr = OutputSink::new(OutputStream::Stderr, command.output, events);
         let run = Run { exec: exec_request(command), journal: false };
@@ -43,7 +55,9 @@ impl Engine {
             pyro_supervisor::OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
             pyro_supervisor::OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
         };
-        let Ran { outcome, .. } = match self.client(&record.vm_id).run(run, cancel, take).await {
+        let input = command_input(command, call);
+        let client = self.client(&record.vm_id);
+        let Ran { outcome, .. } = match client.run_with_input(run, input, cancel, take).await {
             Ok(ran) => ran,
             Err(RunError::Lost { .. } | RunError::Unanswered) => {
                 return Err(Error::outcome_unknown(record.kind, record.vm_id.as_str()));
@@ -67,8 +81,8 @@ impl Engine {
                 });
             }
         };
-        if end.timed_out {
-            stderr.note(&timeout_note(command.timeout)).await;
+        if let (true, Some(limit)) = (end.timed_out, command.timeout) {
+            stderr.note(&timeout_note(limit)).await;
         }
         Ok(Captured::new(end, stdout, stderr))
     }
@@ -80,14 +94,14 @@ impl Engine {
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Captured, Error> {
-        refuse_cwd(command)?;
+        refuse_guest_only(command)?;
         let directory = self.vm_dir(&record.vm_id).join("workspace");
         std::fs::create_dir_all(&directory)
             .map_err(|error| super::state_unusable("make", &directory, error))?;
         let host_command = HostCommand {
-            command: &command.command,
+            command: &command.text,
             env: &command.env,
-            timeout: command.timeout,
+            timeout: command.timeout.unwrap_or(HOST_LIMIT),
             directory: &directory,
             search_path: &self.config().search_path,
             mem_mib: record.sizing.mem_mib,
@@ -97,27 +111,72 @@ impl Engine {
     }
 }
 
+/// Returns what the command is sent while it runs. `None`: neither input nor sizes of its terminal.
+pub(super) fn command_input(command: &CheckedCommand, call: &CallContext) -> Option<InputStream> {
+    match &command.input {
+        CheckedInput::Text(text) => {
+            let text = CommandInput::Data(text.clone().into());
+            Some(stream::iter([text, CommandInput::Finished]).boxed())
+        }
+        CheckedInput::Stream => {
+            // A caller that has no input does not leave its command waiting for it.
+            Some(caller_input(call).unwrap_or_else(|| stream::iter([CommandInput::Finished]).boxed()))
+        }
+        // Only sizes are passed on.
+        CheckedInput::None if command.terminal.is_some() => caller_input(call),
+        CheckedInput::None => None,
+    }
+}
+
+/// Returns what the caller sends.
+pub(super) fn caller_input(call: &CallContext) -> Option<InputStream> {
+    let receiver = call.input.take()?;
+    let events = stream::unfold(receiver, |mut receiver| async {
+        let event = receiver.recv().await?;
+        Some((convert::command_input(event), receiver))
+    });
+    Some(events.boxed())
+}
+
 /// Converts the command for the guest.
 pub(super) fn exec_request(command: &CheckedCommand) -> Exec {
     Exec {
+        program: match &command.program {
+            CheckedProgram::Shell { text, shell } => {
+                Program::Shell { text: text.clone(), shell: shell.clone() }
+            }
+            CheckedProgram::Argv(words) => Program::Argv(words.clone()),
+            CheckedProgram::LoginShell => Program::LoginShell,
+        },
         cwd: guest_cwd(command),
         env: command.env.clone(),
+        user: command.user.clone(),
+        input: command.input != CheckedInput::None,
+        terminal: command.terminal.map(convert::terminal_size),
         output_limit: match command.output {
             OutputMode::Capture | OutputMode::CaptureAndStream => Some(CAPTURE_LIMIT as u64),
             OutputMode::Stream => None,
         },
-        ..Exec::new(&command.command, command.timeout)
+        ..Exec::new("", command.timeout.unwrap_or(LIFETIME))
     }
 }
 
-/// Rejects a working directory: the host has no `/workspace` to resolve it against.
-pub(super) fn refuse_cwd(command: &CheckedCommand) -> Result<(), Error> {
-    match command.cwd {
-        None => Ok(()),
-        Some(_) => {
-            let message = "cwd cannot be chosen in host compatibility mode";
-            Err(Error::new(ErrorKind::InvalidInput, message).hint(Hint::ChangeDirectory))
+/// Rejects what only a guest has: the host has no `/workspace` to resolve a working directory against, and a command runs
+/// there as the calling user, by Bash, and without input.
+pub(super) fn refuse_guest_only(command: &CheckedCommand) -> Result<(), Error> {
+    let refused = |what: &str| {
+        let message = format!("{what} cannot be chosen in host compatibility mode");
+        Err(Error::new(ErrorKind::InvalidInput, message))
+    };
+    match command {
+        CheckedCommand { cwd: Some(_), .. } => {
+            refused("cwd").map_err(|error| error.hint(Hint::ChangeDirectory))
         }
+        CheckedCommand { user: Some(_), .. } => refused("user"),
+        CheckedCommand { program: CheckedProgram::Shell { shell: Some(_), .. }, .. } => refused("shell"),
+        CheckedCommand { input: CheckedInput::Text(_) | CheckedInput::Stream, .. } => refused("stdin"),
+        CheckedCommand { terminal: Some(_), .. } => refused("a terminal"),
+        _ => Ok(()),
     }
 }
 
@@ -173,6 +232,10 @@ fn not_started_hint(kind: FailureKind) -> Option<Hint> {
         FailureKind::OutOfMemory => Some(Hint::FreeGuestMemory),
         FailureKind::NoSpace => Some(Hint::FreeGuestDisk),
         FailureKind::TooManyProcesses => Some(Hint::EndOtherCommands),
+        FailureKind::ShellNotFound => Some(Hint::ExistingShell),
+        FailureKind::UserNotFound | FailureKind::GroupNotFound | FailureKind::InvalidUser => {
+            Some(Hint::ExistingUser)
+        }
         FailureKind::FileNotFound
         | FailureKind::ShellNotFound
         | FailureKind::UserNotFound

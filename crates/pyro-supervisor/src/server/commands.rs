@@ -13,6 +13,7 @@
 //! a journalled command, and ends one that is not in the journal. A client that does not read its output slows its
 //! command down, until the command is killed or times out; then the supervisor stops waiting for the client.
 
+mod input;
 mod log;
 
 use std::cell::{Cell, RefCell};
@@ -63,6 +64,10 @@ struct Shared<S> {
     streams: Streams,
     store: Rc<S>,
     running: RefCell<BTreeMap<u64, Running>>,
+    /// Every command by its number in the guest: whether the guest was sent it.
+    present: RefCell<BTreeMap<u64, watch::Receiver<bool>>>,
+    /// Number in the guest of the latest command.
+    latest_id: Cell<u64>,
     /// Commands outside the journal, which can only be ended together.
     unnumbered: CancellationToken,
     /// Number of commands that are being given their sequence.
@@ -79,6 +84,8 @@ struct Shared<S> {
 /// A running command, as seen by the clients that watch or kill it.
 #[derive(Clone)]
 struct Running {
+    /// Its number in the guest.
+    id: u64,
     terminate: CancellationToken,
     progress: watch::Receiver<Progress>,
 }
@@ -100,6 +107,8 @@ impl<S: Store + 'static> Commands<S> {
             streams,
             store,
             running: RefCell::default(),
+            present: RefCell::default(),
+            latest_id: Cell::new(0),
             unnumbered: CancellationToken::new(),
             beginning: watch::Sender::new(0),
             closed: Cell::new(false),
@@ -118,6 +127,7 @@ impl<S: Store + 'static> Commands<S> {
             Ok(begun) => begun,
             Err(error) => return reply(&mut client, Reply::Refused { cause: error.to_string() }).await,
         };
+        let exec = Exec { id: begun.presence.id, ..exec };
         if journal {
             self.run_numbered(begun, exec, detach, client).await;
         } else {
@@ -125,20 +135,22 @@ impl<S: Store + 'static> Commands<S> {
         }
     }
 
-    async fn run_unnumbered(&self, begun: Begun, exec: Exec, mut client: ServerStream) {
-        reply(&mut client, Reply::Accepted { sequence: None }).await;
+    async fn run_unnumbered(&self, begun: Begun<S>, exec: Exec, mut client: ServerStream) {
+        reply(&mut client, Reply::Accepted { sequence: None, id: exec.id }).await;
         let (sink, reader) = client.split();
         let mut listener = Listener { client: Some(sink), patience: patience(&exec), given_up: false };
-        let Begun { stream, terminate, permit: _permit, counted, .. } = begun;
+        let Begun { stream, presence, terminate, permit: _permit, counted, .. } = begun;
         let stream = Framed::new(stream.compat(), FrameCodec::default());
         let mut take = async |chunk: OutputChunk| listener.send(chunk, &terminate).await;
-        let ran = async { converse(stream, exec, terminate.clone().cancelled_owned(), &mut take).await };
+        let ended = terminate.clone().cancelled_owned();
+        let ran = async { converse(stream, exec, || presence.sent(), ended, &mut take).await };
         let outcome = tokio::select! {
             biased;
             // Dropping the stream ends the command.
             () = gone(reader) => return,
             outcome = ran => outcome,
         };
+        drop(presence);
         // The end of the VM does not wait for a client that does not read.
         drop(counted);
         if let Some(client) = &mut listener.client {
@@ -146,13 +158,13 @@ impl<S: Store + 'static> Commands<S> {
         }
     }
 
-    async fn run_numbered(&self, begun: Begun, exec: Exec, detach: bool, mut client: ServerStream) {
-        let Begun { sequence, stream, permit, terminate, progress, counted } = begun;
+    async fn run_numbered(&self, begun: Begun<S>, exec: Exec, detach: bool, mut client: ServerStream) {
+        let Begun { sequence, presence, stream, permit, terminate, progress, counted } = begun;
         let mut log = CommandLog::new(self.0.dir.clone(), sequence);
         self.0.room.set(log::room_now(&self.0.dir, self.0.room.get()));
         let mut withdrawn = is_withdrawn(&mut client);
         if !withdrawn {
-            reply(&mut client, Reply::Accepted { sequence: Some(sequence) }).await;
+            reply(&mut client, Reply::Accepted { sequence: Some(sequence), id: exec.id }).await;
             withdrawn = !detach && is_withdrawn(&mut client);
         }
         let (sink, reader) = client.split();
@@ -172,9 +184,10 @@ impl<S: Store + 'static> Commands<S> {
                 listener.send(chunk, &terminate).await;
             };
             let stream = Framed::new(stream.compat(), FrameCodec::default());
-            converse(stream, exec, terminate.clone().cancelled_owned(), &mut take).await
+            let ended = terminate.clone().cancelled_owned();
+            converse(stream, exec, || presence.sent(), ended, &mut take).await
         };
-        drop(permit);
+        drop((permit, presence));
         if matches!(&outcome, CommandOutcome::Ended(end) if end.timed_out) {
             let note = log.note(&timeout_note(timeout));
             progress.send_modify(|progress| (progress.stdout, progress.stderr) = log.kept());
@@ -195,7 +208,7 @@ impl<S: Store + 'static> Commands<S> {
     }
 
     /// Gives a journalled command its sequence. From then on it has a stream to the guest.
-    async fn begin(&self, exec: &Exec, journal: bool) -> Result<Begun, NotBegun> {
+    async fn begin(&self, exec: &Exec, journal: bool) -> Result<Begun<S>, NotBegun> {
         if self.0.closed.get() {
             return Err(NotBegun::Stopping);
         }
@@ -207,20 +220,21 @@ impl<S: Store + 'static> Commands<S> {
         // From here on the end of the VM waits for this command.
         let counted = Counted::new(&self.0.count);
         let (progress, watched) = watch::channel(Progress::default());
+        let presence = Presence::new(&self.0);
         if !journal {
             let terminate = self.0.unnumbered.child_token();
-            return Ok(Begun { sequence: 0, stream, permit, terminate, progress, counted });
+            return Ok(Begun { sequence: 0, presence, stream, permit, terminate, progress, counted });
         }
         self.0.beginning.send_modify(|count| *count += 1);
         let begun = match self.0.store.record_command(&self.0.vm_id, exec).await {
             Ok(sequence) => {
                 let terminate = CancellationToken::new();
-                let running = Running { terminate: terminate.clone(), progress: watched };
+                let running = Running { id: presence.id, terminate: terminate.clone(), progress: watched };
                 self.0.running.borrow_mut().insert(sequence, running);
                 if self.0.closed.get() {
                     terminate.cancel();
                 }
-                Ok(Begun { sequence, stream, permit, terminate, progress, counted })
+                Ok(Begun { sequence, presence, stream, permit, terminate, progress, counted })
             }
             Err(error) => {
                 drop(counted);
@@ -310,7 +324,7 @@ impl<S: Store + 'static> Commands<S> {
 
     /// Ends a command.
     pub(super) async fn kill(&self, sequence: u64, mut client: ServerStream) {
-        let Some(Running { terminate, mut progress }) = self.find(sequence).await else {
+        let Some(Running { terminate, mut progress, .. }) = self.find(sequence).await else {
             return reply(&mut client, Reply::NotRunning).await;
         };
         terminate.cancel();
@@ -357,13 +371,42 @@ enum NotBegun {
     NotRecorded(#[from] StoreError),
 }
 
-struct Begun {
+struct Begun<S> {
     sequence: u64,
+    presence: Presence<S>,
     stream: yamux::Stream,
     permit: Permit,
     terminate: CancellationToken,
     progress: watch::Sender<Progress>,
     counted: Counted,
+}
+
+/// A command's number in the guest, under which clients find it for as long as this lives.
+struct Presence<S> {
+    id: u64,
+    is_sent: watch::Sender<bool>,
+    shared: Rc<Shared<S>>,
+}
+
+impl<S> Presence<S> {
+    fn new(shared: &Rc<Shared<S>>) -> Self {
+        let id = shared.latest_id.get() + 1;
+        shared.latest_id.set(id);
+        let (is_sent, watched) = watch::channel(false);
+        shared.present.borrow_mut().insert(id, watched);
+        Self { id, is_sent, shared: Rc::clone(shared) }
+    }
+
+    /// The guest was sent the command.
+    fn sent(&self) {
+        self.is_sent.send_replace(true);
+    }
+}
+
+impl<S> Drop for Presence<S> {
+    fn drop(&mut self) {
+        self.shared.present.borrow_mut().remove(&self.id);
+    }
 }
 
 /// The client that requested a command, for as long as it is connected.

@@ -44,7 +44,7 @@ pub(super) enum Message {
     /// An input without further data.
     Input(Input),
     /// A request from a client that was accepted in this epoch.
-    Client(Epoch, Request, ServerStream),
+    Client(Epoch, Box<Request>, ServerStream),
     /// Whether the start was recorded.
     StartRecorded(Result<f64, StoreError>),
     /// The guest has written everything out, or why it may not have.
@@ -224,7 +224,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             LoopEvent::Message(Message::Client(epoch, request, client)) => {
                 self.next_client += 1;
                 let kind = kind(&request, &self.spec)?;
-                self.clients.insert(self.next_client, (request, client));
+                self.clients.insert(self.next_client, (*request, client));
                 Input::Request(epoch, self.next_client, kind)
             }
             LoopEvent::Message(Message::StartRecorded(Ok(expires_at))) => {

@@ -30,7 +30,7 @@ pub(super) async fn accept(listener: UnixListener, epoch: Epoch, inbox: Inbox) {
                     if let Ok(Some((request, client))) =
                         tokio::time::timeout(REQUEST_LIMIT, receive(client)).await
                     {
-                        inbox.post(Message::Client(epoch, request, client));
+                        inbox.post(Message::Client(epoch, Box::new(request), client));
                     }
                 });
             }

@@ -9,6 +9,7 @@ mod commands;
 mod failures;
 mod fake;
 mod hostile_agent;
+mod input;
 mod interleavings;
 mod ports;
 mod process;

@@ -8,16 +8,18 @@ use tokio_util::sync::CancellationToken;
 use super::{supervisor_lost, unanswered};
 use crate::Kind;
 use crate::capture::{Captured, OutputSink};
-use crate::engine::exec::{exec_request, guest_cwd, not_asked, not_delivered, with_not_started_hint};
+use crate::engine::exec::{
+    command_input, exec_request, guest_cwd, not_asked, not_delivered, with_not_started_hint,
+};
 use crate::engine::{Engine, now};
 use crate::exit_code::{duration_ms, exit_code, status};
-use crate::limits::CheckedCommand;
+use crate::limits::{CheckedCommand, CheckedInput};
 use crate::operations::ExecTask;
 use crate::registry::VmRecord;
 use crate::state::VmEvent;
 use crate::{
-    Command, Error, ErrorKind, Event, Events, ExecutionMode, Hint, Outcome, OutputMode, TaskDetached,
-    TaskExec, TaskLogEntry, VmId, convert, limits,
+    CallContext, Command, Error, ErrorKind, Event, Events, ExecutionMode, Hint, Outcome, OutputMode,
+    TaskDetached, TaskExec, TaskLogEntry, VmId, convert, limits,
 };
 
 /// Maximum output per stream of a command that no client reads: the journal's limit.
@@ -37,21 +39,18 @@ impl Engine {
     ///
     /// # Errors
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
-    pub async fn exec_task(
-        &self,
-        request: ExecTask,
-        events: &Events,
-        cancel: &CancellationToken,
-    ) -> Result<TaskExec, Error> {
+    pub async fn exec_task(&self, request: ExecTask, call: &CallContext) -> Result<TaskExec, Error> {
         let command = limits::check_command(request.command, request.output.output)?;
         let began = now();
         let id = VmId::parse_as(Kind::Task, &request.task.task_id)?;
         let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
         let FinishedCommand { sequence, captured: Captured { end, stdout, stderr } } =
             match record.execution_mode {
-                ExecutionMode::HostCompat => self.run_on_host(&record, &command, events, cancel).await?,
+                ExecutionMode::HostCompat => {
+                    self.run_on_host(&record, &command, &call.events, &call.cancel).await?
+                }
                 ExecutionMode::GuestVsock | ExecutionMode::Pending => {
-                    self.run_in_guest(&record, &command, events, cancel).await?
+                    self.run_in_guest(&record, &command, call).await?
                 }
             };
         let network_denials = self.denials_of_command(&record, began).await;
@@ -71,7 +70,7 @@ impl Engine {
             stderr_truncated: end.stderr_dropped,
             timed_out: end.timed_out,
             network_denials,
-            command: command.command,
+            command: command.text,
         })
     }
 
@@ -85,6 +84,10 @@ impl Engine {
         let id = VmId::parse_as(Kind::Task, task_id)?;
         let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
         refuse_on_host(&record, "detached")?;
+        if matches!(command.input, CheckedInput::Text(_)) {
+            let message = "stdin cannot be given to a command without waiting for it";
+            return Err(Error::new(ErrorKind::InvalidInput, message).hint(Hint::AttachInput));
+        }
         let begun = self.client(&id).detach(exec_request(&command)).await;
         let sequence = match begun {
             Ok(sequence) => sequence,
@@ -92,16 +95,16 @@ impl Engine {
             Err(error) => return Err(self.run_error(&id, error, &CancellationToken::new()).await),
         };
         let cwd = guest_cwd(&command);
-        Ok(TaskDetached { task_id: id, sequence, command: command.command, cwd, outcome: Outcome::Running })
+        Ok(TaskDetached { task_id: id, sequence, command: command.text, cwd, outcome: Outcome::Running })
     }
 
     async fn run_in_guest(
         &self,
         record: &VmRecord,
         command: &CheckedCommand,
-        events: &Events,
-        cancel: &CancellationToken,
+        call: &CallContext,
     ) -> Result<FinishedCommand, Error> {
+        let CallContext { events, cancel, .. } = call;
         let mut stdout = OutputSink::new(convert::stream(OutputStream::Stdout), command.output, events);
         let mut stderr = OutputSink::new(convert::stream(OutputStream::Stderr), command.output, events);
         let run = Run { exec: exec_request(command), journal: true };
@@ -109,7 +112,8 @@ impl Engine {
             OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
             OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
         };
-        let ran = self.client(&record.vm_id).run(run, cancel, take).await;
+        let input = command_input(command, call);
+        let ran = self.client(&record.vm_id).run_with_input(run, input, cancel, take).await;
         let (sequence, end) = match ran {
             Ok(ran) => (ran.sequence.unwrap_or_default(), ran.outcome),
             // The supervisor may have dropped only this client, because it did not read for too long.
@@ -316,7 +320,7 @@ fn index(stream: OutputStream) -> usize {
     }
 }
 
-fn refuse_on_host(record: &VmRecord, what: &str) -> Result<(), Error> {
+pub(super) fn refuse_on_host(record: &VmRecord, what: &str) -> Result<(), Error> {
     if record.execution_mode != ExecutionMode::HostCompat {
         return Ok(());
     }

@@ -44,6 +44,9 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 Request::Run { exec, journal, detach } => commands.run(exec, journal, detach, client).await,
                 Request::Watch { sequence, output } => commands.watch(sequence, output, client).await,
                 Request::Kill { sequence } => commands.kill(sequence, client).await,
+                Request::Input(command) => commands.input(command, client).await,
+                Request::Resize { command, size } => commands.resize(command, size, client).await,
+                Request::Signal { command, signal } => commands.signal(command, signal, client).await,
                 Request::Publish(mapping) => {
                     let answer = ports.publish(mapping).await;
                     reply(&mut { client }, answer).await;
@@ -54,6 +57,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 }
                 Request::Claim(_)
                 | Request::Cancel
+                | Request::InputFinished
                 | Request::Extend { .. }
                 | Request::Stop
                 | Request::Delete
@@ -77,16 +81,20 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
 /// Translates a request for the state machine; `None` if it does not begin anything, as a cancellation without a command.
 pub(super) fn kind(request: &Request, own: &LaunchSpec) -> Option<state::Request> {
     Some(match request {
-        Request::Copy | Request::Run { .. } | Request::Publish(_) | Request::Unpublish { .. } => {
-            state::Request::Work
-        }
+        Request::Copy
+        | Request::Run { .. }
+        | Request::Input(_)
+        | Request::Resize { .. }
+        | Request::Signal { .. }
+        | Request::Publish(_)
+        | Request::Unpublish { .. } => state::Request::Work,
         Request::Watch { .. } | Request::Kill { .. } => state::Request::Look,
         Request::Claim(spec) => state::Request::Claim { fits: own.has_network_of(spec) },
         Request::Extend { .. } => state::Request::Extend,
         Request::Stop => state::Request::Stop,
         Request::Delete => state::Request::Delete,
         Request::Expire => state::Request::Expire,
-        Request::Cancel => return None,
+        Request::Cancel | Request::InputFinished => return None,
     })
 }
 

@@ -38,7 +38,7 @@ fn end(outcome: CommandOutcome) -> CommandEnd {
     }
 }
 
-async fn finish(mut supervised: Supervised) {
+pub(super) async fn finish(mut supervised: Supervised) {
     assert_eq!(ask(&supervised, Request::Delete).await, Some(Reply::Done));
     supervised.ended().await;
 }
@@ -142,7 +142,7 @@ fn a_client_that_does_not_read_delays_neither_a_kill_nor_the_end() {
             let run = Request::Run { exec, journal: true, detach: false };
             stream.send(Frame::Control(run)).await.unwrap();
             let accepted = stream.next().await.unwrap().unwrap();
-            assert_eq!(accepted, Frame::Control(Reply::Accepted { sequence: Some(sequence) }));
+            assert_eq!(accepted, Frame::Control(Reply::Accepted { sequence: Some(sequence), id: sequence }));
             deaf.push(stream);
         }
         sleep(Duration::from_secs(1)).await;
@@ -166,7 +166,7 @@ fn a_client_outside_the_journal_that_does_not_read_delays_neither_a_stop_nor_its
             let run = Request::Run { exec, journal: false, detach: false };
             stream.send(Frame::Control(run)).await.unwrap();
             let accepted = stream.next().await.unwrap().unwrap();
-            assert_eq!(accepted, Frame::Control(Reply::Accepted { sequence: None }));
+            assert_eq!(accepted, Frame::Control(Reply::Accepted { sequence: None, id: 1 }));
             stream
         };
         // One is no longer waited for after its time limit, and then not even for its outcome.

@@ -8,6 +8,7 @@ use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::poll_fn;
 use futures::{SinkExt, StreamExt};
 use pyro_machine::network::{NetworkDescription, NetworkError};
@@ -17,12 +18,12 @@ use pyro_machine::{
 };
 use pyro_wire::{
     ArchiveReply, ArchiveReport, Connect, ConnectInput, ConnectReply, Exec, ExecInput, ExecReply, Exit,
-    Failure, FailureKind, Frame, FrameCodec, HaltReply, IdentifyReply, NoInput, OutputStream, Pack, Request,
-    Status, Unpack,
+    Failure, FailureKind, Frame, FrameCodec, HaltReply, IdentifyReply, Input, InputEnd, InputReply, NoInput,
+    OutputStream, Pack, Request, Resize, Signal, Status, SteerReply, Unpack,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, JoinSet, spawn_local};
 use tokio::time::{Instant, sleep};
 use tokio_util::codec::Framed;
@@ -158,6 +159,10 @@ pub(crate) struct World {
     sequence: Cell<u64>,
     ends_refused: Cell<u32>,
     running: RefCell<BTreeMap<u64, bool>>,
+    /// Commands that take input, by their number in the guest. `None`: a stream is attached.
+    pub(super) inputs: RefCell<BTreeMap<u64, Option<mpsc::Sender<Bytes>>>>,
+    /// Sizes that terminals were given, and signals that were sent, with the command's number.
+    pub(super) steered: RefCell<Vec<(u64, String)>>,
 }
 
 impl World {
@@ -176,6 +181,8 @@ impl World {
             sequence: Cell::new(0),
             ends_refused: Cell::new(0),
             running: RefCell::default(),
+            inputs: RefCell::default(),
+            steered: RefCell::default(),
         })
     }
 
@@ -306,7 +313,8 @@ impl Machine for FakeMachine {
 /// A guest that understands `sleep MS`, `stubborn MS`, which does not end when asked to, `print BYTES`, which then waits
 /// to be ended and is slow to end, `flood BYTES`, which prints and ends at once when asked to, `late`, which reaches its
 /// time limit, `missing`, which cannot be started, `chatter`, which prints until its stream is closed, `leave`, which
-/// closes its stream, `garbage`, which breaks the protocol, and anything else, which ends at once.
+/// closes its stream, `garbage`, which breaks the protocol, `cat`, which prints its input, `blocked MS`, which never reads
+/// its input, and anything else, which ends at once.
 async fn run_guest(channel: UnixStream, world: Rc<World>) {
     if let Some(attack) = world.conditions.attack {
         if hostile_agent::serve(channel, attack).await {
@@ -346,6 +354,23 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
                 world.note(Fact::Halted);
                 HaltReply::Halted
             };
+            let _ = stream.send(Frame::Control(reply)).await;
+        }
+        Some(Ok(Frame::Control(Request::Input(Input { command })))) => {
+            let mut stream = stream.map_codec(|_| FrameCodec::<InputEnd, InputReply>::default());
+            if let Some(reply) = take_input(&mut stream, command, &world).await {
+                let _ = stream.send(Frame::Control(reply)).await;
+            }
+        }
+        Some(Ok(Frame::Control(Request::Resize(Resize { command, size })))) => {
+            world.steered.borrow_mut().push((command, format!("{}x{}", size.columns, size.rows)));
+            let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, SteerReply>::default());
+            let _ = stream.send(Frame::Control(SteerReply::Done)).await;
+        }
+        Some(Ok(Frame::Control(Request::Signal(Signal { command, signal })))) => {
+            world.steered.borrow_mut().push((command, format!("signal {signal}")));
+            let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, SteerReply>::default());
+            let reply = SteerReply::Failed(failure("signalling", "not permitted"));
             let _ = stream.send(Frame::Control(reply)).await;
         }
         // Neither answers nor reads what it is sent.
@@ -409,6 +434,41 @@ fn failure(step: &str, cause: &str) -> Failure {
     Failure { kind: FailureKind::Other, step, cause, errno: None }
 }
 
+/// Passes input on to a command. One that is not read for a while is still waited for.
+async fn take_input(
+    stream: &mut Framed<
+        impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+        FrameCodec<InputEnd, InputReply>,
+    >,
+    command: u64,
+    world: &World,
+) -> Option<InputReply> {
+    let input = match world.inputs.borrow_mut().get_mut(&command).map(Option::take) {
+        Some(Some(input)) => input,
+        Some(None) => return Some(InputReply::Busy),
+        None => return Some(InputReply::NotRunning),
+    };
+    loop {
+        let frame = tokio::select! {
+            frame = stream.next() => frame,
+            () = input.closed() => return Some(InputReply::Closed),
+        };
+        match frame {
+            Some(Ok(Frame::Output(_, bytes))) => {
+                if input.send(bytes).await.is_err() {
+                    return Some(InputReply::Closed);
+                }
+            }
+            Some(Ok(Frame::Control(InputEnd::Finished))) => return Some(InputReply::Taken),
+            // Another stream may follow.
+            _ => {
+                world.inputs.borrow_mut().insert(command, Some(input));
+                return None;
+            }
+        }
+    }
+}
+
 async fn run_command(
     stream: &mut Framed<
         impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
@@ -439,6 +499,19 @@ async fn run_command(
             if name == "print" {
                 stream.next().await?.ok()?;
             }
+        }
+        Some("cat") => {
+            let (sender, mut input) = mpsc::channel(1);
+            world.inputs.borrow_mut().insert(exec.id, Some(sender));
+            while let Some(bytes) = input.recv().await {
+                stream.send(Frame::Output(OutputStream::Stdout, bytes)).await.ok()?;
+            }
+        }
+        // Its input is never read, and open until it ends.
+        Some("blocked") => {
+            let (sender, _input) = mpsc::channel(1);
+            world.inputs.borrow_mut().insert(exec.id, Some(sender));
+            sleep(Duration::from_millis(ms)).await;
         }
         Some("missing") => return Some(ExecReply::NotStarted(failure("starting", "not found"))),
         Some("chatter") => loop {
