@@ -171,7 +171,7 @@ pub(crate) const CWD: Argument = Argument {
     description: "Existing working directory, relative to /workspace unless absolute",
 };
 pub(crate) const ENV: Argument =
-    Argument { name: "env", kind: Kind::Texts, description: "Environment variables for the command" };
+    Argument { name: "env", kind: Kind::Variables, description: "Environment variables, each NAME=VALUE" };
 pub(crate) const DETACH: Argument = Argument {
     name: "detach",
     kind: Kind::Switch,
@@ -180,7 +180,7 @@ pub(crate) const DETACH: Argument = Argument {
 pub(crate) const DISK: Argument = Argument {
     name: "disk_mib",
     kind: Kind::OptionalInteger(Some(Disk::DEFAULT_MIB)),
-    description: "Size of the disk in MiB, 256 to 1048576; the default is smaller if the host's disk is too small",
+    description: "Size of the disk in MiB, 256 to 1048576; reduced if the disk of the host is too small",
 };
 
 impl Tool {
