@@ -103,8 +103,9 @@ pub(super) fn exec_request(command: &CheckedCommand) -> Exec {
         cwd: guest_cwd(command),
         env: command.env.clone(),
         output_limit: match command.output {
-            OutputMode::Capture | OutputMode::CaptureAndStream => Some(CAPTURE_LIMIT as u64),
-            OutputMode::Stream => None,
+            OutputMode::Capture => Some(CAPTURE_LIMIT as u64),
+            // All of it is sent as events. The sinks limit what the result keeps.
+            OutputMode::CaptureAndStream | OutputMode::Stream => None,
         },
         ..Exec::new(&command.command, command.timeout)
     }
