@@ -576,7 +576,7 @@ class TaskCopied(TypedDict):
     left_out: int
     """Number of entries that were not copied, such as sockets and links that lead out of the copy."""
     left_out_examples: List[str]
-    """Names of some of the entries that were not copied."""
+    """Some of the entries that were not copied, each with its path and the reason."""
     task_id: VmId
     """Id of the task."""
 
