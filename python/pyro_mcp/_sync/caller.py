@@ -35,6 +35,9 @@ class Caller:
     def __init__(self, manager: VmManager) -> None:
         self._manager = manager
 
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return type(self), (self._manager,)
+
     def _call(
         self, method: str, params: Dict[str, Any], *, on_progress: Optional[OnProgress] = None,
         on_output: Optional[OnOutput] = None, timeout: Optional[float] = None, undo: Optional[Undo] = None,

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
@@ -27,6 +28,8 @@ class Pyro(Caller):
 
     Safe to use from any thread, for concurrent calls, and after a fork. The first call starts the executable, which ends with
     `close`, at the end of a `with` block, or with the interpreter.
+
+    An object can be pickled: it is then its settings, with a process of its own.
 
     Every method raises `PyroValueError` for an invalid request and `PyroRuntimeError` for any other failure; `PyroError`
     documents their codes. An interrupted call is cancelled, and its resources are released.
@@ -123,7 +126,7 @@ class Pyro(Caller):
         return self._call("start_vm", {"vm_id": vm_id}, on_progress=on_progress)
 
     def exec_vm(
-        self, vm_id: str, *, command: str, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+        self, vm_id: str, *, command: str, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
         on_output: Optional[OnOutput] = None,
     ) -> types.RunResult:
         """Runs one command in a started VM, then removes the VM, whatever the exit code.
@@ -131,11 +134,11 @@ class Pyro(Caller):
         Args:
             vm_id: ID that `create_vm` returned.
             command: Shell text for `/bin/sh -lc`, at most 128 KiB.
-            timeout_seconds: Time limit of the command in seconds, at least 1. On timeout, the command is ended, and
-                `exit_code` is 124.
+            timeout_seconds: Time limit of the command in seconds, at least 1, rounded up to whole seconds. On timeout, the
+                command is ended, and `exit_code` is 124.
             cwd: Working directory, which must exist; relative to `/workspace` unless absolute.
             env: Environment variables for the command, at most 32 KiB in total.
-            on_output: Called with each chunk of output while the command runs.
+            on_output: Called with each chunk of output while the command runs, beyond what the result keeps, too.
         """
         params = {"vm_id": vm_id, **_command(command, timeout_seconds, cwd, env, on_output)}
         return self._call("exec_vm", params, on_output=on_output)
@@ -161,10 +164,10 @@ class Pyro(Caller):
         return self._call("reap_expired", {})
 
     def run_in_vm(
-        self, *, environment: str, command: str, vcpu_count: int = 1, mem_mib: int = 1024, timeout_seconds: int = 30,
+        self, *, environment: str, command: str, vcpu_count: int = 1, mem_mib: int = 1024, timeout_seconds: float = 30,
         ttl_seconds: int = 600, network: bool = False,
         network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
-        allow_host_compat: bool = False, cwd: Optional[str] = None,
+        allow_host_compat: bool = False, cwd: Optional[StrPath] = None,
         env: Env = None, on_output: Optional[OnOutput] = None, on_progress: Optional[OnProgress] = None,
     ) -> types.RunResult:
         """Runs one command in a new VM and always removes the VM.
@@ -184,10 +187,10 @@ class Pyro(Caller):
         return self._call("run_in_vm", params, on_output=on_output, on_progress=on_progress)
 
     def stream_in_vm(
-        self, *, environment: str, command: str, vcpu_count: int = 1, mem_mib: int = 1024, timeout_seconds: int = 30,
+        self, *, environment: str, command: str, vcpu_count: int = 1, mem_mib: int = 1024, timeout_seconds: float = 30,
         ttl_seconds: int = 600, network: bool = False,
         network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
-        allow_host_compat: bool = False, cwd: Optional[str] = None,
+        allow_host_compat: bool = False, cwd: Optional[StrPath] = None,
         env: Env = None, on_progress: Optional[OnProgress] = None,
     ) -> CommandStream[types.RunResult]:
         """Like `run_in_vm`, but streams the output, without a size limit."""
@@ -197,7 +200,7 @@ class Pyro(Caller):
         return CommandStream(self._manager, "run_in_vm", params, on_progress)
 
     def stream_vm(
-        self, vm_id: str, *, command: str, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+        self, vm_id: str, *, command: str, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
     ) -> CommandStream[types.RunResult]:
         """Like `exec_vm`, but streams the output, without a size limit."""
         params = {"vm_id": vm_id, **_command(command, timeout_seconds, cwd, env), "output": "stream"}
@@ -227,7 +230,7 @@ class Pyro(Caller):
             undo=lambda task: ("delete_task", {"task_id": task["task_id"]}))
 
     def exec_task(
-        self, task_id: str, *, command: str, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+        self, task_id: str, *, command: str, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
         on_output: Optional[OnOutput] = None,
     ) -> types.TaskExec:
         """Runs one command in a task, by default in its `/workspace`. A task can run several commands at once.
@@ -244,14 +247,14 @@ class Pyro(Caller):
         return self._call("exec_task", params, on_output=on_output)
 
     def stream_task(
-        self, task_id: str, *, command: str, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+        self, task_id: str, *, command: str, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
     ) -> CommandStream[types.TaskExec]:
         """Like `exec_task`, but streams the output, without a size limit."""
         params = {"task_id": task_id, **_command(command, timeout_seconds, cwd, env), "output": "stream"}
         return CommandStream(self._manager, "exec_task", params)
 
     def detach_task(
-        self, task_id: str, *, command: str, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+        self, task_id: str, *, command: str, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
     ) -> types.TaskDetached:
         """Starts a command in a task without waiting for it. The command outlives this program."""
         params = {"task_id": task_id, **_command(command, timeout_seconds, cwd, env)}
@@ -338,19 +341,21 @@ class Pyro(Caller):
         """Deletes a task with its files and its journal."""
         return self._call("delete_task", {"task_id": task_id})
 
-    def copy_to_task(self, task_id: str, *, source: StrPath, path: str) -> types.TaskCopied:
-        """Copies a file or directory from the host into a task; at most a million entries and 8 GiB.
+    def copy_to_task(self, task_id: str, *, source: StrPath, path: str, strict: bool = False) -> types.TaskCopied:
+        """Copies a file or directory from the host into a task; at most a million entries and 8 GiB. Holes stay holes.
 
         Args:
             task_id: ID of the task.
             source: Path on the host.
             path: Path in the task, relative to `/workspace` unless absolute. If it is a directory, the copy goes into it.
+            strict: Raise `PyroValueError` if something was left out, such as sockets, after the rest is copied. Otherwise
+                `left_out` counts it.
         """
-        params = {"task_id": task_id, "source": os.path.abspath(source), "path": path}
+        params = {"task_id": task_id, "source": os.path.abspath(source), "path": path, "strict": strict}
         return self._call("copy_to_task", params)
 
     def copy_from_task(
-        self, task_id: str, *, path: str, target: StrPath, preserve_mode: bool = False,
+        self, task_id: str, *, path: str, target: StrPath, preserve_mode: bool = False, strict: bool = False,
     ) -> types.TaskCopied:
         """Copies a file or directory from a task to the host. See `copy_to_task`.
 
@@ -359,8 +364,12 @@ class Pyro(Caller):
             path: Path in the task, relative to `/workspace` unless absolute.
             target: Path on the host. If it is a directory, the copy goes into it.
             preserve_mode: Keep the modes of the task's files. Otherwise the umask applies.
+            strict: See `copy_to_task`.
         """
-        params = {"task_id": task_id, "path": path, "target": os.path.abspath(target), "preserve_mode": preserve_mode}
+        params = {
+            "task_id": task_id, "path": path, "target": os.path.abspath(target), "preserve_mode": preserve_mode,
+            "strict": strict,
+        }
         return self._call("copy_from_task", params)
 
     def read_task_file(
@@ -380,14 +389,15 @@ class Pyro(Caller):
     def write_task_file(
         self, task_id: str, *, path: str, content: str, encoding: str = "utf-8", executable: bool = False,
     ) -> types.TaskFileWritten:
-        """Creates or replaces a file of a task. Creates missing parent directories.
+        """Creates a file of a task, with missing parent directories, or writes over one, which keeps its owner and mode. Follows
+        symbolic links.
 
         Args:
             task_id: ID of the task.
             path: Path in the task, relative to `/workspace` unless absolute.
             content: Contents of the file, at most 16 MiB.
             encoding: Encoding of `content`: `utf-8` or `base64`.
-            executable: Use mode 0755 instead of 0644.
+            executable: Make it executable. A new file has mode 0755 instead of 0644.
         """
         params = {
             "task_id": task_id, "path": path, "content": content, "encoding": encoding, "executable": executable,
@@ -429,10 +439,19 @@ def _spec(
 
 
 def _command(
-    command: str, timeout_seconds: int, cwd: Optional[str], env: Env, on_output: Optional[OnOutput] = None,
+    command: str, timeout_seconds: float, cwd: Optional[StrPath], env: Env, on_output: Optional[OnOutput] = None,
 ) -> Dict[str, Any]:
     return {
-        "command": command, "timeout_seconds": timeout_seconds, "cwd": cwd, "env": None if env is None else dict(env),
+        "command": command, "timeout_seconds": _whole_seconds(timeout_seconds), "cwd": None if cwd is None else os.fspath(cwd),
+        "env": None if env is None else dict(env),
         # The result also contains the output.
         "output": None if on_output is None else "capture_and_stream",
     }
+
+
+def _whole_seconds(seconds: float) -> int:
+    """Returns a time limit for the executable, which takes whole seconds. Rounded up, so that no command gets less time."""
+    if isinstance(seconds, float) and math.isfinite(seconds):
+        return math.ceil(seconds)
+    # Anything else is rejected with a message that names the parameter.
+    return seconds  # type: ignore[return-value]

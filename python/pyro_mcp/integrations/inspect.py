@@ -47,14 +47,19 @@ _LONG = 1 << 20
 _BEGIN = """PATH=/usr/sbin:/usr/bin:/sbin:/bin
 report() { printf '%s %s\\n' "$1" "$2" >&2; exit 1; }
 [ ! -d "$2" ] || report "$1" directory
+[ ! -p "$2" ] || report "$1" fifo
 """
-_READ = f"""{_BEGIN}[ -e "$2" ] || report "$1" missing
+_READ = f"""{_BEGIN}[ -e "$2" ] || case $(LC_ALL=C cat -- "$2" 2>&1) in
+*": Not a directory") report "$1" parent ;;
+*) report "$1" missing ;;
+esac
 if [ -f "$2" ] && size=$(stat -Lc %s -- "$2") && [ "$size" -gt "$4" ]; then
     report "$1" "long $size $(readlink -f -- "$2")"
 fi
 exec cat -- "$2"
 """
-_WRITE = f"""{_BEGIN}mkdir -p -- "$3" && exec cat >"$2"
+_WRITE = f"""{_BEGIN}mkdir -p -- "$3" || {{ [ -d "$3" ] || report "$1" parent; exit 1; }}
+exec cat >"$2"
 """
 
 
@@ -359,7 +364,8 @@ def _settings(config: SandboxEnvironmentConfigType | None) -> PyroSandboxConfig:
     if config is None:
         return PyroSandboxConfig()
     if isinstance(config, str):
-        return PyroSandboxConfig(environment=config)
+        # Inspect takes a text for the name of a file, and puts the directory of the task before it.
+        return PyroSandboxConfig(environment=posixpath.basename(config))
     raise PrerequisiteError(f"invalid configuration of the sandbox `pyro`: expected PyroSandboxConfig, got {type(config).__name__}")
 
 
@@ -379,6 +385,10 @@ def _file_error(output: command.Output, file: str) -> OSError:
     message = output.stderr.decode(errors="replace").strip()
     if output.status == "missing":
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
+    if output.status == "parent":
+        return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), file)
+    if output.status == "fifo":
+        return OSError(errno.EINVAL, "a fifo cannot be read or written as a file", file)
     if output.status == "directory":
         return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), file)
     if "ermission denied" in message:
