@@ -4,8 +4,8 @@ use std::fmt::Debug;
 
 use bytes::BytesMut;
 use pyro_wire::{
-    ArchiveReply, ExecReply, Failure, Frame, FrameCodec, HaltReply, Hello, IdentifyReply, MAX_CONTROL_BYTES,
-    MAX_COUNT, MAX_EXAMPLE_BYTES, MAX_EXAMPLES, MAX_LABEL_BYTES, MAX_TEXT_BYTES, SetupReply, Status,
+    ArchiveReply, ExecReply, Failure, Frame, FrameCodec, HaltReply, Hello, IdentifyReply, InputReply, MAX_CONTROL_BYTES,
+    MAX_COUNT, MAX_EXAMPLE_BYTES, MAX_EXAMPLES, MAX_LABEL_BYTES, MAX_TEXT_BYTES, SetupReply, Status, SteerReply,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -57,6 +57,24 @@ impl FromGuest for ExecReply {
                 }
             }
             Self::NotStarted(failure) => failure.check(),
+        }
+    }
+}
+
+impl FromGuest for InputReply {
+    fn check(&self) {
+        match self {
+            Self::Taken | Self::Closed | Self::NotRunning | Self::Busy => {}
+            Self::Failed(failure) => failure.check(),
+        }
+    }
+}
+
+impl FromGuest for SteerReply {
+    fn check(&self) {
+        match self {
+            Self::Done | Self::NotRunning => {}
+            Self::Failed(failure) => failure.check(),
         }
     }
 }

@@ -322,6 +322,32 @@ hints! {
     LeaveOutCwd => { all: "omit it to run the command in /workspace" }
     /// The command is too long.
     WriteScript => { all: "write the text to a file in the VM in several commands, then run the file" }
+    /// The arguments of a program are too long.
+    ArgumentsInFile => { all: "write them to a file in the VM, or give them on standard input" }
+    /// A command is given in one of two ways.
+    CommandOrArgv => { all: "give either command, which a shell runs, or argv, which runs without a shell" }
+    /// The input of a command is given in one of two ways.
+    StdinOrInput => {
+        person: "leave out one of them",
+        model: "leave out one of them",
+        program: "give stdin for a text, or stream the input"
+    }
+    /// The input of a command is too long as text.
+    InputInFile => {
+        person: "stream it with `-i`",
+        model: "write it to a file in the VM and redirect the command's input from there",
+        program: "stream the input"
+    }
+    /// A detached command has no caller that sends its input.
+    AttachInput => {
+        person: "start it with `--detach -i`, then send its input with `pyro task stdin`",
+        model: "run the command and wait for it, or write the text to a file and redirect its input from there",
+        program: "start it with a streamed input, then send it with input_task()"
+    }
+    /// The user of a command does not exist.
+    ExistingUser => { all: "user must be a user of the guest, as in its /etc/passwd, or a number" }
+    /// The shell of a command does not exist.
+    ExistingShell => { all: "install the shell in the guest, or leave it out to use /bin/sh" }
     /// The command cannot have a NUL character.
     PrintNul => { all: "use `printf '\\0'` in the command to produce one" }
     /// Names of environment variables.

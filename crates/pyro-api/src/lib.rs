@@ -11,12 +11,14 @@
 //! * Text from outside becomes a [`VmId`] only through its check.
 
 mod caller;
+mod command;
 mod environment;
 mod error;
 mod event;
 mod hint;
 mod host_access;
 mod id;
+mod input;
 mod kind;
 mod network;
 mod payload;
@@ -32,6 +34,7 @@ pub mod operations;
 pub mod text;
 
 pub use caller::{Caller, InvalidOwner, OwnerName, Visibility};
+pub use command::{Command, CommandOutput, DEFAULT_TIMEOUT_SECONDS, InputMode, OutputMode, TerminalSize};
 pub use doctor::DoctorReport;
 pub use environment::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
 pub use error::{Cause, Error, ErrorKind};
@@ -39,6 +42,7 @@ pub use event::{CallEvent, Event, Events, InvalidEvent, OutputStream, PhaseName,
 pub use hint::{Hint, Reader};
 pub use host_access::HostAccess;
 pub use id::VmId;
+pub use input::{Input, InputEvent};
 pub use kind::Kind;
 pub use network::{
     AllowedCidr, AllowedDomain, AllowedHost, Domain, Egress, InvalidPattern, NetworkDenial, NetworkPolicy,
@@ -51,12 +55,12 @@ pub use operations::{
 pub use payload::{
     DeleteReason, Deleted, FileEncoding, LastCommand, NetworkAssignment, NetworkInfo, Output, Phase, Pruned,
     PublishedPort, Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
-    TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskPublished, Vm,
+    TaskFileWritten, TaskInput, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskPublished, Vm,
 };
 pub use port::{InvalidPortMapping, PortMapping};
 pub use request::{
-    Command, CommandOutput, CopyIn, CopyLimits, CopyOut, Disk, Entries, EnvironmentName, FileContent,
-    FilePart, FileRange, HostCa, HostPort, Lifetime, NewFile, OutputMode, Platform, PortToPublish, Ports,
-    Sequence, TaskName, TaskSpec, VmName, VmSpec,
+    CopyIn, CopyLimits, CopyOut, Disk, Entries, EnvironmentName, FileContent, FilePart, FileRange, HostCa,
+    HostPort, Lifetime, NewFile, Platform, PortToPublish, Ports, Sequence, TaskName, TaskSpec, VmName,
+    VmSpec,
 };
 pub use words::{Accelerator, ExecutionMode, Outcome, StopReason, UnknownWord, VmState};

@@ -18,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Caller, Command, CommandOutput, CopyIn, CopyOut, Deleted, Disk, DoctorReport, Entries, Environment,
-    EnvironmentName, Error, Events, FilePart, HostPort, Kind, Lifetime, NetworkInfo, NewFile, Platform,
-    PortToPublish, Ports, Pruned, PulledEnvironment, Reaped, RunResult, Sequence, Task, TaskCopied,
-    TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogsPage,
-    TaskName, TaskPublished, Vm, VmName, VmSpec,
+    EnvironmentName, Error, Events, FilePart, HostPort, Input, Kind, Lifetime, NetworkInfo, NewFile,
+    Platform, PortToPublish, Ports, Pruned, PulledEnvironment, Reaped, RunResult, Sequence, Task, TaskCopied,
+    TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskInput, TaskList, TaskLogEntry,
+    TaskLogsPage, TaskName, TaskPublished, Vm, VmName, VmSpec,
 };
 
 /// What an operation accesses. Policies decide by it what a client may do.
@@ -84,15 +84,24 @@ impl OperationInfo {
     }
 }
 
-/// On whose behalf a call is made, where it sends its events, and how it is cancelled.
+/// On whose behalf a call is made, where it gets its input and sends its events, and how it is cancelled.
 #[derive(Debug, Clone, Default)]
 pub struct CallContext {
     /// Where events go.
     pub events: Events,
+    /// Where the input of its command comes from, if it is streamed.
+    pub input: Input,
     /// Cancels the call.
     pub cancel: CancellationToken,
     /// On whose behalf the call is made.
     pub caller: Caller,
+}
+
+impl CallContext {
+    /// A call of this host's user that sends no input.
+    pub fn new(events: Events, cancel: CancellationToken) -> Self {
+        Self { events, cancel, ..Self::default() }
+    }
 }
 
 /// A future that stays on the thread on which it begins.
@@ -388,6 +397,11 @@ operations! {
 
     /// Starts one command in a task and returns its number without waiting. The command runs until it ends or times out.
     detach_task(DetachTask { task: TaskName, command: Command }) -> TaskDetached, Enter;
+
+    /// Sends the call's input to the standard input of a running command that was started with a streamed input. Returns
+    /// when the caller has sent all of it and the command was given it, or when the command takes no more. One call at a
+    /// time can send to a command; cancelling it leaves the input open for another one.
+    input_task(InputTask { task: TaskName, command: Sequence }) -> TaskInput, Enter;
 
     /// Waits until a command has ended and returns its journal entry. Cancelling the call does not end the command.
     wait_task(WaitTask { task: TaskName, command: Sequence }) -> TaskLogEntry, Read;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::task::{
     FileEncoding, LastCommand, PublishedPort, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
-    TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskPublished,
+    TaskFile, TaskFileWritten, TaskInput, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskPublished,
 };
 use crate::{ExecutionMode, NetworkDenial, NetworkPolicy, PruneReport, VmId, VmState};
 

@@ -1,7 +1,5 @@
 //! The parts of requests. The fields of the parts of a request ([`crate::operations`]) together are its parameters.
 
-use std::collections::BTreeMap;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use schemars::JsonSchema;
@@ -152,69 +150,6 @@ impl TaskSpec {
     /// `environment` with the contract's defaults, and a disk of the usual size.
     pub fn new(environment: impl Into<String>) -> Self {
         Self { vm: VmSpec::new(environment), disk_mib: None, publish: Vec::new() }
-    }
-}
-
-/// A command for a VM or a task.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
-#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
-pub struct Command {
-    /// Text for the shell (`/bin/sh -lc`). May be empty.
-    pub command: String,
-    /// Time limit in seconds, at least 1. A command that times out is ended, and its exit code is 124.
-    #[serde(default = "default_timeout_seconds")]
-    pub timeout_seconds: i64,
-    /// Working directory, which must exist; below `/workspace` unless it is absolute. Default: `/workspace`. Only in a guest.
-    pub cwd: Option<String>,
-    /// Additional environment variables, at most 32 KiB in total. The shell is a login shell, so variables that `/etc/profile`
-    /// sets, such as `PATH`, cannot be overridden.
-    #[serde(default)]
-    pub env: BTreeMap<String, String>,
-}
-
-fn default_timeout_seconds() -> i64 {
-    30
-}
-
-impl Command {
-    /// `command` with the contract's default of 30 s.
-    pub fn new(command: impl Into<String>) -> Self {
-        Self {
-            command: command.into(),
-            timeout_seconds: default_timeout_seconds(),
-            cwd: None,
-            env: BTreeMap::new(),
-        }
-    }
-}
-
-/// What happens to the output of a command.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
-#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
-pub struct CommandOutput {
-    /// `capture` returns the output in the result, at most 16 MiB per stream; `stream` sends it as events instead;
-    /// `capture_and_stream` does both. Events are sent as fast as they are acknowledged.
-    #[serde(default)]
-    pub output: OutputMode,
-}
-
-/// What happens to the output of a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
-#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
-#[serde(rename_all = "snake_case")]
-pub enum OutputMode {
-    /// Returned in the result, at most 16 MiB per stream; the rest is counted and dropped.
-    #[default]
-    Capture,
-    /// Returned in the result and sent as `output` events.
-    CaptureAndStream,
-    /// Sent as `output` events only. If the caller stops reading, the command blocks, as on a full pipe.
-    Stream,
-}
-
-impl From<OutputMode> for CommandOutput {
-    fn from(output: OutputMode) -> Self {
-        Self { output }
     }
 }
 

@@ -166,20 +166,26 @@ impl Session {
 
     /// Returns the time of a whole call.
     async fn run(&self, command: &str) -> Outcome<Duration> {
-        let command = Command { timeout_seconds: 120, ..Command::new(command) };
+        let command = Command { timeout_seconds: Some(120), ..Command::new(command) };
         let started = Instant::now();
         let spec = VmSpec::new("debian:12");
         let request = RunInVm { spec, command, output: Default::default() };
-        let ran = self.engine.run(request, &Events::none(), &CancellationToken::new()).await?;
+        let ran = self
+            .engine
+            .run(request, &pyro_engine::CallContext::new(Events::none(), CancellationToken::new()))
+            .await?;
         successful(started.elapsed(), &ran.command, ran.exit_code)
     }
 
     /// Returns the time of a whole call.
     async fn exec_task(&self, id: &str, command: &str) -> Outcome<Duration> {
-        let command = Command { timeout_seconds: 120, ..Command::new(command) };
+        let command = Command { timeout_seconds: Some(120), ..Command::new(command) };
         let started = Instant::now();
         let request = ExecTask { task: id.into(), command, output: Default::default() };
-        let ran = self.engine.exec_task(request, &Events::none(), &CancellationToken::new()).await?;
+        let ran = self
+            .engine
+            .exec_task(request, &pyro_engine::CallContext::new(Events::none(), CancellationToken::new()))
+            .await?;
         successful(started.elapsed(), &ran.command, ran.exit_code)
     }
 

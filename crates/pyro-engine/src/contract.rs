@@ -14,7 +14,7 @@ use crate::limits::LOGS_PAGE_BYTES;
 use crate::{
     CopyFromGuest, CopyToGuest, Deleted, DoctorReport, Engine, Environment, Error, ErrorKind, Events,
     NetworkInfo, PulledEnvironment, Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
-    TaskFile, TaskFileWritten, TaskList, TaskLogs, TaskPublished, Vm,
+    TaskFile, TaskFileWritten, TaskInput, TaskList, TaskLogs, TaskPublished, Vm,
 };
 
 /// Implements one operation by the engine as the call's caller sees it, so that no operation can skip that.
@@ -69,7 +69,7 @@ operations! {
     }
 
     exec_vm(engine, request, call: ExecVm) -> RunResult {
-        engine.exec_vm(request, &call.events, &call.cancel).await
+        engine.exec_vm(request, call).await
     }
 
     stop_vm(engine, request, call: StopVm) -> Vm {
@@ -93,7 +93,7 @@ operations! {
     }
 
     run_in_vm(engine, request, call: RunInVm) -> RunResult {
-        engine.run(request, &call.events, &call.cancel).await
+        engine.run(request, call).await
     }
 
     create_task(engine, request, call: CreateTask) -> Task {
@@ -135,11 +135,16 @@ operations! {
     }
 
     exec_task(engine, request, call: ExecTask) -> TaskExec {
-        engine.exec_task(request, &call.events, &call.cancel).await
+        engine.exec_task(request, call).await
     }
 
     detach_task(engine, request, call: DetachTask) -> TaskDetached {
         engine.detach_task(&request.task.task_id, request.command).await
+    }
+
+    input_task(engine, request, call: InputTask) -> TaskInput {
+        let InputTask { task, command } = request;
+        engine.input_task(&task.task_id, command.sequence, call).await
     }
 
     wait_task(engine, request, call: WaitTask) -> TaskLogEntry {

@@ -3,6 +3,7 @@
 use pyro_api::{
     Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CopyLimits, Egress, Environment, EnvironmentList,
     Error, Hint, NetworkDenial, NetworkPolicy, OutputStream, PortMapping, PruneReport, PulledEnvironment,
+    TerminalSize,
 };
 use pyro_env::Remedy;
 use pyro_machine::network::{self, Denial, DnsName, DomainPattern, DomainRule, Host, HostRule, Policy};
@@ -22,6 +23,11 @@ pub(crate) fn guest_stream(stream: OutputStream) -> pyro_supervisor::OutputStrea
         OutputStream::Stdout => pyro_supervisor::OutputStream::Stdout,
         OutputStream::Stderr => pyro_supervisor::OutputStream::Stderr,
     }
+}
+
+/// Converts the size of a terminal for the guest.
+pub(crate) fn terminal_size(size: TerminalSize) -> pyro_supervisor::TerminalSize {
+    pyro_supervisor::TerminalSize { columns: size.columns, rows: size.rows }
 }
 
 /// Converts a configured accelerator for the crates that run VMs.

@@ -44,11 +44,12 @@ pub use pyro_api::{
     Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CallContext, Caller, Command, CommandOutput,
     Contract, CopyLimits, DeleteReason, Deleted, DoctorReport, Domain, Egress, Environment, EnvironmentList,
     ErrorKind, Event, Events, ExecutionMode, FileContent, FileEncoding, FileRange, Hint, HostAccess, HostCa,
-    Kind, LastCommand, NetworkAssignment, NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output,
-    OutputMode, OutputStream, OwnerName, Phase, PortMapping, Preset, PruneReport, Pruned, PublishedPort,
-    PullEvent, PulledEnvironment, Reader, Reaped, RunPhase, RunResult, StopReason, Task, TaskCopied,
-    TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs,
-    TaskLogsPage, TaskPublished, TaskSpec, UnknownWord, Visibility, Vm, VmId, VmSpec, VmState,
+    Input, InputEvent, InputMode, Kind, LastCommand, NetworkAssignment, NetworkDenial, NetworkInfo,
+    NetworkPolicy, Outcome, Output, OutputMode, OutputStream, OwnerName, Phase, PortMapping, Preset,
+    PruneReport, Pruned, PublishedPort, PullEvent, PulledEnvironment, Reader, Reaped, RunPhase, RunResult,
+    StopReason, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskInput,
+    TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskPublished, TaskSpec, TerminalSize, UnknownWord,
+    Visibility, Vm, VmId, VmSpec, VmState,
 };
 pub use pyro_machine::disk::Overcommit;
 pub use pyro_machine::network::RunError as NetworkRunError;

@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use pyro_machine::network::{self, NetworkHelper, RunError};
 use pyro_supervisor::{
-    BootInfo, CommandOutcome, EndReason, Exec, PublishedPort, Retention, Store, StoreError,
+    BootInfo, CommandOutcome, EndReason, Exec, Program, PublishedPort, Retention, Store, StoreError,
 };
 
 use crate::clock::now;
 use crate::registry::{NewCommand, RecordedPort, Registry, VmPatch};
-use crate::{Error, ErrorKind, ExecutionMode, StopReason, VmId, convert};
+use crate::{Error, ErrorKind, ExecutionMode, StopReason, VmId, convert, limits};
 
 /// Name of the hidden subcommand that supervises one VM.
 pub const SUPERVISE_COMMAND: &str = "supervise";
@@ -141,7 +141,7 @@ impl Store for RegistryStore {
 
     async fn record_command(&self, vm_id: &str, exec: &Exec) -> Result<u64, StoreError> {
         let new = NewCommand {
-            command: exec.command.clone(),
+            command: command_text(&exec.program),
             cwd: exec.cwd.clone(),
             execution_mode: ExecutionMode::GuestVsock,
             accepted_at: now(),
@@ -208,5 +208,13 @@ fn patch_of(info: &BootInfo) -> VmPatch {
         ports: Some(recorded(&info.ports)),
         guest_ip: info.network.as_ref().map(|network| network.address.to_string()),
         metadata: metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+    }
+}
+
+/// Returns a command as the journal shows it: as text that a shell would take.
+fn command_text(program: &Program) -> String {
+    match program {
+        Program::Argv(words) => limits::quoted(words).unwrap_or_else(|| program.label()),
+        Program::Shell { .. } | Program::LoginShell => program.label(),
     }
 }

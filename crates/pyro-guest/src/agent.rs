@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::StreamExt;
 use futures::future::poll_fn;
 use pyro_wire::{
-    Connect, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Pack, Request,
-    Unpack,
+    Connect, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Input, InputReply,
+    Pack, Request, Resize, Signal, SteerReply, Unpack,
 };
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -125,6 +125,9 @@ impl<M: Machine> Shared<M> {
                 let request = Exec { env, ..request };
                 exec::serve(request, &self.commands, accept::<_, Exec>(stream)).await;
             }
+            Request::Input(_) => finish(accept::<_, Input>(stream), InputReply::NotRunning).await,
+            Request::Resize(_) => finish(accept::<_, Resize>(stream), SteerReply::NotRunning).await,
+            Request::Signal(_) => finish(accept::<_, Signal>(stream), SteerReply::NotRunning).await,
             Request::Pack(request) => {
                 copy::pack(request, &self.commands.workspace, accept::<_, Pack>(stream)).await;
             }

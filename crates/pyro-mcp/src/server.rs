@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pyro_api::text::printable_line;
-use pyro_api::{CallContext, Caller, Contract, Error};
+use pyro_api::{CallContext, Caller, Contract, Error, Input};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult, GetPromptRequestParams,
     GetPromptResponse, Implementation, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
@@ -224,7 +224,12 @@ impl ServerHandler for Server {
             let _in_flight = in_flight;
             let (events, listener) = progress::channel(token);
             let sends_events = listener.is_some();
-            let call = CallContext { events, cancel: cancel.clone(), caller: guard.caller().clone() };
+            let call = CallContext {
+                events,
+                input: Input::none(),
+                cancel: cancel.clone(),
+                caller: guard.caller().clone(),
+            };
             let call = Call { guard: &guard, context: &call, sends_events };
             let call = progress::during(call.carry_out(tool, given), listener, &context.peer);
             let mut call = std::pin::pin!(call);

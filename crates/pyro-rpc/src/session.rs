@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use pyro_api::{CallContext, Caller, Contract, Error, Events};
+use pyro_api::{CallContext, Caller, Contract, Error, Events, Input};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
@@ -205,6 +205,7 @@ impl Session {
         let over = CancellationToken::new();
         let context = CallContext {
             events: Events::to(sender),
+            input: Input::none(),
             cancel: control.cancel.clone(),
             caller: Caller::Operator,
         };

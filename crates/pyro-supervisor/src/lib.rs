@@ -44,8 +44,8 @@ pub use machine::with_causes;
 pub use protocol::{GENERATION, Greeting};
 pub use pyro_archive::{Report, destination};
 pub use pyro_wire::{
-    ArchiveLimits, Exec, FailureKind, HostSettings, MAX_HOST_SETTINGS_BYTES, OutputStream, Pack,
-    Status as ExitStatus, Unpack, WORKSPACE,
+    ArchiveLimits, Exec, FailureKind, HostSettings, MAX_HOST_SETTINGS_BYTES, OutputStream, Pack, Program,
+    Status as ExitStatus, TerminalSize, Unpack, WORKSPACE,
 };
 pub use report::{BootFailure, BootInfo, BootStage, EndReason, StageTime, StartMode};
 pub use server::{CommandLog, MAX_PORTS, STREAM_LIMIT, Store, StoreError, file_name, room, run};
@@ -77,14 +77,7 @@ pub mod fuzzing {
             // Not dropped: the fuzzer does not ignore SIGPIPE.
             let _ = theirs.shutdown().await;
         };
-        let exec = Exec {
-            command: "true".to_owned(),
-            cwd: "/".to_owned(),
-            env: Default::default(),
-            timeout_ms: 1,
-            kill_grace_ms: 1,
-            output_limit: None,
-        };
+        let exec = Exec::new("true", std::time::Duration::from_millis(1));
         let ask = async {
             let _: Option<ExecReply> = streams.ask(exec).await;
         };

@@ -26,7 +26,7 @@ use super::{BootFailure, BootInfo, EndReason};
 use crate::spec::{LaunchSpec, PortMapping, PublishedPort};
 
 /// Number of this protocol; both ends must use the same. The schema test documents when to raise it.
-pub const GENERATION: u32 = 3;
+pub const GENERATION: u32 = 4;
 
 /// Time limit for the guest of a spare to take its new identity, and for a claimer to hand over its lock.
 pub(crate) const CLAIM_LIMIT: Duration = Duration::from_secs(10);

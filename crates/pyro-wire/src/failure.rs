@@ -26,15 +26,23 @@ pub struct Failure {
 
 /// Kinds of failures in a guest.
 ///
-/// They describe why a step could not be done at all. A command runs as `/bin/sh -lc <command>`: a
-/// program that the shell does not find or may not execute is the shell's exit status 127 or 126, not a failure.
+/// They describe why a step could not be done at all. A program that a command's shell does not find or may not execute is
+/// the shell's exit status 127 or 126, not a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
-    /// The program to start, `/bin/sh`, does not exist.
+    /// The first word of an argument list is not a program.
     CommandNotFound,
-    /// The program to start, `/bin/sh`, cannot be executed.
+    /// The program to start cannot be executed.
     NotExecutable,
+    /// The shell that the caller chose, or the guest's own, does not exist.
+    ShellNotFound,
+    /// The user is not in the guest's `/etc/passwd`.
+    UserNotFound,
+    /// The group is not in the guest's `/etc/group`.
+    GroupNotFound,
+    /// The user is not in one of the forms `NAME`, `UID`, `NAME:GROUP` and `UID:GID`.
+    InvalidUser,
     /// The working directory does not exist.
     DirectoryNotFound,
     /// A file or directory does not exist.
@@ -59,9 +67,13 @@ pub enum FailureKind {
 
 impl FailureKind {
     /// Every kind once.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::CommandNotFound,
         Self::NotExecutable,
+        Self::ShellNotFound,
+        Self::UserNotFound,
+        Self::GroupNotFound,
+        Self::InvalidUser,
         Self::DirectoryNotFound,
         Self::FileNotFound,
         Self::NotADirectory,

@@ -10,13 +10,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio_util::codec::{Decoder, Encoder};
 
-/// Maximum control payload in bytes. A command may have 128 KiB (the kernel's limit for one argument), which JSON
-/// escapes can make six times longer.
-pub const MAX_CONTROL_BYTES: usize = 1024 * 1024;
+/// Maximum control payload in bytes. The text of a command has at most [`MAX_COMMAND_BYTES`](crate::MAX_COMMAND_BYTES), which
+/// JSON escapes can make six times longer; variables come in addition.
+pub const MAX_CONTROL_BYTES: usize = 8 * 1024 * 1024;
 /// Maximum output payload in bytes.
 pub const MAX_OUTPUT_BYTES: usize = 128 * 1024;
 
 const HEADER_BYTES: usize = 5;
+/// Maximum number of bytes that are allocated for a frame before they arrive.
+const RESERVED_BYTES: usize = MAX_OUTPUT_BYTES + HEADER_BYTES;
 const KIND_CONTROL: u8 = 0;
 const KIND_STDOUT: u8 = 1;
 const KIND_STDERR: u8 = 2;
@@ -109,7 +111,7 @@ impl<In: DeserializeOwned, Out> Decoder for FrameCodec<In, Out> {
         match bytes_missing(src)? {
             0 => {}
             missing => {
-                src.reserve(missing);
+                src.reserve(missing.min(RESERVED_BYTES));
                 return Ok(None);
             }
         }

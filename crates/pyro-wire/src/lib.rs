@@ -25,6 +25,7 @@
 //! with a clear message rather than guess.
 
 mod bounded;
+mod command;
 mod failure;
 mod frame;
 mod reply;
@@ -33,16 +34,19 @@ mod setup;
 mod text;
 
 pub use bounded::{MAX_COUNT, MAX_EXAMPLE_BYTES, MAX_EXAMPLES, MAX_LABEL_BYTES, MAX_TEXT_BYTES, to_label};
+pub use command::{
+    Exec, ExecInput, Input, InputEnd, MAX_COMMAND_BYTES, Program, Resize, Signal, TerminalSize,
+};
 pub use failure::{Failure, FailureKind};
 pub use frame::{
     Frame, FrameCodec, FrameError, MAX_CONTROL_BYTES, MAX_OUTPUT_BYTES, OutputStream, bytes_missing,
 };
 pub use reply::{
-    ArchiveReply, ArchiveReport, ConnectReply, ExecReply, Exit, HaltReply, IdentifyReply, Status,
+    ArchiveReply, ArchiveReport, ConnectReply, ExecReply, Exit, HaltReply, IdentifyReply, InputReply, Status,
+    SteerReply,
 };
 pub use request::{
-    ArchiveLimits, Call, Connect, ConnectInput, Exec, ExecInput, Halt, Identify, NoInput, Pack, Request,
-    Unpack,
+    ArchiveLimits, Call, Connect, ConnectInput, Halt, Identify, NoInput, Pack, Request, Unpack,
 };
 pub use setup::{
     Bootstrap, GENERATION, Hello, HostSettings, Ipv6Config, MAX_HOST_SETTINGS_BYTES, NetworkConfig,

@@ -20,11 +20,11 @@ pub enum ExecReply {
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Exit {
-    /// Status of the shell.
+    /// Status of the process that was started.
     pub status: Status,
-    /// The time limit was hit and the process group was killed.
+    /// The time limit was hit, and everything that the command had started was ended.
     pub timed_out: bool,
-    /// Time from start to end of the shell in milliseconds.
+    /// Time from start to end of that process in milliseconds.
     #[serde(deserialize_with = "bounded::count")]
     #[schemars(range(max = MAX_COUNT))]
     pub duration_ms: u64,
@@ -46,6 +46,34 @@ pub enum Status {
     Code(#[serde(deserialize_with = "bounded::exit_code")] i32),
     /// Killed by this signal, 1 to 64.
     Signal(#[serde(deserialize_with = "bounded::signal")] i32),
+}
+
+/// Answer to [`Input`](crate::Input).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InputReply {
+    /// Everything was written, and the command's standard input is closed.
+    Taken,
+    /// The command closed its standard input, or ended, before everything was written.
+    Closed,
+    /// No command with this number runs and takes input.
+    NotRunning,
+    /// Another [`Input`](crate::Input) is attached to the command.
+    Busy,
+    /// Writing failed for another reason.
+    Failed(Failure),
+}
+
+/// Answer to [`Resize`](crate::Resize) and [`Signal`](crate::Signal).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SteerReply {
+    /// It is done.
+    Done,
+    /// No command with this number runs.
+    NotRunning,
+    /// The guest's kernel refused it, or the command has no terminal.
+    Failed(Failure),
 }
 
 /// Answer to [`Pack`](crate::Pack) and [`Unpack`](crate::Unpack).

@@ -1,14 +1,15 @@
 //! Requests of the host to a running guest.
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{ArchiveReply, Bootstrap, ConnectReply, ExecReply, HaltReply, IdentifyReply, WORKSPACE};
+use crate::{
+    ArchiveReply, Bootstrap, ConnectReply, Exec, ExecInput, ExecReply, HaltReply, IdentifyReply, Input,
+    InputEnd, InputReply, Resize, Signal, SteerReply,
+};
 
 /// First frame of the host on each stream. Closing the stream before the reply cancels the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -16,6 +17,12 @@ use crate::{ArchiveReply, Bootstrap, ConnectReply, ExecReply, HaltReply, Identif
 pub enum Request {
     /// Run one command.
     Exec(Exec),
+    /// Write to the standard input of a running command.
+    Input(Input),
+    /// Change the size of a running command's terminal.
+    Resize(Resize),
+    /// Send a signal to a running command.
+    Signal(Signal),
     /// Send a file or a directory.
     Pack(Pack),
     /// Receive a file or a directory.
@@ -56,6 +63,9 @@ macro_rules! calls {
 
 calls! {
     Exec(ExecInput) -> ExecReply;
+    Input(InputEnd) -> InputReply;
+    Resize(NoInput) -> SteerReply;
+    Signal(NoInput) -> SteerReply;
     Pack(NoInput) -> ArchiveReply;
     Unpack(NoInput) -> ArchiveReply;
     Connect(ConnectInput) -> ConnectReply;
@@ -77,51 +87,11 @@ impl From<Halt> for Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NoInput {}
 
-/// A command to run as `/bin/sh -lc <command>` in its own process group, with stdin at end of file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Exec {
-    /// Shell text.
-    pub command: String,
-    /// Working directory. [`WORKSPACE`] is made if it is missing; any other must exist.
-    pub cwd: String,
-    /// Variables for the command, in addition to the usual ones. A login shell's profile may change them again.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub env: BTreeMap<String, String>,
-    /// Time limit in milliseconds, counted from the start of the command.
-    pub timeout_ms: u64,
-    /// Time between SIGTERM and SIGKILL when the limit is hit, in milliseconds.
-    pub kill_grace_ms: u64,
-    /// Bytes of each output stream to send; what is beyond is read, counted and dropped. Absent: all.
-    pub output_limit: Option<u64>,
-}
-
-impl Exec {
-    /// `command` in the workspace, with a time limit, a grace of one second, and all of its output.
-    pub fn new(command: impl Into<String>, timeout: Duration) -> Self {
-        Self {
-            command: command.into(),
-            cwd: WORKSPACE.to_owned(),
-            env: BTreeMap::new(),
-            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
-            kill_grace_ms: 1000,
-            output_limit: None,
-        }
-    }
-}
-
-/// What the host may send while a command runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ExecInput {
-    /// End the command with SIGTERM and, after its grace, SIGKILL. Its reply comes as if it had ended by itself.
-    Terminate,
-}
-
 /// Send a file or a directory as a stream of tar, in the form of `pyro-archive`, in
 /// [`Frame::Output`](crate::Frame::Output) frames of the standard output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pack {
-    /// File or directory; below [`WORKSPACE`] unless it is absolute.
+    /// File or directory; below [`WORKSPACE`](crate::WORKSPACE) unless it is absolute.
     pub path: String,
     /// What it may hold.
     pub limits: ArchiveLimits,
@@ -132,7 +102,7 @@ pub struct Pack {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Unpack {
     /// An existing directory, to put it there under its own name, or the name that it gets; below
-    /// [`WORKSPACE`] unless it is absolute.
+    /// [`WORKSPACE`](crate::WORKSPACE) unless it is absolute.
     pub path: String,
     /// Its own name.
     pub name: String,

@@ -185,6 +185,18 @@ pub struct TaskDetached {
     pub outcome: Outcome,
 }
 
+/// Input was sent to a command.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct TaskInput {
+    /// Id of the task.
+    pub task_id: VmId,
+    /// Number of the command in the task's journal.
+    pub sequence: u64,
+    /// The input was sent completely. False if the command had closed its input or ended before that.
+    pub complete: bool,
+}
+
 /// The journal of a task.
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 use pyro_engine::operations::{ExecVm, RunInVm};
-use pyro_engine::{Command, Engine, Error, Events, VmSpec};
+use pyro_engine::{CallContext, Command, Engine, Error, Events, VmSpec};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -183,7 +183,7 @@ impl Bench {
         self.took("start_from_kernel", started);
         let started = Instant::now();
         let request = ExecVm { vm: id.into(), command: Command::new("true"), output: Default::default() };
-        self.engine.exec_vm(request, &self.events, &self.cancel).await?;
+        self.engine.exec_vm(request, &CallContext::new(self.events.clone(), self.cancel.clone())).await?;
         self.took("exec_and_remove", started);
         Ok(())
     }
@@ -191,7 +191,7 @@ impl Bench {
     async fn one_shot(&self) -> Result<(), Error> {
         let spec = VmSpec::new(ENVIRONMENT);
         let request = RunInVm { spec, command: Command::new("true"), output: Default::default() };
-        self.engine.run(request, &self.events, &self.cancel).await.map(drop)
+        self.engine.run(request, &CallContext::new(self.events.clone(), self.cancel.clone())).await.map(drop)
     }
 
     async fn two_at_once(&self) -> Result<(), Error> {

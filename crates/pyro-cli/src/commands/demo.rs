@@ -85,8 +85,7 @@ pub(crate) fn run(args: &DemoArgs, printer: &Printer) -> Result<Reply, CliError>
 fn one_command(network: bool, printer: &Printer) -> Result<Reply, CliError> {
     let engine = config::engine()?;
     let (result, _) = session::watch(printer, is_quiet(printer), async |events, cancel| {
-        pyro_demo::one_command(&engine, network, &CallContext { events, cancel, caller: Caller::Operator })
-            .await
+        pyro_demo::one_command(&engine, network, &CallContext::new(events, cancel)).await
     })?;
     Ok(Reply::document(&result)?)
 }
@@ -101,7 +100,7 @@ fn with_model(args: &DemoOllamaArgs, printer: &Printer) -> Result<Reply, CliErro
             let bytes = (apart(&line) + "\n").into();
             events.send(Event::Output { stream: OutputStream::Stdout, bytes }).await;
         };
-        let context = CallContext { events: events.clone(), cancel, caller: caller.clone() };
+        let context = CallContext { caller: caller.clone(), ..CallContext::new(events.clone(), cancel) };
         match ollama::prove(request, engine, &context, show).await {
             Err(DemoError::Cancelled) => Err(Error::cancelled()),
             proved => Ok(proved),

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::Args;
 use pyro_engine::operations::RunInVm;
-use pyro_engine::{Command, Engine, OutputMode, RunResult, VmSpec};
+use pyro_engine::{CallContext, Command, Engine, OutputMode, RunResult, VmSpec};
 
 use crate::commands::host_settings::HostSettingsArgs;
 use crate::commands::machine::{ConfinementArgs, MachineArgs};
@@ -78,7 +78,7 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
     let engine = Engine::new(config);
     let request = request(&args, command)?;
     let (mut result, shown) = session::watch(printer, args.json, |events, cancel| async move {
-        engine.run(request, &events, &cancel).await
+        engine.run(request, &CallContext::new(events, cancel)).await
     })?;
     if !args.timings {
         result.timings.clear();
@@ -116,7 +116,7 @@ fn request(args: &RunArgs, command: String) -> Result<RunInVm, CliError> {
     };
     // Text output is streamed; a JSON document holds it after the end.
     let output = if args.json { OutputMode::Capture } else { OutputMode::Stream };
-    let command = Command { timeout_seconds: args.timeout_seconds, ..Command::new(command) };
+    let command = Command { timeout_seconds: Some(args.timeout_seconds), ..Command::new(command) };
     Ok(RunInVm { spec, command, output: output.into() })
 }
 

@@ -1,7 +1,7 @@
 //! What commands do to the machine that they run in.
 
 use futures::future::join_all;
-use pyro_engine::{ErrorKind, VmState};
+use pyro_engine::{CallContext, ErrorKind, VmState};
 use pyro_supervisor::ExitStatus;
 
 use crate::harness::{Capture, Sandbox, chain, command, exec, exec_text, never, quiet};
@@ -86,10 +86,10 @@ async fn the_first_command_to_end_takes_the_vm_and_the_others_are_told() {
     let sandbox = Sandbox::new();
     let engine = sandbox.engine();
     let vm = sandbox.started_vm(&engine).await;
-    let (id, none, forever) = (vm.vm_id.as_str(), quiet(), never());
-    let long = engine.exec_vm(exec(id, command("touch /tmp/here; sleep 50")), &none, &forever);
+    let (id, call) = (vm.vm_id.as_str(), CallContext::new(quiet(), never()));
+    let long = engine.exec_vm(exec(id, command("touch /tmp/here; sleep 50")), &call);
     let line = "while ! [ -e /tmp/here ]; do sleep 0.1; done; echo first";
-    let short = engine.exec_vm(exec(id, command(line)), &none, &forever);
+    let short = engine.exec_vm(exec(id, command(line)), &call);
     let (long, short) = tokio::join!(long, short);
     assert_eq!(short.map_err(|error| chain(&error)).unwrap().stdout.as_bytes(), b"first\n");
     let error = long.unwrap_err();
@@ -103,9 +103,8 @@ async fn a_cancelled_command_leaves_its_vm_running() {
     let engine = sandbox.engine();
     let vm = sandbox.started_vm(&engine).await;
     let cancel = never();
-    let none = quiet();
-    let cancelled =
-        engine.exec_vm(exec(vm.vm_id.as_str(), command("touch /tmp/here; sleep 600")), &none, &cancel);
+    let call = CallContext::new(quiet(), cancel.clone());
+    let cancelled = engine.exec_vm(exec(vm.vm_id.as_str(), command("touch /tmp/here; sleep 600")), &call);
     let guest = sandbox.guest(&vm);
     let stop_it = async {
         exec_text(&guest, "while ! [ -e /tmp/here ]; do sleep 0.1; done").await;
@@ -114,7 +113,9 @@ async fn a_cancelled_command_leaves_its_vm_running() {
     let (cancelled, ()) = tokio::join!(cancelled, stop_it);
     assert_eq!(cancelled.unwrap_err().kind, ErrorKind::Cancelled);
     assert_eq!(engine.status_vm(vm.vm_id.as_str()).await.unwrap().state, VmState::Started);
-    let result =
-        engine.exec_vm(exec(vm.vm_id.as_str(), command("echo again")), &quiet(), &never()).await.unwrap();
+    let result = engine
+        .exec_vm(exec(vm.vm_id.as_str(), command("echo again")), &CallContext::new(quiet(), never()))
+        .await
+        .unwrap();
     assert_eq!(result.stdout.as_bytes(), b"again\n");
 }

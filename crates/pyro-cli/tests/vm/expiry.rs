@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use pyro_engine::{ErrorKind, VmSpec};
+use pyro_engine::{CallContext, ErrorKind, VmSpec};
 
 use crate::harness::{ENVIRONMENT, LONG, Sandbox, chain, command, exec, never, quiet, wait_until};
 
@@ -55,7 +55,8 @@ async fn vms_are_gone_at_the_end_of_their_lifetime() {
         }
         let error = engine.start_vm(id, &quiet(), &never()).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Expired);
-        let error = engine.exec_vm(exec(id, command("true")), &quiet(), &never()).await.unwrap_err();
+        let error =
+            engine.exec_vm(exec(id, command("true")), &CallContext::new(quiet(), never())).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Expired);
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pyro_engine::{Engine, Error, ErrorKind, ExecutionMode, Vm, VmSpec, VmState};
+use pyro_engine::{CallContext, Engine, Error, ErrorKind, ExecutionMode, Vm, VmSpec, VmState};
 
 use crate::harness::{ENVIRONMENT, LONG, Sandbox, chain, command, exec, never, quiet};
 
@@ -27,7 +27,7 @@ async fn a_created_vm_can_be_looked_at_started_stopped_and_deleted() {
     assert_eq!(engine.status_vm(id).await.unwrap(), vm);
     let text = format!("vm {id} must be in 'started' state before execution");
     assert_refused(
-        engine.exec_vm(exec(id, command("true")), &quiet(), &never()).await,
+        engine.exec_vm(exec(id, command("true")), &CallContext::new(quiet(), never())).await,
         ErrorKind::WrongState,
         &text,
     );
@@ -56,10 +56,17 @@ async fn a_started_vm_runs_one_command_and_is_gone() {
     assert_refused(engine.start_vm(id, &quiet(), &never()).await, ErrorKind::WrongState, &text);
 
     let mut bad = command("true");
-    bad.timeout_seconds = 0;
+    bad.timeout_seconds = Some(0);
     let text = "timeout_seconds must be positive";
-    assert_refused(engine.exec_vm(exec(id, bad), &quiet(), &never()).await, ErrorKind::InvalidInput, text);
-    let result = engine.exec_vm(exec(id, command("echo done; exit 9")), &quiet(), &never()).await.unwrap();
+    assert_refused(
+        engine.exec_vm(exec(id, bad), &CallContext::new(quiet(), never())).await,
+        ErrorKind::InvalidInput,
+        text,
+    );
+    let result = engine
+        .exec_vm(exec(id, command("echo done; exit 9")), &CallContext::new(quiet(), never()))
+        .await
+        .unwrap();
     assert_eq!((result.exit_code, result.stdout.as_bytes()), (9, &b"done\n"[..]));
     assert_eq!(serde_json::to_value(result.cleanup).unwrap()["reason"], "post_exec_cleanup");
     let text = format!("vm '{id}' does not exist");
@@ -80,13 +87,13 @@ async fn a_stopped_vm_keeps_what_its_guest_wrote() {
     assert_eq!(engine.status_vm(id).await.unwrap().state, VmState::Stopped);
     let text = format!("vm {id} must be in 'started' state before execution");
     assert_refused(
-        engine.exec_vm(exec(id, command("true")), &quiet(), &never()).await,
+        engine.exec_vm(exec(id, command("true")), &CallContext::new(quiet(), never())).await,
         ErrorKind::WrongState,
         &text,
     );
     assert_eq!(engine.start_vm(id, &quiet(), &never()).await.unwrap().state, VmState::Started);
     let line = "cat /workspace/file; ls /etc/debian_version 2>/dev/null || echo removed";
-    let result = engine.exec_vm(exec(id, command(line)), &quiet(), &never()).await.unwrap();
+    let result = engine.exec_vm(exec(id, command(line)), &CallContext::new(quiet(), never())).await.unwrap();
     assert_eq!(result.stdout.to_text(), "work\nremoved\n");
 }
 
@@ -110,7 +117,7 @@ async fn ids_that_name_no_vm_are_refused_whatever_they_look_like() {
     {
         for result in [
             engine.start_vm(id, &quiet(), &never()).await.map(drop),
-            engine.exec_vm(exec(id, command("true")), &quiet(), &never()).await.map(drop),
+            engine.exec_vm(exec(id, command("true")), &CallContext::new(quiet(), never())).await.map(drop),
             engine.stop_vm(id).await.map(drop),
             engine.delete_vm(id).await.map(drop),
             engine.status_vm(id).await.map(drop),
@@ -135,7 +142,10 @@ async fn of_two_that_start_a_vm_one_does() {
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
     let refused = results.into_iter().find(Result::is_err).unwrap();
     assert_eq!(refused.unwrap_err().kind, ErrorKind::WrongState);
-    let result = second.exec_vm(exec(id, command("echo one machine")), &quiet(), &never()).await.unwrap();
+    let result = second
+        .exec_vm(exec(id, command("echo one machine")), &CallContext::new(quiet(), never()))
+        .await
+        .unwrap();
     assert_eq!(result.stdout.as_bytes(), b"one machine\n");
 }
 

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use pyro_engine::{ErrorKind, VmSpec, VmState};
+use pyro_engine::{CallContext, ErrorKind, VmSpec, VmState};
 
 use crate::harness::{ENVIRONMENT, Sandbox, chain, command, exec, exec_text, never, quiet};
 
@@ -16,7 +16,8 @@ async fn a_vm_is_visible_to_every_engine_of_the_user() {
     let started = second.start_vm(id, &quiet(), &never()).await.map_err(|error| chain(&error)).unwrap();
     assert_eq!(first.status_vm(id).await.unwrap(), started);
     drop(second);
-    let result = first.exec_vm(exec(id, command("echo seen")), &quiet(), &never()).await.unwrap();
+    let result =
+        first.exec_vm(exec(id, command("echo seen")), &CallContext::new(quiet(), never())).await.unwrap();
     assert_eq!(result.stdout.as_bytes(), b"seen\n");
 }
 
@@ -45,7 +46,10 @@ async fn a_started_vm_survives_the_process_that_started_it() {
     let id = vms.into_iter().next().unwrap().unwrap().file_name().into_string().unwrap();
     let engine = sandbox.engine();
     assert_eq!(engine.status_vm(&id).await.unwrap().state, VmState::Started);
-    let result = engine.exec_vm(exec(&id, command("echo still here")), &quiet(), &never()).await.unwrap();
+    let result = engine
+        .exec_vm(exec(&id, command("echo still here")), &CallContext::new(quiet(), never()))
+        .await
+        .unwrap();
     assert_eq!(result.stdout.as_bytes(), b"still here\n");
 }
 
@@ -72,7 +76,10 @@ async fn a_vm_whose_vmm_is_killed_is_stopped_and_can_start_again() {
     });
     assert_eq!(engine.status_vm(id).await.unwrap().state, VmState::Stopped);
     engine.start_vm(id, &quiet(), &never()).await.map_err(|error| chain(&error)).unwrap();
-    let result = engine.exec_vm(exec(id, command("cat /workspace/file")), &quiet(), &never()).await.unwrap();
+    let result = engine
+        .exec_vm(exec(id, command("cat /workspace/file")), &CallContext::new(quiet(), never()))
+        .await
+        .unwrap();
     assert_eq!(result.stdout.as_bytes(), b"work\n");
 }
 
@@ -86,10 +93,14 @@ async fn a_vm_whose_supervisor_is_killed_is_stopped_and_can_start_again() {
     crate::harness::kill(sandbox.supervisor().pid, rustix::process::Signal::KILL);
     crate::harness::wait_until(crate::harness::LONG, "end of the VMM", || sandbox.processes().is_empty());
     assert_eq!(engine.status_vm(id).await.unwrap().state, VmState::Stopped);
-    let error = engine.exec_vm(exec(id, command("true")), &quiet(), &never()).await.unwrap_err();
+    let error =
+        engine.exec_vm(exec(id, command("true")), &CallContext::new(quiet(), never())).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::WrongState);
     engine.start_vm(id, &quiet(), &never()).await.map_err(|error| chain(&error)).unwrap();
-    let result = engine.exec_vm(exec(id, command("cat /workspace/file")), &quiet(), &never()).await.unwrap();
+    let result = engine
+        .exec_vm(exec(id, command("cat /workspace/file")), &CallContext::new(quiet(), never()))
+        .await
+        .unwrap();
     assert_eq!(result.stdout.as_bytes(), b"work\n");
 }
 
@@ -100,7 +111,8 @@ async fn a_command_in_a_vm_that_breaks_down_is_lost_and_the_reason_is_told() {
     let vm = sandbox.started_vm(&engine).await;
     let id = vm.vm_id.as_str();
     let line = "echo c > /proc/sysrq-trigger; sleep 50";
-    let error = engine.exec_vm(exec(id, command(line)), &quiet(), &never()).await.unwrap_err();
+    let error =
+        engine.exec_vm(exec(id, command(line)), &CallContext::new(quiet(), never())).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::OutcomeUnknown, "{}", chain(&error));
     assert!(chain(&error).contains("Kernel panic"), "{}", chain(&error));
     assert_eq!(engine.status_vm(id).await.unwrap().state, VmState::Stopped);

@@ -267,7 +267,7 @@ async fn as_many_commands_as_can_run_and_no_more() {
     let task = sandbox.task(["--mem-mib", "2048"]);
     let engine = sandbox.engine();
     let sleep =
-        || pyro_engine::Command { timeout_seconds: 500, ..pyro_engine::Command::new("exec sleep 400") };
+        || pyro_engine::Command { timeout_seconds: Some(500), ..pyro_engine::Command::new("exec sleep 400") };
     let mut begun = 0;
     let refusal = loop {
         match engine.detach_task(&task.id, sleep()).await {

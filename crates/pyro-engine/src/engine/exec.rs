@@ -1,16 +1,25 @@
 //! Runs one command in a running VM.
 
+use std::time::Duration;
+
+use pyro_api::DEFAULT_TIMEOUT_SECONDS;
 use pyro_supervisor::{
-    CommandOutcome, ConnectError, Exec, FailureKind, Ran, Run, RunError, WORKSPACE, timeout_note,
+    CommandOutcome, ConnectError, Exec, FailureKind, Program, Ran, Run, RunError, WORKSPACE, timeout_note,
 };
 
 use super::Engine;
 use crate::capture::{CAPTURE_LIMIT, Captured, OutputSink};
+use crate::convert;
 use crate::host_compat::{self, HostCommand};
-use crate::limits::CheckedCommand;
+use crate::limits::{CheckedCommand, CheckedInput, CheckedProgram};
 use crate::registry::VmRecord;
-use crate::{Error, ErrorKind, Events, ExecutionMode, Hint, OutputMode, OutputStream};
+use crate::{CallContext, Error, ErrorKind, Events, ExecutionMode, Hint, OutputMode, OutputStream};
 use tokio_util::sync::CancellationToken;
+
+/// Time limit of a command without one: longer than any lifetime, which ends its VM.
+const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// Time limit of a command on the host without one, where no lifetime ends it.
+const HOST_LIMIT: Duration = Duration::from_secs(DEFAULT_TIMEOUT_SECONDS as u64);
 
 impl Engine {
     /// Runs the command where the VM's commands run, in the guest or on the host. It is sent at most once.
@@ -18,13 +27,14 @@ impl Engine {
         &self,
         record: &VmRecord,
         command: &CheckedCommand,
-        events: &Events,
-        cancel: &CancellationToken,
+        call: &CallContext,
     ) -> Result<Captured, Error> {
         match record.execution_mode {
-            ExecutionMode::HostCompat => self.execute_on_host(record, command, events, cancel).await,
+            ExecutionMode::HostCompat => {
+                self.execute_on_host(record, command, &call.events, &call.cancel).await
+            }
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
-                self.execute_in_guest(record, command, events, cancel).await
+                self.execute_in_guest(record, command, call).await
             }
         }
     }
@@ -33,9 +43,9 @@ impl Engine {
         &self,
         record: &VmRecord,
         command: &CheckedCommand,
-        events: &Events,
-        cancel: &CancellationToken,
+        call: &CallContext,
     ) -> Result<Captured, Error> {
+        let CallContext { events, cancel, .. } = call;
         let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
         let mut stderr = OutputSink::new(OutputStream::Stderr, command.output, events);
         let run = Run { exec: exec_request(command), journal: false };
@@ -67,8 +77,8 @@ impl Engine {
                 });
             }
         };
-        if end.timed_out {
-            stderr.note(&timeout_note(command.timeout)).await;
+        if let (true, Some(limit)) = (end.timed_out, command.timeout) {
+            stderr.note(&timeout_note(limit)).await;
         }
         Ok(Captured::new(end, stdout, stderr))
     }
@@ -80,14 +90,14 @@ impl Engine {
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Captured, Error> {
-        refuse_cwd(command)?;
+        refuse_guest_only(command)?;
         let directory = self.vm_dir(&record.vm_id).join("workspace");
         std::fs::create_dir_all(&directory)
             .map_err(|error| super::state_unusable("make", &directory, error))?;
         let host_command = HostCommand {
-            command: &command.command,
+            command: &command.text,
             env: &command.env,
-            timeout: command.timeout,
+            timeout: command.timeout.unwrap_or(HOST_LIMIT),
             directory: &directory,
             search_path: &self.config().search_path,
             mem_mib: record.sizing.mem_mib,
@@ -100,25 +110,43 @@ impl Engine {
 /// Converts the command for the guest.
 pub(super) fn exec_request(command: &CheckedCommand) -> Exec {
     Exec {
+        program: match &command.program {
+            CheckedProgram::Shell { text, shell } => {
+                Program::Shell { text: text.clone(), shell: shell.clone() }
+            }
+            CheckedProgram::Argv(words) => Program::Argv(words.clone()),
+            CheckedProgram::LoginShell => Program::LoginShell,
+        },
         cwd: guest_cwd(command),
         env: command.env.clone(),
+        user: command.user.clone(),
+        input: command.input != CheckedInput::None,
+        terminal: command.terminal.map(convert::terminal_size),
         output_limit: match command.output {
             OutputMode::Capture => Some(CAPTURE_LIMIT as u64),
             // All of it is sent as events. The sinks limit what the result keeps.
             OutputMode::CaptureAndStream | OutputMode::Stream => None,
         },
-        ..Exec::new(&command.command, command.timeout)
+        ..Exec::new("", command.timeout.unwrap_or(LIFETIME))
     }
 }
 
-/// Rejects a working directory: the host has no `/workspace` to resolve it against.
-pub(super) fn refuse_cwd(command: &CheckedCommand) -> Result<(), Error> {
-    match command.cwd {
-        None => Ok(()),
-        Some(_) => {
-            let message = "cwd cannot be chosen in host compatibility mode";
-            Err(Error::new(ErrorKind::InvalidInput, message).hint(Hint::ChangeDirectory))
+/// Rejects what only a guest has: the host has no `/workspace` to resolve a working directory against, and a command runs
+/// there as the calling user, by Bash, and without input.
+pub(super) fn refuse_guest_only(command: &CheckedCommand) -> Result<(), Error> {
+    let refused = |what: &str| {
+        let message = format!("{what} cannot be chosen in host compatibility mode");
+        Err(Error::new(ErrorKind::InvalidInput, message))
+    };
+    match command {
+        CheckedCommand { cwd: Some(_), .. } => {
+            refused("cwd").map_err(|error| error.hint(Hint::ChangeDirectory))
         }
+        CheckedCommand { user: Some(_), .. } => refused("user"),
+        CheckedCommand { program: CheckedProgram::Shell { shell: Some(_), .. }, .. } => refused("shell"),
+        CheckedCommand { input: CheckedInput::Text(_) | CheckedInput::Stream, .. } => refused("stdin"),
+        CheckedCommand { terminal: Some(_), .. } => refused("a terminal"),
+        _ => Ok(()),
     }
 }
 
@@ -174,6 +202,10 @@ fn not_started_hint(kind: FailureKind) -> Option<Hint> {
         FailureKind::OutOfMemory => Some(Hint::FreeGuestMemory),
         FailureKind::NoSpace => Some(Hint::FreeGuestDisk),
         FailureKind::TooManyProcesses => Some(Hint::EndOtherCommands),
+        FailureKind::ShellNotFound => Some(Hint::ExistingShell),
+        FailureKind::UserNotFound | FailureKind::GroupNotFound | FailureKind::InvalidUser => {
+            Some(Hint::ExistingUser)
+        }
         FailureKind::FileNotFound
         | FailureKind::PermissionDenied
         | FailureKind::Unsupported

@@ -19,8 +19,8 @@ use crate::operations::ExecVm;
 use crate::registry::{NewVm, VmPatch, VmRecord};
 use crate::state::{Transitions as _, VmEvent};
 use crate::{
-    DeleteReason, Deleted, Error, ErrorKind, Event, Events, ExecutionMode, HostAccess, NetworkDenial,
-    NetworkInfo, RunResult, StopReason, Vm, VmId, VmSpec, VmState, convert,
+    CallContext, DeleteReason, Deleted, Error, ErrorKind, Event, Events, ExecutionMode, HostAccess,
+    NetworkDenial, NetworkInfo, RunResult, StopReason, Vm, VmId, VmSpec, VmState, convert,
 };
 
 /// Metadata key for a state transition in progress. Not recorded.
@@ -79,17 +79,13 @@ impl Engine {
     ///
     /// # Errors
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
-    pub async fn exec_vm(
-        &self,
-        request: ExecVm,
-        events: &Events,
-        cancel: &CancellationToken,
-    ) -> Result<RunResult, Error> {
+    pub async fn exec_vm(&self, request: ExecVm, call: &CallContext) -> Result<RunResult, Error> {
+        let CallContext { events, cancel, .. } = call;
         let command = limits::check_command(request.command, request.output.output)?;
         let id = VmId::parse(&request.vm.vm_id)?;
         let record = self.record_for(Kind::Vm, &id, VmEvent::Exec).await?;
         let began = now();
-        let captured = match self.execute(&record, &command, events, cancel).await {
+        let captured = match self.execute(&record, &command, call).await {
             Err(error) if error.kind == ErrorKind::OutcomeUnknown => {
                 return Err(self.explain_loss(Kind::Vm, &id, error, cancel).await);
             }
@@ -386,7 +382,7 @@ pub(super) fn run_result(
         vm_id: record.vm_id,
         environment: record.environment,
         environment_version: record.environment_version,
-        command: command.command,
+        command: command.text,
         stdout: stdout.into(),
         stderr: stderr.into(),
         exit_code: exit_code(&end),

@@ -16,7 +16,7 @@ use crate::clock::Timings;
 use crate::limits::{self, CheckedCommand};
 use crate::operations::RunInVm;
 use crate::registry::{NewVm, VmRecord};
-use crate::{CallContext, Error, ErrorKind, Event, Events, Hint, RunPhase, RunResult, VmId};
+use crate::{CallContext, Error, ErrorKind, Event, Hint, RunPhase, RunResult, VmId};
 
 /// Time limit for a supervisor that lost its guest to report why the VM ended.
 const EXPLANATION_LIMIT: Duration = Duration::from_secs(10);
@@ -37,12 +37,8 @@ impl Engine {
     ///
     /// # Errors
     /// Every kind except `NotFound` and `Expired`; the first error, not one of the cleanup.
-    pub async fn run(
-        &self,
-        request: RunInVm,
-        events: &Events,
-        cancel: &CancellationToken,
-    ) -> Result<RunResult, Error> {
+    pub async fn run(&self, request: RunInVm, call: &CallContext) -> Result<RunResult, Error> {
+        let CallContext { events, cancel, .. } = call;
         let mut timings = Timings::start();
         let RunInVm { spec, command, output } = request;
         let sizing = limits::check_spec(&spec)?;
@@ -62,9 +58,7 @@ impl Engine {
             let record = self.insert(vm).await?;
             timings.lap("registry");
             let launch = Launch { record, lock, backend };
-            let call =
-                CallContext { events: events.clone(), cancel: cancel.clone(), caller: self.caller.clone() };
-            self.run_in(launch, &command, &call, &mut timings).await
+            self.run_in(launch, &command, call, &mut timings).await
         };
         match run.await {
             Ok(FinishedRun { record, captured, lifeline }) => {
@@ -106,7 +100,7 @@ impl Engine {
         // A run that has its result does not wait for another process that is counting spares.
         let ended = CancellationToken::new();
         let execute = async {
-            let executed = self.execute(&record, command, events, cancel).await;
+            let executed = self.execute(&record, command, call).await;
             timings.lap("command");
             ended.cancel();
             executed

@@ -4,6 +4,7 @@ mod commands;
 mod contents;
 mod files;
 mod host;
+mod input;
 mod journal;
 mod ports;
 

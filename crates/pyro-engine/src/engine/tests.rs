@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::limits::Sizing;
 use crate::registry::{NewVm, VmPatch};
-use crate::{ExecutionMode, HostAccess, Kind, StopReason, VmState};
+use crate::{CallContext, ExecutionMode, HostAccess, Kind, StopReason, VmState};
 
 mod owners;
 
@@ -203,7 +203,7 @@ async fn the_result_of_a_command_is_not_lost_when_its_vm_cannot_be_removed() {
 
     let spec = crate::VmSpec { allow_host_compat: true, ..crate::VmSpec::new("debian:12") };
     let request = crate::operations::RunInVm { spec, command: command.clone(), output: capture() };
-    let ran = engine.run(request, &events, &never).await.unwrap();
+    let ran = engine.run(request, &CallContext::new(events.clone(), never.clone())).await.unwrap();
     assert_eq!((ran.stdout.as_bytes(), ran.exit_code, ran.cleanup.deleted), (&b"done\n"[..], 0, false));
     assert_warned(&mut seen, &format!("the command has run, but vm {} cannot be removed now: ", ran.vm_id));
     let one_shot = ran.vm_id;
@@ -212,7 +212,7 @@ async fn the_result_of_a_command_is_not_lost_when_its_vm_cannot_be_removed() {
     let id = created(&engine, 1, Kind::Vm);
     start(&engine, &id, ExecutionMode::HostCompat);
     let request = crate::operations::ExecVm { vm: id.as_str().into(), command, output: capture() };
-    let ran = engine.exec_vm(request, &events, &never).await.unwrap();
+    let ran = engine.exec_vm(request, &CallContext::new(events.clone(), never.clone())).await.unwrap();
     assert_eq!((ran.stdout.as_bytes(), ran.exit_code, ran.cleanup.deleted), (&b"done\n"[..], 0, false));
     assert_warned(&mut seen, "the command has run, but vm 000000000001 cannot be removed now: ");
     repair(root.path());
@@ -229,7 +229,7 @@ async fn the_result_of_a_task_s_command_is_not_lost_when_its_end_cannot_be_recor
     let id = created(&engine, 1, Kind::Task);
     start(&engine, &id, ExecutionMode::HostCompat);
     let request = crate::operations::ExecTask { task: id.as_str().into(), command, output: capture() };
-    let ran = engine.exec_task(request, &events, &never).await.unwrap();
+    let ran = engine.exec_task(request, &CallContext::new(events.clone(), never.clone())).await.unwrap();
     assert_eq!((ran.stdout.as_bytes(), ran.exit_code, ran.sequence), (&b"done\n"[..], 0, 1));
     assert_warned(&mut seen, "the end of command 1 of task 000000000001 is not recorded: ");
     repair(root.path());

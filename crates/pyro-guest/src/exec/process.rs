@@ -7,14 +7,14 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use pyro_wire::{Exec, Failure};
+use pyro_wire::{Exec, Failure, FailureKind, Program};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, setrlimit};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
 use super::oom;
 use super::settings::CommandSettings;
-use crate::failure::{During, directory_failed, exemption_failed, spawn_failed};
+use crate::failure::{During, directory_failed, exemption_failed, refused, spawn_failed};
 use crate::proc::Proc;
 
 /// The environment of a login shell on a plain system, before `/etc/profile`.
@@ -53,10 +53,11 @@ impl CommandProcess {
         if Path::new(&request.cwd) == workspace {
             fs::create_dir_all(workspace).during(format!("creating {}", workspace.display()))?;
         }
+        let text = shell_text(request)?;
         let mut command = Command::new(shell);
         command
             .arg("-lc")
-            .arg(&request.command)
+            .arg(text)
             .env_clear()
             .envs(ENVIRONMENT)
             .envs(&request.env)
@@ -80,6 +81,26 @@ impl CommandProcess {
             stderr: pipe::Receiver::from_owned_fd(stderr.into_owned_fd().during(step)?).during(step)?,
             shell: Shell { group: child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)), child },
         })
+    }
+}
+
+/// Returns the text for the guest's own shell. Other ways to run a command do not exist yet.
+fn shell_text(request: &Exec) -> Result<&str, Failure> {
+    match request {
+        Exec {
+            program: Program::Shell { text, shell: None },
+            user: None,
+            input: false,
+            terminal: None,
+            ..
+        } => Ok(text),
+        _ => Err(Failure {
+            kind: FailureKind::Unsupported,
+            ..refused(
+                "starting the command",
+                "this guest runs shell text as root, without input and terminal",
+            )
+        }),
     }
 }
 

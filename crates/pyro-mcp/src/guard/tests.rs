@@ -123,7 +123,7 @@ fake! {
     prune_environments PruneEnvironments create_vm CreateVm start_vm StartVm exec_vm ExecVm stop_vm StopVm
     delete_vm DeleteVm network_info_vm NetworkInfoVm reap_expired ReapExpired run_in_vm RunInVm
     create_task CreateTask start_task StartTask stop_task StopTask delete_task DeleteTask list_tasks ListTasks
-    extend_task ExtendTask publish_task PublishTask unpublish_task UnpublishTask exec_task ExecTask detach_task DetachTask wait_task WaitTask follow_task FollowTask
+    extend_task ExtendTask publish_task PublishTask unpublish_task UnpublishTask exec_task ExecTask detach_task DetachTask input_task InputTask wait_task WaitTask follow_task FollowTask
     kill_task KillTask logs_task LogsTask copy_from_task CopyFromTask copy_to_task CopyToTask
     read_task_file ReadTaskFile write_task_file WriteTaskFile doctor Doctor
 }

@@ -19,6 +19,9 @@ fn schema_is_pinned() {
         "request": schema_for!(Request),
         "exec_input": schema_for!(ExecInput),
         "exec_reply": schema_for!(ExecReply),
+        "input_end": schema_for!(InputEnd),
+        "input_reply": schema_for!(InputReply),
+        "steer_reply": schema_for!(SteerReply),
         "archive_reply": schema_for!(ArchiveReply),
         "connect_input": schema_for!(ConnectInput),
         "connect_reply": schema_for!(ConnectReply),
@@ -37,7 +40,7 @@ fn encoded<M: serde::Serialize>(frame: Frame<M>) -> String {
 #[test]
 fn encoded_bytes_are_pinned() {
     let exec = Exec::new("true", std::time::Duration::from_secs(30));
-    insta::assert_snapshot!(encoded(Frame::Control(Request::Exec(exec))), @r#"j\x00\x00\x00\x00{\"exec\":{\"command\":\"true\",\"cwd\":\"/workspace\",\"timeout_ms\":30000,\"kill_grace_ms\":1000,\"output_limit\":null}}"#);
+    insta::assert_snapshot!(encoded(Frame::Control(Request::Exec(exec))), @r#"~\x00\x00\x00\x00{\"exec\":{\"program\":{\"shell\":{\"text\":\"true\"}},\"cwd\":\"/workspace\",\"timeout_ms\":30000,\"kill_grace_ms\":1000,\"output_limit\":null}}"#);
     insta::assert_snapshot!(encoded(Frame::Control(ExecInput::Terminate)), @r#"\x0b\x00\x00\x00\x00\"terminate\""#);
     insta::assert_snapshot!(encoded(Frame::Control(Request::from(Connect { port: 80 }))), @r#"\x17\x00\x00\x00\x00{\"connect\":{\"port\":80}}"#);
     insta::assert_snapshot!(encoded(Frame::Control(ConnectInput::Finished)), @r#"\n\x00\x00\x00\x00\"finished\""#);

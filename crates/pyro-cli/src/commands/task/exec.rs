@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::Args;
 use pyro_engine::operations::ExecTask;
-use pyro_engine::{Command, Engine, OutputMode, TaskExec};
+use pyro_engine::{CallContext, Command, Engine, OutputMode, TaskExec};
 
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -61,10 +61,10 @@ fn variable(text: &str) -> Result<(String, String), &'static str> {
 
 pub(super) fn run(args: TaskExecArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
     let command = Command {
-        command: words::join(&args.words)?,
-        timeout_seconds: args.timeout_seconds,
+        timeout_seconds: Some(args.timeout_seconds),
         cwd: args.cwd,
         env: args.env.into_iter().collect(),
+        ..Command::new(words::join(&args.words)?)
     };
     let id = &args.task_id;
     if args.detach {
@@ -75,7 +75,7 @@ pub(super) fn run(args: TaskExecArgs, engine: &Engine, printer: &Printer) -> Res
     let output = if args.json { OutputMode::Capture } else { OutputMode::Stream };
     let request = ExecTask { task: id.as_str().into(), command, output: output.into() };
     let (result, shown) = session::watch(printer, args.json, async |events, cancel| {
-        engine.exec_task(request, &events, &cancel).await
+        engine.exec_task(request, &CallContext::new(events, cancel)).await
     })?;
     let reply = if args.json {
         Reply::document(&result)?

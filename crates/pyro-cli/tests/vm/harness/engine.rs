@@ -99,5 +99,5 @@ pub(crate) async fn exec_text(guest: &Client, line: &str) -> String {
 
 /// A command whose output is kept.
 pub(crate) fn command(line: &str) -> Command {
-    Command { timeout_seconds: 60, ..Command::new(line) }
+    Command { timeout_seconds: Some(60), ..Command::new(line) }
 }

@@ -16,8 +16,8 @@ use crate::operations::ExecTask;
 use crate::registry::VmRecord;
 use crate::state::VmEvent;
 use crate::{
-    Command, Error, ErrorKind, Event, Events, ExecutionMode, Hint, Outcome, OutputMode, TaskDetached,
-    TaskExec, TaskLogEntry, VmId, convert, limits,
+    CallContext, Command, Error, ErrorKind, Event, Events, ExecutionMode, Hint, Outcome, OutputMode,
+    TaskDetached, TaskExec, TaskLogEntry, VmId, convert, limits,
 };
 
 /// Maximum output per stream of a command that no client reads: the journal's limit.
@@ -37,21 +37,18 @@ impl Engine {
     ///
     /// # Errors
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
-    pub async fn exec_task(
-        &self,
-        request: ExecTask,
-        events: &Events,
-        cancel: &CancellationToken,
-    ) -> Result<TaskExec, Error> {
+    pub async fn exec_task(&self, request: ExecTask, call: &CallContext) -> Result<TaskExec, Error> {
         let command = limits::check_command(request.command, request.output.output)?;
         let began = now();
         let id = VmId::parse_as(Kind::Task, &request.task.task_id)?;
         let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
         let FinishedCommand { sequence, captured: Captured { end, stdout, stderr } } =
             match record.execution_mode {
-                ExecutionMode::HostCompat => self.run_on_host(&record, &command, events, cancel).await?,
+                ExecutionMode::HostCompat => {
+                    self.run_on_host(&record, &command, &call.events, &call.cancel).await?
+                }
                 ExecutionMode::GuestVsock | ExecutionMode::Pending => {
-                    self.run_in_guest(&record, &command, events, cancel).await?
+                    self.run_in_guest(&record, &command, call).await?
                 }
             };
         let network_denials = self.denials_of_command(&record, began).await;
@@ -71,7 +68,7 @@ impl Engine {
             stderr_truncated: end.stderr_dropped,
             timed_out: end.timed_out,
             network_denials,
-            command: command.command,
+            command: command.text,
         })
     }
 
@@ -92,16 +89,16 @@ impl Engine {
             Err(error) => return Err(self.run_error(&id, error, &CancellationToken::new()).await),
         };
         let cwd = guest_cwd(&command);
-        Ok(TaskDetached { task_id: id, sequence, command: command.command, cwd, outcome: Outcome::Running })
+        Ok(TaskDetached { task_id: id, sequence, command: command.text, cwd, outcome: Outcome::Running })
     }
 
     async fn run_in_guest(
         &self,
         record: &VmRecord,
         command: &CheckedCommand,
-        events: &Events,
-        cancel: &CancellationToken,
+        call: &CallContext,
     ) -> Result<FinishedCommand, Error> {
+        let CallContext { events, cancel, .. } = call;
         let mut stdout = OutputSink::new(convert::stream(OutputStream::Stdout), command.output, events);
         let mut stderr = OutputSink::new(convert::stream(OutputStream::Stderr), command.output, events);
         let run = Run { exec: exec_request(command), journal: true };

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::commands::FinishedCommand;
 use crate::capture::{Captured, OutputSink};
-use crate::engine::exec::refuse_cwd;
+use crate::engine::exec::refuse_guest_only;
 use crate::engine::{Engine, now, state_unusable, unless_cancelled};
 use crate::limits::CheckedCommand;
 use crate::registry::{CommandRecord, NewCommand, VmRecord};
@@ -46,12 +46,12 @@ impl Engine {
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<FinishedCommand, Error> {
-        refuse_cwd(command)?;
+        refuse_guest_only(command)?;
         let id = record.vm_id.clone();
         let dir = self.vm_dir(&id).join(files::COMMANDS);
         fs::create_dir_all(&dir).map_err(|error| state_unusable("make", &dir, error))?;
         let new = NewCommand {
-            command: command.command.clone(),
+            command: command.text.clone(),
             cwd: WORKSPACE.to_owned(),
             execution_mode: ExecutionMode::HostCompat,
             accepted_at: now(),

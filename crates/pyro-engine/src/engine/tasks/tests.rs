@@ -331,7 +331,7 @@ async fn a_process_that_stops_while_its_command_begins_is_not_awaited_without_li
         engine.delete_task(task_id).await.unwrap_err(),
         engine.logs_task(task_id, None).await.unwrap_err(),
         engine.wait_task(task_id, 1, &never).await.unwrap_err(),
-        engine.exec_task(request(), &events, &never).await.unwrap_err(),
+        engine.exec_task(request(), &CallContext::new(events.clone(), never.clone())).await.unwrap_err(),
     ];
     for error in &errors {
         assert_eq!(error.kind, ErrorKind::WrongState, "{error}");
@@ -340,7 +340,8 @@ async fn a_process_that_stops_while_its_command_begins_is_not_awaited_without_li
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     let cancelled = CancellationToken::new();
     cancelled.cancel();
-    let error = engine.exec_task(request(), &events, &cancelled).await.unwrap_err();
+    let error =
+        engine.exec_task(request(), &CallContext::new(events.clone(), cancelled.clone())).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Cancelled, "{error}");
 
     drop(holder);

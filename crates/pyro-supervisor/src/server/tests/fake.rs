@@ -421,13 +421,14 @@ async fn run_command(
     if !world.is_alive() {
         return None;
     }
-    world.note(Fact::Began(exec.command.clone()));
+    let command = exec.program.label();
+    world.note(Fact::Began(command.clone()));
     let started = Instant::now();
-    let mut words = exec.command.split(' ');
+    let mut words = command.split(' ');
     let is_stubborn = words.next() == Some("stubborn");
     let ms = words.next().and_then(|ms| ms.parse().ok()).unwrap_or(0);
     let print = |bytes: usize| Frame::Output(OutputStream::Stdout, vec![b'x'; bytes].into());
-    match exec.command.split(' ').next() {
+    match command.split(' ').next() {
         Some(name @ ("print" | "flood")) => {
             let mut left = ms as usize;
             while left > 0 {
@@ -466,7 +467,7 @@ async fn run_command(
     };
     Some(ExecReply::Exited(Exit {
         status,
-        timed_out: exec.command == "late",
+        timed_out: command == "late",
         duration_ms: started.elapsed().as_millis() as u64,
         stdout_dropped: 0,
         stderr_dropped: 0,
