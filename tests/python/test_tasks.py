@@ -63,11 +63,11 @@ def test_task_methods(pyro, tmp_path):
 
 def test_writing_over_a_file_keeps_its_mode_and_owner(pyro):
     with pyro.task(ENVIRONMENT) as task:
-        task.exec("printf '#!/bin/sh\\necho 1\\n' > s.sh; chmod 750 s.sh; chown nobody s.sh; ln -s s.sh l; mkfifo fifo")
+        task.exec("printf '#!/bin/sh\\necho 1\\n' > s.sh; chmod 750 s.sh; chown daemon s.sh; ln -s s.sh l; mkfifo fifo")
         task.write_file("s.sh", "#!/bin/sh\necho 2\n")
-        assert task.exec("stat -c '%a %U' s.sh; ./s.sh")["stdout"] == "750 nobody\n2\n"
+        assert task.exec("stat -c '%a %U' s.sh; ./s.sh")["stdout"] == "750 daemon\n2\n"
         task.write_file("l", "#!/bin/sh\necho 3\n")
-        assert task.exec("stat -c '%a %U' s.sh; ./s.sh; readlink l")["stdout"] == "750 nobody\n3\ns.sh\n"
+        assert task.exec("stat -c '%a %U' s.sh; ./s.sh; readlink l")["stdout"] == "750 daemon\n3\ns.sh\n"
         assert task.read_text("/sys/kernel/mm/transparent_hugepage/enabled" if task.exec(
             "test -e /sys/kernel/mm/transparent_hugepage/enabled")["exit_code"] == 0 else "/sys/kernel/uevent_seqnum")
         with pytest.raises(PyroValueError, match="fifo is neither a regular file nor a directory"):

@@ -182,6 +182,11 @@ fn in_terms_of_json(text: &str) -> String {
     if let Some(name) = text.strip_prefix("missing field ") {
         return format!("missing parameter {name}");
     }
+    if let Some((given, expected)) =
+        text.strip_prefix("unknown variant ").and_then(|text| text.split_once(", expected "))
+    {
+        return format!("expected {expected}, got {given}");
+    }
     let given_and_expected = ["invalid type: ", "invalid value: "]
         .iter()
         .find_map(|prefix| text.strip_prefix(prefix))

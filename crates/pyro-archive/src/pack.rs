@@ -193,7 +193,7 @@ impl<W: Write> Packing<'_, W> {
         self.output.pad(size)
     }
 
-    /// Starts the entry of a file, if it is within the limit. The limit is for the size with the holes: whoever reads it later
+    /// Starts the entry of a file, if it is within the limit. The limit is for the size with the holes: programs that read it later
     /// may not know of holes.
     fn begin(&mut self, size: u64, extents: &[Extent], stat: &Stat, name: &Name) -> Result<(), ArchiveError> {
         let limit = self.limits.max_bytes;

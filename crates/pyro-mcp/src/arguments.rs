@@ -261,6 +261,11 @@ impl Given {
         self.0.remove(argument.name)
     }
 
+    /// Whether an argument is given.
+    pub(crate) fn has(&self, argument: &Argument) -> bool {
+        self.0.contains_key(argument.name)
+    }
+
     /// The request that the arguments make.
     pub(crate) fn request<O: Operation>(&self) -> Result<O, ArgumentError> {
         Ok(O::read(&self.0)?)

@@ -146,15 +146,15 @@ fn either(one: &Value, other: &Value) -> Value {
 fn shorten(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
+            if let Some(nullable) = object.get("anyOf").and_then(nullable) {
+                *object = nullable;
+            }
             for key in ["description", "title", "format", "minimum", "default"] {
                 object.remove(key);
             }
             if let Some(words) = object.get("oneOf").and_then(constants) {
                 object.remove("oneOf");
                 object.insert("enum".to_owned(), words);
-            }
-            if let Some(nullable) = object.get("anyOf").and_then(nullable) {
-                *object = nullable;
             }
             // The values show that they are strings.
             if object.contains_key("enum") {

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Dict, Optional, Union
 
 from .._calls import Call
+from .._feeding import Input
 from .._manager import StrPath
 from .._output import OnOutput
 from ..errors import PyroValueError
-from .caller import Env
+from .caller import Argv, Env
 from .stream import CommandStream
 
 if TYPE_CHECKING:
@@ -31,26 +32,32 @@ class Task:
         return f"<pyro task {self.task_id}>"
 
     def exec(
-        self, command: str, *, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
+        self, command: Optional[str] = None, *, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
+        user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, input: Input = None,
         on_output: Optional[OnOutput] = None,
     ) -> types.TaskExec:
         """Runs one command. See `exec_task`."""
         return self._pyro.exec_task(
-            self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env, on_output=on_output)
+            self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env, user=user, shell=shell,
+            argv=argv, input=input, on_output=on_output)
 
     def stream(
-        self, command: str, *, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
+        self, command: Optional[str] = None, *, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
+        user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, input: Input = None,
     ) -> CommandStream[types.TaskExec]:
         """Runs one command and streams its output. See `stream_task`."""
         return self._pyro.stream_task(
-            self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env)
+            self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env, user=user, shell=shell,
+            argv=argv, input=input)
 
     def detach(
-        self, command: str, *, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
+        self, command: Optional[str] = None, *, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
+        user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None,
     ) -> types.TaskDetached:
         """Starts a command without waiting for it. See `detach_task`."""
         return self._pyro.detach_task(
-            self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env)
+            self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env, user=user, shell=shell,
+            argv=argv)
 
     def wait(self, sequence: int, *, timeout_seconds: Optional[float] = None) -> types.TaskLogEntry:
         """Waits until a command has ended. See `wait_task`."""
