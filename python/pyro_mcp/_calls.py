@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Coroutine, Dict, Optional, TypeVar
 
-from ._connection import Connection, Item, Put
+from ._connection import Connection, Credit, Failed, InputFailed, Item, Put, Result
+from ._feeding import AsyncFeeder, Feeder, Input
 from ._manager import VmManager
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class _Begun:
         self._connection: Optional[Connection] = None
         self._number = 0
         self._is_cancelled = False
+        self._has_ended = False
 
     def _begin(self, manager: VmManager, method: str, params: Dict[str, Any], put: Put) -> None:
         connection, self._number = manager.begin(method, params, put)
@@ -36,6 +38,13 @@ class _Begun:
         """Acknowledges `count` bytes of output, so that the executable can send as many more."""
         if self._connection is not None:
             self._connection.notify("ack", {"id": self._number, "bytes": count})
+
+    def _send_input(self, data: bytes, finished: bool) -> None:
+        import binascii
+
+        if self._connection is not None:
+            text = binascii.b2a_base64(data, newline=False).decode()
+            self._connection.notify("input", {"id": self._number, "data": text, "finished": finished})
 
     def cancel(self) -> None:
         """Requests cancellation, now or as soon as the call has been sent."""
@@ -57,10 +66,28 @@ class Call(_Begun):
 
         super().__init__()
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._feeder: Optional[Feeder] = None
 
-    def begin(self, manager: VmManager, method: str, params: Dict[str, Any]) -> None:
-        """Sends the request. Raises the same errors as `VmManager.begin`."""
-        self._begin(manager, method, params, self._items.put)
+    def begin(self, manager: VmManager, method: str, params: Dict[str, Any], input: Input = None) -> None:
+        """Sends the request, and `input` while the call goes on. Raises the same errors as `VmManager.begin`."""
+        self._begin(manager, method, params, self._put)
+        if input is not None:
+            self._feeder = Feeder(input, self._send_input, lambda error: self._items.put(InputFailed(error)))
+            if self._has_ended:
+                self._feeder.stop()
+
+    def _put(self, item: Item) -> None:
+        feeder = self._feeder
+        if isinstance(item, Credit):
+            if feeder is not None:
+                feeder.add(item.count)
+            return
+        if isinstance(item, (Result, Failed)):
+            # The order matters: a feeder that is made meanwhile sees it.
+            self._has_ended = True
+            if self._feeder is not None:
+                self._feeder.stop()
+        self._items.put(item)
 
     def get(self, deadline: Optional[float] = None) -> Item:
         """Returns the next item. Raises `TimeoutError` if none arrives before `deadline` on the monotonic clock."""
@@ -93,16 +120,37 @@ class AsyncCall(_Begun):
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._items: asyncio.Queue[Item] = asyncio.Queue()
+        self._feeder: Optional[AsyncFeeder] = None
 
     def _put(self, item: Item) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+            self._loop.call_soon_threadsafe(self._take, item)
         except RuntimeError:
             # The loop is closed, so no caller is waiting.
             pass
 
-    async def begin(self, manager: VmManager, method: str, params: Dict[str, Any]) -> None:
-        """Sends the request. Raises the same errors as `VmManager.begin`."""
+    def _take(self, item: Item) -> None:
+        feeder = self._feeder
+        if isinstance(item, Credit):
+            if feeder is not None:
+                feeder.add(item.count)
+            return
+        if isinstance(item, (Result, Failed)):
+            self._has_ended = True
+            if feeder is not None:
+                feeder.stop()
+        self._items.put_nowait(item)
+
+    async def begin(self, manager: VmManager, method: str, params: Dict[str, Any], input: Input = None) -> None:
+        """Sends the request, and `input` while the call goes on. Raises the same errors as `VmManager.begin`."""
+        await self._send(manager, method, params)
+        if input is not None:
+            self._feeder = AsyncFeeder(
+                input, self._send_input, lambda error: self._items.put_nowait(InputFailed(error)))
+            if self._has_ended:
+                self._feeder.stop()
+
+    async def _send(self, manager: VmManager, method: str, params: Dict[str, Any]) -> None:
         is_short = all(len(value) < SHORT for value in params.values() if isinstance(value, str))
         if manager.is_connected and is_short:
             self._begin(manager, method, params, self._put)

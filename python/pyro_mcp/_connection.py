@@ -58,7 +58,21 @@ class Failed:
         self.error = error
 
 
-Item = Union[Event, OutputEvent, Result, Failed]
+class Credit:
+    """`count` more bytes of input may be sent."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+
+class InputFailed:
+    """The source of the input failed, on this side."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+Item = Union[Event, OutputEvent, Credit, InputFailed, Result, Failed]
 Put = Callable[[Item], None]
 
 
@@ -231,9 +245,9 @@ class Connection:
     def _take(self, line: bytes) -> None:
         try:
             message = json.loads(line)
-            number = message["params"]["id"] if message.get("method") == "event" else message["id"]
+            is_last = "method" not in message
+            number = message["id"] if is_last else message["params"]["id"]
             with self._lock:
-                is_last = "method" not in message
                 put = self._calls.pop(number, None) if is_last else self._calls.get(number)
             item = read_item(message)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -345,6 +359,8 @@ def read_item(message: Dict[str, Any]) -> Item:
 
             return OutputEvent(event["stream"], binascii.a2b_base64(event["data"]))
         return Event(event)
+    if message.get("method") == "credit":
+        return Credit(int(message["params"]["bytes"]))
     if "result" in message:
         return Result(message["result"])
     error = message["error"]

@@ -17,7 +17,7 @@ StrPath = Union[str, os.PathLike[str]]
 class VmManager:
     """Settings and one process of the executable, which the first call starts, and which is restarted if it is lost.
 
-    Several `Pyro` objects can share a manager. Safe to use from any thread, and after a fork.
+    Several `Pyro` objects can share a manager. Safe to use from any thread, and after a fork. Pickles as its settings.
 
     Args:
         backend_name: `kvm` or `tcg`. Default, and `firecracker`: the accelerator that a measurement of this host selects.
@@ -56,9 +56,18 @@ class VmManager:
         }
         self._settings = {name: str(value) for name, value in settings.items() if value not in (None, "")}
         self._named_executable = None if executable is None else os.path.abspath(executable)
+        # With absolute paths, because another process may have another working directory.
+        self._arguments: Dict[str, Any] = {
+            "backend_name": backend_name, "base_dir": self._settings.get("PYRO_BASE_DIR"),
+            "cache_dir": self._settings.get("PYRO_ENVIRONMENT_CACHE_DIR"), "max_active_vms": max_active_vms, "warm": warm,
+            "require_confinement": require_confinement, "executable": self._named_executable,
+        }
         self._slot = _Slot()
         # Also runs at interpreter exit.
         self._finalizer = weakref.finalize(self, self._slot.close)
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return _with, (self._arguments,)
 
     def executable(self) -> str:
         """Returns the path of the executable.
@@ -100,6 +109,10 @@ class VmManager:
         """Ends the process. Calls in flight are cancelled, and their resources are released. Tasks and created VMs stay. The
         next call starts another process."""
         self._slot.close()
+
+
+def _with(arguments: Dict[str, Any]) -> VmManager:
+    return VmManager(**arguments)
 
 
 class _Slot:

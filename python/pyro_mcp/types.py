@@ -498,6 +498,17 @@ class TaskDetached(TypedDict):
     """Id of the task."""
 
 
+class TaskInput(TypedDict):
+    """Input was sent to a command."""
+
+    complete: bool
+    """The input was sent completely. False if the command had closed its input or ended before that."""
+    sequence: int
+    """Number of the command in the task's journal."""
+    task_id: VmId
+    """Id of the task."""
+
+
 class _TaskLogEntryAlways(TypedDict):
     command: str
     """The shell text."""
@@ -576,7 +587,7 @@ class TaskCopied(TypedDict):
     left_out: int
     """Number of entries that were not copied, such as sockets and links that lead out of the copy."""
     left_out_examples: List[str]
-    """Names of some of the entries that were not copied."""
+    """Some of the entries that were not copied, each with its path and the reason."""
     task_id: VmId
     """Id of the task."""
 

@@ -45,6 +45,13 @@ def test_a_task_and_its_streams(sandbox):
     asyncio.run(main())
 
 
+def test_one_client_in_several_loops(sandbox):
+    pyro = AsyncPyro()
+    for _ in range(2):
+        assert asyncio.run(pyro.list_tasks())["count"] == 0
+    asyncio.run(pyro.close())
+
+
 def test_a_cancelled_call_leaves_nothing(sandbox):
     async def main():
         async with AsyncPyro() as pyro:

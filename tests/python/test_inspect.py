@@ -173,12 +173,17 @@ async def test_reading_files(environment):
     for path in ("large", "crlf", "/dev/zero"):
         with override_max_read_file_size(4), pytest.raises(OutputLimitExceededError):
             await environment.read_file(path)
-    for path in ("link/x", "", "/etc/"):
-        with pytest.raises((FileNotFoundError, IsADirectoryError)):
+    kinds = {"link/x": NotADirectoryError, "": IsADirectoryError, "/etc/": IsADirectoryError, "none": FileNotFoundError}
+    for path, kind in kinds.items():
+        with pytest.raises(kind):
             await environment.read_file(path)
+    with pytest.raises(NotADirectoryError):
+        await environment.write_file("link/x", "x")
     await environment.write_file("binary", b"\xff")
     with pytest.raises(UnicodeDecodeError):
         await environment.read_file("binary")
+    with pytest.raises(OSError, match="the other end of the fifo"):
+        await environment.read_file("fifo")
     await environment.exec(["sh", "-c", "rm large link fifo crlf binary"])
 
 

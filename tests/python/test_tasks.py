@@ -1,8 +1,12 @@
 """Tasks, with the synchronous client."""
 
+import os
+import pathlib
+import socket
+
 import pytest
 
-from pyro_mcp import Pyro
+from pyro_mcp import Pyro, PyroValueError
 
 ENVIRONMENT = "debian:12"
 
@@ -55,6 +59,63 @@ def test_task_methods(pyro, tmp_path):
     assert pyro.list_tasks()["count"] == 0
     with pytest.raises(ValueError, match=f"task '{task.task_id}' does not exist"):
         task.status()
+
+
+def test_writing_over_a_file_keeps_its_mode_and_owner(pyro):
+    with pyro.task(ENVIRONMENT) as task:
+        task.exec("printf '#!/bin/sh\\necho 1\\n' > s.sh; chmod 750 s.sh; chown daemon s.sh; ln -s s.sh l; mkfifo fifo")
+        task.write_file("s.sh", "#!/bin/sh\necho 2\n")
+        assert task.exec("stat -c '%a %U' s.sh; ./s.sh")["stdout"] == "750 daemon\n2\n"
+        task.write_file("l", "#!/bin/sh\necho 3\n")
+        assert task.exec("stat -c '%a %U' s.sh; ./s.sh; readlink l")["stdout"] == "750 daemon\n3\ns.sh\n"
+        assert task.read_text("/sys/kernel/mm/transparent_hugepage/enabled" if task.exec(
+            "test -e /sys/kernel/mm/transparent_hugepage/enabled")["exit_code"] == 0 else "/sys/kernel/uevent_seqnum")
+        with pytest.raises(PyroValueError, match="fifo is neither a regular file nor a directory"):
+            task.read_file("fifo")
+
+
+def test_holes_are_copied_as_holes(pyro, tmp_path):
+    disk, back = tmp_path / "disk.img", tmp_path / "back.img"
+    with disk.open("wb") as file:
+        file.truncate(6 << 30)
+        file.seek(3 << 30)
+        file.write(b"x")
+    with pyro.task(ENVIRONMENT) as task:
+        assert task.copy_to(disk, "disk.img")["bytes"] == 6 << 30
+        size, used = task.exec("stat -c %s disk.img; du -m disk.img | cut -f 1")["stdout"].split()
+        assert (int(size), int(used) < 10) == (6 << 30, True)
+        task.copy_from("disk.img", back)
+    assert back.stat().st_size == 6 << 30 and back.stat().st_blocks < 10 << 11
+    with back.open("rb") as file:
+        file.seek(3 << 30)
+        assert file.read(2) == b"x\0"
+
+
+def test_what_is_left_out_of_a_copy_is_named(pyro, tmp_path):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.fspath(tree / "control"))
+    with pyro.task(ENVIRONMENT) as task:
+        copied = task.copy_to(tree, "tree")
+        assert copied["left_out_examples"] == [f"{tree}/control: a socket"]
+        with pytest.raises(PyroValueError, match="control: a socket"):
+            task.copy_to(tree, "tree", strict=True)
+        task.exec("cd tree; mkfifo fifo; ln -s /etc out")
+        copied = task.copy_from("tree", tmp_path / "back")
+        assert sorted(copied["left_out_examples"]) == ["tree/fifo: a fifo", "tree/out: a symlink that leads out of the copy"]
+        with pytest.raises(PyroValueError, match="tree/fifo: a fifo"):
+            task.copy_from("tree", tmp_path / "back", strict=True)
+
+
+def test_limits_and_paths_of_other_types(pyro):
+    with pyro.task(ENVIRONMENT) as task:
+        ran = task.exec("pwd", timeout_seconds=19.5, cwd=pathlib.Path("/etc"))
+        assert ran["stdout"] == "/etc\n"
+        with pytest.raises(PyroValueError, match="timeout_seconds must be positive"):
+            task.exec("true", timeout_seconds=0.0)
+        with pytest.raises(PyroValueError, match="`timeout_seconds`: expected an integer, got string \"soon\""):
+            task.exec("true", timeout_seconds="soon")
 
 
 def test_journal_of_many_pages_is_complete(pyro):

@@ -73,6 +73,31 @@ def test_output_is_streamed(pyro):
         assert task.logs()["entries"][-1]["outcome"] == "killed"
 
 
+@pytest.mark.parametrize("kind", ["vm", "task"])
+def test_a_function_gets_output_beyond_what_a_result_keeps(pyro, kind):
+    lengths = []
+    arguments = {
+        "command": "head -c 30000000 /dev/zero", "timeout_seconds": 200, "on_output": lambda chunk: lengths.append(len(chunk.data)),
+    }
+    if kind == "vm":
+        result = pyro.run_in_vm(environment=ENVIRONMENT, **arguments)
+    else:
+        with pyro.task(ENVIRONMENT) as task:
+            result = pyro.exec_task(task.task_id, **arguments)
+    assert sum(lengths) == 30_000_000
+    assert (len(result["stdout"]), result["stdout_truncated"]) == (16 << 20, 30_000_000 - (16 << 20))
+
+
+def test_pickled_as_its_settings(sandbox):
+    with Pyro(max_active_vms=3, base_dir=sandbox.state) as pyro:
+        copy = pickle.loads(pickle.dumps(pyro))
+        assert copy.manager is not pyro.manager and copy.manager.variables() == pyro.manager.variables()
+        task = pickle.loads(pickle.dumps(pyro.open_task("9775b3af1eeb")))
+        assert task.task_id == "9775b3af1eeb"
+        with copy:
+            assert copy.list_tasks()["count"] == 0
+
+
 def test_vm_lifecycle(pyro):
     vm = pyro.create_vm(environment=ENVIRONMENT, mem_mib=512)
     assert (vm["state"], vm["mem_mib"], vm["vcpu_count"], vm["ttl_seconds"]) == ("created", 512, 1, 600)

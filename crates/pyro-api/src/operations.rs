@@ -173,8 +173,45 @@ pub fn read_part<'a, P: Deserialize<'a>>(given: &'a Object) -> Result<P, Invalid
             Some(_) => format!("`{}`: ", error.path()),
             None => String::new(),
         };
-        InvalidRequest::Parameter(format!("{name}{}", error.inner()))
+        InvalidRequest::Parameter(format!("{name}{}", in_terms_of_json(&error.inner().to_string())))
     })
+}
+
+/// What serde says of a value, in the terms of JSON instead of its own and those of Rust.
+fn in_terms_of_json(text: &str) -> String {
+    if let Some(name) = text.strip_prefix("missing field ") {
+        return format!("missing parameter {name}");
+    }
+    if let Some((given, expected)) =
+        text.strip_prefix("unknown variant ").and_then(|text| text.split_once(", expected "))
+    {
+        return format!("expected {expected}, got {given}");
+    }
+    let given_and_expected = ["invalid type: ", "invalid value: "]
+        .iter()
+        .find_map(|prefix| text.strip_prefix(prefix))
+        .and_then(|text| text.rsplit_once(", expected "));
+    let Some((given, expected)) = given_and_expected else { return text.to_owned() };
+    let given = match given.split_once(' ') {
+        Some(("floating", number)) => number.strip_prefix("point ").unwrap_or(number),
+        Some(("integer" | "boolean", value)) => value,
+        _ => match given {
+            "sequence" => "an array",
+            "map" => "an object",
+            "unit value" => "null",
+            other => other,
+        },
+    };
+    let expected = match expected {
+        "i64" => "an integer",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "an integer that is not negative",
+        "f32" | "f64" => "a number",
+        "a sequence" => "an array",
+        "a map" => "an object",
+        other if other.starts_with("struct ") => "an object",
+        other => other,
+    };
+    format!("expected {expected}, got {given}")
 }
 
 fn names(parts: &[Schema]) -> Vec<String> {

@@ -219,6 +219,9 @@ pub struct CopyOut {
     /// Keep the modes of the files, without the umask of the server taken from them.
     #[serde(default)]
     pub preserve_mode: bool,
+    /// Fail if something was left out of the copy, after the rest is copied.
+    #[serde(default)]
+    pub strict: bool,
 }
 
 /// A copy into a task.
@@ -230,6 +233,9 @@ pub struct CopyIn {
     /// Path in the task, below `/workspace` unless it is absolute. If it is an existing directory, the copy is placed in it
     /// under its own name.
     pub path: String,
+    /// Fail if something was left out of the copy, after the rest is copied.
+    #[serde(default)]
+    pub strict: bool,
 }
 
 /// Limits of a copy.

@@ -7,6 +7,7 @@ use crate::ArchiveError;
 use crate::input::{Entry, Input, Kind};
 use crate::name::Name;
 use crate::output::{Attributes, Output};
+use crate::sparse::Extent;
 
 /// Maximum memory that is reserved because of a declared size alone, in bytes.
 const MAX_RESERVED: u64 = 1 << 20;
@@ -17,8 +18,8 @@ const MAX_RESERVED: u64 = 1 << 20;
 /// [`ArchiveError`]; [`ArchiveError::NotAFile`] if it is something else.
 pub fn read_contents<R: Read>(source: &mut R, limit: u64) -> Result<Vec<u8>, ArchiveError> {
     let mut input = Input::new(source);
-    let size = match input.next()? {
-        Some(Entry { kind: Kind::File { size }, .. }) => size,
+    let (size, extents) = match input.next()? {
+        Some(Entry { kind: Kind::File { size, extents }, .. }) => (size, extents),
         Some(_) => return Err(ArchiveError::NotAFile),
         None => return Err(ArchiveError::Malformed { what: "it is empty" }),
     };
@@ -26,14 +27,21 @@ pub fn read_contents<R: Read>(source: &mut R, limit: u64) -> Result<Vec<u8>, Arc
         return Err(ArchiveError::TooLarge { limit });
     }
     let mut contents = Vec::with_capacity(usize::try_from(size.min(MAX_RESERVED)).unwrap_or(0));
-    input.data(size, |piece| {
+    input.data(&extents, |position, piece| {
+        fill_hole(&mut contents, position);
         contents.extend_from_slice(piece);
         Ok(())
     })?;
+    fill_hole(&mut contents, size);
     match input.next()? {
         None => Ok(contents),
         Some(next) => Err(ArchiveError::OutOfOrder { name: next.name.to_string() }),
     }
+}
+
+/// Appends zeros until `contents` has `size` bytes, which is at most the size of the file.
+fn fill_hole(contents: &mut Vec<u8>, size: u64) {
+    contents.resize(usize::try_from(size).unwrap_or(usize::MAX).max(contents.len()), 0);
 }
 
 /// Writes a stream with one regular file with these contents and permission bits, modified now.
@@ -44,7 +52,7 @@ pub fn write_contents<W: Write>(contents: &[u8], mode: u32, sink: &mut W) -> Res
     let modified = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let size = contents.len() as u64;
     let mut output = Output::new(sink);
-    output.file(&Name::item(), &Attributes { mode, modified }, size)?;
+    output.file(&Name::item(), &Attributes { mode, modified }, size, &Extent::whole(size))?;
     output.data(contents)?;
     output.pad(size)?;
     output.end()

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::report::rename;
 use crate::{MAX_DEPTH, MAX_NAME};
 
 /// Why an item was not packed or unpacked. Names are made printable and cut to a bounded length.
@@ -30,6 +31,12 @@ pub enum ArchiveError {
     /// The item to pack is neither a file nor a directory.
     #[error("{name} is neither a regular file nor a directory")]
     NotAnItem {
+        /// Its path.
+        name: String,
+    },
+    /// The directory to pack is in a file system that the kernel makes up.
+    #[error("{name} belongs to the kernel: only single files of it can be copied")]
+    OfTheKernel {
         /// Its path.
         name: String,
     },
@@ -116,6 +123,31 @@ pub enum ArchiveError {
 }
 
 impl ArchiveError {
+    /// Names the item after the path that the user knows instead of its entry in the stream.
+    #[must_use]
+    pub fn named(mut self, item: &str) -> Self {
+        match &mut self {
+            Self::Io { name, .. }
+            | Self::Changed { name, .. }
+            | Self::NameTooLong { name }
+            | Self::TooDeep { name }
+            | Self::Unsupported { name, .. }
+            | Self::InTheWay { name, .. } => rename(name, item),
+            Self::Stream { .. }
+            | Self::NotAnItem { .. }
+            | Self::OfTheKernel { .. }
+            | Self::NotAFile
+            | Self::NotOneName { .. }
+            | Self::Truncated
+            | Self::Malformed { .. }
+            | Self::BadName { .. }
+            | Self::OutOfOrder { .. }
+            | Self::TooManyEntries { .. }
+            | Self::TooLarge { .. } => {}
+        }
+        self
+    }
+
     pub(crate) fn io<E: Into<io::Error>>(
         action: &'static str,
         name: impl ToString,

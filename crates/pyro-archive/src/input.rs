@@ -2,10 +2,11 @@
 
 use std::io::{self, ErrorKind, Read};
 
-use tar::Header;
+use tar::{GnuExtSparseHeader, Header};
 
 use crate::name::{Name, printable};
 use crate::output::{Attributes, BLOCK, padding};
+use crate::sparse::{self, Extent, MAX_EXTENTS, stored};
 use crate::{ArchiveError, MAX_NAME};
 
 /// The last second of the year 9999, beyond which programs that show dates fail.
@@ -19,9 +20,12 @@ pub(crate) struct Entry {
 }
 
 pub(crate) enum Kind {
-    /// `size` bytes follow, to be read with [`Input::data`].
+    /// Its data follows, to be read with [`Input::data`].
     File {
+        /// With its holes.
         size: u64,
+        /// Where its data belongs, in ascending order.
+        extents: Vec<Extent>,
     },
     Directory,
     Symlink {
@@ -50,7 +54,15 @@ impl<'a, R: Read> Input<'a, R> {
             let long = match header.as_old().linkflag[0] {
                 b'L' => &mut long_name,
                 b'K' => &mut long_target,
-                _ => return entry(&header, long_name, long_target).map(Some),
+                _ => {
+                    let mut entry = entry(&header, long_name, long_target)?;
+                    if let (b'S', Kind::File { size, extents }) =
+                        (header.as_old().linkflag[0], &mut entry.kind)
+                    {
+                        (*size, *extents) = self.sparse(&header, *size)?;
+                    }
+                    return Ok(Some(entry));
+                }
             };
             if long.replace(self.long(&header)?).is_some() {
                 return Err(malformed("an entry has two long names"));
@@ -58,13 +70,30 @@ impl<'a, R: Read> Input<'a, R> {
         }
     }
 
-    /// Passes the `size` bytes of a file's data to `take`, a piece at a time.
+    /// Passes the data of a file to `take`, a piece at a time with its position in the file.
     pub(crate) fn data(
         &mut self,
-        size: u64,
+        extents: &[Extent],
+        mut take: impl FnMut(u64, &[u8]) -> Result<(), ArchiveError>,
+    ) -> Result<(), ArchiveError> {
+        for extent in extents {
+            let mut position = extent.offset;
+            self.pieces(extent.length, |piece| {
+                take(position, piece)?;
+                position += piece.len() as u64;
+                Ok(())
+            })?;
+        }
+        self.fill(&mut [0; BLOCK][..padding(stored(extents))])
+    }
+
+    /// Passes the next `length` bytes to `take`.
+    fn pieces(
+        &mut self,
+        length: u64,
         mut take: impl FnMut(&[u8]) -> Result<(), ArchiveError>,
     ) -> Result<(), ArchiveError> {
-        let mut remaining = size;
+        let mut remaining = length;
         while remaining > 0 {
             let wanted = usize::try_from(remaining).unwrap_or(usize::MAX).min(self.buffer.len());
             match self.source.read(&mut self.buffer[..wanted]) {
@@ -77,7 +106,29 @@ impl<'a, R: Read> Input<'a, R> {
                 Err(error) => return Err(read_error(error)),
             }
         }
-        self.fill(&mut [0; BLOCK][..padding(size)])
+        Ok(())
+    }
+
+    /// Size and extents of a file with holes that has `stored` bytes of data.
+    fn sparse(&mut self, header: &Header, stored: u64) -> Result<(u64, Vec<Extent>), ArchiveError> {
+        let gnu = header.as_gnu().ok_or_else(|| malformed("a header is not in the format of GNU tar"))?;
+        let size = gnu.real_size().map_err(|_| malformed("a size is not a number"))?;
+        let mut reader = sparse::Reader::new(size);
+        reader.take(&gnu.sparse)?;
+        let mut is_extended = gnu.is_extended();
+        let mut blocks = 0;
+        while is_extended {
+            // Empty blocks would let a stream go on without end.
+            blocks += 1;
+            if blocks > MAX_EXTENTS {
+                return Err(malformed("a sparse file has too many pieces"));
+            }
+            let mut block = GnuExtSparseHeader::new();
+            self.fill(block.as_mut_bytes())?;
+            reader.take(block.sparse())?;
+            is_extended = block.is_extended();
+        }
+        Ok((size, reader.finish(stored)?))
     }
 
     fn header(&mut self) -> Result<Option<Header>, ArchiveError> {
@@ -113,7 +164,7 @@ impl<'a, R: Read> Input<'a, R> {
             return Err(ArchiveError::NameTooLong { name: printable(&name[..until_zero(&name)]) });
         }
         let mut text = Vec::new();
-        self.data(size, |piece| {
+        self.data(&Extent::whole(size), |_, piece| {
             text.extend_from_slice(piece);
             Ok(())
         })?;
@@ -145,7 +196,8 @@ fn entry(
         |value: io::Result<u64>| value.map_err(|_| malformed("a size, mode or time is not a number"));
     let size = number(header.entry_size())?;
     let kind = match fields.linkflag[0] {
-        b'0' | 0 => Kind::File { size },
+        // The extents of a sparse one are read later.
+        b'0' | 0 | b'S' => Kind::File { size, extents: Extent::whole(size) },
         b'5' => Kind::Directory,
         b'2' => Kind::Symlink {
             target: match &long_target {
@@ -182,7 +234,6 @@ fn unsupported(flag: u8) -> &'static str {
         b'1' => "a hard link",
         b'3' | b'4' => "a device",
         b'6' => "a fifo",
-        b'S' => "a sparse file of GNU tar",
         b'g' | b'x' => "a pax header",
         _ => "of an unknown kind",
     }
@@ -224,12 +275,14 @@ mod tests {
         let size = 40 << 30;
         let mut stream = Vec::new();
         let mut output = Output::new(&mut stream);
-        output.file(&name, &Attributes { mode: 0o640, modified: u64::MAX }, size).unwrap();
+        output
+            .file(&name, &Attributes { mode: 0o640, modified: u64::MAX }, size, &Extent::whole(size))
+            .unwrap();
         drop(output);
         let entry = Input::new(&mut stream.as_slice()).next().unwrap().unwrap();
         assert_eq!(entry.name, name);
         assert_eq!((entry.attributes.mode, entry.attributes.modified), (0o640, LATEST));
-        assert!(matches!(entry.kind, Kind::File { size: found } if found == size));
+        assert!(matches!(entry.kind, Kind::File { size: found, .. } if found == size));
     }
 
     #[test]

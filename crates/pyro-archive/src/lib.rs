@@ -2,7 +2,7 @@
 //!
 //! A stream holds one item, a regular file or a directory with everything below it. Its entries are called
 //! `item` and `item/…`, so that the receiver alone decides what it is called. The format is the part of
-//! GNU tar that this needs: files, directories, symlinks and long names. Directories come before what they
+//! GNU tar that this needs: files, with their holes, directories, symlinks and long names. Directories come before what they
 //! hold, and the entries of a directory in the byte order of their names. [`unpack()`] enforces that
 //! order, so it has to remember only the open directories, and no entry can contradict an earlier one.
 //!
@@ -13,11 +13,13 @@
 mod contents;
 mod error;
 mod input;
+mod kernel;
 mod name;
 mod output;
 mod pack;
 mod place;
 mod report;
+mod sparse;
 mod transfer;
 mod unpack;
 

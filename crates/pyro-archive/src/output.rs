@@ -6,6 +6,7 @@ use tar::{EntryType, Header};
 
 use crate::ArchiveError;
 use crate::name::Name;
+use crate::sparse::{self, Extent, stored};
 
 pub(crate) const BLOCK: usize = 512;
 
@@ -25,14 +26,21 @@ impl<W: Write> Output<W> {
         Self { sink: BufWriter::with_capacity(64 * 1024, sink) }
     }
 
-    /// Starts a file of `size` bytes, which follow with [`Self::data`], then [`Self::pad`].
+    /// Starts a file of `size` bytes. Its data, that of all extents, follows with [`Self::data`], then [`Self::pad`].
     pub(crate) fn file(
         &mut self,
         name: &Name,
         attributes: &Attributes,
         size: u64,
+        extents: &[Extent],
     ) -> Result<(), ArchiveError> {
-        self.header(blank(EntryType::Regular, size), name.as_bytes(), b"", attributes)
+        if stored(extents) == size {
+            return self.header(blank(EntryType::Regular, size), name.as_bytes(), b"", attributes);
+        }
+        let mut header = blank(EntryType::GNUSparse, stored(extents));
+        let blocks = sparse::write(&mut header, extents, size);
+        self.header(header, name.as_bytes(), b"", attributes)?;
+        blocks.iter().try_for_each(|block| self.data(block.as_bytes()))
     }
 
     pub(crate) fn directory(&mut self, name: &Name, attributes: &Attributes) -> Result<(), ArchiveError> {
@@ -53,9 +61,9 @@ impl<W: Write> Output<W> {
         self.sink.write_all(bytes).map_err(write_error)
     }
 
-    /// Fills the last block of `size` bytes of data.
-    pub(crate) fn pad(&mut self, size: u64) -> Result<(), ArchiveError> {
-        self.data(&[0; BLOCK][..padding(size)])
+    /// Fills the last block of `stored` bytes of data.
+    pub(crate) fn pad(&mut self, stored: u64) -> Result<(), ArchiveError> {
+        self.data(&[0; BLOCK][..padding(stored)])
     }
 
     /// Writes the end marker, without which a stream counts as truncated.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
@@ -11,10 +12,14 @@ use rustix::io::Errno;
 
 use crate::name::{Name, printable};
 use crate::output::{Attributes, Output};
-use crate::{ArchiveError, Limits, MAX_NAME, Report};
+use crate::sparse::{self, Extent, stored};
+use crate::{ArchiveError, Limits, MAX_NAME, Report, kernel};
 
 /// Without waiting for a fifo's other end or becoming a terminal's owner, should it be one by then.
 const OPEN: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+
+/// Why something was left out that was there a moment earlier.
+const REMOVED: &str = "removed while it was copied";
 
 /// Maximum size of a file that claims to be empty, in bytes: it is kept in memory.
 const MAX_UNSIZED_BYTES: u64 = 16 << 20;
@@ -23,9 +28,9 @@ const MAX_UNSIZED_BYTES: u64 = 16 << 20;
 ///
 /// A symlink at `source` itself is followed; those below it are stored as symlinks. The permission bits, without setuid,
 /// setgid and sticky, and the modification time in seconds are kept; owners are not. Devices, fifos and sockets are left
-/// out, and so are files that were removed before they were read. A file that grows is stored with the size that it had
-/// at first. A file that claims to be empty and is not, such as those in `/proc`, is stored if it is `source` itself, up to
-/// 16 MiB. `sink` gets large pieces and needs no buffer.
+/// out, and so are files that were removed before they were read, and directories in which the kernel makes up the files, such as
+/// `/proc`. A file that grows is stored with the size that it had at first; holes are not stored. A file that claims to be empty
+/// and is not, or that the kernel makes up, is stored if it is `source` itself, up to 16 MiB. `sink` gets large pieces and needs no buffer.
 ///
 /// # Errors
 /// [`ArchiveError`], also when a file may not be read or becomes shorter while it is read. The stream in `sink` then has
@@ -41,6 +46,7 @@ pub fn pack<W: Write>(source: &Path, sink: &mut W, limits: &Limits) -> Result<Re
     let handle =
         rustix::fs::openat(CWD, source, OPEN, Mode::empty()).map_err(ArchiveError::io("open", &shown))?;
     let stat = rustix::fs::fstat(&handle).map_err(ArchiveError::io("examine", &shown))?;
+    let is_of_kernel = kernel::owns(&handle).map_err(ArchiveError::io("examine", &shown))?;
     let mut packing = Packing {
         output: Output::new(sink),
         limits,
@@ -50,11 +56,12 @@ pub fn pack<W: Write>(source: &Path, sink: &mut W, limits: &Limits) -> Result<Re
     };
     packing.count()?;
     match file_type(&stat) {
-        FileType::RegularFile if stat.st_size == 0 => {
+        FileType::RegularFile if stat.st_size == 0 || is_of_kernel => {
             let contents = contents_of_no_size(handle, &shown)?;
-            packing.file(contents.as_slice(), contents.len() as u64, &stat, &Name::item())?;
+            packing.contents(&contents, &stat, &Name::item())?;
         }
-        FileType::RegularFile => packing.file(File::from(handle), size(&stat), &stat, &Name::item())?,
+        FileType::RegularFile => packing.file(&File::from(handle), &stat, &Name::item())?,
+        FileType::Directory if is_of_kernel => return Err(ArchiveError::OfTheKernel { name: shown }),
         FileType::Directory => packing.tree(handle, &stat)?,
         _ => return Err(not_an_item()),
     }
@@ -62,7 +69,7 @@ pub fn pack<W: Write>(source: &Path, sink: &mut W, limits: &Limits) -> Result<Re
     Ok(packing.report)
 }
 
-/// Contents of a file that claims to be empty, as those of `/proc` do.
+/// Contents of a file whose size says nothing, as those of `/proc` and `/sys`.
 fn contents_of_no_size(file: OwnedFd, shown: &str) -> Result<Vec<u8>, ArchiveError> {
     let mut contents = Vec::new();
     let file = File::from(file);
@@ -115,7 +122,7 @@ impl<W: Write> Packing<'_, W> {
     ) -> Result<Option<Level>, ArchiveError> {
         let seen = match rustix::fs::statat(directory, own_name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(seen) => seen,
-            Err(Errno::NOENT) => return Ok(self.leave_out(&name)),
+            Err(Errno::NOENT) => return Ok(self.leave_out(&name, REMOVED)),
             Err(error) => return Err(ArchiveError::io("examine", &name)(error)),
         };
         match file_type(&seen) {
@@ -124,44 +131,76 @@ impl<W: Write> Packing<'_, W> {
                 self.symlink(directory, own_name, &seen, &name)?;
                 return Ok(None);
             }
-            _ => return Ok(self.leave_out(&name)),
+            FileType::Fifo => return Ok(self.leave_out(&name, "a fifo")),
+            FileType::Socket => return Ok(self.leave_out(&name, "a socket")),
+            _ => return Ok(self.leave_out(&name, "a device")),
         }
         let handle = match rustix::fs::openat(directory, own_name, OPEN | OFlags::NOFOLLOW, Mode::empty()) {
             Ok(handle) => handle,
-            Err(Errno::NOENT) => return Ok(self.leave_out(&name)),
+            Err(Errno::NOENT) => return Ok(self.leave_out(&name, REMOVED)),
             Err(Errno::LOOP | Errno::NXIO) => return Err(replaced(&name)),
             Err(error) => return Err(ArchiveError::io("open", &name)(error)),
         };
         let stat = rustix::fs::fstat(&handle).map_err(ArchiveError::io("examine", &name))?;
         match file_type(&stat) {
-            FileType::RegularFile => self.file(File::from(handle), size(&stat), &stat, &name).map(|()| None),
-            FileType::Directory => self.directory(handle, &stat, name).map(Some),
+            FileType::RegularFile => self.file(&File::from(handle), &stat, &name).map(|()| None),
+            FileType::Directory => {
+                if kernel::owns(&handle).map_err(ArchiveError::io("examine", &name))? {
+                    return Ok(self.leave_out(&name, "belongs to the kernel"));
+                }
+                self.directory(handle, &stat, name).map(Some)
+            }
             _ => Err(replaced(&name)),
         }
     }
 
-    fn file(&mut self, mut file: impl Read, size: u64, stat: &Stat, name: &Name) -> Result<(), ArchiveError> {
-        let limit = self.limits.max_bytes;
-        if size > limit.saturating_sub(self.report.bytes) {
-            return Err(ArchiveError::TooLarge { limit });
+    /// Stores a file without its holes.
+    fn file(&mut self, file: &File, stat: &Stat, name: &Name) -> Result<(), ArchiveError> {
+        let size = size(stat);
+        let extents = sparse::extents(file, size).map_err(ArchiveError::io("examine", name))?;
+        self.begin(size, &extents, stat, name)?;
+        for extent in &extents {
+            self.extent(file, *extent, name)?;
         }
-        self.output.file(name, &attributes(stat), size)?;
-        let mut remaining = size;
+        self.output.pad(stored(&extents))
+    }
+
+    fn extent(&mut self, file: &File, extent: Extent, name: &Name) -> Result<(), ArchiveError> {
+        let Extent { mut offset, length: mut remaining } = extent;
         while remaining > 0 {
             let wanted = usize::try_from(remaining).unwrap_or(usize::MAX).min(self.buffer.len());
-            match file.read(&mut self.buffer[..wanted]) {
+            match file.read_at(&mut self.buffer[..wanted], offset) {
                 Ok(0) => {
                     return Err(ArchiveError::Changed { name: name.to_string(), how: "became shorter" });
                 }
                 Ok(count) => {
                     self.output.data(&self.buffer[..count])?;
+                    offset += count as u64;
                     remaining -= count as u64;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(ArchiveError::io("read", name)(error)),
             }
         }
-        self.output.pad(size)?;
+        Ok(())
+    }
+
+    /// Stores a file with these contents.
+    fn contents(&mut self, contents: &[u8], stat: &Stat, name: &Name) -> Result<(), ArchiveError> {
+        let size = contents.len() as u64;
+        self.begin(size, &Extent::whole(size), stat, name)?;
+        self.output.data(contents)?;
+        self.output.pad(size)
+    }
+
+    /// Starts the entry of a file, if it is within the limit. The limit is for the size with the holes: programs that read it later
+    /// may not know of holes.
+    fn begin(&mut self, size: u64, extents: &[Extent], stat: &Stat, name: &Name) -> Result<(), ArchiveError> {
+        let limit = self.limits.max_bytes;
+        if size > limit.saturating_sub(self.report.bytes) {
+            return Err(ArchiveError::TooLarge { limit });
+        }
+        self.output.file(name, &attributes(stat), size, extents)?;
         self.report.entries += 1;
         self.report.bytes += size;
         Ok(())
@@ -193,7 +232,7 @@ impl<W: Write> Packing<'_, W> {
         let target = match rustix::fs::readlinkat(directory, own_name, Vec::new()) {
             Ok(target) => target,
             Err(Errno::NOENT) => {
-                self.report.leave_out(name);
+                self.report.leave_out(name, REMOVED);
                 return Ok(());
             }
             Err(Errno::INVAL) => return Err(replaced(name)),
@@ -207,8 +246,8 @@ impl<W: Write> Packing<'_, W> {
         Ok(())
     }
 
-    fn leave_out(&mut self, name: &Name) -> Option<Level> {
-        self.report.leave_out(name);
+    fn leave_out(&mut self, name: &Name, reason: &str) -> Option<Level> {
+        self.report.leave_out(name, reason);
         None
     }
 

@@ -4,16 +4,16 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid};
 use rustix::io::{Errno, Result};
 
 use crate::output::Attributes;
 
 /// What a name refers to now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Standing {
     Nothing,
-    File,
+    File(Stat),
     Directory,
     Symlink,
     Other,
@@ -23,7 +23,7 @@ impl Standing {
     pub(crate) fn at(directory: BorrowedFd<'_>, name: &[u8]) -> Result<Self> {
         match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(match FileType::from_raw_mode(stat.st_mode) {
-                FileType::RegularFile => Self::File,
+                FileType::RegularFile => Self::File(stat),
                 FileType::Directory => Self::Directory,
                 FileType::Symlink => Self::Symlink,
                 _ => Self::Other,
@@ -34,10 +34,10 @@ impl Standing {
     }
 
     /// A description for people, with an article.
-    pub(crate) fn description(self) -> &'static str {
+    pub(crate) fn description(&self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
-            Self::File => "a file",
+            Self::File(_) => "a file",
             Self::Directory => "a directory",
             Self::Symlink => "a symlink",
             Self::Other => "a device, fifo or socket",
@@ -115,6 +115,20 @@ impl Drop for Partial<'_> {
 /// Gives a file or directory its final mode and time. Nothing else may be done with it afterwards.
 pub(crate) fn finish(handle: impl AsFd, attributes: &Attributes) -> Result<()> {
     rustix::fs::fchmod(&handle, Mode::from_raw_mode(attributes.mode & 0o777))?;
+    set_time(handle, attributes)
+}
+
+/// Gives a file the owner and mode of the one that it replaces, and its final time. It stays executable where it is.
+pub(crate) fn finish_as(handle: impl AsFd, attributes: &Attributes, replaced: &Stat) -> Result<()> {
+    let (owner, group) = (Uid::from_raw(replaced.st_uid), Gid::from_raw(replaced.st_gid));
+    // Takes away set-user-ID bits, so the mode comes after it.
+    rustix::fs::fchown(&handle, Some(owner), Some(group))?;
+    let mode = (replaced.st_mode & 0o7777) | (attributes.mode & 0o111);
+    rustix::fs::fchmod(&handle, Mode::from_raw_mode(mode))?;
+    set_time(handle, attributes)
+}
+
+fn set_time(handle: impl AsFd, attributes: &Attributes) -> Result<()> {
     let modified = i64::try_from(attributes.modified).unwrap_or(i64::MAX);
     rustix::fs::futimens(
         &handle,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
 use futures::{Sink, SinkExt, Stream, StreamExt};
+use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_util::io::SyncIoBridge;
 
@@ -143,14 +144,31 @@ pub fn destination(target: &Path, own_name: Option<&OsStr>) -> Result<(PathBuf, 
     directory_and_name(target)
 }
 
-/// The directory and name for a copy with exactly the name `target`, whose directory is made if it is missing.
+/// The directory and name for a copy with exactly the name `target`, whose directory is made if it is missing. If it is a
+/// symlink, the copy is what it leads to.
 ///
 /// # Errors
-/// [`ArchiveError::NotOneName`], or the directory cannot be made.
+/// [`ArchiveError::NotOneName`], or a symlink leads nowhere, or the directory cannot be made.
 pub fn exact_destination(target: &Path) -> Result<(PathBuf, OsString), ArchiveError> {
-    let (parent, name) = directory_and_name(target)?;
+    let (parent, name) = directory_and_name(&followed(target)?)?;
     fs::create_dir_all(&parent).map_err(ArchiveError::io("make", shown(&parent)))?;
     Ok((parent, name))
+}
+
+/// Follows symlinks at the end of a path, also to something that does not exist.
+fn followed(path: &Path) -> Result<PathBuf, ArchiveError> {
+    /// As many as the kernel follows.
+    const MAX_LINKS: u32 = 40;
+    let mut found = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match fs::read_link(&found) {
+            Ok(target) => found = found.parent().unwrap_or(Path::new("")).join(target),
+            // What it is, or why it cannot be used, turns out when it is.
+            Err(_) => return Ok(found),
+        }
+    }
+    let looped = io::Error::from_raw_os_error(Errno::LOOP.raw_os_error());
+    Err(ArchiveError::Io { action: "follow", name: shown(path), source: looped })
 }
 
 fn directory_and_name(path: &Path) -> Result<(PathBuf, OsString), ArchiveError> {
@@ -250,6 +268,21 @@ mod tests {
         assert!(dir.path().join("a/b").is_dir());
         fs::write(dir.path().join("file"), "").unwrap();
         assert!(exact_destination(&dir.path().join("file/c")).is_err());
+        for (link, leads_to) in
+            [("one", "two"), ("two", "a/b/new"), ("round", "round"), ("absolute", "/nowhere-here/x")]
+        {
+            std::os::unix::fs::symlink(leads_to, dir.path().join(link)).unwrap();
+        }
+        assert_eq!(
+            exact_destination(&dir.path().join("one")).unwrap(),
+            (dir.path().join("a/b"), "new".into())
+        );
+        let round = exact_destination(&dir.path().join("round")).unwrap_err();
+        assert!(
+            matches!(&round, ArchiveError::Io { action: "follow", name, .. } if name.ends_with("/round")),
+            "{round:?}"
+        );
+        assert_eq!(followed(&dir.path().join("absolute")).unwrap(), Path::new("/nowhere-here/x"));
         assert!(exact_destination(&dir.path().join("..")).is_err());
     }
 }

@@ -1,18 +1,20 @@
 //! From a stream to a file or directory.
 
 use std::ffi::OsStr;
-use std::io::{Read, Write as _};
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::input::{Entry, Input, Kind};
 use crate::name::{Name, printable};
 use crate::output::Attributes;
-use crate::place::{Partial, Standing, finish, make_directory};
+use crate::place::{Partial, Standing, finish, finish_as, make_directory};
+use crate::sparse::Extent;
 use crate::{ArchiveError, Limits, Report};
 
 /// Which symlinks of a stream are made.
@@ -32,11 +34,13 @@ pub struct Rules {
     pub links: Links,
     /// Mode bits that no file or directory gets, as a umask has them.
     pub mask: u32,
+    /// A file that replaces a file gets the owner and the mode of that file, and who may execute the new one may execute it.
+    pub keeps_owner: bool,
 }
 
 impl From<Links> for Rules {
     fn from(links: Links) -> Self {
-        Self { links, mask: 0 }
+        Self { links, mask: 0, keeps_owner: false }
     }
 }
 
@@ -106,8 +110,8 @@ impl<R: Read> Unpacking<'_, R> {
         }
         let site = Site { directory: parent, own_name, name: &name };
         match kind {
-            Kind::File { size } => {
-                let partial = self.file(&site, &attributes, size)?;
+            Kind::File { size, extents } => {
+                let partial = self.file(&site, &attributes, size, &extents)?;
                 // The stream is complete only now.
                 if let Some(next) = self.next()? {
                     return Err(ArchiveError::OutOfOrder { name: next.name.to_string() });
@@ -154,8 +158,8 @@ impl<R: Read> Unpacking<'_, R> {
             level.last = own_name.to_vec();
             let site = Site { directory: level.handle.as_fd(), own_name, name: &name };
             match kind {
-                Kind::File { size } => {
-                    let partial = self.file(&site, &attributes, size)?;
+                Kind::File { size, extents } => {
+                    let partial = self.file(&site, &attributes, size, &extents)?;
                     partial.rename(own_name).map_err(ArchiveError::io("rename to", &name))?;
                 }
                 Kind::Symlink { target } => self.symlink(&site, &target)?,
@@ -174,16 +178,27 @@ impl<R: Read> Unpacking<'_, R> {
         site: &Site<'d, '_>,
         attributes: &Attributes,
         size: u64,
+        extents: &[Extent],
     ) -> Result<Partial<'d>, ArchiveError> {
         let limit = self.limits.max_bytes;
         if size > limit.saturating_sub(self.report.bytes) {
             return Err(ArchiveError::TooLarge { limit });
         }
-        site.must_be_replaceable()?;
+        let replaced = site.replaced()?;
         let name = site.name;
-        let (partial, mut file) = Partial::file(site.directory).map_err(ArchiveError::io("make", name))?;
-        self.input.data(size, |piece| file.write_all(piece).map_err(ArchiveError::io("write", name)))?;
-        finish(&file, attributes).map_err(ArchiveError::io("set mode and time of", name))?;
+        let (partial, file) = Partial::file(site.directory).map_err(ArchiveError::io("make", name))?;
+        self.input.data(extents, |position, piece| {
+            file.write_all_at(piece, position).map_err(ArchiveError::io("write", name))
+        })?;
+        // A hole at the end.
+        if extents.last().is_none_or(|last| last.offset + last.length < size) {
+            file.set_len(size).map_err(ArchiveError::io("write", name))?;
+        }
+        match replaced.filter(|_| self.rules.keeps_owner) {
+            None => finish(&file, attributes),
+            Some(stat) => finish_as(&file, attributes, &stat),
+        }
+        .map_err(ArchiveError::io("set mode and time of", name))?;
         self.report.entries += 1;
         self.report.bytes += size;
         Ok(partial)
@@ -197,7 +212,7 @@ impl<R: Read> Unpacking<'_, R> {
                 Ok(Level { handle, name: site.name.clone(), attributes, last: Vec::new() })
             }
             Err(Errno::NOTDIR | Errno::LOOP) => Err(match site.standing() {
-                Ok(there) => site.in_the_way(there),
+                Ok(there) => site.in_the_way(&there),
                 Err(error) => error,
             }),
             Err(error) => Err(ArchiveError::io("make", site.name)(error)),
@@ -206,10 +221,10 @@ impl<R: Read> Unpacking<'_, R> {
 
     fn symlink(&mut self, site: &Site<'_, '_>, target: &[u8]) -> Result<(), ArchiveError> {
         if self.rules.links == Links::Inside && !site.name.keeps_inside(target) {
-            self.report.leave_out(site.name);
+            self.report.leave_out(site.name, "a symlink that leads out of the copy");
             return Ok(());
         }
-        site.must_be_replaceable()?;
+        site.replaced()?;
         Partial::symlink(site.directory, target)
             .and_then(|partial| partial.rename(site.own_name))
             .map_err(ArchiveError::io("make", site.name))?;
@@ -219,14 +234,15 @@ impl<R: Read> Unpacking<'_, R> {
 }
 
 impl Site<'_, '_> {
-    /// Checks what has the name before any data is read. If that changes before the rename, the rename still follows no
-    /// symlink and replaces no directory.
-    fn must_be_replaceable(&self) -> Result<(), ArchiveError> {
+    /// Checks what has the name before any data is read, and returns the file of that name, if there is one. If that changes
+    /// before the rename, the rename still follows no symlink and replaces no directory.
+    fn replaced(&self) -> Result<Option<Stat>, ArchiveError> {
         match self.standing()? {
-            Standing::Nothing | Standing::File => Ok(()),
+            Standing::Nothing => Ok(None),
+            Standing::File(stat) => Ok(Some(stat)),
             // A symlink in the item's own place may have been meant as its target.
-            Standing::Symlink if *self.name != Name::item() => Ok(()),
-            there => Err(self.in_the_way(there)),
+            Standing::Symlink if *self.name != Name::item() => Ok(None),
+            there => Err(self.in_the_way(&there)),
         }
     }
 
@@ -234,7 +250,7 @@ impl Site<'_, '_> {
         Standing::at(self.directory, self.own_name).map_err(ArchiveError::io("examine", self.name))
     }
 
-    fn in_the_way(&self, there: Standing) -> ArchiveError {
+    fn in_the_way(&self, there: &Standing) -> ArchiveError {
         ArchiveError::InTheWay { name: self.name.to_string(), there: there.description() }
     }
 }

@@ -168,14 +168,16 @@ operations! {
     copy_from_task(engine, request, call: CopyFromTask) -> TaskCopied {
         let CopyFromTask { task, copy } = request;
         let target = absolute("target", &copy.target)?;
-        let copy = CopyFromGuest { path: &copy.path, target, limits: CopyLimits::default(), preserve_mode: copy.preserve_mode };
+        let copy = CopyFromGuest {
+            path: &copy.path, target, limits: CopyLimits::default(), preserve_mode: copy.preserve_mode, strict: copy.strict,
+        };
         engine.copy_from_task(&task.task_id, copy, &call.cancel).await
     }
 
     copy_to_task(engine, request, call: CopyToTask) -> TaskCopied {
         let CopyToTask { task, copy } = request;
         let source = absolute("source", &copy.source)?;
-        let copy = CopyToGuest { source, path: &copy.path, limits: CopyLimits::default() };
+        let copy = CopyToGuest { source, path: &copy.path, limits: CopyLimits::default(), strict: copy.strict };
         engine.copy_to_task(&task.task_id, copy, &call.cancel).await
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt, future};
-use pyro_archive::{ArchiveError, Limits, Links, Report};
+use pyro_archive::{ArchiveError, Limits, Links, Report, Rules};
 use pyro_wire::{
     ArchiveLimits, ArchiveReply, ArchiveReport, Failure, FailureKind, Frame, FrameError, OutputStream, Pack,
     Unpack,
@@ -45,8 +45,11 @@ where
         false => pyro_archive::destination(&target, Some(request.name.as_ref())),
     };
     let unpacked = match place {
-        // Symlinks keep their targets, wherever they lead.
-        Ok(place) => pyro_archive::unpack_from(&mut chunks, place, limits(request.limits), Links::Any).await,
+        Ok(place) => {
+            // Symlinks keep their targets, wherever they lead. Writing over a file leaves its owner and mode as they are.
+            let rules = Rules { keeps_owner: request.exact, ..Rules::from(Links::Any) };
+            pyro_archive::unpack_from(&mut chunks, place, limits(request.limits), rules).await
+        }
         Err(error) => Err(error),
     };
     let reply = reply("unpacking", &request.path, unpacked);
@@ -59,10 +62,11 @@ fn limits(limits: ArchiveLimits) -> Limits {
 
 fn reply(action: &str, path: &str, outcome: Result<Report, ArchiveError>) -> ArchiveReply {
     match outcome {
-        Ok(Report { entries, bytes, left_out, examples }) => {
+        Ok(report) => {
+            let Report { entries, bytes, left_out, examples } = report.named(path);
             ArchiveReply::Archived(ArchiveReport { entries, bytes, left_out, examples })
         }
-        Err(error) => ArchiveReply::Failed(failure(format!("{action} {path}"), &error)),
+        Err(error) => ArchiveReply::Failed(failure(format!("{action} {path}"), &error.named(path))),
     }
 }
 
@@ -73,7 +77,9 @@ fn failure(step: String, error: &ArchiveError) -> Failure {
     };
     let (kind, errno) = match error {
         ArchiveError::Io { source, .. } => (kind_of(source), source.raw_os_error()),
-        ArchiveError::NotAnItem { .. } | ArchiveError::Unsupported { .. } => (FailureKind::Unsupported, None),
+        ArchiveError::NotAnItem { .. }
+        | ArchiveError::OfTheKernel { .. }
+        | ArchiveError::Unsupported { .. } => (FailureKind::Unsupported, None),
         _ => (FailureKind::Other, None),
     };
     Failure { kind, step, cause, errno }

@@ -1,6 +1,7 @@
 //! Arguments of tools: one description gives both the schema and the parser.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use pyro_api::{InvalidRequest, Operation};
 use serde_json::{Map, Value, json};
@@ -36,8 +37,9 @@ pub(crate) enum Kind {
     OneOf(&'static [&'static str]),
     /// A boolean; the default is false.
     Switch,
-    /// An object of strings; the default is empty.
-    Texts,
+    /// Environment variables: an array of `NAME=VALUE`, an array of objects with `name` and `value`, or an object. The default is
+    /// empty.
+    Variables,
     /// An optional array of strings.
     List,
 }
@@ -58,21 +60,31 @@ pub(crate) fn schema(arguments: &[Argument]) -> Object {
 }
 
 impl Argument {
+    /// Its schema. The default is in the description, because models with strict schemas accept no `default`, and objects with
+    /// arbitrary keys neither.
     fn schema(&self) -> Value {
         let mut schema = match self.kind {
             Kind::Text | Kind::OptionalText => json!({ "type": "string" }),
-            Kind::Integer | Kind::OptionalInteger(None) | Kind::Count | Kind::OptionalCount(None) => {
+            Kind::Integer | Kind::OptionalInteger(_) | Kind::Count | Kind::OptionalCount(_) => {
                 json!({ "type": "integer" })
             }
-            Kind::OptionalInteger(Some(default)) => json!({ "type": "integer", "default": default }),
-            Kind::OptionalCount(Some(default)) => json!({ "type": "integer", "default": default }),
-            Kind::OneOf(texts) => json!({ "type": "string", "enum": texts, "default": texts.first() }),
-            Kind::Switch => json!({ "type": "boolean", "default": false }),
-            Kind::List => json!({ "type": "array", "items": { "type": "string" } }),
-            Kind::Texts => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
+            Kind::OneOf(texts) => json!({ "type": "string", "enum": texts }),
+            Kind::Switch => json!({ "type": "boolean" }),
+            Kind::List | Kind::Variables => json!({ "type": "array", "items": { "type": "string" } }),
         };
-        schema["description"] = self.description.into();
+        schema["description"] = match self.kind {
+            Kind::OptionalInteger(Some(default)) => self.description_with(default),
+            Kind::OptionalCount(Some(default)) => self.description_with(default),
+            Kind::OneOf([default, ..]) => self.description_with(default),
+            _ => self.description.to_owned(),
+        }
+        .into();
         schema
+    }
+
+    /// The description with a default.
+    pub(crate) fn description_with(&self, default: impl Display) -> String {
+        format!("{}; default {default}", self.description)
     }
 }
 
@@ -144,9 +156,10 @@ impl Arguments {
                 Kind::OneOf(known) => self.one_of(name, known)?.map(Value::from),
                 Kind::Switch => Some(self.switch(name)?.into()),
                 Kind::List => self.list(name)?.map(Value::from),
-                Kind::Texts => {
-                    let texts = self.texts(name)?.into_iter().map(|(key, value)| (key, value.into()));
-                    Some(Value::Object(texts.collect()))
+                Kind::Variables => {
+                    let variables =
+                        self.variables(name)?.into_iter().map(|(name, value)| (name, value.into()));
+                    Some(Value::Object(variables.collect()))
                 }
             };
             checked.extend(value.map(|value| (name.to_owned(), value)));
@@ -180,18 +193,42 @@ impl Arguments {
         }
     }
 
-    /// An object of strings.
-    pub(crate) fn texts(&self, name: &str) -> Result<BTreeMap<String, String>, ArgumentError> {
-        let object = match self.given(name) {
-            None => return Ok(Default::default()),
-            Some(Value::Object(object)) => object,
-            Some(other) => return Err(wrong(name, "an object of strings", other)),
+    /// Environment variables in one of their forms. Of two values for a name, the last one counts.
+    pub(crate) fn variables(&self, name: &str) -> Result<BTreeMap<String, String>, ArgumentError> {
+        let text = |name: String, value: &Value| match value {
+            Value::String(text) => Ok(text.clone()),
+            other => Err(wrong(&name, "a string", other)),
         };
-        let text = |(key, value): (&String, &Value)| match value {
-            Value::String(text) => Ok((key.clone(), text.clone())),
-            other => Err(wrong(&format!("{name}.{key}"), "a string", other)),
-        };
-        object.iter().map(text).collect()
+        match self.given(name) {
+            None => Ok(BTreeMap::new()),
+            Some(Value::Object(object)) => {
+                let variable = |(key, value): (&String, &Value)| {
+                    Ok((key.clone(), text(format!("{name}.{key}"), value)?))
+                };
+                object.iter().map(variable).collect()
+            }
+            Some(Value::Array(items)) => {
+                let variable = |(index, item): (usize, &Value)| match item {
+                    Value::Object(variable) => {
+                        let part = |key: &str| {
+                            let name = format!("{name}[{index}].{key}");
+                            let value = variable.get(key).ok_or_else(|| missing(&name))?;
+                            text(name, value)
+                        };
+                        Ok((part("name")?, part("value")?))
+                    }
+                    item => {
+                        let text = text(format!("{name}[{index}]"), item)?;
+                        let (variable, value) = text.split_once('=').ok_or_else(|| {
+                            ArgumentError::NotAVariable { name: format!("{name}[{index}]") }
+                        })?;
+                        Ok((variable.to_owned(), value.to_owned()))
+                    }
+                };
+                items.iter().enumerate().map(variable).collect()
+            }
+            Some(other) => Err(wrong(name, "an array of strings", other)),
+        }
     }
 
     /// An optional array of strings.
@@ -222,6 +259,11 @@ impl Given {
     /// Removes and returns an argument that the contract does not have.
     pub(crate) fn take(&mut self, argument: &Argument) -> Option<Value> {
         self.0.remove(argument.name)
+    }
+
+    /// Whether an argument is given.
+    pub(crate) fn has(&self, argument: &Argument) -> bool {
+        self.0.contains_key(argument.name)
     }
 
     /// The request that the arguments make.
@@ -266,6 +308,12 @@ pub enum ArgumentError {
         name: String,
         /// The possible values, joined with "or".
         known: String,
+    },
+    /// An item of a list of environment variables has no value.
+    #[error("`{name}` must be NAME=VALUE")]
+    NotAVariable {
+        /// Name of the argument, with the index.
+        name: String,
     },
     /// An argument is given without another one that it needs; one sentence.
     #[error("{0}")]
@@ -321,7 +369,7 @@ mod tests {
     fn what_models_write_is_understood() {
         let given = arguments(json!({
             "a": 2, "b": "2", "c": 2.0, "d": " 2 ", "e": null, "on": true, "word": "true", "text": "x",
-            "env": {"A": "1"}, "list": ["x"],
+            "env": {"A": "1=2"}, "words": ["A=0", "A=1=2"], "pairs": [{"name": "A", "value": "1=2"}], "list": ["x"],
         }));
         for name in ["a", "b", "c", "d"] {
             assert_eq!(given.integer(name), Ok(2), "{name}");
@@ -332,7 +380,14 @@ mod tests {
             (Ok(true), Ok(true), Ok(false))
         );
         assert_eq!(given.text("text"), Ok("x".to_owned()));
-        assert_eq!(given.texts("env").unwrap()["A"], "1");
+        for name in ["env", "words", "pairs"] {
+            assert_eq!(
+                given.variables(name).unwrap(),
+                BTreeMap::from([("A".into(), "1=2".into())]),
+                "{name}"
+            );
+        }
+        assert_eq!(given.variables("absent"), Ok(BTreeMap::new()));
         assert_eq!(given.list("list"), Ok(Some(vec!["x".to_owned()])));
         assert_eq!(given.list("absent"), Ok(None));
         assert_eq!(arguments(json!({ "n": 1e300 })).integer("n"), Ok(i64::MAX));
@@ -340,16 +395,19 @@ mod tests {
 
     #[test]
     fn each_error_is_one_sentence() {
-        let given = arguments(
-            json!({ "n": "two", "f": 1.5, "t": 5, "s": [], "env": {"A": 1}, "low": -1, "list": ["a", 1] }),
-        );
+        let given =
+            arguments(json!({ "n": "two", "f": 1.5, "t": 5, "s": [], "env": {"A": 1}, "words": ["A=1", "B"],
+                "pairs": [{"name": "A"}], "low": -1, "list": ["a", 1] }));
         let errors = [
             given.text("absent").unwrap_err(),
             given.integer("n").unwrap_err(),
             given.integer("f").unwrap_err(),
             given.text("t").unwrap_err(),
             given.switch("s").unwrap_err(),
-            given.texts("env").unwrap_err(),
+            given.variables("env").unwrap_err(),
+            given.variables("words").unwrap_err(),
+            given.variables("pairs").unwrap_err(),
+            given.variables("t").unwrap_err(),
             given.count("low").unwrap_err(),
             given.list("list").unwrap_err(),
             given.list("t").unwrap_err(),
@@ -362,6 +420,9 @@ mod tests {
         `t` must be a string, not a number
         `s` must be a boolean, not an array
         `env.A` must be a string, not a number
+        `words[1]` must be NAME=VALUE
+        `pairs[0].value` is required
+        `t` must be an array of strings, not a number
         `low` must not be negative
         `list[1]` must be a string, not a number
         `t` must be an array of strings, not a number

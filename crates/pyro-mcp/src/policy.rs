@@ -120,14 +120,13 @@ impl Policy {
                 Pin::OneOf(names) => property["enum"] = names.into(),
                 Pin::AtMost(most) => {
                     property["maximum"] = most.into();
-                    if property["default"].as_i64().is_some_and(|default| default > most) {
-                        property["default"] = most.into();
+                    if let Kind::OptionalInteger(Some(default)) = argument.kind
+                        && default > most
+                    {
+                        property["description"] = argument.description_with(most).into();
                     }
                 }
-                Pin::Off => {
-                    property["enum"] = json!([false]);
-                    property["description"] = "Must be false on this server".into();
-                }
+                Pin::Off => property["description"] = "Must be false on this server".into(),
             }
         }
         schema

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pyro_api::{Event, Events, PullEvent, text};
+use pyro_api::{Event, Events, OutputStream, PullEvent, text};
 use rmcp::RoleServer;
 use rmcp::model::{ProgressNotificationParam, ProgressToken};
 use rmcp::service::Peer;
@@ -55,11 +55,22 @@ struct Notifier<'a> {
     begun: Instant,
     sent: Option<Instant>,
     message: String,
+    /// Incomplete characters at the ends of the two streams.
+    stdout: Characters,
+    stderr: Characters,
 }
 
 impl<'a> Notifier<'a> {
     fn new(peer: &'a Peer<RoleServer>, token: ProgressToken) -> Self {
-        Self { peer, token, begun: Instant::now(), sent: None, message: "working".to_owned() }
+        Self {
+            peer,
+            token,
+            begun: Instant::now(),
+            sent: None,
+            message: "working".to_owned(),
+            stdout: Characters::default(),
+            stderr: Characters::default(),
+        }
     }
 
     async fn run(&mut self, mut events: mpsc::Receiver<Event>) -> std::convert::Infallible {
@@ -86,10 +97,16 @@ impl<'a> Notifier<'a> {
             Event::Pull(PullEvent::Step { text, done, total }) => format!("{text} {done}/{total}"),
             Event::FirstOfKind => "starting the first VM of its kind; later ones start faster".to_owned(),
             Event::Warning(text) => text,
-            Event::Output { bytes, .. } => match last_line(&bytes) {
-                Some(line) => line,
-                None => return false,
-            },
+            Event::Output { stream, bytes } => {
+                let characters = match stream {
+                    OutputStream::Stdout => &mut self.stdout,
+                    OutputStream::Stderr => &mut self.stderr,
+                };
+                match last_line(&characters.decode(&bytes)) {
+                    Some(line) => line,
+                    None => return false,
+                }
+            }
         };
         true
     }
@@ -109,22 +126,72 @@ impl<'a> Notifier<'a> {
     }
 }
 
+/// Turns the pieces of an output stream into text. A piece can end within a character, which then belongs to the next one.
+#[derive(Debug, Default)]
+struct Characters {
+    /// The beginning of a character.
+    rest: Vec<u8>,
+}
+
+impl Characters {
+    fn decode(&mut self, piece: &[u8]) -> String {
+        let mut bytes = std::mem::take(&mut self.rest);
+        bytes.extend_from_slice(piece);
+        let is_incomplete = |length: &usize| {
+            let end = bytes.len().checked_sub(*length).map(|start| std::str::from_utf8(&bytes[start..]));
+            matches!(end, Some(Err(error)) if error.valid_up_to() == 0 && error.error_len().is_none())
+        };
+        let incomplete = (1..=3).find(is_incomplete).unwrap_or(0);
+        self.rest = bytes.split_off(bytes.len() - incomplete);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
 /// The last line of output with something in it, fit for one line of a display.
-fn last_line(bytes: &[u8]) -> Option<String> {
-    let output = String::from_utf8_lossy(bytes);
+fn last_line(output: &str) -> Option<String> {
     let line = output.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
     Some(line.chars().filter(|character| !text::steers(*character)).take(LINE_CHARS).collect())
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn the_last_line_with_something_in_it_is_shown() {
-        assert_eq!(last_line(b"one\n two \x1b[31m\n\n  \n").as_deref(), Some("two [31m"));
-        assert_eq!(last_line("a\u{202e}b\u{2066}c\u{200b}d".as_bytes()).as_deref(), Some("abcd"));
-        assert_eq!(last_line(b"\n \n"), None);
-        assert_eq!(last_line(&[b'x'; 500]).unwrap().len(), LINE_CHARS);
+        assert_eq!(last_line("one\n two \x1b[31m\n\n  \n").as_deref(), Some("two [31m"));
+        assert_eq!(last_line("a\u{202e}b\u{2066}c\u{200b}d").as_deref(), Some("abcd"));
+        assert_eq!(last_line("\n \n"), None);
+        assert_eq!(last_line(&"x".repeat(500)).unwrap().len(), LINE_CHARS);
+    }
+
+    #[test]
+    fn pieces_do_not_cut_characters() {
+        let mut characters = Characters::default();
+        assert_eq!(characters.decode(b"\xe2"), "");
+        assert_eq!(characters.decode(b"\x82\xac!"), "\u{20ac}!");
+        // What cannot become a character is not kept.
+        assert_eq!(characters.decode(b"\xff"), "\u{fffd}");
+        assert_eq!(characters.decode(b"\xf0\x9f"), "");
+        assert_eq!(characters.decode(b"x"), "\u{fffd}x");
+    }
+
+    proptest! {
+        #[test]
+        fn text_in_pieces_is_the_whole_text(text in "\\PC{0,40}", sizes in prop::collection::vec(1usize..5, 1..20)) {
+            let (mut characters, mut decoded) = (Characters::default(), String::new());
+            let mut rest = text.as_bytes();
+            for size in sizes.iter().cycle() {
+                let (piece, after) = rest.split_at(rest.len().min(*size));
+                decoded.push_str(&characters.decode(piece));
+                rest = after;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            prop_assert_eq!(decoded, text);
+        }
     }
 }

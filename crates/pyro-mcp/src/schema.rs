@@ -41,23 +41,33 @@ const LISTED: [(&str, &[&str]); 9] = [
 
 /// Shortens a schema, and keeps only `keys` of its properties, or all if `keys` is empty. Types, enumerations, and which keys
 /// are required stay.
+///
+/// Only keywords that mean the same in draft 7 and in 2020-12 remain, and no references: clients resolve them against parts of
+/// the schema that they have not kept.
 pub(crate) fn compact(schema: Schema, keys: &[&str]) -> Object {
     let mut schema = Value::from(schema);
     if !keys.is_empty() {
         keep(&mut schema, keys);
     }
+    let mut definitions = match schema.as_object_mut().and_then(|root| root.remove("$defs")) {
+        Some(Value::Object(definitions)) => definitions,
+        _ => Map::new(),
+    };
     for (name, keys) in LISTED {
-        if let Some(listed) = schema.pointer_mut(&format!("/$defs/{name}")) {
+        if let Some(listed) = definitions.get_mut(name) {
             match keys {
                 [] => *listed = json!({ "type": "object" }),
                 keys => keep(listed, keys),
             }
         }
     }
-    inline_words(&mut schema);
+    inline(&mut schema, &definitions);
     shorten(&mut schema);
     let mut schema = schema.as_object().cloned().unwrap_or_default();
-    // Clients insist on an object, which a choice between objects does not say by itself.
+    if let Some(Value::Array(choices)) = schema.remove("anyOf") {
+        schema = merged(&choices);
+    }
+    // Clients insist on an object.
     schema.insert("type".to_owned(), "object".into());
     schema
 }
@@ -71,40 +81,64 @@ fn keep(schema: &mut Value, keys: &[&str]) {
     }
 }
 
-/// Puts definitions that are short, such as enumerations, in the place of references to them.
-fn inline_words(schema: &mut Value) {
-    let Some(Value::Object(mut definitions)) = schema.as_object_mut().and_then(|root| root.remove("$defs"))
-    else {
-        return;
-    };
-    definitions.values_mut().for_each(shorten);
-    let (short, long): (Map<_, _>, Map<_, _>) =
-        definitions.into_iter().partition(|(_, definition)| definition.get("properties").is_none());
-    let mut whole = json!({ "root": schema.take(), "$defs": long });
-    replace(&mut whole, &short);
-    *schema = whole["root"].take();
-    let (Some(root), Value::Object(mut long)) = (schema.as_object_mut(), whole["$defs"].take()) else {
-        return;
-    };
-    let all = Value::Object(root.clone()).to_string() + &Value::Object(long.clone()).to_string();
-    long.retain(|name, _| all.contains(&format!("\"#/$defs/{name}\"")));
-    if !long.is_empty() {
-        root.insert("$defs".to_owned(), Value::Object(long));
-    }
-}
-
-fn replace(schema: &mut Value, short: &Map<String, Value>) {
+/// Puts definitions in the place of references to them. No type of the contract contains itself.
+fn inline(schema: &mut Value, definitions: &Map<String, Value>) {
     match schema {
         Value::Object(object) => {
             let name = object.get("$ref").and_then(Value::as_str).and_then(|path| path.rsplit('/').next());
-            if let Some(definition) = name.and_then(|name| short.get(name)) {
+            if let Some(definition) = name.and_then(|name| definitions.get(name)) {
                 *schema = definition.clone();
-                return;
+                return inline(schema, definitions);
             }
-            object.values_mut().for_each(|value| replace(value, short));
+            object.values_mut().for_each(|value| inline(value, definitions));
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| replace(item, short)),
+        Value::Array(items) => items.iter_mut().for_each(|item| inline(item, definitions)),
         _ => {}
+    }
+}
+
+/// One object in place of a choice between objects, which clients that keep only `properties` and `required` do not see: it has
+/// the properties of all of them, and requires what all of them require.
+fn merged(choices: &[Value]) -> Object {
+    let mut properties = Map::new();
+    for choice in choices {
+        for (name, property) in choice["properties"].as_object().into_iter().flatten() {
+            match properties.get(name) {
+                None => {
+                    properties.insert(name.clone(), property.clone());
+                }
+                Some(known) if known == property => {}
+                Some(known) => {
+                    let either = either(known, property);
+                    properties.insert(name.clone(), either);
+                }
+            }
+        }
+    }
+    let required = |choice: &Value, name: &String| {
+        choice["required"].as_array().is_some_and(|names| names.iter().any(|each| each == name))
+    };
+    let required: Vec<_> = properties
+        .keys()
+        .filter(|name| choices.iter().all(|choice| required(choice, name)))
+        .cloned()
+        .collect();
+    Map::from_iter([
+        ("properties".to_owned(), Value::Object(properties)),
+        ("required".to_owned(), required.into()),
+    ])
+}
+
+/// A property that is the one or the other.
+fn either(one: &Value, other: &Value) -> Value {
+    match (one["enum"].as_array(), other["enum"].as_array()) {
+        (Some(words), Some(more)) => {
+            let mut all = one.clone();
+            let new = more.iter().filter(|word| !words.contains(word));
+            all["enum"] = words.iter().chain(new).cloned().collect();
+            all
+        }
+        _ => json!({ "anyOf": [one, other] }),
     }
 }
 
@@ -112,15 +146,15 @@ fn replace(schema: &mut Value, short: &Map<String, Value>) {
 fn shorten(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
+            if let Some(nullable) = object.get("anyOf").and_then(nullable) {
+                *object = nullable;
+            }
             for key in ["description", "title", "format", "minimum", "default"] {
                 object.remove(key);
             }
             if let Some(words) = object.get("oneOf").and_then(constants) {
                 object.remove("oneOf");
                 object.insert("enum".to_owned(), words);
-            }
-            if let Some(nullable) = object.get("anyOf").and_then(nullable) {
-                *object = nullable;
             }
             // The values show that they are strings.
             if object.contains_key("enum") {
@@ -158,15 +192,20 @@ fn constants(choice: &Value) -> Option<Value> {
     words.map(Value::Array)
 }
 
-/// A choice between some words and null is one of the words or null.
+/// A choice between something and null: words or null, or an object or null.
 fn nullable(choice: &Value) -> Option<Map<String, Value>> {
     let [value, null] = &choice.as_array()?[..] else { return None };
     if null.get("type")? != "null" {
         return None;
     }
-    let mut words = value.get("enum").cloned().or_else(|| constants(value.get("oneOf")?))?;
-    words.as_array_mut()?.push(Value::Null);
-    Some(Map::from_iter([("enum".to_owned(), words)]))
+    if let Some(mut words) = value.get("enum").cloned().or_else(|| constants(value.get("oneOf")?)) {
+        words.as_array_mut()?.push(Value::Null);
+        return Some(Map::from_iter([("enum".to_owned(), words)]));
+    }
+    let mut value = value.as_object()?.clone();
+    let kind = value.get("type")?.as_str()?.to_owned();
+    value.insert("type".to_owned(), json!([kind, "null"]));
+    Some(value)
 }
 
 #[cfg(test)]
@@ -188,6 +227,94 @@ mod tests {
         assert!(size < 25_000, "{size} bytes");
     }
 
+    /// What both draft 7 and 2020-12 define, and no more: some clients reject unknown keywords. A reference would not survive
+    /// clients that keep only part of a schema.
+    const PORTABLE: [&str; 7] =
+        ["type", "properties", "required", "items", "enum", "description", "additionalProperties"];
+
+    #[test]
+    fn every_client_can_compile_every_schema() {
+        for tool in Tool::ALL {
+            for schema in [tool.output_schema(), Policy::default().input_schema(tool)] {
+                assert_eq!(schema["type"], "object", "{}", tool.name());
+                assert!(schema.contains_key("properties"), "{}", tool.name());
+                each(&Value::Object(schema), &mut |schema| {
+                    for keyword in schema.keys() {
+                        assert!(
+                            PORTABLE.contains(&keyword.as_str()),
+                            "{}: {keyword} in {schema:?}",
+                            tool.name()
+                        );
+                    }
+                    let properties = schema.get("properties").and_then(Value::as_object);
+                    for name in schema.get("required").and_then(Value::as_array).into_iter().flatten() {
+                        let known = properties.is_some_and(|properties| {
+                            name.as_str().is_some_and(|name| properties.contains_key(name))
+                        });
+                        assert!(known, "{}: {name} in {schema:?}", tool.name());
+                    }
+                });
+            }
+        }
+    }
+
+    /// The rules of strict function calling (no `default`, no objects with arbitrary keys) and of Gemini's subset of OpenAPI
+    /// (one type each, words only for strings).
+    #[test]
+    fn arguments_convert_for_strict_models() {
+        let limited = Policy {
+            environments: vec!["debian:12".to_owned()],
+            no_network: true,
+            max_vcpu_count: Some(2),
+            max_ttl_seconds: Some(300),
+            ..Policy::default()
+        };
+        for (policy, tool) in
+            [Policy::default(), limited].iter().flat_map(|policy| Tool::ALL.map(|tool| (policy, tool)))
+        {
+            let root = policy.input_schema(tool);
+            each(&Value::Object(root), &mut |schema| {
+                let name = tool.name();
+                let kind = schema["type"].as_str().unwrap_or_else(|| panic!("{name}: {schema:?}"));
+                for keyword in ["default", "additionalProperties", "anyOf", "format"] {
+                    assert!(!schema.contains_key(keyword), "{name}: {schema:?}");
+                }
+                assert_eq!(schema.contains_key("items"), kind == "array", "{name}: {schema:?}");
+                assert_eq!(schema.contains_key("properties"), kind == "object", "{name}: {schema:?}");
+                assert!(kind == "string" || !schema.contains_key("enum"), "{name}: {schema:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn a_command_that_ended_and_one_that_runs_are_one_object() {
+        let schema = Value::Object(Tool::TaskExec.output_schema());
+        assert!(
+            schema["properties"]["exit_code"].is_object() && schema["properties"]["sequence"].is_object()
+        );
+        let words = schema["properties"]["outcome"]["enum"].as_array().unwrap();
+        assert!(words.contains(&"running".into()) && words.contains(&"exited".into()), "{schema}");
+        let required = schema["required"].as_array().unwrap();
+        assert!(required.contains(&"sequence".into()) && !required.contains(&"exit_code".into()), "{schema}");
+    }
+
+    /// Passes a schema and every schema in it to `check`.
+    fn each(schema: &Value, check: &mut impl FnMut(&Object)) {
+        let object = schema.as_object().unwrap_or_else(|| panic!("not a schema: {schema}"));
+        check(object);
+        for (keyword, value) in object {
+            match keyword.as_str() {
+                "properties" => {
+                    value.as_object().unwrap().values().for_each(|property| each(property, check))
+                }
+                "items" => each(value, check),
+                "additionalProperties" if value.is_object() => each(value, check),
+                "anyOf" => value.as_array().unwrap().iter().for_each(|choice| each(choice, check)),
+                _ => {}
+            }
+        }
+    }
+
     #[test]
     fn nothing_is_said_in_the_words_of_rust() {
         for tool in Tool::ALL {
@@ -195,35 +322,6 @@ mod tests {
             for word in ["[`", "None", "::", "$schema", "uint"] {
                 assert!(!schema.contains(word), "{}: {schema}", tool.name());
             }
-            assert!(jsonschema_like(&tool.output_schema()), "{}", tool.name());
         }
-    }
-
-    /// Every required key has a property, and every reference a definition.
-    fn jsonschema_like(root: &Object) -> bool {
-        fn sound(value: &Value, root: &Object) -> bool {
-            match value {
-                Value::Object(object) => {
-                    let required = object.get("required").and_then(Value::as_array).into_iter().flatten();
-                    let known = |key: &Value| {
-                        let properties = object.get("properties").and_then(Value::as_object);
-                        properties.is_some_and(|properties| {
-                            key.as_str().is_some_and(|key| properties.contains_key(key))
-                        })
-                    };
-                    let reference = object.get("$ref").and_then(Value::as_str);
-                    let leads = |path: &str| {
-                        let name = path.rsplit('/').next().unwrap_or_default();
-                        root.get("$defs").and_then(|definitions| definitions.get(name)).is_some()
-                    };
-                    required.into_iter().all(known)
-                        && reference.is_none_or(leads)
-                        && object.values().all(|value| sound(value, root))
-                }
-                Value::Array(items) => items.iter().all(|item| sound(item, root)),
-                _ => true,
-            }
-        }
-        sound(&Value::Object(root.clone()), root)
     }
 }

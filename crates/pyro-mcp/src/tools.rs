@@ -62,9 +62,23 @@ pub(crate) const ENVIRONMENT: Argument = Argument {
 };
 pub(crate) const COMMAND: Argument = Argument {
     name: "command",
-    kind: Kind::Text,
-    description: "Shell text, run with `/bin/sh -lc`; not interactive",
+    kind: Kind::OptionalText,
+    description: "Shell text, run with /bin/sh; not interactive",
 };
+pub(crate) const ARGV: Argument = Argument {
+    name: "argv",
+    kind: Kind::List,
+    description: "Program and its arguments, run without a shell, instead of command",
+};
+pub(crate) const SHELL: Argument =
+    Argument { name: "shell", kind: Kind::OptionalText, description: "Another shell, such as bash" };
+pub(crate) const USER: Argument = Argument {
+    name: "user",
+    kind: Kind::OptionalText,
+    description: "Name or UID to run it as, also with :GROUP; root if omitted",
+};
+pub(crate) const STDIN: Argument =
+    Argument { name: "stdin", kind: Kind::OptionalText, description: "Text for its standard input" };
 pub(crate) const VCPU_COUNT: Argument = Argument {
     name: "vcpu_count",
     kind: Kind::OptionalInteger(Some(1)),
@@ -171,7 +185,7 @@ pub(crate) const CWD: Argument = Argument {
     description: "Existing working directory, relative to /workspace unless absolute",
 };
 pub(crate) const ENV: Argument =
-    Argument { name: "env", kind: Kind::Texts, description: "Environment variables for the command" };
+    Argument { name: "env", kind: Kind::Variables, description: "Environment variables, each NAME=VALUE" };
 pub(crate) const DETACH: Argument = Argument {
     name: "detach",
     kind: Kind::Switch,
@@ -180,7 +194,7 @@ pub(crate) const DETACH: Argument = Argument {
 pub(crate) const DISK: Argument = Argument {
     name: "disk_mib",
     kind: Kind::OptionalInteger(Some(Disk::DEFAULT_MIB)),
-    description: "Size of the disk in MiB, 256 to 1048576; the default is smaller if the host's disk is too small",
+    description: "Size of the disk in MiB, 256 to 1048576; reduced if the disk of the host is too small",
 };
 
 impl Tool {
@@ -298,6 +312,12 @@ impl Tool {
             Self::VmRun => &[
                 ENVIRONMENT,
                 COMMAND,
+                ARGV,
+                SHELL,
+                USER,
+                STDIN,
+                CWD,
+                ENV,
                 VCPU_COUNT,
                 MEM_MIB,
                 TIMEOUT,
@@ -311,11 +331,11 @@ impl Tool {
                 &[ENVIRONMENT, VCPU_COUNT, MEM_MIB, VM_TTL, NETWORK, ALLOW_DOMAINS, HOST_COMPAT]
             }
             Self::VmStart | Self::VmStop | Self::VmDelete | Self::VmStatus | Self::VmNetworkInfo => &[VM_ID],
-            Self::VmExec => &[VM_ID, COMMAND, TIMEOUT],
+            Self::VmExec => &[VM_ID, COMMAND, ARGV, SHELL, USER, STDIN, CWD, ENV, TIMEOUT],
             Self::TaskCreate => {
                 &[ENVIRONMENT, VCPU_COUNT, MEM_MIB, TASK_TTL, DISK, NETWORK, ALLOW_DOMAINS, HOST_COMPAT]
             }
-            Self::TaskExec => &[TASK_ID, COMMAND, TIMEOUT, CWD, ENV, DETACH],
+            Self::TaskExec => &[TASK_ID, COMMAND, ARGV, SHELL, USER, STDIN, CWD, ENV, TIMEOUT, DETACH],
             Self::TaskStatus | Self::TaskDelete | Self::TaskStart | Self::TaskStop => &[TASK_ID],
             Self::TaskLogs => &[TASK_ID, ANY_SEQUENCE, OUTPUT_OFFSET, LAST],
             Self::TaskWait => &[TASK_ID, SEQUENCE, WAIT],
@@ -350,7 +370,8 @@ impl Tool {
     }
 
     /// The payload's keys that its schema names; empty: all. A VM or a task is described once, where its status is shown;
-    /// elsewhere the schema names what a call changes. The payload has the other keys all the same.
+    /// elsewhere the schema names what a call changes. The payload has the other keys all the same: addresses of the host, and
+    /// words of earlier versions.
     fn keys(self) -> &'static [&'static str] {
         match self {
             Self::VmRun => &[
@@ -383,13 +404,47 @@ impl Tool {
                 "error",
             ],
             Self::TaskKill => &["sequence", "outcome", "exit_code"],
+            Self::VmStatus => &[
+                "vm_id",
+                "environment",
+                "vcpu_count",
+                "mem_mib",
+                "ttl_seconds",
+                "created_at",
+                "expires_at",
+                "state",
+                "network_enabled",
+                "network_policy",
+                "execution_mode",
+                "owner",
+            ],
+            Self::TaskStatus => &[
+                "task_id",
+                "environment",
+                "vcpu_count",
+                "mem_mib",
+                "disk_mib",
+                "disk_used_bytes",
+                "ttl_seconds",
+                "created_at",
+                "expires_at",
+                "state",
+                "network_enabled",
+                "network_policy",
+                "network_denials",
+                "published_ports",
+                "execution_mode",
+                "command_count",
+                "last_command",
+                "stop_reason",
+                "last_error",
+                "owner",
+            ],
             Self::VmListEnvironments
             | Self::VmDelete
-            | Self::VmStatus
             | Self::VmNetworkInfo
             | Self::VmReapExpired
             | Self::TaskExec
-            | Self::TaskStatus
             | Self::TaskLogs
             | Self::TaskDelete
             | Self::TaskList

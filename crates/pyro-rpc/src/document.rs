@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 use crate::failure::{ErrorData, Problem};
 use crate::handshake::{self, Initialize, Initialized};
 use crate::limits;
-use crate::message::EventParams;
-use crate::notification::{Ack, Cancel};
+use crate::message::{Credit, EventParams};
+use crate::notification::{Ack, Cancel, Input};
 
 /// The only method that may be called before the handshake.
 pub(crate) const DISCOVER: &str = "rpc.discover";
@@ -43,6 +43,8 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     let notifications = json!([
         notification("cancel", "client", schemas.taken::<Cancel>()),
         notification("ack", "client", schemas.taken::<Ack>()),
+        notification("input", "client", schemas.taken::<Input>()),
+        notification("credit", "server", schemas.result::<Credit<'static>>()),
         notification("event", "server", schemas.result::<EventParams<'static>>()),
     ]);
     let (error, engine) = (schemas.result::<ErrorData>(), schemas.result::<ErrorKind>());

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::{Failure, Problem};
+use crate::input_sender::{self, Queue, Queued, WindowExceeded};
 use crate::limits::CALLS;
 use crate::message::Id;
 
@@ -20,6 +22,7 @@ pub(crate) struct InFlight(Mutex<HashMap<Id, Handle>>);
 struct Handle {
     cancel: CancellationToken,
     acknowledged: watch::Sender<u64>,
+    input: Queue,
 }
 
 /// The call's side of [`Handle`].
@@ -32,8 +35,8 @@ pub(crate) struct Control {
 }
 
 impl InFlight {
-    /// Adds a call, which `cancel` cancels.
-    pub(crate) fn begin(&self, id: &Id, cancel: CancellationToken) -> Result<Control, Failure> {
+    /// Adds a call, which `cancel` cancels. Also returns its input.
+    pub(crate) fn begin(&self, id: &Id, cancel: CancellationToken) -> Result<(Control, Queued), Failure> {
         let mut calls = self.lock();
         if calls.len() >= CALLS {
             let message = format!("too many calls in flight: the maximum is {CALLS}");
@@ -45,8 +48,9 @@ impl InFlight {
             }
             Entry::Vacant(free) => {
                 let (acknowledged, consumed) = watch::channel(0);
-                free.insert(Handle { cancel: cancel.clone(), acknowledged });
-                Ok(Control { cancel, acknowledged: consumed })
+                let (input, queued) = input_sender::queue();
+                free.insert(Handle { cancel: cancel.clone(), acknowledged, input });
+                Ok((Control { cancel, acknowledged: consumed }, queued))
             }
         }
     }
@@ -66,6 +70,16 @@ impl InFlight {
     pub(crate) fn acknowledge(&self, id: &Id, bytes: u64) {
         if let Some(call) = self.lock().get(id) {
             call.acknowledged.send_modify(|sum| *sum = sum.saturating_add(bytes));
+        }
+    }
+
+    /// Adds input for a call. One that sends more than it may is cancelled.
+    pub(crate) fn input(&self, id: &Id, data: Bytes, finished: bool) {
+        if let Some(call) = self.lock().get(id)
+            && let Err(WindowExceeded) = call.input.put(data, finished)
+        {
+            tracing::warn!(?id, "more input than the client may send");
+            call.cancel.cancel();
         }
     }
 

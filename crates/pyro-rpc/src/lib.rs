@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! client ──lines──► Session ──► methods ──► the contract
-//!    ▲                 │           │
+//!    ▲                 ├── InputSender ──────► (window)
+//!    │                 │           │
 //!    └── events, ◄─────┴───────────┴── EventSender (window)
 //!        responses
 //! ```
@@ -15,6 +16,7 @@ mod event_sender;
 mod failure;
 mod handshake;
 mod in_flight;
+mod input_sender;
 mod limits;
 mod lines;
 mod message;

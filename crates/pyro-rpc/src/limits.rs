@@ -11,7 +11,8 @@ pub(crate) const REQUEST_BYTES: usize = 32 << 20;
 pub(crate) const RESPONSE_BYTES: usize = 256 << 20;
 /// Maximum number of calls in flight.
 pub(crate) const CALLS: usize = 4096;
-/// Maximum number of bytes of a call's output that are sent and not yet acknowledged.
+/// Maximum number of bytes of a call's output that are sent and not yet acknowledged, and of its input that are sent without
+/// credit.
 pub(crate) const WINDOW_BYTES: u64 = 1 << 20;
 
 /// All limits, for the document.

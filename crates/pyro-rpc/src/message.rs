@@ -151,6 +151,26 @@ pub(crate) fn event(id: &Id, event: CallEvent) -> Vec<u8> {
     written(&Notification { jsonrpc: "2.0", method: "event", params: EventParams { id, event } })
 }
 
+/// The client may send more input.
+#[derive(Debug, JsonSchema, Serialize)]
+pub(crate) struct Credit<'a> {
+    /// Id of the call.
+    pub(crate) id: &'a Id,
+    /// Number of further bytes of input, counted before base64.
+    pub(crate) bytes: u64,
+}
+
+/// The line that lets the client send more input.
+pub(crate) fn credit(id: &Id, bytes: u64) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Notification<'a> {
+        jsonrpc: &'static str,
+        method: &'static str,
+        params: Credit<'a>,
+    }
+    written(&Notification { jsonrpc: "2.0", method: "credit", params: Credit { id, bytes } })
+}
+
 fn written(message: &impl Serialize) -> Vec<u8> {
     // Serializing strings and numbers cannot fail.
     ended(serde_json::to_vec(message).unwrap_or_default())

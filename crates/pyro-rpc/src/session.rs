@@ -18,10 +18,11 @@ use crate::document::DISCOVER;
 use crate::event_sender::EventSender;
 use crate::failure::{Failure, Problem};
 use crate::in_flight::{Control, InFlight};
+use crate::input_sender::{InputSender, Queued};
 use crate::lines::{self, Line, Lines};
 use crate::message::{self, Id, Message, Object, Unusable};
 use crate::methods::{self, Call};
-use crate::notification::{Ack, Cancel};
+use crate::notification::{Ack, Cancel, Input as InputData};
 use crate::{handshake, params};
 
 /// How long calls in flight may clean up after the client has gone.
@@ -32,6 +33,9 @@ const LAST_ANSWERS_LIMIT: Duration = Duration::from_secs(1);
 const LINES_AHEAD: usize = 64;
 /// Number of events of a call that can be queued before the engine has to wait.
 const EVENTS_AHEAD: usize = 64;
+
+/// Number of pieces of input of a call that can be queued before the client gets no more credit.
+const INPUT_AHEAD: usize = 4;
 
 /// The contract as a server for one program.
 #[derive(Debug)]
@@ -154,7 +158,7 @@ impl Session {
             _ => {}
         }
         match self.in_flight.begin(&id, self.closing.child_token()) {
-            Ok(control) => drop(spawn_local(Rc::clone(self).call(id, method, params, control))),
+            Ok(steering) => drop(spawn_local(Rc::clone(self).call(id, method, params, steering))),
             Err(failure) => return Some(message::error(Some(&id), failure)),
         }
         None
@@ -171,18 +175,22 @@ impl Session {
                 Ok(Ack { id, bytes }) => self.in_flight.acknowledge(&id, bytes),
                 Err(failure) => tracing::warn!(?failure, "ack"),
             },
+            "input" => match params::read::<InputData>(&params) {
+                Ok(InputData { id, data, finished }) => self.in_flight.input(&id, data, finished),
+                Err(failure) => tracing::warn!(?failure, "input"),
+            },
             method => tracing::warn!(method, "unknown notification"),
         }
     }
 
     /// Performs a call and sends its response.
-    async fn call(self: Rc<Self>, id: Id, method: String, params: Object, control: Control) {
+    async fn call(self: Rc<Self>, id: Id, method: String, params: Object, steering: (Control, Queued)) {
         let holds = self.cleaned_up.token();
         let (session, call_id) = (Rc::clone(&self), id.clone());
         // A task of its own, so that a panic in one call does not affect others.
         let work = spawn_local(async move {
             let _holds = holds;
-            session.carry_out(&call_id, &method, &params, control).await
+            session.carry_out(&call_id, &method, &params, steering).await
         });
         let done = work
             .await
@@ -193,19 +201,21 @@ impl Session {
         let _ = self.lines.send(answer).await;
     }
 
-    /// Performs a call and sends its events meanwhile.
+    /// Performs a call, and meanwhile sends its events to the client and its input to its command.
     async fn carry_out(
         &self,
         id: &Id,
         method: &str,
         params: &Object,
-        control: Control,
+        (control, queued): (Control, Queued),
     ) -> Result<Vec<u8>, Failure> {
         let (sender, events) = mpsc::channel(EVENTS_AHEAD);
+        let (command, input) = mpsc::channel(INPUT_AHEAD);
+        let input_sender = InputSender { id: id.clone(), queued, lines: self.lines.clone() };
         let over = CancellationToken::new();
         let context = CallContext {
             events: Events::to(sender),
-            input: Input::none(),
+            input: Input::from(input),
             cancel: control.cancel.clone(),
             caller: Caller::Operator,
         };
@@ -222,7 +232,7 @@ impl Session {
             over.cancel();
             done
         };
-        tokio::join!(work, event_sender.run(events, &over)).0
+        tokio::join!(work, event_sender.run(events, &over), input_sender.run(command, &over)).0
     }
 }
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, Union
 
 from .._calls import AsyncCall
-from .._connection import Event, Failed, Item, OutputEvent, Result
+from .._connection import Event, Failed, InputFailed, Item, OutputEvent, Result
+from .._feeding import Input
 from .._manager import StrPath, VmManager
 from .._output import Decoder, OnOutput
 from ..errors import PyroError
@@ -14,6 +15,7 @@ from ..errors import PyroError
 # Returns the method, with its parameters, that undoes the call with this result.
 Undo = Callable[[Any], Tuple[str, Dict[str, Any]]]
 Env = Optional[Mapping[str, str]]
+Argv = Optional[Sequence[str]]
 # Whether a guest trusts the host's certification authorities, or those in a file.
 HostCa = Union[bool, StrPath, None]
 
@@ -35,9 +37,13 @@ class AsyncCaller:
     def __init__(self, manager: VmManager) -> None:
         self._manager = manager
 
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return type(self), (self._manager,)
+
     async def _call(
         self, method: str, params: Dict[str, Any], *, on_progress: Optional[OnProgress] = None,
         on_output: Optional[OnOutput] = None, timeout: Optional[float] = None, undo: Optional[Undo] = None,
+        input: Input = None,
     ) -> Any:
         """Makes a call and returns its result.
 
@@ -47,7 +53,7 @@ class AsyncCaller:
         call = AsyncCall()
         decoder = Decoder()
         deadline = None if timeout is None else time.monotonic() + timeout
-        await call.begin(self._manager, method, without_none(params))
+        await call.begin(self._manager, method, without_none(params), input)
         has_ended = False
         try:
             while True:
@@ -84,7 +90,7 @@ class AsyncCaller:
 
 def tell(item: Item, on_progress: Optional[OnProgress]) -> None:
     """Passes an event to the log and the callback; raises the error of a failure."""
-    if isinstance(item, Failed):
+    if isinstance(item, (Failed, InputFailed)):
         raise item.error
     if isinstance(item, Event):
         if item.value["type"] == "warning":

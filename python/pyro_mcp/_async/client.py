@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
 from .._calls import AsyncCall
+from .._feeding import Input
 from .._manager import StrPath, VmManager
 from .._output import OnOutput
 from .._server import Server
-from .caller import AsyncCaller, Env, HostCa, OnProgress
+from .caller import Argv, AsyncCaller, Env, HostCa, OnProgress
 from .stream import AsyncCommandStream
 from .task import AsyncTask, AsyncTaskContext
 
@@ -27,6 +29,8 @@ class AsyncPyro(AsyncCaller):
 
     Safe to use from any thread, for concurrent calls, and after a fork. The first call starts the executable, which ends with
     `close`, at the end of a `with` block, or with the interpreter.
+
+    An object can be pickled: it is then its settings, with a process of its own.
 
     Every method raises `PyroValueError` for an invalid request and `PyroRuntimeError` for any other failure; `PyroError`
     documents their codes. An interrupted call is cancelled, and its resources are released.
@@ -123,22 +127,31 @@ class AsyncPyro(AsyncCaller):
         return await self._call("start_vm", {"vm_id": vm_id}, on_progress=on_progress)
 
     async def exec_vm(
-        self, vm_id: str, *, command: str, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+        self, vm_id: str, *, command: Optional[str] = None, timeout_seconds: float = 30, cwd: Optional[StrPath] = None,
+        env: Env = None, user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, input: Input = None,
         on_output: Optional[OnOutput] = None,
     ) -> types.RunResult:
         """Runs one command in a started VM, then removes the VM, whatever the exit code.
 
         Args:
             vm_id: ID that `create_vm` returned.
-            command: Shell text for `/bin/sh -lc`, at most 128 KiB.
-            timeout_seconds: Time limit of the command in seconds, at least 1. On timeout, the command is ended, and
-                `exit_code` is 124.
+            command: Shell text, at most 1 MiB.
+            timeout_seconds: Time limit of the command in seconds, at least 1, rounded up to whole seconds. On timeout, the
+                command is ended, and `exit_code` is 124.
             cwd: Working directory, which must exist; relative to `/workspace` unless absolute.
             env: Environment variables for the command, at most 32 KiB in total.
-            on_output: Called with each chunk of output while the command runs.
+            user: User of the guest to run it as: `NAME`, `UID`, `NAME:GROUP` or `UID:GID`. Default: root.
+            shell: Shell that runs `command`, such as `bash`. Default: `/bin/sh`, or what the environment uses.
+            argv: Program and its arguments, run without a shell instead of `command`.
+            input: Its standard input, sent as fast as the command reads: bytes, text, a file, or an iterable of either; with
+                `AsyncPyro` also an asynchronous file or iterable. Default: empty.
+            on_output: Called with each chunk of output while the command runs, beyond what the result keeps, too.
         """
-        params = {"vm_id": vm_id, **_command(command, timeout_seconds, cwd, env, on_output)}
-        return await self._call("exec_vm", params, on_output=on_output)
+        params = {
+            "vm_id": vm_id,
+            **_command(command, timeout_seconds, cwd, env, on_output, user=user, shell=shell, argv=argv, input=input),
+        }
+        return await self._call("exec_vm", params, on_output=on_output, input=input)
 
     async def stop_vm(self, vm_id: str) -> types.Vm:
         """Stops a VM. Its disk is kept until the VM is deleted or its lifetime ends."""
@@ -161,18 +174,20 @@ class AsyncPyro(AsyncCaller):
         return await self._call("reap_expired", {})
 
     async def run_in_vm(
-        self, *, environment: str, command: str, vcpu_count: int = 1, mem_mib: int = 1024, timeout_seconds: int = 30,
-        ttl_seconds: int = 600, network: bool = False,
+        self, *, environment: str, command: Optional[str] = None, vcpu_count: int = 1, mem_mib: int = 1024,
+        timeout_seconds: float = 30, ttl_seconds: int = 600, network: bool = False,
         network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
-        allow_host_compat: bool = False, cwd: Optional[str] = None,
-        env: Env = None, on_output: Optional[OnOutput] = None, on_progress: Optional[OnProgress] = None,
+        allow_host_compat: bool = False, cwd: Optional[StrPath] = None, env: Env = None, user: Optional[str] = None,
+        shell: Optional[str] = None, argv: Argv = None, input: Input = None, on_output: Optional[OnOutput] = None,
+        on_progress: Optional[OnProgress] = None,
     ) -> types.RunResult:
         """Runs one command in a new VM and always removes the VM.
 
         Args:
             environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy,
                 allow_host_compat: See `create_vm`.
-            command, timeout_seconds, cwd, env, on_output: See `exec_vm`. The boot does not count towards the time limit.
+            command, timeout_seconds, cwd, env, user, shell, argv, input, on_output: See `exec_vm`. The boot does not count
+                towards the time limit.
             on_progress: Called with each progress event.
 
         Returns:
@@ -180,28 +195,38 @@ class AsyncPyro(AsyncCaller):
         """
         spec = _spec(
             environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)
-        params = {**spec, **_command(command, timeout_seconds, cwd, env, on_output)}
-        return await self._call("run_in_vm", params, on_output=on_output, on_progress=on_progress)
+        params = {
+            **spec,
+            **_command(command, timeout_seconds, cwd, env, on_output, user=user, shell=shell, argv=argv, input=input),
+        }
+        return await self._call("run_in_vm", params, on_output=on_output, on_progress=on_progress, input=input)
 
     def stream_in_vm(
-        self, *, environment: str, command: str, vcpu_count: int = 1, mem_mib: int = 1024, timeout_seconds: int = 30,
-        ttl_seconds: int = 600, network: bool = False,
+        self, *, environment: str, command: Optional[str] = None, vcpu_count: int = 1, mem_mib: int = 1024,
+        timeout_seconds: float = 30, ttl_seconds: int = 600, network: bool = False,
         network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
-        allow_host_compat: bool = False, cwd: Optional[str] = None,
-        env: Env = None, on_progress: Optional[OnProgress] = None,
+        allow_host_compat: bool = False, cwd: Optional[StrPath] = None, env: Env = None, user: Optional[str] = None,
+        shell: Optional[str] = None, argv: Argv = None, input: Input = None, on_progress: Optional[OnProgress] = None,
     ) -> AsyncCommandStream[types.RunResult]:
         """Like `run_in_vm`, but streams the output, without a size limit."""
         spec = _spec(
             environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)
-        params = {**spec, **_command(command, timeout_seconds, cwd, env), "output": "stream"}
-        return AsyncCommandStream(self._manager, "run_in_vm", params, on_progress)
+        params = {
+            **spec, **_command(command, timeout_seconds, cwd, env, user=user, shell=shell, argv=argv, input=input),
+            "output": "stream",
+        }
+        return AsyncCommandStream(self._manager, "run_in_vm", params, on_progress, input)
 
     def stream_vm(
-        self, vm_id: str, *, command: str, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+        self, vm_id: str, *, command: Optional[str] = None, timeout_seconds: float = 30, cwd: Optional[StrPath] = None,
+        env: Env = None, user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, input: Input = None,
     ) -> AsyncCommandStream[types.RunResult]:
         """Like `exec_vm`, but streams the output, without a size limit."""
-        params = {"vm_id": vm_id, **_command(command, timeout_seconds, cwd, env), "output": "stream"}
-        return AsyncCommandStream(self._manager, "exec_vm", params)
+        params = {
+            "vm_id": vm_id, **_command(command, timeout_seconds, cwd, env, user=user, shell=shell, argv=argv, input=input),
+            "output": "stream",
+        }
+        return AsyncCommandStream(self._manager, "exec_vm", params, input=input)
 
     # Tasks
 
@@ -227,34 +252,44 @@ class AsyncPyro(AsyncCaller):
             undo=lambda task: ("delete_task", {"task_id": task["task_id"]}))
 
     async def exec_task(
-        self, task_id: str, *, command: str, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+        self, task_id: str, *, command: Optional[str] = None, timeout_seconds: float = 30, cwd: Optional[StrPath] = None,
+        env: Env = None, user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, input: Input = None,
         on_output: Optional[OnOutput] = None,
     ) -> types.TaskExec:
         """Runs one command in a task, by default in its `/workspace`. A task can run several commands at once.
 
         Args:
             task_id: ID that `create_task` returned.
-            command, timeout_seconds, cwd, env, on_output: See `exec_vm`.
+            command, timeout_seconds, cwd, env, user, shell, argv, input, on_output: See `exec_vm`.
 
         Returns:
             `exit_code`, `stdout`, `stderr` (at most 16 MiB each), the command's number `sequence`, and more. A failed
             command does not raise an error.
         """
-        params = {"task_id": task_id, **_command(command, timeout_seconds, cwd, env, on_output)}
-        return await self._call("exec_task", params, on_output=on_output)
+        params = {
+            "task_id": task_id,
+            **_command(command, timeout_seconds, cwd, env, on_output, user=user, shell=shell, argv=argv, input=input),
+        }
+        return await self._call("exec_task", params, on_output=on_output, input=input)
 
     def stream_task(
-        self, task_id: str, *, command: str, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+        self, task_id: str, *, command: Optional[str] = None, timeout_seconds: float = 30, cwd: Optional[StrPath] = None,
+        env: Env = None, user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, input: Input = None,
     ) -> AsyncCommandStream[types.TaskExec]:
         """Like `exec_task`, but streams the output, without a size limit."""
-        params = {"task_id": task_id, **_command(command, timeout_seconds, cwd, env), "output": "stream"}
-        return AsyncCommandStream(self._manager, "exec_task", params)
+        params = {
+            "task_id": task_id,
+            **_command(command, timeout_seconds, cwd, env, user=user, shell=shell, argv=argv, input=input),
+            "output": "stream",
+        }
+        return AsyncCommandStream(self._manager, "exec_task", params, input=input)
 
     async def detach_task(
-        self, task_id: str, *, command: str, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+        self, task_id: str, *, command: Optional[str] = None, timeout_seconds: float = 30, cwd: Optional[StrPath] = None,
+        env: Env = None, user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None,
     ) -> types.TaskDetached:
         """Starts a command in a task without waiting for it. The command outlives this program."""
-        params = {"task_id": task_id, **_command(command, timeout_seconds, cwd, env)}
+        params = {"task_id": task_id, **_command(command, timeout_seconds, cwd, env, user=user, shell=shell, argv=argv)}
         return await self._call("detach_task", params)
 
     async def wait_task(
@@ -338,19 +373,21 @@ class AsyncPyro(AsyncCaller):
         """Deletes a task with its files and its journal."""
         return await self._call("delete_task", {"task_id": task_id})
 
-    async def copy_to_task(self, task_id: str, *, source: StrPath, path: str) -> types.TaskCopied:
-        """Copies a file or directory from the host into a task; at most a million entries and 8 GiB.
+    async def copy_to_task(self, task_id: str, *, source: StrPath, path: str, strict: bool = False) -> types.TaskCopied:
+        """Copies a file or directory from the host into a task; at most a million entries and 8 GiB. Holes stay holes.
 
         Args:
             task_id: ID of the task.
             source: Path on the host.
             path: Path in the task, relative to `/workspace` unless absolute. If it is a directory, the copy goes into it.
+            strict: Raise `PyroValueError` if something was left out, such as sockets, after the rest is copied. Otherwise
+                `left_out` counts it.
         """
-        params = {"task_id": task_id, "source": os.path.abspath(source), "path": path}
+        params = {"task_id": task_id, "source": os.path.abspath(source), "path": path, "strict": strict}
         return await self._call("copy_to_task", params)
 
     async def copy_from_task(
-        self, task_id: str, *, path: str, target: StrPath, preserve_mode: bool = False,
+        self, task_id: str, *, path: str, target: StrPath, preserve_mode: bool = False, strict: bool = False,
     ) -> types.TaskCopied:
         """Copies a file or directory from a task to the host. See `copy_to_task`.
 
@@ -359,8 +396,12 @@ class AsyncPyro(AsyncCaller):
             path: Path in the task, relative to `/workspace` unless absolute.
             target: Path on the host. If it is a directory, the copy goes into it.
             preserve_mode: Keep the modes of the task's files. Otherwise the umask applies.
+            strict: See `copy_to_task`.
         """
-        params = {"task_id": task_id, "path": path, "target": os.path.abspath(target), "preserve_mode": preserve_mode}
+        params = {
+            "task_id": task_id, "path": path, "target": os.path.abspath(target), "preserve_mode": preserve_mode,
+            "strict": strict,
+        }
         return await self._call("copy_from_task", params)
 
     async def read_task_file(
@@ -380,14 +421,15 @@ class AsyncPyro(AsyncCaller):
     async def write_task_file(
         self, task_id: str, *, path: str, content: str, encoding: str = "utf-8", executable: bool = False,
     ) -> types.TaskFileWritten:
-        """Creates or replaces a file of a task. Creates missing parent directories.
+        """Creates a file of a task, with missing parent directories, or writes over one, which keeps its owner and mode.
+        Symbolic links are followed.
 
         Args:
             task_id: ID of the task.
             path: Path in the task, relative to `/workspace` unless absolute.
             content: Contents of the file, at most 16 MiB.
             encoding: Encoding of `content`: `utf-8` or `base64`.
-            executable: Use mode 0755 instead of 0644.
+            executable: Make it executable. A new file has mode 0755 instead of 0644.
         """
         params = {
             "task_id": task_id, "path": path, "content": content, "encoding": encoding, "executable": executable,
@@ -429,10 +471,22 @@ def _spec(
 
 
 def _command(
-    command: str, timeout_seconds: int, cwd: Optional[str], env: Env, on_output: Optional[OnOutput] = None,
+    command: Optional[str], timeout_seconds: float, cwd: Optional[StrPath], env: Env, on_output: Optional[OnOutput] = None,
+    *, user: Optional[str], shell: Optional[str], argv: Argv, input: Input = None,
 ) -> Dict[str, Any]:
     return {
-        "command": command, "timeout_seconds": timeout_seconds, "cwd": cwd, "env": None if env is None else dict(env),
+        "command": command, "timeout_seconds": _whole_seconds(timeout_seconds),
+        "cwd": None if cwd is None else os.fspath(cwd),
+        "env": None if env is None else dict(env), "user": user, "shell": shell,
+        "argv": None if argv is None else list(argv), "input": None if input is None else "stream",
         # The result also contains the output.
         "output": None if on_output is None else "capture_and_stream",
     }
+
+
+def _whole_seconds(seconds: float) -> int:
+    """Returns a time limit for the executable, which takes whole seconds. Rounded up, so that no command gets less time."""
+    if isinstance(seconds, float) and math.isfinite(seconds):
+        return math.ceil(seconds)
+    # Anything else is rejected with a message that names the parameter.
+    return seconds  # type: ignore[return-value]

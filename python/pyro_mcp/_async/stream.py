@@ -7,6 +7,7 @@ from typing import Any, Deque, Dict, Generic, Optional, TypeVar
 
 from .._calls import AsyncCall
 from .._connection import Failed, OutputEvent, Result
+from .._feeding import Input
 from .._manager import VmManager
 from .._output import Decoder, OutputChunk
 from .caller import OnProgress, give_up, tell, without_none
@@ -23,11 +24,13 @@ class AsyncCommandStream(Generic[R]):
 
     def __init__(
         self, manager: VmManager, method: str, params: Dict[str, Any], on_progress: Optional[OnProgress] = None,
+        input: Input = None,
     ) -> None:
         self._manager = manager
         self._method = method
         self._params = without_none(params)
         self._on_progress = on_progress
+        self._input = input
         self._call: Optional[AsyncCall] = None
         self._decoder = Decoder()
         self._rest: Deque[OutputChunk] = deque()
@@ -85,7 +88,7 @@ class AsyncCommandStream(Generic[R]):
     async def _begin(self) -> AsyncCall:
         if self._call is None:
             self._call = AsyncCall()
-            await self._call.begin(self._manager, self._method, self._params)
+            await self._call.begin(self._manager, self._method, self._params, self._input)
         return self._call
 
     async def close(self) -> None:

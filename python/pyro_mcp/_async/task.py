@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Dict, Optional, Union
 
 from .._calls import AsyncCall
+from .._feeding import Input
 from .._manager import StrPath
 from .._output import OnOutput
 from ..errors import PyroValueError
-from .caller import Env
+from .caller import Argv, Env
 from .stream import AsyncCommandStream
 
 if TYPE_CHECKING:
@@ -31,26 +32,32 @@ class AsyncTask:
         return f"<pyro task {self.task_id}>"
 
     async def exec(
-        self, command: str, *, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+        self, command: Optional[str] = None, *, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
+        user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, input: Input = None,
         on_output: Optional[OnOutput] = None,
     ) -> types.TaskExec:
         """Runs one command. See `exec_task`."""
         return await self._pyro.exec_task(
-            self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env, on_output=on_output)
+            self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env, user=user, shell=shell,
+            argv=argv, input=input, on_output=on_output)
 
     def stream(
-        self, command: str, *, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+        self, command: Optional[str] = None, *, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
+        user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, input: Input = None,
     ) -> AsyncCommandStream[types.TaskExec]:
         """Runs one command and streams its output. See `stream_task`."""
         return self._pyro.stream_task(
-            self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env)
+            self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env, user=user, shell=shell,
+            argv=argv, input=input)
 
     async def detach(
-        self, command: str, *, timeout_seconds: int = 30, cwd: Optional[str] = None, env: Env = None,
+        self, command: Optional[str] = None, *, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
+        user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None,
     ) -> types.TaskDetached:
         """Starts a command without waiting for it. See `detach_task`."""
         return await self._pyro.detach_task(
-            self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env)
+            self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env, user=user, shell=shell,
+            argv=argv)
 
     async def wait(self, sequence: int, *, timeout_seconds: Optional[float] = None) -> types.TaskLogEntry:
         """Waits until a command has ended. See `wait_task`."""
@@ -96,13 +103,16 @@ class AsyncTask:
         """Deletes the task with its files and its journal."""
         return await self._pyro.delete_task(self.task_id)
 
-    async def copy_to(self, source: StrPath, path: str) -> types.TaskCopied:
+    async def copy_to(self, source: StrPath, path: str, *, strict: bool = False) -> types.TaskCopied:
         """Copies a file or directory from the host into the task. See `copy_to_task`."""
-        return await self._pyro.copy_to_task(self.task_id, source=source, path=path)
+        return await self._pyro.copy_to_task(self.task_id, source=source, path=path, strict=strict)
 
-    async def copy_from(self, path: str, target: StrPath, *, preserve_mode: bool = False) -> types.TaskCopied:
+    async def copy_from(
+        self, path: str, target: StrPath, *, preserve_mode: bool = False, strict: bool = False,
+    ) -> types.TaskCopied:
         """Copies a file or directory from the task to the host. See `copy_from_task`."""
-        return await self._pyro.copy_from_task(self.task_id, path=path, target=target, preserve_mode=preserve_mode)
+        return await self._pyro.copy_from_task(
+            self.task_id, path=path, target=target, preserve_mode=preserve_mode, strict=strict)
 
     async def read_file(self, path: str) -> bytes:
         """Returns the contents of a file of at most 16 MiB. `path` is relative to `/workspace` unless absolute."""
@@ -118,7 +128,7 @@ class AsyncTask:
     async def write_file(
         self, path: str, content: Union[str, bytes], *, executable: bool = False,
     ) -> types.TaskFileWritten:
-        """Creates or replaces a file. Creates missing parent directories. See `write_task_file`."""
+        """Creates a file, with missing parent directories, or writes over one. See `write_task_file`."""
         import binascii
 
         data = content.encode() if isinstance(content, str) else content

@@ -39,22 +39,33 @@ _MAX_ACTIVE_VMS = 4
 _NO_LIMIT = 365 * 86400
 # Time limit for reading or writing a file, in seconds.
 _FILE_LIMIT = 600
+# Time limit for a fifo, in seconds.
+_FIFO_LIMIT = 10
 # Longer contents are copied through a file on the host, which is faster, in bytes.
 _LONG = 1 << 20
 
 # Arguments: the marker, the path, its directory, and the size above which a file is long. Only these scripts know the
 # marker, so no other program can report a status.
-_BEGIN = """PATH=/usr/sbin:/usr/bin:/sbin:/bin
-report() { printf '%s %s\\n' "$1" "$2" >&2; exit 1; }
+_BEGIN = f"""PATH=/usr/sbin:/usr/bin:/sbin:/bin
+report() {{ printf '%s %s\\n' "$1" "$2" >&2; exit 1; }}
 [ ! -d "$2" ] || report "$1" directory
+# A fifo whose other end is not open would wait without end.
+limited() {{ timeout {_FIFO_LIMIT} "$@"; status=$?; [ $status -ne 124 ] || report "$mark" fifo; exit $status; }}
+mark=$1
 """
-_READ = f"""{_BEGIN}[ -e "$2" ] || report "$1" missing
+_READ = f"""{_BEGIN}[ -e "$2" ] || case $(LC_ALL=C cat -- "$2" 2>&1) in
+*": Not a directory") report "$1" parent ;;
+*) report "$1" missing ;;
+esac
 if [ -f "$2" ] && size=$(stat -Lc %s -- "$2") && [ "$size" -gt "$4" ]; then
     report "$1" "long $size $(readlink -f -- "$2")"
 fi
+[ ! -p "$2" ] || limited cat -- "$2"
 exec cat -- "$2"
 """
-_WRITE = f"""{_BEGIN}mkdir -p -- "$3" && exec cat >"$2"
+_WRITE = f"""{_BEGIN}mkdir -p -- "$3" || {{ [ -d "$3" ] || report "$1" parent; exit 1; }}
+[ ! -p "$2" ] || limited sh -c 'exec cat >"$0"' "$2"
+exec cat >"$2"
 """
 
 
@@ -359,7 +370,8 @@ def _settings(config: SandboxEnvironmentConfigType | None) -> PyroSandboxConfig:
     if config is None:
         return PyroSandboxConfig()
     if isinstance(config, str):
-        return PyroSandboxConfig(environment=config)
+        # Inspect takes a text for the name of a file, and puts the directory of the task before it.
+        return PyroSandboxConfig(environment=posixpath.basename(config))
     raise PrerequisiteError(f"invalid configuration of the sandbox `pyro`: expected PyroSandboxConfig, got {type(config).__name__}")
 
 
@@ -379,6 +391,10 @@ def _file_error(output: command.Output, file: str) -> OSError:
     message = output.stderr.decode(errors="replace").strip()
     if output.status == "missing":
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
+    if output.status == "parent":
+        return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), file)
+    if output.status == "fifo":
+        return OSError(errno.EAGAIN, f"the other end of the fifo was not open and done within {_FIFO_LIMIT} s", file)
     if output.status == "directory":
         return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), file)
     if "ermission denied" in message:

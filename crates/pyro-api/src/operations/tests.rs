@@ -178,3 +178,21 @@ fn parts_are_found_by_their_type() {
     let request = StopTask { task: "x".into() };
     assert_eq!(request.target(), Some(Target { kind: Kind::Task, id: "x" }));
 }
+
+#[test]
+fn invalid_parameters_are_described_in_terms_of_json() {
+    let texts = [
+        json!({ "command": "true" }),
+        json!({ "environment": 5, "command": "true" }),
+        json!({ "environment": "debian:12", "command": "true", "timeout_seconds": 1.5 }),
+        json!({ "environment": "debian:12", "command": "true", "timeout_seconds": "soon" }),
+        json!({ "environment": "debian:12", "command": "true", "network": [] }),
+        json!({ "environment": "debian:12", "command": "true", "env": true }),
+        json!({ "environment": "debian:12", "command": "true", "env": { "A": {} } }),
+        json!({ "environment": "debian:12", "command": "true", "output": "none" }),
+    ]
+    .map(|given| RunInVm::deserialize(given).unwrap_err().to_string());
+    insta::assert_snapshot!(texts.join("\n"));
+    let task = json!({ "task_id": "9775b3af1eeb", "sequence": -1 });
+    insta::assert_snapshot!(WaitTask::deserialize(task).unwrap_err().to_string());
+}

@@ -293,7 +293,7 @@ pub struct TaskCopied {
     pub bytes: u64,
     /// Number of entries that were not copied, such as sockets and links that lead out of the copy.
     pub left_out: u64,
-    /// Names of some of the entries that were not copied.
+    /// Some of the entries that were not copied, each with its path and the reason.
     pub left_out_examples: Vec<String>,
 }
 

@@ -107,7 +107,7 @@ fn entries_come_in_order_and_once() {
 
 #[test]
 fn other_kinds_are_refused() {
-    let kinds = b"13467ADKLMNSVXgx\x01\xff9";
+    let kinds = b"13467ADKLMNVXgx\x01\xff9";
     for kind in kinds.iter().filter(|kind| !b"KL".contains(kind)) {
         let kind = EntryType::new(*kind);
         let stream = Stream::directory().entry(kind, b"item/a", b"../../secret", b"");
@@ -174,7 +174,8 @@ fn links_out_of_the_item_are_left_out_or_made_as_asked() {
     let outside = Outside::new();
     let report = stream().unpack(&outside).unwrap();
     assert_eq!((report.entries, report.left_out), (4, 4));
-    assert_eq!(report.examples, ["item/abs", "item/d/out", "item/d/tricky", "item/out"]);
+    let left_out = ["item/abs", "item/d/out", "item/d/tricky", "item/out"];
+    assert_eq!(report.examples, left_out.map(|name| format!("{name}: a symlink that leads out of the copy")));
     let things = tree(&outside.place());
     assert_eq!(things.len(), 4);
     assert_eq!(things["d/in".as_ref() as &std::path::Path], Thing::Symlink("../x/y".into()));

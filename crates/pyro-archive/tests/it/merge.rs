@@ -88,6 +88,32 @@ fn a_single_file_replaces_only_a_file() {
 }
 
 #[test]
+fn a_file_that_is_written_over_keeps_its_owner_and_mode() {
+    use pyro_archive::{Rules, write_contents};
+    let outside = Outside::new();
+    let place = outside.place();
+    let parent = place.parent().unwrap();
+    let rules = Rules { keeps_owner: true, ..Rules::from(Links::Any) };
+    let write = |contents: &[u8], mode| {
+        let mut stream = Vec::new();
+        write_contents(contents, mode, &mut stream).unwrap();
+        pyro_archive::unpack(&mut stream.as_slice(), parent, "place".as_ref(), &LIMITS, rules).unwrap();
+        let metadata = fs::metadata(&place).unwrap();
+        (metadata.mode() & 0o7777, metadata.uid(), metadata.gid())
+    };
+    let ours = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    assert_eq!(write(b"new", 0o644), (0o644, ours.0, ours.1));
+    // Only root can give files away.
+    let theirs = if ours.0 == 0 { (1234, 4321) } else { ours };
+    std::os::unix::fs::chown(&place, Some(theirs.0), Some(theirs.1)).unwrap();
+    set_mode(&place, 0o750);
+    assert_eq!(write(b"again", 0o644), (0o750, theirs.0, theirs.1));
+    set_mode(&place, 0o600);
+    assert_eq!(write(b"executable", 0o755), (0o711, theirs.0, theirs.1));
+    assert_eq!(fs::read(&place).unwrap(), b"executable");
+}
+
+#[test]
 fn kinds_do_not_replace_each_other() {
     let outside = Outside::new();
     let place = outside.place();

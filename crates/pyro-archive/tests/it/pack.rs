@@ -72,6 +72,74 @@ fn a_file_that_says_it_is_empty_is_read_all_the_same() {
 }
 
 #[test]
+fn what_the_kernel_makes_up_is_copied_one_file_at_a_time() {
+    // Its size is 4096 bytes.
+    let file = Path::new("/sys/kernel/mm/transparent_hugepage/enabled");
+    let file = if file.exists() { file } else { Path::new("/proc/sys/kernel/ostype") };
+    let (stream, report) = packed(file, &LIMITS).unwrap();
+    let contents = pyro_archive::read_contents(&mut stream.as_slice(), 4096).unwrap();
+    assert_eq!(contents, fs::read(file).unwrap());
+    assert_eq!(report.bytes, contents.len() as u64);
+    let refused = packed(Path::new("/proc/self"), &LIMITS).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "/proc/self belongs to the kernel: only single files of it can be copied"
+    );
+}
+
+#[test]
+fn holes_take_no_space() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("disk");
+    let file = File::create(&path).unwrap();
+    let size = 6 << 30;
+    let limits = Limits { max_bytes: size, ..LIMITS };
+    for data in [None, Some(3 << 30), Some(0), Some(size - 1)] {
+        file.set_len(size).unwrap();
+        if let Some(offset) = data {
+            std::os::unix::fs::FileExt::write_all_at(&file, b"x", offset).unwrap();
+        }
+        let (stream, report) = packed(&path, &limits).unwrap();
+        assert_eq!(report.bytes, size);
+        assert!(stream.len() < 1 << 20, "{} bytes", stream.len());
+        assert_eq!(listing(&stream), [("item".to_owned(), b'S')]);
+        let outside = Outside::new();
+        assert_eq!(outside.unpack(&stream, &limits, Links::Any).unwrap().bytes, size);
+        let metadata = fs::metadata(outside.place()).unwrap();
+        assert_eq!(metadata.len(), size);
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&metadata);
+        assert!(blocks < 4096, "{blocks} blocks");
+        if let Some(offset) = data {
+            let mut byte = [0];
+            let copy = File::open(outside.place()).unwrap();
+            std::os::unix::fs::FileExt::read_exact_at(&copy, &mut byte, offset).unwrap();
+            assert_eq!(&byte, b"x");
+        }
+        let refused = packed(&path, &Limits { max_bytes: size - 1, ..LIMITS }).unwrap_err();
+        assert!(matches!(refused, ArchiveError::TooLarge { .. }), "{refused:?}");
+    }
+}
+
+#[test]
+fn others_can_read_a_file_with_many_holes() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("disk");
+    let file = File::create(&path).unwrap();
+    for piece in 0..30u64 {
+        std::os::unix::fs::FileExt::write_all_at(&file, &[piece as u8 + 1; 1000], piece << 18).unwrap();
+    }
+    file.set_len(31 << 18).unwrap();
+    let (stream, _) = packed(&path, &Limits { max_bytes: 1 << 30, ..LIMITS }).unwrap();
+    assert!(stream.len() < 1 << 20, "{} bytes", stream.len());
+    let expected = fs::read(&path).unwrap();
+    let mut archive = tar::Archive::new(stream.as_slice());
+    let mut read = Vec::new();
+    io::Read::read_to_end(&mut archive.entries().unwrap().next().unwrap().unwrap(), &mut read).unwrap();
+    assert!(read == expected);
+    assert!(pyro_archive::read_contents(&mut stream.as_slice(), 1 << 30).unwrap() == expected);
+}
+
+#[test]
 fn nothing_says_whose_it_is() {
     let dir = tempdir().unwrap();
     let path = dir.path().join("file");
@@ -107,7 +175,11 @@ fn what_has_no_place_in_a_stream_is_left_out() {
     let (stream, report) = packed(dir.path(), &LIMITS).unwrap();
     assert_eq!(listing(&stream).len(), 2);
     assert_eq!((report.entries, report.left_out), (2, sockets.len() as u64 + 1));
-    assert_eq!(report.examples, ["item/fifo\\n", "item/s0", "item/s1", "item/s2", "item/s3"]);
+    let sockets = (0..4).map(|number| format!("item/s{number}: a socket"));
+    assert_eq!(
+        report.examples,
+        ["item/fifo\\n: a fifo".to_owned()].into_iter().chain(sockets).collect::<Vec<_>>()
+    );
     for source in [fifo.as_path(), Path::new("/dev/null")] {
         assert!(matches!(packed(source, &LIMITS), Err(ArchiveError::NotAnItem { .. })));
     }

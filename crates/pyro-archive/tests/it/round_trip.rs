@@ -163,7 +163,7 @@ fn a_mask_takes_bits_from_modes_that_are_given_and_from_no_others() {
     pack(&item, &mut stream, &LIMITS).unwrap();
     for (mask, expected) in [(0, [0o777, 0o666, 0o777, 0o600]), (0o027, [0o750, 0o640, 0o750, 0o600])] {
         let target = tempdir().unwrap();
-        let rules = Rules { links: Links::Inside, mask };
+        let rules = Rules { mask, ..Rules::from(Links::Inside) };
         unpack(&mut &*stream, target.path(), "copy".as_ref(), &LIMITS, rules).unwrap();
         let mode = |name: &str| fs::metadata(target.path().join(name)).unwrap().mode() & 0o7777;
         let modes = ["copy", "copy/open", "copy/program", "copy/private"].map(mode);

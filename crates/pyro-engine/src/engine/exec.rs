@@ -154,8 +154,9 @@ pub(super) fn exec_request(command: &CheckedCommand) -> Exec {
         input: command.input != CheckedInput::None,
         terminal: command.terminal.map(convert::terminal_size),
         output_limit: match command.output {
-            OutputMode::Capture | OutputMode::CaptureAndStream => Some(CAPTURE_LIMIT as u64),
-            OutputMode::Stream => None,
+            OutputMode::Capture => Some(CAPTURE_LIMIT as u64),
+            // All of it is sent as events. The sinks limit what the result keeps.
+            OutputMode::CaptureAndStream | OutputMode::Stream => None,
         },
         ..Exec::new("", command.timeout.unwrap_or(LIFETIME))
     }

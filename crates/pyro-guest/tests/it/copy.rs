@@ -99,12 +99,45 @@ async fn a_directory_goes_out() {
     let (chunks, reply) = receive(host.call(pack("tree")).await).await;
     let report = report(reply);
     assert_eq!((report.entries, report.bytes, report.left_out), (5, 2 << 20, 1));
-    assert_eq!(report.examples, ["item/fifo"]);
+    assert_eq!(report.examples, ["tree/fifo: a fifo"]);
     let to = tempfile::tempdir().unwrap();
     let mut chunks = futures::stream::iter(chunks.into_iter().map(io::Result::Ok));
     let place = (to.path().to_owned(), "copy".into());
     pyro_archive::unpack_from(&mut chunks, place, host_limits(), Links::Inside).await.unwrap();
     assert_tree(&to.path().join("copy"));
+}
+
+#[tokio::test]
+async fn writing_over_a_file_goes_through_links_and_keeps_its_mode() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let host = Host::new();
+    let script = host.path("s.sh");
+    fs::write(&script, "#!/bin/sh\necho 1\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o750)).unwrap();
+    symlink("s.sh", host.path("l")).unwrap();
+    symlink("round", host.path("round")).unwrap();
+    let write = async |path: &str| {
+        let limits = ArchiveLimits { max_entries: 1, ..LIMITS };
+        let unpack = Unpack { path: path.to_owned(), name: String::new(), limits, exact: true };
+        let mut stream = host.call(unpack).await;
+        let mut sink = (&mut stream).with(|bytes: Bytes| future::ready(Ok::<_, FrameError>(chunk(bytes))));
+        // A guest that takes nothing says so in its reply.
+        let _ = pyro_archive::contents_into(format!("by {path}").into_bytes(), 0o644, &mut sink).await;
+        reply(&mut stream).await
+    };
+    for path in ["s.sh", "l"] {
+        report(write(path).await);
+        assert_eq!(fs::read_to_string(&script).unwrap(), format!("by {path}"));
+        assert_eq!(fs::metadata(&script).unwrap().permissions().mode() & 0o7777, 0o750);
+        assert_eq!(fs::read_link(host.path("l")).unwrap(), Path::new("s.sh"));
+    }
+    fs::create_dir(host.path("d")).unwrap();
+    for (path, cause) in
+        [("round", "cannot follow"), ("d", "cannot create d: a directory exists in its place")]
+    {
+        let failure = failure(write(path).await);
+        assert!(failure.cause.contains(cause) && failure.cause.contains(path), "{failure:?}");
+    }
 }
 
 #[tokio::test]
@@ -189,16 +222,15 @@ async fn a_stream_without_an_end_is_cut_off_at_the_limit() {
     let host = Host::new();
     let from = tempfile::tempdir().unwrap();
     // Far more than all windows and buffers on the way can hold: a guest that read on would never reply.
-    let file = fs::File::create(from.path().join("sparse")).unwrap();
-    file.set_len(1 << 40).unwrap();
+    fs::write(from.path().join("large"), vec![7; 64 << 20]).unwrap();
     let mut stream = host.call(unpack("copy", "n")).await;
     let limits = Limits { max_entries: 1, max_bytes: u64::MAX };
     let reply = {
         let (sink, mut replies) = (&mut stream).split();
         let mut sink = sink.with(|bytes: Bytes| future::ready(Ok::<_, FrameError>(chunk(bytes))));
         tokio::select! {
-            sent = pyro_archive::pack_into(from.path().join("sparse"), limits, &mut sink) => {
-                assert!(sent.is_err(), "a terabyte was taken");
+            sent = pyro_archive::pack_into(from.path().join("large"), limits, &mut sink) => {
+                assert!(sent.is_err(), "all of it was taken");
                 replies.next().await
             }
             reply = replies.next() => reply,

@@ -62,10 +62,14 @@ impl Client {
         mask: u32,
     ) -> Result<Report, CopyError> {
         let limits = Limits { max_entries: pack.limits.max_entries, max_bytes: pack.limits.max_bytes };
+        let (source, target) = (pack.path.clone(), place.0.join(&place.1));
         let unpack = async |chunks: &mut Chunks<'_>| {
-            pyro_archive::unpack_from(chunks, place, limits, Rules { links: Links::Inside, mask }).await
+            let rules = Rules { mask, ..Rules::from(Links::Inside) };
+            let unpacked = pyro_archive::unpack_from(chunks, place, limits, rules).await;
+            unpacked.map_err(|error| error.named(&target.display().to_string()))
         };
-        let (mut unpacked, guest) = self.receive(pack, unpack).await?;
+        let (unpacked, guest) = self.receive(pack, unpack).await?;
+        let mut unpacked = unpacked.named(&source);
         // What the guest left out is missing here too.
         if let Some(ArchiveReply::Archived(report)) = guest {
             unpacked.left_out = unpacked.left_out.saturating_add(report.left_out);
@@ -85,14 +89,15 @@ impl Client {
         Ok(self.receive(pack, read).await?.0)
     }
 
-    /// Copies a file or a directory of the host into the guest.
+    /// Copies a file or a directory of the host into the guest. `named` is its path as the user knows it.
     ///
     /// # Errors
     /// [`CopyError`]. Part of a directory may have been copied.
-    pub async fn copy_in(&self, source: PathBuf, unpack: Unpack) -> Result<Report, CopyError> {
+    pub async fn copy_in(&self, source: PathBuf, named: String, unpack: Unpack) -> Result<Report, CopyError> {
         let limits = Limits { max_entries: unpack.limits.max_entries, max_bytes: unpack.limits.max_bytes };
         self.send(unpack, async |sink: &mut ChunkSink<'_>| {
-            pyro_archive::pack_into(source, limits, sink).await
+            let packed = pyro_archive::pack_into(source, limits, sink).await;
+            packed.map(|report| report.named(&named)).map_err(|error| error.named(&named))
         })
         .await
     }
@@ -254,8 +259,8 @@ type Chunks<'a> = LocalBoxStream<'a, io::Result<Bytes>>;
 /// Takes the pieces of an archive.
 type ChunkSink<'a> = Pin<Box<dyn Sink<Bytes, Error = FrameError> + 'a>>;
 
-/// Maximum length of such a name, in characters.
-const MAX_EXAMPLE_CHARS: usize = 200;
+/// Maximum length of such a name with its reason, in characters.
+const MAX_EXAMPLE_CHARS: usize = 400;
 
 /// Returns a guest's text in a form that is safe for a terminal.
 fn printable(name: &str) -> String {

@@ -12,13 +12,15 @@ use crate::session;
 
 const CP_EXAMPLES: &str = "\
 Either the source or the destination is in a task, written TASK_ID:PATH; PATH is relative to /workspace \
-unless it is absolute. If the destination is a directory, the copy is made in it under the source's name. \
-Existing files are replaced. A copy to this machine leaves out symbolic links that lead out of it.
+unless it is absolute, and TASK_ID: alone is /workspace. If the destination is a directory, the copy is made in it under the \
+source's name. Existing files are replaced, and holes stay holes. Left out, and listed with the reason, are fifos, sockets, devices, \
+and directories of the kernel such as /proc; a copy to this machine also leaves out symbolic links that lead out of it.
 
 Examples:
   pyro task cp src 9775b3af1eeb:project
   pyro task cp 9775b3af1eeb:project/build/report.html .
-  pyro task cp 9775b3af1eeb:/etc/os-release guest-release";
+  pyro task cp 9775b3af1eeb:/etc/os-release guest-release
+  pyro task cp --strict 9775b3af1eeb: workspace";
 
 /// Copy files and directories into a task or out of it
 #[derive(Debug, Args)]
@@ -39,6 +41,9 @@ pub(crate) struct TaskCpArgs {
     /// Keep the modes of the task's files [default: less the permissions that the umask takes away]
     #[arg(short, long)]
     pub(crate) preserve_mode: bool,
+    /// Fail if something was left out, after the rest is copied [default: list it]
+    #[arg(long)]
+    pub(crate) strict: bool,
     /// Print one JSON document on stdout instead of text [default: off]
     #[arg(long)]
     pub(crate) json: bool,
@@ -49,12 +54,12 @@ pub(super) fn run(args: &TaskCpArgs, engine: &Engine, printer: &Printer) -> Resu
     let (copied, _) = session::watch(printer, args.json, async |_, cancel| {
         match (in_task(&args.source), in_task(&args.destination)) {
             (Some((id, path)), None) => {
-                let preserve_mode = args.preserve_mode;
-                let copy = CopyFromGuest { path, target: &args.destination, limits, preserve_mode };
+                let (preserve_mode, strict) = (args.preserve_mode, args.strict);
+                let copy = CopyFromGuest { path, target: &args.destination, limits, preserve_mode, strict };
                 engine.copy_from_task(id, copy, &cancel).await
             }
             (None, Some((id, path))) => {
-                let copy = CopyToGuest { source: &args.source, path, limits };
+                let copy = CopyToGuest { source: &args.source, path, limits, strict: args.strict };
                 engine.copy_to_task(id, copy, &cancel).await
             }
             _ => Err(Error::new(
@@ -71,9 +76,11 @@ pub(super) fn run(args: &TaskCpArgs, engine: &Engine, printer: &Printer) -> Resu
     Ok(Reply::of(args.json, &copied, report)?)
 }
 
-/// Returns the id and the path of `TASK_ID:PATH`. Text with a slash before the colon is not an id.
+/// Returns the id and the path of `TASK_ID:PATH`; without a path, it is the workspace. Text with a slash before the colon is not
+/// an id.
 fn in_task(path: &Path) -> Option<(&str, &str)> {
     let (id, path) = path.to_str()?.split_once(':')?;
+    let path = if path.is_empty() { "." } else { path };
     (!id.contains('/')).then_some((id, path))
 }
 
@@ -94,6 +101,7 @@ mod tests {
     fn only_what_looks_like_an_id_and_a_path_is_in_a_task() {
         assert_eq!(in_task(Path::new("9775b3af1eeb:a:b")), Some(("9775b3af1eeb", "a:b")));
         assert_eq!(in_task(Path::new("9775b3af1eeb:/etc")), Some(("9775b3af1eeb", "/etc")));
+        assert_eq!(in_task(Path::new("9775b3af1eeb:")), Some(("9775b3af1eeb", ".")));
         for path in ["plain", "./a:b", "dir/9775b3af1eeb:x", "/abs:x"] {
             assert_eq!(in_task(Path::new(path)), None, "{path}");
         }

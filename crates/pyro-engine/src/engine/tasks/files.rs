@@ -25,6 +25,8 @@ pub struct CopyFromGuest<'a> {
     pub limits: CopyLimits,
     /// Keep the modes of the guest's files, whatever the umask of this process says.
     pub preserve_mode: bool,
+    /// Something that is left out is an error.
+    pub strict: bool,
 }
 
 /// A copy from this host to a task.
@@ -36,6 +38,8 @@ pub struct CopyToGuest<'a> {
     pub path: &'a str,
     /// Limits of the copy.
     pub limits: CopyLimits,
+    /// Something that is left out is an error.
+    pub strict: bool,
 }
 
 impl Engine {
@@ -46,15 +50,15 @@ impl Engine {
     /// umask of this process unless they are to be preserved.
     ///
     /// # Errors
-    /// `InvalidInput` if the file does not exist or the copy would exceed `limits`, `NotFound`, `Expired`,
-    /// `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`. Part of a directory may have been copied by then.
+    /// `InvalidInput` if the file does not exist, the copy would exceed `limits`, or something is left out of a strict copy,
+    /// `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`. Part of a directory may have been copied by then.
     pub async fn copy_from_task(
         &self,
         task_id: &str,
         copy: CopyFromGuest<'_>,
         cancel: &CancellationToken,
     ) -> Result<TaskCopied, Error> {
-        let CopyFromGuest { path, target, limits, preserve_mode } = copy;
+        let CopyFromGuest { path, target, limits, preserve_mode, strict } = copy;
         let (id, guest) = self.guest_of_task(task_id).await?;
         check_path(path)?;
         let own_name = Path::new(pyro_supervisor::WORKSPACE).join(path);
@@ -63,7 +67,7 @@ impl Engine {
         let pack = Pack { path: path.to_owned(), limits: convert::archive_limits(limits) };
         let mask = if preserve_mode { 0 } else { umask() };
         let copy = async { guest.copy_out(pack, place, mask).await.map_err(|error| copy_error(&id, error)) };
-        unless_cancelled(cancel, copy).await.map(|report| copied(&id, report))
+        copied(&id, unless_cancelled(cancel, copy).await?, strict)
     }
 
     /// Copies a file or a directory of this host into a task, by the same rules.
@@ -76,10 +80,11 @@ impl Engine {
         copy: CopyToGuest<'_>,
         cancel: &CancellationToken,
     ) -> Result<TaskCopied, Error> {
-        let CopyToGuest { source, path, limits } = copy;
+        let CopyToGuest { source, path, limits, strict } = copy;
         let (id, guest) = self.guest_of_task(task_id).await?;
         check_path(path)?;
-        let source = absolute(source)?;
+        let given = source;
+        let source = absolute(given)?;
         let name = source.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
             Error::new(
                 ErrorKind::InvalidInput,
@@ -92,9 +97,11 @@ impl Engine {
             limits: convert::archive_limits(limits),
             exact: false,
         };
-        let copy =
-            async { guest.copy_in(source.clone(), unpack).await.map_err(|error| copy_error(&id, error)) };
-        unless_cancelled(cancel, copy).await.map(|report| copied(&id, report))
+        let named = given.display().to_string();
+        let copy = async {
+            guest.copy_in(source.clone(), named, unpack).await.map_err(|error| copy_error(&id, error))
+        };
+        copied(&id, unless_cancelled(cancel, copy).await?, strict)
     }
 
     pub(super) async fn guest_of_task(&self, task_id: &str) -> Result<(VmId, Client), Error> {
@@ -141,14 +148,14 @@ fn umask() -> u32 {
     mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(USUAL)
 }
 
-fn copied(id: &VmId, report: Report) -> TaskCopied {
-    TaskCopied {
-        task_id: id.clone(),
-        entries: report.entries,
-        bytes: report.bytes,
-        left_out: report.left_out,
-        left_out_examples: report.examples,
+fn copied(id: &VmId, report: Report, strict: bool) -> Result<TaskCopied, Error> {
+    let Report { entries, bytes, left_out, examples } = report;
+    if strict && left_out > 0 {
+        let more = if left_out > examples.len() as u64 { ", and more" } else { "" };
+        let message = format!("left out of the copy: {left_out} ({}{more})", examples.join(", "));
+        return Err(Error::new(ErrorKind::InvalidInput, message));
     }
+    Ok(TaskCopied { task_id: id.clone(), entries, bytes, left_out, left_out_examples: examples })
 }
 
 pub(super) fn copy_error(id: &VmId, error: CopyError) -> Error {
