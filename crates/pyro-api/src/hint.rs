@@ -116,6 +116,25 @@ hints! {
         model: "call task_list to see the tasks that exist",
         program: "call list_tasks() to see the tasks that exist"
     }
+    /// Several ids begin with the given digits, or several owners have a task of that name.
+    MoreDigits => { all: "give the id, or more of its digits" }
+    /// The disk of a task cannot be used.
+    DiskLost {
+        /// Path of the disk.
+        path
+    } => {
+        person: format!("put {path} back from a copy, or delete the task with `pyro task delete`; its journal can still be read"),
+        model: "delete the task and create another one; its files are lost, its command history can still be read",
+        program: format!("put {path} back from a copy, or call delete_task(); its journal can still be read")
+    }
+    /// An environment is in use.
+    EndUsers => {
+        person: "stop the VMs and tasks that use it, and try again",
+        model: OPERATOR,
+        program: "stop the VMs and tasks that use it, and try again"
+    }
+    /// Another task has the name.
+    AnotherName => { all: "choose another name, or delete or rename that task" }
     /// A longer lifetime for the next VM.
     LongerLifetime => { all: "create a new one; for a longer lifetime set ttl_seconds, at most 3600" }
     /// A longer lifetime for this one.

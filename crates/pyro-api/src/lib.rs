@@ -18,6 +18,7 @@ mod hint;
 mod host_access;
 mod id;
 mod kind;
+mod naming;
 mod network;
 mod payload;
 mod port;
@@ -33,13 +34,14 @@ pub mod text;
 
 pub use caller::{Caller, InvalidOwner, OwnerName, Visibility};
 pub use doctor::DoctorReport;
-pub use environment::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
+pub use environment::{Environment, EnvironmentList, PruneReport, PulledEnvironment, RemovedEnvironment};
 pub use error::{Cause, Error, ErrorKind};
 pub use event::{CallEvent, Event, Events, InvalidEvent, OutputStream, PhaseName, PullEvent, RunPhase};
 pub use hint::{Hint, Reader};
 pub use host_access::HostAccess;
 pub use id::VmId;
 pub use kind::Kind;
+pub use naming::{MAX_LABELS, MIN_PREFIX_DIGITS, Naming, TaskChanges, TaskFilter, check_labels};
 pub use network::{
     AllowedCidr, AllowedDomain, AllowedHost, Domain, Egress, InvalidPattern, NetworkDenial, NetworkPolicy,
     PolicyError, Preset,
@@ -57,6 +59,6 @@ pub use port::{InvalidPortMapping, PortMapping};
 pub use request::{
     Command, CommandOutput, CopyIn, CopyLimits, CopyOut, Disk, Entries, EnvironmentName, FileContent,
     FilePart, FileRange, HostCa, HostPort, Lifetime, NewFile, OutputMode, Platform, PortToPublish, Ports,
-    Sequence, TaskName, TaskSpec, VmName, VmSpec,
+    Renewal, Sequence, TaskName, TaskSpec, VmName, VmSpec,
 };
-pub use words::{Accelerator, ExecutionMode, Outcome, StopReason, UnknownWord, VmState};
+pub use words::{Accelerator, DiskState, ExecutionMode, Outcome, StopReason, TtlFrom, UnknownWord, VmState};

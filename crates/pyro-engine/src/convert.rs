@@ -130,6 +130,7 @@ pub(crate) fn environment(environment: pyro_env::Environment) -> Environment {
         cache_dir,
         install_dir,
         install_manifest,
+        size_bytes,
     } = environment;
     Environment {
         name,
@@ -149,6 +150,7 @@ pub(crate) fn environment(environment: pyro_env::Environment) -> Environment {
         cache_dir,
         install_dir,
         install_manifest,
+        size_bytes,
     }
 }
 

@@ -14,6 +14,8 @@ from ..errors import PyroError
 # Returns the method, with its parameters, that undoes the call with this result.
 Undo = Callable[[Any], Tuple[str, Dict[str, Any]]]
 Env = Optional[Mapping[str, str]]
+# Labels of a task.
+Labels = Optional[Mapping[str, str]]
 # Whether a guest trusts the host's certification authorities, or those in a file.
 HostCa = Union[bool, StrPath, None]
 

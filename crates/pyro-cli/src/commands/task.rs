@@ -4,6 +4,7 @@ pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod journal;
+pub(crate) mod naming;
 pub(crate) mod ports;
 pub(crate) mod state;
 mod subject;
@@ -15,6 +16,7 @@ use self::cp::TaskCpArgs;
 use self::create::TaskCreateArgs;
 use self::exec::TaskExecArgs;
 use self::journal::{TaskKillArgs, TaskLogsArgs, TaskWaitArgs};
+use self::naming::TaskUpdateArgs;
 use self::ports::{TaskPublishArgs, TaskUnpublishArgs};
 use self::state::{
     TaskDeleteArgs, TaskExtendArgs, TaskListArgs, TaskStartArgs, TaskStatusArgs, TaskStopArgs,
@@ -50,6 +52,7 @@ pub(crate) enum TaskCommand {
     Unpublish(TaskUnpublishArgs),
     List(TaskListArgs),
     Extend(TaskExtendArgs),
+    Update(TaskUpdateArgs),
     Stop(TaskStopArgs),
     Start(TaskStartArgs),
     Delete(TaskDeleteArgs),
@@ -74,6 +77,7 @@ impl TaskCommand {
             Self::Unpublish(args) => ports::unpublish(&args, engine),
             Self::List(args) => state::list(&args, engine),
             Self::Extend(args) => state::extend(&args, engine),
+            Self::Update(args) => naming::update(args, engine),
             Self::Stop(args) => state::stop(&args, engine),
             Self::Start(args) => state::start(&args, engine, printer),
             Self::Delete(args) => state::delete(&args, engine),
@@ -93,6 +97,7 @@ impl TaskCommand {
             Self::Unpublish(args) => args.json,
             Self::List(args) => args.json,
             Self::Extend(args) => args.task.json,
+            Self::Update(args) => args.task.json,
             Self::Stop(args) => args.task.json,
             Self::Start(args) => args.task.json,
             Self::Delete(args) => args.task.json,

@@ -28,6 +28,7 @@ fn missing() -> Environment {
     Environment {
         installed: false,
         install_manifest: None,
+        size_bytes: None,
         oci_reference: None,
         description: String::new(),
         default_packages: Vec::new(),

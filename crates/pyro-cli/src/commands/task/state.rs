@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use pyro_engine::{Engine, Task, TaskList};
+use pyro_engine::{Engine, Task, TaskFilter, TaskList};
 
 use super::ports::port;
 use super::subject::TaskIdArgs;
@@ -105,7 +105,7 @@ pub(super) fn status(args: &TaskStatusArgs, engine: &Engine) -> Result<Reply, Cl
 }
 
 pub(super) fn list(args: &TaskListArgs, engine: &Engine) -> Result<Reply, CliError> {
-    let list = session::block_on(engine.list_tasks())?;
+    let list = session::block_on(engine.list_tasks(TaskFilter::default()))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     Ok(Reply::of(args.json, &list, |list| listed(list, now))?)
 }

@@ -51,6 +51,8 @@ async fn created(engine: &Engine, kind: Kind) -> (VmId, PathBuf) {
         host_choice: Default::default(),
         host_access: crate::HostAccess::Denied,
         metadata: BTreeMap::new(),
+        naming: Default::default(),
+        ttl_from: Default::default(),
         owner: None,
     };
     engine.registry(move |registry| registry.insert(&task, 4)).await.unwrap();

@@ -31,6 +31,8 @@ fn with_tasks(count: u32) -> (TempDir, Registry) {
             host_choice: Default::default(),
             host_access: crate::HostAccess::Denied,
             metadata: BTreeMap::new(),
+            naming: Default::default(),
+            ttl_from: Default::default(),
             owner: None,
         };
         registry.insert(&vm, 100).unwrap();

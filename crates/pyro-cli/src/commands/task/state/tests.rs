@@ -9,6 +9,10 @@ fn id() -> VmId {
 fn a_task() -> Task {
     Task {
         task_id: id(),
+        name: None,
+        labels: Default::default(),
+        ttl_from: Default::default(),
+        disk_state: None,
         environment: "debian:12".to_owned(),
         environment_version: Some("1.0.0".to_owned()),
         vcpu_count: 1,
