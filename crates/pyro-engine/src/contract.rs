@@ -244,6 +244,11 @@ impl Engine {
                 Ok(found) => found.entries,
                 // The journal dropped it meanwhile.
                 Err(error) if error.kind == ErrorKind::NotFound => continue,
+                // A damaged entry must not hide the others.
+                Err(error) if error.kind == ErrorKind::StateUnusable => {
+                    tracing::warn!(task_id = %task.task_id, sequence = last, %error, "a journal entry is left out");
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             bytes += found.iter().map(size).sum::<usize>();

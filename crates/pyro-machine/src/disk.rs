@@ -109,6 +109,9 @@ impl LayerTemplates {
     /// Space in MiB that a layer must leave free, for the host and for pyro's own records.
     const RESERVE_MIB: u64 = 512;
 
+    /// Minimum free space for a layer of the smallest usual size, in MiB.
+    pub const LEAST_FREE_MIB: u64 = 512 + Self::RESERVE_MIB;
+
     /// Keeps templates in `dir`, which is created when needed, and looks up `mke2fs` in `search_path`.
     pub fn new(dir: PathBuf, search_path: std::ffi::OsString) -> Self {
         Self { dir, search_path }
@@ -410,6 +413,7 @@ mod tests {
         );
         assert!(choose(None, free).unwrap_err().to_string().contains("needs at least 1024 MiB"));
         assert_eq!(templates.choose(Some(256), u64::MAX, Overcommit::Off).unwrap(), 256);
+        assert_eq!(LayerTemplates::SIZES_MIB.iter().min(), Some(&(LayerTemplates::LEAST_FREE_MIB - 512)));
         let error = choose(Some(1 << 40), 0).unwrap_err().to_string();
         assert!(!error.contains("may still grow"), "{error}");
     }

@@ -2,7 +2,7 @@
 
 use pyro_api::operations::{InspectEnvironment, ListTasks, LogsTask, StatusTask};
 use pyro_api::text::{printable, printable_line};
-use pyro_api::{CallContext, Entries, EnvironmentName, Error, ErrorKind, OwnerName, Reader, TaskFilter};
+use pyro_api::{CallContext, Entries, EnvironmentName, Error, ErrorKind, OwnerName, TaskFilter};
 use rmcp::ErrorData;
 use rmcp::model::{Resource, ResourceContents, ResourceTemplate};
 use serde::Serialize;
@@ -149,7 +149,7 @@ fn json(payload: &impl Serialize) -> Result<String, Failure> {
 pub(crate) fn protocol_error(failure: Failure) -> ErrorData {
     match failure {
         Failure::Contract(error) => {
-            let message = printable(&error.in_full(Reader::Model)).into_owned();
+            let message = printable(&error.in_full()).into_owned();
             match error.kind {
                 ErrorKind::InvalidInput => ErrorData::invalid_params(message, None),
                 _ => ErrorData::internal_error(message, None),

@@ -6,6 +6,7 @@ pub(crate) mod exec;
 pub(crate) mod journal;
 pub(crate) mod naming;
 pub(crate) mod ports;
+mod several;
 pub(crate) mod state;
 mod subject;
 
@@ -32,7 +33,9 @@ Examples:
   pyro task exec $ID -- git clone https://example.com/project.git
   pyro task exec $ID --cwd project --timeout-seconds 600 -- make
   pyro task logs $ID
-  pyro task delete $ID";
+  pyro task delete $ID
+
+A task can be given by its id, by its name, or by at least 3 first digits of its id.";
 
 /// Create persistent guests with a /workspace, and run commands in them
 ///
@@ -50,11 +53,13 @@ pub(crate) enum TaskCommand {
     Cp(TaskCpArgs),
     Publish(TaskPublishArgs),
     Unpublish(TaskUnpublishArgs),
+    #[command(visible_alias = "ps")]
     List(TaskListArgs),
     Extend(TaskExtendArgs),
     Update(TaskUpdateArgs),
     Stop(TaskStopArgs),
     Start(TaskStartArgs),
+    #[command(visible_alias = "rm")]
     Delete(TaskDeleteArgs),
 }
 
@@ -98,9 +103,9 @@ impl TaskCommand {
             Self::List(args) => args.json,
             Self::Extend(args) => args.task.json,
             Self::Update(args) => args.task.json,
-            Self::Stop(args) => args.task.json,
+            Self::Stop(args) => args.tasks.json,
             Self::Start(args) => args.task.json,
-            Self::Delete(args) => args.task.json,
+            Self::Delete(args) => args.tasks.json,
         }
     }
 }

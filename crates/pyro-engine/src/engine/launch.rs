@@ -158,7 +158,7 @@ impl Engine {
     ///
     /// # Errors
     /// `StateUnusable`.
-    async fn check_disk(&self, record: &VmRecord) -> Result<(), Error> {
+    pub(super) async fn check_disk(&self, record: &VmRecord) -> Result<(), Error> {
         if record.execution_mode != ExecutionMode::GuestVsock {
             return Ok(());
         }

@@ -31,7 +31,7 @@ use crate::registry::{NewVm, VmRecord};
 use crate::state::VmEvent;
 use crate::{
     DeleteReason, DiskState, Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, LastCommand,
-    Naming, StopReason, Task, TaskDeleted, TaskFilter, TaskList, TaskSpec, TtlFrom, VmId, VmState,
+    Naming, RunPhase, StopReason, Task, TaskDeleted, TaskFilter, TaskList, TaskSpec, TtlFrom, VmId, VmState,
 };
 
 pub use files::{CopyFromGuest, CopyToGuest};
@@ -62,6 +62,7 @@ impl Engine {
         spec.naming.check()?;
         self.check_name(&spec.naming).await?;
         self.check_host_settings(&spec.vm, events).await?;
+        events.send(Event::Phase(RunPhase::Create { environment: spec.vm.environment.clone() })).await;
         let backend = self.backend(&spec.vm.environment, spec.vm.host_access(), events, cancel).await?;
         ports::refuse_on_host(&backend, &spec.publish)?;
         let version = backend.as_ref().ok().map(|(_, environment)| environment.version.clone());
@@ -78,6 +79,7 @@ impl Engine {
             // record.
             let lock = self.own_vm_dir(Kind::Task, &id).await?;
             let record = self.insert(task).await?;
+            events.send(Event::Phase(RunPhase::Start { vm_id: id.clone() })).await;
             self.bring_up(Launch { record, lock, backend }, events, cancel).await?;
             self.status_task(id.as_str()).await
         };

@@ -141,3 +141,6 @@ impl FromSql for StoredLabels {
         labels.map(Self).map_err(|error| FromSqlError::Other(Box::new(error)))
     }
 }
+
+#[cfg(test)]
+mod tests;
