@@ -44,6 +44,8 @@ class Environment(_EnvironmentAlways, total=False):
 
     install_manifest: Optional[str]
     """Path of the manifest; absent if the environment is not installed."""
+    size_bytes: Optional[int]
+    """Space that its files use in the cache, in bytes; absent if the environment is not installed."""
 
 
 class _PulledEnvironmentAlways(TypedDict):
@@ -93,6 +95,8 @@ class PulledEnvironment(_PulledEnvironmentAlways, total=False):
 
     install_manifest: Optional[str]
     """Path of the manifest; absent if the environment is not installed."""
+    size_bytes: Optional[int]
+    """Space that its files use in the cache, in bytes; absent if the environment is not installed."""
 
 
 class Pruned(TypedDict):
@@ -104,6 +108,17 @@ class Pruned(TypedDict):
     """Names of the removed directories, sorted."""
     deleted_templates: int
     """Number of removed templates."""
+
+
+class RemovedEnvironment(TypedDict):
+    """An environment that was removed from the cache."""
+
+    deleted_templates: int
+    """Number of templates that were removed with it."""
+    environment: str
+    """Name, such as `debian:12`."""
+    freed_bytes: int
+    """Space that its files used in the cache, in bytes."""
 
 
 ExecutionMode = Literal["pending", "guest_vsock", "host_compat"]
@@ -310,6 +325,10 @@ class Reaped(TypedDict):
     """Their ids, sorted."""
 
 
+DiskState = Literal["ok", "missing", "damaged"]
+"""Whether the disk of a task can be used."""
+
+
 class LastCommand(TypedDict):
     """The latest command of a task that has ended."""
 
@@ -329,6 +348,10 @@ class LastCommand(TypedDict):
 
 StopReason = Literal["explicit_stop", "expired", "terminated", "guest_ended", "owner_vanished"]
 """Why a task is stopped."""
+
+
+TtlFrom = Literal["create", "use"]
+"""When a lifetime of a task begins."""
 
 
 class PublishedPort(TypedDict):
@@ -353,6 +376,8 @@ class _TaskAlways(TypedDict):
     """Creation time, in seconds since the epoch."""
     disk_mib: Optional[int]
     """Size of its disk in MiB; `None` if it has none."""
+    disk_state: Optional[DiskState]
+    """Whether its disk can be used; `None` if it has none. Only a task whose disk is `ok` starts."""
     disk_used_bytes: int
     """Space that its disk and its journal use on the host, in bytes."""
     environment: str
@@ -385,6 +410,8 @@ class _TaskAlways(TypedDict):
     """TAP device on the host; `None` with user-mode networking."""
     task_id: VmId
     """Id."""
+    ttl_from: TtlFrom
+    """`use` if each use of the task begins a new lifetime; otherwise `create`."""
     ttl_seconds: int
     """Lifetime in seconds, from creation or the latest extension."""
     vcpu_count: int
@@ -396,6 +423,10 @@ class _TaskAlways(TypedDict):
 class Task(_TaskAlways, total=False):
     """A task."""
 
+    labels: Dict[str, str]
+    """Labels; absent without any."""
+    name: Optional[str]
+    """Name; absent without one."""
     network_denials: List[NetworkDenial]
     """What its guest tried to reach since its start and was refused, the latest last; absent if nothing."""
     owner: Optional[str]

@@ -49,6 +49,9 @@ pub struct Environment {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, proptest(strategy = "proptest::option::of(crate::strategies::path())"))]
     pub install_manifest: Option<PathBuf>,
+    /// Space that its files use in the cache, in bytes; absent if the environment is not installed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
 }
 
 /// The catalog, sorted by name.
@@ -77,6 +80,18 @@ pub struct PulledEnvironment {
     pub rootfs_image: PathBuf,
     /// Source of the image, such as `debian:bookworm`.
     pub source: String,
+}
+
+/// An environment that was removed from the cache.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct RemovedEnvironment {
+    /// Name, such as `debian:12`.
+    pub environment: String,
+    /// Space that its files used in the cache, in bytes.
+    pub freed_bytes: u64,
+    /// Number of templates that were removed with it.
+    pub deleted_templates: usize,
 }
 
 /// The environments that `prune` removed.

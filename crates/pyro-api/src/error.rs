@@ -1,7 +1,5 @@
 //! The one error type of the contract.
 
-use std::fmt::Write as _;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -86,7 +84,7 @@ impl ErrorKind {
 /// `Display` is the message as a person reads it, which does not repeat the cause; `Error::source` gives the chain.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize, thiserror::Error)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
-#[error("{}", self.text(Reader::Person))]
+#[error("{message}")]
 pub struct Error {
     /// The kind of error.
     pub kind: ErrorKind,
@@ -148,20 +146,10 @@ impl Error {
         self
     }
 
-    /// The message for a reader, with the sentences of the contract that follow it, and without its causes.
-    pub fn text(&self, reader: Reader) -> String {
-        let sentences = self.hints.iter().filter_map(|hint| hint.sentence(reader));
-        sentences.fold(self.message.clone(), |mut text, sentence| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, " {sentence}");
-            text
-        })
-    }
-
-    /// The message for a reader, with its causes, in one line.
-    pub fn in_full(&self, reader: Reader) -> String {
+    /// The message with its causes, in one line.
+    pub fn in_full(&self) -> String {
         let causes = std::iter::successors(self.source.as_deref(), |cause| cause.source.as_deref());
-        causes.fold(self.text(reader), |text, cause| format!("{text}: {cause}"))
+        causes.fold(self.message.clone(), |text, cause| format!("{text}: {cause}"))
     }
 
     /// The hints for a reader, one entry each.
@@ -232,7 +220,7 @@ impl Error {
     pub fn boot_unavailable(reason: &str) -> Self {
         let reason = reason.trim_end().trim_end_matches('.');
         let message = format!("guest boot is unavailable and host compatibility mode is disabled: {reason}.");
-        Self::new(ErrorKind::VmUnavailable, message).hint(Hint::AllowHostCompat).hint(Hint::FindMissing)
+        Self::new(ErrorKind::VmUnavailable, message).hint(Hint::FindMissing)
     }
 
     /// The channel to the guest agent did not open; the command was not sent.

@@ -48,8 +48,6 @@ macro_rules! hints {
     (@words $reader:ident, only_person: $text:expr) => {
         (*$reader == Reader::Person).then(|| $text.into())
     };
-    // Part of the message.
-    (@words $reader:ident, sentence: $text:expr) => { None };
     ($(
         $(#[doc = $about:literal])+
         $name:ident $({ $($(#[doc = $field_about:literal])+ $field:ident),+ })? => { $($words:tt)+ }
@@ -66,8 +64,7 @@ macro_rules! hints {
         }
 
         impl Hint {
-            /// The words for a reader. None where the reader can do nothing of the kind, or the hint is a sentence of the
-            /// message ([`Hint::sentence`]).
+            /// The words for a reader. None where the reader can do nothing of the kind.
             pub fn words(&self, reader: Reader) -> Option<Cow<'static, str>> {
                 let reader = &reader;
                 match self {
@@ -84,8 +81,6 @@ macro_rules! hints {
 }
 
 hints! {
-    /// The caller may agree to run commands on the host. The contract says so in a sentence that follows the message.
-    AllowHostCompat => { sentence: ALLOW_HOST_COMPAT }
     /// A defect of pyro.
     ReportDefect => { all: "this is a defect in pyro; report it with this message" }
     /// A port of this host cannot be used.
@@ -116,6 +111,25 @@ hints! {
         model: "call task_list to see the tasks that exist",
         program: "call list_tasks() to see the tasks that exist"
     }
+    /// Several ids begin with the given digits, or several owners have a task of that name.
+    MoreDigits => { all: "give the id, or more of its digits" }
+    /// The disk of a task cannot be used.
+    DiskLost {
+        /// Path of the disk.
+        path
+    } => {
+        person: format!("put {path} back from a copy, or delete the task with `pyro task delete`; its journal can still be read"),
+        model: "delete the task and create another one; its files are lost, its command history can still be read",
+        program: format!("put {path} back from a copy, or call delete_task(); its journal can still be read")
+    }
+    /// An environment is in use.
+    EndUsers => {
+        person: "stop the VMs and tasks that use it, and try again",
+        model: OPERATOR,
+        program: "stop the VMs and tasks that use it, and try again"
+    }
+    /// Another task has the name.
+    AnotherName => { all: "choose another name, or delete or rename that task" }
     /// A longer lifetime for the next VM.
     LongerLifetime => { all: "create a new one; for a longer lifetime set ttl_seconds, at most 3600" }
     /// A longer lifetime for this one.
@@ -410,30 +424,14 @@ hints! {
     } => { only_person: text.clone() }
 }
 
-/// The contract's sentence for [`Hint::AllowHostCompat`].
-const ALLOW_HOST_COMPAT: &str =
-    "Set allow_host_compat=True (CLI: --allow-host-compat) to opt into host execution.";
-
-impl Hint {
-    /// The sentence by which this hint follows the message, if it is one of those. A model must not be invited to take a
-    /// right: its consent is not its operator's.
-    pub fn sentence(&self, reader: Reader) -> Option<&'static str> {
-        match (self, reader) {
-            (Self::AllowHostCompat, Reader::Person | Reader::Program) => Some(ALLOW_HOST_COMPAT),
-            _ => None,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::OPERATIONS;
 
-    /// Everything that a reader sees of a hint.
-    fn told(hint: &Hint, reader: Reader) -> String {
-        let sentence = hint.sentence(reader).map(Cow::Borrowed);
-        [hint.words(reader), sentence].into_iter().flatten().collect::<Vec<_>>().join("\n")
+    /// What a reader sees of a hint.
+    fn words(hint: &Hint, reader: Reader) -> String {
+        hint.words(reader).unwrap_or_default().into_owned()
     }
 
     #[test]
@@ -441,7 +439,7 @@ mod tests {
         let methods: Vec<String> = OPERATIONS.iter().map(|row| format!("{}(", row.name)).collect();
         for hint in Hint::samples() {
             for reader in Reader::ALL {
-                let text = told(&hint, reader);
+                let text = words(&hint, reader);
                 let has_shell =
                     ["`pyro ", "sudo ", "mv '", "chmod ", "`fuser ", "pip install ", "--allow-host-compat"];
                 let shell = has_shell.iter().find(|word| text.contains(**word));
@@ -454,8 +452,6 @@ mod tests {
                 match reader {
                     Reader::Person => assert!(method.is_none() && tool.is_none(), "{hint:?}: {text}"),
                     Reader::Model => assert!(shell.is_none() && method.is_none(), "{hint:?}: {text}"),
-                    // The sentence is the contract's and names both.
-                    Reader::Program if hint == Hint::AllowHostCompat => {}
                     Reader::Program => assert!(shell.is_none() && tool.is_none(), "{hint:?}: {text}"),
                 }
             }
@@ -465,8 +461,18 @@ mod tests {
     #[test]
     fn every_hint_says_something_to_a_person() {
         for hint in Hint::samples() {
-            assert!(!told(&hint, Reader::Person).is_empty(), "{hint:?}");
+            assert!(!words(&hint, Reader::Person).is_empty(), "{hint:?}");
         }
-        assert_eq!(told(&Hint::AllowHostCompat, Reader::Model), "");
+    }
+
+    /// Commands on the host are not isolated. Whoever wants that knows the option from its documentation.
+    #[test]
+    fn no_hint_advises_to_use_the_host() {
+        for hint in Hint::samples() {
+            for reader in Reader::ALL {
+                let text = words(&hint, reader);
+                assert!(!text.contains("host_compat") && !text.contains("host-compat"), "{hint:?}: {text}");
+            }
+        }
     }
 }

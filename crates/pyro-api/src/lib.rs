@@ -20,6 +20,7 @@ mod host_access;
 mod id;
 mod input;
 mod kind;
+mod naming;
 mod network;
 mod payload;
 mod port;
@@ -36,7 +37,7 @@ pub mod text;
 pub use caller::{Caller, InvalidOwner, OwnerName, Visibility};
 pub use command::{Command, CommandOutput, DEFAULT_TIMEOUT_SECONDS, InputMode, OutputMode, TerminalSize};
 pub use doctor::DoctorReport;
-pub use environment::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
+pub use environment::{Environment, EnvironmentList, PruneReport, PulledEnvironment, RemovedEnvironment};
 pub use error::{Cause, Error, ErrorKind};
 pub use event::{CallEvent, Event, Events, InvalidEvent, OutputStream, PhaseName, PullEvent, RunPhase};
 pub use hint::{Hint, Reader};
@@ -44,6 +45,7 @@ pub use host_access::HostAccess;
 pub use id::VmId;
 pub use input::{Input, InputEvent};
 pub use kind::Kind;
+pub use naming::{MAX_LABELS, MIN_PREFIX_DIGITS, Naming, TaskChanges, TaskFilter, check_labels};
 pub use network::{
     AllowedCidr, AllowedDomain, AllowedHost, Domain, Egress, InvalidPattern, NetworkDenial, NetworkPolicy,
     PolicyError, Preset,
@@ -59,8 +61,6 @@ pub use payload::{
 };
 pub use port::{InvalidPortMapping, PortMapping};
 pub use request::{
-    CopyIn, CopyLimits, CopyOut, Disk, Entries, EnvironmentName, FileContent, FilePart, FileRange, HostCa,
-    HostPort, Lifetime, NewFile, Platform, PortToPublish, Ports, Sequence, TaskName, TaskSpec, VmName,
-    VmSpec,
+    CopyIn, CopyLimits, CopyOut, Disk, Entries, EnvironmentName, FileContent, FilePart, FileRange, HostCa, HostPort, Lifetime, NewFile, Platform, PortToPublish, Ports, Renewal, Sequence, TaskName, TaskSpec, VmName, VmSpec,
 };
-pub use words::{Accelerator, ExecutionMode, Outcome, StopReason, UnknownWord, VmState};
+pub use words::{Accelerator, DiskState, ExecutionMode, Outcome, StopReason, TtlFrom, UnknownWord, VmState};

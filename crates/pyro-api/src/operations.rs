@@ -18,10 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Caller, Command, CommandOutput, CopyIn, CopyOut, Deleted, Disk, DoctorReport, Entries, Environment,
-    EnvironmentName, Error, Events, FilePart, HostPort, Input, Kind, Lifetime, NetworkInfo, NewFile,
-    Platform, PortToPublish, Ports, Pruned, PulledEnvironment, Reaped, RunResult, Sequence, Task, TaskCopied,
-    TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskInput, TaskList, TaskLogEntry,
-    TaskLogsPage, TaskName, TaskPublished, Vm, VmName, VmSpec,
+    EnvironmentName, Error, Events, FilePart, HostPort, Input, Kind, Lifetime, Naming, NetworkInfo, NewFile, Platform, PortToPublish, Ports, Pruned, PulledEnvironment, Reaped, RemovedEnvironment, Renewal, RunResult, Sequence, Task, TaskChanges, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskFilter, TaskInput, TaskList, TaskLogEntry, TaskLogsPage, TaskName, TaskPublished, Vm, VmId, VmName, VmSpec,
 };
 
 /// What an operation accesses. Policies decide by it what a client may do.
@@ -135,10 +132,29 @@ pub trait Operation:
     /// The part of type `P`, if the request has one: what it asks for, such as a [`VmSpec`].
     fn part<P: 'static>(&self) -> Option<&P>;
 
+    /// As [`Operation::part`], to change it.
+    fn part_mut<P: 'static>(&mut self) -> Option<&mut P>;
+
     /// The VM or task that the request names.
     fn target(&self) -> Option<Target<'_>> {
         let vm = self.part::<VmName>().map(|vm| Target { kind: Kind::Vm, id: &vm.vm_id });
         vm.or_else(|| self.part::<TaskName>().map(|task| Target { kind: Kind::Task, id: &task.task_id }))
+    }
+
+    /// Has the request name its target by this id, to which what it named was resolved.
+    fn retarget(&mut self, kind: Kind, id: &VmId) {
+        match kind {
+            Kind::Vm => {
+                if let Some(vm) = self.part_mut::<VmName>() {
+                    id.as_str().clone_into(&mut vm.vm_id);
+                }
+            }
+            Kind::Task => {
+                if let Some(task) = self.part_mut::<TaskName>() {
+                    id.as_str().clone_into(&mut task.task_id);
+                }
+            }
+        }
     }
 
     /// Has the request carried out.
@@ -288,6 +304,11 @@ macro_rules! operations {
                     parts.into_iter().find_map(|part| part.downcast_ref())
                 }
 
+                fn part_mut<P: 'static>(&mut self) -> Option<&mut P> {
+                    let parts: [&mut dyn Any; _] = [$(&mut self.$part),*];
+                    parts.into_iter().find_map(|part| part.downcast_mut())
+                }
+
                 fn perform<'a>(self, contract: &'a dyn Contract, call: &'a CallContext) -> Reply<'a, $Result> {
                     contract.$method(self, call)
                 }
@@ -340,6 +361,9 @@ operations! {
     /// environments.
     prune_environments(PruneEnvironments {}) -> Pruned, Operate;
 
+    /// Removes an installed environment from the cache, with its templates. Fails while a VM or task uses it.
+    remove_environment(RemoveEnvironment { which: EnvironmentName }) -> RemovedEnvironment, Operate;
+
     /// Creates a VM without starting it. Installs its environment first if necessary.
     create_vm(CreateVm { spec: VmSpec }) -> Vm, Create, streams;
 
@@ -368,7 +392,7 @@ operations! {
     run_in_vm(RunInVm { spec: VmSpec, command: Command, output: CommandOutput }) -> RunResult, Create, streams;
 
     /// Creates and starts a task: a VM that stays until it is deleted. Installs its environment first if necessary.
-    create_task(CreateTask { spec: VmSpec, disk: Disk, ports: Ports }) -> Task, Create, streams;
+    create_task(CreateTask { spec: VmSpec, disk: Disk, ports: Ports, naming: Naming, renewal: Renewal }) -> Task, Create, streams;
 
     /// Starts a stopped task with its disk. If its lifetime has ended, a new one begins.
     start_task(StartTask { task: TaskName }) -> Task, Enter, streams;
@@ -382,8 +406,11 @@ operations! {
     /// Removes a task with its disk and its journal, in any state.
     delete_task(DeleteTask { task: TaskName }) -> TaskDeleted, Manage;
 
-    /// Lists all tasks, oldest first.
-    list_tasks(ListTasks {}) -> TaskList, Read;
+    /// Lists tasks, oldest first: all of them, or those with certain labels.
+    list_tasks(ListTasks { filter: TaskFilter }) -> TaskList, Read;
+
+    /// Changes the name, the labels, or the renewal of a task, whatever its state.
+    update_task(UpdateTask { task: TaskName, changes: TaskChanges }) -> Task, Manage;
 
     /// Starts a new lifetime of a task now.
     extend_task(ExtendTask { task: TaskName, lifetime: Lifetime }) -> Task, Manage;

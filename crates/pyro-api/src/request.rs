@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ErrorKind, FileEncoding, Hint, NetworkPolicy, PortMapping};
+use crate::{Error, ErrorKind, FileEncoding, Hint, Naming, NetworkPolicy, PortMapping, TtlFrom};
 
 /// Maximum size of a file that is read or written as a whole, in bytes.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -117,6 +117,15 @@ pub struct Ports {
     pub publish: Vec<PortMapping>,
 }
 
+/// When the lifetime of a task to create is renewed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct Renewal {
+    /// `create`: the lifetime begins when the task is created. `use`: it begins anew with each use of the task.
+    #[serde(default)]
+    pub ttl_from: TtlFrom,
+}
+
 /// A port of a task to publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
@@ -144,12 +153,22 @@ pub struct TaskSpec {
     pub disk_mib: Option<i64>,
     /// Ports of its guest to publish on this host, at most 32.
     pub publish: Vec<PortMapping>,
+    /// Its name and labels.
+    pub naming: Naming,
+    /// When its lifetime is renewed.
+    pub ttl_from: TtlFrom,
 }
 
 impl TaskSpec {
     /// `environment` with the contract's defaults, and a disk of the usual size.
     pub fn new(environment: impl Into<String>) -> Self {
-        Self { vm: VmSpec::new(environment), disk_mib: None, publish: Vec::new() }
+        Self {
+            vm: VmSpec::new(environment),
+            disk_mib: None,
+            publish: Vec::new(),
+            naming: Naming::default(),
+            ttl_from: TtlFrom::default(),
+        }
     }
 }
 
@@ -167,11 +186,11 @@ impl From<&str> for VmName {
     }
 }
 
-/// A task by its id.
+/// A task by its id, its name, or the first digits of its id.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskName {
-    /// Id of the task.
+    /// Id of the task, its name, or at least 3 digits with which the id of no other task begins.
     pub task_id: String,
 }
 

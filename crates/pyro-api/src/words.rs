@@ -143,6 +143,42 @@ words!(StopReason {
     OwnerVanished => "owner_vanished",
 });
 
+/// Whether the disk of a task can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+#[serde(rename_all = "snake_case")]
+pub enum DiskState {
+    /// It is there, with its recorded size.
+    Ok,
+    /// Its file is not there.
+    Missing,
+    /// Its file cannot be read, or is not the disk that was recorded.
+    Damaged,
+}
+
+words!(DiskState {
+    Ok => "ok",
+    Missing => "missing",
+    Damaged => "damaged",
+});
+
+/// When a lifetime of a task begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+#[serde(rename_all = "snake_case")]
+pub enum TtlFrom {
+    /// When the task is created, or extended.
+    #[default]
+    Create,
+    /// Also each time the task is used: when a command begins or ends in it, and when files are copied, read or written.
+    Use,
+}
+
+words!(TtlFrom {
+    Create => "create",
+    Use => "use",
+});
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,7 +193,7 @@ mod tests {
                 }
             )*};
         }
-        check!(VmState, ExecutionMode, Accelerator, Outcome, StopReason);
+        check!(VmState, ExecutionMode, Accelerator, Outcome, StopReason, DiskState, TtlFrom);
         assert_eq!("deleted".parse::<VmState>(), Err(UnknownWord));
         assert_eq!("odd".parse::<Outcome>(), Err(UnknownWord));
     }

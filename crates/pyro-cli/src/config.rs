@@ -248,7 +248,8 @@ fn accelerator(variables: &Variables) -> Result<Option<Accelerator>, ConfigError
     text.parse().map(Some).map_err(|_| ConfigError::bad_value(NAME, text.as_ref(), EXPECTED))
 }
 
-/// A name without a slash is looked up in `PATH`. A path is not checked: the engine reports what is wrong with it.
+/// A name without a slash is looked up in `PATH`. What is not found is not an error here: the engine reports it, and `doctor`
+/// shows it among other problems.
 fn vmm_program(variables: &Variables) -> Result<Option<PathBuf>, ConfigError> {
     const NAME: &str = "PYRO_QEMU";
     let Some(value) = variables.get(NAME) else { return Ok(None) };
@@ -257,10 +258,7 @@ fn vmm_program(variables: &Variables) -> Result<Option<PathBuf>, ConfigError> {
     }
     let search_path = variables.get("PATH").unwrap_or_default();
     let found = std::env::split_paths(&search_path).map(|dir| dir.join(&value)).find(|path| path.is_file());
-    match found {
-        Some(program) => Ok(Some(program)),
-        None => Err(ConfigError::bad_value(NAME, &value, "a path, or the name of a program in PATH")),
-    }
+    Ok(Some(found.unwrap_or_else(|| value.into())))
 }
 
 /// A path, which is not checked here; the word `environment` for none; or, by default, the file that

@@ -58,10 +58,10 @@ impl CliError {
                 Exit::Stopped(*signal)
             }
             Self::Output(error) if error.is_broken_pipe() => Exit::BrokenPipe,
+            Self::Words(_) => Exit::Usage,
             Self::Engine(error) => exit_of(error.kind),
             Self::Config(_)
             | Self::Install(_)
-            | Self::Words(_)
             | Self::Demo(_)
             | Self::Output(_)
             | Self::Listen(_)
@@ -70,12 +70,12 @@ impl CliError {
     }
 }
 
-/// Returns the exit status of each kind. All are 1 by contract; the match has no default, so that a new kind does not
-/// compile until its status is decided.
+/// Returns the exit status of each kind: 2 for what only another command line can change, whichever layer noticed it, and 1
+/// for the rest. The match has no default, so that a new kind does not compile until its status is decided.
 fn exit_of(kind: ErrorKind) -> Exit {
     match kind {
-        ErrorKind::InvalidInput
-        | ErrorKind::NotFound
+        ErrorKind::InvalidInput => Exit::Usage,
+        ErrorKind::NotFound
         | ErrorKind::WrongState
         | ErrorKind::AtCapacity
         | ErrorKind::Expired

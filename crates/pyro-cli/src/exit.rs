@@ -11,7 +11,7 @@ pub(crate) enum Exit {
     Success,
     /// 1: pyro itself failed; the message is on stderr, or on stdout with `--json`.
     Failure,
-    /// 2: the command line is invalid.
+    /// 2: the command line is invalid, whichever layer noticed it.
     Usage,
     /// 124: the guest command exceeded `--timeout-seconds`.
     TimedOut,

@@ -11,6 +11,7 @@ use crate::text::printable;
 /// Writes results to stdout and everything else to stderr.
 pub(crate) struct Printer {
     sink: Arc<dyn Sink>,
+    stdout_is_terminal: bool,
     stderr_is_terminal: bool,
 }
 
@@ -64,13 +65,17 @@ impl OutputError {
 
 impl Printer {
     pub(crate) fn new() -> Self {
-        Self { sink: Arc::new(ProcessStreams), stderr_is_terminal: io::stderr().is_terminal() }
+        Self {
+            sink: Arc::new(ProcessStreams),
+            stdout_is_terminal: io::stdout().is_terminal(),
+            stderr_is_terminal: io::stderr().is_terminal(),
+        }
     }
 
     /// Returns a printer that writes to `sink`, and not to a terminal.
     #[cfg(test)]
     pub(crate) fn to(sink: Arc<dyn Sink>) -> Self {
-        Self { sink, stderr_is_terminal: false }
+        Self { sink, stdout_is_terminal: false, stderr_is_terminal: false }
     }
 
     fn write(&self, stream: OutputStream, bytes: &[u8]) -> Result<(), OutputError> {
@@ -95,6 +100,22 @@ impl Printer {
     /// Prints text for people on stderr.
     pub(crate) fn stderr_text(&self, text: &str) -> Result<(), OutputError> {
         self.write(OutputStream::Stderr, printable(text).as_bytes())
+    }
+
+    /// Prints kept output of the guest, as a whole line: unchanged, or escaped for a terminal, which it could control.
+    pub(crate) fn kept(&self, stream: OutputStream, bytes: &[u8]) -> Result<(), OutputError> {
+        let is_terminal = match stream {
+            OutputStream::Stdout => self.stdout_is_terminal,
+            OutputStream::Stderr => self.stderr_is_terminal,
+        };
+        match is_terminal {
+            true => self.write(stream, printable(&String::from_utf8_lossy(bytes)).as_bytes())?,
+            false => self.write(stream, bytes)?,
+        }
+        match bytes.last() {
+            None | Some(b'\n') => Ok(()),
+            Some(_) => self.write(stream, b"\n"),
+        }
     }
 
     /// Prints a line on stderr. Errors are ignored: there is nowhere to report them.
@@ -128,4 +149,39 @@ impl Printer {
 
 fn note(sink: &dyn Sink, line: &str) {
     let _ = sink.write(OutputStream::Stderr, format!("{}\n", printable(line)).as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Memory(Mutex<Vec<u8>>);
+
+    impl Sink for Memory {
+        fn write(&self, _: OutputStream, bytes: &[u8]) -> io::Result<()> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(())
+        }
+    }
+
+    /// What is written of these bytes.
+    fn kept(is_terminal: bool, bytes: &[u8]) -> Vec<u8> {
+        let memory = Arc::new(Memory::default());
+        let sink = Arc::clone(&memory) as Arc<dyn Sink>;
+        let printer = Printer { sink, stdout_is_terminal: is_terminal, stderr_is_terminal: is_terminal };
+        printer.kept(OutputStream::Stdout, bytes).unwrap();
+        let written = memory.0.lock().unwrap().clone();
+        written
+    }
+
+    #[test]
+    fn kept_output_is_unchanged_in_a_file_and_escaped_on_a_terminal() {
+        assert_eq!(kept(false, b"\x1b[2J\xff\0"), b"\x1b[2J\xff\0\n");
+        assert_eq!(kept(false, b"line\n"), b"line\n");
+        assert_eq!(kept(false, b""), b"");
+        assert_eq!(kept(true, b"a\n\x1b[2J\xff"), "a\n\\u{1b}[2J\u{fffd}\n".as_bytes());
+    }
 }

@@ -64,7 +64,8 @@ impl Report {
     pub(crate) fn human(&self) -> String {
         let mut text = String::new();
         let mut add = |label: &str, content: &str| {
-            let content = printable(content.trim_end()).replace('\n', "\n    ");
+            let content = in_words_of_options(content.trim_end());
+            let content = printable(&content).replace('\n', "\n    ");
             // Writing to a String cannot fail.
             let _ = writeln!(text, "{label}{content}");
         };
@@ -80,6 +81,45 @@ impl Report {
         let message: Vec<&str> = std::iter::once(self.message.as_str()).chain(causes).collect();
         JsonReport { ok: false, error: message.join(": "), kind: self.kind, hints: &self.hints }
     }
+}
+
+/// Parameters of the contract that are options of the command line, by their names there with dashes.
+const OPTIONS: [&str; 9] = [
+    "vcpu_count",
+    "mem_mib",
+    "ttl_seconds",
+    "timeout_seconds",
+    "disk_mib",
+    "host_ca",
+    "host_proxy",
+    "allow_host_compat",
+    "max_mib",
+];
+
+/// Replaces the names of parameters, which the contract's texts have, by those that a person can type.
+fn in_words_of_options(text: &str) -> String {
+    let text = text.replace("before task_exec", "before a command can run in it");
+    OPTIONS
+        .iter()
+        .fold(text, |text, name| replace_word(&text, name, &format!("--{}", name.replace('_', "-"))))
+}
+
+/// Replaces `word` where it stands between spaces, commas, and ends of the text.
+fn replace_word(text: &str, word: &str, replacement: &str) -> String {
+    let is_edge = |neighbour: Option<char>| {
+        neighbour.is_none_or(|c| c.is_whitespace() || matches!(c, ',' | ';' | ':' | '`' | '=' | '(' | ')'))
+    };
+    let mut replaced = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(word) {
+        let (before, after) = (&rest[..at], &rest[at + word.len()..]);
+        let stands_alone = is_edge(before.chars().next_back().or_else(|| replaced.chars().next_back()))
+            && is_edge(after.chars().next());
+        replaced.push_str(before);
+        replaced.push_str(if stands_alone { replacement } else { word });
+        rest = after;
+    }
+    replaced + rest
 }
 
 #[cfg(test)]

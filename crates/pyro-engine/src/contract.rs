@@ -13,8 +13,7 @@ use crate::engine::dropped;
 use crate::limits::LOGS_PAGE_BYTES;
 use crate::{
     CopyFromGuest, CopyToGuest, Deleted, DoctorReport, Engine, Environment, Error, ErrorKind, Events,
-    NetworkInfo, PulledEnvironment, Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
-    TaskFile, TaskFileWritten, TaskInput, TaskList, TaskLogs, TaskPublished, Vm,
+    NetworkInfo, PulledEnvironment, Reaped, RemovedEnvironment, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskInput, TaskList, TaskLogs, TaskPublished, Vm,
 };
 
 /// Implements one operation by the engine as the call's caller sees it, so that no operation can skip that.
@@ -60,6 +59,10 @@ operations! {
         engine.prune_environments().await
     }
 
+    remove_environment(engine, request, call: RemoveEnvironment) -> RemovedEnvironment {
+        engine.remove_environment(&request.which.environment).await
+    }
+
     create_vm(engine, request, call: CreateVm) -> Vm {
         engine.create_vm(request.spec, &call.events, &call.cancel).await
     }
@@ -97,8 +100,14 @@ operations! {
     }
 
     create_task(engine, request, call: CreateTask) -> Task {
-        let CreateTask { spec, disk, ports } = request;
-        let spec = TaskSpec { vm: spec, disk_mib: disk.disk_mib, publish: ports.publish };
+        let CreateTask { spec, disk, ports, naming, renewal } = request;
+        let spec = TaskSpec {
+            vm: spec,
+            disk_mib: disk.disk_mib,
+            publish: ports.publish,
+            naming,
+            ttl_from: renewal.ttl_from,
+        };
         engine.create_task(spec, &call.events, &call.cancel).await
     }
 
@@ -118,8 +127,12 @@ operations! {
         engine.delete_task(&request.task.task_id).await
     }
 
-    list_tasks(engine, _, call: ListTasks) -> TaskList {
-        engine.list_tasks().await
+    list_tasks(engine, request, call: ListTasks) -> TaskList {
+        engine.list_tasks(request.filter).await
+    }
+
+    update_task(engine, request, call: UpdateTask) -> Task {
+        engine.update_task(&request.task.task_id, request.changes).await
     }
 
     extend_task(engine, request, call: ExtendTask) -> Task {
@@ -237,6 +250,11 @@ impl Engine {
                 Ok(found) => found.entries,
                 // The journal dropped it meanwhile.
                 Err(error) if error.kind == ErrorKind::NotFound => continue,
+                // A damaged entry must not hide the others.
+                Err(error) if error.kind == ErrorKind::StateUnusable => {
+                    tracing::warn!(task_id = %task.task_id, sequence = last, %error, "a journal entry is left out");
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             bytes += found.iter().map(size).sum::<usize>();

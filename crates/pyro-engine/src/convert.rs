@@ -145,6 +145,7 @@ pub(crate) fn environment(environment: pyro_env::Environment) -> Environment {
         cache_dir,
         install_dir,
         install_manifest,
+        size_bytes,
     } = environment;
     Environment {
         name,
@@ -164,6 +165,7 @@ pub(crate) fn environment(environment: pyro_env::Environment) -> Environment {
         cache_dir,
         install_dir,
         install_manifest,
+        size_bytes,
     }
 }
 

@@ -286,13 +286,13 @@ fn make_dir(dir: &Path) -> Result<(), PoolError> {
     made.map_err(|source| unusable(dir, source))
 }
 
+/// Returns the directories in `dir`. Nothing depends on a spare, so a directory that cannot be read has none.
 fn subdirectories(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    entries
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .map(|entry| entry.path())
-        .collect()
+    let entries = state_dir::entries(dir).unwrap_or_else(|error| {
+        tracing::warn!(dir = %dir.display(), %error, "spares cannot be listed");
+        Vec::new()
+    });
+    entries.iter().filter(|entry| state_dir::is_dir(entry)).map(|entry| entry.path()).collect()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! Times are wall-clock seconds since the epoch, because they are compared across processes.
 
 mod journal;
+mod naming;
 mod open;
 mod row;
 mod schema;
@@ -25,7 +26,7 @@ pub(crate) use self::row::{NewVm, RecordedPort, VmPatch, VmRecord};
 use self::transaction_error::TransactionError;
 use crate::clock::now;
 use crate::state::{Transition, Transitions as _, VmEvent};
-use crate::{Caller, Kind};
+use crate::{Caller, Kind, OwnerName};
 use crate::{Error, ErrorKind, StopReason, VmId, VmState, state_dir};
 
 /// How long the registry remembers that a VM was removed because of its lifetime, in seconds.
@@ -48,13 +49,16 @@ impl Registry {
         Self { base_dir: base_dir.to_owned(), file: state_dir::registry(base_dir), opened: Mutex::new(None) }
     }
 
-    /// Records a VM in state `created`, unless `max_active_vms` exist already.
+    /// Records a VM in state `created`, unless `max_active_vms` exist already or a task has its name.
     pub(crate) fn insert(&self, vm: &NewVm, max_active_vms: u32) -> Result<(), Error> {
         self.write(|tx| {
             let active: u32 =
                 tx.query_row("SELECT count(*) FROM vms WHERE expired_at IS NULL", [], |row| row.get(0))?;
             if active >= max_active_vms {
                 return Err(Error::at_capacity(max_active_vms).into());
+            }
+            if let Some(name) = &vm.naming.name {
+                naming::refuse_taken(tx, vm.owner.as_ref().map(OwnerName::as_str), name, None)?;
             }
             vm.insert(tx)?;
             Ok(())

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
@@ -13,6 +13,11 @@ pub(crate) fn find(name: &str, search_path: &OsStr) -> Option<PathBuf> {
         .filter(|directory| directory.is_absolute())
         .map(|directory| directory.join(name))
         .find(|file| file.is_file() && access(file, Access::EXEC_OK).is_ok())
+}
+
+/// Returns whether `program` is a name without a directory.
+pub(crate) fn is_bare(program: &Path) -> bool {
+    program.parent().is_some_and(|directory| directory.as_os_str().is_empty())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The layout of the state directory, and whether it can be trusted.
 
-use std::fs::Metadata;
+use std::fs::{self, DirEntry, Metadata};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -39,6 +40,23 @@ pub(crate) fn registry(base_dir: &Path) -> PathBuf {
 /// Returns the file with the accelerator that was measured since this boot.
 pub(crate) fn accelerator(base_dir: &Path) -> PathBuf {
     base_dir.join("accelerator.json")
+}
+
+/// Returns what is in a directory of the state directory; nothing if it does not exist.
+///
+/// # Errors
+/// It cannot be read, which does not mean that it is empty.
+pub(crate) fn entries(dir: &Path) -> io::Result<Vec<DirEntry>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => entries.collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns whether an entry is a directory, and not a link to one.
+pub(crate) fn is_dir(entry: &DirEntry) -> bool {
+    entry.file_type().is_ok_and(|kind| kind.is_dir())
 }
 
 /// Returns why a state directory with this `metadata` must not be trusted, if so.

@@ -7,16 +7,16 @@ use crate::build::Build;
 use crate::cancel::CancelFlag;
 use crate::catalog::{self, CATALOG_VERSION, COMPATIBILITY, CatalogEntry};
 use crate::debian::Archive;
-use crate::error::{InspectError, IoError, ListError, OpenError, PruneError, PullError};
+use crate::error::{InspectError, IoError, ListError, OpenError, PruneError, PullError, RemoveError};
 use crate::installed::InstalledEnvironment;
 use crate::layout::Layout;
 use crate::lock::{self, Lock};
 use crate::manifest::{self, Found, Manifest};
 use crate::observer::{PullObserver, PullStep, Steps};
 use crate::partial::{self, Partial};
-use crate::payload::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
+use crate::payload::{Environment, EnvironmentList, PruneReport, PulledEnvironment, RemovedEnvironment};
 use crate::process::Tools;
-use crate::{fsio, prune, trust};
+use crate::{fsio, prune, remove, trust};
 
 /// Where the cache is and where environments come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,6 +163,32 @@ impl EnvironmentCache {
         prune::run(&self.layout, &self.tools)
     }
 
+    /// Removes an installed environment, damaged or not, and returns what it was.
+    ///
+    /// # Errors
+    /// [`RemoveError::InUse`] while a VM runs on it.
+    pub fn remove(&self, name: &str) -> Result<RemovedEnvironment, RemoveError> {
+        let entry = catalog::find(name)?;
+        let install_dir = self.layout.install_dir(entry);
+        if install_dir.symlink_metadata().is_err() {
+            return Err(RemoveError::NotInstalled { name: name.to_owned() });
+        }
+        let unused = lock::try_exclusive(&self.layout.use_lock(&entry.dir_name()))?
+            .ok_or_else(|| RemoveError::InUse { name: name.to_owned() })?;
+        let manifest = match self.found(entry)? {
+            Found::Installed(installed) => Some(installed.manifest),
+            Found::Damaged(_) | Found::Nothing => None,
+        };
+        let freed_bytes = fsio::used_bytes(&install_dir);
+        remove::tree(&install_dir, &self.tools)?;
+        unused.remove_file()?;
+        // Nothing is built now, or the build makes another lock.
+        if let Some(build) = lock::try_exclusive(&self.layout.build_lock(&entry.dir_name()))? {
+            build.remove_file()?;
+        }
+        Ok(RemovedEnvironment { freed_bytes, digest: manifest.map(|manifest| manifest.digest()) })
+    }
+
     /// Returns the work directories of builds whose processes are gone. Never writes.
     pub fn abandoned_builds(&self) -> Result<Vec<PathBuf>, ListError> {
         Ok(partial::abandoned(&self.layout)?)
@@ -215,6 +241,7 @@ impl EnvironmentCache {
             installed: manifest.is_some(),
             cache_dir: self.layout.cache().to_owned(),
             install_manifest: manifest.map(|_| install_dir.join(manifest::FILE_NAME)),
+            size_bytes: manifest.map(|_| fsio::used_bytes(&install_dir)),
             install_dir,
         }
     }

@@ -305,6 +305,41 @@ impl fmt::Display for ToolFailure {
     }
 }
 
+/// Why an environment cannot be removed.
+#[derive(Debug, Error)]
+pub enum RemoveError {
+    /// The name is not in the catalog.
+    #[error(transparent)]
+    Unknown(#[from] UnknownEnvironment),
+    /// The cache does not have it.
+    #[error("environment '{name}' is not installed")]
+    NotInstalled {
+        /// The environment.
+        name: String,
+    },
+    /// A VM runs on it.
+    #[error("environment '{name}' is in use")]
+    InUse {
+        /// The environment.
+        name: String,
+    },
+    /// A file cannot be read or removed.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+impl RemoveError {
+    /// Returns the kind of the error, which says what a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            RemoveError::Unknown(_) => ErrorKind::UnknownEnvironment,
+            RemoveError::NotInstalled { .. } => ErrorKind::NotInstalled,
+            RemoveError::InUse { .. } => ErrorKind::InUse,
+            RemoveError::Io(error) => error.kind(),
+        }
+    }
+}
+
 /// Why `prune` failed. Everything that could be removed has been removed.
 #[derive(Debug, Error)]
 pub enum PruneError {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
@@ -29,6 +29,12 @@ pub(crate) fn write_new(path: &Path, mode: u32, content: &[u8]) -> Result<(), Io
         .open(path)
         .map_err(IoError::at("create", path))?;
     file.write_all(content).map_err(IoError::at("write", path))
+}
+
+/// Returns the space that the files in `dir` use, in bytes. What cannot be examined is left out.
+pub(crate) fn used_bytes(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.metadata().ok()).map(|file| file.blocks() * 512).sum()
 }
 
 /// Reads a file of at most `limit` bytes; `None` if it does not exist. Fails if the file is longer.

@@ -35,13 +35,13 @@ pub use cancel::CancelFlag;
 pub use catalog::{CATALOG_VERSION, UnknownEnvironment};
 pub use error::{
     Damage, ErrorKind, InspectError, IoError, ListError, OpenError, PruneError, PullError, Remedy,
-    ToolFailure, TrustProblem, Untrusted,
+    RemoveError, ToolFailure, TrustProblem, Untrusted,
 };
 pub use image::RootfsFormat;
 pub use installed::InstalledEnvironment;
 pub use manifest::OpenFiles;
 pub use observer::{PullObserver, PullStep, SilentObserver};
-pub use payload::{Environment, EnvironmentList, PruneReport, PulledEnvironment};
+pub use payload::{Environment, EnvironmentList, PruneReport, PulledEnvironment, RemovedEnvironment};
 pub use process::Tools;
 pub use trust::check_path;
 

@@ -43,6 +43,9 @@ pub struct Environment {
     /// The installed manifest; the key is absent while nothing is installed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub install_manifest: Option<PathBuf>,
+    /// Space that its files use, in bytes; the key is absent while nothing is installed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
 }
 
 /// The catalog, sorted by name.
@@ -75,4 +78,13 @@ pub struct PruneReport {
     pub deleted_environment_dirs: Vec<String>,
     /// How many.
     pub count: usize,
+}
+
+/// An environment that was removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemovedEnvironment {
+    /// Space that its files used, in bytes.
+    pub freed_bytes: u64,
+    /// Digest of its artifacts; `None` if it was damaged.
+    pub digest: Option<String>,
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::SeekFrom;
@@ -107,6 +108,9 @@ impl LayerTemplates {
     const SIZES_MIB: [u64; 5] = [8192, 4096, 2048, 1024, 512];
     /// Space in MiB that a layer must leave free, for the host and for pyro's own records.
     const RESERVE_MIB: u64 = 512;
+
+    /// Minimum free space for a layer of the smallest usual size, in MiB.
+    pub const LEAST_FREE_MIB: u64 = 512 + Self::RESERVE_MIB;
 
     /// Keeps templates in `dir`, which is created when needed, and looks up `mke2fs` in `search_path`.
     pub fn new(dir: PathBuf, search_path: std::ffi::OsString) -> Self {
@@ -222,6 +226,82 @@ pub fn instantiate(template: &Artifact, target: &Path) -> Result<(), LayerError>
     fs::rename(&partial, target).map_err(io_error("name", target))
 }
 
+/// Why a layer of an earlier start cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerDefect {
+    /// There is no such file.
+    #[error("its file does not exist")]
+    Missing,
+    /// The file cannot be read.
+    #[error("its file cannot be read")]
+    Unreadable(#[source] io::Error),
+    /// The file has no ext4 file system.
+    #[error("its file has no ext4 file system")]
+    NoFileSystem,
+    /// The file is shorter than the file system in it.
+    #[error("its file has {actual} bytes, and its file system {expected}")]
+    Short {
+        /// Size of the file, in bytes.
+        actual: u64,
+        /// Size that the file system needs, in bytes.
+        expected: u64,
+    },
+}
+
+/// Checks that a layer of an earlier start is there and complete, by its superblock. Blocks.
+///
+/// The layer was written by a guest, so the answer is of use to the guest's owner only.
+///
+/// # Errors
+/// [`LayerDefect`].
+pub fn check(layer: &Path) -> Result<(), LayerDefect> {
+    let metadata = match fs::metadata(layer) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(LayerDefect::Missing),
+        Err(error) => return Err(LayerDefect::Unreadable(error)),
+    };
+    // Opening anything else, such as a FIFO, could block.
+    if !metadata.is_file() {
+        return Err(LayerDefect::NoFileSystem);
+    }
+    let mut superblock = [0; SUPERBLOCK_BYTES];
+    let file = File::open(layer).map_err(LayerDefect::Unreadable)?;
+    match file.read_exact_at(&mut superblock, SUPERBLOCK_OFFSET) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(LayerDefect::NoFileSystem),
+        Err(error) => return Err(LayerDefect::Unreadable(error)),
+    }
+    let expected = file_system_bytes(&superblock).ok_or(LayerDefect::NoFileSystem)?;
+    match metadata.len() {
+        actual if actual < expected => Err(LayerDefect::Short { actual, expected }),
+        _ => Ok(()),
+    }
+}
+
+/// Where the superblock of ext4 begins, in bytes, and how much of it is read.
+const SUPERBLOCK_OFFSET: u64 = 1024;
+const SUPERBLOCK_BYTES: usize = 1024;
+/// `s_magic`.
+const EXT4_MAGIC: u16 = 0xef53;
+/// Bit of `s_feature_incompat`: numbers of blocks have 64 bits.
+const INCOMPAT_64BIT: u32 = 0x80;
+
+/// Returns the size of the file system with this superblock; `None` if it is not one of ext4.
+fn file_system_bytes(superblock: &[u8; SUPERBLOCK_BYTES]) -> Option<u64> {
+    let word = |offset: usize| {
+        let bytes = superblock.get(offset..offset + 4)?.try_into().ok()?;
+        Some(u32::from_le_bytes(bytes))
+    };
+    // The state of the file system is the upper half.
+    if word(0x38)? as u16 != EXT4_MAGIC {
+        return None;
+    }
+    let high = if word(0x60)? & INCOMPAT_64BIT == 0 { 0 } else { word(0x150)? };
+    let blocks = u64::from(high) << 32 | u64::from(word(0x4)?);
+    let block_bytes = 1024_u64.checked_shl(word(0x18)?).filter(|bytes| *bytes <= 65_536 && *bytes > 0)?;
+    blocks.checked_mul(block_bytes)
+}
+
 /// Copies the parts of a file that hold data, and preserves its holes.
 fn copy_sparse(source: &File, target: &File) -> io::Result<()> {
     let length = source.metadata()?.len();
@@ -249,7 +329,7 @@ fn copy_sparse(source: &File, target: &File) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
 
@@ -280,8 +360,32 @@ mod tests {
             let mut magic = [0; 2];
             File::open(&first).unwrap().read_exact_at(&mut magic, 0x438).unwrap();
             assert_eq!(magic, [0x53, 0xef]);
+            check(&first).unwrap();
         }
         assert_eq!(fs::read_dir(dir.path().join("layers")).unwrap().count(), 2, "no partial file is left");
+    }
+
+    #[test]
+    fn a_layer_that_is_not_whole_is_found_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = dir.path().join("layer.img");
+        assert!(matches!(check(&layer), Err(LayerDefect::Missing)));
+        for content in [&b""[..], &[0; 4096], &[0xff; 4096]] {
+            fs::write(&layer, content).unwrap();
+            assert!(matches!(check(&layer), Err(LayerDefect::NoFileSystem)));
+        }
+        assert!(matches!(check(dir.path()), Err(LayerDefect::NoFileSystem)));
+        #[expect(clippy::disallowed_methods, reason = "tests use the host's programs")]
+        let path = std::env::var_os("PATH").unwrap();
+        let templates = LayerTemplates::new(dir.path().join("layers"), path);
+        let whole = templates.of_size(512, LayerLifetime::ManyStarts).unwrap();
+        fs::remove_file(&layer).unwrap();
+        instantiate(&whole.into(), &layer).unwrap();
+        check(&layer).unwrap();
+        fs::set_permissions(&layer, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        File::options().write(true).open(&layer).unwrap().set_len(256 << 20).unwrap();
+        let defect = check(&layer).unwrap_err();
+        assert_eq!(defect.to_string(), "its file has 268435456 bytes, and its file system 536870912");
     }
 
     #[test]
@@ -309,6 +413,7 @@ mod tests {
         );
         assert!(choose(None, free).unwrap_err().to_string().contains("needs at least 1024 MiB"));
         assert_eq!(templates.choose(Some(256), u64::MAX, Overcommit::Off).unwrap(), 256);
+        assert_eq!(LayerTemplates::SIZES_MIB.iter().min(), Some(&(LayerTemplates::LEAST_FREE_MIB - 512)));
         let error = choose(Some(1 << 40), 0).unwrap_err().to_string();
         assert!(!error.contains("may still grow"), "{error}");
     }

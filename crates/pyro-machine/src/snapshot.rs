@@ -24,7 +24,7 @@ mod verify;
 
 pub use error::SnapshotError;
 pub use key::{Subject, key};
-pub use prune::prune;
+pub use prune::{prune, remove_all_of};
 pub use record::Damage;
 pub use store::{Begun, Partial, Snapshot, Store};
 pub use verify::{Problem, Verified, verify};

@@ -39,7 +39,7 @@ impl Failure {
             Self::Arguments(error) => error.to_string(),
             Self::NotAllowed(sentence) => sentence.clone(),
             Self::UnknownTool(_) => self.to_string(),
-            Self::Contract(error) => error.in_full(Reader::Model),
+            Self::Contract(error) => error.in_full(),
         }
     }
 

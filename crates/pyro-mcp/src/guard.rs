@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use pyro_api::operations::{ListEnvironments, StatusTask, StatusVm};
-use pyro_api::{Access, CallContext, Caller, Contract, Environment, Kind, Operation, Target, VmSpec};
+use pyro_api::{Access, CallContext, Caller, Contract, Environment, Kind, Operation, Target, VmId, VmSpec};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
@@ -65,7 +65,7 @@ impl Guard {
     /// Checks a request and performs it.
     pub(crate) async fn perform<O: Operation>(
         &self,
-        request: O,
+        mut request: O,
         call: &CallContext,
     ) -> Result<O::Result, Failure> {
         let (access, policy) = (O::INFO.access, self.policy());
@@ -89,7 +89,11 @@ impl Guard {
         let call = CallContext { caller: self.caller.clone(), ..call.clone() };
         if access.enters() {
             match request.target() {
-                Some(target) => self.check_target(target, &call).await?,
+                Some(target) => {
+                    let (kind, id) = self.check_target(target, &call).await?;
+                    // What was checked is what is entered, whatever has that name by then.
+                    request.retarget(kind, &id);
+                }
                 None => return refused("does not name the machine that it enters"),
             }
         }
@@ -103,17 +107,22 @@ impl Guard {
         Ok(environments)
     }
 
-    /// Checks an existing machine before something runs in it.
-    async fn check_target(&self, target: Target<'_>, call: &CallContext) -> Result<(), Failure> {
+    /// Checks an existing machine before something runs in it. Returns the id for which its name stands.
+    async fn check_target(&self, target: Target<'_>, call: &CallContext) -> Result<(Kind, VmId), Failure> {
         let contract = &self.gate.contract;
-        let machine = match target.kind {
-            Kind::Vm => Machine::from(contract.status_vm(StatusVm { vm: target.id.into() }, call).await?),
+        let (id, machine) = match target.kind {
+            Kind::Vm => {
+                let vm = contract.status_vm(StatusVm { vm: target.id.into() }, call).await?;
+                (vm.vm_id.clone(), Machine::from(vm))
+            }
             Kind::Task => {
                 let request = StatusTask { task: target.id.into() };
-                Machine::from(contract.status_task(request, call).await?)
+                let task = contract.status_task(request, call).await?;
+                (task.task_id.clone(), Machine::from(task))
             }
         };
-        self.policy().check_machine(&machine)
+        self.policy().check_machine(&machine)?;
+        Ok((target.kind, id))
     }
 }
 

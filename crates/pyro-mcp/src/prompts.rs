@@ -1,7 +1,7 @@
 //! Prompts that explain the workflow, and completion of names in prompts and addresses.
 
-use pyro_api::CallContext;
 use pyro_api::operations::{ListTasks, StatusTask};
+use pyro_api::{CallContext, TaskFilter};
 use rmcp::ErrorData;
 use rmcp::model::{
     ArgumentInfo, CompletionContext, CompletionInfo, GetPromptRequestParams, GetPromptResult, Prompt,
@@ -86,7 +86,11 @@ pub(crate) async fn complete(
     let known = match argument.name.as_str() {
         "environment" => environment_names(guard, call).await?,
         "task_id" if policy.has_tasks() => {
-            let tasks = guard.perform(ListTasks {}, call).await.map_err(protocol_error)?.tasks;
+            let tasks = guard
+                .perform(ListTasks { filter: TaskFilter::default() }, call)
+                .await
+                .map_err(protocol_error)?
+                .tasks;
             tasks.into_iter().map(|task| task.task_id.to_string()).collect()
         }
         "sequence" if policy.has_tasks() => {

@@ -2,7 +2,7 @@
 
 use pyro_api::operations::{InspectEnvironment, ListTasks, LogsTask, StatusTask};
 use pyro_api::text::{printable, printable_line};
-use pyro_api::{CallContext, Entries, EnvironmentName, Error, ErrorKind, OwnerName, Reader};
+use pyro_api::{CallContext, Entries, EnvironmentName, Error, ErrorKind, OwnerName, TaskFilter};
 use rmcp::ErrorData;
 use rmcp::model::{Resource, ResourceContents, ResourceTemplate};
 use serde::Serialize;
@@ -44,7 +44,12 @@ pub(crate) async fn list(guard: &Guard, outputs: &Outputs) -> Result<Vec<Resourc
         addresses.push(Address::Environment(name));
     }
     if guard.policy().has_tasks() {
-        for task in guard.perform(ListTasks {}, call).await.map_err(protocol_error)?.tasks {
+        for task in guard
+            .perform(ListTasks { filter: TaskFilter::default() }, call)
+            .await
+            .map_err(protocol_error)?
+            .tasks
+        {
             let id = task.task_id.to_string();
             addresses.extend([Address::Task(id.clone()), Address::Journal(id)]);
         }
@@ -144,7 +149,7 @@ fn json(payload: &impl Serialize) -> Result<String, Failure> {
 pub(crate) fn protocol_error(failure: Failure) -> ErrorData {
     match failure {
         Failure::Contract(error) => {
-            let message = printable(&error.in_full(Reader::Model)).into_owned();
+            let message = printable(&error.in_full()).into_owned();
             match error.kind {
                 ErrorKind::InvalidInput => ErrorData::invalid_params(message, None),
                 _ => ErrorData::internal_error(message, None),

@@ -85,7 +85,7 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let message = error.in_full(Reader::Program);
+        let message = error.in_full();
         Self { problem: Problem::Engine(error.kind), message, hints: error.hints_for(Reader::Program) }
     }
 }

@@ -274,7 +274,9 @@ impl<'a, P: Platform> Attempt<'a, P> {
         // A failure is recorded before the next process gets the lock, so that it does not try the same again.
         let saved = timeout_at(deadline, self.save_template(&partial)).await.unwrap_or(Err(late));
         let release = saved.map_err(failed)?;
-        store.finish(partial, release, &self.spec.guest.digest).map_err(|error| failed(error.into()))
+        let guest = &self.spec.guest;
+        let finished = store.finish(partial, release, &guest.digest, guest.base_image.path());
+        finished.map_err(|error| failed(error.into()))
     }
 
     /// Boots a throwaway machine, saves it and ends it. Returns its kernel's release.

@@ -3,7 +3,7 @@
 use pyro_machine::snapshot::Store;
 use pyro_machine::{HostPlatform, Platform};
 
-pub use pyro_machine::snapshot::prune;
+pub use pyro_machine::snapshot::{prune, remove_all_of};
 
 use crate::files;
 use crate::spec::LaunchSpec;

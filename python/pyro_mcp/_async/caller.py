@@ -16,6 +16,8 @@ from ..errors import PyroError
 Undo = Callable[[Any], Tuple[str, Dict[str, Any]]]
 Env = Optional[Mapping[str, str]]
 Argv = Optional[Sequence[str]]
+# Labels of a task.
+Labels = Optional[Mapping[str, str]]
 # Whether a guest trusts the host's certification authorities, or those in a file.
 HostCa = Union[bool, StrPath, None]
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, Optional, Union
+from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Union
 
 from .._calls import AsyncCall
 from .._feeding import Input
 from .._manager import StrPath
 from .._output import OnOutput
 from ..errors import PyroValueError
-from .caller import Argv, Env
+from .caller import Argv, Env, Labels
 from .stream import AsyncCommandStream
 
 if TYPE_CHECKING:
@@ -86,6 +86,14 @@ class AsyncTask:
     async def stop(self) -> types.Task:
         """Stops the task. Its files and its journal are kept."""
         return await self._pyro.stop_task(self.task_id)
+
+    async def update(
+        self, *, name: Optional[str] = None, labels: Labels = None, remove_labels: Sequence[str] = (),
+        ttl_from: Optional[str] = None,
+    ) -> types.Task:
+        """Changes the name, the labels, or the renewal of the task. See `update_task`."""
+        return await self._pyro.update_task(
+            self.task_id, name=name, labels=labels, remove_labels=remove_labels, ttl_from=ttl_from)
 
     async def extend(self, *, ttl_seconds: int) -> types.Task:
         """Gives the task a new lifetime of 60 to 3600 seconds, starting now."""

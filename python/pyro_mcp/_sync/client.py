@@ -13,7 +13,7 @@ from .._feeding import Input
 from .._manager import StrPath, VmManager
 from .._output import OnOutput
 from .._server import Server
-from .caller import Argv, Caller, Env, HostCa, OnProgress
+from .caller import Argv, Caller, Env, HostCa, Labels, OnProgress
 from .stream import CommandStream
 from .task import Task, TaskContext
 
@@ -92,6 +92,10 @@ class Pyro(Caller):
     def prune_environments(self) -> types.Pruned:
         """Removes installed environments and templates that this version cannot use."""
         return self._call("prune_environments", {})
+
+    def remove_environment(self, environment: str) -> types.RemovedEnvironment:
+        """Removes an installed environment and its templates. Fails while a VM or task uses it."""
+        return self._call("remove_environment", {"environment": environment})
 
     # VMs
 
@@ -234,7 +238,8 @@ class Pyro(Caller):
         self, *, environment: str, vcpu_count: int = 1, mem_mib: int = 1024, ttl_seconds: int = 600, network: bool = False,
         network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
         allow_host_compat: bool = False, disk_mib: Optional[int] = None,
-        publish: Sequence[str] = (), on_progress: Optional[OnProgress] = None,
+        publish: Sequence[str] = (), name: Optional[str] = None, labels: Labels = None, ttl_from: str = "create",
+        on_progress: Optional[OnProgress] = None,
     ) -> types.Task:
         """Creates and starts a task: a VM with a persistent `/workspace` that stays until it is deleted.
 
@@ -244,11 +249,16 @@ class Pyro(Caller):
             ttl_seconds: Lifetime in seconds, 60 to 3600, after which the task is stopped. `extend_task` renews it.
             disk_mib: Size of the disk in MiB, 256 to 1048576. Default: 8192, or less if the host's disk is too small.
             publish: TCP ports of the guest to publish on this host, each as for `publish_task`, from the start on.
+            name: Name of the task, usable wherever its ID is. No other task may have it.
+            labels: Labels of the task, by which `list_tasks` selects tasks.
+            ttl_from: `create`: the lifetime begins when the task is created. `use`: it begins anew with each use.
         """
         params = _spec(
             environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)
+        more = {
+            "disk_mib": disk_mib, "publish": list(publish), "name": name, "labels": dict(labels or {}), "ttl_from": ttl_from}
         return self._call(
-            "create_task", {**params, "disk_mib": disk_mib, "publish": list(publish)}, on_progress=on_progress,
+            "create_task", {**params, **more}, on_progress=on_progress,
             undo=lambda task: ("delete_task", {"task_id": task["task_id"]}))
 
     def exec_task(
@@ -331,9 +341,32 @@ class Pyro(Caller):
             after = page["next_after"]
         return {"task_id": task_id, "count": len(entries), "entries": entries}
 
-    def list_tasks(self) -> types.TaskList:
-        """Lists all tasks, oldest first."""
-        return self._call("list_tasks", {})
+    def list_tasks(self, *, labels: Sequence[str] = ()) -> types.TaskList:
+        """Lists tasks, oldest first.
+
+        Args:
+            labels: List only tasks with all of these labels, each as `KEY=VALUE`, or as `KEY` for any value.
+        """
+        return self._call("list_tasks", {"labels": list(labels)})
+
+    def update_task(
+        self, task_id: str, *, name: Optional[str] = None, labels: Labels = None, remove_labels: Sequence[str] = (),
+        ttl_from: Optional[str] = None,
+    ) -> types.Task:
+        """Changes the name, the labels, or the renewal of a task. What is left out stays as it is.
+
+        Args:
+            task_id: ID or name of the task.
+            name: New name. An empty text takes the name away.
+            labels: Labels to add or replace.
+            remove_labels: Keys of labels to remove.
+            ttl_from: See `create_task`.
+        """
+        params = {
+            "task_id": task_id, "name": name, "labels": dict(labels or {}), "remove_labels": list(remove_labels),
+            "ttl_from": ttl_from,
+        }
+        return self._call("update_task", params)
 
     def start_task(self, task_id: str, *, on_progress: Optional[OnProgress] = None) -> types.Task:
         """Starts a stopped task with its files and a new lifetime."""
@@ -440,12 +473,14 @@ class Pyro(Caller):
         self, environment: str, *, vcpu_count: int = 1, mem_mib: int = 1024, ttl_seconds: int = 600, network: bool = False,
         network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
         allow_host_compat: bool = False, disk_mib: Optional[int] = None,
-        publish: Sequence[str] = (), on_progress: Optional[OnProgress] = None,
+        publish: Sequence[str] = (), name: Optional[str] = None, labels: Labels = None, ttl_from: str = "create",
+        on_progress: Optional[OnProgress] = None,
     ) -> TaskContext:
         """Returns a context manager that creates a task and deletes it on exit. See `create_task` for the arguments."""
         params = _spec(
             environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)
-        return TaskContext(self, {**params, "disk_mib": disk_mib, "publish": publish, "on_progress": on_progress})
+        more = {"disk_mib": disk_mib, "publish": publish, "name": name, "labels": labels, "ttl_from": ttl_from}
+        return TaskContext(self, {**params, **more, "on_progress": on_progress})
 
     def open_task(self, task_id: str) -> Task:
         """Returns an object for an existing task. Makes no call."""

@@ -171,12 +171,19 @@ fn parts_are_found_by_their_type() {
         spec: VmSpec::new("debian:12"),
         disk: Disk { disk_mib: Some(512) },
         ports: Ports::default(),
+        naming: Naming::default(),
+        renewal: Renewal::default(),
     };
     assert_eq!(request.part::<VmSpec>().map(|spec| spec.environment.as_str()), Some("debian:12"));
     assert_eq!(request.part::<Disk>(), Some(&Disk { disk_mib: Some(512) }));
     assert_eq!((request.part::<Lifetime>(), request.target()), (None, None));
-    let request = StopTask { task: "x".into() };
+    let mut request = StopTask { task: "x".into() };
     assert_eq!(request.target(), Some(Target { kind: Kind::Task, id: "x" }));
+    let id = VmId::parse("de259a89b184").unwrap();
+    request.retarget(Kind::Vm, &id);
+    assert_eq!(request.target(), Some(Target { kind: Kind::Task, id: "x" }));
+    request.retarget(Kind::Task, &id);
+    assert_eq!(request.target(), Some(Target { kind: Kind::Task, id: "de259a89b184" }));
 }
 
 #[test]

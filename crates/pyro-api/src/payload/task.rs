@@ -6,7 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{DeleteReason, Output};
-use crate::{ExecutionMode, NetworkDenial, NetworkPolicy, Outcome, StopReason, VmId, VmState};
+use crate::{
+    DiskState, ExecutionMode, NetworkDenial, NetworkPolicy, Outcome, StopReason, TtlFrom, VmId, VmState,
+};
 
 /// A task.
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
@@ -14,6 +16,12 @@ use crate::{ExecutionMode, NetworkDenial, NetworkPolicy, Outcome, StopReason, Vm
 pub struct Task {
     /// Id.
     pub task_id: VmId,
+    /// Name; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Labels; absent without any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Environment name.
     pub environment: String,
     /// Version of its environment.
@@ -24,6 +32,8 @@ pub struct Task {
     pub mem_mib: u32,
     /// Lifetime in seconds, from creation or the latest extension.
     pub ttl_seconds: u32,
+    /// `use` if each use of the task begins a new lifetime; otherwise `create`.
+    pub ttl_from: TtlFrom,
     /// Creation time, in seconds since the epoch.
     pub created_at: f64,
     /// When its lifetime ends and it is stopped, in seconds since the epoch.
@@ -58,6 +68,8 @@ pub struct Task {
     pub last_error: Option<String>,
     /// Size of its disk in MiB; null if it has none.
     pub disk_mib: Option<u64>,
+    /// Whether its disk can be used; null if it has none. Only a task whose disk is `ok` starts.
+    pub disk_state: Option<DiskState>,
     /// Space that its disk and its journal use on the host, in bytes.
     pub disk_used_bytes: u64,
     /// Its published ports; absent without any.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::{Args, Subcommand};
-use pyro_engine::{Engine, Environment, EnvironmentList, Pruned, PulledEnvironment};
+use pyro_engine::{Engine, Environment, EnvironmentList, Pruned, PulledEnvironment, RemovedEnvironment};
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -17,6 +17,7 @@ Examples:
   pyro env list
   pyro env pull debian:12
   pyro env inspect debian:12 --json
+  pyro env rm debian:12
   pyro env prune";
 
 /// List, install, inspect and remove environments
@@ -30,6 +31,7 @@ pub(crate) enum EnvCommand {
     Pull(EnvPullArgs),
     Inspect(EnvInspectArgs),
     Verify(EnvVerifyArgs),
+    Rm(EnvRmArgs),
     Prune(EnvPruneArgs),
 }
 
@@ -52,6 +54,11 @@ impl EnvCommand {
                 let verified = Verified { name: name.environment.clone(), intact: true };
                 Reply::of(name.json, &verified, |verified| format!("{}: intact\n", verified.name))?
             }
+            Self::Rm(args) => {
+                let name = &args.name;
+                let removed = session::block_on(engine.remove_environment(&name.environment))?;
+                Reply::of(name.json, &removed, removed_text)?
+            }
             Self::Prune(args) => {
                 Reply::of(args.json, &session::block_on(engine.prune_environments())?, pruned)?
             }
@@ -64,6 +71,7 @@ impl EnvCommand {
             Self::Pull(args) => args.name.json,
             Self::Inspect(args) => args.name.json,
             Self::Verify(args) => args.name.json,
+            Self::Rm(args) => args.name.json,
             Self::Prune(args) => args.json,
         }
     }
@@ -145,6 +153,21 @@ pub(crate) struct EnvInspectArgs {
     pub(crate) name: EnvNameArgs,
 }
 
+const RM_EXAMPLES: &str = "\
+Examples:
+  pyro env rm debian:12";
+
+/// Remove an installed environment from the cache, with its templates
+///
+/// Fails while a VM or task runs on it. A stopped task needs its environment to start again: the next start installs it
+/// again, possibly with newer packages. `pyro env inspect` shows how much space an environment uses.
+#[derive(Debug, Args)]
+#[command(after_help = RM_EXAMPLES)]
+pub(crate) struct EnvRmArgs {
+    #[command(flatten)]
+    pub(crate) name: EnvNameArgs,
+}
+
 const PRUNE_EXAMPLES: &str = "\
 Examples:
   pyro env prune
@@ -219,6 +242,20 @@ fn pruned(pruned: &Pruned) -> String {
     joined(&lines)
 }
 
+fn removed_text(removed: &RemovedEnvironment) -> String {
+    let mut lines = vec![format!("Removed: {} ({} MiB)", removed.environment, mib(removed.freed_bytes))];
+    match removed.deleted_templates {
+        0 => {}
+        1 => lines.push("Deleted 1 template.".to_owned()),
+        count => lines.push(format!("Deleted {count} templates.")),
+    }
+    joined(&lines)
+}
+
+fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
 /// The lines that `pull` and `inspect` share, after the first.
 fn details(environment: &Environment) -> Vec<String> {
     let mut lines = vec![
@@ -237,6 +274,7 @@ fn details(environment: &Environment) -> Vec<String> {
         let manifest = environment.install_manifest.as_ref().map_or("unknown".to_owned(), shown);
         lines.push(format!("Install dir: {}", shown(&environment.install_dir)));
         lines.push(format!("Install manifest: {manifest}"));
+        lines.extend(environment.size_bytes.map(|bytes| format!("Size: {} MiB", mib(bytes))));
     }
     lines
 }

@@ -4,7 +4,9 @@ pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod journal;
+pub(crate) mod naming;
 pub(crate) mod ports;
+mod several;
 pub(crate) mod state;
 mod subject;
 
@@ -15,6 +17,7 @@ use self::cp::TaskCpArgs;
 use self::create::TaskCreateArgs;
 use self::exec::TaskExecArgs;
 use self::journal::{TaskKillArgs, TaskLogsArgs, TaskWaitArgs};
+use self::naming::TaskUpdateArgs;
 use self::ports::{TaskPublishArgs, TaskUnpublishArgs};
 use self::state::{
     TaskDeleteArgs, TaskExtendArgs, TaskListArgs, TaskStartArgs, TaskStatusArgs, TaskStopArgs,
@@ -30,7 +33,9 @@ Examples:
   pyro task exec $ID -- git clone https://example.com/project.git
   pyro task exec $ID --cwd project --timeout-seconds 600 -- make
   pyro task logs $ID
-  pyro task delete $ID";
+  pyro task delete $ID
+
+A task can be given by its id, by its name, or by at least 3 first digits of its id.";
 
 /// Create persistent guests with a /workspace, and run commands in them
 ///
@@ -48,10 +53,13 @@ pub(crate) enum TaskCommand {
     Cp(TaskCpArgs),
     Publish(TaskPublishArgs),
     Unpublish(TaskUnpublishArgs),
+    #[command(visible_alias = "ps")]
     List(TaskListArgs),
     Extend(TaskExtendArgs),
+    Update(TaskUpdateArgs),
     Stop(TaskStopArgs),
     Start(TaskStartArgs),
+    #[command(visible_alias = "rm")]
     Delete(TaskDeleteArgs),
 }
 
@@ -74,6 +82,7 @@ impl TaskCommand {
             Self::Unpublish(args) => ports::unpublish(&args, engine),
             Self::List(args) => state::list(&args, engine),
             Self::Extend(args) => state::extend(&args, engine),
+            Self::Update(args) => naming::update(args, engine),
             Self::Stop(args) => state::stop(&args, engine),
             Self::Start(args) => state::start(&args, engine, printer),
             Self::Delete(args) => state::delete(&args, engine),
@@ -93,9 +102,10 @@ impl TaskCommand {
             Self::Unpublish(args) => args.json,
             Self::List(args) => args.json,
             Self::Extend(args) => args.task.json,
-            Self::Stop(args) => args.task.json,
+            Self::Update(args) => args.task.json,
+            Self::Stop(args) => args.tasks.json,
             Self::Start(args) => args.task.json,
-            Self::Delete(args) => args.task.json,
+            Self::Delete(args) => args.tasks.json,
         }
     }
 }

@@ -47,11 +47,12 @@ fn programs_get_one_message_with_its_causes() {
 }
 
 #[test]
-fn every_engine_error_exits_with_1_and_has_a_kind_of_its_own() {
+fn every_engine_error_has_an_exit_status_and_a_kind_of_its_own() {
     let mut names = BTreeSet::new();
     for kind in ErrorKind::ALL {
         let error = CliError::Engine(Error::new(kind, "text"));
-        assert_eq!(error.exit().code(), 1, "{kind:?}");
+        let expected = if kind == ErrorKind::InvalidInput { 2 } else { 1 };
+        assert_eq!(error.exit().code(), expected, "{kind:?}");
         let name = Report::of(&error).unwrap().kind;
         assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{name}");
         names.insert(name);
@@ -94,4 +95,25 @@ fn our_own_failures_exit_with_1() {
         assert_eq!(error.exit().code(), 1);
         assert!(Report::of(&error).unwrap().human().starts_with("[error] "));
     }
+}
+
+/// The contract's texts name parameters; a person knows options.
+#[test]
+fn people_read_the_names_of_options_and_programs_those_of_parameters() {
+    let error = Error::out_of_range("ttl_seconds", 60, 3600).hint(Hint::LargerTtl);
+    let report = Report::of(&CliError::Engine(error)).unwrap();
+    insta::assert_snapshot!(report.human(), @r"
+    [error] --ttl-seconds must be between 60 and 3600
+      hint: set a larger --ttl-seconds
+    ");
+    assert_eq!(report.json().error, "ttl_seconds must be between 60 and 3600");
+    let stopped = Error::not_started(pyro_engine::Kind::Task, "0123456789ab", pyro_engine::VmState::Stopped);
+    let report = Report::of(&CliError::Engine(stopped)).unwrap();
+    let first = report.human().lines().next().unwrap().to_owned();
+    assert_eq!(first, "[error] task 0123456789ab must be in 'started' state before a command can run in it");
+    // Longer names that contain one of these are something else.
+    assert_eq!(
+        in_words_of_options("my_ttl_seconds ttl_seconds2 /x/mem_mib.txt"),
+        "my_ttl_seconds ttl_seconds2 /x/mem_mib.txt"
+    );
 }

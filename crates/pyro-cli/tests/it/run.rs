@@ -10,13 +10,13 @@ use crate::harness::Home;
 fn a_command_is_required() {
     let home = Home::new();
     insta::assert_snapshot!(home.pyro(["run", "debian:12", "--"]).all(), @r"
-    exit: 1
+    exit: 2
     --- stdout
     --- stderr
     [error] command is required after `--`
     ");
     insta::assert_snapshot!(home.pyro(["run", "debian:12", "--json", "--"]).all(), @r#"
-    exit: 1
+    exit: 2
     --- stdout
     {
       "error": "command is required after `--`",
@@ -35,7 +35,7 @@ fn a_word_that_is_no_text_is_refused() {
     let words = ["run", "debian:12", "--", "echo"].map(OsStr::new);
     let output = home.command(words.into_iter().chain([OsStr::from_bytes(b"a\xff")])).output().unwrap();
     let ended = home.ended(output);
-    assert_eq!(ended.code(), 1);
+    assert_eq!(ended.code(), 2);
     assert_eq!(ended.stderr, "[error] a word of the command is not valid UTF-8: a\u{fffd}\n");
 }
 
@@ -58,8 +58,10 @@ fn limits_are_checked_before_anything_happens() {
     let home = Home::new();
     for (flag, value, message) in OUTSIDE {
         let ended = home.pyro(["run", "debian:12", flag, value, "--", "true"]);
-        assert_eq!((ended.code(), ended.stdout.as_str()), (1, ""), "{ended:?}");
-        assert!(ended.stderr.contains(&format!("[error] {message}\n")), "{flag} {value}: {}", ended.stderr);
+        assert_eq!((ended.code(), ended.stdout.as_str()), (2, ""), "{ended:?}");
+        let (parameter, rest) = message.split_once(' ').unwrap();
+        let shown = format!("[error] --{} {rest}\n", parameter.replace('_', "-"));
+        assert!(ended.stderr.contains(&shown), "{flag} {value}: {}", ended.stderr);
 
         let document = home.pyro(["run", "--json", flag, value, "debian:12", "--", "true"]).json_error();
         assert_eq!(document["error"], message);

@@ -5,8 +5,7 @@ use rustix::process::Signal;
 use crate::harness::Sandbox;
 
 const MISSING: &str = "guest boot is unavailable and host compatibility mode is disabled: the configured VMM \
-                       /nonexistent/qemu does not exist. Set allow_host_compat=True (CLI: \
-                       --allow-host-compat) to opt into host execution.";
+                       /nonexistent/qemu does not exist.";
 
 /// Shell text that does nothing forever. A confined VMM can create neither processes nor files to wait for, and its channel
 /// does not block.

@@ -101,6 +101,7 @@ impl HostFacts {
 
 async fn look_at_vmm(config: &Config) -> VmmFacts {
     let program = match &config.vmm_program {
+        Some(program) if search_path::is_bare(program) => None,
         Some(program) => access(program, Access::EXEC_OK).is_ok().then(|| program.clone()),
         None => search_path::find(VMM_NAME, &config.search_path),
     };

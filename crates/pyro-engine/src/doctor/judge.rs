@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use pyro_machine::disk::LayerTemplates;
+
 use super::facts::{HostFacts, VMM_NAME, VmmFacts};
 use crate::doctor::{
     AcceleratorReport, Capabilities, DoctorReport, GuestKernelReport, KvmReport, Remedy, RootlessReport,
@@ -15,9 +17,10 @@ const PLATFORM: &str = "linux-x86_64";
 /// The first major version of QEMU that creates processes in an emulated guest at full speed.
 const QUICK_QEMU: u32 = 8;
 
-/// Minimum free space: an environment's image and packages, and a few writable layers.
-const CACHE_MIB: u64 = 2048;
-const STATE_MIB: u64 = 512;
+/// Minimum free space for an environment's image and packages, in MiB.
+const CACHE_MIB: u64 = 2200;
+/// Minimum free space for the disk of a VM, without which no run starts.
+const STATE_MIB: u64 = LayerTemplates::LEAST_FREE_MIB;
 
 /// Issues with their remedies, in order of importance.
 #[derive(Debug, Default)]

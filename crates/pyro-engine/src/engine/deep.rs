@@ -1,7 +1,7 @@
 //! `doctor --deep`: reads everything that VMs start from, and looks for what dead VMs have left. Changes nothing.
 
 use std::ffi::OsString;
-use std::fs::{self, DirEntry};
+use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use pyro_supervisor::{OwnerLock, with_causes};
 use super::reconcile::{is_older_than_making, is_unfinished, owner_vanished, strays};
 use super::{Engine, Shared};
 use crate::doctor::{DeepCheck, DeepReport, DeepSubject};
+use crate::state_dir::is_dir;
 use crate::{Error, VmId, state_dir};
 
 impl Engine {
@@ -114,7 +115,7 @@ fn state_problem(base_dir: &Path) -> Option<String> {
 /// Files, sockets, and mounts of VMs, spares, and layers that no process uses. Those that a process is making are locked.
 fn leftovers(shared: &Shared) -> Vec<DeepCheck> {
     let base_dir = &shared.config.base_dir;
-    let mut found = Vec::new();
+    let (mut found, mut unreadable) = (Vec::new(), Vec::new());
     if state_dir::registry(base_dir).exists() {
         match vms_without_owner(shared) {
             Ok(checks) => found.extend(checks),
@@ -124,6 +125,13 @@ fn leftovers(shared: &Shared) -> Vec<DeepCheck> {
             }
         }
     }
+    let mut entries = |dir: &Path| {
+        state_dir::entries(dir).unwrap_or_else(|error| {
+            let problem = Some(format!("it cannot be read: {error}"));
+            unreadable.push(DeepCheck::new(DeepSubject::State, dir.display(), problem));
+            Vec::new()
+        })
+    };
     for kind in entries(&state_dir::spares(base_dir)).iter().filter(|entry| is_dir(entry)) {
         let spares = entries(&kind.path()).into_iter().filter(is_dir).filter(is_older_than_making);
         let spares = spares.map(|spare| spare.path());
@@ -137,6 +145,7 @@ fn leftovers(shared: &Shared) -> Vec<DeepCheck> {
             found.push(leftover(&layer.path(), "an empty disk that was not completed; it can be removed"));
         }
     }
+    found.extend(unreadable);
     found.extend(mounts_below(base_dir).iter().map(|mount| leftover(mount, "something is mounted there")));
     found
 }
@@ -183,14 +192,6 @@ fn unescaped(path: &[u8]) -> PathBuf {
         rest = if code.is_some() { &after[3..] } else { after };
     }
     OsString::from_vec(bytes).into()
-}
-
-fn entries(dir: &Path) -> Vec<DirEntry> {
-    fs::read_dir(dir).map(|entries| entries.filter_map(Result::ok).collect()).unwrap_or_default()
-}
-
-fn is_dir(entry: &DirEntry) -> bool {
-    entry.file_type().is_ok_and(|kind| kind.is_dir())
 }
 
 #[cfg(test)]
@@ -248,6 +249,20 @@ mod tests {
             ]
         );
         assert!(engine.vm_dir(&dead).exists() && spare.exists());
+    }
+
+    /// A file in place of a directory stands for one that cannot be read, because root can read all of them.
+    #[tokio::test]
+    async fn a_directory_that_cannot_be_read_is_not_taken_for_an_empty_one() {
+        let root = tempfile::tempdir().unwrap();
+        let engine = engine(root.path());
+        let state = engine.state_directory().unwrap().to_owned();
+        for name in ["layers", "spares"] {
+            fs::write(state.join(name), "").unwrap();
+        }
+        let name = |name: &str| (DeepSubject::State, state.join(name).display().to_string());
+        let found = problems(&engine.doctor_deep().await.unwrap());
+        assert!(found.contains(&name("layers")) && found.contains(&name("spares")), "{found:?}");
     }
 
     #[tokio::test]

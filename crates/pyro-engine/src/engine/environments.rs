@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Engine;
 use crate::{
-    Environment, EnvironmentList, Error, ErrorKind, Event, Events, Pruned, PullEvent, PulledEnvironment,
-    convert, state_dir,
+    Environment, EnvironmentList, Error, ErrorKind, Event, Events, Hint, Pruned, PullEvent,
+    PulledEnvironment, RemovedEnvironment, convert, state_dir,
 };
 
 impl Engine {
@@ -103,8 +103,35 @@ impl Engine {
                 .iter()
                 .filter_map(|environment| Some(shared.environments.open(&environment.name).ok()?.digest))
                 .collect();
-            let deleted_templates = template::prune(&state_dir::templates(&shared.config.base_dir), &digests);
+            let cache_dir = std::path::absolute(&shared.config.cache_dir)
+                .unwrap_or_else(|_| shared.config.cache_dir.clone());
+            let deleted_templates =
+                template::prune(&state_dir::templates(&shared.config.base_dir), &digests, &cache_dir);
             Ok(Pruned { environments: convert::prune_report(environments), deleted_templates })
+        })
+        .await
+    }
+
+    /// Removes an installed environment from the cache, with its templates.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the catalog does not have the name, `WrongState` if a VM uses it, `EnvironmentUnavailable` if it is not
+    /// installed or cannot be removed.
+    pub async fn remove_environment(&self, name: &str) -> Result<RemovedEnvironment, Error> {
+        // Spares of this state directory use it, and only wait to be used.
+        self.pool().trim(0).await;
+        let name = name.to_owned();
+        self.blocking(move |shared| {
+            let removed = shared.environments.remove(&name).map_err(|error| match error.kind() {
+                pyro_env::ErrorKind::InUse => {
+                    Error::new(ErrorKind::WrongState, error.to_string()).hint(Hint::EndUsers)
+                }
+                kind => unavailable(kind, &error, None),
+            })?;
+            let templates = state_dir::templates(&shared.config.base_dir);
+            let deleted_templates =
+                removed.digest.map_or(0, |digest| template::remove_all_of(&templates, &digest));
+            Ok(RemovedEnvironment { environment: name, freed_bytes: removed.freed_bytes, deleted_templates })
         })
         .await
     }

@@ -81,7 +81,8 @@ impl Engine {
 
     fn vmm_program(&self) -> Result<PathBuf, HostUnavailable> {
         match &self.config().vmm_program {
-            Some(program) if program.is_file() => Ok(program.clone()),
+            // A bare name is one that was not found in the search path, and no file of the current directory.
+            Some(program) if !search_path::is_bare(program) && program.is_file() => Ok(program.clone()),
             Some(program) => Err(HostUnavailable::ConfiguredVmm(program.clone())),
             None => search_path::find(VMM, &self.config().search_path).ok_or(HostUnavailable::NoVmm),
         }

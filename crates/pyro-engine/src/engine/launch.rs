@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pyro_env::InstalledEnvironment;
+use pyro_machine::disk::LayerDefect;
 use pyro_machine::network::Policy;
 use pyro_machine::{Accelerator, Artifact, GuestImage, GuestKernel, MachineConfig};
 use pyro_supervisor::spares::Claim;
@@ -153,6 +154,27 @@ impl Engine {
         Ok(())
     }
 
+    /// Refuses a VM that ran in a guest and whose disk is gone or damaged: it would start with an empty disk.
+    ///
+    /// # Errors
+    /// `StateUnusable`.
+    pub(super) async fn check_disk(&self, record: &VmRecord) -> Result<(), Error> {
+        if record.execution_mode != ExecutionMode::GuestVsock {
+            return Ok(());
+        }
+        let layer = self.vm_dir(&record.vm_id).join(files::LAYER);
+        let (kind, id) = (record.kind, record.vm_id.clone());
+        self.blocking(move |_| {
+            pyro_machine::disk::check(&layer).map_err(|defect| {
+                let path = layer.display().to_string();
+                let word = if matches!(defect, LayerDefect::Missing) { "missing" } else { "damaged" };
+                let message = format!("the disk of {kind} {id} is {word}: {path}");
+                Error::new(ErrorKind::StateUnusable, message).hint(Hint::DiskLost { path }).caused_by(defect)
+            })
+        })
+        .await
+    }
+
     /// Boots the VM of a record, possibly by claiming a spare, or records that its commands run on the host. The
     /// supervisor records that a guest is up.
     pub(super) async fn start(
@@ -169,6 +191,7 @@ impl Engine {
                 return Ok(Started::OnHost(lock));
             }
         };
+        self.check_disk(&record).await?;
         let shape = Shape {
             sizing: record.sizing,
             retention: match record.kind {

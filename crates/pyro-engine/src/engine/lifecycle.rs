@@ -19,8 +19,7 @@ use crate::operations::ExecVm;
 use crate::registry::{NewVm, VmPatch, VmRecord};
 use crate::state::{Transitions as _, VmEvent};
 use crate::{
-    CallContext, DeleteReason, Deleted, Error, ErrorKind, Event, Events, ExecutionMode, HostAccess,
-    NetworkDenial, NetworkInfo, RunResult, StopReason, Vm, VmId, VmSpec, VmState, convert,
+    CallContext, DeleteReason, Deleted, Error, ErrorKind, Event, Events, ExecutionMode, HostAccess, Naming, NetworkDenial, NetworkInfo, RunResult, StopReason, TtlFrom, Vm, VmId, VmSpec, VmState, convert,
 };
 
 /// Metadata key for a state transition in progress. Not recorded.
@@ -272,6 +271,8 @@ impl Engine {
             host_choice,
             host_access: spec.host_access(),
             metadata,
+            naming: Naming::default(),
+            ttl_from: TtlFrom::default(),
             owner: None,
         }
     }
@@ -298,7 +299,8 @@ impl Engine {
         .await
     }
 
-    /// Returns the record if its state allows `event` and, for a VM, its lifetime has not ended.
+    /// Returns the record if its state allows `event` and, for a VM, its lifetime has not ended. A use of a task may begin a
+    /// new lifetime.
     pub(super) async fn record_for(&self, kind: Kind, id: &VmId, event: VmEvent) -> Result<VmRecord, Error> {
         let record = self.get(kind, id).await?;
         if kind == Kind::Vm && record.expires_at <= now() {
@@ -310,6 +312,9 @@ impl Engine {
             return Err(Error::task_expired(id.as_str()));
         }
         record.state.apply(event).map_err(|denied| denied.into_error(kind, id.as_str()))?;
+        if event == VmEvent::Exec {
+            self.renew_used(&record).await;
+        }
         Ok(record)
     }
 }

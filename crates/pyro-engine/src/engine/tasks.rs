@@ -6,6 +6,7 @@ mod files;
 mod host;
 mod input;
 mod journal;
+mod naming;
 mod ports;
 
 use std::fs;
@@ -14,6 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pyro_env::InstalledEnvironment;
+use pyro_machine::disk::{self, LayerDefect};
 use pyro_supervisor::{ConnectError, Owner, OwnerLock, Phase, RunError, WORKSPACE, files as vm_files};
 use tokio_util::sync::CancellationToken;
 
@@ -29,8 +31,8 @@ use crate::limits;
 use crate::registry::{NewVm, VmRecord};
 use crate::state::VmEvent;
 use crate::{
-    DeleteReason, Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, LastCommand, StopReason,
-    Task, TaskDeleted, TaskList, TaskSpec, VmId, VmState,
+    DeleteReason, DiskState, Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, LastCommand,
+    Naming, RunPhase, StopReason, Task, TaskDeleted, TaskFilter, TaskList, TaskSpec, TtlFrom, VmId, VmState,
 };
 
 pub use files::{CopyFromGuest, CopyToGuest};
@@ -58,7 +60,10 @@ impl Engine {
         let sizing = limits::check_spec(&spec.vm)?;
         let disk_mib = limits::check_disk(spec.disk_mib)?;
         let ports = ports::check(&spec.publish)?;
+        spec.naming.check()?;
+        self.check_name(&spec.naming).await?;
         self.check_host_settings(&spec.vm, events).await?;
+        events.send(Event::Phase(RunPhase::Create { environment: spec.vm.environment.clone() })).await;
         let backend = self.backend(&spec.vm.environment, spec.vm.host_access(), events, cancel).await?;
         ports::refuse_on_host(&backend, &spec.publish)?;
         let version = backend.as_ref().ok().map(|(_, environment)| environment.version.clone());
@@ -68,11 +73,14 @@ impl Engine {
         if let Ok((_, environment)) = &backend {
             vm.metadata.insert(DIGEST.to_owned(), environment.digest.clone());
         }
+        let TaskSpec { naming, ttl_from, .. } = spec;
+        let task = NewVm { kind: Kind::Task, disk_mib, ports, naming, ttl_from, ..vm };
         let started = async {
             // A task that is not started and has no lock holder is an orphan, so take the lock before writing the
             // record.
             let lock = self.own_vm_dir(Kind::Task, &id).await?;
-            let record = self.insert(NewVm { kind: Kind::Task, disk_mib, ports, ..vm }).await?;
+            let record = self.insert(task).await?;
+            events.send(Event::Phase(RunPhase::Start { vm_id: id.clone() })).await;
             self.bring_up(Launch { record, lock, backend }, events, cancel).await?;
             self.status_task(id.as_str()).await
         };
@@ -104,7 +112,7 @@ impl Engine {
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Task, Error> {
-        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let id = self.task_id(task_id).await?;
         let record = self.record_for(Kind::Task, &id, VmEvent::Start).await?;
         self.refuse_while_busy(&id).await?;
         let backend = match record.execution_mode {
@@ -134,7 +142,7 @@ impl Engine {
         };
         let lock = match lock {
             Ok(Some(lock)) => lock,
-            Ok(None) => return Err(Error::not_found(Kind::Task, task_id)),
+            Ok(None) => return Err(Error::not_found(Kind::Task, id.as_str())),
             // If another process has just started it, that is more useful to report than a held lock.
             Err(error) => {
                 self.record_for(Kind::Task, &id, VmEvent::Start).await?;
@@ -149,7 +157,7 @@ impl Engine {
             record = self.renew(&id, ttl_seconds, now() + f64::from(ttl_seconds)).await?;
         }
         self.bring_up(Launch { record, lock, backend }, events, cancel).await?;
-        self.status_task(task_id).await
+        self.status_task(id.as_str()).await
     }
 
     /// Stops a task; its disk and its journal are kept. Commands running in the guest are ended. Stopping a stopped
@@ -159,14 +167,14 @@ impl Engine {
     /// `NotFound`, `StateUnusable`; `WrongState` if a command runs on the host, or if an unresponsive process holds the
     /// task.
     pub async fn stop_task(&self, task_id: &str) -> Result<Task, Error> {
-        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let id = self.task_id(task_id).await?;
         let record = as_it_is(&self.shared, self.get(Kind::Task, &id).await?);
         self.refuse_while_busy(&id).await?;
         // Keep the recorded stop reason of a stopped task. A task that is being started is still recorded as stopped.
         if record.state != VmState::Stopped || OwnerLock::is_held(&self.vm_dir(&id)) {
             self.stop(Kind::Task, &id).await?;
         }
-        self.status_task(task_id).await
+        self.status_task(id.as_str()).await
     }
 
     /// Removes a task with its disk and its journal, in any state.
@@ -174,7 +182,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::stop_task`].
     pub async fn delete_task(&self, task_id: &str) -> Result<TaskDeleted, Error> {
-        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let id = self.task_id(task_id).await?;
         self.check_deletion(Kind::Task, &id).await?;
         self.refuse_while_busy(&id).await?;
         self.remove(&id).await?;
@@ -186,16 +194,17 @@ impl Engine {
     /// # Errors
     /// `NotFound`, `StateUnusable`.
     pub async fn status_task(&self, task_id: &str) -> Result<Task, Error> {
-        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let id = self.task_id(task_id).await?;
         let record = self.get(Kind::Task, &id).await?;
         self.blocking(move |shared| task(shared, record)).await
     }
 
-    /// Returns all tasks that the caller may find, oldest first.
+    /// Returns the tasks that the caller may find and that have the labels of `filter`, oldest first. Damaged ones are left
+    /// out if there is a label to look for.
     ///
     /// # Errors
     /// `StateUnusable`.
-    pub async fn list_tasks(&self) -> Result<TaskList, Error> {
+    pub async fn list_tasks(&self, filter: TaskFilter) -> Result<TaskList, Error> {
         if !self.config().base_dir.exists() {
             return Ok(TaskList { tasks: Vec::new(), damaged_task_ids: Vec::new(), count: 0 });
         }
@@ -204,7 +213,8 @@ impl Engine {
             let mut records = shared.registry.list()?;
             records.retain(|record| caller.finds(record.owner.as_deref()));
             let mut damaged = shared.registry.task_ids(&caller)?;
-            damaged.retain(|id| records.iter().all(|record| record.vm_id != *id));
+            damaged.retain(|id| filter.labels.is_empty() && records.iter().all(|record| record.vm_id != *id));
+            records.retain(|record| filter.matches(&record.labels));
             let tasks = records
                 .into_iter()
                 // A task whose creator died disappears at the next cleanup.
@@ -218,6 +228,13 @@ impl Engine {
         .await
     }
 
+    /// Fails early if the name of a task to create is in use; the record of the task decides.
+    async fn check_name(&self, naming: &Naming) -> Result<(), Error> {
+        let Some(name) = naming.name.clone() else { return Ok(()) };
+        let owner = self.caller.owner().cloned();
+        self.registry(move |registry| registry.check_name(owner.as_ref(), &name)).await
+    }
+
     /// Gives a task a new lifetime, which begins now. If the old one has just ended, the task is stopped anyway; the
     /// result says so.
     ///
@@ -227,7 +244,7 @@ impl Engine {
     /// supervisor did not answer.
     pub async fn extend_task(&self, task_id: &str, ttl_seconds: i64) -> Result<Task, Error> {
         let ttl_seconds = limits::check_ttl(ttl_seconds)?;
-        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let id = self.task_id(task_id).await?;
         let record = as_it_is(&self.shared, self.get(Kind::Task, &id).await?);
         // Its lifetime has ended and must not be renewed while its supervisor is stopping it. No other process starts it
         // before it is renewed.
@@ -240,7 +257,17 @@ impl Engine {
             _ => None,
         };
         self.extend_seen(&record, ttl_seconds).await?;
-        self.status_task(task_id).await
+        self.status_task(id.as_str()).await
+    }
+
+    /// Begins a new lifetime of a task that is being used, if its creator asked for that. If it cannot be renewed, the use
+    /// goes on: it fails by itself if the task cannot be reached.
+    pub(in crate::engine) async fn renew_used(&self, seen: &VmRecord) {
+        if seen.ttl_from == TtlFrom::Use
+            && let Err(error) = self.extend_seen(seen, seen.sizing.ttl_seconds).await
+        {
+            tracing::warn!(task_id = %seen.vm_id, %error, "the lifetime of a task that is used cannot be renewed");
+        }
     }
 
     /// Gives a task whose record was `seen` a little earlier a new lifetime.
@@ -339,6 +366,7 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, Error> {
         stop_reason: record.stop_reason,
         last_error: record.last_error,
         disk_mib: disk.map(|disk| disk.len() >> 20),
+        disk_state: disk_state(record.execution_mode, &dir),
         disk_used_bytes: used_bytes(&dir),
         published_ports: ports::shown(&record.ports, record.state),
         // A list that cannot be read must not hide the task.
@@ -347,7 +375,21 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, Error> {
             Vec::new()
         }),
         owner: record.owner,
+        name: record.name,
+        labels: record.labels,
+        ttl_from: record.ttl_from,
         task_id: record.vm_id,
+    })
+}
+
+/// Returns whether the disk of a task can be used; `None` if the task has none, because no guest ever wrote to one.
+fn disk_state(mode: ExecutionMode, dir: &Path) -> Option<DiskState> {
+    (mode == ExecutionMode::GuestVsock).then(|| match disk::check(&dir.join(vm_files::LAYER)) {
+        Ok(()) => DiskState::Ok,
+        Err(LayerDefect::Missing) => DiskState::Missing,
+        Err(LayerDefect::Unreadable(_) | LayerDefect::NoFileSystem | LayerDefect::Short { .. }) => {
+            DiskState::Damaged
+        }
     })
 }
 

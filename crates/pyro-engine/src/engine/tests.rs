@@ -48,6 +48,8 @@ fn new_vm(number: u32) -> NewVm {
         host_choice: Default::default(),
         host_access: HostAccess::Allowed,
         metadata: BTreeMap::new(),
+        naming: Default::default(),
+        ttl_from: Default::default(),
         owner: None,
     }
 }

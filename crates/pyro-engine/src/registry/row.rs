@@ -9,13 +9,15 @@ use rusqlite::{OptionalExtension, Row, ToSql, Transaction, named_params};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use super::naming::StoredLabels;
 use super::transaction_error::{TransactionError, is_row_error};
 use crate::Kind;
 use crate::host_settings::{CaSource, HostChoice};
 use crate::limits::Sizing;
 use crate::{AllowedCidr, AllowedDomain, AllowedHost, Egress};
 use crate::{
-    Caller, ExecutionMode, HostAccess, NetworkPolicy, OwnerName, PortMapping, StopReason, Vm, VmId, VmState,
+    Caller, ExecutionMode, HostAccess, Naming, NetworkPolicy, OwnerName, PortMapping, StopReason, TtlFrom,
+    Vm, VmId, VmState,
 };
 
 /// The record of a new VM.
@@ -39,6 +41,9 @@ pub(crate) struct NewVm {
     pub(crate) host_choice: HostChoice,
     pub(crate) host_access: HostAccess,
     pub(crate) metadata: BTreeMap<String, String>,
+    /// Its name and labels.
+    pub(crate) naming: Naming,
+    pub(crate) ttl_from: TtlFrom,
     /// The client on whose behalf it is created; `None`: this host's user.
     pub(crate) owner: Option<OwnerName>,
 }
@@ -69,6 +74,9 @@ pub(crate) struct VmRecord {
     pub(crate) stop_reason: Option<StopReason>,
     pub(crate) last_error: Option<String>,
     pub(crate) metadata: BTreeMap<String, String>,
+    pub(crate) name: Option<String>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) ttl_from: TtlFrom,
     /// The client that created it.
     pub(crate) owner: Option<String>,
 }
@@ -98,10 +106,12 @@ impl NewVm {
         let sql =
             "INSERT INTO vms (vm_id, environment, environment_version, vcpu_count, mem_mib, ttl_seconds,
                 created_at, expires_at, state, is_task, ephemeral, disk_mib, network_enabled, network_policy,
-                published_ports, host_ca, host_proxy, allow_host_compat, execution_mode, metadata, owner)
+                published_ports, host_ca, host_proxy, allow_host_compat, execution_mode, metadata, name, labels,
+                ttl_from, owner)
             VALUES (:vm_id, :environment, :environment_version, :vcpu_count, :mem_mib, :ttl_seconds,
                 :created_at, :expires_at, :state, :is_task, :ephemeral, :disk_mib, :network_enabled, :network_policy,
-                :published_ports, :host_ca, :host_proxy, :allow_host_compat, :execution_mode, :metadata, :owner)";
+                :published_ports, :host_ca, :host_proxy, :allow_host_compat, :execution_mode, :metadata, :name, :labels,
+                :ttl_from, :owner)";
         tx.execute(
             sql,
             named_params! {
@@ -125,6 +135,9 @@ impl NewVm {
                 ":allow_host_compat": self.host_access.is_allowed(),
                 ":execution_mode": ExecutionMode::Pending.as_str(),
                 ":metadata": to_json(&self.metadata),
+                ":name": self.naming.name,
+                ":labels": StoredLabels::to_json(&self.naming.labels),
+                ":ttl_from": self.ttl_from.as_str(),
                 ":owner": self.owner.as_ref().map(OwnerName::as_str),
             },
         )?;
@@ -178,7 +191,7 @@ impl VmRecord {
         let sql = "UPDATE vms SET state = :state, guest_ip = :guest_ip, execution_mode = :execution_mode,
                 accelerator = :accelerator, stop_reason = :stop_reason, last_error = :last_error,
                 metadata = :metadata, ttl_seconds = :ttl_seconds, expires_at = :expires_at,
-                published_ports = :published_ports
+                published_ports = :published_ports, name = :name, labels = :labels, ttl_from = :ttl_from
             WHERE vm_id = :vm_id";
         tx.execute(
             sql,
@@ -193,6 +206,9 @@ impl VmRecord {
                 ":expires_at": self.expires_at,
                 ":published_ports": ports_to_json(&self.ports),
                 ":metadata": to_json(&self.metadata),
+                ":name": self.name,
+                ":labels": StoredLabels::to_json(&self.labels),
+                ":ttl_from": self.ttl_from.as_str(),
                 ":vm_id": self.vm_id.as_str(),
             },
         )?;
@@ -231,6 +247,11 @@ impl VmRecord {
                 .map(|Stored(reason)| reason),
             last_error: row.get("last_error")?,
             metadata,
+            name: row.get("name")?,
+            labels: row
+                .get::<_, Option<StoredLabels>>("labels")?
+                .map_or_else(BTreeMap::new, |StoredLabels(labels)| labels),
+            ttl_from: stored(row, "ttl_from")?,
             owner: row.get("owner")?,
             vm_id,
         })

@@ -80,6 +80,15 @@ const STEPS: &[&str] = &[
     -- Whether it gets the host's proxy settings, which are not stored.
     ALTER TABLE vms ADD COLUMN host_proxy INTEGER NOT NULL DEFAULT 0;
 ",
+    "
+    -- By which a task can be addressed; null: it has no name.
+    ALTER TABLE vms ADD COLUMN name TEXT;
+    -- A JSON object of strings; null: it has no labels.
+    ALTER TABLE vms ADD COLUMN labels TEXT;
+    -- `create`, or `use`: each use of a task begins a new lifetime.
+    ALTER TABLE vms ADD COLUMN ttl_from TEXT NOT NULL DEFAULT 'create';
+    CREATE UNIQUE INDEX vms_names ON vms (coalesce(owner, ''), name) WHERE name IS NOT NULL;
+",
 ];
 
 /// Returns the version that this program writes.

@@ -31,6 +31,8 @@ fn new_vm(vm_id: &VmId, created_at: f64) -> NewVm {
         host_choice: HostChoice::default(),
         host_access: crate::HostAccess::Denied,
         metadata: BTreeMap::from([("allow_host_compat".to_owned(), "false".to_owned())]),
+        naming: Default::default(),
+        ttl_from: Default::default(),
         owner: None,
     }
 }
@@ -209,7 +211,7 @@ fn a_newer_file_is_refused_and_left_alone() {
     assert_eq!(error.kind, ErrorKind::StateUnusable);
     assert_eq!(
         error.to_string(),
-        "the state directory was written by a newer pyro (format 99; this one knows up to 6)"
+        "the state directory was written by a newer pyro (format 99; this one knows up to 7)"
     );
     assert_eq!(fs::read(&file).unwrap(), before);
 }

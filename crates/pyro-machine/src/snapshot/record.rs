@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::SeekFrom;
@@ -25,6 +25,9 @@ pub(super) struct Record {
     pub(super) kernel_release: String,
     /// Digest of the guest's environment.
     pub(super) environment: String,
+    /// The base image of that environment. Absent in the record of an older release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) base_image: Option<PathBuf>,
     /// The boot of the host in which it was made.
     pub(super) boot_id: String,
     /// Digest of the agent in it.
@@ -75,10 +78,16 @@ impl Record {
         Ok(Self {
             kernel_release,
             environment: environment.to_owned(),
+            base_image: None,
             boot_id: layout::host_boot_id()?,
             agent: pyro_guest_image::SHA256.to_owned(),
             files,
         })
+    }
+
+    /// The same with the path of the environment's base image.
+    pub(super) fn with_base_image(self, path: &Path) -> Self {
+        Self { base_image: Some(path.to_owned()), ..self }
     }
 
     /// Reads the record. `None`: there is no valid one.

@@ -131,8 +131,8 @@ impl Store {
         Ok(Begun::Partial(Partial { dir, _lock: lock }))
     }
 
-    /// Puts a finished snapshot into place. `kernel_release` is what its guest says of its kernel, `environment` the
-    /// digest by which [`prune`](super::prune) knows it.
+    /// Puts a finished snapshot into place. `kernel_release` is what its guest says of its kernel; by the digest `environment`
+    /// and the path of its base image, [`prune`](super::prune) knows the environment.
     ///
     /// # Errors
     /// The kernel is not the one that was booted, or a file cannot be read or written.
@@ -141,11 +141,12 @@ impl Store {
         partial: Partial,
         kernel_release: String,
         environment: &str,
+        base_image: &Path,
     ) -> Result<Snapshot, SnapshotError> {
         if key::kernel_identity(&self.kernel).ok().as_ref() != Some(&self.kernel_identity) {
             return Err(SnapshotError::KernelReplaced);
         }
-        let record = Record::of(&partial.dir, kernel_release, environment)?;
+        let record = Record::of(&partial.dir, kernel_release, environment)?.with_base_image(base_image);
         record.write(&partial.dir.join(RECORD))?;
         let dir = self.dir.join(&self.key);
         remove(&dir);
@@ -288,7 +289,7 @@ mod tests {
         for path in [partial.memory(), partial.state(), partial.layer()] {
             fs::write(path, "content").unwrap();
         }
-        store.finish(partial, "6.1".to_owned(), "environment").unwrap()
+        store.finish(partial, "6.1".to_owned(), "environment", Path::new("/none")).unwrap()
     }
 
     #[tokio::test]
@@ -315,7 +316,7 @@ mod tests {
         let socket = UnixListener::bind(&state).unwrap();
         assert!(store.find().is_none());
         assert!(state.exists());
-        assert_eq!(prune::prune(dir.path(), &["environment".to_owned()]), 0);
+        assert_eq!(prune::prune(dir.path(), &["environment".to_owned()], Path::new("/cache")), 0);
         drop(socket);
         fs::remove_file(&state).unwrap();
         assert!(store.find().is_none());
@@ -344,7 +345,7 @@ mod tests {
         let waiting = second.begin(0);
         let making = async {
             tokio::task::yield_now().await;
-            first.finish(partial, "6.1".to_owned(), "environment").unwrap();
+            first.finish(partial, "6.1".to_owned(), "environment", Path::new("/none")).unwrap();
         };
         let (begun, ()) = tokio::join!(waiting, making);
         assert!(matches!(begun.unwrap(), Begun::MadeMeanwhile(_)));

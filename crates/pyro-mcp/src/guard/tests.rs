@@ -64,6 +64,10 @@ fn task() -> Task {
         allow_host_compat: false,
         guest_ip: None,
         tap_name: None,
+        name: None,
+        labels: Default::default(),
+        ttl_from: Default::default(),
+        disk_state: None,
         execution_mode: ExecutionMode::GuestVsock,
         workspace_path: "/workspace".to_owned(),
         command_count: 0,
@@ -120,10 +124,10 @@ macro_rules! fake {
 
 fake! {
     list_environments ListEnvironments pull_environment PullEnvironment inspect_environment InspectEnvironment
-    prune_environments PruneEnvironments create_vm CreateVm start_vm StartVm exec_vm ExecVm stop_vm StopVm
+    prune_environments PruneEnvironments remove_environment RemoveEnvironment create_vm CreateVm start_vm StartVm exec_vm ExecVm stop_vm StopVm
     delete_vm DeleteVm network_info_vm NetworkInfoVm reap_expired ReapExpired run_in_vm RunInVm
     create_task CreateTask start_task StartTask stop_task StopTask delete_task DeleteTask list_tasks ListTasks
-    extend_task ExtendTask publish_task PublishTask unpublish_task UnpublishTask exec_task ExecTask detach_task DetachTask input_task InputTask wait_task WaitTask follow_task FollowTask
+    update_task UpdateTask extend_task ExtendTask publish_task PublishTask unpublish_task UnpublishTask exec_task ExecTask detach_task DetachTask wait_task WaitTask follow_task FollowTask input_task InputTask
     kill_task KillTask logs_task LogsTask copy_from_task CopyFromTask copy_to_task CopyToTask
     read_task_file ReadTaskFile write_task_file WriteTaskFile doctor Doctor
 }

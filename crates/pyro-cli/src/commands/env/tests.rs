@@ -21,6 +21,7 @@ fn environment() -> Environment {
         cache_dir: "/c".into(),
         install_dir: "/c/linux-x86_64/debian_12-1.0.0".into(),
         install_manifest: Some("/c/linux-x86_64/debian_12-1.0.0/environment.json".into()),
+        size_bytes: Some(312 << 20),
     }
 }
 
@@ -28,6 +29,7 @@ fn missing() -> Environment {
     Environment {
         installed: false,
         install_manifest: None,
+        size_bytes: None,
         oci_reference: None,
         description: String::new(),
         default_packages: Vec::new(),
@@ -67,6 +69,7 @@ fn an_installed_environment_is_shown_in_full() {
     Description: Debian with git
     Install dir: /c/linux-x86_64/debian_12-1.0.0
     Install manifest: /c/linux-x86_64/debian_12-1.0.0/environment.json
+    Size: 312 MiB
     OCI source: registry.example/pyro/debian-12:1.0.0
     ");
 }
@@ -100,6 +103,7 @@ fn a_pull_shows_the_images_too() {
     Description: Debian with git
     Install dir: /c/linux-x86_64/debian_12-1.0.0
     Install manifest: /c/linux-x86_64/debian_12-1.0.0/environment.json
+    Size: 312 MiB
     Kernel image: /c/vmlinux
     Rootfs image: /c/rootfs.ext4
     OCI source: registry.example/pyro/debian-12:1.0.0
@@ -121,4 +125,15 @@ fn a_prune_counts_in_words() {
         pruned(&report(&["a", "b"])),
         "Deleted 2 cached environment entries.\n- a\n- b\nDeleted 2 templates.\n"
     );
+}
+
+#[test]
+fn a_removal_says_what_it_freed() {
+    let removed = |deleted_templates| RemovedEnvironment {
+        environment: "debian:12".to_owned(),
+        freed_bytes: (312 << 20) - 1,
+        deleted_templates,
+    };
+    assert_eq!(removed_text(&removed(0)), "Removed: debian:12 (312 MiB)\n");
+    assert_eq!(removed_text(&removed(2)), "Removed: debian:12 (312 MiB)\nDeleted 2 templates.\n");
 }

@@ -64,7 +64,7 @@ pub(super) fn run(args: &TaskCpArgs, engine: &Engine, printer: &Printer) -> Resu
             }
             _ => Err(Error::new(
                 ErrorKind::InvalidInput,
-                "either the source or the destination must be in a task",
+                "exactly one of SOURCE and DESTINATION must be in a task",
             )
             .hint(Hint::CommandLine {
                 text:

@@ -3,6 +3,7 @@
 use clap::Args;
 use pyro_engine::{Engine, PortMapping, TaskSpec, VmSpec};
 
+use super::naming::{NamingArgs, TtlFromArg};
 use super::state;
 use crate::commands::host_settings::HostSettingsArgs;
 use crate::commands::machine::{ConfinementArgs, MachineArgs};
@@ -18,6 +19,7 @@ Examples:
   pyro task create debian:12
   pyro task create debian:12-build --vcpu-count 2 --mem-mib 2048 --ttl-seconds 3600
   pyro task create debian:12 --publish 8080:80
+  pyro task create debian:12 --name build --label team=infra --ttl-from use
   ID=$(pyro task create debian:12 --json | jq -r .task_id)";
 
 /// Create a task and start it
@@ -38,6 +40,11 @@ pub(crate) struct TaskCreateArgs {
     /// Publish a TCP port of the guest on this host, on 127.0.0.1 by default; HOST_PORT 0 is one that is free; may be repeated
     #[arg(long, value_name = "[HOST_IP:]HOST_PORT:GUEST_PORT")]
     pub(crate) publish: Vec<PortMapping>,
+    #[command(flatten)]
+    pub(crate) naming: NamingArgs,
+    /// When a lifetime begins: once, or also with each command, copy and published port
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = TtlFromArg::Create)]
+    pub(crate) ttl_from: TtlFromArg,
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
     #[command(flatten)]
@@ -67,6 +74,8 @@ pub(super) fn run(args: TaskCreateArgs, engine: &Engine, printer: &Printer) -> R
         },
         disk_mib: args.disk_mib,
         publish: args.publish,
+        naming: args.naming.naming(),
+        ttl_from: args.ttl_from.into(),
     };
     let (task, _) = session::watch(printer, args.json, async |events, cancel| {
         engine.create_task(spec, &events, &cancel).await

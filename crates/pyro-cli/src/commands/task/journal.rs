@@ -1,7 +1,7 @@
 //! `pyro task logs`, `wait` and `kill`: running and ended commands of a task.
 
 use clap::Args;
-use pyro_engine::{Engine, Error, ErrorKind, Hint, Outcome, TaskLogEntry};
+use pyro_engine::{Engine, Error, ErrorKind, Hint, Outcome, OutputStream, TaskLogEntry};
 
 use super::subject::{TaskIdArgs, TaskSequenceArgs};
 use crate::error::CliError;
@@ -123,15 +123,9 @@ async fn show(engine: &Engine, id: &str, sequence: Option<u64>, printer: &Printe
             }
         };
         for entry in &logs.entries {
-            printer.text(&shown(entry))?;
-            let stderr = entry.stderr.as_bytes();
-            if !stderr.is_empty() {
-                let mut text = String::from_utf8_lossy(stderr).into_owned();
-                if !text.ends_with('\n') {
-                    text.push('\n');
-                }
-                printer.stderr_text(&text)?;
-            }
+            printer.text(&heading(entry))?;
+            printer.kept(OutputStream::Stdout, entry.stdout.as_bytes())?;
+            printer.kept(OutputStream::Stderr, entry.stderr.as_bytes())?;
         }
     }
     Ok(())
@@ -176,21 +170,9 @@ fn killed(entry: &TaskLogEntry) -> String {
     format!("{did}: #{} {}\n", entry.sequence, end(entry))
 }
 
-/// One entry of the journal and its standard output.
-fn shown(entry: &TaskLogEntry) -> String {
-    let stdout = entry.stdout.to_text();
-    let mut text = format!(
-        "#{} {} cwd={}{}\n$ {}\n{stdout}",
-        entry.sequence,
-        end(entry),
-        entry.cwd,
-        kept_part(entry),
-        entry.command
-    );
-    if !text.ends_with('\n') {
-        text.push('\n');
-    }
-    text
+/// The lines before the output of an entry.
+fn heading(entry: &TaskLogEntry) -> String {
+    format!("#{} {} cwd={}{}\n$ {}\n", entry.sequence, end(entry), entry.cwd, kept_part(entry), entry.command)
 }
 
 /// How a command ended, or its outcome if it has no exit code.

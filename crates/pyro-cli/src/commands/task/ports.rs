@@ -23,7 +23,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = PUBLISH_EXAMPLES)]
 pub(crate) struct TaskPublishArgs {
-    /// Id that `pyro task create` printed; `pyro task list` shows them all
+    /// Id or name of the task, or the first digits of its id; `pyro task list` shows them all
     #[arg(value_name = "TASK_ID")]
     pub(crate) task_id: String,
     /// Where to listen, and the port in the guest; HOST_PORT 0 is one that is free [default: list the published ports]
@@ -42,7 +42,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = UNPUBLISH_EXAMPLES)]
 pub(crate) struct TaskUnpublishArgs {
-    /// Id that `pyro task create` printed; `pyro task list` shows them all
+    /// Id or name of the task, or the first digits of its id; `pyro task list` shows them all
     #[arg(value_name = "TASK_ID")]
     pub(crate) task_id: String,
     /// Number of the port on this host
@@ -73,9 +73,13 @@ pub(super) fn unpublish(args: &TaskUnpublishArgs, engine: &Engine) -> Result<Rep
     Ok(Reply::of(args.json, &task, |_| format!("Unpublished: {}\n", args.host_port))?)
 }
 
-/// `127.0.0.1:8080 -> 80`, the guest's port last.
+/// `127.0.0.1:8080 -> 80`, the guest's port last. A stopped task does not have a port that the system chooses.
 pub(super) fn port(port: &PublishedPort) -> String {
-    format!("{} -> {}", host(&port.host_ip, port.host_port), port.guest_port)
+    let host = match port.host_port {
+        0 => format!("{} (a free port, from the next start on)", port.host_ip),
+        number => host(&port.host_ip, number),
+    };
+    format!("{host} -> {}", port.guest_port)
 }
 
 fn listed(task: &Task) -> String {
@@ -89,5 +93,22 @@ fn host(address: &str, port: u16) -> String {
     match address.parse() {
         Ok(IpAddr::V6(_)) => format!("[{address}]:{port}"),
         _ => format!("{address}:{port}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn published(host_ip: &str, host_port: u16) -> PublishedPort {
+        PublishedPort { host_ip: host_ip.to_owned(), host_port, guest_port: 80 }
+    }
+
+    #[test]
+    fn a_port_that_is_not_chosen_yet_has_no_number() {
+        assert_eq!(port(&published("127.0.0.1", 8080)), "127.0.0.1:8080 -> 80");
+        assert_eq!(port(&published("::1", 8080)), "[::1]:8080 -> 80");
+        let chosen_later = port(&published("127.0.0.1", 0));
+        assert_eq!(chosen_later, "127.0.0.1 (a free port, from the next start on) -> 80");
     }
 }

@@ -3,10 +3,11 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use pyro_engine::{Engine, Task, TaskList};
+use pyro_engine::{DiskState, Engine, Task, TaskFilter, TaskList, TtlFrom};
 
 use super::ports::port;
-use super::subject::TaskIdArgs;
+use super::several;
+use super::subject::{TaskIdArgs, TaskIdsArgs};
 use crate::commands::network::denial;
 use crate::error::CliError;
 use crate::printer::Printer;
@@ -33,12 +34,20 @@ pub(crate) struct TaskStatusArgs {
 const LIST_EXAMPLES: &str = "\
 Examples:
   pyro task list
+  pyro task list --label team=infra
+  pyro task list -q
   pyro task list --json | jq -r '.tasks[] | select(.state == \"stopped\") | .task_id'";
 
-/// List all tasks
+/// List tasks, oldest first
 #[derive(Debug, Args)]
 #[command(after_help = LIST_EXAMPLES)]
 pub(crate) struct TaskListArgs {
+    /// List only tasks with this label, with any value or with VALUE; if repeated, with all of them
+    #[arg(long, value_name = "KEY[=VALUE]")]
+    pub(crate) label: Vec<String>,
+    /// Print only the ids, one per line [default: off]
+    #[arg(short, long, conflicts_with = "json")]
+    pub(crate) quiet: bool,
     /// Print one JSON document on stdout instead of text [default: off]
     #[arg(long)]
     pub(crate) json: bool,
@@ -61,16 +70,18 @@ pub(crate) struct TaskExtendArgs {
 
 const STOP_EXAMPLES: &str = "\
 Examples:
-  pyro task stop 9775b3af1eeb";
+  pyro task stop 9775b3af1eeb
+  pyro task stop build test";
 
-/// Stop a task; its disk and its journal are kept
+/// Stop tasks; their disks and journals are kept
 ///
-/// Ends running commands, writes all data to disk, then ends the guest.
+/// Ends running commands, writes all data to disk, then ends the guest. Each of several tasks is tried. The exit status is 1
+/// if one of them could not be stopped.
 #[derive(Debug, Args)]
 #[command(after_help = STOP_EXAMPLES)]
 pub(crate) struct TaskStopArgs {
     #[command(flatten)]
-    pub(crate) task: TaskIdArgs,
+    pub(crate) tasks: TaskIdsArgs,
 }
 
 const START_EXAMPLES: &str = "\
@@ -89,14 +100,17 @@ pub(crate) struct TaskStartArgs {
 
 const DELETE_EXAMPLES: &str = "\
 Examples:
-  pyro task delete 9775b3af1eeb";
+  pyro task delete 9775b3af1eeb
+  pyro task delete $(pyro task list -q --label team=infra)";
 
-/// Remove a task with its disk and its journal
+/// Remove tasks with their disks and journals
+///
+/// Each of several tasks is tried. The exit status is 1 if one of them could not be removed.
 #[derive(Debug, Args)]
 #[command(after_help = DELETE_EXAMPLES)]
 pub(crate) struct TaskDeleteArgs {
     #[command(flatten)]
-    pub(crate) task: TaskIdArgs,
+    pub(crate) tasks: TaskIdsArgs,
 }
 
 pub(super) fn status(args: &TaskStatusArgs, engine: &Engine) -> Result<Reply, CliError> {
@@ -105,9 +119,9 @@ pub(super) fn status(args: &TaskStatusArgs, engine: &Engine) -> Result<Reply, Cl
 }
 
 pub(super) fn list(args: &TaskListArgs, engine: &Engine) -> Result<Reply, CliError> {
-    let list = session::block_on(engine.list_tasks())?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    Ok(Reply::of(args.json, &list, |list| listed(list, now))?)
+    let filter = TaskFilter { labels: args.label.clone() };
+    let list = session::block_on(engine.list_tasks(filter))?;
+    Ok(Reply::of(args.json, &list, |list| if args.quiet { ids(list) } else { listed(list, now()) })?)
 }
 
 pub(super) fn extend(args: &TaskExtendArgs, engine: &Engine) -> Result<Reply, CliError> {
@@ -116,8 +130,7 @@ pub(super) fn extend(args: &TaskExtendArgs, engine: &Engine) -> Result<Reply, Cl
 }
 
 pub(super) fn stop(args: &TaskStopArgs, engine: &Engine) -> Result<Reply, CliError> {
-    let stopped = session::block_on(engine.stop_task(&args.task.task_id))?;
-    Ok(Reply::of(args.task.json, &stopped, task)?)
+    several::each(&args.tasks, async |id: &str| engine.stop_task(id).await, task)
 }
 
 pub(super) fn start(args: &TaskStartArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
@@ -129,12 +142,23 @@ pub(super) fn start(args: &TaskStartArgs, engine: &Engine, printer: &Printer) ->
 }
 
 pub(super) fn delete(args: &TaskDeleteArgs, engine: &Engine) -> Result<Reply, CliError> {
-    let deleted = session::block_on(engine.delete_task(&args.task.task_id))?;
-    Ok(Reply::of(args.task.json, &deleted, |deleted| format!("Deleted task: {}\n", deleted.task_id))?)
+    several::each(
+        &args.tasks,
+        async |id: &str| engine.delete_task(id).await,
+        |deleted| format!("Deleted task: {}\n", deleted.task_id),
+    )
 }
 
 /// The text for every command that returns a task. The contract's lines come first.
 pub(super) fn task(task: &Task) -> String {
+    shown(task, now())
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+fn shown(task: &Task, now: f64) -> String {
     let mut lines = vec![
         format!("Task ID: {}", task.task_id),
         format!("Environment: {}", task.environment),
@@ -146,6 +170,20 @@ pub(super) fn task(task: &Task) -> String {
     ];
     if let Some(last) = &task.last_command {
         lines.push(format!("Last command: {} (exit_code={})", one_line(&last.command), last.exit_code));
+    }
+    if let Some(name) = &task.name {
+        lines.push(format!("Name: {name}"));
+    }
+    if !task.labels.is_empty() {
+        let labels: Vec<String> = task.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        lines.push(format!("Labels: {}", labels.join(", ")));
+    }
+    if task.stop_reason.is_none() {
+        let renewed = if task.ttl_from == TtlFrom::Use { ", renewed by each use" } else { "" };
+        lines.push(format!("Time left: {}{renewed}", duration(task.expires_at - now)));
+    }
+    if let Some(state @ (DiskState::Missing | DiskState::Damaged)) = task.disk_state {
+        lines.push(format!("Disk state: {state}"));
     }
     if let Some(disk_mib) = task.disk_mib {
         lines.push(format!("Disk: {} MiB used of {disk_mib} MiB", mib(task.disk_used_bytes)));
@@ -167,28 +205,80 @@ pub(super) fn task(task: &Task) -> String {
     lines.join("\n") + "\n"
 }
 
-/// One line per task: id, state, environment, age, time left, number of commands, and the owner, if it has one.
+/// The ids alone, for other commands.
+fn ids(list: &TaskList) -> String {
+    let ids = list.tasks.iter().map(|task| &task.task_id).chain(&list.damaged_task_ids);
+    ids.map(|id| format!("{id}\n")).collect()
+}
+
+/// Maximum width of a name in a list, so that a line fits 80 columns.
+const NAME_COLUMNS: usize = 20;
+
+/// A table of at most 80 columns, or more if tasks have owners. What is wrong with a disk is in a line of its own.
 fn listed(list: &TaskList, now: f64) -> String {
     if list.count == 0 {
         return "No tasks found.\n".to_owned();
     }
-    let row = |task: &Task| {
-        let left = if task.stop_reason.is_some() { "-".to_owned() } else { duration(task.expires_at - now) };
-        let owner = task.owner.as_ref().map(|owner| format!(" owner={owner}")).unwrap_or_default();
-        format!(
-            "{} {:<8} {:<16} age={} left={left} commands={}{owner}\n",
-            task.task_id,
-            task.state,
-            task.environment,
+    let has_owners = list.tasks.iter().any(|task| task.owner.is_some());
+    let header = ["TASK ID", "STATE", "ENVIRONMENT", "AGE", "LEFT", "RAN", "NAME"].map(str::to_owned);
+    let mut rows = vec![with_owner(header, has_owners.then(|| "OWNER".to_owned()))];
+    rows.extend(list.tasks.iter().map(|task| {
+        let left = match task.stop_reason {
+            Some(_) => "-".to_owned(),
+            None => duration(task.expires_at - now),
+        };
+        let cells = [
+            task.task_id.to_string(),
+            task.state.to_string(),
+            cut(&task.environment, 15),
             duration(now - task.created_at),
-            task.command_count
-        )
-    };
-    let mut text: String = list.tasks.iter().map(row).collect();
+            left,
+            task.command_count.to_string(),
+            task.name.as_deref().map_or("-".to_owned(), |name| cut(name, NAME_COLUMNS)),
+        ];
+        with_owner(cells, has_owners.then(|| task.owner.clone().unwrap_or_else(|| "-".to_owned())))
+    }));
+    let mut text = table(&rows);
+    for task in &list.tasks {
+        if let Some(state @ (DiskState::Missing | DiskState::Damaged)) = task.disk_state {
+            text.push_str(&format!("{}: its disk is {state}\n", task.task_id));
+        }
+    }
     for id in &list.damaged_task_ids {
         text.push_str(&format!("{id} damaged\n"));
     }
     text
+}
+
+fn with_owner(cells: [String; 7], owner: Option<String>) -> Vec<String> {
+    cells.into_iter().chain(owner).collect()
+}
+
+/// Columns as wide as their widest cell, two spaces apart.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+/// `text`, with its end replaced by an ellipsis if it is longer than `columns`.
+fn cut(text: &str, columns: usize) -> String {
+    match text.chars().count() > columns {
+        true => text.chars().take(columns.saturating_sub(1)).chain(['…']).collect(),
+        false => text.to_owned(),
+    }
 }
 
 fn one_line(text: &str) -> String {

@@ -5,10 +5,21 @@ use clap::Args;
 /// A task.
 #[derive(Debug, Args)]
 pub(crate) struct TaskIdArgs {
-    /// Id that `pyro task create` printed; `pyro task list` shows them all
+    /// Id or name of the task, or the first digits of its id; `pyro task list` shows them all
     #[arg(value_name = "TASK_ID")]
     pub(crate) task_id: String,
     /// Print one JSON document on stdout instead of text [default: off]
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// One task or several.
+#[derive(Debug, Args)]
+pub(crate) struct TaskIdsArgs {
+    /// Ids or names of tasks, or the first digits of their ids; `pyro task list` shows them all
+    #[arg(value_name = "TASK_ID", required = true)]
+    pub(crate) task_ids: Vec<String>,
+    /// Print one JSON document on stdout instead of text: an array if there are several tasks [default: off]
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -42,7 +42,7 @@ impl Engine {
     pub async fn exec_task(&self, request: ExecTask, call: &CallContext) -> Result<TaskExec, Error> {
         let command = limits::check_command(request.command, request.output.output)?;
         let began = now();
-        let id = VmId::parse_as(Kind::Task, &request.task.task_id)?;
+        let id = self.task_id(&request.task.task_id).await?;
         let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
         let FinishedCommand { sequence, captured: Captured { end, stdout, stderr } } =
             match record.execution_mode {
@@ -53,6 +53,7 @@ impl Engine {
                     self.run_in_guest(&record, &command, call).await?
                 }
             };
+        self.renew_used(&record).await;
         let network_denials = self.denials_of_command(&record, began).await;
         Ok(TaskExec {
             task_id: id,
@@ -81,7 +82,7 @@ impl Engine {
     /// As [`Engine::exec_task`]; `InvalidInput` also if the task's commands run on the host.
     pub async fn detach_task(&self, task_id: &str, command: Command) -> Result<TaskDetached, Error> {
         let command = limits::check_command(command, DETACHED_OUTPUT)?;
-        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let id = self.task_id(task_id).await?;
         let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
         refuse_on_host(&record, "detached")?;
         if matches!(command.input, CheckedInput::Text(_)) {
@@ -210,7 +211,7 @@ impl Engine {
         events: Option<&Events>,
         cancel: &CancellationToken,
     ) -> Result<TaskLogEntry, Error> {
-        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let id = self.task_id(task_id).await?;
         self.get(Kind::Task, &id).await?;
         let entry = self.entry(&id, sequence).await?;
         let mut sent = [0, 0];
@@ -253,7 +254,7 @@ impl Engine {
     /// `NotFound`, `StateUnusable`; `InvalidInput` if the task's commands run on the host; `NotDelivered` if the task's
     /// supervisor does not respond or is of another version; `OutcomeUnknown` if it did not confirm the end.
     pub async fn kill_task(&self, task_id: &str, sequence: u64) -> Result<TaskLogEntry, Error> {
-        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let id = self.task_id(task_id).await?;
         let record = self.get(Kind::Task, &id).await?;
         let entry = self.entry(&id, sequence).await?;
         if entry.outcome != Outcome::Running {

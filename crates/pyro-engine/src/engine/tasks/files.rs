@@ -105,7 +105,7 @@ impl Engine {
     }
 
     pub(super) async fn guest_of_task(&self, task_id: &str) -> Result<(VmId, Client), Error> {
-        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let id = self.task_id(task_id).await?;
         let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
         let dir = self.vm_dir(&id);
         match record.execution_mode {

@@ -19,7 +19,7 @@ impl Engine {
     /// # Errors
     /// `NotFound` if the task or the entry does not exist, `StateUnusable`.
     pub async fn logs_task(&self, task_id: &str, sequence: Option<u64>) -> Result<TaskLogs, Error> {
-        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let id = self.task_id(task_id).await?;
         self.get(Kind::Task, &id).await?;
         let task = id.clone();
         let records = self.registry(move |registry| match sequence {
@@ -36,7 +36,7 @@ impl Engine {
     /// # Errors
     /// `NotFound`, `StateUnusable`.
     pub async fn logged_commands(&self, task_id: &str) -> Result<Vec<u64>, Error> {
-        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let id = self.task_id(task_id).await?;
         self.get(Kind::Task, &id).await?;
         self.registry(move |registry| registry.sequences(&id)).await
     }

@@ -30,7 +30,7 @@ impl Engine {
         mapping: PortMapping,
         events: &Events,
     ) -> Result<TaskPublished, Error> {
-        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let id = self.task_id(task_id).await?;
         let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
         if record.execution_mode == ExecutionMode::HostCompat {
             return Err(on_host());
@@ -48,7 +48,7 @@ impl Engine {
     /// `NotFound` if there is no such task or port; `WrongState` if the task is being started or stopped; `NotDelivered`,
     /// `OutcomeUnknown`, `StateUnusable`.
     pub async fn unpublish_task(&self, task_id: &str, host_port: u16) -> Result<Task, Error> {
-        let id = VmId::parse_as(Kind::Task, task_id)?;
+        let id = self.task_id(task_id).await?;
         let record = super::as_it_is(&self.shared, self.get(Kind::Task, &id).await?);
         let was_published = match record.state {
             VmState::Started => {
@@ -57,7 +57,7 @@ impl Engine {
             _ => self.unpublish_stopped(record, host_port).await?,
         };
         match was_published {
-            true => self.status_task(task_id).await,
+            true => self.status_task(id.as_str()).await,
             false => Err(Error::new(
                 ErrorKind::NotFound,
                 format!("task {id} has no published port with the number {host_port} on this host"),

@@ -14,6 +14,7 @@ use super::*;
 use crate::limits::Sizing;
 use crate::registry::{NewCommand, VmPatch};
 use crate::{CallContext, Config};
+use crate::{Outcome, TaskChanges, TaskFilter, TtlFrom};
 
 fn engine(root: &Path) -> Engine {
     Engine::new(Config::new(root.join("state"), root.join("cache"), root.join("pyro")))
@@ -51,6 +52,8 @@ async fn created(engine: &Engine, kind: Kind) -> (VmId, PathBuf) {
         host_choice: Default::default(),
         host_access: crate::HostAccess::Denied,
         metadata: BTreeMap::new(),
+        naming: Default::default(),
+        ttl_from: Default::default(),
         owner: None,
     };
     engine.registry(move |registry| registry.insert(&task, 4)).await.unwrap();
@@ -438,4 +441,114 @@ async fn a_journal_that_dropped_commands_says_how_many() {
         error.message,
         format!("the journal of task '{id}' no longer has command 7: it keeps the latest ones")
     );
+}
+
+/// Records that a task ran in a guest. Returns its id and the path of its disk.
+async fn ran_in_guest(engine: &Engine) -> (VmId, PathBuf) {
+    let (id, dir) = created(engine, Kind::Task).await;
+    let started = id.clone();
+    let patch = VmPatch { execution_mode: Some(ExecutionMode::GuestVsock), ..VmPatch::default() };
+    engine.registry(move |registry| registry.set_started(&started, &patch)).await.unwrap();
+    (id, dir.join(vm_files::LAYER))
+}
+
+/// A missing disk must not become an empty one.
+#[tokio::test]
+async fn a_task_whose_disk_is_gone_is_not_started_and_says_so() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, layer) = ran_in_guest(&engine).await;
+    engine.stop_task(id.as_str()).await.unwrap();
+    let record = engine.get(Kind::Task, &id).await.unwrap();
+    let disk_state = async || engine.status_task(id.as_str()).await.unwrap().disk_state;
+
+    assert_eq!(disk_state().await, Some(DiskState::Missing));
+    let error = engine.check_disk(&record).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::StateUnusable);
+    assert_eq!(error.message, format!("the disk of task {id} is missing: {}", layer.display()));
+
+    fs::write(&layer, [0; 4096]).unwrap();
+    assert_eq!(disk_state().await, Some(DiskState::Damaged));
+    let error = engine.check_disk(&record).await.unwrap_err();
+    assert_eq!(error.message, format!("the disk of task {id} is damaged: {}", layer.display()));
+
+    #[expect(clippy::disallowed_methods, reason = "tests use the host's programs")]
+    let search_path = std::env::var_os("PATH").unwrap();
+    let templates = disk::LayerTemplates::new(root.path().join("layers"), search_path);
+    let whole = templates.of_size(512, disk::LayerLifetime::ManyStarts).unwrap();
+    fs::remove_file(&layer).unwrap();
+    disk::instantiate(&whole.into(), &layer).unwrap();
+    assert_eq!(disk_state().await, Some(DiskState::Ok));
+    engine.check_disk(&record).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_task_that_never_ran_in_a_guest_has_no_disk_to_miss() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, _) = created(&engine, Kind::Task).await;
+    assert_eq!(engine.status_task(id.as_str()).await.unwrap().disk_state, None);
+    engine.check_disk(&engine.get(Kind::Task, &id).await.unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn every_operation_takes_a_name_or_the_first_digits_of_an_id() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, _) = started_task(&engine).await;
+    let changes = TaskChanges { name: Some("build".to_owned()), ..TaskChanges::default() };
+    assert_eq!(engine.update_task("0123", changes).await.unwrap().name.as_deref(), Some("build"));
+    running_command(&engine, &id).await;
+    assert_eq!(engine.status_task("build").await.unwrap().task_id, id);
+    assert_eq!(engine.logs_task("build", Some(1)).await.unwrap().task_id, id);
+    assert_eq!(engine.logged_commands("012").await.unwrap(), [1]);
+    assert_eq!(engine.stop_task("build").await.unwrap().task_id, id);
+    assert_eq!(
+        engine.wait_task("build", 1, &CancellationToken::new()).await.unwrap().outcome,
+        Outcome::Unknown
+    );
+    assert_eq!(engine.kill_task("build", 1).await.unwrap().outcome, Outcome::Unknown);
+    assert_eq!(engine.extend_task("build", 60).await.unwrap().ttl_seconds, 60);
+    let error = engine.status_task("01").await.unwrap_err();
+    assert_eq!(error.to_string(), "task '01' does not exist");
+    assert_eq!(engine.delete_task("build").await.unwrap().task_id, id);
+}
+
+#[tokio::test]
+async fn a_list_has_the_tasks_with_the_labels_that_are_looked_for() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, _) = started_task(&engine).await;
+    let changes =
+        TaskChanges { labels: [("ci".to_owned(), "1".to_owned())].into(), ..TaskChanges::default() };
+    engine.update_task(id.as_str(), changes).await.unwrap();
+    for (label, count) in [("ci", 1), ("ci=1", 1), ("ci=2", 0), ("x", 0)] {
+        let filter = TaskFilter { labels: vec![label.to_owned()] };
+        assert_eq!(engine.list_tasks(filter).await.unwrap().count, count, "{label}");
+    }
+}
+
+/// The use goes on whether its lifetime can be renewed or not; a task that is not renewed by its use is left alone.
+#[tokio::test]
+async fn a_use_begins_a_new_lifetime_if_its_creator_asked_for_that() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    let before = engine.get(Kind::Task, &id).await.unwrap();
+    engine.record_for(Kind::Task, &id, VmEvent::Exec).await.unwrap();
+    assert_eq!(engine.get(Kind::Task, &id).await.unwrap().expires_at, before.expires_at);
+
+    let changes = TaskChanges { ttl_from: Some(TtlFrom::Use), ..TaskChanges::default() };
+    engine.update_task(id.as_str(), changes).await.unwrap();
+    let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+    let listener = UnixListener::bind(dir.join(vm_files::CONTROL_SOCKET)).unwrap();
+    let (used, extended) =
+        tokio::join!(engine.record_for(Kind::Task, &id, VmEvent::Exec), serve_extension(&listener));
+    used.unwrap();
+    assert!(extended > before.expires_at, "{extended}");
+    assert_eq!(engine.get(Kind::Task, &id).await.unwrap().expires_at, extended);
+
+    drop(listener);
+    engine.record_for(Kind::Task, &id, VmEvent::Exec).await.unwrap();
+    assert_eq!(engine.get(Kind::Task, &id).await.unwrap().expires_at, extended);
 }

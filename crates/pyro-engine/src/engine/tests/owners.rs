@@ -31,6 +31,8 @@ fn new(number: u32, kind: Kind) -> NewVm {
         host_choice: Default::default(),
         host_access: HostAccess::Denied,
         metadata: BTreeMap::new(),
+        naming: Default::default(),
+        ttl_from: Default::default(),
         owner: None,
     }
 }
@@ -129,7 +131,7 @@ async fn lists_show_what_the_caller_may_find() {
         engine.shared.registry.set_started(id, &VmPatch::default()).unwrap();
     }
     let listed = async |caller: &Caller| -> Vec<VmId> {
-        let list = engine.on_behalf_of(caller).list_tasks().await.unwrap();
+        let list = engine.on_behalf_of(caller).list_tasks(Default::default()).await.unwrap();
         assert_eq!(list.count as usize, list.tasks.len() + list.damaged_task_ids.len());
         list.tasks.into_iter().map(|task| task.task_id).chain(list.damaged_task_ids).collect()
     };

@@ -31,6 +31,8 @@ fn with_tasks(count: u32) -> (TempDir, Registry) {
             host_choice: Default::default(),
             host_access: crate::HostAccess::Denied,
             metadata: BTreeMap::new(),
+            naming: Default::default(),
+            ttl_from: Default::default(),
             owner: None,
         };
         registry.insert(&vm, 100).unwrap();
@@ -335,7 +337,9 @@ fn a_file_of_an_earlier_version_gives_back_space_too() {
         .execute_batch(
             "ALTER TABLE vms DROP COLUMN owner; ALTER TABLE vms DROP COLUMN layer_mib;
              ALTER TABLE vms DROP COLUMN network_policy; ALTER TABLE vms DROP COLUMN published_ports;
-             ALTER TABLE vms DROP COLUMN host_ca; ALTER TABLE vms DROP COLUMN host_proxy; PRAGMA user_version = 2;
+             ALTER TABLE vms DROP COLUMN host_ca; ALTER TABLE vms DROP COLUMN host_proxy;
+             DROP INDEX vms_names; ALTER TABLE vms DROP COLUMN name; ALTER TABLE vms DROP COLUMN labels;
+             ALTER TABLE vms DROP COLUMN ttl_from; PRAGMA user_version = 2;
              PRAGMA auto_vacuum = NONE; VACUUM",
         )
         .unwrap();

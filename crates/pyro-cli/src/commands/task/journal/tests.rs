@@ -45,17 +45,14 @@ fn entries_say_what_became_of_their_command() {
             ..an_entry()
         },
     ];
-    let text: String = entries.iter().map(shown).collect();
+    let text: String = entries.iter().map(heading).collect();
     insta::assert_snapshot!(text, @r#"
     #2 exit_code=2 duration_ms=17 cwd=/workspace/project
     $ make
-    no newline
     #2 exit_code=-15 duration_ms=17 outcome=killed cwd=/workspace/project stdout_truncated=9
     $ make
-    no newline
     #2 outcome=unknown cwd=/workspace/project
     $ make
-    line
     #2 outcome=not_run error="entering /x: not found" cwd=/workspace/project
     $ make
     "#);

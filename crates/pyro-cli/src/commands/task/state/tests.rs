@@ -9,6 +9,10 @@ fn id() -> VmId {
 fn a_task() -> Task {
     Task {
         task_id: id(),
+        name: None,
+        labels: Default::default(),
+        ttl_from: Default::default(),
+        disk_state: None,
         environment: "debian:12".to_owned(),
         environment_version: Some("1.0.0".to_owned()),
         vcpu_count: 1,
@@ -40,7 +44,7 @@ fn a_task() -> Task {
 
 #[test]
 fn a_task_has_the_lines_of_the_contract_and_more_if_there_is_more() {
-    insta::assert_snapshot!(task(&a_task()), @r"
+    insta::assert_snapshot!(shown(&a_task(), 1061.0), @r"
     Task ID: 9775b3af1eeb
     Environment: debian:12
     State: started
@@ -67,7 +71,7 @@ fn a_task_has_the_lines_of_the_contract_and_more_if_there_is_more() {
         disk_used_bytes: (5 << 20) + 1,
         ..a_task()
     };
-    insta::assert_snapshot!(task(&stopped), @r"
+    insta::assert_snapshot!(shown(&stopped, 1061.0), @r"
     Task ID: 9775b3af1eeb
     Environment: debian:12
     State: stopped
@@ -86,13 +90,33 @@ fn a_task_has_the_lines_of_the_contract_and_more_if_there_is_more() {
 #[test]
 fn a_list_says_how_old_and_how_long_still() {
     let stopped = Task { state: VmState::Stopped, stop_reason: Some(StopReason::Expired), ..a_task() };
-    let tasks = vec![a_task(), Task { created_at: -9000.0, command_count: 7, ..stopped }];
-    let all = TaskList { tasks, damaged_task_ids: vec![id()], count: 3 };
-    insta::assert_snapshot!(listed(&all, 1061.0), @r"
-    9775b3af1eeb started  debian:12        age=1m1s left=8m59s commands=0
-    9775b3af1eeb stopped  debian:12        age=2h47m left=- commands=7
-    9775b3af1eeb damaged
-    ");
+    let lost = Task {
+        created_at: -360_000.0,
+        command_count: 70_000,
+        environment: "debian:12-agent-and-more".to_owned(),
+        name: Some("n".repeat(63)),
+        disk_state: Some(DiskState::Missing),
+        ..stopped
+    };
+    let all = TaskList { tasks: vec![a_task(), lost.clone()], damaged_task_ids: vec![id()], count: 3 };
+    let text = listed(&all, 1061.0);
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    insta::assert_snapshot!(text, @"");
+    assert_eq!(ids(&all), "9775b3af1eeb\n9775b3af1eeb\n9775b3af1eeb\n");
+    let owned = TaskList { tasks: vec![Task { owner: Some("ci".to_owned()), ..a_task() }, lost], ..all };
+    insta::assert_snapshot!(listed(&owned, 1061.0), @"");
     let none = TaskList { tasks: Vec::new(), damaged_task_ids: Vec::new(), count: 0 };
     assert_eq!(listed(&none, 0.0), "No tasks found.\n");
+}
+
+#[test]
+fn a_task_shows_its_name_its_labels_and_its_time_left() {
+    let named = Task {
+        name: Some("build".to_owned()),
+        labels: [("ci", ""), ("team", "infra")].map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        ttl_from: TtlFrom::Use,
+        disk_state: Some(DiskState::Damaged),
+        ..a_task()
+    };
+    insta::assert_snapshot!(shown(&named, 1061.0), @"");
 }
