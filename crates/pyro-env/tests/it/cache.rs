@@ -15,7 +15,7 @@ fn an_empty_cache_lists_the_catalog_and_is_not_touched() {
     assert_eq!(names, ["debian:12", "debian:12-base", "debian:12-build"]);
     assert!(list.environments.iter().all(|e| !e.installed));
     assert!(!fake.cache_dir().exists());
-    assert_eq!(fake.cache().prune().expect("pruned").count, 0);
+    assert_eq!(fake.cache().prune(&[]).expect("pruned").count, 0);
     assert!(!fake.cache_dir().exists());
 }
 
