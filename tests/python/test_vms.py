@@ -123,7 +123,7 @@ def test_vm_lifecycle(pyro):
 
 def test_environments(pyro):
     names = [environment["name"] for environment in pyro.list_environments()]
-    assert names == ["debian:12", "debian:12-base", "debian:12-build"]
+    assert names == ["debian:12", "debian:12-agent", "debian:12-base", "debian:12-build"]
     assert pyro.inspect_environment(ENVIRONMENT)["installed"] is True
     assert pyro.pull_environment(ENVIRONMENT)["kernel_image"]
     assert pyro.prune_environments()["count"] == 0
@@ -131,7 +131,7 @@ def test_environments(pyro):
 
 
 @pytest.mark.parametrize("arguments, text", [
-    ({"environment": "x"}, "unknown environment 'x'; expected one of: debian:12, debian:12-base, debian:12-build"),
+    ({"environment": "x"}, "unknown environment 'x'; expected one of: debian:12, debian:12-agent, debian:12-base, debian:12-build"),
     ({"vcpu_count": 9}, "vcpu_count must be between 1 and 8"),
     ({"mem_mib": 255}, "mem_mib must be between 256 and 32768"),
     ({"ttl_seconds": 59}, "ttl_seconds must be between 60 and 3600"),

@@ -17,6 +17,7 @@ mod transaction_error;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use pyro_env::EnvironmentVersion;
 use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, named_params};
 
 pub(crate) use self::journal::{CommandRecord, NewCommand};
@@ -126,6 +127,11 @@ impl Registry {
     /// Returns the ids of all VMs, sorted, including those of damaged records.
     pub(crate) fn ids(&self) -> Result<Vec<VmId>, Error> {
         self.read(|tx| row::select_ids(tx, "expired_at IS NULL"))
+    }
+
+    /// Returns the versions of environments that VMs and tasks were made with.
+    pub(crate) fn environment_versions(&self) -> Result<Vec<EnvironmentVersion>, Error> {
+        self.read(row::select_environments)
     }
 
     /// Returns the ids of the tasks that `caller` may find, sorted, including those of damaged records.

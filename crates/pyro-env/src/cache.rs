@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::build::Build;
 use crate::cancel::CancelFlag;
-use crate::catalog::{self, CATALOG_VERSION, COMPATIBILITY, CatalogEntry};
+use crate::catalog::{self, CATALOG_VERSION, COMPATIBILITY, CatalogEntry, EnvironmentVersion};
 use crate::debian::Archive;
 use crate::error::{InspectError, IoError, ListError, OpenError, PruneError, PullError, RemoveError};
 use crate::installed::InstalledEnvironment;
@@ -69,15 +69,22 @@ impl EnvironmentCache {
 
     /// Opens an installed environment to run it. No process removes it until the result is dropped.
     pub fn open(&self, name: &str) -> Result<InstalledEnvironment, OpenError> {
-        let entry = catalog::find(name)?;
-        let install_dir = self.layout.install_dir(entry);
-        let not_installed = || OpenError::NotInstalled { name: name.to_owned() };
+        self.open_version(&catalog::find(name)?.latest())
+    }
+
+    /// Opens a version of an environment as [`Self::open`] does, also one that is older than the catalog's.
+    pub fn open_version(&self, which: &EnvironmentVersion) -> Result<InstalledEnvironment, OpenError> {
+        let EnvironmentVersion { name, version } = which;
+        catalog::find(name)?;
+        let not_installed = || OpenError::NotInstalled { name: name.clone() };
+        let dir_name = which.dir_name().ok_or_else(not_installed)?;
+        let install_dir = self.layout.install_dir(&dir_name);
         if !install_dir.is_dir() {
             return Err(not_installed());
         }
         // Check after taking the lock: the environment may have been removed since an earlier check.
-        let in_use = lock::shared(&self.layout.use_lock(&entry.dir_name()))?;
-        match self.found(entry)? {
+        let in_use = lock::shared(&self.layout.use_lock(&dir_name))?;
+        match Manifest::find(&install_dir, name, version)? {
             Found::Installed(installed) => match trust::check(&install_dir, &installed.files)? {
                 Ok(()) => {
                     if let Some(Err(error)) =
@@ -88,9 +95,9 @@ impl EnvironmentCache {
                     }
                     Ok(InstalledEnvironment::new(install_dir, *installed, in_use))
                 }
-                Err(problem) => Err(OpenError::Untrusted { name: name.to_owned(), problem }),
+                Err(problem) => Err(OpenError::Untrusted { name: name.clone(), problem }),
             },
-            Found::Damaged(damage) => Err(OpenError::Damaged { name: name.to_owned(), damage }),
+            Found::Damaged(damage) => Err(OpenError::Damaged { name: name.clone(), damage }),
             Found::Nothing => Err(not_installed()),
         }
     }
@@ -158,9 +165,9 @@ impl EnvironmentCache {
     }
 
     /// Removes unusable data: abandoned work, damaged installs, and environments and versions that the catalog does not
-    /// contain. Environments that are in use or being built stay.
-    pub fn prune(&self) -> Result<PruneReport, PruneError> {
-        prune::run(&self.layout, &self.tools)
+    /// contain. Environments that are in use or being built stay, and so do the versions in `keep`, unless they are damaged.
+    pub fn prune(&self, keep: &[EnvironmentVersion]) -> Result<PruneReport, PruneError> {
+        prune::run(&self.layout, &self.tools, keep)
     }
 
     /// Removes an installed environment, damaged or not, and returns what it was.
@@ -195,7 +202,7 @@ impl EnvironmentCache {
     }
 
     fn install(&self, entry: &CatalogEntry, built: &Path, work: &Path) -> Result<(), PullError> {
-        let target = self.layout.install_dir(entry);
+        let target = self.layout.install_dir(&entry.dir_name());
         let _unused = self.reserve(entry)?;
         if target.symlink_metadata().is_ok() {
             fsio::rename(&target, &work.join("replaced"))?;
@@ -211,7 +218,7 @@ impl EnvironmentCache {
     }
 
     fn found(&self, entry: &CatalogEntry) -> Result<Found, IoError> {
-        Manifest::find(&self.layout.install_dir(entry), &entry.name, &entry.version)
+        Manifest::find(&self.layout.install_dir(&entry.dir_name()), &entry.name, &entry.version)
     }
 
     fn describe(&self, entry: &CatalogEntry) -> Result<Environment, IoError> {
@@ -223,7 +230,7 @@ impl EnvironmentCache {
     }
 
     fn environment(&self, entry: &CatalogEntry, manifest: Option<&Manifest>) -> Environment {
-        let install_dir = self.layout.install_dir(entry);
+        let install_dir = self.layout.install_dir(&entry.dir_name());
         Environment {
             name: entry.name.clone(),
             version: entry.version.clone(),
@@ -232,6 +239,7 @@ impl EnvironmentCache {
             distribution: entry.distribution.clone(),
             distribution_version: entry.distribution_version.clone(),
             platform: entry.platform.clone(),
+            shell: entry.shell.clone(),
             oci_registry: None,
             oci_repository: None,
             oci_reference: None,

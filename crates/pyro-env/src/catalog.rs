@@ -29,6 +29,8 @@ pub(crate) struct CatalogEntry {
     pub(crate) suite: String,
     /// Package whose newest dependency is the guest kernel.
     pub(crate) kernel_package: String,
+    /// Shell that runs commands unless their caller chooses another: `sh` or `bash`.
+    pub(crate) shell: String,
     /// Packages that the environment promises to contain.
     pub(crate) default_packages: Vec<String>,
     /// Packages installed in addition, so that the promised ones are usable (certificates, headers).
@@ -43,6 +45,11 @@ impl CatalogEntry {
         dir_name(&self.name, &self.version)
     }
 
+    /// Returns the version that this catalog describes.
+    pub(crate) fn latest(&self) -> EnvironmentVersion {
+        EnvironmentVersion::new(&self.name, &self.version)
+    }
+
     /// Returns what the image is made from, as recorded in the manifest.
     pub(crate) fn source(&self) -> String {
         format!("{}:{}", self.distribution, self.suite)
@@ -54,8 +61,37 @@ impl CatalogEntry {
     }
 }
 
-pub(crate) fn dir_name(name: &str, version: &str) -> String {
+fn dir_name(name: &str, version: &str) -> String {
     format!("{}-{version}", name.replace(':', "_"))
+}
+
+/// One version of an environment, possibly older than the one that the catalog describes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnvironmentVersion {
+    /// Name of the environment.
+    pub name: String,
+    /// Its version, such as `1.0.0`.
+    pub version: String,
+}
+
+impl EnvironmentVersion {
+    /// Maximum length of a version.
+    const MAX_VERSION_BYTES: usize = 32;
+
+    /// The version `version` of the environment `name`.
+    pub fn new(name: impl Into<String>, version: impl Into<String>) -> Self {
+        Self { name: name.into(), version: version.into() }
+    }
+
+    /// Returns the name of the install directory; `None` if the catalog has no environment of this name, or the version is not
+    /// one. Both may come from a record that someone has changed.
+    pub(crate) fn dir_name(&self) -> Option<String> {
+        find(&self.name).ok()?;
+        let is_part = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let is_version =
+            self.version.len() <= Self::MAX_VERSION_BYTES && self.version.split('.').all(is_part);
+        is_version.then(|| dir_name(&self.name, &self.version))
+    }
 }
 
 #[derive(Deserialize)]
@@ -114,6 +150,21 @@ mod tests {
             packages,
             [
                 ("debian:12", vec!["bash", "coreutils", "git"]),
+                (
+                    "debian:12-agent",
+                    vec![
+                        "bash",
+                        "coreutils",
+                        "git",
+                        "gcc",
+                        "make",
+                        "python3",
+                        "nodejs",
+                        "jq",
+                        "ripgrep",
+                        "tmux"
+                    ]
+                ),
                 ("debian:12-base", vec!["bash", "coreutils"]),
                 ("debian:12-build", vec!["bash", "coreutils", "git", "gcc", "make", "cmake", "python3"]),
             ]
@@ -121,8 +172,9 @@ mod tests {
         let dirs: BTreeSet<String> = entries().iter().map(CatalogEntry::dir_name).collect();
         assert_eq!(dirs.len(), entries().len(), "two environments share a directory");
         for entry in entries() {
-            assert_eq!(entry.version, "1.0.0");
+            assert!(EnvironmentVersion::new(&entry.name, &entry.version).dir_name().is_some());
             assert_eq!(entry.platform, PLATFORM);
+            assert!(["sh", "bash"].contains(&&*entry.shell));
             // These words become arguments of package tools, so they must not look like an option or a pattern.
             for word in entry.packages().chain([entry.suite.as_str(), &entry.kernel_package]) {
                 assert!(word.starts_with(|c: char| c.is_ascii_lowercase()), "{word}");
@@ -132,11 +184,22 @@ mod tests {
     }
 
     #[test]
+    fn a_version_names_a_directory_of_the_cache_and_no_other() {
+        let dir_name = |name, version| EnvironmentVersion::new(name, version).dir_name();
+        assert_eq!(dir_name("debian:12", "0.9.rc1").as_deref(), Some("debian_12-0.9.rc1"));
+        let too_long = "1".repeat(33);
+        for version in ["", ".", "..", "1..0", "1/../..", "1.0 ", "1_0", &too_long] {
+            assert_eq!(dir_name("debian:12", version), None, "{version}");
+        }
+        assert_eq!(dir_name("debian:12/..", "1.0.0"), None);
+    }
+
+    #[test]
     fn an_unknown_name_lists_the_known_ones() {
         let error = find("x").expect_err("no such environment");
         assert_eq!(
             error.to_string(),
-            "unknown environment 'x'; expected one of: debian:12, debian:12-base, debian:12-build"
+            "unknown environment 'x'; expected one of: debian:12, debian:12-agent, debian:12-base, debian:12-build"
         );
     }
 

@@ -11,7 +11,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::catalog::{CatalogEntry, PLATFORM};
+use crate::catalog::PLATFORM;
 
 pub(crate) const PARTIAL_PREFIX: &str = ".partial-";
 
@@ -33,8 +33,8 @@ impl Layout {
         self.cache.join(PLATFORM)
     }
 
-    pub(crate) fn install_dir(&self, entry: &CatalogEntry) -> PathBuf {
-        self.platform_dir().join(entry.dir_name())
+    pub(crate) fn install_dir(&self, dir_name: &str) -> PathBuf {
+        self.platform_dir().join(dir_name)
     }
 
     pub(crate) fn platform_lock(&self) -> PathBuf {

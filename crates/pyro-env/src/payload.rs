@@ -21,6 +21,8 @@ pub struct Environment {
     pub distribution_version: String,
     /// Host platform, `linux-x86_64`.
     pub platform: String,
+    /// Shell that runs commands unless their caller chooses another: `sh` or `bash`.
+    pub shell: String,
     /// Always null: the environments are built from the distribution's archive, not pulled from a registry.
     pub oci_registry: Option<String>,
     /// Always null, see `oci_registry`.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::catalog;
+use crate::catalog::{self, CatalogEntry, EnvironmentVersion};
 use crate::error::{IoError, PruneError};
 use crate::layout::{Layout, PARTIAL_PREFIX};
 use crate::lock;
@@ -12,14 +12,20 @@ use crate::payload::PruneReport;
 use crate::process::Tools;
 use crate::remove;
 
-pub(crate) fn run(layout: &Layout, tools: &Tools) -> Result<PruneReport, PruneError> {
+pub(crate) fn run(
+    layout: &Layout,
+    tools: &Tools,
+    keep: &[EnvironmentVersion],
+) -> Result<PruneReport, PruneError> {
     let dir = layout.platform_dir();
     if directories(&dir)?.is_empty() {
         return Ok(PruneReport::default());
     }
+    let latest = catalog::entries().iter().map(CatalogEntry::latest);
+    let kept: Vec<EnvironmentVersion> = latest.chain(keep.iter().cloned()).collect();
     let (mut removed, mut failed) = partial::sweep(layout, tools)?;
     for path in directories(&dir)? {
-        match prune_install(layout, &path, tools) {
+        match prune_install(layout, &path, tools, &kept) {
             Ok(true) => removed.push(path),
             Ok(false) => {}
             Err(error) => failed = failed.or(Some(error)),
@@ -34,19 +40,24 @@ pub(crate) fn run(layout: &Layout, tools: &Tools) -> Result<PruneReport, PruneEr
     Ok(PruneReport { count: names.len(), deleted_environment_dirs: names })
 }
 
-/// Removes one install directory unless it is usable or in use.
-fn prune_install(layout: &Layout, path: &Path, tools: &Tools) -> Result<bool, IoError> {
+/// Removes one install directory unless it is one of `kept` and usable, or in use.
+fn prune_install(
+    layout: &Layout,
+    path: &Path,
+    tools: &Tools,
+    kept: &[EnvironmentVersion],
+) -> Result<bool, IoError> {
     let Some(dir_name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else {
         return Ok(false);
     };
-    if dir_name.starts_with(PARTIAL_PREFIX) || is_usable(path, &dir_name)? {
+    if dir_name.starts_with(PARTIAL_PREFIX) || is_usable(path, &dir_name, kept)? {
         return Ok(false);
     }
     let Some(unused) = lock::try_exclusive(&layout.use_lock(&dir_name))? else {
         return Ok(false);
     };
     // It may have been replaced by a good one since the first check.
-    if is_usable(path, &dir_name)? {
+    if is_usable(path, &dir_name, kept)? {
         return Ok(false);
     }
     remove::tree(path, tools)?;
@@ -54,10 +65,10 @@ fn prune_install(layout: &Layout, path: &Path, tools: &Tools) -> Result<bool, Io
     Ok(true)
 }
 
-/// Returns whether `path` is a complete install of the environment that the catalog has for that directory's name.
-fn is_usable(path: &Path, dir_name: &str) -> Result<bool, IoError> {
-    let Some(entry) = catalog::entries().iter().find(|entry| entry.dir_name() == dir_name) else {
+/// Returns whether `path` is a complete install of the version that has this directory's name.
+fn is_usable(path: &Path, dir_name: &str, kept: &[EnvironmentVersion]) -> Result<bool, IoError> {
+    let Some(which) = kept.iter().find(|which| which.dir_name().as_deref() == Some(dir_name)) else {
         return Ok(false);
     };
-    Ok(matches!(Manifest::find(path, &entry.name, &entry.version)?, Found::Installed(_)))
+    Ok(matches!(Manifest::find(path, &which.name, &which.version)?, Found::Installed(_)))
 }

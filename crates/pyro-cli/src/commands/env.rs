@@ -175,7 +175,8 @@ Examples:
 
 /// Remove cached environments that are stale, damaged or unfinished
 ///
-/// Keeps the installed environments of the current catalog, and those that another pyro is installing.
+/// Keeps the installed environments of the current catalog, older versions that tasks of this state directory were made
+/// from, and what another pyro is installing.
 #[derive(Debug, Args)]
 #[command(after_help = PRUNE_EXAMPLES)]
 pub(crate) struct EnvPruneArgs {

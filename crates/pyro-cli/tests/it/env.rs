@@ -25,7 +25,7 @@ fn list_as_json() {
     assert_eq!(value["catalog_version"], "2.1.0");
     let environments = value["environments"].as_array().unwrap();
     let names: Vec<&str> = environments.iter().map(|one| one["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["debian:12", "debian:12-base", "debian:12-build"]);
+    assert_eq!(names, ["debian:12", "debian:12-agent", "debian:12-base", "debian:12-build"]);
 }
 
 #[test]
@@ -76,8 +76,7 @@ fn inspect_as_json() {
     "#);
 }
 
-const UNKNOWN: &str =
-    "unknown environment 'nosuch'; expected one of: debian:12, debian:12-base, debian:12-build";
+const UNKNOWN: &str = "unknown environment 'nosuch'; expected one of: debian:12, debian:12-agent, debian:12-base, debian:12-build";
 
 #[test]
 fn an_unknown_environment_is_refused_by_every_command_that_takes_one() {

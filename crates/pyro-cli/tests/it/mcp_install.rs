@@ -501,7 +501,7 @@ fn environments_of_the_flags_exist() {
     exit: 1
     --- stdout
     --- stderr
-    [error] unknown environment 'nosuch'; expected one of: debian:12, debian:12-base, debian:12-build
+    [error] unknown environment 'nosuch'; expected one of: debian:12, debian:12-agent, debian:12-base, debian:12-build
     ");
     assert!(!home.path(".cursor").exists());
 }

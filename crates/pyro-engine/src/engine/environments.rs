@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use pyro_env::{CancelFlag, InstalledEnvironment, OpenError, PullObserver, PullStep};
+use pyro_env::{CancelFlag, EnvironmentVersion, InstalledEnvironment, OpenError, PullObserver, PullStep};
 use pyro_supervisor::template;
 use tokio_util::sync::CancellationToken;
 
@@ -89,15 +89,21 @@ impl Engine {
         pull.await
     }
 
-    /// Removes unusable data: environments in the cache, and templates of other boots, agents, and environments.
+    /// Removes unusable data: environments in the cache that neither the catalog nor a VM or task of this state directory
+    /// needs, and templates of other boots, agents, and environments.
     ///
     /// # Errors
-    /// `EnvironmentUnavailable` if an environment cannot be removed.
+    /// `EnvironmentUnavailable` if an environment cannot be removed, `StateUnusable`.
     pub async fn prune_environments(&self) -> Result<Pruned, Error> {
         self.blocking(|shared| {
             let unreadable = |error: pyro_env::ListError| unavailable(error.kind(), &error, None);
+            // A stopped task goes on with the version that its disk was written over.
+            let keep = match shared.config.base_dir.exists() {
+                true => shared.registry.environment_versions()?,
+                false => Vec::new(),
+            };
             let environments =
-                shared.environments.prune().map_err(|error| unavailable(error.kind(), &error, None))?;
+                shared.environments.prune(&keep).map_err(|error| unavailable(error.kind(), &error, None))?;
             let installed = shared.environments.list().map_err(unreadable)?.environments;
             let digests: Vec<String> = installed
                 .iter()
@@ -171,6 +177,22 @@ impl Engine {
             })
         })
         .await
+    }
+
+    /// Returns this version of the environment, ready to run. Where it is no longer installed, this is the catalog's, which is
+    /// installed first if necessary.
+    pub(super) async fn environment_version(
+        &self,
+        which: EnvironmentVersion,
+        events: &Events,
+        cancel: &CancellationToken,
+    ) -> Result<InstalledEnvironment, Error> {
+        let name = which.name.clone();
+        match self.blocking(move |shared| Ok(shared.environments.open_version(&which))).await? {
+            Ok(environment) => Ok(environment),
+            Err(OpenError::NotInstalled { .. }) => self.environment(&name, events, cancel).await,
+            Err(error) => Err(unavailable(error.kind(), &error, error.remedy())),
+        }
     }
 
     /// Returns the environment, ready to run; `None` if it is not installed.

@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pyro_env::InstalledEnvironment;
+use pyro_env::{EnvironmentVersion, InstalledEnvironment};
 use pyro_machine::disk::LayerDefect;
 use pyro_machine::network::Policy;
 use pyro_machine::{Accelerator, Artifact, GuestImage, GuestKernel, MachineConfig};
@@ -66,6 +66,31 @@ pub(super) struct Shape {
     pub(super) is_new: bool,
 }
 
+/// What a VM needs of its host.
+#[derive(Clone, Copy)]
+pub(super) struct Needs<'a> {
+    pub(super) environment: &'a str,
+    /// The version that its disk was written over; `None`: the catalog's.
+    pub(super) version: Option<&'a str>,
+    pub(super) host_access: HostAccess,
+}
+
+impl<'a> Needs<'a> {
+    /// Returns what a new VM needs.
+    pub(super) fn of_new(spec: &'a VmSpec) -> Self {
+        Self { environment: &spec.environment, version: None, host_access: spec.host_access() }
+    }
+
+    /// Returns what a recorded VM needs.
+    pub(super) fn of_recorded(record: &'a VmRecord) -> Self {
+        Self {
+            environment: &record.environment,
+            version: record.environment_version.as_deref(),
+            host_access: record.host_access,
+        }
+    }
+}
+
 /// A VM that is recorded and locked, but not started yet.
 pub(super) struct Launch {
     pub(super) record: VmRecord,
@@ -120,16 +145,24 @@ impl Engine {
     /// `VmUnavailable` if no VM can run and the caller has not agreed to the host; the errors of the environment.
     pub(super) async fn backend(
         &self,
-        environment: &str,
-        host_access: HostAccess,
+        needs: Needs<'_>,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Backend, Error> {
         match self.host().await {
-            Ok(host) => Ok(Ok((host, self.environment(environment, events, cancel).await?))),
+            Ok(host) => {
+                let environment = match needs.version {
+                    None => self.environment(needs.environment, events, cancel).await?,
+                    Some(version) => {
+                        let which = EnvironmentVersion::new(needs.environment, version);
+                        self.environment_version(which, events, cancel).await?
+                    }
+                };
+                Ok(Ok((host, environment)))
+            }
             Err(reason) => {
-                self.inspect_environment(environment).await?;
-                match host_access {
+                self.inspect_environment(needs.environment).await?;
+                match needs.host_access {
                     HostAccess::Allowed => Ok(Err(reason)),
                     HostAccess::Denied => Err(Error::boot_unavailable(&reason.to_string())),
                 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pyro_supervisor::{EndRequest, Ended, Owner, OwnerLock, Phase, files, network_denials};
 use tokio_util::sync::CancellationToken;
 
-use super::launch::Launch;
+use super::launch::{Launch, Needs};
 use super::reconcile::{OWNER_VANISHED, owner_vanished};
 use super::{Engine, Shared, now, state_unusable, vm_dir};
 use crate::Kind;
@@ -65,7 +65,7 @@ impl Engine {
     ) -> Result<Vm, Error> {
         let id = VmId::parse(vm_id)?;
         let record = self.record_for(Kind::Vm, &id, VmEvent::Start).await?;
-        let backend = self.backend(&record.environment, record.host_access, events, cancel).await?;
+        let backend = self.backend(Needs::of_recorded(&record), events, cancel).await?;
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         // The lock proves that no process runs the VM, whatever its last supervisor was able to record.
         self.note_vanished(&id).await?;

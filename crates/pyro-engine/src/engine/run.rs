@@ -7,7 +7,7 @@ use pyro_supervisor::{EndReason, Lifeline};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::launch::{Launch, Started};
+use super::launch::{Launch, Needs, Started};
 use super::lifecycle::{cleanup, run_result};
 use super::{Engine, unless_cancelled};
 use crate::Kind;
@@ -45,7 +45,7 @@ impl Engine {
         let command = limits::check_command(command, output.output)?;
         self.check_host_settings(&spec, events).await?;
         events.send(Event::Phase(RunPhase::Create { environment: spec.environment.clone() })).await;
-        let backend = self.backend(&spec.environment, spec.host_access(), events, cancel).await?;
+        let backend = self.backend(Needs::of_new(&spec), events, cancel).await?;
         timings.lap("environment");
         unless_cancelled(cancel, self.reconcile()).await?;
 

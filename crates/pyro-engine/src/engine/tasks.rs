@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exec::not_asked;
 use super::host::HostUnavailable;
-use super::launch::Launch;
+use super::launch::{Launch, Needs};
 use super::lifecycle::{as_it_is, denials, transition};
 use super::reconcile::owner_vanished;
 use super::{Engine, Shared, now, unless_cancelled, vm_dir};
@@ -64,7 +64,7 @@ impl Engine {
         self.check_name(&spec.naming).await?;
         self.check_host_settings(&spec.vm, events).await?;
         events.send(Event::Phase(RunPhase::Create { environment: spec.vm.environment.clone() })).await;
-        let backend = self.backend(&spec.vm.environment, spec.vm.host_access(), events, cancel).await?;
+        let backend = self.backend(Needs::of_new(&spec.vm), events, cancel).await?;
         ports::refuse_on_host(&backend, &spec.publish)?;
         let version = backend.as_ref().ok().map(|(_, environment)| environment.version.clone());
         unless_cancelled(cancel, self.reconcile()).await?;
@@ -120,7 +120,8 @@ impl Engine {
             ExecutionMode::HostCompat => Err(HostUnavailable::TaskOnHost),
             // Its files are on its disk, which only a guest can access.
             ExecutionMode::GuestVsock | ExecutionMode::Pending => {
-                self.backend(&record.environment, HostAccess::Denied, events, cancel).await?
+                let needs = Needs { host_access: HostAccess::Denied, ..Needs::of_recorded(&record) };
+                self.backend(needs, events, cancel).await?
             }
         };
         if let Ok((_, environment)) = &backend {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::str::FromStr;
 
+use pyro_env::EnvironmentVersion;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{OptionalExtension, Row, ToSql, Transaction, named_params};
 use serde::{Deserialize, Serialize};
@@ -304,6 +305,18 @@ pub(super) fn select_ids(tx: &Transaction<'_>, condition: &str) -> Result<Vec<Vm
     let mut statement =
         tx.prepare_cached(&format!("SELECT vm_id FROM vms WHERE {condition} ORDER BY vm_id"))?;
     readable(statement.query_map([], |row| row.get(0).map(|Stored(id)| id))?)
+}
+
+/// Returns the versions of environments of all VMs.
+pub(super) fn select_environments(tx: &Transaction<'_>) -> Result<Vec<EnvironmentVersion>, TransactionError> {
+    let mut statement = tx.prepare_cached(
+        "SELECT DISTINCT environment, environment_version FROM vms
+        WHERE expired_at IS NULL AND environment_version IS NOT NULL",
+    )?;
+    let version = |row: &rusqlite::Row<'_>| {
+        Ok(EnvironmentVersion::new(row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+    };
+    readable(statement.query_map([], version)?)
 }
 
 /// Collects `rows`, skipping damaged ones.

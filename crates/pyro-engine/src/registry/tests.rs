@@ -435,3 +435,22 @@ proptest! {
         prop_assert_eq!(vm.payload().metadata, metadata);
     }
 }
+
+#[test]
+fn the_versions_of_environments_in_use_are_those_of_all_records() {
+    let (directory, registry) = with_vms(2);
+    let old =
+        NewVm { environment_version: Some("0.9.0".to_owned()), kind: Kind::Task, ..new_vm(&id(3), 3.0) };
+    registry.insert(&old, 100).unwrap();
+    registry.insert(&NewVm { environment_version: None, ..new_vm(&id(4), 4.0) }, 100).unwrap();
+    let versions = || {
+        let mut versions = registry.environment_versions().unwrap();
+        versions.sort_by(|a, b| a.version.cmp(&b.version));
+        versions.into_iter().map(|which| format!("{} {}", which.name, which.version)).collect::<Vec<_>>()
+    };
+    assert_eq!(versions(), ["debian:12 0.9.0", "debian:12 1.0.0"]);
+    // A damaged record hides only itself.
+    let damage = "UPDATE vms SET environment = x'00' WHERE environment_version = '0.9.0'";
+    raw(directory.path()).execute(damage, []).unwrap();
+    assert_eq!(versions(), ["debian:12 1.0.0"]);
+}

@@ -12,10 +12,10 @@ fn an_empty_cache_lists_the_catalog_and_is_not_touched() {
     let fake = Fake::new();
     let list = fake.cache().list().expect("listed");
     let names: Vec<_> = list.environments.iter().map(|e| e.name.as_str()).collect();
-    assert_eq!(names, ["debian:12", "debian:12-base", "debian:12-build"]);
+    assert_eq!(names, ["debian:12", "debian:12-agent", "debian:12-base", "debian:12-build"]);
     assert!(list.environments.iter().all(|e| !e.installed));
     assert!(!fake.cache_dir().exists());
-    assert_eq!(fake.cache().prune().expect("pruned").count, 0);
+    assert_eq!(fake.cache().prune(&[]).expect("pruned").count, 0);
     assert!(!fake.cache_dir().exists());
 }
 
@@ -40,6 +40,7 @@ fn the_payloads_have_their_documented_keys() {
         "oci_registry",
         "oci_repository",
         "platform",
+        "shell",
         "source_digest",
         "version",
     ];

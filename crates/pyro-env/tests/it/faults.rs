@@ -110,7 +110,7 @@ fn parallel_pulls_build_once() {
         wait_for(&first_steps, PullStep::DownloadingPackages);
         let loser = scope.spawn(|| pull_watched(&cache, &second, &cancel));
         wait_for(&second_steps, PullStep::WaitingForOtherPull);
-        assert_eq!(cache.prune().expect("pruned").count, 0, "prune must not take a live build");
+        assert_eq!(cache.prune(&[]).expect("pruned").count, 0, "prune must not take a live build");
         fake.open_gate();
         winner.join().expect("no panic").expect("built");
         loser.join().expect("no panic").expect("has the winner's result");
@@ -175,7 +175,7 @@ fn a_killed_build_is_removed_by_prune() {
     fake.close_gate();
     kill_in_the_middle(&fake);
     let partials = fake.partials();
-    let deleted = fake.cache().prune().expect("pruned").deleted_environment_dirs;
+    let deleted = fake.cache().prune(&[]).expect("pruned").deleted_environment_dirs;
     assert_eq!(deleted, [partials[0].file_name().and_then(|name| name.to_str()).expect("name")]);
     assert!(fake.partials().is_empty());
 }

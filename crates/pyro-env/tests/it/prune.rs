@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
+use pyro_env::{EnvironmentVersion, OpenError};
+
 use crate::support::Fake;
 
 /// Copies the good install's manifest, modified, to its own directory.
@@ -33,7 +35,7 @@ fn only_what_cannot_be_used_goes() {
     fs::write(fake.platform_dir().join("plain-file"), "").expect("file");
     std::os::unix::fs::symlink(fake.path(), fake.platform_dir().join("link")).expect("link");
 
-    let report = fake.cache().prune().expect("pruned");
+    let report = fake.cache().prune(&[]).expect("pruned");
     doomed.sort();
     assert_eq!(report.deleted_environment_dirs, names(&doomed));
     assert_eq!(report.count, doomed.len());
@@ -41,7 +43,29 @@ fn only_what_cannot_be_used_goes() {
     assert!(fake.platform_dir().join("plain-file").exists());
     assert!(fake.platform_dir().join("link").exists());
     fake.cache().open("debian:12-base").expect("the good one stays");
-    assert_eq!(fake.cache().prune().expect("pruned").count, 0);
+    assert_eq!(fake.cache().prune(&[]).expect("pruned").count, 0);
+}
+
+#[test]
+fn a_version_that_is_still_needed_stays_and_can_be_opened() {
+    let fake = Fake::new();
+    fake.pull();
+    let old = fake.platform_dir().join("debian_12-base-0.9.0");
+    fs::rename(fake.base_dir(), &old).expect("renamed");
+    let manifest = old.join("environment.json");
+    let text = fs::read_to_string(&manifest).expect("manifest").replace("\"1.0.0\"", "\"0.9.0\"");
+    fs::remove_file(&manifest).expect("read-only");
+    fs::write(&manifest, text).expect("manifest");
+    let needed = EnvironmentVersion::new("debian:12-base", "0.9.0");
+    let other = EnvironmentVersion::new("debian:12-base", "../../etc");
+
+    assert_eq!(fake.cache().prune(&[other.clone(), needed.clone()]).expect("pruned").count, 0);
+    assert_eq!(fake.cache().open_version(&needed).expect("still there").version, "0.9.0");
+    for missing in [other, EnvironmentVersion::new("debian:12-base", "1.0.0")] {
+        let error = fake.cache().open_version(&missing).expect_err("not installed");
+        assert!(matches!(error, OpenError::NotInstalled { .. }), "{error}");
+    }
+    assert_eq!(fake.cache().prune(&[]).expect("pruned").deleted_environment_dirs, names(&[old]));
 }
 
 #[test]
@@ -50,10 +74,10 @@ fn what_is_in_use_stays_until_it_is_not() {
     fake.pull();
     let opened = fake.cache().open("debian:12-base").expect("installed");
     fs::remove_file(&opened.kernel).expect("damaged");
-    assert_eq!(fake.cache().prune().expect("pruned").count, 0);
+    assert_eq!(fake.cache().prune(&[]).expect("pruned").count, 0);
     assert!(fake.base_dir().exists());
     drop(opened);
-    assert_eq!(fake.cache().prune().expect("pruned").deleted_environment_dirs, names(&[fake.base_dir()]));
+    assert_eq!(fake.cache().prune(&[]).expect("pruned").deleted_environment_dirs, names(&[fake.base_dir()]));
 }
 
 fn names(dirs: &[PathBuf]) -> Vec<&str> {

@@ -87,7 +87,7 @@ fn the_base_environment_is_built_verified_and_usable_offline() {
         assert_eq!(content.get(..4), Some(b"\x7fELF".as_slice()));
     }
     drop(opened);
-    assert_eq!(offline.prune().expect("pruned").count, 0);
+    assert_eq!(offline.prune(&[]).expect("pruned").count, 0);
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn a_killed_build_leaves_no_trace_and_two_processes_build_once() {
         .collect();
     left.sort();
     // The killed pull's namespace may have briefly outlived the first pull's sweep; prune removes the rest.
-    cache(dir.path(), None).prune().expect("pruned");
+    cache(dir.path(), None).prune(&[]).expect("pruned");
     left.retain(|name| platform.join(name).exists());
     assert_eq!(left, ["debian_12-base-1.0.0"]);
     let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");

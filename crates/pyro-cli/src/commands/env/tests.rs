@@ -11,6 +11,7 @@ fn environment() -> Environment {
         distribution: "debian".to_owned(),
         distribution_version: "12".to_owned(),
         platform: "linux-x86_64".to_owned(),
+        shell: "sh".to_owned(),
         oci_registry: Some("registry.example".to_owned()),
         oci_repository: Some("pyro/debian-12".to_owned()),
         oci_reference: Some("1.0.0".to_owned()),
