@@ -61,6 +61,8 @@ pub use payload::{
 };
 pub use port::{InvalidPortMapping, PortMapping};
 pub use request::{
-    CopyIn, CopyLimits, CopyOut, Disk, Entries, EnvironmentName, FileContent, FilePart, FileRange, HostCa, HostPort, Lifetime, NewFile, Platform, PortToPublish, Ports, Renewal, Sequence, TaskName, TaskSpec, VmName, VmSpec,
+    CopyIn, CopyLimits, CopyOut, Disk, Entries, EnvironmentName, FileContent, FilePart, FileRange, HostCa,
+    HostPort, Lifetime, NewFile, Platform, PortToPublish, Ports, Renewal, Sequence, TaskName, TaskSpec,
+    VmName, VmSpec,
 };
 pub use words::{Accelerator, DiskState, ExecutionMode, Outcome, StopReason, TtlFrom, UnknownWord, VmState};

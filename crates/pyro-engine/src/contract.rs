@@ -13,7 +13,8 @@ use crate::engine::dropped;
 use crate::limits::LOGS_PAGE_BYTES;
 use crate::{
     CopyFromGuest, CopyToGuest, Deleted, DoctorReport, Engine, Environment, Error, ErrorKind, Events,
-    NetworkInfo, PulledEnvironment, Reaped, RemovedEnvironment, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskInput, TaskList, TaskLogs, TaskPublished, Vm,
+    NetworkInfo, PulledEnvironment, Reaped, RemovedEnvironment, RunResult, Task, TaskCopied, TaskDeleted,
+    TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskInput, TaskList, TaskLogs, TaskPublished, Vm,
 };
 
 /// Implements one operation by the engine as the call's caller sees it, so that no operation can skip that.

@@ -176,7 +176,7 @@ impl EnvironmentCache {
     /// [`RemoveError::InUse`] while a VM runs on it.
     pub fn remove(&self, name: &str) -> Result<RemovedEnvironment, RemoveError> {
         let entry = catalog::find(name)?;
-        let install_dir = self.layout.install_dir(entry);
+        let install_dir = self.layout.install_dir(&entry.dir_name());
         if install_dir.symlink_metadata().is_err() {
             return Err(RemoveError::NotInstalled { name: name.to_owned() });
         }

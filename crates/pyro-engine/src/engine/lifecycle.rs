@@ -19,7 +19,8 @@ use crate::operations::ExecVm;
 use crate::registry::{NewVm, VmPatch, VmRecord};
 use crate::state::{Transitions as _, VmEvent};
 use crate::{
-    CallContext, DeleteReason, Deleted, Error, ErrorKind, Event, Events, ExecutionMode, HostAccess, Naming, NetworkDenial, NetworkInfo, RunResult, StopReason, TtlFrom, Vm, VmId, VmSpec, VmState, convert,
+    CallContext, DeleteReason, Deleted, Error, ErrorKind, Event, Events, ExecutionMode, HostAccess, Naming,
+    NetworkDenial, NetworkInfo, RunResult, StopReason, TtlFrom, Vm, VmId, VmSpec, VmState, convert,
 };
 
 /// Metadata key for a state transition in progress. Not recorded.
