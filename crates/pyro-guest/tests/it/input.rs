@@ -131,7 +131,7 @@ async fn a_command_without_input_takes_none() {
 async fn signals_reach_the_process_group() {
     let host = Host::new();
     let mut command = host
-        .call(Exec { id: 1, ..host.exec("trap 'echo usr1; exit 4' USR1; echo ready; sleep 1000 & wait") })
+        .call(Exec { id: 1, ..host.exec("trap 'kill $!; exit 4' USR1; echo ready; sleep 1000 & wait") })
         .await;
     expect_output(&mut command, "ready\n").await;
     assert!(matches!(host.ask(Signal { command: 1, signal: 0 }).await, SteerReply::Failed(_)));
