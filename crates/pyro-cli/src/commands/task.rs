@@ -5,6 +5,7 @@ pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod journal;
 pub(crate) mod ports;
+pub(crate) mod shell;
 pub(crate) mod state;
 mod subject;
 
@@ -16,6 +17,7 @@ use self::create::TaskCreateArgs;
 use self::exec::TaskExecArgs;
 use self::journal::{TaskKillArgs, TaskLogsArgs, TaskWaitArgs};
 use self::ports::{TaskPublishArgs, TaskUnpublishArgs};
+use self::shell::{TaskShellArgs, TaskStdinArgs};
 use self::state::{
     TaskDeleteArgs, TaskExtendArgs, TaskListArgs, TaskStartArgs, TaskStatusArgs, TaskStopArgs,
 };
@@ -41,6 +43,8 @@ Examples:
 pub(crate) enum TaskCommand {
     Create(TaskCreateArgs),
     Exec(TaskExecArgs),
+    Shell(TaskShellArgs),
+    Stdin(TaskStdinArgs),
     Status(TaskStatusArgs),
     Logs(TaskLogsArgs),
     Wait(TaskWaitArgs),
@@ -65,6 +69,8 @@ impl TaskCommand {
         match self {
             Self::Create(args) => create::run(args, engine, printer),
             Self::Exec(args) => exec::run(args, engine, printer),
+            Self::Shell(args) => shell::shell(args, engine, printer),
+            Self::Stdin(args) => shell::stdin(&args, engine, printer),
             Self::Status(args) => state::status(&args, engine),
             Self::Logs(args) => journal::logs(&args, engine, printer),
             Self::Wait(args) => journal::wait(&args, engine, printer),
@@ -84,6 +90,8 @@ impl TaskCommand {
         match self {
             Self::Create(args) => args.json,
             Self::Exec(args) => args.json,
+            Self::Shell(_) => false,
+            Self::Stdin(args) => args.command.task.json,
             Self::Status(args) => args.task.json,
             Self::Logs(args) => args.task.json,
             Self::Wait(args) => args.command.task.json,
