@@ -90,11 +90,16 @@ where
         let requests = signals::listen()?;
         let failed = |error| CliError::System("standard input cannot be passed on".to_owned(), error);
         let input = stdin::pass_on(interaction.passed).map_err(failed)?;
+        let mut raw = interaction.is_raw.then(RawTerminal::default);
+        // A task runs already, so its command begins at once.
+        if let (Some(raw), Some(_)) = (&mut raw, task) {
+            raw.enter()?;
+        }
         let watch = Watch {
             printer,
             quiet: interaction.quiet,
             on_terminal: interaction.on_terminal,
-            raw: interaction.is_raw.then(RawTerminal::default),
+            raw,
             task,
             requests,
             stop: None,

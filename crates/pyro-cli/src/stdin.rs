@@ -60,13 +60,9 @@ fn read_all(sender: &mpsc::Sender<InputEvent>) {
     loop {
         let event = match rustix::io::read(stdin.as_fd(), &mut buffer) {
             Err(rustix::io::Errno::INTR) => continue,
-            Ok(0) => InputEvent::Finished,
-            Ok(count) => InputEvent::Data(Bytes::copy_from_slice(&buffer[..count])),
-            // A terminal that has hung up, or a directory.
-            Err(error) => {
-                tracing::warn!(%error, "standard input cannot be read");
-                InputEvent::Finished
-            }
+            Ok(count @ 1..) => InputEvent::Data(Bytes::copy_from_slice(&buffer[..count])),
+            // A terminal that has hung up cannot be read any more.
+            Ok(0) | Err(_) => InputEvent::Finished,
         };
         let is_last = event == InputEvent::Finished;
         if sender.blocking_send(event).is_err() || is_last {

@@ -7,7 +7,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use pyro_engine::{Command, InputMode, TerminalSize};
+use pyro_engine::{Command, InputMode};
 
 use crate::error::CliError;
 use crate::printer::Printer;
@@ -113,7 +113,7 @@ impl CommandArgs {
             user: self.user.clone(),
             stdin: None,
             input: if self.interactive { InputMode::Stream } else { InputMode::None },
-            terminal: self.tty.then(|| terminal::size().unwrap_or_else(TerminalSize::default)),
+            terminal: self.tty.then(|| terminal::size().unwrap_or_default()),
             ..command
         })
     }
