@@ -54,7 +54,6 @@ macro_rules! hints {
     )+) => {
         /// A hint for the caller about an error.
         #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
-        #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
         #[serde(tag = "hint", rename_all = "snake_case")]
         pub enum Hint {
             $(

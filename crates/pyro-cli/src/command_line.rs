@@ -22,6 +22,10 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
             let task = grammar.find_subcommand_mut("task");
             Some((&args.words, task.and_then(|task| task.find_subcommand_mut("exec"))))
         }
+        Command::Task(TaskCommand::Shell(args)) => {
+            let task = grammar.find_subcommand_mut("task");
+            Some((&args.words, task.and_then(|task| task.find_subcommand_mut("shell"))))
+        }
         _ => None,
     };
     if let Some((trailing, Some(grammar))) = trailing {
@@ -53,6 +57,13 @@ fn refuse_misplaced_flags(
     let before_words = command_line.len().saturating_sub(words.len());
     if command_line.iter().take(before_words).any(|word| word == "--") {
         return Ok(());
+    }
+    // No program is called so, and a mistyped flag must not start anything.
+    if let Some(flag) = words.first().and_then(|word| word.to_str()).filter(|word| word.starts_with('-')) {
+        return Err(grammar.error(
+            ErrorKind::UnknownArgument,
+            format!("unexpected argument `{flag}`; write `--` before the command if it begins with `-`"),
+        ));
     }
     let flags: Vec<String> =
         grammar.get_arguments().filter_map(|arg| arg.get_long()).map(|long| format!("--{long}")).collect();

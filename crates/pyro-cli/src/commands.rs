@@ -1,7 +1,8 @@
 //! The commands. Each has a file with its arguments, its function, and its rendering.
 
 pub(crate) mod bench;
-pub(crate) mod completions;
+pub(crate) mod command;
+mod completions;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod env;

@@ -6,6 +6,7 @@ use pyro_demo::ollama::DemoError;
 use pyro_engine::{Error, ErrorKind};
 
 use crate::client_config::InstallError;
+use crate::commands::command::VariableError;
 use crate::config::ConfigError;
 use crate::exit::Exit;
 use crate::printer::OutputError;
@@ -21,6 +22,14 @@ pub(crate) enum CliError {
     /// The settings of a client cannot be read or written.
     #[error(transparent)]
     Install(#[from] InstallError),
+    /// A variable for a command cannot be passed on.
+    #[error(transparent)]
+    Variable(#[from] VariableError),
+    /// The terminal of a command is gone. The command goes on.
+    #[error(
+        "the terminal is gone; what command was started in task {0} keeps running, and `pyro task logs {0}` shows it"
+    )]
+    Left(String),
     /// The words after the environment are not a command.
     #[error(transparent)]
     Words(#[from] WordsError),
@@ -57,11 +66,13 @@ impl CliError {
             Self::Stopped(signal, _) | Self::Abandoned(signal) | Self::Unread(signal) => {
                 Exit::Stopped(*signal)
             }
-            Self::Output(error) if error.is_broken_pipe() => Exit::BrokenPipe,
+            Self::Left(_) => Exit::Stopped(Signal::Hangup),
             Self::Words(_) => Exit::Usage,
+            Self::Output(error) if error.is_broken_pipe() => Exit::BrokenPipe,
             Self::Engine(error) => exit_of(error.kind),
             Self::Config(_)
             | Self::Install(_)
+            | Self::Variable(_)
             | Self::Demo(_)
             | Self::Output(_)
             | Self::Listen(_)

@@ -27,6 +27,8 @@ mod reply;
 mod report;
 mod session;
 mod signals;
+mod stdin;
+mod terminal;
 mod text;
 mod words;
 

@@ -35,11 +35,12 @@ impl Report {
             CliError::Unread(_) => return None,
             CliError::Config(cause) => Self::new("configuration", error, cause.hint.as_slice()),
             CliError::Install(cause) => Self::new("client_settings", error, cause.hint.as_slice()),
-            CliError::Words(_) => Self::new("invalid_input", error, &[]),
+            CliError::Words(_) | CliError::Variable(_) => Self::new("invalid_input", error, &[]),
             // The engine's error says that it was stopped.
             CliError::Engine(cause) | CliError::Stopped(_, cause) => {
                 Self::new(cause.kind.as_str(), cause, &cause.hints_for(Reader::Person))
             }
+            CliError::Left(_) => Self::new("left_running", error, &[]),
             CliError::Demo(_) => Self::new("demo", error, &[]),
             CliError::Abandoned(_) => {
                 let hint = "the state directory may still hold files of the VM";

@@ -13,7 +13,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pyro_engine::{Error, ErrorKind, Event, Events, OutputStream, PullEvent};
+use pyro_engine::{CallContext, Error, ErrorKind, Event, Events, OutputStream, PullEvent, RunPhase};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +21,8 @@ use crate::error::CliError;
 use crate::printer::{OutputError, Printer};
 use crate::progress::PullProgress;
 use crate::signals::{self, Signal};
+use crate::stdin::{self, Passed};
+use crate::terminal::RawMode;
 
 /// Maximum number of events in the queue before the engine has to wait.
 const EVENTS_AHEAD: usize = 64;
@@ -61,6 +63,64 @@ impl Shown {
     }
 }
 
+/// How a command is connected to this process.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Interaction {
+    /// Show only warnings.
+    pub(crate) quiet: bool,
+    /// What is passed on to the command.
+    pub(crate) passed: Passed,
+    /// The terminal is in raw mode while the command runs.
+    pub(crate) is_raw: bool,
+    /// The command has the terminal, in which nothing else is written while it runs.
+    pub(crate) on_terminal: bool,
+}
+
+/// Runs a call of a command to its end, with what is passed on to it, and shows its events.
+pub(crate) fn interact<T, F>(
+    printer: &Printer,
+    interaction: Interaction,
+    task: Option<&str>,
+    call: impl FnOnce(CallContext) -> F,
+) -> Result<(T, Shown), CliError>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    block_on(async {
+        let requests = signals::listen()?;
+        let failed = |error| CliError::System("standard input cannot be passed on".to_owned(), error);
+        let input = stdin::pass_on(interaction.passed).map_err(failed)?;
+        let mut raw = interaction.is_raw.then(RawTerminal::default);
+        // A task runs already, so its command begins at once.
+        if let (Some(raw), Some(_)) = (&mut raw, task) {
+            raw.enter()?;
+        }
+        let watch = Watch {
+            printer,
+            quiet: interaction.quiet,
+            on_terminal: interaction.on_terminal,
+            raw,
+            task,
+            requests,
+            stop: None,
+        };
+        watch.follow(|events, cancel| call(CallContext { input, ..CallContext::new(events, cancel) })).await
+    })
+}
+
+/// The terminal, which is in raw mode from the moment at which the command begins.
+#[derive(Debug, Default)]
+struct RawTerminal(Option<RawMode>);
+
+impl RawTerminal {
+    fn enter(&mut self) -> Result<(), OutputError> {
+        if self.0.is_none() {
+            self.0 = RawMode::enter().map_err(|error| OutputError::new(OutputStream::Stdout, error))?;
+        }
+        Ok(())
+    }
+}
+
 /// Runs `call` to its end and shows its events; with `quiet`, only its warnings.
 pub(crate) fn watch<T, F>(
     printer: &Printer,
@@ -72,13 +132,18 @@ where
 {
     block_on(async {
         let requests = signals::listen()?;
-        Watch { printer, quiet, requests, stop: None }.follow(call).await
+        let watch = Watch { printer, quiet, on_terminal: false, raw: None, task: None, requests, stop: None };
+        watch.follow(call).await
     })
 }
 
 struct Watch<'a> {
     printer: &'a Printer,
     quiet: bool,
+    on_terminal: bool,
+    raw: Option<RawTerminal>,
+    /// The task in which the command goes on when the terminal is closed.
+    task: Option<&'a str>,
     /// Requests to stop.
     requests: mpsc::Receiver<Signal>,
     /// The first of them.
@@ -96,7 +161,8 @@ impl Watch<'_> {
         let (sender, receiver) = mpsc::channel(EVENTS_AHEAD);
         let cancel = CancellationToken::new();
         let over = CancellationToken::new();
-        let mut show = pin!(Show::new(self.printer, self.quiet).until(receiver, &over, &cancel));
+        let show = Show { raw: self.raw.take(), ..Show::new(self.printer, self.quiet, self.on_terminal) };
+        let mut show = pin!(show.until(receiver, &over, &cancel));
         let mut ended_show = None;
         let mut call = pin!(call(Events::to(sender), cancel.clone()));
         let mut count = 0;
@@ -105,6 +171,10 @@ impl Watch<'_> {
                 result = &mut call => break result,
                 end = &mut show, if ended_show.is_none() => ended_show = Some(end),
                 Some(signal) = self.requests.recv() => {
+                    if let (Signal::Hangup, Some(task)) = (signal, self.task) {
+                        // The command is not cancelled.
+                        return Err(CliError::Left(task.to_owned()));
+                    }
                     count += 1;
                     if count == 3 {
                         return Err(CliError::Abandoned(self.stop.unwrap_or(signal)));
@@ -175,15 +245,17 @@ struct ShowEnd {
 struct Show<'a> {
     printer: &'a Printer,
     quiet: bool,
+    on_terminal: bool,
+    raw: Option<RawTerminal>,
     progress: PullProgress<'a>,
     shown: Shown,
     loss: Option<Loss>,
 }
 
 impl<'a> Show<'a> {
-    fn new(printer: &'a Printer, quiet: bool) -> Self {
+    fn new(printer: &'a Printer, quiet: bool, on_terminal: bool) -> Self {
         let progress = PullProgress::new(printer);
-        Self { printer, quiet, progress, shown: Shown::default(), loss: None }
+        Self { printer, quiet, on_terminal, raw: None, progress, shown: Shown::default(), loss: None }
     }
 
     /// Shows events until every sender is gone, or until the call is `over` and all its events are shown.
@@ -209,6 +281,15 @@ impl<'a> Show<'a> {
         match event {
             Event::Warning(text) => self.progress.note(&format!("[warning] {text}")),
             Event::Output { stream, bytes } => self.output(stream, bytes, cancel).await,
+            Event::Phase(RunPhase::Execute { .. }) if self.on_terminal => {
+                if let Some(raw) = &mut self.raw
+                    && let Err(failed) = raw.enter()
+                {
+                    self.loss = Some(Loss::Failed(failed));
+                    cancel.cancel();
+                }
+            }
+            Event::Phase(_) if self.on_terminal => {}
             Event::Phase(_) | Event::Pull(_) | Event::FirstOfKind if self.quiet => {}
             // A log file needs no explanation for a pause.
             Event::FirstOfKind if self.printer.stderr_is_terminal() => {

@@ -20,15 +20,17 @@ pub(crate) enum WordsError {
 /// exactly these words. A single empty word is quoted too: as a shell line it would succeed silently, and the likely cause
 /// is an unset variable of the caller.
 pub(crate) fn join(words: &[OsString]) -> Result<String, WordsError> {
-    let words: Vec<&str> = words
-        .iter()
-        .map(|word| word.to_str().ok_or_else(|| WordsError::NotUtf8(word.to_string_lossy().into_owned())))
-        .collect::<Result<_, _>>()?;
-    match words.as_slice() {
+    match texts(words)?.as_slice() {
         [] => Err(WordsError::Missing),
         [line] if !line.is_empty() => Ok((*line).to_owned()),
         several => shlex::try_join(several.iter().copied()).map_err(|_| WordsError::Nul),
     }
+}
+
+/// Returns the words as texts.
+pub(crate) fn texts(words: &[OsString]) -> Result<Vec<&str>, WordsError> {
+    let text = |word: &'_ OsString| WordsError::NotUtf8(word.to_string_lossy().into_owned());
+    words.iter().map(|word| word.to_str().ok_or_else(|| text(word))).collect()
 }
 
 /// Parses an integer of any size. One that does not fit becomes the nearest that does, which is outside every limit, so

@@ -29,6 +29,25 @@ impl Arbitrary for Output {
     }
 }
 
+/// The derived strategy has a layer for each variant, which is more than a stack holds.
+impl Arbitrary for Hint {
+    type Parameters = ();
+    type Strategy = BoxedStrategy<Self>;
+
+    fn arbitrary_with((): ()) -> Self::Strategy {
+        let with_text = |(hint, text): (Self, String)| {
+            let mut fields = serde_json::to_value(hint).expect("JSON");
+            for (name, value) in fields.as_object_mut().expect("an object") {
+                if name != "hint" {
+                    *value = text.clone().into();
+                }
+            }
+            serde_json::from_value(fields).expect("a hint")
+        };
+        (proptest::sample::select(Self::samples()), any::<String>()).prop_map(with_text).boxed()
+    }
+}
+
 impl Arbitrary for Event {
     type Parameters = ();
     type Strategy = BoxedStrategy<Self>;

@@ -27,7 +27,8 @@ fn run_has_the_defaults_of_the_contract() {
     let args = run_args(&["run", "debian:12", "--", "true"]);
     assert_eq!(args.machine.environment, "debian:12");
     assert_eq!((args.machine.vcpu_count, args.machine.mem_mib), (1, 1024));
-    assert_eq!((args.timeout_seconds, args.ttl_seconds), (30, 600));
+    assert_eq!((args.command.timeout_seconds, args.ttl_seconds), (None, 600));
+    assert!(!args.command.interactive && !args.command.tty && !args.command.argv);
     assert!(!args.network.network && !args.allow_host_compat && !args.json);
     assert_eq!(args.network.policy(), None);
     assert_eq!(args.words, ["true"]);
@@ -83,6 +84,37 @@ fn a_flag_of_ours_after_a_bare_command_is_refused() {
     assert!(error.to_string().contains("write `--` before the command"), "{error}");
 }
 
+/// `--netwrok` would be the first word of the command.
+#[test]
+fn an_unknown_flag_before_the_separator_is_refused() {
+    for words in [
+        &["run", "e", "--netwrok", "--", "true"][..],
+        &["run", "e", "-x", "true"],
+        &["run", "e", "--no-such-flag"],
+        &["task", "exec", "9775b3af1eeb", "--detatch", "--", "true"],
+        &["task", "shell", "9775b3af1eeb", "--usr=x", "--", "true"],
+    ] {
+        let error = refusal(words);
+        assert_eq!(error.exit_code(), 2, "{words:?}");
+        assert!(error.to_string().contains("unexpected argument"), "{error}");
+    }
+    assert_eq!(run_args(&["run", "e", "--", "-x"]).words, ["-x"]);
+}
+
+#[test]
+fn short_flags_of_commands_may_be_joined() {
+    let args = run_args(&["run", "-it", "e"]);
+    assert!(args.command.interactive && args.command.tty && args.words.is_empty());
+    let args = run_args(&["run", "e", "-i", "-e", "A=b", "-w", "d", "-u", "u", "--", "cat", "-t"]);
+    assert!(args.command.interactive && !args.command.tty);
+    assert_eq!(args.words, ["cat", "-t"]);
+    let words = ["task", "exec", "--detach", "-i", "9775b3af1eeb", "--", "cat"];
+    let Ok(Command::Task(TaskCommand::Exec(args))) = parse_words(&words) else { panic!("not a command") };
+    assert!(args.detach && args.command.interactive);
+    assert_eq!(refusal(&["task", "exec", "--detach", "-t", "9775b3af1eeb", "--", "sh"]).exit_code(), 2);
+    assert_eq!(refusal(&["run", "-t", "--json", "e", "--", "sh"]).exit_code(), 2);
+}
+
 #[test]
 fn a_task_has_the_defaults_of_the_contract() {
     let Ok(Command::Task(TaskCommand::Create(args))) = parse_words(&["task", "create", "debian:12"]) else {
@@ -96,8 +128,10 @@ fn a_task_has_the_defaults_of_the_contract() {
     assert_eq!(args.network.policy(), None);
     let words = ["task", "exec", "9775b3af1eeb", "--env", "A=b=c", "--env", "D=", "--", "x", "--json"];
     let Ok(Command::Task(TaskCommand::Exec(args))) = parse_words(&words) else { panic!("not a command") };
-    assert_eq!((args.timeout_seconds, args.cwd, args.detach, args.json), (30, None, false, false));
-    assert_eq!(args.env, [("A".to_owned(), "b=c".to_owned()), ("D".to_owned(), String::new())]);
+    assert_eq!((args.command.timeout_seconds, args.detach, args.json), (None, false, false));
+    assert_eq!(args.command.cwd, None);
+    let env = args.command.command(&args.words).unwrap().env;
+    assert_eq!(env, [("A".to_owned(), "b=c".to_owned()), ("D".to_owned(), String::new())].into());
     assert_eq!(args.words, ["x", "--json"]);
     assert_eq!(refusal(&["task", "exec", "9775b3af1eeb", "--env", "A", "--", "x"]).exit_code(), 2);
 }

@@ -4,8 +4,9 @@ use std::ffi::OsString;
 
 use clap::Args;
 use pyro_engine::operations::RunInVm;
-use pyro_engine::{CallContext, Command, Engine, OutputMode, RunResult, VmSpec};
+use pyro_engine::{Command, Engine, OutputMode, RunResult, VmSpec};
 
+use crate::commands::command::CommandArgs;
 use crate::commands::host_settings::HostSettingsArgs;
 use crate::commands::machine::{ConfinementArgs, MachineArgs};
 use crate::commands::network::{self, NetworkArgs};
@@ -13,12 +14,16 @@ use crate::error::CliError;
 use crate::exit::Exit;
 use crate::printer::Printer;
 use crate::reply::Reply;
-use crate::words::{self, integer};
+use crate::words::integer;
 use crate::{config, session};
 
 const RUN_EXAMPLES: &str = "\
-The command is run by `/bin/sh -lc` in the guest. A single word is passed unchanged, so it may be a \
-whole shell line; several words are quoted, so that each reaches the program unchanged.
+The command is run by a shell in the guest, with the environment of a login shell. A single word is \
+passed unchanged, so it may be a whole shell line; several words are quoted, so that each reaches the \
+program unchanged. With --argv, the words are run without a shell.
+
+Standard input is only read with -i. -it without a command is a login shell. A time limit beyond the \
+lifetime of the VM raises the lifetime, up to an hour.
 
 Exit status: that of the command; 124 if it timed out; 256 minus the signal number if a signal ended it; \
 1 if pyro itself failed; 2 for an invalid command line; 130 or 143 after Ctrl-C or SIGTERM; 141 if the \
@@ -27,6 +32,8 @@ reader of stdout closed it.
 Examples:
   pyro run debian:12 -- git --version
   pyro run debian:12 -- 'cd /tmp && ls -la | wc -l'
+  echo hi | pyro run -i debian:12 -- cat
+  pyro run -it debian:12
   pyro run debian:12 --network -- git clone https://example.com/project.git
   pyro run debian:12-build --vcpu-count 2 --mem-mib 2048 --json -- make -j2";
 
@@ -39,9 +46,8 @@ Examples:
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// Time limit for the command, in seconds, at least 1
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = integer, allow_hyphen_values = true)]
-    pub(crate) timeout_seconds: i64,
+    #[command(flatten)]
+    pub(crate) command: CommandArgs,
     /// Lifetime of the VM in seconds, 60 to 3600; after it the VM is removed
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = integer, allow_hyphen_values = true)]
     pub(crate) ttl_seconds: i64,
@@ -69,7 +75,7 @@ pub(crate) struct RunArgs {
 }
 
 pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
-    let command = words::join(&args.words)?;
+    let command = args.command.command(&args.words)?;
     let mut config = config::of_process()?;
     if args.warm {
         config.warm_spares = config.warm_spares.max(1);
@@ -77,14 +83,22 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
     args.confinement.apply(&mut config);
     let engine = Engine::new(config);
     let request = request(&args, command)?;
-    let (mut result, shown) = session::watch(printer, args.json, |events, cancel| async move {
-        engine.run(request, &CallContext::new(events, cancel)).await
-    })?;
+    args.command.note_ignored_input(args.json, printer);
+    let interaction = args.command.interaction(args.json);
+    let (mut result, shown) =
+        session::interact(
+            printer,
+            interaction,
+            None,
+            |call| async move { engine.run(request, &call).await },
+        )?;
     if !args.timings {
         result.timings.clear();
     }
     let reply = if args.json {
         Reply::document(&result)?
+    } else if args.command.tty {
+        Reply::nothing()
     } else {
         shown.end_line(printer);
         let denials = result.network_denials.iter().fold(Reply::nothing(), |reply, denial| {
@@ -102,7 +116,7 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
 ///
 /// # Errors
 /// A path in them cannot be made absolute.
-fn request(args: &RunArgs, command: String) -> Result<RunInVm, CliError> {
+fn request(args: &RunArgs, command: Command) -> Result<RunInVm, CliError> {
     let spec = VmSpec {
         environment: args.machine.environment.clone(),
         vcpu_count: args.machine.vcpu_count,
@@ -116,7 +130,6 @@ fn request(args: &RunArgs, command: String) -> Result<RunInVm, CliError> {
     };
     // Text output is streamed; a JSON document holds it after the end.
     let output = if args.json { OutputMode::Capture } else { OutputMode::Stream };
-    let command = Command { timeout_seconds: Some(args.timeout_seconds), ..Command::new(command) };
     Ok(RunInVm { spec, command, output: output.into() })
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod journal;
 pub(crate) mod naming;
 pub(crate) mod ports;
 mod several;
+pub(crate) mod shell;
 pub(crate) mod state;
 mod subject;
 
@@ -19,6 +20,7 @@ use self::exec::TaskExecArgs;
 use self::journal::{TaskKillArgs, TaskLogsArgs, TaskWaitArgs};
 use self::naming::TaskUpdateArgs;
 use self::ports::{TaskPublishArgs, TaskUnpublishArgs};
+use self::shell::{TaskShellArgs, TaskStdinArgs};
 use self::state::{
     TaskDeleteArgs, TaskExtendArgs, TaskListArgs, TaskStartArgs, TaskStatusArgs, TaskStopArgs,
 };
@@ -46,6 +48,8 @@ A task can be given by its id, by its name, or by at least 3 first digits of its
 pub(crate) enum TaskCommand {
     Create(TaskCreateArgs),
     Exec(TaskExecArgs),
+    Shell(TaskShellArgs),
+    Stdin(TaskStdinArgs),
     Status(TaskStatusArgs),
     Logs(TaskLogsArgs),
     Wait(TaskWaitArgs),
@@ -73,6 +77,8 @@ impl TaskCommand {
         match self {
             Self::Create(args) => create::run(args, engine, printer),
             Self::Exec(args) => exec::run(args, engine, printer),
+            Self::Shell(args) => shell::shell(args, engine, printer),
+            Self::Stdin(args) => shell::stdin(&args, engine, printer),
             Self::Status(args) => state::status(&args, engine),
             Self::Logs(args) => journal::logs(&args, engine, printer),
             Self::Wait(args) => journal::wait(&args, engine, printer),
@@ -93,6 +99,8 @@ impl TaskCommand {
         match self {
             Self::Create(args) => args.json,
             Self::Exec(args) => args.json,
+            Self::Shell(_) => false,
+            Self::Stdin(args) => args.command.task.json,
             Self::Status(args) => args.task.json,
             Self::Logs(args) => args.task.json,
             Self::Wait(args) => args.command.task.json,

@@ -80,7 +80,15 @@ where
     let printer = Printer::to(Arc::clone(sink) as Arc<dyn Sink>);
     block_on(async {
         let (signals, requests) = mpsc::channel(8);
-        let watch = Watch { printer: &printer, quiet, requests, stop: None };
+        let watch = Watch {
+            printer: &printer,
+            quiet,
+            on_terminal: false,
+            raw: None,
+            task: None,
+            requests,
+            stop: None,
+        };
         watch.follow(|events, cancel| call(events, cancel, signals)).await
     })
 }

@@ -279,7 +279,7 @@ fn a_supervisor_that_freezes_while_a_command_runs_does_not_keep_its_client() {
         hear(&mut frozen).await.unwrap();
         say(&mut frozen, json!({ "hello": { "generation": GENERATION, "version": VERSION } })).await;
         hear(&mut frozen).await.unwrap();
-        say(&mut frozen, json!({ "accepted": { "sequence": 7 } })).await;
+        say(&mut frozen, json!({ "accepted": { "sequence": 7, "id": 1 } })).await;
         let began = tokio::time::Instant::now();
         let error = running.await.unwrap();
         assert!(matches!(error, RunError::Lost { sequence: Some(7) }), "{error:?}");

@@ -4,25 +4,30 @@ use std::ffi::OsString;
 
 use clap::Args;
 use pyro_engine::operations::ExecTask;
-use pyro_engine::{CallContext, Command, Engine, OutputMode, TaskExec};
+use pyro_engine::{Engine, OutputMode, TaskExec};
 
+use crate::commands::command::CommandArgs;
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::printer::Printer;
 use crate::reply::Reply;
 use crate::session;
-use crate::words::{self, integer};
 
 const EXEC_EXAMPLES: &str = "\
-The command is run by `/bin/sh -lc` in the guest, and a single word is passed unchanged, as in `pyro run`. \
-Its background processes keep running. Its output is kept in the task's journal, at most 16 MiB of each \
-stream. Ctrl-C ends the command; if pyro itself is killed, the command keeps running.
+The command is run as by `pyro run`. What it leaves running in the background (`&`) goes on after it has \
+ended; a command that is ended, by Ctrl-C, its time limit or `pyro task kill`, is ended with everything that \
+it started. Its output is kept in the task's journal, at most 16 MiB of each stream. If the terminal is closed \
+or pyro itself is killed, the command keeps running.
+
+Standard input is only read with -i. A detached command that was started with -i gets its input from \
+`pyro task stdin`.
 
 Exit status: as for `pyro run`.
 
 Examples:
   pyro task exec 9775b3af1eeb -- git status
   pyro task exec 9775b3af1eeb --cwd project --env CI=1 -- 'make test 2>&1 | tail'
+  tar c . | pyro task exec -i 9775b3af1eeb -- tar x
   pyro task exec 9775b3af1eeb --detach --timeout-seconds 3000 -- ./server";
 
 /// Run one command in a task
@@ -34,17 +39,10 @@ pub(crate) struct TaskExecArgs {
     /// Id that `pyro task create` printed; `pyro task list` shows them all
     #[arg(value_name = "TASK_ID")]
     pub(crate) task_id: String,
-    /// Time limit for the command, in seconds, at least 1
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = integer, allow_hyphen_values = true)]
-    pub(crate) timeout_seconds: i64,
-    /// Working directory, which must exist; relative to /workspace unless it is absolute [default: /workspace]
-    #[arg(long, value_name = "DIRECTORY")]
-    pub(crate) cwd: Option<String>,
-    /// Set a variable for the command; may be repeated
-    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
-    pub(crate) env: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) command: CommandArgs,
     /// Do not wait for the command: print its number and leave it running [default: off]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "tty")]
     pub(crate) detach: bool,
     /// Print one JSON document on stdout instead of text [default: off]
     #[arg(long)]
@@ -54,18 +52,8 @@ pub(crate) struct TaskExecArgs {
     pub(crate) words: Vec<OsString>,
 }
 
-fn variable(text: &str) -> Result<(String, String), &'static str> {
-    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
-    Ok((name.to_owned(), value.to_owned()))
-}
-
 pub(super) fn run(args: TaskExecArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
-    let command = Command {
-        timeout_seconds: Some(args.timeout_seconds),
-        cwd: args.cwd,
-        env: args.env.into_iter().collect(),
-        ..Command::new(words::join(&args.words)?)
-    };
+    let command = args.command.command(&args.words)?;
     let id = &args.task_id;
     if args.detach {
         let detached = session::block_on(engine.detach_task(id, command))?;
@@ -74,11 +62,15 @@ pub(super) fn run(args: TaskExecArgs, engine: &Engine, printer: &Printer) -> Res
     // Text output is streamed; a JSON document holds it after the end.
     let output = if args.json { OutputMode::Capture } else { OutputMode::Stream };
     let request = ExecTask { task: id.as_str().into(), command, output: output.into() };
-    let (result, shown) = session::watch(printer, args.json, async |events, cancel| {
-        engine.exec_task(request, &CallContext::new(events, cancel)).await
+    args.command.note_ignored_input(args.json, printer);
+    let interaction = args.command.interaction(args.json);
+    let (result, shown) = session::interact(printer, interaction, Some(id), async |call| {
+        engine.exec_task(request, &call).await
     })?;
     let reply = if args.json {
         Reply::document(&result)?
+    } else if args.command.tty {
+        Reply::nothing()
     } else {
         shown.end_line(printer);
         Reply::nothing().note(summary(&result))

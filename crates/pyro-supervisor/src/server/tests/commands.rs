@@ -166,7 +166,10 @@ fn a_client_outside_the_journal_that_does_not_read_delays_neither_a_stop_nor_its
             let run = Request::Run { exec, journal: false, detach: false };
             stream.send(Frame::Control(run)).await.unwrap();
             let accepted = stream.next().await.unwrap().unwrap();
-            assert_eq!(accepted, Frame::Control(Reply::Accepted { sequence: None, id: 1 }));
+            assert!(
+                matches!(accepted, Frame::Control(Reply::Accepted { sequence: None, .. })),
+                "{accepted:?}"
+            );
             stream
         };
         // One is no longer waited for after its time limit, and then not even for its outcome.

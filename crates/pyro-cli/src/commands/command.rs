@@ -1,0 +1,186 @@
+//! How a command runs, as arguments of `run` and `task exec`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use pyro_engine::{Command, InputMode};
+
+use crate::error::CliError;
+use crate::printer::Printer;
+use crate::session::Interaction;
+use crate::stdin::{self, Passed};
+use crate::terminal;
+use crate::words::{self, WordsError, integer};
+
+/// Maximum size of a file of variables, in bytes.
+const MAX_ENV_FILE_BYTES: u64 = 1 << 20;
+
+#[derive(Debug, Args)]
+pub(crate) struct CommandArgs {
+    /// Time limit for the command, in seconds, at least 1 [default: 30; with -t what is left of the lifetime]
+    #[arg(long, value_name = "SECONDS", value_parser = integer, allow_hyphen_values = true)]
+    pub(crate) timeout_seconds: Option<i64>,
+    /// Pass standard input on to the command; without this, its input is empty and standard input is not read [default: off]
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Run the command on a terminal; without a command, start a login shell [default: off]
+    #[arg(short, long, conflicts_with = "json")]
+    pub(crate) tty: bool,
+    /// Set a variable for the command, or pass on one of yours; may be repeated
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = variable)]
+    pub(crate) env: Vec<Variable>,
+    /// Set the variables in this file, one NAME=VALUE or NAME in each line; may be repeated, and --env wins
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Working directory, which must exist; relative to /workspace unless it is absolute [default: /workspace]
+    #[arg(short = 'w', long, value_name = "DIRECTORY")]
+    pub(crate) cwd: Option<String>,
+    /// User of the guest to run the command as: NAME or UID, with :GROUP or :GID if needed [default: root]
+    #[arg(short, long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Shell to run the command with, such as bash [default: /bin/sh]
+    #[arg(long, value_name = "SHELL", conflicts_with = "argv")]
+    pub(crate) shell: Option<String>,
+    /// Run the words of the command without a shell [default: off]
+    #[arg(long)]
+    pub(crate) argv: bool,
+}
+
+/// A variable on the command line or in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Variable {
+    name: String,
+    /// `None`: that of this process; left out where it is not set.
+    value: Option<String>,
+}
+
+fn variable(text: &str) -> Result<Variable, &'static str> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, None),
+    };
+    match name.is_empty() {
+        true => Err("expected NAME=VALUE, or NAME to pass on a variable"),
+        false => Ok(Variable { name: name.to_owned(), value }),
+    }
+}
+
+/// Why variables cannot be passed on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VariableError {
+    /// The file cannot be read.
+    #[error("cannot read the variables in {}", .0.display())]
+    File(PathBuf, #[source] std::io::Error),
+    /// The file has too much in it.
+    #[error("the file {} is too large: the maximum is {MAX_ENV_FILE_BYTES} bytes", .0.display())]
+    TooLarge(PathBuf),
+    /// A line of the file is not a variable.
+    #[error("invalid line {line} in {}: {expected}", .path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Number of the line, from 1.
+        line: usize,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A variable of this process is not UTF-8.
+    #[error("the variable {0} is not valid UTF-8")]
+    NotUtf8(String),
+}
+
+impl CommandArgs {
+    /// Returns the command of these words.
+    ///
+    /// # Errors
+    /// There are no words, or a word or a variable cannot be passed on.
+    pub(crate) fn command(&self, words: &[OsString]) -> Result<Command, CliError> {
+        let command = match words {
+            [] if self.tty => Command::default(),
+            [] => return Err(WordsError::Missing.into()),
+            words if self.argv => Command::argv(words::texts(words)?),
+            words => Command::new(words::join(words)?),
+        };
+        Ok(Command {
+            shell: self.shell.clone().filter(|_| !words.is_empty()),
+            timeout_seconds: self.timeout_seconds,
+            cwd: self.cwd.clone(),
+            env: self.variables(|name| std::env::var_os(name))?,
+            user: self.user.clone(),
+            stdin: None,
+            input: if self.interactive { InputMode::Stream } else { InputMode::None },
+            terminal: self.tty.then(|| terminal::size().unwrap_or_default()),
+            ..command
+        })
+    }
+
+    /// Returns how the command is connected to this process.
+    pub(crate) fn interaction(&self, json: bool) -> Interaction {
+        Interaction {
+            quiet: json,
+            passed: Passed { input: self.interactive, sizes: self.tty },
+            is_raw: self.tty && self.interactive,
+            on_terminal: self.tty,
+        }
+    }
+
+    /// Reports to a person that standard input is not passed on, where it seems to be meant for the command.
+    pub(crate) fn note_ignored_input(&self, json: bool, printer: &Printer) {
+        if !json && !self.interactive && stdin::is_pipe_or_file() {
+            printer.note("[pyro] standard input is not passed on to the command; use -i to pass it on");
+        }
+    }
+
+    fn variables(
+        &self,
+        own: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<BTreeMap<String, String>, VariableError> {
+        let mut all = Vec::new();
+        for path in &self.env_file {
+            all.extend(variables_in(path)?);
+        }
+        all.extend(self.env.iter().cloned());
+        let mut set = BTreeMap::new();
+        for Variable { name, value } in all {
+            let value = match value {
+                Some(value) => Some(value),
+                None => own(&name)
+                    .map(|value| value.into_string().map_err(|_| VariableError::NotUtf8(name.clone())))
+                    .transpose()?,
+            };
+            if let Some(value) = value {
+                set.insert(name, value);
+            }
+        }
+        Ok(set)
+    }
+}
+
+fn variables_in(path: &Path) -> Result<Vec<Variable>, VariableError> {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_ENV_FILE_BYTES + 1).read_to_string(&mut text));
+    read.map_err(|error| VariableError::File(path.to_owned(), error))?;
+    if text.len() as u64 > MAX_ENV_FILE_BYTES {
+        return Err(VariableError::TooLarge(path.to_owned()));
+    }
+    let lines = text.lines().enumerate().filter(|(_, line)| {
+        let line = line.trim_start();
+        !line.is_empty() && !line.starts_with('#')
+    });
+    lines
+        .map(|(index, line)| {
+            variable(line.trim_start()).map_err(|expected| VariableError::Line {
+                path: path.to_owned(),
+                line: index + 1,
+                expected,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;
