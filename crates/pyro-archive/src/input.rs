@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read};
 use tar::{GnuExtSparseHeader, Header};
 
 use crate::name::{Name, printable};
-use crate::output::{Attributes, BLOCK, padding};
+use crate::output::{Attributes, BLOCK, CONTINUATION, padding};
 use crate::sparse::{self, Extent, MAX_EXTENTS, stored};
 use crate::{ArchiveError, MAX_NAME};
 
@@ -26,6 +26,11 @@ pub(crate) enum Kind {
         size: u64,
         /// Where its data belongs, in ascending order.
         extents: Vec<Extent>,
+    },
+    /// `size` more bytes of the file before it, which has `position` bytes so far, to be read with [`Input::data`].
+    More {
+        position: u64,
+        size: u64,
     },
     Directory,
     Symlink {
@@ -198,6 +203,7 @@ fn entry(
     let kind = match fields.linkflag[0] {
         // The extents of a sparse one are read later.
         b'0' | 0 | b'S' => Kind::File { size, extents: Extent::whole(size) },
+        CONTINUATION => Kind::More { position: position(header)?, size },
         b'5' => Kind::Directory,
         b'2' => Kind::Symlink {
             target: match &long_target {
@@ -209,6 +215,8 @@ fn entry(
     };
     match &kind {
         Kind::File { .. } if long_target.is_none() => {}
+        // An empty one would let a stream go on without end.
+        Kind::More { size, .. } if long_target.is_none() && *size > 0 => {}
         Kind::Directory if long_target.is_none() && size == 0 => {}
         Kind::Symlink { target } if target.is_empty() || target.contains(&0) => {
             return Err(malformed("a symlink's target is not a path"));
@@ -227,6 +235,13 @@ fn entry(
         },
         kind,
     })
+}
+
+/// How many bytes of a file come before its continuation.
+fn position(header: &Header) -> Result<u64, ArchiveError> {
+    let mut size = Header::new_gnu();
+    size.as_old_mut().size = header.as_gnu().map(|gnu| gnu.offset).unwrap_or_default();
+    size.entry_size().map_err(|_| malformed("the position of a continuation is not a number"))
 }
 
 fn unsupported(flag: u8) -> &'static str {

@@ -2,7 +2,7 @@
 //!
 //! A stream holds one item, a regular file or a directory with everything below it. Its entries are called
 //! `item` and `item/…`, so that the receiver alone decides what it is called. The format is the part of
-//! GNU tar that this needs: files, with their holes, directories, symlinks and long names. Directories come before what they
+//! GNU tar that this needs: files, with their holes and in parts, directories, symlinks and long names. Directories come before what they
 //! hold, and the entries of a directory in the byte order of their names. [`unpack()`] enforces that
 //! order, so it has to remember only the open directories, and no entry can contradict an earlier one.
 //!
@@ -23,11 +23,14 @@ mod sparse;
 mod transfer;
 mod unpack;
 
-pub use contents::{read_contents, write_contents};
+pub use contents::{read_contents, write_contents, write_contents_to};
 pub use error::ArchiveError;
 pub use pack::pack;
 pub use report::Report;
-pub use transfer::{contents_from, contents_into, destination, exact_destination, pack_into, unpack_from};
+pub use transfer::{
+    contents_from, contents_into, contents_through, destination, exact_destination, pack_into, pieces_into,
+    unpack_from,
+};
 pub use unpack::{Links, Rules, unpack};
 
 /// Maximum length of the name of an entry, `item` included, and of the target of a symlink, in bytes.

@@ -6,9 +6,11 @@ use tar::{EntryType, Header};
 
 use crate::ArchiveError;
 use crate::name::Name;
-use crate::sparse::{self, Extent, stored};
+use crate::sparse::{self, Extent, number, stored};
 
 pub(crate) const BLOCK: usize = 512;
+/// GNU tar's type of an entry that continues a file.
+pub(crate) const CONTINUATION: u8 = b'M';
 
 /// Metadata of an entry, other than its name.
 pub(crate) struct Attributes {
@@ -43,6 +45,22 @@ impl<W: Write> Output<W> {
         blocks.iter().try_for_each(|block| self.data(block.as_bytes()))
     }
 
+    /// Starts the next `size` bytes of a file whose first `position` bytes came before: the sender may not have known its
+    /// size at first.
+    pub(crate) fn more(
+        &mut self,
+        name: &Name,
+        attributes: &Attributes,
+        position: u64,
+        size: u64,
+    ) -> Result<(), ArchiveError> {
+        let mut header = blank(EntryType::new(CONTINUATION), size);
+        if let Some(gnu) = header.as_gnu_mut() {
+            gnu.offset = number(position);
+        }
+        self.header(header, name.as_bytes(), b"", attributes)
+    }
+
     pub(crate) fn directory(&mut self, name: &Name, attributes: &Attributes) -> Result<(), ArchiveError> {
         let name = [name.as_bytes(), b"/"].concat();
         self.header(blank(EntryType::Directory, 0), &name, b"", attributes)
@@ -64,6 +82,11 @@ impl<W: Write> Output<W> {
     /// Fills the last block of `stored` bytes of data.
     pub(crate) fn pad(&mut self, stored: u64) -> Result<(), ArchiveError> {
         self.data(&[0; BLOCK][..padding(stored)])
+    }
+
+    /// Passes everything on to the sink.
+    pub(crate) fn flush(&mut self) -> Result<(), ArchiveError> {
+        self.sink.flush().map_err(write_error)
     }
 
     /// Writes the end marker, without which a stream counts as truncated.

@@ -114,7 +114,7 @@ fn field(extent: Extent) -> GnuSparseHeader {
 }
 
 /// A number as headers have it, also one beyond what their octal digits can say.
-fn number(value: u64) -> [u8; 12] {
+pub(crate) fn number(value: u64) -> [u8; 12] {
     let mut header = Header::new_gnu();
     header.set_size(value);
     header.as_old().size

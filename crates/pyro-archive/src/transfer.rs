@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_util::io::SyncIoBridge;
 
-use crate::contents::{read_contents, write_contents};
+use crate::contents::{Parts, read_contents, write_contents, write_contents_to};
 use crate::name::printable;
 use crate::{ArchiveError, Limits, Report, Rules, pack, unpack};
 
@@ -41,6 +41,40 @@ pub async fn contents_into<S: Sink<Bytes> + Unpin>(
     sink: &mut S,
 ) -> Result<(), ArchiveError> {
     work_into(sink, move |writer| write_contents(&contents, mode, writer)).await
+}
+
+/// Sends a file whose contents come in pieces, with at most `limit` bytes in all. The sink is not closed. Returns how many bytes
+/// there were.
+///
+/// # Errors
+/// [`ArchiveError::Io`] if a piece cannot be read, [`ArchiveError::Stream`] if the sink takes no more, [`ArchiveError::TooLarge`].
+pub async fn pieces_into<S: Sink<Bytes> + Unpin>(
+    pieces: &mut (impl Stream<Item = io::Result<Bytes>> + Unpin),
+    mode: u32,
+    limit: u64,
+    sink: &mut S,
+) -> Result<u64, ArchiveError> {
+    let mut parts = Parts::default();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(ArchiveError::io("read", "the input"))?;
+        if !piece.is_empty() {
+            give(sink, parts.part(&piece, mode, limit)?).await?;
+        }
+    }
+    let (rest, size) = parts.end(mode)?;
+    give(sink, rest).await?;
+    Ok(size)
+}
+
+async fn give<S: Sink<Bytes> + Unpin>(sink: &mut S, bytes: Vec<u8>) -> Result<(), ArchiveError> {
+    let mut bytes = Bytes::from(bytes);
+    while !bytes.is_empty() {
+        let chunk = bytes.split_to(bytes.len().min(CHUNK_BYTES));
+        sink.send(chunk)
+            .await
+            .map_err(|_| ArchiveError::Stream { action: "send", source: io::ErrorKind::BrokenPipe.into() })?;
+    }
+    Ok(())
 }
 
 async fn work_into<S: Sink<Bytes> + Unpin, T: Send + 'static>(
@@ -96,6 +130,18 @@ pub async fn contents_from<S: Stream<Item = io::Result<Bytes>> + Unpin>(
     limit: u64,
 ) -> Result<Vec<u8>, ArchiveError> {
     work_from(stream, move |reader| read_contents(reader, limit)).await
+}
+
+/// Writes the contents of a file from `stream` to `sink`, as [`write_contents_to`] does. What follows the archive is not read.
+///
+/// # Errors
+/// [`ArchiveError`].
+pub async fn contents_through<S: Stream<Item = io::Result<Bytes>> + Unpin>(
+    stream: &mut S,
+    limit: u64,
+    mut sink: impl Write + Send + 'static,
+) -> Result<u64, ArchiveError> {
+    work_from(stream, move |reader| write_contents_to(reader, limit, &mut sink)).await
 }
 
 async fn work_from<S: Stream<Item = io::Result<Bytes>> + Unpin, T: Send + 'static>(

@@ -1,6 +1,7 @@
 //! From a stream to a file or directory.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -90,6 +91,17 @@ struct Unpacking<'a, R> {
     report: Report,
 }
 
+/// A file that does not have its name yet.
+struct Made<'d> {
+    partial: Partial<'d>,
+    file: File,
+    /// How many bytes it has.
+    size: u64,
+    attributes: Attributes,
+    /// The file whose owner and mode it gets.
+    replaced: Option<Stat>,
+}
+
 /// A directory whose contents follow in the stream.
 struct Level {
     handle: OwnedFd,
@@ -111,11 +123,17 @@ impl<R: Read> Unpacking<'_, R> {
         let site = Site { directory: parent, own_name, name: &name };
         match kind {
             Kind::File { size, extents } => {
-                let partial = self.file(&site, &attributes, size, &extents)?;
-                // The stream is complete only now.
-                if let Some(next) = self.next()? {
-                    return Err(ArchiveError::OutOfOrder { name: next.name.to_string() });
+                let mut made = self.file(&site, attributes, size, &extents)?;
+                // The stream is complete only at its end.
+                while let Some(next) = self.input.next()? {
+                    match next.kind {
+                        Kind::More { position, size } if next.name == name && position == made.size => {
+                            self.more(&mut made, &name, size)?;
+                        }
+                        _ => return Err(ArchiveError::OutOfOrder { name: next.name.to_string() }),
+                    }
                 }
+                let partial = self.complete(made, &name)?;
                 partial.rename(own_name).map_err(ArchiveError::io("rename to", &name))?;
             }
             Kind::Directory => {
@@ -125,6 +143,7 @@ impl<R: Read> Unpacking<'_, R> {
             Kind::Symlink { .. } => {
                 return Err(ArchiveError::Malformed { what: "the item itself is a symlink" });
             }
+            Kind::More { .. } => return Err(ArchiveError::OutOfOrder { name: name.to_string() }),
         }
         Ok(self.report)
     }
@@ -159,7 +178,8 @@ impl<R: Read> Unpacking<'_, R> {
             let site = Site { directory: level.handle.as_fd(), own_name, name: &name };
             match kind {
                 Kind::File { size, extents } => {
-                    let partial = self.file(&site, &attributes, size, &extents)?;
+                    let made = self.file(&site, attributes, size, &extents)?;
+                    let partial = self.complete(made, &name)?;
                     partial.rename(own_name).map_err(ArchiveError::io("rename to", &name))?;
                 }
                 Kind::Symlink { target } => self.symlink(&site, &target)?,
@@ -167,6 +187,8 @@ impl<R: Read> Unpacking<'_, R> {
                     let level = self.directory(&site, attributes)?;
                     open.push(level);
                 }
+                // Only the item itself can be so long that its size is not known at first.
+                Kind::More { .. } => return Err(out_of_order()),
             }
         }
         open.iter().rev().try_for_each(complete)
@@ -176,14 +198,11 @@ impl<R: Read> Unpacking<'_, R> {
     fn file<'d>(
         &mut self,
         site: &Site<'d, '_>,
-        attributes: &Attributes,
+        attributes: Attributes,
         size: u64,
         extents: &[Extent],
-    ) -> Result<Partial<'d>, ArchiveError> {
-        let limit = self.limits.max_bytes;
-        if size > limit.saturating_sub(self.report.bytes) {
-            return Err(ArchiveError::TooLarge { limit });
-        }
+    ) -> Result<Made<'d>, ArchiveError> {
+        self.count_bytes(size)?;
         let replaced = site.replaced()?;
         let name = site.name;
         let (partial, file) = Partial::file(site.directory).map_err(ArchiveError::io("make", name))?;
@@ -194,14 +213,40 @@ impl<R: Read> Unpacking<'_, R> {
         if extents.last().is_none_or(|last| last.offset + last.length < size) {
             file.set_len(size).map_err(ArchiveError::io("write", name))?;
         }
-        match replaced.filter(|_| self.rules.keeps_owner) {
-            None => finish(&file, attributes),
-            Some(stat) => finish_as(&file, attributes, &stat),
+        let replaced = replaced.filter(|_| self.rules.keeps_owner);
+        Ok(Made { partial, file, size, attributes, replaced })
+    }
+
+    /// Reads the next `size` bytes of a file.
+    fn more(&mut self, made: &mut Made<'_>, name: &Name, size: u64) -> Result<(), ArchiveError> {
+        self.count_bytes(size)?;
+        let (file, start) = (&made.file, made.size);
+        self.input.data(&Extent::whole(size), |position, piece| {
+            file.write_all_at(piece, start + position).map_err(ArchiveError::io("write", name))
+        })?;
+        made.size += size;
+        Ok(())
+    }
+
+    /// Counts bytes of a file that follow, if they are within the limit.
+    fn count_bytes(&mut self, size: u64) -> Result<(), ArchiveError> {
+        let limit = self.limits.max_bytes;
+        if size > limit.saturating_sub(self.report.bytes) {
+            return Err(ArchiveError::TooLarge { limit });
+        }
+        self.report.bytes += size;
+        Ok(())
+    }
+
+    /// Gives a file its owner, mode and time. Nothing more is written to it.
+    fn complete<'d>(&mut self, made: Made<'d>, name: &Name) -> Result<Partial<'d>, ArchiveError> {
+        match &made.replaced {
+            None => finish(&made.file, &made.attributes),
+            Some(stat) => finish_as(&made.file, &made.attributes, stat),
         }
         .map_err(ArchiveError::io("set mode and time of", name))?;
         self.report.entries += 1;
-        self.report.bytes += size;
-        Ok(partial)
+        Ok(made.partial)
     }
 
     fn directory(&mut self, site: &Site<'_, '_>, attributes: Attributes) -> Result<Level, ArchiveError> {

@@ -29,7 +29,7 @@ fn path() -> impl Strategy<Value = String> {
 }
 
 fn entries() -> impl Strategy<Value = Stream> {
-    let kind = select(b"00055555222221LKxS".as_slice());
+    let kind = select(b"00055555222221LKxSM".as_slice());
     let entry = (kind, path(), path(), vec(any::<u8>(), 0..600));
     (vec(entry, 0..10), any::<bool>()).prop_map(|(mut entries, in_order)| {
         if in_order {

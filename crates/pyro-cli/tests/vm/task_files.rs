@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
-use crate::harness::Sandbox;
+use crate::harness::{PYRO, Sandbox};
 
 fn copy(sandbox: &Sandbox, from: &str, to: &str) -> crate::harness::Ended {
     sandbox.pyro(["task", "cp", from, to])
@@ -132,6 +132,47 @@ fn what_cannot_be_copied_is_told() {
     task.call("stop", []).success();
     assert!(
         copy(&sandbox, "/etc/hostname", &format!("{there}a")).error().contains("must be in 'started' state")
+    );
+    task.delete();
+}
+
+#[test]
+fn a_file_goes_in_and_out_as_a_stream() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    let there = format!("{}:", task.id);
+    // More than all buffers on the way, of a size that is not known at first.
+    let bytes: Vec<u8> = (0..3_000_001u32).map(|number| (number >> 8) as u8).collect();
+    let source = sandbox.path("source");
+    fs::write(&source, &bytes).unwrap();
+    let mut copying = sandbox.program(PYRO);
+    copying.args(["task", "cp", "-", &format!("{there}copy")]).stdin(fs::File::open(&source).unwrap());
+    let copied = copying.output().unwrap();
+    assert_eq!(
+        String::from_utf8(copied.stdout).unwrap(),
+        "Copied: 1 entries, 3000001 bytes\n",
+        "{:?}",
+        copied.stderr
+    );
+
+    let target = sandbox.path("target");
+    let mut copying = sandbox.program(PYRO);
+    copying.args(["task", "cp", &format!("{there}copy"), "-"]).stdout(fs::File::create(&target).unwrap());
+    assert!(copying.status().unwrap().success());
+    assert!(fs::read(&target).unwrap() == bytes);
+
+    let refused = sandbox.pyro(["task", "cp", &there, "-"]);
+    assert!(refused.error().contains("not a regular file"), "{refused:?}");
+    // The workspace itself.
+    let back = sandbox.path("back");
+    sandbox.pyro(["task", "cp", &there, text(&back)]).success();
+    assert!(fs::read(back.join("copy")).unwrap() == bytes);
+
+    let strict =
+        sandbox.pyro(["task", "cp", "--strict", &format!("{there}/dev"), text(&sandbox.path("dev"))]);
+    assert!(
+        strict.error().contains("left out of the copy") && strict.error().contains(": a device"),
+        "{strict:?}"
     );
     task.delete();
 }

@@ -89,6 +89,42 @@ impl Client {
         Ok(self.receive(pack, read).await?.0)
     }
 
+    /// Reads a regular file of the guest and writes its contents to `sink`, with zeros for its holes. Returns how many bytes it has.
+    ///
+    /// # Errors
+    /// [`CopyError`]. Part of the contents may have been written.
+    pub async fn read_file_to(
+        &self,
+        pack: Pack,
+        sink: impl io::Write + Send + 'static,
+    ) -> Result<u64, CopyError> {
+        let limit = pack.limits.max_bytes;
+        let named = pack.path.clone();
+        let read = async |chunks: &mut Chunks<'_>| {
+            let read = pyro_archive::contents_through(chunks, limit, sink).await;
+            read.map_err(|error| error.named(&named))
+        };
+        Ok(self.receive(pack, read).await?.0)
+    }
+
+    /// Makes or replaces a regular file in the guest with what `pieces` give. It has its name only once it is complete. Returns how
+    /// many bytes it has.
+    ///
+    /// # Errors
+    /// [`CopyError`].
+    pub async fn write_file_from(
+        &self,
+        mut pieces: impl Stream<Item = io::Result<Bytes>> + Unpin,
+        mode: u32,
+        unpack: Unpack,
+    ) -> Result<u64, CopyError> {
+        let limit = unpack.limits.max_bytes;
+        self.send(unpack, async |sink: &mut ChunkSink<'_>| {
+            pyro_archive::pieces_into(&mut pieces, mode, limit, sink).await
+        })
+        .await
+    }
+
     /// Copies a file or a directory of the host into the guest. `named` is its path as the user knows it.
     ///
     /// # Errors

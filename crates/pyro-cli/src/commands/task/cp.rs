@@ -1,35 +1,45 @@
 //! `pyro task cp`.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use pyro_engine::{CopyFromGuest, CopyLimits, CopyToGuest, Engine, Error, ErrorKind, Hint, TaskCopied};
+use tokio_util::io::ReaderStream;
 
 use crate::error::CliError;
 use crate::printer::Printer;
 use crate::reply::Reply;
 use crate::session;
 
+/// Stands for the standard input or output.
+const STREAM: &str = "-";
+/// Maximum size of a piece of the standard input, in bytes.
+const PIECE_BYTES: usize = 64 << 10;
+
 const CP_EXAMPLES: &str = "\
 Either the source or the destination is in a task, written TASK_ID:PATH; PATH is relative to /workspace \
 unless it is absolute, and TASK_ID: alone is /workspace. If the destination is a directory, the copy is made in it under the \
 source's name. Existing files are replaced, and holes stay holes. Left out, and listed with the reason, are fifos, sockets, devices, \
 and directories of the kernel such as /proc; a copy to this machine also leaves out symbolic links that lead out of it.
+A source - is the standard input, and a destination - the standard output: the other one is then one file.
 
 Examples:
   pyro task cp src 9775b3af1eeb:project
   pyro task cp 9775b3af1eeb:project/build/report.html .
   pyro task cp 9775b3af1eeb:/etc/os-release guest-release
-  pyro task cp --strict 9775b3af1eeb: workspace";
+  pyro task cp --strict 9775b3af1eeb: workspace
+  pyro task cp 9775b3af1eeb:/var/log/dpkg.log - | tail
+  date | pyro task cp - 9775b3af1eeb:started";
 
 /// Copy files and directories into a task or out of it
 #[derive(Debug, Args)]
 #[command(after_help = CP_EXAMPLES)]
 pub(crate) struct TaskCpArgs {
-    /// File or directory to copy
+    /// File or directory to copy, or - for the standard input
     #[arg(value_name = "SOURCE")]
     pub(crate) source: PathBuf,
-    /// Existing directory for the copy, or the copy's name
+    /// Existing directory for the copy, or the copy's name, or - for the standard output
     #[arg(value_name = "DESTINATION")]
     pub(crate) destination: PathBuf,
     /// Maximum total size of the copy, in MiB
@@ -51,6 +61,22 @@ pub(crate) struct TaskCpArgs {
 
 pub(super) fn run(args: &TaskCpArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
     let limits = CopyLimits { max_entries: args.max_entries, max_bytes: args.max_mib << 20 };
+    match (in_task(&args.source), in_task(&args.destination)) {
+        (Some((id, path)), None) if args.destination == Path::new(STREAM) && !args.json => {
+            session::watch(printer, false, async |_, cancel| {
+                engine.read_task_file_to(id, path, limits.max_bytes, io::stdout(), &cancel).await
+            })?;
+            return Ok(Reply::nothing());
+        }
+        (None, Some((id, path))) if args.source == Path::new(STREAM) => {
+            let (copied, _) = session::watch(printer, args.json, async |_, cancel| {
+                let input = ReaderStream::with_capacity(tokio::io::stdin(), PIECE_BYTES);
+                engine.write_task_file_from(id, path, limits.max_bytes, input, &cancel).await
+            })?;
+            return Ok(Reply::of(args.json, &copied, report)?);
+        }
+        _ => {}
+    }
     let (copied, _) = session::watch(printer, args.json, async |_, cancel| {
         match (in_task(&args.source), in_task(&args.destination)) {
             (Some((id, path)), None) => {

@@ -1,10 +1,12 @@
 //! Copies files into and out of a task.
 
 use std::error::Error as _;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
-use pyro_supervisor::{Client, CopyError, Pack, Report, Unpack};
+use bytes::Bytes;
+use futures::Stream;
+use pyro_supervisor::{ArchiveLimits, Client, CopyError, Pack, Report, Unpack};
 use tokio_util::sync::CancellationToken;
 
 use crate::Kind;
@@ -102,6 +104,53 @@ impl Engine {
             guest.copy_in(source.clone(), named, unpack).await.map_err(|error| copy_error(&id, error))
         };
         copied(&id, unless_cancelled(cancel, copy).await?, strict)
+    }
+
+    /// Writes the contents of a file of a task to `sink`, with zeros for its holes. Returns how many bytes it has.
+    ///
+    /// # Errors
+    /// As [`Engine::copy_from_task`]; also `InvalidInput` if it is not a regular file. Part of the contents may have been written.
+    pub async fn read_task_file_to(
+        &self,
+        task_id: &str,
+        path: &str,
+        max_bytes: u64,
+        sink: impl io::Write + Send + 'static,
+        cancel: &CancellationToken,
+    ) -> Result<u64, Error> {
+        let (id, guest) = self.guest_of_task(task_id).await?;
+        check_path(path)?;
+        let pack = Pack { path: path.to_owned(), limits: ArchiveLimits { max_entries: 1, max_bytes } };
+        let copy = async { guest.read_file_to(pack, sink).await.map_err(|error| copy_error(&id, error)) };
+        unless_cancelled(cancel, copy).await
+    }
+
+    /// Makes or writes over a file of a task with what `pieces` give, at most `max_bytes`, as [`Engine::write_task_file`] does. Until
+    /// they have ended, the file is as it was.
+    ///
+    /// # Errors
+    /// As [`Engine::copy_to_task`]; `InvalidInput` if a piece cannot be read.
+    pub async fn write_task_file_from(
+        &self,
+        task_id: &str,
+        path: &str,
+        max_bytes: u64,
+        pieces: impl Stream<Item = io::Result<Bytes>> + Unpin,
+        cancel: &CancellationToken,
+    ) -> Result<TaskCopied, Error> {
+        let (id, guest) = self.guest_of_task(task_id).await?;
+        check_path(path)?;
+        let unpack = Unpack {
+            path: path.to_owned(),
+            name: String::new(),
+            limits: ArchiveLimits { max_entries: 1, max_bytes },
+            exact: true,
+        };
+        let copy = async {
+            guest.write_file_from(pieces, 0o644, unpack).await.map_err(|error| copy_error(&id, error))
+        };
+        let bytes = unless_cancelled(cancel, copy).await?;
+        copied(&id, Report { entries: 1, bytes, ..Report::default() }, false)
     }
 
     pub(super) async fn guest_of_task(&self, task_id: &str) -> Result<(VmId, Client), Error> {
