@@ -464,7 +464,7 @@ mod tests {
         }
     }
 
-    /// Commands on the host are not isolated. Whoever wants that knows the option from its documentation.
+    /// Commands on the host are not isolated. The documentation has the option for callers that want that.
     #[test]
     fn no_hint_advises_to_use_the_host() {
         for hint in Hint::samples() {

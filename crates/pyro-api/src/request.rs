@@ -121,7 +121,7 @@ pub struct Ports {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Renewal {
-    /// `create`: the lifetime begins when the task is created. `use`: it begins anew with each use of the task.
+    /// `create`: the lifetime begins when the task is created. `use`: it begins again with each use of the task.
     #[serde(default)]
     pub ttl_from: TtlFrom,
 }

@@ -88,11 +88,29 @@ impl Variables {
         self.get(name).map(PathBuf::from).filter(|path| path.is_absolute())
     }
 
-    /// `$<ours>`, else `name` in `$<xdg>`, else `name` in `$HOME/<in_home>`.
+    /// `$<ours>`, else `name` in `$<xdg>`, else `name` in `$HOME/<in_home>`. It must be UTF-8: results and the requests to
+    /// supervisors are JSON, and have paths in it.
     fn directory(&self, ours: &str, xdg: &str, in_home: &str, name: &str) -> Result<PathBuf, ConfigError> {
-        if let Some(path) = self.path(ours)? {
-            return Ok(path);
+        let directory = match self.path(ours)? {
+            Some(path) => path,
+            None => self.default_directory(ours, xdg, in_home, name)?,
+        };
+        match directory.to_str() {
+            Some(_) => Ok(directory),
+            None => Err(ConfigError {
+                message: format!("the path {} is not valid UTF-8", directory.display()),
+                hint: Some(format!("set {ours} to a directory with a name in UTF-8")),
+            }),
         }
+    }
+
+    fn default_directory(
+        &self,
+        ours: &str,
+        xdg: &str,
+        in_home: &str,
+        name: &str,
+    ) -> Result<PathBuf, ConfigError> {
         let parent = self
             .foreign_dir(xdg)
             .or_else(|| self.foreign_dir("HOME").map(|home| home.join(in_home)))

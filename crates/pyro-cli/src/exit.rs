@@ -4,6 +4,10 @@ use std::process::ExitCode;
 
 use crate::signals::Signal;
 
+/// What a person can do about a command that timed out.
+const MORE_TIME: &str =
+    "[timeout] the command was ended after its time limit; --timeout-seconds sets a longer one";
+
 /// How `pyro` ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -33,6 +37,11 @@ impl Exit {
         }
         let byte = if (-255..0).contains(&exit_code) { 256 + exit_code } else { exit_code };
         Self::Command(u8::try_from(byte).unwrap_or(u8::MAX))
+    }
+
+    /// Returns a line for a person about this end, if there is something to say.
+    pub(crate) fn advice(self) -> Option<&'static str> {
+        (self == Self::TimedOut).then_some(MORE_TIME)
     }
 
     pub(crate) fn code(self) -> u8 {
@@ -78,6 +87,12 @@ mod tests {
         for code in [256, 512, 1 << 40, i64::MAX, -256, -257, -512, i64::MIN] {
             assert_eq!(Exit::of_run(code, false).code(), 255, "{code}");
         }
+    }
+
+    #[test]
+    fn only_a_time_out_needs_advice() {
+        assert!(Exit::of_run(0, true).advice().is_some_and(|advice| advice.contains("--timeout-seconds")));
+        assert_eq!((Exit::of_run(124, false).advice(), Exit::Success.advice()), (None, None));
     }
 
     #[test]

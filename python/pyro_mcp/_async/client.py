@@ -251,7 +251,7 @@ class AsyncPyro(AsyncCaller):
             publish: TCP ports of the guest to publish on this host, each as for `publish_task`, from the start on.
             name: Name of the task, usable wherever its ID is. No other task may have it.
             labels: Labels of the task, by which `list_tasks` selects tasks.
-            ttl_from: `create`: the lifetime begins when the task is created. `use`: it begins anew with each use.
+            ttl_from: `create`: the lifetime begins when the task is created. `use`: it begins again with each use.
         """
         params = _spec(
             environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)

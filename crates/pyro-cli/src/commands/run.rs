@@ -109,7 +109,9 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
         });
         timings.note(summary(&result))
     };
-    Ok(reply.exit(Exit::of_run(result.exit_code, result.timed_out)))
+    let exit = Exit::of_run(result.exit_code, result.timed_out);
+    let advice = exit.advice().filter(|_| !args.json);
+    Ok(advice.into_iter().fold(reply, Reply::note).exit(exit))
 }
 
 /// Returns the request that the arguments describe.

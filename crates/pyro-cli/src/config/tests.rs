@@ -154,6 +154,21 @@ fn values_that_are_no_text_are_refused_where_text_is_needed() {
 }
 
 #[test]
+fn directories_that_are_no_text_are_refused_by_name() {
+    for set in ["PYRO_BASE_DIR", "PYRO_ENVIRONMENT_CACHE_DIR", "HOME"] {
+        let junk = Variables(Box::new(move |name| match name {
+            _ if name == set => Some(OsString::from_vec(b"/h\xff".to_vec())),
+            "HOME" => Some("/h".into()),
+            _ => None,
+        }));
+        let error = engine_config(&junk).unwrap_err();
+        assert!(error.to_string().starts_with("the path /h\u{fffd}"), "{error}");
+        assert!(error.to_string().ends_with(" is not valid UTF-8"), "{error}");
+        assert!(error.hint.unwrap().starts_with("set PYRO_"));
+    }
+}
+
+#[test]
 fn the_hosts_settings_for_guests_are_off_by_default() {
     let off = config(&[("HOME", "/h"), ("HTTP_PROXY", "http://user:secret@proxy.test:3128")]);
     assert_eq!((off.host_ca.clone(), off.host_proxy), (None, false));

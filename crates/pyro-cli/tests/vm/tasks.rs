@@ -45,7 +45,8 @@ fn one_process_creates_it_and_others_use_it_until_nothing_is_left() {
     );
     assert!(text.starts_with(&expected), "{text}");
     let list = sandbox.pyro(["task", "list"]);
-    assert!(list.success().starts_with(&format!("{} started  debian:12 ", task.id)), "{list:?}");
+    let row = list.success().lines().nth(1).unwrap_or_default();
+    assert!(row.starts_with(&format!("{}  started  debian:12 ", task.id)), "{list:?}");
     let logs = task.call("logs", ["--sequence", "2"]);
     assert!(logs.success().ends_with(" cwd=/workspace\n$ pwd; cat note; ls -d .git\n/workspace\nhi\n.git\n"));
     task.delete();
@@ -417,4 +418,86 @@ fn stopping_ends_commands_and_tells_those_who_wait() {
     let entry = &task.logs()[0];
     assert_eq!(entry["outcome"], "killed", "{entry}");
     task.delete();
+}
+
+#[test]
+fn a_task_is_used_by_its_name_by_digits_of_its_id_and_with_others() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task(["--name", "build", "--label", "team=infra", "--ttl-from", "use"]);
+    let pyro = |words: &[&str]| sandbox.pyro(words.iter().copied());
+    let second = pyro(&["task", "create", ENVIRONMENT, "--name", "build"]);
+    let taken = format!("[error] task name 'build' is in use by task {}\n", task.id);
+    assert!(second.error().starts_with(&taken), "{second:?}");
+    assert_eq!(
+        pyro(&["task", "exec", "build", "--timeout-seconds", "60", "--", "echo by name"]).success(),
+        "by name\n"
+    );
+    let before = task.status()["expires_at"].as_f64().unwrap();
+    let digits = &task.id[..4];
+    assert_eq!(
+        pyro(&["task", "exec", digits, "--timeout-seconds", "60", "--", "echo by digits"]).success(),
+        "by digits\n"
+    );
+    assert!(task.status()["expires_at"].as_f64().unwrap() > before, "a use begins a new lifetime");
+    let copied = pyro(&["task", "cp", "build:/etc/hostname", sandbox.state().join("name").to_str().unwrap()]);
+    assert_eq!(copied.code(), 0, "{copied:?}");
+    std::fs::remove_file(sandbox.state().join("name")).unwrap();
+    assert_eq!(pyro(&["task", "ps", "-q", "--label", "team"]).success(), format!("{}\n", task.id));
+    assert_eq!(pyro(&["task", "update", "build", "--name", "web", "--remove-label", "team"]).code(), 0);
+    assert_eq!(pyro(&["task", "list", "--label", "team"]).success(), "No tasks found.\n");
+    let removed = pyro(&["task", "rm", "build", "web"]);
+    assert_eq!(
+        (removed.code(), removed.stdout.as_str()),
+        (1, format!("Deleted task: {}\n", task.id).as_str()),
+        "{removed:?}"
+    );
+    assert!(removed.stderr.starts_with("[error] task 'build' does not exist\n"), "{removed:?}");
+    sandbox.wait_until_clean();
+}
+
+/// Starting with an empty disk instead would lose the task's work in silence.
+#[test]
+fn a_task_whose_disk_is_gone_does_not_start_with_an_empty_one() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    task.exec(["--timeout-seconds", "60"], "echo work > file").success();
+    task.call("stop", []).success();
+    let layer = sandbox.state().join("vms").join(&task.id).join("layer.img");
+    let kept = layer.with_extension("kept");
+    std::fs::rename(&layer, &kept).unwrap();
+    assert_eq!(task.status()["disk_state"], "missing");
+    let refused = task.call("start", []);
+    assert_eq!(refused.code(), 1, "{refused:?}");
+    let error = format!("[error] the disk of task {} is missing: {}\n", task.id, layer.display());
+    assert!(refused.stderr.contains(&error), "{refused:?}");
+    assert!(!layer.exists());
+    std::fs::rename(&kept, &layer).unwrap();
+    task.call("start", []).success();
+    assert_eq!(task.exec(["--timeout-seconds", "60"], "cat file").success(), "work\n");
+    task.delete();
+    sandbox.wait_until_clean();
+}
+
+#[test]
+fn a_task_whose_supervisor_has_lost_its_socket_is_stopped_and_deleted() {
+    let sandbox = Sandbox::new();
+    for word in ["stop", "delete"] {
+        let task = sandbox.task([]);
+        let vm_dir = sandbox.state().join("vms").join(&task.id);
+        let mut sockets: Vec<_> = std::fs::read_dir(&vm_dir).unwrap().map(|entry| entry.unwrap()).collect();
+        sockets.retain(|entry| {
+            use std::os::unix::fs::FileTypeExt as _;
+            entry.file_type().unwrap().is_socket()
+        });
+        assert!(!sockets.is_empty());
+        sockets.iter().for_each(|socket| std::fs::remove_file(socket.path()).unwrap());
+        let began = std::time::Instant::now();
+        task.call(word, []).success();
+        assert!(began.elapsed() < Duration::from_secs(20), "{word}: {:?}", began.elapsed());
+        if word == "stop" {
+            assert_eq!(task.status()["state"], "stopped");
+            task.delete();
+        }
+    }
+    sandbox.wait_until_clean();
 }

@@ -75,7 +75,9 @@ pub(super) fn run(args: TaskExecArgs, engine: &Engine, printer: &Printer) -> Res
         shown.end_line(printer);
         Reply::nothing().note(summary(&result))
     };
-    Ok(reply.exit(Exit::of_run(result.exit_code, result.timed_out)))
+    let exit = Exit::of_run(result.exit_code, result.timed_out);
+    let advice = exit.advice().filter(|_| !args.json);
+    Ok(advice.into_iter().fold(reply, Reply::note).exit(exit))
 }
 
 fn summary(result: &TaskExec) -> String {

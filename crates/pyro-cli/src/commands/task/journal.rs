@@ -141,10 +141,12 @@ pub(super) fn wait(args: &TaskWaitArgs, engine: &Engine, printer: &Printer) -> R
         true => Reply::document(&entry)?,
         false => Reply::nothing().note(ended(&task.task_id, &entry)),
     };
-    Ok(reply.exit(match (entry.exit_code, entry.outcome) {
+    let exit = match (entry.exit_code, entry.outcome) {
         (Some(code), Outcome::Exited | Outcome::Killed) => Exit::of_run(code, entry.timed_out),
         _ => Exit::Failure,
-    }))
+    };
+    let advice = exit.advice().filter(|_| !task.json);
+    Ok(advice.into_iter().fold(reply, Reply::note).exit(exit))
 }
 
 pub(super) fn kill(args: &TaskKillArgs, engine: &Engine) -> Result<Reply, CliError> {

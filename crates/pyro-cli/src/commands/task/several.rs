@@ -16,7 +16,7 @@ use crate::session;
 enum Outcome<'a, T> {
     Done(&'a T),
     Failed {
-        /// As it was given.
+        /// The text that named the task.
         task_id: &'a str,
         #[serde(flatten)]
         report: JsonReport<'a>,

@@ -171,6 +171,12 @@ fn shown(task: &Task, now: f64) -> String {
     if let Some(last) = &task.last_command {
         lines.push(format!("Last command: {} (exit_code={})", one_line(&last.command), last.exit_code));
     }
+    if let Some(state @ (DiskState::Missing | DiskState::Damaged)) = task.disk_state {
+        lines.push(format!("Disk state: {state}"));
+    }
+    if let Some(disk_mib) = task.disk_mib {
+        lines.push(format!("Disk: {} MiB used of {disk_mib} MiB", mib(task.disk_used_bytes)));
+    }
     if let Some(name) = &task.name {
         lines.push(format!("Name: {name}"));
     }
@@ -181,12 +187,6 @@ fn shown(task: &Task, now: f64) -> String {
     if task.stop_reason.is_none() {
         let renewed = if task.ttl_from == TtlFrom::Use { ", renewed by each use" } else { "" };
         lines.push(format!("Time left: {}{renewed}", duration(task.expires_at - now)));
-    }
-    if let Some(state @ (DiskState::Missing | DiskState::Damaged)) = task.disk_state {
-        lines.push(format!("Disk state: {state}"));
-    }
-    if let Some(disk_mib) = task.disk_mib {
-        lines.push(format!("Disk: {} MiB used of {disk_mib} MiB", mib(task.disk_used_bytes)));
     }
     if let Some(owner) = &task.owner {
         lines.push(format!("Owner: {owner}"));
