@@ -113,6 +113,11 @@ pub(crate) fn entries() -> &'static [CatalogEntry] {
     &CATALOG
 }
 
+/// Returns the shell that runs commands in an environment, if that is not `/bin/sh`.
+pub fn shell_of(environment: &str) -> Option<&'static str> {
+    find(environment).ok().map(|entry| entry.shell.as_str()).filter(|shell| *shell != "sh")
+}
+
 pub(crate) fn find(name: &str) -> Result<&'static CatalogEntry, UnknownEnvironment> {
     let entry = entries().iter().find(|entry| entry.name == name);
     entry.ok_or_else(|| UnknownEnvironment { name: name.to_owned() })
@@ -192,6 +197,13 @@ mod tests {
             assert_eq!(dir_name("debian:12", version), None, "{version}");
         }
         assert_eq!(dir_name("debian:12/..", "1.0.0"), None);
+    }
+
+    #[test]
+    fn only_the_environment_for_agents_has_another_shell() {
+        let shells: Vec<_> = entries().iter().filter_map(|entry| shell_of(&entry.name)).collect();
+        assert_eq!((shells, shell_of("debian:12-agent")), (vec!["bash"], Some("bash")));
+        assert_eq!(shell_of("x"), None);
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Engine {
         let CallContext { events, cancel, .. } = call;
         let mut stdout = OutputSink::new(OutputStream::Stdout, command.output, events);
         let mut stderr = OutputSink::new(OutputStream::Stderr, command.output, events);
-        let run = Run { exec: exec_request(command), journal: false };
+        let run = Run { exec: exec_request(command, &record.environment), journal: false };
         let take = async |chunk: pyro_supervisor::OutputChunk| match chunk.stream {
             pyro_supervisor::OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
             pyro_supervisor::OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
@@ -138,12 +138,13 @@ pub(super) fn caller_input(call: &CallContext) -> Option<InputStream> {
     Some(events.boxed())
 }
 
-/// Converts the command for the guest.
-pub(super) fn exec_request(command: &CheckedCommand) -> Exec {
+/// Converts the command for a guest of this environment, whose shell it uses unless its caller chose one.
+pub(super) fn exec_request(command: &CheckedCommand, environment: &str) -> Exec {
     Exec {
         program: match &command.program {
             CheckedProgram::Shell { text, shell } => {
-                Program::Shell { text: text.clone(), shell: shell.clone() }
+                let shell = shell.clone().or_else(|| pyro_env::shell_of(environment).map(str::to_owned));
+                Program::Shell { text: text.clone(), shell }
             }
             CheckedProgram::Argv(words) => Program::Argv(words.clone()),
             CheckedProgram::LoginShell => Program::LoginShell,

@@ -89,7 +89,7 @@ impl Engine {
             let message = "stdin cannot be given to a command without waiting for it";
             return Err(Error::new(ErrorKind::InvalidInput, message).hint(Hint::AttachInput));
         }
-        let begun = self.client(&id).detach(exec_request(&command)).await;
+        let begun = self.client(&id).detach(exec_request(&command, &record.environment)).await;
         let sequence = match begun {
             Ok(sequence) => sequence,
             // The caller does not wait for the command, so it has nothing to cancel.
@@ -108,7 +108,7 @@ impl Engine {
         let CallContext { events, cancel, .. } = call;
         let mut stdout = OutputSink::new(convert::stream(OutputStream::Stdout), command.output, events);
         let mut stderr = OutputSink::new(convert::stream(OutputStream::Stderr), command.output, events);
-        let run = Run { exec: exec_request(command), journal: true };
+        let run = Run { exec: exec_request(command, &record.environment), journal: true };
         let take = async |chunk: OutputChunk| match chunk.stream {
             OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
             OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
