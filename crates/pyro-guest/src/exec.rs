@@ -66,6 +66,7 @@ where
         _ => Input::Abandon,
     });
     tokio::join!(writer, run(request, commands, registration, frames, inputs));
+    commands.groups().make_ready();
 }
 
 /// What the host asks for while a command runs.
@@ -82,6 +83,7 @@ pub(crate) async fn run_silently(request: Exec, commands: &Commands) {
     let registration = commands.running.begin(request.id);
     let drain = async { while queue.recv().await.is_some() {} };
     tokio::join!(drain, run(request, commands, registration, frames, futures::stream::pending()));
+    commands.groups().make_ready();
 }
 
 /// Returns the variables that a command gets besides those of its login environment.

@@ -28,7 +28,7 @@ fn a_time_limit_also_ends_what_left_the_process_group() {
         assert_eq!(task.exec([], COUNT_SLEEPERS).success(), "0\n", "{line}");
     }
     // What a finished command has left goes on, and its group with it.
-    let line = "setsid sh -c 'sleep 4321' >/dev/null 2>&1 & cut -d: -f3 /proc/self/cgroup";
+    let line = "setsid sleep 4321 >/dev/null 2>&1 & cut -d: -f3 /proc/self/cgroup";
     let group = task.exec([], line).success().trim().to_owned();
     assert!(group.starts_with("/pyro/command-"), "{group}");
     let line = format!(
@@ -91,24 +91,5 @@ async fn descriptors_are_open_to_other_users_and_the_machine_is_furnished() {
     let line =
         "mountpoint -q /dev/mqueue && echo mqueue; cat /proc/sys/fs/inotify/max_user_instances; ulimit -c";
     assert_eq!(exec_text(&guest, line).await, "mqueue\n1024\n0\n");
-    engine.delete_vm(vm.vm_id.as_str()).await.unwrap();
-}
-
-/// Prints how long `true` takes, after a first run.
-#[tokio::test]
-async fn a_short_command_takes_little_time() {
-    let sandbox = Sandbox::new();
-    let engine = sandbox.engine();
-    let vm = sandbox.started_vm(&engine).await;
-    let guest = sandbox.guest(&vm);
-    let mut times = Vec::new();
-    for _ in 0..30 {
-        let begun = std::time::Instant::now();
-        exec_text(&guest, "true").await;
-        times.push(begun.elapsed());
-    }
-    times.sort();
-    println!("true: median {:?}, fastest {:?}, slowest {:?}", times[15], times[0], times[29]);
-    assert!(times[15] < Duration::from_secs(5), "{times:?}");
     engine.delete_vm(vm.vm_id.as_str()).await.unwrap();
 }

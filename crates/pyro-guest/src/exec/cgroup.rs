@@ -1,8 +1,8 @@
 //! Control groups: one for each command, which holds every process that it starts, whatever these do to their sessions and
 //! process groups.
 //!
-//! A command that ends by itself may leave processes behind. Its group is removed when it is empty: then, or when a later
-//! command starts.
+//! Groups are made and removed between commands, because that takes longer than entering one. A command that ends by itself may
+//! leave processes behind; its group is removed when it is empty after a later command.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -22,7 +22,7 @@ use super::watched::watch;
 
 /// Where the groups of commands are in the hierarchy.
 const PARENT: &str = "pyro";
-/// Maximum number of left groups whose removal is tried when a command starts.
+/// Maximum number of left groups whose removal is tried after a command.
 const REMOVALS: usize = 8;
 /// Maximum number of names that are tried for a group.
 const MAX_NAMES: usize = 1024;
@@ -40,8 +40,19 @@ pub(crate) struct ControlGroups(Arc<Mutex<State>>);
 struct State {
     parent: Option<OwnedFd>,
     next: u64,
-    /// Groups with processes that outlived their command.
+    /// The group of the next command. No process was ever in it.
+    ready: Option<Made>,
+    /// Groups of commands that have ended. Some have processes that outlived their command.
     left: VecDeque<String>,
+}
+
+/// A group in the hierarchy.
+#[derive(Debug)]
+struct Made {
+    name: String,
+    dir: OwnedFd,
+    /// `cgroup.procs`, open for writing.
+    entrance: OwnedFd,
 }
 
 impl ControlGroups {
@@ -59,25 +70,24 @@ impl ControlGroups {
         Ok(Self(Arc::new(Mutex::new(State { parent: Some(parent), ..State::default() }))))
     }
 
-    /// Makes the group of a command. `None`: there are no control groups here.
+    /// Returns the group of a new command. `None`: there are no control groups here.
     pub(super) fn create(&self) -> io::Result<Option<ControlGroup>> {
         let mut state = lock(&self.0);
+        let made = match state.ready.take() {
+            Some(ready) => Some(ready),
+            None => state.make()?,
+        };
+        Ok(made.map(|made| ControlGroup { made, groups: Arc::clone(&self.0) }))
+    }
+
+    /// Makes the group of the next command, and removes groups that are empty now, while no command waits for it.
+    pub(super) fn make_ready(&self) {
+        let mut state = lock(&self.0);
         state.remove_left();
-        for _ in 0..MAX_NAMES {
-            let name = format!("command-{}", state.next);
-            state.next += 1;
-            let Some(parent) = &state.parent else { return Ok(None) };
-            match mkdirat(parent, &*name, Mode::from(0o755)) {
-                Ok(()) => {
-                    let dir = open_dir(parent, &name)?;
-                    return Ok(Some(ControlGroup { dir, name, groups: Arc::clone(&self.0) }));
-                }
-                // Another program has made it.
-                Err(Errno::EXIST) => {}
-                Err(error) => return Err(error.into()),
-            }
+        if state.ready.is_none() {
+            // The next command tries again, and reports it.
+            state.ready = state.make().unwrap_or_default();
         }
-        Err(io::ErrorKind::AlreadyExists.into())
     }
 }
 
@@ -86,6 +96,26 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl State {
+    fn make(&mut self) -> io::Result<Option<Made>> {
+        let Some(parent) = &self.parent else { return Ok(None) };
+        for _ in 0..MAX_NAMES {
+            let name = format!("command-{}", self.next);
+            self.next += 1;
+            match mkdirat(parent, &*name, Mode::from(0o755)) {
+                Ok(()) => {
+                    let dir = open_dir(parent, &name)?;
+                    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+                    let entrance = openat(&dir, "cgroup.procs", flags, Mode::empty())?;
+                    return Ok(Some(Made { name, dir, entrance }));
+                }
+                // Another program has made it.
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
     fn remove_left(&mut self) {
         let Some(parent) = &self.parent else { return };
         for _ in 0..self.left.len().min(REMOVALS) {
@@ -100,27 +130,27 @@ impl State {
 /// The group of a command.
 #[derive(Debug)]
 pub(super) struct ControlGroup {
-    dir: OwnedFd,
-    name: String,
+    made: Made,
     groups: Arc<Mutex<State>>,
 }
 
 impl ControlGroup {
-    /// Opens the file by which a process enters the group.
-    pub(super) fn entrance(&self) -> io::Result<OwnedFd> {
-        Ok(openat(&self.dir, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?)
+    /// Returns the file by which a process enters the group.
+    pub(super) fn entrance(&self) -> BorrowedFd<'_> {
+        self.made.entrance.as_fd()
     }
 
     /// Sends a signal to every process in the group.
     pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
-        signal_below(self.dir.as_fd(), signal, 0)
+        signal_below(self.made.dir.as_fd(), signal, 0)
     }
 
     /// Kills every process in the group, and waits until they have ended.
     pub(super) async fn kill(&self) -> io::Result<()> {
-        let kill = openat(&self.dir, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let kill = openat(&self.made.dir, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         rustix::io::write(kill, b"1")?;
-        let events = openat(&self.dir, "cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let events =
+            openat(&self.made.dir, "cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let events = watch(events, Interest::PRIORITY)?;
         let emptied = async {
             loop {
@@ -142,12 +172,8 @@ impl ControlGroup {
 
 impl Drop for ControlGroup {
     fn drop(&mut self) {
-        let mut state = lock(&self.groups);
-        let Some(parent) = &state.parent else { return };
-        if remove(parent.as_fd(), &self.name, 0) == Err(Errno::BUSY) {
-            let name = std::mem::take(&mut self.name);
-            state.left.push_back(name);
-        }
+        let name = std::mem::take(&mut self.made.name);
+        lock(&self.groups).left.push_back(name);
     }
 }
 

@@ -182,18 +182,14 @@ enum StartError {
 
 /// Starts a process in a control group of its own, or without one where that is impossible.
 fn start(launch: &Launch<'_>, commands: &Commands) -> Result<(Child, Option<ControlGroup>), StartError> {
-    let made = commands.groups().create().and_then(|group| match group {
-        Some(group) => Ok(Some((group.entrance()?, group))),
-        None => Ok(None),
-    });
     let without_group = |error: &dyn std::fmt::Display| {
         eprintln!("pyro-guest: a command runs without a control group: {error}");
     };
-    if let Some((entrance, group)) = made.unwrap_or_else(|error| {
+    if let Some(group) = commands.groups().create().unwrap_or_else(|error| {
         without_group(&error);
         None
     }) {
-        match spawn_unexempted(launch, Some(entrance.as_fd()), commands) {
+        match spawn_unexempted(launch, Some(group.entrance()), commands) {
             Err(StartError::Spawn(SpawnError { step: Step::ControlGroup, errno })) => without_group(&errno),
             spawned => return Ok((Child::new(spawned?).map_err(StartError::Io)?, Some(group))),
         }
