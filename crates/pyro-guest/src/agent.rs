@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::StreamExt;
 use futures::future::poll_fn;
 use pyro_wire::{
-    Connect, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Input, InputReply,
-    Pack, Request, Resize, Signal, SteerReply, Unpack,
+    Connect, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Input, Pack,
+    Request, Resize, Signal, Unpack,
 };
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,13 +17,13 @@ use tokio_util::codec::Framed;
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, ConnectionError, Mode};
 
-use crate::exec::CommandSettings;
+use crate::exec::{CommandSettings, Commands};
 use crate::failure::{During, refused};
 use crate::machine::VirtualMachine;
 use crate::port::Port;
 use crate::proc::Proc;
 use crate::stream::{RequestStream, accept, finish};
-use crate::{HandshakeError, Machine, boot, connect, copy, exec, handshake, host_settings, memory};
+use crate::{HandshakeError, Machine, boot, connect, copy, exec, handshake, memory};
 
 /// Why the agent ended, if not because the host closed the channel.
 #[derive(Debug, thiserror::Error)]
@@ -61,9 +61,11 @@ async fn live() -> Result<(), AgentError> {
     let proc = Proc::open()?;
     let oom_score_adj = exec::prepare_agent(&proc)?;
     memory::prevent_thrashing(Path::new(memory::LRU_SETTINGS))?;
-    let mut machine = VirtualMachine::new(proc);
+    let settings = CommandSettings::of_guest(oom_score_adj).during("opening the agent's executable")?;
+    let commands = Arc::new(Commands::new(settings));
+    let mut machine = VirtualMachine::new(proc, Arc::clone(&commands));
     handshake::set_up(&mut channel, &mut machine).await?;
-    Agent::new(machine, CommandSettings::of_guest(oom_score_adj)).serve(port(channel)?).await
+    Agent::with(machine, commands).serve(port(channel)?).await
 }
 
 fn port(channel: File) -> Result<Port, Failure> {
@@ -80,7 +82,7 @@ pub struct Agent<M> {
 
 #[derive(Debug)]
 struct Shared<M> {
-    commands: CommandSettings,
+    commands: Arc<Commands>,
     state: Mutex<State<M>>,
 }
 
@@ -93,7 +95,12 @@ struct State<M> {
 
 impl<M: Machine> Agent<M> {
     /// An agent of a machine that is set up.
-    pub fn new(machine: M, commands: CommandSettings) -> Self {
+    pub fn new(machine: M, settings: CommandSettings) -> Self {
+        Self::with(machine, Arc::new(Commands::new(settings)))
+    }
+
+    /// An agent whose commands may have begun.
+    pub(crate) fn with(machine: M, commands: Arc<Commands>) -> Self {
         let state = Mutex::new(State { machine, halting: false });
         Self { shared: Arc::new(Shared { commands, state }) }
     }
@@ -121,18 +128,25 @@ impl<M: Machine> Shared<M> {
         let Some(Ok(Frame::Control(request))) = stream.next().await else { return };
         match request {
             Request::Exec(request) => {
-                let env = host_settings::for_command(self.state().machine.variables(), request.env);
-                let request = Exec { env, ..request };
+                let request = exec::with_variables(request, self.state().machine.variables());
                 exec::serve(request, &self.commands, accept::<_, Exec>(stream)).await;
             }
-            Request::Input(_) => finish(accept::<_, Input>(stream), InputReply::NotRunning).await,
-            Request::Resize(_) => finish(accept::<_, Resize>(stream), SteerReply::NotRunning).await,
-            Request::Signal(_) => finish(accept::<_, Signal>(stream), SteerReply::NotRunning).await,
+            Request::Input(request) => {
+                exec::serve_input(request, self.commands.running(), accept::<_, Input>(stream)).await;
+            }
+            Request::Resize(request) => {
+                let reply = self.commands.running().resize(request).await;
+                finish(accept::<_, Resize>(stream), reply).await;
+            }
+            Request::Signal(request) => {
+                let reply = self.commands.running().signal(request).await;
+                finish(accept::<_, Signal>(stream), reply).await;
+            }
             Request::Pack(request) => {
-                copy::pack(request, &self.commands.workspace, accept::<_, Pack>(stream)).await;
+                copy::pack(request, &self.commands.settings.workspace, accept::<_, Pack>(stream)).await;
             }
             Request::Unpack(request) => {
-                copy::unpack(request, &self.commands.workspace, accept::<_, Unpack>(stream)).await;
+                copy::unpack(request, &self.commands.settings.workspace, accept::<_, Unpack>(stream)).await;
             }
             Request::Connect(request) => connect::serve(request, accept::<_, Connect>(stream)).await,
             Request::Identify(request) => {

@@ -1,28 +1,42 @@
 //! One command: start it, forward its output, enforce its deadline, report its end.
 //!
 //! Three things run at once and must not wait for each other: two pumps that copy output (and stall when
-//! the host does not take it), and a watcher of the process, its deadline and the host's connection.
+//! the host does not take it), and a watcher of the process, its deadline and the host's connection. Input, signals and
+//! sizes of the terminal come by requests of their own, which find the command by its number.
 
+mod accounts;
+mod cgroup;
+mod child;
+mod environment;
+mod input;
 mod oom;
 mod process;
+mod program;
 mod pump;
+mod running;
 mod settings;
+mod spawn;
+mod terminal;
+mod watched;
 
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures::{SinkExt, Stream, StreamExt};
-use pyro_wire::{Exec, ExecInput, ExecReply, Exit, Frame, OutputStream, Status};
+use pyro_wire::{Exec, ExecInput, ExecReply, Exit, Frame, OutputStream};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::stream::CallStream;
-use process::CommandProcess;
+use process::{CommandProcess, Output, abandon, terminate};
+use running::Steering;
 
+pub(crate) use environment::{WRITE_ENVIRONMENT, write_environment};
+pub(crate) use input::serve as serve_input;
 pub(crate) use process::prepare_agent;
 pub use settings::CommandSettings;
+pub(crate) use settings::Commands;
 
 /// Output chunks on their way to the host, per command. Few: the stream's window is the real buffer.
 const CHUNKS_IN_FLIGHT: usize = 4;
@@ -30,10 +44,11 @@ const CHUNKS_IN_FLIGHT: usize = 4;
 type Frames = mpsc::Sender<Frame<ExecReply>>;
 
 /// Runs the command and answers on the stream. The command dies with the stream.
-pub(crate) async fn serve<S>(request: Exec, settings: &CommandSettings, stream: CallStream<S, Exec>)
+pub(crate) async fn serve<S>(request: Exec, commands: &Commands, stream: CallStream<S, Exec>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let registration = commands.running.begin(request.id);
     let (mut sink, source) = stream.split();
     let (frames, mut queue) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let writer = async move {
@@ -50,7 +65,7 @@ where
         // Nothing else may be sent here: a host that does so does not follow the protocol and gets no answer.
         _ => Input::Abandon,
     });
-    tokio::join!(writer, run(request, settings, frames, inputs));
+    tokio::join!(writer, run(request, commands, registration, frames, inputs));
 }
 
 /// What the host asks for while a command runs.
@@ -61,52 +76,76 @@ enum Input {
     Abandon,
 }
 
+/// Runs a command without a host, up to its end or its limit. Its output goes nowhere.
+pub(crate) async fn run_silently(request: Exec, commands: &Commands) {
+    let (frames, mut queue) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let registration = commands.running.begin(request.id);
+    let drain = async { while queue.recv().await.is_some() {} };
+    tokio::join!(drain, run(request, commands, registration, frames, futures::stream::pending()));
+}
+
+/// Returns the variables that a command gets besides those of its login environment.
+pub(crate) fn with_variables(mut request: Exec, machine: BTreeMap<String, String>) -> Exec {
+    request.env = crate::host_settings::for_command(machine, request.env);
+    request
+}
+
 async fn run(
     request: Exec,
-    settings: &CommandSettings,
+    commands: &Commands,
+    registration: running::Registration<'_>,
     frames: Frames,
     mut inputs: impl Stream<Item = Input> + Unpin,
 ) {
-    let started = Instant::now();
-    let mut process = match CommandProcess::start(&request, settings) {
-        Ok(process) => process,
+    let started = CommandProcess::start(&request, commands).await;
+    let began = Instant::now();
+    let CommandProcess { mut leader, processes, input, output, warning } = match started {
+        Ok(command) => command,
         Err(failure) => {
+            drop(registration);
             let _ = frames.send(Frame::Control(ExecReply::NotStarted(failure))).await;
             return;
         }
     };
-    let shell_ended = CancellationToken::new();
-    let pump = |pipe, stream| {
-        tokio::spawn(pump::run(pipe, stream, request.output_limit, frames.clone(), shell_ended.clone()))
-    };
-    let stdout = pump(process.stdout, OutputStream::Stdout);
-    let stderr = pump(process.stderr, OutputStream::Stderr);
+    let leader_ended = CancellationToken::new();
+    registration.started(Steering {
+        processes: processes.clone(),
+        input: tokio::sync::Mutex::new(input),
+        ended: leader_ended.clone(),
+    });
+    if let Some(warning) = warning {
+        let frame = match output {
+            Output::Pipes { .. } => Frame::Output(OutputStream::Stderr, warning.into()),
+            Output::Terminal(_) => Frame::Output(OutputStream::Stdout, warning.replace('\n', "\r\n").into()),
+        };
+        let _ = frames.send(frame).await;
+    }
+    let pumps = spawn_pumps(output, request.output_limit, &frames, &leader_ended);
 
     let grace = Duration::from_millis(request.kill_grace_ms);
     let (status, timed_out) = tokio::select! {
-        status = process.shell.wait() => (status, false),
+        status = leader.wait() => (status, false),
         () = tokio::time::sleep(Duration::from_millis(request.timeout_ms)) => {
-            (process.shell.terminate(grace).await, true)
+            (terminate(&mut leader, &processes, grace).await, true)
         }
         input = inputs.next() => match input {
-            Some(Input::Terminate) => (process.shell.terminate(grace).await, false),
+            Some(Input::Terminate) => (terminate(&mut leader, &processes, grace).await, false),
             Some(Input::Abandon) | None => {
                 // The pumps end when they find that out.
-                let _ = process.shell.terminate(Duration::ZERO).await;
-                shell_ended.cancel();
+                abandon(&mut leader, &processes, grace).await;
+                leader_ended.cancel();
                 return;
             }
         }
     };
-    let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    shell_ended.cancel();
+    let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    drop(registration);
+    leader_ended.cancel();
 
     let reply = async {
-        let (stdout_dropped, stderr_dropped) =
-            (stdout.await.unwrap_or_default(), stderr.await.unwrap_or_default());
+        let (stdout_dropped, stderr_dropped) = pumps.await.unwrap_or_default();
         match status {
             Ok(status) => {
-                let status = status_of(status);
                 let exit = Exit { status, timed_out, duration_ms, stdout_dropped, stderr_dropped };
                 let _ = frames.send(Frame::Control(ExecReply::Exited(exit))).await;
             }
@@ -121,10 +160,23 @@ async fn run(
     }
 }
 
-fn status_of(status: ExitStatus) -> Status {
-    match status.signal() {
-        Some(signal) => Status::Signal(signal),
-        // A process that has ended and was not killed has a code.
-        None => Status::Code(status.code().unwrap_or_default()),
-    }
+/// Sends output to the host until the command has ended. The task returns the numbers of bytes that were not sent.
+fn spawn_pumps(
+    output: Output,
+    limit: Option<u64>,
+    frames: &Frames,
+    ended: &CancellationToken,
+) -> tokio::task::JoinHandle<(u64, u64)> {
+    let (frames, ended) = (frames.clone(), ended.clone());
+    tokio::spawn(async move {
+        match output {
+            Output::Pipes { stdout, stderr } => {
+                tokio::join!(
+                    pump::run(stdout, OutputStream::Stdout, limit, frames.clone(), ended.clone()),
+                    pump::run(stderr, OutputStream::Stderr, limit, frames.clone(), ended.clone()),
+                )
+            }
+            Output::Terminal(terminal) => (terminal::pump(&terminal, limit, frames, ended).await, 0),
+        }
+    })
 }

@@ -1,8 +1,9 @@
 //! pyro's only program inside a microVM.
 //!
-//! It is in the initrd and has two roles. As PID 1, it starts a second copy of itself and then only reaps orphans, so that
+//! It is in the initrd and has three roles. As PID 1, it starts a second copy of itself and then only reaps orphans, so that
 //! it never reaps the agent's own children. That copy is the agent: it loads the kernel modules, greets the host, sets this
-//! machine up (clock, randomness, name, disks, network) and then serves requests until the machine ends.
+//! machine up (clock, randomness, name, disks, network) and then serves requests until the machine ends. A third, short-lived
+//! copy takes the place of a login shell and writes the environment that it finds.
 //!
 //! Code that needs a machine of its own (mounts, clock, network, the end of all processes) is behind the trait
 //! [`Machine`]. Everything else runs, and is tested, on any Linux: [`set_up`] over any channel, [`Agent`] over any
@@ -38,7 +39,15 @@ pub use machine::Machine;
 
 use std::process::ExitCode;
 
-/// Runs as PID 1 or as the agent, until the machine ends.
+/// Runs as PID 1 or as the agent, until the machine ends, or writes the environment of a login shell.
 pub fn run() -> ExitCode {
-    if std::process::id() == 1 { init::run() } else { agent::run() }
+    #[expect(clippy::disallowed_methods, reason = "the agent's role is given as its argument")]
+    let mut arguments = std::env::args_os().skip(1);
+    if std::process::id() == 1 {
+        init::run()
+    } else if arguments.next().is_some_and(|role| role == exec::WRITE_ENVIRONMENT) {
+        exec::write_environment()
+    } else {
+        agent::run()
+    }
 }

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use pyro_wire::{Bootstrap, Failure, Preparation};
 
+use crate::exec::Commands;
 use crate::failure::refused;
 use crate::identity::{self, NameFiles};
 use crate::proc::Proc;
@@ -43,6 +45,7 @@ pub trait Machine: Send + 'static {
 /// The virtual machine that the agent runs in.
 pub(crate) struct VirtualMachine {
     proc: Proc,
+    commands: Arc<Commands>,
     /// Present from its preparation until it halts: its root cannot be sealed while they are open.
     names: Option<NameFiles>,
     /// Those of commands.
@@ -50,8 +53,8 @@ pub(crate) struct VirtualMachine {
 }
 
 impl VirtualMachine {
-    pub(crate) fn new(proc: Proc) -> Self {
-        Self { proc, names: None, variables: BTreeMap::new() }
+    pub(crate) fn new(proc: Proc, commands: Arc<Commands>) -> Self {
+        Self { proc, commands, names: None, variables: BTreeMap::new() }
     }
 }
 
@@ -61,7 +64,7 @@ impl Machine for VirtualMachine {
         self.names = Some(NameFiles::open(Path::new("/etc"))?);
         network::bring_up_loopback().await?;
         if preparation.warm_up {
-            warm_up::run();
+            warm_up::run(&self.commands).await;
         }
         Ok(())
     }

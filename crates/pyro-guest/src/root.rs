@@ -20,6 +20,12 @@ const BASE: &str = "/base";
 const LAYER: &str = "/layer";
 const NEW_ROOT: &str = "/root";
 
+/// Limits of the kernel that tools which watch many files, such as bundlers and editors, soon exceed.
+const SETTINGS: [(&str, &str); 2] = [
+    ("/proc/sys/fs/inotify/max_user_instances", "1024"),
+    ("/proc/sys/fs/inotify/max_user_watches", "524288"),
+];
+
 /// The mount of the writable layer. No path leads to it once the root is in place.
 static LAYER_MOUNT: OnceLock<OwnedFd> = OnceLock::new();
 
@@ -87,7 +93,16 @@ fn furnish() -> Result<(), Failure> {
     )?;
     mount_virtual("tmpfs", "/dev/shm", secure, "mode=1777")?;
     mount_virtual("tmpfs", "/run", secure, "mode=0755")?;
-    mount_virtual("cgroup2", "/sys/fs/cgroup", secure | MountFlags::NOEXEC, "")?;
+    mount_control_groups(secure | MountFlags::NOEXEC)?;
+    // A kernel may lack them. Programs that need them say so.
+    if let Err(failure) = mount_virtual("mqueue", "/dev/mqueue", secure | MountFlags::NOEXEC, "") {
+        eprintln!("pyro-guest: {failure}");
+    }
+    for (setting, value) in SETTINGS {
+        if let Err(error) = fs::write(setting, value) {
+            eprintln!("pyro-guest: cannot write {setting}: {error}");
+        }
+    }
     for (target, link) in [
         ("/proc/self/fd", "/dev/fd"),
         ("/proc/self/fd/0", "/dev/stdin"),
@@ -98,6 +113,13 @@ fn furnish() -> Result<(), Failure> {
     }
     fs::create_dir_all("/run/lock").during("creating /run/lock")?;
     fs::create_dir_all(WORKSPACE).during(format!("creating {WORKSPACE}"))
+}
+
+/// Mounts the control groups. Every command enters one, which takes a grace period of the kernel's RCU unless the hierarchy
+/// favours such changes. Kernels before 6.0 do not know that option.
+fn mount_control_groups(flags: MountFlags) -> Result<(), Failure> {
+    let mount = |options| mount_virtual("cgroup2", "/sys/fs/cgroup", flags, options);
+    mount("favordynmods").or_else(|_| mount(""))
 }
 
 /// Makes the root read-only, and with it the layer, whose filesystem is then marked as clean. Everything must have

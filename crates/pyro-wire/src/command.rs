@@ -144,6 +144,6 @@ pub struct Resize {
 pub struct Signal {
     /// [`Exec::id`] of the command.
     pub command: u64,
-    /// Number of the signal, 1 to 64.
+    /// Number of the signal, 1 to 31.
     pub signal: i32,
 }

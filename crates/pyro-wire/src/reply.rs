@@ -54,9 +54,9 @@ pub enum Status {
 pub enum InputReply {
     /// Everything was written, and the command's standard input is closed.
     Taken,
-    /// The command closed its standard input, or ended, before everything was written.
+    /// The command takes no input, or closed its standard input or ended before everything was written.
     Closed,
-    /// No command with this number runs and takes input.
+    /// No command with this number runs.
     NotRunning,
     /// Another [`Input`](crate::Input) is attached to the command.
     Busy,

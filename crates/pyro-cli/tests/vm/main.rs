@@ -9,6 +9,7 @@
 
 mod bench;
 mod ceiling;
+mod command_environment;
 mod commands;
 mod confinement;
 mod demo;

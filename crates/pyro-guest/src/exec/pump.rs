@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Frames;
 
-const CHUNK_BYTES: usize = 64 * 1024;
+/// Maximum number of bytes that are read at a time.
+pub(super) const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Runs until the pipe ends, or until the shell has ended and the rest of its output is read. A background child may
 /// hold the pipe open forever; its later output is read and discarded, so that it does not die of a broken pipe. Returns
@@ -22,7 +23,7 @@ pub(super) async fn run(
     frames: Frames,
     shell_ended: CancellationToken,
 ) -> u64 {
-    let mut quota = Quota { stream, remaining: limit, dropped: 0, frames };
+    let mut quota = Quota::new(stream, limit, frames);
     loop {
         let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
         tokio::select! {
@@ -57,7 +58,8 @@ async fn drain(pipe: &pipe::Receiver, quota: &mut Quota) -> io::Result<()> {
     Ok(())
 }
 
-struct Quota {
+/// Sends the output of one stream up to its limit.
+pub(super) struct Quota {
     stream: OutputStream,
     remaining: Option<u64>,
     dropped: u64,
@@ -65,7 +67,16 @@ struct Quota {
 }
 
 impl Quota {
-    async fn send(&mut self, mut bytes: Bytes) {
+    pub(super) fn new(stream: OutputStream, limit: Option<u64>, frames: Frames) -> Self {
+        Self { stream, remaining: limit, dropped: 0, frames }
+    }
+
+    /// Returns the number of bytes that were not sent.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    pub(super) async fn send(&mut self, mut bytes: Bytes) {
         let count = bytes.len() as u64;
         if let Some(remaining) = &mut self.remaining {
             let kept = count.min(*remaining);

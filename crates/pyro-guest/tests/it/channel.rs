@@ -88,8 +88,8 @@ async fn streams_that_say_nothing_or_half_a_request_keep_nobody_waiting() {
 }
 
 fn agent() -> Agent<Recorder> {
-    let commands = CommandSettings { workspace: "/".into(), shell: "/bin/sh".into(), oom_score_adj: None };
-    Agent::new(Recorder::default(), commands)
+    let settings = CommandSettings { workspace: "/".into(), ..CommandSettings::new(crate::host::agent()) };
+    Agent::new(Recorder::default(), settings)
 }
 
 #[tokio::test]

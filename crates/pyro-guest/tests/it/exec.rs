@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use pyro_wire::{Exec, FailureKind, Status};
+use pyro_wire::{Exec, FailureKind, MAX_COMMAND_BYTES, Program, Status};
 
 use crate::host::{Host, Recorder, make_fifo};
 
@@ -109,10 +109,11 @@ async fn the_environment_is_the_usual_one_and_the_requests() {
 async fn a_command_starts_in_its_directory_and_the_agent_does_not_stay_there() {
     let host = Host::new();
     fs::create_dir(host.path("a b")).unwrap();
+    let before = std::env::current_dir().unwrap();
     let cwd = host.path("a b").to_str().unwrap().to_owned();
     let ended = host.run(Exec { cwd: cwd.clone(), ..host.exec("pwd -P") }).await;
     assert_eq!(Path::new(ended.text().trim_end()), fs::canonicalize(&cwd).unwrap());
-    assert_eq!(std::env::current_dir().unwrap(), Path::new("/"));
+    assert_eq!(std::env::current_dir().unwrap(), before);
 }
 
 #[tokio::test]
@@ -146,10 +147,18 @@ async fn a_directory_that_is_missing_or_a_file_is_a_failure_with_its_kind() {
 #[tokio::test]
 async fn a_command_that_is_too_long_is_a_failure_with_its_kind() {
     let host = Host::new();
-    let long = format!(": {}", "x".repeat(200_000));
+    let long = format!(": {}", "x".repeat(MAX_COMMAND_BYTES));
     let ended = host.run(host.exec(&long)).await;
     assert_eq!((ended.failure().kind, ended.failure().errno), (FailureKind::ArgumentListTooLong, Some(7)));
-    assert_eq!(ended.failure().step, "starting /bin/sh");
+    assert_eq!(ended.failure().cause, "command is too long: the maximum is 1048576 bytes");
+    let word = "x".repeat(200_000);
+    let argv = Program::Argv(vec!["true".to_owned(), word.clone()]);
+    let ended = host.run(Exec { program: argv, ..host.exec("") }).await;
+    assert_eq!((ended.failure().kind, ended.failure().errno), (FailureKind::ArgumentListTooLong, Some(7)));
+    assert_eq!(ended.failure().step, "starting true");
+    let argv = Program::Argv(vec![word; 6]);
+    let ended = host.run(Exec { program: argv, ..host.exec("") }).await;
+    assert_eq!(ended.failure().step, "starting the command");
     let mut exec = host.exec("true");
     exec.env.insert("LONG".into(), "x".repeat(200_000));
     assert_eq!(host.run(exec).await.failure().kind, FailureKind::ArgumentListTooLong);
@@ -175,7 +184,7 @@ async fn a_shell_that_is_missing_or_cannot_be_executed_is_a_failure_with_its_kin
         path
     };
     for (shell, kind) in [
-        (files.path().join("missing"), FailureKind::CommandNotFound),
+        (files.path().join("missing"), FailureKind::ShellNotFound),
         (file("plain", 0o644), FailureKind::NotExecutable),
         (file("garbage", 0o755), FailureKind::NotExecutable),
     ] {

@@ -120,11 +120,8 @@ impl Host {
 
     pub(crate) fn with(machine: Recorder, change: impl FnOnce(&mut CommandSettings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut settings = CommandSettings {
-            workspace: dir.path().join("workspace"),
-            shell: "/bin/sh".into(),
-            oom_score_adj: None,
-        };
+        let mut settings =
+            CommandSettings { workspace: dir.path().join("workspace"), ..CommandSettings::new(agent()) };
         std::fs::create_dir(&settings.workspace).unwrap();
         change(&mut settings);
         let (host, guest) = UnixStream::pair().unwrap();
@@ -187,6 +184,11 @@ impl Host {
         let _ = self.agent.await.unwrap();
         self.dir
     }
+}
+
+/// The executable of the agent.
+pub(crate) fn agent() -> std::fs::File {
+    std::fs::File::open(env!("CARGO_BIN_EXE_pyro-guest")).unwrap()
 }
 
 /// What a command wrote and how it ended.

@@ -40,7 +40,7 @@ fn encoded<M: serde::Serialize>(frame: Frame<M>) -> String {
 #[test]
 fn encoded_bytes_are_pinned() {
     let exec = Exec::new("true", std::time::Duration::from_secs(30));
-    insta::assert_snapshot!(encoded(Frame::Control(Request::Exec(exec))), @r#"~\x00\x00\x00\x00{\"exec\":{\"program\":{\"shell\":{\"text\":\"true\"}},\"cwd\":\"/workspace\",\"timeout_ms\":30000,\"kill_grace_ms\":1000,\"output_limit\":null}}"#);
+    insta::assert_snapshot!(encoded(Frame::Control(Request::Exec(exec))), @r#"}\x00\x00\x00\x00{\"exec\":{\"program\":{\"shell\":{\"text\":\"true\"}},\"cwd\":\"/workspace\",\"timeout_ms\":30000,\"kill_grace_ms\":1000,\"output_limit\":null}}"#);
     insta::assert_snapshot!(encoded(Frame::Control(ExecInput::Terminate)), @r#"\x0b\x00\x00\x00\x00\"terminate\""#);
     insta::assert_snapshot!(encoded(Frame::Control(Request::from(Connect { port: 80 }))), @r#"\x17\x00\x00\x00\x00{\"connect\":{\"port\":80}}"#);
     insta::assert_snapshot!(encoded(Frame::Control(ConnectInput::Finished)), @r#"\n\x00\x00\x00\x00\"finished\""#);

@@ -77,8 +77,12 @@ pub(crate) struct Capture {
 impl Capture {
     /// Runs one command with a time limit in milliseconds.
     pub(crate) async fn of(guest: &Client, line: &str, timeout_ms: u64) -> Result<Self, RunError> {
+        Self::run(guest, Exec::new(line, std::time::Duration::from_millis(timeout_ms))).await
+    }
+
+    /// Runs one command of any kind.
+    pub(crate) async fn run(guest: &Client, exec: Exec) -> Result<Self, RunError> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let exec = Exec::new(line, std::time::Duration::from_millis(timeout_ms));
         let take = async |chunk: pyro_supervisor::OutputChunk| match chunk.stream {
             OutputStream::Stdout => stdout.extend_from_slice(&chunk.bytes),
             OutputStream::Stderr => stderr.extend_from_slice(&chunk.bytes),

@@ -1,0 +1,208 @@
+//! Control groups: one for each command, which holds every process that it starts, whatever these do to their sessions and
+//! process groups.
+//!
+//! A command that ends by itself may leave processes behind. Its group is removed when it is empty: then, or when a later
+//! command starts.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, mkdirat, openat, unlinkat};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::Interest;
+
+use super::watched::watch;
+
+/// Where the groups of commands are in the hierarchy.
+const PARENT: &str = "pyro";
+/// Maximum number of left groups whose removal is tried when a command starts.
+const REMOVALS: usize = 8;
+/// Maximum number of names that are tried for a group.
+const MAX_NAMES: usize = 1024;
+/// Maximum depth of the groups that a command may have made in its own, and number of processes that are asked to end.
+const MAX_DEPTH: usize = 8;
+const MAX_PROCS_BYTES: u64 = 1 << 20;
+/// How long killed processes may take to end before the command counts as ended.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// The groups of a guest's commands.
+#[derive(Debug, Default)]
+pub(crate) struct ControlGroups(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    parent: Option<OwnedFd>,
+    next: u64,
+    /// Groups with processes that outlived their command.
+    left: VecDeque<String>,
+}
+
+impl ControlGroups {
+    /// The groups in a mounted hierarchy of version 2. Commands may unmount it, or mount something over it.
+    pub(crate) fn open(hierarchy: &Path) -> io::Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let root = open_tree(CWD, hierarchy, flags)?;
+        match mkdirat(&root, PARENT, Mode::from(0o755)) {
+            Err(Errno::EXIST) => {}
+            made => made?,
+        }
+        let parent = open_dir(&root, PARENT)?;
+        // Absent before Linux 5.14, and where this is not version 2.
+        drop(openat(&parent, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?);
+        Ok(Self(Arc::new(Mutex::new(State { parent: Some(parent), ..State::default() }))))
+    }
+
+    /// Makes the group of a command. `None`: there are no control groups here.
+    pub(super) fn create(&self) -> io::Result<Option<ControlGroup>> {
+        let mut state = lock(&self.0);
+        state.remove_left();
+        for _ in 0..MAX_NAMES {
+            let name = format!("command-{}", state.next);
+            state.next += 1;
+            let Some(parent) = &state.parent else { return Ok(None) };
+            match mkdirat(parent, &*name, Mode::from(0o755)) {
+                Ok(()) => {
+                    let dir = open_dir(parent, &name)?;
+                    return Ok(Some(ControlGroup { dir, name, groups: Arc::clone(&self.0) }));
+                }
+                // Another program has made it.
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl State {
+    fn remove_left(&mut self) {
+        let Some(parent) = &self.parent else { return };
+        for _ in 0..self.left.len().min(REMOVALS) {
+            let Some(name) = self.left.pop_front() else { return };
+            if remove(parent.as_fd(), &name, 0) == Err(Errno::BUSY) {
+                self.left.push_back(name);
+            }
+        }
+    }
+}
+
+/// The group of a command.
+#[derive(Debug)]
+pub(super) struct ControlGroup {
+    dir: OwnedFd,
+    name: String,
+    groups: Arc<Mutex<State>>,
+}
+
+impl ControlGroup {
+    /// Opens the file by which a process enters the group.
+    pub(super) fn entrance(&self) -> io::Result<OwnedFd> {
+        Ok(openat(&self.dir, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
+    /// Sends a signal to every process in the group.
+    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+        signal_below(self.dir.as_fd(), signal, 0)
+    }
+
+    /// Kills every process in the group, and waits until they have ended.
+    pub(super) async fn kill(&self) -> io::Result<()> {
+        let kill = openat(&self.dir, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::write(kill, b"1")?;
+        let events = openat(&self.dir, "cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let events = watch(events, Interest::PRIORITY)?;
+        let emptied = async {
+            loop {
+                let mut changed = None;
+                if is_populated(events.get_ref())? {
+                    changed = Some(events.ready(Interest::PRIORITY).await?);
+                }
+                match &mut changed {
+                    None => return Ok(()),
+                    Some(changed) => changed.clear_ready(),
+                }
+            }
+        };
+        tokio::time::timeout(END_LIMIT, emptied)
+            .await
+            .unwrap_or_else(|_| Err(io::Error::other("killed processes have not ended")))
+    }
+}
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        let mut state = lock(&self.groups);
+        let Some(parent) = &state.parent else { return };
+        if remove(parent.as_fd(), &self.name, 0) == Err(Errno::BUSY) {
+            let name = std::mem::take(&mut self.name);
+            state.left.push_back(name);
+        }
+    }
+}
+
+fn open_dir(parent: impl AsFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(parent, name, flags, Mode::empty())
+}
+
+/// Whether the group or one below it has a process.
+fn is_populated(events: &OwnedFd) -> io::Result<bool> {
+    let mut text = [0; 256];
+    let length = rustix::io::pread(events, &mut text, 0)?;
+    Ok(!text[..length].split(|&byte| byte == b'\n').any(|line| line == b"populated 0"))
+}
+
+/// The groups that a command has made in a group.
+fn children(group: BorrowedFd<'_>) -> io::Result<Vec<String>> {
+    let entries = Dir::read_from(group)?;
+    Ok(entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_type() == FileType::Directory)
+        .filter_map(|entry| Some(entry.file_name().to_str().ok()?.to_owned()))
+        .filter(|name| name != "." && name != "..")
+        .collect())
+}
+
+fn signal_below(group: BorrowedFd<'_>, signal: Signal, depth: usize) -> io::Result<()> {
+    let procs = openat(group, "cgroup.procs", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut text = String::new();
+    File::from(procs).take(MAX_PROCS_BYTES).read_to_string(&mut text)?;
+    // A line that was cut off is the number of another process. Processes of other PID namespaces have the number zero.
+    let (complete, _) = text.rsplit_once('\n').unwrap_or_default();
+    for pid in complete.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
+        // Fails if it has ended meanwhile.
+        let _ = kill_process(pid, signal);
+    }
+    if depth < MAX_DEPTH {
+        for name in children(group)? {
+            if let Ok(child) = open_dir(group, &name) {
+                let _ = signal_below(child.as_fd(), signal, depth + 1);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes a group with those below it.
+fn remove(parent: BorrowedFd<'_>, name: &str, depth: usize) -> Result<(), Errno> {
+    let removed = unlinkat(parent, name, AtFlags::REMOVEDIR);
+    if removed != Err(Errno::BUSY) || depth == MAX_DEPTH {
+        return removed;
+    }
+    let group = open_dir(parent, name)?;
+    for child in children(group.as_fd()).map_err(|_| Errno::BUSY)? {
+        remove(group.as_fd(), &child, depth + 1)?;
+    }
+    unlinkat(parent, name, AtFlags::REMOVEDIR)
+}

@@ -1,0 +1,66 @@
+//! A started process, until it has ended.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use pyro_wire::Status;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process, waitid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::spawn::Spawned;
+use super::watched::watch;
+
+/// A process of the agent. It must be waited for.
+pub(super) struct Child {
+    pid: Pid,
+    pidfd: AsyncFd<OwnedFd>,
+    status: Option<Status>,
+}
+
+impl Child {
+    /// Has the runtime watch a process. If it cannot, the process is killed.
+    pub(super) fn new(Spawned { pid, pidfd }: Spawned) -> io::Result<Self> {
+        match watch(pidfd, Interest::READABLE) {
+            Ok(pidfd) => Ok(Self { pid, pidfd, status: None }),
+            Err(error) => {
+                // It was not waited for, so the number is still its own.
+                kill_process(pid, Signal::KILL)?;
+                waitid(WaitId::Pid(pid), WaitIdOptions::EXITED)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Its process ID, which is also that of the process group that it leads.
+    pub(super) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Waits for its end. Can be called again.
+    pub(super) async fn wait(&mut self) -> io::Result<Status> {
+        if let Some(status) = self.status {
+            return Ok(status);
+        }
+        loop {
+            let mut ready = self.pidfd.readable().await?;
+            let id = WaitId::PidFd(self.pidfd.as_fd());
+            match waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)? {
+                Some(ended) => {
+                    let status = status_of(&ended);
+                    self.status = Some(status);
+                    return Ok(status);
+                }
+                None => ready.clear_ready(),
+            }
+        }
+    }
+}
+
+fn status_of(ended: &WaitIdStatus) -> Status {
+    match ended.terminating_signal() {
+        Some(signal) => Status::Signal(signal),
+        // A process that has ended and was not killed has a code.
+        None => Status::Code(ended.exit_status().unwrap_or_default()),
+    }
+}

@@ -1,0 +1,156 @@
+//! The commands that run, by their numbers, for requests that deal with one of them.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pyro_wire::{Failure, Resize, Signal, SteerReply};
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::process::Processes;
+use super::terminal::Terminal;
+use crate::failure::{During, refused};
+
+/// What can be done with a running command.
+pub(super) struct Steering {
+    pub(super) processes: Arc<Processes>,
+    /// Where its input goes, while no request holds it.
+    pub(super) input: tokio::sync::Mutex<InputTarget>,
+    pub(super) ended: CancellationToken,
+}
+
+/// Where the input of a command goes.
+pub(super) enum InputTarget {
+    /// It takes none, or its input has ended.
+    Closed,
+    Pipe(pipe::Sender),
+    Terminal(Arc<Terminal>),
+}
+
+/// A command, from its request to its end. `None` until it has started.
+type Command = watch::Receiver<Option<Arc<Steering>>>;
+
+/// The commands of a guest that have begun and not ended.
+#[derive(Debug)]
+pub(crate) struct Running {
+    commands: Mutex<HashMap<u64, Command>>,
+    /// The highest number of a command so far.
+    highest: watch::Sender<u64>,
+}
+
+impl Default for Running {
+    fn default() -> Self {
+        Self { commands: Mutex::default(), highest: watch::Sender::new(0) }
+    }
+}
+
+impl std::fmt::Debug for Steering {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Steering").finish_non_exhaustive()
+    }
+}
+
+impl Running {
+    /// Registers a command before it starts.
+    pub(super) fn begin(&self, id: u64) -> Registration<'_> {
+        let (steering, receiver) = watch::channel(None);
+        if id > 0 {
+            self.commands().insert(id, receiver);
+            self.highest.send_if_modified(|highest| {
+                let is_higher = id > *highest;
+                *highest = id.max(*highest);
+                is_higher
+            });
+        }
+        Registration { running: self, id, steering }
+    }
+
+    /// Waits until a command with this number has come and has started. `None`: it does not run.
+    pub(super) async fn find(&self, id: u64) -> Option<Arc<Steering>> {
+        let mut highest = self.highest.subscribe();
+        highest.wait_for(|highest| *highest >= id).await.ok()?;
+        let mut command = self.commands().get(&id)?.clone();
+        let started = command.wait_for(Option::is_some).await.ok()?;
+        started.clone()
+    }
+
+    /// Changes the size of a command's terminal.
+    pub(crate) async fn resize(&self, Resize { command, size }: Resize) -> SteerReply {
+        let Some(steering) = self.find(command).await else { return SteerReply::NotRunning };
+        let step = "resizing the terminal";
+        let resized = match &steering.processes.terminal {
+            Some(terminal) => terminal.resize(size).during(step),
+            None => Err(refused(step, "the command has no terminal")),
+        };
+        reply(resized)
+    }
+
+    /// Sends a signal to a command.
+    pub(crate) async fn signal(&self, Signal { command, signal }: Signal) -> SteerReply {
+        match self.find(command).await {
+            Some(steering) => reply(steering.processes.send(signal).during("sending a signal")),
+            None => SteerReply::NotRunning,
+        }
+    }
+
+    fn commands(&self) -> MutexGuard<'_, HashMap<u64, Command>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn reply(outcome: Result<(), Failure>) -> SteerReply {
+    match outcome {
+        Ok(()) => SteerReply::Done,
+        Err(failure) => SteerReply::Failed(failure),
+    }
+}
+
+/// A registered command, until this is dropped.
+pub(super) struct Registration<'a> {
+    running: &'a Running,
+    id: u64,
+    steering: watch::Sender<Option<Arc<Steering>>>,
+}
+
+impl Registration<'_> {
+    pub(super) fn started(&self, steering: Steering) {
+        let steering = Arc::new(steering);
+        self.steering.send_modify(|known| *known = Some(steering));
+    }
+}
+
+impl Drop for Registration<'_> {
+    fn drop(&mut self) {
+        if let Some(steering) = self.steering.borrow().as_ref() {
+            steering.ended.cancel();
+        }
+        if self.id > 0 {
+            self.running.commands().remove(&self.id);
+        }
+    }
+}
+
+impl InputTarget {
+    /// Writes bytes.
+    pub(super) async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        use tokio::io::AsyncWriteExt;
+        match self {
+            Self::Closed => Err(io::ErrorKind::BrokenPipe.into()),
+            Self::Pipe(pipe) => pipe.write_all(bytes).await,
+            Self::Terminal(terminal) => terminal.write(bytes).await,
+        }
+    }
+
+    /// Returns when nothing can read any more what is written.
+    pub(super) async fn reader_gone(&self) {
+        match self {
+            Self::Closed => {}
+            Self::Pipe(pipe) => {
+                let _ = pipe.ready(tokio::io::Interest::ERROR).await;
+            }
+            Self::Terminal(_) => std::future::pending().await,
+        }
+    }
+}

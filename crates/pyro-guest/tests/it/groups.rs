@@ -1,0 +1,113 @@
+//! Control groups of commands, in the hierarchy of this host. Where it has none that this process may use, commands run
+//! without, and what they have moved to other process groups outlives them.
+
+use std::fs;
+use std::path::PathBuf;
+
+use pyro_wire::{Exec, Status};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use crate::host::{Host, Recorder, end_of, expect_output, make_fifo, terminate};
+
+/// Where a hierarchy of version 2 is mounted that this process may change.
+fn hierarchy() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mount = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (path, kind) = (fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(path))
+    })?;
+    let probe = mount.join(format!("pyro-probe-{}", std::process::id()));
+    fs::create_dir(&probe).ok()?;
+    let is_usable = probe.join("cgroup.kill").exists();
+    fs::remove_dir(probe).unwrap();
+    is_usable.then_some(mount)
+}
+
+fn host() -> (Host, bool) {
+    let hierarchy = hierarchy();
+    let has_groups = hierarchy.is_some();
+    let host = Host::with(Recorder::default(), |settings| settings.control_groups = hierarchy);
+    make_fifo(&host.path("alive"));
+    (host, has_groups)
+}
+
+async fn all_dead(mut alive: pipe::Receiver) {
+    assert_eq!(alive.read(&mut [0; 1]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn what_leaves_its_process_group_ends_with_its_command() {
+    for text in [
+        "exec 3> alive; setsid sh -c 'trap \"\" TERM; echo ready; exec sleep 1000' & sleep 1000",
+        "exec 3> alive; timeout 1000 sh -c 'echo ready; exec sleep 1000'; true",
+        "exec 3> alive; nohup setsid sh -c 'echo ready >&2; exec sleep 1000' 2>&1 >/dev/null & sleep 1000",
+        "exec 3> alive; (setsid sh -c 'sleep 1000 & echo ready' &) ; sleep 1000",
+    ] {
+        let (host, has_groups) = host();
+        let alive = pipe::OpenOptions::new().open_receiver(host.path("alive")).unwrap();
+        let mut stream = host.call(Exec { kill_grace_ms: 200, ..host.exec(text) }).await;
+        expect_output(&mut stream, "ready\n").await;
+        terminate(&mut stream).await;
+        assert!(matches!(end_of(stream).await.exit().status, Status::Signal(_) | Status::Code(_)));
+        if has_groups {
+            all_dead(alive).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn everything_is_asked_to_end_before_it_is_killed() {
+    let (host, has_groups) = host();
+    let text = "setsid sh -c 'trap \"echo asked; exit\" TERM; echo ready; sleep 1000 & wait' & \
+                trap '' TERM; wait; wait";
+    let mut stream = host.call(Exec { kill_grace_ms: 2000, ..host.exec(text) }).await;
+    expect_output(&mut stream, "ready\n").await;
+    terminate(&mut stream).await;
+    let ended = end_of(stream).await;
+    assert_eq!(ended.text(), if has_groups { "asked\n" } else { "" });
+}
+
+#[tokio::test]
+async fn what_a_finished_command_leaves_in_the_background_goes_on() {
+    let (host, _) = host();
+    make_fifo(&host.path("go"));
+    let text = "{ read line < go; echo went on > alive; } > /dev/null 2>&1 & echo done";
+    assert_eq!(host.run(host.exec(text)).await.text(), "done\n");
+    // Later commands, also killed ones, do not concern it.
+    assert!(
+        host.run(Exec { timeout_ms: 0, kill_grace_ms: 0, ..host.exec("sleep 1000") }).await.exit().timed_out
+    );
+    let ended = host.run(host.exec("echo > go; cat alive")).await;
+    assert_eq!(ended.text(), "went on\n");
+}
+
+#[tokio::test]
+async fn groups_are_removed_when_they_are_empty() {
+    let (host, has_groups) = host();
+    let ended = host.run(host.exec("grep ^0:: /proc/self/cgroup | cut -d: -f3")).await;
+    let Some(mount) = hierarchy() else { return assert!(!has_groups) };
+    let relative = ended.text().trim().trim_start_matches('/').to_owned();
+    let group = mount.join(&relative);
+    assert!(relative.contains("pyro/command-"), "{relative}");
+    assert!(!group.exists(), "{}", group.display());
+    // One with a process is removed when a later command starts.
+    let text = "sleep 1000 > /dev/null 2>&1 & echo $!; grep ^0:: /proc/self/cgroup | cut -d: -f3";
+    let ended = host.run(host.exec(text)).await;
+    let (pid, path) = ended.text().trim().split_once('\n').unwrap();
+    let group = mount.join(path.trim_start_matches('/'));
+    assert!(group.exists());
+    let pidfd = rustix::process::pidfd_open(
+        rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap(),
+        rustix::process::PidfdFlags::empty(),
+    )
+    .unwrap();
+    rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).unwrap();
+    let mut polled = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut polled, None).unwrap();
+    // A process leaves its group when its parent has waited for it, a moment after it has ended.
+    while group.exists() {
+        assert_eq!(host.run(host.exec("true")).await.exit().status, Status::Code(0));
+    }
+}
