@@ -14,7 +14,8 @@ SPEC = {
     "environment": REQUIRED, "vcpu_count": 1, "mem_mib": 1024, "ttl_seconds": 600, "network": False,
     "allow_host_compat": False,
 }
-COMMAND = {"command": REQUIRED, "timeout_seconds": 30}
+# `argv` may replace `command`.
+COMMAND = {"command": None, "timeout_seconds": 30}
 # Method: names of positional parameters, and keyword parameters with their defaults.
 METHODS = {
     "create_server": ([], {}),
@@ -37,8 +38,10 @@ METHODS = {
     "reap_expired": ([], {}),
     "run_in_vm": ([], {**SPEC, **COMMAND}),
 }
-# Parameters of the SDK that are not sent: callbacks.
-LOCAL = {"on_output", "on_progress"}
+# Parameters of the SDK that are not sent as they are: callbacks and the input.
+LOCAL = {"on_output", "on_progress", "input", "takes_input"}
+# Parameters of calls that the SDK sets, or for which it has other ways.
+IMPLIED = {"output", "after", "platform", "input", "stdin", "terminal"}
 # Methods of the SDK and the calls that they make.
 STREAMS = {"stream_in_vm": "run_in_vm", "stream_vm": "exec_vm", "stream_task": "exec_task"}
 
@@ -88,11 +91,12 @@ def test_methods_match_the_parameters_and_defaults_of_calls(root):
     for name, params in calls.items():
         signature = inspect.signature(getattr(Pyro, name)).parameters
         for param in params:
-            if param["name"] in ("output", "after", "platform"):
+            if param["name"] in IMPLIED:
                 continue
             parameter = signature[param["name"]]
             assert (parameter.default is REQUIRED) == param["required"], (name, param)
-            default = param["schema"].get("default")
+            # Without a terminal, which the SDK does not have.
+            default = 30 if param["name"] == "timeout_seconds" else param["schema"].get("default")
             assert param["required"] or (parameter.default or None) == (default or None), (name, param)
         sent = {param["name"] for param in params} | LOCAL | {"self"}
         assert set(signature) - sent <= ({"timeout_seconds"} if name == "wait_task" else set()), name

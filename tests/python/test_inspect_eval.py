@@ -114,8 +114,8 @@ def test_every_documented_form_works_on_the_command_line(module_sandbox, nothing
     file = tmp_path / "forms.py"
     file.write_text(FORMS)
     runs = {
-        "all": ([file], {"name", "pair", "configuration", "of_the_sample"}),
-        "flag": ([f"{file}@name", "--sandbox", "pyro:debian:12"], {"name"}),
+        "all": ([file.name], {"name", "pair", "configuration", "of_the_sample"}),
+        "flag": ([f"{file.name}@name", "--sandbox", "pyro:debian:12"], {"name"}),
     }
     for run, (words, expected) in runs.items():
         logs = tmp_path / run

@@ -52,12 +52,17 @@ class AsyncTask:
 
     async def detach(
         self, command: Optional[str] = None, *, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
-        user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None,
+        user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, takes_input: bool = False,
     ) -> types.TaskDetached:
         """Starts a command without waiting for it. See `detach_task`."""
         return await self._pyro.detach_task(
             self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env, user=user, shell=shell,
-            argv=argv)
+            argv=argv,
+            takes_input=takes_input)
+
+    async def send_input(self, sequence: int, input: Input) -> types.TaskInput:
+        """Sends the input of a detached command, and its end. See `input_task`."""
+        return await self._pyro.input_task(self.task_id, sequence=sequence, input=input)
 
     async def wait(self, sequence: int, *, timeout_seconds: Optional[float] = None) -> types.TaskLogEntry:
         """Waits until a command has ended. See `wait_task`."""

@@ -297,10 +297,31 @@ class Pyro(Caller):
     def detach_task(
         self, task_id: str, *, command: Optional[str] = None, timeout_seconds: float = 30, cwd: Optional[StrPath] = None,
         env: Env = None, user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None,
+        takes_input: bool = False,
     ) -> types.TaskDetached:
-        """Starts a command in a task without waiting for it. The command outlives this program."""
+        """Starts a command in a task without waiting for it. The command outlives this program.
+
+        Args:
+            task_id: ID of the task.
+            command, timeout_seconds, cwd, env, user, shell, argv: See `exec_vm`.
+            takes_input: Keep its standard input open for `input_task`. Otherwise it is empty.
+        """
         params = {"task_id": task_id, **_command(command, timeout_seconds, cwd, env, user=user, shell=shell, argv=argv)}
+        if takes_input:
+            params["input"] = "stream"
         return self._call("detach_task", params)
+
+    def input_task(self, task_id: str, *, sequence: int, input: Input) -> types.TaskInput:
+        """Sends the standard input of a command that was started with `takes_input`, and its end. Returns when the command
+        has taken it, or takes no more. An interrupted call leaves the input open for another one.
+
+        Args:
+            task_id: ID of the task.
+            sequence: Number of the command.
+            input: See `exec_vm`.
+        """
+        params = {"task_id": task_id, "sequence": sequence}
+        return self._call("input_task", params, input=input)
 
     def wait_task(
         self, task_id: str, *, sequence: int, timeout_seconds: Optional[float] = None,

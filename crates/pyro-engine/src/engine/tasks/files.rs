@@ -126,7 +126,7 @@ impl Engine {
     }
 
     /// Makes or writes over a file of a task with what `pieces` give, at most `max_bytes`, as [`Engine::write_task_file`] does. Until
-    /// they have ended, the file is as it was.
+    /// they have ended, the file is unchanged.
     ///
     /// # Errors
     /// As [`Engine::copy_to_task`]; `InvalidInput` if a piece cannot be read.
