@@ -45,7 +45,7 @@ class Environment(_EnvironmentAlways, total=False):
     install_manifest: Optional[str]
     """Path of the manifest; absent if the environment is not installed."""
     size_bytes: Optional[int]
-    """Space that its files use in the cache, in bytes; absent if the environment is not installed."""
+    """Size of its files, in bytes."""
 
 
 class _PulledEnvironmentAlways(TypedDict):
@@ -96,7 +96,7 @@ class PulledEnvironment(_PulledEnvironmentAlways, total=False):
     install_manifest: Optional[str]
     """Path of the manifest; absent if the environment is not installed."""
     size_bytes: Optional[int]
-    """Space that its files use in the cache, in bytes; absent if the environment is not installed."""
+    """Size of its files, in bytes."""
 
 
 class Pruned(TypedDict):
@@ -326,7 +326,7 @@ class Reaped(TypedDict):
 
 
 DiskState = Literal["ok", "missing", "damaged"]
-"""Whether the disk of a task can be used."""
+"""Whether the disk of a task can be used. Only one that is `ok` can be started with."""
 
 
 class LastCommand(TypedDict):
@@ -377,7 +377,7 @@ class _TaskAlways(TypedDict):
     disk_mib: Optional[int]
     """Size of its disk in MiB; `None` if it has none."""
     disk_state: Optional[DiskState]
-    """Whether its disk can be used; `None` if it has none. Only a task whose disk is `ok` starts."""
+    """State of its disk; `None` if it has none."""
     disk_used_bytes: int
     """Space that its disk and its journal use on the host, in bytes."""
     environment: str
@@ -411,7 +411,7 @@ class _TaskAlways(TypedDict):
     task_id: VmId
     """Id."""
     ttl_from: TtlFrom
-    """`use` if each use of the task begins a new lifetime; otherwise `create`."""
+    """When a lifetime begins."""
     ttl_seconds: int
     """Lifetime in seconds, from creation or the latest extension."""
     vcpu_count: int
@@ -424,9 +424,9 @@ class Task(_TaskAlways, total=False):
     """A task."""
 
     labels: Dict[str, str]
-    """Labels; absent without any."""
+    """Labels."""
     name: Optional[str]
-    """Name; absent without one."""
+    """Name."""
     network_denials: List[NetworkDenial]
     """What its guest tried to reach since its start and was refused, the latest last; absent if nothing."""
     owner: Optional[str]

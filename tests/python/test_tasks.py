@@ -141,3 +141,17 @@ def test_error_in_the_context_deletes_the_task(pyro):
     assert pyro.list_tasks()["count"] == 0
     with pyro.task(ENVIRONMENT) as task:
         task.delete()
+
+
+def test_task_is_addressed_by_its_name_and_found_by_its_labels(pyro):
+    with pyro.task(ENVIRONMENT, name="build", labels={"team": "infra"}, ttl_from="use") as task:
+        assert pyro.exec_task("build", command="echo by name", timeout_seconds=60)["stdout"] == "by name\n"
+        assert pyro.status_task(task.task_id[:4])["name"] == "build"
+        assert pyro.list_tasks(labels=["team=infra"])["count"] == 1
+        assert pyro.list_tasks(labels=["team=web"])["count"] == 0
+        with pytest.raises(RuntimeError, match="task name 'build' is in use by task"):
+            pyro.create_task(environment=ENVIRONMENT, name="build")
+        changed = task.update(name="test", remove_labels=["team"], labels={"ci": ""})
+        assert (changed["name"], changed["labels"], changed["ttl_from"]) == ("test", {"ci": ""}, "use")
+        with pytest.raises(ValueError, match="task 'build' does not exist"):
+            pyro.status_task("build")

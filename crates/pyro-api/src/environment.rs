@@ -51,7 +51,7 @@ pub struct Environment {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, proptest(strategy = "proptest::option::of(crate::strategies::path())"))]
     pub install_manifest: Option<PathBuf>,
-    /// Space that its files use in the cache, in bytes; absent if the environment is not installed.
+    /// Size of its files, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
 }

@@ -143,16 +143,16 @@ words!(StopReason {
     OwnerVanished => "owner_vanished",
 });
 
-/// Whether the disk of a task can be used.
+/// Whether the disk of a task can be used. Only one that is `ok` can be started with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "snake_case")]
 pub enum DiskState {
-    /// It is there, with its recorded size.
+    /// Usable.
     Ok,
-    /// Its file is not there.
+    /// Gone.
     Missing,
-    /// Its file cannot be read, or is not the disk that was recorded.
+    /// Unreadable, or incomplete.
     Damaged,
 }
 
@@ -167,10 +167,10 @@ words!(DiskState {
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "snake_case")]
 pub enum TtlFrom {
-    /// When the task is created, or extended.
+    /// At creation or extension.
     #[default]
     Create,
-    /// Also each time the task is used: when a command begins or ends in it, and when files are copied, read or written.
+    /// Also with each use.
     Use,
 }
 

@@ -16,10 +16,10 @@ use crate::{
 pub struct Task {
     /// Id.
     pub task_id: VmId,
-    /// Name; absent without one.
+    /// Name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Labels; absent without any.
+    /// Labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// Environment name.
@@ -32,7 +32,7 @@ pub struct Task {
     pub mem_mib: u32,
     /// Lifetime in seconds, from creation or the latest extension.
     pub ttl_seconds: u32,
-    /// `use` if each use of the task begins a new lifetime; otherwise `create`.
+    /// When a lifetime begins.
     pub ttl_from: TtlFrom,
     /// Creation time, in seconds since the epoch.
     pub created_at: f64,
@@ -68,7 +68,7 @@ pub struct Task {
     pub last_error: Option<String>,
     /// Size of its disk in MiB; null if it has none.
     pub disk_mib: Option<u64>,
-    /// Whether its disk can be used; null if it has none. Only a task whose disk is `ok` starts.
+    /// State of its disk; null if it has none.
     pub disk_state: Option<DiskState>,
     /// Space that its disk and its journal use on the host, in bytes.
     pub disk_used_bytes: u64,

@@ -51,7 +51,7 @@ fn the_payloads_have_their_documented_keys() {
     assert_eq!(before.source_digest, None);
 
     let pulled = fake.pull();
-    expected.extend(["install_manifest", "kernel_image", "rootfs_image", "source"]);
+    expected.extend(["install_manifest", "kernel_image", "rootfs_image", "size_bytes", "source"]);
     expected.sort_unstable();
     let mut got = keys(serde_json::to_value(&pulled).expect("JSON"));
     got.sort();
