@@ -447,7 +447,7 @@ fn a_task_is_used_by_its_name_by_digits_of_its_id_and_with_others() {
     assert_eq!(pyro(&["task", "list", "--label", "team"]).success(), "No tasks found.\n");
     let removed = pyro(&["task", "rm", "build", "web"]);
     assert_eq!(
-        (removed.code(), removed.stdout.as_str()),
+        (removed.code(), String::from_utf8_lossy(&removed.stdout).as_ref()),
         (1, format!("Deleted task: {}\n", task.id).as_str()),
         "{removed:?}"
     );
