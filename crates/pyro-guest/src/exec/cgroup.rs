@@ -67,7 +67,9 @@ impl ControlGroups {
         let parent = open_dir(&root, PARENT)?;
         // Absent before Linux 5.14, and where this is not version 2.
         drop(openat(&parent, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?);
-        Ok(Self(Arc::new(Mutex::new(State { parent: Some(parent), ..State::default() }))))
+        let mut state = State::default();
+        state.parent = Some(parent);
+        Ok(Self(Arc::new(Mutex::new(state))))
     }
 
     /// Returns the group of a new command. `None`: there are no control groups here.
@@ -123,6 +125,17 @@ impl State {
             if remove(parent.as_fd(), &name, 0) == Err(Errno::BUSY) {
                 self.left.push_back(name);
             }
+        }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        let Some(parent) = &self.parent else { return };
+        let ready = self.ready.take().map(|made| made.name);
+        for name in self.left.drain(..).chain(ready) {
+            // One that still has processes stays.
+            let _ = remove(parent.as_fd(), &name, 0);
         }
     }
 }
