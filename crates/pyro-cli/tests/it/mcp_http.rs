@@ -123,7 +123,7 @@ fn an_open_server_is_refused_from_the_start() {
         .map(|flags| {
             let output = home.command(["mcp", "serve"]).args(flags).output().unwrap();
             let ended = home.ended(output);
-            assert_eq!((ended.code(), ended.stdout.as_str()), (1, ""));
+            assert_eq!((ended.code(), ended.stdout.as_str()), (2, ""));
             ended.stderr
         })
         .collect();
