@@ -49,7 +49,7 @@ fn no_place_shows_text_that_controls_the_terminal() {
     let logs = home.pyro(["task", "logs", id]);
     assert_eq!(logs.stderr, format!("{HOSTILE}\n"));
     let heading = logs.stdout.strip_suffix(&format!("{HOSTILE}\n")).unwrap();
-    assert_harmless("task logs: command", heading);
+    assert_harmless("task logs: command", heading.as_bytes());
     check(&home, "task status: latest command", &["task", "status", id]);
     check(&home, "an unknown task", &["task", "status", HOSTILE]);
     check(&home, "an unknown environment of a run", &["run", HOSTILE, "--", "true"]);
