@@ -88,13 +88,13 @@ fn a_reader_that_left_is_no_failure_to_report() {
 #[test]
 fn our_own_failures_exit_with_1() {
     for error in [
-        CliError::Words(WordsError::Missing),
         CliError::Config(crate::config::bad_log_filter("x=y=z")),
         CliError::System("cannot do it".to_owned(), io::Error::other("cause")),
     ] {
         assert_eq!(error.exit().code(), 1);
         assert!(Report::of(&error).unwrap().human().starts_with("[error] "));
     }
+    assert_eq!(CliError::Words(WordsError::Missing).exit().code(), 2);
 }
 
 /// The contract's texts name parameters; a person knows options.

@@ -87,7 +87,7 @@ fn an_unknown_environment_is_refused_by_every_command_that_takes_one() {
         home.pyro(["run", "nosuch", "--", "true"]),
         home.pyro(["run", "nosuch", "--allow-host-compat", "--", "true"]),
     ] {
-        assert_eq!((ended.code(), ended.stdout.as_str()), (1, ""), "{ended:?}");
+        assert_eq!((ended.code(), ended.stdout.as_str()), (2, ""), "{ended:?}");
         assert!(ended.stderr.contains(&format!("[error] {UNKNOWN}\n")), "{}", ended.stderr);
     }
     for ended in [

@@ -110,10 +110,11 @@ impl Ended {
         value
     }
 
-    /// The error document: exit status 1 and `ok` false.
+    /// The error document: `ok` false, and exit status 2 for invalid input, 1 for anything else.
     pub(crate) fn json_error(&self) -> Value {
-        assert_eq!(self.code(), 1, "{self:?}");
         let value = self.json();
+        let expected = if value["kind"] == "invalid_input" { 2 } else { 1 };
+        assert_eq!(self.code(), expected, "{self:?}");
         assert_eq!(value["ok"], false);
         assert!(
             value["error"].is_string() && value["kind"].is_string() && value["hints"].is_array(),

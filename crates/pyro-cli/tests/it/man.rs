@@ -26,6 +26,7 @@ fn there_is_a_page_for_every_command() {
     pyro-env-list.1
     pyro-env-prune.1
     pyro-env-pull.1
+    pyro-env-rm.1
     pyro-env-verify.1
     pyro-env.1
     pyro-man.1
@@ -47,6 +48,7 @@ fn there_is_a_page_for_every_command() {
     pyro-task-status.1
     pyro-task-stop.1
     pyro-task-unpublish.1
+    pyro-task-update.1
     pyro-task-wait.1
     pyro-task.1
     pyro.1

@@ -498,7 +498,7 @@ fn environments_of_the_flags_exist() {
     let entry = installed(&home, "cursor", &["--", "--environment", "debian:12"])["entry"].clone();
     assert_eq!(entry["args"], json!(["mcp", "serve", "--environment", "debian:12"]));
     insta::assert_snapshot!(install(&home, "cursor", &["--write", "--", "--environment", "nosuch"]).all(), @r"
-    exit: 1
+    exit: 2
     --- stdout
     --- stderr
     [error] unknown environment 'nosuch'; expected one of: debian:12, debian:12-agent, debian:12-base, debian:12-build

@@ -140,7 +140,9 @@ fn two_tokens_find_nothing_of_each_other() {
     assert_eq!(call(&server, ALICE, "task_list", json!({}))["structuredContent"]["count"], 1);
     let seen = home.pyro(["task", "list", "--json"]).json();
     assert_eq!(seen["tasks"][0]["owner"], "token:alice");
-    assert!(home.pyro(["task", "list"]).stdout.lines().next().unwrap().ends_with(" owner=token:alice"));
+    let list = home.pyro(["task", "list"]).stdout;
+    assert!(list.lines().next().unwrap().ends_with("  OWNER"), "{list}");
+    assert!(list.lines().nth(1).unwrap().ends_with("  token:alice"), "{list}");
     assert!(home.pyro(["task", "status", task]).stdout.contains("\nOwner: token:alice\n"));
     for (tool, arguments) in
         [("task_delete", json!({ "task_id": task })), ("vm_delete", json!({ "vm_id": vm }))]

@@ -212,7 +212,7 @@ fn an_mcp_server_ends_with_its_lifeline() {
     drop(held);
     assert_eq!(server.wait().unwrap().code(), Some(143));
     let wrong = home.pyro(["mcp", "serve", "--lifeline-fd", "77"]);
-    assert_eq!(wrong.code(), 1);
+    assert_eq!(wrong.code(), 2);
     assert!(
         wrong.stderr.contains("--lifeline-fd: 77 is not the number of an inherited pipe"),
         "{}",

@@ -212,7 +212,7 @@ fn ids(list: &TaskList) -> String {
 }
 
 /// Maximum width of a name in a list, so that a line fits 80 columns.
-const NAME_COLUMNS: usize = 20;
+const NAME_COLUMNS: usize = 16;
 
 /// A table of at most 80 columns, or more if tasks have owners. What is wrong with a disk is in a line of its own.
 fn listed(list: &TaskList, now: f64) -> String {

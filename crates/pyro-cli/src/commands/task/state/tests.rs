@@ -52,6 +52,7 @@ fn a_task_has_the_lines_of_the_contract_and_more_if_there_is_more() {
     Execution mode: guest_vsock
     Resources: 1 vCPU / 1024 MiB
     Command count: 0
+    Time left: 8m59s
     ");
     let last_command = LastCommand {
         sequence: 2,
@@ -101,10 +102,22 @@ fn a_list_says_how_old_and_how_long_still() {
     let all = TaskList { tasks: vec![a_task(), lost.clone()], damaged_task_ids: vec![id()], count: 3 };
     let text = listed(&all, 1061.0);
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-    insta::assert_snapshot!(text, @"");
+    insta::assert_snapshot!(text, @r"
+    TASK ID       STATE    ENVIRONMENT      AGE      LEFT   RAN    NAME
+    9775b3af1eeb  started  debian:12        1m1s     8m59s  0      -
+    9775b3af1eeb  stopped  debian:12-agen…  100h17m  -      70000  nnnnnnnnnnnnnnn…
+    9775b3af1eeb: its disk is missing
+    9775b3af1eeb damaged
+    ");
     assert_eq!(ids(&all), "9775b3af1eeb\n9775b3af1eeb\n9775b3af1eeb\n");
     let owned = TaskList { tasks: vec![Task { owner: Some("ci".to_owned()), ..a_task() }, lost], ..all };
-    insta::assert_snapshot!(listed(&owned, 1061.0), @"");
+    insta::assert_snapshot!(listed(&owned, 1061.0), @r"
+    TASK ID       STATE    ENVIRONMENT      AGE      LEFT   RAN    NAME              OWNER
+    9775b3af1eeb  started  debian:12        1m1s     8m59s  0      -                 ci
+    9775b3af1eeb  stopped  debian:12-agen…  100h17m  -      70000  nnnnnnnnnnnnnnn…  -
+    9775b3af1eeb: its disk is missing
+    9775b3af1eeb damaged
+    ");
     let none = TaskList { tasks: Vec::new(), damaged_task_ids: Vec::new(), count: 0 };
     assert_eq!(listed(&none, 0.0), "No tasks found.\n");
 }
@@ -118,5 +131,17 @@ fn a_task_shows_its_name_its_labels_and_its_time_left() {
         disk_state: Some(DiskState::Damaged),
         ..a_task()
     };
-    insta::assert_snapshot!(shown(&named, 1061.0), @"");
+    insta::assert_snapshot!(shown(&named, 1061.0), @r"
+    Task ID: 9775b3af1eeb
+    Environment: debian:12
+    State: started
+    Workspace: /workspace
+    Execution mode: guest_vsock
+    Resources: 1 vCPU / 1024 MiB
+    Command count: 0
+    Disk state: damaged
+    Name: build
+    Labels: ci=, team=infra
+    Time left: 8m59s, renewed by each use
+    ");
 }
