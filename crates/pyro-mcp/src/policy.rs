@@ -132,6 +132,14 @@ impl Policy {
         schema
     }
 
+    /// The arguments of a tool that this policy turns off.
+    pub(crate) fn turned_off(&self, tool: Tool) -> impl Iterator<Item = &'static str> {
+        let arguments = tool.arguments().iter();
+        arguments
+            .filter(|argument| matches!(self.pin(argument.name), Some(Pin::Off)))
+            .map(|argument| argument.name)
+    }
+
     /// Description of a tool, with its limits.
     pub(crate) fn description(&self, tool: Tool, max_active_vms: u32) -> String {
         let limits: Vec<String> =

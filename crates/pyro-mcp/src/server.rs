@@ -1,5 +1,6 @@
 //! The MCP server: its capabilities, and how calls come in and results go out.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,10 @@ use crate::{identity, progress, prompts, resources, result};
 
 /// How long calls in flight may clean up after the client has gone.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long calls in flight may go on after the client's last message, so that a client that sends some messages and ends gets
+/// the answers that need no more time.
+const LAST_ANSWERS_LIMIT: Duration = Duration::from_secs(1);
 
 /// Instructions for the model about the tools that the policy offers.
 fn instructions(policy: &Policy) -> String {
@@ -103,9 +108,17 @@ impl Server {
     pub async fn serve_stdio(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
         self.begin();
         let server = self.clone();
+        let (input, output) = rmcp::transport::io::stdio_pipes();
+        let stdio = Stdio::new(input, output);
+        let ended = stdio.ended();
+        let cancel_calls = async {
+            ended.cancelled().await;
+            tokio::time::sleep(LAST_ANSWERS_LIMIT).await;
+            server.closing.cancel();
+            std::future::pending::<Infallible>().await
+        };
         let serve = async {
-            let (input, output) = rmcp::transport::io::stdio_pipes();
-            match self.serve(Stdio::new(input, output)).await {
+            match self.serve(stdio).await {
                 Ok(running) => Ok(running.waiting().await.map(drop)?),
                 // A client may disconnect before its first message.
                 Err(rmcp::service::ServerInitializeError::ConnectionClosed(_)) => Ok(()),
@@ -115,6 +128,7 @@ impl Server {
         let served = tokio::select! {
             served = serve => served,
             () = stop => Ok(()),
+            never = cancel_calls => match never {},
         };
         server.end_calls().await;
         served

@@ -38,6 +38,8 @@ pub(crate) struct Stdio<R, W> {
     next: Option<Line>,
     output: Arc<Output<W>>,
     in_flight: InFlight,
+    /// Cancelled when the client sends or reads no more.
+    ended: CancellationToken,
     /// The answer to an invalid message, until it is written.
     refusal: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send>>>,
 }
@@ -66,8 +68,14 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin + Send + 'static> Stdio<R, W> {
             next: None,
             output: Arc::new(output),
             in_flight: InFlight::default(),
+            ended: CancellationToken::new(),
             refusal: None,
         }
+    }
+
+    /// Is cancelled when the client sends or reads no more.
+    pub(crate) fn ended(&self) -> CancellationToken {
+        self.ended.clone()
     }
 
     /// Returns the message of a line, or why it is refused. `None`: it needs no answer.
@@ -150,6 +158,26 @@ where
 
     /// Dropping the future loses nothing.
     async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleServer>> {
+        let received = self.next_message().await;
+        if received.is_none() {
+            self.ended.cancel();
+        }
+        received
+    }
+
+    async fn close(&mut self) -> io::Result<()> {
+        // It may hold the stream.
+        self.refusal = None;
+        // Ends writes for which the client does not read.
+        self.output.closed.cancel();
+        drop(self.output.stream.lock().await.take());
+        Ok(())
+    }
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin + Send + 'static> Stdio<R, W> {
+    /// Returns the next message that is taken. Dropping the future loses nothing.
+    async fn next_message(&mut self) -> Option<RxJsonRpcMessage<RoleServer>> {
         loop {
             if let Some(refusal) = &mut self.refusal {
                 let written = refusal.await;
@@ -180,15 +208,6 @@ where
                 Err(refused) => self.refuse(refused),
             }
         }
-    }
-
-    async fn close(&mut self) -> io::Result<()> {
-        // It may hold the stream.
-        self.refusal = None;
-        // Ends writes for which the client does not read.
-        self.output.closed.cancel();
-        drop(self.output.stream.lock().await.take());
-        Ok(())
     }
 }
 

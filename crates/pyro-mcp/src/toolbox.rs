@@ -27,6 +27,8 @@ pub struct ToolInfo {
     pub description: String,
     /// JSON Schema of its arguments.
     pub input_schema: Object,
+    /// Arguments that the policy turns off, so that a model need not see them.
+    pub turned_off: Vec<&'static str>,
 }
 
 impl Toolbox {
@@ -42,6 +44,7 @@ impl Toolbox {
             name: tool.name(),
             description: policy.description(tool, max_active_vms),
             input_schema: policy.input_schema(tool),
+            turned_off: policy.turned_off(tool).collect(),
         })
     }
 

@@ -159,7 +159,7 @@ fn mistakes_are_explained_to_the_model() {
     let told: Vec<String> = model.told().iter().map(Value::to_string).collect();
     insta::assert_snapshot!(told.join("\n"), @r#"
     {"arguments":{"a":1},"error":"unknown tool 'vm_make'","error_type":"unknown_tool","hint":"the tools are: vm_run, vm_list_environments, vm_create, vm_start, vm_exec, vm_status","ok":false,"tool_name":"vm_make"}
-    {"arguments":{"environment":"debian:12"},"error":"command is required","error_type":"invalid_input","ok":false,"tool_name":"vm_run"}
+    {"arguments":{"environment":"debian:12"},"error":"`command` is required","error_type":"invalid_input","ok":false,"tool_name":"vm_run"}
     {"arguments":{"command":"true","environment":"windows:11"},"error":"unknown environment 'windows:11'; expected one of: debian:12, debian:12-agent, debian:12-base, debian:12-build","error_type":"invalid_input","ok":false,"tool_name":"vm_run"}
     {"arguments":{"command":"true","environment":"debian:12","profile":"debian:12"},"error":"vm_run has no argument 'profile'","error_type":"invalid_input","hint":"use `environment` instead of `profile`","ok":false,"tool_name":"vm_run"}
     {"arguments":{"command":"true","environment":"debian:12","network":"perhaps"},"error":"network must be a boolean","error_type":"invalid_input","hint":"write network as true or false, without quotes","ok":false,"tool_name":"vm_run"}

@@ -113,9 +113,9 @@ impl<'a> Tools<'a> {
         for (name, property) in
             properties(tool).filter(|(name, _)| !checked.contains_key(*name)).collect::<Vec<_>>()
         {
-            // What has only one value is read, as a model may know it from elsewhere, and goes no further.
+            // What is turned off is read, as a model may know it from elsewhere, and goes no further.
             if let Some(value) = given.value(name, property)?
-                && !is_fixed(property)
+                && !is_turned_off(tool, name)
             {
                 checked.insert(name.clone(), value);
             }
@@ -203,9 +203,9 @@ fn takes(tool: &ToolInfo, name: &str) -> bool {
     properties(tool).any(|(known, _)| known == name)
 }
 
-/// A property that the policy allows one value only. A model is not offered it.
-fn is_fixed(property: &Value) -> bool {
-    property["enum"].as_array().is_some_and(|values| values.len() == 1)
+/// An argument that the policy turns off. A model is not offered it.
+fn is_turned_off(tool: &ToolInfo, name: &str) -> bool {
+    tool.turned_off.contains(&name)
 }
 
 /// Rejects arguments that the tool does not have, as its schema says.
@@ -224,7 +224,7 @@ fn refuse_others(tool: &ToolInfo, arguments: &Object) -> Result<(), Failure> {
 fn describe(tool: &ToolInfo) -> Value {
     let mut parameters = tool.input_schema.clone();
     if let Some(Value::Object(properties)) = parameters.get_mut("properties") {
-        properties.retain(|_, property| !is_fixed(property));
+        properties.retain(|name, _| !is_turned_off(tool, name));
     }
     parameters.insert("additionalProperties".to_owned(), false.into());
     json!({ "type": "function", "function": {

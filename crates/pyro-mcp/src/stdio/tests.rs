@@ -89,10 +89,13 @@ async fn an_id_is_refused_while_its_request_may_be_answered() {
 #[tokio::test]
 async fn a_last_line_without_an_end_is_taken() {
     let (mut transport, mut client, _output) = pair(1 << 16);
+    let ended = transport.ended();
     client.write_all(request(1).trim_end().as_bytes()).await.unwrap();
     drop(client);
     assert_eq!(id_of(transport.receive().await), RequestId::Number(1));
+    assert!(!ended.is_cancelled());
     assert!(transport.receive().await.is_none());
+    assert!(ended.is_cancelled());
 }
 
 #[tokio::test]
