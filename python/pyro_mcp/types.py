@@ -498,6 +498,17 @@ class TaskDetached(TypedDict):
     """Id of the task."""
 
 
+class TaskInput(TypedDict):
+    """Input was sent to a command."""
+
+    complete: bool
+    """The input was sent completely. False if the command had closed its input or ended before that."""
+    sequence: int
+    """Number of the command in the task's journal."""
+    task_id: VmId
+    """Id of the task."""
+
+
 class _TaskLogEntryAlways(TypedDict):
     command: str
     """The shell text."""

@@ -105,21 +105,22 @@ fn a_shell_has_a_terminal_and_the_callers_is_put_back() {
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    // Ctrl-C ends the sleep in the guest, and neither the shell nor pyro.
-    stdin.write_all(b"stty size; tty -s && echo on=tty\rsleep 1000\r").unwrap();
+    // What is typed once the shell has shown this. Ctrl-C ends the sleep in the guest, and neither the shell nor pyro.
+    let mut steps =
+        [("# ", "stty size\r"), ("33 101", "sleep 1000\r"), ("sleep 1000\r\n", "\x03"), ("^C", "exit 6\r")]
+            .into_iter()
+            .peekable();
     let mut stdout = child.stdout.take().unwrap();
     let mut text = String::new();
     let mut buffer = [0; 4096];
-    let mut interrupted = false;
     loop {
         let count = stdout.read(&mut buffer).unwrap();
         if count == 0 {
             break;
         }
         text.push_str(&String::from_utf8_lossy(&buffer[..count]));
-        if !interrupted && text.contains("on=tty\r\n") && text.matches("sleep 1000").count() >= 1 {
-            interrupted = true;
-            stdin.write_all(b"\x03exit 6\r").unwrap();
+        if let Some((_, typed)) = steps.next_if(|(shown, _)| text.contains(shown)) {
+            stdin.write_all(typed.as_bytes()).unwrap();
         }
     }
     child.wait().unwrap();
