@@ -237,10 +237,6 @@ fn not_started_hint(kind: FailureKind) -> Option<Hint> {
             Some(Hint::ExistingUser)
         }
         FailureKind::FileNotFound
-        | FailureKind::ShellNotFound
-        | FailureKind::UserNotFound
-        | FailureKind::GroupNotFound
-        | FailureKind::InvalidUser
         | FailureKind::PermissionDenied
         | FailureKind::Unsupported
         | FailureKind::Other => None,
