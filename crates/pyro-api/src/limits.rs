@@ -8,6 +8,7 @@ mod command;
 
 use std::ops::RangeInclusive;
 use std::path::Path;
+use std::time::Duration;
 
 pub use self::command::{
     CheckedCommand, CheckedInput, CheckedProgram, MAX_ARGV_WORDS, MAX_COMMAND_BYTES, MAX_STDIN_BYTES,
@@ -23,6 +24,9 @@ const TTL_SECONDS: RangeInclusive<u32> = 60..=3600;
 
 const DISK_MIB: RangeInclusive<u32> = 256..=1_048_576;
 
+/// Time that a one-shot run needs beyond its command's time limit, to start and to end, in seconds.
+const RUN_SECONDS: u32 = 60;
+
 /// A page of a journal ends when there are more bytes of commands and output in it.
 pub const LOGS_PAGE_BYTES: usize = 16 << 20;
 
@@ -35,6 +39,16 @@ pub struct Sizing {
     pub mem_mib: u32,
     /// Lifetime in seconds.
     pub ttl_seconds: u32,
+}
+
+impl Sizing {
+    /// The same with a lifetime in which a command can use its whole time limit, as far as the longest lifetime allows it.
+    #[must_use]
+    pub fn lasting(self, timeout: Option<Duration>) -> Self {
+        let seconds = timeout.map_or(0, |timeout| u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX));
+        let needed = seconds.saturating_add(RUN_SECONDS).min(*TTL_SECONDS.end());
+        Self { ttl_seconds: self.ttl_seconds.max(needed), ..self }
+    }
 }
 
 /// Checks the numbers, the network policy, and the host's settings of `spec`.
@@ -127,6 +141,15 @@ mod tests {
     fn defaults_are_within_the_limits() {
         let sizing = check_spec(&VmSpec::new("debian:12")).unwrap();
         assert_eq!(sizing, Sizing { vcpu_count: 1, mem_mib: 1024, ttl_seconds: 600 });
+    }
+
+    #[test]
+    fn a_lifetime_is_raised_for_a_longer_time_limit_up_to_the_longest() {
+        let sizing = check_spec(&VmSpec::new("debian:12")).unwrap();
+        let of = |seconds| sizing.lasting(Some(Duration::from_secs(seconds))).ttl_seconds;
+        assert_eq!((of(30), of(540), of(541), of(3000)), (600, 600, 601, 3060));
+        assert_eq!((of(3600), of(u64::MAX)), (3600, 3600));
+        assert_eq!(sizing.lasting(None), sizing);
     }
 
     #[test]

@@ -67,12 +67,12 @@ impl CliError {
                 Exit::Stopped(*signal)
             }
             Self::Left(_) => Exit::Stopped(Signal::Hangup),
-            Self::Words(_) => Exit::Usage,
             Self::Output(error) if error.is_broken_pipe() => Exit::BrokenPipe,
             Self::Engine(error) => exit_of(error.kind),
             Self::Config(_)
             | Self::Install(_)
             | Self::Variable(_)
+            | Self::Words(_)
             | Self::Demo(_)
             | Self::Output(_)
             | Self::Listen(_)

@@ -58,8 +58,7 @@ fn restore_at_panic() {
     }));
 }
 
-/// Returns the size of the terminal on standard input or, if there is none, on standard output. `None`: neither is one that
-/// has a size.
+/// Returns the size of the terminal on standard input, or else of that on standard output. `None`: neither has a size.
 pub(crate) fn size() -> Option<TerminalSize> {
     let size = tcgetwinsize(io::stdin()).or_else(|_| tcgetwinsize(io::stdout())).ok()?;
     let limited = |side: u16| side.min(1000);

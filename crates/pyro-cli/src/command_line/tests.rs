@@ -133,7 +133,7 @@ fn a_task_has_the_defaults_of_the_contract() {
     let env = args.command.command(&args.words).unwrap().env;
     assert_eq!(env, [("A".to_owned(), "b=c".to_owned()), ("D".to_owned(), String::new())].into());
     assert_eq!(args.words, ["x", "--json"]);
-    assert_eq!(refusal(&["task", "exec", "9775b3af1eeb", "--env", "A", "--", "x"]).exit_code(), 2);
+    assert_eq!(refusal(&["task", "exec", "9775b3af1eeb", "--env", "=A", "--", "x"]).exit_code(), 2);
 }
 
 #[test]

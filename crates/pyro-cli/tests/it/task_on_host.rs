@@ -5,7 +5,7 @@ use std::io::Read as _;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::harness::{Ended, Home};
+use crate::harness::{Ended, Home, PYRO};
 
 /// No VM can run, and commands find the usual programs.
 fn host() -> Home {
@@ -34,6 +34,59 @@ fn without_the_opt_in_there_is_no_task() {
     let refused = task(&home, "create", ["debian:12", "--json"]).json_error();
     assert_eq!(refused["kind"], "vm_unavailable");
     assert_eq!(task(&home, "list", []).stdout, "No tasks found.\n");
+}
+
+/// The terminal is in raw mode when the engine refuses the command.
+#[test]
+fn a_shell_that_cannot_start_leaves_the_terminal_as_it_was() {
+    let home = host();
+    let id = created(&home);
+    let line = format!("stty -a > before; {PYRO} task shell {id}; echo status=$?; stty -a > after");
+    let output = home.program("script").args(["-qec", &line, "/dev/null"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("cannot be chosen in host compatibility mode"), "{text}");
+    assert!(text.contains("status=1"), "{text}");
+    let mode = |name: &str| std::fs::read_to_string(home.path(name)).unwrap();
+    assert!(mode("before").contains(" icanon"), "{}", mode("before"));
+    assert_eq!(mode("before"), mode("after"));
+}
+
+/// `while read` loops keep their input.
+#[test]
+fn standard_input_stays_with_the_caller_without_the_flag() {
+    let home = host();
+    let id = created(&home);
+    let line = format!(
+        "printf '1\\n2\\n3\\n' | while read n; do {PYRO} task exec {id} -- echo got $n; done 2>notes"
+    );
+    let output = home.program("/bin/sh").args(["-c", &line]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "got 1\ngot 2\ngot 3\n");
+    let notes = std::fs::read_to_string(home.path("notes")).unwrap();
+    assert!(
+        notes.contains("[pyro] standard input is not passed on to the command; use -i to pass it on\n"),
+        "{notes}"
+    );
+    // Neither without input, nor in a document.
+    let quiet = task(&home, "exec", [&*id, "--", "true"]);
+    assert!(!quiet.stderr.contains("standard input"), "{quiet:?}");
+    let line = format!("echo x | {PYRO} task exec {id} --json -- true");
+    let output = home.program("/bin/sh").args(["-c", &line]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn what_only_a_guest_has_is_refused_before_anything_is_recorded() {
+    let home = host();
+    let id = created(&home);
+    for flags in [&["-i"][..], &["-u", "nobody"], &["--shell", "bash"], &["-w", "/tmp"], &["-t"]] {
+        let words = [&[&*id], flags, &["--", "true"]].concat();
+        let refused = task(&home, "exec", words);
+        assert_eq!(refused.code(), 1, "{refused:?}");
+        assert!(refused.stderr.contains("cannot be chosen in host compatibility mode"), "{refused:?}");
+    }
+    assert!(entries(&home, &id).is_empty());
+    let words = task(&home, "exec", [&*id, "--argv", "--", "printf", "%s|", "a b", "$HOME"]);
+    assert_eq!(words.stdout, "a b|$HOME|");
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod guest_faults;
 mod guest_kernel;
 mod harness;
 mod identity;
+mod input;
 mod kills;
 mod lifecycle;
 mod mcp;

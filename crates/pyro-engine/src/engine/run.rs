@@ -43,6 +43,7 @@ impl Engine {
         let RunInVm { spec, command, output } = request;
         let sizing = limits::check_spec(&spec)?;
         let command = limits::check_command(command, output.output)?;
+        let sizing = sizing.lasting(command.timeout);
         self.check_host_settings(&spec, events).await?;
         events.send(Event::Phase(RunPhase::Create { environment: spec.environment.clone() })).await;
         let backend = self.backend(Needs::of_new(&spec), events, cancel).await?;

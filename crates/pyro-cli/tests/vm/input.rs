@@ -1,0 +1,132 @@
+//! Input, terminals, users and argument lists of commands, from the command line to the guest and back.
+
+use std::io::{Read as _, Write as _};
+use std::process::{Command, Stdio};
+
+use crate::harness::{ENVIRONMENT, Sandbox};
+
+/// Bytes without a period that fits into a buffer.
+fn bytes(count: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// `pyro` with these words, to be started by the test.
+fn pyro<const N: usize>(sandbox: &Sandbox, words: [&str; N]) -> Command {
+    let mut command = sandbox.program(env!("CARGO_BIN_EXE_pyro"));
+    command.args(words);
+    command
+}
+
+#[test]
+fn input_reaches_a_run_and_its_output_comes_back_byte_for_byte() {
+    let sandbox = Sandbox::new();
+    let sent = bytes(3_000_000);
+    let mut child = pyro(&sandbox, ["run", "-i", ENVIRONMENT, "--timeout-seconds", "100", "--", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = sent.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(&input));
+    let mut received = Vec::new();
+    child.stdout.take().unwrap().read_to_end(&mut received).unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(received == sent, "{} bytes of {}", received.len(), sent.len());
+}
+
+#[test]
+fn a_command_that_ends_is_not_kept_by_an_input_that_is_open() {
+    let sandbox = Sandbox::new();
+    let words = ["run", "-i", ENVIRONMENT, "--", "head -n 1; exit 4"];
+    let mut child = pyro(&sandbox, words).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"first\nsecond\n").unwrap();
+    let mut output = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(4));
+    assert_eq!(output, "first\n");
+    drop(stdin);
+}
+
+#[test]
+fn a_task_takes_input_later_users_directories_shells_and_words() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    let sequence = {
+        let words = ["task", "exec", &*task.id, "--detach", "-i", "--json", "--", "cat > got"];
+        sandbox.pyro(words).json()["sequence"].to_string()
+    };
+    let send = |text: &str| {
+        let words = ["task", "stdin", &*task.id, "--sequence", &*sequence];
+        let mut child = pyro(&sandbox, words).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        child.wait().unwrap()
+    };
+    assert!(send("sent later").success());
+    sandbox.pyro(["task", "wait", &*task.id, "--sequence", &*sequence]).success();
+    assert_eq!(task.exec([], "cat got").success(), "sent later");
+
+    let flags = ["-u", "nobody", "-w", "/tmp", "-e", "PATH=/bin:/usr/bin:/mine", "--shell", "bash"];
+    let line = "set -o pipefail; [[ x == x ]] && id -un && pwd && echo $PATH";
+    assert_eq!(task.exec(flags, line).success(), "nobody\n/tmp\n/bin:/usr/bin:/mine\n");
+    let words = ["task", "exec", &*task.id, "--argv", "--", "printf", "%s|", "a b", "$HOME", "*"];
+    assert_eq!(sandbox.pyro(words).success(), "a b|$HOME|*|");
+    let unknown = task.exec(["-u", "no-such-user"], "true");
+    assert_eq!(unknown.code(), 1, "{unknown:?}");
+    assert_eq!(task.logs().last().unwrap()["outcome"], "not_run");
+    task.delete();
+}
+
+/// Under a terminal of `script`, which gives it a size and types.
+#[test]
+fn a_shell_has_a_terminal_and_the_callers_is_put_back() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    let program = env!("CARGO_BIN_EXE_pyro");
+    let line = format!(
+        "stty rows 33 cols 101; stty -a > before; {program} task shell {} ; echo status=$?; stty -a > after",
+        task.id
+    );
+    let mut child = sandbox
+        .program("script")
+        .current_dir(sandbox.path(""))
+        .env("PATH", "/usr/bin:/bin")
+        .args(["-qec", &line, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // What is typed once the shell has shown this. Ctrl-C ends the sleep in the guest, and neither the shell nor pyro.
+    let mut steps =
+        [("# ", "stty size\r"), ("33 101", "sleep 1000\r"), ("sleep 1000\r\n", "\x03"), ("^C", "exit 6\r")]
+            .into_iter()
+            .peekable();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut text = String::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let count = stdout.read(&mut buffer).unwrap();
+        if count == 0 {
+            break;
+        }
+        text.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        if let Some((_, typed)) = steps.next_if(|(shown, _)| text.contains(shown)) {
+            stdin.write_all(typed.as_bytes()).unwrap();
+        }
+    }
+    child.wait().unwrap();
+    assert!(text.contains("33 101"), "{text}");
+    assert!(text.contains("status=6"), "{text}");
+    let mode = |name: &str| std::fs::read_to_string(sandbox.path(name)).unwrap();
+    assert_eq!(mode("before"), mode("after"));
+    task.delete();
+}
