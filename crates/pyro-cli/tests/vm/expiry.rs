@@ -1,8 +1,8 @@
 //! Lifetimes. The minimum is 60 seconds, so these tests are slow, but they mostly wait.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use pyro_engine::{CallContext, ErrorKind, VmSpec};
+use pyro_engine::{CallContext, Command, ErrorKind, VmSpec};
 
 use crate::harness::{ENVIRONMENT, LONG, Sandbox, chain, command, exec, never, quiet, wait_until};
 
@@ -10,16 +10,20 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
-#[test]
-fn a_command_that_outlives_its_vm_is_told_so() {
+/// The time limit of a single run raises the lifetime of its VM; that of a command for an existing VM does not.
+#[tokio::test]
+async fn a_command_that_outlives_its_vm_fails_with_the_reason() {
     let sandbox = Sandbox::new();
-    let flags = ["--ttl-seconds", "60", "--timeout-seconds", "900"];
-    let ended = sandbox.run(flags, "echo before; sleep 900");
-    let error = ended.error();
-    assert!(error.contains("the VM's lifetime ended"), "{error}");
-    assert_eq!(ended.text(), "before\n");
-    let elapsed = ended.elapsed;
-    assert!((Duration::from_secs(59)..Duration::from_secs(75)).contains(&elapsed), "{elapsed:?}");
+    let engine = sandbox.engine();
+    let spec = VmSpec { ttl_seconds: 60, ..VmSpec::new(ENVIRONMENT) };
+    let vm = engine.create_vm(spec, &quiet(), &never()).await.unwrap();
+    engine.start_vm(vm.vm_id.as_str(), &quiet(), &never()).await.map_err(|error| chain(&error)).unwrap();
+    let long = Command { timeout_seconds: Some(900), ..Command::new("sleep 900") };
+    let error =
+        engine.exec_vm(exec(vm.vm_id.as_str(), long), &CallContext::new(quiet(), never())).await.unwrap_err();
+    assert!(chain(&error).contains("the VM's lifetime ended"), "{}", chain(&error));
+    let late = now() - vm.expires_at;
+    assert!((-0.01..15.0).contains(&late), "{late} s after its time");
     sandbox.wait_until_clean();
 }
 
