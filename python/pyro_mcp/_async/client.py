@@ -477,8 +477,8 @@ class AsyncPyro(AsyncCaller):
     async def write_task_file(
         self, task_id: str, *, path: str, content: str, encoding: str = "utf-8", executable: bool = False,
     ) -> types.TaskFileWritten:
-        """Creates a file of a task, with missing parent directories, or writes over one, which keeps its owner and mode.
-        Symbolic links are followed.
+        """Creates a file of a task, with missing parent directories, or writes over one, which keeps its owner and mode, but no
+        set-user-ID, set-group-ID, or sticky bit. Symbolic links are followed.
 
         Args:
             task_id: ID of the task.
