@@ -13,8 +13,10 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     fs::create_dir(&parent).expect("a directory");
     fs::write(outside.path().join("secret"), "unchanged").expect("a file");
     for links in [Links::Inside, Links::Any] {
-        let rules = Rules { links, mask: 0o077 };
-        let _ = pyro_archive::unpack(&mut &*data, &parent, "place".as_ref(), &LIMITS, rules);
+        for keeps_owner in [false, true] {
+            let rules = Rules { links, mask: 0o077, keeps_owner };
+            let _ = pyro_archive::unpack(&mut &*data, &parent, "place".as_ref(), &LIMITS, rules);
+        }
     }
     let _ = pyro_archive::read_contents(&mut &*data, 1 << 16);
     let names =

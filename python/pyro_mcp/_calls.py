@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Coroutine, Dict, Optional, TypeVar
 
 from ._connection import Connection, Credit, Failed, InputFailed, Item, Put, Result
-from ._feeding import AsyncFeeder, Feeder, Input
+from ._feeding import AsyncFeeder, Feeder, Input, check
 from ._manager import VmManager
 
 if TYPE_CHECKING:
@@ -69,12 +69,17 @@ class Call(_Begun):
         self._feeder: Optional[Feeder] = None
 
     def begin(self, manager: VmManager, method: str, params: Dict[str, Any], input: Input = None) -> None:
-        """Sends the request, and `input` while the call goes on. Raises the same errors as `VmManager.begin`."""
+        """Sends the request, and `input` while the call goes on. Raises the same errors as `VmManager.begin`, and `TypeError` for
+        an unusable input."""
+        check(input, is_async=False)
         self._begin(manager, method, params, self._put)
         if input is not None:
-            self._feeder = Feeder(input, self._send_input, lambda error: self._items.put(InputFailed(error)))
+            feeder = Feeder(input, self._send_input, lambda error: self._items.put(InputFailed(error)))
+            # The reader passes on credit from now on, and the feeder has used none before.
+            self._feeder = feeder
+            feeder.start()
             if self._has_ended:
-                self._feeder.stop()
+                feeder.stop()
 
     def _put(self, item: Item) -> None:
         feeder = self._feeder
@@ -142,11 +147,14 @@ class AsyncCall(_Begun):
         self._items.put_nowait(item)
 
     async def begin(self, manager: VmManager, method: str, params: Dict[str, Any], input: Input = None) -> None:
-        """Sends the request, and `input` while the call goes on. Raises the same errors as `VmManager.begin`."""
+        """Sends the request, and `input` while the call goes on. Raises the same errors as `VmManager.begin`, and `TypeError` for
+        an unusable input."""
+        check(input, is_async=True)
         await self._send(manager, method, params)
         if input is not None:
             self._feeder = AsyncFeeder(
                 input, self._send_input, lambda error: self._items.put_nowait(InputFailed(error)))
+            self._feeder.start()
             if self._has_ended:
                 self._feeder.stop()
 

@@ -3,6 +3,7 @@ of an event loop."""
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING, Any, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Optional, Union
 
@@ -31,6 +32,10 @@ class Feeder:
         self._credit = WINDOW
         self._is_over = False
         self._changed = threading.Condition()
+        self._process = os.getpid()
+
+    def start(self) -> None:
+        """Begins to send. The caller stores the feeder first, so that credit reaches it."""
         # A source that never returns must not keep the program from ending.
         threading.Thread(target=self._run, name="pyro-input", daemon=True).start()
 
@@ -42,6 +47,9 @@ class Feeder:
 
     def stop(self) -> None:
         """Ends the feeder, at the latest when its source returns: the command takes no more."""
+        if os.getpid() != self._process:
+            # A forked child does not have the thread, which may have held the lock.
+            return
         with self._changed:
             self._is_over = True
             self._changed.notify()
@@ -81,7 +89,11 @@ class AsyncFeeder:
         self._credit = WINDOW
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[None] = self._loop.create_task(self._run())
+        self._task: Optional[asyncio.Task[None]] = None
+
+    def start(self) -> None:
+        """Begins to send."""
+        self._task = self._loop.create_task(self._run())
 
     def add(self, count: int) -> None:
         """Allows `count` more bytes."""
@@ -90,7 +102,8 @@ class AsyncFeeder:
 
     def stop(self) -> None:
         """Ends the feeder: the command takes no more."""
-        self._task.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
     async def _run(self) -> None:
         try:
@@ -108,6 +121,17 @@ class AsyncFeeder:
             await self._loop.run_in_executor(None, self._send, b"", True)
         except Exception as error:
             self._fail(error)
+
+
+def check(source: Any, *, is_async: bool) -> None:
+    """Checks the type of an input, before a command starts that would wait for it.
+
+    Raises:
+        TypeError: It is neither bytes, text, a file, nor an iterable. Only an event loop takes an asynchronous iterable.
+    """
+    usable = (bytes, bytearray, memoryview, str, Iterable, *((AsyncIterable,) if is_async else ()))
+    if source is not None and not isinstance(source, usable) and not hasattr(source, "read"):
+        raise unusable(source)
 
 
 def pieces(source: Any) -> Iterator[bytes]:
@@ -148,9 +172,17 @@ async def async_pieces(source: Any) -> AsyncIterator[bytes]:
     elif isinstance(source, AsyncIterable):
         async for data in source:
             yield encoded(data)
+    elif isinstance(source, (bytes, bytearray, memoryview, str)):
+        yield encoded(source)
     else:
-        for data in pieces(source):
-            yield data
+        # The next piece may take as long as that of a file.
+        loop = asyncio.get_running_loop()
+        rest = pieces(source)
+        while True:
+            piece = await loop.run_in_executor(None, next, rest, None)
+            if piece is None:
+                return
+            yield piece
 
 
 def encoded(data: Any) -> bytes:

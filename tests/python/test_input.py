@@ -3,11 +3,14 @@
 import asyncio
 import hashlib
 import io
+import os
 import queue
+import signal
+import threading
 
 import pytest
 
-from pyro_mcp import AsyncPyro
+from pyro_mcp import AsyncPyro, Pyro
 from pyro_mcp._feeding import PIECE, WINDOW, AsyncFeeder, Feeder, pieces
 
 ENVIRONMENT = "debian:12"
@@ -25,6 +28,7 @@ def test_what_an_input_can_be():
 def test_a_thread_sends_no_more_than_it_may():
     sent, failed = queue.SimpleQueue(), queue.SimpleQueue()
     feeder = Feeder(b"x" * (WINDOW + 5), lambda data, end: sent.put((data, end)), failed.put)
+    feeder.start()
     count = 0
     while count < WINDOW:
         data, end = sent.get(timeout=30)
@@ -40,7 +44,7 @@ def test_a_thread_sends_no_more_than_it_may():
     def breaks():
         yield b"x"
         raise ZeroDivisionError
-    Feeder(breaks(), lambda data, end: None, failed.put)
+    Feeder(breaks(), lambda data, end: None, failed.put).start()
     assert isinstance(failed.get(timeout=30), ZeroDivisionError)
 
 
@@ -55,15 +59,73 @@ def test_a_loop_sends_no_more_than_it_may():
         def send(data, end):
             loop.call_soon_threadsafe(sent.put_nowait, (data, end))
         feeder = AsyncFeeder(source(), send, failed.put_nowait)
+        feeder.start()
         count = 0
         while count < WINDOW:
             count += len((await sent.get())[0])
         assert count == WINDOW
         feeder.add(10)
         assert [await sent.get(), await sent.get()] == [(b"end", False), (b"", True)]
-        AsyncFeeder(5, send, failed.put_nowait)
+        AsyncFeeder([5], send, failed.put_nowait).start()
         assert isinstance(await failed.get(), TypeError)
     asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_a_blocking_source_does_not_block_the_loop():
+    async def main():
+        loop, released, sent = asyncio.get_running_loop(), threading.Event(), asyncio.Queue()
+
+        def source():
+            assert released.wait(30)
+            yield b"x"
+        feeder = AsyncFeeder(source(), lambda data, end: loop.call_soon_threadsafe(sent.put_nowait, data), pytest.fail)
+        feeder.start()
+        # Only a loop that goes on comes here while the source waits.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        released.set()
+        assert [await sent.get(), await sent.get()] == [b"x", b""]
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_forked_child_does_not_wait_for_the_lock_of_a_feeder():
+    feeder = Feeder(iter(()), lambda data, end: None, pytest.fail)
+    with feeder._changed:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            feeder.stop()
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_wrong_types_are_refused_before_a_call():
+    # The executable does not exist: nothing was started.
+    pyro = Pyro(executable="/nonexistent")
+    for source in (5, object()):
+        with pytest.raises(TypeError, match="input must be"):
+            pyro.exec_task("1", command="true", input=source)
+
+    async def source():
+        yield b"x"
+    with pytest.raises(TypeError, match="input must be"):
+        pyro.exec_task("1", command="true", input=source())
+    with pytest.raises(TypeError, match="argv must be a sequence of strings"):
+        pyro.exec_task("1", argv="ls -l")
+    calls = [
+        lambda: pyro.list_tasks(labels="team=infra"),
+        lambda: pyro.create_task(environment=ENVIRONMENT, labels="team=infra"),
+        lambda: pyro.create_task(environment=ENVIRONMENT, publish="8080"),
+        lambda: pyro.update_task("1", remove_labels="team"),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="must be a"):
+            call()
+
+    async def main():
+        with pytest.raises(TypeError, match="input must be"):
+            await AsyncPyro(executable="/nonexistent").exec_task("1", command="true", input=5)
+    asyncio.run(main())
 
 
 def test_input_of_a_command(pyro):

@@ -47,13 +47,7 @@ pub fn pack<W: Write>(source: &Path, sink: &mut W, limits: &Limits) -> Result<Re
         rustix::fs::openat(CWD, source, OPEN, Mode::empty()).map_err(ArchiveError::io("open", &shown))?;
     let stat = rustix::fs::fstat(&handle).map_err(ArchiveError::io("examine", &shown))?;
     let is_of_kernel = kernel::owns(&handle).map_err(ArchiveError::io("examine", &shown))?;
-    let mut packing = Packing {
-        output: Output::new(sink),
-        limits,
-        found: 0,
-        report: Report::default(),
-        buffer: vec![0; 64 * 1024],
-    };
+    let mut packing = Packing::new(sink, limits);
     packing.count()?;
     match file_type(&stat) {
         FileType::RegularFile if stat.st_size == 0 || is_of_kernel => {
@@ -97,7 +91,12 @@ struct Level {
     names: std::vec::IntoIter<Vec<u8>>,
 }
 
-impl<W: Write> Packing<'_, W> {
+impl<'a, W: Write> Packing<'a, W> {
+    fn new(sink: W, limits: &'a Limits) -> Self {
+        let (output, buffer) = (Output::new(sink), vec![0; 64 * 1024]);
+        Self { output, limits, found: 0, report: Report::default(), buffer }
+    }
+
     fn tree(&mut self, handle: OwnedFd, stat: &Stat) -> Result<(), ArchiveError> {
         let mut open = vec![self.directory(handle, stat, Name::item())?];
         while let Some(level) = open.last_mut() {
@@ -158,6 +157,11 @@ impl<W: Write> Packing<'_, W> {
     fn file(&mut self, file: &File, stat: &Stat, name: &Name) -> Result<(), ArchiveError> {
         let size = size(stat);
         let extents = sparse::extents(file, size).map_err(ArchiveError::io("examine", name))?;
+        // The data that a shorter file has lost looks like a hole.
+        let now = rustix::fs::fstat(file).map_err(ArchiveError::io("examine", name))?;
+        if self::size(&now) < size {
+            return Err(shortened(name));
+        }
         self.begin(size, &extents, stat, name)?;
         for extent in &extents {
             self.extent(file, *extent, name)?;
@@ -170,9 +174,7 @@ impl<W: Write> Packing<'_, W> {
         while remaining > 0 {
             let wanted = usize::try_from(remaining).unwrap_or(usize::MAX).min(self.buffer.len());
             match file.read_at(&mut self.buffer[..wanted], offset) {
-                Ok(0) => {
-                    return Err(ArchiveError::Changed { name: name.to_string(), how: "became shorter" });
-                }
+                Ok(0) => return Err(shortened(name)),
                 Ok(count) => {
                     self.output.data(&self.buffer[..count])?;
                     offset += count as u64;
@@ -273,4 +275,28 @@ fn attributes(stat: &Stat) -> Attributes {
 
 fn replaced(name: &Name) -> ArchiveError {
     ArchiveError::Changed { name: name.to_string(), how: "was replaced" }
+}
+
+fn shortened(name: &Name) -> ArchiveError {
+    ArchiveError::Changed { name: name.to_string(), how: "became shorter" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_that_is_gone_is_no_hole() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[b'x'; 200_000], 0).unwrap();
+        let stat = rustix::fs::fstat(&file).unwrap();
+        for length in [199_999, 100_000, 0] {
+            file.set_len(length).unwrap();
+            let limits = Limits { max_entries: 1, max_bytes: 1 << 20 };
+            let mut stream = Vec::new();
+            let packed = Packing::new(&mut stream, &limits).file(&file, &stat, &Name::item());
+            assert!(matches!(packed, Err(ArchiveError::Changed { .. })), "{packed:?}");
+            assert!(stream.is_empty(), "{length}");
+        }
+    }
 }

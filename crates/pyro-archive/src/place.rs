@@ -118,12 +118,14 @@ pub(crate) fn finish(handle: impl AsFd, attributes: &Attributes) -> Result<()> {
     set_time(handle, attributes)
 }
 
-/// Gives a file the owner and mode of the one that it replaces, and its final time. It stays executable where it is.
+/// Gives a file the owner and mode of the one that it replaces, and its final time. If it is executable, who may read it may
+/// execute it. Its contents are new, so it gets no set-user-ID, set-group-ID or sticky bit.
 pub(crate) fn finish_as(handle: impl AsFd, attributes: &Attributes, replaced: &Stat) -> Result<()> {
     let (owner, group) = (Uid::from_raw(replaced.st_uid), Gid::from_raw(replaced.st_gid));
-    // Takes away set-user-ID bits, so the mode comes after it.
     rustix::fs::fchown(&handle, Some(owner), Some(group))?;
-    let mode = (replaced.st_mode & 0o7777) | (attributes.mode & 0o111);
+    let kept = replaced.st_mode & 0o777;
+    let readers = (kept & 0o444) >> 2;
+    let mode = kept | (attributes.mode & readers);
     rustix::fs::fchmod(&handle, Mode::from_raw_mode(mode))?;
     set_time(handle, attributes)
 }

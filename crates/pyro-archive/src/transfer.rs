@@ -194,7 +194,7 @@ pub fn destination(target: &Path, own_name: Option<&OsStr>) -> Result<(PathBuf, 
 /// symlink, the copy is what it leads to.
 ///
 /// # Errors
-/// [`ArchiveError::NotOneName`], or a symlink leads nowhere, or the directory cannot be made.
+/// [`ArchiveError::NotOneName`], or there are too many symlinks, or the directory cannot be made.
 pub fn exact_destination(target: &Path) -> Result<(PathBuf, OsString), ArchiveError> {
     let (parent, name) = directory_and_name(&followed(target)?)?;
     fs::create_dir_all(&parent).map_err(ArchiveError::io("make", shown(&parent)))?;

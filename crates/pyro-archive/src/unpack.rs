@@ -35,7 +35,8 @@ pub struct Rules {
     pub links: Links,
     /// Mode bits that no file or directory gets, as a umask has them.
     pub mask: u32,
-    /// A file that replaces a file gets the owner and the mode of that file, and who may execute the new one may execute it.
+    /// A file that replaces a file gets the owner and the permissions of that file, but no special bits. If it is executable, who
+    /// may read it may execute it.
     pub keeps_owner: bool,
 }
 

@@ -173,8 +173,7 @@ mod tests {
         let sink = Arc::clone(&memory) as Arc<dyn Sink>;
         let printer = Printer { sink, stdout_is_terminal: is_terminal, stderr_is_terminal: is_terminal };
         printer.kept(OutputStream::Stdout, bytes).unwrap();
-        let written = memory.0.lock().unwrap().clone();
-        written
+        memory.0.lock().unwrap().clone()
     }
 
     #[test]

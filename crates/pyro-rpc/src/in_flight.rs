@@ -4,12 +4,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::{Failure, Problem};
-use crate::input_sender::{self, Queue, Queued, WindowExceeded};
+use crate::input_sender::{self, Queue, Queued};
 use crate::limits::CALLS;
 use crate::message::Id;
 
@@ -73,12 +72,12 @@ impl InFlight {
         }
     }
 
-    /// Adds input for a call. One that sends more than it may is cancelled.
-    pub(crate) fn input(&self, id: &Id, data: Bytes, finished: bool) {
+    /// Adds input for a call. One that sends more than it may, or goes on after the end, is cancelled.
+    pub(crate) fn input(&self, id: &Id, data: &[u8], finished: bool) {
         if let Some(call) = self.lock().get(id)
-            && let Err(WindowExceeded) = call.input.put(data, finished)
+            && let Err(refused) = call.input.put(data, finished)
         {
-            tracing::warn!(?id, "more input than the client may send");
+            tracing::warn!(?id, "{refused}");
             call.cancel.cancel();
         }
     }

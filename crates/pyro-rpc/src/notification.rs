@@ -24,8 +24,8 @@ pub(crate) struct Ack {
     pub(crate) bytes: u64,
 }
 
-/// Sends input to the command of a call whose `input` is `stream`. At first, and whenever `credit` arrives, as many bytes may be
-/// sent; a client that sends more has its call cancelled.
+/// Sends input to the command of a call whose `input` is `stream`. A client may send `window_bytes` bytes, and as many more as each
+/// `credit` grants. If it sends more, or goes on after `finished`, the call is cancelled.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(crate) struct Input {
     /// Id of the call.

@@ -176,7 +176,7 @@ impl Session {
                 Err(failure) => tracing::warn!(?failure, "ack"),
             },
             "input" => match params::read::<InputData>(&params) {
-                Ok(InputData { id, data, finished }) => self.in_flight.input(&id, data, finished),
+                Ok(InputData { id, data, finished }) => self.in_flight.input(&id, &data, finished),
                 Err(failure) => tracing::warn!(?failure, "input"),
             },
             method => tracing::warn!(method, "unknown notification"),

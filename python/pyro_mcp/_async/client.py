@@ -147,8 +147,8 @@ class AsyncPyro(AsyncCaller):
             user: User of the guest to run it as: `NAME`, `UID`, `NAME:GROUP` or `UID:GID`. Default: root.
             shell: Shell that runs `command`, such as `bash`. Default: `/bin/sh`, or what the environment uses.
             argv: Program and its arguments, run without a shell instead of `command`.
-            input: Its standard input, sent as fast as the command reads: bytes, text, a file, or an iterable of either; with
-                `AsyncPyro` also an asynchronous file or iterable. Default: empty.
+            input: Its standard input, sent as fast as the command reads: bytes, text, a file, or an iterable of either. An
+                asynchronous client also takes asynchronous files and iterables. Default: empty.
             on_output: Called with each chunk of output while the command runs, beyond what the result keeps, too.
         """
         params = {
@@ -256,7 +256,9 @@ class AsyncPyro(AsyncCaller):
         params = _spec(
             environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)
         more = {
-            "disk_mib": disk_mib, "publish": list(publish), "name": name, "labels": dict(labels or {}), "ttl_from": ttl_from}
+            "disk_mib": disk_mib, "publish": _strings("publish", publish), "name": name, "labels": _labels(labels),
+            "ttl_from": ttl_from,
+        }
         return await self._call(
             "create_task", {**params, **more}, on_progress=on_progress,
             undo=lambda task: ("delete_task", {"task_id": task["task_id"]}))
@@ -368,7 +370,7 @@ class AsyncPyro(AsyncCaller):
         Args:
             labels: List only tasks with all of these labels, each as `KEY=VALUE`, or as `KEY` for any value.
         """
-        return await self._call("list_tasks", {"labels": list(labels)})
+        return await self._call("list_tasks", {"labels": _strings("labels", labels)})
 
     async def update_task(
         self, task_id: str, *, name: Optional[str] = None, labels: Labels = None, remove_labels: Sequence[str] = (),
@@ -384,7 +386,7 @@ class AsyncPyro(AsyncCaller):
             ttl_from: See `create_task`.
         """
         params = {
-            "task_id": task_id, "name": name, "labels": dict(labels or {}), "remove_labels": list(remove_labels),
+            "task_id": task_id, "name": name, "labels": _labels(labels), "remove_labels": _strings("remove_labels", remove_labels),
             "ttl_from": ttl_from,
         }
         return await self._call("update_task", params)
@@ -475,8 +477,8 @@ class AsyncPyro(AsyncCaller):
     async def write_task_file(
         self, task_id: str, *, path: str, content: str, encoding: str = "utf-8", executable: bool = False,
     ) -> types.TaskFileWritten:
-        """Creates a file of a task, with missing parent directories, or writes over one, which keeps its owner and mode.
-        Symbolic links are followed.
+        """Creates a file of a task, with missing parent directories, or writes over one, which keeps its owner and mode, but no
+        set-user-ID, set-group-ID, or sticky bit. Symbolic links are followed.
 
         Args:
             task_id: ID of the task.
@@ -534,10 +536,23 @@ def _command(
         "command": command, "timeout_seconds": _whole_seconds(timeout_seconds),
         "cwd": None if cwd is None else os.fspath(cwd),
         "env": None if env is None else dict(env), "user": user, "shell": shell,
-        "argv": None if argv is None else list(argv), "input": None if input is None else "stream",
+        "argv": None if argv is None else _strings("argv", argv), "input": None if input is None else "stream",
         # The result also contains the output.
         "output": None if on_output is None else "capture_and_stream",
     }
+
+
+def _strings(name: str, values: Sequence[str]) -> List[str]:
+    """Returns a parameter that is a sequence of strings as a list. One string would be taken for its characters."""
+    if isinstance(values, (str, bytes)):
+        raise TypeError(f"{name} must be a sequence of strings, not {type(values).__name__}")
+    return list(values)
+
+
+def _labels(labels: Labels) -> Dict[str, str]:
+    if isinstance(labels, (str, bytes)):
+        raise TypeError(f"labels must be a mapping of strings, not {type(labels).__name__}")
+    return dict(labels or {})
 
 
 def _whole_seconds(seconds: float) -> int:

@@ -6,6 +6,7 @@ use proptest::sample::{Index, select};
 use pyro_archive::{Limits, Links};
 use tar::{EntryType, Header};
 
+use crate::pieces;
 use crate::streams::{LIMITS, Stream, header};
 use crate::trees::Outside;
 
@@ -41,6 +42,8 @@ fn entries() -> impl Strategy<Value = Stream> {
             let data = match kind {
                 EntryType::Regular => data,
                 EntryType::GNULongName | EntryType::GNULongLink => target.clone().into_bytes(),
+                EntryType::GNUSparse => return pieces::with_hole(stream, &name, &data),
+                kind if kind == EntryType::new(b'M') => return pieces::part(stream, &name, 0, &data),
                 _ => Vec::new(),
             };
             stream.entry(kind, name.as_bytes(), target.as_bytes(), &data)
@@ -50,7 +53,15 @@ fn entries() -> impl Strategy<Value = Stream> {
 
 fn valid() -> Stream {
     let stream = Stream::directory().file("item/a", b"data").dir("item/b").link("item/b/link", "../a");
-    stream.entry(EntryType::GNULongName, b"", b"", b"item/b/name\0").file("item/b/name", b"more").end()
+    let stream =
+        stream.entry(EntryType::GNULongName, b"", b"", b"item/b/name\0").file("item/b/name", b"more");
+    pieces::with_hole(stream, "item/c", b"data").end()
+}
+
+/// A file in parts, the first of which has holes.
+fn valid_in_parts() -> Stream {
+    let stream = pieces::with_hole(Stream::default(), "item", b"data");
+    pieces::part(stream, "item", 8, b"more").end()
 }
 
 proptest! {
@@ -77,10 +88,11 @@ proptest! {
     fn of_a_changed_stream(
         changes in vec((any::<Index>(), any::<u8>()), 1..6),
         right in any::<bool>(),
+        in_parts in any::<bool>(),
         links in links(),
     ) {
         let outside = Outside::new();
-        let mut bytes = valid().bytes;
+        let mut bytes = if in_parts { valid_in_parts() } else { valid() }.bytes;
         for (index, byte) in changes {
             let index = index.index(bytes.len());
             bytes[index] = byte;
@@ -109,6 +121,7 @@ proptest! {
 }
 
 #[test]
-fn the_stream_that_is_changed_is_a_good_one() {
-    assert_eq!(Outside::new().unpack(&valid().bytes, &LIMITS, Links::Inside).unwrap().entries, 5);
+fn the_streams_that_are_changed_are_good_ones() {
+    assert_eq!(Outside::new().unpack(&valid().bytes, &LIMITS, Links::Inside).unwrap().entries, 6);
+    assert_eq!(Outside::new().unpack(&valid_in_parts().bytes, &LIMITS, Links::Inside).unwrap().bytes, 12);
 }

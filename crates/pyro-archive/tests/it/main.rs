@@ -5,6 +5,7 @@ mod arbitrary;
 mod hostile;
 mod merge;
 mod pack;
+mod pieces;
 mod round_trip;
 mod streams;
 mod swap;

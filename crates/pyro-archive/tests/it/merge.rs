@@ -109,8 +109,14 @@ fn a_file_that_is_written_over_keeps_its_owner_and_mode() {
     set_mode(&place, 0o750);
     assert_eq!(write(b"again", 0o644), (0o750, theirs.0, theirs.1));
     set_mode(&place, 0o600);
-    assert_eq!(write(b"executable", 0o755), (0o711, theirs.0, theirs.1));
+    // Who may not read it may not execute it either.
+    assert_eq!(write(b"executable", 0o755), (0o700, theirs.0, theirs.1));
     assert_eq!(fs::read(&place).unwrap(), b"executable");
+    set_mode(&place, 0o640);
+    assert_eq!(write(b"for the group", 0o755), (0o750, theirs.0, theirs.1));
+    // Other contents than those that were trusted to run as their owner.
+    set_mode(&place, 0o6755);
+    assert_eq!(write(b"trusted?", 0o644), (0o755, theirs.0, theirs.1));
 }
 
 #[test]

@@ -298,9 +298,16 @@ type ChunkSink<'a> = Pin<Box<dyn Sink<Bytes, Error = FrameError> + 'a>>;
 /// Maximum length of such a name with its reason, in characters.
 const MAX_EXAMPLE_CHARS: usize = 400;
 
-/// Returns a guest's text in a form that is safe for a terminal.
+/// Returns a guest's text in a form that is safe for a terminal. A name that the guest has escaped already stays as it is.
 fn printable(name: &str) -> String {
-    name.chars().take(MAX_EXAMPLE_CHARS).flat_map(char::escape_debug).collect()
+    let mut text = String::new();
+    for character in name.chars().take(MAX_EXAMPLE_CHARS) {
+        match character {
+            '\\' | '\'' | '"' => text.push(character),
+            _ => text.extend(character.escape_debug()),
+        }
+    }
+    text
 }
 
 fn not_delivered(error: FrameError) -> CopyError {

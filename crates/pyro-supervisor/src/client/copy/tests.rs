@@ -185,3 +185,11 @@ async fn a_slow_guest_is_not_given_up() {
     received.unwrap();
     assert!(after > COPY_STEP_LIMIT * 7, "{after:?}");
 }
+
+#[test]
+fn names_that_the_guest_has_escaped_stay_as_they_are() {
+    for escaped in [r"item/\u{1b}[2J\n: a fifo", r"don't: a socket"] {
+        assert_eq!(printable(escaped), escaped);
+    }
+    assert_eq!(printable("a\u{1b}\n"), r"a\u{1b}\n");
+}
