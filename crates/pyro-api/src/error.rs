@@ -172,6 +172,12 @@ impl Error {
         Self::new(ErrorKind::InvalidInput, "timeout_seconds must be positive").hint(Hint::PositiveTimeout)
     }
 
+    /// The time limit of a command is longer than its task can live, which is `most` seconds.
+    pub fn timeout_beyond_lifetime(most: i64) -> Self {
+        let message = format!("timeout_seconds must be at most {most}, which is left of the task's lifetime");
+        Self::new(ErrorKind::InvalidInput, message).hint(Hint::ExtendLifetime)
+    }
+
     /// No VM or task has this id. `id` may be any text; it is escaped and cut before it is shown.
     pub fn not_found(kind: Kind, id: &str) -> Self {
         Self::new(ErrorKind::NotFound, format!("{kind} '{}' does not exist", shown(id))).hint(match kind {

@@ -131,6 +131,12 @@ hints! {
     AnotherName => { all: "choose another name, or delete or rename that task" }
     /// A longer lifetime for the next VM.
     LongerLifetime => { all: "create a new one; for a longer lifetime set ttl_seconds, at most 3600" }
+    /// A longer lifetime for a task, before a long command.
+    ExtendLifetime => {
+        person: "extend it with `pyro task extend`, or set a smaller time limit",
+        model: "extend it, or set a smaller timeout_seconds",
+        program: "extend it with extend_task(), or set a smaller timeout_seconds"
+    }
     /// A longer lifetime for this one.
     LargerTtl => { all: "set a larger ttl_seconds" }
     /// What counts towards the maximum number of VMs.
@@ -358,7 +364,7 @@ hints! {
         program: "start it with a streamed input, then send it with input_task()"
     }
     /// The user of a command does not exist.
-    ExistingUser => { all: "user must be a user of the guest, as in its /etc/passwd, or a number" }
+    ExistingUser => { all: "expected a user in the guest's /etc/passwd, or a number" }
     /// The shell of a command does not exist.
     ExistingShell => { all: "install the shell in the guest, or leave it out to use /bin/sh" }
     /// The command cannot have a NUL character.

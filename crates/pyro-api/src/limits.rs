@@ -20,7 +20,9 @@ use crate::{Error, ErrorKind, HostCa, VmSpec};
 
 const VCPU_COUNT: RangeInclusive<u32> = 1..=8;
 const MEM_MIB: RangeInclusive<u32> = 256..=32768;
-const TTL_SECONDS: RangeInclusive<u32> = 60..=3600;
+/// Longest lifetime in seconds.
+pub const MAX_TTL_SECONDS: u32 = 3600;
+const TTL_SECONDS: RangeInclusive<u32> = 60..=MAX_TTL_SECONDS;
 
 const DISK_MIB: RangeInclusive<u32> = 256..=1_048_576;
 

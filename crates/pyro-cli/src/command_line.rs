@@ -58,7 +58,7 @@ fn refuse_misplaced_flags(
     if command_line.iter().take(before_words).any(|word| word == "--") {
         return Ok(());
     }
-    // No program is called so, and a mistyped flag must not start anything.
+    // No program has such a name, and a mistyped flag must not start anything.
     if let Some(flag) = words.first().and_then(|word| word.to_str()).filter(|word| word.starts_with('-')) {
         return Err(grammar.error(
             ErrorKind::UnknownArgument,

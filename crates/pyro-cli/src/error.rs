@@ -6,7 +6,7 @@ use pyro_demo::ollama::DemoError;
 use pyro_engine::{Error, ErrorKind};
 
 use crate::client_config::InstallError;
-use crate::commands::command::VariableError;
+use crate::commands::command::{OptionsError, VariableError};
 use crate::config::ConfigError;
 use crate::exit::Exit;
 use crate::printer::OutputError;
@@ -25,9 +25,13 @@ pub(crate) enum CliError {
     /// A variable for a command cannot be passed on.
     #[error(transparent)]
     Variable(#[from] VariableError),
-    /// The terminal of a command is gone. The command goes on.
+    /// Options of a command do not fit together.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// The terminal of a command is gone. The command goes on, unless it is a login shell.
     #[error(
-        "the terminal is gone; what command was started in task {0} keeps running, and `pyro task logs {0}` shows it"
+        "the terminal is closed; a command that has started in task {0} keeps running, and `pyro task logs {0}` shows it; \
+         `pyro task stdin {0}` continues its input; a login shell is ended"
     )]
     Left(String),
     /// The words after the environment are not a command.
@@ -69,9 +73,9 @@ impl CliError {
             Self::Left(_) => Exit::Stopped(Signal::Hangup),
             Self::Output(error) if error.is_broken_pipe() => Exit::BrokenPipe,
             Self::Engine(error) => exit_of(error.kind),
+            Self::Variable(_) | Self::Options(_) => Exit::Usage,
             Self::Config(_)
             | Self::Install(_)
-            | Self::Variable(_)
             | Self::Words(_)
             | Self::Demo(_)
             | Self::Output(_)

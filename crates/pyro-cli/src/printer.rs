@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pyro_engine::OutputStream;
 
+use crate::terminal;
 use crate::text::printable;
 
 /// Writes results to stdout and everything else to stderr.
@@ -148,7 +149,8 @@ impl Printer {
 }
 
 fn note(sink: &dyn Sink, line: &str) {
-    let _ = sink.write(OutputStream::Stderr, format!("{}\n", printable(line)).as_bytes());
+    let end = if terminal::is_raw() { "\r\n" } else { "\n" };
+    let _ = sink.write(OutputStream::Stderr, format!("{}{end}", printable(line)).as_bytes());
 }
 
 #[cfg(test)]

@@ -35,7 +35,9 @@ impl Report {
             CliError::Unread(_) => return None,
             CliError::Config(cause) => Self::new("configuration", error, cause.hint.as_slice()),
             CliError::Install(cause) => Self::new("client_settings", error, cause.hint.as_slice()),
-            CliError::Words(_) | CliError::Variable(_) => Self::new("invalid_input", error, &[]),
+            CliError::Words(_) | CliError::Variable(_) | CliError::Options(_) => {
+                Self::new("invalid_input", error, &[])
+            }
             // The engine's error says that it was stopped.
             CliError::Engine(cause) | CliError::Stopped(_, cause) => {
                 Self::new(cause.kind.as_str(), cause, &cause.hints_for(Reader::Person))

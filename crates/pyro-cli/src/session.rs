@@ -9,6 +9,7 @@
 //! The engine cleans up after every call, and the session waits for it. Only a third signal ends the wait.
 
 use std::future::Future;
+use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::error::CliError;
 use crate::printer::{OutputError, Printer};
 use crate::progress::PullProgress;
 use crate::signals::{self, Signal};
-use crate::stdin::{self, Passed};
+use crate::stdin::{self, Passed, Source};
 use crate::terminal::RawMode;
 
 /// Maximum number of events in the queue before the engine has to wait.
@@ -89,7 +90,7 @@ where
     block_on(async {
         let requests = signals::listen()?;
         let failed = |error| CliError::System("standard input cannot be passed on".to_owned(), error);
-        let input = stdin::pass_on(interaction.passed).map_err(failed)?;
+        let Source { input, failure } = stdin::pass_on(interaction.passed).map_err(failed)?;
         let mut raw = interaction.is_raw.then(RawTerminal::default);
         // A task runs already, so its command begins at once.
         if let (Some(raw), Some(_)) = (&mut raw, task) {
@@ -102,6 +103,8 @@ where
             raw,
             task,
             requests,
+            input_failure: failure,
+            unread: None,
             stop: None,
         };
         watch.follow(|events, cancel| call(CallContext { input, ..CallContext::new(events, cancel) })).await
@@ -132,7 +135,18 @@ where
 {
     block_on(async {
         let requests = signals::listen()?;
-        let watch = Watch { printer, quiet, on_terminal: false, raw: None, task: None, requests, stop: None };
+        let (_, input_failure) = mpsc::channel(1);
+        let watch = Watch {
+            printer,
+            quiet,
+            on_terminal: false,
+            raw: None,
+            task: None,
+            requests,
+            input_failure,
+            unread: None,
+            stop: None,
+        };
         watch.follow(call).await
     })
 }
@@ -146,7 +160,10 @@ struct Watch<'a> {
     task: Option<&'a str>,
     /// Requests to stop.
     requests: mpsc::Receiver<Signal>,
-    /// The first of them.
+    /// Why standard input cannot be read, which ends the command.
+    input_failure: mpsc::Receiver<io::Error>,
+    unread: Option<io::Error>,
+    /// The first request to stop.
     stop: Option<Signal>,
 }
 
@@ -170,6 +187,10 @@ impl Watch<'_> {
             tokio::select! {
                 result = &mut call => break result,
                 end = &mut show, if ended_show.is_none() => ended_show = Some(end),
+                Some(error) = self.input_failure.recv() => {
+                    self.unread = Some(error);
+                    cancel.cancel();
+                }
                 Some(signal) = self.requests.recv() => {
                     if let (Signal::Hangup, Some(task)) = (signal, self.task) {
                         // The command is not cancelled.
@@ -213,7 +234,11 @@ impl Watch<'_> {
         }
     }
 
-    fn outcome<T>(&self, result: Result<T, Error>, end: ShowEnd) -> Result<(T, Shown), CliError> {
+    fn outcome<T>(self, result: Result<T, Error>, end: ShowEnd) -> Result<(T, Shown), CliError> {
+        if let (Err(_), Some(error), None) = (&result, self.unread, self.stop) {
+            let text = "cannot read standard input; the command was ended";
+            return Err(CliError::System(text.to_owned(), error));
+        }
         match (result, end.loss, self.stop) {
             (_, Some(Loss::Unread), Some(signal)) => Err(CliError::Unread(signal)),
             (Err(error), _, Some(signal)) => Err(CliError::Stopped(signal, error)),

@@ -41,6 +41,11 @@ impl Drop for RawMode {
     }
 }
 
+/// Returns whether the terminal is in raw mode, in which a newline does not begin a line.
+pub(crate) fn is_raw() -> bool {
+    BEFORE.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+}
+
 fn restore() {
     // A panic while this is locked cannot happen: nothing in between panics.
     if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {

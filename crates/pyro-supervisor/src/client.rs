@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures::future::{FusedFuture, OptionFuture};
 use futures::{FutureExt, SinkExt, StreamExt};
-use pyro_wire::{Exec, Frame, FrameCodec};
+use pyro_wire::{Exec, Frame, FrameCodec, FrameError};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout};
 use tokio_util::codec::Framed;
@@ -25,7 +25,7 @@ pub use self::input::{CommandInput, InputStream};
 use self::process::Process;
 pub use self::start::{Lifeline, StartError, make_template, start};
 pub(crate) use self::start::{SPARE_LIMIT, claim, kill_silent_spare, spawn};
-use super::conversation::{CommandOutcome, HOST_MARGIN, OutputChunk};
+use super::conversation::{CommandOutcome, GUEST_MARGIN, HOST_MARGIN, OutputChunk};
 use super::dir;
 use super::protocol::{
     ClientStream, CommandKey, GENERATION, Greeting, Opening, Reply, Request, other_version,
@@ -84,6 +84,12 @@ pub enum RunError {
     /// The caller cancelled the command. It was not started, or is being ended.
     #[error("the command was cancelled")]
     Cancelled,
+    /// The command could not be given its input, and was ended. It has a record if it is in the journal.
+    #[error("the command was ended, because its input could not be sent: {cause}")]
+    InputFailed {
+        /// Why.
+        cause: String,
+    },
     /// The supervisor was lost, or fell silent while the command ran. If the command has a number, its record will say
     /// more.
     #[error("the supervisor of the VM was lost")]
@@ -206,8 +212,13 @@ impl Client {
                     return Err(give_up(stream, &mut on_output).await);
                 }
                 frame = stream.next() => frame,
-                // How the command ends says what became of its input.
-                _ = &mut feeding, if !feeding.is_terminated() => continue,
+                fed = &mut feeding, if !feeding.is_terminated() => match fed.flatten() {
+                    Some(cause) => {
+                        return end_without_input(stream, sequence, cause, &mut on_output).await;
+                    }
+                    // How the command ends says what became of its input.
+                    None => continue,
+                },
                 () = tokio::time::sleep_until(deadline) => return Err(RunError::Lost { sequence }),
             };
             match frame {
@@ -219,16 +230,24 @@ impl Client {
                     }
                     deadline = Instant::now() + patience;
                 }
-                Some(Ok(Frame::Output(stream, bytes))) => {
+                Some(Ok(Frame::Output(from, bytes))) => {
                     let received = Instant::now();
-                    let mut taken = pin!(on_output(OutputChunk { stream, bytes }));
-                    loop {
-                        tokio::select! {
-                            biased;
-                            () = cancel.cancelled() => break,
-                            () = &mut taken => break,
-                            _ = &mut feeding, if !feeding.is_terminated() => {}
+                    let mut input_failure = None;
+                    {
+                        let mut taken = pin!(on_output(OutputChunk { stream: from, bytes }));
+                        loop {
+                            tokio::select! {
+                                biased;
+                                () = cancel.cancelled() => break,
+                                () = &mut taken => break,
+                                fed = &mut feeding, if !feeding.is_terminated() => {
+                                    input_failure = fed.flatten();
+                                }
+                            }
                         }
+                    }
+                    if let Some(cause) = input_failure {
+                        return end_without_input(stream, sequence, cause, &mut on_output).await;
                     }
                     // The supervisor is not responsible for the time in which the caller did not read.
                     deadline += received.elapsed();
@@ -455,27 +474,51 @@ fn unexpected(reply: Reply) -> RunError {
 fn patience(exec: &Exec) -> Duration {
     Duration::from_millis(exec.timeout_ms)
         + Duration::from_millis(exec.kill_grace_ms)
-        + HOST_MARGIN * 2
+        + GUEST_MARGIN
+        + HOST_MARGIN
         + RECORD_LIMIT
 }
 
 /// Asks the supervisor not to start the command, or to end it, and waits for that. A frozen supervisor reads this before
 /// it starts the command.
 async fn give_up(mut stream: ClientStream, on_output: &mut impl AsyncFnMut(OutputChunk)) -> RunError {
-    let end = async {
-        if stream.send(Frame::Control(Request::Cancel)).await.is_err() {
-            return;
-        }
-        loop {
-            match stream.next().await {
-                Some(Ok(Frame::Output(stream, bytes))) => on_output(OutputChunk { stream, bytes }).await,
-                Some(Ok(Frame::Control(Reply::Accepted { .. }))) => {}
-                _ => return,
-            }
-        }
-    };
-    let _ = timeout(CANCEL_LIMIT, end).await;
+    let _ = timeout(CANCEL_LIMIT, cancelled(&mut stream, on_output)).await;
     RunError::Cancelled
+}
+
+/// Ends a command that cannot be given its input. One that has ended by itself meanwhile did not need it.
+async fn end_without_input(
+    mut stream: ClientStream,
+    sequence: Option<u64>,
+    cause: String,
+    on_output: &mut impl AsyncFnMut(OutputChunk),
+) -> Result<Ran, RunError> {
+    match timeout(CANCEL_LIMIT, cancelled(&mut stream, on_output)).await {
+        Ok(Ok(Some(outcome))) if !matches!(&outcome, CommandOutcome::Ended(end) if end.killed) => {
+            Ok(Ran { sequence, outcome })
+        }
+        // The supervisor is gone, and the record of the command says more.
+        Ok(Err(_)) => Err(RunError::Lost { sequence }),
+        Ok(Ok(None)) if sequence.is_some() => Err(RunError::Lost { sequence }),
+        Ok(Ok(_)) | Err(_) => Err(RunError::InputFailed { cause }),
+    }
+}
+
+/// Cancels a command. Returns its outcome; `None` if the supervisor closes the connection, as it does for a command
+/// without a journal.
+async fn cancelled(
+    stream: &mut ClientStream,
+    on_output: &mut impl AsyncFnMut(OutputChunk),
+) -> Result<Option<CommandOutcome>, FrameError> {
+    stream.send(Frame::Control(Request::Cancel)).await?;
+    loop {
+        match stream.next().await {
+            Some(Ok(Frame::Output(stream, bytes))) => on_output(OutputChunk { stream, bytes }).await,
+            Some(Ok(Frame::Control(Reply::Accepted { .. }))) => {}
+            Some(Ok(Frame::Control(Reply::Ended(outcome)))) => return Ok(Some(outcome)),
+            _ => return Ok(None),
+        }
+    }
 }
 
 #[cfg(test)]

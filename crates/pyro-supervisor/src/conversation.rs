@@ -16,8 +16,15 @@ use tokio::time::Instant;
 
 use crate::mux::{RequestStream, call};
 
-/// Time limit for the guest to report an end, beyond a command's own limit and grace.
+/// Time limit for the guest to take a message or to answer one.
 pub(crate) const HOST_MARGIN: Duration = Duration::from_secs(5);
+/// Time that the guest may take to read its user's login environment and to start a command. It takes a request to end the
+/// command meanwhile.
+const START_LIMIT: Duration = Duration::from_secs(10);
+/// Time limit for the guest to report an end, beyond a command's grace: what the command leaves is ended first.
+const END_MARGIN: Duration = HOST_MARGIN.saturating_add(Duration::from_secs(2));
+/// Time that a guest may take for a command beyond the command's own limit and grace, before it counts as lost.
+pub(crate) const GUEST_MARGIN: Duration = START_LIMIT.saturating_add(END_MARGIN);
 /// Maximum length of a guest's reason that is kept, in characters.
 const MAX_CAUSE_CHARS: usize = 1000;
 
@@ -86,7 +93,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     on_output: &mut impl AsyncFnMut(OutputChunk),
 ) -> CommandOutcome {
     let limit = Duration::from_millis(exec.timeout_ms);
-    let grace = Duration::from_millis(exec.kill_grace_ms) + HOST_MARGIN;
+    let grace = Duration::from_millis(exec.kill_grace_ms) + END_MARGIN;
     let mut stream = match tokio::time::timeout(HOST_MARGIN, call(stream, exec)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return CommandOutcome::not_run(&io::Error::other(error).to_string()),
@@ -98,7 +105,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     let mut terminate = pin!(terminate);
     let mut terminated = false;
     // When the guest counts as lost. The guest is not responsible for the time in which the host itself did not read.
-    let mut deadline = started + limit + grace;
+    let mut deadline = started + START_LIMIT + limit + grace;
     loop {
         let frame = tokio::select! {
             biased;

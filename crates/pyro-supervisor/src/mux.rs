@@ -20,7 +20,7 @@ use tokio_util::codec::{Decoder, Encoder, Framed};
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, Mode};
 
-/// Maximum number of client requests in flight, that is of commands running at once in one guest. Of the 256 streams
+/// Maximum number of client requests in flight, such as commands that run; a command that takes input counts twice. Of the 256 streams
 /// that yamux opens before the guest has answered on any of them, some are reserved for the supervisor.
 const MAX_REQUESTS: usize = 250;
 /// Maximum number of streams in yamux. More than there can be: exceeding it would close the whole channel, and closed
@@ -127,8 +127,18 @@ pub(crate) type Permit = OwnedSemaphorePermit;
 impl Streams {
     /// Opens a new stream to the guest for a client's request.
     pub(crate) async fn open(&self) -> Result<(yamux::Stream, Permit), OpenError> {
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| OpenError::TooMany)?;
-        Ok((self.open_reserved().await.ok_or(OpenError::Closed)?, permit))
+        let permit = self.reserve()?;
+        Ok((self.open_with(&permit).await?, permit))
+    }
+
+    /// Returns the permit for a stream that may be opened later.
+    pub(crate) fn reserve(&self) -> Result<Permit, OpenError> {
+        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| OpenError::TooMany)
+    }
+
+    /// Opens a new stream to the guest with a permit that no open stream uses.
+    pub(crate) async fn open_with(&self, _permit: &Permit) -> Result<yamux::Stream, OpenError> {
+        self.open_reserved().await.ok_or(OpenError::Closed)
     }
 
     /// Waits until the channel is closed, by either end.
@@ -146,13 +156,23 @@ impl Streams {
     /// Returns the guest's answer to one of the supervisor's own requests, without the output that may precede it;
     /// clients cannot use up its stream. `None` when there is no answer.
     pub(crate) async fn ask<C: Call>(&self, request: C) -> Option<C::Reply> {
-        let stream = self.open_reserved().await?.compat();
-        let mut stream = call(Framed::new(stream, FrameCodec::default()), request).await.ok()?;
-        loop {
-            match stream.next().await?.ok()? {
-                Frame::Control(reply) => return Some(reply),
-                Frame::Output(..) => {}
-            }
+        answer(self.open_reserved().await?, request).await
+    }
+
+    /// Returns the guest's answer to a request of a client, which counts as [`Self::open`] counts it. `None` when there is no
+    /// answer.
+    pub(crate) async fn ask_for_client<C: Call>(&self, request: C) -> Result<Option<C::Reply>, OpenError> {
+        let (stream, _permit) = self.open().await?;
+        Ok(answer(stream, request).await)
+    }
+}
+
+async fn answer<C: Call>(stream: yamux::Stream, request: C) -> Option<C::Reply> {
+    let mut stream = call(Framed::new(stream.compat(), FrameCodec::default()), request).await.ok()?;
+    loop {
+        match stream.next().await?.ok()? {
+            Frame::Control(reply) => return Some(reply),
+            Frame::Output(..) => {}
         }
     }
 }

@@ -101,7 +101,7 @@ pub(crate) enum Request {
     Signal {
         /// The command.
         command: CommandKey,
-        /// Number of the signal, 1 to 64.
+        /// Number of the signal, 1 to 31.
         signal: i32,
     },
     /// Report how a command ends. Answered by [`Reply::Ended`] or [`Reply::NotRunning`].
@@ -154,8 +154,10 @@ pub enum InputOutcome {
     Taken,
     /// The command closed its standard input, or ended, before that.
     Closed,
-    /// No such command runs and takes input.
+    /// No such command runs.
     NotRunning,
+    /// The command takes no input.
+    NoInput,
     /// Another client sends input to the command.
     Busy,
 }

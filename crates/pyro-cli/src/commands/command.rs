@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -93,12 +93,58 @@ pub(crate) enum VariableError {
     NotUtf8(String),
 }
 
+/// Why options of a command do not fit together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum OptionsError {
+    /// There is no command that the option could apply to.
+    #[error("{0} needs a command")]
+    NeedsCommand(&'static str),
+    /// A login shell that nothing can be typed into.
+    #[error("-t needs -i or a command; use -it for a login shell")]
+    NeedsInput,
+    /// `-it` with a standard input that is not a terminal.
+    #[error("-it needs a terminal as standard input; leave out -t to pass on a pipe or a file")]
+    NotATerminal,
+}
+
 impl CommandArgs {
     /// Returns the command of these words.
     ///
     /// # Errors
-    /// There are no words, or a word or a variable cannot be passed on.
+    /// There are no words, the options do not fit together, or a word or a variable cannot be passed on.
     pub(crate) fn command(&self, words: &[OsString]) -> Result<Command, CliError> {
+        self.check(words, io::stdin().is_terminal())?;
+        self.command_on(words, |name| std::env::var_os(name))
+    }
+
+    fn check(&self, words: &[OsString], is_terminal: bool) -> Result<(), OptionsError> {
+        if words.is_empty() && self.argv {
+            return Err(OptionsError::NeedsCommand("--argv"));
+        }
+        if words.is_empty() && self.shell.is_some() {
+            return Err(OptionsError::NeedsCommand("--shell"));
+        }
+        match (self.tty, self.interactive) {
+            (true, true) if !is_terminal => Err(OptionsError::NotATerminal),
+            (true, false) if words.is_empty() => Err(OptionsError::NeedsInput),
+            _ => Ok(()),
+        }
+    }
+
+    fn command_on(
+        &self,
+        words: &[OsString],
+        own: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Command, CliError> {
+        let mut env = self.variables(&own)?;
+        // Programs in the guest draw on this terminal.
+        if self.tty
+            && !env.contains_key("TERM")
+            && let Some(term) =
+                own("TERM").and_then(|term| term.into_string().ok()).filter(|term| !term.is_empty())
+        {
+            env.insert("TERM".to_owned(), term);
+        }
         let command = match words {
             [] if self.tty => Command::default(),
             [] => return Err(WordsError::Missing.into()),
@@ -106,10 +152,10 @@ impl CommandArgs {
             words => Command::new(words::join(words)?),
         };
         Ok(Command {
-            shell: self.shell.clone().filter(|_| !words.is_empty()),
+            shell: self.shell.clone(),
             timeout_seconds: self.timeout_seconds,
             cwd: self.cwd.clone(),
-            env: self.variables(|name| std::env::var_os(name))?,
+            env,
             user: self.user.clone(),
             stdin: None,
             input: if self.interactive { InputMode::Stream } else { InputMode::None },
@@ -161,12 +207,15 @@ impl CommandArgs {
 }
 
 fn variables_in(path: &Path) -> Result<Vec<Variable>, VariableError> {
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_ENV_FILE_BYTES + 1).read_to_string(&mut text));
-    read.map_err(|error| VariableError::File(path.to_owned(), error))?;
-    if text.len() as u64 > MAX_ENV_FILE_BYTES {
+    let unreadable = |error| VariableError::File(path.to_owned(), error);
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_ENV_FILE_BYTES + 1).read_to_end(&mut bytes));
+    read.map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_ENV_FILE_BYTES {
         return Err(VariableError::TooLarge(path.to_owned()));
     }
+    let text = String::from_utf8(bytes)
+        .map_err(|error| unreadable(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     let lines = text.lines().enumerate().filter(|(_, line)| {
         let line = line.trim_start();
         !line.is_empty() && !line.starts_with('#')

@@ -87,6 +87,8 @@ where
             raw: None,
             task: None,
             requests,
+            input_failure: mpsc::channel(1).1,
+            unread: None,
             stop: None,
         };
         watch.follow(|events, cancel| call(events, cancel, signals)).await

@@ -71,7 +71,7 @@ fn a_task_from_its_creation_to_its_end() {
     assert_eq!((&read["stdout"], &read["sequence"]), (&"note\nme\n".into(), &2.into()));
 
     let long =
-        json!({ "task_id": id, "command": "echo begun; sleep 500", "timeout_seconds": 600, "detach": true });
+        json!({ "task_id": id, "command": "echo begun; sleep 500", "timeout_seconds": 300, "detach": true });
     let detached = client.call("task_exec", long);
     assert_eq!((&detached["sequence"], &detached["outcome"]), (&3.into(), &"running".into()));
     let wait = json!({ "task_id": id, "sequence": 3, "timeout_seconds": 1 });

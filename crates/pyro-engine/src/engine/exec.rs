@@ -177,7 +177,10 @@ pub(super) fn refuse_guest_only(command: &CheckedCommand) -> Result<(), Error> {
         CheckedCommand { user: Some(_), .. } => refused("user"),
         CheckedCommand { program: CheckedProgram::Shell { shell: Some(_), .. }, .. } => refused("shell"),
         CheckedCommand { input: CheckedInput::Text(_) | CheckedInput::Stream, .. } => refused("stdin"),
-        CheckedCommand { terminal: Some(_), .. } => refused("a terminal"),
+        CheckedCommand { terminal: Some(_), .. } => {
+            let message = "terminals are not available in host compatibility mode";
+            Err(Error::new(ErrorKind::InvalidInput, message))
+        }
         _ => Ok(()),
     }
 }
@@ -191,7 +194,7 @@ pub(super) fn guest_cwd(command: &CheckedCommand) -> String {
     }
 }
 
-/// Returns the error for a command that surely did not start.
+/// Returns the error for a command that surely did not start, or that was ended for want of its input.
 pub(super) fn not_delivered(error: RunError) -> Error {
     match error {
         RunError::NotDelivered(ConnectError::Unreachable(cause)) => {
@@ -203,6 +206,8 @@ pub(super) fn not_delivered(error: RunError) -> Error {
         RunError::NotDelivered(error) => not_asked(error),
         RunError::Refused { cause } => Error::new(ErrorKind::NotDelivered, cause).hint(Hint::SafeToRepeat),
         RunError::Cancelled => Error::cancelled(),
+        // It ran, in part.
+        error @ RunError::InputFailed { .. } => Error::new(ErrorKind::OutcomeUnknown, error.to_string()),
         RunError::Lost { .. } | RunError::Unanswered => Error::internal("a command that was delivered"),
     }
 }

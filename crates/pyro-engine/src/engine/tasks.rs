@@ -271,6 +271,29 @@ impl Engine {
         }
     }
 
+    /// Makes sure that a command can use the time limit that its caller chose. A lifetime that begins with each use is
+    /// extended for that.
+    pub(in crate::engine) async fn outlast(
+        &self,
+        seen: &VmRecord,
+        timeout_seconds: Option<i64>,
+    ) -> Result<(), Error> {
+        let Some(wanted) = timeout_seconds else { return Ok(()) };
+        let left = (seen.expires_at - now()).max(0.0) as i64;
+        let lifetime = i64::from(seen.sizing.ttl_seconds);
+        match seen.ttl_from {
+            TtlFrom::Use if wanted <= lifetime => Ok(()),
+            TtlFrom::Use if wanted <= i64::from(limits::MAX_TTL_SECONDS) => {
+                let expires_at = now() + wanted as f64;
+                self.extend_supervised(&seen.vm_id, expires_at).await?;
+                self.renew(&seen.vm_id, seen.sizing.ttl_seconds, expires_at).await.map(drop)
+            }
+            TtlFrom::Use => Err(Error::timeout_beyond_lifetime(limits::MAX_TTL_SECONDS.into())),
+            TtlFrom::Create if wanted <= left => Ok(()),
+            TtlFrom::Create => Err(Error::timeout_beyond_lifetime(left)),
+        }
+    }
+
     /// Gives a task whose record was `seen` a little earlier a new lifetime.
     async fn extend_seen(&self, seen: &VmRecord, ttl_seconds: u32) -> Result<(), Error> {
         let id = &seen.vm_id;

@@ -5,8 +5,8 @@ use futures::stream::BoxStream;
 use futures::{SinkExt, StreamExt};
 use pyro_wire::{Frame, MAX_OUTPUT_BYTES, OutputStream, TerminalSize};
 
-use super::{Client, ConnectError, RunError, ask, unexpected};
-use crate::protocol::{CommandKey, InputOutcome, Reply, Request};
+use super::{Client, ConnectError, RunError, WATCH_PROBE_AFTER, ask, unexpected};
+use crate::protocol::{ClientStream, CommandKey, InputOutcome, Reply, Request};
 
 /// One thing to send to a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,14 +28,26 @@ impl Client {
     /// when the future is dropped.
     ///
     /// # Errors
-    /// The supervisor cannot be reached, was lost, or the guest refused it.
+    /// The supervisor cannot be reached, does not respond any more, was lost, or the guest refused it.
     pub async fn input(
         &self,
         command: CommandKey,
-        mut input: InputStream,
+        input: InputStream,
     ) -> Result<Option<InputOutcome>, RunError> {
         let mut stream = self.connect().await?.stream;
         ask(&mut stream, Request::Input(command)).await?;
+        // A command may take nothing for long, but its supervisor responds.
+        let sent = self.send_input(stream, command, input);
+        let silent = Err(ConnectError::Unresponsive.into());
+        self.while_responsive(WATCH_PROBE_AFTER, sent).await.unwrap_or(silent)
+    }
+
+    async fn send_input(
+        &self,
+        stream: ClientStream,
+        command: CommandKey,
+        mut input: InputStream,
+    ) -> Result<Option<InputOutcome>, RunError> {
         let (mut sink, mut replies) = stream.split();
         let send = async {
             while let Some(event) = input.next().await {
@@ -96,20 +108,30 @@ impl Client {
         }
     }
 
-    /// Sends the input of a command that this client runs. Without input, only the terminal's size is passed on.
-    pub(super) async fn feed(&self, command: CommandKey, takes_input: bool, mut input: InputStream) {
+    /// Sends the input of a command that this client runs. Without input, only the terminal's size is passed on. Returns why
+    /// a command that runs was not given all of its input, unless it closed it.
+    pub(super) async fn feed(
+        &self,
+        command: CommandKey,
+        takes_input: bool,
+        mut input: InputStream,
+    ) -> Option<String> {
         if takes_input {
-            match self.input(command, input).await {
-                Ok(_) | Err(RunError::Lost { .. }) => {}
-                Err(RunError::NotDelivered(ConnectError::Unreachable(_))) => {}
-                Err(error) => tracing::warn!(%error, "the input of a command was not sent"),
-            }
-            return;
+            return match self.input(command, input).await {
+                // How a command ends that has ended says more.
+                Ok(None | Some(InputOutcome::Taken | InputOutcome::Closed | InputOutcome::NotRunning)) => {
+                    None
+                }
+                Ok(Some(InputOutcome::NoInput)) => Some("the command takes no input".to_owned()),
+                Ok(Some(InputOutcome::Busy)) => Some("another caller sends it".to_owned()),
+                Err(error) => Some(error.to_string()),
+            };
         }
         while let Some(event) = input.next().await {
             if let CommandInput::Resize(size) = event {
                 let _ = self.resize(command, size).await;
             }
         }
+        None
     }
 }

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A client that disconnects before its command is accepted has withdrawn it. After that, a disconnect does not affect
-//! a journalled command, and ends one that is not in the journal. A client that does not read its output slows its
+//! a journalled command, unless it is a login shell, and ends one that is not in the journal. A client that does not read its output slows its
 //! command down, until the command is killed or times out; then the supervisor stops waiting for the client.
 
 mod input;
@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use futures::stream::{SplitSink, SplitStream};
 use futures::{FutureExt, SinkExt, StreamExt};
-use pyro_wire::{Exec, Frame, FrameCodec, OutputStream};
+use pyro_wire::{Exec, Frame, FrameCodec, OutputStream, Program};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::codec::Framed;
@@ -64,8 +64,8 @@ struct Shared<S> {
     streams: Streams,
     store: Rc<S>,
     running: RefCell<BTreeMap<u64, Running>>,
-    /// Every command by its number in the guest: whether the guest was sent it.
-    present: RefCell<BTreeMap<u64, watch::Receiver<bool>>>,
+    /// Every command that has not ended, by its number in the guest.
+    addressable: RefCell<BTreeMap<u64, Addressable>>,
     /// Number in the guest of the latest command.
     latest_id: Cell<u64>,
     /// Commands outside the journal, which can only be ended together.
@@ -80,6 +80,18 @@ struct Shared<S> {
     /// Number of commands that have not both ended and been recorded.
     count: watch::Sender<usize>,
 }
+
+/// A command as seen by the clients that send it something.
+#[derive(Clone)]
+struct Addressable {
+    /// Whether the guest was sent the command. Its sender goes when the command ends.
+    is_sent: watch::Receiver<bool>,
+    /// `None`: the command takes no input.
+    input: Option<InputSlot>,
+}
+
+/// The permit for the stream that carries a command's input. `None`: a client uses it.
+type InputSlot = Rc<RefCell<Option<Rc<Permit>>>>;
 
 /// A running command, as seen by the clients that watch or kill it.
 #[derive(Clone)]
@@ -107,7 +119,7 @@ impl<S: Store + 'static> Commands<S> {
             streams,
             store,
             running: RefCell::default(),
-            present: RefCell::default(),
+            addressable: RefCell::default(),
             latest_id: Cell::new(0),
             unnumbered: CancellationToken::new(),
             beginning: watch::Sender::new(0),
@@ -127,7 +139,7 @@ impl<S: Store + 'static> Commands<S> {
             Ok(begun) => begun,
             Err(error) => return reply(&mut client, Reply::Refused { cause: error.to_string() }).await,
         };
-        let exec = Exec { id: begun.presence.id, ..exec };
+        let exec = Exec { id: begun.address.id, ..exec };
         if journal {
             self.run_numbered(begun, exec, detach, client).await;
         } else {
@@ -139,18 +151,18 @@ impl<S: Store + 'static> Commands<S> {
         reply(&mut client, Reply::Accepted { sequence: None, id: exec.id }).await;
         let (sink, reader) = client.split();
         let mut listener = Listener { client: Some(sink), patience: patience(&exec), given_up: false };
-        let Begun { stream, presence, terminate, permit: _permit, counted, .. } = begun;
+        let Begun { stream, address, terminate, permit: _permit, counted, .. } = begun;
         let stream = Framed::new(stream.compat(), FrameCodec::default());
         let mut take = async |chunk: OutputChunk| listener.send(chunk, &terminate).await;
         let ended = terminate.clone().cancelled_owned();
-        let ran = async { converse(stream, exec, || presence.sent(), ended, &mut take).await };
+        let ran = async { converse(stream, exec, || address.sent(), ended, &mut take).await };
         let outcome = tokio::select! {
             biased;
             // Dropping the stream ends the command.
             () = gone(reader) => return,
             outcome = ran => outcome,
         };
-        drop(presence);
+        drop(address);
         // The end of the VM does not wait for a client that does not read.
         drop(counted);
         if let Some(client) = &mut listener.client {
@@ -159,7 +171,7 @@ impl<S: Store + 'static> Commands<S> {
     }
 
     async fn run_numbered(&self, begun: Begun<S>, exec: Exec, detach: bool, mut client: ServerStream) {
-        let Begun { sequence, presence, stream, permit, terminate, progress, counted } = begun;
+        let Begun { sequence, address, stream, permit, terminate, progress, counted } = begun;
         let mut log = CommandLog::new(self.0.dir.clone(), sequence);
         self.0.room.set(log::room_now(&self.0.dir, self.0.room.get()));
         let mut withdrawn = is_withdrawn(&mut client);
@@ -175,7 +187,8 @@ impl<S: Store + 'static> Commands<S> {
             CommandOutcome::not_run("its caller withdrew it before it began")
         } else {
             if !detach {
-                tokio::task::spawn_local(cancel(reader, terminate.clone()));
+                let is_login_shell = exec.program == Program::LoginShell;
+                tokio::task::spawn_local(cancel(reader, terminate.clone(), is_login_shell));
             }
             let mut take = async |chunk: OutputChunk| {
                 let room = self.0.room.get();
@@ -185,9 +198,9 @@ impl<S: Store + 'static> Commands<S> {
             };
             let stream = Framed::new(stream.compat(), FrameCodec::default());
             let ended = terminate.clone().cancelled_owned();
-            converse(stream, exec, || presence.sent(), ended, &mut take).await
+            converse(stream, exec, || address.sent(), ended, &mut take).await
         };
-        drop((permit, presence));
+        drop((permit, address));
         if matches!(&outcome, CommandOutcome::Ended(end) if end.timed_out) {
             let note = log.note(&timeout_note(timeout));
             progress.send_modify(|progress| (progress.stdout, progress.stderr) = log.kept());
@@ -213,6 +226,8 @@ impl<S: Store + 'static> Commands<S> {
             return Err(NotBegun::Stopping);
         }
         let (stream, permit) = self.0.streams.open().await?;
+        // A command that is accepted can be sent its input.
+        let input = exec.input.then(|| self.0.streams.reserve()).transpose()?;
         // `end_all` may have run in the meantime, and it does not wait for commands that are not counted.
         if self.0.closed.get() {
             return Err(NotBegun::Stopping);
@@ -220,21 +235,21 @@ impl<S: Store + 'static> Commands<S> {
         // From here on the end of the VM waits for this command.
         let counted = Counted::new(&self.0.count);
         let (progress, watched) = watch::channel(Progress::default());
-        let presence = Presence::new(&self.0);
+        let address = Address::new(&self.0, input);
         if !journal {
             let terminate = self.0.unnumbered.child_token();
-            return Ok(Begun { sequence: 0, presence, stream, permit, terminate, progress, counted });
+            return Ok(Begun { sequence: 0, address, stream, permit, terminate, progress, counted });
         }
         self.0.beginning.send_modify(|count| *count += 1);
         let begun = match self.0.store.record_command(&self.0.vm_id, exec).await {
             Ok(sequence) => {
                 let terminate = CancellationToken::new();
-                let running = Running { id: presence.id, terminate: terminate.clone(), progress: watched };
+                let running = Running { id: address.id, terminate: terminate.clone(), progress: watched };
                 self.0.running.borrow_mut().insert(sequence, running);
                 if self.0.closed.get() {
                     terminate.cancel();
                 }
-                Ok(Begun { sequence, presence, stream, permit, terminate, progress, counted })
+                Ok(Begun { sequence, address, stream, permit, terminate, progress, counted })
             }
             Err(error) => {
                 drop(counted);
@@ -373,7 +388,7 @@ enum NotBegun {
 
 struct Begun<S> {
     sequence: u64,
-    presence: Presence<S>,
+    address: Address<S>,
     stream: yamux::Stream,
     permit: Permit,
     terminate: CancellationToken,
@@ -382,18 +397,19 @@ struct Begun<S> {
 }
 
 /// A command's number in the guest, under which clients find it for as long as this lives.
-struct Presence<S> {
+struct Address<S> {
     id: u64,
     is_sent: watch::Sender<bool>,
     shared: Rc<Shared<S>>,
 }
 
-impl<S> Presence<S> {
-    fn new(shared: &Rc<Shared<S>>) -> Self {
+impl<S> Address<S> {
+    fn new(shared: &Rc<Shared<S>>, input: Option<Permit>) -> Self {
         let id = shared.latest_id.get() + 1;
         shared.latest_id.set(id);
         let (is_sent, watched) = watch::channel(false);
-        shared.present.borrow_mut().insert(id, watched);
+        let input = input.map(|permit| Rc::new(RefCell::new(Some(Rc::new(permit)))));
+        shared.addressable.borrow_mut().insert(id, Addressable { is_sent: watched, input });
         Self { id, is_sent, shared: Rc::clone(shared) }
     }
 
@@ -403,9 +419,9 @@ impl<S> Presence<S> {
     }
 }
 
-impl<S> Drop for Presence<S> {
+impl<S> Drop for Address<S> {
     fn drop(&mut self) {
-        self.shared.present.borrow_mut().remove(&self.id);
+        self.shared.addressable.borrow_mut().remove(&self.id);
     }
 }
 
@@ -451,12 +467,16 @@ fn is_withdrawn(client: &mut ServerStream) -> bool {
     client.next().now_or_never().is_some()
 }
 
-/// Ends a command when its client cancels it. A disconnect does not end it.
-async fn cancel(mut client: SplitStream<ServerStream>, terminate: CancellationToken) {
+/// Ends a command when its client cancels it. A disconnect only ends a login shell.
+async fn cancel(mut client: SplitStream<ServerStream>, terminate: CancellationToken, is_login_shell: bool) {
     while let Some(Ok(frame)) = client.next().await {
         if frame == Frame::Control(Request::Cancel) {
             terminate.cancel();
         }
+    }
+    // No other client can type into it.
+    if is_login_shell {
+        terminate.cancel();
     }
 }
 

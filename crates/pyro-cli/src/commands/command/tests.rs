@@ -17,7 +17,7 @@ fn line(words: &[&str]) -> Line {
 
 fn command(words: &[&str]) -> Command {
     let line = line(words);
-    line.command.command(&line.words).unwrap()
+    line.command.command_on(&line.words, |_| None).unwrap()
 }
 
 #[test]
@@ -44,6 +44,9 @@ fn a_file_of_variables_that_is_none_is_refused_with_the_line() {
     assert!(refused().contains("invalid line 2 in "), "{}", refused());
     std::fs::write(&file, "x".repeat(1 << 21)).unwrap();
     assert!(refused().contains("is too large"), "{}", refused());
+    // The limit cuts a character.
+    std::fs::write(&file, "€".repeat(1 << 20)).unwrap();
+    assert!(refused().contains("is too large"), "{}", refused());
 }
 
 #[test]
@@ -55,8 +58,38 @@ fn words_are_a_line_or_an_argument_list_or_a_login_shell() {
     assert_eq!((shell.command, shell.argv, shell.input), (None, None, InputMode::Stream));
     assert!(shell.terminal.is_some());
     let nothing = line(&["-i"]);
-    let error = nothing.command.command(&nothing.words).unwrap_err();
+    let error = nothing.command.command_on(&nothing.words, |_| None).unwrap_err();
     assert_eq!(error.to_string(), "command is required after `--`");
+}
+
+#[test]
+fn options_that_do_not_fit_together_are_refused() {
+    let check = |words: &[&str], is_terminal| {
+        let line = line(words);
+        line.command.check(&line.words, is_terminal)
+    };
+    assert_eq!(check(&["--argv"], true), Err(OptionsError::NeedsCommand("--argv")));
+    assert_eq!(check(&["-it", "--shell", "bash"], true), Err(OptionsError::NeedsCommand("--shell")));
+    assert_eq!(check(&["-t"], true), Err(OptionsError::NeedsInput));
+    assert_eq!(check(&["-it"], false), Err(OptionsError::NotATerminal));
+    assert_eq!(check(&["-it", "x"], false), Err(OptionsError::NotATerminal));
+    for words in [&["-it"][..], &["-t", "x"], &["-i", "x"], &["-it", "--argv", "x"]] {
+        check(words, true).unwrap();
+    }
+    check(&["-i", "x"], false).unwrap();
+    check(&["-t", "x"], false).unwrap();
+}
+
+#[test]
+fn a_terminal_passes_its_kind_on() {
+    let term = |words: &[&str]| {
+        let line = line(words);
+        let own = |name: &str| (name == "TERM").then(|| "tmux-256color".into());
+        line.command.command_on(&line.words, own).unwrap().env.remove("TERM")
+    };
+    assert_eq!(term(&["-t", "x"]).as_deref(), Some("tmux-256color"));
+    assert_eq!(term(&["-t", "-e", "TERM=dumb", "x"]).as_deref(), Some("dumb"));
+    assert_eq!(term(&["x"]), None);
 }
 
 #[test]

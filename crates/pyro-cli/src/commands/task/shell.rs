@@ -17,7 +17,8 @@ use crate::stdin::Passed;
 
 const SHELL_EXAMPLES: &str = "\
 The same as `pyro task exec -it`: a login shell, or a command, on a terminal in the guest. Ctrl-C goes to the \
-guest. If the terminal is closed, what runs in it keeps running. There is no time limit unless one is given.
+guest. If the terminal is closed, a login shell is ended; a command keeps running. There is no time limit but the \
+end of the task's lifetime unless one is given.
 
 Examples:
   pyro task shell 9775b3af1eeb
@@ -56,7 +57,7 @@ pub(super) fn shell(args: TaskShellArgs, engine: &Engine, printer: &Printer) -> 
 
 const STDIN_EXAMPLES: &str = "\
 The command's input ends with this one. If this is interrupted, it stays open, and another `pyro task stdin` can \
-continue it.
+continue it. The exit status is 1 if the command did not take all of it.
 
 Examples:
   pyro task exec 9775b3af1eeb --detach -i -- 'sort > sorted'
@@ -80,7 +81,9 @@ pub(super) fn stdin(args: &TaskStdinArgs, engine: &Engine, printer: &Printer) ->
     let reply = Reply::of(task.json, &sent, |_| String::new())?;
     Ok(match sent.complete {
         true => reply,
-        false if task.json => reply,
-        false => reply.note(format!("[task-stdin] command {sequence} takes no more input")),
+        false if task.json => reply.exit(Exit::Failure),
+        false => {
+            reply.exit(Exit::Failure).note(format!("[task-stdin] command {sequence} takes no more input"))
+        }
     })
 }

@@ -40,10 +40,12 @@ impl Engine {
     /// # Errors
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
     pub async fn exec_task(&self, request: ExecTask, call: &CallContext) -> Result<TaskExec, Error> {
+        let asked = request.command.timeout_seconds;
         let command = limits::check_command(request.command, request.output.output)?;
         let began = now();
         let id = self.task_id(&request.task.task_id).await?;
         let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
+        self.outlast(&record, asked).await?;
         let FinishedCommand { sequence, captured: Captured { end, stdout, stderr } } =
             match record.execution_mode {
                 ExecutionMode::HostCompat => {
@@ -81,9 +83,11 @@ impl Engine {
     /// # Errors
     /// As [`Engine::exec_task`]; `InvalidInput` also if the task's commands run on the host.
     pub async fn detach_task(&self, task_id: &str, command: Command) -> Result<TaskDetached, Error> {
+        let asked = command.timeout_seconds;
         let command = limits::check_command(command, DETACHED_OUTPUT)?;
         let id = self.task_id(task_id).await?;
         let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
+        self.outlast(&record, asked).await?;
         refuse_on_host(&record, "detached")?;
         if matches!(command.input, CheckedInput::Text(_)) {
             let message = "stdin cannot be given to a command without waiting for it";
@@ -281,6 +285,7 @@ impl Engine {
             RunError::NotDelivered(ConnectError::Unreachable(_))
             | RunError::Refused { .. }
             | RunError::Cancelled
+            | RunError::InputFailed { .. }
             | RunError::Lost { .. } => self.await_release(id).await.map(drop),
         }
     }

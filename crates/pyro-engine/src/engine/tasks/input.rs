@@ -5,7 +5,7 @@ use pyro_supervisor::{CommandKey, InputOutcome, RunError};
 use crate::engine::Engine;
 use crate::engine::exec::{caller_input, not_delivered};
 use crate::state::VmEvent;
-use crate::{CallContext, Error, ErrorKind, Hint, Kind, Outcome, TaskInput, VmId};
+use crate::{CallContext, Error, ErrorKind, Hint, Kind, TaskInput, VmId};
 
 use super::commands::refuse_on_host;
 
@@ -28,7 +28,9 @@ impl Engine {
             return Err(Error::new(ErrorKind::InvalidInput, "the call has no input to send"));
         };
         let done = |complete| Ok(TaskInput { task_id: id.clone(), sequence, complete });
-        if self.entry(&id, sequence).await?.outcome != Outcome::Running {
+        let recorded = id.clone();
+        let entry = self.registry(move |registry| registry.command(&recorded, sequence)).await?;
+        if entry.outcome.is_some() {
             return done(false);
         }
         let client = self.client(&id);
@@ -39,14 +41,11 @@ impl Engine {
         };
         match sent {
             Ok(None | Some(InputOutcome::Taken)) => done(true),
-            Ok(Some(InputOutcome::Closed)) => done(false),
-            Ok(Some(InputOutcome::NotRunning)) => match self.entry(&id, sequence).await?.outcome {
-                Outcome::Running => {
-                    let message = format!("command {sequence} of task {id} takes no input");
-                    Err(Error::new(ErrorKind::WrongState, message).hint(Hint::AttachInput))
-                }
-                _ => done(false),
-            },
+            Ok(Some(InputOutcome::Closed | InputOutcome::NotRunning)) => done(false),
+            Ok(Some(InputOutcome::NoInput)) => {
+                let message = format!("command {sequence} of task {id} takes no input");
+                Err(Error::new(ErrorKind::WrongState, message).hint(Hint::AttachInput))
+            }
             Ok(Some(InputOutcome::Busy)) => {
                 let message = format!("another caller sends the input of command {sequence} of task {id}");
                 Err(Error::new(ErrorKind::WrongState, message).hint(Hint::RetryInAMoment))

@@ -130,7 +130,9 @@ fn port_error(id: &VmId, error: PublishError) -> Error {
         PublishError::Request(RunError::Refused { cause }) => Error::new(ErrorKind::WrongState, cause),
         PublishError::Request(RunError::NotDelivered(error)) => not_asked(error),
         PublishError::Request(RunError::Unanswered) => unanswered(id),
-        PublishError::Request(RunError::Cancelled | RunError::Lost { .. }) => supervisor_lost(id),
+        PublishError::Request(RunError::Cancelled | RunError::InputFailed { .. } | RunError::Lost { .. }) => {
+            supervisor_lost(id)
+        }
     }
 }
 

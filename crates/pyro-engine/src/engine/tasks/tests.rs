@@ -552,3 +552,22 @@ async fn a_use_begins_a_new_lifetime_if_its_creator_asked_for_that() {
     engine.record_for(Kind::Task, &id, VmEvent::Exec).await.unwrap();
     assert_eq!(engine.get(Kind::Task, &id).await.unwrap().expires_at, extended);
 }
+
+#[tokio::test]
+async fn a_time_limit_beyond_the_lifetime_of_a_task_is_refused_with_what_is_left() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, _) = started_task(&engine).await;
+    let mut record = engine.get(Kind::Task, &id).await.unwrap();
+    record.expires_at = now() + 100.5;
+    engine.outlast(&record, None).await.unwrap();
+    engine.outlast(&record, Some(100)).await.unwrap();
+    let error = engine.outlast(&record, Some(101)).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidInput);
+    let text = "timeout_seconds must be at most 100, which is left of the task's lifetime";
+    assert_eq!(error.message, text);
+    // A lifetime that begins with each use has just begun.
+    record.ttl_from = TtlFrom::Use;
+    engine.outlast(&record, Some(600)).await.unwrap();
+    assert!(engine.outlast(&record, Some(3601)).await.unwrap_err().message.contains("at most 3600"));
+}

@@ -3,27 +3,40 @@
 //! Each has its own stream to the guest, so a command that does not read its input delays nothing else. The input of a
 //! client that goes stays open for another.
 
+use std::io;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::Duration;
+
 use futures::{SinkExt, StreamExt};
 use pyro_wire::{
     Call, Failure, Frame, FrameCodec, Input, InputEnd, InputReply, Resize, Signal, SteerReply, TerminalSize,
 };
-use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::time::{sleep, timeout};
 use tokio_util::codec::Framed;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
-use super::{Commands, reply};
+use super::{Addressable, Commands, InputSlot, reply};
 use crate::conversation::HOST_MARGIN;
-use crate::mux::call;
+use crate::mux::{Permit, call};
 use crate::protocol::{CommandKey, InputOutcome, Reply, Request, ServerStream};
 use crate::server::Store;
+
+/// Time limit for a command to take what a client sent before it disconnected.
+const LAST_INPUT_LIMIT: Duration = Duration::from_secs(1);
 
 impl<S: Store + 'static> Commands<S> {
     /// Passes on what a client sends to the standard input of a command, until the client finishes or disconnects, or the
     /// command takes no more.
     pub(in crate::server) async fn input(&self, command: CommandKey, mut client: ServerStream) {
         let answer = match self.sent(command).await {
-            Some((id, present)) => self.relay(id, present, &mut client).await,
+            Some((_, Addressable { input: None, .. })) => Some(Reply::Input(InputOutcome::NoInput)),
+            Some((id, Addressable { input: Some(slot), is_sent })) => match Attached::to(slot) {
+                Some(attached) => self.relay(id, is_sent, &attached, &mut client).await,
+                None => Some(Reply::Input(InputOutcome::Busy)),
+            },
             None => Some(Reply::Input(InputOutcome::NotRunning)),
         };
         if let Some(answer) = answer {
@@ -35,14 +48,18 @@ impl<S: Store + 'static> Commands<S> {
     async fn relay(
         &self,
         id: u64,
-        mut present: watch::Receiver<bool>,
+        mut is_sent: tokio::sync::watch::Receiver<bool>,
+        attached: &Attached,
         client: &mut ServerStream,
     ) -> Option<Reply> {
-        let (stream, _permit) = match self.0.streams.open().await {
-            Ok(open) => open,
+        let hang_up = match HangUp::of(client) {
+            Ok(hang_up) => hang_up,
             Err(error) => return Some(Reply::Refused { cause: error.to_string() }),
         };
-        let stream = Framed::new(stream.compat(), FrameCodec::default());
+        let stream = match self.0.streams.open_with(&attached.permit).await {
+            Ok(stream) => Framed::new(stream.compat(), FrameCodec::default()),
+            Err(error) => return Some(Reply::Refused { cause: error.to_string() }),
+        };
         let Ok(Ok(guest)) = timeout(HOST_MARGIN, call(stream, Input { command: id })).await else {
             return Some(Reply::Refused { cause: "the guest takes no requests".to_owned() });
         };
@@ -62,6 +79,12 @@ impl<S: Store + 'static> Commands<S> {
                 }
             }
         };
+        // A command that does not read keeps the pump from seeing the end of the client's bytes.
+        let abandoned = async {
+            hang_up.wait().await;
+            sleep(LAST_INPUT_LIMIT).await;
+        };
+        let mut ended = is_sent.clone();
         let answer = async {
             let answer = from_guest.next();
             tokio::pin!(answer);
@@ -69,21 +92,30 @@ impl<S: Store + 'static> Commands<S> {
                 biased;
                 answer = &mut answer => return answer,
                 // The command has ended, and the guest says so.
-                _ = present.wait_for(|_| false) => {}
+                _ = ended.wait_for(|_| false) => {}
             }
             timeout(HOST_MARGIN, answer).await.ok().flatten()
         };
-        tokio::select! {
+        let answer = tokio::select! {
             biased;
-            answer = answer => Some(match answer {
-                Some(Ok(Frame::Control(answer))) => reply_to_input(answer),
-                Some(Ok(Frame::Output(..)) | Err(_)) => {
-                    Reply::Refused { cause: "unexpected message from the guest agent".to_owned() }
+            answer = answer => answer,
+            () = pump => return None,
+            () = abandoned => return None,
+        };
+        Some(match answer {
+            Some(Ok(Frame::Control(InputReply::NotRunning))) => {
+                // The end of the command follows, unless the guest is confused.
+                match timeout(HOST_MARGIN, is_sent.wait_for(|_| false)).await {
+                    Ok(_) => Reply::Input(InputOutcome::NotRunning),
+                    Err(_) => Reply::Refused { cause: "the guest does not know the command".to_owned() },
                 }
-                None => Reply::Input(InputOutcome::Closed),
-            }),
-            () = pump => None,
-        }
+            }
+            Some(Ok(Frame::Control(answer))) => reply_to_input(answer),
+            Some(Ok(Frame::Output(..)) | Err(_)) => {
+                Reply::Refused { cause: "unexpected message from the guest agent".to_owned() }
+            }
+            None => Reply::Input(InputOutcome::Closed),
+        })
     }
 
     /// Changes the size of a command's terminal.
@@ -99,9 +131,9 @@ impl<S: Store + 'static> Commands<S> {
 
     /// Sends a signal to a command.
     pub(in crate::server) async fn signal(&self, command: CommandKey, signal: i32, mut client: ServerStream) {
-        let answer = match (1..=64).contains(&signal) {
+        let answer = match (1..=31).contains(&signal) {
             true => self.steer(command, |command| Signal { command, signal }).await,
-            false => Reply::Refused { cause: "invalid signal: expected 1 to 64".to_owned() },
+            false => Reply::Refused { cause: "invalid signal: expected 1 to 31".to_owned() },
         };
         reply(&mut client, answer).await;
     }
@@ -112,24 +144,66 @@ impl<S: Store + 'static> Commands<S> {
         request: impl FnOnce(u64) -> C,
     ) -> Reply {
         let Some((id, _)) = self.sent(command).await else { return Reply::NotRunning };
-        match timeout(HOST_MARGIN, self.0.streams.ask(request(id))).await {
-            Ok(Some(SteerReply::Done)) => Reply::Done,
-            Ok(Some(SteerReply::NotRunning)) => Reply::NotRunning,
-            Ok(Some(SteerReply::Failed(failure))) => refused(&failure),
-            Ok(None) | Err(_) => Reply::Refused { cause: "the guest does not answer".to_owned() },
+        match timeout(HOST_MARGIN, self.0.streams.ask_for_client(request(id))).await {
+            Ok(Ok(Some(SteerReply::Done))) => Reply::Done,
+            Ok(Ok(Some(SteerReply::NotRunning))) => Reply::NotRunning,
+            Ok(Ok(Some(SteerReply::Failed(failure)))) => refused(&failure),
+            Ok(Err(error)) => Reply::Refused { cause: error.to_string() },
+            Ok(Ok(None)) | Err(_) => Reply::Refused { cause: "the guest does not answer".to_owned() },
         }
     }
 
-    /// Returns a command's number in the guest, once the guest was sent it, and what shows that it has not ended. `None`: no
-    /// such command runs.
-    async fn sent(&self, command: CommandKey) -> Option<(u64, watch::Receiver<bool>)> {
+    /// Returns a command's number in the guest, once the guest was sent it. `None`: no such command runs.
+    async fn sent(&self, command: CommandKey) -> Option<(u64, Addressable)> {
         let id = match command {
             CommandKey::Id(id) => id,
             CommandKey::Sequence(sequence) => self.find(sequence).await?.id,
         };
-        let mut present = self.0.present.borrow().get(&id).cloned()?;
-        present.wait_for(|is_sent| *is_sent).await.ok()?;
-        Some((id, present))
+        let mut addressable = self.0.addressable.borrow().get(&id).cloned()?;
+        addressable.is_sent.wait_for(|is_sent| *is_sent).await.ok()?;
+        Some((id, addressable))
+    }
+}
+
+/// The only client that sends a command's input. Dropping it lets another one do so.
+struct Attached {
+    permit: Rc<Permit>,
+    slot: InputSlot,
+}
+
+impl Attached {
+    /// `None`: another client sends the input.
+    fn to(slot: InputSlot) -> Option<Self> {
+        let permit = slot.borrow_mut().take()?;
+        Some(Self { permit, slot })
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        *self.slot.borrow_mut() = Some(Rc::clone(&self.permit));
+    }
+}
+
+/// Shows when a client disconnects, also while nothing is read from it.
+struct HangUp(UnixStream);
+
+impl HangUp {
+    fn of(client: &ServerStream) -> io::Result<Self> {
+        let socket = client.get_ref().as_fd().try_clone_to_owned()?;
+        UnixStream::from_std(socket.into()).map(Self)
+    }
+
+    async fn wait(&self) {
+        // An error means that the event loop ends.
+        while let Ok(ready) = self.0.ready(Interest::WRITABLE).await {
+            if ready.is_write_closed() {
+                return;
+            }
+            // Waits for the next event instead of reporting that there is space.
+            let _ =
+                self.0.try_io(Interest::WRITABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+        }
     }
 }
 

@@ -121,7 +121,7 @@ fn a_guest_that_does_not_end_a_command_is_not_waited_for() {
             let (ran, _) = run_command(&supervised, exec, true).await;
             let end = end(ran.unwrap().outcome);
             assert!(end.status.is_none() && end.timed_out && !end.killed, "{end:?}");
-            assert!((15..25).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+            assert!((15..35).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
         }
         // It confirms nothing when it is asked to kill one.
         let sequence = supervised.client().detach(exec("stubborn 100000000")).await.unwrap();
@@ -151,7 +151,7 @@ fn a_client_that_does_not_read_delays_neither_a_kill_nor_the_end() {
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
         // The other is no longer waited for after its time limit.
         supervised.client().watch(2, false, async |_| ()).await.unwrap().unwrap();
-        assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(45), "{:?}", began.elapsed());
         finish(supervised).await;
     });
 }

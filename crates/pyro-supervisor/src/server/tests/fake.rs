@@ -19,7 +19,7 @@ use pyro_machine::{
 use pyro_wire::{
     ArchiveReply, ArchiveReport, Connect, ConnectInput, ConnectReply, Exec, ExecInput, ExecReply, Exit,
     Failure, FailureKind, Frame, FrameCodec, HaltReply, IdentifyReply, Input, InputEnd, InputReply, NoInput,
-    OutputStream, Pack, Request, Resize, Signal, Status, SteerReply, Unpack,
+    OutputStream, Pack, Program, Request, Resize, Signal, Status, SteerReply, Unpack,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -161,7 +161,7 @@ pub(crate) struct World {
     running: RefCell<BTreeMap<u64, bool>>,
     /// Commands that take input, by their number in the guest. `None`: a stream is attached.
     pub(super) inputs: RefCell<BTreeMap<u64, Option<mpsc::Sender<Bytes>>>>,
-    /// Sizes that terminals were given, and signals that were sent, with the command's number.
+    /// Sizes that terminals were given, signals that were sent, and inputs that were requested, with the command's number.
     pub(super) steered: RefCell<Vec<(u64, String)>>,
 }
 
@@ -314,7 +314,7 @@ impl Machine for FakeMachine {
 /// to be ended and is slow to end, `flood BYTES`, which prints and ends at once when asked to, `late`, which reaches its
 /// time limit, `missing`, which cannot be started, `chatter`, which prints until its stream is closed, `leave`, which
 /// closes its stream, `garbage`, which breaks the protocol, `cat`, which prints its input, `blocked MS`, which never reads
-/// its input, and anything else, which ends at once.
+/// its input, a login shell, which waits to be ended, and anything else, which ends at once.
 async fn run_guest(channel: UnixStream, world: Rc<World>) {
     if let Some(attack) = world.conditions.attack {
         if hostile_agent::serve(channel, attack).await {
@@ -357,6 +357,7 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
             let _ = stream.send(Frame::Control(reply)).await;
         }
         Some(Ok(Frame::Control(Request::Input(Input { command })))) => {
+            world.steered.borrow_mut().push((command, "input".to_owned()));
             let mut stream = stream.map_codec(|_| FrameCodec::<InputEnd, InputReply>::default());
             if let Some(reply) = take_input(&mut stream, command, &world).await {
                 let _ = stream.send(Frame::Control(reply)).await;
@@ -486,7 +487,10 @@ async fn run_command(
     let started = Instant::now();
     let mut words = command.split(' ');
     let is_stubborn = words.next() == Some("stubborn");
-    let ms = words.next().and_then(|ms| ms.parse().ok()).unwrap_or(0);
+    let ms = match exec.program {
+        Program::LoginShell => 1_000_000,
+        _ => words.next().and_then(|ms| ms.parse().ok()).unwrap_or(0),
+    };
     let print = |bytes: usize| Frame::Output(OutputStream::Stdout, vec![b'x'; bytes].into());
     match command.split(' ').next() {
         Some(name @ ("print" | "flood")) => {

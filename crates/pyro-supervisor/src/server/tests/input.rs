@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
-use pyro_wire::{Exec, Frame, OutputStream, TerminalSize};
+use pyro_wire::{Exec, Frame, OutputStream, Program, TerminalSize};
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
@@ -148,6 +148,98 @@ fn one_client_at_a_time_sends_input() {
 }
 
 #[test]
+fn a_command_without_input_takes_none() {
+    run(async {
+        let supervised = started(Conditions::task()).await;
+        let client = supervised.client();
+        let exec = Exec::new("sleep 100000", Duration::from_secs(200));
+        let key = CommandKey::Sequence(client.detach(exec).await.unwrap());
+        assert_eq!(client.input(key, finished(pieces(1, 1))).await.unwrap(), Some(InputOutcome::NoInput));
+        assert!(supervised.world.steered.borrow().is_empty());
+        finish(supervised).await;
+    });
+}
+
+/// The guest of this test does not know the command, although it runs.
+#[test]
+fn a_command_that_cannot_be_given_its_input_is_ended() {
+    run(async {
+        for journal in [true, false] {
+            let supervised = started(Conditions::task()).await;
+            let client = supervised.client();
+            let run = Run { exec: with_input("sleep 100000"), journal };
+            let never = CancellationToken::new();
+            let input = finished(pieces(1, 1));
+            let ran = client.run_with_input(run, Some(input), &never, async |_| ()).await;
+            let Err(RunError::InputFailed { cause }) = ran else { panic!("{ran:?}") };
+            assert_eq!(cause, "the guest does not know the command");
+            if journal {
+                until(&supervised, |fact| matches!(fact, Fact::CommandEnded(1, _))).await;
+            }
+            finish(supervised).await;
+        }
+    });
+}
+
+/// Each needs a stream for itself and one for its input; what has none would wait for ever.
+#[test]
+fn a_command_whose_input_could_not_be_sent_does_not_begin() {
+    run(async {
+        let supervised = started(Conditions::task()).await;
+        let client = supervised.client();
+        for _ in 0..125 {
+            client.detach(with_input("blocked 100000")).await.unwrap();
+        }
+        let error = client.detach(with_input("blocked 100000")).await.unwrap_err();
+        let is_full = |error: &RunError| matches!(error, RunError::Refused { cause } if cause == "the guest runs as many commands as it can");
+        assert!(is_full(&error), "{error:?}");
+        let error = client.resize(CommandKey::Sequence(1), TerminalSize { columns: 1, rows: 1 }).await;
+        assert!(is_full(&error.unwrap_err()));
+        for sequence in [1, 125] {
+            let input = open(pieces(1, 10));
+            assert_eq!(client.input(CommandKey::Sequence(sequence), input).await.unwrap(), None);
+        }
+        finish(supervised).await;
+    });
+}
+
+#[test]
+fn a_client_that_goes_while_the_command_does_not_read_makes_way_for_another() {
+    run(async {
+        let supervised = started(Conditions::task()).await;
+        let client = supervised.client();
+        let key = detached(&supervised, "blocked 100000").await;
+        let sending = client.input(key, finished(pieces(1000, 100_000)));
+        timeout(Duration::from_secs(5), sending).await.expect_err("the command does not read");
+        let requests = || supervised.world.steered.borrow().len();
+        assert_eq!(requests(), 1);
+        sleep(Duration::from_secs(2)).await;
+        let _ = client.input(key, finished(pieces(1, 1))).await.unwrap();
+        assert_eq!(requests(), 2, "the second reached the guest");
+        finish(supervised).await;
+    });
+}
+
+#[test]
+fn a_login_shell_ends_with_its_client_and_other_commands_do_not() {
+    run(async {
+        let supervised = started(Conditions::task()).await;
+        let client = supervised.client();
+        let command = with_input("sleep 50000");
+        let shell = Exec { program: Program::LoginShell, ..command.clone() };
+        for exec in [command, shell] {
+            let never = CancellationToken::new();
+            let ran = client.run(Run { exec, journal: true }, &never, async |_| ());
+            timeout(Duration::from_secs(1), ran).await.expect_err("it runs");
+        }
+        until(&supervised, |fact| matches!(fact, Fact::CommandEnded(2, _))).await;
+        let has_ended = |fact: &Fact| matches!(fact, Fact::CommandEnded(1, _));
+        assert!(!supervised.world.facts.borrow().iter().any(has_ended));
+        finish(supervised).await;
+    });
+}
+
+#[test]
 fn commands_have_increasing_numbers_in_their_guest() {
     run(async {
         let supervised = started(Conditions::task()).await;
@@ -176,7 +268,7 @@ fn terminals_are_resized_and_signals_answered() {
             matches!(&error, RunError::Refused { cause } if cause == "signalling: not permitted"),
             "{error:?}"
         );
-        for signal in [0, 65, -1] {
+        for signal in [0, 32, -1] {
             let error = client.signal(key, signal).await.unwrap_err();
             assert!(matches!(error, RunError::Refused { .. }), "{error:?}");
         }

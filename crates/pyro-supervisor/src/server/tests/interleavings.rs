@@ -148,7 +148,7 @@ pub(super) fn perform(supervised: &mut Supervised, step: Step) -> Option<JoinHan
             match ran {
                 Ok(ran) => world.note(Fact::Answered(ran.sequence, ran.outcome)),
                 Err(RunError::Cancelled | RunError::NotDelivered(_) | RunError::Refused { .. }) => {}
-                Err(RunError::Lost { .. } | RunError::Unanswered) => {}
+                Err(RunError::Lost { .. } | RunError::Unanswered | RunError::InputFailed { .. }) => {}
             }
         }),
         Step::MachineExits => {
