@@ -22,7 +22,7 @@ use crate::failure::{During, refused};
 use crate::machine::VirtualMachine;
 use crate::port::Port;
 use crate::proc::Proc;
-use crate::stream::{RequestStream, accept, finish};
+use crate::stream::{RequestStream, accept, answer, finish};
 use crate::{HandshakeError, Machine, boot, connect, copy, exec, handshake, memory};
 
 /// Why the agent ended, if not because the host closed the channel.
@@ -135,12 +135,10 @@ impl<M: Machine> Shared<M> {
                 exec::serve_input(request, self.commands.running(), accept::<_, Input>(stream)).await;
             }
             Request::Resize(request) => {
-                let reply = self.commands.running().resize(request).await;
-                finish(accept::<_, Resize>(stream), reply).await;
+                answer(accept::<_, Resize>(stream), self.commands.running().resize(request)).await;
             }
             Request::Signal(request) => {
-                let reply = self.commands.running().signal(request).await;
-                finish(accept::<_, Signal>(stream), reply).await;
+                answer(accept::<_, Signal>(stream), self.commands.running().signal(request)).await;
             }
             Request::Pack(request) => {
                 copy::pack(request, &self.commands.settings.workspace, accept::<_, Pack>(stream)).await;

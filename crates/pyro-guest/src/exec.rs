@@ -20,16 +20,18 @@ mod terminal;
 mod watched;
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use futures::{SinkExt, Stream, StreamExt};
-use pyro_wire::{Exec, ExecInput, ExecReply, Exit, Frame, OutputStream};
+use pyro_wire::{Exec, ExecInput, ExecReply, Exit, Frame, OutputStream, Status};
+use rustix::process::Signal;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::stream::CallStream;
-use process::{CommandProcess, Output, abandon, terminate};
+use process::{CommandProcess, NotStarted, Output, abandon, terminate};
 use running::Steering;
 
 pub(crate) use environment::{WRITE_ENVIRONMENT, write_environment};
@@ -48,7 +50,6 @@ pub(crate) async fn serve<S>(request: Exec, commands: &Commands, stream: CallStr
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let registration = commands.running.begin(request.id);
     let (mut sink, source) = stream.split();
     let (frames, mut queue) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let writer = async move {
@@ -65,7 +66,7 @@ where
         // Nothing else may be sent here: a host that does so does not follow the protocol and gets no answer.
         _ => Input::Abandon,
     });
-    tokio::join!(writer, run(request, commands, registration, frames, inputs));
+    tokio::join!(writer, run(request, None, commands, frames, inputs));
     commands.groups().make_ready();
 }
 
@@ -77,12 +78,12 @@ enum Input {
     Abandon,
 }
 
-/// Runs a command without a host, up to its end or its limit. Its output goes nowhere.
-pub(crate) async fn run_silently(request: Exec, commands: &Commands) {
+/// Runs a command without a host, in a home directory other than its user's, up to its end or its limit. Its output goes
+/// nowhere.
+pub(crate) async fn run_silently(request: Exec, home: &str, commands: &Commands) {
     let (frames, mut queue) = mpsc::channel(CHUNKS_IN_FLIGHT);
-    let registration = commands.running.begin(request.id);
     let drain = async { while queue.recv().await.is_some() {} };
-    tokio::join!(drain, run(request, commands, registration, frames, futures::stream::pending()));
+    tokio::join!(drain, run(request, Some(home), commands, frames, futures::stream::pending()));
     commands.groups().make_ready();
 }
 
@@ -92,20 +93,56 @@ pub(crate) fn with_variables(mut request: Exec, machine: BTreeMap<String, String
     request
 }
 
+/// Starts a command. An input that comes before it has started cancels the start and is returned too.
+async fn start(
+    request: &Exec,
+    home: Option<&str>,
+    commands: &Commands,
+    inputs: &mut (impl Stream<Item = Input> + Unpin),
+) -> (Result<CommandProcess, NotStarted>, Option<Input>) {
+    let cancelled = CancellationToken::new();
+    let mut starts = pin!(CommandProcess::start(request, home, commands, &cancelled));
+    tokio::select! {
+        biased;
+        started = &mut starts => (started, None),
+        input = inputs.next() => {
+            cancelled.cancel();
+            (starts.await, Some(input.unwrap_or(Input::Abandon)))
+        }
+    }
+}
+
+/// The end of a command that the host has ended before it was executed.
+fn ended_before_start() -> Exit {
+    Exit {
+        status: Status::Signal(Signal::TERM.as_raw()),
+        timed_out: false,
+        duration_ms: 0,
+        stdout_dropped: 0,
+        stderr_dropped: 0,
+    }
+}
+
 async fn run(
     request: Exec,
+    home: Option<&str>,
     commands: &Commands,
-    registration: running::Registration<'_>,
     frames: Frames,
     mut inputs: impl Stream<Item = Input> + Unpin,
 ) {
-    let started = CommandProcess::start(&request, commands).await;
+    let registration = commands.running.begin(request.id);
+    let (started, early) = start(&request, home, commands, &mut inputs).await;
+    let mut inputs = futures::stream::iter(early).chain(inputs);
     let began = Instant::now();
     let CommandProcess { mut leader, processes, input, output, warning } = match started {
         Ok(command) => command,
-        Err(failure) => {
+        Err(error) => {
             drop(registration);
-            let _ = frames.send(Frame::Control(ExecReply::NotStarted(failure))).await;
+            let reply = match error {
+                NotStarted::Failed(failure) => ExecReply::NotStarted(failure),
+                NotStarted::Cancelled => ExecReply::Exited(ended_before_start()),
+            };
+            let _ = frames.send(Frame::Control(reply)).await;
             return;
         }
     };
@@ -115,7 +152,7 @@ async fn run(
         input: tokio::sync::Mutex::new(input),
         ended: leader_ended.clone(),
     });
-    if let Some(warning) = warning {
+    if let Some(warning) = warning.take() {
         let frame = match output {
             Output::Pipes { .. } => Frame::Output(OutputStream::Stderr, warning.into()),
             Output::Terminal(_) => Frame::Output(OutputStream::Stdout, warning.replace('\n', "\r\n").into()),
@@ -142,6 +179,8 @@ async fn run(
     };
     let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     drop(registration);
+    // No more signals can be sent now, so its number may be another process's.
+    drop(leader);
     leader_ended.cancel();
 
     let reply = async {

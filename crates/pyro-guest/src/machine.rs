@@ -81,6 +81,8 @@ impl Machine for VirtualMachine {
         let Some(names) = &self.names else {
             return Err(refused("naming the machine", "the machine is not running"));
         };
+        // Those of a template were read before it had a clock, random numbers and a name of its own.
+        self.commands.forget_environments();
         identity::apply_clock_and_seed(bootstrap)?;
         identity::set_host_name(bootstrap)?;
         names.fill(bootstrap)?;

@@ -1,8 +1,8 @@
 //! The yamux stream of one request: the request, frames in either direction, and the reply.
 
-use futures::SinkExt;
+use futures::{SinkExt, StreamExt};
 use pyro_wire::{Call, Frame, FrameCodec, NoInput, Request};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::Framed;
 
@@ -28,4 +28,22 @@ where
     // Fails if the host is gone; no one needs the reply then.
     let _ = stream.send(Frame::Control(reply)).await;
     let _ = stream.close().await;
+}
+
+/// Sends the only frame of a reply when it is known, unless the host leaves before.
+pub(crate) async fn answer<S, In, Reply>(
+    mut stream: Framed<S, FrameCodec<In, Reply>>,
+    reply: impl Future<Output = Reply>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+    In: DeserializeOwned,
+    Reply: Serialize,
+{
+    let reply = tokio::select! {
+        biased;
+        reply = reply => reply,
+        // These requests have no input.
+        _ = stream.next() => return,
+    };
+    finish(stream, reply).await;
 }

@@ -9,10 +9,12 @@ use crate::exec::{Commands, run_silently};
 /// Programs that only read. Nothing that makes keys, random numbers or temporary files may be here: every
 /// machine restored from the template would share them.
 const PROGRAMS: [&str; 3] = ["true", "git --version", "python3 -S -c pass"];
+/// The home directory, so that they and the login shell read no files of a user.
+const NO_HOME: &str = "/nonexistent";
 /// How long a program may take. An emulated machine on a busy host is slow.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Runs each program in the way commands are run, which also reads the environment of the login shell. Then writes everything
+/// Runs each program in the way commands are run, which also reads the profile of the login shell. Then writes everything
 /// to disk: the layer's image is saved together with the memory.
 pub(crate) async fn run(commands: &Commands) {
     run_programs(&PROGRAMS, commands).await;
@@ -22,10 +24,9 @@ pub(crate) async fn run(commands: &Commands) {
 /// Runs each program. One that is not in the image is skipped.
 async fn run_programs(programs: &[&str], commands: &Commands) {
     for program in programs {
-        let env = [("HOME", "/nonexistent"), ("PYTHONDONTWRITEBYTECODE", "1")];
-        let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let env = [("PYTHONDONTWRITEBYTECODE".to_owned(), "1".to_owned())].into();
         let exec = Exec { cwd: "/".to_owned(), env, kill_grace_ms: 0, ..Exec::new(*program, LIMIT) };
-        run_silently(exec, commands).await;
+        run_silently(exec, NO_HOME, commands).await;
     }
 }
 

@@ -13,6 +13,9 @@ use tokio_util::codec::{Decoder, Encoder};
 /// Maximum control payload in bytes. The text of a command has at most [`MAX_COMMAND_BYTES`](crate::MAX_COMMAND_BYTES), which
 /// JSON escapes can make six times longer; variables come in addition.
 pub const MAX_CONTROL_BYTES: usize = 8 * 1024 * 1024;
+/// Maximum control payload of a reply in bytes. Guests send them and may be hostile. The longest holds two texts of 8 KiB, which
+/// JSON escapes can make six times longer.
+pub const MAX_REPLY_BYTES: usize = 128 * 1024;
 /// Maximum output payload in bytes.
 pub const MAX_OUTPUT_BYTES: usize = 128 * 1024;
 
@@ -69,18 +72,28 @@ pub enum FrameError {
 /// Encodes `Frame<Out>` and decodes `Frame<In>`.
 #[derive(Debug)]
 pub struct FrameCodec<In, Out> {
+    /// Maximum control payload that is decoded, in bytes.
+    max_control: usize,
     types: PhantomData<fn(Out) -> In>,
 }
 
 impl<In, Out> Default for FrameCodec<In, Out> {
     fn default() -> Self {
-        Self { types: PhantomData }
+        Self { max_control: MAX_CONTROL_BYTES, types: PhantomData }
     }
 }
 
-fn limit_of(kind: u8) -> Result<usize, FrameError> {
+impl<In, Out> FrameCodec<In, Out> {
+    /// Decodes replies of guests, whose control messages have at most [`MAX_REPLY_BYTES`].
+    #[must_use]
+    pub fn of_replies() -> Self {
+        Self { max_control: MAX_REPLY_BYTES, types: PhantomData }
+    }
+}
+
+fn limit_of(kind: u8, max_control: usize) -> Result<usize, FrameError> {
     match kind {
-        KIND_CONTROL => Ok(MAX_CONTROL_BYTES),
+        KIND_CONTROL => Ok(max_control),
         KIND_STDOUT | KIND_STDERR => Ok(MAX_OUTPUT_BYTES),
         other => Err(FrameError::UnknownKind(other)),
     }
@@ -92,11 +105,15 @@ fn limit_of(kind: u8) -> Result<usize, FrameError> {
 /// # Errors
 /// [`FrameError`] as for decoding.
 pub fn bytes_missing(buffer: &[u8]) -> Result<usize, FrameError> {
+    missing(buffer, MAX_CONTROL_BYTES)
+}
+
+fn missing(buffer: &[u8], max_control: usize) -> Result<usize, FrameError> {
     let Some(&[a, b, c, d, kind]) = buffer.first_chunk::<HEADER_BYTES>() else {
         return Ok(HEADER_BYTES - buffer.len());
     };
     let len = u32::from_le_bytes([a, b, c, d]) as usize;
-    let max = limit_of(kind)?;
+    let max = limit_of(kind, max_control)?;
     if len > max {
         return Err(FrameError::TooLong { kind, len, max });
     }
@@ -108,7 +125,7 @@ impl<In: DeserializeOwned, Out> Decoder for FrameCodec<In, Out> {
     type Error = FrameError;
 
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Self::Item>, FrameError> {
-        match bytes_missing(src)? {
+        match missing(src, self.max_control)? {
             0 => {}
             missing => {
                 src.reserve(missing.min(RESERVED_BYTES));
@@ -138,7 +155,7 @@ impl<In, Out: Serialize> Encoder<Frame<Out>> for FrameCodec<In, Out> {
             Frame::Output(OutputStream::Stdout, bytes) => (KIND_STDOUT, bytes),
             Frame::Output(OutputStream::Stderr, bytes) => (KIND_STDERR, bytes),
         };
-        let (len, max) = (payload.len(), limit_of(kind)?);
+        let (len, max) = (payload.len(), limit_of(kind, MAX_CONTROL_BYTES)?);
         if len > max {
             return Err(FrameError::TooLong { kind, len, max });
         }

@@ -39,7 +39,8 @@ pub use command::{
 };
 pub use failure::{Failure, FailureKind};
 pub use frame::{
-    Frame, FrameCodec, FrameError, MAX_CONTROL_BYTES, MAX_OUTPUT_BYTES, OutputStream, bytes_missing,
+    Frame, FrameCodec, FrameError, MAX_CONTROL_BYTES, MAX_OUTPUT_BYTES, MAX_REPLY_BYTES, OutputStream,
+    bytes_missing,
 };
 pub use reply::{
     ArchiveReply, ArchiveReport, ConnectReply, ExecReply, Exit, HaltReply, IdentifyReply, InputReply, Status,

@@ -19,6 +19,8 @@ const MAX_GROUPS: usize = 65_536;
 const MAX_SPECIFICATION_BYTES: usize = 256;
 /// The shell of users that have none.
 const DEFAULT_SHELL: &str = "/bin/sh";
+/// The better shell of interactive sessions.
+const BASH: &str = "/bin/bash";
 
 /// Whom a command runs as.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,13 +33,26 @@ pub(super) struct User {
 }
 
 impl User {
-    /// Root, who needs no entry.
-    pub(super) fn root() -> Self {
+    /// Root, as `/etc/passwd` has it. Root needs no entry.
+    pub(super) fn root(etc: &Path) -> Self {
+        // Root must be able to repair a file that cannot be read.
+        let passwd = read(&etc.join("passwd")).unwrap_or_default();
+        let entry = lines(&passwd).filter_map(Entry::parse).find(|entry| entry.uid == 0);
+        let (name, home, shell) =
+            entry.map_or(("root", "/root", ""), |entry| (entry.name, entry.home, entry.shell));
         Self {
             credentials: None,
-            name: "root".to_owned(),
-            home: "/root".to_owned(),
-            shell: DEFAULT_SHELL.to_owned(),
+            name: name.to_owned(),
+            home: or_default(home, "/root"),
+            shell: or_default(shell, DEFAULT_SHELL),
+        }
+    }
+
+    /// Returns the shell of an interactive session: the user's, or bash where that is the default and bash exists.
+    pub(super) fn login_shell(&self) -> &str {
+        match &*self.shell {
+            DEFAULT_SHELL if Path::new(BASH).exists() => BASH,
+            shell => shell,
         }
     }
 
@@ -80,7 +95,7 @@ impl User {
             Some(Identifier::Number(gid)) => (gid, vec![gid]),
             Some(Identifier::Name(name)) => {
                 let file = groups_file()?;
-                let found = lines(&file).filter_map(Group::parse).find(|group| group.name == name);
+                let found = lines(&file).filter_map(Group::parse).find(|group| group.name == name.as_bytes());
                 let gid = found
                     .map(|group| group.gid)
                     .ok_or_else(|| fail(FailureKind::GroupNotFound, "group not found"))?;
@@ -99,7 +114,6 @@ impl User {
                 (primary, groups)
             }
         };
-        let non_empty = |text: &str, default: &str| if text.is_empty() { default } else { text }.to_owned();
         Ok(Self {
             credentials: Some(Credentials {
                 uid: Uid::from_raw(uid),
@@ -107,10 +121,14 @@ impl User {
                 groups: groups.into_iter().map(Gid::from_raw).collect(),
             }),
             name: entry.as_ref().map_or_else(|| uid.to_string(), |entry| entry.name.to_owned()),
-            home: entry.as_ref().map_or_else(|| "/".to_owned(), |entry| non_empty(entry.home, "/")),
-            shell: non_empty(entry.as_ref().map_or("", |entry| entry.shell), DEFAULT_SHELL),
+            home: entry.as_ref().map_or_else(|| "/".to_owned(), |entry| or_default(entry.home, "/")),
+            shell: or_default(entry.as_ref().map_or("", |entry| entry.shell), DEFAULT_SHELL),
         })
     }
+}
+
+fn or_default(text: &str, default: &str) -> String {
+    if text.is_empty() { default } else { text }.to_owned()
 }
 
 #[derive(Clone, Copy)]
@@ -136,7 +154,7 @@ fn number(text: &str) -> Option<u32> {
     text.parse().ok().filter(|&number| number != u32::MAX)
 }
 
-/// A line of `/etc/passwd`.
+/// A line of `/etc/passwd`. Only the fields that are used must be text.
 struct Entry<'a> {
     name: &'a str,
     uid: u32,
@@ -146,40 +164,47 @@ struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
-        let mut fields = line.split(':');
-        let (name, _password) = (fields.next()?, fields.next()?);
-        let (uid, gid) = (number(fields.next()?)?, number(fields.next()?)?);
-        let (_comment, home) = (fields.next()?, fields.next()?);
-        let shell = fields.next().unwrap_or_default();
+    fn parse(line: &'a [u8]) -> Option<Self> {
+        let mut fields = fields(line);
+        let (name, _password) = (text(fields.next()?)?, fields.next()?);
+        let (uid, gid) = (number(text(fields.next()?)?)?, number(text(fields.next()?)?)?);
+        let (_comment, home) = (fields.next()?, text(fields.next()?)?);
+        let shell = text(fields.next().unwrap_or_default())?;
         (!name.is_empty()).then_some(Self { name, uid, gid, home, shell })
     }
 }
 
 /// A line of `/etc/group`.
 struct Group<'a> {
-    name: &'a str,
+    name: &'a [u8],
     gid: u32,
-    members: &'a str,
+    members: &'a [u8],
 }
 
 impl<'a> Group<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
-        let mut fields = line.split(':');
+    fn parse(line: &'a [u8]) -> Option<Self> {
+        let mut fields = fields(line);
         let (name, _password) = (fields.next()?, fields.next()?);
-        let gid = number(fields.next()?)?;
+        let gid = number(text(fields.next()?)?)?;
         Some(Self { name, gid, members: fields.next().unwrap_or_default() })
     }
 
     fn has_member(&self, name: &str) -> bool {
-        self.members.split(',').any(|member| member == name)
+        self.members.split(|&byte| byte == b',').any(|member| member == name.as_bytes())
     }
 }
 
-/// The lines of a file that are text without NUL.
-fn lines(file: &[u8]) -> impl Iterator<Item = &str> {
+fn lines(file: &[u8]) -> impl Iterator<Item = &[u8]> {
     file.split(|&byte| byte == b'\n')
-        .filter_map(|line| str::from_utf8(line).ok().filter(|line| !line.contains('\0')))
+}
+
+fn fields(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    line.split(|&byte| byte == b':')
+}
+
+/// Returns a field that is text without NUL.
+fn text(field: &[u8]) -> Option<&str> {
+    str::from_utf8(field).ok().filter(|text| !text.contains('\0'))
 }
 
 /// Reads a regular file that may be hostile. A file that does not exist is empty.
@@ -206,9 +231,10 @@ mod tests {
 
     use super::*;
 
-    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/bash\nagent:x:1000:1001:A,,:/home/agent:/bin/zsh\n\
+    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/bash\nagent:x:1000:1001:J\xfcrgen,,:/home/agent:/bin/zsh\n\
         nohome:x:7:7:::\nbroken\n:x:1:1::/:\n\xff\xfe:x:3:3::/:\nbig:x:99999999999:1::/:\nnone:x:4294967295:1::/:\n";
-    const GROUP: &[u8] = b"root:x:0:\nagent:x:1001:\ndocker:x:44:bob,agent\nsudo:x:27:agent\nbad:x:y:agent\n";
+    const GROUP: &[u8] =
+        b"root:x:0:\nagent:x:1001:\ndocker:x:44:b\xf6b,agent\nsudo:x:27:agent\nbad:x:y:agent\n";
 
     fn etc() -> tempfile::TempDir {
         let etc = tempfile::tempdir().unwrap();
@@ -242,6 +268,20 @@ mod tests {
         }
         assert_eq!(User::find("agent", etc.path()).unwrap().shell, "/bin/zsh");
         assert_eq!(User::find("nohome", etc.path()).unwrap().shell, "/bin/sh");
+    }
+
+    #[test]
+    fn root_has_the_home_and_the_shell_of_its_entry_and_needs_none() {
+        let etc = etc();
+        let root = User::root(etc.path());
+        assert_eq!((&*root.name, &*root.home, &*root.shell), ("root", "/root", "/bin/bash"));
+        assert_eq!((root.credentials.as_ref(), root.login_shell()), (None, "/bin/bash"));
+        fs::write(etc.path().join("passwd"), "boss:x:0:0::/home/boss:/bin/zsh\n").unwrap();
+        let root = User::root(etc.path());
+        assert_eq!((&*root.name, &*root.home, root.login_shell()), ("boss", "/home/boss", "/bin/zsh"));
+        fs::remove_file(etc.path().join("passwd")).unwrap();
+        let root = User::root(etc.path());
+        assert_eq!((&*root.name, &*root.home, &*root.shell), ("root", "/root", "/bin/sh"));
     }
 
     #[test]

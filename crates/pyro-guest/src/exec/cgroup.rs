@@ -75,6 +75,7 @@ impl ControlGroups {
     /// Returns the group of a new command. `None`: there are no control groups here.
     pub(super) fn create(&self) -> io::Result<Option<ControlGroup>> {
         let mut state = lock(&self.0);
+        state.thaw();
         let made = match state.ready.take() {
             Some(ready) => Some(ready),
             None => state.make()?,
@@ -116,6 +117,16 @@ impl State {
             }
         }
         Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Thaws the groups, which root may have frozen. A process that enters a frozen group never executes its program, and
+    /// the agent waits for that.
+    fn thaw(&self) {
+        let Some(parent) = &self.parent else { return };
+        // Fails before Linux 5.2 alone, and then nothing can freeze them.
+        if let Ok(freeze) = openat(parent, "cgroup.freeze", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+            let _ = rustix::io::write(freeze, b"0");
+        }
     }
 
     fn remove_left(&mut self) {
@@ -162,24 +173,26 @@ impl ControlGroup {
     pub(super) async fn kill(&self) -> io::Result<()> {
         let kill = openat(&self.made.dir, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         rustix::io::write(kill, b"1")?;
+        tokio::time::timeout(END_LIMIT, self.emptied())
+            .await
+            .unwrap_or_else(|_| Err(io::Error::other("killed processes have not ended")))
+    }
+
+    /// Waits until no process is in the group.
+    pub(super) async fn emptied(&self) -> io::Result<()> {
         let events =
             openat(&self.made.dir, "cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let events = watch(events, Interest::PRIORITY)?;
-        let emptied = async {
-            loop {
-                let mut changed = None;
-                if is_populated(events.get_ref())? {
-                    changed = Some(events.ready(Interest::PRIORITY).await?);
-                }
-                match &mut changed {
-                    None => return Ok(()),
-                    Some(changed) => changed.clear_ready(),
-                }
+        loop {
+            let mut changed = None;
+            if is_populated(events.get_ref())? {
+                changed = Some(events.ready(Interest::PRIORITY).await?);
             }
-        };
-        tokio::time::timeout(END_LIMIT, emptied)
-            .await
-            .unwrap_or_else(|_| Err(io::Error::other("killed processes have not ended")))
+            match &mut changed {
+                None => return Ok(()),
+                Some(changed) => changed.clear_ready(),
+            }
+        }
     }
 }
 

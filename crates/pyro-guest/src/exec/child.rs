@@ -37,7 +37,7 @@ impl Child {
         self.pid
     }
 
-    /// Waits for its end. Can be called again.
+    /// Waits for its end. Can be called again. Its process ID remains its own until this is dropped.
     pub(super) async fn wait(&mut self) -> io::Result<Status> {
         if let Some(status) = self.status {
             return Ok(status);
@@ -45,7 +45,7 @@ impl Child {
         loop {
             let mut ready = self.pidfd.readable().await?;
             let id = WaitId::PidFd(self.pidfd.as_fd());
-            match waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)? {
+            match waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT)? {
                 Some(ended) => {
                     let status = status_of(&ended);
                     self.status = Some(status);
@@ -54,6 +54,14 @@ impl Child {
                 None => ready.clear_ready(),
             }
         }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let id = WaitId::PidFd(self.pidfd.as_fd());
+        // Fails only if it was waited for.
+        let _ = waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     }
 }
 

@@ -13,10 +13,13 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use pyro_wire::Status;
-use tokio::sync::Mutex;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::accounts::User;
 
@@ -31,6 +34,11 @@ pub(super) const MAX_BYTES: usize = 256 * 1024;
 const MAX_FILES: usize = 256;
 /// Maximum number of users whose environment is kept.
 const MAX_USERS: usize = 64;
+/// After what time a profile that did not end, or could not be read, is read again for the first time, and at most.
+const FIRST_RETRY: Duration = Duration::from_secs(10);
+const LAST_RETRY: Duration = Duration::from_secs(600);
+/// `TERM` of commands without a terminal.
+const NO_TERMINAL: &str = "dumb";
 /// Variables of the login shell itself.
 const OF_THE_SHELL: [&str; 4] = ["PWD", "OLDPWD", "SHLVL", "_"];
 
@@ -43,11 +51,19 @@ pub(super) fn plain(user: &User) -> Variables {
         ("LOGNAME", &user.name),
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         ("SHELL", &user.shell),
-        ("TERM", "dumb"),
+        ("TERM", NO_TERMINAL),
         ("USER", &user.name),
     ]
     .map(|(name, value)| (name.into(), value.into()))
     .into()
+}
+
+/// Names the type of a terminal that nearly every caller's terminal emulates, unless the profile names one.
+pub(super) fn on_terminal(variables: &mut Variables) {
+    let term = variables.entry("TERM".into()).or_default();
+    if term == NO_TERMINAL {
+        *term = "xterm-256color".into();
+    }
 }
 
 /// Writes the environment of this process to its standard output: each variable with a NUL at its end, and another NUL at
@@ -94,11 +110,23 @@ pub(super) enum CaptureError {
     #[error("the profile of the login shell {}", ended(*.0))]
     Ended(Status),
     #[error("the profile of the login shell did not end within {} s", .0.as_secs())]
-    TimedOut(std::time::Duration),
+    TimedOut(Duration),
     #[error("the environment of the login shell is too large: the maximum is {MAX_BYTES} bytes")]
     TooLarge,
     #[error("cannot read the environment of the login shell: {0}")]
     Failed(String),
+    #[error("the command was ended before it started")]
+    Cancelled,
+}
+
+impl CaptureError {
+    /// Whether the same profile would fail in the same way again.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Ended(_) | Self::TooLarge => true,
+            Self::TimedOut(_) | Self::Failed(_) | Self::Cancelled => false,
+        }
+    }
 }
 
 impl From<io::Error> for CaptureError {
@@ -116,46 +144,112 @@ fn ended(status: Status) -> String {
 
 /// The environments of a guest's users.
 #[derive(Debug, Default)]
-pub(crate) struct LoginEnvironments(Mutex<HashMap<u32, Known>>);
+pub(crate) struct LoginEnvironments(Mutex<HashMap<Key, Arc<AsyncMutex<Known>>>>);
 
-#[derive(Debug)]
+/// Number and name: several names may share a number.
+type Key = (u32, String);
+
+/// What is known of a user's environment.
+#[derive(Debug, Default)]
 struct Known {
-    profile: Profile,
-    variables: Arc<Variables>,
+    /// The profile that was read last, also if it failed.
+    profile: Option<Profile>,
+    /// The environment that was read last.
+    variables: Option<Arc<Variables>>,
+    retry: Option<Retry>,
+    /// What the next command reports about the environment.
+    line: UnsentLine,
+}
+
+/// When a profile that may succeed the next time is read again.
+#[derive(Debug)]
+struct Retry {
+    at: Instant,
+    delay: Duration,
+    /// The error that was reported.
+    error: String,
+}
+
+/// A line for people, until a command has sent it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct UnsentLine(Arc<Mutex<Option<String>>>);
+
+impl UnsentLine {
+    /// Returns the line to the only caller that sends it.
+    pub(super) fn take(&self) -> Option<String> {
+        lock(&self.0).take()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl LoginEnvironments {
+    /// Forgets all environments. They may hold what must differ between machines.
+    pub(super) fn clear(&self) {
+        lock(&self.0).clear();
+    }
+
     /// Returns a user's variables, which `capture` reads if they are not known. If that fails, those from before are
-    /// returned or plain ones, and, once for each state of the profile, a line that says so.
+    /// returned or plain ones, with a line that says so. A failure that does not come from the profile is tried again after
+    /// a delay, which grows. `None`: the command was cancelled.
     pub(super) async fn of_user(
         &self,
         user: &User,
         etc: &Path,
+        cancelled: &CancellationToken,
         capture: impl AsyncFnOnce(Variables) -> Result<Variables, CaptureError>,
-    ) -> (Arc<Variables>, Option<String>) {
+    ) -> Option<(Arc<Variables>, UnsentLine)> {
         let profile = Profile::of(user, etc);
-        // Commands that start meanwhile wait for the same environment.
-        let mut all = self.0.lock().await;
-        let uid = user.uid().as_raw();
-        match all.get(&uid) {
-            Some(known) if known.profile == profile => return (Arc::clone(&known.variables), None),
-            _ => {}
-        }
-        let (variables, line) = match capture(plain(user)).await {
-            Ok(variables) => (Arc::new(variables), None),
-            Err(error) => {
-                let (variables, which) = match all.get(&uid) {
-                    Some(known) => (Arc::clone(&known.variables), "the environment from before is used"),
-                    None => (Arc::new(plain(user)), "a plain environment is used"),
-                };
-                (variables, Some(format!("pyro: {error}; {which}\n")))
+        let known = self.known(user);
+        // Commands of the same user that start meanwhile wait for the same environment.
+        let mut known = cancelled.run_until_cancelled(known.lock()).await?;
+        let is_same = known.profile.as_ref() == Some(&profile);
+        let is_due = known.retry.as_ref().is_some_and(|retry| retry.at <= Instant::now());
+        if !is_same || is_due {
+            match capture(plain(user)).await {
+                Ok(variables) => {
+                    known.variables = Some(Arc::new(variables));
+                    known.profile = Some(profile);
+                    known.retry = None;
+                    known.line = UnsentLine::default();
+                }
+                Err(CaptureError::Cancelled) => return None,
+                Err(error) => known.failed(profile, is_same, &error),
             }
-        };
-        if all.len() >= MAX_USERS {
+        }
+        let variables = known.variables.clone().unwrap_or_else(|| Arc::new(plain(user)));
+        Some((variables, known.line.clone()))
+    }
+
+    fn known(&self, user: &User) -> Arc<AsyncMutex<Known>> {
+        let mut all = lock(&self.0);
+        let key = (user.uid().as_raw(), user.name.clone());
+        if all.len() >= MAX_USERS && !all.contains_key(&key) {
             all.clear();
         }
-        all.insert(uid, Known { profile, variables: Arc::clone(&variables) });
-        (variables, line)
+        Arc::clone(all.entry(key).or_default())
+    }
+}
+
+impl Known {
+    fn failed(&mut self, profile: Profile, is_same: bool, error: &CaptureError) {
+        let which = match self.variables {
+            Some(_) => "the environment from before is used",
+            None => "a plain environment is used",
+        };
+        let before = self.retry.take().filter(|_| is_same);
+        let error_text = error.to_string();
+        if before.as_ref().is_none_or(|before| before.error != error_text) {
+            let line = format!("pyro: {error_text}; {which}\n");
+            self.line = UnsentLine(Arc::new(Mutex::new(Some(line))));
+        }
+        self.profile = Some(profile);
+        if !error.is_final() {
+            let delay = before.map_or(FIRST_RETRY, |before| (before.delay * 2).min(LAST_RETRY));
+            self.retry = Some(Retry { at: Instant::now() + delay, delay, error: error_text });
+        }
     }
 }
 
@@ -163,6 +257,7 @@ impl LoginEnvironments {
 #[derive(Debug, PartialEq, Eq)]
 struct Profile {
     home: String,
+    shell: String,
     files: Vec<(PathBuf, Option<FileState>)>,
 }
 
@@ -186,7 +281,7 @@ impl Profile {
             });
             (path, state)
         });
-        Self { home: user.home.clone(), files: files.collect() }
+        Self { home: user.home.clone(), shell: user.shell.clone(), files: files.collect() }
     }
 }
 
@@ -227,16 +322,16 @@ mod tests {
     async fn a_profile_is_read_again_when_it_has_changed() {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().to_str().unwrap().to_owned();
-        let user = User { home, ..User::root() };
-        let known = LoginEnvironments::default();
+        let user = User { home, ..User::root(dir.path()) };
+        let (known, running) = (LoginEnvironments::default(), CancellationToken::new());
         let get = async |answer: Result<Variables, CaptureError>| {
             let mut asked = false;
-            let result = known.of_user(&user, dir.path(), async |_| {
+            let result = known.of_user(&user, dir.path(), &running, async |_| {
                 asked = true;
                 answer
             });
-            let (variables, line) = result.await;
-            (asked, variables, line)
+            let (variables, line) = result.await.unwrap();
+            (asked, variables, line.take())
         };
         let failure = || Err(CaptureError::Ended(Status::Code(3)));
         let (asked, first, line) = get(failure()).await;
@@ -253,5 +348,68 @@ mod tests {
         fs::write(dir.path().join("profile.d/new.sh"), "x").unwrap();
         let (asked, third, line) = get(failure()).await;
         assert!(asked && third == second && line.unwrap().contains("from before"));
+        known.clear();
+        let (asked, fourth, _) = get(failure()).await;
+        assert!(asked && *fourth == plain(&user), "nothing is kept");
+    }
+
+    #[tokio::test]
+    async fn a_failure_that_may_pass_is_tried_again_and_reported_by_the_command_that_takes_the_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let user = User::root(dir.path());
+        let (known, running) = (LoginEnvironments::default(), CancellationToken::new());
+        let get = async |answer: Result<Variables, CaptureError>| {
+            let mut asked = false;
+            let result = known.of_user(&user, dir.path(), &running, async |_| {
+                asked = true;
+                answer
+            });
+            let (variables, line) = result.await.unwrap();
+            (asked, variables, line)
+        };
+        let be_due = async || {
+            let all = Arc::clone(lock(&known.0).values().next().unwrap());
+            let mut all = all.lock().await;
+            let retry = all.retry.as_mut().unwrap();
+            retry.at = Instant::now();
+            retry.delay
+        };
+        let busy = || Err(CaptureError::Failed("try again".to_owned()));
+        let (asked, _, first) = get(busy()).await;
+        assert!(asked);
+        let (asked, _, second) = get(busy()).await;
+        assert!(!asked, "not before the delay");
+        assert!(second.take().unwrap().contains("try again"), "the first did not send it");
+        assert_eq!(first.take(), None);
+        assert_eq!(be_due().await, FIRST_RETRY);
+        let (asked, _, line) = get(busy()).await;
+        assert!(asked && line.take().is_none(), "the same line is sent once");
+        assert_eq!(be_due().await, 2 * FIRST_RETRY);
+        let (asked, good, line) = get(Ok(variables(&[("A", "1")]))).await;
+        assert!(asked && line.take().is_none() && *good == variables(&[("A", "1")]));
+        assert!(!get(busy()).await.0, "a good environment is kept");
+    }
+
+    #[tokio::test]
+    async fn users_do_not_wait_for_each_other_and_names_of_one_number_differ() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = User::root(dir.path());
+        let other = User { name: "toor".to_owned(), ..root.clone() };
+        let (known, running) = (LoginEnvironments::default(), CancellationToken::new());
+        let stuck = known.of_user(&root, dir.path(), &running, async |_| std::future::pending().await);
+        let mut stuck = std::pin::pin!(stuck);
+        assert!(futures::poll!(&mut stuck).is_pending());
+        let (found, _) = known.of_user(&other, dir.path(), &running, async |plain| Ok(plain)).await.unwrap();
+        assert_eq!(found.get(std::ffi::OsStr::new("USER")), Some(&"toor".into()));
+        let other = User { shell: "/bin/other".to_owned(), ..other };
+        let (found, _) = known.of_user(&other, dir.path(), &running, async |plain| Ok(plain)).await.unwrap();
+        assert_eq!(found.get(std::ffi::OsStr::new("SHELL")), Some(&"/bin/other".into()));
+        // A command that waits for another's environment can be cancelled.
+        let cancelled = CancellationToken::new();
+        let waits = known.of_user(&root, dir.path(), &cancelled, async |plain| Ok(plain));
+        let mut waits = std::pin::pin!(waits);
+        assert!(futures::poll!(&mut waits).is_pending());
+        cancelled.cancel();
+        assert!(waits.await.is_none());
     }
 }

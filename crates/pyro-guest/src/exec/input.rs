@@ -1,7 +1,9 @@
 //! Passes input on to a command, no faster than the command reads it.
 
+use std::collections::VecDeque;
 use std::io;
 
+use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use pyro_wire::{Frame, Input, InputEnd, InputReply, OutputStream};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -10,14 +12,24 @@ use super::running::{InputTarget, Running, Steering};
 use crate::failure::failed;
 use crate::stream::CallStream;
 
+/// Maximum number of bytes that are read from the host while the command does not take them. Reading on is the only way to
+/// find out that the host has left.
+const MAX_BYTES_AHEAD: usize = 512 * 1024;
+
 /// Writes the stream's bytes to the command's input, and answers how that went.
 pub(crate) async fn serve<S>(Input { command }: Input, running: &Running, mut stream: CallStream<S, Input>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let reply = match running.find(command).await {
+    let mut source = Source { stream: &mut stream, ahead: VecDeque::new(), bytes: 0, is_complete: false };
+    let steering = tokio::select! {
+        biased;
+        steering = running.find(command) => steering,
+        () = source.host_gone() => return,
+    };
+    let reply = match steering {
         None => Some(InputReply::NotRunning),
-        Some(steering) => feed(&steering, &mut stream).await,
+        Some(steering) => feed(&steering, &mut source).await,
     };
     let Some(reply) = reply else { return };
     if stream.send(Frame::Control(reply)).await.is_ok() && stream.close().await.is_ok() {
@@ -27,27 +39,28 @@ where
 }
 
 /// Returns the reply, or `None` when the host has left before the end of the input.
-async fn feed<S>(steering: &Steering, stream: &mut CallStream<S, Input>) -> Option<InputReply>
+async fn feed<S>(steering: &Steering, source: &mut Source<'_, S>) -> Option<InputReply>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let Ok(mut target) = steering.input.try_lock() else { return Some(InputReply::Busy) };
     loop {
-        let frame = tokio::select! {
+        let piece = tokio::select! {
             biased;
             () = steering.ended.cancelled() => return Some(InputReply::Closed),
             () = target.reader_gone() => {
                 *target = InputTarget::Closed;
                 return Some(InputReply::Closed);
             }
-            frame = stream.next() => frame,
+            piece = source.next() => piece,
         };
-        match frame {
-            Some(Ok(Frame::Output(OutputStream::Stdout, bytes))) => {
+        match piece? {
+            Piece::Bytes(bytes) => {
                 let written = tokio::select! {
                     biased;
                     written = target.write(&bytes) => written,
                     () = steering.ended.cancelled() => Err(io::ErrorKind::BrokenPipe.into()),
+                    () = source.host_gone() => return None,
                 };
                 match written {
                     Ok(()) => {}
@@ -60,14 +73,70 @@ where
                     }
                 }
             }
-            Some(Ok(Frame::Control(InputEnd::Finished))) => {
+            Piece::End => {
                 if let InputTarget::Pipe(_) = *target {
                     *target = InputTarget::Closed;
                 }
                 return Some(InputReply::Taken);
             }
-            // A host that leaves, or does not follow the protocol.
-            _ => return None,
         }
+    }
+}
+
+/// A part of the input.
+enum Piece {
+    Bytes(Bytes),
+    End,
+}
+
+/// The host's end of the input.
+struct Source<'a, S> {
+    stream: &'a mut CallStream<S, Input>,
+    /// What was read and not returned.
+    ahead: VecDeque<Piece>,
+    /// Number of bytes ahead.
+    bytes: usize,
+    /// Whether the end of the input was read.
+    is_complete: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Source<'_, S> {
+    /// Returns the next part. `None`: the host has left, or does not follow the protocol.
+    async fn next(&mut self) -> Option<Piece> {
+        if self.ahead.is_empty() {
+            self.read().await?;
+        }
+        let piece = self.ahead.pop_front()?;
+        if let Piece::Bytes(bytes) = &piece {
+            self.bytes -= bytes.len();
+        }
+        Some(piece)
+    }
+
+    /// Reads ahead and returns when the host has left before the end of the input. Never returns when it has sent the end, or
+    /// more than may be read ahead.
+    async fn host_gone(&mut self) {
+        while !self.is_complete && self.bytes < MAX_BYTES_AHEAD {
+            if self.read().await.is_none() {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+
+    async fn read(&mut self) -> Option<()> {
+        let piece = match self.stream.next().await {
+            Some(Ok(Frame::Output(OutputStream::Stdout, bytes))) => {
+                self.bytes += bytes.len();
+                Piece::Bytes(bytes)
+            }
+            Some(Ok(Frame::Control(InputEnd::Finished))) => {
+                self.is_complete = true;
+                Piece::End
+            }
+            _ => return None,
+        };
+        self.ahead.push_back(piece);
+        Some(())
     }
 }

@@ -15,11 +15,12 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, setrlimit};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
+use tokio_util::sync::CancellationToken;
 
 use super::accounts::User;
 use super::cgroup::ControlGroup;
 use super::child::Child;
-use super::environment::{self, CaptureError, Variables};
+use super::environment::{self, CaptureError, UnsentLine, Variables};
 use super::oom;
 use super::program::{Found, SCRIPT_FD};
 use super::running::InputTarget;
@@ -57,7 +58,19 @@ pub(super) struct CommandProcess {
     pub(super) input: InputTarget,
     pub(super) output: Output,
     /// A line for people about the command's environment.
-    pub(super) warning: Option<String>,
+    pub(super) warning: UnsentLine,
+}
+
+/// Why a command was not started.
+pub(super) enum NotStarted {
+    Failed(Failure),
+    Cancelled,
+}
+
+impl From<Failure> for NotStarted {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
 }
 
 /// Where the output of a command comes from.
@@ -67,13 +80,21 @@ pub(super) enum Output {
 }
 
 impl CommandProcess {
-    /// Starts a command.
-    pub(super) async fn start(request: &Exec, commands: &Commands) -> Result<Self, Failure> {
+    /// Starts a command, unless it is cancelled before its program is executed. A home directory replaces that of its user.
+    pub(super) async fn start(
+        request: &Exec,
+        home: Option<&str>,
+        commands: &Commands,
+        cancelled: &CancellationToken,
+    ) -> Result<Self, NotStarted> {
         let settings = &commands.settings;
-        let user = match &request.user {
-            None => User::root(),
+        let mut user = match &request.user {
+            None => User::root(&settings.etc),
             Some(user) => User::find(user, &settings.etc)?,
         };
+        if let Some(home) = home {
+            user.home = home.to_owned();
+        }
         // A command may have removed it.
         let workspace = &settings.workspace;
         if Path::new(&request.cwd) == workspace {
@@ -81,13 +102,21 @@ impl CommandProcess {
         }
         let (mut variables, warning) = match request.program {
             // It reads its profile itself.
-            Program::LoginShell => (environment::plain(&user), None),
+            Program::LoginShell => {
+                let mut variables = environment::plain(&user);
+                variables.insert("SHELL".into(), user.login_shell().into());
+                (variables, UnsentLine::default())
+            }
             Program::Shell { .. } | Program::Argv(_) => {
-                let capture = async |plain| capture(&user, &plain, commands).await;
-                let (variables, warning) = commands.environments.of_user(&user, &settings.etc, capture).await;
+                let capture = async |plain| capture(&user, &plain, commands, cancelled).await;
+                let environment = commands.environments.of_user(&user, &settings.etc, cancelled, capture);
+                let (variables, warning) = environment.await.ok_or(NotStarted::Cancelled)?;
                 (Variables::clone(&variables), warning)
             }
         };
+        if request.terminal.is_some() {
+            environment::on_terminal(&mut variables);
+        }
         variables.extend(request.env.iter().map(|(name, value)| (name.into(), value.into())));
         let path = variables.get(OsStr::new("PATH")).map(|path| path.as_os_str());
         let program = Found::new(&request.program, &user, settings, path)?;
@@ -109,6 +138,9 @@ impl CommandProcess {
             has_terminal: request.terminal.is_some(),
             credentials: user.credentials.clone(),
         };
+        if cancelled.is_cancelled() {
+            return Err(NotStarted::Cancelled);
+        }
         let (leader, group) = start(&launch, commands).map_err(|error| match error {
             StartError::Exemption(error) => {
                 exemption_failed("giving up the exemption from the OOM killer", error)
@@ -255,6 +287,15 @@ impl Processes {
         }
     }
 
+    /// Waits until all of them have ended. Without a control group, only the leader is known.
+    async fn ended(&self, leader: &mut Child) {
+        if let Some(group) = &self.group {
+            // Fails if a command has hidden the hierarchy.
+            let _ = group.emptied().await;
+        }
+        let _ = leader.wait().await;
+    }
+
     /// Kills all of them.
     async fn kill(&self) {
         if let Some(group) = &self.group {
@@ -267,7 +308,7 @@ impl Processes {
     }
 }
 
-/// Ends a command and everything that it started, with SIGTERM and, when its leader has ended or after the grace, SIGKILL.
+/// Ends a command and everything that it started, with SIGTERM and, when all of it has ended or after the grace, SIGKILL.
 /// Without a grace, with SIGKILL alone.
 pub(super) async fn terminate(
     leader: &mut Child,
@@ -276,9 +317,8 @@ pub(super) async fn terminate(
 ) -> io::Result<Status> {
     if !grace.is_zero() {
         processes.ask_to_end();
-        let _ = tokio::time::timeout(grace, leader.wait()).await;
+        let _ = tokio::time::timeout(grace, processes.ended(leader)).await;
     }
-    // Also after the leader has gone: its children may have chosen to stay.
     processes.kill().await;
     leader.wait().await
 }
@@ -287,13 +327,18 @@ pub(super) async fn terminate(
 pub(super) async fn abandon(leader: &mut Child, processes: &Processes, grace: Duration) {
     if processes.terminal.is_some() && !grace.is_zero() {
         processes.hang_up();
-        let _ = tokio::time::timeout(grace, leader.wait()).await;
+        let _ = tokio::time::timeout(grace, processes.ended(leader)).await;
     }
     let _ = terminate(leader, processes, Duration::ZERO).await;
 }
 
 /// Reads the environment of a user's login shell.
-async fn capture(user: &User, plain: &Variables, commands: &Commands) -> Result<Variables, CaptureError> {
+async fn capture(
+    user: &User,
+    plain: &Variables,
+    commands: &Commands,
+    cancelled: &CancellationToken,
+) -> Result<Variables, CaptureError> {
     let settings = &commands.settings;
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
     fchmod(&write, Mode::from(0o622)).map_err(io::Error::from)?;
@@ -338,18 +383,19 @@ async fn capture(user: &User, plain: &Variables, commands: &Commands) -> Result<
     drop(extra);
     let processes = Processes { leader: leader.pid(), group, terminal: None };
     let limit = settings.profile_limit;
-    let outcome = tokio::time::timeout(limit, read_environment(&mut read, &mut leader)).await;
-    match outcome {
-        Ok(Ok(variables)) => {
-            // It has written everything and ends by itself.
-            let _ = tokio::time::timeout(limit, leader.wait()).await;
-            Ok(variables)
-        }
-        failure => {
-            let _ = terminate(&mut leader, &processes, Duration::ZERO).await;
-            failure.unwrap_or(Err(CaptureError::TimedOut(limit)))
-        }
+    let outcome = tokio::select! {
+        biased;
+        read = read_environment(&mut read, &mut leader) => read,
+        () = tokio::time::sleep(limit) => Err(CaptureError::TimedOut(limit)),
+        () = cancelled.cancelled() => Err(CaptureError::Cancelled),
+    };
+    // After a success, it has written everything and ends by itself.
+    if outcome.is_err() {
+        processes.kill().await;
     }
+    // The command does not wait for that.
+    tokio::spawn(async move { leader.wait().await });
+    outcome
 }
 
 /// Reads what the login shell's successor writes. Processes that the profile has started may keep the pipe open.

@@ -4,7 +4,6 @@ use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use pyro_wire::{Failure, FailureKind, MAX_COMMAND_BYTES, Program};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -69,11 +68,7 @@ impl Found {
                 Self::of(name, words, path)
             }
             Program::LoginShell => {
-                let bash = "/bin/bash";
-                let shell = match &*user.shell {
-                    "/bin/sh" if Path::new(bash).exists() => bash,
-                    shell => shell,
-                };
+                let shell = user.login_shell();
                 let name = shell.rsplit('/').next().unwrap_or(shell);
                 Ok(Self { is_shell: true, ..Self::of(shell, &[format!("-{name}")], path)? })
             }

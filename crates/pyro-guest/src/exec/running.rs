@@ -1,6 +1,6 @@
 //! The commands that run, by their numbers, for requests that deal with one of them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +12,9 @@ use tokio_util::sync::CancellationToken;
 use super::process::Processes;
 use super::terminal::Terminal;
 use crate::failure::{During, refused};
+
+/// Maximum number of commands that others with higher numbers may overtake.
+const MAX_MISSING: u64 = 1024;
 
 /// What can be done with a running command.
 pub(super) struct Steering {
@@ -35,14 +38,42 @@ type Command = watch::Receiver<Option<Arc<Steering>>>;
 /// The commands of a guest that have begun and not ended.
 #[derive(Debug)]
 pub(crate) struct Running {
-    commands: Mutex<HashMap<u64, Command>>,
+    commands: Mutex<Commands>,
+    /// Changes with every command that begins.
+    begun: watch::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct Commands {
+    running: HashMap<u64, Command>,
     /// The highest number of a command so far.
-    highest: watch::Sender<u64>,
+    highest: u64,
+    /// Lower numbers whose commands have not come: requests may overtake each other.
+    missing: BTreeSet<u64>,
+}
+
+impl Commands {
+    fn begin(&mut self, id: u64, command: Command) {
+        if id > self.highest {
+            self.missing.extend((self.highest + 1).max(id.saturating_sub(MAX_MISSING))..id);
+            self.highest = id;
+            while self.missing.len() as u64 > MAX_MISSING {
+                self.missing.pop_first();
+            }
+        } else {
+            self.missing.remove(&id);
+        }
+        self.running.insert(id, command);
+    }
+
+    fn is_to_come(&self, id: u64) -> bool {
+        id > self.highest || self.missing.contains(&id)
+    }
 }
 
 impl Default for Running {
     fn default() -> Self {
-        Self { commands: Mutex::default(), highest: watch::Sender::new(0) }
+        Self { commands: Mutex::default(), begun: watch::Sender::new(()) }
     }
 }
 
@@ -57,21 +88,20 @@ impl Running {
     pub(super) fn begin(&self, id: u64) -> Registration<'_> {
         let (steering, receiver) = watch::channel(None);
         if id > 0 {
-            self.commands().insert(id, receiver);
-            self.highest.send_if_modified(|highest| {
-                let is_higher = id > *highest;
-                *highest = id.max(*highest);
-                is_higher
-            });
+            self.commands().begin(id, receiver);
+            self.begun.send_replace(());
         }
         Registration { running: self, id, steering }
     }
 
-    /// Waits until a command with this number has come and has started. `None`: it does not run.
+    /// Waits until the command with this number has come and has started. `None`: it does not run any more. Callers watch the
+    /// stream of their request meanwhile, because the command may never come.
     pub(super) async fn find(&self, id: u64) -> Option<Arc<Steering>> {
-        let mut highest = self.highest.subscribe();
-        highest.wait_for(|highest| *highest >= id).await.ok()?;
-        let mut command = self.commands().get(&id)?.clone();
+        let mut begun = self.begun.subscribe();
+        while self.commands().is_to_come(id) {
+            begun.changed().await.ok()?;
+        }
+        let mut command = self.commands().running.get(&id)?.clone();
         let started = command.wait_for(Option::is_some).await.ok()?;
         started.clone()
     }
@@ -95,7 +125,7 @@ impl Running {
         }
     }
 
-    fn commands(&self) -> MutexGuard<'_, HashMap<u64, Command>> {
+    fn commands(&self) -> MutexGuard<'_, Commands> {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -127,7 +157,7 @@ impl Drop for Registration<'_> {
             steering.ended.cancel();
         }
         if self.id > 0 {
-            self.running.commands().remove(&self.id);
+            self.running.commands().running.remove(&self.id);
         }
     }
 }

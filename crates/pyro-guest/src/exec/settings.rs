@@ -83,6 +83,11 @@ impl Commands {
         &self.running
     }
 
+    /// Forgets what must differ between machines that were made from the same template.
+    pub(crate) fn forget_environments(&self) {
+        self.environments.clear();
+    }
+
     /// Returns the control groups, which are opened for the first command.
     pub(super) fn groups(&self) -> &ControlGroups {
         self.groups.get_or_init(|| match &self.settings.control_groups {

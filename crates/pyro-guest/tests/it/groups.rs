@@ -50,7 +50,8 @@ async fn what_leaves_its_process_group_ends_with_its_command() {
         let mut stream = host.call(Exec { kill_grace_ms: 200, ..host.exec(text) }).await;
         expect_output(&mut stream, "ready\n").await;
         terminate(&mut stream).await;
-        assert!(matches!(end_of(stream).await.exit().status, Status::Signal(_) | Status::Code(_)));
+        let exit = end_of(stream).await.exit().clone();
+        assert!(matches!(exit.status, Status::Signal(15) | Status::Code(143)), "{text}: {exit:?}");
         if has_groups {
             all_dead(alive).await;
         }
@@ -70,6 +71,22 @@ async fn everything_is_asked_to_end_before_it_is_killed() {
 }
 
 #[tokio::test]
+async fn the_grace_lasts_until_the_whole_group_has_ended() {
+    let (host, has_groups) = host();
+    // The leader ends at once; the server needs time.
+    let server = "trap 'sleep 0.3; echo closed; exit' TERM; echo ready; while :; do sleep 0.05; done";
+    let text = format!("sh -c '{}' & wait", server.replace('\'', "'\\''"));
+    let mut stream = host.call(Exec { kill_grace_ms: 20_000, ..host.exec(&text) }).await;
+    expect_output(&mut stream, "ready\n").await;
+    terminate(&mut stream).await;
+    let ended = end_of(stream).await;
+    assert_eq!(ended.exit().status, Status::Signal(15));
+    if has_groups {
+        assert_eq!(ended.text(), "closed\n");
+    }
+}
+
+#[tokio::test]
 async fn what_a_finished_command_leaves_in_the_background_goes_on() {
     let (host, _) = host();
     make_fifo(&host.path("go"));
@@ -84,6 +101,32 @@ async fn what_a_finished_command_leaves_in_the_background_goes_on() {
 }
 
 #[tokio::test]
+async fn a_command_starts_although_another_has_frozen_the_groups() {
+    let (host, has_groups) = host();
+    if !has_groups {
+        return;
+    }
+    let ended = host.run(host.exec("grep ^0:: /proc/self/cgroup | cut -d: -f3")).await;
+    let group = hierarchy().unwrap().join(ended.text().trim().trim_start_matches('/'));
+    fs::write(group.parent().unwrap().join("cgroup.freeze"), "1").unwrap();
+    assert_eq!(host.run(host.exec("echo on")).await.text(), "on\n");
+}
+
+/// Maximum number of commands until a group must have been removed.
+const COMMANDS: usize = 1000;
+
+/// Runs commands until a group has been removed, which happens after a reply.
+async fn removed(host: &Host, group: &std::path::Path) {
+    for _ in 0..COMMANDS {
+        if !group.exists() {
+            return;
+        }
+        assert_eq!(host.run(host.exec("true")).await.exit().status, Status::Code(0));
+    }
+    panic!("{} is still there", group.display());
+}
+
+#[tokio::test]
 async fn groups_are_removed_when_they_are_empty() {
     let (host, has_groups) = host();
     let ended = host.run(host.exec("grep ^0:: /proc/self/cgroup | cut -d: -f3")).await;
@@ -91,10 +134,7 @@ async fn groups_are_removed_when_they_are_empty() {
     let relative = ended.text().trim().trim_start_matches('/').to_owned();
     let group = mount.join(&relative);
     assert!(relative.contains("pyro/command-"), "{relative}");
-    // That happens after the reply.
-    while group.exists() {
-        assert_eq!(host.run(host.exec("true")).await.exit().status, Status::Code(0));
-    }
+    removed(&host, &group).await;
     // One with a process is removed after a later command.
     let text = "sleep 1000 > /dev/null 2>&1 & echo $!; grep ^0:: /proc/self/cgroup | cut -d: -f3";
     let ended = host.run(host.exec(text)).await;
@@ -110,7 +150,5 @@ async fn groups_are_removed_when_they_are_empty() {
     let mut polled = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
     rustix::event::poll(&mut polled, None).unwrap();
     // A process leaves its group when its parent has waited for it, a moment after it has ended.
-    while group.exists() {
-        assert_eq!(host.run(host.exec("true")).await.exit().status, Status::Code(0));
-    }
+    removed(&host, &group).await;
 }

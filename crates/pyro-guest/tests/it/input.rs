@@ -6,7 +6,7 @@ use pyro_wire::{
     TerminalSize,
 };
 
-use crate::host::{CallStream, Host, chunk, end_of, expect_output, terminate};
+use crate::host::{CallStream, Host, chunk, end_of, expect_output, make_fifo, terminate};
 
 fn with_input(host: &Host, id: u64, text: &str) -> Exec {
     Exec { id, input: true, ..host.exec(text) }
@@ -124,7 +124,68 @@ async fn a_command_without_input_takes_none() {
     let mut command = host.call(Exec { id: 3, ..host.exec("cat; echo end; exec sleep 1000") }).await;
     expect_output(&mut command, "end\n").await;
     assert_eq!(host.ask(Input { command: 3 }).await, InputReply::Closed);
-    assert_eq!(host.ask(Input { command: 2 }).await, InputReply::NotRunning);
+}
+
+#[tokio::test]
+async fn input_waits_for_its_own_command_and_not_for_a_later_one() {
+    let host = Host::new();
+    let mut later = host.call(with_input(&host, 6, "echo ready; cat")).await;
+    expect_output(&mut later, "ready\n").await;
+    let mut input = host.call(Input { command: 5 }).await;
+    input.send(chunk("early\n")).await.unwrap();
+    finish(&mut input).await;
+    assert!(futures::poll!(input.next()).is_pending());
+    assert_eq!(host.run(with_input(&host, 5, "cat")).await.text(), "early\n");
+    assert_eq!(reply(input).await, InputReply::Taken);
+    assert_eq!(host.ask(Input { command: 5 }).await, InputReply::NotRunning);
+}
+
+#[tokio::test]
+async fn input_whose_command_never_comes_ends_with_its_client() {
+    let host = Host::new();
+    let mut input = host.call(Input { command: 9 }).await;
+    input.send(chunk("lost\n")).await.unwrap();
+    drop(input);
+    // The agent reads requests and ends in order of arrival.
+    host.run(host.exec("true")).await;
+    let mut command = host.call(with_input(&host, 9, "cat")).await;
+    let mut second = host.call(Input { command: 9 }).await;
+    second.send(chunk("kept\n")).await.unwrap();
+    expect_output(&mut command, "kept\n").await;
+    finish(&mut second).await;
+    assert_eq!(end_of(command).await.exit().status, Status::Code(0));
+}
+
+#[tokio::test]
+async fn input_is_free_for_the_next_client_when_one_leaves_that_the_command_does_not_read() {
+    let host = Host::new();
+    let text = "echo ready; read go < go; exec tail -c 5";
+    make_fifo(&host.path("go"));
+    let mut command = host.call(with_input(&host, 1, text)).await;
+    expect_output(&mut command, "ready\n").await;
+    let mut first = host.call(Input { command: 1 }).await;
+    // More than a pipe holds.
+    first.send(chunk(vec![b'x'; 128 << 10])).await.unwrap();
+    first.send(chunk(vec![b'x'; 64 << 10])).await.unwrap();
+    assert!(futures::poll!(first.next()).is_pending());
+    drop(first);
+    let mut second = loop {
+        let mut stream = host.call(Input { command: 1 }).await;
+        // A request that was answered after the other: the agent has seen that one.
+        let size = TerminalSize { columns: 80, rows: 24 };
+        assert!(matches!(host.ask(Resize { command: 1, size }).await, SteerReply::Failed(_)));
+        match futures::poll!(stream.next()) {
+            std::task::Poll::Pending => break stream,
+            std::task::Poll::Ready(reply) => {
+                assert!(matches!(reply, Some(Ok(Frame::Control(InputReply::Busy)))));
+            }
+        }
+    };
+    host.run(host.exec("echo > go")).await;
+    second.send(chunk("last\n")).await.unwrap();
+    finish(&mut second).await;
+    assert_eq!(reply(second).await, InputReply::Taken);
+    assert_eq!(end_of(command).await.text(), "last\n");
 }
 
 #[tokio::test]

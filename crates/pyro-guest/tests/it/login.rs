@@ -5,8 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use pyro_wire::{Exec, Status};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
 
-use crate::host::{Host, Recorder};
+use crate::host::{Host, Recorder, end_of, make_fifo, terminate};
 
 /// A host whose login shell reads `etc/profile` in the returned directory, as those of guests do in `/etc`.
 fn host(profile: &str) -> (Host, tempfile::TempDir) {
@@ -97,6 +99,28 @@ async fn a_profile_that_does_not_end_holds_one_command_up_for_its_limit() {
     assert_eq!(ended.text(), "real\n");
     assert!(line.contains("did not end within") && line.contains("plain"), "{line}");
     assert_eq!(host.run(host.exec("echo again")).await.stderr, b"");
+}
+
+#[tokio::test]
+async fn a_command_that_is_ended_while_the_profile_is_read_never_starts() {
+    let (host, dir) = host("");
+    let fifo = dir.path().join("reads");
+    make_fifo(&fifo);
+    let profile = format!("echo > {}; exec sleep 1000\n", fifo.display());
+    fs::write(dir.path().join("etc/profile"), profile).unwrap();
+    let mut reads = pipe::OpenOptions::new().open_receiver(&fifo).unwrap();
+    let mut stream = host.call(host.exec("echo started > mark")).await;
+    assert_eq!(reads.read(&mut [0; 1]).await.unwrap(), 1);
+    terminate(&mut stream).await;
+    let ended = end_of(stream).await;
+    assert_eq!((ended.exit().status, ended.exit().timed_out), (Status::Signal(15), false));
+    // A client that leaves has the same effect.
+    let stream = host.call(host.exec("echo started > mark")).await;
+    let reads = pipe::OpenOptions::new().open_receiver(&fifo).unwrap();
+    reads.readable().await.unwrap();
+    drop(stream);
+    fs::write(dir.path().join("etc/profile"), "export A=1\n").unwrap();
+    assert_eq!(host.run(host.exec("echo $A; ls")).await.text(), "1\n");
 }
 
 #[tokio::test]

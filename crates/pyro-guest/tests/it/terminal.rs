@@ -142,6 +142,27 @@ async fn a_login_shell_is_interactive_and_ends_when_asked() {
 }
 
 #[tokio::test]
+async fn a_terminal_has_a_type_that_programs_know_unless_the_caller_names_one() {
+    let host = Host::new();
+    assert_eq!(host.run(on_terminal(&host, "echo $TERM")).await.text(), "xterm-256color\r\n");
+    let env = [("TERM".to_owned(), "vt100".to_owned())].into();
+    let exec = Exec { env, ..on_terminal(&host, "echo $TERM") };
+    assert_eq!(host.run(exec).await.text(), "vt100\r\n");
+    assert_eq!(host.run(host.exec("echo $TERM")).await.text(), "dumb\n");
+}
+
+#[tokio::test]
+async fn the_shell_of_a_login_shell_is_the_one_that_runs() {
+    let host = Host::new();
+    let exec = Exec { program: Program::LoginShell, ..on_terminal(&host, "") };
+    let command = host.call(exec).await;
+    let mut input = host.call(Input { command: 1 }).await;
+    input.send(chunk("echo is:$SHELL:$BASH; exit\n")).await.unwrap();
+    let ended = end_of(command).await;
+    assert!(ended.text().contains("is:/bin/bash:/bin/bash"), "{ended:?}");
+}
+
+#[tokio::test]
 async fn a_command_whose_terminal_is_gone_is_hung_up() {
     let host = Host::new();
     let mark = host.path("mark");

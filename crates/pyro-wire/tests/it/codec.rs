@@ -89,3 +89,13 @@ fn control_of_the_wrong_shape_is_an_error() {
     buffer.put_slice(b"{}");
     assert!(matches!(Codec::default().decode(&mut buffer), Err(FrameError::Malformed(_))));
 }
+
+#[test]
+fn a_reply_has_a_lower_maximum_than_a_request() {
+    let mut header = (MAX_REPLY_BYTES as u32 + 1).to_le_bytes().to_vec();
+    header.push(0);
+    let mut buffer = BytesMut::from(&header[..]);
+    assert!(matches!(FrameCodec::<ExecReply, ()>::default().decode(&mut buffer), Ok(None)));
+    let refused = FrameCodec::<ExecReply, ()>::of_replies().decode(&mut buffer);
+    assert!(matches!(refused, Err(FrameError::TooLong { max: MAX_REPLY_BYTES, .. })));
+}
