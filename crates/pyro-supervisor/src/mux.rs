@@ -111,7 +111,7 @@ pub(crate) async fn call<S: AsyncRead + AsyncWrite + Unpin, C: Call>(
     request: C,
 ) -> Result<CallStream<S, C>, FrameError> {
     stream.send(Frame::Control(request.into())).await?;
-    Ok(stream.map_codec(|_| FrameCodec::default()))
+    Ok(stream.map_codec(|_| FrameCodec::of_replies()))
 }
 
 /// Opens streams on the connection that a [`drive`] future serves.
