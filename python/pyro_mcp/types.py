@@ -32,6 +32,8 @@ class _EnvironmentAlways(TypedDict):
     """Always `None`, see `oci_registry`."""
     platform: str
     """Host platform, `linux-x86_64`."""
+    shell: str
+    """Shell that runs commands unless their caller chooses another: `sh` or `bash`."""
     source_digest: Optional[str]
     """SHA-256 over the sorted `name=version` lines of every package in the installed image and its kernel; `None` if the
     environment is not installed."""
@@ -81,6 +83,8 @@ class _PulledEnvironmentAlways(TypedDict):
     """Host platform, `linux-x86_64`."""
     rootfs_image: str
     """The read-only base image."""
+    shell: str
+    """Shell that runs commands unless their caller chooses another: `sh` or `bash`."""
     source: str
     """Source of the image, such as `debian:bookworm`."""
     source_digest: Optional[str]
@@ -595,6 +599,8 @@ class _TaskLogsAlways(TypedDict):
 class TaskLogs(_TaskLogsAlways, total=False):
     """The journal of a task."""
 
+    damaged: List[int]
+    """Numbers of commands whose entries are damaged and left out; absent if all can be read."""
     dropped: int
     """Number of older commands that the journal no longer has; absent if it has all. It keeps the latest 1,000."""
 

@@ -69,10 +69,9 @@ impl CliError {
             Self::Left(_) => Exit::Stopped(Signal::Hangup),
             Self::Output(error) if error.is_broken_pipe() => Exit::BrokenPipe,
             Self::Engine(error) => exit_of(error.kind),
+            Self::Variable(_) | Self::Words(_) => Exit::Usage,
             Self::Config(_)
             | Self::Install(_)
-            | Self::Variable(_)
-            | Self::Words(_)
             | Self::Demo(_)
             | Self::Output(_)
             | Self::Listen(_)
@@ -96,6 +95,7 @@ fn exit_of(kind: ErrorKind) -> Exit {
         | ErrorKind::NotDelivered
         | ErrorKind::OutcomeUnknown
         | ErrorKind::StateUnusable
+        | ErrorKind::CopyFailed
         | ErrorKind::Cancelled
         | ErrorKind::Internal => Exit::Failure,
     }

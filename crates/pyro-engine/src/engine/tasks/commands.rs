@@ -16,7 +16,6 @@ use crate::exit_code::{duration_ms, exit_code, status};
 use crate::limits::{CheckedCommand, CheckedInput};
 use crate::operations::ExecTask;
 use crate::registry::VmRecord;
-use crate::state::VmEvent;
 use crate::{
     CallContext, Command, Error, ErrorKind, Event, Events, ExecutionMode, Hint, Outcome, OutputMode,
     TaskDetached, TaskExec, TaskLogEntry, VmId, convert, limits,
@@ -43,7 +42,7 @@ impl Engine {
         let command = limits::check_command(request.command, request.output.output)?;
         let began = now();
         let id = self.task_id(&request.task.task_id).await?;
-        let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
+        let record = self.record_for_use(&id, command.timeout).await?;
         let FinishedCommand { sequence, captured: Captured { end, stdout, stderr } } =
             match record.execution_mode {
                 ExecutionMode::HostCompat => {
@@ -53,7 +52,7 @@ impl Engine {
                     self.run_in_guest(&record, &command, call).await?
                 }
             };
-        self.renew_used(&record).await;
+        self.renew_used(&id, None).await;
         let network_denials = self.denials_of_command(&record, began).await;
         Ok(TaskExec {
             task_id: id,
@@ -83,7 +82,7 @@ impl Engine {
     pub async fn detach_task(&self, task_id: &str, command: Command) -> Result<TaskDetached, Error> {
         let command = limits::check_command(command, DETACHED_OUTPUT)?;
         let id = self.task_id(task_id).await?;
-        let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
+        let record = self.record_for_use(&id, command.timeout).await?;
         refuse_on_host(&record, "detached")?;
         if matches!(command.input, CheckedInput::Text(_)) {
             let message = "stdin cannot be given to a command without waiting for it";
