@@ -363,7 +363,8 @@ class Pyro(Caller):
             page = self._call("logs_task", params)
             entries = logs["entries"] + page["logs"]["entries"]
             damaged += page["logs"].get("damaged", [])
-            logs = {**page["logs"], "count": len(entries), "entries": entries}
+            logs = page["logs"]
+            logs["count"], logs["entries"] = len(entries), entries
             after = page["next_after"]
         if damaged:
             logs["damaged"] = damaged
