@@ -599,6 +599,8 @@ class _TaskLogsAlways(TypedDict):
 class TaskLogs(_TaskLogsAlways, total=False):
     """The journal of a task."""
 
+    damaged: List[int]
+    """Numbers of commands whose entries are damaged and left out; absent if all can be read."""
     dropped: int
     """Number of older commands that the journal no longer has; absent if it has all. It keeps the latest 1,000."""
 

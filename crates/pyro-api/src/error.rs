@@ -35,6 +35,8 @@ pub enum ErrorKind {
     OutcomeUnknown,
     /// The state directory or the registry in it cannot be used.
     StateUnusable,
+    /// A file or directory could not be copied, read or written, in the guest or on this host.
+    CopyFailed,
     /// The caller cancelled the call.
     Cancelled,
     /// A defect in pyro.
@@ -43,7 +45,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind once.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::InvalidInput,
         Self::NotFound,
         Self::WrongState,
@@ -55,6 +57,7 @@ impl ErrorKind {
         Self::NotDelivered,
         Self::OutcomeUnknown,
         Self::StateUnusable,
+        Self::CopyFailed,
         Self::Cancelled,
         Self::Internal,
     ];
@@ -73,6 +76,7 @@ impl ErrorKind {
             Self::NotDelivered => "not_delivered",
             Self::OutcomeUnknown => "outcome_unknown",
             Self::StateUnusable => "state_unusable",
+            Self::CopyFailed => "copy_failed",
             Self::Cancelled => "cancelled",
             Self::Internal => "internal",
         }
@@ -95,6 +99,10 @@ pub struct Error {
     /// The cause.
     #[cfg_attr(test, proptest(strategy = "tests::causes()"))]
     pub source: Option<Box<Cause>>,
+    /// Parameters of the contract that the message or a hint names. Readers may know them by other names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
+    pub parameters: Vec<String>,
 }
 
 /// The cause of an error as text. Causes of other types are converted.
@@ -117,13 +125,20 @@ impl Cause {
 impl Error {
     /// An error without hints or cause.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hints: Vec::new(), source: None }
+        Self { kind, message: message.into(), hints: Vec::new(), source: None, parameters: Vec::new() }
     }
 
     /// Adds a hint.
     #[must_use]
     pub fn hint(mut self, hint: Hint) -> Self {
         self.hints.push(hint);
+        self
+    }
+
+    /// Records that the message or a hint names this parameter of the contract.
+    #[must_use]
+    pub fn naming(mut self, parameter: impl Into<String>) -> Self {
+        self.parameters.push(parameter.into());
         self
     }
 
@@ -164,12 +179,14 @@ impl Error {
 
     /// `value` of field `name` is outside `least..=most`.
     pub fn out_of_range(name: &str, least: i64, most: i64) -> Self {
-        Self::new(ErrorKind::InvalidInput, format!("{name} must be between {least} and {most}"))
+        Self::new(ErrorKind::InvalidInput, format!("{name} must be between {least} and {most}")).naming(name)
     }
 
     /// The time limit of a command is not positive.
     pub fn timeout_not_positive() -> Self {
-        Self::new(ErrorKind::InvalidInput, "timeout_seconds must be positive").hint(Hint::PositiveTimeout)
+        Self::new(ErrorKind::InvalidInput, "timeout_seconds must be positive")
+            .hint(Hint::PositiveTimeout)
+            .naming("timeout_seconds")
     }
 
     /// The time limit of a command is longer than its task can live, which is `most` seconds.
@@ -190,6 +207,7 @@ impl Error {
     pub fn vm_expired(id: &str) -> Self {
         Self::new(ErrorKind::Expired, format!("vm '{}' expired and was automatically deleted", shown(id)))
             .hint(Hint::LongerLifetime)
+            .naming("ttl_seconds")
     }
 
     /// The maximum number of VMs and tasks is reached.
@@ -206,12 +224,14 @@ impl Error {
 
     /// A command for a VM or task that is not running.
     pub fn not_started(kind: Kind, id: &str, state: VmState) -> Self {
-        let what_for = match kind {
-            Kind::Vm => "execution",
-            Kind::Task => "task_exec",
+        let (what_for, names) = match kind {
+            Kind::Vm => ("execution", None),
+            Kind::Task => ("task_exec", Some("task_exec")),
         };
         let message = format!("{kind} {} must be in 'started' state before {what_for}", shown(id));
-        Self::new(ErrorKind::WrongState, message).hint(Hint::StartFirst { state: state.to_string() })
+        let error =
+            Self::new(ErrorKind::WrongState, message).hint(Hint::StartFirst { state: state.to_string() });
+        names.into_iter().fold(error, Self::naming)
     }
 
     /// A command for a task whose lifetime has ended.

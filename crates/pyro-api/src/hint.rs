@@ -121,11 +121,18 @@ hints! {
         model: "delete the task and create another one; its files are lost, its command history can still be read",
         program: format!("put {path} back from a copy, or call delete_task(); its journal can still be read")
     }
+    /// The disk of a VM cannot be used.
+    VmDiskLost {
+        /// Path of the disk.
+        path
+    } => {
+        person: format!("put {path} back from a copy, or create another VM"),
+        model: "delete the VM and create another one; its files are lost",
+        program: format!("put {path} back from a copy, or call delete_vm()")
+    }
     /// An environment is in use.
     EndUsers => {
-        person: "stop the VMs and tasks that use it, and try again",
-        model: OPERATOR,
-        program: "stop the VMs and tasks that use it, and try again"
+        host: "delete the VMs and tasks that use it, stopped ones too, and try again"
     }
     /// Another task has the name.
     AnotherName => { all: "choose another name, or delete or rename that task" }

@@ -72,10 +72,11 @@ pub fn check_spec(spec: &VmSpec) -> Result<Sizing, Error> {
     if let Some(HostCa::Bundle(path)) = &spec.host_ca
         && !Path::new(path).is_absolute()
     {
-        return Err(Error::new(ErrorKind::InvalidInput, "host_ca must be a boolean or an absolute path"));
+        return Err(Error::new(ErrorKind::InvalidInput, "host_ca must be a boolean or an absolute path")
+            .naming("host_ca"));
     }
     if spec.host_proxy == Some(true) && !spec.network {
-        return Err(Error::new(ErrorKind::InvalidInput, "host_proxy needs network"));
+        return Err(Error::new(ErrorKind::InvalidInput, "host_proxy needs network").naming("host_proxy"));
     }
     Ok(sizing)
 }

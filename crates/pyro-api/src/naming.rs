@@ -20,7 +20,7 @@ pub const MIN_PREFIX_DIGITS: usize = 3;
 #[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Naming {
-    /// Name, usable wherever the id is. No other task may have it. 1 to 63 letters, digits, `-`, `_` and `.`; begins with a
+    /// Name, usable wherever the id is. No other task of the same owner may have it. 1 to 63 letters, digits, `-`, `_` and `.`; begins with a
     /// letter or digit and is not hexadecimal, as an id is.
     pub name: Option<String>,
     /// Labels, at most 32: keys like names, and values of at most 255 bytes.
@@ -43,13 +43,28 @@ impl Naming {
 #[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskFilter {
-    /// Only tasks with all of these labels, each as `KEY=VALUE`, or as `KEY` for any value.
+    /// Only tasks with all of these labels, at most 32, each as `KEY=VALUE`, or as `KEY` for any value.
     #[serde(default)]
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub labels: Vec<String>,
 }
 
 impl TaskFilter {
+    /// Checks the labels to look for.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`].
+    pub fn check(&self) -> Result<(), Error> {
+        if self.labels.len() > MAX_LABELS {
+            let message = format!("too many labels: a task has at most {MAX_LABELS}");
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        }
+        self.labels.iter().try_for_each(|wanted| match wanted.split_once('=') {
+            Some((key, value)) => check_label(key, value),
+            None => check_label(wanted, ""),
+        })
+    }
+
     /// Returns whether a task with these labels is to be listed.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.labels.iter().all(|wanted| match wanted.split_once('=') {
@@ -96,21 +111,23 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Error> {
         let message = format!("too many labels: a task has at most {MAX_LABELS}");
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
-    for (key, value) in labels {
-        if !has_form_of_name(key) {
-            let message = format!(
-                "invalid label '{}': expected a key of 1 to {MAX_NAME_BYTES} letters, digits, '-', '_' and '.' that begins \
-                 with a letter or digit",
-                shown(key)
-            );
-            return Err(Error::new(ErrorKind::InvalidInput, message));
-        }
-        if value.len() > MAX_LABEL_VALUE_BYTES || value.contains(char::is_control) {
-            let message = format!(
-                "invalid value of the label '{key}': expected at most {MAX_LABEL_VALUE_BYTES} bytes without control characters"
-            );
-            return Err(Error::new(ErrorKind::InvalidInput, message));
-        }
+    labels.iter().try_for_each(|(key, value)| check_label(key, value))
+}
+
+fn check_label(key: &str, value: &str) -> Result<(), Error> {
+    if !has_form_of_name(key) {
+        let message = format!(
+            "invalid label '{}': expected a key of 1 to {MAX_NAME_BYTES} letters, digits, '-', '_' and '.' that begins \
+             with a letter or digit",
+            shown(key)
+        );
+        return Err(Error::new(ErrorKind::InvalidInput, message));
+    }
+    if value.len() > MAX_LABEL_VALUE_BYTES || value.contains(char::is_control) {
+        let message = format!(
+            "invalid value of the label '{key}': expected at most {MAX_LABEL_VALUE_BYTES} bytes without control characters"
+        );
+        return Err(Error::new(ErrorKind::InvalidInput, message));
     }
     Ok(())
 }
@@ -203,6 +220,20 @@ mod tests {
         for wanted in [&["x"][..], &["team=a"], &["team", "x"], &["ci=1"]] {
             assert!(!matches(wanted), "{wanted:?}");
         }
+    }
+
+    #[test]
+    fn a_filter_looks_for_labels_that_a_task_can_have() {
+        let check = |labels: Vec<String>| TaskFilter { labels }.check();
+        check(vec!["team".to_owned(), "team=a=b".to_owned(), "ci=".to_owned()]).unwrap();
+        for wanted in ["", "=x", "-a", "a b=c", "a=x\ny"] {
+            assert_eq!(
+                check(vec![wanted.to_owned()]).unwrap_err().kind,
+                ErrorKind::InvalidInput,
+                "{wanted:?}"
+            );
+        }
+        check(vec!["a".to_owned(); 33]).unwrap_err();
     }
 
     proptest! {

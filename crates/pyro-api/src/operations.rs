@@ -365,7 +365,8 @@ operations! {
     /// environments.
     prune_environments(PruneEnvironments {}) -> Pruned, Operate;
 
-    /// Removes an installed environment from the cache, with its templates. Fails while a VM or task uses it.
+    /// Removes an installed environment from the cache, in all its versions, with its templates. Fails while there are VMs or
+    /// tasks that were made from it, stopped ones too.
     remove_environment(RemoveEnvironment { which: EnvironmentName }) -> RemovedEnvironment, Operate;
 
     /// Creates a VM without starting it. Installs its environment first if necessary.

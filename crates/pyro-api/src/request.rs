@@ -190,7 +190,7 @@ impl From<&str> for VmName {
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct TaskName {
-    /// Id of the task, its name, or at least 3 digits with which the id of no other task begins.
+    /// Id of the task, its name, or at least the first 3 digits of its id, if no other id begins with them.
     pub task_id: String,
 }
 

@@ -73,10 +73,9 @@ impl CliError {
             Self::Left(_) => Exit::Stopped(Signal::Hangup),
             Self::Output(error) if error.is_broken_pipe() => Exit::BrokenPipe,
             Self::Engine(error) => exit_of(error.kind),
-            Self::Variable(_) | Self::Options(_) => Exit::Usage,
+            Self::Variable(_) | Self::Words(_) | Self::Options(_) => Exit::Usage,
             Self::Config(_)
             | Self::Install(_)
-            | Self::Words(_)
             | Self::Demo(_)
             | Self::Output(_)
             | Self::Listen(_)
@@ -100,6 +99,7 @@ fn exit_of(kind: ErrorKind) -> Exit {
         | ErrorKind::NotDelivered
         | ErrorKind::OutcomeUnknown
         | ErrorKind::StateUnusable
+        | ErrorKind::CopyFailed
         | ErrorKind::Cancelled
         | ErrorKind::Internal => Exit::Failure,
     }

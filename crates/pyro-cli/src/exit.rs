@@ -5,8 +5,7 @@ use std::process::ExitCode;
 use crate::signals::Signal;
 
 /// What a person can do about a command that timed out.
-const MORE_TIME: &str =
-    "[timeout] the command was ended after its time limit; --timeout-seconds sets a longer one";
+const MORE_TIME: &str = "[timeout] the command was ended after its time limit; to give it more time, run it with a larger --timeout-seconds";
 
 /// How `pyro` ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -103,7 +103,7 @@ impl Printer {
         self.write(OutputStream::Stderr, printable(text).as_bytes())
     }
 
-    /// Prints kept output of the guest, as a whole line: unchanged, or escaped for a terminal, which it could control.
+    /// Prints kept output of the guest as it is, or escaped for a terminal, which it could control. A line feed ends its last line.
     pub(crate) fn kept(&self, stream: OutputStream, bytes: &[u8]) -> Result<(), OutputError> {
         let is_terminal = match stream {
             OutputStream::Stdout => self.stdout_is_terminal,

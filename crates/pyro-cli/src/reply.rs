@@ -78,6 +78,12 @@ impl Reply {
         Self { exit, ..self }
     }
 
+    /// The same with the status of a command that has ended, and for a person what to do about that.
+    pub(crate) fn of_command(self, exit: Exit, json: bool) -> Self {
+        let advice = exit.advice().filter(|_| !json);
+        advice.into_iter().fold(self, Self::note).exit(exit)
+    }
+
     fn with(result: Content) -> Self {
         Self { notes: Vec::new(), result, exit: Exit::Success }
     }

@@ -16,6 +16,8 @@ pub(crate) struct Report {
     message: String,
     causes: Vec<String>,
     hints: Vec<String>,
+    /// Parameters of the contract that the message or a hint names.
+    parameters: Vec<String>,
 }
 
 /// The document of `--json` for a failure.
@@ -40,7 +42,8 @@ impl Report {
             }
             // The engine's error says that it was stopped.
             CliError::Engine(cause) | CliError::Stopped(_, cause) => {
-                Self::new(cause.kind.as_str(), cause, &cause.hints_for(Reader::Person))
+                let report = Self::new(cause.kind.as_str(), cause, &cause.hints_for(Reader::Person));
+                Self { parameters: cause.parameters.clone(), ..report }
             }
             CliError::Left(_) => Self::new("left_running", error, &[]),
             CliError::Demo(_) => Self::new("demo", error, &[]),
@@ -60,6 +63,7 @@ impl Report {
             message: error.to_string(),
             causes: causes.map(ToString::to_string).collect(),
             hints: hints.to_vec(),
+            parameters: Vec::new(),
         }
     }
 
@@ -67,14 +71,13 @@ impl Report {
     pub(crate) fn human(&self) -> String {
         let mut text = String::new();
         let mut add = |label: &str, content: &str| {
-            let content = in_words_of_options(content.trim_end());
-            let content = printable(&content).replace('\n', "\n    ");
+            let content = printable(content.trim_end()).replace('\n', "\n    ");
             // Writing to a String cannot fail.
             let _ = writeln!(text, "{label}{content}");
         };
-        add("[error] ", &self.message);
+        add("[error] ", &self.in_words_of_options(&self.message));
         self.causes.iter().for_each(|cause| add("  caused by: ", cause));
-        self.hints.iter().for_each(|hint| add("  hint: ", hint));
+        self.hints.iter().for_each(|hint| add("  hint: ", &self.in_words_of_options(hint)));
         text
     }
 
@@ -84,27 +87,14 @@ impl Report {
         let message: Vec<&str> = std::iter::once(self.message.as_str()).chain(causes).collect();
         JsonReport { ok: false, error: message.join(": "), kind: self.kind, hints: &self.hints }
     }
-}
 
-/// Parameters of the contract that are options of the command line, by their names there with dashes.
-const OPTIONS: [&str; 9] = [
-    "vcpu_count",
-    "mem_mib",
-    "ttl_seconds",
-    "timeout_seconds",
-    "disk_mib",
-    "host_ca",
-    "host_proxy",
-    "allow_host_compat",
-    "max_mib",
-];
-
-/// Replaces the names of parameters, which the contract's texts have, by those that a person can type.
-fn in_words_of_options(text: &str) -> String {
-    let text = text.replace("before task_exec", "before a command can run in it");
-    OPTIONS
-        .iter()
-        .fold(text, |text, name| replace_word(&text, name, &format!("--{}", name.replace('_', "-"))))
+    /// Replaces the names of parameters by what a person can type.
+    fn in_words_of_options(&self, text: &str) -> String {
+        self.parameters.iter().fold(text.to_owned(), |text, name| match name.as_str() {
+            "task_exec" => replace_word(&text, name, "a command can run in it"),
+            option => replace_word(&text, name, &format!("--{}", option.replace('_', "-"))),
+        })
+    }
 }
 
 /// Replaces `word` where it stands between spaces, commas, and ends of the text.

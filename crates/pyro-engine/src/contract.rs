@@ -237,6 +237,7 @@ impl Engine {
         let id = task.task_id.as_str();
         let sequences = self.logged_commands(id).await?;
         let mut entries = Vec::new();
+        let mut damaged = Vec::new();
         let mut bytes = 0;
         let mut rest = sequences.iter().filter(|sequence| **sequence > asked.after).peekable();
         let mut last = asked.after;
@@ -254,6 +255,7 @@ impl Engine {
                 // A damaged entry must not hide the others.
                 Err(error) if error.kind == ErrorKind::StateUnusable => {
                     tracing::warn!(task_id = %task.task_id, sequence = last, %error, "a journal entry is left out");
+                    damaged.push(last);
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -263,7 +265,7 @@ impl Engine {
         }
         let next_after = rest.peek().is_some().then_some(last);
         let (count, dropped) = (entries.len() as u64, dropped(&sequences));
-        let logs = TaskLogs { task_id: task.task_id, count, entries, dropped };
+        let logs = TaskLogs { task_id: task.task_id, count, entries, dropped, damaged };
         Ok(TaskLogsPage { logs, next_after })
     }
 }

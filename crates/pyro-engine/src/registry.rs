@@ -10,6 +10,23 @@ mod naming;
 mod open;
 mod row;
 mod schema;
+fn mark_stopped(
+    tx: &Transaction<'_>,
+    id: &VmId,
+    reason: StopReason,
+    last_error: Option<&str>,
+) -> Result<VmRecord, TransactionError> {
+    let mut record = find(tx, id)?;
+    if let Ok(Transition::Become(state)) = record.state.apply(VmEvent::Died) {
+        record.state = state;
+        record.stop_reason = Some(reason);
+        record.last_error = last_error.map(str::to_owned);
+        record.update(tx)?;
+    }
+    journal::conclude(tx, id, now())?;
+    Ok(record)
+}
+
 #[cfg(test)]
 mod tests;
 mod transaction_error;
@@ -28,7 +45,7 @@ use self::transaction_error::TransactionError;
 use crate::clock::now;
 use crate::state::{Transition, Transitions as _, VmEvent};
 use crate::{Caller, Kind, OwnerName};
-use crate::{Error, ErrorKind, StopReason, VmId, VmState, state_dir};
+use crate::{Error, ErrorKind, ExecutionMode, StopReason, VmId, VmState, state_dir};
 
 /// How long the registry remembers that a VM was removed because of its lifetime, in seconds.
 const TOMBSTONE_SECONDS: f64 = 3600.0;
@@ -134,6 +151,11 @@ impl Registry {
         self.read(row::select_environments)
     }
 
+    /// Returns the ids of the VMs and tasks that were made from an environment, in whatever version, sorted.
+    pub(crate) fn users_of_environment(&self, name: &str) -> Result<Vec<VmId>, Error> {
+        self.read(|tx| row::select_users(tx, name))
+    }
+
     /// Returns the ids of the tasks that `caller` may find, sorted, including those of damaged records.
     pub(crate) fn task_ids(&self, caller: &Caller) -> Result<Vec<VmId>, Error> {
         self.read(|tx| {
@@ -197,6 +219,20 @@ impl Registry {
         })
     }
 
+    /// Records that a start was lost that had made the VM's disk: as if the VM had stopped because its process vanished, and
+    /// had never run in a guest.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::get`].
+    pub(crate) fn take_back_start(&self, id: &VmId, last_error: &str) -> Result<(), Error> {
+        self.write(|tx| {
+            let mut record = mark_stopped(tx, id, StopReason::OwnerVanished, Some(last_error))?;
+            record.execution_mode = ExecutionMode::Pending;
+            record.update(tx)
+        })
+    }
+
     /// Records that the VM has stopped running and why; `last_error` may add details. The record of a VM that was not
     /// running is unchanged. Commands that ran in the VM are lost.
     pub(crate) fn mark_stopped(
@@ -205,17 +241,7 @@ impl Registry {
         reason: StopReason,
         last_error: Option<&str>,
     ) -> Result<VmRecord, Error> {
-        self.write(|tx| {
-            let mut record = find(tx, id)?;
-            if let Ok(Transition::Become(state)) = record.state.apply(VmEvent::Died) {
-                record.state = state;
-                record.stop_reason = Some(reason);
-                record.last_error = last_error.map(str::to_owned);
-                record.update(tx)?;
-            }
-            journal::conclude(tx, id, now())?;
-            Ok(record)
-        })
+        self.write(|tx| mark_stopped(tx, id, reason, last_error))
     }
 
     /// Gives a task a new lifetime.
@@ -229,6 +255,22 @@ impl Registry {
             record.sizing.ttl_seconds = ttl_seconds;
             record.expires_at = expires_at;
             record.update(tx)?;
+            Ok(record)
+        })
+    }
+
+    /// Lets the lifetime of a task end at `expires_at`, unless it ends later.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::get`].
+    pub(crate) fn prolong(&self, id: &VmId, expires_at: f64) -> Result<VmRecord, Error> {
+        self.write(|tx| {
+            let mut record = load(tx, Kind::Task, id)?;
+            if record.expires_at < expires_at {
+                record.expires_at = expires_at;
+                record.update(tx)?;
+            }
             Ok(record)
         })
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::build::Build;
 use crate::cancel::CancelFlag;
-use crate::catalog::{self, CATALOG_VERSION, COMPATIBILITY, CatalogEntry, EnvironmentVersion};
+use crate::catalog::{self, CATALOG_VERSION, COMPATIBILITY, CatalogEntry, EnvironmentVersion, dir_name};
 use crate::debian::Archive;
 use crate::error::{InspectError, IoError, ListError, OpenError, PruneError, PullError, RemoveError};
 use crate::installed::InstalledEnvironment;
@@ -13,7 +13,7 @@ use crate::layout::Layout;
 use crate::lock::{self, Lock};
 use crate::manifest::{self, Found, Manifest};
 use crate::observer::{PullObserver, PullStep, Steps};
-use crate::partial::{self, Partial};
+use crate::partial::{self, Partial, directories};
 use crate::payload::{Environment, EnvironmentList, PruneReport, PulledEnvironment, RemovedEnvironment};
 use crate::process::Tools;
 use crate::{fsio, prune, remove, trust};
@@ -170,30 +170,50 @@ impl EnvironmentCache {
         prune::run(&self.layout, &self.tools, keep)
     }
 
-    /// Removes an installed environment, damaged or not, and returns what it was.
+    /// Removes all installed versions of an environment, damaged or not, and returns what they were.
     ///
     /// # Errors
-    /// [`RemoveError::InUse`] while a VM runs on it.
+    /// [`RemoveError::InUse`] while a VM runs on one of them; nothing is removed then.
     pub fn remove(&self, name: &str) -> Result<RemovedEnvironment, RemoveError> {
         let entry = catalog::find(name)?;
-        let install_dir = self.layout.install_dir(&entry.dir_name());
-        if install_dir.symlink_metadata().is_err() {
+        let versions = self.versions(entry)?;
+        if versions.is_empty() {
             return Err(RemoveError::NotInstalled { name: name.to_owned() });
         }
-        let unused = lock::try_exclusive(&self.layout.use_lock(&entry.dir_name()))?
-            .ok_or_else(|| RemoveError::InUse { name: name.to_owned() })?;
-        let manifest = match self.found(entry)? {
-            Found::Installed(installed) => Some(installed.manifest),
-            Found::Damaged(_) | Found::Nothing => None,
-        };
-        let freed_bytes = fsio::used_bytes(&install_dir);
-        remove::tree(&install_dir, &self.tools)?;
-        unused.remove_file()?;
-        // Nothing is built now, or the build makes another lock.
-        if let Some(build) = lock::try_exclusive(&self.layout.build_lock(&entry.dir_name()))? {
-            build.remove_file()?;
+        let mut unused = Vec::new();
+        for version in versions {
+            let lock = lock::try_exclusive(&self.layout.use_lock(&dir_name(name, &version)))?;
+            unused.push((version, lock.ok_or_else(|| RemoveError::InUse { name: name.to_owned() })?));
         }
-        Ok(RemovedEnvironment { freed_bytes, digest: manifest.map(|manifest| manifest.digest()) })
+        let mut removed = RemovedEnvironment { freed_bytes: 0, digests: Vec::new() };
+        for (version, unused) in unused {
+            let dir_name = dir_name(name, &version);
+            let install_dir = self.layout.install_dir(&dir_name);
+            if let Found::Installed(installed) = Manifest::find(&install_dir, name, &version)? {
+                removed.digests.push(installed.manifest.digest());
+            }
+            removed.freed_bytes += fsio::used_bytes(&install_dir);
+            remove::tree(&install_dir, &self.tools)?;
+            unused.remove_file()?;
+            // Nothing is built now, or the build makes another lock.
+            if let Some(build) = lock::try_exclusive(&self.layout.build_lock(&dir_name))? {
+                build.remove_file()?;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Returns the versions of an environment that have an install directory.
+    fn versions(&self, entry: &CatalogEntry) -> Result<Vec<String>, IoError> {
+        let prefix = dir_name(&entry.name, "");
+        let dirs = directories(&self.layout.platform_dir())?;
+        let names = dirs.iter().filter_map(|dir| dir.file_name()?.to_str());
+        let versions = names.filter_map(|name| name.strip_prefix(&prefix));
+        // The names of other environments may begin with this one.
+        Ok(versions
+            .filter(|version| version.starts_with(|first: char| first.is_ascii_digit()))
+            .map(str::to_owned)
+            .collect())
     }
 
     /// Returns the work directories of builds whose processes are gone. Never writes.

@@ -61,7 +61,8 @@ impl CatalogEntry {
     }
 }
 
-fn dir_name(name: &str, version: &str) -> String {
+/// Returns the name of the install directory of a version.
+pub(crate) fn dir_name(name: &str, version: &str) -> String {
     format!("{}-{version}", name.replace(':', "_"))
 }
 
@@ -116,6 +117,14 @@ pub(crate) fn entries() -> &'static [CatalogEntry] {
 /// Returns the shell that runs commands in an environment, if that is not `/bin/sh`.
 pub fn shell_of(environment: &str) -> Option<&'static str> {
     find(environment).ok().map(|entry| entry.shell.as_str()).filter(|shell| *shell != "sh")
+}
+
+/// Returns the free space that the installation of an environment needs, in MiB.
+///
+/// # Errors
+/// The catalog does not have the name.
+pub fn build_space_mib(environment: &str) -> Result<u64, UnknownEnvironment> {
+    find(environment).map(|entry| entry.build_space_mib)
 }
 
 pub(crate) fn find(name: &str) -> Result<&'static CatalogEntry, UnknownEnvironment> {

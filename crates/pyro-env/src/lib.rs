@@ -32,7 +32,7 @@ mod verified;
 
 pub use cache::{CacheConfig, EnvironmentCache};
 pub use cancel::CancelFlag;
-pub use catalog::{CATALOG_VERSION, EnvironmentVersion, UnknownEnvironment, shell_of};
+pub use catalog::{CATALOG_VERSION, EnvironmentVersion, UnknownEnvironment, build_space_mib, shell_of};
 pub use error::{
     Damage, ErrorKind, InspectError, IoError, ListError, OpenError, PruneError, PullError, Remedy,
     RemoveError, ToolFailure, TrustProblem, Untrusted,

@@ -87,6 +87,6 @@ pub struct PruneReport {
 pub struct RemovedEnvironment {
     /// Space that its files used, in bytes.
     pub freed_bytes: u64,
-    /// Digest of its artifacts; `None` if it was damaged.
-    pub digest: Option<String>,
+    /// Digests of the artifacts of its versions, without damaged ones.
+    pub digests: Vec<String>,
 }

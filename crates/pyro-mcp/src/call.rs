@@ -7,7 +7,7 @@ use pyro_api::operations::{
     KillTask, ListTasks, LogsTask, NetworkInfoVm, ReadTaskFile, ReapExpired, RunInVm, StartTask, StartVm,
     StatusTask, StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
 };
-use pyro_api::{CallContext, Entries, Operation, OutputMode, Sequence, TaskLogEntry, TaskLogsPage};
+use pyro_api::{CallContext, Entries, Operation, OutputMode, Sequence, TaskLogEntry, TaskLogsPage, TaskName};
 use serde_json::Value;
 
 use crate::arguments::{ArgumentError, Arguments, Given};
@@ -121,6 +121,9 @@ impl Call<'_> {
         let limit = number(given.take(&WAIT)).unwrap_or_default();
         let WaitTask { task, command } = given.request()?;
         within(WAIT.name, limit, MAX_WAIT)?;
+        // Another task may have the name by the time this one's command has ended.
+        let found = self.guard.perform(StatusTask { task }, self.context).await?;
+        let task = TaskName::from(found.task_id.as_str());
         let ended = async {
             let task = task.clone();
             if !self.sends_events {

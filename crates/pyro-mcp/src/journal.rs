@@ -20,13 +20,20 @@ pub(crate) async fn latest(
     let count = last.min(task.command_count);
     let mut first = None;
     let most = result::share(2 * count);
-    let mut entries = Vec::new();
+    let (mut entries, mut damaged) = (Vec::new(), Vec::new());
     for sequence in task.command_count - count + 1..=task.command_count {
         let one = Entries { sequence: Some(sequence), after: 0 };
         let found = match guard.perform(LogsTask { task: id.into(), entries: one }, call).await {
             Ok(page) => page.logs.entries,
             // The journal no longer has it, or the task was deleted meanwhile.
             Err(Failure::Contract(error)) if error.kind == ErrorKind::NotFound => continue,
+            // A damaged entry must not hide the others.
+            Err(Failure::Contract(error)) if error.kind == ErrorKind::StateUnusable => {
+                tracing::warn!(task_id = id, sequence, %error, "a journal entry is left out");
+                first.get_or_insert(sequence);
+                damaged.push(sequence);
+                continue;
+            }
             Err(error) => return Err(error),
         };
         for entry in found {
@@ -37,6 +44,9 @@ pub(crate) async fn latest(
         }
     }
     let mut logs = json!({ "task_id": id, "count": entries.len(), "entries": entries });
+    if !damaged.is_empty() {
+        logs["damaged"] = damaged.into();
+    }
     // Older ones that were not asked for may still be there.
     let asked_for = task.command_count - count;
     if let Some(dropped) = first.map(|first| first - 1).filter(|dropped| *dropped > asked_for) {

@@ -119,7 +119,7 @@ pub(crate) const HOST_COMPAT: Argument = Argument {
 pub(crate) const VM_ID: Argument =
     Argument { name: "vm_id", kind: Kind::Text, description: "Id from vm_create" };
 pub(crate) const TASK_ID: Argument =
-    Argument { name: "task_id", kind: Kind::Text, description: "Id from task_create" };
+    Argument { name: "task_id", kind: Kind::Text, description: "Id or name of a task" };
 pub(crate) const SEQUENCE: Argument = Argument {
     name: "sequence",
     kind: Kind::Count,

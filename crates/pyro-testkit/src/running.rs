@@ -155,7 +155,16 @@ impl Ended {
 
     /// The message of a failure of pyro itself, in human mode: everything from `[error]` on.
     pub fn error(&self) -> &str {
-        assert_eq!(self.status.code(), Some(1), "{self:?}");
+        self.error_with(1)
+    }
+
+    /// The message about a wrong command line, as [`Self::error`].
+    pub fn usage_error(&self) -> &str {
+        self.error_with(2)
+    }
+
+    fn error_with(&self, status: i32) -> &str {
+        assert_eq!(self.status.code(), Some(status), "{self:?}");
         let start = self.stderr.find("[error] ").unwrap_or_else(|| panic!("no error in {self:?}"));
         &self.stderr[start..]
     }

@@ -249,7 +249,7 @@ class AsyncPyro(AsyncCaller):
             ttl_seconds: Lifetime in seconds, 60 to 3600, after which the task is stopped. `extend_task` renews it.
             disk_mib: Size of the disk in MiB, 256 to 1048576. Default: 8192, or less if the host's disk is too small.
             publish: TCP ports of the guest to publish on this host, each as for `publish_task`, from the start on.
-            name: Name of the task, usable wherever its ID is. No other task may have it.
+            name: Name of the task, usable wherever its ID is. No other task of the same owner may have it.
             labels: Labels of the task, by which `list_tasks` selects tasks.
             ttl_from: `create`: the lifetime begins when the task is created. `use`: it begins again with each use.
         """
@@ -356,13 +356,21 @@ class AsyncPyro(AsyncCaller):
 
     async def logs_task(self, task_id: str, *, sequence: Optional[int] = None) -> types.TaskLogs:
         """Returns all commands of a task with their output, or the one with this number."""
-        entries: List[types.TaskLogEntry] = []
+        logs: types.TaskLogs = {"task_id": task_id, "count": 0, "entries": []}
+        damaged: List[int] = []
         after: Optional[int] = 0
         while after is not None:
-            page = await self._call("logs_task", {"task_id": task_id, "sequence": sequence, "after": after})
-            entries += page["logs"]["entries"]
+            # All pages are those of the task that the name stood for at first.
+            params = {"task_id": logs["task_id"], "sequence": sequence, "after": after}
+            page = await self._call("logs_task", params)
+            entries = logs["entries"] + page["logs"]["entries"]
+            damaged += page["logs"].get("damaged", [])
+            logs = page["logs"]
+            logs["count"], logs["entries"] = len(entries), entries
             after = page["next_after"]
-        return {"task_id": task_id, "count": len(entries), "entries": entries}
+        if damaged:
+            logs["damaged"] = damaged
+        return logs
 
     async def list_tasks(self, *, labels: Sequence[str] = ()) -> types.TaskList:
         """Lists tasks, oldest first.

@@ -222,6 +222,10 @@ pub struct TaskLogs {
     /// Number of older commands that the journal no longer has; absent if it has all. It keeps the latest 1,000.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dropped: u64,
+    /// Numbers of commands whose entries are damaged and left out; absent if all can be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
+    pub damaged: Vec<u64>,
 }
 
 fn is_zero(count: &u64) -> bool {

@@ -17,7 +17,7 @@ Examples:
   pyro env list
   pyro env pull debian:12
   pyro env inspect debian:12 --json
-  pyro env rm debian:12
+  pyro env remove debian:12
   pyro env prune";
 
 /// List, install, inspect and remove environments
@@ -31,7 +31,8 @@ pub(crate) enum EnvCommand {
     Pull(EnvPullArgs),
     Inspect(EnvInspectArgs),
     Verify(EnvVerifyArgs),
-    Rm(EnvRmArgs),
+    #[command(visible_alias = "rm")]
+    Remove(EnvRemoveArgs),
     Prune(EnvPruneArgs),
 }
 
@@ -54,7 +55,7 @@ impl EnvCommand {
                 let verified = Verified { name: name.environment.clone(), intact: true };
                 Reply::of(name.json, &verified, |verified| format!("{}: intact\n", verified.name))?
             }
-            Self::Rm(args) => {
+            Self::Remove(args) => {
                 let name = &args.name;
                 let removed = session::block_on(engine.remove_environment(&name.environment))?;
                 Reply::of(name.json, &removed, removed_text)?
@@ -71,7 +72,7 @@ impl EnvCommand {
             Self::Pull(args) => args.name.json,
             Self::Inspect(args) => args.name.json,
             Self::Verify(args) => args.name.json,
-            Self::Rm(args) => args.name.json,
+            Self::Remove(args) => args.name.json,
             Self::Prune(args) => args.json,
         }
     }
@@ -153,17 +154,17 @@ pub(crate) struct EnvInspectArgs {
     pub(crate) name: EnvNameArgs,
 }
 
-const RM_EXAMPLES: &str = "\
+const REMOVE_EXAMPLES: &str = "\
 Examples:
-  pyro env rm debian:12";
+  pyro env remove debian:12";
 
 /// Remove an installed environment from the cache, with its templates
 ///
-/// Fails while a VM or task runs on it. A stopped task needs its environment to start again: the next start installs it
-/// again, possibly with newer packages. `pyro env inspect` shows how much space an environment uses.
+/// Removes all its versions. Fails while there are VMs or tasks that were made from it, stopped ones too, because their disks
+/// need it. `pyro env inspect` shows how much space an environment uses.
 #[derive(Debug, Args)]
-#[command(after_help = RM_EXAMPLES)]
-pub(crate) struct EnvRmArgs {
+#[command(after_help = REMOVE_EXAMPLES)]
+pub(crate) struct EnvRemoveArgs {
     #[command(flatten)]
     pub(crate) name: EnvNameArgs,
 }

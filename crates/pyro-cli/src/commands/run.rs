@@ -110,8 +110,7 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> Result<Reply, CliError> {
         timings.note(summary(&result))
     };
     let exit = Exit::of_run(result.exit_code, result.timed_out);
-    let advice = exit.advice().filter(|_| !args.json);
-    Ok(advice.into_iter().fold(reply, Reply::note).exit(exit))
+    Ok(reply.of_command(exit, args.json))
 }
 
 /// Returns the request that the arguments describe.

@@ -111,9 +111,11 @@ fn people_read_the_names_of_options_and_programs_those_of_parameters() {
     let report = Report::of(&CliError::Engine(stopped)).unwrap();
     let first = report.human().lines().next().unwrap().to_owned();
     assert_eq!(first, "[error] task 0123456789ab must be in 'started' state before a command can run in it");
-    // Longer names that contain one of these are something else.
-    assert_eq!(
-        in_words_of_options("my_ttl_seconds ttl_seconds2 /x/mem_mib.txt"),
-        "my_ttl_seconds ttl_seconds2 /x/mem_mib.txt"
-    );
+    // What the user wrote is not a parameter.
+    let path = Error::new(ErrorKind::CopyFailed, "mem_mib cannot be read").hint(Hint::CheckPath);
+    let report = Report::of(&CliError::Engine(path)).unwrap();
+    assert!(report.human().starts_with("[error] mem_mib cannot be read\n"));
+    let longer = Error::new(ErrorKind::InvalidInput, "my_mem_mib mem_mib2 /x/mem_mib.txt").naming("mem_mib");
+    let report = Report::of(&CliError::Engine(longer)).unwrap();
+    assert_eq!(report.human(), "[error] my_mem_mib mem_mib2 /x/mem_mib.txt\n");
 }

@@ -128,7 +128,7 @@ fn what_cannot_be_copied_is_told() {
     assert!(absent.error().contains("cannot be read"), "{absent:?}");
     let nowhere = copy(&sandbox, "/etc/hostname", &format!("{there}no/such/place"));
     assert!(nowhere.error().contains("in the VM: "), "{nowhere:?}");
-    assert!(copy(&sandbox, "/etc/hostname", "/tmp").error().contains("must be in a task"));
+    assert!(copy(&sandbox, "/etc/hostname", "/tmp").usage_error().contains("must be in a task"));
     task.call("stop", []).success();
     assert!(
         copy(&sandbox, "/etc/hostname", &format!("{there}a")).error().contains("must be in 'started' state")

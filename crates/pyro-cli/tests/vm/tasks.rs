@@ -395,7 +395,7 @@ fn a_disk_has_the_size_that_was_asked_for_and_gives_its_space_back() {
     let doctor = sandbox.pyro(["doctor", "--json"]).json();
     assert!(doctor["disk"]["vms_used_mib"].as_u64().unwrap() >= 50, "{}", doctor["disk"]);
     let refused = sandbox.pyro(["task", "create", ENVIRONMENT, "--disk-mib", "255"]);
-    assert!(refused.error().contains("disk_mib must be between 256 and 1048576"), "{refused:?}");
+    assert!(refused.usage_error().contains("disk_mib must be between 256 and 1048576"), "{refused:?}");
     let vast = sandbox.pyro(["task", "create", ENVIRONMENT, "--disk-mib", "1048576"]);
     assert!(vast.error().contains("a writable layer needs at least"), "{vast:?}");
     task.delete();

@@ -17,8 +17,8 @@ const PLATFORM: &str = "linux-x86_64";
 /// The first major version of QEMU that creates processes in an emulated guest at full speed.
 const QUICK_QEMU: u32 = 8;
 
-/// Minimum free space for an environment's image and packages, in MiB.
-const CACHE_MIB: u64 = 2200;
+/// The environment for whose installation the cache should have space: that of the first steps.
+const ENVIRONMENT: &str = "debian:12";
 /// Minimum free space for the disk of a VM, without which no run starts.
 const STATE_MIB: u64 = LayerTemplates::LEAST_FREE_MIB;
 
@@ -225,7 +225,8 @@ impl Findings {
             }
         };
         let disk = facts.disk;
-        space(disk.cache_dir_free_mib, CACHE_MIB, "environments", config.cache_dir.display().to_string());
+        let build_mib = pyro_env::build_space_mib(ENVIRONMENT).unwrap_or_default();
+        space(disk.cache_dir_free_mib, build_mib, "environments", config.cache_dir.display().to_string());
         space(disk.state_dir_free_mib, STATE_MIB, "VMs", config.base_dir.display().to_string());
     }
 

@@ -12,6 +12,9 @@ use crate::{
     PulledEnvironment, RemovedEnvironment, convert, state_dir,
 };
 
+/// Maximum number of VMs and tasks that an error about an environment in use lists.
+const SHOWN_USERS: usize = 8;
+
 impl Engine {
     /// Returns the catalog, sorted by name, with the installation state of each entry.
     ///
@@ -118,12 +121,14 @@ impl Engine {
         .await
     }
 
-    /// Removes an installed environment from the cache, with its templates.
+    /// Removes an installed environment from the cache, in all its versions, with its templates.
     ///
     /// # Errors
-    /// `InvalidInput` if the catalog does not have the name, `WrongState` if a VM uses it, `EnvironmentUnavailable` if it is not
-    /// installed or cannot be removed.
+    /// `InvalidInput` if the catalog does not have the name, `WrongState` if a VM or task was made from it, even a stopped one,
+    /// `EnvironmentUnavailable` if it is not installed or cannot be removed.
     pub async fn remove_environment(&self, name: &str) -> Result<RemovedEnvironment, Error> {
+        self.inspect_environment(name).await?;
+        self.refuse_with_users(name).await?;
         // Spares of this state directory use it, and only wait to be used.
         self.pool().trim(0).await;
         let name = name.to_owned();
@@ -136,10 +141,28 @@ impl Engine {
             })?;
             let templates = state_dir::templates(&shared.config.base_dir);
             let deleted_templates =
-                removed.digest.map_or(0, |digest| template::remove_all_of(&templates, &digest));
+                removed.digests.iter().map(|digest| template::remove_all_of(&templates, digest)).sum();
             Ok(RemovedEnvironment { environment: name, freed_bytes: removed.freed_bytes, deleted_templates })
         })
         .await
+    }
+
+    /// Fails if a VM or task of this state directory needs the environment: without it, its disk could not be used.
+    async fn refuse_with_users(&self, name: &str) -> Result<(), Error> {
+        if !self.config().base_dir.exists() {
+            return Ok(());
+        }
+        let environment = name.to_owned();
+        let users = self.registry(move |registry| registry.users_of_environment(&environment)).await?;
+        if users.is_empty() {
+            return Ok(());
+        }
+        let mut shown: Vec<String> = users.iter().take(SHOWN_USERS).map(ToString::to_string).collect();
+        if users.len() > SHOWN_USERS {
+            shown.push(format!("and {} more", users.len() - SHOWN_USERS));
+        }
+        let message = format!("environment '{name}' is in use by {}", shown.join(", "));
+        Err(Error::new(ErrorKind::WrongState, message).hint(Hint::EndUsers))
     }
 
     /// Returns the environment, ready to run; installs it first if necessary.

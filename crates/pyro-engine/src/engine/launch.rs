@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Engine, disk, state_unusable, unless_cancelled};
 use crate::Kind;
 use crate::engine::host::{Host, HostUnavailable};
-use crate::engine::reconcile::is_unfinished;
+use crate::engine::reconcile::{OWNER_VANISHED, is_unfinished};
 use crate::host_settings::{ChosenSettings, HostChoice};
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
@@ -202,7 +202,11 @@ impl Engine {
                 let path = layer.display().to_string();
                 let word = if matches!(defect, LayerDefect::Missing) { "missing" } else { "damaged" };
                 let message = format!("the disk of {kind} {id} is {word}: {path}");
-                Error::new(ErrorKind::StateUnusable, message).hint(Hint::DiskLost { path }).caused_by(defect)
+                let hint = match kind {
+                    Kind::Task => Hint::DiskLost { path },
+                    Kind::Vm => Hint::VmDiskLost { path },
+                };
+                Error::new(ErrorKind::StateUnusable, message).hint(hint).caused_by(defect)
             })
         })
         .await
@@ -274,8 +278,12 @@ impl Engine {
             match claim().await {
                 Claim::NotGranted => return Ok(None),
                 Claim::Granted(claimed) => return Ok(Some(*claimed)),
-                // It may have recorded the start before it was lost, and a VM that runs cannot be started.
-                Claim::Failed => self.note_vanished(id).await?,
+                // It may have recorded the start before it was lost. A VM that runs cannot be started, and the disk that the
+                // spare would have given it must not be missed.
+                Claim::Failed => {
+                    let id = id.clone();
+                    self.registry(move |registry| registry.take_back_start(&id, OWNER_VANISHED)).await?;
+                }
             }
         }
     }

@@ -300,8 +300,7 @@ impl Engine {
         .await
     }
 
-    /// Returns the record if its state allows `event` and, for a VM, its lifetime has not ended. A use of a task may begin a
-    /// new lifetime.
+    /// Returns the record if its state allows `event` and, for a VM, its lifetime has not ended.
     pub(super) async fn record_for(&self, kind: Kind, id: &VmId, event: VmEvent) -> Result<VmRecord, Error> {
         let record = self.get(kind, id).await?;
         if kind == Kind::Vm && record.expires_at <= now() {
@@ -313,9 +312,6 @@ impl Engine {
             return Err(Error::task_expired(id.as_str()));
         }
         record.state.apply(event).map_err(|denied| denied.into_error(kind, id.as_str()))?;
-        if event == VmEvent::Exec {
-            self.renew_used(&record).await;
-        }
         Ok(record)
     }
 }

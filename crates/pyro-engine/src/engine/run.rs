@@ -148,7 +148,9 @@ async fn explain(
         ended = timeout(EXPLANATION_LIMIT, ended) => ended,
     };
     match ended {
-        Ok(Some(reason @ EndReason::Expired)) => error.caused_by(reason.to_string()).hint(Hint::LargerTtl),
+        Ok(Some(reason @ EndReason::Expired)) => {
+            error.caused_by(reason.to_string()).hint(Hint::LargerTtl).naming("ttl_seconds")
+        }
         Ok(Some(reason)) => error.caused_by(reason.to_string()),
         Ok(None) => error.caused_by("the VM's supervisor was lost"),
         // What is known of the command says more.

@@ -204,8 +204,9 @@ impl Engine {
     /// out if there is a label to look for.
     ///
     /// # Errors
-    /// `StateUnusable`.
+    /// `InvalidInput`, `StateUnusable`.
     pub async fn list_tasks(&self, filter: TaskFilter) -> Result<TaskList, Error> {
+        filter.check()?;
         if !self.config().base_dir.exists() {
             return Ok(TaskList { tasks: Vec::new(), damaged_task_ids: Vec::new(), count: 0 });
         }
@@ -261,36 +262,55 @@ impl Engine {
         self.status_task(id.as_str()).await
     }
 
-    /// Begins a new lifetime of a task that is being used, if its creator asked for that. If it cannot be renewed, the use
-    /// goes on: it fails by itself if the task cannot be reached.
-    pub(in crate::engine) async fn renew_used(&self, seen: &VmRecord) {
-        if seen.ttl_from == TtlFrom::Use
-            && let Err(error) = self.extend_seen(seen, seen.sizing.ttl_seconds).await
-        {
-            tracing::warn!(task_id = %seen.vm_id, %error, "the lifetime of a task that is used cannot be renewed");
+    /// Returns the record of a running task for a use of it that takes at most `longest`, if that is known.
+    ///
+    /// # Errors
+    /// `NotFound`, `Expired`, `StateUnusable`; `WrongState` if the task is not running.
+    async fn record_for_use(&self, id: &VmId, longest: Option<Duration>) -> Result<VmRecord, Error> {
+        let record = self.record_for(Kind::Task, id, VmEvent::Exec).await?;
+        self.renew_used(id, longest).await;
+        Ok(record)
+    }
+
+    /// Begins a new lifetime of a running task that is being used, if its creator asked for that. It lasts at least for
+    /// `longest`, as far as lifetimes may be that long, so that it does not end in the middle of the use. A use never
+    /// shortens a lifetime. If it cannot be renewed, the use goes on: it fails by itself if the task cannot be reached.
+    async fn renew_used(&self, id: &VmId, longest: Option<Duration>) {
+        if let Err(error) = self.try_renew_used(id, longest).await {
+            tracing::warn!(task_id = %id, %error, "the lifetime of a task that is used cannot be renewed");
         }
     }
 
-    /// Makes sure that a command can use the time limit that its caller chose. A lifetime that begins with each use is
-    /// extended for that.
-    pub(in crate::engine) async fn outlast(
-        &self,
-        seen: &VmRecord,
-        timeout_seconds: Option<i64>,
-    ) -> Result<(), Error> {
-        let Some(wanted) = timeout_seconds else { return Ok(()) };
-        let left = (seen.expires_at - now()).max(0.0) as i64;
-        let lifetime = i64::from(seen.sizing.ttl_seconds);
-        match seen.ttl_from {
-            TtlFrom::Use if wanted <= lifetime => Ok(()),
-            TtlFrom::Use if wanted <= i64::from(limits::MAX_TTL_SECONDS) => {
-                let expires_at = now() + wanted as f64;
-                self.extend_supervised(&seen.vm_id, expires_at).await?;
-                self.renew(&seen.vm_id, seen.sizing.ttl_seconds, expires_at).await.map(drop)
-            }
-            TtlFrom::Use => Err(Error::timeout_beyond_lifetime(limits::MAX_TTL_SECONDS.into())),
-            TtlFrom::Create if wanted <= left => Ok(()),
-            TtlFrom::Create => Err(Error::timeout_beyond_lifetime(left)),
+    async fn try_renew_used(&self, id: &VmId, longest: Option<Duration>) -> Result<(), Error> {
+        // It may have been extended or updated since the use began.
+        let record = as_it_is(&self.shared, self.get(Kind::Task, id).await?);
+        let expires_at = now() + f64::from(record.sizing.lasting(longest).ttl_seconds);
+        if record.ttl_from != TtlFrom::Use
+            || record.state != VmState::Started
+            || expires_at <= record.expires_at
+        {
+            return Ok(());
+        }
+        self.extend_supervised(id, expires_at).await?;
+        let renewed = id.clone();
+        let recorded = self.registry(move |registry| registry.prolong(&renewed, expires_at)).await?;
+        // Another caller has extended it meanwhile, and its supervisor may have been given that end first.
+        if recorded.expires_at > expires_at {
+            self.extend_supervised(id, recorded.expires_at).await?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a time limit that its caller chose and that the lifetime of the task ends first. A lifetime that begins with
+    /// each use can be prolonged up to its maximum.
+    pub(in crate::engine) fn outlast(&self, seen: &VmRecord, timeout_seconds: Option<i64>) -> Result<(), Error> {
+        let left = match seen.ttl_from {
+            TtlFrom::Use => limits::MAX_TTL_SECONDS.into(),
+            TtlFrom::Create => (seen.expires_at - now()).max(0.0) as i64,
+        };
+        match timeout_seconds {
+            Some(wanted) if wanted > left => Err(Error::timeout_beyond_lifetime(left)),
+            _ => Ok(()),
         }
     }
 

@@ -55,7 +55,7 @@ fn new_vm(number: u32) -> NewVm {
 }
 
 fn insert(engine: &Engine, vm: NewVm) -> VmId {
-    engine.shared.registry.insert(&vm, 8).unwrap();
+    engine.shared.registry.insert(&vm, 16).unwrap();
     fs::create_dir_all(engine.vm_dir(&vm.vm_id)).unwrap();
     vm.vm_id
 }
@@ -238,4 +238,28 @@ async fn the_result_of_a_task_s_command_is_not_lost_when_its_end_cannot_be_recor
     // The record does not claim more than is known.
     let entry = engine.wait_task(id.as_str(), 1, &never).await.unwrap();
     assert_eq!((entry.outcome, entry.exit_code), (crate::Outcome::Unknown, None));
+}
+
+/// A stopped task could not be started again without it.
+#[tokio::test]
+async fn an_environment_that_tasks_were_made_from_is_not_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let of_version =
+        |number| NewVm { kind: Kind::Task, environment_version: Some("0.9.0".to_owned()), ..new_vm(number) };
+    let task = insert(&engine, of_version(1));
+    let error = engine.remove_environment("debian:12").await.unwrap_err();
+    assert_eq!(
+        (error.kind, error.to_string()),
+        (ErrorKind::WrongState, format!("environment 'debian:12' is in use by {task}"))
+    );
+    (2..=10).for_each(|number| drop(insert(&engine, of_version(number))));
+    let error = engine.remove_environment("debian:12").await.unwrap_err();
+    assert!(error.to_string().ends_with("and 2 more"), "{error}");
+
+    // That of another name, or of a task on the host, does not matter.
+    created(&engine, 11, Kind::Task);
+    let error = engine.remove_environment("debian:12-base").await.unwrap_err();
+    assert_eq!(error.to_string(), "environment 'debian:12-base' is not installed");
+    assert_eq!(engine.remove_environment("typo").await.unwrap_err().kind, ErrorKind::InvalidInput);
 }

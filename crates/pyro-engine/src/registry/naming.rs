@@ -50,7 +50,7 @@ impl Registry {
     /// # Errors
     ///
     /// As [`Registry::get`]; `WrongState` if another task has the name, `InvalidInput` if there would be too many labels.
-    pub(crate) fn rename(&self, id: &VmId, changes: &TaskChanges) -> Result<(), Error> {
+    pub(crate) fn update(&self, id: &VmId, changes: &TaskChanges) -> Result<(), Error> {
         self.write(|tx| {
             let mut record = load(tx, Kind::Task, id)?;
             match changes.name.as_deref() {

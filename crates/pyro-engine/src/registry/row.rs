@@ -307,6 +307,17 @@ pub(super) fn select_ids(tx: &Transaction<'_>, condition: &str) -> Result<Vec<Vm
     readable(statement.query_map([], |row| row.get(0).map(|Stored(id)| id))?)
 }
 
+/// Returns the ids of the VMs that were made from an environment; those whose commands run on the host were not.
+pub(super) fn select_users(tx: &Transaction<'_>, environment: &str) -> Result<Vec<VmId>, TransactionError> {
+    let mut statement = tx.prepare_cached(
+        "SELECT vm_id FROM vms
+        WHERE expired_at IS NULL AND environment = :environment AND environment_version IS NOT NULL ORDER BY vm_id",
+    )?;
+    let rows = statement
+        .query_map(named_params! { ":environment": environment }, |row| row.get(0).map(|Stored(id)| id))?;
+    readable(rows)
+}
+
 /// Returns the versions of environments of all VMs.
 pub(super) fn select_environments(tx: &Transaction<'_>) -> Result<Vec<EnvironmentVersion>, TransactionError> {
     let mut statement = tx.prepare_cached(

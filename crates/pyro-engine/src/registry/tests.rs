@@ -450,7 +450,7 @@ fn the_versions_of_environments_in_use_are_those_of_all_records() {
     };
     assert_eq!(versions(), ["debian:12 0.9.0", "debian:12 1.0.0"]);
     // A damaged record hides only itself.
-    let damage = "UPDATE vms SET environment = x'00' WHERE environment_version = '0.9.0'";
+    let damage = "UPDATE vms SET environment = CAST(x'ff' AS TEXT) WHERE environment_version = '0.9.0'";
     raw(directory.path()).execute(damage, []).unwrap();
     assert_eq!(versions(), ["debian:12 1.0.0"]);
 }

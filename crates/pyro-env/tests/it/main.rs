@@ -9,6 +9,7 @@ mod faults;
 mod helper;
 mod prune;
 mod real;
+mod remove;
 mod support;
 
 #[test]

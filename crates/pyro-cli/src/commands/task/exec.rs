@@ -76,8 +76,7 @@ pub(super) fn run(args: TaskExecArgs, engine: &Engine, printer: &Printer) -> Res
         Reply::nothing().note(summary(&result))
     };
     let exit = Exit::of_run(result.exit_code, result.timed_out);
-    let advice = exit.advice().filter(|_| !args.json);
-    Ok(advice.into_iter().fold(reply, Reply::note).exit(exit))
+    Ok(reply.of_command(exit, args.json))
 }
 
 fn summary(result: &TaskExec) -> String {

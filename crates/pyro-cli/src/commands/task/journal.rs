@@ -71,16 +71,15 @@ pub(super) fn logs(args: &TaskLogsArgs, engine: &Engine, printer: &Printer) -> R
         return Ok(Reply::nothing());
     }
     let (entry, shown) = session::watch(printer, json, async |events, cancel| {
-        let sequence = match args.sequence {
-            Some(sequence) => sequence,
-            None => match engine.status_task(id).await?.command_count {
-                0 => return Err(no_commands(id)),
-                latest => latest,
-            },
+        let task = engine.status_task(id).await?;
+        let sequence = match (args.sequence, task.command_count) {
+            (Some(sequence), _) => sequence,
+            (None, 0) => return Err(no_commands(id)),
+            (None, latest) => latest,
         };
         match json {
-            true => engine.wait_task(id, sequence, &cancel).await,
-            false => engine.follow_task(id, sequence, &events, &cancel).await,
+            true => engine.wait_task(task.task_id.as_str(), sequence, &cancel).await,
+            false => engine.follow_task(task.task_id.as_str(), sequence, &events, &cancel).await,
         }
     })?;
     if json {
@@ -91,11 +90,14 @@ pub(super) fn logs(args: &TaskLogsArgs, engine: &Engine, printer: &Printer) -> R
 }
 
 fn no_commands(id: &str) -> Error {
-    Error::new(ErrorKind::InvalidInput, format!("task {id} has not run any command")).hint(Hint::RunFirst)
+    Error::new(ErrorKind::WrongState, format!("task {id} has not run any command")).hint(Hint::RunFirst)
 }
 
 /// Prints the journal one entry at a time, because it may be large. Standard error is printed on standard error.
 async fn show(engine: &Engine, id: &str, sequence: Option<u64>, printer: &Printer) -> Result<(), CliError> {
+    // Another task may have the name later.
+    let task = engine.status_task(id).await?.task_id;
+    let id = task.as_str();
     let wanted = match sequence {
         Some(sequence) => vec![sequence],
         None => engine.logged_commands(id).await?,
@@ -145,8 +147,7 @@ pub(super) fn wait(args: &TaskWaitArgs, engine: &Engine, printer: &Printer) -> R
         (Some(code), Outcome::Exited | Outcome::Killed) => Exit::of_run(code, entry.timed_out),
         _ => Exit::Failure,
     };
-    let advice = exit.advice().filter(|_| !task.json);
-    Ok(advice.into_iter().fold(reply, Reply::note).exit(exit))
+    Ok(reply.of_command(exit, task.json))
 }
 
 pub(super) fn kill(args: &TaskKillArgs, engine: &Engine) -> Result<Reply, CliError> {

@@ -12,7 +12,7 @@ use crate::session;
 /// Name and labels of a new task.
 #[derive(Debug, Args)]
 pub(crate) struct NamingArgs {
-    /// Name for the task, usable wherever its id is; no other task may have it
+    /// Name for the task, usable wherever its id is; no other task of the same owner may have it
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
     /// Label the task, for `pyro task list --label`; may be repeated

@@ -24,7 +24,7 @@ enum Outcome<'a, T> {
 }
 
 /// Does `operation` to each task, one after another. With one task, the reply is that of a command on one task; with several,
-/// it fails at the end if one of them failed.
+/// it fails at the end if one of them failed, with the status of the worst failure: an error in a name is the least.
 pub(super) fn each<T: Serialize>(
     args: &TaskIdsArgs,
     operation: impl AsyncFn(&str) -> Result<T, Error>,
@@ -42,15 +42,18 @@ pub(super) fn each<T: Serialize>(
         }
         Ok::<_, Error>(ended)
     })?;
+    let failures: Vec<Exit> =
+        ended.iter().filter_map(|(_, result)| result.as_ref().err()).map(CliError::exit).collect();
+    let exit = match failures.as_slice() {
+        [] => Exit::Success,
+        failures if failures.iter().all(|exit| *exit == Exit::Usage) => Exit::Usage,
+        _ => Exit::Failure,
+    };
     let reports = ended.iter().map(|(id, result)| match result {
         Ok(done) => (*id, Ok(done)),
         Err(error) => (*id, Err(Report::of(error))),
     });
     let reports: Vec<_> = reports.collect();
-    let exit = match reports.iter().all(|(_, result)| result.is_ok()) {
-        true => Exit::Success,
-        false => Exit::Failure,
-    };
     if *json {
         let outcomes: Vec<Outcome<'_, T>> = reports
             .iter()
@@ -81,6 +84,7 @@ mod tests {
     async fn operation(id: &str) -> Result<String, Error> {
         match id {
             "bad" => Err(Error::not_found(pyro_engine::Kind::Task, id)),
+            "ambiguous" => Err(Error::new(ErrorKind::InvalidInput, id)),
             id => Ok(id.to_owned()),
         }
     }
@@ -100,6 +104,17 @@ mod tests {
         assert_eq!(document[0], "a");
         assert_eq!((&document[1]["task_id"], &document[1]["kind"]), (&"bad".into(), &"not_found".into()));
         assert_eq!(reply.exit, Exit::Failure);
+        for (words, exit) in [
+            (["a", "ambiguous"], Exit::Usage),
+            (["bad", "ambiguous"], Exit::Failure),
+            (["a", "b"], Exit::Success),
+        ] {
+            assert_eq!(
+                each(&ids(false, &words), operation, |_| String::new()).unwrap().exit,
+                exit,
+                "{words:?}"
+            );
+        }
     }
 
     #[test]

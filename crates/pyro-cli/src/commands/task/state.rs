@@ -75,8 +75,8 @@ Examples:
 
 /// Stop tasks; their disks and journals are kept
 ///
-/// Ends running commands, writes all data to disk, then ends the guest. Each of several tasks is tried. The exit status is 1
-/// if one of them could not be stopped.
+/// Ends running commands, writes all data to disk, then ends the guest. Each of several tasks is tried. The exit status is that of
+/// the worst failure. With --json, one task gives an object, and several give an array in their order.
 #[derive(Debug, Args)]
 #[command(after_help = STOP_EXAMPLES)]
 pub(crate) struct TaskStopArgs {
@@ -105,7 +105,8 @@ Examples:
 
 /// Remove tasks with their disks and journals
 ///
-/// Each of several tasks is tried. The exit status is 1 if one of them could not be removed.
+/// Each of several tasks is tried. The exit status is that of the worst failure. With --json, one task gives an object, and
+/// several give an array in their order.
 #[derive(Debug, Args)]
 #[command(after_help = DELETE_EXAMPLES)]
 pub(crate) struct TaskDeleteArgs {

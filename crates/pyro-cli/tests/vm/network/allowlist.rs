@@ -52,7 +52,7 @@ fn a_preset_opens_what_the_hosts_package_manager_uses() {
     let ended = run_in_world(&sandbox, flags(&["--allow-domain", "@pypi"]), &line);
     assert_eq!(ended.success(), "public\nunknown\n", "{ended:?}");
     let ended = sandbox.run(flags(&["--allow-domain", "@crates"]), "true");
-    assert!(ended.error().contains("cannot find the hosts of @crates: "), "{ended:?}");
+    assert!(ended.usage_error().contains("cannot find the hosts of @crates: "), "{ended:?}");
 }
 
 #[test]

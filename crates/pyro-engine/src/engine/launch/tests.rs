@@ -5,8 +5,8 @@ use std::cell::Cell;
 use pyro_supervisor::BootFailure;
 
 use super::*;
-use crate::VmState;
 use crate::engine::tests::{created, engine};
+use crate::{ExecutionMode, VmState};
 
 /// It commits the start and dies before it can report that.
 #[tokio::test]
@@ -16,7 +16,8 @@ async fn a_spare_that_is_lost_after_its_start_was_recorded_does_not_prevent_anot
     let id = created(&engine, 1, Kind::Vm);
     let record_start = async || {
         let id = id.clone();
-        engine.registry(move |registry| registry.set_started(&id, &VmPatch::default())).await
+        let patch = VmPatch { execution_mode: Some(ExecutionMode::GuestVsock), ..VmPatch::default() };
+        engine.registry(move |registry| registry.set_started(&id, &patch)).await
     };
     let claims = Cell::new(0);
     let claimed = engine.claim_spare(&id, async || {
@@ -29,6 +30,10 @@ async fn a_spare_that_is_lost_after_its_start_was_recorded_does_not_prevent_anot
     });
     assert!(claimed.await.unwrap().is_none());
     assert_eq!(claims.get(), 3);
+    // The disk went with the spare, so it is not missing.
+    let record = engine.get(Kind::Vm, &id).await.unwrap();
+    assert_eq!(record.execution_mode, ExecutionMode::Pending);
+    engine.check_disk(&record).await.unwrap();
     let started = record_start().await.unwrap();
     assert_eq!((started.state, started.last_error), (VmState::Started, None));
 }

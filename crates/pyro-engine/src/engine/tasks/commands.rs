@@ -16,7 +16,6 @@ use crate::exit_code::{duration_ms, exit_code, status};
 use crate::limits::{CheckedCommand, CheckedInput};
 use crate::operations::ExecTask;
 use crate::registry::VmRecord;
-use crate::state::VmEvent;
 use crate::{
     CallContext, Command, Error, ErrorKind, Event, Events, ExecutionMode, Hint, Outcome, OutputMode,
     TaskDetached, TaskExec, TaskLogEntry, VmId, convert, limits,
@@ -44,8 +43,8 @@ impl Engine {
         let command = limits::check_command(request.command, request.output.output)?;
         let began = now();
         let id = self.task_id(&request.task.task_id).await?;
-        let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
-        self.outlast(&record, asked).await?;
+        let record = self.record_for_use(&id, command.timeout).await?;
+        self.outlast(&record, asked)?;
         let FinishedCommand { sequence, captured: Captured { end, stdout, stderr } } =
             match record.execution_mode {
                 ExecutionMode::HostCompat => {
@@ -55,7 +54,7 @@ impl Engine {
                     self.run_in_guest(&record, &command, call).await?
                 }
             };
-        self.renew_used(&record).await;
+        self.renew_used(&id, None).await;
         let network_denials = self.denials_of_command(&record, began).await;
         Ok(TaskExec {
             task_id: id,
@@ -86,8 +85,8 @@ impl Engine {
         let asked = command.timeout_seconds;
         let command = limits::check_command(command, DETACHED_OUTPUT)?;
         let id = self.task_id(task_id).await?;
-        let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
-        self.outlast(&record, asked).await?;
+        let record = self.record_for_use(&id, command.timeout).await?;
+        self.outlast(&record, asked)?;
         refuse_on_host(&record, "detached")?;
         if matches!(command.input, CheckedInput::Text(_)) {
             let message = "stdin cannot be given to a command without waiting for it";

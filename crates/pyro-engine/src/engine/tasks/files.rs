@@ -9,10 +9,8 @@ use futures::Stream;
 use pyro_supervisor::{ArchiveLimits, Client, CopyError, Pack, Report, Unpack};
 use tokio_util::sync::CancellationToken;
 
-use crate::Kind;
 use crate::engine::exec::not_asked;
 use crate::engine::{Engine, unless_cancelled};
-use crate::state::VmEvent;
 use crate::{CopyLimits, Error, ErrorKind, ExecutionMode, Hint, TaskCopied, VmId, convert};
 
 /// A copy from a task to this host.
@@ -52,8 +50,9 @@ impl Engine {
     /// umask of this process unless they are to be preserved.
     ///
     /// # Errors
-    /// `InvalidInput` if the file does not exist, the copy would exceed `limits`, or something is left out of a strict copy,
-    /// `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`. Part of a directory may have been copied by then.
+    /// `CopyFailed` if the file does not exist or cannot be copied, the copy would exceed `limits`, or something is left out of
+    /// a strict copy. Part of a directory may have been copied by then. `InvalidInput`, `NotFound`, `Expired`, `WrongState`,
+    /// `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
     pub async fn copy_from_task(
         &self,
         task_id: &str,
@@ -109,7 +108,7 @@ impl Engine {
     /// Writes the contents of a file of a task to `sink`, with zeros for its holes. Returns how many bytes it has.
     ///
     /// # Errors
-    /// As [`Engine::copy_from_task`]; also `InvalidInput` if it is not a regular file. Part of the contents may have been written.
+    /// As [`Engine::copy_from_task`]; also `CopyFailed` if it is not a regular file. Part of the contents may have been written.
     pub async fn read_task_file_to(
         &self,
         task_id: &str,
@@ -129,7 +128,7 @@ impl Engine {
     /// they have ended, the file is unchanged.
     ///
     /// # Errors
-    /// As [`Engine::copy_to_task`]; `InvalidInput` if a piece cannot be read.
+    /// As [`Engine::copy_to_task`]; `CopyFailed` if a piece cannot be read.
     pub async fn write_task_file_from(
         &self,
         task_id: &str,
@@ -155,7 +154,7 @@ impl Engine {
 
     pub(super) async fn guest_of_task(&self, task_id: &str) -> Result<(VmId, Client), Error> {
         let id = self.task_id(task_id).await?;
-        let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
+        let record = self.record_for_use(&id, None).await?;
         let dir = self.vm_dir(&id);
         match record.execution_mode {
             ExecutionMode::HostCompat => {
@@ -169,9 +168,9 @@ impl Engine {
 }
 
 /// Returns the canonical path, so that the last component is a real name and not `.` or `..`.
-fn absolute(path: &Path) -> Result<PathBuf, Error> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, Error> {
     path.canonicalize().map_err(|error| {
-        Error::new(ErrorKind::InvalidInput, format!("{} cannot be read", path.display()))
+        Error::new(ErrorKind::CopyFailed, format!("{} cannot be read", path.display()))
             .hint(Hint::CheckPath)
             .caused_by(error)
     })
@@ -197,12 +196,12 @@ fn umask() -> u32 {
     mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(USUAL)
 }
 
-fn copied(id: &VmId, report: Report, strict: bool) -> Result<TaskCopied, Error> {
+pub(super) fn copied(id: &VmId, report: Report, strict: bool) -> Result<TaskCopied, Error> {
     let Report { entries, bytes, left_out, examples } = report;
     if strict && left_out > 0 {
         let more = if left_out > examples.len() as u64 { ", and more" } else { "" };
         let message = format!("left out of the copy: {left_out} ({}{more})", examples.join(", "));
-        return Err(Error::new(ErrorKind::InvalidInput, message));
+        return Err(Error::new(ErrorKind::CopyFailed, message));
     }
     Ok(TaskCopied { task_id: id.clone(), entries, bytes, left_out, left_out_examples: examples })
 }
@@ -226,7 +225,7 @@ pub(super) fn copy_error(id: &VmId, error: CopyError) -> Error {
         .caused_by(error),
         CopyError::Guest { .. } | CopyError::Host(_) => {
             let message = error.to_string();
-            let copy = Error::new(ErrorKind::InvalidInput, message);
+            let copy = Error::new(ErrorKind::CopyFailed, message);
             match error.source() {
                 Some(_) => copy.with_causes_of(&error),
                 None => copy,

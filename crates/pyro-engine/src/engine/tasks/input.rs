@@ -21,8 +21,8 @@ impl Engine {
         sequence: u64,
         call: &CallContext,
     ) -> Result<TaskInput, Error> {
-        let id = VmId::parse_as(Kind::Task, task_id)?;
-        let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
+        let id = self.task_id(task_id).await?;
+        let record = self.record_for_use(&id, None).await?;
         refuse_on_host(&record, "sent input")?;
         let Some(input) = caller_input(call) else {
             return Err(Error::new(ErrorKind::InvalidInput, "the call has no input to send"));

@@ -23,12 +23,15 @@ impl Engine {
         self.get(Kind::Task, &id).await?;
         let task = id.clone();
         let records = self.registry(move |registry| match sequence {
-            Some(sequence) => Ok((vec![registry.command(&task, sequence)?], 0)),
-            None => Ok((registry.commands(&task)?, dropped(&registry.sequences(&task)?))),
+            Some(sequence) => Ok((vec![registry.command(&task, sequence)?], Vec::new())),
+            // The numbers first: what is accepted in between is not damaged.
+            None => registry.sequences(&task).and_then(|all| Ok((registry.commands(&task)?, all))),
         });
-        let (records, dropped) = records.await?;
+        let (records, mut damaged) = records.await?;
+        let dropped = dropped(&damaged);
+        damaged.retain(|sequence| records.iter().all(|record| record.sequence != *sequence));
         let entries = self.entries(&id, records).await?;
-        Ok(TaskLogs { task_id: id, count: entries.len() as u64, entries, dropped })
+        Ok(TaskLogs { task_id: id, count: entries.len() as u64, entries, dropped, damaged })
     }
 
     /// Returns the numbers of the commands in the journal of a task, in order.

@@ -31,7 +31,7 @@ impl Engine {
         let id = self.task_id(task_id).await?;
         self.get(Kind::Task, &id).await?;
         let task = id.clone();
-        self.registry(move |registry| registry.rename(&task, &changes)).await?;
+        self.registry(move |registry| registry.update(&task, &changes)).await?;
         self.status_task(id.as_str()).await
     }
 }

@@ -7,7 +7,6 @@ use crate::engine::Engine;
 use crate::engine::launch::Backend;
 use crate::limits::MAX_PORTS;
 use crate::registry::{RecordedPort, VmRecord};
-use crate::state::VmEvent;
 use crate::{
     Error, ErrorKind, Event, Events, ExecutionMode, Hint, Kind, PortMapping, PublishedPort, Task,
     TaskPublished, VmId, VmState, convert,
@@ -31,7 +30,7 @@ impl Engine {
         events: &Events,
     ) -> Result<TaskPublished, Error> {
         let id = self.task_id(task_id).await?;
-        let record = self.record_for(Kind::Task, &id, VmEvent::Exec).await?;
+        let record = self.record_for_use(&id, None).await?;
         if record.execution_mode == ExecutionMode::HostCompat {
             return Err(on_host());
         }

@@ -3,6 +3,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use futures::{SinkExt, StreamExt};
+use pyro_api::operations::*;
+use pyro_supervisor::{CopyError, Report};
 use pyro_wire::{Frame, FrameCodec};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
@@ -535,22 +537,116 @@ async fn a_use_begins_a_new_lifetime_if_its_creator_asked_for_that() {
     let engine = engine(root.path());
     let (id, dir) = started_task(&engine).await;
     let before = engine.get(Kind::Task, &id).await.unwrap();
-    engine.record_for(Kind::Task, &id, VmEvent::Exec).await.unwrap();
+    engine.record_for_use(&id, None).await.unwrap();
     assert_eq!(engine.get(Kind::Task, &id).await.unwrap().expires_at, before.expires_at);
 
     let changes = TaskChanges { ttl_from: Some(TtlFrom::Use), ..TaskChanges::default() };
     engine.update_task(id.as_str(), changes).await.unwrap();
     let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
     let listener = UnixListener::bind(dir.join(vm_files::CONTROL_SOCKET)).unwrap();
-    let (used, extended) =
-        tokio::join!(engine.record_for(Kind::Task, &id, VmEvent::Exec), serve_extension(&listener));
+    let (used, extended) = tokio::join!(engine.record_for_use(&id, None), serve_extension(&listener));
     used.unwrap();
     assert!(extended > before.expires_at, "{extended}");
     assert_eq!(engine.get(Kind::Task, &id).await.unwrap().expires_at, extended);
 
+    // A command may run for longer than the lifetime.
+    let longest = Some(Duration::from_secs(1000));
+    let (used, prolonged) = tokio::join!(engine.record_for_use(&id, longest), serve_extension(&listener));
+    used.unwrap();
+    assert!(prolonged >= extended + 400.0, "{prolonged}");
+
+    // The supervisor is not asked to shorten the lifetime, and cannot be asked any more.
     drop(listener);
-    engine.record_for(Kind::Task, &id, VmEvent::Exec).await.unwrap();
-    assert_eq!(engine.get(Kind::Task, &id).await.unwrap().expires_at, extended);
+    engine.record_for_use(&id, None).await.unwrap();
+    let after = engine.get(Kind::Task, &id).await.unwrap();
+    assert_eq!((after.expires_at, after.sizing.ttl_seconds), (prolonged, 600));
+
+    // It was extended and updated while a command ran.
+    engine.renew(&id, 3600, now() + 3600.0).await.unwrap();
+    let changes = TaskChanges { ttl_from: Some(TtlFrom::Create), ..TaskChanges::default() };
+    let longer = engine.update_task(id.as_str(), changes).await.unwrap();
+    engine.renew_used(&id, None).await;
+    let after = engine.get(Kind::Task, &id).await.unwrap();
+    assert_eq!((after.expires_at, after.sizing.ttl_seconds), (longer.expires_at, 3600));
+}
+
+/// Every parameter of an operation on a task, with the least that it needs.
+fn parameters(task: &str) -> serde_json::Map<String, Value> {
+    let all = json!({
+        "task_id": task, "ttl_seconds": 600, "mapping": "8080:80", "host_port": 8080, "command": "true", "sequence": 1,
+        "path": "file", "target": "/nonexistent/target", "source": "/nonexistent/source", "content": "text",
+    });
+    all.as_object().unwrap().clone()
+}
+
+/// Performs the operation in a state directory whose only task has a name. Returns what it says.
+async fn with_named_task<O: Operation>(name: &str) -> String {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, _) = created(&engine, Kind::Task).await;
+    let changes = TaskChanges { name: Some("build".to_owned()), ..TaskChanges::default() };
+    engine.update_task(id.as_str(), changes).await.unwrap();
+    let mut given = parameters(name);
+    given.retain(|parameter, _| O::parameter_names().contains(parameter));
+    let cancel = CancellationToken::new();
+    // Nothing is to be installed or started.
+    cancel.cancel();
+    let call = CallContext::new(Events::none(), cancel);
+    match O::read(&given).unwrap().perform(&engine, &call).await {
+        Ok(_) => String::new(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[tokio::test]
+async fn every_operation_on_a_task_finds_it_by_its_name() {
+    let mut walked = 0;
+    macro_rules! walk {
+        ($($Request:ident)+) => {$(
+            if $Request::parameter_names().iter().any(|name| name == "task_id") {
+                walked += 1;
+                let text = with_named_task::<$Request>("build").await;
+                assert!(!text.contains("'build' does not exist"), "{}: {text}", $Request::INFO.name);
+                let text = with_named_task::<$Request>("other").await;
+                assert_eq!(text, "task 'other' does not exist", "{}", $Request::INFO.name);
+            }
+        )+};
+    }
+    pyro_api::for_each_operation!(walk);
+    assert!(walked > 15, "{walked}");
+}
+
+/// None of them is about the command line or the parameters.
+#[test]
+fn a_copy_that_fails_is_not_an_invalid_request() {
+    let id = VmId::parse("0123456789ab").unwrap();
+    let full = files::copy_error(&id, CopyError::Guest { cause: "No space left on device".to_owned() });
+    assert_eq!(
+        (full.kind, full.message.as_str()),
+        (ErrorKind::CopyFailed, "in the VM: No space left on device")
+    );
+    let left_out =
+        Report { left_out: 1, examples: vec!["/dev/null: a device".to_owned()], ..Report::default() };
+    assert_eq!(files::copied(&id, left_out, true).unwrap_err().kind, ErrorKind::CopyFailed);
+    assert_eq!(files::absolute(Path::new("/nonexistent/file")).unwrap_err().kind, ErrorKind::CopyFailed);
+}
+
+#[tokio::test]
+async fn a_damaged_entry_is_named_and_does_not_hide_the_others() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, _) = started_task(&engine).await;
+    for _ in 0..3 {
+        running_command(&engine, &id).await;
+    }
+    let connection = rusqlite::Connection::open(root.path().join("state/state.sqlite3")).unwrap();
+    connection.execute("UPDATE commands SET outcome = 'odd' WHERE sequence = 2", []).unwrap();
+    let page = LogsTask { task: id.as_str().into(), entries: Default::default() };
+    let page = page.perform(&engine, &CallContext::default()).await.unwrap().logs;
+    for logs in [engine.logs_task(id.as_str(), None).await.unwrap(), page] {
+        let sequences: Vec<u64> = logs.entries.iter().map(|entry| entry.sequence).collect();
+        assert_eq!((sequences, logs.damaged, logs.dropped), (vec![1, 3], vec![2], 0));
+    }
 }
 
 #[tokio::test]

@@ -94,11 +94,11 @@ fn a_name_belongs_to_one_task_of_its_owner() {
     registry.check_name(Some(&"c".parse().unwrap()), "web").unwrap();
     let other = VmId::parse("abc000000002").unwrap();
     let named = |name: &str| TaskChanges { name: Some(name.to_owned()), ..TaskChanges::default() };
-    assert_eq!(registry.rename(&other, &named("web")).unwrap_err().to_string(), taken);
+    assert_eq!(registry.update(&other, &named("web")).unwrap_err().to_string(), taken);
     let first = VmId::parse("abc000000001").unwrap();
-    registry.rename(&first, &named("web")).unwrap();
-    registry.rename(&first, &named("")).unwrap();
-    registry.rename(&other, &named("web")).unwrap();
+    registry.update(&first, &named("web")).unwrap();
+    registry.update(&first, &named("")).unwrap();
+    registry.update(&other, &named("web")).unwrap();
     assert_eq!(resolved(&registry, &Caller::Operator, "web"), "abc000000002");
     registry.delete(&other).unwrap();
     registry.insert(&new("000000000006", Some("web"), None), 100).unwrap();
@@ -116,15 +116,15 @@ fn labels_are_added_replaced_and_removed() {
         remove_labels: remove.iter().map(ToString::to_string).collect(),
         ..TaskChanges::default()
     };
-    registry.rename(&id, &change(&[("a", "1"), ("b", "2")], &[])).unwrap();
+    registry.update(&id, &change(&[("a", "1"), ("b", "2")], &[])).unwrap();
     let use_it = TaskChanges { ttl_from: Some(TtlFrom::Use), ..change(&[("a", "3")], &["b", "x"]) };
-    registry.rename(&id, &use_it).unwrap();
+    registry.update(&id, &use_it).unwrap();
     let record = registry.get(Kind::Task, &id).unwrap();
     assert_eq!((record.labels, record.ttl_from), (labels(&[("a", "3")]), TtlFrom::Use));
     assert_eq!(record.name.as_deref(), Some("web"));
     let many: Vec<String> = (0..32).map(|number| format!("k{number}")).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|key| (key.as_str(), "")).collect();
-    let error = registry.rename(&id, &change(&many, &[])).unwrap_err();
+    let error = registry.update(&id, &change(&many, &[])).unwrap_err();
     assert_eq!(error.to_string(), "too many labels: a task has at most 32");
     assert_eq!(registry.get(Kind::Task, &id).unwrap().labels, labels(&[("a", "3")]));
 }
