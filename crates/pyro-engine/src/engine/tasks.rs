@@ -301,19 +301,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Refuses a time limit that its caller chose and that the lifetime of the task ends first. A lifetime that begins with
-    /// each use can be prolonged up to its maximum.
-    pub(in crate::engine) fn outlast(&self, seen: &VmRecord, timeout_seconds: Option<i64>) -> Result<(), Error> {
-        let left = match seen.ttl_from {
-            TtlFrom::Use => limits::MAX_TTL_SECONDS.into(),
-            TtlFrom::Create => (seen.expires_at - now()).max(0.0) as i64,
-        };
-        match timeout_seconds {
-            Some(wanted) if wanted > left => Err(Error::timeout_beyond_lifetime(left)),
-            _ => Ok(()),
-        }
-    }
-
     /// Gives a task whose record was `seen` a little earlier a new lifetime.
     async fn extend_seen(&self, seen: &VmRecord, ttl_seconds: u32) -> Result<(), Error> {
         let id = &seen.vm_id;
@@ -353,6 +340,19 @@ impl Engine {
     async fn renew(&self, id: &VmId, ttl_seconds: u32, expires_at: f64) -> Result<VmRecord, Error> {
         let id = id.clone();
         self.registry(move |registry| registry.renew(&id, ttl_seconds, expires_at)).await
+    }
+}
+
+/// Refuses a time limit that its caller chose and that the lifetime of the task ends first. A lifetime that begins with
+/// each use can be prolonged up to its maximum.
+fn outlast(seen: &VmRecord, timeout_seconds: Option<i64>) -> Result<(), Error> {
+    let left = match seen.ttl_from {
+        TtlFrom::Use => limits::MAX_TTL_SECONDS.into(),
+        TtlFrom::Create => (seen.expires_at - now()).max(0.0) as i64,
+    };
+    match timeout_seconds {
+        Some(wanted) if wanted > left => Err(Error::timeout_beyond_lifetime(left)),
+        _ => Ok(()),
     }
 }
 

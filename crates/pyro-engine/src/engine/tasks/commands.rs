@@ -5,7 +5,7 @@ use std::time::Duration;
 use pyro_supervisor::{CommandEnd, CommandOutcome, ConnectError, OutputChunk, OutputStream, Run, RunError};
 use tokio_util::sync::CancellationToken;
 
-use super::{supervisor_lost, unanswered};
+use super::{outlast, supervisor_lost, unanswered};
 use crate::Kind;
 use crate::capture::{Captured, OutputSink};
 use crate::engine::exec::{
@@ -44,7 +44,7 @@ impl Engine {
         let began = now();
         let id = self.task_id(&request.task.task_id).await?;
         let record = self.record_for_use(&id, command.timeout).await?;
-        self.outlast(&record, asked)?;
+        outlast(&record, asked)?;
         let FinishedCommand { sequence, captured: Captured { end, stdout, stderr } } =
             match record.execution_mode {
                 ExecutionMode::HostCompat => {
@@ -86,7 +86,7 @@ impl Engine {
         let command = limits::check_command(command, DETACHED_OUTPUT)?;
         let id = self.task_id(task_id).await?;
         let record = self.record_for_use(&id, command.timeout).await?;
-        self.outlast(&record, asked)?;
+        outlast(&record, asked)?;
         refuse_on_host(&record, "detached")?;
         if matches!(command.input, CheckedInput::Text(_)) {
             let message = "stdin cannot be given to a command without waiting for it";

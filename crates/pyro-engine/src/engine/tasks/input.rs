@@ -4,8 +4,7 @@ use pyro_supervisor::{CommandKey, InputOutcome, RunError};
 
 use crate::engine::Engine;
 use crate::engine::exec::{caller_input, not_delivered};
-use crate::state::VmEvent;
-use crate::{CallContext, Error, ErrorKind, Hint, Kind, TaskInput, VmId};
+use crate::{CallContext, Error, ErrorKind, Hint, Kind, TaskInput};
 
 use super::commands::refuse_on_host;
 
