@@ -11,9 +11,10 @@ fn list_of_an_empty_cache() {
     exit: 0
     --- stdout
     Catalog version: 2.1.0
-    debian:12 [not installed] Debian 12 with git: the usual choice for agent work
+    debian:12 [not installed] Debian 12 with git, curl and the usual small tools: the usual choice
+    debian:12-agent [not installed] Debian 12 with what agents ask for: bash as the shell of commands, Python, Node, ripgrep, jq, tmux, compilers
     debian:12-base [not installed] Debian 12, as small as it stays useful
-    debian:12-build [not installed] Debian 12 with compilers, make, cmake and Python
+    debian:12-build [not installed] Debian 12 with compilers, make, cmake and Python with pip and venv
     --- stderr
     ");
     assert!(home.entries().is_empty(), "looking must not leave files: {:?}", home.entries());
@@ -35,12 +36,12 @@ fn inspect_of_what_is_not_installed() {
     exit: 0
     --- stdout
     Environment: debian:12
-    Version: 1.0.0
+    Version: 1.1.0
     Distribution: debian 12
     Installed: no
     Cache dir: [HOME]/.cache/pyro-mcp/environments
     Default packages: bash, coreutils, git
-    Description: Debian 12 with git: the usual choice for agent work
+    Description: Debian 12 with git, curl and the usual small tools: the usual choice
     --- stderr
     ");
     assert!(home.entries().is_empty(), "looking must not leave files: {:?}", home.entries());
@@ -60,18 +61,19 @@ fn inspect_as_json() {
         "coreutils",
         "git"
       ],
-      "description": "Debian 12 with git: the usual choice for agent work",
+      "description": "Debian 12 with git, curl and the usual small tools: the usual choice",
       "distribution": "debian",
       "distribution_version": "12",
-      "install_dir": "[HOME]/.cache/pyro-mcp/environments/linux-x86_64/debian_12-1.0.0",
+      "install_dir": "[HOME]/.cache/pyro-mcp/environments/linux-x86_64/debian_12-1.1.0",
       "installed": false,
       "name": "debian:12",
       "oci_reference": null,
       "oci_registry": null,
       "oci_repository": null,
       "platform": "linux-x86_64",
+      "shell": "sh",
       "source_digest": null,
-      "version": "1.0.0"
+      "version": "1.1.0"
     }
     "#);
 }

@@ -26,7 +26,7 @@ fn there_is_a_page_for_every_command() {
     pyro-env-list.1
     pyro-env-prune.1
     pyro-env-pull.1
-    pyro-env-rm.1
+    pyro-env-remove.1
     pyro-env-verify.1
     pyro-env.1
     pyro-man.1

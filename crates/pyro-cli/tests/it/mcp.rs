@@ -126,7 +126,7 @@ fn faults_are_told_in_a_way_that_a_model_can_use() {
     let unknown = session.ask("tools/call", json!({ "name": "nosuch", "arguments": {} }));
     assert_eq!(unknown["error"]["message"], "Unknown tool: nosuch");
     let listed = call(&mut session, "vm_list_environments", json!({}));
-    assert_eq!(listed["structuredContent"]["result"].as_array().unwrap().len(), 3);
+    assert_eq!(listed["structuredContent"]["result"].as_array().unwrap().len(), 4);
     assert_eq!(call(&mut session, "task_list", json!({}))["structuredContent"]["count"], 0);
     session.end();
 }
@@ -257,6 +257,7 @@ fn what_there_is_can_be_found_and_read() {
         [
             "pyro://policy",
             "pyro://environments/debian:12",
+            "pyro://environments/debian:12-agent",
             "pyro://environments/debian:12-base",
             "pyro://environments/debian:12-build"
         ]

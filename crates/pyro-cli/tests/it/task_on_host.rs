@@ -44,8 +44,8 @@ fn a_shell_that_cannot_start_leaves_the_terminal_as_it_was() {
     let line = format!("stty -a > before; {PYRO} task shell {id}; echo status=$?; stty -a > after");
     let output = home.program("script").args(["-qec", &line, "/dev/null"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("cannot be chosen in host compatibility mode"), "{text}");
-    assert!(text.contains("status=1"), "{text}");
+    assert!(text.contains("standard input is not available in host compatibility mode"), "{text}");
+    assert!(text.contains("status=2"), "{text}");
     let mode = |name: &str| std::fs::read_to_string(home.path(name)).unwrap();
     assert!(mode("before").contains(" icanon"), "{}", mode("before"));
     assert_eq!(mode("before"), mode("after"));
@@ -78,11 +78,17 @@ fn standard_input_stays_with_the_caller_without_the_flag() {
 fn what_only_a_guest_has_is_refused_before_anything_is_recorded() {
     let home = host();
     let id = created(&home);
-    for flags in [&["-i"][..], &["-u", "nobody"], &["--shell", "bash"], &["-w", "/tmp"], &["-t"]] {
+    for (flags, what) in [
+        (&["-i"][..], "standard input is not available in host compatibility mode"),
+        (&["-u", "nobody"], "user cannot be chosen in host compatibility mode"),
+        (&["--shell", "bash"], "shell cannot be chosen in host compatibility mode"),
+        (&["-w", "/tmp"], "cwd cannot be chosen in host compatibility mode"),
+        (&["-t"], "terminals are not available in host compatibility mode"),
+    ] {
         let words = [&[&*id], flags, &["--", "true"]].concat();
         let refused = task(&home, "exec", words);
-        assert_eq!(refused.code(), 1, "{refused:?}");
-        assert!(refused.stderr.contains(" in host compatibility mode"), "{refused:?}");
+        assert_eq!(refused.code(), 2, "{refused:?}");
+        assert!(refused.stderr.contains(what), "{refused:?}");
     }
     assert!(entries(&home, &id).is_empty());
     let words = task(&home, "exec", [&*id, "--argv", "--", "printf", "%s|", "a b", "$HOME"]);

@@ -176,7 +176,10 @@ pub(super) fn refuse_guest_only(command: &CheckedCommand) -> Result<(), Error> {
         }
         CheckedCommand { user: Some(_), .. } => refused("user"),
         CheckedCommand { program: CheckedProgram::Shell { shell: Some(_), .. }, .. } => refused("shell"),
-        CheckedCommand { input: CheckedInput::Text(_) | CheckedInput::Stream, .. } => refused("stdin"),
+        CheckedCommand { input: CheckedInput::Text(_) | CheckedInput::Stream, .. } => {
+            let message = "standard input is not available in host compatibility mode";
+            Err(Error::new(ErrorKind::InvalidInput, message))
+        }
         CheckedCommand { terminal: Some(_), .. } => {
             let message = "terminals are not available in host compatibility mode";
             Err(Error::new(ErrorKind::InvalidInput, message))
