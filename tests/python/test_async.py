@@ -116,11 +116,11 @@ def test_nested_and_successive_event_loops(sandbox):
 
     pyro = AsyncPyro()
     for _ in range(2):
-        assert len(asyncio.run(pyro.list_environments())) == 3
+        assert len(asyncio.run(pyro.list_environments())) == 4
 
     async def notebook():
         # As in a notebook, where a loop is running while cells execute.
         with Pyro() as blocking:
             return len(blocking.list_environments())
-    assert asyncio.run(notebook()) == 3
+    assert asyncio.run(notebook()) == 4
     asyncio.run(pyro.close())

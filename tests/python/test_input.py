@@ -140,11 +140,15 @@ def test_input_of_a_command(pyro):
         with task.stream("cat", input=[b"a", b"b"]) as output:
             assert b"".join(chunk.data for chunk in output) == b"ab"
 
+        begun = threading.Event()
+
         def breaks():
             yield b"x"
+            # A command that is cancelled before it begins is not in the journal.
+            begun.wait(60)
             raise ZeroDivisionError
         with pytest.raises(ZeroDivisionError):
-            task.exec("cat", input=breaks(), timeout_seconds=60)
+            task.exec("cat", input=breaks(), timeout_seconds=60, on_output=lambda _: begun.set())
         assert task.logs()["entries"][-1]["outcome"] == "killed"
 
 

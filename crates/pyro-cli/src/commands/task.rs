@@ -33,7 +33,7 @@ const TASK_EXAMPLES: &str = "\
 Examples:
   ID=$(pyro task create debian:12 --json | jq -r .task_id)
   pyro task exec $ID -- git clone https://example.com/project.git
-  pyro task exec $ID --cwd project --timeout-seconds 600 -- make
+  pyro task exec $ID --cwd project --timeout-seconds 300 -- make
   pyro task logs $ID
   pyro task delete $ID
 

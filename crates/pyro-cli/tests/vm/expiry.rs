@@ -21,7 +21,7 @@ async fn a_command_that_outlives_its_vm_fails_with_the_reason() {
     let long = Command { timeout_seconds: Some(900), ..Command::new("sleep 900") };
     let error =
         engine.exec_vm(exec(vm.vm_id.as_str(), long), &CallContext::new(quiet(), never())).await.unwrap_err();
-    assert!(chain(&error).contains("the VM's lifetime ended"), "{}", chain(&error));
+    assert!(chain(&error).contains("expired and was automatically deleted"), "{}", chain(&error));
     let late = now() - vm.expires_at;
     assert!((-0.01..15.0).contains(&late), "{late} s after its time");
     sandbox.wait_until_clean();

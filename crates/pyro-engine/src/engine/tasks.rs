@@ -262,6 +262,18 @@ impl Engine {
         self.status_task(id.as_str()).await
     }
 
+    /// Refuses a time limit that the lifetime of the task ends first. For callers that do not extend the lifetime while their
+    /// command runs: a program may do that, so commands themselves are not checked. A lifetime that begins with each use can
+    /// be prolonged up to its maximum.
+    ///
+    /// # Errors
+    /// `InvalidInput` with the seconds that are left, `NotFound`, `StateUnusable`.
+    pub async fn check_time_limit(&self, task_id: &str, timeout_seconds: Option<i64>) -> Result<(), Error> {
+        let Some(wanted) = timeout_seconds else { return Ok(()) };
+        let id = self.task_id(task_id).await?;
+        outlast(&self.get(Kind::Task, &id).await?, wanted)
+    }
+
     /// Returns the record of a running task for a use of it that takes at most `longest`, if that is known.
     ///
     /// # Errors
@@ -343,17 +355,12 @@ impl Engine {
     }
 }
 
-/// Refuses a time limit that its caller chose and that the lifetime of the task ends first. A lifetime that begins with
-/// each use can be prolonged up to its maximum.
-fn outlast(seen: &VmRecord, timeout_seconds: Option<i64>) -> Result<(), Error> {
+fn outlast(seen: &VmRecord, wanted: i64) -> Result<(), Error> {
     let left = match seen.ttl_from {
         TtlFrom::Use => limits::MAX_TTL_SECONDS.into(),
         TtlFrom::Create => (seen.expires_at - now()).max(0.0) as i64,
     };
-    match timeout_seconds {
-        Some(wanted) if wanted > left => Err(Error::timeout_beyond_lifetime(left)),
-        _ => Ok(()),
-    }
+    if wanted > left { Err(Error::timeout_beyond_lifetime(left)) } else { Ok(()) }
 }
 
 /// Warns if the base image differs from the one that the task's disk was written over. The task's files are still

@@ -28,7 +28,7 @@ Examples:
   pyro task exec 9775b3af1eeb -- git status
   pyro task exec 9775b3af1eeb --cwd project --env CI=1 -- 'make test 2>&1 | tail'
   tar c . | pyro task exec -i 9775b3af1eeb -- tar x
-  pyro task exec 9775b3af1eeb --detach --timeout-seconds 3000 -- ./server";
+  pyro task exec 9775b3af1eeb --detach --timeout-seconds 500 -- ./server";
 
 /// Run one command in a task
 ///
@@ -55,6 +55,7 @@ pub(crate) struct TaskExecArgs {
 pub(super) fn run(args: TaskExecArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
     let command = args.command.command(&args.words)?;
     let id = &args.task_id;
+    session::block_on(engine.check_time_limit(id, command.timeout_seconds))?;
     if args.detach {
         let detached = session::block_on(engine.detach_task(id, command))?;
         return Ok(Reply::of(args.json, &detached, |detached| format!("Sequence: {}\n", detached.sequence))?);

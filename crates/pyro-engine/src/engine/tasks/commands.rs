@@ -5,7 +5,7 @@ use std::time::Duration;
 use pyro_supervisor::{CommandEnd, CommandOutcome, ConnectError, OutputChunk, OutputStream, Run, RunError};
 use tokio_util::sync::CancellationToken;
 
-use super::{outlast, supervisor_lost, unanswered};
+use super::{supervisor_lost, unanswered};
 use crate::Kind;
 use crate::capture::{Captured, OutputSink};
 use crate::engine::exec::{
@@ -39,12 +39,10 @@ impl Engine {
     /// # Errors
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
     pub async fn exec_task(&self, request: ExecTask, call: &CallContext) -> Result<TaskExec, Error> {
-        let asked = request.command.timeout_seconds;
         let command = limits::check_command(request.command, request.output.output)?;
         let began = now();
         let id = self.task_id(&request.task.task_id).await?;
         let record = self.record_for_use(&id, command.timeout).await?;
-        outlast(&record, asked)?;
         let FinishedCommand { sequence, captured: Captured { end, stdout, stderr } } =
             match record.execution_mode {
                 ExecutionMode::HostCompat => {
@@ -82,11 +80,9 @@ impl Engine {
     /// # Errors
     /// As [`Engine::exec_task`]; `InvalidInput` also if the task's commands run on the host.
     pub async fn detach_task(&self, task_id: &str, command: Command) -> Result<TaskDetached, Error> {
-        let asked = command.timeout_seconds;
         let command = limits::check_command(command, DETACHED_OUTPUT)?;
         let id = self.task_id(task_id).await?;
         let record = self.record_for_use(&id, command.timeout).await?;
-        outlast(&record, asked)?;
         refuse_on_host(&record, "detached")?;
         if matches!(command.input, CheckedInput::Text(_)) {
             let message = "stdin cannot be given to a command without waiting for it";

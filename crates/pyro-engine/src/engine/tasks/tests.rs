@@ -656,14 +656,13 @@ async fn a_time_limit_beyond_the_lifetime_of_a_task_is_refused_with_what_is_left
     let (id, _) = started_task(&engine).await;
     let mut record = engine.get(Kind::Task, &id).await.unwrap();
     record.expires_at = now() + 100.5;
-    outlast(&record, None).unwrap();
-    outlast(&record, Some(100)).unwrap();
-    let error = outlast(&record, Some(101)).unwrap_err();
+    outlast(&record, 100).unwrap();
+    let error = outlast(&record, 101).unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidInput);
     let text = "timeout_seconds must be at most 100, which is left of the task's lifetime";
     assert_eq!(error.message, text);
     // A lifetime that begins with each use has just begun.
     record.ttl_from = TtlFrom::Use;
-    outlast(&record, Some(600)).unwrap();
-    assert!(outlast(&record, Some(3601)).unwrap_err().message.contains("at most 3600"));
+    outlast(&record, 600).unwrap();
+    assert!(outlast(&record, 3601).unwrap_err().message.contains("at most 3600"));
 }
