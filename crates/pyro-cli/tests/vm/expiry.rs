@@ -24,6 +24,7 @@ async fn a_command_that_outlives_its_vm_fails_with_the_reason() {
     assert!(chain(&error).contains("expired and was automatically deleted"), "{}", chain(&error));
     let late = now() - vm.expires_at;
     assert!((-0.01..15.0).contains(&late), "{late} s after its time");
+    engine.reap_expired().await.unwrap();
     sandbox.wait_until_clean();
 }
 

@@ -220,7 +220,7 @@ fn files_of_a_task_are_written_and_read() {
         ("invalid_input", "task_read_file", json!({ "path": "numbers", "max_bytes": 0 })),
         ("copy_failed", "task_write_file", json!({ "path": "new", "content": "a directory is there" })),
         ("copy_failed", "task_write_file", json!({ "path": "numbers/x", "content": "a file is there" })),
-        ("invalid_input", "task_write_file", json!({ "path": "..", "content": "no name" })),
+        ("copy_failed", "task_write_file", json!({ "path": "..", "content": "no name" })),
         ("invalid_input", "task_write_file", json!({ "path": "x", "content": "?", "encoding": "base64" })),
     ];
     let expected: Vec<_> = faults.iter().map(|(code, ..)| *code).collect();

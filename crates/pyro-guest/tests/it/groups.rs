@@ -2,7 +2,7 @@
 //! without, and what they have moved to other process groups outlives them.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pyro_wire::{Exec, Status};
 use tokio::io::AsyncReadExt;
@@ -25,8 +25,26 @@ fn hierarchy() -> Option<PathBuf> {
     is_usable.then_some(mount)
 }
 
+/// Removes groups of earlier tests that have no processes: an agent may outlive its test by a moment.
+fn remove_empty(groups: &Path) {
+    for entry in fs::read_dir(groups).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_empty(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(groups);
+}
+
+/// A host whose commands have control groups below one of its own: tests run at the same time.
 fn host() -> (Host, bool) {
-    let hierarchy = hierarchy();
+    let hierarchy = hierarchy().map(|mount| {
+        let earlier = fs::read_dir(&mount).unwrap().flatten();
+        let earlier = earlier.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"pyro-test-"));
+        earlier.for_each(|entry| remove_empty(&entry.path()));
+        let own = mount.join(format!("pyro-test-{}", std::process::id()));
+        fs::create_dir_all(&own).unwrap();
+        own
+    });
     let has_groups = hierarchy.is_some();
     let host = Host::with(Recorder::default(), |settings| settings.control_groups = hierarchy);
     make_fifo(&host.path("alive"));
