@@ -38,9 +38,13 @@ fn remove_empty(groups: &Path) {
 /// A host whose commands have control groups below one of its own: tests run at the same time.
 fn host() -> (Host, bool) {
     let hierarchy = hierarchy().map(|mount| {
-        let earlier = fs::read_dir(&mount).unwrap().flatten();
-        let earlier = earlier.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"pyro-test-"));
-        earlier.for_each(|entry| remove_empty(&entry.path()));
+        for entry in fs::read_dir(&mount).unwrap().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let test = name.strip_prefix("pyro-test-");
+            if test.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                remove_empty(&entry.path());
+            }
+        }
         let own = mount.join(format!("pyro-test-{}", std::process::id()));
         fs::create_dir_all(&own).unwrap();
         own
