@@ -105,11 +105,16 @@ fn a_shell_has_a_terminal_and_the_callers_is_put_back() {
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    // What is typed once the shell has shown this. Ctrl-C ends the sleep in the guest, and neither the shell nor pyro.
-    let mut steps =
-        [("# ", "stty size\r"), ("33 101", "sleep 1000\r"), ("sleep 1000\r\n", "\x03"), ("^C", "exit 6\r")]
-            .into_iter()
-            .peekable();
+    // What is typed once the shell has shown this. Ctrl-C ends the sleep in the guest, and neither the shell nor pyro; it would
+    // be lost between the echo of the line and the line's start.
+    let mut steps = [
+        ("# ", "stty size\r"),
+        ("33 101", "echo be''gun; sleep 1000\r"),
+        ("begun\r\n", "\x03"),
+        ("^C", "exit 6\r"),
+    ]
+    .into_iter()
+    .peekable();
     let mut stdout = child.stdout.take().unwrap();
     let mut text = String::new();
     let mut buffer = [0; 4096];

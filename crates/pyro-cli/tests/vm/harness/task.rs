@@ -46,7 +46,7 @@ impl Task<'_> {
 
     /// Begins a command without waiting for it, and returns its number.
     pub(crate) fn detach(&self, line: &str) -> u64 {
-        let flags = ["--detach", "--json", "--timeout-seconds", "600"];
+        let flags = ["--detach", "--json", "--timeout-seconds", "500"];
         self.exec(flags, line).json()["sequence"].as_u64().unwrap()
     }
 
