@@ -48,7 +48,7 @@ fn directory_and_variables_are_the_callers() {
         (&"not_run".into(), &4.into(), &serde_json::Value::Null)
     );
     for flags in [["--env", "1X=1"], ["--env", "X Y=1"], ["--cwd", ""]] {
-        assert_eq!(task.exec(flags, "true").code(), 1, "{flags:?}");
+        assert_eq!(task.exec(flags, "true").code(), 2, "{flags:?}");
     }
     assert_eq!(task.logs().len(), 4, "what is refused is not recorded");
 

@@ -66,7 +66,8 @@ fn a_stopped_task_keeps_its_files_and_goes_on_counting() {
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
 
     let refused = task.exec([], "true");
-    let text = format!("[error] task {} must be in 'started' state before task_exec\n", task.id);
+    let text =
+        format!("[error] task {} must be in 'started' state before a command can run in it\n", task.id);
     assert!(refused.error().starts_with(&text), "{refused:?}");
     assert_eq!(task.logs().len(), 1);
     assert_eq!(task.call("stop", []).code(), 0, "stopping a stopped task succeeds");
@@ -155,7 +156,13 @@ fn a_task_is_stopped_at_the_end_of_its_lifetime_and_another_can_begin() {
     assert!((renewed["expires_at"].as_f64().unwrap() - now() - 600.0).abs() < 5.0);
 
     task.exec([], "echo work > file").success();
-    let sequence = task.detach("echo begun; sleep 1000");
+    // A program may extend the lifetime later, so only the command line refuses this time limit.
+    let command = pyro_engine::Command {
+        timeout_seconds: Some(500),
+        ..pyro_engine::Command::new("echo begun; sleep 1000")
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let sequence = runtime.block_on(sandbox.engine().detach_task(&task.id, command)).unwrap().sequence;
     wait_until(LONG, "end of the lifetime", || sandbox.processes().len() == 2);
     let late = now() - expires_at;
     println!("stopped {late:.3} s after its time");
@@ -395,7 +402,7 @@ fn a_disk_has_the_size_that_was_asked_for_and_gives_its_space_back() {
     let doctor = sandbox.pyro(["doctor", "--json"]).json();
     assert!(doctor["disk"]["vms_used_mib"].as_u64().unwrap() >= 50, "{}", doctor["disk"]);
     let refused = sandbox.pyro(["task", "create", ENVIRONMENT, "--disk-mib", "255"]);
-    assert!(refused.usage_error().contains("disk_mib must be between 256 and 1048576"), "{refused:?}");
+    assert!(refused.usage_error().contains("--disk-mib must be between 256 and 1048576"), "{refused:?}");
     let vast = sandbox.pyro(["task", "create", ENVIRONMENT, "--disk-mib", "1048576"]);
     assert!(vast.error().contains("a writable layer needs at least"), "{vast:?}");
     task.delete();

@@ -42,6 +42,8 @@ use crate::{dir, files};
 
 /// Time limit for all commands together to end when their VM is stopped: a command's kill grace and the guest's answer.
 const SETTLE_LIMIT: Duration = Duration::from_secs(3);
+/// What each of them adds to that: an emulated guest ends the processes of one control group after another.
+const SETTLE_STEP: Duration = Duration::from_millis(40);
 /// Initial pause after a record could not be written. It doubles each time, up to [`MAX_RETRY_PAUSE`].
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const MAX_RETRY_PAUSE: Duration = Duration::from_secs(60);
@@ -368,8 +370,10 @@ impl<S: Store + 'static> Commands<S> {
         self.0.closed.set(true);
         self.0.ending.cancel();
         let mut count = self.0.count.subscribe();
+        let running = *count.borrow();
         let none = count.wait_for(|count| *count == 0);
-        if tokio::time::timeout(SETTLE_LIMIT, none).await.is_err() {
+        let limit = SETTLE_LIMIT + SETTLE_STEP * u32::try_from(running).unwrap_or(u32::MAX);
+        if tokio::time::timeout(limit, none).await.is_err() {
             tracing::warn!("commands did not end in time");
         }
     }
