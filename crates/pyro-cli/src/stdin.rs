@@ -78,7 +78,7 @@ fn read_all(source: impl AsFd, sender: &mpsc::Sender<InputEvent>) -> io::Result<
             Ok(0) => InputEvent::Finished,
             Ok(count) => InputEvent::Data(Bytes::copy_from_slice(&buffer[..count])),
             Err(Errno::INTR) => continue,
-            // Whoever shares this open file may have made it non-blocking.
+            // A program that shares this open file may have made it non-blocking.
             Err(Errno::AGAIN) => match poll(&mut [PollFd::new(&source, PollFlags::IN)], None) {
                 Ok(_) | Err(Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),

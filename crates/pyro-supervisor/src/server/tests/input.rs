@@ -181,7 +181,7 @@ fn a_command_that_cannot_be_given_its_input_is_ended() {
     });
 }
 
-/// Each needs a stream for itself and one for its input; what has none would wait for ever.
+/// Each needs a stream for itself and one for its input; what has none would wait forever.
 #[test]
 fn a_command_whose_input_could_not_be_sent_does_not_begin() {
     run(async {
