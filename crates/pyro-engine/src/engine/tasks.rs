@@ -280,7 +280,10 @@ impl Engine {
     /// `NotFound`, `Expired`, `StateUnusable`; `WrongState` if the task is not running.
     async fn record_for_use(&self, id: &VmId, longest: Option<Duration>) -> Result<VmRecord, Error> {
         let record = self.record_for(Kind::Task, id, VmEvent::Exec).await?;
-        self.renew_used(id, longest).await;
+        // Most tasks are not renewed, and their commands need not read the record once more.
+        if record.ttl_from == TtlFrom::Use {
+            self.renew_used(id, longest).await;
+        }
         Ok(record)
     }
 
