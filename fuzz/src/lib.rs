@@ -4,8 +4,9 @@ use std::fmt::Debug;
 
 use bytes::BytesMut;
 use pyro_wire::{
-    ArchiveReply, ExecReply, Failure, Frame, FrameCodec, HaltReply, Hello, IdentifyReply, InputReply, MAX_CONTROL_BYTES,
-    MAX_COUNT, MAX_EXAMPLE_BYTES, MAX_EXAMPLES, MAX_LABEL_BYTES, MAX_TEXT_BYTES, SetupReply, Status, SteerReply,
+    ArchiveReply, ExecReply, Failure, Frame, FrameCodec, HaltReply, Hello, IdentifyReply, InputReply,
+    MAX_CONTROL_BYTES, MAX_COUNT, MAX_EXAMPLE_BYTES, MAX_EXAMPLES, MAX_LABEL_BYTES, MAX_TEXT_BYTES,
+    SetupReply, Status, SteerReply,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
