@@ -10,7 +10,7 @@ __all__ = ["PyroError", "PyroRuntimeError", "PyroValueError"]
 
 # Codes of errors that the same request always causes.
 _INPUT_CODES = frozenset(
-    ["copy_failed", "invalid_input", "invalid_request", "message_too_long", "not_found", "unknown_method"])
+    ["file_failed", "invalid_input", "invalid_request", "message_too_long", "not_found", "unknown_method"])
 
 
 class PyroError(Exception):
@@ -18,7 +18,7 @@ class PyroError(Exception):
 
     Attributes:
         message: The error message, one line; the same as `str(error)`.
-        code: The kind of error, for programs. Request: `invalid_input`, `not_found`. Files: `copy_failed`. State:
+        code: The kind of error, for programs. Request: `invalid_input`, `not_found`. Files: `file_failed`. State:
             `wrong_state`, `at_capacity`, `expired`. Host: `environment_unavailable`, `vm_unavailable`, `boot_failed`, `state_unusable`. Command:
             `not_delivered` (it did not start), `outcome_unknown` (it may have run), `cancelled`. Executable:
             `executable_missing`, `executable_failed`, `version_mismatch`, `connection_lost` (it ended during the call, which

@@ -35,8 +35,8 @@ pub enum ErrorKind {
     OutcomeUnknown,
     /// The state directory or the registry in it cannot be used.
     StateUnusable,
-    /// A file or directory could not be copied, read or written, in the guest or on this host.
-    CopyFailed,
+    /// A file or directory could not be copied, read, written, listed or changed, in the guest or on this host.
+    FileFailed,
     /// The caller cancelled the call.
     Cancelled,
     /// A defect in pyro.
@@ -57,7 +57,7 @@ impl ErrorKind {
         Self::NotDelivered,
         Self::OutcomeUnknown,
         Self::StateUnusable,
-        Self::CopyFailed,
+        Self::FileFailed,
         Self::Cancelled,
         Self::Internal,
     ];
@@ -76,7 +76,7 @@ impl ErrorKind {
             Self::NotDelivered => "not_delivered",
             Self::OutcomeUnknown => "outcome_unknown",
             Self::StateUnusable => "state_unusable",
-            Self::CopyFailed => "copy_failed",
+            Self::FileFailed => "file_failed",
             Self::Cancelled => "cancelled",
             Self::Internal => "internal",
         }

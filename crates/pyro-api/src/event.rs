@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 pub use call_event::{CallEvent, InvalidEvent, PhaseName};
 
-use crate::VmId;
+use crate::{FileChange, VmId};
 
 /// An event of a call. Serialized as a [`CallEvent`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,10 @@ pub enum Event {
         /// What it wrote; any bytes, cut anywhere.
         bytes: Bytes,
     },
+    /// Every change of a watched file or directory from now on is sent.
+    Watching,
+    /// A change of what is watched.
+    FileChange(FileChange),
     /// A warning that does not stop the call. One line of text.
     Warning(String),
 }

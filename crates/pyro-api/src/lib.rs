@@ -15,6 +15,7 @@ mod command;
 mod environment;
 mod error;
 mod event;
+mod files;
 mod hint;
 mod host_access;
 mod id;
@@ -40,6 +41,11 @@ pub use doctor::DoctorReport;
 pub use environment::{Environment, EnvironmentList, PruneReport, PulledEnvironment, RemovedEnvironment};
 pub use error::{Cause, Error, ErrorKind};
 pub use event::{CallEvent, Event, Events, InvalidEvent, OutputStream, PhaseName, PullEvent, RunPhase};
+pub use files::{
+    ChangeKind, FileChange, FileInfo, FileKind, FileMove, FilePath, FileRemoval, FileWatch, Listing,
+    MAX_CHANGES, MAX_LISTED, TaskFileChanged, TaskFileChanges, TaskFileInfo, TaskFileList, TaskFileMoved,
+    WatchEnd, WatchLimits,
+};
 pub use hint::{Hint, Reader};
 pub use host_access::HostAccess;
 pub use id::VmId;

@@ -18,11 +18,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Caller, Command, CommandOutput, CopyIn, CopyOut, Deleted, Disk, DoctorReport, Entries, Environment,
-    EnvironmentName, Error, Events, FilePart, HostPort, Input, Kind, Lifetime, Naming, NetworkInfo, NewFile,
-    Platform, PortToPublish, Ports, Pruned, PulledEnvironment, Reaped, RemovedEnvironment, Renewal,
-    RunResult, Sequence, Task, TaskChanges, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
-    TaskFileWritten, TaskFilter, TaskInput, TaskList, TaskLogEntry, TaskLogsPage, TaskName, TaskPublished,
-    Vm, VmId, VmName, VmSpec,
+    EnvironmentName, Error, Events, FileMove, FilePart, FilePath, FileRemoval, FileWatch, HostPort, Input,
+    Kind, Lifetime, Listing, Naming, NetworkInfo, NewFile, Platform, PortToPublish, Ports, Pruned,
+    PulledEnvironment, Reaped, RemovedEnvironment, Renewal, RunResult, Sequence, Task, TaskChanges,
+    TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges,
+    TaskFileInfo, TaskFileList, TaskFileMoved, TaskFileWritten, TaskFilter, TaskInput, TaskList,
+    TaskLogEntry, TaskLogsPage, TaskName, TaskPublished, Vm, VmId, VmName, VmSpec,
 };
 
 /// What an operation accesses. Policies decide by it what a client may do.
@@ -467,6 +468,25 @@ operations! {
 
     /// Creates or replaces a file of a task, with its parent directories. An existing file is replaced atomically.
     write_task_file(WriteTaskFile { task: TaskName, file: NewFile }) -> TaskFileWritten, Enter;
+
+    /// Describes a file or directory of a task. Symbolic links are not followed.
+    stat_task_file(StatTaskFile { task: TaskName, file: FilePath }) -> TaskFileInfo, ReadInside;
+
+    /// Lists a directory of a task, on request with what is in its directories.
+    list_task_files(ListTaskFiles { task: TaskName, listing: Listing }) -> TaskFileList, ReadInside;
+
+    /// Moves a file or a directory of a task to another path on the same file system, also to rename it.
+    move_task_file(MoveTaskFile { task: TaskName, files: FileMove }) -> TaskFileMoved, Enter;
+
+    /// Removes a file or a directory of a task. Symbolic links are not followed.
+    remove_task_file(RemoveTaskFile { task: TaskName, removal: FileRemoval }) -> TaskFileChanged, Enter;
+
+    /// Makes a directory in a task, with its missing parents. Succeeds if it exists.
+    make_task_directory(MakeTaskDirectory { task: TaskName, directory: FilePath }) -> TaskFileChanged, Enter;
+
+    /// Watches a file or a directory of a task, and sends each change as an event: first that the watch has begun, then the
+    /// changes from that moment.
+    watch_task_files(WatchTaskFiles { task: TaskName, watch: FileWatch }) -> TaskFileChanges, ReadInside, streams;
 
     /// Checks what this host can do and how to fix what it cannot. Changes nothing.
     doctor(Doctor { platform: Platform }) -> DoctorReport, Read;

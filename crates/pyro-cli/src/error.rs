@@ -99,7 +99,7 @@ fn exit_of(kind: ErrorKind) -> Exit {
         | ErrorKind::NotDelivered
         | ErrorKind::OutcomeUnknown
         | ErrorKind::StateUnusable
-        | ErrorKind::CopyFailed
+        | ErrorKind::FileFailed
         | ErrorKind::Cancelled
         | ErrorKind::Internal => Exit::Failure,
     }

@@ -14,7 +14,10 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pyro_engine::{CallContext, Error, ErrorKind, Event, Events, OutputStream, PullEvent, RunPhase};
+use pyro_engine::text::printable_line;
+use pyro_engine::{
+    CallContext, Error, ErrorKind, Event, Events, FileChange, OutputStream, PullEvent, RunPhase,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -321,6 +324,12 @@ impl<'a> Show<'a> {
                 self.progress.note("[vm] this is the first VM of its kind; later ones start faster");
             }
             Event::FirstOfKind => {}
+            Event::Watching if self.quiet => {}
+            Event::Watching => self.progress.note("[watch] watching; end with Ctrl-C"),
+            Event::FileChange(change) => {
+                let line = change_line(change, self.quiet);
+                self.output(OutputStream::Stdout, line.into(), cancel).await;
+            }
             Event::Phase(phase) => self.progress.note(&format!("[run] {phase}")),
             Event::Pull(event) => {
                 self.shown.pull_started |= matches!(event, PullEvent::Started { .. });
@@ -349,6 +358,18 @@ impl<'a> Show<'a> {
             () = too_late => self.loss = Some(Loss::Unread),
         }
     }
+}
+
+/// A change of a watched file as a line: of JSON, or for people.
+fn change_line(change: FileChange, json: bool) -> Vec<u8> {
+    let line = match (json, &change.from) {
+        (true, _) => serde_json::to_string(&change).unwrap_or_default(),
+        (false, None) => printable_line(&format!("{:<10} {}", change.change, change.path), usize::MAX),
+        (false, Some(from)) => {
+            printable_line(&format!("{:<10} {from} -> {}", change.change, change.path), usize::MAX)
+        }
+    };
+    (line + "\n").into_bytes()
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ use crate::limits::LOGS_PAGE_BYTES;
 use crate::{
     CopyFromGuest, CopyToGuest, Deleted, DoctorReport, Engine, Environment, Error, ErrorKind, Events,
     NetworkInfo, PulledEnvironment, Reaped, RemovedEnvironment, RunResult, Task, TaskCopied, TaskDeleted,
-    TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskInput, TaskList, TaskLogs, TaskPublished, Vm,
+    TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges, TaskFileInfo, TaskFileList,
+    TaskFileMoved, TaskFileWritten, TaskInput, TaskList, TaskLogs, TaskPublished, Vm,
 };
 
 /// Implements one operation by the engine as the call's caller sees it, so that no operation can skip that.
@@ -202,6 +203,30 @@ operations! {
 
     write_task_file(engine, request, call: WriteTaskFile) -> TaskFileWritten {
         engine.write_task_file(request, &call.cancel).await
+    }
+
+    stat_task_file(engine, request, call: StatTaskFile) -> TaskFileInfo {
+        engine.stat_task_file(&request.task.task_id, request.file.path, &call.cancel).await
+    }
+
+    list_task_files(engine, request, call: ListTaskFiles) -> TaskFileList {
+        engine.list_task_files(&request.task.task_id, request.listing, &call.cancel).await
+    }
+
+    move_task_file(engine, request, call: MoveTaskFile) -> TaskFileMoved {
+        engine.move_task_file(&request.task.task_id, request.files, &call.cancel).await
+    }
+
+    remove_task_file(engine, request, call: RemoveTaskFile) -> TaskFileChanged {
+        engine.remove_task_file(&request.task.task_id, request.removal, &call.cancel).await
+    }
+
+    make_task_directory(engine, request, call: MakeTaskDirectory) -> TaskFileChanged {
+        engine.make_task_directory(&request.task.task_id, request.directory.path, &call.cancel).await
+    }
+
+    watch_task_files(engine, request, call: WatchTaskFiles) -> TaskFileChanges {
+        engine.watch_task_files(&request.task.task_id, request.watch, &call.events, &call.cancel).await
     }
 
     doctor(engine, request, call: Doctor) -> DoctorReport {

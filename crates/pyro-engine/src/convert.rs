@@ -1,9 +1,9 @@
 //! Conversions between the types of the lower crates and those of the contract. All of them are in this module.
 
 use pyro_api::{
-    Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CopyLimits, Egress, Environment, EnvironmentList,
-    Error, Hint, InputEvent, NetworkDenial, NetworkPolicy, OutputStream, PortMapping, PruneReport,
-    PulledEnvironment, TerminalSize,
+    Accelerator, AllowedCidr, AllowedDomain, AllowedHost, ChangeKind, CopyLimits, Egress, Environment,
+    EnvironmentList, Error, FileChange, FileInfo, FileKind, Hint, InputEvent, NetworkDenial, NetworkPolicy,
+    OutputStream, PortMapping, PruneReport, PulledEnvironment, TerminalSize,
 };
 use pyro_env::Remedy;
 use pyro_machine::network::{self, Denial, DnsName, DomainPattern, DomainRule, Host, HostRule, Policy};
@@ -50,6 +50,35 @@ pub(crate) fn accelerator(accelerator: Accelerator) -> pyro_machine::Accelerator
 /// Converts the limits of a copy for the code that copies.
 pub(crate) fn archive_limits(limits: CopyLimits) -> ArchiveLimits {
     ArchiveLimits { max_entries: limits.max_entries, max_bytes: limits.max_bytes }
+}
+
+/// Converts the description of a file for callers.
+pub(crate) fn file_info(info: pyro_supervisor::FileInfo) -> FileInfo {
+    let pyro_supervisor::FileInfo { path, kind, size, mode, uid, gid, modified_ms, target } = info;
+    let kind = match kind {
+        pyro_supervisor::FileKind::File => FileKind::File,
+        pyro_supervisor::FileKind::Directory => FileKind::Directory,
+        pyro_supervisor::FileKind::Symlink => FileKind::Symlink,
+        pyro_supervisor::FileKind::Special => FileKind::Special,
+    };
+    let modified_at = modified_ms as f64 / 1000.0;
+    FileInfo { path, kind, size_bytes: size, mode: format!("{mode:04o}"), uid, gid, modified_at, target }
+}
+
+/// Converts a change of a watched file for callers. `None`: the watch has begun.
+pub(crate) fn file_change(change: pyro_supervisor::FileChange) -> Option<FileChange> {
+    use pyro_supervisor::FileChange as Seen;
+
+    let (change, path, from) = match change {
+        Seen::Watching => return None,
+        Seen::Created(path) => (ChangeKind::Created, path, None),
+        Seen::Modified(path) => (ChangeKind::Modified, path, None),
+        Seen::Attributes(path) => (ChangeKind::Attributes, path, None),
+        Seen::Removed(path) => (ChangeKind::Removed, path, None),
+        Seen::Moved { from, to } => (ChangeKind::Moved, to, Some(from)),
+        Seen::Lost => (ChangeKind::Lost, String::new(), None),
+    };
+    Some(FileChange { change, path, from })
 }
 
 /// Converts a port mapping for callers.

@@ -41,16 +41,18 @@ pub use pyro_api::Error;
 pub use pyro_api::operations;
 pub use pyro_api::text;
 pub use pyro_api::{
-    Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CallContext, Caller, Command, CommandOutput,
-    Contract, CopyLimits, DeleteReason, Deleted, DiskState, DoctorReport, Domain, Egress, Environment,
-    EnvironmentList, ErrorKind, Event, Events, ExecutionMode, FileContent, FileEncoding, FileRange, Hint,
-    HostAccess, HostCa, Input, InputEvent, InputMode, Kind, LastCommand, Naming, NetworkAssignment,
-    NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode, OutputStream, OwnerName, Phase,
-    PortMapping, Preset, PruneReport, Pruned, PublishedPort, PullEvent, PulledEnvironment, Reader, Reaped,
+    Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CallContext, Caller, ChangeKind, Command,
+    CommandOutput, Contract, CopyLimits, DeleteReason, Deleted, DiskState, DoctorReport, Domain, Egress,
+    Environment, EnvironmentList, ErrorKind, Event, Events, ExecutionMode, FileChange, FileContent,
+    FileEncoding, FileInfo, FileKind, FileMove, FileRange, FileRemoval, FileWatch, Hint, HostAccess, HostCa,
+    Input, InputEvent, InputMode, Kind, LastCommand, Listing, Naming, NetworkAssignment, NetworkDenial,
+    NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode, OutputStream, OwnerName, Phase, PortMapping,
+    Preset, PruneReport, Pruned, PublishedPort, PullEvent, PulledEnvironment, Reader, Reaped,
     RemovedEnvironment, RunPhase, RunResult, StopReason, Task, TaskChanges, TaskCopied, TaskDeleted,
-    TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskFilter, TaskInput, TaskList, TaskLogEntry,
-    TaskLogs, TaskLogsPage, TaskPublished, TaskSpec, TerminalSize, TtlFrom, UnknownWord, Visibility, Vm,
-    VmId, VmSpec, VmState,
+    TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges, TaskFileInfo, TaskFileList,
+    TaskFileMoved, TaskFileWritten, TaskFilter, TaskInput, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage,
+    TaskPublished, TaskSpec, TerminalSize, TtlFrom, UnknownWord, Visibility, Vm, VmId, VmSpec, VmState,
+    WatchEnd, WatchLimits,
 };
 pub use pyro_machine::disk::Overcommit;
 pub use pyro_machine::network::RunError as NetworkRunError;

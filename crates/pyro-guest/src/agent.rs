@@ -1,15 +1,15 @@
 //! The agent: sets the machine up, then serves requests, one yamux stream each, until the channel closes.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt;
 use futures::future::poll_fn;
 use pyro_wire::{
-    Connect, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Input, Pack,
-    Request, Resize, Signal, Unpack,
+    Connect, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Input, List,
+    MakeDirectory, Move, Pack, Remove, Request, Resize, Signal, Stat, Unpack, Watch,
 };
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -23,7 +23,7 @@ use crate::machine::VirtualMachine;
 use crate::port::Port;
 use crate::proc::Proc;
 use crate::stream::{RequestStream, accept, answer, finish};
-use crate::{HandshakeError, Machine, boot, connect, copy, exec, handshake, memory};
+use crate::{HandshakeError, Machine, boot, connect, copy, exec, files, handshake, memory};
 
 /// Why the agent ended, if not because the host closed the channel.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +146,25 @@ impl<M: Machine> Shared<M> {
             Request::Unpack(request) => {
                 copy::unpack(request, &self.commands.settings.workspace, accept::<_, Unpack>(stream)).await;
             }
+            Request::Stat(request) => {
+                answer(accept::<_, Stat>(stream), files::stat(request, self.workspace())).await;
+            }
+            Request::List(request) => {
+                files::list(request, &self.workspace(), accept::<_, List>(stream)).await;
+            }
+            Request::Move(request) => {
+                answer(accept::<_, Move>(stream), files::rename(request, self.workspace())).await;
+            }
+            Request::Remove(request) => {
+                answer(accept::<_, Remove>(stream), files::remove(request, self.workspace())).await;
+            }
+            Request::MakeDirectory(request) => {
+                let made = files::make_directory(request, self.workspace());
+                answer(accept::<_, MakeDirectory>(stream), made).await;
+            }
+            Request::Watch(request) => {
+                files::watch::serve(request, &self.workspace(), accept::<_, Watch>(stream)).await;
+            }
             Request::Connect(request) => connect::serve(request, accept::<_, Connect>(stream)).await,
             Request::Identify(request) => {
                 let reply = self.identify(&request);
@@ -156,6 +175,10 @@ impl<M: Machine> Shared<M> {
                 finish(accept::<_, Halt>(stream), reply).await;
             }
         }
+    }
+
+    fn workspace(&self) -> PathBuf {
+        self.commands.settings.workspace.clone()
     }
 
     fn state(&self) -> MutexGuard<'_, State<M>> {

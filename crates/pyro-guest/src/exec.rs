@@ -17,7 +17,6 @@ mod running;
 mod settings;
 mod spawn;
 mod terminal;
-mod watched;
 
 use std::collections::BTreeMap;
 use std::pin::pin;

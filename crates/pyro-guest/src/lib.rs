@@ -18,6 +18,7 @@ mod connect;
 mod copy;
 mod exec;
 mod failure;
+mod files;
 mod halt;
 mod handshake;
 mod host_settings;
@@ -31,6 +32,7 @@ mod proc;
 mod root;
 mod stream;
 mod warm_up;
+mod watched;
 
 pub use agent::{Agent, AgentError};
 pub use exec::CommandSettings;

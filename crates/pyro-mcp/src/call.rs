@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use pyro_api::operations::{
     CreateTask, CreateVm, DeleteTask, DeleteVm, DetachTask, ExecTask, ExecVm, ExtendTask, FollowTask,
-    KillTask, ListTasks, LogsTask, NetworkInfoVm, ReadTaskFile, ReapExpired, RunInVm, StartTask, StartVm,
-    StatusTask, StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
+    KillTask, ListTaskFiles, ListTasks, LogsTask, MakeTaskDirectory, MoveTaskFile, NetworkInfoVm,
+    ReadTaskFile, ReapExpired, RemoveTaskFile, RunInVm, StartTask, StartVm, StatTaskFile, StatusTask,
+    StatusVm, StopTask, StopVm, WaitTask, WatchTaskFiles, WriteTaskFile,
 };
 use pyro_api::{CallContext, Entries, Operation, OutputMode, Sequence, TaskLogEntry, TaskLogsPage, TaskName};
 use serde_json::Value;
@@ -20,7 +21,13 @@ use crate::tools::*;
 /// Maximum size of the part of a file that one call returns, in bytes.
 const MAX_FILE_PART: u64 = 1_000_000;
 /// Maximum number of entries of a journal that one call returns.
-const MAX_ENTRIES: u64 = 1000;
+const MAX_LOG_ENTRIES: u64 = 1000;
+/// Maximum number of entries of a directory that one call returns.
+const MAX_LISTED: u64 = 1000;
+/// A watch ends when something has changed and then nothing for this time, in seconds.
+const WATCH_IDLE_SECONDS: f64 = 0.5;
+/// Maximum number of changes that one call returns.
+const MAX_SHOWN_CHANGES: u64 = 200;
 /// Maximum time that a call waits for a command, in seconds.
 const MAX_WAIT: u64 = 3600;
 
@@ -75,6 +82,22 @@ impl Call<'_> {
                 payload(self.guard.perform(request, self.context).await?)
             }
             Tool::TaskWriteFile => self.forward::<WriteTaskFile>(&given).await,
+            Tool::TaskStatFile => self.forward::<StatTaskFile>(&given).await,
+            Tool::TaskListFiles => {
+                let request: ListTaskFiles = given.request()?;
+                within(MAX_ENTRIES.name, request.listing.max_entries, MAX_LISTED)?;
+                payload(self.guard.perform(request, self.context).await?)
+            }
+            Tool::TaskMoveFile => self.forward::<MoveTaskFile>(&given).await,
+            Tool::TaskRemoveFile => self.forward::<RemoveTaskFile>(&given).await,
+            Tool::TaskMakeDirectory => self.forward::<MakeTaskDirectory>(&given).await,
+            Tool::TaskWatchFiles => {
+                let mut request: WatchTaskFiles = given.request()?;
+                // One call shows what one command changes.
+                request.watch.idle_seconds = Some(WATCH_IDLE_SECONDS);
+                request.watch.max_changes = Some(MAX_SHOWN_CHANGES);
+                payload(self.guard.perform(request, self.context).await?)
+            }
         }
     }
 
@@ -102,7 +125,7 @@ impl Call<'_> {
                 Err(ArgumentError::Needs("`offset` needs `sequence`, the number of the command").into())
             }
             (None, None) => {
-                let last = last.unwrap_or(DEFAULT_ENTRIES).min(MAX_ENTRIES);
+                let last = last.unwrap_or(DEFAULT_ENTRIES).min(MAX_LOG_ENTRIES);
                 journal::latest(self.guard, &request.task.task_id, last, self.context).await
             }
             (Some(_), offset) => {

@@ -96,6 +96,12 @@ impl<'a> Notifier<'a> {
             Event::Pull(PullEvent::Step { text, done, total: 0 }) => format!("{text} {done}"),
             Event::Pull(PullEvent::Step { text, done, total }) => format!("{text} {done}/{total}"),
             Event::FirstOfKind => "starting the first VM of its kind; later ones start faster".to_owned(),
+            Event::Watching => "watching".to_owned(),
+            Event::FileChange(change) => format!("{} {}", change.change, change.path)
+                .chars()
+                .filter(|character| !text::steers(*character))
+                .take(LINE_CHARS)
+                .collect(),
             Event::Warning(text) => text,
             Event::Output { stream, bytes } => {
                 let characters = match stream {

@@ -2,13 +2,14 @@
 
 use pyro_api::operations::{
     CreateTask, CreateVm, DeleteTask, DeleteVm, ExecTask, ExecVm, ExtendTask, KillTask, ListEnvironments,
-    ListTasks, LogsTask, NetworkInfoVm, ReadTaskFile, ReapExpired, RunInVm, StartTask, StartVm, StatusTask,
-    StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
+    ListTaskFiles, ListTasks, LogsTask, MakeTaskDirectory, MoveTaskFile, NetworkInfoVm, ReadTaskFile,
+    ReapExpired, RemoveTaskFile, RunInVm, StartTask, StartVm, StatTaskFile, StatusTask, StatusVm, StopTask,
+    StopVm, WaitTask, WatchTaskFiles, WriteTaskFile,
 };
 use pyro_api::{
     Access, Deleted, Disk, Environment, HostAccess, NetworkInfo, Operation, OperationInfo, Reaped, RunResult,
-    Task, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs,
-    Vm,
+    Task, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges, TaskFileInfo,
+    TaskFileList, TaskFileMoved, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, Vm,
 };
 use rmcp::model::ToolAnnotations;
 use schemars::JsonSchema;
@@ -46,6 +47,12 @@ pub(crate) enum Tool {
     TaskExtend,
     TaskReadFile,
     TaskWriteFile,
+    TaskStatFile,
+    TaskListFiles,
+    TaskMoveFile,
+    TaskRemoveFile,
+    TaskMakeDirectory,
+    TaskWatchFiles,
 }
 
 /// The environments under one key, because results must be objects.
@@ -179,6 +186,27 @@ pub(crate) const ENCODING: Argument = Argument {
 };
 pub(crate) const EXECUTABLE: Argument =
     Argument { name: "executable", kind: Kind::Switch, description: "Make the file executable" };
+pub(crate) const DIRECTORY: Argument = Argument {
+    name: "path",
+    kind: Kind::OptionalText,
+    description: "Directory, below /workspace unless it is absolute; default /workspace",
+};
+pub(crate) const RECURSIVE: Argument =
+    Argument { name: "recursive", kind: Kind::Switch, description: "Also what is in its directories" };
+pub(crate) const MAX_ENTRIES: Argument = Argument {
+    name: "max_entries",
+    kind: Kind::OptionalCount(Some(200)),
+    description: "Maximum number of entries to return, 1 to 1000",
+};
+pub(crate) const SOURCE: Argument = Argument {
+    name: "source",
+    kind: Kind::Text,
+    description: "Path, below /workspace unless it is absolute",
+};
+pub(crate) const DESTINATION: Argument =
+    Argument { name: "destination", kind: Kind::Text, description: "New path, in an existing directory" };
+pub(crate) const REPLACE: Argument =
+    Argument { name: "replace", kind: Kind::Switch, description: "Replace a file that has the new path" };
 pub(crate) const CWD: Argument = Argument {
     name: "cwd",
     kind: Kind::OptionalText,
@@ -199,7 +227,7 @@ pub(crate) const DISK: Argument = Argument {
 
 impl Tool {
     /// Every tool in the order in which clients see them.
-    pub(crate) const ALL: [Self; 23] = [
+    pub(crate) const ALL: [Self; 29] = [
         Self::VmRun,
         Self::VmListEnvironments,
         Self::VmCreate,
@@ -223,6 +251,12 @@ impl Tool {
         Self::TaskExtend,
         Self::TaskReadFile,
         Self::TaskWriteFile,
+        Self::TaskStatFile,
+        Self::TaskListFiles,
+        Self::TaskMoveFile,
+        Self::TaskRemoveFile,
+        Self::TaskMakeDirectory,
+        Self::TaskWatchFiles,
     ];
 
     pub(crate) fn named(name: &str) -> Option<Self> {
@@ -254,6 +288,12 @@ impl Tool {
             Self::TaskExtend => "task_extend",
             Self::TaskReadFile => "task_read_file",
             Self::TaskWriteFile => "task_write_file",
+            Self::TaskStatFile => "task_stat_file",
+            Self::TaskListFiles => "task_list_files",
+            Self::TaskMoveFile => "task_move_file",
+            Self::TaskRemoveFile => "task_remove_file",
+            Self::TaskMakeDirectory => "task_make_directory",
+            Self::TaskWatchFiles => "task_watch_files",
         }
     }
 
@@ -304,6 +344,18 @@ impl Tool {
             Self::TaskWriteFile => {
                 "Create or replace a file of a task, with its parent directories. The content needs no shell quoting."
             }
+            Self::TaskStatFile => {
+                "Describe a file of a task: kind, size, mode, owner, time. A symbolic link is not followed."
+            }
+            Self::TaskListFiles => {
+                "List a directory of a task, each entry with kind, size, mode, owner and time."
+            }
+            Self::TaskMoveFile => "Move or rename a file or directory of a task.",
+            Self::TaskRemoveFile => "Remove a file or directory of a task.",
+            Self::TaskMakeDirectory => "Make a directory in a task, with its missing parents.",
+            Self::TaskWatchFiles => {
+                "Wait until files of a task change, at most timeout_seconds, and show the changes. Start it before what makes them."
+            }
         }
     }
 
@@ -343,6 +395,12 @@ impl Tool {
             Self::TaskExtend => &[TASK_ID, NEW_TTL],
             Self::TaskReadFile => &[TASK_ID, PATH, FILE_OFFSET, MAX_BYTES],
             Self::TaskWriteFile => &[TASK_ID, PATH, CONTENT, ENCODING, EXECUTABLE],
+            Self::TaskStatFile => &[TASK_ID, PATH],
+            Self::TaskListFiles => &[TASK_ID, DIRECTORY, RECURSIVE, MAX_ENTRIES],
+            Self::TaskMoveFile => &[TASK_ID, SOURCE, DESTINATION, REPLACE],
+            Self::TaskRemoveFile => &[TASK_ID, PATH, RECURSIVE],
+            Self::TaskMakeDirectory => &[TASK_ID, PATH],
+            Self::TaskWatchFiles => &[TASK_ID, DIRECTORY, RECURSIVE, WAIT],
         }
     }
 
@@ -365,6 +423,12 @@ impl Tool {
             Self::TaskWait | Self::TaskKill => schema_of::<TaskLogEntry>(),
             Self::TaskReadFile => schema_of::<TaskFile>(),
             Self::TaskWriteFile => schema_of::<TaskFileWritten>(),
+            Self::TaskStatFile => schema_of::<TaskFileInfo>(),
+            Self::TaskListFiles => schema_of::<TaskFileList>(),
+            Self::TaskMoveFile => schema_of::<TaskFileMoved>(),
+            Self::TaskRemoveFile => schema_of::<TaskFileChanged>(),
+            Self::TaskMakeDirectory => schema_of::<TaskFileChanged>(),
+            Self::TaskWatchFiles => schema_of::<TaskFileChanges>(),
         };
         schema::compact(schema, self.keys())
     }
@@ -440,6 +504,11 @@ impl Tool {
                 "last_error",
                 "owner",
             ],
+            Self::TaskStatFile => &["file"],
+            Self::TaskListFiles => &["entries", "truncated"],
+            Self::TaskMoveFile => &["destination"],
+            Self::TaskRemoveFile | Self::TaskMakeDirectory => &["path"],
+            Self::TaskWatchFiles => &["changes", "reason"],
             Self::VmListEnvironments
             | Self::VmDelete
             | Self::VmNetworkInfo
@@ -479,6 +548,12 @@ impl Tool {
             Self::TaskExtend => ExtendTask::INFO,
             Self::TaskReadFile => ReadTaskFile::INFO,
             Self::TaskWriteFile => WriteTaskFile::INFO,
+            Self::TaskStatFile => StatTaskFile::INFO,
+            Self::TaskListFiles => ListTaskFiles::INFO,
+            Self::TaskMoveFile => MoveTaskFile::INFO,
+            Self::TaskRemoveFile => RemoveTaskFile::INFO,
+            Self::TaskMakeDirectory => MakeTaskDirectory::INFO,
+            Self::TaskWatchFiles => WatchTaskFiles::INFO,
         }
     }
 
@@ -504,6 +579,8 @@ impl Tool {
                 | Self::TaskDelete
                 | Self::TaskKill
                 | Self::TaskWriteFile
+                | Self::TaskMoveFile
+                | Self::TaskRemoveFile
                 | Self::VmStop
                 | Self::TaskStop
         ) || (self == Self::VmRun && !closed);
@@ -516,6 +593,7 @@ impl Tool {
                     | Self::TaskKill
                     | Self::TaskExtend
                     | Self::TaskWriteFile
+                    | Self::TaskMakeDirectory
             );
         // With `network`, a command reaches other hosts.
         let open = !closed && matches!(self, Self::VmRun | Self::VmExec | Self::TaskExec);

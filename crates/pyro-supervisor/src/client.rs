@@ -2,6 +2,7 @@
 
 mod copy;
 mod end;
+mod files;
 mod input;
 mod process;
 mod start;

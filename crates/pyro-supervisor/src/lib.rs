@@ -44,8 +44,9 @@ pub use machine::with_causes;
 pub use protocol::{CommandKey, GENERATION, Greeting, InputOutcome};
 pub use pyro_archive::{Report, destination};
 pub use pyro_wire::{
-    ArchiveLimits, Exec, FailureKind, HostSettings, MAX_HOST_SETTINGS_BYTES, OutputStream, Pack, Program,
-    Status as ExitStatus, TerminalSize, Unpack, WORKSPACE,
+    ArchiveLimits, Exec, FailureKind, FileChange, FileInfo, FileKind, HostSettings, List,
+    MAX_HOST_SETTINGS_BYTES, MakeDirectory, Move, OutputStream, Pack, Program, Remove, Stat,
+    Status as ExitStatus, TerminalSize, Unpack, WORKSPACE, Watch,
 };
 pub use report::{BootFailure, BootInfo, BootStage, EndReason, StageTime, StartMode};
 pub use server::{CommandLog, MAX_PORTS, STREAM_LIMIT, Store, StoreError, file_name, room, run};

@@ -48,6 +48,22 @@ pub(crate) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String,
     Ok(cut(String::deserialize(deserializer)?, MAX_TEXT_BYTES))
 }
 
+/// A text for people that may be absent.
+pub(crate) fn optional_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.map(|text| cut(text, MAX_TEXT_BYTES)))
+}
+
+/// Permissions: the lower twelve bits.
+pub(crate) fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    Ok(u32::deserialize(deserializer)? & 0o7777)
+}
+
+/// A time in milliseconds since the epoch, at most [`MAX_COUNT`] from it.
+pub(crate) fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let limit = MAX_COUNT.cast_signed();
+    Ok(i64::deserialize(deserializer)?.clamp(-limit, limit))
+}
+
 /// A version: printable ASCII, at most [`MAX_LABEL_BYTES`].
 pub(crate) fn label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;

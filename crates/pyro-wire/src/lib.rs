@@ -27,6 +27,7 @@
 mod bounded;
 mod command;
 mod failure;
+mod files;
 mod frame;
 mod reply;
 mod request;
@@ -38,6 +39,11 @@ pub use command::{
     Exec, ExecInput, Input, InputEnd, MAX_COMMAND_BYTES, Program, Resize, Signal, TerminalSize,
 };
 pub use failure::{Failure, FailureKind};
+pub use files::{
+    ChangeReply, FileChange, FileInfo, FileKind, LineDecoder, LineError, List, ListReply, MAX_LINE_BYTES,
+    MAX_LISTED, MAX_WATCHED_DIRS, MakeDirectory, Move, Remove, Stat, StatReply, Watch, WatchReply,
+    append_line,
+};
 pub use frame::{
     Frame, FrameCodec, FrameError, MAX_CONTROL_BYTES, MAX_OUTPUT_BYTES, MAX_REPLY_BYTES, OutputStream,
     bytes_missing,

@@ -7,8 +7,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ArchiveReply, Bootstrap, ConnectReply, Exec, ExecInput, ExecReply, HaltReply, IdentifyReply, Input,
-    InputEnd, InputReply, Resize, Signal, SteerReply,
+    ArchiveReply, Bootstrap, ChangeReply, ConnectReply, Exec, ExecInput, ExecReply, HaltReply, IdentifyReply,
+    Input, InputEnd, InputReply, List, ListReply, MakeDirectory, Move, Remove, Resize, Signal, Stat,
+    StatReply, SteerReply, Watch, WatchReply,
 };
 
 /// First frame of the host on each stream. Closing the stream before the reply cancels the request.
@@ -27,6 +28,18 @@ pub enum Request {
     Pack(Pack),
     /// Receive a file or a directory.
     Unpack(Unpack),
+    /// Describe one file.
+    Stat(Stat),
+    /// Describe the entries of a directory.
+    List(List),
+    /// Give a file or a directory another path.
+    Move(Move),
+    /// Remove a file or a directory.
+    Remove(Remove),
+    /// Make a directory.
+    MakeDirectory(MakeDirectory),
+    /// Report what changes in a directory.
+    Watch(Watch),
     /// Connect to a server in the machine.
     Connect(Connect),
     /// Become another machine.
@@ -68,6 +81,12 @@ calls! {
     Signal(NoInput) -> SteerReply;
     Pack(NoInput) -> ArchiveReply;
     Unpack(NoInput) -> ArchiveReply;
+    Stat(NoInput) -> StatReply;
+    List(NoInput) -> ListReply;
+    Move(NoInput) -> ChangeReply;
+    Remove(NoInput) -> ChangeReply;
+    MakeDirectory(NoInput) -> ChangeReply;
+    Watch(NoInput) -> WatchReply;
     Connect(ConnectInput) -> ConnectReply;
     Identify(NoInput) -> IdentifyReply;
 }

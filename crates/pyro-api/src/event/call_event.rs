@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Event, OutputStream, PullEvent, RunPhase};
-use crate::VmId;
+use crate::{FileChange, VmId};
 
 /// An event of a call.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
@@ -46,6 +46,14 @@ pub enum CallEvent {
     },
     /// The VM is the first of its kind; it takes a few seconds longer to start than later ones.
     FirstOfKind,
+    /// Every change of a watched file or directory from now on is sent.
+    Watching,
+    /// A change of what is watched.
+    FileChange {
+        /// The change.
+        #[serde(flatten)]
+        change: FileChange,
+    },
     /// A warning that does not stop the call.
     Warning {
         /// One line.
@@ -93,6 +101,8 @@ impl From<Event> for CallEvent {
             Event::Pull(PullEvent::Step { text, done, total }) => Self::PullStep { text, done, total },
             Event::Pull(PullEvent::Ready { environment }) => Self::PullReady { environment },
             Event::FirstOfKind => Self::FirstOfKind,
+            Event::Watching => Self::Watching,
+            Event::FileChange(change) => Self::FileChange { change },
             Event::Warning(text) => Self::Warning { text },
             Event::Output { stream, bytes } => Self::output(stream, &bytes),
         }
@@ -130,6 +140,8 @@ impl TryFrom<CallEvent> for Event {
             CallEvent::PullStep { text, done, total } => Self::Pull(PullEvent::Step { text, done, total }),
             CallEvent::PullReady { environment } => Self::Pull(PullEvent::Ready { environment }),
             CallEvent::FirstOfKind => Self::FirstOfKind,
+            CallEvent::Watching => Self::Watching,
+            CallEvent::FileChange { change } => Self::FileChange(change),
             CallEvent::Warning { text } => Self::Warning(text),
             CallEvent::Output { stream, data } => Self::Output {
                 stream,

@@ -3,6 +3,7 @@
 pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod exec;
+pub(crate) mod file;
 pub(crate) mod journal;
 pub(crate) mod naming;
 pub(crate) mod ports;
@@ -17,6 +18,7 @@ use pyro_engine::Engine;
 use self::cp::TaskCpArgs;
 use self::create::TaskCreateArgs;
 use self::exec::TaskExecArgs;
+use self::file::TaskFileCommand;
 use self::journal::{TaskKillArgs, TaskLogsArgs, TaskWaitArgs};
 use self::naming::TaskUpdateArgs;
 use self::ports::{TaskPublishArgs, TaskUnpublishArgs};
@@ -55,6 +57,8 @@ pub(crate) enum TaskCommand {
     Wait(TaskWaitArgs),
     Kill(TaskKillArgs),
     Cp(TaskCpArgs),
+    #[command(subcommand)]
+    File(TaskFileCommand),
     Publish(TaskPublishArgs),
     Unpublish(TaskUnpublishArgs),
     #[command(visible_alias = "ps")]
@@ -84,6 +88,7 @@ impl TaskCommand {
             Self::Wait(args) => journal::wait(&args, engine, printer),
             Self::Kill(args) => journal::kill(&args, engine),
             Self::Cp(args) => cp::run(&args, engine, printer),
+            Self::File(command) => command.run(engine, printer),
             Self::Publish(args) => ports::publish(args, engine, printer),
             Self::Unpublish(args) => ports::unpublish(&args, engine),
             Self::List(args) => state::list(&args, engine),
@@ -106,6 +111,7 @@ impl TaskCommand {
             Self::Wait(args) => args.command.task.json,
             Self::Kill(args) => args.command.task.json,
             Self::Cp(args) => args.json,
+            Self::File(command) => command.wants_json(),
             Self::Publish(args) => args.json,
             Self::Unpublish(args) => args.json,
             Self::List(args) => args.json,

@@ -112,7 +112,7 @@ fn people_read_the_names_of_options_and_programs_those_of_parameters() {
     let first = report.human().lines().next().unwrap().to_owned();
     assert_eq!(first, "[error] task 0123456789ab must be in 'started' state before a command can run in it");
     // What the user wrote is not a parameter.
-    let path = Error::new(ErrorKind::CopyFailed, "mem_mib cannot be read").hint(Hint::CheckPath);
+    let path = Error::new(ErrorKind::FileFailed, "mem_mib cannot be read").hint(Hint::CheckPath);
     let report = Report::of(&CliError::Engine(path)).unwrap();
     assert!(report.human().starts_with("[error] mem_mib cannot be read\n"));
     let longer = Error::new(ErrorKind::InvalidInput, "my_mem_mib mem_mib2 /x/mem_mib.txt").naming("mem_mib");

@@ -211,16 +211,16 @@ fn files_of_a_task_are_written_and_read() {
     assert!(text.starts_with("1\n2\n") && text.ends_with("\n20000\n") && text.lines().count() == 20_000);
 
     let faults = [
-        ("copy_failed", "task_read_file", json!({ "path": "nosuch" })),
-        ("copy_failed", "task_read_file", json!({ "path": "new" })),
+        ("file_failed", "task_read_file", json!({ "path": "nosuch" })),
+        ("file_failed", "task_read_file", json!({ "path": "new" })),
         // No directory may be made on the host: its mode would prevent its removal.
-        ("copy_failed", "task_read_file", json!({ "path": "shut" })),
-        ("copy_failed", "task_read_file", json!({ "path": "/dev/null" })),
+        ("file_failed", "task_read_file", json!({ "path": "shut" })),
+        ("file_failed", "task_read_file", json!({ "path": "/dev/null" })),
         ("invalid_input", "task_read_file", json!({ "path": "" })),
         ("invalid_input", "task_read_file", json!({ "path": "numbers", "max_bytes": 0 })),
-        ("copy_failed", "task_write_file", json!({ "path": "new", "content": "a directory is there" })),
-        ("copy_failed", "task_write_file", json!({ "path": "numbers/x", "content": "a file is there" })),
-        ("copy_failed", "task_write_file", json!({ "path": "..", "content": "no name" })),
+        ("file_failed", "task_write_file", json!({ "path": "new", "content": "a directory is there" })),
+        ("file_failed", "task_write_file", json!({ "path": "numbers/x", "content": "a file is there" })),
+        ("file_failed", "task_write_file", json!({ "path": "..", "content": "no name" })),
         ("invalid_input", "task_write_file", json!({ "path": "x", "content": "?", "encoding": "base64" })),
     ];
     let expected: Vec<_> = faults.iter().map(|(code, ..)| *code).collect();

@@ -18,7 +18,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::Interest;
 
-use super::watched::watch;
+use crate::watched::watch;
 
 /// Where the groups of commands are in the hierarchy.
 const PARENT: &str = "pyro";

@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::spawn::Spawned;
-use super::watched::watch;
+use crate::watched::watch;
 
 /// A process of the agent. It must be waited for.
 pub(super) struct Child {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Frames;
 use super::pump::{CHUNK_BYTES, Quota};
-use super::watched::watch;
+use crate::watched::watch;
 
 /// The group `tty`.
 const TTY_GROUP: u32 = 5;

@@ -6,6 +6,7 @@ mod connect;
 mod copy;
 mod end;
 mod exec;
+mod files;
 mod groups;
 mod handshake;
 mod host;

@@ -129,7 +129,8 @@ fake! {
     create_task CreateTask start_task StartTask stop_task StopTask delete_task DeleteTask list_tasks ListTasks
     update_task UpdateTask extend_task ExtendTask publish_task PublishTask unpublish_task UnpublishTask exec_task ExecTask detach_task DetachTask wait_task WaitTask follow_task FollowTask input_task InputTask
     kill_task KillTask logs_task LogsTask copy_from_task CopyFromTask copy_to_task CopyToTask
-    read_task_file ReadTaskFile write_task_file WriteTaskFile doctor Doctor
+    read_task_file ReadTaskFile write_task_file WriteTaskFile stat_task_file StatTaskFile list_task_files ListTaskFiles
+    move_task_file MoveTaskFile remove_task_file RemoveTaskFile make_task_directory MakeTaskDirectory watch_task_files WatchTaskFiles doctor Doctor
 }
 
 /// What becomes of a request under a policy, and what the contract is asked for meanwhile.
@@ -151,7 +152,7 @@ fn some<O: Operation>() -> O {
 fn with<O: Operation>(more: Value) -> O {
     let mut all = json!({
         "environment": "debian:12", "vm_id": "de259a89b184", "task_id": "de259a89b184", "command": "true",
-        "sequence": 1, "path": "x", "target": "/x", "source": "/x", "content": "x", "ttl_seconds": 600,
+        "sequence": 1, "path": "x", "target": "/x", "source": "/x", "content": "x", "destination": "y", "ttl_seconds": 600,
         "platform": "linux-x86_64", "mapping": "0:80", "host_port": 80,
     });
     let given = all.as_object_mut().unwrap();

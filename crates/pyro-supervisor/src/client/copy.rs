@@ -39,6 +39,9 @@ pub enum CopyError {
     /// The host's half of the work failed.
     #[error(transparent)]
     Host(ArchiveError),
+    /// The guest sent something else than it was asked for.
+    #[error("unexpected message from the guest agent")]
+    Unexpected,
     /// The guest or its supervisor was lost.
     #[error("the VM was lost while files were copied")]
     Lost,
@@ -150,7 +153,7 @@ impl Client {
     }
 
     /// A stream to the guest for one request.
-    async fn guest_stream(&self) -> Result<RequestStream<UnixStream>, CopyError> {
+    pub(super) async fn guest_stream(&self) -> Result<RequestStream<UnixStream>, CopyError> {
         let mut stream = self.connect().await?.stream;
         ask(&mut stream, protocol::Request::Copy).await?;
         // The guest is not asked before the supervisor has accepted, so every other answer means that it never was.
@@ -310,7 +313,7 @@ fn printable(name: &str) -> String {
     text
 }
 
-fn not_delivered(error: FrameError) -> CopyError {
+pub(super) fn not_delivered(error: FrameError) -> CopyError {
     ConnectError::Unreachable(io::Error::other(error)).into()
 }
 

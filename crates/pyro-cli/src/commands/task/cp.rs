@@ -178,7 +178,7 @@ impl<W: Write> Write for Watched<W> {
 
 /// Returns the id and the path of `TASK_ID:PATH`; without a path, it is the workspace. Text with a slash before the colon is not
 /// an id.
-fn in_task(path: &Path) -> Option<(&str, &str)> {
+pub(super) fn in_task(path: &Path) -> Option<(&str, &str)> {
     let (id, path) = path.to_str()?.split_once(':')?;
     let path = if path.is_empty() { "." } else { path };
     (!id.contains('/')).then_some((id, path))

@@ -17,7 +17,7 @@ impl Engine {
     /// absolute.
     ///
     /// # Errors
-    /// `CopyFailed` if the file does not exist or is larger than 16 MiB; otherwise as [`Engine::copy_from_task`].
+    /// `FileFailed` if the file does not exist or is larger than 16 MiB; otherwise as [`Engine::copy_from_task`].
     pub async fn read_task_file(
         &self,
         task_id: &str,

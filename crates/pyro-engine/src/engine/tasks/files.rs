@@ -50,7 +50,7 @@ impl Engine {
     /// umask of this process unless they are to be preserved.
     ///
     /// # Errors
-    /// `CopyFailed` if the file does not exist or cannot be copied, the copy would exceed `limits`, or something is left out of
+    /// `FileFailed` if the file does not exist or cannot be copied, the copy would exceed `limits`, or something is left out of
     /// a strict copy. Part of a directory may have been copied by then. `InvalidInput`, `NotFound`, `Expired`, `WrongState`,
     /// `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
     pub async fn copy_from_task(
@@ -108,7 +108,7 @@ impl Engine {
     /// Writes the contents of a file of a task to `sink`, with zeros for its holes. Returns how many bytes it has.
     ///
     /// # Errors
-    /// As [`Engine::copy_from_task`]; also `CopyFailed` if it is not a regular file. Part of the contents may have been written.
+    /// As [`Engine::copy_from_task`]; also `FileFailed` if it is not a regular file. Part of the contents may have been written.
     pub async fn read_task_file_to(
         &self,
         task_id: &str,
@@ -128,7 +128,7 @@ impl Engine {
     /// they have ended, the file is unchanged.
     ///
     /// # Errors
-    /// As [`Engine::copy_to_task`]; `CopyFailed` if a piece cannot be read.
+    /// As [`Engine::copy_to_task`]; `FileFailed` if a piece cannot be read.
     pub async fn write_task_file_from(
         &self,
         task_id: &str,
@@ -170,7 +170,7 @@ impl Engine {
 /// Returns the canonical path, so that the last component is a real name and not `.` or `..`.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf, Error> {
     path.canonicalize().map_err(|error| {
-        Error::new(ErrorKind::CopyFailed, format!("{} cannot be read", path.display()))
+        Error::new(ErrorKind::FileFailed, format!("{} cannot be read", path.display()))
             .hint(Hint::CheckPath)
             .caused_by(error)
     })
@@ -201,7 +201,7 @@ pub(super) fn copied(id: &VmId, report: Report, strict: bool) -> Result<TaskCopi
     if strict && left_out > 0 {
         let more = if left_out > examples.len() as u64 { ", and more" } else { "" };
         let message = format!("left out of the copy: {left_out} ({}{more})", examples.join(", "));
-        return Err(Error::new(ErrorKind::CopyFailed, message));
+        return Err(Error::new(ErrorKind::FileFailed, message));
     }
     Ok(TaskCopied { task_id: id.clone(), entries, bytes, left_out, left_out_examples: examples })
 }
@@ -223,9 +223,9 @@ pub(super) fn copy_error(id: &VmId, error: CopyError) -> Error {
         )
         .hint(Hint::CopyAgain)
         .caused_by(error),
-        CopyError::Guest { .. } | CopyError::Host(_) => {
+        CopyError::Guest { .. } | CopyError::Host(_) | CopyError::Unexpected => {
             let message = error.to_string();
-            let copy = Error::new(ErrorKind::CopyFailed, message);
+            let copy = Error::new(ErrorKind::FileFailed, message);
             match error.source() {
                 Some(_) => copy.with_causes_of(&error),
                 None => copy,

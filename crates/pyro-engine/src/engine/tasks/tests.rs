@@ -623,12 +623,12 @@ fn a_copy_that_fails_is_not_an_invalid_request() {
     let full = files::copy_error(&id, CopyError::Guest { cause: "No space left on device".to_owned() });
     assert_eq!(
         (full.kind, full.message.as_str()),
-        (ErrorKind::CopyFailed, "in the VM: No space left on device")
+        (ErrorKind::FileFailed, "in the VM: No space left on device")
     );
     let left_out =
         Report { left_out: 1, examples: vec!["/dev/null: a device".to_owned()], ..Report::default() };
-    assert_eq!(files::copied(&id, left_out, true).unwrap_err().kind, ErrorKind::CopyFailed);
-    assert_eq!(files::absolute(Path::new("/nonexistent/file")).unwrap_err().kind, ErrorKind::CopyFailed);
+    assert_eq!(files::copied(&id, left_out, true).unwrap_err().kind, ErrorKind::FileFailed);
+    assert_eq!(files::absolute(Path::new("/nonexistent/file")).unwrap_err().kind, ErrorKind::FileFailed);
 }
 
 #[tokio::test]
