@@ -663,6 +663,111 @@ class TaskFileWritten(TypedDict):
     """Id of the task."""
 
 
+FileKind = Literal["file", "directory", "symlink", "special"]
+"""Kinds of files."""
+
+
+class _FileInfoAlways(TypedDict):
+    gid: int
+    """Number of its group."""
+    kind: FileKind
+    """What kind of file it is. Symbolic links are not followed."""
+    mode: str
+    """Its permissions in octal digits, such as `0644`."""
+    modified_at: float
+    """Time of the latest change of its contents, in seconds since the epoch."""
+    path: str
+    """Its path: in a listing, below the listed directory. U+FFFD replaces bytes that are not UTF-8."""
+    size_bytes: int
+    """Its size, in bytes."""
+    uid: int
+    """Number of its owner."""
+
+
+class FileInfo(_FileInfoAlways, total=False):
+    """What a file is."""
+
+    target: Optional[str]
+    """What a symbolic link contains."""
+
+
+class TaskFileInfo(TypedDict):
+    """A file of a task, described."""
+
+    file: FileInfo
+    """What the file is."""
+    task_id: VmId
+    """Id of the task."""
+
+
+class TaskFileList(TypedDict):
+    """The entries of a directory."""
+
+    entries: List[FileInfo]
+    """The entries, those of one directory by name, each directory before its own."""
+    path: str
+    """The requested path."""
+    task_id: VmId
+    """Id of the task."""
+    truncated: bool
+    """There are more."""
+
+
+class TaskFileMoved(TypedDict):
+    """A file or directory was moved."""
+
+    destination: str
+    """Its path now."""
+    source: str
+    """Its path before."""
+    task_id: VmId
+    """Id of the task."""
+
+
+class TaskFileChanged(TypedDict):
+    """A file or directory was removed, or a directory was made."""
+
+    path: str
+    """The requested path."""
+    task_id: VmId
+    """Id of the task."""
+
+
+ChangeKind = Literal["created", "modified", "attributes", "removed", "moved", "lost"]
+"""What happened to a file."""
+
+
+class _FileChangeAlways(TypedDict):
+    change: ChangeKind
+    """What happened."""
+    path: str
+    """Path of the file below the watched directory; empty for the watched file or directory itself, and with `lost`."""
+
+
+class FileChange(_FileChangeAlways, total=False):
+    """A change in what is watched."""
+
+    from: Optional[str]
+    """Its path before; only with `moved`."""
+
+
+WatchEnd = Literal["time", "idle", "full", "gone"]
+"""Why a watch ended."""
+
+
+class TaskFileChanges(TypedDict):
+    """What changed while something was watched."""
+
+    changes: List[FileChange]
+    """The changes, in their order; empty without a maximum."""
+    path: str
+    """The requested path."""
+    reason: WatchEnd
+    """Why the watch ended."""
+    task_id: VmId
+    """Id of the task."""
+
+
 class AcceleratorReport(TypedDict):
     """The accelerator that VMs use. pyro measures whether KVM is fast enough."""
 
@@ -909,6 +1014,27 @@ class FirstOfKindEvent(TypedDict):
     type: Literal["first_of_kind"]
 
 
+class WatchingEvent(TypedDict):
+    """Every change of a watched file or directory from now on is sent."""
+
+    type: Literal["watching"]
+
+
+class _FileChangeEventAlways(TypedDict):
+    change: ChangeKind
+    """What happened."""
+    path: str
+    """Path of the file below the watched directory; empty for the watched file or directory itself, and with `lost`."""
+    type: Literal["file_change"]
+
+
+class FileChangeEvent(_FileChangeEventAlways, total=False):
+    """A change of what is watched."""
+
+    from: Optional[str]
+    """Its path before; only with `moved`."""
+
+
 class WarningEvent(TypedDict):
     """A warning that does not stop the call."""
 
@@ -931,9 +1057,9 @@ class OutputEvent(TypedDict):
     type: Literal["output"]
 
 
-CallEvent = Union[PhaseEvent, PullStartedEvent, PullStepEvent, PullReadyEvent, FirstOfKindEvent, WarningEvent, OutputEvent]
+CallEvent = Union[PhaseEvent, PullStartedEvent, PullStepEvent, PullReadyEvent, FirstOfKindEvent, WatchingEvent, FileChangeEvent, WarningEvent, OutputEvent]
 """An event of a call."""
 
 
-Progress = Union[PhaseEvent, PullStartedEvent, PullStepEvent, PullReadyEvent, FirstOfKindEvent, WarningEvent]
+Progress = Union[PhaseEvent, PullStartedEvent, PullStepEvent, PullReadyEvent, FirstOfKindEvent, WatchingEvent, FileChangeEvent, WarningEvent]
 """A progress event of a call."""

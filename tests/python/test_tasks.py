@@ -29,6 +29,26 @@ def test_task_methods(pyro, tmp_path):
         with pytest.raises(ValueError, match="/workspace/nothing: No such file"):
             task.read_file("nothing")
 
+        task.make_directory("d/e")
+        task.write_file("d/e/f", "12345")
+        assert [entry["path"] for entry in task.list_files("d", recursive=True)["entries"]] == ["e", "e/f"]
+        assert (task.stat("d/e/f")["size_bytes"], task.stat("d")["kind"]) == (5, "directory")
+        task.move_file("d/e/f", "d/g")
+        with pytest.raises(ValueError, match="d/e: File exists"):
+            task.move_file("d/g", "d/e")
+        seen = []
+
+        def on_event(event):
+            seen.append(event["type"])
+            if event["type"] == "watching":
+                task.remove_file("d/g")
+
+        changes = task.watch_files("d", timeout_seconds=60, idle_seconds=0, on_event=on_event)
+        assert (changes["changes"], changes["reason"]) == ([{"change": "removed", "path": "g"}], "idle")
+        assert seen == ["watching", "file_change"]
+        assert task.watch_files("d", timeout_seconds=0.1)["reason"] == "time"
+        task.remove_file("d", recursive=True)
+
         (tmp_path / "tree").mkdir()
         (tmp_path / "tree/leaf").write_bytes(b"\0leaf")
         assert task.copy_to(tmp_path / "tree", "tree")["entries"] == 2

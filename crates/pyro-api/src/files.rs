@@ -80,7 +80,6 @@ pub struct FileWatch {
     #[cfg_attr(test, proptest(strategy = "proptest::option::of(0.0..60.0f64)"))]
     pub idle_seconds: Option<f64>,
     /// Return after this number of changes, 1 to 100000. Null: no maximum, and the changes are sent as events only.
-    #[serde(default = "default_max_changes")]
     pub max_changes: Option<u64>,
 }
 
@@ -94,11 +93,6 @@ fn default_max_entries() -> u64 {
 
 fn default_watch_seconds() -> f64 {
     60.0
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "the default of a field that can be null")]
-fn default_max_changes() -> Option<u64> {
-    Some(1000)
 }
 
 impl Listing {
@@ -321,9 +315,9 @@ mod tests {
     fn a_watch_has_limits() {
         let watch = |given: serde_json::Value| serde_json::from_value::<FileWatch>(given).unwrap().limits();
         let limits = watch(json!({})).unwrap();
-        let default = WatchLimits { time: Duration::from_secs(60), idle: None, changes: Some(1000) };
+        let default = WatchLimits { time: Duration::from_secs(60), idle: None, changes: None };
         assert_eq!(limits, default);
-        assert_eq!(watch(json!({ "max_changes": null, "idle_seconds": 0 })).unwrap().changes, None);
+        assert_eq!(watch(json!({ "max_changes": 7, "idle_seconds": 0 })).unwrap().changes, Some(7));
         for (given, name) in [
             (json!({ "timeout_seconds": 0 }), "timeout_seconds"),
             (json!({ "timeout_seconds": 3600.5 }), "timeout_seconds"),

@@ -324,7 +324,7 @@ impl<'a> Show<'a> {
                 self.progress.note("[vm] this is the first VM of its kind; later ones start faster");
             }
             Event::FirstOfKind => {}
-            Event::Watching if self.quiet => {}
+            // A program has to know from when on it sees each change.
             Event::Watching => self.progress.note("[watch] watching; end with Ctrl-C"),
             Event::FileChange(change) => {
                 let line = change_line(change, self.quiet);

@@ -500,6 +500,85 @@ class AsyncPyro(AsyncCaller):
         }
         return await self._call("write_task_file", params)
 
+    async def stat_task_file(self, task_id: str, *, path: str) -> types.TaskFileInfo:
+        """Describes a file or directory of a task. A symbolic link is not followed.
+
+        Args:
+            task_id: ID of the task.
+            path: Path in the task, relative to `/workspace` unless absolute.
+        """
+        return await self._call("stat_task_file", {"task_id": task_id, "path": path})
+
+    async def list_task_files(
+        self, task_id: str, *, path: str = ".", recursive: bool = False, max_entries: int = 1000,
+    ) -> types.TaskFileList:
+        """Lists a directory of a task, each directory before its own entries.
+
+        Args:
+            task_id: ID of the task.
+            path: Directory in the task, relative to `/workspace` unless absolute.
+            recursive: Also list what is in its directories, except in those where another file system is mounted.
+            max_entries: Maximum number of entries to return, 1 to 100,000. The result says if there are more.
+        """
+        params = {"task_id": task_id, "path": path, "recursive": recursive, "max_entries": max_entries}
+        return await self._call("list_task_files", params)
+
+    async def move_task_file(
+        self, task_id: str, *, source: str, destination: str, replace: bool = False,
+    ) -> types.TaskFileMoved:
+        """Moves or renames a file or directory of a task within its file system.
+
+        Args:
+            task_id: ID of the task.
+            source: Path in the task, relative to `/workspace` unless absolute.
+            destination: Its new path, in an existing directory.
+            replace: Replace a file, or an empty directory by a directory, that has the new path.
+        """
+        params = {"task_id": task_id, "source": source, "destination": destination, "replace": replace}
+        return await self._call("move_task_file", params)
+
+    async def remove_task_file(self, task_id: str, *, path: str, recursive: bool = False) -> types.TaskFileChanged:
+        """Removes a file or an empty directory of a task; of a symbolic link, only the link.
+
+        Args:
+            task_id: ID of the task.
+            path: Path in the task, relative to `/workspace` unless absolute.
+            recursive: Remove a directory with what is in it.
+        """
+        return await self._call("remove_task_file", {"task_id": task_id, "path": path, "recursive": recursive})
+
+    async def make_task_directory(self, task_id: str, *, path: str) -> types.TaskFileChanged:
+        """Makes a directory in a task, with its missing parents. Succeeds if it exists.
+
+        Args:
+            task_id: ID of the task.
+            path: Path in the task, relative to `/workspace` unless absolute.
+        """
+        return await self._call("make_task_directory", {"task_id": task_id, "path": path})
+
+    async def watch_task_files(
+        self, task_id: str, *, path: str = ".", recursive: bool = False, timeout_seconds: float = 60.0,
+        idle_seconds: Optional[float] = None, max_changes: Optional[int] = 1000,
+        on_event: Optional[OnProgress] = None,
+    ) -> types.TaskFileChanges:
+        """Watches a file or a directory of a task, and returns what has changed.
+
+        Args:
+            task_id: ID of the task.
+            path: Directory or file in the task, relative to `/workspace` unless absolute.
+            recursive: Also watch its directories, at most 8,192.
+            timeout_seconds: Maximum time to watch, at most 3,600.
+            idle_seconds: Return when something has changed and then nothing for this time.
+            max_changes: Return after this number of changes, at most 100,000. None: no maximum; the result then has no changes.
+            on_event: Called with an event of type `watching` when the watch has begun, and then with one of type `file_change` for
+                each change.
+        """
+        params = {
+            "task_id": task_id, "path": path, "recursive": recursive, "timeout_seconds": timeout_seconds,
+            "idle_seconds": idle_seconds, "max_changes": max_changes,
+        }
+        return await self._call("watch_task_files", params, on_progress=on_event)
+
     def task(
         self, environment: str, *, vcpu_count: int = 1, mem_mib: int = 1024, ttl_seconds: int = 600, network: bool = False,
         network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,

@@ -9,7 +9,7 @@ from .._feeding import Input
 from .._manager import StrPath
 from .._output import OnOutput
 from ..errors import PyroValueError
-from .caller import Argv, Env, Labels
+from .caller import Argv, Env, Labels, OnProgress
 from .stream import AsyncCommandStream
 
 if TYPE_CHECKING:
@@ -148,6 +148,37 @@ class AsyncTask:
         text = binascii.b2a_base64(data, newline=False).decode()
         return await self._pyro.write_task_file(
             self.task_id, path=path, content=text, encoding="base64", executable=executable)
+
+    async def stat(self, path: str) -> types.FileInfo:
+        """Describes a file or directory. See `stat_task_file`."""
+        return (await self._pyro.stat_task_file(self.task_id, path=path))["file"]
+
+    async def list_files(self, path: str = ".", *, recursive: bool = False, max_entries: int = 1000) -> types.TaskFileList:
+        """Lists a directory. See `list_task_files`."""
+        return await self._pyro.list_task_files(self.task_id, path=path, recursive=recursive, max_entries=max_entries)
+
+    async def move_file(self, source: str, destination: str, *, replace: bool = False) -> types.TaskFileMoved:
+        """Moves or renames a file or directory. See `move_task_file`."""
+        return await self._pyro.move_task_file(
+            self.task_id, source=source, destination=destination, replace=replace)
+
+    async def remove_file(self, path: str, *, recursive: bool = False) -> types.TaskFileChanged:
+        """Removes a file or directory. See `remove_task_file`."""
+        return await self._pyro.remove_task_file(self.task_id, path=path, recursive=recursive)
+
+    async def make_directory(self, path: str) -> types.TaskFileChanged:
+        """Makes a directory with its missing parents. See `make_task_directory`."""
+        return await self._pyro.make_task_directory(self.task_id, path=path)
+
+    async def watch_files(
+        self, path: str = ".", *, recursive: bool = False, timeout_seconds: float = 60.0,
+        idle_seconds: Optional[float] = None, max_changes: Optional[int] = 1000,
+        on_event: Optional[OnProgress] = None,
+    ) -> types.TaskFileChanges:
+        """Watches a file or a directory, and returns what has changed. See `watch_task_files`."""
+        return await self._pyro.watch_task_files(
+            self.task_id, path=path, recursive=recursive, timeout_seconds=timeout_seconds, idle_seconds=idle_seconds,
+            max_changes=max_changes, on_event=on_event)
 
 
 class AsyncTaskContext:

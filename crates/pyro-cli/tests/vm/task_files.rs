@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
+use rustix::process::Signal;
+
 use crate::harness::{PYRO, Sandbox};
 
 fn copy(sandbox: &Sandbox, from: &str, to: &str) -> crate::harness::Ended {
@@ -174,5 +176,64 @@ fn a_file_goes_in_and_out_as_a_stream() {
         strict.error().contains("left out of the copy") && strict.error().contains(": a device"),
         "{strict:?}"
     );
+    task.delete();
+}
+
+#[test]
+fn files_are_looked_at_and_changed_without_a_shell() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    let at = |path: &str| format!("{}:{path}", task.id);
+    let file = |words: &[&str]| sandbox.pyro(["task", "file"].into_iter().chain(words.iter().copied()));
+    file(&["mkdir", &at("a/b")]).success();
+    task.exec([], "echo text > a/b/file; chmod 640 a/b/file; ln -s b a/link").success();
+    let stat = file(&["stat", &at("a/b/file"), "--json"]).success().to_owned();
+    let stat: serde_json::Value = serde_json::from_str(&stat).unwrap();
+    assert_eq!((&stat["file"]["kind"], &stat["file"]["size_bytes"]), (&"file".into(), &5.into()), "{stat}");
+    assert_eq!((&stat["file"]["mode"], &stat["file"]["uid"]), (&"0640".into(), &0.into()), "{stat}");
+    let list = file(&["list", "--recursive", &at("a")]).success().to_owned();
+    let names: Vec<_> = list.lines().filter_map(|line| line.split('Z').nth(1)).collect();
+    assert_eq!(names, [" b/", " link -> b", " b/file"], "{list}");
+
+    file(&["move", &at("a/b/file"), "a/moved"]).success();
+    let refused = file(&["move", &at("a/moved"), "a/link"]);
+    assert!(refused.stderr.contains("a/link: File exists"), "{refused:?}");
+    // A directory of the image is on another layer of the guest's disk.
+    let layered = file(&["move", &at("/usr/share/doc"), "/usr/share/moved"]);
+    assert!(layered.stderr.contains("it is a directory of the image"), "{layered:?}");
+    let filled = file(&["remove", &at("a")]);
+    assert!(filled.stderr.contains("a: Directory not empty"), "{filled:?}");
+    let needed = file(&["remove", "--recursive", &at("")]);
+    assert!(needed.stderr.contains("the guest needs this directory"), "{needed:?}");
+    assert_eq!(task.exec([], "cat a/moved").success(), "text\n");
+    file(&["remove", "--recursive", &at("a")]).success();
+    assert_eq!(file(&["list", &at("")]).success(), "");
+    let missing = file(&["stat", &at("a"), "--json"]);
+    assert_eq!(missing.json()["error"]["kind"], "file_failed", "{missing:?}");
+    task.delete();
+}
+
+#[test]
+fn changes_of_files_are_reported_while_a_command_makes_them() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    let place = format!("{}:", task.id);
+    let watch = sandbox.start(["task", "file", "watch", "--recursive", "--timeout-seconds", "300", &place]);
+    watch.stderr.wait_for("watching");
+    task.exec([], "mkdir new; echo x > new/a; mv new/a new/b").success();
+    watch.stdout.wait_for("moved      new/a -> new/b\n");
+    // What a build writes over the layer is seen too.
+    task.exec([], "rm -r new").success();
+    watch.stdout.wait_for("removed    new\n");
+    watch.signal(Signal::INT);
+    let ended = watch.finish();
+    assert!(ended.text().contains("created    new\n"), "{ended:?}");
+
+    let all = sandbox.start(["task", "file", "watch", "--json", "--idle-seconds", "1", &place]);
+    all.stderr.wait_for("watching");
+    task.exec([], "date > log").success();
+    let ended = all.finish();
+    let first: serde_json::Value = serde_json::from_str(ended.success().lines().next().unwrap()).unwrap();
+    assert_eq!(first["path"], "log", "{first}");
     task.delete();
 }
