@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     Count,
     /// An optional integer that is not negative, with its default, which is applied here.
     OptionalCount(Option<u64>),
+    /// One of these strings, required.
+    Action(&'static [&'static str]),
     /// One of these strings; the default is the first.
     OneOf(&'static [&'static str]),
     /// A boolean; the default is false.
@@ -49,7 +51,9 @@ pub(crate) fn schema(arguments: &[Argument]) -> Object {
     let properties = arguments.iter().map(|argument| (argument.name.to_owned(), argument.schema()));
     let required: Vec<_> = arguments
         .iter()
-        .filter(|argument| matches!(argument.kind, Kind::Text | Kind::Integer | Kind::Count))
+        .filter(|argument| {
+            matches!(argument.kind, Kind::Text | Kind::Integer | Kind::Count | Kind::Action(_))
+        })
         .map(|argument| argument.name)
         .collect();
     let mut schema = Object::new();
@@ -68,7 +72,7 @@ impl Argument {
             Kind::Integer | Kind::OptionalInteger(_) | Kind::Count | Kind::OptionalCount(_) => {
                 json!({ "type": "integer" })
             }
-            Kind::OneOf(texts) => json!({ "type": "string", "enum": texts }),
+            Kind::OneOf(texts) | Kind::Action(texts) => json!({ "type": "string", "enum": texts }),
             Kind::Switch => json!({ "type": "boolean" }),
             Kind::List | Kind::Variables => json!({ "type": "array", "items": { "type": "string" } }),
         };
@@ -153,6 +157,7 @@ impl Arguments {
                 Kind::OptionalInteger(_) => self.optional_integer(name)?.map(Value::from),
                 Kind::Count => Some(self.count(name)?.into()),
                 Kind::OptionalCount(default) => self.optional_count(name)?.or(default).map(Value::from),
+                Kind::Action(known) => Some(self.one_of(name, known)?.ok_or_else(|| missing(name))?.into()),
                 Kind::OneOf(known) => self.one_of(name, known)?.map(Value::from),
                 Kind::Switch => Some(self.switch(name)?.into()),
                 Kind::List => self.list(name)?.map(Value::from),

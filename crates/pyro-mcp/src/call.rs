@@ -82,21 +82,57 @@ impl Call<'_> {
                 payload(self.guard.perform(request, self.context).await?)
             }
             Tool::TaskWriteFile => self.forward::<WriteTaskFile>(&given).await,
-            Tool::TaskStatFile => self.forward::<StatTaskFile>(&given).await,
-            Tool::TaskListFiles => {
-                let request: ListTaskFiles = given.request()?;
-                within(MAX_ENTRIES.name, request.listing.max_entries, MAX_LISTED)?;
-                payload(self.guard.perform(request, self.context).await?)
+            Tool::TaskFiles => self.look_at_files(given).await,
+            Tool::TaskChangeFiles => self.change_files(given).await,
+        }
+    }
+
+    async fn look_at_files(&self, mut given: Given) -> Result<Value, Failure> {
+        let action = given.take(&LOOK);
+        let (time, entries) = (given.take(&WATCH_TIME), given.take(&MAX_ENTRIES));
+        match action.as_ref().and_then(Value::as_str) {
+            Some("stat") => {
+                given.take(&RECURSIVE);
+                if !given.has(&DIRECTORY) {
+                    return Err(ArgumentError::Missing(DIRECTORY.name.to_owned()).into());
+                }
+                self.forward::<StatTaskFile>(&given).await
             }
-            Tool::TaskMoveFile => self.forward::<MoveTaskFile>(&given).await,
-            Tool::TaskRemoveFile => self.forward::<RemoveTaskFile>(&given).await,
-            Tool::TaskMakeDirectory => self.forward::<MakeTaskDirectory>(&given).await,
-            Tool::TaskWatchFiles => {
+            Some("watch") => {
+                within(WATCH_TIME.name, number(time.clone()).unwrap_or_default(), MAX_WAIT)?;
+                given.0.extend(time.map(|time| (WATCH_TIME.name.to_owned(), time)));
                 let mut request: WatchTaskFiles = given.request()?;
                 // One call shows what one command changes.
                 request.watch.idle_seconds = Some(WATCH_IDLE_SECONDS);
                 request.watch.max_changes = Some(MAX_SHOWN_CHANGES);
                 payload(self.guard.perform(request, self.context).await?)
+            }
+            _ => {
+                within(MAX_ENTRIES.name, number(entries.clone()).unwrap_or_default(), MAX_LISTED)?;
+                given.0.extend(entries.map(|entries| (MAX_ENTRIES.name.to_owned(), entries)));
+                self.forward::<ListTaskFiles>(&given).await
+            }
+        }
+    }
+
+    async fn change_files(&self, mut given: Given) -> Result<Value, Failure> {
+        let action = given.take(&CHANGE);
+        let (destination, replace) = (given.take(&DESTINATION), given.take(&REPLACE));
+        match action.as_ref().and_then(Value::as_str) {
+            Some("remove") => self.forward::<RemoveTaskFile>(&given).await,
+            Some("mkdir") => {
+                given.take(&RECURSIVE);
+                self.forward::<MakeTaskDirectory>(&given).await
+            }
+            _ => {
+                given.take(&RECURSIVE);
+                let source = given.take(&PATH);
+                let destination =
+                    destination.ok_or_else(|| ArgumentError::Missing(DESTINATION.name.to_owned()))?;
+                given.0.insert(DESTINATION.name.to_owned(), destination);
+                given.0.extend(source.map(|source| ("source".to_owned(), source)));
+                given.0.extend(replace.map(|replace| (REPLACE.name.to_owned(), replace)));
+                self.forward::<MoveTaskFile>(&given).await
             }
         }
     }

@@ -2,9 +2,8 @@
 
 use pyro_api::operations::{
     CreateTask, CreateVm, DeleteTask, DeleteVm, ExecTask, ExecVm, ExtendTask, KillTask, ListEnvironments,
-    ListTaskFiles, ListTasks, LogsTask, MakeTaskDirectory, MoveTaskFile, NetworkInfoVm, ReadTaskFile,
-    ReapExpired, RemoveTaskFile, RunInVm, StartTask, StartVm, StatTaskFile, StatusTask, StatusVm, StopTask,
-    StopVm, WaitTask, WatchTaskFiles, WriteTaskFile,
+    ListTaskFiles, ListTasks, LogsTask, MoveTaskFile, NetworkInfoVm, ReadTaskFile, ReapExpired, RunInVm,
+    StartTask, StartVm, StatusTask, StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
 };
 use pyro_api::{
     Access, Deleted, Disk, Environment, HostAccess, NetworkInfo, Operation, OperationInfo, Reaped, RunResult,
@@ -47,12 +46,8 @@ pub(crate) enum Tool {
     TaskExtend,
     TaskReadFile,
     TaskWriteFile,
-    TaskStatFile,
-    TaskListFiles,
-    TaskMoveFile,
-    TaskRemoveFile,
-    TaskMakeDirectory,
-    TaskWatchFiles,
+    TaskFiles,
+    TaskChangeFiles,
 }
 
 /// The environments under one key, because results must be objects.
@@ -186,10 +181,19 @@ pub(crate) const ENCODING: Argument = Argument {
 };
 pub(crate) const EXECUTABLE: Argument =
     Argument { name: "executable", kind: Kind::Switch, description: "Make the file executable" };
+pub(crate) const LOOK: Argument =
+    Argument { name: "action", kind: Kind::OneOf(&["list", "stat", "watch"]), description: "What to do" };
+pub(crate) const CHANGE: Argument =
+    Argument { name: "action", kind: Kind::Action(&["move", "remove", "mkdir"]), description: "What to do" };
+pub(crate) const WATCH_TIME: Argument = Argument {
+    name: "timeout_seconds",
+    kind: Kind::OptionalCount(Some(45)),
+    description: "Maximum time to watch in seconds, 1 to 3600",
+};
 pub(crate) const DIRECTORY: Argument = Argument {
     name: "path",
     kind: Kind::OptionalText,
-    description: "Directory, below /workspace unless it is absolute; default /workspace",
+    description: "Path, below /workspace unless it is absolute; default /workspace",
 };
 pub(crate) const RECURSIVE: Argument =
     Argument { name: "recursive", kind: Kind::Switch, description: "Also what is in its directories" };
@@ -198,13 +202,8 @@ pub(crate) const MAX_ENTRIES: Argument = Argument {
     kind: Kind::OptionalCount(Some(200)),
     description: "Maximum number of entries to return, 1 to 1000",
 };
-pub(crate) const SOURCE: Argument = Argument {
-    name: "source",
-    kind: Kind::Text,
-    description: "Path, below /workspace unless it is absolute",
-};
 pub(crate) const DESTINATION: Argument =
-    Argument { name: "destination", kind: Kind::Text, description: "New path, in an existing directory" };
+    Argument { name: "destination", kind: Kind::OptionalText, description: "New path, for move" };
 pub(crate) const REPLACE: Argument =
     Argument { name: "replace", kind: Kind::Switch, description: "Replace a file that has the new path" };
 pub(crate) const CWD: Argument = Argument {
@@ -227,7 +226,7 @@ pub(crate) const DISK: Argument = Argument {
 
 impl Tool {
     /// Every tool in the order in which clients see them.
-    pub(crate) const ALL: [Self; 29] = [
+    pub(crate) const ALL: [Self; 25] = [
         Self::VmRun,
         Self::VmListEnvironments,
         Self::VmCreate,
@@ -251,12 +250,8 @@ impl Tool {
         Self::TaskExtend,
         Self::TaskReadFile,
         Self::TaskWriteFile,
-        Self::TaskStatFile,
-        Self::TaskListFiles,
-        Self::TaskMoveFile,
-        Self::TaskRemoveFile,
-        Self::TaskMakeDirectory,
-        Self::TaskWatchFiles,
+        Self::TaskFiles,
+        Self::TaskChangeFiles,
     ];
 
     pub(crate) fn named(name: &str) -> Option<Self> {
@@ -288,12 +283,8 @@ impl Tool {
             Self::TaskExtend => "task_extend",
             Self::TaskReadFile => "task_read_file",
             Self::TaskWriteFile => "task_write_file",
-            Self::TaskStatFile => "task_stat_file",
-            Self::TaskListFiles => "task_list_files",
-            Self::TaskMoveFile => "task_move_file",
-            Self::TaskRemoveFile => "task_remove_file",
-            Self::TaskMakeDirectory => "task_make_directory",
-            Self::TaskWatchFiles => "task_watch_files",
+            Self::TaskFiles => "task_files",
+            Self::TaskChangeFiles => "task_change_files",
         }
     }
 
@@ -344,17 +335,12 @@ impl Tool {
             Self::TaskWriteFile => {
                 "Create or replace a file of a task, with its parent directories. The content needs no shell quoting."
             }
-            Self::TaskStatFile => {
-                "Describe a file of a task: kind, size, mode, owner, time. A symbolic link is not followed."
+            Self::TaskFiles => {
+                "List a directory of a task, or describe one file (stat), or wait until files change (watch): start that \
+                 before what changes them."
             }
-            Self::TaskListFiles => {
-                "List a directory of a task, each entry with kind, size, mode, owner and time."
-            }
-            Self::TaskMoveFile => "Move or rename a file or directory of a task.",
-            Self::TaskRemoveFile => "Remove a file or directory of a task.",
-            Self::TaskMakeDirectory => "Make a directory in a task, with its missing parents.",
-            Self::TaskWatchFiles => {
-                "Wait until files of a task change, at most timeout_seconds, and show the changes. Start it before what makes them."
+            Self::TaskChangeFiles => {
+                "Move or rename a file or directory of a task, remove it, or make a directory."
             }
         }
     }
@@ -395,12 +381,8 @@ impl Tool {
             Self::TaskExtend => &[TASK_ID, NEW_TTL],
             Self::TaskReadFile => &[TASK_ID, PATH, FILE_OFFSET, MAX_BYTES],
             Self::TaskWriteFile => &[TASK_ID, PATH, CONTENT, ENCODING, EXECUTABLE],
-            Self::TaskStatFile => &[TASK_ID, PATH],
-            Self::TaskListFiles => &[TASK_ID, DIRECTORY, RECURSIVE, MAX_ENTRIES],
-            Self::TaskMoveFile => &[TASK_ID, SOURCE, DESTINATION, REPLACE],
-            Self::TaskRemoveFile => &[TASK_ID, PATH, RECURSIVE],
-            Self::TaskMakeDirectory => &[TASK_ID, PATH],
-            Self::TaskWatchFiles => &[TASK_ID, DIRECTORY, RECURSIVE, WAIT],
+            Self::TaskFiles => &[TASK_ID, LOOK, DIRECTORY, RECURSIVE, MAX_ENTRIES, WATCH_TIME],
+            Self::TaskChangeFiles => &[TASK_ID, CHANGE, PATH, DESTINATION, REPLACE, RECURSIVE],
         }
     }
 
@@ -423,12 +405,8 @@ impl Tool {
             Self::TaskWait | Self::TaskKill => schema_of::<TaskLogEntry>(),
             Self::TaskReadFile => schema_of::<TaskFile>(),
             Self::TaskWriteFile => schema_of::<TaskFileWritten>(),
-            Self::TaskStatFile => schema_of::<TaskFileInfo>(),
-            Self::TaskListFiles => schema_of::<TaskFileList>(),
-            Self::TaskMoveFile => schema_of::<TaskFileMoved>(),
-            Self::TaskRemoveFile => schema_of::<TaskFileChanged>(),
-            Self::TaskMakeDirectory => schema_of::<TaskFileChanged>(),
-            Self::TaskWatchFiles => schema_of::<TaskFileChanges>(),
+            Self::TaskFiles => schema_of::<FilesFound>(),
+            Self::TaskChangeFiles => schema_of::<FilesChanged>(),
         };
         schema::compact(schema, self.keys())
     }
@@ -504,11 +482,6 @@ impl Tool {
                 "last_error",
                 "owner",
             ],
-            Self::TaskStatFile => &["file"],
-            Self::TaskListFiles => &["entries", "truncated"],
-            Self::TaskMoveFile => &["destination"],
-            Self::TaskRemoveFile | Self::TaskMakeDirectory => &["path"],
-            Self::TaskWatchFiles => &["changes", "reason"],
             Self::VmListEnvironments
             | Self::VmDelete
             | Self::VmNetworkInfo
@@ -518,7 +491,9 @@ impl Tool {
             | Self::TaskDelete
             | Self::TaskList
             | Self::TaskReadFile
-            | Self::TaskWriteFile => &[],
+            | Self::TaskWriteFile
+            | Self::TaskFiles
+            | Self::TaskChangeFiles => &[],
         }
     }
 
@@ -548,12 +523,9 @@ impl Tool {
             Self::TaskExtend => ExtendTask::INFO,
             Self::TaskReadFile => ReadTaskFile::INFO,
             Self::TaskWriteFile => WriteTaskFile::INFO,
-            Self::TaskStatFile => StatTaskFile::INFO,
-            Self::TaskListFiles => ListTaskFiles::INFO,
-            Self::TaskMoveFile => MoveTaskFile::INFO,
-            Self::TaskRemoveFile => RemoveTaskFile::INFO,
-            Self::TaskMakeDirectory => MakeTaskDirectory::INFO,
-            Self::TaskWatchFiles => WatchTaskFiles::INFO,
+            // The others of each tool have the same access.
+            Self::TaskFiles => ListTaskFiles::INFO,
+            Self::TaskChangeFiles => MoveTaskFile::INFO,
         }
     }
 
@@ -579,8 +551,7 @@ impl Tool {
                 | Self::TaskDelete
                 | Self::TaskKill
                 | Self::TaskWriteFile
-                | Self::TaskMoveFile
-                | Self::TaskRemoveFile
+                | Self::TaskChangeFiles
                 | Self::VmStop
                 | Self::TaskStop
         ) || (self == Self::VmRun && !closed);
@@ -593,12 +564,35 @@ impl Tool {
                     | Self::TaskKill
                     | Self::TaskExtend
                     | Self::TaskWriteFile
-                    | Self::TaskMakeDirectory
             );
         // With `network`, a command reaches other hosts.
         let open = !closed && matches!(self, Self::VmRun | Self::VmExec | Self::TaskExec);
         ToolAnnotations::new().read_only(reads).destructive(destroys).idempotent(repeatable).open_world(open)
     }
+}
+
+/// Result of `task_files`. Each action has its own keys.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum FilesFound {
+    /// The entries of a directory.
+    Listed(TaskFileList),
+    /// One file.
+    Described(TaskFileInfo),
+    /// Changes.
+    Watched(TaskFileChanges),
+}
+
+/// Result of `task_change_files`.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum FilesChanged {
+    /// It has another path.
+    Moved(TaskFileMoved),
+    /// It was removed or made.
+    Changed(TaskFileChanged),
 }
 
 /// Result of `task_exec`: a command that has ended, or one that was left running.

@@ -40,6 +40,13 @@ fn there_is_a_page_for_every_command() {
     pyro-task-delete.1
     pyro-task-exec.1
     pyro-task-extend.1
+    pyro-task-file-list.1
+    pyro-task-file-mkdir.1
+    pyro-task-file-move.1
+    pyro-task-file-remove.1
+    pyro-task-file-stat.1
+    pyro-task-file-watch.1
+    pyro-task-file.1
     pyro-task-kill.1
     pyro-task-list.1
     pyro-task-logs.1

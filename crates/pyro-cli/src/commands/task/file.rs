@@ -41,8 +41,14 @@ pub(crate) enum TaskFileCommand {
     Watch(WatchArgs),
 }
 
+const STAT_EXAMPLES: &str = "\
+Examples:
+  pyro task file stat 9775b3af1eeb:/etc/passwd
+  pyro task file stat 9775b3af1eeb:run.sh --json | jq -r .file.mode";
+
 /// Describe a file or a directory; a symbolic link is not followed
 #[derive(Debug, Args)]
+#[command(after_help = STAT_EXAMPLES)]
 pub(crate) struct StatArgs {
     /// The file or directory
     #[arg(value_name = "TASK_ID:PATH")]
@@ -52,8 +58,14 @@ pub(crate) struct StatArgs {
     json: bool,
 }
 
+const LIST_EXAMPLES: &str = "\
+Examples:
+  pyro task file list 9775b3af1eeb:
+  pyro task file list --recursive 9775b3af1eeb:/etc/apt";
+
 /// List a directory
 #[derive(Debug, Args)]
+#[command(after_help = LIST_EXAMPLES)]
 pub(crate) struct ListArgs {
     /// The directory
     #[arg(value_name = "TASK_ID:[PATH]")]
@@ -69,8 +81,14 @@ pub(crate) struct ListArgs {
     json: bool,
 }
 
+const MOVE_EXAMPLES: &str = "\
+Examples:
+  pyro task file move 9775b3af1eeb:draft.md final.md
+  pyro task file move --replace 9775b3af1eeb:new.conf /etc/app.conf";
+
 /// Move or rename a file or a directory within its file system
 #[derive(Debug, Args)]
+#[command(after_help = MOVE_EXAMPLES)]
 pub(crate) struct MoveArgs {
     /// The file or directory
     #[arg(value_name = "TASK_ID:PATH")]
@@ -86,8 +104,14 @@ pub(crate) struct MoveArgs {
     json: bool,
 }
 
+const REMOVE_EXAMPLES: &str = "\
+Examples:
+  pyro task file remove 9775b3af1eeb:note
+  pyro task file remove --recursive 9775b3af1eeb:build";
+
 /// Remove a file or an empty directory; of a symbolic link, only the link
 #[derive(Debug, Args)]
+#[command(after_help = REMOVE_EXAMPLES)]
 pub(crate) struct RemoveArgs {
     /// The file or directory
     #[arg(value_name = "TASK_ID:PATH")]
@@ -100,8 +124,13 @@ pub(crate) struct RemoveArgs {
     json: bool,
 }
 
+const MKDIR_EXAMPLES: &str = "\
+Examples:
+  pyro task file mkdir 9775b3af1eeb:build/out";
+
 /// Make a directory and its missing parents
 #[derive(Debug, Args)]
+#[command(after_help = MKDIR_EXAMPLES)]
 pub(crate) struct MkdirArgs {
     /// The directory
     #[arg(value_name = "TASK_ID:PATH")]
@@ -111,11 +140,17 @@ pub(crate) struct MkdirArgs {
     json: bool,
 }
 
+const WATCH_EXAMPLES: &str = "\
+Examples:
+  pyro task file watch --recursive 9775b3af1eeb:src
+  pyro task file watch --json --idle-seconds 1 9775b3af1eeb:";
+
 /// Print each change of a file or in a directory as it happens
 ///
 /// Changes from the moment of the message `watching` on are printed: created, modified, attributes, removed, moved, or lost, if there
 /// were too many changes at once. Exit status: 0 after the time, when nothing changes any more, or when what is watched is gone.
 #[derive(Debug, Args)]
+#[command(after_help = WATCH_EXAMPLES)]
 pub(crate) struct WatchArgs {
     /// The directory or file
     #[arg(value_name = "TASK_ID:[PATH]")]
