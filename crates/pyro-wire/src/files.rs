@@ -80,7 +80,7 @@ pub struct Watch {
 /// What a file is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FileInfo {
-    /// Its path: of a [`Stat`], as it was given; of a [`List`], below the directory. Bytes that are not UTF-8 are replaced by
+    /// Its path: of a [`Stat`], that of the request; of a [`List`], below the directory. Bytes that are not UTF-8 are replaced by
     /// U+FFFD.
     #[serde(deserialize_with = "bounded::text")]
     #[schemars(length(max = MAX_TEXT_BYTES))]

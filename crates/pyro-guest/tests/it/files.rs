@@ -120,7 +120,7 @@ async fn directories_are_made_with_their_parents_and_removed_with_their_contents
     assert_eq!(host.ask(make).await, ChangeReply::Done, "it exists");
     fs::write(host.path("x/file"), "").unwrap();
     let ChangeReply::Failed(failure) = host.ask(MakeDirectory { path: owned("x/file") }).await else {
-        panic!("a file is no directory")
+        panic!("it is a file")
     };
     assert!(failure.cause.starts_with("x/file: "), "{}", failure.cause);
 
