@@ -4,6 +4,7 @@ mod copy;
 mod end;
 mod input;
 mod process;
+mod shells;
 mod start;
 
 use std::io;
@@ -261,6 +262,8 @@ impl Client {
                         Reply::Done
                         | Reply::NotRunning
                         | Reply::Input(_)
+                        | Reply::Shells(_)
+                        | Reply::ShellPart(_)
                         | Reply::Published(_)
                         | Reply::NotPublished
                         | Reply::CannotListen { .. }
@@ -462,6 +465,8 @@ fn unexpected(reply: Reply) -> RunError {
         | Reply::NotRunning
         | Reply::Input(_)
         | Reply::Ended(_)
+        | Reply::Shells(_)
+        | Reply::ShellPart(_)
         | Reply::Published(_)
         | Reply::NotPublished
         | Reply::CannotListen { .. }
