@@ -8,6 +8,7 @@ mod input;
 mod journal;
 mod naming;
 mod ports;
+mod shells;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
