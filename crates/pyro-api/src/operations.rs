@@ -95,6 +95,8 @@ pub struct CallContext {
     pub input: Input,
     /// Cancels the call.
     pub cancel: CancellationToken,
+    /// Cancelled when a command that gets its input from the call has been accepted, and is ready for input.
+    pub accepted: CancellationToken,
     /// On whose behalf the call is made.
     pub caller: Caller,
 }

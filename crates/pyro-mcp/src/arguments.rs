@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     Count,
     /// An optional integer that is not negative, with its default, which is applied here.
     OptionalCount(Option<u64>),
+    /// An optional number, with its default, which is applied here.
+    OptionalNumber(f64),
     /// One of these strings; the default is the first.
     OneOf(&'static [&'static str]),
     /// A boolean; the default is false.
@@ -68,6 +70,7 @@ impl Argument {
             Kind::Integer | Kind::OptionalInteger(_) | Kind::Count | Kind::OptionalCount(_) => {
                 json!({ "type": "integer" })
             }
+            Kind::OptionalNumber(_) => json!({ "type": "number" }),
             Kind::OneOf(texts) => json!({ "type": "string", "enum": texts }),
             Kind::Switch => json!({ "type": "boolean" }),
             Kind::List | Kind::Variables => json!({ "type": "array", "items": { "type": "string" } }),
@@ -75,6 +78,7 @@ impl Argument {
         schema["description"] = match self.kind {
             Kind::OptionalInteger(Some(default)) => self.description_with(default),
             Kind::OptionalCount(Some(default)) => self.description_with(default),
+            Kind::OptionalNumber(default) => self.description_with(default),
             Kind::OneOf([default, ..]) => self.description_with(default),
             _ => self.description.to_owned(),
         }
@@ -141,6 +145,19 @@ impl Arguments {
         value.map(u64::try_from).transpose().map_err(|_| ArgumentError::Negative(name.to_owned()))
     }
 
+    /// An optional number. Models often write numbers as strings.
+    pub(crate) fn number(&self, name: &str) -> Result<Option<f64>, ArgumentError> {
+        let number = |value: &Value| match value {
+            Value::Number(number) => number.as_f64(),
+            Value::String(digits) => digits.trim().parse().ok(),
+            _ => None,
+        };
+        match self.given(name) {
+            None => Ok(None),
+            Some(value) => number(value).map(Some).ok_or_else(|| wrong(name, "a number", value)),
+        }
+    }
+
     /// Parses the arguments of a tool into the contract's types. Other arguments are left out.
     pub(crate) fn checked(&self, arguments: &[Argument]) -> Result<Given, ArgumentError> {
         let mut checked = Object::new();
@@ -153,6 +170,7 @@ impl Arguments {
                 Kind::OptionalInteger(_) => self.optional_integer(name)?.map(Value::from),
                 Kind::Count => Some(self.count(name)?.into()),
                 Kind::OptionalCount(default) => self.optional_count(name)?.or(default).map(Value::from),
+                Kind::OptionalNumber(default) => Some(self.number(name)?.unwrap_or(default).into()),
                 Kind::OneOf(known) => self.one_of(name, known)?.map(Value::from),
                 Kind::Switch => Some(self.switch(name)?.into()),
                 Kind::List => self.list(name)?.map(Value::from),

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use pyro_api::operations::{
-    CreateTask, CreateVm, DeleteTask, DeleteVm, DetachTask, ExecTask, ExecVm, ExtendTask, FollowTask,
-    KillTask, ListTasks, LogsTask, NetworkInfoVm, ReadTaskFile, ReapExpired, RunInVm, StartTask, StartVm,
-    StatusTask, StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
+    CloseTaskShell, CreateTask, CreateVm, DeleteTask, DeleteVm, DetachTask, ExecTask, ExecVm, ExtendTask,
+    FollowTask, KillTask, ListTasks, LogsTask, NetworkInfoVm, ReadTaskFile, ReapExpired, RunInVm,
+    SignalTaskShell, StartTask, StartVm, StatusTask, StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
 };
 use pyro_api::{CallContext, Entries, Operation, OutputMode, Sequence, TaskLogEntry, TaskLogsPage, TaskName};
 use serde_json::Value;
@@ -39,7 +39,7 @@ impl Call<'_> {
         let mut given = arguments.checked(tool.arguments())?;
         self.guard.policy().apply_network_policy(&mut given)?;
         let takes_command = tool.arguments().iter().any(|argument| argument.name == COMMAND.name);
-        if takes_command && !given.has(&COMMAND) && !given.has(&ARGV) {
+        if takes_command && tool != Tool::TaskShellOpen && !given.has(&COMMAND) && !given.has(&ARGV) {
             return Err(ArgumentError::Missing(COMMAND.name.to_owned()).into());
         }
         match tool {
@@ -75,6 +75,11 @@ impl Call<'_> {
                 payload(self.guard.perform(request, self.context).await?)
             }
             Tool::TaskWriteFile => self.forward::<WriteTaskFile>(&given).await,
+            Tool::TaskShellOpen => self.open_shell(given).await,
+            Tool::TaskShellRead => self.read_shell(given).await,
+            Tool::TaskShellWrite => self.write_shell(given).await,
+            Tool::TaskShellSignal => self.forward::<SignalTaskShell>(&given).await,
+            Tool::TaskShellClose => self.forward::<CloseTaskShell>(&given).await,
         }
     }
 

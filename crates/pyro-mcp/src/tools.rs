@@ -1,14 +1,15 @@
 //! The table of tools: those of the contract, and more for tasks.
 
 use pyro_api::operations::{
-    CreateTask, CreateVm, DeleteTask, DeleteVm, ExecTask, ExecVm, ExtendTask, KillTask, ListEnvironments,
-    ListTasks, LogsTask, NetworkInfoVm, ReadTaskFile, ReapExpired, RunInVm, StartTask, StartVm, StatusTask,
-    StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
+    CloseTaskShell, CreateTask, CreateVm, DeleteTask, DeleteVm, ExecTask, ExecVm, ExtendTask, KillTask,
+    ListEnvironments, ListTasks, LogsTask, NetworkInfoVm, OpenTaskShell, ReadTaskFile, ReadTaskShell,
+    ReapExpired, RunInVm, SignalTaskShell, StartTask, StartVm, StatusTask, StatusVm, StopTask, StopVm,
+    WaitTask, WriteTaskFile, WriteTaskShell,
 };
 use pyro_api::{
     Access, Deleted, Disk, Environment, HostAccess, NetworkInfo, Operation, OperationInfo, Reaped, RunResult,
     Task, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs,
-    Vm,
+    TaskShell, TaskShellOutput, Vm,
 };
 use rmcp::model::ToolAnnotations;
 use schemars::JsonSchema;
@@ -16,6 +17,7 @@ use serde::Serialize;
 
 use crate::arguments::{Argument, Kind, Object};
 use crate::schema::{self, schema_of};
+use crate::shells::{CURSOR, IDLE_SECONDS, KEYS, PROGRAM, SCREEN, SHELL_ID, SIGNAL, TEXT, WAIT_SECONDS};
 
 /// Number of journal entries that a call returns by default.
 pub(crate) const DEFAULT_ENTRIES: u64 = 100;
@@ -46,6 +48,11 @@ pub(crate) enum Tool {
     TaskExtend,
     TaskReadFile,
     TaskWriteFile,
+    TaskShellOpen,
+    TaskShellRead,
+    TaskShellWrite,
+    TaskShellSignal,
+    TaskShellClose,
 }
 
 /// The environments under one key, because results must be objects.
@@ -199,7 +206,7 @@ pub(crate) const DISK: Argument = Argument {
 
 impl Tool {
     /// Every tool in the order in which clients see them.
-    pub(crate) const ALL: [Self; 23] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::VmRun,
         Self::VmListEnvironments,
         Self::VmCreate,
@@ -223,6 +230,11 @@ impl Tool {
         Self::TaskExtend,
         Self::TaskReadFile,
         Self::TaskWriteFile,
+        Self::TaskShellOpen,
+        Self::TaskShellRead,
+        Self::TaskShellWrite,
+        Self::TaskShellSignal,
+        Self::TaskShellClose,
     ];
 
     pub(crate) fn named(name: &str) -> Option<Self> {
@@ -254,6 +266,11 @@ impl Tool {
             Self::TaskExtend => "task_extend",
             Self::TaskReadFile => "task_read_file",
             Self::TaskWriteFile => "task_write_file",
+            Self::TaskShellOpen => "task_shell_open",
+            Self::TaskShellRead => "task_shell_read",
+            Self::TaskShellWrite => "task_shell_write",
+            Self::TaskShellSignal => "task_shell_signal",
+            Self::TaskShellClose => "task_shell_close",
         }
     }
 
@@ -304,6 +321,14 @@ impl Tool {
             Self::TaskWriteFile => {
                 "Create or replace a file of a task, with its parent directories. The content needs no shell quoting."
             }
+            Self::TaskShellOpen => {
+                "Open a shell in a task, on a terminal, for programs that ask questions or keep their state. It stays open \
+                 between calls. For a single command use task_exec."
+            }
+            Self::TaskShellRead => "Show output of a shell, without escape sequences.",
+            Self::TaskShellWrite => "Type into a shell and show the output that follows.",
+            Self::TaskShellSignal => "Send a signal to what runs in the foreground of a shell.",
+            Self::TaskShellClose => "End a shell and everything that runs in it.",
         }
     }
 
@@ -343,6 +368,13 @@ impl Tool {
             Self::TaskExtend => &[TASK_ID, NEW_TTL],
             Self::TaskReadFile => &[TASK_ID, PATH, FILE_OFFSET, MAX_BYTES],
             Self::TaskWriteFile => &[TASK_ID, PATH, CONTENT, ENCODING, EXECUTABLE],
+            Self::TaskShellOpen => &[TASK_ID, PROGRAM, ARGV, USER, CWD, ENV, WAIT_SECONDS, IDLE_SECONDS],
+            Self::TaskShellRead => &[TASK_ID, SHELL_ID, CURSOR, WAIT_SECONDS, IDLE_SECONDS, SCREEN],
+            Self::TaskShellWrite => {
+                &[TASK_ID, SHELL_ID, TEXT, KEYS, CURSOR, WAIT_SECONDS, IDLE_SECONDS, SCREEN]
+            }
+            Self::TaskShellSignal => &[TASK_ID, SHELL_ID, SIGNAL],
+            Self::TaskShellClose => &[TASK_ID, SHELL_ID],
         }
     }
 
@@ -365,6 +397,10 @@ impl Tool {
             Self::TaskWait | Self::TaskKill => schema_of::<TaskLogEntry>(),
             Self::TaskReadFile => schema_of::<TaskFile>(),
             Self::TaskWriteFile => schema_of::<TaskFileWritten>(),
+            Self::TaskShellOpen | Self::TaskShellRead | Self::TaskShellWrite => {
+                schema_of::<TaskShellOutput>()
+            }
+            Self::TaskShellSignal | Self::TaskShellClose => schema_of::<TaskShell>(),
         };
         schema::compact(schema, self.keys())
     }
@@ -404,6 +440,10 @@ impl Tool {
                 "error",
             ],
             Self::TaskKill => &["sequence", "outcome", "exit_code"],
+            Self::TaskShellOpen | Self::TaskShellRead | Self::TaskShellWrite => {
+                &["shell_id", "text", "cursor", "dropped_bytes", "reason", "running", "exit_code"]
+            }
+            Self::TaskShellSignal | Self::TaskShellClose => &["shell_id", "outcome", "exit_code"],
             Self::VmStatus => &[
                 "vm_id",
                 "environment",
@@ -479,6 +519,11 @@ impl Tool {
             Self::TaskExtend => ExtendTask::INFO,
             Self::TaskReadFile => ReadTaskFile::INFO,
             Self::TaskWriteFile => WriteTaskFile::INFO,
+            Self::TaskShellOpen => OpenTaskShell::INFO,
+            Self::TaskShellRead => ReadTaskShell::INFO,
+            Self::TaskShellWrite => WriteTaskShell::INFO,
+            Self::TaskShellSignal => SignalTaskShell::INFO,
+            Self::TaskShellClose => CloseTaskShell::INFO,
         }
     }
 
@@ -506,6 +551,9 @@ impl Tool {
                 | Self::TaskWriteFile
                 | Self::VmStop
                 | Self::TaskStop
+                | Self::TaskShellWrite
+                | Self::TaskShellSignal
+                | Self::TaskShellClose
         ) || (self == Self::VmRun && !closed);
         let repeatable = reads
             || matches!(
@@ -514,11 +562,16 @@ impl Tool {
                     | Self::VmReapExpired
                     | Self::TaskStop
                     | Self::TaskKill
+                    | Self::TaskShellClose
                     | Self::TaskExtend
                     | Self::TaskWriteFile
             );
         // With `network`, a command reaches other hosts.
-        let open = !closed && matches!(self, Self::VmRun | Self::VmExec | Self::TaskExec);
+        let open = !closed
+            && matches!(
+                self,
+                Self::VmRun | Self::VmExec | Self::TaskExec | Self::TaskShellOpen | Self::TaskShellWrite
+            );
         ToolAnnotations::new().read_only(reads).destructive(destroys).idempotent(repeatable).open_world(open)
     }
 }
