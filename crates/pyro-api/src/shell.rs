@@ -76,7 +76,7 @@ pub struct ShellRead {
     /// Maximum number of bytes of the terminal to return, 4 to 1048576.
     #[serde(default = "default_max_bytes")]
     pub max_bytes: u64,
-    /// Maximum time to wait for output, in seconds, at most 3600. Default: 0, which returns what there is.
+    /// Maximum time to wait for output, in seconds, at most 3600. Default: 0, which returns at once.
     #[serde(default)]
     pub wait_seconds: f64,
     /// Wait until there is output and then none for this time, in seconds. Default: 0, which returns as soon as there is any.

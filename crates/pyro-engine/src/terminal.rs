@@ -26,7 +26,7 @@ pub(crate) fn incomplete_character(bytes: &[u8]) -> usize {
     0
 }
 
-/// Returns how many of the last bytes are the beginning of an escape sequence. One that is longer than any in use is none.
+/// Returns how many of the last bytes are the beginning of an escape sequence. Those that are longer than any in use do not count.
 pub(crate) fn incomplete_sequence(bytes: &[u8]) -> usize {
     const ESCAPE: u8 = 0x1b;
     const BELL: u8 = 0x07;

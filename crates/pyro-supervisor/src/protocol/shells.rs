@@ -52,7 +52,7 @@ pub enum ReadReason {
     Full,
     /// The shell has ended, and this is the rest of its output.
     Ended,
-    /// The time is over.
+    /// It has timed out.
     Time,
 }
 

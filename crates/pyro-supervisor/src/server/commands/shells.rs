@@ -56,7 +56,7 @@ impl Drop for Place<'_> {
 }
 
 impl Shells {
-    /// `None`: as many run as may.
+    /// `None`: the maximum number of shells run.
     fn reserve(&self) -> Option<Place<'_>> {
         let running = self.all.borrow().values().filter(|shell| shell.is_running()).count();
         if running + self.opening.get() >= MAX_OPEN_SHELLS {
