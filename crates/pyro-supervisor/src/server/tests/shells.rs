@@ -85,7 +85,7 @@ fn a_read_ends_when_the_terminal_is_idle_or_the_time_is_over() {
         let (bytes, part) = read(&supervised, ReadShell { idle_ms: 500, ..after(sequence, 0) }).await;
         assert_eq!((&*bytes, part.reason), (&b"xxxxx"[..], ReadReason::Idle));
         let took = began.elapsed();
-        assert!(took > Duration::from_millis(1700) && took < Duration::from_millis(1900), "{took:?}");
+        assert!(took >= Duration::from_millis(1700) && took < Duration::from_millis(1900), "{took:?}");
         typing.await.unwrap();
         // It has been idle for long.
         sleep(Duration::from_secs(10)).await;
@@ -110,19 +110,9 @@ fn what_nobody_reads_does_not_hold_a_shell_up_and_is_dropped() {
         let (_, part) =
             read(&supervised, ReadShell { idle_ms: 1000, max_bytes: 10, ..after(sequence, 0) }).await;
         assert_eq!(part.reason, ReadReason::Full);
-        timeout(Duration::from_secs(60), async {
-            while read(&supervised, ReadShell { max_bytes: 1, ..after(sequence, 0) })
-                .await
-                .1
-                .shell
-                .outcome
-                .is_none()
-            {
-                sleep(Duration::from_millis(10)).await;
-            }
-        })
-        .await
-        .expect("the shell ends");
+        let all = ReadShell { max_bytes: SCROLLBACK_BYTES, ..after(sequence, 4_000_000) };
+        while read(&supervised, all).await.1.shell.written < 5_000_000 {}
+        supervised.client().kill(sequence).await.unwrap().expect("it ran");
         let (bytes, part) = read(&supervised, after(sequence, 0)).await;
         assert_eq!((part.start, part.dropped), (5_000_000 - bytes.len() as u64, part.start));
         assert_eq!((part.reason, part.shell.written), (ReadReason::Ended, 5_000_000));
@@ -224,7 +214,7 @@ fn as_many_run_as_may_and_the_latest_that_ended_can_be_read() {
 fn the_end_of_the_vm_ends_shells_and_those_who_wait_for_them() {
     run(async {
         let mut supervised = started(Conditions::task()).await;
-        let sequence = open(&supervised, "blocked 100000000").await;
+        let sequence = open(&supervised, "sleep 100000000").await;
         let client = supervised.client();
         let reading = spawn_local(async move { client.read_shell(after(sequence, 0)).await });
         sleep(Duration::from_millis(10)).await;
