@@ -282,7 +282,7 @@ impl<S: Store + 'static> Commands<S> {
         let idle = Duration::from_millis(request.idle_ms);
         let reason = loop {
             let seen = activity.borrow_and_update().clone();
-            let available = seen.written - from;
+            let available = seen.written - from.max(shell.scrollback.borrow().oldest());
             if available >= max_bytes && (available > max_bytes || seen.outcome.is_none()) {
                 break ReadReason::Full;
             }
