@@ -368,11 +368,9 @@ impl Tool {
             Self::TaskExtend => &[TASK_ID, NEW_TTL],
             Self::TaskReadFile => &[TASK_ID, PATH, FILE_OFFSET, MAX_BYTES],
             Self::TaskWriteFile => &[TASK_ID, PATH, CONTENT, ENCODING, EXECUTABLE],
-            Self::TaskShellOpen => &[TASK_ID, PROGRAM, ARGV, USER, CWD, ENV, WAIT_SECONDS, IDLE_SECONDS],
+            Self::TaskShellOpen => &[TASK_ID, PROGRAM, USER, CWD, ENV],
             Self::TaskShellRead => &[TASK_ID, SHELL_ID, CURSOR, WAIT_SECONDS, IDLE_SECONDS, SCREEN],
-            Self::TaskShellWrite => {
-                &[TASK_ID, SHELL_ID, TEXT, KEYS, CURSOR, WAIT_SECONDS, IDLE_SECONDS, SCREEN]
-            }
+            Self::TaskShellWrite => &[TASK_ID, SHELL_ID, TEXT, KEYS, WAIT_SECONDS, IDLE_SECONDS, SCREEN],
             Self::TaskShellSignal => &[TASK_ID, SHELL_ID, SIGNAL],
             Self::TaskShellClose => &[TASK_ID, SHELL_ID],
         }
@@ -440,10 +438,11 @@ impl Tool {
                 "error",
             ],
             Self::TaskKill => &["sequence", "outcome", "exit_code"],
-            Self::TaskShellOpen | Self::TaskShellRead | Self::TaskShellWrite => {
-                &["shell_id", "text", "cursor", "dropped_bytes", "reason", "running", "exit_code"]
-            }
-            Self::TaskShellSignal | Self::TaskShellClose => &["shell_id", "outcome", "exit_code"],
+            Self::TaskShellOpen => &["shell_id", "text", "cursor"],
+            Self::TaskShellRead => &["text", "cursor", "dropped_bytes", "reason", "running", "exit_code"],
+            Self::TaskShellWrite => &["text", "cursor", "running", "exit_code"],
+            Self::TaskShellSignal => &["running"],
+            Self::TaskShellClose => &["exit_code"],
             Self::VmStatus => &[
                 "vm_id",
                 "environment",

@@ -23,7 +23,8 @@ pub(crate) fn plain(bytes: &[u8], columns: u16) -> String {
         padding: MAX_PADDING,
     };
     Parser::new().advance(&mut lines, bytes);
-    lines.end_line();
+    // A prompt keeps its space.
+    lines.take_line();
     lines.done
 }
 
@@ -60,15 +61,21 @@ impl Lines {
         self.row + self.column
     }
 
-    /// Moves the text of the line out, without the spaces at its end.
+    /// Ends the line, without the spaces at its end.
     fn end_line(&mut self) {
         let start = self.done.len();
+        self.take_line();
+        let length = self.done[start..].trim_end_matches(' ').len();
+        self.done.truncate(start + length);
+        self.done.push('\n');
+    }
+
+    /// Moves the text of the line out.
+    fn take_line(&mut self) {
         for Cell { character, marks } in self.line.drain(..) {
             self.done.extend(character);
             self.done.push_str(&marks);
         }
-        let length = self.done[start..].trim_end_matches(' ').len();
-        self.done.truncate(start + length);
         (self.row, self.column) = (0, 0);
     }
 
@@ -77,7 +84,6 @@ impl Lines {
             self.row += self.columns;
         } else {
             self.end_line();
-            self.done.push('\n');
         }
     }
 
@@ -169,10 +175,7 @@ impl Perform for Lines {
                 self.padding -= added;
                 self.line.splice(at..at, std::iter::repeat_n(Cell::of(' '), added));
             }
-            'H' | 'f' | 'd' | 'J' if !self.line.is_empty() => {
-                self.end_line();
-                self.done.push('\n');
-            }
+            'H' | 'f' | 'd' | 'J' if !self.line.is_empty() => self.end_line(),
             _ => {}
         }
     }
@@ -196,6 +199,7 @@ mod tests {
             ("one\x1b[5;1Htwo", "one\ntwo"),
             ("\x1b[?2004h$ \x1b[?2004l\r\r\n", "$\n"),
             ("bell\x07\0", "bell"),
+            ("out  \r\n# ", "out\n# "),
             ("abc\x1b[2D\x1b[P", "ac"),
         ] {
             assert_eq!(plain(written.as_bytes(), 80), text, "{written:?}");
