@@ -587,6 +587,68 @@ class TaskLogEntry(_TaskLogEntryAlways, total=False):
     """Why the command was not run."""
 
 
+class TaskShell(TypedDict):
+    """A shell of a task."""
+
+    columns: int
+    """Columns of its terminal."""
+    command: str
+    """The shell text, or `login shell`."""
+    cursor: int
+    """Number of bytes that its terminal has written: the cursor of what it writes next."""
+    cwd: str
+    """Where it was started."""
+    exit_code: Optional[int]
+    """Exit code; −S if signal S ended it; `None` while it runs, and if it is not known."""
+    outcome: Outcome
+    """`running`, or how it ended."""
+    rows: int
+    """Rows of its terminal."""
+    running: bool
+    """It runs."""
+    shell_id: int
+    """Number of the shell, which is its number in the task's journal."""
+    task_id: VmId
+    """Id of the task."""
+
+
+class TaskShells(TypedDict):
+    """The shells of a task."""
+
+    count: int
+    """Number of shells."""
+    shells: List[TaskShell]
+    """Those that run, and the latest 16 that have ended since the task was started, in the order of their numbers."""
+    task_id: VmId
+    """Id of the task."""
+
+
+ShellReadReason = Literal["output", "idle", "full", "ended", "time"]
+"""Why a read of a shell ended."""
+
+
+class TaskShellOutput(TypedDict):
+    """Output of a shell."""
+
+    cursor: int
+    """Where the next read continues."""
+    dropped_bytes: int
+    """Number of bytes after the requested cursor that are no longer kept."""
+    exit_code: Optional[int]
+    """Exit code; −S if signal S ended it; `None` while it runs, and if it is not known."""
+    reason: ShellReadReason
+    """Why the text ends here."""
+    running: bool
+    """The shell runs."""
+    shell_id: int
+    """Number of the shell."""
+    task_id: VmId
+    """Id of the task."""
+    text: str
+    """The output. Bytes that are not UTF-8 are replaced; a character or an escape sequence that is not complete yet comes
+    with the next read."""
+
+
 class _TaskLogsAlways(TypedDict):
     count: int
     """Number of entries."""

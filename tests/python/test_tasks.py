@@ -11,6 +11,27 @@ from pyro_mcp import Pyro, PyroValueError
 ENVIRONMENT = "debian:12"
 
 
+def test_shells(pyro):
+    with pyro.task(ENVIRONMENT) as task:
+        shell = task.shell_open(columns=100)["shell_id"]
+        waits = {"wait_seconds": 60, "idle_seconds": 1}
+        task.shell_write(shell, "x=käse\n", **waits)
+        output = task.shell_write(shell, "echo $x; stty size\n", format="plain", **waits)
+        assert "\nkäse\n30 100\n" in output["text"] and output["reason"] == "idle"
+        assert task.shell_resize(shell, columns=80, rows=24)["columns"] == 80
+        output = task.shell_write(shell, "stty size", keys=["Enter"], cursor=output["cursor"], **waits)
+        assert "24 80" in output["text"]
+        assert "käse" in task.shell_read(shell, format="screen")["text"]
+        with task.shell_attach(shell, input=b"exit 7\n") as stream:
+            assert "käse" in next(stream).text
+        assert task.shell_read(shell, cursor=output["cursor"], wait_seconds=60, idle_seconds=59)["exit_code"] == 7
+        assert [(entry["shell_id"], entry["running"]) for entry in task.shell_list()["shells"]] == [(shell, False)]
+        with pytest.raises(RuntimeError, match="has ended with exit code 7"):
+            task.shell_write(shell, "more")
+        with pytest.raises(ValueError, match="has no shell 99"):
+            task.shell_close(99)
+
+
 def test_task_methods(pyro, tmp_path):
     with pyro.task(ENVIRONMENT, disk_mib=1024) as task:
         assert task.status()["disk_mib"] == 1024

@@ -370,6 +370,12 @@ hints! {
         model: "run the command and wait for it, or write the text to a file and redirect its input from there",
         program: "start it with a streamed input, then send it with input_task()"
     }
+    /// The task has other shells.
+    ListShells => {
+        person: "run `pyro task shell list` to see the shells of the task",
+        model: "open a shell with task_shell_open; its shell_id is in the result",
+        program: "call list_task_shells() to see the shells of the task"
+    }
     /// The user of a command does not exist.
     ExistingUser => { all: "expected a user in the guest's /etc/passwd, or a number" }
     /// The shell of a command does not exist.

@@ -26,6 +26,7 @@ mod network;
 mod payload;
 mod port;
 mod request;
+mod shell;
 #[cfg(test)]
 mod strategies;
 mod words;
@@ -62,13 +63,18 @@ pub use operations::{
 };
 pub use payload::{
     DeleteReason, Deleted, FileEncoding, LastCommand, NetworkAssignment, NetworkInfo, Output, Phase, Pruned,
-    PublishedPort, Reaped, RunResult, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
-    TaskFileWritten, TaskInput, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskPublished, Vm,
+    PublishedPort, Reaped, RunResult, ShellReadReason, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
+    TaskFile, TaskFileWritten, TaskInput, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskPublished,
+    TaskShell, TaskShellOutput, TaskShells, Vm,
 };
 pub use port::{InvalidPortMapping, PortMapping};
 pub use request::{
     CopyIn, CopyLimits, CopyOut, Disk, Entries, EnvironmentName, FileContent, FilePart, FileRange, HostCa,
     HostPort, Lifetime, NewFile, Platform, PortToPublish, Ports, Renewal, Sequence, TaskName, TaskSpec,
     VmName, VmSpec,
+};
+pub use shell::{
+    CheckedRead, MAX_KEYS, MAX_READ_BYTES, MAX_TYPED_BYTES, ShellCommand, ShellFormat, ShellName, ShellRead,
+    ShellSignal, ShellText,
 };
 pub use words::{Accelerator, DiskState, ExecutionMode, Outcome, StopReason, TtlFrom, UnknownWord, VmState};

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 pub use self::command::{
     CheckedCommand, CheckedInput, CheckedProgram, MAX_ARGV_WORDS, MAX_COMMAND_BYTES, MAX_STDIN_BYTES,
-    MAX_WORD_BYTES, check_command, quoted,
+    MAX_WORD_BYTES, check_command, check_terminal, quoted,
 };
 pub use crate::port::MAX_PORTS;
 pub use crate::request::MAX_FILE_BYTES;

@@ -20,10 +20,11 @@ use crate::{
     Caller, Command, CommandOutput, CopyIn, CopyOut, Deleted, Disk, DoctorReport, Entries, Environment,
     EnvironmentName, Error, Events, FileMove, FilePart, FilePath, FileRemoval, FileWatch, HostPort, Input,
     Kind, Lifetime, Listing, Naming, NetworkInfo, NewFile, Platform, PortToPublish, Ports, Pruned,
-    PulledEnvironment, Reaped, RemovedEnvironment, Renewal, RunResult, Sequence, Task, TaskChanges,
-    TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges,
-    TaskFileInfo, TaskFileList, TaskFileMoved, TaskFileWritten, TaskFilter, TaskInput, TaskList,
-    TaskLogEntry, TaskLogsPage, TaskName, TaskPublished, Vm, VmId, VmName, VmSpec,
+    PulledEnvironment, Reaped, RemovedEnvironment, Renewal, RunResult, Sequence, ShellCommand, ShellName,
+    ShellRead, ShellSignal, ShellText, Task, TaskChanges, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
+    TaskFile, TaskFileChanged, TaskFileChanges, TaskFileInfo, TaskFileList, TaskFileMoved, TaskFileWritten,
+    TaskFilter, TaskInput, TaskList, TaskLogEntry, TaskLogsPage, TaskName, TaskPublished, TaskShell,
+    TaskShellOutput, TaskShells, TerminalSize, Vm, VmId, VmName, VmSpec,
 };
 
 /// What an operation accesses. Policies decide by it what a client may do.
@@ -95,6 +96,8 @@ pub struct CallContext {
     pub input: Input,
     /// Cancels the call.
     pub cancel: CancellationToken,
+    /// Cancelled when a command that gets its input from the call has been accepted, and is ready for input.
+    pub accepted: CancellationToken,
     /// On whose behalf the call is made.
     pub caller: Caller,
 }
@@ -451,6 +454,36 @@ operations! {
     /// Ends a command with SIGTERM, later with SIGKILL, waits until it has ended, and returns its journal entry. Succeeds if
     /// the command has already ended.
     kill_task(KillTask { task: TaskName, command: Sequence }) -> TaskLogEntry, Manage;
+
+    /// Opens a shell in a task: a login shell or a command on a terminal, which goes on without a caller until it ends, is
+    /// closed, or the task is stopped. At most 16 run in a task at once. It is a command in the task's journal, which does
+    /// not keep its output: the latest 1 MiB of that can be read while the task runs.
+    open_task_shell(OpenTaskShell { task: TaskName, shell: ShellCommand }) -> TaskShell, Enter;
+
+    /// Lists the shells of a task: those that run, and the latest 16 that have ended since the task was started.
+    list_task_shells(ListTaskShells { task: TaskName }) -> TaskShells, Read;
+
+    /// Returns output of a shell, from a cursor on, and waits for it if asked to. Reading removes nothing. The latest 256 KiB of
+    /// a shell that has ended can be read until the task stops or 16 other shells have ended.
+    read_task_shell(ReadTaskShell { task: TaskName, shell: ShellName, read: ShellRead }) -> TaskShellOutput, ReadInside;
+
+    /// Types text into a shell, presses keys, and returns the output that follows, as `read_task_shell` does. Several callers
+    /// may type into a shell.
+    write_task_shell(WriteTaskShell { task: TaskName, shell: ShellName, typed: ShellText, read: ShellRead }) -> TaskShellOutput, Enter;
+
+    /// Sends a signal to what runs in the foreground of a shell's terminal.
+    signal_task_shell(SignalTaskShell { task: TaskName, shell: ShellName, signal: ShellSignal }) -> TaskShell, Enter;
+
+    /// Changes the size of a shell's terminal.
+    resize_task_shell(ResizeTaskShell { task: TaskName, shell: ShellName, size: TerminalSize }) -> TaskShell, Enter;
+
+    /// Ends a shell and everything that it started, as if its terminal was closed: with SIGHUP and SIGTERM, later with SIGKILL.
+    /// Succeeds if the shell has already ended.
+    close_task_shell(CloseTaskShell { task: TaskName, shell: ShellName }) -> TaskShell, Manage;
+
+    /// Sends the screen of a shell and then what it writes as events, and types the call's input into it. Gives its terminal the
+    /// size of the caller's. Returns when the shell has ended or the input has; the shell then goes on.
+    attach_task_shell(AttachTaskShell { task: TaskName, shell: ShellName, size: TerminalSize }) -> TaskShell, Enter, streams;
 
     /// Returns one journal entry of a task with its output, or a page of those after a number. A page ends when it has more
     /// than 16 MiB.

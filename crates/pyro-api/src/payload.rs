@@ -1,5 +1,6 @@
 //! Results of operations. The key names are the public contract; keys may be added, never renamed.
 
+mod shell;
 mod task;
 
 use std::borrow::Cow;
@@ -8,6 +9,7 @@ use std::collections::BTreeMap;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use self::shell::{ShellReadReason, TaskShell, TaskShellOutput, TaskShells};
 pub use self::task::{
     FileEncoding, LastCommand, PublishedPort, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
     TaskFile, TaskFileWritten, TaskInput, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskPublished,

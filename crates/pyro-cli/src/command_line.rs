@@ -7,6 +7,7 @@ use clap::error::ErrorKind;
 use crate::commands::mcp::McpCommand;
 use crate::commands::mcp::serve::McpTransport;
 use crate::commands::task::TaskCommand;
+use crate::commands::task::shell::ShellCommand;
 use crate::commands::{Command, grammar, parsed};
 
 /// Parses a command line, program name included. A request for help or the version is returned as an error, as clap
@@ -24,7 +25,14 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
         }
         Command::Task(TaskCommand::Shell(args)) => {
             let task = grammar.find_subcommand_mut("task");
-            Some((&args.words, task.and_then(|task| task.find_subcommand_mut("shell"))))
+            let shell = task.and_then(|task| task.find_subcommand_mut("shell"));
+            match &args.detached {
+                None => Some((&args.words, shell)),
+                Some(ShellCommand::Open(args)) => {
+                    Some((&args.words, shell.and_then(|shell| shell.find_subcommand_mut("open"))))
+                }
+                Some(_) => None,
+            }
         }
         _ => None,
     };

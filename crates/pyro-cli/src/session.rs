@@ -15,9 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pyro_engine::text::printable_line;
-use pyro_engine::{
-    CallContext, Error, ErrorKind, Event, Events, FileChange, OutputStream, PullEvent, RunPhase,
-};
+use pyro_engine::{CallContext, Error, ErrorKind, Event, Events, FileChange, OutputStream, PullEvent};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -94,36 +92,53 @@ where
         let requests = signals::listen()?;
         let failed = |error| CliError::System("standard input cannot be passed on".to_owned(), error);
         let Source { input, failure } = stdin::pass_on(interaction.passed).map_err(failed)?;
-        let mut raw = interaction.is_raw.then(RawTerminal::default);
-        // A task runs already, so its command begins at once.
-        if let (Some(raw), Some(_)) = (&mut raw, task) {
-            raw.enter()?;
-        }
+        let accepted = CancellationToken::new();
         let watch = Watch {
             printer,
             quiet: interaction.quiet,
             on_terminal: interaction.on_terminal,
-            raw,
+            raw: interaction.is_raw.then(|| RawTerminal::at(accepted.clone())),
             task,
             requests,
             input_failure: failure,
             unread: None,
             stop: None,
         };
-        watch.follow(|events, cancel| call(CallContext { input, ..CallContext::new(events, cancel) })).await
+        let context = |events, cancel| CallContext { input, accepted, ..CallContext::new(events, cancel) };
+        watch.follow(|events, cancel| call(context(events, cancel))).await
     })
 }
 
-/// The terminal, which is in raw mode from the moment at which the command begins.
-#[derive(Debug, Default)]
-struct RawTerminal(Option<RawMode>);
+/// The terminal, which is in raw mode from the moment at which the command is accepted. Until then, Ctrl-C cancels the call.
+#[derive(Debug)]
+struct RawTerminal {
+    accepted: CancellationToken,
+    is_entered: bool,
+    mode: Option<RawMode>,
+}
 
 impl RawTerminal {
-    fn enter(&mut self) -> Result<(), OutputError> {
-        if self.0.is_none() {
-            self.0 = RawMode::enter().map_err(|error| OutputError::new(OutputStream::Stdout, error))?;
+    fn at(accepted: CancellationToken) -> Self {
+        Self { accepted, is_entered: false, mode: None }
+    }
+
+    /// Waits until the command is accepted, and enters raw mode. Returns only once.
+    async fn enter(&mut self) -> Result<(), OutputError> {
+        if self.is_entered {
+            return std::future::pending().await;
         }
+        self.accepted.cancelled().await;
+        self.is_entered = true;
+        self.mode = RawMode::enter().map_err(|error| OutputError::new(OutputStream::Stdout, error))?;
         Ok(())
+    }
+}
+
+/// As [`RawTerminal::enter`]; never returns without a terminal.
+async fn enter(raw: &mut Option<RawTerminal>) -> Result<(), OutputError> {
+    match raw {
+        Some(raw) => raw.enter().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -296,6 +311,11 @@ impl<'a> Show<'a> {
         loop {
             tokio::select! {
                 biased;
+                // Before the output, of which the first can come at the same time.
+                entered = enter(&mut self.raw) => if let Err(failed) = entered {
+                    self.loss = Some(Loss::Failed(failed));
+                    cancel.cancel();
+                },
                 event = events.recv() => match event {
                     Some(event) => self.event(event, cancel).await,
                     None => return ShowEnd { shown: self.shown, loss: self.loss },
@@ -309,14 +329,6 @@ impl<'a> Show<'a> {
         match event {
             Event::Warning(text) => self.progress.note(&format!("[warning] {text}")),
             Event::Output { stream, bytes } => self.output(stream, bytes, cancel).await,
-            Event::Phase(RunPhase::Execute { .. }) if self.on_terminal => {
-                if let Some(raw) = &mut self.raw
-                    && let Err(failed) = raw.enter()
-                {
-                    self.loss = Some(Loss::Failed(failed));
-                    cancel.cancel();
-                }
-            }
             Event::Phase(_) if self.on_terminal => {}
             Event::Phase(_) | Event::Pull(_) | Event::FirstOfKind if self.quiet => {}
             // A log file needs no explanation for a pause.

@@ -27,7 +27,12 @@ pub(crate) struct Passed {
     pub(crate) input: bool,
     /// The sizes that the terminal gets.
     pub(crate) sizes: bool,
+    /// [`DETACH_KEYS`] end the input and are not passed on.
+    pub(crate) detachable: bool,
 }
+
+/// Ctrl-P and Ctrl-Q, as in other programs that attach to something.
+const DETACH_KEYS: [u8; 2] = [0x10, 0x11];
 
 /// What is passed on to a command.
 pub(crate) struct Source {
@@ -61,7 +66,7 @@ pub(crate) fn pass_on(passed: Passed) -> io::Result<Source> {
     if passed.input {
         // Nothing interrupts a read, so the thread is left behind when the command ends.
         thread::Builder::new().name("stdin".to_owned()).spawn(move || {
-            if let Err(error) = read_all(io::stdin(), &sender) {
+            if let Err(error) = read_all(io::stdin(), &sender, passed.detachable) {
                 // The call may have ended.
                 let _ = failed.try_send(error);
             }
@@ -70,12 +75,23 @@ pub(crate) fn pass_on(passed: Passed) -> io::Result<Source> {
     Ok(Source { input: Input::from(receiver), failure })
 }
 
-/// Sends everything that can be read. Only an end of the input is one for the command.
-fn read_all(source: impl AsFd, sender: &mpsc::Sender<InputEvent>) -> io::Result<()> {
+/// Sends everything that can be read. Only an end of the input, or the detach keys, are one for the command.
+fn read_all(source: impl AsFd, sender: &mpsc::Sender<InputEvent>, detachable: bool) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK_BYTES];
+    let mut keys = DetachKeys::default();
     loop {
         let event = match rustix::io::read(&source, &mut buffer) {
             Ok(0) => InputEvent::Finished,
+            Ok(count) if detachable => {
+                let (typed, is_detached) = keys.filter(&buffer[..count]);
+                if !typed.is_empty() && sender.blocking_send(InputEvent::Data(typed)).is_err() {
+                    return Ok(());
+                }
+                match is_detached {
+                    true => InputEvent::Finished,
+                    false => continue,
+                }
+            }
             Ok(count) => InputEvent::Data(Bytes::copy_from_slice(&buffer[..count])),
             Err(Errno::INTR) => continue,
             // A program that shares this open file may have made it non-blocking.
@@ -91,6 +107,34 @@ fn read_all(source: impl AsFd, sender: &mpsc::Sender<InputEvent>) -> io::Result<
         if sender.blocking_send(event).is_err() || is_last {
             return Ok(());
         }
+    }
+}
+
+/// Finds the detach keys in what is typed. The first of them is held back until the next key.
+#[derive(Debug, Default)]
+struct DetachKeys {
+    is_begun: bool,
+}
+
+impl DetachKeys {
+    /// Returns what to pass on, and whether the keys came after that.
+    fn filter(&mut self, typed: &[u8]) -> (Bytes, bool) {
+        let [first, second] = DETACH_KEYS;
+        let mut passed = Vec::with_capacity(typed.len() + 1);
+        for key in typed {
+            if self.is_begun && *key == second {
+                return (passed.into(), true);
+            }
+            if std::mem::take(&mut self.is_begun) {
+                passed.push(first);
+            }
+            if *key == first {
+                self.is_begun = true;
+            } else {
+                passed.push(*key);
+            }
+        }
+        (passed.into(), false)
     }
 }
 
@@ -115,7 +159,7 @@ mod tests {
         let (reader, mut writer) = io::pipe().unwrap();
         fcntl_setfl(&reader, OFlags::NONBLOCK).unwrap();
         let (sender, mut events) = mpsc::channel(1);
-        let reading = thread::spawn(move || read_all(reader, &sender));
+        let reading = thread::spawn(move || read_all(reader, &sender, false));
         for piece in ["one", "two"] {
             writer.write_all(piece.as_bytes()).unwrap();
             assert_eq!(events.blocking_recv(), Some(InputEvent::Data(piece.into())));
@@ -128,9 +172,23 @@ mod tests {
     #[test]
     fn a_source_that_cannot_be_read_has_no_end() {
         let (sender, mut events) = mpsc::channel(1);
-        let error = read_all(File::open("/").unwrap(), &sender).unwrap_err();
+        let error = read_all(File::open("/").unwrap(), &sender, false).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
         drop(sender);
         assert_eq!(events.blocking_recv(), None);
+    }
+
+    #[test]
+    fn the_detach_keys_are_found_and_all_others_passed_on() {
+        let mut keys = DetachKeys::default();
+        let mut filter = |typed: &[u8]| {
+            let (passed, is_detached) = keys.filter(typed);
+            (passed.to_vec(), is_detached)
+        };
+        assert_eq!(filter(b"ls\x11\r"), (b"ls\x11\r".to_vec(), false));
+        assert_eq!(filter(b"a\x10"), (b"a".to_vec(), false));
+        assert_eq!(filter(b"b"), (b"\x10b".to_vec(), false));
+        assert_eq!(filter(b"\x10\x10"), (b"\x10".to_vec(), false));
+        assert_eq!(filter(b"\x11rest"), (Vec::new(), true));
     }
 }

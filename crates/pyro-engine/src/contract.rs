@@ -15,7 +15,8 @@ use crate::{
     CopyFromGuest, CopyToGuest, Deleted, DoctorReport, Engine, Environment, Error, ErrorKind, Events,
     NetworkInfo, PulledEnvironment, Reaped, RemovedEnvironment, RunResult, Task, TaskCopied, TaskDeleted,
     TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges, TaskFileInfo, TaskFileList,
-    TaskFileMoved, TaskFileWritten, TaskInput, TaskList, TaskLogs, TaskPublished, Vm,
+    TaskFileMoved, TaskFileWritten, TaskInput, TaskList, TaskLogs, TaskPublished, TaskShell, TaskShellOutput,
+    TaskShells, Vm,
 };
 
 /// Implements one operation by the engine as the call's caller sees it, so that no operation can skip that.
@@ -174,6 +175,38 @@ operations! {
 
     kill_task(engine, request, call: KillTask) -> TaskLogEntry {
         engine.kill_task(&request.task.task_id, request.command.sequence).await
+    }
+
+    open_task_shell(engine, request, call: OpenTaskShell) -> TaskShell {
+        engine.open_task_shell(request).await
+    }
+
+    list_task_shells(engine, request, call: ListTaskShells) -> TaskShells {
+        engine.list_task_shells(&request.task.task_id).await
+    }
+
+    read_task_shell(engine, request, call: ReadTaskShell) -> TaskShellOutput {
+        engine.read_task_shell(request, &call.cancel).await
+    }
+
+    write_task_shell(engine, request, call: WriteTaskShell) -> TaskShellOutput {
+        engine.write_task_shell(request, &call.cancel).await
+    }
+
+    signal_task_shell(engine, request, call: SignalTaskShell) -> TaskShell {
+        engine.signal_task_shell(request).await
+    }
+
+    resize_task_shell(engine, request, call: ResizeTaskShell) -> TaskShell {
+        engine.resize_task_shell(request).await
+    }
+
+    close_task_shell(engine, request, call: CloseTaskShell) -> TaskShell {
+        engine.close_task_shell(request).await
+    }
+
+    attach_task_shell(engine, request, call: AttachTaskShell) -> TaskShell {
+        engine.attach_task_shell(request, call).await
     }
 
     logs_task(engine, request, call: LogsTask) -> TaskLogsPage {

@@ -30,6 +30,11 @@ pub(crate) fn terminal_size(size: TerminalSize) -> pyro_supervisor::TerminalSize
     pyro_supervisor::TerminalSize { columns: size.columns, rows: size.rows }
 }
 
+/// Converts the size of a terminal for callers.
+pub(crate) fn caller_size(size: pyro_supervisor::TerminalSize) -> TerminalSize {
+    TerminalSize { columns: size.columns, rows: size.rows }
+}
+
 /// Converts what a caller sends to a command.
 pub(crate) fn command_input(event: InputEvent) -> CommandInput {
     match event {

@@ -31,6 +31,7 @@ mod search_path;
 mod state;
 mod state_dir;
 mod supervise;
+mod terminal;
 
 pub mod doctor;
 
@@ -41,18 +42,19 @@ pub use pyro_api::Error;
 pub use pyro_api::operations;
 pub use pyro_api::text;
 pub use pyro_api::{
-    Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CallContext, Caller, ChangeKind, Command,
-    CommandOutput, Contract, CopyLimits, DeleteReason, Deleted, DiskState, DoctorReport, Domain, Egress,
-    Environment, EnvironmentList, ErrorKind, Event, Events, ExecutionMode, FileChange, FileContent,
+    Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CallContext, Caller, ChangeKind, CheckedRead,
+    Command, CommandOutput, Contract, CopyLimits, DeleteReason, Deleted, DiskState, DoctorReport, Domain,
+    Egress, Environment, EnvironmentList, ErrorKind, Event, Events, ExecutionMode, FileChange, FileContent,
     FileEncoding, FileInfo, FileKind, FileMove, FileRange, FileRemoval, FileWatch, Hint, HostAccess, HostCa,
     Input, InputEvent, InputMode, Kind, LastCommand, Listing, Naming, NetworkAssignment, NetworkDenial,
     NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode, OutputStream, OwnerName, Phase, PortMapping,
     Preset, PruneReport, Pruned, PublishedPort, PullEvent, PulledEnvironment, Reader, Reaped,
-    RemovedEnvironment, RunPhase, RunResult, StopReason, Task, TaskChanges, TaskCopied, TaskDeleted,
+    RemovedEnvironment, RunPhase, RunResult, ShellCommand, ShellFormat, ShellName, ShellRead,
+    ShellReadReason, ShellSignal, ShellText, StopReason, Task, TaskChanges, TaskCopied, TaskDeleted,
     TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges, TaskFileInfo, TaskFileList,
     TaskFileMoved, TaskFileWritten, TaskFilter, TaskInput, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage,
-    TaskPublished, TaskSpec, TerminalSize, TtlFrom, UnknownWord, Visibility, Vm, VmId, VmSpec, VmState,
-    WatchEnd, WatchLimits,
+    TaskPublished, TaskShell, TaskShellOutput, TaskShells, TaskSpec, TerminalSize, TtlFrom, UnknownWord,
+    Visibility, Vm, VmId, VmSpec, VmState, WatchEnd, WatchLimits,
 };
 pub use pyro_machine::disk::Overcommit;
 pub use pyro_machine::network::RunError as NetworkRunError;

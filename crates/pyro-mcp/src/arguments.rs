@@ -35,6 +35,8 @@ pub(crate) enum Kind {
     OptionalCount(Option<u64>),
     /// One of these strings, required.
     Action(&'static [&'static str]),
+    /// An optional number, with its default, which is applied here.
+    OptionalNumber(f64),
     /// One of these strings; the default is the first.
     OneOf(&'static [&'static str]),
     /// A boolean; the default is false.
@@ -73,12 +75,14 @@ impl Argument {
                 json!({ "type": "integer" })
             }
             Kind::OneOf(texts) | Kind::Action(texts) => json!({ "type": "string", "enum": texts }),
+            Kind::OptionalNumber(_) => json!({ "type": "number" }),
             Kind::Switch => json!({ "type": "boolean" }),
             Kind::List | Kind::Variables => json!({ "type": "array", "items": { "type": "string" } }),
         };
         schema["description"] = match self.kind {
             Kind::OptionalInteger(Some(default)) => self.description_with(default),
             Kind::OptionalCount(Some(default)) => self.description_with(default),
+            Kind::OptionalNumber(default) => self.description_with(default),
             Kind::OneOf([default, ..]) => self.description_with(default),
             _ => self.description.to_owned(),
         }
@@ -145,6 +149,19 @@ impl Arguments {
         value.map(u64::try_from).transpose().map_err(|_| ArgumentError::Negative(name.to_owned()))
     }
 
+    /// An optional number. Models often write numbers as strings.
+    pub(crate) fn number(&self, name: &str) -> Result<Option<f64>, ArgumentError> {
+        let number = |value: &Value| match value {
+            Value::Number(number) => number.as_f64(),
+            Value::String(digits) => digits.trim().parse().ok(),
+            _ => None,
+        };
+        match self.given(name) {
+            None => Ok(None),
+            Some(value) => number(value).map(Some).ok_or_else(|| wrong(name, "a number", value)),
+        }
+    }
+
     /// Parses the arguments of a tool into the contract's types. Other arguments are left out.
     pub(crate) fn checked(&self, arguments: &[Argument]) -> Result<Given, ArgumentError> {
         let mut checked = Object::new();
@@ -158,6 +175,7 @@ impl Arguments {
                 Kind::Count => Some(self.count(name)?.into()),
                 Kind::OptionalCount(default) => self.optional_count(name)?.or(default).map(Value::from),
                 Kind::Action(known) => Some(self.one_of(name, known)?.ok_or_else(|| missing(name))?.into()),
+                Kind::OptionalNumber(default) => Some(self.number(name)?.unwrap_or(default).into()),
                 Kind::OneOf(known) => self.one_of(name, known)?.map(Value::from),
                 Kind::Switch => Some(self.switch(name)?.into()),
                 Kind::List => self.list(name)?.map(Value::from),

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use pyro_api::operations::{
-    CreateTask, CreateVm, DeleteTask, DeleteVm, DetachTask, ExecTask, ExecVm, ExtendTask, FollowTask,
-    KillTask, ListTaskFiles, ListTasks, LogsTask, MakeTaskDirectory, MoveTaskFile, NetworkInfoVm,
-    ReadTaskFile, ReapExpired, RemoveTaskFile, RunInVm, StartTask, StartVm, StatTaskFile, StatusTask,
-    StatusVm, StopTask, StopVm, WaitTask, WatchTaskFiles, WriteTaskFile,
+    CloseTaskShell, CreateTask, CreateVm, DeleteTask, DeleteVm, DetachTask, ExecTask, ExecVm, ExtendTask,
+    FollowTask, KillTask, ListTaskFiles, ListTasks, LogsTask, MakeTaskDirectory, MoveTaskFile, NetworkInfoVm,
+    ReadTaskFile, ReapExpired, RemoveTaskFile, RunInVm, SignalTaskShell, StartTask, StartVm, StatTaskFile,
+    StatusTask, StatusVm, StopTask, StopVm, WaitTask, WatchTaskFiles, WriteTaskFile,
 };
 use pyro_api::{CallContext, Entries, Operation, OutputMode, Sequence, TaskLogEntry, TaskLogsPage, TaskName};
 use serde_json::Value;
@@ -46,7 +46,7 @@ impl Call<'_> {
         let mut given = arguments.checked(tool.arguments())?;
         self.guard.policy().apply_network_policy(&mut given)?;
         let takes_command = tool.arguments().iter().any(|argument| argument.name == COMMAND.name);
-        if takes_command && !given.has(&COMMAND) && !given.has(&ARGV) {
+        if takes_command && tool != Tool::TaskShellOpen && !given.has(&COMMAND) && !given.has(&ARGV) {
             return Err(ArgumentError::Missing(COMMAND.name.to_owned()).into());
         }
         match tool {
@@ -84,6 +84,11 @@ impl Call<'_> {
             Tool::TaskWriteFile => self.forward::<WriteTaskFile>(&given).await,
             Tool::TaskFiles => self.look_at_files(given).await,
             Tool::TaskChangeFiles => self.change_files(given).await,
+            Tool::TaskShellOpen => self.open_shell(given).await,
+            Tool::TaskShellRead => self.read_shell(given).await,
+            Tool::TaskShellWrite => self.write_shell(given).await,
+            Tool::TaskShellSignal => self.forward::<SignalTaskShell>(&given).await,
+            Tool::TaskShellClose => self.forward::<CloseTaskShell>(&given).await,
         }
     }
 

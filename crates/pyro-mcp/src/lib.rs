@@ -27,6 +27,7 @@ mod resources;
 mod result;
 mod schema;
 mod server;
+mod shells;
 mod stdio;
 mod toolbox;
 mod tools;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pyro_api::text::printable_line;
-use pyro_api::{CallContext, Caller, Contract, Error, Input};
+use pyro_api::{CallContext, Caller, Contract, Error};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult, GetPromptRequestParams,
     GetPromptResponse, Implementation, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
@@ -240,9 +240,9 @@ impl ServerHandler for Server {
             let sends_events = listener.is_some();
             let call = CallContext {
                 events,
-                input: Input::none(),
                 cancel: cancel.clone(),
                 caller: guard.caller().clone(),
+                ..CallContext::default()
             };
             let call = Call { guard: &guard, context: &call, sends_events };
             let call = progress::during(call.carry_out(tool, given), listener, &context.peer);

@@ -1,14 +1,16 @@
 //! The table of tools: those of the contract, and more for tasks.
 
 use pyro_api::operations::{
-    CreateTask, CreateVm, DeleteTask, DeleteVm, ExecTask, ExecVm, ExtendTask, KillTask, ListEnvironments,
-    ListTaskFiles, ListTasks, LogsTask, MoveTaskFile, NetworkInfoVm, ReadTaskFile, ReapExpired, RunInVm,
-    StartTask, StartVm, StatusTask, StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
+    CloseTaskShell, CreateTask, CreateVm, DeleteTask, DeleteVm, ExecTask, ExecVm, ExtendTask, KillTask,
+    ListEnvironments, ListTaskFiles, ListTasks, LogsTask, MoveTaskFile, NetworkInfoVm, OpenTaskShell,
+    ReadTaskFile, ReadTaskShell, ReapExpired, RunInVm, SignalTaskShell, StartTask, StartVm, StatusTask,
+    StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile, WriteTaskShell,
 };
 use pyro_api::{
     Access, Deleted, Disk, Environment, HostAccess, NetworkInfo, Operation, OperationInfo, Reaped, RunResult,
     Task, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges, TaskFileInfo,
-    TaskFileList, TaskFileMoved, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, Vm,
+    TaskFileList, TaskFileMoved, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskShell,
+    TaskShellOutput, Vm,
 };
 use rmcp::model::ToolAnnotations;
 use schemars::JsonSchema;
@@ -16,6 +18,7 @@ use serde::Serialize;
 
 use crate::arguments::{Argument, Kind, Object};
 use crate::schema::{self, schema_of};
+use crate::shells::{CURSOR, IDLE_SECONDS, KEYS, PROGRAM, SCREEN, SHELL_ID, SIGNAL, TEXT, WAIT_SECONDS};
 
 /// Number of journal entries that a call returns by default.
 pub(crate) const DEFAULT_ENTRIES: u64 = 100;
@@ -48,6 +51,11 @@ pub(crate) enum Tool {
     TaskWriteFile,
     TaskFiles,
     TaskChangeFiles,
+    TaskShellOpen,
+    TaskShellRead,
+    TaskShellWrite,
+    TaskShellSignal,
+    TaskShellClose,
 }
 
 /// The environments under one key, because results must be objects.
@@ -226,7 +234,7 @@ pub(crate) const DISK: Argument = Argument {
 
 impl Tool {
     /// Every tool in the order in which clients see them.
-    pub(crate) const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 30] = [
         Self::VmRun,
         Self::VmListEnvironments,
         Self::VmCreate,
@@ -252,6 +260,11 @@ impl Tool {
         Self::TaskWriteFile,
         Self::TaskFiles,
         Self::TaskChangeFiles,
+        Self::TaskShellOpen,
+        Self::TaskShellRead,
+        Self::TaskShellWrite,
+        Self::TaskShellSignal,
+        Self::TaskShellClose,
     ];
 
     pub(crate) fn named(name: &str) -> Option<Self> {
@@ -285,6 +298,11 @@ impl Tool {
             Self::TaskWriteFile => "task_write_file",
             Self::TaskFiles => "task_files",
             Self::TaskChangeFiles => "task_change_files",
+            Self::TaskShellOpen => "task_shell_open",
+            Self::TaskShellRead => "task_shell_read",
+            Self::TaskShellWrite => "task_shell_write",
+            Self::TaskShellSignal => "task_shell_signal",
+            Self::TaskShellClose => "task_shell_close",
         }
     }
 
@@ -342,6 +360,14 @@ impl Tool {
             Self::TaskChangeFiles => {
                 "Move or rename a file or directory of a task, remove it, or make a directory."
             }
+            Self::TaskShellOpen => {
+                "Open a shell in a task, on a terminal, for programs that ask questions or keep their state. It stays open \
+                 between calls. For a single command use task_exec."
+            }
+            Self::TaskShellRead => "Show output of a shell, without escape sequences.",
+            Self::TaskShellWrite => "Type into a shell and show the output that follows.",
+            Self::TaskShellSignal => "Send a signal to what runs in the foreground of a shell.",
+            Self::TaskShellClose => "End a shell and everything that runs in it.",
         }
     }
 
@@ -383,6 +409,11 @@ impl Tool {
             Self::TaskWriteFile => &[TASK_ID, PATH, CONTENT, ENCODING, EXECUTABLE],
             Self::TaskFiles => &[TASK_ID, LOOK, DIRECTORY, RECURSIVE, MAX_ENTRIES, WATCH_TIME],
             Self::TaskChangeFiles => &[TASK_ID, CHANGE, PATH, DESTINATION, REPLACE, RECURSIVE],
+            Self::TaskShellOpen => &[TASK_ID, PROGRAM, USER, CWD, ENV],
+            Self::TaskShellRead => &[TASK_ID, SHELL_ID, CURSOR, WAIT_SECONDS, IDLE_SECONDS, SCREEN],
+            Self::TaskShellWrite => &[TASK_ID, SHELL_ID, TEXT, KEYS, WAIT_SECONDS, IDLE_SECONDS, SCREEN],
+            Self::TaskShellSignal => &[TASK_ID, SHELL_ID, SIGNAL],
+            Self::TaskShellClose => &[TASK_ID, SHELL_ID],
         }
     }
 
@@ -407,6 +438,10 @@ impl Tool {
             Self::TaskWriteFile => schema_of::<TaskFileWritten>(),
             Self::TaskFiles => schema_of::<FilesFound>(),
             Self::TaskChangeFiles => schema_of::<FilesChanged>(),
+            Self::TaskShellOpen | Self::TaskShellRead | Self::TaskShellWrite => {
+                schema_of::<TaskShellOutput>()
+            }
+            Self::TaskShellSignal | Self::TaskShellClose => schema_of::<TaskShell>(),
         };
         schema::compact(schema, self.keys())
     }
@@ -446,6 +481,11 @@ impl Tool {
                 "error",
             ],
             Self::TaskKill => &["sequence", "outcome", "exit_code"],
+            Self::TaskShellOpen => &["shell_id", "text", "cursor"],
+            Self::TaskShellRead => &["text", "cursor", "dropped_bytes", "reason", "running", "exit_code"],
+            Self::TaskShellWrite => &["text", "cursor", "running", "exit_code"],
+            Self::TaskShellSignal => &["running"],
+            Self::TaskShellClose => &["exit_code"],
             Self::VmStatus => &[
                 "vm_id",
                 "environment",
@@ -526,6 +566,11 @@ impl Tool {
             // The others of each tool have the same access.
             Self::TaskFiles => ListTaskFiles::INFO,
             Self::TaskChangeFiles => MoveTaskFile::INFO,
+            Self::TaskShellOpen => OpenTaskShell::INFO,
+            Self::TaskShellRead => ReadTaskShell::INFO,
+            Self::TaskShellWrite => WriteTaskShell::INFO,
+            Self::TaskShellSignal => SignalTaskShell::INFO,
+            Self::TaskShellClose => CloseTaskShell::INFO,
         }
     }
 
@@ -554,6 +599,9 @@ impl Tool {
                 | Self::TaskChangeFiles
                 | Self::VmStop
                 | Self::TaskStop
+                | Self::TaskShellWrite
+                | Self::TaskShellSignal
+                | Self::TaskShellClose
         ) || (self == Self::VmRun && !closed);
         let repeatable = reads
             || matches!(
@@ -562,11 +610,16 @@ impl Tool {
                     | Self::VmReapExpired
                     | Self::TaskStop
                     | Self::TaskKill
+                    | Self::TaskShellClose
                     | Self::TaskExtend
                     | Self::TaskWriteFile
             );
         // With `network`, a command reaches other hosts.
-        let open = !closed && matches!(self, Self::VmRun | Self::VmExec | Self::TaskExec);
+        let open = !closed
+            && matches!(
+                self,
+                Self::VmRun | Self::VmExec | Self::TaskExec | Self::TaskShellOpen | Self::TaskShellWrite
+            );
         ToolAnnotations::new().read_only(reads).destructive(destroys).idempotent(repeatable).open_world(open)
     }
 }

@@ -214,6 +214,7 @@ impl Session {
         let input_sender = InputSender { id: id.clone(), queued, lines: self.lines.clone() };
         let over = CancellationToken::new();
         let context = CallContext {
+            accepted: CancellationToken::new(),
             events: Events::to(sender),
             input: Input::from(input),
             cancel: control.cancel.clone(),

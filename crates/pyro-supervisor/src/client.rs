@@ -5,6 +5,7 @@ mod end;
 mod files;
 mod input;
 mod process;
+mod shells;
 mod start;
 
 use std::io;
@@ -262,6 +263,8 @@ impl Client {
                         Reply::Done
                         | Reply::NotRunning
                         | Reply::Input(_)
+                        | Reply::Shells(_)
+                        | Reply::ShellPart(_)
                         | Reply::Published(_)
                         | Reply::NotPublished
                         | Reply::CannotListen { .. }
@@ -463,6 +466,8 @@ fn unexpected(reply: Reply) -> RunError {
         | Reply::NotRunning
         | Reply::Input(_)
         | Reply::Ended(_)
+        | Reply::Shells(_)
+        | Reply::ShellPart(_)
         | Reply::Published(_)
         | Reply::NotPublished
         | Reply::CannotListen { .. }

@@ -41,7 +41,10 @@ pub use client::{
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase, network_denials};
 pub use machine::with_causes;
-pub use protocol::{CommandKey, GENERATION, Greeting, InputOutcome};
+pub use protocol::{
+    CommandKey, GENERATION, Greeting, InputOutcome, MAX_OPEN_SHELLS, ReadReason, ReadShell, SCROLLBACK_BYTES,
+    ShellPart, ShellState,
+};
 pub use pyro_archive::{Report, destination};
 pub use pyro_wire::{
     ArchiveLimits, Exec, FailureKind, FileChange, FileInfo, FileKind, HostSettings, List,

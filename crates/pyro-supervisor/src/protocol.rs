@@ -13,6 +13,8 @@
 //! was done. Supervisors that were built before generations close a connection whose first frame they do not
 //! understand; clients that were built before generations send their request as the first frame, see [`Legacy`].
 
+mod shells;
+
 use std::time::Duration;
 
 use pyro_wire::{Exec, FrameCodec, TerminalSize};
@@ -21,12 +23,13 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio_util::codec::Framed;
 
+pub use self::shells::{MAX_OPEN_SHELLS, ReadReason, ReadShell, SCROLLBACK_BYTES, ShellPart, ShellState};
 use super::conversation::CommandOutcome;
 use super::{BootFailure, BootInfo, EndReason};
 use crate::spec::{LaunchSpec, PortMapping, PublishedPort};
 
 /// Number of this protocol; both ends must use the same. The schema test documents when to raise it.
-pub const GENERATION: u32 = 4;
+pub const GENERATION: u32 = 5;
 
 /// Time limit for the guest of a spare to take its new identity, and for a claimer to hand over its lock.
 pub(crate) const CLAIM_LIMIT: Duration = Duration::from_secs(10);
@@ -116,6 +119,21 @@ pub(crate) enum Request {
         /// Its number.
         sequence: u64,
     },
+    /// Run a command on a terminal that belongs to no client, with an input; it is in the journal. Answered by
+    /// [`Reply::Accepted`].
+    OpenShell(Exec),
+    /// List the shells that run, and the latest that have ended. Answered by [`Reply::Shells`].
+    ListShells,
+    /// Read what a shell wrote. Answered by the bytes and [`Reply::ShellPart`], or by [`Reply::NotRunning`].
+    ReadShell(ReadShell),
+    /// Send what a shell has written since a cursor, and what it writes. Answered by the bytes and [`Reply::Ended`], or by
+    /// [`Reply::NotRunning`].
+    AttachShell {
+        /// Its number in the journal.
+        sequence: u64,
+        /// Where to begin.
+        cursor: u64,
+    },
     /// Change the end of the VM's lifetime, in seconds since the epoch.
     Extend {
         /// The new end.
@@ -186,6 +204,10 @@ pub(crate) enum Reply {
     NotRunning,
     /// The command has ended, and that is recorded if it is in the journal.
     Ended(CommandOutcome),
+    /// The shells, in the order of their numbers.
+    Shells(Vec<ShellState>),
+    /// What follows the bytes of a shell.
+    ShellPart(ShellPart),
     /// The port is published, and that is recorded.
     Published(PublishedPort),
     /// No such port is published.

@@ -325,6 +325,105 @@ class AsyncPyro(AsyncCaller):
         params = {"task_id": task_id, "sequence": sequence}
         return await self._call("input_task", params, input=input)
 
+    async def open_task_shell(
+        self, task_id: str, *, command: Optional[str] = None, argv: Argv = None, shell: Optional[str] = None,
+        cwd: Optional[StrPath] = None, env: Env = None, user: Optional[str] = None, columns: int = 120, rows: int = 30,
+    ) -> types.TaskShell:
+        """Opens a shell in a task, which goes on without this program until it ends, is closed, or the task is stopped.
+
+        Args:
+            task_id: ID of the task.
+            command, argv, shell, cwd, env, user: See `exec_vm`. Without a command, it is a login shell.
+            columns, rows: Size of its terminal, 1 to 1000 each.
+
+        Returns:
+            `shell_id`, by which the other methods name the shell. It is also its number in the task's journal.
+        """
+        params = {
+            "task_id": task_id, "command": command, "argv": None if argv is None else _strings("argv", argv), "shell": shell,
+            "cwd": None if cwd is None else os.fspath(cwd), "env": None if env is None else dict(env), "user": user,
+            "columns": columns, "rows": rows,
+        }
+        return await self._call("open_task_shell", params)
+
+    async def list_task_shells(self, task_id: str) -> types.TaskShells:
+        """Lists the shells of a task: those that run, and the latest 16 that have ended since it was started."""
+        return await self._call("list_task_shells", {"task_id": task_id})
+
+    async def read_task_shell(
+        self, task_id: str, *, shell_id: int, cursor: Optional[int] = None, max_bytes: int = 65536, wait_seconds: float = 0,
+        idle_seconds: float = 0, format: str = "raw",
+    ) -> types.TaskShellOutput:
+        """Returns output of a shell. Reading removes nothing; the latest 1 MiB is kept, 256 KiB of a shell that has ended.
+
+        Args:
+            task_id: ID of the task.
+            shell_id: Number of the shell.
+            cursor: `cursor` of an earlier result, to continue there. Default: the latest output.
+            max_bytes: Maximum number of bytes of the terminal, 4 to 1048576.
+            wait_seconds: Maximum time to wait for output, at most 3600. By default, returns at once.
+            idle_seconds: Wait until there is output and then none for this time. By default, returns as soon as there is any.
+            format: `raw`, with escape sequences; `plain`, lines without them; `screen`, the rows of the screen as they are now.
+
+        Returns:
+            `text`; `cursor`, where to continue; `dropped_bytes`, which are no longer kept; `reason`, why the text ends there;
+            `running` and `exit_code`.
+        """
+        params = {
+            "task_id": task_id, "shell_id": shell_id, "cursor": cursor, "max_bytes": max_bytes, "wait_seconds": wait_seconds,
+            "idle_seconds": idle_seconds, "format": format,
+        }
+        return await self._call("read_task_shell", params)
+
+    async def write_task_shell(
+        self, task_id: str, *, shell_id: int, text: str = "", keys: Sequence[str] = (), cursor: Optional[int] = None,
+        max_bytes: int = 65536, wait_seconds: float = 0, idle_seconds: float = 0, format: str = "raw",
+    ) -> types.TaskShellOutput:
+        """Types text into a shell, presses keys, and returns the output that follows.
+
+        Args:
+            task_id: ID of the task.
+            shell_id: Number of the shell.
+            text: Text to type, at most 64 KiB. Nothing is added: a line ends with `\\n`.
+            keys: Keys to press after it, such as `Enter`, `Ctrl-C`, `Escape`, `Up`, or `F1`.
+            cursor: Where to begin. Default: where the output ended before.
+            max_bytes, wait_seconds, idle_seconds, format: See `read_task_shell`.
+        """
+        params = {
+            "task_id": task_id, "shell_id": shell_id, "text": text, "keys": _strings("keys", keys), "cursor": cursor,
+            "max_bytes": max_bytes, "wait_seconds": wait_seconds, "idle_seconds": idle_seconds, "format": format,
+        }
+        return await self._call("write_task_shell", params)
+
+    async def signal_task_shell(self, task_id: str, *, shell_id: int, signal: str) -> types.TaskShell:
+        """Sends a signal, such as `INT` or `TERM`, to what runs in the foreground of a shell's terminal."""
+        return await self._call("signal_task_shell", {"task_id": task_id, "shell_id": shell_id, "signal": signal})
+
+    async def resize_task_shell(
+        self, task_id: str, *, shell_id: int, columns: int = 120, rows: int = 30,
+    ) -> types.TaskShell:
+        """Changes the size of a shell's terminal, 1 to 1000 columns and rows."""
+        params = {"task_id": task_id, "shell_id": shell_id, "columns": columns, "rows": rows}
+        return await self._call("resize_task_shell", params)
+
+    async def close_task_shell(self, task_id: str, *, shell_id: int) -> types.TaskShell:
+        """Ends a shell and everything that runs in it. Succeeds if it has ended already."""
+        return await self._call("close_task_shell", {"task_id": task_id, "shell_id": shell_id})
+
+    def attach_task_shell(
+        self, task_id: str, *, shell_id: int, columns: int = 120, rows: int = 30, input: Input = None,
+    ) -> AsyncCommandStream[types.TaskShell]:
+        """Streams the screen of a shell and then what it writes. Leaving the stream leaves the shell running.
+
+        Args:
+            task_id: ID of the task.
+            shell_id: Number of the shell.
+            columns, rows: Size that its terminal gets.
+            input: What to type. The stream ends with it. See `exec_vm`.
+        """
+        params = {"task_id": task_id, "shell_id": shell_id, "columns": columns, "rows": rows}
+        return AsyncCommandStream(self._manager, "attach_task_shell", params, input=input)
+
     async def wait_task(
         self, task_id: str, *, sequence: int, timeout_seconds: Optional[float] = None,
     ) -> types.TaskLogEntry:

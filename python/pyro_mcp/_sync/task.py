@@ -64,6 +64,54 @@ class Task:
         """Sends the input of a detached command, and its end. See `input_task`."""
         return self._pyro.input_task(self.task_id, sequence=sequence, input=input)
 
+    def shell_open(
+        self, command: Optional[str] = None, *, argv: Argv = None, shell: Optional[str] = None, cwd: Optional[StrPath] = None,
+        env: Env = None, user: Optional[str] = None, columns: int = 120, rows: int = 30,
+    ) -> types.TaskShell:
+        """Opens a shell that goes on without this program. See `open_task_shell`."""
+        return self._pyro.open_task_shell(
+            self.task_id, command=command, argv=argv, shell=shell, cwd=cwd, env=env, user=user, columns=columns, rows=rows)
+
+    def shell_list(self) -> types.TaskShells:
+        """Lists the shells of the task. See `list_task_shells`."""
+        return self._pyro.list_task_shells(self.task_id)
+
+    def shell_read(
+        self, shell_id: int, *, cursor: Optional[int] = None, max_bytes: int = 65536, wait_seconds: float = 0,
+        idle_seconds: float = 0, format: str = "raw",
+    ) -> types.TaskShellOutput:
+        """Returns output of a shell. See `read_task_shell`."""
+        return self._pyro.read_task_shell(
+            self.task_id, shell_id=shell_id, cursor=cursor, max_bytes=max_bytes, wait_seconds=wait_seconds,
+            idle_seconds=idle_seconds, format=format)
+
+    def shell_write(
+        self, shell_id: int, text: str = "", *, keys: Sequence[str] = (), cursor: Optional[int] = None, max_bytes: int = 65536,
+        wait_seconds: float = 0, idle_seconds: float = 0, format: str = "raw",
+    ) -> types.TaskShellOutput:
+        """Types into a shell and returns the output that follows. See `write_task_shell`."""
+        return self._pyro.write_task_shell(
+            self.task_id, shell_id=shell_id, text=text, keys=keys, cursor=cursor, max_bytes=max_bytes,
+            wait_seconds=wait_seconds, idle_seconds=idle_seconds, format=format)
+
+    def shell_signal(self, shell_id: int, signal: str) -> types.TaskShell:
+        """Sends a signal to what runs in the foreground of a shell. See `signal_task_shell`."""
+        return self._pyro.signal_task_shell(self.task_id, shell_id=shell_id, signal=signal)
+
+    def shell_resize(self, shell_id: int, *, columns: int = 120, rows: int = 30) -> types.TaskShell:
+        """Changes the size of a shell's terminal."""
+        return self._pyro.resize_task_shell(self.task_id, shell_id=shell_id, columns=columns, rows=rows)
+
+    def shell_close(self, shell_id: int) -> types.TaskShell:
+        """Ends a shell and everything that runs in it."""
+        return self._pyro.close_task_shell(self.task_id, shell_id=shell_id)
+
+    def shell_attach(
+        self, shell_id: int, *, columns: int = 120, rows: int = 30, input: Input = None,
+    ) -> CommandStream[types.TaskShell]:
+        """Streams the screen of a shell and then what it writes. See `attach_task_shell`."""
+        return self._pyro.attach_task_shell(self.task_id, shell_id=shell_id, columns=columns, rows=rows, input=input)
+
     def wait(self, sequence: int, *, timeout_seconds: Optional[float] = None) -> types.TaskLogEntry:
         """Waits until a command has ended. See `wait_task`."""
         return self._pyro.wait_task(self.task_id, sequence=sequence, timeout_seconds=timeout_seconds)

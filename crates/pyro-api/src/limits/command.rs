@@ -89,10 +89,7 @@ pub fn check_command(command: Command, output: OutputMode) -> Result<CheckedComm
     check_env(&env)?;
     check_user(user.as_deref())?;
     let input = check_input(stdin, input)?;
-    if let Some(TerminalSize { columns, rows }) = terminal {
-        check_side("columns", columns)?;
-        check_side("rows", rows)?;
-    }
+    terminal.map_or(Ok(()), check_terminal)?;
     Ok(CheckedCommand { text, program, timeout, cwd, env, user, input, terminal, output })
 }
 
@@ -211,6 +208,15 @@ fn check_input(stdin: Option<String>, input: InputMode) -> Result<CheckedInput, 
         }
         (Some(text), InputMode::None) => Ok(CheckedInput::Text(text)),
     }
+}
+
+/// Checks the size of a terminal.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`].
+pub fn check_terminal(TerminalSize { columns, rows }: TerminalSize) -> Result<(), Error> {
+    check_side("columns", columns)?;
+    check_side("rows", rows)
 }
 
 fn check_side(name: &str, side: u16) -> Result<(), Error> {

@@ -214,3 +214,27 @@ fn every_command_of_people_has_examples_and_every_flag_a_text() {
     }
     check(&grammar());
 }
+
+/// A task may have the name of a subcommand.
+#[test]
+fn a_shell_is_opened_on_a_terminal_or_named_by_a_subcommand() {
+    let shell = |words: &[&str]| match parse_words(&[&["task", "shell"], words].concat()) {
+        Ok(Command::Task(TaskCommand::Shell(args))) => args,
+        other => panic!("{words:?} gave {other:?}"),
+    };
+    let args = shell(&["9775b3af1eeb", "--user", "agent", "--", "vi", "list"]);
+    assert_eq!((args.task_id.as_deref(), args.words.len()), (Some("9775b3af1eeb"), 2));
+    assert!(args.detached.is_none());
+    assert!(matches!(shell(&["list", "build"]).detached, Some(ShellCommand::List(_))));
+    let Some(ShellCommand::Open(args)) = shell(&["open", "build", "--", "list", "-x"]).detached else {
+        panic!()
+    };
+    assert_eq!(args.words, ["list", "-x"]);
+    let args = shell(&["--", "list", "true"]);
+    assert_eq!((args.task_id.as_deref(), args.detached.is_none()), (Some("list"), true));
+    for words in
+        [&["task", "shell"][..], &["task", "shell", "list"], &["task", "shell", "open", "x", "--jsno"]]
+    {
+        assert_eq!(refusal(words).exit_code(), 2, "{words:?}");
+    }
+}

@@ -58,7 +58,7 @@ pub(crate) struct Variable {
     value: Option<String>,
 }
 
-fn variable(text: &str) -> Result<Variable, &'static str> {
+pub(crate) fn variable(text: &str) -> Result<Variable, &'static str> {
     let (name, value) = match text.split_once('=') {
         Some((name, value)) => (name, Some(value.to_owned())),
         None => (text, None),
@@ -102,6 +102,9 @@ pub(crate) enum OptionsError {
     /// A login shell that nothing can be typed into.
     #[error("-t needs -i or a command; use -it for a login shell")]
     NeedsInput,
+    /// Attaching without a terminal.
+    #[error("attach needs a terminal as standard input; use `pyro task shell read` and `write` without one")]
+    AttachNeedsTerminal,
     /// `-it` with a standard input that is not a terminal.
     #[error("-it needs a terminal as standard input; leave out -t to pass on a pipe or a file")]
     NotATerminal,
@@ -168,7 +171,7 @@ impl CommandArgs {
     pub(crate) fn interaction(&self, json: bool) -> Interaction {
         Interaction {
             quiet: json,
-            passed: Passed { input: self.interactive, sizes: self.tty },
+            passed: Passed { input: self.interactive, sizes: self.tty, detachable: false },
             is_raw: self.tty && self.interactive,
             on_terminal: self.tty,
         }
@@ -190,20 +193,28 @@ impl CommandArgs {
             all.extend(variables_in(path)?);
         }
         all.extend(self.env.iter().cloned());
-        let mut set = BTreeMap::new();
-        for Variable { name, value } in all {
-            let value = match value {
-                Some(value) => Some(value),
-                None => own(&name)
-                    .map(|value| value.into_string().map_err(|_| VariableError::NotUtf8(name.clone())))
-                    .transpose()?,
-            };
-            if let Some(value) = value {
-                set.insert(name, value);
-            }
-        }
-        Ok(set)
+        variables(all, own)
     }
+}
+
+/// Returns variables by their names; the last one with a name counts. Those without a value are taken from `own`.
+pub(crate) fn variables(
+    all: Vec<Variable>,
+    own: impl Fn(&str) -> Option<OsString>,
+) -> Result<BTreeMap<String, String>, VariableError> {
+    let mut set = BTreeMap::new();
+    for Variable { name, value } in all {
+        let value = match value {
+            Some(value) => Some(value),
+            None => own(&name)
+                .map(|value| value.into_string().map_err(|_| VariableError::NotUtf8(name.clone())))
+                .transpose()?,
+        };
+        if let Some(value) = value {
+            set.insert(name, value);
+        }
+    }
+    Ok(set)
 }
 
 fn variables_in(path: &Path) -> Result<Vec<Variable>, VariableError> {

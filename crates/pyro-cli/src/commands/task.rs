@@ -22,7 +22,7 @@ use self::file::TaskFileCommand;
 use self::journal::{TaskKillArgs, TaskLogsArgs, TaskWaitArgs};
 use self::naming::TaskUpdateArgs;
 use self::ports::{TaskPublishArgs, TaskUnpublishArgs};
-use self::shell::{TaskShellArgs, TaskStdinArgs};
+use self::shell::{ShellCommand, TaskShellArgs, TaskStdinArgs};
 use self::state::{
     TaskDeleteArgs, TaskExtendArgs, TaskListArgs, TaskStartArgs, TaskStatusArgs, TaskStopArgs,
 };
@@ -104,7 +104,7 @@ impl TaskCommand {
         match self {
             Self::Create(args) => args.json,
             Self::Exec(args) => args.json,
-            Self::Shell(_) => false,
+            Self::Shell(args) => args.detached.as_ref().is_some_and(ShellCommand::wants_json),
             Self::Stdin(args) => args.command.task.json,
             Self::Status(args) => args.task.json,
             Self::Logs(args) => args.task.json,

@@ -53,6 +53,17 @@ fn help_of_task() {
 }
 
 #[test]
+fn help_of_task_shell() {
+    insta::assert_snapshot!(help(["task", "shell", "--help"]));
+    for word in ["open", "list", "attach", "read", "write", "signal", "close"] {
+        insta::assert_snapshot!(
+            format!("help_of_task_shell_{word}"),
+            help(["task", "shell", word, "--help"])
+        );
+    }
+}
+
+#[test]
 fn help_of_mcp() {
     insta::assert_snapshot!(help(["mcp", "--help"]));
     insta::assert_snapshot!("help_of_mcp_serve", help(["mcp", "serve", "--help"]));

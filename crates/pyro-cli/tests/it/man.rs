@@ -51,6 +51,13 @@ fn there_is_a_page_for_every_command() {
     pyro-task-list.1
     pyro-task-logs.1
     pyro-task-publish.1
+    pyro-task-shell-attach.1
+    pyro-task-shell-close.1
+    pyro-task-shell-list.1
+    pyro-task-shell-open.1
+    pyro-task-shell-read.1
+    pyro-task-shell-signal.1
+    pyro-task-shell-write.1
     pyro-task-shell.1
     pyro-task-start.1
     pyro-task-status.1

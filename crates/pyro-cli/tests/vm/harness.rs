@@ -4,6 +4,7 @@
 mod cache;
 mod engine;
 mod task;
+mod terminal;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,6 +18,7 @@ use pyro_testkit::{McpClient, reached_within};
 
 pub(crate) use engine::{Capture, chain, command, exec, exec_text, never, quiet};
 pub(crate) use task::Task;
+pub(crate) use terminal::{Terminal, assert_put_back};
 
 /// The executable under test.
 pub(crate) const PYRO: &str = env!("CARGO_BIN_EXE_pyro");

@@ -128,12 +128,14 @@ pub(super) fn command_input(command: &CheckedCommand, call: &CallContext) -> Opt
     }
 }
 
-/// Returns what the caller sends.
+/// Returns what the caller sends. The first that is asked for shows that the command is accepted.
 pub(super) fn caller_input(call: &CallContext) -> Option<InputStream> {
     let receiver = call.input.take()?;
-    let events = stream::unfold(receiver, |mut receiver| async {
+    let accepted = call.accepted.clone();
+    let events = stream::unfold((receiver, accepted), |(mut receiver, accepted)| async {
+        accepted.cancel();
         let event = receiver.recv().await?;
-        Some((convert::command_input(event), receiver))
+        Some((convert::command_input(event), (receiver, accepted)))
     });
     Some(events.boxed())
 }

@@ -8,6 +8,7 @@ mod input;
 mod journal;
 mod naming;
 mod ports;
+mod shells;
 mod tree;
 
 use std::fs;

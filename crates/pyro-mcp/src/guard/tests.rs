@@ -129,8 +129,7 @@ fake! {
     create_task CreateTask start_task StartTask stop_task StopTask delete_task DeleteTask list_tasks ListTasks
     update_task UpdateTask extend_task ExtendTask publish_task PublishTask unpublish_task UnpublishTask exec_task ExecTask detach_task DetachTask wait_task WaitTask follow_task FollowTask input_task InputTask
     kill_task KillTask logs_task LogsTask copy_from_task CopyFromTask copy_to_task CopyToTask
-    read_task_file ReadTaskFile write_task_file WriteTaskFile stat_task_file StatTaskFile list_task_files ListTaskFiles
-    move_task_file MoveTaskFile remove_task_file RemoveTaskFile make_task_directory MakeTaskDirectory watch_task_files WatchTaskFiles doctor Doctor
+    read_task_file ReadTaskFile write_task_file WriteTaskFile stat_task_file StatTaskFile list_task_files ListTaskFiles move_task_file MoveTaskFile remove_task_file RemoveTaskFile make_task_directory MakeTaskDirectory watch_task_files WatchTaskFiles doctor Doctor open_task_shell OpenTaskShell list_task_shells ListTaskShells read_task_shell ReadTaskShell write_task_shell WriteTaskShell signal_task_shell SignalTaskShell resize_task_shell ResizeTaskShell close_task_shell CloseTaskShell attach_task_shell AttachTaskShell
 }
 
 /// What becomes of a request under a policy, and what the contract is asked for meanwhile.
@@ -153,7 +152,7 @@ fn with<O: Operation>(more: Value) -> O {
     let mut all = json!({
         "environment": "debian:12", "vm_id": "de259a89b184", "task_id": "de259a89b184", "command": "true",
         "sequence": 1, "path": "x", "target": "/x", "source": "/x", "content": "x", "destination": "y", "ttl_seconds": 600,
-        "platform": "linux-x86_64", "mapping": "0:80", "host_port": 80,
+        "platform": "linux-x86_64", "mapping": "0:80", "host_port": 80, "shell_id": 1, "signal": "INT",
     });
     let given = all.as_object_mut().unwrap();
     given.extend(more.as_object().unwrap().clone());

@@ -15,6 +15,8 @@
 
 mod input;
 mod log;
+mod scrollback;
+mod shells;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -34,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::log::{CommandLog, STREAM_LIMIT, file_name, room};
 
+use self::shells::Shells;
 use super::{REPLY_LIMIT, Store, StoreError};
 use crate::conversation::{CommandOutcome, OutputChunk, converse, timeout_note};
 use crate::mux::{OpenError, Permit, Streams};
@@ -68,6 +71,7 @@ struct Shared<S> {
     running: RefCell<BTreeMap<u64, Running>>,
     /// Every command that has not ended, by its number in the guest.
     addressable: RefCell<BTreeMap<u64, Addressable>>,
+    shells: Shells,
     /// Number in the guest of the latest command.
     latest_id: Cell<u64>,
     /// Commands outside the journal, which can only be ended together.
@@ -122,6 +126,7 @@ impl<S: Store + 'static> Commands<S> {
             store,
             running: RefCell::default(),
             addressable: RefCell::default(),
+            shells: Shells::default(),
             latest_id: Cell::new(0),
             unnumbered: CancellationToken::new(),
             beginning: watch::Sender::new(0),

@@ -1,11 +1,14 @@
 //! `pyro task shell` and `pyro task stdin`: commands that a person or a program types into.
 
+mod detached;
+
 use std::ffi::OsString;
 
 use clap::Args;
 use pyro_engine::operations::ExecTask;
 use pyro_engine::{CallContext, Engine, OutputMode};
 
+pub(crate) use self::detached::ShellCommand;
 use super::subject::TaskSequenceArgs;
 use crate::commands::command::CommandArgs;
 use crate::error::CliError;
@@ -20,19 +23,33 @@ The same as `pyro task exec -it`: a login shell, or a command, on a terminal in 
 guest. If the terminal is closed, a login shell is ended; a command keeps running. There is no time limit but the \
 end of the task's lifetime unless one is given.
 
+A shell that is opened with `pyro task shell open` stays open without a terminal, and can be attached to. A task \
+that has the name of a subcommand, such as `list`, is given by its id.
+
 Examples:
   pyro task shell 9775b3af1eeb
-  pyro task shell 9775b3af1eeb --user agent -- vi notes.txt";
+  pyro task shell 9775b3af1eeb --user agent -- vi notes.txt
+  pyro task shell open 9775b3af1eeb
+  pyro task shell attach 9775b3af1eeb 1";
 
 /// Start a shell in a task, on this terminal
 ///
-/// The exit status is that of the shell.
+/// The exit status is that of the shell. Subcommands deal with shells that stay open without a terminal.
 #[derive(Debug, Args)]
-#[command(after_help = SHELL_EXAMPLES, override_usage = "pyro task shell [OPTIONS] <TASK_ID> [-- <COMMAND>...]")]
+#[command(
+    after_help = SHELL_EXAMPLES,
+    override_usage = "pyro task shell [OPTIONS] <TASK_ID> [-- <COMMAND>...]\n       pyro task shell <SUBCOMMAND>",
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    subcommand_help_heading = "Subcommands",
+    subcommand_value_name = "SUBCOMMAND"
+)]
 pub(crate) struct TaskShellArgs {
+    #[command(subcommand)]
+    pub(crate) detached: Option<ShellCommand>,
     /// Id that `pyro task create` printed; `pyro task list` shows them all
-    #[arg(value_name = "TASK_ID")]
-    pub(crate) task_id: String,
+    #[arg(value_name = "TASK_ID", required = true)]
+    pub(crate) task_id: Option<String>,
     #[command(flatten)]
     pub(crate) command: CommandArgs,
     /// Conflicts of the options of commands refer to it
@@ -44,8 +61,12 @@ pub(crate) struct TaskShellArgs {
 }
 
 pub(super) fn shell(args: TaskShellArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
+    if let Some(command) = args.detached {
+        return command.run(engine, printer);
+    }
     let options = CommandArgs { interactive: true, tty: true, ..args.command };
-    let id = &args.task_id;
+    // The grammar requires it here.
+    let id = &args.task_id.unwrap_or_default();
     let command = options.command(&args.words)?;
     let request = ExecTask { task: id.as_str().into(), command, output: OutputMode::Stream.into() };
     let interaction = options.interaction(false);
@@ -73,7 +94,7 @@ pub(crate) struct TaskStdinArgs {
 
 pub(super) fn stdin(args: &TaskStdinArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
     let TaskSequenceArgs { task, sequence } = &args.command;
-    let passed = Passed { input: true, sizes: false };
+    let passed = Passed { input: true, ..Passed::default() };
     let interaction = Interaction { quiet: true, passed, ..Interaction::default() };
     let (sent, _) = session::interact(printer, interaction, None, async |call: CallContext| {
         engine.input_task(&task.task_id, *sequence, &call).await

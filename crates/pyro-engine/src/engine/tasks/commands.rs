@@ -285,7 +285,7 @@ impl Engine {
         }
     }
 
-    async fn run_error(&self, id: &VmId, error: RunError, cancel: &CancellationToken) -> Error {
+    pub(super) async fn run_error(&self, id: &VmId, error: RunError, cancel: &CancellationToken) -> Error {
         match error {
             RunError::Lost { .. } => self.lost(id, None, cancel).await,
             RunError::Unanswered => Error::outcome_unknown(Kind::Task, id.as_str()).caused_by(error),

@@ -25,12 +25,15 @@ use crate::protocol::{CommandKey, InputOutcome, Reply, Request, ServerStream};
 use crate::server::Store;
 
 /// Time limit for a command to take what a client sent before it disconnected.
-const LAST_INPUT_LIMIT: Duration = Duration::from_secs(1);
+pub(super) const LAST_INPUT_LIMIT: Duration = Duration::from_secs(1);
 
 impl<S: Store + 'static> Commands<S> {
     /// Passes on what a client sends to the standard input of a command, until the client finishes or disconnects, or the
     /// command takes no more.
     pub(in crate::server) async fn input(&self, command: CommandKey, mut client: ServerStream) {
+        if let Some(shell) = self.shell_of(command).await {
+            return self.type_into(&shell, client).await;
+        }
         let answer = match self.sent(command).await {
             Some((_, Addressable { input: None, .. })) => Some(Reply::Input(InputOutcome::NoInput)),
             Some((id, Addressable { input: Some(slot), is_sent })) => match Attached::to(slot) {
@@ -126,6 +129,9 @@ impl<S: Store + 'static> Commands<S> {
         mut client: ServerStream,
     ) {
         let answer = self.steer(command, |command| Resize { command, size }).await;
+        if let (Reply::Done, Some(shell)) = (&answer, self.shell_of(command).await) {
+            shell.set_size(size);
+        }
         reply(&mut client, answer).await;
     }
 
@@ -154,7 +160,7 @@ impl<S: Store + 'static> Commands<S> {
     }
 
     /// Returns a command's number in the guest, once the guest was sent it. `None`: no such command runs.
-    async fn sent(&self, command: CommandKey) -> Option<(u64, Addressable)> {
+    pub(super) async fn sent(&self, command: CommandKey) -> Option<(u64, Addressable)> {
         let id = match command {
             CommandKey::Id(id) => id,
             CommandKey::Sequence(sequence) => self.find(sequence).await?.id,
@@ -166,14 +172,14 @@ impl<S: Store + 'static> Commands<S> {
 }
 
 /// The only client that sends a command's input. Dropping it lets another one do so.
-struct Attached {
-    permit: Rc<Permit>,
+pub(super) struct Attached {
+    pub(super) permit: Rc<Permit>,
     slot: InputSlot,
 }
 
 impl Attached {
     /// `None`: another client sends the input.
-    fn to(slot: InputSlot) -> Option<Self> {
+    pub(super) fn to(slot: InputSlot) -> Option<Self> {
         let permit = slot.borrow_mut().take()?;
         Some(Self { permit, slot })
     }
@@ -186,15 +192,15 @@ impl Drop for Attached {
 }
 
 /// Shows when a client disconnects, also while nothing is read from it.
-struct HangUp(UnixStream);
+pub(super) struct HangUp(UnixStream);
 
 impl HangUp {
-    fn of(client: &ServerStream) -> io::Result<Self> {
+    pub(super) fn of(client: &ServerStream) -> io::Result<Self> {
         let socket = client.get_ref().as_fd().try_clone_to_owned()?;
         UnixStream::from_std(socket.into()).map(Self)
     }
 
-    async fn wait(&self) {
+    pub(super) async fn wait(&self) {
         // An error means that the event loop ends.
         while let Ok(ready) = self.0.ready(Interest::WRITABLE).await {
             if ready.is_write_closed() {

@@ -47,6 +47,12 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 Request::Input(command) => commands.input(command, client).await,
                 Request::Resize { command, size } => commands.resize(command, size, client).await,
                 Request::Signal { command, signal } => commands.signal(command, signal, client).await,
+                Request::OpenShell(exec) => commands.open_shell(exec, client).await,
+                Request::ListShells => commands.list_shells(client).await,
+                Request::ReadShell(request) => commands.read_shell(request, client).await,
+                Request::AttachShell { sequence, cursor } => {
+                    commands.attach_shell(sequence, cursor, client).await;
+                }
                 Request::Publish(mapping) => {
                     let answer = ports.publish(mapping).await;
                     reply(&mut { client }, answer).await;
@@ -86,9 +92,14 @@ pub(super) fn kind(request: &Request, own: &LaunchSpec) -> Option<state::Request
         | Request::Input(_)
         | Request::Resize { .. }
         | Request::Signal { .. }
+        | Request::OpenShell(_)
         | Request::Publish(_)
         | Request::Unpublish { .. } => state::Request::Work,
-        Request::Watch { .. } | Request::Kill { .. } => state::Request::Look,
+        Request::Watch { .. }
+        | Request::Kill { .. }
+        | Request::ListShells
+        | Request::ReadShell(_)
+        | Request::AttachShell { .. } => state::Request::Look,
         Request::Claim(spec) => state::Request::Claim { fits: own.has_network_of(spec) },
         Request::Extend { .. } => state::Request::Extend,
         Request::Stop => state::Request::Stop,
