@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::StreamExt;
 use futures::future::poll_fn;
 use pyro_wire::{
-    Connect, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Input, Pack,
+    Connect, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Input, Pack, Probe,
     Request, Resize, Signal, Unpack,
 };
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -23,7 +23,7 @@ use crate::machine::VirtualMachine;
 use crate::port::Port;
 use crate::proc::Proc;
 use crate::stream::{RequestStream, accept, answer, finish};
-use crate::{HandshakeError, Machine, boot, connect, copy, exec, handshake, memory};
+use crate::{HandshakeError, Machine, boot, connect, copy, exec, handshake, memory, probe};
 
 /// Why the agent ended, if not because the host closed the channel.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +147,10 @@ impl<M: Machine> Shared<M> {
                 copy::unpack(request, &self.commands.settings.workspace, accept::<_, Unpack>(stream)).await;
             }
             Request::Connect(request) => connect::serve(request, accept::<_, Connect>(stream)).await,
+            Request::Probe(request) => {
+                let reply = probe::answer(request, &self.commands.settings.workspace);
+                answer(accept::<_, Probe>(stream), reply).await;
+            }
             Request::Identify(request) => {
                 let reply = self.identify(&request);
                 finish(accept::<_, Identify>(stream), reply).await;

@@ -4,6 +4,7 @@ mod copy;
 mod end;
 mod input;
 mod process;
+mod service;
 mod start;
 
 use std::io;
@@ -23,6 +24,7 @@ pub use self::copy::CopyError;
 pub use self::end::{EndError, EndRequest, Ended};
 pub use self::input::{CommandInput, InputStream};
 use self::process::Process;
+pub use self::service::ServiceError;
 pub use self::start::{Lifeline, StartError, make_template, start};
 pub(crate) use self::start::{SPARE_LIMIT, claim, kill_silent_spare, spawn};
 use super::conversation::{CommandOutcome, GUEST_MARGIN, HOST_MARGIN, OutputChunk};
@@ -264,7 +266,8 @@ impl Client {
                         | Reply::Published(_)
                         | Reply::NotPublished
                         | Reply::CannotListen { .. }
-                        | Reply::NotRecorded { .. },
+                        | Reply::NotRecorded { .. }
+                        | Reply::Service(_),
                     ))
                     | Err(_),
                 )
@@ -465,7 +468,8 @@ fn unexpected(reply: Reply) -> RunError {
         | Reply::Published(_)
         | Reply::NotPublished
         | Reply::CannotListen { .. }
-        | Reply::NotRecorded { .. } => RunError::Lost { sequence: None },
+        | Reply::NotRecorded { .. }
+        | Reply::Service(_) => RunError::Lost { sequence: None },
     }
 }
 

@@ -28,6 +28,7 @@ mod bounded;
 mod command;
 mod failure;
 mod frame;
+mod probe;
 mod reply;
 mod request;
 mod setup;
@@ -42,6 +43,7 @@ pub use frame::{
     Frame, FrameCodec, FrameError, MAX_CONTROL_BYTES, MAX_OUTPUT_BYTES, MAX_REPLY_BYTES, OutputStream,
     bytes_missing,
 };
+pub use probe::{Probe, ProbeReply};
 pub use reply::{
     ArchiveReply, ArchiveReport, ConnectReply, ExecReply, Exit, HaltReply, IdentifyReply, InputReply, Status,
     SteerReply,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ArchiveReply, Bootstrap, ConnectReply, Exec, ExecInput, ExecReply, HaltReply, IdentifyReply, Input,
-    InputEnd, InputReply, Resize, Signal, SteerReply,
+    InputEnd, InputReply, Probe, ProbeReply, Resize, Signal, SteerReply,
 };
 
 /// First frame of the host on each stream. Closing the stream before the reply cancels the request.
@@ -29,6 +29,8 @@ pub enum Request {
     Unpack(Unpack),
     /// Connect to a server in the machine.
     Connect(Connect),
+    /// Find out whether a server or a file is there.
+    Probe(Probe),
     /// Become another machine.
     Identify(Identify),
     /// Prepare for the end of the machine.
@@ -69,6 +71,7 @@ calls! {
     Pack(NoInput) -> ArchiveReply;
     Unpack(NoInput) -> ArchiveReply;
     Connect(ConnectInput) -> ConnectReply;
+    Probe(NoInput) -> ProbeReply;
     Identify(NoInput) -> IdentifyReply;
 }
 

@@ -12,6 +12,7 @@ mod host;
 mod input;
 mod login;
 mod machine;
+mod probe;
 mod programs;
 mod terminal;
 mod users;

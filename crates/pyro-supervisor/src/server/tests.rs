@@ -14,6 +14,7 @@ mod interleavings;
 mod ports;
 mod process;
 mod races;
+mod services;
 
 pub(crate) use self::fake::{Conditions, Fact, FakeStore, Supervised, World, spec};
 pub(crate) use self::races::started;
