@@ -25,6 +25,7 @@ mod network;
 mod payload;
 mod port;
 mod request;
+mod service;
 #[cfg(test)]
 mod strategies;
 mod words;
@@ -65,4 +66,11 @@ pub use request::{
     HostPort, Lifetime, NewFile, Platform, PortToPublish, Ports, Renewal, Sequence, TaskName, TaskSpec,
     VmName, VmSpec,
 };
-pub use words::{Accelerator, DiskState, ExecutionMode, Outcome, StopReason, TtlFrom, UnknownWord, VmState};
+pub use service::{
+    LogPart, LogTail, Service, ServiceCommand, ServiceList, ServiceLog, ServiceName, ServiceOptions,
+    ServiceRemoved, TaskService,
+};
+pub use words::{
+    Accelerator, DiskState, ExecutionMode, Outcome, RestartPolicy, ServiceState, StopReason, TtlFrom,
+    UnknownWord, VmState,
+};

@@ -44,13 +44,14 @@ pub use pyro_api::{
     Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CallContext, Caller, Command, CommandOutput,
     Contract, CopyLimits, DeleteReason, Deleted, DiskState, DoctorReport, Domain, Egress, Environment,
     EnvironmentList, ErrorKind, Event, Events, ExecutionMode, FileContent, FileEncoding, FileRange, Hint,
-    HostAccess, HostCa, Input, InputEvent, InputMode, Kind, LastCommand, Naming, NetworkAssignment,
+    HostAccess, HostCa, Input, InputEvent, InputMode, Kind, LastCommand, LogPart, Naming, NetworkAssignment,
     NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode, OutputStream, OwnerName, Phase,
     PortMapping, Preset, PruneReport, Pruned, PublishedPort, PullEvent, PulledEnvironment, Reader, Reaped,
-    RemovedEnvironment, RunPhase, RunResult, StopReason, Task, TaskChanges, TaskCopied, TaskDeleted,
+    RemovedEnvironment, RestartPolicy, RunPhase, RunResult, Service, ServiceCommand, ServiceList, ServiceLog,
+    ServiceOptions, ServiceRemoved, ServiceState, StopReason, Task, TaskChanges, TaskCopied, TaskDeleted,
     TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskFilter, TaskInput, TaskList, TaskLogEntry,
-    TaskLogs, TaskLogsPage, TaskPublished, TaskSpec, TerminalSize, TtlFrom, UnknownWord, Visibility, Vm,
-    VmId, VmSpec, VmState,
+    TaskLogs, TaskLogsPage, TaskPublished, TaskService, TaskSpec, TerminalSize, TtlFrom, UnknownWord,
+    Visibility, Vm, VmId, VmSpec, VmState,
 };
 pub use pyro_machine::disk::Overcommit;
 pub use pyro_machine::network::RunError as NetworkRunError;

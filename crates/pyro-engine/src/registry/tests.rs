@@ -51,8 +51,17 @@ fn with_vms(count: u32) -> (TempDir, Registry) {
     (directory, registry)
 }
 
+/// A task that was created and is not started.
+pub(super) fn with_task() -> (TempDir, Registry, VmId) {
+    let directory = TempDir::new().unwrap();
+    let registry = Registry::new(directory.path());
+    let task = NewVm { kind: Kind::Task, ..new_vm(&id(1), 1.0) };
+    registry.insert(&task, 100).unwrap();
+    (directory, registry, id(1))
+}
+
 /// Opens the file as another program would.
-fn raw(directory: &Path) -> Connection {
+pub(super) fn raw(directory: &Path) -> Connection {
     Connection::open(directory.join("state.sqlite3")).unwrap()
 }
 
