@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use pyro_api::operations::{
     CreateTask, CreateVm, DeleteTask, DeleteVm, DetachTask, ExecTask, ExecVm, ExtendTask, FollowTask,
-    KillTask, ListTasks, LogsTask, NetworkInfoVm, ReadTaskFile, ReapExpired, RunInVm, StartTask, StartVm,
-    StatusTask, StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
+    KillTask, ListServices, ListTasks, LogsService, LogsTask, NetworkInfoVm, ReadTaskFile, ReapExpired,
+    RunInVm, StartService, StartTask, StartVm, StatusService, StatusTask, StatusVm, StopService, StopTask,
+    StopVm, WaitTask, WriteTaskFile,
 };
-use pyro_api::{CallContext, Entries, Operation, OutputMode, Sequence, TaskLogEntry, TaskLogsPage, TaskName};
+use pyro_api::{
+    CallContext, Entries, Operation, OutputMode, Sequence, ServiceList, TaskLogEntry, TaskLogsPage, TaskName,
+};
 use serde_json::Value;
 
 use crate::arguments::{ArgumentError, Arguments, Given};
@@ -21,6 +24,10 @@ use crate::tools::*;
 const MAX_FILE_PART: u64 = 1_000_000;
 /// Maximum number of entries of a journal that one call returns.
 const MAX_ENTRIES: u64 = 1000;
+/// Number of lines of a log that one call returns if the client does not choose a part of it.
+const DEFAULT_LINES: u64 = 50;
+/// Maximum number of bytes of a log that one call returns.
+const LOG_BYTES: u64 = 16_000;
 /// Maximum time that a call waits for a command, in seconds.
 const MAX_WAIT: u64 = 3600;
 
@@ -39,6 +46,8 @@ impl Call<'_> {
         let mut given = arguments.checked(tool.arguments())?;
         self.guard.policy().apply_network_policy(&mut given)?;
         let takes_command = tool.arguments().iter().any(|argument| argument.name == COMMAND.name);
+        // A service that exists is started without one.
+        let takes_command = takes_command && tool != Tool::TaskServiceStart;
         if takes_command && !given.has(&COMMAND) && !given.has(&ARGV) {
             return Err(ArgumentError::Missing(COMMAND.name.to_owned()).into());
         }
@@ -75,6 +84,22 @@ impl Call<'_> {
                 payload(self.guard.perform(request, self.context).await?)
             }
             Tool::TaskWriteFile => self.forward::<WriteTaskFile>(&given).await,
+            Tool::TaskServiceStart => self.forward::<StartService>(&given).await,
+            Tool::TaskServiceStatus if given.has(&ANY_SERVICE) => {
+                let request: StatusService = given.request()?;
+                let service = self.guard.perform(request, self.context).await?;
+                payload(ServiceList { task_id: service.task_id.clone(), services: vec![service], count: 1 })
+            }
+            Tool::TaskServiceStatus => self.forward::<ListServices>(&given).await,
+            Tool::TaskServiceLogs => {
+                let mut request: LogsService = given.request()?;
+                if request.part.offset.is_none() {
+                    request.part.tail.get_or_insert(DEFAULT_LINES);
+                }
+                request.part.max_bytes = Some(LOG_BYTES);
+                payload(self.guard.perform(request, self.context).await?)
+            }
+            Tool::TaskServiceStop => self.forward::<StopService>(&given).await,
         }
     }
 

@@ -2,13 +2,14 @@
 
 use pyro_api::operations::{
     CreateTask, CreateVm, DeleteTask, DeleteVm, ExecTask, ExecVm, ExtendTask, KillTask, ListEnvironments,
-    ListTasks, LogsTask, NetworkInfoVm, ReadTaskFile, ReapExpired, RunInVm, StartTask, StartVm, StatusTask,
-    StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile,
+    ListServices, ListTasks, LogsService, LogsTask, NetworkInfoVm, ReadTaskFile, ReapExpired, RunInVm,
+    StartService, StartTask, StartVm, StatusTask, StatusVm, StopService, StopTask, StopVm, WaitTask,
+    WriteTaskFile,
 };
 use pyro_api::{
     Access, Deleted, Disk, Environment, HostAccess, NetworkInfo, Operation, OperationInfo, Reaped, RunResult,
-    Task, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs,
-    Vm,
+    Service, ServiceList, ServiceLog, Task, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten,
+    TaskList, TaskLogEntry, TaskLogs, Vm,
 };
 use rmcp::model::ToolAnnotations;
 use schemars::JsonSchema;
@@ -46,6 +47,10 @@ pub(crate) enum Tool {
     TaskExtend,
     TaskReadFile,
     TaskWriteFile,
+    TaskServiceStart,
+    TaskServiceStatus,
+    TaskServiceLogs,
+    TaskServiceStop,
 }
 
 /// The environments under one key, because results must be objects.
@@ -197,9 +202,62 @@ pub(crate) const DISK: Argument = Argument {
     description: "Size of the disk in MiB, 256 to 1048576; reduced if the disk of the host is too small",
 };
 
+pub(crate) const TASK_NAME: Argument =
+    Argument { name: "name", kind: Kind::OptionalText, description: "Name, usable as task_id" };
+pub(crate) const LABELS: Argument =
+    Argument { name: "labels", kind: Kind::Variables, description: "Labels, each KEY=VALUE" };
+pub(crate) const SERVICE: Argument =
+    Argument { name: "name", kind: Kind::Text, description: "Name of the service" };
+pub(crate) const ANY_SERVICE: Argument =
+    Argument { name: "name", kind: Kind::OptionalText, description: "Name of the service; all if omitted" };
+pub(crate) const SERVICE_COMMAND: Argument = Argument {
+    name: "command",
+    kind: Kind::OptionalText,
+    description: "Shell text to keep running; omit command and argv to start a stopped service again",
+};
+pub(crate) const READY_TCP: Argument = Argument {
+    name: "ready_tcp",
+    kind: Kind::OptionalCount(None),
+    description: "Ready when it accepts connections to this port of the guest",
+};
+pub(crate) const READY_HTTP: Argument = Argument {
+    name: "ready_http",
+    kind: Kind::OptionalText,
+    description: "Ready when it answers http://localhost:PORT/PATH with 200 to 399",
+};
+pub(crate) const READY_FILE: Argument =
+    Argument { name: "ready_file", kind: Kind::OptionalText, description: "Ready when this file exists" };
+pub(crate) const READY_COMMAND: Argument = Argument {
+    name: "ready_command",
+    kind: Kind::OptionalText,
+    description: "Ready when this shell command ends with exit code 0",
+};
+pub(crate) const READY_TIMEOUT: Argument = Argument {
+    name: "ready_timeout_seconds",
+    kind: Kind::OptionalInteger(Some(60)),
+    description: "Time limit for becoming ready",
+};
+pub(crate) const RESTART: Argument = Argument {
+    name: "restart",
+    kind: Kind::OneOf(&["no", "on-failure", "always"]),
+    description: "When to run it again after it has ended",
+};
+pub(crate) const START_WITH_TASK: Argument =
+    Argument { name: "start_with_task", kind: Kind::Switch, description: "Start it again with the task" };
+pub(crate) const TAIL: Argument = Argument {
+    name: "tail",
+    kind: Kind::OptionalCount(None),
+    description: "Begin with this many last lines; 50 if offset is omitted, too",
+};
+pub(crate) const LOG_OFFSET: Argument = Argument {
+    name: "offset",
+    kind: Kind::OptionalCount(None),
+    description: "Begin at this byte, such as next_offset of an earlier result",
+};
+
 impl Tool {
     /// Every tool in the order in which clients see them.
-    pub(crate) const ALL: [Self; 23] = [
+    pub(crate) const ALL: [Self; 27] = [
         Self::VmRun,
         Self::VmListEnvironments,
         Self::VmCreate,
@@ -223,6 +281,10 @@ impl Tool {
         Self::TaskExtend,
         Self::TaskReadFile,
         Self::TaskWriteFile,
+        Self::TaskServiceStart,
+        Self::TaskServiceStatus,
+        Self::TaskServiceLogs,
+        Self::TaskServiceStop,
     ];
 
     pub(crate) fn named(name: &str) -> Option<Self> {
@@ -254,6 +316,10 @@ impl Tool {
             Self::TaskExtend => "task_extend",
             Self::TaskReadFile => "task_read_file",
             Self::TaskWriteFile => "task_write_file",
+            Self::TaskServiceStart => "task_service_start",
+            Self::TaskServiceStatus => "task_service_status",
+            Self::TaskServiceLogs => "task_service_logs",
+            Self::TaskServiceStop => "task_service_stop",
         }
     }
 
@@ -304,6 +370,15 @@ impl Tool {
             Self::TaskWriteFile => {
                 "Create or replace a file of a task, with its parent directories. The content needs no shell quoting."
             }
+            Self::TaskServiceStart => {
+                "Keep a command of a task running, such as a server, until task_service_stop. With one of the ready_ \
+                 arguments, waits until it is ready; if state is `failed`, reason and last_output say why."
+            }
+            Self::TaskServiceStatus => "Show the services of a task.",
+            Self::TaskServiceLogs => {
+                "Show what a service has written. If next_offset is less than end_offset, there is more."
+            }
+            Self::TaskServiceStop => "Stop a service of a task.",
         }
     }
 
@@ -332,9 +407,18 @@ impl Tool {
             }
             Self::VmStart | Self::VmStop | Self::VmDelete | Self::VmStatus | Self::VmNetworkInfo => &[VM_ID],
             Self::VmExec => &[VM_ID, COMMAND, ARGV, SHELL, USER, STDIN, CWD, ENV, TIMEOUT],
-            Self::TaskCreate => {
-                &[ENVIRONMENT, VCPU_COUNT, MEM_MIB, TASK_TTL, DISK, NETWORK, ALLOW_DOMAINS, HOST_COMPAT]
-            }
+            Self::TaskCreate => &[
+                ENVIRONMENT,
+                TASK_NAME,
+                LABELS,
+                VCPU_COUNT,
+                MEM_MIB,
+                TASK_TTL,
+                DISK,
+                NETWORK,
+                ALLOW_DOMAINS,
+                HOST_COMPAT,
+            ],
             Self::TaskExec => &[TASK_ID, COMMAND, ARGV, SHELL, USER, STDIN, CWD, ENV, TIMEOUT, DETACH],
             Self::TaskStatus | Self::TaskDelete | Self::TaskStart | Self::TaskStop => &[TASK_ID],
             Self::TaskLogs => &[TASK_ID, ANY_SEQUENCE, OUTPUT_OFFSET, LAST],
@@ -343,6 +427,26 @@ impl Tool {
             Self::TaskExtend => &[TASK_ID, NEW_TTL],
             Self::TaskReadFile => &[TASK_ID, PATH, FILE_OFFSET, MAX_BYTES],
             Self::TaskWriteFile => &[TASK_ID, PATH, CONTENT, ENCODING, EXECUTABLE],
+            Self::TaskServiceStart => &[
+                TASK_ID,
+                SERVICE,
+                SERVICE_COMMAND,
+                ARGV,
+                SHELL,
+                USER,
+                CWD,
+                ENV,
+                READY_TCP,
+                READY_HTTP,
+                READY_FILE,
+                READY_COMMAND,
+                READY_TIMEOUT,
+                RESTART,
+                START_WITH_TASK,
+            ],
+            Self::TaskServiceStatus => &[TASK_ID, ANY_SERVICE],
+            Self::TaskServiceLogs => &[TASK_ID, SERVICE, TAIL, LOG_OFFSET],
+            Self::TaskServiceStop => &[TASK_ID, SERVICE],
         }
     }
 
@@ -365,6 +469,9 @@ impl Tool {
             Self::TaskWait | Self::TaskKill => schema_of::<TaskLogEntry>(),
             Self::TaskReadFile => schema_of::<TaskFile>(),
             Self::TaskWriteFile => schema_of::<TaskFileWritten>(),
+            Self::TaskServiceStart | Self::TaskServiceStop => schema_of::<Service>(),
+            Self::TaskServiceStatus => schema_of::<ServiceList>(),
+            Self::TaskServiceLogs => schema_of::<ServiceLog>(),
         };
         schema::compact(schema, self.keys())
     }
@@ -404,6 +511,8 @@ impl Tool {
                 "error",
             ],
             Self::TaskKill => &["sequence", "outcome", "exit_code"],
+            Self::TaskServiceStart => &["name", "state", "exit_code", "reason", "last_output"],
+            Self::TaskServiceStop => &["name", "state"],
             Self::VmStatus => &[
                 "vm_id",
                 "environment",
@@ -433,6 +542,7 @@ impl Tool {
                 "network_policy",
                 "network_denials",
                 "published_ports",
+                "services",
                 "execution_mode",
                 "command_count",
                 "last_command",
@@ -449,7 +559,9 @@ impl Tool {
             | Self::TaskDelete
             | Self::TaskList
             | Self::TaskReadFile
-            | Self::TaskWriteFile => &[],
+            | Self::TaskWriteFile
+            | Self::TaskServiceStatus
+            | Self::TaskServiceLogs => &[],
         }
     }
 
@@ -479,6 +591,10 @@ impl Tool {
             Self::TaskExtend => ExtendTask::INFO,
             Self::TaskReadFile => ReadTaskFile::INFO,
             Self::TaskWriteFile => WriteTaskFile::INFO,
+            Self::TaskServiceStart => StartService::INFO,
+            Self::TaskServiceStatus => ListServices::INFO,
+            Self::TaskServiceLogs => LogsService::INFO,
+            Self::TaskServiceStop => StopService::INFO,
         }
     }
 
@@ -506,6 +622,8 @@ impl Tool {
                 | Self::TaskWriteFile
                 | Self::VmStop
                 | Self::TaskStop
+                | Self::TaskServiceStart
+                | Self::TaskServiceStop
         ) || (self == Self::VmRun && !closed);
         let repeatable = reads
             || matches!(
@@ -516,9 +634,11 @@ impl Tool {
                     | Self::TaskKill
                     | Self::TaskExtend
                     | Self::TaskWriteFile
+                    | Self::TaskServiceStop
             );
         // With `network`, a command reaches other hosts.
-        let open = !closed && matches!(self, Self::VmRun | Self::VmExec | Self::TaskExec);
+        let open =
+            !closed && matches!(self, Self::VmRun | Self::VmExec | Self::TaskExec | Self::TaskServiceStart);
         ToolAnnotations::new().read_only(reads).destructive(destroys).idempotent(repeatable).open_world(open)
     }
 }

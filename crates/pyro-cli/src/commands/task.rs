@@ -6,6 +6,7 @@ pub(crate) mod exec;
 pub(crate) mod journal;
 pub(crate) mod naming;
 pub(crate) mod ports;
+pub(crate) mod service;
 mod several;
 pub(crate) mod shell;
 pub(crate) mod state;
@@ -20,6 +21,7 @@ use self::exec::TaskExecArgs;
 use self::journal::{TaskKillArgs, TaskLogsArgs, TaskWaitArgs};
 use self::naming::TaskUpdateArgs;
 use self::ports::{TaskPublishArgs, TaskUnpublishArgs};
+use self::service::ServiceSubcommand;
 use self::shell::{TaskShellArgs, TaskStdinArgs};
 use self::state::{
     TaskDeleteArgs, TaskExtendArgs, TaskListArgs, TaskStartArgs, TaskStatusArgs, TaskStopArgs,
@@ -57,6 +59,8 @@ pub(crate) enum TaskCommand {
     Cp(TaskCpArgs),
     Publish(TaskPublishArgs),
     Unpublish(TaskUnpublishArgs),
+    #[command(subcommand)]
+    Service(ServiceSubcommand),
     #[command(visible_alias = "ps")]
     List(TaskListArgs),
     Extend(TaskExtendArgs),
@@ -86,6 +90,7 @@ impl TaskCommand {
             Self::Cp(args) => cp::run(&args, engine, printer),
             Self::Publish(args) => ports::publish(args, engine, printer),
             Self::Unpublish(args) => ports::unpublish(&args, engine),
+            Self::Service(command) => command.run(engine, printer),
             Self::List(args) => state::list(&args, engine),
             Self::Extend(args) => state::extend(&args, engine),
             Self::Update(args) => naming::update(args, engine),
@@ -108,6 +113,7 @@ impl TaskCommand {
             Self::Cp(args) => args.json,
             Self::Publish(args) => args.json,
             Self::Unpublish(args) => args.json,
+            Self::Service(command) => command.wants_json(),
             Self::List(args) => args.json,
             Self::Extend(args) => args.task.json,
             Self::Update(args) => args.task.json,
