@@ -253,7 +253,7 @@ mod tests {
             assert_eq!(u64::from(*byte), (first + at as u64) / piece as u64);
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), SEGMENTS);
-        // A reader that was slow goes on with what there is.
+        // A reader that was slow goes on with what is kept.
         assert_eq!(read_service_log(dir.path(), 5, 10).unwrap().offset, first);
     }
 

@@ -147,7 +147,7 @@ fn check_url(url: &str) -> Result<Readiness, Error> {
     let uri: Uri = url.parse().map_err(|_| invalid())?;
     let authority = uri.authority().ok_or_else(invalid)?;
     let is_plain = uri.scheme_str() == Some("http") && !authority.as_str().contains('@');
-    // A port that is not a number from 1 to 65535 is none for `Uri`.
+    // `Uri` leaves out a port that is not a number from 0 to 65535.
     let port = match (authority.port_u16(), authority.as_str().contains(':')) {
         (Some(port @ 1..), _) => port,
         (None, false) => 80,

@@ -210,7 +210,7 @@ impl ContextArgs {
         Ok(Command { shell, cwd, env: self.variables(own)?, user, ..command })
     }
 
-    /// Refuses options that need a command, for where there is none.
+    /// Refuses options that need a command.
     ///
     /// # Errors
     /// The first option that is given.

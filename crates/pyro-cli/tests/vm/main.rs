@@ -35,6 +35,7 @@ mod ports;
 mod registry;
 mod rpc;
 mod run;
+mod services;
 mod signals;
 mod spares;
 mod task_commands;

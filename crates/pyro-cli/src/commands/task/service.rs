@@ -55,7 +55,7 @@ its output are shown at once. The service goes on if pyro is interrupted.
 A command that failed is run again, with --restart, after a second, and then after pauses that double up to a minute. \
 After it has run for a minute, they begin at a second again. A service that was stopped is not run again.
 
-Without a command, a service that exists and does not run is started again as it was.
+Without a command, a service that exists and does not run is started again unchanged.
 
 Exit status: 0 if the service runs or has ended successfully, 1 if it failed or is not ready.
 

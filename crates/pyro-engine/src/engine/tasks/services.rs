@@ -335,7 +335,7 @@ pub(super) fn as_in_task(task: VmState, state: ServiceState) -> ServiceState {
     }
 }
 
-/// Returns the last lines of a log; `None` if there are none.
+/// Returns the last lines of a log; `None` if the log is empty.
 fn last_output(dir: &Path) -> Option<Output> {
     let end = service_log_end(dir).ok()?;
     let begin = service_log_tail(dir, LAST_LINES).ok()?.max(end.saturating_sub(LAST_BYTES as u64));

@@ -324,7 +324,7 @@ impl Machine for FakeMachine {
 }
 
 /// A guest that understands `sleep MS`, `fail MS`, which ends with exit code 3, `stubborn MS`, which does not end when asked to, `print BYTES`, which then waits
-/// to be ended and is slow to end, `flood BYTES`, which prints and ends at once when asked to, `late`, which reaches its
+/// to be ended and is slow to end, `flood BYTES`, which prints and ends at once when asked to, `burst BYTES`, which prints and ends, `late`, which reaches its
 /// time limit, `missing`, which cannot be started, `chatter`, which prints until its stream is closed, `leave`, which
 /// closes its stream, `garbage`, which breaks the protocol, `cat`, which prints its input, `blocked MS`, which never reads
 /// its input, a login shell, which waits to be ended, and anything else, which ends at once.
@@ -532,21 +532,23 @@ async fn run_command(
     let started = Instant::now();
     let mut words = command.split(' ');
     let is_stubborn = words.next() == Some("stubborn");
-    let ms = match exec.program {
+    let mut ms = match exec.program {
         Program::LoginShell => 1_000_000,
         _ => words.next().and_then(|ms| ms.parse().ok()).unwrap_or(0),
     };
     let print = |bytes: usize| Frame::Output(OutputStream::Stdout, vec![b'x'; bytes].into());
     match command.split(' ').next() {
-        Some(name @ ("print" | "flood")) => {
+        Some(name @ ("print" | "flood" | "burst")) => {
             let mut left = ms as usize;
             while left > 0 {
                 stream.feed(print(left.min(60_000))).await.ok()?;
                 left -= left.min(60_000);
             }
             stream.flush().await.ok()?;
-            if name == "print" {
-                stream.next().await?.ok()?;
+            match name {
+                "print" => drop(stream.next().await?.ok()?),
+                "burst" => ms = 0,
+                _ => {}
             }
         }
         Some("cat") => {
