@@ -56,6 +56,10 @@ impl Runner {
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new();
         loop {
+            // The VM may end while the service is being recorded.
+            if self.stop.is_cancelled() {
+                return self.status.send_modify(|status| status.state = ServiceState::Stopped);
+            }
             let began = Instant::now();
             let end = self.run_once().await;
             let is_stopped = self.stop.is_cancelled();
@@ -75,7 +79,7 @@ impl Runner {
             }
             let pause = backoff.after(began.elapsed());
             if timeout(pause, self.stop.cancelled()).await.is_ok() {
-                return self.status.send_modify(|status| status.state = ServiceState::Stopped);
+                continue;
             }
             self.status.send_modify(|status| {
                 status.state = ServiceState::Starting;
