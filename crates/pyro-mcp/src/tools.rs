@@ -213,7 +213,7 @@ pub(crate) const ANY_SERVICE: Argument =
 pub(crate) const SERVICE_COMMAND: Argument = Argument {
     name: "command",
     kind: Kind::OptionalText,
-    description: "Shell text to keep running; omit command and argv to start a stopped service again",
+    description: "Shell text to keep running; omit it to start a stopped service again",
 };
 pub(crate) const READY_TCP: Argument = Argument {
     name: "ready_tcp",
@@ -431,8 +431,6 @@ impl Tool {
                 TASK_ID,
                 SERVICE,
                 SERVICE_COMMAND,
-                ARGV,
-                SHELL,
                 USER,
                 CWD,
                 ENV,

@@ -44,6 +44,13 @@ fn there_is_a_page_for_every_command() {
     pyro-task-list.1
     pyro-task-logs.1
     pyro-task-publish.1
+    pyro-task-service-list.1
+    pyro-task-service-logs.1
+    pyro-task-service-remove.1
+    pyro-task-service-start.1
+    pyro-task-service-status.1
+    pyro-task-service-stop.1
+    pyro-task-service.1
     pyro-task-shell.1
     pyro-task-start.1
     pyro-task-status.1
