@@ -369,6 +369,19 @@ class PublishedPort(TypedDict):
     """Port on this host. 0 while the task is stopped, if the system chooses it at each start."""
 
 
+ServiceState = Literal["starting", "running", "ready", "restarting", "failed", "stopped", "exited"]
+"""State of a service."""
+
+
+class TaskService(TypedDict):
+    """A service of a task, in short."""
+
+    name: str
+    """Name of the service."""
+    state: ServiceState
+    """Its state."""
+
+
 class _TaskAlways(TypedDict):
     accelerator: Optional[str]
     """`kvm` or `tcg`; `None` on the host."""
@@ -437,6 +450,8 @@ class Task(_TaskAlways, total=False):
     """Name of the client that created it; absent if this host's user did."""
     published_ports: List[PublishedPort]
     """Its published ports; absent without any."""
+    services: List[TaskService]
+    """Its services, in short; absent without any."""
 
 
 class TaskDeleted(TypedDict):
@@ -674,6 +689,82 @@ class LogsPage(TypedDict):
     """The entries."""
     next_after: Optional[int]
     """`after` for the next page; `None` on the last page."""
+
+
+RestartPolicy = Literal["no", "on-failure", "always"]
+"""When the command of a service is run again after it has ended by itself."""
+
+
+class _ServiceAlways(TypedDict):
+    command: str
+    """Its command, as text for a shell."""
+    exit_code: Optional[int]
+    """Exit code of its command when it ended last, -S if signal S ended it; `None` if it has not ended."""
+    name: str
+    """Name of the service."""
+    ready: Optional[bool]
+    """It runs and has passed its check; `None` without a check."""
+    reason: Optional[str]
+    """Why it is not ready, failed, or did not start; `None` if nothing is wrong or `exit_code` says it."""
+    restart: RestartPolicy
+    """When its command is run again."""
+    restarts: int
+    """How often its command was run again since the service was started."""
+    since: float
+    """When it got into this state, in seconds since the epoch."""
+    start_with_task: bool
+    """It is started with the task."""
+    state: ServiceState
+    """Its state."""
+    task_id: VmId
+    """Id of the task."""
+
+
+class Service(_ServiceAlways, total=False):
+    """A service."""
+
+    last_output: Optional[str]
+    """Its last lines of output, if its command has failed."""
+
+
+class ServiceList(TypedDict):
+    """The services of a task."""
+
+    count: int
+    """Number of services."""
+    services: List[Service]
+    """Its services, in the order in which they were first started."""
+    task_id: VmId
+    """Id of the task."""
+
+
+class ServiceLog(TypedDict):
+    """Part of what a service has written, to its standard output and its standard error together."""
+
+    end_offset: int
+    """Offset behind the last byte that the service has written."""
+    name: str
+    """Name of the service."""
+    next_offset: int
+    """Offset behind the part."""
+    offset: int
+    """Offset of the part, in bytes, in everything that the service ever wrote. Larger than the requested one if that is not
+    kept any more: about the last 8 MiB are."""
+    output: str
+    """The part."""
+    task_id: VmId
+    """Id of the task."""
+
+
+class ServiceRemoved(TypedDict):
+    """A service was removed."""
+
+    name: str
+    """Name that the service had."""
+    removed: bool
+    """Always true."""
+    task_id: VmId
+    """Id of the task."""
 
 
 class TaskCopied(TypedDict):

@@ -429,6 +429,18 @@ hints! {
         model: "call task_logs to see its commands",
         program: "call logs_task() to see its commands"
     }
+    /// There are other services.
+    ListServices => {
+        person: "run `pyro task service list` to see its services",
+        model: "call task_service_status to see its services",
+        program: "call list_services() to see its services"
+    }
+    /// A service runs.
+    StopService => {
+        person: "run `pyro task service stop` first",
+        model: "call task_service_stop first",
+        program: "call stop_service() first"
+    }
     /// Run a command first.
     RunFirst => {
         person: "run a command with `pyro task exec`",

@@ -26,6 +26,7 @@ mod network;
 mod payload;
 mod port;
 mod request;
+mod service;
 mod shell;
 #[cfg(test)]
 mod strategies;
@@ -73,8 +74,15 @@ pub use request::{
     HostPort, Lifetime, NewFile, Platform, PortToPublish, Ports, Renewal, Sequence, TaskName, TaskSpec,
     VmName, VmSpec,
 };
+pub use service::{
+    LogPart, LogTail, Service, ServiceCommand, ServiceList, ServiceLog, ServiceName, ServiceOptions,
+    ServiceRemoved, TaskService,
+};
 pub use shell::{
     CheckedRead, MAX_KEYS, MAX_READ_BYTES, MAX_TYPED_BYTES, ShellCommand, ShellFormat, ShellName, ShellRead,
     ShellSignal, ShellText,
 };
-pub use words::{Accelerator, DiskState, ExecutionMode, Outcome, StopReason, TtlFrom, UnknownWord, VmState};
+pub use words::{
+    Accelerator, DiskState, ExecutionMode, Outcome, RestartPolicy, ServiceState, StopReason, TtlFrom,
+    UnknownWord, VmState,
+};

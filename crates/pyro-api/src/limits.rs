@@ -16,6 +16,9 @@ pub use self::command::{
 };
 pub use crate::port::MAX_PORTS;
 pub use crate::request::MAX_FILE_BYTES;
+pub use crate::service::{
+    CheckedService, MAX_READY_COMMAND_SECONDS, MAX_SERVICES, Readiness, check_service, check_service_name,
+};
 use crate::{Error, ErrorKind, HostCa, VmSpec};
 
 const VCPU_COUNT: RangeInclusive<u32> = 1..=8;

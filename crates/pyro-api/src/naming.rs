@@ -132,6 +132,22 @@ fn check_label(key: &str, value: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// Checks a name of something inside a task.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`].
+pub(crate) fn check_name_of(what: &str, name: &str) -> Result<(), Error> {
+    if has_form_of_name(name) {
+        return Ok(());
+    }
+    let message = format!(
+        "invalid {what} '{}': expected 1 to {MAX_NAME_BYTES} letters, digits, '-', '_' and '.', beginning with a letter \
+         or digit",
+        shown(name)
+    );
+    Err(Error::new(ErrorKind::InvalidInput, message))
+}
+
 fn check_name(name: &str) -> Result<(), Error> {
     let expected = match has_form_of_name(name) {
         true if !is_hexadecimal(name) => return Ok(()),

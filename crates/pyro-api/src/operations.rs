@@ -19,12 +19,13 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Caller, Command, CommandOutput, CopyIn, CopyOut, Deleted, Disk, DoctorReport, Entries, Environment,
     EnvironmentName, Error, Events, FileMove, FilePart, FilePath, FileRemoval, FileWatch, HostPort, Input,
-    Kind, Lifetime, Listing, Naming, NetworkInfo, NewFile, Platform, PortToPublish, Ports, Pruned,
-    PulledEnvironment, Reaped, RemovedEnvironment, Renewal, RunResult, Sequence, ShellCommand, ShellName,
-    ShellRead, ShellSignal, ShellText, Task, TaskChanges, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
-    TaskFile, TaskFileChanged, TaskFileChanges, TaskFileInfo, TaskFileList, TaskFileMoved, TaskFileWritten,
-    TaskFilter, TaskInput, TaskList, TaskLogEntry, TaskLogsPage, TaskName, TaskPublished, TaskShell,
-    TaskShellOutput, TaskShells, TerminalSize, Vm, VmId, VmName, VmSpec,
+    Kind, Lifetime, Listing, LogPart, LogTail, Naming, NetworkInfo, NewFile, Platform, PortToPublish, Ports,
+    Pruned, PulledEnvironment, Reaped, RemovedEnvironment, Renewal, RunResult, Sequence, Service,
+    ServiceCommand, ServiceList, ServiceLog, ServiceName, ServiceOptions, ServiceRemoved, ShellCommand,
+    ShellName, ShellRead, ShellSignal, ShellText, Task, TaskChanges, TaskCopied, TaskDeleted, TaskDetached,
+    TaskExec, TaskFile, TaskFileChanged, TaskFileChanges, TaskFileInfo, TaskFileList, TaskFileMoved,
+    TaskFileWritten, TaskFilter, TaskInput, TaskList, TaskLogEntry, TaskLogsPage, TaskName, TaskPublished,
+    TaskShell, TaskShellOutput, TaskShells, TerminalSize, Vm, VmId, VmName, VmSpec,
 };
 
 /// What an operation accesses. Policies decide by it what a client may do.
@@ -488,6 +489,32 @@ operations! {
     /// Returns one journal entry of a task with its output, or a page of those after a number. A page ends when it has more
     /// than 16 MiB.
     logs_task(LogsTask { task: TaskName, entries: Entries }) -> TaskLogsPage, Read;
+
+    /// Starts a service of a task: a command that is kept running without a caller, until it is stopped, or the task is.
+    /// Without a command, one that exists and does not run is started again. By default, waits until the service is ready, or
+    /// has ended or failed before that: `state` says which. The call can be cancelled meanwhile; the service goes on.
+    start_service(StartService { task: TaskName, service: ServiceName, command: ServiceCommand, options: ServiceOptions, ports: Ports }) -> Service, Enter, streams;
+
+    /// Lists the services of a task, also while it is stopped.
+    list_services(ListServices { task: TaskName }) -> ServiceList, Read;
+
+    /// Returns the state of a service.
+    status_service(StatusService { task: TaskName, service: ServiceName }) -> Service, Read;
+
+    /// Returns a part of what a service has written, in all of its runs.
+    logs_service(LogsService { task: TaskName, service: ServiceName, part: LogPart }) -> ServiceLog, Read;
+
+    /// Sends what a service has written and writes, as events of the standard output, until it has ended for good or the call
+    /// is cancelled. Returns its state then.
+    follow_service(FollowService { task: TaskName, service: ServiceName, tail: LogTail }) -> Service, Read, streams;
+
+    /// Ends a service with everything that its command started, with SIGTERM, later with SIGKILL, and waits for that. It is not
+    /// run again until it is started; with `start_with_task`, the next start of the task does that. Stopping a service that
+    /// does not run succeeds.
+    stop_service(StopService { task: TaskName, service: ServiceName }) -> Service, Manage;
+
+    /// Stops a service and removes it with its log.
+    remove_service(RemoveService { task: TaskName, service: ServiceName }) -> ServiceRemoved, Manage;
 
     /// Copies a file or a directory out of a task, at most 1,000,000 entries and 8 GiB. Existing files are replaced, and
     /// directories are merged. Links that lead out of the copy are neither followed nor created.

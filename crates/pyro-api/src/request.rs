@@ -117,6 +117,12 @@ pub struct Ports {
     pub publish: Vec<PortMapping>,
 }
 
+impl From<Vec<PortMapping>> for Ports {
+    fn from(publish: Vec<PortMapping>) -> Self {
+        Self { publish }
+    }
+}
+
 /// When the lifetime of a task to create is renewed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]

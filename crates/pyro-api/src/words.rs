@@ -179,6 +179,64 @@ words!(TtlFrom {
     Use => "use",
 });
 
+/// When the command of a service is run again after it has ended by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Never.
+    #[default]
+    No,
+    /// Unless it ended with exit code 0. A service that does not become ready has failed.
+    OnFailure,
+    /// However it ended.
+    Always,
+}
+
+words!(RestartPolicy {
+    No => "no",
+    OnFailure => "on-failure",
+    Always => "always",
+});
+
+/// State of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceState {
+    /// Its command runs, or is about to, and is not ready.
+    Starting,
+    /// Its command runs. It has no check.
+    Running,
+    /// Its command runs and has passed its check.
+    Ready,
+    /// Its command has ended, and is run again after a pause.
+    Restarting,
+    /// Its command has failed, or was not ready in time. Nothing of it runs.
+    Failed,
+    /// A caller or the end of the task stopped it. Nothing of it runs.
+    Stopped,
+    /// Its command has ended with exit code 0. Nothing of it runs.
+    Exited,
+}
+
+words!(ServiceState {
+    Starting => "starting",
+    Running => "running",
+    Ready => "ready",
+    Restarting => "restarting",
+    Failed => "failed",
+    Stopped => "stopped",
+    Exited => "exited",
+});
+
+impl ServiceState {
+    /// Its command runs, or will run again by itself.
+    pub fn is_active(self) -> bool {
+        matches!(self, Self::Starting | Self::Running | Self::Ready | Self::Restarting)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,7 +251,17 @@ mod tests {
                 }
             )*};
         }
-        check!(VmState, ExecutionMode, Accelerator, Outcome, StopReason, DiskState, TtlFrom);
+        check!(
+            VmState,
+            ExecutionMode,
+            Accelerator,
+            Outcome,
+            StopReason,
+            DiskState,
+            TtlFrom,
+            RestartPolicy,
+            ServiceState
+        );
         assert_eq!("deleted".parse::<VmState>(), Err(UnknownWord));
         assert_eq!("odd".parse::<Outcome>(), Err(UnknownWord));
     }

@@ -7,6 +7,7 @@ use clap::error::ErrorKind;
 use crate::commands::mcp::McpCommand;
 use crate::commands::mcp::serve::McpTransport;
 use crate::commands::task::TaskCommand;
+use crate::commands::task::service::ServiceSubcommand;
 use crate::commands::task::shell::ShellCommand;
 use crate::commands::{Command, grammar, parsed};
 
@@ -33,6 +34,11 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
                 }
                 Some(_) => None,
             }
+        }
+        Command::Task(TaskCommand::Service(ServiceSubcommand::Start(args))) => {
+            let task = grammar.find_subcommand_mut("task");
+            let service = task.and_then(|task| task.find_subcommand_mut("service"));
+            Some((&args.words, service.and_then(|service| service.find_subcommand_mut("start"))))
         }
         _ => None,
     };

@@ -13,10 +13,10 @@ use crate::engine::dropped;
 use crate::limits::LOGS_PAGE_BYTES;
 use crate::{
     CopyFromGuest, CopyToGuest, Deleted, DoctorReport, Engine, Environment, Error, ErrorKind, Events,
-    NetworkInfo, PulledEnvironment, Reaped, RemovedEnvironment, RunResult, Task, TaskCopied, TaskDeleted,
-    TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges, TaskFileInfo, TaskFileList,
-    TaskFileMoved, TaskFileWritten, TaskInput, TaskList, TaskLogs, TaskPublished, TaskShell, TaskShellOutput,
-    TaskShells, Vm,
+    NetworkInfo, PulledEnvironment, Reaped, RemovedEnvironment, RunResult, Service, ServiceList, ServiceLog,
+    ServiceRemoved, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileChanged,
+    TaskFileChanges, TaskFileInfo, TaskFileList, TaskFileMoved, TaskFileWritten, TaskInput, TaskList,
+    TaskLogs, TaskPublished, TaskShell, TaskShellOutput, TaskShells, Vm,
 };
 
 /// Implements one operation by the engine as the call's caller sees it, so that no operation can skip that.
@@ -211,6 +211,35 @@ operations! {
 
     logs_task(engine, request, call: LogsTask) -> TaskLogsPage {
         engine.logs_page(&request.task.task_id, request.entries, &call.cancel).await
+    }
+
+    start_service(engine, request, call: StartService) -> Service {
+        engine.start_service(request, &call.events, &call.cancel).await
+    }
+
+    list_services(engine, request, call: ListServices) -> ServiceList {
+        engine.list_services(&request.task.task_id).await
+    }
+
+    status_service(engine, request, call: StatusService) -> Service {
+        engine.status_service(&request.task.task_id, &request.service.name).await
+    }
+
+    logs_service(engine, request, call: LogsService) -> ServiceLog {
+        engine.logs_service(request).await
+    }
+
+    follow_service(engine, request, call: FollowService) -> Service {
+        let FollowService { task, service, tail } = request;
+        engine.follow_service(&task.task_id, &service.name, tail.tail, &call.events, &call.cancel).await
+    }
+
+    stop_service(engine, request, call: StopService) -> Service {
+        engine.stop_service(&request.task.task_id, &request.service.name).await
+    }
+
+    remove_service(engine, request, call: RemoveService) -> ServiceRemoved {
+        engine.remove_service(&request.task.task_id, &request.service.name).await
     }
 
     copy_from_task(engine, request, call: CopyFromTask) -> TaskCopied {

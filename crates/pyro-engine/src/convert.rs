@@ -3,11 +3,11 @@
 use pyro_api::{
     Accelerator, AllowedCidr, AllowedDomain, AllowedHost, ChangeKind, CopyLimits, Egress, Environment,
     EnvironmentList, Error, FileChange, FileInfo, FileKind, Hint, InputEvent, NetworkDenial, NetworkPolicy,
-    OutputStream, PortMapping, PruneReport, PulledEnvironment, TerminalSize,
+    OutputStream, PortMapping, PruneReport, PulledEnvironment, RestartPolicy, ServiceState, TerminalSize,
 };
 use pyro_env::Remedy;
 use pyro_machine::network::{self, Denial, DnsName, DomainPattern, DomainRule, Host, HostRule, Policy};
-use pyro_supervisor::{ArchiveLimits, CommandInput};
+use pyro_supervisor::{ArchiveLimits, CommandInput, Restart};
 
 /// Converts an output stream for callers.
 pub(crate) fn stream(stream: pyro_supervisor::OutputStream) -> OutputStream {
@@ -41,6 +41,37 @@ pub(crate) fn command_input(event: InputEvent) -> CommandInput {
         InputEvent::Data(bytes) => CommandInput::Data(bytes),
         InputEvent::Finished => CommandInput::Finished,
         InputEvent::Resize(size) => CommandInput::Resize(terminal_size(size)),
+    }
+}
+
+/// Converts the state of a service for callers.
+pub(crate) fn service_state(state: pyro_supervisor::ServiceState) -> ServiceState {
+    match state {
+        pyro_supervisor::ServiceState::Starting => ServiceState::Starting,
+        pyro_supervisor::ServiceState::Running => ServiceState::Running,
+        pyro_supervisor::ServiceState::Ready => ServiceState::Ready,
+        pyro_supervisor::ServiceState::Restarting => ServiceState::Restarting,
+        pyro_supervisor::ServiceState::Failed => ServiceState::Failed,
+        pyro_supervisor::ServiceState::Stopped => ServiceState::Stopped,
+        pyro_supervisor::ServiceState::Exited => ServiceState::Exited,
+    }
+}
+
+/// Converts the restart policy of a service for callers.
+pub(crate) fn restart(restart: Restart) -> RestartPolicy {
+    match restart {
+        Restart::No => RestartPolicy::No,
+        Restart::OnFailure => RestartPolicy::OnFailure,
+        Restart::Always => RestartPolicy::Always,
+    }
+}
+
+/// Converts the restart policy of a service for its supervisor.
+pub(crate) fn guest_restart(restart: RestartPolicy) -> Restart {
+    match restart {
+        RestartPolicy::No => Restart::No,
+        RestartPolicy::OnFailure => Restart::OnFailure,
+        RestartPolicy::Always => Restart::Always,
     }
 }
 

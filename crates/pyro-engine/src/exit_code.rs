@@ -12,10 +12,17 @@ const KILLED: i64 = -9;
 pub(crate) fn exit_code(end: &CommandEnd) -> i64 {
     match end.status {
         _ if end.timed_out => TIMED_OUT,
-        Some(ExitStatus::Code(code)) => code.into(),
-        Some(ExitStatus::Signal(signal)) => -i64::from(signal),
+        Some(status) => code_of(status),
         // The guest did not answer; its supervisor asked it to kill the command.
         None => KILLED,
+    }
+}
+
+/// Returns the code of a status: −S after signal S.
+pub(crate) fn code_of(status: ExitStatus) -> i64 {
+    match status {
+        ExitStatus::Code(code) => code.into(),
+        ExitStatus::Signal(signal) => -i64::from(signal),
     }
 }
 

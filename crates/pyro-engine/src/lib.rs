@@ -46,15 +46,16 @@ pub use pyro_api::{
     Command, CommandOutput, Contract, CopyLimits, DeleteReason, Deleted, DiskState, DoctorReport, Domain,
     Egress, Environment, EnvironmentList, ErrorKind, Event, Events, ExecutionMode, FileChange, FileContent,
     FileEncoding, FileInfo, FileKind, FileMove, FileRange, FileRemoval, FileWatch, Hint, HostAccess, HostCa,
-    Input, InputEvent, InputMode, Kind, LastCommand, Listing, Naming, NetworkAssignment, NetworkDenial,
-    NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode, OutputStream, OwnerName, Phase, PortMapping,
-    Preset, PruneReport, Pruned, PublishedPort, PullEvent, PulledEnvironment, Reader, Reaped,
-    RemovedEnvironment, RunPhase, RunResult, ShellCommand, ShellFormat, ShellName, ShellRead,
+    Input, InputEvent, InputMode, Kind, LastCommand, Listing, LogPart, Naming, NetworkAssignment,
+    NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode, OutputStream, OwnerName, Phase,
+    PortMapping, Preset, PruneReport, Pruned, PublishedPort, PullEvent, PulledEnvironment, Reader, Reaped,
+    RemovedEnvironment, RestartPolicy, RunPhase, RunResult, Service, ServiceCommand, ServiceList, ServiceLog,
+    ServiceOptions, ServiceRemoved, ServiceState, ShellCommand, ShellFormat, ShellName, ShellRead,
     ShellReadReason, ShellSignal, ShellText, StopReason, Task, TaskChanges, TaskCopied, TaskDeleted,
     TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges, TaskFileInfo, TaskFileList,
     TaskFileMoved, TaskFileWritten, TaskFilter, TaskInput, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage,
-    TaskPublished, TaskShell, TaskShellOutput, TaskShells, TaskSpec, TerminalSize, TtlFrom, UnknownWord,
-    Visibility, Vm, VmId, VmSpec, VmState, WatchEnd, WatchLimits,
+    TaskPublished, TaskService, TaskShell, TaskShellOutput, TaskShells, TaskSpec, TerminalSize, TtlFrom,
+    UnknownWord, Visibility, Vm, VmId, VmSpec, VmState, WatchEnd, WatchLimits,
 };
 pub use pyro_machine::disk::Overcommit;
 pub use pyro_machine::network::RunError as NetworkRunError;

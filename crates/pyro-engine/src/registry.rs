@@ -10,6 +10,7 @@ mod naming;
 mod open;
 mod row;
 mod schema;
+mod services;
 fn mark_stopped(
     tx: &Transaction<'_>,
     id: &VmId,
@@ -24,6 +25,7 @@ fn mark_stopped(
         record.update(tx)?;
     }
     journal::conclude(tx, id, now())?;
+    services::conclude(tx, id, now())?;
     Ok(record)
 }
 
@@ -41,6 +43,7 @@ pub(crate) use self::journal::{CommandRecord, NewCommand};
 use self::open::Opened;
 pub(crate) use self::open::prepare_directory;
 pub(crate) use self::row::{NewVm, RecordedPort, VmPatch, VmRecord};
+pub(crate) use self::services::{ServiceRecord, no_such_service};
 use self::transaction_error::TransactionError;
 use crate::clock::now;
 use crate::state::{Transition, Transitions as _, VmEvent};
@@ -215,6 +218,8 @@ impl Registry {
             record.last_error = None;
             record.apply(patch);
             record.update(tx)?;
+            // What its last supervisor could not record.
+            services::conclude(tx, id, now())?;
             Ok(record)
         })
     }

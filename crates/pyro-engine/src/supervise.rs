@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use pyro_machine::network::{self, NetworkHelper, RunError};
 use pyro_supervisor::{
-    BootInfo, CommandOutcome, EndReason, Exec, Program, PublishedPort, Retention, Store, StoreError,
+    BootInfo, CommandOutcome, EndReason, Exec, Program, PublishedPort, Retention, ServiceDefinition,
+    ServiceStatus, Store, StoreError,
 };
 
 use crate::clock::now;
@@ -134,6 +135,39 @@ impl Store for RegistryStore {
         self.write(move |registry| registry.set_ports(&VmId::parse(&vm_id)?, &ports).map(drop)).await
     }
 
+    async fn services(&self, vm_id: &str) -> Result<Vec<ServiceDefinition>, StoreError> {
+        let vm_id = vm_id.to_owned();
+        let services = self.write(move |registry| registry.services(&VmId::parse(&vm_id)?)).await?;
+        Ok(services.into_iter().map(|service| service.definition).collect())
+    }
+
+    async fn record_service(
+        &self,
+        vm_id: &str,
+        definition: &ServiceDefinition,
+        status: &ServiceStatus,
+    ) -> Result<(), StoreError> {
+        let (vm_id, definition, status) = (vm_id.to_owned(), definition.clone(), status.clone());
+        self.write(move |registry| registry.set_service(&VmId::parse(&vm_id)?, &definition, &status, now()))
+            .await
+    }
+
+    async fn record_service_status(
+        &self,
+        vm_id: &str,
+        name: &str,
+        status: &ServiceStatus,
+    ) -> Result<(), StoreError> {
+        let (vm_id, name, status) = (vm_id.to_owned(), name.to_owned(), status.clone());
+        self.write(move |registry| registry.set_service_status(&VmId::parse(&vm_id)?, &name, &status, now()))
+            .await
+    }
+
+    async fn forget_service(&self, vm_id: &str, name: &str) -> Result<(), StoreError> {
+        let (vm_id, name) = (vm_id.to_owned(), name.to_owned());
+        self.write(move |registry| registry.delete_service(&VmId::parse(&vm_id)?, &name).map(drop)).await
+    }
+
     async fn forget(&self, vm_id: &str) -> Result<(), StoreError> {
         let vm_id = vm_id.to_owned();
         self.write(move |registry| unless_gone(registry.delete(&VmId::parse(&vm_id)?))).await
@@ -212,7 +246,7 @@ fn patch_of(info: &BootInfo) -> VmPatch {
 }
 
 /// Returns a command as the journal shows it: as text that a shell would take.
-fn command_text(program: &Program) -> String {
+pub(crate) fn command_text(program: &Program) -> String {
     match program {
         Program::Argv(words) => limits::quoted(words).unwrap_or_else(|| program.label()),
         Program::Shell { .. } | Program::LoginShell => program.label(),

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use futures::future::poll_fn;
 use pyro_wire::{
     Connect, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Input, List,
-    MakeDirectory, Move, Pack, Remove, Request, Resize, Signal, Stat, Unpack, Watch,
+    MakeDirectory, Move, Pack, Probe, Remove, Request, Resize, Signal, Stat, Unpack, Watch,
 };
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -23,7 +23,7 @@ use crate::machine::VirtualMachine;
 use crate::port::Port;
 use crate::proc::Proc;
 use crate::stream::{RequestStream, accept, answer, finish};
-use crate::{HandshakeError, Machine, boot, connect, copy, exec, files, handshake, memory};
+use crate::{HandshakeError, Machine, boot, connect, copy, exec, files, handshake, memory, probe};
 
 /// Why the agent ended, if not because the host closed the channel.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +166,10 @@ impl<M: Machine> Shared<M> {
                 files::watch::serve(request, &self.workspace(), accept::<_, Watch>(stream)).await;
             }
             Request::Connect(request) => connect::serve(request, accept::<_, Connect>(stream)).await,
+            Request::Probe(request) => {
+                let reply = probe::answer(request, &self.commands.settings.workspace);
+                answer(accept::<_, Probe>(stream), reply).await;
+            }
             Request::Identify(request) => {
                 let reply = self.identify(&request);
                 finish(accept::<_, Identify>(stream), reply).await;

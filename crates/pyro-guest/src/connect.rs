@@ -40,7 +40,7 @@ where
 }
 
 /// Connects to a server on the loopback interface, which may listen for IPv6 alone.
-async fn connect(port: u16) -> io::Result<TcpStream> {
+pub(crate) async fn connect(port: u16) -> io::Result<TcpStream> {
     let server = match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.map_err(|_| error)?

@@ -28,6 +28,7 @@ mod machine;
 mod memory;
 mod network;
 mod port;
+mod probe;
 mod proc;
 mod root;
 mod stream;

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use pyro_api::operations::{
     CloseTaskShell, CreateTask, CreateVm, DeleteTask, DeleteVm, DetachTask, ExecTask, ExecVm, ExtendTask,
-    FollowTask, KillTask, ListTaskFiles, ListTasks, LogsTask, MakeTaskDirectory, MoveTaskFile, NetworkInfoVm,
-    ReadTaskFile, ReapExpired, RemoveTaskFile, RunInVm, SignalTaskShell, StartTask, StartVm, StatTaskFile,
-    StatusTask, StatusVm, StopTask, StopVm, WaitTask, WatchTaskFiles, WriteTaskFile,
+    FollowTask, KillTask, ListServices, ListTaskFiles, ListTasks, LogsService, LogsTask, MakeTaskDirectory,
+    MoveTaskFile, NetworkInfoVm, ReadTaskFile, ReapExpired, RemoveTaskFile, RunInVm, SignalTaskShell,
+    StartService, StartTask, StartVm, StatTaskFile, StatusService, StatusTask, StatusVm, StopService,
+    StopTask, StopVm, WaitTask, WatchTaskFiles, WriteTaskFile,
 };
-use pyro_api::{CallContext, Entries, Operation, OutputMode, Sequence, TaskLogEntry, TaskLogsPage, TaskName};
+use pyro_api::{
+    CallContext, Entries, Operation, OutputMode, Sequence, ServiceList, TaskLogEntry, TaskLogsPage, TaskName,
+};
 use serde_json::Value;
 
 use crate::arguments::{ArgumentError, Arguments, Given};
@@ -28,6 +31,10 @@ const MAX_LISTED: u64 = 1000;
 const WATCH_IDLE_SECONDS: f64 = 0.5;
 /// Maximum number of changes that one call returns.
 const MAX_SHOWN_CHANGES: u64 = 200;
+/// Number of lines of a log that one call returns if the client does not choose a part of it.
+const DEFAULT_LINES: u64 = 50;
+/// Maximum number of bytes of a log that one call returns.
+const LOG_BYTES: u64 = 16_000;
 /// Maximum time that a call waits for a command, in seconds.
 const MAX_WAIT: u64 = 3600;
 
@@ -46,7 +53,9 @@ impl Call<'_> {
         let mut given = arguments.checked(tool.arguments())?;
         self.guard.policy().apply_network_policy(&mut given)?;
         let takes_command = tool.arguments().iter().any(|argument| argument.name == COMMAND.name);
-        if takes_command && tool != Tool::TaskShellOpen && !given.has(&COMMAND) && !given.has(&ARGV) {
+        // Without one, a shell is a login shell, and a service that exists is started again.
+        let takes_command = takes_command && !matches!(tool, Tool::TaskShellOpen | Tool::TaskServiceStart);
+        if takes_command && !given.has(&COMMAND) && !given.has(&ARGV) {
             return Err(ArgumentError::Missing(COMMAND.name.to_owned()).into());
         }
         match tool {
@@ -89,6 +98,22 @@ impl Call<'_> {
             Tool::TaskShellWrite => self.write_shell(given).await,
             Tool::TaskShellSignal => self.forward::<SignalTaskShell>(&given).await,
             Tool::TaskShellClose => self.forward::<CloseTaskShell>(&given).await,
+            Tool::TaskServiceStart => self.forward::<StartService>(&given).await,
+            Tool::TaskServiceStatus if given.has(&ANY_SERVICE) => {
+                let request: StatusService = given.request()?;
+                let service = self.guard.perform(request, self.context).await?;
+                payload(ServiceList { task_id: service.task_id.clone(), services: vec![service], count: 1 })
+            }
+            Tool::TaskServiceStatus => self.forward::<ListServices>(&given).await,
+            Tool::TaskServiceLogs => {
+                let mut request: LogsService = given.request()?;
+                if request.part.offset.is_none() {
+                    request.part.tail.get_or_insert(DEFAULT_LINES);
+                }
+                request.part.max_bytes = Some(LOG_BYTES);
+                payload(self.guard.perform(request, self.context).await?)
+            }
+            Tool::TaskServiceStop => self.forward::<StopService>(&given).await,
         }
     }
 

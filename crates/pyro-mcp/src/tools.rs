@@ -2,15 +2,16 @@
 
 use pyro_api::operations::{
     CloseTaskShell, CreateTask, CreateVm, DeleteTask, DeleteVm, ExecTask, ExecVm, ExtendTask, KillTask,
-    ListEnvironments, ListTaskFiles, ListTasks, LogsTask, MoveTaskFile, NetworkInfoVm, OpenTaskShell,
-    ReadTaskFile, ReadTaskShell, ReapExpired, RunInVm, SignalTaskShell, StartTask, StartVm, StatusTask,
-    StatusVm, StopTask, StopVm, WaitTask, WriteTaskFile, WriteTaskShell,
+    ListEnvironments, ListServices, ListTaskFiles, ListTasks, LogsService, LogsTask, MoveTaskFile,
+    NetworkInfoVm, OpenTaskShell, ReadTaskFile, ReadTaskShell, ReapExpired, RunInVm, SignalTaskShell,
+    StartService, StartTask, StartVm, StatusTask, StatusVm, StopService, StopTask, StopVm, WaitTask,
+    WriteTaskFile, WriteTaskShell,
 };
 use pyro_api::{
     Access, Deleted, Disk, Environment, HostAccess, NetworkInfo, Operation, OperationInfo, Reaped, RunResult,
-    Task, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges, TaskFileInfo,
-    TaskFileList, TaskFileMoved, TaskFileWritten, TaskList, TaskLogEntry, TaskLogs, TaskShell,
-    TaskShellOutput, Vm,
+    Service, ServiceList, ServiceLog, Task, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileChanged,
+    TaskFileChanges, TaskFileInfo, TaskFileList, TaskFileMoved, TaskFileWritten, TaskList, TaskLogEntry,
+    TaskLogs, TaskShell, TaskShellOutput, Vm,
 };
 use rmcp::model::ToolAnnotations;
 use schemars::JsonSchema;
@@ -56,6 +57,10 @@ pub(crate) enum Tool {
     TaskShellWrite,
     TaskShellSignal,
     TaskShellClose,
+    TaskServiceStart,
+    TaskServiceStatus,
+    TaskServiceLogs,
+    TaskServiceStop,
 }
 
 /// The environments under one key, because results must be objects.
@@ -232,9 +237,62 @@ pub(crate) const DISK: Argument = Argument {
     description: "Size of the disk in MiB, 256 to 1048576; reduced if the disk of the host is too small",
 };
 
+pub(crate) const TASK_NAME: Argument =
+    Argument { name: "name", kind: Kind::OptionalText, description: "Name, usable as task_id" };
+pub(crate) const LABELS: Argument =
+    Argument { name: "labels", kind: Kind::Variables, description: "Labels, each KEY=VALUE" };
+pub(crate) const SERVICE: Argument =
+    Argument { name: "name", kind: Kind::Text, description: "Name of the service" };
+pub(crate) const ANY_SERVICE: Argument =
+    Argument { name: "name", kind: Kind::OptionalText, description: "Name of the service; all if omitted" };
+pub(crate) const SERVICE_COMMAND: Argument = Argument {
+    name: "command",
+    kind: Kind::OptionalText,
+    description: "Shell text to keep running; omit it to start a stopped service again",
+};
+pub(crate) const READY_TCP: Argument = Argument {
+    name: "ready_tcp",
+    kind: Kind::OptionalCount(None),
+    description: "Ready when it accepts connections to this port of the guest",
+};
+pub(crate) const READY_HTTP: Argument = Argument {
+    name: "ready_http",
+    kind: Kind::OptionalText,
+    description: "Ready when it answers http://localhost:PORT/PATH with 200 to 399",
+};
+pub(crate) const READY_FILE: Argument =
+    Argument { name: "ready_file", kind: Kind::OptionalText, description: "Ready when this file exists" };
+pub(crate) const READY_COMMAND: Argument = Argument {
+    name: "ready_command",
+    kind: Kind::OptionalText,
+    description: "Ready when this shell command ends with exit code 0",
+};
+pub(crate) const READY_TIMEOUT: Argument = Argument {
+    name: "ready_timeout_seconds",
+    kind: Kind::OptionalInteger(Some(60)),
+    description: "Time limit for becoming ready",
+};
+pub(crate) const RESTART: Argument = Argument {
+    name: "restart",
+    kind: Kind::OneOf(&["no", "on-failure", "always"]),
+    description: "When to run it again after it has ended",
+};
+pub(crate) const START_WITH_TASK: Argument =
+    Argument { name: "start_with_task", kind: Kind::Switch, description: "Start it again with the task" };
+pub(crate) const TAIL: Argument = Argument {
+    name: "tail",
+    kind: Kind::OptionalCount(None),
+    description: "Begin with this many last lines; 50 if offset is omitted, too",
+};
+pub(crate) const LOG_OFFSET: Argument = Argument {
+    name: "offset",
+    kind: Kind::OptionalCount(None),
+    description: "Begin at this byte, such as next_offset of an earlier result",
+};
+
 impl Tool {
     /// Every tool in the order in which clients see them.
-    pub(crate) const ALL: [Self; 30] = [
+    pub(crate) const ALL: [Self; 34] = [
         Self::VmRun,
         Self::VmListEnvironments,
         Self::VmCreate,
@@ -265,6 +323,10 @@ impl Tool {
         Self::TaskShellWrite,
         Self::TaskShellSignal,
         Self::TaskShellClose,
+        Self::TaskServiceStart,
+        Self::TaskServiceStatus,
+        Self::TaskServiceLogs,
+        Self::TaskServiceStop,
     ];
 
     pub(crate) fn named(name: &str) -> Option<Self> {
@@ -303,6 +365,10 @@ impl Tool {
             Self::TaskShellWrite => "task_shell_write",
             Self::TaskShellSignal => "task_shell_signal",
             Self::TaskShellClose => "task_shell_close",
+            Self::TaskServiceStart => "task_service_start",
+            Self::TaskServiceStatus => "task_service_status",
+            Self::TaskServiceLogs => "task_service_logs",
+            Self::TaskServiceStop => "task_service_stop",
         }
     }
 
@@ -368,6 +434,15 @@ impl Tool {
             Self::TaskShellWrite => "Type into a shell and show the output that follows.",
             Self::TaskShellSignal => "Send a signal to what runs in the foreground of a shell.",
             Self::TaskShellClose => "End a shell and everything that runs in it.",
+            Self::TaskServiceStart => {
+                "Keep a command of a task running, such as a server, until task_service_stop. With one of the ready_ \
+                 arguments, waits until it is ready; if state is `failed`, reason and last_output say why."
+            }
+            Self::TaskServiceStatus => "Show the services of a task.",
+            Self::TaskServiceLogs => {
+                "Show what a service has written. If next_offset is less than end_offset, there is more."
+            }
+            Self::TaskServiceStop => "Stop a service of a task.",
         }
     }
 
@@ -396,9 +471,18 @@ impl Tool {
             }
             Self::VmStart | Self::VmStop | Self::VmDelete | Self::VmStatus | Self::VmNetworkInfo => &[VM_ID],
             Self::VmExec => &[VM_ID, COMMAND, ARGV, SHELL, USER, STDIN, CWD, ENV, TIMEOUT],
-            Self::TaskCreate => {
-                &[ENVIRONMENT, VCPU_COUNT, MEM_MIB, TASK_TTL, DISK, NETWORK, ALLOW_DOMAINS, HOST_COMPAT]
-            }
+            Self::TaskCreate => &[
+                ENVIRONMENT,
+                TASK_NAME,
+                LABELS,
+                VCPU_COUNT,
+                MEM_MIB,
+                TASK_TTL,
+                DISK,
+                NETWORK,
+                ALLOW_DOMAINS,
+                HOST_COMPAT,
+            ],
             Self::TaskExec => &[TASK_ID, COMMAND, ARGV, SHELL, USER, STDIN, CWD, ENV, TIMEOUT, DETACH],
             Self::TaskStatus | Self::TaskDelete | Self::TaskStart | Self::TaskStop => &[TASK_ID],
             Self::TaskLogs => &[TASK_ID, ANY_SEQUENCE, OUTPUT_OFFSET, LAST],
@@ -414,6 +498,24 @@ impl Tool {
             Self::TaskShellWrite => &[TASK_ID, SHELL_ID, TEXT, KEYS, WAIT_SECONDS, IDLE_SECONDS, SCREEN],
             Self::TaskShellSignal => &[TASK_ID, SHELL_ID, SIGNAL],
             Self::TaskShellClose => &[TASK_ID, SHELL_ID],
+            Self::TaskServiceStart => &[
+                TASK_ID,
+                SERVICE,
+                SERVICE_COMMAND,
+                USER,
+                CWD,
+                ENV,
+                READY_TCP,
+                READY_HTTP,
+                READY_FILE,
+                READY_COMMAND,
+                READY_TIMEOUT,
+                RESTART,
+                START_WITH_TASK,
+            ],
+            Self::TaskServiceStatus => &[TASK_ID, ANY_SERVICE],
+            Self::TaskServiceLogs => &[TASK_ID, SERVICE, TAIL, LOG_OFFSET],
+            Self::TaskServiceStop => &[TASK_ID, SERVICE],
         }
     }
 
@@ -442,6 +544,9 @@ impl Tool {
                 schema_of::<TaskShellOutput>()
             }
             Self::TaskShellSignal | Self::TaskShellClose => schema_of::<TaskShell>(),
+            Self::TaskServiceStart | Self::TaskServiceStop => schema_of::<Service>(),
+            Self::TaskServiceStatus => schema_of::<ServiceList>(),
+            Self::TaskServiceLogs => schema_of::<ServiceLog>(),
         };
         schema::compact(schema, self.keys())
     }
@@ -486,6 +591,8 @@ impl Tool {
             Self::TaskShellWrite => &["text", "cursor", "running", "exit_code"],
             Self::TaskShellSignal => &["running"],
             Self::TaskShellClose => &["exit_code"],
+            Self::TaskServiceStart => &["name", "state", "exit_code", "reason", "last_output"],
+            Self::TaskServiceStop => &["name", "state"],
             Self::VmStatus => &[
                 "vm_id",
                 "environment",
@@ -515,6 +622,7 @@ impl Tool {
                 "network_policy",
                 "network_denials",
                 "published_ports",
+                "services",
                 "execution_mode",
                 "command_count",
                 "last_command",
@@ -534,6 +642,7 @@ impl Tool {
             | Self::TaskWriteFile
             | Self::TaskFiles
             | Self::TaskChangeFiles => &[],
+            Self::TaskServiceStatus | Self::TaskServiceLogs => &[],
         }
     }
 
@@ -571,6 +680,10 @@ impl Tool {
             Self::TaskShellWrite => WriteTaskShell::INFO,
             Self::TaskShellSignal => SignalTaskShell::INFO,
             Self::TaskShellClose => CloseTaskShell::INFO,
+            Self::TaskServiceStart => StartService::INFO,
+            Self::TaskServiceStatus => ListServices::INFO,
+            Self::TaskServiceLogs => LogsService::INFO,
+            Self::TaskServiceStop => StopService::INFO,
         }
     }
 
@@ -602,6 +715,8 @@ impl Tool {
                 | Self::TaskShellWrite
                 | Self::TaskShellSignal
                 | Self::TaskShellClose
+                | Self::TaskServiceStart
+                | Self::TaskServiceStop
         ) || (self == Self::VmRun && !closed);
         let repeatable = reads
             || matches!(
@@ -613,12 +728,18 @@ impl Tool {
                     | Self::TaskShellClose
                     | Self::TaskExtend
                     | Self::TaskWriteFile
+                    | Self::TaskServiceStop
             );
         // With `network`, a command reaches other hosts.
         let open = !closed
             && matches!(
                 self,
-                Self::VmRun | Self::VmExec | Self::TaskExec | Self::TaskShellOpen | Self::TaskShellWrite
+                Self::VmRun
+                    | Self::VmExec
+                    | Self::TaskExec
+                    | Self::TaskShellOpen
+                    | Self::TaskShellWrite
+                    | Self::TaskServiceStart
             );
         ToolAnnotations::new().read_only(reads).destructive(destroys).idempotent(repeatable).open_world(open)
     }

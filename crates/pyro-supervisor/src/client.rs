@@ -5,6 +5,7 @@ mod end;
 mod files;
 mod input;
 mod process;
+mod service;
 mod shells;
 mod start;
 
@@ -25,6 +26,7 @@ pub use self::copy::CopyError;
 pub use self::end::{EndError, EndRequest, Ended};
 pub use self::input::{CommandInput, InputStream};
 use self::process::Process;
+pub use self::service::ServiceError;
 pub use self::start::{Lifeline, StartError, make_template, start};
 pub(crate) use self::start::{SPARE_LIMIT, claim, kill_silent_spare, spawn};
 use super::conversation::{CommandOutcome, GUEST_MARGIN, HOST_MARGIN, OutputChunk};
@@ -268,7 +270,8 @@ impl Client {
                         | Reply::Published(_)
                         | Reply::NotPublished
                         | Reply::CannotListen { .. }
-                        | Reply::NotRecorded { .. },
+                        | Reply::NotRecorded { .. }
+                        | Reply::Service(_),
                     ))
                     | Err(_),
                 )
@@ -471,7 +474,8 @@ fn unexpected(reply: Reply) -> RunError {
         | Reply::Published(_)
         | Reply::NotPublished
         | Reply::CannotListen { .. }
-        | Reply::NotRecorded { .. } => RunError::Lost { sequence: None },
+        | Reply::NotRecorded { .. }
+        | Reply::Service(_) => RunError::Lost { sequence: None },
     }
 }
 

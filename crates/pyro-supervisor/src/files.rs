@@ -12,6 +12,8 @@ pub const OWNER: &str = "owner.json";
 pub const CONTROL_SOCKET: &str = "control.sock";
 /// Directory for the output of journalled commands.
 pub const COMMANDS: &str = "commands";
+/// Directory with one directory for each service that has written something: its log.
+pub const SERVICES: &str = "services";
 /// What the guest's network has denied, as JSON lines; see `pyro_machine::network::Denials`.
 pub const NETWORK_DENIALS: &str = "network-denials.jsonl";
 pub(crate) const INITRD: &str = "initrd.img";

@@ -29,6 +29,8 @@ mod mux;
 mod protocol;
 mod report;
 mod server;
+mod service;
+mod service_log;
 pub mod spares;
 mod spec;
 mod stages;
@@ -36,7 +38,7 @@ pub mod template;
 
 pub use client::{
     Client, CommandInput, ConnectError, CopyError, EndError, EndRequest, Ended, InputStream, Lifeline,
-    PublishError, Ran, Run, RunError, StartError, make_template, start,
+    PublishError, Ran, Run, RunError, ServiceError, StartError, make_template, start,
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase, network_denials};
@@ -53,6 +55,8 @@ pub use pyro_wire::{
 };
 pub use report::{BootFailure, BootInfo, BootStage, EndReason, StageTime, StartMode};
 pub use server::{CommandLog, MAX_PORTS, STREAM_LIMIT, Store, StoreError, file_name, room, run};
+pub use service::{MAX_SERVICES, ReadyCheck, Restart, ServiceDefinition, ServiceState, ServiceStatus};
+pub use service_log::{LogPiece, read_service_log, service_log_end, service_log_tail};
 pub use spec::{LaunchSpec, PortMapping, PublishedPort, Purpose, Retention};
 
 /// Entry points for the fuzz targets, present only in their builds.

@@ -26,6 +26,7 @@ use tokio_util::codec::Framed;
 pub use self::shells::{MAX_OPEN_SHELLS, ReadReason, ReadShell, SCROLLBACK_BYTES, ShellPart, ShellState};
 use super::conversation::CommandOutcome;
 use super::{BootFailure, BootInfo, EndReason};
+use crate::service::{ServiceDefinition, ServiceStatus};
 use crate::spec::{LaunchSpec, PortMapping, PublishedPort};
 
 /// Number of this protocol; both ends must use the same. The schema test documents when to raise it.
@@ -146,6 +147,13 @@ pub(crate) enum Request {
         /// The number.
         host_port: u16,
     },
+    /// Start, stop, remove, or follow a service. Answered by [`Reply::Service`].
+    Service {
+        /// Its name.
+        name: String,
+        /// What to do.
+        request: ServiceRequest,
+    },
     /// Let the guest write everything out, then end the VM; its directory stays.
     Stop,
     /// End the VM at once and remove its directory.
@@ -178,6 +186,53 @@ pub enum InputOutcome {
     NoInput,
     /// Another client sends input to the command.
     Busy,
+}
+
+/// What to do with a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ServiceRequest {
+    /// Start it. Answered by [`ServiceReply::Status`], and with `wait` not before it is ready or cannot become ready by this
+    /// run of its command. It goes on when the client disconnects.
+    Start {
+        /// What it is from now on. Absent: what it is already.
+        definition: Option<Box<ServiceDefinition>>,
+        /// Wait until it is ready.
+        wait: bool,
+    },
+    /// End its command and do not run it again. Answered by [`ServiceReply::Status`] when nothing of it runs.
+    Stop,
+    /// Stop it and forget it, with its output. Answered by [`ServiceReply::Removed`].
+    Remove,
+    /// Send what it has written since this offset of its log, and what it writes, until it ends for good. Answered by its
+    /// output and [`ServiceReply::Status`].
+    Follow {
+        /// The offset in bytes.
+        offset: u64,
+    },
+}
+
+/// What became of a request about a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ServiceReply {
+    /// It is done, and this is its recorded status.
+    Status(ServiceStatus),
+    /// It is forgotten.
+    Removed,
+    /// There is no such service.
+    NotFound,
+    /// It runs already. Nothing was done.
+    Running,
+    /// It has not been started since its VM was started.
+    NotStarted,
+    /// It cannot be recorded. Nothing was done.
+    NotRecorded {
+        /// Why.
+        cause: String,
+        /// Trying again does not help.
+        is_permanent: bool,
+    },
 }
 
 /// A reply of the supervisor.
@@ -222,6 +277,8 @@ pub(crate) enum Reply {
         /// Why.
         cause: String,
     },
+    /// What became of a request about a service.
+    Service(ServiceReply),
     /// This supervisor does not know the request. Nothing was done.
     Unknown(Greeting),
 }

@@ -8,6 +8,7 @@ mod commands;
 mod driver;
 mod ports;
 mod receive;
+mod services;
 mod state;
 mod store;
 #[cfg(test)]

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ArchiveReply, Bootstrap, ChangeReply, ConnectReply, Exec, ExecInput, ExecReply, HaltReply, IdentifyReply,
-    Input, InputEnd, InputReply, List, ListReply, MakeDirectory, Move, Remove, Resize, Signal, Stat,
-    StatReply, SteerReply, Watch, WatchReply,
+    Input, InputEnd, InputReply, List, ListReply, MakeDirectory, Move, Probe, ProbeReply, Remove, Resize,
+    Signal, Stat, StatReply, SteerReply, Watch, WatchReply,
 };
 
 /// First frame of the host on each stream. Closing the stream before the reply cancels the request.
@@ -42,6 +42,8 @@ pub enum Request {
     Watch(Watch),
     /// Connect to a server in the machine.
     Connect(Connect),
+    /// Find out whether a server or a file is there.
+    Probe(Probe),
     /// Become another machine.
     Identify(Identify),
     /// Prepare for the end of the machine.
@@ -88,6 +90,7 @@ calls! {
     MakeDirectory(NoInput) -> ChangeReply;
     Watch(NoInput) -> WatchReply;
     Connect(ConnectInput) -> ConnectReply;
+    Probe(NoInput) -> ProbeReply;
     Identify(NoInput) -> IdentifyReply;
 }
 

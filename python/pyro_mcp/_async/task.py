@@ -152,6 +152,30 @@ class AsyncTask:
         """Gives the task a new lifetime of 60 to 3600 seconds, starting now."""
         return await self._pyro.extend_task(self.task_id, ttl_seconds=ttl_seconds)
 
+    async def start_service(self, name: str, command: Optional[str] = None, **options: Any) -> types.Service:
+        """Starts a service. `options` are those of `AsyncPyro.start_service`."""
+        return await self._pyro.start_service(self.task_id, name, command=command, **options)
+
+    async def services(self) -> types.ServiceList:
+        """Lists the services."""
+        return await self._pyro.list_services(self.task_id)
+
+    async def service_status(self, name: str) -> types.Service:
+        """Returns the state of a service."""
+        return await self._pyro.status_service(self.task_id, name)
+
+    async def service_logs(self, name: str, *, tail: Optional[int] = None) -> types.ServiceLog:
+        """Returns what a service has written. See `logs_service`."""
+        return await self._pyro.logs_service(self.task_id, name, tail=tail)
+
+    def follow_service(self, name: str, *, tail: Optional[int] = None) -> AsyncCommandStream[types.Service]:
+        """Streams what a service writes. See `follow_service`."""
+        return self._pyro.follow_service(self.task_id, name, tail=tail)
+
+    async def stop_service(self, name: str) -> types.Service:
+        """Stops a service."""
+        return await self._pyro.stop_service(self.task_id, name)
+
     async def publish(self, mapping: str) -> types.TaskPublished:
         """Publishes a port on this host. See `publish_task`."""
         return await self._pyro.publish_task(self.task_id, mapping=mapping)

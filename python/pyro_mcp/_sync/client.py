@@ -532,6 +532,93 @@ class Pyro(Caller):
         """Closes the published ports of a task with this number on this host, with their connections."""
         return self._call("unpublish_task", {"task_id": task_id, "host_port": host_port})
 
+    def start_service(
+        self, task_id: str, name: str, *, command: Optional[str] = None, argv: Argv = None, cwd: Optional[StrPath] = None,
+        env: Env = None, user: Optional[str] = None, shell: Optional[str] = None, ready_tcp: Optional[int] = None,
+        ready_http: Optional[str] = None, ready_file: Optional[StrPath] = None, ready_command: Optional[str] = None,
+        ready_timeout_seconds: Optional[float] = None, restart: str = "no", start_with_task: bool = False,
+        publish: Sequence[str] = (), wait: bool = True, on_progress: Optional[OnProgress] = None,
+    ) -> types.Service:
+        """Starts a service of a task: a command that is kept running without this program, until it or the task is stopped.
+
+        Args:
+            task_id: ID of the task.
+            name: Name of the service: 1 to 63 letters, digits, `-`, `_` and `.`, beginning with a letter or digit.
+            command, argv, cwd, env, user, shell: See `exec_vm`. Without `command` and `argv`, a service that exists and does
+                not run is started again unchanged.
+            ready_tcp: The service is ready when it accepts connections to this port of the guest. At most one of the four
+                checks can be given.
+            ready_http: It is ready when it answers a GET request with a status from 200 to 399, such as
+                `http://localhost:8000/health`.
+            ready_file: It is ready when this file exists; relative to `/workspace` unless absolute.
+            ready_command: It is ready when this shell command ends with exit code 0.
+            ready_timeout_seconds: Time limit for becoming ready, 1 to 3600, rounded up to whole seconds. A service that is not
+                ready by then is ended. Default: 60.
+            restart: When to run the command again after it has ended: `no`, `on-failure`, or `always`.
+            start_with_task: Start the service again with the task.
+            publish: TCP ports of the guest to publish on this host, each as for `publish_task`.
+            wait: Return when the service is ready, or has ended or failed before that, which is not an error. If the call is
+                interrupted, the service goes on.
+            on_progress: See `create_vm`. Gets a warning if other hosts can connect to a published port.
+
+        Returns:
+            `state`, such as `ready`, `running` without a check, or `failed` with `reason`, `exit_code`, and `last_output`.
+        """
+        params = {
+            "task_id": task_id, "name": name, "command": command, "argv": None if argv is None else _strings("argv", argv),
+            "cwd": None if cwd is None else os.fspath(cwd), "env": None if env is None else dict(env), "user": user,
+            "shell": shell, "ready_tcp": ready_tcp, "ready_http": ready_http,
+            "ready_file": None if ready_file is None else os.fspath(ready_file), "ready_command": ready_command,
+            "ready_timeout_seconds": None if ready_timeout_seconds is None else _whole_seconds(ready_timeout_seconds),
+            "restart": restart, "start_with_task": start_with_task, "publish": _strings("publish", publish), "wait": wait,
+        }
+        return self._call("start_service", params, on_progress=on_progress)
+
+    def list_services(self, task_id: str) -> types.ServiceList:
+        """Lists the services of a task, also while it is stopped."""
+        return self._call("list_services", {"task_id": task_id})
+
+    def status_service(self, task_id: str, name: str) -> types.Service:
+        """Returns the state of a service."""
+        return self._call("status_service", {"task_id": task_id, "name": name})
+
+    def logs_service(
+        self, task_id: str, name: str, *, tail: Optional[int] = None, offset: Optional[int] = None,
+        max_bytes: Optional[int] = None,
+    ) -> types.ServiceLog:
+        """Returns a part of what a service has written, in all of its runs. About the last 8 MiB are kept.
+
+        Args:
+            task_id: ID of the task.
+            name: Name of the service.
+            tail: Begin with this many last lines. Default: everything that is kept.
+            offset: Begin at this offset instead, such as `next_offset` of an earlier result.
+            max_bytes: Maximum number of bytes to return, at most 16 MiB. Default: 1 MiB.
+        """
+        params = {"task_id": task_id, "name": name, "tail": tail, "offset": offset, "max_bytes": max_bytes}
+        return self._call("logs_service", params)
+
+    def follow_service(
+        self, task_id: str, name: str, *, tail: Optional[int] = None,
+    ) -> CommandStream[types.Service]:
+        """Streams what a service writes until it has ended for good or the stream is left, which does not affect the service.
+
+        Args:
+            task_id: ID of the task.
+            name: Name of the service.
+            tail: Begin with this many last lines. Default: everything that is kept.
+        """
+        params = {"task_id": task_id, "name": name, "tail": tail}
+        return CommandStream(self._manager, "follow_service", params)
+
+    def stop_service(self, task_id: str, name: str) -> types.Service:
+        """Stops a service and returns when nothing of it runs. Succeeds if it does not run."""
+        return self._call("stop_service", {"task_id": task_id, "name": name})
+
+    def remove_service(self, task_id: str, name: str) -> types.ServiceRemoved:
+        """Stops a service and removes it with its log."""
+        return self._call("remove_service", {"task_id": task_id, "name": name})
+
     def delete_task(self, task_id: str) -> types.TaskDeleted:
         """Deletes a task with its files and its journal."""
         return self._call("delete_task", {"task_id": task_id})

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{DeleteReason, Output};
 use crate::{
-    DiskState, ExecutionMode, NetworkDenial, NetworkPolicy, Outcome, StopReason, TtlFrom, VmId, VmState,
+    DiskState, ExecutionMode, NetworkDenial, NetworkPolicy, Outcome, StopReason, TaskService, TtlFrom, VmId,
+    VmState,
 };
 
 /// A task.
@@ -76,6 +77,10 @@ pub struct Task {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub published_ports: Vec<PublishedPort>,
+    /// Its services, in short; absent without any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
+    pub services: Vec<TaskService>,
     /// What its guest tried to reach since its start and was refused, the latest last; absent if nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]

@@ -28,7 +28,7 @@ fn run_has_the_defaults_of_the_contract() {
     assert_eq!(args.machine.environment, "debian:12");
     assert_eq!((args.machine.vcpu_count, args.machine.mem_mib), (1, 1024));
     assert_eq!((args.command.timeout_seconds, args.ttl_seconds), (None, 600));
-    assert!(!args.command.interactive && !args.command.tty && !args.command.argv);
+    assert!(!args.command.interactive && !args.command.tty && !args.command.context.argv);
     assert!(!args.network.network && !args.allow_host_compat && !args.json);
     assert_eq!(args.network.policy(), None);
     assert_eq!(args.words, ["true"]);
@@ -129,7 +129,7 @@ fn a_task_has_the_defaults_of_the_contract() {
     let words = ["task", "exec", "9775b3af1eeb", "--env", "A=b=c", "--env", "D=", "--", "x", "--json"];
     let Ok(Command::Task(TaskCommand::Exec(args))) = parse_words(&words) else { panic!("not a command") };
     assert_eq!((args.command.timeout_seconds, args.detach, args.json), (None, false, false));
-    assert_eq!(args.command.cwd, None);
+    assert_eq!(args.command.context.cwd, None);
     let env = args.command.command(&args.words).unwrap().env;
     assert_eq!(env, [("A".to_owned(), "b=c".to_owned()), ("D".to_owned(), String::new())].into());
     assert_eq!(args.words, ["x", "--json"]);

@@ -30,6 +30,13 @@ pub(crate) struct CommandArgs {
     /// Run the command on a terminal; without a command, start a login shell [default: off]
     #[arg(short, long, conflicts_with = "json")]
     pub(crate) tty: bool,
+    #[command(flatten)]
+    pub(crate) context: ContextArgs,
+}
+
+/// Where, as whom, and with which variables a command runs.
+#[derive(Debug, Args)]
+pub(crate) struct ContextArgs {
     /// Set a variable for the command, or pass on one of yours; may be repeated
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = variable)]
     pub(crate) env: Vec<Variable>,
@@ -121,10 +128,10 @@ impl CommandArgs {
     }
 
     fn check(&self, words: &[OsString], is_terminal: bool) -> Result<(), OptionsError> {
-        if words.is_empty() && self.argv {
+        if words.is_empty() && self.context.argv {
             return Err(OptionsError::NeedsCommand("--argv"));
         }
-        if words.is_empty() && self.shell.is_some() {
+        if words.is_empty() && self.context.shell.is_some() {
             return Err(OptionsError::NeedsCommand("--shell"));
         }
         match (self.tty, self.interactive) {
@@ -139,27 +146,20 @@ impl CommandArgs {
         words: &[OsString],
         own: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Command, CliError> {
-        let mut env = self.variables(&own)?;
+        let mut command = match words {
+            [] if self.tty => self.context.around(Command::default(), &own)?,
+            words => self.context.command_on(words, &own)?,
+        };
         // Programs in the guest draw on this terminal.
         if self.tty
-            && !env.contains_key("TERM")
+            && !command.env.contains_key("TERM")
             && let Some(term) =
                 own("TERM").and_then(|term| term.into_string().ok()).filter(|term| !term.is_empty())
         {
-            env.insert("TERM".to_owned(), term);
+            command.env.insert("TERM".to_owned(), term);
         }
-        let command = match words {
-            [] if self.tty => Command::default(),
-            [] => return Err(WordsError::Missing.into()),
-            words if self.argv => Command::argv(words::texts(words)?),
-            words => Command::new(words::join(words)?),
-        };
         Ok(Command {
-            shell: self.shell.clone(),
             timeout_seconds: self.timeout_seconds,
-            cwd: self.cwd.clone(),
-            env,
-            user: self.user.clone(),
             stdin: None,
             input: if self.interactive { InputMode::Stream } else { InputMode::None },
             terminal: self.tty.then(|| terminal::size().unwrap_or_default()),
@@ -182,6 +182,52 @@ impl CommandArgs {
         if !json && !self.interactive && stdin::is_pipe_or_file() {
             printer.note("[pyro] standard input is not passed on to the command; use -i to pass it on");
         }
+    }
+}
+
+impl ContextArgs {
+    /// Returns the command of these words.
+    ///
+    /// # Errors
+    /// There are no words, or a word or a variable cannot be passed on.
+    pub(crate) fn command(&self, words: &[OsString]) -> Result<Command, CliError> {
+        self.command_on(words, &|name| std::env::var_os(name))
+    }
+
+    fn command_on(
+        &self,
+        words: &[OsString],
+        own: &impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Command, CliError> {
+        let command = match words {
+            [] => return Err(WordsError::Missing.into()),
+            words if self.argv => Command::argv(words::texts(words)?),
+            words => Command::new(words::join(words)?),
+        };
+        self.around(command, own)
+    }
+
+    /// Returns the command with these options.
+    fn around(&self, command: Command, own: &impl Fn(&str) -> Option<OsString>) -> Result<Command, CliError> {
+        let (shell, cwd, user) = (self.shell.clone(), self.cwd.clone(), self.user.clone());
+        Ok(Command { shell, cwd, env: self.variables(own)?, user, ..command })
+    }
+
+    /// Refuses options that need a command.
+    ///
+    /// # Errors
+    /// The first option that is given.
+    pub(crate) fn refuse_without_command(&self) -> Result<(), OptionsError> {
+        let given = [
+            ("--argv", self.argv),
+            ("--shell", self.shell.is_some()),
+            ("--env", !self.env.is_empty()),
+            ("--env-file", !self.env_file.is_empty()),
+            ("--cwd", self.cwd.is_some()),
+            ("--user", self.user.is_some()),
+        ];
+        let first = given.into_iter().find(|(_, is_given)| *is_given);
+        first.map_or(Ok(()), |(name, _)| Err(OptionsError::NeedsCommand(name)))
     }
 
     fn variables(

@@ -7,6 +7,7 @@ pub(crate) mod file;
 pub(crate) mod journal;
 pub(crate) mod naming;
 pub(crate) mod ports;
+pub(crate) mod service;
 mod several;
 pub(crate) mod shell;
 pub(crate) mod state;
@@ -22,6 +23,7 @@ use self::file::TaskFileCommand;
 use self::journal::{TaskKillArgs, TaskLogsArgs, TaskWaitArgs};
 use self::naming::TaskUpdateArgs;
 use self::ports::{TaskPublishArgs, TaskUnpublishArgs};
+use self::service::ServiceSubcommand;
 use self::shell::{ShellCommand, TaskShellArgs, TaskStdinArgs};
 use self::state::{
     TaskDeleteArgs, TaskExtendArgs, TaskListArgs, TaskStartArgs, TaskStatusArgs, TaskStopArgs,
@@ -61,6 +63,8 @@ pub(crate) enum TaskCommand {
     File(TaskFileCommand),
     Publish(TaskPublishArgs),
     Unpublish(TaskUnpublishArgs),
+    #[command(subcommand)]
+    Service(ServiceSubcommand),
     #[command(visible_alias = "ps")]
     List(TaskListArgs),
     Extend(TaskExtendArgs),
@@ -91,6 +95,7 @@ impl TaskCommand {
             Self::File(command) => command.run(engine, printer),
             Self::Publish(args) => ports::publish(args, engine, printer),
             Self::Unpublish(args) => ports::unpublish(&args, engine),
+            Self::Service(command) => command.run(engine, printer),
             Self::List(args) => state::list(&args, engine),
             Self::Extend(args) => state::extend(&args, engine),
             Self::Update(args) => naming::update(args, engine),
@@ -114,6 +119,7 @@ impl TaskCommand {
             Self::File(command) => command.wants_json(),
             Self::Publish(args) => args.json,
             Self::Unpublish(args) => args.json,
+            Self::Service(command) => command.wants_json(),
             Self::List(args) => args.json,
             Self::Extend(args) => args.task.json,
             Self::Update(args) => args.task.json,

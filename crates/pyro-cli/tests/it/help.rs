@@ -64,6 +64,17 @@ fn help_of_task_shell() {
 }
 
 #[test]
+fn help_of_task_service() {
+    insta::assert_snapshot!(help(["task", "service", "--help"]));
+    for word in ["start", "list", "status", "logs", "stop", "remove"] {
+        insta::assert_snapshot!(
+            format!("help_of_task_service_{word}"),
+            help(["task", "service", word, "--help"])
+        );
+    }
+}
+
+#[test]
 fn help_of_mcp() {
     insta::assert_snapshot!(help(["mcp", "--help"]));
     insta::assert_snapshot!("help_of_mcp_serve", help(["mcp", "serve", "--help"]));

@@ -58,6 +58,13 @@ fn there_is_a_page_for_every_command() {
     pyro-task-shell-read.1
     pyro-task-shell-signal.1
     pyro-task-shell-write.1
+    pyro-task-service-list.1
+    pyro-task-service-logs.1
+    pyro-task-service-remove.1
+    pyro-task-service-start.1
+    pyro-task-service-status.1
+    pyro-task-service-stop.1
+    pyro-task-service.1
     pyro-task-shell.1
     pyro-task-start.1
     pyro-task-status.1

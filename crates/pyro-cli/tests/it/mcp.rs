@@ -58,7 +58,7 @@ fn clients_of_the_newer_kind_need_no_handshake() {
     let versions = discovered["result"]["supportedVersions"].as_array().unwrap();
     assert!(versions.contains(&"2026-07-28".into()), "{discovered}");
     let tools = session.ask("tools/list", meta)["result"]["tools"].as_array().unwrap().len();
-    assert_eq!(tools, 30);
+    assert_eq!(tools, 34);
     session.end();
 }
 

@@ -40,7 +40,7 @@ fn clients_of_both_kinds_are_served() {
     let home = Home::new();
     let server = server(&home, &[]);
     let tools = server.call("tools/list", json!({})).result();
-    assert_eq!(tools["tools"].as_array().unwrap().len(), 30);
+    assert_eq!(tools["tools"].as_array().unwrap().len(), 34);
     let listed = server.call("tools/call", json!({ "name": "task_list", "arguments": {} })).result();
     assert_eq!(listed["structuredContent"]["count"], 0);
 

@@ -35,6 +35,7 @@ mod ports;
 mod registry;
 mod rpc;
 mod run;
+mod services;
 mod shells;
 mod signals;
 mod spares;

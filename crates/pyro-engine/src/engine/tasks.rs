@@ -8,6 +8,7 @@ mod input;
 mod journal;
 mod naming;
 mod ports;
+mod services;
 mod shells;
 mod tree;
 
@@ -395,6 +396,8 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, Error> {
             execution_mode: last.execution_mode,
         })
     });
+    let mut services = shared.registry.service_states(&record.vm_id)?;
+    services.iter_mut().for_each(|service| service.state = services::as_in_task(record.state, service.state));
     let dir = vm_dir(&shared.config.base_dir, &record.vm_id);
     let mut metadata = record.metadata;
     metadata.extend(transition(record.state, &dir));
@@ -425,6 +428,7 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, Error> {
         disk_state: disk_state(record.execution_mode, &dir),
         disk_used_bytes: used_bytes(&dir),
         published_ports: ports::shown(&record.ports, record.state),
+        services,
         // A list that cannot be read must not hide the task.
         network_denials: denials(&dir, 0.0).unwrap_or_else(|error| {
             tracing::warn!(task_id = %record.vm_id, %error, "what the guest was refused cannot be read");
@@ -455,7 +459,9 @@ pub(super) fn used_bytes(dir: &Path) -> u64 {
         let entries = fs::read_dir(dir).into_iter().flatten();
         entries.filter_map(|entry| entry.ok()?.metadata().ok()).map(|file| file.blocks() * 512).sum::<u64>()
     };
-    files_in(dir) + files_in(&dir.join(vm_files::COMMANDS))
+    let logs = fs::read_dir(dir.join(vm_files::SERVICES)).into_iter().flatten().filter_map(Result::ok);
+    let logged = logs.map(|service| files_in(&service.path())).sum::<u64>();
+    files_in(dir) + files_in(&dir.join(vm_files::COMMANDS)) + logged
 }
 
 /// Returns the error for a supervisor that received a request and did not answer. It may still do what it was asked.

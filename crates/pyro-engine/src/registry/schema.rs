@@ -89,6 +89,25 @@ const STEPS: &[&str] = &[
     ALTER TABLE vms ADD COLUMN ttl_from TEXT NOT NULL DEFAULT 'create';
     CREATE UNIQUE INDEX vms_names ON vms (coalesce(owner, ''), name) WHERE name IS NOT NULL;
 ",
+    "
+    CREATE TABLE services (
+        task_id    TEXT    NOT NULL REFERENCES vms (vm_id) ON DELETE CASCADE,
+        name       TEXT    NOT NULL,
+        -- From 1, in the order in which services were first started.
+        position   INTEGER NOT NULL,
+        -- A JSON object: what the supervisor runs.
+        definition TEXT    NOT NULL,
+        state      TEXT    NOT NULL,
+        -- When it got into this state.
+        since      REAL    NOT NULL,
+        restarts   INTEGER NOT NULL,
+        -- Of its latest run.
+        exit_code  INTEGER,
+        -- Why it failed, if its exit code does not show it.
+        reason     TEXT,
+        PRIMARY KEY (task_id, name)
+    ) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Returns the version that this program writes.

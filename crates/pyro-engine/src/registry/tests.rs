@@ -51,8 +51,17 @@ fn with_vms(count: u32) -> (TempDir, Registry) {
     (directory, registry)
 }
 
+/// A task that was created and is not started.
+pub(super) fn with_task() -> (TempDir, Registry, VmId) {
+    let directory = TempDir::new().unwrap();
+    let registry = Registry::new(directory.path());
+    let task = NewVm { kind: Kind::Task, ..new_vm(&id(1), 1.0) };
+    registry.insert(&task, 100).unwrap();
+    (directory, registry, id(1))
+}
+
 /// Opens the file as another program would.
-fn raw(directory: &Path) -> Connection {
+pub(super) fn raw(directory: &Path) -> Connection {
     Connection::open(directory.join("state.sqlite3")).unwrap()
 }
 
@@ -211,7 +220,7 @@ fn a_newer_file_is_refused_and_left_alone() {
     assert_eq!(error.kind, ErrorKind::StateUnusable);
     assert_eq!(
         error.to_string(),
-        "the state directory was written by a newer pyro (format 99; this one knows up to 7)"
+        "the state directory was written by a newer pyro (format 99; this one knows up to 8)"
     );
     assert_eq!(fs::read(&file).unwrap(), before);
 }

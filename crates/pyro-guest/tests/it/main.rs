@@ -13,6 +13,7 @@ mod host;
 mod input;
 mod login;
 mod machine;
+mod probe;
 mod programs;
 mod terminal;
 mod users;

@@ -79,6 +79,7 @@ fn task() -> Task {
         disk_mib: None,
         disk_used_bytes: 0,
         published_ports: Vec::new(),
+        services: Vec::new(),
         network_denials: Vec::new(),
         owner: None,
     }
@@ -129,7 +130,7 @@ fake! {
     create_task CreateTask start_task StartTask stop_task StopTask delete_task DeleteTask list_tasks ListTasks
     update_task UpdateTask extend_task ExtendTask publish_task PublishTask unpublish_task UnpublishTask exec_task ExecTask detach_task DetachTask wait_task WaitTask follow_task FollowTask input_task InputTask
     kill_task KillTask logs_task LogsTask copy_from_task CopyFromTask copy_to_task CopyToTask
-    read_task_file ReadTaskFile write_task_file WriteTaskFile stat_task_file StatTaskFile list_task_files ListTaskFiles move_task_file MoveTaskFile remove_task_file RemoveTaskFile make_task_directory MakeTaskDirectory watch_task_files WatchTaskFiles doctor Doctor open_task_shell OpenTaskShell list_task_shells ListTaskShells read_task_shell ReadTaskShell write_task_shell WriteTaskShell signal_task_shell SignalTaskShell resize_task_shell ResizeTaskShell close_task_shell CloseTaskShell attach_task_shell AttachTaskShell
+    read_task_file ReadTaskFile write_task_file WriteTaskFile stat_task_file StatTaskFile list_task_files ListTaskFiles move_task_file MoveTaskFile remove_task_file RemoveTaskFile make_task_directory MakeTaskDirectory watch_task_files WatchTaskFiles doctor Doctor open_task_shell OpenTaskShell list_task_shells ListTaskShells read_task_shell ReadTaskShell write_task_shell WriteTaskShell signal_task_shell SignalTaskShell resize_task_shell ResizeTaskShell close_task_shell CloseTaskShell attach_task_shell AttachTaskShell start_service StartService list_services ListServices status_service StatusService logs_service LogsService follow_service FollowService stop_service StopService remove_service RemoveService
 }
 
 /// What becomes of a request under a policy, and what the contract is asked for meanwhile.
@@ -153,6 +154,7 @@ fn with<O: Operation>(more: Value) -> O {
         "environment": "debian:12", "vm_id": "de259a89b184", "task_id": "de259a89b184", "command": "true",
         "sequence": 1, "path": "x", "target": "/x", "source": "/x", "content": "x", "destination": "y", "ttl_seconds": 600,
         "platform": "linux-x86_64", "mapping": "0:80", "host_port": 80, "shell_id": 1, "signal": "INT",
+        "name": "web",
     });
     let given = all.as_object_mut().unwrap();
     given.extend(more.as_object().unwrap().clone());
@@ -278,6 +280,10 @@ async fn the_default_size_of_a_disk_is_held_to_the_limit_too() {
 #[tokio::test]
 async fn no_client_publishes_ports() {
     let request = with::<CreateTask>(json!({ "publish": ["0:80"] }));
+    let (done, asked) = attempt(Policy { allow_host_compat: true, ..Policy::default() }, request).await;
+    assert!(matches!(done, Err(Failure::NotAllowed(why)) if why == "publish is turned off on this server"));
+    assert!(asked.is_empty(), "{asked:?}");
+    let request = with::<StartService>(json!({ "publish": ["0:80"] }));
     let (done, asked) = attempt(Policy { allow_host_compat: true, ..Policy::default() }, request).await;
     assert!(matches!(done, Err(Failure::NotAllowed(why)) if why == "publish is turned off on this server"));
     assert!(asked.is_empty(), "{asked:?}");

@@ -44,9 +44,9 @@ use crate::protocol::{Reply, Request, ServerStream};
 use crate::{dir, files};
 
 /// Time limit for all commands together to end when their VM is stopped: a command's kill grace and the guest's answer.
-const SETTLE_LIMIT: Duration = Duration::from_secs(3);
+pub(super) const SETTLE_LIMIT: Duration = Duration::from_secs(3);
 /// What each of them adds to that: an emulated guest ends the processes of one control group after another.
-const SETTLE_STEP: Duration = Duration::from_millis(40);
+pub(super) const SETTLE_STEP: Duration = Duration::from_millis(40);
 /// Initial pause after a record could not be written. It doubles each time, up to [`MAX_RETRY_PAUSE`].
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const MAX_RETRY_PAUSE: Duration = Duration::from_secs(60);
@@ -472,7 +472,7 @@ where
 }
 
 /// Returns whether the client has disconnected or cancelled. It sends nothing else before it is answered.
-fn is_withdrawn(client: &mut ServerStream) -> bool {
+pub(super) fn is_withdrawn(client: &mut ServerStream) -> bool {
     client.next().now_or_never().is_some()
 }
 
@@ -495,10 +495,10 @@ async fn gone(mut client: SplitStream<ServerStream>) {
 }
 
 /// A command that counts as unfinished until this is dropped.
-struct Counted(watch::Sender<usize>);
+pub(super) struct Counted(watch::Sender<usize>);
 
 impl Counted {
-    fn new(count: &watch::Sender<usize>) -> Self {
+    pub(super) fn new(count: &watch::Sender<usize>) -> Self {
         count.send_modify(|count| *count += 1);
         Self(count.clone())
     }

@@ -27,6 +27,7 @@ pub(super) use self::end::{remove_dir, remove_file};
 use super::adoption::TakeOverError;
 use super::commands::Commands;
 use super::ports::Ports;
+use super::services::Services;
 use super::state::{ClientId, Effect, Epoch, Input, Life, State, Terms};
 use super::{Boot, Clock, Store, StoreError};
 use crate::dir::{self, Phase};
@@ -94,6 +95,7 @@ pub(super) struct Driver<'a, B: Boot, S, C> {
     streams: Option<Streams>,
     info: Option<BootInfo>,
     commands: Option<Commands<S>>,
+    services: Option<Services<S>>,
     ports: Ports,
     clients: HashMap<ClientId, (Request, ServerStream)>,
     next_client: ClientId,
@@ -136,6 +138,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             streams: None,
             info: None,
             commands: None,
+            services: None,
             ports: Ports::new(),
             clients: HashMap::new(),
             next_client: 0,

@@ -1,6 +1,6 @@
 //! Ports of the guest on the host: each is a listener of this process, whose connections pass through the guest channel.
 
-mod relay;
+pub(super) mod relay;
 
 use std::cell::RefCell;
 use std::io;

@@ -3,6 +3,7 @@
 use pyro_wire::Exec;
 
 use crate::conversation::CommandOutcome;
+use crate::service::{ServiceDefinition, ServiceStatus};
 use crate::spec::Retention;
 use crate::{BootInfo, EndReason, PublishedPort};
 
@@ -44,6 +45,40 @@ pub trait Store {
     /// # Errors
     /// [`StoreError`].
     async fn record_ports(&self, vm_id: &str, ports: &[PublishedPort]) -> Result<(), StoreError>;
+
+    /// Returns the services of a VM in the order in which they were defined.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn services(&self, vm_id: &str) -> Result<Vec<ServiceDefinition>, StoreError>;
+
+    /// Records a service that is about to start, in place of one with its name.
+    ///
+    /// # Errors
+    /// [`StoreError`], a permanent one if the VM has too many services.
+    async fn record_service(
+        &self,
+        vm_id: &str,
+        definition: &ServiceDefinition,
+        status: &ServiceStatus,
+    ) -> Result<(), StoreError>;
+
+    /// Records what became of a service. A service without a record is not an error.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn record_service_status(
+        &self,
+        vm_id: &str,
+        name: &str,
+        status: &ServiceStatus,
+    ) -> Result<(), StoreError>;
+
+    /// Removes the record of a service. A missing record is not an error.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn forget_service(&self, vm_id: &str, name: &str) -> Result<(), StoreError>;
 
     /// Removes the record of a VM that was never up for any caller. A missing record is not an error.
     ///

@@ -14,6 +14,7 @@ mod interleavings;
 mod ports;
 mod process;
 mod races;
+mod services;
 mod shells;
 
 pub(crate) use self::fake::{Conditions, Fact, FakeStore, Supervised, World, spec};

@@ -25,6 +25,7 @@ fn schema_is_pinned() {
         "archive_reply": schema_for!(ArchiveReply),
         "connect_input": schema_for!(ConnectInput),
         "connect_reply": schema_for!(ConnectReply),
+        "probe_reply": schema_for!(ProbeReply),
         "identify_reply": schema_for!(IdentifyReply),
         "halt_reply": schema_for!(HaltReply),
     });

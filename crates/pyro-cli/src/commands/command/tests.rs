@@ -27,7 +27,7 @@ fn variables_come_from_files_then_flags_then_this_process() {
     std::fs::write(&file, "# a comment\n\nA=file\nB=file=x y\n  C=\nOWN\nUNSET\n").unwrap();
     let args = line(&["--env-file", file.to_str().unwrap(), "-e", "A=flag", "-e", "OWN2", "w"]).command;
     let own = |name: &str| name.starts_with("OWN").then(|| OsString::from(format!("own {name}")));
-    let set = args.variables(own).unwrap();
+    let set = args.context.variables(own).unwrap();
     let set: Vec<_> = set.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let expected = [("A", "flag"), ("B", "file=x y"), ("C", ""), ("OWN", "own OWN"), ("OWN2", "own OWN2")];
     assert_eq!(set, expected);
@@ -38,7 +38,7 @@ fn a_file_of_variables_that_is_none_is_refused_with_the_line() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("env");
     let args = line(&["--env-file", file.to_str().unwrap(), "w"]).command;
-    let refused = || args.variables(|_| None).unwrap_err().to_string();
+    let refused = || args.context.variables(|_| None).unwrap_err().to_string();
     assert!(refused().starts_with("cannot read the variables in "));
     std::fs::write(&file, "A=1\n=2\n").unwrap();
     assert!(refused().contains("invalid line 2 in "), "{}", refused());

@@ -155,7 +155,7 @@ pub(super) fn task(task: &Task) -> String {
     shown(task, now())
 }
 
-fn now() -> f64 {
+pub(super) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
@@ -199,6 +199,11 @@ fn shown(task: &Task, now: f64) -> String {
         lines.push(format!("Last error: {}", error.trim_end().replace('\n', "\n    ")));
     }
     lines.extend(task.published_ports.iter().map(|published| format!("Published: {}", port(published))));
+    if !task.services.is_empty() {
+        let services: Vec<String> =
+            task.services.iter().map(|service| format!("{} ({})", service.name, service.state)).collect();
+        lines.push(format!("Services: {}", services.join(", ")));
+    }
     let more = task.network_denials.len().saturating_sub(SHOWN_DENIALS);
     lines.extend(
         task.network_denials.iter().skip(more).map(|refused| format!("Network: {}", denial(refused))),
@@ -256,7 +261,7 @@ fn with_owner(cells: [String; 7], owner: Option<String>) -> Vec<String> {
 }
 
 /// Columns as wide as their widest cell, two spaces apart.
-fn table(rows: &[Vec<String>]) -> String {
+pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {
         rows.iter()
@@ -275,14 +280,14 @@ fn table(rows: &[Vec<String>]) -> String {
 }
 
 /// `text`, with its end replaced by an ellipsis if it is longer than `columns`.
-fn cut(text: &str, columns: usize) -> String {
+pub(super) fn cut(text: &str, columns: usize) -> String {
     match text.chars().count() > columns {
         true => text.chars().take(columns.saturating_sub(1)).chain(['…']).collect(),
         false => text.to_owned(),
     }
 }
 
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     text.replace('\n', "\\n")
 }
 
@@ -291,7 +296,7 @@ fn mib(bytes: u64) -> u64 {
 }
 
 /// `1h 2m`, `3m 4s`, `5s`.
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     let seconds = seconds.max(0.0) as u64;
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
         (0, 0, s) => format!("{s}s"),

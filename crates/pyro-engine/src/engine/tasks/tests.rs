@@ -575,7 +575,7 @@ fn parameters(task: &str) -> serde_json::Map<String, Value> {
     let all = json!({
         "task_id": task, "ttl_seconds": 600, "mapping": "8080:80", "host_port": 8080, "shell_id": 1, "signal": "INT", "command": "true", "sequence": 1,
         "path": "file", "target": "/nonexistent/target", "source": "/nonexistent/source", "content": "text",
-        "destination": "other",
+        "destination": "other", "name": "build",
     });
     all.as_object().unwrap().clone()
 }

@@ -335,7 +335,7 @@ fn a_file_of_an_earlier_version_gives_back_space_too() {
     let other = rusqlite::Connection::open(&file).unwrap();
     other
         .execute_batch(
-            "DROP INDEX vms_names; ALTER TABLE vms DROP COLUMN owner; ALTER TABLE vms DROP COLUMN layer_mib;
+            "DROP TABLE services; DROP INDEX vms_names; ALTER TABLE vms DROP COLUMN owner; ALTER TABLE vms DROP COLUMN layer_mib;
              ALTER TABLE vms DROP COLUMN network_policy; ALTER TABLE vms DROP COLUMN published_ports;
              ALTER TABLE vms DROP COLUMN host_ca; ALTER TABLE vms DROP COLUMN host_proxy;
              ALTER TABLE vms DROP COLUMN name; ALTER TABLE vms DROP COLUMN labels;

@@ -136,7 +136,7 @@ fn a_task_of_an_earlier_version_has_no_name_and_no_labels() {
     let other = rusqlite::Connection::open(directory.path().join("state.sqlite3")).unwrap();
     other
         .execute_batch(
-            "DROP INDEX vms_names; ALTER TABLE vms DROP COLUMN name; ALTER TABLE vms DROP COLUMN labels;
+            "DROP TABLE services; DROP INDEX vms_names; ALTER TABLE vms DROP COLUMN name; ALTER TABLE vms DROP COLUMN labels;
              ALTER TABLE vms DROP COLUMN ttl_from; PRAGMA user_version = 6",
         )
         .unwrap();

@@ -28,6 +28,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     pub(super) fn serve(&mut self, client: ClientId) {
         let Some((request, client)) = self.clients.remove(&client) else { return };
         let Some(commands) = self.commands.clone() else { return };
+        let Some(services) = self.services.clone() else { return };
         let streams = self.streams.clone();
         let ports = Recorder {
             ports: self.ports.clone(),
@@ -61,6 +62,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                     let answer = ports.unpublish(host_port).await;
                     reply(&mut { client }, answer).await;
                 }
+                Request::Service { name, request } => services.serve(name, request, client).await,
                 Request::Claim(_)
                 | Request::Cancel
                 | Request::InputFinished
@@ -94,7 +96,8 @@ pub(super) fn kind(request: &Request, own: &LaunchSpec) -> Option<state::Request
         | Request::Signal { .. }
         | Request::OpenShell(_)
         | Request::Publish(_)
-        | Request::Unpublish { .. } => state::Request::Work,
+        | Request::Unpublish { .. }
+        | Request::Service { .. } => state::Request::Work,
         Request::Watch { .. }
         | Request::Kill { .. }
         | Request::ListShells

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures::future::OptionFuture;
 use pyro_machine::Machine;
 use pyro_wire::{Failure, Halt, HaltReply};
 use tokio::task::spawn_local;
@@ -13,6 +14,8 @@ use tokio::time::timeout;
 use super::{Driver, Message};
 use crate::mux::Streams;
 use crate::protocol::Event;
+use crate::server::commands::Commands;
+use crate::server::services::Services;
 use crate::server::state::{Cause, Input, State};
 use crate::server::{Boot, Clock, Store, adoption};
 use crate::{BootStage, files};
@@ -36,11 +39,11 @@ pub(in crate::server) enum HaltError {
 impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     /// Accepts no more commands and ends the running ones.
     pub(super) fn end_commands(&mut self) {
-        let (inbox, commands) = (self.inbox.clone(), self.commands.clone());
+        let (inbox, commands, services) = (self.inbox.clone(), self.commands.clone(), self.services.clone());
         spawn_local(async move {
-            if let Some(commands) = commands {
-                commands.end_all().await;
-            }
+            let end_commands = OptionFuture::from(commands.as_ref().map(Commands::end_all));
+            let end_services = OptionFuture::from(services.as_ref().map(Services::end_all));
+            futures::join!(end_commands, end_services);
             inbox.input(Input::CommandsEnded);
         });
     }
@@ -85,11 +88,11 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
 
     /// Waits for the commands' outcomes to be recorded.
     pub(super) fn settle_commands(&mut self) {
-        let (inbox, commands) = (self.inbox.clone(), self.commands.clone());
+        let (inbox, commands, services) = (self.inbox.clone(), self.commands.clone(), self.services.clone());
         spawn_local(async move {
-            if let Some(commands) = commands {
-                commands.settle().await;
-            }
+            let settle_commands = OptionFuture::from(commands.as_ref().map(Commands::settle));
+            let settle_services = OptionFuture::from(services.as_ref().map(Services::settle));
+            futures::join!(settle_commands, settle_services);
             inbox.input(Input::CommandsSettled);
         });
     }

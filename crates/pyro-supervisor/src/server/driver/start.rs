@@ -15,9 +15,10 @@ use crate::machine::RunningMachine;
 use crate::protocol::{Event, LifelineServer};
 use crate::server::commands::Commands;
 use crate::server::ports::PortError;
+use crate::server::services::Services;
 use crate::server::state::{Input, State};
 use crate::server::{Boot, Clock, REPLY_LIMIT, Store, adoption, receive};
-use crate::{BootFailure, BootStage};
+use crate::{BootFailure, BootStage, Retention};
 
 impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     /// Begins to boot the machine. Clients that want to end the VM are served from the beginning; a spare can be reached
@@ -68,6 +69,8 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         self.ports.open(streams);
         self.commands =
             Some(Commands::new(&self.spec.vm_id, &self.spec.dir, streams.clone(), Rc::clone(&self.store)));
+        self.services =
+            Some(Services::new(&self.spec.vm_id, &self.spec.dir, streams.clone(), Rc::clone(&self.store)));
         let (store, inbox, vm_id) = (Rc::clone(&self.store), self.inbox.clone(), self.spec.vm_id.clone());
         spawn_local(async move {
             inbox.post(Message::StartRecorded(store.record_start(&vm_id, &info).await));
@@ -81,6 +84,10 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             self.inbox.input(Input::CallerGone);
         }
         self.inbox.input(Input::StartAnnounced);
+        // Nothing waits for services: how they start is in their own status.
+        if let (Some(services), Retention::Deletion) = (self.services.clone(), self.spec.retention) {
+            spawn_local(async move { services.start_with_vm().await });
+        }
     }
 
     /// Returns whether the starter took the event. The starter may be gone, or may not read.

@@ -34,15 +34,20 @@ async fn connect(client: &mut TcpStream, guest_port: u16, streams: &Streams) -> 
     let (stream, _permit) = streams.open().await.map_err(io::Error::other)?;
     let stream = Framed::new(stream.compat(), FrameCodec::default());
     let stream = call(stream, Connect { port: guest_port }).await.map_err(io::Error::other)?;
-    relay(client, stream).await
+    let (from_client, to_client) = client.split();
+    relay(from_client, to_client, stream).await
 }
 
-async fn relay<S>(client: &mut TcpStream, stream: CallStream<S, Connect>) -> io::Result<()>
+/// Passes bytes between a client, given by its two halves, and a server in the guest until both directions have ended.
+pub(in crate::server) async fn relay<S>(
+    mut from_client: impl AsyncRead + Unpin,
+    mut to_client: impl AsyncWrite + Unpin,
+    stream: CallStream<S, Connect>,
+) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut to_guest, mut from_guest) = stream.split();
-    let (mut from_client, mut to_client) = client.split();
     let server_finished = Notify::new();
     let client_finished = Cell::new(false);
     let down = async {

@@ -19,7 +19,7 @@ use pyro_machine::{
 use pyro_wire::{
     ArchiveReply, ArchiveReport, Connect, ConnectInput, ConnectReply, Exec, ExecInput, ExecReply, Exit,
     Failure, FailureKind, Frame, FrameCodec, HaltReply, IdentifyReply, Input, InputEnd, InputReply, NoInput,
-    OutputStream, Pack, Program, Request, Resize, Signal, Status, SteerReply, Unpack,
+    OutputStream, Pack, Probe, ProbeReply, Program, Request, Resize, Signal, Status, SteerReply, Unpack,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -40,8 +40,8 @@ use crate::server::driver::{Driver, Inbox};
 use crate::server::{Boot, Clock, Store, StoreError};
 use crate::spec::{LaunchSpec, Purpose, Retention};
 use crate::{
-    BootFailure, BootInfo, BootStage, Client, EndReason, OwnerLock, PortMapping, PublishedPort, StartError,
-    StartMode, files,
+    BootFailure, BootInfo, BootStage, Client, EndReason, OwnerLock, PortMapping, PublishedPort,
+    ServiceDefinition, ServiceStatus, StartError, StartMode, files,
 };
 
 /// How the world behaves in one case.
@@ -68,6 +68,8 @@ pub(crate) struct Conditions {
     /// Neither the end of the VM nor its removal can be recorded.
     pub(crate) end_is_refused: bool,
     pub(crate) clock_fails: bool,
+    /// Services on record from the start.
+    pub(crate) services: Vec<ServiceDefinition>,
     /// Ports that are published from the start.
     pub(crate) ports: Vec<PortMapping>,
     /// What an agent does that attacks the host.
@@ -93,6 +95,7 @@ impl Conditions {
             begins_are_refused: false,
             end_is_refused: false,
             clock_fails: false,
+            services: Vec::new(),
             ports: Vec::new(),
             attack: None,
         }
@@ -116,6 +119,8 @@ pub(crate) enum StoreBehaviour {
 pub(crate) enum Fact {
     StartRecorded,
     PortsRecorded(Vec<PublishedPort>),
+    ServiceRecorded(String, ServiceStatus),
+    ServiceForgotten(String),
     CommandRecorded(u64),
     CommandEnded(u64, CommandOutcome),
     EndRecorded(EndReason),
@@ -158,6 +163,11 @@ pub(crate) struct World {
     is_alive: Cell<bool>,
     sequence: Cell<u64>,
     ends_refused: Cell<u32>,
+    services: RefCell<Vec<ServiceDefinition>>,
+    /// Whether the ports and files that are asked for exist.
+    pub(super) is_ready: Cell<bool>,
+    /// Attempts to find out whether they do.
+    pub(super) probes: RefCell<Vec<Probe>>,
     running: RefCell<BTreeMap<u64, bool>>,
     /// Commands that take input, by their number in the guest. `None`: a stream is attached.
     pub(super) inputs: RefCell<BTreeMap<u64, Option<mpsc::Sender<Bytes>>>>,
@@ -168,6 +178,9 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(conditions: Conditions) -> Rc<Self> {
         Rc::new(Self {
+            services: RefCell::new(conditions.services.clone()),
+            is_ready: Cell::new(false),
+            probes: RefCell::default(),
             conditions,
             facts: RefCell::default(),
             machine_exit: Notify::new(),
@@ -310,8 +323,8 @@ impl Machine for FakeMachine {
     }
 }
 
-/// A guest that understands `sleep MS`, `stubborn MS`, which does not end when asked to, `print BYTES`, which then waits
-/// to be ended and is slow to end, `flood BYTES`, which prints and ends at once when asked to, `late`, which reaches its
+/// A guest that understands `sleep MS`, `fail MS`, which ends with exit code 3, `stubborn MS`, which does not end when asked to, `print BYTES`, which then waits
+/// to be ended and is slow to end, `flood BYTES`, which prints and ends at once when asked to, `burst BYTES`, which prints and ends, `late`, which reaches its
 /// time limit, `missing`, which cannot be started, `chatter`, which prints until its stream is closed, `leave`, which
 /// closes its stream, `garbage`, which breaks the protocol, `cat`, which prints its input, `blocked MS`, which never reads
 /// its input, a login shell, which waits to be ended, and anything else, which ends at once.
@@ -392,12 +405,22 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
             let mut stream = stream.map_codec(|_| FrameCodec::<ConnectInput, ConnectReply>::default());
             let reply = match port {
                 SERVED_PORT => echo(&mut stream).await,
+                HTTP_PORT => respond(&mut stream, &world).await,
                 _ => Some(ConnectReply::Failed(failure("connecting", "refused"))),
             };
             if let Some(reply) = reply {
                 let _ = stream.send(Frame::Control(reply)).await;
                 let _ = stream.close().await;
             }
+        }
+        Some(Ok(Frame::Control(Request::Probe(probe)))) => {
+            world.probes.borrow_mut().push(probe);
+            let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, ProbeReply>::default());
+            let reply = match world.is_ready.get() {
+                true => ProbeReply::Ready,
+                false => ProbeReply::NotReady(failure("looking", "not there")),
+            };
+            let _ = stream.send(Frame::Control(reply)).await;
         }
         Some(Ok(Frame::Control(Request::Identify(_)))) => {
             sleep(Duration::from_millis(world.conditions.identify_ms)).await;
@@ -411,6 +434,28 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
         }
         _ => {}
     }
+}
+
+/// The port on which the guest has an HTTP server, which answers 503 until it is ready and then with a redirection.
+pub(super) const HTTP_PORT: u16 = 8080;
+
+async fn respond(
+    stream: &mut Framed<
+        impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+        FrameCodec<ConnectInput, ConnectReply>,
+    >,
+    world: &World,
+) -> Option<ConnectReply> {
+    let Frame::Output(kind, request) = stream.next().await?.ok()? else { return None };
+    let status = match world.is_ready.get() {
+        true => "302 Found",
+        false => "503 Service Unavailable",
+    };
+    world.steered.borrow_mut().push((0, String::from_utf8_lossy(&request).into_owned()));
+    let answer = format!("HTTP/1.1 {status}\r\nLocation: /\r\nContent-Length: 1000000\r\n\r\n");
+    stream.send(Frame::Output(kind, answer.into())).await.ok()?;
+    // Its body never comes.
+    std::future::pending().await
 }
 
 /// The port on which the guest has a server, which sends back what it gets.
@@ -487,21 +532,23 @@ async fn run_command(
     let started = Instant::now();
     let mut words = command.split(' ');
     let is_stubborn = words.next() == Some("stubborn");
-    let ms = match exec.program {
+    let mut ms = match exec.program {
         Program::LoginShell => 1_000_000,
         _ => words.next().and_then(|ms| ms.parse().ok()).unwrap_or(0),
     };
     let print = |bytes: usize| Frame::Output(OutputStream::Stdout, vec![b'x'; bytes].into());
     match command.split(' ').next() {
-        Some(name @ ("print" | "flood")) => {
+        Some(name @ ("print" | "flood" | "burst")) => {
             let mut left = ms as usize;
             while left > 0 {
                 stream.feed(print(left.min(60_000))).await.ok()?;
                 left -= left.min(60_000);
             }
             stream.flush().await.ok()?;
-            if name == "print" {
-                stream.next().await?.ok()?;
+            match name {
+                "print" => drop(stream.next().await?.ok()?),
+                "burst" => ms = 0,
+                _ => {}
             }
         }
         Some("cat") => {
@@ -534,7 +581,7 @@ async fn run_command(
     tokio::pin!(wait);
     let status = loop {
         tokio::select! {
-            () = &mut wait => break Status::Code(0),
+            () = &mut wait => break Status::Code(if command.starts_with("fail") { 3 } else { 0 }),
             frame = stream.next() => match frame {
                 Some(Ok(Frame::Control(ExecInput::Terminate))) if is_stubborn => {}
                 Some(Ok(Frame::Control(ExecInput::Terminate))) => break Status::Signal(15),
@@ -598,6 +645,49 @@ impl Store for FakeStore {
             return Err(full());
         }
         self.0.note(Fact::PortsRecorded(ports.to_vec()));
+        Ok(())
+    }
+
+    async fn services(&self, _vm_id: &str) -> Result<Vec<ServiceDefinition>, StoreError> {
+        Ok(self.0.services.borrow().clone())
+    }
+
+    async fn record_service(
+        &self,
+        _vm_id: &str,
+        definition: &ServiceDefinition,
+        status: &ServiceStatus,
+    ) -> Result<(), StoreError> {
+        self.take_time().await;
+        if self.0.conditions.begins_are_refused {
+            return Err(full());
+        }
+        let mut services = self.0.services.borrow_mut();
+        services.retain(|known| known.name != definition.name);
+        services.push(definition.clone());
+        self.0.note(Fact::ServiceRecorded(definition.name.clone(), status.clone()));
+        Ok(())
+    }
+
+    async fn record_service_status(
+        &self,
+        _vm_id: &str,
+        name: &str,
+        status: &ServiceStatus,
+    ) -> Result<(), StoreError> {
+        self.take_time().await;
+        if self.0.conditions.store == StoreBehaviour::FailsAtFirst && self.0.ends_refused.get() < 3 {
+            self.0.ends_refused.set(self.0.ends_refused.get() + 1);
+            return Err(full());
+        }
+        self.0.note(Fact::ServiceRecorded(name.to_owned(), status.clone()));
+        Ok(())
+    }
+
+    async fn forget_service(&self, _vm_id: &str, name: &str) -> Result<(), StoreError> {
+        self.take_time().await;
+        self.0.services.borrow_mut().retain(|known| known.name != name);
+        self.0.note(Fact::ServiceForgotten(name.to_owned()));
         Ok(())
     }
 

@@ -39,6 +39,7 @@ fn a_task() -> Task {
         published_ports: Vec::new(),
         network_denials: Vec::new(),
         owner: None,
+        services: Vec::new(),
     }
 }
 

@@ -1,0 +1,143 @@
+//! Finds out whether a service is ready.
+
+use std::cell::RefCell;
+use std::future::pending;
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::client::conn::http1;
+use hyper::{Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use pyro_wire::{Connect, Exec, FrameCodec, Probe, ProbeReply, Status};
+use tokio::io::{duplex, split};
+use tokio::time::{sleep, timeout};
+use tokio_util::codec::Framed;
+use tokio_util::compat::FuturesAsyncReadCompatExt;
+
+use crate::ReadyCheck;
+use crate::conversation::{CommandOutcome, converse};
+use crate::mux::{Streams, call};
+use crate::server::ports::relay::relay;
+
+/// Pause after the first attempt. No event reports that a server listens. It doubles each time, up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// Time limit for one attempt. A command has its own.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
+/// Maximum size of the head of an HTTP response, in bytes.
+const MAX_HEAD_BYTES: usize = 16 << 10;
+/// Bytes that wait between the client and the relay of an HTTP connection.
+const BUFFER_BYTES: usize = 16 << 10;
+
+/// Tries until the service is ready. `reason` is why it was not ready at the last attempt.
+pub(super) async fn until_ready(streams: &Streams, check: &ReadyCheck, reason: &RefCell<Option<String>>) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let attempt = match check {
+            ReadyCheck::Command(exec) => command(streams, exec).await,
+            check => {
+                let late = |_| Err(format!("no answer within {} seconds", ATTEMPT_LIMIT.as_secs()));
+                timeout(ATTEMPT_LIMIT, attempt(streams, check)).await.unwrap_or_else(late)
+            }
+        };
+        match attempt {
+            Ok(()) => return,
+            Err(cause) => *reason.borrow_mut() = Some(cause),
+        }
+        sleep(pause).await;
+        pause = MAX_PAUSE.min(pause * 2);
+    }
+}
+
+/// Tries once. Dropping the future leaves nothing behind.
+async fn attempt(streams: &Streams, check: &ReadyCheck) -> Result<(), String> {
+    match check {
+        ReadyCheck::Tcp(port) => probe(streams, Probe::Port(*port)).await,
+        ReadyCheck::File(path) => probe(streams, Probe::File(path.clone())).await,
+        ReadyCheck::Http { port, path } => match get(streams, *port, path).await {
+            Ok(status) if status.is_success() || status.is_redirection() => Ok(()),
+            Ok(status) => Err(format!("the HTTP status is {}", status.as_u16())),
+            Err(error) => Err(crate::with_causes(&error)),
+        },
+        ReadyCheck::Command(exec) => command(streams, exec).await,
+    }
+}
+
+async fn probe(streams: &Streams, probe: Probe) -> Result<(), String> {
+    match streams.ask_for_client(probe).await {
+        Ok(Some(ProbeReply::Ready)) => Ok(()),
+        Ok(Some(ProbeReply::NotReady(failure))) => Err(failure.to_string()),
+        Ok(None) => Err("the guest sent no valid response".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Why there is no answer to a request.
+#[derive(Debug, thiserror::Error)]
+enum GetError {
+    #[error(transparent)]
+    Connect(#[from] io::Error),
+    #[error("the request is not possible")]
+    Request(#[from] hyper::http::Error),
+    #[error("no valid HTTP response from port {0}")]
+    Http(u16, #[source] hyper::Error),
+}
+
+/// Returns the status of the answer to a GET request. Its body is not read.
+async fn get(streams: &Streams, port: u16, path: &str) -> Result<StatusCode, GetError> {
+    let (ours, theirs) = duplex(BUFFER_BYTES);
+    let relayed = async {
+        let (stream, _permit) = streams.open().await.map_err(io::Error::other)?;
+        let stream = Framed::new(stream.compat(), FrameCodec::default());
+        let stream = call(stream, Connect { port }).await.map_err(io::Error::other)?;
+        let (from_client, to_client) = split(theirs);
+        relay(from_client, to_client, stream).await
+    };
+    let answered = async {
+        let mut builder = http1::Builder::new();
+        let failed = |error| GetError::Http(port, error);
+        let (mut sender, connection) =
+            builder.max_buf_size(MAX_HEAD_BYTES).handshake(TokioIo::new(ours)).await.map_err(failed)?;
+        let request = Request::get(path)
+            .header(header::HOST, format!("localhost:{port}"))
+            .header(header::USER_AGENT, "pyro")
+            .header(header::CONNECTION, "close")
+            .body(Empty::<Bytes>::new())?;
+        let mut response = pin!(sender.send_request(request));
+        let response = tokio::select! {
+            biased;
+            response = &mut response => response,
+            // The answer may have come with the end.
+            _ = connection => response.await,
+        };
+        Ok(response.map_err(failed)?.status())
+    };
+    let mut answered = pin!(answered);
+    let error = tokio::select! {
+        biased;
+        answered = &mut answered => return answered,
+        Err(error) = relayed => error,
+    };
+    // The answer may have come before the connection was lost.
+    answered.await.map_err(|_: GetError| error.into())
+}
+
+async fn command(streams: &Streams, exec: &Exec) -> Result<(), String> {
+    let (stream, _permit) = streams.open().await.map_err(|error| error.to_string())?;
+    let stream = Framed::new(stream.compat(), FrameCodec::default());
+    // Dropping the stream ends the command.
+    match converse(stream, exec.clone(), || {}, pending(), &mut async |_| {}).await {
+        CommandOutcome::Ended(end) => match end.status {
+            Some(Status::Code(0)) if !end.timed_out => Ok(()),
+            _ if end.timed_out => Err("the command timed out".to_owned()),
+            Some(Status::Code(code)) => Err(format!("the command ended with exit code {code}")),
+            Some(Status::Signal(signal)) => Err(format!("the command was ended by signal {signal}")),
+            None => Err("the command did not end".to_owned()),
+        },
+        CommandOutcome::NotRun { cause, .. } => Err(cause),
+        CommandOutcome::Unknown { .. } => Err("how the command ended is unknown".to_owned()),
+    }
+}

@@ -1,0 +1,154 @@
+//! One service from its start to its end, over all runs of its command.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::future::pending;
+use pyro_wire::{Exec, FrameCodec, Status};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
+use tokio_util::codec::Framed;
+use tokio_util::compat::FuturesAsyncReadCompatExt;
+use tokio_util::sync::CancellationToken;
+
+use super::backoff::Backoff;
+use super::ready::until_ready;
+use crate::conversation::{CommandOutcome, OutputChunk, converse};
+use crate::mux::{OpenError, Streams};
+use crate::service::{ServiceDefinition, ServiceState, ServiceStatus};
+use crate::service_log::ServiceLog;
+
+/// Time limit of a service's command: longer than any VM lives, and a number that every clock can hold.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// What one service needs.
+pub(super) struct Runner {
+    pub(super) definition: Rc<ServiceDefinition>,
+    pub(super) streams: Streams,
+    /// Ends the command, which is not run again.
+    pub(super) stop: CancellationToken,
+    pub(super) status: watch::Sender<ServiceStatus>,
+    pub(super) log: ServiceLog,
+}
+
+/// How one run of the command ended.
+#[derive(Debug, Default)]
+struct RunEnd {
+    status: Option<Status>,
+    reason: Option<String>,
+    /// The guest is gone.
+    is_last: bool,
+}
+
+impl RunEnd {
+    fn failed(reason: impl ToString) -> Self {
+        Self { reason: Some(reason.to_string()), ..Self::default() }
+    }
+
+    fn succeeded(&self) -> bool {
+        self.reason.is_none() && self.status == Some(Status::Code(0))
+    }
+}
+
+impl Runner {
+    /// Runs the command until it ends for good.
+    pub(super) async fn run(mut self) {
+        let mut backoff = Backoff::new();
+        loop {
+            // The VM may end while the service is being recorded.
+            if self.stop.is_cancelled() {
+                return self.status.send_modify(|status| status.state = ServiceState::Stopped);
+            }
+            let began = Instant::now();
+            let end = self.run_once().await;
+            let is_stopped = self.stop.is_cancelled();
+            let succeeded = end.succeeded();
+            let runs_again = !is_stopped && !end.is_last && self.definition.restart.applies(succeeded);
+            self.status.send_modify(|status| {
+                status.state = match (is_stopped, runs_again) {
+                    (true, _) => ServiceState::Stopped,
+                    (false, true) => ServiceState::Restarting,
+                    (false, false) if succeeded => ServiceState::Exited,
+                    (false, false) => ServiceState::Failed,
+                };
+                (status.end, status.reason) = (end.status, end.reason.filter(|_| !is_stopped));
+            });
+            if !runs_again {
+                return;
+            }
+            let pause = backoff.after(began.elapsed());
+            if timeout(pause, self.stop.cancelled()).await.is_ok() {
+                continue;
+            }
+            self.status.send_modify(|status| {
+                status.state = ServiceState::Starting;
+                status.restarts += 1;
+            });
+        }
+    }
+
+    async fn run_once(&mut self) -> RunEnd {
+        let Self { definition, streams, stop, status, log } = self;
+        let (stream, _permit) = match streams.open().await {
+            Ok(open) => open,
+            Err(error @ OpenError::Closed) => return RunEnd { is_last: true, ..RunEnd::failed(error) },
+            Err(error @ OpenError::TooMany) => return RunEnd::failed(error),
+        };
+        let stream = Framed::new(stream.compat(), FrameCodec::default());
+        let timeout_ms = u64::try_from(FOREVER.as_millis()).unwrap_or(u64::MAX);
+        let exec = Exec { id: 0, timeout_ms, output_limit: None, ..definition.exec.clone() };
+        let (end, sent) = (stop.child_token(), Notify::new());
+        let mut take = async |chunk: OutputChunk| log.append(&chunk.bytes);
+        let command = converse(stream, exec, || sent.notify_one(), end.clone().cancelled_owned(), &mut take);
+        let not_ready = RefCell::new(None);
+        let readiness = async {
+            sent.notified().await;
+            if let Err(reason) = become_ready(definition, streams, status).await {
+                *not_ready.borrow_mut() = Some(reason);
+                end.cancel();
+            }
+            pending().await
+        };
+        let outcome = tokio::select! {
+            biased;
+            outcome = command => outcome,
+            () = readiness => return RunEnd::default(),
+        };
+        let not_ready = not_ready.into_inner();
+        match outcome {
+            CommandOutcome::Ended(end) => {
+                let unconfirmed = || "the guest did not confirm its end".to_owned();
+                let reason = not_ready.or_else(|| end.status.is_none().then(unconfirmed));
+                RunEnd { status: end.status, reason, is_last: false }
+            }
+            CommandOutcome::NotRun { cause, .. } => RunEnd::failed(cause),
+            CommandOutcome::Unknown { cause } => {
+                RunEnd::failed(cause.as_deref().unwrap_or("the connection to it was lost"))
+            }
+        }
+    }
+}
+
+/// Sets the state when the service is ready. Otherwise, returns why it is not after its time limit.
+async fn become_ready(
+    definition: &ServiceDefinition,
+    streams: &Streams,
+    status: &watch::Sender<ServiceStatus>,
+) -> Result<(), String> {
+    let state = match &definition.ready {
+        None => ServiceState::Running,
+        Some(check) => {
+            let limit = Duration::from_millis(definition.ready_timeout_ms);
+            let last = RefCell::new(None);
+            if timeout(limit, until_ready(streams, check, &last)).await.is_err() {
+                let last = last.into_inner().unwrap_or_else(|| "no answer".to_owned());
+                return Err(format!("not ready within {} seconds: {last}", limit.as_secs_f64()));
+            }
+            ServiceState::Ready
+        }
+    };
+    // What was wrong with an earlier run does not count any more.
+    status.send_modify(|status| (status.state, status.reason) = (state, None));
+    Ok(())
+}
