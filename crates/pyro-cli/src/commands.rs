@@ -11,6 +11,7 @@ pub(crate) mod internal;
 mod machine;
 pub(crate) mod man;
 pub(crate) mod mcp;
+mod mounts;
 mod network;
 pub(crate) mod rpc;
 pub(crate) mod run;
@@ -98,6 +99,7 @@ pub(crate) enum Command {
     Man(ManArgs),
     Supervise(InternalArgs),
     Network(InternalArgs),
+    MountServer(InternalArgs),
     ProbeKvm(InternalArgs),
 }
 
@@ -125,6 +127,7 @@ impl Command {
             Self::Man(args) => man::run(&args, grammar()),
             Self::Supervise(args) => internal::supervise(&args),
             Self::Network(_) => internal::carry_network(),
+            Self::MountServer(args) => internal::serve_mount(&args),
             Self::ProbeKvm(_) => internal::probe_kvm(),
         }
     }
@@ -144,6 +147,7 @@ impl Command {
             | Self::Rpc(_)
             | Self::Supervise(_)
             | Self::Network(_)
+            | Self::MountServer(_)
             | Self::ProbeKvm(_) => false,
         }
     }

@@ -34,15 +34,17 @@ mod supervise;
 
 pub mod doctor;
 
-pub use config::{Config, SecretVariables};
-pub use engine::{CopyFromGuest, CopyToGuest, Engine, PROBE_COMMAND, probe_kvm};
+pub use config::{Config, MountRoots, SecretVariables};
+pub use engine::{
+    CopyFromGuest, CopyToGuest, Engine, MOUNT_COMMAND, PROBE_COMMAND, probe_kvm, serve_mount,
+};
 pub use presets::PackageClients;
 pub use pyro_api::Error;
 pub use pyro_api::operations;
 pub use pyro_api::text;
 pub use pyro_api::{
     Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CallContext, Caller, Command, CommandOutput,
-    Contract, CopyLimits, DeleteReason, Deleted, DiskState, DoctorReport, Domain, Egress, Environment,
+    Contract, CopyLimits, DeleteReason, Deleted, DirectoryMount, DiskState, DoctorReport, Domain, Egress, Environment,
     EnvironmentList, ErrorKind, Event, Events, ExecutionMode, FileContent, FileEncoding, FileRange, Hint,
     HostAccess, HostCa, Input, InputEvent, InputMode, Kind, LastCommand, Naming, NetworkAssignment,
     NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode, OutputStream, OwnerName, Phase,
@@ -54,6 +56,7 @@ pub use pyro_api::{
 };
 pub use pyro_machine::disk::Overcommit;
 pub use pyro_machine::network::RunError as NetworkRunError;
+pub use pyro_mount::RunError as MountRunError;
 pub use supervise::{NETWORK_COMMAND, SUPERVISE_COMMAND, carry_network, supervise};
 
 pub(crate) use pyro_api::limits;

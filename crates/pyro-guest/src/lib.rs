@@ -25,6 +25,7 @@ mod identity;
 mod init;
 mod machine;
 mod memory;
+mod mount;
 mod network;
 mod port;
 mod proc;

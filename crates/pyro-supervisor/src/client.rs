@@ -3,6 +3,7 @@
 mod copy;
 mod end;
 mod input;
+mod mount;
 mod process;
 mod start;
 
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::copy::CopyError;
 pub use self::end::{EndError, EndRequest, Ended};
 pub use self::input::{CommandInput, InputStream};
+pub use self::mount::MountError;
 use self::process::Process;
 pub use self::start::{Lifeline, StartError, make_template, start};
 pub(crate) use self::start::{SPARE_LIMIT, claim, kill_silent_spare, spawn};
@@ -263,6 +265,8 @@ impl Client {
                         | Reply::Input(_)
                         | Reply::Published(_)
                         | Reply::NotPublished
+                        | Reply::Mounted
+                        | Reply::NotMounted
                         | Reply::CannotListen { .. }
                         | Reply::NotRecorded { .. },
                     ))
@@ -464,6 +468,8 @@ fn unexpected(reply: Reply) -> RunError {
         | Reply::Ended(_)
         | Reply::Published(_)
         | Reply::NotPublished
+        | Reply::Mounted
+        | Reply::NotMounted
         | Reply::CannotListen { .. }
         | Reply::NotRecorded { .. } => RunError::Lost { sequence: None },
     }

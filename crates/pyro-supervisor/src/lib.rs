@@ -25,6 +25,7 @@ mod dir;
 pub mod files;
 mod handover;
 mod machine;
+mod mount;
 mod mux;
 mod protocol;
 mod report;
@@ -36,11 +37,12 @@ pub mod template;
 
 pub use client::{
     Client, CommandInput, ConnectError, CopyError, EndError, EndRequest, Ended, InputStream, Lifeline,
-    PublishError, Ran, Run, RunError, StartError, make_template, start,
+    MountError, PublishError, Ran, Run, RunError, StartError, make_template, start,
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase, network_denials};
 pub use machine::with_causes;
+pub use mount::{MAX_MOUNTS, MountPoint, MountSockets};
 pub use protocol::{CommandKey, GENERATION, Greeting, InputOutcome};
 pub use pyro_archive::{Report, destination};
 pub use pyro_wire::{

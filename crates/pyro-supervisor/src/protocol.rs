@@ -23,10 +23,11 @@ use tokio_util::codec::Framed;
 
 use super::conversation::CommandOutcome;
 use super::{BootFailure, BootInfo, EndReason};
+use crate::mount::MountPoint;
 use crate::spec::{LaunchSpec, PortMapping, PublishedPort};
 
 /// Number of this protocol; both ends must use the same. The schema test documents when to raise it.
-pub const GENERATION: u32 = 4;
+pub const GENERATION: u32 = 5;
 
 /// Time limit for the guest of a spare to take its new identity, and for a claimer to hand over its lock.
 pub(crate) const CLAIM_LIMIT: Duration = Duration::from_secs(10);
@@ -128,6 +129,14 @@ pub(crate) enum Request {
         /// The number.
         host_port: u16,
     },
+    /// Mount a directory of the host in the guest. Answered by [`Reply::Done`], after which the client passes the socket of the
+    /// directory's server, and then by [`Reply::Mounted`].
+    Mount(MountPoint),
+    /// Unmount the directory that the guest has there. Answered by [`Reply::Done`] or [`Reply::NotMounted`].
+    Unmount {
+        /// Path in the guest.
+        guest: String,
+    },
     /// Let the guest write everything out, then end the VM; its directory stays.
     Stop,
     /// End the VM at once and remove its directory.
@@ -190,12 +199,16 @@ pub(crate) enum Reply {
     Published(PublishedPort),
     /// No such port is published.
     NotPublished,
+    /// The directory is mounted, and that is recorded.
+    Mounted,
+    /// No directory of the host is mounted there.
+    NotMounted,
     /// The host cannot listen where the port would be published. Nothing was done.
     CannotListen {
         /// Why.
         cause: String,
     },
-    /// The change of the published ports cannot be recorded. Nothing was done.
+    /// The change of the published ports or the mounted directories cannot be recorded. Nothing was done.
     NotRecorded {
         /// Why.
         cause: String,

@@ -28,6 +28,7 @@ mod bounded;
 mod command;
 mod failure;
 mod frame;
+mod mount;
 mod reply;
 mod request;
 mod setup;
@@ -41,6 +42,9 @@ pub use failure::{Failure, FailureKind};
 pub use frame::{
     Frame, FrameCodec, FrameError, MAX_CONTROL_BYTES, MAX_OUTPUT_BYTES, MAX_REPLY_BYTES, OutputStream,
     bytes_missing,
+};
+pub use mount::{
+    FuseMessages, InvalidFuseMessage, MAX_FUSE_MESSAGE_BYTES, Mount, MountInput, MountReply,
 };
 pub use reply::{
     ArchiveReply, ArchiveReport, ConnectReply, ExecReply, Exit, HaltReply, IdentifyReply, InputReply, Status,

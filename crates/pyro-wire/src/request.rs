@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ArchiveReply, Bootstrap, ConnectReply, Exec, ExecInput, ExecReply, HaltReply, IdentifyReply, Input,
-    InputEnd, InputReply, Resize, Signal, SteerReply,
+    InputEnd, InputReply, Mount, MountInput, MountReply, Resize, Signal, SteerReply,
 };
 
 /// First frame of the host on each stream. Closing the stream before the reply cancels the request.
@@ -29,6 +29,8 @@ pub enum Request {
     Unpack(Unpack),
     /// Connect to a server in the machine.
     Connect(Connect),
+    /// Mount a directory of the host.
+    Mount(Mount),
     /// Become another machine.
     Identify(Identify),
     /// Prepare for the end of the machine.
@@ -40,7 +42,7 @@ pub enum Request {
 pub trait Call: Into<Request> {
     /// Control messages that the host may send after the request.
     type Input: Serialize + DeserializeOwned + Clone + Debug + PartialEq;
-    /// The guest's only control message, its last frame on the stream.
+    /// The guest's only control message, its last frame on the stream; [`Mount`] has two.
     type Reply: Serialize + DeserializeOwned + Clone + Debug + PartialEq;
 }
 
@@ -69,6 +71,7 @@ calls! {
     Pack(NoInput) -> ArchiveReply;
     Unpack(NoInput) -> ArchiveReply;
     Connect(ConnectInput) -> ConnectReply;
+    Mount(MountInput) -> MountReply;
     Identify(NoInput) -> IdentifyReply;
 }
 

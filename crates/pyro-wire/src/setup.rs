@@ -10,7 +10,7 @@ use crate::Failure;
 use crate::bounded::{self, MAX_LABEL_BYTES};
 
 /// Number of the current schema; both ends must agree on it.
-pub const GENERATION: u32 = 6;
+pub const GENERATION: u32 = 7;
 
 /// First frame of the guest: the kernel is up and the agent listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DeleteReason, Output};
 use crate::{
-    DiskState, ExecutionMode, NetworkDenial, NetworkPolicy, Outcome, StopReason, TtlFrom, VmId, VmState,
+    DirectoryMount, DiskState, ExecutionMode, NetworkDenial, NetworkPolicy, Outcome, StopReason, TtlFrom, VmId, VmState,
 };
 
 /// A task.
@@ -76,6 +76,10 @@ pub struct Task {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub published_ports: Vec<PublishedPort>,
+    /// The directories of this host that it has mounted; absent without any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
+    pub mounts: Vec<DirectoryMount>,
     /// What its guest tried to reach since its start and was refused, the latest last; absent if nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]

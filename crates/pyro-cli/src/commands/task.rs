@@ -4,6 +4,7 @@ pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod journal;
+pub(crate) mod mounts;
 pub(crate) mod naming;
 pub(crate) mod ports;
 mod several;
@@ -18,6 +19,7 @@ use self::cp::TaskCpArgs;
 use self::create::TaskCreateArgs;
 use self::exec::TaskExecArgs;
 use self::journal::{TaskKillArgs, TaskLogsArgs, TaskWaitArgs};
+use self::mounts::{TaskMountArgs, TaskUnmountArgs};
 use self::naming::TaskUpdateArgs;
 use self::ports::{TaskPublishArgs, TaskUnpublishArgs};
 use self::shell::{TaskShellArgs, TaskStdinArgs};
@@ -57,6 +59,8 @@ pub(crate) enum TaskCommand {
     Cp(TaskCpArgs),
     Publish(TaskPublishArgs),
     Unpublish(TaskUnpublishArgs),
+    Mount(TaskMountArgs),
+    Unmount(TaskUnmountArgs),
     #[command(visible_alias = "ps")]
     List(TaskListArgs),
     Extend(TaskExtendArgs),
@@ -86,6 +90,8 @@ impl TaskCommand {
             Self::Cp(args) => cp::run(&args, engine, printer),
             Self::Publish(args) => ports::publish(args, engine, printer),
             Self::Unpublish(args) => ports::unpublish(&args, engine),
+            Self::Mount(args) => mounts::mount(args, engine),
+            Self::Unmount(args) => mounts::unmount(&args, engine),
             Self::List(args) => state::list(&args, engine),
             Self::Extend(args) => state::extend(&args, engine),
             Self::Update(args) => naming::update(args, engine),
@@ -108,6 +114,8 @@ impl TaskCommand {
             Self::Cp(args) => args.json,
             Self::Publish(args) => args.json,
             Self::Unpublish(args) => args.json,
+            Self::Mount(args) => args.json,
+            Self::Unmount(args) => args.json,
             Self::List(args) => args.json,
             Self::Extend(args) => args.task.json,
             Self::Update(args) => args.task.json,

@@ -89,6 +89,10 @@ const STEPS: &[&str] = &[
     ALTER TABLE vms ADD COLUMN ttl_from TEXT NOT NULL DEFAULT 'create';
     CREATE UNIQUE INDEX vms_names ON vms (coalesce(owner, ''), name) WHERE name IS NOT NULL;
 ",
+    "
+    -- A JSON array: the directories of the host that it has mounted. Absent: none.
+    ALTER TABLE vms ADD COLUMN mounts TEXT;
+",
 ];
 
 /// Returns the version that this program writes.

@@ -199,6 +199,7 @@ fn shown(task: &Task, now: f64) -> String {
         lines.push(format!("Last error: {}", error.trim_end().replace('\n', "\n    ")));
     }
     lines.extend(task.published_ports.iter().map(|published| format!("Published: {}", port(published))));
+    lines.extend(task.mounts.iter().map(|mount| format!("Mounted: {mount}")));
     let more = task.network_denials.len().saturating_sub(SHOWN_DENIALS);
     lines.extend(
         task.network_denials.iter().skip(more).map(|refused| format!("Network: {}", denial(refused))),

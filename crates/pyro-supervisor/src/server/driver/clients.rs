@@ -12,6 +12,7 @@ use tokio_util::codec::FramedParts;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use super::Driver;
+use super::mounting::MountRecorder;
 use crate::mux::Streams;
 use crate::protocol::{COPY_STEP_LIMIT, Reply, Request, ServerStream};
 use crate::server::commands::reply;
@@ -34,6 +35,11 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             store: Rc::clone(&self.store),
             vm_id: self.spec.vm_id.clone(),
         };
+        let mounts = MountRecorder {
+            mounts: self.mounts.clone(),
+            store: Rc::clone(&self.store),
+            vm_id: self.spec.vm_id.clone(),
+        };
         spawn_local(async move {
             match request {
                 Request::Copy => {
@@ -53,6 +59,15 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 }
                 Request::Unpublish { host_port } => {
                     let answer = ports.unpublish(host_port).await;
+                    reply(&mut { client }, answer).await;
+                }
+                Request::Mount(point) => {
+                    if let Some(streams) = streams {
+                        mounts.mount(point, client, &streams).await;
+                    }
+                }
+                Request::Unmount { guest } => {
+                    let answer = mounts.unmount(&guest).await;
                     reply(&mut { client }, answer).await;
                 }
                 Request::Claim(_)
@@ -87,7 +102,9 @@ pub(super) fn kind(request: &Request, own: &LaunchSpec) -> Option<state::Request
         | Request::Resize { .. }
         | Request::Signal { .. }
         | Request::Publish(_)
-        | Request::Unpublish { .. } => state::Request::Work,
+        | Request::Unpublish { .. }
+        | Request::Mount(_)
+        | Request::Unmount { .. } => state::Request::Work,
         Request::Watch { .. } | Request::Kill { .. } => state::Request::Look,
         Request::Claim(spec) => state::Request::Claim { fits: own.has_network_of(spec) },
         Request::Extend { .. } => state::Request::Extend,
