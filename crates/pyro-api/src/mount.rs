@@ -52,8 +52,7 @@ impl FromStr for DirectoryMount {
     fn from_str(text: &str) -> Result<Self, InvalidMount> {
         let (host, rest) = text.split_once(':').ok_or(InvalidMount)?;
         let (guest, options) = rest.split_once(':').unwrap_or((rest, "ro"));
-        let mut mount =
-            Self { host: host.to_owned(), guest: guest.to_owned(), writable: false, uid: 0 };
+        let mut mount = Self { host: host.to_owned(), guest: guest.to_owned(), writable: false, uid: 0 };
         for option in options.split(',') {
             match option.split_once('=') {
                 None if option == "ro" => mount.writable = false,
@@ -148,7 +147,9 @@ mod tests {
             assert_eq!((read.writable, read.uid), (writable, uid), "{text}");
             assert_eq!(read.to_string(), shown);
         }
-        for text in ["", "/src", ":/workspace", "/src:", "/a:/b:x", "/a:/b:rw:ro", "/a:/b:uid=", "/a:/b:uid=-1"] {
+        for text in
+            ["", "/src", ":/workspace", "/src:", "/a:/b:x", "/a:/b:rw:ro", "/a:/b:uid=", "/a:/b:uid=-1"]
+        {
             assert_eq!(text.parse::<DirectoryMount>(), Err(InvalidMount), "{text}");
         }
     }

@@ -17,12 +17,12 @@ use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Caller, Command, CommandOutput, CopyIn, CopyOut, Deleted, DirectoryMount, Disk, DoctorReport, Entries, Environment,
-    EnvironmentName, Error, Events, FilePart, HostPort, Input, Kind, Lifetime, MountTarget, Naming, NetworkInfo, NewFile,
-    Platform, PortToPublish, Ports, Pruned, PulledEnvironment, Reaped, RemovedEnvironment, Renewal,
-    RunResult, Sequence, Task, TaskChanges, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile,
-    TaskFileWritten, TaskFilter, TaskInput, TaskList, TaskLogEntry, TaskLogsPage, TaskName, TaskPublished,
-    Vm, VmId, VmName, VmSpec,
+    Caller, Command, CommandOutput, CopyIn, CopyOut, Deleted, DirectoryMount, Disk, DoctorReport, Entries,
+    Environment, EnvironmentName, Error, Events, FilePart, HostPort, Input, Kind, Lifetime, MountTarget,
+    Naming, NetworkInfo, NewFile, Platform, PortToPublish, Ports, Pruned, PulledEnvironment, Reaped,
+    RemovedEnvironment, Renewal, RunResult, Sequence, Task, TaskChanges, TaskCopied, TaskDeleted,
+    TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskFilter, TaskInput, TaskList, TaskLogEntry,
+    TaskLogsPage, TaskName, TaskPublished, Vm, VmId, VmName, VmSpec,
 };
 
 /// What an operation accesses. Policies decide by it what a client may do.

@@ -5,7 +5,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{DirectoryMount, Error, ErrorKind, FileEncoding, Hint, Naming, NetworkPolicy, PortMapping, TtlFrom};
+use crate::{
+    DirectoryMount, Error, ErrorKind, FileEncoding, Hint, Naming, NetworkPolicy, PortMapping, TtlFrom,
+};
 
 /// Maximum size of a file that is read or written as a whole, in bytes.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;

@@ -5,7 +5,9 @@ mod handed_on;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use pyro_engine::{Accelerator, Config, Engine, HostCa, MountRoots, Overcommit, PackageClients, SecretVariables};
+use pyro_engine::{
+    Accelerator, Config, Engine, HostCa, MountRoots, Overcommit, PackageClients, SecretVariables,
+};
 
 /// An invalid or missing environment variable.
 #[derive(Debug, thiserror::Error)]

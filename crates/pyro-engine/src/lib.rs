@@ -35,24 +35,22 @@ mod supervise;
 pub mod doctor;
 
 pub use config::{Config, MountRoots, SecretVariables};
-pub use engine::{
-    CopyFromGuest, CopyToGuest, Engine, MOUNT_COMMAND, PROBE_COMMAND, probe_kvm, serve_mount,
-};
+pub use engine::{CopyFromGuest, CopyToGuest, Engine, MOUNT_COMMAND, PROBE_COMMAND, probe_kvm, serve_mount};
 pub use presets::PackageClients;
 pub use pyro_api::Error;
 pub use pyro_api::operations;
 pub use pyro_api::text;
 pub use pyro_api::{
     Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CallContext, Caller, Command, CommandOutput,
-    Contract, CopyLimits, DeleteReason, Deleted, DirectoryMount, DiskState, DoctorReport, Domain, Egress, Environment,
-    EnvironmentList, ErrorKind, Event, Events, ExecutionMode, FileContent, FileEncoding, FileRange, Hint,
-    HostAccess, HostCa, Input, InputEvent, InputMode, Kind, LastCommand, Naming, NetworkAssignment,
-    NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode, OutputStream, OwnerName, Phase,
-    PortMapping, Preset, PruneReport, Pruned, PublishedPort, PullEvent, PulledEnvironment, Reader, Reaped,
-    RemovedEnvironment, RunPhase, RunResult, StopReason, Task, TaskChanges, TaskCopied, TaskDeleted,
-    TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskFilter, TaskInput, TaskList, TaskLogEntry,
-    TaskLogs, TaskLogsPage, TaskPublished, TaskSpec, TerminalSize, TtlFrom, UnknownWord, Visibility, Vm,
-    VmId, VmSpec, VmState,
+    Contract, CopyLimits, DeleteReason, Deleted, DirectoryMount, DiskState, DoctorReport, Domain, Egress,
+    Environment, EnvironmentList, ErrorKind, Event, Events, ExecutionMode, FileContent, FileEncoding,
+    FileRange, Hint, HostAccess, HostCa, Input, InputEvent, InputMode, Kind, LastCommand, Naming,
+    NetworkAssignment, NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode, OutputStream,
+    OwnerName, Phase, PortMapping, Preset, PruneReport, Pruned, PublishedPort, PullEvent, PulledEnvironment,
+    Reader, Reaped, RemovedEnvironment, RunPhase, RunResult, StopReason, Task, TaskChanges, TaskCopied,
+    TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileWritten, TaskFilter, TaskInput, TaskList,
+    TaskLogEntry, TaskLogs, TaskLogsPage, TaskPublished, TaskSpec, TerminalSize, TtlFrom, UnknownWord,
+    Visibility, Vm, VmId, VmSpec, VmState,
 };
 pub use pyro_machine::disk::Overcommit;
 pub use pyro_machine::network::RunError as NetworkRunError;

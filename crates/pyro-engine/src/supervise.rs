@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use pyro_machine::network::{self, NetworkHelper, RunError};
 use pyro_supervisor::{
-    BootInfo, CommandOutcome, EndReason, Exec, MountPoint, Program, PublishedPort, Retention, Store, StoreError,
+    BootInfo, CommandOutcome, EndReason, Exec, MountPoint, Program, PublishedPort, Retention, Store,
+    StoreError,
 };
 
 use crate::clock::now;

@@ -18,8 +18,8 @@ use tokio::task::spawn_blocking;
 
 use self::device::Device;
 use self::relay::End;
-pub(crate) use self::table::Mounts;
 use self::table::Mounted;
+pub(crate) use self::table::Mounts;
 use crate::failure::{During, failed, refused};
 use crate::stream::{CallStream, finish};
 
@@ -73,7 +73,8 @@ where
     };
     // What is still in flight fails from here on, so nothing below waits for the host.
     drop(device);
-    let unmounted = blocking(move || unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).during("unmounting"));
+    let unmounted =
+        blocking(move || unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).during("unmounting"));
     if let Err(failure) = unmounted.await {
         // The guest's own processes may have unmounted it.
         eprintln!("pyro-guest: {failure}");
@@ -122,7 +123,7 @@ fn options(device: i32) -> std::ffi::CString {
 
 fn write_out(path: &Path) -> Result<(), Failure> {
     let step = || format!("writing {} out", path.display());
-    let directory =
-        openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).during(step())?;
+    let directory = openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .during(step())?;
     rustix::fs::syncfs(directory).during(step())
 }

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, stat64};
 use fuse_backend_rs::api::filesystem::{Entry, SetattrValid};
 use rustix::fs::{
-    AtFlags, FallocateFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW,
-    UTIME_OMIT,
+    AtFlags, FallocateFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
 };
 use rustix::io::Errno;
 
@@ -136,7 +135,12 @@ impl Directory {
             return Err(Errno::OPNOTSUPP.into());
         }
         if valid.contains(SetattrValid::MODE) {
-            rustix::fs::chmodat(&self.descriptors, path.as_str(), mode(attributes.st_mode), AtFlags::empty())?;
+            rustix::fs::chmodat(
+                &self.descriptors,
+                path.as_str(),
+                mode(attributes.st_mode),
+                AtFlags::empty(),
+            )?;
         }
         if valid.contains(SetattrValid::SIZE) {
             let size = u64::try_from(attributes.st_size).map_err(|_| Errno::INVAL)?;

@@ -60,11 +60,7 @@ pub(crate) fn raise_descriptor_limit() -> u64 {
 
 fn policy(directory: BorrowedFd<'_>, writable: bool) -> Result<SelfPolicy, Errno> {
     let limit = |(resource, maximum)| Limit { resource, maximum, per_user: false };
-    let limits = [
-        (Resource::Nofile, MAX_DESCRIPTORS),
-        (Resource::Core, 0),
-        (Resource::Data, MAX_DATA_BYTES),
-    ];
+    let limits = [(Resource::Nofile, MAX_DESCRIPTORS), (Resource::Core, 0), (Resource::Data, MAX_DATA_BYTES)];
     let stat = fstat(directory)?;
     let access = if writable { Access::WritableTree } else { Access::Tree };
     Ok(SelfPolicy {

@@ -104,7 +104,11 @@ impl Directory {
     pub(crate) fn opened(&self, inode: u64, file: File) -> io::Result<(u64, OpenOptions)> {
         let stat = fstat(&file)?;
         let handle = self.handles.add(inode, file)?;
-        let keep = if self.nodes.is_unchanged(inode, &stat) { OpenOptions::KEEP_CACHE } else { OpenOptions::empty() };
+        let keep = if self.nodes.is_unchanged(inode, &stat) {
+            OpenOptions::KEEP_CACHE
+        } else {
+            OpenOptions::empty()
+        };
         Ok((handle, keep))
     }
 

@@ -53,9 +53,9 @@ pub fn serve(directory: Directory, socket: impl AsFd) -> Result<(), ServeError> 
         let mut served = Ok(());
         for thread in threads {
             let ended = match thread {
-                Ok(thread) => {
-                    thread.join().unwrap_or_else(|_| Err(ServeError::Invalid("it was not understood".to_owned())))
-                }
+                Ok(thread) => thread
+                    .join()
+                    .unwrap_or_else(|_| Err(ServeError::Invalid("it was not understood".to_owned()))),
                 Err(error) => {
                     let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
                     Err(ServeError::Thread(error))

@@ -43,9 +43,7 @@ pub use frame::{
     Frame, FrameCodec, FrameError, MAX_CONTROL_BYTES, MAX_OUTPUT_BYTES, MAX_REPLY_BYTES, OutputStream,
     bytes_missing,
 };
-pub use mount::{
-    FuseMessages, InvalidFuseMessage, MAX_FUSE_MESSAGE_BYTES, Mount, MountInput, MountReply,
-};
+pub use mount::{FuseMessages, InvalidFuseMessage, MAX_FUSE_MESSAGE_BYTES, Mount, MountInput, MountReply};
 pub use reply::{
     ArchiveReply, ArchiveReport, ConnectReply, ExecReply, Exit, HaltReply, IdentifyReply, InputReply, Status,
     SteerReply,

@@ -84,7 +84,8 @@ impl FuseMessages {
 
 fn stated_size(message: &[u8]) -> Result<usize, InvalidFuseMessage> {
     let size = message.first_chunk().map(|bytes| u32::from_le_bytes(*bytes) as usize);
-    size.filter(|size| (MIN_FUSE_MESSAGE_BYTES..=MAX_FUSE_MESSAGE_BYTES).contains(size)).ok_or(InvalidFuseMessage)
+    size.filter(|size| (MIN_FUSE_MESSAGE_BYTES..=MAX_FUSE_MESSAGE_BYTES).contains(size))
+        .ok_or(InvalidFuseMessage)
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{DeleteReason, Output};
 use crate::{
-    DirectoryMount, DiskState, ExecutionMode, NetworkDenial, NetworkPolicy, Outcome, StopReason, TtlFrom, VmId, VmState,
+    DirectoryMount, DiskState, ExecutionMode, NetworkDenial, NetworkPolicy, Outcome, StopReason, TtlFrom,
+    VmId, VmState,
 };
 
 /// A task.

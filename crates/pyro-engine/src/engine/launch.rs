@@ -12,7 +12,8 @@ use pyro_machine::network::Policy;
 use pyro_machine::{Accelerator, Artifact, GuestImage, GuestKernel, MachineConfig};
 use pyro_supervisor::spares::Claim;
 use pyro_supervisor::{
-    BootInfo, BootStage, LaunchSpec, Lifeline, MountSockets, OwnerLock, Purpose, Retention, StartError, files, template,
+    BootInfo, BootStage, LaunchSpec, Lifeline, MountSockets, OwnerLock, Purpose, Retention, StartError,
+    files, template,
 };
 use tokio_util::sync::CancellationToken;
 

@@ -78,7 +78,8 @@ impl Engine {
         if self.config().requires_full_confinement && !missing.is_empty() {
             let missing: Vec<_> =
                 missing.into_iter().map(|(layer, reason)| format!("{layer} ({reason})")).collect();
-            let message = format!("the server of {} cannot be confined fully: {}", mount.host, missing.join(", "));
+            let message =
+                format!("the server of {} cannot be confined fully: {}", mount.host, missing.join(", "));
             return Err(Error::new(ErrorKind::VmUnavailable, message));
         }
         Ok(socket)
@@ -114,7 +115,9 @@ fn check_place(shared: &Shared, path: &Path) -> Result<(), Error> {
     let shown = path.display();
     match &shared.config.mount_roots {
         MountRoots::Any => {}
-        MountRoots::Off => return Err(invalid("directories of this host cannot be mounted: PYRO_MOUNTS is off".to_owned())),
+        MountRoots::Off => {
+            return Err(invalid("directories of this host cannot be mounted: PYRO_MOUNTS is off".to_owned()));
+        }
         MountRoots::Below(roots) => {
             let is_below = |root: &PathBuf| fs::canonicalize(root).is_ok_and(|root| path.starts_with(root));
             if !roots.iter().any(is_below) {
@@ -140,7 +143,9 @@ fn open(shared: &Shared, path: &Path) -> Result<OwnedFd, Error> {
     let shown = path.display();
     let lost = |cause: io::Error| {
         let message = format!("cannot mount {shown}: the directory is not there any more");
-        Error::new(ErrorKind::BootFailed, message).caused_by(cause).hint(Hint::RestoreDirectory { path: shown.to_string() })
+        Error::new(ErrorKind::BootFailed, message)
+            .caused_by(cause)
+            .hint(Hint::RestoreDirectory { path: shown.to_string() })
     };
     if fs::canonicalize(path).map_err(lost)? != path {
         return Err(invalid(format!("cannot mount {shown}: it is a symbolic link now")));

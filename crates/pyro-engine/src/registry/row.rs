@@ -17,8 +17,8 @@ use crate::host_settings::{CaSource, HostChoice};
 use crate::limits::Sizing;
 use crate::{AllowedCidr, AllowedDomain, AllowedHost, Egress};
 use crate::{
-    Caller, DirectoryMount, ExecutionMode, HostAccess, Naming, NetworkPolicy, OwnerName, PortMapping, StopReason, TtlFrom,
-    Vm, VmId, VmState,
+    Caller, DirectoryMount, ExecutionMode, HostAccess, Naming, NetworkPolicy, OwnerName, PortMapping,
+    StopReason, TtlFrom, Vm, VmId, VmState,
 };
 
 /// The record of a new VM.

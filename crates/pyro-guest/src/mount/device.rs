@@ -36,7 +36,9 @@ impl Device {
             let Ok(read) = ready.try_io(|file| file.get_ref().read(buffer)) else { continue };
             match read {
                 Ok(0) => return Ok(None),
-                Ok(length) => return Ok(Some(Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default()))),
+                Ok(length) => {
+                    return Ok(Some(Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default())));
+                }
                 Err(error) => match Errno::from_io_error(&error) {
                     Some(Errno::NODEV) => return Ok(None),
                     // A request that its caller has given up.

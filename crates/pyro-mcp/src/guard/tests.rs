@@ -43,6 +43,7 @@ fn vm() -> Vm {
         execution_mode: ExecutionMode::GuestVsock,
         metadata: Default::default(),
         accelerator: None,
+        mounts: Vec::new(),
         owner: None,
     }
 }
@@ -79,6 +80,7 @@ fn task() -> Task {
         disk_mib: None,
         disk_used_bytes: 0,
         published_ports: Vec::new(),
+        mounts: Vec::new(),
         network_denials: Vec::new(),
         owner: None,
     }
@@ -127,7 +129,7 @@ fake! {
     prune_environments PruneEnvironments remove_environment RemoveEnvironment create_vm CreateVm start_vm StartVm exec_vm ExecVm stop_vm StopVm
     delete_vm DeleteVm network_info_vm NetworkInfoVm reap_expired ReapExpired run_in_vm RunInVm
     create_task CreateTask start_task StartTask stop_task StopTask delete_task DeleteTask list_tasks ListTasks
-    update_task UpdateTask extend_task ExtendTask publish_task PublishTask unpublish_task UnpublishTask exec_task ExecTask detach_task DetachTask wait_task WaitTask follow_task FollowTask input_task InputTask
+    update_task UpdateTask extend_task ExtendTask publish_task PublishTask unpublish_task UnpublishTask mount_task MountTask unmount_task UnmountTask exec_task ExecTask detach_task DetachTask wait_task WaitTask follow_task FollowTask input_task InputTask
     kill_task KillTask logs_task LogsTask copy_from_task CopyFromTask copy_to_task CopyToTask
     read_task_file ReadTaskFile write_task_file WriteTaskFile doctor Doctor
 }

@@ -301,8 +301,7 @@ fn few_files_are_open_however_many_are_looked_up() {
     world.served.forget(&CONTEXT, first, u64::MAX);
     assert_eq!(world.served.nodes.count(), 110);
     assert_eq!(errno(world.open(first, OFlags::RDONLY)), Some(Errno::STALE));
-    let handles: Vec<_> =
-        (0..5).map(|_| world.open(world.walk("0/1").unwrap(), OFlags::RDONLY)).collect();
+    let handles: Vec<_> = (0..5).map(|_| world.open(world.walk("0/1").unwrap(), OFlags::RDONLY)).collect();
     assert!(handles[..4].iter().all(Result::is_ok));
     assert_eq!(errno(handles.into_iter().next_back().unwrap()), Some(Errno::NFILE));
 }

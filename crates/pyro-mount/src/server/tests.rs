@@ -27,8 +27,7 @@ fn served(writable: bool) -> Served {
     fs::write(dir.path().join("served/file"), "content").unwrap();
     fs::write(dir.path().join("secret"), "secret").unwrap();
     let directory = fs::File::open(dir.path().join("served")).unwrap().into();
-    let directory =
-        Directory::new(Export { directory, writable, owner: 0, max_open: 100 }).unwrap();
+    let directory = Directory::new(Export { directory, writable, owner: 0, max_open: 100 }).unwrap();
     let (socket, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     let server = std::thread::spawn(move || serve(directory, theirs));

@@ -64,7 +64,11 @@ pub(super) fn mount(args: TaskMountArgs, engine: &Engine) -> Result<Reply, CliEr
     let guest = mount.guest.clone();
     let task = session::block_on(engine.mount_task(&task_id, mount))?;
     Ok(Reply::of(json, &task, |task| {
-        task.mounts.iter().filter(|mount| mount.guest == guest).map(|mount| format!("Mounted: {mount}\n")).collect()
+        task.mounts
+            .iter()
+            .filter(|mount| mount.guest == guest)
+            .map(|mount| format!("Mounted: {mount}\n"))
+            .collect()
     })?)
 }
 

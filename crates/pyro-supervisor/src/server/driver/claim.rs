@@ -57,7 +57,9 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             self.failure = Some(of_ports(&error));
             return Input::AdoptionFailed;
         }
-        let future = adoption::take_over(spare_dir, self.spec.clone(), streams, (self.mounts.clone(), sockets)).boxed_local();
+        let future =
+            adoption::take_over(spare_dir, self.spec.clone(), streams, (self.mounts.clone(), sockets))
+                .boxed_local();
         self.adoption = Some(Adoption::TakeOver(Instant::now(), future));
         Input::HandedOver(terms(&self.spec))
     }

@@ -6,6 +6,7 @@ use futures::SinkExt;
 use pyro_wire::Frame;
 use tokio::time::timeout;
 
+use crate::handover;
 use crate::machine::with_causes;
 use crate::mount::MountPoint;
 use crate::mux::Streams;
@@ -13,7 +14,6 @@ use crate::protocol::{Reply, ServerStream};
 use crate::server::commands::reply;
 use crate::server::mounts::Mounts;
 use crate::server::{REPLY_LIMIT, Store};
-use crate::handover;
 
 /// Changes the mounted directories of a VM, and records each change before its client is answered.
 pub(super) struct MountRecorder<S> {
