@@ -165,7 +165,12 @@ impl Directory {
 
     fn sync(&self, inode: u64, handle: u64, data_only: bool) -> io::Result<()> {
         let handle = self.handles.get(handle, inode)?;
-        Ok(if data_only { rustix::fs::fdatasync(&handle.file)? } else { rustix::fs::fsync(&handle.file)? })
+        if data_only {
+            rustix::fs::fdatasync(&handle.file)?;
+        } else {
+            rustix::fs::fsync(&handle.file)?;
+        }
+        Ok(())
     }
 }
 

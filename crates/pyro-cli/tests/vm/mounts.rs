@@ -28,7 +28,8 @@ fn a_live_directory_is_read_by_all_users_and_changed_only_if_that_was_asked_for(
     let line = "cat /mnt/project/dir/file; cat /mnt/project/link 2>&1; ls /mnt/project/..; \
                 echo x 2>&1 >/mnt/project/new; mount -o remount,rw /mnt/project; echo x 2>&1 >/mnt/project/new";
     let ended = sandbox.run(["--mount", &*read_only, "--timeout-seconds", "60"], line);
-    let lines: Vec<_> = ended.stdout.lines().collect();
+    let shown = String::from_utf8_lossy(&ended.stdout);
+    let lines: Vec<_> = shown.lines().collect();
     assert_eq!(lines[0], "content", "{ended:?}");
     assert_eq!(
         lines[1], "cat: /mnt/project/link: No such file or directory",
@@ -64,7 +65,7 @@ fn a_task_keeps_its_live_directories_over_a_restart_and_loses_them_on_request() 
     fs::write(other.join("new"), "new\n").unwrap();
     wait_until(LONG, "the change in the guest", || {
         let read = task.exec([], "cat /workspace/project/dir/file /mnt/other/new; true");
-        read.stdout == "changed\nnew\n"
+        read.stdout == b"changed\nnew\n"
     });
     // Git locks, renames, maps, and links files.
     let git = "cd project && git init -q && git -c user.name=x -c user.email=x@example.test commit -q --allow-empty -m one \
