@@ -36,7 +36,7 @@ fn a_live_directory_is_read_by_all_users_and_changed_only_if_that_was_asked_for(
         "a link is followed in the guest"
     );
     assert_eq!(lines[2], "project");
-    assert_eq!(ended.stderr.matches("Read-only file system").count(), 2, "{ended:?}");
+    assert_eq!(shown.matches("Read-only file system").count(), 2, "{shown}");
     assert!(!project.join("new").exists());
 
     let writable = mount(&project, "/mnt/project:rw,uid=65534");
