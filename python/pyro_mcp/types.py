@@ -157,6 +157,23 @@ VmId = str
 """Id of a VM or a task: 12 lowercase hexadecimal digits."""
 
 
+class _DirectoryMountAlways(TypedDict):
+    guest: str
+    """Absolute path in the guest. A directory that does not exist is made."""
+    host: str
+    """Absolute path of the directory on this host."""
+
+
+class DirectoryMount(_DirectoryMountAlways, total=False):
+    """A directory of this host that a guest has mounted."""
+
+    uid: int
+    """Number of the user and the group of the guest that own everything in it, as the guest sees it. What is made in it
+    belongs to the user of this host."""
+    writable: bool
+    """Let the guest change the directory."""
+
+
 class _VmAlways(TypedDict):
     accelerator: Optional[str]
     """`kvm` or `tcg`; `None` before the start and on the host."""
@@ -197,6 +214,8 @@ class _VmAlways(TypedDict):
 class Vm(_VmAlways, total=False):
     """A VM."""
 
+    mounts: List[DirectoryMount]
+    """The directories of this host that it has mounted; absent without any."""
     owner: Optional[str]
     """Name of the client that created it; absent if this host's user did."""
 
@@ -442,6 +461,8 @@ class Task(_TaskAlways, total=False):
 
     labels: Dict[str, str]
     """Labels."""
+    mounts: List[DirectoryMount]
+    """The directories of this host that it has mounted; absent without any."""
     name: Optional[str]
     """Name."""
     network_denials: List[NetworkDenial]

@@ -93,6 +93,11 @@ hints! {
         model: OPERATOR,
         program: format!("free that port, or call unpublish_task(\"{task}\", port), and start the task again")
     }
+    /// A directory that a VM or task has mounted is missing.
+    RestoreDirectory {
+        /// The directory.
+        path
+    } => { host: format!("put {path} back, or unmount it") }
     /// The file of certificates that a VM or task was created with cannot be used.
     RestoreBundle {
         /// The file.

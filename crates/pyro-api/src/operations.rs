@@ -17,15 +17,16 @@ use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Caller, Command, CommandOutput, CopyIn, CopyOut, Deleted, Disk, DoctorReport, Entries, Environment,
-    EnvironmentName, Error, Events, FileMove, FilePart, FilePath, FileRemoval, FileWatch, HostPort, Input,
-    Kind, Lifetime, Listing, LogPart, LogTail, Naming, NetworkInfo, NewFile, Platform, PortToPublish, Ports,
-    Pruned, PulledEnvironment, Reaped, RemovedEnvironment, Renewal, RunResult, Sequence, Service,
-    ServiceCommand, ServiceList, ServiceLog, ServiceName, ServiceOptions, ServiceRemoved, ShellCommand,
-    ShellName, ShellRead, ShellSignal, ShellText, Task, TaskChanges, TaskCopied, TaskDeleted, TaskDetached,
-    TaskExec, TaskFile, TaskFileChanged, TaskFileChanges, TaskFileInfo, TaskFileList, TaskFileMoved,
-    TaskFileWritten, TaskFilter, TaskInput, TaskList, TaskLogEntry, TaskLogsPage, TaskName, TaskPublished,
-    TaskShell, TaskShellOutput, TaskShells, TerminalSize, Vm, VmId, VmName, VmSpec,
+    Caller, Command, CommandOutput, CopyIn, CopyOut, Deleted, DirectoryMount, Disk, DoctorReport, Entries,
+    Environment, EnvironmentName, Error, Events, FileMove, FilePart, FilePath, FileRemoval, FileWatch,
+    HostPort, Input, Kind, Lifetime, Listing, LogPart, LogTail, MountTarget, Naming, NetworkInfo, NewFile,
+    Platform, PortToPublish, Ports, Pruned, PulledEnvironment, Reaped, RemovedEnvironment, Renewal,
+    RunResult, Sequence, Service, ServiceCommand, ServiceList, ServiceLog, ServiceName, ServiceOptions,
+    ServiceRemoved, ShellCommand, ShellName, ShellRead, ShellSignal, ShellText, Task, TaskChanges,
+    TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges,
+    TaskFileInfo, TaskFileList, TaskFileMoved, TaskFileWritten, TaskFilter, TaskInput, TaskList,
+    TaskLogEntry, TaskLogsPage, TaskName, TaskPublished, TaskShell, TaskShellOutput, TaskShells,
+    TerminalSize, Vm, VmId, VmName, VmSpec,
 };
 
 /// What an operation accesses. Policies decide by it what a client may do.
@@ -432,6 +433,14 @@ operations! {
 
     /// Closes the published ports of a task with this number on this host, with their connections.
     unpublish_task(UnpublishTask { task: TaskName, port: HostPort }) -> Task, Operate;
+
+    /// Mounts a directory of this host in a running task, until it is unmounted or the task is deleted: a stopped task gets it
+    /// back when it starts.
+    mount_task(MountTask { task: TaskName, mount: DirectoryMount }) -> Task, HostFiles;
+
+    /// Unmounts a directory of this host from a task, after what the guest has written is on this host. Processes in the guest
+    /// that still use it get errors.
+    unmount_task(UnmountTask { task: TaskName, mount: MountTarget }) -> Task, HostFiles;
 
     /// Runs one command in a task and waits until it ends. The task stays, and the command is in its journal. Cancelling the
     /// call ends the command; so does the end of this server.

@@ -14,7 +14,7 @@ pub use self::task::{
     FileEncoding, LastCommand, PublishedPort, Task, TaskCopied, TaskDeleted, TaskDetached, TaskExec,
     TaskFile, TaskFileWritten, TaskInput, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskPublished,
 };
-use crate::{ExecutionMode, NetworkDenial, NetworkPolicy, PruneReport, VmId, VmState};
+use crate::{DirectoryMount, ExecutionMode, NetworkDenial, NetworkPolicy, PruneReport, VmId, VmState};
 
 /// Result of a command of a one-shot run or of `exec_vm`.
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
@@ -174,6 +174,10 @@ pub struct Vm {
     pub metadata: BTreeMap<String, String>,
     /// `kvm` or `tcg`; null before the start and on the host.
     pub accelerator: Option<String>,
+    /// The directories of this host that it has mounted; absent without any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
+    pub mounts: Vec<DirectoryMount>,
     /// Name of the client that created it; absent if this host's user did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,

@@ -5,7 +5,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ErrorKind, FileEncoding, Hint, Naming, NetworkPolicy, PortMapping, TtlFrom};
+use crate::{
+    DirectoryMount, Error, ErrorKind, FileEncoding, Hint, Naming, NetworkPolicy, PortMapping, TtlFrom,
+};
 
 /// Maximum size of a file that is read or written as a whole, in bytes.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -47,6 +49,10 @@ pub struct VmSpec {
     /// Give a guest with a network the proxy settings of this host, credentials included, and access to these proxies.
     /// Default: `PYRO_HOST_PROXY`.
     pub host_proxy: Option<bool>,
+    /// Directories of this host that the guest has mounted, at most 16.
+    #[serde(default)]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
+    pub mounts: Vec<DirectoryMount>,
     /// Allow commands on the host, without isolation, if VMs cannot run there.
     #[serde(default)]
     pub allow_host_compat: bool,
@@ -87,6 +93,7 @@ impl VmSpec {
             network_policy: None,
             host_ca: None,
             host_proxy: None,
+            mounts: Vec::new(),
             allow_host_compat: false,
         }
     }

@@ -11,6 +11,7 @@ pub(crate) mod internal;
 mod machine;
 pub(crate) mod man;
 pub(crate) mod mcp;
+mod mounts;
 mod network;
 pub(crate) mod rpc;
 pub(crate) mod run;
@@ -47,6 +48,8 @@ Environment variables:
                               1 to 100, or `off`: each disk must fit by itself [default: 1]
   PYRO_MCP_ALLOW_HOST_COMPAT  1 lets clients of `pyro mcp serve` run commands on this host, without
                               isolation, if VMs cannot run here [default: 0]
+  PYRO_MOUNTS                 Directories of this host that guests may have mounted, with colons between
+                              them, or `off` [default: all]
   PYRO_WARM                   Spare VMs of each kind that wait for the next start [default: 0]
   PYRO_ACCEL                  Accelerator, kvm or tcg [default: chosen by a measurement]
   PYRO_QEMU                   QEMU program [default: qemu-system-x86_64, looked up in PATH]
@@ -98,6 +101,7 @@ pub(crate) enum Command {
     Man(ManArgs),
     Supervise(InternalArgs),
     Network(InternalArgs),
+    MountServer(InternalArgs),
     ProbeKvm(InternalArgs),
 }
 
@@ -125,6 +129,7 @@ impl Command {
             Self::Man(args) => man::run(&args, grammar()),
             Self::Supervise(args) => internal::supervise(&args),
             Self::Network(_) => internal::carry_network(),
+            Self::MountServer(args) => internal::serve_mount(&args),
             Self::ProbeKvm(_) => internal::probe_kvm(),
         }
     }
@@ -144,6 +149,7 @@ impl Command {
             | Self::Rpc(_)
             | Self::Supervise(_)
             | Self::Network(_)
+            | Self::MountServer(_)
             | Self::ProbeKvm(_) => false,
         }
     }

@@ -5,7 +5,9 @@ mod handed_on;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use pyro_engine::{Accelerator, Config, Engine, HostCa, Overcommit, PackageClients, SecretVariables};
+use pyro_engine::{
+    Accelerator, Config, Engine, HostCa, MountRoots, Overcommit, PackageClients, SecretVariables,
+};
 
 /// An invalid or missing environment variable.
 #[derive(Debug, thiserror::Error)]
@@ -157,6 +159,7 @@ pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError
         guest_kernel: guest_kernel(variables)?,
         debian_mirror: debian_mirror(variables)?,
         disk_overcommit: disk_overcommit(variables)?,
+        mount_roots: mount_roots(variables)?,
         requires_full_confinement: requires_full_confinement(variables)?,
         host_ca: host_ca(variables)?,
         host_proxy: switch(
@@ -314,6 +317,21 @@ fn disk_overcommit(variables: &Variables) -> Result<Overcommit, ConfigError> {
         _ if text == "off" => Ok(Overcommit::Off),
         Ok(factor) if (1.0..=100.0).contains(&factor) => Ok(Overcommit::Factor(factor)),
         _ => Err(ConfigError::bad_value(NAME, text.as_ref(), EXPECTED)),
+    }
+}
+
+/// The word `off`, or absolute paths with colons between them.
+fn mount_roots(variables: &Variables) -> Result<MountRoots, ConfigError> {
+    const NAME: &str = "PYRO_MOUNTS";
+    const EXPECTED: &str = "`off`, or absolute paths with colons between them";
+    let Some(value) = variables.get(NAME) else { return Ok(MountRoots::Any) };
+    if value == "off" {
+        return Ok(MountRoots::Off);
+    }
+    let roots: Vec<PathBuf> = std::env::split_paths(&value).collect();
+    match roots.iter().all(|root| root.is_absolute()) {
+        true => Ok(MountRoots::Below(roots)),
+        false => Err(ConfigError::bad_value(NAME, &value, EXPECTED)),
     }
 }
 

@@ -45,6 +45,16 @@ impl Identity {
         known.map_or(Self::Caller, |id| Self::Own { user: id, group: id })
     }
 
+    /// Returns the identity for a program that works on files of this user: if this process is root's and the user exists, that
+    /// user.
+    pub fn of_owner(user: u32, group: u32) -> Self {
+        let is_known = || is_mapped("/proc/self/uid_map", user) && is_mapped("/proc/self/gid_map", group);
+        match rustix::process::geteuid().is_root() && user != 0 && is_known() {
+            true => Self::Own { user, group },
+            false => Self::Caller,
+        }
+    }
+
     /// Returns the identity with which a device can be opened: the same, if its mode lets it, or else with the device's group.
     /// `None`: only the device's owner can open it.
     pub fn for_device(self, device: &fs::Metadata) -> Option<Self> {

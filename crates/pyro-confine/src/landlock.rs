@@ -65,9 +65,19 @@ pub(crate) fn transient(error: &(dyn Error + 'static)) -> Option<Errno> {
 fn rights(access: Access, is_dir: bool) -> BitFlags<AccessFs> {
     let mut rights: BitFlags<AccessFs> = AccessFs::ReadFile.into();
     match access {
-        Access::Read | Access::Library => {}
+        Access::Read | Access::Library | Access::Tree => {}
         Access::Execute => rights |= AccessFs::Execute,
         Access::Write => rights |= AccessFs::WriteFile | AccessFs::Truncate,
+        Access::WritableTree => {
+            rights |= AccessFs::WriteFile
+                | AccessFs::Truncate
+                | AccessFs::MakeReg
+                | AccessFs::MakeDir
+                | AccessFs::MakeSym
+                | AccessFs::RemoveFile
+                | AccessFs::RemoveDir
+                | AccessFs::Refer;
+        }
         Access::Device => rights |= AccessFs::WriteFile | AccessFs::IoctlDev,
     }
     if is_dir {

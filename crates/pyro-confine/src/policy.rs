@@ -22,12 +22,17 @@ pub enum Access {
     Write,
     /// Use it as a device.
     Device,
+    /// Read everything in it. Only for [`confine_self`](crate::confine_self).
+    Tree,
+    /// Read and change everything in it: files, directories and symbolic links. Only for
+    /// [`confine_self`](crate::confine_self).
+    WritableTree,
 }
 
 impl Access {
     /// The program changes the file.
     pub(crate) fn writes(self) -> bool {
-        matches!(self, Self::Write | Self::Device)
+        matches!(self, Self::Write | Self::Device | Self::WritableTree)
     }
 
     /// The file's content becomes code.

@@ -37,6 +37,8 @@ pub struct Config {
     pub debian_mirror: Option<String>,
     /// How far the disks of all VMs and tasks together may exceed what the host's disk can hold.
     pub disk_overcommit: Overcommit,
+    /// Which directories of this host guests may have mounted.
+    pub mount_roots: MountRoots,
     /// Start VMs only if the host can confine their VMMs fully.
     pub requires_full_confinement: bool,
     /// Certification authorities that guests trust where a request does not say; `None`: those of their images.
@@ -53,6 +55,18 @@ pub struct Config {
     pub log: Option<String>,
     /// Where to search for programs, in the form of `PATH`. Commands in host compatibility mode get it as their `PATH`.
     pub search_path: OsString,
+}
+
+/// Which directories of the host guests may have mounted, if callers ask for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum MountRoots {
+    /// None.
+    Off,
+    /// Every directory that the user of pyro can open.
+    #[default]
+    Any,
+    /// These, and what is below them.
+    Below(Vec<PathBuf>),
 }
 
 /// Environment variables with their values, which may contain credentials and are therefore not shown.
@@ -101,6 +115,7 @@ impl Config {
             guest_kernel: None,
             debian_mirror: None,
             disk_overcommit: Overcommit::default(),
+            mount_roots: MountRoots::default(),
             requires_full_confinement: false,
             host_ca: None,
             host_proxy: false,

@@ -150,6 +150,14 @@ operations! {
         engine.unpublish_task(&request.task.task_id, request.port.host_port).await
     }
 
+    mount_task(engine, request, call: MountTask) -> Task {
+        engine.mount_task(&request.task.task_id, request.mount).await
+    }
+
+    unmount_task(engine, request, call: UnmountTask) -> Task {
+        engine.unmount_task(&request.task.task_id, &request.mount.guest).await
+    }
+
     exec_task(engine, request, call: ExecTask) -> TaskExec {
         engine.exec_task(request, call).await
     }

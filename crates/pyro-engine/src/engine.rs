@@ -7,6 +7,7 @@ mod exec;
 mod host;
 mod launch;
 mod lifecycle;
+mod mounts;
 mod reconcile;
 mod removal;
 mod run;
@@ -30,6 +31,7 @@ use crate::supervise::SupervisorCommand;
 use crate::{Caller, Config, Error, ErrorKind, Hint, VmId};
 
 pub use host::{PROBE_COMMAND, probe_kvm};
+pub use mounts::{MOUNT_COMMAND, serve_mount};
 pub(crate) use tasks::dropped;
 pub use tasks::{CopyFromGuest, CopyToGuest};
 

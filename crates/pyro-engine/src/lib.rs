@@ -35,30 +35,31 @@ mod terminal;
 
 pub mod doctor;
 
-pub use config::{Config, SecretVariables};
-pub use engine::{CopyFromGuest, CopyToGuest, Engine, PROBE_COMMAND, probe_kvm};
+pub use config::{Config, MountRoots, SecretVariables};
+pub use engine::{CopyFromGuest, CopyToGuest, Engine, MOUNT_COMMAND, PROBE_COMMAND, probe_kvm, serve_mount};
 pub use presets::PackageClients;
 pub use pyro_api::Error;
 pub use pyro_api::operations;
 pub use pyro_api::text;
 pub use pyro_api::{
     Accelerator, AllowedCidr, AllowedDomain, AllowedHost, CallContext, Caller, ChangeKind, CheckedRead,
-    Command, CommandOutput, Contract, CopyLimits, DeleteReason, Deleted, DiskState, DoctorReport, Domain,
-    Egress, Environment, EnvironmentList, ErrorKind, Event, Events, ExecutionMode, FileChange, FileContent,
-    FileEncoding, FileInfo, FileKind, FileMove, FileRange, FileRemoval, FileWatch, Hint, HostAccess, HostCa,
-    Input, InputEvent, InputMode, Kind, LastCommand, Listing, LogPart, Naming, NetworkAssignment,
-    NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode, OutputStream, OwnerName, Phase,
-    PortMapping, Preset, PruneReport, Pruned, PublishedPort, PullEvent, PulledEnvironment, Reader, Reaped,
-    RemovedEnvironment, RestartPolicy, RunPhase, RunResult, Service, ServiceCommand, ServiceList, ServiceLog,
-    ServiceOptions, ServiceRemoved, ServiceState, ShellCommand, ShellFormat, ShellName, ShellRead,
-    ShellReadReason, ShellSignal, ShellText, StopReason, Task, TaskChanges, TaskCopied, TaskDeleted,
-    TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges, TaskFileInfo, TaskFileList,
-    TaskFileMoved, TaskFileWritten, TaskFilter, TaskInput, TaskList, TaskLogEntry, TaskLogs, TaskLogsPage,
-    TaskPublished, TaskService, TaskShell, TaskShellOutput, TaskShells, TaskSpec, TerminalSize, TtlFrom,
-    UnknownWord, Visibility, Vm, VmId, VmSpec, VmState, WatchEnd, WatchLimits,
+    Command, CommandOutput, Contract, CopyLimits, DeleteReason, Deleted, DirectoryMount, DiskState,
+    DoctorReport, Domain, Egress, Environment, EnvironmentList, ErrorKind, Event, Events, ExecutionMode,
+    FileChange, FileContent, FileEncoding, FileInfo, FileKind, FileMove, FileRange, FileRemoval, FileWatch,
+    Hint, HostAccess, HostCa, Input, InputEvent, InputMode, Kind, LastCommand, Listing, LogPart, Naming,
+    NetworkAssignment, NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode, OutputStream,
+    OwnerName, Phase, PortMapping, Preset, PruneReport, Pruned, PublishedPort, PullEvent, PulledEnvironment,
+    Reader, Reaped, RemovedEnvironment, RestartPolicy, RunPhase, RunResult, Service, ServiceCommand,
+    ServiceList, ServiceLog, ServiceOptions, ServiceRemoved, ServiceState, ShellCommand, ShellFormat,
+    ShellName, ShellRead, ShellReadReason, ShellSignal, ShellText, StopReason, Task, TaskChanges, TaskCopied,
+    TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges, TaskFileInfo,
+    TaskFileList, TaskFileMoved, TaskFileWritten, TaskFilter, TaskInput, TaskList, TaskLogEntry, TaskLogs,
+    TaskLogsPage, TaskPublished, TaskService, TaskShell, TaskShellOutput, TaskShells, TaskSpec, TerminalSize,
+    TtlFrom, UnknownWord, Visibility, Vm, VmId, VmSpec, VmState, WatchEnd, WatchLimits,
 };
 pub use pyro_machine::disk::Overcommit;
 pub use pyro_machine::network::RunError as NetworkRunError;
+pub use pyro_mount::RunError as MountRunError;
 pub use supervise::{NETWORK_COMMAND, SUPERVISE_COMMAND, carry_network, supervise};
 
 pub(crate) use pyro_api::limits;

@@ -18,7 +18,7 @@ use futures::future::join_all;
 use pyro_machine::file_lock::unlocked;
 use pyro_machine::snapshot::SnapshotError;
 use pyro_supervisor::spares::{self, Claim};
-use pyro_supervisor::{Client, LaunchSpec, OwnerLock, StartError, files};
+use pyro_supervisor::{Client, LaunchSpec, MountSockets, OwnerLock, StartError, files};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -261,6 +261,8 @@ impl Place {
             dir: self.dir.clone(),
             expires_at: now() + idle.as_secs_f64(),
             ports: Vec::new(),
+            mounts: Vec::new(),
+            mount_sockets: MountSockets::default(),
             ..model.clone()
         };
         spares::start(&supervisor.program, &supervisor.args(), spec, &self.lock).await?;

@@ -47,7 +47,7 @@ pub(crate) use self::services::{ServiceRecord, no_such_service};
 use self::transaction_error::TransactionError;
 use crate::clock::now;
 use crate::state::{Transition, Transitions as _, VmEvent};
-use crate::{Caller, Kind, OwnerName};
+use crate::{Caller, DirectoryMount, Kind, OwnerName};
 use crate::{Error, ErrorKind, ExecutionMode, StopReason, VmId, VmState, state_dir};
 
 /// How long the registry remembers that a VM was removed because of its lifetime, in seconds.
@@ -289,6 +289,20 @@ impl Registry {
         self.write(|tx| {
             let mut record = load(tx, Kind::Task, id)?;
             record.ports = ports.to_vec();
+            record.update(tx)?;
+            Ok(record)
+        })
+    }
+
+    /// Records the mounted directories of a task.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::get`].
+    pub(crate) fn set_mounts(&self, id: &VmId, mounts: &[DirectoryMount]) -> Result<VmRecord, Error> {
+        self.write(|tx| {
+            let mut record = load(tx, Kind::Task, id)?;
+            record.mounts = mounts.to_vec();
             record.update(tx)?;
             Ok(record)
         })

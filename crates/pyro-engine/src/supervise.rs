@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use pyro_machine::network::{self, NetworkHelper, RunError};
 use pyro_supervisor::{
-    BootInfo, CommandOutcome, EndReason, Exec, Program, PublishedPort, Retention, ServiceDefinition,
-    ServiceStatus, Store, StoreError,
+    BootInfo, CommandOutcome, EndReason, Exec, MountPoint, Program, PublishedPort, Retention,
+    ServiceDefinition, ServiceStatus, Store, StoreError,
 };
 
 use crate::clock::now;
 use crate::registry::{NewCommand, RecordedPort, Registry, VmPatch};
-use crate::{Error, ErrorKind, ExecutionMode, StopReason, VmId, convert, limits};
+use crate::{DirectoryMount, Error, ErrorKind, ExecutionMode, StopReason, VmId, convert, limits};
 
 /// Name of the hidden subcommand that supervises one VM.
 pub const SUPERVISE_COMMAND: &str = "supervise";
@@ -166,6 +166,17 @@ impl Store for RegistryStore {
     async fn forget_service(&self, vm_id: &str, name: &str) -> Result<(), StoreError> {
         let (vm_id, name) = (vm_id.to_owned(), name.to_owned());
         self.write(move |registry| registry.delete_service(&VmId::parse(&vm_id)?, &name).map(drop)).await
+    }
+
+    async fn record_mounts(&self, vm_id: &str, mounts: &[MountPoint]) -> Result<(), StoreError> {
+        let mount = |point: &MountPoint| DirectoryMount {
+            host: point.host.display().to_string(),
+            guest: point.guest.clone(),
+            writable: point.writable,
+            uid: point.owner,
+        };
+        let (vm_id, mounts) = (vm_id.to_owned(), mounts.iter().map(mount).collect::<Vec<_>>());
+        self.write(move |registry| registry.set_mounts(&VmId::parse(&vm_id)?, &mounts).map(drop)).await
     }
 
     async fn forget(&self, vm_id: &str) -> Result<(), StoreError> {

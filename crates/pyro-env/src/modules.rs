@@ -8,7 +8,7 @@ use thiserror::Error;
 
 /// Modules that the guest needs before it can access its disks and its host. The base image's file system is included;
 /// ext4, for the writable layer, is built into Debian's kernel.
-pub(crate) const WANTED: [&str; 8] = [
+pub(crate) const WANTED: [&str; 9] = [
     "virtio_mmio",
     "virtio_blk",
     "virtio_console",
@@ -17,6 +17,7 @@ pub(crate) const WANTED: [&str; 8] = [
     "overlay",
     "libcrc32c",
     "erofs",
+    "fuse",
 ];
 
 /// Where the guest finds the modules.

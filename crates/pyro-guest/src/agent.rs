@@ -9,7 +9,7 @@ use futures::StreamExt;
 use futures::future::poll_fn;
 use pyro_wire::{
     Connect, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Input, List,
-    MakeDirectory, Move, Pack, Probe, Remove, Request, Resize, Signal, Stat, Unpack, Watch,
+    MakeDirectory, Mount, Move, Pack, Probe, Remove, Request, Resize, Signal, Stat, Unpack, Watch,
 };
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -20,10 +20,11 @@ use yamux::{Config, Connection, ConnectionError, Mode};
 use crate::exec::{CommandSettings, Commands};
 use crate::failure::{During, refused};
 use crate::machine::VirtualMachine;
+use crate::mount::Mounts;
 use crate::port::Port;
 use crate::proc::Proc;
 use crate::stream::{RequestStream, accept, answer, finish};
-use crate::{HandshakeError, Machine, boot, connect, copy, exec, files, handshake, memory, probe};
+use crate::{HandshakeError, Machine, boot, connect, copy, exec, files, handshake, memory, mount, probe};
 
 /// Why the agent ended, if not because the host closed the channel.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +84,7 @@ pub struct Agent<M> {
 #[derive(Debug)]
 struct Shared<M> {
     commands: Arc<Commands>,
+    mounts: Mounts,
     state: Mutex<State<M>>,
 }
 
@@ -102,7 +104,7 @@ impl<M: Machine> Agent<M> {
     /// An agent whose commands may have begun.
     pub(crate) fn with(machine: M, commands: Arc<Commands>) -> Self {
         let state = Mutex::new(State { machine, halting: false });
-        Self { shared: Arc::new(Shared { commands, state }) }
+        Self { shared: Arc::new(Shared { commands, mounts: Mounts::default(), state }) }
     }
 
     /// Serves requests until the host closes the channel, which ends all running commands.
@@ -170,11 +172,16 @@ impl<M: Machine> Shared<M> {
                 let reply = probe::answer(request, &self.commands.settings.workspace);
                 answer(accept::<_, Probe>(stream), reply).await;
             }
+            Request::Mount(request) => {
+                mount::serve(request, &self.mounts, accept::<_, Mount>(stream)).await;
+            }
             Request::Identify(request) => {
                 let reply = self.identify(&request);
                 finish(accept::<_, Identify>(stream), reply).await;
             }
             Request::Halt => {
+                // The agent passes on what is written to them, which it cannot do once it halts.
+                self.mounts.end_all().await;
                 let reply = self.halt();
                 finish(accept::<_, Halt>(stream), reply).await;
             }

@@ -26,6 +26,7 @@ mod identity;
 mod init;
 mod machine;
 mod memory;
+mod mount;
 mod network;
 mod port;
 mod probe;

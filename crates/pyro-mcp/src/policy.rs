@@ -43,6 +43,8 @@ pub struct Policy {
     pub host_proxy: bool,
     /// Commands may run on the host if VMs cannot run there and the client allows it.
     pub allow_host_compat: bool,
+    /// Guests may have mounted directories of the host, as far as the engine allows it.
+    pub allow_mounts: bool,
     /// Maximum number of virtual CPUs of a VM.
     pub max_vcpu_count: Option<i64>,
     /// Maximum memory in MiB.
@@ -56,6 +58,7 @@ pub struct Policy {
 /// The contract's parameter that [`ALLOW_DOMAINS`] becomes a part of.
 const NETWORK_POLICY: &str = "network_policy";
 const PUBLISH: &str = "publish";
+const MOUNTS: &str = "mounts";
 
 /// A limit of one argument.
 enum Pin<'a> {
@@ -220,6 +223,7 @@ impl Policy {
         let switches = [
             (NETWORK.name, spec.is_some_and(|spec| spec.network), !self.no_network),
             (HOST_COMPAT.name, spec.is_some_and(|spec| spec.allow_host_compat), self.allow_host_compat),
+            (MOUNTS, spec.is_some_and(|spec| !spec.mounts.is_empty()), self.allow_mounts),
             // It opens something on the host.
             (PUBLISH, request.part().is_some_and(|ports: &Ports| !ports.publish.is_empty()), false),
         ];
@@ -287,6 +291,8 @@ impl Policy {
             format!("its network reaches more than this server allows: {error}")
         } else if machine.host_proxy && !self.host_proxy {
             "it uses the proxies of this host".to_owned()
+        } else if !self.allow_mounts && machine.has_mounts {
+            "it has directories of this host mounted".to_owned()
         } else if !self.allow_host_compat && machine.allow_host_compat {
             "it may run commands on the host".to_owned()
         } else if let Some((name, value, _)) = beyond {
@@ -306,6 +312,7 @@ pub(crate) struct Machine {
     pub(crate) network_enabled: bool,
     pub(crate) network_policy: Option<NetworkPolicy>,
     pub(crate) host_proxy: bool,
+    pub(crate) has_mounts: bool,
     pub(crate) allow_host_compat: bool,
     pub(crate) vcpu_count: i64,
     pub(crate) mem_mib: i64,
@@ -322,6 +329,7 @@ impl From<Vm> for Machine {
             network_enabled: vm.network_enabled,
             network_policy: vm.network_policy,
             host_proxy: uses_proxy(&vm.metadata),
+            has_mounts: !vm.mounts.is_empty(),
             allow_host_compat: vm.allow_host_compat,
             vcpu_count: vm.vcpu_count.into(),
             mem_mib: vm.mem_mib.into(),
@@ -339,6 +347,7 @@ impl From<Task> for Machine {
             network_enabled: task.network_enabled,
             network_policy: task.network_policy,
             host_proxy: uses_proxy(&task.metadata),
+            has_mounts: !task.mounts.is_empty(),
             allow_host_compat: task.allow_host_compat,
             vcpu_count: task.vcpu_count.into(),
             mem_mib: task.mem_mib.into(),

@@ -27,7 +27,7 @@ pub(crate) fn schema_of<T: JsonSchema>() -> Schema {
 
 /// The keys that are named of a type inside another payload. Its own status names all of them; of a type without keys here, a
 /// schema only says that it is an object.
-const LISTED: [(&str, &[&str]); 11] = [
+const LISTED: [(&str, &[&str]); 12] = [
     ("Environment", &["name", "version", "description", "default_packages", "installed"]),
     ("Task", &["task_id", "environment", "state", "expires_at", "command_count", "stop_reason"]),
     ("TaskExec", &["sequence", "stdout", "stderr", "exit_code", "outcome", "timed_out", "execution_mode"]),
@@ -38,6 +38,7 @@ const LISTED: [(&str, &[&str]); 11] = [
     ("PublishedPort", &[]),
     ("TaskService", &[]),
     ("Service", &["name", "command", "state", "ready", "restarts", "exit_code", "reason", "last_output"]),
+    ("DirectoryMount", &[]),
     ("TaskLogEntry", &["sequence", "command", "stdout", "stderr", "exit_code", "outcome", "timed_out"]),
 ];
 

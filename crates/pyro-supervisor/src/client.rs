@@ -4,6 +4,7 @@ mod copy;
 mod end;
 mod files;
 mod input;
+mod mount;
 mod process;
 mod service;
 mod shells;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::copy::CopyError;
 pub use self::end::{EndError, EndRequest, Ended};
 pub use self::input::{CommandInput, InputStream};
+pub use self::mount::MountError;
 use self::process::Process;
 pub use self::service::ServiceError;
 pub use self::start::{Lifeline, StartError, make_template, start};
@@ -269,6 +271,8 @@ impl Client {
                         | Reply::ShellPart(_)
                         | Reply::Published(_)
                         | Reply::NotPublished
+                        | Reply::Mounted
+                        | Reply::NotMounted
                         | Reply::CannotListen { .. }
                         | Reply::NotRecorded { .. }
                         | Reply::Service(_),
@@ -473,6 +477,8 @@ fn unexpected(reply: Reply) -> RunError {
         | Reply::ShellPart(_)
         | Reply::Published(_)
         | Reply::NotPublished
+        | Reply::Mounted
+        | Reply::NotMounted
         | Reply::CannotListen { .. }
         | Reply::NotRecorded { .. }
         | Reply::Service(_) => RunError::Lost { sequence: None },

@@ -25,6 +25,7 @@ mod dir;
 pub mod files;
 mod handover;
 mod machine;
+mod mount;
 mod mux;
 mod protocol;
 mod report;
@@ -38,11 +39,12 @@ pub mod template;
 
 pub use client::{
     Client, CommandInput, ConnectError, CopyError, EndError, EndRequest, Ended, InputStream, Lifeline,
-    PublishError, Ran, Run, RunError, ServiceError, StartError, make_template, start,
+    MountError, PublishError, Ran, Run, RunError, ServiceError, StartError, make_template, start,
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase, network_denials};
 pub use machine::with_causes;
+pub use mount::{MAX_MOUNTS, MountPoint, MountSockets};
 pub use protocol::{
     CommandKey, GENERATION, Greeting, InputOutcome, MAX_OPEN_SHELLS, ReadReason, ReadShell, SCROLLBACK_BYTES,
     ShellPart, ShellState,

@@ -26,6 +26,7 @@ use tokio_util::codec::Framed;
 pub use self::shells::{MAX_OPEN_SHELLS, ReadReason, ReadShell, SCROLLBACK_BYTES, ShellPart, ShellState};
 use super::conversation::CommandOutcome;
 use super::{BootFailure, BootInfo, EndReason};
+use crate::mount::MountPoint;
 use crate::service::{ServiceDefinition, ServiceStatus};
 use crate::spec::{LaunchSpec, PortMapping, PublishedPort};
 
@@ -154,6 +155,14 @@ pub(crate) enum Request {
         /// What to do.
         request: ServiceRequest,
     },
+    /// Mount a directory of the host in the guest. Answered by [`Reply::Done`], after which the client passes the socket of the
+    /// directory's server, and then by [`Reply::Mounted`].
+    Mount(MountPoint),
+    /// Unmount the directory that the guest has there. Answered by [`Reply::Done`] or [`Reply::NotMounted`].
+    Unmount {
+        /// Path in the guest.
+        guest: String,
+    },
     /// Let the guest write everything out, then end the VM; its directory stays.
     Stop,
     /// End the VM at once and remove its directory.
@@ -267,12 +276,16 @@ pub(crate) enum Reply {
     Published(PublishedPort),
     /// No such port is published.
     NotPublished,
+    /// The directory is mounted, and that is recorded.
+    Mounted,
+    /// No directory of the host is mounted there.
+    NotMounted,
     /// The host cannot listen where the port would be published. Nothing was done.
     CannotListen {
         /// Why.
         cause: String,
     },
-    /// The change of the published ports cannot be recorded. Nothing was done.
+    /// The change of the published ports or the mounted directories cannot be recorded. Nothing was done.
     NotRecorded {
         /// Why.
         cause: String,

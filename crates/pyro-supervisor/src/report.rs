@@ -106,6 +106,8 @@ pub enum BootStage {
     Restore,
     /// The guest is given its clock, its randomness, its names and its network.
     Identity,
+    /// Directories of the host are being mounted in the guest.
+    Mounts,
 }
 
 impl BootStage {
@@ -120,6 +122,7 @@ impl BootStage {
             Self::Guest => "guest",
             Self::Restore => "restore",
             Self::Identity => "identity",
+            Self::Mounts => "mounts",
         }
     }
 }
@@ -135,6 +138,7 @@ impl std::fmt::Display for BootStage {
             Self::Guest => "setting up the guest",
             Self::Restore => "restoring the template",
             Self::Identity => "giving the guest its identity",
+            Self::Mounts => "mounting the directories",
         })
     }
 }
@@ -192,6 +196,7 @@ mod tests {
             (BootStage::Guest, "guest", "setting up the guest"),
             (BootStage::Restore, "restore", "restoring the template"),
             (BootStage::Identity, "identity", "giving the guest its identity"),
+            (BootStage::Mounts, "mounts", "mounting the directories"),
         ];
         for (stage, word, sentence) in stages {
             assert_eq!((stage.name(), &*stage.to_string()), (word, sentence));

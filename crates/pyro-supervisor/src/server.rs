@@ -6,6 +6,7 @@
 mod adoption;
 mod commands;
 mod driver;
+mod mounts;
 mod ports;
 mod receive;
 mod services;
@@ -40,6 +41,7 @@ use super::machine::{self, RunningMachine};
 use super::protocol::{Event, GENERATION, Greeting, Launch, LifelineServer};
 use super::{BootFailure, BootStage, EndReason};
 use super::{dir, handover};
+use crate::mount::MountSockets;
 use crate::spec::{LaunchSpec, Purpose};
 
 /// Time limit for a client or a starter to take a message of a few bytes.
@@ -109,6 +111,7 @@ pub async fn run<S: Store + 'static>(
     let Some((mut spec, mut lifeline)) = receive_launch(UnixStream::from_std(lifeline)?).await? else {
         return Ok(());
     };
+    let mount_sockets = MountSockets::inherited(spec.mounts.len())?;
     spec.guest = handover::artifacts(&spec)?;
     // The environment must stay as long as a VM runs from it.
     let _in_use = spec.in_use_lock.as_deref().map(dir::use_shared).transpose().inspect_err(|error| {
@@ -132,7 +135,8 @@ pub async fn run<S: Store + 'static>(
                 }),
                 Rc::new(store),
                 Rc::new(WallClock),
-            );
+            )
+            .with_mount_sockets(mount_sockets);
             driver.follow(lifeline);
             tokio::task::spawn_local(signals.forward(driver.inbox()));
             driver.run().await;

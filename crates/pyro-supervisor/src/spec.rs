@@ -12,6 +12,8 @@ use pyro_wire::HostSettings;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::mount::{MountPoint, MountSockets};
+
 /// Everything a supervisor needs to start and end one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LaunchSpec {
@@ -53,6 +55,12 @@ pub struct LaunchSpec {
     /// Ports of the guest to publish on the host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortMapping>,
+    /// Directories of the host that the guest has mounted when it takes commands.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<MountPoint>,
+    /// The sockets of their servers, which pass to the supervisor as descriptors.
+    #[serde(skip)]
+    pub mount_sockets: MountSockets,
     /// What the guest gets of its host's settings.
     #[serde(default)]
     #[schemars(with = "serde_json::Value")]
@@ -180,6 +188,8 @@ pub(crate) mod tests {
             purpose: Purpose::Vm,
             requires_full_confinement: false,
             ports: Vec::new(),
+            mounts: Vec::new(),
+            mount_sockets: MountSockets::default(),
             variables: Vec::new(),
         }
     }

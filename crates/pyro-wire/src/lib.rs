@@ -29,6 +29,7 @@ mod command;
 mod failure;
 mod files;
 mod frame;
+mod mount;
 mod probe;
 mod reply;
 mod request;
@@ -49,6 +50,7 @@ pub use frame::{
     Frame, FrameCodec, FrameError, MAX_CONTROL_BYTES, MAX_OUTPUT_BYTES, MAX_REPLY_BYTES, OutputStream,
     bytes_missing,
 };
+pub use mount::{FuseMessages, InvalidFuseMessage, MAX_FUSE_MESSAGE_BYTES, Mount, MountInput, MountReply};
 pub use probe::{Probe, ProbeReply};
 pub use reply::{
     ArchiveReply, ArchiveReport, ConnectReply, ExecReply, Exit, HaltReply, IdentifyReply, InputReply, Status,

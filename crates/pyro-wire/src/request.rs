@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ArchiveReply, Bootstrap, ChangeReply, ConnectReply, Exec, ExecInput, ExecReply, HaltReply, IdentifyReply,
-    Input, InputEnd, InputReply, List, ListReply, MakeDirectory, Move, Probe, ProbeReply, Remove, Resize,
-    Signal, Stat, StatReply, SteerReply, Watch, WatchReply,
+    Input, InputEnd, InputReply, List, ListReply, MakeDirectory, Mount, MountInput, MountReply, Move, Probe,
+    ProbeReply, Remove, Resize, Signal, Stat, StatReply, SteerReply, Watch, WatchReply,
 };
 
 /// First frame of the host on each stream. Closing the stream before the reply cancels the request.
@@ -44,6 +44,8 @@ pub enum Request {
     Connect(Connect),
     /// Find out whether a server or a file is there.
     Probe(Probe),
+    /// Mount a directory of the host.
+    Mount(Mount),
     /// Become another machine.
     Identify(Identify),
     /// Prepare for the end of the machine.
@@ -55,7 +57,7 @@ pub enum Request {
 pub trait Call: Into<Request> {
     /// Control messages that the host may send after the request.
     type Input: Serialize + DeserializeOwned + Clone + Debug + PartialEq;
-    /// The guest's only control message, its last frame on the stream.
+    /// The guest's only control message, its last frame on the stream; [`Mount`] has two.
     type Reply: Serialize + DeserializeOwned + Clone + Debug + PartialEq;
 }
 
@@ -91,6 +93,7 @@ calls! {
     Watch(NoInput) -> WatchReply;
     Connect(ConnectInput) -> ConnectReply;
     Probe(NoInput) -> ProbeReply;
+    Mount(MountInput) -> MountReply;
     Identify(NoInput) -> IdentifyReply;
 }
 

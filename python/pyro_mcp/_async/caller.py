@@ -20,6 +20,8 @@ Argv = Optional[Sequence[str]]
 Labels = Optional[Mapping[str, str]]
 # Whether a guest trusts the host's certification authorities, or those in a file.
 HostCa = Union[bool, StrPath, None]
+# Directories of the host in a guest, each with `host` and `guest`, and optionally `writable` and `uid`.
+Mounts = Sequence[Mapping[str, Any]]
 
 if TYPE_CHECKING:
     from .. import types

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
 
 from .._calls import Call
 from .._feeding import Input
 from .._manager import StrPath, VmManager
 from .._output import OnOutput
 from .._server import Server
-from .caller import Argv, Caller, Env, HostCa, Labels, OnProgress
+from .caller import Argv, Caller, Env, HostCa, Labels, Mounts, OnProgress
 from .stream import CommandStream
 from .task import Task, TaskContext
 
@@ -102,7 +102,7 @@ class Pyro(Caller):
     def create_vm(
         self, *, environment: str, vcpu_count: int = 1, mem_mib: int = 1024, ttl_seconds: int = 600, network: bool = False,
         network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
-        allow_host_compat: bool = False, on_progress: Optional[OnProgress] = None,
+        mounts: Mounts = (), allow_host_compat: bool = False, on_progress: Optional[OnProgress] = None,
     ) -> types.Vm:
         """Creates a VM without starting it. Installs its environment if necessary.
 
@@ -118,11 +118,14 @@ class Pyro(Caller):
                 of a PEM file. Default: `PYRO_HOST_CA`.
             host_proxy: Give a guest with a network the proxy settings of this host, credentials included, and access to
                 these proxies. Default: `PYRO_HOST_PROXY`.
+            mounts: Directories of this host that the guest has mounted, each as `mount_task` takes it in `host`, `guest`,
+                `writable` and `uid`.
             allow_host_compat: Run commands on the host, without isolation, if the host cannot run VMs.
             on_progress: Called with each progress event.
         """
         params = _spec(
-            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)
+            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, mounts,
+            allow_host_compat)
         return self._call(
             "create_vm", params, on_progress=on_progress, undo=lambda vm: ("delete_vm", {"vm_id": vm["vm_id"]}))
 
@@ -181,9 +184,9 @@ class Pyro(Caller):
         self, *, environment: str, command: Optional[str] = None, vcpu_count: int = 1, mem_mib: int = 1024,
         timeout_seconds: float = 30, ttl_seconds: int = 600, network: bool = False,
         network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
-        allow_host_compat: bool = False, cwd: Optional[StrPath] = None, env: Env = None, user: Optional[str] = None,
-        shell: Optional[str] = None, argv: Argv = None, input: Input = None, on_output: Optional[OnOutput] = None,
-        on_progress: Optional[OnProgress] = None,
+        mounts: Mounts = (), allow_host_compat: bool = False, cwd: Optional[StrPath] = None, env: Env = None,
+        user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, input: Input = None,
+        on_output: Optional[OnOutput] = None, on_progress: Optional[OnProgress] = None,
     ) -> types.RunResult:
         """Runs one command in a new VM and always removes the VM.
 
@@ -198,7 +201,8 @@ class Pyro(Caller):
             `exit_code`, `stdout`, `stderr` (at most 16 MiB each), and more. A failed command does not raise an error.
         """
         spec = _spec(
-            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)
+            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, mounts,
+            allow_host_compat)
         params = {
             **spec,
             **_command(command, timeout_seconds, cwd, env, on_output, user=user, shell=shell, argv=argv, input=input),
@@ -209,12 +213,14 @@ class Pyro(Caller):
         self, *, environment: str, command: Optional[str] = None, vcpu_count: int = 1, mem_mib: int = 1024,
         timeout_seconds: float = 30, ttl_seconds: int = 600, network: bool = False,
         network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
-        allow_host_compat: bool = False, cwd: Optional[StrPath] = None, env: Env = None, user: Optional[str] = None,
-        shell: Optional[str] = None, argv: Argv = None, input: Input = None, on_progress: Optional[OnProgress] = None,
+        mounts: Mounts = (), allow_host_compat: bool = False, cwd: Optional[StrPath] = None, env: Env = None,
+        user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, input: Input = None,
+        on_progress: Optional[OnProgress] = None,
     ) -> CommandStream[types.RunResult]:
         """Like `run_in_vm`, but streams the output, without a size limit."""
         spec = _spec(
-            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)
+            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, mounts,
+            allow_host_compat)
         params = {
             **spec, **_command(command, timeout_seconds, cwd, env, user=user, shell=shell, argv=argv, input=input),
             "output": "stream",
@@ -237,14 +243,14 @@ class Pyro(Caller):
     def create_task(
         self, *, environment: str, vcpu_count: int = 1, mem_mib: int = 1024, ttl_seconds: int = 600, network: bool = False,
         network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
-        allow_host_compat: bool = False, disk_mib: Optional[int] = None,
+        mounts: Mounts = (), allow_host_compat: bool = False, disk_mib: Optional[int] = None,
         publish: Sequence[str] = (), name: Optional[str] = None, labels: Labels = None, ttl_from: str = "create",
         on_progress: Optional[OnProgress] = None,
     ) -> types.Task:
         """Creates and starts a task: a VM with a persistent `/workspace` that stays until it is deleted.
 
         Args:
-            environment, vcpu_count, mem_mib, network, network_policy, host_ca, host_proxy, allow_host_compat,
+            environment, vcpu_count, mem_mib, network, network_policy, host_ca, host_proxy, mounts, allow_host_compat,
                 on_progress: See `create_vm`.
             ttl_seconds: Lifetime in seconds, 60 to 3600, after which the task is stopped. `extend_task` renews it.
             disk_mib: Size of the disk in MiB, 256 to 1048576. Default: 8192, or less if the host's disk is too small.
@@ -254,7 +260,8 @@ class Pyro(Caller):
             ttl_from: `create`: the lifetime begins when the task is created. `use`: it begins again with each use.
         """
         params = _spec(
-            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)
+            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, mounts,
+            allow_host_compat)
         more = {
             "disk_mib": disk_mib, "publish": _strings("publish", publish), "name": name, "labels": _labels(labels),
             "ttl_from": ttl_from,
@@ -619,6 +626,32 @@ class Pyro(Caller):
         """Stops a service and removes it with its log."""
         return self._call("remove_service", {"task_id": task_id, "name": name})
 
+    def mount_task(
+        self, task_id: str, *, host: StrPath, guest: str, writable: bool = False, uid: int = 0,
+    ) -> types.Task:
+        """Mounts a directory of this host in a running task until it is unmounted or the task is deleted.
+
+        Changes on this host are seen in the task within a second, and the reverse at once. A stopped task gets it back when
+        it starts.
+
+        Args:
+            task_id: ID of the task.
+            host: Path of the directory on this host.
+            guest: Absolute path in the guest. A directory that does not exist is made.
+            writable: Let the guest change the directory.
+            uid: Number of the user and the group of the guest that own everything in it, as the guest sees it. What is made
+                in it belongs to the user of this host.
+        """
+        (mount,) = _mounts([{"host": os.fspath(host), "guest": guest, "writable": writable, "uid": uid}])
+        return self._call("mount_task", {"task_id": task_id, **mount})
+
+    def unmount_task(self, task_id: str, *, guest: str) -> types.Task:
+        """Unmounts a directory of this host from a task, after what the guest has written is on this host.
+
+        Processes in the guest that still use it get errors.
+        """
+        return self._call("unmount_task", {"task_id": task_id, "guest": guest})
+
     def delete_task(self, task_id: str) -> types.TaskDeleted:
         """Deletes a task with its files and its journal."""
         return self._call("delete_task", {"task_id": task_id})
@@ -768,13 +801,14 @@ class Pyro(Caller):
     def task(
         self, environment: str, *, vcpu_count: int = 1, mem_mib: int = 1024, ttl_seconds: int = 600, network: bool = False,
         network_policy: Optional[types.NetworkPolicy] = None, host_ca: HostCa = None, host_proxy: Optional[bool] = None,
-        allow_host_compat: bool = False, disk_mib: Optional[int] = None,
+        mounts: Mounts = (), allow_host_compat: bool = False, disk_mib: Optional[int] = None,
         publish: Sequence[str] = (), name: Optional[str] = None, labels: Labels = None, ttl_from: str = "create",
         on_progress: Optional[OnProgress] = None,
     ) -> TaskContext:
         """Returns a context manager that creates a task and deletes it on exit. See `create_task` for the arguments."""
         params = _spec(
-            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, allow_host_compat)
+            environment, vcpu_count, mem_mib, ttl_seconds, network, network_policy, host_ca, host_proxy, mounts,
+            allow_host_compat)
         more = {"disk_mib": disk_mib, "publish": publish, "name": name, "labels": labels, "ttl_from": ttl_from}
         return TaskContext(self, {**params, **more, "on_progress": on_progress})
 
@@ -791,13 +825,14 @@ class Pyro(Caller):
 
 def _spec(
     environment: str, vcpu_count: int, mem_mib: int, ttl_seconds: int, network: bool,
-    network_policy: Optional[types.NetworkPolicy], host_ca: HostCa, host_proxy: Optional[bool], allow_host_compat: bool,
+    network_policy: Optional[types.NetworkPolicy], host_ca: HostCa, host_proxy: Optional[bool], mounts: Mounts,
+    allow_host_compat: bool,
 ) -> Dict[str, Any]:
     return {
         "environment": environment, "vcpu_count": vcpu_count, "mem_mib": mem_mib, "ttl_seconds": ttl_seconds,
         "network": network, "network_policy": network_policy, "allow_host_compat": allow_host_compat,
         "host_ca": host_ca if host_ca is None or isinstance(host_ca, bool) else os.path.abspath(host_ca),
-        "host_proxy": host_proxy,
+        "host_proxy": host_proxy, "mounts": _mounts(mounts),
     }
 
 
@@ -820,6 +855,12 @@ def _strings(name: str, values: Sequence[str]) -> List[str]:
     if isinstance(values, (str, bytes)):
         raise TypeError(f"{name} must be a sequence of strings, not {type(values).__name__}")
     return list(values)
+
+
+def _mounts(mounts: Mounts) -> List[Dict[str, Any]]:
+    if isinstance(mounts, (str, bytes, Mapping)):
+        raise TypeError(f"mounts must be a sequence of mappings, not {type(mounts).__name__}")
+    return [{**mount, "host": os.path.abspath(mount["host"])} for mount in mounts]
 
 
 def _labels(labels: Labels) -> Dict[str, str]:

@@ -184,6 +184,14 @@ class Task:
         """Closes a published port. See `unpublish_task`."""
         return self._pyro.unpublish_task(self.task_id, host_port=host_port)
 
+    def mount(self, host: StrPath, guest: str, *, writable: bool = False, uid: int = 0) -> types.Task:
+        """Mounts a directory of this host. See `mount_task`."""
+        return self._pyro.mount_task(self.task_id, host=host, guest=guest, writable=writable, uid=uid)
+
+    def unmount(self, guest: str) -> types.Task:
+        """Unmounts a directory of this host. See `unmount_task`."""
+        return self._pyro.unmount_task(self.task_id, guest=guest)
+
     def delete(self) -> types.TaskDeleted:
         """Deletes the task with its files and its journal."""
         return self._pyro.delete_task(self.task_id)

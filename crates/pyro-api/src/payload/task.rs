@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{DeleteReason, Output};
 use crate::{
-    DiskState, ExecutionMode, NetworkDenial, NetworkPolicy, Outcome, StopReason, TaskService, TtlFrom, VmId,
-    VmState,
+    DirectoryMount, DiskState, ExecutionMode, NetworkDenial, NetworkPolicy, Outcome, StopReason, TaskService,
+    TtlFrom, VmId, VmState,
 };
 
 /// A task.
@@ -81,6 +81,10 @@ pub struct Task {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub services: Vec<TaskService>,
+    /// The directories of this host that it has mounted; absent without any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
+    pub mounts: Vec<DirectoryMount>,
     /// What its guest tried to reach since its start and was refused, the latest last; absent if nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]

@@ -31,6 +31,7 @@ fn vm() -> Vm {
         execution_mode: ExecutionMode::GuestVsock,
         metadata: BTreeMap::from([("boot_mode".to_owned(), "native".to_owned())]),
         accelerator: Some("tcg".to_owned()),
+        mounts: Vec::new(),
         owner: None,
     }
 }

@@ -38,6 +38,14 @@ pub(crate) fn carry_network() -> Result<Reply, CliError> {
     Ok(Reply::nothing())
 }
 
+/// Serves one directory of this host until its guest is gone. The process that starts it passes the descriptors.
+pub(crate) fn serve_mount(args: &InternalArgs) -> Result<Reply, CliError> {
+    pyro_engine::serve_mount(&args.words).map_err(|error| {
+        CliError::System("cannot serve a directory".to_owned(), std::io::Error::other(error))
+    })?;
+    Ok(Reply::nothing())
+}
+
 /// Measures `/dev/kvm` in a separate process, where a hang or crash does no harm.
 pub(crate) fn probe_kvm() -> Result<Reply, CliError> {
     Ok(Reply::text(pyro_engine::probe_kvm()))

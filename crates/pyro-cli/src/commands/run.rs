@@ -9,6 +9,7 @@ use pyro_engine::{Command, Engine, OutputMode, RunResult, VmSpec};
 use crate::commands::command::CommandArgs;
 use crate::commands::host_settings::HostSettingsArgs;
 use crate::commands::machine::{ConfinementArgs, MachineArgs};
+use crate::commands::mounts::MountArgs;
 use crate::commands::network::{self, NetworkArgs};
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -35,6 +36,7 @@ Examples:
   echo hi | pyro run -i debian:12 -- cat
   pyro run -it debian:12
   pyro run debian:12 --network -- git clone https://example.com/project.git
+  pyro run debian:12-build --mount .:/workspace:rw --cwd /workspace -- make
   pyro run debian:12-build --vcpu-count 2 --mem-mib 2048 --json -- make -j2";
 
 /// Run one command in a new VM, then remove the VM
@@ -53,6 +55,8 @@ pub(crate) struct RunArgs {
     pub(crate) ttl_seconds: i64,
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
+    #[command(flatten)]
+    pub(crate) mounts: MountArgs,
     #[command(flatten)]
     pub(crate) host_settings: HostSettingsArgs,
     /// Run the command on this machine, without isolation, if VMs cannot run here [default: off]
@@ -127,6 +131,7 @@ fn request(args: &RunArgs, command: Command) -> Result<RunInVm, CliError> {
         network_policy: args.network.policy(),
         host_ca: args.host_settings.host_ca()?,
         host_proxy: args.host_settings.host_proxy(),
+        mounts: args.mounts.mounts()?,
         allow_host_compat: args.allow_host_compat,
     };
     // Text output is streamed; a JSON document holds it after the end.

@@ -5,6 +5,7 @@ pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod file;
 pub(crate) mod journal;
+pub(crate) mod mounts;
 pub(crate) mod naming;
 pub(crate) mod ports;
 pub(crate) mod service;
@@ -21,6 +22,7 @@ use self::create::TaskCreateArgs;
 use self::exec::TaskExecArgs;
 use self::file::TaskFileCommand;
 use self::journal::{TaskKillArgs, TaskLogsArgs, TaskWaitArgs};
+use self::mounts::{TaskMountArgs, TaskUnmountArgs};
 use self::naming::TaskUpdateArgs;
 use self::ports::{TaskPublishArgs, TaskUnpublishArgs};
 use self::service::ServiceSubcommand;
@@ -65,6 +67,8 @@ pub(crate) enum TaskCommand {
     Unpublish(TaskUnpublishArgs),
     #[command(subcommand)]
     Service(ServiceSubcommand),
+    Mount(TaskMountArgs),
+    Unmount(TaskUnmountArgs),
     #[command(visible_alias = "ps")]
     List(TaskListArgs),
     Extend(TaskExtendArgs),
@@ -96,6 +100,8 @@ impl TaskCommand {
             Self::Publish(args) => ports::publish(args, engine, printer),
             Self::Unpublish(args) => ports::unpublish(&args, engine),
             Self::Service(command) => command.run(engine, printer),
+            Self::Mount(args) => mounts::mount(args, engine),
+            Self::Unmount(args) => mounts::unmount(&args, engine),
             Self::List(args) => state::list(&args, engine),
             Self::Extend(args) => state::extend(&args, engine),
             Self::Update(args) => naming::update(args, engine),
@@ -120,6 +126,8 @@ impl TaskCommand {
             Self::Publish(args) => args.json,
             Self::Unpublish(args) => args.json,
             Self::Service(command) => command.wants_json(),
+            Self::Mount(args) => args.json,
+            Self::Unmount(args) => args.json,
             Self::List(args) => args.json,
             Self::Extend(args) => args.task.json,
             Self::Update(args) => args.task.json,

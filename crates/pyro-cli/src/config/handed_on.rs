@@ -6,7 +6,7 @@ use super::{ConfigError, Variables, vmm_program};
 
 /// Paths, which are made absolute: the server starts in a directory of the client's choice.
 const PATHS: [&str; 2] = ["PYRO_BASE_DIR", "PYRO_ENVIRONMENT_CACHE_DIR"];
-const PLAIN: [&str; 9] = [
+const PLAIN: [&str; 10] = [
     "PYRO_ACCEL",
     "PYRO_DEBIAN_MIRROR",
     "PYRO_DISK_OVERCOMMIT",
@@ -14,6 +14,7 @@ const PLAIN: [&str; 9] = [
     "PYRO_HOST_PROXY",
     "PYRO_MAX_ACTIVE_VMS",
     "PYRO_MCP_ALLOW_HOST_COMPAT",
+    "PYRO_MOUNTS",
     "PYRO_REQUIRE_CONFINEMENT",
     "PYRO_WARM",
 ];

@@ -169,6 +169,16 @@ fn directories_that_are_no_text_are_refused_by_name() {
 }
 
 #[test]
+fn mounts_can_be_forbidden_or_limited() {
+    assert_eq!(config(&[("HOME", "/h")]).mount_roots, MountRoots::Any);
+    assert_eq!(config(&[("HOME", "/h"), ("PYRO_MOUNTS", "off")]).mount_roots, MountRoots::Off);
+    let some = config(&[("HOME", "/h"), ("PYRO_MOUNTS", "/src:/data")]).mount_roots;
+    assert_eq!(some, MountRoots::Below(vec!["/src".into(), "/data".into()]));
+    let expected = "expected `off`, or absolute paths with colons between them";
+    assert!(complaint("PYRO_MOUNTS", "src").contains(expected));
+}
+
+#[test]
 fn the_hosts_settings_for_guests_are_off_by_default() {
     let off = config(&[("HOME", "/h"), ("HTTP_PROXY", "http://user:secret@proxy.test:3128")]);
     assert_eq!((off.host_ca.clone(), off.host_proxy), (None, false));

@@ -27,6 +27,7 @@ mod lifecycle;
 mod mcp;
 mod mcp_http;
 mod mcp_owners;
+mod mounts;
 mod network;
 mod output;
 mod parallel;

@@ -12,10 +12,12 @@ use pyro_machine::network::Policy;
 use pyro_machine::{Accelerator, Artifact, GuestImage, GuestKernel, MachineConfig};
 use pyro_supervisor::spares::Claim;
 use pyro_supervisor::{
-    BootInfo, BootStage, LaunchSpec, Lifeline, OwnerLock, Purpose, Retention, StartError, files, template,
+    BootInfo, BootStage, LaunchSpec, Lifeline, MountSockets, OwnerLock, Purpose, Retention, StartError,
+    files, template,
 };
 use tokio_util::sync::CancellationToken;
 
+use super::tasks::mounts::on_host;
 use super::{Engine, disk, state_unusable, unless_cancelled};
 use crate::Kind;
 use crate::engine::host::{Host, HostUnavailable};
@@ -223,6 +225,7 @@ impl Engine {
         let Launch { record, lock, backend } = launch;
         let (host, environment) = match backend {
             Ok(backend) => backend,
+            Err(_) if !record.mounts.is_empty() => return Err(on_host()),
             Err(reason) => {
                 self.start_on_host(&record.vm_id, &reason.to_string()).await?;
                 return Ok(Started::OnHost(lock));
@@ -245,6 +248,8 @@ impl Engine {
         };
         let spec = self.launch_spec(&record.vm_id, shape, &environment, host).await?;
         let model = (self.warm_spares() > 0 && !spec.dir.join(files::LAYER).exists()).then(|| spec.clone());
+        let (mounts, mount_sockets) = self.serve_mounts(&record.mounts).await?;
+        let spec = LaunchSpec { mounts, mount_sockets, ..spec };
         let start = async {
             let dir = spec.dir.clone();
             let pool = self.pool();
@@ -394,6 +399,8 @@ impl Engine {
             network_policy,
             host_settings: chosen.guest,
             ports: shape.ports.into_iter().map(convert::guest_port_mapping).collect(),
+            mounts: Vec::new(),
+            mount_sockets: MountSockets::default(),
             purpose: Purpose::Vm,
             requires_full_confinement: self.config().requires_full_confinement,
             variables: self.config().supervisor_variables(),
@@ -477,6 +484,10 @@ fn start_error(kind: Kind, id: &VmId, is_new: bool, dir: &Path, error: StartErro
                 false => Hint::UnpublishTask { task: id.to_string() },
             };
             Error::new(ErrorKind::BootFailed, message).hint(hint)
+        }
+        StartError::Boot(failure) if failure.stage == BootStage::Mounts => {
+            let message = format!("{kind} {id} was not started: {}", failure.cause);
+            Error::new(ErrorKind::BootFailed, message)
         }
         StartError::Boot(failure) => {
             let message = format!("{kind} {id} did not come up: {} failed: {}", failure.stage, failure.cause);

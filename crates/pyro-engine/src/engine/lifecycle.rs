@@ -45,10 +45,11 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<Vm, Error> {
         let sizing = limits::check_spec(&spec)?;
+        let mounts = self.check_mounts(&spec.mounts).await?;
         self.check_host_settings(&spec, events).await?;
         let version = self.prepare_environment(&spec, events, cancel).await?;
         self.reconcile().await?;
-        let vm = self.new_vm(VmId::random()?, &spec, sizing, version);
+        let vm = NewVm { mounts, ..self.new_vm(VmId::random()?, &spec, sizing, version) };
         Ok(self.insert(vm).await?.payload())
     }
 
@@ -268,6 +269,7 @@ impl Engine {
             ephemeral: false,
             disk_mib: None,
             ports: Vec::new(),
+            mounts: Vec::new(),
             network: spec.network.then(|| spec.network_policy.clone().unwrap_or_default()),
             host_choice,
             host_access: spec.host_access(),

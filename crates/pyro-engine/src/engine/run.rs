@@ -42,6 +42,7 @@ impl Engine {
         let mut timings = Timings::start();
         let RunInVm { spec, command, output } = request;
         let sizing = limits::check_spec(&spec)?;
+        let mounts = self.check_mounts(&spec.mounts).await?;
         let command = limits::check_command(command, output.output)?;
         let sizing = sizing.lasting(command.timeout);
         self.check_host_settings(&spec, events).await?;
@@ -54,7 +55,7 @@ impl Engine {
         // Take the lock before writing the record: the record of a run without a lock holder is an orphan.
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         let version = backend.as_ref().ok().map(|(_, environment)| environment.version.clone());
-        let vm = NewVm { ephemeral: true, ..self.new_vm(id.clone(), &spec, sizing, version) };
+        let vm = NewVm { ephemeral: true, mounts, ..self.new_vm(id.clone(), &spec, sizing, version) };
         let run = async {
             let record = self.insert(vm).await?;
             timings.lap("registry");

@@ -6,6 +6,7 @@ mod files;
 mod host;
 mod input;
 mod journal;
+pub(super) mod mounts;
 mod naming;
 mod ports;
 mod services;
@@ -63,6 +64,7 @@ impl Engine {
         let sizing = limits::check_spec(&spec.vm)?;
         let disk_mib = limits::check_disk(spec.disk_mib)?;
         let ports = ports::check(&spec.publish)?;
+        let mounts = self.check_mounts(&spec.vm.mounts).await?;
         spec.naming.check()?;
         self.check_name(&spec.naming).await?;
         self.check_host_settings(&spec.vm, events).await?;
@@ -77,7 +79,7 @@ impl Engine {
             vm.metadata.insert(DIGEST.to_owned(), environment.digest.clone());
         }
         let TaskSpec { naming, ttl_from, .. } = spec;
-        let task = NewVm { kind: Kind::Task, disk_mib, ports, naming, ttl_from, ..vm };
+        let task = NewVm { kind: Kind::Task, disk_mib, ports, mounts, naming, ttl_from, ..vm };
         let started = async {
             // A task that is not started and has no lock holder is an orphan, so take the lock before writing the
             // record.
@@ -429,6 +431,7 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, Error> {
         disk_used_bytes: used_bytes(&dir),
         published_ports: ports::shown(&record.ports, record.state),
         services,
+        mounts: record.mounts.clone(),
         // A list that cannot be read must not hide the task.
         network_denials: denials(&dir, 0.0).unwrap_or_else(|error| {
             tracing::warn!(task_id = %record.vm_id, %error, "what the guest was refused cannot be read");

@@ -44,6 +44,7 @@ fn new_vm(number: u32) -> NewVm {
         ephemeral: false,
         disk_mib: None,
         network: None,
+        mounts: Vec::new(),
         ports: Vec::new(),
         host_choice: Default::default(),
         host_access: HostAccess::Allowed,

@@ -72,6 +72,8 @@ fn model() -> LaunchSpec {
         purpose: Purpose::Vm,
         requires_full_confinement: false,
         ports: Vec::new(),
+        mounts: Vec::new(),
+        mount_sockets: Default::default(),
         variables: Vec::new(),
         network: false,
         network_policy: Default::default(),

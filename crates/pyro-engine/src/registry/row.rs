@@ -17,8 +17,8 @@ use crate::host_settings::{CaSource, HostChoice};
 use crate::limits::Sizing;
 use crate::{AllowedCidr, AllowedDomain, AllowedHost, Egress};
 use crate::{
-    Caller, ExecutionMode, HostAccess, Naming, NetworkPolicy, OwnerName, PortMapping, StopReason, TtlFrom,
-    Vm, VmId, VmState,
+    Caller, DirectoryMount, ExecutionMode, HostAccess, Naming, NetworkPolicy, OwnerName, PortMapping,
+    StopReason, TtlFrom, Vm, VmId, VmState,
 };
 
 /// The record of a new VM.
@@ -39,6 +39,8 @@ pub(crate) struct NewVm {
     pub(crate) network: Option<NetworkPolicy>,
     /// Its published ports.
     pub(crate) ports: Vec<RecordedPort>,
+    /// The directories of the host that it has mounted.
+    pub(crate) mounts: Vec<DirectoryMount>,
     pub(crate) host_choice: HostChoice,
     pub(crate) host_access: HostAccess,
     pub(crate) metadata: BTreeMap<String, String>,
@@ -66,6 +68,8 @@ pub(crate) struct VmRecord {
     pub(crate) network: Option<NetworkPolicy>,
     /// Its published ports.
     pub(crate) ports: Vec<RecordedPort>,
+    /// The directories of the host that it has mounted.
+    pub(crate) mounts: Vec<DirectoryMount>,
     pub(crate) host_choice: HostChoice,
     pub(crate) host_access: HostAccess,
     pub(crate) guest_ip: Option<String>,
@@ -108,11 +112,11 @@ impl NewVm {
             "INSERT INTO vms (vm_id, environment, environment_version, vcpu_count, mem_mib, ttl_seconds,
                 created_at, expires_at, state, is_task, ephemeral, disk_mib, network_enabled, network_policy,
                 published_ports, host_ca, host_proxy, allow_host_compat, execution_mode, metadata, name, labels,
-                ttl_from, owner)
+                ttl_from, owner, mounts)
             VALUES (:vm_id, :environment, :environment_version, :vcpu_count, :mem_mib, :ttl_seconds,
                 :created_at, :expires_at, :state, :is_task, :ephemeral, :disk_mib, :network_enabled, :network_policy,
                 :published_ports, :host_ca, :host_proxy, :allow_host_compat, :execution_mode, :metadata, :name, :labels,
-                :ttl_from, :owner)";
+                :ttl_from, :owner, :mounts)";
         tx.execute(
             sql,
             named_params! {
@@ -140,6 +144,7 @@ impl NewVm {
                 ":labels": StoredLabels::to_json(&self.naming.labels),
                 ":ttl_from": self.ttl_from.as_str(),
                 ":owner": self.owner.as_ref().map(OwnerName::as_str),
+                ":mounts": mounts_to_json(&self.mounts),
             },
         )?;
         Ok(())
@@ -167,6 +172,7 @@ impl VmRecord {
             execution_mode: self.execution_mode,
             metadata: self.metadata.clone(),
             accelerator: self.accelerator.clone(),
+            mounts: self.mounts.clone(),
             owner: self.owner.clone(),
         }
     }
@@ -192,7 +198,8 @@ impl VmRecord {
         let sql = "UPDATE vms SET state = :state, guest_ip = :guest_ip, execution_mode = :execution_mode,
                 accelerator = :accelerator, stop_reason = :stop_reason, last_error = :last_error,
                 metadata = :metadata, ttl_seconds = :ttl_seconds, expires_at = :expires_at,
-                published_ports = :published_ports, name = :name, labels = :labels, ttl_from = :ttl_from
+                published_ports = :published_ports, name = :name, labels = :labels, ttl_from = :ttl_from,
+                mounts = :mounts
             WHERE vm_id = :vm_id";
         tx.execute(
             sql,
@@ -210,6 +217,7 @@ impl VmRecord {
                 ":name": self.name,
                 ":labels": StoredLabels::to_json(&self.labels),
                 ":ttl_from": self.ttl_from.as_str(),
+                ":mounts": mounts_to_json(&self.mounts),
                 ":vm_id": self.vm_id.as_str(),
             },
         )?;
@@ -235,6 +243,7 @@ impl VmRecord {
             disk_mib: row.get("disk_mib")?,
             network: network(row)?,
             ports: ports(row)?,
+            mounts: mounts(row)?,
             host_choice: HostChoice {
                 ca: row.get::<_, Option<Stored<CaSource>>>("host_ca")?.map(|Stored(source)| source),
                 proxy: row.get("host_proxy")?,
@@ -273,6 +282,12 @@ fn network(row: &Row<'_>) -> rusqlite::Result<Option<NetworkPolicy>> {
 fn ports(row: &Row<'_>) -> rusqlite::Result<Vec<RecordedPort>> {
     let stored = row.get::<_, Option<StoredPorts>>("published_ports")?;
     Ok(stored.map_or_else(Vec::new, |StoredPorts(ports)| ports))
+}
+
+/// Returns the mounted directories. A damaged list makes the record unreadable, because any other list might open more.
+fn mounts(row: &Row<'_>) -> rusqlite::Result<Vec<DirectoryMount>> {
+    let stored = row.get::<_, Option<StoredMounts>>("mounts")?;
+    Ok(stored.map_or_else(Vec::new, |StoredMounts(mounts)| mounts))
 }
 
 /// Returns whether a caller may find what this id stands for, be it a damaged record or a tombstone. An id that stands for
@@ -351,6 +366,20 @@ fn policy_to_json(policy: &NetworkPolicy) -> String {
 
 fn ports_to_json(ports: &[RecordedPort]) -> Option<String> {
     (!ports.is_empty()).then(|| serde_json::json!(ports).to_string())
+}
+
+fn mounts_to_json(mounts: &[DirectoryMount]) -> Option<String> {
+    (!mounts.is_empty()).then(|| serde_json::json!(mounts).to_string())
+}
+
+/// Mounts stored as JSON.
+struct StoredMounts(Vec<DirectoryMount>);
+
+impl FromSql for StoredMounts {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let mounts = serde_json::from_str(value.as_str()?);
+        mounts.map(Self).map_err(|error| FromSqlError::Other(Box::new(error)))
+    }
 }
 
 /// Ports stored as JSON.

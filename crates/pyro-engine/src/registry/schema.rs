@@ -107,6 +107,8 @@ const STEPS: &[&str] = &[
         reason     TEXT,
         PRIMARY KEY (task_id, name)
     ) STRICT, WITHOUT ROWID;
+    -- A JSON array: the directories of the host that it has mounted. Absent: none.
+    ALTER TABLE vms ADD COLUMN mounts TEXT;
 ",
 ];
 

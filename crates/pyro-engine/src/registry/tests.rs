@@ -27,6 +27,7 @@ fn new_vm(vm_id: &VmId, created_at: f64) -> NewVm {
         ephemeral: false,
         disk_mib: None,
         network: None,
+        mounts: Vec::new(),
         ports: Vec::new(),
         host_choice: HostChoice::default(),
         host_access: crate::HostAccess::Denied,

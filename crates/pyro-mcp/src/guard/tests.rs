@@ -43,6 +43,7 @@ fn vm() -> Vm {
         execution_mode: ExecutionMode::GuestVsock,
         metadata: Default::default(),
         accelerator: None,
+        mounts: Vec::new(),
         owner: None,
     }
 }
@@ -80,6 +81,7 @@ fn task() -> Task {
         disk_used_bytes: 0,
         published_ports: Vec::new(),
         services: Vec::new(),
+        mounts: Vec::new(),
         network_denials: Vec::new(),
         owner: None,
     }
@@ -128,7 +130,7 @@ fake! {
     prune_environments PruneEnvironments remove_environment RemoveEnvironment create_vm CreateVm start_vm StartVm exec_vm ExecVm stop_vm StopVm
     delete_vm DeleteVm network_info_vm NetworkInfoVm reap_expired ReapExpired run_in_vm RunInVm
     create_task CreateTask start_task StartTask stop_task StopTask delete_task DeleteTask list_tasks ListTasks
-    update_task UpdateTask extend_task ExtendTask publish_task PublishTask unpublish_task UnpublishTask exec_task ExecTask detach_task DetachTask wait_task WaitTask follow_task FollowTask input_task InputTask
+    update_task UpdateTask extend_task ExtendTask publish_task PublishTask unpublish_task UnpublishTask mount_task MountTask unmount_task UnmountTask exec_task ExecTask detach_task DetachTask wait_task WaitTask follow_task FollowTask input_task InputTask
     kill_task KillTask logs_task LogsTask copy_from_task CopyFromTask copy_to_task CopyToTask
     read_task_file ReadTaskFile write_task_file WriteTaskFile stat_task_file StatTaskFile list_task_files ListTaskFiles move_task_file MoveTaskFile remove_task_file RemoveTaskFile make_task_directory MakeTaskDirectory watch_task_files WatchTaskFiles doctor Doctor open_task_shell OpenTaskShell list_task_shells ListTaskShells read_task_shell ReadTaskShell write_task_shell WriteTaskShell signal_task_shell SignalTaskShell resize_task_shell ResizeTaskShell close_task_shell CloseTaskShell attach_task_shell AttachTaskShell start_service StartService list_services ListServices status_service StatusService logs_service LogsService follow_service FollowService stop_service StopService remove_service RemoveService
 }

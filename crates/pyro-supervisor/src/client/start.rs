@@ -136,6 +136,7 @@ pub(crate) async fn spawn<A: AsRef<OsStr>>(
         .stderr(log)
         .outlive_handle();
     let spawn = handover::pass_artifacts(spawn, &mut spec).map_err(StartError::Spawn)?;
+    let spawn = spec.mount_sockets.pass(spawn).map_err(StartError::Spawn)?;
     let supervisor = spawn.start().map_err(StartError::Spawn)?;
     let mut lifeline =
         Lifeline { supervisor: Some(supervisor), stream: Framed::new(ours, FrameCodec::default()) };
@@ -156,6 +157,7 @@ pub(crate) async fn claim(
     spec: LaunchSpec,
     lock: &OwnerLock,
 ) -> Option<Result<(Lifeline, BootInfo), StartError>> {
+    let sockets = spec.mount_sockets.clone();
     let Ok(granted) = timeout(SPARE_LIMIT, request_claim(dir, spec)).await else {
         kill_silent_spare(dir).await;
         return None;
@@ -163,6 +165,10 @@ pub(crate) async fn claim(
     // The spare sends nothing more before it has the lock, so nothing is lost with the buffer.
     let stream = granted?.into_inner();
     handover::send(&stream, lock).await.ok()?;
+    for socket in sockets.iter() {
+        handover::send(&stream, socket).await.ok()?;
+    }
+    drop(sockets);
     let lifeline = Lifeline { supervisor: None, stream: Framed::new(stream, FrameCodec::default()) };
     Some(lifeline.booted(CLAIM_LIMIT + REPORT_LIMIT).await)
 }

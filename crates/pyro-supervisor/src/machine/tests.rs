@@ -63,6 +63,8 @@ impl Fixture {
             host_settings: Default::default(),
             purpose: Purpose::Vm,
             requires_full_confinement: false,
+            mounts: Vec::new(),
+            mount_sockets: Default::default(),
             ports: Vec::new(),
             variables: Vec::new(),
         }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use pyro_wire::{Exec, Failure, Frame, FrameCodec, Identify, IdentifyReply};
 use tokio_util::codec::Framed;
 
 use super::driver::{remove_dir, remove_file};
+use super::mounts::{MountError, Mounts};
 use crate::handover;
 use crate::machine::NoRandomness;
 use crate::mux::Streams;
@@ -39,14 +41,28 @@ pub(super) async fn warm_up(spec: &LaunchSpec, streams: &Streams) {
     let _ = tokio::time::timeout(limit, work).await;
 }
 
-/// Grants a claim and takes over the lock of the claimer's VM. The connection then becomes the lifeline.
-pub(super) async fn hand_over(mut client: ServerStream) -> Option<(LifelineServer, OwnerLock)> {
+/// What a claimer passes on.
+pub(super) struct HandedOver {
+    /// The connection, which becomes the lifeline.
+    pub(super) lifeline: LifelineServer,
+    pub(super) lock: OwnerLock,
+    /// Those of the servers of its directories.
+    pub(super) sockets: Vec<OwnedFd>,
+}
+
+/// Grants a claim and takes over the lock of the claimer's VM, and this many sockets.
+pub(super) async fn hand_over(mut client: ServerStream, sockets: usize) -> Option<HandedOver> {
     let handed_over = tokio::time::timeout(CLAIM_LIMIT, async {
         client.send(Frame::Control(Reply::Done)).await.ok()?;
         // The claimer sends nothing more before the lock, so nothing is lost with the buffer.
         let stream = client.into_inner();
-        let lock = handover::receive(&stream).await.ok()?;
-        Some((Framed::new(stream, FrameCodec::default()), OwnerLock::received(lock)))
+        let lock = OwnerLock::received(handover::receive(&stream).await.ok()?);
+        let mut received = Vec::new();
+        for _ in 0..sockets {
+            received.push(handover::receive(&stream).await.ok()?);
+        }
+        let lifeline = Framed::new(stream, FrameCodec::default());
+        Some(HandedOver { lifeline, lock, sockets: received })
     });
     handed_over.await.ok().flatten()
 }
@@ -64,13 +80,17 @@ pub(super) enum TakeOverError {
     NoAnswer,
     #[error("the guest did not answer within {} seconds", CLAIM_LIMIT.as_secs())]
     TimedOut,
+    /// The guest is that VM already.
+    #[error(transparent)]
+    Mount(#[from] MountError),
 }
 
-/// Moves the spare's files to the claimer's directory and gives the guest its new identity.
+/// Moves the spare's files to the claimer's directory, gives the guest its new identity, and mounts its directories.
 pub(super) async fn take_over(
     spare: PathBuf,
     spec: LaunchSpec,
     streams: Streams,
+    (mounts, sockets): (Mounts, Vec<OwnedFd>),
 ) -> Result<(), TakeOverError> {
     for name in MOVED {
         fs::rename(spare.join(name), spec.dir.join(name))
@@ -85,11 +105,12 @@ pub(super) async fn take_over(
     remove(&spare);
     let identity = machine::identity(&spec, None)?;
     match tokio::time::timeout(CLAIM_LIMIT, streams.ask(Identify(identity))).await {
-        Ok(Some(IdentifyReply::Identified)) => Ok(()),
-        Ok(Some(IdentifyReply::Failed(failure))) => Err(TakeOverError::Guest(failure)),
-        Ok(None) => Err(TakeOverError::NoAnswer),
-        Err(_) => Err(TakeOverError::TimedOut),
+        Ok(Some(IdentifyReply::Identified)) => {}
+        Ok(Some(IdentifyReply::Failed(failure))) => return Err(TakeOverError::Guest(failure)),
+        Ok(None) => return Err(TakeOverError::NoAnswer),
+        Err(_) => return Err(TakeOverError::TimedOut),
     }
+    Ok(mounts.mount_all(&spec, sockets, &streams).await?)
 }
 
 /// Removes the files that a spare may have left in the claimer's directory if it died while it was being claimed.

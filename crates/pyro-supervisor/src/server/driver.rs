@@ -5,10 +5,12 @@ mod claim;
 mod clients;
 mod end;
 mod lifetime;
+mod mounting;
 mod start;
 
 use std::collections::HashMap;
 use std::future::pending;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -24,8 +26,9 @@ use self::claim::Adoption;
 use self::clients::kind;
 use self::end::HaltError;
 pub(super) use self::end::{remove_dir, remove_file};
-use super::adoption::TakeOverError;
+use super::adoption::{HandedOver, TakeOverError};
 use super::commands::Commands;
+use super::mounts::Mounts;
 use super::ports::Ports;
 use super::services::Services;
 use super::state::{ClientId, Effect, Epoch, Input, Life, State, Terms};
@@ -71,7 +74,7 @@ impl Inbox {
 enum LoopEvent<M> {
     Message(Message),
     Booted(Result<RunningMachine<M>, BootFailure>),
-    HandedOver(Option<(LifelineServer, OwnerLock)>),
+    HandedOver(Option<HandedOver>),
     TakenOver(Instant, Result<(), TakeOverError>),
     Exited(String),
     /// The network of a spare that no caller has yet.
@@ -97,6 +100,9 @@ pub(super) struct Driver<'a, B: Boot, S, C> {
     commands: Option<Commands<S>>,
     services: Option<Services<S>>,
     ports: Ports,
+    mounts: Mounts,
+    /// Those of the servers of the directories that the VM has from its start on.
+    mount_sockets: Vec<OwnedFd>,
     clients: HashMap<ClientId, (Request, ServerStream)>,
     next_client: ClientId,
     acceptor: Option<AbortHandle>,
@@ -140,6 +146,8 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             commands: None,
             services: None,
             ports: Ports::new(),
+            mounts: Mounts::default(),
+            mount_sockets: Vec::new(),
             clients: HashMap::new(),
             next_client: 0,
             acceptor: None,
@@ -151,6 +159,11 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             description: String::new(),
             loss: None,
         }
+    }
+
+    /// Takes the sockets of the servers of the VM's directories.
+    pub(super) fn with_mount_sockets(self, mount_sockets: Vec<OwnedFd>) -> Self {
+        Self { mount_sockets, ..self }
     }
 
     /// Reports progress to the starter, and ends a VM that is bound to the starter when it disconnects.
@@ -264,7 +277,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 self.adoption = None;
                 Input::AdoptionFailed
             }
-            LoopEvent::HandedOver(Some((lifeline, lock))) => self.handed_over(lifeline, lock),
+            LoopEvent::HandedOver(Some(handed_over)) => self.handed_over(handed_over),
             LoopEvent::TakenOver(started, taken) => self.taken_over(started, taken),
             LoopEvent::Exited(status) => {
                 self.has_exited = true;
@@ -318,12 +331,14 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             Effect::Refuse(client, refusal) => self.refuse(client, refusal).await,
             Effect::EndCommands => {
                 self.ports.close();
+                self.mounts.seal();
                 self.end_commands();
             }
             Effect::HaltGuest => self.halt_guest(),
             Effect::KillMachine => {
                 self.ports.close();
                 self.kill_machine().await;
+                self.mounts.close().await;
             }
             Effect::SettleCommands => self.settle_commands(),
             Effect::RemoveFiles { all } => self.remove_files(all),

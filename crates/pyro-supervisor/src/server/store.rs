@@ -5,7 +5,7 @@ use pyro_wire::Exec;
 use crate::conversation::CommandOutcome;
 use crate::service::{ServiceDefinition, ServiceStatus};
 use crate::spec::Retention;
-use crate::{BootInfo, EndReason, PublishedPort};
+use crate::{BootInfo, EndReason, MountPoint, PublishedPort};
 
 /// Why something cannot be recorded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -79,6 +79,11 @@ pub trait Store {
     /// # Errors
     /// [`StoreError`].
     async fn forget_service(&self, vm_id: &str, name: &str) -> Result<(), StoreError>;
+    /// Records the directories that a running VM has mounted, in place of those that were recorded before.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn record_mounts(&self, vm_id: &str, mounts: &[MountPoint]) -> Result<(), StoreError>;
 
     /// Removes the record of a VM that was never up for any caller. A missing record is not an error.
     ///

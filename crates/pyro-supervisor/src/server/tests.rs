@@ -11,6 +11,7 @@ mod fake;
 mod hostile_agent;
 mod input;
 mod interleavings;
+mod mounts;
 mod ports;
 mod process;
 mod races;

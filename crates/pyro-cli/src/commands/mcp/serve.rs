@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use pyro_engine::{Caller, Engine, Error, ErrorKind, Hint, OwnerName, Visibility};
+use pyro_engine::{Caller, Engine, Error, ErrorKind, Hint, MountRoots, OwnerName, Visibility};
 use pyro_mcp::{HTTP_PATH, HttpAccess, Policy, Profile, Server};
 
 use self::tokens::Access;
@@ -121,6 +121,9 @@ pub(crate) struct McpLimitArgs {
     /// The default; overrides PYRO_MCP_ALLOW_HOST_COMPAT
     #[arg(long, hide = true, conflicts_with = "allow_host_compat")]
     no_host_compat: bool,
+    /// Let clients have this directory of this host, and what is below it, mounted in guests; may be repeated [default: none]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) allow_mount: Vec<PathBuf>,
     /// Maximum virtual CPUs of a VM
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(i64).range(1..=8))]
     pub(crate) max_vcpu_count: Option<i64>,
@@ -179,6 +182,7 @@ pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Reply, CliErr
     args.confinement.apply(&mut config);
     args.host_settings.apply(&mut config)?;
     let host_proxy = config.host_proxy;
+    config.mount_roots = mount_roots(&args.limits.allow_mount, &config.mount_roots)?;
     let engine = Engine::new(config);
     let caller = caller(&args)?;
     let in_environment = config::mcp_allows_host(&Variables::of_process())?;
@@ -226,6 +230,23 @@ pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Reply, CliErr
     })
 }
 
+/// Returns which directories clients may have mounted: those of the command line, as far as PYRO_MOUNTS allows them.
+fn mount_roots(allowed: &[PathBuf], in_environment: &MountRoots) -> Result<MountRoots, CliError> {
+    let absolute = |path: &PathBuf| {
+        std::path::absolute(path)
+            .map_err(|error| CliError::System(format!("cannot find {}", path.display()), error))
+    };
+    let allowed = allowed.iter().map(absolute).collect::<Result<Vec<_>, _>>()?;
+    Ok(match in_environment {
+        MountRoots::Any if !allowed.is_empty() => MountRoots::Below(allowed),
+        MountRoots::Below(roots) => {
+            let is_within = |path: &PathBuf| roots.iter().any(|root| path.starts_with(root));
+            MountRoots::Below(allowed.into_iter().filter(is_within).collect())
+        }
+        MountRoots::Any | MountRoots::Off => MountRoots::Off,
+    })
+}
+
 /// What clients may use of this host.
 struct Rights {
     allows_host: bool,
@@ -251,6 +272,7 @@ async fn policy(args: McpLimitArgs, rights: Rights, engine: &Engine) -> Result<P
         network_policy,
         host_proxy: rights.host_proxy,
         allow_host_compat: rights.allows_host,
+        allow_mounts: !args.allow_mount.is_empty(),
         max_vcpu_count: args.max_vcpu_count,
         max_mem_mib: args.max_mem_mib,
         max_disk_mib: args.max_disk_mib,

@@ -7,6 +7,7 @@ use super::naming::{NamingArgs, TtlFromArg};
 use super::state;
 use crate::commands::host_settings::HostSettingsArgs;
 use crate::commands::machine::{ConfinementArgs, MachineArgs};
+use crate::commands::mounts::MountArgs;
 use crate::commands::network::NetworkArgs;
 use crate::error::CliError;
 use crate::printer::Printer;
@@ -48,6 +49,8 @@ pub(crate) struct TaskCreateArgs {
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
     #[command(flatten)]
+    pub(crate) mounts: MountArgs,
+    #[command(flatten)]
     pub(crate) host_settings: HostSettingsArgs,
     /// Run commands on this machine, without isolation, if VMs cannot run here [default: off]
     #[arg(long)]
@@ -70,6 +73,7 @@ pub(super) fn run(args: TaskCreateArgs, engine: &Engine, printer: &Printer) -> R
             network_policy: args.network.policy(),
             host_ca: args.host_settings.host_ca()?,
             host_proxy: args.host_settings.host_proxy(),
+            mounts: args.mounts.mounts()?,
             allow_host_compat: args.allow_host_compat,
         },
         disk_mib: args.disk_mib,

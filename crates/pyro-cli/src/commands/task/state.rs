@@ -204,6 +204,7 @@ fn shown(task: &Task, now: f64) -> String {
             task.services.iter().map(|service| format!("{} ({})", service.name, service.state)).collect();
         lines.push(format!("Services: {}", services.join(", ")));
     }
+    lines.extend(task.mounts.iter().map(|mount| format!("Mounted: {mount}")));
     let more = task.network_denials.len().saturating_sub(SHOWN_DENIALS);
     lines.extend(
         task.network_denials.iter().skip(more).map(|refused| format!("Network: {}", denial(refused))),

@@ -50,6 +50,7 @@ async fn created(engine: &Engine, kind: Kind) -> (VmId, PathBuf) {
         ephemeral: false,
         disk_mib: None,
         network: None,
+        mounts: Vec::new(),
         ports: Vec::new(),
         host_choice: Default::default(),
         host_access: crate::HostAccess::Denied,

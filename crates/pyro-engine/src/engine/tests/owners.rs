@@ -27,6 +27,7 @@ fn new(number: u32, kind: Kind) -> NewVm {
         ephemeral: false,
         disk_mib: None,
         network: None,
+        mounts: Vec::new(),
         ports: Vec::new(),
         host_choice: Default::default(),
         host_access: HostAccess::Denied,

@@ -27,6 +27,7 @@ fn with_tasks(count: u32) -> (TempDir, Registry) {
             ephemeral: false,
             disk_mib: Some(8192),
             network: None,
+            mounts: Vec::new(),
             ports: Vec::new(),
             host_choice: Default::default(),
             host_access: crate::HostAccess::Denied,

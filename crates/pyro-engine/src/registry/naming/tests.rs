@@ -22,6 +22,7 @@ fn new(id: &str, name: Option<&str>, owner: Option<&str>) -> NewVm {
         ephemeral: false,
         disk_mib: None,
         network: None,
+        mounts: Vec::new(),
         ports: Vec::new(),
         host_choice: Default::default(),
         host_access: crate::HostAccess::Denied,

@@ -6,20 +6,20 @@ use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 
 use super::end::remove_file;
-use super::start::of_ports;
+use super::start::{of_mounts, of_ports};
 use super::{Driver, terms};
 use crate::machine::with_causes;
-use crate::protocol::{LifelineServer, Request};
-use crate::server::adoption::{self, TakeOverError};
+use crate::protocol::Request;
+use crate::server::adoption::{self, HandedOver, TakeOverError};
 use crate::server::state::{ClientId, Input, State};
 use crate::server::{Boot, Clock, Store};
 use crate::spec::LaunchSpec;
-use crate::{BootFailure, BootStage, OwnerLock, StageTime, StartMode, files};
+use crate::{BootFailure, BootStage, StageTime, StartMode, files};
 
 /// Progress of the adoption of a spare.
 pub(super) enum Adoption {
     /// The claimer is passing on the lock of the VM that it described.
-    HandOver(Box<LaunchSpec>, LocalBoxFuture<'static, Option<(LifelineServer, OwnerLock)>>),
+    HandOver(Box<LaunchSpec>, LocalBoxFuture<'static, Option<HandedOver>>),
     /// The spare is becoming that VM, since this time.
     TakeOver(Instant, LocalBoxFuture<'static, Result<(), TakeOverError>>),
 }
@@ -33,12 +33,14 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         }
         remove_file(&self.spec.dir.join(files::CONTROL_SOCKET));
         if let Some((Request::Claim(spec), client)) = self.clients.remove(&client) {
-            self.adoption = Some(Adoption::HandOver(spec, adoption::hand_over(client).boxed_local()));
+            let handed_over = adoption::hand_over(client, spec.mounts.len()).boxed_local();
+            self.adoption = Some(Adoption::HandOver(spec, handed_over));
         }
     }
 
     /// From now on this is the supervisor of the claimer's VM.
-    pub(super) fn handed_over(&mut self, lifeline: LifelineServer, lock: OwnerLock) -> Input {
+    pub(super) fn handed_over(&mut self, handed_over: HandedOver) -> Input {
+        let HandedOver { lifeline, lock, sockets } = handed_over;
         let (Some(Adoption::HandOver(spec, _)), Some(streams)) = (self.adoption.take(), self.streams.clone())
         else {
             return Input::AdoptionFailed;
@@ -55,7 +57,9 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             self.failure = Some(of_ports(&error));
             return Input::AdoptionFailed;
         }
-        let future = adoption::take_over(spare_dir, self.spec.clone(), streams).boxed_local();
+        let future =
+            adoption::take_over(spare_dir, self.spec.clone(), streams, (self.mounts.clone(), sockets))
+                .boxed_local();
         self.adoption = Some(Adoption::TakeOver(Instant::now(), future));
         Input::HandedOver(terms(&self.spec))
     }
@@ -76,7 +80,10 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     pub(super) fn taken_over(&mut self, started: Instant, taken: Result<(), TakeOverError>) -> Input {
         self.adoption = None;
         if let Err(error) = taken {
-            self.adoption_failed(&with_causes(&error));
+            match error {
+                TakeOverError::Mount(error) => self.failure = Some(of_mounts(&error)),
+                error => self.adoption_failed(&with_causes(&error)),
+            }
             return Input::AdoptionFailed;
         }
         if let Some(info) = &mut self.info {

@@ -12,6 +12,7 @@ use tokio_util::codec::FramedParts;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use super::Driver;
+use super::mounting::MountRecorder;
 use crate::mux::Streams;
 use crate::protocol::{COPY_STEP_LIMIT, Reply, Request, ServerStream};
 use crate::server::commands::reply;
@@ -32,6 +33,11 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         let streams = self.streams.clone();
         let ports = Recorder {
             ports: self.ports.clone(),
+            store: Rc::clone(&self.store),
+            vm_id: self.spec.vm_id.clone(),
+        };
+        let mounts = MountRecorder {
+            mounts: self.mounts.clone(),
             store: Rc::clone(&self.store),
             vm_id: self.spec.vm_id.clone(),
         };
@@ -63,6 +69,15 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                     reply(&mut { client }, answer).await;
                 }
                 Request::Service { name, request } => services.serve(name, request, client).await,
+                Request::Mount(point) => {
+                    if let Some(streams) = streams {
+                        mounts.mount(point, client, &streams).await;
+                    }
+                }
+                Request::Unmount { guest } => {
+                    let answer = mounts.unmount(&guest).await;
+                    reply(&mut { client }, answer).await;
+                }
                 Request::Claim(_)
                 | Request::Cancel
                 | Request::InputFinished
@@ -97,7 +112,9 @@ pub(super) fn kind(request: &Request, own: &LaunchSpec) -> Option<state::Request
         | Request::OpenShell(_)
         | Request::Publish(_)
         | Request::Unpublish { .. }
-        | Request::Service { .. } => state::Request::Work,
+        | Request::Service { .. }
+        | Request::Mount(_)
+        | Request::Unmount { .. } => state::Request::Work,
         Request::Watch { .. }
         | Request::Kill { .. }
         | Request::ListShells

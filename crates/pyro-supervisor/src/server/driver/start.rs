@@ -2,23 +2,26 @@
 
 use std::io;
 use std::rc::Rc;
+use std::time::Instant;
 
 use futures::future::LocalBoxFuture;
 use futures::{FutureExt, SinkExt, StreamExt};
+use pyro_machine::Machine;
 use pyro_wire::Frame;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use super::{Driver, Message};
 use crate::dir::{self, Owner, Phase};
-use crate::machine::RunningMachine;
+use crate::machine::{RunningMachine, with_causes};
 use crate::protocol::{Event, LifelineServer};
 use crate::server::commands::Commands;
+use crate::server::mounts::MountError;
 use crate::server::ports::PortError;
 use crate::server::services::Services;
 use crate::server::state::{Input, State};
 use crate::server::{Boot, Clock, REPLY_LIMIT, Store, adoption, receive};
-use crate::{BootFailure, BootStage, Retention};
+use crate::{BootFailure, BootStage, Retention, StageTime};
 
 impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     /// Begins to boot the machine. Clients that want to end the VM are served from the beginning; a spare can be reached
@@ -48,12 +51,22 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         self.spec.ports.iter().try_for_each(|mapping| self.ports.publish(*mapping).map(drop))
     }
 
-    fn boot(&self) -> LocalBoxFuture<'a, Result<RunningMachine<B::Machine>, BootFailure>> {
+    fn boot(&mut self) -> LocalBoxFuture<'a, Result<RunningMachine<B::Machine>, BootFailure>> {
         let (boot, spec, is_spare) = (Rc::clone(&self.boot), self.spec.clone(), self.life.terms().is_spare);
+        let (mounts, sockets) = (self.mounts.clone(), std::mem::take(&mut self.mount_sockets));
         async move {
-            let up = boot.boot(&spec).await?;
+            let mut up = boot.boot(&spec).await?;
             if is_spare {
                 adoption::warm_up(&spec, &up.streams).await;
+            } else if !spec.mounts.is_empty() {
+                let started = Instant::now();
+                let mounted = mounts.mount_all(&spec, sockets, &up.streams).await;
+                if let Err(error) = mounted {
+                    up.machine.kill().await;
+                    return Err(of_mounts(&error));
+                }
+                let ms = started.elapsed().as_secs_f64() * 1e3;
+                up.info.stages.push(StageTime { stage: BootStage::Mounts, ms });
             }
             Ok(up)
         }
@@ -137,4 +150,9 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
 /// Returns the failure of a VM whose ports cannot be published.
 pub(super) fn of_ports(error: &PortError) -> BootFailure {
     BootFailure { stage: BootStage::Ports, cause: error.to_string(), console: Vec::new() }
+}
+
+/// Returns the failure of a VM whose directories cannot be mounted.
+pub(super) fn of_mounts(error: &MountError) -> BootFailure {
+    BootFailure { stage: BootStage::Mounts, cause: with_causes(error), console: Vec::new() }
 }

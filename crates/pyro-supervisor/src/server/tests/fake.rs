@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::rc::Rc;
@@ -18,9 +19,11 @@ use pyro_machine::{
 };
 use pyro_wire::{
     ArchiveReply, ArchiveReport, Connect, ConnectInput, ConnectReply, Exec, ExecInput, ExecReply, Exit,
-    Failure, FailureKind, Frame, FrameCodec, HaltReply, IdentifyReply, Input, InputEnd, InputReply, NoInput,
-    OutputStream, Pack, Probe, ProbeReply, Program, Request, Resize, Signal, Status, SteerReply, Unpack,
+    Failure, FailureKind, Frame, FrameCodec, HaltReply, IdentifyReply, Input, InputEnd, InputReply, Mount,
+    MountInput, MountReply, NoInput, OutputStream, Pack, Probe, ProbeReply, Program, Request, Resize, Signal,
+    Status, SteerReply, Unpack,
 };
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc};
@@ -40,7 +43,7 @@ use crate::server::driver::{Driver, Inbox};
 use crate::server::{Boot, Clock, Store, StoreError};
 use crate::spec::{LaunchSpec, Purpose, Retention};
 use crate::{
-    BootFailure, BootInfo, BootStage, Client, EndReason, OwnerLock, PortMapping, PublishedPort,
+    BootFailure, BootInfo, BootStage, Client, EndReason, MountPoint, OwnerLock, PortMapping, PublishedPort,
     ServiceDefinition, ServiceStatus, StartError, StartMode, files,
 };
 
@@ -71,6 +74,7 @@ pub(crate) struct Conditions {
     /// Services on record from the start.
     pub(crate) services: Vec<ServiceDefinition>,
     /// Ports that are published from the start.
+    pub(crate) mounts: Vec<MountPoint>,
     pub(crate) ports: Vec<PortMapping>,
     /// What an agent does that attacks the host.
     pub(crate) attack: Option<Attack>,
@@ -97,6 +101,7 @@ impl Conditions {
             clock_fails: false,
             services: Vec::new(),
             ports: Vec::new(),
+            mounts: Vec::new(),
             attack: None,
         }
     }
@@ -118,6 +123,7 @@ pub(crate) enum StoreBehaviour {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Fact {
     StartRecorded,
+    MountsRecorded(Vec<String>),
     PortsRecorded(Vec<PublishedPort>),
     ServiceRecorded(String, ServiceStatus),
     ServiceForgotten(String),
@@ -422,6 +428,9 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
             };
             let _ = stream.send(Frame::Control(reply)).await;
         }
+        Some(Ok(Frame::Control(Request::Mount(mount)))) => {
+            serve_mount(mount, stream.map_codec(|_| FrameCodec::default())).await;
+        }
         Some(Ok(Frame::Control(Request::Identify(_)))) => {
             sleep(Duration::from_millis(world.conditions.identify_ms)).await;
             let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, IdentifyReply>::default());
@@ -598,6 +607,44 @@ async fn run_command(
     }))
 }
 
+/// Two connected sockets whose packets are messages.
+pub(super) fn packets() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    Ok(socketpair(family, kind, SocketFlags::CLOEXEC, None)?)
+}
+
+/// A message of 100 bytes.
+pub(super) fn fuse_message() -> Bytes {
+    let mut message = vec![7; 100];
+    message[0..4].copy_from_slice(&100_u32.to_le_bytes());
+    message.into()
+}
+
+/// Stands for the guest's kernel: it sends one message and reads the answers of the host. It cannot mount on `/busy`.
+async fn serve_mount(
+    mount: Mount,
+    mut stream: Framed<
+        impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+        FrameCodec<MountInput, MountReply>,
+    >,
+) {
+    if mount.path == "/busy" {
+        let reply = MountReply::Failed(failure("mounting on /busy", "it is busy"));
+        let _ = stream.send(Frame::Control(reply)).await;
+        return;
+    }
+    let _ = stream.send(Frame::Control(MountReply::Mounted)).await;
+    let _ = stream.send(Frame::Output(OutputStream::Stdout, fuse_message())).await;
+    while let Some(Ok(frame)) = stream.next().await {
+        match frame {
+            Frame::Output(..) => {}
+            Frame::Control(MountInput::Unmount) => break,
+        }
+    }
+    let _ = stream.send(Frame::Control(MountReply::Unmounted)).await;
+    let _ = stream.close().await;
+}
+
 fn full() -> StoreError {
     StoreError { is_permanent: false, cause: "the disk is full".to_owned() }
 }
@@ -691,6 +738,15 @@ impl Store for FakeStore {
         Ok(())
     }
 
+    async fn record_mounts(&self, _vm_id: &str, mounts: &[MountPoint]) -> Result<(), StoreError> {
+        self.take_time().await;
+        if self.0.conditions.begins_are_refused {
+            return Err(full());
+        }
+        self.0.note(Fact::MountsRecorded(mounts.iter().map(|mount| mount.guest.clone()).collect()));
+        Ok(())
+    }
+
     async fn forget(&self, _vm_id: &str) -> Result<(), StoreError> {
         self.take_time().await;
         if self.0.conditions.end_is_refused {
@@ -762,6 +818,8 @@ pub(crate) struct Supervised {
     pub(crate) spare_dir: PathBuf,
     caller: Option<JoinHandle<()>>,
     driver: JoinHandle<()>,
+    /// The ends of the servers of its directories.
+    pub(super) servers: Vec<OwnedFd>,
     _base: tempfile::TempDir,
 }
 
@@ -805,11 +863,14 @@ impl Supervised {
         let boot = Rc::new(FakeBoot(Rc::clone(&world)));
         let store = Rc::new(FakeStore(Rc::clone(&world)));
         let clock = FakeClock(Instant::now(), world.conditions.clock_fails);
-        let mut driver = Driver::new(spec, boot, store, Rc::new(clock));
+        // Their other ends wait to be taken.
+        let pairs: Vec<_> = spec.mounts.iter().map(|_| packets().expect("a pair of sockets")).collect();
+        let (servers, sockets) = pairs.into_iter().unzip();
+        let mut driver = Driver::new(spec, boot, store, Rc::new(clock)).with_mount_sockets(sockets);
         driver.follow(lifeline);
         let inbox = driver.inbox();
         let driver = spawn_local(driver.run());
-        Self { inbox, world, dir, spare_dir, caller: Some(caller), driver, _base: base }
+        Self { inbox, world, dir, spare_dir, caller: Some(caller), driver, servers, _base: base }
     }
 
     /// Makes the spare the VM in `dir`, as a starter does, and follows it to its end.
@@ -868,6 +929,7 @@ fn vm_spec(dir: &Path, conditions: &Conditions) -> LaunchSpec {
         is_new: conditions.is_new,
         expires_at: conditions.lifetime.into(),
         ports: conditions.ports.clone(),
+        mounts: conditions.mounts.clone(),
         ..spec(dir.to_owned())
     }
 }
@@ -888,6 +950,8 @@ pub(crate) fn spec(dir: PathBuf) -> LaunchSpec {
         purpose: Purpose::Vm,
         requires_full_confinement: false,
         ports: Vec::new(),
+        mounts: Vec::new(),
+        mount_sockets: Default::default(),
         variables: Vec::new(),
         network: false,
         network_policy: Default::default(),

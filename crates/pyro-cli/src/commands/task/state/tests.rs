@@ -37,6 +37,7 @@ fn a_task() -> Task {
         disk_mib: None,
         disk_used_bytes: 0,
         published_ports: Vec::new(),
+        mounts: Vec::new(),
         network_denials: Vec::new(),
         owner: None,
         services: Vec::new(),

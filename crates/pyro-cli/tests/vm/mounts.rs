@@ -1,0 +1,96 @@
+//! Live directories: directories of the host in guests.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+
+use crate::harness::{LONG, Sandbox, wait_until};
+
+/// A directory to mount, beside a file that no guest may reach.
+fn project(sandbox: &Sandbox) -> PathBuf {
+    let project = sandbox.path("project");
+    fs::create_dir_all(project.join("dir")).unwrap();
+    fs::write(project.join("dir/file"), "content\n").unwrap();
+    fs::write(sandbox.path("secret"), "secret\n").unwrap();
+    project
+}
+
+fn mount(host: &Path, rest: &str) -> String {
+    format!("{}:{rest}", host.display())
+}
+
+#[test]
+fn a_live_directory_is_read_by_all_users_and_changed_only_if_that_was_asked_for() {
+    let sandbox = Sandbox::new();
+    let project = project(&sandbox);
+    symlink("../secret", project.join("link")).unwrap();
+    let read_only = mount(&project, "/mnt/project");
+    let line = "cat /mnt/project/dir/file; cat /mnt/project/link 2>&1; ls /mnt/project/..; \
+                echo x 2>&1 >/mnt/project/new; mount -o remount,rw /mnt/project; echo x 2>&1 >/mnt/project/new";
+    let ended = sandbox.run(["--mount", &*read_only, "--timeout-seconds", "60"], line);
+    let shown = String::from_utf8_lossy(&ended.stdout);
+    let lines: Vec<_> = shown.lines().collect();
+    assert_eq!(lines[0], "content", "{ended:?}");
+    assert_eq!(
+        lines[1], "cat: /mnt/project/link: No such file or directory",
+        "a link is followed in the guest"
+    );
+    assert_eq!(lines[2], "project");
+    assert_eq!(shown.matches("Read-only file system").count(), 2, "{shown}");
+    assert!(!project.join("new").exists());
+
+    let writable = mount(&project, "/mnt/project:rw,uid=65534");
+    let line = "cd /mnt/project && stat -c %u dir/file && cp dir/file copy && chmod 4711 copy && mkdir -p a/b && mv copy a/b";
+    let flags = ["--mount", &*writable, "--timeout-seconds", "60", "--user", "nobody"];
+    let ended = sandbox.run(flags, line);
+    assert_eq!(ended.success(), "65534\n");
+    let made = fs::metadata(project.join("a/b/copy")).unwrap();
+    let own = fs::metadata(&project).unwrap();
+    assert_eq!((made.uid(), made.mode() & 0o7777), (own.uid(), 0o711));
+    assert_eq!(fs::read(project.join("a/b/copy")).unwrap(), b"content\n");
+    sandbox.wait_until_clean();
+}
+
+#[test]
+fn a_task_keeps_its_live_directories_over_a_restart_and_loses_them_on_request() {
+    let sandbox = Sandbox::new();
+    let project = project(&sandbox);
+    let other = sandbox.path("other");
+    fs::create_dir(&other).unwrap();
+    let first = mount(&project, "/workspace/project:rw");
+    let task = sandbox.task(["--mount", &*first]);
+    let second = mount(&other, "/mnt/other");
+    assert_eq!(task.call("mount", [&*second]).success(), format!("Mounted: {second}:ro\n"));
+    fs::write(project.join("dir/file"), "changed\n").unwrap();
+    fs::write(other.join("new"), "new\n").unwrap();
+    wait_until(LONG, "the change in the guest", || {
+        let read = task.exec([], "cat /workspace/project/dir/file /mnt/other/new; true");
+        read.stdout == b"changed\nnew\n"
+    });
+    // Git locks, renames, maps, and links files.
+    let git = "cd project && git init -q && git -c user.name=x -c user.email=x@example.test commit -q --allow-empty -m one \
+               && git add . && git status --porcelain && perl -e 'use Fcntl qw(:flock); open(F, q(>lock)); \
+               flock(F, LOCK_EX | LOCK_NB) or die' && ln lock hard && sync";
+    let ended = task.exec(["--timeout-seconds", "120"], git);
+    assert_eq!(ended.success(), "A  dir/file\n");
+    assert_eq!(fs::metadata(project.join("hard")).unwrap().nlink(), 2);
+
+    task.call("stop", []).success();
+    assert!(sandbox.processes().is_empty(), "the servers end with the guest");
+    task.call("start", []).success();
+    let mounts = task.status()["mounts"].clone();
+    assert_eq!((&mounts[0]["writable"], &mounts[1]["guest"]), (&true.into(), &"/mnt/other".into()));
+    assert_eq!(task.exec([], "cat /mnt/other/new").success(), "new\n");
+    task.exec([], "sleep 100 >/dev/null 2>&1 </workspace/project/dir/file & cd project && echo end >end")
+        .success();
+    task.call("unmount", ["/workspace/project"]).success();
+    assert_eq!(fs::read(project.join("end")).unwrap(), b"end\n");
+    assert_eq!(task.exec([], "ls project; mount | grep -c fuse.pyro").success(), "1\n");
+    task.call("stop", []).success();
+    fs::remove_dir_all(&other).unwrap();
+    let start = task.call("start", []);
+    assert!(start.stderr.contains("the directory is not there any more"), "{start:?}");
+    task.call("unmount", ["/mnt/other"]).success();
+    task.call("start", []).success();
+    task.delete();
+}

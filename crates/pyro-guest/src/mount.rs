@@ -1,0 +1,129 @@
+//! Directories of the host: the kernel's FUSE messages pass between `/dev/fuse` and the host.
+
+mod device;
+mod relay;
+mod table;
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use pyro_wire::{Failure, FailureKind, Frame, Mount, MountReply};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::spawn_blocking;
+
+use self::device::Device;
+use self::relay::End;
+use self::table::Mounted;
+pub(crate) use self::table::Mounts;
+use crate::failure::{During, failed, refused};
+use crate::stream::{CallStream, finish};
+
+/// The kernel's device for file systems in user space.
+const DEVICE: &str = "/dev/fuse";
+/// How the mount is listed in the guest.
+const KIND: &str = "fuse.pyro";
+/// Time limit for writing everything out before a directory is unmounted.
+const FLUSH_LIMIT: Duration = Duration::from_secs(5);
+
+/// Mounts a directory and passes its messages on until it is unmounted or the host closes the stream. Processes that use it
+/// after that get errors.
+pub(crate) async fn serve<S>(request: Mount, mounts: &Mounts, stream: CallStream<S, Mount>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let path = PathBuf::from(&request.path);
+    let mounted = match mounts.add(&path) {
+        Some(mounted) => mounted,
+        None => {
+            let step = format!("mounting on {}", request.path);
+            let failure = refused(step, "a directory of the host is mounted there already");
+            return finish(stream, MountReply::Failed(failure)).await;
+        }
+    };
+    match blocking(move || mount_on(&request)).await {
+        Ok(device) => pass_on(device, &mounted, path, stream).await,
+        Err(failure) => finish(stream, MountReply::Failed(failure)).await,
+    }
+}
+
+async fn pass_on<S>(device: Device, mounted: &Mounted, path: PathBuf, mut stream: CallStream<S, Mount>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let end = match stream.send(Frame::Control(MountReply::Mounted)).await {
+        Ok(()) => {
+            let (to_host, from_host) = (&mut stream).split();
+            let ended = async {
+                mounted.end_wanted().await;
+                let path = path.clone();
+                let _ = tokio::time::timeout(FLUSH_LIMIT, blocking(move || write_out(&path))).await;
+            };
+            // Messages pass while everything is written out.
+            tokio::select! {
+                end = relay::run(&device, to_host, from_host, || mounted.want_end()) => end,
+                () = ended => End::Asked,
+            }
+        }
+        Err(_) => End::Lost,
+    };
+    // What is still in flight fails from here on, so nothing below waits for the host.
+    drop(device);
+    let unmounted =
+        blocking(move || unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).during("unmounting"));
+    if let Err(failure) = unmounted.await {
+        // The guest's own processes may have unmounted it.
+        eprintln!("pyro-guest: {failure}");
+    }
+    if let End::Failed(error) = &end {
+        eprintln!("pyro-guest: a directory of the host is lost: {error}");
+    }
+    if !matches!(end, End::Lost) {
+        finish(stream, MountReply::Unmounted).await;
+    }
+}
+
+/// Runs what may wait for the host, or for another directory of it.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    spawn_blocking(work).await.unwrap_or_else(|error| Err(refused("mounting", error.to_string())))
+}
+
+fn mount_on(request: &Mount) -> Result<Device, Failure> {
+    let path = Path::new(&request.path);
+    let device = File::options().read(true).write(true).open(DEVICE).map_err(|error| {
+        let failure = failed(format!("opening {DEVICE}"), error);
+        match failure.kind {
+            FailureKind::FileNotFound => {
+                refused("mounting a directory of the host", "the kernel of this environment has no FUSE")
+            }
+            _ => failure,
+        }
+    })?;
+    fs::create_dir_all(path).during(format!("creating {}", request.path))?;
+    let access = if request.writable { MountFlags::empty() } else { MountFlags::RDONLY };
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME | access;
+    let options = options(device.as_raw_fd());
+    mount("pyro", path, KIND, flags, options.as_c_str()).during(format!("mounting on {}", request.path))?;
+    Device::new(device).during("preparing the channel of a directory").inspect_err(|_| {
+        let _ = unmount(path, UnmountFlags::DETACH);
+    })
+}
+
+/// Every user of the guest may use the directory. The host's server decides what is done.
+fn options(device: i32) -> std::ffi::CString {
+    let text = format!("fd={device},rootmode=40000,user_id=0,group_id=0,allow_other,max_read=131072");
+    std::ffi::CString::new(text).unwrap_or_default()
+}
+
+fn write_out(path: &Path) -> Result<(), Failure> {
+    let step = || format!("writing {} out", path.display());
+    let directory = openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .during(step())?;
+    rustix::fs::syncfs(directory).during(step())
+}

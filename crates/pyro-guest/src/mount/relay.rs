@@ -1,0 +1,75 @@
+//! Messages between the kernel and the host.
+
+use std::io;
+
+use bytes::Bytes;
+use futures::{Sink, SinkExt, Stream, StreamExt};
+use pyro_wire::{Frame, FrameError, FuseMessages, MountInput, MountReply, OutputStream};
+
+use super::device::Device;
+
+/// Why messages do not pass any more.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The host wants the directory unmounted, or the machine halts.
+    Asked,
+    /// It is not mounted any more.
+    Unmounted,
+    /// The host is gone.
+    Lost,
+    /// The kernel or the host does not follow the protocol.
+    Failed(io::Error),
+}
+
+/// Passes messages on, both ways, until one side ends that. The host may want the directory unmounted meanwhile: then `asked` is
+/// called.
+pub(super) async fn run(
+    device: &Device,
+    mut to_host: impl Sink<Frame<MountReply>, Error = FrameError> + Unpin,
+    mut from_host: impl Stream<Item = Result<Frame<MountInput>, FrameError>> + Unpin,
+    asked: impl Fn(),
+) -> End {
+    let up = async {
+        let mut buffer = Device::buffer();
+        loop {
+            let message = match device.read(&mut buffer).await {
+                Ok(Some(message)) => message,
+                Ok(None) => return End::Unmounted,
+                Err(error) => return End::Failed(error),
+            };
+            for frame in FuseMessages::frames(message) {
+                if to_host.send(Frame::Output(OutputStream::Stdout, frame)).await.is_err() {
+                    return End::Lost;
+                }
+            }
+        }
+    };
+    let down = async {
+        let mut messages = FuseMessages::default();
+        loop {
+            let frame: Bytes = match from_host.next().await {
+                Some(Ok(Frame::Output(OutputStream::Stdout, frame))) => frame,
+                Some(Ok(Frame::Control(MountInput::Unmount))) => {
+                    asked();
+                    continue;
+                }
+                Some(Ok(Frame::Output(OutputStream::Stderr, _))) => {
+                    return End::Failed(io::ErrorKind::InvalidData.into());
+                }
+                Some(Err(_)) | None => return End::Lost,
+            };
+            let given = match messages.add(frame) {
+                Ok(Some(message)) => device.write(&message).await,
+                Ok(None) => Ok(()),
+                Err(error) => Err(io::Error::other(error)),
+            };
+            if let Err(error) = given {
+                return End::Failed(error);
+            }
+        }
+    };
+    tokio::select! {
+        end = up => end,
+        end = down => end,
+    }
+}

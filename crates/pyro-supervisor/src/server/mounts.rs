@@ -1,0 +1,179 @@
+//! Directories of the host in the guest. Each has a server process, which another process has started; FUSE messages pass between
+//! that and the guest here, and nothing looks into them.
+
+mod relay;
+
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::join_all;
+use pyro_wire::{Failure, Frame, FrameCodec, FrameError, Mount, MountReply};
+use tokio::sync::{Mutex, Notify};
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::timeout;
+use tokio_util::codec::Framed;
+use tokio_util::compat::FuturesAsyncReadCompatExt;
+
+use self::relay::Packets;
+use crate::mount::{MAX_MOUNTS, MountPoint};
+use crate::mux::{OpenError, Streams, call};
+use crate::spec::LaunchSpec;
+
+/// Time limit for a guest to mount a directory.
+const MOUNT_LIMIT: Duration = Duration::from_secs(10);
+/// Time limit for a guest to write everything out and to unmount a directory.
+const UNMOUNT_LIMIT: Duration = Duration::from_secs(10);
+/// Time limit for the servers to exit once the VM has ended.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Why a directory is not mounted.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MountError {
+    #[error("too many mounted directories: the maximum is {MAX_MOUNTS}")]
+    TooMany,
+    #[error("a directory is mounted on {0} already")]
+    Taken(String),
+    #[error("the VM is being stopped")]
+    Closed,
+    #[error("cannot mount {path}: {failure}")]
+    Guest { path: String, failure: Failure },
+    #[error("cannot mount {path}: the guest did not answer within {} seconds", MOUNT_LIMIT.as_secs())]
+    TimedOut { path: String },
+    #[error("the server of a directory was not passed on")]
+    NoServer,
+    #[error("the guest sent no valid response")]
+    NoAnswer,
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Channel(#[from] FrameError),
+    #[error("the server of the directory cannot be reached")]
+    Server(#[from] std::io::Error),
+}
+
+/// The directories of one VM.
+#[derive(Clone, Default)]
+pub(super) struct Mounts {
+    table: Rc<RefCell<Table>>,
+    /// Held while the table is changed and recorded, so that the latest table is recorded last.
+    pub(super) recording: Rc<Mutex<()>>,
+}
+
+#[derive(Default)]
+struct Table {
+    mounts: Vec<Mounted>,
+    /// Set for good when the VM ends.
+    is_closed: bool,
+}
+
+struct Mounted {
+    point: MountPoint,
+    unmount: Rc<Notify>,
+    relay: JoinHandle<()>,
+}
+
+impl Mounts {
+    /// Mounts a directory whose server has the other end of `socket`.
+    pub(super) async fn mount(
+        &self,
+        point: MountPoint,
+        socket: OwnedFd,
+        streams: &Streams,
+    ) -> Result<(), MountError> {
+        self.check(&point)?;
+        let packets = Packets::new(socket)?;
+        let (stream, permit) = streams.open().await?;
+        let stream = Framed::new(stream.compat(), FrameCodec::default());
+        let request = Mount { path: point.guest.clone(), writable: point.writable };
+        let mut stream = call(stream, request).await?;
+        match timeout(MOUNT_LIMIT, stream.next()).await {
+            Ok(Some(Ok(Frame::Control(MountReply::Mounted)))) => {}
+            Ok(Some(Ok(Frame::Control(MountReply::Failed(failure))))) => {
+                return Err(MountError::Guest { path: point.guest, failure });
+            }
+            Ok(Some(Err(error))) => return Err(error.into()),
+            Ok(_) => return Err(MountError::NoAnswer),
+            Err(_) => return Err(MountError::TimedOut { path: point.guest }),
+        }
+        self.check(&point)?;
+        let unmount = Rc::new(Notify::new());
+        let (asked, path) = (Rc::clone(&unmount), point.guest.clone());
+        let relay = spawn_local(async move {
+            match relay::run(stream, &packets, &asked).await {
+                Ok(()) => tracing::debug!(path, "a directory was unmounted"),
+                Err(error) => tracing::warn!(path, %error, "a mounted directory was lost"),
+            }
+            packets.settle().await;
+            drop(permit);
+        });
+        self.table.borrow_mut().mounts.push(Mounted { point, unmount, relay });
+        Ok(())
+    }
+
+    /// Mounts those that the VM has from its start on.
+    pub(super) async fn mount_all(
+        &self,
+        spec: &LaunchSpec,
+        sockets: Vec<OwnedFd>,
+        streams: &Streams,
+    ) -> Result<(), MountError> {
+        if spec.mounts.len() != sockets.len() {
+            return Err(MountError::NoServer);
+        }
+        for (point, socket) in spec.mounts.iter().zip(sockets) {
+            self.mount(point.clone(), socket, streams).await?;
+        }
+        Ok(())
+    }
+
+    fn check(&self, point: &MountPoint) -> Result<(), MountError> {
+        let mut table = self.table.borrow_mut();
+        if table.is_closed {
+            return Err(MountError::Closed);
+        }
+        // What the guest has unmounted, or lost, can be mounted again.
+        table.mounts.retain(|mounted| mounted.point.guest != point.guest || !mounted.relay.is_finished());
+        if table.mounts.iter().any(|mounted| mounted.point.guest == point.guest) {
+            return Err(MountError::Taken(point.guest.clone()));
+        }
+        if table.mounts.len() >= MAX_MOUNTS { Err(MountError::TooMany) } else { Ok(()) }
+    }
+
+    /// Unmounts a directory, after the guest has written everything out, and waits for that. Returns whether it was mounted.
+    pub(super) async fn unmount(&self, guest: &str) -> bool {
+        let mounted = {
+            let mut table = self.table.borrow_mut();
+            let found = table.mounts.iter().position(|mounted| mounted.point.guest == guest);
+            found.map(|index| table.mounts.remove(index))
+        };
+        let Some(Mounted { unmount, mut relay, .. }) = mounted else { return false };
+        unmount.notify_one();
+        if timeout(UNMOUNT_LIMIT, &mut relay).await.is_err() {
+            // Closing the stream fails what still uses it.
+            relay.abort();
+        }
+        true
+    }
+
+    /// Returns the directories to record. `None`: the VM is about to end, and keeps those that are recorded.
+    pub(super) fn to_record(&self) -> Option<Vec<MountPoint>> {
+        let table = self.table.borrow();
+        (!table.is_closed).then(|| table.mounts.iter().map(|mounted| mounted.point.clone()).collect())
+    }
+
+    /// Mounts nothing more.
+    pub(super) fn seal(&self) {
+        self.table.borrow_mut().is_closed = true;
+    }
+
+    /// Waits for the servers to exit, for a limited time. The machine has ended.
+    pub(super) async fn close(&self) {
+        self.seal();
+        let mounts = std::mem::take(&mut self.table.borrow_mut().mounts);
+        let relays = mounts.into_iter().map(|mounted| mounted.relay);
+        let _ = timeout(CLOSE_LIMIT, join_all(relays)).await;
+    }
+}
