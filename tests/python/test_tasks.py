@@ -14,16 +14,28 @@ ENVIRONMENT = "debian:12"
 def test_shells(pyro):
     with pyro.task(ENVIRONMENT) as task:
         shell = task.shell_open(columns=100)["shell_id"]
-        waits = {"wait_seconds": 60, "idle_seconds": 1}
-        task.shell_write(shell, "x=käse\n", **waits)
-        output = task.shell_write(shell, "echo $x; stty size\n", format="plain", **waits)
-        assert "\nkäse\n30 100\n" in output["text"] and output["reason"] == "idle"
+        cursor = 0
+
+        def until(text):
+            nonlocal cursor
+            shown = ""
+            while text not in shown:
+                output = task.shell_read(shell, cursor=cursor, wait_seconds=60, format="plain")
+                assert output["reason"] == "output", shown
+                shown, cursor = shown + output["text"], output["cursor"]
+
+        until("# ")
+        task.shell_write(shell, "x=käse\n")
+        task.shell_write(shell, "echo $x; stty size\n")
+        until("\nkäse\n30 100\n")
         assert task.shell_resize(shell, columns=80, rows=24)["columns"] == 80
-        output = task.shell_write(shell, "stty size", keys=["Enter"], cursor=output["cursor"], **waits)
-        assert "24 80" in output["text"]
+        task.shell_write(shell, "stty size", keys=["Enter"])
+        until("\n24 80\n")
+        output = task.shell_write(shell, "# quiet", keys=["Enter"], wait_seconds=60, idle_seconds=1)
+        assert "# quiet" in output["text"] and output["reason"] == "idle"
         assert "käse" in task.shell_read(shell, format="screen")["text"]
         with task.shell_attach(shell, input=b"exit 7\n") as stream:
-            assert "käse" in next(stream).text
+            assert "käse" in "".join(chunk.text for chunk in stream)
         assert task.shell_read(shell, cursor=output["cursor"], wait_seconds=60, idle_seconds=59)["exit_code"] == 7
         assert [(entry["shell_id"], entry["running"]) for entry in task.shell_list()["shells"]] == [(shell, False)]
         with pytest.raises(RuntimeError, match="has ended with exit code 7"):

@@ -1,6 +1,8 @@
 //! Shells that outlive their clients.
 
-use serde_json::Value;
+use std::cell::Cell;
+
+use serde_json::{Value, json};
 
 use crate::harness::{ENVIRONMENT, PYRO, Sandbox, Terminal, assert_put_back};
 
@@ -17,15 +19,26 @@ fn a_shell_outlives_its_clients_which_type_read_and_attach() {
     let opened = shell(&["open"]);
     let number = opened["shell_id"].to_string();
     assert_eq!((&opened["command"], &opened["running"]), (&"login shell".into(), &true.into()));
-    let typed = |more: &[&str]| {
-        shell(&[&["write", &*number], more, &["--idle-seconds", "1", "--wait-seconds", "60"]].concat())
-    };
+    let typed = |more: &[&str]| shell(&[&["write", &*number], more].concat());
     let text = |output: &Value| output["text"].as_str().unwrap().to_owned();
+    // Waits for output, from where an earlier read ended.
+    let cursor = Cell::new(0);
+    let until = |expected: &str| {
+        let mut shown = String::new();
+        while !shown.contains(expected) {
+            let from = cursor.get().to_string();
+            let output = shell(&["read", &number, "--cursor", &from, "--wait-seconds", "60"]);
+            assert_eq!(output["reason"], "output", "{expected:?} was not shown: {shown:?}");
+            shown.push_str(&text(&output));
+            cursor.set(output["cursor"].as_u64().unwrap());
+        }
+    };
     // Its state stays from one call to the next.
+    until("# ");
     typed(&["x=41; stty size", "--key", "Enter"]);
-    let output = typed(&["echo $((x+1))", "--key", "Enter"]);
-    assert!(text(&output).contains("\n42\n"), "{output}");
-    assert_eq!((&output["reason"], &output["running"]), (&"idle".into(), &true.into()));
+    until("\n30 120\n");
+    typed(&["echo $((x+1))", "--key", "Enter"]);
+    until("\n42\n");
 
     // A person sees the screen so far, types, and goes.
     let line = format!("{PYRO} task shell attach {} {number}", task.id);
@@ -42,10 +55,10 @@ fn a_shell_outlives_its_clients_which_type_read_and_attach() {
     assert_put_back(&sandbox);
 
     // What runs in the foreground has gone on, and is interrupted by a key.
-    let output = typed(&["more", "--key", "Enter"]);
-    assert!(text(&output).contains("got:more"), "{output}");
-    let output = typed(&["--key", "Ctrl-C"]);
-    assert!(text(&output).contains("# "), "{output}");
+    typed(&["more", "--key", "Enter"]);
+    until("got:more\n");
+    typed(&["--key", "Ctrl-C"]);
+    until("# ");
     let screen = shell(&["read", &number, "--format", "screen"]);
     assert!(text(&screen).contains("got:word") && text(&screen).contains("42"), "{screen}");
 
@@ -105,4 +118,37 @@ fn a_run_is_a_login_shell_on_a_terminal() {
     let shown = terminal.finish();
     assert!(shown.contains("status=6"), "{shown}");
     assert_put_back(&sandbox);
+}
+
+/// A model makes one call for each step, and reads text without escape sequences.
+#[test]
+fn a_model_drives_a_program_that_asks() {
+    let sandbox = Sandbox::new();
+    let mut client = sandbox.mcp([]);
+    let id = client.call("task_create", json!({ "environment": ENVIRONMENT }))["task_id"].clone();
+    let opened = client.call("task_shell_open", json!({ "task_id": id }));
+    assert!(opened["text"].as_str().unwrap().ends_with("# "), "{opened}");
+    let shell = opened["shell_id"].clone();
+    let with = |more: Value| {
+        let mut all = json!({ "task_id": id, "shell_id": shell });
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        all
+    };
+    let line = "read -p 'Name? ' name; echo \"[$name]\"; sleep 500\n";
+    let asked =
+        client.call("task_shell_write", with(json!({ "text": line, "wait_seconds": 60, "idle_seconds": 3 })));
+    assert!(asked["text"].as_str().unwrap().ends_with("\nName? "), "{asked}");
+    let answer = json!({ "text": "model", "keys": ["Enter"], "wait_seconds": 60, "idle_seconds": 3 });
+    let answered = client.call("task_shell_write", with(answer));
+    assert_eq!(answered["text"], "model\n[model]\n", "{answered}");
+    // The sleep may not have begun, as `a_terminal_follows_its_window_and_is_put_back_when_the_machine_ends` explains, so it
+    // ends with the shell.
+    let screen = client.call("task_shell_read", with(json!({ "screen": true, "wait_seconds": 0 })));
+    assert!(screen["text"].as_str().unwrap().ends_with("Name? model\n[model]"), "{screen}");
+    assert_eq!(client.call("task_shell_signal", with(json!({ "signal": "WINCH" })))["running"], true);
+    assert_eq!(client.call("task_shell_close", with(json!({})))["outcome"], "killed");
+    let rest = client.call("task_shell_read", with(json!({ "cursor": answered["cursor"] })));
+    assert_eq!((&rest["running"], &rest["reason"]), (&false.into(), &"ended".into()));
+    client.call("task_delete", json!({ "task_id": id }));
+    client.end();
 }

@@ -20,8 +20,8 @@ use crate::stdin::Passed;
 
 const SHELL_EXAMPLES: &str = "\
 The same as `pyro task exec -it`: a login shell, or a command, on a terminal in the guest. Ctrl-C goes to the \
-guest. If the terminal is closed, a login shell is ended; a command keeps running. There is no time limit but the \
-end of the task's lifetime unless one is given.
+guest. If the terminal is closed, a login shell is ended; a command keeps running. Unless a time limit is given, \
+only the task's lifetime ends it.
 
 A shell that is opened with `pyro task shell open` stays open without a terminal, and can be attached to. A task \
 that has the name of a subcommand, such as `list`, is given by its id.
