@@ -50,14 +50,8 @@ fn there_is_a_page_for_every_command() {
     pyro-task-kill.1
     pyro-task-list.1
     pyro-task-logs.1
+    pyro-task-mount.1
     pyro-task-publish.1
-    pyro-task-shell-attach.1
-    pyro-task-shell-close.1
-    pyro-task-shell-list.1
-    pyro-task-shell-open.1
-    pyro-task-shell-read.1
-    pyro-task-shell-signal.1
-    pyro-task-shell-write.1
     pyro-task-service-list.1
     pyro-task-service-logs.1
     pyro-task-service-remove.1
@@ -65,11 +59,19 @@ fn there_is_a_page_for_every_command() {
     pyro-task-service-status.1
     pyro-task-service-stop.1
     pyro-task-service.1
+    pyro-task-shell-attach.1
+    pyro-task-shell-close.1
+    pyro-task-shell-list.1
+    pyro-task-shell-open.1
+    pyro-task-shell-read.1
+    pyro-task-shell-signal.1
+    pyro-task-shell-write.1
     pyro-task-shell.1
     pyro-task-start.1
     pyro-task-status.1
     pyro-task-stdin.1
     pyro-task-stop.1
+    pyro-task-unmount.1
     pyro-task-unpublish.1
     pyro-task-update.1
     pyro-task-wait.1

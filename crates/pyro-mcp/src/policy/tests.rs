@@ -213,7 +213,9 @@ fn profiles_are_sets_of_tools() {
     ].join("\n"), @r"
     vm_run vm_list_environments
     vm_list_environments
-    vm_run, vm_list_environments, task_create, task_exec, task_status, task_logs, task_delete, task_list, task_wait, task_kill, task_start, task_stop, task_extend, task_read_file, task_write_file, task_files, task_change_files, vm_status, vm_network_info, task_shell_open, task_shell_read, task_shell_write, task_shell_signal, task_shell_close, task_service_start, task_service_status, task_service_logs, task_service_stop,
+    vm_run vm_list_environments task_create task_exec task_status task_logs task_delete task_list task_wait task_kill task_start task_stop task_extend task_read_file task_write_file task_files task_change_files task_shell_open task_shell_read task_shell_write task_shell_signal task_shell_close task_service_start task_service_status task_service_logs task_service_stop
+    vm_list_environments task_status task_logs task_list task_wait task_read_file task_files task_shell_read task_service_status task_service_logs
+    vm_list_environments vm_status vm_network_info task_status task_logs task_list task_wait task_read_file task_files task_shell_read task_service_status task_service_logs
     ");
     assert_eq!(Policy::default().tools().count(), Tool::ALL.len());
     let policy = Policy { profile: Profile::VmRun, ..Policy::default() };
