@@ -38,7 +38,7 @@ Examples:
 #[derive(Debug, Subcommand)]
 #[command(after_help = SERVICE_EXAMPLES, arg_required_else_help = true)]
 pub(crate) enum ServiceSubcommand {
-    Start(ServiceStartArgs),
+    Start(Box<ServiceStartArgs>),
     List(ServiceListArgs),
     Status(ServiceStatusArgs),
     Logs(ServiceLogsArgs),
@@ -203,7 +203,7 @@ pub(crate) struct ServiceRemoveArgs {
 impl ServiceSubcommand {
     pub(super) fn run(self, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
         match self {
-            Self::Start(args) => start(args, engine, printer),
+            Self::Start(args) => start(*args, engine, printer),
             Self::List(ServiceListArgs { task }) => {
                 let list = session::block_on(engine.list_services(&task.task_id))?;
                 Ok(Reply::of(task.json, &list, listed)?)

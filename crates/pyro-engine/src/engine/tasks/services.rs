@@ -403,15 +403,4 @@ fn service_error(id: &VmId, name: &str, error: ServiceError) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_runs_in_a_task_that_does_not() {
-        for state in ServiceState::ALL {
-            assert_eq!(as_in_task(VmState::Started, *state), *state);
-            assert!(!as_in_task(VmState::Stopped, *state).is_active());
-        }
-        assert_eq!(as_in_task(VmState::Stopped, ServiceState::Failed), ServiceState::Failed);
-    }
-}
+mod tests;

@@ -18,7 +18,7 @@ use crate::registry::{NewCommand, VmPatch};
 use crate::{CallContext, Config};
 use crate::{Outcome, TaskChanges, TaskFilter, TtlFrom};
 
-fn engine(root: &Path) -> Engine {
+pub(super) fn engine(root: &Path) -> Engine {
     Engine::new(Config::new(root.join("state"), root.join("cache"), root.join("pyro")))
 }
 
@@ -30,7 +30,7 @@ async fn serve_as_an_older_version(listener: UnixListener) {
 }
 
 /// Records a task that is running. Returns its directory too.
-async fn started_task(engine: &Engine) -> (VmId, PathBuf) {
+pub(super) async fn started_task(engine: &Engine) -> (VmId, PathBuf) {
     let (id, dir) = created(engine, Kind::Task).await;
     let started = id.clone();
     engine.registry(move |registry| registry.set_started(&started, &VmPatch::default())).await.unwrap();
@@ -38,7 +38,7 @@ async fn started_task(engine: &Engine) -> (VmId, PathBuf) {
 }
 
 /// Records a VM or a task that was never started. Returns its directory too.
-async fn created(engine: &Engine, kind: Kind) -> (VmId, PathBuf) {
+pub(super) async fn created(engine: &Engine, kind: Kind) -> (VmId, PathBuf) {
     let id = VmId::parse("0123456789ab").unwrap();
     let task = NewVm {
         vm_id: id.clone(),

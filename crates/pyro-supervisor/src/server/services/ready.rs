@@ -11,16 +11,16 @@ use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use pyro_wire::{Connect, Exec, FrameCodec, Probe, ProbeReply, Status};
+use pyro_wire::{Connect, Exec, Failure, FrameCodec, Probe, ProbeReply, Status};
 use tokio::io::{duplex, split};
 use tokio::time::{sleep, timeout};
 use tokio_util::codec::Framed;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
-use crate::ReadyCheck;
 use crate::conversation::{CommandOutcome, converse};
-use crate::mux::{Streams, call};
+use crate::mux::{OpenError, Streams, call};
 use crate::server::ports::relay::relay;
+use crate::{ReadyCheck, with_causes};
 
 /// Pause after the first attempt. No event reports that a server listens. It doubles each time, up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -32,14 +32,43 @@ const MAX_HEAD_BYTES: usize = 16 << 10;
 /// Bytes that wait between the client and the relay of an HTTP connection.
 const BUFFER_BYTES: usize = 16 << 10;
 
+/// Why a service is not ready.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotReady {
+    #[error("no answer within {} seconds", ATTEMPT_LIMIT.as_secs())]
+    Late,
+    #[error("the guest sent no valid response")]
+    NoResponse,
+    #[error(transparent)]
+    NoStream(#[from] OpenError),
+    #[error("{0}")]
+    Probe(Failure),
+    #[error("the HTTP status is {}", .0.as_u16())]
+    Status(StatusCode),
+    #[error("{}", with_causes(.0))]
+    Get(#[from] GetError),
+    #[error("the command timed out")]
+    CommandTimedOut,
+    #[error("the command ended with exit code {0}")]
+    ExitCode(i32),
+    #[error("the command was ended by signal {0}")]
+    Signal(i32),
+    #[error("the command did not end")]
+    CommandUnconfirmed,
+    #[error("{0}")]
+    CommandNotRun(String),
+    #[error("how the command ended is unknown")]
+    CommandUnknown,
+}
+
 /// Tries until the service is ready. `reason` is why it was not ready at the last attempt.
-pub(super) async fn until_ready(streams: &Streams, check: &ReadyCheck, reason: &RefCell<Option<String>>) {
+pub(super) async fn until_ready(streams: &Streams, check: &ReadyCheck, reason: &RefCell<Option<NotReady>>) {
     let mut pause = FIRST_PAUSE;
     loop {
         let attempt = match check {
             ReadyCheck::Command(exec) => command(streams, exec).await,
             check => {
-                let late = |_| Err(format!("no answer within {} seconds", ATTEMPT_LIMIT.as_secs()));
+                let late = |_| Err(NotReady::Late);
                 timeout(ATTEMPT_LIMIT, attempt(streams, check)).await.unwrap_or_else(late)
             }
         };
@@ -53,31 +82,29 @@ pub(super) async fn until_ready(streams: &Streams, check: &ReadyCheck, reason: &
 }
 
 /// Tries once. Dropping the future leaves nothing behind.
-async fn attempt(streams: &Streams, check: &ReadyCheck) -> Result<(), String> {
+async fn attempt(streams: &Streams, check: &ReadyCheck) -> Result<(), NotReady> {
     match check {
         ReadyCheck::Tcp(port) => probe(streams, Probe::Port(*port)).await,
         ReadyCheck::File(path) => probe(streams, Probe::File(path.clone())).await,
-        ReadyCheck::Http { port, path } => match get(streams, *port, path).await {
-            Ok(status) if status.is_success() || status.is_redirection() => Ok(()),
-            Ok(status) => Err(format!("the HTTP status is {}", status.as_u16())),
-            Err(error) => Err(crate::with_causes(&error)),
+        ReadyCheck::Http { port, path } => match get(streams, *port, path).await? {
+            status if status.is_success() || status.is_redirection() => Ok(()),
+            status => Err(NotReady::Status(status)),
         },
         ReadyCheck::Command(exec) => command(streams, exec).await,
     }
 }
 
-async fn probe(streams: &Streams, probe: Probe) -> Result<(), String> {
-    match streams.ask_for_client(probe).await {
-        Ok(Some(ProbeReply::Ready)) => Ok(()),
-        Ok(Some(ProbeReply::NotReady(failure))) => Err(failure.to_string()),
-        Ok(None) => Err("the guest sent no valid response".to_owned()),
-        Err(error) => Err(error.to_string()),
+async fn probe(streams: &Streams, probe: Probe) -> Result<(), NotReady> {
+    match streams.ask_for_client(probe).await? {
+        Some(ProbeReply::Ready) => Ok(()),
+        Some(ProbeReply::NotReady(failure)) => Err(NotReady::Probe(failure)),
+        None => Err(NotReady::NoResponse),
     }
 }
 
 /// Why there is no answer to a request.
 #[derive(Debug, thiserror::Error)]
-enum GetError {
+pub(super) enum GetError {
     #[error(transparent)]
     Connect(#[from] io::Error),
     #[error("the request is not possible")]
@@ -125,19 +152,19 @@ async fn get(streams: &Streams, port: u16, path: &str) -> Result<StatusCode, Get
     answered.await.map_err(|_: GetError| error.into())
 }
 
-async fn command(streams: &Streams, exec: &Exec) -> Result<(), String> {
-    let (stream, _permit) = streams.open().await.map_err(|error| error.to_string())?;
+async fn command(streams: &Streams, exec: &Exec) -> Result<(), NotReady> {
+    let (stream, _permit) = streams.open().await?;
     let stream = Framed::new(stream.compat(), FrameCodec::default());
     // Dropping the stream ends the command.
     match converse(stream, exec.clone(), || {}, pending(), &mut async |_| {}).await {
+        CommandOutcome::Ended(end) if end.timed_out => Err(NotReady::CommandTimedOut),
         CommandOutcome::Ended(end) => match end.status {
-            Some(Status::Code(0)) if !end.timed_out => Ok(()),
-            _ if end.timed_out => Err("the command timed out".to_owned()),
-            Some(Status::Code(code)) => Err(format!("the command ended with exit code {code}")),
-            Some(Status::Signal(signal)) => Err(format!("the command was ended by signal {signal}")),
-            None => Err("the command did not end".to_owned()),
+            Some(Status::Code(0)) => Ok(()),
+            Some(Status::Code(code)) => Err(NotReady::ExitCode(code)),
+            Some(Status::Signal(signal)) => Err(NotReady::Signal(signal)),
+            None => Err(NotReady::CommandUnconfirmed),
         },
-        CommandOutcome::NotRun { cause, .. } => Err(cause),
-        CommandOutcome::Unknown { .. } => Err("how the command ended is unknown".to_owned()),
+        CommandOutcome::NotRun { cause, .. } => Err(NotReady::CommandNotRun(cause)),
+        CommandOutcome::Unknown { .. } => Err(NotReady::CommandUnknown),
     }
 }

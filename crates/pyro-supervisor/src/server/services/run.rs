@@ -13,7 +13,7 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
-use super::ready::until_ready;
+use super::ready::{NotReady, until_ready};
 use crate::conversation::{CommandOutcome, OutputChunk, converse};
 use crate::mux::{OpenError, Streams};
 use crate::service::{ServiceDefinition, ServiceState, ServiceStatus};
@@ -104,8 +104,8 @@ impl Runner {
         let not_ready = RefCell::new(None);
         let readiness = async {
             sent.notified().await;
-            if let Err(reason) = become_ready(definition, streams, status).await {
-                *not_ready.borrow_mut() = Some(reason);
+            if let Err(error) = become_ready(definition, streams, status).await {
+                *not_ready.borrow_mut() = Some(error.to_string());
                 end.cancel();
             }
             pending().await
@@ -130,20 +130,28 @@ impl Runner {
     }
 }
 
-/// Sets the state when the service is ready. Otherwise, returns why it is not after its time limit.
+/// The service was not ready in time.
+#[derive(Debug, thiserror::Error)]
+#[error("not ready within {} seconds: {}", .limit.as_secs_f64(), .cause.as_ref().map_or("no answer".to_owned(), ToString::to_string))]
+struct ReadyTimeout {
+    limit: Duration,
+    /// Why it was not ready at the last attempt.
+    cause: Option<NotReady>,
+}
+
+/// Sets the state when the service is ready.
 async fn become_ready(
     definition: &ServiceDefinition,
     streams: &Streams,
     status: &watch::Sender<ServiceStatus>,
-) -> Result<(), String> {
+) -> Result<(), ReadyTimeout> {
     let state = match &definition.ready {
         None => ServiceState::Running,
         Some(check) => {
             let limit = Duration::from_millis(definition.ready_timeout_ms);
-            let last = RefCell::new(None);
-            if timeout(limit, until_ready(streams, check, &last)).await.is_err() {
-                let last = last.into_inner().unwrap_or_else(|| "no answer".to_owned());
-                return Err(format!("not ready within {} seconds: {last}", limit.as_secs_f64()));
+            let cause = RefCell::new(None);
+            if timeout(limit, until_ready(streams, check, &cause)).await.is_err() {
+                return Err(ReadyTimeout { limit, cause: cause.into_inner() });
             }
             ServiceState::Ready
         }
