@@ -38,6 +38,7 @@ impl Call<'_> {
         let arguments = self.guard.policy().allowed_arguments(tool, given)?;
         let mut given = arguments.checked(tool.arguments())?;
         self.guard.policy().apply_network_policy(&mut given)?;
+        self.guard.policy().apply_mounts(&mut given)?;
         let takes_command = tool.arguments().iter().any(|argument| argument.name == COMMAND.name);
         if takes_command && !given.has(&COMMAND) && !given.has(&ARGV) {
             return Err(ArgumentError::Missing(COMMAND.name.to_owned()).into());
