@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use pyro_api::{DirectoryMount, Disk, EnvironmentName, Lifetime, NetworkPolicy, Operation, Ports, Task, Vm, VmSpec};
+use pyro_api::{
+    DirectoryMount, Disk, EnvironmentName, Lifetime, NetworkPolicy, Operation, Ports, Task, Vm, VmSpec,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -215,7 +217,8 @@ impl Policy {
             Some(json!(mount))
         };
         let mounts = texts.iter().map(read).collect::<Option<Vec<_>>>();
-        let mounts = mounts.ok_or(ArgumentError::Needs("each of `mounts` must be /HOST:/GUEST or /HOST:/GUEST:rw"))?;
+        let mounts =
+            mounts.ok_or(ArgumentError::Needs("each of `mounts` must be /HOST:/GUEST or /HOST:/GUEST:rw"))?;
         given.0.insert(MOUNTS.name.to_owned(), mounts.into());
         Ok(())
     }

@@ -338,9 +338,17 @@ impl Tool {
             }
             Self::VmStart | Self::VmStop | Self::VmDelete | Self::VmStatus | Self::VmNetworkInfo => &[VM_ID],
             Self::VmExec => &[VM_ID, COMMAND, ARGV, SHELL, USER, STDIN, CWD, ENV, TIMEOUT],
-            Self::TaskCreate => {
-                &[ENVIRONMENT, VCPU_COUNT, MEM_MIB, TASK_TTL, DISK, NETWORK, ALLOW_DOMAINS, MOUNTS, HOST_COMPAT]
-            }
+            Self::TaskCreate => &[
+                ENVIRONMENT,
+                VCPU_COUNT,
+                MEM_MIB,
+                TASK_TTL,
+                DISK,
+                NETWORK,
+                ALLOW_DOMAINS,
+                MOUNTS,
+                HOST_COMPAT,
+            ],
             Self::TaskExec => &[TASK_ID, COMMAND, ARGV, SHELL, USER, STDIN, CWD, ENV, TIMEOUT, DETACH],
             Self::TaskStatus | Self::TaskDelete | Self::TaskStart | Self::TaskStop => &[TASK_ID],
             Self::TaskLogs => &[TASK_ID, ANY_SEQUENCE, OUTPUT_OFFSET, LAST],

@@ -43,12 +43,14 @@ fn there_is_a_page_for_every_command() {
     pyro-task-kill.1
     pyro-task-list.1
     pyro-task-logs.1
+    pyro-task-mount.1
     pyro-task-publish.1
     pyro-task-shell.1
     pyro-task-start.1
     pyro-task-status.1
     pyro-task-stdin.1
     pyro-task-stop.1
+    pyro-task-unmount.1
     pyro-task-unpublish.1
     pyro-task-update.1
     pyro-task-wait.1

@@ -212,7 +212,7 @@ fn a_newer_file_is_refused_and_left_alone() {
     assert_eq!(error.kind, ErrorKind::StateUnusable);
     assert_eq!(
         error.to_string(),
-        "the state directory was written by a newer pyro (format 99; this one knows up to 7)"
+        "the state directory was written by a newer pyro (format 99; this one knows up to 8)"
     );
     assert_eq!(fs::read(&file).unwrap(), before);
 }

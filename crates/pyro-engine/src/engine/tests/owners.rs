@@ -81,7 +81,7 @@ async fn some_of_each(engine: &Engine) -> Vec<VmId> {
 async fn refusal<O: Operation>(engine: &Engine, caller: &Caller, id: &VmId) -> Option<Error> {
     let mut all = json!({
         "vm_id": id, "task_id": id, "command": "true", "sequence": 1, "path": "x", "target": "/x", "source": "/x",
-        "content": "x", "ttl_seconds": 600, "mapping": "0:80", "host_port": 80,
+        "content": "x", "ttl_seconds": 600, "mapping": "0:80", "host": "/x", "guest": "/x", "host_port": 80,
     });
     let given = all.as_object_mut().unwrap();
     given.retain(|name, _| O::parameter_names().contains(name));
