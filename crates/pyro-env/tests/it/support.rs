@@ -104,7 +104,7 @@ impl Fake {
     }
 
     pub(crate) fn base_dir(&self) -> PathBuf {
-        self.platform_dir().join("debian_12-base-1.0.0")
+        self.platform_dir().join("debian_12-base-1.1.0")
     }
 
     pub(crate) fn pull(&self) -> PulledEnvironment {
