@@ -48,8 +48,8 @@ Environment variables:
                               1 to 100, or `off`: each disk must fit by itself [default: 1]
   PYRO_MCP_ALLOW_HOST_COMPAT  1 lets clients of `pyro mcp serve` run commands on this host, without
                               isolation, if VMs cannot run here [default: 0]
-  PYRO_MOUNTS                 Directories of this host that guests may have mounted, with colons between
-                              them, or `off` [default: all]
+  PYRO_MOUNTS                 Directories of this host that guests may have mounted, with colons
+                              between them, or `off` [default: all]
   PYRO_WARM                   Spare VMs of each kind that wait for the next start [default: 0]
   PYRO_ACCEL                  Accelerator, kvm or tcg [default: chosen by a measurement]
   PYRO_QEMU                   QEMU program [default: qemu-system-x86_64, looked up in PATH]

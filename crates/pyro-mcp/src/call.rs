@@ -52,6 +52,7 @@ impl Call<'_> {
         let arguments = self.guard.policy().allowed_arguments(tool, given)?;
         let mut given = arguments.checked(tool.arguments())?;
         self.guard.policy().apply_network_policy(&mut given)?;
+        self.guard.policy().apply_mounts(&mut given)?;
         let takes_command = tool.arguments().iter().any(|argument| argument.name == COMMAND.name);
         // Without one, a shell is a login shell, and a service that exists is started again.
         let takes_command = takes_command && !matches!(tool, Tool::TaskShellOpen | Tool::TaskServiceStart);

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use pyro_api::{Disk, EnvironmentName, Lifetime, NetworkPolicy, Operation, Ports, Task, Vm, VmSpec};
+use pyro_api::{
+    DirectoryMount, Disk, EnvironmentName, Lifetime, NetworkPolicy, Operation, Ports, Task, Vm, VmSpec,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::arguments::{self, Argument, ArgumentError, Arguments, Given, Kind, Object};
 use crate::failure::Failure;
 use crate::tools::{
-    ALLOW_DOMAINS, DISK, ENVIRONMENT, HOST_COMPAT, MEM_MIB, NETWORK, TASK_TTL, Tool, VCPU_COUNT,
+    ALLOW_DOMAINS, DISK, ENVIRONMENT, HOST_COMPAT, MEM_MIB, MOUNTS, NETWORK, TASK_TTL, Tool, VCPU_COUNT,
 };
 
 /// The set of tools that a server offers.
@@ -58,7 +60,6 @@ pub struct Policy {
 /// The contract's parameter that [`ALLOW_DOMAINS`] becomes a part of.
 const NETWORK_POLICY: &str = "network_policy";
 const PUBLISH: &str = "publish";
-const MOUNTS: &str = "mounts";
 
 /// A limit of one argument.
 enum Pin<'a> {
@@ -114,6 +115,11 @@ impl Policy {
     /// The schema of a tool's arguments, with the limits in it.
     pub(crate) fn input_schema(&self, tool: Tool) -> Object {
         let mut schema = arguments::schema(tool.arguments());
+        if !self.allow_mounts
+            && let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut)
+        {
+            properties.remove(MOUNTS.name);
+        }
         for argument in tool.arguments() {
             let (Some(pin), Some(property)) = (self.pin(argument.name), property(&mut schema, argument.name))
             else {
@@ -203,6 +209,20 @@ impl Policy {
         Ok(())
     }
 
+    /// Replaces the texts of `mounts` by the mounts that they stand for.
+    pub(crate) fn apply_mounts(&self, given: &mut Given) -> Result<(), Failure> {
+        let Some(Value::Array(texts)) = given.take(&MOUNTS) else { return Ok(()) };
+        let read = |text: &Value| {
+            let mount: DirectoryMount = text.as_str()?.parse().ok()?;
+            Some(json!(mount))
+        };
+        let mounts = texts.iter().map(read).collect::<Option<Vec<_>>>();
+        let mounts =
+            mounts.ok_or(ArgumentError::Needs("each of `mounts` must be /HOST:/GUEST or /HOST:/GUEST:rw"))?;
+        given.0.insert(MOUNTS.name.to_owned(), mounts.into());
+        Ok(())
+    }
+
     /// Checks everything that a request asks for against the limits, whichever tool it comes from.
     pub(crate) fn check<O: Operation>(&self, request: &O) -> Result<(), Failure> {
         let spec = request.part::<VmSpec>();
@@ -223,7 +243,7 @@ impl Policy {
         let switches = [
             (NETWORK.name, spec.is_some_and(|spec| spec.network), !self.no_network),
             (HOST_COMPAT.name, spec.is_some_and(|spec| spec.allow_host_compat), self.allow_host_compat),
-            (MOUNTS, spec.is_some_and(|spec| !spec.mounts.is_empty()), self.allow_mounts),
+            (MOUNTS.name, spec.is_some_and(|spec| !spec.mounts.is_empty()), self.allow_mounts),
             // It opens something on the host.
             (PUBLISH, request.part().is_some_and(|ports: &Ports| !ports.publish.is_empty()), false),
         ];

@@ -126,6 +126,11 @@ pub(crate) const ALLOW_DOMAINS: Argument = Argument {
     kind: Kind::List,
     description: "Reach only these: *.example.com, @debian, @pypi, @npm, @crates",
 };
+pub(crate) const MOUNTS: Argument = Argument {
+    name: "mounts",
+    kind: Kind::List,
+    description: "Directories of the host to mount: /HOST:/GUEST to read, /HOST:/GUEST:rw to change",
+};
 pub(crate) const HOST_COMPAT: Argument = Argument {
     name: HostAccess::NAME,
     kind: Kind::Switch,
@@ -463,11 +468,12 @@ impl Tool {
                 VM_TTL,
                 NETWORK,
                 ALLOW_DOMAINS,
+                MOUNTS,
                 HOST_COMPAT,
             ],
             Self::VmListEnvironments | Self::VmReapExpired | Self::TaskList => &[],
             Self::VmCreate => {
-                &[ENVIRONMENT, VCPU_COUNT, MEM_MIB, VM_TTL, NETWORK, ALLOW_DOMAINS, HOST_COMPAT]
+                &[ENVIRONMENT, VCPU_COUNT, MEM_MIB, VM_TTL, NETWORK, ALLOW_DOMAINS, MOUNTS, HOST_COMPAT]
             }
             Self::VmStart | Self::VmStop | Self::VmDelete | Self::VmStatus | Self::VmNetworkInfo => &[VM_ID],
             Self::VmExec => &[VM_ID, COMMAND, ARGV, SHELL, USER, STDIN, CWD, ENV, TIMEOUT],
@@ -481,6 +487,7 @@ impl Tool {
                 DISK,
                 NETWORK,
                 ALLOW_DOMAINS,
+                MOUNTS,
                 HOST_COMPAT,
             ],
             Self::TaskExec => &[TASK_ID, COMMAND, ARGV, SHELL, USER, STDIN, CWD, ENV, TIMEOUT, DETACH],

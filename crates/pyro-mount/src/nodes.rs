@@ -154,7 +154,7 @@ impl Nodes {
         }
     }
 
-    /// Returns whether a file that is opened is as it was when it was opened before.
+    /// Returns whether a file is unchanged since the guest opened it last.
     pub(crate) fn is_unchanged(&self, number: u64, stat: &Stat) -> bool {
         let version = Some(Version {
             size: stat.st_size,

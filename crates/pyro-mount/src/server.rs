@@ -44,7 +44,7 @@ pub fn serve(directory: Directory, socket: impl AsFd) -> Result<(), ServeError> 
             let (server, builder) = (&server, std::thread::Builder::new().stack_size(256 << 10));
             builder.spawn_scoped(scope, move || {
                 let served = serve_messages(server, socket);
-                // Others that wait for a message do not wait for ever.
+                // The other threads must not go on waiting for a message.
                 let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
                 served
             })

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::harness::{LONG, Sandbox, wait_until};
 
-/// A directory to mount, beside a file that no guest may reach.
+/// A directory to mount, next to a file that no guest may reach.
 fn project(sandbox: &Sandbox) -> PathBuf {
     let project = sandbox.path("project");
     fs::create_dir_all(project.join("dir")).unwrap();

@@ -44,7 +44,9 @@ impl Engine {
         if mounts.is_empty() {
             return Ok(Vec::new());
         }
-        let mounts = mounts.to_vec();
+        let mut mounts = mounts.to_vec();
+        // A directory is mounted before what is mounted in it.
+        mounts.sort_by(|a, b| a.guest.cmp(&b.guest));
         self.blocking(move |shared| mounts.into_iter().map(|mount| resolve(shared, mount)).collect()).await
     }
 

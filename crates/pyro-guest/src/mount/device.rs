@@ -57,7 +57,7 @@ impl Device {
             match written {
                 Ok(_) => return Ok(()),
                 Err(error) => match Errno::from_io_error(&error) {
-                    // Nobody waits for this reply any more.
+                    // Its caller has given up.
                     Some(Errno::NOENT | Errno::NODEV) => return Ok(()),
                     Some(Errno::INTR) => {}
                     _ => return Err(error),

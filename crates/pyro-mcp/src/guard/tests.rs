@@ -156,7 +156,7 @@ fn with<O: Operation>(more: Value) -> O {
         "environment": "debian:12", "vm_id": "de259a89b184", "task_id": "de259a89b184", "command": "true",
         "sequence": 1, "path": "x", "target": "/x", "source": "/x", "content": "x", "destination": "y", "ttl_seconds": 600,
         "platform": "linux-x86_64", "mapping": "0:80", "host_port": 80, "shell_id": 1, "signal": "INT",
-        "name": "web",
+        "name": "web", "host": "/x", "guest": "/x",
     });
     let given = all.as_object_mut().unwrap();
     given.extend(more.as_object().unwrap().clone());

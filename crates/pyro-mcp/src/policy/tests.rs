@@ -224,3 +224,27 @@ fn profiles_are_sets_of_tools() {
         "this server does not offer task_list"
     );
 }
+
+#[test]
+fn directories_of_the_host_are_mounted_only_where_the_operator_allows_them() {
+    let allowing = Policy { allow_mounts: true, ..Policy::default() };
+    for tool in [Tool::VmRun, Tool::VmCreate, Tool::TaskCreate] {
+        let has_mounts = |policy: &Policy| policy.input_schema(tool)["properties"].get("mounts").is_some();
+        assert!(has_mounts(&allowing) && !has_mounts(&Policy::default()), "{tool:?}");
+    }
+    let mounts = |texts: Value| {
+        let mut given = Given([("mounts".to_owned(), texts)].into_iter().collect());
+        allowing.apply_mounts(&mut given).map(|()| given.0["mounts"].clone())
+    };
+    assert_eq!(
+        mounts(json!(["/src:/workspace:rw"])).unwrap(),
+        json!([{ "host": "/src", "guest": "/workspace", "writable": true, "uid": 0 }])
+    );
+    assert!(mounts(json!(["/src"])).is_err());
+    let mut spec = pyro_api::VmSpec::new("debian:12");
+    spec.mounts = vec!["/src:/workspace".parse().unwrap()];
+    let request = pyro_api::operations::CreateVm { spec };
+    assert!(allowing.check(&request).is_ok());
+    let refused = Policy::default().check(&request).unwrap_err();
+    assert!(matches!(refused, Failure::NotAllowed(text) if text == "mounts is turned off on this server"));
+}

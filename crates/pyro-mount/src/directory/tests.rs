@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A served directory, beside one that must not be reached.
+/// A served directory, next to one that must not be reached.
 struct World {
     dir: TempDir,
     served: Directory,

@@ -17,11 +17,11 @@ impl Engine {
     /// host, or cannot have the mount; `NotDelivered`, `OutcomeUnknown`, `StateUnusable`, `VmUnavailable`.
     pub async fn mount_task(&self, task_id: &str, mount: DirectoryMount) -> Result<Task, Error> {
         let id = self.task_id(task_id).await?;
-        let mounts = self.check_mounts(&[mount]).await?;
         let record = self.record_for_use(&id, None).await?;
         if record.execution_mode == ExecutionMode::HostCompat {
             return Err(on_host());
         }
+        let mounts = self.check_mounts(&[mount]).await?;
         for mount in &mounts {
             let socket = self.serve_mount(mount).await?;
             let mounted = self.client(&id).mount(mount_point(mount), socket).await;

@@ -574,7 +574,8 @@ async fn a_use_begins_a_new_lifetime_if_its_creator_asked_for_that() {
 /// Every parameter of an operation on a task, with the least that it needs.
 fn parameters(task: &str) -> serde_json::Map<String, Value> {
     let all = json!({
-        "task_id": task, "ttl_seconds": 600, "mapping": "8080:80", "host_port": 8080, "shell_id": 1, "signal": "INT", "command": "true", "sequence": 1,
+        "task_id": task, "ttl_seconds": 600, "mapping": "8080:80", "host_port": 8080,
+        "shell_id": 1, "host": "/x", "guest": "/x", "signal": "INT", "command": "true", "sequence": 1,
         "path": "file", "target": "/nonexistent/target", "source": "/nonexistent/source", "content": "text",
         "destination": "other", "name": "build",
     });

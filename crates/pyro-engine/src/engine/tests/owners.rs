@@ -82,7 +82,7 @@ async fn refusal<O: Operation>(engine: &Engine, caller: &Caller, id: &VmId) -> O
     let mut all = json!({
         "vm_id": id, "task_id": id, "command": "true", "sequence": 1, "path": "x", "target": "/x", "source": "/x",
         "content": "x", "destination": "y", "ttl_seconds": 600, "mapping": "0:80", "host_port": 80, "shell_id": 1,
-        "signal": "INT", "name": "web",
+        "signal": "INT", "name": "web", "host": "/x", "guest": "/x",
     });
     let given = all.as_object_mut().unwrap();
     given.retain(|name, _| O::parameter_names().contains(name));

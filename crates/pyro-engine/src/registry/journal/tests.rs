@@ -340,7 +340,7 @@ fn a_file_of_an_earlier_version_gives_back_space_too() {
              ALTER TABLE vms DROP COLUMN network_policy; ALTER TABLE vms DROP COLUMN published_ports;
              ALTER TABLE vms DROP COLUMN host_ca; ALTER TABLE vms DROP COLUMN host_proxy;
              ALTER TABLE vms DROP COLUMN name; ALTER TABLE vms DROP COLUMN labels;
-             ALTER TABLE vms DROP COLUMN ttl_from; PRAGMA user_version = 2;
+             ALTER TABLE vms DROP COLUMN ttl_from; ALTER TABLE vms DROP COLUMN mounts; PRAGMA user_version = 2;
              PRAGMA auto_vacuum = NONE; VACUUM",
         )
         .unwrap();

@@ -138,7 +138,7 @@ fn a_task_of_an_earlier_version_has_no_name_and_no_labels() {
     other
         .execute_batch(
             "DROP TABLE services; DROP INDEX vms_names; ALTER TABLE vms DROP COLUMN name; ALTER TABLE vms DROP COLUMN labels;
-             ALTER TABLE vms DROP COLUMN ttl_from; PRAGMA user_version = 6",
+             ALTER TABLE vms DROP COLUMN ttl_from; ALTER TABLE vms DROP COLUMN mounts; PRAGMA user_version = 6",
         )
         .unwrap();
     drop(other);
