@@ -47,7 +47,12 @@ pub(crate) fn run() -> ExitCode {
         .build()
         .during("starting the runtime")
         .map_err(AgentError::from)
-        .and_then(|runtime| runtime.block_on(live()));
+        .and_then(|runtime| {
+            let result = runtime.block_on(live());
+            // A thread may wait for a file system that does not respond.
+            runtime.shutdown_background();
+            result
+        });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -60,9 +65,9 @@ pub(crate) fn run() -> ExitCode {
 async fn live() -> Result<(), AgentError> {
     let mut channel = boot::open_channel()?;
     let proc = Proc::open()?;
-    let oom_score_adj = exec::prepare_agent(&proc)?;
+    let exempted = exec::prepare_agent(&proc)?;
     memory::prevent_thrashing(Path::new(memory::LRU_SETTINGS))?;
-    let settings = CommandSettings::of_guest(oom_score_adj).during("opening the agent's executable")?;
+    let settings = CommandSettings::of_guest(exempted).during("opening the agent's executable")?;
     let commands = Arc::new(Commands::new(settings));
     let mut machine = VirtualMachine::new(proc, Arc::clone(&commands));
     handshake::set_up(&mut channel, &mut machine).await?;

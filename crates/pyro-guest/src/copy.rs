@@ -1,6 +1,7 @@
 //! Copies files into the machine and out of it.
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 
@@ -13,6 +14,7 @@ use pyro_wire::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::blocking::blocking;
 use crate::failure::kind_of;
 use crate::stream::{CallStream, finish};
 
@@ -40,9 +42,16 @@ where
         Ok(_) => Err(io::ErrorKind::InvalidData.into()),
         Err(error) => Err(io::Error::other(error)),
     });
-    let place = match request.exact {
-        true => pyro_archive::exact_destination(&target),
-        false => pyro_archive::destination(&target, Some(request.name.as_ref())),
+    let (exact, name) = (request.exact, OsString::from(request.name));
+    let place = blocking(move || {
+        Ok::<_, Failure>(match exact {
+            true => pyro_archive::exact_destination(&target),
+            false => pyro_archive::destination(&target, Some(&name)),
+        })
+    });
+    let place = match place.await {
+        Ok(place) => place,
+        Err(failure) => return finish(stream, ArchiveReply::Failed(failure)).await,
     };
     let unpacked = match place {
         Ok(place) => {

@@ -20,6 +20,7 @@ mod terminal;
 
 use std::collections::BTreeMap;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{SinkExt, Stream, StreamExt};
@@ -42,10 +43,13 @@ pub(crate) use settings::Commands;
 /// Output chunks on their way to the host, per command. Few: the stream's window is the real buffer.
 const CHUNKS_IN_FLIGHT: usize = 4;
 
+/// How long a start may go on that was cancelled. After that, a file system does not respond.
+const CANCEL_LIMIT: Duration = Duration::from_secs(2);
+
 type Frames = mpsc::Sender<Frame<ExecReply>>;
 
 /// Runs the command and answers on the stream. The command dies with the stream.
-pub(crate) async fn serve<S>(request: Exec, commands: &Commands, stream: CallStream<S, Exec>)
+pub(crate) async fn serve<S>(request: Exec, commands: &Arc<Commands>, stream: CallStream<S, Exec>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -79,7 +83,7 @@ enum Input {
 
 /// Runs a command without a host, in a home directory other than its user's, up to its end or its limit. Its output goes
 /// nowhere.
-pub(crate) async fn run_silently(request: Exec, home: &str, commands: &Commands) {
+pub(crate) async fn run_silently(request: Exec, home: &str, commands: &Arc<Commands>) {
     let (frames, mut queue) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let drain = async { while queue.recv().await.is_some() {} };
     tokio::join!(drain, run(request, Some(home), commands, frames, futures::stream::pending()));
@@ -92,31 +96,36 @@ pub(crate) fn with_variables(mut request: Exec, machine: BTreeMap<String, String
     request
 }
 
-/// Starts a command. An input that comes before it has started cancels the start and is returned too.
+/// Starts a command. An input that comes before it has started cancels the start and is returned too. A start that waits for a
+/// file system is given up then, and when the command's time is over.
 async fn start(
-    request: &Exec,
+    request: &Arc<Exec>,
     home: Option<&str>,
-    commands: &Commands,
+    commands: &Arc<Commands>,
     inputs: &mut (impl Stream<Item = Input> + Unpin),
 ) -> (Result<CommandProcess, NotStarted>, Option<Input>) {
     let cancelled = CancellationToken::new();
+    let limit = commands.settings.profile_limit + Duration::from_millis(request.timeout_ms);
     let mut starts = pin!(CommandProcess::start(request, home, commands, &cancelled));
     tokio::select! {
         biased;
         started = &mut starts => (started, None),
         input = inputs.next() => {
             cancelled.cancel();
-            (starts.await, Some(input.unwrap_or(Input::Abandon)))
+            let started = tokio::time::timeout(CANCEL_LIMIT, starts).await;
+            (started.unwrap_or(Err(NotStarted::Cancelled)), Some(input.unwrap_or(Input::Abandon)))
         }
+        () = tokio::time::sleep(limit) => (Err(NotStarted::TimedOut), None),
     }
 }
 
-/// The end of a command that the host has ended before it was executed.
-fn ended_before_start() -> Exit {
+/// The end of a command that was ended before it was executed: by the host, or because its time was over.
+fn ended_before_start(timed_out: Option<Duration>) -> Exit {
+    let duration_ms = timed_out.map_or(0, |duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
     Exit {
         status: Status::Signal(Signal::TERM.as_raw()),
-        timed_out: false,
-        duration_ms: 0,
+        timed_out: timed_out.is_some(),
+        duration_ms,
         stdout_dropped: 0,
         stderr_dropped: 0,
     }
@@ -125,11 +134,12 @@ fn ended_before_start() -> Exit {
 async fn run(
     request: Exec,
     home: Option<&str>,
-    commands: &Commands,
+    commands: &Arc<Commands>,
     frames: Frames,
     mut inputs: impl Stream<Item = Input> + Unpin,
 ) {
     let registration = commands.running.begin(request.id);
+    let (request, asked) = (Arc::new(request), Instant::now());
     let (started, early) = start(&request, home, commands, &mut inputs).await;
     let mut inputs = futures::stream::iter(early).chain(inputs);
     let began = Instant::now();
@@ -139,7 +149,8 @@ async fn run(
             drop(registration);
             let reply = match error {
                 NotStarted::Failed(failure) => ExecReply::NotStarted(failure),
-                NotStarted::Cancelled => ExecReply::Exited(ended_before_start()),
+                NotStarted::Cancelled => ExecReply::Exited(ended_before_start(None)),
+                NotStarted::TimedOut => ExecReply::Exited(ended_before_start(Some(asked.elapsed()))),
             };
             let _ = frames.send(Frame::Control(reply)).await;
             return;

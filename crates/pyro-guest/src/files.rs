@@ -21,6 +21,7 @@ use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
+use crate::blocking::blocking;
 use crate::failure::{failed, refused};
 use crate::stream::{CallStream, finish};
 
@@ -125,16 +126,6 @@ async fn changed(change: impl FnOnce() -> Result<(), Failure> + Send + 'static) 
     match blocking(change).await {
         Ok(()) => ChangeReply::Done,
         Err(failure) => ChangeReply::Failed(failure),
-    }
-}
-
-/// Does something on a thread that may block.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => Err(refused("using a thread", error.to_string())),
     }
 }
 

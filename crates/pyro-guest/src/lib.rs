@@ -13,6 +13,7 @@
 #![expect(clippy::print_stderr, reason = "stderr is the serial console, the only place to report to")]
 
 mod agent;
+mod blocking;
 mod boot;
 mod connect;
 mod copy;

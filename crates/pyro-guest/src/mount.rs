@@ -14,12 +14,12 @@ use pyro_wire::{Failure, FailureKind, Frame, Mount, MountReply};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task::spawn_blocking;
 
 use self::device::Device;
 use self::relay::End;
 use self::table::Mounted;
 pub(crate) use self::table::Mounts;
+use crate::blocking::blocking;
 use crate::failure::{During, failed, refused};
 use crate::stream::{CallStream, finish};
 
@@ -85,13 +85,6 @@ where
     if !matches!(end, End::Lost) {
         finish(stream, MountReply::Unmounted).await;
     }
-}
-
-/// Runs what may wait for the host, or for another directory of it.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    spawn_blocking(work).await.unwrap_or_else(|error| Err(refused("mounting", error.to_string())))
 }
 
 fn mount_on(request: &Mount) -> Result<Device, Failure> {

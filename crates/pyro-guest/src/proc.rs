@@ -1,6 +1,5 @@
 //! `/proc` as the kernel shows it, whatever commands unmount or mount over it.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -23,10 +22,9 @@ impl Proc {
             .during("opening /proc")
     }
 
-    /// Opens the file with this process's OOM score for writing.
-    pub(crate) fn own_oom_score_adj(&self) -> io::Result<File> {
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        Ok(openat(&self.0, "self/oom_score_adj", flags, Mode::empty())?.into())
+    /// Returns another descriptor of it.
+    pub(crate) fn to_fd(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
     }
 
     /// Returns the IDs of the processes that run a program. Kernel threads and zombies do not.
@@ -42,6 +40,7 @@ impl Proc {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::os::fd::OwnedFd;
     use std::process::{Command, Stdio};
 
@@ -65,15 +64,5 @@ mod tests {
         rustix::process::waitid(rustix::process::WaitId::Pid(pid), ended).unwrap();
         assert!(!of_this_host().processes().unwrap().contains(&child.id()));
         child.wait().unwrap();
-    }
-
-    #[test]
-    fn the_own_score_is_that_of_this_process() {
-        let score = of_this_host().own_oom_score_adj().unwrap();
-        let path = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&score)));
-        assert_eq!(
-            path.unwrap(),
-            std::path::Path::new(&format!("/proc/{}/oom_score_adj", std::process::id()))
-        );
     }
 }

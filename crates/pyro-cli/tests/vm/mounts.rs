@@ -1,7 +1,7 @@
 //! Live directories: directories of the host in guests.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::harness::{LONG, Sandbox, wait_until};
@@ -49,6 +49,43 @@ fn a_live_directory_is_read_by_all_users_and_changed_only_if_that_was_asked_for(
     assert_eq!((made.uid(), made.mode() & 0o7777), (own.uid(), 0o711));
     assert_eq!(fs::read(project.join("a/b/copy")).unwrap(), b"content\n");
     sandbox.wait_until_clean();
+}
+
+#[test]
+fn commands_start_in_a_live_directory_and_from_it() {
+    let sandbox = Sandbox::new();
+    let project = project(&sandbox);
+    fs::write(project.join("program"), "#!/bin/sh\necho \"$0 in $(pwd)\"\n").unwrap();
+    fs::set_permissions(project.join("program"), fs::Permissions::from_mode(0o755)).unwrap();
+    let workspace = mount(&project, "/workspace:rw");
+    let home = mount(&project, "/root");
+    let task = sandbox.task(["--mount", &*workspace, "--mount", &*home]);
+    // The default working directory, and one below it whose name the guest's kernel must look up.
+    assert_eq!(task.exec([], "pwd; cat dir/file").success(), "/workspace\ncontent\n");
+    for _ in 0..3 {
+        fs::rename(project.join("dir"), project.join("moved")).unwrap();
+        fs::rename(project.join("moved"), project.join("dir")).unwrap();
+        let ended = task.exec(["--cwd", "/workspace/dir", "--env", "PATH=/workspace:/bin"], "cat file; program");
+        assert_eq!(ended.success(), "content\n/workspace/program in /workspace/dir\n");
+    }
+    let missing = task.exec(["--cwd", "/workspace/missing"], "true");
+    assert!(missing.stderr.contains("/workspace/missing"), "{missing:?}");
+    let argv = task.exec(["--argv", "--env", "PATH=/workspace:/bin"], "program");
+    assert_eq!(argv.success(), "/workspace/program in /workspace\n");
+
+    let file = sandbox.path("file");
+    fs::write(&file, "copied\n").unwrap();
+    for to in ["dir", "copy"] {
+        let to = format!("{}:/workspace/{to}", task.id);
+        sandbox.pyro(["task", "cp", file.to_str().unwrap(), &to]).success();
+    }
+    for name in ["dir/file", "copy"] {
+        assert_eq!(fs::read(project.join(name)).unwrap(), b"copied\n");
+    }
+    task.call("stop", []).success();
+    task.call("start", []).success();
+    assert_eq!(task.exec(["--cwd", "/workspace/dir"], "cat file").success(), "copied\n");
+    task.delete();
 }
 
 #[test]

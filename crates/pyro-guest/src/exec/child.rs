@@ -4,14 +4,17 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use pyro_wire::Status;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process, waitid};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process, kill_process_group, waitid,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
 
 use super::spawn::Spawned;
 use crate::watched::watch;
 
-/// A process of the agent. It must be waited for.
+/// A process of the agent. If it is dropped before its end, it is killed.
 pub(super) struct Child {
     pid: Pid,
     pidfd: AsyncFd<OwnedFd>,
@@ -57,8 +60,23 @@ impl Child {
     }
 }
 
+impl Child {
+    /// Kills its process group. A process that waits for a file system may take its time to end.
+    fn kill_and_reap(&self) {
+        let _ = kill_process_group(self.pid, Signal::KILL);
+        let _ = kill_process(self.pid, Signal::KILL);
+        let (Ok(pidfd), Ok(runtime)) = (self.pidfd.get_ref().try_clone(), Handle::try_current()) else {
+            return;
+        };
+        runtime.spawn_blocking(move || waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED));
+    }
+}
+
 impl Drop for Child {
     fn drop(&mut self) {
+        if self.status.is_none() {
+            return self.kill_and_reap();
+        }
         let id = WaitId::PidFd(self.pidfd.as_fd());
         // Fails only if it was waited for.
         let _ = waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG);

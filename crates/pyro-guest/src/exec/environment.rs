@@ -16,12 +16,13 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pyro_wire::Status;
+use pyro_wire::{Failure, Status};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::accounts::User;
+use crate::blocking::blocking;
 
 /// Names and values.
 pub(super) type Variables = BTreeMap<OsString, OsString>;
@@ -129,6 +130,12 @@ impl CaptureError {
     }
 }
 
+impl From<Failure> for CaptureError {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure.to_string())
+    }
+}
+
 impl From<io::Error> for CaptureError {
     fn from(error: io::Error) -> Self {
         Self::Failed(error.to_string())
@@ -201,7 +208,12 @@ impl LoginEnvironments {
         cancelled: &CancellationToken,
         capture: impl AsyncFnOnce(Variables) -> Result<Variables, CaptureError>,
     ) -> Option<(Arc<Variables>, UnsentLine)> {
-        let profile = Profile::of(user, etc);
+        let profile = {
+            let (user, etc) = (user.clone(), etc.to_owned());
+            let look = blocking(move || Ok::<_, CaptureError>(Profile::of(&user, &etc)));
+            // An error: the thread has panicked.
+            cancelled.run_until_cancelled(look).await?.ok()?
+        };
         let known = self.known(user);
         // Commands of the same user that start meanwhile wait for the same environment.
         let mut known = cancelled.run_until_cancelled(known.lock()).await?;
@@ -265,6 +277,7 @@ struct Profile {
 type FileState = (u64, u64, u64, (i64, i64), (i64, i64));
 
 impl Profile {
+    /// Looks at the files. Blocks.
     fn of(user: &User, etc: &Path) -> Self {
         let dir = etc.join("profile.d");
         let mut parts: Vec<_> = match fs::read_dir(&dir) {

@@ -3,9 +3,11 @@
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pyro_wire::{Exec, Failure, FailureKind, Program, Status};
@@ -24,9 +26,10 @@ use super::environment::{self, CaptureError, UnsentLine, Variables};
 use super::oom;
 use super::program::{Found, SCRIPT_FD};
 use super::running::InputTarget;
-use super::settings::Commands;
-use super::spawn::{Launch, SpawnError, Spawned, Step, spawn};
+use super::settings::{CommandSettings, Commands};
+use super::spawn::{Launch, SpawnError, Step, spawn};
 use super::terminal::Terminal;
+use crate::blocking::blocking;
 use crate::failure::{During, directory_failed, exemption_failed, failed};
 use crate::proc::Proc;
 
@@ -42,12 +45,14 @@ const ENVIRONMENT_FD: i32 = 60;
 const FIRST_SAFE_FD: i32 = 100;
 
 /// Exempts the agent from the OOM killer (a machine that kills its agent is lost, one that kills the greedy command is
-/// not) and sets the limits that its commands inherit. Returns the file that holds the agent's OOM score.
-pub(crate) fn prepare_agent(proc: &Proc) -> Result<File, Failure> {
-    let oom_score_adj = oom::exempt_this_process(proc).during("exempting the agent from the OOM killer")?;
+/// not) and sets the limits that its commands inherit. Returns where a command gives that exemption up.
+pub(crate) fn prepare_agent(proc: &Proc) -> Result<OwnedFd, Failure> {
+    let step = "exempting the agent from the OOM killer";
+    let proc = proc.to_fd().during(step)?;
+    oom::exempt_this_process(&proc).during(step)?;
     setrlimit(Resource::Nofile, OPEN_FILES).during("raising the limit of open files")?;
     setrlimit(Resource::Core, CORE_FILES).during("setting the limit of core files")?;
-    Ok(oom_score_adj)
+    Ok(proc)
 }
 
 /// A started command.
@@ -65,6 +70,8 @@ pub(super) struct CommandProcess {
 pub(super) enum NotStarted {
     Failed(Failure),
     Cancelled,
+    /// It has waited for a file system until its time was over.
+    TimedOut,
 }
 
 impl From<Failure> for NotStarted {
@@ -81,51 +88,66 @@ pub(super) enum Output {
 
 impl CommandProcess {
     /// Starts a command, unless it is cancelled before its program is executed. A home directory replaces that of its user.
+    /// Everything that uses the file system may wait for the host; if the caller does not, the program is not executed.
     pub(super) async fn start(
-        request: &Exec,
+        request: &Arc<Exec>,
         home: Option<&str>,
-        commands: &Commands,
+        commands: &Arc<Commands>,
         cancelled: &CancellationToken,
     ) -> Result<Self, NotStarted> {
-        let settings = &commands.settings;
-        let mut user = match &request.user {
-            None => User::root(&settings.etc),
-            Some(user) => User::find(user, &settings.etc)?,
+        let mut user = {
+            let (request, commands) = (Arc::clone(request), Arc::clone(commands));
+            blocking(move || prepare(&request, &commands.settings)).await?
         };
         if let Some(home) = home {
             user.home = home.to_owned();
         }
-        // A command may have removed it.
-        let workspace = &settings.workspace;
-        if Path::new(&request.cwd) == workspace {
-            fs::create_dir_all(workspace).during(format!("creating {}", workspace.display()))?;
-        }
-        let (mut variables, warning) = match request.program {
+        let user = Arc::new(user);
+        let environment = match request.program {
             // It reads its profile itself.
-            Program::LoginShell => {
-                let mut variables = environment::plain(&user);
-                variables.insert("SHELL".into(), user.login_shell().into());
-                (variables, UnsentLine::default())
-            }
+            Program::LoginShell => None,
             Program::Shell { .. } | Program::Argv(_) => {
-                let capture = async |plain| capture(&user, &plain, commands, cancelled).await;
-                let environment = commands.environments.of_user(&user, &settings.etc, cancelled, capture);
-                let (variables, warning) = environment.await.ok_or(NotStarted::Cancelled)?;
-                (Variables::clone(&variables), warning)
+                let capture = async |plain| capture(&user, plain, commands, cancelled).await;
+                let environment =
+                    commands.environments.of_user(&user, &commands.settings.etc, cancelled, capture);
+                Some(environment.await.ok_or(NotStarted::Cancelled)?)
             }
         };
+        let (request, commands, cancelled) = (Arc::clone(request), Arc::clone(commands), cancelled.clone());
+        while_wanted(move |abandoned| {
+            let (variables, warning) = environment.unwrap_or_else(|| {
+                let mut variables = environment::plain(&user);
+                variables.insert("SHELL".into(), user.login_shell().into());
+                (Arc::new(variables), UnsentLine::default())
+            });
+            let started = Self::execute(&request, &user, &variables, &commands, (&cancelled, abandoned))?;
+            Ok(Self { warning, ..started })
+        })
+        .await
+    }
+
+    /// Executes the program of a command. Blocks.
+    fn execute(
+        request: &Exec,
+        user: &User,
+        login: &Variables,
+        commands: &Commands,
+        (cancelled, abandoned): (&CancellationToken, &AtomicBool),
+    ) -> Result<Self, NotStarted> {
+        let settings = &commands.settings;
+        let mut variables = login.clone();
         if request.terminal.is_some() {
             environment::on_terminal(&mut variables);
         }
         variables.extend(request.env.iter().map(|(name, value)| (name.into(), value.into())));
         let path = variables.get(OsStr::new("PATH")).map(|path| path.as_os_str());
-        let program = Found::new(&request.program, &user, settings, path)?;
+        let program = Found::new(&request.program, user, settings, path)?;
         let step = "preparing the command";
         let variables = environment::to_strings(&variables).during(step)?;
         let directory = CString::new(&*request.cwd)
             .map_err(|error| directory_failed(format!("entering {:?}", request.cwd), error.into()))?;
 
-        let stdio = Stdio::new(request, &user).during("preparing the standard input and output")?;
+        let stdio = Stdio::new(request, user).during("preparing the standard input and output")?;
         let script = program.script.as_ref().map(|script| fcntl_dupfd_cloexec(script, FIRST_SAFE_FD));
         let script = script.transpose().during(step)?;
         let launch = Launch {
@@ -137,26 +159,31 @@ impl CommandProcess {
             extra: script.iter().map(|script| (script.as_fd(), SCRIPT_FD)).collect(),
             has_terminal: request.terminal.is_some(),
             credentials: user.credentials.clone(),
+            proc: settings.proc.as_ref().map(AsFd::as_fd),
+            abandoned,
         };
         if cancelled.is_cancelled() {
             return Err(NotStarted::Cancelled);
         }
         let (leader, group) = start(&launch, commands).map_err(|error| match error {
-            StartError::Exemption(error) => {
-                exemption_failed("giving up the exemption from the OOM killer", error)
+            StartError::Spawn(SpawnError { step: Step::Abandoned, .. }) => NotStarted::Cancelled,
+            StartError::Spawn(SpawnError { step: Step::Exemption, errno }) => {
+                exemption_failed("giving up the exemption from the OOM killer", errno.into()).into()
             }
-            StartError::Spawn(error @ SpawnError { step: Step::Program, .. }) => program.not_executed(error),
+            StartError::Spawn(error @ SpawnError { step: Step::Program, .. }) => {
+                program.not_executed(error).into()
+            }
             StartError::Spawn(SpawnError { step: Step::Directory, errno }) => {
-                directory_failed(format!("entering {}", request.cwd), errno.into())
+                directory_failed(format!("entering {}", request.cwd), errno.into()).into()
             }
             StartError::Spawn(SpawnError { step: Step::User, errno }) => {
-                failed(format!("becoming the user {}", user.name), errno)
+                failed(format!("becoming the user {}", user.name), errno).into()
             }
             StartError::Spawn(SpawnError { step: Step::Fork, errno: errno @ Errno::AGAIN }) => {
-                Failure { kind: FailureKind::TooManyProcesses, ..failed("starting a process", errno) }
+                Failure { kind: FailureKind::TooManyProcesses, ..failed("starting a process", errno) }.into()
             }
-            StartError::Spawn(SpawnError { errno, .. }) => failed("starting a process", errno),
-            StartError::Io(error) => failed("starting a process", error),
+            StartError::Spawn(SpawnError { errno, .. }) => failed("starting a process", errno).into(),
+            StartError::Io(error) => failed("starting a process", error).into(),
         })?;
         let Stdio { theirs: _, input, output } = stdio;
         let terminal = match &output {
@@ -164,8 +191,41 @@ impl CommandProcess {
             Output::Pipes { .. } => None,
         };
         let processes = Arc::new(Processes { leader: leader.pid(), group, terminal });
-        Ok(Self { leader, processes, input, output, warning })
+        Ok(Self { leader, processes, input, output, warning: UnsentLine::default() })
     }
+}
+
+/// Finds the user of a command, and makes the workspace if the command starts there: another command may have removed it. Blocks.
+fn prepare(request: &Exec, settings: &CommandSettings) -> Result<User, NotStarted> {
+    let user = match &request.user {
+        None => User::root(&settings.etc),
+        Some(user) => User::find(user, &settings.etc)?,
+    };
+    let workspace = &settings.workspace;
+    if Path::new(&request.cwd) == workspace {
+        fs::create_dir_all(workspace).during(format!("creating {}", workspace.display()))?;
+    }
+    Ok(user)
+}
+
+/// Runs `start` on a thread that may block. Once this is dropped, its argument is true; a process that was started all the same
+/// is killed, see [`Child`].
+async fn while_wanted<T, E>(start: impl FnOnce(&AtomicBool) -> Result<T, E> + Send + 'static) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<Failure> + Send + 'static,
+{
+    struct Wanted(Arc<AtomicBool>);
+
+    impl Drop for Wanted {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    let wanted = Wanted(Arc::default());
+    let abandoned = Arc::clone(&wanted.0);
+    blocking(move || start(&abandoned)).await
 }
 
 /// The ends of a command's standard input and output.
@@ -207,12 +267,11 @@ impl Stdio {
 
 /// Why a process was not started.
 enum StartError {
-    Exemption(io::Error),
     Spawn(SpawnError),
     Io(io::Error),
 }
 
-/// Starts a process in a control group of its own, or without one where that is impossible.
+/// Starts a process in a control group of its own, or without one where that is impossible. Blocks.
 fn start(launch: &Launch<'_>, commands: &Commands) -> Result<(Child, Option<ControlGroup>), StartError> {
     let without_group = |error: &dyn std::fmt::Display| {
         eprintln!("pyro-guest: a command runs without a control group: {error}");
@@ -221,26 +280,16 @@ fn start(launch: &Launch<'_>, commands: &Commands) -> Result<(Child, Option<Cont
         without_group(&error);
         None
     }) {
-        match spawn_unexempted(launch, Some(group.entrance()), commands) {
-            Err(StartError::Spawn(SpawnError { step: Step::ControlGroup, errno })) => without_group(&errno),
-            spawned => return Ok((Child::new(spawned?).map_err(StartError::Io)?, Some(group))),
+        match spawn(launch, Some(group.entrance())) {
+            Err(SpawnError { step: Step::ControlGroup, errno }) => without_group(&errno),
+            spawned => {
+                let spawned = spawned.map_err(StartError::Spawn)?;
+                return Ok((Child::new(spawned).map_err(StartError::Io)?, Some(group)));
+            }
         }
     }
-    let spawned = spawn_unexempted(launch, None, commands)?;
+    let spawned = spawn(launch, None).map_err(StartError::Spawn)?;
     Ok((Child::new(spawned).map_err(StartError::Io)?, None))
-}
-
-fn spawn_unexempted(
-    launch: &Launch<'_>,
-    control_group: Option<BorrowedFd<'_>>,
-    commands: &Commands,
-) -> Result<Spawned, StartError> {
-    let spawn = || spawn(launch, control_group);
-    let spawned = match &commands.settings.oom_score_adj {
-        Some(score) => oom::without_exemption(score, spawn).map_err(StartError::Exemption)?,
-        None => spawn(),
-    };
-    spawned.map_err(StartError::Spawn)
 }
 
 /// Everything that a command has started.
@@ -334,20 +383,50 @@ pub(super) async fn abandon(leader: &mut Child, processes: &Processes, grace: Du
 
 /// Reads the environment of a user's login shell.
 async fn capture(
+    user: &Arc<User>,
+    plain: Variables,
+    commands: &Arc<Commands>,
+    cancelled: &CancellationToken,
+) -> Result<Variables, CaptureError> {
+    let limit = commands.settings.profile_limit;
+    let mut limited = pin!(tokio::time::sleep(limit));
+    let (user, commands) = (Arc::clone(user), Arc::clone(commands));
+    let (mut leader, group, mut read) = tokio::select! {
+        biased;
+        started = while_wanted(move |abandoned| start_capture(&user, &plain, &commands, abandoned)) => started?,
+        () = &mut limited => return Err(CaptureError::TimedOut(limit)),
+        () = cancelled.cancelled() => return Err(CaptureError::Cancelled),
+    };
+    let processes = Processes { leader: leader.pid(), group, terminal: None };
+    let outcome = tokio::select! {
+        biased;
+        read = read_environment(&mut read, &mut leader) => read,
+        () = &mut limited => Err(CaptureError::TimedOut(limit)),
+        () = cancelled.cancelled() => Err(CaptureError::Cancelled),
+    };
+    // After a success, it has written everything and ends by itself.
+    if outcome.is_err() {
+        processes.kill().await;
+    }
+    // The command does not wait for that.
+    tokio::spawn(async move { leader.wait().await });
+    outcome
+}
+
+/// Starts a user's login shell, which writes its environment to the returned pipe. Blocks.
+fn start_capture(
     user: &User,
     plain: &Variables,
     commands: &Commands,
-    cancelled: &CancellationToken,
-) -> Result<Variables, CaptureError> {
+    abandoned: &AtomicBool,
+) -> Result<(Child, Option<ControlGroup>, pipe::Receiver), CaptureError> {
     let settings = &commands.settings;
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
     fchmod(&write, Mode::from(0o622)).map_err(io::Error::from)?;
-    let mut read = pipe::Receiver::from_owned_fd(read)?;
+    let read = pipe::Receiver::from_owned_fd(read)?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
-    let extra = (|| {
-        let agent = fcntl_dupfd_cloexec(&settings.agent, FIRST_SAFE_FD)?;
-        Ok::<_, io::Error>((agent, fcntl_dupfd_cloexec(&write, FIRST_SAFE_FD)?))
-    })()?;
+    let agent = fcntl_dupfd_cloexec(&settings.agent, FIRST_SAFE_FD).map_err(io::Error::from)?;
+    let environment = fcntl_dupfd_cloexec(&write, FIRST_SAFE_FD).map_err(io::Error::from)?;
     drop(write);
     let text = format!(
         "exec /proc/self/fd/{AGENT_FD} {} > /proc/self/fd/{ENVIRONMENT_FD}",
@@ -362,12 +441,14 @@ async fn capture(
         variables: environment::to_strings(plain)?,
         directory: string(home)?,
         standard: [null.as_fd(); 3],
-        extra: vec![(extra.0.as_fd(), AGENT_FD), (extra.1.as_fd(), ENVIRONMENT_FD)],
+        extra: vec![(agent.as_fd(), AGENT_FD), (environment.as_fd(), ENVIRONMENT_FD)],
         has_terminal: false,
         credentials: user.credentials.clone(),
+        proc: settings.proc.as_ref().map(AsFd::as_fd),
+        abandoned,
     };
     let describe = |error| match error {
-        StartError::Exemption(error) | StartError::Io(error) => CaptureError::Failed(error.to_string()),
+        StartError::Io(error) => CaptureError::Failed(error.to_string()),
         StartError::Spawn(SpawnError { errno, .. }) => CaptureError::Failed(errno.to_string()),
     };
     // A user may be unable to enter the home directory.
@@ -379,23 +460,8 @@ async fn capture(
         }
         started => started,
     };
-    let (mut leader, group) = started.map_err(describe)?;
-    drop(extra);
-    let processes = Processes { leader: leader.pid(), group, terminal: None };
-    let limit = settings.profile_limit;
-    let outcome = tokio::select! {
-        biased;
-        read = read_environment(&mut read, &mut leader) => read,
-        () = tokio::time::sleep(limit) => Err(CaptureError::TimedOut(limit)),
-        () = cancelled.cancelled() => Err(CaptureError::Cancelled),
-    };
-    // After a success, it has written everything and ends by itself.
-    if outcome.is_err() {
-        processes.kill().await;
-    }
-    // The command does not wait for that.
-    tokio::spawn(async move { leader.wait().await });
-    outcome
+    let (leader, group) = started.map_err(describe)?;
+    Ok((leader, group, read))
 }
 
 /// Reads what the login shell's successor writes. Processes that the profile has started may keep the pipe open.
@@ -426,4 +492,63 @@ async fn read_environment(read: &mut pipe::Receiver, leader: &mut Child) -> Resu
         }
     }
     Ok(environment::parse(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn launch<'a>(command: &str, output: &'a File, abandoned: &'a AtomicBool) -> Launch<'a> {
+        let arguments = ["sh", "-c", command];
+        Launch {
+            candidates: vec![c"/bin/sh".into()],
+            arguments: arguments.into_iter().map(|argument| CString::new(argument).unwrap()).collect(),
+            variables: Vec::new(),
+            directory: c"/".into(),
+            standard: [output.as_fd(); 3],
+            extra: Vec::new(),
+            has_terminal: false,
+            credentials: None,
+            proc: None,
+            abandoned,
+        }
+    }
+
+    fn commands() -> Commands {
+        Commands::new(CommandSettings::new(File::open("/dev/null").unwrap()))
+    }
+
+    #[tokio::test]
+    async fn a_program_that_nothing_waits_for_is_not_executed() {
+        let (go, held_up) = std::sync::mpsc::channel();
+        let (sender, outcome) = tokio::sync::oneshot::channel();
+        let mut starts = Box::pin(while_wanted(move |abandoned| {
+            held_up.recv().unwrap();
+            let output = tempfile::tempfile().unwrap();
+            let started = start(&launch("echo executed", &output, abandoned), &commands());
+            let step = started.err().map(|error| match error {
+                StartError::Spawn(error) => error.step,
+                StartError::Io(error) => panic!("{error}"),
+            });
+            sender.send((step, output.metadata().unwrap().len())).unwrap();
+            Ok::<_, Failure>(())
+        }));
+        assert!(futures::poll!(&mut starts).is_pending());
+        drop(starts);
+        go.send(()).unwrap();
+        assert_eq!(outcome.await.unwrap(), (Some(Step::Abandoned), 0));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_dropped_is_killed() {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let write = File::from(write);
+        let (leader, _) = start(&launch("sleep 1000", &write, &AtomicBool::new(false)), &commands())
+            .unwrap_or_else(|_| panic!("not started"));
+        drop((leader, write));
+        let closed = tokio::task::spawn_blocking(move || File::from(read).read(&mut [0]));
+        assert_eq!(closed.await.unwrap().unwrap(), 0);
+    }
 }

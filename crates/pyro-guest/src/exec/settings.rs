@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -30,9 +31,9 @@ pub struct CommandSettings {
     pub profile_limit: Duration,
     /// Where the hierarchy of control groups is mounted. `None`: commands have none.
     pub control_groups: Option<PathBuf>,
-    /// The kernel's file with the OOM score of the agent, open for writing. The agent is exempt from the OOM killer, and
-    /// gives that up while it starts a command. `None`: it is not exempt.
-    pub oom_score_adj: Option<File>,
+    /// The process file system, where a command gives up the agent's exemption from the OOM killer. `None`: the agent is not
+    /// exempt.
+    pub proc: Option<OwnedFd>,
 }
 
 impl CommandSettings {
@@ -45,15 +46,15 @@ impl CommandSettings {
             agent,
             profile_limit: PROFILE_LIMIT,
             control_groups: None,
-            oom_score_adj: None,
+            proc: None,
         }
     }
 
     /// Returns the settings of a guest whose agent was exempted from the OOM killer.
-    pub(crate) fn of_guest(oom_score_adj: File) -> io::Result<Self> {
+    pub(crate) fn of_guest(proc: OwnedFd) -> io::Result<Self> {
         Ok(Self {
             control_groups: Some("/sys/fs/cgroup".into()),
-            oom_score_adj: Some(oom_score_adj),
+            proc: Some(proc),
             ..Self::new(File::open("/proc/self/exe")?)
         })
     }

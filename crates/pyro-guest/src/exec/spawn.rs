@@ -10,11 +10,14 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, ioctl_tiocsctty, setpgid, setsid};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 use rustix::{fs::Gid, process::Uid};
+
+use super::oom;
 
 /// Stack of the child until it executes its program, in 16 bytes.
 const STACK_WORDS: usize = 4096;
@@ -38,6 +41,10 @@ pub(super) struct Launch<'a> {
     pub(super) has_terminal: bool,
     /// Absent: stay root.
     pub(super) credentials: Option<Credentials>,
+    /// The process file system, where the process gives up its exemption from the OOM killer. `None`: it has none.
+    pub(super) proc: Option<BorrowedFd<'a>>,
+    /// Set when nothing waits for the process any more. It then executes nothing.
+    pub(super) abandoned: &'a AtomicBool,
 }
 
 /// Whom a process runs as.
@@ -53,10 +60,12 @@ pub(super) struct Credentials {
 pub(super) enum Step {
     Fork,
     ControlGroup,
+    Exemption,
     Session,
     Descriptors,
     User,
     Directory,
+    Abandoned,
     Program,
 }
 
@@ -78,6 +87,8 @@ pub(super) struct Spawned {
 struct Shared<'a> {
     launch: &'a Launch<'a>,
     control_group: Option<BorrowedFd<'a>>,
+    /// The numbers of its descriptors, in their order.
+    descriptors: Vec<RawFd>,
     arguments: Vec<*const c_char>,
     variables: Vec<*const c_char>,
     failure: Option<SpawnError>,
@@ -88,9 +99,12 @@ pub(super) fn spawn(
     launch: &Launch<'_>,
     control_group: Option<BorrowedFd<'_>>,
 ) -> Result<Spawned, SpawnError> {
+    let mut descriptors: Vec<RawFd> = (0..3).chain(launch.extra.iter().map(|(_, number)| *number)).collect();
+    descriptors.sort_unstable();
     let mut shared = Shared {
         launch,
         control_group,
+        descriptors,
         arguments: pointers(&launch.arguments),
         variables: pointers(&launch.variables),
         failure: None,
@@ -149,11 +163,19 @@ fn become_program(shared: &Shared<'_>) -> SpawnError {
     let launch = shared.launch;
     let prepared = join_group(shared.control_group)
         .map_err(|errno| (Step::ControlGroup, errno))
+        .and_then(|()| {
+            launch.proc.map_or(Ok(()), oom::give_up_exemption).map_err(|errno| (Step::Exemption, errno))
+        })
         .and_then(|()| take_descriptors(launch).map_err(|errno| (Step::Descriptors, errno)))
         .and_then(|()| lead(launch).map_err(|errno| (Step::Session, errno)))
         .and_then(|()| become_user(launch).map_err(|errno| (Step::User, errno)))
         .and_then(|()| {
+            close_others(&shared.descriptors);
             rustix::process::chdir(launch.directory.as_c_str()).map_err(|errno| (Step::Directory, errno))
+        })
+        .and_then(|()| match launch.abandoned.load(Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err((Step::Abandoned, Errno::CANCELED)),
         });
     let (step, errno) = match prepared {
         Ok(()) => {
@@ -187,6 +209,24 @@ fn take_descriptors(launch: &Launch<'_>) -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+/// Closes all descriptors but these. A child that waits for a file system must not keep the agent's device of that file system
+/// open, because closing it is what ends the wait. An old kernel keeps them until the program is executed.
+fn close_others(descriptors: &[RawFd]) {
+    let mut first: u32 = 0;
+    for number in descriptors.iter().map(|number| number.cast_unsigned()) {
+        if first < number {
+            close_range(first, number - 1);
+        }
+        first = number + 1;
+    }
+    close_range(first, u32::MAX);
+}
+
+fn close_range(first: u32, last: u32) {
+    // SAFETY: The table of descriptors is the child's own, and it uses none of these any more.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
 fn lead(launch: &Launch<'_>) -> Result<(), Errno> {

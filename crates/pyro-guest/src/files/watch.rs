@@ -20,7 +20,8 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 
-use super::{because, blocking};
+use super::because;
+use crate::blocking::blocking;
 use crate::stream::{CallStream, finish};
 use crate::watched;
 

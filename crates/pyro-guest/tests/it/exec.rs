@@ -242,23 +242,27 @@ async fn commands_run_at_the_same_time() {
 }
 
 #[tokio::test]
-async fn the_agent_gives_its_exemption_from_the_oom_killer_up_only_for_a_moment() {
+async fn a_command_gives_the_exemption_from_the_oom_killer_up_for_itself() {
     let files = tempfile::tempdir().unwrap();
-    let path = files.path().join("oom_score_adj");
-    let score = fs::File::create(&path).unwrap();
-    let host = Host::with(Recorder::default(), |settings| settings.oom_score_adj = Some(score));
+    let (proc, moved) = (files.path().join("proc"), files.path().join("moved"));
+    fs::create_dir_all(proc.join("self")).unwrap();
+    fs::write(proc.join("self/oom_score_adj"), "").unwrap();
+    let open = fs::File::open(&proc).unwrap();
+    let host = Host::with(Recorder::default(), |settings| settings.proc = Some(open.into()));
+    // A command that unmounts /proc removes the path, but not what is open.
+    fs::rename(&proc, &moved).unwrap();
     assert_eq!(status(&host, "true").await, Status::Code(0));
-    assert_eq!(fs::read_to_string(&path).unwrap(), "-1000\n");
-    // A command that unmounts /proc removes the path, but not the open file.
-    fs::remove_file(&path).unwrap();
-    assert_eq!(status(&host, "true").await, Status::Code(0));
+    assert_eq!(fs::read_to_string(moved.join("self/oom_score_adj")).unwrap(), "0\n");
 }
 
 #[tokio::test]
 async fn a_command_that_the_oom_killer_would_spare_is_not_started() {
+    let files = tempfile::tempdir().unwrap();
+    fs::create_dir(files.path().join("self")).unwrap();
+    std::os::unix::fs::symlink("/dev/full", files.path().join("self/oom_score_adj")).unwrap();
     let host = Host::with(Recorder::default(), |settings| {
         // Writing to it fails.
-        settings.oom_score_adj = Some(fs::File::options().write(true).open("/dev/full").unwrap());
+        settings.proc = Some(fs::File::open(files.path()).unwrap().into());
     });
     let ended = host.run(host.exec("touch ran")).await;
     let failure = ended.failure();
