@@ -35,7 +35,9 @@ use crate::server::{REPLY_LIMIT, Store};
 
 /// Maximum number of shells that have ended and can still be read.
 const MAX_ENDED_SHELLS: usize = 16;
-/// Maximum number of bytes that are kept of a shell that has ended.
+/// Number of shells that have ended last and keep their scrollback, which clients may still be reading.
+const MAX_ENDED_WHOLE: usize = 4;
+/// Maximum number of bytes that are kept of one that has ended earlier.
 const ENDED_BYTES: usize = 256 << 10;
 
 /// The shells of a VM by their numbers in the journal: those that run, and the latest that have ended.
@@ -44,6 +46,8 @@ pub(super) struct Shells {
     all: RefCell<BTreeMap<u64, Rc<Shell>>>,
     /// Number of shells that have no number yet.
     opening: Cell<usize>,
+    /// Number of shells that have ended.
+    ended: Cell<u64>,
 }
 
 /// The right to open one shell.
@@ -66,13 +70,19 @@ impl Shells {
         Some(Place(self))
     }
 
-    /// Forgets the oldest shells that have ended, if there are too many.
-    fn bound(&self) {
+    /// Ends a shell. Of those that ended long before, less is kept, or nothing.
+    fn end(&self, shell: &Shell, outcome: CommandOutcome) {
+        self.ended.set(self.ended.get() + 1);
+        shell.end(outcome, self.ended.get());
         let mut all = self.all.borrow_mut();
-        let ended: Vec<u64> =
-            all.iter().filter(|(_, shell)| !shell.is_running()).map(|(sequence, _)| *sequence).collect();
-        for sequence in &ended[..ended.len().saturating_sub(MAX_ENDED_SHELLS)] {
-            all.remove(sequence);
+        let mut ended: Vec<Rc<Shell>> =
+            all.values().filter(|shell| shell.place_of_end().is_some()).cloned().collect();
+        ended.sort_by_key(|shell| std::cmp::Reverse(shell.place_of_end()));
+        for shell in ended.iter().skip(MAX_ENDED_WHOLE) {
+            shell.scrollback.borrow_mut().shrink(ENDED_BYTES);
+        }
+        for shell in ended.iter().skip(MAX_ENDED_SHELLS) {
+            all.remove(&shell.sequence);
         }
     }
 }
@@ -95,7 +105,14 @@ struct Activity {
     written: u64,
     /// When its terminal wrote last.
     latest: Instant,
-    outcome: Option<CommandOutcome>,
+    /// How it ended, and its place in the order of ends.
+    end: Option<(CommandOutcome, u64)>,
+}
+
+impl Activity {
+    fn outcome(&self) -> Option<&CommandOutcome> {
+        self.end.as_ref().map(|(outcome, _)| outcome)
+    }
 }
 
 impl Shell {
@@ -105,13 +122,17 @@ impl Shell {
             id,
             size: Cell::new(size),
             scrollback: RefCell::new(Scrollback::new(SCROLLBACK_BYTES as usize)),
-            activity: watch::Sender::new(Activity { written: 0, latest: Instant::now(), outcome: None }),
+            activity: watch::Sender::new(Activity { written: 0, latest: Instant::now(), end: None }),
             keys,
         }
     }
 
     fn is_running(&self) -> bool {
-        self.activity.borrow().outcome.is_none()
+        self.activity.borrow().end.is_none()
+    }
+
+    fn place_of_end(&self) -> Option<u64> {
+        self.activity.borrow().end.as_ref().map(|(_, place)| *place)
     }
 
     fn append(&self, bytes: &[u8]) {
@@ -122,9 +143,8 @@ impl Shell {
         });
     }
 
-    fn end(&self, outcome: CommandOutcome) {
-        self.scrollback.borrow_mut().shrink(ENDED_BYTES);
-        self.activity.send_modify(|activity| activity.outcome = Some(outcome));
+    fn end(&self, outcome: CommandOutcome, place: u64) {
+        self.activity.send_modify(|activity| activity.end = Some((outcome, place)));
     }
 
     /// Remembers the size that its terminal was given.
@@ -138,7 +158,7 @@ impl Shell {
             sequence: self.sequence,
             size: self.size.get(),
             written: activity.written,
-            outcome: activity.outcome.clone(),
+            outcome: activity.outcome().cloned(),
         }
     }
 }
@@ -167,7 +187,6 @@ impl<S: Store + 'static> Commands<S> {
         self.0.shells.all.borrow_mut().insert(begun.sequence, Rc::clone(&shell));
         drop(place);
         self.run_shell(begun, exec, &shell, typed, client).await;
-        self.0.shells.bound();
     }
 
     async fn run_shell(
@@ -213,7 +232,7 @@ impl<S: Store + 'static> Commands<S> {
         if let Some(recorded) = &recorded {
             progress.send_modify(|progress| progress.end = Some(recorded.clone()));
         }
-        shell.end(recorded.unwrap_or(outcome));
+        self.0.shells.end(shell, recorded.unwrap_or(outcome));
         self.0.running.borrow_mut().remove(&sequence);
         drop(counted);
     }
@@ -283,10 +302,10 @@ impl<S: Store + 'static> Commands<S> {
         let reason = loop {
             let seen = activity.borrow_and_update().clone();
             let available = seen.written - from.max(shell.scrollback.borrow().oldest());
-            if available >= max_bytes && (available > max_bytes || seen.outcome.is_none()) {
+            if available >= max_bytes && (available > max_bytes || seen.end.is_none()) {
                 break ReadReason::Full;
             }
-            if seen.outcome.is_some() {
+            if seen.end.is_some() {
                 break ReadReason::Ended;
             }
             if available > 0 && idle.is_zero() {
@@ -333,7 +352,7 @@ impl<S: Store + 'static> Commands<S> {
                     return;
                 }
             }
-            if let Some(outcome) = seen.outcome {
+            if let Some((outcome, _)) = seen.end {
                 return reply(&mut client, Reply::Ended(outcome)).await;
             }
             tokio::select! {
