@@ -16,8 +16,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use pyro_wire::{Exec, Frame, FrameCodec, Input, MAX_OUTPUT_BYTES, OutputStream, TerminalSize};
-use tokio::sync::{mpsc, watch};
+use pyro_wire::{
+    Exec, Failure, Frame, FrameCodec, Input, InputReply, MAX_OUTPUT_BYTES, OutputStream, TerminalSize,
+};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::codec::Framed;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
@@ -96,7 +98,14 @@ pub(super) struct Shell {
     scrollback: RefCell<Scrollback>,
     activity: watch::Sender<Activity>,
     /// What is typed. Closed when the shell takes no more.
-    keys: mpsc::Sender<Bytes>,
+    keys: mpsc::Sender<Typed>,
+}
+
+/// One piece of what is typed.
+struct Typed {
+    bytes: Bytes,
+    /// Receives whether it was passed on to the guest, or why not. Dropped if the shell takes no more.
+    passed: oneshot::Sender<Result<(), String>>,
 }
 
 /// What a shell has done so far.
@@ -116,7 +125,7 @@ impl Activity {
 }
 
 impl Shell {
-    fn new(sequence: u64, id: u64, size: TerminalSize, keys: mpsc::Sender<Bytes>) -> Self {
+    fn new(sequence: u64, id: u64, size: TerminalSize, keys: mpsc::Sender<Typed>) -> Self {
         Self {
             sequence,
             id,
@@ -163,6 +172,14 @@ impl Shell {
     }
 }
 
+/// How a stream for what is typed ended.
+enum StreamEnd {
+    /// The shell takes no more.
+    Ended,
+    /// Why, and where to report what was not passed on.
+    Failed(Option<oneshot::Sender<Result<(), String>>>, String),
+}
+
 impl<S: Store + 'static> Commands<S> {
     /// Starts a shell and runs it to its end. The client learns its number.
     pub(in crate::server) async fn open_shell(&self, exec: Exec, mut client: ServerStream) {
@@ -194,7 +211,7 @@ impl<S: Store + 'static> Commands<S> {
         begun: Begun<S>,
         exec: Exec,
         shell: &Shell,
-        typed: mpsc::Receiver<Bytes>,
+        typed: mpsc::Receiver<Typed>,
         mut client: ServerStream,
     ) {
         let Begun { sequence, address, stream, permit, terminate, progress, counted } = begun;
@@ -237,28 +254,80 @@ impl<S: Store + 'static> Commands<S> {
         drop(counted);
     }
 
-    /// Passes on what clients type, until the shell takes no more.
-    async fn pass_on(&self, id: u64, mut typed: mpsc::Receiver<Bytes>) {
+    /// Passes on what clients type, until the shell takes no more. What cannot be passed on is reported to its client, and the
+    /// next piece is tried anew.
+    async fn pass_on(&self, id: u64, mut typed: mpsc::Receiver<Typed>) {
         let Some((id, Addressable { input: Some(slot), .. })) = self.sent(CommandKey::Id(id)).await else {
             return;
         };
         let Some(attached) = Attached::to(slot) else { return };
-        let Ok(stream) = self.0.streams.open_with(&attached.permit).await else { return };
-        let stream = Framed::new(stream.compat(), FrameCodec::default());
-        let Ok(Ok(guest)) = timeout(HOST_MARGIN, call(stream, Input { command: id })).await else { return };
-        let (mut to_guest, mut from_guest) = guest.split();
-        let pump = async {
-            while let Some(bytes) = typed.recv().await {
-                if to_guest.send(Frame::Output(OutputStream::Stdout, bytes)).await.is_err() {
-                    return;
+        while let Some(first) = typed.recv().await {
+            match self.pass_on_stream(id, &attached, first, &mut typed).await {
+                StreamEnd::Ended => return,
+                StreamEnd::Failed(None, _) => {}
+                StreamEnd::Failed(Some(unpassed), cause) => {
+                    // Its client may have left.
+                    let _ = unpassed.send(Err(cause));
                 }
             }
-        };
-        tokio::select! {
-            // The guest answers when the shell takes no more.
-            _ = from_guest.next() => {}
-            () = pump => {}
         }
+    }
+
+    /// Passes on what clients type for as long as one stream to the guest lasts.
+    async fn pass_on_stream(
+        &self,
+        id: u64,
+        attached: &Attached,
+        first: Typed,
+        typed: &mut mpsc::Receiver<Typed>,
+    ) -> StreamEnd {
+        let stream = match self.0.streams.open_with(&attached.permit).await {
+            Ok(stream) => Framed::new(stream.compat(), FrameCodec::default()),
+            Err(error) => return StreamEnd::Failed(Some(first.passed), error.to_string()),
+        };
+        let Ok(Ok(guest)) = timeout(HOST_MARGIN, call(stream, Input { command: id })).await else {
+            return StreamEnd::Failed(Some(first.passed), "the guest takes no requests".to_owned());
+        };
+        let (mut to_guest, mut from_guest) = guest.split();
+        let mut next = Some(first);
+        let (unpassed, answer) = loop {
+            let piece = match next.take() {
+                Some(piece) => piece,
+                None => tokio::select! {
+                    biased;
+                    // The guest answers when the shell takes no more.
+                    answer = from_guest.next() => break (None, answer),
+                    piece = typed.recv() => match piece {
+                        Some(piece) => piece,
+                        None => return StreamEnd::Ended,
+                    },
+                },
+            };
+            let Typed { bytes, passed } = piece;
+            let sent = tokio::select! {
+                biased;
+                answer = from_guest.next() => break (Some(passed), answer),
+                sent = to_guest.send(Frame::Output(OutputStream::Stdout, bytes)) => sent,
+            };
+            if sent.is_err() {
+                // The guest's answer says why.
+                let answer = timeout(HOST_MARGIN, from_guest.next()).await;
+                break (Some(passed), answer.ok().flatten());
+            }
+            let _ = passed.send(Ok(()));
+        };
+        let cause = match answer {
+            Some(Ok(Frame::Control(InputReply::Closed | InputReply::NotRunning))) => return StreamEnd::Ended,
+            Some(Ok(Frame::Control(InputReply::Failed(Failure { step, cause, .. })))) => {
+                format!("{step}: {cause}")
+            }
+            Some(Ok(Frame::Control(InputReply::Busy))) => {
+                "the guest takes the input of another stream".to_owned()
+            }
+            Some(Ok(_) | Err(_)) => "unexpected message from the guest agent".to_owned(),
+            None => "the guest has closed the input".to_owned(),
+        };
+        StreamEnd::Failed(unpassed, cause)
     }
 
     /// Returns a shell that runs or can still be read.
@@ -324,6 +393,7 @@ impl<S: Store + 'static> Commands<S> {
             }
         };
         let (start, mut bytes) = shell.scrollback.borrow().read(from, max_bytes as usize);
+        let state = shell.state();
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(MAX_OUTPUT_BYTES));
             let sent = client.send(Frame::Output(OutputStream::Stdout, piece));
@@ -331,12 +401,12 @@ impl<S: Store + 'static> Commands<S> {
                 return;
             }
         }
-        let part = ShellPart { start, dropped: start - from, reason, shell: shell.state() };
+        let part = ShellPart { start, dropped: start - from, reason, shell: state };
         reply(&mut client, Reply::ShellPart(part)).await;
     }
 
-    /// Sends a client what a shell has written since a cursor, and what it writes, up to its end. A client that reads too slowly
-    /// misses what the scrollback drops.
+    /// Sends a client what a shell has written since a cursor, and what it writes, up to its end. A client that reads so slowly
+    /// that it would miss something is sent the state of the shell instead, and that is all.
     pub(in crate::server) async fn attach_shell(&self, sequence: u64, cursor: u64, mut client: ServerStream) {
         let Some(shell) = self.shell(sequence).await else {
             return reply(&mut client, Reply::NotRunning).await;
@@ -347,6 +417,9 @@ impl<S: Store + 'static> Commands<S> {
             let seen = activity.borrow_and_update().clone();
             while at < seen.written {
                 let (start, bytes) = shell.scrollback.borrow().read(at, MAX_OUTPUT_BYTES);
+                if start > at {
+                    return reply(&mut client, Reply::Shells(vec![shell.state()])).await;
+                }
                 at = start + bytes.len() as u64;
                 if client.send(Frame::Output(OutputStream::Stdout, bytes)).await.is_err() {
                     return;
@@ -374,31 +447,40 @@ impl<S: Store + 'static> Commands<S> {
             hang_up.wait().await;
             sleep(LAST_INPUT_LIMIT).await;
         };
+        let closed = Reply::Input(InputOutcome::Closed);
         let typing = async {
             loop {
                 let frame = tokio::select! {
                     biased;
-                    () = shell.keys.closed() => return Some(InputOutcome::Closed),
+                    () = shell.keys.closed() => return Some(closed),
                     frame = client.next() => frame,
                 };
                 match frame {
                     Some(Ok(Frame::Output(_, bytes))) => {
-                        if shell.keys.send(bytes).await.is_err() {
-                            return Some(InputOutcome::Closed);
+                        let (passed, taken) = oneshot::channel();
+                        if shell.keys.send(Typed { bytes, passed }).await.is_err() {
+                            return Some(closed);
+                        }
+                        match taken.await {
+                            Ok(Ok(())) => {}
+                            Ok(Err(cause)) => return Some(Reply::Refused { cause }),
+                            Err(_) => return Some(closed),
                         }
                     }
-                    Some(Ok(Frame::Control(Request::InputFinished))) => return Some(InputOutcome::Taken),
+                    Some(Ok(Frame::Control(Request::InputFinished))) => {
+                        return Some(Reply::Input(InputOutcome::Taken));
+                    }
                     _ => return None,
                 }
             }
         };
-        let outcome = tokio::select! {
+        let answer = tokio::select! {
             biased;
-            outcome = typing => outcome,
+            answer = typing => answer,
             () = abandoned => None,
         };
-        if let Some(outcome) = outcome {
-            reply(&mut client, Reply::Input(outcome)).await;
+        if let Some(answer) = answer {
+            reply(&mut client, answer).await;
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::protocol::{
     ShellPart,
 };
 use crate::server::file_name;
-use crate::{RunError, files};
+use crate::{AttachEnd, RunError, files};
 
 const SIZE: TerminalSize = TerminalSize { columns: 120, rows: 30 };
 
@@ -112,6 +112,9 @@ fn what_nobody_reads_does_not_hold_a_shell_up_and_is_dropped() {
         assert_eq!(part.reason, ReadReason::Full);
         let all = ReadShell { max_bytes: SCROLLBACK_BYTES, ..after(sequence, 4_000_000) };
         while read(&supervised, all).await.1.shell.written < 5_000_000 {}
+        // It is not sent with a gap.
+        let behind = supervised.client().attach_shell(sequence, 0, async |_| {}).await;
+        assert_eq!(behind.unwrap(), AttachEnd::Behind);
         supervised.client().kill(sequence).await.unwrap().expect("it ran");
         let (bytes, part) = read(&supervised, after(sequence, 0)).await;
         assert_eq!((part.start, part.dropped), (5_000_000 - bytes.len() as u64, part.start));
@@ -148,8 +151,7 @@ fn several_clients_type_while_another_is_attached_and_one_that_goes_ends_nothing
         let client = supervised.client();
         let attached = spawn_local(async move {
             let mut seen = Vec::new();
-            let end =
-                client.attach_shell(sequence, 4, async |chunk| seen.extend_from_slice(&chunk.bytes)).await;
+            let end = client.attach_shell(sequence, 4, async |bytes| seen.extend_from_slice(&bytes)).await;
             (end, seen)
         });
         sleep(Duration::from_secs(2)).await;
@@ -157,11 +159,26 @@ fn several_clients_type_while_another_is_attached_and_one_that_goes_ends_nothing
         sleep(Duration::from_millis(10)).await;
         let killed = supervised.client().kill(sequence).await.unwrap().expect("it ran");
         let (end, seen) = attached.await.unwrap();
-        assert_eq!(end.unwrap(), Some(killed));
+        assert_eq!(end.unwrap(), AttachEnd::Ended(killed));
         assert_eq!(String::from_utf8(seen).unwrap(), "two three four");
         let (bytes, part) = read(&supervised, after(sequence, 0)).await;
         assert_eq!((bytes.len(), part.reason), (18, ReadReason::Ended));
         assert_eq!(keys(&supervised, sequence, "late").await, Some(InputOutcome::Closed));
+        finish(supervised).await;
+    });
+}
+
+#[test]
+fn a_shell_whose_input_failed_once_takes_what_is_typed_next() {
+    run(async {
+        let supervised = started(Conditions { first_input_fails: true, ..Conditions::task() }).await;
+        let sequence = open(&supervised, "cat").await;
+        let refused = supervised.client().type_into_shell(sequence, "lost".into()).await;
+        let Err(RunError::Refused { cause }) = &refused else { panic!("{refused:?}") };
+        assert_eq!(cause, "opening its input: too many open files");
+        assert_eq!(keys(&supervised, sequence, "typed").await, Some(InputOutcome::Taken));
+        let (bytes, part) = read(&supervised, after(sequence, 0)).await;
+        assert_eq!((&*bytes, part.shell.outcome), (&b"typed"[..], None));
         finish(supervised).await;
     });
 }
