@@ -1,12 +1,16 @@
 //! Shells of a task, which its supervisor runs.
 
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use pyro_supervisor::{
     AttachEnd, Client, CommandKey, CommandOutcome, InputOutcome, MAX_OPEN_SHELLS, ReadReason, ReadShell,
     RunError, SCROLLBACK_BYTES, ShellPart, ShellState,
 };
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +31,8 @@ use crate::{
 
 /// Time limit for a shell to take what is typed. One that reads nothing takes about half a mebibyte in advance.
 const TYPE_LIMIT: Duration = Duration::from_secs(10);
+/// Minimum time between two renewals of the lifetime of a task in whose shell its caller types.
+const RENEW_INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum number of bytes before a cursor that say where in its line the terminal was.
 const CONTEXT_BYTES: u64 = 4096;
 
@@ -93,7 +99,7 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<TaskShellOutput, Error> {
         let read = request.read.check()?;
-        let found = self.find_shell(&request.task.task_id, request.shell.shell_id).await?;
+        let found = self.find_shell(&request.task.task_id, request.shell.shell_id, Some(waits(read))).await?;
         let reading = async {
             let deadline = deadline(read);
             let first = found.read(request_of(&found, read)).await?;
@@ -112,7 +118,9 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<TaskShellOutput, Error> {
         let (typed, read) = (request.typed.bytes()?, request.read.check()?);
-        let found = self.find_shell(&request.task.task_id, request.shell.shell_id).await?;
+        let found = self
+            .find_shell(&request.task.task_id, request.shell.shell_id, Some(waits(read) + TYPE_LIMIT))
+            .await?;
         let writing = async {
             let before = found.state().await?;
             let written = before.written;
@@ -140,7 +148,7 @@ impl Engine {
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`.
     pub async fn signal_task_shell(&self, request: SignalTaskShell) -> Result<TaskShell, Error> {
         let signal = request.signal.number()?;
-        let found = self.find_shell(&request.task.task_id, request.shell.shell_id).await?;
+        let found = self.find_shell(&request.task.task_id, request.shell.shell_id, None).await?;
         let before = found.state().await?;
         let sent = found.client.signal(CommandKey::Sequence(found.shell_id), signal).await;
         match sent.map_err(|error| refused(&found.id, error))? {
@@ -155,7 +163,7 @@ impl Engine {
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`.
     pub async fn resize_task_shell(&self, request: ResizeTaskShell) -> Result<TaskShell, Error> {
         limits::check_terminal(request.size)?;
-        let found = self.find_shell(&request.task.task_id, request.shell.shell_id).await?;
+        let found = self.find_shell(&request.task.task_id, request.shell.shell_id, None).await?;
         let before = found.state().await?;
         let size = convert::terminal_size(request.size);
         let resized = found.client.resize(CommandKey::Sequence(found.shell_id), size).await;
@@ -170,7 +178,7 @@ impl Engine {
     /// # Errors
     /// `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`.
     pub async fn close_task_shell(&self, request: CloseTaskShell) -> Result<TaskShell, Error> {
-        let found = self.find_shell(&request.task.task_id, request.shell.shell_id).await?;
+        let found = self.find_shell(&request.task.task_id, request.shell.shell_id, None).await?;
         found.state().await?;
         match found.client.kill(found.shell_id).await {
             Ok(_) => self.described(&found).await,
@@ -189,15 +197,35 @@ impl Engine {
         call: &CallContext,
     ) -> Result<TaskShell, Error> {
         limits::check_terminal(request.size)?;
-        let found = self.find_shell(&request.task.task_id, request.shell.shell_id).await?;
-        unless_cancelled(&call.cancel, found.attach(&request, call)).await?;
+        let found = self.find_shell(&request.task.task_id, request.shell.shell_id, None).await?;
+        let typed = Arc::new(Notify::new());
+        tokio::select! {
+            biased;
+            shown = unless_cancelled(&call.cancel, found.attach(&request, call, &typed)) => shown?,
+            never = self.renew_at(&typed, &found.id) => match never {},
+        }
         self.renew_used(&found.id, None).await;
         self.described(&found).await
     }
 
-    async fn find_shell(&self, task_id: &str, shell_id: u64) -> Result<Found, Error> {
+    /// Begins a new lifetime of a task whenever it is used, but not much more often than needed.
+    async fn renew_at(&self, used: &Notify, id: &VmId) -> Infallible {
+        loop {
+            used.notified().await;
+            self.renew_used(id, None).await;
+            tokio::time::sleep(RENEW_INTERVAL).await;
+        }
+    }
+
+    /// Finds a shell for a use of it that takes at most `longest`, if that is known.
+    async fn find_shell(
+        &self,
+        task_id: &str,
+        shell_id: u64,
+        longest: Option<Duration>,
+    ) -> Result<Found, Error> {
         let id = self.task_id(task_id).await?;
-        let record = self.record_for_use(&id, None).await?;
+        let record = self.record_for_use(&id, longest).await?;
         refuse_on_host(&record, "shells")?;
         Ok(Found { client: self.client(&id), id, shell_id })
     }
@@ -385,7 +413,13 @@ impl Found {
         Error::new(ErrorKind::WrongState, message).hint(Hint::ListShells)
     }
 
-    async fn attach(&self, request: &AttachTaskShell, call: &CallContext) -> Result<(), Error> {
+    /// Notifies `on_typed` of everything that the caller types.
+    async fn attach(
+        &self,
+        request: &AttachTaskShell,
+        call: &CallContext,
+        on_typed: &Arc<Notify>,
+    ) -> Result<(), Error> {
         let key = CommandKey::Sequence(self.shell_id);
         // A shell that has ended is shown as it is.
         let _ = self.client.resize(key, convert::terminal_size(request.size)).await;
@@ -410,7 +444,11 @@ impl Found {
             match caller_input(call) {
                 // The caller only watches.
                 None => std::future::pending().await,
-                Some(input) => self.client.input(key, input).await,
+                Some(input) => {
+                    let on_typed = Arc::clone(on_typed);
+                    let input = input.inspect(move |_| on_typed.notify_one());
+                    self.client.input(key, input.boxed()).await
+                }
             }
         };
         tokio::pin!(shown);
@@ -433,8 +471,12 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
     tokio::task::spawn_blocking(work).await.map_err(lost)
 }
 
+fn waits(read: CheckedRead) -> Duration {
+    Duration::from_millis(read.wait_ms)
+}
+
 fn deadline(read: CheckedRead) -> Instant {
-    Instant::now() + Duration::from_millis(read.wait_ms)
+    Instant::now() + waits(read)
 }
 
 /// Returns how many of the last bytes are left for the next read, because they are only the beginning of something.

@@ -255,7 +255,7 @@ impl<S: Store + 'static> Commands<S> {
     }
 
     /// Passes on what clients type, until the shell takes no more. What cannot be passed on is reported to its client, and the
-    /// next piece is tried anew.
+    /// next piece is tried again.
     async fn pass_on(&self, id: u64, mut typed: mpsc::Receiver<Typed>) {
         let Some((id, Addressable { input: Some(slot), .. })) = self.sent(CommandKey::Id(id)).await else {
             return;
