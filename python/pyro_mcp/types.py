@@ -671,11 +671,11 @@ class TaskShellOutput(TypedDict):
     dropped_bytes: int
     """Number of bytes after the requested cursor that are no longer kept."""
     exit_code: Optional[int]
-    """Exit code; −S if signal S ended it; `None` while it runs, and if it is not known."""
+    """Exit code; −S if signal S ended it; `None` while `running` is true, and if it is not known."""
     reason: ShellReadReason
     """Why the text ends here."""
     running: bool
-    """The shell runs."""
+    """The shell runs, or has ended and there is more of its output."""
     shell_id: int
     """Number of the shell."""
     task_id: VmId

@@ -378,7 +378,7 @@ hints! {
     /// The task has other shells.
     ListShells => {
         person: "run `pyro task shell list` to see the shells of the task",
-        model: "open a shell with task_shell_open; its shell_id is in the result",
+        model: "call task_shell_read without shell_id to see the shells of the task",
         program: "call list_task_shells() to see the shells of the task"
     }
     /// The user of a command does not exist.

@@ -34,6 +34,17 @@ pub(crate) enum CliError {
          `pyro task stdin {0}` continues its input; a login shell is ended"
     )]
     Left(String),
+    /// The terminal that was attached to a shell is gone. The shell goes on.
+    #[error(
+        "the terminal is closed; shell {shell} of task {task} keeps running, and `pyro task shell attach {task} {shell}` \
+         attaches to it again"
+    )]
+    LeftShell {
+        /// Id or name of the task.
+        task: String,
+        /// Number of the shell.
+        shell: u64,
+    },
     /// The words after the environment are not a command.
     #[error(transparent)]
     Words(#[from] WordsError),
@@ -70,7 +81,7 @@ impl CliError {
             Self::Stopped(signal, _) | Self::Abandoned(signal) | Self::Unread(signal) => {
                 Exit::Stopped(*signal)
             }
-            Self::Left(_) => Exit::Stopped(Signal::Hangup),
+            Self::Left(_) | Self::LeftShell { .. } => Exit::Stopped(Signal::Hangup),
             Self::Output(error) if error.is_broken_pipe() => Exit::BrokenPipe,
             Self::Engine(error) => exit_of(error.kind),
             Self::Variable(_) | Self::Words(_) | Self::Options(_) => Exit::Usage,

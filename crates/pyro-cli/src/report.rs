@@ -45,7 +45,7 @@ impl Report {
                 let report = Self::new(cause.kind.as_str(), cause, &cause.hints_for(Reader::Person));
                 Self { parameters: cause.parameters.clone(), ..report }
             }
-            CliError::Left(_) => Self::new("left_running", error, &[]),
+            CliError::Left(_) | CliError::LeftShell { .. } => Self::new("left_running", error, &[]),
             CliError::Demo(_) => Self::new("demo", error, &[]),
             CliError::Abandoned(_) => {
                 let hint = "the state directory may still hold files of the VM";

@@ -24,7 +24,7 @@ use crate::printer::{OutputError, Printer};
 use crate::progress::PullProgress;
 use crate::signals::{self, Signal};
 use crate::stdin::{self, Passed, Source};
-use crate::terminal::RawMode;
+use crate::terminal::{Modes, RawMode};
 
 /// Maximum number of events in the queue before the engine has to wait.
 const EVENTS_AHEAD: usize = 64;
@@ -76,6 +76,8 @@ pub(crate) struct Interaction {
     pub(crate) is_raw: bool,
     /// The command has the terminal, in which nothing else is written while it runs.
     pub(crate) on_terminal: bool,
+    /// The terminal gets the modes back that it had, because the command goes on or is cut off.
+    pub(crate) puts_back: bool,
 }
 
 /// Runs a call of a command to its end, with what is passed on to it, and shows its events.
@@ -98,6 +100,7 @@ where
             quiet: interaction.quiet,
             on_terminal: interaction.on_terminal,
             raw: interaction.is_raw.then(|| RawTerminal::at(accepted.clone())),
+            changed: interaction.puts_back.then(|| ChangedTerminal::of(printer)),
             task,
             requests,
             input_failure: failure,
@@ -134,6 +137,28 @@ impl RawTerminal {
     }
 }
 
+/// The modes of the terminal, which dropping this puts back, followed by a new line.
+struct ChangedTerminal<'a> {
+    printer: &'a Printer,
+    modes: Modes,
+    is_shown: bool,
+}
+
+impl<'a> ChangedTerminal<'a> {
+    fn of(printer: &'a Printer) -> Self {
+        Self { printer, modes: Modes::default(), is_shown: false }
+    }
+}
+
+impl Drop for ChangedTerminal<'_> {
+    fn drop(&mut self) {
+        if self.is_shown {
+            // The terminal may be gone.
+            let _ = self.printer.bytes((self.modes.put_back() + "\r\n").as_bytes());
+        }
+    }
+}
+
 /// As [`RawTerminal::enter`]; never returns without a terminal.
 async fn enter(raw: &mut Option<RawTerminal>) -> Result<(), OutputError> {
     match raw {
@@ -159,6 +184,7 @@ where
             quiet,
             on_terminal: false,
             raw: None,
+            changed: None,
             task: None,
             requests,
             input_failure,
@@ -174,6 +200,7 @@ struct Watch<'a> {
     quiet: bool,
     on_terminal: bool,
     raw: Option<RawTerminal>,
+    changed: Option<ChangedTerminal<'a>>,
     /// The task in which the command goes on when the terminal is closed.
     task: Option<&'a str>,
     /// Requests to stop.
@@ -196,7 +223,11 @@ impl Watch<'_> {
         let (sender, receiver) = mpsc::channel(EVENTS_AHEAD);
         let cancel = CancellationToken::new();
         let over = CancellationToken::new();
-        let show = Show { raw: self.raw.take(), ..Show::new(self.printer, self.quiet, self.on_terminal) };
+        let show = Show {
+            raw: self.raw.take(),
+            changed: self.changed.take(),
+            ..Show::new(self.printer, self.quiet, self.on_terminal)
+        };
         let mut show = pin!(show.until(receiver, &over, &cancel));
         let mut ended_show = None;
         let mut call = pin!(call(Events::to(sender), cancel.clone()));
@@ -290,6 +321,7 @@ struct Show<'a> {
     quiet: bool,
     on_terminal: bool,
     raw: Option<RawTerminal>,
+    changed: Option<ChangedTerminal<'a>>,
     progress: PullProgress<'a>,
     shown: Shown,
     loss: Option<Loss>,
@@ -298,7 +330,16 @@ struct Show<'a> {
 impl<'a> Show<'a> {
     fn new(printer: &'a Printer, quiet: bool, on_terminal: bool) -> Self {
         let progress = PullProgress::new(printer);
-        Self { printer, quiet, on_terminal, raw: None, progress, shown: Shown::default(), loss: None }
+        Self {
+            printer,
+            quiet,
+            on_terminal,
+            raw: None,
+            changed: None,
+            progress,
+            shown: Shown::default(),
+            loss: None,
+        }
     }
 
     /// Shows events until every sender is gone, or until the call is `over` and all its events are shown.
@@ -355,6 +396,10 @@ impl<'a> Show<'a> {
         if self.loss.is_some() {
             return;
         }
+        if let Some(changed) = &mut self.changed {
+            changed.modes.follow(&bytes);
+            changed.is_shown = true;
+        }
         if let Some(last) = bytes.last() {
             self.shown.inside_line = *last != b'\n';
         }
@@ -368,6 +413,10 @@ impl<'a> Show<'a> {
                 cancel.cancel();
             },
             () = too_late => self.loss = Some(Loss::Unread),
+        }
+        if let (Some(_), Some(changed)) = (&self.loss, &mut self.changed) {
+            // More output would not be read either.
+            changed.is_shown = false;
         }
     }
 }

@@ -1,10 +1,14 @@
 //! The terminal that a person's command runs on: its size, and raw mode, which is put back on every way out.
 
+mod modes;
+
 use std::io::{self, IsTerminal as _};
 use std::sync::{Mutex, PoisonError};
 
 use pyro_engine::TerminalSize;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+
+pub(crate) use self::modes::Modes;
 
 /// The mode that the terminal had before raw mode.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);

@@ -10,6 +10,8 @@ pub(crate) use self::plain::plain;
 
 /// Maximum length of an escape sequence that may be incomplete, in bytes.
 const MAX_SEQUENCE_BYTES: usize = 4096;
+/// Maximum number of cells that the emulator writes for a screen: well below a second of work.
+const MAX_CELL_WRITES: usize = 1 << 27;
 
 /// Returns how many of the last bytes are the beginning of a character of UTF-8.
 pub(crate) fn incomplete_character(bytes: &[u8]) -> usize {
@@ -64,8 +66,61 @@ pub(crate) fn state(bytes: &[u8], size: TerminalSize) -> String {
 fn emulated(bytes: &[u8], TerminalSize { columns, rows }: TerminalSize) -> vt100::Parser {
     let side = |side| NonZeroU16::new(side).unwrap_or(NonZeroU16::MIN);
     let mut parser = vt100::Parser::new(side(rows), side(columns), 0);
-    parser.process(bytes);
+    parser.process(affordable(bytes, TerminalSize { columns, rows }));
     parser
+}
+
+/// Returns the last of the bytes that the emulator can process within [`MAX_CELL_WRITES`]. Only a program that erases or scrolls
+/// the screen all the time reaches that.
+fn affordable(bytes: &[u8], TerminalSize { columns, rows }: TerminalSize) -> &[u8] {
+    let (row, screen) = (usize::from(columns), usize::from(columns) * usize::from(rows));
+    let mut left = MAX_CELL_WRITES;
+    for (at, byte) in bytes.iter().enumerate().rev() {
+        let cost = match byte {
+            b'\n' | 0x0b | 0x0c => row + usize::from(rows),
+            0x1b => match sequence_cost(&bytes[at + 1..]) {
+                Cost::Cell => 1,
+                Cost::Row => row + usize::from(rows),
+                Cost::Screen => screen,
+                Cost::Repeated => usize::from(u16::MAX) + screen,
+            },
+            _ => 1,
+        };
+        match left.checked_sub(cost) {
+            Some(rest) => left = rest,
+            None => return &bytes[at + 1..],
+        }
+    }
+    bytes
+}
+
+/// How many cells an escape sequence writes, at most.
+enum Cost {
+    Cell,
+    Row,
+    Screen,
+    /// As many as its parameter says.
+    Repeated,
+}
+
+fn sequence_cost(after_escape: &[u8]) -> Cost {
+    match after_escape {
+        [b'[', rest @ ..] => {
+            let end = rest.iter().take(MAX_SEQUENCE_BYTES).position(|byte| (0x40..=0x7e).contains(byte));
+            let Some(end) = end else { return Cost::Repeated };
+            match rest[end] {
+                b'm' | b'A'..=b'H' | b'd' | b'f' | b'n' | b'c' | b'q' | b'u' => Cost::Cell,
+                b'K' | b'X' | b'P' | b'@' => Cost::Row,
+                // Of the modes, only the alternate screen has cells.
+                b'h' | b'l' if !rest[..end].contains(&b'4') => Cost::Cell,
+                b'b' => Cost::Repeated,
+                _ => Cost::Screen,
+            }
+        }
+        [b'c', ..] => Cost::Screen,
+        [b'D' | b'E' | b'M', ..] => Cost::Row,
+        _ => Cost::Cell,
+    }
 }
 
 #[cfg(test)]
@@ -119,6 +174,41 @@ mod tests {
         assert_eq!(screen(copy.as_bytes(), SIZE), screen(bytes, SIZE));
     }
 
+    /// What costs the emulator much, as often as a scrollback has space for it, on the largest terminal.
+    #[test]
+    fn a_screen_costs_little_whatever_a_guest_writes() {
+        let size = TerminalSize { columns: 1000, rows: 1000 };
+        let cells = 1_000_000;
+        for (sequence, cost) in [
+            ("\x1b[2J", cells),
+            ("\x1b[65535b", cells),
+            ("\x1b[?1049h", cells),
+            ("\x1b[999;1;1;1;1;1L", cells),
+            ("\x1bc", cells),
+            ("\x1bM", 1000),
+            ("\n", 1000),
+        ] {
+            let bytes = sequence.repeat((1 << 20) / sequence.len());
+            let count = affordable(bytes.as_bytes(), size).len() / sequence.len();
+            assert!((1..=MAX_CELL_WRITES / cost).contains(&count), "{sequence:?}: {count}");
+        }
+        let typical = "\x1b[1;32mname\x1b[0m\x1b[K\r\n\x1b[?25l".repeat(20_000);
+        let all = affordable(typical.as_bytes(), TerminalSize::default());
+        assert_eq!(all.len(), typical.len());
+    }
+
+    /// What costs much in a line without end.
+    #[test]
+    fn a_line_costs_little_whatever_a_guest_writes() {
+        for sequence in ["\x1b[P", "\x1b[@", "\x1b[1K", "\x1b[X", "\x08\u{301}"] {
+            let bytes = "x".repeat(500_000) + "\x1b[65535A" + &sequence.repeat(100_000);
+            let began = std::time::Instant::now();
+            plain(&[], bytes.as_bytes(), 1000);
+            let took = began.elapsed();
+            assert!(took.as_secs() < 20, "{sequence:?}: {took:?}");
+        }
+    }
+
     /// Pieces of terminal output, cut and combined at random.
     fn hostile() -> impl Strategy<Value = Vec<u8>> {
         let piece = prop_oneof![
@@ -146,7 +236,7 @@ mod tests {
 
         #[test]
         fn plain_text_has_no_controls_and_is_bounded(bytes in hostile(), columns in 1..12_u16) {
-            let text = plain(&bytes, columns);
+            let text = plain(&[], &bytes, columns);
             prop_assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{:?}", text);
             prop_assert!(text.len() <= 3 * bytes.len() + plain::MAX_PADDING, "{}", text.len());
             prop_assert!(incomplete_sequence(&bytes) <= bytes.len());

@@ -27,7 +27,7 @@ pub(crate) fn schema_of<T: JsonSchema>() -> Schema {
 
 /// The keys that are named of a type inside another payload. Its own status names all of them; of a type without keys here, a
 /// schema only says that it is an object.
-const LISTED: [(&str, &[&str]); 12] = [
+const LISTED: [(&str, &[&str]); 15] = [
     ("Environment", &["name", "version", "description", "default_packages", "installed"]),
     ("Task", &["task_id", "environment", "state", "expires_at", "command_count", "stop_reason"]),
     ("TaskExec", &["sequence", "stdout", "stderr", "exit_code", "outcome", "timed_out", "execution_mode"]),
@@ -39,6 +39,9 @@ const LISTED: [(&str, &[&str]); 12] = [
     ("TaskService", &[]),
     ("Service", &["name", "command", "state", "ready", "restarts", "exit_code", "reason", "last_output"]),
     ("DirectoryMount", &[]),
+    ("TaskShellOutput", &["text", "cursor", "dropped_bytes", "reason", "running", "exit_code"]),
+    ("TaskShells", &["shells"]),
+    ("TaskShell", &["shell_id", "command", "running", "exit_code"]),
     ("TaskLogEntry", &["sequence", "command", "stdout", "stderr", "exit_code", "outcome", "timed_out"]),
 ];
 

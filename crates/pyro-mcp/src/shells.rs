@@ -1,6 +1,6 @@
 //! Tools for shells. Each returns what a person would see, so that a model needs one call for each step.
 
-use pyro_api::operations::{OpenTaskShell, ReadTaskShell, WriteTaskShell};
+use pyro_api::operations::{CloseTaskShell, ListTaskShells, OpenTaskShell, ReadTaskShell, WriteTaskShell};
 use pyro_api::{ShellFormat, ShellName, ShellRead, TaskName};
 use serde_json::Value;
 
@@ -15,6 +15,11 @@ pub(crate) const PROGRAM: Argument = Argument {
 };
 pub(crate) const SHELL_ID: Argument =
     Argument { name: "shell_id", kind: Kind::Count, description: "Number from task_shell_open" };
+pub(crate) const ANY_SHELL: Argument = Argument {
+    name: "shell_id",
+    kind: Kind::OptionalCount(None),
+    description: "Number from task_shell_open; omit it to list the shells",
+};
 pub(crate) const TEXT: Argument = Argument {
     name: "text",
     kind: Kind::OptionalText,
@@ -29,6 +34,11 @@ pub(crate) const CURSOR: Argument = Argument {
     name: "cursor",
     kind: Kind::OptionalCount(None),
     description: "cursor of an earlier result; without it, the latest output",
+};
+pub(crate) const LAST_CURSOR: Argument = Argument {
+    name: "cursor",
+    kind: Kind::OptionalCount(None),
+    description: "cursor of the last result, to see the output since then, too",
 };
 pub(crate) const WAIT_SECONDS: Argument = Argument {
     name: "wait_seconds",
@@ -59,16 +69,27 @@ impl Call<'_> {
         let read = read_of(&mut given);
         let request: OpenTaskShell = given.request()?;
         let opened = self.guard.perform(request, self.context).await?;
-        let request = ReadTaskShell {
-            task: TaskName::from(opened.task_id.as_str()),
-            shell: ShellName { shell_id: opened.shell_id },
-            read: ShellRead { cursor: Some(0), ..read },
-        };
-        payload(self.guard.perform(request, self.context).await?)
+        let task = TaskName::from(opened.task_id.as_str());
+        let shell = ShellName { shell_id: opened.shell_id };
+        let read = ShellRead { cursor: Some(0), ..read };
+        match self.guard.perform(ReadTaskShell { task: task.clone(), shell, read }, self.context).await {
+            Ok(output) => payload(output),
+            Err(failure) => {
+                // The client has not learned its number.
+                let _ = self.guard.perform(CloseTaskShell { task, shell }, self.context).await;
+                Err(failure)
+            }
+        }
     }
 
+    /// Lists the shells of a task if no shell is named.
     pub(crate) async fn read_shell(&self, mut given: Given) -> Result<Value, Failure> {
         let read = read_of(&mut given);
+        if !given.has(&ANY_SHELL) {
+            given.take(&CURSOR);
+            let request: ListTaskShells = given.request()?;
+            return payload(self.guard.perform(request, self.context).await?);
+        }
         let request: ReadTaskShell = given.request()?;
         let read = ShellRead { cursor: request.read.cursor, ..read };
         payload(self.guard.perform(ReadTaskShell { read, ..request }, self.context).await?)

@@ -11,7 +11,7 @@ use pyro_api::{
     Access, Deleted, Disk, Environment, HostAccess, NetworkInfo, Operation, OperationInfo, Reaped, RunResult,
     Service, ServiceList, ServiceLog, Task, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileChanged,
     TaskFileChanges, TaskFileInfo, TaskFileList, TaskFileMoved, TaskFileWritten, TaskList, TaskLogEntry,
-    TaskLogs, TaskShell, TaskShellOutput, Vm,
+    TaskLogs, TaskShell, TaskShellOutput, TaskShells, Vm,
 };
 use rmcp::model::ToolAnnotations;
 use schemars::JsonSchema;
@@ -19,7 +19,9 @@ use serde::Serialize;
 
 use crate::arguments::{Argument, Kind, Object};
 use crate::schema::{self, schema_of};
-use crate::shells::{CURSOR, IDLE_SECONDS, KEYS, PROGRAM, SCREEN, SHELL_ID, SIGNAL, TEXT, WAIT_SECONDS};
+use crate::shells::{
+    ANY_SHELL, CURSOR, IDLE_SECONDS, KEYS, LAST_CURSOR, PROGRAM, SCREEN, SHELL_ID, SIGNAL, TEXT, WAIT_SECONDS,
+};
 
 /// Number of journal entries that a call returns by default.
 pub(crate) const DEFAULT_ENTRIES: u64 = 100;
@@ -435,7 +437,7 @@ impl Tool {
                 "Open a shell in a task, on a terminal, for programs that ask questions or keep their state. It stays open \
                  between calls. For a single command use task_exec."
             }
-            Self::TaskShellRead => "Show output of a shell, without escape sequences.",
+            Self::TaskShellRead => "Show output of a shell, without escape sequences, or list the shells.",
             Self::TaskShellWrite => "Type into a shell and show the output that follows.",
             Self::TaskShellSignal => "Send a signal to what runs in the foreground of a shell.",
             Self::TaskShellClose => "End a shell and everything that runs in it.",
@@ -501,8 +503,10 @@ impl Tool {
             Self::TaskFiles => &[TASK_ID, LOOK, DIRECTORY, RECURSIVE, MAX_ENTRIES, WATCH_TIME],
             Self::TaskChangeFiles => &[TASK_ID, CHANGE, PATH, DESTINATION, REPLACE, RECURSIVE],
             Self::TaskShellOpen => &[TASK_ID, PROGRAM, USER, CWD, ENV],
-            Self::TaskShellRead => &[TASK_ID, SHELL_ID, CURSOR, WAIT_SECONDS, IDLE_SECONDS, SCREEN],
-            Self::TaskShellWrite => &[TASK_ID, SHELL_ID, TEXT, KEYS, WAIT_SECONDS, IDLE_SECONDS, SCREEN],
+            Self::TaskShellRead => &[TASK_ID, ANY_SHELL, CURSOR, WAIT_SECONDS, IDLE_SECONDS, SCREEN],
+            Self::TaskShellWrite => {
+                &[TASK_ID, SHELL_ID, TEXT, KEYS, LAST_CURSOR, WAIT_SECONDS, IDLE_SECONDS, SCREEN]
+            }
             Self::TaskShellSignal => &[TASK_ID, SHELL_ID, SIGNAL],
             Self::TaskShellClose => &[TASK_ID, SHELL_ID],
             Self::TaskServiceStart => &[
@@ -547,9 +551,8 @@ impl Tool {
             Self::TaskWriteFile => schema_of::<TaskFileWritten>(),
             Self::TaskFiles => schema_of::<FilesFound>(),
             Self::TaskChangeFiles => schema_of::<FilesChanged>(),
-            Self::TaskShellOpen | Self::TaskShellRead | Self::TaskShellWrite => {
-                schema_of::<TaskShellOutput>()
-            }
+            Self::TaskShellOpen | Self::TaskShellWrite => schema_of::<TaskShellOutput>(),
+            Self::TaskShellRead => schema_of::<ShellsShown>(),
             Self::TaskShellSignal | Self::TaskShellClose => schema_of::<TaskShell>(),
             Self::TaskServiceStart | Self::TaskServiceStop => schema_of::<Service>(),
             Self::TaskServiceStatus => schema_of::<ServiceList>(),
@@ -594,8 +597,7 @@ impl Tool {
             ],
             Self::TaskKill => &["sequence", "outcome", "exit_code"],
             Self::TaskShellOpen => &["shell_id", "text", "cursor"],
-            Self::TaskShellRead => &["text", "cursor", "dropped_bytes", "reason", "running", "exit_code"],
-            Self::TaskShellWrite => &["text", "cursor", "running", "exit_code"],
+            Self::TaskShellWrite => &["text", "cursor", "reason", "running", "exit_code"],
             Self::TaskShellSignal => &["running"],
             Self::TaskShellClose => &["exit_code"],
             Self::TaskServiceStart => &["name", "state", "exit_code", "reason", "last_output"],
@@ -648,7 +650,8 @@ impl Tool {
             | Self::TaskReadFile
             | Self::TaskWriteFile
             | Self::TaskFiles
-            | Self::TaskChangeFiles => &[],
+            | Self::TaskChangeFiles
+            | Self::TaskShellRead => &[],
             Self::TaskServiceStatus | Self::TaskServiceLogs => &[],
         }
     }
@@ -774,6 +777,17 @@ enum FilesChanged {
     Moved(TaskFileMoved),
     /// It was removed or made.
     Changed(TaskFileChanged),
+}
+
+/// Result of `task_shell_read`.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum ShellsShown {
+    /// Output of a shell.
+    Output(TaskShellOutput),
+    /// The shells.
+    Listed(TaskShells),
 }
 
 /// Result of `task_exec`: a command that has ended, or one that was left running.

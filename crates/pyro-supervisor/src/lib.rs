@@ -38,8 +38,8 @@ mod stages;
 pub mod template;
 
 pub use client::{
-    Client, CommandInput, ConnectError, CopyError, EndError, EndRequest, Ended, InputStream, Lifeline,
-    MountError, PublishError, Ran, Run, RunError, ServiceError, StartError, make_template, start,
+    AttachEnd, Client, CommandInput, ConnectError, CopyError, EndError, EndRequest, Ended, InputStream,
+    Lifeline, MountError, PublishError, Ran, Run, RunError, ServiceError, StartError, make_template, start,
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase, network_denials};

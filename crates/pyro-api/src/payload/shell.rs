@@ -60,9 +60,9 @@ pub struct TaskShellOutput {
     pub dropped_bytes: u64,
     /// Why the text ends here.
     pub reason: ShellReadReason,
-    /// The shell runs.
+    /// The shell runs, or has ended and there is more of its output.
     pub running: bool,
-    /// Exit code; −S if signal S ended it; null while it runs, and if it is not known.
+    /// Exit code; −S if signal S ended it; null while `running` is true, and if it is not known.
     pub exit_code: Option<i64>,
 }
 

@@ -110,7 +110,9 @@ pub(crate) enum OptionsError {
     #[error("-t needs -i or a command; use -it for a login shell")]
     NeedsInput,
     /// Attaching without a terminal.
-    #[error("attach needs a terminal as standard input; use `pyro task shell read` and `write` without one")]
+    #[error(
+        "attach needs a terminal as standard input and output; use `pyro task shell read` and `write` without one"
+    )]
     AttachNeedsTerminal,
     /// `-it` with a standard input that is not a terminal.
     #[error("-it needs a terminal as standard input; leave out -t to pass on a pipe or a file")]
@@ -174,6 +176,7 @@ impl CommandArgs {
             passed: Passed { input: self.interactive, sizes: self.tty, detachable: false },
             is_raw: self.tty && self.interactive,
             on_terminal: self.tty,
+            puts_back: false,
         }
     }
 

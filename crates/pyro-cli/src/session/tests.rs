@@ -77,6 +77,19 @@ fn follow<T, F>(
 where
     F: Future<Output = Result<T, Error>>,
 {
+    follow_on_terminal(sink, quiet, false, call)
+}
+
+/// The same; `puts_back`: what the output changes of the terminal.
+fn follow_on_terminal<T, F>(
+    sink: &Arc<Recorder>,
+    quiet: bool,
+    puts_back: bool,
+    call: impl FnOnce(Events, CancellationToken, mpsc::Sender<Signal>) -> F,
+) -> Result<(T, Shown), CliError>
+where
+    F: Future<Output = Result<T, Error>>,
+{
     let printer = Printer::to(Arc::clone(sink) as Arc<dyn Sink>);
     block_on(async {
         let (signals, requests) = mpsc::channel(8);
@@ -85,6 +98,7 @@ where
             quiet,
             on_terminal: false,
             raw: None,
+            changed: Some(ChangedTerminal::of(&printer)).filter(|_| puts_back),
             task: None,
             requests,
             input_failure: mpsc::channel(1).1,
@@ -97,6 +111,35 @@ where
 
 fn output(stream: OutputStream, bytes: &'static [u8]) -> Event {
     Event::Output { stream, bytes: Bytes::from_static(bytes) }
+}
+
+#[test]
+fn a_terminal_is_put_back_however_the_call_ends() {
+    let shows = |is_ok: bool, shown: &'static [u8]| {
+        let sink = Arc::new(Recorder::default());
+        let result = follow_on_terminal(&sink, false, true, |events, _, _| async move {
+            events.send(output(OutputStream::Stdout, shown)).await;
+            match is_ok {
+                true => Ok(()),
+                false => Err(Error::new(ErrorKind::NotDelivered, "the machine is gone")),
+            }
+        });
+        assert_eq!(result.is_ok(), is_ok);
+        String::from_utf8(sink.all(OutputStream::Stdout)).unwrap()
+    };
+    for is_ok in [true, false] {
+        assert_eq!(
+            shows(is_ok, b"\x1b[?1049h\x1b[?25lvim"),
+            "\x1b[?1049h\x1b[?25lvim\x1b\\\x1b[?1049l\x1b[?25h\x1b[0m\r\n"
+        );
+    }
+    let gone = Recorder::with_stdout(Behaviour::Fails(io::ErrorKind::BrokenPipe));
+    let result = follow_on_terminal(&gone, false, true, |events, cancel, _| async move {
+        events.send(output(OutputStream::Stdout, b"\x1b[?1049h")).await;
+        cancel.cancelled().await;
+        Err::<(), _>(Error::cancelled())
+    });
+    assert!(matches!(result, Err(CliError::Output(_))));
 }
 
 #[test]

@@ -12,8 +12,9 @@ pub(super) const MAX_PADDING: usize = 64 * 1024;
 /// Distance of tab stops.
 const TAB: usize = 8;
 
-/// Returns the text that a terminal with this number of columns has written.
-pub(crate) fn plain(bytes: &[u8], columns: u16) -> String {
+/// Returns the text that a terminal with this number of columns has written since `before`, which was written immediately before
+/// it. What is left of the line from then is not part of the text, but `bytes` may continue it.
+pub(crate) fn plain(before: &[u8], bytes: &[u8], columns: u16) -> String {
     let mut lines = Lines {
         done: String::new(),
         line: Vec::new(),
@@ -22,7 +23,10 @@ pub(crate) fn plain(bytes: &[u8], columns: u16) -> String {
         columns: usize::from(columns).max(1),
         padding: MAX_PADDING,
     };
-    Parser::new().advance(&mut lines, bytes);
+    let mut parser = Parser::new();
+    parser.advance(&mut lines, before);
+    lines.forget();
+    parser.advance(&mut lines, bytes);
     // A prompt keeps its space.
     lines.take_line();
     lines.done
@@ -35,11 +39,13 @@ struct Cell {
     character: Option<char>,
     /// Combining characters.
     marks: String,
+    /// It was written before the text that is wanted.
+    is_old: bool,
 }
 
 impl Cell {
     fn of(character: char) -> Self {
-        Self { character: Some(character), marks: String::new() }
+        Self { character: Some(character), marks: String::new(), is_old: false }
     }
 }
 
@@ -61,6 +67,13 @@ impl Lines {
         self.row + self.column
     }
 
+    /// Leaves everything so far out of the text.
+    fn forget(&mut self) {
+        self.done.clear();
+        self.line.iter_mut().for_each(|cell| cell.is_old = true);
+        self.padding = MAX_PADDING;
+    }
+
     /// Ends the line, without the spaces at its end.
     fn end_line(&mut self) {
         let start = self.done.len();
@@ -72,7 +85,7 @@ impl Lines {
 
     /// Moves the text of the line out.
     fn take_line(&mut self) {
-        for Cell { character, marks } in self.line.drain(..) {
+        for Cell { character, marks, .. } in self.line.drain(..).filter(|cell| !cell.is_old) {
             self.done.extend(character);
             self.done.push_str(&marks);
         }
@@ -109,9 +122,16 @@ impl Lines {
         self.column += 1;
     }
 
+    /// The end of the row with the cursor, as far as there are cells.
+    fn row_end(&self) -> usize {
+        (self.row + self.columns).min(self.line.len())
+    }
+
     fn erase(&mut self, from: usize, to: usize) {
         let length = self.line.len();
-        self.line[from.min(length)..to.min(length)].fill(Cell::of(' '));
+        for cell in &mut self.line[from.min(length)..to.min(length)] {
+            *cell = Cell { is_old: cell.is_old, ..Cell::of(' ') };
+        }
     }
 }
 
@@ -122,8 +142,13 @@ impl Perform for Lines {
             None => return,
             Some(0) => {
                 let before = self.position().checked_sub(1).and_then(|at| self.line.get_mut(at));
-                if let Some(cell) = before {
-                    cell.marks.push(character);
+                match before {
+                    // The character itself is not in the text.
+                    Some(cell) if cell.is_old => {
+                        *cell = Cell { character: None, marks: character.into(), is_old: false };
+                    }
+                    Some(cell) => cell.marks.push(character),
+                    None => {}
                 }
                 return;
             }
@@ -135,7 +160,7 @@ impl Perform for Lines {
         }
         self.put(Cell::of(character));
         for _ in 1..width {
-            self.put(Cell { character: None, marks: String::new() });
+            self.put(Cell { character: None, marks: String::new(), is_old: false });
         }
     }
 
@@ -166,14 +191,25 @@ impl Perform for Lines {
             'K' => self.erase(self.row, self.row + self.columns),
             'J' if first == 0 => self.line.truncate(at),
             'P' => {
-                let end = (at + count).min(self.line.len());
-                self.line.drain(at.min(end)..end);
+                // The rows that follow stay where they are.
+                let end = self.row_end();
+                let (first, last) = (at.min(end), (at + count).min(end));
+                self.line[first..end].rotate_left(last - first);
+                match end == self.line.len() {
+                    true => self.line.truncate(end - (last - first)),
+                    false => self.erase(end - (last - first), end),
+                }
             }
-            'X' => self.erase(at, at + count),
+            'X' => self.erase(at, (at + count).min(self.row_end())),
             '@' if at < self.line.len() => {
-                let added = count.min(self.columns).min(self.padding);
+                // What does not fit in the row is lost.
+                let end = (self.row + self.columns).min(self.line.len() + count).max(at);
+                let added = count.min(end - at).min(self.padding);
                 self.padding -= added;
-                self.line.splice(at..at, std::iter::repeat_n(Cell::of(' '), added));
+                let end = end.min(self.line.len() + added);
+                self.line.resize(self.line.len().max(end), Cell::of(' '));
+                self.line[at..end].rotate_right(added);
+                self.line[at..at + added].fill(Cell::of(' '));
             }
             'H' | 'f' | 'd' | 'J' if !self.line.is_empty() => self.end_line(),
             _ => {}
@@ -202,15 +238,61 @@ mod tests {
             ("out  \r\n# ", "out\n# "),
             ("abc\x1b[2D\x1b[P", "ac"),
         ] {
-            assert_eq!(plain(written.as_bytes(), 80), text, "{written:?}");
+            assert_eq!(plain(b"", written.as_bytes(), 80), text, "{written:?}");
         }
     }
 
     /// What Bash's line editor writes for a line of 14 characters on a terminal with 10 columns.
     #[test]
     fn a_wrapped_line_is_one_line() {
-        assert_eq!(plain(b"$ 34567890 \r1234\r\nout\r\n", 10), "$ 345678901234\nout\n");
+        assert_eq!(plain(b"", b"$ 34567890 \r1234\r\nout\r\n", 10), "$ 345678901234\nout\n");
         let edited = b"$ 34567890 \r1234\x1b[A\x1b[2DX\r\n\r\nout";
-        assert_eq!(plain(edited, 10).lines().last(), Some("out"));
+        assert_eq!(plain(b"", edited, 10).lines().last(), Some("out"));
+    }
+
+    #[test]
+    fn a_text_continues_the_line_before_it() {
+        for (before, written, text) in [
+            ("$ ", "34567890 \r1234\r\n", "345678901234\n"),
+            ("10%", "\r50%\r\x1b[Kdone\r\n", "done\n"),
+            ("earlier\r\n# ", "\x1b[2K\r> x", "> x"),
+            ("e", "\u{301}!", "\u{301}!"),
+            ("abcdef\x1b[4D", "\x1b[2PX\r\n", "X\n"),
+            ("\x1b[1;31", "mred", "red"),
+        ] {
+            assert_eq!(plain(before.as_bytes(), written.as_bytes(), 10), text, "{before:?} {written:?}");
+        }
+    }
+
+    /// A shell session read in two parts, whatever the place where it is cut.
+    #[test]
+    fn what_is_read_in_parts_is_the_same_text() {
+        const WRITTEN: &str = "one two\r\n\x1b[1m$ \x1b[0m34567890 \r1234567890 \rX\r\n\
+                               wrapped by the terminal at ten\r\ntab\tt\r\n\x1b]0;title\x07$ \x1b[?2004hls\x1b[?2004l\r\r\n\
+                               \x1b[32ma\x1b[0m  b\r\n";
+        let lines = |text: &str| text.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>();
+        let all = lines(&plain(b"", WRITTEN.as_bytes(), 10));
+        assert_eq!(all[1], "$ 345678901234567890X");
+        for at in 0..=WRITTEN.len() {
+            let (before, after) = WRITTEN.as_bytes().split_at(at);
+            // The space with which Bash begins a row is shown if nothing has replaced it yet.
+            let is_in_space =
+                before.ends_with(b" \r") || (before.ends_with(b" ") && after.starts_with(b"\r"));
+            let parts = plain(b"", before, 10) + &plain(before, after, 10);
+            match is_in_space {
+                true => {
+                    assert_eq!(parts.replace(' ', ""), plain(b"", WRITTEN.as_bytes(), 10).replace(' ', ""))
+                }
+                false => assert_eq!(lines(&parts), all, "cut at {at}: {after:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_that_is_edited_leaves_the_next_one() {
+        assert_eq!(plain(b"", b"abcdefghijKLM\x1b[A\r\x1b[2Px", 10), "xdefghij  KLM");
+        assert_eq!(plain(b"", b"abcdefghijKLM\x1b[A\r\x1b[2@x", 10), "x abcdefghKLM");
+        assert_eq!(plain(b"", b"abc\r\x1b[2@x", 10), "x abc");
+        assert_eq!(plain(b"", b"abc\r\x1b[60000@x", 10).trim_end(), "x");
     }
 }

@@ -7,8 +7,19 @@ use futures::{StreamExt, stream};
 use pyro_wire::{Exec, Frame};
 
 use super::{Client, CommandInput, ConnectError, RunError, WATCH_PROBE_AFTER, ask, unexpected};
-use crate::conversation::{CommandOutcome, OutputChunk};
+use crate::conversation::CommandOutcome;
 use crate::protocol::{CommandKey, InputOutcome, ReadShell, Reply, Request, ShellPart, ShellState};
+
+/// How showing a shell ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AttachEnd {
+    /// The shell has ended, and all of its output was passed on.
+    Ended(CommandOutcome),
+    /// The caller has read so slowly that what comes next is no longer kept.
+    Behind,
+    /// There is no such shell.
+    NoShell,
+}
 
 impl Client {
     /// Starts a shell, which has a terminal and an input, and returns its number.
@@ -63,7 +74,7 @@ impl Client {
         self.while_responsive(WATCH_PROBE_AFTER, read).await.unwrap_or(silent)
     }
 
-    /// Passes on what a shell writes from a cursor on, until it ends. `None`: there is no such shell.
+    /// Passes on what a shell writes from a cursor on, until it ends, or the caller has read too slowly.
     ///
     /// # Errors
     /// [`RunError`].
@@ -71,9 +82,23 @@ impl Client {
         &self,
         sequence: u64,
         cursor: u64,
-        on_output: impl AsyncFnMut(OutputChunk),
-    ) -> Result<Option<CommandOutcome>, RunError> {
-        let attached = pin!(self.outcome_of(Request::AttachShell { sequence, cursor }, on_output));
+        mut on_output: impl AsyncFnMut(Bytes),
+    ) -> Result<AttachEnd, RunError> {
+        let attached = async {
+            let mut stream = self.connect().await?.stream;
+            ask(&mut stream, Request::AttachShell { sequence, cursor }).await?;
+            loop {
+                match stream.next().await {
+                    Some(Ok(Frame::Output(_, bytes))) => on_output(bytes).await,
+                    Some(Ok(Frame::Control(Reply::Ended(outcome)))) => return Ok(AttachEnd::Ended(outcome)),
+                    Some(Ok(Frame::Control(Reply::Shells(_)))) => return Ok(AttachEnd::Behind),
+                    Some(Ok(Frame::Control(Reply::NotRunning))) => return Ok(AttachEnd::NoShell),
+                    Some(Ok(Frame::Control(reply))) => return Err(unexpected(reply)),
+                    Some(Err(_)) | None => return Err(RunError::Lost { sequence: None }),
+                }
+            }
+        };
+        let attached = pin!(attached);
         let silent = Err(ConnectError::Unresponsive.into());
         self.while_responsive(WATCH_PROBE_AFTER, attached).await.unwrap_or(silent)
     }

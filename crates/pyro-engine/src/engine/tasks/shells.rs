@@ -1,12 +1,17 @@
 //! Shells of a task, which its supervisor runs.
 
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use pyro_supervisor::{
-    Client, CommandKey, CommandOutcome, InputOutcome, ReadReason, ReadShell, RunError, SCROLLBACK_BYTES,
-    ShellPart, ShellState,
+    AttachEnd, Client, CommandKey, CommandOutcome, InputOutcome, MAX_OPEN_SHELLS, ReadReason, ReadShell,
+    RunError, SCROLLBACK_BYTES, ShellPart, ShellState,
 };
+use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::commands::refuse_on_host;
@@ -26,6 +31,10 @@ use crate::{
 
 /// Time limit for a shell to take what is typed. One that reads nothing takes about half a mebibyte in advance.
 const TYPE_LIMIT: Duration = Duration::from_secs(10);
+/// Minimum time between two renewals of the lifetime of a task in whose shell its caller types.
+const RENEW_INTERVAL: Duration = Duration::from_secs(60);
+/// Maximum number of bytes before a cursor that say where in its line the terminal was.
+const CONTEXT_BYTES: u64 = 4096;
 
 /// One shell and the client of its supervisor.
 struct Found {
@@ -39,7 +48,7 @@ impl Engine {
     ///
     /// # Errors
     /// `InvalidInput`, also if the task's commands run on the host; `NotFound`, `Expired`, `WrongState`, `NotDelivered`,
-    /// `OutcomeUnknown`.
+    /// `OutcomeUnknown`; `AtCapacity` if the maximum number of shells is open.
     pub async fn open_task_shell(&self, request: OpenTaskShell) -> Result<TaskShell, Error> {
         let command = limits::check_command(request.shell.into(), OutputMode::Stream)?;
         let id = self.task_id(&request.task.task_id).await?;
@@ -48,10 +57,18 @@ impl Engine {
         let opened = self.client(&id).open_shell(exec_request(&command, &record.environment)).await;
         let shell_id = match opened {
             Ok(shell_id) => shell_id,
+            Err(RunError::Refused { cause }) if self.has_open_shells(&id, MAX_OPEN_SHELLS).await => {
+                return Err(Error::new(ErrorKind::AtCapacity, cause).hint(Hint::ListShells));
+            }
             Err(error) => return Err(self.run_error(&id, error, &CancellationToken::new()).await),
         };
         let found = Found { client: self.client(&id), id, shell_id };
         self.described(&found).await
+    }
+
+    async fn has_open_shells(&self, id: &VmId, count: usize) -> bool {
+        let shells = self.client(id).list_shells().await.unwrap_or_default();
+        shells.iter().filter(|shell| shell.outcome.is_none()).count() >= count
     }
 
     /// Lists the shells of a task; none if it is stopped.
@@ -82,10 +99,11 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<TaskShellOutput, Error> {
         let read = request.read.check()?;
-        let found = self.find_shell(&request.task.task_id, request.shell.shell_id).await?;
+        let found = self.find_shell(&request.task.task_id, request.shell.shell_id, Some(waits(read))).await?;
         let reading = async {
-            let (bytes, part) = found.read(request_of(&found, read)).await?;
-            found.output(read, bytes, part).await
+            let deadline = deadline(read);
+            let first = found.read(request_of(&found, read)).await?;
+            found.output(read, deadline, first).await
         };
         unless_cancelled(cancel, reading).await
     }
@@ -100,22 +118,26 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<TaskShellOutput, Error> {
         let (typed, read) = (request.typed.bytes()?, request.read.check()?);
-        let found = self.find_shell(&request.task.task_id, request.shell.shell_id).await?;
+        let found = self
+            .find_shell(&request.task.task_id, request.shell.shell_id, Some(waits(read) + TYPE_LIMIT))
+            .await?;
         let writing = async {
             let before = found.state().await?;
-            found.type_keys(typed.into(), &before).await?;
-            // What was written earlier must not count as output that follows.
-            let waiting = CheckedRead { cursor: Some(before.written), ..read };
-            let (bytes, part) = found.read(request_of(&found, waiting)).await?;
-            match read.cursor {
-                Some(cursor) if cursor != before.written => {
-                    let at_once = CheckedRead { wait_ms: 0, idle_ms: 0, ..read };
-                    let (bytes, all) = found.read(request_of(&found, at_once)).await?;
-                    let reason = if all.reason == ReadReason::Full { all.reason } else { part.reason };
-                    found.output(read, bytes, ShellPart { reason, ..all }).await
-                }
-                _ => found.output(read, bytes, part).await,
+            let written = before.written;
+            let from = read.cursor.unwrap_or(written);
+            if from > written {
+                let message = format!("invalid cursor: expected at most {written}");
+                return Err(Error::new(ErrorKind::InvalidInput, message));
             }
+            found.type_keys(typed.into(), &before).await?;
+            let deadline = deadline(read);
+            // What was written earlier must not count as output that follows.
+            let waiting = CheckedRead { cursor: Some(written), ..read };
+            let mut first = found.read(request_of(&found, waiting)).await?;
+            if from != written {
+                first = found.read_again(from, read, first.1.reason).await?;
+            }
+            found.output(read, deadline, first).await
         };
         unless_cancelled(cancel, writing).await
     }
@@ -126,7 +148,7 @@ impl Engine {
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`.
     pub async fn signal_task_shell(&self, request: SignalTaskShell) -> Result<TaskShell, Error> {
         let signal = request.signal.number()?;
-        let found = self.find_shell(&request.task.task_id, request.shell.shell_id).await?;
+        let found = self.find_shell(&request.task.task_id, request.shell.shell_id, None).await?;
         let before = found.state().await?;
         let sent = found.client.signal(CommandKey::Sequence(found.shell_id), signal).await;
         match sent.map_err(|error| refused(&found.id, error))? {
@@ -141,7 +163,7 @@ impl Engine {
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`.
     pub async fn resize_task_shell(&self, request: ResizeTaskShell) -> Result<TaskShell, Error> {
         limits::check_terminal(request.size)?;
-        let found = self.find_shell(&request.task.task_id, request.shell.shell_id).await?;
+        let found = self.find_shell(&request.task.task_id, request.shell.shell_id, None).await?;
         let before = found.state().await?;
         let size = convert::terminal_size(request.size);
         let resized = found.client.resize(CommandKey::Sequence(found.shell_id), size).await;
@@ -156,7 +178,7 @@ impl Engine {
     /// # Errors
     /// `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`.
     pub async fn close_task_shell(&self, request: CloseTaskShell) -> Result<TaskShell, Error> {
-        let found = self.find_shell(&request.task.task_id, request.shell.shell_id).await?;
+        let found = self.find_shell(&request.task.task_id, request.shell.shell_id, None).await?;
         found.state().await?;
         match found.client.kill(found.shell_id).await {
             Ok(_) => self.described(&found).await,
@@ -175,15 +197,35 @@ impl Engine {
         call: &CallContext,
     ) -> Result<TaskShell, Error> {
         limits::check_terminal(request.size)?;
-        let found = self.find_shell(&request.task.task_id, request.shell.shell_id).await?;
-        unless_cancelled(&call.cancel, found.attach(&request, call)).await?;
+        let found = self.find_shell(&request.task.task_id, request.shell.shell_id, None).await?;
+        let typed = Arc::new(Notify::new());
+        tokio::select! {
+            biased;
+            shown = unless_cancelled(&call.cancel, found.attach(&request, call, &typed)) => shown?,
+            never = self.renew_at(&typed, &found.id) => match never {},
+        }
         self.renew_used(&found.id, None).await;
         self.described(&found).await
     }
 
-    async fn find_shell(&self, task_id: &str, shell_id: u64) -> Result<Found, Error> {
+    /// Begins a new lifetime of a task whenever it is used, but not much more often than needed.
+    async fn renew_at(&self, used: &Notify, id: &VmId) -> Infallible {
+        loop {
+            used.notified().await;
+            self.renew_used(id, None).await;
+            tokio::time::sleep(RENEW_INTERVAL).await;
+        }
+    }
+
+    /// Finds a shell for a use of it that takes at most `longest`, if that is known.
+    async fn find_shell(
+        &self,
+        task_id: &str,
+        shell_id: u64,
+        longest: Option<Duration>,
+    ) -> Result<Found, Error> {
         let id = self.task_id(task_id).await?;
-        let record = self.record_for_use(&id, None).await?;
+        let record = self.record_for_use(&id, longest).await?;
         refuse_on_host(&record, "shells")?;
         Ok(Found { client: self.client(&id), id, shell_id })
     }
@@ -251,39 +293,81 @@ impl Found {
         self.read(all).await
     }
 
+    /// Reads from a cursor without waiting, after another read has waited.
+    async fn read_again(
+        &self,
+        from: u64,
+        read: CheckedRead,
+        waited: ReadReason,
+    ) -> Result<(Bytes, ShellPart), Error> {
+        let at_once = CheckedRead { cursor: Some(from), wait_ms: 0, idle_ms: 0, ..read };
+        let (bytes, part) = self.read(request_of(self, at_once)).await?;
+        let reason = match part.reason {
+            ReadReason::Full | ReadReason::Ended => part.reason,
+            ReadReason::Output | ReadReason::Idle | ReadReason::Time => waited,
+        };
+        Ok((bytes, ShellPart { reason, ..part }))
+    }
+
+    /// Returns what is left of the line before an offset, or of several lines.
+    async fn context(&self, offset: u64) -> Result<Bytes, Error> {
+        let from = offset.saturating_sub(CONTEXT_BYTES);
+        if from == offset {
+            return Ok(Bytes::new());
+        }
+        let before = ReadShell {
+            sequence: self.shell_id,
+            cursor: Some(from),
+            max_bytes: offset - from,
+            wait_ms: 0,
+            idle_ms: 0,
+        };
+        let (bytes, part) = self.read(before).await?;
+        // If some of it is no longer kept, what follows the offset was read instead.
+        let count = usize::try_from(offset.saturating_sub(part.start)).unwrap_or(usize::MAX);
+        let bytes = bytes.slice(..count.min(bytes.len()));
+        // Its beginning can be in the middle of a sequence.
+        let line = bytes.iter().position(|byte| *byte == b'\n').filter(|_| part.start > 0);
+        Ok(bytes.slice(line.map_or(0, |end| end + 1)..))
+    }
+
     /// Returns what was read, in the requested form.
     async fn output(
         &self,
         read: CheckedRead,
-        bytes: Bytes,
-        part: ShellPart,
+        deadline: Instant,
+        (mut bytes, mut part): (Bytes, ShellPart),
     ) -> Result<TaskShellOutput, Error> {
-        let mut end = part.start + bytes.len() as u64;
+        // Only the beginning of a character or a sequence is not output.
+        while !bytes.is_empty()
+            && held_back(read.format, &bytes, part.reason) == bytes.len()
+            && part.reason != ReadReason::Time
+        {
+            let end = part.start + bytes.len() as u64;
+            let wait_ms = deadline.saturating_duration_since(Instant::now()).as_millis() as u64;
+            let more = CheckedRead { cursor: Some(end), wait_ms, ..read };
+            let (_, next) = self.read(request_of(self, more)).await?;
+            (bytes, part) = self.read_again(part.start, read, next.reason).await?;
+        }
+        let held = held_back(read.format, &bytes, part.reason);
+        let mut end = part.start + (bytes.len() - held) as u64;
+        let whole = bytes.slice(..bytes.len() - held);
         let size = convert::caller_size(part.shell.size);
-        let is_last = part.reason == ReadReason::Ended;
+        // There can be more than was read.
+        let mut is_last = part.reason == ReadReason::Ended;
         let text = match read.format {
             ShellFormat::Screen => {
                 let (bytes, latest) = self.latest().await?;
                 end = latest.start + bytes.len() as u64;
-                terminal::screen(&bytes, size)
+                is_last = latest.reason == ReadReason::Ended;
+                part.shell = latest.shell;
+                aside(move || terminal::screen(&bytes, size)).await?
             }
-            ShellFormat::Raw | ShellFormat::Plain => {
-                let mut held = match read.format {
-                    ShellFormat::Plain => terminal::incomplete_sequence(&bytes),
-                    ShellFormat::Raw | ShellFormat::Screen => 0,
-                };
-                held = held.max(terminal::incomplete_character(&bytes));
-                // The rest of it may never come, or not fit.
-                if is_last || (held == bytes.len() && part.reason == ReadReason::Full) {
-                    held = 0;
-                }
-                end -= held as u64;
-                let whole = &bytes[..bytes.len() - held];
-                match read.format {
-                    ShellFormat::Plain => terminal::plain(whole, size.columns),
-                    ShellFormat::Raw | ShellFormat::Screen => String::from_utf8_lossy(whole).into_owned(),
-                }
+            ShellFormat::Plain => {
+                let before = self.context(part.start).await?;
+                aside(move || terminal::plain(&before, &whole, size.columns)).await?
             }
+            ShellFormat::Raw => String::from_utf8_lossy(&whole).into_owned(),
         };
         Ok(TaskShellOutput {
             task_id: self.id.clone(),
@@ -298,8 +382,8 @@ impl Found {
                 ReadReason::Ended => ShellReadReason::Ended,
                 ReadReason::Time => ShellReadReason::Time,
             },
-            running: part.shell.outcome.is_none(),
-            exit_code: code(&part.shell),
+            running: !is_last,
+            exit_code: code(&part.shell).filter(|_| is_last),
         })
     }
 
@@ -329,35 +413,84 @@ impl Found {
         Error::new(ErrorKind::WrongState, message).hint(Hint::ListShells)
     }
 
-    async fn attach(&self, request: &AttachTaskShell, call: &CallContext) -> Result<(), Error> {
+    /// Notifies `on_typed` of everything that the caller types.
+    async fn attach(
+        &self,
+        request: &AttachTaskShell,
+        call: &CallContext,
+        on_typed: &Arc<Notify>,
+    ) -> Result<(), Error> {
         let key = CommandKey::Sequence(self.shell_id);
         // A shell that has ended is shown as it is.
         let _ = self.client.resize(key, convert::terminal_size(request.size)).await;
-        let (bytes, part) = self.latest().await?;
         let send = async |bytes: Bytes| {
             call.events.send(Event::Output { stream: OutputStream::Stdout, bytes }).await;
         };
-        send(terminal::state(&bytes, request.size).into()).await;
-        let cursor = part.start + bytes.len() as u64;
+        let shown = async {
+            loop {
+                let (bytes, part) = self.latest().await?;
+                let cursor = part.start + bytes.len() as u64;
+                let size = request.size;
+                send(aside(move || terminal::state(&bytes, size)).await?.into()).await;
+                let shown = self.client.attach_shell(self.shell_id, cursor, send);
+                match shown.await.map_err(|error| refused(&self.id, error))? {
+                    AttachEnd::Ended(_) | AttachEnd::NoShell => return Ok(()),
+                    // What is missing can be the end of a sequence that has begun, which this cancels.
+                    AttachEnd::Behind => send(Bytes::from_static(b"\x18")).await,
+                }
+            }
+        };
         let typed = async {
             match caller_input(call) {
                 // The caller only watches.
                 None => std::future::pending().await,
-                Some(input) => self.client.input(key, input).await,
+                Some(input) => {
+                    let on_typed = Arc::clone(on_typed);
+                    let input = input.inspect(move |_| on_typed.notify_one());
+                    self.client.input(key, input.boxed()).await
+                }
             }
         };
-        let shown = self.client.attach_shell(self.shell_id, cursor, async |chunk| send(chunk.bytes).await);
         tokio::pin!(shown);
         tokio::select! {
             biased;
-            ended = &mut shown => ended.map(drop).map_err(|error| refused(&self.id, error)),
+            ended = &mut shown => ended,
             typed = typed => match typed {
                 Ok(None | Some(InputOutcome::Taken)) => Ok(()),
                 // Its last output follows.
-                Ok(Some(_)) => shown.await.map(drop).map_err(|error| refused(&self.id, error)),
+                Ok(Some(_)) => shown.await,
                 Err(error) => Err(refused(&self.id, error)),
             },
         }
+    }
+}
+
+/// Runs work on hostile bytes on another thread, so that other calls are answered meanwhile.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    let lost = |error| Error::internal("a background operation was lost").caused_by(error);
+    tokio::task::spawn_blocking(work).await.map_err(lost)
+}
+
+fn waits(read: CheckedRead) -> Duration {
+    Duration::from_millis(read.wait_ms)
+}
+
+fn deadline(read: CheckedRead) -> Instant {
+    Instant::now() + waits(read)
+}
+
+/// Returns how many of the last bytes are left for the next read, because they are only the beginning of something.
+fn held_back(format: ShellFormat, bytes: &[u8], reason: ReadReason) -> usize {
+    let held = match format {
+        ShellFormat::Screen => 0,
+        ShellFormat::Plain => terminal::incomplete_sequence(bytes).max(terminal::incomplete_character(bytes)),
+        ShellFormat::Raw => terminal::incomplete_character(bytes),
+    };
+    match reason {
+        // The rest of it never comes, or does not fit.
+        ReadReason::Ended => 0,
+        ReadReason::Full if held == bytes.len() => 0,
+        _ => held,
     }
 }
 

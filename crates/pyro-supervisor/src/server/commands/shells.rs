@@ -16,8 +16,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use pyro_wire::{Exec, Frame, FrameCodec, Input, MAX_OUTPUT_BYTES, OutputStream, TerminalSize};
-use tokio::sync::{mpsc, watch};
+use pyro_wire::{
+    Exec, Failure, Frame, FrameCodec, Input, InputReply, MAX_OUTPUT_BYTES, OutputStream, TerminalSize,
+};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::codec::Framed;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
@@ -35,7 +37,9 @@ use crate::server::{REPLY_LIMIT, Store};
 
 /// Maximum number of shells that have ended and can still be read.
 const MAX_ENDED_SHELLS: usize = 16;
-/// Maximum number of bytes that are kept of a shell that has ended.
+/// Number of shells that have ended last and keep their scrollback, which clients may still be reading.
+const MAX_ENDED_WHOLE: usize = 4;
+/// Maximum number of bytes that are kept of one that has ended earlier.
 const ENDED_BYTES: usize = 256 << 10;
 
 /// The shells of a VM by their numbers in the journal: those that run, and the latest that have ended.
@@ -44,6 +48,8 @@ pub(super) struct Shells {
     all: RefCell<BTreeMap<u64, Rc<Shell>>>,
     /// Number of shells that have no number yet.
     opening: Cell<usize>,
+    /// Number of shells that have ended.
+    ended: Cell<u64>,
 }
 
 /// The right to open one shell.
@@ -66,13 +72,19 @@ impl Shells {
         Some(Place(self))
     }
 
-    /// Forgets the oldest shells that have ended, if there are too many.
-    fn bound(&self) {
+    /// Ends a shell. Of those that ended long before, less is kept, or nothing.
+    fn end(&self, shell: &Shell, outcome: CommandOutcome) {
+        self.ended.set(self.ended.get() + 1);
+        shell.end(outcome, self.ended.get());
         let mut all = self.all.borrow_mut();
-        let ended: Vec<u64> =
-            all.iter().filter(|(_, shell)| !shell.is_running()).map(|(sequence, _)| *sequence).collect();
-        for sequence in &ended[..ended.len().saturating_sub(MAX_ENDED_SHELLS)] {
-            all.remove(sequence);
+        let mut ended: Vec<Rc<Shell>> =
+            all.values().filter(|shell| shell.place_of_end().is_some()).cloned().collect();
+        ended.sort_by_key(|shell| std::cmp::Reverse(shell.place_of_end()));
+        for shell in ended.iter().skip(MAX_ENDED_WHOLE) {
+            shell.scrollback.borrow_mut().shrink(ENDED_BYTES);
+        }
+        for shell in ended.iter().skip(MAX_ENDED_SHELLS) {
+            all.remove(&shell.sequence);
         }
     }
 }
@@ -86,7 +98,14 @@ pub(super) struct Shell {
     scrollback: RefCell<Scrollback>,
     activity: watch::Sender<Activity>,
     /// What is typed. Closed when the shell takes no more.
-    keys: mpsc::Sender<Bytes>,
+    keys: mpsc::Sender<Typed>,
+}
+
+/// One piece of what is typed.
+struct Typed {
+    bytes: Bytes,
+    /// Receives whether it was passed on to the guest, or why not. Dropped if the shell takes no more.
+    passed: oneshot::Sender<Result<(), String>>,
 }
 
 /// What a shell has done so far.
@@ -95,23 +114,34 @@ struct Activity {
     written: u64,
     /// When its terminal wrote last.
     latest: Instant,
-    outcome: Option<CommandOutcome>,
+    /// How it ended, and its place in the order of ends.
+    end: Option<(CommandOutcome, u64)>,
+}
+
+impl Activity {
+    fn outcome(&self) -> Option<&CommandOutcome> {
+        self.end.as_ref().map(|(outcome, _)| outcome)
+    }
 }
 
 impl Shell {
-    fn new(sequence: u64, id: u64, size: TerminalSize, keys: mpsc::Sender<Bytes>) -> Self {
+    fn new(sequence: u64, id: u64, size: TerminalSize, keys: mpsc::Sender<Typed>) -> Self {
         Self {
             sequence,
             id,
             size: Cell::new(size),
             scrollback: RefCell::new(Scrollback::new(SCROLLBACK_BYTES as usize)),
-            activity: watch::Sender::new(Activity { written: 0, latest: Instant::now(), outcome: None }),
+            activity: watch::Sender::new(Activity { written: 0, latest: Instant::now(), end: None }),
             keys,
         }
     }
 
     fn is_running(&self) -> bool {
-        self.activity.borrow().outcome.is_none()
+        self.activity.borrow().end.is_none()
+    }
+
+    fn place_of_end(&self) -> Option<u64> {
+        self.activity.borrow().end.as_ref().map(|(_, place)| *place)
     }
 
     fn append(&self, bytes: &[u8]) {
@@ -122,9 +152,8 @@ impl Shell {
         });
     }
 
-    fn end(&self, outcome: CommandOutcome) {
-        self.scrollback.borrow_mut().shrink(ENDED_BYTES);
-        self.activity.send_modify(|activity| activity.outcome = Some(outcome));
+    fn end(&self, outcome: CommandOutcome, place: u64) {
+        self.activity.send_modify(|activity| activity.end = Some((outcome, place)));
     }
 
     /// Remembers the size that its terminal was given.
@@ -138,9 +167,17 @@ impl Shell {
             sequence: self.sequence,
             size: self.size.get(),
             written: activity.written,
-            outcome: activity.outcome.clone(),
+            outcome: activity.outcome().cloned(),
         }
     }
+}
+
+/// How a stream for what is typed ended.
+enum StreamEnd {
+    /// The shell takes no more.
+    Ended,
+    /// Why, and where to report what was not passed on.
+    Failed(Option<oneshot::Sender<Result<(), String>>>, String),
 }
 
 impl<S: Store + 'static> Commands<S> {
@@ -167,7 +204,6 @@ impl<S: Store + 'static> Commands<S> {
         self.0.shells.all.borrow_mut().insert(begun.sequence, Rc::clone(&shell));
         drop(place);
         self.run_shell(begun, exec, &shell, typed, client).await;
-        self.0.shells.bound();
     }
 
     async fn run_shell(
@@ -175,7 +211,7 @@ impl<S: Store + 'static> Commands<S> {
         begun: Begun<S>,
         exec: Exec,
         shell: &Shell,
-        typed: mpsc::Receiver<Bytes>,
+        typed: mpsc::Receiver<Typed>,
         mut client: ServerStream,
     ) {
         let Begun { sequence, address, stream, permit, terminate, progress, counted } = begun;
@@ -213,33 +249,85 @@ impl<S: Store + 'static> Commands<S> {
         if let Some(recorded) = &recorded {
             progress.send_modify(|progress| progress.end = Some(recorded.clone()));
         }
-        shell.end(recorded.unwrap_or(outcome));
+        self.0.shells.end(shell, recorded.unwrap_or(outcome));
         self.0.running.borrow_mut().remove(&sequence);
         drop(counted);
     }
 
-    /// Passes on what clients type, until the shell takes no more.
-    async fn pass_on(&self, id: u64, mut typed: mpsc::Receiver<Bytes>) {
+    /// Passes on what clients type, until the shell takes no more. What cannot be passed on is reported to its client, and the
+    /// next piece is tried again.
+    async fn pass_on(&self, id: u64, mut typed: mpsc::Receiver<Typed>) {
         let Some((id, Addressable { input: Some(slot), .. })) = self.sent(CommandKey::Id(id)).await else {
             return;
         };
         let Some(attached) = Attached::to(slot) else { return };
-        let Ok(stream) = self.0.streams.open_with(&attached.permit).await else { return };
-        let stream = Framed::new(stream.compat(), FrameCodec::default());
-        let Ok(Ok(guest)) = timeout(HOST_MARGIN, call(stream, Input { command: id })).await else { return };
-        let (mut to_guest, mut from_guest) = guest.split();
-        let pump = async {
-            while let Some(bytes) = typed.recv().await {
-                if to_guest.send(Frame::Output(OutputStream::Stdout, bytes)).await.is_err() {
-                    return;
+        while let Some(first) = typed.recv().await {
+            match self.pass_on_stream(id, &attached, first, &mut typed).await {
+                StreamEnd::Ended => return,
+                StreamEnd::Failed(None, _) => {}
+                StreamEnd::Failed(Some(unpassed), cause) => {
+                    // Its client may have left.
+                    let _ = unpassed.send(Err(cause));
                 }
             }
-        };
-        tokio::select! {
-            // The guest answers when the shell takes no more.
-            _ = from_guest.next() => {}
-            () = pump => {}
         }
+    }
+
+    /// Passes on what clients type for as long as one stream to the guest lasts.
+    async fn pass_on_stream(
+        &self,
+        id: u64,
+        attached: &Attached,
+        first: Typed,
+        typed: &mut mpsc::Receiver<Typed>,
+    ) -> StreamEnd {
+        let stream = match self.0.streams.open_with(&attached.permit).await {
+            Ok(stream) => Framed::new(stream.compat(), FrameCodec::default()),
+            Err(error) => return StreamEnd::Failed(Some(first.passed), error.to_string()),
+        };
+        let Ok(Ok(guest)) = timeout(HOST_MARGIN, call(stream, Input { command: id })).await else {
+            return StreamEnd::Failed(Some(first.passed), "the guest takes no requests".to_owned());
+        };
+        let (mut to_guest, mut from_guest) = guest.split();
+        let mut next = Some(first);
+        let (unpassed, answer) = loop {
+            let piece = match next.take() {
+                Some(piece) => piece,
+                None => tokio::select! {
+                    biased;
+                    // The guest answers when the shell takes no more.
+                    answer = from_guest.next() => break (None, answer),
+                    piece = typed.recv() => match piece {
+                        Some(piece) => piece,
+                        None => return StreamEnd::Ended,
+                    },
+                },
+            };
+            let Typed { bytes, passed } = piece;
+            let sent = tokio::select! {
+                biased;
+                answer = from_guest.next() => break (Some(passed), answer),
+                sent = to_guest.send(Frame::Output(OutputStream::Stdout, bytes)) => sent,
+            };
+            if sent.is_err() {
+                // The guest's answer says why.
+                let answer = timeout(HOST_MARGIN, from_guest.next()).await;
+                break (Some(passed), answer.ok().flatten());
+            }
+            let _ = passed.send(Ok(()));
+        };
+        let cause = match answer {
+            Some(Ok(Frame::Control(InputReply::Closed | InputReply::NotRunning))) => return StreamEnd::Ended,
+            Some(Ok(Frame::Control(InputReply::Failed(Failure { step, cause, .. })))) => {
+                format!("{step}: {cause}")
+            }
+            Some(Ok(Frame::Control(InputReply::Busy))) => {
+                "the guest takes the input of another stream".to_owned()
+            }
+            Some(Ok(_) | Err(_)) => "unexpected message from the guest agent".to_owned(),
+            None => "the guest has closed the input".to_owned(),
+        };
+        StreamEnd::Failed(unpassed, cause)
     }
 
     /// Returns a shell that runs or can still be read.
@@ -283,10 +371,10 @@ impl<S: Store + 'static> Commands<S> {
         let reason = loop {
             let seen = activity.borrow_and_update().clone();
             let available = seen.written - from.max(shell.scrollback.borrow().oldest());
-            if available >= max_bytes && (available > max_bytes || seen.outcome.is_none()) {
+            if available >= max_bytes && (available > max_bytes || seen.end.is_none()) {
                 break ReadReason::Full;
             }
-            if seen.outcome.is_some() {
+            if seen.end.is_some() {
                 break ReadReason::Ended;
             }
             if available > 0 && idle.is_zero() {
@@ -305,6 +393,7 @@ impl<S: Store + 'static> Commands<S> {
             }
         };
         let (start, mut bytes) = shell.scrollback.borrow().read(from, max_bytes as usize);
+        let state = shell.state();
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(MAX_OUTPUT_BYTES));
             let sent = client.send(Frame::Output(OutputStream::Stdout, piece));
@@ -312,12 +401,12 @@ impl<S: Store + 'static> Commands<S> {
                 return;
             }
         }
-        let part = ShellPart { start, dropped: start - from, reason, shell: shell.state() };
+        let part = ShellPart { start, dropped: start - from, reason, shell: state };
         reply(&mut client, Reply::ShellPart(part)).await;
     }
 
-    /// Sends a client what a shell has written since a cursor, and what it writes, up to its end. A client that reads too slowly
-    /// misses what the scrollback drops.
+    /// Sends a client what a shell has written since a cursor, and what it writes, up to its end. A client that reads so slowly
+    /// that it would miss something is sent the state of the shell instead, and that is all.
     pub(in crate::server) async fn attach_shell(&self, sequence: u64, cursor: u64, mut client: ServerStream) {
         let Some(shell) = self.shell(sequence).await else {
             return reply(&mut client, Reply::NotRunning).await;
@@ -328,12 +417,15 @@ impl<S: Store + 'static> Commands<S> {
             let seen = activity.borrow_and_update().clone();
             while at < seen.written {
                 let (start, bytes) = shell.scrollback.borrow().read(at, MAX_OUTPUT_BYTES);
+                if start > at {
+                    return reply(&mut client, Reply::Shells(vec![shell.state()])).await;
+                }
                 at = start + bytes.len() as u64;
                 if client.send(Frame::Output(OutputStream::Stdout, bytes)).await.is_err() {
                     return;
                 }
             }
-            if let Some(outcome) = seen.outcome {
+            if let Some((outcome, _)) = seen.end {
                 return reply(&mut client, Reply::Ended(outcome)).await;
             }
             tokio::select! {
@@ -355,31 +447,40 @@ impl<S: Store + 'static> Commands<S> {
             hang_up.wait().await;
             sleep(LAST_INPUT_LIMIT).await;
         };
+        let closed = Reply::Input(InputOutcome::Closed);
         let typing = async {
             loop {
                 let frame = tokio::select! {
                     biased;
-                    () = shell.keys.closed() => return Some(InputOutcome::Closed),
+                    () = shell.keys.closed() => return Some(closed),
                     frame = client.next() => frame,
                 };
                 match frame {
                     Some(Ok(Frame::Output(_, bytes))) => {
-                        if shell.keys.send(bytes).await.is_err() {
-                            return Some(InputOutcome::Closed);
+                        let (passed, taken) = oneshot::channel();
+                        if shell.keys.send(Typed { bytes, passed }).await.is_err() {
+                            return Some(closed);
+                        }
+                        match taken.await {
+                            Ok(Ok(())) => {}
+                            Ok(Err(cause)) => return Some(Reply::Refused { cause }),
+                            Err(_) => return Some(closed),
                         }
                     }
-                    Some(Ok(Frame::Control(Request::InputFinished))) => return Some(InputOutcome::Taken),
+                    Some(Ok(Frame::Control(Request::InputFinished))) => {
+                        return Some(Reply::Input(InputOutcome::Taken));
+                    }
                     _ => return None,
                 }
             }
         };
-        let outcome = tokio::select! {
+        let answer = tokio::select! {
             biased;
-            outcome = typing => outcome,
+            answer = typing => answer,
             () = abandoned => None,
         };
-        if let Some(outcome) = outcome {
-            reply(&mut client, Reply::Input(outcome)).await;
+        if let Some(answer) = answer {
+            reply(&mut client, answer).await;
         }
     }
 }

@@ -71,6 +71,8 @@ pub(crate) struct Conditions {
     /// Neither the end of the VM nor its removal can be recorded.
     pub(crate) end_is_refused: bool,
     pub(crate) clock_fails: bool,
+    /// The first request for the input of a command is refused.
+    pub(crate) first_input_fails: bool,
     /// Services on record from the start.
     pub(crate) services: Vec<ServiceDefinition>,
     /// Ports that are published from the start.
@@ -99,6 +101,7 @@ impl Conditions {
             begins_are_refused: false,
             end_is_refused: false,
             clock_fails: false,
+            first_input_fails: false,
             services: Vec::new(),
             ports: Vec::new(),
             mounts: Vec::new(),
@@ -498,6 +501,10 @@ async fn take_input(
     command: u64,
     world: &World,
 ) -> Option<InputReply> {
+    let requested = world.steered.borrow().iter().filter(|(_, what)| what == "input").count();
+    if world.conditions.first_input_fails && requested == 1 {
+        return Some(InputReply::Failed(failure("opening its input", "too many open files")));
+    }
     let input = match world.inputs.borrow_mut().get_mut(&command).map(Option::take) {
         Some(Some(input)) => input,
         Some(None) => return Some(InputReply::Busy),

@@ -17,7 +17,7 @@ use crate::protocol::{
     ShellPart,
 };
 use crate::server::file_name;
-use crate::{RunError, files};
+use crate::{AttachEnd, RunError, files};
 
 const SIZE: TerminalSize = TerminalSize { columns: 120, rows: 30 };
 
@@ -112,11 +112,15 @@ fn what_nobody_reads_does_not_hold_a_shell_up_and_is_dropped() {
         assert_eq!(part.reason, ReadReason::Full);
         let all = ReadShell { max_bytes: SCROLLBACK_BYTES, ..after(sequence, 4_000_000) };
         while read(&supervised, all).await.1.shell.written < 5_000_000 {}
+        // It is not sent with a gap.
+        let behind = supervised.client().attach_shell(sequence, 0, async |_| {}).await;
+        assert_eq!(behind.unwrap(), AttachEnd::Behind);
         supervised.client().kill(sequence).await.unwrap().expect("it ran");
         let (bytes, part) = read(&supervised, after(sequence, 0)).await;
         assert_eq!((part.start, part.dropped), (5_000_000 - bytes.len() as u64, part.start));
         assert_eq!((part.reason, part.shell.written), (ReadReason::Ended, 5_000_000));
-        assert!(bytes.len() >= 100_000, "{}", bytes.len());
+        // A client that is still reading misses nothing because of the end.
+        assert_eq!(bytes.len() as u64, SCROLLBACK_BYTES);
         // The journal has its end and none of its output, and says how much that was.
         let ended = supervised.world.facts.borrow().iter().find_map(|fact| match fact {
             Fact::CommandEnded(1, CommandOutcome::Ended(end)) => Some(end.stdout_dropped),
@@ -147,8 +151,7 @@ fn several_clients_type_while_another_is_attached_and_one_that_goes_ends_nothing
         let client = supervised.client();
         let attached = spawn_local(async move {
             let mut seen = Vec::new();
-            let end =
-                client.attach_shell(sequence, 4, async |chunk| seen.extend_from_slice(&chunk.bytes)).await;
+            let end = client.attach_shell(sequence, 4, async |bytes| seen.extend_from_slice(&bytes)).await;
             (end, seen)
         });
         sleep(Duration::from_secs(2)).await;
@@ -156,11 +159,26 @@ fn several_clients_type_while_another_is_attached_and_one_that_goes_ends_nothing
         sleep(Duration::from_millis(10)).await;
         let killed = supervised.client().kill(sequence).await.unwrap().expect("it ran");
         let (end, seen) = attached.await.unwrap();
-        assert_eq!(end.unwrap(), Some(killed));
+        assert_eq!(end.unwrap(), AttachEnd::Ended(killed));
         assert_eq!(String::from_utf8(seen).unwrap(), "two three four");
         let (bytes, part) = read(&supervised, after(sequence, 0)).await;
         assert_eq!((bytes.len(), part.reason), (18, ReadReason::Ended));
         assert_eq!(keys(&supervised, sequence, "late").await, Some(InputOutcome::Closed));
+        finish(supervised).await;
+    });
+}
+
+#[test]
+fn a_shell_whose_input_failed_once_takes_what_is_typed_next() {
+    run(async {
+        let supervised = started(Conditions { first_input_fails: true, ..Conditions::task() }).await;
+        let sequence = open(&supervised, "cat").await;
+        let refused = supervised.client().type_into_shell(sequence, "lost".into()).await;
+        let Err(RunError::Refused { cause }) = &refused else { panic!("{refused:?}") };
+        assert_eq!(cause, "opening its input: too many open files");
+        assert_eq!(keys(&supervised, sequence, "typed").await, Some(InputOutcome::Taken));
+        let (bytes, part) = read(&supervised, after(sequence, 0)).await;
+        assert_eq!((&*bytes, part.shell.outcome), (&b"typed"[..], None));
         finish(supervised).await;
     });
 }
@@ -194,7 +212,8 @@ fn as_many_run_as_may_and_the_latest_that_ended_can_be_read() {
         }
         let refused = client.open_shell(shell("true")).await;
         assert!(matches!(&refused, Err(RunError::Refused { cause }) if cause.contains("16")), "{refused:?}");
-        for sequence in 1..=MAX_OPEN_SHELLS as u64 {
+        // The first one is the last to end.
+        for sequence in (1..=MAX_OPEN_SHELLS as u64).rev() {
             client.kill(sequence).await.unwrap().expect("it ran");
         }
         for sequence in 17..=20 {
@@ -203,7 +222,8 @@ fn as_many_run_as_may_and_the_latest_that_ended_can_be_read() {
             sleep(Duration::from_millis(10)).await;
         }
         let left: Vec<u64> = client.list_shells().await.unwrap().iter().map(|shell| shell.sequence).collect();
-        assert_eq!(left, (5..=20).collect::<Vec<_>>());
+        let expected: Vec<u64> = (1..=12).chain(17..=20).collect();
+        assert_eq!(left, expected);
         let plain = ask(&supervised, Request::OpenShell(Exec::new("true", Duration::from_secs(1)))).await;
         assert!(matches!(plain, Some(Reply::Refused { .. })), "{plain:?}");
         finish(supervised).await;

@@ -24,10 +24,6 @@ use crate::stdin::Passed;
 use crate::terminal;
 use crate::words;
 
-/// What puts a terminal back that the programs of a shell may have changed: the alternate screen, mouse, and pasting.
-const RESET: &[u8] =
-    b"\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?1l\x1b>\x1b[?25h\x1b[0m\r\n";
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum ShellCommand {
     Open(ShellOpenArgs),
@@ -306,7 +302,7 @@ fn list(args: &ShellListArgs, engine: &Engine) -> Result<Reply, CliError> {
 }
 
 fn attach(args: &ShellAttachArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
-    if !io::stdin().is_terminal() {
+    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
         return Err(OptionsError::AttachNeedsTerminal.into());
     }
     let request = AttachTaskShell {
@@ -319,12 +315,17 @@ fn attach(args: &ShellAttachArgs, engine: &Engine, printer: &Printer) -> Result<
         passed: Passed { input: true, sizes: true, detachable: true },
         is_raw: true,
         on_terminal: true,
+        puts_back: true,
     };
     let task = Some(args.task_id.as_str());
     let (shell, _) = session::interact(printer, interaction, task, async |call| {
         engine.attach_task_shell(request, &call).await
+    })
+    .map_err(|error| match error {
+        CliError::Left(task) => CliError::LeftShell { task, shell: args.shell },
+        error => error,
     })?;
-    let reply = Reply::bytes(RESET.to_vec());
+    let reply = Reply::nothing();
     Ok(match (shell.running, shell.exit_code) {
         (true, _) => reply.note(format!("[task-shell] detached; shell {} keeps running", args.shell)),
         (false, Some(code)) => reply.exit(Exit::of_run(code, false)),

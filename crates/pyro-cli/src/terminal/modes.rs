@@ -1,0 +1,237 @@
+//! The modes of a terminal that differ from those that it had, as the escape sequences that it was shown say.
+//!
+//! A shell that goes on in its VM, or ends with it, does not put them back itself.
+
+use std::collections::BTreeSet;
+use std::mem::take;
+
+/// Private modes that are off unless a program sets them: application keys, reverse colours, origin, mouse, focus reports, the
+/// alternate screen, the keypad, pasting, and synchronized output.
+const USUALLY_OFF: [u16; 19] =
+    [1, 5, 6, 9, 47, 66, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 1016, 1047, 1049, 2004, 2026];
+/// Private modes that are on unless a program resets them: wrapping, and a visible cursor.
+const USUALLY_ON: [u16; 2] = [7, 25];
+const ALTERNATE_SCREENS: [u16; 3] = [47, 1047, 1049];
+const ORIGIN: u16 = 6;
+/// Maximum length of the parameters of a sequence. Longer ones are ignored.
+const MAX_PARAMETERS: usize = 64;
+
+/// Follows what a terminal is shown.
+#[derive(Debug, Default)]
+pub(crate) struct Modes {
+    place: Place,
+    /// Parameters and intermediate characters of the sequence that has begun.
+    parameters: Vec<u8>,
+    changed: Changed,
+}
+
+/// Where in a sequence the output is.
+#[derive(Clone, Copy, Debug, Default)]
+enum Place {
+    #[default]
+    Text,
+    /// After an escape character.
+    Escape,
+    /// After `ESC [`.
+    Control,
+    /// In a title or another string.
+    Title,
+}
+
+/// What differs from the usual.
+#[derive(Debug, Default)]
+struct Changed {
+    /// Private modes.
+    modes: BTreeSet<u16>,
+    inserts: bool,
+    has_keypad: bool,
+    has_region: bool,
+    has_graphics: bool,
+    has_cursor_shape: bool,
+    has_modified_keys: bool,
+    has_key_protocol: bool,
+}
+
+impl Modes {
+    /// Takes what the terminal is shown next.
+    pub(crate) fn follow(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.place = match (self.place, *byte) {
+                (_, 0x1b) => {
+                    self.parameters.clear();
+                    Place::Escape
+                }
+                (_, 0x18 | 0x1a) | (Place::Title, 0x07) => Place::Text,
+                (Place::Escape, b'[') if self.parameters.is_empty() => Place::Control,
+                (Place::Escape, b']' | b'P' | b'X' | b'^' | b'_') if self.parameters.is_empty() => {
+                    Place::Title
+                }
+                (Place::Escape, 0x20..=0x2f) | (Place::Control, 0x20..=0x3f) => {
+                    // One more than is allowed shows that it is too long.
+                    if self.parameters.len() <= MAX_PARAMETERS {
+                        self.parameters.push(*byte);
+                    }
+                    self.place
+                }
+                (Place::Escape, 0x30..=0x7e) => {
+                    self.changed.escape(&self.parameters, *byte);
+                    Place::Text
+                }
+                (Place::Control, 0x40..=0x7e) => {
+                    if self.parameters.len() <= MAX_PARAMETERS {
+                        self.changed.control(&String::from_utf8_lossy(&self.parameters), *byte);
+                    }
+                    Place::Text
+                }
+                (Place::Text, 0x0e) => {
+                    self.changed.has_graphics = true;
+                    Place::Text
+                }
+                (place, _) => place,
+            };
+        }
+    }
+
+    /// Returns what puts the terminal back.
+    pub(crate) fn put_back(&mut self) -> String {
+        let Changed {
+            modes,
+            inserts,
+            has_keypad,
+            has_region,
+            has_graphics,
+            has_cursor_shape,
+            has_modified_keys,
+            has_key_protocol,
+        } = take(&mut self.changed);
+        // Ends a sequence that was cut off.
+        let mut text = "\x1b\\".to_owned();
+        let (alternate, others): (Vec<u16>, Vec<u16>) =
+            modes.into_iter().partition(|mode| ALTERNATE_SCREENS.contains(mode));
+        let has_origin = others.contains(&ORIGIN);
+        // The others are for the usual screen.
+        for mode in alternate.into_iter().chain(others) {
+            let usual = if USUALLY_ON.contains(&mode) { 'h' } else { 'l' };
+            text.push_str(&format!("\x1b[?{mode}{usual}"));
+        }
+        // Both move the cursor to the first row.
+        if has_origin {
+            text.push_str("\x1b[r\x1b[999;1H");
+        } else if has_region {
+            text.push_str("\x1b7\x1b[r\x1b8");
+        }
+        for (is_changed, sequence) in [
+            (inserts, "\x1b[4l"),
+            (has_keypad, "\x1b>"),
+            (has_graphics, "\x0f\x1b(B"),
+            (has_cursor_shape, "\x1b[0 q"),
+            (has_modified_keys, "\x1b[>4;0m"),
+            (has_key_protocol, "\x1b[<9u\x1b[=0u"),
+        ] {
+            if is_changed {
+                text.push_str(sequence);
+            }
+        }
+        text.push_str("\x1b[0m");
+        text
+    }
+}
+
+impl Changed {
+    fn escape(&mut self, intermediates: &[u8], action: u8) {
+        match (intermediates, action) {
+            ([], b'=') => self.has_keypad = true,
+            ([], b'>') => self.has_keypad = false,
+            ([], b'c') => *self = Self::default(),
+            ([b'('], set) => self.has_graphics = set != b'B',
+            _ => {}
+        }
+    }
+
+    fn control(&mut self, parameters: &str, action: u8) {
+        let (kind, numbers) = match parameters.split_at_checked(1) {
+            Some((kind @ ("?" | ">" | "<" | "="), numbers)) => (kind, numbers),
+            _ => ("", parameters),
+        };
+        let numbers: Vec<u16> = numbers
+            .split(|c: char| !c.is_ascii_digit())
+            .map(|number| number.parse().unwrap_or_default())
+            .collect();
+        match (kind, action) {
+            ("?", b'h' | b'l') => numbers.into_iter().for_each(|mode| self.set(mode, action == b'h')),
+            ("", b'h' | b'l') if numbers.contains(&4) => self.inserts = action == b'h',
+            ("", b'r') => self.has_region = numbers.iter().any(|row| *row > 0),
+            ("", b'q') if parameters.ends_with(' ') => self.has_cursor_shape = numbers[0] > 0,
+            (">", b'm') if numbers[0] == 4 => {
+                self.has_modified_keys = numbers.get(1).is_some_and(|value| *value > 0);
+            }
+            (">" | "=", b'u') => self.has_key_protocol = true,
+            _ => {}
+        }
+    }
+
+    fn set(&mut self, mode: u16, is_on: bool) {
+        let is_changed = match is_on {
+            true => USUALLY_OFF.contains(&mode),
+            false => USUALLY_ON.contains(&mode),
+        };
+        match is_changed {
+            true => self.modes.insert(mode),
+            false => self.modes.remove(&mode),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What puts a terminal back that was shown this, in pieces of any size.
+    fn put_back(shown: &str) -> String {
+        let mut whole = Modes::default();
+        whole.follow(shown.as_bytes());
+        let text = whole.put_back();
+        let mut cut = Modes::default();
+        shown.as_bytes().chunks(1).for_each(|piece| cut.follow(piece));
+        assert_eq!(cut.put_back(), text, "{shown:?}");
+        let text = text.strip_prefix("\x1b\\").unwrap();
+        text.strip_suffix("\x1b[0m").unwrap().to_owned()
+    }
+
+    #[test]
+    fn what_programs_put_back_themselves_is_left_alone() {
+        for shown in [
+            "$ ls\r\n\x1b[1;32mgreen\x1b[0m\r\n",
+            "\x1b[?2004h$ \x1b[?2004l\r\n",
+            "\x1b[?1049h\x1b[?25l\x1b[2;9r\x1b[?25h\x1b[r\x1b[?1049l",
+            "\x1b[?1h\x1b=\x1b[>4;2m\x1b[>4;0m\x1b>\x1b[?1l\x1b(0\x1b(B\x1b[4 q\x1b[0 q",
+            "\x1b]0;\x1b[title\x07\x1b[?7h\x1b[4l",
+            "\x1b[?1049h\x1bc",
+            "\x1b]0;[?1049h\x07",
+        ] {
+            assert_eq!(put_back(shown), "", "{shown:?}");
+        }
+    }
+
+    #[test]
+    fn everything_that_is_left_changed_is_put_back() {
+        let vim = "\x1b[?1049h\x1b[>4;2m\x1b[?1h\x1b=\x1b[?2004h\x1b[?1004h\x1b[1;33r\x1b[?25l\x1b[2 q";
+        assert_eq!(
+            put_back(vim),
+            "\x1b[?1049l\x1b[?1l\x1b[?25h\x1b[?1004l\x1b[?2004l\x1b7\x1b[r\x1b8\x1b>\x1b[0 q\x1b[>4;0m"
+        );
+        for (shown, back) in [
+            ("\x1b[?1000;1006h", "\x1b[?1000l\x1b[?1006l"),
+            ("\x1b[?7l\x1b[4h", "\x1b[?7h\x1b[4l"),
+            ("\x1b[?6h\x1b[2;3r", "\x1b[?6l\x1b[r\x1b[999;1H"),
+            ("\x1b(0\x0e", "\x0f\x1b(B"),
+            ("\x1b[>1u", "\x1b[<9u\x1b[=0u"),
+            // A control character in a sequence, and what does not end.
+            ("\x1b[?10\r49h\x1b[?25l\x1b]0;endless", "\x1b[?1049l\x1b[?25h"),
+        ] {
+            assert_eq!(put_back(shown), back, "{shown:?}");
+        }
+        let long = format!("\x1b[?{}1049h", "0;".repeat(MAX_PARAMETERS));
+        assert_eq!(put_back(&long), "");
+    }
+}
