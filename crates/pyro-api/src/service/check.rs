@@ -46,6 +46,8 @@ pub enum Readiness {
     Tcp(u16),
     /// It answers a GET request.
     Http {
+        /// `localhost` or `127.0.0.1`.
+        host: String,
         /// The TCP port.
         port: u16,
         /// Path and query.
@@ -158,7 +160,7 @@ fn check_url(url: &str) -> Result<Readiness, Error> {
     }
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    Ok(Readiness::Http { port, path })
+    Ok(Readiness::Http { host: authority.host().to_owned(), port, path })
 }
 
 fn refusal(message: impl Into<String>) -> Error {
@@ -183,13 +185,17 @@ mod tests {
         let check = |url: &str| {
             ready(ServiceOptions { ready_http: Some(url.to_owned()), ..ServiceOptions::default() })
         };
-        for (url, port, path) in [
-            ("http://localhost:8000/", 8000, "/"),
-            ("http://localhost:8000", 8000, "/"),
-            ("http://127.0.0.1/a/b?c=d", 80, "/a/b?c=d"),
-            ("http://localhost:80?x", 80, "/?x"),
+        for (url, host, port, path) in [
+            ("http://localhost:8000/", "localhost", 8000, "/"),
+            ("http://localhost:8000", "localhost", 8000, "/"),
+            ("http://127.0.0.1/a/b?c=d", "127.0.0.1", 80, "/a/b?c=d"),
+            ("http://localhost:80?x", "localhost", 80, "/?x"),
         ] {
-            assert_eq!(check(url).unwrap(), Some(Readiness::Http { port, path: path.to_owned() }), "{url}");
+            assert_eq!(
+                check(url).unwrap(),
+                Some(Readiness::Http { host: host.to_owned(), port, path: path.to_owned() }),
+                "{url}"
+            );
         }
         for url in [
             "",
