@@ -440,6 +440,12 @@ hints! {
         model: "call task_service_status to see its services",
         program: "call list_services() to see its services"
     }
+    /// A service that does not exist needs a definition.
+    GiveCommand => {
+        person: "write its command after `--` to define it",
+        model: "give a command to define it",
+        program: "give a command to define it"
+    }
     /// A service runs.
     StopService => {
         person: "run `pyro task service stop` first",

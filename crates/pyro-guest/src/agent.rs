@@ -174,8 +174,7 @@ impl<M: Machine> Shared<M> {
             }
             Request::Connect(request) => connect::serve(request, accept::<_, Connect>(stream)).await,
             Request::Probe(request) => {
-                let reply = probe::answer(request, &self.commands.settings.workspace);
-                answer(accept::<_, Probe>(stream), reply).await;
+                answer(accept::<_, Probe>(stream), probe::answer(request)).await;
             }
             Request::Mount(request) => {
                 mount::serve(request, &self.mounts, accept::<_, Mount>(stream)).await;

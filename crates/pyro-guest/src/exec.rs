@@ -162,6 +162,9 @@ async fn run(
         input: tokio::sync::Mutex::new(input),
         ended: leader_ended.clone(),
     });
+    if request.report_start {
+        let _ = frames.send(Frame::Control(ExecReply::Started)).await;
+    }
     if let Some(warning) = warning.take() {
         let frame = match output {
             Output::Pipes { .. } => Frame::Output(OutputStream::Stderr, warning.into()),

@@ -83,7 +83,7 @@ pub fn timeout_note(limit: Duration) -> String {
 }
 
 /// Runs a command, once, on an open stream, and asks the guest to end it when `terminate` is done. The guest can be sent
-/// requests about the command once `on_sent` is called. While
+/// requests about the command once `on_sent` is called; with [`Exec::report_start`], the command has been started then. While
 /// `on_output` waits, the command is slowed down, but its deadline goes on.
 pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     stream: RequestStream<S>,
@@ -94,13 +94,17 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> CommandOutcome {
     let limit = Duration::from_millis(exec.timeout_ms);
     let grace = Duration::from_millis(exec.kill_grace_ms) + END_MARGIN;
+    let report_start = exec.report_start;
     let mut stream = match tokio::time::timeout(HOST_MARGIN, call(stream, exec)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return CommandOutcome::not_run(&io::Error::other(error).to_string()),
         // Part of it may have gone.
         Err(_) => return CommandOutcome::lost(None),
     };
-    on_sent();
+    let mut on_sent = Some(on_sent);
+    if let Some(on_sent) = on_sent.take_if(|_| !report_start) {
+        on_sent();
+    }
     let started = Instant::now();
     let mut terminate = pin!(terminate);
     let mut terminated = false;
@@ -140,6 +144,11 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 let received = Instant::now();
                 on_output(OutputChunk { stream, bytes }).await;
                 deadline += received.elapsed();
+            }
+            Some(Ok(Frame::Control(ExecReply::Started))) => {
+                if let Some(on_sent) = on_sent.take() {
+                    on_sent();
+                }
             }
             Some(Ok(Frame::Control(ExecReply::Exited(exit)))) => {
                 return CommandOutcome::Ended(CommandEnd {
@@ -184,7 +193,8 @@ impl CommandOutcome {
     }
 }
 
-fn shortened(cause: &str) -> String {
+/// Keeps the begin of a reason that a guest gives.
+pub(crate) fn shortened(cause: &str) -> String {
     cause.chars().take(MAX_CAUSE_CHARS).collect()
 }
 

@@ -14,7 +14,7 @@ pub struct ServiceDefinition {
     pub name: String,
     /// The command. Its time limit is ignored: a service ends with its VM, if not before.
     pub exec: Exec,
-    /// When it is ready. Absent: as soon as its command was sent to the guest.
+    /// When it is ready. Absent: as soon as its command was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<ReadyCheck>,
     /// Time limit for becoming ready, in milliseconds, after which its command is ended.
@@ -33,6 +33,8 @@ pub enum ReadyCheck {
     Tcp(u16),
     /// It answers a GET request with a status from 200 to 399.
     Http {
+        /// Name or address of the loopback interface that the request is for.
+        host: String,
         /// The TCP port on the guest's loopback interface.
         port: u16,
         /// Path and query, beginning with `/`.
@@ -81,7 +83,7 @@ pub enum ServiceState {
     Restarting,
     /// Its command has failed. Nothing of it runs.
     Failed,
-    /// It was stopped. Nothing of it runs.
+    /// It was stopped. Nothing of it runs, unless the reason says that the guest did not confirm its end.
     Stopped,
     /// Its command has ended with exit code 0. Nothing of it runs.
     Exited,

@@ -35,6 +35,9 @@ pub struct Exec {
     /// output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminal: Option<TerminalSize>,
+    /// Report its start with [`ExecReply::Started`](crate::ExecReply::Started).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub report_start: bool,
     /// Time limit in milliseconds, counted from the start of the command.
     pub timeout_ms: u64,
     /// Time between SIGTERM and SIGKILL when the limit is hit, in milliseconds.
@@ -58,6 +61,7 @@ impl Exec {
             user: None,
             input: false,
             terminal: None,
+            report_start: false,
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
             kill_grace_ms: 1000,
             output_limit: None,

@@ -1,26 +1,23 @@
-//! Questions of the host about what a server in the machine needs to be ready.
+//! Questions of the host about servers in the machine.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 
-/// Find out whether something is there. Changes nothing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Probe {
-    /// A server accepts connections to this TCP port of the loopback interface. The connection is closed at once.
-    Port(u16),
-    /// A file, directory, or socket exists at this path, below [`WORKSPACE`](crate::WORKSPACE) unless it is absolute.
-    File(String),
+/// Find out whether a server accepts connections to a port. The connection is closed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Probe {
+    /// The TCP port on the loopback interface.
+    pub port: u16,
 }
 
 /// Answer to [`Probe`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ProbeReply {
-    /// It is there.
+    /// One does.
     Ready,
-    /// It is not there, or that cannot be found out.
+    /// None does.
     NotReady(Failure),
 }

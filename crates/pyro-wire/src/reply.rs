@@ -11,6 +11,8 @@ use crate::bounded::{self, MAX_COUNT, MAX_EXAMPLES};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ExecReply {
+    /// The command was started. Sent before everything else, and only with [`Exec::report_start`](crate::Exec::report_start).
+    Started,
     /// The command ran and ended.
     Exited(Exit),
     /// The command never started.

@@ -156,17 +156,21 @@ class Task:
         """Starts a service. `options` are those of `Pyro.start_service`."""
         return self._pyro.start_service(self.task_id, name, command=command, **options)
 
-    def services(self) -> types.ServiceList:
+    def list_services(self) -> types.ServiceList:
         """Lists the services."""
         return self._pyro.list_services(self.task_id)
 
-    def service_status(self, name: str) -> types.Service:
+    def status_service(self, name: str) -> types.Service:
         """Returns the state of a service."""
         return self._pyro.status_service(self.task_id, name)
 
-    def service_logs(self, name: str, *, tail: Optional[int] = None) -> types.ServiceLog:
-        """Returns what a service has written. See `logs_service`."""
-        return self._pyro.logs_service(self.task_id, name, tail=tail)
+    def logs_service(
+        self, name: str, *, tail: Optional[int] = None, offset: Optional[int] = None,
+        max_bytes: Optional[int] = None,
+    ) -> types.ServiceLog:
+        """Returns a part of what a service has written. See `logs_service`."""
+        return self._pyro.logs_service(
+            self.task_id, name, tail=tail, offset=offset, max_bytes=max_bytes)
 
     def follow_service(self, name: str, *, tail: Optional[int] = None) -> CommandStream[types.Service]:
         """Streams what a service writes. See `follow_service`."""
@@ -175,6 +179,10 @@ class Task:
     def stop_service(self, name: str) -> types.Service:
         """Stops a service."""
         return self._pyro.stop_service(self.task_id, name)
+
+    def remove_service(self, name: str) -> types.ServiceRemoved:
+        """Stops a service and removes it with its log."""
+        return self._pyro.remove_service(self.task_id, name)
 
     def publish(self, mapping: str) -> types.TaskPublished:
         """Publishes a port on this host. See `publish_task`."""

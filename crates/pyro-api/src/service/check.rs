@@ -46,6 +46,8 @@ pub enum Readiness {
     Tcp(u16),
     /// It answers a GET request.
     Http {
+        /// `localhost` or `127.0.0.1`.
+        host: String,
         /// The TCP port.
         port: u16,
         /// Path and query.
@@ -74,9 +76,13 @@ pub fn check_service(
     options: ServiceOptions,
 ) -> Result<Option<CheckedService>, Error> {
     if command.is_empty() {
-        return match (ServiceOptions { wait: true, ..options }) == ServiceOptions::default() {
-            true => Ok(None),
-            false => Err(refusal("the options of a service need a command")),
+        return match first_of(&options) {
+            None => Ok(None),
+            Some(name) => {
+                let message =
+                    format!("{name} needs a command: without one, a service is started again unchanged");
+                Err(refusal(message).naming(name))
+            }
         };
     }
     let ServiceCommand { command, argv, shell, cwd, env, user } = command;
@@ -107,13 +113,32 @@ pub fn check_service(
     }))
 }
 
+/// Returns the name of an option that says what a service is to be.
+fn first_of(options: &ServiceOptions) -> Option<&'static str> {
+    let ServiceOptions { ready_tcp, ready_http, ready_file, ready_command, .. } = options;
+    let given = [
+        ("ready_tcp", ready_tcp.is_some()),
+        ("ready_http", ready_http.is_some()),
+        ("ready_file", ready_file.is_some()),
+        ("ready_command", ready_command.is_some()),
+        ("ready_timeout_seconds", options.ready_timeout_seconds.is_some()),
+        ("restart", options.restart != RestartPolicy::default()),
+        ("start_with_task", options.start_with_task),
+    ];
+    given.into_iter().find_map(|(name, is_given)| is_given.then_some(name))
+}
+
 fn check_ready(options: ServiceOptions, base: Command) -> Result<Option<Readiness>, Error> {
     let ServiceOptions { ready_tcp, ready_http, ready_file, ready_command, .. } = options;
     let given = [ready_tcp.is_some(), ready_http.is_some(), ready_file.is_some(), ready_command.is_some()];
     if given.into_iter().filter(|is_given| *is_given).count() > 1 {
         return Err(refusal(
             "a service has one check: ready_tcp, ready_http, ready_file, and ready_command exclude each other",
-        ));
+        )
+        .naming("ready_tcp")
+        .naming("ready_http")
+        .naming("ready_file")
+        .naming("ready_command"));
     }
     if let Some(port) = ready_tcp {
         return match port {
@@ -128,7 +153,9 @@ fn check_ready(options: ServiceOptions, base: Command) -> Result<Option<Readines
         let is_path = (1..=MAX_PATH_BYTES).contains(&path.len()) && !path.contains('\0');
         return match is_path {
             true => Ok(Some(Readiness::File(path))),
-            false => Err(refusal("invalid ready_file: expected a path of at most 4095 bytes")),
+            false => {
+                Err(refusal("invalid ready_file: expected a path of at most 4095 bytes").naming("ready_file"))
+            }
         };
     }
     let command = ready_command.map(|text| {
@@ -139,8 +166,10 @@ fn check_ready(options: ServiceOptions, base: Command) -> Result<Option<Readines
 }
 
 fn check_url(url: &str) -> Result<Readiness, Error> {
-    let invalid =
-        || refusal("invalid ready_http: expected http://localhost:PORT/PATH or http://127.0.0.1:PORT/PATH");
+    let invalid = || {
+        refusal("invalid ready_http: expected http://localhost:PORT/PATH or http://127.0.0.1:PORT/PATH")
+            .naming("ready_http")
+    };
     if url.len() > MAX_PATH_BYTES {
         return Err(invalid());
     }
@@ -158,7 +187,7 @@ fn check_url(url: &str) -> Result<Readiness, Error> {
     }
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    Ok(Readiness::Http { port, path })
+    Ok(Readiness::Http { host: authority.host().to_owned(), port, path })
 }
 
 fn refusal(message: impl Into<String>) -> Error {
@@ -183,13 +212,17 @@ mod tests {
         let check = |url: &str| {
             ready(ServiceOptions { ready_http: Some(url.to_owned()), ..ServiceOptions::default() })
         };
-        for (url, port, path) in [
-            ("http://localhost:8000/", 8000, "/"),
-            ("http://localhost:8000", 8000, "/"),
-            ("http://127.0.0.1/a/b?c=d", 80, "/a/b?c=d"),
-            ("http://localhost:80?x", 80, "/?x"),
+        for (url, host, port, path) in [
+            ("http://localhost:8000/", "localhost", 8000, "/"),
+            ("http://localhost:8000", "localhost", 8000, "/"),
+            ("http://127.0.0.1/a/b?c=d", "127.0.0.1", 80, "/a/b?c=d"),
+            ("http://localhost:80?x", "localhost", 80, "/?x"),
         ] {
-            assert_eq!(check(url).unwrap(), Some(Readiness::Http { port, path: path.to_owned() }), "{url}");
+            assert_eq!(
+                check(url).unwrap(),
+                Some(Readiness::Http { host: host.to_owned(), port, path: path.to_owned() }),
+                "{url}"
+            );
         }
         for url in [
             "",
@@ -206,7 +239,11 @@ mod tests {
             "http://localhost/\r\nX: y",
             &format!("http://localhost/{}", "x".repeat(5000)),
         ] {
-            assert_eq!(check(url).unwrap_err().kind, ErrorKind::InvalidInput, "{url:?}");
+            let error = check(url).unwrap_err();
+            assert_eq!(
+                (error.kind, error.parameters),
+                (ErrorKind::InvalidInput, vec!["ready_http".to_owned()])
+            );
         }
     }
 
@@ -254,7 +291,11 @@ mod tests {
         let started = |options| check_service(ServiceCommand::default(), options);
         assert_eq!(started(ServiceOptions { wait: false, ..ServiceOptions::default() }).unwrap(), None);
         let options = ServiceOptions { ready_tcp: Some(80), ..ServiceOptions::default() };
-        assert_eq!(started(options).unwrap_err().to_string(), "the options of a service need a command");
+        let error = started(options).unwrap_err();
+        let expected = "ready_tcp needs a command: without one, a service is started again unchanged";
+        assert_eq!((error.to_string().as_str(), error.parameters), (expected, vec!["ready_tcp".to_owned()]));
+        let options = ServiceOptions { restart: RestartPolicy::Always, ..ServiceOptions::default() };
+        assert_eq!(started(options).unwrap_err().parameters, ["restart"]);
     }
 
     #[test]

@@ -203,14 +203,14 @@ impl Ended {
     pub(crate) fn exit(&self) -> &Exit {
         match &self.reply {
             ExecReply::Exited(exit) => exit,
-            ExecReply::NotStarted(failure) => panic!("{failure}"),
+            other => panic!("{other:?}"),
         }
     }
 
     pub(crate) fn failure(&self) -> &Failure {
         match &self.reply {
             ExecReply::NotStarted(failure) => failure,
-            ExecReply::Exited(exit) => panic!("{exit:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -17,7 +17,7 @@ mod record;
 mod run;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -26,10 +26,10 @@ use futures::{SinkExt, StreamExt};
 use pyro_wire::{Frame, OutputStream};
 use tokio::sync::{Mutex, watch};
 use tokio::task::spawn_local;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use self::record::Recorder;
+use self::record::{Pauses, Recorder, Turn};
 use self::run::Runner;
 use super::Store;
 use super::commands::{Counted, SETTLE_LIMIT, SETTLE_STEP, is_withdrawn, reply};
@@ -42,6 +42,8 @@ use crate::service_log::{ServiceLog, read_service_log};
 
 /// Time in which services end one after another when their VM is stopped. Those that are left then end at once.
 const ORDER_LIMIT: Duration = Duration::from_millis(1500);
+/// Time for which a client waits until what became of a service is recorded.
+const RECORD_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes to read from a log at a time.
 const CHUNK_BYTES: usize = 64 << 10;
 
@@ -62,8 +64,11 @@ struct Shared<S> {
     store: Rc<S>,
     /// Those that were started since the VM was, by name.
     started: RefCell<BTreeMap<String, Started>>,
-    /// Held while what is on record about services changes, and what they are.
+    /// Held while what is on record about services changes, and what they are. Never held until a service ends or is ready.
     changing: Mutex<()>,
+    /// Services that a client has started, stopped, or removed since the VM was started: they do not start with it any more.
+    /// `None` when those that start with it were started.
+    decided: RefCell<Option<BTreeSet<String>>>,
     latest: Cell<u64>,
     closed: Cell<bool>,
     ending: CancellationToken,
@@ -77,12 +82,46 @@ struct Started {
     /// Later ones have larger numbers.
     number: u64,
     stop: CancellationToken,
+    /// The status, which may not be recorded yet.
+    actual: watch::Receiver<ServiceStatus>,
     /// The recorded status.
     status: watch::Receiver<ServiceStatus>,
     /// Where its log ends.
     written: watch::Receiver<u64>,
+    /// The recording of its status.
+    turn: Rc<Turn>,
+    /// Cancelled when it has ended for good.
+    ended: CancellationToken,
     /// Cancelled when it has ended, and that is recorded.
     done: CancellationToken,
+}
+
+impl Started {
+    fn is_running(&self) -> bool {
+        !self.ended.is_cancelled()
+    }
+
+    /// Why its latest status is not on record.
+    fn unrecorded(&self) -> ServiceReply {
+        let cause = self.turn.failure.borrow().clone();
+        let cause = cause.unwrap_or_else(|| "recording takes too long".to_owned());
+        ServiceReply::NotRecorded {
+            cause: format!("the state of the service cannot be recorded: {cause}"),
+            is_permanent: false,
+        }
+    }
+
+    /// Returns when it is ready, has failed, or has ended, and that is recorded.
+    async fn settled(&mut self) -> ServiceReply {
+        let has_settled = |status: &ServiceStatus| status.state != ServiceState::Starting;
+        // An error: it has ended.
+        let _ = self.actual.wait_for(has_settled).await;
+        // An error: it has ended, which is recorded.
+        match timeout(RECORD_LIMIT, self.status.wait_for(has_settled)).await.map(drop) {
+            Ok(()) => ServiceReply::Status(self.status.borrow().clone()),
+            Err(_) => self.unrecorded(),
+        }
+    }
 }
 
 impl<S: Store + 'static> Services<S> {
@@ -94,6 +133,7 @@ impl<S: Store + 'static> Services<S> {
             store,
             started: RefCell::default(),
             changing: Mutex::default(),
+            decided: RefCell::new(Some(BTreeSet::new())),
             latest: Cell::new(0),
             closed: Cell::new(false),
             ending: CancellationToken::new(),
@@ -117,17 +157,55 @@ impl<S: Store + 'static> Services<S> {
         }
     }
 
-    /// Starts the services that start with their VM.
+    /// Starts the services that start with their VM, each once it can be recorded.
     pub(super) async fn start_with_vm(&self) {
-        let _changing = self.0.changing.lock().await;
-        let services = match self.0.store.services(&self.0.vm_id).await {
-            Ok(services) => services,
-            Err(error) => return tracing::error!(%error, "the services of the VM cannot be read"),
+        let mut pauses = Pauses::default();
+        let services = loop {
+            match self.0.store.services(&self.0.vm_id).await {
+                Ok(services) => break services,
+                Err(error) => tracing::error!(%error, "the services of the VM cannot be read"),
+            }
+            if !pauses.wait(self.0.ending.cancelled()).await {
+                return;
+            }
         };
         for definition in services.into_iter().filter(|definition| definition.start_with_vm) {
-            let name = definition.name.clone();
-            if let Err(answer) = self.begin(definition).await {
-                tracing::error!(name, ?answer, "a service is not started with its VM");
+            if !self.start_one_with_vm(definition).await {
+                break;
+            }
+        }
+        *self.0.decided.borrow_mut() = None;
+    }
+
+    /// Returns whether the VM runs on.
+    async fn start_one_with_vm(&self, definition: ServiceDefinition) -> bool {
+        let mut pauses = Pauses::default();
+        loop {
+            let changing = self.0.changing.lock().await;
+            let name = &definition.name;
+            if self.0.decided.borrow().as_ref().is_none_or(|decided| decided.contains(name)) {
+                return true;
+            }
+            let answer = match self.begin(definition.clone()).await {
+                Ok(_) => return true,
+                Err(Reply::Refused { .. }) => return false,
+                Err(answer) => answer,
+            };
+            tracing::error!(name, ?answer, "a service is not started with its VM");
+            if let Reply::Service(ServiceReply::NotRecorded { cause, is_permanent: true }) = answer {
+                let failed = ServiceStatus {
+                    state: ServiceState::Failed,
+                    reason: Some(format!("it cannot be recorded: {cause}")),
+                    ..ServiceStatus::starting()
+                };
+                let recorded = self.0.store.record_service_status(&self.0.vm_id, name, &failed).await;
+                recorded
+                    .unwrap_or_else(|error| tracing::error!(name, %error, "nor can its failure be recorded"));
+                return true;
+            }
+            drop(changing);
+            if !pauses.wait(self.0.ending.cancelled()).await {
+                return false;
             }
         }
     }
@@ -139,32 +217,42 @@ impl<S: Store + 'static> Services<S> {
         wait: bool,
         mut client: ServerStream,
     ) {
-        // The request may have waited in the socket's buffer for longer than its client did.
-        if is_withdrawn(&mut client) {
-            return;
-        }
-        let begun = async {
+        let begun = {
             let _changing = self.0.changing.lock().await;
+            // The request may have waited for longer than its client did.
+            if is_withdrawn(&mut client) {
+                return;
+            }
             let definition = match definition {
-                Some(definition) => *definition,
-                None => self.recorded(&name).await?,
+                Some(definition) => Ok(*definition),
+                None => self.recorded(&name).await,
             };
-            self.begin(definition).await
+            match definition {
+                Ok(definition) => self.begin(definition).await,
+                Err(answer) => Err(answer),
+            }
         };
-        let Started { mut status, .. } = match begun.await {
+        let mut started = match begun {
             Ok(started) => started,
             Err(answer) => return reply(&mut client, answer).await,
         };
-        if wait {
-            tokio::select! {
-                // An error: it has ended.
-                _ = status.wait_for(|status| status.state != ServiceState::Starting) => {}
+        self.decide(&name);
+        let answer = match wait {
+            false => ServiceReply::Status(started.status.borrow().clone()),
+            true => tokio::select! {
+                answer = started.settled() => answer,
                 // The client sends nothing more, so this is its disconnect.
                 _ = client.next() => return,
-            }
+            },
+        };
+        reply(&mut client, Reply::Service(answer)).await;
+    }
+
+    /// Remembers that a client has decided what becomes of a service.
+    fn decide(&self, name: &str) {
+        if let Some(decided) = self.0.decided.borrow_mut().as_mut() {
+            decided.insert(name.to_owned());
         }
-        let status = status.borrow().clone();
-        reply(&mut client, Reply::Service(ServiceReply::Status(status))).await;
     }
 
     async fn recorded(&self, name: &str) -> Result<ServiceDefinition, Reply> {
@@ -176,7 +264,8 @@ impl<S: Store + 'static> Services<S> {
     /// Starts a service that does not run, once it is on record.
     async fn begin(&self, definition: ServiceDefinition) -> Result<Started, Reply> {
         let name = definition.name.clone();
-        if self.find(&name).is_some_and(|started| !started.done.is_cancelled()) {
+        let earlier = self.find(&name);
+        if earlier.as_ref().is_some_and(Started::is_running) {
             return Err(Reply::Service(ServiceReply::Running));
         }
         let refused = || Reply::Refused { cause: "the VM is being stopped".to_owned() };
@@ -186,7 +275,16 @@ impl<S: Store + 'static> Services<S> {
         // From here on the end of the VM waits for this service.
         let counted = Counted::new(&self.0.count);
         let starting = ServiceStatus::starting();
-        self.0.store.record_service(&self.0.vm_id, &definition, &starting).await.map_err(not_recorded)?;
+        {
+            let _turn = match &earlier {
+                Some(earlier) => Some(earlier.turn.take().await),
+                None => None,
+            };
+            self.0.store.record_service(&self.0.vm_id, &definition, &starting).await.map_err(not_recorded)?;
+            if let Some(earlier) = &earlier {
+                earlier.turn.superseded.cancel();
+            }
+        }
         let stop = CancellationToken::new();
         if self.0.closed.get() {
             // Its record must not say that it starts.
@@ -198,14 +296,18 @@ impl<S: Store + 'static> Services<S> {
         let started = Started {
             number: self.0.latest.get(),
             stop: stop.clone(),
+            actual: actual.subscribe(),
             status: recorded.subscribe(),
             written: log.end(),
+            turn: Rc::default(),
+            ended: CancellationToken::new(),
             done: CancellationToken::new(),
         };
         let recorder = Recorder {
             store: Rc::clone(&self.0.store),
             vm_id: self.0.vm_id.clone(),
             name: name.clone(),
+            turn: Rc::clone(&started.turn),
             ending: self.0.ending.clone(),
         };
         let (watched, done) = (actual.subscribe(), started.done.clone());
@@ -214,8 +316,11 @@ impl<S: Store + 'static> Services<S> {
             done.cancel();
             drop((recorded, counted));
         });
-        let streams = self.0.streams.clone();
-        spawn_local(Runner { definition: Rc::new(definition), streams, stop, status: actual, log }.run());
+        let (streams, ended) = (self.0.streams.clone(), started.ended.clone().drop_guard());
+        spawn_local(async move {
+            Runner { definition, streams, stop, status: actual, log }.run().await;
+            drop(ended);
+        });
         self.0.started.borrow_mut().insert(name, started.clone());
         Ok(started)
     }
@@ -226,27 +331,57 @@ impl<S: Store + 'static> Services<S> {
 
     /// Ends a service for good, also for a client that disconnects.
     async fn stop(&self, name: &str) -> ServiceReply {
-        let Some(started) = self.find(name) else {
-            return match self.recorded(name).await {
-                Ok(_) => ServiceReply::NotStarted,
-                Err(Reply::Service(answer)) => answer,
-                Err(_) => ServiceReply::NotFound,
+        let started = match self.end(name).await {
+            Ok(started) => started,
+            Err(answer) => return answer,
+        };
+        match timeout(RECORD_LIMIT, started.done.cancelled()).await {
+            Ok(()) => ServiceReply::Status(started.status.borrow().clone()),
+            Err(_) => started.unrecorded(),
+        }
+    }
+
+    /// Returns when the service has ended for good, which may not be recorded yet.
+    async fn end(&self, name: &str) -> Result<Started, ServiceReply> {
+        let started = {
+            // One that is being started is there afterwards.
+            let _changing = self.0.changing.lock().await;
+            let started = match self.find(name) {
+                Some(started) => Ok(started),
+                None => match self.recorded(name).await {
+                    Ok(_) => Err(ServiceReply::NotStarted),
+                    Err(Reply::Service(answer)) => return Err(answer),
+                    Err(_) => return Err(ServiceReply::NotFound),
+                },
             };
+            self.decide(name);
+            started?
         };
         started.stop.cancel();
-        started.done.cancelled().await;
-        let status = started.status.borrow().clone();
-        ServiceReply::Status(status)
+        started.ended.cancelled().await;
+        Ok(started)
     }
 
     async fn remove(&self, name: &str) -> ServiceReply {
-        let _changing = self.0.changing.lock().await;
-        match self.stop(name).await {
-            ServiceReply::Status(_) | ServiceReply::NotStarted => {}
-            other => return other,
+        match self.end(name).await {
+            Ok(_) | Err(ServiceReply::NotStarted) => {}
+            Err(answer) => return answer,
         }
+        let _changing = self.0.changing.lock().await;
+        let started = self.find(name);
+        if started.as_ref().is_some_and(Started::is_running) {
+            // Another client has started it again.
+            return ServiceReply::Running;
+        }
+        let _turn = match &started {
+            Some(started) => Some(started.turn.take().await),
+            None => None,
+        };
         if let Err(error) = self.0.store.forget_service(&self.0.vm_id, name).await {
             return ServiceReply::NotRecorded { cause: error.cause, is_permanent: error.is_permanent };
+        }
+        if let Some(started) = &started {
+            started.turn.superseded.cancel();
         }
         self.0.started.borrow_mut().remove(name);
         remove_dir(&self.0.dir.join(name));
@@ -261,6 +396,7 @@ impl<S: Store + 'static> Services<S> {
         };
         let dir = self.0.dir.join(name);
         let mut next = offset;
+        let mut is_closed = false;
         loop {
             let is_done = done.is_cancelled();
             let end = *written.borrow_and_update();
@@ -281,8 +417,8 @@ impl<S: Store + 'static> Services<S> {
             }
             tokio::select! {
                 () = done.cancelled() => {}
-                // Its log is closed a moment before its end is recorded.
-                changed = written.changed() => if changed.is_err() { done.cancelled().await },
+                // Its log is closed before its end is recorded.
+                changed = written.changed(), if !is_closed => is_closed = changed.is_err(),
                 // The client sends nothing more, so this is its disconnect.
                 _ = client.next() => return,
             }

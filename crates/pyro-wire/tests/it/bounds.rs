@@ -28,7 +28,7 @@ fn exit(status: &Value, numbers: [u64; 3]) -> Exit {
     }});
     match decode(&message).unwrap() {
         ExecReply::Exited(exit) => exit,
-        ExecReply::NotStarted(failure) => panic!("{failure}"),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -295,7 +295,9 @@ fn definition(name: &str, checked: &CheckedService, environment: &str) -> Servic
         exec: exec_request(&checked.command, environment),
         ready: checked.ready.as_ref().map(|ready| match ready {
             Readiness::Tcp(port) => ReadyCheck::Tcp(*port),
-            Readiness::Http { port, path } => ReadyCheck::Http { port: *port, path: path.clone() },
+            Readiness::Http { host, port, path } => {
+                ReadyCheck::Http { host: host.clone(), port: *port, path: path.clone() }
+            }
             Readiness::File(path) => ReadyCheck::File(path.clone()),
             Readiness::Command(command) => ReadyCheck::Command(Box::new(exec_request(command, environment))),
         }),

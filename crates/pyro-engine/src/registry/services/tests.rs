@@ -12,7 +12,7 @@ fn definition(name: &str) -> ServiceDefinition {
     ServiceDefinition {
         name: name.to_owned(),
         exec: Exec::new("server", Duration::from_secs(1)),
-        ready: Some(ReadyCheck::Http { port: 80, path: "/".to_owned() }),
+        ready: Some(ReadyCheck::Http { host: "localhost".to_owned(), port: 80, path: "/".to_owned() }),
         ready_timeout_ms: 60_000,
         restart: Restart::OnFailure,
         start_with_vm: true,

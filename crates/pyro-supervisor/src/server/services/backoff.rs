@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Pause before the first restart. It doubles with each, up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
-/// A command that has run for this long has its first pause again.
+/// A command that has run for this long, since it was ready, has its first pause again.
 const STEADY: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -18,7 +18,7 @@ impl Backoff {
         Self { pause: FIRST_PAUSE }
     }
 
-    /// Returns the pause after a command that ran for this long.
+    /// Returns the pause after a command that ran for this long since it was ready.
     pub(super) fn after(&mut self, ran: Duration) -> Duration {
         if ran >= STEADY {
             self.pause = FIRST_PAUSE;

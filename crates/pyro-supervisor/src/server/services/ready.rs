@@ -11,13 +11,13 @@ use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use pyro_wire::{Connect, Exec, Failure, FrameCodec, Probe, ProbeReply, Status};
+use pyro_wire::{Connect, Exec, Failure, FrameCodec, Probe, ProbeReply, Stat, StatReply, Status};
 use tokio::io::{duplex, split};
 use tokio::time::{sleep, timeout};
 use tokio_util::codec::Framed;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
-use crate::conversation::{CommandOutcome, converse};
+use crate::conversation::{CommandOutcome, converse, shortened};
 use crate::mux::{OpenError, Streams, call};
 use crate::server::ports::relay::relay;
 use crate::{ReadyCheck, with_causes};
@@ -25,7 +25,7 @@ use crate::{ReadyCheck, with_causes};
 /// Pause after the first attempt. No event reports that a server listens. It doubles each time, up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// Time limit for one attempt. A command has its own.
+/// Time limit for one attempt to reach a server.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
 /// Maximum size of the head of an HTTP response, in bytes.
 const MAX_HEAD_BYTES: usize = 16 << 10;
@@ -41,8 +41,8 @@ pub(super) enum NotReady {
     NoResponse,
     #[error(transparent)]
     NoStream(#[from] OpenError),
-    #[error("{0}")]
-    Probe(Failure),
+    #[error("{}", shortened(&.0.to_string()))]
+    Failed(Failure),
     #[error("the HTTP status is {}", .0.as_u16())]
     Status(StatusCode),
     #[error("{}", with_causes(.0))]
@@ -65,11 +65,17 @@ pub(super) enum NotReady {
 pub(super) async fn until_ready(streams: &Streams, check: &ReadyCheck, reason: &RefCell<Option<NotReady>>) {
     let mut pause = FIRST_PAUSE;
     loop {
+        let late = |_| Err(NotReady::Late);
         let attempt = match check {
+            // It has its own limit.
             ReadyCheck::Command(exec) => command(streams, exec).await,
-            check => {
-                let late = |_| Err(NotReady::Late);
-                timeout(ATTEMPT_LIMIT, attempt(streams, check)).await.unwrap_or_else(late)
+            ReadyCheck::Tcp(port) => {
+                timeout(ATTEMPT_LIMIT, connect(streams, *port)).await.unwrap_or_else(late)
+            }
+            // Each attempt holds a thread of the guest while the file system does not respond.
+            ReadyCheck::File(path) => find(streams, path).await,
+            ReadyCheck::Http { host, port, path } => {
+                timeout(ATTEMPT_LIMIT, respond(streams, host, *port, path)).await.unwrap_or_else(late)
             }
         };
         match attempt {
@@ -81,24 +87,26 @@ pub(super) async fn until_ready(streams: &Streams, check: &ReadyCheck, reason: &
     }
 }
 
-/// Tries once. Dropping the future leaves nothing behind.
-async fn attempt(streams: &Streams, check: &ReadyCheck) -> Result<(), NotReady> {
-    match check {
-        ReadyCheck::Tcp(port) => probe(streams, Probe::Port(*port)).await,
-        ReadyCheck::File(path) => probe(streams, Probe::File(path.clone())).await,
-        ReadyCheck::Http { port, path } => match get(streams, *port, path).await? {
-            status if status.is_success() || status.is_redirection() => Ok(()),
-            status => Err(NotReady::Status(status)),
-        },
-        ReadyCheck::Command(exec) => command(streams, exec).await,
+async fn connect(streams: &Streams, port: u16) -> Result<(), NotReady> {
+    match streams.ask_for_client(Probe { port }).await? {
+        Some(ProbeReply::Ready) => Ok(()),
+        Some(ProbeReply::NotReady(failure)) => Err(NotReady::Failed(failure)),
+        None => Err(NotReady::NoResponse),
     }
 }
 
-async fn probe(streams: &Streams, probe: Probe) -> Result<(), NotReady> {
-    match streams.ask_for_client(probe).await? {
-        Some(ProbeReply::Ready) => Ok(()),
-        Some(ProbeReply::NotReady(failure)) => Err(NotReady::Probe(failure)),
+async fn find(streams: &Streams, path: &str) -> Result<(), NotReady> {
+    match streams.ask_for_client(Stat { path: path.to_owned() }).await? {
+        Some(StatReply::Found(_)) => Ok(()),
+        Some(StatReply::Failed(failure)) => Err(NotReady::Failed(failure)),
         None => Err(NotReady::NoResponse),
+    }
+}
+
+async fn respond(streams: &Streams, host: &str, port: u16, path: &str) -> Result<(), NotReady> {
+    match get(streams, host, port, path).await? {
+        status if status.is_success() || status.is_redirection() => Ok(()),
+        status => Err(NotReady::Status(status)),
     }
 }
 
@@ -114,7 +122,7 @@ pub(super) enum GetError {
 }
 
 /// Returns the status of the answer to a GET request. Its body is not read.
-async fn get(streams: &Streams, port: u16, path: &str) -> Result<StatusCode, GetError> {
+async fn get(streams: &Streams, host: &str, port: u16, path: &str) -> Result<StatusCode, GetError> {
     let (ours, theirs) = duplex(BUFFER_BYTES);
     let relayed = async {
         let (stream, _permit) = streams.open().await.map_err(io::Error::other)?;
@@ -129,7 +137,7 @@ async fn get(streams: &Streams, port: u16, path: &str) -> Result<StatusCode, Get
         let (mut sender, connection) =
             builder.max_buf_size(MAX_HEAD_BYTES).handshake(TokioIo::new(ours)).await.map_err(failed)?;
         let request = Request::get(path)
-            .header(header::HOST, format!("localhost:{port}"))
+            .header(header::HOST, format!("{host}:{port}"))
             .header(header::USER_AGENT, "pyro")
             .header(header::CONNECTION, "close")
             .body(Empty::<Bytes>::new())?;

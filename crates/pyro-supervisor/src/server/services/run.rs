@@ -1,7 +1,7 @@
 //! One service from its start to its end, over all runs of its command.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use futures::future::pending;
@@ -22,9 +22,12 @@ use crate::service_log::ServiceLog;
 /// Time limit of a service's command: longer than any VM lives, and a number that every clock can hold.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// Time between SIGTERM and SIGKILL, in milliseconds. The end of the VM does not wait for so long.
+const STOP_GRACE_MS: u64 = 10_000;
+
 /// What one service needs.
 pub(super) struct Runner {
-    pub(super) definition: Rc<ServiceDefinition>,
+    pub(super) definition: ServiceDefinition,
     pub(super) streams: Streams,
     /// Ends the command, which is not run again.
     pub(super) stop: CancellationToken,
@@ -37,8 +40,12 @@ pub(super) struct Runner {
 struct RunEnd {
     status: Option<Status>,
     reason: Option<String>,
+    /// Its processes may still run: the guest did not confirm their end.
+    is_unconfirmed: bool,
     /// The guest is gone.
     is_last: bool,
+    /// Time from when it was ready.
+    steady: Duration,
 }
 
 impl RunEnd {
@@ -60,11 +67,14 @@ impl Runner {
             if self.stop.is_cancelled() {
                 return self.status.send_modify(|status| status.state = ServiceState::Stopped);
             }
-            let began = Instant::now();
             let end = self.run_once().await;
             let is_stopped = self.stop.is_cancelled();
             let succeeded = end.succeeded();
-            let runs_again = !is_stopped && !end.is_last && self.definition.restart.applies(succeeded);
+            // A second copy must not run beside the first.
+            let runs_again = !is_stopped
+                && !end.is_last
+                && !end.is_unconfirmed
+                && self.definition.restart.applies(succeeded);
             self.status.send_modify(|status| {
                 status.state = match (is_stopped, runs_again) {
                     (true, _) => ServiceState::Stopped,
@@ -72,12 +82,14 @@ impl Runner {
                     (false, false) if succeeded => ServiceState::Exited,
                     (false, false) => ServiceState::Failed,
                 };
-                (status.end, status.reason) = (end.status, end.reason.filter(|_| !is_stopped));
+                // What was wrong with one that was stopped does not matter, unless it still runs.
+                let reason = end.reason.filter(|_| !is_stopped || end.is_unconfirmed);
+                (status.end, status.reason) = (end.status, reason);
             });
             if !runs_again {
                 return;
             }
-            let pause = backoff.after(began.elapsed());
+            let pause = backoff.after(end.steady);
             if timeout(pause, self.stop.cancelled()).await.is_ok() {
                 continue;
             }
@@ -97,36 +109,52 @@ impl Runner {
         };
         let stream = Framed::new(stream.compat(), FrameCodec::default());
         let timeout_ms = u64::try_from(FOREVER.as_millis()).unwrap_or(u64::MAX);
-        let exec = Exec { id: 0, timeout_ms, output_limit: None, ..definition.exec.clone() };
+        let exec = Exec {
+            id: 0,
+            report_start: true,
+            timeout_ms,
+            kill_grace_ms: STOP_GRACE_MS,
+            output_limit: None,
+            ..definition.exec.clone()
+        };
         let (end, sent) = (stop.child_token(), Notify::new());
         let mut take = async |chunk: OutputChunk| log.append(&chunk.bytes);
         let command = converse(stream, exec, || sent.notify_one(), end.clone().cancelled_owned(), &mut take);
-        let not_ready = RefCell::new(None);
-        let readiness = async {
-            sent.notified().await;
-            if let Err(error) = become_ready(definition, streams, status).await {
-                *not_ready.borrow_mut() = Some(error.to_string());
+        let mut readiness = None;
+        let become_ready = async {
+            let error = become_ready(definition, streams, sent.notified(), status).await.err();
+            if error.is_some() {
                 end.cancel();
             }
-            pending().await
+            readiness = Some((Instant::now(), error));
+            pending::<Infallible>().await
         };
         let outcome = tokio::select! {
             biased;
             outcome = command => outcome,
-            () = readiness => return RunEnd::default(),
+            never = become_ready => match never {},
         };
-        let not_ready = not_ready.into_inner();
-        match outcome {
+        let (steady, not_ready) = match readiness {
+            Some((since, None)) => (since.elapsed(), None),
+            Some((_, Some(error))) => (Duration::ZERO, Some(error.to_string())),
+            None => (Duration::ZERO, None),
+        };
+        let end = match outcome {
+            CommandOutcome::Ended(end) if end.status.is_none() => {
+                let unconfirmed = "the guest did not confirm its end";
+                let reason =
+                    not_ready.map_or(unconfirmed.to_owned(), |cause| format!("{cause}; {unconfirmed}"));
+                RunEnd { is_unconfirmed: true, ..RunEnd::failed(reason) }
+            }
             CommandOutcome::Ended(end) => {
-                let unconfirmed = || "the guest did not confirm its end".to_owned();
-                let reason = not_ready.or_else(|| end.status.is_none().then(unconfirmed));
-                RunEnd { status: end.status, reason, is_last: false }
+                RunEnd { status: end.status, reason: not_ready, ..RunEnd::default() }
             }
             CommandOutcome::NotRun { cause, .. } => RunEnd::failed(cause),
             CommandOutcome::Unknown { cause } => {
                 RunEnd::failed(cause.as_deref().unwrap_or("the connection to it was lost"))
             }
-        }
+        };
+        RunEnd { steady, ..end }
     }
 }
 
@@ -139,22 +167,27 @@ struct ReadyTimeout {
     cause: Option<NotReady>,
 }
 
-/// Sets the state when the service is ready.
+/// Sets the state when the command has been started and is ready.
 async fn become_ready(
     definition: &ServiceDefinition,
     streams: &Streams,
+    started: impl Future<Output = ()>,
     status: &watch::Sender<ServiceStatus>,
 ) -> Result<(), ReadyTimeout> {
-    let state = match &definition.ready {
-        None => ServiceState::Running,
-        Some(check) => {
-            let limit = Duration::from_millis(definition.ready_timeout_ms);
-            let cause = RefCell::new(None);
-            if timeout(limit, until_ready(streams, check, &cause)).await.is_err() {
-                return Err(ReadyTimeout { limit, cause: cause.into_inner() });
+    let limit = Duration::from_millis(definition.ready_timeout_ms);
+    let cause = RefCell::new(None);
+    let ready = async {
+        started.await;
+        match &definition.ready {
+            None => ServiceState::Running,
+            Some(check) => {
+                until_ready(streams, check, &cause).await;
+                ServiceState::Ready
             }
-            ServiceState::Ready
         }
+    };
+    let Ok(state) = timeout(limit, ready).await else {
+        return Err(ReadyTimeout { limit, cause: cause.into_inner() });
     };
     // What was wrong with an earlier run does not count any more.
     status.send_modify(|status| (status.state, status.reason) = (state, None));

@@ -19,9 +19,9 @@ use pyro_machine::{
 };
 use pyro_wire::{
     ArchiveReply, ArchiveReport, Connect, ConnectInput, ConnectReply, Exec, ExecInput, ExecReply, Exit,
-    Failure, FailureKind, Frame, FrameCodec, HaltReply, IdentifyReply, Input, InputEnd, InputReply, Mount,
-    MountInput, MountReply, NoInput, OutputStream, Pack, Probe, ProbeReply, Program, Request, Resize, Signal,
-    Status, SteerReply, Unpack,
+    Failure, FailureKind, FileInfo, FileKind, Frame, FrameCodec, HaltReply, IdentifyReply, Input, InputEnd,
+    InputReply, Mount, MountInput, MountReply, NoInput, OutputStream, Pack, ProbeReply, Program, Request,
+    Resize, Signal, StatReply, Status, SteerReply, Unpack,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::io::AsyncWriteExt;
@@ -114,6 +114,8 @@ impl Conditions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StoreBehaviour {
     Works,
+    /// What becomes of services is not taken, as on a full disk.
+    RefusesStatus,
     /// The first attempts fail, as on a full disk.
     FailsAtFirst,
     /// None is taken, as one with a number that is too large.
@@ -176,7 +178,7 @@ pub(crate) struct World {
     /// Whether the ports and files that are asked for exist.
     pub(super) is_ready: Cell<bool>,
     /// Attempts to find out whether they do.
-    pub(super) probes: RefCell<Vec<Probe>>,
+    pub(super) probes: RefCell<Vec<Request>>,
     running: RefCell<BTreeMap<u64, bool>>,
     /// Commands that take input, by their number in the guest. `None`: a stream is attached.
     pub(super) inputs: RefCell<BTreeMap<u64, Option<mpsc::Sender<Bytes>>>>,
@@ -422,8 +424,27 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
                 let _ = stream.close().await;
             }
         }
+        Some(Ok(Frame::Control(Request::Stat(stat)))) => {
+            let info = FileInfo {
+                path: stat.path.clone(),
+                kind: FileKind::Special,
+                size: 0,
+                mode: 0o600,
+                uid: 0,
+                gid: 0,
+                modified_ms: 0,
+                target: None,
+            };
+            world.probes.borrow_mut().push(Request::Stat(stat));
+            let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, StatReply>::default());
+            let reply = match world.is_ready.get() {
+                true => StatReply::Found(info),
+                false => StatReply::Failed(failure("looking", "not there")),
+            };
+            let _ = stream.send(Frame::Control(reply)).await;
+        }
         Some(Ok(Frame::Control(Request::Probe(probe)))) => {
-            world.probes.borrow_mut().push(probe);
+            world.probes.borrow_mut().push(Request::Probe(probe));
             let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, ProbeReply>::default());
             let reply = match world.is_ready.get() {
                 true => ProbeReply::Ready,
@@ -545,6 +566,9 @@ async fn run_command(
     }
     let command = exec.program.label();
     world.note(Fact::Began(command.clone()));
+    if exec.report_start && command != "missing" {
+        stream.send(Frame::Control(ExecReply::Started)).await.ok()?;
+    }
     let started = Instant::now();
     let mut words = command.split(' ');
     let is_stubborn = words.next() == Some("stubborn");
@@ -662,6 +686,16 @@ impl FakeStore {
     async fn take_time(&self) {
         sleep(Duration::from_millis(self.0.conditions.store_ms)).await;
     }
+
+    /// Fails for this many attempts in total, as on a disk that is full for a while.
+    fn fail_at_first(&self, attempts: u32) -> Result<(), StoreError> {
+        let refused = self.0.ends_refused.get();
+        if self.0.conditions.store != StoreBehaviour::FailsAtFirst || refused >= attempts {
+            return Ok(());
+        }
+        self.0.ends_refused.set(refused + 1);
+        Err(full())
+    }
 }
 
 impl Store for FakeStore {
@@ -703,6 +737,9 @@ impl Store for FakeStore {
     }
 
     async fn services(&self, _vm_id: &str) -> Result<Vec<ServiceDefinition>, StoreError> {
+        if !self.0.services.borrow().is_empty() {
+            self.fail_at_first(2)?;
+        }
         Ok(self.0.services.borrow().clone())
     }
 
@@ -730,8 +767,8 @@ impl Store for FakeStore {
         status: &ServiceStatus,
     ) -> Result<(), StoreError> {
         self.take_time().await;
-        if self.0.conditions.store == StoreBehaviour::FailsAtFirst && self.0.ends_refused.get() < 3 {
-            self.0.ends_refused.set(self.0.ends_refused.get() + 1);
+        self.fail_at_first(3)?;
+        if self.0.conditions.store == StoreBehaviour::RefusesStatus {
             return Err(full());
         }
         self.0.note(Fact::ServiceRecorded(name.to_owned(), status.clone()));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::SinkExt;
-use pyro_wire::{Frame, Probe, Status};
+use pyro_wire::{Frame, Probe, Request as GuestRequest, Stat, Status};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -111,8 +111,8 @@ fn what_does_not_exist_is_not_found() {
 fn a_port_and_a_file_are_tried_until_they_are_there() {
     run(async {
         for (check, probe) in [
-            (ReadyCheck::Tcp(80), Probe::Port(80)),
-            (ReadyCheck::File("up".to_owned()), Probe::File("up".to_owned())),
+            (ReadyCheck::Tcp(80), GuestRequest::Probe(Probe { port: 80 })),
+            (ReadyCheck::File("up".to_owned()), GuestRequest::Stat(Stat { path: "up".to_owned() })),
         ] {
             let supervised = started(Conditions::task()).await;
             let definition = ServiceDefinition { ready: Some(check), ..service("web", "sleep 1000000") };
@@ -141,7 +141,11 @@ fn a_port_and_a_file_are_tried_until_they_are_there() {
 fn an_http_server_is_ready_when_it_answers_without_an_error() {
     run(async {
         let supervised = started(Conditions::task()).await;
-        let ready = Some(ReadyCheck::Http { port: HTTP_PORT, path: "/health?full=1".to_owned() });
+        let ready = Some(ReadyCheck::Http {
+            host: "127.0.0.1".to_owned(),
+            port: HTTP_PORT,
+            path: "/health?full=1".to_owned(),
+        });
         let client = supervised.client();
         let definition =
             ServiceDefinition { ready, ready_timeout_ms: 5000, ..service("web", "sleep 1000000") };
@@ -153,7 +157,7 @@ fn an_http_server_is_ready_when_it_answers_without_an_error() {
         assert_eq!((ready.state, ready.reason), (ServiceState::Ready, None));
         let request = supervised.world.steered.borrow().last().unwrap().1.clone();
         assert!(request.starts_with("GET /health?full=1 HTTP/1.1\r\n"), "{request}");
-        assert!(request.contains("host: localhost:8080\r\n"), "{request}");
+        assert!(request.contains("host: 127.0.0.1:8080\r\n"), "{request}");
         finish(supervised).await;
     });
 }
@@ -165,7 +169,7 @@ fn what_cannot_be_reached_or_is_no_http_server_is_not_ready() {
         for (port, cause) in
             [(81, "connecting: refused"), (super::fake::SERVED_PORT, "no valid HTTP response from port 80")]
         {
-            let ready = Some(ReadyCheck::Http { port, path: "/".to_owned() });
+            let ready = Some(ReadyCheck::Http { host: "localhost".to_owned(), port, path: "/".to_owned() });
             let definition =
                 ServiceDefinition { ready, ready_timeout_ms: 3000, ..service("web", "sleep 1000000") };
             let reason = start(&supervised, definition).await.reason.unwrap();
@@ -465,6 +469,158 @@ fn a_client_that_gives_up_before_its_request_is_served_starts_nothing() {
         let not_found = Reply::Service(ServiceReply::NotFound);
         let stop = Request::Service { name: "web".to_owned(), request: ServiceRequest::Stop };
         assert_eq!(ask(&supervised, stop).await, Some(not_found));
+        finish(supervised).await;
+    });
+}
+
+#[test]
+fn a_service_that_the_guest_cannot_start_has_failed_also_without_a_check() {
+    run(async {
+        let supervised = started(Conditions::task()).await;
+        let failed = start(&supervised, service("web", "missing")).await;
+        assert_eq!(failed.state, ServiceState::Failed);
+        assert!(failed.reason.unwrap().ends_with("not found"));
+        finish(supervised).await;
+    });
+}
+
+#[test]
+fn a_service_whose_state_cannot_be_recorded_holds_no_other_one_up() {
+    run(async {
+        let store = StoreBehaviour::RefusesStatus;
+        let supervised = started(Conditions { store, ..Conditions::task() }).await;
+        let client = supervised.client();
+        let full = |result: Result<ServiceStatus, ServiceError>| {
+            let Err(ServiceError::NotRecorded { cause, .. }) = result else { panic!("{result:?}") };
+            assert_eq!(cause, "the state of the service cannot be recorded: the disk is full");
+        };
+        let definition = service("web", "sleep 1000000");
+        let started_at = Instant::now();
+        full(client.start_service("web", Some(definition), true).await);
+        full(client.stop_service("web").await);
+        assert!(started_at.elapsed() < Duration::from_secs(25), "{:?}", started_at.elapsed());
+        // It does not run, so it can be started again, and so can others.
+        for name in ["web", "db"] {
+            let definition = service(name, "sleep 2000000");
+            let status = client.start_service(name, Some(definition), false).await.unwrap();
+            assert_eq!(status.state, ServiceState::Starting);
+        }
+        // A removal needs no record of the end.
+        let removing = Instant::now();
+        client.remove_service("web").await.unwrap();
+        assert!(removing.elapsed() < Duration::from_secs(1));
+        let started = client.start_service("other", Some(service("other", "true")), false);
+        timeout(Duration::from_secs(1), started).await.unwrap().unwrap();
+        finish(supervised).await;
+    });
+}
+
+#[test]
+fn a_client_that_leaves_while_another_service_is_being_recorded_starts_nothing() {
+    run(async {
+        let supervised = started(Conditions { store_ms: 500, ..Conditions::task() }).await;
+        let request = |name: &str, command| Request::Service {
+            name: name.to_owned(),
+            request: ServiceRequest::Start {
+                definition: Some(Box::new(service(name, command))),
+                wait: false,
+            },
+        };
+        let mut first = supervised.client().connect().await.unwrap().stream;
+        first.send(Frame::Control(request("first", "sleep 1000000"))).await.unwrap();
+        sleep(Duration::from_millis(100)).await;
+        let mut second = supervised.client().connect().await.unwrap().stream;
+        second.send(Frame::Control(request("second", "sleep 2000000"))).await.unwrap();
+        sleep(Duration::from_millis(100)).await;
+        drop(second);
+        until_state(&supervised, "first", ServiceState::Running).await;
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!((began(&supervised, "sleep 1000000"), began(&supervised, "sleep 2000000")), (1, 0));
+        finish(supervised).await;
+    });
+}
+
+#[test]
+fn a_stop_waits_for_a_service_that_is_being_started() {
+    run(async {
+        let supervised = started(Conditions { store_ms: 500, ..Conditions::task() }).await;
+        let client = supervised.client();
+        let definition = service("web", "sleep 1000000");
+        let starting = spawn_local(async move { client.start_service("web", Some(definition), true).await });
+        sleep(Duration::from_millis(100)).await;
+        let stopped = supervised.client().stop_service("web").await.unwrap();
+        assert_eq!(stopped.state, ServiceState::Stopped);
+        starting.await.unwrap().unwrap();
+        finish(supervised).await;
+    });
+}
+
+#[test]
+fn a_service_that_is_stopped_before_it_starts_with_the_vm_does_not_start() {
+    run(async {
+        let with_vm =
+            |name: &str, command: &str| ServiceDefinition { start_with_vm: true, ..service(name, command) };
+        let services = vec![with_vm("first", "sleep 1000000"), with_vm("second", "sleep 2000000")];
+        let supervised = started(Conditions { services, store_ms: 500, ..Conditions::task() }).await;
+        let answer = supervised.client().stop_service("second").await;
+        assert!(matches!(answer, Err(ServiceError::NotStarted)), "{answer:?}");
+        until_state(&supervised, "first", ServiceState::Running).await;
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!((began(&supervised, "sleep 1000000"), began(&supervised, "sleep 2000000")), (1, 0));
+        finish(supervised).await;
+    });
+}
+
+#[test]
+fn services_start_with_the_vm_once_the_store_works() {
+    run(async {
+        let services = vec![ServiceDefinition { start_with_vm: true, ..service("web", "sleep 1000000") }];
+        let store = StoreBehaviour::FailsAtFirst;
+        let supervised = started(Conditions { services, store, ..Conditions::task() }).await;
+        until_state(&supervised, "web", ServiceState::Running).await;
+        finish(supervised).await;
+    });
+}
+
+#[test]
+fn the_pauses_of_a_service_that_never_becomes_ready_double() {
+    run(async {
+        let supervised = started(Conditions { lifetime: 100_000, ..Conditions::task() }).await;
+        let definition = ServiceDefinition {
+            ready: Some(ReadyCheck::Tcp(80)),
+            restart: Restart::Always,
+            ..service("web", "sleep 1000000000")
+        };
+        start(&supervised, definition).await;
+        // The first run is over. Each takes a minute, with pauses of 1, 2, 4, 8, and 16 seconds between them.
+        sleep(Duration::from_secs(4 * 60 + 15 + 10)).await;
+        assert_eq!(began(&supervised, "sleep 1000000000"), 5);
+        sleep(Duration::from_secs(16)).await;
+        assert_eq!(began(&supervised, "sleep 1000000000"), 6);
+        finish(supervised).await;
+    });
+}
+
+#[test]
+fn an_end_that_the_guest_does_not_confirm_is_reported_and_nothing_runs_again() {
+    run(async {
+        let supervised = started(Conditions::task()).await;
+        start(&supervised, service("web", "stubborn 1000000")).await;
+        let began_at = Instant::now();
+        let stopped = supervised.client().stop_service("web").await.unwrap();
+        let reason = "the guest did not confirm its end";
+        assert_eq!((stopped.state, stopped.reason.as_deref()), (ServiceState::Stopped, Some(reason)));
+        assert!(began_at.elapsed() < Duration::from_secs(20), "{:?}", began_at.elapsed());
+        let definition = ServiceDefinition {
+            ready: Some(ReadyCheck::Tcp(80)),
+            ready_timeout_ms: 1000,
+            restart: Restart::Always,
+            ..service("db", "stubborn 2000000")
+        };
+        start(&supervised, definition).await;
+        let failed = until_state(&supervised, "db", ServiceState::Failed).await;
+        assert!(failed.reason.unwrap().ends_with(reason));
+        assert_eq!(began(&supervised, "stubborn 2000000"), 1);
         finish(supervised).await;
     });
 }
