@@ -422,6 +422,8 @@ hints! {
     CheckPath => { host: "check the path and its permissions" }
     /// Copying may be repeated.
     CopyAgain => { all: "copy again; existing files are replaced" }
+    /// A change of files may be repeated after a look at them.
+    MayHaveChanged => { all: "it may be done completely or partly; look at the files before trying again" }
     /// The task's state says what happened.
     TaskStatus => {
         person: "run `pyro task status` to see its state",

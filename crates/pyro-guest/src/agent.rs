@@ -163,7 +163,7 @@ impl<M: Machine> Shared<M> {
                 answer(accept::<_, Move>(stream), files::rename(request, self.workspace())).await;
             }
             Request::Remove(request) => {
-                answer(accept::<_, Remove>(stream), files::remove(request, self.workspace())).await;
+                answer(accept::<_, Remove>(stream), files::remove::remove(request, self.workspace())).await;
             }
             Request::MakeDirectory(request) => {
                 let made = files::make_directory(request, self.workspace());

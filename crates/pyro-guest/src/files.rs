@@ -1,6 +1,7 @@
 //! Looks at files of the machine, and changes the tree. Everything here runs on threads that may block: a file system that does
 //! not respond must not hold the agent up.
 
+pub(crate) mod remove;
 pub(crate) mod watch;
 
 use std::ffi::OsString;
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use futures::SinkExt;
 use pyro_wire::{
     ChangeReply, Failure, FileInfo, FileKind, Frame, List, ListReply, MAX_LISTED, MakeDirectory, Move,
-    OutputStream, Remove, Stat, StatReply, append_line,
+    OutputStream, Stat, StatReply, append_line,
 };
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
@@ -73,7 +74,14 @@ pub(crate) async fn rename(request: Move, workspace: PathBuf) -> ChangeReply {
         let flags = if request.replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         let (from, to) = (workspace.join(&request.from), workspace.join(&request.to));
         renameat_with(CWD, &from, CWD, &to, flags).map_err(|error| match error {
-            Errno::EXIST => because("moving", &request.to, error.into()),
+            Errno::EXIST => {
+                let failure = because("moving", &request.to, error.into());
+                let into = match to.is_dir() {
+                    true => "; it is a directory: to move something into it, give the whole new path",
+                    false => "",
+                };
+                Failure { cause: failure.cause.clone() + into, ..failure }
+            }
             // Overlayfs reports this for directories of the image, too.
             Errno::XDEV => Failure {
                 cause: format!(
@@ -85,30 +93,6 @@ pub(crate) async fn rename(request: Move, workspace: PathBuf) -> ChangeReply {
             },
             _ => because("moving", &request.from, error.into()),
         })
-    })
-    .await
-}
-
-/// Removes a file or a directory.
-pub(crate) async fn remove(request: Remove, workspace: PathBuf) -> ChangeReply {
-    changed(move || {
-        let step = "removing";
-        let because = |error| because(step, &request.path, error);
-        // Without `.` at its end, which the kernel refuses to remove after everything in it is gone.
-        let path: PathBuf = workspace.join(&request.path).components().collect();
-        let metadata = fs::symlink_metadata(&path).map_err(because)?;
-        for kept in [Path::new("/"), &workspace] {
-            if path.file_name().is_none() || is_same(kept, &metadata) {
-                let step = format!("{step} {}", request.path);
-                return Err(refused(step, format!("{}: the guest needs this directory", request.path)));
-            }
-        }
-        match (metadata.is_dir(), request.recursive) {
-            (false, _) => fs::remove_file(&path),
-            (true, false) => fs::remove_dir(&path),
-            (true, true) => fs::remove_dir_all(&path),
-        }
-        .map_err(because)
     })
     .await
 }
@@ -152,6 +136,11 @@ fn describe(path: &Path, name: String, metadata: &Metadata) -> FileInfo {
         modified_ms: metadata.mtime().saturating_mul(1000).saturating_add(metadata.mtime_nsec() / 1_000_000),
         target: target.map(|target| target.to_string_lossy().into_owned()),
     }
+}
+
+/// Something of which only the directory that it is in can say something.
+fn unknown(name: String, kind: FileKind) -> FileInfo {
+    FileInfo { path: name, kind, size: 0, mode: 0, uid: 0, gid: 0, modified_ms: 0, target: None }
 }
 
 fn kind(file: fs::FileType) -> FileKind {
@@ -209,54 +198,64 @@ impl<'a> Listing<'a> {
         Self { top, recursive, left: max_entries.min(MAX_LISTED), lines: Lines::new(sender) }
     }
 
-    /// Returns whether there are more entries than were asked for.
+    /// Returns whether there are more entries.
     fn send(mut self) -> io::Result<bool> {
         let device = fs::metadata(self.top)?.dev();
         // Names of directories below the top, the next one last.
         let mut directories = vec![PathBuf::new()];
+        // The entries of a directory are missing.
+        let mut is_incomplete = false;
         while let Some(directory) = directories.pop() {
             let names = match self.names(&self.top.join(&directory)) {
-                // It was removed after it was found.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && directory != Path::new("") => {
+                Err(error) if directory != Path::new("") => {
+                    // Most are removed after they were found.
+                    is_incomplete |= error.kind() != io::ErrorKind::NotFound;
                     continue;
                 }
                 names => names?,
             };
             let next = directories.len();
-            for name in names {
+            for (name, kind) in names {
                 let below = directory.join(name);
                 let path = self.top.join(&below);
-                let metadata = match fs::symlink_metadata(&path) {
+                let text = below.to_string_lossy().into_owned();
+                let (info, is_tree) = match fs::symlink_metadata(&path) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    metadata => metadata?,
+                    // Its file system does not respond, or its path is too long for the kernel.
+                    Err(_) => (unknown(text, kind), false),
+                    // What is mounted there is another tree, such as `/proc`.
+                    Ok(metadata) => {
+                        let is_tree = metadata.is_dir() && metadata.dev() == device;
+                        (describe(&path, text, &metadata), is_tree)
+                    }
                 };
                 if self.left == 0 {
                     let _ = self.lines.flush();
                     return Ok(true);
                 }
                 self.left -= 1;
-                let info = describe(&path, below.to_string_lossy().into_owned(), &metadata);
                 if self.lines.push(&info).is_err() {
                     return Ok(true);
                 }
-                // What is mounted there is another tree, such as `/proc`.
-                if self.recursive && metadata.is_dir() && metadata.dev() == device {
+                if self.recursive && is_tree {
                     directories.push(below);
                 }
             }
             directories[next..].reverse();
         }
         let _ = self.lines.flush();
-        Ok(false)
+        Ok(is_incomplete)
     }
 
-    /// The names in a directory in their order, but no more than are needed to know that there are too many.
-    fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {
+    /// The names in a directory in their order, each with the kind of file, but no more than are needed to know that there are too
+    /// many.
+    fn names(&self, directory: &Path) -> io::Result<Vec<(OsString, FileKind)>> {
         let needed = usize::try_from(self.left).unwrap_or(usize::MAX).saturating_add(1);
         let entries = fs::read_dir(directory)?.take(needed);
-        let mut names =
-            entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<Vec<_>>>()?;
-        names.sort_unstable();
+        let named =
+            |entry: fs::DirEntry| (entry.file_name(), entry.file_type().map_or(FileKind::Special, kind));
+        let mut names = entries.map(|entry| entry.map(named)).collect::<io::Result<Vec<_>>>()?;
+        names.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         Ok(names)
     }
 }

@@ -24,7 +24,7 @@ pub struct Stat {
     pub path: String,
 }
 
-/// Describe the entries of a directory, in [`Frame::Output`](crate::Frame::Output) frames of the standard output: for each a line with a
+/// Describe the entries of a directory, each as far as its file system answers, in [`Frame::Output`](crate::Frame::Output) frames of the standard output: for each a line with a
 /// [`FileInfo`] as JSON. Entries of one directory are in the order of the bytes of their names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct List {
@@ -49,7 +49,8 @@ pub struct Move {
     pub replace: bool,
 }
 
-/// Remove a file or a directory.
+/// Remove a file or a directory. The removal of a tree stops when the host closes the stream, and at a directory where another file
+/// system is mounted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Remove {
     /// What to remove.
@@ -66,11 +67,12 @@ pub struct MakeDirectory {
     pub path: String,
 }
 
-/// Report what changes in a directory, or one file, until the host closes the stream. In
+/// Report what changes in a directory, or with one file name, until the host closes the stream. What is mounted below the directory is
+/// not watched. In
 /// [`Frame::Output`](crate::Frame::Output) frames of the standard output: first a line with [`FileChange::Watching`], then one for each change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Watch {
-    /// The directory or file.
+    /// The directory or file. A symbolic link at its end is followed once, when the watch begins.
     pub path: String,
     /// Also report what changes below the directory's directories, at most [`MAX_WATCHED_DIRS`] together.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -144,7 +146,7 @@ pub enum FileChange {
         #[serde(deserialize_with = "bounded::text")]
         to: String,
     },
-    /// There were more changes than the kernel keeps, or too many directories; some are not reported.
+    /// There were more changes than the kernel keeps, or a directory cannot be watched; some are not reported.
     Lost,
 }
 
@@ -164,7 +166,7 @@ pub enum StatReply {
 pub enum ListReply {
     /// The entries were sent.
     Listed {
-        /// There are more than were asked for.
+        /// There are more than were asked for, or some could not be read. Of a directory with more, the entries are not the first ones.
         truncated: bool,
     },
     /// The directory cannot be listed.
@@ -185,7 +187,7 @@ pub enum ChangeReply {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WatchReply {
-    /// What was watched is gone.
+    /// The directory, or that of the file, is gone.
     Gone,
     /// It cannot be watched.
     Failed(Failure),

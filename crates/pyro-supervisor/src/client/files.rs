@@ -15,6 +15,8 @@ use super::{Client, WATCH_PROBE_AFTER};
 use crate::mux::{CallStream, call};
 use crate::protocol::COPY_STEP_LIMIT;
 
+/// Maximum size of the paths of a listing together, in bytes.
+const MAX_LISTED_BYTES: usize = 16 << 20;
 /// Time limit for a guest to change its tree: a directory with many files is removed file by file.
 const CHANGE_LIMIT: Duration = Duration::from_secs(600);
 
@@ -30,10 +32,10 @@ impl Client {
         }
     }
 
-    /// Changes the tree of the guest.
+    /// Changes the tree of the guest. A removal of many files ends when the future is dropped, and after ten minutes.
     ///
     /// # Errors
-    /// [`CopyError`]. The change may have been made if the guest was lost.
+    /// [`CopyError`]. The change may have been made if the guest was lost, and of a tree to remove, part may be gone.
     pub async fn change_files<C: Call<Reply = ChangeReply>>(&self, change: C) -> Result<(), CopyError> {
         match self.ask_guest(change, CHANGE_LIMIT).await? {
             ChangeReply::Done => Ok(()),
@@ -41,7 +43,8 @@ impl Client {
         }
     }
 
-    /// Lists a directory of the guest. Returns its entries, and whether there are more than were asked for.
+    /// Lists a directory of the guest. Returns its entries, and whether there are more: than were asked for, or than those whose paths
+    /// have 16 MiB.
     ///
     /// # Errors
     /// [`CopyError`].
@@ -49,10 +52,15 @@ impl Client {
         let maximum = usize::try_from(list.max_entries).unwrap_or(usize::MAX);
         let mut lines = Lines::new(self, list).await?;
         let mut entries = Vec::new();
+        let mut left = MAX_LISTED_BYTES;
         let listed = async {
             loop {
                 match timeout(COPY_STEP_LIMIT, lines.next()).await.map_err(|_| CopyError::Stalled)?? {
-                    Next::Values(values) => entries.extend(values),
+                    Next::Values(values) => {
+                        if !extend(&mut entries, values, &mut left) {
+                            return Ok(true);
+                        }
+                    }
                     Next::Reply(ListReply::Listed { truncated }) => return Ok(truncated),
                     Next::Reply(ListReply::Failed(failure)) => {
                         return Err(CopyError::Guest { cause: failure.cause });
@@ -112,6 +120,19 @@ impl Client {
     }
 }
 
+/// Adds entries as long as there are bytes left for their paths. Returns whether all were added.
+fn extend(entries: &mut Vec<FileInfo>, more: Vec<FileInfo>, left: &mut usize) -> bool {
+    for entry in more {
+        let bytes = entry.path.len() + entry.target.as_ref().map_or(0, String::len);
+        match left.checked_sub(bytes) {
+            Some(rest) => *left = rest,
+            None => return false,
+        }
+        entries.push(entry);
+    }
+    true
+}
+
 /// The lines that answer a request, and then the reply.
 struct Lines<C: Call> {
     stream: CallStream<UnixStream, C>,
@@ -138,5 +159,30 @@ impl<C: Call> Lines<C> {
             Some(Ok(Frame::Output(OutputStream::Stderr, _))) => Err(CopyError::Unexpected),
             Some(Err(_)) | None => Err(CopyError::Lost),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pyro_wire::FileKind;
+
+    use super::*;
+
+    #[test]
+    fn the_paths_of_a_listing_are_bounded_together() {
+        let entry = |path: usize, target: Option<usize>| FileInfo {
+            path: "p".repeat(path),
+            kind: FileKind::File,
+            size: 0,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            modified_ms: 0,
+            target: target.map(|bytes| "t".repeat(bytes)),
+        };
+        let (mut entries, mut left) = (Vec::new(), 10);
+        assert!(extend(&mut entries, vec![entry(4, None), entry(1, Some(4))], &mut left));
+        assert!(!extend(&mut entries, vec![entry(1, None), entry(1, None)], &mut left));
+        assert_eq!((entries.len(), left), (3, 0));
     }
 }

@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::files::{check_path, copy_error};
 use crate::engine::{Engine, unless_cancelled};
 use crate::{
-    Error, Event, Events, FileChange, FileMove, FileRemoval, FileWatch, Listing, TaskFileChanged,
-    TaskFileChanges, TaskFileInfo, TaskFileList, TaskFileMoved, VmId, WatchEnd, WatchLimits, convert,
+    Error, ErrorKind, Event, Events, FileChange, FileMove, FileRemoval, FileWatch, Hint, Listing,
+    TaskFileChanged, TaskFileChanges, TaskFileInfo, TaskFileList, TaskFileMoved, VmId, WatchEnd, WatchLimits,
+    convert,
 };
 
 impl Engine {
@@ -27,7 +28,7 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<TaskFileInfo, Error> {
         let (task_id, guest) = self.guest_for(task_id, [&path]).await?;
-        let file = unless_lost(&task_id, cancel, guest.stat_file(Stat { path })).await?;
+        let file = unless_lost(&task_id, cancel, Hint::Retry, guest.stat_file(Stat { path })).await?;
         Ok(TaskFileInfo { task_id, file: convert::file_info(file) })
     }
 
@@ -45,7 +46,7 @@ impl Engine {
         let Listing { path, recursive, max_entries } = listing;
         let (task_id, guest) = self.guest_for(task_id, [&path]).await?;
         let list = List { path: path.clone(), recursive, max_entries };
-        let (entries, truncated) = unless_lost(&task_id, cancel, guest.list_files(list)).await?;
+        let (entries, truncated) = unless_lost(&task_id, cancel, Hint::Retry, guest.list_files(list)).await?;
         let entries = entries.into_iter().map(convert::file_info).collect();
         Ok(TaskFileList { task_id, path, entries, truncated })
     }
@@ -63,7 +64,7 @@ impl Engine {
     ) -> Result<TaskFileMoved, Error> {
         let (task_id, guest) = self.guest_for(task_id, [&source, &destination]).await?;
         let change = Move { from: source.clone(), to: destination.clone(), replace };
-        unless_lost(&task_id, cancel, guest.change_files(change)).await?;
+        unless_lost(&task_id, cancel, Hint::MayHaveChanged, guest.change_files(change)).await?;
         Ok(TaskFileMoved { task_id, source, destination })
     }
 
@@ -80,7 +81,7 @@ impl Engine {
     ) -> Result<TaskFileChanged, Error> {
         let (task_id, guest) = self.guest_for(task_id, [&path]).await?;
         let change = Remove { path: path.clone(), recursive };
-        unless_lost(&task_id, cancel, guest.change_files(change)).await?;
+        unless_lost(&task_id, cancel, Hint::MayHaveChanged, guest.change_files(change)).await?;
         Ok(TaskFileChanged { task_id, path })
     }
 
@@ -95,7 +96,13 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<TaskFileChanged, Error> {
         let (task_id, guest) = self.guest_for(task_id, [&path]).await?;
-        unless_lost(&task_id, cancel, guest.change_files(MakeDirectory { path: path.clone() })).await?;
+        unless_lost(
+            &task_id,
+            cancel,
+            Hint::MayHaveChanged,
+            guest.change_files(MakeDirectory { path: path.clone() }),
+        )
+        .await?;
         Ok(TaskFileChanged { task_id, path })
     }
 
@@ -115,7 +122,7 @@ impl Engine {
         let FileWatch { path, recursive, .. } = watch;
         let (task_id, guest) = self.guest_for(task_id, [&path]).await?;
         let watched = collect(&guest, Watch { path: path.clone(), recursive }, limits, events);
-        let (changes, reason) = unless_lost(&task_id, cancel, watched).await?;
+        let (changes, reason) = unless_lost(&task_id, cancel, Hint::Retry, watched).await?;
         Ok(TaskFileChanges { task_id, path, changes, reason })
     }
 
@@ -129,13 +136,31 @@ impl Engine {
     }
 }
 
+/// Waits for the guest. The hint is for a guest that is lost meanwhile.
 async fn unless_lost<T>(
     task_id: &VmId,
     cancel: &CancellationToken,
+    hint: Hint,
     asked: impl Future<Output = Result<T, CopyError>>,
 ) -> Result<T, Error> {
-    unless_cancelled(cancel, async { asked.await.map_err(|error| copy_error(task_id, error)) }).await
+    unless_cancelled(cancel, async { asked.await.map_err(|error| not_answered(task_id, error, hint)) }).await
 }
+
+/// As [`copy_error`], of what is not a copy.
+fn not_answered(id: &VmId, error: CopyError, hint: Hint) -> Error {
+    let (kind, message, hint) = match error {
+        CopyError::Lost => (ErrorKind::OutcomeUnknown, format!("connection to task {id} was lost"), hint),
+        CopyError::Stalled => {
+            (ErrorKind::OutcomeUnknown, format!("the guest of task {id} stopped responding"), hint)
+        }
+        CopyError::Refused { cause } => (ErrorKind::NotDelivered, cause, Hint::NothingWasDone),
+        error => return copy_error(id, error),
+    };
+    Error::new(kind, message).hint(hint)
+}
+
+/// Maximum size of the paths of the changes that one watch returns, in bytes.
+const MAX_CHANGED_BYTES: usize = 16 << 20;
 
 /// Watches until a limit is reached. Without a maximum of changes, they are sent and not returned.
 async fn collect(
@@ -154,7 +179,7 @@ async fn collect(
     tokio::pin!(watching);
     let end = Instant::now() + limits.time;
     let mut idle_end = None;
-    let (mut changes, mut count) = (Vec::new(), 0);
+    let (mut changes, mut bytes) = (Vec::new(), 0);
     loop {
         let idle = async {
             match idle_end {
@@ -179,13 +204,33 @@ async fn collect(
             continue;
         };
         idle_end = limits.idle.map(|idle| Instant::now() + idle);
-        count += 1;
         events.send(Event::FileChange(change.clone())).await;
         if let Some(maximum) = limits.changes {
+            bytes += change.path.len() + change.from.as_ref().map_or(0, String::len);
             changes.push(change);
-            if count >= maximum {
+            if changes.len() as u64 >= maximum || bytes >= MAX_CHANGED_BYTES {
                 return Ok((changes, WatchEnd::Full));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_guest_is_not_described_as_a_copy() {
+        let id = VmId::parse("9775b3af1eeb").unwrap();
+        for (error, kind, hint) in [
+            (CopyError::Lost, ErrorKind::OutcomeUnknown, Hint::MayHaveChanged),
+            (CopyError::Stalled, ErrorKind::OutcomeUnknown, Hint::MayHaveChanged),
+            (CopyError::Refused { cause: "full".to_owned() }, ErrorKind::NotDelivered, Hint::NothingWasDone),
+        ] {
+            let error = not_answered(&id, error, Hint::MayHaveChanged);
+            let text = format!("{error:?}");
+            assert!(!text.contains("cop") && !text.contains("60 seconds"), "{text}");
+            assert_eq!((error.kind, error.hints), (kind, vec![hint]));
         }
     }
 }
