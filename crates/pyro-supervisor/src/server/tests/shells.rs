@@ -173,9 +173,9 @@ fn a_shell_whose_input_failed_once_takes_what_is_typed_next() {
     run(async {
         let supervised = started(Conditions { first_input_fails: true, ..Conditions::task() }).await;
         let sequence = open(&supervised, "cat").await;
-        let refused = supervised.client().type_into_shell(sequence, "lost".into()).await;
-        let Err(RunError::Refused { cause }) = &refused else { panic!("{refused:?}") };
-        assert_eq!(cause, "opening its input: too many open files");
+        // It is on its way when the guest refuses it.
+        assert_eq!(keys(&supervised, sequence, "lost").await, Some(InputOutcome::Taken));
+        sleep(Duration::from_millis(10)).await;
         assert_eq!(keys(&supervised, sequence, "typed").await, Some(InputOutcome::Taken));
         let (bytes, part) = read(&supervised, after(sequence, 0)).await;
         assert_eq!((&*bytes, part.shell.outcome), (&b"typed"[..], None));
