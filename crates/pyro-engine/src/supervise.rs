@@ -138,7 +138,7 @@ impl Store for RegistryStore {
     async fn services(&self, vm_id: &str) -> Result<Vec<ServiceDefinition>, StoreError> {
         let vm_id = vm_id.to_owned();
         let services = self.write(move |registry| registry.services(&VmId::parse(&vm_id)?)).await?;
-        Ok(services.into_iter().map(|service| service.definition).collect())
+        Ok(services.into_iter().filter_map(|service| service.definition).collect())
     }
 
     async fn record_service(

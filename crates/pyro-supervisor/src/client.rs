@@ -11,6 +11,7 @@ mod shells;
 mod start;
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
@@ -356,7 +357,19 @@ impl Client {
     /// # Errors
     /// [`PublishError`].
     pub async fn unpublish(&self, host_port: u16) -> Result<bool, PublishError> {
-        match self.ask(Request::Unpublish { host_port }).await? {
+        self.close_ports(host_port, None).await
+    }
+
+    /// Closes the published port with this address on the host, as [`Self::unpublish`] does.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub async fn unpublish_address(&self, host: SocketAddr) -> Result<bool, PublishError> {
+        self.close_ports(host.port(), Some(host.ip())).await
+    }
+
+    async fn close_ports(&self, host_port: u16, host_ip: Option<IpAddr>) -> Result<bool, PublishError> {
+        match self.ask(Request::Unpublish { host_port, host_ip }).await? {
             Reply::Done => Ok(true),
             Reply::NotPublished => Ok(false),
             Reply::NotRecorded { cause } => Err(PublishError::NotRecorded { cause }),

@@ -15,6 +15,7 @@
 
 mod shells;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use pyro_wire::{Exec, FrameCodec, TerminalSize};
@@ -147,6 +148,9 @@ pub(crate) enum Request {
     Unpublish {
         /// The number.
         host_port: u16,
+        /// Only the one on this address.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host_ip: Option<IpAddr>,
     },
     /// Start, stop, remove, or follow a service. Answered by [`Reply::Service`].
     Service {
@@ -235,7 +239,12 @@ pub(crate) enum ServiceReply {
     Running,
     /// It has not been started since its VM was started.
     NotStarted,
-    /// It cannot be recorded. Nothing was done.
+    /// The output that follows begins at this offset of the log: what was before it is not kept.
+    Skipped {
+        /// The offset.
+        offset: u64,
+    },
+    /// It, or what became of it, cannot be recorded.
     NotRecorded {
         /// Why.
         cause: String,

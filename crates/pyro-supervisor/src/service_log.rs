@@ -10,12 +10,17 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use pyro_wire::MAX_COUNT;
 use tokio::sync::watch;
 
 /// Size at which a segment is followed by another one, in bytes.
 const SEGMENT_BYTES: u64 = 4 << 20;
 /// Number of segments that are kept.
 const SEGMENTS: usize = 2;
+/// Bytes that are searched for lines at a time.
+const TAIL_BYTES: u64 = 64 << 10;
+/// Maximum number of attempts to read a log whose segments are removed meanwhile.
+const MAX_ATTEMPTS: usize = 100;
 /// Ends the name of a segment.
 const EXTENSION: &str = "log";
 
@@ -33,7 +38,8 @@ pub struct LogPiece {
 /// # Errors
 /// The log cannot be read. A service that has written nothing has an empty one.
 pub fn read_service_log(dir: &Path, offset: u64, max_bytes: usize) -> io::Result<LogPiece> {
-    loop {
+    let mut offset = offset;
+    for _ in 0..MAX_ATTEMPTS {
         let segments = segments(dir)?;
         let Some(oldest) = segments.first() else { return Ok(LogPiece { offset, bytes: Bytes::new() }) };
         let at = offset.max(*oldest);
@@ -44,9 +50,18 @@ pub fn read_service_log(dir: &Path, offset: u64, max_bytes: usize) -> io::Result
             // It was removed meanwhile, or what the disk did not take was.
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {}
             Err(error) => return Err(error),
-            Ok(()) => return Ok(LogPiece { offset: at, bytes: bytes.into() }),
+            Ok(()) => match segments.iter().find(|segment| **segment > at) {
+                // What was between them is lost.
+                Some(next) if bytes.is_empty() => offset = *next,
+                _ => return Ok(LogPiece { offset: at, bytes: bytes.into() }),
+            },
         }
     }
+    Err(changes_too_fast())
+}
+
+fn changes_too_fast() -> io::Error {
+    io::Error::other("its files are removed faster than they are read")
 }
 
 fn read_segment(path: &Path, position: u64, max_bytes: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
@@ -62,7 +77,7 @@ fn read_segment(path: &Path, position: u64, max_bytes: usize, bytes: &mut Vec<u8
 /// # Errors
 /// The log cannot be read.
 pub fn service_log_end(dir: &Path) -> io::Result<u64> {
-    loop {
+    for _ in 0..MAX_ATTEMPTS {
         let segments = segments(dir)?;
         let Some(last) = segments.last() else { return Ok(0) };
         match fs::metadata(dir.join(name(*last))) {
@@ -70,6 +85,7 @@ pub fn service_log_end(dir: &Path) -> io::Result<u64> {
             metadata => return Ok(last + metadata?.len()),
         }
     }
+    Err(changes_too_fast())
 }
 
 /// Returns the offset at which the last `lines` lines begin. A last line without its end counts.
@@ -81,24 +97,34 @@ pub fn service_log_tail(dir: &Path, lines: u64) -> io::Result<u64> {
     if lines == 0 {
         return Ok(end);
     }
-    let mut kept = Vec::new();
-    let mut first = None;
-    let mut next = 0;
-    while next < end {
-        let LogPiece { offset, bytes } = read_service_log(dir, next, usize::MAX)?;
-        if bytes.is_empty() {
-            break;
+    let (mut begin, mut seen) = (end, 0);
+    let mut piece = Vec::new();
+    for start in segments(dir)?.into_iter().rev() {
+        let file = match File::open(dir.join(name(start))) {
+            // It was removed meanwhile, and so were those before it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            file => file?,
+        };
+        let mut until = file.metadata()?.len().min(end.saturating_sub(start));
+        while until > 0 {
+            let from = until.saturating_sub(TAIL_BYTES);
+            piece.resize((until - from) as usize, 0);
+            file.read_exact_at(&mut piece, from)?;
+            for (at, _) in piece.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
+                let line = start + from + at as u64 + 1;
+                // The end of the last line begins no other one.
+                if line < end {
+                    seen += 1;
+                    if seen == lines {
+                        return Ok(line);
+                    }
+                }
+            }
+            until = from;
         }
-        first.get_or_insert(offset);
-        next = offset + bytes.len() as u64;
-        kept.extend_from_slice(&bytes);
+        begin = start;
     }
-    let begin = first.unwrap_or(end);
-    // The end of the last line begins no other one.
-    let body = kept.strip_suffix(b"\n").unwrap_or(&kept);
-    let ends = body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n');
-    let line = usize::try_from(lines - 1).ok().and_then(|skipped| ends.map(|(at, _)| at + 1).nth(skipped));
-    Ok(begin + line.unwrap_or(0) as u64)
+    Ok(begin)
 }
 
 fn name(start: u64) -> String {
@@ -115,9 +141,8 @@ fn segments(dir: &Path) -> io::Result<Vec<u64>> {
     for entry in entries {
         let path = PathBuf::from(entry?.file_name());
         let stem = path.file_stem().and_then(|stem| stem.to_str());
-        if path.extension().is_some_and(|extension| extension == EXTENSION) {
-            starts.extend(stem.and_then(|stem| stem.parse::<u64>().ok()));
-        }
+        let start = stem.and_then(|stem| stem.parse::<u64>().ok());
+        starts.extend(start.filter(|start| *start <= MAX_COUNT && path.as_os_str() == name(*start).as_str()));
     }
     starts.sort_unstable();
     Ok(starts)
@@ -272,7 +297,34 @@ mod tests {
     fn other_files_are_no_segments() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("x.log"), "x").unwrap();
-        fs::write(dir.path().join("5"), "x").unwrap();
-        assert_eq!(all(dir.path(), 0), (0, vec![]));
+        for name in ["5", "5.log", "+5.log", "18446744073709551615.log"] {
+            fs::write(dir.path().join(name), "x").unwrap();
+        }
+        assert_eq!((all(dir.path(), 0), service_log_end(dir.path()).unwrap()), ((0, vec![]), 0));
+        assert_eq!(service_log_tail(dir.path(), 1).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_reader_goes_on_behind_a_gap() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(name(10)), "one\n").unwrap();
+        fs::write(dir.path().join(name(20)), "two\n").unwrap();
+        assert_eq!(read_service_log(dir.path(), 0, 100).unwrap().offset, 10);
+        for offset in [14, 17, 20] {
+            let piece = read_service_log(dir.path(), offset, 100).unwrap();
+            assert_eq!((piece.offset, &piece.bytes[..]), (20, &b"two\n"[..]));
+        }
+        assert_eq!(all(dir.path(), 24), (24, vec![]));
+        assert_eq!([1, 2, 3].map(|lines| service_log_tail(dir.path(), lines).unwrap()), [14, 10, 10]);
+    }
+
+    #[test]
+    fn a_tail_may_have_long_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = [vec![b'x'; 100_000], vec![b'\n']].concat();
+        let mut log = ServiceLog::new(dir.path().to_owned());
+        (0..60).for_each(|_| log.append(&line));
+        let tail = |lines| service_log_tail(dir.path(), lines).unwrap();
+        assert_eq!([1, 2, 50].map(tail), [59, 58, 10].map(|line| line * 100_001));
     }
 }

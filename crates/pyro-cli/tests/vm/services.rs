@@ -55,7 +55,7 @@ fn address(task: &Task<'_>) -> SocketAddr {
 fn a_published_service_is_restarted_and_comes_back_with_its_task() {
     let sandbox = Sandbox::new();
     let task = sandbox.task([]);
-    let flags = ["web", "--ready-http", "http://localhost:80/", "--ready-timeout", "120"];
+    let flags = ["web", "--ready-http", "http://localhost:80/", "--ready-timeout-seconds", "120"];
     let more = ["--restart", "on-failure", "--start-with-task", "--publish", "0:80", "--json", "--", SERVER];
     let started = service(&sandbox, &task, "start", flags.into_iter().chain(more));
     assert_eq!(started.code(), 0, "{started:?}");
@@ -112,14 +112,14 @@ fn a_service_that_fails_says_why() {
         &sandbox,
         &task,
         "start",
-        ["bad", "--ready-file", "up", "--ready-timeout", "120", "--json", "--", line],
+        ["bad", "--ready-file", "up", "--ready-timeout-seconds", "120", "--json", "--", line],
     );
     assert_eq!(ready.json()["state"], "ready", "{ready:?}");
     let check = [
         "other",
         "--ready-command",
         "test -e up",
-        "--ready-timeout",
+        "--ready-timeout-seconds",
         "120",
         "--json",
         "--argv",

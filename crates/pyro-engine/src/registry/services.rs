@@ -4,7 +4,6 @@
 mod tests;
 
 use pyro_supervisor::{ServiceDefinition, ServiceStatus};
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{OptionalExtension as _, Row, Transaction, named_params};
 
 use super::transaction_error::TransactionError;
@@ -16,7 +15,9 @@ use crate::{Error, ErrorKind, Hint, Kind, ServiceState, TaskService, VmId, conve
 /// A service on record.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ServiceRecord {
-    pub(crate) definition: ServiceDefinition,
+    pub(crate) name: String,
+    /// `None` if it is damaged.
+    pub(crate) definition: Option<ServiceDefinition>,
     pub(crate) state: ServiceState,
     /// When it got into this state, in seconds since the epoch.
     pub(crate) since: f64,
@@ -26,7 +27,7 @@ pub(crate) struct ServiceRecord {
 }
 
 impl Registry {
-    /// Returns the services of a task in the order in which they were first recorded. Damaged ones are left out.
+    /// Returns the services of a task in the order in which they were first recorded.
     pub(crate) fn services(&self, task: &VmId) -> Result<Vec<ServiceRecord>, Error> {
         self.read(|tx| {
             let mut statement =
@@ -93,7 +94,7 @@ impl Registry {
             let count: usize =
                 tx.query_row(sql, named_params! { ":task": task.as_str() }, |row| row.get(0))?;
             if count > MAX_SERVICES {
-                let message = format!("too many services: the maximum is {MAX_SERVICES}");
+                let message = format!("too many services: the maximum is {MAX_SERVICES}; remove one first");
                 return Err(Error::new(ErrorKind::WrongState, message).into());
             }
             update(tx, task, &definition.name, status, now)
@@ -162,9 +163,9 @@ pub(crate) fn no_such_service(task: &VmId, name: &str) -> Error {
 
 impl ServiceRecord {
     fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let StoredDefinition(definition) = row.get("definition")?;
         Ok(Self {
-            definition,
+            name: row.get("name")?,
+            definition: parsed(row)?,
             state: row::stored(row, "state")?,
             since: row.get("since")?,
             restarts: row.get("restarts")?,
@@ -174,12 +175,17 @@ impl ServiceRecord {
     }
 }
 
-/// A definition stored as JSON.
-struct StoredDefinition(ServiceDefinition);
-
-impl FromSql for StoredDefinition {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        let definition = serde_json::from_str(value.as_str()?);
-        definition.map(Self).map_err(|error| FromSqlError::Other(Box::new(error)))
+/// Returns the definition, which is stored as JSON.
+fn parsed(row: &Row<'_>) -> rusqlite::Result<Option<ServiceDefinition>> {
+    let name: String = row.get("name")?;
+    let json: String = row.get("definition")?;
+    match serde_json::from_str::<ServiceDefinition>(&json) {
+        // The supervisor makes a path of its own name.
+        Ok(definition) if definition.name == name => Ok(Some(definition)),
+        Ok(_) => Ok(None),
+        Err(error) => {
+            tracing::warn!(name, %error, "the definition of a service is damaged");
+            Ok(None)
+        }
     }
 }

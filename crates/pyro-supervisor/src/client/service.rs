@@ -20,7 +20,7 @@ pub enum ServiceError {
     /// It has not been started since its VM was started: its record says what became of it.
     #[error("the service was not started since its VM was")]
     NotStarted,
-    /// It cannot be recorded. Nothing was done.
+    /// It cannot be recorded, and was not started or removed; or what became of it cannot be recorded.
     #[error("{cause}")]
     NotRecorded {
         /// Why.
@@ -31,6 +31,12 @@ pub enum ServiceError {
     /// Any other reason.
     #[error(transparent)]
     Request(#[from] RunError),
+}
+
+/// What a follower is sent before the answer.
+enum Followed {
+    Skipped { offset: u64 },
+    Output(bytes::Bytes),
 }
 
 impl From<ConnectError> for ServiceError {
@@ -77,8 +83,8 @@ impl Client {
         }
     }
 
-    /// Passes what a service writes to `on_output`, from this offset of its log on, until it has ended for good. Returns its
-    /// status then.
+    /// Passes what a service writes to `on_output`, from this offset of its log on, with the offset of each piece, until it has
+    /// ended for good. Returns its status then. What is not kept any more is skipped.
     ///
     /// # Errors
     /// [`ServiceError`].
@@ -86,9 +92,18 @@ impl Client {
         &self,
         name: &str,
         offset: u64,
-        on_output: impl AsyncFnMut(bytes::Bytes),
+        mut on_output: impl AsyncFnMut(u64, bytes::Bytes),
     ) -> Result<ServiceStatus, ServiceError> {
-        let answer = self.about_service(name, ServiceRequest::Follow { offset }, on_output);
+        let mut next = offset;
+        let on_frame = async |frame| match frame {
+            Followed::Skipped { offset } => next = offset,
+            Followed::Output(bytes) => {
+                let offset = next;
+                next += bytes.len() as u64;
+                on_output(offset, bytes).await;
+            }
+        };
+        let answer = self.about_service(name, ServiceRequest::Follow { offset }, on_frame);
         let silent = Err(ConnectError::Unresponsive.into());
         status(self.while_responsive(WATCH_PROBE_AFTER, answer).await.unwrap_or(silent)?)
     }
@@ -105,13 +120,16 @@ impl Client {
         &self,
         name: &str,
         request: ServiceRequest,
-        mut on_output: impl AsyncFnMut(bytes::Bytes),
+        mut on_frame: impl AsyncFnMut(Followed),
     ) -> Result<ServiceReply, ServiceError> {
         let mut stream = self.connect().await?.stream;
         ask(&mut stream, Request::Service { name: name.to_owned(), request }).await?;
         loop {
             match stream.next().await {
-                Some(Ok(Frame::Output(_, bytes))) => on_output(bytes).await,
+                Some(Ok(Frame::Output(_, bytes))) => on_frame(Followed::Output(bytes)).await,
+                Some(Ok(Frame::Control(Reply::Service(ServiceReply::Skipped { offset })))) => {
+                    on_frame(Followed::Skipped { offset }).await;
+                }
                 Some(Ok(Frame::Control(Reply::Service(reply)))) => return Ok(reply),
                 Some(Ok(Frame::Control(reply))) => return Err(unexpected(reply).into()),
                 Some(Err(_)) | None => return Err(RunError::Lost { sequence: None }.into()),
@@ -129,6 +147,6 @@ fn status(reply: ServiceReply) -> Result<ServiceStatus, ServiceError> {
         ServiceReply::NotRecorded { cause, is_permanent } => {
             Err(ServiceError::NotRecorded { cause, is_permanent })
         }
-        ServiceReply::Removed => Err(RunError::Lost { sequence: None }.into()),
+        ServiceReply::Removed | ServiceReply::Skipped { .. } => Err(RunError::Lost { sequence: None }.into()),
     }
 }

@@ -126,11 +126,6 @@ impl Ports {
         Ok(published)
     }
 
-    /// Closes the ports with this number on the host, with their connections.
-    pub(super) fn unpublish(&self, host_port: u16) {
-        self.table.borrow_mut().ports.retain(|port| port.published.bound.port() != host_port);
-    }
-
     /// Closes the port that is bound to this address, with its connections.
     pub(super) fn withdraw(&self, bound: SocketAddr) {
         self.table.borrow_mut().ports.retain(|port| port.published.bound != bound);

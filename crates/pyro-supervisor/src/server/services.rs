@@ -405,9 +405,12 @@ impl<S: Store + 'static> Services<S> {
                 if piece.bytes.is_empty() {
                     break;
                 }
+                let skipped = (piece.offset != next)
+                    .then(|| Frame::Control(Reply::Service(ServiceReply::Skipped { offset: piece.offset })));
                 next = piece.offset + piece.bytes.len() as u64;
-                let frame = Frame::Output(OutputStream::Stdout, piece.bytes);
-                if client.send(frame).await.is_err() {
+                let output = Frame::Output(OutputStream::Stdout, piece.bytes);
+                let frames = skipped.into_iter().chain([output]).map(Ok);
+                if client.send_all(&mut futures::stream::iter(frames)).await.is_err() {
                     return;
                 }
             }

@@ -57,6 +57,9 @@ After it has run for a minute, they begin at a second again. A service that was 
 
 Without a command, a service that exists and does not run is started again unchanged.
 
+What defines a service, also the values of its variables, is stored in the state directory until it is removed. Its \
+published ports stay published.
+
 Exit status: 0 if the service runs or has ended successfully, 1 if it failed or is not ready.
 
 Examples:
@@ -89,7 +92,7 @@ pub(crate) struct ServiceStartArgs {
     pub(crate) ready_command: Option<String>,
     /// Time limit for becoming ready, in seconds, 1 to 3600 [default: 60]
     #[arg(long, value_name = "SECONDS", value_parser = integer, allow_hyphen_values = true, requires = "check")]
-    pub(crate) ready_timeout: Option<i64>,
+    pub(crate) ready_timeout_seconds: Option<i64>,
     /// When to run the command again after it has ended: no, on-failure, or always [default: no]
     #[arg(long, value_name = "WHEN", value_parser = policy)]
     pub(crate) restart: Option<RestartPolicy>,
@@ -180,7 +183,7 @@ Examples:
 
 /// Stop a service
 ///
-/// Sends SIGTERM to everything that its command started and, a second later, SIGKILL. Succeeds if the service does not run.
+/// Sends SIGTERM to everything that its command started and, ten seconds later, SIGKILL. Succeeds if the service does not run.
 #[derive(Debug, Args)]
 #[command(after_help = STOP_EXAMPLES)]
 pub(crate) struct ServiceStopArgs {
@@ -257,7 +260,7 @@ fn start(args: ServiceStartArgs, engine: &Engine, printer: &Printer) -> Result<R
             ready_http: args.ready_http,
             ready_file: args.ready_file,
             ready_command: args.ready_command,
-            ready_timeout_seconds: args.ready_timeout,
+            ready_timeout_seconds: args.ready_timeout_seconds,
             restart: args.restart.unwrap_or_default(),
             start_with_task: args.start_with_task,
             wait: !args.detach,

@@ -1,10 +1,11 @@
 //! Services of a task. Its supervisor runs and records them; this module is its client.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pyro_supervisor::{
-    LogPiece, ReadyCheck, RunError, ServiceDefinition, ServiceError, files, read_service_log,
+    LogPiece, ReadyCheck, RunError, ServiceDefinition, ServiceError, ServiceStatus, files, read_service_log,
     service_log_end, service_log_tail,
 };
 use tokio_util::sync::CancellationToken;
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{EXIT_TIME, as_it_is, not_asked, ports, supervisor_lost, unanswered};
 use crate::engine::exec::exec_request;
 use crate::engine::{Engine, unless_cancelled};
+use crate::exit_code::code_of;
 use crate::limits::{CheckedService, MAX_FILE_BYTES, Readiness};
 use crate::operations::{LogsService, StartService};
 use crate::registry::{ServiceRecord, VmRecord, no_such_service};
@@ -27,7 +29,7 @@ const _: () = assert!(limits::MAX_SERVICES == pyro_supervisor::MAX_SERVICES);
 /// Maximum number of bytes of a log that are returned at once by default.
 const DEFAULT_LOG_BYTES: u64 = 1 << 20;
 /// Number of last lines that the status of a failed service shows, and their maximum size in bytes.
-const LAST_LINES: u64 = 20;
+const LAST_LINES: usize = 20;
 const LAST_BYTES: usize = 4096;
 /// Bytes of a log that are sent at a time.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -60,34 +62,53 @@ impl Engine {
         }
         let definition = checked.map(|checked| definition(&service.name, &checked, &record.environment));
         let published = self.publish_missing(&record, &ports.publish, events).await?;
+        let is_new = definition.is_some();
+        let mut is_asked = false;
         let started = async {
+            is_asked = true;
             let started = self.client(&id).start_service(&service.name, definition, wait).await;
-            started.map(drop).map_err(|error| service_error(&id, &service.name, error))
+            started.map_err(|error| match service_error(&id, &service.name, error) {
+                error if error.kind == ErrorKind::NotFound && !is_new => error.hint(Hint::GiveCommand),
+                error => error,
+            })
         };
-        if let Err(error) = unless_cancelled(cancel, started).await {
-            let runs = matches!(error.kind, ErrorKind::Cancelled | ErrorKind::OutcomeUnknown);
-            if !runs {
-                self.withdraw(&id, &published).await;
+        match unless_cancelled(cancel, started).await {
+            Ok(status) => self.answered(&id, &service.name, status).await,
+            Err(error) => {
+                let may_run = matches!(error.kind, ErrorKind::Cancelled | ErrorKind::OutcomeUnknown);
+                if !(may_run && is_asked) {
+                    self.withdraw(&id, &published).await;
+                }
+                Err(error)
             }
-            return Err(error);
         }
-        self.status_service(id.as_str(), &service.name).await
     }
 
-    /// Publishes the ports that the task does not publish already. Returns their numbers on this host.
+    /// Returns a service with the status that its supervisor answered, which the record may not have.
+    async fn answered(&self, id: &VmId, name: &str, status: ServiceStatus) -> Result<Service, Error> {
+        let (_, task, mut record) = self.service(id.as_str(), name).await?;
+        record.state = convert::service_state(status.state);
+        record.restarts = status.restarts;
+        record.exit_code = status.end.map(code_of);
+        record.reason = status.reason;
+        let (id, dir) = (id.clone(), self.vm_dir(id));
+        self.blocking(move |_| Ok(shown(&id, task.state, &dir, record))).await
+    }
+
+    /// Publishes the ports that the task does not publish already. Returns where they are on this host.
     async fn publish_missing(
         &self,
         record: &VmRecord,
         mappings: &[PortMapping],
         events: &Events,
-    ) -> Result<Vec<u16>, Error> {
+    ) -> Result<Vec<SocketAddr>, Error> {
         let mut published = Vec::new();
         for mapping in mappings {
             if record.ports.iter().any(|known| known.mapping == *mapping) {
                 continue;
             }
             match self.publish_task(record.vm_id.as_str(), *mapping, events).await {
-                Ok(port) => published.push(port.host_port),
+                Ok(port) => published.push(SocketAddr::new(mapping.host.ip(), port.host_port)),
                 Err(error) => {
                     self.withdraw(&record.vm_id, &published).await;
                     return Err(error);
@@ -98,10 +119,10 @@ impl Engine {
     }
 
     /// Closes ports that were published for a service that is not started.
-    async fn withdraw(&self, id: &VmId, published: &[u16]) {
+    async fn withdraw(&self, id: &VmId, published: &[SocketAddr]) {
         for port in published {
-            if let Err(error) = self.unpublish_task(id.as_str(), *port).await {
-                tracing::warn!(task_id = %id, port, %error, "a port stays published");
+            if let Err(error) = self.client(id).unpublish_address(*port).await {
+                tracing::warn!(task_id = %id, %port, %error, "a port stays published");
             }
         }
     }
@@ -184,8 +205,8 @@ impl Engine {
         };
         let followed = async {
             if record.state == VmState::Started {
-                let on_output = async |bytes: bytes::Bytes| {
-                    next += bytes.len() as u64;
+                let on_output = async |offset: u64, bytes: bytes::Bytes| {
+                    next = offset + bytes.len() as u64;
                     send(bytes).await;
                 };
                 match self.client(&id).follow_service(name, begin, on_output).await {
@@ -231,7 +252,9 @@ impl Engine {
         let (id, record, _) = self.service(task_id, name).await?;
         if record.state == VmState::Started {
             match self.client(&id).stop_service(name).await {
-                Ok(_) | Err(ServiceError::NotStarted) => {}
+                Ok(status) => return self.answered(&id, name, status).await,
+                // The supervisor does not know one whose record is damaged.
+                Err(ServiceError::NotStarted | ServiceError::NotFound) => {}
                 Err(error) => return Err(service_error(&id, name, error)),
             }
         }
@@ -243,12 +266,22 @@ impl Engine {
     /// # Errors
     /// `NotFound`, `WrongState` if the task is being started or stopped, `NotDelivered`, `OutcomeUnknown`, `StateUnusable`.
     pub async fn remove_service(&self, task_id: &str, name: &str) -> Result<ServiceRemoved, Error> {
-        let (id, record, _) = self.service(task_id, name).await?;
-        if record.state == VmState::Started {
-            self.client(&id).remove_service(name).await.map_err(|error| service_error(&id, name, error))?;
-        } else {
+        let (id, record, service) = self.service(task_id, name).await?;
+        let is_damaged = service.definition.is_none();
+        let removed = match record.state {
+            VmState::Started => match self.client(&id).remove_service(name).await {
+                // The supervisor does not know it.
+                Err(ServiceError::NotFound) if is_damaged => false,
+                removed => removed.map(|()| true).map_err(|error| service_error(&id, name, error))?,
+            },
+            VmState::Created | VmState::Stopped => false,
+        };
+        if !removed {
             // No other process starts the task meanwhile.
-            let _lock = self.await_release_within(&id, EXIT_TIME).await?;
+            let _lock = match record.state {
+                VmState::Started => None,
+                VmState::Created | VmState::Stopped => Some(self.await_release_within(&id, EXIT_TIME).await?),
+            };
             let (task, removed, dir) = (id.clone(), name.to_owned(), self.log_dir(&id, name));
             self.blocking(move |shared| {
                 if !shared.registry.delete_service(&task, &removed)? {
@@ -309,22 +342,24 @@ fn definition(name: &str, checked: &CheckedService, environment: &str) -> Servic
 
 /// Returns a service as callers see it. Nothing runs in a task that does not.
 fn shown(id: &VmId, task: VmState, dir: &Path, service: ServiceRecord) -> Service {
-    let ServiceRecord { definition, state, since, restarts, exit_code, reason } = service;
+    let ServiceRecord { name, definition, state, since, restarts, exit_code, reason } = service;
     let state = as_in_task(task, state);
     let has_failed = matches!(state, ServiceState::Failed | ServiceState::Restarting);
+    let definition = definition.as_ref();
+    let damaged = || "its definition on record is damaged: start it with a command, or remove it".to_owned();
     Service {
         task_id: id.clone(),
-        command: command_text(&definition.exec.program),
+        command: definition.map(|known| command_text(&known.exec.program)).unwrap_or_default(),
         state,
-        ready: definition.ready.is_some().then_some(state == ServiceState::Ready),
+        ready: definition.filter(|known| known.ready.is_some()).map(|_| state == ServiceState::Ready),
         restarts,
         exit_code,
-        reason,
+        reason: if definition.is_none() { Some(damaged()) } else { reason },
         since,
-        restart: convert::restart(definition.restart),
-        start_with_task: definition.start_with_vm,
-        last_output: has_failed.then(|| last_output(&log_dir(dir, &definition.name))).flatten(),
-        name: definition.name,
+        restart: definition.map(|known| convert::restart(known.restart)).unwrap_or_default(),
+        start_with_task: definition.is_some_and(|known| known.start_with_vm),
+        last_output: has_failed.then(|| last_output(&log_dir(dir, &name))).flatten(),
+        name,
     }
 }
 
@@ -339,10 +374,12 @@ pub(super) fn as_in_task(task: VmState, state: ServiceState) -> ServiceState {
 
 /// Returns the last lines of a log; `None` if the log is empty.
 fn last_output(dir: &Path) -> Option<Output> {
-    let end = service_log_end(dir).ok()?;
-    let begin = service_log_tail(dir, LAST_LINES).ok()?.max(end.saturating_sub(LAST_BYTES as u64));
+    let begin = service_log_end(dir).ok()?.saturating_sub(LAST_BYTES as u64);
     let LogPiece { bytes, .. } = read_up_to(dir, begin, LAST_BYTES).ok()?;
-    (!bytes.is_empty()).then(|| Vec::from(bytes).into())
+    let body = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+    let ends = body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n');
+    let line = ends.map(|(at, _)| at + 1).nth(LAST_LINES - 1).unwrap_or(0);
+    (!bytes.is_empty()).then(|| bytes[line..].to_vec().into())
 }
 
 fn first_offset(dir: &Path, tail: Option<u64>) -> std::io::Result<u64> {

@@ -1,5 +1,6 @@
 //! Requests of clients: how the state machine sees them, and how they are served.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use bytes::BytesMut;
@@ -19,7 +20,7 @@ use crate::server::commands::reply;
 use crate::server::ports::{PortError, Ports};
 use crate::server::state::{self, ClientId, Refusal};
 use crate::server::{Boot, Clock, REPLY_LIMIT, Store};
-use crate::spec::{LaunchSpec, PortMapping};
+use crate::spec::{LaunchSpec, PortMapping, PublishedPort};
 
 /// Bytes to read from a client at a time, at most.
 const CHUNK_BYTES: usize = 16 * 1024;
@@ -64,8 +65,8 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                     let answer = ports.publish(mapping).await;
                     reply(&mut { client }, answer).await;
                 }
-                Request::Unpublish { host_port } => {
-                    let answer = ports.unpublish(host_port).await;
+                Request::Unpublish { host_port, host_ip } => {
+                    let answer = ports.unpublish(host_port, host_ip).await;
                     reply(&mut { client }, answer).await;
                 }
                 Request::Service { name, request } => services.serve(name, request, client).await,
@@ -172,20 +173,22 @@ impl<S: Store> Recorder<S> {
     }
 
     /// The ports stay open if the change cannot be recorded.
-    async fn unpublish(&self, host_port: u16) -> Reply {
+    async fn unpublish(&self, host_port: u16, host_ip: Option<IpAddr>) -> Reply {
         let _recording = self.ports.recording.lock().await;
         let mut ports = match self.ports.to_record() {
             Ok(ports) => ports,
             Err(error) => return refused(&error),
         };
-        let before = ports.len();
-        ports.retain(|port| port.bound.port() != host_port);
-        if ports.len() == before {
+        let is_meant = |port: &PublishedPort| {
+            port.bound.port() == host_port && host_ip.is_none_or(|ip| port.bound.ip() == ip)
+        };
+        let meant: Vec<_> = ports.extract_if(.., |port| is_meant(port)).collect();
+        if meant.is_empty() {
             return Reply::NotPublished;
         }
         match self.store.record_ports(&self.vm_id, &ports).await {
             Ok(()) => {
-                self.ports.unpublish(host_port);
+                meant.iter().for_each(|port| self.ports.withdraw(port.bound));
                 Reply::Done
             }
             Err(error) => Reply::NotRecorded { cause: error.cause },
@@ -270,7 +273,7 @@ mod tests {
             let recording = recorder.ports.recording.lock().await;
             let (late, other) = (Rc::clone(&recorder), Rc::clone(&recorder));
             let late = spawn_local(async move { late.publish(mapping("127.0.0.1:0")).await });
-            let other = spawn_local(async move { other.unpublish(80).await });
+            let other = spawn_local(async move { other.unpublish(80, None).await });
             tokio::task::yield_now().await;
             recorder.ports.close();
             drop(recording);
@@ -292,7 +295,7 @@ mod tests {
             let full = Reply::NotRecorded { cause: "the disk is full".to_owned() };
             assert_eq!(recorder.publish(mapping(&other.to_string())).await, full);
             assert_eq!(recorder.ports.published(), [first]);
-            assert_eq!(recorder.unpublish(first.bound.port()).await, full);
+            assert_eq!(recorder.unpublish(first.bound.port(), None).await, full);
             assert_eq!(recorder.ports.published(), [first]);
         });
     }

@@ -70,7 +70,7 @@ impl Runner {
             let end = self.run_once().await;
             let is_stopped = self.stop.is_cancelled();
             let succeeded = end.succeeded();
-            // A second copy must not run beside the first.
+            // A second copy must not run next to the first.
             let runs_again = !is_stopped
                 && !end.is_last
                 && !end.is_unconfirmed

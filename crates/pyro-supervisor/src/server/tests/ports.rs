@@ -63,6 +63,21 @@ fn a_published_port_leads_to_the_guest_until_it_is_closed() {
 }
 
 #[test]
+fn one_of_two_ports_with_the_same_number_is_closed() {
+    run(async {
+        let supervised = started(Conditions::task()).await;
+        let client = supervised.client();
+        let first = client.publish(any(SERVED_PORT)).await.unwrap();
+        let host = (Ipv4Addr::new(127, 0, 0, 2), first.bound.port()).into();
+        let second = client.publish(PortMapping { host, guest_port: SERVED_PORT }).await.unwrap();
+        assert!(client.unpublish_address(second.bound).await.unwrap());
+        assert!(refused(second.bound) && !client.unpublish_address(second.bound).await.unwrap());
+        exchange(first.bound).await.unwrap();
+        assert!(supervised.world.has(&Fact::PortsRecorded(vec![first])));
+    });
+}
+
+#[test]
 fn a_server_that_is_not_there_resets_the_client() {
     run(async {
         let supervised = started(Conditions::task()).await;

@@ -101,7 +101,7 @@ fn what_does_not_exist_is_not_found() {
         assert!(matches!(client.start_service("x", None, true).await, Err(ServiceError::NotFound)));
         assert!(matches!(client.stop_service("x").await, Err(ServiceError::NotFound)));
         assert!(matches!(client.remove_service("x").await, Err(ServiceError::NotFound)));
-        let followed = client.follow_service("x", 0, async |_| {}).await;
+        let followed = client.follow_service("x", 0, async |_, _| {}).await;
         assert!(matches!(followed, Err(ServiceError::NotStarted)), "{followed:?}");
         finish(supervised).await;
     });
@@ -402,7 +402,7 @@ fn a_flood_of_output_keeps_the_latest_and_followers_see_all_runs() {
         let client = supervised.client();
         let following = spawn_local(async move {
             let mut received = 0;
-            let status = client.follow_service("web", 0, async |bytes| received += bytes.len()).await;
+            let status = client.follow_service("web", 0, async |_, bytes| received += bytes.len()).await;
             (status, received)
         });
         // One that never reads, and one that leaves.

@@ -134,3 +134,20 @@ async fn names_never_lead_out_of_the_directory_of_logs() {
         assert_eq!(error.kind, ErrorKind::InvalidInput, "{name:?}");
     }
 }
+
+#[tokio::test]
+async fn a_damaged_service_is_shown_with_the_reason_and_can_be_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, _) = created(&engine, Kind::Task).await;
+    recorded(&engine, &id, "web", State::Stopped).await;
+    let database = rusqlite::Connection::open(root.path().join("state/state.sqlite3")).unwrap();
+    database.execute_batch("UPDATE services SET definition = '{}'").unwrap();
+    let list = engine.list_services(id.as_str()).await.unwrap();
+    let reason = list.services[0].reason.as_deref().unwrap();
+    assert!(reason.starts_with("its definition on record is damaged"), "{reason}");
+    engine.logs_service(log(&id, LogPart::default())).await.unwrap();
+    engine.stop_service(id.as_str(), "web").await.unwrap();
+    engine.remove_service(id.as_str(), "web").await.unwrap();
+    assert_eq!(engine.list_services(id.as_str()).await.unwrap().count, 0);
+}
