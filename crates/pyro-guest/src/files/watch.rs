@@ -377,7 +377,7 @@ impl Watcher {
         }
     }
 
-    /// Watches everything anew after events were lost, among them perhaps those of directories.
+    /// Watches everything again after events were lost, among them perhaps those of directories.
     fn begin_again(&mut self, changes: &mut Changes) -> Result<(), Abandoned> {
         self.left = None;
         for (number, _) in self.paths.drain() {
