@@ -33,7 +33,7 @@ pub struct Listing {
     /// Also list what is in its directories, except in those where another file system is mounted.
     #[serde(default)]
     pub recursive: bool,
-    /// Maximum number of entries to return, 1 to 100000.
+    /// Maximum number of entries to return, 1 to 100000. Their paths have at most 16 MiB together.
     #[serde(default = "default_max_entries")]
     pub max_entries: u64,
 }
@@ -57,7 +57,7 @@ pub struct FileMove {
 pub struct FileRemoval {
     /// File or directory in the task; below `/workspace` unless it is absolute.
     pub path: String,
-    /// Remove a directory with what is in it. Otherwise it must be empty.
+    /// Remove a directory with what is in it, except if another file system is mounted there. Otherwise it must be empty.
     #[serde(default)]
     pub recursive: bool,
 }
@@ -66,10 +66,11 @@ pub struct FileRemoval {
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct FileWatch {
-    /// Directory or file in the task; below `/workspace` unless it is absolute.
+    /// Directory or file in the task; below `/workspace` unless it is absolute. A file is watched by its name, also after another
+    /// one has replaced it.
     #[serde(default = "workspace")]
     pub path: String,
-    /// Also watch its directories, at most 8192.
+    /// Also watch its directories, at most 8192, except those where another file system is mounted.
     #[serde(default)]
     pub recursive: bool,
     /// Maximum time to watch, in seconds, more than 0 and at most 3600.
@@ -79,7 +80,8 @@ pub struct FileWatch {
     /// Return when something has changed and then nothing for this time, in seconds. Null: watch until the end of the time.
     #[cfg_attr(test, proptest(strategy = "proptest::option::of(0.0..60.0f64)"))]
     pub idle_seconds: Option<f64>,
-    /// Return after this number of changes, 1 to 100000. Null: no maximum, and the changes are sent as events only.
+    /// Return after this number of changes, 1 to 100000, or after 16 MiB of paths. Null: no maximum, and the changes are sent as
+    /// events only.
     pub max_changes: Option<u64>,
 }
 
@@ -249,7 +251,7 @@ pub struct TaskFileList {
     /// The entries, those of one directory by name, each directory before its own.
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub entries: Vec<FileInfo>,
-    /// There are more.
+    /// There are more, or some could not be read. Of a directory with more entries, these are any, not the first by name.
     pub truncated: bool,
 }
 
@@ -299,9 +301,9 @@ pub enum WatchEnd {
     Time,
     /// Something had changed, and then nothing for the time that was asked for.
     Idle,
-    /// The number of changes was reached.
+    /// The number of changes, or 16 MiB of paths, was reached.
     Full,
-    /// What was watched is gone.
+    /// The watched directory, or that of the watched file, is gone.
     Gone,
 }
 

@@ -547,7 +547,8 @@ operations! {
     /// Moves a file or a directory of a task to another path on the same file system, also to rename it.
     move_task_file(MoveTaskFile { task: TaskName, files: FileMove }) -> TaskFileMoved, Enter;
 
-    /// Removes a file or a directory of a task. Symbolic links are not followed.
+    /// Removes a file or a directory of a task. Symbolic links are not followed. If the call is cancelled or takes longer than ten
+    /// minutes, the removal stops, and part of a directory may be gone.
     remove_task_file(RemoveTaskFile { task: TaskName, removal: FileRemoval }) -> TaskFileChanged, Enter;
 
     /// Makes a directory in a task, with its missing parents. Succeeds if it exists.

@@ -1,4 +1,4 @@
-//! The JSON every `--json` prints: two-space indent, keys sorted, pure ASCII, one newline at the end.
+//! The JSON every `--json` prints: keys sorted, pure ASCII, one newline at the end; a document with two-space indent, or a line.
 
 use std::io;
 
@@ -7,13 +7,52 @@ use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 /// Returns the document as text.
 pub(crate) fn document<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
+    written(value, AsciiPretty(PrettyFormatter::new()))
+}
+
+/// Returns the value as one line.
+pub(crate) fn line<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
+    written(value, AsciiCompact)
+}
+
+fn written<T: Serialize>(value: &T, formatter: impl Formatter) -> serde_json::Result<Vec<u8>> {
     let mut value = serde_json::to_value(value)?;
     // Already sorted unless some crate in the build turns on serde_json's `preserve_order`.
     value.sort_all_objects();
     let mut bytes = Vec::with_capacity(1024);
-    value.serialize(&mut Serializer::with_formatter(&mut bytes, AsciiPretty(PrettyFormatter::new())))?;
+    value.serialize(&mut Serializer::with_formatter(&mut bytes, formatter))?;
     bytes.push(b'\n');
     Ok(bytes)
+}
+
+/// Writes a part of a string with everything but printable ASCII escaped.
+fn write_ascii<W: ?Sized + io::Write>(out: &mut W, fragment: &str) -> io::Result<()> {
+    let mut plain_from = 0;
+    for (at, character) in fragment.char_indices() {
+        // serde_json has escaped the control characters below space; DEL is the one it leaves.
+        if character.is_ascii() && character != '\u{7f}' {
+            continue;
+        }
+        out.write_all(&fragment.as_bytes()[plain_from..at])?;
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            write!(out, "\\u{unit:04x}")?;
+        }
+        plain_from = at + character.len_utf8();
+    }
+    out.write_all(&fragment.as_bytes()[plain_from..])
+}
+
+/// Writes as [`CompactFormatter`](serde_json::ser::CompactFormatter) does, with everything but printable ASCII escaped.
+struct AsciiCompact;
+
+impl Formatter for AsciiCompact {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        out: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        write_ascii(out, fragment)
+    }
 }
 
 /// [`PrettyFormatter`], with everything but printable ASCII escaped.
@@ -25,19 +64,7 @@ impl Formatter for AsciiPretty {
         out: &mut W,
         fragment: &str,
     ) -> io::Result<()> {
-        let mut plain_from = 0;
-        for (at, character) in fragment.char_indices() {
-            // serde_json has escaped the control characters below space; DEL is the one it leaves.
-            if character.is_ascii() && character != '\u{7f}' {
-                continue;
-            }
-            out.write_all(&fragment.as_bytes()[plain_from..at])?;
-            for unit in character.encode_utf16(&mut [0; 2]) {
-                write!(out, "\\u{unit:04x}")?;
-            }
-            plain_from = at + character.len_utf8();
-        }
-        out.write_all(&fragment.as_bytes()[plain_from..])
+        write_ascii(out, fragment)
     }
 
     fn begin_array<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
@@ -133,6 +160,10 @@ mod tests {
         fn parsing_gives_the_value_back_and_all_bytes_are_ascii(value in any_value()) {
             let bytes = document(&value).unwrap();
             prop_assert!(bytes.iter().all(|byte| *byte == b'\n' || (b' '..=b'~').contains(byte)));
+            prop_assert_eq!(&serde_json::from_slice::<Value>(&bytes).unwrap(), &value);
+            let bytes = line(&value).unwrap();
+            let (end, rest) = bytes.split_last().unwrap();
+            prop_assert!(*end == b'\n' && rest.iter().all(|byte| (b' '..=b'~').contains(byte)));
             prop_assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap(), value);
         }
     }

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::CliError;
+use crate::json;
 use crate::printer::{OutputError, Printer};
 use crate::progress::PullProgress;
 use crate::signals::{self, Signal};
@@ -380,7 +381,7 @@ impl<'a> Show<'a> {
             // A program has to know from when on it sees each change.
             Event::Watching => self.progress.note("[watch] watching; end with Ctrl-C"),
             Event::FileChange(change) => {
-                let line = change_line(change, self.quiet);
+                let line = change_line(&change, self.quiet);
                 self.output(OutputStream::Stdout, line.into(), cancel).await;
             }
             Event::Phase(phase) => self.progress.note(&format!("[run] {phase}")),
@@ -421,10 +422,11 @@ impl<'a> Show<'a> {
     }
 }
 
-/// A change of a watched file as a line: of JSON, or for people.
-fn change_line(change: FileChange, json: bool) -> Vec<u8> {
-    let line = match (json, &change.from) {
-        (true, _) => serde_json::to_string(&change).unwrap_or_default(),
+/// A change of a watched file as a line: of JSON, or for people. Names do not control the terminal in either.
+fn change_line(change: &FileChange, as_json: bool) -> Vec<u8> {
+    let line = match (as_json, &change.from) {
+        // The types of a change can all be written.
+        (true, _) => return json::line(change).unwrap_or_default(),
         (false, None) => printable_line(&format!("{:<10} {}", change.change, change.path), usize::MAX),
         (false, Some(from)) => {
             printable_line(&format!("{:<10} {from} -> {}", change.change, change.path), usize::MAX)

@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use crate::blocking::blocking;
-use crate::failure::{failed, refused};
+use crate::failure::failed;
 use crate::stream::{CallStream, finish};
 
 /// Bytes of lines that are sent at a time, about.

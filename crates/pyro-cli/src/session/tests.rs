@@ -1,7 +1,7 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use pyro_engine::RunPhase;
+use pyro_engine::{ChangeKind, RunPhase};
 use tokio::sync::Notify;
 
 use super::*;
@@ -321,4 +321,20 @@ fn a_failure_of_the_engine_is_passed_on() {
     .unwrap_err();
     assert!(matches!(error, CliError::Engine(_)));
     assert_eq!(error.exit(), Exit::Failure);
+}
+
+#[test]
+fn a_name_in_a_change_does_not_control_the_terminal() {
+    let change = FileChange {
+        change: ChangeKind::Moved,
+        path: "b\u{9b}2J\n".to_owned(),
+        from: Some("a\u{202e}\u{1b}".to_owned()),
+    };
+    for as_json in [true, false] {
+        let line = String::from_utf8(change_line(&change, as_json)).unwrap();
+        let shown = line.strip_suffix('\n').unwrap();
+        assert!(shown.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{line:?}");
+    }
+    let line = change_line(&change, true);
+    assert_eq!(serde_json::from_slice::<FileChange>(&line).unwrap(), change);
 }

@@ -73,7 +73,7 @@ pub(crate) struct ListArgs {
     /// Also list what is in its directories, but not in other mounted file systems [default: off]
     #[arg(short, long)]
     recursive: bool,
-    /// Maximum number of entries to list, up to 100000
+    /// Maximum number of entries to list, up to 100000, with at most 16 MiB of paths; if there are more, these are any of them
     #[arg(long, value_name = "COUNT", default_value = "10000", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     max_entries: u64,
     /// Print one JSON document on stdout instead of text [default: off]
@@ -93,7 +93,7 @@ pub(crate) struct MoveArgs {
     /// The file or directory
     #[arg(value_name = "TASK_ID:PATH")]
     source: String,
-    /// Its new path in the same task; the directory that it is in must exist
+    /// Its new path in the same task, with or without TASK_ID:; the directory that it is in must exist
     #[arg(value_name = "NEW_PATH")]
     destination: String,
     /// Replace a file, or an empty directory by a directory, that has the new path [default: fail]
@@ -174,7 +174,7 @@ impl TaskFileCommand {
         match self {
             Self::Stat(args) => stat(&args, engine, printer),
             Self::List(args) => list(&args, engine, printer),
-            Self::Move(args) => rename(args, engine, printer),
+            Self::Move(args) => rename(&args, engine, printer),
             Self::Remove(args) => remove(&args, engine, printer),
             Self::Mkdir(args) => mkdir(&args, engine, printer),
             Self::Watch(args) => watch(&args, engine, printer),
@@ -209,15 +209,18 @@ fn list(args: &ListArgs, engine: &Engine, printer: &Printer) -> Result<Reply, Cl
     })?;
     let reply = Reply::of(args.json, &list, listed)?;
     Ok(match list.truncated {
-        true if !args.json => reply
-            .note(format!("[pyro] only the first {} entries; more with --max-entries", list.entries.len())),
+        true if !args.json => {
+            reply.note(format!("[pyro] only {} of the entries; more with --max-entries", list.entries.len()))
+        }
         _ => reply,
     })
 }
 
-fn rename(args: MoveArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
+fn rename(args: &MoveArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
     let (id, path) = place(&args.source)?;
-    let files = FileMove { source: path.to_owned(), destination: args.destination, replace: args.replace };
+    let destination = in_same_task(id, &args.destination)?;
+    let files =
+        FileMove { source: path.to_owned(), destination: destination.to_owned(), replace: args.replace };
     let (moved, _) = session::watch(printer, args.json, async |_, cancel| {
         engine.move_task_file(id, files, &cancel).await
     })?;
@@ -257,6 +260,7 @@ fn watch(args: &WatchArgs, engine: &Engine, printer: &Printer) -> Result<Reply, 
     })?;
     Ok(match reason {
         WatchEnd::Gone if !args.json => Reply::nothing().note("[watch] what was watched is gone"),
+        WatchEnd::Time if !args.json => Reply::nothing().note("[watch] the time is over"),
         _ => Reply::nothing(),
     })
 }
@@ -268,6 +272,21 @@ fn place(text: &str) -> Result<(&str, &str), Error> {
         Error::new(ErrorKind::InvalidInput, message)
             .hint(Hint::CommandLine { text: "`pyro task list` shows the ids of all tasks".to_owned() })
     })
+}
+
+/// The path of `NEW_PATH`, which may name the task again.
+fn in_same_task<'a>(id: &str, text: &'a str) -> Result<&'a str, Error> {
+    match in_task(text.as_ref()) {
+        None => Ok(text),
+        Some((same, path)) if same == id => Ok(path),
+        Some((other, _)) => {
+            let message = format!("invalid new path {text:?}: expected a path in task {id}, not in {other}");
+            let hint = format!(
+                "write ./{text} if {other}: is part of the name; `pyro task cp` copies between tasks"
+            );
+            Err(Error::new(ErrorKind::InvalidInput, message).hint(Hint::CommandLine { text: hint }))
+        }
+    }
 }
 
 fn described(file: &FileInfo) -> String {
@@ -363,5 +382,22 @@ mod tests {
         assert_eq!(place("9775b3af1eeb:a:b").unwrap(), ("9775b3af1eeb", "a:b"));
         assert_eq!(place("9775b3af1eeb:").unwrap(), ("9775b3af1eeb", "."));
         assert_eq!(place("plain").unwrap_err().kind, ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_file_moves_within_its_task() {
+        let id = "9775b3af1eeb";
+        for (text, path) in [
+            ("b", "b"),
+            ("9775b3af1eeb:b", "b"),
+            ("9775b3af1eeb:/b:c", "/b:c"),
+            ("./a:b", "./a:b"),
+            ("/a:b", "/a:b"),
+        ] {
+            assert_eq!(in_same_task(id, text).unwrap(), path);
+        }
+        let error = in_same_task(id, "000000000000:b").unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidInput);
+        assert!(error.message.ends_with("not in 000000000000"), "{}", error.message);
     }
 }
