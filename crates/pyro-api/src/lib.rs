@@ -54,7 +54,7 @@ pub use host_access::HostAccess;
 pub use id::VmId;
 pub use input::{Input, InputEvent};
 pub use kind::Kind;
-pub use mount::{DirectoryMount, InvalidMount, MAX_MOUNTS, MountTarget, check_mounts};
+pub use mount::{DirectoryMount, InvalidMount, MAX_MOUNTS, MountRoot, MountTarget, check_mounts};
 pub use naming::{MAX_LABELS, MIN_PREFIX_DIGITS, Naming, TaskChanges, TaskFilter, check_labels};
 pub use network::{
     AllowedCidr, AllowedDomain, AllowedHost, Domain, Egress, InvalidPattern, NetworkDenial, NetworkPolicy,

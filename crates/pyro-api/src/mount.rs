@@ -1,5 +1,6 @@
 //! Directories of the host that a guest has mounted.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::path::{Component, Path};
 use std::str::FromStr;
@@ -39,6 +40,15 @@ pub struct DirectoryMount {
 pub struct MountTarget {
     /// Absolute path in the guest.
     pub guest: String,
+}
+
+/// A directory of this host that clients may have mounted, as well as what is below it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MountRoot {
+    /// Path of the directory on this host.
+    pub host: String,
+    /// Guests may change it, if the client asks for that.
+    pub writable: bool,
 }
 
 /// Text that is not a mount.
@@ -94,6 +104,26 @@ impl DirectoryMount {
             return invalid(format!("invalid mount point {}: {text}", self.guest));
         }
         Ok(())
+    }
+}
+
+impl FromStr for MountRoot {
+    type Err = Infallible;
+
+    /// Reads `DIR`, `DIR:ro`, or `DIR:rw`.
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        let (host, writable) = match text.strip_suffix(":rw") {
+            Some(host) => (host, true),
+            None => (text.strip_suffix(":ro").unwrap_or(text), false),
+        };
+        Ok(Self { host: host.to_owned(), writable })
+    }
+}
+
+impl MountRoot {
+    /// Returns whether a directory may be mounted, and in this way. Both paths must be without symbolic links.
+    pub fn allows(&self, mount: &DirectoryMount) -> bool {
+        Path::new(&mount.host).starts_with(&self.host) && (self.writable || !mount.writable)
     }
 }
 

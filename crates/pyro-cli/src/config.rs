@@ -160,6 +160,7 @@ pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError
         debian_mirror: debian_mirror(variables)?,
         disk_overcommit: disk_overcommit(variables)?,
         mount_roots: mount_roots(variables)?,
+        client_mounts: None,
         requires_full_confinement: requires_full_confinement(variables)?,
         host_ca: host_ca(variables)?,
         host_proxy: switch(

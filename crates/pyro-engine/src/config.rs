@@ -2,11 +2,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use pyro_machine::disk::Overcommit;
 
-use crate::{Accelerator, HostCa, PackageClients};
+use crate::{Accelerator, HostCa, MountRoot, PackageClients};
 
 /// Settings of an [`Engine`](crate::Engine), as plain data.
 ///
@@ -39,6 +40,8 @@ pub struct Config {
     pub disk_overcommit: Overcommit,
     /// Which directories of this host guests may have mounted.
     pub mount_roots: MountRoots,
+    /// Which of those the clients of this process may have mounted; `None`: all. Their paths must be without symbolic links.
+    pub client_mounts: Option<Vec<MountRoot>>,
     /// Start VMs only if the host can confine their VMMs fully.
     pub requires_full_confinement: bool,
     /// Certification authorities that guests trust where a request does not say; `None`: those of their images.
@@ -67,6 +70,28 @@ pub enum MountRoots {
     Any,
     /// These, and what is below them.
     Below(Vec<PathBuf>),
+}
+
+impl MountRoots {
+    /// Returns whether a directory may be mounted. Its path must be without symbolic links. Blocks.
+    pub(crate) fn include(&self, path: &Path) -> bool {
+        self.any_root(|root| path.starts_with(root))
+    }
+
+    /// Returns whether a directory, or one below it, may be mounted. Its path must be without symbolic links. Blocks.
+    pub fn overlap(&self, path: &Path) -> bool {
+        self.any_root(|root| path.starts_with(root) || root.starts_with(path))
+    }
+
+    fn any_root(&self, matches: impl Fn(&Path) -> bool) -> bool {
+        match self {
+            Self::Off => false,
+            Self::Any => true,
+            Self::Below(roots) => {
+                roots.iter().any(|root| fs::canonicalize(root).is_ok_and(|root| matches(&root)))
+            }
+        }
+    }
 }
 
 /// Environment variables with their values, which may contain credentials and are therefore not shown.
@@ -116,6 +141,7 @@ impl Config {
             debian_mirror: None,
             disk_overcommit: Overcommit::default(),
             mount_roots: MountRoots::default(),
+            client_mounts: None,
             requires_full_confinement: false,
             host_ca: None,
             host_proxy: false,

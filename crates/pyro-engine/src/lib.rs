@@ -39,6 +39,7 @@ pub use config::{Config, MountRoots, SecretVariables};
 pub use engine::{CopyFromGuest, CopyToGuest, Engine, MOUNT_COMMAND, PROBE_COMMAND, probe_kvm, serve_mount};
 pub use presets::PackageClients;
 pub use pyro_api::Error;
+pub use pyro_api::MountRoot;
 pub use pyro_api::operations;
 pub use pyro_api::text;
 pub use pyro_api::{

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use pyro_api::{
-    DirectoryMount, Disk, EnvironmentName, Lifetime, NetworkPolicy, Operation, Ports, Task, Vm, VmSpec,
+    DirectoryMount, Disk, EnvironmentName, Lifetime, MountRoot, NetworkPolicy, Operation, Ports, Task, Vm,
+    VmSpec,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -45,8 +46,9 @@ pub struct Policy {
     pub host_proxy: bool,
     /// Commands may run on the host if VMs cannot run there and the client allows it.
     pub allow_host_compat: bool,
-    /// Guests may have mounted directories of the host, as far as the engine allows it.
-    pub allow_mounts: bool,
+    /// Directories of the host that guests may have mounted, and enter where others mounted them. Their paths are without
+    /// symbolic links. The engine must have the same limit: it knows the true paths that calls name.
+    pub allow_mounts: Vec<MountRoot>,
     /// Maximum number of virtual CPUs of a VM.
     pub max_vcpu_count: Option<i64>,
     /// Maximum memory in MiB.
@@ -96,6 +98,10 @@ impl Policy {
         self.environments.is_empty() || self.environments.iter().any(|allowed| allowed == environment)
     }
 
+    fn allows_mount(&self, mount: &DirectoryMount) -> bool {
+        self.allow_mounts.iter().any(|root| root.allows(mount))
+    }
+
     fn pin(&self, argument: &str) -> Option<Pin<'_>> {
         let one_of = (!self.environments.is_empty()).then_some(Pin::OneOf(&self.environments));
         let off = |is_off: bool| is_off.then_some(Pin::Off);
@@ -115,7 +121,7 @@ impl Policy {
     /// The schema of a tool's arguments, with the limits in it.
     pub(crate) fn input_schema(&self, tool: Tool) -> Object {
         let mut schema = arguments::schema(tool.arguments());
-        if !self.allow_mounts
+        if self.allow_mounts.is_empty()
             && let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut)
         {
             properties.remove(MOUNTS.name);
@@ -243,7 +249,7 @@ impl Policy {
         let switches = [
             (NETWORK.name, spec.is_some_and(|spec| spec.network), !self.no_network),
             (HOST_COMPAT.name, spec.is_some_and(|spec| spec.allow_host_compat), self.allow_host_compat),
-            (MOUNTS.name, spec.is_some_and(|spec| !spec.mounts.is_empty()), self.allow_mounts),
+            (MOUNTS.name, spec.is_some_and(|spec| !spec.mounts.is_empty()), !self.allow_mounts.is_empty()),
             // It opens something on the host.
             (PUBLISH, request.part().is_some_and(|ports: &Ports| !ports.publish.is_empty()), false),
         ];
@@ -311,8 +317,9 @@ impl Policy {
             format!("its network reaches more than this server allows: {error}")
         } else if machine.host_proxy && !self.host_proxy {
             "it uses the proxies of this host".to_owned()
-        } else if !self.allow_mounts && machine.has_mounts {
-            "it has directories of this host mounted".to_owned()
+        } else if let Some(mount) = machine.mounts.iter().find(|mount| !self.allows_mount(mount)) {
+            let access = if mount.writable { "writable" } else { "read-only" };
+            format!("it has {} of this host mounted, {access}", mount.host)
         } else if !self.allow_host_compat && machine.allow_host_compat {
             "it may run commands on the host".to_owned()
         } else if let Some((name, value, _)) = beyond {
@@ -332,7 +339,7 @@ pub(crate) struct Machine {
     pub(crate) network_enabled: bool,
     pub(crate) network_policy: Option<NetworkPolicy>,
     pub(crate) host_proxy: bool,
-    pub(crate) has_mounts: bool,
+    pub(crate) mounts: Vec<DirectoryMount>,
     pub(crate) allow_host_compat: bool,
     pub(crate) vcpu_count: i64,
     pub(crate) mem_mib: i64,
@@ -349,7 +356,7 @@ impl From<Vm> for Machine {
             network_enabled: vm.network_enabled,
             network_policy: vm.network_policy,
             host_proxy: uses_proxy(&vm.metadata),
-            has_mounts: !vm.mounts.is_empty(),
+            mounts: vm.mounts,
             allow_host_compat: vm.allow_host_compat,
             vcpu_count: vm.vcpu_count.into(),
             mem_mib: vm.mem_mib.into(),
@@ -367,7 +374,7 @@ impl From<Task> for Machine {
             network_enabled: task.network_enabled,
             network_policy: task.network_policy,
             host_proxy: uses_proxy(&task.metadata),
-            has_mounts: !task.mounts.is_empty(),
+            mounts: task.mounts,
             allow_host_compat: task.allow_host_compat,
             vcpu_count: task.vcpu_count.into(),
             mem_mib: task.mem_mib.into(),

@@ -3,15 +3,15 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use pyro_confine::{
-    Access, Confinement, Identity, Limit, Resource, SelfPolicy, Syscalls, Visible, confine_self,
+    Access, Condition, Confinement, Identity, Limit, Resource, SelfPolicy, Syscalls, Visible, confine_self,
 };
 use rustix::fs::fstat;
 use rustix::io::Errno;
 use rustix::process::{Rlimit, getrlimit, setrlimit};
 
-/// Maximum memory that the process may allocate, in bytes: the table of a guest that has looked up as much as it may, and
-/// buffers.
-const MAX_DATA_BYTES: u64 = 512 << 20;
+/// Maximum memory that the process may allocate, in bytes: 350 MB for the table of a guest that has looked up as much as it may,
+/// and buffers.
+pub(crate) const MAX_DATA_BYTES: u64 = 384 << 20;
 /// Maximum number of open files.
 const MAX_DESCRIPTORS: u64 = 16_384;
 
@@ -75,16 +75,27 @@ fn policy(directory: BorrowedFd<'_>, writable: bool) -> Result<SelfPolicy, Errno
 fn syscalls(writable: bool) -> Syscalls {
     const ALL: u64 = u64::MAX;
     const THREAD: u64 = libc::CLONE_THREAD as u64;
-    let list = Syscalls::new()
+    /// The kernel looks at no more of a process's number or a command.
+    const INT: u64 = u32::MAX as u64;
+    let condition = |argument, value| Condition { argument, mask: ALL, value };
+    let mut list = Syscalls::new()
         .allow(&READING)
+        // A panic, or a thread of this process.
+        .allow_if(libc::SYS_tgkill, 0, INT, std::process::id().into())
+        // Limits of this process are read, never set.
+        .allow_if_all(libc::SYS_prlimit64, &[condition(0, 0), condition(2, 0)])
         .allow_if(libc::SYS_clone, 0, THREAD, THREAD)
         .allow_if(libc::SYS_prctl, 0, ALL, libc::PR_SET_NAME as u64)
         // A second filter follows this one.
         .allow_if(libc::SYS_prctl, 0, ALL, libc::PR_SET_NO_NEW_PRIVS as u64);
+    // Not those that make the kernel signal the owner of a descriptor.
+    for command in [libc::F_GETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC] {
+        list = list.allow_if(libc::SYS_fcntl, 1, INT, command as u64);
+    }
     if writable { list.allow(&WRITING) } else { list }
 }
 
-const READING: [i64; 47] = [
+const READING: [i64; 44] = [
     libc::SYS_seccomp,
     // The socket.
     libc::SYS_recvfrom,
@@ -106,7 +117,6 @@ const READING: [i64; 47] = [
     libc::SYS_pread64,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
-    libc::SYS_fcntl,
     // Events and time.
     libc::SYS_poll,
     libc::SYS_clock_gettime,
@@ -133,8 +143,6 @@ const READING: [i64; 47] = [
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack,
-    libc::SYS_tgkill,
-    libc::SYS_prlimit64,
     libc::SYS_exit,
     libc::SYS_exit_group,
 ];

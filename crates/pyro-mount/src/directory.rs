@@ -21,7 +21,7 @@ use crate::handles::Handles;
 use crate::name;
 use crate::nodes::{Nodes, Opened};
 use crate::server::MAX_DATA_BYTES;
-use crate::special::Kind;
+use crate::special::{Kind, is_of_kernel};
 
 /// Bytes of a directory that are read at a time.
 const LISTING_BYTES: usize = 32 << 10;
@@ -57,8 +57,11 @@ impl Directory {
     /// Serves `export`. Must be called before the process gives up `/proc`.
     ///
     /// # Errors
-    /// The directory, or `/proc`, cannot be used.
+    /// The directory, or `/proc`, cannot be used. `EACCES` if the directory's files are made by the kernel.
     pub fn new(export: Export) -> io::Result<Self> {
+        if is_of_kernel(&export.directory)? {
+            return Err(Errno::ACCESS.into());
+        }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self {
             nodes: Nodes::new(export.directory, export.max_open)?,

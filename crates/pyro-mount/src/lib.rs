@@ -24,3 +24,4 @@ pub use confine::{ConfineError, confine};
 pub use directory::{Directory, Export};
 pub use process::{DIRECTORY_FD, REPORT_FD, RunError, SOCKET_FD, run_from_parent};
 pub use server::{MAX_MESSAGE_BYTES, ServeError, serve};
+pub use special::is_of_kernel;

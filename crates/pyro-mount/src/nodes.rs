@@ -12,8 +12,9 @@ use rustix::io::Errno;
 
 use crate::special::{Kind, is_of_kernel};
 
-/// Maximum number of files and directories that a guest can have looked up without forgetting them. Each takes some 200 bytes.
-const MAX_NODES: usize = 1 << 20;
+/// Maximum number of files and directories that a guest can have looked up without forgetting them. Each takes 300 bytes, or 600 if
+/// its name has the maximum length and it was opened.
+const MAX_NODES: usize = 1 << 19;
 /// Maximum depth at which a directory that is not open is found again.
 const MAX_DEPTH: usize = 1024;
 
@@ -59,7 +60,7 @@ struct Node {
     lookups: u64,
     handle: Option<Arc<OwnedFd>>,
     /// What it was when the guest opened it last.
-    version: Option<Version>,
+    version: Option<Box<Version>>,
 }
 
 /// Changes with a file's content, as far as the host's clock shows it.
@@ -156,13 +157,17 @@ impl Nodes {
 
     /// Returns whether a file is unchanged since the guest opened it last.
     pub(crate) fn is_unchanged(&self, number: u64, stat: &Stat) -> bool {
-        let version = Some(Version {
+        let version = Some(Box::new(Version {
             size: stat.st_size,
             modified: (stat.st_mtime, stat.st_mtime_nsec),
             changed: (stat.st_ctime, stat.st_ctime_nsec),
-        });
+        }));
         match self.table().nodes.get_mut(&number) {
-            Some(node) => std::mem::replace(&mut node.version, version) == version,
+            Some(node) => {
+                let is_unchanged = node.version == version;
+                node.version = version;
+                is_unchanged
+            }
             None => false,
         }
     }
@@ -271,4 +276,41 @@ impl Table {
 fn open_path(directory: impl AsFd, name: &CStr) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(openat(directory, name, flags, Mode::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::*;
+    use crate::confine;
+
+    /// Returns a number of kibibytes of `/proc/self/status`.
+    fn kibibytes(name: &str) -> u64 {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    #[test]
+    fn the_largest_table_is_within_the_memory_limit() {
+        let (dir, file) = (tempfile::tempdir().unwrap(), tempfile::tempfile().unwrap());
+        let nodes = Nodes::new(File::open(dir.path()).unwrap().into(), 2).unwrap();
+        let mut stat = fstat(&file).unwrap();
+        let name = CString::new(vec![b'x'; 255]).unwrap();
+        let before = kibibytes("VmSize");
+        while nodes.count() < MAX_NODES {
+            stat.st_ino += 1;
+            let handle = file.try_clone().unwrap().into();
+            let number = nodes.table().add(ROOT_ID, &name, handle, &stat).unwrap();
+            nodes.is_unchanged(number, &stat);
+        }
+        stat.st_ino += 1;
+        let refused = nodes.table().add(ROOT_ID, &name, file.into(), &stat).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(Errno::NFILE.raw_os_error()));
+        // What the table took at its largest, while it grew.
+        let taken = kibibytes("VmPeak") - before;
+        let reserve = 16 << 10;
+        assert!(taken + reserve < confine::MAX_DATA_BYTES >> 10, "{taken} KiB");
+    }
 }

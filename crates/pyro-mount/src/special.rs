@@ -1,9 +1,9 @@
 //! What is served and what is only listed.
 
+use std::io;
 use std::os::fd::AsFd;
 
 use rustix::fs::FileType;
-use rustix::io::Result;
 
 /// Kinds of what a directory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl Kind {
 
 /// File systems whose files are made by the kernel when they are read, from `linux/magic.h`. They say much about the host, and
 /// reading some of their files never ends.
-const KERNEL: [u32; 17] = [
+const KERNEL: [u32; 22] = [
     0x9fa0,      // proc
     0x6265_6572, // sysfs
     0x6462_6720, // debugfs
@@ -46,10 +46,19 @@ const KERNEL: [u32; 17] = [
     0x6e73_6673, // nsfs
     0xf97c_ff8c, // selinux
     0x4341_5d53, // smack
+    0x5a3c_69f0, // apparmor
+    0x6573_5543, // fusectl
+    0x6759_6969, // rpc_pipefs
+    0x0765_5821, // resctrl
+    0x6e66_7364, // nfsd
 ];
 
-/// Returns whether a file or directory is in such a file system.
-pub(crate) fn is_of_kernel(file: impl AsFd) -> Result<bool> {
+/// Returns whether a file or directory is in a file system whose files are made by the kernel when they are read, such as `proc`.
+/// Their directories are never served.
+///
+/// # Errors
+/// The file system cannot be asked.
+pub fn is_of_kernel(file: impl AsFd) -> io::Result<bool> {
     let number = rustix::fs::fstatfs(file)?.f_type;
     // As wide as the kernel's type for it, which has a sign on some systems.
     Ok(KERNEL.contains(&(number as u32)))

@@ -3,14 +3,14 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 use std::process::Stdio;
 use std::time::Duration;
 
 use pyro_api::check_mounts;
 use pyro_machine::Confinement;
 use pyro_machine::spawn::Spawn;
-use pyro_mount::{DIRECTORY_FD, REPORT_FD, SOCKET_FD};
+use pyro_mount::{DIRECTORY_FD, REPORT_FD, SOCKET_FD, is_of_kernel};
 use pyro_supervisor::{MountPoint, MountSockets};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
@@ -19,7 +19,7 @@ use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
 use super::{Engine, Shared};
-use crate::config::MountRoots;
+use crate::config::{Config, MountRoots};
 use crate::{DirectoryMount, Error, ErrorKind, Hint};
 
 /// Name of the hidden subcommand that serves one directory.
@@ -69,8 +69,8 @@ impl Engine {
 
     /// Starts the server of a directory, and returns the guest's end of its socket. The server ends when that is closed.
     pub(super) async fn serve_mount(&self, mount: &DirectoryMount) -> Result<OwnedFd, Error> {
-        let host = PathBuf::from(&mount.host);
-        let directory = self.blocking(move |shared| open(shared, &host)).await?;
+        let checked = mount.clone();
+        let directory = self.blocking(move |shared| open(shared, &checked)).await?;
         let started = start(&self.config().program, mount, directory).await;
         let (socket, confinement) = started.map_err(|error| {
             let message = format!("the server of {} cannot be started", mount.host);
@@ -105,32 +105,40 @@ fn resolve(shared: &Shared, mount: DirectoryMount) -> Result<DirectoryMount, Err
     if !path.is_dir() {
         return Err(invalid(format!("cannot mount {host}: it is not a directory")));
     }
-    check_place(shared, &path)?;
-    match path.to_str() {
-        Some(path) => Ok(DirectoryMount { host: path.to_owned(), ..mount }),
-        None => Err(invalid(format!("cannot mount {host}: its path is not valid UTF-8"))),
-    }
+    let Some(path) = path.to_str() else {
+        return Err(invalid(format!("cannot mount {host}: its path is not valid UTF-8")));
+    };
+    let mount = DirectoryMount { host: path.to_owned(), ..mount };
+    check_place(&shared.config, &mount)?;
+    let opened = open_without_links(Path::new(&mount.host))
+        .map_err(|errno| invalid(format!("cannot mount {}", mount.host)).caused_by(io::Error::from(errno)))?;
+    check_file_system(&mount, &opened)?;
+    Ok(mount)
 }
 
-/// Checks that what is at this path, without symbolic links, may be mounted.
-fn check_place(shared: &Shared, path: &Path) -> Result<(), Error> {
-    let shown = path.display();
-    match &shared.config.mount_roots {
-        MountRoots::Any => {}
-        MountRoots::Off => {
-            return Err(invalid("directories of this host cannot be mounted: PYRO_MOUNTS is off".to_owned()));
-        }
-        MountRoots::Below(roots) => {
-            let is_below = |root: &PathBuf| fs::canonicalize(root).is_ok_and(|root| path.starts_with(root));
-            if !roots.iter().any(is_below) {
-                return Err(invalid(format!("cannot mount {shown}: PYRO_MOUNTS does not allow it")));
-            }
-        }
+/// Checks that a directory, whose path is without symbolic links, may be mounted. Blocks.
+fn check_place(config: &Config, mount: &DirectoryMount) -> Result<(), Error> {
+    let (shown, path) = (&mount.host, Path::new(&mount.host));
+    if config.mount_roots == MountRoots::Off {
+        return Err(invalid("directories of this host cannot be mounted: PYRO_MOUNTS is off".to_owned()));
+    }
+    if !config.mount_roots.include(path) {
+        return Err(invalid(format!("cannot mount {shown}: PYRO_MOUNTS does not allow it")));
+    }
+    if let Some(roots) = &config.client_mounts
+        && !roots.iter().any(|root| root.allows(mount))
+    {
+        let read_only = DirectoryMount { writable: false, ..mount.clone() };
+        let text = match roots.iter().any(|root| root.allows(&read_only)) {
+            true => "the server that was asked allows it read-only (--allow-mount)",
+            false => "the server that was asked does not allow it (--allow-mount)",
+        };
+        return Err(invalid(format!("cannot mount {shown}: {text}")));
     }
     if path == Path::new("/") || REFUSED.iter().any(|refused| path.starts_with(refused)) {
         return Err(invalid(format!("cannot mount {shown}: choose a directory with files of yours")));
     }
-    for own in [&shared.config.base_dir, &shared.config.cache_dir] {
+    for own in [&config.base_dir, &config.cache_dir] {
         let own = fs::canonicalize(own).unwrap_or_else(|_| own.clone());
         if path.starts_with(&own) || own.starts_with(path) {
             let text = "pyro's own files, which guests must not reach, are in it or above it";
@@ -141,19 +149,31 @@ fn check_place(shared: &Shared, path: &Path) -> Result<(), Error> {
 }
 
 /// Opens a directory that was checked when its guest was created. Blocks.
-fn open(shared: &Shared, path: &Path) -> Result<OwnedFd, Error> {
-    let shown = path.display();
+fn open(shared: &Shared, mount: &DirectoryMount) -> Result<OwnedFd, Error> {
+    let (shown, path) = (&mount.host, Path::new(&mount.host));
     let lost = |cause: io::Error| {
         let message = format!("cannot mount {shown}: the directory is not there any more");
         Error::new(ErrorKind::BootFailed, message)
             .caused_by(cause)
-            .hint(Hint::RestoreDirectory { path: shown.to_string() })
+            .hint(Hint::RestoreDirectory { path: shown.clone() })
     };
     if fs::canonicalize(path).map_err(lost)? != path {
         return Err(invalid(format!("cannot mount {shown}: it is a symbolic link now")));
     }
-    check_place(shared, path)?;
-    open_without_links(path).map_err(|errno| lost(errno.into()))
+    check_place(&shared.config, mount)?;
+    let opened = open_without_links(path).map_err(|errno| lost(errno.into()))?;
+    check_file_system(mount, &opened)?;
+    Ok(opened)
+}
+
+/// Checks that the files of a directory are not made by the kernel, wherever their file system is mounted. Blocks.
+fn check_file_system(mount: &DirectoryMount, opened: &OwnedFd) -> Result<(), Error> {
+    let shown = &mount.host;
+    match is_of_kernel(opened) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(invalid(format!("cannot mount {shown}: its files are made by this host's kernel"))),
+        Err(error) => Err(invalid(format!("cannot mount {shown}")).caused_by(error)),
+    }
 }
 
 /// Opens a directory, one name at a time: a guest that may change a directory above it must not lead this elsewhere.
@@ -216,3 +236,6 @@ pub fn serve_mount(words: &[std::ffi::OsString]) -> Result<(), pyro_mount::RunEr
     let word = |index: usize| words.get(index).and_then(|word| word.to_str()).unwrap_or_default();
     pyro_mount::run_from_parent(word(0) == "rw", word(1).parse().unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests;

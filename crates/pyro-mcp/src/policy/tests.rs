@@ -96,7 +96,7 @@ fn machines_that_others_made_are_held_to_it() {
         name: "task x".to_owned(),
         environment: "debian:12".to_owned(),
         network_enabled: false,
-        has_mounts: false,
+        mounts: Vec::new(),
         host_proxy: false,
         network_policy: None,
         allow_host_compat: false,
@@ -165,20 +165,51 @@ fn a_call_without_domains_gets_what_the_operator_allows() {
     assert_eq!(none.0.get("network_policy"), None);
 }
 
-#[test]
-fn no_policy_lets_a_client_enter_a_machine_that_reaches_more() {
-    let opened = Machine {
+fn small_machine() -> Machine {
+    Machine {
         name: "task x".to_owned(),
         environment: "debian:12".to_owned(),
-        network_enabled: true,
-        has_mounts: false,
+        network_enabled: false,
+        mounts: Vec::new(),
         host_proxy: false,
-        network_policy: Some(network(json!({ "allow_cidrs": ["127.0.0.1/32"] }))),
+        network_policy: None,
         allow_host_compat: false,
         vcpu_count: 1,
         mem_mib: 512,
         ttl_seconds: 300,
         disk_mib: 0,
+    }
+}
+
+fn allowing_mounts(roots: &[&str]) -> Policy {
+    Policy { allow_mounts: roots.iter().map(|root| root.parse().unwrap()).collect(), ..Policy::default() }
+}
+
+#[test]
+fn no_policy_lets_a_client_enter_a_machine_with_other_directories_mounted() {
+    let allowing = allowing_mounts(&["/a", "/b:rw"]);
+    let enter = |policy: &Policy, mounts: &[&str]| {
+        let mounts = mounts.iter().map(|mount| mount.parse().unwrap()).collect();
+        policy.check_machine(&Machine { mounts, ..small_machine() })
+    };
+    for allowed in [&[][..], &["/a/x:/x", "/b:/b:rw", "/b/y:/y"]] {
+        assert!(enter(&allowing, allowed).is_ok(), "{allowed:?}");
+    }
+    for other in ["/ab:/x", "/secret:/x", "/a:/x:rw", "/:/x"] {
+        for policy in [&allowing, &Policy::default()] {
+            assert!(matches!(enter(policy, &["/b:/b", other]), Err(Failure::NotAllowed(_))), "{other}");
+        }
+    }
+    let Err(Failure::NotAllowed(text)) = enter(&allowing, &["/a:/x:rw"]) else { panic!("it may enter") };
+    insta::assert_snapshot!(text, @"task x cannot be used on this server: it has /a of this host mounted, writable");
+}
+
+#[test]
+fn no_policy_lets_a_client_enter_a_machine_that_reaches_more() {
+    let opened = Machine {
+        network_enabled: true,
+        network_policy: Some(network(json!({ "allow_cidrs": ["127.0.0.1/32"] }))),
+        ..small_machine()
     };
     let Err(Failure::NotAllowed(text)) = Policy::default().check_machine(&opened) else {
         panic!("it may enter")
@@ -227,7 +258,7 @@ fn profiles_are_sets_of_tools() {
 
 #[test]
 fn directories_of_the_host_are_mounted_only_where_the_operator_allows_them() {
-    let allowing = Policy { allow_mounts: true, ..Policy::default() };
+    let allowing = allowing_mounts(&["/src:rw"]);
     for tool in [Tool::VmRun, Tool::VmCreate, Tool::TaskCreate] {
         let has_mounts = |policy: &Policy| policy.input_schema(tool)["properties"].get("mounts").is_some();
         assert!(has_mounts(&allowing) && !has_mounts(&Policy::default()), "{tool:?}");

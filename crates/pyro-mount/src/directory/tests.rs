@@ -342,3 +342,13 @@ fn files_of_the_kernel_are_not_served() {
     let served = Directory::new(export).unwrap();
     assert_eq!(errno(served.lookup(&CONTEXT, ROOT_ID, c"proc")), Some(Errno::ACCESS));
 }
+
+#[test]
+fn a_directory_whose_files_are_made_by_the_kernel_is_not_served() {
+    for path in ["/proc", "/proc/self", "/sys"] {
+        let directory = fs::File::open(path).unwrap().into();
+        let export = Export { directory, writable: false, owner: 0, max_open: 10 };
+        let refused = Directory::new(export).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied, "{path}");
+    }
+}

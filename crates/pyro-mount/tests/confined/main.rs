@@ -4,17 +4,19 @@
 //! where everything must succeed: an attempt that cannot succeed proves nothing.
 
 #![expect(clippy::print_stdout, reason = "the report of what was tried")]
+#![expect(unsafe_code, reason = "system calls that have no safe interface")]
 #![expect(clippy::disallowed_methods, reason = "the arguments say which of its parts this program plays")]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::process::{Pid, Resource, getppid, getrlimit, prlimit};
 
 const PLAY: &str = "--play";
 
@@ -35,6 +37,7 @@ type Outcomes = BTreeMap<String, bool>;
 fn play(base: &Path, how: &str, port: &str) -> ExitCode {
     let served = base.join("served");
     let directory = File::open(&served).expect("the directory");
+    let parent = getppid().expect("a parent process");
     let mut landlock = true;
     if how != "none" {
         let report = pyro_mount::confine(directory.as_fd(), how == "rw").expect("confined");
@@ -58,6 +61,9 @@ fn play(base: &Path, how: &str, port: &str) -> ExitCode {
         ("connect to a port", TcpStream::connect(("127.0.0.1", port)).is_ok()),
         ("connect to a socket", UnixStream::connect(base.join("socket")).is_ok()),
         ("execute", Command::new("/bin/true").status().is_ok()),
+        ("signal another process", may_signal(parent)),
+        ("limit another process", may_limit(parent)),
+        ("have another process signalled", may_have_signalled(parent, &directory)),
         (
             "change the user",
             rustix::thread::set_thread_res_uid(
@@ -72,6 +78,22 @@ fn play(base: &Path, how: &str, port: &str) -> ExitCode {
     .into();
     println!("{}", serde_json::to_string(&outcomes).unwrap_or_default());
     ExitCode::SUCCESS
+}
+
+fn may_signal(process: Pid) -> bool {
+    let number = process.as_raw_nonzero().get();
+    // SAFETY: the call has no pointers, and signal 0 only checks whether a signal could be sent.
+    unsafe { libc::syscall(libc::SYS_tgkill, number, number, 0) == 0 }
+}
+
+fn may_limit(process: Pid) -> bool {
+    let limit = getrlimit(Resource::Core);
+    prlimit(Some(process), Resource::Core, limit).is_ok()
+}
+
+fn may_have_signalled(process: Pid, file: &File) -> bool {
+    // SAFETY: the call has no pointers.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETOWN, process.as_raw_nonzero().get()) == 0 }
 }
 
 fn outcomes(how: &str) -> Result<Outcomes, Failed> {

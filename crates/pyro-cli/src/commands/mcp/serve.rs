@@ -3,12 +3,13 @@
 mod lifeline;
 mod tokens;
 
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use pyro_engine::{Caller, Engine, Error, ErrorKind, Hint, MountRoots, OwnerName, Visibility};
+use pyro_engine::{Caller, Engine, Error, ErrorKind, Hint, MountRoot, MountRoots, OwnerName, Visibility};
 use pyro_mcp::{HTTP_PATH, HttpAccess, Policy, Profile, Server};
 
 use self::tokens::Access;
@@ -121,9 +122,10 @@ pub(crate) struct McpLimitArgs {
     /// The default; overrides PYRO_MCP_ALLOW_HOST_COMPAT
     #[arg(long, hide = true, conflicts_with = "allow_host_compat")]
     no_host_compat: bool,
-    /// Let clients have this directory of this host, and what is below it, mounted in guests; may be repeated [default: none]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) allow_mount: Vec<PathBuf>,
+    /// Let clients have this directory of this host, and what is below it, mounted in guests, which change it only with
+    /// :rw; may be repeated [default: none]
+    #[arg(long, value_name = "DIR[:rw]")]
+    pub(crate) allow_mount: Vec<MountRoot>,
     /// Maximum virtual CPUs of a VM
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(i64).range(1..=8))]
     pub(crate) max_vcpu_count: Option<i64>,
@@ -147,6 +149,7 @@ impl McpLimitArgs {
         let sizes = [self.max_vcpu_count, self.max_mem_mib, self.max_disk_mib, self.max_ttl_seconds];
         self.network.limits_machines()
             || !self.environment.is_empty()
+            || !self.allow_mount.is_empty()
             || self.max_active_vms.is_some()
             || sizes.iter().any(Option::is_some)
     }
@@ -175,14 +178,17 @@ pub(crate) enum McpProfile {
 /// The default address.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8722);
 
-pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Reply, CliError> {
+pub(crate) fn run(mut args: McpServeArgs, printer: &Printer) -> Result<Reply, CliError> {
     let mut config = config::of_process()?;
     config.max_active_vms = args.limits.max_active_vms.unwrap_or(config.max_active_vms);
     config.warm_spares = args.warm.unwrap_or(config.warm_spares);
     args.confinement.apply(&mut config);
     args.host_settings.apply(&mut config)?;
     let host_proxy = config.host_proxy;
-    config.mount_roots = mount_roots(&args.limits.allow_mount, &config.mount_roots)?;
+    for root in &mut args.limits.allow_mount {
+        find_mount_root(root, &config.mount_roots)?;
+    }
+    config.client_mounts = Some(args.limits.allow_mount.clone());
     let engine = Engine::new(config);
     let caller = caller(&args)?;
     let in_environment = config::mcp_allows_host(&Variables::of_process())?;
@@ -230,21 +236,23 @@ pub(crate) fn run(args: McpServeArgs, printer: &Printer) -> Result<Reply, CliErr
     })
 }
 
-/// Returns which directories clients may have mounted: those of the command line, as far as PYRO_MOUNTS allows them.
-fn mount_roots(allowed: &[PathBuf], in_environment: &MountRoots) -> Result<MountRoots, CliError> {
-    let absolute = |path: &PathBuf| {
-        std::path::absolute(path)
-            .map_err(|error| CliError::System(format!("cannot find {}", path.display()), error))
+/// Sets the true path of a directory that clients may have mounted. It is an error if `PYRO_MOUNTS` excludes it.
+fn find_mount_root(root: &mut MountRoot, limit: &MountRoots) -> Result<(), CliError> {
+    let shown = &root.host;
+    let path = fs::canonicalize(shown)
+        .map_err(|error| CliError::System(format!("--allow-mount: cannot find {shown}"), error))?;
+    if !path.is_dir() {
+        return Err(refusal(&format!("--allow-mount: {shown} is not a directory"), "name a directory"));
+    }
+    if !limit.overlap(&path) {
+        let message = format!("--allow-mount: PYRO_MOUNTS does not allow {}", path.display());
+        return Err(refusal(&message, "name a directory that PYRO_MOUNTS allows, or change PYRO_MOUNTS"));
+    }
+    let Ok(path) = path.into_os_string().into_string() else {
+        return Err(refusal(&format!("--allow-mount: the path of {shown} is not valid UTF-8"), "rename it"));
     };
-    let allowed = allowed.iter().map(absolute).collect::<Result<Vec<_>, _>>()?;
-    Ok(match in_environment {
-        MountRoots::Any if !allowed.is_empty() => MountRoots::Below(allowed),
-        MountRoots::Below(roots) => {
-            let is_within = |path: &PathBuf| roots.iter().any(|root| path.starts_with(root));
-            MountRoots::Below(allowed.into_iter().filter(is_within).collect())
-        }
-        MountRoots::Any | MountRoots::Off => MountRoots::Off,
-    })
+    root.host = path;
+    Ok(())
 }
 
 /// What clients may use of this host.
@@ -272,7 +280,7 @@ async fn policy(args: McpLimitArgs, rights: Rights, engine: &Engine) -> Result<P
         network_policy,
         host_proxy: rights.host_proxy,
         allow_host_compat: rights.allows_host,
-        allow_mounts: !args.allow_mount.is_empty(),
+        allow_mounts: args.allow_mount,
         max_vcpu_count: args.max_vcpu_count,
         max_mem_mib: args.max_mem_mib,
         max_disk_mib: args.max_disk_mib,
@@ -317,3 +325,6 @@ fn label(text: &str) -> Result<OwnerName, &'static str> {
 fn refusal(message: &str, hint: &str) -> CliError {
     Error::new(ErrorKind::InvalidInput, message).hint(Hint::CommandLine { text: hint.to_owned() }).into()
 }
+
+#[cfg(test)]
+mod tests;
