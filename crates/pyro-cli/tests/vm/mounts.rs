@@ -65,7 +65,8 @@ fn commands_start_in_a_live_directory_and_from_it() {
     for _ in 0..3 {
         fs::rename(project.join("dir"), project.join("moved")).unwrap();
         fs::rename(project.join("moved"), project.join("dir")).unwrap();
-        let ended = task.exec(["--cwd", "/workspace/dir", "--env", "PATH=/workspace:/bin"], "cat file; program");
+        let ended =
+            task.exec(["--cwd", "/workspace/dir", "--env", "PATH=/workspace:/bin"], "cat file; program");
         assert_eq!(ended.success(), "content\n/workspace/program in /workspace/dir\n");
     }
     let missing = task.exec(["--cwd", "/workspace/missing"], "true");
