@@ -130,7 +130,7 @@ where
                 }
             }
         }
-        // A server that has not ended by itself, but sends what is no message, ends now.
+        // A server that has not ended by itself, but sends an invalid message, ends now.
         let _ = shutdown(server.0.as_fd(), Shutdown::Both);
         to_guest.send(Frame::Control(MountInput::Lost)).await?;
         loop {
