@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::poll_fn;
@@ -17,6 +18,7 @@ use tokio_util::codec::Framed;
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, ConnectionError, Mode};
 
+use crate::blocking::blocking;
 use crate::exec::{CommandSettings, Commands};
 use crate::failure::{During, refused};
 use crate::machine::VirtualMachine;
@@ -25,6 +27,9 @@ use crate::port::Port;
 use crate::proc::Proc;
 use crate::stream::{RequestStream, accept, answer, finish};
 use crate::{HandshakeError, Machine, boot, connect, copy, exec, files, handshake, memory, mount, probe};
+
+/// Time limit for processes to end while directories of the host are still mounted.
+const PROCESS_LIMIT: Duration = Duration::from_secs(4);
 
 /// Why the agent ended, if not because the host closed the channel.
 #[derive(Debug, thiserror::Error)]
@@ -184,7 +189,9 @@ impl<M: Machine> Shared<M> {
                 finish(accept::<_, Identify>(stream), reply).await;
             }
             Request::Halt => {
-                // The agent passes on what is written to them, which it cannot do once it halts.
+                // The agent passes on what is written to the directories of the host, which it cannot do once it halts. What
+                // processes write before their end must not land below them on the machine's own disk.
+                self.end_processes().await;
                 self.mounts.end_all().await;
                 let reply = self.halt();
                 finish(accept::<_, Halt>(stream), reply).await;
@@ -211,6 +218,20 @@ impl<M: Machine> Shared<M> {
             Ok(()) => IdentifyReply::Identified,
             Err(failure) => IdentifyReply::Failed(failure),
         }
+    }
+
+    /// Ends all processes, for a limited time: one that waits for a directory of the host ends when that is unmounted.
+    async fn end_processes(&self) {
+        let end = {
+            let mut state = self.state();
+            state.halting = true;
+            state.machine.process_end()
+        };
+        let ended = blocking(move || {
+            end();
+            Ok::<_, Failure>(())
+        });
+        let _ = tokio::time::timeout(PROCESS_LIMIT, ended).await;
     }
 
     fn halt(&self) -> HaltReply {

@@ -97,7 +97,7 @@ pub(crate) fn with_variables(mut request: Exec, machine: BTreeMap<String, String
 }
 
 /// Starts a command. An input that comes before it has started cancels the start and is returned too. A start that waits for a
-/// file system is given up then, and when the command's time is over.
+/// file system is given up then, and when the command times out.
 async fn start(
     request: &Arc<Exec>,
     home: Option<&str>,
@@ -119,7 +119,7 @@ async fn start(
     }
 }
 
-/// The end of a command that was ended before it was executed: by the host, or because its time was over.
+/// The end of a command that was ended before it was executed: by the host, or because it timed out.
 fn ended_before_start(timed_out: Option<Duration>) -> Exit {
     let duration_ms = timed_out.map_or(0, |duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
     Exit {

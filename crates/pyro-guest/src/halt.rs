@@ -16,10 +16,15 @@ const GRACE: Duration = Duration::from_secs(2);
 /// anything but a fork bomb, which a read-only root then stops from writing.
 const KILL_ROUNDS: usize = 10;
 
-/// Ends all processes but PID 1 and the agent, writes everything out and makes the root read-only. Blocks:
-/// nothing else is left to do for this machine.
-pub(crate) fn halt(proc: &Proc) -> Result<(), Failure> {
+/// Ends all processes but PID 1 and the agent. Blocks.
+pub(crate) fn end_all_processes(proc: &Proc) {
     end_processes(|| user_processes(proc), GRACE);
+}
+
+/// Ends the processes that are left, writes everything out and makes the root read-only. Blocks: nothing else is left to do for this
+/// machine.
+pub(crate) fn halt(proc: &Proc) -> Result<(), Failure> {
+    end_all_processes(proc);
     rustix::fs::sync();
     root::seal()
 }

@@ -35,6 +35,9 @@ pub trait Machine: Send + 'static {
     /// Returns the variables of commands, which their callers may override.
     fn variables(&self) -> BTreeMap<String, String>;
 
+    /// Returns what ends every other process. It blocks, and may be called on any thread before [`Self::halt`].
+    fn process_end(&self) -> Box<dyn FnOnce() + Send>;
+
     /// Ends every other process, writes everything to disk and makes it read-only. Blocks.
     ///
     /// # Errors
@@ -92,6 +95,15 @@ impl Machine for VirtualMachine {
 
     fn variables(&self) -> BTreeMap<String, String> {
         self.variables.clone()
+    }
+
+    fn process_end(&self) -> Box<dyn FnOnce() + Send> {
+        let proc = self.proc.try_clone();
+        Box::new(move || match proc {
+            Ok(proc) => halt::end_all_processes(&proc),
+            // They are ended by the halt itself.
+            Err(error) => eprintln!("pyro-guest: opening /proc: {error}"),
+        })
     }
 
     fn halt(&mut self) -> Result<(), Failure> {

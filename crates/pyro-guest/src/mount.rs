@@ -9,8 +9,8 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures::{SinkExt, StreamExt};
-use pyro_wire::{Failure, FailureKind, Frame, Mount, MountReply};
+use futures::{SinkExt, Stream, StreamExt};
+use pyro_wire::{Failure, FailureKind, Frame, FrameError, Mount, MountInput, MountReply};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -30,13 +30,15 @@ const KIND: &str = "fuse.pyro";
 /// Time limit for writing everything out before a directory is unmounted.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
-/// Mounts a directory and passes its messages on until it is unmounted or the host closes the stream. Processes that use it
-/// after that get errors.
+/// Mounts a directory and passes its messages on until it is unmounted or the host is lost. Processes that use it after that get
+/// errors. A directory whose host is lost stays mounted until the host asks or the machine halts: what is written to its path must
+/// not land on the guest's own disk.
 pub(crate) async fn serve<S>(request: Mount, mounts: &Mounts, stream: CallStream<S, Mount>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let path = PathBuf::from(&request.path);
+    mounts.end_left(&path).await;
     let mounted = match mounts.add(&path) {
         Some(mounted) => mounted,
         None => {
@@ -55,35 +57,88 @@ async fn pass_on<S>(device: Device, mounted: &Mounted, path: PathBuf, mut stream
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let end = match stream.send(Frame::Control(MountReply::Mounted)).await {
-        Ok(()) => {
-            let (to_host, from_host) = (&mut stream).split();
-            let ended = async {
-                mounted.end_wanted().await;
-                let path = path.clone();
-                let _ = tokio::time::timeout(FLUSH_LIMIT, blocking(move || write_out(&path))).await;
-            };
-            // Messages pass while everything is written out.
-            tokio::select! {
-                end = relay::run(&device, to_host, from_host, || mounted.want_end()) => end,
-                () = ended => End::Asked,
+    if stream.send(Frame::Control(MountReply::Mounted)).await.is_err() {
+        drop(device);
+        return detach(path).await;
+    }
+    let mut not_written = None;
+    let end = {
+        let (to_host, mut from_host) = (&mut stream).split();
+        // Messages pass while everything is written out.
+        let end = tokio::select! {
+            end = relay::run(&device, to_host, &mut from_host, || mounted.want_end()) => end,
+            written = write_out_at_end(mounted, &path) => {
+                not_written = written.err();
+                End::Asked
+            }
+        };
+        // What is still in flight fails from here on, so nothing below waits for the host.
+        drop(device);
+        match end {
+            End::Asked | End::Unmounted => end,
+            End::Lost | End::Failed(_) => {
+                eprintln!("pyro-guest: {} is lost: {end}", path.display());
+                until_unmounted(mounted, from_host).await
+            }
+            End::Closed => {
+                mounted.leave().await;
+                end
             }
         }
-        Err(_) => End::Lost,
     };
-    // What is still in flight fails from here on, so nothing below waits for the host.
-    drop(device);
-    let unmounted =
-        blocking(move || unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).during("unmounting"));
+    detach(path).await;
+    if !matches!(end, End::Closed) {
+        finish(stream, MountReply::Unmounted { not_written }).await;
+    }
+}
+
+/// Unmounts a directory whose device is closed.
+async fn detach(path: PathBuf) {
+    let unmounted = blocking(move || {
+        let step = format!("unmounting {}", path.display());
+        unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).during(step)
+    });
     if let Err(failure) = unmounted.await {
         // The guest's own processes may have unmounted it.
         eprintln!("pyro-guest: {failure}");
     }
-    if let End::Failed(error) = &end {
-        eprintln!("pyro-guest: a directory of the host is lost: {error}");
+}
+
+/// Waits until the directory is to be unmounted, and writes everything out as far as the host takes it in time.
+async fn write_out_at_end(mounted: &Mounted, path: &Path) -> Result<(), Failure> {
+    mounted.end_wanted().await;
+    let writing = path.to_owned();
+    let too_slow = || {
+        let cause = format!("the host did not take it within {} seconds", FLUSH_LIMIT.as_secs());
+        Err(refused(format!("writing {} out", path.display()), cause))
+    };
+    tokio::select! {
+        written = blocking(move || write_out(&writing)) => written,
+        () = tokio::time::sleep(FLUSH_LIMIT) => too_slow(),
+        () = mounted.cut_off() => too_slow(),
     }
-    if !matches!(end, End::Lost) {
-        finish(stream, MountReply::Unmounted).await;
+}
+
+/// Waits until a lost directory is to be unmounted.
+async fn until_unmounted(
+    mounted: &Mounted,
+    mut from_host: impl Stream<Item = Result<Frame<MountInput>, FrameError>> + Unpin,
+) -> End {
+    let asked = async {
+        loop {
+            match from_host.next().await {
+                Some(Ok(Frame::Control(MountInput::Unmount))) => return End::Asked,
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => {
+                    mounted.leave().await;
+                    return End::Closed;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        end = asked => end,
+        () = mounted.end_wanted() => End::Asked,
     }
 }
 

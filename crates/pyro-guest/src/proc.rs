@@ -27,6 +27,11 @@ impl Proc {
         self.0.try_clone()
     }
 
+    /// Returns another handle of it.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        self.to_fd().map(Self)
+    }
+
     /// Returns the IDs of the processes that run a program. Kernel threads and zombies do not.
     pub(crate) fn processes(&self) -> io::Result<Vec<u32>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

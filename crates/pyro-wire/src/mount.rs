@@ -13,7 +13,7 @@ const MIN_FUSE_MESSAGE_BYTES: usize = 16;
 
 /// Mount a directory of the host. After [`MountReply::Mounted`], the messages of the guest's kernel and the replies of the host
 /// follow in [`Frame::Output`](crate::Frame::Output) frames of the standard output, see [`FuseMessages`]. Closing the stream
-/// unmounts the directory, and fails what still uses it.
+/// fails what uses the directory; it stays mounted, so that nothing is written below it to the guest's own disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Mount {
     /// Absolute path in the guest. A directory that does not exist is made.
@@ -28,6 +28,8 @@ pub struct Mount {
 pub enum MountInput {
     /// Write everything out and unmount the directory.
     Unmount,
+    /// No more messages are answered. The directory stays mounted, and everything that uses it fails, until it is unmounted.
+    Lost,
 }
 
 /// Answers to [`Mount`]: one when it is mounted or cannot be, and one when it is unmounted.
@@ -39,7 +41,10 @@ pub enum MountReply {
     /// It is not mounted.
     Failed(Failure),
     /// It is not mounted any more.
-    Unmounted,
+    Unmounted {
+        /// Why the guest may have kept something that was written to the directory.
+        not_written: Option<Failure>,
+    },
 }
 
 /// A FUSE message does not have the size that it states, or is too large.

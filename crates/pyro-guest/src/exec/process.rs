@@ -70,7 +70,7 @@ pub(super) struct CommandProcess {
 pub(super) enum NotStarted {
     Failed(Failure),
     Cancelled,
-    /// It has waited for a file system until its time was over.
+    /// It has waited for a file system until it timed out.
     TimedOut,
 }
 

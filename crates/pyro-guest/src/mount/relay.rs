@@ -9,15 +9,18 @@ use pyro_wire::{Frame, FrameError, FuseMessages, MountInput, MountReply, OutputS
 use super::device::Device;
 
 /// Why messages do not pass any more.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum End {
-    /// The host wants the directory unmounted, or the machine halts.
+    #[error("it is to be unmounted")]
     Asked,
-    /// It is not mounted any more.
+    #[error("it is not mounted any more")]
     Unmounted,
-    /// The host is gone.
+    #[error("the host answers no more messages")]
     Lost,
+    #[error("the host closed the stream")]
+    Closed,
     /// The kernel or the host does not follow the protocol.
+    #[error(transparent)]
     Failed(io::Error),
 }
 
@@ -39,7 +42,7 @@ pub(super) async fn run(
             };
             for frame in FuseMessages::frames(message) {
                 if to_host.send(Frame::Output(OutputStream::Stdout, frame)).await.is_err() {
-                    return End::Lost;
+                    return End::Closed;
                 }
             }
         }
@@ -53,10 +56,11 @@ pub(super) async fn run(
                     asked();
                     continue;
                 }
+                Some(Ok(Frame::Control(MountInput::Lost))) => return End::Lost,
                 Some(Ok(Frame::Output(OutputStream::Stderr, _))) => {
                     return End::Failed(io::ErrorKind::InvalidData.into());
                 }
-                Some(Err(_)) | None => return End::Lost,
+                Some(Err(_)) | None => return End::Closed,
             };
             let given = match messages.add(frame) {
                 Ok(Some(message)) => device.write(&message).await,

@@ -2,18 +2,38 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use futures::future::join_all;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
-/// Those that are mounted, in the order in which that was done.
+/// Time limit for writing all of them out and unmounting them before the machine halts. It leaves time for the machine's own disk.
+const END_LIMIT: Duration = Duration::from_secs(7);
+/// Time limit for unmounting those that were cut off from the host.
+const CUT_OFF_LIMIT: Duration = Duration::from_secs(1);
+
+/// Those that are mounted.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Mounts(Arc<Mutex<Vec<Entry>>>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     path: PathBuf,
-    end: Arc<Notify>,
+    end: watch::Sender<Wanted>,
     ended: watch::Receiver<()>,
+    /// Its host is gone, and only the machine's halt or another mount ends it.
+    is_left: bool,
+}
+
+/// What is to be done with one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Wanted {
+    Mounted,
+    /// Write everything out, then unmount it.
+    End,
+    /// Unmount it without the host.
+    CutOff,
 }
 
 /// One that is mounted, or about to be. Dropping it removes it from the table.
@@ -21,7 +41,7 @@ struct Entry {
 pub(super) struct Mounted {
     table: Mounts,
     path: PathBuf,
-    end: Arc<Notify>,
+    end: watch::Sender<Wanted>,
     _ended: watch::Sender<()>,
 }
 
@@ -37,32 +57,82 @@ impl Mounts {
             return None;
         }
         let (sender, ended) = watch::channel(());
-        let (path, end) = (path.to_owned(), Arc::new(Notify::new()));
-        entries.push(Entry { path: path.clone(), end: Arc::clone(&end), ended });
+        let (path, end) = (path.to_owned(), watch::Sender::new(Wanted::Mounted));
+        entries.push(Entry { path: path.clone(), end: end.clone(), ended, is_left: false });
         Some(Mounted { table: self.clone(), path, end, _ended: sender })
     }
 
-    /// Unmounts all of them, the latest first, after everything was written out as far as the host takes it.
-    pub(crate) async fn end_all(&self) {
-        loop {
-            let last = self.entries().last().map(|entry| (Arc::clone(&entry.end), entry.ended.clone()));
-            let Some((end, mut ended)) = last else { return };
-            end.notify_one();
-            // Fails when the sender is dropped, which is the end.
-            let _ = ended.changed().await;
+    /// Unmounts one whose host is gone.
+    pub(super) async fn end_left(&self, path: &Path) {
+        let left = self.entries().iter().find(|entry| entry.is_left && entry.path == path).cloned();
+        if let Some(left) = left {
+            left.end(Wanted::End).await;
         }
+    }
+
+    /// Unmounts all of them, after everything was written out as far as the host takes it in time. One that is mounted in another
+    /// is unmounted before it.
+    pub(crate) async fn end_all(&self) {
+        let in_turn = async {
+            loop {
+                let all = self.entries().clone();
+                let is_inner = |entry: &&Entry| {
+                    !all.iter().any(|other| other.path != entry.path && other.path.starts_with(&entry.path))
+                };
+                let inner: Vec<_> = all.iter().filter(is_inner).cloned().collect();
+                if inner.is_empty() {
+                    return;
+                }
+                join_all(inner.into_iter().map(|entry| entry.end(Wanted::End))).await;
+            }
+        };
+        if timeout(END_LIMIT, in_turn).await.is_err() {
+            let all = self.entries().clone();
+            let cut_off = join_all(all.into_iter().map(|entry| entry.end(Wanted::CutOff)));
+            let _ = timeout(CUT_OFF_LIMIT, cut_off).await;
+        }
+    }
+}
+
+impl Entry {
+    async fn end(mut self, wanted: Wanted) {
+        self.end.send_replace(wanted);
+        // Fails when the sender is dropped, which is the end.
+        let _ = self.ended.changed().await;
     }
 }
 
 impl Mounted {
     /// The host wants it unmounted.
     pub(super) fn want_end(&self) {
-        self.end.notify_one();
+        self.end.send_if_modified(|wanted| {
+            let is_new = *wanted < Wanted::End;
+            *wanted = Wanted::End.max(*wanted);
+            is_new
+        });
     }
 
     /// Waits until the host or the machine wants it unmounted.
     pub(super) async fn end_wanted(&self) {
-        self.end.notified().await;
+        self.reached(Wanted::End).await;
+    }
+
+    /// Its host is gone. Waits until it is to be unmounted.
+    pub(super) async fn leave(&self) {
+        if let Some(entry) = self.table.entries().iter_mut().find(|entry| entry.path == self.path) {
+            entry.is_left = true;
+        }
+        self.end_wanted().await;
+    }
+
+    /// Waits until it is to be unmounted without the host.
+    pub(super) async fn cut_off(&self) {
+        self.reached(Wanted::CutOff).await;
+    }
+
+    async fn reached(&self, at_least: Wanted) {
+        // Fails if the sender is dropped, which this holds.
+        let _ = self.end.subscribe().wait_for(|wanted| *wanted >= at_least).await;
     }
 }
 
@@ -77,10 +147,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn all_are_ended_the_latest_first() {
+    async fn all_are_ended_the_inner_ones_first() {
         let mounts = Mounts::default();
         let ended = Arc::new(Mutex::new(Vec::new()));
-        for path in ["/a", "/a/b"] {
+        for path in ["/a/b", "/a"] {
             let mounted = mounts.add(Path::new(path)).unwrap();
             let ended = Arc::clone(&ended);
             tokio::spawn(async move {
@@ -91,6 +161,34 @@ mod tests {
         assert!(mounts.add(Path::new("/a")).is_none(), "it is mounted already");
         mounts.end_all().await;
         assert_eq!(*ended.lock().unwrap(), [Path::new("/a/b"), Path::new("/a")]);
+        assert!(mounts.add(Path::new("/a")).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_do_not_end_are_cut_off_at_the_same_time() {
+        let mounts = Mounts::default();
+        let began = tokio::time::Instant::now();
+        for path in ["/a", "/a/b", "/c"] {
+            let mounted = mounts.add(Path::new(path)).unwrap();
+            tokio::spawn(async move { mounted.cut_off().await });
+        }
+        // One that is about to be mounted.
+        let _stuck = mounts.add(Path::new("/d")).unwrap();
+        mounts.end_all().await;
+        assert_eq!(began.elapsed(), END_LIMIT + CUT_OFF_LIMIT);
+        assert_eq!(mounts.entries().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn one_whose_host_is_gone_makes_way_for_another() {
+        let mounts = Mounts::default();
+        let mounted = mounts.add(Path::new("/a")).unwrap();
+        mounts.end_left(Path::new("/a")).await;
+        assert!(mounts.add(Path::new("/a")).is_none(), "it is in use");
+        let left = tokio::spawn(async move { mounted.leave().await });
+        tokio::task::yield_now().await;
+        mounts.end_left(Path::new("/a")).await;
+        left.await.unwrap();
         assert!(mounts.add(Path::new("/a")).is_some());
     }
 }

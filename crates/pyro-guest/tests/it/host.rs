@@ -28,6 +28,7 @@ pub(crate) enum Done {
     Prepared(Preparation),
     Applied(Bootstrap),
     Identified(Bootstrap),
+    ProcessesEnded,
     Halted,
 }
 
@@ -70,9 +71,14 @@ impl Machine for Recorder {
         let done = self.done();
         let named = done.iter().rev().find_map(|done| match done {
             Done::Applied(bootstrap) | Done::Identified(bootstrap) => Some(bootstrap),
-            Done::Prepared(_) | Done::Halted => None,
+            Done::Prepared(_) | Done::ProcessesEnded | Done::Halted => None,
         });
         named.map(|bootstrap| bootstrap.host.variables.clone()).unwrap_or_default()
+    }
+
+    fn process_end(&self) -> Box<dyn FnOnce() + Send> {
+        let machine = self.clone();
+        Box::new(move || machine.done.lock().unwrap().push(Done::ProcessesEnded))
     }
 
     fn halt(&mut self) -> Result<(), Failure> {

@@ -9,7 +9,10 @@ async fn a_machine_becomes_another_one_and_halts() {
     let host = Host::new();
     assert_eq!(host.ask(Identify(a_bootstrap("other"))).await, IdentifyReply::Identified);
     assert_eq!(host.ask(Halt).await, HaltReply::Halted);
-    assert_eq!(host.machine.done(), [Done::Identified(a_bootstrap("other")), Done::Halted]);
+    assert_eq!(
+        host.machine.done(),
+        [Done::Identified(a_bootstrap("other")), Done::ProcessesEnded, Done::Halted]
+    );
 }
 
 #[tokio::test]
@@ -43,7 +46,7 @@ async fn a_machine_that_halts_cannot_become_another_one() {
     };
     assert_eq!(failure.to_string(), "naming the machine: the machine is halting");
     assert_eq!(failure.kind, FailureKind::Other);
-    assert_eq!(host.machine.done(), [Done::Halted]);
+    assert_eq!(host.machine.done(), [Done::ProcessesEnded, Done::Halted]);
 }
 
 #[tokio::test]
@@ -52,5 +55,5 @@ async fn a_halt_that_failed_may_be_asked_for_again() {
     for _ in 0..2 {
         assert_eq!(host.ask(Halt).await, HaltReply::Failed(a_failure()));
     }
-    assert_eq!(host.machine.done(), [Done::Halted, Done::Halted]);
+    assert_eq!(host.machine.done(), [Done::ProcessesEnded, Done::Halted, Done::ProcessesEnded, Done::Halted]);
 }

@@ -72,7 +72,19 @@ struct Table {
 struct Mounted {
     point: MountPoint,
     unmount: Rc<Notify>,
-    relay: JoinHandle<()>,
+    /// Returns why the guest may have kept something that was written to the directory.
+    relay: JoinHandle<Option<Failure>>,
+}
+
+/// How a directory was unmounted.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unmounted {
+    /// It was not mounted.
+    NotMounted,
+    /// Everything that the guest wrote is on the host.
+    Written,
+    /// Something that the guest wrote may be missing on the host.
+    NotWritten(String),
 }
 
 impl Mounts {
@@ -102,12 +114,23 @@ impl Mounts {
         let unmount = Rc::new(Notify::new());
         let (asked, path) = (Rc::clone(&unmount), point.guest.clone());
         let relay = spawn_local(async move {
-            match relay::run(stream, &packets, &asked).await {
-                Ok(()) => tracing::debug!(path, "a directory was unmounted"),
-                Err(error) => tracing::warn!(path, %error, "a mounted directory was lost"),
-            }
+            let not_written = match relay::run(stream, &packets, &asked, &path).await {
+                Ok(None) => {
+                    tracing::debug!(path, "a directory was unmounted");
+                    None
+                }
+                Ok(Some(failure)) => {
+                    tracing::warn!(path, %failure, "what the guest wrote to a directory may be lost");
+                    Some(failure)
+                }
+                Err(error) => {
+                    tracing::warn!(path, %error, "a mounted directory was lost");
+                    None
+                }
+            };
             packets.settle().await;
             drop(permit);
+            not_written
         });
         self.table.borrow_mut().mounts.push(Mounted { point, unmount, relay });
         Ok(())
@@ -142,20 +165,26 @@ impl Mounts {
         if table.mounts.len() >= MAX_MOUNTS { Err(MountError::TooMany) } else { Ok(()) }
     }
 
-    /// Unmounts a directory, after the guest has written everything out, and waits for that. Returns whether it was mounted.
-    pub(super) async fn unmount(&self, guest: &str) -> bool {
+    /// Unmounts a directory, after the guest has written everything out, and waits for that.
+    pub(super) async fn unmount(&self, guest: &str) -> Unmounted {
         let mounted = {
             let mut table = self.table.borrow_mut();
             let found = table.mounts.iter().position(|mounted| mounted.point.guest == guest);
             found.map(|index| table.mounts.remove(index))
         };
-        let Some(Mounted { unmount, mut relay, .. }) = mounted else { return false };
+        let Some(Mounted { unmount, mut relay, .. }) = mounted else { return Unmounted::NotMounted };
         unmount.notify_one();
-        if timeout(UNMOUNT_LIMIT, &mut relay).await.is_err() {
-            // Closing the stream fails what still uses it.
-            relay.abort();
+        match timeout(UNMOUNT_LIMIT, &mut relay).await {
+            Ok(Ok(None)) => Unmounted::Written,
+            Ok(Ok(Some(failure))) => Unmounted::NotWritten(failure.to_string()),
+            Ok(Err(error)) => Unmounted::NotWritten(error.to_string()),
+            Err(_) => {
+                // Closing the stream fails what still uses it.
+                relay.abort();
+                let limit = UNMOUNT_LIMIT.as_secs();
+                Unmounted::NotWritten(format!("the guest did not answer within {limit} seconds"))
+            }
         }
-        true
     }
 
     /// Returns the directories to record. `None`: the VM is about to end, and keeps those that are recorded.

@@ -12,7 +12,7 @@ use crate::mount::MountPoint;
 use crate::mux::Streams;
 use crate::protocol::{Reply, ServerStream};
 use crate::server::commands::reply;
-use crate::server::mounts::Mounts;
+use crate::server::mounts::{Mounts, Unmounted};
 use crate::server::{REPLY_LIMIT, Store};
 
 /// Changes the mounted directories of a VM, and records each change before its client is answered.
@@ -59,10 +59,14 @@ impl<S: Store> MountRecorder<S> {
             return Reply::NotMounted;
         }
         match self.store.record_mounts(&self.vm_id, &mounts).await {
-            Ok(()) => {
-                self.mounts.unmount(guest).await;
-                Reply::Done
-            }
+            Ok(()) => match self.mounts.unmount(guest).await {
+                Unmounted::NotWritten(cause) => Reply::Refused {
+                    cause: format!(
+                        "{guest} was unmounted, but what the guest wrote to it last may be missing on this host: {cause}"
+                    ),
+                },
+                Unmounted::Written | Unmounted::NotMounted => Reply::Done,
+            },
             Err(error) => Reply::NotRecorded { cause: error.cause },
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use pyro_wire::{
-    Frame, FrameError, FuseMessages, InvalidFuseMessage, MAX_FUSE_MESSAGE_BYTES, Mount, MountInput,
+    Failure, Frame, FrameError, FuseMessages, InvalidFuseMessage, MAX_FUSE_MESSAGE_BYTES, Mount, MountInput,
     MountReply, OutputStream,
 };
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
@@ -80,12 +80,15 @@ impl Packets {
     }
 }
 
-/// Passes messages on until the directory is unmounted, which `unmount` asks the guest for.
+/// Passes messages on until the directory is unmounted, which `unmount` asks the guest for. If its server ends before, the directory
+/// stays mounted and nothing in it can be used: otherwise the guest would write to its own disk there. Returns why the guest may have
+/// kept something that was written to it.
 pub(super) async fn run<S>(
     stream: CallStream<S, Mount>,
     server: &Packets,
     unmount: &Notify,
-) -> Result<(), RelayError>
+    path: &str,
+) -> Result<Option<Failure>, RelayError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -96,10 +99,11 @@ where
             match from_guest.next().await {
                 Some(Ok(Frame::Output(OutputStream::Stdout, frame))) => {
                     if let Some(message) = messages.add(frame)? {
-                        server.send(&message).await?;
+                        // The other direction finds out that the server has ended.
+                        let _ = server.send(&message).await;
                     }
                 }
-                Some(Ok(Frame::Control(MountReply::Unmounted))) => return Ok(()),
+                Some(Ok(Frame::Control(MountReply::Unmounted { not_written }))) => return Ok(not_written),
                 Some(Ok(_)) => return Err(RelayError::Unexpected),
                 Some(Err(error)) => return Err(error.into()),
                 None => return Err(RelayError::GuestGone),
@@ -112,12 +116,26 @@ where
             tokio::select! {
                 () = unmount.notified() => to_guest.send(Frame::Control(MountInput::Unmount)).await?,
                 message = server.receive(&mut buffer) => {
-                    let message = message?.ok_or(RelayError::ServerGone)?;
+                    let message = match message {
+                        Ok(Some(message)) => message,
+                        ended => {
+                            let error = ended.err().map_or(RelayError::ServerGone, RelayError::Server);
+                            tracing::warn!(path, %error, "a mounted directory was lost: unmount it, and mount it again");
+                            break;
+                        }
+                    };
                     for frame in FuseMessages::frames(message) {
                         to_guest.send(Frame::Output(OutputStream::Stdout, frame)).await?;
                     }
                 }
             }
+        }
+        // A server that has not ended by itself, but sends an invalid message, ends now.
+        let _ = shutdown(server.0.as_fd(), Shutdown::Both);
+        to_guest.send(Frame::Control(MountInput::Lost)).await?;
+        loop {
+            unmount.notified().await;
+            to_guest.send(Frame::Control(MountInput::Unmount)).await?;
         }
     };
     tokio::select! {

@@ -666,13 +666,18 @@ async fn serve_mount(
     }
     let _ = stream.send(Frame::Control(MountReply::Mounted)).await;
     let _ = stream.send(Frame::Output(OutputStream::Stdout, fuse_message())).await;
+    let mut lost = false;
     while let Some(Ok(frame)) = stream.next().await {
         match frame {
             Frame::Output(..) => {}
+            Frame::Control(MountInput::Lost) => lost = true,
             Frame::Control(MountInput::Unmount) => break,
         }
     }
-    let _ = stream.send(Frame::Control(MountReply::Unmounted)).await;
+    // The host must say that the server of `/lost` has ended before it asks for anything else.
+    let is_full = mount.path == "/full" || (mount.path == "/lost" && !lost);
+    let not_written = is_full.then(|| failure("writing it out", "no space left on device"));
+    let _ = stream.send(Frame::Control(MountReply::Unmounted { not_written })).await;
     let _ = stream.close().await;
 }
 

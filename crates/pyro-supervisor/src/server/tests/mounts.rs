@@ -103,6 +103,7 @@ fn a_server_that_sends_what_is_no_message_loses_its_directory_and_nothing_else()
         send(&server, &vec![0; 150_000], SendFlags::NOSIGNAL).unwrap();
         assert!(next(&server).await.is_none());
         drop(server);
+        assert!(client.unmount("/mnt").await.unwrap(), "it stays mounted until then");
         let (server, socket) = packets().unwrap();
         client.mount(point("/mnt"), socket).await.unwrap();
         assert_eq!(next(&server).await.unwrap(), fuse_message(), "it can be mounted again");
@@ -122,5 +123,40 @@ fn a_change_that_cannot_be_recorded_mounts_nothing() {
             drop(server);
         });
         assert!(matches!(mounted.0, Err(MountError::NotRecorded { .. })), "{mounted:?}");
+    });
+}
+
+#[test]
+fn what_the_guest_could_not_write_out_is_reported_after_the_directory_is_unmounted() {
+    run(async {
+        let supervised = started(Conditions::task()).await;
+        let client = supervised.client();
+        let (_server, socket) = packets().unwrap();
+        client.mount(point("/full"), socket).await.unwrap();
+        let unmounted = client.unmount("/full").await;
+        let Err(MountError::Request(RunError::Refused { cause })) = unmounted else {
+            panic!("{unmounted:?}")
+        };
+        assert!(cause.contains("may be missing on this host") && cause.contains("no space left"), "{cause}");
+        assert!(!client.unmount("/full").await.unwrap(), "it is unmounted all the same");
+        assert!(supervised.world.has(&Fact::MountsRecorded(Vec::new())));
+    });
+}
+
+#[test]
+fn a_directory_whose_server_has_ended_stays_mounted_until_it_is_unmounted() {
+    run(async {
+        let supervised = started(Conditions::task()).await;
+        let client = supervised.client();
+        let (server, socket) = packets().unwrap();
+        client.mount(point("/lost"), socket).await.unwrap();
+        assert!(next(&server).await.is_some());
+        drop(server);
+        let (_second, socket) = packets().unwrap();
+        let taken = client.mount(point("/lost"), socket).await;
+        assert!(matches!(taken, Err(MountError::Request(RunError::Refused { .. }))), "{taken:?}");
+        assert!(client.unmount("/lost").await.unwrap());
+        let (_third, socket) = packets().unwrap();
+        client.mount(point("/lost"), socket).await.unwrap();
     });
 }
