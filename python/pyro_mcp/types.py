@@ -884,7 +884,7 @@ class TaskFileList(TypedDict):
     task_id: VmId
     """Id of the task."""
     truncated: bool
-    """There are more."""
+    """There are more, or some could not be read. Of a directory with more entries, these are any, not the first by name."""
 
 
 class TaskFileMoved(TypedDict):
