@@ -260,7 +260,7 @@ fn watch(args: &WatchArgs, engine: &Engine, printer: &Printer) -> Result<Reply, 
     })?;
     Ok(match reason {
         WatchEnd::Gone if !args.json => Reply::nothing().note("[watch] what was watched is gone"),
-        WatchEnd::Time if !args.json => Reply::nothing().note("[watch] the time is over"),
+        WatchEnd::Time if !args.json => Reply::nothing().note("[watch] timed out"),
         _ => Reply::nothing(),
     })
 }
