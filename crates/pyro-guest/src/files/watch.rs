@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
+use std::future::pending;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,6 +14,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
@@ -20,6 +22,7 @@ use pyro_wire::{FileChange, Frame, MAX_WATCHED_DIRS, OutputStream, Watch, WatchR
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use super::{Abandoned, Lines, PIECES_AHEAD, because};
 use crate::blocking::blocking;
@@ -28,6 +31,9 @@ use crate::watched;
 
 /// Bytes of events that are read at a time.
 const BUFFER_BYTES: usize = 16 << 10;
+/// Time within which something that has left its directory arrives in another one. The kernel reports the two one after the
+/// other, and a processor may do something else in between.
+const ARRIVAL_LIMIT: Duration = Duration::from_millis(100);
 /// Changes of what a path leads to that are reported.
 const CONTENTS: WatchFlags =
     WatchFlags::MODIFY.union(WatchFlags::ATTRIB).union(WatchFlags::DELETE_SELF).union(WatchFlags::MOVE_SELF);
@@ -64,16 +70,22 @@ where
     append_line(&mut watching, &FileChange::Watching);
     send(stream, watching.into()).await?;
     while !watcher.is_gone {
-        let mut ready = tokio::select! {
-            ready = events.readable() => ready?,
+        let gone_for_good = async {
+            match watcher.left {
+                Some(_) => sleep(ARRIVAL_LIMIT).await,
+                None => pending().await,
+            }
+        };
+        let batch = tokio::select! {
+            biased;
+            ready = events.readable() => match ready?.try_io(|events| read(events.get_ref(), &mut buffer)) {
+                Ok(batch) => batch?,
+                Err(_would_block) => continue,
+            },
             // The host sends nothing, so this is its end.
             _ = stream.next() => return Err(io::ErrorKind::ConnectionAborted.into()),
-        };
-        let batch = match ready.try_io(|events| read(events.get_ref(), &mut buffer)) {
-            Ok(batch) => batch?,
-            Err(_would_block) if watcher.left.is_none() => continue,
-            // There are no more for now, so what has left a directory has left the tree.
-            Err(_would_block) => Vec::new(),
+            // What has left a directory has left the tree.
+            () = gone_for_good => Vec::new(),
         };
         watcher = handle(watcher, batch, stream).await?;
     }
