@@ -921,7 +921,7 @@ class _FileChangeAlways(TypedDict):
 class FileChange(_FileChangeAlways, total=False):
     """A change in what is watched."""
 
-    from: Optional[str]
+    old_path: Optional[str]
     """Its path before; only with `moved`."""
 
 
@@ -1205,7 +1205,7 @@ class _FileChangeEventAlways(TypedDict):
 class FileChangeEvent(_FileChangeEventAlways, total=False):
     """A change of what is watched."""
 
-    from: Optional[str]
+    old_path: Optional[str]
     """Its path before; only with `moved`."""
 
 

@@ -80,9 +80,10 @@ pub struct FileWatch {
     /// Return when something has changed and then nothing for this time, in seconds. Null: watch until the end of the time.
     #[cfg_attr(test, proptest(strategy = "proptest::option::of(0.0..60.0f64)"))]
     pub idle_seconds: Option<f64>,
-    /// Return after this number of changes, 1 to 100000, or after 16 MiB of paths. Null: no maximum, and the changes are sent as
-    /// events only.
-    pub max_changes: Option<u64>,
+    /// Return after this number of changes, at most 100000, or after 16 MiB of paths. 0: no maximum, and the changes are sent as events
+    /// only.
+    #[serde(default = "default_max_changes")]
+    pub max_changes: u64,
 }
 
 fn workspace() -> String {
@@ -95,6 +96,10 @@ fn default_max_entries() -> u64 {
 
 fn default_watch_seconds() -> f64 {
     60.0
+}
+
+fn default_max_changes() -> u64 {
+    1000
 }
 
 impl Listing {
@@ -127,8 +132,8 @@ impl FileWatch {
     /// # Errors
     /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput).
     pub fn limits(&self) -> Result<WatchLimits, Error> {
-        if self.max_changes.is_some_and(|changes| !(1..=MAX_CHANGES).contains(&changes)) {
-            return Err(Error::out_of_range("max_changes", 1, MAX_CHANGES.cast_signed()));
+        if self.max_changes > MAX_CHANGES {
+            return Err(Error::out_of_range("max_changes", 0, MAX_CHANGES.cast_signed()));
         }
         let seconds = |name: &str, seconds: f64, from_zero: bool| match Duration::try_from_secs_f64(seconds) {
             Ok(time) if seconds <= MAX_WATCH_SECONDS && (from_zero || !time.is_zero()) => Ok(time),
@@ -141,7 +146,7 @@ impl FileWatch {
         Ok(WatchLimits {
             time: seconds("timeout_seconds", self.timeout_seconds, false)?,
             idle: self.idle_seconds.map(|idle| seconds("idle_seconds", idle, true)).transpose()?,
-            changes: self.max_changes,
+            changes: (self.max_changes > 0).then_some(self.max_changes),
         })
     }
 }
@@ -195,7 +200,7 @@ pub struct FileChange {
     pub path: String,
     /// Its path before; only with `moved`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub from: Option<String>,
+    pub old_path: Option<String>,
 }
 
 /// What happened to a file.
@@ -317,16 +322,15 @@ mod tests {
     fn a_watch_has_limits() {
         let watch = |given: serde_json::Value| serde_json::from_value::<FileWatch>(given).unwrap().limits();
         let limits = watch(json!({})).unwrap();
-        let default = WatchLimits { time: Duration::from_secs(60), idle: None, changes: None };
+        let default = WatchLimits { time: Duration::from_secs(60), idle: None, changes: Some(1000) };
         assert_eq!(limits, default);
-        assert_eq!(watch(json!({ "max_changes": 7, "idle_seconds": 0 })).unwrap().changes, Some(7));
+        assert_eq!(watch(json!({ "max_changes": 0, "idle_seconds": 0 })).unwrap().changes, None);
         for (given, name) in [
             (json!({ "timeout_seconds": 0 }), "timeout_seconds"),
             (json!({ "timeout_seconds": 3600.5 }), "timeout_seconds"),
             (json!({ "timeout_seconds": -1 }), "timeout_seconds"),
             (json!({ "idle_seconds": -0.1 }), "idle_seconds"),
             (json!({ "idle_seconds": 1e300 }), "idle_seconds"),
-            (json!({ "max_changes": 0 }), "max_changes"),
             (json!({ "max_changes": 100_001 }), "max_changes"),
         ] {
             let error = watch(given).unwrap_err();

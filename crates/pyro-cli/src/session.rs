@@ -424,7 +424,7 @@ impl<'a> Show<'a> {
 
 /// A change of a watched file as a line: of JSON, or for people. Names do not control the terminal in either.
 fn change_line(change: &FileChange, as_json: bool) -> Vec<u8> {
-    let line = match (as_json, &change.from) {
+    let line = match (as_json, &change.old_path) {
         // The types of a change can all be written.
         (true, _) => return json::line(change).unwrap_or_default(),
         (false, None) => printable_line(&format!("{:<10} {}", change.change, change.path), usize::MAX),

@@ -105,7 +105,7 @@ pub(crate) fn file_info(info: pyro_supervisor::FileInfo) -> FileInfo {
 pub(crate) fn file_change(change: pyro_supervisor::FileChange) -> Option<FileChange> {
     use pyro_supervisor::FileChange as Seen;
 
-    let (change, path, from) = match change {
+    let (change, path, old_path) = match change {
         Seen::Watching => return None,
         Seen::Created(path) => (ChangeKind::Created, path, None),
         Seen::Modified(path) => (ChangeKind::Modified, path, None),
@@ -114,7 +114,7 @@ pub(crate) fn file_change(change: pyro_supervisor::FileChange) -> Option<FileCha
         Seen::Moved { from, to } => (ChangeKind::Moved, to, Some(from)),
         Seen::Lost => (ChangeKind::Lost, String::new(), None),
     };
-    Some(FileChange { change, path, from })
+    Some(FileChange { change, path, old_path })
 }
 
 /// Converts a port mapping for callers.

@@ -135,7 +135,7 @@ impl Call<'_> {
                 let mut request: WatchTaskFiles = given.request()?;
                 // One call shows what one command changes.
                 request.watch.idle_seconds = Some(WATCH_IDLE_SECONDS);
-                request.watch.max_changes = Some(MAX_SHOWN_CHANGES);
+                request.watch.max_changes = MAX_SHOWN_CHANGES;
                 payload(self.guard.perform(request, self.context).await?)
             }
             _ => {

@@ -777,7 +777,7 @@ class AsyncPyro(AsyncCaller):
 
     async def watch_task_files(
         self, task_id: str, *, path: str = ".", recursive: bool = False, timeout_seconds: float = 60.0,
-        idle_seconds: Optional[float] = None, max_changes: Optional[int] = 1000,
+        idle_seconds: Optional[float] = None, max_changes: int = 1000,
         on_event: Optional[OnProgress] = None,
     ) -> types.TaskFileChanges:
         """Watches a file or a directory of a task, and returns what has changed.
@@ -788,7 +788,7 @@ class AsyncPyro(AsyncCaller):
             recursive: Also watch its directories, at most 8,192.
             timeout_seconds: Maximum time to watch, at most 3,600.
             idle_seconds: Return when something has changed and then nothing for this time.
-            max_changes: Return after this number of changes, at most 100,000. None: no maximum; the result then has no changes.
+            max_changes: Return after this number of changes, at most 100,000. 0: no maximum; the result then has no changes.
             on_event: Called with an event of type `watching` when the watch has begun, and then with one of type `file_change` for
                 each change.
         """

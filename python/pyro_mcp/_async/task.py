@@ -260,7 +260,7 @@ class AsyncTask:
 
     async def watch_files(
         self, path: str = ".", *, recursive: bool = False, timeout_seconds: float = 60.0,
-        idle_seconds: Optional[float] = None, max_changes: Optional[int] = 1000,
+        idle_seconds: Optional[float] = None, max_changes: int = 1000,
         on_event: Optional[OnProgress] = None,
     ) -> types.TaskFileChanges:
         """Watches a file or a directory, and returns what has changed. See `watch_task_files`."""

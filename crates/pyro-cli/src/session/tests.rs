@@ -328,7 +328,7 @@ fn a_name_in_a_change_does_not_control_the_terminal() {
     let change = FileChange {
         change: ChangeKind::Moved,
         path: "b\u{9b}2J\n".to_owned(),
-        from: Some("a\u{202e}\u{1b}".to_owned()),
+        old_path: Some("a\u{202e}\u{1b}".to_owned()),
     };
     for as_json in [true, false] {
         let line = String::from_utf8(change_line(&change, as_json)).unwrap();

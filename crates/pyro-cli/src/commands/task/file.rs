@@ -253,7 +253,7 @@ fn watch(args: &WatchArgs, engine: &Engine, printer: &Printer) -> Result<Reply, 
         recursive: args.recursive,
         timeout_seconds: args.timeout_seconds,
         idle_seconds: args.idle_seconds,
-        max_changes: None,
+        max_changes: 0,
     };
     let (TaskFileChanges { reason, .. }, _) = session::watch(printer, args.json, async |events, cancel| {
         engine.watch_task_files(id, watch, &events, &cancel).await

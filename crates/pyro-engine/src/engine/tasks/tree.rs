@@ -206,7 +206,7 @@ async fn collect(
         idle_end = limits.idle.map(|idle| Instant::now() + idle);
         events.send(Event::FileChange(change.clone())).await;
         if let Some(maximum) = limits.changes {
-            bytes += change.path.len() + change.from.as_ref().map_or(0, String::len);
+            bytes += change.path.len() + change.old_path.as_ref().map_or(0, String::len);
             changes.push(change);
             if changes.len() as u64 >= maximum || bytes >= MAX_CHANGED_BYTES {
                 return Ok((changes, WatchEnd::Full));
