@@ -96,7 +96,7 @@ def test_methods_match_the_parameters_and_defaults_of_calls(root):
             parameter = signature[param["name"]]
             assert (parameter.default is REQUIRED) == param["required"], (name, param)
             # Without a terminal, which the SDK does not have.
-            default = 30 if param["name"] == "timeout_seconds" else param["schema"].get("default")
+            default = param["schema"].get("default", 30 if param["name"] == "timeout_seconds" else None)
             assert param["required"] or (parameter.default or None) == (default or None), (name, param)
         sent = {param["name"] for param in params} | LOCAL | {"self"}
         assert set(signature) - sent <= ({"timeout_seconds"} if name == "wait_task" else set()), name

@@ -71,12 +71,12 @@ def test_task_methods(pyro, tmp_path):
             task.move_file("d/g", "d/e")
         seen = []
 
-        def on_event(event):
+        def on_progress(event):
             seen.append(event["type"])
             if event["type"] == "watching":
                 task.remove_file("d/g")
 
-        changes = task.watch_files("d", timeout_seconds=60, idle_seconds=0, on_event=on_event)
+        changes = task.watch_files("d", timeout_seconds=60, idle_seconds=0, on_progress=on_progress)
         assert (changes["changes"], changes["reason"]) == ([{"change": "removed", "path": "g"}], "idle")
         assert seen == ["watching", "file_change"]
         assert task.watch_files("d", timeout_seconds=0.1)["reason"] == "time"

@@ -778,7 +778,7 @@ class AsyncPyro(AsyncCaller):
     async def watch_task_files(
         self, task_id: str, *, path: str = ".", recursive: bool = False, timeout_seconds: float = 60.0,
         idle_seconds: Optional[float] = None, max_changes: int = 1000,
-        on_event: Optional[OnProgress] = None,
+        on_progress: Optional[OnProgress] = None,
     ) -> types.TaskFileChanges:
         """Watches a file or a directory of a task, and returns what has changed.
 
@@ -789,14 +789,14 @@ class AsyncPyro(AsyncCaller):
             timeout_seconds: Maximum time to watch, at most 3,600.
             idle_seconds: Return when something has changed and then nothing for this time.
             max_changes: Return after this number of changes, at most 100,000. 0: no maximum; the result then has no changes.
-            on_event: Called with an event of type `watching` when the watch has begun, and then with one of type `file_change` for
+            on_progress: Called with an event of type `watching` when the watch has begun, and then with one of type `file_change` for
                 each change.
         """
         params = {
             "task_id": task_id, "path": path, "recursive": recursive, "timeout_seconds": timeout_seconds,
             "idle_seconds": idle_seconds, "max_changes": max_changes,
         }
-        return await self._call("watch_task_files", params, on_progress=on_event)
+        return await self._call("watch_task_files", params, on_progress=on_progress)
 
     def task(
         self, environment: str, *, vcpu_count: int = 1, mem_mib: int = 1024, ttl_seconds: int = 600, network: bool = False,

@@ -261,12 +261,12 @@ class AsyncTask:
     async def watch_files(
         self, path: str = ".", *, recursive: bool = False, timeout_seconds: float = 60.0,
         idle_seconds: Optional[float] = None, max_changes: int = 1000,
-        on_event: Optional[OnProgress] = None,
+        on_progress: Optional[OnProgress] = None,
     ) -> types.TaskFileChanges:
         """Watches a file or a directory, and returns what has changed. See `watch_task_files`."""
         return await self._pyro.watch_task_files(
             self.task_id, path=path, recursive=recursive, timeout_seconds=timeout_seconds, idle_seconds=idle_seconds,
-            max_changes=max_changes, on_event=on_event)
+            max_changes=max_changes, on_progress=on_progress)
 
 
 class AsyncTaskContext:
