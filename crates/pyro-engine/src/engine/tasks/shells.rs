@@ -426,18 +426,25 @@ impl Found {
         let send = async |bytes: Bytes| {
             call.events.send(Event::Output { stream: OutputStream::Stdout, bytes }).await;
         };
+        let draw = async || {
+            let (bytes, part) = self.latest().await?;
+            let cursor = part.start + bytes.len() as u64;
+            let size = request.size;
+            send(aside(move || terminal::state(&bytes, size)).await?.into()).await;
+            Ok::<_, Error>(cursor)
+        };
+        // A caller whose input ends at once sees what is there all the same.
+        let drawn = draw().await?;
         let shown = async {
+            let mut cursor = drawn;
             loop {
-                let (bytes, part) = self.latest().await?;
-                let cursor = part.start + bytes.len() as u64;
-                let size = request.size;
-                send(aside(move || terminal::state(&bytes, size)).await?.into()).await;
                 let shown = self.client.attach_shell(self.shell_id, cursor, send);
                 match shown.await.map_err(|error| refused(&self.id, error))? {
                     AttachEnd::Ended(_) | AttachEnd::NoShell => return Ok(()),
                     // What is missing can be the end of a sequence that has begun, which this cancels.
                     AttachEnd::Behind => send(Bytes::from_static(b"\x18")).await,
                 }
+                cursor = draw().await?;
             }
         };
         let typed = async {
