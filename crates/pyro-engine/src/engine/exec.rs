@@ -168,24 +168,20 @@ pub(super) fn exec_request(command: &CheckedCommand, environment: &str) -> Exec 
 /// Rejects what only a guest has: the host has no `/workspace` to resolve a working directory against, and a command runs
 /// there as the calling user, by Bash, and without input.
 pub(super) fn refuse_guest_only(command: &CheckedCommand) -> Result<(), Error> {
-    let refused = |what: &str| {
-        let message = format!("{what} cannot be chosen in host compatibility mode");
-        Err(Error::new(ErrorKind::InvalidInput, message))
-    };
+    let refused =
+        |what: &str| Err(Error::new(ErrorKind::InvalidInput, format!("{what} in host compatibility mode")));
     match command {
         CheckedCommand { cwd: Some(_), .. } => {
-            refused("cwd").map_err(|error| error.hint(Hint::ChangeDirectory))
+            refused("cwd cannot be chosen").map_err(|error| error.hint(Hint::ChangeDirectory))
         }
-        CheckedCommand { user: Some(_), .. } => refused("user"),
-        CheckedCommand { program: CheckedProgram::Shell { shell: Some(_), .. }, .. } => refused("shell"),
+        CheckedCommand { user: Some(_), .. } => refused("user cannot be chosen"),
+        CheckedCommand { program: CheckedProgram::Shell { shell: Some(_), .. }, .. } => {
+            refused("shell cannot be chosen")
+        }
         CheckedCommand { input: CheckedInput::Text(_) | CheckedInput::Stream, .. } => {
-            let message = "standard input is not available in host compatibility mode";
-            Err(Error::new(ErrorKind::InvalidInput, message))
+            refused("standard input is not available")
         }
-        CheckedCommand { terminal: Some(_), .. } => {
-            let message = "terminals are not available in host compatibility mode";
-            Err(Error::new(ErrorKind::InvalidInput, message))
-        }
+        CheckedCommand { terminal: Some(_), .. } => refused("terminals are not available"),
         _ => Ok(()),
     }
 }
