@@ -128,8 +128,9 @@ impl Lines {
     }
 
     fn erase(&mut self, from: usize, to: usize) {
-        let length = self.line.len();
-        for cell in &mut self.line[from.min(length)..to.min(length)] {
+        let to = to.min(self.line.len());
+        // A wide character on a terminal with one column leaves the cursor beyond the end of the row.
+        for cell in &mut self.line[from.min(to)..to] {
             *cell = Cell { is_old: cell.is_old, ..Cell::of(' ') };
         }
     }
@@ -248,6 +249,11 @@ mod tests {
         assert_eq!(plain(b"", b"$ 34567890 \r1234\r\nout\r\n", 10), "$ 345678901234\nout\n");
         let edited = b"$ 34567890 \r1234\x1b[A\x1b[2DX\r\n\r\nout";
         assert_eq!(plain(b"", edited, 10).lines().last(), Some("out"));
+    }
+
+    #[test]
+    fn a_wide_character_on_a_narrow_terminal_can_be_erased() {
+        assert_eq!(plain(b"", "界\x1b[X".as_bytes(), 1), "界");
     }
 
     #[test]

@@ -409,9 +409,16 @@ mod tests {
         let root = User::root(dir.path());
         let other = User { name: "toor".to_owned(), ..root.clone() };
         let (known, running) = (LoginEnvironments::default(), CancellationToken::new());
-        let stuck = known.of_user(&root, dir.path(), &running, async |_| std::future::pending().await);
+        let captures = tokio::sync::Notify::new();
+        let stuck = known.of_user(&root, dir.path(), &running, async |_| {
+            captures.notify_one();
+            std::future::pending().await
+        });
         let mut stuck = std::pin::pin!(stuck);
-        assert!(futures::poll!(&mut stuck).is_pending());
+        tokio::select! {
+            _ = &mut stuck => panic!("the capture never ends"),
+            () = captures.notified() => {}
+        }
         let (found, _) = known.of_user(&other, dir.path(), &running, async |plain| Ok(plain)).await.unwrap();
         assert_eq!(found.get(std::ffi::OsStr::new("USER")), Some(&"toor".into()));
         let other = User { shell: "/bin/other".to_owned(), ..other };
