@@ -79,6 +79,29 @@ async def use_vms(call):
     assert ENVIRONMENT in {each["name"] for each in (await call("vm_list_environments"))["result"]}
 
 
+async def use_a_shell(call, task_id):
+    shell_id = (await call("task_shell_open", task_id=task_id))["shell_id"]
+    shell = {"task_id": task_id, "shell_id": shell_id}
+    written = await call("task_shell_write", **shell, text="echo $((40 + 2))\n", wait_seconds=60, idle_seconds=3)
+    assert "\n42\n" in written["text"]
+    await call("task_shell_write", **shell, text="exec sleep 500\n")
+    await call("task_shell_signal", **shell, signal="KILL")
+    ended = await call("task_shell_read", **shell, cursor=written["cursor"], wait_seconds=60, idle_seconds=60)
+    assert (ended["reason"], ended["running"]) == ("ended", False)
+    await call("task_shell_close", **shell)
+
+
+async def use_a_service(call, task_id):
+    service = {"task_id": task_id, "name": "web"}
+    command = "touch up; echo serving; exec sleep 500"
+    started = await call("task_service_start", **service, command=command, ready_file="up")
+    assert started["state"] == "ready"
+    (listed,) = (await call("task_service_status", task_id=task_id))["services"]
+    assert listed["name"] == "web"
+    assert (await call("task_service_logs", **service))["output"] == "serving\n"
+    assert (await call("task_service_stop", **service))["state"] == "stopped"
+
+
 async def use_a_task(call):
     task_id = (await call("task_create", environment=ENVIRONMENT))["task_id"]
     assert (await call("task_write_file", task_id=task_id, path="d/file", content="note\n"))["bytes"] == 5
@@ -89,6 +112,9 @@ async def use_a_task(call):
     part = await call("task_read_file", task_id=task_id, path="/tmp/binary", offset=1, max_bytes=1)
     assert (part["content"], part["size_bytes"], part["next_offset"]) == ("\x01", 3, 2)
     assert (await call("task_read_file", task_id=task_id, path="/tmp/binary"))["content"] == "AAH/"
+    await call("task_change_files", task_id=task_id, action="move", path="/tmp/binary", destination="d/binary")
+    listed = await call("task_files", task_id=task_id, action="list", path="d")
+    assert [entry["path"].rpartition("/")[2] for entry in listed["entries"]] == ["binary", "file"]
 
     detached = await call("task_exec", task_id=task_id, command="echo begun; sleep 500", detach=True)
     assert (detached["sequence"], detached["outcome"]) == (2, "running")
@@ -100,6 +126,8 @@ async def use_a_task(call):
     assert (await call("task_wait", task_id=task_id, sequence=2))["outcome"] == "killed"
     logs = await call("task_logs", task_id=task_id)
     assert [entry["sequence"] for entry in logs["entries"]] == [1, 2]
+    await use_a_shell(call, task_id)
+    await use_a_service(call, task_id)
 
     assert (await call("task_stop", task_id=task_id))["state"] == "stopped"
     assert (await call("task_extend", task_id=task_id, ttl_seconds=900))["ttl_seconds"] == 900
@@ -122,8 +150,12 @@ async def test_results_are_checked_against_schemas(server):
     """The SDK rejects a result that violates the schema, so the other tests do validate results."""
     async with session(server) as call:
         for tool in (await call.client.list_tools()).tools:
+            # Every schema names properties; not every one requires them, and none takes this for all of them.
+            invalid = dict.fromkeys(tool.output_schema["properties"], {"invalid": True})
             with pytest.raises(RuntimeError, match="Invalid structured content"):
-                await call.client.session.validate_tool_result(tool.name, CallToolResult(content=[], structured_content={}))
+                await call.client.session.validate_tool_result(
+                    tool.name, CallToolResult(content=[], structured_content=invalid)
+                )
             with pytest.raises(RuntimeError, match="did not return structured content"):
                 await call.client.session.validate_tool_result(tool.name, CallToolResult(content=[]))
 

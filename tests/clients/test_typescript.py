@@ -16,4 +16,4 @@ def test_it_compiles_the_schemas(request, node, sandbox):
     assert ended.returncode == 0, ended.stderr
     # Ajv warns about what it does not know.
     assert ended.stderr == ""
-    assert len(json.loads(ended.stdout)) == 23
+    assert len(json.loads(ended.stdout)) == 34
