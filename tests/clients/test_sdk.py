@@ -150,12 +150,14 @@ async def test_results_are_checked_against_schemas(server):
     """The SDK rejects a result that violates the schema, so the other tests do validate results."""
     async with session(server) as call:
         for tool in (await call.client.list_tools()).tools:
-            # Every schema names properties; not every one requires them, and none takes this for all of them.
-            invalid = dict.fromkeys(tool.output_schema["properties"], {"invalid": True})
-            with pytest.raises(RuntimeError, match="Invalid structured content"):
-                await call.client.session.validate_tool_result(
-                    tool.name, CallToolResult(content=[], structured_content=invalid)
-                )
+            # No property takes this. Where a schema requires any, an empty result is invalid too.
+            invalid = [dict.fromkeys(tool.output_schema["properties"], {"invalid": True})]
+            if tool.name not in {"task_files", "task_shell_read"}:
+                invalid.append({})
+            for content in invalid:
+                with pytest.raises(RuntimeError, match="Invalid structured content"):
+                    result = CallToolResult(content=[], structured_content=content)
+                    await call.client.session.validate_tool_result(tool.name, result)
             with pytest.raises(RuntimeError, match="did not return structured content"):
                 await call.client.session.validate_tool_result(tool.name, CallToolResult(content=[]))
 
