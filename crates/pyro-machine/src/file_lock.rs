@@ -1,10 +1,10 @@
 //! Waits for a file lock that another process holds. A lock cannot be awaited without blocking a thread, but the directory
 //! of its file reports when a file that was open for writing is closed, as the holder's is.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -63,15 +63,56 @@ pub async fn unlocked(path: &Path) -> io::Result<()> {
     unlocked_by(path, |file| file.try_lock_shared()).await
 }
 
-/// Opens the file at `path`, which is created if it does not exist, and waits for an exclusive lock on it. Takes no thread.
+/// Waits for an exclusive lock on the file at `path`, which is created if it does not exist. Takes no thread.
 ///
 /// # Errors
 /// It cannot be opened or locked.
-pub async fn locked(path: &Path) -> io::Result<File> {
+pub async fn locked(path: &Path) -> io::Result<Locked> {
     let mut retry = Retry::in_dir(path.parent().unwrap_or(path));
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
-    until_locked(&mut retry, || file.try_lock()).await?;
-    Ok(file)
+    loop {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+        until_locked(&mut retry, || file.try_lock()).await?;
+        if let Some(locked) = Locked::still_named(file, path)? {
+            return Ok(locked);
+        }
+    }
+}
+
+/// Removes a lock file that no process holds. One that cannot be removed now is left for another attempt.
+pub fn remove_unlocked(path: &Path) {
+    let Ok(file) = File::open(path) else { return };
+    if file.try_lock().is_ok() {
+        drop(Locked::still_named(file, path));
+    }
+}
+
+/// An exclusive lock. Dropping it removes the file too, so that lock files do not outlive what they protect.
+#[derive(Debug)]
+pub struct Locked {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Locked {
+    /// Discards a lock on a file that was removed before it was locked: another process may hold that of a new file.
+    fn still_named(file: File, path: &Path) -> io::Result<Option<Self>> {
+        let held = file.metadata()?;
+        match fs::metadata(path) {
+            Ok(named) if (named.dev(), named.ino()) == (held.dev(), held.ino()) => {
+                Ok(Some(Self { path: path.to_owned(), _file: file }))
+            }
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // Before the lock is released with the file: no other process can have locked the file with this name.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 async fn unlocked_by(
@@ -149,16 +190,39 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lock_is_passed_on_and_nothing_is_truncated() {
+    async fn a_lock_is_passed_on_and_its_file_is_removed_with_the_last_holder() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        std::fs::write(&path, "content").unwrap();
         let holder = locked(&path).await.unwrap();
-        let (next, ()) = tokio::join!(locked(&path), async { drop(holder) });
-        let next = next.unwrap();
-        assert!(matches!(File::open(&path).unwrap().try_lock_shared(), Err(TryLockError::WouldBlock)));
-        drop(next);
-        assert_eq!(std::fs::read(&path).unwrap(), b"content");
+        // Both wait for the file that the holder removes, and only one of them may have the next one.
+        let wait = async || {
+            let lock = locked(&path).await.unwrap();
+            assert!(matches!(File::open(&path).unwrap().try_lock_shared(), Err(TryLockError::WouldBlock)));
+            tokio::task::yield_now().await;
+            drop(lock);
+        };
+        let ((), (), ()) = tokio::join!(wait(), wait(), async {
+            tokio::task::yield_now().await;
+            drop(holder);
+        });
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn the_lock_of_a_removed_file_is_not_taken_for_that_of_its_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let removed = held(&path);
+        fs::remove_file(&path).unwrap();
+        let successor = held(&path);
+        drop(removed.unlock());
+        assert!(Locked::still_named(removed, &path).unwrap().is_none());
+        assert!(path.exists(), "it is another holder's");
+        remove_unlocked(&path);
+        assert!(path.exists(), "it is held");
+        drop(successor);
+        remove_unlocked(&path);
+        assert!(!path.exists());
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@ pub(super) const PARTS: [&str; 3] = [MEMORY, STATE, LAYER];
 
 const PARTIAL_PREFIX: &str = ".partial-";
 const FAILED_SUFFIX: &str = ".failed";
+const LOCK_SUFFIX: &str = ".lock";
 
 /// Where a snapshot is made before it gets its name.
 pub(super) fn partial(dir: &Path, key: &str) -> PathBuf {
@@ -32,7 +33,12 @@ pub(super) fn key_of(name: &str) -> &str {
 
 /// Locked while the snapshot is made.
 pub(super) fn lock(dir: &Path, key: &str) -> PathBuf {
-    dir.join(format!("{key}.lock"))
+    dir.join(format!("{key}{LOCK_SUFFIX}"))
+}
+
+/// Whether a file has the name of a [`lock`].
+pub(super) fn is_lock(name: &str) -> bool {
+    name.ends_with(LOCK_SUFFIX)
 }
 
 /// Whether a process is making the snapshot now.

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use super::layout::{self, RECORD, remove};
 use super::record::Record;
+use crate::file_lock;
 use crate::platform::CACHED_FINGERPRINT_PREFIX;
 
 /// Removes what is certainly unusable in `dir`: snapshots of another boot of the host, of another agent, of environments that
-/// are gone, damaged and unfinished ones, and records of failures, so that those are tried again. Environments whose digests
+/// are gone, damaged and unfinished ones, lock files, and records of failures, so that those are tried again. Environments whose digests
 /// are not among `environments` are gone, unless their base image is outside of `cache` and still exists. Returns how many
 /// snapshots were removed. One that is being made is left alone; machines that run from one keep what they have open.
 pub fn prune(dir: &Path, environments: &[String], cache: &Path) -> usize {
@@ -29,6 +30,9 @@ pub fn prune(dir: &Path, environments: &[String], cache: &Path) -> usize {
         if layout::is_failure(&name) || name.starts_with(CACHED_FINGERPRINT_PREFIX) {
             // The platform can be asked again.
             let _ = fs::remove_file(dir.join(name));
+        } else if layout::is_lock(&name) {
+            // Left by a process that was killed.
+            file_lock::remove_unlocked(&dir.join(name));
         }
     }
     count
@@ -125,6 +129,7 @@ mod tests {
         let lock = File::create(dir.join("alive.lock")).unwrap();
         lock.lock().unwrap();
         fs::write(dir.join("good.failed"), "why").unwrap();
+        fs::write(dir.join("killed.lock"), "").unwrap();
 
         assert_eq!(prune(dir, &["known".to_owned()], Path::new("/cache")), 3);
         let mut left: Vec<_> = fs::read_dir(dir)

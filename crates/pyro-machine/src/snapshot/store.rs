@@ -11,10 +11,11 @@ use super::key::{self, Subject};
 use super::layout::{self, LAYER, MEMORY, RECORD, STATE, remove};
 use super::record::{Parts, Record};
 use crate::artifact::Artifact;
+use crate::file_lock::{self, Locked};
+use crate::files;
 use crate::hardware::SavedFiles;
 use crate::image::GuestKernel;
 use crate::platform::Platform;
-use crate::{file_lock, files};
 
 /// Maximum number of snapshots, and of bytes of disk for all of them. The least recently used go first.
 const MAX_SNAPSHOTS: usize = 8;
@@ -43,7 +44,7 @@ pub struct Snapshot {
 #[derive(Debug)]
 pub struct Partial {
     dir: PathBuf,
-    _lock: File,
+    _lock: Locked,
 }
 
 /// What [`Store::begin`] leads to.
@@ -332,6 +333,21 @@ mod tests {
         assert!(partial_dir.exists());
         drop(partial);
         assert!(!partial_dir.exists());
+    }
+
+    #[tokio::test]
+    async fn no_lock_file_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path(), "key");
+        let names = || -> Vec<_> {
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+        };
+        let Begun::Partial(partial) = store.begin(0).await.unwrap() else { panic!("nothing was made") };
+        drop(partial);
+        assert!(names().is_empty(), "{:?}", names());
+        make(&store).await;
+        assert!(matches!(store.begin(0).await.unwrap(), Begun::MadeMeanwhile(_)));
+        assert_eq!(names(), ["key"]);
     }
 
     #[tokio::test]

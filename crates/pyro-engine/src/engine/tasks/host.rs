@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pyro_machine::file_lock::{locked, unlocked};
+use pyro_machine::file_lock::{Locked, locked, unlocked};
 use pyro_supervisor::{CommandEnd, CommandLog, CommandOutcome, OutputChunk, WORKSPACE, files, room};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -118,7 +118,7 @@ impl Engine {
         id: &VmId,
         dir: &Path,
         new: NewCommand,
-        beginning: File,
+        beginning: Locked,
     ) -> Result<(u64, Held), Error> {
         let (task, commands) = (id.clone(), dir.to_owned());
         self.blocking(move |shared| {
