@@ -127,13 +127,28 @@ impl EnvironmentCache {
         trust::check_dir(&platform_dir)?.map_err(|problem| PullError::Untrusted { problem })?;
 
         let build_lock = self.layout.build_lock(&entry.dir_name());
-        let _building = match lock::try_exclusive(&build_lock)? {
+        let building = match lock::try_exclusive(&build_lock)? {
             Some(lock) => lock,
             None => {
                 steps.enter(PullStep::WaitingForOtherPull);
                 lock::exclusive_unless_cancelled(&build_lock, cancel)?.ok_or(PullError::Cancelled)?
             }
         };
+        let pulled = self.pull_alone(entry, &archive, &steps, cancel);
+        if let Err(error) = building.remove_file() {
+            tracing::warn!(path = %error.path.display(), error = %error.source, "cannot remove a lock file");
+        }
+        pulled
+    }
+
+    /// Does the same. The caller has the lock of the build.
+    fn pull_alone(
+        &self,
+        entry: &CatalogEntry,
+        archive: &Archive,
+        steps: &Steps<'_>,
+        cancel: &CancelFlag,
+    ) -> Result<PulledEnvironment, PullError> {
         if let Found::Installed(installed) = self.found(entry)? {
             steps.finish();
             return Ok(self.pulled(entry, &installed.manifest));
@@ -144,14 +159,13 @@ impl EnvironmentCache {
             // It costs space, not correctness.
             tracing::warn!(path = %error.path.display(), error = %error.source, "cannot remove an abandoned build");
         }
-        check_space(&platform_dir, entry.build_space_mib)?;
+        check_space(&self.layout.platform_dir(), entry.build_space_mib)?;
 
         // Fail now and not after a minute of building.
         drop(self.reserve(entry)?);
 
         let partial = Partial::create(&self.layout, &self.tools)?;
-        let build =
-            Build { entry, archive: &archive, tools: &self.tools, partial: &partial, steps: &steps, cancel };
+        let build = Build { entry, archive, tools: &self.tools, partial: &partial, steps, cancel };
         let built = build.run()?;
         steps.enter(PullStep::Installing);
         self.install(entry, &built, partial.path())?;

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use crate::catalog::PLATFORM;
 
 pub(crate) const PARTIAL_PREFIX: &str = ".partial-";
+const BUILD_LOCK: &str = ".build.lock";
+const USE_LOCK: &str = ".use.lock";
 
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
@@ -42,10 +44,17 @@ impl Layout {
     }
 
     pub(crate) fn build_lock(&self, dir_name: &str) -> PathBuf {
-        self.platform_dir().join(format!(".{dir_name}.build.lock"))
+        self.platform_dir().join(format!(".{dir_name}{BUILD_LOCK}"))
     }
 
     pub(crate) fn use_lock(&self, dir_name: &str) -> PathBuf {
-        self.platform_dir().join(format!(".{dir_name}.use.lock"))
+        self.platform_dir().join(format!(".{dir_name}{USE_LOCK}"))
+    }
+
+    /// Returns the name of the install directory to which a lock belongs; `None` if this is not the name of such a lock.
+    pub(crate) fn locked_dir(file_name: &str) -> Option<&str> {
+        let name = file_name.strip_prefix('.')?;
+        let name = name.strip_suffix(BUILD_LOCK).or_else(|| name.strip_suffix(USE_LOCK))?;
+        (!name.is_empty()).then_some(name)
     }
 }

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 
+use rustix::fs::OFlags;
+
 use crate::cancel::CancelFlag;
 use crate::error::IoError;
 
@@ -107,7 +109,9 @@ fn acquire(path: &Path, mode: Mode) -> Result<Lock, IoError> {
 
 /// Opens the file without write access if it exists: a process that only runs an environment needs no write permission.
 fn open(path: &Path) -> Result<File, IoError> {
-    match File::open(path) {
+    // Opening a FIFO in the place of a lock must not block.
+    let not_blocking = OFlags::NONBLOCK.bits().cast_signed();
+    match OpenOptions::new().read(true).custom_flags(not_blocking).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => OpenOptions::new()
             .read(true)
             .append(true)

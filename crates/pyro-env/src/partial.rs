@@ -1,6 +1,6 @@
 //! Work directories: created for one build, removed with it, and recognisable as abandoned if its process was killed.
 
-use std::fs::{self, File};
+use std::fs::{self, File, FileType};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -121,6 +121,15 @@ fn sweep_one(path: &Path, tools: &Tools) -> Result<bool, IoError> {
 
 /// Returns the directories in `dir`, sorted; symbolic links are not followed. Empty if `dir` does not exist.
 pub(crate) fn directories(dir: &Path) -> Result<Vec<PathBuf>, IoError> {
+    entries(dir, |kind| kind.is_dir())
+}
+
+/// Returns everything else in `dir`, sorted.
+pub(crate) fn files(dir: &Path) -> Result<Vec<PathBuf>, IoError> {
+    entries(dir, |kind| !kind.is_dir())
+}
+
+fn entries(dir: &Path, wanted: impl Fn(FileType) -> bool) -> Result<Vec<PathBuf>, IoError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -130,7 +139,7 @@ pub(crate) fn directories(dir: &Path) -> Result<Vec<PathBuf>, IoError> {
     for entry in entries {
         let entry = entry.map_err(IoError::at("list", dir))?;
         // If an entry vanishes in the meantime, another process has removed it.
-        if entry.file_type().is_ok_and(|file_type| file_type.is_dir()) {
+        if entry.file_type().is_ok_and(&wanted) {
             paths.push(entry.path());
         }
     }

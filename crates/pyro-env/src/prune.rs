@@ -7,7 +7,7 @@ use crate::error::{IoError, PruneError};
 use crate::layout::{Layout, PARTIAL_PREFIX};
 use crate::lock;
 use crate::manifest::{Found, Manifest};
-use crate::partial::{self, directories};
+use crate::partial::{self, directories, files};
 use crate::payload::PruneReport;
 use crate::process::Tools;
 use crate::remove;
@@ -18,17 +18,24 @@ pub(crate) fn run(
     keep: &[EnvironmentVersion],
 ) -> Result<PruneReport, PruneError> {
     let dir = layout.platform_dir();
-    if directories(&dir)?.is_empty() {
+    if !dir.exists() {
         return Ok(PruneReport::default());
     }
     let latest = catalog::entries().iter().map(CatalogEntry::latest);
     let kept: Vec<EnvironmentVersion> = latest.chain(keep.iter().cloned()).collect();
-    let (mut removed, mut failed) = partial::sweep(layout, tools)?;
+    // What cannot be locked or removed must not prevent the removal of the rest.
+    let (mut removed, mut failed) =
+        partial::sweep(layout, tools).unwrap_or_else(|error| (Vec::new(), Some(error)));
     for path in directories(&dir)? {
         match prune_install(layout, &path, tools, &kept) {
             Ok(true) => removed.push(path),
             Ok(false) => {}
             Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    for path in files(&dir)? {
+        if let Err(error) = prune_lock(layout, &path) {
+            failed = failed.or(Some(error));
         }
     }
     if let Some(error) = failed {
@@ -63,6 +70,22 @@ fn prune_install(
     remove::tree(path, tools)?;
     unused.remove_file()?;
     Ok(true)
+}
+
+/// Removes a file if it is the lock of an environment that is not installed, and no process holds it.
+fn prune_lock(layout: &Layout, path: &Path) -> Result<(), IoError> {
+    let Some(dir_name) = path.file_name().and_then(|name| Layout::locked_dir(name.to_str()?)) else {
+        return Ok(());
+    };
+    let is_installed = || layout.install_dir(dir_name).symlink_metadata().is_ok();
+    if is_installed() {
+        return Ok(());
+    }
+    match lock::try_exclusive(path)? {
+        // It may have been installed since the first check.
+        Some(unused) if !is_installed() => unused.remove_file(),
+        _ => Ok(()),
+    }
 }
 
 /// Returns whether `path` is a complete install of the version that has this directory's name.

@@ -105,8 +105,7 @@ impl Engine {
                 true => shared.registry.environment_versions()?,
                 false => Vec::new(),
             };
-            let environments =
-                shared.environments.prune(&keep).map_err(|error| unavailable(error.kind(), &error, None))?;
+            let pruned = shared.environments.prune(&keep);
             let installed = shared.environments.list().map_err(unreadable)?.environments;
             let digests: Vec<String> = installed
                 .iter()
@@ -116,6 +115,8 @@ impl Engine {
                 .unwrap_or_else(|_| shared.config.cache_dir.clone());
             let deleted_templates =
                 template::prune(&state_dir::templates(&shared.config.base_dir), &digests, &cache_dir);
+            // An environment that cannot be removed does not keep the templates of others.
+            let environments = pruned.map_err(|error| unavailable(error.kind(), &error, None))?;
             Ok(Pruned { environments: convert::prune_report(environments), deleted_templates })
         })
         .await

@@ -80,6 +80,49 @@ fn what_is_in_use_stays_until_it_is_not() {
     assert_eq!(fake.cache().prune(&[]).expect("pruned").deleted_environment_dirs, names(&[fake.base_dir()]));
 }
 
+/// Lock files of environments that are gone would pile up.
+#[test]
+fn locks_without_an_environment_go_unless_they_are_held() {
+    let fake = Fake::new();
+    fake.pull();
+    let lock = |name: &str| fake.platform_dir().join(name);
+    let stale = [lock(".debian_12-0.1.0.use.lock"), lock(".debian_12-0.1.0.build.lock")];
+    let others = [lock(".debian_12-0.2.0.build.lock"), lock(".notes.lock")];
+    for path in stale.iter().chain(&others) {
+        fs::write(path, "").expect("file");
+    }
+    let build = fs::File::open(&others[0]).expect("lock");
+    build.lock().expect("free");
+    assert_eq!(fake.cache().prune(&[]).expect("pruned").count, 0);
+    assert!(stale.iter().all(|path| !path.exists()));
+    assert!(others.iter().all(|path| path.exists()));
+    fake.cache().open("debian:12-base").expect("it stays");
+}
+
+#[test]
+fn one_bad_lock_file_does_not_keep_the_rest() {
+    let fake = Fake::new();
+    fake.pull();
+    let doomed = ["bad", "good"].map(|name| fake.platform_dir().join(name));
+    for dir in &doomed {
+        fs::create_dir(dir).expect("directory");
+    }
+    let stale = fake.platform_dir().join(".gone.use.lock");
+    fs::write(&stale, "").expect("file");
+    let bad = [".bad.use.lock", ".lock"].map(|name| fake.platform_dir().join(name));
+    for path in &bad {
+        let _ = fs::remove_file(path);
+        std::os::unix::fs::symlink(path, path).expect("link");
+    }
+    let error = fake.cache().prune(&[]).expect_err("not everything can be locked");
+    assert!(error.to_string().contains(".lock"), "{error}");
+    assert!(doomed[0].exists() && !doomed[1].exists() && !stale.exists());
+    for path in &bad {
+        fs::remove_file(path).expect("link");
+    }
+    assert_eq!(fake.cache().prune(&[]).expect("pruned").deleted_environment_dirs, ["bad"]);
+}
+
 fn names(dirs: &[PathBuf]) -> Vec<&str> {
     dirs.iter().filter_map(|dir| dir.file_name()?.to_str()).collect()
 }
