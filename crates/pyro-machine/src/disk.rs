@@ -1,5 +1,7 @@
 //! The private writable layer of a VM: a sparse ext4 image, copied from a pre-made empty one in a few milliseconds.
 
+mod in_use;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -7,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::SeekFrom;
 
+pub use self::in_use::released;
 use crate::artifact::Artifact;
 use crate::spawn::Spawn;
 
