@@ -18,7 +18,7 @@ use futures::future::join_all;
 use pyro_machine::file_lock::unlocked;
 use pyro_machine::snapshot::SnapshotError;
 use pyro_supervisor::spares::{self, Claim};
-use pyro_supervisor::{Client, LaunchSpec, MountSockets, OwnerLock, StartError, files};
+use pyro_supervisor::{Client, LaunchSpec, MountSockets, OwnerLock, StartError, files, remove_dir};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -206,7 +206,7 @@ impl Pool {
         for kind in subdirectories(&self.dir) {
             for spare in subdirectories(&kind) {
                 if !OwnerLock::is_held(&spare) {
-                    let _ = fs::remove_dir_all(&spare);
+                    let _ = remove_dir(&spare);
                 }
             }
             // Fails if there are any left.
@@ -274,7 +274,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if !self.is_filled {
-            let _ = fs::remove_dir_all(&self.dir);
+            let _ = remove_dir(&self.dir);
         }
     }
 }

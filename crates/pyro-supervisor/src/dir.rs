@@ -27,6 +27,9 @@ const LOG_LIMIT: u64 = 1 << 20;
 /// Maximum size of an [`Owner`] file, in bytes.
 const OWNER_LIMIT: u64 = 4096;
 
+/// Number of times that a directory is removed in which other processes make their lock file again.
+const REMOVALS: usize = 100;
+
 /// Time limit for other processes that only look whether a VM has an owner, which takes them microseconds.
 const LOOK_LIMIT: Duration = Duration::from_millis(250);
 
@@ -115,6 +118,25 @@ fn bound(log: impl AsFd) {
     };
     if rustix::fs::fstat(&log).is_ok_and(is_large) {
         let _ = rustix::fs::ftruncate(&log, 0);
+    }
+}
+
+/// Removes a VM's directory with everything in it. A missing directory is not an error.
+///
+/// A process that waits for the VM's end may make the lock file again after the files and before the directory is removed.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn remove(dir: &Path) -> io::Result<()> {
+    let mut removals = 1;
+    loop {
+        match fs::remove_dir_all(dir) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && removals < REMOVALS => {
+                removals += 1;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            removed => return removed,
+        }
     }
 }
 
@@ -297,6 +319,30 @@ mod tests {
             is_over.store(true, std::sync::atomic::Ordering::Relaxed);
             assert_eq!(taken, 500);
         });
+    }
+
+    #[test]
+    fn a_directory_in_which_others_look_for_a_lock_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("vm");
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    drop(LockFile::open(&dir));
+                }
+            });
+            let removed: Vec<_> = (0..500)
+                .map(|_| {
+                    fs::create_dir(&dir).unwrap();
+                    remove(&dir)
+                })
+                .take_while(Result::is_ok)
+                .collect();
+            is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(removed.len(), 500);
+        });
+        remove(&dir).unwrap();
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub use client::{
     Lifeline, MountError, PublishError, Ran, Run, RunError, ServiceError, StartError, make_template, start,
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
-pub use dir::{Owner, OwnerLock, Phase, network_denials};
+pub use dir::{Owner, OwnerLock, Phase, network_denials, remove as remove_dir};
 pub use machine::with_causes;
 pub use mount::{MAX_MOUNTS, MountPoint, MountSockets};
 pub use protocol::{

@@ -91,7 +91,11 @@ async fn a_vm_whose_supervisor_is_killed_is_stopped_and_can_start_again() {
     let id = vm.vm_id.as_str();
     exec_text(&sandbox.guest(&vm), "echo work > /workspace/file; sync").await;
     crate::harness::kill(sandbox.supervisor().pid, rustix::process::Signal::KILL);
-    crate::harness::wait_until(crate::harness::LONG, "end of the VMM", || sandbox.processes().is_empty());
+    let state = sandbox.state();
+    crate::harness::wait_until(crate::harness::LONG, "end of the supervisor", || {
+        !sandbox.processes().iter().any(|process| process.is_supervisor_of(&state))
+    });
+    // Its VMM may still have the disk open.
     assert_eq!(engine.status_vm(id).await.unwrap().state, VmState::Stopped);
     let error =
         engine.exec_vm(exec(id, command("true")), &CallContext::new(quiet(), never())).await.unwrap_err();

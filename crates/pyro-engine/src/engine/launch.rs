@@ -5,16 +5,18 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use pyro_env::{EnvironmentVersion, InstalledEnvironment};
-use pyro_machine::disk::LayerDefect;
+use pyro_machine::disk::{LayerDefect, released};
 use pyro_machine::network::Policy;
 use pyro_machine::{Accelerator, Artifact, GuestImage, GuestKernel, MachineConfig};
 use pyro_supervisor::spares::Claim;
 use pyro_supervisor::{
     BootInfo, BootStage, LaunchSpec, Lifeline, MountSockets, OwnerLock, Purpose, Retention, StartError,
-    files, template,
+    files, remove_dir, template,
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::tasks::mounts::on_host;
@@ -29,6 +31,9 @@ use crate::{
     Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, NetworkPolicy, PortMapping, VmId,
     VmSpec, convert, presets, state_dir,
 };
+
+/// Time limit for a VMM whose supervisor was killed to close the VM's disk. The kernel first frees the guest's memory.
+const DISK_LIMIT: Duration = Duration::from_secs(10);
 
 /// The warning where a guest is to get proxy settings and this host sets none.
 const NO_PROXY: &str =
@@ -214,6 +219,23 @@ impl Engine {
         .await
     }
 
+    /// Waits for the VMM of an earlier start to close the VM's disk, which it does last of all when its supervisor was killed.
+    ///
+    /// # Errors
+    /// `WrongState` if that takes too long, `StateUnusable`.
+    async fn await_disk(&self, kind: Kind, id: &VmId) -> Result<(), Error> {
+        let layer = self.vm_dir(id).join(files::LAYER);
+        match released(&layer, Instant::now() + DISK_LIMIT).await {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                let message = format!("the disk of {kind} {id} is in use by another process");
+                let file = layer.display().to_string();
+                Err(Error::new(ErrorKind::WrongState, message).hint(Hint::FindHolder { file }))
+            }
+            Err(error) => Err(state_unusable("lock", &layer, error)),
+        }
+    }
+
     /// Boots the VM of a record, possibly by claiming a spare, or records that its commands run on the host. The
     /// supervisor records that a guest is up.
     pub(super) async fn start(
@@ -232,6 +254,7 @@ impl Engine {
             }
         };
         self.check_disk(&record).await?;
+        self.await_disk(record.kind, &record.vm_id).await?;
         let shape = Shape {
             sizing: record.sizing,
             retention: match record.kind {
@@ -330,7 +353,7 @@ impl Engine {
         drop(lock);
         // A supervisor that was abandoned or killed must not leave anything behind.
         let _lock = self.await_release(&id).await?;
-        let _ = fs::remove_dir_all(&dir);
+        let _ = remove_dir(&dir);
         made
     }
 

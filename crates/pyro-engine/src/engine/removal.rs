@@ -1,16 +1,14 @@
 //! Removes a VM, whatever the state of the VM and its processes.
 
-use std::fs;
-use std::io;
 use std::time::Duration;
 
-use pyro_supervisor::{Client, EndError, EndRequest, Ended, Owner, OwnerLock, Phase, files};
+use pyro_supervisor::{Client, EndError, EndRequest, Ended, Owner, OwnerLock, Phase, files, remove_dir};
 
 use super::{Engine, state_unusable};
 use crate::{Error, ErrorKind, Hint, Kind, VmId};
 
-/// Maximum time for a supervisor to end its VM. It covers 15 seconds in which a supervisor that was stopped by a signal is
-/// found not to respond and continued, and then an orderly end: 3 seconds for the commands, 20 for the guest, and a few for
+/// Maximum time for a supervisor to end its VM. It covers 15 seconds in which a supervisor that is frozen is found not to
+/// respond, and then an orderly end: 3 seconds for the commands, 20 for the guest, and a few for
 /// the record. One that does not respond even then is killed within that time.
 const END_LIMIT: Duration = Duration::from_secs(50);
 
@@ -80,11 +78,9 @@ impl Engine {
             }
         };
         let dir = self.vm_dir(id);
-        self.blocking(move |_| match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(state_unusable("remove", &dir, error))
-            }
-            _ => Ok(lock),
+        self.blocking(move |_| {
+            remove_dir(&dir).map_err(|error| state_unusable("remove", &dir, error))?;
+            Ok(lock)
         })
         .await
     }

@@ -179,7 +179,7 @@ pub(in crate::server) fn remove_file(path: &Path) {
 
 /// Removes a directory with everything in it. One that remains is only logged.
 pub(in crate::server) fn remove_dir(path: &Path) {
-    log_failure(path, std::fs::remove_dir_all(path));
+    log_failure(path, crate::dir::remove(path));
 }
 
 fn log_failure(path: &Path, removed: io::Result<()>) {
