@@ -89,9 +89,19 @@ impl Owner {
 
 /// Returns when a process was started, in clock ticks since the host's boot; `None` if it does not exist.
 pub(crate) fn start_time(pid: i32) -> Option<u64> {
-    // The name, in parentheses, may contain anything; the start time is the 20th field after it.
+    stat(pid, 19)
+}
+
+/// Returns the letter for the state of a process, as `proc(5)` has it; `None` if it does not exist.
+pub(crate) fn state(pid: i32) -> Option<char> {
+    stat(pid, 0)
+}
+
+/// Returns a field of what the kernel says of a process, by its number after the process's name.
+fn stat<T: std::str::FromStr>(pid: i32, field: usize) -> Option<T> {
+    // The name, in parentheses, may contain anything.
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(field)?.parse().ok()
 }
 
 /// Takes a shared lock on a file for as long as the result lives, which marks what the file stands for as in use.

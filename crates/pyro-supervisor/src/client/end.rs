@@ -1,6 +1,7 @@
 //! Ends a VM whatever state its processes are in, and waits until no process holds it. Nothing here blocks a thread: a
 //! process descriptor reports that a supervisor is gone, after which its lock is free. No event reports that a process
-//! is frozen, so a supervisor that is silent is asked whether it responds to anything.
+//! is frozen, so a supervisor that is silent is asked whether it responds to anything; one that a signal has stopped is not
+//! asked.
 
 use std::io;
 use std::time::Duration;
@@ -149,6 +150,10 @@ impl Client {
 
     /// Has the supervisor end the VM, and waits until it is gone.
     async fn end_once(&self, how: EndRequest, began: Instant, deadline: Instant) -> Step {
+        // The kernel accepts connections for it, but it would not answer.
+        if Process::stopped(&self.dir).is_some() {
+            return self.end_by_signal(how, deadline).await;
+        }
         match self.connect().await {
             Ok(mut connected) => {
                 match ask(&mut connected.stream, how.into()).await {

@@ -11,7 +11,7 @@ use pyro_machine::event_fd::EventFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::net::UnixStream;
 
-use crate::dir::{Owner, start_time};
+use crate::dir::{Owner, start_time, state};
 use crate::files;
 
 /// The first argument of a supervisor's process, in every version. Further arguments of a process may be anything, for
@@ -19,7 +19,10 @@ use crate::files;
 const SUPERVISE: &[u8] = b"supervise";
 
 /// A process.
-pub(super) struct Process(EventFd);
+pub(super) struct Process {
+    pid: Pid,
+    descriptor: EventFd,
+}
 
 impl Process {
     /// Returns the process that listens at the other end of a connection.
@@ -44,12 +47,22 @@ impl Process {
     pub(super) fn holding(dir: &Path) -> Option<Self> {
         let lock = fs::metadata(dir.join(files::OWNER_LOCK)).ok()?;
         let lock = (lock.dev(), lock.ino());
-        let announced = Owner::of(dir).map(|owner| owner.pid);
-        let others =
-            fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        let announced = announced.into_iter().map(|pid| (pid, true));
-        let candidates = announced.chain(others.map(|pid| (pid, false)));
-        candidates.into_iter().find_map(|(pid, is_announced)| Self::verified(pid, is_announced, lock))
+        Self::announced(dir, lock).or_else(|| {
+            let mut others = fs::read_dir("/proc")
+                .ok()?
+                .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+            others.find_map(|pid| Self::verified(pid, false, lock))
+        })
+    }
+
+    /// Returns the supervisor that holds the lock of the VM in `dir`, if it has announced itself and is stopped by a signal.
+    pub(super) fn stopped(dir: &Path) -> Option<Self> {
+        let lock = fs::metadata(dir.join(files::OWNER_LOCK)).ok()?;
+        Self::announced(dir, (lock.dev(), lock.ino())).filter(Self::is_stopped)
+    }
+
+    fn announced(dir: &Path, lock: (u64, u64)) -> Option<Self> {
+        Self::verified(Owner::of(dir)?.pid, true, lock)
     }
 
     /// `is_announced`: the process has announced itself as the owner, by its id and the time of its start.
@@ -65,17 +78,24 @@ impl Process {
     }
 
     fn open(pid: Pid) -> io::Result<Self> {
-        Ok(Self(EventFd::new(pidfd_open(pid, PidfdFlags::NONBLOCK)?)?))
+        Ok(Self { pid, descriptor: EventFd::new(pidfd_open(pid, PidfdFlags::NONBLOCK)?)? })
+    }
+
+    /// Whether a signal has stopped the process. One that a debugger holds is not stopped: it goes on when its user wants that.
+    ///
+    /// If the process is gone, this may be said of another one with its id.
+    fn is_stopped(&self) -> bool {
+        state(self.pid.as_raw_pid()) == Some('T')
     }
 
     /// Waits until the process is gone. Its locks are free then.
     pub(super) async fn ended(&self) {
-        self.0.happened().await;
+        self.descriptor.happened().await;
     }
 
     /// Sends a signal. A process that is gone is not an error.
     pub(super) fn signal(&self, signal: Signal) {
-        if let Err(error) = pidfd_send_signal(self.0.descriptor(), signal) {
+        if let Err(error) = pidfd_send_signal(self.descriptor.descriptor(), signal) {
             tracing::debug!(%error, "a supervisor cannot be signalled");
         }
     }

@@ -184,7 +184,51 @@ fn stop(holder: &Child) {
     rustix::process::kill_process(pid, Signal::STOP).unwrap();
 }
 
-/// The kernel accepts connections for a process that is stopped.
+/// Announces the holder as the owner, and stops it.
+fn announce_and_stop(holder: &Child, dir: &std::path::Path) {
+    let pid = rustix::process::Pid::from_child(holder);
+    let started = dir::start_time(pid.as_raw_pid()).unwrap();
+    let owner = Owner { pid: pid.as_raw_pid(), started, ..Owner::this(crate::Phase::Running) };
+    owner.announce(dir).unwrap();
+    stop(holder);
+    let stopped = rustix::process::WaitOptions::UNTRACED;
+    rustix::process::waitpid(Some(pid), stopped).unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_supervisor_that_was_stopped_is_killed_at_once_when_its_vm_is_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let _listener = dir::listen(dir.path()).unwrap();
+    let holder = holder(dir.path(), "read line");
+    announce_and_stop(&holder, dir.path());
+    let began = Instant::now();
+    let ended = Client::new(dir.path()).end(EndRequest::Delete, LIMIT).await;
+    assert!(matches!(ended, Ok(Ended::Released(Some(_)))), "{ended:?}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(signal_of(holder), Some(9));
+}
+
+#[tokio::test]
+async fn a_supervisor_that_was_stopped_goes_on_at_once_when_its_vm_is_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = dir::listen(dir.path()).unwrap();
+    let mut holder = holder(dir.path(), "read line");
+    announce_and_stop(&holder, dir.path());
+    let began = Instant::now();
+    let serve = async {
+        let mut asked = crate::client::tests::accept(&listener).await;
+        assert_eq!(asked.next().await.unwrap().unwrap(), Frame::Control(Request::Stop));
+        drop(holder.stdin.take());
+        holder
+    };
+    let client = Client::new(dir.path());
+    let (ended, holder) = tokio::join!(client.end(EndRequest::Stop, LIMIT), serve);
+    assert!(matches!(ended, Ok(Ended::Released(Some(_)))), "{ended:?}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(signal_of(holder), None, "it exited");
+}
+
+/// The kernel accepts connections for a process that is stopped. This one has not announced itself.
 #[tokio::test(start_paused = true)]
 async fn a_stopped_supervisor_goes_on_to_end_its_vm_in_order() {
     let dir = tempfile::tempdir().unwrap();
