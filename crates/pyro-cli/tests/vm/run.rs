@@ -45,6 +45,7 @@ fn the_json_document_says_the_same() {
         assert_eq!(result[key], expected, "{key}");
     }
     assert!(["kvm", "tcg"].contains(&result["accelerator"].as_str().unwrap()), "{result}");
+    assert_eq!(sandbox.leftovers(), Vec::<String>::new(), "everything is deleted when the result is there");
 }
 
 #[test]

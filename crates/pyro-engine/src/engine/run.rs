@@ -21,6 +21,9 @@ use crate::{CallContext, Error, ErrorKind, Event, Hint, RunPhase, RunResult, VmI
 /// Time limit for a supervisor that lost its guest to report why the VM ended.
 const EXPLANATION_LIMIT: Duration = Duration::from_secs(10);
 
+/// Time limit for a supervisor to remove everything after its lifeline was closed, before it is asked or killed.
+const LEAVE_LIMIT: Duration = Duration::from_secs(10);
+
 /// A run whose command has ended.
 struct FinishedRun {
     record: VmRecord,
@@ -32,8 +35,7 @@ struct FinishedRun {
 impl Engine {
     /// Creates a VM, runs one command in it, and removes it in every case.
     ///
-    /// When this returns a result, the VM's record is gone and its supervisor is removing the rest, unless `cleanup` says
-    /// otherwise. When it returns an error, nothing is left unless the removal failed too.
+    /// When this returns, nothing of the VM is left: no process, file, or record. If the removal failed, `cleanup` says so.
     ///
     /// # Errors
     /// Every kind except `NotFound` and `Expired`; the first error, not one of the cleanup.
@@ -123,16 +125,18 @@ impl Engine {
         }
     }
 
-    /// Removes the VM of a run that has its result. The supervisor exits with its lifeline and does the slow part; no
-    /// process waits for it.
+    /// Removes the VM of a run that has its result. Its supervisor ends with the lifeline, which takes less than asking it,
+    /// and removes the files.
     async fn leave(&self, id: &VmId, lifeline: Option<Lifeline>) -> Result<(), Error> {
         let vm = id.clone();
-        if lifeline.is_some() && self.registry(move |registry| registry.delete(&vm)).await.is_ok() {
-            return Ok(());
-        }
-        // Its files may be what keeps the record from being written, so they go first.
+        // Its files may be what keeps the record from being written.
+        let is_forgotten =
+            lifeline.is_some() && self.registry(move |registry| registry.delete(&vm)).await.is_ok();
         drop(lifeline);
-        self.remove(id).await
+        match is_forgotten {
+            true if matches!(self.client(id).released(LEAVE_LIMIT).await, Ok(None)) => Ok(()),
+            _ => self.remove(id).await,
+        }
     }
 }
 
