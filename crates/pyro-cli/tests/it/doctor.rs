@@ -46,6 +46,14 @@ fn a_machine_with_nothing_is_told_what_is_missing() {
 }
 
 #[test]
+fn a_wrong_path_of_the_vmm_is_a_problem_among_others() {
+    let ended = Home::new().set("PYRO_QEMU", "/nonexistent/qemu").pyro(["doctor"]);
+    assert_eq!((ended.code(), ended.stderr.as_str()), (0, ""), "{ended:?}");
+    assert!(ended.stdout.contains("/nonexistent/qemu"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("set PYRO_QEMU to a QEMU executable, or unset it"), "{}", ended.stdout);
+}
+
+#[test]
 fn a_deep_look_at_nothing_finds_nothing_wrong() {
     let home = Home::new();
     let ended = home.pyro(["doctor", "--deep"]);

@@ -72,3 +72,11 @@ fn a_flag_of_ours_behind_a_bare_command_is_refused() {
     For more information, try '--help'.
     ");
 }
+
+#[test]
+fn a_copy_is_either_into_a_task_or_out_of_one() {
+    for words in [["task", "cp", "a", "b"], ["task", "cp", "abc:a", "def:b"]] {
+        let text = usage_error(words);
+        assert!(text.contains("exactly one of SOURCE and DESTINATION must be in a task"), "{text}");
+    }
+}
