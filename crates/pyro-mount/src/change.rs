@@ -33,7 +33,7 @@ impl Directory {
     /// Opens a file, and truncates it if that is what the guest wants.
     pub(crate) fn open_existing(&self, inode: u64, flags: u32) -> io::Result<File> {
         let opening = self.open_flags(flags)?;
-        let file = self.reopen(&self.nodes.get(inode)?, Kind::File, opening)?;
+        let file = self.reopen(&self.node(inode)?, Kind::File, opening)?;
         if OFlags::from_bits_retain(flags).contains(OFlags::TRUNC) {
             rustix::fs::ftruncate(&file, 0)?;
         }
@@ -110,13 +110,8 @@ impl Directory {
         if !(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE).contains(flags) {
             return Err(Errno::INVAL.into());
         }
-        let (old, new) = (self.parent(from.0)?, self.parent(to.0)?);
-        rustix::fs::renameat_with(&old, from.1, &new, to.1, flags)?;
-        self.nodes.moved(to.0, to.1);
-        if flags.contains(RenameFlags::EXCHANGE) {
-            self.nodes.moved(from.0, from.1);
-        }
-        Ok(())
+        self.check_writable()?;
+        self.nodes.rename(from, to, flags)
     }
 
     /// Changes mode, size and times. A change of the owner has no effect: everything belongs to one owner.
@@ -128,7 +123,7 @@ impl Directory {
         valid: SetattrValid,
     ) -> io::Result<()> {
         self.check_writable()?;
-        let opened = self.nodes.get(inode)?;
+        let opened = self.node(inode)?;
         let path = opened.handle.as_raw_fd().to_string();
         if matches!(opened.kind, Kind::Symlink | Kind::Special) {
             // The host's kernel does not change the mode of a symbolic link, and nothing of the others is the guest's.

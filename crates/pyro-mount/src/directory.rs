@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, stat64};
@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use crate::attributes::{self, VALIDITY, attributes, entry, no_entry};
 use crate::handles::Handles;
 use crate::name;
-use crate::nodes::{Nodes, Opened};
+use crate::nodes::{Nodes, Opened, is_stale};
 use crate::server::MAX_DATA_BYTES;
 use crate::special::{Kind, is_of_kernel};
 
@@ -78,6 +78,21 @@ impl Directory {
         if self.writable { Ok(()) } else { Err(Errno::ROFS.into()) }
     }
 
+    /// Returns what has this number. What the guest has open is there even if the host has removed or replaced it.
+    ///
+    /// # Errors
+    /// As [`Nodes::get`].
+    pub(crate) fn node(&self, number: u64) -> io::Result<Opened> {
+        match self.nodes.get(number) {
+            Err(error) if is_stale(&error) => {
+                let file = self.handles.of(number).ok_or(error)?.file.try_clone()?;
+                let kind = Kind::of(fstat(&file)?.st_mode);
+                Ok(Opened { handle: Arc::new(file.into()), kind })
+            }
+            found => found,
+        }
+    }
+
     /// Opens a file or directory that was looked up.
     pub(crate) fn reopen(&self, opened: &Opened, expected: Kind, flags: OFlags) -> io::Result<File> {
         match (opened.kind, expected) {
@@ -118,7 +133,7 @@ impl Directory {
     pub(crate) fn stat(&self, inode: u64, handle: Option<u64>) -> io::Result<(stat64, Duration)> {
         let stat = match handle {
             Some(handle) => fstat(&self.handles.get(handle, inode)?.file)?,
-            None => fstat(&self.nodes.get(inode)?.handle)?,
+            None => fstat(&self.node(inode)?.handle)?,
         };
         Ok((attributes(&stat, self.owner), VALIDITY))
     }
@@ -407,7 +422,7 @@ impl FileSystem for Directory {
     }
 
     fn statfs(&self, _: &Context, inode: u64) -> io::Result<libc::statvfs64> {
-        attributes::file_system(&self.nodes.get(inode)?.handle)
+        attributes::file_system(&self.node(inode)?.handle)
     }
 
     fn opendir(&self, _: &Context, inode: u64, _: u32) -> io::Result<(Option<u64>, OpenOptions)> {

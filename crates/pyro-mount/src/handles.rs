@@ -64,6 +64,11 @@ impl Handles {
         handle.filter(|handle| handle.node == node).ok_or_else(|| Errno::BADF.into())
     }
 
+    /// Returns one of a node, if there is any.
+    pub(crate) fn of(&self, node: u64) -> Option<Arc<Handle>> {
+        self.table().handles.values().find(|handle| handle.node == node).cloned()
+    }
+
     /// Closes one.
     pub(crate) fn remove(&self, number: u64, node: u64) -> io::Result<()> {
         self.get(number, node)?;

@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fuse_backend_rs::api::filesystem::ROOT_ID;
-use rustix::fs::{Mode, OFlags, Stat, fstat, openat};
+use rustix::fs::{
+    AtFlags, Mode, OFlags, RenameFlags, Stat, StatxFlags, fstat, makedev, openat, renameat_with, statx,
+};
 use rustix::io::Errno;
 
 use crate::special::{Kind, is_of_kernel};
@@ -17,6 +19,8 @@ use crate::special::{Kind, is_of_kernel};
 const MAX_NODES: usize = 1 << 19;
 /// Maximum depth at which a directory that is not open is found again.
 const MAX_DEPTH: usize = 1024;
+/// Nanoseconds of a second.
+const NANOSECONDS: i64 = 1_000_000_000;
 
 /// A file or directory that the guest has looked up. What is open is the way to it, not its content.
 #[derive(Clone, Debug)]
@@ -26,7 +30,7 @@ pub(crate) struct Opened {
 }
 
 /// The files and directories that the guest has looked up. At most a given number of them is open; the others are found again
-/// by their names, and are the same if their numbers on the host are.
+/// by their names, and are the same if their numbers and times of creation on the host are.
 #[derive(Debug)]
 pub(crate) struct Nodes {
     table: Mutex<Table>,
@@ -42,11 +46,13 @@ struct Table {
     max_open: usize,
 }
 
-/// What a file or directory is on the host.
+/// What a file or directory is on the host. The host gives the number of a file that is gone to another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Identity {
     device: u64,
     inode: u64,
+    /// When it was created, in nanoseconds since the epoch; 0 if its file system does not say.
+    born: i64,
 }
 
 #[derive(Debug)]
@@ -72,15 +78,30 @@ struct Version {
 }
 
 impl Identity {
-    fn of(stat: &Stat) -> Self {
-        Self { device: stat.st_dev, inode: stat.st_ino }
+    /// Returns the identity of what is open, and its kind.
+    fn of(handle: impl AsFd) -> io::Result<(Self, Kind)> {
+        Self::at(handle, c"", AtFlags::EMPTY_PATH)
+    }
+
+    /// Returns the same for what a directory holds.
+    fn at(directory: impl AsFd, name: &CStr, flags: AtFlags) -> io::Result<(Self, Kind)> {
+        let wanted = StatxFlags::INO | StatxFlags::TYPE | StatxFlags::BTIME;
+        let stat = statx(directory, name, flags, wanted)?;
+        let born = match StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME) {
+            true => {
+                stat.stx_btime.tv_sec.wrapping_mul(NANOSECONDS).wrapping_add(stat.stx_btime.tv_nsec.into())
+            }
+            false => 0,
+        };
+        let device = makedev(stat.stx_dev_major, stat.stx_dev_minor);
+        Ok((Self { device, inode: stat.stx_ino, born }, Kind::of(stat.stx_mode.into())))
     }
 }
 
 impl Nodes {
     /// Begins with the directory to serve, of which at most `max_open` files and directories are open at once.
     pub(crate) fn new(root: OwnedFd, max_open: usize) -> io::Result<Self> {
-        let identity = Identity::of(&fstat(&root)?);
+        let (identity, _) = Identity::of(&root)?;
         let root = Node {
             identity,
             kind: Kind::Directory,
@@ -118,10 +139,7 @@ impl Nodes {
     /// # Errors
     /// As [`Self::get`], or `ENOTDIR`.
     pub(crate) fn directory(&self, number: u64) -> io::Result<Arc<OwnedFd>> {
-        match self.get(number)? {
-            Opened { handle, kind: Kind::Directory } => Ok(handle),
-            _ => Err(Errno::NOTDIR.into()),
-        }
+        self.table().directory(number)
     }
 
     /// Looks a name up in a directory. The guest has to forget what is found.
@@ -133,7 +151,8 @@ impl Nodes {
         if crosses && is_of_kernel(&handle)? {
             return Err(Errno::ACCESS.into());
         }
-        let number = self.table().add(parent, name, handle, &stat)?;
+        let (identity, kind) = Identity::of(&handle)?;
+        let number = self.table().add(parent, name, handle, identity, kind)?;
         Ok((number, stat))
     }
 
@@ -142,17 +161,16 @@ impl Nodes {
         self.table().forget(number, count);
     }
 
-    /// What is now called `name` in `parent` was moved there by the guest.
-    pub(crate) fn moved(&self, parent: u64, name: &CStr) {
+    /// Renames, replaces or exchanges. No other thread looks for what is moved meanwhile: it would be at neither place.
+    pub(crate) fn rename(&self, from: (u64, &CStr), to: (u64, &CStr), flags: RenameFlags) -> io::Result<()> {
         let mut table = self.table();
-        let Ok(Opened { handle: directory, .. }) = table.get(parent) else { return };
-        let Ok(stat) = rustix::fs::statat(&directory, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) else {
-            return;
-        };
-        let Some(number) = table.numbers.get(&Identity::of(&stat)).copied() else { return };
-        if let Some(node) = table.nodes.get_mut(&number).filter(|_| number != ROOT_ID) {
-            (node.parent, node.name) = (parent, name.to_owned());
+        let (old, new) = (table.directory(from.0)?, table.directory(to.0)?);
+        renameat_with(&old, from.1, &new, to.1, flags)?;
+        table.moved(to, &new);
+        if flags.contains(RenameFlags::EXCHANGE) {
+            table.moved(from, &old);
         }
+        Ok(())
     }
 
     /// Returns whether a file is unchanged since the guest opened it last.
@@ -188,6 +206,26 @@ impl Nodes {
 
 impl Table {
     fn get(&mut self, number: u64) -> io::Result<Opened> {
+        self.get_by(number, |directory, name| open_path(directory, name))
+    }
+
+    fn get_by(
+        &mut self,
+        number: u64,
+        mut open: impl FnMut(&OwnedFd, &CStr) -> io::Result<OwnedFd>,
+    ) -> io::Result<Opened> {
+        match self.find(number, &mut open) {
+            // The host may have moved a directory away and back between two steps.
+            Err(error) if is_stale(&error) => self.find(number, &mut open),
+            found => found,
+        }
+    }
+
+    fn find(
+        &mut self,
+        number: u64,
+        open: &mut impl FnMut(&OwnedFd, &CStr) -> io::Result<OwnedFd>,
+    ) -> io::Result<Opened> {
         // From the node to the nearest directory above it that is open.
         let mut chain = Vec::new();
         let mut current = number;
@@ -204,9 +242,8 @@ impl Table {
         };
         for number in chain.into_iter().rev() {
             let node = self.nodes.get(&number).ok_or(Errno::STALE)?;
-            let found = open_path(&handle, &node.name).map_err(|_| Errno::STALE)?;
-            let stat = fstat(&found)?;
-            if (Identity::of(&stat), Kind::of(stat.st_mode)) != (node.identity, node.kind) {
+            let found = open(&handle, &node.name).map_err(|_| Errno::STALE)?;
+            if Identity::of(&found)? != (node.identity, node.kind) {
                 return Err(Errno::STALE.into());
             }
             handle = Arc::new(found);
@@ -214,6 +251,22 @@ impl Table {
         }
         let kind = self.nodes.get(&number).ok_or(Errno::STALE)?.kind;
         Ok(Opened { handle, kind })
+    }
+
+    fn directory(&mut self, number: u64) -> io::Result<Arc<OwnedFd>> {
+        match self.get(number)? {
+            Opened { handle, kind: Kind::Directory } => Ok(handle),
+            _ => Err(Errno::NOTDIR.into()),
+        }
+    }
+
+    /// The guest has moved something to this name in a directory.
+    fn moved(&mut self, (parent, name): (u64, &CStr), directory: &OwnedFd) {
+        let Ok((identity, _)) = Identity::at(directory, name, AtFlags::SYMLINK_NOFOLLOW) else { return };
+        let Some(number) = self.numbers.get(&identity).copied() else { return };
+        if let Some(node) = self.nodes.get_mut(&number).filter(|_| number != ROOT_ID) {
+            (node.parent, node.name) = (parent, name.to_owned());
+        }
     }
 
     /// Keeps a node open, and closes others if there are too many.
@@ -230,10 +283,16 @@ impl Table {
         }
     }
 
-    fn add(&mut self, parent: u64, name: &CStr, handle: OwnedFd, stat: &Stat) -> io::Result<u64> {
-        let (identity, kind) = (Identity::of(stat), Kind::of(stat.st_mode));
+    fn add(
+        &mut self,
+        parent: u64,
+        name: &CStr,
+        handle: OwnedFd,
+        identity: Identity,
+        kind: Kind,
+    ) -> io::Result<u64> {
         let known = self.numbers.get(&identity).copied();
-        // The host may have used the number of a file that is gone for another one.
+        // Where a file system does not say when a file was created, another one may have taken its number.
         let known = known.filter(|number| self.nodes.get(number).is_some_and(|node| node.kind == kind));
         if let Some(number) = known
             && let Some(node) = self.nodes.get_mut(&number)
@@ -272,6 +331,11 @@ impl Table {
     }
 }
 
+/// Whether what had a number is not there any more.
+pub(crate) fn is_stale(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::STALE)
+}
+
 /// Opens the way to what a directory holds, which does not touch it.
 fn open_path(directory: impl AsFd, name: &CStr) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -292,21 +356,77 @@ mod tests {
         line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
     }
 
+    /// A table of a directory with `dir/file`, both of which were looked up and are not open; `dir` has the number 2, the file 3.
+    fn closed(root: &std::path::Path) -> Nodes {
+        fs::create_dir(root.join("dir")).unwrap();
+        fs::write(root.join("dir/file"), "").unwrap();
+        let nodes = Nodes::new(File::open(root).unwrap().into(), 0).unwrap();
+        assert_eq!(nodes.look_up(ROOT_ID, c"dir").unwrap().0, 2);
+        assert_eq!(nodes.look_up(2, c"file").unwrap().0, 3);
+        assert_eq!(nodes.open_count(), 0);
+        nodes
+    }
+
+    #[test]
+    fn a_directory_that_is_moved_away_and_back_between_two_steps_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let nodes = closed(root.path());
+        let mut steps = 0;
+        let found = nodes.table().get_by(3, |directory, name| {
+            steps += 1;
+            // It is elsewhere at the second step, and back after that.
+            if steps == 2 { Err(Errno::NOENT.into()) } else { open_path(directory, name) }
+        });
+        assert_eq!((found.unwrap().kind, steps), (Kind::File, 4));
+        fs::rename(root.path().join("dir"), root.path().join("moved")).unwrap();
+        assert!(is_stale(&nodes.get(3).unwrap_err()), "it stays elsewhere");
+    }
+
+    #[test]
+    fn what_the_guest_moves_is_always_at_one_of_both_places() {
+        let root = tempfile::tempdir().unwrap();
+        let nodes = closed(root.path());
+        std::thread::scope(|scope| {
+            let moving = scope.spawn(|| {
+                for _ in 0..500 {
+                    nodes.rename((ROOT_ID, c"dir"), (ROOT_ID, c"moved"), RenameFlags::empty()).unwrap();
+                    nodes.rename((ROOT_ID, c"moved"), (ROOT_ID, c"dir"), RenameFlags::empty()).unwrap();
+                }
+            });
+            while !moving.is_finished() {
+                nodes.get(3).unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn a_file_with_the_number_of_one_that_is_gone_is_another_one() {
+        let root = tempfile::tempdir().unwrap();
+        let nodes = closed(root.path());
+        let open = || open_path(File::open(root.path()).unwrap(), c"dir/file").unwrap();
+        let (identity, kind) = Identity::of(open()).unwrap();
+        assert_ne!(identity.born, 0, "the file system of this test says when files were created");
+        let add = |identity| nodes.table().add(2, c"file", open(), identity, kind).unwrap();
+        assert_eq!(add(identity), 3);
+        assert_eq!(add(Identity { born: identity.born + 1, ..identity }), 4);
+    }
+
     #[test]
     fn the_largest_table_is_within_the_memory_limit() {
         let (dir, file) = (tempfile::tempdir().unwrap(), tempfile::tempfile().unwrap());
         let nodes = Nodes::new(File::open(dir.path()).unwrap().into(), 2).unwrap();
-        let mut stat = fstat(&file).unwrap();
+        let stat = fstat(&file).unwrap();
+        let (mut identity, kind) = Identity::of(&file).unwrap();
         let name = CString::new(vec![b'x'; 255]).unwrap();
         let before = kibibytes("VmSize");
         while nodes.count() < MAX_NODES {
-            stat.st_ino += 1;
+            identity.inode += 1;
             let handle = file.try_clone().unwrap().into();
-            let number = nodes.table().add(ROOT_ID, &name, handle, &stat).unwrap();
+            let number = nodes.table().add(ROOT_ID, &name, handle, identity, kind).unwrap();
             nodes.is_unchanged(number, &stat);
         }
-        stat.st_ino += 1;
-        let refused = nodes.table().add(ROOT_ID, &name, file.into(), &stat).unwrap_err();
+        identity.inode += 1;
+        let refused = nodes.table().add(ROOT_ID, &name, file.into(), identity, kind).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(Errno::NFILE.raw_os_error()));
         // What the table took at its largest, while it grew.
         let taken = kibibytes("VmPeak") - before;

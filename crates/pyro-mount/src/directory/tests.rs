@@ -106,6 +106,35 @@ fn files_are_read_as_they_are() {
 }
 
 #[test]
+fn an_open_file_goes_on_working_when_the_host_removes_or_replaces_it() {
+    let world = World::with(true, 2);
+    for name in ["file", "a", "b", "c"] {
+        fs::write(world.path(name), "content").unwrap();
+    }
+    let inode = world.walk("file").unwrap();
+    let handle = world.open(inode, OFlags::RDWR).unwrap();
+    fs::remove_file(world.path("file")).unwrap();
+    fs::write(world.path("file"), "another one").unwrap();
+    // The way to it is not kept open any more.
+    for name in ["a", "b", "c"] {
+        world.walk(name).unwrap();
+    }
+    assert!(crate::nodes::is_stale(&world.served.nodes.get(inode).unwrap_err()));
+    let size = |inode| world.served.getattr(&CONTEXT, inode, None).map(|(attr, _)| attr.st_size);
+    assert_eq!(size(inode).unwrap(), 7);
+    let mut shorter = Entry::default().attr;
+    shorter.st_size = 3;
+    world.served.setattr(&CONTEXT, inode, shorter, Some(handle), SetattrValid::SIZE).unwrap();
+    assert_eq!(size(inode).unwrap(), 3);
+    let again = world.open(inode, OFlags::RDONLY).unwrap();
+    world.served.release(&CONTEXT, inode, 0, again, false, false, None).unwrap();
+    assert_ne!(world.walk("file").unwrap(), inode);
+    assert_eq!(fs::read(world.path("file")).unwrap(), b"another one");
+    world.served.release(&CONTEXT, inode, 0, handle, false, false, None).unwrap();
+    assert_eq!(errno(size(inode)), Some(Errno::STALE));
+}
+
+#[test]
 fn no_name_leads_out_of_the_directory() {
     let world = World::new(true);
     fs::create_dir(world.path("a")).unwrap();
