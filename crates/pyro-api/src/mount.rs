@@ -138,12 +138,35 @@ pub fn check_mounts(mounts: &[DirectoryMount]) -> Result<(), Error> {
     }
     for (index, mount) in mounts.iter().enumerate() {
         mount.check()?;
-        if mounts[..index].iter().any(|other| other.guest == mount.guest) {
-            let message = format!("two directories cannot be mounted on {}", mount.guest);
-            return Err(Error::new(ErrorKind::InvalidInput, message).naming("mounts"));
-        }
+        check_apart(&mounts[..index], mount)?;
     }
     Ok(())
+}
+
+/// Checks that a mount point is neither that of another mount, nor in it, nor above it: what is mounted last would hide files of
+/// the other, and the guest would write to a different directory than the path says.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`].
+fn check_apart(others: &[DirectoryMount], mount: &DirectoryMount) -> Result<(), Error> {
+    let Some(other) = others.iter().find(|other| overlap(&other.guest, &mount.guest)) else { return Ok(()) };
+    let message = match other.guest == mount.guest {
+        true => format!("two directories cannot be mounted on {}", mount.guest),
+        false => {
+            let (outer, inner) = if mount.guest.starts_with(&other.guest) {
+                (&other.guest, &mount.guest)
+            } else {
+                (&mount.guest, &other.guest)
+            };
+            format!("mounts cannot be nested: {inner} is in {outer}")
+        }
+    };
+    Err(Error::new(ErrorKind::InvalidInput, message).naming("mounts"))
+}
+
+/// Returns whether one of two mount points is the other one or in it.
+fn overlap(one: &str, other: &str) -> bool {
+    Path::new(one).starts_with(other) || Path::new(other).starts_with(one)
 }
 
 /// Returns whether the path is absolute, not the root, and written in the only way there is.
@@ -204,5 +227,18 @@ mod tests {
         check_mounts(&many[1..]).unwrap();
         assert!(check_mounts(&many).is_err());
         assert!(check_mounts(&[many[0].clone(), many[0].clone()]).is_err());
+    }
+
+    #[test]
+    fn mounts_are_not_nested() {
+        let mounts = |guests: [&str; 2]| guests.map(|guest| mount(&format!("/src:{guest}")));
+        for guests in [["/a", "/a/b"], ["/a/b/c", "/a"]] {
+            let error = check_mounts(&mounts(guests)).unwrap_err();
+            let inner = guests.iter().max_by_key(|guest| guest.len()).unwrap();
+            assert_eq!(error.message, format!("mounts cannot be nested: {inner} is in /a"));
+        }
+        for guests in [["/a", "/ab"], ["/a/b", "/a/c"]] {
+            check_mounts(&mounts(guests)).unwrap();
+        }
     }
 }

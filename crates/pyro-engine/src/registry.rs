@@ -216,6 +216,7 @@ impl Registry {
             record.state = VmState::Started;
             record.stop_reason = None;
             record.last_error = None;
+            record.lost_mounts.clear();
             record.apply(patch);
             record.update(tx)?;
             // What its last supervisor could not record.
@@ -294,15 +295,21 @@ impl Registry {
         })
     }
 
-    /// Records the mounted directories of a task.
+    /// Records the mounted directories of a task, and the mount points of those that are lost.
     ///
     /// # Errors
     ///
     /// As [`Registry::get`].
-    pub(crate) fn set_mounts(&self, id: &VmId, mounts: &[DirectoryMount]) -> Result<VmRecord, Error> {
+    pub(crate) fn set_mounts(
+        &self,
+        id: &VmId,
+        mounts: &[DirectoryMount],
+        lost: Vec<String>,
+    ) -> Result<VmRecord, Error> {
         self.write(|tx| {
             let mut record = load(tx, Kind::Task, id)?;
             record.mounts = mounts.to_vec();
+            record.lost_mounts = lost;
             record.update(tx)?;
             Ok(record)
         })

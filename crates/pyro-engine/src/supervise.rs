@@ -168,7 +168,12 @@ impl Store for RegistryStore {
         self.write(move |registry| registry.delete_service(&VmId::parse(&vm_id)?, &name).map(drop)).await
     }
 
-    async fn record_mounts(&self, vm_id: &str, mounts: &[MountPoint]) -> Result<(), StoreError> {
+    async fn record_mounts(
+        &self,
+        vm_id: &str,
+        mounts: &[MountPoint],
+        lost: &[String],
+    ) -> Result<(), StoreError> {
         let mount = |point: &MountPoint| DirectoryMount {
             host: point.host.display().to_string(),
             guest: point.guest.clone(),
@@ -176,7 +181,8 @@ impl Store for RegistryStore {
             uid: point.owner,
         };
         let (vm_id, mounts) = (vm_id.to_owned(), mounts.iter().map(mount).collect::<Vec<_>>());
-        self.write(move |registry| registry.set_mounts(&VmId::parse(&vm_id)?, &mounts).map(drop)).await
+        let lost = lost.to_vec();
+        self.write(move |registry| registry.set_mounts(&VmId::parse(&vm_id)?, &mounts, lost).map(drop)).await
     }
 
     async fn forget(&self, vm_id: &str) -> Result<(), StoreError> {

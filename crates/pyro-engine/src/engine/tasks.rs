@@ -432,6 +432,10 @@ fn task(shared: &Shared, record: VmRecord) -> Result<Task, Error> {
         published_ports: ports::shown(&record.ports, record.state),
         services,
         mounts: record.mounts.clone(),
+        lost_mounts: match record.state {
+            VmState::Started => record.lost_mounts,
+            VmState::Created | VmState::Stopped => Vec::new(),
+        },
         // A list that cannot be read must not hide the task.
         network_denials: denials(&dir, 0.0).unwrap_or_else(|error| {
             tracing::warn!(task_id = %record.vm_id, %error, "what the guest was refused cannot be read");

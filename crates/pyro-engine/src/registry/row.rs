@@ -70,6 +70,8 @@ pub(crate) struct VmRecord {
     pub(crate) ports: Vec<RecordedPort>,
     /// The directories of the host that it has mounted.
     pub(crate) mounts: Vec<DirectoryMount>,
+    /// Mount points of those that were lost since the last start.
+    pub(crate) lost_mounts: Vec<String>,
     pub(crate) host_choice: HostChoice,
     pub(crate) host_access: HostAccess,
     pub(crate) guest_ip: Option<String>,
@@ -144,7 +146,7 @@ impl NewVm {
                 ":labels": StoredLabels::to_json(&self.naming.labels),
                 ":ttl_from": self.ttl_from.as_str(),
                 ":owner": self.owner.as_ref().map(OwnerName::as_str),
-                ":mounts": mounts_to_json(&self.mounts),
+                ":mounts": mounts_to_json(&self.mounts, &[]),
             },
         )?;
         Ok(())
@@ -217,7 +219,7 @@ impl VmRecord {
                 ":name": self.name,
                 ":labels": StoredLabels::to_json(&self.labels),
                 ":ttl_from": self.ttl_from.as_str(),
-                ":mounts": mounts_to_json(&self.mounts),
+                ":mounts": mounts_to_json(&self.mounts, &self.lost_mounts),
                 ":vm_id": self.vm_id.as_str(),
             },
         )?;
@@ -227,6 +229,9 @@ impl VmRecord {
     fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
         let vm_id: VmId = stored(row, "vm_id")?;
         let metadata = from_json(&vm_id, &row.get::<_, String>("metadata")?);
+        let mounts = mounts(row)?;
+        let lost_mounts =
+            mounts.iter().filter(|stored| stored.lost).map(|stored| stored.mount.guest.clone()).collect();
         Ok(Self {
             environment: row.get("environment")?,
             environment_version: row.get("environment_version")?,
@@ -243,7 +248,8 @@ impl VmRecord {
             disk_mib: row.get("disk_mib")?,
             network: network(row)?,
             ports: ports(row)?,
-            mounts: mounts(row)?,
+            mounts: mounts.into_iter().map(|stored| stored.mount).collect(),
+            lost_mounts,
             host_choice: HostChoice {
                 ca: row.get::<_, Option<Stored<CaSource>>>("host_ca")?.map(|Stored(source)| source),
                 proxy: row.get("host_proxy")?,
@@ -285,7 +291,7 @@ fn ports(row: &Row<'_>) -> rusqlite::Result<Vec<RecordedPort>> {
 }
 
 /// Returns the mounted directories. A damaged list makes the record unreadable, because any other list might open more.
-fn mounts(row: &Row<'_>) -> rusqlite::Result<Vec<DirectoryMount>> {
+fn mounts(row: &Row<'_>) -> rusqlite::Result<Vec<StoredMount>> {
     let stored = row.get::<_, Option<StoredMounts>>("mounts")?;
     Ok(stored.map_or_else(Vec::new, |StoredMounts(mounts)| mounts))
 }
@@ -368,12 +374,25 @@ fn ports_to_json(ports: &[RecordedPort]) -> Option<String> {
     (!ports.is_empty()).then(|| serde_json::json!(ports).to_string())
 }
 
-fn mounts_to_json(mounts: &[DirectoryMount]) -> Option<String> {
-    (!mounts.is_empty()).then(|| serde_json::json!(mounts).to_string())
+fn mounts_to_json(mounts: &[DirectoryMount], lost: &[String]) -> Option<String> {
+    let stored =
+        |mount: &DirectoryMount| StoredMount { lost: lost.contains(&mount.guest), mount: mount.clone() };
+    let stored: Vec<StoredMount> = mounts.iter().map(stored).collect();
+    (!stored.is_empty()).then(|| serde_json::json!(stored).to_string())
+}
+
+/// A mount as it is stored.
+#[derive(Serialize, Deserialize)]
+struct StoredMount {
+    #[serde(flatten)]
+    mount: DirectoryMount,
+    /// Its server has ended since the last start.
+    #[serde(default)]
+    lost: bool,
 }
 
 /// Mounts stored as JSON.
-struct StoredMounts(Vec<DirectoryMount>);
+struct StoredMounts(Vec<StoredMount>);
 
 impl FromSql for StoredMounts {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {

@@ -464,3 +464,17 @@ fn the_versions_of_environments_in_use_are_those_of_all_records() {
     raw(directory.path()).execute(damage, []).unwrap();
     assert_eq!(versions(), ["debian:12 1.0.0"]);
 }
+
+#[test]
+fn a_lost_directory_is_on_record_until_the_next_start() {
+    let (_directory, registry, id) = with_task();
+    registry.set_started(&id, &VmPatch::default()).unwrap();
+    let mounts: Vec<DirectoryMount> = ["/a:/a", "/b:/b:rw"].map(|mount| mount.parse().unwrap()).into();
+    registry.set_mounts(&id, &mounts, vec!["/b".to_owned()]).unwrap();
+    let record = registry.get(Kind::Task, &id).unwrap();
+    assert_eq!((record.mounts, record.lost_mounts), (mounts.clone(), vec!["/b".to_owned()]));
+    registry.mark_stopped(&id, StopReason::ExplicitStop, None).unwrap();
+    registry.set_started(&id, &VmPatch::default()).unwrap();
+    let record = registry.get(Kind::Task, &id).unwrap();
+    assert_eq!((record.mounts, record.lost_mounts), (mounts, Vec::new()));
+}

@@ -82,6 +82,7 @@ fn task() -> Task {
         published_ports: Vec::new(),
         services: Vec::new(),
         mounts: Vec::new(),
+        lost_mounts: Vec::new(),
         network_denials: Vec::new(),
         owner: None,
     }

@@ -26,6 +26,7 @@ use self::claim::Adoption;
 use self::clients::kind;
 use self::end::HaltError;
 pub(super) use self::end::{remove_dir, remove_file};
+use self::mounting::MountRecorder;
 use super::adoption::{HandedOver, TakeOverError};
 use super::commands::Commands;
 use super::mounts::Mounts;
@@ -120,6 +121,8 @@ pub(super) struct Driver<'a, B: Boot, S, C> {
     description: String,
     /// Why the guest may not have written everything out.
     loss: Option<HaltError>,
+    /// What may be missing on the host, and why.
+    not_written: Vec<String>,
 }
 
 impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
@@ -158,6 +161,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             failure: None,
             description: String::new(),
             loss: None,
+            not_written: Vec::new(),
         }
     }
 
@@ -304,6 +308,14 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         });
     }
 
+    fn mount_recorder(&self) -> MountRecorder<S> {
+        MountRecorder {
+            mounts: self.mounts.clone(),
+            store: Rc::clone(&self.store),
+            vm_id: self.spec.vm_id.clone(),
+        }
+    }
+
     async fn apply(&mut self, input: Input) {
         let effects = self.life.apply(input);
         self.announce_phase();
@@ -338,7 +350,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             Effect::KillMachine => {
                 self.ports.close();
                 self.kill_machine().await;
-                self.mounts.close().await;
+                self.not_written = self.mounts.close().await;
             }
             Effect::SettleCommands => self.settle_commands(),
             Effect::RemoveFiles { all } => self.remove_files(all),

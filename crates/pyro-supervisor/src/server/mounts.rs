@@ -3,8 +3,9 @@
 
 mod relay;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::time::timeout;
 use tokio_util::codec::Framed;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
-use self::relay::Packets;
+use self::relay::{Packets, RelayError};
 use crate::mount::{MAX_MOUNTS, MountPoint};
 use crate::mux::{OpenError, Streams, call};
 use crate::spec::LaunchSpec;
@@ -36,6 +37,8 @@ pub(super) enum MountError {
     TooMany,
     #[error("a directory is mounted on {0} already")]
     Taken(String),
+    #[error("mounts cannot be nested: a directory is mounted on {0}")]
+    Nested(String),
     #[error("the VM is being stopped")]
     Closed,
     #[error("cannot mount {path}: {failure}")]
@@ -60,6 +63,8 @@ pub(super) struct Mounts {
     table: Rc<RefCell<Table>>,
     /// Held while the table is changed and recorded, so that the latest table is recorded last.
     pub(super) recording: Rc<Mutex<()>>,
+    /// A directory has lost its server since the table was recorded.
+    pub(super) loss: Rc<Notify>,
 }
 
 #[derive(Default)]
@@ -72,6 +77,8 @@ struct Table {
 struct Mounted {
     point: MountPoint,
     unmount: Rc<Notify>,
+    /// Its server has ended, or cannot be reached any more.
+    is_lost: Rc<Cell<bool>>,
     /// Returns why the guest may have kept something that was written to the directory.
     relay: JoinHandle<Option<Failure>>,
 }
@@ -113,8 +120,15 @@ impl Mounts {
         self.check(&point)?;
         let unmount = Rc::new(Notify::new());
         let (asked, path) = (Rc::clone(&unmount), point.guest.clone());
+        let is_lost = Rc::new(Cell::new(false));
+        let (lost, mounts) = (Rc::clone(&is_lost), self.clone());
         let relay = spawn_local(async move {
-            let not_written = match relay::run(stream, &packets, &asked, &path).await {
+            let note_loss = |error: &RelayError| {
+                tracing::warn!(path, %error, "a mounted directory was lost: unmount it, and mount it again");
+                lost.set(true);
+                mounts.loss.notify_one();
+            };
+            let not_written = match relay::run(stream, &packets, &asked, note_loss).await {
                 Ok(None) => {
                     tracing::debug!(path, "a directory was unmounted");
                     None
@@ -124,7 +138,10 @@ impl Mounts {
                     Some(failure)
                 }
                 Err(error) => {
-                    tracing::warn!(path, %error, "a mounted directory was lost");
+                    // The end of the machine closes all streams.
+                    if !mounts.table.borrow().is_closed {
+                        note_loss(&error);
+                    }
                     None
                 }
             };
@@ -132,7 +149,7 @@ impl Mounts {
             drop(permit);
             not_written
         });
-        self.table.borrow_mut().mounts.push(Mounted { point, unmount, relay });
+        self.table.borrow_mut().mounts.push(Mounted { point, unmount, is_lost, relay });
         Ok(())
     }
 
@@ -158,9 +175,16 @@ impl Mounts {
             return Err(MountError::Closed);
         }
         // What the guest has unmounted, or lost, can be mounted again.
-        table.mounts.retain(|mounted| mounted.point.guest != point.guest || !mounted.relay.is_finished());
-        if table.mounts.iter().any(|mounted| mounted.point.guest == point.guest) {
-            return Err(MountError::Taken(point.guest.clone()));
+        table.mounts.retain(|mounted| !overlap(&mounted.point, point) || !mounted.relay.is_finished());
+        if let Some(Mounted { point: other, .. }) =
+            table.mounts.iter().find(|mounted| overlap(&mounted.point, point))
+        {
+            let guest = other.guest.clone();
+            return Err(if guest == point.guest {
+                MountError::Taken(guest)
+            } else {
+                MountError::Nested(guest)
+            });
         }
         if table.mounts.len() >= MAX_MOUNTS { Err(MountError::TooMany) } else { Ok(()) }
     }
@@ -193,16 +217,42 @@ impl Mounts {
         (!table.is_closed).then(|| table.mounts.iter().map(|mounted| mounted.point.clone()).collect())
     }
 
+    /// Returns the mount points of those that are lost.
+    pub(super) fn lost(&self) -> Vec<String> {
+        let table = self.table.borrow();
+        let lost = table.mounts.iter().filter(|mounted| mounted.is_lost.get());
+        lost.map(|mounted| mounted.point.guest.clone()).collect()
+    }
+
     /// Mounts nothing more.
     pub(super) fn seal(&self) {
         self.table.borrow_mut().is_closed = true;
     }
 
-    /// Waits for the servers to exit, for a limited time. The machine has ended.
-    pub(super) async fn close(&self) {
+    /// Waits for the servers to exit, for a limited time. The machine has ended. Returns for which directories something that the guest
+    /// wrote may be missing on the host, and why.
+    pub(super) async fn close(&self) -> Vec<String> {
         self.seal();
         let mounts = std::mem::take(&mut self.table.borrow_mut().mounts);
-        let relays = mounts.into_iter().map(|mounted| mounted.relay);
-        let _ = timeout(CLOSE_LIMIT, join_all(relays)).await;
+        let ends = mounts.into_iter().map(|Mounted { point, is_lost, relay, .. }| async move {
+            let cause = match timeout(CLOSE_LIMIT, relay).await {
+                Ok(Ok(Some(failure))) => failure.to_string(),
+                _ if is_lost.get() => RelayError::ServerGone.to_string(),
+                _ => return None,
+            };
+            Some(not_written(&point.guest, &cause))
+        });
+        join_all(ends).await.into_iter().flatten().collect()
     }
+}
+
+/// Says that something that the guest wrote may not be on the host.
+pub(super) fn not_written(guest: &str, cause: &str) -> String {
+    format!("what the guest wrote to {guest} last may be missing on this host: {cause}")
+}
+
+/// Returns whether one of two mount points is the other one or in it.
+fn overlap(one: &MountPoint, other: &MountPoint) -> bool {
+    let (one, other) = (Path::new(&one.guest), Path::new(&other.guest));
+    one.starts_with(other) || other.starts_with(one)
 }

@@ -28,7 +28,7 @@ pub trait Store {
     async fn record_start(&self, vm_id: &str, info: &BootInfo) -> Result<f64, StoreError>;
 
     /// Records that the VM ended, once it is gone. `loss` is the reason if its guest should have
-    /// written everything out and may not have.
+    /// written everything out, to its disk and to its live directories, and may not have.
     ///
     /// # Errors
     /// [`StoreError`]; the release of the VM's lock then shows other processes what the record cannot.
@@ -79,11 +79,18 @@ pub trait Store {
     /// # Errors
     /// [`StoreError`].
     async fn forget_service(&self, vm_id: &str, name: &str) -> Result<(), StoreError>;
-    /// Records the directories that a running VM has mounted, in place of those that were recorded before.
+
+    /// Records the directories that a running VM has mounted, in place of those that were recorded before. `lost` are the mount points
+    /// of those whose servers have ended.
     ///
     /// # Errors
     /// [`StoreError`].
-    async fn record_mounts(&self, vm_id: &str, mounts: &[MountPoint]) -> Result<(), StoreError>;
+    async fn record_mounts(
+        &self,
+        vm_id: &str,
+        mounts: &[MountPoint],
+        lost: &[String],
+    ) -> Result<(), StoreError>;
 
     /// Removes the record of a VM that was never up for any caller. A missing record is not an error.
     ///

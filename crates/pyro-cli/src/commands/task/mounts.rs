@@ -3,6 +3,7 @@
 use clap::Args;
 use pyro_engine::{DirectoryMount, Engine, Task};
 
+use super::state::mounts;
 use crate::commands::mounts::absolute;
 use crate::error::CliError;
 use crate::reply::Reply;
@@ -78,8 +79,8 @@ pub(super) fn unmount(args: &TaskUnmountArgs, engine: &Engine) -> Result<Reply, 
 }
 
 fn listed(task: &Task) -> String {
-    match task.mounts.as_slice() {
-        [] => "No directories mounted.\n".to_owned(),
-        mounts => mounts.iter().map(|mount| format!("{mount}\n")).collect(),
+    match task.mounts.is_empty() {
+        true => "No directories mounted.\n".to_owned(),
+        false => mounts(task).map(|mount| format!("{mount}\n")).collect(),
     }
 }

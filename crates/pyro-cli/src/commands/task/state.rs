@@ -204,12 +204,20 @@ fn shown(task: &Task, now: f64) -> String {
             task.services.iter().map(|service| format!("{} ({})", service.name, service.state)).collect();
         lines.push(format!("Services: {}", services.join(", ")));
     }
-    lines.extend(task.mounts.iter().map(|mount| format!("Mounted: {mount}")));
+    lines.extend(mounts(task).map(|mount| format!("Mounted: {mount}")));
     let more = task.network_denials.len().saturating_sub(SHOWN_DENIALS);
     lines.extend(
         task.network_denials.iter().skip(more).map(|refused| format!("Network: {}", denial(refused))),
     );
     lines.join("\n") + "\n"
+}
+
+/// What the task has mounted, and what became of it.
+pub(super) fn mounts(task: &Task) -> impl Iterator<Item = String> {
+    task.mounts.iter().map(|mount| match task.lost_mounts.contains(&mount.guest) {
+        true => format!("{mount} (lost: unmount it, then mount it again)"),
+        false => mount.to_string(),
+    })
 }
 
 /// The ids alone, for other commands.

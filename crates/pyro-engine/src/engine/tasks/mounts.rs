@@ -63,7 +63,7 @@ impl Engine {
             let mut mounts = registry.get(Kind::Task, &id_of_task)?.mounts;
             let before = mounts.len();
             mounts.retain(|mount| mount.guest != guest);
-            registry.set_mounts(&id_of_task, &mounts)?;
+            registry.set_mounts(&id_of_task, &mounts, Vec::new())?;
             Ok(mounts.len() < before)
         })
         .await

@@ -13,7 +13,6 @@ use tokio_util::codec::FramedParts;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use super::Driver;
-use super::mounting::MountRecorder;
 use crate::mux::Streams;
 use crate::protocol::{COPY_STEP_LIMIT, Reply, Request, ServerStream};
 use crate::server::commands::reply;
@@ -37,11 +36,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             store: Rc::clone(&self.store),
             vm_id: self.spec.vm_id.clone(),
         };
-        let mounts = MountRecorder {
-            mounts: self.mounts.clone(),
-            store: Rc::clone(&self.store),
-            vm_id: self.spec.vm_id.clone(),
-        };
+        let mounts = self.mount_recorder();
         spawn_local(async move {
             match request {
                 Request::Copy => {

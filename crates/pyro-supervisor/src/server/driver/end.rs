@@ -128,6 +128,8 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             .loss
             .take()
             .map(|error| format!("the guest may not have written everything to its disk: {error}"));
+        let losses: Vec<String> = loss.into_iter().chain(std::mem::take(&mut self.not_written)).collect();
+        let loss = (!losses.is_empty()).then(|| losses.join("\n"));
         spawn_local(async move {
             if let Err(error) = store.record_end(&vm_id, retention, &reason, loss.as_deref()).await {
                 // The release of the lock reports the end that the record cannot.

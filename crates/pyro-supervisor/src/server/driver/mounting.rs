@@ -12,7 +12,7 @@ use crate::mount::MountPoint;
 use crate::mux::Streams;
 use crate::protocol::{Reply, ServerStream};
 use crate::server::commands::reply;
-use crate::server::mounts::{Mounts, Unmounted};
+use crate::server::mounts::{Mounts, Unmounted, not_written};
 use crate::server::{REPLY_LIMIT, Store};
 
 /// Changes the mounted directories of a VM, and records each change before its client is answered.
@@ -40,11 +40,23 @@ impl<S: Store> MountRecorder<S> {
 
     async fn record_mount(&self, guest: &str) -> Reply {
         let Some(mounts) = self.mounts.to_record() else { return stopping() };
-        match self.store.record_mounts(&self.vm_id, &mounts).await {
+        match self.store.record_mounts(&self.vm_id, &mounts, &self.mounts.lost()).await {
             Ok(()) => Reply::Mounted,
             Err(error) => {
                 self.mounts.unmount(guest).await;
                 Reply::NotRecorded { cause: error.cause }
+            }
+        }
+    }
+
+    /// Records directories whose servers have ended, whenever that happens.
+    pub(super) async fn record_losses(&self) {
+        loop {
+            self.mounts.loss.notified().await;
+            let _recording = self.mounts.recording.lock().await;
+            let Some(mounts) = self.mounts.to_record() else { return };
+            if let Err(error) = self.store.record_mounts(&self.vm_id, &mounts, &self.mounts.lost()).await {
+                tracing::error!(vm_id = self.vm_id, %error, "the loss of a mounted directory cannot be recorded");
             }
         }
     }
@@ -58,12 +70,10 @@ impl<S: Store> MountRecorder<S> {
         if mounts.len() == before {
             return Reply::NotMounted;
         }
-        match self.store.record_mounts(&self.vm_id, &mounts).await {
+        match self.store.record_mounts(&self.vm_id, &mounts, &self.mounts.lost()).await {
             Ok(()) => match self.mounts.unmount(guest).await {
                 Unmounted::NotWritten(cause) => Reply::Refused {
-                    cause: format!(
-                        "{guest} was unmounted, but what the guest wrote to it last may be missing on this host: {cause}"
-                    ),
+                    cause: format!("{guest} was unmounted, but {}", not_written(guest, &cause)),
                 },
                 Unmounted::Written | Unmounted::NotMounted => Reply::Done,
             },

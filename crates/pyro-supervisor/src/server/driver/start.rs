@@ -85,8 +85,15 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         self.services =
             Some(Services::new(&self.spec.vm_id, &self.spec.dir, streams.clone(), Rc::clone(&self.store)));
         let (store, inbox, vm_id) = (Rc::clone(&self.store), self.inbox.clone(), self.spec.vm_id.clone());
+        // Other VMs have no state that a caller reads.
+        let mounts = (self.spec.retention == Retention::Deletion).then(|| self.mount_recorder());
         spawn_local(async move {
-            inbox.post(Message::StartRecorded(store.record_start(&vm_id, &info).await));
+            let recorded = store.record_start(&vm_id, &info).await;
+            let mounts = mounts.filter(|_| recorded.is_ok());
+            inbox.post(Message::StartRecorded(recorded));
+            if let Some(mounts) = mounts {
+                mounts.record_losses().await;
+            }
         });
     }
 

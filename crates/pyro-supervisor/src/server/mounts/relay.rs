@@ -81,13 +81,13 @@ impl Packets {
 }
 
 /// Passes messages on until the directory is unmounted, which `unmount` asks the guest for. If its server ends before, the directory
-/// stays mounted and nothing in it can be used: otherwise the guest would write to its own disk there. Returns why the guest may have
-/// kept something that was written to it.
+/// stays mounted and nothing in it can be used: otherwise the guest would write to its own disk there; `lost` is called then. Returns
+/// why the guest may have kept something that was written to it.
 pub(super) async fn run<S>(
     stream: CallStream<S, Mount>,
     server: &Packets,
     unmount: &Notify,
-    path: &str,
+    lost: impl Fn(&RelayError),
 ) -> Result<Option<Failure>, RelayError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -119,8 +119,7 @@ where
                     let message = match message {
                         Ok(Some(message)) => message,
                         ended => {
-                            let error = ended.err().map_or(RelayError::ServerGone, RelayError::Server);
-                            tracing::warn!(path, %error, "a mounted directory was lost: unmount it, and mount it again");
+                            lost(&ended.err().map_or(RelayError::ServerGone, RelayError::Server));
                             break;
                         }
                     };

@@ -171,6 +171,9 @@ pub(crate) struct World {
     /// When the end of the lifetime was recorded, in seconds since the begin of the case.
     pub(crate) expired_at: Cell<Option<f64>>,
     began: Instant,
+    /// Directories are unmounted before the machine halts.
+    halting: CancellationToken,
+    mounted: Cell<u32>,
     is_alive: Cell<bool>,
     sequence: Cell<u64>,
     ends_refused: Cell<u32>,
@@ -201,6 +204,8 @@ impl World {
             loss: RefCell::default(),
             expired_at: Cell::new(None),
             began: Instant::now(),
+            halting: CancellationToken::new(),
+            mounted: Cell::new(0),
             is_alive: Cell::new(false),
             sequence: Cell::new(0),
             ends_refused: Cell::new(0),
@@ -372,6 +377,10 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
         Some(Ok(Frame::Control(Request::Halt))) => {
             sleep(Duration::from_millis(world.conditions.halt_ms)).await;
             let mut stream = stream.map_codec(|_| FrameCodec::<NoInput, HaltReply>::default());
+            world.halting.cancel();
+            while world.mounted.get() > 0 {
+                tokio::task::yield_now().await;
+            }
             let reply = if world.conditions.halt_fails {
                 HaltReply::Failed(failure("writing out", "I/O error"))
             } else {
@@ -453,7 +462,7 @@ async fn serve_stream(stream: yamux::Stream, world: Rc<World>) {
             let _ = stream.send(Frame::Control(reply)).await;
         }
         Some(Ok(Frame::Control(Request::Mount(mount)))) => {
-            serve_mount(mount, stream.map_codec(|_| FrameCodec::default())).await;
+            serve_mount(&world, mount, stream.map_codec(|_| FrameCodec::default())).await;
         }
         Some(Ok(Frame::Control(Request::Identify(_)))) => {
             sleep(Duration::from_millis(world.conditions.identify_ms)).await;
@@ -653,6 +662,7 @@ pub(super) fn fuse_message() -> Bytes {
 
 /// Stands for the guest's kernel: it sends one message and reads the answers of the host. It cannot mount on `/busy`.
 async fn serve_mount(
+    world: &World,
     mount: Mount,
     mut stream: Framed<
         impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
@@ -667,11 +677,16 @@ async fn serve_mount(
     let _ = stream.send(Frame::Control(MountReply::Mounted)).await;
     let _ = stream.send(Frame::Output(OutputStream::Stdout, fuse_message())).await;
     let mut lost = false;
-    while let Some(Ok(frame)) = stream.next().await {
+    world.mounted.set(world.mounted.get() + 1);
+    loop {
+        let frame = tokio::select! {
+            frame = stream.next() => frame,
+            () = world.halting.cancelled() => break,
+        };
         match frame {
-            Frame::Output(..) => {}
-            Frame::Control(MountInput::Lost) => lost = true,
-            Frame::Control(MountInput::Unmount) => break,
+            Some(Ok(Frame::Output(..))) => {}
+            Some(Ok(Frame::Control(MountInput::Lost))) => lost = true,
+            Some(Ok(Frame::Control(MountInput::Unmount)) | Err(_)) | None => break,
         }
     }
     // The host must say that the server of `/lost` has ended before it asks for anything else.
@@ -679,6 +694,7 @@ async fn serve_mount(
     let not_written = is_full.then(|| failure("writing it out", "no space left on device"));
     let _ = stream.send(Frame::Control(MountReply::Unmounted { not_written })).await;
     let _ = stream.close().await;
+    world.mounted.set(world.mounted.get() - 1);
 }
 
 fn full() -> StoreError {
@@ -787,12 +803,21 @@ impl Store for FakeStore {
         Ok(())
     }
 
-    async fn record_mounts(&self, _vm_id: &str, mounts: &[MountPoint]) -> Result<(), StoreError> {
+    async fn record_mounts(
+        &self,
+        _vm_id: &str,
+        mounts: &[MountPoint],
+        lost: &[String],
+    ) -> Result<(), StoreError> {
         self.take_time().await;
         if self.0.conditions.begins_are_refused {
             return Err(full());
         }
-        self.0.note(Fact::MountsRecorded(mounts.iter().map(|mount| mount.guest.clone()).collect()));
+        let shown = |mount: &MountPoint| {
+            let is_lost = lost.contains(&mount.guest);
+            if is_lost { format!("{} (lost)", mount.guest) } else { mount.guest.clone() }
+        };
+        self.0.note(Fact::MountsRecorded(mounts.iter().map(shown).collect()));
         Ok(())
     }
 

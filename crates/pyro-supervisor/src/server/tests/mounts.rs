@@ -155,8 +155,60 @@ fn a_directory_whose_server_has_ended_stays_mounted_until_it_is_unmounted() {
         let (_second, socket) = packets().unwrap();
         let taken = client.mount(point("/lost"), socket).await;
         assert!(matches!(taken, Err(MountError::Request(RunError::Refused { .. }))), "{taken:?}");
+        super::races::until(&supervised, |fact| {
+            *fact == Fact::MountsRecorded(vec!["/lost (lost)".to_owned()])
+        })
+        .await;
         assert!(client.unmount("/lost").await.unwrap());
         let (_third, socket) = packets().unwrap();
         client.mount(point("/lost"), socket).await.unwrap();
+    });
+}
+
+#[test]
+fn what_the_guest_had_not_written_when_it_was_stopped_is_recorded() {
+    run(async {
+        let supervised = started(Conditions::task()).await;
+        let client = supervised.client();
+        let mut servers = Vec::new();
+        for guest in ["/mnt", "/full", "/lost"] {
+            let (server, socket) = packets().unwrap();
+            client.mount(point(guest), socket).await.unwrap();
+            servers.push(server);
+        }
+        // The one of `/lost` ends, and the others read until theirs is unmounted.
+        assert!(next(&servers[2]).await.is_some());
+        drop(servers.pop());
+        super::races::until(&supervised, |fact| {
+            matches!(fact, Fact::MountsRecorded(mounts) if mounts.contains(&"/lost (lost)".to_owned()))
+        })
+        .await;
+        let serving = servers.into_iter().map(|server| async move { while next(&server).await.is_some() {} });
+        tokio::join!(ask(&supervised, Request::Stop), futures::future::join_all(serving));
+        let loss = supervised.world.loss.borrow().clone().unwrap();
+        let expected = "what the guest wrote to /full last may be missing on this host: writing it out: no space left on device\n\
+                        what the guest wrote to /lost last may be missing on this host: the server of the directory has ended";
+        assert_eq!(loss, expected);
+    });
+}
+
+#[test]
+fn a_directory_is_not_mounted_in_another_one() {
+    run(async {
+        let supervised = started(Conditions::task()).await;
+        let client = supervised.client();
+        let (_server, socket) = packets().unwrap();
+        client.mount(point("/mnt/a"), socket).await.unwrap();
+        for guest in ["/mnt", "/mnt/a/b"] {
+            let (_other, socket) = packets().unwrap();
+            let Err(MountError::Request(RunError::Refused { cause })) =
+                client.mount(point(guest), socket).await
+            else {
+                panic!("{guest} is mounted")
+            };
+            assert_eq!(cause, "mounts cannot be nested: a directory is mounted on /mnt/a");
+        }
+        let (_other, socket) = packets().unwrap();
+        client.mount(point("/mnt/ab"), socket).await.unwrap();
     });
 }

@@ -38,6 +38,7 @@ fn a_task() -> Task {
         disk_used_bytes: 0,
         published_ports: Vec::new(),
         mounts: Vec::new(),
+        lost_mounts: Vec::new(),
         network_denials: Vec::new(),
         owner: None,
         services: Vec::new(),
@@ -146,4 +147,14 @@ fn a_task_shows_its_name_its_labels_and_its_time_left() {
     Labels: ci=, team=infra
     Time left: 8m59s, renewed by each use
     ");
+}
+
+#[test]
+fn a_live_directory_that_is_lost_is_shown_with_the_way_out() {
+    let mounts = vec!["/src:/workspace:rw".parse().unwrap(), "/src:/mnt".parse().unwrap()];
+    let task = Task { mounts, lost_mounts: vec!["/mnt".to_owned()], ..a_task() };
+    let text = shown(&task, 1061.0);
+    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("Mounted")).collect();
+    let lost = "Mounted: /src:/mnt:ro (lost: unmount it, then mount it again)";
+    assert_eq!(lines, ["Mounted: /src:/workspace:rw", lost]);
 }
