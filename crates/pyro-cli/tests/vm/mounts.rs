@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::harness::{LONG, Sandbox, wait_until};
+use rustix::process::Signal;
+
+use crate::harness::{LONG, Sandbox, kill, wait_until};
 
 /// A directory to mount, next to a file that no guest may reach.
 fn project(sandbox: &Sandbox) -> PathBuf {
@@ -130,5 +132,33 @@ fn a_task_keeps_its_live_directories_over_a_restart_and_loses_them_on_request() 
     assert!(start.stderr.contains("the directory is not there any more"), "{start:?}");
     task.call("unmount", ["/mnt/other"]).success();
     task.call("start", []).success();
+    task.delete();
+}
+
+#[test]
+fn a_live_directory_whose_server_is_killed_is_shown_as_lost_until_it_is_mounted_again() {
+    let sandbox = Sandbox::new();
+    let project = project(&sandbox);
+    let mounted = mount(&project, "/mnt/project:rw");
+    let task = sandbox.task(["--mount", &*mounted]);
+    assert!(task.status().get("lost_mounts").is_none());
+    let kill_server = || {
+        let server = sandbox.wait_for_process("server", |process| process.has_argument("mount-server"));
+        kill(server.pid, Signal::KILL);
+        wait_until(LONG, "the loss on record", || task.status()["lost_mounts"][0] == "/mnt/project");
+    };
+    kill_server();
+    let text = task.call("status", []);
+    assert!(text.success().contains("(lost: unmount it, then mount it again)"), "{text:?}");
+    let read = task.exec([], "cat /mnt/project/dir/file");
+    assert!(read.stderr.contains("cat: /mnt/project/dir/file: "), "{read:?}");
+    task.call("unmount", ["/mnt/project"]).success();
+    task.call("mount", [&*mounted]).success();
+    assert!(task.status().get("lost_mounts").is_none());
+    assert_eq!(task.exec([], "cat /mnt/project/dir/file").success(), "content\n");
+    kill_server();
+    let stopped = task.call("stop", []);
+    let expected = "what the guest wrote to /mnt/project last may be missing on this host: the server of the directory has ended";
+    assert!(stopped.success().contains(expected), "{stopped:?}");
     task.delete();
 }
