@@ -44,7 +44,7 @@ pub(crate) struct Source {
 /// Why standard input is not read to its end.
 #[derive(Debug)]
 pub(crate) enum Unread {
-    /// It is a terminal that is gone, which is no end of the input.
+    /// It is a terminal that is gone. The input does not end with it.
     Hangup,
     /// Reading failed.
     Failed(io::Error),

@@ -106,7 +106,7 @@ fn put_back() {
     show(&changed.modes.as_ref().map_or_else(String::new, Modes::put_back));
 }
 
-/// Changes the terminal again as it was before [`put_back`].
+/// Undoes [`put_back`].
 fn take_up() {
     let changed = changed();
     if let Some(before) = &changed.mode {

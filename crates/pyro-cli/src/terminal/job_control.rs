@@ -1,4 +1,4 @@
-//! Suspension, while the terminal is changed: the shell gets it back as it was, and it is changed again afterwards.
+//! Suspension, while the terminal is changed: the shell gets it back without the changes, which are made again afterwards.
 //!
 //! In raw mode, Ctrl-Z is a key of the guest, so another process sends these signals.
 
