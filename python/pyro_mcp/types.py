@@ -282,6 +282,8 @@ class _RunResultAlways(TypedDict):
     """Where the command ran."""
     exit_code: int
     """Exit code; −S if signal S ended the shell; 124 after the time limit."""
+    shell: Optional[str]
+    """The shell that ran it, such as `sh`; `None` if no shell text was run."""
     stderr: str
     """Standard error; empty if it was streamed."""
     stderr_truncated: int
@@ -536,6 +538,8 @@ class _TaskExecAlways(TypedDict):
     """`exited`; or `killed` if a kill, a stop of the task, or the cancellation of its call ended it."""
     sequence: int
     """Number of the command in the task's journal, from 1."""
+    shell: Optional[str]
+    """The shell that ran it, such as `sh`; `None` if no shell text was run."""
     stderr: str
     """Standard error; empty if it was streamed."""
     stderr_truncated: int

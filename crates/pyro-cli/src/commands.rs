@@ -125,7 +125,7 @@ impl Command {
             Self::Doctor(args) => doctor::run(&args),
             Self::Demo(args) => demo::run(&args, printer),
             Self::Bench(args) => bench::run(&args, printer),
-            Self::Completions(args) => completions::run(&args, grammar_for_people()),
+            Self::Completions(args) => completions::run(&args),
             Self::Man(args) => man::run(&args, grammar()),
             Self::Supervise(args) => internal::supervise(&args),
             Self::Network(_) => internal::carry_network(),
@@ -161,7 +161,7 @@ pub(crate) fn grammar() -> clap::Command {
 }
 
 /// The grammar for completions, without the hidden commands, which they would offer too.
-fn grammar_for_people() -> clap::Command {
+pub(crate) fn grammar_for_people() -> clap::Command {
     let whole = grammar();
     let shown = whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
     clap::Command::new("pyro").version(env!("CARGO_PKG_VERSION")).subcommands(shown)

@@ -15,6 +15,7 @@
 mod client_config;
 mod command_line;
 mod commands;
+mod completion;
 mod config;
 mod error;
 mod exit;
@@ -37,6 +38,9 @@ use std::process::ExitCode;
 use exit::Exit;
 
 fn main() -> ExitCode {
+    if let Some(exit) = completion::answer() {
+        return exit.into();
+    }
     let printer = printer::Printer::new();
     let exit = match command_line::parse(std::env::args_os()) {
         Ok(command) => commands::execute(command, &printer),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pyro_engine::OutputStream;
+use rustix::io::Errno;
 
 use crate::terminal;
 use crate::text::printable;
@@ -44,6 +45,7 @@ impl Sink for ProcessStreams {
 pub(crate) struct OutputError {
     stream: OutputStream,
     source: io::Error,
+    on_terminal: bool,
 }
 
 fn name(stream: &OutputStream) -> &'static str {
@@ -55,12 +57,17 @@ fn name(stream: &OutputStream) -> &'static str {
 
 impl OutputError {
     pub(crate) fn new(stream: OutputStream, source: io::Error) -> Self {
-        Self { stream, source }
+        Self { stream, source, on_terminal: false }
     }
 
     /// Returns whether the reader closed its end, which is not a failure.
     pub(crate) fn is_broken_pipe(&self) -> bool {
         self.source.kind() == io::ErrorKind::BrokenPipe
+    }
+
+    /// Returns whether the terminal that was written to is gone.
+    pub(crate) fn is_hangup(&self) -> bool {
+        self.on_terminal && self.source.raw_os_error() == Some(Errno::IO.raw_os_error())
     }
 }
 
@@ -79,8 +86,25 @@ impl Printer {
         Self { sink, stdout_is_terminal: false, stderr_is_terminal: false }
     }
 
+    /// The same for a terminal.
+    #[cfg(test)]
+    pub(crate) fn to_terminal(sink: Arc<dyn Sink>) -> Self {
+        Self { sink, stdout_is_terminal: true, stderr_is_terminal: true }
+    }
+
     fn write(&self, stream: OutputStream, bytes: &[u8]) -> Result<(), OutputError> {
-        self.sink.write(stream, bytes).map_err(|source| OutputError::new(stream, source))
+        self.sink.write(stream, bytes).map_err(|source| self.failed(stream, source))
+    }
+
+    fn failed(&self, stream: OutputStream, source: io::Error) -> OutputError {
+        OutputError { on_terminal: self.is_terminal(stream), ..OutputError::new(stream, source) }
+    }
+
+    fn is_terminal(&self, stream: OutputStream) -> bool {
+        match stream {
+            OutputStream::Stdout => self.stdout_is_terminal,
+            OutputStream::Stderr => self.stderr_is_terminal,
+        }
     }
 
     /// Returns whether a person is likely to watch stderr.
@@ -105,11 +129,7 @@ impl Printer {
 
     /// Prints kept output of the guest as it is, or escaped for a terminal, which it could control. A line feed ends its last line.
     pub(crate) fn kept(&self, stream: OutputStream, bytes: &[u8]) -> Result<(), OutputError> {
-        let is_terminal = match stream {
-            OutputStream::Stdout => self.stdout_is_terminal,
-            OutputStream::Stderr => self.stderr_is_terminal,
-        };
-        match is_terminal {
+        match self.is_terminal(stream) {
             true => self.write(stream, printable(&String::from_utf8_lossy(bytes)).as_bytes())?,
             false => self.write(stream, bytes)?,
         }
@@ -132,7 +152,7 @@ impl Printer {
             Ok(written) => written,
             Err(join_error) => Err(io::Error::other(join_error)),
         };
-        written.map_err(|source| OutputError::new(stream, source))
+        written.map_err(|source| self.failed(stream, source))
     }
 
     /// As [`Self::note`], on another thread and without waiting, for the same reason.
@@ -173,7 +193,7 @@ mod tests {
     fn kept(is_terminal: bool, bytes: &[u8]) -> Vec<u8> {
         let memory = Arc::new(Memory::default());
         let sink = Arc::clone(&memory) as Arc<dyn Sink>;
-        let printer = Printer { sink, stdout_is_terminal: is_terminal, stderr_is_terminal: is_terminal };
+        let printer = if is_terminal { Printer::to_terminal(sink) } else { Printer::to(sink) };
         printer.kept(OutputStream::Stdout, bytes).unwrap();
         memory.0.lock().unwrap().clone()
     }

@@ -24,8 +24,8 @@ use crate::json;
 use crate::printer::{OutputError, Printer};
 use crate::progress::PullProgress;
 use crate::signals::{self, Signal};
-use crate::stdin::{self, Passed, Source};
-use crate::terminal::{Modes, RawMode};
+use crate::stdin::{self, Passed, Source, Unread};
+use crate::terminal::{self, RawMode};
 
 /// Maximum number of events in the queue before the engine has to wait.
 const EVENTS_AHEAD: usize = 64;
@@ -77,8 +77,10 @@ pub(crate) struct Interaction {
     pub(crate) is_raw: bool,
     /// The command has the terminal, in which nothing else is written while it runs.
     pub(crate) on_terminal: bool,
-    /// The terminal gets the modes back that it had, because the command goes on or is cut off.
+    /// The terminal gets the modes back that the command has changed. It may be cut off, or leave them changed.
     pub(crate) puts_back: bool,
+    /// The line that the command has begun is ended after it, because it goes on elsewhere.
+    pub(crate) ends_line: bool,
 }
 
 /// Runs a call of a command to its end, with what is passed on to it, and shows its events.
@@ -101,9 +103,10 @@ where
             quiet: interaction.quiet,
             on_terminal: interaction.on_terminal,
             raw: interaction.is_raw.then(|| RawTerminal::at(accepted.clone())),
-            changed: interaction.puts_back.then(|| ChangedTerminal::of(printer)),
+            changed: interaction.puts_back.then(|| ChangedTerminal::of(printer, interaction.ends_line)),
             task,
             requests,
+            hangup: CancellationToken::new(),
             input_failure: failure,
             unread: None,
             stop: None,
@@ -133,29 +136,44 @@ impl RawTerminal {
         }
         self.accepted.cancelled().await;
         self.is_entered = true;
-        self.mode = RawMode::enter().map_err(|error| OutputError::new(OutputStream::Stdout, error))?;
-        Ok(())
+        let entered = RawMode::enter().and_then(|mode| {
+            self.mode = mode;
+            terminal::follow_job_control()
+        });
+        entered.map_err(|error| OutputError::new(OutputStream::Stdout, error))
     }
 }
 
-/// The modes of the terminal, which dropping this puts back, followed by a new line.
+/// The modes of the terminal, which dropping this puts back, on a new line.
 struct ChangedTerminal<'a> {
     printer: &'a Printer,
-    modes: Modes,
-    is_shown: bool,
+    ends_line: bool,
+    inside_line: bool,
+    is_lost: bool,
 }
 
 impl<'a> ChangedTerminal<'a> {
-    fn of(printer: &'a Printer) -> Self {
-        Self { printer, modes: Modes::default(), is_shown: false }
+    fn of(printer: &'a Printer, ends_line: bool) -> Self {
+        Self { printer, ends_line, inside_line: false, is_lost: false }
+    }
+
+    fn follow(&mut self, bytes: &[u8]) {
+        terminal::follow_output(bytes);
+        if let Some(last) = bytes.last() {
+            self.inside_line = *last != b'\n';
+        }
     }
 }
 
 impl Drop for ChangedTerminal<'_> {
     fn drop(&mut self) {
-        if self.is_shown {
+        let mut sequence = terminal::take_modes();
+        if self.inside_line && (self.ends_line || !sequence.is_empty()) {
+            sequence.push_str("\r\n");
+        }
+        if !self.is_lost && !sequence.is_empty() {
             // The terminal may be gone.
-            let _ = self.printer.bytes((self.modes.put_back() + "\r\n").as_bytes());
+            let _ = self.printer.bytes(sequence.as_bytes());
         }
     }
 }
@@ -188,6 +206,7 @@ where
             changed: None,
             task: None,
             requests,
+            hangup: CancellationToken::new(),
             input_failure,
             unread: None,
             stop: None,
@@ -206,8 +225,10 @@ struct Watch<'a> {
     task: Option<&'a str>,
     /// Requests to stop.
     requests: mpsc::Receiver<Signal>,
+    /// The terminal is gone, as reading or writing has shown. That counts as SIGHUP, which may be ignored or come later.
+    hangup: CancellationToken,
     /// Why standard input cannot be read, which ends the command.
-    input_failure: mpsc::Receiver<io::Error>,
+    input_failure: mpsc::Receiver<Unread>,
     unread: Option<io::Error>,
     /// The first request to stop.
     stop: Option<Signal>,
@@ -227,24 +248,32 @@ impl Watch<'_> {
         let show = Show {
             raw: self.raw.take(),
             changed: self.changed.take(),
+            hangup: self.hangup.clone(),
             ..Show::new(self.printer, self.quiet, self.on_terminal)
         };
         let mut show = pin!(show.until(receiver, &over, &cancel));
         let mut ended_show = None;
         let mut call = pin!(call(Events::to(sender), cancel.clone()));
-        let mut count = 0;
+        let (mut count, mut has_hung_up) = (0, false);
         let result = loop {
             tokio::select! {
                 result = &mut call => break result,
                 end = &mut show, if ended_show.is_none() => ended_show = Some(end),
-                Some(error) = self.input_failure.recv() => {
-                    self.unread = Some(error);
-                    cancel.cancel();
-                }
-                Some(signal) = self.requests.recv() => {
+                Some(unread) = self.input_failure.recv() => match unread {
+                    Unread::Hangup => self.hangup.cancel(),
+                    Unread::Failed(error) => {
+                        self.unread = Some(error);
+                        cancel.cancel();
+                    }
+                },
+                signal = request(&mut self.requests, &self.hangup, has_hung_up) => {
                     if let (Signal::Hangup, Some(task)) = (signal, self.task) {
                         // The command is not cancelled.
                         return Err(CliError::Left(task.to_owned()));
+                    }
+                    // Reading, writing, the kernel, and a shell all report the same one, so it is not impatience.
+                    if signal == Signal::Hangup && std::mem::replace(&mut has_hung_up, true) {
+                        continue;
                     }
                     count += 1;
                     if count == 3 {
@@ -302,6 +331,19 @@ impl Watch<'_> {
     }
 }
 
+/// Waits for the next request to stop.
+async fn request(
+    requests: &mut mpsc::Receiver<Signal>,
+    hangup: &CancellationToken,
+    has_hung_up: bool,
+) -> Signal {
+    tokio::select! {
+        Some(signal) = requests.recv() => signal,
+        () = hangup.cancelled(), if !has_hung_up => Signal::Hangup,
+        else => std::future::pending().await,
+    }
+}
+
 /// Why some output of the guest was not shown.
 enum Loss {
     /// It could not be written.
@@ -323,6 +365,8 @@ struct Show<'a> {
     on_terminal: bool,
     raw: Option<RawTerminal>,
     changed: Option<ChangedTerminal<'a>>,
+    /// Reports that the terminal is gone.
+    hangup: CancellationToken,
     progress: PullProgress<'a>,
     shown: Shown,
     loss: Option<Loss>,
@@ -337,6 +381,7 @@ impl<'a> Show<'a> {
             on_terminal,
             raw: None,
             changed: None,
+            hangup: CancellationToken::new(),
             progress,
             shown: Shown::default(),
             loss: None,
@@ -398,8 +443,7 @@ impl<'a> Show<'a> {
             return;
         }
         if let Some(changed) = &mut self.changed {
-            changed.modes.follow(&bytes);
-            changed.is_shown = true;
+            changed.follow(&bytes);
         }
         if let Some(last) = bytes.last() {
             self.shown.inside_line = *last != b'\n';
@@ -410,14 +454,17 @@ impl<'a> Show<'a> {
         };
         tokio::select! {
             written = self.printer.guest(stream, bytes) => if let Err(failed) = written {
+                match failed.is_hangup() {
+                    true => self.hangup.cancel(),
+                    false => cancel.cancel(),
+                }
                 self.loss = Some(Loss::Failed(failed));
-                cancel.cancel();
             },
             () = too_late => self.loss = Some(Loss::Unread),
         }
         if let (Some(_), Some(changed)) = (&self.loss, &mut self.changed) {
             // More output would not be read either.
-            changed.is_shown = false;
+            changed.is_lost = true;
         }
     }
 }

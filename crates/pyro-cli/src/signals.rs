@@ -53,11 +53,9 @@ pub(crate) struct ListenError(#[source] io::Error);
 ///
 /// A signal that the parent has set to be ignored (`nohup`, a script's background job) stays ignored.
 pub(crate) fn listen() -> Result<mpsc::Receiver<Signal>, ListenError> {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = ignored_mask(&status);
     let (sender, receiver) = mpsc::channel(REQUESTS_AHEAD);
     for which in [Signal::Hangup, Signal::Interrupt, Signal::Terminate] {
-        if ignored & (1 << (which.number() - 1)) != 0 {
+        if is_ignored(which.number().into()) {
             continue;
         }
         let mut listener = signal(which.kind()).map_err(ListenError)?;
@@ -67,6 +65,12 @@ pub(crate) fn listen() -> Result<mpsc::Receiver<Signal>, ListenError> {
         );
     }
     Ok(receiver)
+}
+
+/// Returns whether the parent of this process has set a signal to be ignored.
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignored_mask(&status) & (1 << (signal - 1)) != 0
 }
 
 /// Returns the `SigIgn` mask of a `/proc/…/status` text; bit n − 1 is signal n.

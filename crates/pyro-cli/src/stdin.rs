@@ -6,7 +6,7 @@ use std::thread;
 
 use bytes::Bytes;
 use pyro_engine::{Input, InputEvent};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 use rustix::termios::isatty;
@@ -38,7 +38,16 @@ const DETACH_KEYS: [u8; 2] = [0x10, 0x11];
 pub(crate) struct Source {
     pub(crate) input: Input,
     /// Why standard input could not be read to its end.
-    pub(crate) failure: mpsc::Receiver<io::Error>,
+    pub(crate) failure: mpsc::Receiver<Unread>,
+}
+
+/// Why standard input is not read to its end.
+#[derive(Debug)]
+pub(crate) enum Unread {
+    /// It is a terminal that is gone. The input does not end with it.
+    Hangup,
+    /// Reading failed.
+    Failed(io::Error),
 }
 
 /// Passes on what `passed` says for as long as the command takes it. Needs a running event loop.
@@ -53,9 +62,14 @@ pub(crate) fn pass_on(passed: Passed) -> io::Result<Source> {
     let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
     if passed.sizes {
         let mut changes = signal(SignalKind::window_change())?;
+        // The size may have changed while this process was stopped.
+        let mut continuations = terminal::continuations()?;
         let sender = sender.clone();
         tokio::spawn(async move {
-            while changes.recv().await.is_some() {
+            while let Some(()) = tokio::select! {
+                change = changes.recv() => change,
+                continued = continuations.recv() => continued,
+            } {
                 let Some(size) = terminal::size() else { continue };
                 if sender.send(InputEvent::Resize(size)).await.is_err() {
                     return;
@@ -66,9 +80,9 @@ pub(crate) fn pass_on(passed: Passed) -> io::Result<Source> {
     if passed.input {
         // Nothing interrupts a read, so the thread is left behind when the command ends.
         thread::Builder::new().name("stdin".to_owned()).spawn(move || {
-            if let Err(error) = read_all(io::stdin(), &sender, passed.detachable) {
+            if let Err(unread) = read_all(io::stdin(), &sender, passed.detachable) {
                 // The call may have ended.
-                let _ = failed.try_send(error);
+                let _ = failed.try_send(unread);
             }
         })?;
     }
@@ -76,11 +90,13 @@ pub(crate) fn pass_on(passed: Passed) -> io::Result<Source> {
 }
 
 /// Sends everything that can be read. Only an end of the input, or the detach keys, are one for the command.
-fn read_all(source: impl AsFd, sender: &mpsc::Sender<InputEvent>, detachable: bool) -> io::Result<()> {
+fn read_all(source: impl AsFd, sender: &mpsc::Sender<InputEvent>, detachable: bool) -> Result<(), Unread> {
+    let is_terminal = isatty(&source);
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut keys = DetachKeys::default();
     loop {
         let event = match rustix::io::read(&source, &mut buffer) {
+            Ok(0) | Err(Errno::IO) if is_terminal && has_hung_up(&source) => return Err(Unread::Hangup),
             Ok(0) => InputEvent::Finished,
             Ok(count) if detachable => {
                 let (typed, is_detached) = keys.filter(&buffer[..count]);
@@ -97,17 +113,24 @@ fn read_all(source: impl AsFd, sender: &mpsc::Sender<InputEvent>, detachable: bo
             // A program that shares this open file may have made it non-blocking.
             Err(Errno::AGAIN) => match poll(&mut [PollFd::new(&source, PollFlags::IN)], None) {
                 Ok(_) | Err(Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(Unread::Failed(error.into())),
             },
-            // A terminal that is gone; SIGHUP says what happens to the command.
-            Err(Errno::IO) if isatty(&source) => return Ok(()),
-            Err(error) => return Err(error.into()),
+            // In the background, where nothing can bring this process to the foreground again.
+            Err(Errno::IO) if is_terminal => return Ok(()),
+            Err(error) => return Err(Unread::Failed(error.into())),
         };
         let is_last = event == InputEvent::Finished;
         if sender.blocking_send(event).is_err() || is_last {
             return Ok(());
         }
     }
+}
+
+/// Returns whether the other side of a terminal is gone.
+fn has_hung_up(terminal: impl AsFd) -> bool {
+    let mut polled = [PollFd::new(&terminal, PollFlags::IN)];
+    let waited = poll(&mut polled, Some(&Timespec::default()));
+    waited.is_ok() && polled[0].revents().contains(PollFlags::HUP)
 }
 
 /// Finds the detach keys in what is typed. The first of them is held back until the next key.
@@ -172,10 +195,34 @@ mod tests {
     #[test]
     fn a_source_that_cannot_be_read_has_no_end() {
         let (sender, mut events) = mpsc::channel(1);
-        let error = read_all(File::open("/").unwrap(), &sender, false).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
+        let unread = read_all(File::open("/").unwrap(), &sender, false).unwrap_err();
+        assert!(
+            matches!(&unread, Unread::Failed(error) if error.kind() == io::ErrorKind::IsADirectory),
+            "{unread:?}"
+        );
         drop(sender);
         assert_eq!(events.blocking_recv(), None);
+    }
+
+    #[test]
+    fn a_terminal_that_goes_is_no_end_of_the_input() {
+        let (window, terminal) = pyro_testkit::pty();
+        let (sender, mut events) = mpsc::channel(1);
+        let reading = thread::spawn(move || read_all(terminal, &sender, false));
+        rustix::io::write(&window, b"word\n").unwrap();
+        assert_eq!(events.blocking_recv(), Some(InputEvent::Data("word\n".into())));
+        drop(window);
+        assert!(matches!(reading.join().unwrap(), Err(Unread::Hangup)));
+        assert_eq!(events.blocking_recv(), None);
+    }
+
+    #[test]
+    fn the_end_key_of_a_terminal_is_an_end() {
+        let (window, terminal) = pyro_testkit::pty();
+        let (sender, mut events) = mpsc::channel(1);
+        rustix::io::write(&window, b"\x04").unwrap();
+        read_all(terminal, &sender, false).unwrap();
+        assert_eq!(events.blocking_recv(), Some(InputEvent::Finished));
     }
 
     #[test]

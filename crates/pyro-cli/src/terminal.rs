@@ -1,17 +1,32 @@
-//! The terminal that a person's command runs on: its size, and raw mode, which is put back on every way out.
+//! The terminal that a person's command runs on: its size, and what pyro and the command change of it, which is put back on
+//! every way out.
 
+mod job_control;
 mod modes;
 
 use std::io::{self, IsTerminal as _};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use pyro_engine::TerminalSize;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::process::getpgrp;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
 
-pub(crate) use self::modes::Modes;
+pub(crate) use self::job_control::{continuations, follow as follow_job_control};
+use self::modes::Modes;
 
-/// The mode that the terminal had before raw mode.
-static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+/// What the terminal has to get back.
+struct Changed {
+    /// The mode that it had before raw mode.
+    mode: Option<Termios>,
+    /// What the command has changed by escape sequences.
+    modes: Option<Modes>,
+}
+
+static CHANGED: Mutex<Changed> = Mutex::new(Changed { mode: None, modes: None });
+
+fn changed() -> MutexGuard<'static, Changed> {
+    CHANGED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Raw mode of the terminal on standard input: each key goes to the guest, Ctrl-C too. Dropping it puts the mode from before
 /// back, and so does a panic.
@@ -29,10 +44,9 @@ impl RawMode {
             return Ok(None);
         }
         let before = tcgetattr(&stdin)?;
-        let mut raw = before.clone();
-        raw.make_raw();
         restore_at_panic();
-        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+        let raw = raw(&before);
+        changed().mode = Some(before);
         let guard = Self(());
         tcsetattr(&stdin, OptionalActions::Drain, &raw)?;
         Ok(Some(guard))
@@ -41,30 +55,84 @@ impl RawMode {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        restore();
+        if let Some(before) = changed().mode.take() {
+            set_mode(&before);
+        }
     }
+}
+
+fn raw(before: &Termios) -> Termios {
+    let mut raw = before.clone();
+    raw.make_raw();
+    raw
+}
+
+/// Sets the mode of the terminal, unless it is another job's.
+fn set_mode(mode: &Termios) {
+    if !is_in_background() {
+        // The terminal may be gone.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, mode);
+    }
+}
+
+/// Returns whether the terminal is another job's: its shell has put the terminal back, and setting a mode would stop this process.
+fn is_in_background() -> bool {
+    // An error: the terminal does not control this process, and stops nothing.
+    tcgetpgrp(io::stdin()).is_ok_and(|foreground| foreground != getpgrp())
 }
 
 /// Returns whether the terminal is in raw mode, in which a newline does not begin a line.
 pub(crate) fn is_raw() -> bool {
-    BEFORE.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    changed().mode.is_some()
 }
 
-fn restore() {
-    // A panic while this is locked cannot happen: nothing in between panics.
-    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        // The terminal may be gone.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &before);
+/// Takes what the terminal is shown next by a command.
+pub(crate) fn follow_output(bytes: &[u8]) {
+    restore_at_panic();
+    changed().modes.get_or_insert_default().follow(bytes);
+}
+
+/// Returns what puts back the modes that the command has changed. The caller shows it, or cannot.
+pub(crate) fn take_modes() -> String {
+    changed().modes.take().map_or_else(String::new, |modes| modes.put_back())
+}
+
+/// Puts everything back. It stays known, for [`take_up`].
+fn put_back() {
+    let changed = changed();
+    if let Some(before) = &changed.mode {
+        set_mode(before);
+    }
+    show(&changed.modes.as_ref().map_or_else(String::new, Modes::put_back));
+}
+
+/// Undoes [`put_back`].
+fn take_up() {
+    let changed = changed();
+    if let Some(before) = &changed.mode {
+        set_mode(&raw(before));
+    }
+    show(&changed.modes.as_ref().map_or_else(String::new, Modes::take_up));
+}
+
+/// Shows a short escape sequence, unless the terminal is another job's. The writer to standard output may be what has failed.
+fn show(sequence: &str) {
+    if !sequence.is_empty() && !is_in_background() {
+        let _ = rustix::io::write(io::stdout(), sequence.as_bytes());
     }
 }
 
 /// The program ends at a panic without dropping anything.
 fn restore_at_panic() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        restore();
-        report(panic);
-    }));
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            // What is done with the lock does not panic.
+            put_back();
+            report(panic);
+        }));
+    });
 }
 
 /// Returns the size of the terminal on standard input, or else of that on standard output. `None`: neither has a size.
@@ -74,3 +142,6 @@ pub(crate) fn size() -> Option<TerminalSize> {
     (size.ws_col > 0 && size.ws_row > 0)
         .then(|| TerminalSize { columns: limited(size.ws_col), rows: limited(size.ws_row) })
 }
+
+#[cfg(test)]
+mod tests;

@@ -61,6 +61,7 @@ pub use pyro_api::{
 pub use pyro_machine::disk::Overcommit;
 pub use pyro_machine::network::RunError as NetworkRunError;
 pub use pyro_mount::RunError as MountRunError;
+pub use registry::names::{KnownNames, KnownTask, known_names};
 pub use supervise::{NETWORK_COMMAND, SUPERVISE_COMMAND, carry_network, supervise};
 
 pub(crate) use pyro_api::limits;

@@ -6,6 +6,7 @@
 //! Times are wall-clock seconds since the epoch, because they are compared across processes.
 
 mod journal;
+pub(crate) mod names;
 mod naming;
 mod open;
 mod row;

@@ -80,7 +80,7 @@ pub(crate) const ENVIRONMENT: Argument = Argument {
 pub(crate) const COMMAND: Argument = Argument {
     name: "command",
     kind: Kind::OptionalText,
-    description: "Shell text, run with /bin/sh; not interactive",
+    description: "Shell text; not interactive. /bin/sh runs it, and bash in debian:12-agent, unless shell is set",
 };
 pub(crate) const ARGV: Argument = Argument {
     name: "argv",
@@ -88,7 +88,7 @@ pub(crate) const ARGV: Argument = Argument {
     description: "Program and its arguments, run without a shell, instead of command",
 };
 pub(crate) const SHELL: Argument =
-    Argument { name: "shell", kind: Kind::OptionalText, description: "Another shell, such as bash" };
+    Argument { name: "shell", kind: Kind::OptionalText, description: "Shell to use instead, such as bash" };
 pub(crate) const USER: Argument = Argument {
     name: "user",
     kind: Kind::OptionalText,
@@ -568,6 +568,7 @@ impl Tool {
         match self {
             Self::VmRun => &[
                 "environment",
+                "shell",
                 "stdout",
                 "stderr",
                 "exit_code",
@@ -577,7 +578,7 @@ impl Tool {
                 "stderr_truncated",
                 "timed_out",
             ],
-            Self::VmExec => &["stdout", "stderr", "exit_code", "timed_out"],
+            Self::VmExec => &["shell", "stdout", "stderr", "exit_code", "timed_out"],
             Self::VmCreate | Self::VmStart | Self::VmStop => &["vm_id", "state", "expires_at"],
             Self::TaskCreate | Self::TaskStart | Self::TaskStop | Self::TaskExtend => {
                 &["task_id", "state", "expires_at", "stop_reason"]

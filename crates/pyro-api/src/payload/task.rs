@@ -167,6 +167,8 @@ pub struct TaskExec {
     pub environment_version: Option<String>,
     /// The shell text that was run.
     pub command: String,
+    /// The shell that ran it, such as `sh`; null if no shell text was run.
+    pub shell: Option<String>,
     /// Standard output; empty if it was streamed.
     pub stdout: Output,
     /// Standard error; empty if it was streamed.

@@ -176,7 +176,8 @@ impl CommandArgs {
             passed: Passed { input: self.interactive, sizes: self.tty, detachable: false },
             is_raw: self.tty && self.interactive,
             on_terminal: self.tty,
-            puts_back: false,
+            puts_back: self.tty && io::stdout().is_terminal(),
+            ends_line: false,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use crate::completion;
 use crate::error::CliError;
 use crate::reply::Reply;
 
@@ -12,6 +13,8 @@ Examples:
   pyro completions fish > ~/.config/fish/completions/pyro.fish";
 
 /// Print a completion script for a shell
+///
+/// The script asks pyro itself, which also knows the names and ids of tasks, services and environments.
 #[derive(Debug, Args)]
 #[command(after_help = COMPLETIONS_EXAMPLES)]
 pub(crate) struct CompletionsArgs {
@@ -20,8 +23,7 @@ pub(crate) struct CompletionsArgs {
     pub(crate) shell: clap_complete::Shell,
 }
 
-pub(crate) fn run(args: &CompletionsArgs, mut grammar: clap::Command) -> Result<Reply, CliError> {
-    let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut grammar, "pyro", &mut script);
-    Ok(Reply::bytes(script))
+pub(crate) fn run(args: &CompletionsArgs) -> Result<Reply, CliError> {
+    let script = completion::script(args.shell);
+    Ok(Reply::bytes(script.map_err(|error| CliError::System("cannot make the script".to_owned(), error))?))
 }

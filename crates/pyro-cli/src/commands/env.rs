@@ -208,7 +208,11 @@ fn listed(list: &EnvironmentList) -> String {
         lines.push("No environments found.".to_owned());
     }
     lines.extend(list.environments.iter().map(|environment| {
-        let state = if environment.installed { "installed" } else { "not installed" };
+        let state = match (environment.installed, environment.size_bytes) {
+            (true, Some(bytes)) => format!("installed, {} MiB", mib(bytes)),
+            (true, None) => "installed".to_owned(),
+            (false, _) => "not installed".to_owned(),
+        };
         format!("{} [{state}] {}", environment.name, environment.description).trim_end().to_owned()
     }));
     joined(&lines)
@@ -264,6 +268,7 @@ fn details(environment: &Environment) -> Vec<String> {
         format!("Version: {}", environment.version),
         format!("Distribution: {} {}", environment.distribution, environment.distribution_version),
         format!("Installed: {}", yes_no(environment.installed)),
+        format!("Shell: {}", environment.shell),
         format!("Cache dir: {}", shown(&environment.cache_dir)),
     ];
     if !environment.default_packages.is_empty() {

@@ -2,6 +2,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use pyro_engine::{ChangeKind, RunPhase};
+use rustix::io::Errno;
 use tokio::sync::Notify;
 
 use super::*;
@@ -23,6 +24,7 @@ enum Behaviour {
     #[default]
     Takes,
     Fails(io::ErrorKind),
+    FailsAs(i32),
     Hangs,
 }
 
@@ -32,6 +34,7 @@ impl Sink for Recorder {
             match self.stdout {
                 Behaviour::Takes => {}
                 Behaviour::Fails(kind) => return Err(kind.into()),
+                Behaviour::FailsAs(errno) => return Err(io::Error::from_raw_os_error(errno)),
                 Behaviour::Hangs => loop {
                     std::thread::park();
                 },
@@ -91,22 +94,31 @@ where
     F: Future<Output = Result<T, Error>>,
 {
     let printer = Printer::to(Arc::clone(sink) as Arc<dyn Sink>);
+    let changed = Some(ChangedTerminal::of(&printer, true)).filter(|_| puts_back);
     block_on(async {
         let (signals, requests) = mpsc::channel(8);
-        let watch = Watch {
-            printer: &printer,
-            quiet,
+        let watch = Watch { quiet, changed, requests, ..Watch::of(&printer) };
+        watch.follow(|events, cancel| call(events, cancel, signals)).await
+    })
+}
+
+impl<'a> Watch<'a> {
+    /// Without signals and input.
+    fn of(printer: &'a Printer) -> Self {
+        Self {
+            printer,
+            quiet: false,
             on_terminal: false,
             raw: None,
-            changed: Some(ChangedTerminal::of(&printer)).filter(|_| puts_back),
+            changed: None,
             task: None,
-            requests,
+            requests: mpsc::channel(1).1,
+            hangup: CancellationToken::new(),
             input_failure: mpsc::channel(1).1,
             unread: None,
             stop: None,
-        };
-        watch.follow(|events, cancel| call(events, cancel, signals)).await
-    })
+        }
+    }
 }
 
 fn output(stream: OutputStream, bytes: &'static [u8]) -> Event {
@@ -130,7 +142,7 @@ fn a_terminal_is_put_back_however_the_call_ends() {
     for is_ok in [true, false] {
         assert_eq!(
             shows(is_ok, b"\x1b[?1049h\x1b[?25lvim"),
-            "\x1b[?1049h\x1b[?25lvim\x1b\\\x1b[?1049l\x1b[?25h\x1b[0m\r\n"
+            "\x1b[?1049h\x1b[?25lvim\x1b[?1049l\x1b[?25h\r\n"
         );
     }
     let gone = Recorder::with_stdout(Behaviour::Fails(io::ErrorKind::BrokenPipe));
@@ -140,6 +152,63 @@ fn a_terminal_is_put_back_however_the_call_ends() {
         Err::<(), _>(Error::cancelled())
     });
     assert!(matches!(result, Err(CliError::Output(_))));
+}
+
+/// The signal may be ignored, or come later.
+#[test]
+fn a_terminal_that_is_gone_leaves_a_command_of_a_task_and_ends_a_run() {
+    let follow = |task: Option<&'static str>, by_reading: bool| {
+        let fails = Behaviour::FailsAs(Errno::IO.raw_os_error());
+        let sink = Recorder::with_stdout(if by_reading { Behaviour::Takes } else { fails });
+        let printer = Printer::to_terminal(sink);
+        let mut was_cancelled = false;
+        let result = block_on(async {
+            let (unread, input_failure) = mpsc::channel(1);
+            // Until the end, as the thread that reads does.
+            let reading = unread.clone();
+            if by_reading {
+                unread.send(Unread::Hangup).await.unwrap();
+            }
+            let watch = Watch { task, input_failure, ..Watch::of(&printer) };
+            let result = watch.follow(|events, cancel| {
+                let was_cancelled = &mut was_cancelled;
+                async move {
+                    events.send(output(OutputStream::Stdout, b"shown")).await;
+                    cancel.cancelled().await;
+                    *was_cancelled = true;
+                    Err::<(), _>(Error::cancelled())
+                }
+            });
+            let result = result.await;
+            drop(reading);
+            result
+        });
+        (result.map(|_| ()).unwrap_err(), was_cancelled)
+    };
+    for by_reading in [false, true] {
+        let (error, was_cancelled) = follow(Some("9775b3af1eeb"), by_reading);
+        assert!(matches!(&error, CliError::Left(task) if task == "9775b3af1eeb"), "{error:?}");
+        assert_eq!((error.exit().code(), was_cancelled), (129, false));
+        let (error, was_cancelled) = follow(None, by_reading);
+        assert!(matches!(error, CliError::Stopped(Signal::Hangup, _)), "{error:?}");
+        assert!(was_cancelled);
+    }
+}
+
+#[test]
+fn a_hangup_that_is_reported_often_is_not_impatience() {
+    let sink = Arc::new(Recorder::default());
+    let shown = Arc::clone(&sink);
+    let error = follow::<(), _>(&sink, false, |_, _, signals| async move {
+        for _ in 0..4 {
+            signals.send(Signal::Hangup).await.unwrap();
+        }
+        signals.send(Signal::Terminate).await.unwrap();
+        shown.has_stderr("once more").await;
+        Err(Error::cancelled())
+    })
+    .unwrap_err();
+    assert!(matches!(error, CliError::Stopped(Signal::Hangup, _)), "{error:?}");
 }
 
 #[test]

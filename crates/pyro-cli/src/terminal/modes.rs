@@ -3,7 +3,6 @@
 //! A shell that goes on in its VM, or ends with it, does not put them back itself.
 
 use std::collections::BTreeSet;
-use std::mem::take;
 
 /// Private modes that are off unless a program sets them: application keys, reverse colours, origin, mouse, focus reports, the
 /// alternate screen, the keypad, pasting, and synchronized output.
@@ -26,7 +25,7 @@ pub(crate) struct Modes {
 }
 
 /// Where in a sequence the output is.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Place {
     #[default]
     Text,
@@ -47,6 +46,7 @@ struct Changed {
     has_keypad: bool,
     has_region: bool,
     has_graphics: bool,
+    has_style: bool,
     has_cursor_shape: bool,
     has_modified_keys: bool,
     has_key_protocol: bool,
@@ -92,28 +92,25 @@ impl Modes {
         }
     }
 
-    /// Returns what puts the terminal back.
-    pub(crate) fn put_back(&mut self) -> String {
+    /// Returns what puts the terminal back. Empty: nothing is changed.
+    pub(crate) fn put_back(&self) -> String {
         let Changed {
-            modes,
+            modes: _,
             inserts,
             has_keypad,
             has_region,
             has_graphics,
+            has_style,
             has_cursor_shape,
             has_modified_keys,
             has_key_protocol,
-        } = take(&mut self.changed);
+        } = self.changed;
         // Ends a sequence that was cut off.
-        let mut text = "\x1b\\".to_owned();
-        let (alternate, others): (Vec<u16>, Vec<u16>) =
-            modes.into_iter().partition(|mode| ALTERNATE_SCREENS.contains(mode));
-        let has_origin = others.contains(&ORIGIN);
-        // The others are for the usual screen.
-        for mode in alternate.into_iter().chain(others) {
-            let usual = if USUALLY_ON.contains(&mode) { 'h' } else { 'l' };
-            text.push_str(&format!("\x1b[?{mode}{usual}"));
+        let mut text = if self.place == Place::Text { String::new() } else { "\x1b\\".to_owned() };
+        for mode in self.changed.modes_in_order() {
+            text.push_str(&format!("\x1b[?{mode}{}", if is_usual(mode) { 'h' } else { 'l' }));
         }
+        let has_origin = self.changed.modes.contains(&ORIGIN);
         // Both move the cursor to the first row.
         if has_origin {
             text.push_str("\x1b[r\x1b[999;1H");
@@ -127,17 +124,67 @@ impl Modes {
             (has_cursor_shape, "\x1b[0 q"),
             (has_modified_keys, "\x1b[>4;0m"),
             (has_key_protocol, "\x1b[<9u\x1b[=0u"),
+            (has_style, "\x1b[0m"),
         ] {
             if is_changed {
                 text.push_str(sequence);
             }
         }
-        text.push_str("\x1b[0m");
+        text
+    }
+
+    /// Returns what changes the modes again after [`Self::put_back`]. The rest comes with what the program draws.
+    pub(crate) fn take_up(&self) -> String {
+        let mut text = String::new();
+        for mode in self.changed.modes_in_order() {
+            text.push_str(&format!("\x1b[?{mode}{}", if is_usual(mode) { 'l' } else { 'h' }));
+        }
+        if self.changed.has_keypad {
+            text.push_str("\x1b=");
+        }
         text
     }
 }
 
+/// Whether a private mode is on unless a program resets it.
+fn is_usual(mode: u16) -> bool {
+    USUALLY_ON.contains(&mode)
+}
+
+/// Whether text has colours or another style after these parameters of a sequence.
+fn has_style_after(before: bool, numbers: &[u16]) -> bool {
+    let mut numbers = numbers.iter();
+    let mut has_style = before;
+    while let Some(number) = numbers.next() {
+        match number {
+            0 => has_style = false,
+            38 | 48 | 58 => {
+                has_style = true;
+                // The parameters of a colour.
+                let more = match numbers.next() {
+                    Some(2) => 3,
+                    Some(5) => 1,
+                    _ => 0,
+                };
+                numbers.by_ref().take(more).for_each(drop);
+            }
+            // Each ends one kind of style.
+            21..=29 | 39 | 49 | 59 => {}
+            _ => has_style = true,
+        }
+    }
+    has_style
+}
+
 impl Changed {
+    /// The private modes: the alternate screen first, since the others are for the usual one.
+    fn modes_in_order(&self) -> impl Iterator<Item = u16> {
+        let of_kind = |is_alternate: bool| {
+            self.modes.iter().copied().filter(move |mode| ALTERNATE_SCREENS.contains(mode) == is_alternate)
+        };
+        of_kind(true).chain(of_kind(false))
+    }
+
     fn escape(&mut self, intermediates: &[u8], action: u8) {
         match (intermediates, action) {
             ([], b'=') => self.has_keypad = true,
@@ -162,6 +209,7 @@ impl Changed {
             ("", b'h' | b'l') if numbers.contains(&4) => self.inserts = action == b'h',
             ("", b'r') => self.has_region = numbers.iter().any(|row| *row > 0),
             ("", b'q') if parameters.ends_with(' ') => self.has_cursor_shape = numbers[0] > 0,
+            ("", b'm') => self.has_style = has_style_after(self.has_style, &numbers),
             (">", b'm') if numbers[0] == 4 => {
                 self.has_modified_keys = numbers.get(1).is_some_and(|value| *value > 0);
             }
@@ -194,8 +242,7 @@ mod tests {
         let mut cut = Modes::default();
         shown.as_bytes().chunks(1).for_each(|piece| cut.follow(piece));
         assert_eq!(cut.put_back(), text, "{shown:?}");
-        let text = text.strip_prefix("\x1b\\").unwrap();
-        text.strip_suffix("\x1b[0m").unwrap().to_owned()
+        text
     }
 
     #[test]
@@ -208,6 +255,7 @@ mod tests {
             "\x1b]0;\x1b[title\x07\x1b[?7h\x1b[4l",
             "\x1b[?1049h\x1bc",
             "\x1b]0;[?1049h\x07",
+            "\x1b[1;38;5;0;48;2;0;0;0mcolours\x1b[1;0m\x1b[31m\x1b[m",
         ] {
             assert_eq!(put_back(shown), "", "{shown:?}");
         }
@@ -226,12 +274,25 @@ mod tests {
             ("\x1b[?6h\x1b[2;3r", "\x1b[?6l\x1b[r\x1b[999;1H"),
             ("\x1b(0\x0e", "\x0f\x1b(B"),
             ("\x1b[>1u", "\x1b[<9u\x1b[=0u"),
+            ("\x1b[0;38;5;0m", "\x1b[0m"),
+            ("\x1b[1m\x1b[39m", "\x1b[0m"),
+            ("\x1b[?1049", "\x1b\\"),
             // A control character in a sequence, and what does not end.
-            ("\x1b[?10\r49h\x1b[?25l\x1b]0;endless", "\x1b[?1049l\x1b[?25h"),
+            ("\x1b[?10\r49h\x1b[?25l\x1b]0;endless", "\x1b\\\x1b[?1049l\x1b[?25h"),
         ] {
             assert_eq!(put_back(shown), back, "{shown:?}");
         }
         let long = format!("\x1b[?{}1049h", "0;".repeat(MAX_PARAMETERS));
         assert_eq!(put_back(&long), "");
+    }
+
+    #[test]
+    fn what_was_put_back_for_a_while_is_changed_again() {
+        let mut modes = Modes::default();
+        modes.follow(b"\x1b[?1h\x1b=\x1b[?25l\x1b[?1049h\x1b[31m");
+        let back = modes.put_back();
+        assert_eq!(back, "\x1b[?1049l\x1b[?1l\x1b[?25h\x1b>\x1b[0m");
+        assert_eq!(modes.take_up(), "\x1b[?1049h\x1b[?1h\x1b[?25l\x1b=");
+        assert_eq!(modes.put_back(), back);
     }
 }

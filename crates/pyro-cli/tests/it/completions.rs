@@ -1,32 +1,137 @@
-use std::process::Command;
+//! What shells complete.
 
-use crate::harness::Home;
+use std::fs;
 
-fn script(shell: &str) -> String {
-    let ended = Home::new().pyro(["completions", shell]);
-    assert_eq!((ended.code(), ended.stderr.as_str()), (0, ""));
-    ended.stdout
+use rusqlite::Connection;
+use serde_json::Value;
+
+use crate::harness::{Ended, Home};
+
+const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
+
+/// What a shell shows for the last of these words: values and what they are about.
+fn candidates(home: &Home, shell: &str, words: &[&str]) -> Ended {
+    let index = words.len() - 1;
+    let mut command = home.command(["--"]);
+    command.args(words).env("_PYRO_COMPLETE", shell);
+    command.env("_CLAP_COMPLETE_INDEX", index.to_string()).env("_CLAP_IFS", "\n");
+    home.ended(command.output().unwrap())
+}
+
+/// The values alone, as Bash gets them.
+fn values(home: &Home, words: &[&str]) -> Vec<String> {
+    let ended = candidates(home, "bash", words);
+    assert_eq!((ended.code(), ended.stderr.as_str()), (0, ""), "{ended:?}");
+    ended.stdout.lines().map(str::to_owned).collect()
+}
+
+/// A home with a task on this host that has a name and a service.
+fn with_task() -> (Home, String) {
+    let home = Home::new().set("PATH", "/usr/bin:/bin").set_path("PYRO_QEMU", "no-such-qemu");
+    let words = ["task", "create", "debian:12", "--allow-host-compat", "--name", "site", "--json"];
+    let created: Value = serde_json::from_slice(&home.pyro(words).raw_stdout).unwrap();
+    let id = created["task_id"].as_str().unwrap().to_owned();
+    let sql = "INSERT INTO services (task_id, name, position, definition, state, since, restarts)
+               VALUES (?1, 'web', 1, '{}', 'stopped', 0, 0)";
+    registry(&home).execute(sql, [&id]).unwrap();
+    (home, id)
+}
+
+fn registry(home: &Home) -> Connection {
+    Connection::open(home.path(".local/state/pyro-mcp/state.sqlite3")).unwrap()
 }
 
 #[test]
-fn scripts_know_commands_and_flags_but_no_helper_processes() {
-    for shell in ["bash", "zsh", "fish"] {
-        let text = script(shell);
-        for word in
-            ["run", "env", "doctor", "prune", "vcpu-count", "allow-host-compat", "platform", "claude-desktop"]
-        {
-            assert!(text.contains(word), "{shell} does not know {word}");
+fn commands_and_flags_are_completed_but_no_helper_processes() {
+    let home = Home::new();
+    let commands = values(&home, &["pyro", ""]);
+    for word in ["run", "task", "env", "doctor"] {
+        assert!(commands.iter().any(|command| command == word), "{word}: {commands:?}");
+    }
+    for word in ["supervise", "probe-kvm", "network", "mount-server"] {
+        assert!(!commands.iter().any(|command| command == word), "{word}: {commands:?}");
+    }
+    assert_eq!(values(&home, &["pyro", "run", "--vcpu"]), ["--vcpu-count"]);
+    assert_eq!(values(&home, &["pyro", "task", "sh"]), ["shell"]);
+    assert_eq!(values(&home, &["pyro", "completions", "zs"]), ["zsh"]);
+}
+
+#[test]
+fn names_are_completed_where_they_are_taken() {
+    let (home, id) = with_task();
+    for words in [&["exec"][..], &["status"], &["stop"], &["rm"], &["shell", "list"], &["service", "list"]] {
+        let words = [&["pyro", "task"], words, &[""]].concat();
+        let found = values(&home, &words);
+        assert!(found.contains(&"site".to_owned()) && found.contains(&id), "{words:?}: {found:?}");
+    }
+    assert_eq!(values(&home, &["pyro", "task", "exec", "si"]), ["site"]);
+    assert_eq!(values(&home, &["pyro", "task", "stop", "other", &id[..4]]), [id.as_str()]);
+    assert_eq!(values(&home, &["pyro", "task", "cp", "si"]), ["site:"]);
+    assert_eq!(values(&home, &["pyro", "task", "service", "logs", "site", "w"]), ["web"]);
+    assert_eq!(
+        values(&home, &["pyro", "run", "debian"]),
+        ["debian:12", "debian:12-agent", "debian:12-base", "debian:12-build"]
+    );
+    assert_eq!(values(&home, &["pyro", "env", "rm", "debian:12-b"]), ["debian:12-base", "debian:12-build"]);
+    // What an id is the id of.
+    let shown = candidates(&home, "fish", &["pyro", "task", "exec", &id]);
+    assert_eq!(shown.stdout, format!("{id}\tdebian:12 started\n"));
+}
+
+#[test]
+fn completing_creates_and_reports_nothing() {
+    let home = Home::new();
+    for words in [["pyro", "task", "exec", ""], ["pyro", "env", "rm", ""], ["pyro", "task", "cp", ""]] {
+        for shell in SHELLS {
+            let ended = candidates(&home, shell, &words);
+            assert_eq!((ended.code(), ended.stderr.as_str()), (0, ""), "{shell} {words:?}");
         }
-        for word in ["supervise", "probe-kvm", "probe__kvm"] {
-            assert!(!text.contains(word), "{shell} offers {word}");
-        }
+    }
+    assert_eq!(home.entries(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(candidates(&home, "tcsh", &["pyro", ""]).all(), "exit: 1\n--- stdout\n--- stderr\n");
+
+    // A file that is damaged, newer, or in use by a process that was stopped.
+    let (home, _) = with_task();
+    let file = home.path(".local/state/pyro-mcp/state.sqlite3");
+    let task = ["pyro", "task", "exec", ""];
+    let locker = registry(&home);
+    locker.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
+    values(&home, &task);
+    drop(locker);
+    registry(&home).pragma_update(None, "user_version", 10_000).unwrap();
+    assert!(!values(&home, &task).contains(&"site".to_owned()));
+    fs::write(&file, "damaged").unwrap();
+    assert!(!values(&home, &task).contains(&"site".to_owned()));
+    assert_eq!(fs::read(&file).unwrap(), b"damaged");
+    let home = home.set("PYRO_MAX_ACTIVE_VMS", "many");
+    assert!(!values(&home, &task).contains(&"site".to_owned()));
+}
+
+#[test]
+fn scripts_ask_pyro() {
+    for shell in SHELLS {
+        let script = Home::new().pyro(["completions", shell]);
+        assert_eq!((script.code(), script.stderr.as_str()), (0, ""));
+        assert!(script.stdout.contains("_PYRO_COMPLETE"), "{shell}: {}", script.stdout);
     }
 }
 
+/// As Bash does it after Tab.
 #[test]
-fn bash_can_read_its_script() {
-    let home = Home::new();
-    std::fs::write(home.path("pyro.bash"), script("bash")).unwrap();
-    let status = Command::new("/bin/bash").arg("-n").arg(home.path("pyro.bash")).status().unwrap();
-    assert!(status.success());
+fn bash_completes_a_name() {
+    let (home, _) = with_task();
+    fs::write(home.path("pyro.bash"), home.pyro(["completions", "bash"]).stdout).unwrap();
+    let directory = std::path::Path::new(crate::harness::PYRO).parent().unwrap();
+    let home = home.set("PATH", &format!("{}:/usr/bin:/bin", directory.display()));
+    let text = ". ./pyro.bash; COMP_WORDS=(pyro task exec si); COMP_CWORD=3; COMP_TYPE=9; \
+                _clap_complete_pyro pyro si exec; echo \"${COMPREPLY[*]}\"";
+    let output = home.program("/bin/bash").args(["-c", text]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "site\n", "{output:?}");
+}
+
+#[test]
+fn zsh_completes_at_once_when_it_loads_the_script_by_itself() {
+    let script = Home::new().pyro(["completions", "zsh"]).stdout;
+    assert!(script.starts_with("#compdef pyro\n"), "{script}");
+    assert!(script.contains("funcstack[1]\" = \"_pyro\""), "{script}");
 }

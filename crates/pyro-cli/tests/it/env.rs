@@ -39,6 +39,7 @@ fn inspect_of_what_is_not_installed() {
     Version: 1.2.0
     Distribution: debian 12
     Installed: no
+    Shell: sh
     Cache dir: [HOME]/.cache/pyro-mcp/environments
     Default packages: bash, coreutils, git
     Description: Debian 12 with git, curl and the usual small tools: the usual choice

@@ -73,7 +73,7 @@ fn a_command_that_takes_too_long_is_124_and_keeps_its_output() {
     assert_eq!(ended.code(), 124);
     let value: serde_json::Value = serde_json::from_slice(&ended.raw_stdout).unwrap();
     assert_eq!((value["exit_code"].as_i64(), value["timed_out"].as_bool()), (Some(124), Some(true)));
-    assert_eq!(value["stdout"], "early\n");
+    assert_eq!((&value["stdout"], &value["shell"]), (&"early\n".into(), &"bash".into()));
 }
 
 #[test]

@@ -45,6 +45,7 @@ mod task_files;
 mod task_kills;
 mod tasks;
 mod templates;
+mod terminals;
 mod timeouts;
 mod vmm_faults;
 

@@ -32,6 +32,7 @@ fn the_json_document_says_the_same() {
         ("environment", json!("debian:12")),
         ("environment_version", json!("1.2.0")),
         ("command", json!("sh -c 'echo out; echo err >&2; exit 3'")),
+        ("shell", json!("sh")),
         ("stdout", json!("out\n")),
         ("stderr", json!("err\n")),
         ("exit_code", json!(3)),

@@ -145,8 +145,8 @@ pub(super) fn exec_request(command: &CheckedCommand, environment: &str) -> Exec 
     Exec {
         program: match &command.program {
             CheckedProgram::Shell { text, shell } => {
-                let shell = shell.clone().or_else(|| pyro_env::shell_of(environment).map(str::to_owned));
-                Program::Shell { text: text.clone(), shell }
+                let shell = shell.as_deref().or_else(|| pyro_env::shell_of(environment));
+                Program::Shell { text: text.clone(), shell: shell.map(str::to_owned) }
             }
             CheckedProgram::Argv(words) => Program::Argv(words.clone()),
             CheckedProgram::LoginShell => Program::LoginShell,
@@ -163,6 +163,16 @@ pub(super) fn exec_request(command: &CheckedCommand, environment: &str) -> Exec 
         },
         ..Exec::new("", command.timeout.unwrap_or(LIFETIME))
     }
+}
+
+/// Returns the shell that runs a command's text, for its result. `None`: it has none.
+pub(super) fn shell_of(command: &CheckedCommand, environment: &str, mode: ExecutionMode) -> Option<String> {
+    let CheckedProgram::Shell { shell, .. } = &command.program else { return None };
+    let default = match mode {
+        ExecutionMode::HostCompat => "bash",
+        ExecutionMode::GuestVsock | ExecutionMode::Pending => pyro_env::shell_of(environment).unwrap_or("sh"),
+    };
+    Some(shell.as_deref().unwrap_or(default).to_owned())
 }
 
 /// Rejects what only a guest has: the host has no `/workspace` to resolve a working directory against, and a command runs
@@ -254,6 +264,22 @@ fn not_started_hint(kind: FailureKind) -> Option<Hint> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Command, limits};
+
+    #[test]
+    fn a_result_names_the_shell_that_ran_its_text() {
+        let of = |command: Command, environment: &str, mode: ExecutionMode| {
+            let checked = limits::check_command(command, OutputMode::Capture).unwrap();
+            shell_of(&checked, environment, mode)
+        };
+        let (guest, host) = (ExecutionMode::GuestVsock, ExecutionMode::HostCompat);
+        assert_eq!(of(Command::new("true"), "debian:12", guest).as_deref(), Some("sh"));
+        assert_eq!(of(Command::new("true"), "debian:12-agent", guest).as_deref(), Some("bash"));
+        assert_eq!(of(Command::new("true"), "debian:12", host).as_deref(), Some("bash"));
+        let chosen = Command { shell: Some("zsh".to_owned()), ..Command::new("true") };
+        assert_eq!(of(chosen, "debian:12-agent", guest).as_deref(), Some("zsh"));
+        assert_eq!(of(Command::argv(["true"]), "debian:12", guest), None);
+    }
 
     #[test]
     fn a_hint_is_given_where_the_caller_can_do_something() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use pyro_supervisor::{EndRequest, Ended, Owner, OwnerLock, Phase, files, network_denials};
 use tokio_util::sync::CancellationToken;
 
+use super::exec::shell_of;
 use super::launch::{Launch, Needs};
 use super::reconcile::{OWNER_VANISHED, owner_vanished};
 use super::{Engine, Shared, now, state_unusable, vm_dir};
@@ -383,6 +384,7 @@ pub(super) fn run_result(
     let in_guest = record.execution_mode == ExecutionMode::GuestVsock;
     RunResult {
         cleanup,
+        shell: shell_of(&command, &record.environment, record.execution_mode),
         vm_id: record.vm_id,
         environment: record.environment,
         environment_version: record.environment_version,

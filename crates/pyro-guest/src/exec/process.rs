@@ -141,7 +141,7 @@ impl CommandProcess {
         }
         variables.extend(request.env.iter().map(|(name, value)| (name.into(), value.into())));
         let path = variables.get(OsStr::new("PATH")).map(|path| path.as_os_str());
-        let program = Found::new(&request.program, user, settings, path)?;
+        let program = Found::new(&request.program, &request.env, user, settings, path)?;
         let step = "preparing the command";
         let variables = environment::to_strings(&variables).during(step)?;
         let directory = CString::new(&*request.cwd)

@@ -1,5 +1,6 @@
 //! What a command executes: candidates for the path of its program, and its arguments.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,6 +25,10 @@ pub(super) const SCRIPT_FD: i32 = 9;
 const RUN_SCRIPT: &str = ". /proc/self/fd/9";
 /// What such a text begins with, so that its commands do not inherit the descriptor.
 const CLOSE_SCRIPT: &str = "exec 9<&-; ";
+/// What a login shell does after its profile if the caller has set variables. Its name for itself is its path.
+const SET_VARIABLES: &str = "export \"$@\"; exec \"$0\"";
+/// The variable that every terminal has. Profiles leave it alone.
+const TERM: &str = "TERM";
 
 /// A program that was looked up.
 pub(super) struct Found {
@@ -37,9 +42,10 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Looks up a program in `path`, the value of the command's `PATH`.
+    /// Looks up a program in `path`, the value of the command's `PATH`. `set`: the caller's variables.
     pub(super) fn new(
         program: &Program,
+        set: &BTreeMap<String, String>,
         user: &User,
         settings: &CommandSettings,
         path: Option<&OsStr>,
@@ -69,8 +75,7 @@ impl Found {
             }
             Program::LoginShell => {
                 let shell = user.login_shell();
-                let name = shell.rsplit('/').next().unwrap_or(shell);
-                Ok(Self { is_shell: true, ..Self::of(shell, &[format!("-{name}")], path)? })
+                Ok(Self { is_shell: true, ..Self::of(shell, &login_arguments(shell, set), path)? })
             }
         }
     }
@@ -97,6 +102,23 @@ impl Found {
             _ => failure,
         }
     }
+}
+
+/// Returns the arguments of a login shell. It reads its profile, which may replace variables of the caller; an interactive shell
+/// then takes its place, with the caller's.
+fn login_arguments(shell: &str, set: &BTreeMap<String, String>) -> Vec<String> {
+    let name = shell.rsplit('/').next().unwrap_or(shell);
+    if set.keys().all(|name| name == TERM) {
+        return vec![format!("-{name}")];
+    }
+    // Others cannot be named in a profile.
+    let is_name = |name: &str| {
+        name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    let assignments =
+        set.iter().filter(|(name, _)| is_name(name)).map(|(name, value)| format!("{name}={value}"));
+    [name, "-l", "-c", SET_VARIABLES, shell].map(str::to_owned).into_iter().chain(assignments).collect()
 }
 
 fn check_length(bytes: usize) -> Result<(), Failure> {
@@ -147,5 +169,20 @@ mod tests {
         assert_eq!(of("ls", None), ["/bin/ls", "/usr/bin/ls"]);
         assert_eq!(of("./ls", Some("/a")), ["./ls"]);
         assert_eq!(of("", Some("/a")), [""]);
+    }
+
+    #[test]
+    fn a_login_shell_sets_the_callers_variables_after_its_profile() {
+        let of = |set: &[(&str, &str)]| {
+            let set = set.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            login_arguments("/bin/bash", &set)
+        };
+        assert_eq!(of(&[]), ["-bash"]);
+        assert_eq!(of(&[("TERM", "vt100")]), ["-bash"]);
+        let arguments = of(&[("PATH", "/x:'y z'"), ("TERM", "vt100"), ("no.name", "1"), ("1", "2")]);
+        assert_eq!(
+            arguments,
+            ["bash", "-l", "-c", SET_VARIABLES, "/bin/bash", "PATH=/x:'y z'", "TERM=vt100"]
+        );
     }
 }

@@ -112,7 +112,7 @@ async fn the_last_output_arrives_although_a_job_keeps_the_terminal() {
 #[tokio::test]
 async fn a_login_shell_is_interactive_and_ends_when_asked() {
     let host = Host::new();
-    let env = [("PS1", "$ "), ("TERM", "vt100"), ("HOME", "/nonexistent")].map(|(k, v)| (k.into(), v.into()));
+    let env = [("TERM".to_owned(), "vt100".to_owned())];
     let exec = Exec {
         program: Program::LoginShell,
         env: env.into(),
@@ -160,6 +160,25 @@ async fn the_shell_of_a_login_shell_is_the_one_that_runs() {
     input.send(chunk("echo is:$SHELL:$BASH; exit\n")).await.unwrap();
     let ended = end_of(command).await;
     assert!(ended.text().contains("is:/bin/bash:/bin/bash"), "{ended:?}");
+}
+
+/// The profile of most systems replaces `PATH`.
+#[tokio::test]
+async fn the_callers_variables_win_in_a_login_shell() {
+    let host = Host::new();
+    std::fs::write(host.path(".profile"), "export FROM=profile OURS=profile PATH=/usr/bin:/bin\numask 027\n")
+        .unwrap();
+    let home = host.path("").to_str().unwrap().to_owned();
+    let env = [("HOME", &*home), ("OURS", "the caller's $1"), ("PATH", "/ours:/usr/bin:/bin")];
+    let env = env.map(|(name, value)| (name.into(), value.into())).into();
+    let exec = Exec { program: Program::LoginShell, env, ..on_terminal(&host, "") };
+    let command = host.call(exec).await;
+    let mut input = host.call(Input { command: 1 }).await;
+    input.send(chunk("echo \"is:$FROM:$OURS:$PATH:$(umask):$-\"; exit\n")).await.unwrap();
+    let ended = end_of(command).await;
+    let (_, options) =
+        ended.text().split_once("is:profile:the caller's $1:/ours:/usr/bin:/bin:0027:").unwrap();
+    assert!(options.lines().next().unwrap().contains('i'), "{ended:?}");
 }
 
 #[tokio::test]

@@ -44,7 +44,7 @@ fn a_list_has_a_line_per_environment() {
         EnvironmentList { catalog_version: "2.1.0".to_owned(), environments: vec![environment(), missing()] };
     insta::assert_snapshot!(listed(&all), @r"
     Catalog version: 2.1.0
-    debian:12 [installed] Debian with git
+    debian:12 [installed, 312 MiB] Debian with git
     debian:12 [not installed]
     ");
 }
@@ -65,6 +65,7 @@ fn an_installed_environment_is_shown_in_full() {
     Version: 1.0.0
     Distribution: debian 12
     Installed: yes
+    Shell: sh
     Cache dir: /c
     Default packages: bash, git
     Description: Debian with git
@@ -82,6 +83,7 @@ fn what_is_not_known_is_left_out() {
     Version: 1.0.0
     Distribution: debian 12
     Installed: no
+    Shell: sh
     Cache dir: /c
     ");
 }
@@ -99,6 +101,7 @@ fn a_pull_shows_the_images_too() {
     Version: 1.0.0
     Distribution: debian 12
     Installed: yes
+    Shell: sh
     Cache dir: /c
     Default packages: bash, git
     Description: Debian with git

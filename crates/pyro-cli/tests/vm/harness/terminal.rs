@@ -70,6 +70,12 @@ impl Terminal {
         self.shown
     }
 
+    /// Closes the terminal, as a window does.
+    pub(crate) fn close(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Returns whether there was anything to read.
     fn read(&mut self) -> bool {
         let mut buffer = [0; 4096];

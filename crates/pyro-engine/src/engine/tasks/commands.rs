@@ -9,7 +9,7 @@ use super::{supervisor_lost, unanswered};
 use crate::Kind;
 use crate::capture::{Captured, OutputSink};
 use crate::engine::exec::{
-    command_input, exec_request, guest_cwd, not_asked, not_delivered, with_not_started_hint,
+    command_input, exec_request, guest_cwd, not_asked, not_delivered, shell_of, with_not_started_hint,
 };
 use crate::engine::{Engine, now};
 use crate::exit_code::{duration_ms, exit_code, status};
@@ -56,6 +56,7 @@ impl Engine {
         let network_denials = self.denials_of_command(&record, began).await;
         Ok(TaskExec {
             task_id: id,
+            shell: shell_of(&command, &record.environment, record.execution_mode),
             environment: record.environment,
             environment_version: record.environment_version,
             stdout: stdout.into(),

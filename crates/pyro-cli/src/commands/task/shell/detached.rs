@@ -316,6 +316,7 @@ fn attach(args: &ShellAttachArgs, engine: &Engine, printer: &Printer) -> Result<
         is_raw: true,
         on_terminal: true,
         puts_back: true,
+        ends_line: true,
     };
     let task = Some(args.task_id.as_str());
     let (shell, _) = session::interact(printer, interaction, task, async |call| {
