@@ -49,6 +49,14 @@ class Engine(Talker):
         """Returns the time of a status request for a task."""
         return self._ask(f"task-status {task}")["ms"]
 
+    def open_shell(self, task):
+        """Opens a login shell in a task, waits for its prompt, and returns its number."""
+        return self._ask(f"shell {task}")["shell"]
+
+    def press(self, task, shell, key):
+        """Returns the time from typing a key into a shell to its echo."""
+        return self._ask(f"press {task} {shell} {key}")["ms"]
+
     def delete(self):
         """Deletes all VMs and tasks that this engine started."""
         self._ask("delete")

@@ -26,7 +26,7 @@ def at_most(seconds):
         signal.signal(signal.SIGALRM, previous)
 
 
-def process_ms(command, env, log, limit=120):
+def process_ms(command, env, log, stdin=os.devnull, limit=120):
     """Returns the time from a process's start to its successful end. Its output goes to `log`."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     pid = None
@@ -35,7 +35,7 @@ def process_ms(command, env, log, limit=120):
             start = time.perf_counter_ns()
             # posix_spawn does not copy this process, so the size of this process does not affect the result.
             pid = os.posix_spawnp(command[0], command, env, file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 0, stdin, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, out, 1), (os.POSIX_SPAWN_DUP2, out, 2),
             ])
             _, status = os.waitpid(pid, 0)

@@ -21,6 +21,8 @@ import host
 from measure import Unavailable, at_most
 
 CONTROL, STDOUT, STDERR = range(3)
+# Flags of yamux.
+OPEN, CLOSE = 1, 4
 # Maximum time without data from a guest or its QEMU.
 SILENCE_SECONDS = 60
 # What the guest of a VM with a network is given.
@@ -183,6 +185,24 @@ class RawVM:
             raise RuntimeError(f"`{command}` ended with {code} in the raw VM")
         return output
 
+    def shell(self):
+        """Starts a login shell on a terminal. Returns a function that presses a key and returns what the terminal writes next.
+        No commands can run meanwhile."""
+        terminal = {"columns": 120, "rows": 30}
+        command = self._command("login_shell", id=1, input=True, terminal=terminal)
+        frames = self._frames(self._open({"exec": command}))
+        keys = self._open({"input": {"command": 1}})
+
+        def press(key):
+            with self._explained():
+                self._send(keys, struct.pack("<IB", len(key), STDOUT) + key)
+                return next(frames)[1]
+        with self._explained():
+            prompt = b""
+            while not prompt.endswith(b"# "):
+                prompt += next(frames)[1]
+        return press
+
     @contextlib.contextmanager
     def _explained(self):
         """Kills a guest that hangs or dies, and adds its console output to the error."""
@@ -241,19 +261,42 @@ class RawVM:
         })
 
     def _exec(self, command):
-        request = self._frame({"exec": {
-            "command": command, "cwd": "/workspace", "timeout_ms": 60_000, "kill_grace_ms": 1000,
-            "output_limit": None,
-        }})
-        # yamux: version, type (0 data, 1 window update), flags (1 opens the stream), stream, length
-        self.agent.sendall(struct.pack(">BBHII", 0, 0, 1, self.stream, len(request)) + request)
-        data, output = b"", b""
+        stream = self._open({"exec": self._command({"shell": {"text": command}})})
+        output = b""
+        for kind, payload in self._frames(stream):
+            if kind == CONTROL:
+                # Close our half of the stream.
+                self._send(stream, b"", CLOSE)
+                return json.loads(payload)["exited"]["status"]["code"], output
+            if kind == STDOUT:
+                output += payload
+        raise EOFError("the guest closed a stream")
+
+    @staticmethod
+    def _command(program, **more):
+        return {"program": program, "cwd": "/workspace", "timeout_ms": 3_600_000, "kill_grace_ms": 1000,
+                "output_limit": None, **more}
+
+    def _open(self, request):
+        """Opens a stream with a request and returns its number."""
+        stream = self.stream
+        self.stream += 2
+        self._send(stream, self._frame(request), OPEN)
+        return stream
+
+    def _send(self, stream, data, flags=0):
+        # yamux: version, type (0 data, 1 window update), flags, stream, length
+        self.agent.sendall(struct.pack(">BBHII", 0, 0, flags, stream, len(data)) + data)
+
+    def _frames(self, stream):
+        """Yields the frames of a stream as pairs of kind and payload. What other streams receive is dropped."""
+        data = b""
         while True:
-            _, kind, _, stream, length = struct.unpack(">BBHII", self._read(12))
+            _, kind, _, number, length = struct.unpack(">BBHII", self._read(12))
             if kind != 0 or length == 0:
                 continue
             body = self._read(length)
-            if stream != self.stream:
+            if number != stream:
                 continue
             # Return the credit, so that the guest can continue sending.
             self.agent.sendall(struct.pack(">BBHII", 0, 1, 0, stream, length))
@@ -263,10 +306,4 @@ class RawVM:
                 if len(data) < 5 + length:
                     break
                 payload, data = data[5:5 + length], data[5 + length:]
-                if kind == CONTROL:
-                    # Close our half of the stream.
-                    self.agent.sendall(struct.pack(">BBHII", 0, 0, 4, self.stream, 0))
-                    self.stream += 2
-                    return json.loads(payload)["exited"]["status"]["code"], output
-                if kind == STDOUT:
-                    output += payload
+                yield kind, payload

@@ -23,6 +23,11 @@ def ratios(results):
         ("`pyro run true` vs. podman", _ratio(true, "pyro run", "podman"), "×", 1),
         ("the same with a spare VM vs. podman", _ratio(true, "pyro run, spare", "podman"), "×", 1),
         ("command in a running VM, engine vs. raw port", _ratio(exec_, "engine", "raw port"), "×", 1.5),
+        ("`true` in a control group of its own vs. without", _ratio(results["control_groups"], "in a group", "without"), "×", 1.1),
+        ("time for 64 MiB of input to a command vs. of its output", _ratio(results["input"], "output", "input"), "×", 1.25),
+        ("from a key to its echo in `pyro task shell` vs. raw port", _ratio(results["keys"], "`pyro task shell`", "raw port"), "×", 1.5),
+        ("the same through `write_task_shell`, engine", _ratio(results["keys"], "`write_task_shell`, engine", "raw port"), "×", 1.5),
+        ("the same through `write_task_shell`, Python", _ratio(results["keys"], "`write_task_shell`, Python", "raw port"), "×", None),
         ("`pyro task exec` vs. the engine's exec plus starting pyro", _task_exec(results["tasks"]["exec"]), "×", 3),
         ("last 100 of 1,000 commands in a task vs. the first 100",
          _ratio(results["tasks"]["in_a_row"], "last tenth", "first tenth"), "×", 1.2),
@@ -118,7 +123,20 @@ def text(results):
         _table(["What", "Median (quartiles)"], [
             ["create, start, and a first command, ms", _cell(results["first_command"])],
             *([f"`/bin/true` in a running VM, {name}, ms", _cell(row, 2)] for name, row in results["exec"].items()),
+            *([f"`true` on the raw port, {name}, ms", _cell(row, 2)] for name, row in results["control_groups"].items()),
             *([f"{name}, MB/s", _cell(row)] for name, row in results["throughput"].items())]),
+        "### Input of commands, and shells",
+        _table(["What", "Median (quartiles)"], [
+            *([f"64 MiB of {name}, `pyro task exec`, MB/s", _cell(row)] for name, row in results["input"].items()),
+            *([f"from a key to its echo, {name}, ms", _cell(row, 2)] for name, row in results["keys"].items())]),
+        "### Live directories, ms",
+        _table(["Command", "Own disk", "Live directory", "Ratio"], [
+            [name, row["own disk"], row["live"], f"{row['live'] / max(row['own disk'], 1):.1f}"]
+            for name, row in results["mounts"].items()]),
+        "### Environments",
+        _table(["Environment", "Version", "Size, MiB", "`pyro run true`, ms"], [
+            [f"`{name}`", row["version"], row["size_mib"], _cell(row["start"])]
+            for name, row in results["environments"].items()]),
         "### Tasks, ms",
         _table(["What", "Median (quartiles)"], [
             ["`pyro task create` and the first `pyro task exec`",

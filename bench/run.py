@@ -14,7 +14,10 @@ import subprocess
 import sys
 import time
 
+import commands
+import environments
 import host
+import mounts
 import report
 from engine import Engine
 from measure import say
@@ -35,9 +38,10 @@ def measure(options, work):
     for name in ("PYRO_WARM", "PYRO_LOG", "PYRO_MAX_ACTIVE_VMS"):
         env.pop(name, None)
     pyro = os.path.abspath(options.pyro)
-    # With its own state directory, because `Kind` has to observe the first VM, which creates the template.
-    subprocess.run([pyro, "env", "pull", "debian:12"], env={**env, "PYRO_BASE_DIR": f"{work}/pull-state"},
-                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+    for name in ("debian:12", mounts.ENVIRONMENT):
+        # With its own state directory, because `Kind` has to observe the first VM, which creates the template.
+        subprocess.run([pyro, "env", "pull", name], env={**env, "PYRO_BASE_DIR": f"{work}/pull-state"},
+                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
     say("starting a first VM")
     kind = Kind(pyro, env)
     peers = Peers(kind.base_image(), work)
@@ -54,6 +58,10 @@ def measure(options, work):
     }
     say("round trips in a running VM")
     results["exec"] = scenarios.round_trip()
+    say("control groups")
+    results["control_groups"] = commands.control_groups(scenarios)
+    say("keys in a shell")
+    results["keys"] = commands.keys(scenarios)
     say("tasks")
     results["tasks"] = {
         "create": scenarios.task_create(), "exec": scenarios.task_exec(), "in_a_row": scenarios.task_in_a_row(),
@@ -68,6 +76,12 @@ def measure(options, work):
     results["at_once"], results["memory"] = scenarios.at_once()
     say("throughput")
     results["throughput"] = scenarios.throughput()
+    say("input and output")
+    results["input"] = commands.throughput(scenarios)
+    say("live directories")
+    results["mounts"] = mounts.measure(pyro, env, work, 2_000 if options.quick else 20_000)
+    say("environments")
+    results["environments"] = environments.measure(pyro, env, work, scenarios.rounds(10))
     say("networks")
     results["network"] = scenarios.network()
     say("confinement")
@@ -85,7 +99,7 @@ def main():
     parser.add_argument("pyro", help="the executable")
     parser.add_argument("--measure", required=True, metavar="PROGRAM", help="pyro-engine's example `measure`")
     parser.add_argument("--cost", required=True, metavar="PROGRAM", help="pyro-confine's example `cost`")
-    parser.add_argument("--cache", required=True, metavar="DIR", help="environment cache; debian:12 is installed there if it is missing")
+    parser.add_argument("--cache", required=True, metavar="DIR", help="environment cache; debian:12 and debian:12-agent are installed there if missing")
     parser.add_argument("--output", metavar="DIR", help="directory for results.json and plots")
     parser.add_argument("--page", metavar="FILE", help="Markdown file whose tables are updated")
     parser.add_argument("--quick", action="store_true", help="a fifth of the runs, to try the suite itself")

@@ -38,6 +38,10 @@ class Client(Talker):
         """Returns the time of a call that involves no guest."""
         return self._ask_ms(f"status {task}")
 
+    def press(self, task, shell, key):
+        """Returns the time from typing a key into a shell to its echo."""
+        return self._ask_ms(f"press {task} {shell} {key}")
+
     def first_call(self):
         """Returns the time of the first call of a new `Pyro`, which starts the executable."""
         return self._ask_ms("first")

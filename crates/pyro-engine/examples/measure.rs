@@ -11,6 +11,8 @@
 //! task                                 creates a task
 //! task-exec TASK COMMAND               runs a command in a task
 //! task-status TASK                     reports the state of a task
+//! shell TASK                           opens a login shell in a task, waits for its prompt
+//! press TASK SHELL KEY                 types a key into a shell, waits for its echo
 //! delete                               deletes all VMs and tasks
 //! ```
 //!
@@ -23,8 +25,8 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use pyro_engine::operations::{ExecTask, RunInVm};
-use pyro_engine::{Command, Config, Engine, Events, TaskSpec, VmSpec};
+use pyro_engine::operations::{ExecTask, OpenTaskShell, ReadTaskShell, RunInVm, WriteTaskShell};
+use pyro_engine::{Command, Config, Engine, Events, ShellName, ShellRead, ShellText, TaskSpec, VmSpec};
 use pyro_supervisor::{Client, CommandOutcome, Exec, ExitStatus, Run};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -91,6 +93,11 @@ impl Session {
                 let started = Instant::now();
                 self.engine.status_task(id).await?;
                 Ok(json!({ "ms": ms(started.elapsed()) }))
+            }
+            ["shell", id] => Ok(json!({ "shell": self.open_shell(id).await? })),
+            ["press", id, shell_and_key] => {
+                let (shell, key) = shell_and_key.split_once(' ').ok_or("a key is missing")?;
+                Ok(json!({ "ms": ms(self.press(id, shell.parse()?, key).await?) }))
             }
             ["delete"] => {
                 let started = Instant::now();
@@ -189,6 +196,35 @@ impl Session {
         successful(started.elapsed(), &ran.command, ran.exit_code)
     }
 
+    async fn open_shell(&self, id: &str) -> Outcome<u64> {
+        let opened =
+            self.engine.open_task_shell(OpenTaskShell { task: id.into(), shell: Default::default() });
+        let shell_id = opened.await?.shell_id;
+        let mut read = ShellRead { cursor: Some(0), ..awaited() };
+        loop {
+            let request = ReadTaskShell { task: id.into(), shell: ShellName { shell_id }, read };
+            let output = self.engine.read_task_shell(request, &CancellationToken::new()).await?;
+            if output.text.ends_with("# ") {
+                return Ok(shell_id);
+            }
+            if output.text.is_empty() {
+                return Err("the shell has no prompt".into());
+            }
+            read.cursor = Some(output.cursor);
+        }
+    }
+
+    /// Returns the time of a whole call.
+    async fn press(&self, id: &str, shell_id: u64, key: &str) -> Outcome<Duration> {
+        let typed = ShellText { text: key.into(), ..ShellText::default() };
+        let request =
+            WriteTaskShell { task: id.into(), shell: ShellName { shell_id }, typed, read: awaited() };
+        let started = Instant::now();
+        let output = self.engine.write_task_shell(request, &CancellationToken::new()).await?;
+        let time = started.elapsed();
+        if output.text.is_empty() { Err("a key has no echo".into()) } else { Ok(time) }
+    }
+
     async fn delete(&self, guests: &mut Vec<Guest>) -> Outcome<()> {
         for guest in guests.drain(..) {
             match guest {
@@ -198,6 +234,11 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// The first output, for which a read waits.
+fn awaited() -> ShellRead {
+    ShellRead { wait_seconds: 60.0, ..ShellRead::default() }
 }
 
 /// Returns the time that a command took, if it succeeded.

@@ -30,7 +30,7 @@ pub use self::input::{CommandInput, InputStream};
 pub use self::mount::MountError;
 use self::process::Process;
 pub use self::service::ServiceError;
-pub use self::shells::AttachEnd;
+pub use self::shells::{AttachEnd, ShellAnswer, ShellOutput, TYPE_LIMIT};
 pub use self::start::{Lifeline, StartError, make_template, start};
 pub(crate) use self::start::{SPARE_LIMIT, claim, kill_silent_spare, spawn};
 use super::conversation::{CommandOutcome, GUEST_MARGIN, HOST_MARGIN, OutputChunk};

@@ -39,7 +39,8 @@ pub mod template;
 
 pub use client::{
     AttachEnd, Client, CommandInput, ConnectError, CopyError, EndError, EndRequest, Ended, InputStream,
-    Lifeline, MountError, PublishError, Ran, Run, RunError, ServiceError, StartError, make_template, start,
+    Lifeline, MountError, PublishError, Ran, Run, RunError, ServiceError, ShellAnswer, ShellOutput,
+    StartError, TYPE_LIMIT, make_template, start,
 };
 pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase, network_denials, remove as remove_dir};

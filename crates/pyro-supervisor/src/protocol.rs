@@ -94,7 +94,7 @@ pub(crate) enum Request {
     /// Write to the standard input of a running command. The bytes follow in frames of the standard output. Answered by
     /// [`Reply::Input`]. A client that disconnects before [`Request::InputFinished`] leaves the input open for another.
     Input(CommandKey),
-    /// On the connection of a [`Request::Input`]: the standard input ends.
+    /// On the connection of a [`Request::Input`]: the standard input ends; of a [`Request::WriteShell`]: the keys do.
     InputFinished,
     /// Change the size of a running command's terminal. Answered by [`Reply::Done`] or [`Reply::NotRunning`].
     Resize {
@@ -129,6 +129,10 @@ pub(crate) enum Request {
     ListShells,
     /// Read what a shell wrote. Answered by the bytes and [`Reply::ShellPart`], or by [`Reply::NotRunning`].
     ReadShell(ReadShell),
+    /// Type into a shell, and read what it writes then. The keys follow in frames of the standard output, and then
+    /// [`Request::InputFinished`]. Answered by [`Reply::Input`] when the shell has taken them, and if it has, as
+    /// a [`Request::ReadShell`] of what is fresh.
+    WriteShell(ReadShell),
     /// Send what a shell has written since a cursor, and what it writes. Answered by the bytes and [`Reply::Ended`], or by
     /// [`Reply::NotRunning`].
     AttachShell {

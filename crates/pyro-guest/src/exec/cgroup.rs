@@ -1,17 +1,21 @@
 //! Control groups: one for each command, which holds every process that it starts, whatever these do to their sessions and
 //! process groups.
 //!
-//! Groups are made and removed between commands, because that takes longer than entering one. A command that ends by itself may
-//! leave processes behind; its group is removed when it is empty after a later command.
+//! Making and removing a group takes longer than entering one. So a group in which nothing is left is used again, unless a program
+//! has opened or changed any of its files: it could have frozen or limited the group. Other groups are removed between commands. A
+//! command that ends by itself may leave processes behind; its group is removed when it is empty after a later command.
 
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -22,6 +26,11 @@ use crate::watched::watch;
 
 /// Where the groups of commands are in the hierarchy.
 const PARENT: &str = "pyro";
+/// Maximum number of empty groups that are kept for the next commands.
+const READY: usize = 4;
+/// What shows that a program may have changed a group: it has opened or changed a file of it, or made a group below it.
+const TOUCHED: WatchFlags =
+    WatchFlags::OPEN.union(WatchFlags::ATTRIB).union(WatchFlags::CREATE).union(WatchFlags::ONLYDIR);
 /// Maximum number of left groups whose removal is tried after a command.
 const REMOVALS: usize = 8;
 /// Maximum number of names that are tried for a group.
@@ -39,11 +48,17 @@ pub(crate) struct ControlGroups(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     parent: Option<OwnedFd>,
+    /// `cgroup.freeze` of the parent. Absent before Linux 5.2, where nothing can freeze it.
+    freeze: Option<OwnedFd>,
     next: u64,
-    /// The group of the next command. No process was ever in it.
-    ready: Option<Made>,
-    /// Groups of commands that have ended. Some have processes that outlived their command.
+    /// Groups of the next commands, without a process.
+    ready: Vec<Arc<Made>>,
+    /// Groups of commands that have just ended.
+    ended: Vec<Arc<Made>>,
+    /// Groups that are not used again. Some have processes that outlived their command.
     left: VecDeque<String>,
+    /// The latest command that needed a group did not get one.
+    is_failing: bool,
 }
 
 /// A group in the hierarchy.
@@ -53,6 +68,22 @@ struct Made {
     dir: OwnedFd,
     /// `cgroup.procs`, open for writing.
     entrance: OwnedFd,
+    /// `cgroup.events`.
+    events: OwnedFd,
+    /// Reports when a program touches it. Absent where that cannot be watched.
+    touched: Option<OwnedFd>,
+}
+
+impl Made {
+    fn is_untouched(&self) -> bool {
+        let Some(touched) = &self.touched else { return false };
+        let mut buffer = [MaybeUninit::uninit(); 512];
+        inotify::Reader::new(touched, &mut buffer).next().err() == Some(Errno::AGAIN)
+    }
+
+    fn is_empty(&self) -> bool {
+        is_populated(&self.events).is_ok_and(|is_populated| !is_populated)
+    }
 }
 
 impl ControlGroups {
@@ -68,6 +99,8 @@ impl ControlGroups {
         // Absent before Linux 5.14, and where this is not version 2.
         drop(openat(&parent, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?);
         let mut state = State::default();
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        state.freeze = openat(&parent, "cgroup.freeze", flags, Mode::empty()).ok();
         state.parent = Some(parent);
         Ok(Self(Arc::new(Mutex::new(state))))
     }
@@ -76,20 +109,36 @@ impl ControlGroups {
     pub(super) fn create(&self) -> io::Result<Option<ControlGroup>> {
         let mut state = lock(&self.0);
         state.thaw();
-        let made = match state.ready.take() {
+        let made = match state.take_ready() {
             Some(ready) => Some(ready),
             None => state.make()?,
         };
+        state.is_failing &= made.is_none();
         Ok(made.map(|made| ControlGroup { made, groups: Arc::clone(&self.0) }))
     }
 
-    /// Makes the group of the next command, and removes groups that are empty now, while no command waits for it.
+    /// Chooses or makes the group of the next command, and removes groups that are empty now, while no command waits for it.
     pub(super) fn make_ready(&self) {
         let mut state = lock(&self.0);
+        for made in std::mem::take(&mut state.ended) {
+            if state.ready.len() < READY && made.is_empty() && made.is_untouched() {
+                state.ready.push(made);
+            } else {
+                state.left.push_back(made.name.clone());
+            }
+        }
         state.remove_left();
-        if state.ready.is_none() {
+        if state.ready.is_empty() {
             // The next command tries again, and reports it.
-            state.ready = state.make().unwrap_or_default();
+            let made = state.make().unwrap_or_default();
+            state.ready.extend(made);
+        }
+    }
+
+    /// Says on the console why a command runs without a group, unless the one before did as well.
+    pub(super) fn report(&self, error: &dyn Display) {
+        if !std::mem::replace(&mut lock(&self.0).is_failing, true) {
+            eprintln!("pyro-guest: commands run without a control group: {error}");
         }
     }
 }
@@ -99,7 +148,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl State {
-    fn make(&mut self) -> io::Result<Option<Made>> {
+    fn make(&mut self) -> io::Result<Option<Arc<Made>>> {
         let Some(parent) = &self.parent else { return Ok(None) };
         for _ in 0..MAX_NAMES {
             let name = format!("command-{}", self.next);
@@ -107,9 +156,12 @@ impl State {
             match mkdirat(parent, &*name, Mode::from(0o755)) {
                 Ok(()) => {
                     let dir = open_dir(parent, &name)?;
-                    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-                    let entrance = openat(&dir, "cgroup.procs", flags, Mode::empty())?;
-                    return Ok(Some(Made { name, dir, entrance }));
+                    let open = |file, access| openat(&dir, file, access | OFlags::CLOEXEC, Mode::empty());
+                    let entrance = open("cgroup.procs", OFlags::WRONLY)?;
+                    let events = open("cgroup.events", OFlags::RDONLY)?;
+                    // After the last file was opened.
+                    let touched = watch_touches(&dir).ok();
+                    return Ok(Some(Arc::new(Made { name, dir, entrance, events, touched })));
                 }
                 // Another program has made it.
                 Err(Errno::EXIST) => {}
@@ -119,13 +171,22 @@ impl State {
         Err(io::ErrorKind::AlreadyExists.into())
     }
 
+    /// Returns an empty group that no program has touched.
+    fn take_ready(&mut self) -> Option<Arc<Made>> {
+        while let Some(ready) = self.ready.pop() {
+            if ready.is_untouched() {
+                return Some(ready);
+            }
+            self.left.push_back(ready.name.clone());
+        }
+        None
+    }
+
     /// Thaws the groups, which root may have frozen. A process that enters a frozen group never executes its program, and
     /// the agent waits for that.
     fn thaw(&self) {
-        let Some(parent) = &self.parent else { return };
-        // Fails before Linux 5.2 alone, and then nothing can freeze them.
-        if let Ok(freeze) = openat(parent, "cgroup.freeze", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
-            let _ = rustix::io::write(freeze, b"0");
+        if let Some(freeze) = &self.freeze {
+            let _ = rustix::io::pwrite(freeze, b"0", 0);
         }
     }
 
@@ -143,8 +204,8 @@ impl State {
 impl Drop for State {
     fn drop(&mut self) {
         let Some(parent) = &self.parent else { return };
-        let ready = self.ready.take().map(|made| made.name);
-        for name in self.left.drain(..).chain(ready) {
+        let made = self.ready.drain(..).chain(self.ended.drain(..)).map(|made| made.name.clone());
+        for name in self.left.drain(..).chain(made) {
             // One that still has processes stays.
             let _ = remove(parent.as_fd(), &name, 0);
         }
@@ -154,7 +215,7 @@ impl Drop for State {
 /// The group of a command.
 #[derive(Debug)]
 pub(super) struct ControlGroup {
-    made: Made,
+    made: Arc<Made>,
     groups: Arc<Mutex<State>>,
 }
 
@@ -198,14 +259,20 @@ impl ControlGroup {
 
 impl Drop for ControlGroup {
     fn drop(&mut self) {
-        let name = std::mem::take(&mut self.made.name);
-        lock(&self.groups).left.push_back(name);
+        lock(&self.groups).ended.push(Arc::clone(&self.made));
     }
 }
 
 fn open_dir(parent: impl AsFd, name: &str) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(parent, name, flags, Mode::empty())
+}
+
+/// Returns where touches of a group are reported. Only a path can be watched.
+fn watch_touches(dir: &OwnedFd) -> io::Result<OwnedFd> {
+    let touched = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+    inotify::add_watch(&touched, format!("/proc/self/fd/{}", dir.as_raw_fd()), TOUCHED)?;
+    Ok(touched)
 }
 
 /// Whether the group or one below it has a process.

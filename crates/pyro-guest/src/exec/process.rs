@@ -273,15 +273,13 @@ enum StartError {
 
 /// Starts a process in a control group of its own, or without one where that is impossible. Blocks.
 fn start(launch: &Launch<'_>, commands: &Commands) -> Result<(Child, Option<ControlGroup>), StartError> {
-    let without_group = |error: &dyn std::fmt::Display| {
-        eprintln!("pyro-guest: a command runs without a control group: {error}");
-    };
-    if let Some(group) = commands.groups().create().unwrap_or_else(|error| {
-        without_group(&error);
+    let groups = commands.groups();
+    if let Some(group) = groups.create().unwrap_or_else(|error| {
+        groups.report(&error);
         None
     }) {
         match spawn(launch, Some(group.entrance())) {
-            Err(SpawnError { step: Step::ControlGroup, errno }) => without_group(&errno),
+            Err(SpawnError { step: Step::ControlGroup, errno }) => groups.report(&errno),
             spawned => {
                 let spawned = spawned.map_err(StartError::Spawn)?;
                 return Ok((Child::new(spawned).map_err(StartError::Io)?, Some(group)));

@@ -148,20 +148,55 @@ async fn removed(host: &Host, group: &std::path::Path) {
     panic!("{} is still there", group.display());
 }
 
+/// The path of a command's group in the hierarchy, on a line of its own.
+const OWN_GROUP: &str = "grep ^0:: /proc/self/cgroup | cut -d: -f3";
+
+/// Runs a command that ends with [`OWN_GROUP`], and returns its group.
+async fn group_of(host: &Host, text: &str) -> PathBuf {
+    let ended = host.run(host.exec(text)).await;
+    let path = ended.text().trim().lines().last().unwrap().to_owned();
+    assert!(path.contains("pyro/command-"), "{path}");
+    hierarchy().unwrap().join(path.trim_start_matches('/'))
+}
+
+#[tokio::test]
+async fn a_group_is_used_again_unless_a_program_has_touched_it() {
+    let (host, has_groups) = host();
+    if !has_groups {
+        return;
+    }
+    let first = group_of(&host, OWN_GROUP).await;
+    assert_eq!(group_of(&host, OWN_GROUP).await, first);
+    let mount = hierarchy().unwrap();
+    let mount = mount.display();
+    for touch in [
+        "echo 3 > $group/cgroup.max.depth",
+        "cat $group/cgroup.events",
+        "chmod 700 $group",
+        "mkdir $group/below; rmdir $group/below",
+        "ls $group",
+    ] {
+        let text = format!("group={mount}$({OWN_GROUP}); {touch} > /dev/null; {OWN_GROUP}");
+        let touched = group_of(&host, &text).await;
+        assert_ne!(group_of(&host, OWN_GROUP).await, touched, "{touch}");
+        removed(&host, &touched).await;
+    }
+    // Also before the command that would get it.
+    let ready = group_of(&host, OWN_GROUP).await;
+    fs::read_to_string(ready.join("cgroup.freeze")).unwrap();
+    assert_ne!(group_of(&host, OWN_GROUP).await, ready);
+}
+
 #[tokio::test]
 async fn groups_are_removed_when_they_are_empty() {
     let (host, has_groups) = host();
-    let ended = host.run(host.exec("grep ^0:: /proc/self/cgroup | cut -d: -f3")).await;
-    let Some(mount) = hierarchy() else { return assert!(!has_groups) };
-    let relative = ended.text().trim().trim_start_matches('/').to_owned();
-    let group = mount.join(&relative);
-    assert!(relative.contains("pyro/command-"), "{relative}");
-    removed(&host, &group).await;
-    // One with a process is removed after a later command.
-    let text = "sleep 1000 > /dev/null 2>&1 & echo $!; grep ^0:: /proc/self/cgroup | cut -d: -f3";
-    let ended = host.run(host.exec(text)).await;
+    if !has_groups {
+        return;
+    }
+    let text = format!("sleep 1000 > /dev/null 2>&1 & echo $!; {OWN_GROUP}");
+    let ended = host.run(host.exec(&text)).await;
     let (pid, path) = ended.text().trim().split_once('\n').unwrap();
-    let group = mount.join(path.trim_start_matches('/'));
+    let group = hierarchy().unwrap().join(path.trim_start_matches('/'));
     assert!(group.exists());
     let pidfd = rustix::process::pidfd_open(
         rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap(),

@@ -16,8 +16,11 @@ pub const SCROLLBACK_BYTES: u64 = 1 << 20;
 pub struct ReadShell {
     /// Number of the shell in the journal.
     pub sequence: u64,
-    /// Where to begin. Absent: [`Self::max_bytes`] before the end of what was written so far.
+    /// Where to begin. Absent: [`Self::max_bytes`] before the end of what was written so far; with [`Self::fresh`], there.
     pub cursor: Option<u64>,
+    /// Only what is written from now on ends the wait.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
     /// Maximum number of bytes to return, at most [`SCROLLBACK_BYTES`].
     pub max_bytes: u64,
     /// Maximum time to wait, in milliseconds.
@@ -25,6 +28,13 @@ pub struct ReadShell {
     /// Wait until there are bytes to return and the terminal has written none for this time, in milliseconds. Zero: wait for
     /// the first byte.
     pub idle_ms: u64,
+    /// Send at most this number of bytes before the first one as well. They are not waited for.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub before: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What follows the bytes that were read.
@@ -32,6 +42,9 @@ pub struct ReadShell {
 pub struct ShellPart {
     /// Offset of the first byte that was returned.
     pub start: u64,
+    /// Number of bytes that were sent before that one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub before: u64,
     /// Number of bytes from the requested cursor on that the scrollback no longer has.
     pub dropped: u64,
     /// Why the read ended.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use pyro_supervisor::{
     AttachEnd, Client, CommandKey, CommandOutcome, InputOutcome, MAX_OPEN_SHELLS, ReadReason, ReadShell,
-    RunError, SCROLLBACK_BYTES, ShellPart, ShellState,
+    RunError, SCROLLBACK_BYTES, ShellAnswer, ShellOutput, ShellPart, ShellState, TYPE_LIMIT,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -29,8 +29,6 @@ use crate::{
     terminal,
 };
 
-/// Time limit for a shell to take what is typed. One that reads nothing takes about half a mebibyte in advance.
-const TYPE_LIMIT: Duration = Duration::from_secs(10);
 /// Minimum time between two renewals of the lifetime of a task in whose shell its caller types.
 const RENEW_INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum number of bytes before a cursor that say where in its line the terminal was.
@@ -122,22 +120,9 @@ impl Engine {
             .find_shell(&request.task.task_id, request.shell.shell_id, Some(waits(read) + TYPE_LIMIT))
             .await?;
         let writing = async {
-            let before = found.state().await?;
-            let written = before.written;
-            let from = read.cursor.unwrap_or(written);
-            if from > written {
-                let message = format!("invalid cursor: expected at most {written}");
-                return Err(Error::new(ErrorKind::InvalidInput, message));
-            }
-            found.type_keys(typed.into(), &before).await?;
             let deadline = deadline(read);
-            // What was written earlier must not count as output that follows.
-            let waiting = CheckedRead { cursor: Some(written), ..read };
-            let mut first = found.read(request_of(&found, waiting)).await?;
-            if from != written {
-                first = found.read_again(from, read, first.1.reason).await?;
-            }
-            found.output(read, deadline, first).await
+            let written = found.write(typed.into(), read).await?;
+            found.output(read, deadline, written).await
         };
         unless_cancelled(cancel, writing).await
     }
@@ -264,33 +249,33 @@ impl Engine {
 }
 
 impl Found {
-    async fn read(&self, request: ReadShell) -> Result<(Bytes, ShellPart), Error> {
+    async fn read(&self, request: ReadShell) -> Result<ShellOutput, Error> {
         let read = self.client.read_shell(request).await.map_err(|error| match error {
             RunError::Refused { cause } => Error::new(ErrorKind::InvalidInput, cause),
             error => refused(&self.id, error),
         })?;
-        read.ok_or_else(|| {
-            let message = format!("task {} has no shell {}", self.id, self.shell_id);
-            Error::new(ErrorKind::NotFound, message).hint(Hint::ListShells)
-        })
+        read.ok_or_else(|| self.unknown())
+    }
+
+    fn unknown(&self) -> Error {
+        let message = format!("task {} has no shell {}", self.id, self.shell_id);
+        Error::new(ErrorKind::NotFound, message).hint(Hint::ListShells)
     }
 
     async fn state(&self) -> Result<ShellState, Error> {
-        let nothing =
-            ReadShell { sequence: self.shell_id, cursor: None, max_bytes: 0, wait_ms: 0, idle_ms: 0 };
-        Ok(self.read(nothing).await?.1.shell)
+        Ok(self.read(self.at_once(None, 0)).await?.part.shell)
     }
 
     /// Returns the latest bytes, as many as are kept.
     async fn latest(&self) -> Result<(Bytes, ShellPart), Error> {
-        let all = ReadShell {
-            sequence: self.shell_id,
-            cursor: None,
-            max_bytes: SCROLLBACK_BYTES,
-            wait_ms: 0,
-            idle_ms: 0,
-        };
-        self.read(all).await
+        let ShellOutput { bytes, part, .. } = self.read(self.at_once(None, SCROLLBACK_BYTES)).await?;
+        Ok((bytes, part))
+    }
+
+    /// A read that does not wait.
+    fn at_once(&self, cursor: Option<u64>, max_bytes: u64) -> ReadShell {
+        let sequence = self.shell_id;
+        ReadShell { sequence, cursor, fresh: false, max_bytes, wait_ms: 0, idle_ms: 0, before: 0 }
     }
 
     /// Reads from a cursor without waiting, after another read has waited.
@@ -299,36 +284,14 @@ impl Found {
         from: u64,
         read: CheckedRead,
         waited: ReadReason,
-    ) -> Result<(Bytes, ShellPart), Error> {
+    ) -> Result<ShellOutput, Error> {
         let at_once = CheckedRead { cursor: Some(from), wait_ms: 0, idle_ms: 0, ..read };
-        let (bytes, part) = self.read(request_of(self, at_once)).await?;
-        let reason = match part.reason {
-            ReadReason::Full | ReadReason::Ended => part.reason,
+        let mut output = self.read(request_of(self, at_once)).await?;
+        output.part.reason = match output.part.reason {
+            reason @ (ReadReason::Full | ReadReason::Ended) => reason,
             ReadReason::Output | ReadReason::Idle | ReadReason::Time => waited,
         };
-        Ok((bytes, ShellPart { reason, ..part }))
-    }
-
-    /// Returns what is left of the line before an offset, or of several lines.
-    async fn context(&self, offset: u64) -> Result<Bytes, Error> {
-        let from = offset.saturating_sub(CONTEXT_BYTES);
-        if from == offset {
-            return Ok(Bytes::new());
-        }
-        let before = ReadShell {
-            sequence: self.shell_id,
-            cursor: Some(from),
-            max_bytes: offset - from,
-            wait_ms: 0,
-            idle_ms: 0,
-        };
-        let (bytes, part) = self.read(before).await?;
-        // If some of it is no longer kept, what follows the offset was read instead.
-        let count = usize::try_from(offset.saturating_sub(part.start)).unwrap_or(usize::MAX);
-        let bytes = bytes.slice(..count.min(bytes.len()));
-        // Its beginning can be in the middle of a sequence.
-        let line = bytes.iter().position(|byte| *byte == b'\n').filter(|_| part.start > 0);
-        Ok(bytes.slice(line.map_or(0, |end| end + 1)..))
+        Ok(output)
     }
 
     /// Returns what was read, in the requested form.
@@ -336,7 +299,7 @@ impl Found {
         &self,
         read: CheckedRead,
         deadline: Instant,
-        (mut bytes, mut part): (Bytes, ShellPart),
+        ShellOutput { mut before, mut bytes, mut part }: ShellOutput,
     ) -> Result<TaskShellOutput, Error> {
         // Only the beginning of a character or a sequence is not output.
         while !bytes.is_empty()
@@ -346,8 +309,8 @@ impl Found {
             let end = part.start + bytes.len() as u64;
             let wait_ms = deadline.saturating_duration_since(Instant::now()).as_millis() as u64;
             let more = CheckedRead { cursor: Some(end), wait_ms, ..read };
-            let (_, next) = self.read(request_of(self, more)).await?;
-            (bytes, part) = self.read_again(part.start, read, next.reason).await?;
+            let next = self.read(request_of(self, more)).await?.part;
+            ShellOutput { before, bytes, part } = self.read_again(part.start, read, next.reason).await?;
         }
         let held = held_back(read.format, &bytes, part.reason);
         let mut end = part.start + (bytes.len() - held) as u64;
@@ -364,7 +327,7 @@ impl Found {
                 aside(move || terminal::screen(&bytes, size)).await?
             }
             ShellFormat::Plain => {
-                let before = self.context(part.start).await?;
+                let before = line_of(&before, part.start);
                 aside(move || terminal::plain(&before, &whole, size.columns)).await?
             }
             ShellFormat::Raw => String::from_utf8_lossy(&whole).into_owned(),
@@ -387,23 +350,32 @@ impl Found {
         })
     }
 
-    async fn type_keys(&self, keys: Bytes, before: &ShellState) -> Result<(), Error> {
+    /// Types, waits for output that follows, and returns it.
+    async fn write(&self, keys: Bytes, read: CheckedRead) -> Result<ShellOutput, Error> {
+        let request = ReadShell { fresh: true, ..request_of(self, read) };
         if keys.is_empty() {
-            return Ok(());
+            return self.read(request).await;
         }
-        match tokio::time::timeout(TYPE_LIMIT, self.client.type_into_shell(self.shell_id, keys)).await {
-            Ok(Ok(Some(InputOutcome::Taken))) => Ok(()),
-            Ok(Ok(Some(InputOutcome::Closed | InputOutcome::NotRunning))) => Err(self.ended(before)),
-            Ok(Ok(_)) => {
-                let message = format!("command {} of task {} is not a shell", self.shell_id, self.id);
-                Err(Error::new(ErrorKind::WrongState, message).hint(Hint::ListShells))
+        let written = match self.client.write_shell(keys, request).await {
+            // The cursor, or what the guest says.
+            Err(RunError::Refused { cause }) => {
+                let end = self.state().await?.written;
+                return Err(match read.cursor.is_some_and(|cursor| cursor > end) {
+                    true => Error::new(ErrorKind::InvalidInput, cause),
+                    false => not_delivered(RunError::Refused { cause }),
+                });
             }
-            Ok(Err(error)) => Err(refused(&self.id, error)),
-            Err(_) => {
+            written => written.map_err(|error| refused(&self.id, error))?,
+        };
+        match written {
+            Some(ShellAnswer::Output(output)) => Ok(output),
+            Some(ShellAnswer::Ended) => Err(self.ended(&self.state().await?)),
+            Some(ShellAnswer::NotTaken) => {
                 let message =
                     format!("shell {} of task {} does not read what is typed", self.shell_id, self.id);
                 Err(Error::new(ErrorKind::OutcomeUnknown, message))
             }
+            None => Err(self.unknown()),
         }
     }
 
@@ -502,8 +474,20 @@ fn held_back(format: ShellFormat, bytes: &[u8], reason: ReadReason) -> usize {
 }
 
 fn request_of(found: &Found, read: CheckedRead) -> ReadShell {
-    let CheckedRead { cursor, max_bytes, wait_ms, idle_ms, .. } = read;
-    ReadShell { sequence: found.shell_id, cursor, max_bytes, wait_ms, idle_ms }
+    let CheckedRead { cursor, max_bytes, wait_ms, idle_ms, format } = read;
+    let before = match format {
+        ShellFormat::Plain => CONTEXT_BYTES,
+        ShellFormat::Raw | ShellFormat::Screen => 0,
+    };
+    ReadShell { wait_ms, idle_ms, before, ..found.at_once(cursor, max_bytes) }
+}
+
+/// Returns what is left of the line, or of several lines, in the bytes before an offset.
+fn line_of(before: &Bytes, offset: u64) -> Bytes {
+    // Their beginning can be in the middle of a sequence, unless it is that of the shell.
+    let is_cut = offset > before.len() as u64;
+    let line = before.iter().position(|byte| *byte == b'\n').filter(|_| is_cut);
+    before.slice(line.map_or(0, |end| end + 1)..)
 }
 
 fn code(state: &ShellState) -> Option<i64> {

@@ -7,33 +7,29 @@
 //! Nothing that a client does or leaves undone holds a shell up: what its terminal writes goes to a ring of bytes, from which
 //! each client reads as fast as it can. Several clients may type at once; what each sends in one piece stays together.
 
+mod shell;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::pending;
 use std::rc::Rc;
-use std::time::Duration;
 
-use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use pyro_wire::{
-    Exec, Failure, Frame, FrameCodec, Input, InputReply, MAX_OUTPUT_BYTES, OutputStream, TerminalSize,
-};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use pyro_wire::{Exec, Failure, Frame, FrameCodec, Input, InputReply, MAX_OUTPUT_BYTES, OutputStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_util::codec::Framed;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
-use super::input::{Attached, HangUp, LAST_INPUT_LIMIT};
-use super::scrollback::Scrollback;
+pub(super) use self::shell::Shell;
+use self::shell::Typed;
+use super::input::Attached;
 use super::{Addressable, Begun, CommandLog, Commands, is_withdrawn, reply};
 use crate::conversation::{CommandOutcome, HOST_MARGIN, OutputChunk, converse};
 use crate::mux::call;
-use crate::protocol::{
-    CommandKey, InputOutcome, MAX_OPEN_SHELLS, ReadReason, ReadShell, Reply, Request, SCROLLBACK_BYTES,
-    ServerStream, ShellPart, ShellState,
-};
-use crate::server::{REPLY_LIMIT, Store};
+use crate::protocol::{CommandKey, InputOutcome, MAX_OPEN_SHELLS, ReadShell, Reply, ServerStream};
+use crate::server::Store;
 
 /// Maximum number of shells that have ended and can still be read.
 const MAX_ENDED_SHELLS: usize = 16;
@@ -85,89 +81,6 @@ impl Shells {
         }
         for shell in ended.iter().skip(MAX_ENDED_SHELLS) {
             all.remove(&shell.sequence);
-        }
-    }
-}
-
-/// One shell.
-pub(super) struct Shell {
-    sequence: u64,
-    /// Its number in the guest.
-    id: u64,
-    size: Cell<TerminalSize>,
-    scrollback: RefCell<Scrollback>,
-    activity: watch::Sender<Activity>,
-    /// What is typed. Closed when the shell takes no more.
-    keys: mpsc::Sender<Typed>,
-}
-
-/// One piece of what is typed.
-struct Typed {
-    bytes: Bytes,
-    /// Receives whether it was passed on to the guest, or why not. Dropped if the shell takes no more.
-    passed: oneshot::Sender<Result<(), String>>,
-}
-
-/// What a shell has done so far.
-#[derive(Clone)]
-struct Activity {
-    written: u64,
-    /// When its terminal wrote last.
-    latest: Instant,
-    /// How it ended, and its place in the order of ends.
-    end: Option<(CommandOutcome, u64)>,
-}
-
-impl Activity {
-    fn outcome(&self) -> Option<&CommandOutcome> {
-        self.end.as_ref().map(|(outcome, _)| outcome)
-    }
-}
-
-impl Shell {
-    fn new(sequence: u64, id: u64, size: TerminalSize, keys: mpsc::Sender<Typed>) -> Self {
-        Self {
-            sequence,
-            id,
-            size: Cell::new(size),
-            scrollback: RefCell::new(Scrollback::new(SCROLLBACK_BYTES as usize)),
-            activity: watch::Sender::new(Activity { written: 0, latest: Instant::now(), end: None }),
-            keys,
-        }
-    }
-
-    fn is_running(&self) -> bool {
-        self.activity.borrow().end.is_none()
-    }
-
-    fn place_of_end(&self) -> Option<u64> {
-        self.activity.borrow().end.as_ref().map(|(_, place)| *place)
-    }
-
-    fn append(&self, bytes: &[u8]) {
-        self.scrollback.borrow_mut().append(bytes);
-        self.activity.send_modify(|activity| {
-            activity.written += bytes.len() as u64;
-            activity.latest = Instant::now();
-        });
-    }
-
-    fn end(&self, outcome: CommandOutcome, place: u64) {
-        self.activity.send_modify(|activity| activity.end = Some((outcome, place)));
-    }
-
-    /// Remembers the size that its terminal was given.
-    pub(super) fn set_size(&self, size: TerminalSize) {
-        self.size.set(size);
-    }
-
-    fn state(&self) -> ShellState {
-        let activity = self.activity.borrow();
-        ShellState {
-            sequence: self.sequence,
-            size: self.size.get(),
-            written: activity.written,
-            outcome: activity.outcome().cloned(),
         }
     }
 }
@@ -356,53 +269,27 @@ impl<S: Store + 'static> Commands<S> {
         let Some(shell) = self.shell(request.sequence).await else {
             return reply(&mut client, Reply::NotRunning).await;
         };
-        let mut activity = shell.activity.subscribe();
-        let written = activity.borrow().written;
-        let max_bytes = request.max_bytes.min(SCROLLBACK_BYTES);
-        let from = request
-            .cursor
-            .unwrap_or_else(|| written.saturating_sub(max_bytes).max(shell.scrollback.borrow().oldest()));
-        if from > written {
-            let cause = format!("invalid cursor: expected at most {written}");
-            return reply(&mut client, Reply::Refused { cause }).await;
+        match shell.range(request) {
+            Ok(range) => shell.answer(range, request, client).await,
+            Err(refused) => reply(&mut client, refused).await,
         }
-        let deadline = Instant::now() + Duration::from_millis(request.wait_ms);
-        let idle = Duration::from_millis(request.idle_ms);
-        let reason = loop {
-            let seen = activity.borrow_and_update().clone();
-            let available = seen.written - from.max(shell.scrollback.borrow().oldest());
-            if available >= max_bytes && (available > max_bytes || seen.end.is_none()) {
-                break ReadReason::Full;
-            }
-            if seen.end.is_some() {
-                break ReadReason::Ended;
-            }
-            if available > 0 && idle.is_zero() {
-                break ReadReason::Output;
-            }
-            let idle_at = (available > 0).then(|| seen.latest + idle).filter(|at| *at <= deadline);
-            tokio::select! {
-                biased;
-                // The client sends nothing more, so this is its disconnect.
-                _ = futures::StreamExt::next(&mut client) => return,
-                _ = activity.changed() => {}
-                () = sleep_until(idle_at.unwrap_or(deadline)) => break match idle_at {
-                    Some(_) => ReadReason::Idle,
-                    None => ReadReason::Time,
-                },
-            }
+    }
+
+    /// Types what a client sends into a shell, waits for the output that follows, and sends it.
+    pub(in crate::server) async fn write_shell(&self, request: ReadShell, mut client: ServerStream) {
+        let Some(shell) = self.shell(request.sequence).await else {
+            return reply(&mut client, Reply::NotRunning).await;
         };
-        let (start, mut bytes) = shell.scrollback.borrow().read(from, max_bytes as usize);
-        let state = shell.state();
-        while !bytes.is_empty() {
-            let piece = bytes.split_to(bytes.len().min(MAX_OUTPUT_BYTES));
-            let sent = client.send(Frame::Output(OutputStream::Stdout, piece));
-            if !matches!(timeout(REPLY_LIMIT, sent).await, Ok(Ok(()))) {
-                return;
-            }
+        let range = match shell.range(ReadShell { fresh: true, ..request }) {
+            Ok(range) => range,
+            Err(refused) => return reply(&mut client, refused).await,
+        };
+        let Some(typed) = shell.type_from(&mut client).await else { return };
+        let is_taken = typed == Reply::Input(InputOutcome::Taken);
+        reply(&mut client, typed).await;
+        if is_taken {
+            shell.answer(range, request, client).await;
         }
-        let part = ShellPart { start, dropped: start - from, reason, shell: state };
-        reply(&mut client, Reply::ShellPart(part)).await;
     }
 
     /// Sends a client what a shell has written since a cursor, and what it writes, up to its end. A client that reads so slowly
@@ -438,48 +325,7 @@ impl<S: Store + 'static> Commands<S> {
 
     /// Types what a client sends, until the client finishes or disconnects, or the shell takes no more.
     pub(super) async fn type_into(&self, shell: &Shell, mut client: ServerStream) {
-        let hang_up = match HangUp::of(&client) {
-            Ok(hang_up) => hang_up,
-            Err(error) => return reply(&mut client, Reply::Refused { cause: error.to_string() }).await,
-        };
-        // A shell that reads nothing keeps its client from being read, and so from being seen to leave.
-        let abandoned = async {
-            hang_up.wait().await;
-            sleep(LAST_INPUT_LIMIT).await;
-        };
-        let closed = Reply::Input(InputOutcome::Closed);
-        let typing = async {
-            loop {
-                let frame = tokio::select! {
-                    biased;
-                    () = shell.keys.closed() => return Some(closed),
-                    frame = client.next() => frame,
-                };
-                match frame {
-                    Some(Ok(Frame::Output(_, bytes))) => {
-                        let (passed, taken) = oneshot::channel();
-                        if shell.keys.send(Typed { bytes, passed }).await.is_err() {
-                            return Some(closed);
-                        }
-                        match taken.await {
-                            Ok(Ok(())) => {}
-                            Ok(Err(cause)) => return Some(Reply::Refused { cause }),
-                            Err(_) => return Some(closed),
-                        }
-                    }
-                    Some(Ok(Frame::Control(Request::InputFinished))) => {
-                        return Some(Reply::Input(InputOutcome::Taken));
-                    }
-                    _ => return None,
-                }
-            }
-        };
-        let answer = tokio::select! {
-            biased;
-            answer = typing => answer,
-            () = abandoned => None,
-        };
-        if let Some(answer) = answer {
+        if let Some(answer) = shell.type_from(&mut client).await {
             reply(&mut client, answer).await;
         }
     }

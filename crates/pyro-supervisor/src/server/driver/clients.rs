@@ -53,6 +53,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 Request::OpenShell(exec) => commands.open_shell(exec, client).await,
                 Request::ListShells => commands.list_shells(client).await,
                 Request::ReadShell(request) => commands.read_shell(request, client).await,
+                Request::WriteShell(request) => commands.write_shell(request, client).await,
                 Request::AttachShell { sequence, cursor } => {
                     commands.attach_shell(sequence, cursor, client).await;
                 }
@@ -106,6 +107,7 @@ pub(super) fn kind(request: &Request, own: &LaunchSpec) -> Option<state::Request
         | Request::Resize { .. }
         | Request::Signal { .. }
         | Request::OpenShell(_)
+        | Request::WriteShell(_)
         | Request::Publish(_)
         | Request::Unpublish { .. }
         | Request::Service { .. }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::SinkExt;
+use futures::{SinkExt, StreamExt, stream};
 use pyro_wire::{Exec, Frame, OutputStream, Program, Status, TerminalSize};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
@@ -17,7 +17,7 @@ use crate::protocol::{
     ShellPart,
 };
 use crate::server::file_name;
-use crate::{AttachEnd, RunError, files};
+use crate::{AttachEnd, Client, CommandInput, RunError, ShellAnswer, ShellOutput, files};
 
 const SIZE: TerminalSize = TerminalSize { columns: 120, rows: 30 };
 
@@ -34,15 +34,30 @@ async fn open(supervised: &Supervised, command: &str) -> u64 {
 
 /// Waits at most a virtual minute for what comes after a cursor.
 fn after(sequence: u64, cursor: u64) -> ReadShell {
-    ReadShell { sequence, cursor: Some(cursor), max_bytes: SCROLLBACK_BYTES, wait_ms: 60_000, idle_ms: 0 }
+    ReadShell {
+        sequence,
+        cursor: Some(cursor),
+        fresh: false,
+        max_bytes: SCROLLBACK_BYTES,
+        wait_ms: 60_000,
+        idle_ms: 0,
+        before: 0,
+    }
 }
 
 async fn read(supervised: &Supervised, request: ReadShell) -> (Bytes, ShellPart) {
-    supervised.client().read_shell(request).await.unwrap().expect("a shell")
+    let ShellOutput { bytes, part, .. } =
+        supervised.client().read_shell(request).await.unwrap().expect("a shell");
+    (bytes, part)
 }
 
 async fn keys(supervised: &Supervised, sequence: u64, keys: &'static str) -> Option<InputOutcome> {
-    supervised.client().type_into_shell(sequence, keys.into()).await.unwrap()
+    type_into(&supervised.client(), sequence, keys).await
+}
+
+async fn type_into(client: &Client, sequence: u64, keys: &'static str) -> Option<InputOutcome> {
+    let input = stream::iter([CommandInput::Data(keys.into()), CommandInput::Finished]).boxed();
+    client.input(CommandKey::Sequence(sequence), input).await.unwrap()
 }
 
 #[test]
@@ -70,6 +85,44 @@ fn each_client_reads_on_where_its_cursor_is() {
 }
 
 #[test]
+fn typing_and_reading_is_one_request() {
+    run(async {
+        let supervised = started(Conditions::task()).await;
+        let sequence = open(&supervised, "cat").await;
+        let client = supervised.client();
+        let write = async |keys: &'static str, request| {
+            client.write_shell(keys.into(), request).await.unwrap().expect("a shell")
+        };
+        let fresh = ReadShell { cursor: None, ..after(sequence, 0) };
+        let ShellAnswer::Output(first) = write("first", fresh).await else { panic!("no output") };
+        assert_eq!(
+            (&*first.bytes, first.part.start, first.part.reason),
+            (&b"first"[..], 0, ReadReason::Output)
+        );
+        // Output from before does not end the wait, but is returned with a cursor or as what is before.
+        let ShellAnswer::Output(second) = write("second", after(sequence, 2)).await else {
+            panic!("no output")
+        };
+        assert_eq!((&*second.bytes, second.part.start), (&b"rstsecond"[..], 2));
+        let ShellAnswer::Output(third) = write("third", ReadShell { before: 7, ..fresh }).await else {
+            panic!("no output")
+        };
+        assert_eq!((&*third.before, &*third.bytes), (&b"tsecond"[..], &b"third"[..]));
+        assert_eq!((third.part.start, third.part.before), (11, 7));
+        let began = Instant::now();
+        let read = client.read_shell(ReadShell { fresh: true, ..fresh }).await.unwrap().expect("a shell");
+        assert_eq!((read.bytes.len(), read.part.start, read.part.reason), (0, 16, ReadReason::Time));
+        assert!(began.elapsed() >= Duration::from_secs(60), "{:?}", began.elapsed());
+        let beyond = client.write_shell("x".into(), after(sequence, 17)).await;
+        assert!(matches!(beyond, Err(RunError::Refused { .. })), "{beyond:?}");
+        assert_eq!(client.write_shell("x".into(), after(99, 0)).await.unwrap(), None);
+        client.kill(sequence).await.unwrap().expect("it ran");
+        assert_eq!(write("x", fresh).await, ShellAnswer::Ended);
+        finish(supervised).await;
+    });
+}
+
+#[test]
 fn a_read_ends_when_the_terminal_is_idle_or_the_time_is_over() {
     run(async {
         let supervised = started(Conditions::task()).await;
@@ -77,7 +130,7 @@ fn a_read_ends_when_the_terminal_is_idle_or_the_time_is_over() {
         let client = supervised.client();
         let typing = spawn_local(async move {
             for _ in 0..5 {
-                client.type_into_shell(sequence, "x".into()).await.unwrap();
+                type_into(&client, sequence, "x").await;
                 sleep(Duration::from_millis(300)).await;
             }
         });
@@ -241,7 +294,7 @@ fn the_end_of_the_vm_ends_shells_and_those_who_wait_for_them() {
         assert_eq!(ask(&supervised, Request::Stop).await, Some(Reply::Done));
         supervised.ended().await;
         let read = timeout(Duration::from_secs(5), reading).await.expect("an answer").unwrap();
-        if let Ok(Some((_, part))) = &read {
+        if let Ok(Some(ShellOutput { part, .. })) = &read {
             assert_eq!(part.reason, ReadReason::Ended);
         }
         let killed =
