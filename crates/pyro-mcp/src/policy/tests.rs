@@ -55,6 +55,7 @@ fn what_is_beyond_a_limit_is_refused() {
         run("vcpu_count", json!(3)),
         run("mem_mib", json!("513")),
         run("ttl_seconds", json!(1e300)),
+        run("timeout_seconds", json!(301)),
         check(&policy, Tool::TaskCreate, json!({ "environment": "debian:12", "disk_mib": 2048 }))
             .unwrap_err(),
         check(&policy, Tool::TaskExtend, json!({ "task_id": "x", "ttl_seconds": 301 })).unwrap_err(),
@@ -67,6 +68,7 @@ fn what_is_beyond_a_limit_is_refused() {
     vcpu_count must be at most 2 on this server, not 3
     mem_mib must be at most 512 on this server, not 513
     ttl_seconds must be at most 300 on this server, not 9223372036854775807
+    timeout_seconds must be at most 300 on this server, not 301
     disk_mib must be at most 1024 on this server, not 2048
     ttl_seconds must be at most 300 on this server, not 301
     ");
@@ -88,6 +90,11 @@ fn a_default_beyond_a_limit_becomes_the_limit() {
     assert!(described("vcpu_count").ends_with("; default 1"), "{properties}");
     assert_eq!(properties["environment"]["enum"], json!(["debian:12"]));
     assert_eq!(described("network"), "Must be false on this server");
+    let most = |tool: Tool, name: &str| strict().input_schema(tool)["properties"][name]["maximum"].as_i64();
+    for tool in [Tool::VmRun, Tool::VmExec, Tool::TaskExec] {
+        assert_eq!(most(tool, "timeout_seconds"), Some(300), "{tool:?}");
+    }
+    assert_eq!(most(Tool::TaskWait, "timeout_seconds"), None, "a wait uses nothing");
 }
 
 #[test]
