@@ -52,19 +52,15 @@ const LISTED: [(&str, &[&str]); 15] = [
 /// the schema that they have not kept.
 pub(crate) fn compact(schema: Schema, keys: &[&str]) -> Object {
     let mut schema = Value::from(schema);
-    if !keys.is_empty() {
-        keep(&mut schema, keys);
-    }
     let mut definitions = match schema.as_object_mut().and_then(|root| root.remove("$defs")) {
         Some(Value::Object(definitions)) => definitions,
         _ => Map::new(),
     };
     for (name, keys) in LISTED {
-        if let Some(listed) = definitions.get_mut(name) {
-            match keys {
-                [] => *listed = json!({ "type": "object" }),
-                keys => keep(listed, keys),
-            }
+        match definitions.get_mut(name) {
+            Some(listed) if keys.is_empty() => *listed = json!({ "type": "object" }),
+            Some(Value::Object(listed)) => keep(listed, keys),
+            _ => {}
         }
     }
     inline(&mut schema, &definitions);
@@ -75,14 +71,17 @@ pub(crate) fn compact(schema: Schema, keys: &[&str]) -> Object {
     }
     // Clients insist on an object.
     schema.insert("type".to_owned(), "object".into());
+    if !keys.is_empty() {
+        keep(&mut schema, keys);
+    }
     schema
 }
 
-fn keep(schema: &mut Value, keys: &[&str]) {
-    if let Some(properties) = schema["properties"].as_object_mut() {
+fn keep(schema: &mut Object, keys: &[&str]) {
+    if let Some(Value::Object(properties)) = schema.get_mut("properties") {
         properties.retain(|key, _| keys.contains(&key.as_str()));
     }
-    if let Some(required) = schema["required"].as_array_mut() {
+    if let Some(Value::Array(required)) = schema.get_mut("required") {
         required.retain(|key| key.as_str().is_some_and(|key| keys.contains(&key)));
     }
 }

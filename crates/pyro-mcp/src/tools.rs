@@ -2,16 +2,16 @@
 
 use pyro_api::operations::{
     CloseTaskShell, CreateTask, CreateVm, DeleteTask, DeleteVm, ExecTask, ExecVm, ExtendTask, KillTask,
-    ListEnvironments, ListServices, ListTaskFiles, ListTasks, LogsService, LogsTask, MoveTaskFile,
+    ListEnvironments, ListTaskFiles, ListTaskServices, ListTasks, LogsTask, LogsTaskService, MoveTaskFile,
     NetworkInfoVm, OpenTaskShell, ReadTaskFile, ReadTaskShell, ReapExpired, RunInVm, SignalTaskShell,
-    StartService, StartTask, StartVm, StatusTask, StatusVm, StopService, StopTask, StopVm, WaitTask,
+    StartTask, StartTaskService, StartVm, StatusTask, StatusVm, StopTask, StopTaskService, StopVm, WaitTask,
     WriteTaskFile, WriteTaskShell,
 };
 use pyro_api::{
     Access, Deleted, Disk, Environment, HostAccess, NetworkInfo, Operation, OperationInfo, Reaped, RunResult,
-    Service, ServiceList, ServiceLog, Task, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileChanged,
-    TaskFileChanges, TaskFileInfo, TaskFileList, TaskFileMoved, TaskFileWritten, TaskList, TaskLogEntry,
-    TaskLogs, TaskShell, TaskShellOutput, TaskShells, Vm,
+    Service, ServiceList, ServiceLog, ServiceRemoved, Task, TaskDeleted, TaskDetached, TaskExec, TaskFile,
+    TaskFileChanged, TaskFileChanges, TaskFileInfo, TaskFileList, TaskFileMoved, TaskFileWritten, TaskList,
+    TaskLogEntry, TaskLogs, TaskShell, TaskShellOutput, TaskShells, Vm,
 };
 use rmcp::model::ToolAnnotations;
 use schemars::JsonSchema;
@@ -286,6 +286,8 @@ pub(crate) const RESTART: Argument = Argument {
 };
 pub(crate) const START_WITH_TASK: Argument =
     Argument { name: "start_with_task", kind: Kind::Switch, description: "Start it again with the task" };
+pub(crate) const REMOVE: Argument =
+    Argument { name: "remove", kind: Kind::Switch, description: "Also remove it, with its log" };
 pub(crate) const TAIL: Argument = Argument {
     name: "tail",
     kind: Kind::OptionalCount(None),
@@ -513,6 +515,8 @@ impl Tool {
                 TASK_ID,
                 SERVICE,
                 SERVICE_COMMAND,
+                ARGV,
+                SHELL,
                 USER,
                 CWD,
                 ENV,
@@ -526,7 +530,7 @@ impl Tool {
             ],
             Self::TaskServiceStatus => &[TASK_ID, ANY_SERVICE],
             Self::TaskServiceLogs => &[TASK_ID, SERVICE, TAIL, LOG_OFFSET],
-            Self::TaskServiceStop => &[TASK_ID, SERVICE],
+            Self::TaskServiceStop => &[TASK_ID, SERVICE, REMOVE],
         }
     }
 
@@ -554,7 +558,8 @@ impl Tool {
             Self::TaskShellOpen | Self::TaskShellWrite => schema_of::<TaskShellOutput>(),
             Self::TaskShellRead => schema_of::<ShellsShown>(),
             Self::TaskShellSignal | Self::TaskShellClose => schema_of::<TaskShell>(),
-            Self::TaskServiceStart | Self::TaskServiceStop => schema_of::<Service>(),
+            Self::TaskServiceStart => schema_of::<Service>(),
+            Self::TaskServiceStop => schema_of::<ServiceEnded>(),
             Self::TaskServiceStatus => schema_of::<ServiceList>(),
             Self::TaskServiceLogs => schema_of::<ServiceLog>(),
         };
@@ -601,7 +606,7 @@ impl Tool {
             Self::TaskShellSignal => &["running"],
             Self::TaskShellClose => &["exit_code"],
             Self::TaskServiceStart => &["name", "state", "exit_code", "reason", "last_output"],
-            Self::TaskServiceStop => &["name", "state"],
+            Self::TaskServiceStop => &["name", "state", "removed"],
             Self::VmStatus => &[
                 "vm_id",
                 "environment",
@@ -690,10 +695,10 @@ impl Tool {
             Self::TaskShellWrite => WriteTaskShell::INFO,
             Self::TaskShellSignal => SignalTaskShell::INFO,
             Self::TaskShellClose => CloseTaskShell::INFO,
-            Self::TaskServiceStart => StartService::INFO,
-            Self::TaskServiceStatus => ListServices::INFO,
-            Self::TaskServiceLogs => LogsService::INFO,
-            Self::TaskServiceStop => StopService::INFO,
+            Self::TaskServiceStart => StartTaskService::INFO,
+            Self::TaskServiceStatus => ListTaskServices::INFO,
+            Self::TaskServiceLogs => LogsTaskService::INFO,
+            Self::TaskServiceStop => StopTaskService::INFO,
         }
     }
 
@@ -788,6 +793,17 @@ enum ShellsShown {
     Output(TaskShellOutput),
     /// The shells.
     Listed(TaskShells),
+}
+
+/// Result of `task_service_stop`.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum ServiceEnded {
+    /// It can be started again.
+    Stopped(Service),
+    /// It does not exist any more.
+    Removed(ServiceRemoved),
 }
 
 /// Result of `task_exec`: a command that has ended, or one that was left running.
