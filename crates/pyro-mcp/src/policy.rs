@@ -149,7 +149,22 @@ impl Policy {
                 Pin::Off => property["description"] = "Must be false on this server".into(),
             }
         }
+        for argument in tool.arguments().iter().filter(|argument| self.is_described_before(tool, argument)) {
+            if let Some(Value::Object(property)) = property(&mut schema, argument.name) {
+                property.remove("description");
+            }
+        }
         schema
+    }
+
+    /// Whether clients have read the description of an argument when they come to this tool. A model pays for every word. Time
+    /// limits are described each time: a model that does not know them waits in vain.
+    fn is_described_before(&self, tool: Tool, argument: &Argument) -> bool {
+        *argument != TIMEOUT
+            && self
+                .tools()
+                .take_while(|earlier| *earlier != tool)
+                .any(|earlier| earlier.arguments().contains(argument))
     }
 
     /// The arguments of a tool that this policy turns off.
