@@ -275,7 +275,7 @@ class Connection:
             self._calls.clear()
         for put in calls:
             # A separate error object for each call, because each is raised in another place.
-            put(Failed(type(error)(error.message, error.code, error.hints)))
+            put(Failed(type(error)(error.message, error.code, error.hints, error.reason)))
 
     def _describe_end(self) -> PyroError:
         status = self._process.returncode
@@ -365,4 +365,5 @@ def read_item(message: Dict[str, Any]) -> Item:
         return Result(message["result"])
     error = message["error"]
     data = error.get("data") or {}
-    return Failed(from_code(str(error["message"]), str(data.get("code", "internal")), map(str, data.get("hints", ()))))
+    return Failed(from_code(
+        str(error["message"]), str(data.get("code", "internal")), map(str, data.get("hints", ())), data.get("reason")))

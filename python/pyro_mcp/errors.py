@@ -4,7 +4,7 @@ Every error is a `PyroError`. An error in the request is also a `ValueError`. An
 connection is also a `RuntimeError`.
 """
 
-from typing import Iterable, Tuple
+from typing import Iterable, Optional, Tuple
 
 __all__ = ["PyroError", "PyroRuntimeError", "PyroValueError"]
 
@@ -24,15 +24,20 @@ class PyroError(Exception):
             `executable_missing`, `executable_failed`, `version_mismatch`, `connection_lost` (it ended during the call, which
             may have taken effect), `protocol_error`. pyro itself: `internal`.
         hints: What to do about the error, one sentence each. May be empty.
+        reason: Why a command did not start, as a word: `command_not_found`, `not_executable`, `shell_not_found`,
+            `user_not_found`, `directory_not_found`, `permission_denied`, and others. Otherwise `None`.
     """
 
-    def __init__(self, message: str, code: str = "internal", hints: Iterable[str] = ()) -> None:
+    def __init__(
+        self, message: str, code: str = "internal", hints: Iterable[str] = (), reason: Optional[str] = None,
+    ) -> None:
         hints = tuple(hints)
         # Pass everything as arguments, so that the error can be pickled.
-        super().__init__(message, code, hints)
+        super().__init__(message, code, hints, reason)
         self.message = message
         self.code = code
         self.hints: Tuple[str, ...] = hints
+        self.reason = reason
         if hasattr(self, "add_note"):
             for hint in hints:
                 self.add_note(f"hint: {hint}")
@@ -49,7 +54,7 @@ class PyroRuntimeError(PyroError, RuntimeError):
     """The state of a VM or task, the host, or the connection to the executable made the call fail."""
 
 
-def from_code(message: str, code: str, hints: Iterable[str] = ()) -> PyroError:
+def from_code(message: str, code: str, hints: Iterable[str] = (), reason: Optional[str] = None) -> PyroError:
     """Returns the error object for a code."""
     kind = PyroValueError if code in _INPUT_CODES else PyroRuntimeError
-    return kind(message, code, hints)
+    return kind(message, code, hints, reason)

@@ -93,13 +93,17 @@ async def use_a_shell(call, task_id):
 
 async def use_a_service(call, task_id):
     service = {"task_id": task_id, "name": "web"}
-    command = "touch up; echo serving; exec sleep 500"
-    started = await call("task_service_start", **service, command=command, ready_file="up")
+    argv = ["bash", "-c", "touch up; echo serving; exec sleep 500"]
+    started = await call("task_service_start", **service, argv=argv, ready_file="up")
     assert started["state"] == "ready"
     (listed,) = (await call("task_service_status", task_id=task_id))["services"]
     assert listed["name"] == "web"
     assert (await call("task_service_logs", **service))["output"] == "serving\n"
     assert (await call("task_service_stop", **service))["state"] == "stopped"
+    again = await call("task_service_start", **service, command="[[ $0 = bash ]] && exec sleep 500", shell="bash")
+    assert again["state"] == "running"
+    assert (await call("task_service_stop", **service, remove=True))["removed"] is True
+    assert (await call("task_service_status", task_id=task_id))["services"] == []
 
 
 async def use_a_task(call):

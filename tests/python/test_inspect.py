@@ -2,6 +2,12 @@
 
 import asyncio
 import contextlib
+import fcntl
+import hashlib
+import os
+import pty
+import subprocess
+import termios
 import types
 
 import anyio
@@ -19,11 +25,6 @@ from pyro_mcp.integrations.inspect import PyroSandboxConfig, PyroSandboxEnvironm
 
 pytestmark = pytest.mark.anyio
 
-PS = """#!/bin/sh
-for line in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$line; echo; done 2>/dev/null
-"""
-
-
 @pytest.fixture(scope="module")
 def anyio_backend():
     return "asyncio"
@@ -33,9 +34,6 @@ def anyio_backend():
 async def sample(config=None):
     await PyroSandboxEnvironment.task_init("check", config)
     environments = await PyroSandboxEnvironment.sample_init("check", config, {})
-    # The tests use `ps`, which the guest does not have.
-    made = "cat >/usr/local/bin/ps && chmod +x /usr/local/bin/ps"
-    assert (await environments["default"].exec(["sh", "-c", made], input=PS, user="root")).success
     yield environments["default"]
     await PyroSandboxEnvironment.sample_cleanup("check", config, environments, False)
     await PyroSandboxEnvironment.task_cleanup("check", config, True)
@@ -57,12 +55,19 @@ async def no_wait(seconds):
     pass
 
 
-@pytest.fixture
-def sandbox_env(of_nobody, monkeypatch):
-    """The sandbox for the self-check. Not root, because file permissions do not apply to root."""
+# File permissions do not apply to root.
+NOT_FOR_ROOT = {
+    "test_read_file_not_allowed", "test_write_text_file_without_permissions", "test_write_binary_file_without_permissions"}
+
+
+@pytest.fixture(params=["environment", "of_nobody"])
+def sandbox_env(request, monkeypatch):
+    """The sandboxes for the self-check."""
+    if request.param == "environment" and request.node.originalname in NOT_FOR_ROOT:
+        request.applymarker(pytest.mark.xfail(strict=True))
     # A command that timed out has ended, so there is no need to wait for it.
     monkeypatch.setattr(self_check, "anyio", types.SimpleNamespace(sleep=no_wait))
-    return of_nobody
+    return request.getfixturevalue(request.param)
 
 
 # Commands
@@ -71,15 +76,24 @@ async def test_timeout_ends_the_processes_of_a_command(environment):
     with pytest.raises(TimeoutError) as caught:
         await environment.exec(["sh", "-c", "echo begun; sleep 1234 & sleep 1234"], timeout=1)
     assert caught.value.truncated_output.startswith("begun\n")
-    found = await environment.exec(["sh", "-c", "ps | grep -c 'sleep 123[4]'"])
+    found = await environment.exec(["sh", "-c", "ps aux | grep -c 'sleep 123[4]'"])
     assert found.stdout == "0\n"
+
+
+async def test_nothing_goes_on_after_a_timeout(environment):
+    loop = "while sleep 0.1; do echo x >>/workspace/goes-on; done"
+    for start in (f"setsid sh -c '{loop}' & sleep 60", f"timeout 600 sh -c '{loop}'; true", f"nohup setsid sh -c '{loop}' & sleep 60"):
+        with pytest.raises(TimeoutError):
+            await environment.exec(["sh", "-c", start], timeout=2)
+        found = await environment.exec(["sh", "-c", "ps aux | grep -c '[w]hile sleep'; rm goes-on"])
+        assert found.stdout == "0\n", start
 
 
 async def test_cancelled_command_ends(environment):
     with anyio.move_on_after(1) as scope:
         await environment.exec(["sh", "-c", "sleep 4321 & sleep 4321"])
     assert scope.cancelled_caught
-    gone = "while ps | grep -q 'sleep 432[1]'; do sleep 0.05; done"
+    gone = "while ps aux | grep -q 'sleep 432[1]'; do sleep 0.05; done"
     assert (await environment.exec(["sh", "-c", gone], timeout=20)).success
 
 
@@ -89,14 +103,15 @@ async def test_exit_codes(environment):
         assert (ended.success, ended.returncode, ended.stderr) == (False, status, "Permission denied\n")
     ended = await environment.exec(["no-such-program"])
     assert ended.returncode == 127
-    assert ended.stderr.endswith("no-such-program: not found\n"), "and nothing that the provider told itself"
+    assert ended.stderr == "the guest could not start the command: starting no-such-program: No such file or directory (os error 2)\n"
     ended = await environment.exec(["true", "x" * 200_000])
     assert ended.returncode == 126 and "too long" in ended.stderr
 
 
 async def test_missing_directory(environment):
-    ended = await environment.exec(["pwd"], cwd="no/such")
-    assert ended.returncode == 1 and "/workspace/no/such" in ended.stderr
+    for cwd in ("no/such", "/etc/passwd"):
+        ended = await environment.exec(["pwd"], cwd=cwd)
+        assert ended.returncode == 1 and cwd in ended.stderr
 
 
 async def test_arguments_are_passed_unchanged(environment):
@@ -108,7 +123,6 @@ async def test_arguments_are_passed_unchanged(environment):
 async def test_variables(environment):
     ended = await environment.exec(["/usr/bin/env"], env={"PATH": "/opt/bin:/bin", "QUOTES": "'$(id)\""})
     assert "PATH=/opt/bin:/bin" in ended.stdout.splitlines() and "QUOTES='$(id)\"" in ended.stdout.splitlines()
-    assert not [line for line in ended.stdout.splitlines() if line.split("=")[0] in ("entry", "uid", "secret")]
     with pytest.raises(ValueError):
         await environment.exec(["true"], env={"a b": ""})
     for cmd in ([], ["echo", "\0"]):
@@ -124,33 +138,38 @@ async def test_a_user(environment):
     words = ["x" * 60_000, "'" * 60_000]
     ended = await environment.exec(["printf", "%s", *words], user="nobody", input="word")
     assert ended.stdout == "".join(words)
+    assert (await environment.exec(["id", "-u"], user="4242")).stdout == "4242\n", "a number needs no entry"
     with pytest.raises(PermissionError):
         await environment.exec(["/etc/passwd"], user="nobody")
-    for user in ("no-such-user", "4242", "'; id"):
+    for user in ("no-such-user", "'; id"):
         with pytest.raises(SandboxUserUnsupportedError):
             await environment.exec(["id"], user=user)
 
 
-async def test_a_user_cannot_supply_what_root_runs(environment):
-    trap = b"#!/bin/sh\necho trapped\n"
-    for name in ("getent", "setpriv", "rm", "cat"):
-        await environment.write_file(f"/tmp/traps/{name}", trap)
-    await environment.exec(["chmod", "-R", "755", "/tmp/traps"])
+async def test_a_long_command_gets_its_input_and_its_variables(environment):
+    words = ["'" * 100_000] * 12
+    show = 'echo "$X"; id -un; pwd; printf "%s\\n" "$@" | md5sum; cat'
     ended = await environment.exec(
-        ["id", "-un"], user="nobody", input="x", env={"PATH": "/tmp/traps:/usr/bin:/bin", "ENV": "/tmp/traps/cat"})
-    assert (ended.stdout, ended.stderr) == ("nobody\n", "")
+        ["sh", "-c", show, "sh", *words], input=b"\xff input\n", user="nobody", cwd="/tmp", env={"X": "it's"})
+    digest = hashlib.md5("".join(f"{word}\n" for word in words).encode()).hexdigest()
+    assert ended.stdout == f"it's\nnobody\n/tmp\n{digest}  -\n\ufffd input\n"
 
 
-async def test_no_input_is_left_in_the_guest(environment):
-    await environment.exec(["true", *["x" * 60_000] * 3], input=b"y" * (2 << 20), user="nobody")
-    assert (await environment.exec(["sh", "-c", "ls -A /root | grep -c pyro"])).stdout == "0\n"
+async def test_a_user_cannot_replace_the_programs_that_read_files(of_nobody):
+    for name in ("cat", "dd", "mkdir", "timeout"):
+        await of_nobody.write_file(f"/tmp/traps/{name}", "#!/bin/sh\necho trapped\n")
+    await of_nobody.exec(["chmod", "-R", "755", "/tmp/traps"])
+    await of_nobody.exec(["sh", "-c", "echo 'PATH=/tmp/traps:$PATH' >/etc/profile.d/traps.sh"], user="root")
+    await of_nobody.write_file("trap", "mine")
+    assert await of_nobody.read_file("trap") == "mine"
+    await of_nobody.exec(["rm", "/etc/profile.d/traps.sh"], user="root")
 
 
 async def test_output_beyond_the_limit_ends_the_command(environment):
     with override_max_exec_output_size(1000), pytest.raises(OutputLimitExceededError) as caught:
         await environment.exec(["sh", "-c", "exec yes 4567"])
     assert caught.value.truncated_output == "4567\n" * 200
-    found = await environment.exec(["sh", "-c", "ps | grep -c 'yes 456[7]'"])
+    found = await environment.exec(["sh", "-c", "ps aux | grep -c 'yes 456[7]'"])
     assert found.stdout == "0\n"
 
 
@@ -207,11 +226,6 @@ async def test_file_that_cannot_be_created(environment):
 async def test_a_stopped_guest_is_unavailable(module_sandbox):
     environments = await PyroSandboxEnvironment.sample_init("check", None, {})
     stopped = environments["default"]
-    connection = await stopped.connection()
-    prompt = await anyio.run_process(["sh", "-c", connection.command], input=b"echo $((6 * 7))\ngrep MemTotal /proc/meminfo\n")
-    assert b"42\n" in prompt.stdout and b"MemTotal:" in prompt.stdout
-    with pytest.raises(NotImplementedError):
-        await stopped.connection(user="nobody")
     await stopped._task.stop()
     with pytest.raises(SandboxUnavailableError):
         await stopped.exec(["true"])
@@ -223,6 +237,48 @@ async def test_a_stopped_guest_is_unavailable(module_sandbox):
         await PyroSandboxEnvironment.sample_cleanup("check", None, environments, True)
     assert stopped._task.task_id not in module_sandbox.machines()
     assert stopped._renewal.done()
+
+
+async def test_connection_opens_a_terminal_and_shows_the_ports(module_sandbox, tmp_path):
+    (tmp_path / "file").write_text("of the host")
+    config = PyroSandboxConfig(image="debian:12", cpus=1, mem=512, user=4242, ports=(8000,), mounts=(f"{tmp_path}:/host",))
+    environments = await PyroSandboxEnvironment.sample_init("check", config, {})
+    environment = environments["default"]
+    assert await environment.read_file("/host/file") == "of the host"
+    with pytest.raises(OSError):
+        await environment.write_file("/host/file", "of the guest")
+    connection = await environment.connection()
+    [port] = connection.ports
+    assert (port.container_port, port.protocol) == (8000, "tcp")
+    assert port.mappings[0].host_ip == "127.0.0.1" and port.mappings[0].host_port > 0
+    for user, uid in ((None, "4242"), ("nobody", "65534")):
+        connection = await environment.connection(user=user)
+        assert await type_into(connection.command, "tty; echo \"<$(id -u)>\"; exit\n", f"<{uid}>")
+    await PyroSandboxEnvironment.sample_cleanup("check", config, environments, False)
+
+
+async def type_into(command, text, expected):
+    """Runs a command on a terminal, types a text, and returns whether the terminal shows what is expected."""
+    ours, theirs = pty.openpty()
+
+    def lead():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    process = subprocess.Popen(
+        ["sh", "-c", command], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=lead)
+    os.close(theirs)
+    shown = b""
+
+    def run():
+        nonlocal shown
+        os.write(ours, text.encode())
+        with contextlib.suppress(OSError):
+            while piece := os.read(ours, 4096):
+                shown += piece
+        process.wait()
+    await asyncio.to_thread(run)
+    os.close(ours)
+    assert b"/dev/pts/" in shown, shown
+    return expected.encode() in shown
 
 
 async def test_interrupted_sample_init_leaves_no_guest(module_sandbox, environment, of_nobody):
@@ -251,7 +307,14 @@ async def test_settings():
     assert SandboxEnvironmentSpec.model_validate(spec.model_dump()) == spec
     assert len({spec, SandboxEnvironmentSpec("pyro", PyroSandboxConfig(vcpu_count=2, network=True))}) == 1
     assert provider._settings("debian:12-build").environment == "debian:12-build"
-    for wrong in ({"vcpu_count": 9}, {"ttl_seconds": 59}, {"image": "x"}):
+    short = PyroSandboxConfig(image="debian:12-build", cpus=2, mem=512, ports=(80, "8080:80"), mounts=("/a:/b:rw", "c:/d"))
+    assert SandboxEnvironmentSpec.model_validate(SandboxEnvironmentSpec("pyro", short).model_dump()).config == short
+    assert PyroSandboxEnvironment.config_deserialize(short.model_dump()) == short
+    assert short.guest() == {
+        "environment": "debian:12-build", "vcpu_count": 2, "mem_mib": 512, "network": False, "disk_mib": None,
+        "ttl_seconds": 600, "publish": ["0:80", "8080:80"], "mounts": [
+            {"host": "/a", "guest": "/b", "writable": True}, {"host": "c", "guest": "/d", "writable": False}]}
+    for wrong in ({"vcpu_count": 9}, {"cpus": 9}, {"ttl_seconds": 59}, {"compose": "x"}, {"mounts": ["/a"]}):
         with pytest.raises(ValueError):
             PyroSandboxEnvironment.config_deserialize(wrong)
 
@@ -260,8 +323,11 @@ async def test_files_belong_to_the_user(of_nobody):
     size = 2 << 20
     secret = f"head -c {size} /dev/zero >/var/secret; chmod 600 /var/secret"
     assert (await of_nobody.exec(["sh", "-c", secret], user="root")).success
-    with pytest.raises(PermissionError):
-        await of_nobody.read_file("/var/secret")
+    for path in ("/var/secret", "/root/anything"):
+        with pytest.raises(PermissionError):
+            await of_nobody.read_file(path)
+        with pytest.raises(PermissionError):
+            await of_nobody.write_file(path, "x")
     await of_nobody.write_file("large", b"x" * size)
     assert (await of_nobody.exec(["stat", "-c", "%U", "large"])).stdout == "nobody\n"
     assert len(await of_nobody.read_file("large")) == size

@@ -78,6 +78,7 @@ def test_an_environment_that_does_not_exist(module_sandbox, nothing_left):
     assert "plan9:4" in str(getattr(caught.value, "message", caught.value))
 
 
+# `jq` is only in the environment that each form names.
 FORMS = """
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample
@@ -86,36 +87,41 @@ from inspect_ai.util import SandboxEnvironmentSpec, sandbox
 from pyro_mcp.integrations.inspect import PyroSandboxConfig
 
 @solver
-def look():
+def look(has_jq):
     async def solve(state, generate):
-        ran = await sandbox().exec(["cat", "/etc/debian_version"])
-        assert ran.stdout.startswith("12."), ran
+        ran = await sandbox().exec(["jq", "--version"])
+        assert ran.success == has_jq, ran
         return state
     return solve
 
-def in_form(form, **sample):
-    return Task(dataset=[Sample("x", **sample)], solver=[look()], sandbox=form)
+def in_form(form, has_jq=True, **sample):
+    return Task(dataset=[Sample("x", **sample)], solver=[look(has_jq)], sandbox=form)
 
 @task
-def name(): return in_form("pyro")
+def name(): return in_form("pyro", has_jq=False)
 
 @task
-def pair(): return in_form(("pyro", "debian:12"))
+def pair(): return in_form(("pyro", "debian:12-agent"))
 
 @task
-def configuration(): return in_form(SandboxEnvironmentSpec("pyro", PyroSandboxConfig(environment="debian:12")))
+def configuration():
+    return in_form(SandboxEnvironmentSpec("pyro", PyroSandboxConfig(image="debian:12-agent", cpus=2, mem=1024)))
 
 @task
-def of_the_sample(): return in_form(None, sandbox=("pyro", "debian:12"))
+def of_the_sample(): return in_form(None, sandbox=("pyro", "debian:12-agent"))
+
+@task
+def of_the_call(): return in_form(None)
 """
 
 
 def test_every_documented_form_works_on_the_command_line(module_sandbox, nothing_left, tmp_path):
     file = tmp_path / "forms.py"
     file.write_text(FORMS)
+    everything = [f"{file.name}@{task}" for task in ("name", "pair", "configuration", "of_the_sample")]
     runs = {
-        "all": ([file.name], {"name", "pair", "configuration", "of_the_sample"}),
-        "flag": ([f"{file.name}@name", "--sandbox", "pyro:debian:12"], {"name"}),
+        "all": (everything, {"name", "pair", "configuration", "of_the_sample"}),
+        "flag": ([f"{file.name}@of_the_call", "--sandbox", "pyro:debian:12-agent"], {"of_the_call"}),
     }
     for run, (words, expected) in runs.items():
         logs = tmp_path / run
@@ -127,6 +133,16 @@ def test_every_documented_form_works_on_the_command_line(module_sandbox, nothing
         read = [json.loads(log.read_text()) for log in logs.glob("*.json")]
         assert {log["eval"]["task"] for log in read} == expected
         assert [log.get("error") for log in read if log["status"] != "success"] == []
+
+
+def test_every_documented_form_works_in_a_call(module_sandbox, nothing_left, tmp_path):
+    forms = {}
+    exec(FORMS, forms)
+    calls = [(forms[name](), {}) for name in ("name", "pair", "configuration", "of_the_sample")]
+    calls.append((forms["of_the_call"](), {"sandbox": ("pyro", "debian:12-agent")}))
+    for task, arguments in calls:
+        [log] = evaluate(task, model="mockllm/model", log_dir=str(tmp_path), display="none", **arguments)
+        assert log.status == "success", (task.name, log.error)
 
 
 def test_kept_guests_can_be_cleaned_up(module_sandbox, nothing_left, capsys):

@@ -99,6 +99,9 @@ pub struct Error {
     /// The cause.
     #[cfg_attr(test, proptest(strategy = "tests::causes()"))]
     pub source: Option<Box<Cause>>,
+    /// Why a command did not start, as a word for programs such as `user_not_found`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Parameters of the contract that the message or a hint names. Readers may know them by other names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
@@ -125,7 +128,14 @@ impl Cause {
 impl Error {
     /// An error without hints or cause.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hints: Vec::new(), source: None, parameters: Vec::new() }
+        Self {
+            kind,
+            message: message.into(),
+            hints: Vec::new(),
+            source: None,
+            reason: None,
+            parameters: Vec::new(),
+        }
     }
 
     /// Adds a hint.

@@ -440,7 +440,7 @@ hints! {
     ListServices => {
         person: "run `pyro task service list` to see its services",
         model: "call task_service_status to see its services",
-        program: "call list_services() to see its services"
+        program: "call list_task_services() to see its services"
     }
     /// A service that does not exist needs a definition.
     GiveCommand => {
@@ -452,7 +452,7 @@ hints! {
     StopService => {
         person: "run `pyro task service stop` first",
         model: "call task_service_stop first",
-        program: "call stop_service() first"
+        program: "call stop_task_service() first"
     }
     /// Run a command first.
     RunFirst => {

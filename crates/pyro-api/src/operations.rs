@@ -502,28 +502,28 @@ operations! {
     /// Starts a service of a task: a command that is kept running without a caller, until it is stopped, or the task is.
     /// Without a command, one that exists and does not run is started again. By default, waits until the service is ready, or
     /// has ended or failed before that: `state` says which. The call can be cancelled meanwhile; the service goes on.
-    start_service(StartService { task: TaskName, service: ServiceName, command: ServiceCommand, options: ServiceOptions, ports: Ports }) -> Service, Enter, streams;
+    start_task_service(StartTaskService { task: TaskName, service: ServiceName, command: ServiceCommand, options: ServiceOptions, ports: Ports }) -> Service, Enter, streams;
 
     /// Lists the services of a task, also while it is stopped.
-    list_services(ListServices { task: TaskName }) -> ServiceList, Read;
+    list_task_services(ListTaskServices { task: TaskName }) -> ServiceList, Read;
 
     /// Returns the state of a service.
-    status_service(StatusService { task: TaskName, service: ServiceName }) -> Service, Read;
+    status_task_service(StatusTaskService { task: TaskName, service: ServiceName }) -> Service, Read;
 
     /// Returns a part of what a service has written, in all of its runs.
-    logs_service(LogsService { task: TaskName, service: ServiceName, part: LogPart }) -> ServiceLog, Read;
+    logs_task_service(LogsTaskService { task: TaskName, service: ServiceName, part: LogPart }) -> ServiceLog, Read;
 
     /// Sends what a service has written and writes, as events of the standard output, until it has ended for good or the call
     /// is cancelled. Returns its state then.
-    follow_service(FollowService { task: TaskName, service: ServiceName, tail: LogTail }) -> Service, Read, streams;
+    follow_task_service(FollowTaskService { task: TaskName, service: ServiceName, tail: LogTail }) -> Service, Read, streams;
 
     /// Ends a service with everything that its command started, with SIGTERM, later with SIGKILL, and waits for that. It is not
     /// run again until it is started; with `start_with_task`, the next start of the task does that. Stopping a service that
     /// does not run succeeds.
-    stop_service(StopService { task: TaskName, service: ServiceName }) -> Service, Manage;
+    stop_task_service(StopTaskService { task: TaskName, service: ServiceName }) -> Service, Manage;
 
     /// Stops a service and removes it with its log.
-    remove_service(RemoveService { task: TaskName, service: ServiceName }) -> ServiceRemoved, Manage;
+    remove_task_service(RemoveTaskService { task: TaskName, service: ServiceName }) -> ServiceRemoved, Manage;
 
     /// Copies a file or a directory out of a task, at most 1,000,000 entries and 8 GiB. Existing files are replaced, and
     /// directories are merged. Links that lead out of the copy are neither followed nor created.

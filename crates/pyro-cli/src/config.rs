@@ -161,6 +161,7 @@ pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError
         disk_overcommit: disk_overcommit(variables)?,
         mount_roots: mount_roots(variables)?,
         client_mounts: None,
+        max_raised_ttl_seconds: Config::DEFAULT_MAX_RAISED_TTL_SECONDS,
         requires_full_confinement: requires_full_confinement(variables)?,
         host_ca: host_ca(variables)?,
         host_proxy: switch(

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use pyro_machine::disk::Overcommit;
 
+use crate::limits::MAX_TTL_SECONDS;
 use crate::{Accelerator, HostCa, MountRoot, PackageClients};
 
 /// Settings of an [`Engine`](crate::Engine), as plain data.
@@ -42,6 +43,8 @@ pub struct Config {
     pub mount_roots: MountRoots,
     /// Which of those the clients of this process may have mounted; `None`: all. Their paths must be without symbolic links.
     pub client_mounts: Option<Vec<MountRoot>>,
+    /// Maximum lifetime in seconds to which the time limit of a command raises a shorter one.
+    pub max_raised_ttl_seconds: u32,
     /// Start VMs only if the host can confine their VMMs fully.
     pub requires_full_confinement: bool,
     /// Certification authorities that guests trust where a request does not say; `None`: those of their images.
@@ -118,6 +121,9 @@ impl Config {
     /// Default for `spare_idle_seconds`: five minutes.
     pub const DEFAULT_SPARE_IDLE_SECONDS: u32 = 300;
 
+    /// Default for `max_raised_ttl_seconds`: the longest lifetime.
+    pub const DEFAULT_MAX_RAISED_TTL_SECONDS: u32 = MAX_TTL_SECONDS;
+
     /// Returns the environment variables of supervisors.
     pub(crate) fn supervisor_variables(&self) -> Vec<(OsString, OsString)> {
         let log = self.log.as_ref().map(|log| ("PYRO_LOG".into(), log.into()));
@@ -142,6 +148,7 @@ impl Config {
             disk_overcommit: Overcommit::default(),
             mount_roots: MountRoots::default(),
             client_mounts: None,
+            max_raised_ttl_seconds: Self::DEFAULT_MAX_RAISED_TTL_SECONDS,
             requires_full_confinement: false,
             host_ca: None,
             host_proxy: false,

@@ -221,33 +221,33 @@ operations! {
         engine.logs_page(&request.task.task_id, request.entries, &call.cancel).await
     }
 
-    start_service(engine, request, call: StartService) -> Service {
-        engine.start_service(request, &call.events, &call.cancel).await
+    start_task_service(engine, request, call: StartTaskService) -> Service {
+        engine.start_task_service(request, &call.events, &call.cancel).await
     }
 
-    list_services(engine, request, call: ListServices) -> ServiceList {
-        engine.list_services(&request.task.task_id).await
+    list_task_services(engine, request, call: ListTaskServices) -> ServiceList {
+        engine.list_task_services(&request.task.task_id).await
     }
 
-    status_service(engine, request, call: StatusService) -> Service {
-        engine.status_service(&request.task.task_id, &request.service.name).await
+    status_task_service(engine, request, call: StatusTaskService) -> Service {
+        engine.status_task_service(&request.task.task_id, &request.service.name).await
     }
 
-    logs_service(engine, request, call: LogsService) -> ServiceLog {
-        engine.logs_service(request).await
+    logs_task_service(engine, request, call: LogsTaskService) -> ServiceLog {
+        engine.logs_task_service(request).await
     }
 
-    follow_service(engine, request, call: FollowService) -> Service {
-        let FollowService { task, service, tail } = request;
-        engine.follow_service(&task.task_id, &service.name, tail.tail, &call.events, &call.cancel).await
+    follow_task_service(engine, request, call: FollowTaskService) -> Service {
+        let FollowTaskService { task, service, tail } = request;
+        engine.follow_task_service(&task.task_id, &service.name, tail.tail, &call.events, &call.cancel).await
     }
 
-    stop_service(engine, request, call: StopService) -> Service {
-        engine.stop_service(&request.task.task_id, &request.service.name).await
+    stop_task_service(engine, request, call: StopTaskService) -> Service {
+        engine.stop_task_service(&request.task.task_id, &request.service.name).await
     }
 
-    remove_service(engine, request, call: RemoveService) -> ServiceRemoved {
-        engine.remove_service(&request.task.task_id, &request.service.name).await
+    remove_task_service(engine, request, call: RemoveTaskService) -> ServiceRemoved {
+        engine.remove_task_service(&request.task.task_id, &request.service.name).await
     }
 
     copy_from_task(engine, request, call: CopyFromTask) -> TaskCopied {

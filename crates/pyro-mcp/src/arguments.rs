@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 pub(crate) type Object = Map<String, Value>;
 
 /// One argument of a tool.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Argument {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
@@ -19,7 +19,7 @@ pub(crate) struct Argument {
 }
 
 /// Type of an argument, and whether it is required.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Kind {
     /// A required string.
     Text,

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use pyro_api::operations::{
     CloseTaskShell, CreateTask, CreateVm, DeleteTask, DeleteVm, DetachTask, ExecTask, ExecVm, ExtendTask,
-    FollowTask, KillTask, ListServices, ListTaskFiles, ListTasks, LogsService, LogsTask, MakeTaskDirectory,
-    MoveTaskFile, NetworkInfoVm, ReadTaskFile, ReapExpired, RemoveTaskFile, RunInVm, SignalTaskShell,
-    StartService, StartTask, StartVm, StatTaskFile, StatusService, StatusTask, StatusVm, StopService,
-    StopTask, StopVm, WaitTask, WatchTaskFiles, WriteTaskFile,
+    FollowTask, KillTask, ListTaskFiles, ListTaskServices, ListTasks, LogsTask, LogsTaskService,
+    MakeTaskDirectory, MoveTaskFile, NetworkInfoVm, ReadTaskFile, ReapExpired, RemoveTaskFile,
+    RemoveTaskService, RunInVm, SignalTaskShell, StartTask, StartTaskService, StartVm, StatTaskFile,
+    StatusTask, StatusTaskService, StatusVm, StopTask, StopTaskService, StopVm, WaitTask, WatchTaskFiles,
+    WriteTaskFile,
 };
 use pyro_api::{
     CallContext, Entries, Operation, OutputMode, Sequence, ServiceList, TaskLogEntry, TaskLogsPage, TaskName,
@@ -99,22 +100,25 @@ impl Call<'_> {
             Tool::TaskShellWrite => self.write_shell(given).await,
             Tool::TaskShellSignal => self.forward::<SignalTaskShell>(&given).await,
             Tool::TaskShellClose => self.forward::<CloseTaskShell>(&given).await,
-            Tool::TaskServiceStart => self.forward::<StartService>(&given).await,
+            Tool::TaskServiceStart => self.forward::<StartTaskService>(&given).await,
             Tool::TaskServiceStatus if given.has(&ANY_SERVICE) => {
-                let request: StatusService = given.request()?;
+                let request: StatusTaskService = given.request()?;
                 let service = self.guard.perform(request, self.context).await?;
                 payload(ServiceList { task_id: service.task_id.clone(), services: vec![service], count: 1 })
             }
-            Tool::TaskServiceStatus => self.forward::<ListServices>(&given).await,
+            Tool::TaskServiceStatus => self.forward::<ListTaskServices>(&given).await,
             Tool::TaskServiceLogs => {
-                let mut request: LogsService = given.request()?;
+                let mut request: LogsTaskService = given.request()?;
                 if request.part.offset.is_none() {
                     request.part.tail.get_or_insert(DEFAULT_LINES);
                 }
                 request.part.max_bytes = Some(LOG_BYTES);
                 payload(self.guard.perform(request, self.context).await?)
             }
-            Tool::TaskServiceStop => self.forward::<StopService>(&given).await,
+            Tool::TaskServiceStop => match given.take(&REMOVE) {
+                Some(Value::Bool(true)) => self.forward::<RemoveTaskService>(&given).await,
+                _ => self.forward::<StopTaskService>(&given).await,
+            },
         }
     }
 

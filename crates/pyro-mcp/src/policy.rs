@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use pyro_api::{
-    DirectoryMount, Disk, EnvironmentName, Lifetime, MountRoot, NetworkPolicy, Operation, Ports, Task, Vm,
-    VmSpec,
+    Command, DirectoryMount, Disk, EnvironmentName, Lifetime, MountRoot, NetworkPolicy, Operation, Ports,
+    Task, Vm, VmSpec,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use crate::arguments::{self, Argument, ArgumentError, Arguments, Given, Kind, Object};
 use crate::failure::Failure;
 use crate::tools::{
-    ALLOW_DOMAINS, DISK, ENVIRONMENT, HOST_COMPAT, MEM_MIB, MOUNTS, NETWORK, TASK_TTL, Tool, VCPU_COUNT,
+    ALLOW_DOMAINS, DISK, ENVIRONMENT, HOST_COMPAT, MEM_MIB, MOUNTS, NETWORK, NEW_TTL, TASK_TTL, TIMEOUT,
+    Tool, VCPU_COUNT, VM_TTL,
 };
 
 /// The set of tools that a server offers.
@@ -55,7 +56,8 @@ pub struct Policy {
     pub max_mem_mib: Option<i64>,
     /// Maximum size of a task's disk in MiB.
     pub max_disk_mib: Option<i64>,
-    /// Maximum lifetime in seconds, from creation or the latest extension.
+    /// Maximum lifetime in seconds, from creation or the latest extension, and maximum time limit of a command. The engine
+    /// must have the same limit: it raises lifetimes for long time limits.
     pub max_ttl_seconds: Option<i64>,
 }
 
@@ -102,7 +104,7 @@ impl Policy {
         self.allow_mounts.iter().any(|root| root.allows(mount))
     }
 
-    fn pin(&self, argument: &str) -> Option<Pin<'_>> {
+    fn pin(&self, argument: &Argument) -> Option<Pin<'_>> {
         let one_of = (!self.environments.is_empty()).then_some(Pin::OneOf(&self.environments));
         let off = |is_off: bool| is_off.then_some(Pin::Off);
         let at_most = |most: Option<i64>| most.map(Pin::AtMost);
@@ -113,9 +115,12 @@ impl Policy {
             (VCPU_COUNT, at_most(self.max_vcpu_count)),
             (MEM_MIB, at_most(self.max_mem_mib)),
             (DISK, at_most(self.max_disk_mib)),
+            (VM_TTL, at_most(self.max_ttl_seconds)),
             (TASK_TTL, at_most(self.max_ttl_seconds)),
+            (NEW_TTL, at_most(self.max_ttl_seconds)),
+            (TIMEOUT, at_most(self.max_ttl_seconds)),
         ];
-        pins.into_iter().find(|(known, _)| known.name == argument)?.1
+        pins.into_iter().find(|(known, _)| known == argument)?.1
     }
 
     /// The schema of a tool's arguments, with the limits in it.
@@ -127,7 +132,7 @@ impl Policy {
             properties.remove(MOUNTS.name);
         }
         for argument in tool.arguments() {
-            let (Some(pin), Some(property)) = (self.pin(argument.name), property(&mut schema, argument.name))
+            let (Some(pin), Some(property)) = (self.pin(argument), property(&mut schema, argument.name))
             else {
                 continue;
             };
@@ -144,14 +149,29 @@ impl Policy {
                 Pin::Off => property["description"] = "Must be false on this server".into(),
             }
         }
+        for argument in tool.arguments().iter().filter(|argument| self.is_described_before(tool, argument)) {
+            if let Some(Value::Object(property)) = property(&mut schema, argument.name) {
+                property.remove("description");
+            }
+        }
         schema
+    }
+
+    /// Whether clients have read the description of an argument when they come to this tool. A model pays for every word. Time
+    /// limits are described each time: a model that does not know them waits in vain.
+    fn is_described_before(&self, tool: Tool, argument: &Argument) -> bool {
+        *argument != TIMEOUT
+            && self
+                .tools()
+                .take_while(|earlier| *earlier != tool)
+                .any(|earlier| earlier.arguments().contains(argument))
     }
 
     /// The arguments of a tool that this policy turns off.
     pub(crate) fn turned_off(&self, tool: Tool) -> impl Iterator<Item = &'static str> {
         let arguments = tool.arguments().iter();
         arguments
-            .filter(|argument| matches!(self.pin(argument.name), Some(Pin::Off)))
+            .filter(|argument| matches!(self.pin(argument), Some(Pin::Off)))
             .map(|argument| argument.name)
     }
 
@@ -174,7 +194,7 @@ impl Policy {
         if argument.name == HOST_COMPAT.name {
             return None;
         }
-        Some(match self.pin(argument.name)? {
+        Some(match self.pin(argument)? {
             Pin::OneOf(names) => format!("{} must be {}", argument.name, names.join(" or ")),
             Pin::AtMost(most) => format!("{} at most {most}", argument.name),
             Pin::Off => format!("{} must be false", argument.name),
@@ -188,7 +208,7 @@ impl Policy {
         }
         for argument in tool.arguments() {
             if let (Some(Pin::AtMost(most)), Kind::OptionalInteger(Some(default))) =
-                (self.pin(argument.name), argument.kind)
+                (self.pin(argument), argument.kind)
                 && default > most
                 && given.optional_integer(argument.name)?.is_none()
             {
@@ -235,6 +255,7 @@ impl Policy {
         let named = || Some(&request.part::<EnvironmentName>()?.environment);
         let environment = spec.map(|spec| &spec.environment).or_else(named);
         let ttl = spec.map(|spec| spec.ttl_seconds);
+        let timeout = request.part::<Command>().and_then(|command| command.timeout_seconds);
         let disk = request.part::<Disk>().map(|disk| disk.disk_mib.unwrap_or(Disk::DEFAULT_MIB));
         let sizes = [
             (VCPU_COUNT.name, spec.map(|spec| spec.vcpu_count), self.max_vcpu_count),
@@ -244,6 +265,7 @@ impl Policy {
                 ttl.or(request.part().map(|new: &Lifetime| new.ttl_seconds)),
                 self.max_ttl_seconds,
             ),
+            (TIMEOUT.name, timeout, self.max_ttl_seconds),
             (DISK.name, disk, self.max_disk_mib),
         ];
         let switches = [

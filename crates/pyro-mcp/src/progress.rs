@@ -8,6 +8,7 @@ use rmcp::model::{ProgressNotificationParam, ProgressToken};
 use rmcp::service::Peer;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// Maximum time between notifications: clients give up after 60 seconds without one, some earlier.
 const SILENCE: Duration = Duration::from_secs(4);
@@ -35,60 +36,86 @@ pub(crate) struct Listener {
     events: mpsc::Receiver<Event>,
 }
 
-/// Awaits `call` and sends its events to `peer` meanwhile.
+/// Awaits `call` and sends its events to `peer` meanwhile, the last ones before this returns. Once the client has `cancelled` the
+/// call, it is sent nothing.
 pub(crate) async fn during<T>(
     call: impl Future<Output = T>,
     listener: Option<Listener>,
     peer: &Peer<RoleServer>,
+    cancelled: &CancellationToken,
 ) -> T {
     let Some(Listener { token, events }) = listener else { return call.await };
-    let mut notifier = Notifier::new(peer, token);
-    tokio::select! {
-        result = call => result,
-        never = notifier.run(events) => match never {},
-    }
+    let send = async |notification| {
+        if !cancelled.is_cancelled() {
+            // A lost connection is handled by the server.
+            let _ = peer.notify_progress(notification).await;
+        }
+    };
+    Notifier::new(send, token).during(call, events).await
 }
 
-struct Notifier<'a> {
-    peer: &'a Peer<RoleServer>,
+struct Notifier<S> {
+    send: S,
     token: ProgressToken,
     begun: Instant,
     sent: Option<Instant>,
     message: String,
+    /// The message was not sent yet.
+    is_new: bool,
     /// Incomplete characters at the ends of the two streams.
     stdout: Characters,
     stderr: Characters,
 }
 
-impl<'a> Notifier<'a> {
-    fn new(peer: &'a Peer<RoleServer>, token: ProgressToken) -> Self {
+impl<S: AsyncFn(ProgressNotificationParam)> Notifier<S> {
+    fn new(send: S, token: ProgressToken) -> Self {
         Self {
-            peer,
+            send,
             token,
             begun: Instant::now(),
             sent: None,
             message: "working".to_owned(),
+            is_new: false,
             stdout: Characters::default(),
             stderr: Characters::default(),
         }
     }
 
-    async fn run(&mut self, mut events: mpsc::Receiver<Event>) -> std::convert::Infallible {
+    async fn during<T>(mut self, call: impl Future<Output = T>, mut events: mpsc::Receiver<Event>) -> T {
+        let result = tokio::select! {
+            result = call => result,
+            never = self.run(&mut events) => match never {},
+        };
+        // What the call reported just before its end.
+        while let Ok(event) = events.try_recv() {
+            self.note(event);
+        }
+        if self.is_new {
+            self.send().await;
+        }
+        result
+    }
+
+    async fn run(&mut self, events: &mut mpsc::Receiver<Event>) -> std::convert::Infallible {
         let mut open = true;
         loop {
-            let silent = tokio::time::sleep_until(self.sent.unwrap_or(self.begun) + SILENCE);
+            let due = match (self.is_new, self.sent) {
+                (true, None) => self.begun,
+                (true, Some(sent)) => sent + PAUSE,
+                (false, sent) => sent.unwrap_or(self.begun) + SILENCE,
+            };
             tokio::select! {
                 event = events.recv(), if open => match event {
-                    Some(event) => if self.note(event) && self.may_send() { self.send().await },
+                    Some(event) => self.note(event),
                     None => open = false,
                 },
-                () = silent => self.send().await,
+                () = tokio::time::sleep_until(due) => self.send().await,
             }
         }
     }
 
-    /// Takes an event as the next message. Returns false if it has no text.
-    fn note(&mut self, event: Event) -> bool {
+    /// Takes an event as the next message, if it has a text.
+    fn note(&mut self, event: Event) {
         self.message = match event {
             Event::Phase(phase) => phase.to_string(),
             Event::Pull(PullEvent::Started { environment }) => format!("installing {environment}"),
@@ -110,25 +137,21 @@ impl<'a> Notifier<'a> {
                 };
                 match last_line(&characters.decode(&bytes)) {
                     Some(line) => line,
-                    None => return false,
+                    None => return,
                 }
             }
         };
-        true
-    }
-
-    fn may_send(&self) -> bool {
-        self.sent.is_none_or(|sent| sent.elapsed() >= PAUSE)
+        self.is_new = true;
     }
 
     async fn send(&mut self) {
         self.sent = Some(Instant::now());
+        self.is_new = false;
         // Elapsed seconds: progress must increase, and the total is unknown.
         let progress = self.begun.elapsed().as_secs_f64();
         let notification =
             ProgressNotificationParam::new(self.token.clone(), progress).with_message(self.message.clone());
-        // A lost connection is handled by the server.
-        let _ = self.peer.notify_progress(notification).await;
+        (self.send)(notification).await;
     }
 }
 
@@ -161,9 +184,55 @@ fn last_line(output: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use proptest::prelude::*;
+    use rmcp::model::NumberOrString;
 
     use super::*;
+
+    /// Returns what a client is sent during a call, in seconds since its start.
+    async fn reported(call: impl AsyncFnOnce(mpsc::Sender<Event>)) -> Vec<(f64, String)> {
+        let (sender, events) = mpsc::channel(EVENTS_AHEAD);
+        let sent = RefCell::new(Vec::new());
+        let send = async |notification: ProgressNotificationParam| {
+            sent.borrow_mut().push((notification.progress, notification.message.unwrap()));
+        };
+        let notifier = Notifier::new(send, ProgressToken(NumberOrString::Number(7)));
+        notifier.during(call(sender), events).await;
+        sent.into_inner()
+    }
+
+    fn output(bytes: &'static [u8]) -> Event {
+        Event::Output { stream: OutputStream::Stdout, bytes: bytes.into() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_just_before_the_end_is_reported() {
+        let sent = reported(async |events| {
+            for bytes in [&b"first\n"[..], b"\xe2"] {
+                events.send(output(bytes)).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            events.send(output(b"\x82\xac")).await.unwrap();
+        });
+        let messages: Vec<_> = sent.await.into_iter().map(|(_, message)| message).collect();
+        assert_eq!(messages, ["first", "\u{20ac}"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_latest_message_is_sent_after_a_pause_and_again_in_silence() {
+        let sent = reported(async |events| {
+            for bytes in [&b"1"[..], b"2", b"3"] {
+                events.send(output(bytes)).await.unwrap();
+                tokio::time::sleep(PAUSE / 5).await;
+            }
+            tokio::time::sleep(SILENCE + PAUSE).await;
+        });
+        let sent: Vec<_> =
+            sent.await.into_iter().map(|(seconds, text)| format!("{seconds:.2} {text}")).collect();
+        assert_eq!(sent, ["0.00 1", "0.25 3", "4.25 3"]);
+    }
 
     #[test]
     fn the_last_line_with_something_in_it_is_shown() {

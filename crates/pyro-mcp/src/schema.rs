@@ -5,17 +5,23 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use crate::arguments::Object;
+use crate::tools::Tool;
 
-/// Descriptions of keys whose names do not explain themselves.
-const MEANINGS: [(&str, &str); 8] = [
-    ("exit_code", "-S if signal S ended it, 124 if it timed out"),
-    ("stdout_truncated", "Number of bytes that were dropped"),
-    ("sequence", "For task_wait, task_kill, task_logs"),
-    ("outcome", "unknown: it may have run completely or partly"),
-    ("next_offset", "offset of the next part; null at the end of the file"),
-    ("expires_at", "Unix time"),
-    ("damaged_task_ids", "Tasks with a damaged record; they can only be deleted"),
-    ("installed", "If false, the first use takes some minutes"),
+/// Descriptions of keys whose names do not explain themselves, and the tools that have them: the first that a client reads, also if
+/// it is offered only some.
+const MEANINGS: [(&str, &str, &[Tool]); 8] = [
+    (
+        "exit_code",
+        "-S if signal S ended it, 124 if it timed out",
+        &[Tool::VmRun, Tool::TaskExec, Tool::TaskLogs],
+    ),
+    ("stdout_truncated", "Number of bytes that were dropped", &[Tool::VmRun]),
+    ("sequence", "For task_wait, task_kill, task_logs", &[Tool::TaskExec]),
+    ("outcome", "unknown: it may have run completely or partly", &[Tool::TaskExec, Tool::TaskLogs]),
+    ("next_offset", "offset of the next part; null at the end of the file", &[Tool::TaskReadFile]),
+    ("expires_at", "Unix time", &[Tool::VmCreate, Tool::VmStatus, Tool::TaskCreate, Tool::TaskStatus]),
+    ("damaged_task_ids", "Tasks with a damaged record; they can only be deleted", &[Tool::TaskList]),
+    ("installed", "If false, the first use takes some minutes", &[Tool::VmListEnvironments]),
 ];
 
 /// The schema of what a payload looks like when it is written: keys that may be missing are not required.
@@ -27,21 +33,22 @@ pub(crate) fn schema_of<T: JsonSchema>() -> Schema {
 
 /// The keys that are named of a type inside another payload. Its own status names all of them; of a type without keys here, a
 /// schema only says that it is an object.
-const LISTED: [(&str, &[&str]); 15] = [
-    ("Environment", &["name", "version", "description", "default_packages", "installed"]),
-    ("Task", &["task_id", "environment", "state", "expires_at", "command_count", "stop_reason"]),
+const LISTED: [(&str, &[&str]); 16] = [
+    ("Environment", &["name", "description", "installed"]),
+    ("Task", &["task_id", "environment", "state", "expires_at"]),
     ("TaskExec", &["sequence", "stdout", "stderr", "exit_code", "outcome", "timed_out", "execution_mode"]),
+    ("FileInfo", &["path", "kind", "size_bytes", "mode"]),
     ("TaskDetached", &["sequence", "outcome"]),
     ("LastCommand", &["sequence", "command", "exit_code"]),
     ("NetworkPolicy", &[]),
     ("NetworkDenial", &[]),
     ("PublishedPort", &[]),
     ("TaskService", &[]),
-    ("Service", &["name", "command", "state", "ready", "restarts", "exit_code", "reason", "last_output"]),
+    ("Service", &["name", "state", "exit_code", "reason", "last_output"]),
     ("DirectoryMount", &[]),
     ("TaskShellOutput", &["text", "cursor", "dropped_bytes", "reason", "running", "exit_code"]),
     ("TaskShells", &["shells"]),
-    ("TaskShell", &["shell_id", "command", "running", "exit_code"]),
+    ("TaskShell", &["shell_id", "command", "running"]),
     ("TaskLogEntry", &["sequence", "command", "stdout", "stderr", "exit_code", "outcome", "timed_out"]),
 ];
 
@@ -50,39 +57,38 @@ const LISTED: [(&str, &[&str]); 15] = [
 ///
 /// Only keywords that mean the same in draft 7 and in 2020-12 remain, and no references: clients resolve them against parts of
 /// the schema that they have not kept.
-pub(crate) fn compact(schema: Schema, keys: &[&str]) -> Object {
+pub(crate) fn compact(tool: Tool, schema: Schema, keys: &[&str]) -> Object {
     let mut schema = Value::from(schema);
-    if !keys.is_empty() {
-        keep(&mut schema, keys);
-    }
     let mut definitions = match schema.as_object_mut().and_then(|root| root.remove("$defs")) {
         Some(Value::Object(definitions)) => definitions,
         _ => Map::new(),
     };
     for (name, keys) in LISTED {
-        if let Some(listed) = definitions.get_mut(name) {
-            match keys {
-                [] => *listed = json!({ "type": "object" }),
-                keys => keep(listed, keys),
-            }
+        match definitions.get_mut(name) {
+            Some(listed) if keys.is_empty() => *listed = json!({ "type": "object" }),
+            Some(Value::Object(listed)) => keep(listed, keys),
+            _ => {}
         }
     }
     inline(&mut schema, &definitions);
-    shorten(&mut schema);
+    shorten(tool, &mut schema);
     let mut schema = schema.as_object().cloned().unwrap_or_default();
     if let Some(Value::Array(choices)) = schema.remove("anyOf") {
         schema = merged(&choices);
     }
     // Clients insist on an object.
     schema.insert("type".to_owned(), "object".into());
+    if !keys.is_empty() {
+        keep(&mut schema, keys);
+    }
     schema
 }
 
-fn keep(schema: &mut Value, keys: &[&str]) {
-    if let Some(properties) = schema["properties"].as_object_mut() {
+fn keep(schema: &mut Object, keys: &[&str]) {
+    if let Some(Value::Object(properties)) = schema.get_mut("properties") {
         properties.retain(|key, _| keys.contains(&key.as_str()));
     }
-    if let Some(required) = schema["required"].as_array_mut() {
+    if let Some(Value::Array(required)) = schema.get_mut("required") {
         required.retain(|key| key.as_str().is_some_and(|key| keys.contains(&key)));
     }
 }
@@ -149,7 +155,7 @@ fn either(one: &Value, other: &Value) -> Value {
 }
 
 /// Removes what a model does not need: documentation of Rust types, type names, and number formats.
-fn shorten(schema: &mut Value) {
+fn shorten(tool: Tool, schema: &mut Value) {
     match schema {
         Value::Object(object) => {
             if let Some(nullable) = object.get("anyOf").and_then(nullable) {
@@ -170,23 +176,23 @@ fn shorten(schema: &mut Value) {
                 match (key.as_str(), value) {
                     ("properties", Value::Object(properties)) => {
                         for (name, property) in properties.iter_mut() {
-                            shorten(property);
-                            describe(name, property);
+                            shorten(tool, property);
+                            describe(tool, name, property);
                         }
                     }
                     ("required" | "enum" | "type", _) => {}
-                    (_, value) => shorten(value),
+                    (_, value) => shorten(tool, value),
                 }
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(shorten),
+        Value::Array(items) => items.iter_mut().for_each(|item| shorten(tool, item)),
         _ => {}
     }
 }
 
-fn describe(name: &str, property: &mut Value) {
-    let meaning = MEANINGS.iter().find(|(known, _)| *known == name);
-    if let (Some((_, meaning)), Some(property)) = (meaning, property.as_object_mut()) {
+fn describe(tool: Tool, name: &str, property: &mut Value) {
+    let meaning = MEANINGS.iter().find(|(known, _, tools)| *known == name && tools.contains(&tool));
+    if let (Some((_, meaning, _)), Some(property)) = (meaning, property.as_object_mut()) {
         property.insert("description".to_owned(), (*meaning).into());
     }
 }
@@ -218,7 +224,6 @@ fn nullable(choice: &Value) -> Option<Map<String, Value>> {
 mod tests {
     use crate::policy::Policy;
     use crate::server::describe;
-    use crate::tools::Tool;
 
     use super::*;
 
@@ -230,7 +235,7 @@ mod tests {
             .into_iter()
             .map(|tool| serde_json::to_string(&describe(&policy, tool, 4)).unwrap().len() + ",".len())
             .sum();
-        assert!(size < 40_000, "{size} bytes");
+        assert!(size < 30_000, "{size} bytes");
     }
 
     /// What both draft 7 and 2020-12 define, and no more: some clients reject unknown keywords. A reference would not survive

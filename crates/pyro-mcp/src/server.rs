@@ -245,7 +245,7 @@ impl ServerHandler for Server {
                 ..CallContext::default()
             };
             let call = Call { guard: &guard, context: &call, sends_events };
-            let call = progress::during(call.carry_out(tool, given), listener, &context.peer);
+            let call = progress::during(call.carry_out(tool, given), listener, &context.peer, &context.ct);
             let mut call = std::pin::pin!(call);
             tokio::select! {
                 done = &mut call => done,

@@ -2,16 +2,16 @@
 
 use pyro_api::operations::{
     CloseTaskShell, CreateTask, CreateVm, DeleteTask, DeleteVm, ExecTask, ExecVm, ExtendTask, KillTask,
-    ListEnvironments, ListServices, ListTaskFiles, ListTasks, LogsService, LogsTask, MoveTaskFile,
+    ListEnvironments, ListTaskFiles, ListTaskServices, ListTasks, LogsTask, LogsTaskService, MoveTaskFile,
     NetworkInfoVm, OpenTaskShell, ReadTaskFile, ReadTaskShell, ReapExpired, RunInVm, SignalTaskShell,
-    StartService, StartTask, StartVm, StatusTask, StatusVm, StopService, StopTask, StopVm, WaitTask,
+    StartTask, StartTaskService, StartVm, StatusTask, StatusVm, StopTask, StopTaskService, StopVm, WaitTask,
     WriteTaskFile, WriteTaskShell,
 };
 use pyro_api::{
     Access, Deleted, Disk, Environment, HostAccess, NetworkInfo, Operation, OperationInfo, Reaped, RunResult,
-    Service, ServiceList, ServiceLog, Task, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileChanged,
-    TaskFileChanges, TaskFileInfo, TaskFileList, TaskFileMoved, TaskFileWritten, TaskList, TaskLogEntry,
-    TaskLogs, TaskShell, TaskShellOutput, TaskShells, Vm,
+    Service, ServiceList, ServiceLog, ServiceRemoved, Task, TaskDeleted, TaskDetached, TaskExec, TaskFile,
+    TaskFileChanged, TaskFileChanges, TaskFileInfo, TaskFileList, TaskFileMoved, TaskFileWritten, TaskList,
+    TaskLogEntry, TaskLogs, TaskShell, TaskShellOutput, TaskShells, Vm,
 };
 use rmcp::model::ToolAnnotations;
 use schemars::JsonSchema;
@@ -109,7 +109,7 @@ pub(crate) const MEM_MIB: Argument = Argument {
 pub(crate) const TIMEOUT: Argument = Argument {
     name: "timeout_seconds",
     kind: Kind::OptionalInteger(Some(30)),
-    description: "Time limit in seconds; a command that times out is ended with exit_code 124",
+    description: "Time limit in seconds, at most 3600; exit_code is 124 after it",
 };
 pub(crate) const VM_TTL: Argument = Argument {
     name: "ttl_seconds",
@@ -286,6 +286,8 @@ pub(crate) const RESTART: Argument = Argument {
 };
 pub(crate) const START_WITH_TASK: Argument =
     Argument { name: "start_with_task", kind: Kind::Switch, description: "Start it again with the task" };
+pub(crate) const REMOVE: Argument =
+    Argument { name: "remove", kind: Kind::Switch, description: "Also remove it, with its log" };
 pub(crate) const TAIL: Argument = Argument {
     name: "tail",
     kind: Kind::OptionalCount(None),
@@ -387,9 +389,13 @@ impl Tool {
                  files from an earlier call. A non-zero exit_code is a normal result."
             }
             Self::VmListEnvironments => "List the environments for VMs and tasks.",
-            Self::VmCreate => "Create a VM without starting it. For a single command use vm_run instead.",
+            Self::VmCreate => {
+                "Create a VM without starting it. For a single command use vm_run, whose arguments it takes."
+            }
             Self::VmStart => "Start a created or stopped VM and wait until it accepts commands.",
-            Self::VmExec => "Run one command in a started VM, then remove the VM, whatever the exit code.",
+            Self::VmExec => {
+                "Run one command in a started VM, as vm_run does, then remove the VM, whatever the exit code."
+            }
             Self::VmStop => "Stop a VM. Its disk is kept until the VM is deleted or its lifetime ends.",
             Self::VmDelete => "Remove a VM and its files.",
             Self::VmStatus => "Show the state and settings of a VM.",
@@ -397,11 +403,11 @@ impl Tool {
             Self::VmReapExpired => "Remove VMs whose lifetime has ended, and list them.",
             Self::TaskCreate => {
                 "Create and start a task: a virtual machine with a persistent /workspace, for work that takes several \
-                 commands. Delete it when the work is done."
+                 commands. Delete it when the work is done. Arguments as for vm_run."
             }
             Self::TaskExec => {
-                "Run one command in a task, in /workspace unless cwd is set. Several commands can run in a task at the \
-                 same time. For a command that takes more than a minute, set detach and call task_wait. A non-zero \
+                "Run one command in a task, in /workspace unless cwd is set. Arguments as for vm_run. Several commands can \
+                 run in a task at the same time. For a command that takes more than a minute, set detach and call task_wait. A non-zero \
                  exit_code is a normal result."
             }
             Self::TaskStatus => "Show the state of a task and its latest command.",
@@ -442,7 +448,7 @@ impl Tool {
             Self::TaskShellSignal => "Send a signal to what runs in the foreground of a shell.",
             Self::TaskShellClose => "End a shell and everything that runs in it.",
             Self::TaskServiceStart => {
-                "Keep a command of a task running, such as a server, until task_service_stop. With one of the ready_ \
+                "Keep a command of a task running, such as a server, until task_service_stop. Arguments as for vm_run. With one of the ready_ \
                  arguments, waits until it is ready; if state is `failed`, reason and last_output say why."
             }
             Self::TaskServiceStatus => "Show the services of a task.",
@@ -513,6 +519,8 @@ impl Tool {
                 TASK_ID,
                 SERVICE,
                 SERVICE_COMMAND,
+                ARGV,
+                SHELL,
                 USER,
                 CWD,
                 ENV,
@@ -526,7 +534,7 @@ impl Tool {
             ],
             Self::TaskServiceStatus => &[TASK_ID, ANY_SERVICE],
             Self::TaskServiceLogs => &[TASK_ID, SERVICE, TAIL, LOG_OFFSET],
-            Self::TaskServiceStop => &[TASK_ID, SERVICE],
+            Self::TaskServiceStop => &[TASK_ID, SERVICE, REMOVE],
         }
     }
 
@@ -554,106 +562,75 @@ impl Tool {
             Self::TaskShellOpen | Self::TaskShellWrite => schema_of::<TaskShellOutput>(),
             Self::TaskShellRead => schema_of::<ShellsShown>(),
             Self::TaskShellSignal | Self::TaskShellClose => schema_of::<TaskShell>(),
-            Self::TaskServiceStart | Self::TaskServiceStop => schema_of::<Service>(),
+            Self::TaskServiceStart => schema_of::<Service>(),
+            Self::TaskServiceStop => schema_of::<ServiceEnded>(),
             Self::TaskServiceStatus => schema_of::<ServiceList>(),
             Self::TaskServiceLogs => schema_of::<ServiceLog>(),
         };
-        schema::compact(schema, self.keys())
+        schema::compact(self, schema, self.keys())
     }
 
-    /// The payload's keys that its schema names; empty: all. A VM or a task is described once, where its status is shown;
-    /// elsewhere the schema names what a call changes. The payload has the other keys all the same: addresses of the host, and
-    /// words of earlier versions.
+    /// The payload's keys that its schema names; empty: all. They are what the next call depends on. The payload has the other
+    /// keys all the same, such as the size of a VM: their names say what they are.
     fn keys(self) -> &'static [&'static str] {
         match self {
             Self::VmRun => &[
-                "environment",
                 "shell",
                 "stdout",
                 "stderr",
                 "exit_code",
-                "duration_ms",
                 "execution_mode",
                 "stdout_truncated",
                 "stderr_truncated",
                 "timed_out",
             ],
             Self::VmExec => &["shell", "stdout", "stderr", "exit_code", "timed_out"],
-            Self::VmCreate | Self::VmStart | Self::VmStop => &["vm_id", "state", "expires_at"],
-            Self::TaskCreate | Self::TaskStart | Self::TaskStop | Self::TaskExtend => {
-                &["task_id", "state", "expires_at", "stop_reason"]
+            Self::VmCreate => &["vm_id", "state", "expires_at"],
+            Self::TaskCreate => &["task_id", "state", "expires_at"],
+            Self::VmStart | Self::VmStop | Self::TaskStart | Self::TaskStop | Self::TaskExtend => {
+                &["state", "expires_at"]
             }
-            Self::TaskWait => &[
-                "sequence",
-                "command",
-                "stdout",
-                "stderr",
-                "exit_code",
-                "duration_ms",
-                "outcome",
-                "timed_out",
-                "stdout_truncated",
-                "stderr_truncated",
-                "error",
-            ],
+            Self::VmDelete | Self::TaskDelete => &["deleted"],
+            Self::VmReapExpired => &["deleted_vm_ids"],
+            Self::TaskLogs => &["entries"],
+            Self::TaskWait => &["stdout", "stderr", "exit_code", "outcome", "timed_out", "error"],
             Self::TaskKill => &["sequence", "outcome", "exit_code"],
             Self::TaskShellOpen => &["shell_id", "text", "cursor"],
             Self::TaskShellWrite => &["text", "cursor", "reason", "running", "exit_code"],
             Self::TaskShellSignal => &["running"],
             Self::TaskShellClose => &["exit_code"],
             Self::TaskServiceStart => &["name", "state", "exit_code", "reason", "last_output"],
-            Self::TaskServiceStop => &["name", "state"],
-            Self::VmStatus => &[
-                "vm_id",
-                "environment",
-                "vcpu_count",
-                "mem_mib",
-                "ttl_seconds",
-                "created_at",
-                "expires_at",
-                "state",
-                "network_enabled",
-                "network_policy",
-                "execution_mode",
-                "owner",
-            ],
+            Self::TaskServiceStop => &["name", "state", "removed"],
+            Self::VmStatus => {
+                &["vm_id", "environment", "state", "expires_at", "network_enabled", "execution_mode"]
+            }
+            Self::VmNetworkInfo => {
+                &["network_enabled", "outbound_connectivity_expected", "reason", "network_denials"]
+            }
             Self::TaskStatus => &[
                 "task_id",
                 "environment",
-                "vcpu_count",
-                "mem_mib",
-                "disk_mib",
-                "disk_used_bytes",
-                "ttl_seconds",
-                "created_at",
-                "expires_at",
                 "state",
+                "expires_at",
                 "network_enabled",
-                "network_policy",
                 "network_denials",
-                "published_ports",
                 "services",
                 "execution_mode",
                 "command_count",
                 "last_command",
                 "stop_reason",
                 "last_error",
-                "owner",
             ],
+            Self::TaskFiles => &["path", "entries", "file", "changes", "reason", "truncated"],
+            Self::TaskChangeFiles => &["task_id", "path", "source", "destination"],
+            Self::TaskServiceStatus => &["services"],
+            Self::TaskServiceLogs => &["output", "offset", "next_offset", "end_offset"],
             Self::VmListEnvironments
-            | Self::VmDelete
-            | Self::VmNetworkInfo
-            | Self::VmReapExpired
             | Self::TaskExec
-            | Self::TaskLogs
-            | Self::TaskDelete
             | Self::TaskList
             | Self::TaskReadFile
             | Self::TaskWriteFile
-            | Self::TaskFiles
-            | Self::TaskChangeFiles
             | Self::TaskShellRead => &[],
-            Self::TaskServiceStatus | Self::TaskServiceLogs => &[],
         }
     }
 
@@ -691,10 +668,10 @@ impl Tool {
             Self::TaskShellWrite => WriteTaskShell::INFO,
             Self::TaskShellSignal => SignalTaskShell::INFO,
             Self::TaskShellClose => CloseTaskShell::INFO,
-            Self::TaskServiceStart => StartService::INFO,
-            Self::TaskServiceStatus => ListServices::INFO,
-            Self::TaskServiceLogs => LogsService::INFO,
-            Self::TaskServiceStop => StopService::INFO,
+            Self::TaskServiceStart => StartTaskService::INFO,
+            Self::TaskServiceStatus => ListTaskServices::INFO,
+            Self::TaskServiceLogs => LogsTaskService::INFO,
+            Self::TaskServiceStop => StopTaskService::INFO,
         }
     }
 
@@ -789,6 +766,17 @@ enum ShellsShown {
     Output(TaskShellOutput),
     /// The shells.
     Listed(TaskShells),
+}
+
+/// Result of `task_service_stop`.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum ServiceEnded {
+    /// It can be started again.
+    Stopped(Service),
+    /// It does not exist any more.
+    Removed(ServiceRemoved),
 }
 
 /// Result of `task_exec`: a command that has ended, or one that was left running.

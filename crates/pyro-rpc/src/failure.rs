@@ -63,12 +63,13 @@ impl Problem {
 pub(crate) struct Failure {
     pub(crate) problem: Problem,
     message: String,
+    reason: Option<String>,
     hints: Vec<String>,
 }
 
 impl Failure {
     pub(crate) fn new(problem: Problem, message: impl Into<String>) -> Self {
-        Self { problem, message: message.into(), hints: Vec::new() }
+        Self { problem, message: message.into(), reason: None, hints: Vec::new() }
     }
 
     #[must_use]
@@ -79,14 +80,16 @@ impl Failure {
 
     pub(crate) fn error(self) -> RpcError {
         let (code, word, _) = self.problem.row();
-        RpcError { code, message: self.message, data: ErrorData { code: word.to_owned(), hints: self.hints } }
+        let data = ErrorData { code: word.to_owned(), reason: self.reason, hints: self.hints };
+        RpcError { code, message: self.message, data }
     }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let message = error.in_full();
-        Self { problem: Problem::Engine(error.kind), message, hints: error.hints_for(Reader::Program) }
+        let hints = error.hints_for(Reader::Program);
+        Self { problem: Problem::Engine(error.kind), message, reason: error.reason, hints }
     }
 }
 
@@ -107,6 +110,11 @@ pub(crate) struct RpcError {
 pub(crate) struct ErrorData {
     /// The kind of error: a value of `ErrorKind` or a code of `x-errors`.
     pub(crate) code: String,
+    /// Why a command did not start, as a word: `command_not_found`, `not_executable`, `shell_not_found`, `user_not_found`,
+    /// `group_not_found`, `invalid_user`, `directory_not_found`, `not_a_directory`, `permission_denied`,
+    /// `argument_list_too_long`, `out_of_memory`, `no_space`, `too_many_processes`, and others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
     /// What to do about it, one line each.
     pub(crate) hints: Vec<String>,
 }
@@ -120,12 +128,14 @@ mod tests {
     #[test]
     fn every_kind_of_the_engine_keeps_its_word_its_causes_and_its_hints() {
         for kind in ErrorKind::ALL {
-            let error = Error::new(kind, "outer").hint(Hint::ListTasks).caused_by("inner");
+            let mut error = Error::new(kind, "outer").hint(Hint::ListTasks).caused_by("inner");
+            error.reason = Some("user_not_found".to_owned());
             let expected = RpcError {
                 code: -32000,
                 message: "outer: inner".to_owned(),
                 data: ErrorData {
                     code: kind.as_str().to_owned(),
+                    reason: Some("user_not_found".to_owned()),
                     hints: vec!["call list_tasks() to see the tasks that exist".to_owned()],
                 },
             };

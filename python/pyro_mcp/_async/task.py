@@ -152,37 +152,37 @@ class AsyncTask:
         """Gives the task a new lifetime of 60 to 3600 seconds, starting now."""
         return await self._pyro.extend_task(self.task_id, ttl_seconds=ttl_seconds)
 
-    async def start_service(self, name: str, command: Optional[str] = None, **options: Any) -> types.Service:
-        """Starts a service. `options` are those of `AsyncPyro.start_service`."""
-        return await self._pyro.start_service(self.task_id, name, command=command, **options)
+    async def service_start(self, name: str, command: Optional[str] = None, **options: Any) -> types.Service:
+        """Starts a service. `options` are those of `start_task_service`."""
+        return await self._pyro.start_task_service(self.task_id, name=name, command=command, **options)
 
-    async def list_services(self) -> types.ServiceList:
+    async def service_list(self) -> types.ServiceList:
         """Lists the services."""
-        return await self._pyro.list_services(self.task_id)
+        return await self._pyro.list_task_services(self.task_id)
 
-    async def status_service(self, name: str) -> types.Service:
+    async def service_status(self, name: str) -> types.Service:
         """Returns the state of a service."""
-        return await self._pyro.status_service(self.task_id, name)
+        return await self._pyro.status_task_service(self.task_id, name=name)
 
-    async def logs_service(
+    async def service_logs(
         self, name: str, *, tail: Optional[int] = None, offset: Optional[int] = None,
         max_bytes: Optional[int] = None,
     ) -> types.ServiceLog:
-        """Returns a part of what a service has written. See `logs_service`."""
-        return await self._pyro.logs_service(
-            self.task_id, name, tail=tail, offset=offset, max_bytes=max_bytes)
+        """Returns a part of what a service has written. See `logs_task_service`."""
+        return await self._pyro.logs_task_service(
+            self.task_id, name=name, tail=tail, offset=offset, max_bytes=max_bytes)
 
-    def follow_service(self, name: str, *, tail: Optional[int] = None) -> AsyncCommandStream[types.Service]:
-        """Streams what a service writes. See `follow_service`."""
-        return self._pyro.follow_service(self.task_id, name, tail=tail)
+    def service_follow(self, name: str, *, tail: Optional[int] = None) -> AsyncCommandStream[types.Service]:
+        """Streams what a service writes. See `follow_task_service`."""
+        return self._pyro.follow_task_service(self.task_id, name=name, tail=tail)
 
-    async def stop_service(self, name: str) -> types.Service:
+    async def service_stop(self, name: str) -> types.Service:
         """Stops a service."""
-        return await self._pyro.stop_service(self.task_id, name)
+        return await self._pyro.stop_task_service(self.task_id, name=name)
 
-    async def remove_service(self, name: str) -> types.ServiceRemoved:
+    async def service_remove(self, name: str) -> types.ServiceRemoved:
         """Stops a service and removes it with its log."""
-        return await self._pyro.remove_service(self.task_id, name)
+        return await self._pyro.remove_task_service(self.task_id, name=name)
 
     async def publish(self, mapping: str) -> types.TaskPublished:
         """Publishes a port on this host. See `publish_task`."""

@@ -539,8 +539,8 @@ class Pyro(Caller):
         """Closes the published ports of a task with this number on this host, with their connections."""
         return self._call("unpublish_task", {"task_id": task_id, "host_port": host_port})
 
-    def start_service(
-        self, task_id: str, name: str, *, command: Optional[str] = None, argv: Argv = None, cwd: Optional[StrPath] = None,
+    def start_task_service(
+        self, task_id: str, *, name: str, command: Optional[str] = None, argv: Argv = None, cwd: Optional[StrPath] = None,
         env: Env = None, user: Optional[str] = None, shell: Optional[str] = None, ready_tcp: Optional[int] = None,
         ready_http: Optional[str] = None, ready_file: Optional[StrPath] = None, ready_command: Optional[str] = None,
         ready_timeout_seconds: Optional[float] = None, restart: str = "no", start_with_task: bool = False,
@@ -579,18 +579,18 @@ class Pyro(Caller):
             "ready_timeout_seconds": None if ready_timeout_seconds is None else _whole_seconds(ready_timeout_seconds),
             "restart": restart, "start_with_task": start_with_task, "publish": _strings("publish", publish), "wait": wait,
         }
-        return self._call("start_service", params, on_progress=on_progress)
+        return self._call("start_task_service", params, on_progress=on_progress)
 
-    def list_services(self, task_id: str) -> types.ServiceList:
+    def list_task_services(self, task_id: str) -> types.ServiceList:
         """Lists the services of a task, also while it is stopped."""
-        return self._call("list_services", {"task_id": task_id})
+        return self._call("list_task_services", {"task_id": task_id})
 
-    def status_service(self, task_id: str, name: str) -> types.Service:
+    def status_task_service(self, task_id: str, *, name: str) -> types.Service:
         """Returns the state of a service."""
-        return self._call("status_service", {"task_id": task_id, "name": name})
+        return self._call("status_task_service", {"task_id": task_id, "name": name})
 
-    def logs_service(
-        self, task_id: str, name: str, *, tail: Optional[int] = None, offset: Optional[int] = None,
+    def logs_task_service(
+        self, task_id: str, *, name: str, tail: Optional[int] = None, offset: Optional[int] = None,
         max_bytes: Optional[int] = None,
     ) -> types.ServiceLog:
         """Returns a part of what a service has written, in all of its runs. About the last 8 MiB are kept.
@@ -603,10 +603,10 @@ class Pyro(Caller):
             max_bytes: Maximum number of bytes to return, at most 16 MiB. Default: 1 MiB.
         """
         params = {"task_id": task_id, "name": name, "tail": tail, "offset": offset, "max_bytes": max_bytes}
-        return self._call("logs_service", params)
+        return self._call("logs_task_service", params)
 
-    def follow_service(
-        self, task_id: str, name: str, *, tail: Optional[int] = None,
+    def follow_task_service(
+        self, task_id: str, *, name: str, tail: Optional[int] = None,
     ) -> CommandStream[types.Service]:
         """Streams what a service writes until it has ended for good or the stream is left, which does not affect the service.
 
@@ -616,15 +616,15 @@ class Pyro(Caller):
             tail: Begin with this many last lines. Default: everything that is kept.
         """
         params = {"task_id": task_id, "name": name, "tail": tail}
-        return CommandStream(self._manager, "follow_service", params)
+        return CommandStream(self._manager, "follow_task_service", params)
 
-    def stop_service(self, task_id: str, name: str) -> types.Service:
+    def stop_task_service(self, task_id: str, *, name: str) -> types.Service:
         """Stops a service and returns when nothing of it runs. Succeeds if it does not run."""
-        return self._call("stop_service", {"task_id": task_id, "name": name})
+        return self._call("stop_task_service", {"task_id": task_id, "name": name})
 
-    def remove_service(self, task_id: str, name: str) -> types.ServiceRemoved:
+    def remove_task_service(self, task_id: str, *, name: str) -> types.ServiceRemoved:
         """Stops a service and removes it with its log."""
-        return self._call("remove_service", {"task_id": task_id, "name": name})
+        return self._call("remove_task_service", {"task_id": task_id, "name": name})
 
     def mount_task(
         self, task_id: str, *, host: StrPath, guest: str, writable: bool = False, uid: int = 0,

@@ -1,148 +1,100 @@
-"""Converts a command of an evaluation to shell text for a task, and interprets its end.
-
-The text runs as root in the guest. Programs that it starts before the command are given by absolute path, and see neither the
-command's variables nor those of its user. If the command is not reached, which an exit code alone would not show, the text
-writes a status to standard error, after an unguessable marker.
-"""
+"""How commands of an evaluation become commands of a task, and what their failures mean to Inspect."""
 
 from __future__ import annotations
 
+import errno
+import os
 import posixpath
-import re
-import secrets
 import shlex
-from typing import Mapping, NamedTuple, Sequence
+from typing import List, NamedTuple, Optional, Sequence, Type, Union
+
+from inspect_ai.util import ExecResult, SandboxUserUnsupportedError
+
+from ..errors import PyroError
 
 WORKSPACE = "/workspace"
-# Only root can read this directory. It holds a command's script and input until the command has started.
-_PRIVATE = "/root"
-# Maximum length of the engine's shell text, in bytes.
-_LONGEST = 128 * 1024 - 1
-_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+# Time limit for a fifo, in seconds.
+FIFO_LIMIT = 10
+# Maximum size of one argument, and of all arguments of a call, in bytes.
+_LONGEST_ARGUMENT = 128 * 1024 - 1
+_LONGEST_CALL = 1 << 20
 
-_LOAD = 'eval "$(/bin/cat <&9)"'
+# Runs a command whose text comes before its input.
+_LONG_COMMAND = 'IFS= read -r size && text=$(/usr/bin/head -c "$size") && eval "$text"'
+
+# The programs of these scripts are not looked up in what a user could change.
+FILE_VARIABLES = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+# A fifo whose other end is not open would wait without end.
+READ = f"""[ ! -p "$1" ] || exec timeout {FIFO_LIMIT} cat -- "$1"
+exec cat -- "$1"
+"""
+WRITE = f"""mkdir -p -- "$2" || exit
+[ ! -p "$1" ] || exec timeout {FIFO_LIMIT} dd of="$1" bs=64k status=none
+exec dd of="$1" bs=64k status=none
+"""
+# What `cat`, `mkdir` and `dd` end their messages with.
+_FILE_ERRORS: Sequence[tuple[str, Type[OSError], int]] = [
+    ("No such file or directory", FileNotFoundError, errno.ENOENT),
+    ("Not a directory", NotADirectoryError, errno.ENOTDIR),
+    # `mkdir -p`, of a parent that is a file.
+    ("File exists", NotADirectoryError, errno.ENOTDIR),
+    ("Is a directory", IsADirectoryError, errno.EISDIR),
+    ("Permission denied", PermissionError, errno.EACCES),
+]
 
 
 class Prepared(NamedTuple):
-    """A command that is ready to run."""
+    """A command as a task takes it."""
 
-    text: str
-    """For `/bin/sh`."""
-    script: bytes | None
-    """Contents of `script_path`, to be written first, if the script is too long for `text`."""
-    mark: str
-    """The marker that precedes the status."""
-
-    @property
-    def script_path(self) -> str:
-        """Path for `script` in the guest."""
-        return _path(self.mark, "script")
-
-    @property
-    def input_path(self) -> str:
-        """Path for the standard input in the guest."""
-        return _path(self.mark, "input")
+    argv: List[str]
+    input: Optional[Union[str, bytes]]
 
 
-class Output(NamedTuple):
-    """Output of a command, without what `Prepared` added."""
-
-    stdout: bytes
-    stderr: bytes
-    status: str
-    """The text after the marker: `user`, `sandbox STATUS`, `exec STATUS`, or the command's own; empty without a marker."""
-
-
-def new_mark() -> str:
-    """Returns an unguessable marker."""
-    return secrets.token_hex(16)
+def prepare(cmd: Sequence[str], input: Optional[Union[str, bytes]]) -> Prepared:
+    """Returns a command with its input. Arguments that are too long for a call are sent before the input."""
+    if sum(len(word.encode()) + 1 for word in cmd) <= _LONGEST_CALL:
+        return Prepared(list(cmd), input)
+    text = f"exec {shlex.join(cmd)}".encode()
+    data = input.encode() if isinstance(input, str) else input or b""
+    return Prepared(["/bin/sh", "-c", _LONG_COMMAND], b"%d\n" % len(text) + text + data)
 
 
-def is_root_user(user: str) -> bool:
-    """Whether this user is root, so that no user switch is needed."""
-    return user in ("root", "0")
+def is_too_long(cmd: Sequence[str]) -> bool:
+    """Returns whether the kernel refuses an argument of a command."""
+    return any(len(word.encode()) > _LONGEST_ARGUMENT for word in cmd)
 
 
-def prepare(
-    mark: str, cmd: Sequence[str], *, cwd: str | None, env: Mapping[str, str] | None, user: str, has_input: bool,
-) -> Prepared:
-    """Returns shell text that executes `cmd`.
-
-    Args:
-        mark: A marker from `new_mark`, used for this command only.
-        cmd: The arguments, at least one. The first is looked up in the `PATH` of `env`.
-        cwd: Working directory, relative to `/workspace` unless absolute.
-        env: Environment variables, in addition to those that every command has.
-        user: Name or ID of the user that runs the command.
-        has_input: Whether standard input is the file at `input_path`. Otherwise, it is empty.
+def not_started(error: PyroError, cmd: Sequence[str]) -> Optional[ExecResult[str]]:
+    """Returns the result of a command that could not be started, as a shell would report it; `None`: the guest is at fault.
 
     Raises:
-        ValueError: `cmd` is empty, an argument contains a NUL, or the shell cannot set a variable of that name.
+        SandboxUserUnsupportedError: The user does not exist in the guest.
+        PermissionError: The user may not execute the program.
     """
-    last = _last(cmd, cwd, env, mark)
-    begin = [_trap(mark, "sandbox $?")]
-    if has_input:
-        path = _path(mark, "input")
-        begin.append(f"exec <{path} && /bin/rm {path}")
-    is_root = is_root_user(user)
-    if not is_root:
-        begin.append(_look_up(user, mark))
-
-    def text(script: str) -> str:
-        return "\n".join([*begin, script if is_root else _become(script)])
-
-    whole = text(last)
-    if len(whole.encode()) <= _LONGEST:
-        return Prepared(whole, None, mark)
-    path = _path(mark, "script")
-    begin.append(f"exec 9<{path} && /bin/rm {path}")
-    return Prepared(text(_LOAD), f"exec 9<&-\n{last}".encode(), mark)
+    if error.reason in ("user_not_found", "group_not_found", "invalid_user"):
+        raise SandboxUserUnsupportedError(error.message) from error
+    if error.reason == "not_executable" and "Permission denied" in error.message:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), cmd[0]) from error
+    codes = {
+        "command_not_found": 127, "not_executable": 126, "argument_list_too_long": 126, "directory_not_found": 1,
+        "not_a_directory": 1, "permission_denied": 1,
+    }
+    if error.reason not in codes:
+        return None
+    return ExecResult(False, codes[error.reason], "", f"{error.message}\n")
 
 
-def read(stdout: bytes, stderr: bytes, mark: str) -> Output:
-    """Separates the status from the output."""
-    before, found, status = stderr.rpartition(f"{mark} ".encode())
-    if not found:
-        return Output(stdout, stderr, "")
-    return Output(stdout, before, status.decode(errors="replace").removesuffix("\n"))
+def file_arguments(script: str, path: str) -> List[str]:
+    """Returns the command that reads or writes a file."""
+    return ["/bin/sh", "-c", script, "sh", path, posixpath.dirname(path)]
 
 
-def _last(cmd: Sequence[str], cwd: str | None, env: Mapping[str, str] | None, mark: str) -> str:
-    """Returns the part of the text that runs as the user."""
-    if not cmd:
-        raise ValueError("invalid command: expected at least one argument")
-    where = posixpath.join(WORKSPACE, cwd or "")
-    lines = [f"cd {shlex.quote(where)} || {{ trap - EXIT; exit 1; }}"]
-    for name, value in (env or {}).items():
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"invalid environment variable name: {name!r}")
-        lines.append(f"export {name}={shlex.quote(value)}")
-    lines += [_trap(mark, "exec $?"), f"exec {shlex.join(cmd)}"]
-    script = "\n".join(lines)
-    if "\0" in script:
-        raise ValueError("invalid command: it contains a NUL")
-    return script
-
-
-def _trap(mark: str, status: str) -> str:
-    """Returns a trap that reports `status` unless the shell executes another program, which discards traps."""
-    return f"""trap 'printf "%s\\n" "{mark} {status}" >&2' EXIT"""
-
-
-def _look_up(user: str, mark: str) -> str:
-    return f"""entry=$(/usr/bin/getent passwd -- {shlex.quote(user)}) || {{
-{_trap(mark, "user")}; exit 1
-}}
-IFS=: read -r USER secret uid gid comment HOME SHELL <<.
-$entry
-.
-LOGNAME=$USER"""
-
-
-def _become(script: str) -> str:
-    # A separate shell, so that no part of the script runs with root's rights.
-    return f'exec /usr/bin/setpriv --reuid "$uid" --regid "$gid" --init-groups /bin/sh -c {shlex.quote(script)}'
-
-
-def _path(mark: str, what: str) -> str:
-    return f"{_PRIVATE}/.pyro-{mark}.{what}"
+def file_error(exit_code: int, stderr: str, file: str) -> OSError:
+    """Returns the error that a script for files ended with."""
+    if exit_code == 124:
+        return OSError(errno.EAGAIN, f"the other end of the fifo was not open and done within {FIFO_LIMIT} s", file)
+    message = stderr.strip()
+    for ending, kind, number in _FILE_ERRORS:
+        if message.endswith(f": {ending}"):
+            return kind(number, os.strerror(number), file)
+    return OSError(errno.EIO, message or os.strerror(errno.EIO), file)

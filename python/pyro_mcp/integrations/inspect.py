@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
-import pathlib
 import posixpath
+import re
 import shlex
-import tempfile
 from typing import Any, ClassVar, Iterator, Literal, overload
 
 import anyio
 from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.util import (
     ExecResult, OutputLimitExceededError, SandboxConnection, SandboxEnvironment, SandboxEnvironmentConfigType,
-    SandboxEnvironmentLimits, SandboxUnavailableError, SandboxUserUnsupportedError, sandboxenv)
-from pydantic import BaseModel, ConfigDict, Field
+    SandboxEnvironmentLimits, SandboxUnavailableError, sandboxenv)
+from inspect_ai.util._sandbox.environment import HostMapping, PortMapping
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from .. import types
 from .._async.client import AsyncPyro
 from .._async.task import AsyncTask
-from ..errors import PyroError
+from ..errors import PyroError, PyroValueError
 from . import _inspect_command as command
 from . import _inspect_records as records
 
@@ -39,34 +38,8 @@ _MAX_ACTIVE_VMS = 4
 _NO_LIMIT = 365 * 86400
 # Time limit for reading or writing a file, in seconds.
 _FILE_LIMIT = 600
-# Time limit for a fifo, in seconds.
-_FIFO_LIMIT = 10
-# Longer contents are copied through a file on the host, which is faster, in bytes.
-_LONG = 1 << 20
-
-# Arguments: the marker, the path, its directory, and the size above which a file is long. Only these scripts know the
-# marker, so no other program can report a status.
-_BEGIN = f"""PATH=/usr/sbin:/usr/bin:/sbin:/bin
-report() {{ printf '%s %s\\n' "$1" "$2" >&2; exit 1; }}
-[ ! -d "$2" ] || report "$1" directory
-# A fifo whose other end is not open would wait without end.
-limited() {{ timeout {_FIFO_LIMIT} "$@"; status=$?; [ $status -ne 124 ] || report "$mark" fifo; exit $status; }}
-mark=$1
-"""
-_READ = f"""{_BEGIN}[ -e "$2" ] || case $(LC_ALL=C cat -- "$2" 2>&1) in
-*": Not a directory") report "$1" parent ;;
-*) report "$1" missing ;;
-esac
-if [ -f "$2" ] && size=$(stat -Lc %s -- "$2") && [ "$size" -gt "$4" ]; then
-    report "$1" "long $size $(readlink -f -- "$2")"
-fi
-[ ! -p "$2" ] || limited cat -- "$2"
-exec cat -- "$2"
-"""
-_WRITE = f"""{_BEGIN}mkdir -p -- "$3" || {{ [ -d "$3" ] || report "$1" parent; exit 1; }}
-[ ! -p "$2" ] || limited sh -c 'exec cat >"$0"' "$2"
-exec cat >"$2"
-"""
+_ROOT = ("root", "0")
+_MOUNT = re.compile("(?P<host>.+?):(?P<guest>/[^:]*)(?::(?P<access>ro|rw))?")
 
 
 class PyroSandboxConfig(BaseModel):
@@ -74,24 +47,47 @@ class PyroSandboxConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    environment: str = "debian:12"
+    environment: str = Field(default="debian:12", validation_alias=AliasChoices("environment", "image"))
     """Environment of the guest."""
-    vcpu_count: int = Field(default=1, ge=1, le=8)
+    vcpu_count: int = Field(default=1, ge=1, le=8, validation_alias=AliasChoices("vcpu_count", "cpus"))
     """Virtual CPUs."""
-    mem_mib: int = Field(default=1024, ge=256, le=32768)
+    mem_mib: int = Field(default=1024, ge=256, le=32768, validation_alias=AliasChoices("mem_mib", "mem"))
     """Memory in MiB."""
     network: bool = False
     """Give the guest outbound network access."""
+    ports: tuple[int | str, ...] = ()
+    """TCP ports of the guest to publish on this host: `PORT` on a free one, or `[HOST_IP:]HOST_PORT:PORT`."""
+    mounts: tuple[str, ...] = ()
+    """Directories of this host to mount: `HOST:/GUEST` read-only, or `HOST:/GUEST:rw`."""
     user: str = "root"
-    """Default user for commands and for reading and writing files. Owns `/workspace`."""
+    """Default user for commands and for reading and writing files: a name or a number. Owns `/workspace`."""
     disk_mib: int | None = Field(default=None, ge=256, le=1048576)
     """Size of the disk in MiB. Default: 8192, or less if the host's disk is too small."""
     ttl_seconds: int = Field(default=600, ge=60, le=3600)
     """Seconds after which the guest of a killed evaluation is stopped. Renewed while the sample runs."""
 
+    @field_validator("user", mode="before")
+    @classmethod
+    def _read_user(cls, user: object) -> object:
+        return str(user) if isinstance(user, int) else user
+
+    @field_validator("mounts")
+    @classmethod
+    def _check_mounts(cls, mounts: tuple[str, ...]) -> tuple[str, ...]:
+        for mount in mounts:
+            if not _MOUNT.fullmatch(mount):
+                raise ValueError(f"invalid mount {mount!r}: expected HOST:/GUEST, HOST:/GUEST:ro or HOST:/GUEST:rw")
+        return mounts
+
     def guest(self) -> dict[str, Any]:
         """Returns the arguments of `create_task`."""
-        return self.model_dump(exclude={"user"})
+        mounts = [found.groupdict() for found in map(_MOUNT.fullmatch, self.mounts) if found]
+        return {
+            **self.model_dump(exclude={"user", "ports", "mounts"}),
+            "publish": [f"0:{port}" if isinstance(port, int) or ":" not in port else port for port in self.ports],
+            "mounts": [
+                {"host": mount["host"], "guest": mount["guest"], "writable": mount["access"] == "rw"} for mount in mounts],
+        }
 
 
 @sandboxenv(name="pyro")
@@ -161,7 +157,7 @@ class PyroSandboxEnvironment(SandboxEnvironment):
         return {"default": environment}
 
     async def _give_workspace(self) -> None:
-        if not command.is_root_user(self._user):
+        if self._user not in _ROOT:
             given = await self.exec(["chown", "--", self._user, command.WORKSPACE], user="root")
             if not given.success:
                 raise PrerequisiteError(f"cannot make {self._user!r} the owner of the workspace: {given.stderr.strip()}")
@@ -239,65 +235,70 @@ class PyroSandboxEnvironment(SandboxEnvironment):
     ) -> ExecResult[str]:
         """See `SandboxEnvironment.exec`. A command that times out has ended and is never retried, so `timeout_retry` has no
         effect. Neither has `concurrency`, because a command needs no process on the host."""
-        prepared = command.prepare(command.new_mark(), cmd, cwd=cwd, env=env, user=user or self._user, has_input=bool(input))
-        ended, output = await self._run(
-            prepared, input, _NO_LIMIT if timeout is None else max(1, timeout),
-            SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE, SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE_STR)
-        stdout, stderr = (part.decode(errors="replace") for part in (output.stdout, output.stderr))
+        if command.is_too_long(cmd):
+            return ExecResult(False, 126, "", f"{cmd[0]}: argument list too long\n")
+        prepared = command.prepare(cmd, input)
+        try:
+            ended, stdout, stderr = await self._run(
+                prepared, cwd or None, env, user or self._user, _NO_LIMIT if timeout is None else max(1, timeout),
+                SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE, SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE_STR)
+        except PyroValueError as error:
+            if error.code == "invalid_input":
+                raise
+            raise _unavailable(error) from error
+        except PyroError as error:
+            result = command.not_started(error, cmd)
+            if result is None:
+                raise _unavailable(error) from error
+            return result
+        out, err = stdout.decode(errors="replace"), stderr.decode(errors="replace")
         if ended["timed_out"]:
             late = TimeoutError(f"the command timed out after {timeout} s")
-            late.truncated_output = stdout + stderr  # type: ignore[attr-defined]
+            late.truncated_output = out + err  # type: ignore[attr-defined]
             raise late
-        if output.status == "user":
-            raise SandboxUserUnsupportedError(f"user not found in the guest: {user!r}")
-        if output.status == "exec 126" and "ermission denied" in stderr:
-            raise PermissionError(errno.EACCES, stderr.strip(), cmd[0])
         code = ended["exit_code"]
         code = 128 - code if code < 0 else code
-        return ExecResult(code == 0, code, stdout, stderr)
+        return ExecResult(code == 0, code, out, err)
 
     async def _run(
-        self, prepared: command.Prepared, input: str | bytes | None, seconds: int, limit: int, limit_str: str,
-    ) -> tuple[types.TaskExec, command.Output]:
-        """Runs a command with a time limit and at most `limit` bytes per output stream."""
+        self, prepared: command.Prepared, cwd: str | None, env: dict[str, str] | None, user: str, seconds: int, limit: int,
+        limit_str: str,
+    ) -> tuple[types.TaskExec, bytes, bytes]:
+        """Runs a command with a time limit and at most `limit` bytes per output stream. Returns its end and its output."""
         parts = {"stdout": bytearray(), "stderr": bytearray()}
-        with _unavailable():
-            if prepared.script is not None:
-                await self._put(prepared.script_path, prepared.script)
-            if input:
-                await self._put(prepared.input_path, input.encode() if isinstance(input, str) else input)
-            async with self._task.stream(prepared.text, timeout_seconds=seconds) as stream:
-                async for chunk in stream:
-                    parts[chunk.stream] += chunk.data
-                    if len(parts[chunk.stream]) > limit:
-                        start = b"".join(bytes(part[:limit]) for part in parts.values())
-                        raise OutputLimitExceededError(limit_str, start.decode(errors="replace"))
-        output = command.read(bytes(parts["stdout"]), bytes(parts["stderr"]), prepared.mark)
-        if output.status.startswith("sandbox "):
-            raise SandboxUnavailableError(f"the guest could not start the command: {output.stderr.decode(errors='replace')}")
-        return stream.result, output
+        async with self._task.stream(
+                argv=prepared.argv, input=prepared.input, cwd=cwd, env=env, user=user, timeout_seconds=seconds) as stream:
+            async for chunk in stream:
+                parts[chunk.stream] += chunk.data
+                if len(parts[chunk.stream]) > limit:
+                    start = b"".join(bytes(part[:limit]) for part in parts.values())
+                    raise OutputLimitExceededError(limit_str, start.decode(errors="replace"))
+        return stream.result, bytes(parts["stdout"]), bytes(parts["stderr"])
 
     async def connection(self, *, user: str | None = None) -> SandboxConnection:
-        """Returns a prompt that runs each line in a separate shell in the guest. There is no terminal."""
-        if not command.is_root_user(user or "root"):
-            raise NotImplementedError("connections are available for root only")
+        """Returns the command that opens a terminal in the guest, and the published ports."""
         try:
-            state = (await self._task.status())["state"]
+            task = await self._task.status()
         except PyroError as error:
             raise ConnectionError(_in_full(error)) from error
-        if state != "started":
-            raise ConnectionError(f"task {self._task.task_id} is {state}")
-        words = shlex.join([self._shared().manager.executable(), "task", "exec", self._task.task_id])
-        loop = f'while printf "%s> " {self._task.task_id} && IFS= read -r line; do {words} -- "$line"; done'
-        return SandboxConnection(type="pyro", command=shlex.join(["sh", "-c", loop]), container=self._task.task_id)
+        if task["state"] != "started":
+            raise ConnectionError(f"task {self._task.task_id} is {task['state']}")
+        # Bash, because the shell of some users is one that refuses to start.
+        words = [
+            self._shared().manager.executable(), "task", "shell", self._task.task_id, "--user", user or self._user, "--",
+            "exec /bin/bash -l"]
+        ports = [
+            PortMapping(
+                container_port=port["guest_port"], protocol="tcp",
+                mappings=[HostMapping(host_ip=port["host_ip"], host_port=port["host_port"])])
+            for port in task.get("published_ports", [])]
+        return SandboxConnection(
+            type="pyro", command=shlex.join(words), ports=ports or None, container=self._task.task_id)
 
     # Files
 
     async def write_file(self, file: str, contents: str | bytes) -> None:
-        path = posixpath.join(command.WORKSPACE, file)
-        ended, output = await self._run_script(_WRITE, path, contents)
-        if ended["exit_code"]:
-            raise _file_error(output, file)
+        await self._run_script(command.WRITE, file, contents)
 
     @overload
     async def read_file(self, file: str, text: Literal[True] = True) -> str: ...
@@ -306,51 +307,22 @@ class PyroSandboxEnvironment(SandboxEnvironment):
     async def read_file(self, file: str, text: Literal[False]) -> bytes: ...
 
     async def read_file(self, file: str, text: bool = True) -> str | bytes:
-        path = posixpath.join(command.WORKSPACE, file)
-        ended, output = await self._run_script(_READ, path)
-        data = output.stdout
-        if output.status.startswith("long "):
-            _, size, real_path = output.status.split(" ", 2)
-            if int(size) > SandboxEnvironmentLimits.MAX_READ_FILE_SIZE:
-                raise OutputLimitExceededError(SandboxEnvironmentLimits.MAX_READ_FILE_SIZE_STR, None)
-            data = await self._get(real_path)
-        elif ended["exit_code"]:
-            raise _file_error(output, file)
+        data = await self._run_script(command.READ, file, None)
         return data.decode() if text else data
 
-    async def _run_script(
-        self, script: str, path: str, input: str | bytes | None = None,
-    ) -> tuple[types.TaskExec, command.Output]:
-        mark = command.new_mark()
-        # Copies run with root's rights, so other users do not use them.
-        long = _LONG if command.is_root_user(self._user) else SandboxEnvironmentLimits.MAX_READ_FILE_SIZE
-        prepared = command.prepare(
-            mark, ["/bin/sh", "-c", script, "sh", mark, path, posixpath.dirname(path), str(long)], cwd="/", env=None,
-            user=self._user, has_input=bool(input))
-        ended, output = await self._run(
-            prepared, input, _FILE_LIMIT, SandboxEnvironmentLimits.MAX_READ_FILE_SIZE,
-            SandboxEnvironmentLimits.MAX_READ_FILE_SIZE_STR)
+    async def _run_script(self, script: str, file: str, input: str | bytes | None) -> bytes:
+        prepared = command.Prepared(command.file_arguments(script, posixpath.join(command.WORKSPACE, file)), input)
+        try:
+            ended, stdout, stderr = await self._run(
+                prepared, "/", command.FILE_VARIABLES, self._user, _FILE_LIMIT, SandboxEnvironmentLimits.MAX_READ_FILE_SIZE,
+                SandboxEnvironmentLimits.MAX_READ_FILE_SIZE_STR)
+        except PyroError as error:
+            raise _unavailable(error) from error
         if ended["timed_out"]:
-            raise TimeoutError(f"timed out after {_FILE_LIMIT} s: {path}")
-        return ended, output
-
-    async def _put(self, path: str, data: bytes) -> None:
-        """Creates a new file in the guest."""
-        if len(data) <= _LONG:
-            await self._task.write_file(path, data)
-            return
-        with tempfile.TemporaryDirectory(prefix="pyro-inspect-") as directory:
-            source = pathlib.Path(directory, "file")
-            await asyncio.to_thread(source.write_bytes, data)
-            await self._task.copy_to(source, path)
-
-    async def _get(self, path: str) -> bytes:
-        """Returns the contents of a file in the guest. The path must not contain symbolic links."""
-        with tempfile.TemporaryDirectory(prefix="pyro-inspect-") as directory:
-            target = pathlib.Path(directory, "file")
-            with _unavailable():
-                await self._task.copy_from(path, target)
-            return await asyncio.to_thread(target.read_bytes)
+            raise TimeoutError(f"timed out after {_FILE_LIMIT} s: {file}")
+        if ended["exit_code"]:
+            raise command.file_error(ended["exit_code"], stderr.decode(errors="replace"), file)
+        return stdout
 
 
 async def _renew(task: AsyncTask, ttl_seconds: int) -> None:
@@ -375,28 +347,9 @@ def _settings(config: SandboxEnvironmentConfigType | None) -> PyroSandboxConfig:
     raise PrerequisiteError(f"invalid configuration of the sandbox `pyro`: expected PyroSandboxConfig, got {type(config).__name__}")
 
 
-@contextlib.contextmanager
-def _unavailable() -> Iterator[None]:
-    try:
-        yield
-    except PyroError as error:
-        raise SandboxUnavailableError(_in_full(error)) from error
+def _unavailable(error: PyroError) -> SandboxUnavailableError:
+    return SandboxUnavailableError(_in_full(error))
 
 
 def _in_full(error: PyroError) -> str:
     return "; ".join([error.message, *error.hints])
-
-
-def _file_error(output: command.Output, file: str) -> OSError:
-    message = output.stderr.decode(errors="replace").strip()
-    if output.status == "missing":
-        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
-    if output.status == "parent":
-        return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), file)
-    if output.status == "fifo":
-        return OSError(errno.EAGAIN, f"the other end of the fifo was not open and done within {_FIFO_LIMIT} s", file)
-    if output.status == "directory":
-        return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), file)
-    if "ermission denied" in message:
-        return PermissionError(errno.EACCES, os.strerror(errno.EACCES), file)
-    return OSError(errno.EIO, message or os.strerror(errno.EIO), file)

@@ -127,6 +127,11 @@ fn calls_do_not_hold_up_each_other_and_tell_how_far_they_are() {
     for call in calls {
         assert_eq!(client.answer(call)["result"]["structuredContent"]["exit_code"], 0);
     }
+    // Neither are characters cut, nor is lost what comes just before the end.
+    client.progress.clear();
+    let command = r"printf '\342'; sleep 0.1; printf '\202\254'";
+    assert_eq!(client.call("task_exec", json!({ "task_id": id, "command": command }))["stdout"], "\u{20ac}");
+    assert_eq!(client.progress, ["\u{20ac}"]);
     client.call("task_delete", json!({ "task_id": id }));
     client.end();
 }

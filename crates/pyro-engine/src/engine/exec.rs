@@ -234,8 +234,10 @@ pub(super) fn not_asked(error: ConnectError) -> Error {
     }
 }
 
-/// Adds the remedy to the error of a command that could not be started.
+/// Adds the reason and the remedy to the error of a command that could not be started.
 pub(super) fn with_not_started_hint(error: Error, kind: Option<FailureKind>) -> Error {
+    let reason = kind.and_then(|kind| serde_json::to_value(kind).ok()?.as_str().map(str::to_owned));
+    let error = Error { reason, ..error };
     match kind.and_then(not_started_hint) {
         Some(hint) => error.hint(hint),
         None => error,
@@ -279,6 +281,13 @@ mod tests {
         let chosen = Command { shell: Some("zsh".to_owned()), ..Command::new("true") };
         assert_eq!(of(chosen, "debian:12-agent", guest).as_deref(), Some("zsh"));
         assert_eq!(of(Command::argv(["true"]), "debian:12", guest), None);
+    }
+
+    #[test]
+    fn a_program_is_told_why_a_command_did_not_start() {
+        let reason = |kind| with_not_started_hint(Error::cancelled(), kind).reason;
+        assert_eq!(reason(Some(FailureKind::UserNotFound)).as_deref(), Some("user_not_found"));
+        assert_eq!(reason(None), None);
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Engine {
         let sizing = limits::check_spec(&spec)?;
         let mounts = self.check_mounts(&spec.mounts).await?;
         let command = limits::check_command(command, output.output)?;
-        let sizing = sizing.lasting(command.timeout);
+        let sizing = sizing.lasting(command.timeout, self.shared.config.max_raised_ttl_seconds);
         self.check_host_settings(&spec, events).await?;
         events.send(Event::Phase(RunPhase::Create { environment: spec.environment.clone() })).await;
         let backend = self.backend(Needs::of_new(&spec), events, cancel).await?;

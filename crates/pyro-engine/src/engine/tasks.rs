@@ -304,7 +304,8 @@ impl Engine {
     async fn try_renew_used(&self, id: &VmId, longest: Option<Duration>) -> Result<(), Error> {
         // It may have been extended or updated since the use began.
         let record = as_it_is(&self.shared, self.get(Kind::Task, id).await?);
-        let expires_at = now() + f64::from(record.sizing.lasting(longest).ttl_seconds);
+        let lasting = record.sizing.lasting(longest, self.shared.config.max_raised_ttl_seconds);
+        let expires_at = now() + f64::from(lasting.ttl_seconds);
         if record.ttl_from != TtlFrom::Use
             || record.state != VmState::Started
             || expires_at <= record.expires_at

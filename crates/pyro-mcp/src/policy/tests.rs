@@ -55,6 +55,7 @@ fn what_is_beyond_a_limit_is_refused() {
         run("vcpu_count", json!(3)),
         run("mem_mib", json!("513")),
         run("ttl_seconds", json!(1e300)),
+        run("timeout_seconds", json!(301)),
         check(&policy, Tool::TaskCreate, json!({ "environment": "debian:12", "disk_mib": 2048 }))
             .unwrap_err(),
         check(&policy, Tool::TaskExtend, json!({ "task_id": "x", "ttl_seconds": 301 })).unwrap_err(),
@@ -67,6 +68,7 @@ fn what_is_beyond_a_limit_is_refused() {
     vcpu_count must be at most 2 on this server, not 3
     mem_mib must be at most 512 on this server, not 513
     ttl_seconds must be at most 300 on this server, not 9223372036854775807
+    timeout_seconds must be at most 300 on this server, not 301
     disk_mib must be at most 1024 on this server, not 2048
     ttl_seconds must be at most 300 on this server, not 301
     ");
@@ -80,14 +82,47 @@ fn a_default_beyond_a_limit_becomes_the_limit() {
         json!({ "environment": "debian:12", "mem_mib": 512, "ttl_seconds": 300, "disk_mib": 1024 });
     assert_eq!(checked, expected);
     assert_eq!(check(&Policy::default(), Tool::TaskCreate, given.clone()).unwrap(), given);
-    let schema = strict().input_schema(Tool::TaskCreate);
-    let properties = &schema["properties"];
-    let described = |name: &str| properties[name]["description"].as_str().unwrap();
+    let properties = &strict().input_schema(Tool::TaskCreate)["properties"];
+    let run = strict().input_schema(Tool::VmRun);
+    let described = |name: &str| run["properties"][name]["description"].as_str().unwrap();
     assert!(described("mem_mib").ends_with("; default 512"), "{properties}");
     assert_eq!(properties["mem_mib"]["maximum"], 512);
     assert!(described("vcpu_count").ends_with("; default 1"), "{properties}");
     assert_eq!(properties["environment"]["enum"], json!(["debian:12"]));
     assert_eq!(described("network"), "Must be false on this server");
+    let most = |tool: Tool, name: &str| strict().input_schema(tool)["properties"][name]["maximum"].as_i64();
+    for tool in [Tool::VmRun, Tool::VmExec, Tool::TaskExec] {
+        assert_eq!(most(tool, "timeout_seconds"), Some(300), "{tool:?}");
+    }
+    let timeout = strict().input_schema(Tool::TaskExec)["properties"]["timeout_seconds"].clone();
+    assert_eq!(timeout["description"], described("timeout_seconds"));
+    assert_eq!(most(Tool::TaskWait, "timeout_seconds"), None, "a wait uses nothing");
+}
+
+#[test]
+fn each_argument_is_described_where_a_client_first_meets_it() {
+    for (profile, read_only) in [Profile::VmRun, Profile::Task, Profile::Full]
+        .iter()
+        .flat_map(|profile| [(*profile, false), (*profile, true)])
+    {
+        let policy = Policy { profile, read_only, ..Policy::default() };
+        let mut known = std::collections::BTreeSet::new();
+        for tool in policy.tools() {
+            for (name, property) in policy.input_schema(tool)["properties"].as_object().unwrap() {
+                let is_described = property.get("description").is_some();
+                assert!(is_described || known.contains(name), "{tool:?} {name}, {profile:?}, {read_only}");
+                known.insert(name.clone());
+            }
+        }
+    }
+    let read_only = Policy { read_only: true, ..Policy::default() };
+    let described = |policy: &Policy, tool: Tool| {
+        policy.input_schema(tool)["properties"]["task_id"].get("description").is_some()
+    };
+    assert!(described(&read_only, Tool::TaskStatus) && !described(&read_only, Tool::TaskLogs));
+    assert!(
+        described(&Policy::default(), Tool::TaskExec) && !described(&Policy::default(), Tool::TaskStatus)
+    );
 }
 
 #[test]

@@ -135,9 +135,9 @@ pub(crate) struct McpLimitArgs {
     /// Maximum disk size of a task, in MiB
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(i64).range(256..=1_048_576))]
     pub(crate) max_disk_mib: Option<i64>,
-    /// Maximum lifetime of a VM or task, in seconds
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(60..=3600))]
-    pub(crate) max_ttl_seconds: Option<i64>,
+    /// Maximum lifetime of a VM or task, and maximum time limit of a command, in seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(60..=3600))]
+    pub(crate) max_ttl_seconds: Option<u32>,
     /// Maximum number of VMs and tasks at once; overrides PYRO_MAX_ACTIVE_VMS
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_active_vms: Option<u32>,
@@ -146,11 +146,12 @@ pub(crate) struct McpLimitArgs {
 impl McpLimitArgs {
     /// A flag limits the VMs and tasks of clients, not only the tools.
     fn limits_machines(&self) -> bool {
-        let sizes = [self.max_vcpu_count, self.max_mem_mib, self.max_disk_mib, self.max_ttl_seconds];
+        let sizes = [self.max_vcpu_count, self.max_mem_mib, self.max_disk_mib];
         self.network.limits_machines()
             || !self.environment.is_empty()
             || !self.allow_mount.is_empty()
             || self.max_active_vms.is_some()
+            || self.max_ttl_seconds.is_some()
             || sizes.iter().any(Option::is_some)
     }
 }
@@ -189,6 +190,7 @@ pub(crate) fn run(mut args: McpServeArgs, printer: &Printer) -> Result<Reply, Cl
         find_mount_root(root, &config.mount_roots)?;
     }
     config.client_mounts = Some(args.limits.allow_mount.clone());
+    config.max_raised_ttl_seconds = args.limits.max_ttl_seconds.unwrap_or(config.max_raised_ttl_seconds);
     let engine = Engine::new(config);
     let caller = caller(&args)?;
     let in_environment = config::mcp_allows_host(&Variables::of_process())?;
@@ -284,7 +286,7 @@ async fn policy(args: McpLimitArgs, rights: Rights, engine: &Engine) -> Result<P
         max_vcpu_count: args.max_vcpu_count,
         max_mem_mib: args.max_mem_mib,
         max_disk_mib: args.max_disk_mib,
-        max_ttl_seconds: args.max_ttl_seconds,
+        max_ttl_seconds: args.max_ttl_seconds.map(i64::from),
     })
 }
 

@@ -5,7 +5,7 @@ mod render;
 use std::ffi::OsString;
 
 use clap::{Args, Subcommand};
-use pyro_engine::operations::{LogsService, StartService};
+use pyro_engine::operations::{LogsTaskService, StartTaskService};
 use pyro_engine::{
     Engine, LogPart, OutputStream, PortMapping, RestartPolicy, Service, ServiceCommand, ServiceOptions,
     ServiceState,
@@ -208,23 +208,23 @@ impl ServiceSubcommand {
         match self {
             Self::Start(args) => start(*args, engine, printer),
             Self::List(ServiceListArgs { task }) => {
-                let list = session::block_on(engine.list_services(&task.task_id))?;
+                let list = session::block_on(engine.list_task_services(&task.task_id))?;
                 Ok(Reply::of(task.json, &list, listed)?)
             }
             Self::Status(ServiceStatusArgs { service }) => {
                 let ServiceArgs { task_id, name, json } = service;
-                let found = session::block_on(engine.status_service(&task_id, &name))?;
+                let found = session::block_on(engine.status_task_service(&task_id, &name))?;
                 Ok(Reply::of(json, &found, shown)?)
             }
             Self::Logs(args) => logs(&args, engine, printer),
             Self::Stop(ServiceStopArgs { service }) => {
                 let ServiceArgs { task_id, name, json } = service;
-                let stopped = session::block_on(engine.stop_service(&task_id, &name))?;
+                let stopped = session::block_on(engine.stop_task_service(&task_id, &name))?;
                 Ok(Reply::of(json, &stopped, shown)?)
             }
             Self::Remove(ServiceRemoveArgs { service }) => {
                 let ServiceArgs { task_id, name, json } = service;
-                let removed = session::block_on(engine.remove_service(&task_id, &name))?;
+                let removed = session::block_on(engine.remove_task_service(&task_id, &name))?;
                 Ok(Reply::of(json, &removed, |removed| format!("Removed service: {}\n", removed.name))?)
             }
         }
@@ -251,7 +251,7 @@ fn start(args: ServiceStartArgs, engine: &Engine, printer: &Printer) -> Result<R
         words => args.context.command(words)?.into(),
     };
     let ServiceArgs { task_id, name, json } = args.service;
-    let request = StartService {
+    let request = StartTaskService {
         task: task_id.as_str().into(),
         service: name.as_str().into(),
         command,
@@ -268,7 +268,7 @@ fn start(args: ServiceStartArgs, engine: &Engine, printer: &Printer) -> Result<R
         ports: args.publish.into(),
     };
     let (started, _) = session::watch(printer, json, async |events, cancel| {
-        engine.start_service(request, &events, &cancel).await
+        engine.start_task_service(request, &events, &cancel).await
     })?;
     let exit = exit_of(&started);
     Ok(Reply::of(json, &started, shown)?.exit(exit))
@@ -289,14 +289,14 @@ fn logs(args: &ServiceLogsArgs, engine: &Engine, printer: &Printer) -> Result<Re
     let ServiceArgs { task_id, name, json } = &args.service;
     if args.follow {
         let (ended, shown) = session::watch(printer, false, async |events, cancel| {
-            engine.follow_service(task_id, name, args.tail, &events, &cancel).await
+            engine.follow_task_service(task_id, name, args.tail, &events, &cancel).await
         })?;
         shown.end_line(printer);
         return Ok(Reply::nothing().note(format!("[service] {name} is {}", ended.state)));
     }
     let part = LogPart { tail: args.tail, offset: None, max_bytes: Some(ALL_BYTES) };
-    let request = LogsService { task: task_id.as_str().into(), service: name.as_str().into(), part };
-    let log = session::block_on(engine.logs_service(request))?;
+    let request = LogsTaskService { task: task_id.as_str().into(), service: name.as_str().into(), part };
+    let log = session::block_on(engine.logs_task_service(request))?;
     if *json {
         return Ok(Reply::document(&log)?);
     }

@@ -15,7 +15,7 @@ use crate::engine::exec::exec_request;
 use crate::engine::{Engine, unless_cancelled};
 use crate::exit_code::code_of;
 use crate::limits::{CheckedService, MAX_FILE_BYTES, Readiness};
-use crate::operations::{LogsService, StartService};
+use crate::operations::{LogsTaskService, StartTaskService};
 use crate::registry::{ServiceRecord, VmRecord, no_such_service};
 use crate::supervise::command_text;
 use crate::{
@@ -42,13 +42,13 @@ impl Engine {
     /// `InvalidInput`, `NotFound`; `WrongState` if the task is not running, runs on this host, or has too many services, if the
     /// service runs already, or if this host cannot listen on a port; `NotDelivered`, `OutcomeUnknown`, `StateUnusable`,
     /// `Cancelled`: the service goes on if it was started.
-    pub async fn start_service(
+    pub async fn start_task_service(
         &self,
-        request: StartService,
+        request: StartTaskService,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<Service, Error> {
-        let StartService { task, service, command, options, ports } = request;
+        let StartTaskService { task, service, command, options, ports } = request;
         limits::check_service_name(&service.name)?;
         let wait = options.wait;
         let checked = limits::check_service(command, options)?;
@@ -131,7 +131,7 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound`, `StateUnusable`.
-    pub async fn list_services(&self, task_id: &str) -> Result<ServiceList, Error> {
+    pub async fn list_task_services(&self, task_id: &str) -> Result<ServiceList, Error> {
         let id = self.task_id(task_id).await?;
         let record = as_it_is(&self.shared, self.get(Kind::Task, &id).await?);
         let dir = self.vm_dir(&id);
@@ -148,7 +148,7 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound`, `StateUnusable`.
-    pub async fn status_service(&self, task_id: &str, name: &str) -> Result<Service, Error> {
+    pub async fn status_task_service(&self, task_id: &str, name: &str) -> Result<Service, Error> {
         let (id, record, service) = self.service(task_id, name).await?;
         let dir = self.vm_dir(&id);
         self.blocking(move |_| Ok(shown(&id, record.state, &dir, service))).await
@@ -158,8 +158,8 @@ impl Engine {
     ///
     /// # Errors
     /// `InvalidInput`, `NotFound`, `StateUnusable`.
-    pub async fn logs_service(&self, request: LogsService) -> Result<ServiceLog, Error> {
-        let LogsService { task, service, part } = request;
+    pub async fn logs_task_service(&self, request: LogsTaskService) -> Result<ServiceLog, Error> {
+        let LogsTaskService { task, service, part } = request;
         let max_bytes = part.max_bytes.unwrap_or(DEFAULT_LOG_BYTES);
         if !(1..=MAX_FILE_BYTES).contains(&max_bytes) {
             return Err(Error::out_of_range("max_bytes", 1, MAX_FILE_BYTES as i64));
@@ -184,7 +184,7 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound`, `NotDelivered`, `StateUnusable`, `Cancelled`.
-    pub async fn follow_service(
+    pub async fn follow_task_service(
         &self,
         task_id: &str,
         name: &str,
@@ -234,7 +234,7 @@ impl Engine {
             }
         };
         unless_cancelled(cancel, followed).await?;
-        self.status_service(id.as_str(), name).await
+        self.status_task_service(id.as_str(), name).await
     }
 
     /// Returns the error unless it is explained by the end of the task.
@@ -248,7 +248,7 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound`, `NotDelivered`, `OutcomeUnknown`, `StateUnusable`.
-    pub async fn stop_service(&self, task_id: &str, name: &str) -> Result<Service, Error> {
+    pub async fn stop_task_service(&self, task_id: &str, name: &str) -> Result<Service, Error> {
         let (id, record, _) = self.service(task_id, name).await?;
         if record.state == VmState::Started {
             match self.client(&id).stop_service(name).await {
@@ -258,14 +258,14 @@ impl Engine {
                 Err(error) => return Err(service_error(&id, name, error)),
             }
         }
-        self.status_service(id.as_str(), name).await
+        self.status_task_service(id.as_str(), name).await
     }
 
     /// Stops a service and removes it with its log.
     ///
     /// # Errors
     /// `NotFound`, `WrongState` if the task is being started or stopped, `NotDelivered`, `OutcomeUnknown`, `StateUnusable`.
-    pub async fn remove_service(&self, task_id: &str, name: &str) -> Result<ServiceRemoved, Error> {
+    pub async fn remove_task_service(&self, task_id: &str, name: &str) -> Result<ServiceRemoved, Error> {
         let (id, record, service) = self.service(task_id, name).await?;
         let is_damaged = service.definition.is_none();
         let removed = match record.state {

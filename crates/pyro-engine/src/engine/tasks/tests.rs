@@ -556,6 +556,12 @@ async fn a_use_begins_a_new_lifetime_if_its_creator_asked_for_that() {
     used.unwrap();
     assert!(prolonged >= extended + 400.0, "{prolonged}");
 
+    // Not if the operator of a server does not allow it.
+    let config = Config { max_raised_ttl_seconds: 600, ..engine.shared.config.clone() };
+    let longest = Some(Duration::from_secs(3000));
+    Engine::new(config).record_for_use(&id, longest).await.unwrap();
+    assert_eq!(engine.get(Kind::Task, &id).await.unwrap().expires_at, prolonged);
+
     // The supervisor is not asked to shorten the lifetime, and cannot be asked any more.
     drop(listener);
     engine.record_for_use(&id, None).await.unwrap();

@@ -29,13 +29,13 @@ async fn recorded(engine: &Engine, id: &VmId, name: &str, state: State) {
     engine.registry(record).await.unwrap();
 }
 
-fn log(id: &VmId, part: LogPart) -> LogsService {
-    LogsService { task: id.as_str().into(), service: "web".into(), part }
+fn log(id: &VmId, part: LogPart) -> LogsTaskService {
+    LogsTaskService { task: id.as_str().into(), service: "web".into(), part }
 }
 
-fn start(id: &VmId) -> StartService {
+fn start(id: &VmId) -> StartTaskService {
     let command = ServiceCommand { command: Some("true".to_owned()), ..ServiceCommand::default() };
-    StartService {
+    StartTaskService {
         task: id.as_str().into(),
         service: "web".into(),
         command,
@@ -60,7 +60,7 @@ async fn services_of_a_stopped_task_are_seen_and_removed() {
     let (id, _) = created(&engine, Kind::Task).await;
     recorded(&engine, &id, "web", State::Ready).await;
     recorded(&engine, &id, "broken", State::Failed).await;
-    let list = engine.list_services(id.as_str()).await.unwrap();
+    let list = engine.list_task_services(id.as_str()).await.unwrap();
     let [web, broken] = list.services.as_slice() else { panic!("{list:?}") };
     assert_eq!((web.state, web.ready, web.restarts), (ServiceState::Stopped, Some(false), 2));
     assert_eq!((web.command.as_str(), web.start_with_task), ("server --port 80", true));
@@ -73,18 +73,18 @@ async fn services_of_a_stopped_task_are_seen_and_removed() {
     );
 
     // There is nothing to stop, and nothing to start it in.
-    assert_eq!(engine.stop_service(id.as_str(), "web").await.unwrap(), *web);
+    assert_eq!(engine.stop_task_service(id.as_str(), "web").await.unwrap(), *web);
     let error =
-        engine.start_service(start(&id), &Events::none(), &CancellationToken::new()).await.unwrap_err();
+        engine.start_task_service(start(&id), &Events::none(), &CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::WrongState, "{error}");
 
-    engine.remove_service(id.as_str(), "web").await.unwrap();
+    engine.remove_task_service(id.as_str(), "web").await.unwrap();
     assert!(!engine.log_dir(&id, "web").exists() && engine.log_dir(&id, "broken").exists());
     for error in [
-        engine.status_service(id.as_str(), "web").await.unwrap_err(),
-        engine.stop_service(id.as_str(), "web").await.unwrap_err(),
-        engine.remove_service(id.as_str(), "web").await.unwrap_err(),
-        engine.logs_service(log(&id, LogPart::default())).await.unwrap_err(),
+        engine.status_task_service(id.as_str(), "web").await.unwrap_err(),
+        engine.stop_task_service(id.as_str(), "web").await.unwrap_err(),
+        engine.remove_task_service(id.as_str(), "web").await.unwrap_err(),
+        engine.logs_task_service(log(&id, LogPart::default())).await.unwrap_err(),
     ] {
         assert_eq!((error.kind, error.hints), (ErrorKind::NotFound, vec![Hint::ListServices]));
     }
@@ -97,7 +97,7 @@ async fn a_log_is_read_in_parts_and_from_its_last_lines_on() {
     let (id, _) = created(&engine, Kind::Task).await;
     recorded(&engine, &id, "web", State::Exited).await;
     let read = async |tail, offset, max_bytes| {
-        let log = engine.logs_service(log(&id, LogPart { tail, offset, max_bytes })).await.unwrap();
+        let log = engine.logs_task_service(log(&id, LogPart { tail, offset, max_bytes })).await.unwrap();
         (log.offset, log.output.to_text().into_owned(), log.next_offset, log.end_offset)
     };
     assert_eq!(read(None, None, None).await, (100, "one\ntwo\nthree\n".to_owned(), 114, 114));
@@ -109,12 +109,12 @@ async fn a_log_is_read_in_parts_and_from_its_last_lines_on() {
         LogPart { max_bytes: Some(0), ..LogPart::default() },
         LogPart { max_bytes: Some((16 << 20) + 1), ..LogPart::default() },
     ] {
-        assert_eq!(engine.logs_service(log(&id, part)).await.unwrap_err().kind, ErrorKind::InvalidInput);
+        assert_eq!(engine.logs_task_service(log(&id, part)).await.unwrap_err().kind, ErrorKind::InvalidInput);
     }
     let (sender, mut events) = mpsc::channel(8);
     let never = CancellationToken::new();
     let followed =
-        engine.follow_service(id.as_str(), "web", Some(2), &Events::to(sender), &never).await.unwrap();
+        engine.follow_task_service(id.as_str(), "web", Some(2), &Events::to(sender), &never).await.unwrap();
     assert_eq!(followed.state, ServiceState::Exited);
     let Some(Event::Output { bytes, .. }) = events.recv().await else { panic!("no output") };
     assert_eq!(bytes, "two\nthree\n");
@@ -126,11 +126,11 @@ async fn names_never_lead_out_of_the_directory_of_logs() {
     let engine = engine(root.path());
     let (id, _) = started_task(&engine).await;
     for name in ["..", ".", "", "a/../../b", "/etc", "-x"] {
-        let error = engine.remove_service(id.as_str(), name).await.unwrap_err();
+        let error = engine.remove_task_service(id.as_str(), name).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidInput, "{name:?}");
-        let request = StartService { service: name.into(), ..start(&id) };
+        let request = StartTaskService { service: name.into(), ..start(&id) };
         let error =
-            engine.start_service(request, &Events::none(), &CancellationToken::new()).await.unwrap_err();
+            engine.start_task_service(request, &Events::none(), &CancellationToken::new()).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidInput, "{name:?}");
     }
 }
@@ -143,11 +143,11 @@ async fn a_damaged_service_is_shown_with_the_reason_and_can_be_removed() {
     recorded(&engine, &id, "web", State::Stopped).await;
     let database = rusqlite::Connection::open(root.path().join("state/state.sqlite3")).unwrap();
     database.execute_batch("UPDATE services SET definition = '{}'").unwrap();
-    let list = engine.list_services(id.as_str()).await.unwrap();
+    let list = engine.list_task_services(id.as_str()).await.unwrap();
     let reason = list.services[0].reason.as_deref().unwrap();
     assert!(reason.starts_with("its definition on record is damaged"), "{reason}");
-    engine.logs_service(log(&id, LogPart::default())).await.unwrap();
-    engine.stop_service(id.as_str(), "web").await.unwrap();
-    engine.remove_service(id.as_str(), "web").await.unwrap();
-    assert_eq!(engine.list_services(id.as_str()).await.unwrap().count, 0);
+    engine.logs_task_service(log(&id, LogPart::default())).await.unwrap();
+    engine.stop_task_service(id.as_str(), "web").await.unwrap();
+    engine.remove_task_service(id.as_str(), "web").await.unwrap();
+    assert_eq!(engine.list_task_services(id.as_str()).await.unwrap().count, 0);
 }
