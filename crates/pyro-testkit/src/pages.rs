@@ -1,7 +1,7 @@
 //! The fenced blocks of Markdown pages, and the commands in them, for tests that run what the documentation shows.
 //!
 //! The language of a block says what it is: `sh` has commands, and `console` commands after `$ ` with what they write to standard
-//! output, where a line `...` stands for any lines. A command ends with its line, unless that ends with a backslash, and with
+//! output, where `...` stands for any text, and on a line of its own for any lines. A command ends with its line, unless that ends with a backslash, and with
 //! status 0, unless a comment says `# exit status N`. A comment before a block changes that:
 //!
 //! * `<!-- run in tmux, typing: KEYS -->`: on a terminal; when a prompt is shown, tmux presses these keys.
