@@ -68,7 +68,7 @@ fn the_commands_of_the_guides_for_clients_work() {
         let mut sandbox = Sandbox::new("pyro-pages-");
         let programs = Path::new(PYRO).parent().unwrap();
         sandbox.set("PATH", &format!("{}:/usr/bin:/bin", programs.display()));
-        sandbox.set("HOME", &sandbox.path("").to_str().unwrap().to_owned());
+        sandbox.set("HOME", sandbox.path("").to_str().unwrap());
         let mut shell = Shell::start(&sandbox, sandbox.root());
         for block in pages::blocks(root(), page) {
             if block.has_commands() && block.order == Order::InShell {
