@@ -146,15 +146,15 @@ fn a_run_on_a_terminal_works_within_tmux() {
     terminal.until("(END)");
     let screen = tmux(&["capture-pane", "-p"]);
     assert!(screen.starts_with("970\n971\n") && screen.trim_end().ends_with("\n1000\n(END)"), "{screen}");
-    terminal.resize(40, 90);
-    terminal.until("(END)");
     terminal.press("q");
     terminal.until("# ");
     let screen = tmux(&["capture-pane", "-p"]);
     assert!(screen.contains("\u{e4}|\u{2192}x\n") && !screen.contains("999"), "as before less: {screen}");
 
-    terminal.press("stty size; echo be''gun; sed -u s/^/got:/\r");
-    terminal.until("39 90");
+    // The size comes in two steps, first the rows.
+    terminal.resize(40, 90);
+    terminal.press("until stty size | grep '39 90'; do :; done; echo be''gun; sed -u s/^/got:/\r");
+    terminal.until("39 90\r");
     terminal.until("begun");
     terminal.press("word\r");
     terminal.until("got:word");
