@@ -157,6 +157,10 @@ setup-lint:
 advisories: ## Check dependencies for known vulnerabilities (fetches the RustSec database)
 	cargo deny --locked check advisories
 
+.PHONY: recording
+recording: setup-test build ## Record the session that README.md shows, docs/media/run-it.svg
+	python3 docs/media/record.py $(PYRO) docs/media/run-it.svg
+
 .PHONY: bench
 bench: setup-bench build ## Benchmark pyro against plain QEMU and others (9 minutes), update docs/benchmarks.md
 	cargo build --locked --release --package pyro-engine --example measure --package pyro-confine --example cost

@@ -1,5 +1,6 @@
 //! What tests of several crates share: a [`Sandbox`] for the program under test, clients for each of its protocols, a
-//! model that plays by a script, and checks on the tests themselves. Only ever a dev-dependency.
+//! model that plays by a script, the commands of the documentation, and checks on the tests themselves. Only ever a
+//! dev-dependency.
 //!
 //! Everything here panics where a test would fail.
 #![expect(clippy::unwrap_used, reason = "all of it runs inside tests, which fail by panicking")]
@@ -10,6 +11,7 @@ mod json_lines;
 pub mod leftovers;
 mod mcp;
 pub mod model;
+pub mod pages;
 mod process;
 mod pty;
 mod rpc;

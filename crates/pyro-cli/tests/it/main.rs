@@ -13,6 +13,7 @@ mod mcp_http;
 mod mcp_install;
 mod mcp_owners;
 mod mcp_texts;
+mod pages;
 mod policy;
 mod rpc;
 mod run;

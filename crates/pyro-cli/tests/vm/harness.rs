@@ -98,6 +98,11 @@ impl Sandbox {
         self.0.path(name)
     }
 
+    /// The sandbox without what only tests with VMs need.
+    pub(crate) fn plain(&self) -> &pyro_testkit::Sandbox {
+        &self.0
+    }
+
     /// `program` with the variables of this sandbox and no others, and no input.
     pub(crate) fn program(&self, program: impl AsRef<OsStr>) -> Command {
         self.0.program(program)

@@ -30,6 +30,7 @@ mod mcp_owners;
 mod mounts;
 mod network;
 mod output;
+mod pages;
 mod parallel;
 mod persistence;
 mod ports;

@@ -120,6 +120,56 @@ fn a_run_is_a_login_shell_on_a_terminal() {
     assert_put_back(&sandbox);
 }
 
+/// Where people run pyro. The screen is the one that tmux has in mind.
+#[test]
+fn a_run_on_a_terminal_works_within_tmux() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.path("tmux");
+    let server = server.to_str().unwrap();
+    let tmux = |words: &[&str]| {
+        let ended = sandbox.program("tmux").args(["-S", server]).args(words).output().unwrap();
+        assert!(ended.status.success(), "{ended:?}");
+        String::from_utf8(ended.stdout).unwrap()
+    };
+    let run = format!("{PYRO} run -it {ENVIRONMENT}");
+    let inner = format!("stty -a > inner-before; {run}; echo $? > status; stty -a > inner-after");
+    let mut terminal =
+        Terminal::run(&sandbox, &format!("tmux -u -f /dev/null -S {server} new-session '{inner}'"));
+    terminal.until("# ");
+    // The last row is the status line of tmux.
+    terminal.press("stty size; echo $TERM; printf '\\303\\244|%s\\n' '\u{2192}x'\r");
+    terminal.until("32 101");
+    terminal.until(tmux(&["show", "-gv", "default-terminal"]).trim());
+    terminal.until("\u{e4}|\u{2192}x");
+
+    terminal.press("seq 1000 | less +G\r");
+    terminal.until("(END)");
+    let screen = tmux(&["capture-pane", "-p"]);
+    assert!(screen.starts_with("970\n971\n") && screen.trim_end().ends_with("\n1000\n(END)"), "{screen}");
+    terminal.press("q");
+    terminal.until("# ");
+    let screen = tmux(&["capture-pane", "-p"]);
+    assert!(screen.contains("\u{e4}|\u{2192}x\n") && !screen.contains("999"), "as before less: {screen}");
+
+    // The size comes in two steps, first the rows.
+    terminal.resize(40, 90);
+    terminal.press("until stty size | grep '39 90'; do :; done; echo be''gun; sed -u s/^/got:/\r");
+    terminal.until("39 90\r");
+    terminal.until("begun");
+    terminal.press("word\r");
+    terminal.until("got:word");
+    terminal.press("\x03");
+    terminal.until("# ");
+    terminal.press("exit 6\r");
+    let shown = terminal.finish();
+    assert!(shown.contains("[exited]"), "{shown}");
+    let file = |name: &str| std::fs::read_to_string(sandbox.path(name)).unwrap();
+    assert_eq!(file("status"), "6\n");
+    let modes = |name: &str| file(name).split_once("line =").unwrap().1.to_owned();
+    assert_eq!(modes("inner-before"), modes("inner-after"));
+    assert_put_back(&sandbox);
+}
+
 /// A model makes one call for each step, and reads text without escape sequences.
 #[test]
 fn a_model_drives_a_program_that_asks() {

@@ -405,6 +405,8 @@ impl Found {
             send(aside(move || terminal::state(&bytes, size)).await?.into()).await;
             Ok::<_, Error>(cursor)
         };
+        // Its terminal is ready for keys before it shows anything: in line mode, the first Ctrl-Q would get lost.
+        call.accepted.cancel();
         // A caller whose input ends at once sees what is there all the same.
         let drawn = draw().await?;
         let shown = async {
