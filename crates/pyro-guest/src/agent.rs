@@ -1,7 +1,7 @@
 //! The agent: sets the machine up, then serves requests, one yamux stream each, until the channel closes.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,11 +22,12 @@ use crate::blocking::blocking;
 use crate::exec::{CommandSettings, Commands};
 use crate::failure::{During, refused};
 use crate::machine::VirtualMachine;
+use crate::memory::Pressure;
 use crate::mount::Mounts;
 use crate::port::Port;
 use crate::proc::Proc;
 use crate::stream::{RequestStream, accept, answer, finish};
-use crate::{HandshakeError, Machine, boot, connect, copy, exec, files, handshake, memory, mount, probe};
+use crate::{HandshakeError, Machine, boot, connect, copy, exec, files, handshake, mount, probe};
 
 /// Time limit for processes to end while directories of the host are still mounted.
 const PROCESS_LIMIT: Duration = Duration::from_secs(4);
@@ -71,12 +72,20 @@ async fn live() -> Result<(), AgentError> {
     let mut channel = boot::open_channel()?;
     let proc = Proc::open()?;
     let exempted = exec::prepare_agent(&proc)?;
-    memory::prevent_thrashing(Path::new(memory::LRU_SETTINGS))?;
+    if let Some(pressure) = Pressure::of_machine(&proc)? {
+        tokio::spawn(relieve(pressure));
+    }
     let settings = CommandSettings::of_guest(exempted).during("opening the agent's executable")?;
     let commands = Arc::new(Commands::new(settings));
     let mut machine = VirtualMachine::new(proc, Arc::clone(&commands));
     handshake::set_up(&mut channel, &mut machine).await?;
     Agent::with(machine, commands).serve(port(channel)?).await
+}
+
+/// Keeps a lack of memory from holding the machine up forever.
+async fn relieve(pressure: Pressure) {
+    let Err(error) = pressure.relieve().await;
+    eprintln!("pyro-guest: watching the memory's pressure: {error}");
 }
 
 fn port(channel: File) -> Result<Port, Failure> {
