@@ -47,6 +47,7 @@ mod tasks;
 mod templates;
 mod timeouts;
 mod vmm_faults;
+mod workspace;
 
 /// Boots nothing, so it also runs where the others cannot.
 #[test]
