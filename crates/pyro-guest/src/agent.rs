@@ -9,11 +9,12 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::poll_fn;
 use pyro_wire::{
-    Connect, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Input, List,
-    MakeDirectory, Mount, Move, Pack, Probe, Remove, Request, Resize, Signal, Stat, Unpack, Watch,
+    CHANNEL_WRITE_BYTES, Connect, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply,
+    Input, List, MakeDirectory, Mount, Move, Pack, Probe, Remove, Request, Resize, Signal, Stat, Unpack,
+    Watch,
 };
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, BufWriter};
 use tokio_util::codec::Framed;
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, ConnectionError, Mode};
@@ -131,6 +132,8 @@ impl<M: Machine> Agent<M> {
     /// # Errors
     /// The channel failed, or the host does not follow the protocol.
     pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(&self, channel: S) -> Result<(), AgentError> {
+        // yamux flushes it after each of its frames.
+        let channel = BufWriter::with_capacity(CHANNEL_WRITE_BYTES, channel);
         let mut connection = Connection::new(channel.compat(), Config::default(), Mode::Server);
         while let Some(stream) = poll_fn(|context| connection.poll_next_inbound(context)).await {
             let stream = Framed::new(stream?.compat(), FrameCodec::default());
