@@ -529,7 +529,8 @@ operations! {
     /// directories are merged. Links that lead out of the copy are neither followed nor created.
     copy_from_task(CopyFromTask { task: TaskName, copy: CopyOut }) -> TaskCopied, HostFiles;
 
-    /// Copies a file or a directory of this host into a task, with the same limits. Symbolic links are copied unchanged.
+    /// Copies a file or a directory of this host into a task, with the same limits. A file that is replaced keeps its mode and
+    /// owner, also through a symbolic link at `path`. Symbolic links are copied unchanged.
     copy_to_task(CopyToTask { task: TaskName, copy: CopyIn }) -> TaskCopied, HostFiles;
 
     /// Reads a part of a file of a task, as text if it is UTF-8.

@@ -28,8 +28,8 @@ pub use error::ArchiveError;
 pub use pack::pack;
 pub use report::Report;
 pub use transfer::{
-    contents_from, contents_into, contents_through, destination, exact_destination, pack_into, pieces_into,
-    unpack_from,
+    contents_from, contents_into, contents_through, destination, exact_destination, followed_destination,
+    pack_into, pieces_into, unpack_from,
 };
 pub use unpack::{Links, Rules, unpack};
 

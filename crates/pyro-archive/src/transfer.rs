@@ -190,6 +190,24 @@ pub fn destination(target: &Path, own_name: Option<&OsStr>) -> Result<(PathBuf, 
     directory_and_name(target)
 }
 
+/// The same, except that the copy is written through a symlink in its place, unless that leads to a directory.
+///
+/// # Errors
+/// As [`destination`]; also if there are too many symlinks.
+pub fn followed_destination(
+    target: &Path,
+    own_name: Option<&OsStr>,
+) -> Result<(PathBuf, OsString), ArchiveError> {
+    let (parent, name) = destination(target, own_name)?;
+    let place = parent.join(&name);
+    // Another name is refused when it is used.
+    let is_name = place.parent() == Some(&parent) && place.file_name() == Some(&name);
+    if is_name && place.is_symlink() && !place.is_dir() {
+        return directory_and_name(&followed(&place)?);
+    }
+    Ok((parent, name))
+}
+
 /// The directory and name for a copy with exactly the name `target`, whose directory is made if it is missing. If it is a
 /// symlink, the copy is what it leads to.
 ///
@@ -304,6 +322,26 @@ mod tests {
         assert_eq!(target(Path::new("nowhere-here"), None).unwrap(), (".".into(), "nowhere-here".into()));
         assert!(target(dir.path(), None).is_err());
         assert!(target(&dir.path().join("nowhere/.."), Some("a")).is_err());
+    }
+
+    #[test]
+    fn a_copy_goes_through_a_link_unless_that_leads_to_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("d/sub")).unwrap();
+        for (link, leads_to) in [("file", "d/new"), ("d/file", "new"), ("d/tree", "sub"), ("round", "round")]
+        {
+            std::os::unix::fs::symlink(leads_to, dir.path().join(link)).unwrap();
+        }
+        let target =
+            |path: &str, name: &str| followed_destination(&dir.path().join(path), Some(OsStr::new(name)));
+        let new = (dir.path().join("d"), "new".into());
+        assert_eq!(target("file", "a").unwrap(), new);
+        assert_eq!(target("d", "file").unwrap(), new);
+        assert_eq!(target("d", "other").unwrap(), (dir.path().join("d"), "other".into()));
+        assert_eq!(target("d", "tree").unwrap(), (dir.path().join("d"), "tree".into()));
+        assert_eq!(target("absent", "a").unwrap(), (dir.path().to_owned(), "absent".into()));
+        assert_eq!(target("d", "../file").unwrap(), (dir.path().join("d"), "../file".into()));
+        assert!(target("round", "a").is_err());
     }
 
     #[test]

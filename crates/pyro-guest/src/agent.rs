@@ -1,7 +1,7 @@
 //! The agent: sets the machine up, then serves requests, one yamux stream each, until the channel closes.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,11 +9,12 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::poll_fn;
 use pyro_wire::{
-    Connect, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply, Input, List,
-    MakeDirectory, Mount, Move, Pack, Probe, Remove, Request, Resize, Signal, Stat, Unpack, Watch,
+    CHANNEL_WRITE_BYTES, Connect, Exec, Failure, Frame, FrameCodec, Halt, HaltReply, Identify, IdentifyReply,
+    Input, List, MakeDirectory, Mount, Move, Pack, Probe, Remove, Request, Resize, Signal, Stat, Unpack,
+    Watch,
 };
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, BufWriter};
 use tokio_util::codec::Framed;
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, ConnectionError, Mode};
@@ -22,11 +23,12 @@ use crate::blocking::blocking;
 use crate::exec::{CommandSettings, Commands};
 use crate::failure::{During, refused};
 use crate::machine::VirtualMachine;
+use crate::memory::Pressure;
 use crate::mount::Mounts;
 use crate::port::Port;
 use crate::proc::Proc;
 use crate::stream::{RequestStream, accept, answer, finish};
-use crate::{HandshakeError, Machine, boot, connect, copy, exec, files, handshake, memory, mount, probe};
+use crate::{HandshakeError, Machine, boot, connect, copy, exec, files, handshake, mount, probe};
 
 /// Time limit for processes to end while directories of the host are still mounted.
 const PROCESS_LIMIT: Duration = Duration::from_secs(4);
@@ -71,12 +73,20 @@ async fn live() -> Result<(), AgentError> {
     let mut channel = boot::open_channel()?;
     let proc = Proc::open()?;
     let exempted = exec::prepare_agent(&proc)?;
-    memory::prevent_thrashing(Path::new(memory::LRU_SETTINGS))?;
+    if let Some(pressure) = Pressure::of_machine(&proc)? {
+        tokio::spawn(relieve(pressure));
+    }
     let settings = CommandSettings::of_guest(exempted).during("opening the agent's executable")?;
     let commands = Arc::new(Commands::new(settings));
     let mut machine = VirtualMachine::new(proc, Arc::clone(&commands));
     handshake::set_up(&mut channel, &mut machine).await?;
     Agent::with(machine, commands).serve(port(channel)?).await
+}
+
+/// Keeps a lack of memory from holding the machine up forever.
+async fn relieve(pressure: Pressure) {
+    let Err(error) = pressure.relieve().await;
+    eprintln!("pyro-guest: watching the memory's pressure: {error}");
 }
 
 fn port(channel: File) -> Result<Port, Failure> {
@@ -122,6 +132,8 @@ impl<M: Machine> Agent<M> {
     /// # Errors
     /// The channel failed, or the host does not follow the protocol.
     pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(&self, channel: S) -> Result<(), AgentError> {
+        // yamux flushes it after each of its frames.
+        let channel = BufWriter::with_capacity(CHANNEL_WRITE_BYTES, channel);
         let mut connection = Connection::new(channel.compat(), Config::default(), Mode::Server);
         while let Some(stream) = poll_fn(|context| connection.poll_next_inbound(context)).await {
             let stream = Framed::new(stream?.compat(), FrameCodec::default());

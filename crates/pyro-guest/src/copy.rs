@@ -46,7 +46,7 @@ where
     let place = blocking(move || {
         Ok::<_, Failure>(match exact {
             true => pyro_archive::exact_destination(&target),
-            false => pyro_archive::destination(&target, Some(&name)),
+            false => pyro_archive::followed_destination(&target, Some(&name)),
         })
     });
     let place = match place.await {
@@ -56,7 +56,7 @@ where
     let unpacked = match place {
         Ok(place) => {
             // Symlinks keep their targets, wherever they lead. Writing over a file leaves its owner and mode as they are.
-            let rules = Rules { keeps_owner: request.exact, ..Rules::from(Links::Any) };
+            let rules = Rules { keeps_owner: true, ..Rules::from(Links::Any) };
             pyro_archive::unpack_from(&mut chunks, place, limits(request.limits), rules).await
         }
         Err(error) => Err(error),

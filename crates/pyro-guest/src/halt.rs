@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::proc::Proc;
-use crate::root;
+use crate::{root, swap};
 
 /// Time that processes get between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);
@@ -25,6 +25,7 @@ pub(crate) fn end_all_processes(proc: &Proc) {
 /// machine.
 pub(crate) fn halt(proc: &Proc) -> Result<(), Failure> {
     end_all_processes(proc);
+    swap::end_all(proc);
     rustix::fs::sync();
     root::seal()
 }

@@ -34,8 +34,10 @@ mod probe;
 mod proc;
 mod root;
 mod stream;
+mod swap;
 mod warm_up;
 mod watched;
+mod workspace;
 
 pub use agent::{Agent, AgentError};
 pub use exec::CommandSettings;

@@ -1,7 +1,7 @@
 //! `/proc` as the kernel shows it, whatever commands unmount or mount over it.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use pyro_wire::Failure;
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat, readlinkat};
@@ -40,6 +40,12 @@ impl Proc {
             .filter_map(|entry| entry.ok()?.file_name().to_str().ok()?.parse().ok())
             .filter(|pid: &u32| readlinkat(&self.0, format!("{pid}/exe"), Vec::new()).is_ok())
             .collect())
+    }
+}
+
+impl AsFd for Proc {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -7,17 +7,19 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use pyro_wire::{BASE_DISK_SERIAL, Failure, LAYER_DISK_SERIAL, Preparation, WORKSPACE};
+use pyro_wire::{BASE_DISK_SERIAL, Failure, LAYER_DISK_SERIAL, Preparation};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_move, mount_remount};
 
 use crate::boot::mount_virtual;
 use crate::failure::During;
+use crate::workspace;
 
 /// Where the kernel lists the disks.
 const DISKS: &str = "/sys/block";
 const BASE: &str = "/base";
 const LAYER: &str = "/layer";
+const UPPER: &str = "/layer/upper";
 const NEW_ROOT: &str = "/root";
 
 /// Limits of the kernel that tools which watch many files, such as bundlers and editors, soon exceed.
@@ -43,9 +45,10 @@ pub(crate) fn enter(preparation: &Preparation) -> Result<(), Failure> {
     let layer = openat(CWD, LAYER, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .during("opening the writable layer")?;
     let _ = LAYER_MOUNT.set(layer);
-    for dir in ["/layer/upper", "/layer/work"] {
+    for dir in [UPPER, "/layer/work"] {
         fs::create_dir_all(dir).during(format!("creating {dir}"))?;
     }
+    let workspace = workspace::in_layer(Path::new(BASE), Path::new(LAYER), Path::new(UPPER))?;
     mount(
         "overlay",
         NEW_ROOT,
@@ -54,6 +57,9 @@ pub(crate) fn enter(preparation: &Preparation) -> Result<(), Failure> {
         c"lowerdir=/base,upperdir=/layer/upper,workdir=/layer/work",
     )
     .during("joining base image and writable layer")?;
+    if let Some(directory) = workspace {
+        workspace::mount(&directory, Path::new(NEW_ROOT))?;
+    }
 
     for dir in ["/proc", "/sys", "/dev"] {
         let target = format!("{NEW_ROOT}{dir}");
@@ -111,8 +117,7 @@ fn furnish() -> Result<(), Failure> {
     ] {
         symlink(target, link).during(format!("linking {link}"))?;
     }
-    fs::create_dir_all("/run/lock").during("creating /run/lock")?;
-    fs::create_dir_all(WORKSPACE).during(format!("creating {WORKSPACE}"))
+    fs::create_dir_all("/run/lock").during("creating /run/lock")
 }
 
 /// Mounts the control groups. Every command enters one, which takes a grace period of the kernel's RCU unless the hierarchy

@@ -8,12 +8,12 @@ use bytes::BytesMut;
 use futures::future::poll_fn;
 use futures::{SinkExt, StreamExt};
 use pyro_wire::{
-    Call, Failure, Frame, FrameCodec, FrameError, GENERATION, Hello, NoInput, Request, SetupReply,
-    bytes_missing,
+    CHANNEL_WRITE_BYTES, Call, Failure, Frame, FrameCodec, FrameError, GENERATION, Hello, NoInput, Request,
+    SetupReply, bytes_missing,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::codec::{Decoder, Encoder, Framed};
@@ -181,6 +181,8 @@ async fn answer<C: Call>(stream: yamux::Stream, request: C) -> Option<C::Reply> 
 pub(crate) fn drive(channel: UnixStream) -> (Streams, impl Future<Output = ()>) {
     let mut config = Config::default();
     config.set_max_num_streams(MAX_STREAMS).set_max_connection_receive_window(Some(MAX_BUFFERED_BYTES));
+    // yamux flushes it after each of its frames.
+    let channel = BufWriter::with_capacity(CHANNEL_WRITE_BYTES, channel);
     let mut connection = Connection::new(channel.compat(), config, Mode::Client);
     let (sender, mut requests) = mpsc::channel::<oneshot::Sender<yamux::Stream>>(MAX_STREAMS);
     let mut waiting: Option<oneshot::Sender<yamux::Stream>> = None;

@@ -68,6 +68,10 @@ pub use text::steers;
 /// Name of the virtio-serial port that carries the channel.
 pub const PORT_NAME: &str = "pyro.agent";
 
+/// Maximum number of bytes that are written to the channel at once, as many as the guest's driver takes. Each write costs an
+/// interrupt or, in the guest, an exit to the VMM, so a yamux frame is written together with its header.
+pub const CHANNEL_WRITE_BYTES: usize = 32 << 10;
+
 /// Where commands start; exists in every guest.
 pub const WORKSPACE: &str = "/workspace";
 

@@ -57,6 +57,44 @@ fn a_guest_out_of_memory_loses_the_greedy_command_only() {
     assert_eq!(ended.code(), 247, "{ended:?}");
 }
 
+/// Nearly all memory is then clean pages of the file that is written, and young ones.
+#[test]
+fn writing_a_file_larger_than_memory_kills_nothing() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task(["--mem-mib", "256", "--disk-mib", "2048"]);
+    let line = "head -c 1000M /dev/zero >file && wc -c <file && dmesg | grep -ci 'out of memory'; rm file";
+    for place in ["/workspace", "/var/tmp"] {
+        let written = task.exec(["--timeout-seconds", "200", "--cwd", place], line);
+        assert_eq!(written.text(), "1048576000\n0\n", "{place}: {written:?}");
+    }
+    task.delete();
+}
+
+#[test]
+fn a_task_survives_a_command_that_takes_all_memory() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task(["--mem-mib", "256"]);
+    for _ in 0..2 {
+        let killed = task.exec(["--timeout-seconds", "100"], "exec tail /dev/zero");
+        assert_eq!(killed.code(), 247, "{killed:?}");
+    }
+    assert_eq!(task.exec([], "echo alive").success(), "alive\n");
+    task.delete();
+}
+
+/// Above a group's `memory.high`, the kernel makes a process wait, each time longer, but kills nothing.
+#[test]
+fn a_command_that_only_waits_for_memory_is_killed() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task(["--mem-mib", "256"]);
+    let line = "cd /sys/fs/cgroup && echo +memory >cgroup.subtree_control && mkdir -p tight && echo 4M >tight/memory.high && \
+                echo $$ >tight/cgroup.procs && exec tail /dev/zero";
+    let killed = task.exec(["--timeout-seconds", "100"], line);
+    assert_eq!(killed.code(), 247, "{killed:?}");
+    assert_eq!(task.exec([], "dmesg | grep -c 'Manual OOM execution'").success(), "1\n");
+    task.delete();
+}
+
 #[test]
 fn a_guest_out_of_processes_keeps_its_agent() {
     let sandbox = Sandbox::new();

@@ -49,6 +49,7 @@ mod templates;
 mod terminals;
 mod timeouts;
 mod vmm_faults;
+mod workspace;
 
 /// Boots nothing, so it also runs where the others cannot.
 #[test]

@@ -52,8 +52,9 @@ fn directory_and_variables_are_the_callers() {
     }
     assert_eq!(task.logs().len(), 4, "what is refused is not recorded");
 
-    // The start directory exists even if a command has removed it.
-    task.exec(["--cwd", "/"], "rm -rf /workspace").success();
+    // A command can empty the start directory, but not remove it.
+    let removed = task.exec(["--cwd", "/"], "rm -rf /workspace; ls -A /workspace");
+    assert!(removed.success().is_empty() && removed.stderr.contains("resource busy"), "{removed:?}");
     assert_eq!(task.exec([], "pwd").success(), "/workspace\n");
     task.delete();
 }

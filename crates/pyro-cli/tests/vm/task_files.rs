@@ -54,6 +54,37 @@ fn a_directory_goes_in_and_comes_back() {
 }
 
 #[test]
+fn a_copy_over_a_file_keeps_its_mode_and_owner() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    let there = format!("{}:", task.id);
+    let made = "printf old >s.sh; chmod 750 s.sh; chown nobody:daemon s.sh; ln -s s.sh l; mkdir t; cp -a s.sh t";
+    task.exec([], made).success();
+    let tree = sandbox.path("tree");
+    fs::create_dir_all(&tree).unwrap();
+    let source = tree.join("s.sh");
+    let stat = "stat -c '%a %U %G' s.sh; ./s.sh; readlink l";
+    for (word, to, as_stream) in [("1", "s.sh", false), ("2", "l", false), ("3", "s.sh", true), ("4", "l", true)] {
+        fs::write(&source, format!("#!/bin/sh\necho {word}\n")).unwrap();
+        let target = format!("{there}{to}");
+        if as_stream {
+            let mut copying = sandbox.program(PYRO);
+            copying.args(["task", "cp", "-", &target]).stdin(fs::File::open(&source).unwrap());
+            assert!(copying.status().unwrap().success());
+        } else {
+            copy(&sandbox, text(&source), &target).success();
+        }
+        assert_eq!(task.exec([], stat).success(), format!("750 nobody daemon\n{word}\ns.sh\n"));
+    }
+    // Also in a tree, and in a directory that the file is copied into.
+    for (from, to) in [(&tree, "t/../t/."), (&source, "t")] {
+        copy(&sandbox, text(from), &format!("{there}{to}")).success();
+    }
+    assert_eq!(task.exec(["--cwd", "t"], "stat -c '%a %U' s.sh; ./s.sh").success(), "750 nobody\n4\n");
+    task.delete();
+}
+
+#[test]
 fn what_a_guest_has_cannot_reach_beyond_the_copy() {
     let sandbox = Sandbox::new();
     let task = sandbox.task([]);

@@ -3,7 +3,7 @@
 use std::io;
 
 use bytes::Bytes;
-use futures::{Sink, SinkExt, Stream, StreamExt};
+use futures::{FutureExt, Sink, SinkExt, Stream, StreamExt};
 use pyro_wire::{Frame, FrameError, FuseMessages, MountInput, MountReply, OutputStream};
 
 use super::device::Device;
@@ -35,15 +35,23 @@ pub(super) async fn run(
     let up = async {
         let mut buffer = Device::buffer();
         loop {
-            let message = match device.read(&mut buffer).await {
-                Ok(Some(message)) => message,
-                Ok(None) => return End::Unmounted,
-                Err(error) => return End::Failed(error),
-            };
-            for frame in FuseMessages::frames(message) {
-                if to_host.send(Frame::Output(OutputStream::Stdout, frame)).await.is_err() {
-                    return End::Closed;
+            let mut next = Some(device.read(&mut buffer).await);
+            while let Some(read) = next {
+                let message = match read {
+                    Ok(Some(message)) => message,
+                    Ok(None) => return End::Unmounted,
+                    Err(error) => return End::Failed(error),
+                };
+                for frame in FuseMessages::frames(message) {
+                    if to_host.feed(Frame::Output(OutputStream::Stdout, frame)).await.is_err() {
+                        return End::Closed;
+                    }
                 }
+                // Those that wait already are sent with it.
+                next = device.read(&mut buffer).now_or_never();
+            }
+            if to_host.flush().await.is_err() {
+                return End::Closed;
             }
         }
     };

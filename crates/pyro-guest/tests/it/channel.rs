@@ -106,3 +106,45 @@ async fn what_is_not_yamux_ends_the_agent_with_an_error() {
     let outcome = agent().serve(guest).await;
     assert!(matches!(outcome, Err(AgentError::Channel(_))), "{outcome:?}");
 }
+
+/// Sends the frame in two packets, because yamux reads no more at once than it needs.
+async fn send_yamux(host: &UnixStream, flags: u8, body: &[u8]) {
+    let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+    let header = [&[0, 0, 0, flags, 0, 0, 0, 1], length.as_slice()].concat();
+    for packet in [header.as_slice(), body] {
+        host.writable().await.unwrap();
+        assert_eq!(host.try_write(packet).unwrap(), packet.len());
+    }
+}
+
+/// Each write is a packet of this channel.
+#[tokio::test]
+async fn a_frame_is_written_at_once_with_its_header() {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (host, guest) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    let [host, guest] = [host, guest].map(|end| UnixStream::from_std(end.into()).unwrap());
+    let serving = tokio::spawn(async move { agent().serve(guest).await });
+    let exec = pyro_wire::Exec::new("echo output", std::time::Duration::from_secs(60));
+    let exec = pyro_wire::Exec { cwd: "/".to_owned(), ..exec };
+    let request = serde_json::to_vec(&pyro_wire::Request::from(exec)).unwrap();
+    // The flag opens the stream.
+    send_yamux(&host, 1, &frame(0, u32::try_from(request.len()).unwrap(), &request)).await;
+    let mut received = Vec::new();
+    while !String::from_utf8_lossy(&received).contains("exited") {
+        let mut packet = vec![0; 64 << 10];
+        host.readable().await.unwrap();
+        let Ok(length) = host.try_read(&mut packet) else { continue };
+        let mut rest = &packet[..length];
+        assert!(!rest.is_empty(), "the agent has ended: {:?}", serving.await);
+        while let Some((header, after)) = rest.split_at_checked(12) {
+            let is_data = header[1] == 0;
+            let body = u32::from_be_bytes(header[8..].try_into().unwrap()) as usize * usize::from(is_data);
+            let (body, after) = after.split_at_checked(body).expect("a frame is cut in two");
+            received.extend_from_slice(body);
+            rest = after;
+        }
+        assert_eq!(rest, [0; 0], "a header is cut in two");
+    }
+    assert!(String::from_utf8_lossy(&received).contains("output\n"));
+}

@@ -141,6 +141,32 @@ async fn writing_over_a_file_goes_through_links_and_keeps_its_mode() {
 }
 
 #[tokio::test]
+async fn a_copy_over_a_file_goes_through_links_and_keeps_modes() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let host = Host::new();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    fs::create_dir(host.path("d")).unwrap();
+    for path in ["s.sh", "d/one"] {
+        fs::write(host.path(path), "old").unwrap();
+        fs::set_permissions(host.path(path), fs::Permissions::from_mode(0o750)).unwrap();
+    }
+    symlink("../s.sh", host.path("d/l")).unwrap();
+    let from = tempfile::tempdir().unwrap();
+    let source = from.path().join("one");
+    for (text, path, name) in [("1", "s.sh", "x"), ("2", "d/l", "x"), ("3", "d", "l")] {
+        fs::write(&source, text).unwrap();
+        report(send(host.call(unpack(path, name)).await, &source).await);
+        assert_eq!(fs::read_to_string(host.path("s.sh")).unwrap(), text, "{path}");
+        assert_eq!(mode(&host.path("s.sh")), 0o750, "{path}");
+        assert!(fs::symlink_metadata(host.path("d/l")).unwrap().is_symlink());
+    }
+    // A file in a tree is one that is written over, too.
+    report(send(host.call(unpack(".", "d")).await, from.path()).await);
+    assert_eq!(fs::read_to_string(host.path("d/one")).unwrap(), "3");
+    assert_eq!(mode(&host.path("d/one")), 0o750);
+}
+
+#[tokio::test]
 async fn a_directory_comes_in() {
     let host = Host::new();
     let from = tempfile::tempdir().unwrap();

@@ -75,3 +75,23 @@ async fn only_the_answer_counts_and_streams_of_the_guest_are_reset() {
     }
     assert!(reset.await.unwrap(), "it has ended, with or without an error");
 }
+
+/// Each write is a packet of this channel.
+#[tokio::test]
+async fn a_frame_is_written_at_once_with_its_header() {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (host, guest) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    let [host, guest] = [host, guest].map(|end| UnixStream::from_std(end.into()).unwrap());
+    let (streams, driver) = drive(host);
+    tokio::spawn(driver);
+    let (stream, _permit) = streams.open().await.unwrap();
+    let exec = Exec::new("x".repeat(10_000), std::time::Duration::from_secs(1));
+    let sending = tokio::spawn(call(Framed::new(stream.compat(), FrameCodec::default()), exec));
+    let mut packet = vec![0; 64 << 10];
+    let length = guest.async_io(tokio::io::Interest::READABLE, || guest.try_read(&mut packet)).await.unwrap();
+    let (header, body) = packet[..length].split_at(12);
+    assert_eq!(u32::from_be_bytes(header[8..].try_into().unwrap()) as usize, body.len());
+    assert!(body.len() > 10_000, "the whole request is in one packet: {}", body.len());
+    sending.await.unwrap().unwrap();
+}

@@ -25,7 +25,7 @@ const PIECE_BYTES: usize = 64 << 10;
 const CP_EXAMPLES: &str = "\
 Either the source or the destination is in a task, written TASK_ID:PATH; PATH is relative to /workspace \
 unless it is absolute, and TASK_ID: alone is /workspace. If the destination is a directory, the copy is made in it under the \
-source's name. Existing files are replaced, and holes stay holes. Left out, and listed with the reason, are fifos, sockets, devices, \
+source's name. Existing files are replaced, in a task with the mode and owner that they had; holes stay holes. Left out, and listed with the reason, are fifos, sockets, devices, \
 and directories of the kernel such as /proc; a copy to this machine also leaves out symbolic links that lead out of it.
 A source - is the standard input, and a destination - the standard output: the other one is then one file.
 

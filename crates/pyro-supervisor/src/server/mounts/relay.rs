@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{SinkExt, StreamExt};
+use futures::{FutureExt, SinkExt, StreamExt};
 use pyro_wire::{
     Failure, Frame, FrameError, FuseMessages, InvalidFuseMessage, MAX_FUSE_MESSAGE_BYTES, Mount, MountInput,
     MountReply, OutputStream,
@@ -112,22 +112,29 @@ where
     };
     let down = async {
         let mut buffer = vec![0; MAX_FUSE_MESSAGE_BYTES];
-        loop {
-            tokio::select! {
-                () = unmount.notified() => to_guest.send(Frame::Control(MountInput::Unmount)).await?,
-                message = server.receive(&mut buffer) => {
-                    let message = match message {
-                        Ok(Some(message)) => message,
-                        ended => {
-                            lost(&ended.err().map_or(RelayError::ServerGone, RelayError::Server));
-                            break;
-                        }
-                    };
-                    for frame in FuseMessages::frames(message) {
-                        to_guest.send(Frame::Output(OutputStream::Stdout, frame)).await?;
-                    }
+        'served: loop {
+            let mut next = tokio::select! {
+                () = unmount.notified() => {
+                    to_guest.send(Frame::Control(MountInput::Unmount)).await?;
+                    continue;
                 }
+                message = server.receive(&mut buffer) => Some(message),
+            };
+            while let Some(message) = next {
+                let message = match message {
+                    Ok(Some(message)) => message,
+                    ended => {
+                        lost(&ended.err().map_or(RelayError::ServerGone, RelayError::Server));
+                        break 'served;
+                    }
+                };
+                for frame in FuseMessages::frames(message) {
+                    to_guest.feed(Frame::Output(OutputStream::Stdout, frame)).await?;
+                }
+                // Those that wait already are sent with it.
+                next = server.receive(&mut buffer).now_or_never();
             }
+            to_guest.flush().await?;
         }
         // A server that has not ended by itself, but sends an invalid message, ends now.
         let _ = shutdown(server.0.as_fd(), Shutdown::Both);
