@@ -80,7 +80,7 @@ pub(crate) const ENVIRONMENT: Argument = Argument {
 pub(crate) const COMMAND: Argument = Argument {
     name: "command",
     kind: Kind::OptionalText,
-    description: "Shell text; not interactive. /bin/sh runs it, and bash in debian:12-agent, unless shell is set",
+    description: "Shell text, not interactive, for /bin/sh, or bash in debian:12-agent",
 };
 pub(crate) const ARGV: Argument = Argument {
     name: "argv",
@@ -88,7 +88,7 @@ pub(crate) const ARGV: Argument = Argument {
     description: "Program and its arguments, run without a shell, instead of command",
 };
 pub(crate) const SHELL: Argument =
-    Argument { name: "shell", kind: Kind::OptionalText, description: "Shell to use instead, such as bash" };
+    Argument { name: "shell", kind: Kind::OptionalText, description: "Other shell, such as bash" };
 pub(crate) const USER: Argument = Argument {
     name: "user",
     kind: Kind::OptionalText,
@@ -584,7 +584,7 @@ impl Tool {
                 "stderr_truncated",
                 "timed_out",
             ],
-            Self::VmExec => &["shell", "stdout", "stderr", "exit_code", "timed_out"],
+            Self::VmExec => &["stdout", "stderr", "exit_code", "timed_out"],
             Self::VmCreate => &["vm_id", "state", "expires_at"],
             Self::TaskCreate => &["task_id", "state", "expires_at"],
             Self::VmStart | Self::VmStop | Self::TaskStart | Self::TaskStop | Self::TaskExtend => {
