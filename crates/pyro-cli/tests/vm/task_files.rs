@@ -58,13 +58,16 @@ fn a_copy_over_a_file_keeps_its_mode_and_owner() {
     let sandbox = Sandbox::new();
     let task = sandbox.task([]);
     let there = format!("{}:", task.id);
-    let made = "printf old >s.sh; chmod 750 s.sh; chown nobody:daemon s.sh; ln -s s.sh l; mkdir t; cp -a s.sh t";
+    let made =
+        "printf old >s.sh; chmod 750 s.sh; chown nobody:daemon s.sh; ln -s s.sh l; mkdir t; cp -a s.sh t";
     task.exec([], made).success();
     let tree = sandbox.path("tree");
     fs::create_dir_all(&tree).unwrap();
     let source = tree.join("s.sh");
     let stat = "stat -c '%a %U %G' s.sh; ./s.sh; readlink l";
-    for (word, to, as_stream) in [("1", "s.sh", false), ("2", "l", false), ("3", "s.sh", true), ("4", "l", true)] {
+    for (word, to, as_stream) in
+        [("1", "s.sh", false), ("2", "l", false), ("3", "s.sh", true), ("4", "l", true)]
+    {
         fs::write(&source, format!("#!/bin/sh\necho {word}\n")).unwrap();
         let target = format!("{there}{to}");
         if as_stream {
