@@ -59,7 +59,7 @@ fn a_copy_over_a_file_keeps_its_mode_and_owner() {
     let task = sandbox.task([]);
     let there = format!("{}:", task.id);
     let made =
-        "printf old >s.sh; chmod 750 s.sh; chown nobody:daemon s.sh; ln -s s.sh l; mkdir t; cp -a s.sh t";
+        "printf old >s.sh; chmod 750 s.sh; chown daemon:daemon s.sh; ln -s s.sh l; mkdir t; cp -a s.sh t";
     task.exec([], made).success();
     let tree = sandbox.path("tree");
     fs::create_dir_all(&tree).unwrap();
@@ -77,13 +77,13 @@ fn a_copy_over_a_file_keeps_its_mode_and_owner() {
         } else {
             copy(&sandbox, text(&source), &target).success();
         }
-        assert_eq!(task.exec([], stat).success(), format!("750 nobody daemon\n{word}\ns.sh\n"));
+        assert_eq!(task.exec([], stat).success(), format!("750 daemon daemon\n{word}\ns.sh\n"));
     }
     // Also in a tree, and in a directory that the file is copied into.
     for (from, to) in [(&tree, "t/../t/."), (&source, "t")] {
         copy(&sandbox, text(from), &format!("{there}{to}")).success();
     }
-    assert_eq!(task.exec(["--cwd", "t"], "stat -c '%a %U' s.sh; ./s.sh").success(), "750 nobody\n4\n");
+    assert_eq!(task.exec(["--cwd", "t"], "stat -c '%a %U' s.sh; ./s.sh").success(), "750 daemon\n4\n");
     task.delete();
 }
 
