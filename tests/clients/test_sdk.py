@@ -112,11 +112,11 @@ async def use_a_task(call):
     read = await call("task_exec", task_id=task_id, command="cat file; echo $WHO", cwd="d", env={"WHO": "me"})
     assert (read["stdout"], read["sequence"]) == ("note\nme\n", 1)
     binary = {"content": "AAH/", "encoding": "base64", "executable": True}
-    await call("task_write_file", task_id=task_id, path="/tmp/binary", **binary)
-    part = await call("task_read_file", task_id=task_id, path="/tmp/binary", offset=1, max_bytes=1)
+    await call("task_write_file", task_id=task_id, path="/workspace/binary", **binary)
+    part = await call("task_read_file", task_id=task_id, path="/workspace/binary", offset=1, max_bytes=1)
     assert (part["content"], part["size_bytes"], part["next_offset"]) == ("\x01", 3, 2)
-    assert (await call("task_read_file", task_id=task_id, path="/tmp/binary"))["content"] == "AAH/"
-    await call("task_change_files", task_id=task_id, action="move", path="/tmp/binary", destination="d/binary")
+    assert (await call("task_read_file", task_id=task_id, path="/workspace/binary"))["content"] == "AAH/"
+    await call("task_change_files", task_id=task_id, action="move", path="/workspace/binary", destination="d/binary")
     listed = await call("task_files", task_id=task_id, action="list", path="d")
     assert [entry["path"].rpartition("/")[2] for entry in listed["entries"]] == ["binary", "file"]
 
