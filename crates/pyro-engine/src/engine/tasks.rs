@@ -20,12 +20,12 @@ use std::time::Duration;
 
 use pyro_env::InstalledEnvironment;
 use pyro_machine::disk::{self, LayerDefect};
-use pyro_supervisor::{ConnectError, Owner, OwnerLock, Phase, RunError, WORKSPACE, files as vm_files};
+use pyro_supervisor::{ConnectError, OwnerLock, RunError, WORKSPACE, files as vm_files};
 use tokio_util::sync::CancellationToken;
 
 use super::exec::not_asked;
 use super::host::HostUnavailable;
-use super::launch::{Launch, Needs};
+use super::launch::{EXIT_TIME, Launch, Needs};
 use super::lifecycle::{as_it_is, denials, transition};
 use super::reconcile::owner_vanished;
 use super::{Engine, Shared, now, unless_cancelled, vm_dir};
@@ -44,10 +44,6 @@ pub(crate) use journal::dropped;
 
 /// Metadata key for the digest of the base image under a task's disk.
 const DIGEST: &str = "environment_digest";
-
-/// Time for a supervisor to exit after it has recorded the task's end. One that holds the task for longer has just
-/// started it.
-const EXIT_TIME: Duration = Duration::from_secs(2);
 
 impl Engine {
     /// Creates a task and starts it. Installs its environment first if necessary. The task outlives this process.
@@ -132,29 +128,8 @@ impl Engine {
         if let Ok((_, environment)) = &backend {
             warn_of_another_base(&record, environment, events).await;
         }
-        // If another process is already starting it, report that, however long the start takes.
-        if Owner::of(&self.vm_dir(&id)).is_some_and(|owner| owner.phase == Phase::Starting) {
-            return Err(Error::new(
-                ErrorKind::WrongState,
-                format!("task {id} is being started by another process"),
-            )
-            .hint(Hint::RetryInAMoment));
-        }
-        let lock = match record.stop_reason {
-            // Its supervisor may still be flushing data.
-            Some(StopReason::Expired) => self.await_release(&id).await,
-            // It may have recorded the end and not exited yet.
-            _ => self.await_release_within(&id, EXIT_TIME).await,
-        };
-        let lock = match lock {
-            Ok(Some(lock)) => lock,
-            Ok(None) => return Err(Error::not_found(Kind::Task, id.as_str())),
-            // If another process has just started it, that is more useful to report than a held lock.
-            Err(error) => {
-                self.record_for(Kind::Task, &id, VmEvent::Start).await?;
-                return Err(error);
-            }
-        };
+        let lock =
+            self.own_stopped(&record).await?.ok_or_else(|| Error::not_found(Kind::Task, id.as_str()))?;
         // The lock proves that no process runs the task, whatever its last supervisor was able to record.
         self.note_vanished(&id).await?;
         let mut record = self.record_for(Kind::Task, &id, VmEvent::Start).await?;
