@@ -13,6 +13,7 @@ mod services;
 mod shells;
 mod tree;
 
+use std::convert::Infallible;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use pyro_env::InstalledEnvironment;
 use pyro_machine::disk::{self, LayerDefect};
 use pyro_supervisor::{ConnectError, OwnerLock, RunError, WORKSPACE, files as vm_files};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::exec::not_asked;
@@ -44,6 +46,10 @@ pub(crate) use journal::dropped;
 
 /// Metadata key for the digest of the base image under a task's disk.
 const DIGEST: &str = "environment_digest";
+
+/// Minimum time between two renewals of the lifetime of a task to whose command or shell its caller sends input.
+/// The shortest lifetime is three of them.
+const RENEW_INTERVAL: Duration = Duration::from_secs(20);
 
 impl Engine {
     /// Creates a task and starts it. Installs its environment first if necessary. The task outlives this process.
@@ -273,6 +279,16 @@ impl Engine {
     async fn renew_used(&self, id: &VmId, longest: Option<Duration>) {
         if let Err(error) = self.try_renew_used(id, longest).await {
             tracing::warn!(task_id = %id, %error, "the lifetime of a task that is used cannot be renewed");
+        }
+    }
+
+    /// Begins a new lifetime of a task whenever its caller sends something, but not much more often than needed.
+    async fn renew_at(&self, used: &Notify, id: &VmId) -> Infallible {
+        loop {
+            // The use has just begun a lifetime.
+            tokio::time::sleep(RENEW_INTERVAL).await;
+            used.notified().await;
+            self.renew_used(id, None).await;
         }
     }
 
