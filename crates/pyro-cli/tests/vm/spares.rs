@@ -175,6 +175,37 @@ fn a_run_with_warm_leaves_a_spare_for_the_next() {
     sandbox.wait_until_clean();
 }
 
+/// A template has none, and neither has a spare: they come with the start.
+#[test]
+fn live_directories_come_to_guests_from_templates_and_spares() {
+    let sandbox = Sandbox::new();
+    let (read, written) = (sandbox.path("read"), sandbox.path("written"));
+    fs::create_dir_all(&read).unwrap();
+    fs::create_dir_all(&written).unwrap();
+    fs::write(read.join("file"), "content\n").unwrap();
+    let first = format!("{}:/mnt/read", read.display());
+    let second = format!("{}:/mnt/written:rw", written.display());
+    let flags = ["--warm", "--timings", "--json", "--mount", &*first, "--mount", &*second];
+    let line = "cat /mnt/read/file; echo from $(uname -n) > /mnt/written/file";
+    for start in ["restore", "identity"] {
+        let document = sandbox.run(flags, line).json();
+        assert_eq!(document["stdout"], "content\n", "{document}");
+        let phases = document["timings"].as_array().unwrap();
+        let starts: Vec<&str> = phases.iter().map(|phase| phase["name"].as_str().unwrap()).collect();
+        // A spare is restored before it is claimed.
+        assert_eq!(starts.contains(&"restore"), start == "restore", "{starts:?}");
+        assert!(starts.contains(&start), "{starts:?}");
+        let text = fs::read_to_string(written.join("file")).unwrap();
+        assert_eq!(text, format!("from pyro-{}\n", document["vm_id"].as_str().unwrap()));
+        wait_for_spare(&sandbox);
+    }
+    let nowhere = format!("{}:/etc/hostname/below", read.display());
+    let refused = sandbox.run(["--mount", &*nowhere], "echo never");
+    assert!(refused.error().contains("/etc/hostname/below"), "{refused:?}");
+    end_spares(&sandbox);
+    sandbox.wait_until_clean();
+}
+
 #[tokio::test]
 async fn a_spare_gives_way_to_vms() {
     let sandbox = Sandbox::new();
