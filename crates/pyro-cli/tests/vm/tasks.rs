@@ -1,13 +1,12 @@
 //! The life of tasks: created by one process, used by others, stopped and started again.
 
-use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 
-use crate::harness::{ENVIRONMENT, GONE_WITHIN, LONG, Running, Sandbox, kill, wait_until};
+use crate::harness::{ENVIRONMENT, GONE_WITHIN, LONG, PYRO, Sandbox, Terminal, kill, wait_until};
 
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
@@ -463,26 +462,24 @@ fn a_task_is_used_by_its_name_by_digits_of_its_id_and_with_others() {
     sandbox.wait_until_clean();
 }
 
-/// A person who types into a shell uses its task the whole time.
+/// A person who types into a program uses its task the whole time. A command without a terminal has a time limit, and its
+/// task lasts until then.
 #[test]
-fn input_renews_the_lifetime_of_its_task() {
+fn what_is_typed_renews_the_lifetime_of_its_task() {
     let sandbox = Sandbox::new();
     let task = sandbox.task(["--ttl-seconds", "60", "--ttl-from", "use"]);
-    let words = ["task", "exec", &task.id, "-i", "--timeout-seconds", "50", "--", "cat"];
-    let (input, mut keys) = std::io::pipe().unwrap();
-    let mut client = sandbox.program(env!("CARGO_BIN_EXE_pyro"));
-    client.args(words).stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let running = Running::start(&mut client);
-    // Only the client has the reading end.
-    drop(client);
-    keys.write_all(b"begun\n").unwrap();
-    running.stdout.wait_for("begun\n");
+    let mut terminal = Terminal::run(&sandbox, &format!("{PYRO} task exec -it {} -- cat", task.id));
+    terminal.press("begun\r");
+    // The echo, and what the program writes.
+    terminal.until("begun");
+    terminal.until("begun");
     let begun = task.status()["expires_at"].as_f64().unwrap();
-    keys.write_all(b"more\n").unwrap();
-    running.stdout.wait_for("more\n");
+    terminal.press("more\r");
     wait_until(LONG, "a new lifetime", || task.status()["expires_at"].as_f64().unwrap() > begun + 10.0);
+    terminal.press("\x04");
+    let shown = terminal.finish();
+    assert!(shown.contains("status=0"), "{shown}");
     task.delete();
-    running.finish();
 }
 
 /// Starting with an empty disk instead would lose the task's work in silence.
