@@ -162,7 +162,7 @@ recording: setup-test build ## Record the session that README.md shows, docs/med
 	python3 docs/media/record.py $(PYRO) docs/media/run-it.svg
 
 .PHONY: bench
-bench: setup-bench build ## Benchmark pyro against plain QEMU and others (9 minutes), update docs/benchmarks.md
+bench: setup-bench build ## Benchmark pyro against plain QEMU and others (BENCH_OPTIONS), update docs/benchmarks.md
 	cargo build --locked --release --package pyro-engine --example measure --package pyro-confine --example cost
 	python3 bench/run.py --measure $(BUILT)/release/examples/measure --cost $(BUILT)/release/examples/cost --cache $(PYRO_TEST_CACHE) \
 		--output docs/benchmarks --page docs/benchmarks.md $(BENCH_OPTIONS) $(PYRO)

@@ -16,6 +16,9 @@ import tempfile
 
 from measure import in_turns, process_ms
 
+# Those that the whole suite installs and so measures.
+MEASURED = ["debian:12", "debian:12-build", "debian:12-agent"]
+
 
 def measure(pyro, env, work, runs):
     """Returns the version, the size in MiB, and the time of `pyro run NAME -- true`, from a template, of each environment that

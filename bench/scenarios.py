@@ -63,6 +63,33 @@ class Scenarios:
         finally:
             self.spare.end()
 
+    def phases(self):
+        """Measures the parts of `pyro run true` as `--timings` reports them, from a template and with a spare VM, and what is
+        left of the whole time."""
+        samples = {"template": [], "spare": []}
+
+        def whole(kind, **env):
+            log = f"{self.work}/phases.log"
+            line = [self.pyro, "run", ENVIRONMENT, "--timings", "--json", "--", "true"]
+            elapsed = process_ms(line, {**self.env, **env}, log)
+            with open(log) as file:
+                # Warnings are in there as well.
+                text = file.read()
+            document, _ = json.JSONDecoder().raw_decode(text, text.index("{"))
+            parts = {entry["name"]: entry["ms"] for entry in document["timings"]}
+            samples[kind].append({**parts, "other": elapsed - sum(parts.values())})
+            return elapsed
+        try:
+            in_turns({
+                "template": lambda: whole("template"),
+                "spare": lambda: self.spare.ms(lambda: whole("spare", **self.spare.env)),
+            }, self.rounds(20))
+        finally:
+            self.spare.end()
+        return {kind: {
+            name: summary([parts[name] for parts in taken[1:] if name in parts]) for name in taken[-1]
+        } for kind, taken in samples.items() if len(taken) > 1}
+
     def round_trip(self):
         """Measures `/bin/true` in a running VM, through the engine and through the raw port of a raw VM."""
         command = "/bin/true"

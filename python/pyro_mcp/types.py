@@ -464,8 +464,7 @@ class Task(_TaskAlways, total=False):
     labels: Dict[str, str]
     """Labels."""
     lost_mounts: List[str]
-    """Where the guest has those of them whose server has ended; absent without any. What uses one of them gets errors until
-    it is unmounted."""
+    """Mount points whose server has ended; absent without any. What uses one of them gets errors until it is unmounted."""
     mounts: List[DirectoryMount]
     """The directories of this host that it has mounted; absent without any."""
     name: Optional[str]

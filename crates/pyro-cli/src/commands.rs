@@ -50,6 +50,11 @@ Environment variables:
                               isolation, if VMs cannot run here [default: 0]
   PYRO_MOUNTS                 Directories of this host that guests may have mounted, with colons
                               between them, or `off` [default: all]
+  PYRO_HOST_CA                1: guests trust the certification authorities that this host trusts; or
+                              the absolute path of a PEM file with others [default: 0]
+  PYRO_HOST_PROXY             1: guests with a network get this host's proxy settings [default: 0]
+  PYRO_REQUIRE_CONFINEMENT    full: start no VM unless this host can confine its VMM fully
+                              [default: off]
   PYRO_WARM                   Spare VMs of each kind that wait for the next start [default: 0]
   PYRO_ACCEL                  Accelerator, kvm or tcg [default: chosen by a measurement]
   PYRO_QEMU                   QEMU program [default: qemu-system-x86_64, looked up in PATH]

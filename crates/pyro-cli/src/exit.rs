@@ -18,7 +18,7 @@ pub(crate) enum Exit {
     Usage,
     /// 124: the guest command exceeded `--timeout-seconds`.
     TimedOut,
-    /// 129, 130 or 143: pyro was asked to stop by SIGHUP, SIGINT (Ctrl-C) or SIGTERM, and cleaned up.
+    /// 129, 130, 131, or 143: pyro was asked to stop by SIGHUP, SIGINT (Ctrl-C), SIGQUIT, or SIGTERM, and cleaned up.
     Stopped(Signal),
     /// 141: the reader of stdout closed it, as if SIGPIPE had ended pyro.
     BrokenPipe,

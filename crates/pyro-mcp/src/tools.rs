@@ -390,7 +390,7 @@ impl Tool {
             }
             Self::VmListEnvironments => "List the environments for VMs and tasks.",
             Self::VmCreate => {
-                "Create a VM without starting it. For a single command use vm_run, whose arguments it takes."
+                "Create a VM without starting it; vm_start starts it. For a single command use vm_run."
             }
             Self::VmStart => "Start a created or stopped VM and wait until it accepts commands.",
             Self::VmExec => {

@@ -1,4 +1,4 @@
-//! The fenced blocks of Markdown pages, and the commands in them, for tests that run what the documentation shows.
+//! The links and fenced blocks of Markdown pages, and the commands in them, for tests that run what the documentation shows.
 //!
 //! The language of a block says what it is: `sh` has commands, and `console` commands after `$ ` with what they write to standard
 //! output, where `...` stands for any text, and on a line of its own for any lines. A command ends with its line, unless that ends with a backslash, and with
@@ -8,11 +8,13 @@
 //! * `<!-- run by make test-full -->`: it takes too long for `make test`.
 //! * `<!-- not run: REASON -->`
 
+mod links;
 mod shell;
 
 use std::fs;
 use std::path::Path;
 
+pub use self::links::broken_links;
 pub use self::shell::Shell;
 
 /// A fenced block of a page.

@@ -85,8 +85,7 @@ pub struct Task {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub mounts: Vec<DirectoryMount>,
-    /// Where the guest has those of them whose server has ended; absent without any. What uses one of them gets errors until it
-    /// is unmounted.
+    /// Mount points whose server has ended; absent without any. What uses one of them gets errors until it is unmounted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(test, proptest(strategy = "crate::strategies::few()"))]
     pub lost_mounts: Vec<String>,

@@ -49,7 +49,7 @@ pub(crate) struct ContextArgs {
     /// User of the guest to run the command as: NAME or UID, with :GROUP or :GID if needed [default: root]
     #[arg(short, long, value_name = "USER")]
     pub(crate) user: Option<String>,
-    /// Shell to run the command with, such as bash [default: /bin/sh]
+    /// Shell to run the command with, such as bash [default: that of the environment]
     #[arg(long, value_name = "SHELL", conflicts_with = "argv")]
     pub(crate) shell: Option<String>,
     /// Run the words of the command without a shell [default: off]

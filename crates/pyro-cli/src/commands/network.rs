@@ -9,7 +9,7 @@ const HEADING: &str = "Network";
 /// The network of one guest.
 #[derive(Debug, Args)]
 pub(crate) struct NetworkArgs {
-    /// Give the guest outbound access to the public internet; the next options open more, or less [default: off]
+    /// Give the guest outbound access to the public internet; the next options open more or less [default: off]
     #[arg(long, help_heading = HEADING)]
     pub(crate) network: bool,
     /// What the guest reaches that no other option names [default: public]

@@ -27,8 +27,8 @@ Standard input is only read with -i. -it without a command is a login shell. A t
 lifetime of the VM raises the lifetime, up to an hour.
 
 Exit status: that of the command; 124 if it timed out; 256 minus the signal number if a signal ended it; \
-1 if pyro itself failed; 2 for an invalid command line; 130 or 143 after Ctrl-C or SIGTERM; 141 if the \
-reader of stdout closed it.
+1 if pyro itself failed; 2 for an invalid command line; 129, 130, 131, or 143 after SIGHUP, Ctrl-C, SIGQUIT, or SIGTERM; \
+141 if the reader of stdout closed it.
 
 Examples:
   pyro run debian:12 -- git --version

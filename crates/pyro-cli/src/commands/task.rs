@@ -43,7 +43,7 @@ Examples:
   pyro task logs $ID
   pyro task delete $ID
 
-A task can be given by its id, by its name, or by at least 3 first digits of its id.";
+A task can be given by its id, by its name, or by the first digits of its id, at least 3.";
 
 /// Create persistent guests with a /workspace, and run commands in them
 ///

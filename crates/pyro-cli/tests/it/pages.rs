@@ -1,4 +1,4 @@
-//! The commands that the documentation shows are run by tests, or the page says why not.
+//! The commands that the documentation shows are run by tests, or the page says why not. Its links lead somewhere.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -58,6 +58,12 @@ fn every_block_of_the_documentation_is_run_or_says_why_not() {
             _ => panic!("{place}: expected the language of the block, such as sh, console, or text"),
         }
     }
+}
+
+#[test]
+fn every_link_of_the_documentation_leads_to_a_file_and_a_heading() {
+    let broken: Vec<String> = all().iter().flat_map(|page| pages::broken_links(root(), page)).collect();
+    assert_eq!(broken, [""; 0]);
 }
 
 /// In a home and a state directory of its own.

@@ -186,7 +186,7 @@ fn a_file_goes_in_and_out_as_a_stream() {
     let copied = copying.output().unwrap();
     assert_eq!(
         String::from_utf8(copied.stdout).unwrap(),
-        "Copied: 1 entries, 3000001 bytes\n",
+        "Copied: 1 entry, 3000001 bytes\n",
         "{:?}",
         copied.stderr
     );

@@ -96,7 +96,7 @@ fn a_default_beyond_a_limit_becomes_the_limit() {
     }
     let timeout = strict().input_schema(Tool::TaskExec)["properties"]["timeout_seconds"].clone();
     assert_eq!(timeout["description"], described("timeout_seconds"));
-    assert_eq!(most(Tool::TaskWait, "timeout_seconds"), None, "a wait uses nothing");
+    assert_eq!(most(Tool::TaskWait, "timeout_seconds"), None, "a wait has no maximum of the operator");
 }
 
 #[test]

@@ -185,7 +185,8 @@ pub(super) fn in_task(path: &Path) -> Option<(&str, &str)> {
 }
 
 fn report(copied: &TaskCopied) -> String {
-    let mut text = format!("Copied: {} entries, {} bytes\n", copied.entries, copied.bytes);
+    let entries = if copied.entries == 1 { "entry" } else { "entries" };
+    let mut text = format!("Copied: {} {entries}, {} bytes\n", copied.entries, copied.bytes);
     if copied.left_out > 0 {
         text.push_str(&format!("Left out: {}\n", copied.left_out));
         copied.left_out_examples.iter().for_each(|name| text.push_str(&format!("- {name}\n")));

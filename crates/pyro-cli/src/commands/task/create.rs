@@ -43,7 +43,7 @@ pub(crate) struct TaskCreateArgs {
     pub(crate) publish: Vec<PortMapping>,
     #[command(flatten)]
     pub(crate) naming: NamingArgs,
-    /// When a lifetime begins: once, or also with each command, copy and published port
+    /// When a lifetime begins
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = TtlFromArg::Create)]
     pub(crate) ttl_from: TtlFromArg,
     #[command(flatten)]

@@ -36,7 +36,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXEC_EXAMPLES, override_usage = "pyro task exec [OPTIONS] <TASK_ID> -- <COMMAND>...")]
 pub(crate) struct TaskExecArgs {
-    /// Id that `pyro task create` printed; `pyro task list` shows them all
+    /// Id or name of the task, or the first digits of its id; `pyro task list` shows them all
     #[arg(value_name = "TASK_ID")]
     pub(crate) task_id: String,
     #[command(flatten)]

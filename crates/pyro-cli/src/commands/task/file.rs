@@ -15,8 +15,8 @@ use crate::session;
 use crate::text::printable;
 
 const FILE_EXAMPLES: &str = "\
-A path in a task is written TASK_ID:PATH, as for `pyro task cp`. PATH is relative to /workspace unless it is absolute, and TASK_ID:
-alone is /workspace. To read and write contents, use `pyro task cp` with -.
+A path in a task is written TASK_ID:PATH, as for `pyro task cp`. PATH is relative to /workspace unless it is \
+absolute, and TASK_ID: alone is /workspace. To read and write contents, use `pyro task cp` with -.
 
 Examples:
   pyro task file list 9775b3af1eeb:src

@@ -31,7 +31,7 @@ impl NamingArgs {
 pub(crate) enum TtlFromArg {
     /// When the task is created or extended
     Create,
-    /// Also with each use of the task
+    /// Also with each use of the task, such as a command or a copy
     Use,
 }
 

@@ -42,12 +42,16 @@ Examples:
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     subcommand_help_heading = "Subcommands",
-    subcommand_value_name = "SUBCOMMAND"
+    subcommand_value_name = "SUBCOMMAND",
+    // A shell always has both.
+    mut_arg("interactive", |arg| arg.hide(true)),
+    mut_arg("tty", |arg| arg.hide(true)),
+    mut_arg("timeout_seconds", |arg| arg.help("Time limit in seconds, at least 1 [default: what is left of the lifetime]"))
 )]
 pub(crate) struct TaskShellArgs {
     #[command(subcommand)]
     pub(crate) detached: Option<ShellCommand>,
-    /// Id that `pyro task create` printed; `pyro task list` shows them all
+    /// Id or name of the task, or the first digits of its id; `pyro task list` shows them all
     #[arg(value_name = "TASK_ID", required = true)]
     pub(crate) task_id: Option<String>,
     #[command(flatten)]
