@@ -70,6 +70,10 @@ fn a_task_from_its_creation_to_its_end() {
     );
     assert_eq!((&read["stdout"], &read["sequence"]), (&"note\nme\n".into(), &2.into()));
 
+    let late = json!({ "task_id": id, "command": "true", "timeout_seconds": 3600 });
+    let refusal = client.refused("task_exec", late);
+    assert_eq!(refusal["code"], "invalid_input", "{refusal}");
+    assert!(refusal.to_string().contains("which is left of the task's lifetime"), "{refusal}");
     let long =
         json!({ "task_id": id, "command": "echo begun; sleep 500", "timeout_seconds": 300, "detach": true });
     let detached = client.call("task_exec", long);
