@@ -123,6 +123,15 @@ fn each_argument_is_described_where_a_client_first_meets_it() {
     assert!(
         described(&Policy::default(), Tool::TaskExec) && !described(&Policy::default(), Tool::TaskStatus)
     );
+    // Many clients show a model only some of the tools.
+    for tool in [Tool::VmRun, Tool::TaskCreate, Tool::TaskExec] {
+        for (name, property) in Policy::default().input_schema(tool)["properties"].as_object().unwrap() {
+            assert!(property.get("description").is_some(), "{tool:?} {name}");
+        }
+        assert!(!tool.description().contains("as for vm_run"), "{tool:?}");
+    }
+    let command = &Policy::default().input_schema(Tool::TaskExec)["properties"]["command"];
+    assert!(command["description"].as_str().unwrap().contains("bash in debian:12-agent"), "{command}");
 }
 
 #[test]
