@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use crate::arguments::{self, Argument, ArgumentError, Arguments, Given, Kind, Object};
 use crate::failure::Failure;
 use crate::tools::{
-    ALLOW_DOMAINS, DISK, ENVIRONMENT, HOST_COMPAT, MEM_MIB, MOUNTS, NETWORK, NEW_TTL, TASK_TTL, TIMEOUT,
-    Tool, VCPU_COUNT, VM_TTL,
+    ALLOW_DOMAINS, DISK, ENVIRONMENT, HOST_COMPAT, MEM_MIB, MOUNTS, NETWORK, NEW_TTL, TASK_TIMEOUT, TASK_TTL,
+    TIMEOUT, Tool, VCPU_COUNT, VM_TTL,
 };
 
 /// The set of tools that a server offers.
@@ -119,6 +119,7 @@ impl Policy {
             (TASK_TTL, at_most(self.max_ttl_seconds)),
             (NEW_TTL, at_most(self.max_ttl_seconds)),
             (TIMEOUT, at_most(self.max_ttl_seconds)),
+            (TASK_TIMEOUT, at_most(self.max_ttl_seconds)),
         ];
         pins.into_iter().find(|(known, _)| known == argument)?.1
     }

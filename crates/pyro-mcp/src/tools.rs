@@ -111,6 +111,10 @@ pub(crate) const TIMEOUT: Argument = Argument {
     kind: Kind::OptionalInteger(Some(30)),
     description: "Time limit in seconds, at most 3600; exit_code is 124 after it",
 };
+pub(crate) const TASK_TIMEOUT: Argument = Argument {
+    description: "Time limit in seconds, at most what is left of the lifetime; exit_code is 124 after it",
+    ..TIMEOUT
+};
 pub(crate) const VM_TTL: Argument = Argument {
     name: "ttl_seconds",
     kind: Kind::OptionalInteger(Some(600)),
@@ -498,7 +502,7 @@ impl Tool {
                 MOUNTS,
                 HOST_COMPAT,
             ],
-            Self::TaskExec => &[TASK_ID, COMMAND, ARGV, SHELL, USER, STDIN, CWD, ENV, TIMEOUT, DETACH],
+            Self::TaskExec => &[TASK_ID, COMMAND, ARGV, SHELL, USER, STDIN, CWD, ENV, TASK_TIMEOUT, DETACH],
             Self::TaskStatus | Self::TaskDelete | Self::TaskStart | Self::TaskStop => &[TASK_ID],
             Self::TaskLogs => &[TASK_ID, ANY_SEQUENCE, OUTPUT_OFFSET, LAST],
             Self::TaskWait => &[TASK_ID, SEQUENCE, WAIT],
