@@ -135,6 +135,8 @@ async def test_a_user(environment):
     ended = await environment.exec(["sh", "-c", 'id -u; id -G; echo $HOME $USER; pwd; cat'], user="nobody", input="word")
     assert ended.stdout == "65534\n65534\n/nonexistent nobody\n/workspace\nword"
     assert (await environment.exec(["id", "-un"], user="65534")).stdout == "nobody\n"
+    ended = await environment.exec(["sh", "-c", "echo out > /dev/stdout; echo err > /dev/stderr"], user="nobody")
+    assert (ended.stdout, ended.stderr) == ("out\n", "err\n")
     assert (await environment.exec(["cat", "/etc/shadow"], user="nobody")).returncode == 1
     words = ["x" * 60_000, "'" * 60_000]
     ended = await environment.exec(["printf", "%s", *words], user="nobody", input="word")

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -212,6 +213,40 @@ fn it_ends_with_its_input_whatever_was_said() {
     session.end();
 }
 
+/// A command that runs is ended soon after the client's last message.
+#[test]
+fn it_ends_soon_after_its_input_during_a_call() {
+    let home = Home::new().set("PATH", "/usr/bin:/bin").set_path("PYRO_QEMU", "no-such-qemu");
+    let (mut session, _) = greeted_with(&home, ["--allow-host-compat"]);
+    let started = home.path("started");
+    let arguments = json!({
+        "environment": "debian:12", "allow_host_compat": true, "timeout_seconds": 100,
+        "command": format!("echo >'{}'; exec sleep 100", started.display()),
+    });
+    session.send(&json!({
+        "jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": { "name": "vm_run", "arguments": arguments },
+    }));
+    pyro_testkit::wait_until(Duration::from_secs(20), "start of the command", || started.exists());
+    let began = Instant::now();
+    session.ended();
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+#[test]
+fn it_ends_when_its_client_reads_no_more() {
+    let home = Home::new();
+    let mut command = home.command(["mcp", "serve"]);
+    let mut server = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut input = server.stdin.take().unwrap();
+    drop(server.stdout.take());
+    input.write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}\n").unwrap();
+    pyro_testkit::wait_until(Duration::from_secs(20), "end of the server", || {
+        server.try_wait().unwrap().is_some()
+    });
+    drop(input);
+}
+
 #[test]
 fn many_calls_at_once_are_all_answered() {
     let (mut session, _) = greeted(&Home::new());
@@ -252,6 +287,10 @@ fn it_bears_what_hostile_clients_send() {
         (
             call(3, r#""method":"tools/call","params":{"name":"vm_run","arguments":[1]}"#),
             Some((-32602, json!(3))),
+        ),
+        (
+            call(3, r#""method":"tools/call","params":{"name":"task_list","arguments":{"n":1e400}}"#),
+            Some((-32700, json!(3))),
         ),
         // One that fits, and one that does not.
         (call(4, &format!(r#""method":"nosuch","params":{{"x":"{large}"}}"#)), Some((-32601, json!(4)))),
