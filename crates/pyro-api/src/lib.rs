@@ -73,8 +73,8 @@ pub use payload::{
 pub use port::{InvalidPortMapping, PortMapping};
 pub use request::{
     CopyIn, CopyLimits, CopyOut, Disk, Entries, EnvironmentName, FileContent, FilePart, FileRange, HostCa,
-    HostPort, Lifetime, NewFile, Platform, PortToPublish, Ports, Renewal, Sequence, TaskName, TaskSpec,
-    VmName, VmSpec,
+    HostPort, Lasting, Lifetime, NewFile, Platform, PortToPublish, Ports, Renewal, Sequence, TaskName,
+    TaskSpec, VmName, VmSpec,
 };
 pub use service::{
     LogPart, LogTail, Service, ServiceCommand, ServiceList, ServiceLog, ServiceName, ServiceOptions,

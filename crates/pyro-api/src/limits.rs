@@ -47,11 +47,11 @@ pub struct Sizing {
 }
 
 impl Sizing {
-    /// The same with a lifetime in which a command can use its whole time limit, raised to `max_ttl_seconds` at most.
+    /// The same with a lifetime in which a command can use its whole time limit, if that is `max_seconds` at most.
     #[must_use]
-    pub fn lasting(self, timeout: Option<Duration>, max_ttl_seconds: u32) -> Self {
+    pub fn lasting(self, timeout: Option<Duration>, max_seconds: u32) -> Self {
         let seconds = timeout.map_or(0, |timeout| u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX));
-        let needed = seconds.saturating_add(RUN_SECONDS).min(max_ttl_seconds);
+        let needed = seconds.min(max_seconds).saturating_add(RUN_SECONDS);
         Self { ttl_seconds: self.ttl_seconds.max(needed), ..self }
     }
 }
@@ -150,13 +150,13 @@ mod tests {
     }
 
     #[test]
-    fn a_lifetime_is_raised_for_a_longer_time_limit_up_to_the_longest() {
+    fn a_lifetime_is_raised_for_every_time_limit_up_to_the_longest() {
         let sizing = check_spec(&VmSpec::new("debian:12")).unwrap();
         let within = |max, seconds| sizing.lasting(Some(Duration::from_secs(seconds)), max).ttl_seconds;
         let of = |seconds| within(MAX_TTL_SECONDS, seconds);
         assert_eq!((of(30), of(540), of(541), of(3000)), (600, 600, 601, 3060));
-        assert_eq!((of(3600), of(u64::MAX)), (3600, 3600));
-        assert_eq!((within(700, 600), within(700, 3600), within(300, 3600)), (660, 700, 600));
+        assert_eq!((of(3600), of(u64::MAX)), (3660, 3660));
+        assert_eq!((within(700, 600), within(700, 3600), within(300, 3600)), (660, 760, 600));
         assert_eq!(sizing.lasting(None, MAX_TTL_SECONDS), sizing);
     }
 

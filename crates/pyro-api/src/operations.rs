@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Caller, Command, CommandOutput, CopyIn, CopyOut, Deleted, DirectoryMount, Disk, DoctorReport, Entries,
     Environment, EnvironmentName, Error, Events, FileMove, FilePart, FilePath, FileRemoval, FileWatch,
-    HostPort, Input, Kind, Lifetime, Listing, LogPart, LogTail, MountTarget, Naming, NetworkInfo, NewFile,
-    Platform, PortToPublish, Ports, Pruned, PulledEnvironment, Reaped, RemovedEnvironment, Renewal,
+    HostPort, Input, Kind, Lasting, Lifetime, Listing, LogPart, LogTail, MountTarget, Naming, NetworkInfo,
+    NewFile, Platform, PortToPublish, Ports, Pruned, PulledEnvironment, Reaped, RemovedEnvironment, Renewal,
     RunResult, Sequence, Service, ServiceCommand, ServiceList, ServiceLog, ServiceName, ServiceOptions,
     ServiceRemoved, ShellCommand, ShellName, ShellRead, ShellSignal, ShellText, Task, TaskChanges,
     TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges,
@@ -444,10 +444,10 @@ operations! {
 
     /// Runs one command in a task and waits until it ends. The task stays, and the command is in its journal. Cancelling the
     /// call ends the command; so does the end of this server.
-    exec_task(ExecTask { task: TaskName, command: Command, output: CommandOutput }) -> TaskExec, Enter, streams;
+    exec_task(ExecTask { task: TaskName, command: Command, lasting: Lasting, output: CommandOutput }) -> TaskExec, Enter, streams;
 
     /// Starts one command in a task and returns its number without waiting. The command runs until it ends or times out.
-    detach_task(DetachTask { task: TaskName, command: Command }) -> TaskDetached, Enter;
+    detach_task(DetachTask { task: TaskName, command: Command, lasting: Lasting }) -> TaskDetached, Enter;
 
     /// Sends the call's input to the standard input of a running command that was started with a streamed input. Returns
     /// when the caller has sent all of it and the command was given it, or when the command takes no more. One call at a

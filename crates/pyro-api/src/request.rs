@@ -139,6 +139,16 @@ pub struct Renewal {
     pub ttl_from: TtlFrom,
 }
 
+/// How the time limit of a command relates to the lifetime of its task.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct Lasting {
+    /// The caller extends the lifetime of the task while the command runs. Otherwise a time limit that is beyond what is left of
+    /// the lifetime is refused.
+    #[serde(default)]
+    pub extends_lifetime: bool,
+}
+
 /// A port of a task to publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]

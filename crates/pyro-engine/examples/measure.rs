@@ -188,7 +188,8 @@ impl Session {
     async fn exec_task(&self, id: &str, command: &str) -> Outcome<Duration> {
         let command = Command { timeout_seconds: Some(120), ..Command::new(command) };
         let started = Instant::now();
-        let request = ExecTask { task: id.into(), command, output: Default::default() };
+        let request =
+            ExecTask { task: id.into(), command, lasting: Default::default(), output: Default::default() };
         let ran = self
             .engine
             .exec_task(request, &pyro_engine::CallContext::new(Events::none(), CancellationToken::new()))

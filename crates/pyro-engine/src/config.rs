@@ -43,7 +43,8 @@ pub struct Config {
     pub mount_roots: MountRoots,
     /// Which of those the clients of this process may have mounted; `None`: all. Their paths must be without symbolic links.
     pub client_mounts: Option<Vec<MountRoot>>,
-    /// Maximum lifetime in seconds to which the time limit of a command raises a shorter one.
+    /// Maximum time limit of a command, in seconds, for which a lifetime is raised. The lifetime then also has the time to start
+    /// and to end.
     pub max_raised_ttl_seconds: u32,
     /// Start VMs only if the host can confine their VMMs fully.
     pub requires_full_confinement: bool,
@@ -121,7 +122,7 @@ impl Config {
     /// Default for `spare_idle_seconds`: five minutes.
     pub const DEFAULT_SPARE_IDLE_SECONDS: u32 = 300;
 
-    /// Default for `max_raised_ttl_seconds`: the longest lifetime.
+    /// Default for `max_raised_ttl_seconds`: the longest lifetime that a caller can ask for.
     pub const DEFAULT_MAX_RAISED_TTL_SECONDS: u32 = MAX_TTL_SECONDS;
 
     /// Returns the environment variables of supervisors.

@@ -163,7 +163,7 @@ operations! {
     }
 
     detach_task(engine, request, call: DetachTask) -> TaskDetached {
-        engine.detach_task(&request.task.task_id, request.command).await
+        engine.detach_task(request).await
     }
 
     input_task(engine, request, call: InputTask) -> TaskInput {

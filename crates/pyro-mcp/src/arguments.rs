@@ -61,7 +61,10 @@ pub(crate) fn schema(arguments: &[Argument]) -> Object {
     let mut schema = Object::new();
     schema.insert("type".to_owned(), "object".into());
     schema.insert("properties".to_owned(), Value::Object(properties.collect()));
-    schema.insert("required".to_owned(), required.into());
+    // Draft 4 has no empty list.
+    if !required.is_empty() {
+        schema.insert("required".to_owned(), required.into());
+    }
     schema
 }
 

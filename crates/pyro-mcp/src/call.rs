@@ -23,7 +23,7 @@ use crate::result;
 use crate::tools::*;
 
 /// Maximum size of the part of a file that one call returns, in bytes.
-const MAX_FILE_PART: u64 = 1_000_000;
+pub(crate) const MAX_FILE_PART: u64 = 1_000_000;
 /// Maximum number of entries of a journal that one call returns.
 const MAX_LOG_ENTRIES: u64 = 1000;
 /// Maximum number of entries of a directory that one call returns.

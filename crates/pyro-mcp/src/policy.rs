@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use crate::arguments::{self, Argument, ArgumentError, Arguments, Given, Kind, Object};
 use crate::failure::Failure;
 use crate::tools::{
-    ALLOW_DOMAINS, DISK, ENVIRONMENT, HOST_COMPAT, MEM_MIB, MOUNTS, NETWORK, NEW_TTL, TASK_TTL, TIMEOUT,
-    Tool, VCPU_COUNT, VM_TTL,
+    ALLOW_DOMAINS, DISK, ENVIRONMENT, HOST_COMPAT, MEM_MIB, MOUNTS, NETWORK, NEW_TTL, TASK_TIMEOUT, TASK_TTL,
+    TIMEOUT, Tool, VCPU_COUNT, VM_TTL,
 };
 
 /// The set of tools that a server offers.
@@ -57,7 +57,7 @@ pub struct Policy {
     /// Maximum size of a task's disk in MiB.
     pub max_disk_mib: Option<i64>,
     /// Maximum lifetime in seconds, from creation or the latest extension, and maximum time limit of a command. The engine
-    /// must have the same limit: it raises lifetimes for long time limits.
+    /// must have the same limit: it raises lifetimes for long time limits, and then adds the time to start and to end.
     pub max_ttl_seconds: Option<i64>,
 }
 
@@ -119,6 +119,7 @@ impl Policy {
             (TASK_TTL, at_most(self.max_ttl_seconds)),
             (NEW_TTL, at_most(self.max_ttl_seconds)),
             (TIMEOUT, at_most(self.max_ttl_seconds)),
+            (TASK_TIMEOUT, at_most(self.max_ttl_seconds)),
         ];
         pins.into_iter().find(|(known, _)| known == argument)?.1
     }
@@ -157,10 +158,12 @@ impl Policy {
         schema
     }
 
-    /// Whether clients have read the description of an argument when they come to this tool. A model pays for every word. Time
-    /// limits are described each time: a model that does not know them waits in vain.
+    /// Whether clients have read the description of an argument when they come to this tool. A model pays for every word. The
+    /// tools that models use most describe all of theirs, because many clients show a model only some tools. So are time limits
+    /// each time: a model that does not know them waits in vain.
     fn is_described_before(&self, tool: Tool, argument: &Argument) -> bool {
-        *argument != TIMEOUT
+        !matches!(tool, Tool::VmRun | Tool::TaskCreate | Tool::TaskExec)
+            && *argument != TIMEOUT
             && self
                 .tools()
                 .take_while(|earlier| *earlier != tool)

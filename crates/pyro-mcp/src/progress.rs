@@ -1,5 +1,6 @@
 //! Progress notifications for a client that waits for a call.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use pyro_api::{Event, Events, OutputStream, PullEvent, text};
@@ -36,8 +37,8 @@ pub(crate) struct Listener {
     events: mpsc::Receiver<Event>,
 }
 
-/// Awaits `call` and sends its events to `peer` meanwhile, the last ones before this returns. Once the client has `cancelled` the
-/// call, it is sent nothing.
+/// Awaits `call` and sends its events to `peer` meanwhile. All of them are written before this returns, because clients ignore
+/// progress after the answer. Once the client has `cancelled` the call, it is sent nothing.
 pub(crate) async fn during<T>(
     call: impl Future<Output = T>,
     listener: Option<Listener>,
@@ -46,16 +47,17 @@ pub(crate) async fn during<T>(
 ) -> T {
     let Some(Listener { token, events }) = listener else { return call.await };
     let send = async |notification| {
-        if !cancelled.is_cancelled() {
+        tokio::select! {
+            biased;
+            () = cancelled.cancelled() => {}
             // A lost connection is handled by the server.
-            let _ = peer.notify_progress(notification).await;
+            _ = peer.notify_progress(notification) => {}
         }
     };
-    Notifier::new(send, token).during(call, events).await
+    Notifier::new(token).during(call, events, &send).await
 }
 
-struct Notifier<S> {
-    send: S,
+struct Notifier {
     token: ProgressToken,
     begun: Instant,
     sent: Option<Instant>,
@@ -67,10 +69,9 @@ struct Notifier<S> {
     stderr: Characters,
 }
 
-impl<S: AsyncFn(ProgressNotificationParam)> Notifier<S> {
-    fn new(send: S, token: ProgressToken) -> Self {
+impl Notifier {
+    fn new(token: ProgressToken) -> Self {
         Self {
-            send,
             token,
             begun: Instant::now(),
             sent: None,
@@ -81,36 +82,48 @@ impl<S: AsyncFn(ProgressNotificationParam)> Notifier<S> {
         }
     }
 
-    async fn during<T>(mut self, call: impl Future<Output = T>, mut events: mpsc::Receiver<Event>) -> T {
-        let result = tokio::select! {
-            result = call => result,
-            never = self.run(&mut events) => match never {},
+    async fn during<T, S: AsyncFn(ProgressNotificationParam)>(
+        mut self,
+        call: impl Future<Output = T>,
+        mut events: mpsc::Receiver<Event>,
+        send: &S,
+    ) -> T {
+        let mut call = std::pin::pin!(call);
+        // Never dropped before its end: rmcp may already have the notification, and would then write it after the answer.
+        let mut sending = None;
+        let mut open = true;
+        let result = loop {
+            tokio::select! {
+                result = &mut call => break result,
+                () = end_of(&mut sending) => {}
+                event = events.recv(), if open => match event {
+                    Some(event) => self.note(event),
+                    None => open = false,
+                },
+                () = tokio::time::sleep_until(self.due()), if sending.is_none() => {
+                    sending = Some(Box::pin(send(self.next())));
+                }
+            }
         };
         // What the call reported just before its end.
         while let Ok(event) = events.try_recv() {
             self.note(event);
         }
+        if sending.is_some() {
+            end_of(&mut sending).await;
+        }
         if self.is_new {
-            self.send().await;
+            send(self.next()).await;
         }
         result
     }
 
-    async fn run(&mut self, events: &mut mpsc::Receiver<Event>) -> std::convert::Infallible {
-        let mut open = true;
-        loop {
-            let due = match (self.is_new, self.sent) {
-                (true, None) => self.begun,
-                (true, Some(sent)) => sent + PAUSE,
-                (false, sent) => sent.unwrap_or(self.begun) + SILENCE,
-            };
-            tokio::select! {
-                event = events.recv(), if open => match event {
-                    Some(event) => self.note(event),
-                    None => open = false,
-                },
-                () = tokio::time::sleep_until(due) => self.send().await,
-            }
+    /// Returns when to send the next notification.
+    fn due(&self) -> Instant {
+        match (self.is_new, self.sent) {
+            (true, None) => self.begun,
+            (true, Some(sent)) => sent + PAUSE,
+            (false, sent) => sent.unwrap_or(self.begun) + SILENCE,
         }
     }
 
@@ -144,15 +157,23 @@ impl<S: AsyncFn(ProgressNotificationParam)> Notifier<S> {
         self.is_new = true;
     }
 
-    async fn send(&mut self) {
+    /// Returns the notification to send now.
+    fn next(&mut self) -> ProgressNotificationParam {
         self.sent = Some(Instant::now());
         self.is_new = false;
         // Elapsed seconds: progress must increase, and the total is unknown.
         let progress = self.begun.elapsed().as_secs_f64();
-        let notification =
-            ProgressNotificationParam::new(self.token.clone(), progress).with_message(self.message.clone());
-        (self.send)(notification).await;
+        ProgressNotificationParam::new(self.token.clone(), progress).with_message(self.message.clone())
     }
+}
+
+/// Awaits the future, if there is one, and removes it. Without one, this never ends.
+async fn end_of<F: Future<Output = ()>>(future: &mut Option<Pin<Box<F>>>) {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+    *future = None;
 }
 
 /// Turns the pieces of an output stream into text. A piece can end within a character, which then belongs to the next one.
@@ -193,13 +214,22 @@ mod tests {
 
     /// Returns what a client is sent during a call, in seconds since its start.
     async fn reported(call: impl AsyncFnOnce(mpsc::Sender<Event>)) -> Vec<(f64, String)> {
+        reported_slowly(Duration::ZERO, call).await
+    }
+
+    /// The same for a client that takes some time to read a notification. What it reads after the call's end is left out.
+    async fn reported_slowly(
+        time: Duration,
+        call: impl AsyncFnOnce(mpsc::Sender<Event>),
+    ) -> Vec<(f64, String)> {
         let (sender, events) = mpsc::channel(EVENTS_AHEAD);
         let sent = RefCell::new(Vec::new());
         let send = async |notification: ProgressNotificationParam| {
+            tokio::time::sleep(time).await;
             sent.borrow_mut().push((notification.progress, notification.message.unwrap()));
         };
-        let notifier = Notifier::new(send, ProgressToken(NumberOrString::Number(7)));
-        notifier.during(call(sender), events).await;
+        let notifier = Notifier::new(ProgressToken(NumberOrString::Number(7)));
+        notifier.during(call(sender), events, &send).await;
         sent.into_inner()
     }
 
@@ -218,6 +248,33 @@ mod tests {
         });
         let messages: Vec<_> = sent.await.into_iter().map(|(_, message)| message).collect();
         assert_eq!(messages, ["first", "\u{20ac}"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_client_gets_the_last_messages_before_the_answer() {
+        let one = reported_slowly(Duration::from_secs(1), async |events| {
+            events.send(output(b"only")).await.unwrap();
+            // The notification is being sent when the call ends.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        });
+        assert_eq!(one.await, [(0.0, "only".to_owned())]);
+        let sent = reported_slowly(Duration::from_secs(1), async |events| {
+            events.send(output(b"first")).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            // Meanwhile the call does not wait for the client.
+            tokio::time::timeout(Duration::from_millis(1), async {
+                for _ in 0..=EVENTS_AHEAD {
+                    events.send(output(b"middle")).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+                events.send(output(b"last")).await.unwrap();
+            })
+            .await
+            .unwrap();
+        });
+        let sent = sent.await;
+        let messages: Vec<_> = sent.iter().map(|(_, message)| message.as_str()).collect();
+        assert_eq!(messages, ["first", "last"]);
     }
 
     #[tokio::test(start_paused = true)]

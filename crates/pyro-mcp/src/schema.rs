@@ -37,7 +37,7 @@ const LISTED: [(&str, &[&str]); 16] = [
     ("Environment", &["name", "description", "installed"]),
     ("Task", &["task_id", "environment", "state", "expires_at"]),
     ("TaskExec", &["sequence", "stdout", "stderr", "exit_code", "outcome", "timed_out", "execution_mode"]),
-    ("FileInfo", &["path", "kind", "size_bytes", "mode"]),
+    ("FileInfo", &["path", "kind", "size_bytes"]),
     ("TaskDetached", &["sequence", "outcome"]),
     ("LastCommand", &["sequence", "command", "exit_code"]),
     ("NetworkPolicy", &[]),
@@ -81,6 +81,10 @@ pub(crate) fn compact(tool: Tool, schema: Schema, keys: &[&str]) -> Object {
     if !keys.is_empty() {
         keep(&mut schema, keys);
     }
+    // Draft 4 has no empty list.
+    schema.retain(|keyword, value| {
+        keyword != "required" || value.as_array().is_none_or(|names| !names.is_empty())
+    });
     schema
 }
 

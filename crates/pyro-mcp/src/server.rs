@@ -14,6 +14,7 @@ use rmcp::model::{
 };
 use rmcp::service::RequestContext;
 use rmcp::{ErrorData, RoleServer, ServerHandler, ServiceExt};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{LocalPoolHandle, TaskTracker};
 
@@ -33,6 +34,10 @@ const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
 /// How long calls in flight may go on after the client's last message, so that a client that sends some messages and ends gets
 /// the answers that need no more time.
 const LAST_ANSWERS_LIMIT: Duration = Duration::from_secs(1);
+
+/// Number of resources that are read at once: one can have 16 MiB of output. A client can cancel its requests without an end, so a
+/// limit of those in flight is not enough.
+const READS_AT_ONCE: usize = 4;
 
 /// Instructions for the model about the tools that the policy offers.
 fn instructions(policy: &Policy) -> String {
@@ -68,6 +73,7 @@ pub struct Server {
     /// The caller for clients that have neither a token nor a session.
     caller: Caller,
     outputs: Arc<Outputs>,
+    reads: Arc<Semaphore>,
     /// Cancelled when the server ends.
     closing: CancellationToken,
     calls: TaskTracker,
@@ -94,6 +100,7 @@ impl Server {
             gate: Gate::new(Arc::new(contract), policy),
             caller,
             outputs: Arc::default(),
+            reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
             closing: CancellationToken::new(),
             calls: TaskTracker::new(),
             workers: LocalPoolHandle::new(1),
@@ -287,6 +294,11 @@ impl ServerHandler for Server {
     ) -> Result<ReadResourceResponse, ErrorData> {
         let read = async move |guard: Guard, outputs: Arc<Outputs>| {
             resources::read(&guard, &outputs, &request.uri).await
+        };
+        let _permit = tokio::select! {
+            biased;
+            () = context.ct.cancelled() => return Err(ErrorData::internal_error("the request was cancelled", None)),
+            permit = self.reads.acquire() => permit,
         };
         let contents = self.read(&context, read).await?;
         Ok(ReadResourceResult::new(vec![contents]).into())

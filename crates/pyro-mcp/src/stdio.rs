@@ -1,6 +1,7 @@
 //! The transport for one client on a pair of byte streams, one message per line. Unlike rmcp's own, it answers every request, even
 //! an invalid one, and stops reading while the client does not read.
 
+mod answer;
 mod decode;
 mod in_flight;
 mod line;
@@ -26,7 +27,7 @@ use self::line::{Line, Lines};
 
 /// Messages that wait until the client reads, in bytes. With more, no further message is taken.
 const UNREAD_BYTES: usize = 4 << 20;
-/// Requests in flight, in bytes. With more, no further large message is taken.
+/// Requests in flight and their answers, in bytes. With more, no further large message is taken, and none with a large answer.
 const IN_FLIGHT_BYTES: usize = 64 << 20;
 /// Maximum length of a small message, in bytes. Cancellations are small.
 const SMALL_BYTES: usize = 4096;
@@ -34,14 +35,22 @@ const SMALL_BYTES: usize = 4096;
 /// Serves one client that writes to `R` and reads from `W`.
 pub(crate) struct Stdio<R, W> {
     lines: Lines<R>,
-    /// A line that was read and not taken yet.
-    next: Option<Line>,
+    /// A message that was read and not taken yet.
+    next: Option<Next>,
     output: Arc<Output<W>>,
     in_flight: InFlight,
     /// Cancelled when the client sends or reads no more.
     ended: CancellationToken,
     /// The answer to an invalid message, until it is written.
     refusal: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send>>>,
+}
+
+/// A message that was read.
+struct Next {
+    /// The message, or why it is refused. `None`: it needs no answer.
+    message: Result<Option<RxJsonRpcMessage<RoleServer>>, Refused>,
+    /// Its length in bytes, and that of its answer if that can be large.
+    bytes: usize,
 }
 
 /// Where messages go.
@@ -78,11 +87,11 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin + Send + 'static> Stdio<R, W> {
         self.ended.clone()
     }
 
-    /// Returns the message of a line, or why it is refused. `None`: it needs no answer.
-    fn take(&mut self, line: &[u8]) -> Result<Option<RxJsonRpcMessage<RoleServer>>, Refused> {
-        let message = decode(line)?;
+    /// Returns a message, or why it is refused. `None`: it needs no answer.
+    fn take(&mut self, next: Next) -> Result<Option<RxJsonRpcMessage<RoleServer>>, Refused> {
+        let message = next.message?;
         match &message {
-            Some(JsonRpcMessage::Request(request)) => self.in_flight.begin(&request.id, line.len())?,
+            Some(JsonRpcMessage::Request(request)) => self.in_flight.begin(&request.id, next.bytes)?,
             Some(JsonRpcMessage::Notification(notification)) => {
                 if let ClientNotification::CancelledNotification(cancelled) = &notification.notification
                     && let Some(id) = &cancelled.params.request_id
@@ -95,13 +104,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin + Send + 'static> Stdio<R, W> {
         Ok(message)
     }
 
-    /// Waits until there is space for another message of this length.
-    async fn has_space(&mut self, length: usize) {
+    /// Waits until there is space for another message of this size.
+    async fn has_space(&mut self, bytes: usize) {
         loop {
             let mut progress = std::pin::pin!(self.output.progress.notified());
             progress.as_mut().enable();
             let unread = self.output.unread_bytes.load(Ordering::Acquire);
-            let is_taken = length <= SMALL_BYTES || self.in_flight.bytes() < IN_FLIGHT_BYTES;
+            let is_taken = bytes <= SMALL_BYTES || self.in_flight.bytes() < IN_FLIGHT_BYTES;
             if unread < UNREAD_BYTES && is_taken {
                 return;
             }
@@ -109,21 +118,24 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin + Send + 'static> Stdio<R, W> {
         }
     }
 
-    /// Reads a line, and waits until there is space for its message. That there are no more lines is noticed at once. Dropping
-    /// the future loses nothing.
-    async fn line(&mut self) -> io::Result<Line> {
+    /// Reads a message, and waits until there is space for it and its answer. `None`: there are no more, which is noticed at once.
+    /// Dropping the future loses nothing.
+    async fn read(&mut self) -> io::Result<Option<Next>> {
         let next = match self.next.take() {
-            Some(line) => line,
-            None => self.lines.next().await?,
+            Some(next) => next,
+            None => match self.lines.next().await? {
+                Line::Whole(line) => Next::of(&line),
+                Line::TooLong(id) => {
+                    let text = format_args!("expected at most {} bytes", self.lines.max_bytes);
+                    Next { message: Err(Refused::invalid(id, text)), bytes: 0 }
+                }
+                Line::End => return Ok(None),
+            },
         };
-        let length = match &next {
-            Line::Whole(line) => line.len(),
-            Line::TooLong(_) => 0,
-            Line::End => return Ok(next),
-        };
+        let bytes = next.bytes;
         self.next = Some(next);
-        self.has_space(length).await;
-        Ok(self.next.take().unwrap_or(Line::End))
+        self.has_space(bytes).await;
+        Ok(self.next.take())
     }
 
     fn refuse(&mut self, refused: Refused) {
@@ -185,29 +197,32 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin + Send + 'static> Stdio<R, W> {
                 written.ok()?;
             }
             let closed = self.output.closed.clone();
-            let line = tokio::select! {
+            let read = tokio::select! {
                 biased;
                 () = closed.cancelled() => return None,
-                line = self.line() => line,
+                read = self.read() => read,
             };
-            let taken = match line {
-                Ok(Line::Whole(line)) => self.take(&line),
-                Ok(Line::TooLong(id)) => {
-                    let max_bytes = self.lines.max_bytes;
-                    Err(Refused::invalid(id, format_args!("expected at most {max_bytes} bytes")))
-                }
-                Ok(Line::End) => return None,
-                Err(error) => {
-                    tracing::error!(%error, "cannot read from the client");
-                    return None;
-                }
-            };
-            match taken {
+            let next = read.unwrap_or_else(|error| {
+                tracing::error!(%error, "cannot read from the client");
+                None
+            });
+            match self.take(next?) {
                 Ok(Some(message)) => return Some(message),
                 Ok(None) => {}
                 Err(refused) => self.refuse(refused),
             }
         }
+    }
+}
+
+impl Next {
+    fn of(line: &[u8]) -> Self {
+        let message = decode(line);
+        let answer = match &message {
+            Ok(Some(JsonRpcMessage::Request(request))) => answer::expected(&request.request),
+            _ => 0,
+        };
+        Self { message, bytes: line.len() + answer }
     }
 }
 

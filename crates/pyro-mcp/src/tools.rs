@@ -111,6 +111,10 @@ pub(crate) const TIMEOUT: Argument = Argument {
     kind: Kind::OptionalInteger(Some(30)),
     description: "Time limit in seconds, at most 3600; exit_code is 124 after it",
 };
+pub(crate) const TASK_TIMEOUT: Argument = Argument {
+    description: "Time limit in seconds, at most what is left of the lifetime; exit_code is 124 after it",
+    ..TIMEOUT
+};
 pub(crate) const VM_TTL: Argument = Argument {
     name: "ttl_seconds",
     kind: Kind::OptionalInteger(Some(600)),
@@ -403,10 +407,10 @@ impl Tool {
             Self::VmReapExpired => "Remove VMs whose lifetime has ended, and list them.",
             Self::TaskCreate => {
                 "Create and start a task: a virtual machine with a persistent /workspace, for work that takes several \
-                 commands. Delete it when the work is done. Arguments as for vm_run."
+                 commands. Delete it when the work is done."
             }
             Self::TaskExec => {
-                "Run one command in a task, in /workspace unless cwd is set. Arguments as for vm_run. Several commands can \
+                "Run one command in a task, in /workspace unless cwd is set. Several commands can \
                  run in a task at the same time. For a command that takes more than a minute, set detach and call task_wait. A non-zero \
                  exit_code is a normal result."
             }
@@ -498,7 +502,7 @@ impl Tool {
                 MOUNTS,
                 HOST_COMPAT,
             ],
-            Self::TaskExec => &[TASK_ID, COMMAND, ARGV, SHELL, USER, STDIN, CWD, ENV, TIMEOUT, DETACH],
+            Self::TaskExec => &[TASK_ID, COMMAND, ARGV, SHELL, USER, STDIN, CWD, ENV, TASK_TIMEOUT, DETACH],
             Self::TaskStatus | Self::TaskDelete | Self::TaskStart | Self::TaskStop => &[TASK_ID],
             Self::TaskLogs => &[TASK_ID, ANY_SEQUENCE, OUTPUT_OFFSET, LAST],
             Self::TaskWait => &[TASK_ID, SEQUENCE, WAIT],
@@ -601,36 +605,24 @@ impl Tool {
             Self::TaskShellClose => &["exit_code"],
             Self::TaskServiceStart => &["name", "state", "exit_code", "reason", "last_output"],
             Self::TaskServiceStop => &["name", "state", "removed"],
-            Self::VmStatus => {
-                &["vm_id", "environment", "state", "expires_at", "network_enabled", "execution_mode"]
-            }
-            Self::VmNetworkInfo => {
-                &["network_enabled", "outbound_connectivity_expected", "reason", "network_denials"]
-            }
+            Self::VmStatus => &["state", "expires_at"],
+            Self::VmNetworkInfo => &["network_enabled", "reason", "network_denials"],
             Self::TaskStatus => &[
-                "task_id",
-                "environment",
                 "state",
                 "expires_at",
-                "network_enabled",
                 "network_denials",
                 "services",
-                "execution_mode",
-                "command_count",
                 "last_command",
                 "stop_reason",
                 "last_error",
             ],
             Self::TaskFiles => &["path", "entries", "file", "changes", "reason", "truncated"],
-            Self::TaskChangeFiles => &["task_id", "path", "source", "destination"],
+            Self::TaskChangeFiles => &["path", "source", "destination"],
+            Self::TaskWriteFile => &["bytes"],
+            Self::TaskList => &["tasks", "damaged_task_ids"],
             Self::TaskServiceStatus => &["services"],
             Self::TaskServiceLogs => &["output", "offset", "next_offset", "end_offset"],
-            Self::VmListEnvironments
-            | Self::TaskExec
-            | Self::TaskList
-            | Self::TaskReadFile
-            | Self::TaskWriteFile
-            | Self::TaskShellRead => &[],
+            Self::VmListEnvironments | Self::TaskExec | Self::TaskReadFile | Self::TaskShellRead => &[],
         }
     }
 

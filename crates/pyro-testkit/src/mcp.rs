@@ -1,6 +1,6 @@
 //! A client of `pyro mcp serve` on standard input and output, with concurrent calls.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -12,6 +12,8 @@ use crate::json_lines::Session;
 #[derive(Debug)]
 pub struct McpClient {
     calls: Calls,
+    /// Requests whose answers were taken.
+    taken: HashSet<u64>,
     /// Messages about calls in flight.
     pub progress: Vec<String>,
     /// Keys that each tool promises.
@@ -22,7 +24,8 @@ impl McpClient {
     /// Starts a server, shakes hands with it and asks for its tools.
     pub fn new(command: Command) -> Self {
         let calls = Calls::on(Session::started(command));
-        let mut client = Self { calls, progress: Vec::new(), promised: HashMap::new() };
+        let mut client =
+            Self { calls, taken: HashSet::new(), progress: Vec::new(), promised: HashMap::new() };
         let hello = client.begin(
             "initialize",
             json!({ "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"} }),
@@ -56,10 +59,15 @@ impl McpClient {
         )
     }
 
-    /// Takes the next message as an answer or as progress.
+    /// Takes the next message as an answer or as progress, which comes before the answer.
     pub fn receive(&mut self) {
         let Some(message) = self.calls.receive() else { return };
         assert_eq!(message["method"], "notifications/progress", "{message}");
+        let call = message["params"]["progressToken"].as_u64().unwrap();
+        assert!(
+            !self.taken.contains(&call) && self.answered(call).is_none(),
+            "progress after the answer: {message}"
+        );
         self.progress.push(message["params"]["message"].as_str().unwrap_or_default().to_owned());
     }
 
@@ -72,7 +80,10 @@ impl McpClient {
     pub fn answer(&mut self, id: u64) -> Value {
         loop {
             match self.calls.answers.remove(&id) {
-                Some(answer) => return answer,
+                Some(answer) => {
+                    self.taken.insert(id);
+                    return answer;
+                }
                 None => self.receive(),
             }
         }

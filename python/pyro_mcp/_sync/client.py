@@ -23,6 +23,9 @@ else:
     # Only tools that resolve annotations need its contents.
     from .. import _lazy_types as types
 
+# Time limit of a command in seconds, as in the executable.
+_DEFAULT_TIMEOUT = 30
+
 
 class Pyro(Caller):
     """A client for disposable microVMs.
@@ -273,13 +276,15 @@ class Pyro(Caller):
     def exec_task(
         self, task_id: str, *, command: Optional[str] = None, timeout_seconds: float = 30, cwd: Optional[StrPath] = None,
         env: Env = None, user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, input: Input = None,
-        on_output: Optional[OnOutput] = None,
+        on_output: Optional[OnOutput] = None, extends_lifetime: bool = False,
     ) -> types.TaskExec:
         """Runs one command in a task, by default in its `/workspace`. A task can run several commands at once.
 
         Args:
             task_id: ID that `create_task` returned.
             command, timeout_seconds, cwd, env, user, shell, argv, input, on_output: See `exec_vm`.
+            extends_lifetime: This program extends the lifetime of the task while the command runs. Otherwise a time limit
+                beyond what is left of the lifetime is refused.
 
         Returns:
             `exit_code`, `stdout`, `stderr` (at most 16 MiB each), the command's number `sequence`, and more. A failed
@@ -288,25 +293,27 @@ class Pyro(Caller):
         params = {
             "task_id": task_id,
             **_command(command, timeout_seconds, cwd, env, on_output, user=user, shell=shell, argv=argv, input=input),
+            "extends_lifetime": extends_lifetime,
         }
         return self._call("exec_task", params, on_output=on_output, input=input)
 
     def stream_task(
         self, task_id: str, *, command: Optional[str] = None, timeout_seconds: float = 30, cwd: Optional[StrPath] = None,
         env: Env = None, user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, input: Input = None,
+        extends_lifetime: bool = False,
     ) -> CommandStream[types.TaskExec]:
         """Like `exec_task`, but streams the output, without a size limit."""
         params = {
             "task_id": task_id,
             **_command(command, timeout_seconds, cwd, env, user=user, shell=shell, argv=argv, input=input),
-            "output": "stream",
+            "output": "stream", "extends_lifetime": extends_lifetime,
         }
         return CommandStream(self._manager, "exec_task", params, input=input)
 
     def detach_task(
         self, task_id: str, *, command: Optional[str] = None, timeout_seconds: float = 30, cwd: Optional[StrPath] = None,
         env: Env = None, user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None,
-        takes_input: bool = False,
+        takes_input: bool = False, extends_lifetime: bool = False,
     ) -> types.TaskDetached:
         """Starts a command in a task without waiting for it. The command outlives this program.
 
@@ -314,8 +321,12 @@ class Pyro(Caller):
             task_id: ID of the task.
             command, timeout_seconds, cwd, env, user, shell, argv: See `exec_vm`.
             takes_input: Keep its standard input open for `input_task`. Otherwise it is empty.
+            extends_lifetime: See `exec_task`.
         """
-        params = {"task_id": task_id, **_command(command, timeout_seconds, cwd, env, user=user, shell=shell, argv=argv)}
+        params = {
+            "task_id": task_id, **_command(command, timeout_seconds, cwd, env, user=user, shell=shell, argv=argv),
+            "extends_lifetime": extends_lifetime,
+        }
         if takes_input:
             params["input"] = "stream"
         return self._call("detach_task", params)
@@ -840,8 +851,10 @@ def _command(
     command: Optional[str], timeout_seconds: float, cwd: Optional[StrPath], env: Env, on_output: Optional[OnOutput] = None,
     *, user: Optional[str], shell: Optional[str], argv: Argv, input: Input = None,
 ) -> Dict[str, Any]:
+    # The default is left out, because the executable holds only chosen time limits against what is left of a lifetime.
+    chosen = None if timeout_seconds == _DEFAULT_TIMEOUT else _whole_seconds(timeout_seconds)
     return {
-        "command": command, "timeout_seconds": _whole_seconds(timeout_seconds),
+        "command": command, "timeout_seconds": chosen,
         "cwd": None if cwd is None else os.fspath(cwd),
         "env": None if env is None else dict(env), "user": user, "shell": shell,
         "argv": None if argv is None else _strings("argv", argv), "input": None if input is None else "stream",

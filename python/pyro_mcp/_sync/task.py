@@ -34,31 +34,32 @@ class Task:
     def exec(
         self, command: Optional[str] = None, *, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
         user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, input: Input = None,
-        on_output: Optional[OnOutput] = None,
+        on_output: Optional[OnOutput] = None, extends_lifetime: bool = False,
     ) -> types.TaskExec:
         """Runs one command. See `exec_task`."""
         return self._pyro.exec_task(
             self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env, user=user, shell=shell,
-            argv=argv, input=input, on_output=on_output)
+            argv=argv, input=input, on_output=on_output, extends_lifetime=extends_lifetime)
 
     def stream(
         self, command: Optional[str] = None, *, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
         user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, input: Input = None,
+        extends_lifetime: bool = False,
     ) -> CommandStream[types.TaskExec]:
         """Runs one command and streams its output. See `stream_task`."""
         return self._pyro.stream_task(
             self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env, user=user, shell=shell,
-            argv=argv, input=input)
+            argv=argv, input=input, extends_lifetime=extends_lifetime)
 
     def detach(
         self, command: Optional[str] = None, *, timeout_seconds: float = 30, cwd: Optional[StrPath] = None, env: Env = None,
         user: Optional[str] = None, shell: Optional[str] = None, argv: Argv = None, takes_input: bool = False,
+        extends_lifetime: bool = False,
     ) -> types.TaskDetached:
         """Starts a command without waiting for it. See `detach_task`."""
         return self._pyro.detach_task(
             self.task_id, command=command, timeout_seconds=timeout_seconds, cwd=cwd, env=env, user=user, shell=shell,
-            argv=argv,
-            takes_input=takes_input)
+            argv=argv, takes_input=takes_input, extends_lifetime=extends_lifetime)
 
     def send_input(self, sequence: int, input: Input) -> types.TaskInput:
         """Sends the input of a detached command, and its end. See `input_task`."""

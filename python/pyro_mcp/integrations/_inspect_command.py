@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
+import re
 import shlex
-from typing import List, NamedTuple, Optional, Sequence, Type, Union
+from typing import List, Mapping, NamedTuple, Optional, Sequence, Type, Union
 
 from inspect_ai.util import ExecResult, SandboxUserUnsupportedError
 
@@ -19,8 +20,12 @@ FIFO_LIMIT = 10
 _LONGEST_ARGUMENT = 128 * 1024 - 1
 _LONGEST_CALL = 1 << 20
 
+# Maximum size of the variables of a call, in bytes.
+_MOST_VARIABLES = 32 * 1024
+_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+
 # Runs a command whose text comes before its input.
-_LONG_COMMAND = 'IFS= read -r size && text=$(/usr/bin/head -c "$size") && eval "$text"'
+_LONG_COMMAND = 'set -- "$(IFS= read -r size && exec /usr/bin/head -c "$size")"; eval "${1:?}"'
 
 # The programs of these scripts are not looked up in what a user could change.
 FILE_VARIABLES = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
@@ -48,20 +53,29 @@ class Prepared(NamedTuple):
 
     argv: List[str]
     input: Optional[Union[str, bytes]]
+    env: Mapping[str, str]
 
 
-def prepare(cmd: Sequence[str], input: Optional[Union[str, bytes]]) -> Prepared:
-    """Returns a command with its input. Arguments that are too long for a call are sent before the input."""
-    if sum(len(word.encode()) + 1 for word in cmd) <= _LONGEST_CALL:
-        return Prepared(list(cmd), input)
-    text = f"exec {shlex.join(cmd)}".encode()
+def prepare(cmd: Sequence[str], input: Optional[Union[str, bytes]], env: Optional[Mapping[str, str]]) -> Prepared:
+    """Returns a command with its input and its variables. What is too long for a call is sent before the input."""
+    env = env or {}
+    variables = sum(len(name.encode()) + len(value.encode()) for name, value in env.items())
+    if variables <= _MOST_VARIABLES and sum(len(word.encode()) + 1 for word in cmd) <= _LONGEST_CALL:
+        return Prepared(list(cmd), input, env)
+    # The shell that reads the text has none of the variables: it uses and changes some. Other names are left to the call,
+    # which refuses them.
+    named = [f"{name}={value}" for name, value in env.items() if _VARIABLE.fullmatch(name)]
+    others = {name: "" for name in env if not _VARIABLE.fullmatch(name)}
+    words = ["/usr/bin/env", *named] if named else []
+    text = f"exec {shlex.join([*words, *cmd])}".encode()
     data = input.encode() if isinstance(input, str) else input or b""
-    return Prepared(["/bin/sh", "-c", _LONG_COMMAND], b"%d\n" % len(text) + text + data)
+    return Prepared(["/bin/sh", "-c", _LONG_COMMAND], b"%d\n" % len(text) + text + data, others)
 
 
-def is_too_long(cmd: Sequence[str]) -> bool:
-    """Returns whether the kernel refuses an argument of a command."""
-    return any(len(word.encode()) > _LONGEST_ARGUMENT for word in cmd)
+def is_too_long(cmd: Sequence[str], env: Optional[Mapping[str, str]]) -> bool:
+    """Returns whether the kernel refuses an argument or a variable of a command."""
+    variables = (f"{name}={value}" for name, value in (env or {}).items())
+    return any(len(word.encode()) > _LONGEST_ARGUMENT for word in (*cmd, *variables))
 
 
 def not_started(error: PyroError, cmd: Sequence[str]) -> Optional[ExecResult[str]]:

@@ -39,6 +39,11 @@ _NO_LIMIT = 365 * 86400
 # Time limit for reading or writing a file, in seconds.
 _FILE_LIMIT = 600
 _ROOT = ("root", "0")
+# A part of the executable's message.
+_PORT_IN_USE = "the port is in use"
+_WITH_FIXED_PORTS = (
+    ". Samples that run at once cannot share a port of this host: give `ports` only the number of the guest's port, or run one "
+    "sample at a time (`--max-sandboxes 1`)")
 _MOUNT = re.compile("(?P<host>.+?):(?P<guest>/[^:]*)(?::(?P<access>ro|rw))?")
 
 
@@ -78,6 +83,10 @@ class PyroSandboxConfig(BaseModel):
             if not _MOUNT.fullmatch(mount):
                 raise ValueError(f"invalid mount {mount!r}: expected HOST:/GUEST, HOST:/GUEST:ro or HOST:/GUEST:rw")
         return mounts
+
+    def fixed_ports(self) -> list[str]:
+        """Returns the ports that are published on a chosen port of this host."""
+        return [port for port in map(str, self.ports) if ":" in port and port.split(":")[-2] != "0"]
 
     def guest(self) -> dict[str, Any]:
         """Returns the arguments of `create_task`."""
@@ -142,7 +151,12 @@ class PyroSandboxEnvironment(SandboxEnvironment):
         pyro = cls._shared()
         # An interruption just after the task is created would lose its ID.
         with anyio.CancelScope(shield=True):
-            created = await pyro.create_task(**settings.guest())
+            try:
+                created = await pyro.create_task(**settings.guest())
+            except PyroError as error:
+                if settings.fixed_ports() and _PORT_IN_USE in error.message:
+                    raise PrerequisiteError(_in_full(error) + _WITH_FIXED_PORTS) from error
+                raise
             task = pyro.open_task(created["task_id"])
             try:
                 environment = cls(task, settings.user, settings.ttl_seconds)
@@ -235,12 +249,12 @@ class PyroSandboxEnvironment(SandboxEnvironment):
     ) -> ExecResult[str]:
         """See `SandboxEnvironment.exec`. A command that times out has ended and is never retried, so `timeout_retry` has no
         effect. Neither has `concurrency`, because a command needs no process on the host."""
-        if command.is_too_long(cmd):
+        if command.is_too_long(cmd, env):
             return ExecResult(False, 126, "", f"{cmd[0]}: argument list too long\n")
-        prepared = command.prepare(cmd, input)
+        prepared = command.prepare(cmd, input, env)
         try:
             ended, stdout, stderr = await self._run(
-                prepared, cwd or None, env, user or self._user, _NO_LIMIT if timeout is None else max(1, timeout),
+                prepared, cwd or None, user or self._user, _NO_LIMIT if timeout is None else max(1, timeout),
                 SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE, SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE_STR)
         except PyroValueError as error:
             if error.code == "invalid_input":
@@ -261,13 +275,13 @@ class PyroSandboxEnvironment(SandboxEnvironment):
         return ExecResult(code == 0, code, out, err)
 
     async def _run(
-        self, prepared: command.Prepared, cwd: str | None, env: dict[str, str] | None, user: str, seconds: int, limit: int,
-        limit_str: str,
+        self, prepared: command.Prepared, cwd: str | None, user: str, seconds: int, limit: int, limit_str: str,
     ) -> tuple[types.TaskExec, bytes, bytes]:
         """Runs a command with a time limit and at most `limit` bytes per output stream. Returns its end and its output."""
         parts = {"stdout": bytearray(), "stderr": bytearray()}
         async with self._task.stream(
-                argv=prepared.argv, input=prepared.input, cwd=cwd, env=env, user=user, timeout_seconds=seconds) as stream:
+                argv=prepared.argv, input=prepared.input, cwd=cwd, env=prepared.env, user=user, timeout_seconds=seconds,
+                extends_lifetime=True) as stream:
             async for chunk in stream:
                 parts[chunk.stream] += chunk.data
                 if len(parts[chunk.stream]) > limit:
@@ -311,10 +325,11 @@ class PyroSandboxEnvironment(SandboxEnvironment):
         return data.decode() if text else data
 
     async def _run_script(self, script: str, file: str, input: str | bytes | None) -> bytes:
-        prepared = command.Prepared(command.file_arguments(script, posixpath.join(command.WORKSPACE, file)), input)
+        words = command.file_arguments(script, posixpath.join(command.WORKSPACE, file))
+        prepared = command.Prepared(words, input, command.FILE_VARIABLES)
         try:
             ended, stdout, stderr = await self._run(
-                prepared, "/", command.FILE_VARIABLES, self._user, _FILE_LIMIT, SandboxEnvironmentLimits.MAX_READ_FILE_SIZE,
+                prepared, "/", self._user, _FILE_LIMIT, SandboxEnvironmentLimits.MAX_READ_FILE_SIZE,
                 SandboxEnvironmentLimits.MAX_READ_FILE_SIZE_STR)
         except PyroError as error:
             raise _unavailable(error) from error

@@ -1,6 +1,9 @@
 //! `pyro mcp serve` without a VM: how the server describes itself, and how it handles invalid input.
 
 use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -60,6 +63,69 @@ fn clients_of_the_newer_kind_need_no_handshake() {
     let tools = session.ask("tools/list", meta)["result"]["tools"].as_array().unwrap().len();
     assert_eq!(tools, 34);
     session.end();
+}
+
+/// A client asks for much and does not read. Without a limit, this takes gigabytes.
+#[test]
+fn a_client_that_does_not_read_does_not_fill_the_memory_with_large_answers() {
+    let home = Home::new().set("PATH", "/usr/bin:/bin").set_path("PYRO_QEMU", "no-such-qemu");
+    let mut command = home.command(["mcp", "serve", "--allow-host-compat"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut server = command.spawn().unwrap();
+    let (mut input, mut output) =
+        (server.stdin.take().unwrap(), BufReader::new(server.stdout.take().unwrap()));
+    let mut line = String::new();
+    let mut answer = |output: &mut BufReader<_>, id: u64| loop {
+        line.clear();
+        assert!(output.read_line(&mut line).unwrap() > 0, "the server has ended");
+        let message: Value = serde_json::from_str(&line).unwrap();
+        if message["id"] == id {
+            break message["result"].clone();
+        }
+    };
+    let message = |id: u64, method: &str, params: Value| {
+        format!("{}\n", json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }))
+    };
+    let client = json!({
+        "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"},
+    });
+    input.write_all(message(1, "initialize", client).as_bytes()).unwrap();
+    answer(&mut output, 1);
+    input.write_all(b"{\"jsonrpc\":\"2.0\",\"method\":\"notifications/initialized\"}\n").unwrap();
+    let bytes = 12_000_000;
+    let arguments = json!({
+        "environment": "debian:12", "allow_host_compat": true,
+        "command": format!("head -c {bytes} /dev/zero | tr '\\0' x"),
+    });
+    input
+        .write_all(message(2, "tools/call", json!({ "name": "vm_run", "arguments": arguments })).as_bytes())
+        .unwrap();
+    let ran = answer(&mut output, 2);
+    let uri = ran["content"][1]["uri"].as_str().unwrap_or_else(|| panic!("{ran}")).to_owned();
+
+    let requests = 1024;
+    let all: String =
+        (0..requests).map(|id| message(100 + id, "resources/read", json!({ "uri": uri }))).collect();
+    let writing = std::thread::spawn(move || {
+        // The pipe has space for some of them, and the server takes the rest when it can answer.
+        let _ = input.write_all(all.as_bytes());
+        input
+    });
+    let peak = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim();
+        peak.trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    };
+    let read = (0..8).map(|id| answer(&mut output, 100 + id));
+    for result in read {
+        assert_eq!(result["contents"][0]["text"].as_str().unwrap().len(), bytes);
+    }
+    let peak = peak();
+    println!("{peak} MiB");
+    assert!(peak < 500, "{peak} MiB");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    drop((output, writing.join().unwrap()));
 }
 
 #[test]
@@ -147,6 +213,40 @@ fn it_ends_with_its_input_whatever_was_said() {
     session.end();
 }
 
+/// A command that runs is ended soon after the client's last message.
+#[test]
+fn it_ends_soon_after_its_input_during_a_call() {
+    let home = Home::new().set("PATH", "/usr/bin:/bin").set_path("PYRO_QEMU", "no-such-qemu");
+    let (mut session, _) = greeted_with(&home, ["--allow-host-compat"]);
+    let started = home.path("started");
+    let arguments = json!({
+        "environment": "debian:12", "allow_host_compat": true, "timeout_seconds": 100,
+        "command": format!("echo >'{}'; exec sleep 100", started.display()),
+    });
+    session.send(&json!({
+        "jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": { "name": "vm_run", "arguments": arguments },
+    }));
+    pyro_testkit::wait_until(Duration::from_secs(20), "start of the command", || started.exists());
+    let began = Instant::now();
+    session.ended();
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+#[test]
+fn it_ends_when_its_client_reads_no_more() {
+    let home = Home::new();
+    let mut command = home.command(["mcp", "serve"]);
+    let mut server = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut input = server.stdin.take().unwrap();
+    drop(server.stdout.take());
+    input.write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}\n").unwrap();
+    pyro_testkit::wait_until(Duration::from_secs(20), "end of the server", || {
+        server.try_wait().unwrap().is_some()
+    });
+    drop(input);
+}
+
 #[test]
 fn many_calls_at_once_are_all_answered() {
     let (mut session, _) = greeted(&Home::new());
@@ -187,6 +287,10 @@ fn it_bears_what_hostile_clients_send() {
         (
             call(3, r#""method":"tools/call","params":{"name":"vm_run","arguments":[1]}"#),
             Some((-32602, json!(3))),
+        ),
+        (
+            call(3, r#""method":"tools/call","params":{"name":"task_list","arguments":{"n":1e400}}"#),
+            Some((-32700, json!(3))),
         ),
         // One that fits, and one that does not.
         (call(4, &format!(r#""method":"nosuch","params":{{"x":"{large}"}}"#)), Some((-32601, json!(4)))),

@@ -56,7 +56,12 @@ fn the_callers_variables_win_and_a_broken_profile_silences_nothing() {
         let ended = task.exec([], "echo again");
         assert!(ended.text() == "again\n" && !ended.stderr.contains("profile"), "{ended:?}");
     }
-    task.exec([], ": > /root/.profile; rm /etc/profile.d/from.sh").success();
+    task.exec([], "rm /etc/profile.d/from.sh").success();
+    // An empty file in its place repairs the task.
+    let empty = sandbox.path("empty");
+    std::fs::write(&empty, "").unwrap();
+    let target = format!("{}:/root/.profile", task.id);
+    sandbox.pyro(["task", "cp", empty.to_str().unwrap(), &target]).success();
     assert_eq!(task.exec([], "echo ${FROM-repaired}").success(), "repaired\n");
     task.delete();
 }

@@ -70,6 +70,10 @@ fn a_task_from_its_creation_to_its_end() {
     );
     assert_eq!((&read["stdout"], &read["sequence"]), (&"note\nme\n".into(), &2.into()));
 
+    let late = json!({ "task_id": id, "command": "true", "timeout_seconds": 3600 });
+    let refusal = client.refused("task_exec", late);
+    assert_eq!(refusal["code"], "invalid_input", "{refusal}");
+    assert!(refusal.to_string().contains("which is left of the task's lifetime"), "{refusal}");
     let long =
         json!({ "task_id": id, "command": "echo begun; sleep 500", "timeout_seconds": 300, "detach": true });
     let detached = client.call("task_exec", long);
@@ -198,6 +202,17 @@ fn files_of_a_task_are_written_and_read() {
         (&script.into(), &"utf-8".into(), &Value::Null)
     );
 
+    // A file that is replaced keeps its mode and owner, also through a link.
+    let made = "printf old >s.sh; chmod 750 s.sh; chown daemon s.sh; ln -s s.sh l";
+    client.call("task_exec", with(json!({ "command": made })));
+    for (path, word) in [("s.sh", "one"), ("l", "two")] {
+        let content = format!("#!/bin/sh\necho {word}\n");
+        client.call("task_write_file", with(json!({ "path": path, "content": content })));
+        let line = "stat -c '%a %U' s.sh; ./s.sh; readlink l";
+        let ran = client.call("task_exec", with(json!({ "command": line })));
+        assert_eq!(ran["stdout"], format!("750 daemon\n{word}\ns.sh\n"), "{ran}");
+    }
+
     let binary = with(json!({ "path": "/etc/binary", "content": "AP8=", "encoding": "base64" }));
     assert_eq!(client.call("task_write_file", binary)["bytes"], 2);
     let read = client.call("task_read_file", with(json!({ "path": "/etc/binary" })));
@@ -233,8 +248,34 @@ fn files_of_a_task_are_written_and_read() {
     assert_eq!(codes.to_vec(), expected);
     // File tools leave no trace in the journal, which records only commands.
     assert_eq!(names(), before);
-    assert_eq!(client.call("task_status", with(json!({})))["command_count"], 2);
+    assert_eq!(client.call("task_status", with(json!({})))["command_count"], 5);
     client.call("task_delete", with(json!({})));
+    client.end();
+}
+
+#[test]
+fn a_file_of_the_maximum_size_is_written_and_a_larger_one_is_refused() {
+    let sandbox = Sandbox::new();
+    let mut client = sandbox.mcp([]);
+    let id = client.call("task_create", json!({ "environment": ENVIRONMENT }))["task_id"].clone();
+    // `ABC` again and again, and what is left of it.
+    let write = |bytes: usize| {
+        let content = "QUJD".repeat(bytes / 3) + ["", "QQ==", "QUI="][bytes % 3];
+        json!({ "task_id": id, "path": "file", "encoding": "base64", "content": content })
+    };
+    for mib in [12, 16] {
+        let bytes = mib << 20;
+        assert_eq!(client.call("task_write_file", write(bytes))["bytes"], bytes);
+        let line = format!("yes ABC | tr -d '\\n' | head -c {bytes} | cmp - file && stat -c %s file");
+        let same =
+            client.call("task_exec", json!({ "task_id": id, "command": line, "timeout_seconds": 200 }));
+        assert_eq!(same["stdout"], format!("{bytes}\n"), "{same}");
+    }
+    let refused = client.refused("task_write_file", write((16 << 20) + 1));
+    assert!(refused.to_string().contains("16777216"), "{refused}");
+    let ping = client.begin("ping", json!({}));
+    client.answer(ping);
+    client.call("task_delete", json!({ "task_id": id }));
     client.end();
 }
 

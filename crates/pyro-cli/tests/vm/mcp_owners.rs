@@ -34,7 +34,7 @@ fn a_running_task_is_out_of_reach_for_another_client() {
     };
     let written = with(json!({ "path": "note", "content": "a secret" }));
     assert_eq!(call(ALICE, "task_write_file", written)["structuredContent"]["bytes"], 8);
-    let detached = with(json!({ "command": "sleep 300; cat note", "detach": true, "timeout_seconds": 600 }));
+    let detached = with(json!({ "command": "sleep 300; cat note", "detach": true, "timeout_seconds": 500 }));
     assert_eq!(call(ALICE, "task_exec", detached)["structuredContent"]["sequence"], 1);
 
     for (tool, more) in [

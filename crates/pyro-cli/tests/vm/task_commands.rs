@@ -267,11 +267,17 @@ async fn as_many_commands_as_can_run_and_no_more() {
     let sandbox = Sandbox::new();
     let task = sandbox.task(["--mem-mib", "2048"]);
     let engine = sandbox.engine();
-    let sleep =
-        || pyro_engine::Command { timeout_seconds: Some(500), ..pyro_engine::Command::new("exec sleep 400") };
+    let sleep = || pyro_engine::operations::DetachTask {
+        task: task.id.as_str().into(),
+        command: pyro_engine::Command {
+            timeout_seconds: Some(500),
+            ..pyro_engine::Command::new("exec sleep 400")
+        },
+        lasting: pyro_engine::Lasting { extends_lifetime: true },
+    };
     let mut begun = 0;
     let refusal = loop {
-        match engine.detach_task(&task.id, sleep()).await {
+        match engine.detach_task(sleep()).await {
             Ok(detached) => begun = detached.sequence,
             Err(error) => break error,
         }
@@ -281,7 +287,7 @@ async fn as_many_commands_as_can_run_and_no_more() {
     assert_eq!(refusal.kind, pyro_engine::ErrorKind::NotDelivered);
     assert_eq!(task.status()["command_count"], 250, "what is refused has no number");
     assert_eq!(engine.kill_task(&task.id, 1).await.unwrap().outcome, pyro_engine::Outcome::Killed);
-    assert_eq!(engine.detach_task(&task.id, sleep()).await.unwrap().sequence, 251);
+    assert_eq!(engine.detach_task(sleep()).await.unwrap().sequence, 251);
     // They are ended in order, and recorded.
     engine.stop_task(&task.id).await.unwrap();
     let logs = engine.logs_task(&task.id, None).await.unwrap();

@@ -1,7 +1,7 @@
 //! Copies files into tasks and out of them.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
 use rustix::process::Signal;
@@ -84,6 +84,34 @@ fn a_copy_over_a_file_keeps_its_mode_and_owner() {
         copy(&sandbox, text(from), &format!("{there}{to}")).success();
     }
     assert_eq!(task.exec(["--cwd", "t"], "stat -c '%a %U' s.sh; ./s.sh").success(), "750 daemon\n4\n");
+    task.delete();
+}
+
+/// Neither its size nor its holes take time or space.
+#[test]
+fn a_sparse_file_is_copied_both_ways_with_its_holes() {
+    const SIZE: u64 = 6 << 30;
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    let (disk, back) = (sandbox.path("disk.img"), sandbox.path("back.img"));
+    let file = fs::File::create(&disk).unwrap();
+    file.set_len(SIZE).unwrap();
+    file.write_all_at(b"x", SIZE / 2).unwrap();
+    copy(&sandbox, text(&disk), &format!("{}:disk.img", task.id)).success();
+    let line = "stat -c %s disk.img; [ $(du -m disk.img | cut -f1) -lt 16 ] && echo small; \
+                dd if=disk.img bs=1 skip=3G count=1 status=none";
+    assert_eq!(task.exec([], line).success(), format!("{SIZE}\nsmall\nx"));
+    copy(&sandbox, &format!("{}:disk.img", task.id), text(&back)).success();
+    let copied = fs::metadata(&back).unwrap();
+    assert_eq!(copied.len(), SIZE);
+    assert!(copied.blocks() * 512 < 16 << 20, "{} blocks", copied.blocks());
+    let mut around = [0xff; 3];
+    fs::File::open(&back).unwrap().read_exact_at(&mut around, SIZE / 2 - 1).unwrap();
+    assert_eq!(&around, b"\0x\0");
+    // Without any data at all.
+    task.exec([], "truncate -s 3G empty.img").success();
+    copy(&sandbox, &format!("{}:empty.img", task.id), text(&back)).success();
+    assert_eq!(fs::metadata(&back).unwrap().len(), 3 << 30);
     task.delete();
 }
 

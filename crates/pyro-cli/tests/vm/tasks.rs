@@ -156,13 +156,18 @@ fn a_task_is_stopped_at_the_end_of_its_lifetime_and_another_can_begin() {
     assert!((renewed["expires_at"].as_f64().unwrap() - now() - 600.0).abs() < 5.0);
 
     task.exec([], "echo work > file").success();
-    // A program may extend the lifetime later, so only the command line refuses this time limit.
+    // Without `extends_lifetime`, this time limit is refused.
     let command = pyro_engine::Command {
         timeout_seconds: Some(500),
         ..pyro_engine::Command::new("echo begun; sleep 1000")
     };
+    let request = pyro_engine::operations::DetachTask {
+        task: task.id.as_str().into(),
+        command,
+        lasting: pyro_engine::Lasting { extends_lifetime: true },
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let sequence = runtime.block_on(sandbox.engine().detach_task(&task.id, command)).unwrap().sequence;
+    let sequence = runtime.block_on(sandbox.engine().detach_task(request)).unwrap().sequence;
     wait_until(LONG, "end of the lifetime", || sandbox.processes().len() == 2);
     let late = now() - expires_at;
     println!("stopped {late:.3} s after its time");

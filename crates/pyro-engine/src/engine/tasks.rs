@@ -248,29 +248,22 @@ impl Engine {
         self.status_task(id.as_str()).await
     }
 
-    /// Refuses a time limit that the lifetime of the task ends first. For callers that do not extend the lifetime while their
-    /// command runs: a program may do that, so commands themselves are not checked. A lifetime that begins with each use can
-    /// be prolonged up to its maximum.
-    ///
-    /// # Errors
-    /// `InvalidInput` with the seconds that are left, `NotFound`, `StateUnusable`.
-    pub async fn check_time_limit(&self, task_id: &str, timeout_seconds: Option<i64>) -> Result<(), Error> {
-        let Some(wanted) = timeout_seconds else { return Ok(()) };
-        let id = self.task_id(task_id).await?;
-        outlast(&self.get(Kind::Task, &id).await?, wanted)
-    }
-
     /// Returns the record of a running task for a use of it that takes at most `longest`, if that is known.
     ///
     /// # Errors
     /// `NotFound`, `Expired`, `StateUnusable`; `WrongState` if the task is not running.
     async fn record_for_use(&self, id: &VmId, longest: Option<Duration>) -> Result<VmRecord, Error> {
         let record = self.record_for(Kind::Task, id, VmEvent::Exec).await?;
+        self.renewed(&record, longest).await;
+        Ok(record)
+    }
+
+    /// Renews a task whose record was read a moment ago, if a use of it does that.
+    async fn renewed(&self, record: &VmRecord, longest: Option<Duration>) {
         // Most tasks are not renewed, and their commands need not read the record once more.
         if record.ttl_from == TtlFrom::Use {
-            self.renew_used(id, longest).await;
+            self.renew_used(&record.vm_id, longest).await;
         }
-        Ok(record)
     }
 
     /// Begins a new lifetime of a running task that is being used, if its creator asked for that. It lasts at least for
@@ -355,10 +348,16 @@ impl Engine {
     }
 }
 
-fn outlast(seen: &VmRecord, wanted: i64) -> Result<(), Error> {
+/// Refuses a time limit that the lifetime of the task ends first. A lifetime that begins with each use is raised for time limits
+/// up to `max_raised_ttl_seconds`.
+///
+/// # Errors
+/// `InvalidInput` with the maximum.
+fn outlast(seen: &VmRecord, wanted: i64, max_raised_ttl_seconds: u32) -> Result<(), Error> {
+    let left = (seen.expires_at - now()).max(0.0) as i64;
     let left = match seen.ttl_from {
-        TtlFrom::Use => limits::MAX_TTL_SECONDS.into(),
-        TtlFrom::Create => (seen.expires_at - now()).max(0.0) as i64,
+        TtlFrom::Use => left.max(max_raised_ttl_seconds.into()),
+        TtlFrom::Create => left,
     };
     if wanted > left { Err(Error::timeout_beyond_lifetime(left)) } else { Ok(()) }
 }

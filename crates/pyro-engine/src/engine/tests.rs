@@ -231,7 +231,12 @@ async fn the_result_of_a_task_s_command_is_not_lost_when_its_end_cannot_be_recor
     let (events, never) = (crate::Events::to(events), CancellationToken::new());
     let id = created(&engine, 1, Kind::Task);
     start(&engine, &id, ExecutionMode::HostCompat);
-    let request = crate::operations::ExecTask { task: id.as_str().into(), command, output: capture() };
+    let request = crate::operations::ExecTask {
+        task: id.as_str().into(),
+        command,
+        lasting: Default::default(),
+        output: capture(),
+    };
     let ran = engine.exec_task(request, &CallContext::new(events.clone(), never.clone())).await.unwrap();
     assert_eq!((ran.stdout.as_bytes(), ran.exit_code, ran.sequence), (&b"done\n"[..], 0, 1));
     assert_warned(&mut seen, "the end of command 1 of task 000000000001 is not recorded: ");

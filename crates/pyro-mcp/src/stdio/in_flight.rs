@@ -16,7 +16,7 @@ const MAX_ID_BYTES: usize = 1024;
 /// Which requests wait for an answer.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
-    /// The length of each, in bytes.
+    /// The size of each, in bytes.
     requests: HashMap<RequestId, usize>,
     bytes: usize,
     /// They may still be answered, so a request with the same id could get that answer. Oldest first.
@@ -24,7 +24,7 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
-    /// Adds a request of this length.
+    /// Adds a request of this size.
     pub(super) fn begin(&mut self, id: &RequestId, bytes: usize) -> Result<(), Refused> {
         if matches!(id, RequestId::String(id) if id.len() > MAX_ID_BYTES) {
             return Err(Refused::invalid(
@@ -63,7 +63,7 @@ impl InFlight {
         }
     }
 
-    /// Returns the length of all requests in flight, in bytes.
+    /// Returns the size of all requests in flight, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }

@@ -131,6 +131,68 @@ async fn requests_in_flight_have_a_size() {
     assert_eq!(id_of(transport.receive().await), RequestId::Number(2));
 }
 
+fn large_request(id: usize) -> String {
+    let params = json!({ "uri": "pyro://tasks/x/commands/1/stdout" });
+    format!("{}\n", json!({ "jsonrpc": "2.0", "id": id, "method": "resources/read", "params": params }))
+}
+
+async fn is_pending<T>(future: std::pin::Pin<&mut impl Future<Output = T>>) -> bool {
+    let mut future = future;
+    std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_pending())).await
+}
+
+/// Requests with small answers are taken all the same: long commands are among them.
+#[tokio::test]
+async fn requests_with_large_answers_wait_for_each_other() {
+    let (mut transport, mut client, mut output) = pair(1 << 16);
+    client.write_all(request("small").as_bytes()).await.unwrap();
+    let requests: String = (0..8).map(large_request).collect();
+    client.write_all(requests.as_bytes()).await.unwrap();
+    assert_eq!(id_of(transport.receive().await), RequestId::String("small".into()));
+    let mut taken = 0;
+    loop {
+        let mut receiving = std::pin::pin!(transport.receive());
+        let received = std::future::poll_fn(|cx| Poll::Ready(receiving.as_mut().poll(cx))).await;
+        let Poll::Ready(message) = received else { break };
+        assert_eq!(id_of(message), RequestId::Number(taken));
+        taken += 1;
+    }
+    assert_eq!(taken, 2, "answers of 32 MiB each");
+    assert!(transport.in_flight.bytes() <= IN_FLIGHT_BYTES + (32 << 20) + SMALL_BYTES);
+
+    // An answer that the client does not read holds back the next request, and one that it has read does not.
+    let large = TxJsonRpcMessage::<RoleServer>::error(
+        ErrorData::internal_error("x".repeat(UNREAD_BYTES), None),
+        Some(RequestId::Number(0)),
+    );
+    let sending = tokio::spawn(transport.send(large));
+    let mut receiving = std::pin::pin!(transport.receive());
+    assert!(is_pending(receiving.as_mut()).await, "a request was taken");
+    let (message, _) = tokio::join!(receiving, answer(&mut output));
+    assert_eq!(id_of(message), RequestId::Number(2));
+    sending.await.unwrap().unwrap();
+}
+
+#[test]
+fn large_answers_are_those_of_requests_that_read_much() {
+    let expected = |method: &str, params: Value| {
+        let line = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
+        Next::of(line.as_bytes()).bytes - line.len()
+    };
+    let tool = |name: &str, arguments: Value| {
+        expected("tools/call", json!({ "name": name, "arguments": arguments }))
+    };
+    let part = |max_bytes: Value| tool("task_read_file", json!({ "path": "x", "max_bytes": max_bytes }));
+    assert_eq!((part(json!(1_000_000)), part(json!("500000"))), (4_000_000, 2_000_000));
+    assert_eq!((part(json!(u64::MAX)), part(json!(null)), part(json!(-1))), (4_000_000, 0, 0));
+    assert!(expected("resources/read", json!({ "uri": "x" })) >= 32 << 20);
+    assert!(tool("task_logs", json!({})) >= 1 << 20);
+    assert_eq!(
+        (tool("task_exec", json!({})), tool("task_wait", json!({})), expected("ping", json!({}))),
+        (0, 0, 0)
+    );
+}
+
 #[tokio::test]
 async fn requests_in_flight_have_a_maximum() {
     let (mut transport, mut client, mut output) = pair(1 << 16);

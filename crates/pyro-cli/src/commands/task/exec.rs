@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 
 use clap::Args;
-use pyro_engine::operations::ExecTask;
-use pyro_engine::{Engine, OutputMode, TaskExec};
+use pyro_engine::operations::{DetachTask, ExecTask};
+use pyro_engine::{Engine, Lasting, OutputMode, TaskExec};
 
 use crate::commands::command::CommandArgs;
 use crate::error::CliError;
@@ -55,10 +55,11 @@ pub(crate) struct TaskExecArgs {
 pub(super) fn run(args: TaskExecArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
     let command = args.command.command(&args.words)?;
     let id = &args.task_id;
-    session::block_on(engine.check_time_limit(id, command.timeout_seconds))?;
     args.command.note_ignored_input(args.json, printer);
+    let (task, lasting) = (id.as_str().into(), Lasting::default());
     if args.detach {
-        let detached = session::block_on(engine.detach_task(id, command))?;
+        let request = DetachTask { task, command, lasting };
+        let detached = session::block_on(engine.detach_task(request))?;
         if args.command.interactive && !args.json && stdin::is_pipe_or_file() {
             let sequence = detached.sequence;
             printer.note(&format!(
@@ -70,7 +71,7 @@ pub(super) fn run(args: TaskExecArgs, engine: &Engine, printer: &Printer) -> Res
     }
     // Text output is streamed; a JSON document holds it after the end.
     let output = if args.json { OutputMode::Capture } else { OutputMode::Stream };
-    let request = ExecTask { task: id.as_str().into(), command, output: output.into() };
+    let request = ExecTask { task, command, lasting, output: output.into() };
     let interaction = args.command.interaction(args.json);
     let (result, shown) = session::interact(printer, interaction, Some(id), async |call| {
         engine.exec_task(request, &call).await

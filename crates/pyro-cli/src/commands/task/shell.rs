@@ -6,7 +6,7 @@ use std::ffi::OsString;
 
 use clap::Args;
 use pyro_engine::operations::ExecTask;
-use pyro_engine::{CallContext, Engine, OutputMode};
+use pyro_engine::{CallContext, Engine, Lasting, OutputMode};
 
 pub(crate) use self::detached::ShellCommand;
 use super::subject::TaskSequenceArgs;
@@ -72,7 +72,12 @@ pub(super) fn shell(args: TaskShellArgs, engine: &Engine, printer: &Printer) -> 
     // The grammar requires it here.
     let id = &args.task_id.unwrap_or_default();
     let command = options.command(&args.words)?;
-    let request = ExecTask { task: id.as_str().into(), command, output: OutputMode::Stream.into() };
+    let request = ExecTask {
+        task: id.as_str().into(),
+        command,
+        lasting: Lasting::default(),
+        output: OutputMode::Stream.into(),
+    };
     let interaction = options.interaction(false);
     let (result, _) = session::interact(printer, interaction, Some(id), async |call| {
         engine.exec_task(request, &call).await

@@ -8,7 +8,7 @@ use pyro_supervisor::{CommandEnd, CommandOutcome, ConnectError, OutputChunk, Out
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{supervisor_lost, unanswered};
+use super::{outlast, supervisor_lost, unanswered};
 use crate::Kind;
 use crate::capture::{Captured, OutputSink};
 use crate::engine::exec::{
@@ -17,10 +17,11 @@ use crate::engine::exec::{
 use crate::engine::{Engine, now};
 use crate::exit_code::{duration_ms, exit_code, status};
 use crate::limits::{CheckedCommand, CheckedInput};
-use crate::operations::ExecTask;
+use crate::operations::{DetachTask, ExecTask};
 use crate::registry::VmRecord;
+use crate::state::VmEvent;
 use crate::{
-    CallContext, Command, Error, ErrorKind, Event, Events, ExecutionMode, Hint, Outcome, OutputMode,
+    CallContext, Error, ErrorKind, Event, Events, ExecutionMode, Hint, Lasting, Outcome, OutputMode,
     TaskDetached, TaskExec, TaskLogEntry, TtlFrom, VmId, convert, limits,
 };
 
@@ -42,10 +43,12 @@ impl Engine {
     /// # Errors
     /// `InvalidInput`, `NotFound`, `Expired`, `WrongState`, `NotDelivered`, `OutcomeUnknown`, `Cancelled`.
     pub async fn exec_task(&self, request: ExecTask, call: &CallContext) -> Result<TaskExec, Error> {
-        let command = limits::check_command(request.command, request.output.output)?;
+        let ExecTask { task, command, lasting, output } = request;
+        let wanted = command.timeout_seconds;
+        let command = limits::check_command(command, output.output)?;
         let began = now();
-        let id = self.task_id(&request.task.task_id).await?;
-        let record = self.record_for_use(&id, command.timeout).await?;
+        let id = self.task_id(&task.task_id).await?;
+        let record = self.record_for_command(&id, &command, wanted, lasting).await?;
         let FinishedCommand { sequence, captured: Captured { end, stdout, stderr } } =
             match record.execution_mode {
                 ExecutionMode::HostCompat => {
@@ -83,10 +86,12 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::exec_task`]; `InvalidInput` also if the task's commands run on the host.
-    pub async fn detach_task(&self, task_id: &str, command: Command) -> Result<TaskDetached, Error> {
+    pub async fn detach_task(&self, request: DetachTask) -> Result<TaskDetached, Error> {
+        let DetachTask { task, command, lasting } = request;
+        let wanted = command.timeout_seconds;
         let command = limits::check_command(command, DETACHED_OUTPUT)?;
-        let id = self.task_id(task_id).await?;
-        let record = self.record_for_use(&id, command.timeout).await?;
+        let id = self.task_id(&task.task_id).await?;
+        let record = self.record_for_command(&id, &command, wanted, lasting).await?;
         refuse_on_host(&record, "detached")?;
         if matches!(command.input, CheckedInput::Text(_)) {
             let message = "stdin cannot be given to a command without waiting for it";
@@ -100,6 +105,26 @@ impl Engine {
         };
         let cwd = guest_cwd(&command);
         Ok(TaskDetached { task_id: id, sequence, command: command.text, cwd, outcome: Outcome::Running })
+    }
+
+    /// Returns the record of a running task for a command in it.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the lifetime of the task ends before the time limit that the caller `wanted`. The default time limit is
+    /// not held against the lifetime: a caller that asked for none is not told a number.
+    async fn record_for_command(
+        &self,
+        id: &VmId,
+        command: &CheckedCommand,
+        wanted: Option<i64>,
+        lasting: Lasting,
+    ) -> Result<VmRecord, Error> {
+        let record = self.record_for(Kind::Task, id, VmEvent::Exec).await?;
+        if let Some(wanted) = wanted.filter(|_| !lasting.extends_lifetime) {
+            outlast(&record, wanted, self.shared.config.max_raised_ttl_seconds)?;
+        }
+        self.renewed(&record, command.timeout).await;
+        Ok(record)
     }
 
     async fn run_in_guest(

@@ -329,6 +329,7 @@ async fn a_process_that_stops_while_its_command_begins_is_not_awaited_without_li
     let request = || crate::operations::ExecTask {
         task: task_id.into(),
         command: crate::Command::new("true"),
+        lasting: crate::Lasting::default(),
         output: crate::CommandOutput::default(),
     };
     let events = Events::none();
@@ -696,13 +697,48 @@ async fn a_time_limit_beyond_the_lifetime_of_a_task_is_refused_with_what_is_left
     let (id, _) = started_task(&engine).await;
     let mut record = engine.get(Kind::Task, &id).await.unwrap();
     record.expires_at = now() + 100.5;
-    outlast(&record, 100).unwrap();
-    let error = outlast(&record, 101).unwrap_err();
+    outlast(&record, 100, 3600).unwrap();
+    let error = outlast(&record, 101, 3600).unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidInput);
     let text = "timeout_seconds must be at most 100, which is left of the task's lifetime";
     assert_eq!(error.message, text);
-    // A lifetime that begins with each use has just begun.
+    // A lifetime that begins with each use is raised.
     record.ttl_from = TtlFrom::Use;
-    outlast(&record, 600).unwrap();
-    assert!(outlast(&record, 3601).unwrap_err().message.contains("at most 3600"));
+    outlast(&record, 600, 600).unwrap();
+    assert!(outlast(&record, 3601, 3600).unwrap_err().message.contains("at most 3600"));
+    assert!(outlast(&record, 301, 300).unwrap_err().message.contains("at most 300,"));
+    outlast(&record, 100, 60).unwrap();
+}
+
+/// Every caller is refused, not only the command line.
+#[tokio::test]
+async fn a_command_whose_time_limit_is_beyond_the_lifetime_is_not_started() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, _) = started_task(&engine).await;
+    let command = |timeout_seconds| crate::Command { timeout_seconds, ..crate::Command::new("true") };
+    let exec = async |timeout_seconds, extends_lifetime| {
+        let lasting = crate::Lasting { extends_lifetime };
+        let command = command(timeout_seconds);
+        let output = crate::CommandOutput::default();
+        let request = crate::operations::ExecTask { task: id.as_str().into(), command, lasting, output };
+        engine.exec_task(request, &CallContext::default()).await.unwrap_err()
+    };
+    let detach = async |timeout_seconds, extends_lifetime| {
+        let lasting = crate::Lasting { extends_lifetime };
+        let command = command(timeout_seconds);
+        let request = crate::operations::DetachTask { task: id.as_str().into(), command, lasting };
+        engine.detach_task(request).await.unwrap_err()
+    };
+    for error in [exec(Some(601), false).await, detach(Some(601), false).await] {
+        assert_eq!(error.kind, ErrorKind::InvalidInput, "{error}");
+        assert!(error.message.ends_with("which is left of the task's lifetime"), "{error}");
+    }
+    // These get as far as the supervisor, which does not exist here.
+    for error in [exec(Some(60), false).await, exec(Some(601), true).await, detach(Some(601), true).await] {
+        assert_ne!(error.kind, ErrorKind::InvalidInput, "{error}");
+    }
+    engine.renew(&id, 600, now() + 10.0).await.unwrap();
+    assert_ne!(exec(None, false).await.kind, ErrorKind::InvalidInput);
+    assert_eq!(exec(Some(30), false).await.kind, ErrorKind::InvalidInput);
 }
