@@ -148,7 +148,8 @@ impl Printer {
         OutputError { on_terminal: self.is_terminal(stream), ..OutputError::new(stream, source) }
     }
 
-    fn is_terminal(&self, stream: OutputStream) -> bool {
+    /// Returns whether a stream is a terminal.
+    pub(crate) fn is_terminal(&self, stream: OutputStream) -> bool {
         match stream {
             OutputStream::Stdout => self.stdout_is_terminal,
             OutputStream::Stderr => self.stderr_is_terminal,

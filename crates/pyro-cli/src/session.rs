@@ -8,6 +8,8 @@
 //!
 //! The engine cleans up after every call, and the session waits for it. Only a third signal ends the wait.
 
+mod kept;
+
 use std::future::Future;
 use std::io;
 use std::pin::pin;
@@ -19,11 +21,12 @@ use pyro_engine::{CallContext, Error, ErrorKind, Event, Events, FileChange, Outp
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use self::kept::KeptText;
 use crate::error::CliError;
 use crate::json;
 use crate::printer::{OutputError, Printer};
 use crate::progress::PullProgress;
-use crate::signals::{self, Signal};
+use crate::signals::{self, ListenError, Signal};
 use crate::stdin::{self, Passed, Source, Unread};
 use crate::terminal::{self, RawMode};
 
@@ -79,7 +82,7 @@ pub(crate) struct Interaction {
     pub(crate) on_terminal: bool,
     /// The terminal gets the modes back that the command has changed. It may be cut off, or leave them changed.
     pub(crate) puts_back: bool,
-    /// The line that the command has begun is ended after it, because it goes on elsewhere.
+    /// What is shown after the call begins on a new line, although the command may go on within a line, elsewhere.
     pub(crate) ends_line: bool,
 }
 
@@ -95,6 +98,9 @@ where
 {
     block_on(async {
         let requests = signals::listen()?;
+        if interaction.on_terminal {
+            terminal::follow_job_control().map_err(ListenError)?;
+        }
         let failed = |error| CliError::System("standard input cannot be passed on".to_owned(), error);
         let Source { input, failure } = stdin::pass_on(interaction.passed).map_err(failed)?;
         let accepted = CancellationToken::new();
@@ -104,6 +110,7 @@ where
             on_terminal: interaction.on_terminal,
             raw: interaction.is_raw.then(|| RawTerminal::at(accepted.clone())),
             changed: interaction.puts_back.then(|| ChangedTerminal::of(printer, interaction.ends_line)),
+            kept: None,
             task,
             requests,
             hangup: CancellationToken::new(),
@@ -136,11 +143,8 @@ impl RawTerminal {
         }
         self.accepted.cancelled().await;
         self.is_entered = true;
-        let entered = RawMode::enter().and_then(|mode| {
-            self.mode = mode;
-            terminal::follow_job_control()
-        });
-        entered.map_err(|error| OutputError::new(OutputStream::Stdout, error))
+        self.mode = RawMode::enter().map_err(|error| OutputError::new(OutputStream::Stdout, error))?;
+        Ok(())
     }
 }
 
@@ -186,7 +190,8 @@ async fn enter(raw: &mut Option<RawTerminal>) -> Result<(), OutputError> {
     }
 }
 
-/// Runs `call` to its end and shows its events; with `quiet`, only its warnings.
+/// Runs `call` to its end and shows its events; with `quiet`, only its warnings. Output, which was kept by the call or has other
+/// readers, does not control a terminal.
 pub(crate) fn watch<T, F>(
     printer: &Printer,
     quiet: bool,
@@ -204,6 +209,7 @@ where
             on_terminal: false,
             raw: None,
             changed: None,
+            kept: Some(KeptText::default()),
             task: None,
             requests,
             hangup: CancellationToken::new(),
@@ -221,6 +227,7 @@ struct Watch<'a> {
     on_terminal: bool,
     raw: Option<RawTerminal>,
     changed: Option<ChangedTerminal<'a>>,
+    kept: Option<KeptText>,
     /// The task in which the command goes on when the terminal is closed.
     task: Option<&'a str>,
     /// Requests to stop.
@@ -248,6 +255,7 @@ impl Watch<'_> {
         let show = Show {
             raw: self.raw.take(),
             changed: self.changed.take(),
+            kept: self.kept.take(),
             hangup: self.hangup.clone(),
             ..Show::new(self.printer, self.quiet, self.on_terminal)
         };
@@ -365,6 +373,8 @@ struct Show<'a> {
     on_terminal: bool,
     raw: Option<RawTerminal>,
     changed: Option<ChangedTerminal<'a>>,
+    /// Output is escaped for a terminal.
+    kept: Option<KeptText>,
     /// Reports that the terminal is gone.
     hangup: CancellationToken,
     progress: PullProgress<'a>,
@@ -381,6 +391,7 @@ impl<'a> Show<'a> {
             on_terminal,
             raw: None,
             changed: None,
+            kept: None,
             hangup: CancellationToken::new(),
             progress,
             shown: Shown::default(),
@@ -405,7 +416,10 @@ impl<'a> Show<'a> {
                 },
                 event = events.recv() => match event {
                     Some(event) => self.event(event, cancel).await,
-                    None => return ShowEnd { shown: self.shown, loss: self.loss },
+                    None => {
+                        self.rest(cancel).await;
+                        return ShowEnd { shown: self.shown, loss: self.loss };
+                    }
                 },
                 () = over.cancelled(), if !events.is_closed() => events.close(),
             }
@@ -437,7 +451,18 @@ impl<'a> Show<'a> {
         }
     }
 
+    /// Shows what is left of characters that were cut off.
+    async fn rest(&mut self, cancel: &CancellationToken) {
+        for (stream, text) in self.kept.take().into_iter().flat_map(KeptText::rest) {
+            self.output(stream, text, cancel).await;
+        }
+    }
+
     async fn output(&mut self, stream: OutputStream, bytes: Bytes, cancel: &CancellationToken) {
+        let bytes = match &mut self.kept {
+            Some(kept) if self.printer.is_terminal(stream) => kept.next(stream, &bytes),
+            _ => bytes,
+        };
         // After a loss, drop the rest: the engine must not wait for space in the queue.
         if self.loss.is_some() {
             return;

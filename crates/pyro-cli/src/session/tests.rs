@@ -111,6 +111,7 @@ impl<'a> Watch<'a> {
             on_terminal: false,
             raw: None,
             changed: None,
+            kept: None,
             task: None,
             requests: mpsc::channel(1).1,
             hangup: CancellationToken::new(),
