@@ -25,8 +25,11 @@ const KERNEL: [u32; 17] = [
     0x4341_5d53, // smack
 ];
 
-/// Whether a file or directory is in such a file system.
-pub(crate) fn owns(handle: impl AsFd) -> Result<bool> {
+/// Whether a file or directory is in a file system whose files the kernel makes when they are read, such as `/proc`.
+///
+/// # Errors
+/// The file system cannot be examined.
+pub fn owns(handle: impl AsFd) -> Result<bool> {
     let number = rustix::fs::fstatfs(handle)?.f_type;
     // As wide as the kernel's type for it, which has a sign on some systems.
     Ok(KERNEL.contains(&(number as u32)))

@@ -25,6 +25,7 @@ mod unpack;
 
 pub use contents::{read_contents, write_contents, write_contents_to};
 pub use error::ArchiveError;
+pub use kernel::owns as is_of_kernel;
 pub use pack::pack;
 pub use report::Report;
 pub use transfer::{

@@ -177,7 +177,7 @@ impl<M: Machine> Shared<M> {
                 files::list(request, &self.workspace(), accept::<_, List>(stream)).await;
             }
             Request::Move(request) => {
-                answer(accept::<_, Move>(stream), files::rename(request, self.workspace())).await;
+                answer(accept::<_, Move>(stream), files::moves::rename(request, self.workspace())).await;
             }
             Request::Remove(request) => {
                 answer(accept::<_, Remove>(stream), files::remove::remove(request, self.workspace())).await;

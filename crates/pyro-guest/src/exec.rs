@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::stream::CallStream;
 use process::{CommandProcess, NotStarted, Output, abandon, terminate};
-use running::Steering;
+use running::{CommandInput, Steering};
 
 pub(crate) use environment::{WRITE_ENVIRONMENT, write_environment};
 pub(crate) use input::serve as serve_input;
@@ -159,7 +159,7 @@ async fn run(
     let leader_ended = CancellationToken::new();
     registration.started(Steering {
         processes: processes.clone(),
-        input: tokio::sync::Mutex::new(input),
+        input: CommandInput::new(input),
         ended: leader_ended.clone(),
     });
     if request.report_start {

@@ -1,6 +1,7 @@
 //! Looks at files of the machine, and changes the tree. Everything here runs on threads that may block: a file system that does
 //! not respond must not hold the agent up.
 
+pub(crate) mod moves;
 pub(crate) mod remove;
 pub(crate) mod watch;
 
@@ -13,11 +14,9 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use futures::SinkExt;
 use pyro_wire::{
-    ChangeReply, Failure, FileInfo, FileKind, Frame, List, ListReply, MAX_LISTED, MakeDirectory, Move,
+    ChangeReply, Failure, FileInfo, FileKind, Frame, List, ListReply, MAX_LISTED, MakeDirectory,
     OutputStream, Stat, StatReply, append_line,
 };
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -66,35 +65,6 @@ where
         Err(_) => return,
     };
     finish(stream, reply).await;
-}
-
-/// Gives a file or a directory another path.
-pub(crate) async fn rename(request: Move, workspace: PathBuf) -> ChangeReply {
-    changed(move || {
-        let flags = if request.replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-        let (from, to) = (workspace.join(&request.from), workspace.join(&request.to));
-        renameat_with(CWD, &from, CWD, &to, flags).map_err(|error| match error {
-            Errno::EXIST => {
-                let failure = because("moving", &request.to, error.into());
-                let into = match to.is_dir() {
-                    true => "; it is a directory: to move something into it, give the whole new path",
-                    false => "",
-                };
-                Failure { cause: failure.cause.clone() + into, ..failure }
-            }
-            // Overlayfs reports this for directories of the image, too.
-            Errno::XDEV => Failure {
-                cause: format!(
-                    "{} cannot be moved to {}: they are on different file systems, or it is a directory of the image; copy it and \
-                     remove the original",
-                    request.from, request.to
-                ),
-                ..because("moving", &request.from, error.into())
-            },
-            _ => because("moving", &request.from, error.into()),
-        })
-    })
-    .await
 }
 
 /// Makes a directory.

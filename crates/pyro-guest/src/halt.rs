@@ -25,6 +25,8 @@ pub(crate) fn end_all_processes(proc: &Proc) {
 /// machine.
 pub(crate) fn halt(proc: &Proc) -> Result<(), Failure> {
     end_all_processes(proc);
+    // Whatever becomes of the swap files, this is on the disk.
+    rustix::fs::sync();
     swap::end_all(proc);
     rustix::fs::sync();
     root::seal()

@@ -59,8 +59,11 @@ fn open(proc: impl AsFd) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
     ) else {
         return Ok(None);
     };
-    rustix::io::write(&reports, TRIGGER)?;
-    Ok(Some((reports, orders)))
+    match rustix::io::write(&reports, TRIGGER) {
+        // Reports are switched off.
+        Err(Errno::OPNOTSUPP) => Ok(None),
+        asked => asked.map(|_| Some((reports, orders))).map_err(io::Error::from),
+    }
 }
 
 fn open_if_present(proc: BorrowedFd<'_>, path: &str, flags: OFlags) -> io::Result<Option<OwnedFd>> {

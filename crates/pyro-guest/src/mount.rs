@@ -1,21 +1,22 @@
 //! Directories of the host: the kernel's FUSE messages pass between `/dev/fuse` and the host.
 
 mod device;
+mod place;
 mod relay;
 mod table;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::{SinkExt, Stream, StreamExt};
 use pyro_wire::{Failure, FailureKind, Frame, FrameError, Mount, MountInput, MountReply};
-use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::device::Device;
+use self::place::Attached;
 use self::relay::End;
 use self::table::Mounted;
 pub(crate) use self::table::Mounts;
@@ -47,19 +48,33 @@ where
             return finish(stream, MountReply::Failed(failure)).await;
         }
     };
-    match blocking(move || mount_on(&request)).await {
-        Ok(device) => pass_on(device, &mounted, path, stream).await,
+    match mount_at_its_place(request, &mounted, path).await {
+        Ok((device, attached)) => pass_on(device, &mounted, attached, stream).await,
         Err(failure) => finish(stream, MountReply::Failed(failure)).await,
     }
 }
 
-async fn pass_on<S>(device: Device, mounted: &Mounted, path: PathBuf, mut stream: CallStream<S, Mount>)
+async fn mount_at_its_place(
+    request: Mount,
+    mounted: &Mounted,
+    path: PathBuf,
+) -> Result<(Device, Attached), Failure> {
+    let step = format!("mounting on {}", request.path);
+    let place = blocking(move || place::find(&path)).await?;
+    mounted.occupy(&place).await.map_err(|other| {
+        let cause = "mounts cannot be nested: a directory of the host is mounted on";
+        refused(step, format!("{cause} {}", other.display()))
+    })?;
+    blocking(move || mount_on(&request, place)).await
+}
+
+async fn pass_on<S>(device: Device, mounted: &Mounted, attached: Attached, mut stream: CallStream<S, Mount>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     if stream.send(Frame::Control(MountReply::Mounted)).await.is_err() {
         drop(device);
-        return detach(path).await;
+        return detach(attached).await;
     }
     let mut not_written = None;
     let end = {
@@ -67,7 +82,7 @@ where
         // Messages pass while everything is written out.
         let end = tokio::select! {
             end = relay::run(&device, to_host, &mut from_host, || mounted.want_end()) => end,
-            written = write_out_at_end(mounted, &path) => {
+            written = write_out_at_end(mounted, &attached) => {
                 not_written = written.err();
                 End::Asked
             }
@@ -77,7 +92,7 @@ where
         match end {
             End::Asked | End::Unmounted => end,
             End::Lost | End::Failed(_) => {
-                eprintln!("pyro-guest: {} is lost: {end}", path.display());
+                eprintln!("pyro-guest: {attached} is lost: {end}");
                 until_unmounted(mounted, from_host).await
             }
             End::Closed => {
@@ -86,34 +101,30 @@ where
             }
         }
     };
-    detach(path).await;
+    detach(attached).await;
     if !matches!(end, End::Closed) {
         finish(stream, MountReply::Unmounted { not_written }).await;
     }
 }
 
 /// Unmounts a directory whose device is closed.
-async fn detach(path: PathBuf) {
-    let unmounted = blocking(move || {
-        let step = format!("unmounting {}", path.display());
-        unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).during(step)
-    });
+async fn detach(attached: Attached) {
+    let unmounted = blocking(move || attached.detach().during(format!("unmounting {attached}")));
     if let Err(failure) = unmounted.await {
-        // The guest's own processes may have unmounted it.
         eprintln!("pyro-guest: {failure}");
     }
 }
 
 /// Waits until the directory is to be unmounted, and writes everything out as far as the host takes it in time.
-async fn write_out_at_end(mounted: &Mounted, path: &Path) -> Result<(), Failure> {
+async fn write_out_at_end(mounted: &Mounted, attached: &Attached) -> Result<(), Failure> {
     mounted.end_wanted().await;
-    let writing = path.to_owned();
+    let (step, writing) = (format!("writing {attached} out"), attached.clone());
     let too_slow = || {
         let cause = format!("the host did not take it within {} seconds", FLUSH_LIMIT.as_secs());
-        Err(refused(format!("writing {} out", path.display()), cause))
+        Err(refused(&*step, cause))
     };
     tokio::select! {
-        written = blocking(move || write_out(&writing)) => written,
+        written = blocking(move || writing.write_out().during(format!("writing {writing} out"))) => written,
         () = tokio::time::sleep(FLUSH_LIMIT) => too_slow(),
         () = mounted.cut_off() => too_slow(),
     }
@@ -142,8 +153,7 @@ async fn until_unmounted(
     }
 }
 
-fn mount_on(request: &Mount) -> Result<Device, Failure> {
-    let path = Path::new(&request.path);
+fn mount_on(request: &Mount, place: PathBuf) -> Result<(Device, Attached), Failure> {
     let device = File::options().read(true).write(true).open(DEVICE).map_err(|error| {
         let failure = failed(format!("opening {DEVICE}"), error);
         match failure.kind {
@@ -153,13 +163,15 @@ fn mount_on(request: &Mount) -> Result<Device, Failure> {
             _ => failure,
         }
     })?;
-    fs::create_dir_all(path).during(format!("creating {}", request.path))?;
     let access = if request.writable { MountFlags::empty() } else { MountFlags::RDONLY };
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME | access;
     let options = options(device.as_raw_fd());
-    mount("pyro", path, KIND, flags, options.as_c_str()).during(format!("mounting on {}", request.path))?;
-    Device::new(device).during("preparing the channel of a directory").inspect_err(|_| {
-        let _ = unmount(path, UnmountFlags::DETACH);
+    mount("pyro", &place, KIND, flags, options.as_c_str()).during(format!("mounting on {}", request.path))?;
+    let prepared = Device::new(device).during("preparing the channel of a directory").and_then(|device| {
+        Ok((device, Attached::at(place.clone()).during("looking for a mounted directory")?))
+    });
+    prepared.inspect_err(|_| {
+        let _ = unmount(&place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
     })
 }
 
@@ -167,11 +179,4 @@ fn mount_on(request: &Mount) -> Result<Device, Failure> {
 fn options(device: i32) -> std::ffi::CString {
     let text = format!("fd={device},rootmode=40000,user_id=0,group_id=0,allow_other,max_read=131072");
     std::ffi::CString::new(text).unwrap_or_default()
-}
-
-fn write_out(path: &Path) -> Result<(), Failure> {
-    let step = || format!("writing {} out", path.display());
-    let directory = openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .during(step())?;
-    rustix::fs::syncfs(directory).during(step())
 }

@@ -49,6 +49,24 @@ impl AsFd for Proc {
     }
 }
 
+/// Returns a path as a list of the kernel has it, which writes blanks and backslashes as three octal digits after a backslash.
+pub(crate) fn unescaped(column: &[u8]) -> Vec<u8> {
+    let mut path = Vec::new();
+    let mut rest = column;
+    while let Some((&byte, after)) = rest.split_first() {
+        let escaped = match (byte, after) {
+            (b'\\', [high @ b'0'..=b'3', middle @ b'0'..=b'7', low @ b'0'..=b'7', after @ ..]) => {
+                Some(((high - b'0') << 6 | (middle - b'0') << 3 | (low - b'0'), after))
+            }
+            _ => None,
+        };
+        let (byte, after) = escaped.unwrap_or((byte, after));
+        path.push(byte);
+        rest = after;
+    }
+    path
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
@@ -75,5 +93,10 @@ mod tests {
         rustix::process::waitid(rustix::process::WaitId::Pid(pid), ended).unwrap();
         assert!(!of_this_host().processes().unwrap().contains(&child.id()));
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn text_that_only_looks_escaped_stays() {
+        assert_eq!(unescaped(br"/a\9\04\400\"), br"/a\9\04\400\");
     }
 }

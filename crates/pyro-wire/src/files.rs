@@ -37,7 +37,8 @@ pub struct List {
     pub max_entries: u64,
 }
 
-/// Give a file or a directory another path on its file system.
+/// Give a file or a directory another path. On another file system, it is copied, and removed when the copy is complete; the copy stops when the
+/// host closes the stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Move {
     /// Its path.
@@ -179,7 +180,8 @@ pub enum ListReply {
 pub enum ChangeReply {
     /// It is done.
     Done,
-    /// It was not done; of a directory to remove, part may be gone.
+    /// It was not done; of a directory to remove, part may be gone. The failure says so if it was copied to another file system, and the
+    /// original is not removed completely.
     Failed(Failure),
 }
 

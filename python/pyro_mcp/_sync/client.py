@@ -756,7 +756,7 @@ class Pyro(Caller):
     def move_task_file(
         self, task_id: str, *, source: str, destination: str, replace: bool = False,
     ) -> types.TaskFileMoved:
-        """Moves or renames a file or directory of a task within its file system.
+        """Moves or renames a file or directory of a task, also to another file system.
 
         Args:
             task_id: ID of the task.

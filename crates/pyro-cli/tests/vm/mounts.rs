@@ -162,3 +162,29 @@ fn a_live_directory_whose_server_is_killed_is_shown_as_lost_until_it_is_mounted_
     assert!(stopped.success().contains(expected), "{stopped:?}");
     task.delete();
 }
+
+#[test]
+fn a_mount_point_behind_a_link_is_the_directory_that_it_leads_to() {
+    let sandbox = Sandbox::new();
+    let project = project(&sandbox);
+    let task = sandbox.task([]);
+    task.exec([], "mkdir -p up/real; ln -s /workspace/up/real /mnt/link; ln -s /proc /mnt/proc").success();
+    let attach = |rest: &str| sandbox.pyro(["task", "mount", &task.id, &mount(&project, rest)]);
+    attach("/mnt/link").success();
+    task.exec([], "ls up/real/dir && grep ' /workspace/up/real fuse.pyro ' /proc/mounts").success();
+    for (rest, reason) in [
+        (
+            "/workspace/up/real/below",
+            "mounts cannot be nested: a directory of the host is mounted on /mnt/link",
+        ),
+        ("/mnt/proc/sys", "/proc/sys: its symbolic links lead there"),
+    ] {
+        let refused = attach(rest);
+        assert!(refused.error().contains(reason), "{refused:?}");
+    }
+    // The link leads elsewhere now, and the directory above is renamed.
+    task.exec([], "mkdir /mnt/other; ln -sfn /mnt/other /mnt/link; mv up renamed").success();
+    sandbox.pyro(["task", "unmount", &task.id, "/mnt/link"]).success();
+    assert_eq!(task.exec([], "grep -c fuse.pyro /proc/mounts; ls renamed/real").stdout, b"0\n");
+    task.delete();
+}

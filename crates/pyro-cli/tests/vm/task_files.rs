@@ -299,3 +299,36 @@ fn changes_of_files_are_reported_while_a_command_makes_them() {
     assert_eq!(first["path"], "log", "{first}");
     task.delete();
 }
+
+#[test]
+fn files_move_between_the_file_systems_of_a_task() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    let made = "mkdir -p /tmp/t/d; echo text > /tmp/t/d/file; ln /tmp/t/d/file /tmp/t/hard; ln -s d/file /tmp/t/link; \
+        chmod 640 /tmp/t/hard; chown daemon:mail /tmp/t/hard; touch -d @1000000000 /tmp/t/hard /tmp/t/d; \
+        truncate -s 1G /tmp/t/sparse; echo old > there";
+    task.exec([], made).success();
+    let rename = |options: &[&str], from: &str, to: &str| {
+        let from = format!("{}:{from}", task.id);
+        sandbox.pyro([&["task", "file", "move"], options, &[&from, to]].concat())
+    };
+    rename(&[], "/tmp/t", "moved").success();
+    let stat = "cd moved; stat -c '%n %a %U %G %Y %h' hard; stat -c '%Y' d; cat link; du -k sparse | cut -f1; \
+        test hard -ef d/file && test ! -e /tmp/t && ls -A /workspace";
+    assert_eq!(
+        task.exec([], stat).success(),
+        "hard 640 daemon mail 1000000000 2\n1000000000\ntext\n0\nmoved\nthere\n"
+    );
+    // A directory of the image, within the overlay.
+    rename(&[], "/etc/profile.d", "/etc/profile.old").success();
+    rename(&[], "/etc/profile.old", "/etc/profile.d").success();
+    let refused = rename(&[], "/etc/hostname", "there");
+    assert!(refused.error().contains("there: File exists"), "{refused:?}");
+    rename(&["--replace"], "/etc/hostname", "there").success();
+    assert!(
+        task.exec([], "test ! -e /etc/hostname && cat there && ls -A /workspace")
+            .success()
+            .contains("moved\nthere")
+    );
+    task.delete();
+}

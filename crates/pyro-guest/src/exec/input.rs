@@ -2,19 +2,23 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use pyro_wire::{Frame, Input, InputEnd, InputReply, OutputStream};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
 
-use super::running::{InputTarget, Running, Steering};
+use super::running::{CommandInput, InputTarget, Running, Steering};
 use crate::failure::failed;
 use crate::stream::CallStream;
 
 /// Maximum number of bytes that are read from the host while the command does not take them. Reading on is the only way to
 /// find out that the host has left.
 const MAX_BYTES_AHEAD: usize = 512 * 1024;
+/// Time limit for a request whose client has left to make way for another. Its end may arrive after the other one.
+const HANDOVER_LIMIT: Duration = Duration::from_secs(1);
 
 /// Writes the stream's bytes to the command's input, and answers how that went.
 pub(crate) async fn serve<S>(Input { command }: Input, running: &Running, mut stream: CallStream<S, Input>)
@@ -43,7 +47,13 @@ async fn feed<S>(steering: &Steering, source: &mut Source<'_, S>) -> Option<Inpu
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Ok(mut target) = steering.input.try_lock() else { return Some(InputReply::Busy) };
+    let locked = tokio::select! {
+        biased;
+        locked = timeout(HANDOVER_LIMIT, steering.input.lock()) => locked,
+        () = steering.ended.cancelled() => return Some(InputReply::Closed),
+        () = source.host_gone() => return None,
+    };
+    let Ok(mut target) = locked else { return Some(InputReply::Busy) };
     loop {
         let piece = tokio::select! {
             biased;
@@ -60,7 +70,7 @@ where
                     biased;
                     written = target.write(&bytes) => written,
                     () = steering.ended.cancelled() => Err(io::ErrorKind::BrokenPipe.into()),
-                    () = source.host_gone() => return None,
+                    () = source.host_gone_or_replaced(&steering.input) => return None,
                 };
                 match written {
                     Ok(()) => {}
@@ -116,12 +126,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Source<'_, S> {
     /// Reads ahead and returns when the host has left before the end of the input. Never returns when it has sent the end, or
     /// more than may be read ahead.
     async fn host_gone(&mut self) {
+        if !self.read_ahead().await {
+            std::future::pending().await
+        }
+    }
+
+    /// The same, and returns if another request waits while this one may not read on: the host sends one at a time, so the client
+    /// of this one has left.
+    async fn host_gone_or_replaced(&mut self, input: &CommandInput) {
+        match self.read_ahead().await {
+            true => {}
+            false if self.is_complete => std::future::pending().await,
+            false => input.wanted().await,
+        }
+    }
+
+    /// Reads as far as this may be. Returns whether the host has left before the end of the input.
+    async fn read_ahead(&mut self) -> bool {
         while !self.is_complete && self.bytes < MAX_BYTES_AHEAD {
             if self.read().await.is_none() {
-                return;
+                return true;
             }
         }
-        std::future::pending().await
+        false
     }
 
     async fn read(&mut self) -> Option<()> {

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{self, Arc, PoisonError};
 
 use pyro_wire::{Failure, Resize, Signal, SteerReply};
 use tokio::net::unix::pipe;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::process::Processes;
@@ -20,8 +20,46 @@ const MAX_MISSING: u64 = 1024;
 pub(super) struct Steering {
     pub(super) processes: Arc<Processes>,
     /// Where its input goes, while no request holds it.
-    pub(super) input: tokio::sync::Mutex<InputTarget>,
+    pub(super) input: CommandInput,
     pub(super) ended: CancellationToken,
+}
+
+/// The input of a command, which one request at a time writes to.
+pub(super) struct CommandInput {
+    target: Mutex<InputTarget>,
+    /// Number of requests that wait for the one that writes.
+    waiting: watch::Sender<usize>,
+}
+
+impl CommandInput {
+    pub(super) fn new(target: InputTarget) -> Self {
+        Self { target: Mutex::new(target), waiting: watch::Sender::new(0) }
+    }
+
+    /// Waits until no other request writes to it.
+    pub(super) async fn lock(&self) -> MutexGuard<'_, InputTarget> {
+        if let Ok(target) = self.target.try_lock() {
+            return target;
+        }
+        self.waiting.send_modify(|count| *count += 1);
+        let _waiting = Waiting(&self.waiting);
+        self.target.lock().await
+    }
+
+    /// Returns when another request waits for it.
+    pub(super) async fn wanted(&self) {
+        // Fails if the sender is dropped, which this has.
+        let _ = self.waiting.subscribe().wait_for(|count| *count > 0).await;
+    }
+}
+
+/// A request that waits, until this is dropped.
+struct Waiting<'a>(&'a watch::Sender<usize>);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 /// Where the input of a command goes.
@@ -38,7 +76,7 @@ type Command = watch::Receiver<Option<Arc<Steering>>>;
 /// The commands of a guest that have begun and not ended.
 #[derive(Debug)]
 pub(crate) struct Running {
-    commands: Mutex<Commands>,
+    commands: sync::Mutex<Commands>,
     /// Changes with every command that begins.
     begun: watch::Sender<()>,
 }
@@ -73,7 +111,7 @@ impl Commands {
 
 impl Default for Running {
     fn default() -> Self {
-        Self { commands: Mutex::default(), begun: watch::Sender::new(()) }
+        Self { commands: sync::Mutex::default(), begun: watch::Sender::new(()) }
     }
 }
 
@@ -125,7 +163,7 @@ impl Running {
         }
     }
 
-    fn commands(&self) -> MutexGuard<'_, Commands> {
+    fn commands(&self) -> sync::MutexGuard<'_, Commands> {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString, OsStr};
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -38,13 +38,21 @@ fn removed(request: &Remove, workspace: &Path, stop: &CancellationToken) -> Resu
     match (metadata.is_dir(), request.recursive) {
         (false, _) => fs::remove_file(&path).map_err(because),
         (true, false) => fs::remove_dir(&path).map_err(because),
-        (true, true) => remove_tree(parent, name, stop).map_err(|(below, errno)| {
-            // Of the path that was asked for, and without its name twice.
-            let rest = below.strip_prefix(name).unwrap_or(&below);
-            let path = Path::new(&request.path).join(rest).components().collect::<PathBuf>();
-            stopped(&path.to_string_lossy(), errno)
-        }),
+        (true, true) => {
+            let parent = open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+            let parent = parent.map_err(|errno| because(errno.into()))?;
+            let name = CString::new(name.as_bytes()).map_err(|_| because(Errno::INVAL.into()))?;
+            remove_tree(parent.as_fd(), &name, stop)
+                .map_err(|(below, errno)| stopped(&path_below(&request.path, &below), errno))
+        }
     }
+}
+
+/// The path of an entry of a tree whose own path was asked for: its path below the tree's directory begins with the tree's name.
+pub(super) fn path_below(asked: &str, below: &Path) -> String {
+    let rest = below.components().skip(1);
+    let path: PathBuf = Path::new(asked).components().chain(rest).collect();
+    path.to_string_lossy().into_owned()
 }
 
 fn stopped(path: &str, errno: Errno) -> Failure {
@@ -114,12 +122,13 @@ impl Level {
 /// Removes a directory and everything below it. An error comes with its path below `parent`.
 ///
 /// Names are looked up in open directories, so that a link that takes the place of one meanwhile leads nowhere.
-fn remove_tree(parent: &Path, name: &OsStr, stop: &CancellationToken) -> Result<(), (PathBuf, Errno)> {
-    let at_top = |errno| (PathBuf::from(name), errno);
-    let parent = open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let parent = parent.map_err(at_top)?;
-    let top = CString::new(name.as_bytes()).map_err(|_| at_top(Errno::INVAL))?;
-    let mut levels = vec![Level::open(&parent, &top).map_err(at_top)?];
+pub(super) fn remove_tree(
+    parent: BorrowedFd<'_>,
+    name: &CStr,
+    stop: &CancellationToken,
+) -> Result<(), (PathBuf, Errno)> {
+    let top = Level::open(parent, name).map_err(|errno| (path_of(&[], Some(name)), errno))?;
+    let mut levels = vec![top];
     while let Some(mut level) = levels.pop() {
         if stop.is_cancelled() {
             return Err((path_of(&levels, Some(&level.name)), Errno::CANCELED));
@@ -128,7 +137,7 @@ fn remove_tree(parent: &Path, name: &OsStr, stop: &CancellationToken) -> Result<
             Ok(Step::Next) => levels.push(level),
             Ok(Step::Enter(below)) => levels.extend([level, below]),
             Ok(Step::End) => {
-                let above = levels.last().map_or(Ok(parent.as_fd()), |above| above.dir.fd());
+                let above = levels.last().map_or(Ok(parent), |above| above.dir.fd());
                 match above.and_then(|above| unlinkat(above, &level.name, AtFlags::REMOVEDIR)) {
                     Ok(()) | Err(Errno::NOENT) => {}
                     // Some file systems leave out entries when others are removed while they are read.

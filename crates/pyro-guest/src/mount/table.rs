@@ -19,7 +19,10 @@ pub(crate) struct Mounts(Arc<Mutex<Vec<Entry>>>);
 
 #[derive(Clone, Debug)]
 struct Entry {
+    /// As the host calls it.
     path: PathBuf,
+    /// Where it really is, once that is known.
+    place: Option<PathBuf>,
     end: watch::Sender<Wanted>,
     ended: watch::Receiver<()>,
     /// Its host is gone, and only the machine's halt or another mount ends it.
@@ -58,7 +61,7 @@ impl Mounts {
         }
         let (sender, ended) = watch::channel(());
         let (path, end) = (path.to_owned(), watch::Sender::new(Wanted::Mounted));
-        entries.push(Entry { path: path.clone(), end: end.clone(), ended, is_left: false });
+        entries.push(Entry { path: path.clone(), place: None, end: end.clone(), ended, is_left: false });
         Some(Mounted { table: self.clone(), path, end, _ended: sender })
     }
 
@@ -77,7 +80,8 @@ impl Mounts {
             loop {
                 let all = self.entries().clone();
                 let is_inner = |entry: &&Entry| {
-                    !all.iter().any(|other| other.path != entry.path && other.path.starts_with(&entry.path))
+                    !all.iter()
+                        .any(|other| other.path != entry.path && other.place().starts_with(entry.place()))
                 };
                 let inner: Vec<_> = all.iter().filter(is_inner).cloned().collect();
                 if inner.is_empty() {
@@ -95,6 +99,10 @@ impl Mounts {
 }
 
 impl Entry {
+    fn place(&self) -> &Path {
+        self.place.as_deref().unwrap_or(&self.path)
+    }
+
     async fn end(mut self, wanted: Wanted) {
         self.end.send_replace(wanted);
         // Fails when the sender is dropped, which is the end.
@@ -103,6 +111,32 @@ impl Entry {
 }
 
 impl Mounted {
+    /// Takes the place where it really is. Those there whose host is gone are unmounted. On failure, returns the path of another one
+    /// that is there, in it, or above it.
+    pub(super) async fn occupy(&self, place: &Path) -> Result<(), PathBuf> {
+        loop {
+            let other = {
+                let mut entries = self.table.entries();
+                let overlaps = |entry: &&Entry| {
+                    let taken = entry.place.as_deref().filter(|_| entry.path != self.path);
+                    taken.is_some_and(|taken| taken.starts_with(place) || place.starts_with(taken))
+                };
+                let other = entries.iter().find(overlaps).cloned();
+                if other.is_none()
+                    && let Some(entry) = entries.iter_mut().find(|entry| entry.path == self.path)
+                {
+                    entry.place = Some(place.to_owned());
+                }
+                other
+            };
+            match other {
+                None => return Ok(()),
+                Some(left) if left.is_left => left.end(Wanted::End).await,
+                Some(other) => return Err(other.path),
+            }
+        }
+    }
+
     /// The host wants it unmounted.
     pub(super) fn want_end(&self) {
         self.end.send_if_modified(|wanted| {
@@ -177,6 +211,26 @@ mod tests {
         mounts.end_all().await;
         assert_eq!(began.elapsed(), END_LIMIT + CUT_OFF_LIMIT);
         assert_eq!(mounts.entries().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn two_paths_that_lead_to_one_place_exclude_each_other() {
+        let mounts = Mounts::default();
+        let add = async |path: &str, place: &str| {
+            let mounted = mounts.add(Path::new(path)).unwrap();
+            mounted.occupy(Path::new(place)).await.map(|()| mounted)
+        };
+        let first = add("/a", "/real/a").await.unwrap();
+        for place in ["/real/a", "/real", "/real/a/b"] {
+            assert_eq!(add("/b", place).await.unwrap_err(), Path::new("/a"), "{place}");
+        }
+        let other = add("/c", "/real/ab").await.unwrap();
+        let left = tokio::spawn(async move { first.leave().await });
+        tokio::task::yield_now().await;
+        add("/b", "/real/a").await.unwrap();
+        left.await.unwrap();
+        drop(other);
+        add("/b", "/real").await.unwrap();
     }
 
     #[tokio::test]

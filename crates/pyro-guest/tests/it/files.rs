@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -115,6 +116,31 @@ async fn files_are_moved_and_replaced_only_on_request() {
     let into = Move { from: owned("b"), to: owned("dir"), replace: false };
     let ChangeReply::Failed(failure) = host.ask(into).await else { panic!("it was replaced") };
     assert!(failure.cause.ends_with("give the whole new path"), "{}", failure.cause);
+}
+
+/// As between `/workspace` and the rest of a guest.
+#[tokio::test]
+async fn files_and_directories_move_to_another_file_system_and_back() {
+    let host = Host::new();
+    let other = tempfile::tempdir_in("/dev/shm").unwrap();
+    let device = |path: &Path| fs::metadata(path).unwrap().dev();
+    assert_ne!(device(other.path()), device(&host.workspace()), "they are different file systems");
+    fs::create_dir(host.path("tree")).unwrap();
+    fs::write(host.path("tree/file"), "text").unwrap();
+    let there = other.path().join("tree").to_str().unwrap().to_owned();
+    let out = Move { from: owned("tree"), to: there.clone(), replace: false };
+    assert_eq!(host.ask(out.clone()).await, ChangeReply::Done);
+    assert!(!host.path("tree").exists());
+    assert_eq!(fs::read_to_string(other.path().join("tree/file")).unwrap(), "text");
+    fs::write(host.path("tree"), "in its place").unwrap();
+    let back = Move { from: there, to: owned("tree"), replace: false };
+    let ChangeReply::Failed(failure) = host.ask(back.clone()).await else { panic!("it was replaced") };
+    assert!(failure.cause.starts_with("tree: File exists"), "{}", failure.cause);
+    fs::remove_file(host.path("tree")).unwrap();
+    assert_eq!(host.ask(back).await, ChangeReply::Done);
+    assert_eq!(fs::read_to_string(host.path("tree/file")).unwrap(), "text");
+    assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(host.workspace()).unwrap().count(), 1);
 }
 
 #[tokio::test]

@@ -104,15 +104,10 @@ async fn input_can_be_given_in_parts_by_one_client_at_a_time() {
     expect_output(&mut command, "one\n").await;
     assert_eq!(host.ask(Input { command: 1 }).await, InputReply::Busy);
     drop(first);
-    let mut second = loop {
-        // The agent learns by a message of its own that the first has gone.
-        let mut stream = host.call(Input { command: 1 }).await;
-        stream.send(chunk("two\n")).await.unwrap();
-        tokio::select! {
-            () = expect_output(&mut command, "two\n") => break stream,
-            reply = stream.next() => assert!(matches!(reply, Some(Ok(Frame::Control(InputReply::Busy))))),
-        }
-    };
+    // The agent learns by a message of its own that the first has gone, and the second is not refused until then.
+    let mut second = host.call(Input { command: 1 }).await;
+    second.send(chunk("two\n")).await.unwrap();
+    expect_output(&mut command, "two\n").await;
     finish(&mut second).await;
     assert_eq!(reply(second).await, InputReply::Taken);
     assert_eq!(end_of(command).await.exit().status, Status::Code(0));
@@ -169,21 +164,34 @@ async fn input_is_free_for_the_next_client_when_one_leaves_that_the_command_does
     first.send(chunk(vec![b'x'; 64 << 10])).await.unwrap();
     assert!(futures::poll!(first.next()).is_pending());
     drop(first);
-    let mut second = loop {
-        let mut stream = host.call(Input { command: 1 }).await;
-        // A request that was answered after the other: the agent has seen that one.
-        let size = TerminalSize { columns: 80, rows: 24 };
-        assert!(matches!(host.ask(Resize { command: 1, size }).await, SteerReply::Failed(_)));
-        match futures::poll!(stream.next()) {
-            std::task::Poll::Pending => break stream,
-            std::task::Poll::Ready(reply) => {
-                assert!(matches!(reply, Some(Ok(Frame::Control(InputReply::Busy)))));
-            }
-        }
-    };
+    let mut second = host.call(Input { command: 1 }).await;
     host.run(host.exec("echo > go")).await;
     second.send(chunk("last\n")).await.unwrap();
     finish(&mut second).await;
+    assert_eq!(reply(second).await, InputReply::Taken);
+    assert_eq!(end_of(command).await.text(), "last\n");
+}
+
+/// The agent reads no more of the first, so it cannot see that it has gone.
+#[tokio::test]
+async fn input_is_free_for_the_next_client_when_one_leaves_that_has_sent_much() {
+    let host = Host::new();
+    make_fifo(&host.path("go"));
+    let text = "echo ready; read go < go; exec tail -c 5";
+    let mut command = host.call(with_input(&host, 1, text)).await;
+    expect_output(&mut command, "ready\n").await;
+    let mut first = host.call(Input { command: 1 }).await;
+    let block = bytes::Bytes::from(vec![b'x'; 64 << 10]);
+    // As much as the stream takes.
+    let flood = async { while first.send(chunk(block.clone())).await.is_ok() {} };
+    tokio::time::timeout(std::time::Duration::from_secs(2), flood).await.unwrap_err();
+    drop(first);
+    let mut second = host.call(Input { command: 1 }).await;
+    second.send(chunk("last\n")).await.unwrap();
+    finish(&mut second).await;
+    let early = tokio::time::timeout(std::time::Duration::from_secs(3), second.next()).await;
+    assert!(early.is_err(), "it waits for the command: {early:?}");
+    host.run(host.exec("echo > go")).await;
     assert_eq!(reply(second).await, InputReply::Taken);
     assert_eq!(end_of(command).await.text(), "last\n");
 }

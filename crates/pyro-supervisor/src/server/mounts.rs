@@ -237,7 +237,8 @@ impl Mounts {
         let ends = mounts.into_iter().map(|Mounted { point, is_lost, relay, .. }| async move {
             let cause = match timeout(CLOSE_LIMIT, relay).await {
                 Ok(Ok(Some(failure))) => failure.to_string(),
-                _ if is_lost.get() => RelayError::ServerGone.to_string(),
+                // A guest writes nothing to one that is read-only.
+                _ if is_lost.get() && point.writable => RelayError::ServerGone.to_string(),
                 _ => return None,
             };
             Some(not_written(&point.guest, &cause))

@@ -86,7 +86,7 @@ Examples:
   pyro task file move 9775b3af1eeb:draft.md final.md
   pyro task file move --replace 9775b3af1eeb:new.conf /etc/app.conf";
 
-/// Move or rename a file or a directory within its file system
+/// Move or rename a file or a directory
 #[derive(Debug, Args)]
 #[command(after_help = MOVE_EXAMPLES)]
 pub(crate) struct MoveArgs {

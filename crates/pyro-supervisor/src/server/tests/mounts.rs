@@ -171,18 +171,20 @@ fn what_the_guest_had_not_written_when_it_was_stopped_is_recorded() {
         let supervised = started(Conditions::task()).await;
         let client = supervised.client();
         let mut servers = Vec::new();
-        for guest in ["/mnt", "/full", "/lost"] {
+        for (guest, writable) in [("/mnt", true), ("/full", true), ("/lost", true), ("/read", false)] {
             let (server, socket) = packets().unwrap();
-            client.mount(point(guest), socket).await.unwrap();
+            client.mount(MountPoint { writable, ..point(guest) }, socket).await.unwrap();
             servers.push(server);
         }
-        // The one of `/lost` ends, and the others read until theirs is unmounted.
-        assert!(next(&servers[2]).await.is_some());
-        drop(servers.pop());
-        super::races::until(&supervised, |fact| {
-            matches!(fact, Fact::MountsRecorded(mounts) if mounts.contains(&"/lost (lost)".to_owned()))
-        })
-        .await;
+        // Those of `/lost` and `/read`, which is read-only, end, and the others read until theirs is unmounted.
+        for lost in ["/read (lost)", "/lost (lost)"] {
+            assert!(next(&servers.pop().unwrap()).await.is_some());
+            super::races::until(
+                &supervised,
+                |fact| matches!(fact, Fact::MountsRecorded(mounts) if mounts.contains(&lost.to_owned())),
+            )
+            .await;
+        }
         let serving = servers.into_iter().map(|server| async move { while next(&server).await.is_some() {} });
         tokio::join!(ask(&supervised, Request::Stop), futures::future::join_all(serving));
         let loss = supervised.world.loss.borrow().clone().unwrap();
