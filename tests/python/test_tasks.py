@@ -43,6 +43,50 @@ def test_shells(pyro):
         with pytest.raises(ValueError, match="has no shell 99"):
             task.shell_close(99)
 
+        # A signal ends what runs in the foreground, and the shell goes on.
+        shell = task.shell_open(argv=["sh", "-c", "trap 'echo caught' USR1; echo begun; while :; do sleep 0.1; done"])["shell_id"]
+        cursor = 0
+        until("begun\n")
+        assert task.shell_signal(shell, "USR1")["running"] is True
+        until("caught\n")
+        closed = task.shell_close(shell)
+        assert (closed["running"], closed["outcome"]) == (False, "killed")
+        assert task.exec("! pgrep -f 'echo [c]aught'")["exit_code"] == 0
+
+
+def test_a_service_is_followed_and_published(pyro):
+    with pyro.task(ENVIRONMENT) as task:
+        server = (
+            "exec perl -MIO::Socket::INET -e '$| = 1; $server = IO::Socket::INET->new(Listen => 5, LocalPort => 80) or die; "
+            "print qq(serving\\n); while ($client = $server->accept) { print $client qq(hi\\n); print qq(served\\n) }'")
+        started = task.service_start("web", server, ready_tcp=80, publish=["0:80"])
+        assert started["state"] == "ready"
+        (published,) = task.status()["published_ports"]
+        assert published["guest_port"] == 80
+        with task.service_follow("web") as stream:
+            shown = ""
+            for chunk in stream:
+                shown += chunk.text
+                if shown == "serving\n":
+                    with socket.create_connection(("127.0.0.1", published["host_port"])) as client:
+                        assert client.makefile().readline() == "hi\n"
+                elif shown.endswith("served\n"):
+                    task.service_stop("web")
+            assert stream.result["state"] == "stopped"
+        with task.service_follow("web", tail=1) as stream:
+            assert "".join(chunk.text for chunk in stream) == "served\n"
+
+
+def test_a_directory_is_mounted_and_unmounted(pyro, tmp_path):
+    (tmp_path / "file").write_text("content\n")
+    with pyro.task(ENVIRONMENT) as task:
+        mounted = task.mount(tmp_path, "/mnt/here", writable=True, uid=65534)["mounts"]
+        assert [(mount["host"], mount["guest"], mount["writable"]) for mount in mounted] == [(str(tmp_path), "/mnt/here", True)]
+        assert task.exec("cat /mnt/here/file; echo made > /mnt/here/new; stat -c %u /mnt/here", user="nobody")["stdout"] == "content\n65534\n"
+        assert (tmp_path / "new").read_text() == "made\n"
+        assert not task.unmount("/mnt/here").get("mounts")
+        assert task.exec("ls -A /mnt/here; grep -c /mnt/here /proc/mounts")["stdout"] == "0\n"
+
 
 def test_task_methods(pyro, tmp_path):
     with pyro.task(ENVIRONMENT, disk_mib=1024) as task:

@@ -197,6 +197,26 @@ mod tests {
         }
     }
 
+    /// Commands of agents rely on them.
+    #[test]
+    fn the_catalog_holds_the_small_tools_beside_the_promised_packages() {
+        let packages: Vec<(&str, String)> =
+            entries().iter().map(|entry| (entry.name.as_str(), entry.extra_packages.join(" "))).collect();
+        let expected = [
+            ("debian:12", "ca-certificates curl file less patch procps unzip xz-utils"),
+            (
+                "debian:12-agent",
+                "bc ca-certificates curl file g++ gdb iproute2 iputils-ping less libc6-dev npm openssh-client patch procps psmisc python-is-python3 python3-pip python3-venv rsync strace sudo tree unzip vim-tiny xz-utils zip",
+            ),
+            ("debian:12-base", "ca-certificates"),
+            (
+                "debian:12-build",
+                "ca-certificates curl file g++ less libc6-dev patch procps python-is-python3 python3-pip python3-venv unzip xz-utils",
+            ),
+        ];
+        assert_eq!(packages, expected.map(|(name, packages)| (name, packages.to_owned())));
+    }
+
     #[test]
     fn a_version_names_a_directory_of_the_cache_and_no_other() {
         let dir_name = |name, version| EnvironmentVersion::new(name, version).dir_name();

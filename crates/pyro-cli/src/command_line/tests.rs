@@ -93,6 +93,8 @@ fn an_unknown_flag_before_the_separator_is_refused() {
         &["run", "e", "--no-such-flag"],
         &["task", "exec", "9775b3af1eeb", "--detatch", "--", "true"],
         &["task", "shell", "9775b3af1eeb", "--usr=x", "--", "true"],
+        &["task", "shell", "open", "9775b3af1eeb", "--usr=x", "--", "true"],
+        &["task", "service", "start", "9775b3af1eeb", "web", "--redy-tcp=80", "--", "true"],
     ] {
         let error = refusal(words);
         assert_eq!(error.exit_code(), 2, "{words:?}");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use pyro_testkit::Session;
+use pyro_testkit::{LONG, Session, wait_until};
 
 use crate::harness::Home;
 
@@ -435,4 +435,62 @@ fn only_the_operator_lets_commands_run_on_the_host() {
     let ran = call(&mut session, "vm_run", asked(true))["structuredContent"].clone();
     assert_eq!((&ran["stdout"], &ran["execution_mode"]), (&json!("hi\n"), &json!("host_compat")));
     session.end();
+}
+
+/// The input stays open. The server notices at its next message.
+#[test]
+fn it_ends_when_nobody_reads_what_it_says() {
+    let home = Home::new().set("PATH", "/usr/bin:/bin").set_path("PYRO_QEMU", "no-such-qemu");
+    let start = || {
+        let mut command = home.command(["mcp", "serve", "--allow-host-compat"]);
+        let mut server = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut input = server.stdin.take().unwrap();
+        let hello = json!({
+            "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"},
+        });
+        for message in [
+            json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello }),
+            json!({ "jsonrpc": "2.0", "method": "notifications/initialized" }),
+        ] {
+            writeln!(input, "{message}").unwrap();
+        }
+        let mut output = BufReader::new(server.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert!(line.contains("serverInfo"), "{line}");
+        (server, input, output)
+    };
+    let ping = json!({ "jsonrpc": "2.0", "id": 2, "method": "ping" });
+
+    let (mut server, mut input, output) = start();
+    drop(output);
+    writeln!(input, "{ping}").unwrap();
+    assert_eq!(ended(&mut server), Some(0));
+
+    // A command in flight ends with it.
+    let (mut server, mut input, output) = start();
+    let place = home.path("place");
+    let command = format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep 600", place.display());
+    let arguments = json!({ "environment": "debian:12", "command": command, "allow_host_compat": true,
+        "timeout_seconds": 600 });
+    let call = json!({ "jsonrpc": "2.0", "id": 3, "method": "tools/call",
+        "params": { "name": "vm_run", "arguments": arguments } });
+    writeln!(input, "{call}").unwrap();
+    wait_until(LONG, "the command", || place.exists());
+    let running = format!("/proc/{}", std::fs::read_to_string(&place).unwrap().trim());
+    assert!(std::path::Path::new(&running).exists());
+    drop(output);
+    writeln!(input, "{ping}").unwrap();
+    assert_eq!(ended(&mut server), Some(0));
+    wait_until(LONG, "the end of the command", || !std::path::Path::new(&running).exists());
+}
+
+/// Exit status of a server whose input and output this test has closed or keeps open.
+fn ended(server: &mut std::process::Child) -> Option<i32> {
+    let mut status = None;
+    wait_until(LONG, "the end of the server", || {
+        status = server.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap().code()
 }

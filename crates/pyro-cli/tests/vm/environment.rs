@@ -108,6 +108,20 @@ fn an_installed_environment_needs_no_network() {
     assert!(ended.success().starts_with("offline\ngit version "), "{ended:?}");
 }
 
+/// The other environments are tried with `docs/commands.md`.
+#[test]
+fn the_small_tools_of_the_environment_work() {
+    let sandbox = Sandbox::new();
+    let commands = "curl --version; file --version; less --version; patch --version; ps -o comm= $$; xz --version; \
+                    unzip -v; perl -e 'print 1'; git --version; bash --version";
+    let tools = commands.split("; ").map(|line| format!("{line} > /dev/null || echo {line}\n"));
+    let certificates = "awk 1 /etc/ssl/certs/ca-certificates.crt | grep -c 'BEGIN CERTIFICATE'\n";
+    let script: String = tools.chain([certificates.to_owned()]).collect();
+    let ended = sandbox.run(["--timeout-seconds", "60"], &script);
+    let authorities: u32 = ended.success().trim().parse().unwrap();
+    assert!(authorities > 100, "{ended:?}");
+}
+
 /// Its supervisor marks the environment as in use: the process that created the task is gone.
 #[test]
 fn a_damaged_environment_is_not_removed_while_a_task_runs_from_it() {

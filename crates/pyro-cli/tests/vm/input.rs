@@ -42,6 +42,31 @@ fn input_reaches_a_run_and_its_output_comes_back_byte_for_byte() {
     assert!(received == sent, "{} bytes of {}", received.len(), sent.len());
 }
 
+/// In `make test-full` only, because it takes minutes.
+#[test]
+fn gigabytes_of_input_arrive_unchanged() {
+    let sandbox = Sandbox::new();
+    let mut host = Command::new("cksum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let words = ["run", "-i", ENVIRONMENT, "--timeout-seconds", "3000", "--", "cksum"];
+    let mut child = pyro(&sandbox, words).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let block = bytes(1 << 20);
+    let mut pipes = [&mut host, &mut child].map(|program| program.stdin.take().unwrap());
+    // One byte more than 2 GiB, and no two blocks are the same.
+    for number in 0..2048_u32 {
+        for pipe in &mut pipes {
+            pipe.write_all(&number.to_le_bytes()).unwrap();
+            pipe.write_all(&block[4..]).unwrap();
+        }
+    }
+    for mut pipe in pipes {
+        pipe.write_all(b"x").unwrap();
+    }
+    let sums = [host, child].map(|program| program.wait_with_output().unwrap());
+    assert!(sums[1].status.success(), "{sums:?}");
+    assert!(String::from_utf8_lossy(&sums[0].stdout).ends_with(" 2147483649\n"), "{sums:?}");
+    assert_eq!(sums[0].stdout, sums[1].stdout);
+}
+
 #[test]
 fn a_command_that_ends_is_not_kept_by_an_input_that_is_open() {
     let sandbox = Sandbox::new();

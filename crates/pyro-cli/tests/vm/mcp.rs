@@ -57,6 +57,54 @@ fn a_vm_step_by_step() {
     client.end();
 }
 
+/// Each tool that runs a command takes its input, its words, its user, its shell, its directory, and its variables.
+#[test]
+fn commands_get_their_input_words_user_shell_directory_and_variables() {
+    let sandbox = Sandbox::new();
+    let mut client = sandbox.mcp([]);
+    let task = client.call("task_create", json!({ "environment": ENVIRONMENT }))["task_id"].clone();
+    for tool in ["vm_run", "vm_exec", "task_exec"] {
+        // A VM is deleted after its command, so each call of `vm_exec` has a new one.
+        let mut call = |mut arguments: Value| {
+            let (name, place) = match tool {
+                "vm_run" => ("environment", ENVIRONMENT.into()),
+                "task_exec" => ("task_id", task.clone()),
+                _ => {
+                    let vm = client.call("vm_create", json!({ "environment": ENVIRONMENT }))["vm_id"].clone();
+                    client.call("vm_start", json!({ "vm_id": vm }));
+                    ("vm_id", vm)
+                }
+            };
+            arguments[name] = place;
+            client.call(tool, arguments)
+        };
+        let ran = call(json!({
+            "command": "[[ x == x ]] && id -un && pwd && echo $WHO && wc -l && cat",
+            "stdin": "line\n\u{20ac} without an end",
+            "user": "nobody",
+            "shell": "bash",
+            "cwd": "/tmp",
+            "env": ["WHO=me"],
+        }));
+        // `wc` has read all of the input.
+        assert_eq!(ran["stdout"], "nobody\n/tmp\nme\n1\n", "{tool}: {ran}");
+        assert_eq!((&ran["exit_code"], &ran["shell"]), (&0.into(), &"bash".into()), "{tool}: {ran}");
+        let ran = call(json!({ "argv": ["tee", "$HOME", "a b"], "stdin": "line\n\u{20ac} without an end" }));
+        assert_eq!(ran["stdout"], "line\n\u{20ac} without an end", "{tool}: {ran}");
+        assert_eq!((&ran["exit_code"], &ran["shell"]), (&0.into(), &Value::Null), "{tool}: {ran}");
+    }
+    let written = json!({ "task_id": task, "argv": ["cat", "a b", "$HOME"], "user": "65534:65534" });
+    let ran = client.call("task_exec", written);
+    assert_eq!(ran["stdout"], "line\n\u{20ac} without an endline\n\u{20ac} without an end");
+    // Nothing would wait to send it.
+    let detached = json!({ "task_id": task, "command": "cat", "stdin": "lost", "detach": true });
+    let refused = client.refused("task_exec", detached);
+    assert_eq!(refused["code"], "invalid_input", "{refused}");
+    assert_eq!(client.call("task_status", json!({ "task_id": task }))["command_count"], 3);
+    client.call("task_delete", json!({ "task_id": task }));
+    client.end();
+}
+
 #[test]
 fn a_task_from_its_creation_to_its_end() {
     let sandbox = Sandbox::new();

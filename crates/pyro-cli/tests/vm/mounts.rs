@@ -26,6 +26,9 @@ fn a_live_directory_is_read_by_all_users_and_changed_only_if_that_was_asked_for(
     let sandbox = Sandbox::new();
     let project = project(&sandbox);
     symlink("../secret", project.join("link")).unwrap();
+    // Reading takes the rights of the user of this host, whichever user of the guest reads.
+    fs::write(project.join("private"), "private\n").unwrap();
+    fs::set_permissions(project.join("private"), fs::Permissions::from_mode(0o600)).unwrap();
     let read_only = mount(&project, "/mnt/project");
     let line = "cat /mnt/project/dir/file; cat /mnt/project/link 2>&1; ls /mnt/project/..; \
                 echo x 2>&1 >/mnt/project/new; mount -o remount,rw /mnt/project; echo x 2>&1 >/mnt/project/new";
@@ -40,6 +43,13 @@ fn a_live_directory_is_read_by_all_users_and_changed_only_if_that_was_asked_for(
     assert_eq!(lines[2], "project");
     assert_eq!(shown.matches("Read-only file system").count(), 2, "{shown}");
     assert!(!project.join("new").exists());
+    let flags = ["--mount", &*read_only, "--timeout-seconds", "60", "--user", "nobody"];
+    let ended = sandbox
+        .run(flags, "id -un; cat /mnt/project/private; ls /mnt/project; echo x 2>&1 >>/mnt/project/private");
+    let shown = String::from_utf8_lossy(&ended.stdout);
+    assert!(shown.starts_with("nobody\nprivate\ndir\nlink\nprivate\n"), "{ended:?}");
+    assert!(shown.trim_end().ends_with("Read-only file system"), "{ended:?}");
+    assert_eq!(fs::read(project.join("private")).unwrap(), b"private\n");
 
     let writable = mount(&project, "/mnt/project:rw,uid=65534");
     let line = "cd /mnt/project && stat -c %u dir/file && cp dir/file copy && chmod 4711 copy && mkdir -p a/b && mv copy a/b";

@@ -72,6 +72,30 @@ fn output_beyond_the_window_waits_while_other_calls_go_on() {
 }
 
 #[test]
+fn commands_take_text_as_their_input() {
+    let sandbox = Sandbox::new();
+    let mut client = client(&sandbox);
+    // More than one frame of the channel holds.
+    let text = "line \u{20ac}\n".repeat(50_000);
+    let ran = client.call(
+        "run_in_vm",
+        json!({ "environment": ENVIRONMENT, "command": "cat", "stdin": text, "timeout_seconds": 300 }),
+    );
+    assert!(ran["stdout"] == text, "{} bytes", ran["stdout"].as_str().unwrap().len());
+    let task = client.call("create_task", json!({ "environment": ENVIRONMENT }))["task_id"].clone();
+    let ran = client.call("exec_task", json!({ "task_id": task, "argv": ["cat"], "stdin": "" }));
+    assert_eq!((&ran["stdout"], &ran["exit_code"]), (&json!(""), &json!(0)));
+    let ran = client.call("exec_task", json!({ "task_id": task, "argv": ["wc", "-c"], "stdin": text }));
+    assert_eq!(ran["stdout"], format!("{}\n", text.len()));
+    let detached = json!({ "task_id": task, "command": "cat", "stdin": "lost" });
+    let call = client.begin("detach_task", detached);
+    let refused = client.answer(call);
+    assert_eq!(refused["error"]["data"]["code"], "invalid_input", "{refused}");
+    client.call("delete_task", json!({ "task_id": task }));
+    client.end();
+}
+
+#[test]
 fn a_run_that_is_cancelled_or_whose_client_goes_leaves_nothing() {
     let sandbox = Sandbox::new();
     let mut client = client(&sandbox);

@@ -81,8 +81,22 @@ fn a_published_service_is_restarted_and_comes_back_with_its_task() {
     let last = service(&sandbox, &task, "logs", ["web", "--tail", "1"]);
     assert_eq!(text(&last), format!("serving as {second}\n"));
 
+    // What follows a log sees what was written before and what is written later, and ends with the service.
+    let follower = sandbox.start(["task", "service", "logs", &task.id, "web", "--follow"]);
+    follower.stdout.wait_for(&format!("serving as {second}\n"));
+    get(address(&task), "/crash").unwrap();
+    wait_until(LONG, "second restart", || {
+        let status = state(&sandbox, &task, "web");
+        status["restarts"] == 2 && status["state"] == "ready"
+    });
+    let third = get(address(&task), "/").unwrap();
+    follower.stdout.wait_for(&format!("serving as {third}\n"));
+
     // The guest is booted again, and nothing of the earlier one is left but its disk.
     assert_eq!(task.call("stop", ["--json"]).json()["state"], "stopped");
+    let followed = follower.finish();
+    let all = format!("serving as {first}\nserving as {second}\nserving as {third}\n");
+    assert_eq!(text(&followed), all, "{followed:?}");
     assert_eq!(state(&sandbox, &task, "web")["state"], "stopped");
     assert_eq!(task.call("start", ["--json"]).json()["state"], "started");
     wait_until(LONG, "service", || state(&sandbox, &task, "web")["state"] == "ready");

@@ -86,6 +86,14 @@ fn a_terminal_follows_its_window_and_is_put_back_when_the_machine_ends() {
     terminal.until("begun");
     terminal.press("word\r");
     terminal.until("got:word");
+    // The shell controls its jobs.
+    terminal.press("\x1a");
+    terminal.until("Stopped");
+    terminal.until("# ");
+    terminal.press("fg\r");
+    terminal.until("sed -u");
+    terminal.press("again\r");
+    terminal.until("got:again");
     terminal.press("\x03");
     terminal.until("# ");
     terminal.press("sh -c 'trap \"stty size; exit\" WINCH; echo re\"\"ady; while :; do sleep 0.1; done'\r");

@@ -188,6 +188,20 @@ fn what_cannot_be_copied_is_told() {
     let device = copy(&sandbox, &format!("{there}/dev/null"), text(&sandbox.path("x")));
     assert!(device.error().contains("is neither a regular file nor a directory"), "{device:?}");
     assert!(!sandbox.path("x").exists());
+    // What the kernel makes up has no end, and is different when it is read again.
+    let mounted =
+        "mkdir -p t/p t/s; echo x > t/file; mount -t proc proc t/p && mount -t sysfs sysfs t/s && ls t/p t/s";
+    task.exec([], mounted).success();
+    let tree = sandbox.path("tree");
+    let copied = sandbox.pyro(["task", "cp", "--json", &format!("{there}t"), text(&tree)]).json();
+    let mut left_out: Vec<_> =
+        copied["left_out_examples"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    left_out.sort_unstable();
+    assert_eq!(left_out, ["t/p: belongs to the kernel", "t/s: belongs to the kernel"], "{copied}");
+    assert_eq!(
+        fs::read_dir(&tree).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>(),
+        ["file"]
+    );
     let absent = copy(&sandbox, text(&sandbox.path("absent")), &there.replace(':', ":a"));
     assert!(absent.error().contains("cannot be read"), "{absent:?}");
     let nowhere = copy(&sandbox, "/etc/hostname", &format!("{there}no/such/place"));

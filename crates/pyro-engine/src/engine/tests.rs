@@ -223,6 +223,35 @@ async fn the_result_of_a_command_is_not_lost_when_its_vm_cannot_be_removed() {
     assert_eq!(engine.get(Kind::Vm, &one_shot).await.unwrap_err().kind, ErrorKind::NotFound);
 }
 
+/// Otherwise, the VM would end before its command's time limit.
+#[tokio::test]
+async fn a_run_lasts_as_long_as_its_command_may() {
+    let root = TempDir::new().unwrap();
+    let (engine, _) = engine_and_saboteur(root.path());
+    for (ttl_seconds, limit, lifetime) in [(60, 900, 960), (60, 20, 80), (600, 20, 600)] {
+        let (events, mut seen) = tokio::sync::mpsc::channel(64);
+        let mut spec = crate::VmSpec { allow_host_compat: true, ..crate::VmSpec::new("debian:12") };
+        spec.ttl_seconds = ttl_seconds;
+        let mut command = crate::Command::new("echo begun; until [ -e go ]; do sleep 0.05; done");
+        command.timeout_seconds = Some(limit);
+        let output = crate::CommandOutput { output: crate::OutputMode::Stream };
+        let request = crate::operations::RunInVm { spec, command, output };
+        let context = CallContext::new(crate::Events::to(events), CancellationToken::new());
+        let look = async {
+            while let Some(event) = seen.recv().await {
+                if let crate::Event::Output { .. } = event {
+                    break;
+                }
+            }
+            let [record] = &engine.shared.registry.list().unwrap()[..] else { panic!() };
+            fs::write(engine.vm_dir(&record.vm_id).join("workspace/go"), "").unwrap();
+            record.sizing.ttl_seconds
+        };
+        let (ran, recorded) = tokio::join!(engine.run(request, &context), look);
+        assert_eq!((ran.unwrap().exit_code, recorded), (0, lifetime), "{limit}");
+    }
+}
+
 #[tokio::test]
 async fn the_result_of_a_task_s_command_is_not_lost_when_its_end_cannot_be_recorded() {
     let root = TempDir::new().unwrap();
