@@ -110,6 +110,7 @@ mod tests {
             (Exit::TimedOut, 124),
             (Exit::Stopped(Signal::Hangup), 129),
             (Exit::Stopped(Signal::Interrupt), 130),
+            (Exit::Stopped(Signal::Quit), 131),
             (Exit::Stopped(Signal::Terminate), 143),
             (Exit::BrokenPipe, 141),
         ];

@@ -1,4 +1,4 @@
-//! Requests to stop: Ctrl-C, SIGTERM and SIGHUP.
+//! Requests to stop: Ctrl-C, SIGTERM, SIGHUP, and SIGQUIT.
 
 use std::io;
 
@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 pub(crate) enum Signal {
     Hangup,
     Interrupt,
+    Quit,
     Terminate,
 }
 
@@ -18,6 +19,7 @@ impl Signal {
         match self {
             Self::Hangup => 1,
             Self::Interrupt => 2,
+            Self::Quit => 3,
             Self::Terminate => 15,
         }
     }
@@ -26,6 +28,7 @@ impl Signal {
         match self {
             Self::Hangup => SignalKind::hangup(),
             Self::Interrupt => SignalKind::interrupt(),
+            Self::Quit => SignalKind::quit(),
             Self::Terminate => SignalKind::terminate(),
         }
     }
@@ -36,6 +39,7 @@ impl std::fmt::Display for Signal {
         f.write_str(match self {
             Self::Hangup => "SIGHUP",
             Self::Interrupt => "SIGINT",
+            Self::Quit => "SIGQUIT",
             Self::Terminate => "SIGTERM",
         })
     }
@@ -54,7 +58,7 @@ pub(crate) struct ListenError(#[source] io::Error);
 /// A signal that the parent has set to be ignored (`nohup`, a script's background job) stays ignored.
 pub(crate) fn listen() -> Result<mpsc::Receiver<Signal>, ListenError> {
     let (sender, receiver) = mpsc::channel(REQUESTS_AHEAD);
-    for which in [Signal::Hangup, Signal::Interrupt, Signal::Terminate] {
+    for which in [Signal::Hangup, Signal::Interrupt, Signal::Quit, Signal::Terminate] {
         if is_ignored(which.number().into()) {
             continue;
         }

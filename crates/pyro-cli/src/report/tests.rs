@@ -62,7 +62,9 @@ fn every_engine_error_has_an_exit_status_and_a_kind_of_its_own() {
 
 #[test]
 fn a_signal_decides_the_exit_whatever_the_engine_said() {
-    for (signal, code) in [(Signal::Interrupt, 130), (Signal::Terminate, 143), (Signal::Hangup, 129)] {
+    for (signal, code) in
+        [(Signal::Interrupt, 130), (Signal::Terminate, 143), (Signal::Hangup, 129), (Signal::Quit, 131)]
+    {
         for kind in ErrorKind::ALL {
             assert_eq!(CliError::Stopped(signal, Error::new(kind, "text")).exit().code(), code);
         }

@@ -278,7 +278,9 @@ fn a_call_that_leaks_its_events_still_ends() {
 
 #[test]
 fn a_signal_cancels_and_the_clean_up_is_waited_for() {
-    for (signal, code) in [(Signal::Interrupt, 130), (Signal::Terminate, 143), (Signal::Hangup, 129)] {
+    for (signal, code) in
+        [(Signal::Interrupt, 130), (Signal::Terminate, 143), (Signal::Hangup, 129), (Signal::Quit, 131)]
+    {
         let sink = Arc::new(Recorder::default());
         let shown = Arc::clone(&sink);
         let mut cleaned = false;

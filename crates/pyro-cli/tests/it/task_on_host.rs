@@ -66,6 +66,10 @@ fn standard_input_stays_with_the_caller_without_the_flag() {
         notes.contains("[pyro] standard input is not passed on to the command; use -i to pass it on\n"),
         "{notes}"
     );
+    // One that is not waited for gets none either, which host compatibility does not have.
+    let line = format!("echo x | {PYRO} task exec {id} --detach -- cat");
+    let output = home.program("/bin/sh").args(["-c", &line]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("use -i to pass it on\n"), "{output:?}");
     // Neither without input, nor in a document.
     let quiet = task(&home, "exec", [&*id, "--", "true"]);
     assert!(!quiet.stderr.contains("standard input"), "{quiet:?}");

@@ -1,6 +1,7 @@
 //! VMs and the processes that use them: which VMs each sees, and which outlive it.
 
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use pyro_engine::{CallContext, ErrorKind, VmSpec, VmState};
 
@@ -81,6 +82,30 @@ async fn a_vm_whose_vmm_is_killed_is_stopped_and_can_start_again() {
         .await
         .unwrap();
     assert_eq!(result.stdout.as_bytes(), b"work\n");
+}
+
+#[tokio::test]
+async fn a_start_waits_for_a_supervisor_that_has_not_exited_yet() {
+    let sandbox = Sandbox::new();
+    let engine = sandbox.engine();
+    let vm = sandbox.started_vm(&engine).await;
+    let id = vm.vm_id.as_str();
+    engine.stop_vm(id).await.unwrap();
+    // As a supervisor does that has recorded the end and is about to exit.
+    let lock = std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(sandbox.state().join("vms").join(id).join("owner.lock"))
+        .unwrap();
+    lock.lock().unwrap();
+    let (events, cancel) = (quiet(), never());
+    let mut start = Box::pin(engine.start_vm(id, &events, &cancel));
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut start).await;
+    assert!(early.is_err(), "{early:?}");
+    drop(lock);
+    assert_eq!(start.await.unwrap().state, VmState::Started);
+    engine.delete_vm(id).await.unwrap();
 }
 
 #[tokio::test]

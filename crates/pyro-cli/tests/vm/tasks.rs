@@ -1,12 +1,13 @@
 //! The life of tasks: created by one process, used by others, stopped and started again.
 
+use std::io::Write as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 
-use crate::harness::{ENVIRONMENT, GONE_WITHIN, LONG, Sandbox, kill, wait_until};
+use crate::harness::{ENVIRONMENT, GONE_WITHIN, LONG, Running, Sandbox, kill, wait_until};
 
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
@@ -465,6 +466,28 @@ fn a_task_is_used_by_its_name_by_digits_of_its_id_and_with_others() {
     );
     assert!(removed.stderr.starts_with("[error] task 'build' does not exist\n"), "{removed:?}");
     sandbox.wait_until_clean();
+}
+
+/// A person who types into a shell uses its task the whole time.
+#[test]
+fn input_renews_the_lifetime_of_its_task() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task(["--ttl-seconds", "60", "--ttl-from", "use"]);
+    let words = ["task", "exec", &task.id, "-i", "--timeout-seconds", "50", "--", "cat"];
+    let (input, mut keys) = std::io::pipe().unwrap();
+    let mut client = sandbox.program(env!("CARGO_BIN_EXE_pyro"));
+    client.args(words).stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let running = Running::start(&mut client);
+    // Only the client has the reading end.
+    drop(client);
+    keys.write_all(b"begun\n").unwrap();
+    running.stdout.wait_for("begun\n");
+    let begun = task.status()["expires_at"].as_f64().unwrap();
+    keys.write_all(b"more\n").unwrap();
+    running.stdout.wait_for("more\n");
+    wait_until(LONG, "a new lifetime", || task.status()["expires_at"].as_f64().unwrap() > begun + 10.0);
+    task.delete();
+    running.finish();
 }
 
 /// Starting with an empty disk instead would lose the task's work in silence.

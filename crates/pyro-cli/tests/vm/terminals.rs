@@ -101,7 +101,8 @@ fn a_terminal_is_put_back_after_signals() {
     assert_put_back(&sandbox);
 
     let task = sandbox.task([]);
-    for (signal, status) in [(Signal::HUP, 129), (Signal::TERM, 143), (Signal::INT, 130)] {
+    for (signal, status) in [(Signal::HUP, 129), (Signal::TERM, 143), (Signal::INT, 130), (Signal::QUIT, 131)]
+    {
         let line = format!(
             "{PYRO} task exec -it {} -- 'printf \"{WHOLE_SCREEN}\"; echo begun; exec sleep 1000'",
             task.id

@@ -13,8 +13,8 @@ use pyro_machine::network::Policy;
 use pyro_machine::{Accelerator, Artifact, GuestImage, GuestKernel, MachineConfig};
 use pyro_supervisor::spares::Claim;
 use pyro_supervisor::{
-    BootInfo, BootStage, LaunchSpec, Lifeline, MountSockets, OwnerLock, Purpose, Retention, StartError,
-    files, remove_dir, template,
+    BootInfo, BootStage, LaunchSpec, Lifeline, MountSockets, Owner, OwnerLock, Phase, Purpose, Retention,
+    StartError, files, remove_dir, template,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,13 +27,18 @@ use crate::engine::reconcile::{OWNER_VANISHED, is_unfinished};
 use crate::host_settings::{ChosenSettings, HostChoice};
 use crate::limits::{self, Sizing};
 use crate::registry::{VmPatch, VmRecord};
+use crate::state::VmEvent;
 use crate::{
-    Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, NetworkPolicy, PortMapping, VmId,
-    VmSpec, convert, presets, state_dir,
+    Error, ErrorKind, Event, Events, ExecutionMode, Hint, HostAccess, NetworkPolicy, PortMapping, StopReason,
+    VmId, VmSpec, convert, presets, state_dir,
 };
 
 /// Time limit for a VMM whose supervisor was killed to close the VM's disk. The kernel first frees the guest's memory.
 const DISK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Time for a supervisor to exit after it has recorded the end of its VM. One that holds the VM for longer has just
+/// started it.
+pub(super) const EXIT_TIME: Duration = Duration::from_secs(2);
 
 /// The warning where a guest is to get proxy settings and this host sets none.
 const NO_PROXY: &str =
@@ -144,6 +149,30 @@ impl Engine {
             }
         })
         .await
+    }
+
+    /// Locks the directory of a VM that is recorded as stopped. `None`: it has no directory.
+    ///
+    /// # Errors
+    /// `WrongState` if another process is starting or running the VM, `StateUnusable`.
+    pub(super) async fn own_stopped(&self, record: &VmRecord) -> Result<Option<OwnerLock>, Error> {
+        let VmRecord { kind, vm_id: id, .. } = record;
+        // If another process is already starting it, report that, however long the start takes.
+        if Owner::of(&self.vm_dir(id)).is_some_and(|owner| owner.phase == Phase::Starting) {
+            let message = format!("{kind} {id} is being started by another process");
+            return Err(Error::new(ErrorKind::WrongState, message).hint(Hint::RetryInAMoment));
+        }
+        let lock = match record.stop_reason {
+            // Its supervisor may still be flushing data.
+            Some(StopReason::Expired) => self.await_release(id).await,
+            // It may have recorded the end and not exited yet.
+            _ => self.await_release_within(id, EXIT_TIME).await,
+        };
+        if lock.is_err() {
+            // If another process has just started it, that is more useful to report than a held lock.
+            self.record_for(*kind, id, VmEvent::Start).await?;
+        }
+        lock
     }
 
     /// Finds what a VM needs, and installs the environment if it is missing.

@@ -69,9 +69,14 @@ impl Engine {
         let id = VmId::parse(vm_id)?;
         let record = self.record_for(Kind::Vm, &id, VmEvent::Start).await?;
         let backend = self.backend(Needs::of_recorded(&record), events, cancel).await?;
-        let lock = self.own_vm_dir(Kind::Vm, &id).await?;
+        let lock = match self.own_stopped(&record).await? {
+            Some(lock) => lock,
+            // It was never started.
+            None => self.own_vm_dir(Kind::Vm, &id).await?,
+        };
         // The lock proves that no process runs the VM, whatever its last supervisor was able to record.
         self.note_vanished(&id).await?;
+        let record = self.record_for(Kind::Vm, &id, VmEvent::Start).await?;
         self.bring_up(Launch { record, lock, backend }, events, cancel).await?;
         Ok(self.get(Kind::Vm, &id).await?.payload())
     }

@@ -13,6 +13,7 @@ mod services;
 mod shells;
 mod tree;
 
+use std::convert::Infallible;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -20,12 +21,13 @@ use std::time::Duration;
 
 use pyro_env::InstalledEnvironment;
 use pyro_machine::disk::{self, LayerDefect};
-use pyro_supervisor::{ConnectError, Owner, OwnerLock, Phase, RunError, WORKSPACE, files as vm_files};
+use pyro_supervisor::{ConnectError, OwnerLock, RunError, WORKSPACE, files as vm_files};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::exec::not_asked;
 use super::host::HostUnavailable;
-use super::launch::{Launch, Needs};
+use super::launch::{EXIT_TIME, Launch, Needs};
 use super::lifecycle::{as_it_is, denials, transition};
 use super::reconcile::owner_vanished;
 use super::{Engine, Shared, now, unless_cancelled, vm_dir};
@@ -45,9 +47,9 @@ pub(crate) use journal::dropped;
 /// Metadata key for the digest of the base image under a task's disk.
 const DIGEST: &str = "environment_digest";
 
-/// Time for a supervisor to exit after it has recorded the task's end. One that holds the task for longer has just
-/// started it.
-const EXIT_TIME: Duration = Duration::from_secs(2);
+/// Minimum time between two renewals of the lifetime of a task to whose command or shell its caller sends input.
+/// The shortest lifetime is three of them.
+const RENEW_INTERVAL: Duration = Duration::from_secs(20);
 
 impl Engine {
     /// Creates a task and starts it. Installs its environment first if necessary. The task outlives this process.
@@ -132,29 +134,8 @@ impl Engine {
         if let Ok((_, environment)) = &backend {
             warn_of_another_base(&record, environment, events).await;
         }
-        // If another process is already starting it, report that, however long the start takes.
-        if Owner::of(&self.vm_dir(&id)).is_some_and(|owner| owner.phase == Phase::Starting) {
-            return Err(Error::new(
-                ErrorKind::WrongState,
-                format!("task {id} is being started by another process"),
-            )
-            .hint(Hint::RetryInAMoment));
-        }
-        let lock = match record.stop_reason {
-            // Its supervisor may still be flushing data.
-            Some(StopReason::Expired) => self.await_release(&id).await,
-            // It may have recorded the end and not exited yet.
-            _ => self.await_release_within(&id, EXIT_TIME).await,
-        };
-        let lock = match lock {
-            Ok(Some(lock)) => lock,
-            Ok(None) => return Err(Error::not_found(Kind::Task, id.as_str())),
-            // If another process has just started it, that is more useful to report than a held lock.
-            Err(error) => {
-                self.record_for(Kind::Task, &id, VmEvent::Start).await?;
-                return Err(error);
-            }
-        };
+        let lock =
+            self.own_stopped(&record).await?.ok_or_else(|| Error::not_found(Kind::Task, id.as_str()))?;
         // The lock proves that no process runs the task, whatever its last supervisor was able to record.
         self.note_vanished(&id).await?;
         let mut record = self.record_for(Kind::Task, &id, VmEvent::Start).await?;
@@ -291,6 +272,16 @@ impl Engine {
     async fn renew_used(&self, id: &VmId, longest: Option<Duration>) {
         if let Err(error) = self.try_renew_used(id, longest).await {
             tracing::warn!(task_id = %id, %error, "the lifetime of a task that is used cannot be renewed");
+        }
+    }
+
+    /// Begins a new lifetime of a task whenever its caller sends something, but not much more often than needed.
+    async fn renew_at(&self, used: &Notify, id: &VmId) -> Infallible {
+        loop {
+            // The use has just begun a lifetime.
+            tokio::time::sleep(RENEW_INTERVAL).await;
+            used.notified().await;
+            self.renew_used(id, None).await;
         }
     }
 

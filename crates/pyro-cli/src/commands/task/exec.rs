@@ -11,7 +11,7 @@ use crate::error::CliError;
 use crate::exit::Exit;
 use crate::printer::Printer;
 use crate::reply::Reply;
-use crate::session;
+use crate::{session, stdin};
 
 const EXEC_EXAMPLES: &str = "\
 The command is run as by `pyro run`. What it leaves running in the background (`&`) goes on after it has \
@@ -56,15 +56,22 @@ pub(super) fn run(args: TaskExecArgs, engine: &Engine, printer: &Printer) -> Res
     let command = args.command.command(&args.words)?;
     let id = &args.task_id;
     let (task, lasting) = (id.as_str().into(), Lasting::default());
+    args.command.note_ignored_input(args.json, printer);
     if args.detach {
         let request = DetachTask { task, command, lasting };
         let detached = session::block_on(engine.detach_task(request))?;
+        if args.command.interactive && !args.json && stdin::is_pipe_or_file() {
+            let sequence = detached.sequence;
+            printer.note(&format!(
+                "[pyro] standard input is not passed on without waiting; \
+                 pass it on with pyro task stdin {id} --sequence {sequence}"
+            ));
+        }
         return Ok(Reply::of(args.json, &detached, |detached| format!("Sequence: {}\n", detached.sequence))?);
     }
     // Text output is streamed; a JSON document holds it after the end.
     let output = if args.json { OutputMode::Capture } else { OutputMode::Stream };
     let request = ExecTask { task, command, lasting, output: output.into() };
-    args.command.note_ignored_input(args.json, printer);
     let interaction = args.command.interaction(args.json);
     let (result, shown) = session::interact(printer, interaction, Some(id), async |call| {
         engine.exec_task(request, &call).await

@@ -1,8 +1,11 @@
 //! Commands of a task. In a guest, the task's supervisor runs and records them; this module is its client.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use pyro_supervisor::{CommandEnd, CommandOutcome, ConnectError, OutputChunk, OutputStream, Run, RunError};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{outlast, supervisor_lost, unanswered};
@@ -19,7 +22,7 @@ use crate::registry::VmRecord;
 use crate::state::VmEvent;
 use crate::{
     CallContext, Error, ErrorKind, Event, Events, ExecutionMode, Hint, Lasting, Outcome, OutputMode,
-    TaskDetached, TaskExec, TaskLogEntry, VmId, convert, limits,
+    TaskDetached, TaskExec, TaskLogEntry, TtlFrom, VmId, convert, limits,
 };
 
 /// Maximum output per stream of a command that no client reads: the journal's limit.
@@ -138,8 +141,17 @@ impl Engine {
             OutputStream::Stdout => stdout.accept(&chunk.bytes).await,
             OutputStream::Stderr => stderr.accept(&chunk.bytes).await,
         };
-        let input = command_input(command, call);
-        let ran = self.client(&record.vm_id).run_with_input(run, input, cancel, take).await;
+        let typed = Arc::new(Notify::new());
+        let input = command_input(command, call).map(|input| {
+            let typed = Arc::clone(&typed);
+            input.inspect(move |_| typed.notify_one()).boxed()
+        });
+        let client = self.client(&record.vm_id);
+        let ran = tokio::select! {
+            biased;
+            ran = client.run_with_input(run, input, cancel, take) => ran,
+            never = self.renew_at(&typed, &record.vm_id), if record.ttl_from == TtlFrom::Use => match never {},
+        };
         let (sequence, end) = match ran {
             Ok(ran) => (ran.sequence.unwrap_or_default(), ran.outcome),
             // The supervisor may have dropped only this client, because it did not read for too long.

@@ -1,6 +1,5 @@
 //! Shells of a task, which its supervisor runs.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,8 +28,6 @@ use crate::{
     terminal,
 };
 
-/// Minimum time between two renewals of the lifetime of a task in whose shell its caller types.
-const RENEW_INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum number of bytes before a cursor that say where in its line the terminal was.
 const CONTEXT_BYTES: u64 = 4096;
 
@@ -191,15 +188,6 @@ impl Engine {
         }
         self.renew_used(&found.id, None).await;
         self.described(&found).await
-    }
-
-    /// Begins a new lifetime of a task whenever it is used, but not much more often than needed.
-    async fn renew_at(&self, used: &Notify, id: &VmId) -> Infallible {
-        loop {
-            used.notified().await;
-            self.renew_used(id, None).await;
-            tokio::time::sleep(RENEW_INTERVAL).await;
-        }
     }
 
     /// Finds a shell for a use of it that takes at most `longest`, if that is known.

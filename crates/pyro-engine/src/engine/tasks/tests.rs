@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 
 use futures::{SinkExt, StreamExt};
 use pyro_api::operations::*;
-use pyro_supervisor::{CopyError, Report};
+use pyro_supervisor::{CopyError, Owner, Phase, Report};
 use pyro_wire::{Frame, FrameCodec};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
@@ -576,6 +576,37 @@ async fn a_use_begins_a_new_lifetime_if_its_creator_asked_for_that() {
     engine.renew_used(&id, None).await;
     let after = engine.get(Kind::Task, &id).await.unwrap();
     assert_eq!((after.expires_at, after.sizing.ttl_seconds), (longer.expires_at, 3600));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_gets_input_is_renewed_again_and_again() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let (id, dir) = started_task(&engine).await;
+    let changes = TaskChanges { ttl_from: Some(TtlFrom::Use), ..TaskChanges::default() };
+    engine.update_task(id.as_str(), changes).await.unwrap();
+    let before = engine.get(Kind::Task, &id).await.unwrap().expires_at;
+    let _owner = OwnerLock::try_acquire(&dir).unwrap().unwrap();
+    let listener = UnixListener::bind(dir.join(vm_files::CONTROL_SOCKET)).unwrap();
+    let typed = Notify::new();
+    let mut renewing = std::pin::pin!(engine.renew_at(&typed, &id));
+    let mut ends = vec![before];
+    for _ in 0..2 {
+        typed.notify_one();
+        let end = tokio::select! {
+            never = &mut renewing => match never {},
+            end = serve_extension(&listener) => end,
+        };
+        ends.push(end);
+    }
+    assert!(ends.is_sorted_by(|one, next| one < next), "{ends:?}");
+    // Without input, it is left alone.
+    let renewed = tokio::select! {
+        never = &mut renewing => match never {},
+        _ = serve_extension(&listener) => true,
+        () = tokio::time::sleep(RENEW_INTERVAL * 100) => false,
+    };
+    assert!(!renewed);
 }
 
 /// Every parameter of an operation on a task, with the least that it needs.
