@@ -5,7 +5,7 @@ mod place;
 mod relay;
 mod table;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -163,6 +163,7 @@ fn mount_on(request: &Mount, place: PathBuf) -> Result<(Device, Attached), Failu
             _ => failure,
         }
     })?;
+    fs::create_dir_all(&place).during(format!("creating {}", request.path))?;
     let access = if request.writable { MountFlags::empty() } else { MountFlags::RDONLY };
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME | access;
     let options = options(device.as_raw_fd());

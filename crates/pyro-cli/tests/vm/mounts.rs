@@ -192,6 +192,7 @@ fn a_mount_point_behind_a_link_is_the_directory_that_it_leads_to() {
         let refused = attach(rest);
         assert!(refused.error().contains(reason), "{refused:?}");
     }
+    assert!(!project.join("below").exists(), "nothing is made where nothing is mounted");
     // The link leads elsewhere now, and the directory above is renamed.
     task.exec([], "mkdir /mnt/other; ln -sfn /mnt/other /mnt/link; mv up renamed").success();
     sandbox.pyro(["task", "unmount", &task.id, "/mnt/link"]).success();

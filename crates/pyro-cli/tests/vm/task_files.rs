@@ -322,11 +322,12 @@ fn files_move_between_the_file_systems_of_a_task() {
         chmod 640 /tmp/t/hard; chown daemon:mail /tmp/t/hard; touch -d @1000000000 /tmp/t/hard /tmp/t/d; \
         truncate -s 1G /tmp/t/sparse; echo old > there";
     task.exec([], made).success();
-    let rename = |options: &[&str], from: &str, to: &str| {
+    let rename = |option: Option<&str>, from: &str, to: &str| {
         let from = format!("{}:{from}", task.id);
-        sandbox.pyro([&["task", "file", "move"], options, &[&from, to]].concat())
+        let words = ["task", "file", "move"].into_iter().chain(option);
+        sandbox.pyro(words.chain([from.as_str(), to]))
     };
-    rename(&[], "/tmp/t", "moved").success();
+    rename(None, "/tmp/t", "moved").success();
     let stat = "cd moved; stat -c '%n %a %U %G %Y %h' hard; stat -c '%Y' d; cat link; du -k sparse | cut -f1; \
         test hard -ef d/file && test ! -e /tmp/t && ls -A /workspace";
     assert_eq!(
@@ -334,11 +335,11 @@ fn files_move_between_the_file_systems_of_a_task() {
         "hard 640 daemon mail 1000000000 2\n1000000000\ntext\n0\nmoved\nthere\n"
     );
     // A directory of the image, within the overlay.
-    rename(&[], "/etc/profile.d", "/etc/profile.old").success();
-    rename(&[], "/etc/profile.old", "/etc/profile.d").success();
-    let refused = rename(&[], "/etc/hostname", "there");
+    rename(None, "/etc/profile.d", "/etc/profile.old").success();
+    rename(None, "/etc/profile.old", "/etc/profile.d").success();
+    let refused = rename(None, "/etc/hostname", "there");
     assert!(refused.error().contains("there: File exists"), "{refused:?}");
-    rename(&["--replace"], "/etc/hostname", "there").success();
+    rename(Some("--replace"), "/etc/hostname", "there").success();
     assert!(
         task.exec([], "test ! -e /etc/hostname && cat there && ls -A /workspace")
             .success()

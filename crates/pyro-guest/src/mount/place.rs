@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -23,17 +24,26 @@ const MOUNTS: &str = "/proc/self/mountinfo";
 /// How a mounted directory is opened without asking its file system anything.
 const FOUND: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Makes the directory at `path` if it is missing, and returns where it really is.
+/// Returns where the directory at `path` really is, or will be once it is made.
 pub(super) fn find(path: &Path) -> Result<PathBuf, Failure> {
-    fs::create_dir_all(path).during(format!("creating {}", path.display()))?;
     let step = format!("mounting on {}", path.display());
-    let place = fs::canonicalize(path).during(&*step)?;
+    let place = true_path(path).during(&*step)?;
     let is_of_kernel = KERNEL_DIRECTORIES.iter().any(|directory| place.starts_with(directory));
     if is_of_kernel || place == Path::new("/") {
         let text = "its symbolic links lead there, and nothing can be mounted there";
         return Err(refused(step, format!("{}: {text}", place.display())));
     }
     Ok(place)
+}
+
+/// Returns a path without links, also of something of which only a directory above it exists.
+fn true_path(path: &Path) -> io::Result<PathBuf> {
+    match (fs::canonicalize(path), path.parent(), path.file_name()) {
+        (Err(error), Some(parent), Some(name)) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(true_path(parent)?.join(name))
+        }
+        (place, ..) => place,
+    }
 }
 
 /// A mount. Nothing of it is kept open: the guest could not unmount it then.
@@ -131,13 +141,14 @@ mod tests {
         symlink("real", root.join("link")).unwrap();
         for (path, place) in [("link/new", "real/new"), ("link", "real"), ("a/b", "a/b")] {
             assert_eq!(find(&root.join(path)).unwrap(), root.join(place));
-            assert!(root.join(place).is_dir());
         }
         for (link, place) in [("proc", "/proc"), ("below", "/sys/fs"), ("root", "/")] {
             symlink(place, root.join(link)).unwrap();
             let failure = find(&root.join(link)).unwrap_err();
             assert!(failure.cause.starts_with(&format!("{place}: its symbolic links")), "{failure}");
         }
+        // A mount that is refused makes nothing.
+        assert!(!root.join("real/new").exists() && !root.join("a").exists());
         symlink("round", root.join("round")).unwrap();
         assert!(find(&root.join("round")).is_err());
     }

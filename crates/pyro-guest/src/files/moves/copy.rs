@@ -213,7 +213,7 @@ fn copy_regular(
     let writing = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let to = File::from(openat(target, new, writing, PRIVATE)?);
     copy_data(&from, &to, stop)?;
-    // As it was before it was read.
+    // The times from before it was read.
     keep_attributes(&from, &to, &stat)
 }
 
