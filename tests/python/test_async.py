@@ -69,11 +69,11 @@ def test_one_client_in_two_loops_at_once(sandbox):
             results[own] = ("".join(chunks), stream.result["exit_code"])
         asyncio.run(main())
 
-    threads = [threading.Thread(target=use, args=names) for names in (("a", "b"), ("b", "a"))]
+    threads = [threading.Thread(target=use, args=names, daemon=True) for names in (("a", "b"), ("b", "a"))]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(timeout=90)
     assert results == {"a": ("a met b\n", 0), "b": ("b met a\n", 0)}
     asyncio.run(pyro.delete_task(task_id))
     asyncio.run(pyro.close())
