@@ -23,7 +23,7 @@ use crate::error::CliError;
 use crate::json;
 use crate::printer::{OutputError, Printer};
 use crate::progress::PullProgress;
-use crate::signals::{self, Signal};
+use crate::signals::{self, ListenError, Signal};
 use crate::stdin::{self, Passed, Source, Unread};
 use crate::terminal::{self, RawMode};
 
@@ -79,7 +79,7 @@ pub(crate) struct Interaction {
     pub(crate) on_terminal: bool,
     /// The terminal gets the modes back that the command has changed. It may be cut off, or leave them changed.
     pub(crate) puts_back: bool,
-    /// The line that the command has begun is ended after it, because it goes on elsewhere.
+    /// What is shown after the call begins on a new line, although the command may go on within a line, elsewhere.
     pub(crate) ends_line: bool,
 }
 
@@ -95,6 +95,9 @@ where
 {
     block_on(async {
         let requests = signals::listen()?;
+        if interaction.on_terminal {
+            terminal::follow_job_control().map_err(ListenError)?;
+        }
         let failed = |error| CliError::System("standard input cannot be passed on".to_owned(), error);
         let Source { input, failure } = stdin::pass_on(interaction.passed).map_err(failed)?;
         let accepted = CancellationToken::new();
@@ -136,11 +139,8 @@ impl RawTerminal {
         }
         self.accepted.cancelled().await;
         self.is_entered = true;
-        let entered = RawMode::enter().and_then(|mode| {
-            self.mode = mode;
-            terminal::follow_job_control()
-        });
-        entered.map_err(|error| OutputError::new(OutputStream::Stdout, error))
+        self.mode = RawMode::enter().map_err(|error| OutputError::new(OutputStream::Stdout, error))?;
+        Ok(())
     }
 }
 

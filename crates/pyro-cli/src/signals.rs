@@ -51,7 +51,7 @@ const REQUESTS_AHEAD: usize = 8;
 /// A signal handler cannot be installed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen for signals")]
-pub(crate) struct ListenError(#[source] io::Error);
+pub(crate) struct ListenError(#[source] pub(crate) io::Error);
 
 /// Returns the requests to stop that this process receives from now on. Needs a running event loop.
 ///

@@ -3,15 +3,17 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
-use pyro_engine::{Input, InputEvent};
+use pyro_engine::{Input, InputEvent, TerminalSize};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 use rustix::termios::isatty;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::terminal;
 
@@ -19,6 +21,8 @@ use crate::terminal;
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Number of pieces in the queue before reading waits.
 const PIECES_AHEAD: usize = 2;
+/// Maximum wait for a program that draws for another size. One that draws nothing does not say so.
+const DRAWING_GRACE: Duration = Duration::from_secs(1);
 
 /// What to pass on to a command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,21 +65,8 @@ pub(crate) fn pass_on(passed: Passed) -> io::Result<Source> {
     }
     let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
     if passed.sizes {
-        let mut changes = signal(SignalKind::window_change())?;
-        // The size may have changed while this process was stopped.
-        let mut continuations = terminal::continuations()?;
-        let sender = sender.clone();
-        tokio::spawn(async move {
-            while let Some(()) = tokio::select! {
-                change = changes.recv() => change,
-                continued = continuations.recv() => continued,
-            } {
-                let Some(size) = terminal::size() else { continue };
-                if sender.send(InputEvent::Resize(size)).await.is_err() {
-                    return;
-                }
-            }
-        });
+        let changes = signal(SignalKind::window_change())?;
+        tokio::spawn(pass_on_sizes(changes, sender.clone()));
     }
     if passed.input {
         // Nothing interrupts a read, so the thread is left behind when the command ends.
@@ -87,6 +78,32 @@ pub(crate) fn pass_on(passed: Passed) -> io::Result<Source> {
         })?;
     }
     Ok(Source { input: Input::from(receiver), failure })
+}
+
+/// Sends the size of the terminal whenever it may have changed. A program that has to draw again gets another size before, since
+/// the kernel tells it only of one that differs.
+async fn pass_on_sizes(mut changes: Signal, sender: mpsc::Sender<InputEvent>) {
+    loop {
+        let draws_again = tokio::select! {
+            Some(()) = changes.recv() => false,
+            () = terminal::continued() => false,
+            () = terminal::taken_up() => true,
+            () = sender.closed() => return,
+        };
+        let Some(size) = terminal::size() else { continue };
+        let shown = terminal::shown();
+        if draws_again {
+            let rows = if size.rows > 1 { size.rows - 1 } else { 2 };
+            if sender.send(InputEvent::Resize(TerminalSize { rows, ..size })).await.is_err() {
+                return;
+            }
+            // A program that learns of both at once sees no difference.
+            let _ = timeout(DRAWING_GRACE, shown).await;
+        }
+        if sender.send(InputEvent::Resize(size)).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Sends everything that can be read. Only an end of the input, or the detach keys, are one for the command.

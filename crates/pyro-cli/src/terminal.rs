@@ -9,9 +9,11 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use pyro_engine::TerminalSize;
 use rustix::process::getpgrp;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
-pub(crate) use self::job_control::{continuations, follow as follow_job_control};
+pub(crate) use self::job_control::{continued, follow as follow_job_control, taken_up};
 use self::modes::Modes;
 
 /// What the terminal has to get back.
@@ -23,6 +25,7 @@ struct Changed {
 }
 
 static CHANGED: Mutex<Changed> = Mutex::new(Changed { mode: None, modes: None });
+static SHOWN: Notify = Notify::const_new();
 
 fn changed() -> MutexGuard<'static, Changed> {
     CHANGED.lock().unwrap_or_else(PoisonError::into_inner)
@@ -81,6 +84,13 @@ fn is_in_background() -> bool {
     tcgetpgrp(io::stdin()).is_ok_and(|foreground| foreground != getpgrp())
 }
 
+/// Returns whether another program has ended raw mode, such as the shell of a process that was stopped without a warning.
+fn is_taken() -> bool {
+    let is_canonical =
+        || tcgetattr(io::stdin()).is_ok_and(|mode| mode.local_modes.contains(LocalModes::ICANON));
+    is_raw() && is_canonical()
+}
+
 /// Returns whether the terminal is in raw mode, in which a newline does not begin a line.
 pub(crate) fn is_raw() -> bool {
     changed().mode.is_some()
@@ -90,6 +100,12 @@ pub(crate) fn is_raw() -> bool {
 pub(crate) fn follow_output(bytes: &[u8]) {
     restore_at_panic();
     changed().modes.get_or_insert_default().follow(bytes);
+    SHOWN.notify_waiters();
+}
+
+/// Returns the moment at which a command shows something, from now on.
+pub(crate) fn shown() -> Notified<'static> {
+    SHOWN.notified()
 }
 
 /// Returns what puts back the modes that the command has changed. The caller shows it, or cannot.

@@ -14,6 +14,10 @@ const ALTERNATE_SCREENS: [u16; 3] = [47, 1047, 1049];
 const ORIGIN: u16 = 6;
 /// Maximum length of the parameters of a sequence. Longer ones are ignored.
 const MAX_PARAMETERS: usize = 64;
+/// Maximum length of what says how text looks. Longer than a program needs.
+const MAX_STYLE: usize = 256;
+/// Maximum number of key protocols in use at the same time.
+const MAX_KEY_PROTOCOLS: usize = 9;
 
 /// Follows what a terminal is shown.
 #[derive(Debug, Default)]
@@ -44,12 +48,18 @@ struct Changed {
     modes: BTreeSet<u16>,
     inserts: bool,
     has_keypad: bool,
-    has_region: bool,
-    has_graphics: bool,
-    has_style: bool,
-    has_cursor_shape: bool,
-    has_modified_keys: bool,
-    has_key_protocol: bool,
+    /// Parameters of the sequence that sets the rows that scroll.
+    region: Option<String>,
+    /// The character set, as the last character of the sequence that chooses it.
+    character_set: Option<char>,
+    /// The other character set is in use.
+    is_shifted: bool,
+    /// Parameters of the sequences that say how text looks.
+    style: String,
+    cursor_shape: u16,
+    modified_keys: u16,
+    /// The flags of each use of the key protocol, from the outermost.
+    key_protocols: Vec<u16>,
 }
 
 impl Modes {
@@ -83,8 +93,8 @@ impl Modes {
                     }
                     Place::Text
                 }
-                (Place::Text, 0x0e) => {
-                    self.changed.has_graphics = true;
+                (Place::Text, 0x0e | 0x0f) => {
+                    self.changed.is_shifted = *byte == 0x0e;
                     Place::Text
                 }
                 (place, _) => place,
@@ -94,37 +104,26 @@ impl Modes {
 
     /// Returns what puts the terminal back. Empty: nothing is changed.
     pub(crate) fn put_back(&self) -> String {
-        let Changed {
-            modes: _,
-            inserts,
-            has_keypad,
-            has_region,
-            has_graphics,
-            has_style,
-            has_cursor_shape,
-            has_modified_keys,
-            has_key_protocol,
-        } = self.changed;
+        let changed = &self.changed;
         // Ends a sequence that was cut off.
         let mut text = if self.place == Place::Text { String::new() } else { "\x1b\\".to_owned() };
         for mode in self.changed.modes_in_order() {
             text.push_str(&format!("\x1b[?{mode}{}", if is_usual(mode) { 'h' } else { 'l' }));
         }
-        let has_origin = self.changed.modes.contains(&ORIGIN);
         // Both move the cursor to the first row.
-        if has_origin {
+        if changed.modes.contains(&ORIGIN) {
             text.push_str("\x1b[r\x1b[999;1H");
-        } else if has_region {
+        } else if changed.region.is_some() {
             text.push_str("\x1b7\x1b[r\x1b8");
         }
         for (is_changed, sequence) in [
-            (inserts, "\x1b[4l"),
-            (has_keypad, "\x1b>"),
-            (has_graphics, "\x0f\x1b(B"),
-            (has_cursor_shape, "\x1b[0 q"),
-            (has_modified_keys, "\x1b[>4;0m"),
-            (has_key_protocol, "\x1b[<9u\x1b[=0u"),
-            (has_style, "\x1b[0m"),
+            (changed.inserts, "\x1b[4l"),
+            (changed.has_keypad, "\x1b>"),
+            (changed.is_shifted || changed.character_set.is_some(), "\x0f\x1b(B"),
+            (changed.cursor_shape > 0, "\x1b[0 q"),
+            (changed.modified_keys > 0, "\x1b[>4;0m"),
+            (!changed.key_protocols.is_empty(), "\x1b[<9u\x1b[=0u"),
+            (!changed.style.is_empty(), "\x1b[0m"),
         ] {
             if is_changed {
                 text.push_str(sequence);
@@ -133,14 +132,37 @@ impl Modes {
         text
     }
 
-    /// Returns what changes the modes again after [`Self::put_back`]. The rest comes with what the program draws.
+    /// Returns what changes everything again after [`Self::put_back`], except for what is drawn.
     pub(crate) fn take_up(&self) -> String {
+        let changed = &self.changed;
         let mut text = String::new();
-        for mode in self.changed.modes_in_order() {
+        for mode in changed.modes_in_order() {
             text.push_str(&format!("\x1b[?{mode}{}", if is_usual(mode) { 'l' } else { 'h' }));
         }
-        if self.changed.has_keypad {
-            text.push_str("\x1b=");
+        if let Some(region) = &changed.region {
+            text.push_str(&format!("\x1b7\x1b[{region}r\x1b8"));
+        }
+        if let Some(set) = changed.character_set {
+            text.push_str(&format!("\x1b({set}"));
+        }
+        for (is_changed, sequence) in
+            [(changed.inserts, "\x1b[4h"), (changed.has_keypad, "\x1b="), (changed.is_shifted, "\x0e")]
+        {
+            if is_changed {
+                text.push_str(sequence);
+            }
+        }
+        if changed.cursor_shape > 0 {
+            text.push_str(&format!("\x1b[{} q", changed.cursor_shape));
+        }
+        if changed.modified_keys > 0 {
+            text.push_str(&format!("\x1b[>4;{}m", changed.modified_keys));
+        }
+        for flags in &changed.key_protocols {
+            text.push_str(&format!("\x1b[>{flags}u"));
+        }
+        if !changed.style.is_empty() {
+            text.push_str(&format!("\x1b[{}m", changed.style));
         }
         text
     }
@@ -190,7 +212,7 @@ impl Changed {
             ([], b'=') => self.has_keypad = true,
             ([], b'>') => self.has_keypad = false,
             ([], b'c') => *self = Self::default(),
-            ([b'('], set) => self.has_graphics = set != b'B',
+            ([b'('], set) => self.character_set = (set != b'B').then_some(set.into()),
             _ => {}
         }
     }
@@ -207,14 +229,36 @@ impl Changed {
         match (kind, action) {
             ("?", b'h' | b'l') => numbers.into_iter().for_each(|mode| self.set(mode, action == b'h')),
             ("", b'h' | b'l') if numbers.contains(&4) => self.inserts = action == b'h',
-            ("", b'r') => self.has_region = numbers.iter().any(|row| *row > 0),
-            ("", b'q') if parameters.ends_with(' ') => self.has_cursor_shape = numbers[0] > 0,
-            ("", b'm') => self.has_style = has_style_after(self.has_style, &numbers),
+            ("", b'r') => self.region = numbers.iter().any(|row| *row > 0).then(|| parameters.to_owned()),
+            ("", b'q') if parameters.ends_with(' ') => self.cursor_shape = numbers[0],
+            ("", b'm') => self.set_style(parameters, &numbers),
             (">", b'm') if numbers[0] == 4 => {
-                self.has_modified_keys = numbers.get(1).is_some_and(|value| *value > 0);
+                self.modified_keys = numbers.get(1).copied().unwrap_or_default()
             }
-            (">" | "=", b'u') => self.has_key_protocol = true,
+            (">", b'u') if self.key_protocols.len() < MAX_KEY_PROTOCOLS => {
+                self.key_protocols.push(numbers[0])
+            }
+            ("=", b'u') => {
+                self.key_protocols.pop();
+                self.key_protocols.push(numbers[0]);
+            }
+            ("<", b'u') => {
+                let left = self.key_protocols.len().saturating_sub(numbers[0].max(1).into());
+                self.key_protocols.truncate(left);
+            }
             _ => {}
+        }
+    }
+
+    fn set_style(&mut self, parameters: &str, numbers: &[u16]) {
+        let has_style = has_style_after(!self.style.is_empty(), numbers);
+        if !has_style || numbers[0] == 0 || self.style.len() + parameters.len() >= MAX_STYLE {
+            self.style.clear();
+        }
+        if has_style {
+            let separator = if self.style.is_empty() { "" } else { ";" };
+            self.style.push_str(separator);
+            self.style.push_str(parameters);
         }
     }
 
@@ -256,6 +300,7 @@ mod tests {
             "\x1b[?1049h\x1bc",
             "\x1b]0;[?1049h\x07",
             "\x1b[1;38;5;0;48;2;0;0;0mcolours\x1b[1;0m\x1b[31m\x1b[m",
+            "\x1b[>1u\x1b[>5u\x1b[<u\x1b[<1u\x0e\x0f",
         ] {
             assert_eq!(put_back(shown), "", "{shown:?}");
         }
@@ -289,10 +334,33 @@ mod tests {
     #[test]
     fn what_was_put_back_for_a_while_is_changed_again() {
         let mut modes = Modes::default();
-        modes.follow(b"\x1b[?1h\x1b=\x1b[?25l\x1b[?1049h\x1b[31m");
+        modes.follow(b"\x1b[?1h\x1b=\x1b[?25l\x1b[?1049h\x1b[31m\x1b[1;38;5;9m\x1b[2;9r\x1b[4h\x1b[6 q");
+        modes.follow(b"\x1b(0\x0e\x1b[>4;2m\x1b[>1u\x1b[>5u");
         let back = modes.put_back();
-        assert_eq!(back, "\x1b[?1049l\x1b[?1l\x1b[?25h\x1b>\x1b[0m");
-        assert_eq!(modes.take_up(), "\x1b[?1049h\x1b[?1h\x1b[?25l\x1b=");
+        assert_eq!(
+            back,
+            "\x1b[?1049l\x1b[?1l\x1b[?25h\x1b7\x1b[r\x1b8\x1b[4l\x1b>\x0f\x1b(B\x1b[0 q\x1b[>4;0m\
+             \x1b[<9u\x1b[=0u\x1b[0m"
+        );
+        let again = modes.take_up();
+        assert_eq!(
+            again,
+            "\x1b[?1049h\x1b[?1h\x1b[?25l\x1b7\x1b[2;9r\x1b8\x1b(0\x1b[4h\x1b=\x0e\x1b[6 q\x1b[>4;2m\
+             \x1b[>1u\x1b[>5u\x1b[31;1;38;5;9m"
+        );
         assert_eq!(modes.put_back(), back);
+        // Following that leads to the same.
+        let mut other = Modes::default();
+        other.follow(again.as_bytes());
+        assert_eq!((other.put_back(), other.take_up()), (back, again));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut modes = Modes::default();
+        for _ in 0..10_000 {
+            modes.follow(b"\x1b[1;38;5;9m\x1b[>1u\x1b[2;9r");
+        }
+        assert!(modes.take_up().len() < 2 * MAX_STYLE, "{:?}", modes.take_up());
     }
 }

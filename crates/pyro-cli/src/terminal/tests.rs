@@ -54,6 +54,13 @@ fn a_panic_and_a_suspension_put_everything_back() {
     take_up();
     assert_eq!((own.is_raw(), own.shown()), (true, "\x1b[?1049h".to_owned()));
 
+    // A shell that did not get it back, since the process was stopped without a warning.
+    assert!(!is_taken());
+    set_mode(&changed().mode.clone().unwrap());
+    assert!(is_taken() && is_raw());
+    take_up();
+    assert_eq!((is_taken(), own.shown()), (false, "\x1b[?1049h".to_owned()));
+
     let panicked = std::thread::spawn(|| panic!("the reason")).join();
     assert!(panicked.is_err());
     assert_eq!((own.is_raw(), own.shown()), (false, "\x1b[?1049l".to_owned()));

@@ -18,7 +18,7 @@ use pyro_testkit::{McpClient, reached_within};
 
 pub(crate) use engine::{Capture, chain, command, exec, exec_text, never, quiet};
 pub(crate) use task::Task;
-pub(crate) use terminal::{Terminal, assert_put_back};
+pub(crate) use terminal::{Terminal, Tmux, assert_put_back};
 
 /// The executable under test.
 pub(crate) const PYRO: &str = env!("CARGO_BIN_EXE_pyro");

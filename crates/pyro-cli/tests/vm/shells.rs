@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use serde_json::{Value, json};
 
-use crate::harness::{ENVIRONMENT, PYRO, Sandbox, Terminal, assert_put_back};
+use crate::harness::{ENVIRONMENT, PYRO, Sandbox, Terminal, Tmux, assert_put_back};
 
 #[test]
 fn a_shell_outlives_its_clients_which_type_read_and_attach() {
@@ -124,31 +124,23 @@ fn a_run_is_a_login_shell_on_a_terminal() {
 #[test]
 fn a_run_on_a_terminal_works_within_tmux() {
     let sandbox = Sandbox::new();
-    let server = sandbox.path("tmux");
-    let server = server.to_str().unwrap();
-    let tmux = |words: &[&str]| {
-        let ended = sandbox.program("tmux").args(["-S", server]).args(words).output().unwrap();
-        assert!(ended.status.success(), "{ended:?}");
-        String::from_utf8(ended.stdout).unwrap()
-    };
+    let tmux = Tmux::new(&sandbox);
     let run = format!("{PYRO} run -it {ENVIRONMENT}");
     let inner = format!("stty -a > inner-before; {run}; echo $? > status; stty -a > inner-after");
-    let mut terminal =
-        Terminal::run(&sandbox, &format!("tmux -u -f /dev/null -S {server} new-session '{inner}'"));
+    let mut terminal = tmux.run(&inner);
     terminal.until("# ");
-    // The last row is the status line of tmux.
     terminal.press("stty size; echo $TERM; printf '\\303\\244|%s\\n' '\u{2192}x'\r");
     terminal.until("32 101");
-    terminal.until(tmux(&["show", "-gv", "default-terminal"]).trim());
+    terminal.until(tmux.call(&["show", "-gv", "default-terminal"]).trim());
     terminal.until("\u{e4}|\u{2192}x");
 
     terminal.press("seq 1000 | less +G\r");
     terminal.until("(END)");
-    let screen = tmux(&["capture-pane", "-p"]);
+    let screen = tmux.screen();
     assert!(screen.starts_with("970\n971\n") && screen.trim_end().ends_with("\n1000\n(END)"), "{screen}");
     terminal.press("q");
     terminal.until("# ");
-    let screen = tmux(&["capture-pane", "-p"]);
+    let screen = tmux.screen();
     assert!(screen.contains("\u{e4}|\u{2192}x\n") && !screen.contains("999"), "as before less: {screen}");
 
     // The size comes in two steps, first the rows.

@@ -5,7 +5,7 @@ use std::fs;
 use rustix::process::Signal;
 
 use crate::harness::{
-    ENVIRONMENT, LONG, PYRO, Process, Sandbox, Terminal, assert_put_back, kill, wait_until,
+    ENVIRONMENT, LONG, PYRO, Process, Sandbox, Terminal, Tmux, assert_put_back, kill, wait_until,
 };
 
 /// What a program that uses the whole terminal begins with, as text for `printf`.
@@ -144,6 +144,79 @@ fn a_suspended_client_gives_the_terminal_back_and_takes_it_again() {
         assert!(modes.contains(" icanon") && modes.contains(" echo "), "{name}: {modes}");
     }
     task.delete();
+}
+
+/// Without `-i` the terminal is not raw, but a program has changed it all the same.
+#[test]
+fn a_client_that_is_suspended_by_a_key_gives_the_terminal_back() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    let guest =
+        format!("printf \"{WHOLE_SCREEN}\"; echo begun; until [ -e go ]; do sleep 0.1; done; echo end");
+    let line = format!("set -m; {PYRO} task exec -t {} -- '{guest}'; echo suspended=$?; fg", task.id);
+    let mut terminal = Terminal::run(&sandbox, &line);
+    terminal.until("begun");
+    terminal.press("\x1a");
+    terminal.until(PUT_BACK);
+    terminal.until("suspended=148");
+    terminal.until("\x1b[?1049h\x1b[?25l\x1b[?2004h");
+    task.exec([], "touch go").success();
+    terminal.until("end");
+    let shown = terminal.finish();
+    assert!(shown.contains(PUT_BACK) && shown.contains("status=0"), "{shown:?}");
+    assert_put_back(&sandbox);
+    task.delete();
+}
+
+/// Without job control, no process could continue it: its group is orphaned.
+#[test]
+fn a_client_that_cannot_be_suspended_goes_on() {
+    let sandbox = Sandbox::new();
+    let task = sandbox.task([]);
+    let guest = format!("printf \"{WHOLE_SCREEN}\"; echo begun; while read word; do echo got:$word; done");
+    let line = format!("{PYRO} task exec -it {} -- '{guest}'", task.id);
+    let mut terminal = Terminal::run(&sandbox, &line);
+    terminal.until("begun");
+    let pid = client(&sandbox, "exec").pid;
+    kill(pid, Signal::CONT);
+    terminal.press("one\r");
+    terminal.until("got:one");
+    kill(pid, Signal::TSTP);
+    terminal.until(PUT_BACK);
+    terminal.until("\x1b[?1049h\x1b[?25l\x1b[?2004h");
+    terminal.press("two\r");
+    terminal.until("got:two");
+    terminal.press("\x04");
+    let shown = terminal.finish();
+    assert!(shown.contains("status=0"), "{shown:?}");
+    assert_eq!(shown.matches("\x1b[?1049h").count(), 2, "no change without a suspension: {shown:?}");
+    assert_put_back(&sandbox);
+    task.delete();
+}
+
+/// Its screen is that of the shell meanwhile, and nothing tells it that the terminal is its own again but another size.
+#[test]
+fn a_program_draws_again_after_its_client_was_suspended() {
+    let sandbox = Sandbox::new();
+    let tmux = Tmux::new(&sandbox);
+    let line = format!("set -m; {PYRO} run -it {ENVIRONMENT}; echo suspended; read go; fg");
+    let mut terminal = tmux.run(&line);
+    terminal.until("# ");
+    terminal.press("stty size; seq 1000 | less +G\r");
+    terminal.until("32 101");
+    terminal.until("(END)");
+    let is_drawn = |screen: &str| screen.starts_with("970\n971\n") && screen.contains("\n998\n999\n");
+    tmux.until("screen", is_drawn);
+    kill(client(&sandbox, "run").pid, Signal::TSTP);
+    terminal.until("suspended");
+    assert!(!is_drawn(&tmux.screen()), "{}", tmux.screen());
+    terminal.press("\r");
+    tmux.until("screen as before", is_drawn);
+    terminal.press("q");
+    terminal.until("# ");
+    terminal.press("stty size; exit 6\r");
+    terminal.until("32 101");
+    terminal.finish();
 }
 
 /// The profile of Debian sets `PATH`.

@@ -1,15 +1,19 @@
 //! A terminal, as a person has one.
 
 use std::io::{Read as _, Write as _};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use super::Sandbox;
+use super::{LONG, Sandbox};
 
 /// A terminal of `script` with 33 rows and 101 columns, in which a line of shell text runs.
 pub(crate) struct Terminal {
     child: Child,
     keys: ChildStdin,
-    screen: ChildStdout,
+    /// What is shown, read at once, so that programs need not wait for this test.
+    screen: Receiver<Vec<u8>>,
     /// All that was shown.
     shown: String,
     /// Up to where [`Self::until`] has looked.
@@ -35,7 +39,14 @@ impl Terminal {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let (keys, screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let (keys, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let (sender, screen) = mpsc::channel();
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = output.read(&mut buffer)
+                && sender.send(buffer[..count].to_vec()).is_ok()
+            {}
+        });
         Self { child, keys, screen, shown: String::new(), seen: 0, device: sandbox.path("device") }
     }
 
@@ -78,10 +89,52 @@ impl Terminal {
 
     /// Returns whether there was anything to read.
     fn read(&mut self) -> bool {
-        let mut buffer = [0; 4096];
-        let count = self.screen.read(&mut buffer).unwrap();
-        self.shown.push_str(&String::from_utf8_lossy(&buffer[..count]));
-        count > 0
+        match self.screen.recv_timeout(LONG) {
+            Ok(bytes) => self.shown.push_str(&String::from_utf8_lossy(&bytes)),
+            Err(RecvTimeoutError::Disconnected) => return false,
+            Err(RecvTimeoutError::Timeout) => panic!("nothing more was shown: {:?}", self.shown),
+        }
+        true
+    }
+}
+
+/// A tmux of this host, which knows what its screen looks like.
+pub(crate) struct Tmux<'a> {
+    sandbox: &'a Sandbox,
+    server: String,
+}
+
+impl<'a> Tmux<'a> {
+    pub(crate) fn new(sandbox: &'a Sandbox) -> Self {
+        Self { sandbox, server: sandbox.path("tmux").to_str().unwrap().to_owned() }
+    }
+
+    /// Runs a line of shell text in its only window. The last row is its status line.
+    pub(crate) fn run(&self, line: &str) -> Terminal {
+        let line = line.replace('\'', r"'\''");
+        let all = format!("tmux -u -f /dev/null -S {} new-session '{line}'", self.server);
+        Terminal::run(self.sandbox, &all)
+    }
+
+    pub(crate) fn call(&self, words: &[&str]) -> String {
+        let ended = self.sandbox.program("tmux").args(["-S", &self.server]).args(words).output().unwrap();
+        assert!(ended.status.success(), "{ended:?}");
+        String::from_utf8(ended.stdout).unwrap()
+    }
+
+    pub(crate) fn screen(&self) -> String {
+        self.call(&["capture-pane", "-p"])
+    }
+
+    /// Waits until the screen is as expected.
+    pub(crate) fn until(&self, what: &str, is_expected: impl Fn(&str) -> bool) {
+        let mut screen = String::new();
+        let deadline = Instant::now() + LONG;
+        while !is_expected(&screen) {
+            assert!(Instant::now() < deadline, "no {what}:\n{screen}");
+            thread::sleep(Duration::from_millis(50));
+            screen = self.screen();
+        }
     }
 }
 
