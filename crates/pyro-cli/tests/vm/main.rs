@@ -37,6 +37,7 @@ mod ports;
 mod registry;
 mod rpc;
 mod run;
+mod screens;
 mod services;
 mod shells;
 mod signals;
