@@ -2,7 +2,7 @@
 //!
 //! This is for each press of a key, so it starts nothing, changes nothing, and reports nothing but candidates.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 
 use clap::Arg;
 use clap_complete::CompleteEnv;
@@ -16,6 +16,8 @@ use crate::{commands, config, session};
 
 /// Tells pyro to complete a command line, and for which shell.
 const VARIABLE: &str = "_PYRO_COMPLETE";
+/// Which of the words is being typed, as the scripts of `clap_complete` pass it.
+const INDEX: &str = "_CLAP_COMPLETE_INDEX";
 const PROGRAM: &str = "pyro";
 
 /// Zsh reads the script when it needs it for the first time, and takes it for the function.
@@ -103,9 +105,24 @@ fn tasks_with(typed: &OsStr, end: &str) -> Vec<CompletionCandidate> {
     matching(typed, all)
 }
 
+/// Services of the task that is named before them.
 fn services(typed: &OsStr) -> Vec<CompletionCandidate> {
-    let services = known().services.into_iter();
-    matching(typed, services.map(|(name, task)| (name, format!("service of task {task}"))))
+    let words: Vec<String> = words_before().map(|word| word.to_string_lossy().into_owned()).collect();
+    let known = known();
+    let of_task = known.services.into_iter().filter(|(_, id)| {
+        let name = known.tasks.iter().find(|task| task.id == *id).and_then(|task| task.name.as_ref());
+        words.iter().any(|word| !word.is_empty() && (id.starts_with(word) || name == Some(word)))
+    });
+    matching(typed, of_task.map(|(name, task)| (name, format!("service of task {task}"))))
+}
+
+/// The words after that for the kind of command, such as `stop`, up to the one that is typed.
+fn words_before() -> impl Iterator<Item = OsString> {
+    let words: Vec<OsString> = std::env::args_os().skip_while(|word| word != "--").skip(1).collect();
+    // Otherwise the shell passes only words up to the one that is typed.
+    let index = std::env::var(INDEX).ok().and_then(|index| index.parse().ok());
+    let typed = index.unwrap_or(words.len().saturating_sub(1));
+    words.into_iter().take(typed).skip_while(|word| word != "service").skip(2)
 }
 
 fn environments(typed: &OsStr) -> Vec<CompletionCandidate> {

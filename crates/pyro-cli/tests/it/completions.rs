@@ -1,6 +1,8 @@
 //! What shells complete.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::process::Stdio;
 
 use rusqlite::Connection;
 use serde_json::Value;
@@ -90,21 +92,69 @@ fn completing_creates_and_reports_nothing() {
     assert_eq!(home.entries(), Vec::<std::path::PathBuf>::new());
     assert_eq!(candidates(&home, "tcsh", &["pyro", ""]).all(), "exit: 1\n--- stdout\n--- stderr\n");
 
-    // A file that is damaged, newer, or in use by a process that was stopped.
+    // A file that no other process uses, and one that another process does.
     let (home, _) = with_task();
-    let file = home.path(".local/state/pyro-mcp/state.sqlite3");
+    let files = || {
+        let all = fs::read_dir(home.path(".local/state/pyro-mcp")).unwrap();
+        let names = all.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.contains("sqlite3")).collect::<Vec<_>>()
+    };
     let task = ["pyro", "task", "exec", ""];
+    assert_eq!(files().len(), 1, "{:?}", files());
+    assert!(values(&home, &task).contains(&"site".to_owned()));
+    assert_eq!(files().len(), 1, "{:?}", files());
+    let user = registry(&home);
+    user.execute("UPDATE vms SET name = 'place'", []).unwrap();
+    assert!(values(&home, &task).contains(&"place".to_owned()));
+    user.execute("UPDATE vms SET name = 'site'", []).unwrap();
+    drop(user);
+    assert_eq!(files().len(), 1, "{:?}", files());
+
+    // One that is in use by a process that was stopped, newer, or damaged.
+    let nothing = values(&Home::new(), &task);
     let locker = registry(&home);
     locker.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
-    values(&home, &task);
+    assert_eq!(values(&home, &task), nothing);
     drop(locker);
+    assert!(values(&home, &task).contains(&"site".to_owned()));
     registry(&home).pragma_update(None, "user_version", 10_000).unwrap();
-    assert!(!values(&home, &task).contains(&"site".to_owned()));
+    assert_eq!(values(&home, &task), nothing);
+    let file = home.path(".local/state/pyro-mcp/state.sqlite3");
     fs::write(&file, "damaged").unwrap();
-    assert!(!values(&home, &task).contains(&"site".to_owned()));
+    assert_eq!(values(&home, &task), nothing);
     assert_eq!(fs::read(&file).unwrap(), b"damaged");
     let home = home.set("PYRO_MAX_ACTIVE_VMS", "many");
-    assert!(!values(&home, &task).contains(&"site".to_owned()));
+    assert_eq!(values(&home, &task), nothing);
+}
+
+/// Directories can have any name.
+#[test]
+fn names_are_found_below_any_directory() {
+    let home = Home::new().set("PATH", "/usr/bin:/bin").set_path("PYRO_QEMU", "no-such-qemu");
+    let home = home.set_path("PYRO_BASE_DIR", "is it 100%41?#\u{e4}");
+    home.pyro(["task", "create", "debian:12", "--allow-host-compat", "--name", "site"]);
+    assert_eq!(values(&home, &["pyro", "task", "exec", "si"]), ["site"]);
+}
+
+#[test]
+fn services_are_those_of_the_task() {
+    let (home, id) = with_task();
+    home.pyro(["task", "create", "debian:12", "--allow-host-compat", "--name", "other"]);
+    let sql = "INSERT INTO services (task_id, name, position, definition, state, since, restarts)
+               SELECT vm_id, new.name, 2, '{}', 'stopped', 0, 0
+               FROM vms JOIN (SELECT 'web' AS name UNION SELECT 'worker') AS new WHERE vms.name = 'other'";
+    registry(&home).execute(sql, []).unwrap();
+    for task in ["site", &id, &id[..6]] {
+        assert_eq!(values(&home, &["pyro", "task", "service", "logs", task, "w"]), ["web"], "{task}");
+    }
+    assert_eq!(values(&home, &["pyro", "task", "service", "logs", "other", "w"]), ["web", "worker"]);
+    let found = values(&home, &["pyro", "task", "service", "logs", "--tail", "5", "other", "w"]);
+    assert_eq!(found, ["web", "worker"]);
+    assert_eq!(values(&home, &["pyro", "task", "service", "stop", "third", "w"]), Vec::<String>::new());
+    // As shells ask that pass only the words up to this one.
+    let mut command = home.command(["--", "pyro", "task", "service", "stop", "site", "w"]);
+    let shown = home.ended(command.env("_PYRO_COMPLETE", "fish").output().unwrap());
+    assert_eq!(shown.stdout, format!("web\tservice of task {id}\n"));
 }
 
 #[test]
@@ -129,9 +179,44 @@ fn bash_completes_a_name() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "site\n", "{output:?}");
 }
 
+/// As a person does it, with Tab, in a zsh that finds the script by itself: at once, and again.
 #[test]
-fn zsh_completes_at_once_when_it_loads_the_script_by_itself() {
-    let script = Home::new().pyro(["completions", "zsh"]).stdout;
-    assert!(script.starts_with("#compdef pyro\n"), "{script}");
-    assert!(script.contains("funcstack[1]\" = \"_pyro\""), "{script}");
+fn zsh_completes_a_name() {
+    let (home, _) = with_task();
+    fs::create_dir(home.path("functions")).unwrap();
+    fs::write(home.path("functions/_pyro"), home.pyro(["completions", "zsh"]).stdout).unwrap();
+    let directory = std::path::Path::new(crate::harness::PYRO).parent().unwrap();
+    let home = home.set("PATH", &format!("{}:/usr/bin:/bin", directory.display()));
+    let mut zsh = home
+        .program("script")
+        .args(["-qec", "zsh -f -i", "/dev/null"])
+        .env("TERM", "xterm")
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut keys, mut output) = (zsh.stdin.take().unwrap(), zsh.stdout.take().unwrap());
+    let (mut shown, mut seen) = (String::new(), 0);
+    let mut until = |text: &str| {
+        let mut buffer = [0; 256];
+        while !shown[seen..].contains(text) {
+            let count = output.read(&mut buffer).unwrap();
+            assert!(count > 0, "{text:?} was not shown: {shown}");
+            shown.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+        seen += shown[seen..].find(text).unwrap() + text.len();
+    };
+    keys.write_all(
+        b"fpath=($PWD/functions $fpath); autoload -Uz compinit; compinit -u -D; PS1='rea''dy> '\r",
+    )
+    .unwrap();
+    until("ready> ");
+    for typed in ["pyro task exec s", "pyro task status si"] {
+        // The line becomes the words of another command.
+        keys.write_all(format!("{typed}\t\x01echo got:\x05.\r").as_bytes()).unwrap();
+        let (command, _) = typed.rsplit_once(' ').unwrap();
+        until(&format!("got:{command} site.\r\n"));
+        until("ready> ");
+    }
+    keys.write_all(b"exit\r").unwrap();
+    assert!(zsh.wait().unwrap().success());
 }

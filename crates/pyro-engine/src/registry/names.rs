@@ -1,5 +1,7 @@
 //! Names of tasks and services, for a shell that completes a word: read without waiting, and without changing anything.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -38,9 +40,28 @@ pub fn known_names(base_dir: &Path) -> KnownNames {
     read(base_dir).unwrap_or_default()
 }
 
-fn read(base_dir: &Path) -> rusqlite::Result<KnownNames> {
+/// Opens the file for reading. Where no other process uses it, SQLite would make files next to it, which it cannot remove without
+/// the right to write, unless it may assume that the file does not change. If a process begins to change it now, what is read may
+/// be old or not make sense, which does no harm to a completion.
+fn open(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(state_dir::registry(base_dir), flags)?;
+    let log = [path.as_os_str(), OsStr::new("-wal")].into_iter().collect::<OsString>();
+    if Path::new(&log).exists() {
+        return Connection::open_with_flags(path, flags);
+    }
+    let mut uri = b"file:".to_vec();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => uri.push(*byte),
+            byte => uri.extend(format!("%{byte:02x}").bytes()),
+        }
+    }
+    uri.extend(b"?immutable=1");
+    Connection::open_with_flags(OsStr::from_bytes(&uri), flags | OpenFlags::SQLITE_OPEN_URI)
+}
+
+fn read(base_dir: &Path) -> rusqlite::Result<KnownNames> {
+    let connection = open(&state_dir::registry(base_dir))?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version != schema::latest() {
