@@ -202,7 +202,7 @@ impl Error {
     /// The time limit of a command is longer than its task can live, which is `most` seconds.
     pub fn timeout_beyond_lifetime(most: i64) -> Self {
         let message = format!("timeout_seconds must be at most {most}, which is left of the task's lifetime");
-        Self::new(ErrorKind::InvalidInput, message).hint(Hint::ExtendLifetime)
+        Self::new(ErrorKind::InvalidInput, message).hint(Hint::ExtendLifetime).naming("timeout_seconds")
     }
 
     /// No VM or task has this id. `id` may be any text; it is escaped and cut before it is shown.

@@ -70,7 +70,10 @@ pub fn check_spec(spec: &VmSpec) -> Result<Sizing, Error> {
         if !spec.network {
             return Err(Error::new(ErrorKind::InvalidInput, "network_policy needs network"));
         }
-        policy.check().map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?;
+        policy.check().map_err(|refused| {
+            let error = Error::new(ErrorKind::InvalidInput, refused.to_string());
+            ["allow_cidrs", "allow_hosts", "allow_domains", "egress"].into_iter().fold(error, Error::naming)
+        })?;
     }
     if let Some(HostCa::Bundle(path)) = &spec.host_ca
         && !Path::new(path).is_absolute()

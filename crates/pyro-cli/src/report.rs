@@ -92,6 +92,10 @@ impl Report {
     fn in_words_of_options(&self, text: &str) -> String {
         self.parameters.iter().fold(text.to_owned(), |text, name| match name.as_str() {
             "task_exec" => replace_word(&text, name, "a command can run in it"),
+            // Lists, whose options each give one entry.
+            "allow_cidrs" | "allow_hosts" | "allow_domains" => {
+                replace_word(&text, name, &format!("--{}", name.trim_end_matches('s').replace('_', "-")))
+            }
             option => replace_word(&text, name, &format!("--{}", option.replace('_', "-"))),
         })
     }

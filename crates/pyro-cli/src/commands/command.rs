@@ -109,6 +109,11 @@ pub(crate) enum OptionsError {
     /// A login shell that nothing can be typed into.
     #[error("-t needs -i or a command; use -it for a login shell")]
     NeedsInput,
+    /// A shell in a task without a terminal.
+    #[error(
+        "a shell needs a terminal as standard input; use `pyro task exec -i` to pass on a pipe or a file"
+    )]
+    ShellNeedsTerminal,
     /// Attaching without a terminal.
     #[error(
         "attach needs a terminal as standard input and output; use `pyro task shell read` and `write` without one"

@@ -208,12 +208,11 @@ fn listed(list: &EnvironmentList) -> String {
         lines.push("No environments found.".to_owned());
     }
     lines.extend(list.environments.iter().map(|environment| {
-        let state = match (environment.installed, environment.size_bytes) {
-            (true, Some(bytes)) => format!("installed, {} MiB", mib(bytes)),
-            (true, None) => "installed".to_owned(),
-            (false, _) => "not installed".to_owned(),
-        };
-        format!("{} [{state}] {}", environment.name, environment.description).trim_end().to_owned()
+        let state = if environment.installed { "installed" } else { "not installed" };
+        let size = environment.size_bytes.map(|bytes| format!("; {} MiB", mib(bytes))).unwrap_or_default();
+        let more = format!("(shell: {}{size})", environment.shell);
+        let words = [&environment.name, &format!("[{state}]"), &environment.description, &more];
+        words.map(String::as_str).into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
     }));
     joined(&lines)
 }

@@ -11,10 +11,10 @@ fn list_of_an_empty_cache() {
     exit: 0
     --- stdout
     Catalog version: 2.1.0
-    debian:12 [not installed] Debian 12 with git, curl and the usual small tools: the usual choice
-    debian:12-agent [not installed] Debian 12 with what agents ask for: bash as the shell of commands, Python, Node, ripgrep, jq, tmux, compilers
-    debian:12-base [not installed] Debian 12, as small as it stays useful
-    debian:12-build [not installed] Debian 12 with compilers, make, cmake and Python with pip and venv
+    debian:12 [not installed] Debian 12 with git, curl and the usual small tools: the usual choice (shell: sh)
+    debian:12-agent [not installed] Debian 12 with what agents ask for: bash as the shell of commands, Python, Node, ripgrep, jq, tmux, compilers (shell: bash)
+    debian:12-base [not installed] Debian 12, as small as it stays useful (shell: sh)
+    debian:12-build [not installed] Debian 12 with compilers, make, cmake and Python with pip and venv (shell: sh)
     --- stderr
     ");
     assert!(home.entries().is_empty(), "looking must not leave files: {:?}", home.entries());

@@ -69,6 +69,7 @@ fn a_command_that_takes_too_long_is_124_and_keeps_its_output() {
     let home = host();
     let ended = run(&home, ["--timeout-seconds", "1", "--", "echo early; sleep 30"]);
     assert_eq!((ended.code(), ended.stdout.as_str()), (124, "early\n"), "{ended:?}");
+    assert!(ended.stderr.ends_with("run it with a larger --timeout-seconds\n"), "{ended:?}");
     let ended = run(&home, ["--timeout-seconds", "1", "--json", "--", "echo early; sleep 30"]);
     assert_eq!(ended.code(), 124);
     let value: serde_json::Value = serde_json::from_slice(&ended.raw_stdout).unwrap();

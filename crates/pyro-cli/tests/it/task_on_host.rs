@@ -51,6 +51,35 @@ fn a_shell_that_cannot_start_leaves_the_terminal_as_it_was() {
     assert_eq!(mode("before"), mode("after"));
 }
 
+/// As those of a first run.
+#[test]
+fn a_new_task_shows_its_phases() {
+    let home = host();
+    let created = task(&home, "create", ["debian:12", "--allow-host-compat"]);
+    let phases: Vec<&str> = created.stderr.lines().filter(|line| line.contains("phase=")).collect();
+    assert_eq!(phases, ["[run] phase=create environment=debian:12", "[run] phase=start vm_id=[ID]"]);
+}
+
+/// A file gets every byte, and a terminal nothing that controls it.
+#[test]
+fn logs_are_the_bytes_in_a_file_and_text_on_a_terminal() {
+    let home = host();
+    let id = &created(&home);
+    task(&home, "exec", [id, "--", r"printf 'a\033[2J\377\000b\303\244'; printf 'e\377' >&2"]);
+    for flags in [&[][..], &["--follow"]] {
+        let ended = task(&home, "logs", [&[&**id], flags].concat());
+        let (stdout, end) = (&ended.raw_stdout, if flags.is_empty() { "\n" } else { "" });
+        let expected = [&b"a\x1b[2J\xff\0b\xc3\xa4"[..], end.as_bytes()].concat();
+        assert!(stdout.ends_with(&expected), "{flags:?}: {}", stdout.escape_ascii());
+
+        let line = format!("{PYRO} task logs {id} {}", flags.concat());
+        let output = home.program("script").args(["-qec", &line, "/dev/null"]).output().unwrap();
+        let shown = String::from_utf8(output.stdout).unwrap();
+        assert!(shown.contains("a\\u{1b}[2J\u{fffd}\\u{0}b\u{e4}"), "{flags:?}: {shown:?}");
+        assert!(shown.contains("e\u{fffd}"), "{flags:?}: {shown:?}");
+    }
+}
+
 /// `while read` loops keep their input.
 #[test]
 fn standard_input_stays_with_the_caller_without_the_flag() {
@@ -84,9 +113,9 @@ fn what_only_a_guest_has_is_refused_before_anything_is_recorded() {
     let id = created(&home);
     for (flags, what) in [
         (&["-i"][..], "standard input is not available in host compatibility mode"),
-        (&["-u", "nobody"], "user cannot be chosen in host compatibility mode"),
-        (&["--shell", "bash"], "shell cannot be chosen in host compatibility mode"),
-        (&["-w", "/tmp"], "cwd cannot be chosen in host compatibility mode"),
+        (&["-u", "nobody"], "--user cannot be chosen in host compatibility mode"),
+        (&["--shell", "bash"], "--shell cannot be chosen in host compatibility mode"),
+        (&["-w", "/tmp"], "--cwd cannot be chosen in host compatibility mode"),
         (&["-t"], "terminals are not available in host compatibility mode"),
     ] {
         let words = [&[&*id], flags, &["--", "true"]].concat();

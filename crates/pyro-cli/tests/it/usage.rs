@@ -80,3 +80,81 @@ fn a_copy_is_either_into_a_task_or_out_of_one() {
         assert!(text.contains("exactly one of SOURCE and DESTINATION must be in a task"), "{text}");
     }
 }
+
+/// Otherwise it would become the first word of the command.
+#[test]
+fn an_unknown_flag_before_the_command_is_refused_before_anything_is_started() {
+    let home = Home::new();
+    for words in [
+        &["run", "debian:12", "--nosuch", "--", "true"][..],
+        &["run", "debian:12", "-x", "true"],
+        &["task", "exec", "9775b3af1eeb", "--nosuch", "--", "true"],
+        &["task", "exec", "9775b3af1eeb", "--cwdd=/", "true"],
+        &["task", "shell", "9775b3af1eeb", "--nosuch", "--", "vi"],
+        &["task", "shell", "open", "9775b3af1eeb", "--nosuch", "--", "vi"],
+        &["task", "service", "start", "9775b3af1eeb", "web", "--nosuch", "--", "true"],
+    ] {
+        let ended = home.ended(home.command(words).output().unwrap());
+        assert_eq!((ended.code(), ended.stdout.as_str()), (2, ""), "{ended:?}");
+        assert!(ended.stderr.starts_with("error: unexpected argument `-"), "{ended:?}");
+    }
+    assert_eq!(home.entries(), Vec::<std::path::PathBuf>::new());
+}
+
+/// A person knows options, not parameters of tools.
+#[test]
+fn messages_name_what_a_person_types() {
+    let home = Home::new().set("PATH", "/usr/bin:/bin").set_path("PYRO_QEMU", "no-such-qemu");
+    home.pyro(["task", "create", "debian:12", "--allow-host-compat", "--name", "site"]);
+    for (words, status) in [
+        ("run debian:12 --mem-mib 1 -- true", 2),
+        ("run debian:12 --ttl-seconds 1 -- true", 2),
+        ("run debian:12 --timeout-seconds 0 -- true", 2),
+        ("run debian:12 --network --allow-domain example.com -- true", 2),
+        ("run debian:12 --mount /tmp:relative -- true", 2),
+        ("run debian:12 --argv", 2),
+        ("run nosuch -- true", 2),
+        ("run debian:12 -- true", 1),
+        ("task create debian:12 --disk-mib 1", 2),
+        ("task create debian:12 --name a/b", 2),
+        ("task create debian:12 --label =", 2),
+        ("task exec site --timeout-seconds 0 -- true", 2),
+        ("task exec site --timeout-seconds 3000 -- true", 2),
+        ("task exec site --cwd / -- true", 2),
+        ("task exec site --user agent -- true", 2),
+        ("task exec site --shell bash -- true", 2),
+        ("task exec site -i -- true", 2),
+        ("task exec site -t -- true", 2),
+        ("task exec site -- false", 1),
+        ("task exec site --timeout-seconds 1 -- sleep 100", 124),
+        ("task exec nosuch -- true", 1),
+        ("task shell site", 2),
+        ("task shell open site", 2),
+        ("task shell read site 1 --max-bytes 1", 2),
+        ("task service start site web --ready-tcp 0 -- true", 2),
+        ("task service start site web --ready-http ftp:x -- true", 2),
+        ("task service start site web --ready-tcp 1 --ready-timeout-seconds 0 -- true", 2),
+        ("task extend site --ttl-seconds 1", 2),
+        ("task cp a b", 2),
+        ("task cp site:a site:b", 2),
+        ("task file list site", 2),
+        ("task wait site --sequence 99", 1),
+        ("task kill site --sequence 99", 1),
+        ("task stdin site --sequence 1", 2),
+        ("task publish site 1:1", 1),
+        ("mcp serve --allow-mount no-such-directory", 2),
+        ("mcp serve --max-ttl-seconds 1", 2),
+        ("env rm debian:12", 1),
+        ("env rm nosuch", 2),
+    ] {
+        let ended = home.ended(home.command(words.split(' ')).output().unwrap());
+        assert_eq!(ended.code(), status, "{words}: {ended:?}");
+        // Each of these words is part of a line that programs read.
+        let known = ["task_id=", "vm_id=", "exit_code=", "duration_ms=", "execution_mode="];
+        let text = known.iter().fold(ended.stderr.clone(), |text, word| text.replace(word, ""));
+        let internal = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').find(|word| {
+            word.contains('_') && word.chars().next().is_some_and(|first| first.is_ascii_lowercase())
+        });
+        assert!(internal.is_none_or(|word| word == "host_compat"), "{words}: {internal:?}: {text}");
+    }
+}

@@ -55,7 +55,7 @@ pub(crate) fn judge(
             );
         }
         findings.acceleration(facts.kvm, &vmm, &accelerator, config);
-        findings.state(&facts, config);
+        findings.state(&facts, config, environments.as_ref().ok());
         findings.building(&facts);
         if let Err(error) = &environments {
             let remedy = error.hints_for(Reader::Person).into_iter().next();
@@ -209,7 +209,7 @@ impl Findings {
         }
     }
 
-    fn state(&mut self, facts: &HostFacts, config: &Config) {
+    fn state(&mut self, facts: &HostFacts, config: &Config, environments: Option<&EnvironmentList>) {
         if let Some(problem) = facts.state_dir_problem {
             self.add(
                 format!("the state directory {} {problem}", config.base_dir.display()),
@@ -225,7 +225,12 @@ impl Findings {
             }
         };
         let disk = facts.disk;
-        let build_mib = pyro_env::build_space_mib(ENVIRONMENT).unwrap_or_default();
+        let mut environments = environments.into_iter().flat_map(|list| &list.environments);
+        // A run builds nothing then.
+        let build_mib = match environments.any(|known| known.name == ENVIRONMENT && known.installed) {
+            true => 0,
+            false => pyro_env::build_space_mib(ENVIRONMENT).unwrap_or_default(),
+        };
         space(disk.cache_dir_free_mib, build_mib, "environments", config.cache_dir.display().to_string());
         space(disk.state_dir_free_mib, STATE_MIB, "VMs", config.base_dir.display().to_string());
     }
@@ -278,6 +283,7 @@ mod tests {
 
     use super::super::facts::VmmProblem;
     use super::*;
+    use crate::Environment;
     use crate::ErrorKind;
     use crate::Hint;
     use crate::doctor::{BuildReport, DiskReport};
@@ -407,6 +413,32 @@ mod tests {
         assert!(report.runtime_ok);
         assert_eq!(report.remedies[0].issue, "the environments cannot be listed: the cache is damaged");
         assert_eq!(report.remedies[0].remedy, "free some space or use another cache directory");
+    }
+
+    /// What is installed is not built.
+    #[test]
+    fn space_for_an_environment_is_needed_only_until_it_is_installed() {
+        let mut facts = good_facts();
+        facts.disk.cache_dir_free_mib = Some(5);
+        let cache = pyro_env::CacheConfig {
+            cache_dir: "/home/me/.cache/pyro".into(),
+            mirror: None,
+            search_path: OsString::new(),
+        };
+        let cache = pyro_env::EnvironmentCache::new(cache);
+        let issues = |name: &str, installed: bool| {
+            let known = crate::convert::environment(cache.inspect(name).unwrap());
+            let known = Environment { installed, ..known };
+            let list = EnvironmentList { catalog_version: "2.1.0".to_owned(), environments: vec![known] };
+            judge(PLATFORM, &config(), facts.clone(), accelerator(Some("kvm"), "fine"), Ok(list)).issues
+        };
+        assert_eq!(issues("debian:12", true), Vec::<String>::new());
+        for (name, installed) in [("debian:12", false), ("debian:12-build", true)] {
+            assert_eq!(
+                issues(name, installed),
+                ["only 5 MiB are free for environments in /home/me/.cache/pyro"]
+            );
+        }
     }
 
     #[test]

@@ -180,13 +180,15 @@ pub(super) fn shell_of(command: &CheckedCommand, environment: &str, mode: Execut
 pub(super) fn refuse_guest_only(command: &CheckedCommand) -> Result<(), Error> {
     let refused =
         |what: &str| Err(Error::new(ErrorKind::InvalidInput, format!("{what} in host compatibility mode")));
+    let cannot_choose =
+        |name: &str| refused(&format!("{name} cannot be chosen")).map_err(|error| error.naming(name));
     match command {
         CheckedCommand { cwd: Some(_), .. } => {
-            refused("cwd cannot be chosen").map_err(|error| error.hint(Hint::ChangeDirectory))
+            cannot_choose("cwd").map_err(|error| error.hint(Hint::ChangeDirectory))
         }
-        CheckedCommand { user: Some(_), .. } => refused("user cannot be chosen"),
+        CheckedCommand { user: Some(_), .. } => cannot_choose("user"),
         CheckedCommand { program: CheckedProgram::Shell { shell: Some(_), .. }, .. } => {
-            refused("shell cannot be chosen")
+            cannot_choose("shell")
         }
         CheckedCommand { input: CheckedInput::Text(_) | CheckedInput::Stream, .. } => {
             refused("standard input is not available")

@@ -44,8 +44,8 @@ fn a_list_has_a_line_per_environment() {
         EnvironmentList { catalog_version: "2.1.0".to_owned(), environments: vec![environment(), missing()] };
     insta::assert_snapshot!(listed(&all), @r"
     Catalog version: 2.1.0
-    debian:12 [installed, 312 MiB] Debian with git
-    debian:12 [not installed]
+    debian:12 [installed] Debian with git (shell: sh; 312 MiB)
+    debian:12 [not installed] (shell: sh)
     ");
 }
 

@@ -241,8 +241,9 @@ pub(crate) fn run(mut args: McpServeArgs, printer: &Printer) -> Result<Reply, Cl
 /// Sets the true path of a directory that clients may have mounted. It is an error if `PYRO_MOUNTS` excludes it.
 fn find_mount_root(root: &mut MountRoot, limit: &MountRoots) -> Result<(), CliError> {
     let shown = &root.host;
-    let path = fs::canonicalize(shown)
-        .map_err(|error| CliError::System(format!("--allow-mount: cannot find {shown}"), error))?;
+    let path = fs::canonicalize(shown).map_err(|error| {
+        refusal(&format!("--allow-mount: cannot find {shown}: {error}"), "name a directory that exists")
+    })?;
     if !path.is_dir() {
         return Err(refusal(&format!("--allow-mount: {shown} is not a directory"), "name a directory"));
     }

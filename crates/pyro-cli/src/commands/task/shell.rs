@@ -3,6 +3,7 @@
 mod detached;
 
 use std::ffi::OsString;
+use std::io::{self, IsTerminal as _};
 
 use clap::Args;
 use pyro_engine::operations::ExecTask;
@@ -10,7 +11,7 @@ use pyro_engine::{CallContext, Engine, OutputMode};
 
 pub(crate) use self::detached::ShellCommand;
 use super::subject::TaskSequenceArgs;
-use crate::commands::command::CommandArgs;
+use crate::commands::command::{CommandArgs, OptionsError};
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::printer::Printer;
@@ -63,6 +64,9 @@ pub(crate) struct TaskShellArgs {
 pub(super) fn shell(args: TaskShellArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
     if let Some(command) = args.detached {
         return command.run(engine, printer);
+    }
+    if !io::stdin().is_terminal() {
+        return Err(OptionsError::ShellNeedsTerminal.into());
     }
     let options = CommandArgs { interactive: true, tty: true, ..args.command };
     // The grammar requires it here.
