@@ -3,7 +3,9 @@
 Everything in the picture was on the screen of a real session. The keys are typed at the pace of a person, and pauses are shortened.
 """
 
+import hashlib
 import html
+import json
 import os
 import re
 import shutil
@@ -128,7 +130,18 @@ def row_markup(line):
     return "".join(found)
 
 
-def svg(frames):
+def sources(pyro):
+    """Returns what a recording is of: with another of these, the picture has to be made again."""
+    def answer(*words):
+        return subprocess.run([pyro, *words], check=True, capture_output=True, text=True).stdout
+
+    environment = json.loads(answer("env", "inspect", "debian:12", "--json"))
+    with open(__file__, "rb") as script:
+        digest = hashlib.sha256(script.read()).hexdigest()[:16]
+    return f"{answer('--version').strip()}, {environment['name']} {environment['version']}, record.py {digest}"
+
+
+def svg(frames, description):
     """Returns the frames as one picture: a strip that moves up by a screen for each frame."""
     durations = [
         KEY_SECONDS if frame[1] else min(later[0] - frame[0], PAUSE_SECONDS) for frame, later in zip(frames, frames[1:])
@@ -153,6 +166,7 @@ def svg(frames):
     return f"""\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">
 <title>pyro run -it debian:12, in tmux</title>
+<desc>{html.escape(description)}</desc>
 <style>
 text{{font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;fill:{FOREGROUND};white-space:pre}}
 #strip{{transform:translateY({-(len(frames) - 1) * screen}px)}}
@@ -187,7 +201,7 @@ def main(pyro, output):
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     with open(output, "w", encoding="utf-8") as file:
-        file.write(svg(session.frames))
+        file.write(svg(session.frames, sources(pyro)))
     print(f"{output}: {len(session.frames)} frames")
 
 

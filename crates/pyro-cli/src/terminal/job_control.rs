@@ -90,10 +90,7 @@ async fn next(notes: &Receiver) -> c_int {
 fn stop() -> io::Result<()> {
     let before = set(libc::SIGTSTP, &action(libc::SIG_DFL))?;
     // SAFETY: has no preconditions. The signal is for this thread, which has it before this returns.
-    #[expect(
-        unsafe_code,
-        reason = "rustix has no safe `raise`, and a signal for the process could come later"
-    )]
+    #[expect(unsafe_code, reason = "rustix has no safe function for it")]
     let raised = unsafe { libc::raise(libc::SIGTSTP) };
     let failed = (raised != 0).then(io::Error::last_os_error);
     set(libc::SIGTSTP, &before)?;

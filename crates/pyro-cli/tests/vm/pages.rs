@@ -90,7 +90,7 @@ fn the_recording_can_be_made_again() {
     let mut record = sandbox.program("python3");
     record.arg(root().join("docs/media/record.py")).arg(PYRO).arg(&picture);
     Running::start(&mut record).finish().success();
-    for picture in [picture, root().join("docs/media/run-it.svg")] {
+    let [new, kept] = [picture, root().join("docs/media/run-it.svg")].map(|picture| {
         let text = fs::read_to_string(picture).unwrap();
         for shown in [
             "$ pyro run -it debian:12<",
@@ -100,7 +100,14 @@ fn the_recording_can_be_made_again() {
         ] {
             assert!(text.contains(shown), "{shown}");
         }
-    }
+        text
+    });
+    // Versions, and what was typed.
+    let sources = |text: &str| {
+        let line = text.lines().find(|line| line.starts_with("<desc>")).unwrap_or("nothing");
+        line.to_owned()
+    };
+    assert_eq!(sources(&kept), sources(&new), "`make recording` makes the picture again");
 }
 
 /// In `make test-full` only, because it builds environments.

@@ -40,9 +40,9 @@ pub fn known_names(base_dir: &Path) -> KnownNames {
     read(base_dir).unwrap_or_default()
 }
 
-/// Opens the file for reading. Where no other process uses it, SQLite would make files beside it, which it cannot remove without
-/// the right to write, unless it may assume that the file does not change. If a process begins to change it now, what is read may be
-/// old or not make sense, which here does no harm.
+/// Opens the file for reading. Where no other process uses it, SQLite would make files next to it, which it cannot remove without
+/// the right to write, unless it may assume that the file does not change. If a process begins to change it now, what is read may
+/// be old or not make sense, which does no harm to a completion.
 fn open(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let log = [path.as_os_str(), OsStr::new("-wal")].into_iter().collect::<OsString>();
