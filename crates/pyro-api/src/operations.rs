@@ -547,7 +547,7 @@ operations! {
 
     /// Moves a file or a directory of a task to another path, also to rename it. To another file system, it is copied with its owner,
     /// mode, times, and attributes, and then removed. If the call is cancelled or takes longer than ten minutes before the copy is
-    /// complete, everything stays as it was.
+    /// complete, nothing changes.
     move_task_file(MoveTaskFile { task: TaskName, files: FileMove }) -> TaskFileMoved, Enter;
 
     /// Removes a file or a directory of a task. Symbolic links are not followed. If the call is cancelled or takes longer than ten

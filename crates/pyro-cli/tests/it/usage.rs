@@ -121,7 +121,7 @@ fn messages_name_what_a_person_types() {
         ("task exec site --timeout-seconds 0 -- true", 2),
         ("task exec site --timeout-seconds 3000 -- true", 2),
         ("task exec site --cwd / -- true", 2),
-        ("task exec site --user nobody -- true", 2),
+        ("task exec site --user www-data -- true", 2),
         ("task exec site --shell bash -- true", 2),
         ("task exec site -i -- true", 2),
         ("task exec site -t -- true", 2),

@@ -40,7 +40,7 @@ pub fn known_names(base_dir: &Path) -> KnownNames {
     read(base_dir).unwrap_or_default()
 }
 
-/// Opens the file for reading. Where no other process uses it, SQLite would make files beside it, which it cannot remove without
+/// Opens the file for reading. Where no other process uses it, SQLite would make files next to it, which it cannot remove without
 /// the right to write, unless it may assume that the file does not change. If a process begins to change it now, what is read may be
 /// old or not make sense, which here does no harm.
 fn open(path: &Path) -> rusqlite::Result<Connection> {

@@ -1,7 +1,7 @@
 //! Moves files and directories, also to another file system: as `mv` does, by a copy and the removal of the original.
 //!
-//! The copy is made beside its new path, with a temporary name, and written out. Then it gets its path, which the file system does
-//! completely or not at all. Until then the original is as it was, and after that the copy is complete, whatever fails.
+//! The copy is made next to its new path, with a temporary name, and written out. Then it gets its path, which the file system does
+//! completely or not at all. Until then the original is unchanged, and after that the copy is complete, whatever fails.
 
 mod copy;
 
@@ -215,7 +215,7 @@ fn write_out(directory: impl AsFd, name: &CStr, original: &Stat) -> Result<(), E
     }
 }
 
-/// Removes what is of the kind of the original, whoever waits for it.
+/// Removes what is of the kind of the original, even if no caller waits for it.
 fn remove(directory: impl AsFd, name: &CStr, original: &Stat) -> Result<(), (PathBuf, Errno)> {
     if is_directory(original) {
         return remove_tree(directory.as_fd(), name, &CancellationToken::new());
