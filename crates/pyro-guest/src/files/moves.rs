@@ -1,6 +1,6 @@
 //! Moves files and directories, also to another file system: as `mv` does, by a copy and the removal of the original.
 //!
-//! The copy is made beside its new path, with a temporary name, and written out. Then it gets its path, which the file system does
+//! The copy is made next to its new path, with a temporary name, and written out. Then it gets its path, which the file system does
 //! completely or not at all. Until then the original is unchanged, and after that the copy is complete, whatever fails.
 
 mod copy;
