@@ -215,7 +215,7 @@ fn write_out(directory: impl AsFd, name: &CStr, original: &Stat) -> Result<(), E
     }
 }
 
-/// Removes what is of the kind of the original, even if no caller waits for it.
+/// Removes what is of the kind of the original, completely.
 fn remove(directory: impl AsFd, name: &CStr, original: &Stat) -> Result<(), (PathBuf, Errno)> {
     if is_directory(original) {
         return remove_tree(directory.as_fd(), name, &CancellationToken::new());

@@ -224,7 +224,7 @@ fn copy_data(mut from: &File, mut to: &File, stop: &CancellationToken) -> Result
     loop {
         let start = match seek(from, Find::Data(position)) {
             Ok(start) => start,
-            // The rest is a hole, or nothing is left.
+            // The rest is a hole, or empty.
             Err(Errno::NXIO) => break,
             // This file system does not say.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => position,
