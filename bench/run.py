@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures pyro against the plain QEMU it uses and against other tools that isolate a command.
 
-    bench/run.py --measure PROGRAM --cost PROGRAM [--cache DIR] [--output DIR --page FILE] [--quick] [--only PART]... PYRO
+    bench/run.py --measure PROGRAM --cost PROGRAM --cache DIR [--output DIR --page FILE] [--quick] [--only PART]... PYRO
 
 Prints tables. With --output and --page, but not with --quick or --only, also writes results.json, the plots, and the tables
 of the page. Leaves no process, file, or control group behind, even if it is interrupted.

@@ -83,7 +83,7 @@ def test_shells(sandbox):
     async def main():
         async with AsyncPyro() as pyro, pyro.task(ENVIRONMENT) as task:
             shell = (await task.shell_open(argv=["cat"]))["shell_id"]
-            written = await task.shell_write(shell, "typed", keys=["Enter"], wait_seconds=60, idle_seconds=1, format="plain")
+            written = await task.shell_write(shell, "typed", keys=["Enter"], wait_seconds=60, idle_seconds=5, format="plain")
             assert written["text"] == "typed\ntyped\n"
             assert (await task.shell_resize(shell, columns=80, rows=24))["columns"] == 80
             chunks = []

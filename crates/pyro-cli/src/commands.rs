@@ -39,10 +39,10 @@ use crate::{logging, render};
 
 const ENVIRONMENT_VARIABLES: &str = "\
 Environment variables:
-  PYRO_BASE_DIR               State directory
+  PYRO_BASE_DIR               State directory, whose path must be UTF-8
                               [default: $XDG_STATE_HOME/pyro-mcp, else ~/.local/state/pyro-mcp]
-  PYRO_ENVIRONMENT_CACHE_DIR  Installed environments [default: pyro-mcp/environments in
-                              $XDG_CACHE_HOME, else in ~/.cache]
+  PYRO_ENVIRONMENT_CACHE_DIR  Installed environments, with a path in UTF-8
+                              [default: pyro-mcp/environments in $XDG_CACHE_HOME, else in ~/.cache]
   PYRO_MAX_ACTIVE_VMS         Maximum number of VMs and tasks at once, at least 1 [default: 4]
   PYRO_DISK_OVERCOMMIT        Maximum growth of all disks, as a multiple of the host's free space,
                               1 to 100, or `off`: each disk must fit by itself [default: 1]

@@ -8,7 +8,7 @@ use clap::Arg;
 use clap_complete::CompleteEnv;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter as _};
 use clap_complete::env::Shells;
-use pyro_engine::{KnownNames, known_names};
+use pyro_engine::{KnownNames, MIN_PREFIX_DIGITS, known_names};
 
 use crate::exit::Exit;
 use crate::text::printable;
@@ -111,7 +111,8 @@ fn services(typed: &OsStr) -> Vec<CompletionCandidate> {
     let known = known();
     let of_task = known.services.into_iter().filter(|(_, id)| {
         let name = known.tasks.iter().find(|task| task.id == *id).and_then(|task| task.name.as_ref());
-        words.iter().any(|word| !word.is_empty() && (id.starts_with(word) || name == Some(word)))
+        let is_prefix = |word: &String| word.len() >= MIN_PREFIX_DIGITS && id.starts_with(word);
+        words.iter().any(|word| is_prefix(word) || name == Some(word))
     });
     matching(typed, of_task.map(|(name, task)| (name, format!("service of task {task}"))))
 }

@@ -1,7 +1,7 @@
 //! The one writer to stdout and stderr.
 
 use std::io::{self, IsTerminal as _, Write as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use pyro_engine::OutputStream;
@@ -15,35 +15,6 @@ pub(crate) struct Printer {
     sink: Arc<dyn Sink>,
     stdout_is_terminal: bool,
     stderr_is_terminal: bool,
-    /// Present if what the guest writes is escaped for a terminal.
-    escaper: Option<Escaper>,
-}
-
-/// What an [escaping printer](Printer::escaping) has not written yet, for each stream: the beginning of a character.
-#[derive(Default)]
-struct Escaper {
-    stdout: Mutex<Vec<u8>>,
-    stderr: Mutex<Vec<u8>>,
-}
-
-impl Escaper {
-    /// Returns `bytes` of a stream as text that cannot control the terminal. A character that they cut is part of the next
-    /// result.
-    fn escape(&self, stream: OutputStream, bytes: &[u8]) -> String {
-        let unfinished = match stream {
-            OutputStream::Stdout => &self.stdout,
-            OutputStream::Stderr => &self.stderr,
-        };
-        let mut all = unfinished.lock().unwrap_or_else(PoisonError::into_inner);
-        all.extend(bytes);
-        let last = all.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
-        let is_cut = std::str::from_utf8(last).is_err_and(|error| error.error_len().is_none());
-        let rest = if is_cut { last.to_vec() } else { Vec::new() };
-        let whole = &all[..all.len() - rest.len()];
-        let text = printable(&String::from_utf8_lossy(whole)).into_owned();
-        *all = rest;
-        text
-    }
 }
 
 /// The destination of both streams.
@@ -106,38 +77,19 @@ impl Printer {
             sink: Arc::new(ProcessStreams),
             stdout_is_terminal: io::stdout().is_terminal(),
             stderr_is_terminal: io::stderr().is_terminal(),
-            escaper: None,
         }
     }
 
     /// Returns a printer that writes to `sink`, and not to a terminal.
     #[cfg(test)]
     pub(crate) fn to(sink: Arc<dyn Sink>) -> Self {
-        Self { sink, stdout_is_terminal: false, stderr_is_terminal: false, escaper: None }
+        Self { sink, stdout_is_terminal: false, stderr_is_terminal: false }
     }
 
     /// The same for a terminal.
     #[cfg(test)]
     pub(crate) fn to_terminal(sink: Arc<dyn Sink>) -> Self {
-        Self { sink, stdout_is_terminal: true, stderr_is_terminal: true, escaper: None }
-    }
-
-    /// Returns a printer that escapes what the guest writes for a terminal, as [`Self::kept`] does: for output of a command
-    /// that was not given the terminal.
-    pub(crate) fn escaping(&self) -> Self {
-        Self { sink: Arc::clone(&self.sink), escaper: Some(Escaper::default()), ..*self }
-    }
-
-    /// Prints what is left of characters that the guest did not finish, as replacement characters.
-    pub(crate) fn end_escaped(&self) -> Result<(), OutputError> {
-        let Some(Escaper { stdout, stderr }) = &self.escaper else { return Ok(()) };
-        for (stream, unfinished) in [(OutputStream::Stdout, stdout), (OutputStream::Stderr, stderr)] {
-            let rest = std::mem::take(&mut *unfinished.lock().unwrap_or_else(PoisonError::into_inner));
-            if !rest.is_empty() {
-                self.write(stream, String::from_utf8_lossy(&rest).as_bytes())?;
-            }
-        }
-        Ok(())
+        Self { sink, stdout_is_terminal: true, stderr_is_terminal: true }
     }
 
     fn write(&self, stream: OutputStream, bytes: &[u8]) -> Result<(), OutputError> {
@@ -193,13 +145,9 @@ impl Printer {
         note(&*self.sink, line);
     }
 
-    /// Prints bytes of the guest unchanged, but for an [escaping printer](Self::escaping). Writes on another thread, because
-    /// pyro must react to signals while a full pipe blocks the write.
+    /// Prints bytes of the guest unchanged. Writes on another thread, because pyro must react to signals while a full pipe
+    /// blocks the write.
     pub(crate) async fn guest(&self, stream: OutputStream, bytes: Bytes) -> Result<(), OutputError> {
-        let bytes = match &self.escaper {
-            Some(escaper) if self.is_terminal(stream) => escaper.escape(stream, &bytes).into(),
-            _ => bytes,
-        };
         let sink = Arc::clone(&self.sink);
         let written = match tokio::task::spawn_blocking(move || sink.write(stream, &bytes)).await {
             Ok(written) => written,
@@ -228,6 +176,8 @@ fn note(sink: &dyn Sink, line: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     #[derive(Default)]
@@ -255,24 +205,5 @@ mod tests {
         assert_eq!(kept(false, b"line\n"), b"line\n");
         assert_eq!(kept(false, b""), b"");
         assert_eq!(kept(true, b"a\n\x1b[2J\xff"), "a\n\\u{1b}[2J\u{fffd}\n".as_bytes());
-    }
-
-    #[tokio::test]
-    async fn output_that_is_followed_is_escaped_piece_by_piece() {
-        let memory = Arc::new(Memory::default());
-        let printer = Printer::to_terminal(Arc::clone(&memory) as Arc<dyn Sink>);
-        let (plain, escaping) = (&printer, printer.escaping());
-        plain.guest(OutputStream::Stdout, Bytes::from_static(b"\x1b[2J")).await.unwrap();
-        for piece in [&b"\x1b]0;"[..], b"\xf0\x9f", b"\x98\x80\xff", b"\xc3", b".\xf0\x9f"] {
-            escaping.guest(OutputStream::Stdout, Bytes::from_static(piece)).await.unwrap();
-        }
-        escaping.end_escaped().unwrap();
-        let text = String::from_utf8(memory.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(text, "\u{1b}[2J\\u{1b}]0;😀\u{fffd}\u{fffd}.\u{fffd}");
-
-        let file = Arc::new(Memory::default());
-        let escaping = Printer::to(Arc::clone(&file) as Arc<dyn Sink>).escaping();
-        escaping.guest(OutputStream::Stdout, Bytes::from_static(b"\x1b[2J\xc3")).await.unwrap();
-        assert_eq!(*file.0.lock().unwrap(), b"\x1b[2J\xc3");
     }
 }

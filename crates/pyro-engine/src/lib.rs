@@ -48,16 +48,16 @@ pub use pyro_api::{
     DoctorReport, Domain, Egress, Environment, EnvironmentList, ErrorKind, Event, Events, ExecutionMode,
     FileChange, FileContent, FileEncoding, FileInfo, FileKind, FileMove, FileRange, FileRemoval, FileWatch,
     Hint, HostAccess, HostCa, Input, InputEvent, InputMode, Kind, LastCommand, Lasting, Listing, LogPart,
-    Naming, NetworkAssignment, NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output, OutputMode,
-    OutputStream, OwnerName, Phase, PortMapping, Preset, PruneReport, Pruned, PublishedPort, PullEvent,
-    PulledEnvironment, Reader, Reaped, RemovedEnvironment, RestartPolicy, RunPhase, RunResult, Service,
-    ServiceCommand, ServiceList, ServiceLog, ServiceOptions, ServiceRemoved, ServiceState, ShellCommand,
-    ShellFormat, ShellName, ShellRead, ShellReadReason, ShellSignal, ShellText, StopReason, Task,
-    TaskChanges, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileChanged, TaskFileChanges,
-    TaskFileInfo, TaskFileList, TaskFileMoved, TaskFileWritten, TaskFilter, TaskInput, TaskList,
-    TaskLogEntry, TaskLogs, TaskLogsPage, TaskPublished, TaskService, TaskShell, TaskShellOutput, TaskShells,
-    TaskSpec, TerminalSize, TtlFrom, UnknownWord, Visibility, Vm, VmId, VmSpec, VmState, WatchEnd,
-    WatchLimits,
+    MIN_PREFIX_DIGITS, Naming, NetworkAssignment, NetworkDenial, NetworkInfo, NetworkPolicy, Outcome, Output,
+    OutputMode, OutputStream, OwnerName, Phase, PortMapping, Preset, PruneReport, Pruned, PublishedPort,
+    PullEvent, PulledEnvironment, Reader, Reaped, RemovedEnvironment, RestartPolicy, RunPhase, RunResult,
+    Service, ServiceCommand, ServiceList, ServiceLog, ServiceOptions, ServiceRemoved, ServiceState,
+    ShellCommand, ShellFormat, ShellName, ShellRead, ShellReadReason, ShellSignal, ShellText, StopReason,
+    Task, TaskChanges, TaskCopied, TaskDeleted, TaskDetached, TaskExec, TaskFile, TaskFileChanged,
+    TaskFileChanges, TaskFileInfo, TaskFileList, TaskFileMoved, TaskFileWritten, TaskFilter, TaskInput,
+    TaskList, TaskLogEntry, TaskLogs, TaskLogsPage, TaskPublished, TaskService, TaskShell, TaskShellOutput,
+    TaskShells, TaskSpec, TerminalSize, TtlFrom, UnknownWord, Visibility, Vm, VmId, VmSpec, VmState,
+    WatchEnd, WatchLimits,
 };
 pub use pyro_machine::disk::Overcommit;
 pub use pyro_machine::network::RunError as NetworkRunError;
@@ -65,5 +65,5 @@ pub use pyro_mount::RunError as MountRunError;
 pub use registry::names::{KnownNames, KnownTask, known_names};
 pub use supervise::{NETWORK_COMMAND, SUPERVISE_COMMAND, carry_network, supervise};
 
+pub(crate) use pyro_api::check_labels;
 pub(crate) use pyro_api::limits;
-pub(crate) use pyro_api::{MIN_PREFIX_DIGITS, check_labels};

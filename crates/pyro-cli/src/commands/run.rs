@@ -23,8 +23,8 @@ The command is run by a shell in the guest, with the environment of a login shel
 passed unchanged, so it may be a whole shell line; several words are quoted, so that each reaches the \
 program unchanged. With --argv, the words are run without a shell.
 
-Standard input is only read with -i. -it without a command is a login shell. A time limit beyond the \
-lifetime of the VM raises the lifetime, up to an hour.
+Standard input is only read with -i. -it without a command is a login shell. The VM lives for \
+at least the time limit and 60 s.
 
 Exit status: that of the command; 124 if it timed out; 256 minus the signal number if a signal ended it; \
 1 if pyro itself failed; 2 for an invalid command line; 129, 130, 131, or 143 after SIGHUP, Ctrl-C, SIGQUIT, or SIGTERM; \

@@ -135,7 +135,8 @@ pub(crate) struct McpLimitArgs {
     /// Maximum disk size of a task, in MiB
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(i64).range(256..=1_048_576))]
     pub(crate) max_disk_mib: Option<i64>,
-    /// Maximum lifetime of a VM or task, and maximum time limit of a command, in seconds
+    /// Maximum lifetime of a VM or task, and maximum time limit of a command, in seconds. The VM of a single command may
+    /// live for 60 s more than its time limit
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(60..=3600))]
     pub(crate) max_ttl_seconds: Option<u32>,
     /// Maximum number of VMs and tasks at once; overrides PYRO_MAX_ACTIVE_VMS

@@ -70,7 +70,6 @@ pub(super) fn logs(args: &TaskLogsArgs, engine: &Engine, printer: &Printer) -> R
         session::block_on(show(engine, id, args.sequence, printer))?;
         return Ok(Reply::nothing());
     }
-    let printer = &printer.escaping();
     let (entry, shown) = session::watch(printer, json, async |events, cancel| {
         let task = engine.status_task(id).await?;
         let sequence = match (args.sequence, task.command_count) {
@@ -86,7 +85,6 @@ pub(super) fn logs(args: &TaskLogsArgs, engine: &Engine, printer: &Printer) -> R
     if json {
         return Ok(Reply::document(&entry)?);
     }
-    printer.end_escaped()?;
     shown.end_line(printer);
     Ok(Reply::nothing().note(ended(id, &entry)))
 }

@@ -288,11 +288,9 @@ fn exit_of(started: &Service) -> Exit {
 fn logs(args: &ServiceLogsArgs, engine: &Engine, printer: &Printer) -> Result<Reply, CliError> {
     let ServiceArgs { task_id, name, json } = &args.service;
     if args.follow {
-        let printer = &printer.escaping();
         let (ended, shown) = session::watch(printer, false, async |events, cancel| {
             engine.follow_task_service(task_id, name, args.tail, &events, &cancel).await
         })?;
-        printer.end_escaped()?;
         shown.end_line(printer);
         return Ok(Reply::nothing().note(format!("[service] {name} is {}", ended.state)));
     }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use pyro_supervisor::{CommandEnd, CommandOutcome, ConnectError, OutputChunk, OutputStream, Run, RunError};
+use pyro_supervisor::{
+    CommandEnd, CommandInput, CommandOutcome, ConnectError, OutputChunk, OutputStream, Run, RunError,
+};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -144,7 +146,12 @@ impl Engine {
         let typed = Arc::new(Notify::new());
         let input = command_input(command, call).map(|input| {
             let typed = Arc::clone(&typed);
-            input.inspect(move |_| typed.notify_one()).boxed()
+            let note = move |event: &CommandInput| {
+                if matches!(event, CommandInput::Data(_)) {
+                    typed.notify_one();
+                }
+            };
+            input.inspect(note).boxed()
         });
         let client = self.client(&record.vm_id);
         let ran = tokio::select! {
