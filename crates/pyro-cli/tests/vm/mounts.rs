@@ -199,3 +199,22 @@ fn a_mount_point_behind_a_link_is_the_directory_that_it_leads_to() {
     assert_eq!(task.exec([], "grep -c fuse.pyro /proc/mounts; ls renamed/real").stdout, b"0\n");
     task.delete();
 }
+
+#[test]
+fn a_live_directory_is_unmounted_whatever_the_guest_does_to_its_proc() {
+    let sandbox = Sandbox::new();
+    let project = project(&sandbox);
+    let mounted = mount(&project, "/mnt/project:rw");
+    let task = sandbox.task(["--mount", &*mounted]);
+    let is_mounted = "mkdir -p own && mount -t proc own own && grep -c fuse.pyro own/mounts; umount own";
+    for change in ["mount --bind /dev/zero /proc/1/mountinfo", "umount -l /proc"] {
+        task.exec([], &format!("{change}; echo end >/mnt/project/end")).success();
+        assert_eq!(task.exec([], is_mounted).success(), "1\n");
+        task.call("unmount", ["/mnt/project"]).success();
+        assert_eq!(fs::read(project.join("end")).unwrap(), b"end\n");
+        fs::remove_file(project.join("end")).unwrap();
+        assert_eq!(task.exec([], is_mounted).stdout, b"0\n");
+        task.call("mount", [&*mounted]).success();
+    }
+    task.delete();
+}
