@@ -114,7 +114,8 @@ impl Directory {
         self.nodes.rename(from, to, flags)
     }
 
-    /// Changes mode, size and times. A change of the owner has no effect: everything belongs to one owner.
+    /// Changes mode, size and times. A change of the owner has no effect: everything belongs to one owner. A symbolic link has no mode
+    /// and no size that can be changed.
     pub(crate) fn set_attributes(
         &self,
         inode: u64,
@@ -125,8 +126,13 @@ impl Directory {
         self.check_writable()?;
         let opened = self.node(inode)?;
         let path = opened.handle.as_raw_fd().to_string();
-        if matches!(opened.kind, Kind::Symlink | Kind::Special) {
-            // The host's kernel does not change the mode of a symbolic link, and nothing of the others is the guest's.
+        let is_served = match opened.kind {
+            Kind::Directory | Kind::File => true,
+            Kind::Symlink => !valid.intersects(SetattrValid::MODE | SetattrValid::SIZE),
+            // Nothing of it is the guest's.
+            Kind::Special => false,
+        };
+        if !is_served {
             return Err(Errno::OPNOTSUPP.into());
         }
         if valid.contains(SetattrValid::MODE) {
@@ -164,7 +170,11 @@ impl Directory {
                     attributes.st_mtime_nsec,
                 ),
             };
-            rustix::fs::utimensat(&self.descriptors, path.as_str(), &times, AtFlags::empty())?;
+            match opened.kind {
+                // Of the link itself, wherever it leads.
+                Kind::Symlink => rustix::fs::utimensat(&opened.handle, c"", &times, AtFlags::EMPTY_PATH)?,
+                _ => rustix::fs::utimensat(&self.descriptors, path.as_str(), &times, AtFlags::empty())?,
+            }
         }
         Ok(())
     }

@@ -83,11 +83,13 @@ impl Mounts {
                     !all.iter()
                         .any(|other| other.path != entry.path && other.place().starts_with(entry.place()))
                 };
-                let inner: Vec<_> = all.iter().filter(is_inner).cloned().collect();
-                if inner.is_empty() {
+                if all.is_empty() {
                     return;
                 }
-                join_all(inner.into_iter().map(|entry| entry.end(Wanted::End))).await;
+                let inner: Vec<_> = all.iter().filter(is_inner).cloned().collect();
+                // By a link, the path of one that is being mounted can be in the place of another, and the reverse.
+                let next = if inner.is_empty() { all } else { inner };
+                join_all(next.into_iter().map(|entry| entry.end(Wanted::End))).await;
             }
         };
         if timeout(END_LIMIT, in_turn).await.is_err() {
@@ -196,6 +198,20 @@ mod tests {
         mounts.end_all().await;
         assert_eq!(*ended.lock().unwrap(), [Path::new("/a/b"), Path::new("/a")]);
         assert!(mounts.add(Path::new("/a")).is_some());
+    }
+
+    #[tokio::test]
+    async fn all_are_ended_if_each_seems_to_be_in_another() {
+        let mounts = Mounts::default();
+        let first = mounts.add(Path::new("/a")).unwrap();
+        first.occupy(Path::new("/b/real")).await.unwrap();
+        let second = mounts.add(Path::new("/b/real")).unwrap();
+        let ended = [first, second].map(|mounted| tokio::spawn(async move { mounted.end_wanted().await }));
+        mounts.end_all().await;
+        assert!(mounts.entries().is_empty());
+        for ended in ended {
+            ended.await.unwrap();
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 use std::ffi::CString;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use fuse_backend_rs::api::filesystem::ROOT_ID;
@@ -168,6 +168,17 @@ fn symbolic_links_are_shown_and_never_followed() {
         let changed = world.served.setattr(&CONTEXT, inode, attr, None, SetattrValid::MODE);
         assert_eq!(errno(changed), Some(Errno::OPNOTSUPP));
     }
+    // Programs that copy links set their owner, which has no effect, and their times.
+    let key = world.walk("key").unwrap();
+    let (inside, outside) = (world.path("key"), world.dir.path().join("secret/key"));
+    let times = |path: &Path| fs::symlink_metadata(path).map(|it| (it.mtime(), it.mtime_nsec())).unwrap();
+    let untouched = times(&outside);
+    let mut attr = Entry::default().attr;
+    (attr.st_uid, attr.st_mtime, attr.st_mtime_nsec) = (1, 1_000_000, 5);
+    let (shown, _) = world.served.setattr(&CONTEXT, key, attr, None, SetattrValid::UID).unwrap();
+    assert_eq!(shown.st_uid, 7);
+    world.served.setattr(&CONTEXT, key, attr, None, SetattrValid::MTIME).unwrap();
+    assert_eq!((times(&inside), times(&outside)), ((1_000_000, 5), untouched));
     // One that the guest makes may lead anywhere.
     world.served.symlink(&CONTEXT, c"/etc/passwd", ROOT_ID, c"link").unwrap();
     assert!(world.read("link").is_err());
@@ -265,7 +276,6 @@ fn what_the_guest_makes_has_neither_its_owner_nor_special_bits() {
     let (shown, _) = world.served.setattr(&CONTEXT, file, attr, None, valid).unwrap();
     assert_eq!((shown.st_uid, shown.st_mode & 0o7777), (7, 0o711));
     let (made, own) = (fs::metadata(world.path("file")).unwrap(), fs::metadata(world.dir.path()).unwrap());
-    use std::os::unix::fs::MetadataExt;
     assert_eq!((made.uid(), made.mode() & 0o7777), (own.uid(), 0o711));
 }
 
@@ -277,7 +287,6 @@ fn sizes_and_times_are_set() {
     (attr.st_size, attr.st_mtime, attr.st_mtime_nsec) = (5000, 1_000_000, 5);
     let valid = SetattrValid::SIZE | SetattrValid::MTIME;
     world.served.setattr(&CONTEXT, file, attr, None, valid).unwrap();
-    use std::os::unix::fs::MetadataExt;
     let made = fs::metadata(world.path("file")).unwrap();
     assert_eq!((made.len(), made.mtime(), made.mtime_nsec()), (5000, 1_000_000, 5));
     attr.st_size = -1;
