@@ -78,9 +78,10 @@ async fn live() -> Result<(), AgentError> {
     }
     let settings = CommandSettings::of_guest(exempted).during("opening the agent's executable")?;
     let commands = Arc::new(Commands::new(settings));
+    let own_proc = Arc::new(proc.try_clone().during("opening /proc")?);
     let mut machine = VirtualMachine::new(proc, Arc::clone(&commands));
     handshake::set_up(&mut channel, &mut machine).await?;
-    Agent::with(machine, commands).serve(port(channel)?).await
+    Agent::with(machine, commands, Some(own_proc)).serve(port(channel)?).await
 }
 
 /// Keeps a lack of memory from holding the machine up forever.
@@ -105,6 +106,8 @@ pub struct Agent<M> {
 struct Shared<M> {
     commands: Arc<Commands>,
     mounts: Mounts,
+    /// Absent where nothing can be mounted.
+    proc: Option<Arc<Proc>>,
     state: Mutex<State<M>>,
 }
 
@@ -116,15 +119,15 @@ struct State<M> {
 }
 
 impl<M: Machine> Agent<M> {
-    /// An agent of a machine that is set up.
+    /// An agent of a machine that is set up. It mounts nothing, because it has no view of the mounts.
     pub fn new(machine: M, settings: CommandSettings) -> Self {
-        Self::with(machine, Arc::new(Commands::new(settings)))
+        Self::with(machine, Arc::new(Commands::new(settings)), None)
     }
 
     /// An agent whose commands may have begun.
-    pub(crate) fn with(machine: M, commands: Arc<Commands>) -> Self {
+    pub(crate) fn with(machine: M, commands: Arc<Commands>, proc: Option<Arc<Proc>>) -> Self {
         let state = Mutex::new(State { machine, halting: false });
-        Self { shared: Arc::new(Shared { commands, mounts: Mounts::default(), state }) }
+        Self { shared: Arc::new(Shared { commands, mounts: Mounts::default(), proc, state }) }
     }
 
     /// Serves requests until the host closes the channel, which ends all running commands.
@@ -194,7 +197,7 @@ impl<M: Machine> Shared<M> {
                 answer(accept::<_, Probe>(stream), probe::answer(request)).await;
             }
             Request::Mount(request) => {
-                mount::serve(request, &self.mounts, accept::<_, Mount>(stream)).await;
+                mount::serve(request, &self.mounts, self.proc.clone(), accept::<_, Mount>(stream)).await;
             }
             Request::Identify(request) => {
                 let reply = self.identify(&request);

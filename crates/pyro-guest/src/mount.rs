@@ -8,6 +8,7 @@ mod table;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{SinkExt, Stream, StreamExt};
@@ -22,6 +23,7 @@ use self::table::Mounted;
 pub(crate) use self::table::Mounts;
 use crate::blocking::blocking;
 use crate::failure::{During, failed, refused};
+use crate::proc::Proc;
 use crate::stream::{CallStream, finish};
 
 /// The kernel's device for file systems in user space.
@@ -34,10 +36,18 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 /// Mounts a directory and passes its messages on until it is unmounted or the host is lost. Processes that use it after that get
 /// errors. A directory whose host is lost stays mounted until the host asks or the machine halts: what is written to its path must
 /// not land on the guest's own disk.
-pub(crate) async fn serve<S>(request: Mount, mounts: &Mounts, stream: CallStream<S, Mount>)
-where
+pub(crate) async fn serve<S>(
+    request: Mount,
+    mounts: &Mounts,
+    proc: Option<Arc<Proc>>,
+    stream: CallStream<S, Mount>,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let Some(proc) = proc else {
+        let failure = refused(format!("mounting on {}", request.path), "this is not a virtual machine");
+        return finish(stream, MountReply::Failed(failure)).await;
+    };
     let path = PathBuf::from(&request.path);
     mounts.end_left(&path).await;
     let mounted = match mounts.add(&path) {
@@ -48,7 +58,7 @@ where
             return finish(stream, MountReply::Failed(failure)).await;
         }
     };
-    match mount_at_its_place(request, &mounted, path).await {
+    match mount_at_its_place(request, &mounted, path, proc).await {
         Ok((device, attached)) => pass_on(device, &mounted, attached, stream).await,
         Err(failure) => finish(stream, MountReply::Failed(failure)).await,
     }
@@ -58,6 +68,7 @@ async fn mount_at_its_place(
     request: Mount,
     mounted: &Mounted,
     path: PathBuf,
+    proc: Arc<Proc>,
 ) -> Result<(Device, Attached), Failure> {
     let step = format!("mounting on {}", request.path);
     let place = blocking(move || place::find(&path)).await?;
@@ -65,7 +76,7 @@ async fn mount_at_its_place(
         let cause = "mounts cannot be nested: a directory of the host is mounted on";
         refused(step, format!("{cause} {}", other.display()))
     })?;
-    blocking(move || mount_on(&request, place)).await
+    blocking(move || mount_on(&request, place, proc)).await
 }
 
 async fn pass_on<S>(device: Device, mounted: &Mounted, attached: Attached, mut stream: CallStream<S, Mount>)
@@ -153,7 +164,7 @@ async fn until_unmounted(
     }
 }
 
-fn mount_on(request: &Mount, place: PathBuf) -> Result<(Device, Attached), Failure> {
+fn mount_on(request: &Mount, place: PathBuf, proc: Arc<Proc>) -> Result<(Device, Attached), Failure> {
     let device = File::options().read(true).write(true).open(DEVICE).map_err(|error| {
         let failure = failed(format!("opening {DEVICE}"), error);
         match failure.kind {
@@ -169,7 +180,7 @@ fn mount_on(request: &Mount, place: PathBuf) -> Result<(Device, Attached), Failu
     let options = options(device.as_raw_fd());
     mount("pyro", &place, KIND, flags, options.as_c_str()).during(format!("mounting on {}", request.path))?;
     let prepared = Device::new(device).during("preparing the channel of a directory").and_then(|device| {
-        Ok((device, Attached::at(place.clone()).during("looking for a mounted directory")?))
+        Ok((device, Attached::at(proc, place.clone()).during("looking for a mounted directory")?))
     });
     prepared.inspect_err(|_| {
         let _ = unmount(&place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);

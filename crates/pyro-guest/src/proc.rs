@@ -22,6 +22,18 @@ impl Proc {
             .during("opening /proc")
     }
 
+    /// Takes a directory for it. Cloning a mount takes privileges; an open directory serves reads in the same way.
+    #[cfg(test)]
+    pub(crate) fn of(directory: OwnedFd) -> Self {
+        Self(directory)
+    }
+
+    /// Takes the one of the host that the tests run on.
+    #[cfg(test)]
+    pub(crate) fn of_this_host() -> Self {
+        Self::of(std::fs::File::open("/proc").unwrap().into())
+    }
+
     /// Returns another descriptor of it.
     pub(crate) fn to_fd(&self) -> io::Result<OwnedFd> {
         self.0.try_clone()
@@ -69,29 +81,21 @@ pub(crate) fn unescaped(column: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-    use std::os::fd::OwnedFd;
     use std::process::{Command, Stdio};
 
     use super::*;
 
-    /// Cloning a mount takes privileges; an open directory serves reads in the same way.
-    fn of_this_host() -> Proc {
-        let proc: OwnedFd = File::open("/proc").unwrap().into();
-        Proc(proc)
-    }
-
     #[test]
     fn processes_are_those_that_run_a_program() {
         let mut child = Command::new("/bin/cat").stdin(Stdio::piped()).spawn().unwrap();
-        let listed = of_this_host().processes().unwrap();
+        let listed = Proc::of_this_host().processes().unwrap();
         assert!(listed.contains(&std::process::id()) && listed.contains(&child.id()), "{listed:?}");
         child.kill().unwrap();
         // It stays a zombie until it is waited for; its files close before its end is reported.
         let pid = rustix::process::Pid::from_child(&child);
         let ended = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
         rustix::process::waitid(rustix::process::WaitId::Pid(pid), ended).unwrap();
-        assert!(!of_this_host().processes().unwrap().contains(&child.id()));
+        assert!(!Proc::of_this_host().processes().unwrap().contains(&child.id()));
         child.wait().unwrap();
     }
 

@@ -199,3 +199,26 @@ fn a_mount_point_behind_a_link_is_the_directory_that_it_leads_to() {
     assert_eq!(task.exec([], "grep -c fuse.pyro /proc/mounts; ls renamed/real").stdout, b"0\n");
     task.delete();
 }
+
+#[test]
+fn a_live_directory_is_unmounted_whatever_the_guest_does_to_its_proc() {
+    let sandbox = Sandbox::new();
+    let project = project(&sandbox);
+    let mounted = mount(&project, "/mnt/project:rw");
+    let task = sandbox.task(["--mount", &*mounted]);
+    task.exec([], "mkdir own && mount -t proc own own").success();
+    let is_mounted = "grep -c fuse.pyro own/mounts";
+    // One of them is the list that the agent sees.
+    let endless =
+        "for list in /proc/[0-9]*/mountinfo; do mount --bind /dev/zero $list || :; done 2>/dev/null";
+    for change in [endless, "umount -l /proc"] {
+        task.exec([], &format!("{change}; echo end >/mnt/project/end")).success();
+        assert_eq!(task.exec([], is_mounted).success(), "1\n");
+        task.call("unmount", ["/mnt/project"]).success();
+        assert_eq!(fs::read(project.join("end")).unwrap(), b"end\n");
+        fs::remove_file(project.join("end")).unwrap();
+        assert_eq!(task.exec([], is_mounted).stdout, b"0\n");
+        task.call("mount", [&*mounted]).success();
+    }
+    task.delete();
+}
