@@ -201,6 +201,44 @@ fn a_mount_point_behind_a_link_is_the_directory_that_it_leads_to() {
 }
 
 #[test]
+fn files_trees_and_links_move_to_a_live_directory_and_back() {
+    let sandbox = Sandbox::new();
+    let project = project(&sandbox);
+    let mounted = mount(&project, "/mnt/project:rw");
+    let task = sandbox.task(["--mount", &*mounted]);
+    let move_file = |from: &str, to: &str| {
+        let from = format!("{}:{from}", task.id);
+        sandbox.pyro(["task", "file", "move", &from, to])
+    };
+    let make = "mkdir -p tree/a && echo text >tree/a/file && ln tree/a/file tree/hard && ln -s a/file tree/link && \
+                ln -s /nowhere tree/a/dangling && chown -h 12:34 tree/link tree/a/file && chmod 640 tree/a/file && \
+                chmod 750 tree/a && touch -h -d @1000000000 tree/link tree/a/file && ln -s tree link && mkfifo fifo";
+    task.exec([], make).success();
+    for path in ["tree", "link"] {
+        move_file(path, &format!("/mnt/project/{path}")).success();
+    }
+    let at = |path: &str| fs::symlink_metadata(project.join("tree").join(path)).unwrap();
+    assert_eq!(fs::read(project.join("tree/link")).unwrap(), b"text\n");
+    assert_eq!(fs::read_link(project.join("tree/a/dangling")).unwrap(), Path::new("/nowhere"));
+    assert_eq!(fs::read_link(project.join("link")).unwrap(), Path::new("tree"));
+    assert_eq!((at("link").mtime(), at("a/file").mtime()), (1_000_000_000, 1_000_000_000));
+    assert_eq!((at("a").mode() & 0o7777, at("a/file").mode() & 0o7777), (0o750, 0o640));
+    assert_eq!((at("hard").ino(), at("hard").uid()), (at("a/file").ino(), at("").uid()));
+
+    // A live directory has no FIFOs. Nothing of the copy stays.
+    let refused = move_file("fifo", "/mnt/project/fifo");
+    assert!(refused.error().contains("fifo: Operation not permitted"), "{refused:?}");
+    for path in ["tree", "link"] {
+        move_file(&format!("/mnt/project/{path}"), &format!("back-{path}")).success();
+    }
+    let names: Vec<_> = fs::read_dir(&project).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["dir"]);
+    let shown = task.exec([], "ls; cat back-tree/link; stat -c %h:%Y back-tree/hard; readlink back-link");
+    assert_eq!(shown.success(), "back-link\nback-tree\nfifo\ntext\n2:1000000000\ntree\n");
+    task.delete();
+}
+
+#[test]
 fn a_live_directory_is_unmounted_whatever_the_guest_does_to_its_proc() {
     let sandbox = Sandbox::new();
     let project = project(&sandbox);

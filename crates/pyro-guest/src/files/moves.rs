@@ -9,6 +9,7 @@ use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyro_wire::{ChangeReply, Failure, Move};
@@ -61,6 +62,17 @@ fn failure(request: &Move, to: &Path, errno: Errno) -> Failure {
 
 /// Moves to another file system.
 fn relocate(request: &Move, from: &Path, to: &Path, stop: &CancellationToken) -> Result<(), Failure> {
+    relocate_by(&temporary(), request, from, to, stop)
+}
+
+/// Moves by a copy with a temporary name.
+fn relocate_by(
+    temporary: &CStr,
+    request: &Move,
+    from: &Path,
+    to: &Path,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
     let of_source = |errno| failure(request, to, errno);
     let of_target = |errno: Errno| because(STEP, &request.to, errno.into());
     let source = Place::open(from).map_err(of_source)?;
@@ -77,19 +89,22 @@ fn relocate(request: &Move, from: &Path, to: &Path, stop: &CancellationToken) ->
         Err(Errno::EXIST) => return Err(failure(request, to, Errno::EXIST)),
         Err(errno) => return Err(of_target(errno)),
     }
-    let temporary = temporary();
+    let mut is_made = false;
     let copied =
-        copy::copy(&source, &original, &target.directory, &temporary, stop)
+        copy::copy(&source, &original, &target.directory, temporary, &mut is_made, stop)
             .map_err(|(below, errno)| stopped(request, &below, errno))
             .and_then(|()| {
-                write_out(&target.directory, &temporary, &original).map_err(of_target)?;
-                renameat_with(&target.directory, &temporary, &target.directory, &target.name, flags(request))
+                write_out(&target.directory, temporary, &original).map_err(of_target)?;
+                renameat_with(&target.directory, temporary, &target.directory, &target.name, flags(request))
                     .map_err(|errno| {
                         if errno == Errno::EXIST { failure(request, to, errno) } else { of_target(errno) }
                     })
             });
     if let Err(failure) = copied {
-        let _ = remove(&target.directory, &temporary, &original);
+        // Another move to this directory may have made what else has the name.
+        if is_made {
+            let _ = remove(&target.directory, temporary, &original);
+        }
         return Err(failure);
     }
     // The new name is on the disk before the old one goes.
@@ -99,7 +114,7 @@ fn relocate(request: &Move, from: &Path, to: &Path, stop: &CancellationToken) ->
         named => named.map_err(|errno| (PathBuf::from("."), errno)),
     };
     named.and_then(|()| source.remove(&original)).map_err(|(below, errno)| {
-        let rest = because(STEP, &path_below(&request.from, &below), errno.into());
+        let rest = stopped(request, &below, errno);
         let cause = format!(
             "{} was copied to {}, but the original is not removed completely: {}",
             request.from, request.to, rest.cause
@@ -115,15 +130,18 @@ fn stopped(request: &Move, below: &Path, errno: Errno) -> Failure {
     let cause = match errno {
         Errno::XDEV => "another file system is mounted there",
         Errno::LOOP => "a directory cannot be moved into itself",
+        Errno::STALE => "it was changed meanwhile",
         _ => return failure,
     };
     Failure { cause: format!("{path}: {cause}"), ..failure }
 }
 
 fn temporary() -> CString {
-    // Files with this name are never opened, only made, so another one with it is an error and no more.
+    // What has this name is never opened, only made, so another file with it is an error and no more.
+    static MOVES: AtomicU64 = AtomicU64::new(0);
+    let count = MOVES.fetch_add(1, Ordering::Relaxed);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    CString::new(format!("{TEMPORARY}{:x}", now.as_nanos())).unwrap_or_default()
+    CString::new(format!("{TEMPORARY}{:x}-{count:x}", now.as_nanos())).unwrap_or_default()
 }
 
 fn is_directory(stat: &Stat) -> bool {
@@ -132,6 +150,17 @@ fn is_directory(stat: &Stat) -> bool {
 
 fn is_same(one: &Stat, other: &Stat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+}
+
+/// Returns whether it is the same, and, if it is a regular file, has the same contents as far as its size and its time say.
+fn is_unchanged(now: &Stat, before: &Stat) -> bool {
+    let contents = |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
+    let is_file = FileType::from_raw_mode(before.st_mode) == FileType::RegularFile;
+    is_same(now, before) && (!is_file || contents(now) == contents(before))
+}
+
+fn path_of(name: &CStr) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(name.to_bytes()))
 }
 
 /// A name in an open directory.
@@ -194,11 +223,15 @@ impl Place {
         Ok(false)
     }
 
-    /// Removes the original, unless something else has taken its place.
+    /// Removes the original. What has taken its place is left, and so is a file with other contents than those that were copied.
     fn remove(&self, original: &Stat) -> Result<(), (PathBuf, Errno)> {
+        let at_top = |errno| (path_of(&self.name), errno);
         match statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) if is_same(&stat, original) => remove(&self.directory, &self.name, original),
-            _ => Ok(()),
+            // Something else has removed it.
+            Err(Errno::NOENT) => Ok(()),
+            Ok(stat) if is_unchanged(&stat, original) => remove(&self.directory, &self.name, original),
+            Ok(_) => Err(at_top(Errno::STALE)),
+            Err(errno) => Err(at_top(errno)),
         }
     }
 }
@@ -220,8 +253,7 @@ fn remove(directory: impl AsFd, name: &CStr, original: &Stat) -> Result<(), (Pat
     if is_directory(original) {
         return remove_tree(directory.as_fd(), name, &CancellationToken::new());
     }
-    let path = || PathBuf::from(OsStr::from_bytes(name.to_bytes()));
-    unlinkat(directory, name, AtFlags::empty()).map_err(|errno| (path(), errno))
+    unlinkat(directory, name, AtFlags::empty()).map_err(|errno| (path_of(name), errno))
 }
 
 #[cfg(test)]

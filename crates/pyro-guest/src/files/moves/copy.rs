@@ -1,6 +1,8 @@
 //! Copies a file or a directory with everything that belongs to it: data and holes, owners, modes, times, extended attributes, and
 //! which names are the same file.
 //!
+//! As with `mv`, a file system that cannot keep something of that does not stop the move: see [`as_far_as_kept`].
+//!
 //! Names are looked up in open directories, so that a link that takes the place of one meanwhile leads nowhere.
 
 use std::collections::HashMap;
@@ -35,20 +37,23 @@ const PRIVATE_DIRECTORY: Mode = Mode::RWXU;
 /// Where something failed, with a path that begins with the name of the original.
 type Stopped = (PathBuf, Errno);
 
-/// Copies what is at `source` to `name` in `target`, where nothing may be. What is mounted in a directory is an error.
+/// Copies what is at `source` to `name` in `target`, where nothing may be. What is mounted in a directory is an error. `is_made` becomes
+/// true as soon as something of the copy is there.
 pub(super) fn copy(
     source: &Place,
     original: &Stat,
     target: &OwnedFd,
     name: &CStr,
+    is_made: &mut bool,
     stop: &CancellationToken,
 ) -> Result<(), Stopped> {
     let at_top = |errno| (path_of(&[], Some(&source.name)), errno);
+    let directory = source.directory.as_fd();
     if !is_directory(original) {
-        return copy_file(source.directory.as_fd(), &source.name, original, target.as_fd(), name, stop)
+        return copy_file(directory, &source.name, original, target.as_fd(), name, is_made, stop)
             .map_err(at_top);
     }
-    let top = Level::enter(source.directory.as_fd(), &source.name, target.as_fd(), name).map_err(at_top)?;
+    let top = Level::enter(directory, &source.name, target.as_fd(), name, is_made).map_err(at_top)?;
     let mut copy = TreeCopy {
         of_top: fstat(&top.copy).map_err(at_top)?,
         top: top.copy.try_clone().map_err(|_| at_top(Errno::MFILE))?,
@@ -93,11 +98,18 @@ enum Step {
 
 impl Level {
     /// Opens a directory, unless it is a symbolic link or something is mounted there, and makes its copy.
-    fn enter(source: BorrowedFd<'_>, name: &CStr, target: BorrowedFd<'_>, new: &CStr) -> Result<Self, Errno> {
+    fn enter(
+        source: BorrowedFd<'_>,
+        name: &CStr,
+        target: BorrowedFd<'_>,
+        new: &CStr,
+        is_made: &mut bool,
+    ) -> Result<Self, Errno> {
         let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
         let opened = Dir::new(openat2(source, name, DIRECTORY, Mode::empty(), resolve)?)?;
         let stat = fstat(opened.fd()?)?;
         mkdirat(target, new, PRIVATE_DIRECTORY)?;
+        *is_made = true;
         let copy = openat(target, new, DIRECTORY, Mode::empty())?;
         Ok(Self { name: name.to_owned(), source: opened, stat, copy })
     }
@@ -142,7 +154,7 @@ impl TreeCopy<'_> {
         if !is_directory(&stat) {
             return Ok(Step::Copy(name.to_owned(), stat));
         }
-        Level::enter(source, name, level.copy.as_fd(), name).map(Step::Enter).map_err(named)
+        Level::enter(source, name, level.copy.as_fd(), name, &mut false).map(Step::Enter).map_err(named)
     }
 
     /// Copies an entry of the last directory.
@@ -154,7 +166,7 @@ impl TreeCopy<'_> {
         {
             return Ok(());
         }
-        copy_file(level.source.fd()?, name, stat, level.copy.as_fd(), name, self.stop)?;
+        copy_file(level.source.fd()?, name, stat, level.copy.as_fd(), name, &mut false, self.stop)?;
         if stat.st_nlink > 1 {
             let below: PathBuf = path_of(levels, Some(name)).components().skip(1).collect();
             self.names.entry(key).or_insert(below);
@@ -175,23 +187,30 @@ fn copy_file(
     stat: &Stat,
     target: BorrowedFd<'_>,
     new: &CStr,
+    is_made: &mut bool,
     stop: &CancellationToken,
 ) -> Result<(), Errno> {
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => copy_regular(source, name, target, new, stop),
+        FileType::RegularFile => copy_regular(source, name, target, new, is_made, stop),
         FileType::Symlink => {
             symlinkat(readlinkat(source, name, Vec::new())?, target, new)?;
+            *is_made = true;
             let (owner, group) = owner(stat);
-            chownat(target, new, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
-            utimensat(target, new, &times(stat), AtFlags::SYMLINK_NOFOLLOW)
+            as_far_as_kept(chownat(target, new, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW))?;
+            as_far_as_kept(utimensat(target, new, &times(stat), AtFlags::SYMLINK_NOFOLLOW))?;
+            Ok(())
         }
         kind => {
             mknodat(target, new, kind, PRIVATE, stat.st_rdev)?;
+            *is_made = true;
             let made = openat(target, new, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
             let (owner, group) = owner(stat);
-            chownat(&made, c"", Some(owner), Some(group), AtFlags::EMPTY_PATH)?;
-            chmod(format!("/proc/self/fd/{}", made.as_raw_fd()), mode(stat))?;
-            utimensat(target, new, &times(stat), AtFlags::SYMLINK_NOFOLLOW)
+            let is_owned =
+                as_far_as_kept(chownat(&made, c"", Some(owner), Some(group), AtFlags::EMPTY_PATH))?;
+            let path = format!("/proc/self/fd/{}", made.as_raw_fd());
+            as_far_as_kept(chmod(path, mode(stat, is_owned)))?;
+            as_far_as_kept(utimensat(target, new, &times(stat), AtFlags::SYMLINK_NOFOLLOW))?;
+            Ok(())
         }
     }
 }
@@ -201,6 +220,7 @@ fn copy_regular(
     name: &CStr,
     target: BorrowedFd<'_>,
     new: &CStr,
+    is_made: &mut bool,
     stop: &CancellationToken,
 ) -> Result<(), Errno> {
     // Opening a FIFO that has taken its place must not block.
@@ -212,6 +232,7 @@ fn copy_regular(
     }
     let writing = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let to = File::from(openat(target, new, writing, PRIVATE)?);
+    *is_made = true;
     copy_data(&from, &to, stop)?;
     // The times from before it was read.
     keep_attributes(&from, &to, &stat)
@@ -268,10 +289,26 @@ fn copy_data(mut from: &File, mut to: &File, stop: &CancellationToken) -> Result
 /// others.
 fn keep_attributes(from: impl AsFd, to: impl AsFd, stat: &Stat) -> Result<(), Errno> {
     let (owner, group) = owner(stat);
-    fchown(&to, Some(owner), Some(group))?;
-    fchmod(&to, mode(stat))?;
+    let is_owned = as_far_as_kept(fchown(&to, Some(owner), Some(group)))?;
+    as_far_as_kept(fchmod(&to, mode(stat, is_owned)))?;
     copy_extended_attributes(&from, &to)?;
-    futimens(&to, &times(stat))
+    as_far_as_kept(futimens(&to, &times(stat)))?;
+    Ok(())
+}
+
+/// Decides what a move may lose: what the file system of the copy has no place for, as `mv` does. Returns whether it was kept. A copy
+/// that did not get its mode stays private. Data, kinds, and names are not among it: a file system without symbolic links or FIFOs
+/// stops the move.
+///
+/// # Errors
+/// Something else failed.
+fn as_far_as_kept(set: Result<(), Errno>) -> Result<bool, Errno> {
+    match set {
+        Ok(()) => Ok(true),
+        // The agent may do everything, so a lack of permission is one of the file system, too.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM | Errno::INVAL) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Copies extended attributes, among which are access lists and capabilities, as far as the file system of the copy has them.
@@ -291,11 +328,11 @@ fn copy_extended_attributes(from: impl AsFd, to: impl AsFd) -> Result<(), Errno>
         };
         let is_of_user = name.starts_with(b"user.") || name.starts_with(b"system.");
         match fsetxattr(&to, name, value.get(..length).unwrap_or_default(), XattrFlags::empty()) {
-            Ok(()) | Err(Errno::OPNOTSUPP) => {}
-            // Some belong to the file system that the original is on.
-            Err(Errno::PERM | Errno::INVAL) if !is_of_user => {}
-            Err(errno) => return Err(errno),
-        }
+            // The others can belong to the file system that the original is on. A value of these that the other file system does not
+            // take is data.
+            Err(errno @ (Errno::PERM | Errno::INVAL)) if is_of_user => return Err(errno),
+            set => as_far_as_kept(set)?,
+        };
     }
     Ok(())
 }
@@ -304,8 +341,9 @@ fn owner(stat: &Stat) -> (Uid, Gid) {
     (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid))
 }
 
-fn mode(stat: &Stat) -> Mode {
-    Mode::from_raw_mode(stat.st_mode) & Mode::from_bits_retain(0o7777)
+/// The mode of a copy. Programs run as its owner, or with its group, only if those are the original's.
+fn mode(stat: &Stat, is_owned: bool) -> Mode {
+    Mode::from_raw_mode(stat.st_mode) & Mode::from_bits_retain(if is_owned { 0o7777 } else { 0o777 })
 }
 
 fn times(stat: &Stat) -> Timestamps {
@@ -318,4 +356,28 @@ fn times(stat: &Stat) -> Timestamps {
 
 fn errno_of(error: std::io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_file_system_cannot_keep_is_lost_and_nothing_else() {
+        for errno in [Errno::OPNOTSUPP, Errno::NOSYS, Errno::PERM, Errno::INVAL] {
+            assert_eq!(as_far_as_kept(Err(errno)), Ok(false));
+        }
+        for errno in [Errno::IO, Errno::NOSPC, Errno::ROFS, Errno::NOTCONN] {
+            assert_eq!(as_far_as_kept(Err(errno)), Err(errno));
+        }
+        assert_eq!(as_far_as_kept(Ok(())), Ok(true));
+    }
+
+    #[test]
+    fn a_copy_with_another_owner_does_not_run_as_its_owner() {
+        let mut stat = rustix::fs::stat("/tmp").unwrap();
+        stat.st_mode = 0o106_755;
+        assert_eq!(mode(&stat, true), Mode::from_bits_retain(0o6755));
+        assert_eq!(mode(&stat, false), Mode::from_bits_retain(0o755));
+    }
 }

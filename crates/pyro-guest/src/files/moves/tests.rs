@@ -207,6 +207,64 @@ fn nothing_is_lost_or_left_when_it_fails() {
 }
 
 #[test]
+fn what_is_not_the_original_any_more_is_not_removed() {
+    let tree = Tree::new();
+    let place = |path: &str| Place::open(&tree.path(path)).unwrap();
+    let of = |path: &str| place(path).stat().unwrap();
+    fs::write(tree.path("file"), "text").unwrap();
+    fs::create_dir(tree.path("dir")).unwrap();
+    let original = of("file");
+
+    // An editor saves a file in this way.
+    fs::write(tree.path("new"), "next").unwrap();
+    fs::rename(tree.path("new"), tree.path("file")).unwrap();
+    assert_eq!(place("file").remove(&original), Err(("file".into(), Errno::STALE)));
+    // A program writes to it.
+    let original = of("file");
+    fs::write(tree.path("file"), "longer").unwrap();
+    assert_eq!(place("file").remove(&original), Err(("file".into(), Errno::STALE)));
+    let original = of("file");
+    let file = fs::File::options().write(true).open(tree.path("file")).unwrap();
+    file.set_modified(UNIX_EPOCH).unwrap();
+    assert_eq!(place("file").remove(&original), Err(("file".into(), Errno::STALE)));
+    assert_eq!(fs::read_to_string(tree.path("file")).unwrap(), "longer");
+    // It cannot be looked at.
+    let long = "x".repeat(256);
+    assert_eq!(place(&long).remove(&original), Err((long.into(), Errno::NAMETOOLONG)));
+
+    place("file").remove(&of("file")).unwrap();
+    place("none").remove(&original).unwrap();
+    // Entries that are added to a directory change its time, and it is removed with those that were there.
+    let original = of("dir");
+    fs::write(tree.path("dir/new"), "").unwrap();
+    place("dir").remove(&original).unwrap();
+    assert!(!tree.path("dir").exists());
+}
+
+#[test]
+fn what_else_has_the_temporary_name_stays() {
+    let tree = Tree::new();
+    fs::create_dir(tree.path("dir")).unwrap();
+    fs::write(tree.path("file"), "text").unwrap();
+    symlink("file", tree.path("link")).unwrap();
+    mknodat(&tree.path("fifo"), FileType::Fifo);
+    fs::write(tree.path("to/other"), "copy of another move").unwrap();
+    fs::create_dir_all(tree.path("to/tree/full")).unwrap();
+    let before = tree.contents();
+    for temporary in [c"other", c"tree"] {
+        for from in ["dir", "file", "link", "fifo"] {
+            let request = Move { from: from.to_owned(), to: "to/new".to_owned(), replace: false };
+            let never = CancellationToken::new();
+            let (from, to) = (tree.path(from), tree.path("to/new"));
+            let failure = relocate_by(temporary, &request, &from, &to, &never).unwrap_err();
+            assert_eq!(failure.errno, Some(Errno::EXIST.raw_os_error()), "{failure}");
+            assert_eq!(tree.contents(), before);
+        }
+    }
+    assert_ne!(temporary(), temporary());
+}
+
+#[test]
 fn files_of_the_kernel_stay_where_they_are() {
     let tree = Tree::new();
     let request = Move { from: "/proc/version".to_owned(), to: "to/new".to_owned(), replace: false };
