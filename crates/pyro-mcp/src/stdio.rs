@@ -6,31 +6,38 @@ mod decode;
 mod in_flight;
 mod line;
 mod message_id;
+mod waiting;
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rmcp::RoleServer;
-use rmcp::model::{ClientNotification, JsonRpcMessage};
+use rmcp::model::{ClientNotification, JsonRpcMessage, RequestId};
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use self::decode::{Refused, decode};
 use self::in_flight::InFlight;
 use self::line::{Line, Lines};
+use self::waiting::{Held, Waiting};
 
 /// Messages that wait until the client reads, in bytes. With more, no further message is taken.
 const UNREAD_BYTES: usize = 4 << 20;
-/// Requests in flight and their answers, in bytes. With more, no further large message is taken, and none with a large answer.
+/// Requests in flight and their answers, in bytes. With more, a further large request waits, and one with a large answer; smaller
+/// messages behind it do not.
 const IN_FLIGHT_BYTES: usize = 64 << 20;
-/// Maximum length of a small message, in bytes. Cancellations are small.
+/// Maximum size of a small request and its answer, in bytes.
 const SMALL_BYTES: usize = 4096;
+/// How long requests that wait go on waiting after the end of the input, if none of them is taken meanwhile.
+const LAST_REQUESTS_LIMIT: Duration = Duration::from_secs(5);
 
 /// Serves one client that writes to `R` and reads from `W`.
 pub(crate) struct Stdio<R, W> {
@@ -39,6 +46,9 @@ pub(crate) struct Stdio<R, W> {
     next: Option<Next>,
     output: Arc<Output<W>>,
     in_flight: InFlight,
+    waiting: Waiting,
+    /// When the requests that wait are given up, after the end of the input.
+    given_up: Option<Instant>,
     /// Cancelled when the client sends or reads no more.
     ended: CancellationToken,
     /// The answer to an invalid message, until it is written.
@@ -49,8 +59,22 @@ pub(crate) struct Stdio<R, W> {
 struct Next {
     /// The message, or why it is refused. `None`: it needs no answer.
     message: Result<Option<RxJsonRpcMessage<RoleServer>>, Refused>,
-    /// Its length in bytes, and that of its answer if that can be large.
-    bytes: usize,
+    size: Size,
+}
+
+/// Sizes in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Size {
+    /// Length of a message.
+    message: usize,
+    /// Maximum length of its answer if that can be large.
+    answer: usize,
+}
+
+impl Size {
+    fn total(self) -> usize {
+        self.message + self.answer
+    }
 }
 
 /// Where messages go.
@@ -77,6 +101,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin + Send + 'static> Stdio<R, W> {
             next: None,
             output: Arc::new(output),
             in_flight: InFlight::default(),
+            waiting: Waiting::default(),
+            given_up: None,
             ended: CancellationToken::new(),
             refusal: None,
         }
@@ -87,55 +113,63 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin + Send + 'static> Stdio<R, W> {
         self.ended.clone()
     }
 
-    /// Returns a message, or why it is refused. `None`: it needs no answer.
+    /// Returns a message, or why it is refused. `None`: there is nothing to do now.
     fn take(&mut self, next: Next) -> Result<Option<RxJsonRpcMessage<RoleServer>>, Refused> {
         let message = next.message?;
-        match &message {
-            Some(JsonRpcMessage::Request(request)) => self.in_flight.begin(&request.id, next.bytes)?,
+        match message {
+            Some(JsonRpcMessage::Request(request)) => self.take_request(Held { request, size: next.size }),
             Some(JsonRpcMessage::Notification(notification)) => {
                 if let ClientNotification::CancelledNotification(cancelled) = &notification.notification
                     && let Some(id) = &cancelled.params.request_id
                 {
                     self.in_flight.cancel(id);
+                    self.waiting.cancel(id);
                 }
+                Ok(Some(JsonRpcMessage::Notification(notification)))
             }
-            _ => {}
-        }
-        Ok(message)
-    }
-
-    /// Waits until there is space for another message of this size.
-    async fn has_space(&mut self, bytes: usize) {
-        loop {
-            let mut progress = std::pin::pin!(self.output.progress.notified());
-            progress.as_mut().enable();
-            let unread = self.output.unread_bytes.load(Ordering::Acquire);
-            let is_taken = bytes <= SMALL_BYTES || self.in_flight.bytes() < IN_FLIGHT_BYTES;
-            if unread < UNREAD_BYTES && is_taken {
-                return;
-            }
-            progress.await;
+            _ => Ok(message),
         }
     }
 
-    /// Reads a message, and waits until there is space for it and its answer. `None`: there are no more, which is noticed at once.
-    /// Dropping the future loses nothing.
-    async fn read(&mut self) -> io::Result<Option<Next>> {
-        let next = match self.next.take() {
-            Some(next) => next,
-            None => match self.lines.next().await? {
-                Line::Whole(line) => Next::of(&line),
-                Line::TooLong(id) => {
-                    let text = format_args!("expected at most {} bytes", self.lines.max_bytes);
-                    Next { message: Err(Refused::invalid(id, text)), bytes: 0 }
-                }
-                Line::End => return Ok(None),
-            },
-        };
-        let bytes = next.bytes;
-        self.next = Some(next);
-        self.has_space(bytes).await;
-        Ok(self.next.take())
+    /// Returns a request unless it has to wait.
+    fn take_request(&mut self, held: Held) -> Result<Option<RxJsonRpcMessage<RoleServer>>, Refused> {
+        self.in_flight.check(&held.request.id)?;
+        if self.waiting.contains(&held.request.id) {
+            return Err(in_flight::duplicate(&held.request.id));
+        }
+        let is_large = held.size.total() > SMALL_BYTES;
+        if is_large && !(self.waiting.is_empty() && self.has_space_for_large()) {
+            self.waiting.push(held);
+            return Ok(None);
+        }
+        self.begin(held).map(Some)
+    }
+
+    fn begin(&mut self, held: Held) -> Result<RxJsonRpcMessage<RoleServer>, Refused> {
+        self.in_flight.begin(&held.request.id, held.size.total())?;
+        Ok(JsonRpcMessage::Request(held.request))
+    }
+
+    /// Returns whether a large request is taken now.
+    fn has_space_for_large(&self) -> bool {
+        self.in_flight.bytes() < IN_FLIGHT_BYTES && self.in_flight.has_space()
+    }
+
+    /// Returns a message that was read earlier, or why it is refused. `None`: each that there is has to wait.
+    fn take_earlier(&mut self) -> Result<Option<RxJsonRpcMessage<RoleServer>>, Refused> {
+        if self.output.unread_bytes.load(Ordering::Acquire) >= UNREAD_BYTES {
+            return Ok(None);
+        }
+        if self.has_space_for_large()
+            && let Some(held) = self.waiting.pop()
+        {
+            self.given_up = self.given_up.map(|_| Instant::now() + LAST_REQUESTS_LIMIT);
+            return self.begin(held).map(Some);
+        }
+        match self.next.take() {
+            Some(next) => self.take(next),
+            None => Ok(None),
+        }
     }
 
     fn refuse(&mut self, refused: Refused) {
@@ -196,22 +230,47 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin + Send + 'static> Stdio<R, W> {
                 self.refusal = None;
                 written.ok()?;
             }
-            let closed = self.output.closed.clone();
-            let read = tokio::select! {
-                biased;
-                () = closed.cancelled() => return None,
-                read = self.read() => read,
-            };
-            let next = read.unwrap_or_else(|error| {
-                tracing::error!(%error, "cannot read from the client");
-                None
-            });
-            match self.take(next?) {
+            let output = Arc::clone(&self.output);
+            if output.closed.is_cancelled() {
+                return None;
+            }
+            let mut progress = std::pin::pin!(output.progress.notified());
+            progress.as_mut().enable();
+            match self.take_earlier() {
                 Ok(Some(message)) => return Some(message),
                 Ok(None) => {}
-                Err(refused) => self.refuse(refused),
+                Err(refused) => {
+                    self.refuse(refused);
+                    continue;
+                }
+            }
+            if self.given_up.is_some() && self.waiting.is_empty() {
+                return None;
+            }
+            let given_up = self.given_up;
+            let reads = given_up.is_none() && self.next.is_none() && self.waiting.has_space();
+            tokio::select! {
+                biased;
+                () = output.closed.cancelled() => return None,
+                line = self.lines.next(), if reads => match line {
+                    Ok(Line::Whole(line)) => self.next = Some(Next::of(&line)),
+                    Ok(Line::TooLong(id)) => self.next = Some(Next::too_long(id, self.lines.max_bytes)),
+                    Ok(Line::End) => self.end_input(),
+                    Err(error) => {
+                        tracing::error!(%error, "cannot read from the client");
+                        self.end_input();
+                    }
+                },
+                () = progress => {}
+                () = sleep_until(given_up.unwrap_or_else(Instant::now)), if given_up.is_some() => return None,
             }
         }
+    }
+
+    /// Nothing more is read. Requests that wait are still taken.
+    fn end_input(&mut self) {
+        self.ended.cancel();
+        self.given_up = Some(Instant::now() + LAST_REQUESTS_LIMIT);
     }
 }
 
@@ -222,7 +281,12 @@ impl Next {
             Ok(Some(JsonRpcMessage::Request(request))) => answer::expected(&request.request),
             _ => 0,
         };
-        Self { message, bytes: line.len() + answer }
+        Self { message, size: Size { message: line.len(), answer } }
+    }
+
+    fn too_long(id: Option<RequestId>, max_bytes: usize) -> Self {
+        let text = format_args!("expected at most {max_bytes} bytes");
+        Self { message: Err(Refused::invalid(id, text)), size: Size::default() }
     }
 }
 

@@ -24,27 +24,38 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
-    /// Adds a request of this size.
-    pub(super) fn begin(&mut self, id: &RequestId, bytes: usize) -> Result<(), Refused> {
+    /// Requires that a request with this id can be added as soon as there is space.
+    pub(super) fn check(&self, id: &RequestId) -> Result<(), Refused> {
         if matches!(id, RequestId::String(id) if id.len() > MAX_ID_BYTES) {
             return Err(Refused::invalid(
                 None,
                 format_args!("expected an id of at most {MAX_ID_BYTES} bytes"),
             ));
         }
-        let refuse = |text: &str| Err(Refused::invalid(Some(id.clone()), text));
         if self.requests.contains_key(id) {
-            return refuse("another request with this id is in flight");
+            return Err(duplicate(id));
         }
         if self.cancelled.contains(id) {
-            return refuse("another request with this id was cancelled");
+            return Err(Refused::invalid(Some(id.clone()), "another request with this id was cancelled"));
         }
-        if self.requests.len() >= MAX_IN_FLIGHT {
-            return refuse(&format!("expected at most {MAX_IN_FLIGHT} requests in flight"));
+        Ok(())
+    }
+
+    /// Adds a request of this size.
+    pub(super) fn begin(&mut self, id: &RequestId, bytes: usize) -> Result<(), Refused> {
+        self.check(id)?;
+        if !self.has_space() {
+            let text = format_args!("expected at most {MAX_IN_FLIGHT} requests in flight");
+            return Err(Refused::invalid(Some(id.clone()), text));
         }
         self.requests.insert(id.clone(), bytes);
         self.bytes += bytes;
         Ok(())
+    }
+
+    /// Returns whether there may be another request.
+    pub(super) fn has_space(&self) -> bool {
+        self.requests.len() < MAX_IN_FLIGHT
     }
 
     /// Removes a request that is answered.
@@ -67,4 +78,9 @@ impl InFlight {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
+}
+
+/// The answer to a request whose id another one has.
+pub(super) fn duplicate(id: &RequestId) -> Refused {
+    Refused::invalid(Some(id.clone()), "another request with this id is in flight")
 }

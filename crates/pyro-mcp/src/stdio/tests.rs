@@ -173,11 +173,105 @@ async fn requests_with_large_answers_wait_for_each_other() {
     sending.await.unwrap().unwrap();
 }
 
+/// Fills the space of requests in flight with one that has this id.
+fn fill(transport: &mut Stdio<DuplexStream, DuplexStream>, id: &str) {
+    transport.in_flight.begin(&RequestId::String(id.into()), IN_FLIGHT_BYTES).unwrap();
+}
+
+fn cancellation(id: impl Into<Value>) -> String {
+    let params = json!({ "requestId": id.into() });
+    format!("{}\n", json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": params }))
+}
+
+#[tokio::test]
+async fn small_messages_pass_large_requests_that_wait() {
+    let (mut transport, mut client, mut output) = pair(1 << 16);
+    fill(&mut transport, "slow");
+    let all = [large_request(1), large_request(2), large_request(1), request("ping")].concat();
+    client.write_all(all.as_bytes()).await.unwrap();
+    assert_eq!(id_of(transport.receive().await), RequestId::String("ping".into()));
+    // One that waits counts as in flight: its id is taken.
+    assert_eq!(answer(&mut output).await["error"]["code"], -32600);
+    assert!(is_pending(std::pin::pin!(transport.receive())).await, "there is space");
+
+    // The one that needs the space and one that waits are cancelled: the latter is never taken, and its id is free again.
+    let all = [cancellation(1), cancellation("slow"), request(1)].concat();
+    client.write_all(all.as_bytes()).await.unwrap();
+    assert!(matches!(transport.receive().await, Some(JsonRpcMessage::Notification(_))));
+    assert!(matches!(transport.receive().await, Some(JsonRpcMessage::Notification(_))));
+    assert_eq!(id_of(transport.receive().await), RequestId::Number(2));
+    assert_eq!(id_of(transport.receive().await), RequestId::Number(1));
+}
+
+#[tokio::test]
+async fn requests_that_wait_have_a_maximum_number() {
+    let (mut transport, mut client, _output) = pair(1 << 16);
+    fill(&mut transport, "slow");
+    let all: String = (0..waiting::MAX_WAITING).map(large_request).chain([request("ping")]).collect();
+    client.write_all(all.as_bytes()).await.unwrap();
+    assert!(is_pending(std::pin::pin!(transport.receive())).await, "a message was read");
+    transport.send(response(RequestId::String("slow".into()))).await.unwrap();
+    assert_eq!(id_of(transport.receive().await), RequestId::Number(0));
+    assert_eq!(id_of(transport.receive().await), RequestId::Number(1));
+    // Now there is space for the next message, and not for a third large answer.
+    assert_eq!(id_of(transport.receive().await), RequestId::String("ping".into()));
+}
+
+#[tokio::test]
+async fn requests_that_wait_have_a_maximum_size() {
+    let (mut transport, mut client, _output) = pair(1 << 16);
+    fill(&mut transport, "slow");
+    let writing = tokio::spawn(async move {
+        for id in 0..3 {
+            let padding = format!("\"ping\",\"x\":\"{}\"", "x".repeat(waiting::WAITING_BYTES / 2));
+            client.write_all(request(id).replace("\"ping\"", &padding).as_bytes()).await.unwrap();
+        }
+        client.write_all(request("ping").as_bytes()).await.unwrap();
+        client
+    });
+    // The second of them fills the space.
+    tokio::select! {
+        message = transport.receive() => panic!("{message:?}"),
+        () = tokio::time::sleep(std::time::Duration::from_millis(500)) => {}
+    }
+    assert!(!writing.is_finished());
+    transport.in_flight.end(&RequestId::String("slow".into()));
+    for id in [0, 1, 2] {
+        assert_eq!(id_of(transport.receive().await), RequestId::Number(id));
+    }
+    assert_eq!(id_of(transport.receive().await), RequestId::String("ping".into()));
+    writing.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_wait_are_taken_after_the_end_of_the_input() {
+    let (mut transport, mut client, _output) = pair(1 << 16);
+    let ended = transport.ended();
+    fill(&mut transport, "slow");
+    client.write_all([large_request(1), large_request(2)].concat().as_bytes()).await.unwrap();
+    drop(client);
+    assert!(is_pending(std::pin::pin!(transport.receive())).await, "there is space");
+    // Calls in flight are ended, which makes space.
+    assert!(ended.is_cancelled());
+    transport.send(response(RequestId::String("slow".into()))).await.unwrap();
+    for id in [1, 2] {
+        assert_eq!(id_of(transport.receive().await), RequestId::Number(id));
+    }
+    assert!(transport.receive().await.is_none());
+
+    // If no space is made, the transport ends all the same.
+    let (mut transport, mut client, _output) = pair(1 << 16);
+    fill(&mut transport, "slow");
+    client.write_all(large_request(1).as_bytes()).await.unwrap();
+    drop(client);
+    assert!(transport.receive().await.is_none());
+}
+
 #[test]
 fn large_answers_are_those_of_requests_that_read_much() {
     let expected = |method: &str, params: Value| {
         let line = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
-        Next::of(line.as_bytes()).bytes - line.len()
+        Next::of(line.as_bytes()).size.answer
     };
     let tool = |name: &str, arguments: Value| {
         expected("tools/call", json!({ "name": name, "arguments": arguments }))
