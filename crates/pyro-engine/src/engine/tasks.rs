@@ -51,6 +51,9 @@ const DIGEST: &str = "environment_digest";
 /// The shortest lifetime is three of them.
 const RENEW_INTERVAL: Duration = Duration::from_secs(20);
 
+/// How long a lifetime has only begun at most, in seconds. Without hardware virtualisation, the start of a VM can take that long.
+const MAX_BEGINNING_SECONDS: i64 = 60;
+
 impl Engine {
     /// Creates a task and starts it. Installs its environment first if necessary. The task outlives this process.
     ///
@@ -349,17 +352,21 @@ impl Engine {
 }
 
 /// Refuses a time limit that the lifetime of the task ends first. A lifetime that begins with each use is raised for time limits
-/// up to `max_raised_ttl_seconds`.
+/// up to `max_raised_ttl_seconds`. When a lifetime has only begun, a time limit may be as long as all of it: a caller that gives
+/// the same number twice means that there is no other limit than the lifetime.
 ///
 /// # Errors
 /// `InvalidInput` with the maximum.
 fn outlast(seen: &VmRecord, wanted: i64, max_raised_ttl_seconds: u32) -> Result<(), Error> {
     let left = (seen.expires_at - now()).max(0.0) as i64;
-    let left = match seen.ttl_from {
-        TtlFrom::Use => left.max(max_raised_ttl_seconds.into()),
-        TtlFrom::Create => left,
+    let whole = i64::from(seen.sizing.ttl_seconds);
+    let has_only_begun = whole - left <= (whole / 10).min(MAX_BEGINNING_SECONDS);
+    let most = if has_only_begun { left.max(whole) } else { left };
+    let most = match seen.ttl_from {
+        TtlFrom::Use => most.max(max_raised_ttl_seconds.into()),
+        TtlFrom::Create => most,
     };
-    if wanted > left { Err(Error::timeout_beyond_lifetime(left)) } else { Ok(()) }
+    if wanted > most { Err(Error::timeout_beyond_lifetime(most)) } else { Ok(()) }
 }
 
 /// Warns if the base image differs from the one that the task's disk was written over. The task's files are still

@@ -702,6 +702,26 @@ async fn a_time_limit_beyond_the_lifetime_of_a_task_is_refused_with_what_is_left
     assert_eq!(error.kind, ErrorKind::InvalidInput);
     let text = "timeout_seconds must be at most 100, which is left of the task's lifetime";
     assert_eq!(error.message, text);
+    // The start of a VM takes a part of its lifetime, and a time limit may be as long as all of it: for a minute of a long one, and
+    // for a tenth of a short one.
+    for (ttl_seconds, begun) in [(600, 0.5), (600, 55.5), (3600, 55.5), (60, 3.5)] {
+        record.sizing.ttl_seconds = ttl_seconds;
+        record.expires_at = now() + f64::from(ttl_seconds) - begun;
+        outlast(&record, ttl_seconds.into(), 3600).unwrap();
+        let error = outlast(&record, i64::from(ttl_seconds) + 1, 3600).unwrap_err();
+        assert!(error.message.contains(&format!("at most {ttl_seconds},")), "{begun}: {error}");
+    }
+    for (ttl_seconds, begun, left) in [(600, 62.5, 537), (3600, 62.5, 3537), (60, 8.5, 51)] {
+        record.sizing.ttl_seconds = ttl_seconds;
+        record.expires_at = now() + f64::from(ttl_seconds) - begun;
+        let error = outlast(&record, ttl_seconds.into(), 3600).unwrap_err();
+        assert!(error.message.contains(&format!("at most {left},")), "{begun}: {error}");
+    }
+    // One that was prolonged.
+    record.sizing.ttl_seconds = 60;
+    record.expires_at = now() + 100.5;
+    outlast(&record, 100, 3600).unwrap();
+    assert!(outlast(&record, 101, 3600).unwrap_err().message.contains("at most 100,"));
     // A lifetime that begins with each use is raised.
     record.ttl_from = TtlFrom::Use;
     outlast(&record, 600, 600).unwrap();
@@ -735,6 +755,9 @@ async fn a_command_whose_time_limit_is_beyond_the_lifetime_is_not_started() {
         assert!(error.message.ends_with("which is left of the task's lifetime"), "{error}");
     }
     // These get as far as the supervisor, which does not exist here.
+    for error in [exec(Some(600), false).await, detach(Some(600), false).await] {
+        assert_ne!(error.kind, ErrorKind::InvalidInput, "{error}");
+    }
     for error in [exec(Some(60), false).await, exec(Some(601), true).await, detach(Some(601), true).await] {
         assert_ne!(error.kind, ErrorKind::InvalidInput, "{error}");
     }
