@@ -3,7 +3,10 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;
+use std::sync::mpsc;
+use std::thread;
 
+use pyro_testkit::{LONG, wait_until};
 use rusqlite::Connection;
 use serde_json::Value;
 
@@ -195,13 +198,20 @@ fn zsh_completes_a_name() {
         .spawn()
         .unwrap();
     let (mut keys, mut output) = (zsh.stdin.take().unwrap(), zsh.stdout.take().unwrap());
+    let (sender, screen) = mpsc::channel();
+    thread::spawn(move || {
+        let mut buffer = [0; 256];
+        while let Ok(count @ 1..) = output.read(&mut buffer)
+            && sender.send(buffer[..count].to_vec()).is_ok()
+        {}
+    });
     let (mut shown, mut seen) = (String::new(), 0);
     let mut until = |text: &str| {
-        let mut buffer = [0; 256];
         while !shown[seen..].contains(text) {
-            let count = output.read(&mut buffer).unwrap();
-            assert!(count > 0, "{text:?} was not shown: {shown}");
-            shown.push_str(&String::from_utf8_lossy(&buffer[..count]));
+            match screen.recv_timeout(LONG) {
+                Ok(bytes) => shown.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(error) => panic!("{text:?} was not shown: {error}: {shown:?}"),
+            }
         }
         seen += shown[seen..].find(text).unwrap() + text.len();
     };
@@ -218,5 +228,6 @@ fn zsh_completes_a_name() {
         until("ready> ");
     }
     keys.write_all(b"exit\r").unwrap();
+    wait_until(LONG, "the end of zsh", || zsh.try_wait().unwrap().is_some());
     assert!(zsh.wait().unwrap().success());
 }

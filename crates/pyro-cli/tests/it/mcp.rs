@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -121,7 +120,6 @@ fn a_client_that_does_not_read_does_not_fill_the_memory_with_large_answers() {
         assert_eq!(result["contents"][0]["text"].as_str().unwrap().len(), bytes);
     }
     let peak = peak();
-    println!("{peak} MiB");
     assert!(peak < 500, "{peak} MiB");
     server.kill().unwrap();
     server.wait().unwrap();
@@ -218,33 +216,17 @@ fn it_ends_with_its_input_whatever_was_said() {
 fn it_ends_soon_after_its_input_during_a_call() {
     let home = Home::new().set("PATH", "/usr/bin:/bin").set_path("PYRO_QEMU", "no-such-qemu");
     let (mut session, _) = greeted_with(&home, ["--allow-host-compat"]);
-    let started = home.path("started");
+    let (started, finished) = (home.path("started"), home.path("finished"));
     let arguments = json!({
         "environment": "debian:12", "allow_host_compat": true, "timeout_seconds": 100,
-        "command": format!("echo >'{}'; exec sleep 100", started.display()),
+        "command": format!("echo >'{}'; sleep 60; echo >'{}'", started.display(), finished.display()),
     });
     session.send(&json!({
         "jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": { "name": "vm_run", "arguments": arguments },
     }));
-    pyro_testkit::wait_until(Duration::from_secs(20), "start of the command", || started.exists());
-    let began = Instant::now();
+    wait_until(LONG, "start of the command", || started.exists());
     session.ended();
-    let took = began.elapsed();
-    assert!(took < Duration::from_secs(3), "{took:?}");
-}
-
-#[test]
-fn it_ends_when_its_client_reads_no_more() {
-    let home = Home::new();
-    let mut command = home.command(["mcp", "serve"]);
-    let mut server = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut input = server.stdin.take().unwrap();
-    drop(server.stdout.take());
-    input.write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}\n").unwrap();
-    pyro_testkit::wait_until(Duration::from_secs(20), "end of the server", || {
-        server.try_wait().unwrap().is_some()
-    });
-    drop(input);
+    assert!(!finished.exists(), "the server has waited for the command");
 }
 
 #[test]
@@ -439,7 +421,7 @@ fn only_the_operator_lets_commands_run_on_the_host() {
 
 /// The input stays open. The server notices at its next message.
 #[test]
-fn it_ends_when_nobody_reads_what_it_says() {
+fn it_ends_when_its_client_reads_no_more() {
     let home = Home::new().set("PATH", "/usr/bin:/bin").set_path("PYRO_QEMU", "no-such-qemu");
     let start = || {
         let mut command = home.command(["mcp", "serve", "--allow-host-compat"]);
