@@ -188,10 +188,25 @@ impl CommandArgs {
 
     /// Reports to a person that standard input is not passed on, where it seems to be meant for the command.
     pub(crate) fn note_ignored_input(&self, json: bool, printer: &Printer) {
-        if !json && !self.interactive && stdin::is_pipe_or_file() {
+        if !self.interactive && is_input_unused(json) {
             printer.note("[pyro] standard input is not passed on to the command; use -i to pass it on");
         }
     }
+
+    /// The same for a command that takes input but is not waited for.
+    pub(crate) fn note_unsent_input(&self, task: &str, sequence: u64, json: bool, printer: &Printer) {
+        if self.interactive && is_input_unused(json) {
+            printer.note(&format!(
+                "[pyro] standard input is not passed on to a detached command; \
+                 send it with pyro task stdin {task} --sequence {sequence}"
+            ));
+        }
+    }
+}
+
+/// Returns whether a person should know that standard input, which is a pipe or a file, is not used.
+fn is_input_unused(json: bool) -> bool {
+    !json && stdin::is_pipe_or_file()
 }
 
 impl ContextArgs {

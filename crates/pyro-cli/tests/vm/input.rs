@@ -99,6 +99,17 @@ fn a_task_takes_input_later_users_directories_shells_and_words() {
     sandbox.pyro(["task", "wait", &*task.id, "--sequence", &*sequence]).success();
     assert_eq!(task.exec([], "cat got").success(), "sent later");
 
+    // A person who pipes something in learns that it was not sent, and how to send it.
+    let words = ["task", "exec", &*task.id, "--detach", "-i", "--", "cat"];
+    let detached = pyro(&sandbox, words).stdin(Stdio::piped()).output().unwrap();
+    let number = String::from_utf8_lossy(&detached.stdout).replace("Sequence:", "");
+    let expected = format!(
+        "[pyro] standard input is not passed on to a detached command; send it with pyro task stdin {} --sequence {}\n",
+        task.id,
+        number.trim()
+    );
+    assert_eq!(String::from_utf8_lossy(&detached.stderr), expected);
+
     let flags = ["-u", "nobody", "-w", "/tmp", "-e", "PATH=/bin:/usr/bin:/mine", "--shell", "bash"];
     let line = "set -o pipefail; [[ x == x ]] && id -un && pwd && echo $PATH";
     assert_eq!(task.exec(flags, line).success(), "nobody\n/tmp\n/bin:/usr/bin:/mine\n");

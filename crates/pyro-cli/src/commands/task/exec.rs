@@ -11,7 +11,7 @@ use crate::error::CliError;
 use crate::exit::Exit;
 use crate::printer::Printer;
 use crate::reply::Reply;
-use crate::{session, stdin};
+use crate::session;
 
 const EXEC_EXAMPLES: &str = "\
 The command is run as by `pyro run`. What it leaves running in the background (`&`) goes on after it has \
@@ -60,13 +60,7 @@ pub(super) fn run(args: TaskExecArgs, engine: &Engine, printer: &Printer) -> Res
     if args.detach {
         let request = DetachTask { task, command, lasting };
         let detached = session::block_on(engine.detach_task(request))?;
-        if args.command.interactive && !args.json && stdin::is_pipe_or_file() {
-            let sequence = detached.sequence;
-            printer.note(&format!(
-                "[pyro] standard input is not passed on without waiting; \
-                 pass it on with pyro task stdin {id} --sequence {sequence}"
-            ));
-        }
+        args.command.note_unsent_input(id, detached.sequence, args.json, printer);
         return Ok(Reply::of(args.json, &detached, |detached| format!("Sequence: {}\n", detached.sequence))?);
     }
     // Text output is streamed; a JSON document holds it after the end.
