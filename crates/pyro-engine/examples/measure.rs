@@ -26,7 +26,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use pyro_engine::operations::{ExecTask, OpenTaskShell, ReadTaskShell, RunInVm, WriteTaskShell};
-use pyro_engine::{Command, Config, Engine, Events, ShellName, ShellRead, ShellText, TaskSpec, VmSpec};
+use pyro_engine::{
+    Command, Config, Engine, Events, Overcommit, ShellName, ShellRead, ShellText, TaskSpec, VmSpec,
+};
 use pyro_supervisor::{Client, CommandOutcome, Exec, ExitStatus, Run};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -53,6 +55,8 @@ fn main() -> Outcome<()> {
     let engine = Engine::new(Config {
         max_active_vms: 1000,
         warm_spares: spares.to_string_lossy().parse()?,
+        // As the benchmarks run the program: all disks have the same size, whatever is free on this host.
+        disk_overcommit: Overcommit::Off,
         search_path: std::env::var_os("PATH").unwrap_or_default(),
         ..Config::new(base_dir, cache_dir, program)
     });
