@@ -2,6 +2,7 @@
 
 import json
 import os
+import textwrap
 
 import plots
 
@@ -115,11 +116,12 @@ def _table(header, rows):
 def text(results):
     """Returns the results as Markdown, without the sections of what was not measured."""
     machine = results["machine"]
-    parts = [
+    facts = (
         f"Measured on {machine['date']} in {machine['took_minutes']} minutes: pyro {machine['pyro']}, QEMU {machine['qemu']}, "
         f"accelerator **{machine['accelerator']}**, {machine['cores']} cores of {machine['cpu']}, {machine['memory_mib']} MiB, "
-        f"Linux {machine['kernel']}.",
-    ]
+        f"Linux {machine['kernel']}."
+    )
+    parts = [textwrap.fill(facts, 120, break_long_words=False, break_on_hyphens=False)]
     for heading, names, tables in SECTIONS:
         if any(name in results for name in names) and (found := tables(results)):
             parts += [f"### {heading}", *found]
