@@ -78,6 +78,7 @@ fn rights(access: Access, is_dir: bool) -> BitFlags<AccessFs> {
                 | AccessFs::RemoveDir
                 | AccessFs::Refer;
         }
+        Access::Sockets => rights |= AccessFs::MakeSock,
         Access::Device => rights |= AccessFs::WriteFile | AccessFs::IoctlDev,
     }
     if is_dir {

@@ -88,6 +88,11 @@ struct Opened<'a> {
 }
 
 impl Opened<'_> {
+    /// Its path in the new root.
+    fn shown_at(&self) -> &Path {
+        self.visible.shown_at.as_deref().unwrap_or(&self.visible.path)
+    }
+
     fn is_dir(&self) -> bool {
         FileType::from_raw_mode(self.stat.st_mode).is_dir()
     }
@@ -173,11 +178,11 @@ fn open(policy: &Policy) -> Result<Vec<Opened<'_>>, StartError> {
 /// Lays out the new root: parents before what they contain.
 fn root(files: &[Opened<'_>]) -> Result<(Vec<CString>, Vec<Mount>), StartError> {
     let mut files: Vec<&Opened<'_>> = files.iter().collect();
-    files.sort_by(|a, b| a.visible.path.cmp(&b.visible.path));
+    files.sort_by(|a, b| a.shown_at().cmp(b.shown_at()));
     let (mut dirs, mut mounts) = (BTreeSet::new(), Vec::new());
     let mut attached: Vec<&Path> = Vec::new();
     for file in files {
-        let path = &file.visible.path;
+        let path = file.shown_at();
         let target = relative(path)?;
         let is_new = !attached.iter().any(|dir| path.starts_with(dir));
         if is_new {
@@ -191,7 +196,7 @@ fn root(files: &[Opened<'_>]) -> Result<(Vec<CString>, Vec<Mount>), StartError> 
             attached.push(path);
         }
         mounts.push(Mount {
-            source: c_string(path.as_os_str())?,
+            source: c_string(file.visible.path.as_os_str())?,
             target: c_string(target.as_os_str())?,
             is_dir: file.is_dir(),
             attributes: attributes(file.visible.access),

@@ -22,6 +22,9 @@ pub enum Access {
     Write,
     /// Use it as a device.
     Device,
+    /// Read what is in this directory, create sockets in it, and connect to those. Any user may write to the directory; its
+    /// parents keep others out.
+    Sockets,
     /// Read everything in it. Only for [`confine_self`](crate::confine_self).
     Tree,
     /// Read and change everything in it: files, directories and symbolic links. Only for
@@ -32,7 +35,7 @@ pub enum Access {
 impl Access {
     /// The program changes the file.
     pub(crate) fn writes(self) -> bool {
-        matches!(self, Self::Write | Self::Device | Self::WritableTree)
+        matches!(self, Self::Write | Self::Device | Self::Sockets | Self::WritableTree)
     }
 
     /// The file's content becomes code.
@@ -41,11 +44,14 @@ impl Access {
     }
 }
 
-/// A file or directory that a program sees, under the path that it has on the host.
+/// A file or directory that a program sees, under the path that it has on the host if no other is chosen.
 #[derive(Clone, Debug)]
 pub struct Visible {
     /// An absolute path.
     pub path: PathBuf,
+    /// The absolute path under which the program sees it. Only in a root of its own: where there can be none, no program is
+    /// started.
+    pub shown_at: Option<PathBuf>,
     /// What the program may do with it.
     pub access: Access,
     /// The program starts without it if it does not exist.
@@ -57,7 +63,7 @@ pub struct Visible {
 impl Visible {
     /// Creates one that must exist.
     pub fn new(path: impl Into<PathBuf>, access: Access) -> Self {
-        Self { path: path.into(), access, optional: false, opened: None }
+        Self { path: path.into(), shown_at: None, access, optional: false, opened: None }
     }
 
     /// Sets the descriptor on which the file was checked.
@@ -66,9 +72,15 @@ impl Visible {
         Self { opened: Some(file), ..self }
     }
 
+    /// Sets the path under which the program sees it.
+    #[must_use]
+    pub fn shown_at(self, path: impl Into<PathBuf>) -> Self {
+        Self { shown_at: Some(path.into()), ..self }
+    }
+
     /// Creates one that may be missing.
     pub fn optional(path: impl Into<PathBuf>, access: Access) -> Self {
-        Self { path: path.into(), access, optional: true, opened: None }
+        Self { path: path.into(), shown_at: None, access, optional: true, opened: None }
     }
 }
 
@@ -99,4 +111,11 @@ pub struct Policy {
     pub limits: Vec<Limit>,
     /// How much likelier than others the kernel ends it when memory runs out, from 0 to 1000.
     pub oom_score_adj: u32,
+}
+
+impl Policy {
+    /// Whether the program can do nothing without a root of its own.
+    pub(crate) fn needs_own_root(&self) -> bool {
+        self.files.iter().any(|file| file.shown_at.is_some())
+    }
 }

@@ -66,6 +66,9 @@ pub enum StartError {
     /// No process could be created, or this host ran out of something before it was confined.
     #[error("cannot create a process")]
     Process(#[source] io::Error),
+    /// The program needs a root of its own.
+    #[error("this host gives the program no root of its own: {0}")]
+    NoRoot(String),
     /// The program cannot be executed.
     #[error("cannot execute the program")]
     Execute(#[source] io::Error),
@@ -109,6 +112,9 @@ pub fn start_in(
         // Another user could not find its files.
         (0, Identity::Caller),
     ]);
+    if policy.needs_own_root() {
+        attempts.pop_back();
+    }
     let mut refusals = Refusals::default();
     while let Some((namespaces, identity)) = attempts.pop_front() {
         let plan = match Plan::new(&program, policy, identity) {
@@ -130,6 +136,13 @@ pub fn start_in(
         match attempt(&plan, identity, namespaces) {
             Ok((mut process, records)) => {
                 let confinement = report(&plan, identity, namespaces, &refusals, &records);
+                if let (true, Layer::Unavailable { reason }) =
+                    (policy.needs_own_root(), &confinement.mount_namespace)
+                {
+                    process.kill();
+                    let _ = process.wait();
+                    return Err(StartError::NoRoot(reason.clone()));
+                }
                 if confinement.mount_namespace.is_active() || identity == Identity::Caller {
                     return Ok(Started { process, confinement });
                 }
@@ -142,6 +155,9 @@ pub fn start_in(
         }
     }
     let refused = refusals.namespaces.pop().unwrap_or_else(|| Errno::AGAIN.into());
+    if policy.needs_own_root() {
+        return Err(StartError::NoRoot(refused.to_string()));
+    }
     Err(StartError::Process(refused))
 }
 

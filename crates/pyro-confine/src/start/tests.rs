@@ -68,6 +68,34 @@ fn root_without_the_right_to_give_files_away_starts_programs_as_itself() {
     assert!(confinement.no_capabilities.is_active(), "{confinement}");
 }
 
+#[test]
+fn a_program_sees_a_file_under_another_path_or_is_not_started() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&file, "content").unwrap();
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let visible = Visible::new(file.path(), Access::Read).shown_at("/elsewhere/name");
+    let policy = policy([visible]);
+    assert!(policy.needs_own_root());
+    let (mut program, _input) = cat();
+    let (mut output, writer) = io::pipe().unwrap();
+    program.arguments = vec!["/elsewhere/name".into()];
+    program.descriptors[1] = (writer.into(), 1);
+    let mut text = String::new();
+    match start(program, &policy) {
+        Ok(mut started) => {
+            output.read_to_string(&mut text).unwrap();
+            assert!(started.process.wait().unwrap().success());
+            assert_eq!(text, "content");
+            assert!(started.confinement.mount_namespace.is_active());
+        }
+        Err(StartError::NoRoot(_)) => {
+            output.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "", "nothing was started");
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
 /// A child that waits to be set up, and the parent's ends of its connections.
 fn waiting_child() -> (Process, io::PipeWriter, io::PipeReader) {
     waiting_child_in(None).unwrap()
