@@ -8,12 +8,15 @@ use thiserror::Error;
 
 /// Modules that the guest needs before it can access its disks and its host. The base image's file system is included;
 /// ext4, for the writable layer, is built into Debian's kernel.
-pub(crate) const WANTED: [&str; 9] = [
+pub(crate) const WANTED: [&str; 11] = [
     "virtio_mmio",
     "virtio_blk",
     "virtio_console",
     "virtio_rng",
     "virtio_net",
+    // In place of the console and the network where the VMM is Firecracker.
+    "vmw_vsock_virtio_transport",
+    "tun",
     "overlay",
     "libcrc32c",
     "erofs",

@@ -36,7 +36,7 @@ fn inspect_of_what_is_not_installed() {
     exit: 0
     --- stdout
     Environment: debian:12
-    Version: 1.2.0
+    Version: 1.3.0
     Distribution: debian 12
     Installed: no
     Shell: sh
@@ -65,7 +65,7 @@ fn inspect_as_json() {
       "description": "Debian 12 with git, curl and the usual small tools: the usual choice",
       "distribution": "debian",
       "distribution_version": "12",
-      "install_dir": "[HOME]/.cache/pyro-mcp/environments/linux-x86_64/debian_12-1.2.0",
+      "install_dir": "[HOME]/.cache/pyro-mcp/environments/linux-x86_64/debian_12-1.3.0",
       "installed": false,
       "name": "debian:12",
       "oci_reference": null,
@@ -74,7 +74,7 @@ fn inspect_as_json() {
       "platform": "linux-x86_64",
       "shell": "sh",
       "source_digest": null,
-      "version": "1.2.0"
+      "version": "1.3.0"
     }
     "#);
 }

@@ -30,7 +30,7 @@ fn the_json_document_says_the_same() {
     let result = ended.json();
     for (key, expected) in [
         ("environment", json!("debian:12")),
-        ("environment_version", json!("1.2.0")),
+        ("environment_version", json!("1.3.0")),
         ("command", json!("sh -c 'echo out; echo err >&2; exit 3'")),
         ("shell", json!("sh")),
         ("stdout", json!("out\n")),

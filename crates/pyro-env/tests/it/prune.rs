@@ -22,7 +22,7 @@ fn only_what_cannot_be_used_goes() {
     fake.pull();
     let mut doomed = vec![
         variant(&fake, "debian_12-1.0.0", |manifest| manifest.replace("debian:12-base", "debian:12")),
-        variant(&fake, "debian_12-base-0.9.0", |manifest| manifest.replace("\"1.1.0\"", "\"0.9.0\"")),
+        variant(&fake, "debian_12-base-0.9.0", |manifest| manifest.replace("\"1.2.0\"", "\"0.9.0\"")),
         variant(&fake, "debian_12-build-1.0.0", |_| "{ broken".to_owned()),
         variant(&fake, "other_1-1.0.0", |manifest| manifest.replace("debian:12-base", "other:1")),
         variant(&fake, "strange", |_| "{\"name\": 1, \"version\": []}".to_owned()),
@@ -53,7 +53,7 @@ fn a_version_that_is_still_needed_stays_and_can_be_opened() {
     let old = fake.platform_dir().join("debian_12-base-0.9.0");
     fs::rename(fake.base_dir(), &old).expect("renamed");
     let manifest = old.join("environment.json");
-    let text = fs::read_to_string(&manifest).expect("manifest").replace("\"1.1.0\"", "\"0.9.0\"");
+    let text = fs::read_to_string(&manifest).expect("manifest").replace("\"1.2.0\"", "\"0.9.0\"");
     fs::remove_file(&manifest).expect("read-only");
     fs::write(&manifest, text).expect("manifest");
     let needed = EnvironmentVersion::new("debian:12-base", "0.9.0");
@@ -61,7 +61,7 @@ fn a_version_that_is_still_needed_stays_and_can_be_opened() {
 
     assert_eq!(fake.cache().prune(&[other.clone(), needed.clone()]).expect("pruned").count, 0);
     assert_eq!(fake.cache().open_version(&needed).expect("still there").version, "0.9.0");
-    for missing in [other, EnvironmentVersion::new("debian:12-base", "1.1.0")] {
+    for missing in [other, EnvironmentVersion::new("debian:12-base", "1.2.0")] {
         let error = fake.cache().open_version(&missing).expect_err("not installed");
         assert!(matches!(error, OpenError::NotInstalled { .. }), "{error}");
     }

@@ -116,7 +116,7 @@ fn a_killed_build_leaves_no_trace_and_two_processes_build_once() {
     // The killed pull's namespace may have briefly outlived the first pull's sweep; prune removes the rest.
     cache(dir.path(), None).prune(&[]).expect("pruned");
     left.retain(|name| platform.join(name).exists());
-    assert_eq!(left, ["debian_12-base-1.1.0"]);
+    assert_eq!(left, ["debian_12-base-1.2.0"]);
     let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
     assert!(!mounts.contains(dir.path().to_str().expect("UTF-8")), "a mount was left behind");
 }

@@ -42,7 +42,7 @@ set -eu
 mkdir -p "$3/boot" "$3/lib/modules/1.2.3/kernel"
 head -c 514 /dev/zero >"$3/boot/vmlinuz-1.2.3"
 printf HdrS >>"$3/boot/vmlinuz-1.2.3"
-for module in virtio_mmio virtio_blk virtio_console virtio-rng virtio_net overlay libcrc32c erofs fuse; do
+for module in virtio_mmio virtio_blk virtio_console virtio-rng virtio_net vmw_vsock_virtio_transport tun overlay libcrc32c erofs fuse; do
 	echo "kernel/x/$module.ko"
 done >"$3/lib/modules/1.2.3/modules.builtin"
 "#;
@@ -104,7 +104,7 @@ impl Fake {
     }
 
     pub(crate) fn base_dir(&self) -> PathBuf {
-        self.platform_dir().join("debian_12-base-1.1.0")
+        self.platform_dir().join("debian_12-base-1.2.0")
     }
 
     pub(crate) fn pull(&self) -> PulledEnvironment {
