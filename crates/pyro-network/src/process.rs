@@ -5,7 +5,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use crate::server::{RunError, run};
 
-/// Descriptor of the link to the guest, a stream socket.
+/// Descriptor of the link to the guest, a stream socket, or one that listens for it.
 pub const LINK_FD: RawFd = 3;
 /// Descriptor from which the configuration is read, a serialised [`Config`](crate::Config).
 pub const CONFIG_FD: RawFd = 4;

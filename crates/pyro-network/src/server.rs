@@ -7,6 +7,9 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_acceptconn;
+use rustix::net::{SocketFlags, accept_with};
 
 use crate::config::{Config, ConfigError, MAX_CONFIG_BYTES};
 use crate::confine::{ConfineError, confine};
@@ -63,8 +66,8 @@ impl From<InvalidFrame> for RunError {
     }
 }
 
-/// Runs a guest's network until the link closes. `config` is a file with a serialised [`Config`], `link` a stream socket, and
-/// denials are written to `events` as JSON lines, each a [`Denial`](crate::Denial); `control` is for each [`Message`]. The
+/// Runs a guest's network until the link closes. `config` is a file with a serialised [`Config`], `link` a stream socket, or one that
+/// listens for it, and denials are written to `events` as JSON lines, each a [`Denial`](crate::Denial); `control` is for each [`Message`]. The
 /// process is confined first; it must have no other thread.
 ///
 /// # Errors
@@ -76,9 +79,24 @@ pub fn run(link: OwnedFd, config: OwnedFd, events: OwnedFd, control: OwnedFd) ->
     let confinement = confine()?;
     let control = Control::new(control);
     control.send(&Message::Confined(Box::new(confinement))).map_err(RunError::Setup)?;
+    let link = connected(link).map_err(RunError::Link)?;
     let mut server = Server::with_control(link, config, Some(events), Some(control))?;
     while server.step(None)? {}
     Ok(())
+}
+
+/// Returns the link: the socket itself, or the first connection to one that listens, and then no longer does. Blocks until a
+/// guest connects. The process that starts this one ends it if no guest does.
+fn connected(link: OwnedFd) -> io::Result<OwnedFd> {
+    if !socket_acceptconn(&link)? {
+        return Ok(link);
+    }
+    loop {
+        match accept_with(&link, SocketFlags::CLOEXEC) {
+            Err(Errno::INTR) => {}
+            accepted => return Ok(accepted?),
+        }
+    }
 }
 
 /// A guest's network.
