@@ -79,9 +79,9 @@ async fn live() -> Result<(), AgentError> {
     let settings = CommandSettings::of_guest(exempted).during("opening the agent's executable")?;
     let commands = Arc::new(Commands::new(settings));
     let own_proc = Arc::new(proc.try_clone().during("opening /proc")?);
-    let mut machine = VirtualMachine::new(proc, Arc::clone(&commands));
+    let mut machine = VirtualMachine::new(proc, Arc::clone(&commands), channel.packet_port());
     handshake::set_up(&mut channel, &mut machine).await?;
-    Agent::with(machine, commands, Some(own_proc)).serve(port(channel)?).await
+    Agent::with(machine, commands, Some(own_proc)).serve(port(channel.into_file())?).await
 }
 
 /// Keeps a lack of memory from holding the machine up forever.

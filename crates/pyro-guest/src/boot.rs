@@ -1,28 +1,59 @@
-//! From an empty initramfs to an open channel: pseudo filesystems, kernel modules, the port.
+//! From an empty initramfs to an open channel: pseudo filesystems, kernel modules, the port or the connection.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use pyro_wire::{Failure, MODULE_DIR, MODULE_ORDER_FILE, PORT_NAME};
+use pyro_wire::{Failure, MODULE_DIR, MODULE_ORDER_FILE, PORT_NAME, VSOCK_PORT_ARGUMENT};
 use rustix::mount::{MountFlags, mount};
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
-use crate::failure::During;
+use crate::failure::{During, refused};
+use crate::vsock::{self, Channel};
 
 /// Where the kernel lists the ports of the channel's driver.
 const PORTS: &str = "/sys/class/virtio-ports";
 /// The driver of the channel, as the kernel lists it.
 const PORT_DRIVER: &str = "/sys/bus/virtio/drivers/virtio_console";
 
+/// The arguments of the kernel.
+const ARGUMENTS: &str = "/proc/cmdline";
+
 /// Mounts what the kernel offers, loads the modules the initrd carries and opens the channel to the host.
-pub(crate) fn open_channel() -> Result<File, Failure> {
+pub(crate) fn open_channel() -> Result<Channel, Failure> {
     mount_pseudo_filesystems()?;
     // Listening starts before the modules load, so that no announcement of the port can be missed.
     let events = device_events().during("listening for device events")?;
     load_modules()?;
+    let arguments = fs::read_to_string(ARGUMENTS).during(format!("reading {ARGUMENTS}"))?;
+    match vsock_port(&arguments)? {
+        // The device is there: drivers take over the devices that exist while they are loaded.
+        Some(port) => Channel::connect(move || vsock::connect_to_host(port))
+            .map(|channel| channel.with_packet_port(port + 1))
+            .during(format!("connecting to port {port} of the host over vsock")),
+        None => open_port(&events).map(Channel::from),
+    }
+}
+
+/// The host's vsock port in the arguments of the kernel, if it is what carries the channel.
+fn vsock_port(arguments: &str) -> Result<Option<u32>, Failure> {
+    let value = arguments
+        .split_ascii_whitespace()
+        .find_map(|argument| argument.strip_prefix(VSOCK_PORT_ARGUMENT)?.strip_prefix('='));
+    let Some(value) = value else { return Ok(None) };
+    // The next port is used, too.
+    value.parse().ok().filter(|port| *port < u32::MAX).map(Some).ok_or_else(|| {
+        refused(
+            "reading the kernel's arguments",
+            format!("invalid vsock port: expected a number, got {value:?}"),
+        )
+    })
+}
+
+/// Opens the virtio-serial port, once the kernel has it.
+fn open_port(events: &OwnedFd) -> Result<File, Failure> {
     // All drivers are registered by now. Without this one, no port will ever appear.
     fs::metadata(PORT_DRIVER).during("looking for the kernel's virtio_console driver")?;
     let port = loop {
@@ -30,7 +61,7 @@ pub(crate) fn open_channel() -> Result<File, Failure> {
             break port;
         }
         let mut message = [0; 4096];
-        recv(&events, &mut message, RecvFlags::empty()).during("waiting for the channel's port")?;
+        recv(events, &mut message, RecvFlags::empty()).during("waiting for the channel's port")?;
     };
     OpenOptions::new().read(true).write(true).open(&port).during(format!("opening {}", port.display()))
 }
@@ -114,6 +145,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join(MODULE_ORDER_FILE)).unwrap();
         assert!(modules(dir.path()).is_err());
+    }
+
+    #[test]
+    fn the_kernels_arguments_say_whether_the_channel_is_over_vsock() {
+        assert_eq!(vsock_port("console=ttyS0 quiet").unwrap(), None);
+        assert_eq!(vsock_port("quiet pyro.vsock_port=1024 panic=-1\n").unwrap(), Some(1024));
+        for invalid in ["pyro.vsock_port=", "pyro.vsock_port=-1", "pyro.vsock_port=4294967295"] {
+            let failure = vsock_port(invalid).unwrap_err();
+            assert!(failure.cause.starts_with("invalid vsock port"), "{failure}");
+        }
     }
 
     #[test]

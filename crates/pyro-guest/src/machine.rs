@@ -10,7 +10,7 @@ use crate::exec::Commands;
 use crate::failure::refused;
 use crate::identity::{self, NameFiles};
 use crate::proc::Proc;
-use crate::{halt, host_settings, network, root, warm_up};
+use crate::{halt, host_settings, network, packets, root, warm_up};
 
 /// The machine that the agent sets up, names and ends.
 pub trait Machine: Send + 'static {
@@ -53,11 +53,13 @@ pub(crate) struct VirtualMachine {
     names: Option<NameFiles>,
     /// Those of commands.
     variables: BTreeMap<String, String>,
+    /// The host's vsock port for its packets. `None`: its VMM gives it an interface.
+    packet_port: Option<u32>,
 }
 
 impl VirtualMachine {
-    pub(crate) fn new(proc: Proc, commands: Arc<Commands>) -> Self {
-        Self { proc, commands, names: None, variables: BTreeMap::new() }
+    pub(crate) fn new(proc: Proc, commands: Arc<Commands>, packet_port: Option<u32>) -> Self {
+        Self { proc, commands, names: None, variables: BTreeMap::new(), packet_port }
     }
 }
 
@@ -75,7 +77,10 @@ impl Machine for VirtualMachine {
     async fn apply(&mut self, bootstrap: &Bootstrap) -> Result<(), Failure> {
         self.identify(bootstrap)?;
         match &bootstrap.network {
-            Some(config) => network::configure(config).await,
+            Some(config) => {
+                self.packet_port.map_or(Ok(()), packets::start)?;
+                network::configure(config).await
+            }
             None => Ok(()),
         }
     }

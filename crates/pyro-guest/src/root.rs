@@ -37,8 +37,7 @@ pub(crate) fn enter(preparation: &Preparation) -> Result<(), Failure> {
     for dir in [BASE, LAYER, NEW_ROOT] {
         fs::create_dir_all(dir).during(format!("creating {dir}"))?;
     }
-    let base_disk = find_disk(Path::new(DISKS), BASE_DISK_SERIAL)?;
-    let layer_disk = find_disk(Path::new(DISKS), LAYER_DISK_SERIAL)?;
+    let (base_disk, layer_disk) = find_disks(Path::new(DISKS))?;
     mount(&base_disk, BASE, filesystem, MountFlags::RDONLY | MountFlags::NOATIME, None)
         .during(format!("mounting the base image ({})", filesystem))?;
     mount(&layer_disk, LAYER, "ext4", MountFlags::NOATIME, None).during("mounting the writable layer")?;
@@ -74,6 +73,31 @@ pub(crate) fn enter(preparation: &Preparation) -> Result<(), Failure> {
     mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)
         .during("sharing the mount tree")?;
     furnish()
+}
+
+/// The devices of the base image and of the writable layer.
+fn find_disks(listed: &Path) -> Result<(PathBuf, PathBuf), Failure> {
+    let by_serial = || Ok((find_disk(listed, BASE_DISK_SERIAL)?, find_disk(listed, LAYER_DISK_SERIAL)?));
+    by_serial().or_else(|failure| find_by_access(listed).ok_or(failure))
+}
+
+/// The only virtual disk that is read-only, and the only other one.
+fn find_by_access(listed: &Path) -> Option<(PathBuf, PathBuf)> {
+    let (mut read_only, mut writable) = (Vec::new(), Vec::new());
+    for disk in fs::read_dir(listed).ok()? {
+        let disk = disk.ok()?;
+        if disk.file_name().as_encoded_bytes().starts_with(b"vd") {
+            let kind = match fs::read_to_string(disk.path().join("ro")).ok()?.trim() {
+                "0" => &mut writable,
+                _ => &mut read_only,
+            };
+            kind.push(Path::new("/dev").join(disk.file_name()));
+        }
+    }
+    match (read_only.as_slice(), writable.as_slice()) {
+        ([base], [layer]) => Some((base.clone(), layer.clone())),
+        _ => None,
+    }
 }
 
 /// The device of the disk with this serial number.
@@ -153,8 +177,27 @@ mod tests {
         fs::create_dir(dir.path().join("loop0")).unwrap();
         assert_eq!(find_disk(dir.path(), BASE_DISK_SERIAL).unwrap(), Path::new("/dev/vdb"));
         assert_eq!(find_disk(dir.path(), LAYER_DISK_SERIAL).unwrap(), Path::new("/dev/vda"));
+        assert_eq!(find_disks(dir.path()).unwrap(), ("/dev/vdb".into(), "/dev/vda".into()));
         let failure = find_disk(dir.path(), "other").unwrap_err();
         assert_eq!(failure.kind, FailureKind::FileNotFound);
         assert_eq!(failure.step, "looking for disk other");
+    }
+
+    #[test]
+    fn without_serial_numbers_the_base_image_is_what_cannot_be_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let add = |disk: &str, read_only: &str| {
+            fs::create_dir(dir.path().join(disk)).unwrap();
+            fs::write(dir.path().join(disk).join("ro"), read_only).unwrap();
+            fs::write(dir.path().join(disk).join("serial"), "25606590").unwrap();
+        };
+        add("loop0", "0\n");
+        add("vda", "0\n");
+        let failure = find_disks(dir.path()).unwrap_err();
+        assert_eq!(failure.step, "looking for disk pyro-base");
+        add("vdb", "1\n");
+        assert_eq!(find_disks(dir.path()).unwrap(), ("/dev/vdb".into(), "/dev/vda".into()));
+        add("vdc", "1\n");
+        find_disks(dir.path()).unwrap_err();
     }
 }

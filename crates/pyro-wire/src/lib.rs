@@ -68,6 +68,12 @@ pub use text::steers;
 /// Name of the virtio-serial port that carries the channel.
 pub const PORT_NAME: &str = "pyro.agent";
 
+/// Argument of the guest's kernel with the host's vsock port that carries the channel, where the VMM has no virtio-serial
+/// ports. The agent connects to it. A saved machine loses the connection: when it is restored, the agent connects again. To the
+/// next port, the agent connects for the packets of a guest that has a network: Ethernet frames, each behind its length as
+/// four bytes in network order.
+pub const VSOCK_PORT_ARGUMENT: &str = "pyro.vsock_port";
+
 /// Maximum number of bytes that are written to the channel at once, as many as the guest's driver takes. Each write costs an
 /// interrupt or, in the guest, an exit to the VMM, so a yamux frame is written together with its header.
 pub const CHANNEL_WRITE_BYTES: usize = 32 << 10;
@@ -76,7 +82,8 @@ pub const CHANNEL_WRITE_BYTES: usize = 32 << 10;
 pub const WORKSPACE: &str = "/workspace";
 
 /// `serial` property of the disk with the read-only base image. Disks are found by serial because the order
-/// in which a guest numbers them depends on the VMM.
+/// in which a guest numbers them depends on the VMM. Where the VMM cannot set it, the base image is the only disk that
+/// is read-only, and the layer the only other one.
 pub const BASE_DISK_SERIAL: &str = "pyro-base";
 /// `serial` property of the disk with the private writable ext4 layer.
 pub const LAYER_DISK_SERIAL: &str = "pyro-layer";
