@@ -57,6 +57,8 @@ Environment variables:
                               [default: off]
   PYRO_WARM                   Spare VMs of each kind that wait for the next start [default: 0]
   PYRO_ACCEL                  Accelerator, kvm or tcg [default: chosen by a measurement]
+  PYRO_VMM                    What runs VMs, qemu or firecracker [default: qemu]
+  PYRO_FIRECRACKER            Firecracker program [default: firecracker, looked up in PATH]
   PYRO_QEMU                   QEMU program [default: qemu-system-x86_64, looked up in PATH]
   PYRO_GUEST_KERNEL           Guest kernel, or `environment` for each environment's own
                               [default: the one that was built on this machine, if any]

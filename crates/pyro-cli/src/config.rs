@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use pyro_engine::{
-    Accelerator, Config, Engine, HostCa, MountRoots, Overcommit, PackageClients, SecretVariables,
+    Accelerator, Config, Engine, HostCa, MountRoots, Overcommit, PackageClients, SecretVariables, Vmm,
 };
 
 /// An invalid or missing environment variable.
@@ -155,7 +155,9 @@ pub(crate) fn engine_config(variables: &Variables) -> Result<Config, ConfigError
         spare_idle_seconds: Config::DEFAULT_SPARE_IDLE_SECONDS,
         program,
         accelerator: accelerator(variables)?,
-        vmm_program: vmm_program(variables)?,
+        vmm: vmm(variables)?,
+        vmm_program: program_of(variables, "PYRO_QEMU")?,
+        firecracker_program: program_of(variables, "PYRO_FIRECRACKER")?,
         guest_kernel: guest_kernel(variables)?,
         debian_mirror: debian_mirror(variables)?,
         disk_overcommit: disk_overcommit(variables)?,
@@ -271,13 +273,21 @@ fn accelerator(variables: &Variables) -> Result<Option<Accelerator>, ConfigError
     text.parse().map(Some).map_err(|_| ConfigError::bad_value(NAME, text.as_ref(), EXPECTED))
 }
 
+fn vmm(variables: &Variables) -> Result<Vmm, ConfigError> {
+    const NAME: &str = "PYRO_VMM";
+    const EXPECTED: &str = "`qemu` or `firecracker`";
+    match variables.text(NAME, EXPECTED)?.as_deref() {
+        None => Ok(Vmm::default()),
+        Some(name) => Vmm::of_name(name).ok_or_else(|| ConfigError::bad_value(NAME, name.as_ref(), EXPECTED)),
+    }
+}
+
 /// A name without a slash is looked up in `PATH`. What is not found is not an error here: the engine reports it, and `doctor`
 /// shows it among other problems.
-fn vmm_program(variables: &Variables) -> Result<Option<PathBuf>, ConfigError> {
-    const NAME: &str = "PYRO_QEMU";
-    let Some(value) = variables.get(NAME) else { return Ok(None) };
+fn program_of(variables: &Variables, name: &str) -> Result<Option<PathBuf>, ConfigError> {
+    let Some(value) = variables.get(name) else { return Ok(None) };
     if value.as_encoded_bytes().contains(&b'/') {
-        return variables.path(NAME);
+        return variables.path(name);
     }
     let search_path = variables.get("PATH").unwrap_or_default();
     let found = std::env::split_paths(&search_path).map(|dir| dir.join(&value)).find(|path| path.is_file());

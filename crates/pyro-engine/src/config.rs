@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pyro_machine::Vmm;
 use pyro_machine::disk::Overcommit;
 
 use crate::limits::MAX_TTL_SECONDS;
@@ -31,8 +32,12 @@ pub struct Config {
     pub program: PathBuf,
     /// Forces an accelerator; `None` selects one by measuring the host.
     pub accelerator: Option<Accelerator>,
+    /// What runs VMs.
+    pub vmm: Vmm,
     /// The QEMU executable; `None` searches `search_path` for `qemu-system-x86_64`.
     pub vmm_program: Option<PathBuf>,
+    /// The Firecracker executable; `None` searches `search_path` for `firecracker`.
+    pub firecracker_program: Option<PathBuf>,
     /// A kernel for all guests that needs no modules; `None` uses each environment's own kernel.
     pub guest_kernel: Option<PathBuf>,
     /// Mirror to build Debian environments from; `None` uses the catalog's default.
@@ -143,7 +148,9 @@ impl Config {
             spare_idle_seconds: Self::DEFAULT_SPARE_IDLE_SECONDS,
             program,
             accelerator: None,
+            vmm: Vmm::default(),
             vmm_program: None,
+            firecracker_program: None,
             guest_kernel: None,
             debian_mirror: None,
             disk_overcommit: Overcommit::default(),

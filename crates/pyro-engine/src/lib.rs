@@ -59,6 +59,7 @@ pub use pyro_api::{
     TaskShells, TaskSpec, TerminalSize, TtlFrom, UnknownWord, Visibility, Vm, VmId, VmSpec, VmState,
     WatchEnd, WatchLimits,
 };
+pub use pyro_machine::Vmm;
 pub use pyro_machine::disk::Overcommit;
 pub use pyro_machine::network::RunError as NetworkRunError;
 pub use pyro_mount::RunError as MountRunError;

@@ -228,6 +228,7 @@ fn patch_of(info: &BootInfo) -> VmPatch {
         ("boot_mode", "native".to_owned()),
         ("boot_ms", info.boot_ms.to_string()),
         ("kernel_release", info.kernel_release.clone()),
+        ("vmm", info.vmm.name().to_owned()),
     ];
     metadata.push(("start_mode", info.start_mode.to_string()));
     if let Some(warning) = &info.warning {

@@ -20,6 +20,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
 use crate::accel::Accelerator;
+use crate::channel::Channel;
 use crate::console::Console;
 use crate::exit::{Exit, Interrupted, Interruption};
 use crate::hardware::{Hardware, Launch, MachineConfig};
@@ -245,8 +246,8 @@ impl FakeMachine {
 }
 
 impl Machine for FakeMachine {
-    fn take_channel(&mut self) -> Option<UnixStream> {
-        self.channel.take()
+    fn take_channel(&mut self) -> Option<Channel> {
+        self.channel.take().map(Channel::Open)
     }
 
     async fn restore(&mut self, state: &Path) -> Result<(), Interrupted<MachineError>> {
@@ -495,7 +496,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_channel_joins_host_and_guest_until_the_end() {
         let (mut machine, handle) = machine().await;
-        let mut channel = machine.take_channel().unwrap();
+        let mut channel = machine.take_channel().unwrap().open().await.unwrap();
         assert!(machine.take_channel().is_none());
         let mut guest = handle.take_guest().unwrap();
         assert!(handle.take_guest().is_none());

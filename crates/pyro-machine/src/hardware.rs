@@ -10,6 +10,40 @@ use crate::console::Console;
 use crate::disk::LayerLifetime;
 use crate::network::{Network, NetworkInterface};
 
+/// The virtual machine monitor that runs a machine: which platform it is a machine of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Vmm {
+    /// [`Qemu`](crate::Qemu).
+    #[default]
+    Qemu,
+    /// [`Firecracker`](crate::Firecracker).
+    Firecracker,
+}
+
+impl Vmm {
+    /// Returns its name, as settings and payloads have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+        }
+    }
+
+    /// Returns the one with this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        [Self::Qemu, Self::Firecracker].into_iter().find(|vmm| vmm.name() == name)
+    }
+
+    /// Returns the name of the channel between host and guest, as payloads report it.
+    pub fn channel(self) -> &'static str {
+        match self {
+            Self::Qemu => "virtio-serial",
+            Self::Firecracker => "vsock",
+        }
+    }
+}
+
 /// Size of a machine, and what executes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineConfig {

@@ -4,7 +4,7 @@
 //! ```text
 //!  MachineConfig, GuestImage ──► Platform::launch ──► Machine ──take_channel──► byte stream to the guest agent
 //!                                   │                   │ exited, kill, save, restore
-//!                                qemu/ or fake        Console, NetworkDescription
+//!                       qemu/, firecracker/, or fake   Console, NetworkDescription
 //! ```
 //!
 //! Which [`Platform`] runs a machine is decided once, by the code that creates one; everything above is generic over
@@ -12,6 +12,7 @@
 
 pub mod accel;
 mod artifact;
+mod channel;
 mod console;
 pub mod disk;
 pub mod event_fd;
@@ -22,6 +23,7 @@ pub mod fake;
 mod fake_program;
 pub mod file_lock;
 mod files;
+mod firecracker;
 mod hardware;
 mod image;
 pub mod initrd;
@@ -33,19 +35,18 @@ pub mod spawn;
 
 pub use accel::Accelerator;
 pub use artifact::Artifact;
+pub use channel::Channel;
 pub use console::{Console, ConsoleError};
 pub use exit::{Exit, Interrupted, Interruption};
-pub use hardware::{Disks, Hardware, Launch, MachineConfig, SavedFiles, Start};
+pub use firecracker::{Firecracker, FirecrackerMachine};
+pub use hardware::{Disks, Hardware, Launch, MachineConfig, SavedFiles, Start, Vmm};
 pub use image::{GuestImage, GuestKernel};
 pub use platform::{
     CACHED_FINGERPRINT_PREFIX, Capabilities, Fingerprint, FingerprintError, LaunchError, Machine,
     MachineError, Platform, while_alive,
 };
 pub use pyro_confine::{Confinement, Layer};
-pub use qemu::{CHANNEL, Qemu, QemuMachine, probe_confinement};
-
-/// The platform of this program.
-pub type HostPlatform = Qemu;
+pub use qemu::{Qemu, QemuMachine, probe_confinement};
 
 /// Entry points for the fuzz targets, present only in their builds.
 #[cfg(fuzzing)]

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pyro_confine::Confinement;
-use tokio::net::UnixStream;
 
+use crate::channel::Channel;
 use crate::console::Console;
 use crate::exit::{Exit, Interrupted, Interruption};
 use crate::hardware::{Hardware, Launch};
@@ -64,8 +64,8 @@ pub trait Platform {
     reason = "machines live on one thread; callers are generic, so no future must be Send"
 )]
 pub trait Machine {
-    /// Returns the byte stream to the guest agent. `None` from the second call on.
-    fn take_channel(&mut self) -> Option<UnixStream>;
+    /// Returns what delivers the byte stream to the guest agent. `None` from the second call on.
+    fn take_channel(&mut self) -> Option<Channel>;
 
     /// Loads the state of the devices from the file `state`. The machine, launched with
     /// [`Start::Saved`](crate::Start::Saved), runs afterwards.
@@ -204,6 +204,9 @@ pub enum LaunchError {
         #[source]
         source: io::Error,
     },
+    /// The platform has only machines with KVM.
+    #[error("Firecracker needs KVM")]
+    NeedsKvm,
     /// Its process could not be set up.
     #[error("cannot confine {}", program.display())]
     Confine {

@@ -1,12 +1,12 @@
 //! QEMU. Code outside this directory refers to it only by the type [`Qemu`].
 
 mod arguments;
-mod cage;
+pub(crate) mod cage;
 mod clock;
 mod machine;
-mod process;
+pub(crate) mod process;
 mod qmp;
-mod version;
+pub(crate) mod version;
 
 use std::fs::File;
 use std::io;
@@ -32,9 +32,6 @@ use qmp::Qmp;
 pub use machine::QemuMachine;
 #[cfg(fuzzing)]
 pub(crate) use qmp::converse;
-
-/// Name of the channel between host and guest, as payloads report it.
-pub const CHANNEL: &str = "virtio-serial";
 
 /// The platform whose machines are QEMU processes.
 #[derive(Debug)]
@@ -235,8 +232,8 @@ async fn finish(
     Ok(())
 }
 
-/// Creates a file for QEMU to write to. QEMU sees existing files only.
-fn create(path: &Path) -> Result<(), LaunchError> {
+/// Creates a file for a VMM to write to. It sees existing files only.
+pub(crate) fn create(path: &Path) -> Result<(), LaunchError> {
     let created = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
     created.map(drop).map_err(|source| LaunchError::File { path: path.to_owned(), source })
 }
@@ -253,7 +250,7 @@ fn connection() -> Result<(UnixStream, OwnedFd), LaunchError> {
 }
 
 /// Tells a program that cannot be executed from a confinement that cannot be set up.
-fn launch_error(program: PathBuf, error: StartError) -> LaunchError {
+pub(crate) fn launch_error(program: PathBuf, error: StartError) -> LaunchError {
     match error {
         StartError::Execute(source) => LaunchError::Run { program, source },
         StartError::File { path, source } if path == program => LaunchError::Run { program, source },
@@ -354,7 +351,7 @@ mod tests {
             let (machine, console) =
                 launch(&dir, "echo booting; echo oops >&2; printf hello >&3; exit 7", KERNEL).await;
             let mut machine = machine.unwrap();
-            let mut channel = machine.take_channel().unwrap();
+            let mut channel = machine.take_channel().unwrap().open().await.unwrap();
             assert!(machine.take_channel().is_none());
             let mut text = String::new();
             channel.read_to_string(&mut text).await.unwrap();

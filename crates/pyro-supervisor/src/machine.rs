@@ -1,6 +1,7 @@
 //! Brings one machine up, from a template if there can be one, otherwise from its kernel. Each step has a name, so that
 //! a failure can report where it happened.
 
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +12,7 @@ use pyro_machine::network::{
 };
 use pyro_machine::snapshot::{Begun, Partial, Snapshot, SnapshotError, Store};
 use pyro_machine::{
-    Console, ConsoleError, Disks, Interrupted, Launch, LaunchError, Machine, MachineError, Platform,
+    Channel, Console, ConsoleError, Disks, Interrupted, Launch, LaunchError, Machine, MachineError, Platform,
     SavedFiles, Start, disk, initrd, while_alive,
 };
 use pyro_wire::{Bootstrap, GENERATION, Ipv6Config, NetworkConfig, Preparation};
@@ -107,6 +108,8 @@ impl BootError {
 enum GuestError {
     #[error("the guest's channel is in use")]
     NoChannel,
+    #[error("cannot accept the guest's connection")]
+    Accept(#[source] io::Error),
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
     #[error(transparent)]
@@ -191,7 +194,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         let channel = machine.take_channel();
         let config = machine.network().map(network_config);
         let up = async {
-            let mut channel = channel.ok_or(GuestError::NoChannel)?;
+            let mut channel = open(channel).await?;
             let release = self.prepare_guest(&mut channel, false).await?;
             self.identify(&mut channel, config).await?;
             Ok::<_, GuestError>((release, channel))
@@ -233,7 +236,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         let channel = machine.take_channel();
         let config = machine.network().map(network_config);
         let identified = async {
-            let mut channel = channel.ok_or(GuestError::NoChannel)?;
+            let mut channel = open(channel).await?;
             self.identify(&mut channel, config).await?;
             Ok::<_, GuestError>(channel)
         };
@@ -287,7 +290,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         let mut machine = self.launch_kernel(&dir, network, Some(partial.saved_files())).await?;
         let channel = machine.take_channel();
         let prepared = async {
-            let mut channel = channel.ok_or(GuestError::NoChannel)?;
+            let mut channel = open(channel).await?;
             let release = self.prepare_guest(&mut channel, true).await?;
             // The guest must not see its channel close before it is saved.
             Ok::<_, GuestError>((release, channel))
@@ -397,6 +400,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
             kernel_release,
             boot_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             accelerator: self.spec.machine.accelerator,
+            vmm: self.spec.vmm,
             network: machine.network().cloned(),
             ports: Vec::new(),
             confinement: Some(Box::new(machine.confinement().clone())),
@@ -408,6 +412,11 @@ impl<'a, P: Platform> Attempt<'a, P> {
         };
         RunningMachine { machine, streams, info }
     }
+}
+
+/// Waits until the guest's channel is open.
+async fn open(channel: Option<Channel>) -> Result<UnixStream, GuestError> {
+    channel.ok_or(GuestError::NoChannel)?.open().await.map_err(GuestError::Accept)
 }
 
 /// Returns the network settings for the guest.

@@ -2,7 +2,7 @@
 
 use pyro_confine::Layer;
 use pyro_machine::network::NetworkDescription;
-use pyro_machine::{Accelerator, Confinement};
+use pyro_machine::{Accelerator, Confinement, Vmm};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,10 @@ pub struct BootInfo {
     /// How guest code is executed.
     #[schemars(with = "String")]
     pub accelerator: Accelerator,
+    /// The platform of the machine.
+    #[serde(default)]
+    #[schemars(with = "serde_json::Value")]
+    pub vmm: Vmm,
     /// The guest's network, if it has one.
     #[schemars(with = "Option<serde_json::Value>")]
     pub network: Option<NetworkDescription>,

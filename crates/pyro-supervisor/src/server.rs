@@ -24,7 +24,7 @@ use std::time::Duration;
 use futures::{SinkExt, StreamExt};
 use pyro_confine::Layer;
 use pyro_machine::network::NetworkHelper;
-use pyro_machine::{HostPlatform, Machine, Platform};
+use pyro_machine::{Firecracker, Machine, Platform, Qemu, Vmm};
 use pyro_wire::{Frame, FrameCodec};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -108,7 +108,7 @@ pub async fn run<S: Store + 'static>(
     let _ = rustix::process::setsid();
     let lifeline = std::os::unix::net::UnixStream::from(lifeline);
     lifeline.set_nonblocking(true)?;
-    let Some((mut spec, mut lifeline)) = receive_launch(UnixStream::from_std(lifeline)?).await? else {
+    let Some((mut spec, lifeline)) = receive_launch(UnixStream::from_std(lifeline)?).await? else {
         return Ok(());
     };
     let mount_sockets = MountSockets::inherited(spec.mounts.len())?;
@@ -117,32 +117,42 @@ pub async fn run<S: Store + 'static>(
     let _in_use = spec.in_use_lock.as_deref().map(dir::use_shared).transpose().inspect_err(|error| {
         tracing::warn!(%error, "the VM's environment is not protected against removal");
     });
-    let tasks = LocalSet::new();
-    let signals = Signals::new()?;
-    tasks
-        .run_until(async {
-            if spec.purpose == Purpose::Template {
-                let event = make_template(&spec, &mut lifeline, &tasks, signals).await;
-                // The starter may be gone, or may not read.
-                let _ = lifeline.send(Frame::Control(event)).await;
-                return;
-            }
-            let mut driver = Driver::new(
-                spec,
-                Rc::new(Booter {
-                    platform: HostPlatform::new().with_network_helper(network_helper),
-                    tasks: &tasks,
-                }),
-                Rc::new(store),
-                Rc::new(WallClock),
-            )
-            .with_mount_sockets(mount_sockets);
-            driver.follow(lifeline);
-            tokio::task::spawn_local(signals.forward(driver.inbox()));
-            driver.run().await;
-        })
-        .await;
+    let starter = Starter { lifeline, mount_sockets, signals: Signals::new()? };
+    match spec.vmm {
+        Vmm::Qemu => own(spec, Qemu::new().with_network_helper(network_helper), store, starter).await,
+        Vmm::Firecracker => {
+            own(spec, Firecracker::new().with_network_helper(network_helper), store, starter).await;
+        }
+    }
     Ok(())
+}
+
+/// What a supervisor gets from the process that starts it, besides the specification.
+struct Starter {
+    lifeline: LifelineServer,
+    mount_sockets: Vec<OwnedFd>,
+    signals: Signals,
+}
+
+/// Owns one machine of this platform until its end, or makes the template of such machines.
+async fn own<P: Platform, S: Store + 'static>(spec: LaunchSpec, platform: P, store: S, starter: Starter) {
+    let Starter { mut lifeline, mount_sockets, signals } = starter;
+    let tasks = LocalSet::new();
+    let owning = async {
+        if spec.purpose == Purpose::Template {
+            let event = make_template(&spec, &platform, &mut lifeline, &tasks, signals).await;
+            // The starter may be gone, or may not read.
+            let _ = lifeline.send(Frame::Control(event)).await;
+            return;
+        }
+        let booter = Booter { platform, tasks: &tasks };
+        let mut driver = Driver::new(spec, Rc::new(booter), Rc::new(store), Rc::new(WallClock))
+            .with_mount_sockets(mount_sockets);
+        driver.follow(lifeline);
+        tokio::task::spawn_local(signals.forward(driver.inbox()));
+        driver.run().await;
+    };
+    tasks.run_until(owning).await;
 }
 
 /// Receives the specification of what to start. Returns `None` if the starter is of another generation, after reporting
@@ -176,15 +186,15 @@ async fn receive_launch(stream: UnixStream) -> io::Result<Option<(LaunchSpec, Li
 }
 
 /// Ensures that there is a template for VMs like this one.
-async fn make_template(
+async fn make_template<P: Platform>(
     spec: &LaunchSpec,
+    platform: &P,
     lifeline: &mut LifelineServer,
     tasks: &LocalSet,
     mut signals: Signals,
 ) -> Event {
-    let platform = HostPlatform::new();
     let event = tokio::select! {
-        made = machine::make_template(spec, &platform, tasks) => match made {
+        made = machine::make_template(spec, platform, tasks) => match made {
             Ok(()) => Event::TemplateReady,
             Err(failure) => Event::Failed(failure),
         },

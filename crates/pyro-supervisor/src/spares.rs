@@ -9,7 +9,7 @@ use std::path::Path;
 
 use futures::{SinkExt, StreamExt};
 use pyro_machine::snapshot::SnapshotError;
-use pyro_machine::{HostPlatform, snapshot};
+use pyro_machine::{Firecracker, Qemu, Vmm, snapshot};
 use pyro_wire::{Frame, FrameCodec, HostSettings};
 use sha2::{Digest, Sha256};
 use tokio_util::codec::Framed;
@@ -24,7 +24,11 @@ use crate::{BootInfo, BootStage, Lifeline, OwnerLock, StartError, client, dir, s
 /// # Errors
 /// The VMM, the guest's kernel, or the host cannot be identified.
 pub async fn key(spec: &LaunchSpec, cache: &Path) -> Result<String, SnapshotError> {
-    let key = snapshot::key(cache, &spec.subject(), &HostPlatform::new()).await?;
+    let subject = spec.subject();
+    let key = match spec.vmm {
+        Vmm::Qemu => snapshot::key(cache, &subject, &Qemu::new()).await?,
+        Vmm::Firecracker => snapshot::key(cache, &subject, &Firecracker::new()).await?,
+    };
     Ok(with_network(&key, VERSION, spec))
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use pyro_machine::disk::LayerLifetime;
 use pyro_machine::network::{NetworkInterface, Policy};
 use pyro_machine::snapshot::Subject;
-use pyro_machine::{GuestImage, Hardware, MachineConfig};
+use pyro_machine::{GuestImage, Hardware, MachineConfig, Vmm};
 use pyro_wire::HostSettings;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,10 @@ pub struct LaunchSpec {
     pub expires_at: f64,
     /// Longest time from starting the VMM to the guest's readiness, in seconds.
     pub boot_limit_seconds: u64,
+    /// The platform of the machine.
+    #[serde(default)]
+    #[schemars(with = "serde_json::Value")]
+    pub vmm: Vmm,
     /// The hardware.
     #[schemars(with = "serde_json::Value")]
     pub machine: MachineConfig,
@@ -164,6 +168,7 @@ pub(crate) mod tests {
             in_use_lock: None,
             expires_at: 0.0,
             boot_limit_seconds: 1,
+            vmm: Vmm::Qemu,
             machine: MachineConfig {
                 vmm_program: "/usr/bin/vmm".into(),
                 accelerator: Accelerator::Tcg,

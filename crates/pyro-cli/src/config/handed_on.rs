@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{ConfigError, Variables, vmm_program};
+use super::{ConfigError, Variables, program_of};
 
 /// Paths, which are made absolute: the server starts in a directory of the client's choice.
 const PATHS: [&str; 2] = ["PYRO_BASE_DIR", "PYRO_ENVIRONMENT_CACHE_DIR"];
-const PLAIN: [&str; 10] = [
+const PLAIN: [&str; 11] = [
     "PYRO_ACCEL",
     "PYRO_DEBIAN_MIRROR",
     "PYRO_DISK_OVERCOMMIT",
@@ -16,8 +16,11 @@ const PLAIN: [&str; 10] = [
     "PYRO_MCP_ALLOW_HOST_COMPAT",
     "PYRO_MOUNTS",
     "PYRO_REQUIRE_CONFINEMENT",
+    "PYRO_VMM",
     "PYRO_WARM",
 ];
+/// Programs, which may be names.
+const PROGRAMS: [&str; 2] = ["PYRO_FIRECRACKER", "PYRO_QEMU"];
 /// Variables that determine where pyro keeps its files by default.
 const XDG: [&str; 3] = ["XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"];
 
@@ -43,7 +46,9 @@ impl Variables {
         for name in XDG {
             add(name, self.foreign_dir(name).map(Into::into))?;
         }
-        add("PYRO_QEMU", vmm_program(self)?.map(Into::into))?;
+        for name in PROGRAMS {
+            add(name, program_of(self, name)?.map(Into::into))?;
+        }
         // The value may also be the word `environment`, which is not a path.
         let kernel = match self.get("PYRO_GUEST_KERNEL") {
             Some(word) if word == "environment" => Some(word),
@@ -110,7 +115,7 @@ mod tests {
         let words = include_str!("../config.rs").split('"').filter(|word| {
             word.starts_with("PYRO_") && word.chars().all(|c| c.is_ascii_uppercase() || c == '_')
         });
-        let set = |name: &str| Some(OsString::from(if name == "PYRO_QEMU" { "/bin/sh" } else { "/1" }));
+        let set = |name: &str| Some(OsString::from(if PROGRAMS.contains(&name) { "/bin/sh" } else { "/1" }));
         let handed_on = Variables(Box::new(set)).handed_on().unwrap();
         let mut count = 0;
         for name in words.filter(|name| *name != "PYRO_LOG") {

@@ -72,11 +72,15 @@ fn the_other_settings_are_taken() {
         ("PYRO_MAX_ACTIVE_VMS", "9"),
         ("PYRO_ACCEL", "tcg"),
         ("PYRO_QEMU", "/opt/qemu"),
+        ("PYRO_VMM", "firecracker"),
+        ("PYRO_FIRECRACKER", "/opt/firecracker"),
         ("PYRO_DEBIAN_MIRROR", "https://mirror.example/debian"),
     ]);
     assert_eq!(config.max_active_vms, 9);
     assert_eq!(config.accelerator, Some(Accelerator::Tcg));
     assert_eq!(config.vmm_program, Some(PathBuf::from("/opt/qemu")));
+    assert_eq!(config.vmm, Vmm::Firecracker);
+    assert_eq!(config.firecracker_program, Some(PathBuf::from("/opt/firecracker")));
     assert_eq!(config.debian_mirror.as_deref(), Some("https://mirror.example/debian"));
 }
 
@@ -122,6 +126,7 @@ fn bad_values_are_named() {
         ("PYRO_MAX_ACTIVE_VMS", "4294967296"),
         ("PYRO_ACCEL", "xen"),
         ("PYRO_ACCEL", "KVM "),
+        ("PYRO_VMM", "Firecracker"),
         ("PYRO_DEBIAN_MIRROR", "ftp://mirror"),
         ("PYRO_DEBIAN_MIRROR", "https://"),
         ("PYRO_DEBIAN_MIRROR", "https:///debian"),

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use pyro_machine::Layer;
 use pyro_machine::spawn::Spawn;
+use pyro_machine::{Layer, Vmm};
 use rustix::fs::{Access, access, statvfs};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
@@ -20,8 +20,13 @@ use super::{
 use crate::guest_kernel::GuestKernelError;
 use crate::{Config, guest_kernel, search_path, state_dir};
 
-/// The VMM to search for if none is configured.
-pub(super) const VMM_NAME: &str = "qemu-system-x86_64";
+/// Returns the program to search for if none is configured.
+pub(super) fn vmm_name(vmm: Vmm) -> &'static str {
+    match vmm {
+        Vmm::Qemu => "qemu-system-x86_64",
+        Vmm::Firecracker => "firecracker",
+    }
+}
 
 /// Maximum time for a program to report its version.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -100,10 +105,14 @@ impl HostFacts {
 }
 
 async fn look_at_vmm(config: &Config) -> VmmFacts {
-    let program = match &config.vmm_program {
+    let configured = match config.vmm {
+        Vmm::Qemu => &config.vmm_program,
+        Vmm::Firecracker => &config.firecracker_program,
+    };
+    let program = match configured {
         Some(program) if search_path::is_bare(program) => None,
         Some(program) => access(program, Access::EXEC_OK).is_ok().then(|| program.clone()),
-        None => search_path::find(VMM_NAME, &config.search_path),
+        None => search_path::find(vmm_name(config.vmm), &config.search_path),
     };
     let answer = match &program {
         Some(program) => Some(ask_version(program, &config.search_path).await),

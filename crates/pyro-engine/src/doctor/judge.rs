@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use pyro_machine::disk::LayerTemplates;
+use pyro_machine::{Firecracker, Vmm};
 
-use super::facts::{HostFacts, VMM_NAME, VmmFacts};
+use super::facts::{HostFacts, VmmFacts, vmm_name};
 use crate::doctor::{
     AcceleratorReport, Capabilities, DoctorReport, GuestKernelReport, KvmReport, Remedy, RootlessReport,
     RuntimeReport, VmmReport,
@@ -41,9 +42,13 @@ pub(crate) fn judge(
     environments: Result<EnvironmentList, Error>,
 ) -> DoctorReport {
     let supported = platform == PLATFORM;
-    let vmm = judge_vmm(&facts.vmm);
+    let vmm = judge_vmm(config.vmm, &facts.vmm);
     let kernel_problem = facts.guest_kernel.clone().and_then(Result::err).map(|error| error.to_string());
-    let runtime_ok = supported && vmm.ok && accelerator.selected.is_some() && kernel_problem.is_none();
+    let accelerated = match (config.vmm, accelerator.selected.as_deref()) {
+        (Vmm::Qemu, selected) => selected.is_some(),
+        (Vmm::Firecracker, selected) => selected == Some("kvm"),
+    };
+    let runtime_ok = supported && vmm.ok && accelerated && kernel_problem.is_none();
 
     let mut findings = Findings::default();
     if supported {
@@ -74,6 +79,9 @@ pub(crate) fn judge(
     let reason = (!runtime_ok).then(|| match (vmm.ok, kernel_problem) {
         (false, _) => vmm.note.clone(),
         (true, Some(problem)) => problem,
+        (true, None) if config.vmm == Vmm::Firecracker => {
+            format!("Firecracker needs KVM: {}", accelerator.reason)
+        }
         (true, None) => accelerator.reason.clone(),
     });
     let guest_kernel = GuestKernelReport {
@@ -111,7 +119,11 @@ fn runtime(
         Err(_) => ("unknown".to_owned(), Vec::new()),
     };
     let mut component_versions = BTreeMap::from([("pyro".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]);
-    component_versions.extend(vmm.version.clone().map(|version| ("qemu".to_owned(), version)));
+    let component = match config.vmm {
+        Vmm::Qemu => "qemu",
+        Vmm::Firecracker => "firecracker",
+    };
+    component_versions.extend(vmm.version.clone().map(|version| (component.to_owned(), version)));
     RuntimeReport {
         capabilities: Capabilities {
             supports_vm_boot: works,
@@ -126,11 +138,19 @@ fn runtime(
     }
 }
 
-fn judge_vmm(facts: &VmmFacts) -> VmmReport {
+fn judge_vmm(vmm: Vmm, facts: &VmmFacts) -> VmmReport {
     let program = facts.program.as_ref().map(|path| path.display().to_string());
     let (version, note) = match &facts.answer {
         None => (None, "no VMM was found".to_owned()),
         Some(Err(problem)) => (None, format!("the VMM does not work: {problem}")),
+        Some(Ok(text)) if vmm == Vmm::Firecracker => match Firecracker::version(text) {
+            None => (None, "unexpected output of `--version`: expected that of Firecracker".to_owned()),
+            Some(version) if !Firecracker::is_supported(version) => {
+                let (major, minor) = Firecracker::MIN_VERSION;
+                (None, format!("Firecracker {version} is too old: expected {major}.{minor} or later"))
+            }
+            Some(version) => (Some(version.to_owned()), String::new()),
+        },
         Some(Ok(text)) => match qemu_version(text) {
             None => (None, "unexpected output of `--version`: expected that of QEMU".to_owned()),
             Some((major, version)) if major < QUICK_QEMU => (
@@ -160,13 +180,25 @@ impl Findings {
         if vmm.ok {
             return;
         }
+        if config.vmm == Vmm::Firecracker {
+            const REMEDY: &str = "get a release from https://github.com/firecracker-microvm/firecracker/releases and \
+                                  set PYRO_FIRECRACKER to its executable, or unset PYRO_VMM to use QEMU";
+            let issue = match (&config.firecracker_program, &facts.program) {
+                (Some(program), None) => {
+                    format!("the configured VMM {} is not an executable file", program.display())
+                }
+                (None, None) => format!("{} was not found in PATH", vmm_name(config.vmm)),
+                (_, Some(program)) => format!("{} cannot be used: {}", program.display(), vmm.note),
+            };
+            return self.add(issue, REMEDY);
+        }
         match (&config.vmm_program, &facts.program) {
             (Some(program), None) => self.add(
                 format!("the configured VMM {} is not an executable file", program.display()),
                 "set PYRO_QEMU to a QEMU executable, or unset it",
             ),
             (None, None) => self.add(
-                format!("{VMM_NAME} was not found in PATH"),
+                format!("{} was not found in PATH", vmm_name(config.vmm)),
                 "install QEMU (Debian and Ubuntu: apt install qemu-system-x86)",
             ),
             (_, Some(program)) => self.add(
@@ -189,6 +221,12 @@ impl Findings {
                 None => "install QEMU with TCG (Debian and Ubuntu: apt install qemu-system-x86)",
             };
             self.add(format!("no accelerator can run guests: {}", accelerator.reason), remedy);
+        }
+        if config.vmm == Vmm::Firecracker && vmm.ok && accelerator.selected.as_deref() != Some("kvm") {
+            return self.add(
+                format!("Firecracker needs KVM: {}", accelerator.reason),
+                "unset PYRO_VMM to use QEMU, which also emulates",
+            );
         }
         if config.accelerator == Some(Accelerator::Tcg) {
             return;
@@ -368,6 +406,49 @@ mod tests {
         assert_eq!((bad.runtime_ok, bad.guest_kernel.release), (false, None));
         assert_eq!(bad.issues, ["the guest kernel /k is not a bzImage"]);
         assert_eq!(bad.runtime.unwrap().capabilities.reason.as_ref(), bad.issues.first());
+    }
+
+    fn on_firecracker(vmm: VmmFacts, accelerator: AcceleratorReport) -> DoctorReport {
+        let config = Config { vmm: Vmm::Firecracker, ..config() };
+        judge(PLATFORM, &config, HostFacts { vmm, ..good_facts() }, accelerator, catalog())
+    }
+
+    fn firecracker(answer: &str) -> VmmFacts {
+        VmmFacts { program: Some("/opt/firecracker".into()), answer: Some(Ok(answer.to_owned())) }
+    }
+
+    #[test]
+    fn firecracker_is_checked_where_it_is_chosen() {
+        let kvm = || accelerator(Some("kvm"), "");
+        let good = on_firecracker(firecracker("Firecracker v1.12.1\n\n2026"), kvm());
+        assert!(good.runtime_ok && good.issues.is_empty(), "{:?}", good.issues);
+        let runtime = good.runtime.unwrap();
+        assert_eq!(runtime.component_versions["firecracker"], "1.12.1");
+        assert!(runtime.capabilities.supports_vm_boot);
+
+        let missing = on_firecracker(VmmFacts::default(), kvm());
+        assert_eq!((missing.runtime_ok, &*missing.issues[0]), (false, "firecracker was not found in PATH"));
+        assert!(missing.remedies[0].remedy.contains("github.com/firecracker-microvm/firecracker/releases"));
+        for (answer, issue) in [
+            ("Firecracker v1.9.0", "Firecracker 1.9.0 is too old: expected 1.12 or later"),
+            (
+                "QEMU emulator version 10.0.2",
+                "unexpected output of `--version`: expected that of Firecracker",
+            ),
+        ] {
+            let bad = on_firecracker(firecracker(answer), kvm());
+            assert!(!bad.runtime_ok);
+            assert_eq!(bad.issues, [format!("/opt/firecracker cannot be used: {issue}")]);
+        }
+    }
+
+    #[test]
+    fn firecracker_does_not_emulate() {
+        let slow = accelerator(Some("tcg"), "KVM here emulates guest kernels");
+        let report = on_firecracker(firecracker("Firecracker v1.12.1"), slow);
+        assert!(!report.runtime_ok);
+        assert_eq!(report.issues, ["Firecracker needs KVM: KVM here emulates guest kernels"]);
+        assert_eq!(report.runtime.unwrap().capabilities.reason.as_ref(), report.issues.first());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use pyro_env::{EnvironmentVersion, InstalledEnvironment};
 use pyro_machine::disk::{LayerDefect, released};
 use pyro_machine::network::Policy;
-use pyro_machine::{Accelerator, Artifact, GuestImage, GuestKernel, MachineConfig};
+use pyro_machine::{Accelerator, Artifact, GuestImage, GuestKernel, MachineConfig, Vmm};
 use pyro_supervisor::spares::Claim;
 use pyro_supervisor::{
     BootInfo, BootStage, LaunchSpec, Lifeline, MountSockets, Owner, OwnerLock, Phase, Purpose, Retention,
@@ -54,8 +54,8 @@ fn boot_limit_seconds(accelerator: Accelerator) -> u64 {
 
 /// Snapshots have so far been restored only under emulation, where they save the most. A guest that resumes with a
 /// wrong clock under KVM would be worse than a boot of half a second.
-fn templates_fit(accelerator: Accelerator) -> bool {
-    accelerator == Accelerator::Tcg
+fn templates_fit(host: &Host) -> bool {
+    host.vmm == Vmm::Firecracker || host.accelerator == Accelerator::Tcg
 }
 
 /// What a VM starts from: the host's VMM and an installed environment, or the reason why no VM can run, in which case
@@ -352,7 +352,7 @@ impl Engine {
         host: Host,
         cancel: &CancellationToken,
     ) -> Result<(), Error> {
-        if !templates_fit(host.accelerator) {
+        if !templates_fit(&host) {
             return Ok(());
         }
         let sizing = limits::check_spec(&VmSpec::new(&environment.name))?;
@@ -417,6 +417,7 @@ impl Engine {
             })
             .await?;
         let checked = &environment.files;
+        let has_templates = templates_fit(&host);
         Ok(LaunchSpec {
             vm_id: id.to_string(),
             dir,
@@ -425,14 +426,14 @@ impl Engine {
             in_use_lock: Some(environment.use_lock.clone()),
             expires_at: shape.expires_at,
             boot_limit_seconds: boot_limit_seconds(host.accelerator),
+            vmm: host.vmm,
             machine: MachineConfig {
                 vmm_program: host.vmm_program,
                 accelerator: host.accelerator,
                 vcpu_count: shape.sizing.vcpu_count,
                 mem_mib: shape.sizing.mem_mib,
             },
-            template_dir: templates_fit(host.accelerator)
-                .then(|| state_dir::templates(&self.config().base_dir)),
+            template_dir: has_templates.then(|| state_dir::templates(&self.config().base_dir)),
             guest: GuestImage {
                 digest: environment.digest.clone(),
                 kernel: match host.guest_kernel {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use pyro_machine::Vmm;
 use pyro_supervisor::{EndRequest, Ended, Owner, OwnerLock, Phase, files, network_denials};
 use tokio_util::sync::CancellationToken;
 
@@ -387,6 +388,7 @@ pub(super) fn run_result(
 ) -> RunResult {
     let Captured { end, stdout, stderr } = captured;
     let in_guest = record.execution_mode == ExecutionMode::GuestVsock;
+    let vmm = record.metadata.get("vmm").and_then(|name| Vmm::of_name(name)).unwrap_or_default();
     RunResult {
         cleanup,
         shell: shell_of(&command, &record.environment, record.execution_mode),
@@ -403,7 +405,7 @@ pub(super) fn run_result(
         stderr_truncated: end.stderr_dropped,
         timed_out: end.timed_out,
         accelerator: record.accelerator,
-        channel: in_guest.then(|| pyro_machine::CHANNEL.to_owned()),
+        channel: in_guest.then(|| vmm.channel().to_owned()),
         kernel_release: record.metadata.get("kernel_release").cloned(),
         network_denials: Vec::new(),
         timings: Vec::new(),

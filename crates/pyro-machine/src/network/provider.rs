@@ -1,5 +1,6 @@
 //! What can carry a guest's packets. Another provider is another variant.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -28,7 +29,7 @@ impl Provider {
     pub(crate) fn start(self, helper: Option<&NetworkHelper>) -> Result<Network, NetworkError> {
         let (machine_end, far_end) = UnixStream::pair().map_err(NetworkError::Link)?;
         let carrier = match (self, helper) {
-            (Self::Unconnected, _) => Carrier::Nothing { _far_end: far_end },
+            (Self::Unconnected, _) => Carrier::Nothing { _far_end: Some(far_end) },
             (Self::Policed(settings), Some(helper)) => {
                 let process = NetworkProcess::start(helper, settings, far_end.into())?;
                 Carrier::Process(Box::new(process))
@@ -36,6 +37,23 @@ impl Provider {
             (Self::Policed(_), None) => return Err(NetworkError::NoHelper),
         };
         Ok(Network { carrier, link: Some(machine_end.into()) })
+    }
+
+    /// Does the same for a guest that connects to a listening socket, which `listen` makes if it leads anywhere.
+    pub(crate) fn start_listening(
+        self,
+        helper: Option<&NetworkHelper>,
+        listen: impl FnOnce(&NetworkSettings) -> io::Result<OwnedFd>,
+    ) -> Result<Network, NetworkError> {
+        let carrier = match (self, helper) {
+            (Self::Unconnected, _) => Carrier::Nothing { _far_end: None },
+            (Self::Policed(settings), Some(helper)) => {
+                let listener = listen(&settings).map_err(NetworkError::Link)?;
+                Carrier::Process(Box::new(NetworkProcess::start(helper, settings, listener)?))
+            }
+            (Self::Policed(_), None) => return Err(NetworkError::NoHelper),
+        };
+        Ok(Network { carrier, link: None })
     }
 }
 
@@ -50,7 +68,7 @@ pub struct Network {
 enum Carrier {
     /// The far end of the link stays open as long as the machine may read from it.
     Nothing {
-        _far_end: UnixStream,
+        _far_end: Option<UnixStream>,
     },
     Process(Box<NetworkProcess>),
     #[cfg(any(test, feature = "fake"))]

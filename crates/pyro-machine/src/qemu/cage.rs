@@ -16,15 +16,15 @@ use crate::hardware::{Disks, Hardware, MachineConfig, Start};
 use crate::platform::LaunchError;
 
 /// The device of KVM.
-pub(super) const KVM: &str = "/dev/kvm";
+pub(crate) const KVM: &str = "/dev/kvm";
 
 /// Where libraries, their cache, and firmware are, on any distribution.
-const LIBRARIES: [&str; 4] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
+pub(crate) const LIBRARIES: [&str; 4] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
 const DATA: [&str; 4] = ["/etc/ld.so.cache", "/usr/share/qemu", "/usr/share/qemu-kvm", "/usr/share/seabios"];
 /// Stores in which a program and all that it needs are next to each other.
 const STORES: [&str; 2] = ["/nix/store", "/gnu/store"];
 /// What a script needs that is used in place of QEMU.
-const OF_SCRIPTS: [(&str, Access); 2] = [("/bin", Access::Execute), ("/usr/bin", Access::Execute)];
+pub(crate) const OF_SCRIPTS: [(&str, Access); 2] = [("/bin", Access::Execute), ("/usr/bin", Access::Execute)];
 /// What QEMU tries the host's file locks on.
 const NULL: &str = "/dev/null";
 
@@ -41,9 +41,9 @@ const MAX_NETWORK_THREADS: u64 = 32;
 /// that has not been taken over, and 64 for the network's process and what the kernel needs for both.
 const GROUP_OVERHEAD_MIB: u64 = 320;
 /// Space for the state of the devices, in bytes.
-const MAX_STATE_BYTES: u64 = 256 << 20;
+pub(crate) const MAX_STATE_BYTES: u64 = 256 << 20;
 /// Likelier to be ended than anything that was not asked to run unknown code.
-const OOM_SCORE_ADJ: u32 = 500;
+pub(crate) const OOM_SCORE_ADJ: u32 = 500;
 
 /// Returns how QEMU is confined that runs this machine.
 pub(super) fn policy(
@@ -80,7 +80,7 @@ pub(super) fn policy_of_program(program: &Path, identity: Identity) -> Policy {
 }
 
 /// Returns the control group of a machine, for its VMM and what carries its network; or the reason why it has no group.
-pub(super) fn group(config: &MachineConfig, disks: &Disks, start: &Start) -> Result<Arc<Group>, Layer> {
+pub(crate) fn group(config: &MachineConfig, disks: &Disks, start: &Start) -> Result<Arc<Group>, Layer> {
     let memory_bytes = u64::from(config.mem_mib) << 20;
     limited_group(memory_bytes + in_memory_bytes(disks, start, memory_bytes), config.vcpu_count)
 }
@@ -152,7 +152,7 @@ fn of_machine(disks: &Disks, start: &Start) -> Vec<Visible> {
 }
 
 /// The file behind the descriptor on which it was checked, and no other that has its path by now.
-fn checked(artifact: &Artifact) -> Visible {
+pub(crate) fn checked(artifact: &Artifact) -> Visible {
     let visible = Visible::new(artifact.path(), Access::Read);
     match artifact.file() {
         Some(file) => visible.opened(Arc::clone(file)),
@@ -207,14 +207,14 @@ fn is_prefix(dir: &Path) -> bool {
 
 /// What kind of file a program is.
 #[derive(Debug, PartialEq, Eq)]
-enum Format {
+pub(crate) enum Format {
     Elf { interpreter: Option<PathBuf> },
     Script,
     Unknown,
 }
 
 impl Format {
-    fn of(program: &Path) -> Self {
+    pub(crate) fn of(program: &Path) -> Self {
         let mut head = Vec::new();
         // A program that cannot be read cannot be executed either, which says why.
         let read = File::open(program).and_then(|file| file.take(HEAD_BYTES).read_to_end(&mut head));

@@ -8,6 +8,7 @@ use tokio::net::UnixStream;
 
 use super::process::VmmProcess;
 use super::qmp::Qmp;
+use crate::channel::Channel;
 use crate::console::Console;
 use crate::exit::{Exit, Interrupted, Interruption};
 use crate::network::{Network, NetworkDescription};
@@ -87,8 +88,8 @@ impl QemuMachine {
 }
 
 impl Machine for QemuMachine {
-    fn take_channel(&mut self) -> Option<UnixStream> {
-        self.channel.take()
+    fn take_channel(&mut self) -> Option<Channel> {
+        self.channel.take().map(Channel::Open)
     }
 
     async fn restore(&mut self, state: &Path) -> Result<(), Interrupted<MachineError>> {

@@ -10,15 +10,15 @@ use tokio::net::unix::pipe::Receiver;
 
 /// A process of QEMU. Dropping it kills it, without waiting for its end.
 #[derive(Debug)]
-pub(super) struct VmmProcess {
+pub(crate) struct VmmProcess {
     process: AsyncFd<Process>,
     /// What it prints, until someone reads it.
-    pub(super) output: Vec<Receiver>,
+    pub(crate) output: Vec<Receiver>,
 }
 
 impl VmmProcess {
     /// Takes over a process that was started, with the pipes that it prints to.
-    pub(super) fn new(
+    pub(crate) fn new(
         process: Process,
         output: impl IntoIterator<Item = io::PipeReader>,
     ) -> io::Result<Self> {
@@ -31,12 +31,12 @@ impl VmmProcess {
     }
 
     /// Returns its process ID.
-    pub(super) fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.process.get_ref().id()
     }
 
     /// Waits for its end. Dropping the future loses nothing, and later calls return the same.
-    pub(super) async fn wait(&mut self) -> io::Result<ExitStatus> {
+    pub(crate) async fn wait(&mut self) -> io::Result<ExitStatus> {
         loop {
             if let Some(status) = self.process.get_mut().try_wait()? {
                 return Ok(status);
@@ -47,7 +47,7 @@ impl VmmProcess {
     }
 
     /// Kills it, and waits until it is gone.
-    pub(super) async fn kill(&mut self) -> io::Result<()> {
+    pub(crate) async fn kill(&mut self) -> io::Result<()> {
         self.process.get_ref().kill();
         self.wait().await.map(drop)
     }

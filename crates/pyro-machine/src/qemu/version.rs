@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 const MAX_CHARS: usize = 200;
 
 /// Returns the first line that the program prints about its version, cached in `cache`.
-pub(super) async fn version(cache: &Path, program: &Path) -> Result<String, FingerprintError> {
+pub(crate) async fn version(cache: &Path, program: &Path) -> Result<String, FingerprintError> {
     let remembered = remembered(cache, program)
         .map_err(|source| FingerprintError::Examine { path: program.to_owned(), source })?;
     match fs::read_to_string(&remembered) {
@@ -56,7 +56,7 @@ pub(super) fn saves_machines(version: &str) -> bool {
 }
 
 /// Returns whether the version is cached, so that the program need not be started.
-pub(super) fn is_remembered(cache: &Path, program: &Path) -> bool {
+pub(crate) fn is_remembered(cache: &Path, program: &Path) -> bool {
     remembered(cache, program).is_ok_and(|file| file.exists())
 }
 

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use pyro_machine::network::{Denials, NetworkHelper, NetworkSettings, Policy, Provider};
-use pyro_machine::{HostPlatform, Platform};
+use pyro_machine::{Platform, Qemu};
 
 use crate::stand_in::{ATTACKS, DUTIES, Targets, try_all};
 
@@ -150,7 +150,7 @@ impl Host {
             denials: denials.clone(),
         };
         runtime.block_on(async {
-            let platform = HostPlatform::new().with_network_helper(helper);
+            let platform = Qemu::new().with_network_helper(helper);
             let network = platform.start_network(Provider::Policed(settings))?;
             let began = Instant::now();
             loop {

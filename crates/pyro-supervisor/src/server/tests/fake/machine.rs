@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use pyro_machine::network::{NetworkDescription, NetworkError};
 use pyro_machine::{
-    Accelerator, Confinement, Console, Exit as MachineExit, Interrupted, Interruption, Machine, MachineError,
+    Accelerator, Channel, Confinement, Console, Exit as MachineExit, Interrupted, Interruption, Machine,
+    MachineError, Vmm,
 };
 use tokio::net::UnixStream;
 use tokio::task::{JoinHandle, spawn_local};
@@ -46,6 +47,7 @@ impl Boot for FakeBoot {
             kernel_release: "6.1".to_owned(),
             boot_ms: 1,
             accelerator: Accelerator::Tcg,
+            vmm: Vmm::Qemu,
             network: None,
             ports: Vec::new(),
             confinement: None,
@@ -84,7 +86,7 @@ impl Drop for FakeMachine {
 }
 
 impl Machine for FakeMachine {
-    fn take_channel(&mut self) -> Option<UnixStream> {
+    fn take_channel(&mut self) -> Option<Channel> {
         None
     }
 
