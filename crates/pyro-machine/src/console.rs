@@ -20,8 +20,8 @@ const SHOWN_LINES: usize = 20;
 /// Maximum lines, and bytes per line, kept to choose them from. A kernel panic is followed by about fifty lines.
 const KEPT_LINES: usize = 100;
 const MAX_LINE_BYTES: usize = 400;
-/// How the kernel reports a panic. Later lines say less.
-const PANIC: &str = "Kernel panic - not syncing";
+/// How a guest's kernel reports a panic, and how QEMU reports code that KVM cannot run. Later lines say less.
+const ENDS: [&str; 2] = ["Kernel panic - not syncing", "KVM internal error"];
 /// Maximum wait for the rest of a dead machine's output.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
@@ -100,8 +100,8 @@ impl Console {
         }
     }
 
-    /// Returns the lines that say most about the end of a dead machine: those from a kernel panic on, or the latest; at
-    /// most 20, oldest first, printable. Waits up to a second for output that has not been read yet.
+    /// Returns the lines that say most about the end of a dead machine: those from a kernel panic or an error of KVM on, or
+    /// the latest; at most 20, oldest first, printable. Waits up to a second for output that has not been read yet.
     pub async fn last_words(&self) -> Vec<String> {
         // Its process may be gone before all of its output is read.
         let _ = tokio::time::timeout(DRAIN_LIMIT, self.drained()).await;
@@ -114,7 +114,8 @@ impl Console {
         let unfinished = (!state.line.is_empty()).then_some(&state.line);
         let lines: Vec<String> = state.tail.iter().chain(unfinished).map(|line| printable(line)).collect();
         let latest = lines.len().saturating_sub(SHOWN_LINES);
-        let start = lines.iter().position(|line| line.contains(PANIC)).unwrap_or(latest);
+        let is_end = |line: &String| ENDS.iter().any(|end| line.contains(end));
+        let start = lines.iter().position(is_end).unwrap_or(latest);
         lines.into_iter().skip(start).take(SHOWN_LINES).collect()
     }
 
@@ -204,14 +205,16 @@ mod tests {
 
     #[test]
     fn a_panic_is_what_is_shown() {
-        let (_file, console) = console();
-        console.print(b"before\n[1.0] Kernel panic - not syncing: crash\n");
-        for n in 0..60 {
-            console.print(format!("trace {n}\n").as_bytes());
+        for end in ["[1.0] Kernel panic - not syncing: crash", "KVM internal error. Suberror: 1"] {
+            let (_file, console) = console();
+            console.print(format!("before\n{end}\n").as_bytes());
+            for n in 0..60 {
+                console.print(format!("trace {n}\n").as_bytes());
+            }
+            let tail = console.tail();
+            assert_eq!(tail.len(), SHOWN_LINES);
+            assert_eq!(tail[0], end);
         }
-        let tail = console.tail();
-        assert_eq!(tail.len(), SHOWN_LINES);
-        assert_eq!(tail[0], "[1.0] Kernel panic - not syncing: crash");
     }
 
     #[tokio::test]

@@ -81,7 +81,8 @@ pub trait Machine {
     /// As [`Machine::restore`]; the file's content is unusable then.
     async fn save(&mut self, state: &Path) -> Result<(), Interrupted<MachineError>>;
 
-    /// Waits for the machine's end. Dropping the future loses nothing, and later calls return the same.
+    /// Waits for the machine's end. Dropping the future loses nothing, and later calls return the same. A machine that its
+    /// VMM has paused by itself is ended.
     ///
     /// If the network fails meanwhile, the machine continues without it, and its console says why.
     async fn exited(&mut self) -> Exit;
@@ -146,6 +147,8 @@ pub async fn while_alive<M: Machine, T, E: std::error::Error + 'static>(
         }),
     };
     Err(match tokio::time::timeout(END_LIMIT, machine.exited()).await {
+        // The work failed because the machine was ended.
+        Ok(exit @ Exit::Paused { .. }) => Interrupted::Exited(exit),
         Ok(exit) => Interrupted::FailedByExit { exit, cause },
         Err(_) => Interrupted::Failed(cause),
     })

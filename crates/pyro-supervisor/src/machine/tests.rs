@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use futures::{SinkExt, StreamExt};
 use pyro_machine::fake::{FakeHandle, FakePlatform, Step, powered_off};
-use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
+use pyro_machine::{Accelerator, Exit, GuestImage, GuestKernel, MachineConfig};
 use pyro_wire::{Failure, FailureKind, Frame, FrameCodec, Hello, SetupReply};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -252,6 +252,21 @@ async fn a_machine_that_ends_while_it_boots_is_the_reason() {
     assert_eq!(failure.stage, BootStage::Kernel);
     assert!(failure.cause.starts_with("the VMM ended: exit status: 0"), "{}", failure.cause);
     assert_eq!(failure.console, ["Kernel panic - not syncing: no init"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_its_vmm_pauses_is_the_reason_why_there_is_no_template() {
+    let fixture = Fixture::new();
+    let guests = async |handle: FakeHandle| {
+        handle.exit(Exit::Paused { cause: "internal error".to_owned() });
+    };
+    let reason = "the VMM paused the machine: internal error";
+    let spec = fixture.spec_with_template();
+    let failure = fixture.boot(&spec, guests).await.unwrap_err();
+    assert_eq!((failure.stage, &*failure.cause), (BootStage::Kernel, reason));
+    let platform = FakePlatform::new();
+    let store = Store::open(&spec.template_dir.clone().unwrap(), &spec.subject(), &platform).await.unwrap();
+    assert_eq!(store.recent_failure().as_deref(), Some(reason));
 }
 
 #[tokio::test(start_paused = true)]

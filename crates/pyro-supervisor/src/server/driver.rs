@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::LocalBoxFuture;
 use futures::stream::SplitSink;
-use pyro_machine::{Interruption, Machine};
+use pyro_machine::{Exit, Interruption, Machine};
 use pyro_wire::Frame;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, spawn_local};
@@ -77,7 +77,7 @@ enum LoopEvent<M> {
     Booted(Result<RunningMachine<M>, BootFailure>),
     HandedOver(Option<HandedOver>),
     TakenOver(Instant, Result<(), TakeOverError>),
-    Exited(String),
+    Exited(Exit),
     /// The network of a spare that no caller has yet.
     NetworkLost(String),
 }
@@ -214,10 +214,10 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         let exited = async {
             match machine {
                 Some(machine) if !*has_exited && is_spare => match machine.interrupted().await {
-                    Interruption::Exit(exit) => LoopEvent::Exited(exit.status()),
+                    Interruption::Exit(exit) => LoopEvent::Exited(exit),
                     Interruption::Network(error) => LoopEvent::NetworkLost(with_causes(&error)),
                 },
-                Some(machine) if !*has_exited => LoopEvent::Exited(machine.exited().await.status()),
+                Some(machine) if !*has_exited => LoopEvent::Exited(machine.exited().await),
                 _ => pending().await,
             }
         };
@@ -283,10 +283,10 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             }
             LoopEvent::HandedOver(Some(handed_over)) => self.handed_over(handed_over),
             LoopEvent::TakenOver(started, taken) => self.taken_over(started, taken),
-            LoopEvent::Exited(status) => {
+            LoopEvent::Exited(exit) => {
                 self.has_exited = true;
-                self.lost_while_claimed(&format!("the VMM ended: {status}"));
-                self.description = status;
+                self.lost_while_claimed(&exit.to_string());
+                self.description = exit.status();
                 self.lost_while_stopping(HaltError::MachineEnded);
                 Input::MachineExited
             }
