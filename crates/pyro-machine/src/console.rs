@@ -48,6 +48,7 @@ pub struct Console {
 struct State {
     log: Option<File>,
     log_bytes_left: usize,
+    printed: u64,
     open_sources: usize,
     tail: VecDeque<Vec<u8>>,
     line: Vec<u8>,
@@ -74,6 +75,7 @@ impl Console {
         let state = State {
             log,
             log_bytes_left: MAX_LOG_BYTES,
+            printed: 0,
             open_sources: 0,
             tail: VecDeque::new(),
             line: Vec::new(),
@@ -84,6 +86,11 @@ impl Console {
     /// Adds output of the machine.
     pub fn print(&self, bytes: &[u8]) {
         self.state.borrow_mut().add(bytes);
+    }
+
+    /// Returns how many bytes were printed so far.
+    pub fn printed(&self) -> u64 {
+        self.state.borrow().printed
     }
 
     /// Returns the task that reads the source to its end.
@@ -133,6 +140,7 @@ impl Console {
 
 impl State {
     fn add(&mut self, bytes: &[u8]) {
+        self.printed = self.printed.saturating_add(bytes.len() as u64);
         self.log(bytes);
         for &byte in bytes {
             match byte {
@@ -200,6 +208,10 @@ mod tests {
         let tail = console.tail();
         assert_eq!(tail.len(), SHOWN_LINES);
         assert_eq!(tail[0], "line 181");
+        assert_eq!(
+            console.printed(),
+            (0..200).map(|n| format!("line {n}\r\n\n").len() as u64).sum::<u64>() + 25
+        );
         assert_eq!(tail[SHOWN_LINES - 1], "\u{fffd}[31mred \u{fffd} and unfinished");
     }
 

@@ -25,6 +25,7 @@ mod files;
 mod hardware;
 mod image;
 pub mod initrd;
+mod meter;
 pub mod network;
 mod platform;
 mod qemu;
@@ -37,6 +38,7 @@ pub use console::{Console, ConsoleError};
 pub use exit::{Exit, Interrupted, Interruption};
 pub use hardware::{Disks, Hardware, Launch, MachineConfig, SavedFiles, Start};
 pub use image::{GuestImage, GuestKernel};
+pub use meter::{Meter, Usage};
 pub use platform::{
     CACHED_FINGERPRINT_PREFIX, Capabilities, Fingerprint, FingerprintError, LaunchError, Machine,
     MachineError, Platform, while_alive,

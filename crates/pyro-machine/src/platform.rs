@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use crate::console::Console;
 use crate::exit::{Exit, Interrupted, Interruption};
 use crate::hardware::{Hardware, Launch};
+use crate::meter::Meter;
 use crate::network::{Network, NetworkDescription, NetworkError, Provider};
 
 /// Prefix of the names of the files in which [`Platform::fingerprint`] caches its results.
@@ -105,6 +106,11 @@ pub trait Machine {
 
     /// Returns what confines the process that carries its packets, if there is one and it has reported that.
     fn network_confinement(&self) -> Option<Confinement> {
+        None
+    }
+
+    /// Returns the meter of the process that runs it, if there is one.
+    fn meter(&self) -> Option<Meter> {
         None
     }
 }

@@ -30,8 +30,12 @@ pub struct LaunchSpec {
     pub in_use_lock: Option<PathBuf>,
     /// Wall-clock time, in seconds since the epoch, at which the VM ends.
     pub expires_at: f64,
-    /// Longest time from starting the VMM to the guest's readiness, in seconds.
+    /// Longest time in which the boot of a kernel makes no progress, in seconds, without that in which the host has no
+    /// processor for it. What is faster than a boot, such as a start from a template, has half of it.
     pub boot_limit_seconds: u64,
+    /// The starter wants to know which step the start is at. Those of older versions do not, and would not understand it.
+    #[serde(default)]
+    pub reports_stages: bool,
     /// The hardware.
     #[schemars(with = "serde_json::Value")]
     pub machine: MachineConfig,
@@ -164,6 +168,7 @@ pub(crate) mod tests {
             in_use_lock: None,
             expires_at: 0.0,
             boot_limit_seconds: 1,
+            reports_stages: false,
             machine: MachineConfig {
                 vmm_program: "/usr/bin/vmm".into(),
                 accelerator: Accelerator::Tcg,

@@ -10,6 +10,7 @@ use super::process::VmmProcess;
 use super::qmp::{Pauses, Qmp};
 use crate::console::Console;
 use crate::exit::{Exit, Interrupted, Interruption};
+use crate::meter::Meter;
 use crate::network::{Network, NetworkDescription};
 use crate::platform::{END_LIMIT, Machine, MachineError, while_alive};
 
@@ -165,6 +166,10 @@ impl Machine for QemuMachine {
 
     fn network_confinement(&self) -> Option<Confinement> {
         self.network.as_ref()?.confinement()
+    }
+
+    fn meter(&self) -> Option<Meter> {
+        Some(Meter::of_process(self.id()))
     }
 }
 

@@ -40,6 +40,7 @@ impl Fixture {
             in_use_lock: None,
             expires_at: f64::MAX,
             boot_limit_seconds: 30,
+            reports_stages: false,
             machine: MachineConfig {
                 vmm_program: "/none".into(),
                 accelerator: Accelerator::Tcg,
@@ -89,7 +90,7 @@ impl Fixture {
                 tokio::task::spawn_local(async move { guests(handle).await });
             }
         });
-        let booted = self.tasks.run_until(boot(spec, &self.platform, &self.tasks)).await;
+        let booted = self.tasks.run_until(boot(spec, &self.platform, &self.tasks, Rc::new(drop))).await;
         serving.abort();
         booted.map(|running| (running.info, running.machine))
     }
@@ -270,6 +271,40 @@ async fn a_machine_that_its_vmm_pauses_is_the_reason_why_there_is_no_template() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_steps_are_reported_when_they_begin_and_every_few_seconds() {
+    let fixture = Fixture::new();
+    let (sender, mut reports) = tokio::sync::mpsc::unbounded_channel();
+    let platform = fixture.platform.clone();
+    fixture.tasks.spawn_local(async move {
+        let handle = platform.launched().await;
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        good_guest(handle).await;
+    });
+    let reporter = Rc::new(move |stage: BootStage| sender.send(stage.name()).unwrap());
+    let spec = fixture.spec();
+    let booting = boot(&spec, &fixture.platform, &fixture.tasks, reporter);
+    fixture.tasks.run_until(booting).await.unwrap();
+    let mut reported = Vec::new();
+    while let Ok(name) = reports.try_recv() {
+        reported.push(name);
+    }
+    assert_eq!(reported, ["disks", "vmm", "kernel", "kernel", "kernel", "guest", "identity"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_prints_something_has_more_time_but_not_forever() {
+    let fixture = Fixture::new();
+    let guests = async |handle: FakeHandle| loop {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        handle.print("waiting for a disk\n");
+    };
+    let begun = tokio::time::Instant::now();
+    let failure = fixture.boot(&fixture.spec(), guests).await.unwrap_err();
+    assert_eq!((&*failure.cause, failure.timed_out), ("not done after 120 seconds", true));
+    assert_eq!(begun.elapsed().as_secs(), 120);
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_what_carries_its_network_nothing_is_launched() {
     let fixture = Fixture::new();
     let spec = LaunchSpec { network: true, ..fixture.spec() };
@@ -325,11 +360,12 @@ async fn a_template_is_made_alone_unless_it_exists() {
         }
     });
     for _ in 0..2 {
-        let making = make_template(&spec, &fixture.platform, &fixture.tasks);
+        let making = make_template(&spec, &fixture.platform, &fixture.tasks, Rc::new(drop));
         fixture.tasks.run_until(making).await.unwrap();
         assert_eq!((fixture.platform.launches(), fixture.templates()), (1, 1));
     }
-    let failure = make_template(&fixture.spec(), &fixture.platform, &fixture.tasks).await.unwrap_err();
+    let failure =
+        make_template(&fixture.spec(), &fixture.platform, &fixture.tasks, Rc::new(drop)).await.unwrap_err();
     assert_eq!(failure.cause, "this host has no templates");
 }
 

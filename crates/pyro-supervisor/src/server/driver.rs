@@ -52,6 +52,8 @@ pub(super) enum Message {
     Client(Epoch, Box<Request>, ServerStream),
     /// Whether the start was recorded.
     StartRecorded(Result<f64, StoreError>),
+    /// The start is at this step.
+    Stage(BootStage),
     /// The guest has written everything out, or why it may not have.
     Halted(Result<(), HaltError>),
 }
@@ -188,7 +190,9 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         while !self.life.is_done() {
             let event = self.next().await;
             dir::bound_log();
-            if let Some(input) = self.input_of(event) {
+            if let LoopEvent::Message(Message::Stage(stage)) = event {
+                self.announce_stage(stage).await;
+            } else if let Some(input) = self.input_of(event) {
                 self.apply(input).await;
             }
         }
@@ -247,6 +251,8 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 self.clients.insert(self.next_client, (*request, client));
                 Input::Request(epoch, self.next_client, kind)
             }
+            // Changes nothing.
+            LoopEvent::Message(Message::Stage(_)) => return None,
             LoopEvent::Message(Message::StartRecorded(Ok(expires_at))) => {
                 if !self.is_extended {
                     self.lifetime.send_replace(expires_at);
@@ -254,8 +260,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 Input::StartRecorded
             }
             LoopEvent::Message(Message::StartRecorded(Err(error))) => {
-                self.failure =
-                    Some(BootFailure { stage: BootStage::Vmm, cause: error.cause, console: Vec::new() });
+                self.failure = Some(BootFailure::at(BootStage::Vmm, error.cause));
                 Input::StartNotRecorded
             }
             LoopEvent::Message(Message::Halted(Ok(()))) => Input::Halted,
