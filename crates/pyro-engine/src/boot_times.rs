@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pyro_machine::Accelerator;
-use pyro_supervisor::{BootStage, StageTime};
+use pyro_supervisor::{BootStage, Pace, StageTime};
 use serde::{Deserialize, Serialize};
 
 /// The limit of a boot on a host on which no kernel has booted since its start.
@@ -21,6 +22,15 @@ const MIN_LIMIT: Duration = Duration::from_secs(30);
 const MAX_LIMIT: Duration = Duration::from_secs(900);
 /// How many times longer than usual a boot may take.
 const MARGIN: u32 = 10;
+
+/// How long boots take on a usual host at most, with hardware virtualisation and under emulation. Setting up a guest that
+/// becomes a template is part of it.
+const fn usual(accelerator: Accelerator) -> Duration {
+    match accelerator {
+        Accelerator::Kvm => Duration::from_millis(1_500),
+        Accelerator::Tcg => Duration::from_secs(8),
+    }
+}
 
 /// What was measured since the host's start.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -49,6 +59,17 @@ impl BootTimes {
         }
     }
 
+    /// Returns how slow this host is.
+    pub(crate) fn pace(&self, accelerator: Accelerator) -> Pace {
+        let known = self.boot_ms.get(&accelerator.to_string());
+        known.map_or(Pace::USUAL, |ms| Pace::of(Duration::from_millis(*ms), usual(accelerator)))
+    }
+
+    /// Returns the pace with the accelerator that is slower here: that of a client that does not know which one its VM has.
+    pub(crate) fn slowest_pace(&self) -> Pace {
+        self.pace(Accelerator::Kvm).max(self.pace(Accelerator::Tcg))
+    }
+
     /// Takes note of a boot that took this long, and returns whether that changes the limit by much. Slower boots count at
     /// once, faster ones little by little.
     fn note(&mut self, accelerator: Accelerator, took: Duration) -> bool {
@@ -74,6 +95,26 @@ impl BootTimes {
         if let Err(error) = write() {
             tracing::debug!(%error, file = %file.display(), "the time of a boot is not remembered");
         }
+    }
+}
+
+/// The pace of this host, as last read.
+#[derive(Debug, Default)]
+pub(crate) struct LastPace(Mutex<Option<Pace>>);
+
+impl LastPace {
+    /// Takes note of what was read.
+    pub(crate) fn set(&self, pace: Pace) {
+        *self.lock() = Some(pace);
+    }
+
+    /// Returns the pace; reads the file the first time.
+    pub(crate) fn get(&self, file: &Path) -> Pace {
+        *self.lock().get_or_insert_with(|| BootTimes::read(file).slowest_pace())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Pace>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -128,6 +169,8 @@ mod tests {
             record_start(&file, TCG, &stages.map(|(stage, ms)| StageTime { stage, ms }));
         };
         assert_eq!(limit(TCG), 180);
+        let pace = || BootTimes::read(&file).slowest_pace();
+        assert_eq!(pace(), Pace::USUAL);
         boot(1_500.0);
         assert_eq!((limit(TCG), limit(Accelerator::Kvm)), (30, 180), "each accelerator has its own");
         boot(9_000.0);
@@ -140,6 +183,7 @@ mod tests {
         assert!(limit(TCG) < 35, "{}", limit(TCG));
         boot(1e9);
         assert_eq!(limit(TCG), 900);
+        assert!(pace() > Pace::USUAL);
     }
 
     #[test]

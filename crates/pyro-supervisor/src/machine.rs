@@ -409,7 +409,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         came_up: CameUp,
     ) -> RunningMachine<P::Machine> {
         let CameUp { kernel_release, start_mode, warning } = came_up;
-        let (streams, driver) = mux::drive(channel);
+        let (streams, driver) = mux::drive(channel, self.spec.pace);
         self.tasks.spawn_local(driver);
         let info = BootInfo {
             kernel_release,

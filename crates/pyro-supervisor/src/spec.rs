@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::mount::{MountPoint, MountSockets};
+use crate::pace::Pace;
 
 /// Everything a supervisor needs to start and end one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -33,6 +34,9 @@ pub struct LaunchSpec {
     /// Longest time in which the boot of a kernel makes no progress, in seconds, without that in which the host has no
     /// processor for it. What is faster than a boot, such as a start from a template, has half of it.
     pub boot_limit_seconds: u64,
+    /// How slow this host is.
+    #[serde(default)]
+    pub pace: Pace,
     /// The starter wants to know which step the start is at. Those of older versions do not, and would not understand it.
     #[serde(default)]
     pub reports_stages: bool,
@@ -168,6 +172,7 @@ pub(crate) mod tests {
             in_use_lock: None,
             expires_at: 0.0,
             boot_limit_seconds: 1,
+            pace: Pace::USUAL,
             reports_stages: false,
             machine: MachineConfig {
                 vmm_program: "/usr/bin/vmm".into(),

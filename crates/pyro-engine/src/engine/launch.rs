@@ -449,16 +449,17 @@ impl Engine {
         let has_network = policy.is_some();
         let network_policy = Policy { proxies: chosen.proxies, ..policy.unwrap_or_default() };
         let vm = id.clone();
-        let (layer_template, boot_limit) = self
+        let (layer_template, boot_limit, pace) = self
             .blocking(move |shared| {
                 let times = BootTimes::read(&state_dir::boot_times(&shared.config.base_dir));
-                let limit = times.limit(host.accelerator);
+                let (limit, pace) = (times.limit(host.accelerator), times.pace(host.accelerator));
+                shared.pace.set(times.slowest_pace());
                 // The layer exists from an earlier start; a disk that has since become full must not prevent this one.
                 if has_layer {
-                    return Ok((layer, limit));
+                    return Ok((layer, limit, pace));
                 }
                 let lifetime = shape.retention.layer_lifetime();
-                Ok((disk::template(shared, &vm, shape.disk_mib, lifetime)?, limit))
+                Ok((disk::template(shared, &vm, shape.disk_mib, lifetime)?, limit, pace))
             })
             .await?;
         let checked = &environment.files;
@@ -470,6 +471,7 @@ impl Engine {
             in_use_lock: Some(environment.use_lock.clone()),
             expires_at: shape.expires_at,
             boot_limit_seconds: boot_limit.as_secs(),
+            pace,
             reports_stages: false,
             machine: MachineConfig {
                 vmm_program: host.vmm_program,

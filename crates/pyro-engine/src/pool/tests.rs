@@ -65,6 +65,7 @@ fn model() -> LaunchSpec {
         in_use_lock: None,
         expires_at: 0.0,
         boot_limit_seconds: 1,
+        pace: pyro_supervisor::Pace::USUAL,
         reports_stages: false,
         machine: fake::machine_config(),
         guest: fake::guest_image(),

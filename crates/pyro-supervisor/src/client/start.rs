@@ -168,6 +168,7 @@ pub(crate) async fn claim(
     lock: &OwnerLock,
 ) -> Option<Result<(Lifeline, BootInfo), StartError>> {
     let sockets = spec.mount_sockets.clone();
+    let limit = spec.pace.allow(CLAIM_LIMIT) + REPORT_LIMIT;
     let Ok(granted) = timeout(SPARE_LIMIT, request_claim(dir, spec)).await else {
         kill_silent_spare(dir).await;
         return None;
@@ -180,7 +181,7 @@ pub(crate) async fn claim(
     }
     drop(sockets);
     let lifeline = Lifeline { supervisor: None, stream: Framed::new(stream, FrameCodec::default()) };
-    Some(lifeline.booted(CLAIM_LIMIT + REPORT_LIMIT, async |_| {}).await)
+    Some(lifeline.booted(limit, async |_| {}).await)
 }
 
 /// Returns the connection on which the spare has granted the claim. A spare that closes it without an answer has been

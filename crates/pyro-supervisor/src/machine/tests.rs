@@ -40,6 +40,7 @@ impl Fixture {
             in_use_lock: None,
             expires_at: f64::MAX,
             boot_limit_seconds: 30,
+            pace: crate::Pace::USUAL,
             reports_stages: false,
             machine: MachineConfig {
                 vmm_program: "/none".into(),

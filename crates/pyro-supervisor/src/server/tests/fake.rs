@@ -366,6 +366,7 @@ pub(crate) fn spec(dir: PathBuf) -> LaunchSpec {
         in_use_lock: None,
         expires_at: 1000.0,
         boot_limit_seconds: 10,
+        pace: crate::Pace::USUAL,
         reports_stages: false,
         machine: machine_fake::machine_config(),
         guest: machine_fake::guest_image(),

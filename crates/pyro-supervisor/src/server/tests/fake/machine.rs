@@ -39,7 +39,7 @@ impl Boot for FakeBoot {
             return Err(BootFailure::at(BootStage::Kernel, "panic"));
         }
         let (host, guest) = UnixStream::pair().unwrap();
-        let (streams, driver) = mux::drive(host);
+        let (streams, driver) = mux::drive(host, spec.pace);
         spawn_local(driver);
         let guest = spawn_local(run_guest(guest, Rc::clone(&world)));
         world.is_alive.set(true);
