@@ -1194,6 +1194,16 @@ class FirstOfKindEvent(TypedDict):
     type: Literal["first_of_kind"]
 
 
+class StartingEvent(TypedDict):
+    """The VM takes long to start. Sent every few seconds."""
+
+    seconds: int
+    """Time since the start began, in seconds."""
+    step: str
+    """The current step, as text for people."""
+    type: Literal["starting"]
+
+
 class WatchingEvent(TypedDict):
     """Every change of a watched file or directory from now on is sent."""
 
@@ -1237,9 +1247,9 @@ class OutputEvent(TypedDict):
     type: Literal["output"]
 
 
-CallEvent = Union[PhaseEvent, PullStartedEvent, PullStepEvent, PullReadyEvent, FirstOfKindEvent, WatchingEvent, FileChangeEvent, WarningEvent, OutputEvent]
+CallEvent = Union[PhaseEvent, PullStartedEvent, PullStepEvent, PullReadyEvent, FirstOfKindEvent, StartingEvent, WatchingEvent, FileChangeEvent, WarningEvent, OutputEvent]
 """An event of a call."""
 
 
-Progress = Union[PhaseEvent, PullStartedEvent, PullStepEvent, PullReadyEvent, FirstOfKindEvent, WatchingEvent, FileChangeEvent, WarningEvent]
+Progress = Union[PhaseEvent, PullStartedEvent, PullStepEvent, PullReadyEvent, FirstOfKindEvent, StartingEvent, WatchingEvent, FileChangeEvent, WarningEvent]
 """A progress event of a call."""

@@ -10,7 +10,7 @@ import time
 
 # Files that pyro keeps on purpose.
 KEPT = {
-    "state.sqlite3", "state.sqlite3-wal", "state.sqlite3-shm", "accelerator.json", "mcp-token", "templates", "layers", "spares",
+    "state.sqlite3", "state.sqlite3-wal", "state.sqlite3-shm", "accelerator.json", "boot-times.json", "mcp-token", "templates", "layers", "spares",
 }
 # Time limit, in seconds, for the clean-up after a server has ended. Generous, because the host may be busy.
 GONE_WITHIN = 20

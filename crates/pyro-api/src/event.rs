@@ -23,6 +23,13 @@ pub enum Event {
     Pull(PullEvent),
     /// The VM is the first of its kind: it is booted and saved as a template, which takes some seconds more than later starts.
     FirstOfKind,
+    /// A VM takes long to start. Sent every few seconds.
+    Starting {
+        /// The current step, as text for people.
+        step: String,
+        /// Time since the start began, in seconds.
+        seconds: u64,
+    },
     /// Output of a command, in order within its stream; only with
     /// [`OutputMode::Stream`](crate::OutputMode::Stream).
     Output {

@@ -1,4 +1,5 @@
-//! Shows an environment's installation on stderr: a bar for people, lines for log files.
+//! Shows on stderr what takes long: an environment's installation as a bar for people and as lines for log files, and the
+//! start of a VM as lines.
 
 use std::time::Duration;
 
@@ -7,6 +8,31 @@ use pyro_engine::PullEvent;
 
 use crate::printer::Printer;
 use crate::text::printable;
+
+/// Time between two lines about the same step of a start.
+const SAME_STEP_SECONDS: u64 = 15;
+
+/// Shows the start of one VM.
+#[derive(Default)]
+pub(crate) struct StartProgress {
+    /// The step of the last line, and when that was, in seconds since the start began.
+    last: Option<(String, u64)>,
+}
+
+impl StartProgress {
+    /// Returns the line about this step of the start, unless the last one says nearly the same.
+    pub(crate) fn line(&mut self, step: String, seconds: u64) -> Option<String> {
+        let is_known = |(last, then): &(String, u64)| {
+            *last == step && (*then..*then + SAME_STEP_SECONDS).contains(&seconds)
+        };
+        if self.last.as_ref().is_some_and(is_known) {
+            return None;
+        }
+        let line = format!("[vm] {step} ({seconds} s)");
+        self.last = Some((step, seconds));
+        Some(line)
+    }
+}
 
 /// Shows one installation after another.
 pub(crate) struct PullProgress<'a> {
@@ -94,6 +120,19 @@ fn next_line(last: &mut Option<(String, u64)>, text: String, done: u64, total: u
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slow_start_is_shown_when_a_step_begins_and_now_and_then() {
+        let mut progress = StartProgress::default();
+        let steps =
+            [("kernel", 5), ("kernel", 10), ("kernel", 19), ("kernel", 20), ("guest", 22), ("guest", 3)];
+        let lines: Vec<_> =
+            steps.into_iter().filter_map(|(step, seconds)| progress.line(step.to_owned(), seconds)).collect();
+        assert_eq!(
+            lines,
+            ["[vm] kernel (5 s)", "[vm] kernel (20 s)", "[vm] guest (22 s)", "[vm] guest (3 s)"]
+        );
+    }
 
     #[test]
     fn a_log_file_gets_a_line_per_step_and_tenth() {

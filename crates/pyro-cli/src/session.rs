@@ -25,7 +25,7 @@ use self::kept::KeptText;
 use crate::error::CliError;
 use crate::json;
 use crate::printer::{OutputError, Printer};
-use crate::progress::PullProgress;
+use crate::progress::{PullProgress, StartProgress};
 use crate::signals::{self, ListenError, Signal};
 use crate::stdin::{self, Passed, Source, Unread};
 use crate::terminal::{self, RawMode};
@@ -378,6 +378,7 @@ struct Show<'a> {
     /// Reports that the terminal is gone.
     hangup: CancellationToken,
     progress: PullProgress<'a>,
+    start: StartProgress,
     shown: Shown,
     loss: Option<Loss>,
 }
@@ -394,6 +395,7 @@ impl<'a> Show<'a> {
             kept: None,
             hangup: CancellationToken::new(),
             progress,
+            start: StartProgress::default(),
             shown: Shown::default(),
             loss: None,
         }
@@ -431,12 +433,17 @@ impl<'a> Show<'a> {
             Event::Warning(text) => self.progress.note(&format!("[warning] {text}")),
             Event::Output { stream, bytes } => self.output(stream, bytes, cancel).await,
             Event::Phase(_) if self.on_terminal => {}
-            Event::Phase(_) | Event::Pull(_) | Event::FirstOfKind if self.quiet => {}
+            Event::Phase(_) | Event::Pull(_) | Event::FirstOfKind | Event::Starting { .. } if self.quiet => {}
             // A log file needs no explanation for a pause.
             Event::FirstOfKind if self.printer.stderr_is_terminal() => {
                 self.progress.note("[vm] this is the first VM of its kind; later ones start faster");
             }
             Event::FirstOfKind => {}
+            Event::Starting { step, seconds } => {
+                if let Some(line) = self.start.line(step, seconds) {
+                    self.progress.note(&line);
+                }
+            }
             // A program has to know from when on it sees each change.
             Event::Watching => self.progress.note("[watch] watching; end with Ctrl-C"),
             Event::FileChange(change) => {

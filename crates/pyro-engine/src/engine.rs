@@ -20,15 +20,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pyro_env::{CacheConfig, EnvironmentCache};
+use pyro_supervisor::Pace;
 use tokio_util::sync::CancellationToken;
 
+use crate::boot_times::LastPace;
 use crate::clock::now;
 use crate::doctor::{self, DoctorReport, HostFacts};
 use crate::presets::DefaultHosts;
 use crate::registry::{self, Registry};
 use crate::state_dir::vm as vm_dir;
 use crate::supervise::SupervisorCommand;
-use crate::{Caller, Config, Error, ErrorKind, Hint, VmId};
+use crate::{Caller, Config, Error, ErrorKind, Hint, VmId, state_dir};
 
 pub use host::{PROBE_COMMAND, probe_kvm};
 pub use mounts::{MOUNT_COMMAND, serve_mount};
@@ -51,6 +53,7 @@ struct Shared {
     registry: Registry,
     environments: EnvironmentCache,
     default_hosts: DefaultHosts,
+    pace: LastPace,
 }
 
 impl Engine {
@@ -64,7 +67,8 @@ impl Engine {
         };
         let environments = EnvironmentCache::new(cache);
         let default_hosts = DefaultHosts::default();
-        let shared = Shared { config, registry, environments, default_hosts };
+        let pace = LastPace::default();
+        let shared = Shared { config, registry, environments, default_hosts, pace };
         Self { shared: Arc::new(shared), caller: Caller::Operator }
     }
 
@@ -105,6 +109,11 @@ impl Engine {
     fn supervisor_command(&self) -> SupervisorCommand {
         let Config { program, base_dir, .. } = self.config();
         SupervisorCommand { program: program.clone(), base_dir: base_dir.clone() }
+    }
+
+    /// Returns how slow this host is.
+    fn pace(&self) -> Pace {
+        self.shared.pace.get(&state_dir::boot_times(&self.config().base_dir))
     }
 
     /// Returns the directory of one VM. The id's type guarantees that it is valid.

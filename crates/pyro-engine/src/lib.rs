@@ -13,6 +13,7 @@
 //! * Read operations (`list`, `inspect`, `status`, `doctor`) change nothing on disk, except that they remove a VM whose
 //!   lifetime has ended when they access it.
 
+mod boot_times;
 mod capture;
 mod clock;
 mod config;

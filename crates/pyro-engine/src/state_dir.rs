@@ -42,6 +42,11 @@ pub(crate) fn accelerator(base_dir: &Path) -> PathBuf {
     base_dir.join("accelerator.json")
 }
 
+/// Returns the file with what boots took since this boot of the host.
+pub(crate) fn boot_times(base_dir: &Path) -> PathBuf {
+    base_dir.join("boot-times.json")
+}
+
 /// Returns what is in a directory of the state directory; nothing if it does not exist.
 ///
 /// # Errors

@@ -20,8 +20,8 @@ const SHOWN_LINES: usize = 20;
 /// Maximum lines, and bytes per line, kept to choose them from. A kernel panic is followed by about fifty lines.
 const KEPT_LINES: usize = 100;
 const MAX_LINE_BYTES: usize = 400;
-/// How the kernel reports a panic. Later lines say less.
-const PANIC: &str = "Kernel panic - not syncing";
+/// How a guest's kernel reports a panic, and how QEMU reports code that KVM cannot run. Later lines say less.
+const ENDS: [&str; 2] = ["Kernel panic - not syncing", "KVM internal error"];
 /// Maximum wait for the rest of a dead machine's output.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
@@ -48,6 +48,7 @@ pub struct Console {
 struct State {
     log: Option<File>,
     log_bytes_left: usize,
+    printed: u64,
     open_sources: usize,
     tail: VecDeque<Vec<u8>>,
     line: Vec<u8>,
@@ -74,6 +75,7 @@ impl Console {
         let state = State {
             log,
             log_bytes_left: MAX_LOG_BYTES,
+            printed: 0,
             open_sources: 0,
             tail: VecDeque::new(),
             line: Vec::new(),
@@ -84,6 +86,11 @@ impl Console {
     /// Adds output of the machine.
     pub fn print(&self, bytes: &[u8]) {
         self.state.borrow_mut().add(bytes);
+    }
+
+    /// Returns how many bytes were printed so far.
+    pub fn printed(&self) -> u64 {
+        self.state.borrow().printed
     }
 
     /// Returns the task that reads the source to its end.
@@ -100,8 +107,8 @@ impl Console {
         }
     }
 
-    /// Returns the lines that say most about the end of a dead machine: those from a kernel panic on, or the latest; at
-    /// most 20, oldest first, printable. Waits up to a second for output that has not been read yet.
+    /// Returns the lines that say most about the end of a dead machine: those from a kernel panic or an error of KVM on, or
+    /// the latest; at most 20, oldest first, printable. Waits up to a second for output that has not been read yet.
     pub async fn last_words(&self) -> Vec<String> {
         // Its process may be gone before all of its output is read.
         let _ = tokio::time::timeout(DRAIN_LIMIT, self.drained()).await;
@@ -114,7 +121,8 @@ impl Console {
         let unfinished = (!state.line.is_empty()).then_some(&state.line);
         let lines: Vec<String> = state.tail.iter().chain(unfinished).map(|line| printable(line)).collect();
         let latest = lines.len().saturating_sub(SHOWN_LINES);
-        let start = lines.iter().position(|line| line.contains(PANIC)).unwrap_or(latest);
+        let is_end = |line: &String| ENDS.iter().any(|end| line.contains(end));
+        let start = lines.iter().position(is_end).unwrap_or(latest);
         lines.into_iter().skip(start).take(SHOWN_LINES).collect()
     }
 
@@ -132,6 +140,7 @@ impl Console {
 
 impl State {
     fn add(&mut self, bytes: &[u8]) {
+        self.printed = self.printed.saturating_add(bytes.len() as u64);
         self.log(bytes);
         for &byte in bytes {
             match byte {
@@ -199,19 +208,25 @@ mod tests {
         let tail = console.tail();
         assert_eq!(tail.len(), SHOWN_LINES);
         assert_eq!(tail[0], "line 181");
+        assert_eq!(
+            console.printed(),
+            (0..200).map(|n| format!("line {n}\r\n\n").len() as u64).sum::<u64>() + 25
+        );
         assert_eq!(tail[SHOWN_LINES - 1], "\u{fffd}[31mred \u{fffd} and unfinished");
     }
 
     #[test]
     fn a_panic_is_what_is_shown() {
-        let (_file, console) = console();
-        console.print(b"before\n[1.0] Kernel panic - not syncing: crash\n");
-        for n in 0..60 {
-            console.print(format!("trace {n}\n").as_bytes());
+        for end in ["[1.0] Kernel panic - not syncing: crash", "KVM internal error. Suberror: 1"] {
+            let (_file, console) = console();
+            console.print(format!("before\n{end}\n").as_bytes());
+            for n in 0..60 {
+                console.print(format!("trace {n}\n").as_bytes());
+            }
+            let tail = console.tail();
+            assert_eq!(tail.len(), SHOWN_LINES);
+            assert_eq!(tail[0], end);
         }
-        let tail = console.tail();
-        assert_eq!(tail.len(), SHOWN_LINES);
-        assert_eq!(tail[0], "[1.0] Kernel panic - not syncing: crash");
     }
 
     #[tokio::test]

@@ -15,6 +15,11 @@ pub enum Exit {
         /// Why not.
         reason: String,
     },
+    /// Its VMM paused it by itself and was ended, because nothing would have made the machine go on.
+    Paused {
+        /// Why the VMM paused it.
+        cause: String,
+    },
 }
 
 impl Exit {
@@ -23,6 +28,7 @@ impl Exit {
         match self {
             Self::Status(status) => status.to_string(),
             Self::Lost { reason } => reason.clone(),
+            Self::Paused { cause } => format!("the VMM paused it: {cause}"),
         }
     }
 }
@@ -32,6 +38,7 @@ impl fmt::Display for Exit {
         match self {
             Self::Status(status) => write!(f, "the VMM ended: {status}"),
             Self::Lost { reason } => write!(f, "the VMM was lost: {reason}"),
+            Self::Paused { cause } => write!(f, "the VMM paused the machine: {cause}"),
         }
     }
 }

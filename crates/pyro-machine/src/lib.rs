@@ -27,6 +27,7 @@ mod firecracker;
 mod hardware;
 mod image;
 pub mod initrd;
+mod meter;
 pub mod network;
 mod platform;
 mod qemu;
@@ -41,6 +42,7 @@ pub use exit::{Exit, Interrupted, Interruption};
 pub use firecracker::{Firecracker, FirecrackerMachine};
 pub use hardware::{Disks, Hardware, Launch, MachineConfig, SavedFiles, Start, Vmm};
 pub use image::{GuestImage, GuestKernel};
+pub use meter::{Meter, Usage};
 pub use platform::{
     CACHED_FINGERPRINT_PREFIX, Capabilities, Fingerprint, FingerprintError, LaunchError, Machine,
     MachineError, Platform, while_alive,

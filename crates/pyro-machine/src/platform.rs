@@ -13,6 +13,7 @@ use crate::channel::Channel;
 use crate::console::Console;
 use crate::exit::{Exit, Interrupted, Interruption};
 use crate::hardware::{Hardware, Launch};
+use crate::meter::Meter;
 use crate::network::{Network, NetworkDescription, NetworkError, Provider};
 
 /// Prefix of the names of the files in which [`Platform::fingerprint`] caches its results.
@@ -81,7 +82,8 @@ pub trait Machine {
     /// As [`Machine::restore`]; the file's content is unusable then.
     async fn save(&mut self, state: &Path) -> Result<(), Interrupted<MachineError>>;
 
-    /// Waits for the machine's end. Dropping the future loses nothing, and later calls return the same.
+    /// Waits for the machine's end. Dropping the future loses nothing, and later calls return the same. A machine that its
+    /// VMM has paused by itself is ended.
     ///
     /// If the network fails meanwhile, the machine continues without it, and its console says why.
     async fn exited(&mut self) -> Exit;
@@ -104,6 +106,11 @@ pub trait Machine {
 
     /// Returns what confines the process that carries its packets, if there is one and it has reported that.
     fn network_confinement(&self) -> Option<Confinement> {
+        None
+    }
+
+    /// Returns the meter of the process that runs it, if there is one.
+    fn meter(&self) -> Option<Meter> {
         None
     }
 }
@@ -146,6 +153,8 @@ pub async fn while_alive<M: Machine, T, E: std::error::Error + 'static>(
         }),
     };
     Err(match tokio::time::timeout(END_LIMIT, machine.exited()).await {
+        // The work failed because the machine was ended.
+        Ok(exit @ Exit::Paused { .. }) => Interrupted::Exited(exit),
         Ok(exit) => Interrupted::FailedByExit { exit, cause },
         Err(_) => Interrupted::Failed(cause),
     })

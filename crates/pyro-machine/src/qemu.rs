@@ -143,12 +143,8 @@ impl Platform for Qemu {
         if let Some(link) = network.as_mut().and_then(Network::take_link) {
             descriptors.push((link, NETWORK_FD));
         }
-        let mut control = None;
-        if arguments::needs_control(&start) {
-            let (ours, theirs) = connection()?;
-            descriptors.push((theirs, CONTROL_FD));
-            control = Some(ours);
-        }
+        let (control, control_end) = connection()?;
+        descriptors.push((control_end, CONTROL_FD));
         let mut arguments = arguments::arguments(&hardware, &disks, &start, tsc_khz);
         let mut opens_kvm = false;
         if hardware.config.accelerator == Accelerator::Kvm {
@@ -204,9 +200,13 @@ impl Platform for Qemu {
                 return Err(error);
             }
         };
-        let mut machine = QemuMachine::new(process, channel, network, console);
+        let (qmp, pauses, serve) = qmp::connect(control, console.clone());
+        // The machine runs already. Only one that is to be sent commands waits until QEMU takes them.
+        tokio::task::spawn_local(serve);
+        let qmp = arguments::takes_commands(&start).then_some(qmp);
+        let mut machine = QemuMachine::new(process, channel, pauses, network, console);
         machine.end_with(group.ok());
-        match finish(&mut machine, control, requires_full_confinement).await {
+        match finish(&mut machine, qmp, requires_full_confinement).await {
             Ok(()) => Ok(machine),
             Err(error) => {
                 machine.kill().await;
@@ -216,17 +216,17 @@ impl Platform for Qemu {
     }
 }
 
-/// Checks the confinement of a machine whose process was started, and connects to its control.
+/// Checks the confinement of a machine whose process was started, and prepares it for commands.
 async fn finish(
     machine: &mut QemuMachine,
-    control: Option<UnixStream>,
+    qmp: Option<Qmp>,
     requires_full_confinement: bool,
 ) -> Result<(), LaunchError> {
     if requires_full_confinement {
         machine.fully_confined().await.map_err(|missing| LaunchError::NotFullyConfined { missing })?;
     }
-    if let Some(control) = control {
-        let qmp = while_alive(machine, Qmp::connect(control)).await?;
+    if let Some(qmp) = qmp {
+        while_alive(machine, qmp.prepare()).await?;
         machine.control_with(qmp);
     }
     Ok(())
@@ -449,11 +449,47 @@ mod tests {
         LocalSet::new().run_until(work).await;
     }
 
+    /// Nothing asks for it, and nothing waits for the greeting.
+    #[tokio::test]
+    async fn a_machine_that_its_vmm_pauses_is_ended_with_the_reason() {
+        let script = r#"
+            say() { printf '%s\n' "$1" >&5; }
+            say '{"QMP": {}}'
+            read -r line <&5; say '{"return": {}}'
+            read -r line <&5; say '{"return": {"status": "running", "running": true}}'
+            echo "KVM internal error. Suberror: 1" >&2
+            say '{"event": "STOP"}'
+            read -r line <&5; say '{"return": {"status": "internal-error", "running": false}}'
+            exec sleep 600"#;
+        let dir = tempfile::tempdir().unwrap();
+        let work = async {
+            for start in [KERNEL, saved(&dir)] {
+                let (machine, console) = launch(&dir, script, start).await;
+                let cause = "internal error: the accelerator cannot run the code of this guest".to_owned();
+                let exit = match machine {
+                    Ok(mut machine) => {
+                        let exit = machine.exited().await;
+                        assert_eq!(machine.exited().await, exit);
+                        machine.kill().await;
+                        assert_eq!(machine.exited().await, exit, "the reason counts");
+                        exit
+                    }
+                    // It is paused while it is prepared for commands.
+                    Err(LaunchError::Failed(Interrupted::Exited(exit))) => exit,
+                    Err(error) => panic!("{error}"),
+                };
+                assert_eq!(exit, crate::exit::Exit::Paused { cause });
+                assert_eq!(console.last_words().await, ["KVM internal error. Suberror: 1"]);
+            }
+        };
+        LocalSet::new().run_until(work).await;
+    }
+
     #[tokio::test]
     async fn a_command_that_the_machine_does_not_survive_is_explained_by_its_exit() {
         let script = r#"
             say() { printf '%s\n' "$1" >&5; }
-            say '{"QMP": {}}'; say '{"return": {}}'; say '{"return": {}}'
+            say '{"QMP": {}}'; say '{"return": {}}'; say '{"return": {}}'; say '{"return": {}}'
             echo ready
             exec sleep 600"#;
         let dir = tempfile::tempdir().unwrap();

@@ -136,6 +136,7 @@ impl Notifier {
             Event::Pull(PullEvent::Step { text, done, total: 0 }) => format!("{text} {done}"),
             Event::Pull(PullEvent::Step { text, done, total }) => format!("{text} {done}/{total}"),
             Event::FirstOfKind => "starting the first VM of its kind; later ones start faster".to_owned(),
+            Event::Starting { step, seconds } => format!("{step} ({seconds} s)"),
             Event::Watching => "watching".to_owned(),
             Event::FileChange(change) => format!("{} {}", change.change, change.path)
                 .chars()

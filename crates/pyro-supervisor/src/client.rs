@@ -38,7 +38,7 @@ use super::dir;
 use super::protocol::{
     ClientStream, CommandKey, GENERATION, Greeting, Opening, Reply, Request, other_version,
 };
-use super::{PortMapping, PublishedPort};
+use super::{Pace, PortMapping, PublishedPort};
 
 /// Time limit for a supervisor to answer a greeting and to take a request.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -153,12 +153,19 @@ pub struct Ran {
 #[derive(Clone, Debug)]
 pub struct Client {
     dir: PathBuf,
+    pace: Pace,
 }
 
 impl Client {
     /// Creates the client for the VM whose directory is `dir`.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: dir.into(), pace: Pace::USUAL }
+    }
+
+    /// Has the same client wait as long as it must on a host of this pace.
+    #[must_use]
+    pub fn at(self, pace: Pace) -> Self {
+        Self { pace, ..self }
     }
 
     /// Returns the directory of the VM.
@@ -194,7 +201,7 @@ impl Client {
         cancel: &CancellationToken,
         mut on_output: impl AsyncFnMut(OutputChunk),
     ) -> Result<Ran, RunError> {
-        let patience = patience(&run.exec);
+        let patience = patience(&run.exec, self.pace);
         let takes_input = run.exec.input;
         let mut feeding = pin!(OptionFuture::default());
         let connected = tokio::select! {
@@ -212,17 +219,17 @@ impl Client {
         }
         let mut sequence = None;
         // When the supervisor counts as lost.
-        let mut deadline = Instant::now() + ACCEPT_LIMIT;
+        let mut deadline = Instant::now() + self.pace.allow(ACCEPT_LIMIT);
         loop {
             let frame = tokio::select! {
                 biased;
                 () = cancel.cancelled() => {
-                    return Err(give_up(stream, &mut on_output).await);
+                    return Err(give_up(stream, self.pace, &mut on_output).await);
                 }
                 frame = stream.next() => frame,
                 fed = &mut feeding, if !feeding.is_terminated() => match fed.flatten() {
                     Some(cause) => {
-                        return end_without_input(stream, sequence, cause, &mut on_output).await;
+                        return self.end_without_input(stream, sequence, cause, &mut on_output).await;
                     }
                     // How the command ends says what became of its input.
                     None => continue,
@@ -255,7 +262,7 @@ impl Client {
                         }
                     }
                     if let Some(cause) = input_failure {
-                        return end_without_input(stream, sequence, cause, &mut on_output).await;
+                        return self.end_without_input(stream, sequence, cause, &mut on_output).await;
                     }
                     // The supervisor is not responsible for the time in which the caller did not read.
                     deadline += received.elapsed();
@@ -283,6 +290,25 @@ impl Client {
                 )
                 | None => return Err(RunError::Lost { sequence }),
             }
+        }
+    }
+
+    /// Ends a command that cannot be given its input. One that has ended by itself meanwhile did not need it.
+    async fn end_without_input(
+        &self,
+        mut stream: ClientStream,
+        sequence: Option<u64>,
+        cause: String,
+        on_output: &mut impl AsyncFnMut(OutputChunk),
+    ) -> Result<Ran, RunError> {
+        match timeout(self.pace.allow(CANCEL_LIMIT), cancelled(&mut stream, on_output)).await {
+            Ok(Ok(Some(outcome))) if !matches!(&outcome, CommandOutcome::Ended(end) if end.killed) => {
+                Ok(Ran { sequence, outcome })
+            }
+            // The supervisor is gone, and the record of the command says more.
+            Ok(Err(_)) => Err(RunError::Lost { sequence }),
+            Ok(Ok(None)) if sequence.is_some() => Err(RunError::Lost { sequence }),
+            Ok(Ok(_)) | Err(_) => Err(RunError::InputFailed { cause }),
         }
     }
 
@@ -321,7 +347,7 @@ impl Client {
     /// The supervisor cannot be reached, was lost, or did not confirm the end in time.
     pub async fn kill(&self, sequence: u64) -> Result<Option<CommandOutcome>, RunError> {
         let ended = self.outcome_of(Request::Kill { sequence }, async |_| {});
-        match timeout(KILL_LIMIT, self.while_responsive(PROBE_AFTER, ended)).await {
+        match timeout(self.pace.allow(KILL_LIMIT), self.while_responsive(PROBE_AFTER, ended)).await {
             Ok(Some(ended)) => ended,
             Ok(None) | Err(_) => Err(RunError::Unanswered),
         }
@@ -399,7 +425,8 @@ impl Client {
     async fn ask(&self, request: Request) -> Result<Reply, RunError> {
         let mut stream = self.connect().await?.stream;
         ask(&mut stream, request).await?;
-        match timeout(ACCEPT_LIMIT, self.while_responsive(PROBE_AFTER, stream.next())).await {
+        match timeout(self.pace.allow(ACCEPT_LIMIT), self.while_responsive(PROBE_AFTER, stream.next())).await
+        {
             Ok(Some(Some(Ok(Frame::Control(reply))))) => Ok(reply),
             Ok(Some(_)) => Err(RunError::Lost { sequence: None }),
             Ok(None) | Err(_) => Err(RunError::Unanswered),
@@ -501,37 +528,21 @@ fn unexpected(reply: Reply) -> RunError {
 
 /// Returns how long a supervisor can be silent about a command that it has accepted. A clock can hold the sum of any two
 /// numbers of milliseconds.
-fn patience(exec: &Exec) -> Duration {
+fn patience(exec: &Exec, pace: Pace) -> Duration {
     Duration::from_millis(exec.timeout_ms)
         + Duration::from_millis(exec.kill_grace_ms)
-        + GUEST_MARGIN
-        + HOST_MARGIN
-        + RECORD_LIMIT
+        + pace.allow(GUEST_MARGIN + HOST_MARGIN + RECORD_LIMIT)
 }
 
 /// Asks the supervisor not to start the command, or to end it, and waits for that. A frozen supervisor reads this before
 /// it starts the command.
-async fn give_up(mut stream: ClientStream, on_output: &mut impl AsyncFnMut(OutputChunk)) -> RunError {
-    let _ = timeout(CANCEL_LIMIT, cancelled(&mut stream, on_output)).await;
-    RunError::Cancelled
-}
-
-/// Ends a command that cannot be given its input. One that has ended by itself meanwhile did not need it.
-async fn end_without_input(
+async fn give_up(
     mut stream: ClientStream,
-    sequence: Option<u64>,
-    cause: String,
+    pace: Pace,
     on_output: &mut impl AsyncFnMut(OutputChunk),
-) -> Result<Ran, RunError> {
-    match timeout(CANCEL_LIMIT, cancelled(&mut stream, on_output)).await {
-        Ok(Ok(Some(outcome))) if !matches!(&outcome, CommandOutcome::Ended(end) if end.killed) => {
-            Ok(Ran { sequence, outcome })
-        }
-        // The supervisor is gone, and the record of the command says more.
-        Ok(Err(_)) => Err(RunError::Lost { sequence }),
-        Ok(Ok(None)) if sequence.is_some() => Err(RunError::Lost { sequence }),
-        Ok(Ok(_)) | Err(_) => Err(RunError::InputFailed { cause }),
-    }
+) -> RunError {
+    let _ = timeout(pace.allow(CANCEL_LIMIT), cancelled(&mut stream, on_output)).await;
+    RunError::Cancelled
 }
 
 /// Cancels a command. Returns its outcome; `None` if the supervisor closes the connection, as it does for a command

@@ -1,5 +1,5 @@
 //! One command in a guest, as a conversation on its own stream: what the supervisor asks, what the guest answers, and the
-//! time limits. Used by both the supervisor and its clients.
+//! time limits, which are those on a host of usual pace. Used by both the supervisor and its clients.
 
 use std::io;
 use std::pin::pin;
@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use crate::mux::{RequestStream, call};
+use crate::pace::Pace;
 
 /// Time limit for the guest to take a message or to answer one.
 pub(crate) const HOST_MARGIN: Duration = Duration::from_secs(5);
@@ -82,20 +83,21 @@ pub fn timeout_note(limit: Duration) -> String {
     format!("command timed out after {}s\n", limit.as_secs())
 }
 
-/// Runs a command, once, on an open stream, and asks the guest to end it when `terminate` is done. The guest can be sent
+/// Runs a command, once, on an open stream to a guest on a host of this pace, and asks the guest to end it when `terminate` is done. The guest can be sent
 /// requests about the command once `on_sent` is called; with [`Exec::report_start`], the command has been started then. While
 /// `on_output` waits, the command is slowed down, but its deadline goes on.
 pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: RequestStream<S>,
+    (stream, pace): (RequestStream<S>, Pace),
     exec: Exec,
     on_sent: impl FnOnce(),
     terminate: impl Future<Output = ()>,
     on_output: &mut impl AsyncFnMut(OutputChunk),
 ) -> CommandOutcome {
     let limit = Duration::from_millis(exec.timeout_ms);
-    let grace = Duration::from_millis(exec.kill_grace_ms) + END_MARGIN;
+    let grace = Duration::from_millis(exec.kill_grace_ms) + pace.allow(END_MARGIN);
+    let margin = pace.allow(HOST_MARGIN);
     let report_start = exec.report_start;
-    let mut stream = match tokio::time::timeout(HOST_MARGIN, call(stream, exec)).await {
+    let mut stream = match tokio::time::timeout(margin, call(stream, exec)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return CommandOutcome::not_run(&io::Error::other(error).to_string()),
         // Part of it may have gone.
@@ -109,7 +111,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     let mut terminate = pin!(terminate);
     let mut terminated = false;
     // When the guest counts as lost. The guest is not responsible for the time in which the host itself did not read.
-    let mut deadline = started + START_LIMIT + limit + grace;
+    let mut deadline = started + pace.allow(START_LIMIT) + limit + grace;
     loop {
         let frame = tokio::select! {
             biased;
@@ -119,7 +121,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 deadline = Instant::now() + grace;
                 // A guest that does not even take that reaches the deadline.
                 let request = stream.send(Frame::Control(ExecInput::Terminate));
-                if let Ok(Err(error)) = tokio::time::timeout(HOST_MARGIN, request).await {
+                if let Ok(Err(error)) = tokio::time::timeout(margin, request).await {
                     return CommandOutcome::lost(Some(error));
                 }
                 continue;
@@ -128,7 +130,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
             () = tokio::time::sleep_until(deadline) => None,
         };
         // A guest that never stops sending is late too.
-        let is_late = deadline + HOST_MARGIN < Instant::now();
+        let is_late = deadline + margin < Instant::now();
         let Some(frame) = frame.filter(|_| !is_late) else {
             return CommandOutcome::Ended(CommandEnd {
                 status: None,
@@ -213,7 +215,8 @@ mod tests {
         let mut guest = Framed::new(theirs, FrameCodec::<Request, ExecReply>::default());
         guest.send(Frame::Control(reply)).await.unwrap();
         let exec = Exec::new("true", Duration::from_secs(1));
-        converse(Framed::new(ours, FrameCodec::default()), exec, || {}, pending(), &mut async |_| {}).await
+        let stream = (Framed::new(ours, FrameCodec::default()), Pace::USUAL);
+        converse(stream, exec, || {}, pending(), &mut async |_| {}).await
     }
 
     /// Each of these numbers would fail to be written to the registry, or be another number for a reader of JSON.

@@ -27,6 +27,7 @@ mod handover;
 mod machine;
 mod mount;
 mod mux;
+mod pace;
 mod protocol;
 mod report;
 mod server;
@@ -46,6 +47,7 @@ pub use conversation::{CommandEnd, CommandOutcome, OutputChunk, timeout_note};
 pub use dir::{Owner, OwnerLock, Phase, network_denials, remove as remove_dir};
 pub use machine::with_causes;
 pub use mount::{MAX_MOUNTS, MountPoint, MountSockets};
+pub use pace::Pace;
 pub use protocol::{
     CommandKey, GENERATION, Greeting, InputOutcome, MAX_OPEN_SHELLS, ReadReason, ReadShell, SCROLLBACK_BYTES,
     ShellPart, ShellState,
@@ -82,7 +84,7 @@ pub mod fuzzing {
     /// Drives the channel of a guest that sends these bytes after the handshake, with a request on a stream of its own.
     pub async fn guest(bytes: Vec<u8>) {
         let Ok((ours, mut theirs)) = UnixStream::pair() else { return };
-        let (streams, driver) = mux::drive(ours);
+        let (streams, driver) = mux::drive(ours, crate::Pace::USUAL);
         let answer = async {
             let _ = theirs.write_all(&bytes).await;
             // Not dropped: the fuzzer does not ignore SIGPIPE.

@@ -1,6 +1,8 @@
 //! Brings one machine up, from a template if there can be one, otherwise from its kernel. Each step has a name, so that
 //! a failure can report where it happened.
 
+mod patience;
+
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -18,10 +20,9 @@ use pyro_machine::{
 use pyro_wire::{Bootstrap, GENERATION, Ipv6Config, NetworkConfig, Preparation};
 use tokio::net::UnixStream;
 use tokio::task::LocalSet;
-use tokio::time::error::Elapsed;
-use tokio::time::timeout_at;
 
-use super::stages::Stages;
+use self::patience::{Late, Watched};
+use super::stages::Reporter;
 use super::{BootFailure, BootInfo, BootStage, StartMode, files};
 use crate::mux::{self, HandshakeError, Streams};
 use crate::spec::LaunchSpec;
@@ -33,32 +34,33 @@ pub(super) struct RunningMachine<M> {
     pub(super) info: BootInfo,
 }
 
-/// Boots the machine. Dropping the future, or an error, leaves no process behind.
+/// Boots the machine, and reports which step it is at. Dropping the future, or an error, leaves no process behind.
 pub(super) async fn boot<P: Platform>(
     spec: &LaunchSpec,
     platform: &P,
     tasks: &LocalSet,
+    reporter: Reporter,
 ) -> Result<RunningMachine<P::Machine>, BootFailure> {
-    let mut attempt = Attempt::new(spec, platform, tasks);
-    let outcome = tokio::time::timeout(attempt.limit(), attempt.boot()).await;
+    let attempt = Attempt::new(spec, platform, tasks, reporter);
+    let outcome = attempt.boot().await;
     attempt.conclude(outcome).await
 }
 
-/// Makes the template for machines like this one, unless it exists. Dropping the future, or an error, leaves no process
-/// behind.
+/// Makes the template for machines like this one, unless it exists, and reports which step that is at. Dropping the
+/// future, or an error, leaves no process behind.
 pub(super) async fn make_template<P: Platform>(
     spec: &LaunchSpec,
     platform: &P,
     tasks: &LocalSet,
+    reporter: Reporter,
 ) -> Result<(), BootFailure> {
-    let mut attempt = Attempt::new(spec, platform, tasks);
-    let limit = attempt.limit();
+    let attempt = Attempt::new(spec, platform, tasks, reporter);
     let make = async {
         let Some(dir) = &spec.template_dir else { return Err(BootError::NoTemplates) };
         let store = attempt.open_store(dir).await?;
         attempt.find_or_make_template(&store).await.map(drop)
     };
-    let outcome = tokio::time::timeout(limit, make).await;
+    let outcome = make.await;
     attempt.conclude(outcome).await
 }
 
@@ -71,6 +73,10 @@ enum BootError {
     FailedRecently(String),
     #[error("timed out after {} seconds waiting for the template", .0.as_secs())]
     TemplateTimedOut(Duration),
+    #[error("timed out after {} seconds restoring the template", .0.as_secs())]
+    RestoreTimedOut(Duration),
+    #[error(transparent)]
+    Late(#[from] Late),
     #[error(transparent)]
     Template(#[from] SnapshotError),
     #[error(transparent)]
@@ -98,6 +104,8 @@ impl BootError {
             | Self::Machine(Interrupted::Network(_))
             | Self::Guest(Interrupted::Network(_)) => false,
             Self::Launch(LaunchError::Failed(_)) | Self::Machine(_) | Self::Guest(_) => true,
+            // Its guest may have been saved in a state in which it does not answer.
+            Self::RestoreTimedOut(_) => true,
             _ => false,
         }
     }
@@ -126,8 +134,7 @@ struct Attempt<'a, P> {
     platform: &'a P,
     tasks: &'a LocalSet,
     started: Instant,
-    stages: Stages,
-    console: Option<Console>,
+    watched: Watched,
 }
 
 /// How a machine came up.
@@ -138,29 +145,40 @@ struct CameUp {
 }
 
 impl<'a, P: Platform> Attempt<'a, P> {
-    fn new(spec: &'a LaunchSpec, platform: &'a P, tasks: &'a LocalSet) -> Self {
-        let stages = Stages::begin(BootStage::Disks);
-        Self { spec, platform, tasks, started: Instant::now(), stages, console: None }
+    fn new(spec: &'a LaunchSpec, platform: &'a P, tasks: &'a LocalSet, reporter: Reporter) -> Self {
+        let watched = Watched::new(BootStage::Disks, reporter);
+        Self { spec, platform, tasks, started: Instant::now(), watched }
     }
 
+    /// The limit for a machine to boot its kernel.
     fn limit(&self) -> Duration {
         Duration::from_secs(self.spec.boot_limit_seconds)
     }
 
-    async fn conclude<T>(self, outcome: Result<Result<T, BootError>, Elapsed>) -> Result<T, BootFailure> {
-        let cause = match outcome {
-            Ok(Ok(done)) => return Ok(done),
-            Ok(Err(error)) => with_causes(&error),
-            Err(_) => format!("not done after {} seconds", self.spec.boot_limit_seconds),
+    /// The limit for everything else. What takes longer is left, and the kernel is booted instead.
+    fn template_limit(&self) -> Duration {
+        self.limit() / 2
+    }
+
+    fn enter(&self, stage: BootStage) {
+        self.watched.stages.enter(stage);
+    }
+
+    async fn conclude<T>(self, outcome: Result<T, BootError>) -> Result<T, BootFailure> {
+        let error = match outcome {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
         };
-        let console = match self.console {
+        let console = match self.watched.console.take() {
             Some(console) => console.last_words().await,
             None => Vec::new(),
         };
-        Err(BootFailure { stage: self.stages.current(), cause, console })
+        let timed_out = matches!(error, BootError::Late(_) | BootError::TemplateTimedOut(_));
+        let (stage, cause) = (self.watched.stages.current(), with_causes(&error));
+        Err(BootFailure { stage, cause, console, timed_out })
     }
 
-    async fn boot(&mut self) -> Result<RunningMachine<P::Machine>, BootError> {
+    async fn boot(&self) -> Result<RunningMachine<P::Machine>, BootError> {
         let mut warning = None;
         // A layer from an earlier start contains data that no template has.
         if let (Some(dir), false) = (&self.spec.template_dir, self.spec.dir.join(files::LAYER).exists()) {
@@ -178,17 +196,14 @@ impl<'a, P: Platform> Attempt<'a, P> {
                 }
             }
         }
-        self.boot_kernel(warning).await
+        self.watched.within(self.limit(), self.boot_kernel(warning)).await?
     }
 
     async fn open_store(&self, dir: &Path) -> Result<Store, BootError> {
         Ok(Store::open(dir, &self.spec.subject(), self.platform).await?)
     }
 
-    async fn boot_kernel(
-        &mut self,
-        warning: Option<String>,
-    ) -> Result<RunningMachine<P::Machine>, BootError> {
+    async fn boot_kernel(&self, warning: Option<String>) -> Result<RunningMachine<P::Machine>, BootError> {
         let network = self.start_network()?;
         let mut machine = self.launch_kernel(&self.spec.dir, network, None).await?;
         let channel = machine.take_channel();
@@ -204,13 +219,15 @@ impl<'a, P: Platform> Attempt<'a, P> {
         Ok(self.running(machine, channel, came_up))
     }
 
-    async fn boot_from_template(&mut self, store: &Store) -> Result<RunningMachine<P::Machine>, BootError> {
+    async fn boot_from_template(&self, store: &Store) -> Result<RunningMachine<P::Machine>, BootError> {
         let template = self.find_or_make_template(store).await?;
-        self.stages.enter(BootStage::Disks);
+        self.enter(BootStage::Disks);
         let disks = self.disks();
         disk::instantiate(template.layer(), &disks.layer)?;
         let network = self.start_network()?;
-        let restored = self.restore(&template, disks, network).await;
+        let limit = self.template_limit();
+        let restored = self.watched.within(limit, self.restore(&template, disks, network)).await;
+        let restored = restored.unwrap_or(Err(BootError::RestoreTimedOut(limit)));
         let (machine, channel) = restored.inspect_err(|error| {
             if error.condemns_template() {
                 store.discard(&template);
@@ -223,15 +240,15 @@ impl<'a, P: Platform> Attempt<'a, P> {
 
     /// Starts a machine from a template and makes its guest this VM.
     async fn restore(
-        &mut self,
+        &self,
         template: &Snapshot,
         disks: Disks,
         network: Option<Network>,
     ) -> Result<(P::Machine, UnixStream), BootError> {
-        self.stages.enter(BootStage::Vmm);
+        self.enter(BootStage::Vmm);
         let start = Start::Saved { files: template.saved_files() };
         let mut machine = self.launch(disks, network, start, &self.spec.dir.join(files::SERIAL_LOG)).await?;
-        self.stages.enter(BootStage::Restore);
+        self.enter(BootStage::Restore);
         machine.restore(template.state()).await?;
         let channel = machine.take_channel();
         let config = machine.network().map(network_config);
@@ -244,7 +261,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         Ok((machine, channel))
     }
 
-    async fn find_or_make_template(&mut self, store: &Store) -> Result<Snapshot, BootError> {
+    async fn find_or_make_template(&self, store: &Store) -> Result<Snapshot, BootError> {
         if let Some(template) = store.find() {
             return Ok(template);
         }
@@ -254,28 +271,27 @@ impl<'a, P: Platform> Attempt<'a, P> {
         }
     }
 
-    /// One process makes the template, the others wait for it. Takes at most half of the time limit of the boot, so that
-    /// the kernel can be booted instead.
-    async fn make_template(&mut self, store: &Store) -> Result<Snapshot, BootError> {
+    /// One process makes the template, the others wait for it. Has half of the limit of a boot, so that the kernel can be
+    /// booted instead.
+    async fn make_template(&self, store: &Store) -> Result<Snapshot, BootError> {
         let layer_bytes = std::fs::metadata(&self.spec.guest.layer_template).map_or(0, |file| file.len());
         let wanted = layer_bytes + (u64::from(self.spec.machine.mem_mib) << 20);
-        let limit = self.limit() / 2;
-        let deadline = tokio::time::Instant::now() + limit;
-        let late = BootError::TemplateTimedOut(limit);
+        let limit = self.template_limit();
         let failed = |error: BootError| {
             store.failed(&with_causes(&error));
             error
         };
-        let partial = match timeout_at(deadline, store.begin(wanted)).await {
+        let partial = match self.watched.within(limit, store.begin(wanted)).await {
             Ok(Ok(Begun::Partial(partial))) => partial,
             Ok(Ok(Begun::MadeMeanwhile(template))) => return Ok(*template),
             // It is recorded already.
             Ok(Ok(Begun::FailedMeanwhile(reason))) => return Err(BootError::FailedRecently(reason)),
             Ok(Err(error)) => return Err(failed(error.into())),
-            Err(_) => return Err(failed(late)),
+            Err(_) => return Err(failed(BootError::TemplateTimedOut(limit))),
         };
         // A failure is recorded before the next process gets the lock, so that it does not try the same again.
-        let saved = timeout_at(deadline, self.save_template(&partial)).await.unwrap_or(Err(late));
+        let saved = self.watched.within(limit, self.save_template(&partial)).await;
+        let saved = saved.unwrap_or(Err(BootError::TemplateTimedOut(limit)));
         let release = saved.map_err(failed)?;
         let guest = &self.spec.guest;
         let finished = store.finish(partial, release, &guest.digest, guest.base_image.path());
@@ -283,7 +299,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
     }
 
     /// Boots a throwaway machine, saves it and ends it. Returns its kernel's release.
-    async fn save_template(&mut self, partial: &Partial) -> Result<String, BootError> {
+    async fn save_template(&self, partial: &Partial) -> Result<String, BootError> {
         let dir = partial.dir().to_owned();
         // Only a clone's interface is connected.
         let network = self.connect(Provider::Unconnected)?;
@@ -306,31 +322,31 @@ impl<'a, P: Platform> Attempt<'a, P> {
 
     /// Starts the machine's kernel, with its files in `dir`.
     async fn launch_kernel(
-        &mut self,
+        &self,
         dir: &Path,
         network: Option<Network>,
         save_in: Option<SavedFiles>,
     ) -> Result<P::Machine, BootError> {
-        self.stages.enter(BootStage::Disks);
+        self.enter(BootStage::Disks);
         let disks = Disks { initrd: dir.join(files::INITRD), layer: dir.join(files::LAYER), ..self.disks() };
         initrd::write(&disks.initrd, self.spec.guest.kernel.modules())?;
         disk::instantiate(&self.spec.guest.layer_template.clone().into(), &disks.layer)?;
-        self.stages.enter(BootStage::Vmm);
+        self.enter(BootStage::Vmm);
         let start = Start::Kernel { save_in };
         let machine = self.launch(disks, network, start, &dir.join(files::SERIAL_LOG)).await?;
-        self.stages.enter(BootStage::Kernel);
+        self.enter(BootStage::Kernel);
         Ok(machine)
     }
 
     async fn launch(
-        &mut self,
+        &self,
         disks: Disks,
         network: Option<Network>,
         start: Start,
         serial_log: &Path,
     ) -> Result<P::Machine, BootError> {
         let console = Console::create(serial_log)?;
-        self.console = Some(console.clone());
+        self.watched.console.replace(Some(console.clone()));
         let launch = Launch {
             hardware: self.spec.hardware(),
             disks,
@@ -339,13 +355,15 @@ impl<'a, P: Platform> Attempt<'a, P> {
             console,
             requires_full_confinement: self.spec.requires_full_confinement,
         };
-        Ok(self.platform.launch(launch).await?)
+        let machine = self.platform.launch(launch).await?;
+        self.watched.follow(&machine);
+        Ok(machine)
     }
 
     /// Brings the guest from the kernel's start to a state that could be saved.
     async fn prepare_guest(&self, channel: &mut UnixStream, warm_up: bool) -> Result<String, HandshakeError> {
         let hello = mux::receive_hello(channel).await?;
-        self.stages.enter(BootStage::Guest);
+        self.enter(BootStage::Guest);
         let base_filesystem = self.spec.guest.base_filesystem.clone();
         let preparation = Preparation { generation: GENERATION, base_filesystem, warm_up };
         mux::set_up(channel, preparation).await?;
@@ -358,14 +376,14 @@ impl<'a, P: Platform> Attempt<'a, P> {
         channel: &mut UnixStream,
         network: Option<NetworkConfig>,
     ) -> Result<(), GuestError> {
-        self.stages.enter(BootStage::Identity);
+        self.enter(BootStage::Identity);
         Ok(mux::set_up(channel, identity(self.spec, network)?).await?)
     }
 
     /// Starts what carries the VM's packets, if it has a network.
     fn start_network(&self) -> Result<Option<Network>, NetworkError> {
         if self.spec.network {
-            self.stages.enter(BootStage::Network);
+            self.enter(BootStage::Network);
         }
         self.connect(Provider::Policed(NetworkSettings {
             mac_address: mac_address(&self.spec.vm_id),
@@ -394,7 +412,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
         came_up: CameUp,
     ) -> RunningMachine<P::Machine> {
         let CameUp { kernel_release, start_mode, warning } = came_up;
-        let (streams, driver) = mux::drive(channel);
+        let (streams, driver) = mux::drive(channel, self.spec.pace);
         self.tasks.spawn_local(driver);
         let info = BootInfo {
             kernel_release,
@@ -408,7 +426,7 @@ impl<'a, P: Platform> Attempt<'a, P> {
             supervisor_restricted: None,
             start_mode,
             warning,
-            stages: self.stages.end(),
+            stages: self.watched.stages.end(),
         };
         RunningMachine { machine, streams, info }
     }

@@ -20,6 +20,8 @@ use tokio_util::codec::{Decoder, Encoder, Framed};
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, Mode};
 
+use crate::pace::Pace;
+
 /// Maximum number of client requests in flight, such as commands that run; a command that takes input counts twice. Of the 256 streams
 /// that yamux opens before the guest has answered on any of them, some are reserved for the supervisor.
 const MAX_REQUESTS: usize = 250;
@@ -119,6 +121,7 @@ pub(crate) async fn call<S: AsyncRead + AsyncWrite + Unpin, C: Call>(
 pub(crate) struct Streams {
     requests: mpsc::Sender<oneshot::Sender<yamux::Stream>>,
     permits: Arc<Semaphore>,
+    pace: Pace,
 }
 
 /// The permit for a stream, held as long as the stream.
@@ -139,6 +142,11 @@ impl Streams {
     /// Opens a new stream to the guest with a permit that no open stream uses.
     pub(crate) async fn open_with(&self, _permit: &Permit) -> Result<yamux::Stream, OpenError> {
         self.open_reserved().await.ok_or(OpenError::Closed)
+    }
+
+    /// Returns how slow the guest's host is.
+    pub(crate) fn pace(&self) -> Pace {
+        self.pace
     }
 
     /// Waits until the channel is closed, by either end.
@@ -177,8 +185,8 @@ async fn answer<C: Call>(stream: yamux::Stream, request: C) -> Option<C::Reply> 
     }
 }
 
-/// Starts yamux on the channel. The future must be polled for the streams to move; it ends with the channel.
-pub(crate) fn drive(channel: UnixStream) -> (Streams, impl Future<Output = ()>) {
+/// Starts yamux on the channel of a guest on a host of this pace. The future must be polled for the streams to move; it ends with the channel.
+pub(crate) fn drive(channel: UnixStream, pace: Pace) -> (Streams, impl Future<Output = ()>) {
     let mut config = Config::default();
     config.set_max_num_streams(MAX_STREAMS).set_max_connection_receive_window(Some(MAX_BUFFERED_BYTES));
     // yamux flushes it after each of its frames.
@@ -213,7 +221,7 @@ pub(crate) fn drive(channel: UnixStream) -> (Streams, impl Future<Output = ()>) 
             }
         }
     });
-    (Streams { requests: sender, permits: Arc::new(Semaphore::new(MAX_REQUESTS)) }, driver)
+    (Streams { requests: sender, permits: Arc::new(Semaphore::new(MAX_REQUESTS)), pace }, driver)
 }
 
 #[cfg(test)]

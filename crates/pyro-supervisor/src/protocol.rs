@@ -26,7 +26,7 @@ use tokio_util::codec::Framed;
 
 pub use self::shells::{MAX_OPEN_SHELLS, ReadReason, ReadShell, SCROLLBACK_BYTES, ShellPart, ShellState};
 use super::conversation::CommandOutcome;
-use super::{BootFailure, BootInfo, EndReason};
+use super::{BootFailure, BootInfo, BootStage, EndReason};
 use crate::mount::MountPoint;
 use crate::service::{ServiceDefinition, ServiceStatus};
 use crate::spec::{LaunchSpec, PortMapping, PublishedPort};
@@ -325,6 +325,9 @@ pub(crate) enum Launch {
 pub(crate) enum Event {
     /// The supervisor. First, unless a spare was claimed: then both ends have greeted already.
     Hello(Greeting),
+    /// The start is at this step. Sent when another one begins and every few seconds, to those who asked for it by
+    /// [`LaunchSpec::reports_stages`].
+    Stage(BootStage),
     /// The guest takes commands.
     Booted(BootInfo),
     /// The template exists; [`Purpose::Template`](crate::Purpose::Template) is done.

@@ -88,6 +88,16 @@ pub struct BootFailure {
     pub cause: String,
     /// The latest lines of the console.
     pub console: Vec<String>,
+    /// It was given up because it took too long.
+    #[serde(default)]
+    pub timed_out: bool,
+}
+
+impl BootFailure {
+    /// Returns the failure of a step that does not have to do with a machine.
+    pub(crate) fn at(stage: BootStage, cause: impl Into<String>) -> Self {
+        Self { stage, cause: cause.into(), console: Vec::new(), timed_out: false }
+    }
 }
 
 /// Steps from nothing to a guest that takes commands.

@@ -18,6 +18,7 @@ mod timer;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -28,7 +29,9 @@ use pyro_machine::{Firecracker, Machine, Platform, Qemu, Vmm};
 use pyro_wire::{Frame, FrameCodec};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::LocalSet;
+use tokio::time::timeout;
 use tokio_util::codec::Framed;
 
 pub(crate) use self::adoption::clear_claimed;
@@ -43,6 +46,7 @@ use super::{BootFailure, BootStage, EndReason};
 use super::{dir, handover};
 use crate::mount::MountSockets;
 use crate::spec::{LaunchSpec, Purpose};
+use crate::stages::Reporter;
 
 /// Time limit for a client or a starter to take a message of a few bytes.
 const REPLY_LIMIT: Duration = Duration::from_secs(3);
@@ -52,8 +56,13 @@ pub(crate) trait Boot {
     /// A running machine.
     type Machine: Machine;
 
-    /// Boots a machine until its guest takes commands. Dropping the future, or an error, leaves no process behind.
-    async fn boot(&self, spec: &LaunchSpec) -> Result<RunningMachine<Self::Machine>, BootFailure>;
+    /// Boots a machine until its guest takes commands, and reports which step it is at. Dropping the future, or an error,
+    /// leaves no process behind.
+    async fn boot(
+        &self,
+        spec: &LaunchSpec,
+        reporter: Reporter,
+    ) -> Result<RunningMachine<Self::Machine>, BootFailure>;
 }
 
 /// A wall clock.
@@ -77,8 +86,12 @@ struct Booter<'a, P> {
 impl<P: Platform> Boot for Booter<'_, P> {
     type Machine = P::Machine;
 
-    async fn boot(&self, spec: &LaunchSpec) -> Result<RunningMachine<P::Machine>, BootFailure> {
-        let mut up = machine::boot(spec, &self.platform, self.tasks).await?;
+    async fn boot(
+        &self,
+        spec: &LaunchSpec,
+        reporter: Reporter,
+    ) -> Result<RunningMachine<P::Machine>, BootFailure> {
+        let mut up = machine::boot(spec, &self.platform, self.tasks, reporter).await?;
         // No other program is started from now on.
         let restricted = pyro_confine::restrict_running_supervisor();
         match &restricted {
@@ -173,7 +186,7 @@ async fn receive_launch(stream: UnixStream) -> io::Result<Option<(LaunchSpec, Li
             "its supervisor runs version {}, and the process that starts it another one",
             own.version
         );
-        let failure = BootFailure { stage: BootStage::Vmm, cause, console: Vec::new() };
+        let failure = BootFailure::at(BootStage::Vmm, cause);
         let _ = lifeline.send(Frame::Control(Event::Failed(failure))).await;
         return Ok(None);
     }
@@ -193,13 +206,24 @@ async fn make_template<P: Platform>(
     tasks: &LocalSet,
     mut signals: Signals,
 ) -> Event {
-    let event = tokio::select! {
-        made = machine::make_template(spec, platform, tasks) => match made {
-            Ok(()) => Event::TemplateReady,
-            Err(failure) => Event::Failed(failure),
-        },
-        _ = lifeline.next() => Event::Ended(EndReason::CallerGone),
-        () = signals.any() => Event::Ended(EndReason::Terminated),
+    let (sender, mut stages) = mpsc::unbounded_channel();
+    let reporter: Reporter = Rc::new(move |stage| {
+        let _ = sender.send(stage);
+    });
+    let mut making = pin!(machine::make_template(spec, platform, tasks, reporter));
+    let event = loop {
+        tokio::select! {
+            made = &mut making => break match made {
+                Ok(()) => Event::TemplateReady,
+                Err(failure) => Event::Failed(failure),
+            },
+            Some(stage) = stages.recv() => if spec.reports_stages {
+                // The starter may not read.
+                let _ = timeout(REPLY_LIMIT, lifeline.send(Frame::Control(Event::Stage(stage)))).await;
+            },
+            _ = lifeline.next() => break Event::Ended(EndReason::CallerGone),
+            () = signals.any() => break Event::Ended(EndReason::Terminated),
+        }
     };
     driver::remove_dir(&spec.dir);
     event

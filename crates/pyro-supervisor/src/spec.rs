@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::mount::{MountPoint, MountSockets};
+use crate::pace::Pace;
 
 /// Everything a supervisor needs to start and end one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -30,12 +31,19 @@ pub struct LaunchSpec {
     pub in_use_lock: Option<PathBuf>,
     /// Wall-clock time, in seconds since the epoch, at which the VM ends.
     pub expires_at: f64,
-    /// Longest time from starting the VMM to the guest's readiness, in seconds.
+    /// Longest time in which the boot of a kernel makes no progress, in seconds, without that in which the host has no
+    /// processor for it. What is faster than a boot, such as a start from a template, has half of it.
     pub boot_limit_seconds: u64,
     /// The platform of the machine.
     #[serde(default)]
     #[schemars(with = "serde_json::Value")]
     pub vmm: Vmm,
+    /// How slow this host is.
+    #[serde(default)]
+    pub pace: Pace,
+    /// The starter wants to know which step the start is at. Those of older versions do not, and would not understand it.
+    #[serde(default)]
+    pub reports_stages: bool,
     /// The hardware.
     #[schemars(with = "serde_json::Value")]
     pub machine: MachineConfig,
@@ -169,6 +177,8 @@ pub(crate) mod tests {
             expires_at: 0.0,
             boot_limit_seconds: 1,
             vmm: Vmm::Qemu,
+            pace: Pace::USUAL,
+            reports_stages: false,
             machine: MachineConfig {
                 vmm_program: "/usr/bin/vmm".into(),
                 accelerator: Accelerator::Tcg,

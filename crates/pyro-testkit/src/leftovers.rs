@@ -25,7 +25,7 @@ fn files(state: &Path) -> Vec<String> {
     for name in names(state) {
         match name.as_str() {
             "state.sqlite3" | "state.sqlite3-wal" | "state.sqlite3-shm" | "accelerator.json"
-            | "mcp-token" => {}
+            | "boot-times.json" | "mcp-token" => {}
             // They stay. One whose process was killed is removed when the next is made.
             "templates" => {}
             "vms" => left.extend(names(&state.join("vms")).into_iter().map(|vm| format!("file vms/{vm}"))),

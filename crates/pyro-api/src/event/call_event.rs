@@ -46,6 +46,13 @@ pub enum CallEvent {
     },
     /// The VM is the first of its kind; it takes a few seconds longer to start than later ones.
     FirstOfKind,
+    /// The VM takes long to start. Sent every few seconds.
+    Starting {
+        /// The current step, as text for people.
+        step: String,
+        /// Time since the start began, in seconds.
+        seconds: u64,
+    },
     /// Every change of a watched file or directory from now on is sent.
     Watching,
     /// A change of what is watched.
@@ -101,6 +108,7 @@ impl From<Event> for CallEvent {
             Event::Pull(PullEvent::Step { text, done, total }) => Self::PullStep { text, done, total },
             Event::Pull(PullEvent::Ready { environment }) => Self::PullReady { environment },
             Event::FirstOfKind => Self::FirstOfKind,
+            Event::Starting { step, seconds } => Self::Starting { step, seconds },
             Event::Watching => Self::Watching,
             Event::FileChange(change) => Self::FileChange { change },
             Event::Warning(text) => Self::Warning { text },
@@ -140,6 +148,7 @@ impl TryFrom<CallEvent> for Event {
             CallEvent::PullStep { text, done, total } => Self::Pull(PullEvent::Step { text, done, total }),
             CallEvent::PullReady { environment } => Self::Pull(PullEvent::Ready { environment }),
             CallEvent::FirstOfKind => Self::FirstOfKind,
+            CallEvent::Starting { step, seconds } => Self::Starting { step, seconds },
             CallEvent::Watching => Self::Watching,
             CallEvent::FileChange { change } => Self::FileChange(change),
             CallEvent::Warning { text } => Self::Warning(text),

@@ -67,6 +67,7 @@ impl Arbitrary for Event {
             phase.prop_map(Self::Phase),
             pull.prop_map(Self::Pull),
             Just(Self::FirstOfKind),
+            any::<(String, u64)>().prop_map(|(step, seconds)| Self::Starting { step, seconds }),
             any::<String>().prop_map(Self::Warning),
             any::<(OutputStream, Vec<u8>)>()
                 .prop_map(|(stream, bytes)| Self::Output { stream, bytes: Bytes::from(bytes) }),

@@ -56,7 +56,7 @@ impl Engine {
         if let Ok(host) = self.host().await
             && let Some(environment) = self.open_environment(name).await?
         {
-            match self.make_default_template(environment, host, cancel).await {
+            match self.make_default_template(environment, host, events, cancel).await {
                 Err(error) if error.kind == ErrorKind::Cancelled => return Err(error),
                 Err(error) => {
                     let text = format!("VMs of {name} will start slowly, there is no template: {error}");

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::tasks::mounts::on_host;
 use super::{Engine, disk, state_unusable, unless_cancelled};
 use crate::Kind;
+use crate::boot_times::{self, BootTimes};
 use crate::engine::host::{Host, HostUnavailable};
 use crate::engine::reconcile::{OWNER_VANISHED, is_unfinished};
 use crate::host_settings::{ChosenSettings, HostChoice};
@@ -44,13 +45,9 @@ pub(super) const EXIT_TIME: Duration = Duration::from_secs(2);
 const NO_PROXY: &str =
     "host_proxy has no effect: this host sets none of HTTP_PROXY, HTTPS_PROXY, and ALL_PROXY for pyro";
 
-/// Maximum boot time in seconds. Emulation takes a few seconds, and more when many VMs boot at once.
-fn boot_limit_seconds(accelerator: Accelerator) -> u64 {
-    match accelerator {
-        Accelerator::Kvm => 30,
-        Accelerator::Tcg => 120,
-    }
-}
+/// Time after which the step of a start is reported to its caller, and time between two reports. Supervisors report a step
+/// every 5 seconds.
+const SLOW_START: Duration = Duration::from_secs(4);
 
 /// Snapshots have so far been restored only under emulation, where they save the most. A guest that resumes with a
 /// wrong clock under KVM would be worse than a boot of half a second.
@@ -315,7 +312,18 @@ impl Engine {
                     // Spares yield to a VM that a caller wants.
                     pool.trim(self.spares_capacity().await? as usize).await;
                     let supervisor = self.supervisor_command();
-                    pyro_supervisor::start(&supervisor.program, &supervisor.args(), spec, &lock).await
+                    let (accelerator, limit) = (spec.machine.accelerator, spec.boot_limit_seconds);
+                    let on_stage = stage_teller(events);
+                    let started = pyro_supervisor::start(
+                        &supervisor.program,
+                        &supervisor.args(),
+                        spec,
+                        &lock,
+                        on_stage,
+                    )
+                    .await;
+                    self.record_boot(accelerator, limit, &started).await;
+                    started
                 }
             };
             let is_new = is_unfinished(&record);
@@ -323,6 +331,38 @@ impl Engine {
         };
         let (lifeline, info) = unless_cancelled(cancel, start).await?;
         Ok(Started::Guest(Box::new(StartedGuest { lifeline, info, model })))
+    }
+
+    /// Takes note of how long a kernel took to boot, for the limit of the next one.
+    async fn record_boot(
+        &self,
+        accelerator: Accelerator,
+        limit_seconds: u64,
+        started: &Result<(Lifeline, BootInfo), StartError>,
+    ) {
+        let file = state_dir::boot_times(&self.config().base_dir);
+        let recorded = match started {
+            Ok((_, info)) if boot_times::kernel_time(&info.stages).is_some() => {
+                let stages = info.stages.clone();
+                self.blocking(move |_| {
+                    boot_times::record_start(&file, accelerator, &stages);
+                    Ok(())
+                })
+                .await
+            }
+            Err(StartError::Boot(failure)) if failure.timed_out => {
+                let limit = Duration::from_secs(limit_seconds);
+                self.blocking(move |_| {
+                    boot_times::record_timeout(&file, accelerator, limit);
+                    Ok(())
+                })
+                .await
+            }
+            _ => Ok(()),
+        };
+        if let Err(error) = recorded {
+            tracing::warn!(%error, "the time of a boot is not remembered");
+        }
     }
 
     /// Claims spares for a VM, whose lock the caller holds, until one does not fail. `None`: none is left.
@@ -350,6 +390,7 @@ impl Engine {
         &self,
         environment: InstalledEnvironment,
         host: Host,
+        events: &Events,
         cancel: &CancellationToken,
     ) -> Result<(), Error> {
         if !templates_fit(&host) {
@@ -374,7 +415,8 @@ impl Engine {
         let lock = self.own_vm_dir(Kind::Vm, &id).await?;
         let make = async {
             let supervisor = self.supervisor_command();
-            pyro_supervisor::make_template(&supervisor.program, &supervisor.args(), spec, &lock)
+            let on_stage = stage_teller(events);
+            pyro_supervisor::make_template(&supervisor.program, &supervisor.args(), spec, &lock, on_stage)
                 .await
                 .map_err(|error| start_error(Kind::Vm, &id, true, &dir, error))
         };
@@ -407,13 +449,17 @@ impl Engine {
         let has_network = policy.is_some();
         let network_policy = Policy { proxies: chosen.proxies, ..policy.unwrap_or_default() };
         let vm = id.clone();
-        let layer_template = self
+        let (layer_template, boot_limit, pace) = self
             .blocking(move |shared| {
+                let times = BootTimes::read(&state_dir::boot_times(&shared.config.base_dir));
+                let (limit, pace) = (times.limit(host.accelerator), times.pace(host.accelerator));
+                shared.pace.set(times.slowest_pace());
                 // The layer exists from an earlier start; a disk that has since become full must not prevent this one.
                 if has_layer {
-                    return Ok(layer);
+                    return Ok((layer, limit, pace));
                 }
-                disk::template(shared, &vm, shape.disk_mib, shape.retention.layer_lifetime())
+                let lifetime = shape.retention.layer_lifetime();
+                Ok((disk::template(shared, &vm, shape.disk_mib, lifetime)?, limit, pace))
             })
             .await?;
         let checked = &environment.files;
@@ -425,8 +471,10 @@ impl Engine {
             is_new: shape.is_new,
             in_use_lock: Some(environment.use_lock.clone()),
             expires_at: shape.expires_at,
-            boot_limit_seconds: boot_limit_seconds(host.accelerator),
             vmm: host.vmm,
+            boot_limit_seconds: boot_limit.as_secs(),
+            pace,
+            reports_stages: false,
             machine: MachineConfig {
                 vmm_program: host.vmm_program,
                 accelerator: host.accelerator,
@@ -516,6 +564,21 @@ impl Engine {
         };
         let id = id.clone();
         self.registry(move |registry| registry.set_started(&id, &patch).map(drop)).await
+    }
+}
+
+/// Returns what reports the steps of a slow start to its caller.
+fn stage_teller(events: &Events) -> impl AsyncFnMut(BootStage) {
+    let begun = Instant::now();
+    let mut due = SLOW_START;
+    async move |stage| {
+        let passed = begun.elapsed();
+        if passed >= due {
+            // Some steps take no time.
+            due = passed + SLOW_START;
+            let step = stage.to_string();
+            events.send(Event::Starting { step, seconds: passed.as_secs() }).await;
+        }
     }
 }
 

@@ -9,13 +9,13 @@ use crate::{Error, ErrorKind, Hint, Kind, VmId};
 
 /// Maximum time for a supervisor to end its VM. It covers 15 seconds in which a supervisor that is frozen is found not to
 /// respond, and then an orderly end: 3 seconds for the commands, 20 for the guest, and a few for
-/// the record. One that does not respond even then is killed within that time.
+/// the record. One that does not respond even then is killed within that time. Slower hosts have more.
 const END_LIMIT: Duration = Duration::from_secs(50);
 
 impl Engine {
     /// Asks the VM's supervisor, if there is one, to end the VM, and waits until the supervisor is gone.
     pub(super) async fn end(&self, id: &VmId, how: EndRequest) -> Result<Ended, Error> {
-        match self.client(id).end(how, END_LIMIT).await {
+        match self.client(id).end(how, self.pace().allow(END_LIMIT)).await {
             Ok(ended) => Ok(ended),
             Err(error) => Err(self.held(id, error).await),
         }
@@ -23,7 +23,7 @@ impl Engine {
 
     /// Waits until no process holds the VM. `None`: its directory is gone.
     pub(super) async fn await_release(&self, id: &VmId) -> Result<Option<OwnerLock>, Error> {
-        self.await_release_within(id, END_LIMIT).await
+        self.await_release_within(id, self.pace().allow(END_LIMIT)).await
     }
 
     /// Like `await_release`, with a time limit.
@@ -40,7 +40,7 @@ impl Engine {
 
     /// Returns a client for the VM's supervisor.
     pub(super) fn client(&self, id: &VmId) -> Client {
-        Client::new(self.vm_dir(id))
+        Client::new(self.vm_dir(id)).at(self.pace())
     }
 
     /// Returns the error for a VM or task that a process holds.

@@ -66,6 +66,8 @@ fn model() -> LaunchSpec {
         expires_at: 0.0,
         boot_limit_seconds: 1,
         vmm: pyro_machine::Vmm::Qemu,
+        pace: pyro_supervisor::Pace::USUAL,
+        reports_stages: false,
         machine: fake::machine_config(),
         guest: fake::guest_image(),
         artifacts_are_open: false,

@@ -12,6 +12,7 @@ use super::{Started, plan};
 use crate::channel::Channel;
 use crate::console::Console;
 use crate::exit::{Exit, Interrupted, Interruption};
+use crate::meter::Meter;
 use crate::network::{Network, NetworkDescription};
 use crate::platform::{END_LIMIT, Machine, MachineError, while_alive};
 use crate::qemu::process::VmmProcess;
@@ -170,6 +171,10 @@ impl Machine for FirecrackerMachine {
 
     fn network_confinement(&self) -> Option<Confinement> {
         self.network.as_ref()?.confinement()
+    }
+
+    fn meter(&self) -> Option<Meter> {
+        Some(Meter::of_process(self.id()))
     }
 }
 

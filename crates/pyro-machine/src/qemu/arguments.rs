@@ -15,7 +15,7 @@ use crate::network::NetworkInterface;
 pub(super) const CHANNEL_FD: i32 = 3;
 /// Descriptor of the network's stream socket, where the machine has an interface.
 pub(super) const NETWORK_FD: i32 = 4;
-/// Descriptor of the control connection, a stream socket, where [`needs_control`].
+/// Descriptor of the control connection, a stream socket.
 pub(super) const CONTROL_FD: i32 = 5;
 
 /// Descriptor of KVM's device, where the VMM may not open it itself.
@@ -38,7 +38,7 @@ const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet reboot=t panic=-1 no_timer_c
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
 /// Whether a machine that starts like this is sent commands through the control connection.
-pub(super) fn needs_control(start: &Start) -> bool {
+pub(super) fn takes_commands(start: &Start) -> bool {
     start.memory().is_some()
 }
 
@@ -93,10 +93,8 @@ pub(super) fn arguments(
         }
         Start::Saved { .. } => args.option("-incoming", "defer"),
     }
-    if needs_control(start) {
-        args.option("-chardev", format!("socket,id=control,fd={}", CONTROL_FD));
-        args.option("-mon", "chardev=control,mode=control");
-    }
+    args.option("-chardev", format!("socket,id=control,fd={}", CONTROL_FD));
+    args.option("-mon", "chardev=control,mode=control");
     args.option("-chardev", "stdio,id=console,signal=off");
     args.option("-serial", "chardev:console");
 

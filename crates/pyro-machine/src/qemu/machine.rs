@@ -7,10 +7,11 @@ use pyro_confine::{Confinement, Group};
 use tokio::net::UnixStream;
 
 use super::process::VmmProcess;
-use super::qmp::Qmp;
+use super::qmp::{Pauses, Qmp};
 use crate::channel::Channel;
 use crate::console::Console;
 use crate::exit::{Exit, Interrupted, Interruption};
+use crate::meter::Meter;
 use crate::network::{Network, NetworkDescription};
 use crate::platform::{END_LIMIT, Machine, MachineError, while_alive};
 
@@ -20,7 +21,9 @@ pub struct QemuMachine {
     process: VmmProcess,
     confinement: Confinement,
     channel: Option<UnixStream>,
+    /// Where it can be saved or restored.
     control: Option<Qmp>,
+    pauses: Pauses,
     network: Option<Network>,
     /// The network failed after the start, and the console says so.
     network_lost: bool,
@@ -34,6 +37,7 @@ impl QemuMachine {
     pub(super) fn new(
         (mut process, confinement): (VmmProcess, Confinement),
         channel: UnixStream,
+        pauses: Pauses,
         network: Option<Network>,
         console: Console,
     ) -> Self {
@@ -46,6 +50,7 @@ impl QemuMachine {
             confinement,
             channel,
             control: None,
+            pauses,
             network,
             network_lost: false,
             console,
@@ -81,7 +86,7 @@ impl QemuMachine {
         self.group = group;
     }
 
-    /// Adds the control connection.
+    /// Adds the control connection, for a machine that can be saved or restored.
     pub(super) fn control_with(&mut self, qmp: Qmp) {
         self.control = Some(qmp);
     }
@@ -94,14 +99,14 @@ impl Machine for QemuMachine {
 
     async fn restore(&mut self, state: &Path) -> Result<(), Interrupted<MachineError>> {
         // If this is cancelled half-way, the machine's state is unknown, and it cannot be sent another command.
-        let mut control = self.control.take().ok_or(Interrupted::Failed(MachineError::NoControl))?;
+        let control = self.control.take().ok_or(Interrupted::Failed(MachineError::NoControl))?;
         while_alive(self, control.load(state)).await?;
         self.control = Some(control);
         Ok(())
     }
 
     async fn save(&mut self, state: &Path) -> Result<(), Interrupted<MachineError>> {
-        let mut control = self.control.take().ok_or(Interrupted::Failed(MachineError::NoControl))?;
+        let control = self.control.take().ok_or(Interrupted::Failed(MachineError::NoControl))?;
         while_alive(self, control.save(state)).await
     }
 
@@ -112,18 +117,19 @@ impl Machine for QemuMachine {
                 Interruption::Network(error) => error,
             };
             // A machine that ends closes the link before its process is gone. That is not a loss of the network.
-            if let Ok(exit) = tokio::time::timeout(END_LIMIT, exited(&mut self.process)).await {
+            let ended = exited(&mut self.process, &mut self.pauses);
+            if let Ok(exit) = tokio::time::timeout(END_LIMIT, ended).await {
                 return exit;
             }
             self.network_lost = true;
             tracing::warn!(%error, "a running machine has lost its network");
             self.console.print(format!("\n[the network is lost: {error}]\n").as_bytes());
         }
-        exited(&mut self.process).await
+        exited(&mut self.process, &mut self.pauses).await
     }
 
     async fn interrupted(&mut self) -> Interruption {
-        let Self { process, network, .. } = self;
+        let Self { process, pauses, network, .. } = self;
         let network_failed = async {
             match network {
                 Some(network) => network.failed().await,
@@ -133,7 +139,7 @@ impl Machine for QemuMachine {
         tokio::select! {
             // Its end closes the link, which ends what carries the network.
             biased;
-            exit = exited(process) => Interruption::Exit(exit),
+            exit = exited(process, pauses) => Interruption::Exit(exit),
             error = network_failed => Interruption::Network(error),
         }
     }
@@ -162,12 +168,25 @@ impl Machine for QemuMachine {
     fn network_confinement(&self) -> Option<Confinement> {
         self.network.as_ref()?.confinement()
     }
+
+    fn meter(&self) -> Option<Meter> {
+        Some(Meter::of_process(self.id()))
+    }
 }
 
-async fn exited(process: &mut VmmProcess) -> Exit {
-    match process.wait().await {
-        Ok(status) => Exit::Status(status),
-        Err(error) => Exit::Lost { reason: error.to_string() },
+/// Waits for the end of the process, and ends it if it has paused its machine. Dropping the future loses nothing.
+async fn exited(process: &mut VmmProcess, pauses: &mut Pauses) -> Exit {
+    tokio::select! {
+        biased;
+        cause = pauses.next() => {
+            // Fails only if it has ended already.
+            let _ = process.kill().await;
+            Exit::Paused { cause }
+        }
+        ended = process.wait() => match ended {
+            Ok(status) => Exit::Status(status),
+            Err(error) => Exit::Lost { reason: error.to_string() },
+        },
     }
 }
 
@@ -213,7 +232,8 @@ mod tests {
             let network = Network::with_script(dir.path(), "echo out of memory >&2; exit 9");
             let (process, _stdin) = cat();
             let (channel, _guest) = UnixStream::pair().unwrap();
-            let mut machine = QemuMachine::new(process, channel, Some(network), Console::in_memory());
+            let mut machine =
+                QemuMachine::new(process, channel, Pauses::none(), Some(network), Console::in_memory());
             for _ in 0..2 {
                 let Interruption::Network(error) = machine.interrupted().await else { panic!("it is alive") };
                 assert_eq!(error.to_string(), "the network process ended (exit status: 9): out of memory");
@@ -231,7 +251,8 @@ mod tests {
             let (process, stdin) = cat();
             let (channel, _guest) = UnixStream::pair().unwrap();
             let console = Console::in_memory();
-            let mut machine = QemuMachine::new(process, channel, Some(network), console.clone());
+            let mut machine =
+                QemuMachine::new(process, channel, Pauses::none(), Some(network), console.clone());
             let lost = async {
                 loop {
                     match console.tail().pop() {

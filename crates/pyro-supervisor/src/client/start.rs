@@ -13,7 +13,8 @@ use pyro_wire::{Frame, FrameCodec};
 use rustix::process::Signal;
 use tokio::net::UnixStream;
 use tokio::process::Child;
-use tokio::time::timeout;
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::codec::Framed;
 
 use super::process::Process;
@@ -22,13 +23,16 @@ use crate::protocol::{
     CLAIM_LIMIT, ClientStream, Event, GENERATION, Greeting, Launch, LifelineClient, Reply, Request,
 };
 use crate::spec::{LaunchSpec, Purpose};
-use crate::{BootFailure, BootInfo, EndReason, OwnerLock, dir as vm_dir, files, handover};
+use crate::{BootFailure, BootInfo, BootStage, EndReason, OwnerLock, dir as vm_dir, files, handover};
 
 /// Time limit for a spare to grant a claim or to confirm its end. It waits for nothing else, so it answers at once.
 pub(crate) const SPARE_LIMIT: Duration = Duration::from_secs(1);
 /// Time limit for a supervisor to report how a boot or a claim went, beyond the limit of the boot or the claim itself. It
 /// records the start before it reports it, or cleans up.
 const REPORT_LIMIT: Duration = Duration::from_secs(30);
+/// Time limit for a supervisor that has reported a step of a start to report anything more. It reports the step every few
+/// seconds; it mounts directories and records the start without reporting anything.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Why a VM did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +69,8 @@ pub struct Lifeline {
     stream: LifelineClient,
 }
 
-/// Starts `program` with `args` as the supervisor of the VM and waits until the guest takes commands.
+/// Starts `program` with `args` as the supervisor of the VM and waits until the guest takes commands. `on_stage` gets the
+/// step that the start is at: when another one begins, and every few seconds.
 ///
 /// Dropping the future ends the VM.
 ///
@@ -77,17 +82,20 @@ pub async fn start(
     args: &[&OsStr],
     spec: LaunchSpec,
     lock: &OwnerLock,
+    on_stage: impl AsyncFnMut(BootStage),
 ) -> Result<(Lifeline, BootInfo), StartError> {
+    let spec = LaunchSpec { reports_stages: true, ..spec };
     let limit = boot_limit(&spec);
-    spawn(program, args, spec, lock).await?.booted(limit).await
+    spawn(program, args, spec, lock).await?.booted(limit, on_stage).await
 }
 
-/// Returns how long a supervisor can take to report how a boot went.
+/// Returns how long a supervisor that reports nothing else can take to report how a boot went.
 fn boot_limit(spec: &LaunchSpec) -> Duration {
     Duration::from_secs(spec.boot_limit_seconds).saturating_add(REPORT_LIMIT)
 }
 
-/// Starts `program` with `args` to make the template for VMs like that of `spec`, unless it exists.
+/// Starts `program` with `args` to make the template for VMs like that of `spec`, unless it exists. `on_stage` gets the
+/// step that this is at, as with [`start`].
 ///
 /// Dropping the future cancels that.
 ///
@@ -98,17 +106,19 @@ pub async fn make_template(
     args: &[&OsStr],
     spec: LaunchSpec,
     lock: &OwnerLock,
+    on_stage: impl AsyncFnMut(BootStage),
 ) -> Result<(), StartError> {
-    let spec = LaunchSpec { purpose: Purpose::Template, ..spec };
+    let spec = LaunchSpec { purpose: Purpose::Template, reports_stages: true, ..spec };
     let limit = boot_limit(&spec);
     let mut lifeline = spawn(program, args, spec, lock).await?;
-    let made = async {
-        lifeline.ready().await?;
-        lifeline.reap().await;
-        Ok(())
-    };
-    match timeout(limit, made).await {
-        Ok(made) => made,
+    match lifeline.ready(limit, on_stage).await {
+        Ok(made) => {
+            made?;
+            match timeout(EXIT_LIMIT, lifeline.reap()).await {
+                Ok(()) => Ok(()),
+                Err(_) => Err(lifeline.abandon().await),
+            }
+        }
         Err(_) => Err(lifeline.abandon().await),
     }
 }
@@ -158,6 +168,7 @@ pub(crate) async fn claim(
     lock: &OwnerLock,
 ) -> Option<Result<(Lifeline, BootInfo), StartError>> {
     let sockets = spec.mount_sockets.clone();
+    let limit = spec.pace.allow(CLAIM_LIMIT) + REPORT_LIMIT;
     let Ok(granted) = timeout(SPARE_LIMIT, request_claim(dir, spec)).await else {
         kill_silent_spare(dir).await;
         return None;
@@ -170,7 +181,7 @@ pub(crate) async fn claim(
     }
     drop(sockets);
     let lifeline = Lifeline { supervisor: None, stream: Framed::new(stream, FrameCodec::default()) };
-    Some(lifeline.booted(CLAIM_LIMIT + REPORT_LIMIT).await)
+    Some(lifeline.booted(limit, async |_| {}).await)
 }
 
 /// Returns the connection on which the spare has granted the claim. A spare that closes it without an answer has been
@@ -200,9 +211,13 @@ pub(crate) async fn kill_silent_spare(dir: &Path) -> bool {
 }
 
 impl Lifeline {
-    /// Waits until the guest takes commands.
-    async fn booted(mut self, limit: Duration) -> Result<(Self, BootInfo), StartError> {
-        match timeout(limit, self.ready()).await {
+    /// Waits until the guest takes commands. `limit` is that for a supervisor that does not report the steps of the start.
+    async fn booted(
+        mut self,
+        limit: Duration,
+        on_stage: impl AsyncFnMut(BootStage),
+    ) -> Result<(Self, BootInfo), StartError> {
+        match self.ready(limit, on_stage).await {
             Ok(Ok(Some(info))) => Ok((self, info)),
             Ok(Ok(None)) => Err(StartError::Lost),
             Ok(Err(error)) => Err(error),
@@ -237,17 +252,33 @@ impl Lifeline {
     }
 
     /// Waits until the VM or template is ready; for a VM, returns its description.
-    async fn ready(&mut self) -> Result<Option<BootInfo>, StartError> {
-        let error = match self.next_event().await {
-            Some(Event::Booted(info)) => return Ok(Some(info)),
-            Some(Event::TemplateReady) => return Ok(None),
-            Some(Event::Failed(failure)) => StartError::Boot(failure),
-            Some(Event::Ended(reason)) => StartError::Ended(reason),
-            Some(Event::Hello(Greeting { version, .. })) => StartError::OtherVersion { version },
-            None => StartError::Lost,
+    ///
+    /// # Errors
+    /// It was silent for too long.
+    async fn ready(
+        &mut self,
+        limit: Duration,
+        mut on_stage: impl AsyncFnMut(BootStage),
+    ) -> Result<Result<Option<BootInfo>, StartError>, Elapsed> {
+        let mut deadline = Instant::now() + limit;
+        let error = loop {
+            break match timeout_at(deadline, self.next_event()).await? {
+                Some(Event::Stage(stage)) => {
+                    // The supervisor is not responsible for the time that this takes.
+                    on_stage(stage).await;
+                    deadline = Instant::now() + SILENCE_LIMIT;
+                    continue;
+                }
+                Some(Event::Booted(info)) => return Ok(Ok(Some(info))),
+                Some(Event::TemplateReady) => return Ok(Ok(None)),
+                Some(Event::Failed(failure)) => StartError::Boot(failure),
+                Some(Event::Ended(reason)) => StartError::Ended(reason),
+                Some(Event::Hello(Greeting { version, .. })) => StartError::OtherVersion { version },
+                None => StartError::Lost,
+            };
         };
-        self.reap().await;
-        Err(error)
+        timeout(EXIT_LIMIT, self.reap()).await?;
+        Ok(Err(error))
     }
 
     /// Waits for the end of the VM and of its supervisor. `None`: the supervisor died without reporting the end, and

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use futures::{SinkExt, StreamExt};
 use pyro_machine::fake::{FakeHandle, FakePlatform, Step, powered_off};
-use pyro_machine::{Accelerator, GuestImage, GuestKernel, MachineConfig};
+use pyro_machine::{Accelerator, Exit, GuestImage, GuestKernel, MachineConfig};
 use pyro_wire::{Failure, FailureKind, Frame, FrameCodec, Hello, SetupReply};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -41,6 +41,8 @@ impl Fixture {
             expires_at: f64::MAX,
             boot_limit_seconds: 30,
             vmm: pyro_machine::Vmm::Qemu,
+            pace: crate::Pace::USUAL,
+            reports_stages: false,
             machine: MachineConfig {
                 vmm_program: "/none".into(),
                 accelerator: Accelerator::Tcg,
@@ -90,7 +92,7 @@ impl Fixture {
                 tokio::task::spawn_local(async move { guests(handle).await });
             }
         });
-        let booted = self.tasks.run_until(boot(spec, &self.platform, &self.tasks)).await;
+        let booted = self.tasks.run_until(boot(spec, &self.platform, &self.tasks, Rc::new(drop))).await;
         serving.abort();
         booted.map(|running| (running.info, running.machine))
     }
@@ -256,6 +258,55 @@ async fn a_machine_that_ends_while_it_boots_is_the_reason() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_machine_that_its_vmm_pauses_is_the_reason_why_there_is_no_template() {
+    let fixture = Fixture::new();
+    let guests = async |handle: FakeHandle| {
+        handle.exit(Exit::Paused { cause: "internal error".to_owned() });
+    };
+    let reason = "the VMM paused the machine: internal error";
+    let spec = fixture.spec_with_template();
+    let failure = fixture.boot(&spec, guests).await.unwrap_err();
+    assert_eq!((failure.stage, &*failure.cause), (BootStage::Kernel, reason));
+    let platform = FakePlatform::new();
+    let store = Store::open(&spec.template_dir.clone().unwrap(), &spec.subject(), &platform).await.unwrap();
+    assert_eq!(store.recent_failure().as_deref(), Some(reason));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_steps_are_reported_when_they_begin_and_every_few_seconds() {
+    let fixture = Fixture::new();
+    let (sender, mut reports) = tokio::sync::mpsc::unbounded_channel();
+    let platform = fixture.platform.clone();
+    fixture.tasks.spawn_local(async move {
+        let handle = platform.launched().await;
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        good_guest(handle).await;
+    });
+    let reporter = Rc::new(move |stage: BootStage| sender.send(stage.name()).unwrap());
+    let spec = fixture.spec();
+    let booting = boot(&spec, &fixture.platform, &fixture.tasks, reporter);
+    fixture.tasks.run_until(booting).await.unwrap();
+    let mut reported = Vec::new();
+    while let Ok(name) = reports.try_recv() {
+        reported.push(name);
+    }
+    assert_eq!(reported, ["disks", "vmm", "kernel", "kernel", "kernel", "guest", "identity"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_prints_something_has_more_time_but_not_forever() {
+    let fixture = Fixture::new();
+    let guests = async |handle: FakeHandle| loop {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        handle.print("waiting for a disk\n");
+    };
+    let begun = tokio::time::Instant::now();
+    let failure = fixture.boot(&fixture.spec(), guests).await.unwrap_err();
+    assert_eq!((&*failure.cause, failure.timed_out), ("not done after 120 seconds", true));
+    assert_eq!(begun.elapsed().as_secs(), 120);
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_what_carries_its_network_nothing_is_launched() {
     let fixture = Fixture::new();
     let spec = LaunchSpec { network: true, ..fixture.spec() };
@@ -311,11 +362,12 @@ async fn a_template_is_made_alone_unless_it_exists() {
         }
     });
     for _ in 0..2 {
-        let making = make_template(&spec, &fixture.platform, &fixture.tasks);
+        let making = make_template(&spec, &fixture.platform, &fixture.tasks, Rc::new(drop));
         fixture.tasks.run_until(making).await.unwrap();
         assert_eq!((fixture.platform.launches(), fixture.templates()), (1, 1));
     }
-    let failure = make_template(&fixture.spec(), &fixture.platform, &fixture.tasks).await.unwrap_err();
+    let failure =
+        make_template(&fixture.spec(), &fixture.platform, &fixture.tasks, Rc::new(drop)).await.unwrap_err();
     assert_eq!(failure.cause, "this host has no templates");
 }
 

@@ -8,7 +8,7 @@ use super::*;
 #[tokio::test]
 async fn one_request_too_many_is_refused_and_costs_the_others_nothing() {
     let (host, guest) = UnixStream::pair().unwrap();
-    let (streams, driver) = drive(host);
+    let (streams, driver) = drive(host, Pace::USUAL);
     let driving = tokio::spawn(driver);
     let mut guest = Connection::new(guest.compat(), Config::default(), Mode::Server);
     tokio::spawn(async move {
@@ -37,7 +37,7 @@ async fn one_request_too_many_is_refused_and_costs_the_others_nothing() {
 #[tokio::test]
 async fn only_the_answer_counts_and_streams_of_the_guest_are_reset() {
     let (host, guest) = UnixStream::pair().unwrap();
-    let (streams, driver) = drive(host);
+    let (streams, driver) = drive(host, Pace::USUAL);
     tokio::spawn(driver);
     let mut guest = Connection::new(guest.compat(), Config::default(), Mode::Server);
     let (sender, reset) = oneshot::channel();
@@ -84,7 +84,7 @@ async fn a_frame_is_written_at_once_with_its_header() {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (host, guest) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
     let [host, guest] = [host, guest].map(|end| UnixStream::from_std(end.into()).unwrap());
-    let (streams, driver) = drive(host);
+    let (streams, driver) = drive(host, Pace::USUAL);
     tokio::spawn(driver);
     let (stream, _permit) = streams.open().await.unwrap();
     let exec = Exec::new("x".repeat(10_000), std::time::Duration::from_secs(1));

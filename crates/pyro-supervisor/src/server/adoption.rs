@@ -78,8 +78,8 @@ pub(super) enum TakeOverError {
     Guest(Failure),
     #[error("the guest sent no valid response")]
     NoAnswer,
-    #[error("the guest did not answer within {} seconds", CLAIM_LIMIT.as_secs())]
-    TimedOut,
+    #[error("the guest did not answer within {} seconds", .0.as_secs())]
+    TimedOut(Duration),
     /// The guest is that VM already.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -104,11 +104,12 @@ pub(super) async fn take_over(
     }
     remove(&spare);
     let identity = machine::identity(&spec, None)?;
-    match tokio::time::timeout(CLAIM_LIMIT, streams.ask(Identify(identity))).await {
+    let limit = spec.pace.allow(CLAIM_LIMIT);
+    match tokio::time::timeout(limit, streams.ask(Identify(identity))).await {
         Ok(Some(IdentifyReply::Identified)) => {}
         Ok(Some(IdentifyReply::Failed(failure))) => return Err(TakeOverError::Guest(failure)),
         Ok(None) => return Err(TakeOverError::NoAnswer),
-        Err(_) => return Err(TakeOverError::TimedOut),
+        Err(_) => return Err(TakeOverError::TimedOut(limit)),
     }
     Ok(mounts.mount_all(&spec, sockets, &streams).await?)
 }

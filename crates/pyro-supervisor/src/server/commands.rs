@@ -159,7 +159,7 @@ impl<S: Store + 'static> Commands<S> {
         let (sink, reader) = client.split();
         let mut listener = Listener { client: Some(sink), patience: patience(&exec), given_up: false };
         let Begun { stream, address, terminate, permit: _permit, counted, .. } = begun;
-        let stream = Framed::new(stream.compat(), FrameCodec::default());
+        let stream = (Framed::new(stream.compat(), FrameCodec::default()), self.0.streams.pace());
         let mut take = async |chunk: OutputChunk| listener.send(chunk, &terminate).await;
         let ended = terminate.clone().cancelled_owned();
         let ran = async { converse(stream, exec, || address.sent(), ended, &mut take).await };
@@ -203,7 +203,7 @@ impl<S: Store + 'static> Commands<S> {
                 progress.send_modify(|progress| (progress.stdout, progress.stderr) = log.kept());
                 listener.send(chunk, &terminate).await;
             };
-            let stream = Framed::new(stream.compat(), FrameCodec::default());
+            let stream = (Framed::new(stream.compat(), FrameCodec::default()), self.0.streams.pace());
             let ended = terminate.clone().cancelled_owned();
             converse(stream, exec, || address.sent(), ended, &mut take).await
         };

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::LocalBoxFuture;
 use futures::stream::SplitSink;
-use pyro_machine::{Interruption, Machine};
+use pyro_machine::{Exit, Interruption, Machine};
 use pyro_wire::Frame;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, spawn_local};
@@ -52,6 +52,8 @@ pub(super) enum Message {
     Client(Epoch, Box<Request>, ServerStream),
     /// Whether the start was recorded.
     StartRecorded(Result<f64, StoreError>),
+    /// The start is at this step.
+    Stage(BootStage),
     /// The guest has written everything out, or why it may not have.
     Halted(Result<(), HaltError>),
 }
@@ -77,7 +79,7 @@ enum LoopEvent<M> {
     Booted(Result<RunningMachine<M>, BootFailure>),
     HandedOver(Option<HandedOver>),
     TakenOver(Instant, Result<(), TakeOverError>),
-    Exited(String),
+    Exited(Exit),
     /// The network of a spare that no caller has yet.
     NetworkLost(String),
 }
@@ -188,7 +190,9 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         while !self.life.is_done() {
             let event = self.next().await;
             dir::bound_log();
-            if let Some(input) = self.input_of(event) {
+            if let LoopEvent::Message(Message::Stage(stage)) = event {
+                self.announce_stage(stage).await;
+            } else if let Some(input) = self.input_of(event) {
                 self.apply(input).await;
             }
         }
@@ -214,10 +218,10 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
         let exited = async {
             match machine {
                 Some(machine) if !*has_exited && is_spare => match machine.interrupted().await {
-                    Interruption::Exit(exit) => LoopEvent::Exited(exit.status()),
+                    Interruption::Exit(exit) => LoopEvent::Exited(exit),
                     Interruption::Network(error) => LoopEvent::NetworkLost(with_causes(&error)),
                 },
-                Some(machine) if !*has_exited => LoopEvent::Exited(machine.exited().await.status()),
+                Some(machine) if !*has_exited => LoopEvent::Exited(machine.exited().await),
                 _ => pending().await,
             }
         };
@@ -247,6 +251,8 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 self.clients.insert(self.next_client, (*request, client));
                 Input::Request(epoch, self.next_client, kind)
             }
+            // Changes nothing.
+            LoopEvent::Message(Message::Stage(_)) => return None,
             LoopEvent::Message(Message::StartRecorded(Ok(expires_at))) => {
                 if !self.is_extended {
                     self.lifetime.send_replace(expires_at);
@@ -254,8 +260,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 Input::StartRecorded
             }
             LoopEvent::Message(Message::StartRecorded(Err(error))) => {
-                self.failure =
-                    Some(BootFailure { stage: BootStage::Vmm, cause: error.cause, console: Vec::new() });
+                self.failure = Some(BootFailure::at(BootStage::Vmm, error.cause));
                 Input::StartNotRecorded
             }
             LoopEvent::Message(Message::Halted(Ok(()))) => Input::Halted,
@@ -283,10 +288,10 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             }
             LoopEvent::HandedOver(Some(handed_over)) => self.handed_over(handed_over),
             LoopEvent::TakenOver(started, taken) => self.taken_over(started, taken),
-            LoopEvent::Exited(status) => {
+            LoopEvent::Exited(exit) => {
                 self.has_exited = true;
-                self.lost_while_claimed(&format!("the VMM ended: {status}"));
-                self.description = status;
+                self.lost_while_claimed(&exit.to_string());
+                self.description = exit.status();
                 self.lost_while_stopping(HaltError::MachineEnded);
                 Input::MachineExited
             }

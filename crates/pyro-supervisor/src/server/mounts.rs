@@ -43,8 +43,8 @@ pub(super) enum MountError {
     Closed,
     #[error("cannot mount {path}: {failure}")]
     Guest { path: String, failure: Failure },
-    #[error("cannot mount {path}: the guest did not answer within {} seconds", MOUNT_LIMIT.as_secs())]
-    TimedOut { path: String },
+    #[error("cannot mount {path}: the guest did not answer within {} seconds", .limit.as_secs())]
+    TimedOut { path: String, limit: Duration },
     #[error("the server of a directory was not passed on")]
     NoServer,
     #[error("the guest sent no valid response")]
@@ -77,6 +77,7 @@ struct Table {
 struct Mounted {
     point: MountPoint,
     unmount: Rc<Notify>,
+    unmount_limit: Duration,
     /// Its server has ended, or cannot be reached any more.
     is_lost: Rc<Cell<bool>>,
     /// Returns why the guest may have kept something that was written to the directory.
@@ -108,14 +109,15 @@ impl Mounts {
         let stream = Framed::new(stream.compat(), FrameCodec::default());
         let request = Mount { path: point.guest.clone(), writable: point.writable };
         let mut stream = call(stream, request).await?;
-        match timeout(MOUNT_LIMIT, stream.next()).await {
+        let limit = streams.pace().allow(MOUNT_LIMIT);
+        match timeout(limit, stream.next()).await {
             Ok(Some(Ok(Frame::Control(MountReply::Mounted)))) => {}
             Ok(Some(Ok(Frame::Control(MountReply::Failed(failure))))) => {
                 return Err(MountError::Guest { path: point.guest, failure });
             }
             Ok(Some(Err(error))) => return Err(error.into()),
             Ok(_) => return Err(MountError::NoAnswer),
-            Err(_) => return Err(MountError::TimedOut { path: point.guest }),
+            Err(_) => return Err(MountError::TimedOut { path: point.guest, limit }),
         }
         self.check(&point)?;
         let unmount = Rc::new(Notify::new());
@@ -149,7 +151,8 @@ impl Mounts {
             drop(permit);
             not_written
         });
-        self.table.borrow_mut().mounts.push(Mounted { point, unmount, is_lost, relay });
+        let unmount_limit = streams.pace().allow(UNMOUNT_LIMIT);
+        self.table.borrow_mut().mounts.push(Mounted { point, unmount, unmount_limit, is_lost, relay });
         Ok(())
     }
 
@@ -196,16 +199,18 @@ impl Mounts {
             let found = table.mounts.iter().position(|mounted| mounted.point.guest == guest);
             found.map(|index| table.mounts.remove(index))
         };
-        let Some(Mounted { unmount, mut relay, .. }) = mounted else { return Unmounted::NotMounted };
+        let Some(Mounted { unmount, unmount_limit, mut relay, .. }) = mounted else {
+            return Unmounted::NotMounted;
+        };
         unmount.notify_one();
-        match timeout(UNMOUNT_LIMIT, &mut relay).await {
+        match timeout(unmount_limit, &mut relay).await {
             Ok(Ok(None)) => Unmounted::Written,
             Ok(Ok(Some(failure))) => Unmounted::NotWritten(failure.to_string()),
             Ok(Err(error)) => Unmounted::NotWritten(error.to_string()),
             Err(_) => {
                 // Closing the stream fails what still uses it.
                 relay.abort();
-                let limit = UNMOUNT_LIMIT.as_secs();
+                let limit = unmount_limit.as_secs();
                 Unmounted::NotWritten(format!("the guest did not answer within {limit} seconds"))
             }
         }

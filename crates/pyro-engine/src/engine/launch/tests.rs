@@ -43,7 +43,7 @@ fn a_task_whose_port_is_in_use_can_be_started_without_it() {
     let id = VmId::random().unwrap();
     let hints = |is_new| {
         let cause = "the port is in use".to_owned();
-        let failure = BootFailure { stage: BootStage::Ports, cause, console: Vec::new() };
+        let failure = BootFailure { stage: BootStage::Ports, cause, console: Vec::new(), timed_out: false };
         start_error(Kind::Task, &id, is_new, Path::new("/vm"), StartError::Boot(failure)).hints
     };
     assert_eq!(hints(true), [Hint::AnotherPort]);

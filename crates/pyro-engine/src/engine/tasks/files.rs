@@ -162,7 +162,7 @@ impl Engine {
                 Err(Error::new(ErrorKind::InvalidInput, message)
                     .hint(Hint::HostWorkspace { path: dir.join("workspace").display().to_string() }))
             }
-            ExecutionMode::GuestVsock | ExecutionMode::Pending => Ok((id, Client::new(dir))),
+            ExecutionMode::GuestVsock | ExecutionMode::Pending => Ok((id, Client::new(dir).at(self.pace()))),
         }
     }
 }

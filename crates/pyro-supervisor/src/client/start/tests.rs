@@ -34,7 +34,7 @@ async fn a_supervisor_that_freezes_during_the_boot_is_killed_after_the_limit() {
     let lock = OwnerLock::try_acquire(dir.path()).unwrap().unwrap();
     let began = Instant::now();
     let args = ["-c", "trap '' TERM; exec sleep 1000"].map(OsStr::new);
-    let started = start(Path::new("/bin/sh"), &args, spec(dir.path()), &lock).await;
+    let started = start(Path::new("/bin/sh"), &args, spec(dir.path()), &lock, async |_| {}).await;
     assert!(matches!(started, Err(StartError::Unresponsive)), "{started:?}");
     let limit = Duration::from_secs(7) + REPORT_LIMIT;
     assert!(began.elapsed() >= limit && began.elapsed() < limit + EXIT_LIMIT * 3, "{:?}", began.elapsed());
@@ -47,7 +47,7 @@ async fn a_template_is_not_awaited_without_limit_either() {
     let dir = tempfile::tempdir().unwrap();
     let lock = OwnerLock::try_acquire(dir.path()).unwrap().unwrap();
     let args = ["-c", "exec sleep 1000"].map(OsStr::new);
-    let made = make_template(Path::new("/bin/sh"), &args, spec(dir.path()), &lock).await;
+    let made = make_template(Path::new("/bin/sh"), &args, spec(dir.path()), &lock, async |_| {}).await;
     assert!(matches!(made, Err(StartError::Unresponsive)), "{made:?}");
     drop(lock);
     assert_released(dir.path()).await;
@@ -147,7 +147,7 @@ async fn a_spare_that_freezes_before_the_handover_is_killed() {
     handover::send(&stream, &lock).await.unwrap();
     let lifeline = Lifeline { supervisor: None, stream: Framed::new(stream, FrameCodec::default()) };
     tokio::time::pause();
-    let booted = lifeline.booted(CLAIM_LIMIT).await;
+    let booted = lifeline.booted(CLAIM_LIMIT, async |_| {}).await;
     assert!(matches!(booted, Err(StartError::Unresponsive)), "{booted:?}");
     tokio::time::resume();
     assert_eq!(frozen.wait().unwrap().signal(), Some(9));

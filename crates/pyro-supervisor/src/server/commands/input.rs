@@ -63,7 +63,7 @@ impl<S: Store + 'static> Commands<S> {
             Ok(stream) => Framed::new(stream.compat(), FrameCodec::default()),
             Err(error) => return Some(Reply::Refused { cause: error.to_string() }),
         };
-        let Ok(Ok(guest)) = timeout(HOST_MARGIN, call(stream, Input { command: id })).await else {
+        let Ok(Ok(guest)) = timeout(self.margin(), call(stream, Input { command: id })).await else {
             return Some(Reply::Refused { cause: "the guest takes no requests".to_owned() });
         };
         let (mut to_guest, mut from_guest) = guest.split();
@@ -97,7 +97,7 @@ impl<S: Store + 'static> Commands<S> {
                 // The command has ended, and the guest says so.
                 _ = ended.wait_for(|_| false) => {}
             }
-            timeout(HOST_MARGIN, answer).await.ok().flatten()
+            timeout(self.margin(), answer).await.ok().flatten()
         };
         let answer = tokio::select! {
             biased;
@@ -108,7 +108,7 @@ impl<S: Store + 'static> Commands<S> {
         Some(match answer {
             Some(Ok(Frame::Control(InputReply::NotRunning))) => {
                 // The end of the command follows, unless the guest is confused.
-                match timeout(HOST_MARGIN, is_sent.wait_for(|_| false)).await {
+                match timeout(self.margin(), is_sent.wait_for(|_| false)).await {
                     Ok(_) => Reply::Input(InputOutcome::NotRunning),
                     Err(_) => Reply::Refused { cause: "the guest does not know the command".to_owned() },
                 }
@@ -144,13 +144,18 @@ impl<S: Store + 'static> Commands<S> {
         reply(&mut client, answer).await;
     }
 
+    /// Time limit for the guest to take a message or to answer one.
+    pub(super) fn margin(&self) -> Duration {
+        self.0.streams.pace().allow(HOST_MARGIN)
+    }
+
     async fn steer<C: Call<Reply = SteerReply>>(
         &self,
         command: CommandKey,
         request: impl FnOnce(u64) -> C,
     ) -> Reply {
         let Some((id, _)) = self.sent(command).await else { return Reply::NotRunning };
-        match timeout(HOST_MARGIN, self.0.streams.ask_for_client(request(id))).await {
+        match timeout(self.margin(), self.0.streams.ask_for_client(request(id))).await {
             Ok(Ok(Some(SteerReply::Done))) => Reply::Done,
             Ok(Ok(Some(SteerReply::NotRunning))) => Reply::NotRunning,
             Ok(Ok(Some(SteerReply::Failed(failure)))) => refused(&failure),

@@ -26,7 +26,7 @@ pub(super) use self::shell::Shell;
 use self::shell::Typed;
 use super::input::Attached;
 use super::{Addressable, Begun, CommandLog, Commands, is_withdrawn, reply};
-use crate::conversation::{CommandOutcome, HOST_MARGIN, OutputChunk, converse};
+use crate::conversation::{CommandOutcome, OutputChunk, converse};
 use crate::mux::call;
 use crate::protocol::{CommandKey, InputOutcome, MAX_OPEN_SHELLS, ReadShell, Reply, ServerStream};
 use crate::server::Store;
@@ -148,7 +148,7 @@ impl<S: Store + 'static> Commands<S> {
                 log.append(&chunk, 0);
                 shell.append(&chunk.bytes);
             };
-            let stream = Framed::new(stream.compat(), FrameCodec::default());
+            let stream = (Framed::new(stream.compat(), FrameCodec::default()), self.0.streams.pace());
             let ended = terminate.cancelled_owned();
             let ran = converse(stream, exec, || address.sent(), ended, &mut take);
             tokio::select! {
@@ -198,7 +198,7 @@ impl<S: Store + 'static> Commands<S> {
             Ok(stream) => Framed::new(stream.compat(), FrameCodec::default()),
             Err(error) => return StreamEnd::Failed(Some(first.passed), error.to_string()),
         };
-        let Ok(Ok(guest)) = timeout(HOST_MARGIN, call(stream, Input { command: id })).await else {
+        let Ok(Ok(guest)) = timeout(self.margin(), call(stream, Input { command: id })).await else {
             return StreamEnd::Failed(Some(first.passed), "the guest takes no requests".to_owned());
         };
         let (mut to_guest, mut from_guest) = guest.split();
@@ -224,7 +224,7 @@ impl<S: Store + 'static> Commands<S> {
             };
             if sent.is_err() {
                 // The guest's answer says why.
-                let answer = timeout(HOST_MARGIN, from_guest.next()).await;
+                let answer = timeout(self.margin(), from_guest.next()).await;
                 break (Some(passed), answer.ok().flatten());
             }
             let _ = passed.send(Ok(()));

@@ -72,8 +72,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     }
 
     fn adoption_failed(&mut self, cause: &str) {
-        let (stage, cause) = (BootStage::Identity, cause.to_owned());
-        self.failure = Some(BootFailure { stage, cause, console: Vec::new() });
+        self.failure = Some(BootFailure::at(BootStage::Identity, cause));
     }
 
     /// The guest has its new identity, or why it does not.

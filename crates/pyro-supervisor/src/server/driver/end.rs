@@ -30,8 +30,8 @@ pub(in crate::server) enum HaltError {
     Failed(Failure),
     #[error("the guest sent no valid response")]
     NoAnswer,
-    #[error("timed out after {} seconds", HALT_LIMIT.as_secs())]
-    TimedOut,
+    #[error("timed out after {} seconds", .0.as_secs())]
+    TimedOut(Duration),
     #[error("the machine ended before it was done")]
     MachineEnded,
 }
@@ -166,11 +166,12 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
 
 /// Has the guest write everything out.
 async fn halt(streams: &Streams) -> Result<(), HaltError> {
-    match timeout(HALT_LIMIT, streams.ask(Halt)).await {
+    let limit = streams.pace().allow(HALT_LIMIT);
+    match timeout(limit, streams.ask(Halt)).await {
         Ok(Some(HaltReply::Halted)) => Ok(()),
         Ok(Some(HaltReply::Failed(failure))) => Err(HaltError::Failed(failure)),
         Ok(None) => Err(HaltError::NoAnswer),
-        Err(_) => Err(HaltError::TimedOut),
+        Err(_) => Err(HaltError::TimedOut(limit)),
     }
 }
 

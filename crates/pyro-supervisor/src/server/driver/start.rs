@@ -21,6 +21,7 @@ use crate::server::ports::PortError;
 use crate::server::services::Services;
 use crate::server::state::{Input, State};
 use crate::server::{Boot, Clock, REPLY_LIMIT, Store, adoption, receive};
+use crate::stages::Reporter;
 use crate::{BootFailure, BootStage, Retention, StageTime};
 
 impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
@@ -40,7 +41,7 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
             }
             Err(error) => {
                 let cause = format!("cannot listen on the control socket: {error}");
-                self.failure = Some(BootFailure { stage: BootStage::Vmm, cause, console: Vec::new() });
+                self.failure = Some(BootFailure::at(BootStage::Vmm, cause));
                 self.apply(Input::BootFailed).await;
             }
         }
@@ -54,11 +55,14 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
     fn boot(&mut self) -> LocalBoxFuture<'a, Result<RunningMachine<B::Machine>, BootFailure>> {
         let (boot, spec, is_spare) = (Rc::clone(&self.boot), self.spec.clone(), self.life.terms().is_spare);
         let (mounts, sockets) = (self.mounts.clone(), std::mem::take(&mut self.mount_sockets));
+        let inbox = self.inbox.clone();
+        let reporter: Reporter = Rc::new(move |stage| inbox.post(Message::Stage(stage)));
         async move {
-            let mut up = boot.boot(&spec).await?;
+            let mut up = boot.boot(&spec, Rc::clone(&reporter)).await?;
             if is_spare {
                 adoption::warm_up(&spec, &up.streams).await;
             } else if !spec.mounts.is_empty() {
+                reporter(BootStage::Mounts);
                 let started = Instant::now();
                 let mounted = mounts.mount_all(&spec, sockets, &up.streams).await;
                 if let Err(error) = mounted {
@@ -95,6 +99,13 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
                 mounts.record_losses().await;
             }
         });
+    }
+
+    /// Reports to the starter at which step the start is, if the starter asked for that.
+    pub(super) async fn announce_stage(&mut self, stage: BootStage) {
+        if self.spec.reports_stages && *self.life.state() == State::Booting {
+            self.notify_starter(Event::Stage(stage)).await;
+        }
     }
 
     /// Reports to the starter that the VM is up.
@@ -156,10 +167,10 @@ impl<'a, B: Boot + 'a, S: Store + 'static, C: Clock> Driver<'a, B, S, C> {
 
 /// Returns the failure of a VM whose ports cannot be published.
 pub(super) fn of_ports(error: &PortError) -> BootFailure {
-    BootFailure { stage: BootStage::Ports, cause: error.to_string(), console: Vec::new() }
+    BootFailure::at(BootStage::Ports, error.to_string())
 }
 
 /// Returns the failure of a VM whose directories cannot be mounted.
 pub(super) fn of_mounts(error: &MountError) -> BootFailure {
-    BootFailure { stage: BootStage::Mounts, cause: with_causes(error), console: Vec::new() }
+    BootFailure::at(BootStage::Mounts, with_causes(error))
 }

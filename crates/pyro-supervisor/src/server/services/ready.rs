@@ -162,7 +162,7 @@ async fn get(streams: &Streams, host: &str, port: u16, path: &str) -> Result<Sta
 
 async fn command(streams: &Streams, exec: &Exec) -> Result<(), NotReady> {
     let (stream, _permit) = streams.open().await?;
-    let stream = Framed::new(stream.compat(), FrameCodec::default());
+    let stream = (Framed::new(stream.compat(), FrameCodec::default()), streams.pace());
     // Dropping the stream ends the command.
     match converse(stream, exec.clone(), || {}, pending(), &mut async |_| {}).await {
         CommandOutcome::Ended(end) if end.timed_out => Err(NotReady::CommandTimedOut),

@@ -107,7 +107,7 @@ impl Runner {
             Err(error @ OpenError::Closed) => return RunEnd { is_last: true, ..RunEnd::failed(error) },
             Err(error @ OpenError::TooMany) => return RunEnd::failed(error),
         };
-        let stream = Framed::new(stream.compat(), FrameCodec::default());
+        let stream = (Framed::new(stream.compat(), FrameCodec::default()), streams.pace());
         let timeout_ms = u64::try_from(FOREVER.as_millis()).unwrap_or(u64::MAX);
         let exec = Exec {
             id: 0,

@@ -367,6 +367,8 @@ pub(crate) fn spec(dir: PathBuf) -> LaunchSpec {
         expires_at: 1000.0,
         boot_limit_seconds: 10,
         vmm: pyro_machine::Vmm::Qemu,
+        pace: crate::Pace::USUAL,
+        reports_stages: false,
         machine: machine_fake::machine_config(),
         guest: machine_fake::guest_image(),
         artifacts_are_open: false,

@@ -86,7 +86,7 @@ fn a_directory_that_the_guest_cannot_mount_is_a_failed_start() {
             _ => None,
         });
         let cause = "cannot mount /busy: mounting on /busy: it is busy".to_owned();
-        assert_eq!(failure, Some(BootFailure { stage: BootStage::Mounts, cause, console: Vec::new() }));
+        assert_eq!(failure, Some(BootFailure::at(BootStage::Mounts, cause)));
         assert!(!facts.contains(&Fact::StartRecorded));
     });
 }

@@ -119,7 +119,7 @@ fn a_vm_whose_port_is_in_use_does_not_start() {
             _ => None,
         });
         let cause = format!("cannot publish on {host}: the port is in use");
-        assert_eq!(failure, Some(BootFailure { stage: BootStage::Ports, cause, console: Vec::new() }));
+        assert_eq!(failure, Some(BootFailure::at(BootStage::Ports, cause)));
         assert!(!facts.contains(&Fact::MachineUp));
     });
 }

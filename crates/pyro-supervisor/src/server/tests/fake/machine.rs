@@ -20,6 +20,7 @@ use crate::machine::RunningMachine;
 use crate::mux;
 use crate::server::Boot;
 use crate::spec::LaunchSpec;
+use crate::stages::Reporter;
 use crate::{BootFailure, BootInfo, BootStage, StartMode, files};
 
 pub(super) struct FakeBoot(pub(super) Rc<World>);
@@ -27,18 +28,19 @@ pub(super) struct FakeBoot(pub(super) Rc<World>);
 impl Boot for FakeBoot {
     type Machine = FakeMachine;
 
-    async fn boot(&self, spec: &LaunchSpec) -> Result<RunningMachine<FakeMachine>, BootFailure> {
+    async fn boot(
+        &self,
+        spec: &LaunchSpec,
+        reporter: Reporter,
+    ) -> Result<RunningMachine<FakeMachine>, BootFailure> {
         let world = Rc::clone(&self.0);
+        reporter(BootStage::Kernel);
         sleep(Duration::from_millis(world.conditions.boot_ms)).await;
         if world.conditions.boot_fails {
-            return Err(BootFailure {
-                stage: BootStage::Kernel,
-                cause: "panic".to_owned(),
-                console: Vec::new(),
-            });
+            return Err(BootFailure::at(BootStage::Kernel, "panic"));
         }
         let (host, guest) = UnixStream::pair().unwrap();
-        let (streams, driver) = mux::drive(host);
+        let (streams, driver) = mux::drive(host, spec.pace);
         spawn_local(driver);
         let guest = spawn_local(run_guest(guest, Rc::clone(&world)));
         world.is_alive.set(true);
