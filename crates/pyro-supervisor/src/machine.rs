@@ -70,6 +70,8 @@ enum BootError {
     FailedRecently(String),
     #[error("timed out after {} seconds waiting for the template", .0.as_secs())]
     TemplateTimedOut(Duration),
+    #[error("timed out after {} seconds waiting for the guest that was started from the template", .0.as_secs())]
+    RestoreTimedOut(Duration),
     #[error(transparent)]
     Template(#[from] SnapshotError),
     #[error(transparent)]
@@ -96,7 +98,10 @@ impl BootError {
             Self::Launch(LaunchError::Failed(Interrupted::Network(_)))
             | Self::Machine(Interrupted::Network(_))
             | Self::Guest(Interrupted::Network(_)) => false,
-            Self::Launch(LaunchError::Failed(_)) | Self::Machine(_) | Self::Guest(_) => true,
+            Self::RestoreTimedOut(_)
+            | Self::Launch(LaunchError::Failed(_))
+            | Self::Machine(_)
+            | Self::Guest(_) => true,
             _ => false,
         }
     }
@@ -123,6 +128,8 @@ struct Attempt<'a, P> {
     platform: &'a P,
     tasks: &'a LocalSet,
     started: Instant,
+    /// When the boot is given up.
+    deadline: tokio::time::Instant,
     stages: Stages,
     console: Option<Console>,
 }
@@ -137,7 +144,8 @@ struct CameUp {
 impl<'a, P: Platform> Attempt<'a, P> {
     fn new(spec: &'a LaunchSpec, platform: &'a P, tasks: &'a LocalSet) -> Self {
         let stages = Stages::begin(BootStage::Disks);
-        Self { spec, platform, tasks, started: Instant::now(), stages, console: None }
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(spec.boot_limit_seconds);
+        Self { spec, platform, tasks, started: Instant::now(), deadline, stages, console: None }
     }
 
     fn limit(&self) -> Duration {
@@ -207,7 +215,15 @@ impl<'a, P: Platform> Attempt<'a, P> {
         let disks = self.disks();
         disk::instantiate(template.layer(), &disks.layer)?;
         let network = self.start_network()?;
-        let restored = self.restore(&template, disks, network).await;
+        // The rest of the time is for the kernel.
+        let limit = self.deadline.saturating_duration_since(tokio::time::Instant::now()) / 2;
+        let restored = tokio::time::timeout(limit, self.restore(&template, disks, network)).await;
+        let restored = restored.unwrap_or_else(|_| {
+            let late = BootError::RestoreTimedOut(limit);
+            // Another attempt would cost as much again.
+            store.failed(&with_causes(&late));
+            Err(late)
+        });
         let (machine, channel) = restored.inspect_err(|error| {
             if error.condemns_template() {
                 store.discard(&template);
