@@ -948,13 +948,31 @@ class TaskFileChanges(TypedDict):
     """Id of the task."""
 
 
+class KvmCosts(TypedDict):
+    """What guests pay for under KVM on this host, in nanoseconds: the lowest of several samples."""
+
+    exit_ns: float
+    """An access to a device that the VMM provides."""
+    fault_ns: float
+    """The first access to a page of a guest's memory."""
+    host_loop_ns: float
+    """One iteration of a loop of two instructions on the host, for comparison."""
+    loop_ns: float
+    """The same in a guest's kernel."""
+    paging_ns: float
+    """A change of a page table in a guest's kernel, with what it flushes."""
+
+
 class AcceleratorReport(TypedDict):
     """The accelerator that VMs use. pyro measures whether KVM is fast enough."""
 
     cached: bool
     """The result is from an earlier measurement since the host booted."""
+    kvm_costs: Optional[KvmCosts]
+    """What guests pay for under KVM; `None` if it was not measured."""
     measured_ms: Optional[float]
-    """Duration of the measurement in milliseconds; `None` if nothing was measured."""
+    """Shortest time that the measurement's loop took in a guest under KVM, in milliseconds; `None` if it was not
+    measured."""
     reason: str
     """The reason for the choice."""
     selected: Optional[str]

@@ -111,10 +111,28 @@ pub struct AcceleratorReport {
     pub selected: Option<String>,
     /// The reason for the choice.
     pub reason: String,
-    /// Duration of the measurement in milliseconds; null if nothing was measured.
+    /// Shortest time that the measurement's loop took in a guest under KVM, in milliseconds; null if it was not measured.
     pub measured_ms: Option<f64>,
+    /// What guests pay for under KVM; null if it was not measured.
+    pub kvm_costs: Option<KvmCosts>,
     /// The result is from an earlier measurement since the host booted.
     pub cached: bool,
+}
+
+/// What guests pay for under KVM on this host, in nanoseconds: the lowest of several samples.
+#[derive(Debug, Clone, Copy, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct KvmCosts {
+    /// One iteration of a loop of two instructions on the host, for comparison.
+    pub host_loop_ns: f64,
+    /// The same in a guest's kernel.
+    pub loop_ns: f64,
+    /// A change of a page table in a guest's kernel, with what it flushes.
+    pub paging_ns: f64,
+    /// The first access to a page of a guest's memory.
+    pub fault_ns: f64,
+    /// An access to a device that the VMM provides.
+    pub exit_ns: f64,
 }
 
 /// The program that runs VMs.

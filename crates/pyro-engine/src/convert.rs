@@ -1,11 +1,13 @@
 //! Conversions between the types of the lower crates and those of the contract. All of them are in this module.
 
+use pyro_api::doctor::KvmCosts;
 use pyro_api::{
     Accelerator, AllowedCidr, AllowedDomain, AllowedHost, ChangeKind, CopyLimits, Egress, Environment,
     EnvironmentList, Error, FileChange, FileInfo, FileKind, Hint, InputEvent, NetworkDenial, NetworkPolicy,
     OutputStream, PortMapping, PruneReport, PulledEnvironment, RestartPolicy, ServiceState, TerminalSize,
 };
 use pyro_env::Remedy;
+use pyro_machine::accel::Costs;
 use pyro_machine::network::{self, Denial, DnsName, DomainPattern, DomainRule, Host, HostRule, Policy};
 use pyro_supervisor::{ArchiveLimits, CommandInput, Restart};
 
@@ -81,6 +83,12 @@ pub(crate) fn accelerator(accelerator: Accelerator) -> pyro_machine::Accelerator
         Accelerator::Kvm => pyro_machine::Accelerator::Kvm,
         Accelerator::Tcg => pyro_machine::Accelerator::Tcg,
     }
+}
+
+/// Converts what the probe of KVM measured for callers.
+pub(crate) fn kvm_costs(costs: Costs) -> KvmCosts {
+    let Costs { host_loop_ns, loop_ns, paging_ns, fault_ns, exit_ns } = costs;
+    KvmCosts { host_loop_ns, loop_ns, paging_ns, fault_ns, exit_ns }
 }
 
 /// Converts the limits of a copy for the code that copies.

@@ -12,6 +12,6 @@ pub(crate) use facts::HostFacts;
 pub(crate) use judge::judge;
 pub use pyro_api::doctor::{
     AcceleratorReport, BuildReport, Capabilities, ConfinementLayer, ConfinementReport, DiskReport,
-    DoctorReport, GuestKernelReport, KvmReport, NetworkingReport, Remedy, RootlessReport, RuntimeReport,
-    VmmReport,
+    DoctorReport, GuestKernelReport, KvmCosts, KvmReport, NetworkingReport, Remedy, RootlessReport,
+    RuntimeReport, VmmReport,
 };

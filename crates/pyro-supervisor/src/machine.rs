@@ -227,7 +227,12 @@ impl<'a, P: Platform> Attempt<'a, P> {
         let network = self.start_network()?;
         let limit = self.template_limit();
         let restored = self.watched.within(limit, self.restore(&template, disks, network)).await;
-        let restored = restored.unwrap_or(Err(BootError::RestoreTimedOut(limit)));
+        let restored = restored.unwrap_or_else(|_| {
+            let late = BootError::RestoreTimedOut(limit);
+            // Another attempt would cost as much again.
+            store.failed(&with_causes(&late));
+            Err(late)
+        });
         let (machine, channel) = restored.inspect_err(|error| {
             if error.condemns_template() {
                 store.discard(&template);

@@ -3,8 +3,8 @@
 use clap::Args;
 use pyro_engine::DoctorReport;
 use pyro_engine::doctor::{
-    AcceleratorReport, ConfinementReport, DeepReport, DiskReport, GuestKernelReport, RootlessReport,
-    VmmReport,
+    AcceleratorReport, ConfinementReport, DeepReport, DiskReport, GuestKernelReport, KvmCosts,
+    RootlessReport, VmmReport,
 };
 use serde::Serialize;
 
@@ -77,6 +77,7 @@ const UNKNOWN: &str = "unknown";
 fn text(report: &DoctorReport) -> String {
     let mut lines = contract_lines(report);
     lines.push(accelerator(&report.accelerator));
+    lines.extend(report.accelerator.kvm_costs.as_ref().map(kvm_costs));
     lines.push(vmm(&report.vmm));
     lines.push(guest_kernel(&report.guest_kernel));
     lines.push(format!(
@@ -129,6 +130,23 @@ fn accelerator(report: &AcceleratorReport) -> String {
         line.push_str(&format!(" ({})", report.reason));
     }
     line
+}
+
+fn kvm_costs(costs: &KvmCosts) -> String {
+    let time = |ns: f64| match ns {
+        ns if ns < 100.0 => format!("{ns:.2}ns"),
+        ns if ns < 100_000.0 => format!("{:.2}us", ns / 1e3),
+        ns => format!("{:.2}ms", ns / 1e6),
+    };
+    let KvmCosts { host_loop_ns, loop_ns, paging_ns, fault_ns, exit_ns } = *costs;
+    format!(
+        "KVM costs: host_loop={} guest_loop={} paging={} fault={} exit={}",
+        time(host_loop_ns),
+        time(loop_ns),
+        time(paging_ns),
+        time(fault_ns),
+        time(exit_ns)
+    )
 }
 
 fn vmm(report: &VmmReport) -> String {

@@ -365,6 +365,7 @@ mod tests {
             selected: selected.map(str::to_owned),
             reason: reason.to_owned(),
             measured_ms: Some(2.5),
+            kvm_costs: None,
             cached: false,
         }
     }

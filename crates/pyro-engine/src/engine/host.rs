@@ -96,6 +96,7 @@ impl Engine {
                 selected: Some(forced.to_string()),
                 reason: "forced by the configuration".to_owned(),
                 measured_ms: None,
+                kvm_costs: None,
                 cached: false,
             };
         }
@@ -104,6 +105,7 @@ impl Engine {
             selected: Some(verdict.accelerator.to_string()),
             reason: verdict.reason,
             measured_ms: verdict.measured_ms,
+            kvm_costs: verdict.costs.map(convert::kvm_costs),
             cached: verdict.cached,
         }
     }

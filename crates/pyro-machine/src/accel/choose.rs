@@ -2,135 +2,120 @@
 
 use std::io;
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::kvm::{Measurement, measure};
+use super::cache::{self, Remembered};
+use super::costs::Measurement;
+use super::guest::{self, LOOPS};
+use super::judge::{self, Finding};
+use super::probe::{self, ProbeError};
 use super::verdict::{Accelerator, Verdict};
-use super::{cache, kvm};
-use crate::spawn::Spawn;
-
-/// Loop iterations per second below which KVM is not hardware virtualisation. Hardware does a few hundred million per
-/// second, emulation one million.
-const LEAST_ITERATIONS_PER_SECOND: f64 = 20e6;
-/// Time limit for a probe.
-const PROBE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Measures what this host can do, or takes it from the cache. `cache_file` is read and, after a measurement and if
 /// `may_write`, written.
 ///
-/// `probe` starts the program that runs [`measure`] and prints its result as JSON. It is a separate process because a
-/// broken KVM may hang or crash the process that uses it.
+/// `probe` starts the program that runs [`measure`](super::measure) and prints its result as JSON. It is a separate process
+/// because a broken KVM may hang or crash the process that uses it.
 pub async fn choose(cache_file: &Path, may_write: bool, probe: (&Path, &[&str])) -> Verdict {
-    let tcg =
-        |reason: String| Verdict { accelerator: Accelerator::Tcg, reason, measured_ms: None, cached: false };
     // Never cache what a user can change without a reboot.
-    match kvm::openable() {
+    match guest::openable() {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return tcg("/dev/kvm does not exist on this host".into());
+            return unmeasured("/dev/kvm does not exist on this host".into());
         }
-        Err(error) => return tcg(format!("/dev/kvm cannot be opened: {error}")),
+        Err(error) => return unmeasured(format!("/dev/kvm cannot be opened: {error}")),
     }
     if let Some(verdict) = cache::read(cache_file) {
         return Verdict { cached: true, ..verdict };
     }
-    let verdict = judge(run_probe(probe.0, probe.1).await);
+    let (verdict, remembered) = conclude(probe::run(probe.0, probe.1).await);
     if may_write {
-        cache::write(cache_file, &verdict);
+        cache::write(cache_file, &verdict, remembered);
     }
     verdict
 }
 
-/// The probe's output: the measurement, or why it failed.
-#[derive(Serialize, Deserialize)]
-enum ProbeReport {
-    Ok(Measurement),
-    Err(String),
+fn unmeasured(reason: String) -> Verdict {
+    Verdict { accelerator: Accelerator::Tcg, reason, measured_ms: None, costs: None, cached: false }
 }
 
-/// Measures KVM and returns what the probe's process must print for [`choose`], as JSON. Run it in a process that does
-/// nothing else: a broken KVM may hang or crash it.
-pub fn probe() -> String {
-    let report = match measure() {
-        Ok(measurement) => ProbeReport::Ok(measurement),
-        Err(error) => ProbeReport::Err(error.to_string()),
+/// The verdict, and for how long it is remembered.
+fn conclude(measured: Result<Measurement, ProbeError>) -> (Verdict, Remembered) {
+    let finding = match measured {
+        Err(error) => {
+            let remembered = if error.is_lasting() { Remembered::IfRepeated } else { Remembered::Not };
+            return (unmeasured(format!("KVM is unusable: {error}")), remembered);
+        }
+        Ok(measurement) => judge::judge(&measurement),
     };
-    // Two levels of plain data; it cannot fail.
-    serde_json::to_string(&report).unwrap_or_default()
+    let Some(Finding { best, estimate, certain }) = finding else {
+        return (unmeasured("KVM was not measured".into()), Remembered::Not);
+    };
+    let (kvm, emulation) = (seconds(estimate.kvm), seconds(estimate.emulation));
+    let (accelerator, reason) = match estimate.favours_kvm() {
+        true => (
+            Accelerator::Kvm,
+            format!("KVM is fast: the work of a cold boot takes about {kvm}, emulated about {emulation}"),
+        ),
+        false => (
+            Accelerator::Tcg,
+            format!("KVM is too slow: the work of a cold boot takes about {kvm}, emulated about {emulation}"),
+        ),
+    };
+    let measured_ms = Some(best.loop_ns * f64::from(LOOPS) / 1e6);
+    let verdict = Verdict { accelerator, reason, measured_ms, costs: Some(best), cached: false };
+    (verdict, if certain { Remembered::Always } else { Remembered::IfRepeated })
 }
 
-/// Why KVM could not be measured.
-#[derive(Debug, thiserror::Error)]
-enum ProbeError {
-    #[error("the probe could not be started: {0}")]
-    Start(io::Error),
-    #[error("the probe did not end within {} s", PROBE_LIMIT.as_secs())]
-    Late,
-    #[error("the probe was lost: {0}")]
-    Lost(io::Error),
-    #[error("the probe failed: {0}")]
-    Failed(ExitStatus),
-    #[error("{0}")]
-    Kvm(String),
-}
-
-async fn run_probe(program: &Path, args: &[&str]) -> Result<Measurement, ProbeError> {
-    let spawn = Spawn::new(program).args(args).stdout(Stdio::piped());
-    let child = spawn.start().map_err(ProbeError::Start)?;
-    match tokio::time::timeout(PROBE_LIMIT, child.wait_with_output()).await {
-        Err(_) => Err(ProbeError::Late),
-        Ok(Err(error)) => Err(ProbeError::Lost(error)),
-        Ok(Ok(output)) => match serde_json::from_slice(&output.stdout) {
-            Ok(ProbeReport::Ok(measurement)) => Ok(measurement),
-            Ok(ProbeReport::Err(reason)) => Err(ProbeError::Kvm(reason)),
-            Err(_) => Err(ProbeError::Failed(output.status)),
-        },
-    }
-}
-
-fn judge(measured: Result<Measurement, ProbeError>) -> Verdict {
-    match measured {
-        Err(reason) => {
-            let reason = format!("KVM is unusable: {reason}");
-            Verdict { accelerator: Accelerator::Tcg, reason, measured_ms: None, cached: false }
-        }
-        Ok(Measurement { iterations, elapsed_ms }) => {
-            let fast = f64::from(iterations) / (elapsed_ms / 1000.0) >= LEAST_ITERATIONS_PER_SECOND;
-            let finding = format!("{iterations} loop iterations took {elapsed_ms:.1} ms");
-            let (accelerator, reason) = match fast {
-                true => (Accelerator::Kvm, format!("KVM runs guest code in hardware ({finding})")),
-                false => {
-                    (Accelerator::Tcg, format!("KVM emulates guest code ({finding}); translation is faster"))
-                }
-            };
-            Verdict { accelerator, reason, measured_ms: Some(elapsed_ms), cached: false }
-        }
-    }
+fn seconds(time: f64) -> String {
+    if time < 10.0 { format!("{time:.1} s") } else { format!("{time:.0} s") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::accel::Costs;
 
-    #[test]
-    fn a_fast_loop_means_kvm_and_a_slow_one_tcg() {
-        let verdict = |elapsed_ms| judge(Ok(Measurement { iterations: 1_000_000, elapsed_ms }));
-        assert_eq!(verdict(2.0).accelerator, Accelerator::Kvm);
-        assert_eq!(verdict(900.0).accelerator, Accelerator::Tcg);
-        assert_eq!(verdict(0.0).accelerator, Accelerator::Kvm);
-        assert_eq!(judge(Err(ProbeError::Late)).accelerator, Accelerator::Tcg);
+    fn measured(samples: Vec<Costs>) -> Result<Measurement, ProbeError> {
+        Ok(Measurement { samples })
     }
 
-    #[tokio::test]
-    async fn a_probe_that_hangs_or_fails_is_a_reason_and_not_a_hang() {
-        let failed = run_probe(Path::new("/bin/false"), &[]).await.unwrap_err().to_string();
-        assert!(failed.contains("exit status: 1"), "{failed}");
-        let missing = run_probe(Path::new("/nonexistent"), &[]).await.unwrap_err().to_string();
-        assert!(missing.contains("could not be started"), "{missing}");
-        let hung = run_probe(Path::new("/bin/sleep"), &["60"]).await.unwrap_err().to_string();
-        assert!(hung.contains("within 3 s"), "{hung}");
+    const FAST: Costs =
+        Costs { host_loop_ns: 0.28, loop_ns: 0.28, paging_ns: 400.0, fault_ns: 1500.0, exit_ns: 3000.0 };
+    const SLOW: Costs = Costs { loop_ns: 2000.0, ..FAST };
+
+    #[test]
+    fn the_verdict_names_what_it_was_decided_by() {
+        let (verdict, remembered) = conclude(measured(vec![FAST]));
+        assert_eq!((verdict.accelerator, remembered), (Accelerator::Kvm, Remembered::Always));
+        assert_eq!(
+            verdict.reason,
+            "KVM is fast: the work of a cold boot takes about 0.2 s, emulated about 2.8 s"
+        );
+        assert!(verdict.measured_ms.is_some_and(|ms| (ms - 0.014).abs() < 1e-6), "{verdict:?}");
+        assert_eq!(verdict.costs, Some(FAST));
+
+        let (verdict, remembered) = conclude(measured(vec![SLOW; 5]));
+        assert_eq!((verdict.accelerator, remembered), (Accelerator::Tcg, Remembered::Always));
+        assert_eq!(
+            verdict.reason,
+            "KVM is too slow: the work of a cold boot takes about 740 s, emulated about 2.8 s"
+        );
+    }
+
+    #[test]
+    fn what_one_sample_or_a_failed_probe_shows_is_not_remembered_at_once() {
+        let (verdict, remembered) = conclude(measured(vec![SLOW]));
+        assert_eq!((verdict.accelerator, remembered), (Accelerator::Tcg, Remembered::IfRepeated));
+        for (error, expected) in [
+            (ProbeError::Late, Remembered::IfRepeated),
+            (ProbeError::Broken("unexpected exit InternalError".to_owned()), Remembered::IfRepeated),
+            // Another program had KVM to itself.
+            (ProbeError::Unusable("creating a VM: busy".to_owned()), Remembered::Not),
+            (ProbeError::Start(io::ErrorKind::OutOfMemory.into()), Remembered::Not),
+        ] {
+            let (verdict, remembered) = conclude(Err(error));
+            assert_eq!((verdict.accelerator, remembered), (Accelerator::Tcg, expected));
+            assert!(verdict.reason.starts_with("KVM is unusable: "), "{}", verdict.reason);
+        }
     }
 }

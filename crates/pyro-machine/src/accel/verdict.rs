@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::costs::Costs;
+
 /// A way to execute guest code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -48,8 +50,10 @@ pub struct Verdict {
     pub accelerator: Accelerator,
     /// The reason, for people.
     pub reason: String,
-    /// Time that the probe's loop took, in milliseconds, if it ran to completion.
+    /// Shortest time that the probe's loop took in a guest, in milliseconds, if it ran to completion.
     pub measured_ms: Option<f64>,
+    /// The lowest figures of the probe.
+    pub costs: Option<Costs>,
     /// The verdict is from an earlier measurement since the host's boot.
     #[serde(skip)]
     pub cached: bool,

@@ -220,6 +220,25 @@ async fn a_template_that_hangs_is_given_up_and_the_kernel_boots() {
     assert_eq!(fixture.platform.launches(), 3);
 }
 
+/// Only the guests that were saved hang.
+#[tokio::test(start_paused = true)]
+async fn a_template_whose_guests_hang_is_discarded_and_the_kernel_boots() {
+    let fixture = Fixture::new();
+    let spec = fixture.spec_with_template();
+    let guests = async |handle: FakeHandle| match handle.launch().start {
+        Start::Saved { .. } => drop(handle.until_ended().await),
+        Start::Kernel { .. } => good_guest(handle).await,
+    };
+    let warning = "timed out after 15 seconds waiting for the guest that was started from the template";
+    // The second start does not try it again.
+    for launches in [3, 4] {
+        let (info, _machine) = fixture.boot(&spec, guests).await.unwrap();
+        assert_eq!((info.start_mode, info.warning.as_deref()), (StartMode::Cold, Some(warning)));
+        assert_eq!((fixture.platform.launches(), fixture.templates()), (launches, 0));
+        fs::remove_file(spec.dir.join(files::LAYER)).unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_frozen_process_that_makes_the_template_does_not_keep_others_from_starting() {
     let fixture = Fixture::new();

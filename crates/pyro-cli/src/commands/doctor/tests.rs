@@ -72,7 +72,14 @@ fn a_good_machine_has_no_issues() {
         accelerator: AcceleratorReport {
             selected: Some("tcg".to_owned()),
             reason: "this host's KVM emulates supervisor code".to_owned(),
-            measured_ms: Some(812.0),
+            measured_ms: Some(0.03),
+            kvm_costs: Some(KvmCosts {
+                host_loop_ns: 0.27,
+                loop_ns: 0.271,
+                paging_ns: 310.0,
+                fault_ns: 1234.0,
+                exit_ns: 180_000.0,
+            }),
             cached: true,
         },
         vmm: VmmReport {
@@ -113,6 +120,7 @@ fn a_good_machine_has_no_issues() {
     Capabilities: vm_boot=yes guest_exec=yes guest_network=no
     Networking: tun=yes ip_forward=no
     Accelerator: tcg (this host's KVM emulates supervisor code)
+    KVM costs: host_loop=0.27ns guest_loop=0.27ns paging=0.31us fault=1.23us exit=0.18ms
     VMM: /usr/bin/qemu-system-x86_64 version=10.0.2 usable=yes
     Guest kernel: /k release=6.12.9-pyro usable=yes
     Environment build: mmdebstrap=/usr/bin/mmdebstrap keyring=/usr/share/keyrings/debian-archive-keyring.gpg
