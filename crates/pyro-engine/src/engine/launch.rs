@@ -52,12 +52,6 @@ fn boot_limit_seconds(accelerator: Accelerator) -> u64 {
     }
 }
 
-/// Snapshots have so far been restored only under emulation, where they save the most. A guest that resumes with a
-/// wrong clock under KVM would be worse than a boot of half a second.
-fn templates_fit(accelerator: Accelerator) -> bool {
-    accelerator == Accelerator::Tcg
-}
-
 /// What a VM starts from: the host's VMM and an installed environment, or the reason why no VM can run, in which case
 /// the caller has agreed to the host.
 pub(super) type Backend = Result<(Host, InstalledEnvironment), HostUnavailable>;
@@ -345,16 +339,13 @@ impl Engine {
         }
     }
 
-    /// Ensures that one-shot runs of the default size start from a template, where templates are used at all.
+    /// Ensures that one-shot runs of the default size start from a template.
     pub(super) async fn make_default_template(
         &self,
         environment: InstalledEnvironment,
         host: Host,
         cancel: &CancellationToken,
     ) -> Result<(), Error> {
-        if !templates_fit(host.accelerator) {
-            return Ok(());
-        }
         let sizing = limits::check_spec(&VmSpec::new(&environment.name))?;
         let shape = Shape {
             sizing,
@@ -431,8 +422,7 @@ impl Engine {
                 vcpu_count: shape.sizing.vcpu_count,
                 mem_mib: shape.sizing.mem_mib,
             },
-            template_dir: templates_fit(host.accelerator)
-                .then(|| state_dir::templates(&self.config().base_dir)),
+            template_dir: Some(state_dir::templates(&self.config().base_dir)),
             guest: GuestImage {
                 digest: environment.digest.clone(),
                 kernel: match host.guest_kernel {
