@@ -10,10 +10,12 @@ mod costs;
 mod guest;
 mod judge;
 mod probe;
+mod processor;
 mod verdict;
 
 pub use choose::choose;
 pub use costs::{Costs, Measurement};
 pub use guest::MeasureError;
 pub use probe::{measure, probe};
+pub(crate) use processor::processor;
 pub use verdict::{Accelerator, UnknownAccelerator, Verdict};

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use pyro_confine::{Access, Confinement, Group, Identity, Layer, Policy, Program, Visible};
 use tokio::net::UnixListener;
 
-use crate::accel::Accelerator;
+use crate::accel::{self, Accelerator};
 use crate::artifact::Artifact;
 use crate::file_lock::Retry;
 use crate::hardware::{Disks, Hardware, Launch, Start};
@@ -97,7 +97,8 @@ impl Platform for Firecracker {
     async fn fingerprint(&self, hardware: &Hardware, cache: &Path) -> Result<Fingerprint, FingerprintError> {
         let version = version::version(cache, &hardware.config.vmm_program).await?;
         Ok(Fingerprint {
-            arrangement: vec![plan::config(hardware, true).to_string()],
+            // The guest's processor is the host's.
+            arrangement: vec![plan::config(hardware, true).to_string(), accel::processor()],
             saves_machines: Self::version(&version).is_some_and(Self::is_supported),
             version,
         })

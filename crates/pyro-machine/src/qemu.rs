@@ -18,7 +18,7 @@ use std::sync::Arc;
 use pyro_confine::{Access, Confinement, Identity, Program, StartError, Visible};
 use tokio::net::UnixStream;
 
-use crate::accel::Accelerator;
+use crate::accel::{self, Accelerator};
 use crate::hardware::{Disks, Hardware, Launch, SavedFiles, Start};
 use crate::network::{Network, NetworkError, NetworkHelper, Provider};
 use crate::platform::{
@@ -104,11 +104,13 @@ impl Platform for Qemu {
         let files = SavedFiles { memory: "memory".into(), state: "state".into() };
         let start = Start::Kernel { save_in: Some(files) };
         let arguments = arguments::arguments(hardware, &disks, &start, None);
-        Ok(Fingerprint {
-            arrangement: arguments.iter().map(|arg| arg.to_string_lossy().into_owned()).collect(),
-            saves_machines: version::saves_machines(&version),
-            version,
-        })
+        let mut arrangement: Vec<_> =
+            arguments.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        if hardware.config.accelerator == Accelerator::Kvm {
+            // The guest's processor is the host's.
+            arrangement.push(accel::processor());
+        }
+        Ok(Fingerprint { arrangement, saves_machines: version::saves_machines(&version), version })
     }
 
     fn is_fingerprint_cached(&self, hardware: &Hardware, cache: &Path) -> bool {

@@ -81,6 +81,26 @@ async fn the_clock_of_a_clone_is_the_hosts() {
     let guest_time: f64 = exec_text(&guest, "date +%s.%N").await.trim().parse().unwrap();
     let after = now();
     assert!(before - 0.05 < guest_time && guest_time < after + 0.05, "{before} {guest_time} {after}");
+    // The kernel has no doubts about its clocks.
+    let doubts =
+        exec_text(&guest, "dmesg | grep -iE 'unstable|clocksource: .*(skew|watchdog)|lockup|stall' || true");
+    assert_eq!(doubts.await, "");
+    engine.delete_vm(vm.vm_id.as_str()).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_processors_of_a_clone_agree_on_the_time() {
+    let sandbox = Sandbox::new();
+    let engine = sandbox.engine();
+    let spec = VmSpec { vcpu_count: 2, ..VmSpec::new(crate::harness::ENVIRONMENT) };
+    let vm = engine.create_vm(spec, &quiet(), &never()).await.unwrap();
+    let vm = engine.start_vm(vm.vm_id.as_str(), &quiet(), &never()).await.unwrap();
+    assert_eq!(vm.metadata["start_mode"], "template");
+    let times = "for n in 1 2 3 4 5 6 7 8 9; do for cpu in 0 1; do taskset -c $cpu date +%s%N; done; done";
+    let times = exec_text(&sandbox.guest(&vm), times).await;
+    let times: Vec<u64> = times.lines().map(|time| time.parse().unwrap()).collect();
+    assert_eq!(times.len(), 18);
+    assert!(times.is_sorted(), "{times:?}");
     engine.delete_vm(vm.vm_id.as_str()).await.unwrap();
 }
 

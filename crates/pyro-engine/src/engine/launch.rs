@@ -10,7 +10,7 @@ use std::time::Duration;
 use pyro_env::{EnvironmentVersion, InstalledEnvironment};
 use pyro_machine::disk::{LayerDefect, released};
 use pyro_machine::network::Policy;
-use pyro_machine::{Accelerator, Artifact, GuestImage, GuestKernel, MachineConfig, Vmm};
+use pyro_machine::{Accelerator, Artifact, GuestImage, GuestKernel, MachineConfig};
 use pyro_supervisor::spares::Claim;
 use pyro_supervisor::{
     BootInfo, BootStage, LaunchSpec, Lifeline, MountSockets, Owner, OwnerLock, Phase, Purpose, Retention,
@@ -48,12 +48,6 @@ const NO_PROXY: &str =
 /// Time after which the step of a start is reported to its caller, and time between two reports. Supervisors report a step
 /// every 5 seconds.
 const SLOW_START: Duration = Duration::from_secs(4);
-
-/// Snapshots have so far been restored only under emulation, where they save the most. A guest that resumes with a
-/// wrong clock under KVM would be worse than a boot of half a second.
-fn templates_fit(host: &Host) -> bool {
-    host.vmm == Vmm::Firecracker || host.accelerator == Accelerator::Tcg
-}
 
 /// What a VM starts from: the host's VMM and an installed environment, or the reason why no VM can run, in which case
 /// the caller has agreed to the host.
@@ -385,7 +379,7 @@ impl Engine {
         }
     }
 
-    /// Ensures that one-shot runs of the default size start from a template, where templates are used at all.
+    /// Ensures that one-shot runs of the default size start from a template.
     pub(super) async fn make_default_template(
         &self,
         environment: InstalledEnvironment,
@@ -393,9 +387,6 @@ impl Engine {
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<(), Error> {
-        if !templates_fit(&host) {
-            return Ok(());
-        }
         let sizing = limits::check_spec(&VmSpec::new(&environment.name))?;
         let shape = Shape {
             sizing,
@@ -463,7 +454,6 @@ impl Engine {
             })
             .await?;
         let checked = &environment.files;
-        let has_templates = templates_fit(&host);
         Ok(LaunchSpec {
             vm_id: id.to_string(),
             dir,
@@ -481,7 +471,7 @@ impl Engine {
                 vcpu_count: shape.sizing.vcpu_count,
                 mem_mib: shape.sizing.mem_mib,
             },
-            template_dir: has_templates.then(|| state_dir::templates(&self.config().base_dir)),
+            template_dir: Some(state_dir::templates(&self.config().base_dir)),
             guest: GuestImage {
                 digest: environment.digest.clone(),
                 kernel: match host.guest_kernel {

@@ -34,6 +34,10 @@ pub(super) const TRANSLATED_CODE_MIB: u32 = 128;
 /// into the end of the VMM. `no_timer_check`: emulated timers are late enough to fail the kernel's test.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet reboot=t panic=-1 no_timer_check";
 
+/// The guest's clock is kvm-clock, which QEMU saves at another moment than the processors' counters. A kernel that
+/// compares the two after it was restored would report that the counters are unstable.
+const KVM_CLOCK: &str = "tsc=nowatchdog";
+
 /// The VMM may do nothing but run its machine.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
@@ -87,8 +91,12 @@ pub(super) fn arguments(
         Start::Kernel { .. } => {
             args.option("-kernel", disks.kernel.path());
             args.option("-initrd", disks.initrd.as_os_str());
-            // Under emulation all processors of the guest see the host's counter.
-            let clock = tsc_khz.map(|khz| format!(" tsc_early_khz={khz} tsc=reliable")).unwrap_or_default();
+            let clock = match (config.accelerator, tsc_khz) {
+                // All processors of the guest see the host's counter.
+                (Accelerator::Tcg, Some(khz)) => format!(" tsc_early_khz={khz} tsc=reliable"),
+                (Accelerator::Tcg, None) => String::new(),
+                (Accelerator::Kvm, _) => format!(" {KVM_CLOCK}"),
+            };
             args.option("-append", format!("{KERNEL_ARGUMENTS}{clock}"));
         }
         Start::Saved { .. } => args.option("-incoming", "defer"),

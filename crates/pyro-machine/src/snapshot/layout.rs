@@ -57,8 +57,7 @@ pub(super) fn is_failure(name: &str) -> bool {
     name.ends_with(FAILED_SUFFIX)
 }
 
-/// Identifies this boot of the host. Machine state also depends on the host's kernel and processor; neither changes before
-/// a reboot.
+/// Identifies this boot of the host. Machine state also depends on the host's kernel, which does not change before a reboot.
 pub(super) fn host_boot_id() -> Result<String, SnapshotError> {
     match fs::read_to_string("/proc/sys/kernel/random/boot_id") {
         Ok(text) => Ok(text.trim().to_owned()),
