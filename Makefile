@@ -90,6 +90,25 @@ test-wheel: build-test $(PYTHON)/made ## Run only the tests of the wheel and the
 	$(PYTHON)/bin/python -B -m pytest -c tests/wheel/pytest.ini tests/wheel $(WHEEL_TESTS) \
 		--wheel $(PYTHON)/wheels/*.whl --sdist $(PYTHON)/wheels/*.tar.gz
 
+# On this host if pyro finds a usable KVM here, else in a machine that QEMU emulates; see CONTRIBUTING.md.
+KVM_LAB = python3 tests/kvm-lab/lab.py $(if $(SUITE),--suite $(SUITE))
+
+.PHONY: test-kvm
+test-kvm: setup-kvm-lab $(PYRO_TEST_SERVERS) ## Run the VM tests on KVM, this host's or an emulated machine's (TESTS, SUITE; up to 75 minutes)
+	$(KVM_LAB) test $(TESTS)
+
+.PHONY: test-kvm-smoke
+test-kvm-smoke: setup-kvm-lab build-test $(PYTHON)/made ## Run the smoke test on KVM, this host's or an emulated machine's (SUITE; up to 15 minutes)
+	$(KVM_LAB) smoke --python $(PYTHON)/bin/python
+
+.PHONY: test-kvm-hosts
+test-kvm-hosts: setup-kvm-lab build-test ## Run the smoke test in emulated Debian 12, 13, and sid, as each kind of user
+	$(KVM_LAB) hosts
+
+.PHONY: setup-kvm-lab
+setup-kvm-lab:
+	scripts/setup-host --test --kvm-lab
+
 # Recreated when the pinned versions change.
 $(PYTHON)/made: tests/python/requirements.txt | setup-test
 	rm -rf $(@D)
@@ -123,7 +142,7 @@ build-test: setup-test $(PYRO_TEST_SERVERS)
 test-full: export PROPTEST_CASES = 2000
 test-full: NEXTEST_PROFILE = full
 test-full: export WHEEL_TESTS = -m ""
-test-full: test test-wheel fuzz-smoke ## Like test, with more property test cases, wheels, and fuzzing
+test-full: test test-wheel test-kvm-smoke fuzz-smoke ## Like test, with more property test cases, wheels, KVM, and fuzzing
 
 .PHONY: setup-test
 setup-test:
@@ -146,7 +165,7 @@ lint: setup-lint ## Check formatting, lints, licences and sources of dependencie
 	cargo clippy --locked --workspace --all-targets -- --deny warnings
 	cargo deny --locked --exclude-dev check --hide-inclusion-graph bans
 	cargo deny --locked check --hide-inclusion-graph licenses sources
-	shellcheck scripts/* .ci/run
+	shellcheck scripts/* .ci/run tests/kvm-lab/recipe/configure
 	scripts/check-wording
 
 .PHONY: setup-lint

@@ -8,7 +8,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 
-use crate::waiting::LONG;
+use crate::waiting::{LONG, scaled};
 
 /// A client of such a server. Its end closes the input, with which the server ends.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Session {
                 return String::from_utf8(line).unwrap();
             }
             looked_at = self.read.len();
-            let rest = LONG.saturating_sub(start.elapsed()).try_into().unwrap();
+            let rest = scaled(LONG).saturating_sub(start.elapsed()).try_into().unwrap();
             let ready = poll(&mut [PollFd::new(&self.output.as_fd(), PollFlags::IN)], Some(&rest)).unwrap();
             assert_ne!(ready, 0, "timed out waiting for a message");
             let mut chunk = [0; 64 * 1024];

@@ -30,4 +30,4 @@ pub use running::{Ended, Running, Stream};
 pub use sandbox::Sandbox;
 pub use seed::Seed;
 pub use test_files::assert_none_is_forgotten;
-pub use waiting::{LONG, reached_within, wait_until};
+pub use waiting::{LONG, reached_within, scaled, wait_until};

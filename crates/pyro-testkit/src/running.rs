@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use crate::process;
-use crate::waiting::LONG;
+use crate::waiting::{LONG, scaled};
 
 /// A program that runs. Killed if the test ends before it.
 #[derive(Debug)]
@@ -103,6 +103,7 @@ impl Stream {
     }
 
     fn wait(&self, limit: Duration, what: &str, mut reached: impl FnMut(&[u8], bool) -> bool) -> Vec<u8> {
+        let limit = scaled(limit);
         let received = self.0.0.lock().unwrap();
         let (received, timeout) = self
             .0

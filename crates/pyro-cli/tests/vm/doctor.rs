@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::Sandbox;
+use crate::harness::{Sandbox, scaled};
 
 #[test]
 fn the_report_names_the_accelerator_that_runs_then_use() {
@@ -46,7 +46,7 @@ fn the_accelerator_can_be_forced() {
 fn a_forced_kvm_boots_or_gives_up_in_time() {
     let sandbox = Sandbox::new().set("PYRO_ACCEL", "kvm");
     let ended = sandbox.run(["--json"], "true");
-    assert!(ended.elapsed < Duration::from_secs(100), "{:?}", ended.elapsed);
+    assert!(ended.elapsed < scaled(Duration::from_secs(100)), "{:?}", ended.elapsed);
     let document = ended.json();
     if ended.code() == 0 {
         assert_eq!(document["accelerator"], "kvm");

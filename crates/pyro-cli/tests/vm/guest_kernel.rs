@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::harness::{ENVIRONMENT, Sandbox};
+use crate::harness::{ENVIRONMENT, Sandbox, scaled};
 
 /// A copy of the environment's own kernel, which finds neither disks nor host without its modules.
 fn kernel_that_needs_modules(sandbox: &Sandbox) -> PathBuf {
@@ -23,7 +23,7 @@ fn a_kernel_without_its_modules_fails_at_once_and_says_why() {
     let sandbox = sandbox.set("PYRO_GUEST_KERNEL", kernel.to_str().unwrap());
     let ended = sandbox.run([], "echo never");
     // Far below the limit of a boot that hangs, which is two minutes.
-    assert!(ended.elapsed < Duration::from_secs(60), "{:?}", ended.elapsed);
+    assert!(ended.elapsed < scaled(Duration::from_secs(60)), "{:?}", ended.elapsed);
     let error = ended.error();
     assert!(error.contains("did not come up: booting the kernel failed: the VMM ended"), "{error}");
     assert!(error.contains("looking for the kernel's virtio_console driver"), "{error}");

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-pub(crate) use pyro_testkit::{Ended, LONG, Process, Running, kill, wait_until};
+pub(crate) use pyro_testkit::{Ended, LONG, Process, Running, kill, scaled, wait_until};
 use pyro_testkit::{McpClient, reached_within};
 
 pub(crate) use engine::{Capture, chain, command, exec, exec_text, never, quiet};

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use pyro_engine::{CallContext, Engine, Error, ErrorKind, ExecutionMode, Vm, VmSpec, VmState};
 
-use crate::harness::{ENVIRONMENT, LONG, Sandbox, chain, command, exec, never, quiet};
+use crate::harness::{ENVIRONMENT, LONG, Sandbox, chain, command, exec, never, quiet, scaled};
 
 async fn created_vm(engine: &Engine) -> Vm {
     engine.create_vm(VmSpec::new(ENVIRONMENT), &quiet(), &never()).await.unwrap()
@@ -160,7 +160,7 @@ async fn a_start_that_is_cancelled_leaves_the_vm_unchanged() {
         // A process that is not a child has no event for its start.
         let started = Instant::now();
         while !sandbox.processes().iter().any(crate::harness::is_vmm) {
-            assert!(started.elapsed() < LONG, "timed out waiting for the VMM");
+            assert!(started.elapsed() < scaled(LONG), "timed out waiting for the VMM");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         cancel.cancel();

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::harness::{ENVIRONMENT, LONG, PYRO, Sandbox, wait_until};
+use crate::harness::{ENVIRONMENT, LONG, PYRO, Sandbox, scaled, wait_until};
 use pyro_testkit::http::{Answer, HttpServer};
 
 fn server(sandbox: &Sandbox) -> HttpServer {
@@ -22,7 +22,7 @@ fn long_run() -> Value {
 
 /// Reads the events of a call until its command has begun.
 fn await_begin(stream: TcpStream) -> BufReader<TcpStream> {
-    stream.set_read_timeout(Some(LONG)).unwrap();
+    stream.set_read_timeout(Some(scaled(LONG))).unwrap();
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     while !line.contains("\"begun\"") {

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use pyro_engine::{Engine, HostCa, Vm, VmSpec};
 use rustix::process::Signal;
 
-use crate::harness::{ENVIRONMENT, GONE_WITHIN, LONG, Sandbox, exec_text, kill, never, quiet, wait_until};
+use crate::harness::{
+    ENVIRONMENT, GONE_WITHIN, LONG, Sandbox, exec_text, kill, never, quiet, scaled, wait_until,
+};
 
 fn warm_engine(sandbox: &Sandbox) -> Engine {
     sandbox.engine_with(|config| config.warm_spares = 1)
@@ -275,7 +277,7 @@ async fn whoever_is_killed_while_a_spare_is_claimed_nothing_is_left() {
             if left.is_empty() {
                 break;
             }
-            assert!(begin.elapsed() < GONE_WITHIN, "round {round}: {left:?}");
+            assert!(begin.elapsed() < scaled(GONE_WITHIN), "round {round}: {left:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 
-use crate::harness::{ENVIRONMENT, GONE_WITHIN, LONG, PYRO, Sandbox, Terminal, kill, wait_until};
+use crate::harness::{ENVIRONMENT, GONE_WITHIN, LONG, PYRO, Sandbox, Terminal, kill, scaled, wait_until};
 
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
@@ -268,7 +268,7 @@ fn a_task_whose_socket_is_gone_can_be_stopped_and_deleted() {
     std::fs::remove_file(&socket).unwrap();
     let begin = std::time::Instant::now();
     task.call("stop", []).success();
-    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < scaled(Duration::from_secs(20)), "{:?}", begin.elapsed());
     task.call("start", []).success();
     assert_eq!(task.exec([], "cat file").success(), "work\n");
     std::fs::remove_file(&socket).unwrap();
@@ -286,7 +286,7 @@ fn a_task_whose_supervisor_is_frozen_can_be_stopped_and_deleted() {
         kill(supervisor, Signal::STOP);
         let begin = std::time::Instant::now();
         task.call(end, []).success();
-        assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < scaled(Duration::from_secs(8)), "{:?}", begin.elapsed());
         if end == "stop" {
             task.call("start", []).success();
             assert_eq!(task.exec([], "cat file").success(), "work\n");
@@ -424,7 +424,7 @@ fn stopping_ends_commands_and_tells_those_who_wait() {
     running.stdout.wait_for("begun\n");
     let start = std::time::Instant::now();
     task.call("stop", []).success();
-    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    assert!(start.elapsed() < scaled(Duration::from_secs(15)), "{:?}", start.elapsed());
     let ended = running.finish();
     assert!(ended.code() > 128, "ended by a signal: {ended:?}");
     let entry = &task.logs()[0];
@@ -525,7 +525,7 @@ fn a_task_whose_supervisor_has_lost_its_socket_is_stopped_and_deleted() {
         sockets.iter().for_each(|socket| std::fs::remove_file(socket.path()).unwrap());
         let began = std::time::Instant::now();
         task.call(word, []).success();
-        assert!(began.elapsed() < Duration::from_secs(20), "{word}: {:?}", began.elapsed());
+        assert!(began.elapsed() < scaled(Duration::from_secs(20)), "{word}: {:?}", began.elapsed());
         if word == "stop" {
             assert_eq!(task.status()["state"], "stopped");
             task.delete();

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{LONG, Sandbox};
+use super::{LONG, Sandbox, scaled};
 
 /// A terminal of `script` with 33 rows and 101 columns, in which a line of shell text runs.
 pub(crate) struct Terminal {
@@ -89,7 +89,7 @@ impl Terminal {
 
     /// Returns whether there was anything to read.
     fn read(&mut self) -> bool {
-        match self.screen.recv_timeout(LONG) {
+        match self.screen.recv_timeout(scaled(LONG)) {
             Ok(bytes) => self.shown.push_str(&String::from_utf8_lossy(&bytes)),
             Err(RecvTimeoutError::Disconnected) => return false,
             Err(RecvTimeoutError::Timeout) => panic!("nothing more was shown: {:?}", self.shown),
@@ -129,7 +129,7 @@ impl<'a> Tmux<'a> {
     /// Waits until the screen is as expected.
     pub(crate) fn until(&self, what: &str, is_expected: impl Fn(&str) -> bool) {
         let mut screen = String::new();
-        let deadline = Instant::now() + LONG;
+        let deadline = Instant::now() + scaled(LONG);
         while !is_expected(&screen) {
             assert!(Instant::now() < deadline, "no {what}:\n{screen}");
             thread::sleep(Duration::from_millis(50));
