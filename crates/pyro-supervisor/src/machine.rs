@@ -73,7 +73,7 @@ enum BootError {
     FailedRecently(String),
     #[error("timed out after {} seconds waiting for the template", .0.as_secs())]
     TemplateTimedOut(Duration),
-    #[error("timed out after {} seconds restoring the template", .0.as_secs())]
+    #[error("timed out after {} seconds waiting for the guest that was started from the template", .0.as_secs())]
     RestoreTimedOut(Duration),
     #[error(transparent)]
     Late(#[from] Late),

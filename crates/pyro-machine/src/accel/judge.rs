@@ -113,8 +113,8 @@ mod tests {
         assert!(!of(&EMULATED_PROCESSOR[..1]).estimate.favours_kvm());
     }
 
-    /// Not measured by pyro: a loop at the processor's speed, and exits of the lengths that are published for processors
-    /// of the last ten years. The second is a guest of a guest in a cloud.
+    /// Assumed, not measured: a loop at the processor's speed, and exits that take longer than those of current processors.
+    /// The second is a guest of a guest, whose exits take ten times as long.
     #[test]
     fn hardware_is_chosen_also_where_it_is_nested() {
         for hardware in [[0.28, 0.28, 400.0, 1500.0, 3000.0], [0.3, 0.31, 700.0, 25_000.0, 40_000.0]] {
