@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import pathlib
 import shlex
@@ -52,11 +53,8 @@ class Image:
 
 
 def digest(suite):
-    """Returns what identifies the image of a suite: everything that it is made from, but not the date."""
-    state = hashlib.sha256(suite.encode())
-    for path in [pathlib.Path(__file__), *sorted(RECIPE.iterdir())]:
-        state.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return state.hexdigest()[:16]
+    """Returns what identifies the image of a suite: everything that it is made from, but neither the archive nor the date."""
+    return hashlib.sha256(json.dumps([bootstrap(suite), FINISH, SIZE]).encode()).hexdigest()[:16]
 
 
 def image(suite, store, log):
@@ -66,14 +64,25 @@ def image(suite, store, log):
     directory = store / name
     with open(store / f"image-{suite}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # Only whole images have their final name, so everything else was left by a build that was killed.
+        # Images of older recipes, unless a machine uses them, and what a build that was killed has left.
         for other in store.glob(f"image-{suite}-*"):
-            if other != directory:
-                shutil.rmtree(other)
+            with contextlib.suppress(BlockingIOError), open_directory(other) as descriptor:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if other != directory:
+                    shutil.rmtree(other)
         if not directory.exists():
             log(f"building the machine of {suite}; this takes some minutes")
             build(suite, store, directory)
     return Image(directory, suite)
+
+
+@contextlib.contextmanager
+def open_directory(path):
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def build(suite, store, directory):
@@ -81,7 +90,7 @@ def build(suite, store, directory):
     with tempfile.TemporaryDirectory(prefix=f"image-{suite}-partial-", dir=store) as name:
         work = pathlib.Path(name)
         with open(work / "log", "w+") as output:
-            run(bootstrap(suite), work, output)
+            run([*bootstrap(suite), *sources(suite)], work, output)
             run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "pyro-lab", "-f", "id"], work, output)
             namespace = [] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--map-auto"]
             run([*namespace, "sh", "-c", FINISH, "finish", SIZE], work, output)
@@ -116,7 +125,7 @@ def bootstrap(suite):
         f"--include={','.join(packages)}",
         f"--setup-hook=sh -c {configure} configure before \"$1\" {shlex.quote(preferences)}",
         f"--customize-hook=sh -c {configure} configure after \"$1\"",
-        suite, "root.tar", *sources(suite),
+        suite, "root.tar",
     ]
 
 

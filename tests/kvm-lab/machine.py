@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import mmap
 import os
@@ -50,6 +51,9 @@ class Machine:
 
     def __enter__(self):
         self._started = time.monotonic()
+        # The image is not removed while a machine uses it.
+        self._in_use = os.open(self.image.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._in_use, fcntl.LOCK_SH)
         ours, theirs = socket.socketpair()
         files = [theirs.fileno()]
         words = self._words(theirs.fileno())
@@ -73,6 +77,7 @@ class Machine:
     def __exit__(self, *_):
         self._process.kill()
         self._process.wait()
+        os.close(self._in_use)
 
     def _words(self, monitor):
         words = [

@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import tempfile
 
+from image import open_directory
+
 # Where the machine unpacks it.
 PLACE = "/srv/pyro-lab"
 
@@ -63,15 +65,6 @@ def unpacked(archive, store):
         subprocess.run(["tar", "--extract", "--zstd", f"--file={archive}", f"--directory={name}"], check=True,
                        stdin=subprocess.DEVNULL)
         yield pathlib.Path(name) / "target"
-
-
-@contextlib.contextmanager
-def open_directory(path):
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def digest(target, root):

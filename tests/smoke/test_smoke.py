@@ -15,23 +15,41 @@ from sandbox import wait_until
 ENVIRONMENT = "debian:12"
 # Longer than any test runs.
 BUSY = ["run", ENVIRONMENT, "--timeout-seconds", "3000", "--", "echo running; sleep 10000"]
-# Addresses of the world that a guest is in: one of another host, and some that belong to this host or to private networks.
+# Addresses in the world that a guest is in: a public one and others of another host, and those of the guest's own host.
 PUBLIC = "5.6.7.8"
-FORBIDDEN = ("10.99.0.8", "169.254.169.254", "192.168.77.1", "127.0.0.1")
+BEYOND = ("10.99.0.8", "169.254.169.254", "100.64.0.8")
+HOST = ("5.6.7.1", "192.168.77.1")
 PORT = 8080
-# Runs its arguments in a network namespace whose loopback interface has these addresses, with a server on all of them.
+SERVER = f"""
+import http.server
+server = http.server.ThreadingHTTPServer(("0.0.0.0", {PORT}), http.server.SimpleHTTPRequestHandler)
+open("ready", "w").close()
+server.serve_forever()
+"""
+# Runs its arguments in a network namespace that is connected to another one only. Servers listen on all addresses of both, and
+# write what they hear to `heard-host` and `heard-beyond`.
 WORLD = f"""
 set -eu
+cd "$HOME"
+mkfifo ready
+trap 'kill $(jobs -p) 2>/dev/null; rm ready' EXIT
 ip link set lo up
-for address in {PUBLIC} {' '.join(FORBIDDEN[:-1])}; do ip address add "$address/32" dev lo; done
-mkfifo "$HOME/ready"
-python3 -c '
-import http.server, os
-server = http.server.ThreadingHTTPServer(("0.0.0.0", {PORT}), http.server.SimpleHTTPRequestHandler)
-open(os.environ["HOME"] + "/ready", "w").close()
-server.serve_forever()' 2>"$HOME/heard" &
-trap 'kill $!; rm "$HOME/ready"' EXIT
-read -r _ <"$HOME/ready" || true
+unshare --net sh -c ': >ready; exec sleep infinity' &
+beyond=$!
+read -r _ <ready || true
+there() {{ nsenter --net=/proc/$beyond/ns/net "$@"; }}
+ip link add outside type veth peer name beyond netns $beyond
+for address in {' '.join(HOST)}; do ip address add "$address/24" dev outside; done
+ip link set outside up
+there ip link set lo up
+for address in {PUBLIC}/24 {' '.join(f"{address}/32" for address in BEYOND)}; do there ip address add "$address" dev beyond; done
+there ip link set beyond up
+there ip route add default via {HOST[0]}
+ip route add default via {PUBLIC}
+python3 -c '{SERVER}' 2>heard-host &
+read -r _ <ready || true
+nsenter --net=/proc/$beyond/ns/net python3 -c '{SERVER}' 2>heard-beyond &
+read -r _ <ready || true
 "$@"
 """
 
@@ -204,12 +222,13 @@ def test_the_vmm_is_confined(sandbox):
 
 def test_a_guest_reaches_the_public_internet_and_nothing_else(sandbox):
     world = ["unshare", *(["--map-root-user"] if os.geteuid() else []), "--net", "--mount", "bash", "-c", WORLD, "world"]
+    addresses = (PUBLIC, *BEYOND, *HOST)
     ask = "; ".join(
         f"(timeout 20 bash -c 'exec 3<>/dev/tcp/{address}/{PORT} && echo GET / HTTP/1.0 >&3 && echo >&3 && head -n 1 <&3' "
         f"2>/dev/null | grep -q HTTP && echo {address} open || echo {address} closed)"
-        for address in (PUBLIC, *FORBIDDEN))
+        for address in addresses)
     words = ("run", ENVIRONMENT, "--network", "--timeout-seconds", "600", "--")
     seen = pyro(sandbox, *words, ask, program=world)
-    assert seen == f"{PUBLIC} open\n" + "".join(f"{address} closed\n" for address in FORBIDDEN)
-    heard = (pathlib.Path(sandbox.variables["HOME"]) / "heard").read_text()
-    assert heard.count("GET / ") == 1, heard
+    assert seen == "".join(f"{address} {'open' if address == PUBLIC else 'closed'}\n" for address in addresses)
+    heard = {name: (pathlib.Path(sandbox.variables["HOME"]) / f"heard-{name}").read_text() for name in ("beyond", "host")}
+    assert (heard["beyond"].count("GET / "), heard["host"]) == (1, ""), heard
