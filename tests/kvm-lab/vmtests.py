@@ -40,7 +40,8 @@ class Results:
             self.failed.pop(test, None)
             with open(self._file, "a") as file:
                 file.write(test + "\n")
-        else:
+        # What was interrupted at the end of the time has neither passed nor failed.
+        elif status != "SIGINT":
             self.failed[test] = status
 
     def next_file(self, name, suffix):
