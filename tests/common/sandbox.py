@@ -37,7 +37,12 @@ class Sandbox:
             "PYRO_DISK_OVERCOMMIT": "off",
             "PYRO_ENVIRONMENT_CACHE_DIR": str(cache),
             "PYRO_GUEST_KERNEL": os.environ.get("PYRO_TEST_GUEST_KERNEL", "environment"),
+            "PYRO_VMM": os.environ.get("PYRO_TEST_VMM", "qemu"),
         }
+        if self.variables["PYRO_VMM"] == "firecracker":
+            # A path in this directory, because nothing else in its command line tells to which sandbox it belongs.
+            program = shutil.copy(os.environ["PYRO_TEST_FIRECRACKER"], self.directory / "firecracker")
+            self.variables["PYRO_FIRECRACKER"] = str(program)
 
     def __enter__(self):
         return self

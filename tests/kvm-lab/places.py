@@ -17,15 +17,28 @@ COUNT_MACHINES = """
 """
 
 
-class Host:
+class Place:
+    """What both places have."""
+
+    def variables(self, vmm):
+        """Returns what tests need to use a VMM."""
+        found = {"PYRO_TEST_CACHE": str(self.cache), "PYRO_TEST_VMM": vmm}
+        if vmm == "firecracker":
+            found["PYRO_TEST_FIRECRACKER"] = str(self.firecracker)
+        return found
+
+
+class Host(Place):
     """This host."""
 
     name = "this host"
+    suite = "host"
+    counts_machines = False
 
-    def __init__(self, root, built, cache, servers, python="python3"):
+    def __init__(self, root, built, cache, servers, firecracker, python="python3"):
         self.root = root
         self.target = built
-        self.cache, self.servers = cache, servers
+        self.cache, self.servers, self.firecracker = cache, servers, firecracker
         self.nextest = ["cargo", "nextest", "run", "--locked", "--package=pyro-cli", "--test=vm"]
         self.pyro = built / "x86_64-unknown-linux-gnu/debug/pyro"
         self.python = python
@@ -46,7 +59,17 @@ class Host:
         return path
 
     def read(self, path):
-        return pathlib.Path(path).read_text()
+        """Returns the text of a file, or nothing if there is none."""
+        path = pathlib.Path(path)
+        return path.read_text() if path.exists() else ""
+
+    def remove(self, path):
+        pathlib.Path(path).unlink(missing_ok=True)
+
+    @staticmethod
+    def report(path):
+        """Returns where a program has to write a file that is kept as `path`."""
+        return path
 
     def machines(self):
         """Only the lab counts them."""
@@ -57,15 +80,18 @@ class Host:
         return ""
 
 
-class Lab:
+class Lab(Place):
     """The lab's machine, with a parcel."""
+
+    counts_machines = True
 
     def __init__(self, machine, root, built):
         self.machine = machine
-        self.name = f"the lab ({machine.image.suite})"
+        self.suite = machine.image.suite
+        self.name = f"the lab ({self.suite})"
         self.root = root
         self.target = pathlib.Path(PLACE) / "target"
-        self.cache, self.servers = f"{PLACE}/cache", f"{PLACE}/servers"
+        self.cache, self.servers, self.firecracker = f"{PLACE}/cache", f"{PLACE}/servers", f"{PLACE}/bin/firecracker"
         described = f"{PLACE}/target/nextest"
         self.nextest = [
             f"{PLACE}/bin/cargo-nextest", "nextest", "run", f"--cargo-metadata={described}/cargo-metadata.json",
@@ -114,7 +140,16 @@ class Lab:
         return name
 
     def read(self, path):
-        return self.machine.run(f"cat {shlex.quote(str(path))}")
+        """Returns the text of a file, or nothing if there is none."""
+        return self.machine.run(f"cat {shlex.quote(str(path))}", check=False)
+
+    def remove(self, path):
+        self.machine.run(f"rm -f {shlex.quote(str(path))}")
+
+    @staticmethod
+    def report(path):
+        """Returns where a program has to write a file that is kept as `path`."""
+        return f"/tmp/{path.name}"
 
     def log(self):
         """Returns the latest lines of the machine's log."""

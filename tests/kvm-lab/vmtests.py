@@ -40,7 +40,8 @@ class Results:
             self.failed.pop(test, None)
             with open(self._file, "a") as file:
                 file.write(test + "\n")
-        else:
+        # What was interrupted at the end of the time has neither passed nor failed.
+        elif status != "SIGINT":
             self.failed[test] = status
 
     def next_file(self, name, suffix):
@@ -60,6 +61,7 @@ def measure(place, variables):
     """Returns the time of a first run on KVM in an empty state directory, in seconds."""
     text = f"""
         state=$(mktemp -d) && trap 'rm -rf "$state"' EXIT
+        export PYRO_VMM="$PYRO_TEST_VMM" PYRO_FIRECRACKER="${{PYRO_TEST_FIRECRACKER:-firecracker}}"
         export PYRO_ACCEL=kvm PYRO_BASE_DIR="$state" PYRO_ENVIRONMENT_CACHE_DIR="$PYRO_TEST_CACHE" PYRO_DISK_OVERCOMMIT=off
         start=$(date +%s%N) && {place.pyro} run --json debian:12 -- true >&2 && echo $((($(date +%s%N) - start) / 1000000))
     """
@@ -97,6 +99,9 @@ def run(place, results, factor, variables, filters, deadline, say):
     configuration = place.write(results.directory / "nextest.toml", config(factor, results.passed))
     words = [*place.nextest, "--profile=kvm", f"--tool-config-file=pyro-kvm:{configuration}", f"--test-threads={THREADS}",
              "--color=never", "--no-input-handler", "--show-progress=none", *filters]
+    # nextest's own directory is in the repository, wherever cargo's is.
+    report = place.root / "target/nextest/kvm/junit.xml"
+    place.remove(report)
     process = place.start(words, {**variables, "PYRO_TEST_TIME_FACTOR": str(factor)}, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True)
     rest = max(1, deadline - time.monotonic())
@@ -123,6 +128,7 @@ def run(place, results, factor, variables, filters, deadline, say):
         for timer in timers:
             timer.cancel()
         process.wait()
-    # nextest's own directory is in the repository, wherever cargo's is.
-    results.next_file("junit", ".xml").write_text(place.read(place.root / "target/nextest/kvm/junit.xml"))
+    # There is none if nextest had to be killed.
+    if text := place.read(report):
+        results.next_file("junit", ".xml").write_text(text)
     results.next_file("machine", ".log").write_text(place.log())

@@ -80,8 +80,10 @@ def processes(sandbox, wanted):
 
 
 def vmms(sandbox):
+    """Returns the IDs of the processes of the VMM that VMs have to run on."""
+    program = {"qemu": "qemu-system-x86_64", "firecracker": "firecracker"}[sandbox.variables["PYRO_VMM"]]
     return [pid for pid, line in sandbox.processes().items()
-            if line and pathlib.Path(line.split()[0]).name.startswith(("qemu-system", "firecracker")) and "--version" not in line]
+            if line and pathlib.Path(line.split()[0]).name == program and "--version" not in line]
 
 
 def the_only(found):

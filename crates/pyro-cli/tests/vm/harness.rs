@@ -30,6 +30,12 @@ pub(crate) fn guest_kernel() -> Option<String> {
     std::env::var("PYRO_TEST_GUEST_KERNEL").ok()
 }
 
+/// Firecracker's program, if VMs run on it.
+pub(crate) fn firecracker() -> Option<PathBuf> {
+    let is_wanted = std::env::var("PYRO_TEST_VMM").is_ok_and(|vmm| vmm == "firecracker");
+    is_wanted.then(|| std::env::var("PYRO_TEST_FIRECRACKER").unwrap().into())
+}
+
 /// Name of the script that a test puts in the VMM's place.
 const VMM_SCRIPT: &str = "vmm-of-this-test";
 
@@ -52,6 +58,10 @@ impl Sandbox {
         let home = sandbox.path("home");
         fs::create_dir(&home).unwrap();
         let state = sandbox.state();
+        let sandbox = match firecracker() {
+            Some(program) => sandbox.on_firecracker(&program),
+            None => sandbox,
+        };
         sandbox
             .set("HOME", home.to_str().unwrap())
             .set("PATH", &std::env::var("PATH").unwrap())
@@ -59,6 +69,14 @@ impl Sandbox {
             .set("PYRO_BASE_DIR", state.to_str().unwrap())
             .set("PYRO_DISK_OVERCOMMIT", "off")
             .set("PYRO_GUEST_KERNEL", guest_kernel().as_deref().unwrap_or_default())
+    }
+
+    /// Makes VMs run on Firecracker. The sandbox has its own copy, because nothing but the program's path tells to which
+    /// sandbox a Firecracker belongs.
+    fn on_firecracker(self, program: &Path) -> Self {
+        let copy = self.path("firecracker");
+        fs::copy(program, &copy).unwrap();
+        self.set("PYRO_VMM", "firecracker").set("PYRO_FIRECRACKER", copy.to_str().unwrap())
     }
 
     /// Sets an environment variable of the processes that are started here.
@@ -73,14 +91,14 @@ impl Sandbox {
         self.with_vmm_script(&format!("PATH={path} exec qemu-system-x86_64 \"$@\""))
     }
 
-    /// Puts a shell script into the sandbox and makes it the VMM. It looks too old for templates.
+    /// Puts a shell script into the sandbox and makes it the VMM, in QEMU's place. It looks too old for templates.
     pub(crate) fn with_vmm_script(self, text: &str) -> Self {
         let script = self.path(VMM_SCRIPT);
         let version = "if [ \"$1\" = --version ]; then echo 'QEMU emulator version 7.2.0'; exit; fi";
         fs::write(&script, format!("#!/bin/sh\n{version}\n{text}\n")).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
         let script = script.to_str().unwrap().to_owned();
-        self.set("PYRO_QEMU", &script)
+        self.set("PYRO_VMM", "qemu").set("PYRO_QEMU", &script)
     }
 
     /// The state directory. `pyro` makes it.
@@ -198,6 +216,6 @@ impl Drop for Sandbox {
 
 /// A VMM, or the script in its place. One that is only asked for its version runs no machine.
 pub(crate) fn is_vmm(process: &Process) -> bool {
-    let is_program = process.is_program("qemu-system-x86_64") || process.is_script(VMM_SCRIPT);
-    is_program && !process.has_argument("--version")
+    let is_program = ["qemu-system-x86_64", "firecracker"].iter().any(|name| process.is_program(name));
+    (is_program || process.is_script(VMM_SCRIPT)) && !process.has_argument("--version")
 }

@@ -4,11 +4,11 @@ use std::error::Error as _;
 use std::path::PathBuf;
 
 use pyro_engine::operations::ExecVm;
-use pyro_engine::{Command, Config, Engine, Error, Events, Overcommit, Reader, Vm, VmSpec};
+use pyro_engine::{Command, Config, Engine, Error, Events, Overcommit, Reader, Vm, VmSpec, Vmm};
 use pyro_supervisor::{Client, CommandEnd, CommandOutcome, Exec, OutputStream, Run, RunError};
 use tokio_util::sync::CancellationToken;
 
-use super::{ENVIRONMENT, PYRO, Sandbox, cache};
+use super::{ENVIRONMENT, PYRO, Sandbox, cache, firecracker};
 
 /// No events.
 pub(crate) fn quiet() -> Events {
@@ -32,6 +32,8 @@ impl Sandbox {
             disk_overcommit: Overcommit::Off,
             guest_kernel: super::guest_kernel().map(PathBuf::from),
             search_path: std::env::var_os("PATH").unwrap(),
+            vmm: if firecracker().is_some() { Vmm::Firecracker } else { Vmm::Qemu },
+            firecracker_program: firecracker().map(|_| self.path("firecracker")),
             ..Config::new(self.state(), cache::with_environment().to_owned(), PYRO.into())
         };
         change(&mut config);
