@@ -149,7 +149,7 @@ fn a_vmm_that_does_nothing_is_given_up_long_before_the_limit() {
     let sandbox = Sandbox::new().with_vmm_script("exec sleep 1000");
     let ended = sandbox.run([], "echo never");
     let error = ended.error();
-    assert!(error.contains("booting the kernel failed: nothing has happened for 30 seconds"), "{error}");
+    assert!(error.contains("booting the kernel failed: nothing has happened for 60 seconds"), "{error}");
 }
 
 /// QEMU with a disk that fails at this sector for this operation, and that pauses its machine then. It cannot start another

@@ -17,7 +17,7 @@ use crate::stages::{Reporter, Stages};
 /// Time between two looks at a machine that is starting. No event tells what it does.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Time limit for a machine that does nothing.
-const IDLE_LIMIT: Duration = Duration::from_secs(30);
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
 /// A machine does nothing if it uses less than this part of a processor.
 const IDLE_PART: u32 = 20;
 /// How many times the limit a start may take with progress.
@@ -78,6 +78,8 @@ impl Patience {
     /// # Errors
     /// The start is to be given up.
     fn note(&mut self, passed: Duration, sight: Sight) -> Result<(), Late> {
+        // Who looks later than it wanted to had no processor or waited for the disk. So did the machine, perhaps.
+        let passed = passed.min(LOOK_EVERY);
         let earlier = self.last.usage.unwrap_or_default();
         let used = sight.usage.map(|now| Usage {
             computed: now.computed.saturating_sub(earlier.computed),
@@ -172,7 +174,7 @@ impl Watched {
 mod tests {
     use super::*;
 
-    const LIMIT: Duration = Duration::from_secs(60);
+    const LIMIT: Duration = Duration::from_secs(120);
     const STEP: Duration = Duration::from_secs(5);
 
     /// Looks every five seconds at a machine that uses this much in each of them, until it is given up.
@@ -196,8 +198,8 @@ mod tests {
     #[test]
     fn a_machine_that_computes_without_progress_has_the_whole_limit() {
         let late = Late::Limit { limit: LIMIT, waited: Duration::ZERO };
-        assert_eq!(given_up(|_| 0, STEP, Duration::ZERO, false), Some((60, late)));
-        assert_eq!(late.to_string(), "not done after 60 seconds");
+        assert_eq!(given_up(|_| 0, STEP, Duration::ZERO, false), Some((120, late)));
+        assert_eq!(late.to_string(), "not done after 120 seconds");
     }
 
     #[test]
@@ -205,8 +207,8 @@ mod tests {
         // It gets a fifth of a processor.
         let computed = Duration::from_secs(1);
         let (after, late) = given_up(|_| 0, computed, computed * 4, false).unwrap();
-        assert_eq!(after, 300);
-        let text = "not done after 60 seconds, without 240 in which the host had no processor for it";
+        assert_eq!(after, 600);
+        let text = "not done after 120 seconds, without 480 in which the host had no processor for it";
         assert_eq!(late.to_string(), text);
         // Threads that wait at the same time do not wait twice.
         assert_eq!(given_up(|_| 0, computed, STEP * 2, false), None);
@@ -216,19 +218,30 @@ mod tests {
     fn a_machine_that_does_nothing_has_a_part_of_the_limit() {
         let little = Duration::from_millis(100);
         let (after, late) = given_up(|_| 0, little, Duration::ZERO, false).unwrap();
-        assert_eq!((after, late), (30, Late::Idle(IDLE_LIMIT)));
+        assert_eq!((after, late), (60, Late::Idle(IDLE_LIMIT)));
         let (after, _) = given_up(|_| 0, little, Duration::ZERO, true).unwrap();
-        assert_eq!(after, 60, "it waits for the host's disk");
+        assert_eq!(after, 120, "it waits for the host's disk");
         let (after, _) = given_up(|step| step / 4, little, Duration::ZERO, false).unwrap();
-        assert_eq!(after, 240, "it prints something");
+        assert_eq!(after, 480, "it prints something");
+    }
+
+    /// As if the process had been stopped, or its disk had been.
+    #[test]
+    fn a_look_that_comes_late_counts_as_one_in_time() {
+        let sight = Sight { progress: (0, 0), usage: Some(Usage::default()) };
+        let mut patience = Patience::new(LIMIT, sight);
+        for _ in 0..11 {
+            patience.note(LIMIT * 10, sight).unwrap();
+        }
+        assert_eq!(patience.note(LIMIT * 10, sight), Err(Late::Idle(IDLE_LIMIT)));
     }
 
     #[test]
     fn progress_extends_the_limit_but_not_forever() {
         let (after, late) = given_up(|step| step, STEP, Duration::ZERO, false).unwrap();
-        assert_eq!((after, late), (240, Late::Limit { limit: LIMIT * 4, waited: Duration::ZERO }));
+        assert_eq!((after, late), (480, Late::Limit { limit: LIMIT * 4, waited: Duration::ZERO }));
         let (after, _) = given_up(|step| step.min(10), STEP, Duration::ZERO, false).unwrap();
-        assert_eq!(after, 50 + 60, "the last progress counts");
+        assert_eq!(after, 50 + 120, "the last progress counts");
     }
 
     #[test]
@@ -236,6 +249,6 @@ mod tests {
         let sight = Sight { progress: (0, 0), usage: None };
         let mut patience = Patience::new(LIMIT, sight);
         let steps = (1..).find(|_| patience.note(STEP, sight).is_err());
-        assert_eq!(steps, Some(12));
+        assert_eq!(steps, Some(24));
     }
 }
