@@ -20,7 +20,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 
@@ -188,11 +187,11 @@ def in_machine(lab, suite, users, limit):
 @contextlib.contextmanager
 def built_files(lab):
     """A directory that holds pyro where nextest's archive would have it."""
-    with tempfile.TemporaryDirectory(prefix="unpacked-", dir=lab.store) as name:
-        path = pathlib.Path(name) / "target" / TRIPLE / "debug"
+    with parcel.temporary(lab.store) as directory:
+        path = directory / "target" / TRIPLE / "debug"
         path.mkdir(parents=True)
         os.link(lab.pyro, path / "pyro")
-        yield pathlib.Path(name) / "target"
+        yield directory / "target"
 
 
 def passes(lab, place, vmm, user, factor, limit):

@@ -53,8 +53,8 @@ def sources(root):
 
 
 @contextlib.contextmanager
-def unpacked(archive, store):
-    """An archive of nextest, unpacked. It holds executables and, in `nextest`, their description."""
+def temporary(store):
+    """A directory for this program. Those that a killed program has left are removed."""
     # A lock tells the directory of a living program from one that was left.
     for stale in store.glob("unpacked-*"):
         with contextlib.suppress(OSError), open_directory(stale) as descriptor:
@@ -62,9 +62,16 @@ def unpacked(archive, store):
             shutil.rmtree(stale)
     with tempfile.TemporaryDirectory(prefix="unpacked-", dir=store) as name, open_directory(name) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        subprocess.run(["tar", "--extract", "--zstd", f"--file={archive}", f"--directory={name}"], check=True,
+        yield pathlib.Path(name)
+
+
+@contextlib.contextmanager
+def unpacked(archive, store):
+    """An archive of nextest, unpacked. It holds executables and, in `nextest`, their description."""
+    with temporary(store) as directory:
+        subprocess.run(["tar", "--extract", "--zstd", f"--file={archive}", f"--directory={directory}"], check=True,
                        stdin=subprocess.DEVNULL)
-        yield pathlib.Path(name) / "target"
+        yield directory / "target"
 
 
 def digest(target, root):
